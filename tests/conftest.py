@@ -227,6 +227,7 @@ def drive(upstream: Upstream) -> Drive:
     """Run prompts through a fresh backend: `await drive(["a"], retries=1)`; nothing may be sent after its end."""
     from driving import ask, opened
     from fakes import ListSource
+    from waiting import until
 
     async def driver(prompts: Sequence[Any], **block: Any) -> Result:
         sampling = block.pop("sampling", None)
@@ -234,7 +235,7 @@ def drive(upstream: Upstream) -> Drive:
             source = None if sampling is None else ListSource(prompts, sampling)
             result = await ask(backend, prompts, source=source)
             sent = len(upstream.seen)
-            await upstream.reaches(lambda: upstream.in_flight == 0)
+            await until(lambda: upstream.in_flight == 0)
         assert len(upstream.seen) == sent, "something was sent after the run had returned"
         return result
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 
 import orjson
@@ -14,6 +13,7 @@ from promptmill.cli import main as cli
 from promptmill.cli.generate import LiveAnswer
 from replies import answer, attempts, choose, sse, status
 from upstream import head
+from waiting import until
 
 
 class Terminal(io.StringIO):
@@ -46,8 +46,7 @@ def test_the_beginning_of_an_answer_is_shown_before_its_end_was_sent(ask, upstre
     async def reply(exchange):
         await exchange.write(head(200, {"Content-Type": "text/event-stream", "Connection": "close"}))
         await exchange.write(event("Paris ") + b"\n\n")
-        while "Paris " not in ask.screen.getvalue():
-            await asyncio.sleep(0.005)
+        await until(lambda: "Paris " in ask.screen.getvalue())
         await exchange.write(event("it is.", "stop") + b"\n\ndata: [DONE]\n\n")
         exchange.close()
 
@@ -70,8 +69,7 @@ def test_an_answer_that_broke_off_is_begun_again_on_a_new_line(ask, upstream):
     async def broken(exchange):
         await exchange.write(head(200, {"Content-Type": "text/event-stream", "Connection": "close"}))
         await exchange.write(event("half an") + b"\n\n")
-        while "half" not in ask.screen.getvalue():
-            await asyncio.sleep(0.005)
+        await until(lambda: "half" in ask.screen.getvalue())
         exchange.close()
 
     upstream.reply = attempts(broken, answer("a whole one"))

@@ -21,9 +21,9 @@ import psutil
 import pytest
 import yaml
 
-from piped import eventually
 from replies import by_prompt, hang, status
 from served import Served
+from waiting import eventually
 
 HERE = Path(__file__).parent
 FOLDER = HERE.parents[1] / ".venv-clients"
@@ -153,7 +153,7 @@ def config(tmp_path, upstream):
     block = {"model_name": "m", "base_url": upstream.url, "api_key": "test-key-0123456789abcdef"}
     file.write_text(yaml.safe_dump({"backend": "openai", "backend_configs": {"openai": block}}))
     yield file
-    eventually(lambda: not _serving(file), 5)
+    eventually(lambda: not _serving(file))
 
 
 @pytest.fixture

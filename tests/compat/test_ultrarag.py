@@ -18,10 +18,11 @@ from fastmcp import Client
 from fastmcp.client.transports import StdioTransport
 
 from fakes import KEY
-from piped import Piped, eventually
+from piped import Piped
 from promptmill.compat import ultrarag
 from replies import answer, by_prompt, hang
 from sure import sure
+from waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 LAUNCHER = ROOT / "servers" / "generation" / "src" / "generation.py"

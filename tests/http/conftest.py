@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from piped import eventually
 from replies import answer
 from served import TOKEN, Served, written
 from upstream import Upstream
+from waiting import eventually
 
 
 @pytest.fixture(scope="session")

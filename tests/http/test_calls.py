@@ -12,11 +12,11 @@ from typing import Any
 import psutil
 import pytest
 
-from piped import eventually
 from replies import answer, by_prompt, hang, late
 from served import VERSION, Served, messages, written
 from sure import sure
 from talk import text
+from waiting import eventually, until
 
 pytestmark = pytest.mark.http
 BOTH = pytest.mark.parametrize("mode", ["auto", "legacy"])  # 2026-07-28 and 2025-11-25
@@ -157,7 +157,7 @@ async def test_two_clients_at_once_get_each_their_own_answers(server, upstream):
     upstream.reply = by_prompt({"hang": hang()})
     async with _client(server, "auto") as one, _client(server, "legacy") as other:
         waiting = asyncio.ensure_future(one.call_tool("generate", {"prompt_ls": ["hang"]}))
-        await upstream.reaches(lambda: upstream.in_flight)
+        await until(lambda: upstream.in_flight)
         both = await asyncio.gather(
             *(
                 client.call_tool("generate", {"prompt_ls": [f"{name}{i}"]})
@@ -169,7 +169,7 @@ async def test_two_clients_at_once_get_each_their_own_answers(server, upstream):
         assert [result.structured_content["ans_ls"] for result in both] == expected
         assert not waiting.done()
         waiting.cancel()
-        await upstream.reaches(lambda: not upstream.in_flight)
+        await until(lambda: not upstream.in_flight)
 
 
 # Stopping
@@ -180,9 +180,9 @@ async def test_a_client_that_gives_up_stops_the_work(server, upstream, mode):
     upstream.reply = by_prompt({"hang": hang()})
     async with _client(server, mode) as client:
         giving_up = asyncio.ensure_future(client.call_tool("generate", {"prompt_ls": ["hang"] * 20}))
-        await upstream.reaches(lambda: upstream.in_flight)
+        await until(lambda: upstream.in_flight)
         giving_up.cancel()
-        await upstream.reaches(lambda: not upstream.in_flight)
+        await until(lambda: not upstream.in_flight)
         result = await client.call_tool("generate", {"prompt_ls": ["x"]})
         assert result.structured_content == {"ans_ls": ["echo: x"]}
 
@@ -241,20 +241,20 @@ def test_in_a_session_dropping_the_connection_leaves_the_work_and_cancelling_end
     assert session.answers("meanwhile") == ["echo: meanwhile"]
     assert upstream.in_flight == 1, "the protocol wants it so: the client may only have lost its line"
     session.notify("notifications/cancelled", requestId=77)
-    eventually(lambda: not upstream.in_flight, 1)
+    eventually(lambda: not upstream.in_flight)
 
 
 def test_a_cancelled_call_is_told_so_and_its_connection_ends(hanging, upstream):
     session, call = hanging
     session.notify("notifications/cancelled", requestId=77, reason="changed my mind")
-    eventually(lambda: not upstream.in_flight, 1)
+    eventually(lambda: not upstream.in_flight)
     assert call.wait()["error"]["message"] == "Request cancelled"
 
 
 def test_ending_the_session_ends_its_work(hanging, upstream):
     session, _ = hanging
     session.close()
-    eventually(lambda: not upstream.in_flight, 1)
+    eventually(lambda: not upstream.in_flight)
     assert session.post({"jsonrpc": "2.0", "id": 1, "method": "ping"}).status == 404
 
 
@@ -276,7 +276,7 @@ def test_without_a_session_dropping_the_connection_ends_the_work(server, upstrea
     call = _Hanging(server, headers, HANG | {"params": HANG["params"] | {"_meta": meta}})
     eventually(lambda: upstream.in_flight == 1)
     call.drop()
-    eventually(lambda: not upstream.in_flight, 1)
+    eventually(lambda: not upstream.in_flight)
 
 
 @pytest.mark.parametrize("version", [VERSION, "2026-07-28"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import signal
 import socket
 import ssl
 import subprocess
@@ -12,21 +11,19 @@ import sys
 import threading
 import time
 
-import psutil
 import pytest
 import yaml
 
-from busy import within
 from everyday import everyday
-from piped import eventually
 from promptmill.cli import main as cli
 from replies import by_prompt, hang
 from served import BEARER, TOKEN, Served, messages, written
 from upstream import self_signed
+from waiting import eventually
 
 pytestmark = pytest.mark.http
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals as POSIX has them")
-CODES = {"SIGTERM": 143, "SIGINT": 130, "SIGHUP": 129}
+SIGNALS = ["SIGTERM", "SIGINT", "SIGHUP"]
 CALL = {"jsonrpc": "2.0", "id": 7, "method": "tools/call"}
 
 
@@ -45,19 +42,12 @@ def _calling(session, *prompts, answers=None):
 
 
 def _ends(server, how):
-    family = server.family()
-    began = time.monotonic()
-    server.end(how)
-    code = server.process.wait(10)
-    assert code == CODES.get(how, -signal.SIGKILL), server.said()
-    assert time.monotonic() - began < within(2), "service managers lose patience too"
-    eventually(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in family), 2)
-    assert "Traceback" not in server.said()
+    server.ends(how)
     assert "ASGI" not in server.said(), "uvicorn's words for an answer that was torn"
 
 
 @posix
-@pytest.mark.parametrize("how", everyday(CODES, "SIGTERM"))
+@pytest.mark.parametrize("how", everyday(SIGNALS, "SIGTERM"))
 def test_idle_it_leaves_at_once_and_its_port_is_free(upstream, tmp_path, how):
     config = written(tmp_path, upstream.url)
     with Served(config) as server:
@@ -77,7 +67,7 @@ def test_idle_it_leaves_at_once_and_its_port_is_free(upstream, tmp_path, how):
 
 
 @posix
-@pytest.mark.parametrize("how", everyday(CODES, "SIGTERM", "SIGINT"))
+@pytest.mark.parametrize("how", everyday(SIGNALS, "SIGTERM", "SIGINT"))
 def test_busy_it_leaves_at_once_and_running_calls_keep_what_is_answered(upstream, tmp_path, how):
     upstream.reply = by_prompt({"hang": hang()})
     with Served(written(tmp_path, upstream.url)) as server:
@@ -86,7 +76,7 @@ def test_busy_it_leaves_at_once_and_running_calls_keep_what_is_answered(upstream
         eventually(lambda: upstream.in_flight == 1 and len(upstream.seen) == 3)
         _ends(server, how)
         thread.join(10)
-        eventually(lambda: not upstream.in_flight, 2)
+        eventually(lambda: not upstream.in_flight)
     result = answers[0]["result"]["structuredContent"]
     assert result["ans_ls"] == ["echo: a", "", "echo: b"]
     assert [(error["index"], error["code"]) for error in result["errors"]] == [(1, "shutdown")]
@@ -115,7 +105,7 @@ def test_killed_it_leaves_its_port(upstream, tmp_path):
 
 @posix
 @pytest.mark.engine
-@pytest.mark.parametrize("how", everyday([*CODES, "SIGKILL"], "SIGKILL"))
+@pytest.mark.parametrize("how", everyday([*SIGNALS, "SIGKILL"], "SIGKILL"))
 def test_it_leaves_no_engine_behind(tmp_path, how):
     pytest.importorskip("torch")
     file = tmp_path / "engine.yaml"

@@ -17,6 +17,7 @@ from promptmill.server import create_server
 from promptmill.service.service import Service
 from replies import answer, by_prompt, hang
 from served import VERSION
+from waiting import until
 
 
 class Hasty(Connection):
@@ -139,7 +140,7 @@ async def test_who_does_not_read_an_answer_is_cut_off(upstream):
     async with hosted(upstream) as (app, port):
         with socket.create_connection(("127.0.0.1", port)) as client:
             client.sendall(head.encode() + body)
-            await upstream.reaches(lambda: upstream.seen)
+            await until(lambda: upstream.seen)
             await asyncio.wait_for(app._quiet.wait(), 20)
             await asyncio.sleep(2 * Hasty.stall_s)
             result = await asyncio.to_thread(_count, client)
@@ -220,10 +221,10 @@ async def test_a_session_that_nobody_uses_ends_and_takes_its_work_with_it(upstre
     async with hosted(upstream, session_idle_s=0.5) as (app, port):
         _, session, _ = await _post(port, HELLO)
         lost = asyncio.ensure_future(_post(port, call, **{"Mcp-Session-Id": session}))
-        await upstream.reaches(lambda: upstream.in_flight == 1)
+        await until(lambda: upstream.in_flight == 1)
         lost.cancel()  # in a session that does not end the work
         await asyncio.wait({lost})
-        await upstream.reaches(lambda: upstream.in_flight == 0)
+        await until(lambda: upstream.in_flight == 0)
         status, _, _ = await _post(port, PING, **{"Mcp-Session-Id": session})
         result = status, len(app._sessions._server_instances)
 
@@ -235,7 +236,7 @@ async def test_sessions_do_not_accumulate_for_ever(upstream):
         for _ in range(25):
             assert (await _post(port, HELLO))[0] == 200
             assert len(app._sessions._server_instances) <= 20
-        await upstream.reaches(lambda: not app._sessions._server_instances)
+        await until(lambda: not app._sessions._server_instances)
 
 
 async def test_what_is_no_handshake_opens_no_session(upstream):

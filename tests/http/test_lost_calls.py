@@ -10,10 +10,10 @@ import threading
 
 import pytest
 
-from piped import eventually
 from promptmill.http.sessions import LostCalls
 from replies import answer
 from served import messages
+from waiting import eventually
 
 HEADERS = {
     "Content-Type": "application/json",

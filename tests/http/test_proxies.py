@@ -16,9 +16,9 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from piped import eventually
 from replies import answer, hang
 from served import BEARER, TOKEN, Served, written
+from waiting import eventually, until
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 NAME = "mill.example.com"
@@ -144,10 +144,10 @@ async def test_a_call_whose_client_is_gone_ends(proxy, upstream):
     upstream.reply = hang()
     async with proxy.client("auto") as client:
         call = asyncio.ensure_future(client.call_tool("generate", {"prompt_ls": ["a"]}))
-        await upstream.reaches(lambda: upstream.in_flight)
+        await until(lambda: upstream.in_flight)
         call.cancel()
         await asyncio.wait([call])
-    await upstream.reaches(lambda: not upstream.in_flight)
+    await until(lambda: not upstream.in_flight)
 
 
 @pytest.mark.thorough

@@ -10,10 +10,10 @@ import threading
 
 import pytest
 
-from piped import eventually
 from promptmill.http.sessions import Events, SessionEvents
 from replies import answer
 from served import messages
+from waiting import eventually
 
 _ID = re.compile(rb"^id: (\S+)", re.MULTILINE)
 

@@ -8,8 +8,7 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -17,7 +16,6 @@ from unittest import mock
 import pytest
 
 import killed
-from busy import within
 from fakes import KEY
 from promptmill.cli import main as cli
 from promptmill.jobs.store import status
@@ -136,13 +134,6 @@ class Bench:
     def answers(self) -> list[dict[str, Any]]:
         """The output's rows."""
         return [json.loads(line) for line in self.output.read_text().splitlines()]
-
-    def wait(self, condition: Callable[[], object], timeout_s: float = 15) -> None:
-        """Wait until `condition()`."""
-        end = time.monotonic() + within(timeout_s)
-        while not condition():
-            assert time.monotonic() < end, f"not reached within {timeout_s} s"
-            time.sleep(0.005)
 
     def close(self) -> None:
         """End what was started."""

@@ -9,6 +9,7 @@ import pytest
 
 from promptmill.core.money import dollars
 from replies import answer, choose, hang, late, status
+from waiting import eventually
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
 
@@ -35,10 +36,10 @@ def test_a_limit_holds_over_workers_retries_kills_and_resumes(bench: Any) -> Non
     for _ in range(KILLS):
         before = len(charged)
         process = bench.start(*OPTIONS, f"max_cost={ANSWERS * 0.03}", **CROWD)
-        bench.wait(lambda before=before: len(charged) >= before + 300, 60)
+        eventually(lambda before=before: len(charged) >= before + 300)
         process.kill()
         process.communicate()
-        bench.wait(lambda: not bench.upstream.open)
+        eventually(lambda: not bench.upstream.open)
     last = bench.run(*OPTIONS, f"max_cost={ANSWERS * 0.03}", **CROWD)
     assert last.returncode == 75, "it goes on with a larger budget"
     assert bench.status()["reason"].startswith(f"The budget of {dollars(ANSWERS * 0.03)} has no room")
@@ -75,10 +76,10 @@ def _kill_in_flight(bench: Any, limit: float) -> None:
     """Kill the job while eight requests hang."""
     open_before = len(bench.upstream.seen)
     process = bench.start(*_options(limit), concurrency=8, adaptive=False)
-    bench.wait(lambda: len(bench.upstream.seen) >= open_before + 8)
+    eventually(lambda: len(bench.upstream.seen) >= open_before + 8)
     process.kill()
     process.communicate()
-    bench.wait(lambda: not bench.upstream.open)
+    eventually(lambda: not bench.upstream.open)
 
 
 def test_requests_that_kills_cut_off_are_reported_set_aside_and_freed(bench: Any) -> None:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from replies import answer, attempts, choose, late, status
+from waiting import eventually
 
 
 def resumed(bench: Any, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -22,7 +23,7 @@ def resumed(bench: Any, folder: Path, *arguments: str) -> subprocess.CompletedPr
 def begin(bench: Any, *arguments: str, **block: Any) -> None:
     """Begin the bench's job and end it by a kill after a few answers."""
     process = bench.start(*arguments, **block)
-    bench.wait(lambda: len(bench.upstream.seen) > 5)
+    eventually(lambda: len(bench.upstream.seen) > 5)
     process.kill()
     process.communicate()
 

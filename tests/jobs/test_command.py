@@ -13,6 +13,7 @@ import pytest
 
 from promptmill.jobs.manage.progress_text import summary
 from replies import answer, choose, late, status
+from waiting import eventually
 
 LOST = 32 + 16  # in flight at a kill, and not written yet
 
@@ -157,10 +158,10 @@ def test_dedupe_copies_failures_and_goes_on_after_a_kill(bench: Any) -> None:
     bench.write([{"id": at, "prompt": f"p{at % 300}"} for at in range(900)])
     arguments = ("--dedupe", "--set", "sampling_params.temperature=0")
     process = bench.start(*arguments)
-    bench.wait(lambda: len(bench.upstream.seen) > 150)
+    eventually(lambda: len(bench.upstream.seen) > 150)
     process.kill()
     process.communicate()
-    bench.wait(lambda: not bench.upstream.open)
+    eventually(lambda: not bench.upstream.open)
     bench.fail(*arguments, code=1)
     assert len(bench.upstream.seen) <= 300 + LOST
     rows = bench.answers()
@@ -239,14 +240,14 @@ def test_jobs_lists_shows_and_cancels(bench: Any) -> None:
     bench.upstream.reply = choose(lambda seen: answer() if seen.number <= 100 else late(None))
     bench.prompts(1000)
     process = bench.start()
-    bench.wait(lambda: len(bench.upstream.seen) > 100)
+    eventually(lambda: len(bench.upstream.seen) > 100)
     job_id = bench.folder.job_id
     listed = json.loads(bench.jobs("--json").stdout)["jobs"]
     assert [(job["job_id"], job["state"], job["alive"]) for job in listed] == [(job_id, "running", True)]
     assert " in flight" in bench.jobs(job_id).stdout
     cancelled = json.loads(bench.jobs(job_id, "--cancel", "--json").stdout)
     assert cancelled["state"] == "cancelled"
-    bench.wait(lambda: bench.upstream.in_flight == 0)
+    eventually(lambda: bench.upstream.in_flight == 0)
     assert process.wait(5) == 1
     assert f"{job_id}: cancelled" in bench.jobs(job_id).stdout
     assert f"job {job_id} was not running" in bench.jobs(job_id, "--cancel").stderr
@@ -278,7 +279,7 @@ def test_a_killed_job_reads_as_interrupted(bench: Any) -> None:
     bench.upstream.reply = late(0.1, answer())
     bench.prompts(1000)
     process = bench.start()
-    bench.wait(lambda: bench.folder.status.get("state") == "running")
+    eventually(lambda: bench.folder.status.get("state") == "running")
     process.kill()
     process.communicate()
     found = json.loads(bench.jobs(bench.folder.job_id, "--json").stdout)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from replies import answer, by_prompt, choose, raw, status
+from waiting import eventually
 
 DATA = Path(__file__).parent / "data"
 PNG = bytes.fromhex(
@@ -406,10 +407,10 @@ def test_a_table_resumes_too(bench: Any) -> None:
     bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
     bench.input.write_text("id,prompt\n" + "".join(f"{at},prompt {at}\n" for at in range(400)))
     process = bench.start()
-    bench.wait(lambda: len(bench.upstream.seen) > 150)
+    eventually(lambda: len(bench.upstream.seen) > 150)
     process.kill()
     process.communicate()
-    bench.wait(lambda: not bench.upstream.open)
+    eventually(lambda: not bench.upstream.open)
     sent = len(bench.upstream.seen)
     bench.succeed()
     assert len(bench.upstream.seen) <= 400 + LOST

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from replies import answer, by_prompt, choose, late, status
+from waiting import eventually
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
 
@@ -43,7 +44,7 @@ def killed(bench: Any, patch: str, *arguments: str) -> None:
     process = patched(bench, patch, *arguments)
     _, err = process.communicate(timeout=180)
     assert process.returncode == -signal.SIGKILL, err
-    bench.wait(lambda: not bench.upstream.open)
+    eventually(lambda: not bench.upstream.open)
 
 
 @pytest.mark.parametrize("before", [(), ("--limit", "20")])
@@ -101,7 +102,7 @@ def test_a_job_that_is_to_replace_a_foreign_file_goes_on_without_starting_anew(b
     bench.prompts(16)
     bench.output.write_text("to be replaced")
     assert bench.run("--overwrite", killed_at=point).returncode == -signal.SIGKILL
-    bench.wait(lambda: not bench.upstream.open)
+    eventually(lambda: not bench.upstream.open)
     assert bench.output.read_text() == "to be replaced"
     answered = len(bench.records())
     sent = len(bench.upstream.seen)
@@ -130,7 +131,7 @@ def test_an_interrupted_overwrite_says_how_to_go_on_with_what_is_answered(bench:
     bench.upstream.reply = choose(lambda seen: answer() if seen.number <= 40 else late(None))
     bench.prompts(200)
     process = bench.start("--overwrite")
-    bench.wait(lambda: len(bench.upstream.seen) > 40)
+    eventually(lambda: len(bench.upstream.seen) > 40)
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=10)
     assert "go on with the same command, but without --overwrite; what is answered is kept" in said
@@ -174,7 +175,7 @@ os.fsync = slow
     if not sys.platform.startswith("linux"):
         pytest.skip("needs /proc")
     process = patched(bench, patch)
-    bench.wait((bench.path / "written").exists)
+    eventually((bench.path / "written").exists)
     process.send_signal(signal.SIGTERM)
     said = process.communicate(timeout=10)
     assert process.returncode == 143, said

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from busy import within
 from promptmill.jobs.store import lease, lock
 from promptmill.jobs.store.lease import Lease
 from promptmill.jobs.store.lock import Lock
+from waiting import eventually
 
 NEVER_S = 3600.0
 
@@ -54,14 +54,9 @@ def test_a_silent_holder_loses_its_lease_and_cannot_release_the_next_ones(tmp_pa
 def test_a_holder_renews_its_lease_and_finds_out_that_another_one_has_it(tmp_path: Path) -> None:
     held = taken(tmp_path / "lease", beat_s=0.01)
     make_old(tmp_path / "lease")
-    end = time.monotonic() + within(10)
-    while not lease.is_alive(tmp_path / "lease"):
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    eventually(lambda: lease.is_alive(tmp_path / "lease"))
     (tmp_path / "lease").write_text("another")
-    while not held.lost:
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    eventually(lambda: held.lost)
     held.release()
     assert (tmp_path / "lease").read_text() == "another"
 

@@ -16,6 +16,7 @@ from promptmill.core.errors import PromptmillError
 from promptmill.jobs.files.prompt_template import PromptTemplate
 from promptmill.jobs.store.spec import JobRequest
 from replies import answer, late
+from waiting import eventually
 
 
 def test_the_column_that_was_missing_can_be_named_on_the_same_output(bench: Any) -> None:
@@ -189,7 +190,7 @@ def test_an_input_that_was_edited_while_the_job_ran_is_not_gone_on_with(bench: A
     bench.prompts(300)
     bench.upstream.reply = late(0.05, answer())
     process = bench.start()
-    bench.wait(lambda: len(bench.records()) > 50)
+    eventually(lambda: len(bench.records()) > 50)
     bench.write([{"prompt": f"other {at}"} for at in range(300)])
     out, err = process.communicate(timeout=60)
     said = " ".join((out + err).split())
@@ -203,7 +204,7 @@ def test_a_folder_that_is_removed_while_the_job_runs_is_called_removed(bench: An
     bench.prompts(2000)
     bench.upstream.reply = late(0.05, answer())
     process = bench.start()
-    bench.wait(lambda: len(bench.records()) > 10)
+    eventually(lambda: len(bench.records()) > 10)
     shutil.rmtree(bench.folder.path)
     out, err = process.communicate(timeout=60)
     said = (out + err).replace("\n", " ")

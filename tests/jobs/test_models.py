@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from contextlib import aclosing
 from typing import Any
@@ -14,6 +13,7 @@ from promptmill.config.loading import Configuration
 from promptmill.server import create_server
 from promptmill.service.service import Service
 from replies import answer, choose, status
+from waiting import eventually, until
 
 
 def _models(bench: Any) -> list[str]:
@@ -36,7 +36,7 @@ def test_rows_are_answered_by_the_model_that_they_name_or_one_that_stands_in_for
     done = bench.run(*_models(bench), *(["--detach"] if detached else []))
     assert done.returncode == 0, done.stderr
     if detached:
-        bench.wait(lambda: bench.status()["state"] == "finished")
+        eventually(lambda: bench.status()["state"] == "finished")
     rows = bench.answers()
     assert [(row["answer"], row["answered_by"]) for row in rows] == [
         ("echo: a", "default"),
@@ -102,7 +102,7 @@ async def test_rows_of_a_call_keep_to_the_operators_limits(bench: Any, monkeypat
         checked = (await client.call_tool("bulk_generate", {**files, "validate": True})).structured_content or {}
         assert (checked["rows"], checked["invalid"]) == (6, 3)
         await client.call_tool("bulk_generate", files)
-        await asyncio.to_thread(bench.wait, lambda: bench.status()["state"] == "finished")
+        await until(lambda: bench.status()["state"] == "finished")
     sent = [(seen.prompt, seen.json["model"], seen.json["max_tokens"]) for seen in bench.upstream.seen]
     assert sorted(sent) == [("a", "small", 50), ("b", "small", 7), ("c", "small", 50)]
     said = [row["error"]["message"] for row in bench.answers()[3:]]

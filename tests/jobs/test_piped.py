@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from replies import answer, by_prompt, status
+from waiting import eventually
 
 
 def piped(bench: Any, data: bytes, *arguments: str, source: str = "-", target: str = "-") -> Any:
@@ -110,7 +111,7 @@ def test_answers_come_in_input_order_while_later_rows_are_still_asked(bench: Any
             assert data, process.stderr.read()
             seen += unpack.decompress(data) if output_format.endswith("gz") else data
         assert process.poll() is None
-        bench.wait(lambda: len(bench.upstream.seen) >= 6)  # those behind the one that waits were asked
+        eventually(lambda: len(bench.upstream.seen) >= 6)  # those behind the one that waits were asked
         assert b"prompt 3" not in seen
         may_end.set()
         rest = process.stdout.read()

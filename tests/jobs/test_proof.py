@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from replies import answer, late
+from waiting import eventually
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
 
@@ -47,7 +48,7 @@ def test_a_job_killed_at_any_moment_answers_each_row_once_in_order(bench: Any) -
 
     def check(what: str) -> None:
         nonlocal before, lost_in_all
-        bench.wait(lambda: not upstream.open)  # until what the dead process had sent is counted
+        eventually(lambda: not upstream.open)  # until what the dead process had sent is counted
         sent = upstream.seen[seen_before:]
         after = answered(bench)
         assert before <= after, f"{what}: answers were lost"
@@ -133,7 +134,7 @@ def test_a_job_whose_workers_and_runner_are_killed_answers_each_row_once_in_orde
         process.communicate()
         assert process.returncode == -signal.SIGKILL
         runner_kills += 1
-    bench.wait(lambda: not any(orphan.is_running() for orphan in orphans), 3)
+    eventually(lambda: not any(orphan.is_running() for orphan in orphans))
 
     bench.succeed(**settings)
     assert [(row["id"], row["answer"]) for row in bench.answers()] == [
@@ -149,7 +150,7 @@ def test_workers_read_on_when_the_input_was_replaced(bench: Any) -> None:
     bench.upstream.reply = late(0.02, answer())
     rows = bench.prompts(800)
     process = bench.start(num_workers=2, retries=10)
-    bench.wait(lambda: len(bench.upstream.seen) > 100)
+    eventually(lambda: len(bench.upstream.seen) > 100)
     bench.input.unlink()
     bench.input.write_text('{"prompt": "another file"}\n' * 800)
     for victim in workers_of(process):

@@ -23,6 +23,7 @@ from promptmill.jobs.store.lock import Lock
 from promptmill.jobs.store.spec import JobRequest
 from replies import answer, hang
 from sure import sure
+from waiting import eventually
 
 DAY_S = 86_400
 REMOVING = """
@@ -82,7 +83,7 @@ def test_an_unfinished_job_goes_only_when_asked_for(bench):
     bench.upstream.reply = hang()
     bench.prompts(3)
     process = bench.start()
-    bench.wait(lambda: bench.upstream.in_flight)
+    eventually(lambda: bench.upstream.in_flight)
     process.kill()
     process.communicate()
     _age(bench.folder, 30)

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from replies import answer, late
+from waiting import eventually
 
 pytestmark = [
     pytest.mark.thorough,
@@ -57,7 +58,7 @@ def test_a_node_that_is_killed_costs_what_was_in_flight(bench: Any, cluster: Any
     bench.upstream.reply = late(0.02, answer())
     rows = bench.prompts(5000)
     process = bench.start(*on(cluster, "--replicas", "4"), concurrency=64)
-    bench.wait(lambda: len(bench.upstream.seen) > 1000, 120)
+    eventually(lambda: len(bench.upstream.seen) > 1000)
     cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False)
     _, said = process.communicate(timeout=400)
     assert process.returncode == 0, said
@@ -70,11 +71,11 @@ def test_cancelling_frees_all_replicas_at_once(bench: Any, cluster: Any) -> None
     bench.upstream.reply = late(0.2, answer())
     bench.prompts(5000)
     process = bench.start(*on(cluster, "--replicas", "4"))
-    bench.wait(lambda: len(bench.upstream.seen) > 50, 120)
+    eventually(lambda: len(bench.upstream.seen) > 50)
     assert len(replicas()) == 4
     process.terminate()
     process.communicate(timeout=60)
-    bench.wait(lambda: not replicas(), 2)
+    eventually(lambda: not replicas())
     assert process.returncode == 143
     bench.upstream.reply = answer()
     assert bench.succeed(*on(cluster, "--replicas", "2"), apart=True)["done"] == 5000
@@ -97,24 +98,24 @@ def test_the_model_of_each_replica_answers(bench: Any, cluster: Any, tmp_path: P
     found = bench.succeed(*on(cluster, "--replicas", "2"), apart=True)
     assert (found["done"], found["failed"], found["completion_tokens"]) == (len(rows), 0, 4 * len(rows))
     assert all(row["answer"] for row in bench.answers())
-    bench.wait(lambda: not replicas(), 10)
+    eventually(lambda: not replicas())
 
 
 def test_a_job_in_the_background_is_on_the_cluster_and_so_is_what_goes_on_with_it(bench: Any, cluster: Any) -> None:
     bench.upstream.reply = late(0.2, answer())
     bench.prompts(2000)
     job_id = json.loads(bench.run(*on(cluster, "--replicas", "2", "--detach", "--json"), apart=True).stdout)["job_id"]
-    bench.wait(lambda: len(replicas()) == 2 and len(bench.upstream.seen) > 50, 120)
+    eventually(lambda: len(replicas()) == 2 and len(bench.upstream.seen) > 50)
     bench.run(job_id, "--cancel", command="jobs")
-    bench.wait(lambda: not replicas() and not bench.status()["alive"], 30)
+    eventually(lambda: not replicas() and not bench.status()["alive"])
     seen = len(bench.upstream.seen)
     resumed = bench.start(job_id, "--resume", "--json", command="jobs")
-    bench.wait(lambda: len(replicas()) == 2 and len(bench.upstream.seen) > seen + 50, 120)
+    eventually(lambda: len(replicas()) == 2 and len(bench.upstream.seen) > seen + 50)
     bench.upstream.reply = answer()
     said, problem = resumed.communicate(timeout=120)
     assert resumed.returncode == 0, problem
     assert json.loads(said)["done"] == 2000
-    bench.wait(lambda: not replicas(), 10)
+    eventually(lambda: not replicas())
 
 
 def test_a_cluster_that_is_not_there_is_told(bench: Any) -> None:

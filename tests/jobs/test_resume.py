@@ -16,6 +16,7 @@ from promptmill.backends.protocol import Call
 from promptmill.jobs.store.records import JobCounts
 from promptmill.jobs.store.status import Progress
 from replies import answer, attempts, by_prompt, choose, late, quota, reset, status
+from waiting import eventually
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals")
 
@@ -26,10 +27,10 @@ def stop_halfway(bench: Any, rows: int = 200) -> None:
     """Have a job that was killed after half of its rows."""
     bench.prompts(rows)
     process = bench.start()
-    bench.wait(lambda: len(bench.upstream.seen) > rows // 2)
+    eventually(lambda: len(bench.upstream.seen) > rows // 2)
     process.kill()
     process.communicate()
-    bench.wait(lambda: not bench.upstream.open)
+    eventually(lambda: not bench.upstream.open)
 
 
 def several_blocks(bench: Any) -> list[dict[str, Any]]:
@@ -90,7 +91,7 @@ def test_deleting_the_input_during_the_run_loses_nothing(bench: Any) -> None:
     bench.upstream.reply = late(0.02, answer())
     rows = several_blocks(bench)
     process = bench.start("--json")
-    bench.wait(lambda: len(bench.upstream.seen) > 100)
+    eventually(lambda: len(bench.upstream.seen) > 100)
     bench.input.unlink()
     out, err = process.communicate(timeout=180)
     assert process.returncode == 0, err
@@ -102,7 +103,7 @@ def test_an_input_that_is_edited_during_the_run_stops_the_job(bench: Any) -> Non
     bench.upstream.reply = late(0.02, answer())
     rows = several_blocks(bench)
     process = bench.start()
-    bench.wait(lambda: len(bench.upstream.seen) > 100)
+    eventually(lambda: len(bench.upstream.seen) > 100)
     with bench.input.open("r+") as file:
         file.write('{"id": 7,')
     process.communicate(timeout=180)
@@ -147,7 +148,7 @@ def test_a_file_that_takes_the_name_during_the_run_is_not_overwritten(bench: Any
     bench.upstream.reply = late(0.05, answer())
     bench.prompts(200)
     process = bench.start()
-    bench.wait(lambda: len(bench.upstream.seen) > 50)
+    eventually(lambda: len(bench.upstream.seen) > 50)
     bench.output.write_text("precious")
     process.communicate(timeout=180)
     assert process.returncode == 2
@@ -162,7 +163,7 @@ def test_two_processes_cannot_run_one_job(bench: Any) -> None:
     bench.upstream.reply = late(None)
     bench.prompts(50)
     first = bench.start()
-    bench.wait(lambda: len(bench.upstream.seen) > 5)
+    eventually(lambda: len(bench.upstream.seen) > 5)
     assert "is running already" in bench.fail()
     assert first.poll() is None
     assert bench.upstream.attempts.most_common(1)[0][1] == 1
@@ -190,7 +191,7 @@ def test_what_a_killed_run_answered_of_the_failures_comes_into_the_output(bench:
     bench.fail(code=1)
     bench.upstream.reply = by_prompt({"prompt 4": late(None)}, answer())
     process = bench.start("--retry-failed")
-    bench.wait(lambda: bench.upstream.attempts["prompt 3"] == 2)
+    eventually(lambda: bench.upstream.attempts["prompt 3"] == 2)
     time.sleep(0.2)  # it is journalled
     process.kill()
     process.communicate()
@@ -202,7 +203,7 @@ def test_an_interrupted_job_takes_up_its_retryable_failures(bench: Any) -> None:
     bench.upstream.reply = by_prompt({"prompt 0": attempts(*[status(500)] * 3, answer())}, late(0.05, answer()))
     bench.prompts(300)
     process = bench.start()
-    bench.wait(lambda: bench.upstream.attempts["prompt 0"] == 3 and len(bench.upstream.seen) > 100)
+    eventually(lambda: bench.upstream.attempts["prompt 0"] == 3 and len(bench.upstream.seen) > 100)
     time.sleep(0.1)
     process.kill()
     process.communicate()
@@ -291,7 +292,7 @@ def test_ctrl_c_sends_nothing_more_and_waits_for_what_is_in_flight(bench: Any) -
     bench.upstream.reply = choose(lambda seen: answer() if seen.number <= 100 or asked.is_set() else late(0.1))
     bench.prompts(5000)
     process = bench.start(adaptive=False)
-    bench.wait(lambda: len(bench.upstream.seen) > 150)
+    eventually(lambda: len(bench.upstream.seen) > 150)
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=30)
     assert process.returncode == 130
@@ -308,10 +309,10 @@ def test_a_signal_leaves_the_job_interrupted(bench: Any, numbers: list[int], cod
     bench.upstream.reply = choose(lambda seen: answer() if seen.number <= 100 else late(None))
     bench.prompts(500)
     process = bench.start()
-    bench.wait(lambda: len(bench.upstream.seen) > 100)
+    eventually(lambda: len(bench.upstream.seen) > 100)
     process.send_signal(numbers[0])
     for number in numbers[1:]:
-        bench.wait(lambda: "finishing" in bench.status()["activity"])
+        eventually(lambda: "finishing" in bench.status()["activity"])
         process.send_signal(number)
     said, _ = process.communicate(timeout=10)
     assert process.returncode == code
@@ -331,7 +332,7 @@ def test_figures_of_a_job_hold_over_its_runs(bench: Any) -> None:
     bench.upstream.reply = choose(lambda seen: answer() if seen.number <= 100 else late(None))
     rows = bench.prompts(300)
     process = bench.start(adaptive=False)
-    bench.wait(lambda: len(bench.upstream.seen) == 100 + 32)
+    eventually(lambda: len(bench.upstream.seen) == 100 + 32)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=10)
     assert bench.status()["done"] == 100

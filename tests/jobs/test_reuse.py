@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from replies import answer, by_prompt, choose, late, status
+from waiting import eventually
 
 
 def halfway(bench: Any, rows: int = 40) -> None:
@@ -16,7 +17,7 @@ def halfway(bench: Any, rows: int = 40) -> None:
     bench.upstream.reply = choose(lambda seen: answer() if seen.number <= rows // 2 else late(None))
     bench.prompts(rows)
     process = bench.start()
-    bench.wait(lambda: len(bench.records()) >= rows // 2)
+    eventually(lambda: len(bench.records()) >= rows // 2)
     process.kill()
     process.communicate()
     bench.upstream.reply = answer()
@@ -70,7 +71,7 @@ def test_a_reuse_that_is_killed_goes_on_and_pays_nothing_twice(bench: Any) -> No
     bench.upstream.reply = choose(lambda seen: late(None) if seen.prompt.startswith("new") else answer())
     bench.write([{"id": "n", "prompt": f"new {at}"} for at in range(20)] + rows)
     process = bench.start("--reuse")
-    bench.wait(lambda: len(bench.upstream.seen) >= 310)
+    eventually(lambda: len(bench.upstream.seen) >= 310)
     process.kill()
     process.communicate()
     bench.upstream.reply = answer()
@@ -116,7 +117,7 @@ def test_lines_that_are_appended_while_it_runs_are_left_and_done_later(bench: An
     rows = [{"id": at, "prompt": f"prompt {at}", "carried": "x" * 500} for at in range(1500)]
     bench.write(rows)
     process = bench.start("--json")
-    bench.wait(lambda: len(bench.upstream.seen) > 100)
+    eventually(lambda: len(bench.upstream.seen) > 100)
     with bench.input.open("a") as file:
         file.write('{"id": 1500, "prompt": "more"}\n')
     out, err = process.communicate(timeout=120)

@@ -17,6 +17,7 @@ import pytest
 from promptmill.cli import main as cli
 from promptmill.jobs.files import disk
 from replies import answer, choose, late, status
+from waiting import eventually
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX limits")
 
@@ -119,10 +120,10 @@ def half_done(bench: Any, rows: int = 300) -> None:
     """Have a job of `rows` rows that was killed after half of them."""
     bench.prompts(rows)
     process = bench.start()
-    bench.wait(lambda: len(bench.upstream.seen) > rows // 2)
+    eventually(lambda: len(bench.upstream.seen) > rows // 2)
     process.kill()
     process.communicate()
-    bench.wait(lambda: not bench.upstream.open)
+    eventually(lambda: not bench.upstream.open)
 
 
 def pages(bench: Any) -> bytearray:
@@ -202,7 +203,7 @@ def test_a_record_that_is_damaged_while_the_job_runs_is_found_out_when_the_outpu
     bench.prompts(400)
     bench.upstream.reply = late(0.02, answer())
     process = bench.start("--json")
-    bench.wait(lambda: len(bench.records()) > 100)
+    eventually(lambda: len(bench.records()) > 100)
     with contextlib.closing(sqlite3.connect(bench.folder.database)) as other:
         other.execute("UPDATE answer SET text = 'ECHO' WHERE row = 3")
         other.commit()
@@ -216,7 +217,7 @@ def test_any_sqlite_tool_can_read_while_the_job_runs(bench: Any) -> None:
     bench.prompts(600)
     bench.upstream.reply = late(0.05, answer())
     process = bench.start()
-    bench.wait(lambda: len(bench.records()) > 50)
+    eventually(lambda: len(bench.records()) > 50)
     with contextlib.closing(sqlite3.connect(f"file:{bench.folder.database}?mode=ro", uri=True)) as other:
         ((count, first),) = other.execute("SELECT count(*), min(text) FROM answer WHERE code IS NULL")
     assert process.poll() is None

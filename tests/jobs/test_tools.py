@@ -7,7 +7,6 @@ import gzip
 import json
 import os
 import sys
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -33,6 +32,7 @@ from promptmill.server import create_server
 from promptmill.service.service import Service
 from replies import answer, by_prompt, choose, late
 from replies import status as status_reply
+from waiting import eventually, until
 
 Call = Callable[..., Awaitable[dict[str, Any]]]
 
@@ -67,13 +67,31 @@ def finished(bench: Any) -> Any:
     return bench
 
 
-async def until(call: Call, job_id: str, *states: str, timeout_s: float = 20) -> dict[str, Any]:
-    """Wait until the job is in one of the states."""
-    end = time.monotonic() + timeout_s
-    while (found := await call("bulk_status", job_id=job_id))["state"] not in states:
-        assert time.monotonic() < end, found
-        await asyncio.sleep(0.05)
+async def polled(
+    ask: Callable[[], Awaitable[dict[str, Any]]], holds: Callable[[dict[str, Any]], object]
+) -> dict[str, Any]:
+    """Ask again and again until `holds(answer)`; return that answer."""
+    while not holds(found := await ask()):
+        await asyncio.sleep(0.02)
     return found
+
+
+async def ended(call: Call, job_id: str, *states: str) -> dict[str, Any]:
+    """Wait until the job is in one of the states, as the tool reports it."""
+    return await polled(lambda: call("bulk_status", job_id=job_id), lambda found: found["state"] in states)
+
+
+async def lock_of(bench: Any) -> Lock:
+    """Take the lock of the job as soon as it is free."""
+    taken: list[Lock] = []
+
+    def takes() -> bool:
+        lock = Lock.take(bench.folder.lock)
+        taken.extend([lock] if lock else [])
+        return bool(taken)
+
+    await until(takes)
+    return taken[0]
 
 
 async def test_a_job_is_started_watched_read_and_found_again(bench: Any, tools: Any) -> None:
@@ -83,7 +101,7 @@ async def test_a_job_is_started_watched_read_and_found_again(bench: Any, tools: 
         assert started["state"] in {"starting", "running"}
         assert started["alive"]
         job_id = started["job_id"]
-        found = await until(call, job_id, "finished")
+        found = await ended(call, job_id, "finished")
         assert (found["done"], found["failed"], found["total"]) == (120, 0, 120)
         page = await call("bulk_results", job_id=job_id, offset=100, limit=15)
         assert [row["id"] for row in page["rows"]] == [row["id"] for row in rows[100:115]]
@@ -121,10 +139,9 @@ async def test_jobs_of_clients_share_the_servers_budget(bench: Any, tools: Any, 
         assert budget is not None
         for asked in ({"output_file": "out.jsonl"}, again):
             job_id = (await call("bulk_generate", input_file="in.jsonl", **asked))["job_id"]
-            found = await until(call, job_id, "stopped")
+            found = await ended(call, job_id, "stopped")
             assert "budget" in found["reason"]
-            while budget.set_aside:
-                await asyncio.sleep(0.01)
+            await until(lambda: not budget.set_aside)
         assert budget.spent == pytest.approx(len(bench.upstream.seen) * 0.02)
         assert 0.4 < budget.spent <= 0.5
 
@@ -142,7 +159,7 @@ async def test_a_job_has_a_model_sampling_a_schema_and_a_budget_of_its_own(bench
     async with tools(Service(configuration)) as call:
         asked: dict[str, Any] = {"model": "fast", "sampling_params": {"temperature": 0, "max_tokens": 5}}
         started = await call("bulk_generate", **files, **asked, answer_schema=schema, max_cost=100)
-        found = await until(call, started["job_id"], "finished")
+        found = await ended(call, started["job_id"], "finished")
         assert (found["done"], found["failed"], found["cost"]) == (3, 0, 6)
         with pytest.raises(ToolError, match="there is no model 'slow'"):
             await call("bulk_generate", **files, model="slow")
@@ -162,7 +179,7 @@ async def test_failed_rows_are_found_retried_and_pages_are_bounded(bench: Any, t
         assert (checked["state"], checked["rows"], checked["invalid"]) == ("validated", 5, 0)
         assert not bench.upstream.seen
         job_id = (await call("bulk_generate", **files, limit=4))["job_id"]
-        assert (await until(call, job_id, "finished"))["done"] == 4
+        assert (await ended(call, job_id, "finished"))["done"] == 4
         failed = await call("bulk_results", job_id=job_id, only="failed")
         assert [(row["row"], row["error"]["code"]) for row in failed["rows"]] == [(1, "bad_request")]
         answers = await call("bulk_results", job_id=job_id, only="answers")
@@ -171,7 +188,7 @@ async def test_failed_rows_are_found_retried_and_pages_are_bounded(bench: Any, t
         assert ([row["row"] for row in page["rows"]], page["next_offset"]) == ([0, 1], 2)
         bench.upstream.reply = answer()
         await call("bulk_generate", **files, retry_failed=True, dedupe=True, max_failures="0")
-        assert (await until(call, job_id, "finished"))["failed"] == 0
+        assert (await ended(call, job_id, "finished"))["failed"] == 0
         found = await call("bulk_status", limit=1)
         assert (len(found["jobs"]), found["more"]) == (1, 0)
     assert len(bench.answers()) == 5
@@ -184,9 +201,8 @@ async def test_a_runner_that_has_finished_and_is_about_to_leave_is_waited_for(
     bench.prompts(3)
     files = {"input_file": "in.jsonl", "output_file": "out.jsonl"}
     async with tools() as call:
-        await until(call, (await call("bulk_generate", **files))["job_id"], "finished")
-        while (leaving := Lock.take(bench.folder.lock)) is None:
-            await asyncio.sleep(0.01)
+        await ended(call, (await call("bulk_generate", **files))["job_id"], "finished")
+        leaving = await lock_of(bench)
         asyncio.get_running_loop().call_later(0.1, leaving.release)
         assert (await call("bulk_generate", **files))["state"] == "finished"
 
@@ -196,19 +212,20 @@ async def test_partial_answers_can_be_read_and_cancelling_ends_all_requests(benc
     bench.prompts(2000)
     async with tools() as call:
         job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
-        while not (page := await call("bulk_results", job_id=job_id, limit=20, with_input=True))["rows"]:
-            await asyncio.sleep(0.1)
+        page = await polled(
+            lambda: call("bulk_results", job_id=job_id, limit=20, with_input=True), lambda page: page["rows"]
+        )
         assert page["state"] == "running"
         assert all(row["answer"] == f"echo: {row['prompt']}" for row in page["rows"])
         with pytest.raises(ToolError, match="is running already"):
             await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl", resume=False)
         found = await call("bulk_cancel", job_id=job_id)
         assert (found["state"], found["alive"]) == ("cancelled", False)
-        await bench.upstream.reaches(lambda: bench.upstream.in_flight == 0)
+        await until(lambda: bench.upstream.in_flight == 0)
         assert (await call("bulk_cancel", job_id=job_id))["state"] == "cancelled"
         bench.upstream.reply = answer()
         await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl")
-        await until(call, job_id, "finished")
+        await ended(call, job_id, "finished")
     assert len(bench.answers()) == 2000
     assert not bench.output.with_name("cancel").exists()
 
@@ -219,8 +236,9 @@ async def test_a_job_that_is_cancelled_while_it_starts_ends(bench: Any, tools: A
     async with tools() as call:
         job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
         await call("bulk_cancel", job_id=job_id)
-        while (await until(call, job_id, "cancelled"))["alive"]:  # its last word is written before its lock is let go
-            await asyncio.sleep(0.05)
+        await ended(call, job_id, "cancelled")
+        # its last word is written before its lock is let go
+        await polled(lambda: call("bulk_status", job_id=job_id), lambda found: not found["alive"])
 
 
 async def test_a_caller_that_gives_up_while_a_job_is_admitted_does_not_keep_it(bench: Any, closing: Any) -> None:
@@ -235,11 +253,8 @@ async def test_a_caller_that_gives_up_while_a_job_is_admitted_does_not_keep_it(b
     starting.cancel()
     await asyncio.wait({starting})
     other.release()
-    await bench.upstream.reaches(lambda: bench.folder.spec)
-    async with asyncio.timeout(10):
-        while (lock := Lock.take(bench.folder.lock)) is None:
-            await asyncio.sleep(0)
-    lock.release()
+    await until(lambda: bench.folder.spec)
+    (await lock_of(bench)).release()
 
 
 async def test_files_outside_the_roots_are_refused(bench: Any, tools: Any, tmp_path: Path) -> None:
@@ -321,13 +336,12 @@ async def test_a_call_takes_up_what_the_shell_began_and_the_other_way_round(benc
     bench.upstream.reply = late(0.05, answer())
     bench.prompts(600)
     process = bench.start()
-    bench.wait(lambda: len(bench.upstream.seen) > 100)
+    eventually(lambda: len(bench.upstream.seen) > 100)
     process.kill()
     process.communicate()
     async with tools() as call:
         started = await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl")
-        while (await call("bulk_status", job_id=started["job_id"]))["done"] < 300:
-            await asyncio.sleep(0.05)
+        await polled(lambda: call("bulk_status", job_id=started["job_id"]), lambda found: found["done"] >= 300)
         await call("bulk_cancel", job_id=started["job_id"])
     bench.succeed(apart=True)  # a process of its own, because a loop runs here
     assert len(bench.upstream.seen) <= 600 + 32 + 64
@@ -338,7 +352,7 @@ async def test_rows_over_mcp_have_the_names_of_the_file_s_columns(bench: Any, to
     bench.write([{"prompt": "a", "answer": 72, "row": "r", "id": "x"}, {"prompt": "b"}])
     async with tools() as call:
         started = await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl")
-        await until(call, started["job_id"], "finished")
+        await ended(call, started["job_id"], "finished")
         found = await call("bulk_results", job_id=started["job_id"])
         assert found["columns"] == {"answer": "answer_1", "row": "row_1"}
         first, second = found["rows"]
@@ -351,7 +365,7 @@ async def test_rows_over_mcp_have_the_names_of_the_file_s_columns(bench: Any, to
             "answer_1": "echo: a",
         }
         again = await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl", answer_column="reply")
-        found = await until(call, again["job_id"], "finished")
+        found = await ended(call, again["job_id"], "finished")
         assert found["columns"] == {"answer": "reply", "row": "row_1"}
         assert bench.answers()[0]["reply"] == "echo: a"
     assert len(bench.upstream.seen) == 2
@@ -364,7 +378,7 @@ async def test_a_refused_key_is_the_reason_of_a_stopped_job(bench: Any, tools: A
     bench.prompts(5)
     async with tools() as call:
         started = await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl")
-        found = await until(call, started["job_id"], "stopped")
+        found = await ended(call, started["job_id"], "stopped")
         assert "401" in found["reason"]
 
 
@@ -391,14 +405,13 @@ async def test_a_job_on_a_local_engine_runs_here_and_is_left_interrupted(bench: 
     service = local()
     async with tools(service) as call:
         job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
-        while not (await call("bulk_results", job_id=job_id, limit=20))["rows"]:
-            await asyncio.sleep(0.05)
+        await polled(lambda: call("bulk_results", job_id=job_id, limit=20), lambda page: page["rows"])
         await service.aclose()
-        found = await until(call, job_id, "interrupted", timeout_s=3)
+        found = await ended(call, job_id, "interrupted")
         assert 0 < found["done"] < 150
     async with tools(local()) as call:
         job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
-        await until(call, job_id, "finished")
+        await ended(call, job_id, "finished")
     assert [row["answer"] for row in bench.answers()] == [f"local: prompt {at}" for at in range(150)]
 
 
@@ -433,10 +446,10 @@ async def test_a_job_is_answered_as_it_was_admitted_whatever_is_loaded_while_it_
         job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
         given = {"backend_configs": {}, "sampling_params": {}, "backend": "hf"} | change
         await call("generation_init", **given)
-        await until(call, job_id, "finished", "interrupted")
+        await ended(call, job_id, "finished", "interrupted")
     async with tools(local()) as call:
         job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
-        await until(call, job_id, "finished")
+        await ended(call, job_id, "finished")
     assert {row["answer"] for row in bench.answers()} == {"first at 0.5"}
 
 
@@ -452,7 +465,7 @@ async def test_a_batch_answer_of_a_local_engine_names_the_model_that_gave_it(ben
         Service(Configuration({"backend": "hf", "backend_configs": {"hf": model}}), create=create)
     ) as call:
         job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
-        await until(call, job_id, "finished")
+        await ended(call, job_id, "finished")
     assert bench.answers()[0]["response"]["body"]["model"] == "some-model"
 
 
@@ -472,7 +485,7 @@ async def test_a_detached_job_outlives_server_and_client_and_shows_no_secret(ben
     async with Client(server) as client:
         result = await client.call_tool("bulk_generate", {"input_file": "in.jsonl", "output_file": "out.jsonl"})
         job_id: str = result.structured_content["job_id"]
-        await bench.upstream.reaches(lambda: len(bench.upstream.seen) > 50)
+        await until(lambda: len(bench.upstream.seen) > 50)
     await server.close()
     (runner,) = [
         one
@@ -485,8 +498,8 @@ async def test_a_detached_job_outlives_server_and_client_and_shows_no_secret(ben
     assert b"HTTPS_PROXY=" in shown
     assert os.getsid(runner.pid) != os.getsid(0)
     assert bench.status()["alive"]
-    bench.wait(lambda: bench.status()["state"] == "finished")
-    bench.wait(lambda: not runner.is_running() or runner.status() == psutil.STATUS_ZOMBIE)
+    eventually(lambda: bench.status()["state"] == "finished")
+    eventually(lambda: not runner.is_running() or runner.status() == psutil.STATUS_ZOMBIE)
     assert len(bench.answers()) == len(bench.upstream.seen) == 600
     assert bench.upstream.seen[0].headers["authorization"] == "Bearer very-secret-key-0123456789"
     log = bench.folder.log.read_text()
@@ -499,7 +512,7 @@ async def test_answers_do_not_stand_beside_rows_that_did_not_ask_for_them(bench:
     bench.prompts(3)
     async with tools() as call:
         job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
-        await until(call, job_id, "finished")
+        await ended(call, job_id, "finished")
         bench.write([{"prompt": "another question"}, {"prompt": "prompt 1"}])
         with pytest.raises(ToolError, match="has changed since"):
             await call("bulk_results", job_id=job_id)

@@ -9,7 +9,6 @@ import stat
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -30,6 +29,7 @@ from promptmill.system.safe_open import OutsideError, is_remote, open_regular
 from replies import answer
 from sure import sure
 from talk import text
+from waiting import eventually
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="links and pipes of POSIX")
 
@@ -578,10 +578,7 @@ asyncio.run(main())
         env={**os.environ, "TMPDIR": str(scratch)},
     )
     try:
-        end = time.monotonic() + 60
-        while not upstream.seen and time.monotonic() < end:
-            time.sleep(0.02)
-        assert upstream.seen, "the workers read their prompts from the spool"
+        eventually(lambda: upstream.seen)  # the workers have read their prompts from the spool
         assert not list(scratch.iterdir())
         # others are opened and closed meanwhile
         opened = Path(f"/proc/{process.pid}/fd").iterdir()

@@ -18,12 +18,12 @@ from PIL import Image
 
 from everyday import everyday
 from fuzzing import SEED, TRACE
-from piped import eventually
 from promptmill.config.loading import HTTP_DEFAULTS
 from promptmill.http.token import Token
 from replies import answer, by_prompt, hang
 from served import BEARER, TOKEN, Served, messages, written
 from upstream import Upstream
+from waiting import eventually
 
 PING = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
 JSON = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}

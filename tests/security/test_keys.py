@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from promptmill.config.loading import Configuration, Overrides
 from promptmill.core.errors import PromptmillError
 from replies import by_prompt, hang, raw, redirect, status
 from talk import sent, serving, text
+from waiting import eventually
 
 KNOWN = sorted({host for dialect in PROFILES if dialect.public for host in dialect.hosts})
 ENVIRONMENT = {"OPENAI_API_KEY": KEY, "OTHER_SECRET": KEY}
@@ -187,9 +187,7 @@ def test_no_key_stands_on_a_command_line_or_in_the_environment_of_a_worker(upstr
     environ = {**os.environ, "OPENAI_API_KEY": "key-of-the-environment"}
     process = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        end = time.monotonic() + 60
-        while not upstream.seen and time.monotonic() < end:
-            time.sleep(0.02)
+        eventually(lambda: upstream.seen)
         assert upstream.seen[0].headers["authorization"] == "Bearer key-of-the-file"
         workers = psutil.Process(process.pid).children(recursive=True)
         assert len(workers) == 2

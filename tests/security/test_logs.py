@@ -12,8 +12,9 @@ import pytest
 
 from everyday import everyday
 from fakes import KEY
-from piped import Piped, eventually
+from piped import Piped
 from replies import answer, attempts, by_prompt, closed, raw, reset, status
+from waiting import eventually
 
 PROMPT = "the-private-prompt"
 ANSWER = "the-private-answer"

@@ -7,7 +7,6 @@ import time
 import orjson
 import pytest
 
-from busy import within
 from replies import (
     answer,
     at_most,
@@ -27,6 +26,7 @@ from replies import (
     vanishing,
 )
 from talk import codes, sent, text
+from waiting import until
 
 
 def _numbers(n):
@@ -225,22 +225,24 @@ async def test_an_item_is_sent_no_more_than_five_times_its_retries(serve, upstre
     assert upstream.attempts["busy"] == 10
 
 
+@pytest.mark.simulated
 async def test_patience_ends_with_an_endpoint_that_answers_nothing(serve, upstream):
     upstream.reply = status(429)
     began = time.monotonic()
     async with serve(patience=0.5, retries=100) as talk:
         result = await _generate(talk, *_numbers(20))
     assert set(codes(result).values()) == {"rate_limited"}
-    assert time.monotonic() - began < within(15)
+    assert 0.5 <= time.monotonic() - began < 3
 
 
+@pytest.mark.simulated
 async def test_a_port_where_nobody_listens_is_said_soon(talk, upstream):
     upstream.vanish(None)
     began = time.monotonic()
     result = await _generate(talk, "a", "b")
     assert set(codes(result).values()) == {"unreachable"}
     assert str(upstream.port) in text(result)
-    assert time.monotonic() - began < within(15)
+    assert time.monotonic() - began < 3
 
 
 async def test_a_name_that_nobody_knows_is_said_and_is_ours(serve):
@@ -263,7 +265,7 @@ async def test_a_call_that_takes_too_long_returns_what_is_done(serve, upstream):
     upstream.reply = by_prompt({"slow": hang()})
     async with serve(top={"call_timeout": 0.5}) as talk:
         result = await talk("generate", prompt_ls=["a", "slow"])
-        await upstream.reaches(lambda: not upstream.in_flight, 1)
+        await until(lambda: not upstream.in_flight)
     assert result.structured_content["ans_ls"] == ["echo: a", ""]
     assert codes(result) == {1: "deadline"}
     assert result.structured_content["errors"][0]["retryable"]

@@ -9,6 +9,7 @@ from fastmcp.exceptions import ToolError
 
 from replies import answer, late
 from talk import codes, sent, text
+from waiting import until
 
 
 async def test_without_init_the_file_says_what_is_used(serve, upstream):
@@ -52,7 +53,7 @@ async def test_another_base_url_takes_over_while_running_calls_finish_where_they
     other = upstreams(answer("from the other"))
     upstream.reply = late(0.5)
     running = asyncio.ensure_future(talk.answers("x"))
-    await upstream.reaches(lambda: upstream.seen)
+    await until(lambda: upstream.seen)
     await talk.init(backend_configs={"openai": {"base_url": other.url}})
     assert (await talk.answers("y"), await running) == (["from the other"], ["echo: x"])
 

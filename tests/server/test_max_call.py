@@ -16,7 +16,7 @@ from fastmcp import Client
 
 from everyday import everyday
 from fakes import FakeBackend, openai_configuration
-from piped import Piped, eventually
+from piped import Piped
 from promptmill.config.loading import Configuration
 from promptmill.core.outcome import Completion
 from promptmill.jobs.store import status as job_status
@@ -25,6 +25,7 @@ from promptmill.server import create_server
 from promptmill.service.service import Service
 from replies import answer, by_prompt, hang, late, status
 from talk import Talk, codes, serving, text
+from waiting import eventually, until
 
 LIMIT = {"max_call_s": 3}  # two seconds of work
 
@@ -153,10 +154,10 @@ async def test_a_client_that_cancels_before_the_limit_ends_all(serve, upstream):
     upstream.reply = hang()
     async with serve(top={"max_call_s": 60}) as talk:
         call = asyncio.ensure_future(talk("generate", prompt_ls=["a", "b"]))
-        await upstream.reaches(lambda: upstream.in_flight == 2)
+        await until(lambda: upstream.in_flight == 2)
         call.cancel()
         await asyncio.wait({call})
-        await upstream.reaches(lambda: upstream.in_flight == 0)
+        await until(lambda: upstream.in_flight == 0)
     assert not _folders()
 
 
@@ -166,7 +167,7 @@ async def test_bulk_cancel_ends_the_rest_and_bulk_generate_goes_on_with_it(serve
         result = await talk("generate", prompt_ls=["a", "stuck", "b"])
         job_id = result.structured_content["job_id"]
         cancelled = (await talk("bulk_cancel", job_id=job_id)).structured_content
-        await upstream.reaches(lambda: upstream.in_flight == 0)
+        await until(lambda: upstream.in_flight == 0)
         ended = await _finished(talk, job_id, "cancelled")
         upstream.reply = answer()
         again = await talk("bulk_generate", input_file=ended["input_file"], output_file=ended["output_file"])

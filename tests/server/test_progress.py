@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from itertools import pairwise
+
 import pytest
 
 from promptmill.backends.protocol import Call
 from promptmill.server.progress import Told, _count, _duration, _rate
-from replies import answer, choose, status
+from replies import answer, choose, late, status
 
 
 class Clock:
@@ -112,3 +115,19 @@ async def test_a_call_that_waits_says_why(serve, upstream):
         assert (
             await talk.client.call_tool("generate", {"prompt_ls": ["x"]}, progress_handler=progress)
         ).structured_content == {"ans_ls": ["echo: x"]}
+
+
+@pytest.mark.simulated
+async def test_progress_is_told_at_most_twice_a_second(serve, upstream):
+    upstream.reply = late(0.1)
+    told = []
+
+    async def progress(done, total, message):
+        told.append((time.monotonic(), done))
+
+    async with serve(concurrency=1) as talk:
+        prompts = [str(number) for number in range(25)]
+        await talk.client.call_tool("generate", {"prompt_ls": prompts}, progress_handler=progress)
+    assert len(told) >= 4
+    assert all(after - before >= 0.499 for (before, _), (after, _) in pairwise(told[:-1])), told
+    assert round(told[-1][1]) == 25

@@ -13,6 +13,7 @@ from promptmill.config.loading import Configuration, Overrides
 from promptmill.server.status import describe
 from promptmill.service.service import Service
 from replies import answer, attempts, by_prompt, hang, status
+from waiting import until
 
 URI = "promptmill://status"
 
@@ -49,13 +50,13 @@ async def test_totals_count_what_calls_cost_and_how_items_failed(talk, upstream)
 async def test_a_call_in_progress_shows_how_far_it_is(talk, upstream):
     upstream.reply = by_prompt({"slow": hang()}, answer())
     call = asyncio.ensure_future(talk("generate", prompt_ls=["a", "slow", "b"]))
-    await upstream.reaches(lambda: upstream.in_flight == 1 and len(upstream.seen) == 3)
+    await until(lambda: upstream.in_flight == 1 and len(upstream.seen) == 3)
     while (found := await _read(talk))["calls_in_progress"][0]["done"] < 2:
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0)
     call.cancel()
     await asyncio.wait({call})
     while (ended := await _read(talk))["calls_in_progress"]:
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0)
     (call,) = found["calls_in_progress"]
     assert (call["done"], call["total"], call["failed"], call["in_flight"]) == (2, 3, 0, 1)
     assert found["engine"]["state"] == "ready"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import sys
 import time
 from functools import partial
@@ -17,13 +16,14 @@ import yaml
 from fastmcp import Client
 from fastmcp.client.transports import StdioTransport
 
-from busy import within
 from everyday import everyday
 from fakes import KEY
-from piped import Piped, eventually
+from piped import Piped
 from replies import answer, by_prompt, hang, late
+from server_process import CODES
 from talk import text
 from upstream import Upstream
+from waiting import eventually, until
 
 pytestmark = pytest.mark.stdio
 
@@ -183,20 +183,18 @@ def test_what_is_printed_goes_to_stderr_and_nothing_else_reads_what_the_client_s
 # Progress
 
 
-def test_progress_is_told_first_last_and_at_most_twice_a_second(config, upstream):
+def test_progress_is_told_first_and_last(config, upstream):
     upstream.reply = late(0.1)
     with Piped(config(concurrency=1)) as server:
         server.initialize()
-        began = time.monotonic()
         server.result(server.call("generate", prompt_ls=[str(i) for i in range(25)], progress="mine"))
-        seconds = time.monotonic() - began
         told = server.progress("mine")
     numbers = [params["progress"] for _, params in told]
     assert numbers == sorted(set(numbers)), "each is larger than the one before"
     assert numbers[0] < 1
     assert round(numbers[-1]) == 25
     assert {params["total"] for _, params in told} == {25}
-    assert 4 <= len(told) <= 2 * seconds + 2
+    assert len(told) >= 4
 
 
 def test_progress_is_told_to_those_who_asked_alone(server):
@@ -207,14 +205,14 @@ def test_progress_is_told_to_those_who_asked_alone(server):
 # Cancelling
 
 
-def test_a_cancelled_call_frees_everything_within_a_second_and_gets_no_answer(config, upstream):
+def test_a_cancelled_call_frees_everything_and_gets_no_answer(config, upstream):
     upstream.reply = by_prompt({"hang": hang()})
     with Piped(config(concurrency=8, adaptive=False)) as server:
         server.initialize()
         number = server.call("generate", prompt_ls=["hang"] * 20)
         eventually(lambda: upstream.in_flight == 8)
         server.notify("notifications/cancelled", requestId=number, reason="changed my mind")
-        eventually(lambda: upstream.in_flight == 0, 1)
+        eventually(lambda: upstream.in_flight == 0)
         assert server.answers(*map(str, range(16))) == [f"echo: {i}" for i in range(16)]
         assert upstream.attempts["hang"] == 8, "nothing of it was sent afterwards"
         assert server.found(number) is None
@@ -247,9 +245,7 @@ def test_a_long_call_blocks_nothing(server, upstream):
     long = server.call("generate", prompt_ls=["hang"] * 5)
     eventually(lambda: upstream.in_flight == 5)
     for method in ("ping", "tools/list"):
-        began = time.monotonic()
-        server.result(server.request(method), 5)
-        assert time.monotonic() - began < within(2)
+        server.result(server.request(method))
     assert server.answers("x") == ["echo: x"]
     server.notify("notifications/cancelled", requestId=long)
 
@@ -260,9 +256,9 @@ def test_a_small_call_beside_a_huge_one_gets_its_share(config, upstream):
         server.initialize()
         huge = server.call("generate", prompt_ls=["huge"] * 3000)
         eventually(lambda: upstream.attempts["huge"] > 50)
-        began = time.monotonic()
+        before = upstream.attempts["huge"]
         assert server.answers("small") == ["echo: small"]
-        assert time.monotonic() - began < within(2)
+        assert upstream.attempts["huge"] - before < 1000
         assert server.found(huge) is None, "the huge one was to go on all the while"
 
 
@@ -274,28 +270,8 @@ def test_many_calls_at_once_get_each_their_own_answers(server):
 
 # Ending
 
-CODES = {"EOF": 0, "SIGTERM": 143, "SIGINT": 130, "SIGHUP": 129, "SIGKILL": -signal.SIGKILL}
 ENDS = pytest.mark.parametrize("how", CODES)
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals as POSIX has them")
-
-
-def _alive(process):
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE  # dead; in a container nobody may come to collect it
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _ends(server, how):
-    family = server.family()
-    began = time.monotonic()
-    server.end(how)
-    code = server.process.wait(10)
-    seconds = time.monotonic() - began
-    assert code == CODES[how], server.said()
-    assert seconds < within(2), "clients send SIGTERM and SIGKILL soon"
-    eventually(lambda: not any(map(_alive, family)), 2)
-    assert "Traceback" not in server.said()
 
 
 @posix
@@ -308,8 +284,8 @@ def test_it_leaves_an_endpoint_at_once(config, upstream, how, state):
         if state == "busy":
             server.call("generate", prompt_ls=["x"] * 30, progress="p")
             eventually(lambda: upstream.in_flight)
-        _ends(server, how)
-        eventually(lambda: not upstream.in_flight, 2)
+        server.ends(how)
+        eventually(lambda: not upstream.in_flight)
 
 
 @posix
@@ -324,7 +300,7 @@ def test_a_signal_ends_running_calls_with_the_answers_so_far(config, upstream, h
         eventually(lambda: len(upstream.seen) == 4)
         server.notify("notifications/cancelled", requestId=cancelled)
         eventually(lambda: upstream.in_flight == 1)
-        _ends(server, how)
+        server.ends(how)
         result = server.result(number)
     assert result["structuredContent"]["ans_ls"] == ["echo: one", "", "echo: two"]
     assert [error["code"] for error in result["structuredContent"]["errors"]] == ["shutdown"]
@@ -338,8 +314,7 @@ async def test_a_signal_during_a_call_leaves_fastmcps_client_its_answers(config,
     async with Client(StdioTransport(sys.executable, command, keep_alive=False)) as client:
         (process,) = [one for one in psutil.Process().children() if command[-1] in one.cmdline()]
         call = asyncio.ensure_future(client.call_tool("generate", {"prompt_ls": ["one", "hang"]}))
-        while len(upstream.seen) < 2 or upstream.in_flight > 1:
-            await asyncio.sleep(0.01)
+        await until(lambda: len(upstream.seen) == 2 and upstream.in_flight == 1)
         process.terminate()
         result = await call
     assert result.structured_content["ans_ls"] == ["echo: one", ""]
@@ -350,7 +325,7 @@ async def test_a_signal_during_a_call_leaves_fastmcps_client_its_answers(config,
 def test_it_leaves_before_anybody_spoke_to_it(config, how):
     with Piped(config()) as server:
         server.reply(server.request("ping"))
-        _ends(server, how)
+        server.ends(how)
 
 
 @posix
@@ -361,7 +336,7 @@ def test_it_says_nothing_to_a_client_that_has_left(config, upstream):
         server.call("generate", prompt_ls=["x"], progress="p")
         eventually(lambda: upstream.in_flight and server.progress("p"))
         said = len(server.lines)
-        _ends(server, "EOF")
+        server.ends("EOF")
         assert server.lines[said:] == [], "clients of the SDK's 1.x line raise on it while they leave"
 
 
@@ -404,7 +379,7 @@ def test_it_leaves_no_engine_behind(engine, how, state):
         if state == "busy":
             eventually(lambda: _is_generating(server))
         eventually(server.family)
-        _ends(server, how)
+        server.ends(how)
 
 
 def _sampling(server, **sampling):
@@ -425,14 +400,14 @@ def test_an_engine_can_be_cancelled_shut_down_killed_and_left(engine):
         eventually(lambda: _is_generating(server, "first"))
         server.notify("notifications/cancelled", requestId=cancelled)
         _sampling(server, temperature=0, max_tokens=4)
-        assert server.result(server.call("generate", prompt_ls=[question]), 15)["structuredContent"]["ans_ls"] == right
+        assert server.result(server.call("generate", prompt_ls=[question]))["structuredContent"]["ans_ls"] == right
         (child,) = server.family()
 
         _sampling(server, temperature=0, max_tokens=4000)
         running = server.call("generate", prompt_ls=[endless] * 4, progress="second")
         eventually(lambda: _is_generating(server, "second"))
-        assert server.result(server.call("vllm_shutdown"), 5)["content"] == []
-        codes = {entry["code"] for entry in server.result(running, 5)["structuredContent"]["errors"]}
+        assert server.result(server.call("vllm_shutdown"))["content"] == []
+        codes = {entry["code"] for entry in server.result(running)["structuredContent"]["errors"]}
         assert codes == {"shutdown"}
         assert not child.is_running()
         assert server.family() == []
@@ -445,7 +420,7 @@ def test_an_engine_can_be_cancelled_shut_down_killed_and_left(engine):
         server.result(server.call("generate", prompt_ls=["it may meet the engine dead"]))
         assert server.answers(question) == right
         assert server.found(cancelled) is None
-        _ends(server, "EOF")
+        server.ends("EOF")
 
 
 @posix
@@ -460,7 +435,7 @@ def test_loading_blocks_nothing_and_is_told(engine):
         while server.found(init) is None:
             server.result(server.request("ping"))
             pings += 1
-            time.sleep(0.05)
+            time.sleep(0.05)  # the engine that loads needs the machine too
         assert not server.result(init)["isError"]
         assert pings > 5, "all but the last are answered while it loads"
         told = [params for _, params in server.progress("load")]
@@ -480,7 +455,7 @@ def test_a_model_that_does_not_exist_is_said_and_the_server_stays(engine, tmp_pa
         assert result["isError"]
         assert nowhere in result["content"][0]["text"]
         assert "Traceback" not in result["content"][0]["text"]
-        eventually(lambda: not server.family(), 2)
+        eventually(lambda: not server.family())
         server.result(server.request("ping"))
 
 
@@ -507,9 +482,9 @@ async def test_the_client_of_fastmcp_is_served_and_may_give_up(config, upstream)
         result = await client.call_tool("generate", {"prompt_ls": ["slow"]}, progress_handler=heard)
         assert result.structured_content == {"ans_ls": ["echo: slow"]}
         giving_up = asyncio.ensure_future(client.call_tool("generate", {"prompt_ls": ["hang"]}))
-        await upstream.reaches(lambda: upstream.in_flight)
+        await until(lambda: upstream.in_flight)
         giving_up.cancel()
-        await upstream.reaches(lambda: not upstream.in_flight, 1)
+        await until(lambda: not upstream.in_flight)
         assert (await client.call_tool("generate", {"prompt_ls": ["x"]})).structured_content == {"ans_ls": ["echo: x"]}
     assert len(told) >= 2
 
@@ -574,7 +549,7 @@ def test_a_line_that_cannot_be_read_is_answered_all_the_same(server, upstream, l
     if said is None or "valid JSON" in said:
         time.sleep(0.2)  # no JSON at all: nobody can tell who waits
     else:
-        error = server.reply(number, 20)["error"]
+        error = server.reply(number)["error"]
         assert error["code"] == -32700
         assert said in error["message"]
     assert not upstream.seen
@@ -674,12 +649,10 @@ def test_bad_configurations_are_said_and_the_server_stays_right(server, upstream
     assert "hunter2" not in server.said()
 
 
-def test_a_port_where_nobody_listens_is_said_soon(server):
+def test_a_port_where_nobody_listens_is_said(server):
     block = {"openai": {"base_url": "http://127.0.0.1:9/v1"}}
     server.result(server.call("generation_init", backend_configs=block, sampling_params={}, backend="openai"))
-    began = time.monotonic()
     assert _error(server, "generate", prompt_ls=["x"]).startswith("unreachable: 127.0.0.1:9")
-    assert time.monotonic() - began < within(10)
     server.result(server.call("generation_init", backend_configs={}, sampling_params={}, backend="openai"))
     assert server.answers("after") == ["echo: after"]
 

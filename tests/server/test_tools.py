@@ -11,6 +11,7 @@ import pytest
 
 from replies import answer, attempts, by_prompt, choose, late, status
 from talk import codes, sent, text
+from waiting import until
 
 # What tools/list says
 
@@ -359,7 +360,7 @@ async def test_a_deeply_nested_prompt_is_refused(talk, upstream):
 async def test_shutdown_is_a_successful_nothing_on_an_endpoint(talk, upstream):
     upstream.reply = late(0.3)
     running = asyncio.ensure_future(talk.answers("x"))
-    await upstream.reaches(lambda: upstream.seen)
+    await until(lambda: upstream.seen)
     for _ in range(2):
         result = await talk("vllm_shutdown")
         assert not result.is_error

@@ -7,7 +7,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -25,6 +24,7 @@ from promptmill.service import list_call
 from promptmill.service.service import Service
 from replies import answer, chaos, choose, closed, completion, hang, late, reset, status, then_close, truncated
 from sure import sure
+from waiting import eventually, until
 
 PRICE = {"input": 10.0, "output": 100.0}
 LIMIT = 0.05
@@ -203,10 +203,9 @@ def test_a_budget_holds_over_kills(job, upstream):
     upstream.reply = late(0.05)
     command = [sys.executable, "-m", "promptmill", *job, "--max-cost", str(LIMIT)]
     for kills in range(3):
-        before = len(upstream.seen)
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            while len(upstream.seen) < before + 20 and process.poll() is None:
-                time.sleep(0.01)
+            goal = len(upstream.seen) + 20
+            eventually(lambda goal=goal: len(upstream.seen) >= goal or process.poll() is not None)
             process.send_signal(signal.SIGKILL)
         assert _charged(upstream) <= LIMIT, f"after {kills} kills"
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
@@ -255,7 +254,7 @@ async def test_what_was_on_its_way_when_a_call_was_cancelled_is_charged_to_its_b
     upstream.reply = hang()
     service, budget = opened({"sampling_params": {"max_tokens": 20}}, concurrency=1), Budget(1.0)
     call = asyncio.ensure_future(_ask(service, 3, Call(total=3, budget=budget)))
-    await upstream.reaches(lambda: upstream.seen)
+    await until(lambda: upstream.seen)
     call.cancel()
     await asyncio.wait({call})
     worst = (20 * PRICE["output"] + 200 * PRICE["input"]) / 1_000_000

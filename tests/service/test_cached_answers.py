@@ -23,6 +23,7 @@ from promptmill.core.outcome import Completion
 from promptmill.service import list_call
 from promptmill.service.service import Service
 from replies import answer, attempts, by_prompt, late, status
+from waiting import until
 
 
 class Asking:
@@ -137,7 +138,7 @@ async def test_who_waited_for_a_call_that_was_cancelled_asks_itself(opened, upst
     upstream.reply = attempts(late(30), answer("second"))
     async with opened() as asking:
         first = asyncio.ensure_future(asking.ask("a"))
-        await upstream.reaches(lambda: len(upstream.seen) == 1)
+        await until(lambda: len(upstream.seen) == 1)
         second = asyncio.ensure_future(asking.ask("a"))
         await asyncio.sleep(0.1)
         first.cancel()

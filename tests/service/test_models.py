@@ -15,6 +15,7 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import Completion
 from promptmill.service import model as model_module
 from promptmill.service.service import Service
+from waiting import until
 
 
 class Engine(FakeBackend):
@@ -91,13 +92,11 @@ async def test_an_engine_does_not_leave_under_a_running_call_and_calls_take_turn
     engines = Engines()
     service = closing(_service(engines, {"a": _hf("0"), "b": _hf("0")}))
     first = asyncio.ensure_future(_ask(service, "a", "slow"))
-    while not engines.made:
-        await asyncio.sleep(0)
+    await until(lambda: engines.made)
     a = engines.made[0]
     await a.at_it.wait()
     other = asyncio.ensure_future(_ask(service, "b", "x"))
-    while "running calls of the model a" not in service.activity:
-        await asyncio.sleep(0)
+    await until(lambda: "running calls of the model a" in service.activity)
     later = asyncio.ensure_future(_ask(service, "a", "z"))
     await asyncio.sleep(0)
     assert not a.closed.is_set()
@@ -134,7 +133,7 @@ async def test_an_idle_engine_is_unloaded_and_loaded_again_by_the_next_call(clos
     service = closing(_service(engines, {"a": _hf("0", idle_unload=0.01), "b": _hf("1")}))
     await _ask(service, "a", "x")
     await _ask(service, "b", "x")
-    await asyncio.wait_for(engines.made[0].closed.wait(), 5)
+    await engines.made[0].closed.wait()
     assert service.state_of("a") == "not_loaded"
     assert service.state_of("b") == "ready"
     assert await _ask(service, "a", "y") == ["a: y"]

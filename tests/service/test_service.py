@@ -13,6 +13,7 @@ from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.outcome import Completion, Failure
 from promptmill.service.service import Service
+from waiting import until
 
 
 class Backend(FakeBackend):
@@ -105,16 +106,10 @@ async def _ask(service, *prompts, **options):
 async def _under_way(service, shop, *prompts):
     """Ask, as a task, what the first engine does not finish by itself; return it when the engine is at it."""
     call = asyncio.ensure_future(_ask(service, *prompts))
-    await _until(lambda: shop.made)
+    await until(lambda: shop.made)
     shop.made[0].ready.set()
     await shop.made[0].running.wait()
     return call
-
-
-async def _until(condition):
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 # Loading
@@ -133,7 +128,7 @@ async def test_concurrent_first_calls_load_once(closing):
     shop = Shop(quick=False)
     service = closing(_service(shop))
     calls = [asyncio.ensure_future(_ask(service, f"quick {i}")) for i in range(20)]
-    await _until(lambda: shop.made and shop.made[0].loads)
+    await until(lambda: shop.made and shop.made[0].loads)
     shop.made[0].ready.set()
     assert await asyncio.gather(*calls) == [[f"first: quick {i}"] for i in range(20)]
     assert (len(shop.made), shop.made[0].loads) == (1, 1)
@@ -143,7 +138,7 @@ async def test_a_caller_that_gives_up_does_not_stop_the_loading(closing):
     shop = Shop(quick=False)
     service = closing(_service(shop))
     first, second = asyncio.ensure_future(_ask(service, "quick a")), asyncio.ensure_future(_ask(service, "quick b"))
-    await _until(lambda: shop.made and shop.made[0].loads)
+    await until(lambda: shop.made and shop.made[0].loads)
     first.cancel()
     await asyncio.wait({first})
     shop.made[0].ready.set()
@@ -155,7 +150,7 @@ async def test_what_is_being_loaded_is_told_until_it_is(closing):
     service = closing(_service(shop))
     assert service.activity == ""
     call = asyncio.ensure_future(_ask(service, "quick"))
-    await _until(lambda: service.activity == "loading weights")
+    await until(lambda: service.activity == "loading weights")
     shop.made[0].ready.set()
     await call
     assert service.activity == ""
@@ -166,7 +161,7 @@ async def test_a_failed_load_is_told_to_every_caller_and_tried_again_by_the_next
     shop.broken = {"first"}
     service = closing(_service(shop))
     calls = [asyncio.ensure_future(_ask(service, "a")) for _ in range(3)]
-    await _until(lambda: shop.made and shop.made[0].loads)
+    await until(lambda: shop.made and shop.made[0].loads)
     shop.made[0].ready.set()
     for result in await asyncio.gather(*calls, return_exceptions=True):
         assert isinstance(result, PromptmillError)
@@ -232,7 +227,7 @@ async def test_after_the_deadline_the_rest_are_errors_and_what_is_done_stays(clo
     shop = Shop(quick=False)
     service = closing(_service(shop, call_timeout=0.1))
     call = asyncio.ensure_future(_ask(service, "quick a", "slow"))
-    await _until(lambda: shop.made)
+    await until(lambda: shop.made)
     shop.made[0].ready.set()
     assert await call == ["first: quick a", Code.DEADLINE]
     assert shop.made[0].cancelled == 1, "the work is stopped"
@@ -253,10 +248,10 @@ async def test_cancelling_a_call_stops_its_work_alone(closing):
     shop = Shop(quick=False)
     service = closing(_service(shop))
     calls = [asyncio.ensure_future(_ask(service, "slow")) for _ in range(2)]
-    await _until(lambda: shop.made)
+    await until(lambda: shop.made)
     backend = shop.made[0]
     backend.ready.set()
-    await _until(lambda: backend.runs == 2)
+    await until(lambda: backend.runs == 2)
     calls[0].cancel()
     await asyncio.wait({calls[0]})
     assert (calls[0].cancelled(), backend.cancelled, backend.runs) == (True, 1, 1)
@@ -268,7 +263,7 @@ async def test_when_the_engine_dies_the_rest_are_errors_and_the_next_call_loads_
     shop = Shop(quick=False)
     service = closing(_service(shop))
     call = asyncio.ensure_future(_ask(service, "quick a", "slow"))
-    await _until(lambda: shop.made)
+    await until(lambda: shop.made)
     backend = shop.made[0]
     backend.ready.set()
     await backend.running.wait()
@@ -319,12 +314,12 @@ async def test_what_fits_beside_the_old_one_loads_first_and_running_calls_finish
     shop = Shop(quick=False)
     service = closing(_service(shop))
     running = asyncio.ensure_future(_ask(service, "slow"))
-    await _until(lambda: shop.made)
+    await until(lambda: shop.made)
     old = shop.made[0]
     old.ready.set()
     await old.running.wait()
     swap = asyncio.ensure_future(service.init(BESIDE))
-    await _until(lambda: len(shop.made) == 2 and shop.made[1].loads)
+    await until(lambda: len(shop.made) == 2 and shop.made[1].loads)
     assert await _ask(service, "quick") == ["first: quick"], "until the new one is ready the old one serves"
     shop.made[1].ready.set()
     await swap
@@ -332,25 +327,25 @@ async def test_what_fits_beside_the_old_one_loads_first_and_running_calls_finish
     assert not old.closes
     old.may_answer.set()
     assert await running == ["first: slow"]
-    await _until(lambda: old.closes)
+    await until(lambda: old.closes)
 
 
 async def test_on_the_same_device_the_old_one_ends_its_calls_first(closing):
     shop = Shop(quick=False)
     service = closing(_service(shop))
     running = asyncio.ensure_future(_ask(service, "slow"))
-    await _until(lambda: shop.made)
+    await until(lambda: shop.made)
     old = shop.made[0]
     old.ready.set()
     await old.running.wait()
     swap = asyncio.ensure_future(service.init(SAME_DEVICE))
-    await _until(lambda: service.activity == "waiting for running calls to end")
+    await until(lambda: service.activity == "waiting for running calls to end")
     waiting = asyncio.ensure_future(_ask(service, "quick"))
     await asyncio.sleep(0.02)
     assert not shop.made[-1].loads, "two engines do not share a device"
     old.may_answer.set()
     assert await running == ["first: slow"]
-    await _until(lambda: shop.made[-1].loads)
+    await until(lambda: shop.made[-1].loads)
     assert old.closes
     shop.made[-1].ready.set()
     await swap
@@ -436,7 +431,7 @@ async def test_a_call_that_gives_up_on_a_swap_leaves_the_old_one_serving(closing
     await _ask(service, "a")
     shop.quick = False
     swap = asyncio.ensure_future(service.init(BESIDE))
-    await _until(lambda: len(shop.made) == 2 and shop.made[1].loads)
+    await until(lambda: len(shop.made) == 2 and shop.made[1].loads)
     swap.cancel()
     await asyncio.wait({swap})
     assert shop.made[1].closes
@@ -449,7 +444,7 @@ async def test_what_loads_beside_the_old_one_is_told(closing):
     await _ask(service, "a")
     shop.quick = False
     swap = asyncio.ensure_future(service.init(BESIDE))
-    await _until(lambda: service.activity == "loading weights")
+    await until(lambda: service.activity == "loading weights")
     shop.made[1].ready.set()
     await swap
     assert service.activity == ""
@@ -470,7 +465,7 @@ async def test_swaps_at_the_same_time_come_one_after_the_other(closing):
     service = closing(_service(shop))
     await asyncio.gather(*(service.init(_hf(model_name_or_path=f"m{i}", gpu_ids=str(i))) for i in range(4)))
     assert await _ask(service, "a") == ["m3: a"]
-    await _until(lambda: sum(bool(backend.closes) for backend in shop.made) == 3)
+    await until(lambda: sum(bool(backend.closes) for backend in shop.made) == 3)
 
 
 # Shutting down
@@ -508,7 +503,7 @@ async def test_shutdown_ends_loading_too(closing):
     shop = Shop(quick=False)
     service = closing(_service(shop))
     call = asyncio.ensure_future(_ask(service, "a"))
-    await _until(lambda: shop.made and shop.made[0].loads)
+    await until(lambda: shop.made and shop.made[0].loads)
     await service.shutdown_engine()
     with pytest.raises(PromptmillError) as caught:
         await call
@@ -523,7 +518,7 @@ async def test_what_is_loading_beside_the_old_one_ends_with_it(end, closing):
     await _ask(service, "a")
     shop.quick = False
     swap = asyncio.ensure_future(service.init(BESIDE))
-    await _until(lambda: len(shop.made) == 2 and shop.made[1].loads)
+    await until(lambda: len(shop.made) == 2 and shop.made[1].loads)
     await getattr(service, end)()
     assert [bool(backend.closes) for backend in shop.made] == [True, True]
     with pytest.raises(PromptmillError) as caught:
@@ -537,7 +532,7 @@ async def test_an_engine_that_still_has_to_leave_the_device_ends_as_well(end, cl
     service = closing(_service(shop))
     running = await _under_way(service, shop, "slow")
     swap = asyncio.ensure_future(service.init(SAME_DEVICE))
-    await _until(lambda: service.activity == "waiting for running calls to end")
+    await until(lambda: service.activity == "waiting for running calls to end")
     await getattr(service, end)()
     assert shop.made[0].closes
     assert await running == [Code.SHUTDOWN]
@@ -553,7 +548,7 @@ async def test_an_engine_loaded_again_while_another_one_loads_beside_it_is_not_l
     await _ask(service, "a")
     shop.quick = False
     swap = asyncio.ensure_future(service.init(BESIDE))
-    await _until(lambda: len(shop.made) == 2 and shop.made[1].loads)
+    await until(lambda: len(shop.made) == 2 and shop.made[1].loads)
     shop.quick = True
     shop.made[0].dead = PromptmillError(Code.ENGINE_DIED, "gone")
     assert await _ask(service, "b") == ["first: b"]
@@ -561,7 +556,7 @@ async def test_an_engine_loaded_again_while_another_one_loads_beside_it_is_not_l
     shop.made[1].ready.set()
     await swap
     assert await _ask(service, "c") == ["second: c"]
-    await _until(lambda: shop.made[2].closes)
+    await until(lambda: shop.made[2].closes)
 
 
 async def test_an_engine_that_leaves_for_one_that_has_to_leave_itself_is_not_left_behind(closing):
@@ -569,7 +564,7 @@ async def test_an_engine_that_leaves_for_one_that_has_to_leave_itself_is_not_lef
     service = closing(_service(shop))
     running = await _under_way(service, shop, "slow")
     swap = asyncio.ensure_future(service.init(SAME_DEVICE))
-    await _until(lambda: service.activity == "waiting for running calls to end")
+    await until(lambda: service.activity == "waiting for running calls to end")
     waiting = asyncio.ensure_future(_ask(service, "waits for the second"))
     await asyncio.sleep(0.01)
     swap.cancel()  # its caller gave up, but another call waits for what it loads
@@ -591,18 +586,18 @@ async def test_an_engine_whose_successor_is_given_up_while_it_ends_is_not_left_b
     shop = Shop(quick=False)
     service = closing(_service(shop, drain_s=0.01))
     running = asyncio.ensure_future(_ask(service, "slow"))
-    await _until(lambda: shop.made)
+    await until(lambda: shop.made)
     first = shop.made[0]
     first.ready.set()
     await first.running.wait()
     first.lingers = asyncio.Event()
     swap = asyncio.ensure_future(service.init(SAME_DEVICE))
-    await _until(lambda: first.cancelled)
+    await until(lambda: first.cancelled)
     swap.cancel()
     await asyncio.wait({swap})
     first.lingers.set()
     assert await running == [Code.REPLACED]
-    await _until(lambda: first.closes)
+    await until(lambda: first.closes)
     shop.quick = True
     assert await _ask(service, "a") == ["first: a"]
 
@@ -649,7 +644,7 @@ async def test_closing_ends_loading(closing):
     shop = Shop(quick=False)
     service = closing(_service(shop))
     loading = asyncio.ensure_future(service.init(SAME_DEVICE))
-    await _until(lambda: shop.made and shop.made[0].loads)
+    await until(lambda: shop.made and shop.made[0].loads)
     await service.aclose()
     with pytest.raises(PromptmillError) as caught:
         await loading

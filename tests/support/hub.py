@@ -1,6 +1,6 @@
 """A model hub on loopback, which refuses as the real one does, or gives the files of one model.
 
-with refusing_hub() as url:           # names in REFUSALS are refused, each in its way
+with refusing_hub() as hub:           # names in REFUSALS are refused, each in its way
 with Mirror(folder) as mirror:        # `we/model` is the model in `folder`
 """
 
@@ -11,6 +11,7 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,10 @@ def environment(url: str, home: Path) -> dict[str, str]:
 
 
 class _Refusing(BaseHTTPRequestHandler):
+    asked: list[str]
+
     def do_HEAD(self) -> None:
+        self.asked.append(self.path)
         name = "/".join(self.path.split("/")[1:3])
         status, code, message = REFUSALS.get(name, (200, None, None))
         self.send_response(status)
@@ -51,13 +55,22 @@ class _Refusing(BaseHTTPRequestHandler):
         pass
 
 
+@dataclass
+class RefusingHub:
+    """The address of a hub, and the paths that it was asked for."""
+
+    url: str
+    asked: list[str]
+
+
 @contextmanager
-def refusing_hub() -> Iterator[str]:
-    """Serve a hub that refuses the names in `REFUSALS`; yields its URL."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Refusing)
+def refusing_hub() -> Iterator[RefusingHub]:
+    """Serve a hub that refuses the names in `REFUSALS`."""
+    asked: list[str] = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Refusing,), {"asked": asked}))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield RefusingHub(f"http://127.0.0.1:{server.server_port}", asked)
     finally:
         server.shutdown()
         server.server_close()

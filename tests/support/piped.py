@@ -8,27 +8,20 @@ with Piped(file) as server:             # `promptmill serve --config file`
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from busy import within
-
-PATIENCE_S = 60.0
+from server_process import ServerProcess
+from waiting import PATIENCE_S
 
 
-class Piped:
+class Piped(ServerProcess):
     """A server and what it has written. `lines` are its messages with the time each came."""
 
     def __init__(
@@ -39,14 +32,8 @@ class Piped:
         command: Sequence[str] | None = None,
     ) -> None:
         """`command` starts it otherwise than `promptmill serve --config config`."""
-        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
-        self.process = subprocess.Popen(
-            [*(command or [sys.executable, "-m", "promptmill", "serve", "--config", str(config)]), *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.errors,
-            env=dict(os.environ) | (environ or {}),
-        )
+        command = command or [sys.executable, "-m", "promptmill", "serve", "--config", str(config)]
+        super().__init__([*command, *arguments], stdin=subprocess.PIPE, environ=environ)
         self.lines: list[tuple[float, dict[str, Any]]] = []
         self.strays: list[bytes] = []
         self._news = threading.Condition()
@@ -58,13 +45,7 @@ class Piped:
         return self
 
     def __exit__(self, *_: object) -> None:
-        family = self.family()
-        with contextlib.suppress(OSError):
-            self.process.kill()
-        self.process.wait()
-        for left in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                left.kill()
+        self.kill()
         self._reader.join(5)
         self.errors.close()
         assert not self.strays, f"not JSON-RPC on stdout: {self.strays[:3]}"
@@ -125,17 +106,17 @@ class Piped:
         """Return the response to a request, or None while there is none."""
         return next((line for _, line in self.lines if line.get("id") == number and "method" not in line), None)
 
-    def reply(self, number: int | str, timeout_s: float = PATIENCE_S) -> dict[str, Any]:
+    def reply(self, number: int | str) -> dict[str, Any]:
         """Wait for the response to a request."""
         with self._news:
-            waited = self._news.wait_for(lambda: self.found(number) or not self._reader.is_alive(), within(timeout_s))
+            waited = self._news.wait_for(lambda: self.found(number) or not self._reader.is_alive(), PATIENCE_S)
         answer = self.found(number)
         assert answer is not None, f"no answer to {number} ({'waited' if not waited else 'the server is gone'})"
         return answer
 
-    def result(self, number: int, timeout_s: float = PATIENCE_S) -> dict[str, Any]:
+    def result(self, number: int) -> dict[str, Any]:
         """Wait for the result of a request that must not be an error of the protocol."""
-        answer = self.reply(number, timeout_s)
+        answer = self.reply(number)
         assert "result" in answer, answer
         result: dict[str, Any] = answer["result"]
         return result
@@ -154,30 +135,3 @@ class Piped:
             for at, line in self.lines
             if line.get("method") == "notifications/progress" and line["params"].get("progressToken") == token
         ]
-
-    def family(self) -> list[psutil.Process]:
-        """Return the server's child processes, down to the last."""
-        with contextlib.suppress(psutil.NoSuchProcess):
-            return list(psutil.Process(self.process.pid).children(recursive=True))
-        return []
-
-    def end(self, how: str) -> None:
-        """Close its stdin (`EOF`) or send it a signal."""
-        if how == "EOF":
-            assert self.process.stdin is not None
-            self.process.stdin.close()
-        else:
-            self.process.send_signal(getattr(signal, how))
-
-    def said(self) -> str:
-        """Return what it has written to stderr."""
-        self.errors.seek(0)
-        return self.errors.read().decode("utf-8", "replace")
-
-
-def eventually(condition: Any, timeout_s: float = PATIENCE_S) -> None:
-    """Wait until `condition()` holds."""
-    limit = time.monotonic() + within(timeout_s)
-    while not condition():
-        assert time.monotonic() < limit, "it never came true"
-        time.sleep(0.01)

@@ -11,22 +11,19 @@ import contextlib
 import http.client
 import itertools
 import json
-import os
 import re
-import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import yaml
 
 from fakes import KEY
-from piped import PATIENCE_S, eventually
+from server_process import ServerProcess
+from waiting import PATIENCE_S, eventually
 
 TOKEN = "correct-horse-battery-staple-0123"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -62,21 +59,14 @@ def written(folder: Path, upstream_url: str, top: dict[str, Any] | None = None, 
     return file
 
 
-class Served:
+class Served(ServerProcess):
     """A server and its address."""
 
     def __init__(
         self, config: Path, *arguments: str, listen: str = "127.0.0.1:0", environ: dict[str, str] | None = None
     ) -> None:
-        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
-        command = [sys.executable, "-m", "promptmill", "serve", "--config", str(config), "--http", listen]
-        self.process = subprocess.Popen(
-            [*command, *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=self.errors,
-            env=dict(os.environ) | (environ or {}),
-        )
+        command = [sys.executable, "-m", "promptmill", "serve", "--config", str(config), "--http", listen, *arguments]
+        super().__init__(command, stdin=subprocess.DEVNULL, environ=environ)
         try:
             eventually(lambda: _GREETING.search(self.said()) or self.process.poll() is not None)
             found = _GREETING.search(self.said())
@@ -94,15 +84,9 @@ class Served:
         self._leave()
 
     def _leave(self) -> None:
-        family = self.family()
-        with contextlib.suppress(OSError):
-            self.process.kill()
+        self.kill()
         assert self.process.stdout is not None
         printed = self.process.stdout.read()
-        self.process.wait()
-        for left in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                left.kill()
         self.errors.close()
         assert printed == b"", "nothing belongs on stdout"
 
@@ -141,21 +125,6 @@ class Served:
     def session(self, headers: dict[str, str] | None = None) -> Session:
         """Shake hands as a client of 2025 does."""
         return Session(self, headers or {})
-
-    def family(self) -> list[psutil.Process]:
-        """Return the server's child processes, down to the last."""
-        with contextlib.suppress(psutil.NoSuchProcess):
-            return list(psutil.Process(self.process.pid).children(recursive=True))
-        return []
-
-    def end(self, how: str) -> None:
-        """Send it a signal."""
-        self.process.send_signal(getattr(signal, how))
-
-    def said(self) -> str:
-        """Return what it has written to stderr."""
-        self.errors.seek(0)
-        return self.errors.read().decode("utf-8", "replace")
 
 
 class Session:

@@ -10,7 +10,7 @@ Unless told otherwise the answer is "echo: " and the text of the last user turn.
 `GET /metrics` gives `up.metrics` if there is something, and other paths what `up.gets` holds for them.
 `up.vanish(seconds)` refuses and resets every connection until `up.come_back()`. `Upstream(tls=folder)` speaks TLS
 with a self-signed certificate, left in that folder as `up.certificate`. Counters and records may be read at any time
-from any thread; `await up.reaches(lambda: …)` waits for something to become true there.
+from any thread, such as by `waiting.until`.
 """
 
 from __future__ import annotations
@@ -339,13 +339,6 @@ class Upstream:
     def drop_connections(self, seconds: float) -> None:
         """Reset all connections and close new ones at once, before any TLS, for `seconds`. Also from within a reply."""
         self._on_loop(self._leave(seconds, dropping=True))
-
-    async def reaches(self, condition: Callable[[], object], timeout_s: float = 10) -> None:
-        """Wait until `condition()`, on the test's own event loop. Raises `AssertionError` at `timeout_s`."""
-        end = time.monotonic() + timeout_s
-        while not condition():
-            assert time.monotonic() < end, f"not reached within {timeout_s} s"
-            await asyncio.sleep(0.005)
 
     def record(self, connection: int, method: str, target: str, headers: dict[str, str], raw: bytes) -> Seen:
         """Note a request that arrived in full."""

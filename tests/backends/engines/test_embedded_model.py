@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import zipfile
 from typing import Any
 
@@ -16,6 +15,7 @@ import pytest
 from promptmill.backends.engines import embedded_model, package_index
 from promptmill.core.errors import PromptmillError
 from sure import sure
+from waiting import eventually
 
 
 def silent(text: str) -> None:
@@ -137,8 +137,7 @@ def test_a_process_that_converts_beside_a_faster_one_takes_the_others_model(tmp_
         shutil.copytree(usual, tmp_path / "copy")
         (tmp_path / "copy").rename(target)
         made = scratch / "model" / "config.json"
-        while not made.exists() and slower.poll() is None:
-            time.sleep(0.01)
+        eventually(lambda: made.exists() or slower.poll() is not None)
         assert sure(slower.stdout).read().strip() == str(target)
     assert slower.returncode == 0
     assert [entry.name for entry in target.parent.iterdir()] == [target.name]

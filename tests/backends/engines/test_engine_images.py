@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from openvino_vlm import kept
-from piped import Piped, eventually
+from piped import Piped
 from tiny_vlm import COLOURS, picture, tiny_vlm
+from waiting import eventually
 
 pytestmark = [pytest.mark.engine, pytest.mark.stdio]
 
@@ -164,7 +165,7 @@ def test_a_job_reads_images_too(server, pictures):
     source, target = pictures / "job.jsonl", pictures / "answers.jsonl"
     source.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     server.result(server.call("bulk_generate", input_file=str(source), output_file=str(target)))
-    eventually(target.exists, 60)
+    eventually(target.exists)
     found = {row["id"]: row for row in map(json.loads, target.read_text(encoding="utf-8").splitlines())}
     assert [found[text]["answer"] for text, _ in rows] == ["one red", "two blue", ""]
     assert found["here"]["error"]["code"] == "invalid_image"

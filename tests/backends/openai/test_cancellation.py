@@ -19,6 +19,7 @@ from promptmill.backends.protocol import Call
 from promptmill.core.errors import PromptmillError
 from promptmill.service.service import Service
 from replies import answer, attempts, by_prompt, choose, drip, hang, late, status
+from waiting import until
 
 pytestmark = pytest.mark.usefixtures("either_way")
 
@@ -32,12 +33,12 @@ async def test_cancelling_closes_what_is_in_flight(upstream, reply, stream):
     async with opened(upstream.url, concurrency=8, stream=stream, timeout=[2, 60]) as backend:
         stats = Call(total=100)
         task = asyncio.create_task(run(backend, ListSource(HUNDRED), DictSink(), stats))
-        await upstream.reaches(lambda: upstream.in_flight == 8)
+        await until(lambda: upstream.in_flight == 8)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         assert stats.in_flight == 0
-        await upstream.reaches(lambda: upstream.in_flight == 0)
+        await until(lambda: upstream.in_flight == 0)
         sent = len(upstream.seen)
         upstream.reply = answer()
         assert (await ask(backend, HUNDRED)).texts == echoes(HUNDRED)
@@ -73,7 +74,7 @@ async def test_cancelling_ends_all_waiting_too(upstream, reply):
     upstream.reply = reply
     async with opened(upstream.url, retries=100, base_delay=0.05, max_delay=0.2) as backend:
         task = asyncio.create_task(run(backend, ListSource(HUNDRED), DictSink(), Call()))
-        await upstream.reaches(lambda: upstream.seen)
+        await until(lambda: upstream.seen)
         await asyncio.sleep(0.1)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -90,7 +91,7 @@ async def _forgotten(upstream):
     writer.write(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n")
     await reader.readline()  # connections are accepted in turn: what was sent before is there now
     writer.close()
-    await upstream.reaches(lambda: not upstream.in_flight)
+    await until(lambda: not upstream.in_flight)
     upstream.peak = 0
 
 
@@ -98,7 +99,7 @@ async def test_cancelling_one_run_leaves_the_others_alone(upstream):
     upstream.reply = late(0.01)
     async with opened(upstream.url, concurrency=8) as backend:
         tasks = [asyncio.create_task(ask(backend, HUNDRED)) for _ in range(3)]
-        await upstream.reaches(lambda: len(upstream.seen) > 40)
+        await until(lambda: len(upstream.seen) > 40)
         tasks[1].cancel()
         assert (await tasks[0]).texts == (await tasks[2]).texts == echoes(HUNDRED)
         with pytest.raises(asyncio.CancelledError):
@@ -127,13 +128,13 @@ async def test_closing_ends_running_calls_with_shutdown(upstream):
     service = Service(openai_configuration(upstream.url, concurrency=4, timeout=[2, 60]))
     sink = DictSink()
     task = asyncio.create_task(service.run(ListSource(HUNDRED), sink, Call()))
-    await upstream.reaches(lambda: upstream.in_flight == 4)
+    await until(lambda: upstream.in_flight == 4)
     await service.aclose()
     with pytest.raises(PromptmillError) as caught:
         await task
     assert caught.value.code == "shutdown"
     assert sink.outcomes[0].text == "echo: prompt 0"
-    await upstream.reaches(lambda: not upstream.open)
+    await until(lambda: not upstream.open)
     await service.aclose()
     with pytest.raises(PromptmillError) as caught:
         await service.run(ListSource(["a"]), DictSink(), Call())
@@ -250,10 +251,10 @@ async def test_a_call_that_is_being_ended_takes_no_room_that_another_leaves(upst
     asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
     async with opened(upstream.url, concurrency=4, timeout=[2, 60]) as backend:
         other = asyncio.create_task(run(backend, ListSource(["stays"] * 2), DictSink(), Call()))
-        await upstream.reaches(lambda: upstream.in_flight == 2)
+        await until(lambda: upstream.in_flight == 2)
         sink = SlowToEnd()
         ending = asyncio.create_task(run(backend, ListSource(HUNDRED), sink, Call()))
-        await upstream.reaches(lambda: sink.waiting == 2)
+        await until(lambda: sink.waiting == 2)
         ending.cancel()
         await asyncio.sleep(0.01)
         other.cancel()

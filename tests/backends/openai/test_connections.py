@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from driving import ask, echoes, opened
 from replies import late
+from waiting import until
 
 
 async def test_concurrency_of_one_sends_one_after_the_other(upstream, drive):
@@ -27,4 +28,4 @@ async def test_connections_are_kept_and_used_again(upstream):
         for _ in range(3):
             await ask(backend, [str(i) for i in range(100)])
     assert upstream.connections <= 4
-    await upstream.reaches(lambda: not upstream.open)
+    await until(lambda: not upstream.open)

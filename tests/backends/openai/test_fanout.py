@@ -25,6 +25,7 @@ from promptmill.core.errors import Code
 from promptmill.core.outcome import Failure
 from promptmill.core.sampling import Sampling
 from replies import answer, by_prompt, late, quota, reset, status
+from waiting import until
 
 PROMPTS = [f"prompt {i}" for i in range(300)]
 BULK = {"bulk_threshold": 1, "num_workers": 2, "concurrency": 16}
@@ -98,9 +99,9 @@ async def test_a_worker_that_is_killed_is_replaced_and_nothing_is_lost(upstream)
         call = asyncio.ensure_future(ask(backend, prompts))
         for _ in range(3):
             # each of the two may have eight requests on their way: with sixteen, the one that is killed has some
-            await upstream.reaches(lambda: upstream.in_flight == 16, timeout_s=60)
+            await until(lambda: upstream.in_flight == 16)
             os.kill(workers()[0].pid, signal.SIGKILL)
-            await upstream.reaches(lambda: upstream.in_flight <= 8, timeout_s=60)
+            await until(lambda: upstream.in_flight <= 8)
         released.set()
         result = await call
     assert result.texts == echoes(prompts)
@@ -111,10 +112,10 @@ async def test_cancelling_closes_the_requests_of_all_workers(upstream):
     upstream.reply = late(30)
     async with opened(upstream.url, **BULK) as backend:
         call = asyncio.ensure_future(ask(backend, PROMPTS))
-        await upstream.reaches(lambda: upstream.in_flight >= 16)
+        await until(lambda: upstream.in_flight >= 16)
         call.cancel()
         await asyncio.wait({call})
-        await upstream.reaches(lambda: upstream.in_flight == 0, timeout_s=1)
+        await until(lambda: upstream.in_flight == 0)
         upstream.reply = answer()
         result = await ask(backend, ["after"])
 
@@ -136,7 +137,7 @@ async def test_the_key_is_in_no_command_line_and_no_environment(upstream):
     upstream.reply = late(0.05)
     async with opened(upstream.url, **BULK) as backend:
         call = asyncio.ensure_future(ask(backend, PROMPTS))
-        await upstream.reaches(lambda: len(upstream.seen) > 10)
+        await until(lambda: len(upstream.seen) > 10)
         said = [" ".join(w.cmdline()) + Path(f"/proc/{w.pid}/environ").read_text() for w in workers()]
         await call
     assert len(said) == 2
@@ -298,7 +299,7 @@ async def test_a_call_ends_although_a_worker_dies_at_that_very_moment(upstream, 
     upstream.reply = late(0.02)
     async with opened(upstream.url, **BULK) as backend:
         call = asyncio.ensure_future(ask(backend, PROMPTS))
-        await upstream.reaches(lambda: len(upstream.seen) > 10)
+        await until(lambda: len(upstream.seen) > 10)
         os.kill(workers()[0].pid, signal.SIGKILL)
         await dying.wait()
         call.cancel()

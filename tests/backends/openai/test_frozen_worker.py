@@ -18,6 +18,7 @@ from promptmill.core.outcome import Completion
 from promptmill.service.service import Service
 from replies import answer, late
 from sure import sure
+from waiting import until
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGSTOP")
@@ -33,7 +34,7 @@ async def test_a_worker_that_is_stopped_is_replaced(
     stats = Call(total=200)
     items = [conversation_from_prompt(f"prompt {at}", "x") for at in range(200)]
     answering = asyncio.ensure_future(service.generate(items, stats))
-    await upstream.reaches(lambda: len(upstream.seen) > 20)
+    await until(lambda: len(upstream.seen) > 20)
     victim = next(
         child for child in psutil.Process().children(recursive=True) if "openai.worker" in str(child.cmdline())
     )

@@ -10,6 +10,7 @@ import pytest
 from driving import ask, echoes, opened
 from promptmill.backends.protocol import Call
 from replies import answer, at_most, at_rate, attempts, by_prompt, html, http_date, late, raw, status
+from waiting import until
 
 pytestmark = [pytest.mark.simulated, pytest.mark.usefixtures("either_way")]
 THOUSAND = [f"prompt {i}" for i in range(1000)]
@@ -212,7 +213,7 @@ async def test_a_small_run_beside_a_huge_one_gets_its_share(upstream):
     async with opened(upstream.url, concurrency=8) as backend:
         stats = Call(total=len(huge))
         running = asyncio.create_task(ask(backend, huge, stats))
-        await upstream.reaches(lambda: stats.done > 100)
+        await until(lambda: stats.done > 100)
         before = stats.done
         second = await ask(backend, small)
         meanwhile = stats.done - before
@@ -229,7 +230,7 @@ async def test_two_equal_runs_share_evenly(upstream):
         first = asyncio.create_task(ask(backend, prompts, all_stats[0]))
         await asyncio.sleep(0)
         second = asyncio.create_task(ask(backend, prompts, all_stats[1]))
-        await upstream.reaches(lambda: all_stats[0].done > 400)
+        await until(lambda: all_stats[0].done > 400)
         done = all_stats[1].done
         await asyncio.gather(first, second)
     assert done > 250

@@ -11,6 +11,7 @@ import pytest
 
 from driving import ask, echoes, opened
 from replies import by_prompt, huge, late
+from waiting import until
 
 SUPPORT = Path(__file__).parents[2] / "support"
 CHILD = """
@@ -62,7 +63,7 @@ async def test_a_resolver_that_fails_for_a_while_costs_nothing(upstream, monkeyp
         with monkeypatch.context() as patch:
             patch.setattr(type(loop), "getaddrinfo", failing)
             asking = asyncio.create_task(ask(backend, prompts))
-            await upstream.reaches(lambda: loops)
+            await until(lambda: loops)
         result = await asking
         upstream.peak = 0
         again = await ask(backend, prompts)

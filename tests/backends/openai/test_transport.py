@@ -21,6 +21,7 @@ from promptmill.backends.openai.failures import (
 )
 from promptmill.backends.openai.http_connection import BODIES_IN_FLIGHT, BodiesInFlight, HeldBody, HttpResponse, Target
 from promptmill.backends.openai.transport import RawHttpClient
+from waiting import until
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 Answer = Callable[[asyncio.StreamWriter, int], Awaitable[None]]
@@ -275,8 +276,7 @@ async def test_a_place_that_a_cancelled_request_waited_for_goes_to_the_next():
             await asyncio.sleep(0.005)
             posts[1].cancel()
             posts[0].cancel()
-            async with asyncio.timeout(5):
-                result = (await posts[2]).status + (await posts[3]).status
+            result = (await posts[2]).status + (await posts[3]).status
     assert result == 400
 
 
@@ -288,12 +288,9 @@ async def test_a_cancelled_request_closes_its_connection():
     async with served(answer) as (server, target):
         with client() as raw:
             post = asyncio.ensure_future(raw.post(target, [b"{}"], 2))
-            while not server.requests:
-                await asyncio.sleep(0.001)
+            await until(lambda: server.requests)
             post.cancel()
-            async with asyncio.timeout(5):
-                while not server.writers[0].transport.is_closing():
-                    await asyncio.sleep(0.001)
+            await until(server.writers[0].transport.is_closing)
 
 
 async def test_a_fresh_connection_is_used_once():

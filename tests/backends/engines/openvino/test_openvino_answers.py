@@ -8,6 +8,7 @@ import json
 import pytest
 
 from promptmill.core.errors import PromptmillError
+from waiting import until
 
 pytest.importorskip("openvino_genai")
 pytestmark = pytest.mark.engine
@@ -113,8 +114,7 @@ def test_cancelled_calls_leave_the_engine_to_others(desk, engine):
         endless = {"ignore_eos": True}
         crowd = desk.call(engine, ["Hi!"] * 8, endless, max_tokens=1500)
         task = asyncio.create_task(crowd.run())
-        while not crowd.stats.in_flight:
-            await asyncio.sleep(0.05)
+        await until(lambda: crowd.stats.in_flight)
         (answer,) = await desk.call(engine, ["What is the capital of France?"], max_tokens=9).run()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -132,8 +132,7 @@ def test_a_small_call_beside_a_huge_one_gets_its_share(desk, engine):
     async def beside():
         crowd = desk.call(engine, ["Hi!"] * 140, {"ignore_eos": True}, max_tokens=400)
         task = asyncio.create_task(crowd.run())
-        while crowd.stats.in_flight < 100:  # more than are computed together
-            await asyncio.sleep(0.05)
+        await until(lambda: crowd.stats.in_flight >= 100)  # more than are computed together
         small = await desk.call(engine, ["What is the capital of France?"], max_tokens=9).run()
         done = len(crowd.sink.outcomes)
         task.cancel()

@@ -16,6 +16,7 @@ from image_families import SIDE, generated, make, template
 from openvino_vlm import convert
 from promptmill.backends.engines.host import create
 from promptmill.core.conversation import conversation_from_prompt
+from waiting import until
 
 pytest.importorskip("openvino_genai")
 pytestmark = [pytest.mark.engine, pytest.mark.thorough]
@@ -165,8 +166,7 @@ def test_calls_with_images_and_without_run_beside_each_other_and_end_when_cancel
         crowd = desk.call(engine, [])
         crowd.source._left = request_of(desk, endless, [900] * 12, pictures, {"ignore_eos": True})
         task = asyncio.create_task(crowd.run())
-        while crowd.stats.in_flight < 12:
-            await asyncio.sleep(0.01)
+        await until(lambda: crowd.stats.in_flight >= 12)
         calls = []
         for asked, length in zip(ASKED[:3], LENGTHS, strict=False):
             call = desk.call(engine, [])

@@ -25,8 +25,8 @@ TOKEN = "hf_abcdefghijklmnopqrstuvwxyz"
     ],
 )
 def test_what_the_hub_refuses_is_said_with_what_to_do(refusal, tmp_path, name, said, advice):
-    with refusing_hub() as url:
-        error = refusal(name, environment(url, tmp_path) | {"HF_TOKEN": TOKEN})
+    with refusing_hub() as hub:
+        error = refusal(name, environment(hub.url, tmp_path) | {"HF_TOKEN": TOKEN})
     assert error.code == "engine_load_failed"
     assert said in error.message
     assert advice in error.hint

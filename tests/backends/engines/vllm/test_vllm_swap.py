@@ -12,13 +12,13 @@ import pytest
 from fastmcp import Client
 from fastmcp.client.transports import StdioTransport
 
-from piped import eventually
 from processtable import gone, ports, taken_ports
 from promptmill.backends.engines import hardware
 from promptmill.config.loading import Configuration
 from promptmill.server import create_server
 from promptmill.service.service import Service
 from talk import Talk, codes
+from waiting import eventually, until
 
 pytestmark = [pytest.mark.engine, pytest.mark.stdio]
 EMBEDDED = "smollm2-135m-instruct"
@@ -100,7 +100,7 @@ def test_a_client_swaps_vllm_and_hf_and_running_calls_finish(tmp_path, small):
             assert whole(result.structured_content["ans_ls"]) == answers * 4
             assert "errors" not in result.structured_content
             # a process whose first thread has ended may hold its ports for a moment yet
-            await asyncio.to_thread(eventually, lambda: gone(vllm) and not listened & taken_ports(), 20)
+            await until(lambda: gone(vllm) and not listened & taken_ports())
             assert whole(await calls.answers(*PROMPTS)) == answers
             hf = set(engine()) - before
             assert hf
@@ -112,7 +112,7 @@ def test_a_client_swaps_vllm_and_hf_and_running_calls_finish(tmp_path, small):
             await calls.load("vllm", EMBEDDED, {"max_tokens": 30}, thought, max_num_seqs=4, max_model_len=512)
             result = await running
             assert whole(result.structured_content["ans_ls"]) == answers * 4
-            await asyncio.to_thread(eventually, lambda: gone(hf), 20)
+            await until(lambda: gone(hf))
             result = await calls("generate", prompt_ls=[FRANCE])
             assert result.structured_content == {"ans_ls": ["Paris"]}
             assert result.meta["reasoning"] == ["France?"]
@@ -121,7 +121,7 @@ def test_a_client_swaps_vllm_and_hf_and_running_calls_finish(tmp_path, small):
         return last
 
     last = asyncio.run(swaps())
-    eventually(lambda: gone(last), 5)
+    eventually(lambda: gone(last))
 
 
 def test_a_call_that_takes_longer_than_the_swap_waits_keeps_what_is_answered(monkeypatch):

@@ -1,0 +1,66 @@
+"""A server as a subprocess: what it writes to stderr, the processes below it, and its end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Sequence
+
+import psutil
+
+from processtable import gone
+from waiting import PATIENCE_S, eventually
+
+CODES = {"EOF": 0, "SIGTERM": 143, "SIGINT": 130, "SIGHUP": 129, "SIGKILL": -9}
+"""The exit codes of the ways to end it."""
+
+
+class ServerProcess:
+    """The process of a server."""
+
+    def __init__(self, command: Sequence[str], *, stdin: int, environ: dict[str, str] | None = None) -> None:
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
+        self.process = subprocess.Popen(
+            command, stdin=stdin, stdout=subprocess.PIPE, stderr=self.errors, env=dict(os.environ) | (environ or {})
+        )
+
+    def kill(self) -> None:
+        """Kill it with all that is below it."""
+        family = self.family()
+        with contextlib.suppress(OSError):
+            self.process.kill()
+        self.process.wait()
+        for left in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                left.kill()
+
+    def family(self) -> list[psutil.Process]:
+        """Return the server's child processes, down to the last."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return list(psutil.Process(self.process.pid).children(recursive=True))
+        return []
+
+    def end(self, how: str) -> None:
+        """Close its stdin (`EOF`) or send it a signal."""
+        if how == "EOF":
+            assert self.process.stdin is not None
+            self.process.stdin.close()
+        else:
+            self.process.send_signal(getattr(signal, how))
+
+    def ends(self, how: str) -> None:
+        """End it; check that it leaves by itself, with the right code, no process and no traceback."""
+        family = self.family()
+        self.end(how)
+        code = self.process.wait(PATIENCE_S)
+        assert code == CODES[how], self.said()
+        eventually(lambda: gone(family))
+        assert "Traceback" not in self.said()
+
+    def said(self) -> str:
+        """Return what it has written to stderr."""
+        self.errors.seek(0)
+        return self.errors.read().decode("utf-8", "replace")
