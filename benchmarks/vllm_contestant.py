@@ -20,8 +20,8 @@ def main() -> None:
     os.dup2(2, 1)  # vLLM logs on stdout
     os.nice(5)  # as promptmill runs an engine
     from promptmill.backends.engines import embedded_model
-    from promptmill.backends.engines.model_location import Location
-    from promptmill.backends.engines.vllm.engine import _set_up_libraries
+    from promptmill.backends.engines.model_loading import Location
+    from promptmill.backends.engines.vllm import _set_up_libraries
 
     folder = str(embedded_model.model_folder(lambda _: None))
     if sys.argv[1] == "same":

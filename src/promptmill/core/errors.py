@@ -170,6 +170,23 @@ def redact(text: str, secrets: tuple[str, ...] = ()) -> str:
     return _KEY_PREFIXED.sub(lambda found: "[redacted]" if _KEY_RUN.search(found[1]) else found[0], text)
 
 
+def first_line(error: BaseException | str) -> str:
+    """Return the first line of an exception's message, redacted and without its full stop, at most 200 characters.
+
+    An exception without a message is described by the name of its class.
+    """
+    return redact(_line(error))[:200].rstrip(".")
+
+
+def first_sentence(error: BaseException | str) -> str:
+    """Return the first sentence of an exception's message, redacted, at most 300 characters."""
+    return f"{redact(_line(error).split('. ')[0])[:300].rstrip('.')}."
+
+
+def _line(error: BaseException | str) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def looks_like_key(text: str) -> bool:
     """Return whether `text`, which should be the name of a variable, looks like a pasted key."""
     mixed = len(text) >= 20 and text.upper() != text and any(character.isdigit() for character in text)

@@ -12,13 +12,12 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from promptmill.backends.engines.growing_answer import Texts
-from promptmill.backends.engines.hf.batches import Decoder
-from promptmill.backends.engines.hf.decode_loop import GenerateLoop
+from promptmill.backends.engines.hf.decode_loop import Decoder, GenerateLoop
 from promptmill.backends.engines.hf.language_model import load_model
 from promptmill.backends.engines.hf.sampler import SamplerState
 from promptmill.backends.engines.hf.schedule import Capacity, Schedule
 from promptmill.backends.engines.hf.sequence import RunningSequence
-from promptmill.backends.engines.model_location import Location
+from promptmill.backends.engines.model_loading import Location
 from promptmill.core.errors import PromptmillError
 
 pytestmark = [pytest.mark.engine, pytest.mark.thorough]

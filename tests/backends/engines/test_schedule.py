@@ -11,7 +11,7 @@ pytest.importorskip("torch")
 
 from promptmill.backends.engines import hardware
 from promptmill.backends.engines.growing_answer import Texts
-from promptmill.backends.engines.hf.batches import Decoder
+from promptmill.backends.engines.hf.decode_loop import Decoder
 from promptmill.backends.engines.hf.language_model import LanguageModel
 from promptmill.backends.engines.hf.sampler import SamplerState
 from promptmill.backends.engines.hf.schedule import Capacity, Schedule, capacity_for

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from promptmill.backends.engines.channel import WaitingRows
 from promptmill.backends.engines.growing_answer import GrowingAnswer, Texts
-from promptmill.backends.engines.intake import WaitingRows
 
 
 def row(run: int, number: int) -> GrowingAnswer:

@@ -13,8 +13,7 @@ from jinja2.nodes import Node
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from promptmill.backends.engines.load_errors import first_line
-from promptmill.core.errors import PromptmillError, input_error
+from promptmill.core.errors import PromptmillError, first_line, input_error
 
 NO_TEMPLATE = (
     "The model has no chat template: a lone user turn goes in as plain text, several turns as `User: …` and "

@@ -7,12 +7,8 @@ import sys
 
 from promptmill.system import subprocesses  # it imports the standard library only
 
-_ENGINES = {
-    "hf": "promptmill.backends.engines.hf.engine",
-    "openvino": "promptmill.backends.engines.openvino.engine",
-    "vllm": "promptmill.backends.engines.vllm.engine",
-}
-"""Modules with `serve(options, channel)`, which loads, sends `loaded` and answers until the process ends."""
+_ENGINES = "promptmill.backends.engines"
+"""A package below it per engine, with `serve(options, channel)`: load, send `loaded`, answer until the process ends."""
 
 
 def main() -> None:
@@ -32,7 +28,7 @@ def main() -> None:
     channel = Channel(incoming, outgoing)
     try:
         load = channel.receive()
-        importlib.import_module(_ENGINES[load["engine"]]).serve(load["options"], channel)
+        importlib.import_module(f"{_ENGINES}.{load['engine']}").serve(load["options"], channel)
     except PromptmillError as error:
         channel.send({"type": "failed", "error": frames.packed_error(error)})
     except BaseException as error:  # reported to the server, then the process ends

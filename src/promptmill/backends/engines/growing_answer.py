@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from promptmill.answers.reasoning import CHANNEL_MARKS, TAGS, answer_so_far, split_channels, split_reasoning
-from promptmill.backends.engines.request_options import special_tokens
+from promptmill.backends.engines.submitted_request import special_tokens
 from promptmill.backends.engines.tool_use import ToolUse
 from promptmill.core.errors import PromptmillError
 from promptmill.system.frames import Frame, packed_error
@@ -17,6 +17,7 @@ _Decode: TypeAlias = Callable[[Sequence[int]], str]
 
 _TOKENS_PER_CHARACTER = 4  # a character takes up to four tokens in byte-level vocabularies
 PREVIEW_EVERY_S = 0.05
+_LOWEST = -9999.0  # JSON has no infinity
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 """The decoded form of an incomplete character at the end of a text."""
 
@@ -174,6 +175,21 @@ def parted(
         answer, calls = tools.read(answer)
     found = {"text": before + answer, "reasoning": None if inline else reasoning}
     return found | ({"tool_calls": calls} if calls else {})
+
+
+def logprob_entry(
+    decode: Callable[[Sequence[int]], str], token: int, logprob: float, likeliest: Iterable[tuple[int, float]] = ()
+) -> dict[str, Any]:
+    """Return one entry of OpenAI's `logprobs.content`."""
+    return {
+        **_likely_token(decode, token, logprob),
+        "top_logprobs": [_likely_token(decode, *other) for other in likeliest],
+    }
+
+
+def _likely_token(decode: Callable[[Sequence[int]], str], token: int, logprob: float) -> dict[str, Any]:
+    text = decode([token])
+    return {"token": text, "logprob": max(logprob, _LOWEST), "bytes": list(text.encode())}
 
 
 class ReasoningMarkers:

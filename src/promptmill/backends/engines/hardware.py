@@ -1,4 +1,4 @@
-"""Hardware available to an engine: cores, memory, number formats."""
+"""Hardware available to an engine: cores, memory, number formats; and the errors of a model that needs more."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from promptmill.core.errors import Code, PromptmillError
 from promptmill.system.runtime import CGROUP, usable_cores
 
 _PER_CORE = 64e9  # multiply-adds per second that a core of a current CPU achieves in these models
@@ -79,3 +80,24 @@ def prompt_chunk(device: str, parameters: int) -> int:
         return 4096
     tokens = 0.3 * cores() * _PER_CORE / max(parameters, 1)
     return int(max(32, min(1024, 2 ** round(math.log2(max(tokens, 1))))))
+
+
+def check_memory(weights: float) -> None:
+    """Raise if `weights` (bytes) exceed the free main memory; the system would kill the process while it loads."""
+    free = free_memory()
+    if free is not None and weights > free:
+        raise PromptmillError(
+            Code.ENGINE_LOAD_FAILED,
+            f"The model needs {weights / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are free.",
+            "Use a smaller model, `dtype: bfloat16`, or a machine with more memory.",
+        )
+
+
+def missing_gpus(gpu_ids: Sequence[int], present: int, why: str) -> PromptmillError:
+    """Return the error for `gpu_ids` on a machine with only `present` GPUs; `why` ends its sentence."""
+    named = ", ".join(map(str, gpu_ids))
+    return PromptmillError(
+        Code.ENGINE_LOAD_FAILED,
+        f"`gpu_ids` names GPU {named}, but {present} of them are available on this machine{why}.",
+        "Correct `gpu_ids`, or leave it empty.",
+    )

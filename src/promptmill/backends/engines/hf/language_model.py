@@ -30,18 +30,11 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging
 
 from promptmill.backends.engines import hardware
+from promptmill.backends.engines.hardware import check_memory, missing_gpus
 from promptmill.backends.engines.hf.pooled_cache import is_common, is_of_columns, plain_cache
 from promptmill.backends.engines.hf.sampler import Constraints
-from promptmill.backends.engines.load_errors import (
-    NO_WRITER,
-    check_memory,
-    first_sentence,
-    in_known_words,
-    missing_gpus,
-    missing_package,
-)
-from promptmill.backends.engines.model_location import Location, load_failure
-from promptmill.core.errors import PromptmillError
+from promptmill.backends.engines.model_loading import NO_WRITER, Location, in_known_words, load_failure, missing_package
+from promptmill.core.errors import PromptmillError, first_sentence
 
 if TYPE_CHECKING:
     from promptmill.backends.engines.hf.vision import Vision

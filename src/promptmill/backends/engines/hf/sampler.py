@@ -20,8 +20,7 @@ import torch
 
 from promptmill.answers.reasoning import closes_reasoning
 from promptmill.answers.schema import schema_of
-from promptmill.backends.engines.load_errors import first_line
-from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.errors import Code, PromptmillError, first_line
 from promptmill.system.installation import adding
 
 # The number of likeliest tokens to examine first: sorting a whole vocabulary for each token would cost more than the

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 
 from promptmill.backends.engines import hardware
+from promptmill.backends.engines.channel import WaitingRows
 from promptmill.backends.engines.hf.language_model import LanguageModel
 from promptmill.backends.engines.hf.sequence import RunningSequence
-from promptmill.backends.engines.intake import WaitingRows
 
 _SIMILAR = 1.5  # prompts computed together differ in length by less than this, so that padding stays small
 _STATIC_ROWS = 8  # for models whose rows cannot join a running batch, which lasts as long as its longest row

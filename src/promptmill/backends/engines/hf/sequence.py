@@ -1,42 +1,66 @@
-"""One request in the decode loop: prompt tokens in, answer out."""
+"""A row of the decode loop, and how it is made of a submitted request: chat template, tokens, limits, sampling."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from promptmill.backends.engines.growing_answer import GrowingAnswer
+from promptmill.answers.reasoning import opens_reasoning
+from promptmill.backends.engines import tool_use
+from promptmill.backends.engines.chat_template import prompt_text, text_turn
+from promptmill.backends.engines.growing_answer import GrowingAnswer, Texts
+from promptmill.backends.engines.hf.language_model import LanguageModel
 from promptmill.backends.engines.hf.pooled_cache import KeysValues
-from promptmill.backends.engines.hf.sampler import SamplerState
+from promptmill.backends.engines.hf.sampler import AnswerMasks, SamplerState
+from promptmill.backends.engines.submitted_request import (
+    DEFAULT_MAX_TOKENS,
+    LOGPROBS,
+    LONGEST,
+    check_length,
+    draws,
+    empty_prompt,
+    is_known_format,
+    longest_answer,
+    not_known,
+    pictures,
+    refuse,
+    special_tokens,
+    split_stops,
+    template_options,
+    too_long,
+    wanted_logprobs,
+    warn_of_left_out,
+)
+from promptmill.backends.engines.tool_use import ToolReader
+from promptmill.core.errors import input_error
+from promptmill.core.wording import shape
+from promptmill.system.frames import Frame
 
+if TYPE_CHECKING:
+    from promptmill.backends.engines.hf.vision import ImageInputs
 
-@dataclass(slots=True)
-class ImageInputs:
-    """One prompt's images as its model takes them."""
-
-    whole: dict[str, Any]
-    """Pixels, sizes and the like, as the processor made them."""
-    marks: dict[str, Any]
-    """One number per token of the prompt, `(1, tokens)`, that distinguishes text from image."""
-
-    def inputs(self, tokens: int, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-        """Return all inputs for a sequence of `tokens`: the prompt and, after a pause, text that follows it."""
-        given = {name: _moved(value, device, dtype) for name, value in self.whole.items()}
-        for name, marks in self.marks.items():
-            longer = marks.new_zeros((*marks.shape[:-1], tokens))
-            longer[..., : marks.shape[-1]] = marks
-            given[name] = longer.to(device)
-        return given
-
-
-def _moved(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    if isinstance(value, list | tuple):
-        return type(value)(_moved(item, device, dtype) for item in value)
-    if not isinstance(value, torch.Tensor):
-        return value
-    return value.to(device, dtype if value.is_floating_point() else None)
+TAKES = frozenset(
+    {
+        *("temperature", "top_p", "top_k", "min_p", "seed", "max_tokens", "stop", "response_format", "reasoning"),
+        *("presence_penalty", "frequency_penalty", "repetition_penalty"),
+    }
+)
+"""The sampling parameters that this engine maps."""
+_KNOWN = frozenset(
+    {
+        *("chat_template_kwargs", "ignore_eos", "stop_token_ids", "do_sample"),
+        *(*LONGEST, *tool_use.NAMES, *LOGPROBS),
+    }
+)
+# Parameters of transformers and vLLM, with the only value that this engine supports.
+_AS_IT_IS = {
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "skip_special_tokens": True,
+    "include_stop_str_in_output": False,
+    "use_cache": True,
+}
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -61,3 +85,162 @@ class RunningSequence(GrowingAnswer):
         """Take the next token; return whether the answer is complete with it."""
         self.turns += 1
         return GrowingAnswer.accept(self, token)
+
+
+class SequenceBuilder:
+    """Makes rows of submitted requests, with the model's own template and defaults."""
+
+    def __init__(self, model: LanguageModel, *, refuse_unsupported: bool) -> None:
+        self._model = model
+        self._tokenizer = model.tokenizer
+        self._special = special_tokens(model.tokenizer)
+        self._refuse = refuse_unsupported
+        self._masks = AnswerMasks(model.tokenizer, model.ends)
+        self._vision = model.vision
+        self._template = _template(model.tokenizer if model.vision is None else model.vision.processor)
+        self._turn = text_turn
+        if model.vision is not None:
+            self._template = self._template or _template(model.tokenizer)
+            self._turn = model.vision.layout(model.tokenizer, self._template).turn
+        self._tool_template = _template(model.tokenizer, "tool_use") or self._template
+        self._tools = ToolReader(self._tool_template)
+        self._texts, self._tool_texts = Texts(model.tokenizer), Texts(model.tokenizer, self._tools.form.marks)
+
+    def build(self, message: Frame) -> RunningSequence:
+        """Return the row of a `submit` message.
+
+        Raises `PromptmillError` (`context_length`, `invalid_image`, `invalid_input`, `unsupported`).
+        """
+        warnings: list[str] = []
+        sampling: dict[str, Any] = message["sampling"]
+        options = self._template_options(sampling, message["extra"], warnings)
+        tools = self._tools.use(message["extra"], message["messages"])
+        if tools is not None:
+            options["tools"] = tools.offered
+        text, special = self._prompt_text(message["messages"], options, warnings)
+        stops, ends = split_stops(sampling.get("stop") or (), self._special, warnings)
+        if not message["extra"].get("ignore_eos"):
+            ends |= self._model.ends
+        ends |= _token_ids(message["extra"].get("stop_token_ids"))
+        if message["extra"].get("do_sample") is False:
+            sampling = {**sampling, "temperature": 0.0}  # transformers' name for always taking the likeliest token
+        elif message["extra"].get("do_sample"):
+            sampling = {"temperature": 1.0, **sampling}
+        choice, longest = self._choice(sampling), longest_answer(sampling, message["extra"])
+        if self._refuse:
+            refuse(warnings)
+        warnings += self._model.constraints.warnings(
+            drawing=not choice.greedy
+        )  # after `refuse`: the request did not ask for these
+        tokens, image_inputs = self._encode(text, message, special=special)
+        limit = self._limit(longest, len(tokens))
+        choice.constraints = self._model.constraints.processors_for(tokens, limit)
+        thinks = opens_reasoning(text)
+        wanted = sampling.get("response_format")
+        choice.mask = self._masks.of(tools.response_format if tools else wanted, thinks=thinks)
+        top_logprobs = wanted_logprobs(message["extra"])
+        return RunningSequence(
+            run=message["run"],
+            number=message["id"],
+            prompt=tokens,
+            texts=self._tool_texts if tools else self._texts,
+            limit=limit,
+            ends=ends,
+            choice=choice,
+            image_inputs=image_inputs,
+            stops=stops,
+            thinks=thinks,
+            inline=sampling.get("reasoning") == "inline",
+            live=message.get("live", False) and tools is None,
+            tools=tools,
+            logprobs=None if top_logprobs is None else [],
+            top_logprobs=top_logprobs or 0,
+            warnings=warnings,
+        )
+
+    def _template_options(
+        self, sampling: Mapping[str, Any], extra: Mapping[str, Any], warnings: list[str]
+    ) -> dict[str, Any]:
+        as_it_is = {name for name, value in _AS_IT_IS.items() if extra.get(name) == value}
+        left_out = not_known(extra, _KNOWN | as_it_is)
+        options = template_options(sampling, extra, left_out, lambda name: name in (self._template or ""), TAKES)
+        if not is_known_format(sampling.get("response_format")):
+            left_out.append("response_format")
+        warn_of_left_out(left_out, "hf", warnings)
+        return options
+
+    def _prompt_text(
+        self, messages: list[dict[str, Any]], options: Mapping[str, Any], warnings: list[str]
+    ) -> tuple[str, bool]:
+        """Return the prompt's text, and whether the tokenizer should add its own special tokens to it."""
+        template = self._tool_template if "tools" in options else self._template
+
+        def render(turns: list[dict[str, Any]]) -> str:
+            text: str = self._tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False, **options)
+            return text
+
+        return prompt_text(list(map(self._turn, messages)), template, render, warnings)
+
+    def _choice(self, sampling: Mapping[str, Any]) -> SamplerState:
+        """Return the row's sampling parameters: the request's, else the model's generation defaults."""
+        defaults = self._model.defaults
+
+        def given(name: str, otherwise: Any) -> Any:
+            value = sampling.get(name)
+            value = getattr(defaults, name, None) if value is None else value
+            return otherwise if value is None else value
+
+        temperature = sampling.get("temperature")
+        if temperature is None:
+            drawing = draws(sampling, by_default=bool(defaults.do_sample))
+            temperature = given("temperature", 1.0) if drawing else 0.0
+        return SamplerState(
+            temperature=float(temperature),
+            top_k=max(0, int(given("top_k", 0))),
+            top_p=float(given("top_p", 1.0)),
+            min_p=float(given("min_p", 0.0)),
+            repetition_penalty=float(given("repetition_penalty", 1.0)),
+            presence_penalty=float(sampling.get("presence_penalty") or 0.0),
+            frequency_penalty=float(sampling.get("frequency_penalty") or 0.0),
+            seed=sampling.get("seed"),
+        )
+
+    def _encode(self, text: str, message: Frame, *, special: bool) -> tuple[list[int], ImageInputs | None]:
+        """Return the prompt's tokens, and its image inputs if it has images."""
+        check_length(text, self._model.context, lambda beginning: self._tokens(beginning, special=special))
+        images = pictures(message.get("images", ()))
+        image_inputs = None
+        if images and self._vision is not None:
+            tokens, image_inputs = self._vision.encode(text, images, special=special)
+        else:
+            tokens = self._tokens(text, special=special)
+        context = self._model.context
+        if context is not None and len(tokens) >= context:
+            raise too_long(str(len(tokens)), context, images=bool(images))
+        if not tokens:
+            raise empty_prompt()
+        return tokens, image_inputs
+
+    def _tokens(self, text: str, *, special: bool) -> list[int]:
+        tokens: list[int] = self._tokenizer([text], add_special_tokens=special, verbose=False)["input_ids"][0]
+        return tokens
+
+    def _limit(self, wanted: int | None, used: int) -> int:
+        most = wanted or self._model.defaults.max_new_tokens or DEFAULT_MAX_TOKENS
+        return int(most) if self._model.context is None else min(int(most), self._model.context - used)
+
+
+def _token_ids(value: object) -> frozenset[int]:
+    if value is None:
+        return frozenset()
+    if not isinstance(value, list) or not all(isinstance(number, int) for number in value):
+        raise input_error(f"extra_params.stop_token_ids is {shape(value)}; send a list of numbers.")
+    return frozenset(value)
+
+
+def _template(source: Any, name: str = "default") -> str | None:
+    """Return the chat template of a tokenizer or processor; if it has several, the one called `name`."""
+    found = getattr(source, "chat_template", None)
+    if isinstance(found, dict):
+        found = found.get(name)
+    return found or None

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoProcessor, processing_utils
 
-from promptmill.backends.engines.hf.sequence import ImageInputs
-from promptmill.backends.engines.image_decoding import mark_in_text, misplaced
-from promptmill.backends.engines.load_errors import first_line
-from promptmill.core.errors import Code, PromptmillError
+from promptmill.backends.engines.submitted_request import mark_in_text, misplaced
+from promptmill.core.errors import Code, PromptmillError, first_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -52,6 +51,33 @@ def load_processor(source: dict[str, Any]) -> Any:
     return AutoProcessor.from_pretrained(**source)
 
 
+@dataclass(slots=True)
+class ImageInputs:
+    """One prompt's images as its model takes them."""
+
+    whole: dict[str, Any]
+    """Pixels, sizes and the like, as the processor made them."""
+    marks: dict[str, Any]
+    """One number per token of the prompt, `(1, tokens)`, that distinguishes text from image."""
+
+    def inputs(self, tokens: int, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+        """Return all inputs for a sequence of `tokens`: the prompt and, after a pause, text that follows it."""
+        given = {name: _moved(value, device, dtype) for name, value in self.whole.items()}
+        for name, marks in self.marks.items():
+            longer = marks.new_zeros((*marks.shape[:-1], tokens))
+            longer[..., : marks.shape[-1]] = marks
+            given[name] = longer.to(device)
+        return given
+
+
+def _moved(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    if isinstance(value, list | tuple):
+        return type(value)(_moved(item, device, dtype) for item in value)
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.to(device, dtype if value.is_floating_point() else None)
+
+
 class Vision:
     """Encodes prompts with images; used by one thread at a time."""
 
@@ -82,6 +108,10 @@ class Vision:
             data.pop(name, None)
         marks = {name: value for name, value in data.items() if _is_per_token(value, len(tokens))}
         return tokens, ImageInputs({name: value for name, value in data.items() if name not in marks}, marks)
+
+    def layout(self, tokenizer: Any, template: str | None) -> ImageLayout:
+        """Return the layout of turns for `template`, which `tokenizer` applies."""
+        return ImageLayout(tokenizer, template, self.mark)
 
     def _check_marks(self, text: str, images: int) -> None:
         """Raise for a wrong number of marks; processors and models would fail late or misplace images."""

@@ -1,7 +1,34 @@
 """The OpenVINO engine: GenAI's continuous batching on a CPU, without torch."""
 
-import sys
+from __future__ import annotations
 
-# Its import reports itself to its makers, and writes a folder `intel` into the home folder; without this package it
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from promptmill.backends.engines.channel import Channel, Intake, WaitingRows
+from promptmill.backends.engines.openvino.location import find
+
+# At its import OpenVINO reports to its makers and writes a folder `intel` into the home folder. Without this package it
 # has a stub that does neither.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+
+
+def serve(options: Mapping[str, Any], channel: Channel) -> None:
+    """Load the model that `options` (the `openvino` block) name, then answer what `channel` brings.
+
+    Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`) when it cannot be loaded.
+    """
+    path = find(options, channel.progress)
+    # openvino, only now that there is something to load
+    from promptmill.backends.engines.openvino.pipeline import Decoder, Row, load_model
+    from promptmill.backends.engines.openvino.prompt import PromptBuilder
+
+    model = load_model(path, options, channel.progress)
+    waiting: WaitingRows[Row] = WaitingRows()
+    prompts = PromptBuilder(model, refuse_unsupported=options["unsupported"] == "error")
+    intake = Intake(prompts.row, waiting, channel)
+    decoder = Decoder(model, waiting, channel)
+    channel.route(intake.handle)
+    channel.send({"type": "loaded", "window": 2 * model.rows, "images": model.reads_images})
+    decoder.run()

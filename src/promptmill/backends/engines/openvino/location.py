@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from promptmill.backends.engines import embedded_model
-from promptmill.backends.engines.model_location import Format, load_failure, locate, require_packages
+from promptmill.backends.engines.model_loading import Format, load_failure, locate, require_packages
 from promptmill.system.safe_open import home_expanded
 
 ADVICE = (

@@ -14,25 +14,28 @@ import openvino_genai
 
 from promptmill.answers.reasoning import opens_reasoning
 from promptmill.answers.schema import schema_of
-from promptmill.backends.engines import token_logprobs, tool_use
+from promptmill.backends.engines import tool_use
 from promptmill.backends.engines.chat_template import ChatTemplate, prompt_text, text_turn
 from promptmill.backends.engines.growing_answer import Texts
-from promptmill.backends.engines.image_decoding import mark_in_text, misplaced
-from promptmill.backends.engines.model_location import load_failure
+from promptmill.backends.engines.model_loading import load_failure
 from promptmill.backends.engines.openvino.pipeline import Model, Row, Sight
-from promptmill.backends.engines.request_options import (
+from promptmill.backends.engines.submitted_request import (
     DEFAULT_MAX_TOKENS,
+    LOGPROBS,
     LONGEST,
     check_length,
     draws,
     empty_prompt,
     is_known_format,
     longest_answer,
+    mark_in_text,
+    misplaced,
     not_known,
     refuse,
     split_stops,
     template_options,
     too_long,
+    wanted_logprobs,
     warn_of_left_out,
 )
 from promptmill.backends.engines.tool_use import ToolReader
@@ -46,7 +49,7 @@ TAKES = frozenset(
     }
 )
 """The sampling parameters that this engine maps."""
-_EXTRA = frozenset({"chat_template_kwargs", "ignore_eos", *LONGEST, *tool_use.NAMES, *token_logprobs.NAMES})
+_EXTRA = frozenset({"chat_template_kwargs", "ignore_eos", *LONGEST, *tool_use.NAMES, *LOGPROBS})
 _GREEDY_BELOW = 1e-5
 _NO_LIMIT = 2**64 - 1
 _UNLIMITED = 2**63  # larger values among OpenVINO's defaults mean "not set"
@@ -102,7 +105,7 @@ class PromptBuilder:
             left_out.append("response_format")
         found = schema_of(wanted)
         schema = None if found is None else self._grammars.of(found, warnings)
-        top_logprobs = token_logprobs.wanted(extra)
+        top_logprobs = wanted_logprobs(extra)
         if top_logprobs:
             left_out.append("top_logprobs")  # OpenVINO reports the chosen token only
         warn_of_left_out(left_out, "openvino", warnings)

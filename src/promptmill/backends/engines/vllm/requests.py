@@ -24,14 +24,19 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from promptmill.answers.reasoning import answer_so_far
-from promptmill.backends.engines import token_logprobs
 from promptmill.backends.engines.channel import Channel
-from promptmill.backends.engines.growing_answer import BROKEN, PREVIEW_EVERY_S, ReasoningMarkers, finished, parted
-from promptmill.backends.engines.load_errors import first_line
-from promptmill.backends.engines.request_options import refuse, warn_of_left_out
-from promptmill.backends.engines.vllm.prompt import Prepared, PromptBuilder
+from promptmill.backends.engines.growing_answer import (
+    BROKEN,
+    PREVIEW_EVERY_S,
+    ReasoningMarkers,
+    finished,
+    logprob_entry,
+    parted,
+)
+from promptmill.backends.engines.submitted_request import refuse, warn_of_left_out
+from promptmill.backends.engines.vllm.inputs import Prepared, PromptBuilder
 from promptmill.backends.engines.vllm.startup import unfit_parser
-from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.errors import Code, PromptmillError, first_line, input_error
 from promptmill.system.frames import Frame, packed_error
 
 _LOOK_S = 0.2  # between two checks that vLLM's processes are alive
@@ -305,7 +310,7 @@ def _logprobs(answer: Any, decode: Callable[[Sequence[int]], str], most: int) ->
     for token, by_token in zip(answer.token_ids, answer.logprobs, strict=True):
         ranked = sorted(by_token.items(), key=lambda pair: pair[1].rank)
         likeliest = [(other, value.logprob) for other, value in ranked[:most]]
-        found.append(token_logprobs.entry(decode, token, by_token[token].logprob, likeliest))
+        found.append(logprob_entry(decode, token, by_token[token].logprob, likeliest))
     return found
 
 

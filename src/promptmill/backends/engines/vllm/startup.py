@@ -18,15 +18,9 @@ from vllm.reasoning import ReasoningParserManager
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from promptmill.backends.engines import hardware
-from promptmill.backends.engines.load_errors import (
-    check_memory,
-    first_sentence,
-    in_known_words,
-    missing_gpus,
-    missing_package,
-)
-from promptmill.backends.engines.model_location import Location, load_failure
-from promptmill.core.errors import PromptmillError, config_error
+from promptmill.backends.engines.hardware import check_memory, missing_gpus
+from promptmill.backends.engines.model_loading import Location, in_known_words, load_failure, missing_package
+from promptmill.core.errors import PromptmillError, config_error, first_sentence
 from promptmill.core.wording import close_matches
 from promptmill.system.safe_open import home_expanded
 

@@ -1,4 +1,8 @@
-"""Resolve a model name to local files: a folder, a GGUF file, a hub name, the embedded model."""
+"""Resolve a model name to files: a folder, a GGUF file, a name on the hub, the embedded model; and errors of loading.
+
+`locate` runs before a heavy package is imported, so that a wrong name is reported at once. `in_known_words` explains
+the exceptions that transformers and vLLM raise for the files.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from promptmill.backends.engines import embedded_model
-from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.errors import Code, PromptmillError, first_sentence
 from promptmill.system.installation import adding, command_for_package
 from promptmill.system.safe_open import home_expanded
 
@@ -31,6 +35,25 @@ _HOSTED = (
 _PREFIXES = frozenset({"openai", "anthropic", "gemini", "google", "mistral", "deepseek"})
 _OLLAMA_PREFIXES = frozenset({"ollama", "ollama_chat"})
 _OLLAMA = re.compile(r"[A-Za-z0-9][\w.-]+:[\w.-]+")
+_NAME_IT = "Name a folder with a model, a .gguf file, or a model of the hub such as Qwen/Qwen3-0.6B."
+_AGAIN = "Get the model's files again."
+NO_WRITER = ("The model is of a kind that does not generate text.", "Choose a text generation model.")
+_KNOWN = {
+    "Unrecognized configuration class": NO_WRITER,
+    "does not recognize this architecture": (
+        "The installed transformers does not know the architecture that the model's config.json names.",
+        "Upgrade transformers, or choose another model.",
+    ),
+    "Unrecognized model in": ("The model's config.json does not name the kind of model.", _AGAIN),
+    "is not a valid JSON file": ("The model's config.json is not valid JSON.", _AGAIN),
+    "instantiate the backend tokenizer": (
+        "The model has no tokenizer, or a package that the tokenizer needs is not installed.",
+        "Put the tokenizer's files into the model's folder; some need the packages sentencepiece and tiktoken.",
+    ),
+    "ignore_mismatched_sizes": ("The shapes of the model's weights differ from its config.json.", _AGAIN),
+    "deserializing header": ("A file with the model's weights is damaged.", _AGAIN),
+}
+"""Fragments of transformers' messages → our message and hint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,28 +83,6 @@ class Location:
     def folder(self) -> Path | None:
         """The model's folder; None for a model on the hub."""
         return Path(self.name) if Path(self.name).is_dir() else None
-
-
-_NAME_IT = "Name a folder with a model, a .gguf file, or a model of the hub such as Qwen/Qwen3-0.6B."
-
-
-def load_failure(message: str, hint: str | None = None) -> PromptmillError:
-    """Return the error for a model that cannot be loaded."""
-    return PromptmillError(Code.ENGINE_LOAD_FAILED, message, hint)
-
-
-def require_packages(extra: str, *names: str, instead: str = "") -> None:
-    """Raise `PromptmillError` (`missing_dependency`) if packages of `extra` are not installed; imports nothing.
-
-    `instead` describes an alternative without them.
-    """
-    missing = [name for name in names if importlib.util.find_spec(name) is None]
-    if missing:
-        raise PromptmillError(
-            Code.MISSING_DEPENDENCY,
-            f"The {_BACKENDS.get(extra, extra)} backend needs {', '.join(missing)}; not installed.",
-            f"{adding(extra)}{f'; or use {instead}' if instead else ''}",
-        )
 
 
 def locate(
@@ -242,3 +243,45 @@ def _answers(endpoint: str) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def load_failure(message: str, hint: str | None = None) -> PromptmillError:
+    """Return the error for a model that cannot be loaded."""
+    return PromptmillError(Code.ENGINE_LOAD_FAILED, message, hint)
+
+
+def require_packages(extra: str, *names: str, instead: str = "") -> None:
+    """Raise `PromptmillError` (`missing_dependency`) if packages of `extra` are not installed; imports nothing.
+
+    `instead` describes an alternative without them.
+    """
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise PromptmillError(
+            Code.MISSING_DEPENDENCY,
+            f"The {_BACKENDS.get(extra, extra)} backend needs {', '.join(missing)}; not installed.",
+            f"{adding(extra)}{f'; or use {instead}' if instead else ''}",
+        )
+
+
+def in_known_words(text: str, *, trusted: bool) -> PromptmillError | None:
+    """Return our error for `text`, the message of an exception; None if the message is unknown.
+
+    `trusted`: the model's own code may run.
+    """
+    if "trust_remote_code" in text and not trusted:
+        return load_failure(
+            "The model comes with Python code, which runs only if the operator allows it.",
+            "If you trust its author, set `trust_remote_code: true` in the configuration file.",
+        )
+    found = next((words for sign, words in _KNOWN.items() if sign in text), None)
+    return load_failure(*found) if found else None
+
+
+def missing_package(error: Exception | str, extra: str) -> PromptmillError:
+    """Return the error for a model that needs a missing package; `error` is that of the import."""
+    return PromptmillError(
+        Code.MISSING_DEPENDENCY,
+        f"The model needs a package that is not installed: {first_sentence(error)}",
+        f"{adding(extra)}, or install the named package.",
+    )

@@ -1,13 +1,20 @@
-"""Request options shared by the local engines: template options, unsupported parameters."""
+"""A submitted request as all engines read it: its options and images, and the errors about them."""
 
 from __future__ import annotations
 
+import base64
+import binascii
+import io
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from warnings import catch_warnings, simplefilter
 
 from promptmill.backends.engines.chat_template import NO_TEMPLATE
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.wording import shape
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 CHARACTERS_PER_TOKEN = 16
 """An upper bound: a text with more characters per token of context is measured by its beginning only."""
@@ -22,6 +29,11 @@ _TEMPLATES = ("enable_thinking", "reasoning_effort")
 """Sampling parameters that are switches of chat templates."""
 _OURS = frozenset({"tokenize", "return_dict", "return_tensors", "padding", "truncation", "max_length", "chat_template"})
 
+LOGPROBS = frozenset({"logprobs", "top_logprobs"})
+"""The names in `extra_params` that request log probabilities."""
+MOST_LOGPROBS = 20
+"""The largest `top_logprobs`, OpenAI's limit."""
+
 
 def longest_answer(sampling: Mapping[str, Any], extra: Mapping[str, Any]) -> int | None:
     """Return the request's limit of answer tokens, None without one. Raises `PromptmillError` (`invalid_input`)."""
@@ -35,6 +47,21 @@ def longest_answer(sampling: Mapping[str, Any], extra: Mapping[str, Any]) -> int
             raise input_error(f"extra_params.{name} is {found}; send a whole number, at least 1.")
         return value
     return None
+
+
+def wanted_logprobs(extra: Mapping[str, Any]) -> int | None:
+    """Return the requested `top_logprobs`; None if no log probabilities are requested.
+
+    Raises `PromptmillError` (`invalid_input`).
+    """
+    asked, most = extra.get("logprobs"), extra.get("top_logprobs") or 0
+    if isinstance(asked, int) and not isinstance(asked, bool):  # vLLM's own form
+        asked, most = True, asked
+    if not isinstance(most, int) or isinstance(most, bool) or not 0 <= most <= MOST_LOGPROBS:
+        raise input_error(f"top_logprobs is {shape(most)}; send a whole number from 0 to {MOST_LOGPROBS}.")
+    if not isinstance(asked, bool | None):
+        raise input_error(f"logprobs is {shape(asked)}; send true or false.")
+    return most if asked or (most and asked is None) else None
 
 
 def not_known(extra: Mapping[str, Any], known: Container[str]) -> list[str]:
@@ -135,3 +162,51 @@ def too_long(found: str, context: int, *, images: bool = False) -> PromptmillErr
 def empty_prompt() -> PromptmillError:
     """Return the error for a prompt without tokens."""
     return input_error("The prompt is empty, and the model's format adds nothing to it; send some text.")
+
+
+def pictures(images: Iterable[str]) -> list[Image]:
+    """Return the `images` of a `submit` message in their order, as 8-bit RGB on white.
+
+    Raises `PromptmillError` (`invalid_image`) for an image whose data is broken.
+    """
+    return [_decoded(encoded, place) for place, encoded in enumerate(images, 1)]
+
+
+def _decoded(encoded: str, place: int) -> Image:
+    from PIL import Image
+
+    try:
+        with catch_warnings():
+            simplefilter("ignore")  # about the size, which the server has checked
+            with Image.open(io.BytesIO(base64.b64decode(encoded))) as image:
+                return _on_white(image)
+    except (OSError, SyntaxError, ValueError, binascii.Error, Image.DecompressionBombError) as error:
+        raise PromptmillError(
+            Code.INVALID_IMAGE, f"Image {place} of the prompt is broken ({type(error).__name__}).", "Make it again."
+        ) from None
+
+
+def _on_white(image: Image) -> Image:
+    from PIL import Image
+
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    upper = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", upper.size, "white"), upper).convert("RGB")
+
+
+def mark_in_text(mark: str) -> PromptmillError:
+    """Return the error for a prompt whose text contains `mark`, the model's mark of an image."""
+    return input_error(
+        f"The prompt's own text contains {mark}, which stands for an image in this model; "
+        "write it in another way, or make it the `image_tag`."
+    )
+
+
+def misplaced(found: int, images: int) -> PromptmillError:
+    """Return the error for a prompt with `images` images of which the chat template kept `found`."""
+    return PromptmillError(
+        Code.UNSUPPORTED,
+        f"The model's chat template has a place for {found} of the prompt's {images} images.",
+        "Put the images into user turns, or use another model.",
+    )

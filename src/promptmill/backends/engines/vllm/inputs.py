@@ -18,28 +18,29 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from promptmill.answers.reasoning import opens_reasoning
 from promptmill.answers.schema import schema_of
-from promptmill.backends.engines import token_logprobs, tool_use
+from promptmill.backends.engines import tool_use
 from promptmill.backends.engines.chat_template import NO_TEMPLATE, plain_text, text_turn
-from promptmill.backends.engines.image_decoding import pictures
-from promptmill.backends.engines.load_errors import first_line
-from promptmill.backends.engines.request_options import (
+from promptmill.backends.engines.submitted_request import (
     DEFAULT_MAX_TOKENS,
+    LOGPROBS,
     LONGEST,
     empty_prompt,
     longest_answer,
     not_known,
+    pictures,
     refuse,
     special_tokens,
     split_stops,
     template_options,
+    wanted_logprobs,
     warn_of_left_out,
 )
 from promptmill.backends.engines.tool_use import ToolReader, ToolUse
-from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.errors import Code, PromptmillError, first_line, input_error
 from promptmill.core.wording import shape
 from promptmill.system.frames import Frame
 
-_EXTRA = frozenset({"chat_template_kwargs", "mm_processor_kwargs", "lora", *tool_use.NAMES, *token_logprobs.NAMES})
+_EXTRA = frozenset({"chat_template_kwargs", "mm_processor_kwargs", "lora", *tool_use.NAMES, *LOGPROBS})
 _MISTRALS = "{{ tools }} tool_calls [TOOL_CALLS]"
 """Stands in for the template of a Mistral tokenizer, which formats chats in code and takes tools."""
 _TAIL = 8  # tokens in which a template may open a thought
@@ -130,7 +131,7 @@ class PromptBuilder:
         warn_of_left_out(left_out, "vllm", warnings)
         if self._refuse:
             refuse(warnings)
-        params.logprobs = token_logprobs.wanted(extra)
+        params.logprobs = wanted_logprobs(extra)
         thinks = opens_reasoning(self._tokenizer.decode(tokens[-_TAIL:]))
         return Prepared(prompt, params, adapter, options, thinks, sampling.get("reasoning") == "inline", tools)
 

@@ -9,11 +9,12 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from promptmill.backends.engines.growing_answer import Texts
-from promptmill.backends.engines.hf.batches import Decoder
+from promptmill.backends.engines.hf.decode_loop import Decoder
 from promptmill.backends.engines.hf.language_model import LanguageModel
 from promptmill.backends.engines.hf.sampler import SamplerState
 from promptmill.backends.engines.hf.schedule import Capacity, Schedule
-from promptmill.backends.engines.hf.sequence import ImageInputs, RunningSequence
+from promptmill.backends.engines.hf.sequence import RunningSequence
+from promptmill.backends.engines.hf.vision import ImageInputs
 
 
 class Enough(BaseException):

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from promptmill.backends.engines.token_logprobs import wanted
+from promptmill.backends.engines.submitted_request import wanted_logprobs
 from promptmill.core.errors import PromptmillError
 
 PROMPT = "What is the capital of France? Answer in one word."
@@ -25,13 +25,13 @@ PROMPT = "What is the capital of France? Answer in one word."
     ],
 )
 def test_logprobs_are_asked_for_in_either_form(extra, found):
-    assert wanted(extra) == found
+    assert wanted_logprobs(extra) == found
 
 
 @pytest.mark.parametrize("extra", [{"logprobs": "yes"}, {"top_logprobs": 21}, {"top_logprobs": -1}, {"logprobs": 1.5}])
 def test_what_is_no_number_of_tokens_is_refused(extra):
     with pytest.raises(PromptmillError, match="logprobs is"):
-        wanted(extra)
+        wanted_logprobs(extra)
 
 
 def _check(outcome, most: int) -> None:
