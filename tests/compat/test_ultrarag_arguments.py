@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from promptmill.compat.ultrarag_calls import image_arguments, init_arguments, prompt_arguments, turn_arguments
+from promptmill.compat.ultrarag_server import image_arguments, init_arguments, prompt_arguments, turn_arguments
 from promptmill.core.errors import PromptmillError
 from sure import sure
 

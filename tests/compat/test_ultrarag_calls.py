@@ -9,7 +9,7 @@ import pytest
 from fastmcp import Client
 from fastmcp.exceptions import ToolError
 
-from promptmill.compat.ultrarag_calls import PipelineCalls
+from promptmill.compat.ultrarag_server import PipelineCalls
 from promptmill.config.loading import Configuration
 from promptmill.server import create_server
 from promptmill.service.service import Service

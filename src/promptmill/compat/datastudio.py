@@ -11,13 +11,14 @@ import abc
 import asyncio
 import base64
 import contextlib
+import inspect
 import logging
 import random
 import sys
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import ValidationError
 
@@ -46,9 +47,13 @@ _OF_THE_CLASS = frozenset({"fail_msg", "image_key_name", "openai_format", "retur
 _MOST_CONNECTIONS = 16384
 _MOST_ATTEMPTS = 100
 _LAST_PORT = 65535
+_OF_WORKERS = ("num_workers", "worker_concurrency")
 _KINDS = frozenset({"str", "dict", "liststr", "listdict"})
 _MOST_THREADS = 384
 _BAR_EVERY_S = 0.2
+_JITTER = random.SystemRandom()
+
+_Init = TypeVar("_Init", bound=Callable[..., None])
 
 
 class InterruptedCall(KeyboardInterrupt):
@@ -68,7 +73,7 @@ class BaseAPI(abc.ABC):
     allowed_types: ClassVar[list[str]] = ["text", "image", "image_url", "system"]
     """The types of parts that an input may have."""
 
-    def __init__(  # noqa: PLR0917 (positions are DataStudio's)
+    def __init__(
         self,
         retry: int = 10,
         wait: float = 5,
@@ -76,10 +81,10 @@ class BaseAPI(abc.ABC):
         logger: Any = None,
         thread_num: int = _MOST_THREADS,
         fail_msg: str = _FAIL_MESSAGE,
-        openai_format: bool = True,  # noqa: FBT001, FBT002
+        openai_format: bool = True,
         image_key_name: str = "image",
-        return_dict: bool = True,  # noqa: FBT001, FBT002
-        use_system_proxy: bool = False,  # noqa: FBT001, FBT002
+        return_dict: bool = True,
+        use_system_proxy: bool = False,
         **kwargs: Any,
     ) -> None:
         """`retry` counts attempts in all, at least one; `wait` is the longest wait between them in seconds.
@@ -118,7 +123,7 @@ class BaseAPI(abc.ABC):
         """
         for attempt in range(max(1, self.retry)):
             if attempt:
-                time.sleep(min(self.wait, 2.0 ** (attempt - 1)) * random.uniform(0.5, 1))  # noqa: S311 (no secret)
+                time.sleep(min(self.wait, 2.0 ** (attempt - 1)) * _JITTER.uniform(0.5, 1))
             try:
                 code, answer, _ = self.generate_inner(message, **all_kwargs)
             except Exception as error:  # noqa: BLE001 (a program's own client may raise anything)
@@ -176,7 +181,7 @@ class BaseAPI(abc.ABC):
 
     def encode_image_directly(self, img_item: Any) -> Any:
         """Return an image of Pillow's, an array or bytes as base64; anything else as it is."""
-        return self._encoded(HeldImage(img_item))[1] if is_image(img_item) else img_item
+        return self._encode(HeldImage(img_item))[1] if is_image(img_item) else img_item
 
     def shutdown(self) -> None:  # noqa: B027 (most clients have nothing to close)
         """Do nothing: each call closes its own connections."""
@@ -199,9 +204,9 @@ class BaseAPI(abc.ABC):
         return {"role": message.role, "content": content, **(message.extra or {})}
 
     def _url(self, source: str) -> str:
-        return source if is_web(source) else "data:{};base64,{}".format(*self._encoded(source))
+        return source if is_web(source) else "data:{};base64,{}".format(*self._encode(source))
 
-    def _encoded(self, source: str) -> tuple[str, str]:
+    def _encode(self, source: str) -> tuple[str, str]:
         image = load_image(source, ImageRules())
         return image.media_type, base64.b64encode(image.data).decode()
 
@@ -215,7 +220,7 @@ class BaseAPI(abc.ABC):
 class OpenAIAPI(BaseAPI):
     """An OpenAI-compatible model, called from a program. Inputs: see `generate`."""
 
-    def __init__(  # noqa: PLR0917 (positions are DataStudio's)
+    def __init__(
         self,
         model: str,
         key: str | Sequence[str] | None = None,
@@ -232,10 +237,10 @@ class OpenAIAPI(BaseAPI):
         timeout: tuple[float, float] = (30, 1800),
         max_tokens: int | None = 16384,
         thread_num: int = 8192,
-        return_dict: bool = False,  # noqa: FBT001, FBT002
+        return_dict: bool = False,
         logger: Any = None,
         max_connections: int | None = None,
-        enable_thinking: bool | None = False,  # noqa: FBT001, FBT002
+        enable_thinking: bool | None = False,
         *,
         fail_msg: str = _FAIL_MESSAGE,
         use_system_proxy: bool = False,
@@ -381,7 +386,7 @@ class OpenAIAPI(BaseAPI):
         outcomes: list[Outcome] = []
         places: Sequence[int] = range(len(conversations))
         try:
-            async with _progress_shown(stats):
+            async with _progress_bar(stats):
                 outcomes = await service.generate(conversations, stats, sink=sink)
                 for _ in range(self.retry - 1 if self.return_dict else 0):
                     places = [place for place in places if _lacks_object(outcomes[place])]
@@ -417,62 +422,31 @@ class OpenAIAPI(BaseAPI):
         return found
 
 
+def _with_worker_arguments(init: _Init) -> _Init:
+    """Give `init` the signature of `OpenAIAPI` with the arguments `_OF_WORKERS` in their places."""
+    signature = inspect.signature(OpenAIAPI.__init__)
+    ours: list[inspect.Parameter] = []
+    for parameter in signature.parameters.values():
+        if parameter.name == "enable_thinking":
+            ours += (parameter.replace(name=name, default=None, annotation="int | None") for name in _OF_WORKERS)
+        ours.append(parameter)
+    vars(init)["__signature__"] = signature.replace(parameters=ours)
+    return init
+
+
 class MPOpenAIAPI(OpenAIAPI):
     """`OpenAIAPI` with worker processes, for calls whose images and JSON are too much work for one process."""
 
-    def __init__(  # noqa: PLR0917 (positions are DataStudio's)
-        self,
-        model: str,
-        key: str | Sequence[str] | None = None,
-        temperature: float | None = 0.6,
-        top_p: float | None = 0.95,
-        top_k: int | None = 20,
-        min_p: float | None = 0.0,
-        presence_penalty: float | None = 1.0,
-        repetition_penalty: float | None = 1.0,
-        api_base: str | None = None,
-        port: int | str | Sequence[int | str] | None = None,
-        retry: int = 10,
-        wait: float = 3,
-        timeout: tuple[float, float] = (30, 1800),
-        max_tokens: int | None = 16384,
-        thread_num: int = 8192,
-        return_dict: bool = False,  # noqa: FBT001, FBT002
-        logger: Any = None,
-        max_connections: int | None = None,
-        num_workers: int | None = None,
-        worker_concurrency: int | None = None,
-        enable_thinking: bool | None = False,  # noqa: FBT001, FBT002
-        **kwargs: Any,
-    ) -> None:
+    @_with_worker_arguments
+    def __init__(self, *arguments: Any, **named: Any) -> None:
         """`num_workers` processes (default: cores, at most 8) with `worker_concurrency` requests in flight each.
 
-        The default of `worker_concurrency` is each worker's share of `thread_num`. The others are `OpenAIAPI`'s.
+        The default of `worker_concurrency` is each worker's share of `thread_num`. The others are `OpenAIAPI`'s. By
+        position both come before `enable_thinking`, as in DataStudio's class.
         """
-        self.num_workers = num_workers
-        self.worker_concurrency = worker_concurrency
-        super().__init__(
-            model,
-            key,
-            temperature,
-            top_p,
-            top_k,
-            min_p,
-            presence_penalty,
-            repetition_penalty,
-            api_base,
-            port,
-            retry,
-            wait,
-            timeout,
-            max_tokens,
-            thread_num,
-            return_dict,
-            logger,
-            max_connections,
-            enable_thinking,
-            **kwargs,
-        )
+        given = inspect.signature(MPOpenAIAPI.__init__).bind(self, *arguments, **named)
+        self.num_workers, self.worker_concurrency = (given.arguments.pop(name, None) for name in _OF_WORKERS)
+        super().__init__(*given.args[1:], **given.kwargs)
 
     def _sharing(self) -> Mapping[str, Any]:
         return {
@@ -512,12 +486,12 @@ def _lacks_object(outcome: Outcome) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def _progress_shown(stats: Call) -> AsyncIterator[None]:
+async def _progress_bar(stats: Call) -> AsyncIterator[None]:
     """Show a bar while the block runs, where standard error is a terminal."""
     if not sys.stderr.isatty():
         yield
         return
-    showing = asyncio.ensure_future(_show_progress(stats))
+    showing = asyncio.ensure_future(_draw_progress(stats))
     try:
         yield
     finally:
@@ -525,7 +499,7 @@ async def _progress_shown(stats: Call) -> AsyncIterator[None]:
         await asyncio.wait({showing})
 
 
-async def _show_progress(stats: Call) -> None:
+async def _draw_progress(stats: Call) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 

@@ -78,8 +78,7 @@ def configuration_in(folder: Path, *, trust_client: bool = True) -> Configuratio
 
 def _extended(server: FastMCP, service: Service) -> None:
     # these import FastMCP, so import them with the server, not before
-    from promptmill.compat.ultrarag_calls import PipelineCalls
-    from promptmill.compat.ultrarag_tools import add_build, with_plain_results
+    from promptmill.compat.ultrarag_server import PipelineCalls, add_build, with_plain_results
     from promptmill.server.tool_calls import PlainArguments
 
     add_build(server)
