@@ -20,7 +20,7 @@ import orjson
 
 from promptmill.answers.schema import AnswerType, with_schema
 from promptmill.bulk_rows import Offsets, joined, lines
-from promptmill.config import models
+from promptmill.config import resolved_config
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.sampling import BESIDE, Sampling
@@ -313,7 +313,7 @@ def _configuration(options: dict[str, Any]) -> Configuration:
         raise TypeError(f"there is no option {name!r}{f'; did you mean {near[0]}?' if near else ''}")
 
     def values(raw: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
-        chosen = models.settings_of(raw, backend=backend, endpoint=endpoint, model=model, sampling=options)
+        chosen = resolved_config.settings_of(raw, backend=backend, endpoint=endpoint, model=model, sampling=options)
         return chosen | {tuple(path.split(".")): value for path, value in settings.items()}
 
     return Configuration.load(None if config is None else Path(config), backend=backend, values=values)

@@ -23,7 +23,7 @@ from pyarrow import parquet
 from fakes import FakeBackend, openai_configuration
 from promptmill.backends.protocol import Request
 from promptmill.config.loading import Configuration
-from promptmill.config.models import ResolvedConfig
+from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.outcome import Completion
 from promptmill.jobs.manage.running_jobs import RunningJobs
 from promptmill.jobs.store.folder import JobFolders

@@ -9,7 +9,7 @@ import pytest
 from fakes import openai_plan
 from promptmill.answering.costs import FlatPrice, charge, price_of, worst_case
 from promptmill.backends.protocol import Request
-from promptmill.config import models
+from promptmill.config import resolved_config
 from promptmill.config.loading import Configuration
 from promptmill.core.conversation import Conversation, conversation_from_prompt
 from promptmill.core.errors import Code, PromptmillError
@@ -23,7 +23,7 @@ def test_a_listed_price_is_found_by_the_provider_and_by_its_address(endpoint):
     pytest.importorskip("genai_prices")
 
     def values(raw):
-        return models.settings_of(raw, backend=None, endpoint=endpoint, model="gpt-5-mini", sampling={})
+        return resolved_config.settings_of(raw, backend=None, endpoint=endpoint, model="gpt-5-mini", sampling={})
 
     price = price_of(Configuration.load(None, values=values).plan)
     assert price is not None

@@ -8,7 +8,7 @@ from typing import Any
 
 from promptmill.backends.protocol import Call, FixedShare, Request, Source
 from promptmill.config.loading import Configuration
-from promptmill.config.models import ResolvedConfig
+from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.conversation import Conversation, Message
 from promptmill.core.outcome import Outcome
 from promptmill.core.sampling import Sampling

@@ -23,7 +23,7 @@ from weakref import WeakKeyDictionary
 import orjson
 
 from promptmill.backends.protocol import Answer, Call, Request
-from promptmill.config.models import ResolvedConfig
+from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import NO_USAGE, Completion, Outcome, Usage
 from promptmill.images import load as images

@@ -22,7 +22,7 @@ from promptmill.answers.reasoning import split_marked
 from promptmill.answers.schema import AnswerSchema, SchemaCache
 from promptmill.backends.protocol import Answer, Backend, Call, Request, Share
 from promptmill.config.backends import BACKENDS
-from promptmill.config.models import ResolvedConfig
+from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.conversation import Conversation, Message
 from promptmill.core.errors import Code, PromptmillError, internal_error
 from promptmill.core.money import Budget

@@ -20,7 +20,7 @@ import orjson
 
 from promptmill.backends import registry
 from promptmill.backends.protocol import Account, Answer, Call, Request
-from promptmill.config.models import ResolvedConfig
+from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.conversation import ImagePart, TextPart
 from promptmill.core.errors import Code, PromptmillError, config_error, input_error
 from promptmill.core.money import Budget, dollars

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeAlias
 
 from promptmill.backends.protocol import Answer, Call, Request, Share, Stoppable, ignored
-from promptmill.config.models import ResolvedConfig
+from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import NO_USAGE, Completion, Failure, Outcome, sum_of
 

@@ -26,7 +26,7 @@ from promptmill.answers.schema import asking_for
 from promptmill.backends import batch_lines
 from promptmill.backends.batch_lines import BatchLine
 from promptmill.backends.protocol import Request
-from promptmill.config.models import LONGEST_ANSWER, named_models
+from promptmill.config.resolved_config import LONGEST_ANSWER, named_models
 from promptmill.core.conversation import (
     Conversation,
     ImagePosition,

@@ -241,7 +241,7 @@ def _overrides(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dict[tu
 
     Raises `PromptmillError` (`invalid_config`) for an option that the backend does not have.
     """
-    from promptmill.config import models  # imported where it is needed, as above
+    from promptmill.config import resolved_config  # imported where it is needed, as above
 
     endpoint = {
         "base_url": getattr(arguments, "base_url", None),
@@ -249,7 +249,7 @@ def _overrides(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dict[tu
         "api_key_env": getattr(arguments, "key_env", None),
         "concurrency": getattr(arguments, "concurrency", None),
     }
-    return models.settings_of(
+    return resolved_config.settings_of(
         raw,
         backend=arguments.backend,
         endpoint={key: value for key, value in endpoint.items() if value is not None},

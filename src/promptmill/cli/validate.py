@@ -11,7 +11,7 @@ import orjson
 
 from promptmill.backends.registry import addresses
 from promptmill.cli.terminal import say
-from promptmill.config.models import ResolvedConfig
+from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.money import dollars
 from promptmill.jobs.run.validation import check
 from promptmill.jobs.store.spec import JobRequest

@@ -17,7 +17,7 @@ from promptmill.backends.protocol import Backend, Request
 from promptmill.cluster.rate_leases import LostError
 from promptmill.cluster.replica import Replica, Report
 from promptmill.cluster.replicas import Link, Replicas
-from promptmill.config.models import ResolvedConfig
+from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.system.installation import adding
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from promptmill import __version__
 from promptmill.backends.protocol import Backend, Call, RateLimited, Request, Sink, Source
-from promptmill.config.models import ResolvedConfig
+from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, internal_error
 from promptmill.core.outcome import Outcome
 from promptmill.service.driver import Driver

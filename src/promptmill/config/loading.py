@@ -15,13 +15,13 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from promptmill.config import backends, models
+from promptmill.config import backends, resolved_config
 from promptmill.config.backends import BACKENDS
 from promptmill.config.environment import expanded, without_unset
 from promptmill.config.explain import explain, unknown_key
-from promptmill.config.models import ResolvedConfig, check_size
 from promptmill.config.parameter_file import FILE_NAME, find, parsed, read
 from promptmill.config.parameter_names import moved, without_litellm
+from promptmill.config.resolved_config import ResolvedConfig, check_size
 from promptmill.config.settings import Settings
 from promptmill.core.errors import PromptmillError, config_error
 from promptmill.core.sampling import Sampling
@@ -66,23 +66,23 @@ class Configuration:
         self.origin = origin
         self._chosen = ""
         self._keyless = False
-        self.default = models.default_name(raw)
+        self.default = resolved_config.default_name(raw)
         """The name of the model for calls that name none."""
-        self.names = tuple(models.names(raw))
+        self.names = tuple(resolved_config.names(raw))
         """The names of all models, the default one first."""
         self.plan = self.plan_of(self.default)
-        models.check_names(self.plan.operator)
+        resolved_config.check_names(self.plan.operator)
 
     @property
     def backend(self) -> str | None:
         """The backend that the file or the command line names."""
-        named = models.raw_of(self._raw, self.default).get("backend")
+        named = resolved_config.raw_of(self._raw, self.default).get("backend")
         return named if isinstance(named, str) else None
 
     def plan_of(self, name: str) -> ResolvedConfig:
         """Return the plan of the model `name`, one of `names`. Raises `PromptmillError` (`invalid_config`)."""
-        raw, file = models.raw_of(self._raw, name), None
-        if name in models.named(raw):
+        raw, file = resolved_config.raw_of(self._raw, name), None
+        if name in resolved_config.named(raw):
             named = str(_backend_of(self._raw))
             # only if the file names a backend: this decides whether it has a model `default`
             whole = {**self._raw, **({"backend": named} if self._raw.get("backend") else {})}
@@ -147,7 +147,7 @@ class Configuration:
             for keys, value in values(raw).items():
                 _put(raw, keys, value)
                 if keys[0] == "sampling_params":
-                    models.leave_to_all(raw, keys[1])
+                    resolved_config.leave_to_all(raw, keys[1])
             for assignment in assignments:  # again: a full path overrides the options
                 _assign(raw, assignment)
             raw = {**defaults, **{key: value for key, value in raw.items() if value is not None}}
@@ -170,7 +170,7 @@ class Configuration:
         check_size(given)
         if overrides == Overrides():
             return self.plan_of(self.default)
-        raw = models.raw_of(self._raw, self.default)
+        raw = resolved_config.raw_of(self._raw, self.default)
         raw["backend"] = name = _backend_of({"backend": overrides.backend or raw.get("backend")})
         self._check_other_backends(name, overrides)
         operator, _ = self._settings_of(raw, name)
@@ -184,7 +184,7 @@ class Configuration:
             own = {} if self._calls_replace else mine.get(block) or {}
             added = values or {}
             if block in BACKENDS and BACKENDS[block].needs_endpoint:
-                added = models.endpoint_over(own, added)
+                added = resolved_config.endpoint_over(own, added)
             mine[block] = {**own, **added}
         raw["backend_configs"] = mine
         for key in ("sampling_params", "extra_params"):
@@ -206,7 +206,7 @@ class Configuration:
         A call may choose one that the configuration names. Only a trusted client may set its keys, because promptmill
         does not know which of them are harmless.
         """
-        operators = {_backend_of(models.raw_of(self._raw, model)) for model in self.names}
+        operators = {_backend_of(resolved_config.raw_of(self._raw, model)) for model in self.names}
         operators |= (self._raw.get("backend_configs") or {}).keys()
         for other in {name, *overrides.backend_configs} & backends.installed().keys():
             if other not in operators:
@@ -260,13 +260,13 @@ def _check_limits(plan: ResolvedConfig, overrides: Overrides) -> None:
     if limits.models is not None and plan.model != plan.operator_model and plan.model not in limits.models:
         known = ", ".join(limits.models) or "none"
         raise config_error(f"backend_configs.{plan.backend}", f"a call may choose only these models: {known}.")
-    for name in models.named_models(overrides.extra_params):
+    for name in resolved_config.named_models(overrides.extra_params):
         if limits.models is not None and name not in {*limits.models, plan.operator_model}:
             known = ", ".join(limits.models) or "none"
             raise config_error("extra_params", f"a call may choose only these models: {known}.")
     if limits.max_tokens is not None:
         plan.within_limits(overrides.sampling_params)
-        for name in models.LONGEST_ANSWER:
+        for name in resolved_config.LONGEST_ANSWER:
             if name in overrides.extra_params:
                 raise config_error(
                     f"extra_params.{name}", "write it as `max_tokens` in `sampling_params`: this server limits it."

@@ -16,7 +16,7 @@ from pydantic import BaseModel, SecretStr
 
 from promptmill import __version__
 from promptmill.config.environment import USUAL_KEYS
-from promptmill.config.models import ResolvedConfig
+from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import redact
 from promptmill.service.service import Service
 

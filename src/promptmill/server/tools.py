@@ -14,7 +14,7 @@ from mcp_types import ToolAnnotations
 
 from promptmill.answers.schema import asking_for, compile_schema, why_no_schema
 from promptmill.backends.protocol import Call
-from promptmill.config.models import ResolvedConfig
+from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.conversation import Conversation
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.money import Budget

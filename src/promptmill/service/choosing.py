@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 from promptmill.backends.protocol import Choice
 from promptmill.config.backends import AUTO, BACKENDS
 from promptmill.config.loading import Configuration
-from promptmill.config.models import ResolvedConfig
+from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.wording import close_matches
 

@@ -28,7 +28,7 @@ from promptmill.answering.chain import Chain
 from promptmill.backends import registry
 from promptmill.backends.engines import embedded_model, hardware
 from promptmill.backends.protocol import Answer, Backend, Call, Share, Stoppable
-from promptmill.config.models import ResolvedConfig
+from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.config.settings import OpenVINOSettings
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.money import Budget

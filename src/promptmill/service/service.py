@@ -15,7 +15,7 @@ from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Share, Sink, Source, Stoppable
 from promptmill.config.backends import AUTO
 from promptmill.config.loading import Configuration, Overrides
-from promptmill.config.models import DEFAULT, ResolvedConfig, unknown_model
+from promptmill.config.resolved_config import DEFAULT, ResolvedConfig, unknown_model
 from promptmill.core.conversation import Conversation
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.core.money import Budget

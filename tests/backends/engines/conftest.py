@@ -17,7 +17,7 @@ from driving import run
 from promptmill.backends.engines.host import EngineHost, create
 from promptmill.backends.protocol import Call, Request, Source
 from promptmill.config.loading import Configuration, Overrides
-from promptmill.config.models import ResolvedConfig
+from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.conversation import conversation_from_messages, conversation_from_prompt
 from promptmill.core.outcome import Completion, Outcome
 from promptmill.core.sampling import Sampling

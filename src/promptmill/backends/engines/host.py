@@ -26,7 +26,7 @@ from promptmill.answers.reasoning import unanswered
 from promptmill.backends.engines.embedded_model import cache_folder
 from promptmill.backends.engines.trust import check_arguments, check_written, trusts_remote_code
 from promptmill.backends.protocol import Call, FixedShare, Request
-from promptmill.config.models import ResolvedConfig
+from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.conversation import ImagePart, Message, TextPart, check_encodable
 from promptmill.core.errors import Code, PromptmillError, config_error, input_error
 from promptmill.core.outcome import Completion, Failure, Outcome, Usage

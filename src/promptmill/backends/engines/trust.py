@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from promptmill.config.loading import TRUST_SWITCH
-from promptmill.config.models import ResolvedConfig
+from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import config_error
 from promptmill.core.wording import close_matches
 

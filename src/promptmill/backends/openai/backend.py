@@ -15,7 +15,7 @@ from promptmill.backends.openai.sender import LocalSender, Sender
 from promptmill.backends.openai.transport import Pool, room_for_connections
 from promptmill.backends.openai.workers import FanOut
 from promptmill.backends.protocol import Call, Request
-from promptmill.config.models import ResolvedConfig
+from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.core.outcome import Outcome
 from promptmill.images.load import ImageRules, WebImages

@@ -26,7 +26,7 @@ from promptmill.backends.openai.request import RequestEncoder
 from promptmill.backends.openai.response import read_response
 from promptmill.backends.openai.transport import Pool, proxy_of, trust_of_environment
 from promptmill.backends.protocol import Request, Step
-from promptmill.config.models import ResolvedConfig
+from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.core.wording import close_matches, counted

@@ -18,7 +18,7 @@ from promptmill.core.errors import config_error, looks_like_key, redact
 from promptmill.core.wording import close_matches
 
 if TYPE_CHECKING:
-    from promptmill.config.models import ResolvedConfig  # workers need no YAML
+    from promptmill.config.resolved_config import ResolvedConfig  # workers need no YAML
 
 
 _BLOCK = "backend_configs.openai"

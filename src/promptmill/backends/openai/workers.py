@@ -31,7 +31,7 @@ from promptmill.backends.openai.failures import FailureKind, RetryDecision
 from promptmill.backends.openai.limit.endpoint_state import EndpointState
 from promptmill.backends.openai.spool import Ref, Spool
 from promptmill.backends.protocol import Call, Request
-from promptmill.config.models import ResolvedConfig
+from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, unwritable_parameters
 from promptmill.core.outcome import Completion, Usage
 from promptmill.system import frames, subprocesses

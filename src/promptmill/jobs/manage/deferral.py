@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from promptmill.backends.protocol import Call
-from promptmill.config.models import ResolvedConfig
+from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.conversation import Conversation
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import Failure, Outcome

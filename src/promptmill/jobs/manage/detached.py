@@ -21,7 +21,7 @@ from pydantic import BaseModel, SecretStr
 from promptmill.backends import registry
 from promptmill.config.backends import AUTO, BACKENDS
 from promptmill.config.loading import Configuration
-from promptmill.config.models import ResolvedConfig
+from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.config.settings import Settings
 from promptmill.core.errors import Code, PromptmillError, input_error, redact
 from promptmill.jobs.files import disk

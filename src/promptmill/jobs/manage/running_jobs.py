@@ -12,7 +12,7 @@ from typing import Any, Literal
 import orjson
 
 from promptmill.backends import rows
-from promptmill.config.models import ResolvedConfig
+from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.jobs.files import formats, input_files
 from promptmill.jobs.files.disk import Line, Lines, RandomFile

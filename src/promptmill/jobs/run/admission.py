@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from promptmill.backends import registry
-from promptmill.config.models import ResolvedConfig
+from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.jobs.files import disk, first_rows, formats, input_files
 from promptmill.jobs.files.input_files import InputFiles

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from promptmill.backends.protocol import Call
 from promptmill.backends.rows import RowReader
-from promptmill.config.models import ResolvedConfig
+from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.core.money import Budget
 from promptmill.jobs.files import disk

@@ -11,7 +11,7 @@ from pathlib import Path
 from promptmill.backends import rows
 from promptmill.backends.protocol import InputFile, Request, RowPlace, Source
 from promptmill.backends.rows import RowReader
-from promptmill.config.models import ResolvedConfig
+from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.outcome import Failure, Outcome
 from promptmill.jobs.files import formats

@@ -11,7 +11,7 @@ from typing import Any
 from promptmill.answering.costs import price_of, tier_of
 from promptmill.backends import rows
 from promptmill.backends.rows import RowReader
-from promptmill.config.models import ResolvedConfig
+from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.conversation import Conversation, TextPart, check_encodable
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.outcome import Usage

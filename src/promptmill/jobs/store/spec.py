@@ -12,7 +12,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict
 
 from promptmill.cluster.ray_cluster import RayCluster
-from promptmill.config.models import DEFAULT, ResolvedConfig
+from promptmill.config.resolved_config import DEFAULT, ResolvedConfig
 from promptmill.core.errors import Code, input_error, unwritable_parameters
 from promptmill.jobs.files.input_files import Part
 

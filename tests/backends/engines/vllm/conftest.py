@@ -12,7 +12,7 @@ import pytest
 
 from promptmill.backends.engines.host import EngineHost, create
 from promptmill.config.loading import Configuration, Overrides
-from promptmill.config.models import ResolvedConfig
+from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import PromptmillError
 
 HERE = Path(__file__).parent

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from promptmill.config import models
+from promptmill.config import resolved_config
 from promptmill.config.loading import Configuration, Overrides
 from promptmill.core.errors import PromptmillError
 
@@ -93,7 +93,7 @@ def test_mistakes_are_told_with_their_path(raw, said):
 
 def test_a_model_that_the_file_does_not_name_is_refused_where_it_names_some() -> None:
     def chosen(raw: Mapping[str, Any], model: str, **endpoint: str) -> dict[tuple[str, ...], Any]:
-        return models.settings_of(raw, backend=None, endpoint=endpoint, model=model, sampling={})
+        return resolved_config.settings_of(raw, backend=None, endpoint=endpoint, model=model, sampling={})
 
     raw = {"models": {"fast": {"hf": {}}, "strong": {"hf": {}}}}
     with pytest.raises(PromptmillError, match=r"--model: there is no model 'strng'; models here: strong, fast"):
@@ -124,7 +124,7 @@ def test_another_provider_has_its_own_address_and_takes_no_key_of_the_files(own,
     raw = {"backend": "openai", "backend_configs": {"openai": own}}
 
     def values(raw: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
-        return models.settings_of(raw, backend=None, endpoint=given, model=None, sampling={})
+        return resolved_config.settings_of(raw, backend=None, endpoint=given, model=None, sampling={})
 
     if by_a_call:
         plan = Configuration(raw).overlaid(Overrides(backend_configs={"openai": given}))
@@ -141,7 +141,7 @@ def test_an_address_that_is_set_in_full_counts_beside_a_provider():
         Path("parameter.yaml"),
         content={"backend": "openai", "backend_configs": {"openai": CORP}},
         assignments=["backend_configs.openai.base_url=http://b/v1"],
-        values=lambda raw: models.settings_of(
+        values=lambda raw: resolved_config.settings_of(
             raw, backend=None, endpoint={"provider": "ollama"}, model=None, sampling={}
         ),
     )
@@ -151,5 +151,5 @@ def test_an_address_that_is_set_in_full_counts_beside_a_provider():
 @pytest.mark.parametrize("blocks", [None, [], {"openai": "localhost:11434"}, {"openai": None}])
 def test_an_endpoint_may_be_chosen_above_a_file_whose_blocks_are_empty_or_wrong(blocks):
     raw = {"backend": "openai", "backend_configs": blocks}
-    chosen = models.settings_of(raw, backend=None, endpoint={"provider": "ollama"}, model=None, sampling={})
+    chosen = resolved_config.settings_of(raw, backend=None, endpoint={"provider": "ollama"}, model=None, sampling={})
     assert chosen["backend_configs", "openai", "provider"] == "ollama"
