@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from promptmill.cli import main as cli
-from promptmill.install.clients import CLIENTS
+from promptmill.install.command import CLIENTS
 
 JSON_CLIENTS = [client for client in CLIENTS if client.name != "codex"]
 TOML = """\

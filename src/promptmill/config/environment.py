@@ -54,12 +54,12 @@ class _Unset:
     name: str
 
 
-def expanded(value: Any, environ: Mapping[str, str]) -> Any:
+def expand(value: Any, environ: Mapping[str, str]) -> Any:
     """Return `value`, a part of a configuration, with each `${NAME}` replaced. For unset ones see `without_unset`."""
     if isinstance(value, dict):
-        return {key: expanded(inner, environ) for key, inner in value.items()}
+        return {key: expand(inner, environ) for key, inner in value.items()}
     if isinstance(value, list):
-        return [expanded(inner, environ) for inner in value]
+        return [expand(inner, environ) for inner in value]
     if not isinstance(value, str) or "${" not in value:
         return value
     for found in _NAMED.finditer(value):
@@ -79,26 +79,26 @@ def _is_literal(found: re.Match[str]) -> bool:
 
 
 def without_unset(raw: dict[str, Any], backend: str) -> dict[str, Any]:
-    """Return `raw`, a result of `expanded`, without the unset variables in blocks of other backends than `backend`.
+    """Return `raw`, a result of `expand`, without the unset variables in blocks of other backends than `backend`.
 
     Raises `PromptmillError` (`invalid_config`) for an unset variable elsewhere.
     """
     blocks, named = raw.get("backend_configs"), raw.get("models")
     if isinstance(blocks, dict):
-        others = {name: _emptied(block) for name, block in blocks.items() if name != backend}
+        others = {name: _drop_unset(block) for name, block in blocks.items() if name != backend}
         raw = {**raw, "backend_configs": {**blocks, **others}}
     if isinstance(named, dict):  # the model in use is also outside of `models`
-        raw = {**raw, "models": {name: _emptied(model) for name, model in named.items()}}
+        raw = {**raw, "models": {name: _drop_unset(model) for name, model in named.items()}}
     _refuse_unset(raw, "")
     return raw
 
 
-def _emptied(value: Any) -> Any:
+def _drop_unset(value: Any) -> Any:
     """Return `value` without keys whose value is, or whose list contains, an unset variable."""
     if not isinstance(value, Mapping):
         return value
     return {
-        key: _emptied(inner) for key, inner in value.items() if isinstance(inner, Mapping) or not _holds_unset(inner)
+        key: _drop_unset(inner) for key, inner in value.items() if isinstance(inner, Mapping) or not _holds_unset(inner)
     }
 
 

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from promptmill.config import backends, resolved_config
 from promptmill.config.backends import BACKENDS
-from promptmill.config.environment import expanded, without_unset
+from promptmill.config.environment import expand, without_unset
 from promptmill.config.explain import explain, unknown_key
 from promptmill.config.parameter_file import FILE_NAME, find, parsed, read
 from promptmill.config.parameter_names import moved, without_litellm
@@ -151,7 +151,7 @@ class Configuration:
             for assignment in assignments:  # again: a full path overrides the options
                 _assign(raw, assignment)
             raw = {**defaults, **{key: value for key, value in raw.items() if value is not None}}
-            raw = expanded(raw, environ)
+            raw = expand(raw, environ)
         except RecursionError:  # an alias may contain itself
             raise config_error("", f"{origin} is nested too deeply.") from None
         try:
@@ -233,7 +233,7 @@ class Configuration:
 def _is_right(content: Mapping[str, Any], environ: Mapping[str, str]) -> bool:
     """Return whether a file's content is a valid configuration by itself."""
     try:
-        Configuration(expanded(content, environ))
+        Configuration(expand(content, environ))
     except (PromptmillError, RecursionError):
         return False
     return True

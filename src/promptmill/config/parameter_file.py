@@ -92,7 +92,11 @@ def parsed(text: str) -> Any:
 
     Raises `yaml.YAMLError`, `ValueError` (an invalid date), `RecursionError`, `PromptmillError`.
     """
-    return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 def line_of(file: Path, keys: Sequence[str]) -> int | None:

@@ -58,7 +58,7 @@ class _PublicResolver(AbstractResolver):
         found = await self._inner.resolve(host, port, family)
         public = [result for result in found if is_public(result["host"])]
         if not public:
-            raise _refused(host)
+            raise _refusal(host)
         return public
 
     async def close(self) -> None:
@@ -69,7 +69,7 @@ def _socket_to(address: aiohttp.AddrInfoType) -> socket.socket:
     """Return a socket for `address`, the one to connect to, after a check of it: a URL can spell an IP in many ways."""
     family, kind, protocol, _, place = address
     if not is_public(str(place[0])):
-        raise _refused(place[0])
+        raise _refusal(place[0])
     return socket.socket(family, kind, protocol)
 
 
@@ -101,8 +101,8 @@ class ImageFetcher:
             except PromptmillError:
                 raise
             except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-                raise _failed(url, type(error).__name__) from None
-        raise _failed(url, "too many redirects")
+                raise _failure(url, type(error).__name__) from None
+        raise _failure(url, "too many redirects")
 
     async def aclose(self) -> None:
         """Close the session."""
@@ -112,12 +112,12 @@ class ImageFetcher:
 
 async def _body(response: aiohttp.ClientResponse, url: str) -> str:
     if response.status != 200:
-        raise _failed(url, f"status {response.status}")
+        raise _failure(url, f"status {response.status}")
     data = bytearray()
     async for chunk in response.content.iter_any():
         data += chunk
         if len(data) > _LARGEST:
-            raise _failed(url, f"more than {_LARGEST // 2**20} MiB")
+            raise _failure(url, f"more than {_LARGEST // 2**20} MiB")
     return "data:;base64," + base64.b64encode(data).decode()
 
 
@@ -134,10 +134,10 @@ def _check(url: str) -> None:
         )
     with contextlib.suppress(ValueError):  # a name: the resolver checks its addresses
         if not is_public(host):
-            raise _refused(host)
+            raise _refusal(host)
 
 
-def _refused(host: Any) -> PromptmillError:
+def _refusal(host: Any) -> PromptmillError:
     return PromptmillError(
         Code.INVALID_IMAGE,
         f"Images are not fetched from {host!s:.255}: it is not a public address.",
@@ -145,7 +145,7 @@ def _refused(host: Any) -> PromptmillError:
     )
 
 
-def _failed(url: str, why: str) -> PromptmillError:
+def _failure(url: str, why: str) -> PromptmillError:
     try:
         host = URL(url).raw_host
     except ValueError:  # such as a port beyond 65535

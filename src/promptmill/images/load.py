@@ -148,7 +148,7 @@ def load_image(source: str, rules: ImageRules) -> ImageFile:
         name, data = _data(f"data:;base64,{''.join(source.split())}")
     else:
         name, data = _file(source, rules)
-    return _checked(data, name, rules)
+    return _check(data, name, rules)
 
 
 def _encode_held(source: HeldImage) -> bytes:
@@ -168,16 +168,16 @@ def _file(source: str, rules: ImageRules) -> tuple[str, bytes]:
             data = b"" if size > _LARGEST_FILE else file.read(_LARGEST_FILE + 1)
     except OutsideError:
         raise _unusable(
-            f"{_shorten(path)} is outside the folders of `allowed_roots`.", "Move it into one of them."
+            f"{_short_path(path)} is outside the folders of `allowed_roots`.", "Move it into one of them."
         ) from None
     except NoFileError:
         if path.is_dir():
-            raise _unusable(f"{_shorten(path)} is a folder.", "Name an image file in it.") from None
-        raise _unusable(f"{_shorten(path)} is not a regular file.") from None
+            raise _unusable(f"{_short_path(path)} is a folder.", "Name an image file in it.") from None
+        raise _unusable(f"{_short_path(path)} is not a regular file.") from None
     except (FileNotFoundError, NotADirectoryError):
-        raise _unusable(f"There is no image file at {_shorten(path)}.", "Check the path.") from None
+        raise _unusable(f"There is no image file at {_short_path(path)}.", "Check the path.") from None
     except OSError as error:
-        raise _unusable(f"{_shorten(path)} cannot be read: {error.strerror or type(error).__name__}.") from None
+        raise _unusable(f"{_short_path(path)} cannot be read: {error.strerror or type(error).__name__}.") from None
     if max(size, len(data)) > _LARGEST_FILE:
         raise _unusable(f"{_whole(path)} is larger than {_LARGEST_FILE // 2**20} MiB.")
     return _whole(path), data
@@ -206,7 +206,7 @@ def _local_path(source: str) -> Path:
     return home_expanded(source)
 
 
-def _shorten(path: Path) -> str:
+def _short_path(path: Path) -> str:
     """Return the path for a message. A long one (perhaps base64 without a `data:` head) is shortened."""
     text = str(path)
     if len(text) > _LONGEST_QUOTE:
@@ -243,7 +243,7 @@ def _probe(start: bytes, name: str) -> None:
         raise _unusable(f"{name} is {'empty' if not start else 'not an image that models read'}.")
 
 
-def _checked(data: bytes, name: str, rules: ImageRules) -> ImageFile:
+def _check(data: bytes, name: str, rules: ImageRules) -> ImageFile:
     from PIL import Image
 
     for plugin in _PLUGINS:

@@ -26,12 +26,12 @@ def install(file: Path, key: str, name: str, added: Mapping[str, Any]) -> list[S
     if there is not None and over(there, added) == there:
         return []
     words = "" if there is None else f"replace the entry {name} in {file}; --undo restores it"
-    return [*keep(file), write(file, _checked(file, _with_table(text, key, name, over(there or {}, added))), words)]
+    return [*keep(file), write(file, _check_toml(file, _with_table(text, key, name, over(there or {}, added))), words)]
 
 
 def _with_table(text: str, key: str, name: str, entry: Mapping[str, Any]) -> str:
     line = _line_end(text)
-    table = f"[{key}.{_quoted(name)}]{line}"
+    table = f"[{key}.{_quote(name)}]{line}"
     table += "".join(
         f"{field} = {json.dumps(value, ensure_ascii=False)}{line}"
         for field, value in entry.items()
@@ -65,15 +65,15 @@ def undo(file: Path, key: str, name: str) -> list[Step]:
     before, _, after = _parts(text, key, name, below=True)
     if not copy.exists():
         left = before + after
-        return [write(file, _checked(file, left)) if left.strip() else remove(file)]
+        return [write(file, _check_toml(file, left)) if left.strip() else remove(file)]
     earlier = _read(copy)
     if _with_table(earlier, key, name, servers[name]) == text:
         return [put_back(file, copy)]
     _, old, _ = _parts(earlier, key, name, below=True)
-    return [write(file, _checked(file, before + old + after))]
+    return [write(file, _check_toml(file, before + old + after))]
 
 
-def _checked(file: Path, text: str) -> bytes:
+def _check_toml(file: Path, text: str) -> bytes:
     """Return the bytes of `text`. Raises `PromptmillError` when it is not valid TOML."""
     try:
         tomllib.loads(text)
@@ -104,7 +104,7 @@ def _line_end(text: str) -> str:
     return "\r\n" if "\r\n" in text else "\n"
 
 
-def _quoted(name: str) -> str:
+def _quote(name: str) -> str:
     return name if _PLAIN.fullmatch(name) else json.dumps(name)
 
 

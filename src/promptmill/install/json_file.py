@@ -82,7 +82,7 @@ def install(file: Path, key: str, name: str, added: Mapping[str, Any]) -> list[S
     if there == entry:
         return []
     words = "" if there is None else f"replace the entry {name} in {file}; --undo restores it"
-    return [*keep(file), write(file, _encoded(_with_entry(found, key, name, entry)), words)]
+    return [*keep(file), write(file, _to_bytes(_with_entry(found, key, name, entry)), words)]
 
 
 def over(there: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,16 +110,16 @@ def undo(file: Path, key: str, name: str) -> list[Step]:
         return []
     if not copy.exists():
         alone = found.content.keys() == {key} and servers.keys() == {name}
-        return [remove(file) if alone else write(file, _encoded(_without(found, key, name)))]
+        return [remove(file) if alone else write(file, _to_bytes(_without(found, key, name)))]
     before = _read(copy)
     earlier = _servers(copy, before.content, key)
     if _with_entry(before, key, name, servers[name]) == found.text:
         return [put_back(file, copy)]
     if name not in earlier:
-        return [write(file, _encoded(_without(found, key, name, empty=key in before.content)))]
+        return [write(file, _to_bytes(_without(found, key, name, empty=key in before.content)))]
     old, new = before.members(key)[0][name], found.members(key)[0][name]
     restored = found.text[: new.value] + before.text[old.value : old.end] + found.text[new.end :]
-    return [write(file, _encoded(restored))]
+    return [write(file, _to_bytes(restored))]
 
 
 def _with_entry(found: _File, key: str, name: str, entry: Mapping[str, Any]) -> str:
@@ -129,7 +129,7 @@ def _with_entry(found: _File, key: str, name: str, entry: Mapping[str, Any]) -> 
     if name not in members:
         return _with_member(found, (key,), name, entry)
     member = members[name]
-    return found.text[: member.value] + _written(found.text, entry, 2) + found.text[member.end :]
+    return found.text[: member.value] + _json_text(found.text, entry, 2) + found.text[member.end :]
 
 
 def _with_member(found: _File, path: tuple[str, ...], name: str, value: Mapping[str, Any]) -> str:
@@ -137,8 +137,8 @@ def _with_member(found: _File, path: tuple[str, ...], name: str, value: Mapping[
     text = found.text
     line, depth = _line_end(text), len(path) + 1
     if not text.strip(_BOM).strip():
-        return f"{text}{_written(text, {name: value}, 0)}{line}"
-    member = f"{line}{_indent(text) * depth}{json.dumps(name, ensure_ascii=False)}: {_written(text, value, depth)}"
+        return f"{text}{_json_text(text, {name: value}, 0)}{line}"
+    member = f"{line}{_indent(text) * depth}{json.dumps(name, ensure_ascii=False)}: {_json_text(text, value, depth)}"
     members, close = found.members(*path)
     before = len(text[:close].rstrip())
     if members:
@@ -165,7 +165,7 @@ def _without(found: _File, key: str, name: str, *, empty: bool = False) -> str:
     return text[:begin] + text[end:]
 
 
-def _written(text: str, value: Any, depth: int) -> str:
+def _json_text(text: str, value: Any, depth: int) -> str:
     """Return `value` as JSON with the indentation of `text`, for an object at `depth`."""
     lines = json.dumps(value, indent=_indent(text), ensure_ascii=False).split("\n")
     return (_line_end(text) + _indent(text) * depth).join(lines)
@@ -180,11 +180,11 @@ def _line_end(text: str) -> str:
     return "\r\n" if "\r\n" in text else "\n"
 
 
-def _encoded(text: str) -> bytes:
+def _to_bytes(text: str) -> bytes:
     return text.encode(errors="surrogatepass")
 
 
-def _blanked(match: re.Match[str]) -> str:
+def _blank(match: re.Match[str]) -> str:
     found = match[0]
     return found if found.startswith('"') else re.sub(r"[^\n]", " ", found)
 
@@ -193,29 +193,29 @@ def _read(file: Path) -> _File:
     """Return the parsed `file`; a missing file is empty."""
     try:
         text = file.read_bytes().decode() if file.exists() else ""
-        bare = _COMMENT.sub(_blanked, text.replace(_BOM, " ", 1))
-        plain = _LAST_COMMA.sub(_blanked, bare)
+        bare = _COMMENT.sub(_blank, text.replace(_BOM, " ", 1))
+        plain = _LAST_COMMA.sub(_blank, bare)
         content = json.loads(plain, object_pairs_hook=_without_twins) if plain.strip() else {}
     except json.JSONDecodeError as error:
         problem = f"{error.msg[0].lower()}{error.msg[1:]}"
-        raise _broken(file, f"line {error.lineno}, column {error.colno} is not valid JSON: {problem}") from None
+        raise _file_error(file, f"line {error.lineno}, column {error.colno} is not valid JSON: {problem}") from None
     except UnicodeDecodeError:
-        raise _broken(file, "it is not UTF-8 text") from None
+        raise _file_error(file, "it is not UTF-8 text") from None
     except RecursionError:
-        raise _broken(file, "it is nested too deeply") from None
+        raise _file_error(file, "it is nested too deeply") from None
     except _TwinError as error:
-        raise _broken(file, f"the key {error} occurs twice in one object") from None
+        raise _file_error(file, f"the key {error} occurs twice in one object") from None
     except OSError as error:
         raise config_error("", f"{file} cannot be read: {error.strerror}.") from None
     if not isinstance(content, dict):
-        raise _broken(file, f"it should be an object, not {shape(content)}")
+        raise _file_error(file, f"it should be an object, not {shape(content)}")
     return _File(text, bare, plain, content)
 
 
 def _servers(file: Path, content: dict[str, Any], key: str) -> dict[str, Any]:
     servers = content.get(key, {})
     if not isinstance(servers, dict):
-        raise _broken(file, f"{key} should be an object, not {shape(servers)}")
+        raise _file_error(file, f"{key} should be an object, not {shape(servers)}")
     return servers
 
 
@@ -232,5 +232,5 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _broken(file: Path, problem: str) -> PromptmillError:
+def _file_error(file: Path, problem: str) -> PromptmillError:
     return config_error("", f"{file}: {problem}. Nothing was changed; correct the file first.")

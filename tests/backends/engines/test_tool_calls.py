@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from promptmill.backends.engines.chat_template import rendered
+from promptmill.backends.engines.chat_template import render_turns
 from promptmill.backends.engines.growing_answer import parted
 from promptmill.backends.engines.tool_use import BARE_FORM, ToolReader, form_of, read_calls
 from promptmill.core.errors import Code, PromptmillError
@@ -192,7 +192,9 @@ def test_reasoning_goes_before_calls(inline, text):
 
 def test_arguments_go_into_templates_as_objects_and_as_texts_where_those_are_joined():
     turn = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": '{"a": 1}'}}]}
-    assert rendered(lambda turns: str(turns[0]["tool_calls"][0]["function"]["arguments"]["a"]), [turn]) == "1"
-    assert rendered(lambda turns: "```" + turns[0]["tool_calls"][0]["function"]["arguments"], [turn]) == '```{"a": 1}'
+    assert render_turns(lambda turns: str(turns[0]["tool_calls"][0]["function"]["arguments"]["a"]), [turn]) == "1"
+    assert (
+        render_turns(lambda turns: "```" + turns[0]["tool_calls"][0]["function"]["arguments"], [turn]) == '```{"a": 1}'
+    )
     broken = {**turn, "tool_calls": [{"function": {"name": "f", "arguments": '{"a":'}}]}
-    assert rendered(lambda turns: turns[0]["tool_calls"][0]["function"]["arguments"], [broken]) == '{"a":'
+    assert render_turns(lambda turns: turns[0]["tool_calls"][0]["function"]["arguments"], [broken]) == '{"a":'

@@ -135,13 +135,13 @@ class WaitingRows(Generic[R]):
             if run is None or (free <= 0 and running.get(run, 0)):
                 return None
             row = self._waiting[run].popleft()
-            self._served(run)
+            self._move_to_end(run)
             return row
 
     def _next_run(self, running: Mapping[int, int]) -> int | None:
         return min(self._waiting, key=lambda run: running.get(run, 0), default=None)
 
-    def _served(self, run: int) -> None:
+    def _move_to_end(self, run: int) -> None:
         """Move a run to the end of the order of service."""
         if rows := self._waiting.pop(run):
             self._waiting[run] = rows

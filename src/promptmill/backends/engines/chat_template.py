@@ -89,19 +89,19 @@ def prompt_text(
     if "developer" not in template:  # OpenAI's newer name of `system`, which most templates lack
         turns = [{**turn, "role": "system"} if turn["role"] == "developer" else turn for turn in turns]
     try:
-        return rendered(render, turns), False
+        return render_turns(render, turns), False
     except Exception as error:  # templates raise any exception
-        raise _refused(error) from None
+        raise _refusal(error) from None
 
 
-def _refused(error: Exception) -> PromptmillError:
+def _refusal(error: Exception) -> PromptmillError:
     return input_error(
         f"The model's chat template refused this conversation: {first_line(error)}.",
         "Change the order or the roles of the turns, or `chat_template_kwargs`.",
     )
 
 
-def rendered(render: Callable[[list[dict[str, Any]]], str], turns: list[dict[str, Any]]) -> str:
+def render_turns(render: Callable[[list[dict[str, Any]]], str], turns: list[dict[str, Any]]) -> str:
     """Render `turns`, in whose tool calls the arguments are JSON text, as in OpenAI's format.
 
     Most chat templates take objects; a template that joins texts, such as DeepSeek's, gets the text.

@@ -118,19 +118,19 @@ def _on_disk(name: str, gguf_file: str | None, form: Format) -> Location | None:
     if _looks_local(name):
         what = "GGUF file" if path.suffix == ".gguf" else "model folder"
         raise load_failure(f"There is no {what} at {path.absolute()}.", "Check the path.")
-    if hosted := _hosted(name):
+    if hosted := _advice_for_hosted(name):
         raise load_failure(*hosted)
     if not _HUB_NAME.fullmatch(name):
         raise load_failure(f"{name[:100]!r} is neither a folder nor a name on the model hub.", _NAME_IT)
     return None
 
 
-def _hosted(name: str) -> tuple[str, str] | None:
+def _advice_for_hosted(name: str) -> tuple[str, str] | None:
     """Return message and hint if `name` is a hosted or Ollama model; None if it may be a model of the hub."""
     prefix, _, own = name.partition("/")
     if prefix in _OLLAMA_PREFIXES and own:
         return f"{name} is a model of Ollama:", f"add --base-url localhost:11434 --model {own}"
-    if prefix in _PREFIXES and (found := _hosted(own)) and "--provider" in found[1]:
+    if prefix in _PREFIXES and (found := _advice_for_hosted(own)) and "--provider" in found[1]:
         return found[0], found[1].replace(" (", f" --model {own} (", 1)
     for form, owner, provider, key_env in _HOSTED:
         if re.match(form, name):
@@ -169,7 +169,7 @@ def _check_hub(name: str, files: tuple[str, ...], advice: str) -> None:
     from huggingface_hub import constants, try_to_load_from_cache
 
     offline = constants.HF_HUB_OFFLINE
-    if offline or not _answers(constants.ENDPOINT):
+    if offline or not _hub_answers(constants.ENDPOINT):
         if not any(isinstance(try_to_load_from_cache(name, file), str) for file in files):
             why = "may not be used (`HF_HUB_OFFLINE`)" if offline else "cannot be reached from here"
             raise load_failure(
@@ -203,7 +203,7 @@ def _is_on_hub(name: str, file: str) -> bool:
     except EntryNotFoundError:
         return False
     except Exception as error:  # loading would raise it again
-        raise _refused(name, error) from None
+        raise _refusal(name, error) from None
     return True
 
 
@@ -218,7 +218,7 @@ def _require_hub() -> None:
         )
 
 
-def _refused(name: str, error: Exception) -> PromptmillError:
+def _refusal(name: str, error: Exception) -> PromptmillError:
     """Return the error for a response without an error class in the hub's client; mirrors send only a status."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in {401, 403}:
@@ -235,7 +235,7 @@ def _refused(name: str, error: Exception) -> PromptmillError:
     return load_failure(f"The model hub did not answer for {name}: {reason}.", "Try again later.")
 
 
-def _answers(endpoint: str) -> bool:
+def _hub_answers(endpoint: str) -> bool:
     try:
         urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=_HUB_PATIENCE_S).close()  # noqa: S310
     except urllib.error.HTTPError:

@@ -37,14 +37,14 @@ def fetch(package: str, file_name: str, target: Path, progress: Callable[[int], 
     for index in indexes():
         try:
             page = f"{index.rstrip('/')}/{package}/"
-            with _opened(page, _ACCEPT) as answer:
+            with _open(page, _ACCEPT) as answer:
                 content = answer.read(_LONGEST_PAGE)
                 links = _links(content, answer.headers.get_content_type())
                 base = answer.url
             if (link := links.get(file_name)) is None:
                 reason = f"{_host(index)} has no {file_name}"
                 continue
-            with _opened(urllib.parse.urljoin(base, link), "*/*") as answer:
+            with _open(urllib.parse.urljoin(base, link), "*/*") as answer:
                 _save(answer, target, progress)
         except urllib.error.HTTPError as error:
             reason = f"{_host(index)} answered with status {error.code}"
@@ -134,19 +134,20 @@ def _links(content: bytes, kind: str) -> dict[str, str]:
     return anchors.links
 
 
-def _opened(address: str, accept: str) -> Any:
+def _open(address: str, accept: str) -> Any:
+    """Return the response of an `http` or `https` address. Raises `ValueError` for any other scheme."""
     parts = urllib.parse.urlsplit(address)
     if parts.scheme not in {"http", "https"}:
         raise ValueError(parts.scheme)
-    headers = {"Accept": accept, "User-Agent": "promptmill"}
-    if parts.username is not None:
-        name, secret = (urllib.parse.unquote(part or "") for part in (parts.username, parts.password))
-        headers["Authorization"] = f"Basic {b64encode(f'{name}:{secret}'.encode()).decode()}"
-        address = urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
     certificates = os.environ.get("PIP_CERT") or os.environ.get("REQUESTS_CA_BUNDLE") or None
     context = ssl.create_default_context(cafile=certificates) if parts.scheme == "https" else None
-    request = urllib.request.Request(address, headers=headers)  # noqa: S310 (http and https alone, above)
-    return urllib.request.urlopen(request, timeout=_SILENCE_S, context=context)  # noqa: S310
+    opener = urllib.request.build_opener(*([urllib.request.HTTPSHandler(context=context)] if context else ()))
+    opener.addheaders = [("Accept", accept), ("User-Agent", "promptmill")]
+    if parts.username is not None:
+        name, secret = (urllib.parse.unquote(part or "") for part in (parts.username, parts.password))
+        opener.addheaders.append(("Authorization", f"Basic {b64encode(f'{name}:{secret}'.encode()).decode()}"))
+        address = urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    return opener.open(address, timeout=_SILENCE_S)
 
 
 def _save(answer: Any, target: Path, progress: Callable[[int], None]) -> None:

@@ -64,7 +64,7 @@ def wanted_logprobs(extra: Mapping[str, Any]) -> int | None:
     return most if asked or (most and asked is None) else None
 
 
-def not_known(extra: Mapping[str, Any], known: Container[str]) -> list[str]:
+def unknown_names(extra: Mapping[str, Any], known: Container[str]) -> list[str]:
     """Return the names in `extra_params` that are not `known`; null and `n: 1` request nothing."""
     asked = (name for name, value in extra.items() if value is not None and not (name == "n" and value == 1))
     return sorted(name for name in asked if name not in known)
@@ -169,10 +169,10 @@ def pictures(images: Iterable[str]) -> list[Image]:
 
     Raises `PromptmillError` (`invalid_image`) for an image whose data is broken.
     """
-    return [_decoded(encoded, place) for place, encoded in enumerate(images, 1)]
+    return [_decode(encoded, place) for place, encoded in enumerate(images, 1)]
 
 
-def _decoded(encoded: str, place: int) -> Image:
+def _decode(encoded: str, place: int) -> Image:
     from PIL import Image
 
     try:

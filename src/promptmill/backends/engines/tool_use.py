@@ -120,7 +120,7 @@ class ToolReader:
         choice = extra.get("tool_choice")
         if not extra.get("tools") or choice == "none":
             return None
-        tools = _checked(extra["tools"])
+        tools = _check_tools(extra["tools"])
         if not self._takes:
             raise PromptmillError(Code.UNSUPPORTED, "The model's chat template has no place for tools.", _ADVICE)
         name = _chosen(choice, tools)
@@ -140,7 +140,7 @@ def _variables(source: str) -> set[str]:
         return {"tools"} if "tools" in source else set()
 
 
-def _checked(tools: object) -> list[dict[str, Any]]:
+def _check_tools(tools: object) -> list[dict[str, Any]]:
     if not isinstance(tools, list):
         raise input_error(f"tools is {shape(tools)}; send a list of OpenAI's tools.")
     for at, tool in enumerate(tools):

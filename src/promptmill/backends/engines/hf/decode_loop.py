@@ -74,9 +74,9 @@ class DecodeLoop(ABC):
                 try:
                     self._turn()
                 except Exception as error:
-                    self._mishap(self._given_up(), error)
+                    self._mishap(self._discard_batch(), error)
                 if not self._running() and not self._schedule.wait(_IDLE_S):
-                    _give_back()
+                    _free_unused_memory()
                     self._schedule.wait()
 
     @abstractmethod
@@ -88,7 +88,7 @@ class DecodeLoop(ABC):
         """Return the rows in the batch."""
 
     @abstractmethod
-    def _given_up(self) -> list[RunningSequence]:
+    def _discard_batch(self) -> list[RunningSequence]:
         """Discard the batch; return its rows."""
 
     def _advance_rows(self, rows: list[RunningSequence], scores: Any) -> Advance:
@@ -117,11 +117,11 @@ class DecodeLoop(ABC):
                 elif (preview := row.preview()) is not None:
                     self._channel.send(preview)
             except Exception as error:
-                self._answer(row, row.failure(_explained(error)))
+                self._answer(row, row.failure(_item_error(error)))
                 done.append(place)
         return Advance(tokens, done)
 
-    def _stepped(self) -> None:
+    def _count_step(self) -> None:
         """Count a step; allow one more row after `_RECOVERY` steps."""
         self._steps += 1
         if self._places < self._most and self._steps % _RECOVERY == 0:
@@ -151,7 +151,7 @@ class DecodeLoop(ABC):
             row.mishaps += not no_memory
             row.kept = None
             if alone or (len(rows) == 1 and not no_memory) or row.mishaps >= _MISHAPS:
-                self._answer(row, row.failure(_explained(error)))
+                self._answer(row, row.failure(_item_error(error)))
             else:
                 self._schedule.put_back(row)
 
@@ -191,7 +191,7 @@ class Decoder(DecodeLoop):
             running = Counter(row.run for row in rows)
             free = min(self._places - len(rows), self._limits.more(len(rows), _longest(rows)))
             if free <= 0:
-                free = self._made_room(running)
+                free = self._make_room(running)
             if free <= 0:
                 return
             taken = self._schedule.take(free, self._chunk, running)
@@ -215,7 +215,7 @@ class Decoder(DecodeLoop):
                 # a prompt that fails before its first step has not damaged the batch
                 self._mishap(self._reset(*taken) if is_resumed else taken, error)
 
-    def _made_room(self, running: Counter[int]) -> int:
+    def _make_room(self, running: Counter[int]) -> int:
         """Pause a row of the run with the most for a run with at least two fewer, or none; return the places freed.
 
         A run without a place gets one from any row that has had its quantum, so that many runs take turns.
@@ -272,7 +272,7 @@ class Decoder(DecodeLoop):
             self._mishap(self._reset(), error)
             return
         self._accept(0, scores)
-        self._stepped()
+        self._count_step()
 
     def _accept(self, first: int, scores: Any) -> None:
         """Give each row from place `first` on its next token; drop the rows that are finished with it."""
@@ -288,7 +288,7 @@ class Decoder(DecodeLoop):
         self._batch = ContinuousBatch(self._model, self._limits.tokens)
         return rows
 
-    def _given_up(self) -> list[RunningSequence]:
+    def _discard_batch(self) -> list[RunningSequence]:
         prefill, self._prefill = self._prefill, None
         return self._reset(*(() if prefill is None else prefill.rows))
 
@@ -397,7 +397,7 @@ class GenerateLoop(DecodeLoop):
     def _running(self) -> list[RunningSequence]:
         return self._rows
 
-    def _given_up(self) -> list[RunningSequence]:
+    def _discard_batch(self) -> list[RunningSequence]:
         rows, self._rows = self._rows, []
         return rows
 
@@ -409,7 +409,7 @@ class GenerateLoop(DecodeLoop):
             row.turns = 0
             row.started = row.started or time.monotonic()
         self._generate()
-        for row in reversed([row for row in self._given_up() if not row.answered]):
+        for row in reversed([row for row in self._discard_batch() if not row.answered]):
             self._schedule.put_back(row)
 
     def _generate(self) -> None:
@@ -436,7 +436,7 @@ class GenerateLoop(DecodeLoop):
         del tokens
         places = [place for place, row in enumerate(self._rows) if not row.answered]
         advance = self._advance_rows([self._rows[place] for place in places], scores[places])
-        self._stepped()
+        self._count_step()
         forced = torch.full_like(scores, float("-inf"))
         forced[:, 0] = 0.0
         for place, token in zip(places, advance.tokens, strict=True):
@@ -455,7 +455,7 @@ class GenerateLoop(DecodeLoop):
         return torch.tensor(ended, device=tokens.device)
 
 
-def _give_back() -> None:
+def _free_unused_memory() -> None:
     """Return unused memory to the system; the allocators would keep it."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -476,7 +476,7 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and ("allocate memory" in str(error) or "out of memory" in str(error))
 
 
-def _explained(error: Exception) -> PromptmillError:
+def _item_error(error: Exception) -> PromptmillError:
     if isinstance(error, PromptmillError):
         return error
     if _is_out_of_memory(error):

@@ -245,7 +245,7 @@ def load_model(location: Location, options: Mapping[str, Any], report: Callable[
     except PromptmillError:
         raise
     except Exception as error:  # transformers raises nearly every kind
-        raise _explained(error, options) from None
+        raise _load_error(error, options) from None
     if missing := info.get("missing_keys"):
         raise load_failure(
             f"The model's files lack {len(missing)} of its weights, such as {min(missing)}.",
@@ -315,17 +315,17 @@ def _device(options: Mapping[str, Any]) -> str:
     wanted, gpu_ids = options["device"], options["gpu_ids"]
     present = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpu_ids and wanted in {"auto", "cuda"} and present < len(gpu_ids):
-        raise missing_gpus(gpu_ids, present, _without_cuda())
+        raise missing_gpus(gpu_ids, present, _no_cuda())
     if wanted == "auto":
         return "cuda" if present else "mps" if torch.backends.mps.is_available() else "cpu"
     if wanted.startswith("cuda") and int(wanted.partition(":")[2] or 0) >= present:
-        raise load_failure(f"`device: {wanted}` needs a GPU that is not there{_without_cuda()}.", "Set `device: auto`.")
+        raise load_failure(f"`device: {wanted}` needs a GPU that is not there{_no_cuda()}.", "Set `device: auto`.")
     if wanted == "mps" and not torch.backends.mps.is_available():
         raise load_failure("`device: mps` needs an Apple GPU that is not there.", "Set `device: auto`.")
     return str(wanted)
 
 
-def _without_cuda() -> str:
+def _no_cuda() -> str:
     return "" if torch.version.cuda or torch.version.hip else " (the installed torch is a build without GPU support)"
 
 
@@ -348,7 +348,7 @@ def _check_memory(location: Location, device: str, dtype: torch.dtype, config: A
     check_memory(hardware.weights(location.folder) * (2 if dtype == torch.float32 and own in _SHORT else 1))
 
 
-def _explained(error: Exception, options: Mapping[str, Any]) -> PromptmillError:
+def _load_error(error: Exception, options: Mapping[str, Any]) -> PromptmillError:
     """Return the error for a model that transformers could not load, in one sentence."""
     text = str(error)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in text:

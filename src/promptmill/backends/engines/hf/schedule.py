@@ -61,7 +61,7 @@ class Schedule(WaitingRows[RunningSequence]):
                     break
                 taken.append(row)
                 counts[run] = counts.get(run, 0) + 1
-                self._served(run)
+                self._move_to_end(run)
         return taken
 
     def _fitting(

@@ -22,13 +22,13 @@ from promptmill.backends.engines.submitted_request import (
     empty_prompt,
     is_known_format,
     longest_answer,
-    not_known,
     pictures,
     refuse,
     special_tokens,
     split_stops,
     template_options,
     too_long,
+    unknown_names,
     wanted_logprobs,
     warn_of_left_out,
 )
@@ -162,7 +162,7 @@ class SequenceBuilder:
         self, sampling: Mapping[str, Any], extra: Mapping[str, Any], warnings: list[str]
     ) -> dict[str, Any]:
         as_it_is = {name for name, value in _AS_IT_IS.items() if extra.get(name) == value}
-        left_out = not_known(extra, _KNOWN | as_it_is)
+        left_out = unknown_names(extra, _KNOWN | as_it_is)
         options = template_options(sampling, extra, left_out, lambda name: name in (self._template or ""), TAKES)
         if not is_known_format(sampling.get("response_format")):
             left_out.append("response_format")

@@ -62,7 +62,7 @@ class ImageInputs:
 
     def inputs(self, tokens: int, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
         """Return all inputs for a sequence of `tokens`: the prompt and, after a pause, text that follows it."""
-        given = {name: _moved(value, device, dtype) for name, value in self.whole.items()}
+        given = {name: _to_device(value, device, dtype) for name, value in self.whole.items()}
         for name, marks in self.marks.items():
             longer = marks.new_zeros((*marks.shape[:-1], tokens))
             longer[..., : marks.shape[-1]] = marks
@@ -70,9 +70,9 @@ class ImageInputs:
         return given
 
 
-def _moved(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+def _to_device(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
     if isinstance(value, list | tuple):
-        return type(value)(_moved(item, device, dtype) for item in value)
+        return type(value)(_to_device(item, device, dtype) for item in value)
     if not isinstance(value, torch.Tensor):
         return value
     return value.to(device, dtype if value.is_floating_point() else None)
@@ -140,9 +140,9 @@ class ImageLayout:
         self._mark = mark
         text, image = {"type": "text", "text": _BEFORE}, {"type": "image"}
         after = {"type": "text", "text": _AFTER}
-        seen = _rendered(tokenizer, template, [text, image, after])
+        seen = _probe(tokenizer, template, [text, image, after])
         self._takes_lists = _BEFORE in seen and _AFTER in seen
-        self._takes_texts = template is None or _BEFORE in _rendered(tokenizer, template, _BEFORE)
+        self._takes_texts = template is None or _BEFORE in _probe(tokenizer, template, _BEFORE)
         # many templates move the images of a turn before its texts
         between = seen.partition(_BEFORE)[2].partition(_AFTER)[0]
         self._keeps_places = self._takes_lists and (mark is None or mark in between)
@@ -152,7 +152,7 @@ class ImageLayout:
         content = message["content"] or ""
         if isinstance(content, str):
             content = content if self._takes_texts else [{"type": "text", "text": content}]
-        elif not self._takes_lists or (_mixed(content) and not self._keeps_places):
+        elif not self._takes_lists or (_has_image_after_text(content) and not self._keeps_places):
             joined = "".join(part["text"] if part["type"] == "text" else self._mark or "" for part in content)
             content = joined if self._takes_texts else [{"type": "text", "text": joined}]
         else:
@@ -160,13 +160,13 @@ class ImageLayout:
         return {**message, "content": content}
 
 
-def _mixed(parts: list[dict[str, Any]]) -> bool:
+def _has_image_after_text(parts: list[dict[str, Any]]) -> bool:
     """Return whether an image comes behind a text."""
     kinds = [part["type"] for part in parts]
     return "text" in kinds and "image" in kinds[kinds.index("text") :]
 
 
-def _rendered(tokenizer: Any, template: str | None, content: Any) -> str:
+def _probe(tokenizer: Any, template: str | None, content: Any) -> str:
     if template is None:
         return ""
     try:

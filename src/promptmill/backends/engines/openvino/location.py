@@ -39,12 +39,12 @@ def find(options: Mapping[str, Any], report: Callable[[str], None]) -> Path:
         )
     found = locate(name, gguf_file, report, _require, IR)
     if found.folder is None:
-        fetched = _fetched(found.name, found.gguf_file, report)
-        return fetched if found.gguf_file is not None else _complete(fetched)
-    return _complete(found.folder) if found.gguf_file is None else found.folder / found.gguf_file
+        fetched = _fetch(found.name, found.gguf_file, report)
+        return fetched if found.gguf_file is not None else _check_graphs(fetched)
+    return _check_graphs(found.folder) if found.gguf_file is None else found.folder / found.gguf_file
 
 
-def _complete(folder: Path) -> Path:
+def _check_graphs(folder: Path) -> Path:
     """Return `folder`. Raises `PromptmillError` (`engine_load_failed`) if a graph is missing."""
     graph = WITH_IMAGES if (folder / WITH_IMAGES).is_file() else IR.files[0]
     others = [*_TOKENIZERS, *(_BESIDE if graph == WITH_IMAGES else ())]
@@ -66,7 +66,7 @@ def _require() -> None:
     )
 
 
-def _fetched(name: str, gguf_file: str | None, report: Callable[[str], None]) -> Path:
+def _fetch(name: str, gguf_file: str | None, report: Callable[[str], None]) -> Path:
     """Return the path of a hub model, downloading it if it is not in the hub's cache."""
     from huggingface_hub import hf_hub_download, snapshot_download
 

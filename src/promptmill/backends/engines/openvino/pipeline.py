@@ -70,7 +70,7 @@ class Model:
             self._tokenizer.set_chat_template(_AS_IT_IS)
         self.context = _context(path)
         self._renewing = threading.Lock()  # the thread that prepares prompts reads the pipeline's defaults
-        self.pipeline = self._made()
+        self.pipeline = self._make_pipeline()
         defaults = self.defaults()
         own = {self._tokenizer.get_eos_token_id(), defaults.eos_token_id}
         self.ends = frozenset({*defaults.stop_token_ids, *(token for token in own if token >= 0)})
@@ -96,9 +96,9 @@ class Model:
         """Make the pipeline again."""
         with self._renewing:
             self.pipeline = None  # frees its memory first
-            self.pipeline = self._made()
+            self.pipeline = self._make_pipeline()
 
-    def _made(self) -> Any:
+    def _make_pipeline(self) -> Any:
         scheduling = openvino_genai.SchedulerConfig()
         scheduling.max_num_seqs = 2 * self.rows
         scheduling.max_num_batched_tokens = max(2 * self.rows, hardware.prompt_chunk("cpu", self._parameters))
@@ -130,10 +130,10 @@ def load_model(path: Path, options: Mapping[str, Any], report: Callable[[str], N
     except PromptmillError:
         raise
     except Exception as error:  # OpenVINO raises RuntimeError for every failure
-        raise _explained(error, path) from None
+        raise _load_error(error, path) from None
 
 
-def _explained(error: Exception, path: Path) -> PromptmillError:
+def _load_error(error: Exception, path: Path) -> PromptmillError:
     reason = last_sentence(error)
     if "Unsupported model architecture" in str(error) or "tokenizer" in reason.lower():
         return load_failure(f"OpenVINO cannot read {path.absolute()}: {reason}.", ADVICE)
@@ -286,7 +286,7 @@ class Decoder:
                 self._answer(row, row.failure(error))
                 continue
             except RuntimeError as error:
-                self._answer(row, row.failure(_refused(error, row, self._model.context)))
+                self._answer(row, row.failure(_refusal(error, row, self._model.context)))
                 continue
             self._running.append(row)
             if row.sight is not None and row.sight.images:
@@ -304,7 +304,7 @@ class Decoder:
                 return True
             if not row.handle.can_read():
                 return False
-            self._take(row)
+            self._read_tokens(row)
             if row.finish_reason is None:
                 if (preview := row.preview()) is not None:
                     self._channel.send(preview)
@@ -318,7 +318,7 @@ class Decoder:
         self._answer(row, row.outcome())
         return True
 
-    def _take(self, row: Row) -> None:
+    def _read_tokens(self, row: Row) -> None:
         if row.schema is not None:
             self._good_schemas.add(row.schema)
         for output in row.handle.read().values():
@@ -352,7 +352,7 @@ class Decoder:
                 continue
             row.mishaps += not on_trial
             if row.mishaps >= _MISHAPS:
-                self._answer(row, row.failure(_failed(error)))
+                self._answer(row, row.failure(_step_error(error)))
             else:
                 self._waiting.put_back(row)
         self._model.renew()
@@ -364,7 +364,7 @@ def _bad_schema(error: Exception) -> PromptmillError:
     return input_error(f"OpenVINO cannot constrain an answer to this JSON schema: {reason}.", "Simplify the schema.")
 
 
-def _refused(error: Exception, row: Row, context: int | None) -> PromptmillError:
+def _refusal(error: Exception, row: Row, context: int | None) -> PromptmillError:
     if context is not None and "'max_length' must be greater" in str(error):
         return too_long(f"at least {context}", context, images=True)
     if row.sight is not None and row.sight.images:
@@ -376,7 +376,7 @@ def _refused(error: Exception, row: Row, context: int | None) -> PromptmillError
     return input_error(f"OpenVINO refused the request: {last_sentence(error)}.")
 
 
-def _failed(error: Exception) -> PromptmillError:
+def _step_error(error: Exception) -> PromptmillError:
     return PromptmillError(Code.INTERNAL, f"OpenVINO failed on this request: {last_sentence(error)}.")
 
 

@@ -30,11 +30,11 @@ from promptmill.backends.engines.submitted_request import (
     longest_answer,
     mark_in_text,
     misplaced,
-    not_known,
     refuse,
     split_stops,
     template_options,
     too_long,
+    unknown_names,
     wanted_logprobs,
     warn_of_left_out,
 )
@@ -95,7 +95,7 @@ class PromptBuilder:
         sampling, extra = message["sampling"], message["extra"]
         if self._tags is not None:
             self._tags.check([message["messages"], extra])
-        left_out = not_known(extra, _EXTRA)
+        left_out = unknown_names(extra, _EXTRA)
         options = template_options(sampling, extra, left_out, self._has_switch, TAKES)
         wanted = sampling.get("response_format")
         if (tools := self._tools.use(extra, message["messages"])) is not None:
@@ -109,7 +109,7 @@ class PromptBuilder:
         if top_logprobs:
             left_out.append("top_logprobs")  # OpenVINO reports the chosen token only
         warn_of_left_out(left_out, "openvino", warnings)
-        text, special = self._rendered(message["messages"], options, warnings)
+        text, special = self._prompt_text(message["messages"], options, warnings)
         stops, ends = split_stops(sampling.get("stop") or (), self._model.tokenizer.special, warnings)
         longest = longest_answer(sampling, extra)
         if self._refuse:
@@ -120,7 +120,7 @@ class PromptBuilder:
         if self._tags is not None:
             sight = Sight(text, message.get("images", ()))
             text = self._tags.bare(text, len(sight.images))
-        tokens = self._encoded(text, sight, special=special)
+        tokens = self._encode(text, sight, special=special)
         config = self._config(sampling, schema, ends)
         config.logprobs = int(top_logprobs is not None)
         limit = self._limit(longest or config.max_new_tokens, len(tokens))
@@ -150,7 +150,7 @@ class PromptBuilder:
     def _has_switch(self, name: str) -> bool:
         return self._template is not None and name in self._template.source
 
-    def _rendered(
+    def _prompt_text(
         self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any], warnings: list[str]
     ) -> tuple[str, bool]:
         """Return the prompt's text, and whether the tokenizer should add its own special tokens to it."""
@@ -160,7 +160,7 @@ class PromptBuilder:
             return prompt_text(turns, None, str, warnings)
         return prompt_text(turns, template.source, lambda turns: template.render(turns, options), warnings)
 
-    def _encoded(self, text: str, sight: Sight | None, *, special: bool) -> list[int]:
+    def _encode(self, text: str, sight: Sight | None, *, special: bool) -> list[int]:
         """Return the tokens of the prompt's text. Each image counts as at least one more for the context length."""
         images = 0 if sight is None else len(sight.images)
         context = self._model.context
@@ -324,7 +324,7 @@ class TaggedImages:
 
     def __init__(self, template: ChatTemplate | None, special: Collection[str]) -> None:
         """`special` are the tokenizer's special tokens."""
-        self._takes_texts = template is None or _WORD in _rendered(template, _WORD)
+        self._takes_texts = template is None or _WORD in _probe(template, _WORD)
         self._marks = [token for token in special if _SEEN.search(token)]
 
     def turn(self, message: Mapping[str, Any]) -> dict[str, Any]:
@@ -360,7 +360,7 @@ def _tag(image: int) -> str:
     return f"<ov_genai_image_{image}>"
 
 
-def _rendered(template: ChatTemplate, content: Any) -> str:
+def _probe(template: ChatTemplate, content: Any) -> str:
     try:
         return template.render([{"role": "user", "content": content}], {})
     except Exception:  # templates raise any exception; this one does not accept such a turn

@@ -26,12 +26,12 @@ from promptmill.backends.engines.submitted_request import (
     LONGEST,
     empty_prompt,
     longest_answer,
-    not_known,
     pictures,
     refuse,
     special_tokens,
     split_stops,
     template_options,
+    unknown_names,
     wanted_logprobs,
     warn_of_left_out,
 )
@@ -113,14 +113,14 @@ class PromptBuilder:
         Raises `PromptmillError` (`context_length`, `invalid_input`, `invalid_image`, `unsupported`).
         """
         sampling, extra = message["sampling"], message["extra"]
-        left_out = not_known(extra, _EXTRA | _known_names())
+        left_out = unknown_names(extra, _EXTRA | _known_names())
         options = template_options(sampling, extra, left_out, self._has_switch, TAKES)
         tools = self.tools.use(extra, message["messages"])
         if tools is not None:
             options["tools"] = tools.offered
             sampling = {**sampling, "response_format": tools.response_format}
         adapter = self._adapter(extra.get("lora"))
-        prompt = await self._rendered(message, options, extra, warnings)
+        prompt = await self._render(message, options, extra, warnings)
         tokens: list[int] = prompt["prompt_token_ids"]
         room = self._model.max_model_len - len(tokens)
         if room <= 0:
@@ -153,7 +153,7 @@ class PromptBuilder:
             raise input_error(f"extra_params.lora names no adapter of this engine; {known}.")
         return self._adapters[name]
 
-    async def _rendered(
+    async def _render(
         self, message: Frame, options: Mapping[str, Any], extra: Mapping[str, Any], warnings: list[str]
     ) -> Any:
         images = pictures(message.get("images", ()))
@@ -171,9 +171,9 @@ class PromptBuilder:
             if error.parameter in {"input_tokens", "input_text"}:
                 unit = "tokens" if error.parameter == "input_tokens" else "characters"
                 raise self._too_long(f"at least {error.value}", unit) from None
-            raise _refused(error) from None
+            raise _refusal(error) from None
         except (VLLMClientError, ValueError, TypeError) as error:
-            raise _refused(error) from None
+            raise _refusal(error) from None
         self._check_images(prompt, len(images))
         return prompt
 
@@ -211,7 +211,7 @@ def _turn(message: Mapping[str, Any], images: list[Any]) -> dict[str, Any]:
     return {**message, "content": parts}
 
 
-def _refused(error: Exception) -> PromptmillError:
+def _refusal(error: Exception) -> PromptmillError:
     return input_error(
         f"vLLM cannot make a prompt of this conversation: {first_line(error)}.",
         "Change the order or the roles of the turns, the images, or `chat_template_kwargs`.",

@@ -122,15 +122,15 @@ class RequestRunner:
         warnings: list[str] = []
         found: Frame
         try:
-            found = await self._answered(message, warnings)
+            found = await self._answer_of(message, warnings)
         except EngineDeadError:
             return  # this process ends, which the server reports for all requests
         except Exception as error:
-            found = {"error": packed_error(_explained(error))}
+            found = {"error": packed_error(_item_error(error))}
         address = {"type": "outcome", "run": message["run"], "id": message["id"], "warnings": warnings}
         self._channel.send({**address, "latency_s": round(time.monotonic() - started, 6), **found})
 
-    async def _answered(self, message: Frame, warnings: list[str]) -> Frame:
+    async def _answer_of(self, message: Frame, warnings: list[str]) -> Frame:
         if "path" in message:  # `/embeddings`, see `BackendRecord.other_paths`
             return await self._embedder.answer(message["body"], warnings)
         if "generate" not in await self._engine.get_supported_tasks():
@@ -156,7 +156,7 @@ class RequestRunner:
         return outcome(output, reader, prepared, self._prompts.decode)
 
 
-def _explained(error: Exception) -> PromptmillError:
+def _item_error(error: Exception) -> PromptmillError:
     if isinstance(error, PromptmillError):
         return error
     cause = error.__cause__ or error  # vLLM wraps unexpected errors
@@ -345,7 +345,7 @@ class Embedder:
         dimensions = body.get("dimensions")
         if dimensions is not None and (type(dimensions) is not int or dimensions < 1):
             raise input_error("body.dimensions should be a whole number from 1 on.")
-        inputs = await self._rendered(_inputs(body.get("input")))
+        inputs = await self._render(_inputs(body.get("input")))
         found = await asyncio.gather(*(self._embedding(one, dimensions) for one in inputs))
         tokens = sum(len(one["prompt_token_ids"]) for one in inputs)
         data = [
@@ -357,7 +357,7 @@ class Embedder:
         answer = {"text": "", "finish_reason": "stop", "reasoning": None, "usage": (tokens, 0)}
         return {**answer, "details": {"payload": payload}}
 
-    async def _rendered(self, prompts: list[Any]) -> Any:
+    async def _render(self, prompts: list[Any]) -> Any:
         try:
             found = await self._engine.renderer.render_cmpl_async(prompts)
         except VLLMValidationError as error:

@@ -75,7 +75,7 @@ def load_engine(
     except PromptmillError:
         raise
     except Exception as error:  # vLLM and transformers raise nearly everything
-        raise _explained(error, stderr_reason, options) from None
+        raise _load_error(error, stderr_reason, options) from None
 
 
 def _fork(leave_to_parent: Callable[[], None]) -> None:
@@ -115,7 +115,7 @@ def _size_cache(config: Any) -> None:
     cache.kv_cache_memory_bytes = int(min(wanted, max(_LEAST_CACHE, free // 2)))
 
 
-def _explained(
+def _load_error(
     error: Exception, stderr_reason: Callable[[], tuple[str, str] | None], options: Mapping[str, Any]
 ) -> PromptmillError:
     """Return the error for an engine that did not start, in one sentence."""
