@@ -1,4 +1,4 @@
-"""What a UltraRAG pipeline's server does in addition: it reads calls as UltraRAG's own server does, and has `build`.
+"""Additions to the server of a UltraRAG pipeline: calls as UltraRAG's own server reads them, and the tool `build`.
 
 The client uses only the answers of a result, so failures, warnings and progress go to stderr. A tool error ends the
 client's whole run and loses the answers of all earlier steps. So a call without any answer becomes an error only if the

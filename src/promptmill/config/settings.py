@@ -110,7 +110,9 @@ class OpenAISettings(Block):
         (10, 600), description="Seconds to connect, and the longest silence of the endpoint in seconds."
     )
     item_timeout: float | None = Field(None, gt=0, description="Most seconds for one item, including retries.")
-    patience: float = Field(120, gt=0, description="Seconds without any answer after which an endpoint is given up.")
+    patience: float = Field(
+        120, gt=0, description="An endpoint that sends no answer for this many seconds is given up."
+    )
     max_connections: int | None = Field(
         None, ge=1, description="Most open connections; default: one per request in flight."
     )

@@ -61,7 +61,7 @@ def _environment(gpu_ids: tuple[int, ...] | None) -> dict[str, str]:
     if gpu_ids:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpu_ids))
     environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the numbers that nvidia-smi shows
-    # what was compiled is worth keeping, where nobody else lays code; all else that is temporary ends with the engine
+    # compiled code is kept in a folder of this user's; all other temporary files end with the engine
     environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "torchinductor"))
     return environment
 
@@ -404,8 +404,8 @@ def _packed(message: frames.Frame) -> bytes:
         frame = frames.packed(message)
     except (TypeError, ValueError, RecursionError):
         raise input_error(
-            "The item's stop strings, message fields or extra parameters hold what JSON cannot: half a surrogate "
-            "pair, a number above 64 bits, or too deep a nesting; remove it."
+            "The item's stop strings, message fields or extra parameters cannot be written as JSON: they contain half "
+            "a surrogate pair, a number above 64 bits, or nesting that is too deep. Remove it."
         ) from None
     _check_size(len(frame))
     return frame

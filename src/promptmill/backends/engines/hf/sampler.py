@@ -31,7 +31,7 @@ _MOST_GRAMMARS = 64
 _TAIL = 12  # tokens in which the end of a reasoning block is looked for
 # Small models write endless white space if the grammar allows it.
 _OVERRIDES = {"whitespace_pattern": r"[ ]?"}
-# Defaults that `PromptBuilder` combines with the request, or that change no choice.
+# Defaults that `SequenceBuilder` combines with the request, or that change no choice.
 _ELSEWHERE = {"repetition_penalty": None, "do_sample": False, "renormalize_logits": None}
 # Ways of choosing that the decode loop does not support, with the values that switch them off.
 _UNSUPPORTED = {

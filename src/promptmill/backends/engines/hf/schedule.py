@@ -1,7 +1,14 @@
 """Which waiting rows are computed next, and how many fit together.
 
-`Schedule` shares places fairly: the next row comes from the run (call) with the fewest rows in the batch, and among
-equals from the one served longest ago. `Capacity` limits the batch by the model's speed and by memory.
+`Schedule` shares places fairly: each place goes to the run (call) with the fewest rows in the batch, and among equals
+to the one served longest ago. With three places free and these rows,
+
+    run 1   waiting: a b c   running: none
+    run 2   waiting: d e     running: x
+
+the places go to a (run 1 has fewer), d (equal, and run 1 was served last) and b. Rows that are taken together have
+similar lengths, so that padding stays small; a row that does not fit waits for the next turn. `Capacity` limits the
+batch by the model's speed and by memory.
 """
 
 from __future__ import annotations
