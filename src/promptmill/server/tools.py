@@ -268,5 +268,5 @@ def _is_small(outcomes: Sequence[Outcome]) -> bool:
     if len(outcomes) > _FEW:
         return False
     done = [one for one in outcomes if isinstance(one, Completion)]
-    characters = sum(len(text) for one in done for text in (one.reasoning or "", *one.answers))
+    characters = sum(len(text) for one in done for text in (one.text, one.reasoning or "", *one.answers))
     return characters < _LITTLE and not any(one.logprobs or one.tool_calls for one in done)

@@ -178,10 +178,9 @@ class _Trial:
         started = time.monotonic()
         try:
             response = await self._pool.send(endpoint, encoder.encode(request, {}))
+            found: Any = read_response(response.status, response.headers, response.content(), endpoint)
         except (TransportError, PromptmillError, OSError, ValueError) as error:
-            found: Any = classify_exception(error, endpoint)
-        else:
-            found = read_response(response.status, response.headers, response.body, endpoint)
+            found = classify_exception(error, endpoint)
         seconds = time.monotonic() - started
         if isinstance(found, RetryDecision):
             if _REASONING_STARTED in found.error.message:

@@ -23,6 +23,7 @@ from promptmill.backends.openai.failures import (
     StaleError,
     TooLargeError,
     TransportError,
+    mark_sent,
 )
 
 _LARGEST_TOGETHER = 64 * 1024 * 1024
@@ -31,6 +32,7 @@ SMALL_BODY = 64 * 1024
 _LARGEST_HEAD = 64 * 1024
 _MOST_INTERIM = 32
 _MOST_MEMBERS = 128
+_NAME_LENGTH = len("content-encoding")
 T = TypeVar("T")
 
 
@@ -161,12 +163,29 @@ class HeldBody:
 
 
 class HttpResponse(NamedTuple):
-    """A complete response. `held` counts the bytes of a large body."""
+    """A complete response. `held` counts the bytes of a large body, `encoding` is its compression, if any."""
 
     status: int
     headers: Headers
     body: bytes
     held: HeldBody | None = None
+    encoding: bytes = b""
+
+    @property
+    def is_soon_read(self) -> bool:
+        """Whether the content is so small that reading it holds up nothing."""
+        return len(self.body) <= SMALL_BODY and not self.encoding
+
+    def content(self) -> bytes:
+        """Return the body, decompressed. Raises `TransportError` for one that is invalid or expands too far."""
+        if not self.encoding:
+            return self.body
+        try:
+            return _decoded(self.body, self.encoding)
+        except (TransportError, zlib.error) as error:
+            found = error if isinstance(error, TooLargeError) else InvalidResponseError("an unreadable encoding")
+            mark_sent(found)
+            raise found from None
 
 
 Answer = asyncio.Future[HttpResponse]
@@ -229,13 +248,14 @@ class _PartialResponse:
         "interim",
         "started",
         "status",
+        "waits",
     )
 
     def __init__(self) -> None:
         self.status = self.head_size = self.body_size = self.interim = 0
         self.headers: list[tuple[bytes, bytes]] = []
         self.body: list[bytes] = []
-        self.started = self.in_body = self.complete = False
+        self.started = self.in_body = self.complete = self.waits = False
         self.held: HeldBody | None = None
 
 
@@ -282,6 +302,8 @@ class Connection(asyncio.Protocol):
                 return
         if response.complete:
             self._finish()
+        elif response.held is not None:
+            self._pause()
         elif not response.in_body and response.head_size > _LARGEST_HEAD:
             self._end(InvalidResponseError("a head without an end"))
 
@@ -332,12 +354,28 @@ class Connection(asyncio.Protocol):
     def _hold(self, size: int) -> None:
         """Count the body, and stop reading it while other bodies have priority."""
         response = self._response
-        assert self._transport is not None
         if response.held is None:
-            response.held = HeldBody(self._transport.resume_reading)
+            response.held = HeldBody(self._come_first)
             size = response.body_size
-        if not response.held.add(size):
-            self._transport.pause_reading()
+        response.waits = not response.held.add(size)
+
+    def _come_first(self) -> None:
+        self._response.waits = False
+        self._read_on(self._response)
+
+    def _pause(self) -> None:
+        """Read no more of a large body in this turn of the event loop: uvloop reads up to 8 MB of each connection."""
+        response = self._response
+        assert self._transport is not None
+        assert response.held is not None
+        self._transport.pause_reading()
+        if not response.waits:
+            response.held.loop.call_soon(self._read_on, response)
+
+    def _read_on(self, response: _PartialResponse) -> None:
+        if response is self._response and response.held is not None and not response.waits and not self.closed:
+            assert self._transport is not None
+            self._transport.resume_reading()
 
     def on_message_complete(self) -> None:
         response = self._response
@@ -400,18 +438,11 @@ class Connection(asyncio.Protocol):
         body = response.body[0] if len(response.body) == 1 else b"".join(response.body)
         headers = response.headers
         self._answered = True
-        try:
-            for name, value in headers:
-                if len(name) == 16 and name.lower() == b"content-encoding":
-                    body = _decoded(body, value.strip().lower())
-        except (TransportError, zlib.error) as error:
-            self.keep = False
-            self._end(error if isinstance(error, TooLargeError) else InvalidResponseError("an unreadable encoding"))
-            return
-        if len(body) > max(response.body_size, SMALL_BODY):  # it was compressed
-            response.held = response.held or HeldBody(_nothing)
-            response.held.add(len(body) - response.body_size)
-        self._end(HttpResponse(response.status, Headers(headers), body, response.held))
+        encodings = [
+            value for name, value in headers if len(name) == _NAME_LENGTH and name.lower() == b"content-encoding"
+        ]
+        encoding = b",".join(encodings).strip().lower() if encodings else b""
+        self._end(HttpResponse(response.status, Headers(headers), body, response.held, encoding))
 
     def _end(self, result: HttpResponse | Exception) -> None:
         response = self._response
@@ -437,7 +468,7 @@ def _nothing() -> None:
 
 
 def _decoded(body: bytes, encoding: bytes) -> bytes:
-    """Return the content of a body that a server compressed without a request for it."""
+    """Return the content of a body that a server compressed although no request asks for it."""
     if encoding in {b"", b"identity"}:
         return body
     if encoding not in {b"gzip", b"x-gzip", b"deflate"}:

@@ -11,8 +11,8 @@ from promptmill.answers.reasoning import unanswered, with_reasoning_apart
 from promptmill.backends.openai.asked_wait import exhausted_s
 from promptmill.backends.openai.chat_completion import StreamPreview
 from promptmill.backends.openai.endpoint import Endpoint, elsewhere
-from promptmill.backends.openai.failures import FailureKind, RetryDecision, classify_exception
-from promptmill.backends.openai.http_connection import SMALL_BODY, HttpResponse
+from promptmill.backends.openai.failures import FailureKind, RetryDecision, TransportError, classify_exception
+from promptmill.backends.openai.http_connection import HttpResponse
 from promptmill.backends.openai.limit.endpoint_state import EndpointState
 from promptmill.backends.openai.request import ImageEncoder
 from promptmill.backends.openai.response import read_other_response, read_response
@@ -117,7 +117,7 @@ class LocalSender:
             return response
         inline = request.sampling.reasoning == "inline"
         read = partial(_read, response, endpoint, keep_raw=self._call.keep_raw, inline=inline)
-        found = read() if len(response.body) <= SMALL_BODY else await self._pool.read_apart(read)
+        found = read() if response.is_soon_read else await self._pool.read_apart(read)
         if isinstance(found, RetryDecision):
             if preview is not None and response.status in {400, 422}:
                 self._call.preview = None  # it may be the streaming that is refused
@@ -160,9 +160,7 @@ class LocalSender:
         response = await self._post(endpoint, endpoint_state.encoder.encode(request, NOTHING), fresh=fresh)
         if isinstance(response, RetryDecision):
             return response
-        found = await self._pool.read_apart(
-            partial(read_other_response, response.status, response.headers, response.body, endpoint)
-        )
+        found = await self._pool.read_apart(partial(_read_other, response, endpoint))
         if isinstance(found, Completion):
             _note_limit(response, endpoint_state)
         elif found.kind is FailureKind.ENDPOINT and response.status in {404, 405}:
@@ -177,6 +175,19 @@ def _note_limit(response: HttpResponse, endpoint_state: EndpointState) -> None:
 
 
 def _read(response: HttpResponse, endpoint: Endpoint, *, keep_raw: bool, inline: bool) -> Completion | RetryDecision:
-    """Return the answer in a response, its reasoning apart unless `inline`, or what the response means instead."""
-    found = read_response(response.status, response.headers, response.body, endpoint, keep_raw=keep_raw)
+    """Return the answer in a response, its reasoning apart unless `inline`, or the decision about a failure."""
+    try:
+        content = response.content()
+    except TransportError as error:
+        return classify_exception(error, endpoint)
+    found = read_response(response.status, response.headers, content, endpoint, keep_raw=keep_raw)
     return found if inline or isinstance(found, RetryDecision) else with_reasoning_apart(found)
+
+
+def _read_other(response: HttpResponse, endpoint: Endpoint) -> Completion | RetryDecision:
+    """Return the response to a request for a path other than chats, or the decision about a failure."""
+    try:
+        content = response.content()
+    except TransportError as error:
+        return classify_exception(error, endpoint)
+    return read_other_response(response.status, response.headers, content, endpoint)
