@@ -1,6 +1,8 @@
 """A call over one endpoint in simulated time: the limit is real, everything else is events in a heap.
 
 seconds = Call(5000, AdaptiveLimit(512), Endpoint(2.0, "together")).run()
+
+`python tests/support/simulation.py` prints the chart of docs/architecture.md.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import Any, Literal
 from promptmill.backends.openai.limit.adaptive_limit import QUIET_S, AdaptiveLimit, ThroughputSearch
 
 _BASE_DELAY_S, _MAX_DELAY_S = 1.0, 30.0
+_HEIGHTS, _COLUMNS = " ▁▂▃▄▅▆▇█", 60
 Answers = Literal["one by one", "by sixteen", "together"]
 
 
@@ -170,7 +173,7 @@ class Call:
         self._endpoint = endpoint
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._count = 0
-        self._in_flight = 0
+        self.in_flight = 0
         self._watched = False
         self._waiting = 0
         self._strikes, self._struck_at, self._answered_at, self._paused_until = 0, 0, 0, 0.0
@@ -194,16 +197,16 @@ class Call:
 
     def _send(self) -> None:
         limit = self.limit
-        while self._in_flight < self._room() and (self._back or (self._fresh and self._waiting <= 2 * limit.size)):
+        while self.in_flight < self._room() and (self._back or (self._fresh and self._waiting <= 2 * limit.size)):
             if self._back and (self.sent % 2 or not self._fresh):
                 item = self._back.popleft()
             else:
                 self._fresh -= 1
                 item = [0]
-            self._in_flight += 1
+            self.in_flight += 1
             self.sent += 1
-            self._endpoint.arrive(self, item, limit.taken(self._in_flight), self.now, self.sent)
-        if limit.may_double and self._in_flight >= limit.size and not self._watched:
+            self._endpoint.arrive(self, item, limit.taken(self.in_flight), self.now, self.sent)
+        if limit.may_double and self.in_flight >= limit.size and not self._watched:
             self._watched = True
             self.at(QUIET_S, self._quiet, limit.round_number)
 
@@ -224,8 +227,8 @@ class Call:
         self._strikes, self._answered_at = 0, self.sent
         self.latencies.append(self.now - sent_at)
         if self.search is not None:
-            self.search.answered(round_number, self._in_flight, self.now - sent_at, tokens)
-        self._in_flight -= 1
+            self.search.answered(round_number, self.in_flight, self.now - sent_at, tokens)
+        self.in_flight -= 1
         self._answer_s += 0.1 * (self.now - sent_at - self._answer_s)
         self.limit.accepted(round_number)
         self._send()
@@ -235,12 +238,12 @@ class Call:
         del sent_at
         self.refusals += 1
         self.limit.refused(round_number)
-        if self._in_flight == 1 and max(self._answered_at, self._struck_at) < serial:
+        if self.in_flight == 1 and max(self._answered_at, self._struck_at) < serial:
             self._strikes, self._struck_at = self._strikes + 1, self.sent
             pause_s = self._chance.uniform(0, min(_MAX_DELAY_S, _BASE_DELAY_S * 2 ** (self._strikes - 1)))
             self._paused_until = self.now + pause_s
             self.at(pause_s, self._send)
-        self._in_flight -= 1
+        self.in_flight -= 1
         item[0] += 1
         wait_s = 0.0
         if item[0] > 1:
@@ -254,3 +257,39 @@ class Call:
         self._waiting -= 1
         self._back.append(item)
         self._send()
+
+
+def _row(name: str, seconds: int, call: Call) -> str:
+    """Return the requests in flight in the first `seconds` of a call, as a line of a table."""
+    found: list[list[int]] = [[] for _ in range(_COLUMNS)]
+
+    def look() -> None:
+        found[int(call.now / seconds * _COLUMNS)].append(call.in_flight)
+        if call.now + seconds / 1000 < seconds:
+            call.at(seconds / 1000, look)
+
+    call.at(0.0, look)
+    call.run()
+    means = [sum(column) / len(column) for column in found]
+    most = max(means)
+    heights = "".join(_HEIGHTS[round(mean / most * (len(_HEIGHTS) - 1))] for mean in means)
+    return f"{name:<30}  {seconds:>4} s  {heights}  {most:4.0f}"
+
+
+def chart() -> str:
+    """Return a table of the requests in flight to endpoints of several kinds, over time."""
+    rising = Endpoint(2.0, limit=40)
+    rises = Call(5000, AdaptiveLimit(256), rising)
+    rises.at(60, setattr, rising, "limit", 120)
+    return "\n".join(
+        [
+            f"{'the endpoint':<30}  {'in':>4}    {'requests in flight':<{_COLUMNS}}  most",
+            _row("takes 40, from 60 s on 120", 120, rises),
+            _row("refuses 10 % at random", 20, Call(4000, AdaptiveLimit(256), Endpoint(2.0, refused=0.1))),
+            _row("takes 600 requests a minute", 120, Call(2000, AdaptiveLimit(256), Endpoint(1.0, per_minute=600))),
+        ]
+    )
+
+
+if __name__ == "__main__":
+    print(chart())

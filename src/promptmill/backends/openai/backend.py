@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from promptmill.backends.openai.attempts import Attempts
 from promptmill.backends.openai.endpoint import endpoints
-from promptmill.backends.openai.limit.endpoint_state import EndpointState, endpoint_states, most_in_flight
+from promptmill.backends.openai.limit.endpoint_state import endpoint_states, most_in_flight
 from promptmill.backends.openai.limit.limiter import Limiter
 from promptmill.backends.openai.request import ImageEncoder
 from promptmill.backends.openai.sender import LocalSender, Sender
@@ -39,32 +39,28 @@ class OpenAIBackend:
         self._settings = plan.settings.backend_configs.openai
         if not self._settings.model_name:
             raise config_error("backend_configs.openai.model_name", "is missing; name the endpoint's model.")
-        self._model = self._settings.model_name
         self._endpoints = endpoints(plan)
         self._rules = ImageRules.of(
             plan.settings.allowed_roots, plan.settings.max_image_pixels, plan.settings.max_image_memory
         )
-        self._unsupported_is_error = plan.settings.unsupported == "error"
         self._pool: Pool | None = None
+        """None before it is loaded, and once it is closed."""
         self._fetcher = WebImages() if plan.settings.fetch_images else None
         self._limiter: Limiter | None = None
-        self._endpoint_states: list[EndpointState] = []
         self._calls: dict[Call, Attempts] = {}
         self._watches: list[asyncio.Task[None]] = []
-        self._closed = False
         self._concurrency = self._settings.concurrency
         self._workers = 1
 
     async def load(self, report: Callable[[str], None]) -> None:
         """Make the pool; nothing is sent."""
-        report(f"using {self._model} at {', '.join(endpoint.name for endpoint in self._endpoints)}")
-        settings = self._settings
+        settings, model = self._settings, self._settings.model_name or ""
+        report(f"using {model} at {', '.join(endpoint.name for endpoint in self._endpoints)}")
         wanted = most_in_flight(settings, self._endpoints)
         self._concurrency = min(wanted, room_for_connections(wanted))
         self._workers = settings.num_workers or min(usable_cores(), _MOST_WORKERS)
-        states = endpoint_states(self._endpoints, self._model, settings, time.monotonic)
+        states = endpoint_states(self._endpoints, model, settings, time.monotonic)
         self._limiter = Limiter(states, self._concurrency, time.monotonic, rpm=settings.rpm, tpm=settings.tpm)
-        self._endpoint_states = states
         self._pool = Pool(settings, self._concurrency)
 
     def lease(self, share: float) -> None:
@@ -74,7 +70,7 @@ class OpenAIBackend:
 
     def enter(self, call: Call) -> Attempts:
         """Note that a call starts. Raises `PromptmillError` (`shutdown`, `storage`, `invalid_input`)."""
-        if self._pool is None or self._limiter is None or self._closed:
+        if self._pool is None or self._limiter is None:
             raise PromptmillError(Code.SHUTDOWN, "The connections are closed.")
         if self._concurrency < self._settings.concurrency:
             call.warn(
@@ -88,7 +84,7 @@ class OpenAIBackend:
             call, settings=self._settings, concurrency=concurrency, limiter=self._limiter, sender=sender
         )
         if len(self._calls) == 1:
-            searched = [state for state in self._endpoint_states if state.load.search is not None]
+            searched = [state for state in self._limiter.endpoint_states if state.load.search is not None]
             self._watches = [asyncio.create_task(state.watch_load(self._pool)) for state in searched]
         return attempts
 
@@ -117,7 +113,7 @@ class OpenAIBackend:
             pool,
             lambda: ImageEncoder(self._rules, self._fetcher),
             call,
-            unsupported_is_error=self._unsupported_is_error,
+            unsupported_is_error=self._plan.settings.unsupported == "error",
         )
 
     def _is_worth_workers(self, call: Call) -> bool:
@@ -128,7 +124,7 @@ class OpenAIBackend:
 
     async def aclose(self) -> None:
         """Close all connections."""
-        self._closed = True
-        for resource in (self._pool, self._fetcher):
+        pool, self._pool = self._pool, None
+        for resource in (pool, self._fetcher):
             if resource is not None:
                 await resource.aclose()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import statistics
+from pathlib import Path
 
 import pytest
 
 from everyday import everyday
 from promptmill.backends.openai.limit.adaptive_limit import AdaptiveLimit
-from simulation import Answers, Call, Endpoint
+from simulation import Answers, Call, Endpoint, chart
 
 DELAYS_S = [0.05, 2.0, 10.0]
 ANSWERS: list[Answers] = ["one by one", "by sixteen", "together"]
@@ -146,3 +147,7 @@ def test_a_fixed_window_stays():
     limit.refused(limit.taken(1))
     limit.accepted(limit.taken(10))
     assert limit.size == 10
+
+
+def test_the_chart_in_the_docs_is_what_the_simulation_draws():
+    assert chart() in (Path(__file__).parents[4] / "docs" / "architecture.md").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""May the next request go now, and to which endpoint?
+r"""May the next request go now, and to which endpoint?
 
 The limiter gives a request a *permit* if five rules all allow it, and makes it wait otherwise:
 
@@ -18,14 +18,13 @@ refusals rarer. If so, it stays there and tries a little more from time to time.
 goes back up. An endpoint of the operator's own seldom refuses; there the limit is raised for as long as that brings
 more answers per second.
 
-    in flight
-     │        refused: 1 place less each,
-     │      /\\ then a trial of a lower limit      a little more,      the endpoint's
-     │     /  \\____________________________/‾\\_____/‾‾\\____________ own limit
-     │    /    it helps: rest                  each rest is longer
-     │   /     than the last
-     │  /  one more place per answer
-     └──────────────────────────────────────────────────────────────▶ time
+    places
+      │     /\  refused: each refusal closes a place
+      │    /  \
+      │   /    \________/\__________/\___________________/\____  the endpoint's limit
+      │  /      trial    a little more, after rests that grow longer
+      │ / one more per answer
+      └────────────────────────────────────────────────────────▶ time
 
 After a *strike*, a failure without any success since the request was sent, the endpoint is paused, then probed by one
 request at a time until one succeeds. An endpoint that fails for longer than `patience` is unusable, and so is one that
