@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from promptmill.backends.rows import RowReader
+from promptmill.backends.rows import PROBLEM, RowReader
 from promptmill.config.backends import OTHER_PATHS
 from promptmill.core.conversation import ImagePart, TextPart
 from promptmill.core.errors import PromptmillError
@@ -125,7 +125,7 @@ def test_an_unsupported_batch_line_is_an_error(change: dict[str, Any], code: str
 
 def test_rows_of_tables_are_counted_as_rows() -> None:
     with pytest.raises(PromptmillError, match="row 7: has 3 cells"):
-        read("table", "has 3 cells, but the header has 2.")
+        read("table", {PROBLEM: "has 3 cells, but the header has 2."})
 
 
 def test_requests_on_disk_come_back_whole() -> None:

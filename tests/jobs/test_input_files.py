@@ -51,7 +51,7 @@ class Asked:
     @property
     def asked(self) -> list[Any]:
         """What each line says."""
-        return [rows.load(line, "") for line in self.lines]
+        return [rows.load(rows.question(line), "") for line in self.lines]
 
     def write(self, name: str) -> bytes:
         """Return the output of this name, where row n is answered `An`; failures as they are."""
@@ -194,7 +194,7 @@ def test_a_stray_quote_is_the_error_of_its_own_row(tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text(text)
     asked = Asked(tmp_path, "in.csv")
     found = asked.asked
-    assert [row if isinstance(row, str) else row["prompt"] for row in found] == [
+    assert [row.get(rows.PROBLEM) or row["prompt"] for row in found] == [
         "has a quote that does not belong there: ',' expected after '\"' (line 2).",
         "fine",
         'a "quoted" word',
@@ -207,11 +207,33 @@ def test_a_stray_quote_is_the_error_of_its_own_row(tmp_path: Path) -> None:
     assert [row["prompt"] for row in out][3:6] == ['"he said "hi" to me"', "last", '"never closed']
 
 
+def test_a_file_of_unclosed_quotes_is_read_a_few_times_and_not_once_for_each_quote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+
+    class Counted(cell_table._Record):
+        def __next__(self) -> str:
+            read.append(1)
+            return super().__next__()
+
+    monkeypatch.setattr(cell_table, "_Record", Counted)
+    monkeypatch.setattr(cell_table, "_MOST_LINES", 1000)
+    rows_of_quotes = 3000
+    (tmp_path / "in.csv").write_text("id,prompt\n1,fine\n" + 'a","b\n' * rows_of_quotes)
+    first, *others = Asked(tmp_path, "in.csv").asked
+    assert first == {"prompt": "fine"}
+    assert len(others) == rows_of_quotes
+    assert others[0][rows.PROBLEM] == "has a quote that does not belong there: it is never closed (line 3)."
+    assert all("has a quote that does not belong there" in row[rows.PROBLEM] for row in others)
+    assert len(read) < 40 * rows_of_quotes
+
+
 def test_surplus_cells_are_kept(tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text("id,prompt\n1,a,b,c\n2,x\n")
-    asked = Asked(tmp_path, "in.csv")
+    asked, quotes = Asked(tmp_path, "in.csv"), "Put a cell that holds the separator into double quotes."
     assert asked.asked == [
-        "has 4 cells, but the header has 2 (line 2). Put a cell that holds the separator into double quotes.",
+        {rows.PROBLEM: f"has 4 cells, but the header has 2 (line 2). {quotes}"},
         {"prompt": "x"},
     ]
     first, second = csv.DictReader(io.StringIO(asked.write("out.csv").decode()))
@@ -323,7 +345,7 @@ def test_a_cell_over_many_lines_is_only_so_long(tmp_path, monkeypatch):
     monkeypatch.setattr(cell_table, "LONGEST_LINE", 3000)
     (tmp_path / "a.csv").write_text('prompt\n"' + "a" * 900 + ("\n" + "b" * 900) * 9 + '"\nc\n')
     first, *_, last = Asked(tmp_path, "a.csv").asked
-    assert "the cell is longer than 64 MiB" in first
+    assert "the cell is longer than 64 MiB" in first[rows.PROBLEM]
     assert last == {"prompt": "c"}
 
 

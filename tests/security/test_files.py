@@ -508,7 +508,7 @@ def test_a_state_folder_that_is_a_link_or_another_users_is_not_used(shell, work_
 
 @pytest.mark.rule("F13")
 @posix
-@pytest.mark.parametrize("planted", ["rows.jsonl", "job.db", "folder", "owner"])
+@pytest.mark.parametrize("planted", ["rows.spool", "job.db", "folder", "owner"])
 async def test_a_job_folder_that_another_user_planted_is_not_read(
     serve, shell, work_folder, tmp_path, monkeypatch, planted
 ):
@@ -527,7 +527,7 @@ async def test_a_job_folder_that_another_user_planted_is_not_read(
             folder.symlink_to(elsewhere / folder.name)
         else:
             aside = (folder / planted).rename(elsewhere / planted)
-            (folder / planted).symlink_to(elsewhere / "secrets.jsonl" if planted == "rows.jsonl" else aside)
+            (folder / planted).symlink_to(elsewhere / "secrets.jsonl" if planted == "rows.spool" else aside)
         before = {path: path.stat().st_mtime_ns for path in elsewhere.rglob("*")}
         for tool in ("bulk_status", "bulk_results", "bulk_cancel"):
             assert "There is no job" in await talk.error(tool, job_id=job_id)

@@ -4,9 +4,11 @@
 |---|---|
 | `jsonl` | `{"prompt"}` or `{"messages"}`, with `images` and parameters (see `NAMES`); other fields are ignored |
 | `batch` | a line of a provider's Batch file, see `batch_lines` |
-| `table` | a row of CSV or Parquet as `{column: value}`, or a JSON string that states why the row is unusable |
+| `table` | what a row of CSV or Parquet asks, as `{field: value}` |
 | `messages` | `{"messages", "sampling", "extra"}`: our own request; without the last two if shared |
 | `messages` | `{"path", "extra"}`: a request for a path other than chats; or `{"problem"}` |
+
+A line that a job wrote may have two parts, the question and the row that it was made of (see `with_row`).
 """
 
 from __future__ import annotations
@@ -42,10 +44,10 @@ PROBLEM = "promptmill:problem"
 """The only field of a line for an unusable row; its value is the reason."""
 EMPTY = "promptmill:empty"
 """The same for a row whose prompt is empty."""
-ROW = "promptmill:row"
-"""In a line whose prompt was filled in from a template, the field with the original row."""
+_APART = b"\x1f"  # no JSON has it: in a text it would be escaped
 BOM = b"\xef\xbb\xbf"
 AS_UTF8 = "Save the file as UTF-8; if it is Latin-1: iconv -f latin1 -t utf-8 IN > OUT"
+_NOT_ASKED = b'{"promptmill:'  # `PROBLEM` or `EMPTY`
 _SAMPLING_NAMES = frozenset(Sampling.model_fields)
 _LONG = 32 * 1024
 _FOR_CHAT = re.compile(rb'"url"\s*:\s*"(/v1)?/chat/completions"')  # inside a text the quotes would be escaped
@@ -136,7 +138,7 @@ class RowReader:
 
         Raises `PromptmillError` (`invalid_input`, `unsupported`) naming the line.
         """
-        where = place(self.kind, row)
+        where, line = place(self.kind, row), question(line)
         if self.models and (other := self._named_model(line)) is not None:
             conversation, sampling, extra = self.models[other].read(row, line)
             return conversation, sampling, {**extra, "model": other}
@@ -194,8 +196,6 @@ class RowReader:
     def _plain_row(self, line: bytes, where: str) -> Asked:
         """Read a plain row: a prompt or messages, and optional parameters that override the job's."""
         row = load(line, where)
-        if self.kind == "table" and isinstance(row, str):
-            raise input_error(f"{where}: {row}")
         if not isinstance(row, dict):
             raise input_error(f"{where} is {shape(row)}. Write one JSON object per line.")
         if PROBLEM in row:
@@ -255,20 +255,19 @@ def row_word(kind: str) -> str:
     return "row" if kind == "table" else "line"
 
 
-def as_it_was(line: bytes) -> bytes:
-    """Return the original row of a line whose prompt was filled in from a template; any other line unchanged."""
-    if ROW.encode() not in line:
-        return line
-    try:
-        value = load(line, "")
-    except PromptmillError:
-        return line
-    if not isinstance(value, dict) or ROW not in value:
-        return line
-    try:
-        return orjson.dumps(value[ROW])
-    except TypeError:  # numbers beyond 64 bits
-        return json.dumps(value[ROW]).encode()
+def with_row(asked: bytes, row: bytes) -> bytes:
+    """Return a line with a question and the row that it was made of, both JSON."""
+    return b"%b%b%b" % (asked, _APART, row)
+
+
+def question(line: bytes) -> bytes:
+    """Return the question of a line."""
+    return line.partition(_APART)[0]
+
+
+def row_of(line: bytes) -> bytes:
+    """Return the row that a line was made of; the line itself if it is the row."""
+    return line.rpartition(_APART)[2]
 
 
 def digest(kind: str, line: bytes, prompt_column: str | None = None, *, row_settings: bool = True) -> bytes | None:
@@ -277,6 +276,9 @@ def digest(kind: str, line: bytes, prompt_column: str | None = None, *, row_sett
     `row_settings`: the row's settings are part of the request. The digest of a long line is that of its bytes, because
     parsing it would take too long.
     """
+    line = question(line)
+    if kind == "table":  # such a line is a question and nothing else, its fields in order
+        return None if line.startswith(_NOT_ASKED) else hashlib.blake2b(line, digest_size=16).digest()
     if len(line) > _LONG:
         return hashlib.blake2b(line.strip(), digest_size=16).digest()
     try:

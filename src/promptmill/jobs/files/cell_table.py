@@ -8,8 +8,7 @@ import itertools
 import re
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import IO
+from typing import IO, NamedTuple
 
 from promptmill.core.errors import input_error
 from promptmill.jobs.files.disk import LONGEST_LINE, TOO_LONG
@@ -17,13 +16,14 @@ from promptmill.jobs.files.input_files import InputFiles, Part
 
 _DELIMITERS = ",;\t|"
 _QUOTED = re.compile(r'"(?:[^"]|"")*("|$)')  # what stands there separates nothing
-# A cell over more lines than this is a quote that nobody closed.
+# A cell over more lines than this is a quote that is never closed. Its first line is the row, and the other lines are
+# read again: among them a cell has fewer lines, or a file of such quotes would be read thousands of times.
 _MOST_LINES = 10_000
+_MOST_DOUBTFUL_LINES = 32
 _MOST_COLUMNS = 100_000
 
 
-@dataclass(frozen=True, slots=True)
-class CellRow:
+class CellRow(NamedTuple):
     """One row: its cells under the table's header. `line` is where it ends in its file."""
 
     cells: list[str]
@@ -131,6 +131,8 @@ class _Record:
         self._back: deque[str] = deque()
         self._taken: list[str] = []
         self._size = 0
+        self._most = _MOST_LINES
+        self._doubtful = 0  # up to this line, a quote above may be the one that is wrong
         self.number = 0
         """The line that was given last."""
 
@@ -142,19 +144,21 @@ class _Record:
         self._taken.append(line)
         self.number += 1
         self._size += len(line)
-        if len(self._taken) > _MOST_LINES:
+        if len(self._taken) > self._most:
             raise csv.Error("it is never closed")
         if self._size > LONGEST_LINE:
             raise csv.Error(f"the cell {TOO_LONG}")
         return line
 
     def begin(self) -> None:
-        """A record begins."""
+        """Start a record."""
         self._taken, self._size = [], 0
+        self._most = _MOST_LINES if self.number >= self._doubtful else _MOST_DOUBTFUL_LINES
 
     def only_first(self) -> str:
         """Return the first line of the record, which is all of it; the others are given again."""
         first, *others = self._taken
+        self._doubtful = max(self._doubtful, self.number)
         self._back.extendleft(reversed(others))
         self.number -= len(others)
         return first

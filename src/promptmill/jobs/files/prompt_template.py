@@ -113,7 +113,7 @@ class PromptTemplate:
             asked = self.asked(row)
         except PromptmillError as error:
             asked = {rows.PROBLEM: error.message}
-        return plain_line(asked | {rows.ROW: row}).removesuffix(b"\n")
+        return rows.with_row(plain_line(asked).removesuffix(b"\n"), line)
 
 
 def _checked(template: nodes.Template, cells: frozenset[str]) -> nodes.Template:

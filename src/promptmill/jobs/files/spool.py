@@ -1,11 +1,16 @@
-"""Rows of any input as lines in a file, so that they are read by their place: written once, before the job."""
+"""Rows of any input as lines in a file, written once, before the job: the only time that a table is parsed.
+
+A line has what the row asks and, of CSV, TSV and text, the row's cells (`rows.with_row`), so that requests, digests and
+the output are made from it. The output of Parquet needs the types of its columns, and is made from the Parquet file.
+"""
 
 from __future__ import annotations
 
 import base64
+import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,12 +119,37 @@ def _cell_lines(
     asked = _prompt_columns(table.header, prompt_column, template, read)
     for row in table.rows():
         found = _cell_row(row, asked, prompt_column) if template is None else _written_out(row, asked, template)
-        yield orjson.dumps(_placed(found, row.line) if isinstance(found, str) else found)
+        if isinstance(found, str):
+            found = {rows.PROBLEM: _placed(found, row.line)}
+        yield rows.with_row(orjson.dumps(found, option=orjson.OPT_SORT_KEYS), _kept(row, asked, found))
 
 
 def _placed(problem: str, line: int) -> str:
     what, _, todo = problem.removesuffix(".").partition(". ")
     return f"{what} (line {line}).{todo and f' {todo}.'}"
+
+
+def _kept(row: CellRow, asked: list[tuple[int, str]], question: Mapping[str, Any]) -> bytes:
+    """Return the cells of a row, the surplus ones last; `[name]` for a cell that is a field of the question."""
+    cells: list[Any] = [*row.cells, *row.surplus]
+    for at, name in asked:
+        if at < len(row.cells) and question.get(name) is row.cells[at]:
+            cells[at] = [name]
+    try:
+        return orjson.dumps(cells)
+    except TypeError:  # not UTF-8
+        return json.dumps(cells).encode()
+
+
+def cells_of(line: bytes) -> list[str]:
+    """Return the cells of a row of a table, the surplus ones last."""
+    cells: list[Any] = rows.load(rows.row_of(line), "")
+    fields = None
+    for at, cell in enumerate(cells):
+        if type(cell) is list:
+            fields = fields or rows.load(rows.question(line), "")
+            cells[at] = fields[cell[0]]
+    return cells
 
 
 def _cell_row(found: CellRow, asked: list[tuple[int, str]], prompt_column: str | None = None) -> dict[str, Any] | str:
@@ -173,7 +203,7 @@ def _parquet_lines(
                 try:
                     row = template.asked(row)
                 except PromptmillError as error:
-                    yield orjson.dumps(error.message)
+                    yield orjson.dumps({rows.PROBLEM: error.message})
                     continue
             elif prompt_column is not None and (what := rows.emptiness(row.get("prompt"))):
                 row = {rows.EMPTY: f"its {prompt_column} is {what}."}
@@ -182,10 +212,12 @@ def _parquet_lines(
                 if isinstance(row.get(name), list):
                     row[name] = _without_nulls(row[name])
             try:
-                line = orjson.dumps(row)
-                yield orjson.dumps(row | images, default=_as_base64) if images else line
+                line = orjson.dumps(row, option=orjson.OPT_SORT_KEYS)
+                if images:
+                    line = orjson.dumps(row | images, option=orjson.OPT_SORT_KEYS, default=_as_base64)
+                yield line
             except TypeError:
-                yield orjson.dumps("prompt, messages or images hold values that are not text.")
+                yield orjson.dumps({rows.PROBLEM: "prompt, messages or images hold values that are not text."})
 
 
 def _without_nulls(value: Any) -> Any:

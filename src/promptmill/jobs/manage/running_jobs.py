@@ -304,7 +304,9 @@ def _fields(line: Line) -> dict[str, Any]:
     if line.length > _LARGEST_PAGE:
         return {}
     try:
-        value = rows.load(rows.as_it_was(line.data or b""), "")
+        value = rows.load(rows.row_of(line.data or b""), "")
+        if isinstance(value, list):  # the cells of a table
+            value = rows.load(rows.question(line.data or b""), "")
         orjson.dumps(value)
     except (PromptmillError, TypeError):
         return {}

@@ -131,7 +131,7 @@ def _objects(lines: RandomFile, halt: threading.Event | None) -> Iterator[dict[s
             raise Halted
         for line in block:
             try:
-                row = rows.load(rows.as_it_was(line.data or b""), "")
+                row = rows.load(rows.row_of(line.data or b""), "")
             except PromptmillError:
                 continue
             if isinstance(row, dict):

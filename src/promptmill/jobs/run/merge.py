@@ -21,7 +21,7 @@ from promptmill.jobs.files.cell_table import CellTable
 from promptmill.jobs.files.disk import Lines, RandomFile
 from promptmill.jobs.files.input_files import InputFiles
 from promptmill.jobs.files.parquet_table import ParquetTable
-from promptmill.jobs.files.spool import Halted
+from promptmill.jobs.files.spool import Halted, cells_of
 from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.batch_output import batch_output
 from promptmill.jobs.run.duplicates import CustomIds
@@ -164,14 +164,16 @@ def write_rows(merge: Merge, out: IO[bytes]) -> None:
         parquet_table.write(merge.input, out, merge.answer, merge.answers.rare_fields(), merge.columns, most=most)
         return
     if merge.output_format in formats.CELLS:
-        _write_cells(CellTable(merge.input, merge.spec.input_format), out, merge, most)
+        _write_cells(merge, out, most)
         return
-    if merge.spec.input_format in formats.LINES:
-        lines = _lines(merge, most)
-    elif merge.spec.input_format == "parquet":
-        lines = _answered(_parquet_rows(ParquetTable(merge.input)), merge, most)
+    if merge.spec.input_format == "parquet":
+        lines = _parquet_lines(merge, most)
+    elif merge.spec.input_format in formats.CELLS:
+        lines = _cell_lines(merge, most)
+    elif merge.spec.input_format == "batch":
+        lines = _batch_lines(merge, most)
     else:
-        lines = _answered(_cell_rows(CellTable(merge.input, merge.spec.input_format), merge.columns), merge, most)
+        lines = (jsonl_line(rows_.row_of(line), record, merge.columns) for line, record in _answered(merge, most))
     if merge.output_format == "json":
         separator = b"[\n"
         for line in lines:
@@ -183,78 +185,70 @@ def write_rows(merge: Merge, out: IO[bytes]) -> None:
         out.write(line)
 
 
-def _answered(found: Iterator[dict[str, Any]], merge: Merge, most: int) -> Iterator[bytes]:
-    """Yield the first `most` rows of a table with their answers as JSON lines."""
-    for number, row in enumerate(found):
-        if number >= most:
-            return
+def _answered(merge: Merge, most: int) -> Iterator[tuple[bytes, Record]]:
+    """Yield the first `most` rows, as lines, with their answers."""
+    lines, count = Lines(merge.lines), 0
+    while block := lines.read():
+        for line in block:
+            if line.blank:
+                continue
+            if count >= most:
+                return
+            count += 1
+            record = merge.answer(line.row)
+            if record is not None:
+                yield line.data or b"", record
+
+
+def _batch_lines(merge: Merge, most: int) -> Iterator[bytes]:
+    spec = merge.spec
+    takes_model = backends.record(spec.backend).any_model  # then the line's own model answered it
+    for line, record in _answered(merge, most):
+        found = batch_output(
+            line, record, job_id=spec.job_id, model=spec.model, created=spec.created, takes_model=takes_model
+        )
+        if merge.ids is not None and isinstance(found.get("custom_id"), str):
+            merge.ids.note(found["custom_id"], record.row)
+        yield plain_line(found)
+
+
+def _parquet_lines(merge: Merge, most: int) -> Iterator[bytes]:
+    rows = (row for batch in ParquetTable(merge.input).batches() for row in batch.to_pylist())
+    for number, row in enumerate(itertools.islice(rows, most)):
         record = merge.answer(number)
         if record is not None:
             yield plain_line(row | answer_fields(record, merge.columns))
 
 
-def _parquet_rows(table: ParquetTable) -> Iterator[dict[str, Any]]:
-    for batch in table.batches():
-        yield from batch.to_pylist()
+def _cell_lines(merge: Merge, most: int) -> Iterator[bytes]:
+    header = CellTable(merge.input, merge.spec.input_format).header
+    names = cell_table.distinct(list(map(cell_table.readable, header)))
+    surplus = merge.columns.get("surplus_cells", "surplus_cells")
+    for line, record in _answered(merge, most):
+        own = list(map(cell_table.readable, cells_of(line)))
+        row: dict[str, Any] = dict(zip(names, own, strict=False))
+        if len(own) > len(names):
+            row[surplus] = own[len(names) :]
+        yield plain_line(row | answer_fields(record, merge.columns))
 
 
-def _cell_rows(table: CellTable, columns: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    surplus = columns.get("surplus_cells", "surplus_cells")
-    header = cell_table.distinct(list(map(cell_table.readable, table.header)))
-    for row in table.rows():
-        found: dict[str, Any] = dict(zip(header, map(cell_table.readable, row.cells), strict=False))
-        yield found | ({surplus: list(map(cell_table.readable, row.surplus))} if row.surplus else {})
-
-
-def _write_cells(table: CellTable, out: IO[bytes], merge: Merge, most: int) -> None:
+def _write_cells(merge: Merge, out: IO[bytes], most: int) -> None:
     """Write the first `most` rows with their answers; cells that no header names stay, behind them."""
-    names = ANSWER_FIELDS + merge.answers.rare_fields()
+    table = CellTable(merge.input, merge.spec.input_format)
+    names, width = ANSWER_FIELDS + merge.answers.rare_fields(), len(table.header)
     delimiter = table.delimiter if merge.output_format == merge.spec.input_format else _DELIMITERS[merge.output_format]
     writer = csv.writer(cell_table.Encoded(out), delimiter=delimiter, lineterminator="\r\n")
     writer.writerow([*table.header, *(merge.columns.get(name, name) for name in names)])
-    for number, row in enumerate(table.rows()):
-        if number >= most:
-            break
-        record = merge.answer(number)
-        if record is not None:
-            own = row.cells + [""] * (len(table.header) - len(row.cells))
-            writer.writerow([*own, *cells(record, names), *row.surplus])
+    for line, record in _answered(merge, most):
+        own = cells_of(line)
+        own += [""] * (width - len(own))
+        writer.writerow([*own[:width], *cells(record, names), *own[width:]])
 
 
 def _created(path: Path, mode: int) -> int:
     """Return a new file at `path`, where anybody could have put a link: what is there is removed, never written to."""
     path.unlink(missing_ok=True)
     return disk.created(path, mode)
-
-
-def _lines(merge: Merge, most: int) -> Iterator[bytes]:
-    spec, lines, rows = merge.spec, Lines(merge.lines), 0
-    takes_model = backends.record(spec.backend).any_model  # then the line's own model answered it
-    while block := lines.read():
-        for line in block:
-            if line.blank:
-                continue
-            if rows >= most:
-                return
-            rows += 1
-            record, data = merge.answer(line.row), line.data or b""
-            if record is None:
-                continue
-            data = rows_.as_it_was(data)
-            if spec.input_format == "batch":
-                found = batch_output(
-                    data,
-                    record,
-                    job_id=spec.job_id,
-                    model=spec.model,
-                    created=spec.created,
-                    takes_model=takes_model,
-                )
-                if merge.ids is not None and isinstance(found.get("custom_id"), str):
-                    merge.ids.note(found["custom_id"], line.row)
-                yield plain_line(found)
-            else:
-                yield jsonl_line(data, record, merge.columns)
 
 
 def publish(partial: Path, target: Path, *, may_replace: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,12 +16,12 @@ from promptmill.core.conversation import Conversation, TextPart, check_encodable
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.outcome import Usage
 from promptmill.images import load as images
-from promptmill.jobs.files import formats, input_files, json_rows
+from promptmill.jobs.files import formats, input_files
 from promptmill.jobs.files.cell_table import CellTable
 from promptmill.jobs.files.disk import TOO_LONG, Lines, RandomFile
 from promptmill.jobs.files.input_files import InputFiles
 from promptmill.jobs.files.parquet_table import ParquetTable
-from promptmill.jobs.files.spool import spool
+from promptmill.jobs.files.spool import cells_of, spool
 from promptmill.jobs.run import admission, columns
 from promptmill.jobs.run.duplicates import CustomIds
 from promptmill.jobs.run.source import row_reader
@@ -76,18 +76,18 @@ def check(plan: ResolvedConfig, order: JobRequest, may_name: frozenset[str] | No
             rules = images.ImageRules.of(plan.settings.allowed_roots, plan.settings.max_image_pixels)
             found = {"format": input_format} | _check_lines(lines, reading, rules, order, ids)
             found["notes"] = list(columns.of_order(order, input_format, file, lines).notes)
-            if ids is None and (note := _repeated_ids(file, input_format, Path(name) / "ids")):
+            if ids is None and (note := _repeated_ids(file, lines, input_format, Path(name) / "ids")):
                 found["notes"].append(note)
             return found | _cost(plan, found)
     finally:
         file.close()
 
 
-def _repeated_ids(files: InputFiles, input_format: str, scratch: Path) -> str:
+def _repeated_ids(files: InputFiles, lines: RandomFile, input_format: str, scratch: Path) -> str:
     """Return the note on rows that repeat the `id` of an earlier row, "" when no row does. Raises `OSError`."""
     where = rows.row_word(formats.row_kind(input_format))
     with contextlib.closing(CustomIds(scratch)) as ids:
-        for row, value in _ids(files, input_format):
+        for row, value in _ids(files, lines, input_format):
             if value not in (None, ""):
                 ids.note(value, row)
         count, examples = ids.repeated(1)
@@ -97,28 +97,28 @@ def _repeated_ids(files: InputFiles, input_format: str, scratch: Path) -> str:
     return f"{where} {row + 1} has the `id` of {where} {first + 1}; repeated ids in all: {count}."
 
 
-def _ids(files: InputFiles, input_format: str) -> Iterator[tuple[int, object]]:
+def _ids(files: InputFiles, lines: RandomFile, input_format: str) -> Iterator[tuple[int, object]]:
     """Yield the number and the `id` of each row."""
-    if input_format in formats.CELLS:
-        table = CellTable(files, input_format)
-        at = table.header.index("id") if "id" in table.header else None
-        if at is not None:
-            for row, found in enumerate(table.rows()):
-                yield row, found.cells[at] if at < len(found.cells) else None
-    elif input_format == "parquet":
+    if input_format == "parquet":
         parquet = ParquetTable(files)
         if "id" in parquet.schema.names:
             values = (value for batch in parquet.batches(["id"]) for value in batch.column(0).to_pylist())
             yield from enumerate(values)
-    else:
-        for row, line in enumerate(json_rows.lines(files)):
-            if line.strip():
-                yield row, _id_of(line)
+        return
+    names: Sequence[str] = ()
+    if input_format in formats.CELLS:
+        names = CellTable(files, input_format).header
+        if "id" not in names:
+            return
+    found = Lines(lines)
+    while block := found.read():
+        for line in block:
+            yield line.row, _id_of(line.data or b"", names)
 
 
-def _id_of(line: bytes) -> object:
+def _id_of(line: bytes, names: Sequence[str]) -> object:
     try:
-        value = rows.load(line, "")
+        value = dict(zip(names, cells_of(line), strict=False)) if names else rows.load(rows.row_of(line), "")
     except PromptmillError:
         return None
     return value.get("id") if isinstance(value, dict) else None

@@ -4,7 +4,7 @@
 |---|---|
 | `job.db` | what the job is, how far it is and all answers, see `store` |
 | `lock` | held by the process that runs it |
-| `rows.jsonl` | rows of an input that is not one file of JSON Lines, as lines |
+| `rows.spool` | rows of an input that is not one file of JSON Lines, as lines (see `spool`) |
 | `prompts.jsonl`, `answers.jsonl` | input and output of a call that became a job |
 | `in-flight` | rows on their way, see `store.InFlight` |
 | `cancel` | there while somebody wants it to stop |
@@ -48,7 +48,7 @@ class Folder:
         self.path = path
         self.database = path / "job.db"
         self.lock = path / "lock"
-        self.rows = path / "rows.jsonl"
+        self.rows = path / "rows.spool"
         self.cancel = path / "cancel"
         self.log = path / "log"
         self.duplicates = path / "duplicates"
