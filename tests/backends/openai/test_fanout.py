@@ -16,7 +16,6 @@ from PIL import Image
 
 from driving import ask, echoes, opened, run
 from fakes import KEY, DictSink, ListSource
-from promptmill.backends.openai.spool import MappedFile
 from promptmill.backends.openai.workers import FanOut
 from promptmill.backends.protocol import Call, InputFile, Request, RowPlace, Source
 from promptmill.backends.rows import RowReader
@@ -248,17 +247,6 @@ async def test_rows_of_a_file_are_read_where_they_lie(upstream, tmp_path):
     assert "line 51" in broken.error.message
     sent = upstream.seen[0].json
     assert (sent["temperature"], sent["tag"], sent["messages"][0]["role"]) == (0, 1, "system")
-
-
-def test_a_mapped_file_shows_what_is_written_later(tmp_path):
-    path = tmp_path / "growing"
-    path.write_bytes(b"abc")
-    mapped = MappedFile(path)
-    assert mapped.read(1, 2) == b"bc"
-    with path.open("ab") as file:
-        file.write(b"def")
-    assert mapped.read(3, 3) == b"def"
-    mapped.close()
 
 
 async def test_a_worker_that_never_starts_costs_nothing_while_another_works(upstream, drive, monkeypatch):

@@ -12,7 +12,7 @@ import os
 import signal
 import time
 from collections.abc import Mapping
-from pathlib import Path
+from io import FileIO
 from typing import Any, BinaryIO
 
 import orjson
@@ -22,9 +22,8 @@ from promptmill.backends.openai.limit.endpoint_state import endpoint_states
 from promptmill.backends.openai.providers import profile_named
 from promptmill.backends.openai.request import ImageEncoder
 from promptmill.backends.openai.sender import NOTHING, LocalSender
-from promptmill.backends.openai.spool import MappedFile, Ref
 from promptmill.backends.openai.transport import Pool, room_for_connections
-from promptmill.backends.openai.workers import packed_result
+from promptmill.backends.openai.workers import Ref, packed_result
 from promptmill.backends.protocol import Call, Request
 from promptmill.backends.rows import RowReader
 from promptmill.config.settings import OpenAISettings
@@ -44,11 +43,11 @@ class Worker:
         """`job` is `workers.FanOut`'s first frame."""
         settings = OpenAISettings.model_validate(job["settings"])
         self._outgoing = outgoing
-        self._input: tuple[MappedFile, RowReader] | None = None
+        self._input: tuple[FileIO, RowReader] | None = None
         if job["input"] is not None:
             path, reader = job["input"]
-            self._input = MappedFile(Path(path)), RowReader.unpacked(reader)
-        self._spool = MappedFile(Path(job["spool"]))
+            self._input = FileIO(path), RowReader.unpacked(reader)
+        self._spool = FileIO(job["spool"])
         self._held: str = job["held"]
         self._readers: dict[tuple[int, int], RowReader] = {}
         self._call = Call(keep_raw=job["keep_raw"])
@@ -94,14 +93,14 @@ class Worker:
         if not ref.settings_length:
             assert self._input is not None, "it has no input file"
             file, reader = self._input
-            return reader.request(key, file.read(ref.offset, ref.length))
+            return reader.request(key, _read(file, ref.offset, ref.length))
         place = ref.settings_offset, ref.settings_length
         if place not in self._readers:
-            settings = orjson.loads(self._spool.read(*place))
+            settings = orjson.loads(_read(self._spool, *place))
             self._readers[place] = RowReader(
                 "messages", Sampling.model_validate(settings["sampling"]), settings["extra"]
             )
-        request = self._readers[place].request(key, self._spool.read(ref.offset, ref.length))
+        request = self._readers[place].request(key, _read(self._spool, ref.offset, ref.length))
         return request.changed(conversation=request.conversation.with_sources(self._with_bytes))
 
     def _with_bytes(self, source: str) -> str:
@@ -109,7 +108,7 @@ class Worker:
         if not source.startswith(self._held):
             return source
         offset, length = source.removeprefix(self._held).split(":")
-        return HeldImage(self._spool.read(int(offset), int(length)), source)
+        return HeldImage(_read(self._spool, int(offset), int(length)), source)
 
     def _report(self, number: int, kind: str, found: Any) -> None:
         if not self._results:
@@ -128,6 +127,11 @@ class Worker:
             results = [_sendable(result) for result in results]
             frame = frames.packed({"results": results})
         self._outgoing.write(frame)
+
+
+def _read(file: FileIO, offset: int, length: int) -> bytes:
+    file.seek(offset)
+    return file.read(length)
 
 
 def _sendable(result: tuple[int, str, Any]) -> tuple[int, str, Any]:
