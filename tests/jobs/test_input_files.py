@@ -18,11 +18,10 @@ from job_specs import spec_of
 from promptmill.backends import rows
 from promptmill.core.errors import PromptmillError
 from promptmill.core.outcome import Completion
-from promptmill.jobs.files import cell_table, disk, formats, input_files, json_rows
+from promptmill.jobs.files import cell_table, disk, formats, input_files, spool
 from promptmill.jobs.files.disk import RandomFile
 from promptmill.jobs.files.input_files import InputFiles, Part
 from promptmill.jobs.files.parquet_table import ParquetTable
-from promptmill.jobs.files.spool import spool
 from promptmill.jobs.run import merge
 from promptmill.jobs.run.merge import Merge
 from promptmill.jobs.store.answers import JobStore
@@ -44,7 +43,7 @@ class Asked:
         rows_file = parts[0].path
         if not self.direct:
             rows_file = folder / ".rows.jsonl"
-            spool(self.files, self.format, rows_file, prompt_column=prompt_column)
+            spool.spool(self.files, self.format, rows_file, prompt_column=prompt_column)
         self.lines = rows_file.read_bytes().splitlines()
         self._rows = RandomFile(rows_file)
 
@@ -120,7 +119,7 @@ def test_cells_stay_cells(tmp_path: Path, target: str, delimiter: str) -> None:
 
 
 def test_an_array_is_read_over_any_block_and_its_numbers_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("promptmill.jobs.files.json_rows._BLOCK", 7)
+    monkeypatch.setattr("promptmill.jobs.files.spool._BLOCK", 7)
     items = '[ {"prompt":\n "\\u00e4\u00f6 ]", "n": 1.50},{"prompt":"x", "big": 123456789012345678901234567890}\n]\n'
     (tmp_path / "in.json").write_text(items, encoding="utf-8")
     asked = Asked(tmp_path, "in.json")
@@ -325,9 +324,9 @@ def test_a_field_by_another_name_is_asked_of_lines_too() -> None:
     ],
 )
 def test_a_line_is_only_so_long_however_it_is_compressed(tmp_path, monkeypatch, name, content, said, suffix):
-    for module in (cell_table, disk, json_rows):
+    for module in (cell_table, disk, spool):
         monkeypatch.setattr(module, "LONGEST_LINE", 3000)
-    monkeypatch.setattr(json_rows, "_BLOCK", 1000)
+    monkeypatch.setattr(spool, "_BLOCK", 1000)
     data = (content % ("a" * 9000)).encode()
     target = tmp_path / (name + suffix)
     with target.open("wb") as out, formats.compressed(out, formats.compression_of(target)) as file:

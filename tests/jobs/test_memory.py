@@ -31,10 +31,11 @@ PAGE_BYTES = 20 << 20
 EITHER = """
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from promptmill.core.outcome import Completion, Usage
-from promptmill.jobs.files import parquet_table
-from promptmill.jobs.files import spool
+from promptmill.jobs.files import parquet_table, spool
 from promptmill.jobs.files.input_files import InputFiles, Part
+from promptmill.jobs.run import merge
 from promptmill.jobs.store.records import record_of
 source, what = Path(sys.argv[1]), sys.argv[2]
 files = InputFiles([Part(source)])
@@ -44,8 +45,10 @@ elif what == "spool":
     spool.spool(files, "parquet", source.with_suffix(".rows"))
 else:
     record = record_of(0, Completion("yes", "stop", Usage(1, 1)), None, ())
+    spec = SimpleNamespace(columns=None, leaves_out=lambda code: False)
+    answers = SimpleNamespace(rare_fields=lambda: (), find=lambda row: record)
     with source.with_suffix(".out").open("wb") as out:
-        parquet_table.write(files, out, lambda row: record, (), {}, most=1 << 60)
+        merge.write_rows(merge.Merge(spec, files, None, answers, source.with_suffix(".out"), "parquet"), out)
 """
 
 

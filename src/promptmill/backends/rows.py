@@ -13,6 +13,7 @@ A line that a job wrote may have two parts, the question and the row that it was
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import math
@@ -341,6 +342,19 @@ def load(line: bytes, where: str) -> Any:
             else " Write one JSON object per line, or, if each line is a prompt, name the file .txt."
         )
         raise input_error(f"{where} is not valid JSON: {reason}.{plain}") from None
+
+
+def json_line(value: Mapping[str, Any]) -> bytes:
+    """Return `value` as a line of JSON."""
+    try:
+        return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE, default=_as_text)
+    except TypeError:  # numbers beyond 64 bits, which came in and go out as they are
+        return json.dumps(value, separators=(",", ":"), default=_as_text).encode() + b"\n"
+
+
+def _as_text(value: object) -> str:
+    """Return what JSON has no form for, from a column of a table: bytes as base64."""
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 
 def _check_tokens(asked: Mapping[str, Any], most: int, where: str) -> None:

@@ -24,7 +24,7 @@ from promptmill.jobs.manage import detached
 from promptmill.jobs.manage.progress_text import progress_events, progress_lines, summary
 from promptmill.jobs.run import admission
 from promptmill.jobs.run.admission import Job
-from promptmill.jobs.run.live_output import LiveOutput
+from promptmill.jobs.run.partial_output import LiveOutput
 from promptmill.jobs.run.runner import Runner, Watch, until_ended
 from promptmill.jobs.store import given_rows, status
 from promptmill.jobs.store.folder import Folder, JobFolders

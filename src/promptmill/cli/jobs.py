@@ -16,7 +16,7 @@ from promptmill.cli.terminal import say
 from promptmill.config.loading import Configuration
 from promptmill.core.wording import counted
 from promptmill.jobs.manage import prune
-from promptmill.jobs.manage.export import export
+from promptmill.jobs.run.partial_output import export
 from promptmill.jobs.store import status
 from promptmill.jobs.store.folder import Folder, JobFolders
 from promptmill.jobs.store.spec import JobRequest

@@ -1,31 +1,25 @@
-"""Parquet files: rows streamed in batches of so many bytes, and written again with their answers, types kept."""
+"""Parquet files, whose rows are read in batches of a few megabytes."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
-
-import orjson
 
 from promptmill.core.errors import input_error
 from promptmill.jobs.files import formats
 from promptmill.jobs.files.disk import LONGEST_LINE, TOO_LONG
 from promptmill.jobs.files.input_files import InputFiles
-from promptmill.jobs.store.records import ANSWER_FIELDS, Record, answer_fields
 
-Answer = Callable[[int], Record | None]  # None leaves the row out
 _MAGIC = b"PAR1"
 _MOST_ROWS = 4096
 _BATCH_BYTES = 1 << 20
 _EXPANDED_BYTES = 16 << 20
 _SMALL_DICTIONARY = 4 << 10
 _PAGE_HEADER = 32  # bytes that hold its first fields
-_GROUP_BYTES = 4 << 20
-_VALUES_AT_ONCE = 32  # how often a page's size is looked at: one of 1,024 images, as by default, is large
 _PAGE_BYTES = 1 << 20
 
 
@@ -164,55 +158,3 @@ def _fitted(batch: Any, schema: Any, columns: Any) -> Any:
         else:
             arrays.append(pa.nulls(batch.num_rows, field.type))
     return pa.record_batch(arrays, schema=schema)
-
-
-def write(
-    files: InputFiles,
-    out: IO[bytes],
-    answer: Answer,
-    extra: tuple[str, ...],
-    columns: Mapping[str, str],
-    *,
-    most: int,
-) -> None:
-    """Write the first `most` rows with their answers into `out`: types and what the files say of them are kept.
-
-    `extra` are the rare fields that some answer has; `columns` the names of fields that have another one.
-    """
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    text = pa.string()
-    kinds = dict.fromkeys(ANSWER_FIELDS, text) | {
-        "error": pa.struct([("code", text), ("message", text), ("retryable", pa.bool_()), ("attempts", pa.int64())]),
-        "usage": pa.struct([("prompt_tokens", pa.int64()), ("completion_tokens", pa.int64())]),
-        **dict.fromkeys(extra, text),
-    }
-    table = ParquetTable(files)
-    fields = [*table.schema, *(pa.field(columns.get(name, name), kind) for name, kind in kinds.items())]
-    schema = pa.schema(fields, metadata=table.schema.metadata)
-    with parquet.ParquetWriter(out, schema, write_batch_size=_VALUES_AT_ONCE) as writer:
-        number, group, size = 0, [], 0
-        for batch in table.batches():
-            rows = batch.slice(0, most - number)
-            found = [(at, record) for at in range(rows.num_rows) if (record := answer(number + at)) is not None]
-            records = [answer_fields(record) for _, record in found]
-            seen = rows.num_rows
-            if len(found) < seen:
-                rows = rows.take(pa.array([at for at, _ in found], pa.int64()))
-            answered = [
-                pa.array([_cell(record.get(name), kind == text) for record in records], kind)
-                for name, kind in kinds.items()
-            ]
-            group.append(pa.record_batch([*rows.columns, *answered], schema=schema))
-            number, size = number + seen, size + group[-1].nbytes
-            if size >= _GROUP_BYTES:
-                writer.write_table(pa.Table.from_batches(group, schema))
-                group, size = [], 0
-            if number >= most:
-                break
-        writer.write_table(pa.Table.from_batches(group, schema))
-
-
-def _cell(value: Any, as_text: bool) -> Any:  # noqa: FBT001 (a column's kind)
-    return orjson.dumps(value).decode() if as_text and not isinstance(value, str | None) else value

@@ -14,7 +14,6 @@ from promptmill.backends import rows
 from promptmill.backends.rows import NAMES
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.wording import close_matches
-from promptmill.jobs.store.records import plain_line
 
 _ROW = "row"
 _CELL = "promptmill_cell"  # a filter
@@ -113,7 +112,7 @@ class PromptTemplate:
             asked = self.asked(row)
         except PromptmillError as error:
             asked = {rows.PROBLEM: error.message}
-        return rows.with_row(plain_line(asked).removesuffix(b"\n"), line)
+        return rows.with_row(rows.json_line(asked).removesuffix(b"\n"), line)
 
 
 def _checked(template: nodes.Template, cells: frozenset[str]) -> nodes.Template:

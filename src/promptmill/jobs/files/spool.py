@@ -7,26 +7,33 @@ the output are made from it. The output of Parquet needs the types of its column
 from __future__ import annotations
 
 import base64
+import codecs
 import json
 import os
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import orjson
 
 from promptmill.backends import rows
 from promptmill.backends.rows import CONTENT, IMAGES, NAMES
 from promptmill.core.errors import PromptmillError, input_error
-from promptmill.jobs.files import disk, formats, json_rows
+from promptmill.core.wording import close_matches
+from promptmill.jobs.files import disk, formats
 from promptmill.jobs.files.cell_table import CellRow, CellTable, is_utf8
+from promptmill.jobs.files.disk import LONGEST_LINE, TOO_LONG
 from promptmill.jobs.files.input_files import InputFiles
 from promptmill.jobs.files.parquet_table import ParquetTable
 from promptmill.jobs.files.prompt_template import PromptTemplate
 
 _BUFFER = 1 << 18
 _PROMPTS = frozenset({"prompt", "messages"})
+# What people call it who wrote the file for something else; the first that there is gets named.
+_USUAL = ("question", "text", "input", "query", "instruction", "content", "user", "request")
+_BLOCK = 1 << 20
+_SPACE = " \t\r\n"
 
 
 class Halted(Exception):  # noqa: N818 (a finding, told to the runner alone)
@@ -58,7 +65,7 @@ def spool(
     elif input_format == "parquet":
         lines = _parquet_lines(ParquetTable(files), prompt_column, template, read)
     else:
-        lines = json_rows.lines(files)
+        lines = _json_lines(files)
         if template is not None:
             lines = template.lines(lines)
     count = size = 0
@@ -78,6 +85,51 @@ def spool(
     beside.replace(target)
     disk.sync_folder(target.parent)
     return count
+
+
+def check_first_rows(file: InputFiles, prompt_column: str | None, *, has_options: bool = True) -> None:
+    """Raise `PromptmillError` (`invalid_input`) when no row has what is asked; rows that cannot be read do not count.
+
+    `has_options`: whoever asks can name the field to ask.
+    Reads the first rows alone, so that a row that is wrong among others that are not is its own failure.
+    """
+    asked = {prompt_column} if prompt_column is not None else {"prompt", "messages"}
+    names: dict[str, None] = {}
+    read: list[Mapping[str, Any]] = []
+    for row in formats.first_objects(file):
+        names |= dict.fromkeys(row)
+        read.append(row)
+        if len(read) > 1 and asked & names.keys():
+            return
+    inner = _rows_inside(read[0]) if len(read) == 1 and not names.keys() & set(_USUAL) else ""
+    if inner and not (asked - {inner}) & names.keys():
+        raise input_error(f"The file holds one object, whose rows are in the list {inner!r}: save that list alone.")
+    if not names or asked & names.keys():
+        return
+    shown = ", ".join(name[:40] for name in list(names)[:10])
+    if prompt_column is not None:
+        near = close_matches(prompt_column, names, n=1, cutoff=0.5)
+        meant = f"did you mean --prompt-column {near[0]}?" if near else f"the rows have: {shown}."
+        raise input_error(f"No row has {prompt_column[:60]!r}; {meant}")
+    lacks = f"No row has `prompt` or `messages`; the rows have: {shown}."
+    usual = next((name for name in _USUAL if name in names), None)
+    if not has_options:
+        raise input_error(f"{lacks} Rename {usual or 'the one to ask'} to `prompt` in the file.")
+    raise input_error(f"{lacks} --prompt-column {usual or 'NAME'} asks {'it' if usual else 'the one that you name'}.")
+
+
+def _rows_inside(row: Mapping[str, Any]) -> str:
+    """Return the name of the only list of objects in what was read as a row, `""` where there is none."""
+    lists = [
+        name
+        for name, value in row.items()
+        if isinstance(value, list)
+        and value
+        and isinstance(value[0], dict)
+        and "role" not in value[0]
+        and name != "tools"
+    ]
+    return lists[0][:40] if len(lists) == 1 else ""
 
 
 def _prompt_columns(
@@ -239,3 +291,97 @@ def _as_base64(value: object) -> str:
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     raise TypeError
+
+
+def _json_lines(files: InputFiles) -> Iterator[bytes]:
+    """Yield the rows of all files, one line each, blank ones too, with what the place of their file says about them.
+
+    Raises `PromptmillError` (`invalid_input`).
+    """
+    for at, part in enumerate(files.parts):
+        with files.stream(at) as stream:
+            is_array = formats.is_array(part.path, stream)
+        with files.stream(at) as stream:
+            found = _items(stream, part.path.name) if is_array else _text_lines(stream)
+            yield from (_with(line, part.columns) for line in found) if part.columns else found
+
+
+def _text_lines(stream: IO[bytes]) -> Iterator[bytes]:
+    first = True
+    while line := stream.readline(LONGEST_LINE + 1):
+        if len(line) > LONGEST_LINE:
+            while line and not line.endswith(b"\n"):
+                line = stream.readline(_BLOCK)
+            line = orjson.dumps({rows.PROBLEM: f"it {TOO_LONG}."})
+        yield (line.removeprefix(rows.BOM) if first else line).removesuffix(b"\n")
+        first = False
+
+
+def _with(line: bytes, columns: Mapping[str, str]) -> bytes:
+    try:
+        value = rows.load(line, "")
+    except PromptmillError:
+        return line
+    if not isinstance(value, dict) or not (new := {name: columns[name] for name in columns if name not in value}):
+        return line
+    return b"%b%b%b" % (line.strip()[:-1].rstrip(), b"," if value else b"", orjson.dumps(new)[1:])
+
+
+def _items(stream: IO[bytes], name: str) -> Iterator[bytes]:
+    """Yield the items of an array as they are written, over one line each; memory for a block and one item."""
+    decoder, text = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8-sig")(errors="surrogateescape")
+    held, at, block, is_open, is_first = "", 0, _BLOCK, False, True
+    before = 0  # characters that are held no more, for messages
+
+    def more() -> bool:
+        nonlocal held, at, block, before
+        data = stream.read(block)
+        held, before, at = held[at:] + text.decode(data, final=not data), before + at, 0
+        return bool(data)
+
+    def skip() -> str:
+        """Return the next character that is no white space, "" at the end."""
+        nonlocal at
+        while True:
+            while at < len(held) and held[at] in _SPACE:
+                at += 1
+            if at < len(held):
+                return held[at]
+            if not more():
+                return ""
+
+    def wrong(place: int, why: str) -> PromptmillError:
+        return input_error(f"{name} is not a valid JSON array: {why} at character {before + place + 1}.")
+
+    while True:
+        sign = skip()
+        if not is_open:
+            is_open, at = True, at + 1  # the bracket that was seen
+            continue
+        if sign == "]":
+            return
+        if not is_first:
+            if sign != ",":
+                raise wrong(at, "a comma or the closing bracket is missing")
+            at += 1
+            sign = skip()
+        while True:
+            try:
+                _, end = decoder.raw_decode(held, at)
+                problem = "" if end < len(held) else "it ends too early"  # a number may go on in the next block
+            except (json.JSONDecodeError, RecursionError) as error:
+                problem = getattr(error, "msg", "too deep a nesting")
+                place = getattr(error, "pos", at)
+                if place < len(held) - 16 and not problem.startswith("Unterminated string"):
+                    raise wrong(place, problem) from None
+            if not problem:
+                break
+            if len(held) - at > LONGEST_LINE:
+                raise wrong(at, f"the item {TOO_LONG},")
+            block *= 2
+            if not more():
+                raise wrong(at, problem)
+        block, item = _BLOCK, held[at:end]
+        at, is_first = end, False
+        # line breaks in JSON's texts are escaped: those that there are stand between its parts
+        yield item.replace("\r", " ").replace("\n", " ").encode("utf-8", "surrogateescape")

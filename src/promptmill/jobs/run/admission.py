@@ -16,7 +16,7 @@ from typing import Any
 from promptmill.backends import registry
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, input_error
-from promptmill.jobs.files import disk, first_rows, formats, input_files
+from promptmill.jobs.files import disk, formats, input_files, spool
 from promptmill.jobs.files.input_files import InputFiles
 from promptmill.jobs.files.prompt_template import PromptTemplate
 from promptmill.jobs.run import columns
@@ -229,7 +229,7 @@ def _spec(
             raise input_error("--prompt goes with rows, not with a file of whole requests.")
         PromptTemplate(order.prompt_template)
     elif input_format == "jsonl" and formats.is_read_directly(file, input_format):
-        first_rows.check(file, order.prompt_column, has_options=not order.over_mcp)
+        spool.check_first_rows(file, order.prompt_column, has_options=not order.over_mcp)
     output_format = formats.of_output(order.whole_output, input_format)
     size, mtime_ns = file.stamp()
     settings = fingerprint(plan, order.system_prompt, input_format)

@@ -25,7 +25,7 @@ from promptmill.jobs.run import admission, columns, merge, shards
 from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.answering import Answering
 from promptmill.jobs.run.duplicates import CustomIds
-from promptmill.jobs.run.live_output import LiveOutput
+from promptmill.jobs.run.partial_output import LiveOutput
 from promptmill.jobs.run.source import Rows, row_reader
 from promptmill.jobs.store import status
 from promptmill.jobs.store.answers import FAILED, NEVER, RETRYABLE, TRUNCATED, DamagedError

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import math
 import zlib
 from collections.abc import Mapping, Sequence
@@ -204,19 +202,6 @@ def jsonl_line(line: bytes, record: Record, columns: Mapping[str, str]) -> bytes
         return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
     tail = orjson.dumps(fields)[1:]
     return b"%b%b%b\n" % (line[:-1].rstrip(), b"," if value else b"", tail)
-
-
-def plain_line(value: Mapping[str, Any]) -> bytes:
-    """Return `value` as a line of JSON."""
-    try:
-        return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE, default=_as_text)
-    except TypeError:  # numbers beyond 64 bits, which came in and go out as they are
-        return json.dumps(value, separators=(",", ":"), default=_as_text).encode() + b"\n"
-
-
-def _as_text(value: object) -> str:
-    """Return what JSON has no form for, from a column of a table: bytes as base64."""
-    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 
 def cells(record: Record, names: tuple[str, ...]) -> list[str]:
