@@ -19,8 +19,6 @@ SOURCE = ROOT / "src" / "promptmill"
 FLOORS = (
     {"__main__"},
     {"cli"},
-    {"bulk_call"},
-    {"bulk_rows"},
     {"api"},
     {"compat", "install"},
     {"server"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from promptmill.bulk_call import BulkResult, bulk, bulk_async, stream, stream_async
+    from promptmill.jobs.manage.bulk_call import BulkResult, bulk, bulk_async, stream, stream_async
 
 __version__ = "0.1.0"
 __all__ = ["BulkResult", "bulk", "bulk_async", "stream", "stream_async"]
@@ -14,7 +14,7 @@ __all__ = ["BulkResult", "bulk", "bulk_async", "stream", "stream_async"]
 def __getattr__(name: str) -> Any:
     """Import what programs use when they use it: the server starts often, and needs none of it."""
     if name in __all__:
-        from promptmill import bulk_call
+        from promptmill.jobs.manage import bulk_call
 
         return getattr(bulk_call, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,8 +13,8 @@ from pydantic import BaseModel
 
 import promptmill
 from fakes import KEY
-from promptmill import bulk_rows
 from promptmill.core.errors import PromptmillError
+from promptmill.jobs.manage import bulk_call
 from replies import answer, by_prompt, status
 from upstream import Upstream
 
@@ -184,16 +184,16 @@ class Frame:
 
 def test_a_data_frame_is_read_by_its_rows() -> None:
     frame = Frame([{"prompt": "a", "score": float("nan")}, {"prompt": "b", "score": 1.5}])
-    assert list(bulk_rows.lines(frame)) == [b'{"prompt":"a","score":null}\n', b'{"prompt":"b","score":1.5}\n']
+    assert list(bulk_call._lines(frame)) == [b'{"prompt":"a","score":null}\n', b'{"prompt":"b","score":1.5}\n']
     error = {"code": "bad_request", "message": "no"}
-    found = bulk_rows.joined(frame, [{"answer": "A", "error": None}, {"answer": "", "error": error}])
+    found = bulk_call._joined(frame, [{"answer": "A", "error": None}, {"answer": "", "error": error}])
     assert [row["error"] for row in found.rows] == [None, "bad_request: no"]
 
 
 @pytest.mark.parametrize("rows", ["one prompt", {"prompt": "a"}, 7, [5]])
 def test_what_is_no_list_of_rows_is_refused(rows: Any) -> None:
     with pytest.raises(PromptmillError, match="rows"):
-        list(bulk_rows.lines(rows))
+        list(bulk_call._lines(rows))
 
 
 def test_each_row_is_asked_with_a_template(options: dict[str, Any]) -> None:
