@@ -333,7 +333,7 @@ def test_files_that_cannot_be_are_said_before_anything_is_spent(
     ("column", "said"),
     [
         ("qestion", "No row has 'qestion'; did you mean --prompt-column question?"),
-        (None, "the rows have: question, no. --prompt-column question asks it."),
+        (None, "the rows have: question, no. --prompt-column question uses it."),
     ],
 )
 def test_rows_of_which_none_has_what_is_asked_are_refused_before_a_job_begins(

@@ -11,7 +11,7 @@ from job_specs import spec_of
 from promptmill.core.errors import PromptmillError
 from promptmill.core.outcome import Completion
 from promptmill.jobs.files.input_files import InputFiles, Part
-from promptmill.jobs.files.spool import Halted
+from promptmill.jobs.files.spool import HaltedError
 from promptmill.jobs.run import merge
 from promptmill.jobs.run.merge import Merge
 from promptmill.jobs.store.answers import JobStore
@@ -52,10 +52,10 @@ def test_a_row_without_a_sound_record_is_found_out_and_nothing_is_left(plan: Mer
     store = JobStore(tmp_path / "other" / "job.db", create=True)
     sound = [record_of(row, Completion(f"answer {row}")) for row in range(3)]
     store.write([sound[0], sound[1]._replace(text="flipped"), sound[2]])
-    with pytest.raises(merge.Unanswered):
+    with pytest.raises(merge.UnansweredError):
         merge.write(replace(plan, answers=merge.Answers(store)))
     assert store.drop_unsound() == 1
-    with pytest.raises(merge.Unanswered):
+    with pytest.raises(merge.UnansweredError):
         merge.write(replace(plan, answers=merge.Answers(store)))
     store.close()
     assert not merge.beside(plan.target, plan.spec.job_id).exists()
@@ -64,7 +64,7 @@ def test_a_row_without_a_sound_record_is_found_out_and_nothing_is_left(plan: Mer
 def test_a_merge_that_nobody_wants_any_more_leaves_nothing(plan: Merge) -> None:
     halt = threading.Event()
     halt.set()
-    with pytest.raises(Halted):
+    with pytest.raises(HaltedError):
         merge.write(replace(plan, halt=halt))
     assert not merge.beside(plan.target, plan.spec.job_id).exists()
 
@@ -72,7 +72,7 @@ def test_a_merge_that_nobody_wants_any_more_leaves_nothing(plan: Merge) -> None:
 def test_a_name_that_is_taken_is_not_taken_away(plan: Merge) -> None:
     partial = merge.write(plan)
     plan.target.write_text("precious")
-    with pytest.raises(PromptmillError, match="made by somebody else meanwhile"):
+    with pytest.raises(PromptmillError, match="made by another program meanwhile"):
         merge.publish(partial, plan.target, may_replace=False)
     assert plan.target.read_text() == "precious"
     merge.publish(partial, plan.target, may_replace=True)

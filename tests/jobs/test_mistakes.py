@@ -23,7 +23,7 @@ def test_the_column_that_was_missing_can_be_named_on_the_same_output(bench: Any)
     bench.input = bench.path / "in.csv"
     bench.input.write_text("question,answer\nWhat?,x\nWho?,y\n")
     said = bench.fail("--quiet")
-    assert "--prompt-column names the one to ask" in said
+    assert "--prompt-column names the one with the prompts" in said
     assert len(said.splitlines()) == 1  # the same command can only fail again
     bench.succeed("--prompt-column", "question")
     assert [row["answer_1"] for row in bench.answers()] == ["echo: What?", "echo: Who?"]
@@ -176,7 +176,7 @@ def test_a_name_that_is_too_long_is_one_line(bench: Any, arguments: list[str], l
 @pytest.mark.parametrize(
     ("made", "said"),
     [
-        (lambda path: path.symlink_to("gone"), "is a link to gone, which is not there"),
+        (lambda path: path.symlink_to("gone"), "is a link to gone, which does not exist"),
         (os.mkfifo, "is a pipe; `-` in its place"),
         (lambda path: path.mkdir() or [(path / name).touch() for name in ("state.json", "a.arrow")], "`save_to_disk`"),
     ],

@@ -366,7 +366,7 @@ def test_a_file_that_takes_the_name_meanwhile_stays_as_it_is(work_folder):
     partial = work_folder / ".out.partial"
     partial.write_text("answers")
     (work_folder / "out.jsonl").write_text("precious")
-    with pytest.raises(PromptmillError, match="made by somebody else"):
+    with pytest.raises(PromptmillError, match="made by another program"):
         merge.publish(partial, work_folder / "out.jsonl", may_replace=False)
     assert (work_folder / "out.jsonl").read_text() == "precious"
 

@@ -353,7 +353,7 @@ def json_line(value: Mapping[str, Any]) -> bytes:
 
 
 def _as_text(value: object) -> str:
-    """Return what JSON has no form for, from a column of a table: bytes as base64."""
+    """Return a value of a table that JSON has no form for as text; bytes as base64."""
     return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 

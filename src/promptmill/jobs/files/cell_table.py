@@ -1,4 +1,4 @@
-"""CSV, TSV and plain text as rows of cells under a header. What is not UTF-8 is carried through unchanged."""
+"""CSV, TSV and plain text as rows of cells under a header. Bytes that are not UTF-8 are carried through unchanged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from promptmill.jobs.files.disk import LONGEST_LINE, TOO_LONG
 from promptmill.jobs.files.input_files import InputFiles, Part
 
 _DELIMITERS = ",;\t|"
-_QUOTED = re.compile(r'"(?:[^"]|"")*("|$)')  # what stands there separates nothing
+_QUOTED = re.compile(r'"(?:[^"]|"")*("|$)')  # a delimiter inside separates nothing
 # A cell over more lines than this is a quote that is never closed. Its first line is the row, and the other lines are
 # read again: among them a cell has fewer lines, or a file of such quotes would be read thousands of times.
 _MOST_LINES = 10_000
@@ -24,18 +24,18 @@ _MOST_COLUMNS = 100_000
 
 
 class CellRow(NamedTuple):
-    """One row: its cells under the table's header. `line` is where it ends in its file."""
+    """One row: its cells under the table's header. `line` is the last line of the row in its file."""
 
     cells: list[str]
     line: int
     problem: str = ""
-    """Why it cannot be asked."""
+    """The reason why it cannot be sent, `""` if it can."""
     surplus: tuple[str, ...] = ()
-    """Cells behind those that the header names."""
+    """The cells after those that the header names."""
 
 
 class CellTable:
-    """The rows of all files of an input, under one header: columns with the same name are one."""
+    """The rows of all files of an input under one header: columns of the same name are one column."""
 
     def __init__(self, files: InputFiles, kind: str) -> None:
         """`kind` is `csv`, `tsv` or `txt`. Raises `PromptmillError` (`invalid_input`)."""
@@ -53,10 +53,10 @@ class CellTable:
             self.header += [name for name in dict.fromkeys((*header, *part.columns)) if name not in known]
             known.update(self.header)
         if len(self.header) > _MOST_COLUMNS:
-            raise input_error(f"The input has more than {_MOST_COLUMNS:,} columns; no table that can be read has.")
+            raise input_error(f"The input has more than {_MOST_COLUMNS:,} columns, which no readable table has.")
 
     def rows(self) -> Iterator[CellRow]:
-        """Yield the rows under the headers; empty lines are none."""
+        """Yield the rows under the headers, without empty lines."""
         for at, part in enumerate(self._files.parts):
             header, places = self._headers[at], _places(self._headers[at], part, self.header)
             brought = {name: value for name, value in part.columns.items() if name not in header}
@@ -82,7 +82,7 @@ class CellTable:
             raise input_error(f"The input is not a valid CSV file: {error}.") from None
 
     def _delimited(self, text: Iterator[str]) -> tuple[str, Iterator[str]]:
-        """Return what stands between the cells, by the first line, and all lines."""
+        """Return the delimiter, guessed from the first line, and all lines."""
         if self._kind == "tsv":
             return "\t", text
         first = next(text, "")
@@ -96,7 +96,7 @@ class CellTable:
             return
         delimiter, found = self._delimited(text)
         lines = _Record(found)
-        # strict: a quote that does not belong there would take the rows behind it into its cell
+        # strict: a misplaced quote would take the following rows into its cell
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
         next(csv.reader(lines, delimiter=delimiter), None)  # the header
         while True:
@@ -108,7 +108,7 @@ class CellTable:
             except csv.Error as error:
                 line = lines.only_first()
                 cells = line.rstrip("\r\n").split(delimiter)
-                if self._kind == "csv" or len(cells) != width:  # in TSV a quote may be a letter like others
+                if self._kind == "csv" or len(cells) != width:  # in TSV a quote may be an ordinary letter
                     problem = f"has a quote that does not belong there: {error}"
                     yield CellRow(cells[:width], lines.number, problem, tuple(cells[width:]))
                     continue
@@ -124,7 +124,7 @@ def _wrong_width(cells: int, width: int) -> str:
 
 
 class _Record:
-    """The lines of a file, of which those behind the first of a record can be given back."""
+    """The lines of a file. Those after the first line of a record can be given back, to be read again."""
 
     def __init__(self, text: Iterator[str]) -> None:
         self._text = text
@@ -132,9 +132,9 @@ class _Record:
         self._taken: list[str] = []
         self._size = 0
         self._most = _MOST_LINES
-        self._doubtful = 0  # up to this line, a quote above may be the one that is wrong
+        self._doubtful = 0  # up to this line, the misplaced quote may be an earlier one
         self.number = 0
-        """The line that was given last."""
+        """The number of the last line that was read."""
 
     def __iter__(self) -> _Record:
         return self
@@ -156,7 +156,7 @@ class _Record:
         self._most = _MOST_LINES if self.number >= self._doubtful else _MOST_DOUBTFUL_LINES
 
     def only_first(self) -> str:
-        """Return the first line of the record, which is all of it; the others are given again."""
+        """Return the first line of the record as the whole record; the other lines are read again."""
         first, *others = self._taken
         self._doubtful = max(self._doubtful, self.number)
         self._back.extendleft(reversed(others))
@@ -165,7 +165,7 @@ class _Record:
 
 
 def _places(own: list[str], part: Part, header: list[str]) -> list[int | None] | None:
-    """Return where the table's columns are in the file, None when they are the same."""
+    """Return the places of the table's columns in the file, None if they are the same."""
     if own == header and not part.columns:
         return None
     places = {name: at for at, name in reversed([*enumerate(own)])}
@@ -173,7 +173,7 @@ def _places(own: list[str], part: Part, header: list[str]) -> list[int | None] |
 
 
 def distinct(names: Sequence[str]) -> list[str]:
-    """Return names for the fields of an object: of columns with the same name, the later ones get a number."""
+    """Return distinct names for the fields of an object: of columns of the same name, the later ones get a number."""
     found: dict[str, None] = {}
     for name in names:
         new, count = name, 1
@@ -185,7 +185,7 @@ def distinct(names: Sequence[str]) -> list[str]:
 
 
 def _text(stream: IO[bytes]) -> Iterator[str]:
-    """Yield the lines of a table. Raises `PromptmillError` (`invalid_input`) for one that is longer than any may be."""
+    """Yield the lines of a table. Raises `PromptmillError` (`invalid_input`) for a line above `LONGEST_LINE`."""
     text, number = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline=""), 0
     while line := text.readline(LONGEST_LINE + 1):
         number += 1
@@ -200,14 +200,15 @@ def is_utf8(text: str) -> bool:
 
 
 def readable(text: str) -> str:
-    """Return a cell with the replacement character for what is not UTF-8."""
+    """Return a cell with the replacement character for bytes that are not UTF-8."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 class Encoded:
-    """What `csv` writes into, over a file of bytes. Rows end with a line feed.
+    """A text file for `csv` to write to, over a file of bytes. Rows end with a line feed.
 
-    Told so, `csv` would leave a lone carriage return unquoted before Python 3.13, and readers take it for a row's end.
+    With `lineterminator="\\n"`, `csv` leaves a lone carriage return unquoted before Python 3.13, and readers take it
+    for the end of a row.
     """
 
     def __init__(self, out: IO[bytes]) -> None:

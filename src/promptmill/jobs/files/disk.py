@@ -40,13 +40,13 @@ class RandomFile:
     def __init__(self, path: Path) -> None:
         """Open the file at `path`, one of promptmill's own, for reading. Raises `OSError`, for a link as well."""
         self.end: int | None = None
-        """Where reading ends before the file does."""
+        """The offset at which reading ends, None for the end of the file."""
         self._descriptor = os.open(path, _BINARY | _NO_LINK | os.O_RDONLY)
         self._seeking = threading.Lock()
 
     @classmethod
     def given(cls, path: Path) -> RandomFile:
-        """Return the file at `path` for reading: a regular one, that very one, no link anywhere on its way.
+        """Open the regular file at `path` for reading, without a link anywhere on its way.
 
         Raises what `safe_open.open_regular` raises.
         """
@@ -126,12 +126,12 @@ class Line(NamedTuple):
 
     @property
     def blank(self) -> bool:
-        """Whether it holds nothing but white space: no row, though it counts as a line."""
+        """Whether it has white space alone: a line, but not a row."""
         return self.data is not None and (not self.length or self.data.isspace())
 
 
 class Lines:
-    """Reads on from the beginning, or from a line whose place is known. Blocks: call it off the event loop."""
+    """Reads the lines of a file from its beginning, or from a known offset. Blocks: call it off the event loop."""
 
     def __init__(self, file: RandomFile, row: int = 0, offset: int = 0) -> None:
         self._file = file
@@ -155,7 +155,7 @@ class Lines:
         return found
 
     def skip(self, rows: int) -> None:
-        """Go on `rows` lines further down, as fast as the disk allows."""
+        """Skip `rows` lines."""
         while rows > 0 and (block := self._file.read_at(self._offset, _BLOCK)):
             count = block.count(b"\n")
             if count > rows:
@@ -173,7 +173,7 @@ class Lines:
             rows -= count
 
     def _read_long(self, block: bytes) -> list[Line]:
-        """Return the one line that begins here and is not over within a block, or is the last one."""
+        """Return the line that begins here: it is longer than a block, or the last one."""
         parts: list[bytes] = []
         length = 0
         while block and (stop := block.find(b"\n")) < 0:
@@ -191,19 +191,19 @@ class Lines:
 
 
 def created(path: Path, mode: int = PRIVATE_FILE) -> int:
-    """Return the descriptor of a new file for writing. Raises `FileExistsError` for whatever is there, links too."""
+    """Return the descriptor of a new file for writing. Raises `FileExistsError` if a file or a link is there."""
     return os.open(path, _BINARY | os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
 
 
 def sync_file(file: IO[bytes]) -> None:
-    """Return when what was flushed from `file` is on the disk itself."""
+    """Wait until the flushed data of `file` is on the disk itself."""
     os.fsync(file.fileno())
 
 
 def make_private_folder(path: Path) -> None:
-    """Make `path` for this user alone, and what is missing above it.
+    """Make folder `path` for this user alone, and the missing folders above it.
 
-    Raises `OSError`, also when something of another user's, or a link, is in its place.
+    Raises `OSError`, also when a link or another user's file is in its place.
     """
     make_private(path.parent)
     path.mkdir(exist_ok=True, mode=PRIVATE_FOLDER)
@@ -241,7 +241,7 @@ def _check_owner(path: Path) -> None:
 
 
 def replace(beside: Path, path: Path) -> None:
-    """Give `beside` the name `path`. Windows refuses while somebody reads what has that name, for a moment each."""
+    """Rename `beside` to `path`. Windows refuses while another process reads the file at `path`: tries again."""
     end = time.monotonic() + _READ_S
     while True:
         try:
@@ -255,7 +255,7 @@ def replace(beside: Path, path: Path) -> None:
 
 
 def sync_path(path: Path) -> None:
-    """Return when the data of the file at `path` is on the disk itself, whoever wrote it."""
+    """Wait until the data of the file at `path` is on the disk itself, also if another process wrote it."""
     descriptor = os.open(path, _BINARY | (os.O_RDWR if sys.platform == "win32" else os.O_RDONLY))
     try:
         if sys.platform == "linux":
@@ -269,7 +269,7 @@ def sync_path(path: Path) -> None:
 def can_share_memory(folder: Path) -> bool:
     """Return whether processes of all machines that see `folder` are those of this one: no network file system.
 
-    Only Linux says; elsewhere it is believed.
+    Only Linux reports it; other systems are assumed to.
     """
     if sys.platform != "linux":
         return True
@@ -287,7 +287,7 @@ def can_share_memory(folder: Path) -> bool:
 
 
 def sync_folder(path: Path) -> None:
-    """Return when the names in folder `path` are on the disk itself, where the platform can do that."""
+    """Wait until the names in folder `path` are on the disk itself, where the platform can do that."""
     if sys.platform == "win32":
         return
     with contextlib.suppress(OSError):  # some network file systems cannot

@@ -43,9 +43,9 @@ _LOOKED_AT = 100  # lines
 _FIRST_BYTES = 1 << 20
 _LIST_OF_ROWS = re.compile(rb'\s*"([\w-]{1,40})"\s*:\s*\[\s*\{')
 _HARMLESS_BYTES = 1 << 30
-_MOST_RATIO = 200  # rows that differ in a number alone come to some 100
+_MOST_RATIO = 200  # rows that differ in a number alone have a ratio of about 100
 _LEVEL = 6  # gzip's own default; Python's is 9, three times slower for one percent
-# How other files begin that people give the name of a text.
+# First bytes of other files that are named like a text file.
 _SIGNS = MappingProxyType(
     {
         b"\x1f\x8b": "compressed with gzip; name it {}.gz",
@@ -67,12 +67,12 @@ _OUTPUTS = MappingProxyType(
 
 
 def is_known(path: Path) -> bool:
-    """Return whether the name is that of a file of rows."""
+    """Return whether the file has the suffix of a file of rows."""
     return _plain(path).suffix.lower() in SUFFIXES
 
 
 def by_suffix(path: Path, role: str) -> str:
-    """Return the format that the name says. Raises `PromptmillError` (`invalid_input`) for another suffix."""
+    """Return the format by the suffix. Raises `PromptmillError` (`invalid_input`) for an unknown suffix."""
     suffix = _plain(path).suffix
     kind = SUFFIXES.get(suffix.lower())
     if kind is None:
@@ -111,7 +111,7 @@ def of_input(files: InputFiles) -> str:
     path = files.parts[0].path
     with files.stream() as stream:
         start = stream.read(4)
-    if start[:2] in {codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE}:  # what `>` of some shells writes
+    if start[:2] in {codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE}:  # as `>` of some shells writes
         raise input_error(f"The input file {path.name} is UTF-16 text; save it as UTF-8.")
     if kind != "parquet" and (found := next((what for sign, what in _SIGNS.items() if start.startswith(sign)), None)):
         raise input_error(f"The input file {path.name} is {found.format(path.name)}.")
@@ -131,7 +131,7 @@ def _is_batch(files: InputFiles) -> bool:
 
 
 def first_objects(files: InputFiles) -> Iterator[dict[str, Any]]:
-    """Yield the objects that the first lines hold; lines that cannot be read are left out."""
+    """Yield the objects in the first lines; unreadable lines are left out."""
     with files.stream() as stream:
         for _ in range(_LOOKED_AT):
             try:
@@ -168,7 +168,7 @@ def is_read_directly(files: InputFiles, input_format: str) -> bool:
 
 
 def of_output(path: Path, input_format: str) -> str:
-    """Return the format of the output. Raises `PromptmillError` (`invalid_input`) for what cannot be made."""
+    """Return the format of the output. Raises `PromptmillError` (`invalid_input`) for one that is not possible."""
     kind = by_suffix(path, "output file")
     if kind not in _OUTPUTS[input_format]:
         possible = " or ".join(f".{kind}" for kind in _OUTPUTS[input_format])
@@ -191,9 +191,9 @@ def check_installed(*paths: Path) -> None:
 
 
 def decompressed(stream: IO[bytes], kind: str) -> IO[bytes]:
-    """Return what the compressed `stream` holds; several members or frames count as one.
+    """Return the decompressed content of `stream`; several members or frames count as one.
 
-    Reading raises `PromptmillError` (`invalid_input`) once it is more than any rows come to.
+    Reading raises `PromptmillError` (`invalid_input`) when the content is too large for its compressed size.
     """
     if kind == "gz":
         return io.BufferedReader(_Readable(stream, gzip.GzipFile(fileobj=stream, mode="rb")))
@@ -203,7 +203,7 @@ def decompressed(stream: IO[bytes], kind: str) -> IO[bytes]:
 
 
 def check_ratio(size: int, compressed_size: int) -> None:
-    """Raise `PromptmillError` (`invalid_input`) for so much content of so few bytes that it can only be an attack."""
+    """Raise `PromptmillError` (`invalid_input`) if the content is so large for its compressed size as in an attack."""
     if size > _HARMLESS_BYTES and size > _MOST_RATIO * compressed_size:
         raise input_error(
             f"The input decompresses to more than {_MOST_RATIO} times its size, which files of rows do not; decompress "
@@ -231,7 +231,7 @@ def compressed(out: IO[bytes], kind: str) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def compression_errors(path: Path) -> Iterator[None]:
-    """Turn what is wrong with a compressed file into a `PromptmillError` (`invalid_input`) that names it."""
+    """Turn errors of a damaged compressed file into a `PromptmillError` (`invalid_input`) that names it."""
     try:
         yield
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -247,7 +247,7 @@ def _broken(path: Path, error: Exception) -> PromptmillError:
 
 
 class _Readable(io.RawIOBase):
-    """A decompressing `stream` over the file `packed`, as a file of Python's that holds no more than it may."""
+    """A decompressing `stream` over the file `packed`, as a Python file whose size is checked."""
 
     def __init__(self, packed: IO[bytes], stream: Any) -> None:
         self._packed, self._stream, self._size = packed, stream, 0
@@ -264,7 +264,7 @@ class _Readable(io.RawIOBase):
 
 
 class _Unclosed:
-    """A file that stays open when whoever writes into it is done."""
+    """A file that `close` leaves open."""
 
     closed = False
 

@@ -30,14 +30,14 @@ class Part:
 
     path: Path
     columns: Mapping[str, str] = field(default_factory=dict)
-    """What its place says about its rows, when it was found: `source_file`, and folders such as `year=2025`."""
+    """Columns that its path adds to its rows: `source_file`, and folders such as `year=2025`."""
 
 
 def find(given: Sequence[Path], output: Path) -> list[Part]:
-    """Return the files of the paths, folders and patterns that are `given`, in their order, those of one by name.
+    """Return the files of the paths, folders and patterns `given`, in their order; those of a folder by name.
 
-    A single path of a file is that file, whether it is there or not. In a folder, files of other kinds, hidden ones,
-    `output` and the folders of jobs are passed over. Raises `PromptmillError` (`invalid_input`) when there is none.
+    A single path of a file is that file, whether it exists or not. In a folder, files of other kinds, hidden ones,
+    `output` and the folders of jobs are left out. Raises `PromptmillError` (`invalid_input`) when there is none.
     """
     for path in given:
         _check_kind(path)
@@ -64,9 +64,9 @@ def find(given: Sequence[Path], output: Path) -> list[Part]:
 
 
 def _check_kind(path: Path) -> None:
-    """Raise `PromptmillError` (`invalid_input`) for what people name in place of a file of rows."""
+    """Raise `PromptmillError` (`invalid_input`) for a path that is often given by mistake for a file of rows."""
     if path.is_symlink() and not path.exists():
-        raise input_error(f"{path} is a link to {os.readlink(path)}, which is not there.")  # noqa: PTH115 (as written)
+        raise input_error(f"{path} is a link to {path.readlink()}, which does not exist.")
     if path.is_fifo():
         raise input_error(f"{path} is a pipe; `-` in its place reads rows from standard input: … | promptmill bulk -")
     if (path / "state.json").is_file() and any(path.glob("*.arrow")):
@@ -92,7 +92,7 @@ def _inside(folder: Path, output: Path) -> list[Path]:
 
 
 def _counts(path: Path, output: Path) -> bool:
-    """Return whether a file that was found is one of the input: writers leave `_SUCCESS` and hidden files behind."""
+    """Return whether a file of a folder belongs to the input: writers add `_SUCCESS` and hidden files."""
     if path.name.startswith((".", "_")) or not formats.is_known(path) or not path.is_file():
         return False
     return path.absolute().resolve() != output
@@ -104,7 +104,7 @@ def _partitions(folders: Sequence[str]) -> Mapping[str, str]:
 
 
 class InputFiles:
-    """Files that are open for reading by any thread; several are read as if they were one behind the other."""
+    """Files that are open for reading by any thread; several are read as one, in their order."""
 
     def __init__(self, parts: Sequence[Part]) -> None:
         """Open them. Raises what `RandomFile.given` raises."""
@@ -120,7 +120,7 @@ class InputFiles:
 
     @property
     def end(self) -> int | None:
-        """Where reading ends before the only file does."""
+        """The offset at which reading ends, None for the end of the file; for an input of one file."""
         return self._current[1].end if len(self.parts) == 1 else None
 
     @end.setter
@@ -128,7 +128,7 @@ class InputFiles:
         self.first.end = end
 
     def stamp(self) -> tuple[int, int]:
-        """Return `(size in bytes, what changes with the files)`: for one file, the time of its last change in ns."""
+        """Return `(size in bytes, version)`: for one file, the version is the time of its last change in ns."""
         if len(self.parts) == 1:
             return self.first.stamp()
         stats = self._stats()
@@ -148,7 +148,7 @@ class InputFiles:
 
     @contextmanager
     def stream(self, at: int = 0, *, seekable: bool = False) -> Iterator[IO[bytes]]:
-        """Give the content of one file, decompressed; `seekable` for who reads it in another order."""
+        """Give the decompressed content of one file; `seekable` for a reader that seeks."""
         part = self.parts[at]
         stream: IO[bytes] = self._opened(at).stream()
         kind = formats.compression_of(part.path)
@@ -167,7 +167,7 @@ class InputFiles:
                 yield copy
 
     def shared_path(self, at: int = 0) -> Path | None:
-        """Return a path of that very file for libraries, while its stream is open; None where there is none."""
+        """Return a path at which libraries find that very file while its stream is open; None if there is none."""
         return None if formats.compression_of(self.parts[at].path) else self._opened(at).shared_path()
 
     def close(self) -> None:
@@ -186,14 +186,14 @@ class InputFiles:
 
 
 def opened(parts: Sequence[Part], *, known: bool) -> InputFiles:
-    """Return the input's files, open; `known`: a job with them was begun. Raises `PromptmillError`."""
+    """Open the files of the input; `known`: an earlier run of the job read them. Raises `PromptmillError`."""
     source = parts[0].path
     try:
         return InputFiles(parts)
-    except (NoFileError, OutsideError):  # outside: it became a link just now
+    except (NoFileError, OutsideError):  # outside: the path has just become a link
         raise input_error(f"{source} is not a regular file.") from None
     except FileNotFoundError as error:
-        gone = "The answers so far are kept; put it back to go on." if known else "Check the path."
+        gone = "The answers so far are kept; put it back and run the job again." if known else "Check the path."
         raise input_error(f"There is no input file {error.filename or source}. {gone}") from None
     except OSError as error:
         raise input_error(f"{source} cannot be read: {why(error)}.") from None

@@ -24,12 +24,12 @@ _PAGE_BYTES = 1 << 20
 
 
 class ParquetTable:
-    """The rows of all files of an input under one schema; columns with the same name are one."""
+    """The rows of all files of an input under one schema; columns of the same name are one column."""
 
     def __init__(self, files: InputFiles) -> None:
         """Read the files' schemas. Raises `PromptmillError` (`invalid_input`)."""
         if sys.platform == "linux":  # where every build of pyarrow's has it
-            # keeps the fewest freed pages; what the system's own keeps depends on what was freed before
+            # it keeps the fewest freed pages; the system's allocator keeps a varying number
             os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "jemalloc")
         import pyarrow as pa
 
@@ -57,7 +57,7 @@ class ParquetTable:
         wanted = self.schema if columns is None else pa.schema([self.schema.field(name) for name in columns])
         for at, part in enumerate(self._files.parts):
             with self._opened(at) as (file, stream):
-                there = set(file.schema_arrow.names)  # made anew each time it is asked for
+                there = set(file.schema_arrow.names)  # computed at each access
                 own = [name for name in wanted.names if name in there]
                 rows = _rows_at_once(file, stream, set(own))
                 for batch in file.iter_batches(batch_size=rows, columns=own, use_threads=False):
@@ -69,7 +69,7 @@ class ParquetTable:
         from pyarrow import parquet
 
         with self._files.stream(at, seekable=True) as stream:
-            # a page that passes through Python is in memory once more
+            # by its path, because a page that passes through Python is in memory twice
             path = self._files.shared_path(at)
             try:
                 # without a buffer, and with what is read ahead, the column of a whole row group would be in memory
@@ -87,9 +87,9 @@ def _unreadable(path: Path, stream: IO[bytes], error: Exception) -> str:
 
 
 def _rows_at_once(file: Any, stream: IO[bytes], columns: set[str]) -> int:
-    """Return how many rows of these columns are a few megabytes, by the fullest row group.
+    """Return the number of rows of these columns that make a few megabytes, by the fullest row group.
 
-    A value that a chunk's dictionary holds once may be that of every row: the rows are so few that even then they fit.
+    A value that is in a chunk's dictionary once may be the value of every row: the number is low enough for that.
     Raises `PromptmillError` (`invalid_input`).
     """
     rows = _MOST_ROWS
@@ -106,7 +106,7 @@ def _rows_at_once(file: Any, stream: IO[bytes], columns: set[str]) -> int:
 
 
 def _largest_repeated(stream: IO[bytes], chunk: Any) -> int:
-    """Return the most bytes that a value of the chunk's dictionary may have."""
+    """Return the size in bytes of the largest value that the chunk's dictionary may have."""
     if not chunk.has_dictionary_page or not (start := chunk.dictionary_page_offset):
         return 0
     stream.seek(start)

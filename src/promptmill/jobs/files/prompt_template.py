@@ -1,4 +1,4 @@
-"""A prompt with places for columns, `Classify: {{text}}`, written out for every row."""
+"""A prompt with placeholders for columns, `Classify: {{text}}`, filled in for each row."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from promptmill.core.wording import close_matches
 
 _ROW = "row"
 _CELL = "promptmill_cell"  # a filter
-_OPEN = re.compile(r"\{\{(?![%#{])([^{}\"']*)(?:\}(?!\})|$)")  # a place that nothing closes
+_OPEN = re.compile(r"\{\{(?![%#{])([^{}\"']*)(?:\}(?!\})|$)")  # an unclosed placeholder
 _NO_FILTER = re.compile(r"No (filter|test) named '([^']*)'")
 _LOOKED_AT = 100  # rows of JSON in which a name must occur at least once
 
@@ -26,9 +26,9 @@ class PromptTemplate:
     """A Jinja template over a row's fields; `row` is all of them, for names such as `row["my column"]`."""
 
     def __init__(self, text: str, read: frozenset[str] = NAMES) -> None:
-        """`read`: the fields beside the prompt that say something about an answer.
+        """`read`: the fields that are part of a request, besides the prompt.
 
-        Raises `PromptmillError` (`invalid_input`) for what is not a template, or names no column.
+        Raises `PromptmillError` (`invalid_input`) for an invalid template, or one that names no column.
         """
         self.read = read
         if open_ := _OPEN.search(text):
@@ -50,11 +50,11 @@ class PromptTemplate:
 
     @property
     def takes_all(self) -> bool:
-        """Whether it may ask for any column."""
+        """Whether it may use any column."""
         return _ROW in self.names
 
     def check(self, known: Iterable[str]) -> None:
-        """Raise `PromptmillError` (`invalid_input`) for a name that no column of `known` has; the nearest is told."""
+        """Raise `PromptmillError` (`invalid_input`), with the nearest column, for a name that is not in `known`."""
         columns = list(known)
         for name in sorted(self.names - {_ROW, *columns}):
             near = close_matches(name, columns, n=1, cutoff=0.5)
@@ -70,11 +70,11 @@ class PromptTemplate:
             raise input_error(f"--prompt: {error.message}.") from None
         except PromptmillError:
             raise
-        except Exception as error:  # noqa: BLE001 (whatever a template does with a row's values is that row's failure)
+        except Exception as error:  # noqa: BLE001 (any error of a template is that row's failure)
             raise input_error(f"--prompt cannot be written out: {type(error).__name__}: {error}"[:300]) from None
 
     def prompt(self, row: Mapping[str, Any]) -> dict[str, str]:
-        """Return the prompt of a row as a field, or which cell holds nothing. Raises as `render`."""
+        """Return the prompt of a row as a field, or the empty cell that it needs. Raises as `render`."""
         try:
             return {"prompt": self.render(row)}
         except PromptmillError as error:
@@ -83,11 +83,11 @@ class PromptTemplate:
             raise
 
     def asked(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what `row` asks: its prompt, and those of its fields that say something about an answer."""
+        """Return the question of `row`: its prompt, and its fields that are part of a request."""
         return {name: row[name] for name in (self.read & row.keys()) - {"prompt", "messages"}} | self.prompt(row)
 
     def lines(self, found: Iterable[bytes]) -> Iterator[bytes]:
-        """Yield lines of JSON with their prompts. Raises `PromptmillError` when none of the first rows has a name."""
+        """Yield lines of JSON with their prompts. Raises `PromptmillError` if no first row has a column of it."""
         seen: dict[str, None] = {}
         looked_at = 0
         for line in found:
@@ -102,7 +102,7 @@ class PromptTemplate:
     def _line(self, line: bytes, seen: dict[str, None] | None) -> bytes:
         try:
             row = rows.load(line, "")
-        except PromptmillError:  # which reading it says better
+        except PromptmillError:  # the reader of the line reports it
             return line
         if not isinstance(row, dict):
             return line
@@ -116,9 +116,9 @@ class PromptTemplate:
 
 
 def _checked(template: nodes.Template, cells: frozenset[str]) -> nodes.Template:
-    """Return `template` with a check around each place where one of `cells` is written as it is, or filtered.
+    """Return `template` with a check around each placeholder that is one of `cells`, filtered or not.
 
-    `default` is left alone, and so is every other expression: they say what to write in place of nothing.
+    Expressions and `default` are left alone: they state the text for an empty cell.
     """
     for output in template.find_all(nodes.Output):
         for at, place in enumerate(output.nodes):
@@ -137,7 +137,7 @@ def _checked(template: nodes.Template, cells: frozenset[str]) -> nodes.Template:
 
 
 def _cell(node: nodes.Expr, cells: frozenset[str]) -> str:
-    """Return which cell an expression is: `name`, `row.name` or `row["name"]`; `""` for any other."""
+    """Return the name of the cell that an expression is: `name`, `row.name` or `row["name"]`; else `""`."""
     if isinstance(node, nodes.Name):
         return str(node.name) if node.name in cells - {_ROW} else ""
     if isinstance(node, nodes.Getattr | nodes.Getitem) and isinstance(node.node, nodes.Name) and node.node.name == _ROW:
@@ -154,7 +154,7 @@ def _not_empty(value: Any, name: str) -> Any:
 
 
 def _why(error: TemplateError, environment: Environment) -> str:
-    """Return what is wrong with a template, in one line; the nearest filter is told."""
+    """Return the error of a template in one line, with the nearest filter."""
     said = (error.message or type(error).__name__).splitlines()[0].rstrip(".")
     found = _NO_FILTER.match(said)
     if found is None:
@@ -164,7 +164,7 @@ def _why(error: TemplateError, environment: Environment) -> str:
 
 
 def _as_text(value: Any) -> Any:
-    """Return what stands for a value in a prompt: nothing for null, JSON for what has parts."""
+    """Return a value as text of a prompt: `""` for null, JSON for a list, an object or a boolean."""
     if value is None:
         return ""
     return orjson.dumps(value, default=str).decode() if isinstance(value, dict | list | bool) else value

@@ -30,14 +30,14 @@ from promptmill.jobs.files.prompt_template import PromptTemplate
 
 _BUFFER = 1 << 18
 _PROMPTS = frozenset({"prompt", "messages"})
-# What people call it who wrote the file for something else; the first that there is gets named.
+# Usual names of the field with the prompt; errors suggest the first one that the rows have.
 _USUAL = ("question", "text", "input", "query", "instruction", "content", "user", "request")
 _BLOCK = 1 << 20
 _SPACE = " \t\r\n"
 
 
-class Halted(Exception):  # noqa: N818 (a finding, told to the runner alone)
-    """Nobody wants the result any more."""
+class HaltedError(Exception):
+    """The run has ended: its result is not needed any more."""
 
 
 def spool(
@@ -50,12 +50,12 @@ def spool(
     prompt_template: str | None = None,
     row_settings: bool = True,
 ) -> int:
-    """Write the rows of the input into `target`, one line each, and return how many there are.
+    """Write the rows of the input into `target`, one line each, and return their number.
 
-    Of tables, only the columns that are asked about are kept, with `prompt_column` as `prompt`, or what
-    `prompt_template` makes of a row; with `row_settings` those that are settings as well. `target` is there whole or
-    not at all. Raises `PromptmillError` (`invalid_input`) for what is not of its format, or a table without a
-    `prompt` or `messages` column; `OSError`; `Halted` once `halt` is set.
+    A row of a table asks by its `prompt_column` or `prompt_template`, else by its `prompt` or `messages`; with
+    `row_settings`, its settings are part of the question. `target` is written whole or not at all. Raises
+    `PromptmillError` (`invalid_input`) for a file that is not of its format, or a table without such a column;
+    `OSError`; `HaltedError` once `halt` is set.
     """
     beside = target.with_name(f"{target.name}.new")
     read = NAMES if row_settings else CONTENT
@@ -74,11 +74,11 @@ def spool(
     with os.fdopen(disk.created(beside), "wb", _BUFFER) as out:
         for line in lines:
             if halt is not None and halt.is_set():
-                raise Halted
+                raise HaltedError
             out.write(line + b"\n")
             count += 1
             size += len(line) + 1
-            if template is None:  # which makes more of a row than there was
+            if template is None:  # else a row may become longer
                 formats.check_ratio(size, given)
         out.flush()
         disk.sync_file(out)
@@ -88,10 +88,10 @@ def spool(
 
 
 def check_first_rows(file: InputFiles, prompt_column: str | None, *, has_options: bool = True) -> None:
-    """Raise `PromptmillError` (`invalid_input`) when no row has what is asked; rows that cannot be read do not count.
+    """Raise `PromptmillError` (`invalid_input`) if no row of a file of JSON lines has a prompt.
 
-    `has_options`: whoever asks can name the field to ask.
-    Reads the first rows alone, so that a row that is wrong among others that are not is its own failure.
+    `has_options`: the error may suggest a command-line option. Only the first rows are read: one row without a prompt
+    is that row's failure.
     """
     asked = {prompt_column} if prompt_column is not None else {"prompt", "messages"}
     names: dict[str, None] = {}
@@ -114,12 +114,12 @@ def check_first_rows(file: InputFiles, prompt_column: str | None, *, has_options
     lacks = f"No row has `prompt` or `messages`; the rows have: {shown}."
     usual = next((name for name in _USUAL if name in names), None)
     if not has_options:
-        raise input_error(f"{lacks} Rename {usual or 'the one to ask'} to `prompt` in the file.")
-    raise input_error(f"{lacks} --prompt-column {usual or 'NAME'} asks {'it' if usual else 'the one that you name'}.")
+        raise input_error(f"{lacks} Rename {usual or 'the one with the prompts'} to `prompt` in the file.")
+    raise input_error(f"{lacks} --prompt-column {usual or 'NAME'} uses {'it' if usual else 'the field that you name'}.")
 
 
 def _rows_inside(row: Mapping[str, Any]) -> str:
-    """Return the name of the only list of objects in what was read as a row, `""` where there is none."""
+    """Return the name of the only field that is a list of objects, `""` if there is no such field or several."""
     lists = [
         name
         for name, value in row.items()
@@ -135,9 +135,9 @@ def _rows_inside(row: Mapping[str, Any]) -> str:
 def _prompt_columns(
     names: list[str], prompt_column: str | None, template: PromptTemplate | None, read: frozenset[str]
 ) -> list[tuple[int, str]]:
-    """Return the columns that are asked about, by their place and what they mean. Raises `PromptmillError`.
+    """Return the columns of the question, each with its place and the field that it is. Raises `PromptmillError`.
 
-    `read`: the names that mean something.
+    `read`: the fields that are part of a request.
     """
     if template is not None:
         template.check(names)
@@ -156,7 +156,7 @@ def _prompt_columns(
             raise input_error(f"The first line of the input is not UTF-8 text. {rows.AS_UTF8}")
         raise input_error(
             f"The input has no column `prompt` or `messages`; its columns: {_list_names(names)}. "
-            "--prompt-column names the one to ask."
+            "--prompt-column names the one with the prompts."
         )
     return asked
 
@@ -215,7 +215,7 @@ def _cell_row(found: CellRow, asked: list[tuple[int, str]], prompt_column: str |
             return f"{name} is not UTF-8 text. {rows.AS_UTF8}"
         if name == "prompt" and prompt_column is not None and (what := rows.emptiness(text)):
             return {rows.EMPTY: f"its {prompt_column} is {what}."}
-        if not text and (name != "prompt" or has_messages):  # which may ask
+        if not text and (name != "prompt" or has_messages):  # then the messages may be the question
             continue
         if name == "messages" or (name in IMAGES and text.lstrip().startswith("[")):
             try:
@@ -228,7 +228,7 @@ def _cell_row(found: CellRow, asked: list[tuple[int, str]], prompt_column: str |
 
 
 def _written_out(found: CellRow, asked: list[tuple[int, str]], template: PromptTemplate) -> dict[str, Any] | str:
-    """Return what a row asks by `template`, or why it cannot be asked."""
+    """Return the question of a row by `template`, or the reason why it has none."""
     if found.problem:
         return found.problem
     texts = {name: found.cells[at] for at, name in asked}
@@ -273,13 +273,13 @@ def _parquet_lines(
 
 
 def _without_nulls(value: Any) -> Any:
-    """Return messages without what a column's type adds to them: a field that others have is null here."""
+    """Return messages without the nulls that a column's type adds to them, for fields of other messages."""
     match value:
         case dict():
             return {
                 name: _without_nulls(inner)
                 for name, inner in value.items()
-                if inner is not None or name == "content"  # beside calls of tools there is none
+                if inner is not None or name == "content"  # null next to tool calls
             }
         case list():
             return [_without_nulls(inner) for inner in value]
@@ -287,14 +287,14 @@ def _without_nulls(value: Any) -> Any:
 
 
 def _as_base64(value: object) -> str:
-    """Return the bytes of an image as JSON can hold them."""
+    """Return the bytes of an image as base64."""
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     raise TypeError
 
 
 def _json_lines(files: InputFiles) -> Iterator[bytes]:
-    """Yield the rows of all files, one line each, blank ones too, with what the place of their file says about them.
+    """Yield the rows of all files, one line each, blank lines too, with the columns that the path of a file adds.
 
     Raises `PromptmillError` (`invalid_input`).
     """
@@ -328,10 +328,10 @@ def _with(line: bytes, columns: Mapping[str, str]) -> bytes:
 
 
 def _items(stream: IO[bytes], name: str) -> Iterator[bytes]:
-    """Yield the items of an array as they are written, over one line each; memory for a block and one item."""
+    """Yield the items of an array, each as it is written but in one line; memory for a block and one item."""
     decoder, text = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8-sig")(errors="surrogateescape")
     held, at, block, is_open, is_first = "", 0, _BLOCK, False, True
-    before = 0  # characters that are held no more, for messages
+    before = 0  # characters that were dropped, for messages
 
     def more() -> bool:
         nonlocal held, at, block, before
@@ -340,7 +340,7 @@ def _items(stream: IO[bytes], name: str) -> Iterator[bytes]:
         return bool(data)
 
     def skip() -> str:
-        """Return the next character that is no white space, "" at the end."""
+        """Return the next character that is not white space, "" at the end."""
         nonlocal at
         while True:
             while at < len(held) and held[at] in _SPACE:
@@ -356,7 +356,7 @@ def _items(stream: IO[bytes], name: str) -> Iterator[bytes]:
     while True:
         sign = skip()
         if not is_open:
-            is_open, at = True, at + 1  # the bracket that was seen
+            is_open, at = True, at + 1  # the opening bracket
             continue
         if sign == "]":
             return
@@ -368,7 +368,7 @@ def _items(stream: IO[bytes], name: str) -> Iterator[bytes]:
         while True:
             try:
                 _, end = decoder.raw_decode(held, at)
-                problem = "" if end < len(held) else "it ends too early"  # a number may go on in the next block
+                problem = "" if end < len(held) else "it ends too early"  # a number may continue in the next block
             except (json.JSONDecodeError, RecursionError) as error:
                 problem = getattr(error, "msg", "too deep a nesting")
                 place = getattr(error, "pos", at)
@@ -383,5 +383,5 @@ def _items(stream: IO[bytes], name: str) -> Iterator[bytes]:
                 raise wrong(at, problem)
         block, item = _BLOCK, held[at:end]
         at, is_first = end, False
-        # line breaks in JSON's texts are escaped: those that there are stand between its parts
+        # line breaks inside texts are escaped: these separate the parts of the item
         yield item.replace("\r", " ").replace("\n", " ").encode("utf-8", "surrogateescape")

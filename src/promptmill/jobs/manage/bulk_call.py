@@ -1,6 +1,6 @@
-"""Many rows answered from a program, as a job: `promptmill.bulk`, and the same with results as they come, or async.
+"""A job of a Python program: `promptmill.bulk`, and the same as a stream of rows, or async.
 
-Whatever ends the program, what is answered is kept: the same call goes on with it.
+The answers are kept however the program ends: the same call resumes the job.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from promptmill.jobs.store.status import Progress
 from promptmill.service.service import Service
 from promptmill.system import runtime
 
-_KEPT = "What is answered is kept: the same call goes on with it."
+_KEPT = "The answers so far are kept: the same call resumes the job."
 _OF_THE_ENDPOINT = ("base_url", "provider", "api_key")
 _OF_THE_JOB = frozenset(JobRequest.model_fields) - {"input", "more", "output"}
 _AT_ONCE = 1024
@@ -51,23 +51,23 @@ _ANSWERS = ("answer", "error", "finish_reason")
 
 @dataclass(frozen=True)
 class BulkResult:
-    """What became of all rows, in their order."""
+    """All rows with their answers, in their order."""
 
     status: Mapping[str, Any]
     """Counts, tokens, seconds and cost of the whole job, as `promptmill jobs` shows them."""
     rows: list[dict[str, Any]] = field(repr=False)
-    """Each row with `answer`, `error`, `usage`, `finish_reason`; empty for files that are not read back."""
+    """Each row with `answer`, `error`, `usage`, `finish_reason`; empty if rows and output are files."""
     columns: Mapping[str, str] = field(default_factory=dict)
-    """The names of such columns that are not these, because rows have fields of these names."""
+    """The names of these columns that differ, because rows have fields of the same names."""
     output: Path | None = None
     given: Any = field(default=None, repr=False)
     answer_schema: AnswerType | None = field(default=None, repr=False)
     left_out: Sequence[int] = field(default=(), repr=False)
-    """Rows that were given and ask nothing, with `skip_empty`."""
+    """Rows without a prompt, with `skip_empty`."""
 
     @cached_property
     def answers(self) -> list[Any]:
-        """The answers alone, `""` for a row that failed; instances of a pydantic class that was asked for."""
+        """The answers alone, `""` for a row that failed; instances of the pydantic class if `answer_schema` is one."""
         name = self.columns.get("answer", "answer")
         return [_answer_of(row[name], self.answer_schema) for row in self.rows]
 
@@ -83,7 +83,7 @@ class BulkResult:
 
     @property
     def cost(self) -> float | None:
-        """What all runs of the job cost, None where nobody knows the price."""
+        """The cost of all runs of the job, None if the price is unknown."""
         return self.status.get("cost")
 
     def table(self) -> Any:
@@ -102,10 +102,10 @@ def bulk(rows: Any, output: str | Path | None = None, **options: Any) -> BulkRes
     `logprobs`; `answer_schema`, a JSON Schema, or a pydantic class, whose instances `answers` then are; `config`, a
     configuration file, and `settings`, values by the paths of their keys; those of a job (`system_prompt`,
     `prompt_template` such as "Classify: {{text}}", `limit`, `prompt_column`, `max_cost`, `max_failures`, …);
-    `progress`: True for lines on stderr, False for none, or what is called with the status several times a second.
+    `progress`: True for lines on stderr, False for none, or a function that gets the status several times a second.
 
-    Raises `PromptmillError` when the job stops. What is answered until then, or until Ctrl-C, is kept: the same call
-    goes on with it.
+    Raises `PromptmillError` when the job stops. The answers until then, or until Ctrl-C, are kept: the same call
+    resumes the job.
     """
     return runtime.run_anywhere(bulk_async(rows, output, **options))
 
@@ -122,7 +122,7 @@ async def bulk_async(rows: Any, output: str | Path | None = None, **options: Any
 async def stream_async(
     rows: Any, output: str | Path | None = None, **options: Any
 ) -> AsyncGenerator[dict[str, Any], None]:
-    """Yield rows with their answers as they come; `row` says which one it is, from 0. Takes what `bulk` takes."""
+    """Yield rows with their answers as they come; `row` is the row's index, from 0. Takes the arguments of `bulk`."""
     call = await asyncio.to_thread(_Call.of, rows, output, options)
     async with contextlib.aclosing(call.run()) as run:
         async for record in run:
@@ -131,7 +131,7 @@ async def stream_async(
 
 
 def stream(rows: Any, output: str | Path | None = None, **options: Any) -> Generator[dict[str, Any], None, None]:
-    """Do what `stream_async` does, for programs without an event loop. Who stops early ends the job."""
+    """Do what `stream_async` does, for programs without an event loop. Closing the generator ends the job."""
     found: queue.Queue[tuple[dict[str, Any] | None, BaseException | None]] = queue.Queue()
     stop: list[Callable[[], object]] = []
 
@@ -168,7 +168,7 @@ def stream(rows: Any, output: str | Path | None = None, **options: Any) -> Gener
 
 @dataclass
 class _Call:
-    """One call: the rows in a file, the order, and what became of it."""
+    """One call: its rows in a file, its job and the result."""
 
     configuration: Configuration
     order: JobRequest
@@ -186,7 +186,7 @@ class _Call:
         """Return the call, its rows written down. Raises `PromptmillError`, `TypeError` for an unknown option."""
         options = dict(options)
         asked = {name: options.pop(name) for name in _OF_THE_JOB & options.keys()}
-        watch = _watch(options.pop("progress", None))
+        watch = _watch(progress=options.pop("progress", None))
         answer_schema = options.pop("answer_schema", None)
         options = dict(with_schema(options, answer_schema))
         configuration = _configuration(options)
@@ -275,7 +275,7 @@ class _Call:
         return {self.columns.get("row", "row"): record.row, **asked, **fields}
 
     def result(self, rows: Any) -> BulkResult:
-        """Return what became of all rows, and let go of what was kept of them."""
+        """Return the result, and remove the files that were made for the call."""
         output = self.order.output
         found: list[dict[str, Any]] = []
         if self.is_loose or (self.given is not None and output.suffix in {".jsonl", ".ndjson"}):
@@ -286,7 +286,7 @@ class _Call:
         return BulkResult(self.status, found, self.columns, output_file, rows, self.answer_schema, self.left_out)
 
     def forget(self) -> None:
-        """Remove the rows that were written down for the job, which is done."""
+        """Remove the rows that were written for the job, which is done."""
         if self.given is not None:
             self.given.forget(self.order.output if self.is_loose else None)
 
@@ -296,7 +296,7 @@ def _answer_of(answer: str, answer_schema: AnswerType | None) -> Any:
     return answer_schema.model_validate_json(answer) if answer and isinstance(answer_schema, type) else answer
 
 
-def _watch(progress: bool | Callable[[Mapping[str, Any]], object] | None) -> Watch | None:  # noqa: FBT001 (an option's value)
+def _watch(*, progress: bool | Callable[[Mapping[str, Any]], object] | None) -> Watch | None:
     if callable(progress):
 
         def show(found: Progress) -> None:
@@ -326,7 +326,7 @@ def _configuration(options: dict[str, Any]) -> Configuration:
 
 
 class _Offsets:
-    """Where each line of a file begins, noted while it is written."""
+    """The offsets of the lines of a file, collected while it is written."""
 
     def __init__(self) -> None:
         self._at = array("Q", [0])
@@ -335,12 +335,12 @@ class _Offsets:
         return len(self._at) - 1
 
     def passed(self, line: bytes) -> bytes:
-        """Note `line` and return it."""
+        """Count `line` and return it."""
         self._at.append(self._at[-1] + len(line))
         return line
 
     def read(self, file: Path, row: int) -> dict[str, Any]:
-        """Return what is in line `row` of `file`."""
+        """Return the object in line `row` of `file`."""
         with file.open("rb") as opened:
             opened.seek(self._at[row])
             found: dict[str, Any] = orjson.loads(opened.read(self._at[row + 1] - self._at[row]))
@@ -424,7 +424,7 @@ def _joined(
         return rows.with_columns(*(pl.Series(name, values) for name, values in columns.items()))
     if hasattr(rows, "assign"):
         return rows.assign(**columns)
-    raise input_error("The rows are no table; `rows` of the result has them with their answers.")
+    raise input_error("The rows are not a table; `rows` of the result has them with their answers.")
 
 
 def _without(rows: Any, left_out: Collection[int]) -> Any:

@@ -1,7 +1,7 @@
-"""Files by URL (`s3://…`, whatever `fsspec` knows): fetched before a job and put where they belong at its end.
+"""Files by URL (`s3://…` and all that `fsspec` supports): fetched before a job, and uploaded at its end.
 
 A database cannot live in an object store, so the job and copies of its files lie in the folder of given rows, under
-names made of the URL and of what the store says of the object (its etag): an object that changed is another file.
+names made of the URL and the version of the object (its etag): a changed object is another file.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from promptmill.jobs.store.spec import stamp
 from promptmill.system.installation import adding
 from promptmill.system.safe_open import make_private
 
-# Where an object is there whole or not at all; elsewhere it gets its name at the end.
+# Stores that write an object whole or not at all; in others, it gets its name at the end.
 _ATOMIC = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci", "memory"})
 _ETAGS = ("ETag", "etag", "md5Hash", "generation")
 Say = Callable[[str], None]
 
 
 def fetched(folders: JobFolders, urls: Sequence[str], say: Say) -> Path:
-    """Return the file that holds what is at the only one of `urls`, or the folder with all of them, patterns included.
+    """Return a copy of the object at the only URL, or a folder with the objects at all `urls`, patterns included.
 
-    What was fetched before and has not changed is not fetched again. Raises `PromptmillError`.
+    Objects that were fetched before and have not changed are not fetched again. Raises `PromptmillError`.
     """
     with _errors(urls[0]):
         found = [(fs, path, _version(fs, path), url) for url in urls for fs, path in _expand(url)]
@@ -62,7 +62,7 @@ def _fetch(folder: Path, found: Sequence[tuple[tuple[Any, str, str, str], str]],
             say(f"fetching {redact(url)}")
             target = beside / name
             if not target.resolve().is_relative_to(beside.resolve()):
-                raise input_error(f"{redact(url)} has a name that is no file's.")
+                raise input_error(f"{redact(url)} has a name that a file cannot have.")
             make_private(target.parent)
             fs.get_file(path, str(target))
             fs.invalidate_cache()
@@ -83,14 +83,14 @@ def _expand(url: str) -> Iterator[tuple[Any, str]]:
 
 @dataclass(frozen=True, slots=True)
 class RemoteOutput:
-    """An output by URL, and the file that is written in its place."""
+    """An output by URL, and the local file that the job writes."""
 
     url: str
     local: Path
 
     @classmethod
     def of(cls, folders: JobFolders, url: str) -> RemoteOutput:
-        """Return that of `url`, the same for the same URL. Raises `PromptmillError`."""
+        """Return the output at `url`; its local file is the same for the same URL. Raises `PromptmillError`."""
         _, path = _open(url)
         folder = root_of(folders) / hashlib.sha256(url.encode()).hexdigest()[:20]
         disk.make_private_folder(folder.parent)
@@ -98,7 +98,7 @@ class RemoteOutput:
         return cls(url, folder.resolve() / posixpath.basename(path))
 
     def check(self, *, may_replace: bool) -> None:
-        """Raise `PromptmillError` (`invalid_input`) when something is there that this did not put there."""
+        """Raise `PromptmillError` (`invalid_input`) if the URL has an object of another origin."""
         with _errors(self.url):
             key = self._key()
         if key is not None and not may_replace and key != (self._read_note() or {}).get("key"):
@@ -107,7 +107,7 @@ class RemoteOutput:
             )
 
     def deliver(self, say: Say) -> None:
-        """Put the file at the URL, at once or not at all, unless it is there. Raises `PromptmillError` (`storage`)."""
+        """Upload the file, whole or not at all, unless the URL has it. Raises `PromptmillError` (`storage`)."""
         with _errors(self.url):
             told, made = self._read_note(), stamp(self.local)
             if told is not None and told["stamp"] == list(made or ()) and told["key"] == self._key():
@@ -134,14 +134,14 @@ class RemoteOutput:
         return None
 
     def _key(self) -> str | None:
-        """Return what tells versions of the object apart, None when there is none."""
+        """Return the version of the object, None if there is no object."""
         fs, path = _open(self.url)
         fs.invalidate_cache()
         return _version(fs, path) if fs.exists(path) else None
 
 
 def _version(fs: Any, path: str) -> str:
-    """Return what tells versions of an object apart: its etag, or what the store says in place of one."""
+    """Return the version of an object: its etag, or the key that the store has instead."""
     about = fs.info(path)
     etag = next((about[name] for name in _ETAGS if about.get(name)), None)
     return str(fs.ukey(path)) if etag is None else f"{etag} {about.get('size')}"
@@ -165,7 +165,7 @@ def _open(url: str) -> tuple[Any, str]:
 
 @contextlib.contextmanager
 def _errors(url: str) -> Iterator[None]:
-    """Turn what a store raises, each of its own kind, into ours."""
+    """Turn the exceptions of a store into `PromptmillError`."""
     try:
         yield
     except PromptmillError:

@@ -1,7 +1,7 @@
-"""The names of the columns that a job adds to its rows, and which columns of the rows are settings.
+"""The names of the columns that a job adds to its rows, and the columns of the rows that are settings.
 
-A row keeps its own columns: where it has one called `answer`, the answers are in `answer_1`. The whole input decides,
-before anything is sent, so that every output and every page of a job has the same names.
+A row keeps its own columns: if it has one called `answer`, the answers are in `answer_1`. The names are chosen for the
+whole input before anything is sent, so that every output and every page of a job has the same ones.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from promptmill.jobs.files.cell_table import CellTable, distinct, readable
 from promptmill.jobs.files.disk import Lines, RandomFile
 from promptmill.jobs.files.input_files import InputFiles
 from promptmill.jobs.files.parquet_table import ParquetTable
-from promptmill.jobs.files.spool import Halted
+from promptmill.jobs.files.spool import HaltedError
 from promptmill.jobs.store.records import OURS
 from promptmill.jobs.store.spec import WHOLE_REQUESTS, JobRequest, JobSpec
 
@@ -27,7 +27,7 @@ _MOST = 100  # columns of one name, numbered
 
 
 def check_name(name: str, *, over_mcp: bool) -> None:
-    """Raise `PromptmillError` (`invalid_input`) when the answers cannot be in a column of this name."""
+    """Raise `PromptmillError` (`invalid_input`) for a name that the column of the answers cannot have."""
     option = "`answer_column`" if over_mcp else "--answer-column"
     if name in OURS and name != "answer":
         raise input_error(f"{option}: {name} is the name of another column of the output; choose another name.")
@@ -40,7 +40,7 @@ class Columns:
     """The names of the columns of a job's output, and the columns of its input that are settings."""
 
     names: Mapping[str, str]
-    """Those of our columns that are not the usual ones."""
+    """The names of the job's columns that are not the usual ones."""
     settings: Sequence[str]
     answer_column: str
 
@@ -59,9 +59,9 @@ class Columns:
 def of_job(
     spec: JobSpec, files: InputFiles, lines: RandomFile, halt: threading.Event | None = None
 ) -> tuple[JobSpec, Columns]:
-    """Return the columns of a job, and `spec` with them, from the input unless it has them. Blocks.
+    """Return `spec` with the columns of the job, and the columns; the input is read unless `spec` has them. Blocks.
 
-    `lines` are the rows as lines. Raises `PromptmillError` (`invalid_input`); `Halted` once `halt` is set.
+    `lines` are the rows as lines. Raises `PromptmillError` (`invalid_input`); `HaltedError` once `halt` is set.
     """
     if spec.columns is not None:
         return spec, Columns(spec.columns, spec.settings_read, spec.answer_column)
@@ -70,7 +70,7 @@ def of_job(
 
 
 def of_order(order: JobRequest, input_format: str, files: InputFiles, lines: RandomFile) -> Columns:
-    """Return the columns of a job that is only looked at. Blocks. Raises as `of_job` does."""
+    """Return the columns that a job would have. Blocks. Raises as `of_job` does."""
     return _found(order, input_format, files, lines)
 
 
@@ -99,7 +99,7 @@ def _found(
 
 
 def _names(wanted: Mapping[str, str], taken: Container[str]) -> dict[str, str]:
-    """Return the names of our columns that are not the usual ones."""
+    """Return the names of the job's columns that are not the usual ones."""
     found: dict[str, str] = {}
     for ours, name in wanted.items():
         used = found.values()
@@ -124,11 +124,11 @@ def _header(files: InputFiles, input_format: str) -> set[str]:
 
 
 def _objects(lines: RandomFile, halt: threading.Event | None) -> Iterator[dict[str, Any]]:
-    """Yield the rows that can be read, as they were before a prompt was written out."""
+    """Yield the readable rows as they are in the input, without the prompts of a template."""
     found = Lines(lines)
     while block := found.read():
         if halt is not None and halt.is_set():
-            raise Halted
+            raise HaltedError
         for line in block:
             try:
                 row = rows.load(rows.row_of(line.data or b""), "")

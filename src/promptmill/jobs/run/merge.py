@@ -24,7 +24,7 @@ from promptmill.jobs.files.cell_table import CellTable
 from promptmill.jobs.files.disk import Lines, RandomFile
 from promptmill.jobs.files.input_files import InputFiles
 from promptmill.jobs.files.parquet_table import ParquetTable
-from promptmill.jobs.files.spool import Halted, cells_of
+from promptmill.jobs.files.spool import HaltedError, cells_of
 from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.duplicates import CustomIds
 from promptmill.jobs.store.answers import JobStore
@@ -75,20 +75,20 @@ _ERRORS: Mapping[str, tuple[str, int]] = {
 }
 
 
-class Unanswered(Exception):  # noqa: N818 (a finding, told to the runner alone)
-    """A row has no sound record after all."""
+class UnansweredError(Exception):
+    """A row that is counted as answered has no sound record."""
 
 
 class Answers:
-    """The records of a job, for rows that come in their order."""
+    """The records of a job, found row by row in input order."""
 
     def __init__(self, *stores: JobStore) -> None:
-        """`stores` have the records, each those behind the ones of the store before."""
+        """`stores` have the records; those of each store come after those of the one before."""
         self._stores = stores
         self._records = itertools.chain.from_iterable(store.records() for store in stores)
         self._next = next(self._records, None)
         self.rows = 0
-        """How many rows of the input, blank lines included, have been asked for so far."""
+        """The number of rows of the input, with blank lines, up to the last one that was looked up."""
 
     def rare_fields(self) -> tuple[str, ...]:
         """Return which of `RARE_FIELDS` some answer has."""
@@ -96,84 +96,84 @@ class Answers:
         return tuple(name for name in RARE_FIELDS if name in found)
 
     def find(self, row: int) -> Record | None:
-        """Return the record of `row`, None when it is to be left out. Raises `Unanswered`."""
+        """Return the record of `row`, None when it is to be left out. Raises `UnansweredError`."""
         return self.of(row)
 
     def of(self, row: int) -> Record:
-        """Return the record of `row`. Raises `Unanswered`."""
+        """Return the record of `row`. Raises `UnansweredError`."""
         self.rows = row + 1
         while self._next is not None and self._next.row < row:
             self._next = next(self._records, None)
         record = self._next
         if record is None or record.row != row or not record.is_sound:
-            raise Unanswered(row)
+            raise UnansweredError(row)
         return record
 
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """What is put together: the rows of the job that `spec` describes, with their answers, into `target`."""
+    """Rows of the job `spec` and their answers, to be written into `target`."""
 
     spec: JobSpec
     input: InputFiles
     lines: RandomFile
-    """The rows as lines: the input's own, or those that were made of them."""
+    """The rows as lines: the input itself, or its spool."""
     answers: Answers
     target: Path
     output_format: str
     most: int | None = None
-    """How many rows at most."""
+    """Only the first rows, this many."""
     ids: CustomIds | None = None
-    """Notes the ids of a Batch file."""
+    """Collects the ids of a Batch file."""
     halt: threading.Event | None = None
-    """Set by those who want no output any more."""
+    """Set when the run ends and needs no output."""
     passed: Callable[[int], None] | None = None
-    """Told how many rows have been looked at."""
+    """Called with the number of rows that are done."""
 
     @property
     def columns(self) -> Mapping[str, str]:
-        """The names of our columns that are not the usual ones."""
+        """The names of the answers' columns that are not the usual ones."""
         return self.spec.columns or {}
 
     def answer(self, row: int) -> Record | None:
-        """Return the record of `row`, None to leave the row out. Raises `Unanswered`."""
+        """Return the record of `row`, None to leave the row out. Raises `UnansweredError`, `HaltedError`."""
         record = self.answers.find(row)
         if record is not None and self.spec.leaves_out(record.code):
             record = None
         if self.passed is not None:
             self.passed(row + 1)
         if self.halt is not None and self.halt.is_set():
-            raise Halted
+            raise HaltedError
         return record
 
 
 def of_job(job: Job, lines: RandomFile, answers: Answers) -> Merge:
-    """Return what becomes the output of `job`, whose rows are `lines`."""
+    """Return the merge that makes the output of `job`, whose rows are `lines`."""
     return Merge(job.spec, job.input, lines, answers, job.spec.output, job.spec.output_format, job.order.limit)
 
 
 def check_folder(target: Path) -> None:
-    """Raise `PromptmillError` (`invalid_input`) when the way to `target`, resolved once, leads over a link now."""
+    """Raise `PromptmillError` (`invalid_input`) if the resolved path `target` leads over a link now."""
     if target.parent.resolve() != target.parent:
         raise input_error(f"{target.parent} is not the folder that it was; put it back and run the job again.")
 
 
 def beside(target: Path, job_id: str) -> Path:
-    """Return where the output is written before it gets its name: the same folder, so the same file system."""
+    """Return the path of the output before it gets its name: in the same folder, so on the same file system."""
     return target.with_name(f".{target.name}.{job_id[-10:]}.partial")
 
 
 def discard(target: Path, job_id: str) -> None:
-    """Remove what a merge may have left beside its target."""
+    """Remove the file that a merge may have left next to its target."""
     with contextlib.suppress(OSError, PromptmillError):
         check_folder(target)
         beside(target, job_id).unlink(missing_ok=True)
 
 
 def write(merge: Merge) -> Path:
-    """Write the output beside its target, on the disk itself, and return where. Blocks.
+    """Write the output next to its target, on the disk itself, and return its path. Blocks.
 
-    Raises `Unanswered`, `Halted`, `OSError`; nothing is left behind then.
+    Raises `UnansweredError`, `HaltedError`, `OSError`; nothing is left behind then.
     """
     check_folder(merge.target)
     partial = beside(merge.target, merge.spec.job_id)
@@ -267,7 +267,7 @@ def _cell_lines(merge: Merge, most: int) -> Iterator[bytes]:
 
 
 def _write_cells(merge: Merge, out: IO[bytes], most: int) -> None:
-    """Write the first `most` rows with their answers; cells that no header names stay, behind them."""
+    """Write the first `most` rows with their answers; surplus cells come last."""
     table = CellTable(merge.input, merge.spec.input_format)
     names, width = ANSWER_FIELDS + merge.answers.rare_fields(), len(table.header)
     delimiter = table.delimiter if merge.output_format == merge.spec.input_format else _DELIMITERS[merge.output_format]
@@ -322,16 +322,16 @@ def _parquet_cell(value: Any, kind: Any, text: Any) -> Any:
 
 
 def _created(path: Path, mode: int) -> int:
-    """Return a new file at `path`, where anybody could have put a link: what is there is removed, never written to."""
+    """Return a new file at `path`. An existing file, perhaps a link, is removed and never written to."""
     path.unlink(missing_ok=True)
     return disk.created(path, mode)
 
 
 def publish(partial: Path, target: Path, *, may_replace: bool) -> None:
-    """Give the output its name, at once, and have that on the disk.
+    """Give the output its name in one step, and wait until that is on the disk.
 
-    Raises `PromptmillError` (`invalid_input`) when another file took the name meanwhile, or the folder is not what it
-    was; `OSError`.
+    Raises `PromptmillError` (`invalid_input`) if another file has the name by now, or the folder is another one;
+    `OSError`.
     """
     check_folder(target)
     if may_replace:
@@ -342,7 +342,7 @@ def publish(partial: Path, target: Path, *, may_replace: bool) -> None:
 
 
 def _place(partial: Path, target: Path) -> None:
-    taken = input_error(f"{target} was made by somebody else meanwhile; move it away and run the job again.")
+    taken = input_error(f"{target} was made by another program meanwhile; move it away and run the job again.")
     try:
         os.link(partial, target)  # unlike a rename, never over a file that is there
     except FileExistsError:
@@ -439,7 +439,7 @@ def _of_openai(record: Record, number: str, model: str, created: int) -> dict[st
         "choices": list(map(_openai_choice, _answers(record))),
         "usage": {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion},
     }
-    # the endpoint's own id, model and usage where it gave them
+    # the endpoint's own id, model and usage if it sent them
     return {"response": _response(number, answered | said), "error": None}
 
 
@@ -450,7 +450,7 @@ def _response(number: str, body: Mapping[str, Any]) -> dict[str, Any]:
 def _openai_choice(answer: _Answer) -> dict[str, Any]:
     said = answer.details.get("message", {})
     message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None, **said}
-    if message["refusal"] == answer.text:  # elsewhere the answer; here it has a field of its own
+    if message["refusal"] == answer.text:  # other outputs have it as the answer; this format has a field for it
         message["content"] = None
     if answer.reasoning is not None:
         message["reasoning_content"] = answer.reasoning

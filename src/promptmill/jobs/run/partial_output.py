@@ -16,7 +16,7 @@ from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.outcome import Failure
 from promptmill.jobs.files import disk, formats, input_files
 from promptmill.jobs.files.disk import RandomFile
-from promptmill.jobs.files.spool import Halted
+from promptmill.jobs.files.spool import HaltedError
 from promptmill.jobs.run import columns, merge
 from promptmill.jobs.run.admission import Job
 from promptmill.jobs.store import changes
@@ -24,14 +24,14 @@ from promptmill.jobs.store.answers import DamagedError, JobStore
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.records import Record, record_of
 
-_LOOK_S = 0.2  # answers of another job are recorded without a word
+_LOOK_S = 0.2  # answers that are taken over from another job are not reported
 _UNANSWERED = Failure(PromptmillError(Code.DEFERRED, "The row has no answer yet."))
 FORMATS = frozenset({"jsonl", "json", "batch"})
-"""Those that can be written before all is known; the columns of a table depend on every answer."""
+"""Formats that can be written before all rows are answered; the columns of a table depend on every answer."""
 
 
 class LiveOutput:
-    """Writes in a thread of its own: a reader that is slow keeps no answer from being recorded."""
+    """Writes in a thread of its own, so that a slow reader of the stream does not delay the job."""
 
     def __init__(self, out: IO[bytes]) -> None:
         self._out = out
@@ -40,9 +40,9 @@ class LiveOutput:
         self._error: OSError | None = None
 
     def begin(self, job: Job, lines: RandomFile, again: str, give_up: Callable[[PromptmillError], None]) -> None:
-        """Start to write, unless that is done. Records that meet `again` are about to be replaced.
+        """Start to write, unless it is started. Records that meet `again` are about to be replaced.
 
-        `give_up` is told when nobody reads any more. Needs a running event loop.
+        `give_up` gets the error when the stream is closed. Needs a running event loop.
         """
         out = self._out
         if self._thread is not None or job.spec.output_format not in FORMATS:
@@ -63,7 +63,7 @@ class LiveOutput:
                     answers.before_waiting = flush
                     merge.write_rows(rows, content)
                 out.flush()
-            except Halted:
+            except HaltedError:
                 pass
             except OSError as error:
                 self._error = error
@@ -71,12 +71,12 @@ class LiveOutput:
                 with contextlib.suppress(RuntimeError):  # the loop is closed: the job has ended
                     loop.call_soon_threadsafe(give_up, PromptmillError(Code.STORAGE, said, ""))
 
-        # not one of the loop's: a process may end while nobody reads
+        # not one of the loop's: the process can end while the stream is not read
         self._thread = threading.Thread(target=write, name="promptmill-output", daemon=True)
         self._thread.start()
 
     def recorded(self, rows: Sequence[int]) -> None:
-        """Take notice that `rows` were recorded."""
+        """Write `rows`, which were recorded, when all rows before them are."""
         if self._answers is not None:
             self._answers.recorded(rows)
 
@@ -86,7 +86,7 @@ class LiveOutput:
         return self._thread is not None and not self._thread.is_alive() and self._error is None
 
     def wait(self, halt: threading.Event) -> None:
-        """Return when all is written that there is, or `halt` is set. Blocks."""
+        """Wait until all rows are written, or `halt` is set. Blocks."""
         while self._thread is not None and self._thread.is_alive() and not halt.is_set():
             self._thread.join(_LOOK_S)
 
@@ -97,7 +97,7 @@ class LiveOutput:
 
 
 class LiveAnswers(merge.Answers):
-    """The records of a job that runs: whoever asks for a row waits until it has one."""
+    """The records of a running job: a look-up waits until the row has a record."""
 
     def __init__(self, folder: Folder, replaced: set[int]) -> None:
         """`replaced`: rows whose record is about to be replaced."""
@@ -111,7 +111,7 @@ class LiveAnswers(merge.Answers):
         self._news = threading.Condition()
 
     def of(self, row: int) -> Record:
-        """Return the record of `row`, once there is one. Raises `Halted`."""
+        """Return the record of `row`, once there is one. Raises `HaltedError`."""
         self.rows = row + 1
         if (record := self._find(row)) is not None:
             return record
@@ -124,31 +124,31 @@ class LiveAnswers(merge.Answers):
                     self._wanted = None
                     return record
                 self._news.wait(_LOOK_S)
-        raise Halted
+        raise HaltedError
 
     def recorded(self, rows: Sequence[int]) -> None:
-        """Take notice that `rows` were recorded."""
+        """Wake the look-up of a row among `rows`, which were recorded."""
         with self._news:
             self._replaced.difference_update(rows)
             if self._wanted in rows:
                 self._news.notify()
 
     def stop(self) -> None:
-        """Let nobody wait any more."""
+        """End a look-up that waits."""
         with self._news:
             self._stopped = True
             self._news.notify()
 
     def _find(self, row: int) -> Record | None:
-        """Return the record of `row` if there is a sound one that stays."""
+        """Return the record of `row` if there is a sound one that is not about to be replaced."""
         while self._page and self._page[-1].row < row:
             self._page.pop()
         if not self._page:
-            with contextlib.suppress(OSError, DamagedError, AssertionError):  # it is being mended: a new one is opened
+            with contextlib.suppress(OSError, DamagedError, AssertionError):  # it is being repaired, and opened again
                 self._page = self._folder.store.page(row)[::-1]
         record = self._page[-1] if self._page else None
         if record is None or record.row != row or row in self._replaced or not record.is_sound:
-            self._page = []  # it will be another one
+            self._page = []  # read again later
             return None
         return record
 
@@ -172,7 +172,7 @@ def export(folder: Folder, target: Path, *, failures: bool) -> int:
         if file.stamp()[0] < spec.size:
             raise changes.changed_input(spec)
         if len(spec.parts) == 1:
-            file.end = spec.size  # what was appended since is none of the job's
+            file.end = spec.size  # lines that were appended since do not belong to the job
         with folder.reading() as store, folder.lines(file, spec) as lines:
             answers = PartialAnswers(store, failures=failures)
             spec, _ = columns.of_job(spec, file, lines)
@@ -188,14 +188,16 @@ def export(folder: Folder, target: Path, *, failures: bool) -> int:
         raise PromptmillError(Code.STORAGE, f"{target} cannot be written: {disk.why(error)}.") from None
     except DamagedError:
         raise PromptmillError(
-            Code.STORAGE, f"The database {folder.database} is damaged.", "Go on with the job: what can be read is kept."
+            Code.STORAGE,
+            f"The database {folder.database} is damaged.",
+            "Run the job again: its readable answers are kept.",
         ) from None
     finally:
         file.close()
 
 
 class PartialAnswers(merge.Answers):
-    """Those that there are, for a file that a job's end is not waited for: answers alone, or failures as well."""
+    """The records so far, for an export: answers alone, or failures as well."""
 
     def __init__(self, store: JobStore, *, failures: bool) -> None:
         super().__init__(store)
@@ -205,6 +207,6 @@ class PartialAnswers(merge.Answers):
         """Return the record of `row`, None when it is to be left out."""
         try:
             record = self.of(row)
-        except merge.Unanswered:
+        except merge.UnansweredError:
             return record_of(row, _UNANSWERED) if self._failures else None
         return record if self._failures or record.code is None else None

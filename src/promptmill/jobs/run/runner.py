@@ -359,7 +359,7 @@ class Runner:
         self._guard()
         try:
             partial, counts = await self._in_thread(lambda: self._write_output(lines))
-        except merge.Unanswered:
+        except merge.UnansweredError:
             return False
         except BaseException:  # it may have been written whole at that very moment
             merge.discard(spec.output, spec.job_id)

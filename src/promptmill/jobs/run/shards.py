@@ -80,11 +80,11 @@ def _breaks(file: RandomFile, start: int, end: int) -> int:
 
 
 def write_part(store: JobStore, spec: JobSpec) -> Path:
-    """Write the part file beside where it belongs and return where. Raises `merge.Unanswered`, `OSError`."""
+    """Write the part file beside where it belongs and return where. Raises `merge.UnansweredError`, `OSError`."""
     answers = 0
     for record in store.records():
         if not record.is_sound:
-            raise merge.Unanswered(record.row)
+            raise merge.UnansweredError(record.row)
         answers += 1
     merge.check_folder(spec.output)
     partial = merge.beside(spec.output, spec.job_id)
@@ -131,7 +131,7 @@ def join(
             else:
                 merge.publish(partial, target, may_replace=overwrite)
             return _counts(stores, skips_empty=spec.skip_empty)
-    except merge.Unanswered as missing:
+    except merge.UnansweredError as missing:
         raise input_error(
             f"Row {missing.args[0] + 1} has no sound answer; run its shard again, which does what is missing."
         ) from None

@@ -1,4 +1,4 @@
-"""A whole file looked at before anything is spent. No request is sent, no job is made."""
+"""Checks all rows of an input without sending a request or making a job."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from promptmill.jobs.run.source import row_reader
 from promptmill.jobs.store.spec import JobRequest
 
 _SHOWN = 20
-_BYTES_PER_TOKEN = 4  # of English text; other scripts and images are further from it
+_BYTES_PER_TOKEN = 4  # of English text; a worse estimate for other scripts
 
 
 def check(plan: ResolvedConfig, order: JobRequest, may_name: frozenset[str] | None = None) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def _check_lines(
                     problems.append(str(error))
         if limit is not None and count >= limit:
             break
-    if ids is not None:  # OpenAI refuses a file in which one stands twice
+    if ids is not None:  # OpenAI refuses a file with a repeated id
         repeated, examples = ids.repeated(_SHOWN - len(problems))
         invalid += repeated
         problems += [
@@ -175,7 +175,7 @@ def _check_lines(
 
 
 def _cost(plan: ResolvedConfig, found: Mapping[str, Any]) -> dict[str, float | None]:
-    """Return what the prompts will cost and the most that prompts and answers can, where the price is known."""
+    """Return the estimated cost of the prompts and the highest cost of the job, if the price is known."""
     price = price_of(plan)
     if price is None:
         return {}
@@ -193,7 +193,7 @@ def _check_payload(conversation: Conversation, rules: images.ImageRules, where: 
     try:
         check_encodable(conversation)
         for image in conversation.images:
-            if not images.is_web(image.source):  # those are the endpoint's to fetch
+            if not images.is_web(image.source):  # the endpoint fetches those
                 images.load_image(image.source, rules)
     except PromptmillError as error:
         raise PromptmillError(error.code, f"{where}: {error.message}", error.hint) from None
