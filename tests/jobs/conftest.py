@@ -8,16 +8,18 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
 
+import half_done
 import killed
 from fakes import KEY
 from promptmill.cli import main as cli
+from promptmill.core.outcome import Outcome
 from promptmill.jobs.store import status
 from promptmill.jobs.store.folder import Folder, JobFolders
 from promptmill.jobs.store.records import Record
@@ -84,6 +86,12 @@ class Bench:
         process = self.start(*arguments, killed_at=killed_at, preexec_fn=preexec_fn, **block)
         out, err = process.communicate(timeout=180)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def half_done(self, outcomes: Mapping[int, Outcome], *arguments: str, **block: Any) -> None:
+        """Begin the job, and leave it as a run that was killed when it had these outcomes."""
+        with mock.patch("promptmill.cli.bulk.run", half_done.leaving(outcomes)):
+            done = self.run(*arguments, **block)
+        assert done.returncode == 0, done.stderr
 
     def jobs(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run `promptmill jobs` in this process."""

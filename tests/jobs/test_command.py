@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from half_done import answers
 from promptmill.jobs.manage.progress_text import summary
 from replies import answer, choose, late, status
 from waiting import eventually
@@ -276,12 +277,8 @@ def test_a_limit_that_is_none_is_refused_in_words(bench: Any, limit: str, wrong:
 
 
 def test_a_killed_job_reads_as_interrupted(bench: Any) -> None:
-    bench.upstream.reply = late(0.1, answer())
-    bench.prompts(1000)
-    process = bench.start()
-    eventually(lambda: bench.folder.status.get("state") == "running")
-    process.kill()
-    process.communicate()
+    bench.prompts(10)
+    bench.half_done(answers(0, 5))
     found = json.loads(bench.jobs(bench.folder.job_id, "--json").stdout)
     assert (found["state"], found["alive"], found["in_flight"]) == ("interrupted", False, 0)
 

@@ -7,12 +7,14 @@ import os
 import signal
 import sys
 import threading
-import time
 from typing import Any
 
 import pytest
 
+from half_done import answers
 from promptmill.backends.protocol import Call
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.outcome import Failure
 from promptmill.jobs.store.records import JobCounts
 from promptmill.jobs.store.status import Progress
 from replies import answer, attempts, by_prompt, choose, late, quota, reset, status
@@ -26,11 +28,7 @@ LOST = 32 + 16  # in flight at a kill, and not written yet
 def stop_halfway(bench: Any, rows: int = 200) -> None:
     """Have a job that was killed after half of its rows."""
     bench.prompts(rows)
-    process = bench.start()
-    eventually(lambda: len(bench.upstream.seen) > rows // 2)
-    process.kill()
-    process.communicate()
-    eventually(lambda: not bench.upstream.open)
+    bench.half_done(answers(0, rows // 2))
 
 
 def several_blocks(bench: Any) -> list[dict[str, Any]]:
@@ -184,31 +182,23 @@ def test_retryable_failures_are_taken_up_again_with_their_attempts(bench: Any) -
     assert (found["requests"], found["retries"]) == (13, 3)
 
 
-@posix
 def test_what_a_killed_run_answered_of_the_failures_comes_into_the_output(bench: Any) -> None:
-    bench.upstream.reply = by_prompt({f"prompt {at}": attempts(status(400), answer()) for at in (3, 4)})
+    bench.upstream.reply = by_prompt({f"prompt {at}": status(400) for at in (3, 4)})
     bench.prompts(10)
     bench.fail(code=1)
-    bench.upstream.reply = by_prompt({"prompt 4": late(None)}, answer())
-    process = bench.start("--retry-failed")
-    eventually(lambda: bench.upstream.attempts["prompt 3"] == 2)
-    time.sleep(0.2)  # it is journalled
-    process.kill()
-    process.communicate()
+    bench.half_done(answers(3, 4), "--retry-failed")
     assert json.loads(bench.run("--json").stdout)["failed"] == 1
     assert [row["id"] for row in bench.answers() if row["error"]] == ["r4"]
 
 
 def test_an_interrupted_job_takes_up_its_retryable_failures(bench: Any) -> None:
-    bench.upstream.reply = by_prompt({"prompt 0": attempts(*[status(500)] * 3, answer())}, late(0.05, answer()))
-    bench.prompts(300)
-    process = bench.start()
-    eventually(lambda: bench.upstream.attempts["prompt 0"] == 3 and len(bench.upstream.seen) > 100)
-    time.sleep(0.1)
-    process.kill()
-    process.communicate()
-    bench.succeed()
-    assert bench.upstream.attempts["prompt 0"] == 4
+    bench.prompts(30)
+    failed = Failure(PromptmillError(Code.SERVER_ERROR, "status 500"), attempts=3)
+    bench.half_done({0: failed, **answers(1, 10)})
+    found = bench.succeed()
+    assert bench.upstream.attempts["prompt 0"] == 1
+    assert len(bench.upstream.seen) == 21
+    assert found["requests"] == 3 + 9 + 21
 
 
 @pytest.mark.parametrize("refusal", [status(401), quota()])

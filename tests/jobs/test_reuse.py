@@ -8,19 +8,15 @@ from typing import Any
 
 import pytest
 
+from half_done import answers
 from replies import answer, by_prompt, choose, late, status
 from waiting import eventually
 
 
 def halfway(bench: Any, rows: int = 40) -> None:
     """Have a job that was killed after some of its rows."""
-    bench.upstream.reply = choose(lambda seen: answer() if seen.number <= rows // 2 else late(None))
     bench.prompts(rows)
-    process = bench.start()
-    eventually(lambda: len(bench.records()) >= rows // 2)
-    process.kill()
-    process.communicate()
-    bench.upstream.reply = answer()
+    bench.half_done(answers(0, rows // 2))
 
 
 def test_answers_are_exported_from_a_job_that_is_not_done(bench: Any) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from half_done import answers
 from promptmill.cli import main as cli
 from promptmill.jobs.files import disk
 from replies import answer, choose, late, status
@@ -119,11 +120,7 @@ def test_an_output_folder_that_is_not_there_is_said(bench: Any) -> None:
 def half_done(bench: Any, rows: int = 300) -> None:
     """Have a job of `rows` rows that was killed after half of them."""
     bench.prompts(rows)
-    process = bench.start()
-    eventually(lambda: len(bench.upstream.seen) > rows // 2)
-    process.kill()
-    process.communicate()
-    eventually(lambda: not bench.upstream.open)
+    bench.half_done(answers(0, rows // 2))
 
 
 def pages(bench: Any) -> bytearray:
