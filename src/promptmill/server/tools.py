@@ -204,7 +204,6 @@ class _Answers:
     ) -> ToolResult:
         """Answer `items` as `plan` says; within `max_call_s`, where that is set."""
         service = self._service
-        stats.hides_hits = service.is_shared
 
         async def keep(outcomes: Sequence[Outcome]) -> str:
             from promptmill.jobs.manage import call_job

@@ -266,6 +266,7 @@ class Service:
     def _counted(self, plan: ResolvedConfig, stats: Call) -> Iterator[None]:
         for warning in plan.warnings:
             stats.warn(warning)
+        stats.hides_hits = self.is_shared
         if len(self.models) > 1:
             stats.model = plan.name
         with self.calls.counted(stats):

@@ -40,10 +40,11 @@ _MODULE = "promptmill.jobs.manage.detached"
 _VALIDATION_BYTES = 2 << 30
 
 
-def start(job: Job, folders: JobFolders, ended: Callable[[], None] = lambda: None) -> None:
+def start(job: Job, folders: JobFolders, ended: Callable[[], None] = lambda: None, *, is_shared: bool = False) -> None:
     """Start a runner for a job that was admitted, and hand it over, lock and all.
 
-    `ended` is called in a thread when the runner has ended, if this process lives until then.
+    `ended` is called in a thread when the runner has ended, if this process lives until then. `is_shared` is that of
+    the `Service` which starts it.
 
     Raises `PromptmillError` (`storage`).
     """
@@ -53,7 +54,7 @@ def start(job: Job, folders: JobFolders, ended: Callable[[], None] = lambda: Non
     order = job.order.model_copy(update={"anew": False, "overwrite": False, **found})
     inherited = None if sys.platform == "win32" else job.lock.descriptor
     folder.close()  # one process writes
-    told = _packed(job.plan, order, folders, inherited)
+    told = _packed(job.plan, order, folders, inherited, is_shared=is_shared)
     try:
         if folder.log.exists() and folder.log.stat().st_size > _LONGEST_LOG:
             folder.log.unlink()
@@ -151,7 +152,13 @@ def _popen(log: int, environment: Mapping[str, str], **options: Any) -> subproce
 
 
 def _packed(
-    plan: ResolvedConfig, order: JobRequest, folders: JobFolders, lock: int | None, *, only_check: bool = False
+    plan: ResolvedConfig,
+    order: JobRequest,
+    folders: JobFolders,
+    lock: int | None,
+    *,
+    only_check: bool = False,
+    is_shared: bool = False,
 ) -> bytes:
     """Return everything as JSON, secrets in the clear. `lock` is the descriptor that the runner inherits."""
     value = {
@@ -168,6 +175,7 @@ def _packed(
         "beside_outputs": folders.beside_outputs,
         "lock": lock,
         "only_check": only_check,
+        "is_shared": is_shared,
     }
     return orjson.dumps(value, default=_revealed)
 
@@ -189,7 +197,7 @@ def _unpacked(data: bytes) -> tuple[Service, JobRequest, JobFolders, Lock | None
         file=None if file is None else Settings.model_validate(file),
     )
     create = registry.create if order.ray is None else order.ray.create
-    service = Service(_configuration(value), plan=plan, create=create)
+    service = Service(_configuration(value), plan=plan, create=create, is_shared=value["is_shared"])
     lock = None if value["lock"] is None else Lock.adopt(value["lock"])
     folders = JobFolders(Path(value["root"]), beside_outputs=value["beside_outputs"])
     return service, order, folders, lock

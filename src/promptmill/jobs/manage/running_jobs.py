@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -97,7 +98,8 @@ class RunningJobs:
             held.pop_all()
         if not plan.record.is_engine:
             ended = self._budgeted(job)
-            starting = asyncio.ensure_future(asyncio.to_thread(detached.start, job, self.folders, ended))
+            start = partial(detached.start, is_shared=self._service.is_shared)
+            starting = asyncio.ensure_future(asyncio.to_thread(start, job, self.folders, ended))
 
             def started(done: asyncio.Future[None]) -> None:
                 job.close()  # not before, though nobody may wait any more
