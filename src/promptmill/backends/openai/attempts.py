@@ -6,7 +6,7 @@ when the endpoint can take it; not counted as long as other items are not answer
 `retries` counted attempts, and in any case after five times as many.
 
 A refusal that would concern every item, such as that of a key, is held back until it is known whom it concerns: see
-`Attribution`.
+`_Attribution`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _Send: TypeAlias = Callable[[EndpointState], Awaitable[_Result]]
 
 
 @dataclass(slots=True, eq=False)
-class Item:
+class _Item:
     """A request on its way, with its one ledger of attempts: `attempts` sent in all, `counted` against `retries`."""
 
     request: Request
@@ -114,10 +114,10 @@ class Attempts(ConcurrencyShare):
         super().__init__(limiter, call, concurrency)
         self._settings, self._sender = settings, sender
         self._rng = rng or random.SystemRandom()
-        self._hedge = Hedge(limiter, self) if settings.hedge else None
+        self._hedge = _Hedge(limiter, self) if settings.hedge else None
         self._plain = self._hedge is None and settings.item_timeout is None
         """Whether an attempt is one request, however long it takes."""
-        self._attribution: Attribution | None = None
+        self._attribution: _Attribution | None = None
         """Created at the first failure."""
         self._answered = False
         self._began = time.monotonic()
@@ -153,7 +153,7 @@ class Attempts(ConcurrencyShare):
 
     async def answer(self, request: Request) -> Outcome:
         """Send the request until it has its outcome."""
-        limiter, item = self._limiter, Item(request, request.attempts)
+        limiter, item = self._limiter, _Item(request, request.attempts)
         prepared = await self._prepared(item)
         if isinstance(prepared, Failure):
             return prepared
@@ -186,7 +186,7 @@ class Attempts(ConcurrencyShare):
                 with self.call.park():
                     await asyncio.sleep(wait)
 
-    async def _prepared(self, item: Item) -> Prepared | Failure:
+    async def _prepared(self, item: _Item) -> Prepared | Failure:
         """Return what the sender prepares for an item before it takes a place at an endpoint, or the item's failure."""
         try:
             preparing = self._sender.prepare(item.request)
@@ -200,7 +200,7 @@ class Attempts(ConcurrencyShare):
             return _failure(item, internal_error("The request could not be prepared", error))
         return prepared
 
-    async def _attempt(self, item: Item, permit: Permit, prepared: Prepared) -> tuple[_Result, Permit]:
+    async def _attempt(self, item: _Item, permit: Permit, prepared: Prepared) -> tuple[_Result, Permit]:
         """Send once; return the result and the permit of the request that brought it.
 
         Raises `PromptmillError` for an error of the item itself.
@@ -231,7 +231,7 @@ class Attempts(ConcurrencyShare):
                 item.attempts -= 1
             raise
 
-    def _completed(self, item: Item, answer: Completion, permit: Permit, now: float) -> Completion:
+    def _completed(self, item: _Item, answer: Completion, permit: Permit, now: float) -> Completion:
         """Return `answer`, which came at `now` by `permit`, with the attempts, time and usage of its item."""
         usage = answer.usage
         if self._limiter.counts_tokens:
@@ -245,7 +245,7 @@ class Attempts(ConcurrencyShare):
         answer.attempts, answer.latency_s = item.attempts, round(now - item.since, 4)
         return answer
 
-    async def _send_bounded(self, item: Item, permit: Permit, prepared: Prepared) -> tuple[_Result, Permit]:
+    async def _send_bounded(self, item: _Item, permit: Permit, prepared: Prepared) -> tuple[_Result, Permit]:
         """Send once, within `item_timeout`, perhaps with a twin; return the result and the permit that it came by."""
 
         def send(endpoint_state: EndpointState) -> Awaitable[_Result]:
@@ -261,7 +261,7 @@ class Attempts(ConcurrencyShare):
         except TimeoutError:
             raise _too_slow(limit_s or 0) from None
 
-    def _counts(self, item: Item, permit: Permit, decision: RetryDecision) -> bool:
+    def _counts(self, item: _Item, permit: Permit, decision: RetryDecision) -> bool:
         """Report a failure to the endpoint's state; return whether it counts against the item's `retries`."""
         endpoint_state = permit.endpoint_state
         if decision.kind is FailureKind.ITEM:
@@ -289,13 +289,13 @@ class Attempts(ConcurrencyShare):
         return decision
 
     async def _after_failure(
-        self, item: Item, permit: Permit, decision: RetryDecision, *, counts: bool
+        self, item: _Item, permit: Permit, decision: RetryDecision, *, counts: bool
     ) -> Failure | float:
         """Return the seconds until the item is sent again, or its failure."""
         error, endpoint_state = decision.error, permit.endpoint_state
         settings = self._settings
         if self._attribution is None:
-            self._attribution = Attribution(answered=self._answered)
+            self._attribution = _Attribution(answered=self._answered)
         attribution = self._attribution
         item.failed_at, item.stale = endpoint_state, decision.stale
         item.counted += counts
@@ -342,7 +342,7 @@ class Attempts(ConcurrencyShare):
             return False
         return decision.kind is FailureKind.LOST or not endpoint_state.health.successes
 
-    def _wait_s(self, item: Item, endpoint_state: EndpointState, decision: RetryDecision, *, counts: bool) -> float:
+    def _wait_s(self, item: _Item, endpoint_state: EndpointState, decision: RetryDecision, *, counts: bool) -> float:
         """Return how long an item that is put back waits by itself, in addition to its endpoint's pauses."""
         settings = self._settings
         wait_s = 0.0
@@ -364,7 +364,7 @@ def _estimated_tokens(request: Request) -> int:
 
 
 def _failure(
-    item: Item, error: PromptmillError, last: RetryDecision | None = None, *, concerns_all: bool = False
+    item: _Item, error: PromptmillError, last: RetryDecision | None = None, *, concerns_all: bool = False
 ) -> Failure:
     """Return the failure of an item; `last` is the decision on its last attempt, if that is not charged yet."""
     if last is not None:
@@ -378,7 +378,7 @@ def _too_slow(limit_s: float) -> PromptmillError:
     return PromptmillError(Code.ITEM_TIMEOUT, f"The item took longer than `item_timeout` ({limit_s:g} s).")
 
 
-class Hedge:
+class _Hedge:
     """Sends the stragglers of one call a second time, to another endpoint if there is one; the first answer counts."""
 
     def __init__(self, limiter: Limiter, share: ConcurrencyShare) -> None:
@@ -394,7 +394,7 @@ class Hedge:
         times = self._sorted
         return _STRAGGLER * times[int(_PERCENTILE * len(times))] if len(times) >= _FEWEST_ANSWERS else None
 
-    async def send(self, item: Item, permit: Permit, send: _Send) -> tuple[_Result, Permit]:
+    async def send(self, item: _Item, permit: Permit, send: _Send) -> tuple[_Result, Permit]:
         """Return the result of `send`, or of its twin if that answered first, and the permit of the request.
 
         An exception of `send` is raised; a failure of the twin is reported to its endpoint only.
@@ -427,7 +427,7 @@ class Hedge:
                 task.cancel()
             await asyncio.gather(*losers, return_exceptions=True)
 
-    async def _twin(self, item: Item, slow: EndpointState, send: _Send) -> tuple[_Result, Permit] | None:
+    async def _twin(self, item: _Item, slow: EndpointState, send: _Send) -> tuple[_Result, Permit] | None:
         """Send once more, to another endpoint if there is one; return None if that brings no answer."""
         try:
             permit = await self._limiter.enter(self._share, item.tokens, slow)
@@ -468,7 +468,7 @@ class _Held:
     """Whether the refusal concerns all items."""
 
 
-class Attribution:
+class _Attribution:
     """Finds out whether the items or the endpoint caused the final failures of a call.
 
     An item that is refused because of the key or the model waits here until one that was sent later is answered: then

@@ -39,7 +39,7 @@ def read_message(message: Mapping[str, Any]) -> tuple[str, str | None]:
     return text, _reasoning(message) or thought or None
 
 
-def is_thinking(part: Any) -> bool:
+def _is_thinking(part: Any) -> bool:
     """Return whether a part of a content list is reasoning."""
     return isinstance(part, dict) and (part.get("type") in _THINKING_PARTS or part.get("thought") is True)
 
@@ -67,8 +67,8 @@ def _split_parts(content: Any) -> tuple[str, str]:
     if isinstance(content, str):
         return content, ""
     parts = content if isinstance(content, list) else [content]
-    text = "".join(text_of(part) for part in parts if not is_thinking(part))
-    return text, "".join(text_of(part) for part in parts if is_thinking(part))
+    text = "".join(text_of(part) for part in parts if not _is_thinking(part))
+    return text, "".join(text_of(part) for part in parts if _is_thinking(part))
 
 
 def _reasoning(message: Mapping[str, Any]) -> str | None:
@@ -264,7 +264,7 @@ def _add_delta(
             message.setdefault(name, []).extend(value)
         elif name == "content" and isinstance(value, list):  # Mistral's reasoning models
             for part in value:
-                texts.setdefault("reasoning_content" if is_thinking(part) else name, []).append(text_of(part))
+                texts.setdefault("reasoning_content" if _is_thinking(part) else name, []).append(text_of(part))
         elif name != "role" and isinstance(value, str):
             texts.setdefault(name, []).append(value)
 

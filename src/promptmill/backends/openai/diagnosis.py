@@ -31,14 +31,14 @@ from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.core.wording import close_matches, counted
 
-IN_ALL_S = 15.0
+_IN_ALL_S = 15.0
 _TLS_PROBE_S = 3.0
 # Paths of APIs that users often omit: OpenAI's own, Open WebUI's, Groq's, DashScope's.
 _USUAL_PATHS = ("/v1", "/api/v1", "/api", "/openai/v1", "/compatible-mode/v1")
 _REASONING_STARTED = "max_tokens or model output limit was reached"
 
 
-async def diagnose(plan: ResolvedConfig, report: Callable[[Step], None], limit_s: float = IN_ALL_S) -> None:
+async def diagnose(plan: ResolvedConfig, report: Callable[[Step], None], limit_s: float = _IN_ALL_S) -> None:
     """Try each endpoint of `plan`, within `limit_s` in all.
 
     Raises `PromptmillError` (`invalid_config`) for settings that cannot work.

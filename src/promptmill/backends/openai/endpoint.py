@@ -245,7 +245,7 @@ def _is_loopback(url: SplitResult) -> bool:
 
 def _is_own(url: SplitResult, profile: ProviderProfile) -> bool:
     host = url.hostname or ""
-    return is_near(host) and (not profile.hosts or is_address(host))
+    return _is_near(host) and (not profile.hosts or _is_address(host))
 
 
 def elsewhere(endpoint: Endpoint, path: str) -> Endpoint:
@@ -296,7 +296,7 @@ def parsed(url: str) -> SplitResult:
         raise config_error(WHERE, slip)
     try:
         if "://" not in url:  # as people write it: localhost:11434, api.example.com/v1
-            url = f"{'http' if is_near(urlsplit(f'//{url}').hostname or '') else 'https'}://{url}"
+            url = f"{'http' if _is_near(urlsplit(f'//{url}').hostname or '') else 'https'}://{url}"
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
@@ -316,14 +316,14 @@ def parsed(url: str) -> SplitResult:
     return parts._replace(path=path, fragment="")
 
 
-def is_near(host: str) -> bool:
+def _is_near(host: str) -> bool:
     """Return whether `host` is this machine or in its local network."""
-    if is_address(host):
+    if _is_address(host):
         return ipaddress.ip_address(host).is_private  # loopback among them
     return "." not in host or host.endswith((".local", ".internal", ".lan", ".home.arpa"))
 
 
-def is_address(host: str) -> bool:
+def _is_address(host: str) -> bool:
     """Return whether `host` is an IP address."""
     try:
         ipaddress.ip_address(host)

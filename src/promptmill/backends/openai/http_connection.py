@@ -219,7 +219,7 @@ class Target:
         return b"%b%d\r\n\r\n" % (self._head, length)
 
 
-class Owner(Protocol):
+class _Owner(Protocol):
     """The owner of connections."""
 
     clock: Callable[[], float]
@@ -262,7 +262,7 @@ class _PartialResponse:
 class Connection(asyncio.Protocol):
     """One connection. Data between requests closes it, because it would be taken for the answer to the next request."""
 
-    def __init__(self, owner: Owner, target: Target) -> None:
+    def __init__(self, owner: _Owner, target: Target) -> None:
         self.target = target
         self.at = 0.0
         """The time at which data was last sent or received."""

@@ -106,7 +106,7 @@ def classify_refusal(
     decision = replace(_decision(cause, meant, _message(status, body, endpoint), wait_s), status=meant)
     if meant in _GAVE_UP_WAITING:
         decision = replace(decision, unmetered=True)
-    if (hint := hint_of(status, headers, body, endpoint)) is not None:
+    if (hint := _hint_of(status, headers, body, endpoint)) is not None:
         error = PromptmillError(decision.error.code, decision.error.message, hint)
         decision = replace(decision, error=error)
     if status >= 300:
@@ -244,7 +244,7 @@ def _says(body: ErrorBody, cause: Cause) -> bool:
     return _coded(body, cause) or WORDS[cause].search(body.words) is not None
 
 
-def hint_of(status: int, headers: Mapping[str, str], body: ErrorBody, endpoint: Endpoint) -> str | None:
+def _hint_of(status: int, headers: Mapping[str, str], body: ErrorBody, endpoint: Endpoint) -> str | None:
     """Return the user's next step after a response with `status`; None if its error code suffices."""
     if 300 <= status < 400:
         return _redirected(headers.get("Location", ""), endpoint)

@@ -75,7 +75,7 @@ class RequestEncoder:
             head, conversation = found.text, request.conversation
             if stream and not self._stream:
                 head = b"{%b,%b" % (orjson.dumps(_STREAM)[1:-1], head[1:])
-            messages = (with_words(conversation, found.words) if found.words else conversation).messages
+            messages = (_with_words(conversation, found.words) if found.words else conversation).messages
             if not images:
                 return b"".join((head, b"[", b",".join([_message(message) for message in messages]), b"]}"))
             pieces = [head + b"["]
@@ -204,7 +204,7 @@ def _strictly(wanted: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**wanted, "json_schema": block}
 
 
-def with_words(conversation: Conversation, words: str) -> Conversation:
+def _with_words(conversation: Conversation, words: str) -> Conversation:
     """Return the conversation with `words` at the end of its system message."""
     first = conversation.messages[0] if conversation.messages else None
     if first is not None and first.role in {"system", "developer"} and isinstance(first.content, str):

@@ -194,7 +194,7 @@ def _assembled(body: bytes) -> dict[str, Any]:
         return assemble(body)
     except orjson.JSONDecodeError:
         # repaired only after assembly, because two events may hold the halves of one surrogate pair
-        completion: dict[str, Any] = mended(assemble(body, load_leniently))
+        completion: dict[str, Any] = mended(assemble(body, _load_leniently))
         return completion
 
 
@@ -295,7 +295,7 @@ def _count(value: Any) -> int:
 
 def _loosely(body: bytes) -> Any:
     try:
-        return mended(load_leniently(body))
+        return mended(_load_leniently(body))
     except ValueError:
         return None
 
@@ -341,7 +341,7 @@ def _spent(usage: Usage) -> dict[str, Any]:
     return {"usage": usage, "unmetered": not usage.prompt_tokens}
 
 
-def load_leniently(data: bytes) -> Any:
+def _load_leniently(data: bytes) -> Any:
     """Return the value of `data`, which orjson refused: unpaired surrogates (llama.cpp cuts emojis) or invalid UTF-8.
 
     Unpaired surrogates remain, because the other half may follow. Raises `ValueError`.

@@ -41,12 +41,12 @@ T = TypeVar("T")
 _ANSWERS_PER_TURN = 8
 _STARTS_PER_TURN = 2 * _ANSWERS_PER_TURN
 # The session writes larger bodies piece by piece and waits while the endpoint reads slowly.
-LARGEST_DIRECT_REQUEST = 1024 * 1024
+_LARGEST_DIRECT_REQUEST = 1024 * 1024
 # Descriptors for everything except connections: stdio, the engine's pipes, open files.
 _SPARE_DESCRIPTORS = 64
 # uvicorn, which serves vLLM and SGLang, closes a connection after 5 s without a request. We close earlier, so that no
 # request is lost to that.
-KEEPALIVE_S = 4.0
+_KEEPALIVE_S = 4.0
 _NAMES_KEPT_S = 300
 # RFC 8305, section 5: the time after which the next address is tried in parallel.
 _HAPPY_EYEBALLS_S = 0.25
@@ -64,7 +64,7 @@ class _Session(Protocol):
     async def aclose(self) -> None: ...
 
 
-class LoopThrottle:
+class _LoopThrottle:
     """Lets `_STARTS_PER_TURN` requests start per iteration of the event loop, so that other tasks get their turn."""
 
     def __init__(self) -> None:
@@ -111,7 +111,7 @@ class Pool:
         self._limit = limit
         self._session: asyncio.Future[_Session] | None = None
         self._trust_env = settings.trust_env
-        self._throttle = LoopThrottle()
+        self._throttle = _LoopThrottle()
         self._reading = asyncio.Lock()
         self._routes: dict[tuple[str, tuple[str, ...]], Route] = {}
 
@@ -136,7 +136,7 @@ class Pool:
         route = self._route(endpoint)
         pieces = body if isinstance(body, list) else [body]
         length = sum(map(len, pieces))
-        if route.target is not None and length <= LARGEST_DIRECT_REQUEST and on_data is None:
+        if route.target is not None and length <= _LARGEST_DIRECT_REQUEST and on_data is None:
             return await self._client.post(route.target, pieces, length, fresh=fresh)
         session = await self._opened()
         return await session.post(route, pieces, length, on_data)
@@ -168,7 +168,7 @@ class Pool:
     def _route(self, endpoint: Endpoint) -> Route:
         route = self._routes.get((endpoint.url, endpoint.secrets))
         if route is None:
-            route = self._routes[endpoint.url, endpoint.secrets] = route_to(endpoint, trust_env=self._trust_env)
+            route = self._routes[endpoint.url, endpoint.secrets] = _route_to(endpoint, trust_env=self._trust_env)
         return route
 
     async def _opened(self) -> _Session:
@@ -238,7 +238,7 @@ class RawHttpClient:
 
     def _idle(self, target: Target) -> Connection | None:
         idle = target.idle
-        oldest = self.clock() - KEEPALIVE_S
+        oldest = self.clock() - _KEEPALIVE_S
         while idle:
             connection = idle.pop()
             if connection.closed:
@@ -369,7 +369,7 @@ class RawHttpClient:
         for connection in tuple(self._open):
             quiet_s = now - connection.at
             if connection.answer is None:
-                if quiet_s > KEEPALIVE_S:
+                if quiet_s > _KEEPALIVE_S:
                     connection.close()
             elif quiet_s > self._silence_s:
                 connection.fail(SilenceTimeoutError(f"for {self._silence_s:g} s"))
@@ -403,7 +403,7 @@ class Route(NamedTuple):
     proxy_headers: Mapping[str, str] | None = None
 
 
-def route_to(endpoint: Endpoint, *, trust_env: bool) -> Route:
+def _route_to(endpoint: Endpoint, *, trust_env: bool) -> Route:
     """Return the route to `endpoint`; with `trust_env`, through the proxy that the environment names for it.
 
     aiohttp's own `trust_env` reads the environment and .netrc in threads for each request, which costs 0.17 ms, and a

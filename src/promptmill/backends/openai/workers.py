@@ -260,7 +260,7 @@ class _Worker:
             if kind == "error":
                 future.set_exception(frames.unpacked_error(found))
             else:
-                future.set_result(unpacked_result(kind, found))
+                future.set_result(_unpacked_result(kind, found))
 
     def bury(self) -> None:
         """End the attempts of a process that has ended."""
@@ -392,7 +392,7 @@ def packed_result(result: _Result) -> tuple[str, Any]:
     return "failure", _fields(result) | {"kind": result.kind.name, "error": frames.packed_error(result.error)}
 
 
-def unpacked_result(kind: str, found: dict[str, Any]) -> _Result:
+def _unpacked_result(kind: str, found: dict[str, Any]) -> _Result:
     """Return the result that `packed_result` wrote."""
     found["usage"] = Usage(**found["usage"])
     if kind == "answer":

@@ -110,7 +110,7 @@ class TokenBucket:
         self._level = max(self._level - units, -_MOST_DEBT_S * self._rate)
 
 
-class RateLimits:
+class _RateLimits:
     """A bucket for `rpm` and one for `tpm`, each where it is set; a request takes from both."""
 
     def __init__(self, rpm: float | None, tpm: float | None, now: float) -> None:
@@ -159,7 +159,7 @@ class Limiter:
         self._clock = clock
         self.counts_tokens = tpm is not None
         """Whether the sizes of requests are needed."""
-        self._rates = RateLimits(rpm, tpm, clock()) if rpm or tpm else None
+        self._rates = _RateLimits(rpm, tpm, clock()) if rpm or tpm else None
         self._in_flight = 0
         self._waiting: dict[ConcurrencyShare, deque[_Waiter]] = {}
         self._timer: asyncio.TimerHandle | None = None
