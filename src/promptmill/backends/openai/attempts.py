@@ -32,12 +32,12 @@ from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code, PromptmillError, internal_error
 from promptmill.core.outcome import NO_USAGE, Completion, Failure, Outcome, Usage
 
-# However often an item is put back for the endpoint's sake, it is not sent more often than this times `retries`.
+# An item fails after this many times `retries` attempts, even if most of them did not count against it.
 _HARD_CAP = 5
-# An item that is refused for load while so many others are answered for each one refused is itself what is refused:
-# by chance that would happen to one in a million items, five times in a row.
+# If an item is refused for load while this many other requests succeed for each refused one, the item itself is the
+# cause: by chance, five such refusals in a row happen to one item in a million.
 _SUCCESSES_PER_REFUSAL = 10
-# However many items are refused with these codes, each is refused for its own contents.
+# Failures with these codes are due to the contents of the item, however many items have them.
 _OWN = frozenset(
     {Code.CONTENT_FILTER, Code.CONTEXT_LENGTH, Code.REQUEST_TOO_LARGE, Code.EMPTY_ANSWER, Code.OPEN_REASONING}
 )
@@ -56,7 +56,7 @@ _Send: TypeAlias = Callable[[EndpointState], Awaitable[_Result]]
 
 @dataclass(slots=True, eq=False)
 class _Item:
-    """A request on its way, with its one ledger of attempts: `attempts` sent in all, `counted` against `retries`."""
+    """A request and the ledger of its attempts: `attempts` sent in all, `counted` against `retries`."""
 
     request: Request
     attempts: int
@@ -88,7 +88,7 @@ class _Item:
         self.unmetered += unmetered
 
     def is_refused_for_load(self, endpoint_state: EndpointState) -> bool:
-        """Return whether a refusal for load is one: not when others are answered and hardly any of them is refused."""
+        """Return whether load is the cause of a refusal for load: not if other requests hardly ever get one."""
         if not self.refusals or self.failed_at is not endpoint_state:
             self.refusals = 0
             self.first_refusal = endpoint_state.health.successes, endpoint_state.load.rejections
@@ -134,7 +134,7 @@ class Attempts(ConcurrencyShare):
 
     @property
     def limit(self) -> int:
-        """How many requests the endpoints are given at once, all calls together."""
+        """The most requests in flight to the endpoints, of all calls together."""
         return self._limiter.room
 
     def waiting(self) -> str:
@@ -147,7 +147,7 @@ class Attempts(ConcurrencyShare):
         return CallFlow(self._limiter, self.call, time.monotonic, self._began)
 
     def idle(self) -> None:
-        """Decide on the refusals that are held back: no other item will show whether they concern all."""
+        """Decide on the failures that are held: no other item is left to show whether they concern all."""
         if self._attribution is not None:
             self._attribution.release()
 
@@ -187,7 +187,7 @@ class Attempts(ConcurrencyShare):
                     await asyncio.sleep(wait)
 
     async def _prepared(self, item: _Item) -> Prepared | Failure:
-        """Return what the sender prepares for an item before it takes a place at an endpoint, or the item's failure."""
+        """Have the sender prepare the item before it takes a place at an endpoint; return the result or a failure."""
         try:
             preparing = self._sender.prepare(item.request)
             prepared = NOTHING if preparing is None else await preparing
@@ -347,13 +347,13 @@ class Attempts(ConcurrencyShare):
         settings = self._settings
         wait_s = 0.0
         if decision.kind is FailureKind.LOAD:
-            if item.refusals:  # the first time the lower limit is wait enough
+            if item.refusals:  # at the first refusal, the lower limit is delay enough
                 base_s = min(settings.base_delay, endpoint_state.load.answer_s or settings.base_delay)
                 wait_s = backoff_s(item.refusals, base_s, settings.max_delay, self._rng)
         elif counts and not endpoint_state.is_down and not decision.stale:
-            # an endpoint that is down pauses between its probes, which is wait enough
+            # an endpoint that is down pauses between its probes, which is delay enough
             wait_s = backoff_s(item.counted, settings.base_delay, settings.max_delay, self._rng)
-        if not self._limiter.elsewhere(endpoint_state):  # an endpoint speaks for itself alone
+        if not self._limiter.elsewhere(endpoint_state):  # another endpoint requested no wait
             wait_s = max(wait_s, endpoint_state.honoured_wait_s(decision))
         return wait_s
 
@@ -471,11 +471,11 @@ class _Held:
 class _Attribution:
     """Finds out whether the items or the endpoint caused the final failures of a call.
 
-    An item that is refused because of the key or the model waits here until one that was sent later is answered: then
-    the refusal was its own. An answer to a request that was sent before it shows nothing about the key now.
+    A refusal for the key or the model is held until a request that was sent later is answered: then its item caused it.
+    An answer to a request that was sent earlier shows nothing about the key now.
 
-    Every final failure waits so while the call has no answer at all: a parameter that the endpoint does not take fails
-    every item, whatever the words, and as many equal failures as `SEVERAL` end the call.
+    While the call has no answer at all, every final failure is held: a parameter that the endpoint does not support
+    fails every item, whatever the message. `SEVERAL` equal failures then end the call.
     """
 
     def __init__(self, *, answered: bool) -> None:
@@ -495,8 +495,8 @@ class _Attribution:
     def is_ended_by(self, decision: RetryDecision) -> bool:
         """Note a failure that would be tried again; return whether it ends the call.
 
-        One web page may be a portal's or a proxy's that is gone the next moment. As many as `SEVERAL`, and no answer,
-        are what that address has.
+        A single web page may come from a portal or proxy and be gone at the next request. `SEVERAL` pages without an
+        answer are the contents of that address.
         """
         if self._answered or decision.error.code is not Code.BAD_RESPONSE or decision.status != 200:
             return False
@@ -530,7 +530,7 @@ class _Attribution:
             _decide(held, concerns_all=False)
 
     def release(self) -> None:
-        """Decide on everything that is held: it concerns all items if the call or the endpoint has ended by it."""
+        """Decide on all held failures: they concern all items if they ended the call or the endpoint."""
         found, self._held = self._held, []
         for held in found:
             health = held.permit.endpoint_state.health

@@ -117,7 +117,7 @@ class OpenAIBackend:
         )
 
     def _is_worth_workers(self, call: Call) -> bool:
-        """Return whether workers are worth their start. A file may always have them: by `num_workers` it does."""
+        """Return whether the call is large enough for workers; a file of any size gets them if `num_workers` is set."""
         if (call.total or 0) >= self._settings.bulk_threshold or call.size >= _LARGE_BYTES:
             return True
         return call.file is not None and self._settings.num_workers is not None

@@ -1,4 +1,4 @@
-"""The limiter: shares of calls, and the state of an endpoint that decides what it is sent."""
+"""The limiter: shares of calls, rates, and the state of an endpoint."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.failures import FailureKind, RetryDecision
 from promptmill.backends.openai.limit.endpoint_state import EndpointState
-from promptmill.backends.openai.limit.limiter import ConcurrencyShare, Limiter
+from promptmill.backends.openai.limit.limiter import ConcurrencyShare, Limiter, TokenBucket
 from promptmill.backends.openai.providers import profile_at
 from promptmill.backends.openai.request import RequestEncoder
 from promptmill.backends.protocol import Call
@@ -200,3 +200,29 @@ async def test_an_item_that_failed_waits_for_no_endpoint_that_asked_for_a_pause(
     permit = limiter.enter_now(stats, 1, avoid=well)
     assert permit is not None
     assert permit.endpoint_state is ill
+
+
+def let_through(bucket: TokenBucket, start: float, seconds: float) -> int:
+    count, now = 0, start
+    while now < start + seconds:
+        if wait := bucket.wait_s(now):
+            now += wait
+            continue
+        bucket.take(1)
+        count += 1
+    return count
+
+
+def test_a_part_lets_through_its_part_and_the_whole_again_when_it_comes_back() -> None:
+    bucket = TokenBucket(600, 0)
+    bucket.lease(0.25, 0)
+    assert let_through(bucket, 0, 60) == pytest.approx(150, abs=2)
+    bucket.lease(1, 60)
+    assert let_through(bucket, 60, 60) == pytest.approx(600, abs=2)
+
+
+def test_parts_together_begin_with_no_more_than_the_whole_would() -> None:
+    parts = [TokenBucket(60, 0) for _ in range(4)]
+    for bucket in parts:
+        bucket.lease(0.25, 0)
+    assert sum(let_through(bucket, 0, 0.01) for bucket in parts) <= 1
