@@ -14,7 +14,7 @@ from driving import ask, opened
 from everyday import everyday
 from fakes import openai_configuration
 from piped import Piped
-from promptmill.backends.engines.trust import ENGINE_ARGUMENTS, check_arguments, trusts_remote_code
+from promptmill.backends.engines.host import ENGINE_ARGUMENTS, check_arguments, trusts_remote_code
 from promptmill.config.loading import Configuration, Overrides
 from promptmill.config.settings import Settings
 from promptmill.core.errors import PromptmillError

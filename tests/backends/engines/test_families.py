@@ -113,12 +113,12 @@ def _answers(model, prompts: list[list[int]], lengths: tuple[int, ...], batch_si
         )
         for n, prompt in enumerate(prompts)
     ]
-    schedule, channel = Schedule(model.border), cast("Any", _Channel(len(rows)))
+    schedule, channel = Schedule(model.batching.border), cast("Any", _Channel(len(rows)))
     for row in rows:
         schedule.add(row)
     loop = (
         Decoder(model, schedule, channel, Capacity(batch_size), chunk=32)
-        if model.merges_rows
+        if model.batching.joins
         else GenerateLoop(model, schedule, channel, batch_size, tokens=128)
     )
     with pytest.raises(_Enough):

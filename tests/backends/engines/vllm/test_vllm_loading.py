@@ -58,7 +58,7 @@ def test_what_a_call_may_set_is_an_argument_of_vllm_that_holds_no_class():
 
     from vllm.engine.arg_utils import AsyncEngineArgs
 
-    from promptmill.backends.engines.trust import ENGINE_ARGUMENTS, WHICH_MODEL
+    from promptmill.backends.engines.host import ENGINE_ARGUMENTS, WHICH_MODEL
 
     types = {field.name: str(field.type) for field in dataclasses.fields(AsyncEngineArgs)}
     for name in ENGINE_ARGUMENTS | WHICH_MODEL - {"model_name_or_path"}:

@@ -33,14 +33,14 @@ def serve(options: Mapping[str, Any], channel: Channel) -> None:
     from promptmill.backends.engines.hf.sequence import SequenceBuilder
 
     model = load_model(location, options, channel.progress)
-    schedule = Schedule(model.border)
+    schedule = Schedule(model.batching.border)
     sequences = SequenceBuilder(model, refuse_unsupported=options["unsupported"] == "error")
     intake = Intake(sequences.build, schedule, channel)
     capacity = capacity_for(model, options["batch_size"])
     chunk = hardware.prompt_chunk(model.device.type, model.parameters)
     loop = (
         Decoder(model, schedule, channel, capacity, chunk)
-        if model.merges_rows
+        if model.batching.joins
         else GenerateLoop(model, schedule, channel, capacity.rows, 4 * chunk)
     )
     gc.freeze()  # loaded objects stay, so collections can skip them

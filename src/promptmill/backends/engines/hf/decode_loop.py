@@ -402,7 +402,7 @@ class GenerateLoop(DecodeLoop):
         return rows
 
     def _turn(self) -> None:
-        rows = self._rows = self._schedule.take(1 if self._model.alone else self._places, self._tokens, {})
+        rows = self._rows = self._schedule.take(1 if self._model.batching.alone else self._places, self._tokens, {})
         if not rows:
             return
         for row in rows:
@@ -450,7 +450,7 @@ class GenerateLoop(DecodeLoop):
         waits = self._schedule.fewest_running({row.run: 1 for row in self._rows}) == 0
         leaves = waits and max(row.turns for row in self._rows) >= _QUANTUM
         # above the border the computed keys are invalid
-        leaves = leaves or self._model.border in {len(row.sequence) - 1 for row in self._rows}
+        leaves = leaves or self._model.batching.border in {len(row.sequence) - 1 for row in self._rows}
         ended = [leaves or row.answered or self._schedule.is_cancelled(row.run) for row in self._rows]
         return torch.tensor(ended, device=tokens.device)
 

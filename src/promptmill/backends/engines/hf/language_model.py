@@ -64,6 +64,18 @@ class _Forward:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Batching:
+    """How a model's rows may be computed together."""
+
+    border: int | None
+    """Length above which all tokens of a sequence, cached ones included, have different keys (LongRoPE)."""
+    alone: bool
+    """Whether each row must be computed by itself."""
+    joins: bool
+    """Whether rows may join a running batch; otherwise transformers' own `generate` computes them."""
+
+
 class LanguageModel:
     """One interface for the decode loop to models of every architecture."""
 
@@ -78,14 +90,11 @@ class LanguageModel:
         self.ends = _ends(model.generation_config, tokenizer)
         self.constraints = Constraints(model, self.ends, self.device)
         self._forward = _Forward.of(model)
-        self.border = _border(config)
-        """Length above which all tokens of a sequence, cached ones included, have different keys (LongRoPE)."""
         cache = DynamicCache(config=config)
         self._layers = len(cache.layers)
-        self.alone = _keeps_more_than_a_cache(model) or not is_common(cache) or not self._bears_padding()
-        """Whether each row must be computed by itself."""
-        self.merges_rows = is_of_columns(cache) and self.border is None and not self.alone
-        """Whether rows may join a running batch; otherwise transformers' own `generate` computes them."""
+        border = _border(config)
+        alone = _keeps_more_than_a_cache(model) or not is_common(cache) or not self._bears_padding()
+        self.batching = Batching(border, alone, joins=is_of_columns(cache) and border is None and not alone)
 
     @property
     def config(self) -> Any:

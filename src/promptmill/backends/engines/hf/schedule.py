@@ -114,7 +114,7 @@ def capacity_for(model: LanguageModel, wanted: int | None) -> Capacity:
     """Return the limits for a loaded model; `wanted` is the operator's number of rows."""
     if wanted is not None:
         return Capacity(wanted)
-    if not model.merges_rows:
+    if not model.batching.joins:
         return Capacity(_STATIC_ROWS)
     free, token = _free_memory(model.device), _bytes_per_token(model)
     tokens = None if free is None or token is None else free // _CACHE_SHARE // token
