@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from promptmill.config.loading import Configuration, Overrides
-from promptmill.config.parameter_names import moved, without_litellm
+from promptmill.config.parameter_names import move_parameters, without_litellm
 from promptmill.core.errors import PromptmillError
 
 
 def _moved(backend="openai", **raw):
-    found, warnings = moved(raw, backend)
+    found, warnings = move_parameters(raw, backend)
     return found["sampling_params"], found["extra_params"], warnings
 
 

@@ -77,7 +77,7 @@ async def test_no_key_goes_to_a_server_that_was_found(upstream):
     configuration = Configuration({"backend": "auto", "backend_configs": {"openai": block}})
     row = replace(profile_named("vllm"), base_url=upstream.url)
     choice = await choose(configuration, ENVIRONMENT, [row])
-    plan = configuration.settled(choice.values, choice.why, keyless=choice.keyless).plan
+    plan = configuration.with_choice(choice.values, choice.why, keyless=choice.keyless).plan
     (endpoint,) = endpoints(plan, ENVIRONMENT)
     assert KEY not in str(endpoint)
     assert "backend: auto" in endpoint.key_note

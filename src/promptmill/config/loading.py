@@ -20,7 +20,7 @@ from promptmill.config.backends import BACKENDS
 from promptmill.config.environment import expand, without_unset
 from promptmill.config.explain import explain, unknown_key
 from promptmill.config.parameter_file import FILE_NAME, find, parsed, read
-from promptmill.config.parameter_names import moved, without_litellm
+from promptmill.config.parameter_names import move_parameters, without_litellm
 from promptmill.config.resolved_config import ResolvedConfig, check_size
 from promptmill.config.settings import Settings
 from promptmill.core.errors import PromptmillError, config_error
@@ -97,7 +97,7 @@ class Configuration:
             operator, operator, frozenset(), self._trust_client, warnings, chosen, keyless, name=name, file=file
         )
 
-    def settled(self, values: Mapping[str, Any], chosen: str, *, keyless: bool) -> Configuration:
+    def with_choice(self, values: Mapping[str, Any], chosen: str, *, keyless: bool) -> Configuration:
         """Return the configuration with `values`, by dotted path, in place of `backend: auto`.
 
         For `chosen` and `keyless` see `ResolvedConfig`.
@@ -215,7 +215,7 @@ class Configuration:
                 raise config_error(f"backend_configs.{other}", f"a call may not set this; {TRUST_SWITCH}")
 
     def _settings_of(self, raw: Mapping[str, Any], backend: str) -> tuple[Settings, tuple[str, ...]]:
-        placed, warnings = moved(without_unset(dict(raw), backend), backend, of_pipeline=self._calls_replace)
+        placed, warnings = move_parameters(without_unset(dict(raw), backend), backend, of_pipeline=self._calls_replace)
         if not self._calls_replace:
             return _validate(placed), tuple(warnings)
         try:

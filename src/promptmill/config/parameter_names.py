@@ -25,7 +25,9 @@ _MOST_NAMES = 8
 _MEANT = dict.fromkeys(("max_new_tokens", "num_predict", "n_predict", "max_output_tokens"), "max_tokens")
 
 
-def moved(raw: Mapping[str, Any], backend: str, *, of_pipeline: bool = False) -> tuple[dict[str, Any], list[str]]:
+def move_parameters(
+    raw: Mapping[str, Any], backend: str, *, of_pipeline: bool = False
+) -> tuple[dict[str, Any], list[str]]:
     """Return `raw`, the content of a configuration, with every parameter in its place, and warnings about the moves.
 
     Unknown `sampling_params` move to `extra_params`, whose own values win. For an engine of this machine, known

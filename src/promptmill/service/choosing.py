@@ -36,7 +36,7 @@ async def decided(configuration: Configuration, choose: Choose | None = None) ->
         if not choice.values:
             choice = _embedded(configuration, choice)
         why = f"backend auto: {choice.why}"
-        configuration = configuration.settled(choice.values, why, keyless=choice.keyless)
+        configuration = configuration.with_choice(choice.values, why, keyless=choice.keyless)
         _LOG.warning("%s%s", why, "".join(f"; not {one}" for one in choice.against))
     configuration.plan = await with_model(configuration.plan)
     return configuration

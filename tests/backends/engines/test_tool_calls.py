@@ -7,7 +7,7 @@ import json
 import pytest
 
 from promptmill.backends.engines.chat_template import render_turns
-from promptmill.backends.engines.growing_answer import parted
+from promptmill.backends.engines.growing_answer import answer_parts
 from promptmill.backends.engines.tool_use import BARE_FORM, ToolReader, form_of, read_calls
 from promptmill.core.errors import Code, PromptmillError
 
@@ -185,7 +185,7 @@ def test_reasoning_goes_before_calls(inline, text):
         return thought.removeprefix("<think>").strip(), answer
 
     use = _use("{{ tools }}<tool_call>")
-    found = parted(f"<think>\nHm.</think>I look.<tool_call>{ONE}</tool_call>", split, use, inline=inline)
+    found = answer_parts(f"<think>\nHm.</think>I look.<tool_call>{ONE}</tool_call>", split, use, inline=inline)
     assert (found["text"], found["reasoning"]) == (text, None if inline else "Hm.")
     assert len(found["tool_calls"]) == 1
 

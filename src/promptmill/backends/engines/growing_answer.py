@@ -74,8 +74,8 @@ class GrowingAnswer:
         ended = bool(self.tokens) and self.tokens[-1] in self.ends
         if text is None:
             text = _whole_text(self.tokens[:-1] if ended else self.tokens, self.texts.decode)
-        found = parted(text, self._split, self.tools, inline=self.inline)
-        parts = finished(
+        found = answer_parts(text, self._split, self.tools, inline=self.inline)
+        parts = outcome_fields(
             found,
             reason=self.finish_reason,
             ended=ended,
@@ -139,7 +139,7 @@ def _whole_text(tokens: Sequence[int], decode: _Decode) -> str:
     return text
 
 
-def finished(
+def outcome_fields(
     found: dict[str, Any],
     *,
     reason: str | None,
@@ -158,7 +158,7 @@ def finished(
     return {**found, "finish_reason": "tool_calls" if called else reason, "usage": [prompt_tokens, tokens]}
 
 
-def parted(
+def answer_parts(
     text: str, split: Callable[[str], tuple[str | None, str]], tools: ToolUse | None, *, inline: bool
 ) -> dict[str, Any]:
     """Return `text`, `reasoning` and `tool_calls` of a model's output; `split` separates the reasoning.

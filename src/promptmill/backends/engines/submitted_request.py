@@ -203,7 +203,7 @@ def mark_in_text(mark: str) -> PromptmillError:
     )
 
 
-def misplaced(found: int, images: int) -> PromptmillError:
+def misplaced_images(found: int, images: int) -> PromptmillError:
     """Return the error for a prompt with `images` images of which the chat template kept `found`."""
     return PromptmillError(
         Code.UNSUPPORTED,

@@ -223,7 +223,7 @@ def _candidate(
     configuration: Configuration, name: str, values: Mapping[str, Any], *, is_local: bool = False
 ) -> _Candidate:
     put = {f"{_BLOCK}.{key}": value for key, value in values.items()} | {"backend": "openai"}
-    return _Candidate(name, values, configuration.settled(put, "", keyless=is_local).plan, is_local)
+    return _Candidate(name, values, configuration.with_choice(put, "", keyless=is_local).plan, is_local)
 
 
 async def _ask(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoProcessor, processing_utils
 
-from promptmill.backends.engines.submitted_request import mark_in_text, misplaced
+from promptmill.backends.engines.submitted_request import mark_in_text, misplaced_images
 from promptmill.core.errors import Code, PromptmillError, first_line
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class Vision:
         """Raise for a wrong number of marks; processors and models would fail late or misplace images."""
         if self.mark is None or (found := text.count(self.mark)) == images:
             return
-        raise mark_in_text(self.mark) if found > images else misplaced(found, images)
+        raise mark_in_text(self.mark) if found > images else misplaced_images(found, images)
 
 
 def _mark(processor: Any) -> str | None:

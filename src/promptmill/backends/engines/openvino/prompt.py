@@ -29,7 +29,7 @@ from promptmill.backends.engines.submitted_request import (
     is_known_format,
     longest_answer,
     mark_in_text,
-    misplaced,
+    misplaced_images,
     refuse,
     split_stops,
     template_options,
@@ -352,7 +352,7 @@ class TaggedImages:
         """
         found = _TAG.findall(text)
         if found != [_tag(image) for image in range(images)]:
-            raise misplaced(len(found), images)
+            raise misplaced_images(len(found), images)
         return _TAG.sub("", text)
 
 

@@ -29,9 +29,9 @@ from promptmill.backends.engines.growing_answer import (
     BROKEN,
     PREVIEW_EVERY_S,
     ReasoningMarkers,
-    finished,
+    answer_parts,
     logprob_entry,
-    parted,
+    outcome_fields,
 )
 from promptmill.backends.engines.submitted_request import refuse, warn_of_left_out
 from promptmill.backends.engines.vllm.inputs import Prepared, PromptBuilder
@@ -289,13 +289,13 @@ def outcome(output: Any, reader: Reader, prepared: Prepared, decode: Callable[[S
             f"vLLM stopped the answer: {answer.finish_reason}.",
             "The reason is in its log above; usually it could not compile a grammar.",
         )
-    found = parted(
+    found = answer_parts(
         reader.shown(answer.text),
         lambda text: reader.split(text, answer.token_ids),
         prepared.tools,
         inline=prepared.inline,
     )
-    return finished(
+    return outcome_fields(
         found,
         reason=answer.finish_reason,
         ended=answer.finish_reason == "stop" and not isinstance(answer.stop_reason, str),  # that is a stop string
