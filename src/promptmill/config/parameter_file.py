@@ -34,7 +34,7 @@ class _Loader(yaml.SafeLoader):
             raise config_error("", f"its aliases expand to more than {_MOST_NODES} values; write fewer.")
         return node
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
+    def construct_mapping(self, node: yaml.MappingNode, *options: Any, **named: Any) -> dict[Any, Any]:
         seen: set[object] = set()
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
@@ -47,7 +47,7 @@ class _Loader(yaml.SafeLoader):
             if key in seen:
                 raise config_error(f"line {key_node.start_mark.line + 1}", f"the key {key} occurs twice; keep one.")
             seen.add(key)
-        return super().construct_mapping(node, deep)
+        return super().construct_mapping(node, *options, **named)
 
 
 def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
