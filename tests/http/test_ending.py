@@ -115,7 +115,6 @@ def test_it_leaves_no_engine_behind(tmp_path, how):
     with Served(file) as server:
         _calling(server.session(), *["Hi!"] * 4)
         eventually(server.family)
-        time.sleep(1)
         _ends(server, how)
 
 

@@ -86,7 +86,8 @@ class _Evil:
 
 @pytest.mark.rule("C2")
 @pytest.mark.engine
-@pytest.mark.parametrize("trusted", everyday([False, True], False))
+@pytest.mark.thorough
+@pytest.mark.parametrize("trusted", [False, True])
 async def test_weights_that_are_a_pickle_are_not_run(tmp_path, trusted):
     """A model folder whose weights would make a folder, and whose code would make another, if they were run."""
     torch = pytest.importorskip("torch")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import zlib
 
 import orjson
 import psutil
@@ -19,7 +18,7 @@ from promptmill.backends.openai.failures import RetryDecision
 from promptmill.backends.openai.response import read_response
 from promptmill.core.outcome import Completion
 from promptmill.jobs.store.records import record_of
-from replies import by_prompt, huge, raw, status
+from replies import bomb, by_prompt, huge, raw, status
 
 
 def _nested(levels, inside=b'"x"', opening=b"[", closing=b"]"):
@@ -117,12 +116,7 @@ async def test_a_count_that_is_none_counts_nothing(drive, upstream, tokens):
 @pytest.mark.rule("E3")
 @pytest.mark.parametrize("coding", everyday([None, "gzip", "deflate"], "gzip"))
 async def test_a_body_without_an_end_is_left_before_it_fills_the_memory(upstream, coding):
-    if coding is None:
-        upstream.reply = huge(1 << 30)
-    else:
-        packer = zlib.compressobj(9, wbits=31 if coding == "gzip" else 15)
-        bomb = b"".join(packer.compress(b"a" * (1 << 20)) for _ in range(1024)) + packer.flush()
-        upstream.reply = raw(bomb, headers={"Content-Encoding": coding})
+    upstream.reply = huge(1 << 30) if coding is None else bomb(1 << 30, coding)
     process, peak = psutil.Process(), 0
 
     async def watch():

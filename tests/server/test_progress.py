@@ -98,6 +98,7 @@ def test_a_duration_has_the_unit_that_people_would_take(seconds, words):
     assert _duration(seconds) == words
 
 
+@pytest.mark.simulated
 async def test_a_call_that_waits_says_why(serve, upstream):
     told = []
     # what follows are the seconds left, or that it is tried now

@@ -270,13 +270,13 @@ def test_many_calls_at_once_get_each_their_own_answers(server):
 
 # Ending
 
-ENDS = pytest.mark.parametrize("how", CODES)
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals as POSIX has them")
 
 
 @posix
-@ENDS
-@pytest.mark.parametrize("state", ["idle", "busy"])
+@pytest.mark.parametrize(
+    ("how", "state"), everyday(product(CODES, ["idle", "busy"]), ("EOF", "idle"), ("SIGTERM", "busy"))
+)
 def test_it_leaves_an_endpoint_at_once(config, upstream, how, state):
     upstream.reply = hang()
     with Piped(config()) as server:
@@ -388,6 +388,7 @@ def _sampling(server, **sampling):
 
 @posix
 @pytest.mark.engine
+@pytest.mark.thorough
 def test_an_engine_can_be_cancelled_shut_down_killed_and_left(engine):
     question, endless = "What is the capital of France?", "Hi!"
     with Piped(engine) as server:

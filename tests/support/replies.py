@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import random
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from email.utils import formatdate
@@ -258,6 +259,13 @@ def huge(size: int, *, zipped: bool = False) -> Reply:
         await exchange.write(b"0\r\n\r\n")
 
     return reply
+
+
+def bomb(size: int, coding: str) -> Reply:
+    """Send a body packed by `coding`, gzip or deflate, of which `size` bytes come when it is unpacked, and no end."""
+    packer = zlib.compressobj(9, wbits=31 if coding == "gzip" else 15)
+    first, again = (packer.compress(bytes(1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH) for _ in range(2))
+    return raw(first + again * ((size >> 20) - 1), headers={"Content-Encoding": coding})
 
 
 def then_close(reply: Reply, seconds: float = 0) -> Reply:

@@ -30,7 +30,7 @@ async def with_progress(ctx: Context, service: Service, stats: Call, work: Corou
     try:
         if not _is_wanted(ctx):
             return await asyncio.shield(task)
-        told = Told()
+        told = Told(time.monotonic)
         await ctx.report_progress(0, stats.total, "starting")
         while not task.done():
             await asyncio.wait({task}, timeout=_PAUSE_S)
@@ -55,7 +55,7 @@ class Told:
     has no items it is the seconds so far.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float]) -> None:
         self.number: float = 0
         self._words = "starting"
         self._clock = clock

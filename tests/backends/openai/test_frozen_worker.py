@@ -21,6 +21,7 @@ from sure import sure
 from waiting import until
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGSTOP")
 async def test_a_worker_that_is_stopped_is_replaced(
     upstream: Any, monkeypatch: pytest.MonkeyPatch, closing: Any
