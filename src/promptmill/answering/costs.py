@@ -76,7 +76,7 @@ class BudgetedAnswers:
         return outcome
 
     async def _within_budget(self, request: Request, call: Call, budgets: Sequence[Budget]) -> Outcome:
-        tier = tier_of(request.extra)
+        tier = self._reserved_tier(request)
         try:
             if (price := self._prices.of(request)) is None:
                 model = str(request.extra["model"])[:60]
@@ -105,6 +105,14 @@ class BudgetedAnswers:
             if not isinstance(outcome, Failure) or outcome.error.code is not Code.BUDGET:
                 return replace(outcome, cost=cost, usage=usage)
             request = replace(request, attempts=outcome.attempts)
+
+    def _reserved_tier(self, request: Request) -> str:
+        """Return the tier that a request reserves: the requested one, but a row's discount only once it is reported.
+
+        Endpoints without tiers ignore the parameter and bill the standard price.
+        """
+        tier = tier_of(request.extra)
+        return "" if tier != self._tier and _TIERS.get(tier, 1.0) < 1.0 else tier
 
     async def _wait_for_room(self, account: BudgetAccount, call: Call) -> Failure | None:
         """Reserve room for a request once there is some; return why there never will be."""
