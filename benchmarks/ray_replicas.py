@@ -17,7 +17,7 @@ from benchmarks.measure import Row, every_core, interleaved, ratio
 from promptmill.backends import registry
 from promptmill.backends.protocol import Backend, Call, Request, Source
 from promptmill.cluster.ray_cluster import RayCluster
-from promptmill.cluster.replica import Report
+from promptmill.cluster.remote import RemoteBackend, Report
 from promptmill.cluster.replicas import Replicas
 from promptmill.config.loading import Configuration
 from promptmill.core.conversation import Conversation, Message
@@ -94,7 +94,7 @@ async def two(around: Field, pairs: int) -> list[Row]:
             backend = await _loaded(RayCluster("local", count).create, configuration)
         try:
             assert isinstance(backend, Replicas)
-            while not all(place.ready for place in backend._places):  # `load` waits for the first
+            while len(backend.ready) < count:  # `load` waits for the first
                 await asyncio.sleep(0.05)
             await _seconds(backend, HF_ROWS, 2)
             found[f"{count}"] = [await _seconds(backend, HF_ROWS, 16) for _ in range(pairs)]
@@ -110,31 +110,20 @@ class _Simulated:
     """A link to a replica that answers at once, sixty-four at a time."""
 
     def __init__(self) -> None:
-        self._waiting: asyncio.Queue[bytes] = asyncio.Queue()
+        self._reports: asyncio.Queue[bytes] = asyncio.Queue()
+        self._reports.put_nowait(pickle.dumps(Report([], 64)))
 
-    async def load(self) -> PromptmillError | None:
-        """Nothing to load."""
+    async def call(self, method: str, *arguments: Any) -> Any:
+        """Answer what is submitted, and return the next answers."""
+        if method == "report":
+            return pickle.loads(await self._reports.get())
+        if method == "submit":
+            requests, _ = pickle.loads(pickle.dumps(arguments))
+            answers: list[tuple[int, Outcome | PromptmillError]] = [
+                (request.key, Completion("Paris", "stop", Usage(20, 2), latency_s=0.05)) for request in requests
+            ]
+            self._reports.put_nowait(pickle.dumps(Report(answers, 64)))
         return None
-
-    async def submit(self, requests: Sequence[Request], *, is_last: bool) -> None:
-        """Answer."""
-        del is_last
-        keys = [request.key for request in pickle.loads(pickle.dumps(requests))]
-        answers: list[tuple[int, Outcome]] = [
-            (key, Completion("Paris", "stop", Usage(20, 2), latency_s=0.05)) for key in keys
-        ]
-        self._waiting.put_nowait(pickle.dumps(Report(answers, 64, 0, [], None)))
-
-    async def report(self) -> Report:
-        """Return the next answers."""
-        if not hasattr(self, "_asked"):
-            self._asked = True
-            return Report([], 64, 0, [], None)
-        found: Report = pickle.loads(await self._waiting.get())
-        return found
-
-    async def lease(self, share: float) -> None:
-        """No rates."""
 
     def kill(self, *, again: bool) -> None:
         """Nothing to end."""
@@ -144,12 +133,12 @@ async def driver(around: Field, pairs: int) -> list[Row]:
     """Rows that the driver hands to a hundred replicas and hears of, a second."""
     del around
 
-    async def connect() -> Sequence[_Simulated]:
-        return [_Simulated() for _ in range(100)]
+    async def connect() -> Sequence[RemoteBackend]:
+        return [RemoteBackend(_Simulated(), ()) for _ in range(100)]
 
     rates = []
     for _ in range(pairs):
-        backend = Replicas(connect, lambda: None)
+        backend = Replicas(connect)
         await backend.load(lambda _: None)
         rates.append(HANDED_OUT / await _seconds(backend, HANDED_OUT))
         await backend.aclose()

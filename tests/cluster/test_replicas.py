@@ -1,4 +1,7 @@
-"""Replicas as one backend: what is lost is taken up again, whatever dies. tests/jobs/test_ray.py has them on Ray."""
+"""Replicas as one backend: what is lost is taken up again, whatever dies. tests/jobs/test_ray.py has them on Ray.
+
+The replicas here are remote backends whose other end is in this process; `tests/cluster/test_engines.py` has engines.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,8 @@ from driving import run
 from fakes import FakeBackend
 from promptmill import __version__
 from promptmill.backends.protocol import Call, Request, Source
-from promptmill.cluster import replicas
-from promptmill.cluster.rate_leases import LostError
-from promptmill.cluster.replica import Replica, Report
+from promptmill.cluster import remote
+from promptmill.cluster.remote import LostError, RemoteBackend, RemoteEnd
 from promptmill.cluster.replicas import Replicas
 from promptmill.config.loading import Configuration
 from promptmill.core.conversation import Conversation, Message
@@ -40,7 +42,7 @@ class Echo(FakeBackend):
 
 
 class Here:
-    """A link to a replica in this process; what goes over it is pickled. `die` loses the replica."""
+    """A link to a backend in this process; what goes over it is pickled. `die` loses it."""
 
     def __init__(self, on: Callable[[int, Here], None] = lambda _key, _link: None, *, most: int = 8) -> None:
         self.error: PromptmillError | None = None
@@ -49,43 +51,41 @@ class Here:
         self.mute = False
         self._on, self._most = on, most
         self._dead = asyncio.Event()
-        self._replica = Replica()
+        self._end = RemoteEnd()
 
     def die(self) -> None:
         self._dead.set()
 
-    async def load(self) -> PromptmillError | None:
+    async def call(self, method: str, *arguments: Any) -> Any:
+        if method == "load":
+            return await self._load()
+        if method == "report":
+            await self.before_report()
+        task = asyncio.ensure_future(getattr(self._end, method)(*pickle.loads(pickle.dumps(arguments))))
+        dead = asyncio.ensure_future(self._dead.wait())
+        await asyncio.wait({task, dead}, return_when=asyncio.FIRST_COMPLETED)
+        if dead.done():
+            task.cancel()
+            await self._end.aclose()  # as its process would
+            raise LostError
+        dead.cancel()
+        return pickle.loads(pickle.dumps(await task))
+
+    async def before_report(self) -> None:
+        if self.mute:
+            await asyncio.Event().wait()
+
+    async def _load(self) -> PromptmillError | None:
         self.loads += 1
         if self.error is not None:
             return self.error
-        await self._replica._forget()
-        self._dead, self._replica = asyncio.Event(), Replica()
+        await self._end.aclose()
+        self._dead, self._end = asyncio.Event(), RemoteEnd()
 
         async def create(_: Any) -> Any:
             return Echo(lambda key: self._on(key, self), self._most)
 
-        return await self._replica.load(create, Configuration({}).plan, {}, __version__)
-
-    async def submit(self, requests: Sequence[Request], *, is_last: bool) -> None:
-        await self._or_lost(self._replica.submit(pickle.loads(pickle.dumps(requests)), is_last=is_last))
-
-    async def report(self) -> Report:
-        if self.mute:
-            await asyncio.Event().wait()
-        return pickle.loads(pickle.dumps(await self._or_lost(self._replica.report())))
-
-    async def _or_lost(self, work: Any) -> Any:
-        task, dead = asyncio.ensure_future(work), asyncio.ensure_future(self._dead.wait())
-        await asyncio.wait({task, dead}, return_when=asyncio.FIRST_COMPLETED)
-        if dead.done():
-            task.cancel()
-            await self._replica._forget()  # as its process would
-            raise LostError
-        dead.cancel()
-        return await task
-
-    async def lease(self, share: float) -> None:
-        """No rates here; test_rate_leases.py has them."""
+        return await self._end.load(create, Configuration({}).plan, {}, __version__)
 
     def kill(self, *, again: bool) -> None:
         self.killed.append(again)
@@ -110,13 +110,13 @@ class Rows(Source):
 
 
 def ran(links: Sequence[Here], count: int = 300) -> tuple[Rows, Call]:
-    async def connect() -> Sequence[Here]:
-        return links
+    async def connect() -> Sequence[RemoteBackend]:
+        return [RemoteBackend(link, ()) for link in links]
 
     rows, stats = Rows(count), Call(total=count)
 
     async def work() -> None:
-        backend = Replicas(connect, lambda: None)
+        backend = Replicas(connect)
         async with asyncio.timeout(60):
             try:
                 await backend.load(lambda _: None)
@@ -156,11 +156,10 @@ def test_a_slow_replica_does_not_hold_up_the_end() -> None:
     seen: list[Here] = []
 
     class Slow(Here):
-        async def report(self) -> Report:
+        async def before_report(self) -> None:
             before = len(seen)
             while len(seen) < min(200, before + 10):
                 await asyncio.sleep(0)
-            return await super().report()
 
     def on(_: int, link: Here) -> None:
         seen.append(link)
@@ -212,7 +211,7 @@ def test_replicas_that_cannot_load_are_told_and_the_others_go_on() -> None:
 
 
 def test_a_replica_that_says_nothing_any_more_is_ended_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replicas, "SILENCE_S", 0.05)
+    monkeypatch.setattr(remote, "SILENCE_S", 0.05)
 
     def on(key: int, link: Here) -> None:
         link.mute = link.mute or (key == 20 and link.loads == 1)

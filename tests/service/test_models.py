@@ -187,7 +187,7 @@ def model(tmp_path, monkeypatch):
 
     def of(size: int, free: int | None, *, accelerator: bool = False):
         monkeypatch.setattr(hardware, "free_memory", lambda: free)
-        monkeypatch.setattr(model_module, "_has_accelerator", lambda: accelerator)
+        monkeypatch.setattr(hardware, "has_accelerator", lambda: accelerator)
         with (tmp_path / "model.safetensors").open("wb") as file:
             file.truncate(size)
         return _plan(model_name_or_path=str(tmp_path))

@@ -63,6 +63,7 @@ _NOT_ASKED = frozenset(
         "worker_concurrency",
         "bulk_threshold",
         "batch_size",
+        "replicas",
         "threads",
         "cache_gb",
     }

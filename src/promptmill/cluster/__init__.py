@@ -1,1 +1,1 @@
-"""Replicas of a model: Ray actors, behind one `answer`."""
+"""Replicas of a model behind one `answer`: engines on several GPUs, and Ray actors."""

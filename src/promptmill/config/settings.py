@@ -39,6 +39,10 @@ def _one_or_many(value: object) -> object:
 
 GpuIds = Annotated[tuple[Annotated[int, Field(ge=0)], ...] | None, BeforeValidator(_gpu_ids)]
 _GPU_IDS = 'GPUs the engine may see: `"2,3"`, `2` or `[2, 3]`; empty: all.'
+_REPLICAS = (
+    "Engines that share the work, each in a process of its own with an equal part of `gpu_ids`: for a model that fits "
+    "into one part, more throughput than one engine over all GPUs."
+)
 _MODEL = "A folder, a model hub name, or `smollm2-135m-instruct`, the embedded model."
 _DEVICE = r"(auto|cpu|mps|cuda(:\d+)?)"
 _REMOTE_CODE = "Run Python code that comes with the model. Counts only from the operator, for the operator's model."
@@ -165,6 +169,7 @@ class HFSettings(Block):
 
     model_name_or_path: str | None = Field(None, description=_MODEL)
     gpu_ids: GpuIds = Field(None, description=_GPU_IDS)
+    replicas: int = Field(1, ge=1, le=64, description=_REPLICAS)
     trust_remote_code: bool = Field(False, description=_REMOTE_CODE)
     batch_size: int | None = Field(
         None,
@@ -204,6 +209,7 @@ class VLLMSettings(Block):
 
     model_name_or_path: str | None = Field(None, description=_MODEL)
     gpu_ids: GpuIds = Field(None, description=_GPU_IDS)
+    replicas: int = Field(1, ge=1, le=64, description=_REPLICAS)
     gpu_memory_utilization: float | None = Field(None, gt=0, le=1, description="Fraction of each GPU's memory to use.")
     dtype: str = Field("auto", description="Number format of the weights.")
     lora_modules: dict[str, str] | None = Field(

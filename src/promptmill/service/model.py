@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -415,11 +414,11 @@ def fits_beside(old: ResolvedConfig, new: ResolvedConfig) -> bool:
         return True
     ours, theirs = old.block, new.block
     if isinstance(ours, OpenVINOSettings) or isinstance(theirs, OpenVINOSettings):  # on the CPU, always
-        elsewhere = _has_accelerator() and not isinstance(theirs, OpenVINOSettings)
-        return elsewhere or _enough_memory(new.model)
+        elsewhere = hardware.has_accelerator() and not isinstance(theirs, OpenVINOSettings)
+        return elsewhere or _enough_memory(new)
     if getattr(ours, "gpu_ids", None) and getattr(theirs, "gpu_ids", None):
         return _on_other_gpus(old, new)
-    return not _has_accelerator() and _enough_memory(new.model)
+    return not hardware.has_accelerator() and _enough_memory(new)
 
 
 def _on_other_gpus(one: ResolvedConfig, other: ResolvedConfig) -> bool:
@@ -428,12 +427,8 @@ def _on_other_gpus(one: ResolvedConfig, other: ResolvedConfig) -> bool:
     return all(used) and not used[0] & used[1]
 
 
-def _has_accelerator() -> bool:
-    return sys.platform == "darwin" or Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()
-
-
-def _enough_memory(model: str) -> bool:
-    weights, free = _weights(model), hardware.free_memory()
+def _enough_memory(plan: ResolvedConfig) -> bool:
+    weights, free = _weights(plan.model) * getattr(plan.block, "replicas", 1), hardware.free_memory()
     return bool(weights) and free is not None and free > weights * _MEMORY_PER_WEIGHT + 2 * 2**30
 
 

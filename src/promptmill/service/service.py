@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 from promptmill.answering.fallback import NotLoadedError, Router
-from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Share, Sink, Source, Stoppable
+from promptmill.cluster import replicas
 from promptmill.config.backends import AUTO
 from promptmill.config.loading import Configuration, Overrides
 from promptmill.config.resolved_config import DEFAULT, ResolvedConfig, unknown_model
@@ -41,7 +41,7 @@ class Service:
         configuration: Configuration,
         *,
         plan: ResolvedConfig | None = None,
-        create: Create = registry.create,
+        create: Create = replicas.create,
         drain_s: float = _DRAIN_S,
         is_shared: bool = False,
     ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,11 @@ def cores() -> int:
     """Return the number of cores for this process, by affinity and the container's quota, without hyper-threads."""
     usable, psutil = usable_cores(), _psutil()
     return usable if psutil is None else min(usable, psutil.cpu_count(logical=False) or usable)
+
+
+def has_accelerator() -> bool:
+    """Return whether this machine has a GPU, as far as its files show."""
+    return sys.platform == "darwin" or Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()
 
 
 def free_memory() -> int | None:

@@ -26,6 +26,7 @@ from typing import Any
 import orjson
 
 from promptmill.answers.reasoning import unanswered
+from promptmill.backends.engines import hardware
 from promptmill.backends.engines.embedded_model import cache_folder
 from promptmill.backends.protocol import Call, FixedShare, Request
 from promptmill.config.loading import TRUST_SWITCH
@@ -57,13 +58,17 @@ def create(plan: ResolvedConfig) -> EngineHost:
         "unsupported": plan.settings.unsupported,
     }
     rules = ImageRules.of(plan.settings.allowed_roots, plan.settings.max_image_pixels, plan.settings.max_image_memory)
-    return EngineHost(plan.backend, options, _environment(getattr(block, "gpu_ids", None)), rules)
+    environment = _environment(getattr(block, "gpu_ids", None), getattr(block, "replicas", 1))
+    return EngineHost(plan.backend, options, environment, rules)
 
 
-def _environment(gpu_ids: tuple[int, ...] | None) -> dict[str, str]:
+def _environment(gpu_ids: tuple[int, ...] | None, replicas: int) -> dict[str, str]:
+    """Return the environment of an engine's process, which is one of `replicas` on this machine."""
     environment = subprocesses.environment()
     if gpu_ids:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpu_ids))
+    elif replicas > 1:
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, hardware.cores() // replicas)))
     environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the numbers that nvidia-smi shows
     # compiled code is kept in a folder of this user's; all other temporary files end with the engine
     environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "torchinductor"))
@@ -486,7 +491,7 @@ ENGINE_ARGUMENTS = frozenset(
 WHICH_MODEL = frozenset({"model_name_or_path", "tokenizer", "revision", "tokenizer_revision", "quantization"})
 _OPERATORS_FOLDERS = frozenset({"lora_modules"})
 _BRINGS_NO_CODE = ENGINE_ARGUMENTS | {
-    *("trust_remote_code", "gpu_ids", "device", "dtype", "batch_size", "gguf_file", "gpu_memory_utilization"),
+    *("trust_remote_code", "gpu_ids", "replicas", "device", "dtype", "batch_size", "gguf_file", "gpu_memory_utilization"),
 }
 
 

@@ -35,7 +35,7 @@ _SMALLER = (
     "Use a smaller model, a smaller `max_model_len`, a larger `gpu_memory_utilization` or `kv_cache_memory_bytes`, or "
     "several GPUs with `gpu_ids`."
 )
-_OURS = frozenset({"model_name_or_path", "gpu_ids", "lora_modules", "unsupported"})
+_OURS = frozenset({"model_name_or_path", "gpu_ids", "replicas", "lora_modules", "unsupported"})
 _MEANT = {"model": "model_name_or_path", "gguf_file": "model_name_or_path"}
 _PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "prefill_context_parallel_size")
 _PARSER = "backend_configs.vllm.reasoning_parser"

@@ -1,0 +1,136 @@
+"""Engines on several devices: each process sees its own, both answer, and a lost one costs no answer."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import byte_model
+from driving import ask, run
+from fakes import DictSink, ListSource
+from promptmill.backends.engines import hardware, host
+from promptmill.backends.protocol import Call
+from promptmill.cluster import replicas
+from promptmill.cluster.replicas import Replicas
+from promptmill.config.loading import Configuration
+from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.errors import PromptmillError
+
+
+def plan(backend: str = "hf", **block: Any) -> ResolvedConfig:
+    return Configuration({"backend": backend, "backend_configs": {backend: block}}).plan
+
+
+def gpus_of(parts: list[ResolvedConfig]) -> list[Any]:
+    return [getattr(part.block, "gpu_ids", None) for part in parts]
+
+
+@pytest.mark.parametrize(
+    ("gpu_ids", "count", "parts"),
+    [("0,1", 2, [(0,), (1,)]), ("0,1,2,3", 2, [(0, 1), (2, 3)]), ("7,5", 1, [(7, 5)]), ("3", 1, [(3,)])],
+)
+@pytest.mark.parametrize("backend", ["hf", "vllm"])
+def test_each_replica_gets_an_equal_part_of_the_gpus(
+    backend: str, gpu_ids: str, count: int, parts: list[tuple[int, ...]]
+) -> None:
+    assert gpus_of(replicas._parts(plan(backend, gpu_ids=gpu_ids, replicas=count))) == parts
+
+
+@pytest.mark.parametrize("gpu_ids", ["0", "0,1,2"])
+def test_gpus_that_cannot_be_divided_equally_are_an_error(gpu_ids: str) -> None:
+    with pytest.raises(PromptmillError, match=r"hf\.gpu_ids: \d GPUs cannot be divided equally among 2 `replicas`"):
+        replicas._parts(plan(gpu_ids=gpu_ids, replicas=2))
+
+
+def test_replicas_without_gpu_ids_are_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "has_accelerator", lambda: False)
+    assert gpus_of(replicas._parts(plan(replicas=2))) == [None, None]
+    monkeypatch.setattr(hardware, "has_accelerator", lambda: True)
+    assert gpus_of(replicas._parts(plan(replicas=2, device="cpu"))) == [None, None]
+    with pytest.raises(PromptmillError, match=r"vllm\.gpu_ids: `replicas: 2` needs the GPUs to divide among them"):
+        replicas._parts(plan("vllm", replicas=2))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model with random weights."""
+    folder = tmp_path_factory.mktemp("model")
+    byte_model.save(folder)
+    return folder
+
+
+@asynccontextmanager
+async def two_engines(model: Path, **block: Any) -> AsyncIterator[Replicas]:
+    """Two engines on the CPU, as if each had a GPU."""
+    backend = await replicas.create(plan(model_name_or_path=str(model), device="cpu", replicas=2, **block))
+    assert isinstance(backend, Replicas)
+    try:
+        await backend.load(lambda _: None)
+        await ready(backend, 2)
+        yield backend
+    finally:
+        await backend.aclose()
+
+
+async def ready(backend: Replicas, count: int) -> None:
+    async with asyncio.timeout(60):
+        while len(backend.ready) < count:
+            await asyncio.sleep(0.01)
+
+
+def process_of(one: Any) -> psutil.Process:
+    return psutil.Process(one.backend._process.pid)
+
+
+PROMPTS = [f"prompt {index}" for index in range(40)]
+
+
+@pytest.mark.engine
+async def test_each_engine_sees_its_own_devices_and_both_answer(model: Path) -> None:
+    async with two_engines(model, gpu_ids="0,1") as backend:
+        assert [process_of(one).environ()["CUDA_VISIBLE_DEVICES"] for one in backend.ready] == ["0", "1"]
+        result = await ask(backend, PROMPTS)
+        assert result.answered == len(PROMPTS)
+        assert all(one.has_answered for one in backend.ready)
+        processes = [process_of(one) for one in backend.ready]
+    assert not any(process.is_running() for process in processes)
+
+
+@pytest.mark.engine
+@pytest.mark.thorough
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+async def test_a_killed_engine_costs_no_answer_and_is_loaded_again(model: Path) -> None:
+    async with two_engines(model) as backend:
+        killed = backend.ready[0]
+        process = process_of(killed)
+        sink, call = DictSink(), Call(total=len(PROMPTS))
+        asking = asyncio.ensure_future(run(backend, ListSource(PROMPTS), sink, call))
+        while not killed.in_flight:
+            await asyncio.sleep(0)
+        os.kill(process.pid, signal.SIGKILL)
+        await asking
+        assert (call.done, call.failed) == (len(PROMPTS), 0)
+        await ready(backend, 2)
+        assert process_of(killed).pid != process.pid
+        # both die while they are idle
+        for one in backend.ready:
+            process_of(one).kill()
+            await one.backend._process.ended.wait()  # type: ignore[attr-defined]
+        assert (await ask(backend, PROMPTS)).answered == len(PROMPTS)
+
+
+def test_on_the_cpu_the_engines_divide_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(hardware, "cores", lambda: 6)
+    assert host._environment(None, 2)["OMP_NUM_THREADS"] == "3"
+    assert "OMP_NUM_THREADS" not in host._environment(None, 1)
+    assert "OMP_NUM_THREADS" not in host._environment((0,), 2)
