@@ -11,7 +11,7 @@ from driving import ask
 from fakes import FakeBackend
 from promptmill import __version__
 from promptmill.backends.protocol import Call, Request
-from promptmill.cluster.remote import LostError, RateLeases, RemoteBackend, RemoteEnd
+from promptmill.cluster.remote import LostError, RateLeases, RemoteBackend, Replica
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import Completion, Failure, Outcome
@@ -82,7 +82,7 @@ class Here:
     """A link to the other end in this process."""
 
     def __init__(self) -> None:
-        self.end = RemoteEnd()
+        self.end = Replica()
 
     async def call(self, method: str, *arguments: Any) -> Any:
         return await getattr(self.end, method)(*arguments)

@@ -18,7 +18,7 @@ from fakes import FakeBackend
 from promptmill import __version__
 from promptmill.backends.protocol import Call, Request, Source
 from promptmill.cluster import remote
-from promptmill.cluster.remote import LostError, RemoteBackend, RemoteEnd
+from promptmill.cluster.remote import LostError, RemoteBackend, Replica
 from promptmill.cluster.replicas import Replicas
 from promptmill.config.loading import Configuration
 from promptmill.core.conversation import Conversation, Message
@@ -51,7 +51,7 @@ class Here:
         self.mute = False
         self._on, self._most = on, most
         self._dead = asyncio.Event()
-        self._end = RemoteEnd()
+        self._end = Replica()
 
     def die(self) -> None:
         self._dead.set()
@@ -80,7 +80,7 @@ class Here:
         if self.error is not None:
             return self.error
         await self._end.aclose()
-        self._dead, self._end = asyncio.Event(), RemoteEnd()
+        self._dead, self._end = asyncio.Event(), Replica()
 
         async def create(_: Any) -> Any:
             return Echo(lambda key: self._on(key, self), self._most)

@@ -15,7 +15,7 @@ from promptmill import __version__
 from promptmill.backends import registry
 from promptmill.backends.protocol import Backend
 from promptmill.cluster import replicas
-from promptmill.cluster.remote import LostError, RateLeases, RemoteBackend, RemoteEnd
+from promptmill.cluster.remote import LostError, RateLeases, RemoteBackend, Replica
 from promptmill.cluster.replicas import Replicas, changed_block
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error
@@ -69,7 +69,7 @@ class RayCluster:
             )
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise _unreachable(self.address, (str(error).splitlines() or [type(error).__name__])[0]) from None
-        actor: Any = ray.remote(RemoteEnd).options(
+        actor: Any = ray.remote(Replica).options(
             num_gpus=self.gpus,
             num_cpus=self.cpus,
             max_restarts=-1,

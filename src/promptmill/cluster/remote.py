@@ -1,6 +1,6 @@
 """A backend in a process elsewhere, as a `Backend` here: both ends of the way to it. Neither knows of Ray.
 
-    RemoteBackend ── load, submit, idle, leave, lease ─▶ RemoteEnd ─▶ the backend there
+    RemoteBackend ── load, submit, idle, leave, lease ─▶ Replica ─▶ the backend there
                   ◀─ report: outcomes, `most`, `held` ──
 
 Requests go over in batches: `submit` brings all that came since the last one, and each `report` waits until there is
@@ -50,7 +50,7 @@ class Report:
 _Create: TypeAlias = Callable[[ResolvedConfig], Awaitable[Backend]]
 
 
-class RemoteEnd:
+class Replica:
     """The other end: a backend that gets requests and returns reports. Errors are returned: others may not pickle."""
 
     def __init__(self) -> None:
@@ -157,7 +157,7 @@ class RemoteEnd:
 
 
 class Link(Protocol):
-    """The way to one `RemoteEnd`."""
+    """The way to one `Replica`."""
 
     async def call(self, method: str, *arguments: Any) -> Any:
         """Call a method there and return its result. Raises `LostError`."""
@@ -192,7 +192,7 @@ class RemoteBackend:
     """This end. `leases`, if there are rates, gives it its part of them."""
 
     def __init__(self, link: Link, arguments: tuple[Any, ...], leases: RateLeases | None = None) -> None:
-        """`arguments` are those of `RemoteEnd.load`."""
+        """`arguments` are those of `Replica.load`."""
         self._link, self._arguments, self._leases = link, arguments, leases
         self._last = Report([], 1)
         self._shares: dict[Call, RemoteShare] = {}
