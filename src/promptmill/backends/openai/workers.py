@@ -29,6 +29,7 @@ import sys
 import tempfile
 from collections.abc import Awaitable, Sequence
 from dataclasses import fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,6 +59,11 @@ _LOST = RetryDecision(
     unmetered=True,
 )
 _Result = Completion | RetryDecision
+# A list and not an object, because a million answers pass through this process.
+_ANSWER = attrgetter(
+    *("text", "finish_reason", "reasoning", "tool_calls", "logprobs", "details", "tier"),
+    *("usage.prompt_tokens", "usage.completion_tokens", "usage.cached_tokens", "usage.reasoning_tokens"),
+)
 _KEPT_SETTINGS = 1024
 
 
@@ -388,18 +394,19 @@ def _packed_endpoint(endpoint: Endpoint) -> dict[str, Any]:
 def packed_result(result: _Result) -> tuple[str, Any]:
     """Return the kind and the fields of an attempt's result in the form that frames carry."""
     if isinstance(result, Completion):
-        return "answer", result
+        return "answer", _ANSWER(result)
     return "failure", _fields(result) | {"kind": result.kind.name, "error": frames.packed_error(result.error)}
 
 
-def _unpacked_result(kind: str, found: dict[str, Any]) -> _Result:
+def _unpacked_result(kind: str, found: Any) -> _Result:
     """Return the result that `packed_result` wrote."""
-    found["usage"] = Usage(**found["usage"])
     if kind == "answer":
-        found["tool_calls"], found["answers"] = tuple(found["tool_calls"]), tuple(found["answers"])
-        return Completion(**found)
-    found["kind"], found["error"] = FailureKind[found["kind"]], frames.unpacked_error(found["error"])
-    return RetryDecision(**found)
+        text, finish_reason, reasoning, calls, logprobs, details, tier, *counts = found
+        answer = Completion(text, finish_reason, Usage(*counts), reasoning, tuple(calls), tier=tier)
+        answer.logprobs, answer.details = logprobs, details
+        return answer
+    scope, error, usage = FailureKind[found["kind"]], frames.unpacked_error(found["error"]), Usage(**found["usage"])
+    return RetryDecision(**found | {"kind": scope, "error": error, "usage": usage})
 
 
 def _fields(value: Any) -> dict[str, Any]:
