@@ -1,13 +1,36 @@
-"""What README and docs show as printed is what is printed today."""
+"""What README and docs show as printed is what is printed today, but for the words of the model."""
 
 from __future__ import annotations
 
+import json
+import re
 import runpy
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+_RESULT = re.compile(r'^\{"ans_ls":.*$', re.MULTILINE)
+_PRINTED = re.compile(r"(?<=^```console\n)(\$ \S*promptmill generate [^\n]*\n).*?(?=^```)", re.MULTILINE | re.DOTALL)
+
+
+def _without_answers(page: str) -> str:
+    """Return a page where every answer of the model is an ellipsis."""
+
+    def result(line: re.Match[str]) -> str:
+        found = json.loads(line[0])
+        return json.dumps(found | {"ans_ls": ["…" if answer else "" for answer in found["ans_ls"]]}, ensure_ascii=False)
+
+    return _PRINTED.sub(r"\1…\n", _RESULT.sub(result, page))
+
+
+def test_a_page_without_the_answers_keeps_all_else():
+    result = '{"ans_ls":["Paris.",""],"errors":[]}'
+    page = f"`generate`\n```json\n{result}\n```\n```console\n$ bin/promptmill generate x\ny\n```\n"
+    found = _without_answers(page)
+    assert found == _without_answers(page.replace("Paris.", "Rome").replace("\ny\n", "\nz\n"))
+    assert found != _without_answers(page.replace('""', '"no"'))
+    assert found != _without_answers(page.replace("errors", "warnings"))
 
 
 @pytest.mark.thorough
@@ -17,4 +40,5 @@ def test_what_pages_show_as_printed_is_printed():
     pages = runpy.run_path(str(ROOT / "scripts" / "transcripts.py"))["renewed"]()
     assert {"README.md", "README.zh-CN.md", "docs/tools.md"} <= {str(page.relative_to(ROOT)) for page in pages}
     for page, text in pages.items():
-        assert page.read_text(encoding="utf-8") == text, f"{page.name}: .venv/bin/python scripts/transcripts.py"
+        shown = _without_answers(page.read_text(encoding="utf-8"))
+        assert shown == _without_answers(text), f"{page.name}: .venv/bin/python scripts/transcripts.py"

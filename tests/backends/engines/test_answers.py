@@ -1,4 +1,4 @@
-"""Answers of the engines: the same alone and in a batch, and equal to those of transformers' own `generate`."""
+"""Answers of the engines: the same alone and in a batch, and those of transformers' model."""
 
 from __future__ import annotations
 
@@ -44,8 +44,11 @@ def engine(backend, engine_of):
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory):
-    """Answers of transformers' own greedy generate, one prompt at a time, in float32, with the embedded weights."""
+def is_greedy(tmp_path_factory):
+    """Whether a text is a greedy answer of transformers' model, in float32 and with the embedded weights.
+
+    Each of its tokens is the most likely one there, or as likely as that but for what kernels may differ in.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -58,14 +61,16 @@ def reference(tmp_path_factory):
 
     torch.set_num_threads(1)  # threads that wait for each other are slow when the machine is busy
 
-    def answer(turns: str | list[dict[str, str]], tokens: int) -> str:
+    def is_greedy(turns: str | list[dict[str, str]], answer: str) -> bool:
         turns = [{"role": "user", "content": turns}] if isinstance(turns, str) else turns
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        inputs = tokenizer(text, return_tensors="pt", add_special_tokens=False)
-        made = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
-        return tokenizer.decode(made[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        before, said = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, answer))
+        with torch.inference_mode():
+            logits = model(torch.tensor([before + said])).logits[0, len(before) - 1 : -1]
+        chosen = logits.gather(1, torch.tensor(said)[:, None])[:, 0]
+        return bool((chosen > logits.max(dim=1).values - 0.1).all())
 
-    return answer
+    return is_greedy
 
 
 def _take_weights(model, scratch) -> None:
@@ -88,9 +93,10 @@ def _take_weights(model, scratch) -> None:
         parameter.data.copy_(weights.reshape(parameter.shape))
 
 
-def test_batch_answers_equal_single_answers_of_transformers(desk, engine, reference):
+def test_answers_of_a_batch_are_those_of_transformers(desk, engine, is_greedy):
     batched = desk.texts(engine, QUESTIONS, max_tokens=10)
-    assert batched[::4] == [reference(question, 10) for question in QUESTIONS[::4]]
+    assert all(map(is_greedy, QUESTIONS, batched))
+    assert not is_greedy(QUESTIONS[0], batched[1])
 
 
 @pytest.mark.thorough
@@ -178,7 +184,7 @@ def test_without_max_tokens_an_answer_ends_by_itself(desk, engine):
     assert (outcome.text, outcome.finish_reason) == ('"yes"', "stop")
 
 
-def test_a_conversation_of_several_turns_is_read_whole(desk, engine, reference):
+def test_a_conversation_of_several_turns_is_read_whole(desk, engine, is_greedy):
     turns = [
         {"role": "system", "content": "You answer in one short sentence."},
         {"role": "user", "content": "My name is Zelda. Remember it."},
@@ -190,7 +196,8 @@ def test_a_conversation_of_several_turns_is_read_whole(desk, engine, reference):
     whole, parts = desk.texts(
         engine, [turns, [developer, *turns[1:3], {"role": "user", "content": in_parts}]], max_tokens=12
     )
-    assert whole == parts == reference(turns, 12)
+    assert whole == parts
+    assert is_greedy(turns, whole)
 
 
 @pytest.mark.thorough
