@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import promptmill
-from promptmill.backends.engines.submitted_request import template_options
+from promptmill.backends.engines.submission import template_options
 from promptmill.backends.openai.provider_profile import ProviderProfile, translate
 from promptmill.backends.openai.providers import PLAIN, PROFILES
 from promptmill.config.backends import BACKENDS
@@ -45,7 +45,7 @@ def takes(engine: str) -> frozenset[str]:
 @pytest.mark.parametrize("engine", ENGINE_NAMES)
 def test_an_engine_reads_what_it_says_it_takes(engine):
     source = "".join(file.read_text(encoding="utf-8") for file in (ENGINES / engine).glob("*.py"))
-    shared = (ENGINES / "submitted_request.py").read_text(encoding="utf-8")
+    shared = (ENGINES / "submission.py").read_text(encoding="utf-8")
     declared = re.compile(r"TAKES = frozenset\(\n.*?\n\)\n|TAKES = [^\n]*\n", re.DOTALL)
     for name in takes(engine):
         assert f'"{name}"' in declared.sub("", source) + shared, name

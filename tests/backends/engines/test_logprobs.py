@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from promptmill.backends.engines.submitted_request import wanted_logprobs
+from promptmill.backends.engines.submission import wanted_logprobs
 from promptmill.core.errors import PromptmillError
 
 PROMPT = "What is the capital of France? Answer in one word."

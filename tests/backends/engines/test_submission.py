@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from promptmill.backends.engines.host import Submissions
-from promptmill.backends.engines.submitted_request import pictures
+from promptmill.backends.engines.submission import pictures
 from promptmill.backends.protocol import Request
 from promptmill.core.conversation import conversation_from_messages, conversation_from_prompt
 from promptmill.core.errors import PromptmillError

@@ -23,7 +23,7 @@ Messages from the engine:
 
 `error` is `[code, message, hint]`. A turn's `content` is a text, null, or a list of `{"type": "text", "text"}` and
 `{"type": "image", "index"}`; `images[index]` is that image, checked and in base64 (PNG, JPEG, WebP or GIF: see
-`submitted_request`). Counted over the turns the indices are 0, 1, 2, …; without images the key is missing.
+`submission`). Counted over the turns the indices are 0, 1, 2, …; without images the key is missing.
 """
 
 from __future__ import annotations

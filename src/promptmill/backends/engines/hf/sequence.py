@@ -7,31 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from promptmill.answers.reasoning import opens_reasoning
-from promptmill.backends.engines import tool_use
+from promptmill.backends.engines import submission, tool_use
 from promptmill.backends.engines.chat_template import prompt_text, text_turn
 from promptmill.backends.engines.growing_answer import GrowingAnswer, Texts
 from promptmill.backends.engines.hf.language_model import LanguageModel
 from promptmill.backends.engines.hf.pooled_cache import KeysValues
 from promptmill.backends.engines.hf.sampler import AnswerMasks, SamplerState
-from promptmill.backends.engines.submitted_request import (
-    DEFAULT_MAX_TOKENS,
-    LOGPROBS,
-    LONGEST,
-    check_length,
-    draws,
-    empty_prompt,
-    is_known_format,
-    longest_answer,
-    pictures,
-    refuse,
-    special_tokens,
-    split_stops,
-    template_options,
-    too_long,
-    unknown_names,
-    wanted_logprobs,
-    warn_of_left_out,
-)
 from promptmill.backends.engines.tool_use import ToolReader
 from promptmill.core.errors import input_error
 from promptmill.core.wording import shape
@@ -50,7 +31,7 @@ TAKES = frozenset(
 _KNOWN = frozenset(
     {
         *("chat_template_kwargs", "ignore_eos", "stop_token_ids", "do_sample"),
-        *(*LONGEST, *tool_use.NAMES, *LOGPROBS),
+        *(*submission.LONGEST, *tool_use.NAMES, *submission.LOGPROBS),
     }
 )
 # Parameters of transformers and vLLM, with the only value that this engine supports.
@@ -93,7 +74,7 @@ class SequenceBuilder:
     def __init__(self, model: LanguageModel, *, refuse_unsupported: bool) -> None:
         self._model = model
         self._tokenizer = model.tokenizer
-        self._special = special_tokens(model.tokenizer)
+        self._special = submission.special_tokens(model.tokenizer)
         self._refuse = refuse_unsupported
         self._masks = AnswerMasks(model.tokenizer, model.ends)
         self._vision = model.vision
@@ -118,7 +99,7 @@ class SequenceBuilder:
         if tools is not None:
             options["tools"] = tools.offered
         text, special = self._prompt_text(message["messages"], options, warnings)
-        stops, ends = split_stops(sampling.get("stop") or (), self._special, warnings)
+        stops, ends = submission.split_stops(sampling.get("stop") or (), self._special, warnings)
         if not message["extra"].get("ignore_eos"):
             ends |= self._model.ends
         ends |= _token_ids(message["extra"].get("stop_token_ids"))
@@ -126,9 +107,9 @@ class SequenceBuilder:
             sampling = {**sampling, "temperature": 0.0}  # transformers' name for always taking the likeliest token
         elif message["extra"].get("do_sample"):
             sampling = {"temperature": 1.0, **sampling}
-        choice, longest = self._choice(sampling), longest_answer(sampling, message["extra"])
+        choice, longest = self._choice(sampling), submission.longest_answer(sampling, message["extra"])
         if self._refuse:
-            refuse(warnings)
+            submission.refuse(warnings)
         warnings += self._model.constraints.warnings(
             drawing=not choice.greedy
         )  # after `refuse`: the request did not ask for these
@@ -138,7 +119,7 @@ class SequenceBuilder:
         thinks = opens_reasoning(text)
         wanted = sampling.get("response_format")
         choice.mask = self._masks.of(tools.response_format if tools else wanted, thinks=thinks)
-        top_logprobs = wanted_logprobs(message["extra"])
+        top_logprobs = submission.wanted_logprobs(message["extra"])
         return RunningSequence(
             run=message["run"],
             number=message["id"],
@@ -162,11 +143,13 @@ class SequenceBuilder:
         self, sampling: Mapping[str, Any], extra: Mapping[str, Any], warnings: list[str]
     ) -> dict[str, Any]:
         as_it_is = {name for name, value in _AS_IT_IS.items() if extra.get(name) == value}
-        left_out = unknown_names(extra, _KNOWN | as_it_is)
-        options = template_options(sampling, extra, left_out, lambda name: name in (self._template or ""), TAKES)
-        if not is_known_format(sampling.get("response_format")):
+        left_out = submission.unknown_names(extra, _KNOWN | as_it_is)
+        options = submission.template_options(
+            sampling, extra, left_out, lambda name: name in (self._template or ""), TAKES
+        )
+        if not submission.is_known_format(sampling.get("response_format")):
             left_out.append("response_format")
-        warn_of_left_out(left_out, "hf", warnings)
+        submission.warn_of_left_out(left_out, "hf", warnings)
         return options
 
     def _prompt_text(
@@ -192,7 +175,7 @@ class SequenceBuilder:
 
         temperature = sampling.get("temperature")
         if temperature is None:
-            drawing = draws(sampling, by_default=bool(defaults.do_sample))
+            drawing = submission.draws(sampling, by_default=bool(defaults.do_sample))
             temperature = given("temperature", 1.0) if drawing else 0.0
         return SamplerState(
             temperature=float(temperature),
@@ -207,8 +190,8 @@ class SequenceBuilder:
 
     def _encode(self, text: str, message: Frame, *, special: bool) -> tuple[list[int], ImageInputs | None]:
         """Return the prompt's tokens, and its image inputs if it has images."""
-        check_length(text, self._model.context, lambda beginning: self._tokens(beginning, special=special))
-        images = pictures(message.get("images", ()))
+        submission.check_length(text, self._model.context, lambda beginning: self._tokens(beginning, special=special))
+        images = submission.pictures(message.get("images", ()))
         image_inputs = None
         if images and self._vision is not None:
             tokens, image_inputs = self._vision.encode(text, images, special=special)
@@ -216,9 +199,9 @@ class SequenceBuilder:
             tokens = self._tokens(text, special=special)
         context = self._model.context
         if context is not None and len(tokens) >= context:
-            raise too_long(str(len(tokens)), context, images=bool(images))
+            raise submission.too_long(str(len(tokens)), context, images=bool(images))
         if not tokens:
-            raise empty_prompt()
+            raise submission.empty_prompt()
         return tokens, image_inputs
 
     def _tokens(self, text: str, *, special: bool) -> list[int]:
@@ -226,7 +209,7 @@ class SequenceBuilder:
         return tokens
 
     def _limit(self, wanted: int | None, used: int) -> int:
-        most = wanted or self._model.defaults.max_new_tokens or DEFAULT_MAX_TOKENS
+        most = wanted or self._model.defaults.max_new_tokens or submission.DEFAULT_MAX_TOKENS
         return int(most) if self._model.context is None else min(int(most), self._model.context - used)
 
 

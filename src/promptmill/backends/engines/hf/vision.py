@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoProcessor, processing_utils
 
-from promptmill.backends.engines.submitted_request import mark_in_text, misplaced_images
+from promptmill.backends.engines.submission import mark_in_text, misplaced_images
 from promptmill.core.errors import Code, PromptmillError, first_line
 
 if TYPE_CHECKING:

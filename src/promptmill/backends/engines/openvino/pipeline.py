@@ -36,7 +36,7 @@ from promptmill.backends.engines.hardware import check_memory
 from promptmill.backends.engines.model_loading import load_failure
 from promptmill.backends.engines.openvino.gguf_file import GGUFFile, NotReadableError
 from promptmill.backends.engines.openvino.location import ADVICE, WITH_IMAGES
-from promptmill.backends.engines.submitted_request import pictures, too_long
+from promptmill.backends.engines.submission import pictures, too_long
 from promptmill.core.errors import Code, PromptmillError, input_error, redact
 
 _PRECISIONS = MappingProxyType({"float32": "f32", "bfloat16": "bf16", "float16": "f16"})

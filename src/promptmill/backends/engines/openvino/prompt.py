@@ -14,30 +14,11 @@ import openvino_genai
 
 from promptmill.answers.reasoning import opens_reasoning
 from promptmill.answers.schema import schema_of
-from promptmill.backends.engines import tool_use
+from promptmill.backends.engines import submission, tool_use
 from promptmill.backends.engines.chat_template import ChatTemplate, prompt_text, text_turn
 from promptmill.backends.engines.growing_answer import Texts
 from promptmill.backends.engines.model_loading import load_failure
 from promptmill.backends.engines.openvino.pipeline import Model, Row, Sight
-from promptmill.backends.engines.submitted_request import (
-    DEFAULT_MAX_TOKENS,
-    LOGPROBS,
-    LONGEST,
-    check_length,
-    draws,
-    empty_prompt,
-    is_known_format,
-    longest_answer,
-    mark_in_text,
-    misplaced_images,
-    refuse,
-    split_stops,
-    template_options,
-    too_long,
-    unknown_names,
-    wanted_logprobs,
-    warn_of_left_out,
-)
 from promptmill.backends.engines.tool_use import ToolReader
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.system.frames import Frame
@@ -49,7 +30,7 @@ TAKES = frozenset(
     }
 )
 """The sampling parameters that this engine maps."""
-_EXTRA = frozenset({"chat_template_kwargs", "ignore_eos", *LONGEST, *tool_use.NAMES, *LOGPROBS})
+_EXTRA = frozenset({"chat_template_kwargs", "ignore_eos", *submission.LONGEST, *tool_use.NAMES, *submission.LOGPROBS})
 _GREEDY_BELOW = 1e-5
 _NO_LIMIT = 2**64 - 1
 _UNLIMITED = 2**63  # larger values among OpenVINO's defaults mean "not set"
@@ -95,25 +76,25 @@ class PromptBuilder:
         sampling, extra = message["sampling"], message["extra"]
         if self._tags is not None:
             self._tags.check([message["messages"], extra])
-        left_out = unknown_names(extra, _EXTRA)
-        options = template_options(sampling, extra, left_out, self._has_switch, TAKES)
+        left_out = submission.unknown_names(extra, _EXTRA)
+        options = submission.template_options(sampling, extra, left_out, self._has_switch, TAKES)
         wanted = sampling.get("response_format")
         if (tools := self._tools.use(extra, message["messages"])) is not None:
             options["tools"] = tools.offered
             wanted = tools.response_format
-        if not is_known_format(wanted):
+        if not submission.is_known_format(wanted):
             left_out.append("response_format")
         found = schema_of(wanted)
         schema = None if found is None else self._grammars.of(found, warnings)
-        top_logprobs = wanted_logprobs(extra)
+        top_logprobs = submission.wanted_logprobs(extra)
         if top_logprobs:
             left_out.append("top_logprobs")  # OpenVINO reports the chosen token only
-        warn_of_left_out(left_out, "openvino", warnings)
+        submission.warn_of_left_out(left_out, "openvino", warnings)
         text, special = self._prompt_text(message["messages"], options, warnings)
-        stops, ends = split_stops(sampling.get("stop") or (), self._model.tokenizer.special, warnings)
-        longest = longest_answer(sampling, extra)
+        stops, ends = submission.split_stops(sampling.get("stop") or (), self._model.tokenizer.special, warnings)
+        longest = submission.longest_answer(sampling, extra)
         if self._refuse:
-            refuse(warnings)
+            submission.refuse(warnings)
         if not extra.get("ignore_eos"):
             ends |= self._model.ends
         sight = None
@@ -164,24 +145,26 @@ class PromptBuilder:
         """Return the tokens of the prompt's text. Each image counts as at least one more for the context length."""
         images = 0 if sight is None else len(sight.images)
         context = self._model.context
-        check_length(text, context, lambda beginning: self._model.tokenizer.encode(beginning, special=special))
+        submission.check_length(
+            text, context, lambda beginning: self._model.tokenizer.encode(beginning, special=special)
+        )
         tokens = self._model.tokenizer.encode(text, special=special)
         used = len(tokens) + images
         if context is not None and used >= context:
             exact = used > context and not images
-            raise too_long(str(used) if exact else f"at least {used}", context, images=bool(images))
+            raise submission.too_long(str(used) if exact else f"at least {used}", context, images=bool(images))
         if not used:
-            raise empty_prompt()
+            raise submission.empty_prompt()
         return tokens
 
     def _limit(self, wanted: int, used: int) -> int:
-        most = DEFAULT_MAX_TOKENS if wanted > _UNLIMITED else wanted
+        most = submission.DEFAULT_MAX_TOKENS if wanted > _UNLIMITED else wanted
         return most if self._model.context is None else min(most, self._model.context - used)
 
     def _config(self, sampling: Mapping[str, Any], schema: str | None, ends: frozenset[int]) -> Any:
         """Return the generation settings: the request's, else the model's generation defaults."""
         config = self._model.defaults()
-        drawing = draws(sampling, by_default=config.do_sample)
+        drawing = submission.draws(sampling, by_default=config.do_sample)
         temperature = sampling.get("temperature")
         if temperature is not None:
             drawing = temperature >= _GREEDY_BELOW
@@ -343,7 +326,7 @@ class TaggedImages:
         tag = _TAG.search(said)
         mark = tag[0] if tag else next((mark for mark in self._marks if mark in said), None)
         if mark is not None:
-            raise mark_in_text(mark)
+            raise submission.mark_in_text(mark)
 
     def bare(self, text: str, images: int) -> str:
         """Return the prompt `text` without its tags.
@@ -352,7 +335,7 @@ class TaggedImages:
         """
         found = _TAG.findall(text)
         if found != [_tag(image) for image in range(images)]:
-            raise misplaced_images(len(found), images)
+            raise submission.misplaced_images(len(found), images)
         return _TAG.sub("", text)
 
 

@@ -18,29 +18,14 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from promptmill.answers.reasoning import opens_reasoning
 from promptmill.answers.schema import schema_of
-from promptmill.backends.engines import tool_use
+from promptmill.backends.engines import submission, tool_use
 from promptmill.backends.engines.chat_template import NO_TEMPLATE, plain_text, text_turn
-from promptmill.backends.engines.submitted_request import (
-    DEFAULT_MAX_TOKENS,
-    LOGPROBS,
-    LONGEST,
-    empty_prompt,
-    longest_answer,
-    pictures,
-    refuse,
-    special_tokens,
-    split_stops,
-    template_options,
-    unknown_names,
-    wanted_logprobs,
-    warn_of_left_out,
-)
 from promptmill.backends.engines.tool_use import ToolReader, ToolUse
 from promptmill.core.errors import Code, PromptmillError, first_line, input_error
 from promptmill.core.wording import shape
 from promptmill.system.frames import Frame
 
-_EXTRA = frozenset({"chat_template_kwargs", "mm_processor_kwargs", "lora", *tool_use.NAMES, *LOGPROBS})
+_EXTRA = frozenset({"chat_template_kwargs", "mm_processor_kwargs", "lora", *tool_use.NAMES, *submission.LOGPROBS})
 _MISTRALS = "{{ tools }} tool_calls [TOOL_CALLS]"
 """Stands in for the template of a Mistral tokenizer, which formats chats in code and takes tools."""
 _TAIL = 8  # tokens in which a template may open a thought
@@ -113,8 +98,8 @@ class PromptBuilder:
         Raises `PromptmillError` (`context_length`, `invalid_input`, `invalid_image`, `unsupported`).
         """
         sampling, extra = message["sampling"], message["extra"]
-        left_out = unknown_names(extra, _EXTRA | _known_names())
-        options = template_options(sampling, extra, left_out, self._has_switch, TAKES)
+        left_out = submission.unknown_names(extra, _EXTRA | _known_names())
+        options = submission.template_options(sampling, extra, left_out, self._has_switch, TAKES)
         tools = self.tools.use(extra, message["messages"])
         if tools is not None:
             options["tools"] = tools.offered
@@ -126,12 +111,12 @@ class PromptBuilder:
         if room <= 0:
             raise self._too_long(str(len(tokens)))
         if not tokens:
-            raise empty_prompt()
+            raise submission.empty_prompt()
         params = self._sampling.params(sampling, extra, room, left_out, warnings)
-        warn_of_left_out(left_out, "vllm", warnings)
+        submission.warn_of_left_out(left_out, "vllm", warnings)
         if self._refuse:
-            refuse(warnings)
-        params.logprobs = wanted_logprobs(extra)
+            submission.refuse(warnings)
+        params.logprobs = submission.wanted_logprobs(extra)
         thinks = opens_reasoning(self._tokenizer.decode(tokens[-_TAIL:]))
         return Prepared(prompt, params, adapter, options, thinks, sampling.get("reasoning") == "inline", tools)
 
@@ -156,7 +141,7 @@ class PromptBuilder:
     async def _render(
         self, message: Frame, options: Mapping[str, Any], extra: Mapping[str, Any], warnings: list[str]
     ) -> Any:
-        images = pictures(message.get("images", ()))
+        images = submission.pictures(message.get("images", ()))
         turns = [_turn(turn, images) for turn in message["messages"]]
         try:
             if self._template is None and not images:
@@ -224,7 +209,7 @@ class _SamplingMap:
     def __init__(self, tokenizer: Any, defaults: Mapping[str, Any]) -> None:
         """`defaults` are the model's own generation defaults, under vLLM's names."""
         self._defaults = dict(defaults)
-        self._special = special_tokens(tokenizer)
+        self._special = submission.special_tokens(tokenizer)
 
     def params(
         self, sampling: Mapping[str, Any], extra: Mapping[str, Any], room: int, left_out: list[str], warnings: list[str]
@@ -239,10 +224,14 @@ class _SamplingMap:
         stops = sampling.get("stop") or _stops(given.get("stop"))
         if structure := _structure(sampling.get("response_format"), extra, left_out):
             values["structured_outputs"] = structure
-        longest = longest_answer(sampling, extra) or self._defaults.get("max_tokens") or DEFAULT_MAX_TOKENS
+        longest = (
+            submission.longest_answer(sampling, extra)
+            or self._defaults.get("max_tokens")
+            or submission.DEFAULT_MAX_TOKENS
+        )
         values["max_tokens"] = min(longest, room)
         # vLLM strips special tokens from the text in which it looks for stop strings
-        values["stop"], ends = split_stops(stops, self._special, warnings)
+        values["stop"], ends = submission.split_stops(stops, self._special, warnings)
         try:
             values["stop_token_ids"] = [*(values.get("stop_token_ids") or ()), *ends]
             params = _ADAPTER.validate_python(values)
@@ -278,7 +267,7 @@ def _structure(wanted: Mapping[str, Any] | None, extra: Mapping[str, Any], left_
 
 def _known_names() -> frozenset[str]:
     """Return the names in `extra_params` that go into `SamplingParams`."""
-    return _PARAMETERS | frozenset(_GUIDED) | frozenset(LONGEST)
+    return _PARAMETERS | frozenset(_GUIDED) | frozenset(submission.LONGEST)
 
 
 def _bad_parameter(error: Exception) -> PromptmillError:

@@ -33,7 +33,7 @@ from promptmill.backends.engines.growing_answer import (
     logprob_entry,
     outcome_fields,
 )
-from promptmill.backends.engines.submitted_request import refuse, warn_of_left_out
+from promptmill.backends.engines.submission import refuse, warn_of_left_out
 from promptmill.backends.engines.vllm.inputs import Prepared, PromptBuilder
 from promptmill.backends.engines.vllm.startup import unfit_parser
 from promptmill.core.errors import Code, PromptmillError, first_line, input_error
