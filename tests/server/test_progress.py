@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from promptmill.backends.protocol import Call
-from promptmill.server.progress import Told, _count, _duration, _rate
+from promptmill.server.progress import ReportedProgress, _count, _duration, _rate
 from replies import answer, choose, late, status
 
 
@@ -25,7 +25,7 @@ def clock():
 
 
 def test_items_that_are_done_are_told_as_whole_numbers(clock):
-    told, stats = Told(clock), Call(total=1000)
+    told, stats = ReportedProgress(clock), Call(total=1000)
     for done in (1, 250, 999):
         stats.done = done
         assert told.is_news(stats, f"{done} done")
@@ -33,7 +33,7 @@ def test_items_that_are_done_are_told_as_whole_numbers(clock):
 
 
 def test_the_last_item_is_told_at_the_end_and_not_before(clock):
-    told, stats = Told(clock), Call(total=3)
+    told, stats = ReportedProgress(clock), Call(total=3)
     stats.done = 3
     assert not told.is_news(stats, "3 of 3 done")
     told.end(stats)
@@ -41,7 +41,7 @@ def test_the_last_item_is_told_at_the_end_and_not_before(clock):
 
 
 def test_while_nothing_is_done_silence_ends_after_five_seconds_and_new_words_come_after_one(clock):
-    told, stats = Told(clock), Call(total=3)
+    told, stats = ReportedProgress(clock), Call(total=3)
     clock.now += 4.9
     assert not told.is_news(stats, "starting")
     clock.now += 0.2
@@ -54,7 +54,7 @@ def test_while_nothing_is_done_silence_ends_after_five_seconds_and_new_words_com
 
 
 def test_a_number_always_grows_and_never_says_that_an_item_more_is_done(clock):
-    told, stats = Told(clock), Call(total=9)
+    told, stats = ReportedProgress(clock), Call(total=9)
     stats.done = 4
     assert told.is_news(stats, "")
     before = told.number
@@ -68,7 +68,7 @@ def test_a_number_always_grows_and_never_says_that_an_item_more_is_done(clock):
 
 
 def test_work_without_items_counts_seconds(clock):
-    told, stats = Told(clock), Call(total=None)
+    told, stats = ReportedProgress(clock), Call(total=None)
     clock.now += 3.2
     assert told.is_news(stats, "loading")
     assert told.number == 3

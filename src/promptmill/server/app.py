@@ -1,4 +1,4 @@
-"""The FastMCP app: which tools a client gets, and what it is told of their use."""
+"""The FastMCP app: its tools, instructions, capabilities and icon."""
 
 from __future__ import annotations
 

@@ -47,8 +47,8 @@ Prompts = Annotated[
     Any,  # messages are taken too, but strict function calling takes no tool whose schema has a choice
     _a_list(
         of={"type": "string"},
-        description="The prompts: a list, also for a single one. Each is answered on its own and sees none of the "
-        "others. A chat message with `content` is taken too.",
+        description="The prompts: a list, also for a single one. Each is answered on its own, without the others. A "
+        "chat message with `content` is accepted too.",
         examples=[["What is the capital of France?", "Translate to German: Good morning!"]],
     ),
 ]
@@ -80,9 +80,9 @@ CallSampling = Annotated[
     dict[str, Any] | None,
     Loose,
     Field(
-        description="How the answers of this call are sampled: what is given here goes over the configured parameters, "
-        "which count alone when it is left out. Names: temperature, top_p, max_tokens, stop, seed and the like, "
-        "and OpenAI's tools, tool_choice, logprobs. Seldom needed.",
+        description="Sampling parameters of this call, which override the configured ones; leave it out for those. "
+        "Names: temperature, top_p, max_tokens, stop, seed and the like, and OpenAI's tools, tool_choice, logprobs. "
+        "Seldom needed.",
         examples=[{"temperature": 0, "max_tokens": 256}],
     ),
 ]
@@ -155,7 +155,7 @@ SamplingParams = Annotated[
     dict[str, Any],
     Loose,
     Field(
-        description="How answers are sampled; {} keeps the configured parameters, anything else replaces them all. "
+        description="Sampling parameters; {} keeps the configured ones, anything else replaces all of them. "
         f"Names: {', '.join(Sampling.model_fields)}.",
         examples=[{"temperature": 0, "max_tokens": 256}, {}],
     ),

@@ -16,7 +16,7 @@ from promptmill.service.service import Service
 
 T = TypeVar("T")
 _PAUSE_S = 0.5
-_CHANGE_S = 1.0  # until other words are told when no item was done meanwhile
+_CHANGE_S = 1.0  # until other words are reported when no item was done meanwhile
 _SILENCE_S = 5.0  # clients end calls of which they hear nothing
 _STEP = 0.001  # the protocol wants a number that grows each time
 
@@ -30,16 +30,16 @@ async def with_progress(ctx: Context, service: Service, stats: Call, work: Corou
     try:
         if not _is_wanted(ctx):
             return await asyncio.shield(task)
-        told = Told(time.monotonic)
+        reported = ReportedProgress(time.monotonic)
         await ctx.report_progress(0, stats.total, "starting")
         while not task.done():
             await asyncio.wait({task}, timeout=_PAUSE_S)
             words = _status(service, stats)
-            if not task.done() and told.is_news(stats, words):
-                await ctx.report_progress(told.number, stats.total, words)
+            if not task.done() and reported.is_news(stats, words):
+                await ctx.report_progress(reported.number, stats.total, words)
         if stats.total != 0:
-            told.end(stats)
-            await ctx.report_progress(told.number, stats.total, "ready" if stats.total is None else _count(stats))
+            reported.end(stats)
+            await ctx.report_progress(reported.number, stats.total, "ready" if stats.total is None else _count(stats))
         return task.result()
     finally:
         if not task.done():
@@ -48,11 +48,11 @@ async def with_progress(ctx: Context, service: Service, stats: Call, work: Corou
                 await asyncio.wait({task})
 
 
-class Told:
-    """What was told last, and when.
+class ReportedProgress:
+    """The last progress that a client got, and when.
 
-    `number` is how many items are done, or, when that has not grown, a little more than was told before; of work that
-    has no items it is the seconds so far.
+    `number` counts the items that are done; while the count stays the same, it grows a little with each report. For
+    work without items it counts seconds.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -62,7 +62,7 @@ class Told:
         self._began = self._at = clock()
 
     def is_news(self, stats: Call, words: str) -> bool:
-        """Return whether to tell this now, and remember it then. The last number is left for the end."""
+        """Return whether to report this now; if so, remember it. The last number is left for the end."""
         silent_s = self._clock() - self._at
         done = self._reached(stats)
         if stats.total is not None and done >= stats.total:

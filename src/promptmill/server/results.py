@@ -31,7 +31,7 @@ ANSWERS: dict[str, Any] = {
         "ans_ls": {
             "type": "array",
             "items": {"type": "string"},
-            "description": 'One answer per prompt, in their order; "" for an item that has none, see `errors`.',
+            "description": 'One answer per prompt, in their order; "" for an item without an answer, see `errors`.',
         },
         "answers": {
             "type": "array",
@@ -40,15 +40,15 @@ ANSWERS: dict[str, Any] = {
         },
         "errors": {
             "type": "array",
-            "description": "One entry per item without an answer; absent when there is none.",
+            "description": "One entry per item without an answer; absent when every item has one.",
             "items": {
                 "type": "object",
                 "properties": {
                     "index": {"type": "integer", "description": "Place in `ans_ls`, from 0."},
                     "code": {
                         "type": "string",
-                        "description": "What kind of failure; `deferred` is none, see `job_id`; `omitted`: see "
-                        "`kept_job_id`.",
+                        "description": "Kind of failure; with `deferred` the item continues, see `job_id`; "
+                        "`omitted`: see `kept_job_id`.",
                     },
                     "message": {"type": "string"},
                     "last": {
@@ -178,7 +178,7 @@ def _message_bytes(result: ToolResult) -> int:
 def without_copy(result: ToolResult) -> ToolResult:
     """Return `result` with a sentence in place of the text that repeats its structured content."""
     if result.is_error:
-        return result  # its text says what failed
+        return result  # its text names the failures
     copies = _texts(
         "The answers are in the structured content (`ans_ls`) alone: with this copy of it the result would be too "
         "large for one message."

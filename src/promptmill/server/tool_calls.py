@@ -1,4 +1,4 @@
-"""What every call of a tool passes: its arguments checked, our errors as the protocol's, and a line in the log."""
+"""The middleware of tool calls: argument errors without quoted values, our errors as the protocol's, a log line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 from fastmcp import FastMCP
@@ -21,8 +21,10 @@ from pydantic import ValidationError as PydanticValidationError
 
 from promptmill.backends.registry import check_name
 from promptmill.config.backends import AUTO
+from promptmill.config.settings import BackendConfigs
 from promptmill.core.errors import Code, PromptmillError, redact
-from promptmill.server import argument_errors
+from promptmill.core.sampling import Sampling
+from promptmill.core.wording import close_matches, shape
 from promptmill.system.logs import CALLS
 
 T = TypeVar("T")
@@ -32,6 +34,9 @@ _OK, _CANCELLED = "code=ok", "code=cancelled"
 _STRANGE = re.compile(r"[^\w.@+-]")  # names come from the client: no spaces, no line feeds
 _LONGEST_NAME = 40
 _MOST_ARGUMENTS = 50  # each unknown one would be an error of its own
+_MOST_PROBLEMS = 5
+_IMAGES = frozenset({"image", "images", "image_path", "image_paths", "image_url", "image_urls", "pictures"})
+_WANTED = {"string": "a text", "integer": "a whole number", "boolean": "true or false", "object": "an object"}
 
 
 class CodedToolError(ToolError):
@@ -43,7 +48,7 @@ class CodedToolError(ToolError):
 
 
 def tool(mcp: FastMCP, **options: Any) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Awaitable[T]]]:
-    """Return what adds a function to `mcp` as a tool, its docstring as what a model reads.
+    """Return a decorator that adds a function to `mcp` as a tool, with its docstring as the description.
 
     Our errors are raised as FastMCP's own, which it neither masks nor logs with a traceback.
     """
@@ -160,7 +165,7 @@ class PlainArguments(Middleware):
             return await call_next(context)
         except ValidationError as error:
             cause = error.__cause__
-            wrong = argument_errors.wrong_values(cause) if isinstance(cause, PydanticValidationError) else ""
+            wrong = _wrong_values(cause) if isinstance(cause, PydanticValidationError) else ""
             raise CodedToolError(wrong) from None
 
     async def _schema(self, context: MiddlewareContext[CallToolRequestParams]) -> dict[str, Any]:
@@ -183,20 +188,96 @@ def _wrong_names_and_kinds(arguments: Mapping[str, Any], schema: Mapping[str, An
         return ""  # whoever knows the tool says that it is not there
     properties: dict[str, Any] = schema.get("properties", {})
     lines = [
-        argument_errors.missing(name, _kinds(properties.get(name, {})))
-        for name in schema.get("required", ())
-        if name not in arguments
+        _missing(name, _kinds(properties.get(name, {}))) for name in schema.get("required", ()) if name not in arguments
     ]
     for name, value in arguments.items():
         if name not in properties:
-            lines.append(argument_errors.unknown(name, properties))
+            lines.append(_unknown(name, properties))
         elif isinstance(value, list | dict):
             kinds = _kinds(properties[name])
             if kinds and ("array" if isinstance(value, list) else "object") not in kinds and "array" not in kinds:
-                lines.append(argument_errors.of_another_kind(name, value, kinds[0]))
-    return argument_errors.joined(lines) if lines else ""
+                lines.append(_of_another_kind(name, value, kinds[0]))
+    return _joined(lines) if lines else ""
 
 
 def _kinds(argument: Mapping[str, Any]) -> list[str]:
     """Return the JSON types that an argument may have."""
     return [kind["type"] for kind in (argument, *argument.get("anyOf", ())) if "type" in kind]
+
+
+def _missing(name: str, kinds: Sequence[str]) -> str:
+    """Return the error for a missing argument; `kinds` are the JSON types that it may have."""
+    kind = "a list" if "array" in kinds else _WANTED.get(kinds[0], "it") if kinds else "it"
+    return f"{name} is missing; send {kind}."
+
+
+def _of_another_kind(name: str, value: object, kind: str) -> str:
+    """Return the error for an argument that should have the JSON type `kind`."""
+    return f"{name} is {shape(value)}; send {_WANTED.get(kind, kind)}."
+
+
+def _unknown(name: str, properties: Mapping[str, Any]) -> str:
+    """Return the error for an unknown argument of a tool with these `properties`."""
+    return f"{name:.100} is not an argument of this tool{_where(name, properties)}"
+
+
+def _where(name: str, properties: Mapping[str, Any]) -> str:
+    """Return the right place of an unknown argument, or the argument with a similar name."""
+    if name in Sampling.model_fields and "sampling_params" in properties:
+        return f': it goes into sampling_params, {{"{name}": …}}.'
+    if "backend_configs" in properties and any(
+        name in block.annotation.model_fields
+        for block in BackendConfigs.model_fields.values()
+        if isinstance(block.annotation, type)
+    ):
+        return f': it goes into backend_configs, below the backend\'s name, {{"{name}": …}}.'
+    if name in _IMAGES and "multimodal_path" in properties:
+        return (
+            ': images go into multimodal_path, a list of them for each prompt: {"prompt_ls": ["…"], '
+            '"multimodal_path": [["a.png"]]}.'
+        )
+    if name in _IMAGES and "prompt_ls" in properties:
+        return ": multimodal_generate takes images."
+    if name == "messages" and "prompt_ls" in properties:
+        return ": multiturn_generate takes messages."
+    near = close_matches(name, properties, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else f"; it takes {', '.join(properties) or 'none'}."
+
+
+def _joined(lines: Sequence[str]) -> str:
+    """Return the first problems in one text, and the number of the others."""
+    more = len(lines) - _MOST_PROBLEMS
+    return " ".join([*lines[:_MOST_PROBLEMS], f"And {more} more."] if more > 0 else lines)
+
+
+def _wrong_values(error: PydanticValidationError) -> str:
+    """Return the error for the values that pydantic refused."""
+    lines: dict[str, str] = {}
+    for problem in error.errors(include_url=False):
+        name, *inner = problem["loc"] or ("arguments",)
+        place = str(name) + "".join(f"[{part}]" for part in inner if isinstance(part, int))
+        expected = _expected(problem["type"], problem.get("ctx", {}))
+        given = problem["input"]
+        if problem["type"] == "value_error":  # of a validator of ours, in words
+            lines.setdefault(place, str(problem["ctx"]["error"]))
+            continue
+        is_number = problem["type"].endswith("_than_equal")
+        lines.setdefault(place, f"is {f'{given:g}' if is_number else shape(given)}; {expected}")
+    return _joined([f"{place:.100} {text}" for place, text in lines.items()])
+
+
+def _expected(problem: str, bounds: Mapping[str, object]) -> str:
+    if problem in {"list_type", "dict_type"}:
+        return f"send a{' list' if problem == 'list_type' else 'n object'}."
+    match problem:
+        case "string_type":
+            return "send a text."
+        case "greater_than_equal":
+            return f"send {bounds['ge']} or more."
+        case "less_than_equal":
+            return f"send {bounds['le']} or less."
+        case "int_type" | "int_parsing" | "int_from_float":
+            return "send a whole number."
+        case "bool_type" | "bool_parsing":
+            return "send true or false."
+    return "see the tool's input schema."

@@ -61,9 +61,10 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         output_schema=ANSWERS,
         annotations=ToolAnnotations(title="Answer prompts", readOnlyHint=True, openWorldHint=True),
     )
-    async def generate(  # noqa: PLR0917 (the contract's)
+    async def generate(
         ctx: Context,
         prompt_ls: Prompts,
+        *,
         system_prompt: SystemPrompt = "",
         model: ModelName = None,
         sampling_params: CallSampling = None,
@@ -89,10 +90,11 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
             title="Answer prompts about images", readOnlyHint=False, destructiveHint=False, openWorldHint=True
         ),
     )
-    async def multimodal_generate(  # noqa: PLR0917 (the contract's)
+    async def multimodal_generate(
         ctx: Context,
         multimodal_path: Images,
         prompt_ls: Prompts,
+        *,
         system_prompt: SystemPrompt = "",
         image_tag: ImageTag = None,
         model: ModelName = None,
@@ -117,9 +119,10 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         output_schema=ANSWERS_IN_SHORT,
         annotations=ToolAnnotations(title="Continue a conversation", readOnlyHint=True, openWorldHint=True),
     )
-    async def multiturn_generate(  # noqa: PLR0917 (the contract's)
+    async def multiturn_generate(
         ctx: Context,
         messages: Messages,
+        *,
         system_prompt: SystemPrompt = "",
         model: ModelName = None,
         sampling_params: CallSampling = None,
@@ -188,7 +191,7 @@ def _hinted(failure: Failure, hint: str) -> Failure:
 
 
 class _Answers:
-    """What the three tools have in common."""
+    """The common part of the three tools: answers a list of conversations and builds the result."""
 
     def __init__(self, service: Service, running_jobs: Callable[[], RunningJobs]) -> None:
         self._service = service
