@@ -10,8 +10,7 @@ import pytest
 
 import promptmill
 from promptmill.backends.engines.submission import template_options
-from promptmill.backends.openai.provider_profile import ProviderProfile, translate
-from promptmill.backends.openai.providers import PLAIN, PROFILES
+from promptmill.backends.openai.providers import PLAIN, PROFILES, ProviderProfile, translate
 from promptmill.config.backends import BACKENDS
 from promptmill.core.sampling import Sampling
 

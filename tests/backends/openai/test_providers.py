@@ -11,8 +11,7 @@ from driving import ask, opened
 from fakes import openai_plan
 from promptmill.backends.openai.endpoint import endpoints
 from promptmill.backends.openai.error_body import Cause, read_error
-from promptmill.backends.openai.provider_profile import translate
-from promptmill.backends.openai.providers import PLAIN, PROFILES, _codes, listed, profile_named
+from promptmill.backends.openai.providers import PLAIN, PROFILES, _codes, listed, profile_named, translate
 from promptmill.config.loading import Configuration, Overrides
 from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.errors import Code, PromptmillError

@@ -16,8 +16,7 @@ import orjson
 
 from promptmill.backends.openai.endpoint import COMPLETIONS, Endpoint, endpoints
 from promptmill.backends.openai.failures import TransportError, classify_exception
-from promptmill.backends.openai.provider_profile import ProviderProfile
-from promptmill.backends.openai.providers import PROFILES
+from promptmill.backends.openai.providers import PROFILES, ProviderProfile
 from promptmill.backends.openai.refusals import classify_refusal, with_key_hint
 from promptmill.backends.openai.transport import Pool
 from promptmill.backends.protocol import Choice

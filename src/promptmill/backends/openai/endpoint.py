@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
-from promptmill.backends.openai.provider_profile import ProviderProfile
-from promptmill.backends.openai.providers import profile_at, profile_of
+from promptmill.backends.openai.providers import ProviderProfile, profile_at, profile_of
 from promptmill.config.environment import USUAL_KEYS
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import config_error, looks_like_key, redact

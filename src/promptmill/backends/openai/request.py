@@ -20,7 +20,7 @@ import pybase64
 from promptmill.answers.schema import schema_of
 from promptmill.answers.strict_schema import strict_form
 from promptmill.backends.openai.endpoint import Endpoint
-from promptmill.backends.openai.provider_profile import JsonForm, translate
+from promptmill.backends.openai.providers import JsonForm, translate
 from promptmill.backends.protocol import Request
 from promptmill.core.conversation import AudioPart, Conversation, ImagePart, Message, TextPart, check_encodable
 from promptmill.core.errors import Code, PromptmillError

@@ -43,9 +43,11 @@ _LONGEST_REST = 32
 _KEPT_ROUNDS = 8
 _FIRST_STEP = 0.02
 
-# Doubling the limit must bring this share of the gain that a server with time to spare would bring …
+# Doubling the limit must bring this share of the gain that a server with time to spare would bring. This is a choice of
+# shorter answers over a higher rate: where the rate grows like n / (1 + n / 100), the search stops at 146 in flight,
+# with 0.65 of the rate of 1000 in flight.
 _PAYS = 0.7
-# … and a small step this share of its size.
+# A small step must bring this share of its size.
 _PAYS_STILL = 0.4
 _STEP = 0.1
 _FEWEST_ANSWERS = 32
