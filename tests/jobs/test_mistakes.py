@@ -177,6 +177,7 @@ def test_a_name_that_is_too_long_is_one_line(bench: Any, arguments: list[str], l
     ("made", "said"),
     [
         (lambda path: path.symlink_to("gone"), "is a link to gone, which does not exist"),
+        (lambda path: path.symlink_to(path.name), "which does not exist"),
         (os.mkfifo, "is a pipe; `-` in its place"),
         (lambda path: path.mkdir() or [(path / name).touch() for name in ("state.json", "a.arrow")], "`save_to_disk`"),
     ],

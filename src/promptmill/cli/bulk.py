@@ -33,6 +33,7 @@ from promptmill.jobs.store.spec import JobRequest, stamp
 from promptmill.service import choosing
 from promptmill.service.service import Service
 from promptmill.system import runtime
+from promptmill.system.safe_open import real_path
 
 _TIERS = ("default", "flex", "priority")
 OK, SOME_FAILED, USAGE, TRY_AGAIN, TERMINATED = 0, 1, 2, 75, 143
@@ -212,7 +213,7 @@ def _piped(
             given.forget()
         return code
     if given is None:
-        seen = order.input.absolute().resolve()
+        seen = real_path(order.input)
         found = [str(seen), *(map(str, order.more)), repr(stamp(seen))]
         given = GivenRows.write(folders, [orjson.dumps(found)], ".input")
     output = given.output(plan, order, f".{output_format.lstrip('.')}")

@@ -47,6 +47,14 @@ def open_regular(path: Path, roots: Sequence[Path] | None) -> int:
     return descriptor
 
 
+def real_path(path: Path) -> Path:
+    """Return the absolute path that `path` leads to; a link that leads to itself stays as it is.
+
+    `Path.resolve` raises `RuntimeError` for such a link before Python 3.13.
+    """
+    return Path(os.path.realpath(path))
+
+
 def make_private(path: Path) -> None:
     """Create the folder `path` and its missing parents with access for this user only, whatever the umask.
 

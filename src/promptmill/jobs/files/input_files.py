@@ -17,7 +17,7 @@ from urllib.parse import unquote
 from promptmill.core.errors import input_error
 from promptmill.jobs.files import formats
 from promptmill.jobs.files.disk import RandomFile, why
-from promptmill.system.safe_open import NoFileError, OutsideError
+from promptmill.system.safe_open import NoFileError, OutsideError, real_path
 
 FILE_COLUMN = "source_file"
 _NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
@@ -42,7 +42,7 @@ def find(given: Sequence[Path], output: Path) -> list[Part]:
     for path in given:
         _check_kind(path)
     if len(given) == 1 and not is_several(given[0]):
-        return [Part(given[0].absolute().resolve())]
+        return [Part(real_path(given[0]))]
     found: list[tuple[Path, Mapping[str, str]]] = []
     for path in given:
         if path.is_dir():
@@ -55,7 +55,7 @@ def find(given: Sequence[Path], output: Path) -> list[Part]:
         if not new:
             raise input_error(f"There is no file of rows at {path}; it may hold {', '.join(formats.SUFFIXES)} files.")
         found += new
-    paths = [path.absolute().resolve() for path, _ in found]
+    paths = [real_path(path) for path, _ in found]
     common = Path(os.path.commonpath([path.parent for path in paths]))
     return [
         Part(path, {FILE_COLUMN: path.relative_to(common).as_posix(), **columns})
@@ -95,7 +95,7 @@ def _counts(path: Path, output: Path) -> bool:
     """Return whether a file of a folder belongs to the input: writers add `_SUCCESS` and hidden files."""
     if path.name.startswith((".", "_")) or not formats.is_known(path) or not path.is_file():
         return False
-    return path.absolute().resolve() != output
+    return real_path(path) != output
 
 
 def _partitions(folders: Sequence[str]) -> Mapping[str, str]:

@@ -34,6 +34,7 @@ from promptmill.jobs.store.spec import (
     other_models,
     stamp,
 )
+from promptmill.system.safe_open import real_path
 
 _ONCE = MappingProxyType(
     {
@@ -93,7 +94,7 @@ def admit(order: JobRequest, plan: ResolvedConfig, folders: JobFolders, lock: Lo
     """
     _ = order.failure_limit
     registry.check_name(plan.backend)
-    source, target = order.input.absolute().resolve(), order.target.absolute().resolve()
+    source, target = real_path(order.input), real_path(order.target)
     check_name(target, is_output=True)
     for path in (order.input, *order.more):
         check_name(path.absolute())

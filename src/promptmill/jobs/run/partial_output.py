@@ -23,6 +23,7 @@ from promptmill.jobs.store import changes
 from promptmill.jobs.store.answers import DamagedError, JobStore
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.records import Record, record_of
+from promptmill.system.safe_open import real_path
 
 _LOOK_S = 0.2  # answers that are taken over from another job are not reported
 _UNANSWERED = Failure(PromptmillError(Code.DEFERRED, "The row has no answer yet."))
@@ -162,7 +163,7 @@ def export(folder: Folder, target: Path, *, failures: bool) -> int:
     spec = folder.spec
     if spec is None:
         raise input_error("There is no such job any more.")
-    target = target.absolute().resolve()
+    target = real_path(target)
     if target.exists():
         raise input_error(f"{target} exists; name another file.")
     output_format = formats.of_output(target, spec.input_format)

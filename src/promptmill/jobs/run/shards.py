@@ -28,6 +28,7 @@ from promptmill.jobs.store.answers import DamagedError, JobStore
 from promptmill.jobs.store.folder import Folder, JobFolders
 from promptmill.jobs.store.records import JobCounts
 from promptmill.jobs.store.spec import PART, JobSpec
+from promptmill.system.safe_open import real_path
 
 _BLOCK = 1 << 20
 
@@ -107,7 +108,7 @@ def join(
     Raises `PromptmillError` (`invalid_input`) when parts are missing, unfinished or of other jobs, or when the input
     has changed; `storage`.
     """
-    target = output.absolute().resolve()
+    target = real_path(output)
     parts = _parts(folders, target)
     spec = parts[0][1]
     try:

@@ -26,6 +26,7 @@ from promptmill.jobs.run import admission, columns
 from promptmill.jobs.run.duplicates import CustomIds
 from promptmill.jobs.run.source import row_reader
 from promptmill.jobs.store.spec import JobRequest
+from promptmill.system.safe_open import real_path
 
 _SHOWN = 20
 _BYTES_PER_TOKEN = 4  # of English text; a worse estimate for other scripts
@@ -36,7 +37,7 @@ def check(plan: ResolvedConfig, order: JobRequest, may_name: frozenset[str] | No
 
     It counts the system prompt, and neither images nor what a chat template adds. `may_name`: see `RowReader`.
     """
-    target = order.output.absolute().resolve()
+    target = real_path(order.output)
     for path in (order.input, *order.more):
         admission.check_name(path.absolute())
     admission.check_name(target, is_output=True)

@@ -32,6 +32,7 @@ from promptmill.jobs.store import lock
 from promptmill.jobs.store.answers import IN_FLIGHT, DamagedError, JobStore
 from promptmill.jobs.store.salvage import salvage
 from promptmill.jobs.store.spec import JobRequest, JobSpec, OutputRecord
+from promptmill.system.safe_open import real_path
 
 Model = TypeVar("Model", bound=BaseModel)
 SUFFIX = ".promptmill"
@@ -268,7 +269,7 @@ class JobFolders:
     def at(self, text: str) -> Folder:
         """Return the folder of the job with this id, or with this output. Raises as `find` does."""
         if not _ID.fullmatch(text) or (Path(text).exists() and not (self.root / text).exists()):
-            target = Path(text).absolute().resolve()
+            target = real_path(Path(text))
             folder = self.of(target, target)
             if folder.spec is not None:
                 return folder
