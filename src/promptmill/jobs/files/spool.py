@@ -205,7 +205,7 @@ def cells_of(line: bytes) -> list[str]:
 
 
 def _cell_row(found: CellRow, asked: list[tuple[int, str]], prompt_column: str | None = None) -> dict[str, Any] | str:
-    has_messages = any(name == "messages" for _, name in asked)
+    """Return the question of a row, or the reason why it has none."""
     if found.problem:
         return found.problem
     row: dict[str, Any] = {}
@@ -215,8 +215,8 @@ def _cell_row(found: CellRow, asked: list[tuple[int, str]], prompt_column: str |
             return f"{name} is not UTF-8 text. {rows.AS_UTF8}"
         if name == "prompt" and prompt_column is not None and (what := rows.emptiness(text)):
             return {rows.EMPTY: f"its {prompt_column} is {what}."}
-        if not text and (name != "prompt" or has_messages):  # then the messages may be the question
-            continue
+        if not text and (name != "prompt" or any(other == "messages" for _, other in asked)):
+            continue  # with both columns, the messages may be the question
         if name == "messages" or (name in IMAGES and text.lstrip().startswith("[")):
             try:
                 row[name] = orjson.loads(text)
