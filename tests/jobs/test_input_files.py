@@ -382,6 +382,14 @@ def test_rows_that_become_far_more_than_their_file_are_refused(tmp_path, monkeyp
         Asked(tmp_path, "a.parquet")
 
 
+def test_short_rows_under_the_wide_header_of_another_file_are_refused_when_they_come_to_far_more(tmp_path, monkeypatch):
+    monkeypatch.setattr(formats, "_HARMLESS_BYTES", 1 << 20)
+    (tmp_path / "a.csv").write_text("prompt," + ",".join(f"c{at}" for at in range(5000)) + "\n")
+    (tmp_path / "b.csv").write_text("prompt\n" + "x\n" * 3000)
+    with pytest.raises(PromptmillError, match="more than 200 times its size"):
+        Asked(tmp_path, "a.csv", "b.csv")
+
+
 def test_a_table_of_ten_thousand_columns_looks_its_schema_up_once(tmp_path, monkeypatch):
     table = pa.table({"prompt": ["a", "b"]} | {f"c{at}": [1, 2] for at in range(300)})
     parquet.write_table(table, tmp_path / "a.parquet")

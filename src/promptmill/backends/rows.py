@@ -476,7 +476,7 @@ def own_system_prompt(row: Mapping[str, Any], where: str) -> str:
 
 def own_images(row: Mapping[str, Any], where: str) -> list[str]:
     """Return the sources of a row's images: paths, URLs, `data:` URLs. Raises `PromptmillError` (`invalid_input`)."""
-    return [source for name in IMAGES for source in _sources(row.get(name), f"{where}: {name}")]
+    return [source for name in IMAGES if name in row for source in _sources(row[name], f"{where}: {name}")]
 
 
 def _sources(value: Any, where: str) -> Iterator[str]:

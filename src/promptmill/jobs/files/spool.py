@@ -29,6 +29,7 @@ from promptmill.jobs.files.parquet_table import ParquetTable
 from promptmill.jobs.files.prompt_template import PromptTemplate
 
 _BUFFER = 1 << 18
+_QUOTES = 4  # times that a row may be longer with its quotes and commas
 _PROMPTS = frozenset({"prompt", "messages"})
 # Usual names of the field with the prompt; errors suggest the first one that the rows have.
 _USUAL = ("question", "text", "input", "query", "instruction", "content", "user", "request")
@@ -61,15 +62,14 @@ def spool(
     read = NAMES if row_settings else CONTENT
     template = None if prompt_template is None else PromptTemplate(prompt_template, read)
     if input_format in formats.CELLS:
-        lines = _cell_lines(CellTable(files, input_format), prompt_column, template, read)
+        lines = _cell_lines(CellTable(files, input_format), files.stamp()[0], prompt_column, template, read)
     elif input_format == "parquet":
-        lines = _parquet_lines(ParquetTable(files), prompt_column, template, read)
+        lines = _parquet_lines(ParquetTable(files), files.stamp()[0], prompt_column, template, read)
     else:
         lines = _json_lines(files)
         if template is not None:
             lines = template.lines(lines)
-    count = size = 0
-    given = files.stamp()[0]
+    count = 0
     beside.unlink(missing_ok=True)
     with os.fdopen(disk.created(beside), "wb", _BUFFER) as out:
         for line in lines:
@@ -77,9 +77,6 @@ def spool(
                 raise HaltedError
             out.write(line + b"\n")
             count += 1
-            size += len(line) + 1
-            if template is None:  # else a row may become longer
-                formats.check_ratio(size, given)
         out.flush()
         disk.sync_file(out)
     beside.replace(target)
@@ -166,14 +163,19 @@ def _list_names(names: list[str]) -> str:
 
 
 def _cell_lines(
-    table: CellTable, prompt_column: str | None, template: PromptTemplate | None, read: frozenset[str]
+    table: CellTable, given: int, prompt_column: str | None, template: PromptTemplate | None, read: frozenset[str]
 ) -> Iterator[bytes]:
+    """Yield the lines of a table. `given`: the size of its files in bytes."""
     asked = _prompt_columns(table.header, prompt_column, template, read)
+    size = 0
     for row in table.rows():
         found = _cell_row(row, asked, prompt_column) if template is None else _written_out(row, asked, template)
         if isinstance(found, str):
             found = {rows.PROBLEM: _placed(found, row.line)}
-        yield rows.with_row(orjson.dumps(found, option=orjson.OPT_SORT_KEYS), _kept(row, asked, found))
+        kept = _kept(row, asked, found)
+        size += len(kept)
+        formats.check_ratio(size // _QUOTES, given)  # a row gets an empty cell for each column of the other files
+        yield rows.with_row(orjson.dumps(found, option=orjson.OPT_SORT_KEYS), kept)
 
 
 def _placed(problem: str, line: int) -> str:
@@ -244,8 +246,9 @@ def _written_out(found: CellRow, asked: list[tuple[int, str]], template: PromptT
 
 
 def _parquet_lines(
-    table: ParquetTable, prompt_column: str | None, template: PromptTemplate | None, read: frozenset[str]
+    table: ParquetTable, given: int, prompt_column: str | None, template: PromptTemplate | None, read: frozenset[str]
 ) -> Iterator[bytes]:
+    size = 0
     names = table.schema.names
     asked = {names[at]: name for at, name in _prompt_columns(names, prompt_column, template, read)}
     for batch in table.batches(list(asked)):
@@ -267,6 +270,9 @@ def _parquet_lines(
                 line = orjson.dumps(row, option=orjson.OPT_SORT_KEYS)
                 if images:
                     line = orjson.dumps(row | images, option=orjson.OPT_SORT_KEYS, default=_as_base64)
+                if template is None:  # which may be longer than its row
+                    size += len(line)
+                    formats.check_ratio(size, given)
                 yield line
             except TypeError:
                 yield orjson.dumps({rows.PROBLEM: "prompt, messages or images hold values that are not text."})

@@ -276,7 +276,8 @@ def _write_cells(merge: Merge, out: IO[bytes], most: int) -> None:
     for line, record in _answered(merge, most):
         own = cells_of(line)
         own += [""] * (width - len(own))
-        writer.writerow([*own[:width], *cells(record, names), *own[width:]])
+        own[width:width] = cells(record, names)
+        writer.writerow(own)
 
 
 def _write_parquet(merge: Merge, out: IO[bytes], most: int) -> None:
