@@ -34,7 +34,7 @@ JSONL = "".join(json.dumps(row) + "\n" for row in ROWS)
 class Asked:
     """An input as a job reads it: `lines` are what is asked, `write` is its output."""
 
-    def __init__(self, folder: Path, *given: str, prompt_column: str | None = None) -> None:
+    def __init__(self, folder: Path, *given: str, **options: Any) -> None:
         self._folder = folder
         parts = input_files.find([folder / name for name in given], folder / "out")
         self.files = InputFiles(parts)
@@ -43,7 +43,7 @@ class Asked:
         rows_file = parts[0].path
         if not self.direct:
             rows_file = folder / ".rows.jsonl"
-            spool.spool(self.files, self.format, rows_file, prompt_column=prompt_column)
+            spool.spool(self.files, self.format, rows_file, **options)
         self.lines = rows_file.read_bytes().splitlines()
         self._rows = RandomFile(rows_file)
 
@@ -239,6 +239,23 @@ def test_surplus_cells_are_kept(tmp_path: Path) -> None:
     assert (first["prompt"], first[None], second.get(None)) == ("a", ["b", "c"], None)
     (row, _) = [json.loads(line) for line in asked.write("out.jsonl").splitlines()]
     assert row["surplus_cells"] == ["b", "c"]
+
+
+def test_moved_columns_ask_the_same_question_and_json_in_cells_keeps_its_order(tmp_path: Path) -> None:
+    messages = '[{"role": "user", "content": "hello"}]'.replace('"', '""')
+    (tmp_path / "a.csv").write_text(f'temperature,messages\n0,"{messages}"\n')
+    (tmp_path / "b.csv").write_text(f'messages,temperature\n"{messages}",0\n')
+    first, second = (Asked(tmp_path, name).lines[0] for name in ("a.csv", "b.csv"))
+    assert rows.digest("table", first) == rows.digest("table", second) is not None
+    assert rows.question(first) == b'{"messages":[{"role":"user","content":"hello"}],"temperature":"0"}'
+
+
+def test_a_column_whose_name_is_not_utf8_is_named_in_the_error_of_a_row(tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_bytes(b"prompt,\xff\na,\xfe\n")
+    asked = Asked(tmp_path, "in.csv", prompt_template="{{row['prompt']}}")
+    (row,) = asked.asked
+    assert row[rows.PROBLEM].startswith("\ufffd is not UTF-8 text")
+    assert asked.write("out.csv").splitlines()[1].startswith(b"a,\xfe,A0")
 
 
 def test_two_columns_of_one_name_that_is_asked_are_refused(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator, Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,7 +23,7 @@ from promptmill.backends.rows import CONTENT, IMAGES, NAMES
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.wording import close_matches
 from promptmill.jobs.files import disk, formats
-from promptmill.jobs.files.cell_table import CellRow, CellTable, is_utf8
+from promptmill.jobs.files.cell_table import CellRow, CellTable, is_utf8, readable
 from promptmill.jobs.files.disk import LONGEST_LINE, TOO_LONG
 from promptmill.jobs.files.input_files import InputFiles
 from promptmill.jobs.files.parquet_table import ParquetTable
@@ -155,7 +156,7 @@ def _prompt_columns(
             f"The input has no column `prompt` or `messages`; its columns: {_list_names(names)}. "
             "--prompt-column names the one with the prompts."
         )
-    return asked
+    return sorted(asked, key=itemgetter(1))  # moved columns leave the question as it is
 
 
 def _list_names(names: list[str]) -> str:
@@ -175,7 +176,7 @@ def _cell_lines(
         kept = _kept(row, asked, found)
         size += len(kept)
         formats.check_ratio(size // _QUOTES, given)  # a row gets an empty cell for each column of the other files
-        yield rows.with_row(orjson.dumps(found, option=orjson.OPT_SORT_KEYS), kept)
+        yield rows.with_row(orjson.dumps(found), kept)
 
 
 def _placed(problem: str, line: int) -> str:
@@ -235,8 +236,9 @@ def _written_out(found: CellRow, asked: list[tuple[int, str]], template: PromptT
         return found.problem
     texts = {name: found.cells[at] for at, name in asked}
     if wrong := next((name for name, text in texts.items() if not is_utf8(text)), None):
-        return f"{wrong} is not UTF-8 text. {rows.AS_UTF8}"
-    own = _cell_row(found, [(at, name) for at, name in asked if name in template.read - _PROMPTS])
+        return f"{readable(wrong)} is not UTF-8 text. {rows.AS_UTF8}"
+    settings = [(at, name) for at, name in asked if name in template.read - _PROMPTS]
+    own = _cell_row(found, sorted(settings, key=itemgetter(1)))
     if isinstance(own, str):
         return own
     try:
@@ -267,9 +269,9 @@ def _parquet_lines(
                 if isinstance(row.get(name), list):
                     row[name] = _without_nulls(row[name])
             try:
-                line = orjson.dumps(row, option=orjson.OPT_SORT_KEYS)
+                line = orjson.dumps(row)
                 if images:
-                    line = orjson.dumps(row | images, option=orjson.OPT_SORT_KEYS, default=_as_base64)
+                    line = orjson.dumps(row | images, default=_as_base64)
                 if template is None:  # which may be longer than its row
                     size += len(line)
                     formats.check_ratio(size, given)
