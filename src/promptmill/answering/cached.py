@@ -35,6 +35,10 @@ MOST_BYTES = 1 << 30
 MOST_AGE_S = 30 * 24 * 3600.0
 _LOOK_AFTER = 1000  # answers written between two looks at size and age
 _AT_ONCE = 500  # SQLite takes at least 999 parameters
+_DELETE_OLDEST = """
+DELETE FROM answers
+WHERE key IN (SELECT key FROM answers ORDER BY made LIMIT max(1, (SELECT count(*) / 10 FROM answers)))
+"""
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, answer BLOB NOT NULL, made REAL NOT NULL) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS by_age ON answers (made);
@@ -338,7 +342,7 @@ def _unpacked(data: bytes) -> Completion | None:
 
 
 def default_path() -> Path:
-    """Return where answers are kept unless the configuration names a place: beside our other caches."""
+    """Return the default file, next to our other caches."""
     if named := os.environ.get("PROMPTMILL_CACHE"):
         return Path(named).expanduser() / "answers" / FILE_NAME
     import platformdirs
@@ -347,7 +351,7 @@ def default_path() -> Path:
 
 
 def path_of(wanted: bool | str) -> Path:  # noqa: FBT001 (as the configuration says it)
-    """Return the file that the key `cache` of the configuration means: `true` and `all` mean the default one."""
+    """Return the file for the key `cache` of the configuration; `true` and `all` mean the default one."""
     return default_path() if wanted is True or wanted == "all" else Path(str(wanted)).expanduser()
 
 
@@ -364,7 +368,10 @@ class AnswerCache:
         try:
             _make_private(path)
             self._db = sqlite3.connect(path, timeout=5, isolation_level=None, check_same_thread=False)
-            for pragma in ("journal_mode=WAL", "synchronous=OFF"):  # what a power loss takes is asked for again
+            for pragma in (
+                "journal_mode=WAL",
+                "synchronous=OFF",
+            ):  # answers that a power loss takes are requested again
                 self._db.execute(f"PRAGMA {pragma}")
             self._db.executescript(_SCHEMA)
         except (OSError, sqlite3.Error) as error:
@@ -406,7 +413,7 @@ class AnswerCache:
         return {"path": str(self.path), "answers": count, "bytes": size, "oldest_s": age}
 
     def clear(self) -> int:
-        """Forget everything; return how many answers that were."""
+        """Delete all answers; return their number."""
         with self._lock, self._storage_errors():
             count: int = self._db.execute("DELETE FROM answers").rowcount
             self._db.execute("VACUUM")
@@ -426,8 +433,7 @@ class AnswerCache:
     def _drop_old(self, now: float) -> None:
         self._db.execute("DELETE FROM answers WHERE made <= ?", (now - self._most_age_s,))
         while self._bytes() > self._most_bytes:
-            oldest = "SELECT key FROM answers ORDER BY made LIMIT max(1, (SELECT count(*) / 10 FROM answers))"
-            if not self._db.execute(f"DELETE FROM answers WHERE key IN ({oldest})").rowcount:  # noqa: S608 (a constant)
+            if not self._db.execute(_DELETE_OLDEST).rowcount:
                 break
 
     @contextlib.contextmanager

@@ -121,8 +121,9 @@ class Router:
                 route.share.idle()
         self._let_leave()
 
-    async def answer(self, request: Request, call: Call) -> Outcome:  # noqa: ARG002 (it is this router's)
+    async def answer(self, request: Request, call: Call) -> Outcome:
         """Answer a request by the first model on its way that can."""
+        assert call is self._call
         named = request.extra.get("model")
         name = self._first
         if isinstance(named, str) and named in self._names:

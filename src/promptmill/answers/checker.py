@@ -37,7 +37,7 @@ class Checker:
         """Schemas under which a check took too long: further answers are not checked."""
 
     async def check(self, schema: AnswerSchema, text: str, *, complete: bool) -> Checked:
-        """Return what `schema.check` returns, or a problem if the check takes too long."""
+        """Return the result of `schema.check`, or a problem if the check takes too long."""
         if problem := schema.why_not_read(text):
             return Checked(text, problem)
         async with self._turn:

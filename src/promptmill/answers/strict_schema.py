@@ -86,7 +86,7 @@ def _node(schema: Any) -> dict[str, Any]:
         if key in _IN_WORDS or (key == "format" and value not in _FORMATS) or (key == "pattern" and "(?" in value):
             words.append(f"{key}: {value}")
         elif key in {"anyOf", "oneOf", "allOf"}:
-            node["anyOf"] = _options(key, value, "anyOf" in node)
+            node["anyOf"] = _options(key, value, taken="anyOf" in node)
         elif key in _DEFINITIONS:
             node[key] = {name: _node(inner) for name, inner in value.items()}
         elif key not in _SILENT:
@@ -104,7 +104,7 @@ def _node(schema: Any) -> dict[str, Any]:
     return node
 
 
-def _options(key: str, value: Any, taken: bool) -> list[dict[str, Any]]:  # noqa: FBT001
+def _options(key: str, value: Any, *, taken: bool) -> list[dict[str, Any]]:
     if taken or (key == "allOf" and len(value) != 1):
         raise _InexpressibleError
     return [_node(option) for option in value]

@@ -1,4 +1,4 @@
-"""The types that everything above and below a backend shares: a request, a call, and one verb, `answer`."""
+"""The types that backends share with the code above them: a request, a call, and one verb, `answer`."""
 
 from __future__ import annotations
 
@@ -282,7 +282,7 @@ class Call:
 
 
 class Stoppable:
-    """What a call does with one model, which can be stopped from outside: `with stoppable:` in each of its tasks."""
+    """The tasks of a call on one model, which can be stopped from outside: each runs `with stoppable:`."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()

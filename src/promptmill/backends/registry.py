@@ -19,7 +19,7 @@ _HUB_KEYS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 
 def check_name(name: str) -> None:
-    """Raise `PromptmillError` (`invalid_config`) when there is no backend called `name`."""
+    """Raise `PromptmillError` (`invalid_config`) if no backend has this name."""
     if not is_named(name):
         rows = {row[0]: row[1] for row in providers() if row[0] not in BACKENDS}
         shown = f"{redact(name):.40}"
@@ -47,7 +47,7 @@ def check_name(name: str) -> None:
 
 
 def check_asked(name: str) -> None:
-    """Raise `PromptmillError` (`invalid_config`) when `--backend NAME` is no backend, with the option that is meant."""
+    """Raise `PromptmillError` (`invalid_config`) if `--backend NAME` names no backend; it has the option to use."""
     plain = name.lower().replace("_", "-")
     if is_named(name):
         return
@@ -57,7 +57,7 @@ def check_asked(name: str) -> None:
         instead = "instead: --base-url URL --model NAME"
     elif plain in {row[0] for row in providers()}:
         instead = f"{plain} is a provider; instead: --provider {plain} --model NAME"
-    else:  # the near name is told with what else is wrong
+    else:  # the nearest name is reported together with other mistakes
         return
     raise config_error("", f"--backend {name}: {instead}")
 
@@ -85,7 +85,7 @@ async def diagnose(plan: ResolvedConfig, report: Callable[[Step], None]) -> bool
 
 
 def check_key(plan: ResolvedConfig, environ: Mapping[str, str] = os.environ) -> None:
-    """Raise `PromptmillError` (`invalid_config`) where `provider` wants a key and there is none: before it is asked."""
+    """Raise `PromptmillError` (`invalid_config`) if `provider` needs a key and none is set: before any request."""
     block = plan.settings.backend_configs.openai
     if not plan.record.needs_endpoint or block.base_url or block.api_key or block.api_key_env or block.headers:
         return
@@ -124,7 +124,7 @@ def providers() -> list[tuple[str, str, str, bool]]:
 
 
 def addresses(plan: ResolvedConfig) -> list[str]:
-    """Return the addresses that the plan's requests go to. Raises `KeyError` for a provider that nobody knows."""
+    """Return the addresses of the plan's endpoints. Raises `KeyError` for an unknown provider."""
     urls, provider = list(getattr(plan.block, "base_url", ())), getattr(plan.block, "provider", None)
     if urls or not provider:
         return urls

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import logging
 import os
 import socket
@@ -36,10 +37,8 @@ class RayCluster:
     async def create(self, plan: ResolvedConfig) -> Backend:
         """Return the model of `plan` as replicas, not loaded yet. Raises `PromptmillError`."""
         registry.check_name(plan.backend)
-        try:
-            import ray  # noqa: F401 (whether it is there)
-        except ImportError:
-            raise PromptmillError(Code.MISSING_DEPENDENCY, "--ray needs Ray.", adding("ray")) from None
+        if importlib.util.find_spec("ray") is None:
+            raise PromptmillError(Code.MISSING_DEPENDENCY, "--ray needs Ray.", adding("ray"))
         count = self._count(plan)
         environment = {name: os.environ[name] for name in _keys(plan) if name in os.environ}
         arguments = (replicas.create, _share(plan, count), environment, __version__)

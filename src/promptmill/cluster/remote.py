@@ -203,8 +203,9 @@ class RemoteBackend:
         self._is_sendable = asyncio.Event()
         self._serving: asyncio.Task[None] | None = None
 
-    async def load(self, report: Callable[[str], None]) -> None:  # noqa: ARG002 (it says nothing until it is loaded)
+    async def load(self, report: Callable[[str], None]) -> None:
         """Have the model loaded, wherever the process is now. Raises `PromptmillError`."""
+        del report  # the other end reports nothing until it is loaded
         try:
             error: PromptmillError | None = await self._link.call("load", *self._arguments)
         except LostError:

@@ -56,9 +56,9 @@ def add_engine_tools(mcp: FastMCP, service: Service) -> None:
         ),
     )
     async def vllm_shutdown() -> None:
-        """Free the memory of the model that runs on the server's machine (`vllm` or `hf`), when no more is to be asked.
+        """Unload the model that runs on the server's machine (`vllm`, `hf` or `openvino`), which frees its memory.
 
-        Calls that still run end with the answers they have. Does nothing on the `openai` backend. A later call loads
+        Calls that still run end with the answers so far. Does nothing on the `openai` backend. A later call loads
         the model again. Returns nothing.
         """
         await service.shutdown_engine()

@@ -1,4 +1,4 @@
-"""The resource `promptmill://status`: what the server runs and how it fares, with nothing secret in it."""
+"""The resource `promptmill://status`: the server's model, state and totals, without secrets."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def add_status(mcp: FastMCP, service: Service) -> None:
         MODELS,
         name="models",
         title="Models of promptmill",
-        description="The models that a call may name in `model`, the one that answers where none is named first. JSON.",
+        description="The models that a call may name in `model`, the default one first. JSON.",
         mime_type="application/json",
         annotations=Annotations(audience=["user", "assistant"]),
     )
@@ -72,7 +72,7 @@ def describe(service: Service) -> dict[str, Any]:
 
 
 class _Shown:
-    """Values of a plan's settings as anybody may read them."""
+    """Values of a plan's settings without secrets, for any reader."""
 
     def __init__(self, plan: ResolvedConfig) -> None:
         self._plan, self._settings = plan, plan.settings
@@ -81,7 +81,7 @@ class _Shown:
         self._secrets = (*_secrets_in(plan.settings), *_secrets_in(plan.operator), *filter(None, variables))
 
     def configuration(self) -> dict[str, Any]:
-        """Return the settings that count, of the backends the chosen one's alone."""
+        """Return the settings in use; of the backends, only the chosen one's."""
         settings = self._settings
         block = self._plan.block
         top = {
@@ -93,12 +93,12 @@ class _Shown:
             **self.value(top),
             "system_prompt": f"[{len(settings.system_prompt)} characters]" if settings.system_prompt else "",
             "sampling_params": self.value(settings.sampling_params.given()),
-            "extra_params": self.value(settings.extra_params, secret=True),  # nobody knows what a text in there means
+            "extra_params": self.value(settings.extra_params, secret=True),  # any text in there may be a secret
             "backend_configs": {self.value(settings.backend): self.value(dict(block) if block else {})},
         }
 
     def value(self, value: Any, *, secret: bool = False) -> Any:
-        """Return `value` for the eyes of anybody; in a `secret` one no text is shown."""
+        """Return `value` without secrets; of a `secret` value no text is shown."""
         match value:
             case SecretStr():
                 return _SET

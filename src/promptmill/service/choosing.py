@@ -1,4 +1,4 @@
-"""`backend: auto`, and a model that the configuration does not name: what is there is found out once, and kept."""
+"""`backend: auto`, and a model that the configuration does not name: both are found once and kept."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.wording import close_matches
 
 _EMBEDDED = "smollm2-135m-instruct"
-# What an engine needs installed; the first that is there runs the embedded model.
+# The package that each engine needs; the first engine that has it runs the embedded model.
 _ENGINES = (("openvino", "openvino_genai"), ("hf", "torch"))
 _MOST_NAMED = 12
 _LOG = logging.getLogger("promptmill.choice")
@@ -27,7 +27,7 @@ Choose: TypeAlias = Callable[[Configuration], Awaitable[Choice]]
 
 
 async def decided(configuration: Configuration, choose: Choose | None = None) -> Configuration:
-    """Return `configuration` with what it leaves open found out. Raises `PromptmillError` as `with_model` does.
+    """Return `configuration` with the backend and model that it leaves open. Raises like `with_model`.
 
     `choose` is by default the openai backend's.
     """
@@ -43,9 +43,9 @@ async def decided(configuration: Configuration, choose: Choose | None = None) ->
 
 
 async def with_model(plan: ResolvedConfig) -> ResolvedConfig:
-    """Return `plan` with the model that its endpoint has, where it names none.
+    """Return `plan` with its endpoint's only model, if the plan names none.
 
-    Raises `PromptmillError` when the endpoint cannot be asked, has several, or none.
+    Raises `PromptmillError` when the endpoint does not list its models, or has none or several.
     """
     if plan.model or not (choice := plan.record.choice):
         return plan
@@ -55,7 +55,7 @@ async def with_model(plan: ResolvedConfig) -> ResolvedConfig:
 
 
 async def models_at(plan: ResolvedConfig) -> list[str]:
-    """Return the names of the models that the plan's endpoint lists, loaded ones first; empty where it does not.
+    """Return the names of the models that the plan's endpoint lists, loaded ones first; empty if it lists none.
 
     Raises `PromptmillError` (`invalid_config`) for settings that cannot work.
     """
@@ -66,9 +66,9 @@ async def models_at(plan: ResolvedConfig) -> list[str]:
 
 
 async def meant_model(plan: ResolvedConfig, error: PromptmillError, how: str = "--model NAME") -> str:
-    """Return what the endpoint has in place of the model that `error` says it lacks; empty where that is not it.
+    """Return a hint at the endpoint's models if `error` is that it lacks the plan's one; empty for other errors.
 
-    `how` is what names a model.
+    `how` is the way to name a model, such as an option.
     """
     if error.code is not Code.NOT_FOUND or not plan.model:
         return ""
@@ -82,17 +82,17 @@ async def meant_model(plan: ResolvedConfig, error: PromptmillError, how: str = "
 
 
 def local_engine() -> str:
-    """Return the backend that runs the embedded model with what is installed; `openvino` when none does."""
+    """Return the backend that runs the embedded model with the installed packages; `openvino` if none is installed."""
     return next((name for name, _ in _ENGINES if is_installed(name)), _ENGINES[0][0])
 
 
 def is_installed(engine: str) -> bool:
-    """Return whether what `engine` needs is installed."""
+    """Return whether the package that `engine` needs is installed."""
     return any(name == engine and importlib.util.find_spec(package) for name, package in _ENGINES)
 
 
 def _embedded(configuration: Configuration, choice: Choice) -> Choice:
-    """Return what runs here, by itself, where no endpoint answers."""
+    """Return the choice without an endpoint: an engine on this machine."""
     engine = local_engine()
     block = getattr(configuration.plan.settings.backend_configs, engine)
     model = block.model_name_or_path or _EMBEDDED

@@ -1,4 +1,4 @@
-"""A call over a list: the source and the sink of its items, and the report of what came of them."""
+"""A call over a list: the source and the sink of its items, and the report of their outcomes."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def answers(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def several(outcomes: Sequence[Outcome]) -> list[list[str]]:
-    """Return all answers of each item in order, where several were asked for; empty when of none."""
+    """Return all answers of each item in order; empty if each item has one answer."""
     found = [list(outcome.answers) if isinstance(outcome, Completion) else [] for outcome in outcomes]
     return found if any(found) else []
 
@@ -248,10 +248,10 @@ def failed(outcomes: Sequence[Outcome], *, any_failure: bool) -> bool:
 
 
 def deferred(outcomes: Sequence[Outcome]) -> int:
-    """Return how many items go on as a job."""
+    """Return how many items continue as a job."""
     return sum(isinstance(outcome, Failure) and outcome.error.code is Code.DEFERRED for outcome in outcomes)
 
 
 def _wrong(outcome: Outcome) -> Failure | None:
-    """Return what went wrong with an item; one that goes on as a job has not."""
+    """Return the failure of an item; None also for an item that continues as a job."""
     return outcome if isinstance(outcome, Failure) and outcome.error.code is not Code.DEFERRED else None

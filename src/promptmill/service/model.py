@@ -119,7 +119,7 @@ class Model:
         self._coming: Loaded | None = None
         """Its successor, while that loads beside it."""
         self._unloading: dict[Loaded, asyncio.Task[None]] = {}
-        """Those that are unloaded after their last call."""
+        """The former ones, each of which is unloaded after its last call."""
         self._swapping = asyncio.Lock()
 
     @property
@@ -145,7 +145,7 @@ class Model:
                     yield loaded.predecessor
 
     async def load(self) -> Loaded:
-        """Return what calls can enter, loading it first if need be. Raises the reason why it cannot be loaded."""
+        """Return the loaded model, loading it first if necessary. Raises the reason why it cannot be loaded."""
         loaded = self._usable()
         if loaded is None:
             registry.check_name(self.plan.backend)
@@ -396,7 +396,7 @@ class Loaded:
 
 
 def _identity_of(plan: ResolvedConfig) -> tuple[object, ...]:
-    """Return what a loaded model depends on: its block, and which keys a call set if that changes its permissions."""
+    """Return the parts of a plan whose change needs another load: its block, and keys that only count from the operator."""
     block = plan.block
     if plan.record.needs_endpoint:
         from_call = plan.from_call & {"api_key", "api_key_env", "base_url", "headers"}

@@ -1,4 +1,4 @@
-"""The service: owns the models, runs calls on them, and counts what became of those."""
+"""The service: owns the models, runs calls on them, and counts their outcomes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _COUNTS = (
 
 
 class Service:
-    """Made by whoever starts promptmill, and closed by them."""
+    """The models of a process and the calls on them. The code that creates it closes it."""
 
     def __init__(
         self,
@@ -45,16 +45,16 @@ class Service:
         drain_s: float = _DRAIN_S,
         is_shared: bool = False,
     ) -> None:
-        """`plan` is that of the model which answers where none is named, in place of the configuration's.
+        """`plan` replaces the configuration's plan of the default model, which answers calls that name none.
 
-        `create` makes the backend of a plan; `drain_s` is how long calls may go on when their device is needed.
-        `is_shared`: several clients call, of which none is to learn what another asked.
+        `create` makes the backend of a plan; `drain_s` limits how long calls continue on a model that is swapped.
+        `is_shared`: several clients call, and none may learn the requests of another.
         """
         self._configuration = configuration
         self.is_shared = is_shared
         limit = configuration.plan.operator.max_cost
         self.budget = None if limit is None else Budget(limit)
-        """What all calls together may cost."""
+        """The limit of the cost of all calls together."""
         self.calls = ServiceStats()
         self._models = Models(create, drain_s, self.budget)
         self._models.add(configuration.default, plan or configuration.plan)
@@ -63,16 +63,16 @@ class Service:
 
     @property
     def plan(self) -> ResolvedConfig:
-        """What runs where no model is named."""
+        """The plan of the default model."""
         return self._model().plan
 
     @property
     def models(self) -> list[str]:
-        """The names of all models, that of the one that answers where none is named first."""
+        """The names of all models, the default one first."""
         return list(self._configuration.names)
 
     def plan_of(self, name: str | None) -> ResolvedConfig:
-        """Return the plan of the model `name`. Raises `PromptmillError`: there is none, or it is not usable."""
+        """Return the plan of the model `name`. Raises `PromptmillError` if it is unknown or not usable."""
         return self._model(name).plan
 
     @property
@@ -89,14 +89,14 @@ class Service:
         return [name for name in self.models if name in {*allowed, self._configuration.default}]
 
     def row_models(self, plan: ResolvedConfig) -> frozenset[str] | None:
-        """The models that rows of a file may name in a job on `plan`; None: any that the endpoint has."""
+        """The models that rows of a file may name in a job on `plan`; None: any model of the endpoint."""
         allowed = plan.operator.client_limits.models
         if allowed is None or plan.trust_client:
             return None
         return frozenset({*self.offered, *allowed, DEFAULT, plan.model})
 
     def offered_plan(self, name: str | None) -> ResolvedConfig:
-        """Return the plan of the model that a client names, or not. Raises as `plan_of` does."""
+        """Return the plan of the model that a client names, else of the default one. Raises like `plan_of`."""
         if name and name not in {*self.offered, DEFAULT}:
             raise unknown_model(name, self.offered)
         return self.plan_of(name)
@@ -107,7 +107,7 @@ class Service:
         return "not_loaded" if model is None else model.state
 
     def described(self, names: Sequence[str]) -> list[dict[str, Any]]:
-        """Return what people want to know of the models `names` before they choose one."""
+        """Return the backend, model, state and fallbacks of each model, or the reason why it is not usable."""
         found = []
         for name in names:
             about: dict[str, Any] = {"name": name, "is_default": name == self._configuration.default}
@@ -122,7 +122,7 @@ class Service:
 
     @property
     def activity(self) -> str:
-        """What is being done before calls can run, in a few words; empty when nothing."""
+        """The current step of a load, in a few words; empty if no model is loading."""
         return self._models.activity
 
     @property
@@ -131,10 +131,9 @@ class Service:
         return "closed" if self._closed else self._model().state
 
     async def decided(self, name: str | None = None) -> ResolvedConfig:
-        """Return the plan of a model, with what the configuration leaves open found out, once: backend, model.
+        """Return the plan of a model; a backend or model that the configuration leaves open is found once.
 
-        Raises `PromptmillError` when the endpoint cannot be asked for its models, or has several; a later call asks
-        again.
+        Raises `PromptmillError` when the endpoint does not list its models, or has several; a later call tries again.
         """
         model = self._model(name)
         if model.plan.is_open:
@@ -147,7 +146,7 @@ class Service:
         return model.plan
 
     async def settled(self, plan: ResolvedConfig) -> ResolvedConfig:
-        """Return the plan of a call, which brings its own sampling, with what it leaves open found out as `decided`."""
+        """Return the plan of a call with its own sampling; `decided` finds what it leaves open: backend, model."""
         if not plan.is_open:
             return plan
         found = await self.decided(plan.name)
@@ -155,10 +154,10 @@ class Service:
         return replace(found, settings=found.settings.model_copy(update=own))
 
     async def init(self, overrides: Overrides) -> None:
-        """Load what the configuration says under `overrides`, as the model that answers where none is named.
+        """Load the configuration under `overrides` as the default model.
 
-        An unchanged engine stays, with new sampling. Raises `PromptmillError`; what was loaded before and still exists
-        then goes on serving, as it was.
+        An unchanged engine stays, with new sampling. Raises `PromptmillError`; the present model, if it still exists,
+        then goes on serving unchanged.
         """
         if overrides.backend in {AUTO, None} and self.configured_backend == AUTO:
             overrides = replace(overrides, backend=(await self.decided()).backend)
@@ -183,11 +182,11 @@ class Service:
     ) -> list[Outcome]:
         """Answer `items`, n conversations → n outcomes in their order; an item that is an error stays one.
 
-        `plan` is the call's own, where it asks for more than the configuration says (`ResolvedConfig.with_sampling`).
-        `sink` holds the outcomes so far, for a caller who may cancel the call and wants them then.
+        `plan` is the call's own if it has its own sampling (`ResolvedConfig.with_sampling`). `sink` holds the outcomes
+        so far, for a caller that may cancel the call and needs them then.
 
-        Whatever ends the call early (`deadline`, `shutdown`, `replaced`, `engine_died`, …) is the outcome of the items
-        without an answer. Raises `PromptmillError` only when the backend cannot be loaded.
+        The error that ends a call early (`deadline`, `shutdown`, `replaced`, `engine_died`, …) is the outcome of the
+        items without an answer. Raises `PromptmillError` only when the backend cannot be loaded.
         """
         sink = sink or ListSink(len(items), MOST_LARGE, MOST_SHARED if self.is_shared else None)
         limit_s = self.plan.settings.call_timeout
@@ -215,7 +214,7 @@ class Service:
     ) -> PromptmillError | None:
         """Answer `items` into `sink`, however long it takes; the keys are their positions.
 
-        Returns why items were left without an outcome, None when none was. Raises as `generate` does.
+        Returns the reason why items have no outcome, None if all have one. Raises as `generate` does.
         """
         plan = plan or self.plan
         settings = plan.settings
@@ -239,9 +238,9 @@ class Service:
         return None
 
     async def run(self, source: Source, sink: Sink, stats: Call, name: str | None = None) -> None:
-        """Answer whatever `source` brings into `sink` with the model `name`, for callers with ends of their own.
+        """Answer the requests of `source` into `sink` with the model `name`, without `call_timeout`.
 
-        There is no `call_timeout`. Raises `PromptmillError` when it cannot be loaded or nothing can go on.
+        Raises `PromptmillError` when the model cannot be loaded or no request can continue.
         """
         plan = self.plan_of(name)
         with self._counted(plan, stats):
@@ -251,12 +250,12 @@ class Service:
                 raise error.reason from None
 
     async def shutdown_engine(self) -> None:
-        """Free the engines and their memory; connections have nothing to free. A later call loads again."""
+        """Unload the engines, which frees their memory; endpoints take none. A later call loads them again."""
         reason = PromptmillError(Code.SHUTDOWN, "The engine was shut down by `vllm_shutdown`.")
         await self._models.unload(lambda plan: plan.record.is_engine, reason)
 
     async def aclose(self) -> None:
-        """End everything; running calls end with code `shutdown`."""
+        """Unload all models for good; running calls end with code `shutdown`."""
         self._closed = True
         reason = PromptmillError(Code.SHUTDOWN, "The server is shutting down.")
         with contextlib.suppress(Exception):  # of a backend that fails to close
@@ -277,7 +276,7 @@ class Service:
             raise PromptmillError(Code.SHUTDOWN, "The server is shutting down.")
 
     def _model(self, name: str | None = None) -> Model:
-        """Return the model `name`, without one that which answers where none is named."""
+        """Return the model `name`, without a name the default one."""
         configuration = self._configuration
         if not name or (name == DEFAULT and name not in configuration.names):
             name = configuration.default
@@ -288,9 +287,9 @@ class Service:
         return self._models.add(name, configuration.plan_of(name))
 
     async def _run(self, plan: ResolvedConfig, source: Source, sink: Sink, call: Call) -> None:
-        """Run a call on the model of `plan`, and on those that its requests name or that stand in for it.
+        """Run a call on the model of `plan`, on those that its requests name, and on fallbacks.
 
-        Raises `NotLoadedError`, or what ended the run.
+        Raises `NotLoadedError`, or the error that ended the run.
         """
         driver = Driver(source, sink, call)
         if plan.fallback or len(self.models) > 1:
@@ -330,12 +329,12 @@ class Service:
 
 
 def too_long(limit_s: float | None) -> PromptmillError:
-    """Return why the rest of a call was left that took longer than `call_timeout`."""
+    """Return the error of the unanswered items of a call that took longer than `call_timeout`."""
     return PromptmillError(Code.DEADLINE, f"The call took longer than `call_timeout` ({limit_s:g} s).")
 
 
 class ServiceStats:
-    """Counts by reading each call's `Call`, so that a call pays nothing for being counted."""
+    """Counts of all calls, read from each one's `Call`, so that counting costs a call nothing."""
 
     def __init__(self) -> None:
         self.started = time.time()
@@ -357,13 +356,13 @@ class ServiceStats:
             self._codes.update(stats.codes)
 
     def unanswered(self, code: Code, count: int) -> None:
-        """Count items that were left when something ended their call."""
+        """Count items without an answer when their call ended early."""
         self._ended["done"] += count
         self._ended["failed"] += count
         self._codes[str(code)] += count
 
     def in_progress(self) -> list[dict[str, Any]]:
-        """Return how far each running call is, the oldest first. `total` is None when nobody knows."""
+        """Return the progress of each running call, the oldest first. `total` is None if unknown."""
         now = time.monotonic()
         return [
             {
