@@ -17,7 +17,7 @@ from benchmarks.measure import Row, every_core, interleaved, ratio
 from promptmill.backends import registry
 from promptmill.backends.protocol import Backend, Call, Request, Source
 from promptmill.cluster.ray_cluster import RayCluster
-from promptmill.cluster.remote import RemoteBackend, Report
+from promptmill.cluster.remote_backend import RemoteBackend, Report
 from promptmill.cluster.replicas import Replicas
 from promptmill.config.loading import Configuration
 from promptmill.core.conversation import Conversation, Message

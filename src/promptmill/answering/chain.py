@@ -163,17 +163,17 @@ class SeveralAnswers:
                 earlier = 0 if place else request.attempts  # once, for they are summed up
                 return await self._following(request.changed(sampling=sampling, attempts=earlier), call)
             finally:
-                call.forked -= 1
-                call.freed()
+                call.waits.forked -= 1
+                call.waits.freed()
 
-        call.forked += n - 1  # the worker of the request waits for all of them
+        call.waits.forked += n - 1  # the worker of the request waits for all of them
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(one(place)) for place in range(n)]
         except BaseExceptionGroup as found:
             raise found.exceptions[0] from None
         finally:
-            call.forked += 1
+            call.waits.forked += 1
         return _joined([task.result() for task in tasks], call)
 
     def _single_sampling(self, sampling: Sampling, place: int) -> Sampling:

@@ -145,24 +145,38 @@ class Flow(Protocol):
         ...
 
 
+def ignored() -> None:
+    """The callback while no driver listens."""
+
+
+@dataclass(slots=True)
+class Waits:
+    """How many requests of a call hold no place, for its driver."""
+
+    parked: int = 0
+    """Requests that wait for a time, such as a back-off."""
+    held: int = 0
+    """Requests that wait for other requests: a verdict, a flight, a budget, a model that is loading."""
+    forked: int = 0
+    """Answers in flight beyond one per worker: a request for several answers has several."""
+    freed: Callable[[], None] = ignored
+    """Set by the driver: a place has become free."""
+
+
 class _Wait:
     """Counts a request as waiting while the block runs, and lets the driver start another one in its place."""
 
-    __slots__ = ("_call", "_name")
+    __slots__ = ("_name", "_waits")
 
-    def __init__(self, call: Call, name: str) -> None:
-        self._call, self._name = call, name
+    def __init__(self, waits: Waits, name: str) -> None:
+        self._waits, self._name = waits, name
 
     def __enter__(self) -> None:
-        setattr(self._call, self._name, getattr(self._call, self._name) + 1)
-        self._call.freed()
+        setattr(self._waits, self._name, getattr(self._waits, self._name) + 1)
+        self._waits.freed()
 
     def __exit__(self, *_: object) -> None:
-        setattr(self._call, self._name, getattr(self._call, self._name) - 1)
-
-
-def ignored() -> None:
-    """The callback while no driver listens."""
+        setattr(self._waits, self._name, getattr(self._waits, self._name) - 1)
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -226,23 +240,15 @@ class Call:
     warnings: dict[str, None] = field(default_factory=dict)
     """Ordered and without repeats: what was not done exactly as requested."""
 
-    # for the driver
-    parked: int = 0
-    """Requests that wait for a time, such as a back-off."""
-    held: int = 0
-    """Requests that wait for other requests: a verdict, a flight, a budget, a model that is loading."""
-    forked: int = 0
-    """Answers in flight beyond one per worker: a request for several answers has several."""
-    freed: Callable[[], None] = ignored
-    """Set by the driver: a place has become free."""
+    waits: Waits = field(default_factory=Waits)
 
     def park(self) -> AbstractContextManager[None]:
         """Give the place of a request up while it waits for a time."""
-        return _Wait(self, "parked")
+        return _Wait(self.waits, "parked")
 
     def hold(self) -> AbstractContextManager[None]:
         """Give the place of a request up while it waits for other requests."""
-        return _Wait(self, "held")
+        return _Wait(self.waits, "held")
 
     @property
     def waiting(self) -> str:

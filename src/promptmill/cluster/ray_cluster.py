@@ -16,7 +16,7 @@ from promptmill import __version__
 from promptmill.backends import registry
 from promptmill.backends.protocol import Backend
 from promptmill.cluster import replicas
-from promptmill.cluster.remote import LostError, RateLeases, RemoteBackend, Replica
+from promptmill.cluster.remote_backend import LostError, RateLeases, RemoteBackend, Replica
 from promptmill.cluster.replicas import Replicas, changed_block
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error

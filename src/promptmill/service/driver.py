@@ -30,14 +30,14 @@ class Driver:
     """One run of a call: the only place that counts its outcomes."""
 
     def __init__(self, source: Source, sink: Sink, call: Call) -> None:
-        self._source, self._sink, self._call = source, sink, call
+        self._source, self._sink, self._call, self._waits = source, sink, call, call.waits
         self._fresh: deque[Request] = deque()
         self._ended = False
         self._short = False
         """Whether the source returned fewer than requested, so that the open requests are all that is left."""
         self._open = 0
         self._workers = 0
-        self._taking: asyncio.Lock | None = None
+        self._taking = asyncio.Lock()
         self._closed = True
         self.stoppable = Stoppable()
         """Has `run` raise a reason from outside."""
@@ -49,9 +49,8 @@ class Driver:
         are the caller's.
         """
         self._answer, self._share = answer, share
-        self._taking = asyncio.Lock()
         self._closed = False
-        share.grown = self._call.freed = self._start_workers
+        share.grown = self._waits.freed = self._start_workers
         try:
             with self.stoppable:
                 async with asyncio.TaskGroup() as self._group:
@@ -61,24 +60,23 @@ class Driver:
             raise _first(group) from None
         finally:
             self._closed = True
-            share.grown = self._call.freed = ignored
+            share.grown = self._waits.freed = ignored
 
     @property
     def _running(self) -> int:
         """How many answers compete for a place."""
-        call = self._call
-        return self._workers + call.forked - call.parked - call.held
+        waits = self._waits
+        return self._workers + waits.forked - waits.parked - waits.held
 
     @property
     def _may_take(self) -> bool:
-        call = self._call
-        return not self._ended and call.parked < 2 * self._share.most and call.held < _MOST_HELD
+        waits = self._waits
+        return not self._ended and waits.parked < 2 * self._share.most and waits.held < _MOST_HELD
 
     def _start_workers(self) -> None:
         """Start a worker for each request that waits for one, up to the share; called when a place becomes free."""
         if self._closed:
             return
-        assert self._taking is not None
         wanted = len(self._fresh) or (self._may_take and not self._taking.locked())
         for _ in range(min(wanted, self._share.most - self._running)):
             work = self._work()
@@ -92,10 +90,10 @@ class Driver:
         self._look()
 
     async def _work(self) -> None:
-        call, share, sink, fresh = self._call, self._share, self._sink, self._fresh
+        call, waits, share, sink, fresh = self._call, self._waits, self._share, self._sink, self._fresh
         try:
             # the share may shrink for the sake of another call
-            while self._workers + call.forked - call.parked - call.held <= share.most:
+            while self._workers + waits.forked - waits.parked - waits.held <= share.most:
                 if not fresh and (not self._may_take or not await self._take()):
                     break
                 request = fresh.popleft()
@@ -111,7 +109,6 @@ class Driver:
 
     async def _take(self) -> bool:
         """Have requests ready; return whether there are some."""
-        assert self._taking is not None
         async with self._taking:
             if self._fresh or not self._may_take:
                 return bool(self._fresh)
@@ -129,8 +126,8 @@ class Driver:
 
     def _look(self) -> None:
         """Have the share decide when nothing will happen by itself."""
-        call = self._call
-        if call.held and not call.parked and not self._running and not self._fresh and not self._may_take:
+        waits = self._waits
+        if waits.held and not waits.parked and not self._running and not self._fresh and not self._may_take:
             self._share.idle()
 
 

@@ -396,7 +396,7 @@ class Loaded:
 
 
 def _identity_of(plan: ResolvedConfig) -> tuple[object, ...]:
-    """Return the parts of a plan whose change needs another load: its block, and keys that only count from the operator."""
+    """Return the parts of a plan that need a new load when they change: its block, and keys that a call set itself."""
     block = plan.block
     if plan.record.needs_endpoint:
         from_call = plan.from_call & {"api_key", "api_key_env", "base_url", "headers"}

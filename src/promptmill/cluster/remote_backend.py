@@ -95,7 +95,7 @@ class Replica:
                 self._outcomes += [(request.key, error) for request in requests]
                 self._news.set()
                 return
-            self._share.grown = self._call.freed = self._news.set
+            self._share.grown = self._call.waits.freed = self._news.set
             self._news.set()
         for request in requests:
             self._tasks[request.key] = asyncio.create_task(self._answer(request, self._backend))
@@ -111,7 +111,7 @@ class Replica:
         refused, self._refused = call.refused - self._refused, call.refused
         warnings = list(call.warnings)
         call.warnings.clear()
-        return Report(outcomes, 1 if share is None else share.most, call.held, refused, warnings)
+        return Report(outcomes, 1 if share is None else share.most, call.waits.held, refused, warnings)
 
     async def idle(self) -> None:
         """Decide: all requests that are left wait for others."""
