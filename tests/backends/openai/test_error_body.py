@@ -36,7 +36,7 @@ def test_each_level_of_a_nested_error_is_read_once(monkeypatch):
     calls = []
     read = error_body._message
     monkeypatch.setattr(error_body, "_message", lambda value: calls.append(value) or read(value))
-    payload = {"message": "the cause"}
+    payload: dict[str, object] = {"message": "the cause"}
     for _ in range(40):
         payload = {"inner": payload}
     assert read_error(payload).shown == "the cause"

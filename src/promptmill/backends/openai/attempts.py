@@ -235,7 +235,7 @@ class Attempts(ConcurrencyShare):
         """Return `answer`, which came at `now` by `permit`, with the attempts, time and usage of its item."""
         usage = answer.usage
         if self._limiter.counts_tokens:
-            self._limiter.settle_tokens(usage.prompt_tokens + usage.completion_tokens - item.tokens)
+            self._limiter.charge_tokens(usage.prompt_tokens + usage.completion_tokens - item.tokens)
         self._answered = True
         if self._attribution is not None:
             self._attribution.answered(permit)

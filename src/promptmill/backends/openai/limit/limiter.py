@@ -126,9 +126,9 @@ class _RateLimits:
         """Take a request of an estimated number of tokens."""
         if self._requests is not None:
             self._requests.take(1)
-        self.settle_tokens(tokens)
+        self.charge_tokens(tokens)
 
-    def settle_tokens(self, difference: int) -> None:
+    def charge_tokens(self, difference: int) -> None:
         """Take the tokens that a request really used beyond its estimate."""
         if self._tokens is not None:
             self._tokens.take(difference)
@@ -276,10 +276,10 @@ class Limiter:
         if self._waiting:
             self.serve()
 
-    def settle_tokens(self, difference: int) -> None:
+    def charge_tokens(self, difference: int) -> None:
         """Charge the tokens that a request really used beyond its estimate."""
         if self._rates is not None:
-            self._rates.settle_tokens(difference)
+            self._rates.charge_tokens(difference)
 
     def serve(self) -> None:
         """Give the free places to waiting requests; called whenever a place, a pause or a rate may have changed."""
