@@ -134,6 +134,24 @@ def test_a_probe_that_hangs_is_in_nobodys_way_when_the_endpoint_is_to_be_probed_
     assert endpoint_state.room(clock.now) == 1
 
 
+def test_an_endpoint_that_refused_for_load_has_been_there_so_that_a_refused_connection_is_an_outage():
+    clock = Clock()
+    busy, absent = an_endpoint(clock, retries=3), an_endpoint(clock, retries=3)
+    gone = RetryDecision(FailureKind.LOST, PromptmillError(Code.UNREACHABLE, "gone"))
+    permit = busy.enter(clock())
+    busy.failed(permit, RetryDecision(FailureKind.LOAD, PromptmillError(Code.RATE_LIMITED, "no")), None)
+    busy.leave(permit)
+    forgiven = []
+    for endpoint in (busy, absent):
+        for _ in range(3):
+            clock.now += 10
+            permit = endpoint.enter(clock())
+            forgiven.append(endpoint.failed(permit, gone, None))
+            endpoint.leave(permit)
+    assert forgiven == [True] * 3 + [False] * 3
+    assert (busy.unusable(), absent.unusable()) == (None, gone.error)
+
+
 def test_the_window_grows_with_the_answers_while_it_is_full():
     clock = Clock()
     endpoint_state = an_endpoint(clock, concurrency=256)
