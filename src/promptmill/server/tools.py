@@ -270,5 +270,7 @@ def _is_small(outcomes: Sequence[Outcome]) -> bool:
     if len(outcomes) > _FEW:
         return False
     done = [one for one in outcomes if isinstance(one, Completion)]
-    characters = sum(len(text) for one in done for text in (one.text, one.reasoning or "", *one.answers))
-    return characters < _LITTLE and not any(one.logprobs or one.tool_calls for one in done)
+    if any(one.logprobs or one.tool_calls for one in done):
+        return False
+    more = sum(len(text) for one in done for text in (one.reasoning or "", *one.answers))
+    return more + sum(len(one.text) for one in outcomes) < _LITTLE  # a failure may hold a wrong answer

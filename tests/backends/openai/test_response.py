@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import tracemalloc
 from typing import Any
 
 import orjson
@@ -9,9 +11,12 @@ import pytest
 
 from promptmill.backends.openai.chat_completion import Ending, read_finish
 from promptmill.backends.openai.endpoint import Endpoint
-from promptmill.backends.openai.failures import RetryDecision
+from promptmill.backends.openai.failures import LARGEST_BODY, RetryDecision
+from promptmill.backends.openai.http_connection import Headers, HttpResponse
 from promptmill.backends.openai.providers import profile_named
-from promptmill.backends.openai.response import read_payload, read_response
+from promptmill.backends.openai.response import read_other_response, read_payload, read_response
+from promptmill.backends.openai.sender import _read
+from promptmill.core.outcome import Completion
 
 ENDPOINT = Endpoint("http://localhost/v1/chat/completions", "localhost", {}, (), profile_named("plain"))
 PLAIN: dict[str, Any] = {"role": "assistant", "content": "Paris"}
@@ -73,3 +78,24 @@ def test_only_the_start_of_a_long_finish_reason_is_read():
     assert finish is not None
     assert len(finish) <= 200
     assert ending is Ending.WHOLE
+
+
+def test_a_compressed_body_that_expands_too_far_leaves_nothing_in_memory():
+    bomb = HttpResponse(200, Headers(()), gzip.compress(bytes(LARGEST_BODY + 1)), encoding=b"gzip")
+    tracemalloc.start()
+    try:
+        found = [_read(bomb, ENDPOINT, keep_raw=False, inline=False) for _ in range(3)]
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert all(isinstance(one, RetryDecision) for one in found)
+    assert held < LARGEST_BODY
+
+
+@pytest.mark.parametrize(
+    ("value", "count", "is_read"),
+    [(b"-0.012345678", 1_200_000, True), (b"0", 4_500_000, False), (b"[]", 700_000, False), (b"{}", 700_000, False)],
+)
+def test_the_values_of_a_body_are_limited_by_their_memory(value, count, is_read):
+    body = b'{"data":[%s]}' % b",".join([value] * count)
+    assert isinstance(read_other_response(200, {}, body, ENDPOINT), Completion) is is_read

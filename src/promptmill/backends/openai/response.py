@@ -41,9 +41,10 @@ _ERROR_FIELDS = frozenset(
 _NO_MATTER = frozenset({"role", "content", "refusal", "annotations"})
 """Fields of a message that add nothing to its text."""
 _ENDS = frozenset({"stop", "length"})
-# The limit of values in a JSON body, estimated by its separators. A value takes up to 80 bytes of memory and blocks the
-# event loop for a tenth of a microsecond; small bodies cannot hold many.
-_MOST_VALUES = 500_000
+# The memory that the values of a JSON body take, estimated by its separators: a number some 32 bytes, an object or list
+# up to 200. Small bodies cannot hold many.
+_MOST_MEMORY = 128 << 20
+_NUMBER, _CONTAINER = 32, 200
 _SMALL = 256 * 1024
 _LARGEST_ERROR = 1 << 20
 _MOST_EVENTS = 150_000  # of a stream: answers have fewer tokens
@@ -55,8 +56,8 @@ def read_response(
 ) -> Completion | RetryDecision:
     """Return the answer in a response, or the decision about a failure. `keep_raw` keeps all fields of the answer."""
     try:
-        if _has_too_many_values(body):
-            return _unreadable(endpoint, f"a body of more than {_MOST_VALUES:,} values", b"")
+        if _takes_too_much_memory(body):
+            return _unreadable(endpoint, f"a body whose values take more than {_MOST_MEMORY >> 20} MiB of memory", b"")
         body = body.removeprefix(codecs.BOM_UTF8)
         if status >= 300 and len(body) > _LARGEST_ERROR:
             return classify_refusal(status, headers, _text(body), endpoint)
@@ -75,8 +76,8 @@ def read_other_response(
     status: int, headers: Mapping[str, str], body: bytes, endpoint: Endpoint
 ) -> Completion | RetryDecision:
     """Return the response to a request for a path other than chats: its text, if any, and its payload."""
-    if _has_too_many_values(body):
-        return _unreadable(endpoint, f"a body of more than {_MOST_VALUES:,} values", b"")
+    if _takes_too_much_memory(body):
+        return _unreadable(endpoint, f"a body whose values take more than {_MOST_MEMORY >> 20} MiB of memory", b"")
     try:
         payload = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -95,8 +96,10 @@ def read_other_response(
     return Completion(_text_of_other(payload), "stop", Usage(*counts), details=details, tier=_tier(payload))
 
 
-def _has_too_many_values(body: bytes) -> bool:
-    return len(body) > _SMALL and sum(map(body.count, (b"[", b"{", b","))) > _MOST_VALUES
+def _takes_too_much_memory(body: bytes) -> bool:
+    if len(body) <= _SMALL:
+        return False
+    return _NUMBER * body.count(b",") + _CONTAINER * (body.count(b"[") + body.count(b"{")) > _MOST_MEMORY
 
 
 def _text_of_other(payload: Mapping[str, Any]) -> str:

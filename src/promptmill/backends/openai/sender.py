@@ -179,6 +179,7 @@ def _read(response: HttpResponse, endpoint: Endpoint, *, keep_raw: bool, inline:
     try:
         content = response.content()
     except TransportError as error:
+        without_frames(error)  # they hold what was decompressed
         return classify_exception(error, endpoint)
     found = read_response(response.status, response.headers, content, endpoint, keep_raw=keep_raw)
     return found if inline or isinstance(found, RetryDecision) else with_reasoning_apart(found)
@@ -189,5 +190,6 @@ def _read_other(response: HttpResponse, endpoint: Endpoint) -> Completion | Retr
     try:
         content = response.content()
     except TransportError as error:
+        without_frames(error)  # they hold what was decompressed
         return classify_exception(error, endpoint)
     return read_other_response(response.status, response.headers, content, endpoint)
