@@ -472,7 +472,7 @@ def _decoded(body: bytes, encoding: bytes) -> bytes:
     if encoding in {b"", b"identity"}:
         return body
     if encoding not in {b"gzip", b"x-gzip", b"deflate"}:
-        raise InvalidResponseError("an encoding that was not asked for")
+        raise InvalidResponseError("an encoding that was not requested")
     window_bits = 16 + zlib.MAX_WBITS if encoding.endswith(b"gzip") else zlib.MAX_WBITS
     plain: list[bytes] = []
     left = LARGEST_BODY

@@ -82,9 +82,7 @@ async def test_an_endpoint_that_takes_requests_and_never_answers_is_said_with_wh
     bench.clock.now += 9
     assert bench.flow.waiting() == "", "answers may take as long"
     bench.clock.now += 2
-    assert bench.flow.waiting() == (
-        "no answer from api.example.com for 11 s; a try is given up after 600 s (`timeout`)"
-    )
+    assert bench.flow.waiting() == ("no answer from api.example.com for 11 s; an attempt fails after 600 s (`timeout`)")
     bench.stats.done += 1
     assert bench.flow.waiting() == "", "others are answered"
 

@@ -465,9 +465,7 @@ class CallFlow:
         most_s = max(state.longest_silence_s for state in states)
         is_loading = all(state.endpoint.own and not state.health.successes for state in states)
         perhaps = " (it may still be loading the model)" if is_loading else ""
-        return (
-            f"no answer from {names} for {quiet_s:.0f} s{perhaps}; a try is given up after {most_s:.0f} s (`timeout`)"
-        )
+        return f"no answer from {names} for {quiet_s:.0f} s{perhaps}; an attempt fails after {most_s:.0f} s (`timeout`)"
 
     def _between_attempts(self, now: float) -> str:
         """Return why all remaining items wait: to be sent again, or for `rpm` and `tpm`."""
