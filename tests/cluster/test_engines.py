@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -19,6 +20,7 @@ from driving import ask, run
 from fakes import DictSink, ListSource
 from promptmill.backends.engines import hardware, host
 from promptmill.backends.protocol import Call
+from promptmill.cli.main import main
 from promptmill.cluster import replicas
 from promptmill.cluster.replicas import Replicas
 from promptmill.config.loading import Configuration
@@ -49,6 +51,18 @@ def test_each_replica_gets_an_equal_part_of_the_gpus(
 def test_gpus_that_cannot_be_divided_equally_are_an_error(gpu_ids: str) -> None:
     with pytest.raises(PromptmillError, match=r"hf\.gpu_ids: \d GPUs cannot be divided equally among 2 `replicas`"):
         replicas._parts(plan(gpu_ids=gpu_ids, replicas=2))
+
+
+def test_the_command_line_has_replicas_in_jobs_and_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n')
+    block = {"model_name_or_path": "smollm2-135m-instruct", "gpu_ids": "0,1,2", "replicas": 2}
+    (tmp_path / "three.yaml").write_text(json.dumps({"backend": "hf", "backend_configs": {"hf": block}}))
+    for words in (["bulk", "rows.jsonl", "answers.jsonl"], ["generate", "a"]):
+        assert main([*words, "--config", "three.yaml"])
+        assert "3 GPUs cannot be divided equally among 2 `replicas`" in capsys.readouterr().err
 
 
 def test_replicas_without_gpu_ids_are_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

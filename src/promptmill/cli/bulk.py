@@ -16,6 +16,7 @@ import orjson
 from promptmill.backends import registry
 from promptmill.cli.options import SCHEMA, Parser, add_shared, amount, at_least_one, is_url, text_of
 from promptmill.cli.terminal import say
+from promptmill.cluster import replicas
 from promptmill.cluster.ray_cluster import RayCluster
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError, config_error
@@ -322,7 +323,7 @@ async def _job_run(
     as_json: bool,
     quiet: bool,
 ) -> tuple[dict[str, Any], PromptmillError | None, bool]:
-    create = registry.create if job.order.ray is None else job.order.ray.create
+    create = replicas.create if job.order.ray is None else job.order.ray.create
     service = Service(configuration, plan=job.plan, create=create)
     try:
         with _watching(job.spec.job_id, as_json=as_json, quiet=quiet) as watch:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias
 
 from promptmill import __version__
-from promptmill.backends.protocol import Backend, Call, RateLimited, Request, Share, ignored
+from promptmill.backends.protocol import Backend, Call, FixedShare, RateLimited, Request, Share, ignored
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, internal_error
 from promptmill.core.outcome import Outcome
@@ -168,13 +168,11 @@ class Link(Protocol):
         ...
 
 
-class RemoteShare:
+class RemoteShare(FixedShare):
     """A call's share of a remote backend: as much as that takes, and as much again that is there in time."""
 
     def __init__(self, remote: RemoteBackend, most: int) -> None:
-        self.grown: Callable[[], None] = ignored
-        self.most = most
-        """Answers to keep in flight now."""
+        super().__init__(most)
         self.wanted: int | None = None
         """How many items the call still has; None where that is unknown."""
         self._remote = remote
@@ -183,9 +181,6 @@ class RemoteShare:
         """Note how many items the call still has."""
         self.wanted = items
         self._remote.decide_if_idle()
-
-    def idle(self) -> None:
-        """Items that wait for others are at the other end: see `decide_if_idle`."""
 
 
 class RemoteBackend:
@@ -212,17 +207,10 @@ class RemoteBackend:
             raise _lost() from None
         if error is not None:
             raise error
-        if self._leases is not None:
-            await self._join(self._leases)
+        if self._leases is not None and not await self._leases.join(self):
+            raise _lost()
         self._last = Report([], 1)
         self._serving = asyncio.create_task(self._serve())
-
-    async def _join(self, leases: RateLeases) -> None:
-        try:
-            await leases.join(self)
-        except LostError:
-            leases.leave(self)
-            raise _lost() from None
 
     def enter(self, call: Call) -> RemoteShare:
         """Note that a call starts. Raises `PromptmillError` (`engine_died`)."""
@@ -343,14 +331,6 @@ def _most(report: Report) -> int:
     return 2 * max(1, min(report.most, _MOST_AT_ONCE)) + report.held
 
 
-class Lessee(Protocol):
-    """A process that keeps to its part of the rates."""
-
-    async def lease(self, share: float) -> None:
-        """Use no more than this part of `rpm` and `tpm` from now on. Raises `LostError`."""
-        ...
-
-
 class RateLeases:
     """`rpm` and `tpm` of an endpoint, leased in equal parts to the processes that are there: never more than the whole.
 
@@ -359,18 +339,19 @@ class RateLeases:
     """
 
     def __init__(self) -> None:
-        self._parts: dict[Lessee, _Part] = {}
+        self._parts: dict[RemoteBackend, _Part] = {}
         self._changing = asyncio.Lock()
         self._leaving: set[asyncio.Task[None]] = set()
 
-    async def join(self, one: Lessee) -> None:
-        """Add a process; return once it has its part. Raises `LostError`."""
+    async def join(self, one: RemoteBackend) -> bool:
+        """Add a process; return True once it has its part, False if it is lost meanwhile."""
         own = self._parts[one] = _Part()
         await self._lease_out()
         if not own.size:
-            raise LostError
+            self.leave(one)
+        return bool(own.size)
 
-    def leave(self, one: Lessee) -> None:
+    def leave(self, one: RemoteBackend) -> None:
         """Remove a process, if it was there; its part goes to the others."""
         if self._parts.pop(one, None) is not None:
             leaving = asyncio.ensure_future(self._lease_out())
@@ -391,7 +372,7 @@ class _Part:
     size: float = 0.0
 
 
-async def _lease(one: Lessee, part: _Part, size: float) -> None:
+async def _lease(one: RemoteBackend, part: _Part, size: float) -> None:
     with contextlib.suppress(LostError):  # `leave` follows
         await one.lease(size)
         part.size = size
