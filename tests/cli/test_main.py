@@ -135,7 +135,7 @@ def test_an_answer_that_was_cut_is_marked(promptmill, upstream):
     [
         (["generate", "--temprature", "1", "x"], "did you mean --temperature?"),
         (["genrate", "x"], "unknown command 'genrate'; did you mean generate?"),
-        (["bulk", "a.jsonl", "b.jsonl", "--retry-faild"], "did you mean --retry-failed?"),
+        (["bulk", "a.jsonl", "b.jsonl", "--max-failurs"], "did you mean --max-failures?"),
     ],
 )
 def test_an_unknown_option_or_command_gets_the_nearest_name(promptmill, mistyped, said):
@@ -153,7 +153,7 @@ def test_without_a_command_the_help_is_printed(promptmill):
 def test_help_shows_a_commands_own_options(promptmill):
     code, out, _ = promptmill("help", "bulk", config=None)
     assert code == 0
-    assert "--retry-failed" in out
+    assert "--again {failed,truncated,all}" in out
 
 
 @pytest.mark.parametrize("arguments", [[], ["-"]])
@@ -481,7 +481,7 @@ def test_bash_completes_commands_and_options():
     script = subprocess.run([sys.executable, "-m", "promptmill", "completion", "bash"], capture_output=True, check=True)
     ask = """eval "$(cat)"
 words() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _shtab_promptmill; echo "${COMPREPLY[@]}"; }
-words promptmill gen; words promptmill bulk --retry-f
+words promptmill gen; words promptmill bulk --row-s
 """
     found = subprocess.run(
         ["bash", "-c", ask],
@@ -489,7 +489,7 @@ words promptmill gen; words promptmill bulk --retry-f
         capture_output=True,
         check=True,
     )
-    assert found.stdout.split() == [b"generate", b"--retry-failed"], found.stderr
+    assert found.stdout.split() == [b"generate", b"--row-settings"], found.stderr
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])

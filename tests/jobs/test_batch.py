@@ -206,7 +206,7 @@ def test_requests_that_failed_before_are_counted_once_for_several_answers(bench:
     assert bench.run("--json", concurrency=1, retries=2).returncode == 1
     seen = len(bench.upstream.seen)
     bench.upstream.reply = answer()
-    found = bench.succeed("--retry-failed", concurrency=1, retries=2)
+    found = bench.succeed("--again", "failed", concurrency=1, retries=2)
     assert found["requests"] == len(bench.upstream.seen) == seen + 3
 
 

@@ -60,7 +60,7 @@ def test_a_row_that_names_another_model_is_not_charged_by_the_default_ones_price
     assert bench.run(*price, "--max-cost", "100").returncode == 1
     assert [seen.json["model"] for seen in bench.upstream.seen] == ["test-model"]
     assert "names the model 'another', whose price is not known" in bench.answers()[1]["error"]["message"]
-    found = bench.succeed(*price, "--overwrite")
+    found = bench.succeed(*price, "--again", "all")
     (own, other) = bench.answers()
     assert found["cost"] == pytest.approx(2 * own["cost"])  # that of the job that was started over is kept
     assert own["cost"] > 0
@@ -113,15 +113,14 @@ def test_a_budget_has_no_room_for_what_is_set_aside(bench: Any) -> None:
     assert len(bench.upstream.seen) == 8
 
 
-@pytest.mark.parametrize("again", ["--overwrite"])
-def test_a_job_that_is_started_over_keeps_what_it_has_spent(bench: Any, again: str) -> None:
+def test_a_new_round_keeps_what_the_job_has_spent(bench: Any) -> None:
     bench.upstream.reply = answer("two words")
     bench.prompts(20)
     bench.succeed(*_options(1))
-    assert bench.run(*_options(0.5), again).returncode == 75
+    assert bench.run(*_options(0.5), "--again", "all").returncode == 75
     assert len(bench.upstream.seen) * 0.02 <= 0.5
     found = bench.status()
     assert found["cost"] == pytest.approx(len(bench.upstream.seen) * 0.02)
     assert "$0.4" in found["reason"]
-    found = bench.succeed(*_options(2), again)
+    found = bench.succeed(*_options(2), "--again", "all")
     assert found["cost"] == pytest.approx(len(bench.upstream.seen) * 0.02)

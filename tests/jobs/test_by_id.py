@@ -87,5 +87,5 @@ def test_a_job_by_its_id_never_goes_on_with_another_model(bench: Any) -> None:
     assert done.returncode == 2
     assert "now 'other'" in done.stderr
     assert "it was begun with" in done.stderr
-    assert "--accept-change" not in done.stderr
+    assert "--keep" not in done.stderr
     assert not bench.output.exists()

@@ -172,7 +172,7 @@ def test_whether_rows_set_their_own_is_a_setting_of_the_job(bench: Any) -> None:
     bench.write([{"text": "a", "model": "one"}, {"text": "b", "model": "two"}])
     bench.succeed("--prompt", "{{text}}", "--limit", "1")
     assert "another row settings" in bench.fail("--prompt", "{{text}}", "--row-settings")
-    bench.succeed("--prompt", "{{text}}", "--row-settings", "--accept-change")
+    bench.succeed("--prompt", "{{text}}", "--row-settings", "--keep")
     assert [seen.json["model"] for seen in bench.upstream.seen] == ["test-model", "two"]
 
 
@@ -224,5 +224,5 @@ def test_a_job_that_was_stopped_goes_on_with_the_same_names(bench: Any) -> None:
         "finish_reason": "stop",
     }
     bench.upstream.reply = answer()
-    bench.succeed("--retry-failed")
+    bench.succeed("--again", "failed")
     assert [row["answer_1"] for row in bench.answers()] == ["echo: a", "echo: b", "echo: c"]

@@ -66,10 +66,10 @@ def test_failed_rows_are_not_done_again_into_an_output_of_fewer_rows(bench: Any)
     bench.prompts(20)
     bench.fail(code=1)
     made, sent = bench.output.read_bytes(), len(bench.upstream.seen)
-    assert "holds more rows than --limit 5 asks for" in bench.fail("--retry-failed", "--limit", "5")
+    assert "holds more rows than --limit 5 asks for" in bench.fail("--again", "failed", "--limit", "5")
     assert (bench.output.read_bytes(), len(bench.upstream.seen)) == (made, sent)
     bench.upstream.reply = answer()
-    bench.succeed("--retry-failed")
+    bench.succeed("--again", "failed")
     assert [row["id"] for row in bench.answers()] == [f"r{at}" for at in range(20)]
 
 
@@ -79,7 +79,7 @@ def test_a_retry_that_was_killed_does_not_let_a_limit_cut_the_output(bench: Any)
     bench.prompts(20)
     bench.fail(code=1)
     made = bench.output.read_bytes()
-    assert bench.run("--retry-failed", killed_at="merging").returncode == -signal.SIGKILL
+    assert bench.run("--again", "failed", killed_at="merging").returncode == -signal.SIGKILL
     assert "holds more rows than --limit 5 asks for" in bench.fail("--limit", "5")
     assert bench.output.read_bytes() == made
     bench.fail(code=1)
@@ -119,22 +119,11 @@ def test_only_the_file_that_was_there_is_replaced_by_a_job_that_goes_on(bench: A
     bench.output.write_text("precious")
     said = bench.fail()
     assert "is not this job's own output; move it away to go on with job" in said
-    assert "asks everything anew" in said
+    assert "--overwrite replaces it" in said
     assert bench.output.read_text() == "precious"
     bench.output.unlink()
     bench.succeed()
     assert len(bench.upstream.seen) == 16
-
-
-@posix
-def test_an_interrupted_overwrite_says_how_to_go_on_with_what_is_answered(bench: Any) -> None:
-    bench.upstream.reply = choose(lambda seen: answer() if seen.number <= 40 else late(None))
-    bench.prompts(200)
-    process = bench.start("--overwrite")
-    eventually(lambda: len(bench.upstream.seen) > 40)
-    process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=10)
-    assert "go on with the same command, but without --overwrite; what is answered is kept" in said
 
 
 @posix
@@ -202,5 +191,5 @@ def test_the_latency_of_a_copied_answer_is_none(bench: Any) -> None:
     bench.write([{"prompt": "a"}, *[{"prompt": "b"}] * 9])
     bench.fail(*arguments, code=1)
     bench.upstream.reply = late(0.05, answer())
-    found = bench.succeed("--retry-failed", "--dedupe", *arguments)
+    found = bench.succeed("--again", "failed", "--dedupe", *arguments)
     assert found["latency_s"]["p50"] >= 0.045

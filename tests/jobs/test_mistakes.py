@@ -34,23 +34,24 @@ def test_another_input_for_the_same_output_is_called_that(bench: Any) -> None:
     bench.prompts(3)
     bench.succeed()
     first = bench.input
-    for text in ['{"prompt": "another"}\n', first.read_text().replace("prompt 1", "prompt 7")]:  # the same size, too
-        bench.input = bench.path / "other.jsonl"
+    made = bench.output.read_bytes()
+    bench.input = bench.path / "other.jsonl"
+    for text in ['{"prompt": "another"}\n', first.read_text().replace("prompt", "PROMPT")]:  # the same size, too
         bench.input.write_text(text)
         assert f"is the output of another input, {first}; name another output" in bench.fail()
     bench.input = first
-    assert "finished already" in bench.run().stderr
+    bench.succeed()
+    assert (bench.output.read_bytes(), len(bench.upstream.seen)) == (made, 3)
 
 
 def test_a_broken_line_is_mended_and_asked_alone_and_counted_once(bench: Any) -> None:
     bench.write(['{"prompt": "a"}', '{"prompt": "b"', '{"prompt": "c"}'])
     said = bench.fail(code=1)
     assert "line 2 is not valid JSON" in said
-    assert "correct these rows in in.jsonl and run the same command with --reuse" in said
-    assert "--retry-failed" not in said
+    assert "correct these rows in in.jsonl and run the same command: it sends them alone" in said
+    assert "--again failed" not in said
     bench.write([{"prompt": name} for name in "abc"])
-    assert "--reuse asks only what is new" in bench.fail("--retry-failed")
-    assert bench.succeed("--reuse")["requests"] == len(bench.upstream.seen) == 3
+    assert bench.succeed()["requests"] == len(bench.upstream.seen) == 3
 
 
 def test_a_job_that_has_answered_nothing_takes_the_input_as_it_is_now(bench: Any) -> None:

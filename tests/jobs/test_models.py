@@ -67,9 +67,9 @@ def test_a_model_that_was_redefined_is_found_out_where_it_answered_rows(bench: A
     refused = bench.run(*now)
     assert refused.returncode == 2
     assert "models.fast" in refused.stderr
-    assert "--accept-change" in refused.stderr
+    assert "--keep" in refused.stderr
     assert len(bench.upstream.seen) == 2
-    taken = bench.run(*now, "--accept-change")
+    taken = bench.run(*now, "--keep")
     assert taken.returncode == 0, taken.stderr
     rows = bench.answers()
     assert [row.get("changed") for row in rows] == [None, None, ["models.fast"]]

@@ -60,7 +60,7 @@ def test_what_is_not_a_template_of_columns_is_told(text, said):
     "text", ["{{ a.__class__.__mro__ }}", "{{ a|attr('__class__') }}", "{{ range(10**9) | list }}", "{{ 1 / 0 }}"]
 )
 def test_a_template_stays_in_its_sandbox_and_its_failure_is_the_rows(text):
-    with pytest.raises(PromptmillError, match="--prompt"):
+    with pytest.raises(PromptmillError, match="prompt_template"):
         PromptTemplate(text).render({"a": "x"})
 
 
@@ -118,7 +118,7 @@ def test_a_row_that_lacks_a_field_costs_the_others_nothing(bench):
     result = bench.run("--prompt", "{{text}}")
     assert result.returncode == 1
     assert [row["answer"] for row in bench.answers()] == ["echo: a", "", "echo: c"]
-    assert bench.answers()[1]["error"]["message"].startswith("line 2: --prompt: 'text' is undefined")
+    assert bench.answers()[1]["error"]["message"].startswith("line 2: `prompt_template`: 'text' is undefined")
 
 
 def test_a_row_asks_what_is_written_out_not_what_the_template_says(bench):
@@ -126,7 +126,7 @@ def test_a_row_asks_what_is_written_out_not_what_the_template_says(bench):
     bench.write([{"id": 1, "text": "a"}, {"id": 2, "text": "b"}])
     bench.succeed("--prompt", "{{text}}")
     bench.write([{"id": 3, "text": "b"}, {"id": 4, "text": "a"}, {"id": 5, "text": "c"}])
-    bench.succeed("--prompt", "{{text}}", "--reuse")
+    bench.succeed("--prompt", "{{text}}")
     assert sorted(_prompts(bench)) == ["a", "b", "c"]
     assert [row["answer"] for row in bench.answers()] == ["echo: b", "echo: a", "echo: c"]
 
@@ -135,7 +135,7 @@ def test_another_template_is_another_job_unless_it_is_accepted(bench):
     bench.write([{"text": "a"}, {"text": "bad"}])
     bench.succeed("--prompt", "{{text}}", "--limit", "1")
     assert "was begun with another prompt template" in bench.fail("--prompt", "Say {{text}}")
-    bench.succeed("--prompt", "Say {{text}}", "--accept-change")
+    bench.succeed("--prompt", "Say {{text}}", "--keep")
     assert _prompts(bench) == ["a", "Say bad"]
     assert "last ran with another prompt template" in bench.fail("--prompt", "{{text}}")
 

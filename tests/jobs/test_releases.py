@@ -32,7 +32,7 @@ def test_a_job_of_a_release_goes_on_and_keeps_what_was_answered(release, tmp_pat
     upstream.reply = by_prompt({row["prompt"]: answer(f"new {row['id']}") for row in rows})
     proxy = upstream.url.removesuffix("/v1")
     done = subprocess.run(
-        [sys.executable, "-m", "promptmill", "bulk", "in.jsonl", "out.jsonl", "--retry-failed", "--quiet"],
+        [sys.executable, "-m", "promptmill", "bulk", "in.jsonl", "out.jsonl", "--again", "failed", "--quiet"],
         cwd=tmp_path,
         env=os.environ | {"http_proxy": proxy, "no_proxy": "", "PROMPTMILL_CONFIG": ""},
         capture_output=True,

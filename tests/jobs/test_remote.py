@@ -98,7 +98,7 @@ def test_an_object_that_changed_is_another_input(bucket: Bucket) -> None:
     bucket.run(*files)
     bucket.put("rows.jsonl", ROWS)
     assert "has changed" in bucket.run(*files, code=2)
-    bucket.run(*files, "--reuse")
+    bucket.run(*files)
     assert len(bucket.bench.upstream.seen) == 5
     assert len(bucket.get("answers.jsonl").splitlines()) == 5
 

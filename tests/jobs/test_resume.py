@@ -56,16 +56,43 @@ def test_an_output_that_was_removed_is_made_again_from_the_answers(bench: Any) -
 
 
 @pytest.mark.parametrize("change", ["longer", "same size"])
-def test_a_changed_input_is_refused(bench: Any, change: str) -> None:
+def test_a_changed_input_sends_what_is_new_in_it(bench: Any, change: str) -> None:
     stop_halfway(bench)
+    answered = {record.row for record in bench.records()}
     text = bench.input.read_text()
     bench.input.write_text(
-        text + '{"prompt": "more"}\n' if change == "longer" else text.replace("prompt 7", "prompt 6")
+        text + '{"prompt": "more"}\n' if change == "longer" else text.replace('"prompt 7"', '"prompt x"')
     )
     sent = len(bench.upstream.seen)
-    assert "has changed since job" in bench.fail()
-    assert len(bench.upstream.seen) == sent
-    bench.succeed("--overwrite")
+    found = bench.succeed()
+    again = 200 - len(answered) + (1 if change == "longer" else 7 in answered)
+    assert len(bench.upstream.seen) - sent == again
+    assert f"{len(answered) - (change != 'longer' and 7 in answered)} of" in found["warnings"][0]
+    assert [row["answer"] for row in bench.answers()] == [f"echo: {row['prompt']}" for row in bench.answers()]
+
+
+def test_an_input_that_loses_most_answers_is_refused_unless_it_is_meant(bench: Any) -> None:
+    rows = bench.prompts(40)
+    bench.succeed()
+    text, made = bench.input.read_text(), bench.output.read_bytes()
+    bench.write([{"prompt": f"other {at}"} for at in range(30)] + rows[:10])
+    said = bench.fail()
+    assert "keeps 10 of the 40 answers of job" in said
+    assert "--keep keeps those and sends the other rows; --again all sends every row" in said
+    assert (bench.output.read_bytes(), len(bench.upstream.seen)) == (made, 40)
+    changed = bench.input.read_text()
+    bench.input.write_text(text)
+    bench.succeed()
+    assert (bench.output.read_bytes(), len(bench.upstream.seen)) == (made, 40)
+    bench.input.write_text(changed)
+    assert "10 of 40 rows keep their answers, 30 are new" in bench.succeed("--keep")["warnings"][0]
+    assert len(bench.upstream.seen) == 70
+    bench.input.write_text(text)  # its answers were spare
+    assert "40 of 40 rows keep their answers, 0 are new" in bench.succeed()["warnings"][0]
+    assert len(bench.upstream.seen) == 70
+    bench.write(rows[:10])  # fewer rows send nothing
+    bench.succeed()
+    assert len(bench.upstream.seen) == 70
 
 
 def test_an_input_that_was_only_touched_goes_on(bench: Any) -> None:
@@ -122,7 +149,7 @@ def test_an_input_that_is_edited_during_the_run_stops_the_job(bench: Any) -> Non
 def test_answers_of_different_settings_are_not_mixed(bench: Any, arguments: list[str], named: str) -> None:
     stop_halfway(bench)
     assert f"was begun with another {named}" in bench.fail(*arguments)
-    assert bench.succeed(*arguments, "--overwrite")["requests"] == 200
+    assert bench.succeed(*arguments, "--again", "all")["requests"] == len(bench.upstream.seen)
 
 
 def test_a_foreign_output_is_not_overwritten_unless_asked_for(bench: Any) -> None:
@@ -176,19 +203,21 @@ def test_retryable_failures_are_taken_up_again_with_their_attempts(bench: Any) -
     assert bench.answers()[3]["error"]["attempts"] == 3
     assert bench.answers()[3]["answer"] == ""
     assert "finished already" in bench.fail(code=1)
-    found = bench.succeed("--retry-failed")
+    found = bench.succeed("--again", "failed")
     assert bench.answers()[3]["answer"] == "echo: prompt 3"
     assert len(bench.upstream.seen) == 9 + 3 + 1
     assert (found["requests"], found["retries"]) == (13, 3)
 
 
-def test_what_a_killed_run_answered_of_the_failures_comes_into_the_output(bench: Any) -> None:
+def test_a_round_that_was_killed_goes_on_with_any_command(bench: Any) -> None:
     bench.upstream.reply = by_prompt({f"prompt {at}": status(400) for at in (3, 4)})
     bench.prompts(10)
     bench.fail(code=1)
-    bench.half_done(answers(3, 4), "--retry-failed")
-    assert json.loads(bench.run("--json").stdout)["failed"] == 1
-    assert [row["id"] for row in bench.answers() if row["error"]] == ["r4"]
+    bench.half_done(answers(3), "--again", "failed")
+    bench.upstream.reply = answer()
+    assert bench.succeed()["failed"] == 0
+    assert bench.upstream.attempts["prompt 3"] == 1
+    assert bench.upstream.attempts["prompt 4"] == 2
 
 
 def test_an_interrupted_job_takes_up_its_retryable_failures(bench: Any) -> None:
@@ -240,10 +269,10 @@ def test_max_failures_stops_early(bench: Any) -> None:
     bench.upstream.reply = choose(lambda seen: answer() if seen.number % 3 == 0 else status(400, "malformed"))
     bench.prompts(1000)
     said = bench.fail("--max-failures", "20", code=1)
-    assert "more than --max-failures allows" in said
+    assert "more than `max_failures` allows" in said
     assert len(bench.upstream.seen) < 100
     bench.upstream.reply = answer()
-    assert bench.succeed("--retry-failed")["done"] == 1000
+    assert bench.succeed("--again", "failed")["done"] == 1000
 
 
 def test_max_failures_as_a_share(bench: Any) -> None:

@@ -66,7 +66,7 @@ def test_parts_of_another_job_and_a_changed_input_are_refused(bench: Any) -> Non
     bench.succeed("--shard", "1/2")
     bench.succeed("--shard", "2/2", "--temperature", "0.5")
     assert "of another input or other settings than part 1" in join(bench).stderr
-    bench.succeed("--shard", "2/2", "--overwrite")
+    bench.succeed("--shard", "2/2", "--again", "all")
     bench.input.write_text(bench.input.read_text().replace("prompt 1", "prompt X"))
     assert "has changed" in join(bench).stderr
     part = bench.output.with_name("out.jsonl.part-2-of-2")

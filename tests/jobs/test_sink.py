@@ -125,9 +125,9 @@ async def test_where_a_commit_waits_for_the_disk_puts_wait_and_share_it(tmp_path
     commits: list[int] = []
     write = world.store.write
 
-    def counted(records: Any) -> None:
+    def counted(records: Any, replaced: Any) -> None:
         commits.append(len(records))
-        write(records)
+        write(records, replaced)
 
     world.store.write = counted
     assert world.store.waits_for_disk
@@ -146,4 +146,4 @@ async def test_too_many_failures_end_the_job_but_are_kept(world: World) -> None:
     for row in range(3):
         assert await returns(sink, row, failure(Code.BAD_REQUEST, 1))
     assert world.counts.failed == 3
-    assert "3 of 3 rows failed, more than --max-failures allows. The last one: why" in world.reasons[0].message
+    assert "3 of 3 rows failed, more than `max_failures` allows. The last one: why" in world.reasons[0].message

@@ -50,7 +50,7 @@ def test_an_outcome_comes_back_whole(store: JobStore, outcome: Outcome) -> None:
     fill(store, outcome)
     record = store.record(0)
     assert record is not None
-    assert record.digest == bytes(16)
+    assert record.asked == bytes(16)
     found = record.outcome()
     if isinstance(outcome, Completion):
         assert found == outcome
@@ -81,8 +81,8 @@ def test_a_later_record_replaces_an_earlier_one(store: JobStore) -> None:
 
 def test_what_is_known_of_rows_says_which_are_to_be_done_again(store: JobStore) -> None:
     fill(store, ANSWER, FAILURE, FINAL)
-    assert store.known(0, 9, RETRYABLE) == {0: (True, 2), 1: (False, 3), 2: (True, 1)}
-    assert store.known(1, 2, FAILED) == {1: (False, 3), 2: (False, 1)}
+    assert store.known(0, 9, RETRYABLE) == {0: (True, 2, True), 1: (False, 3, False), 2: (True, 1, False)}
+    assert store.known(1, 2, FAILED) == {1: (False, 3, False), 2: (False, 1, False)}
     assert store.known(5, 9, NEVER) == {}
 
 
@@ -115,9 +115,9 @@ def test_documents_are_kept_replaced_and_removed(store: JobStore) -> None:
     store.put(spec={"a": 1}, status={"b": 2})
     store.put(spec={"a": 3}, status=None)
     assert (store.get("spec"), store.get("status"), store.get("output")) == ({"a": 3}, None, None)
-    fill(store, ANSWER)
-    store.put(clear=True, spec={"a": 4})
     assert store.is_empty
+    fill(store, ANSWER)
+    assert not store.is_empty
 
 
 def test_a_reader_beside_the_writer_sees_what_was_written(store: JobStore) -> None:
@@ -166,7 +166,7 @@ def test_a_record_that_is_not_what_was_written_is_not_sound(store: JobStore) -> 
         ("text", "b"),
         ("finish_reason", "stop"),
         ("latency_s", 0.5),
-        ("digest", b"x"),
+        ("asked", b"x"),
         ("code", "a"),
     ]:
         fill(store, ANSWER, ANSWER, ANSWER)
@@ -190,7 +190,7 @@ def test_a_full_disk_loses_nothing_that_was_written(store: JobStore) -> None:
     assert [record.row for record in store.all_records()] == [0, 9]
 
 
-@pytest.mark.parametrize("page", [2, 3, 4, 6])
+@pytest.mark.parametrize("page", [2, 3, 5, 9])
 def test_what_can_be_read_of_a_damaged_database_is_kept(tmp_path: Path, page: int) -> None:
     path = tmp_path / "job.db"
     store = JobStore(path, create=True)
@@ -204,7 +204,7 @@ def test_what_can_be_read_of_a_damaged_database_is_kept(tmp_path: Path, page: in
     store = JobStore(path)
     rows = [record.row for record in store.all_records()]
     assert rows == sorted(set(rows))
-    if page > 4:
+    if page > 5:
         assert len(rows) > 1800
         assert store.get("spec") == {"a": 1}
     store.close()

@@ -119,7 +119,7 @@ async def test_a_job_is_started_watched_read_and_found_again(bench: Any, tools: 
     assert len(bench.upstream.seen) == 120
 
 
-@pytest.mark.parametrize("again", [{"output_file": "other.jsonl"}, {"output_file": "out.jsonl", "resume": False}])
+@pytest.mark.parametrize("again", [{"output_file": "other.jsonl"}, {"output_file": "out.jsonl", "again": "all"}])
 async def test_jobs_of_clients_share_the_servers_budget(bench: Any, tools: Any, again: dict[str, Any]) -> None:
     """Each answer has two tokens, of ten that it may have, at a cent each."""
     bench.upstream.reply = answer("two words")
@@ -188,7 +188,7 @@ async def test_failed_rows_are_found_retried_and_pages_are_bounded(bench: Any, t
         page = await call("bulk_results", job_id=job_id, max_characters=2000)
         assert ([row["row"] for row in page["rows"]], page["next_offset"]) == ([0, 1], 2)
         bench.upstream.reply = answer()
-        await call("bulk_generate", **files, retry_failed=True, dedupe=True, max_failures="0")
+        await call("bulk_generate", **files, again="failed", dedupe=True, max_failures="0")
         assert (await ended(call, job_id, "finished"))["failed"] == 0
         found = await call("bulk_status", limit=1)
         assert (len(found["jobs"]), found["more"]) == (1, 0)
@@ -219,7 +219,7 @@ async def test_partial_answers_can_be_read_and_cancelling_ends_all_requests(benc
         assert page["state"] == "running"
         assert all(row["answer"] == f"echo: {row['prompt']}" for row in page["rows"])
         with pytest.raises(ToolError, match="is running already"):
-            await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl", resume=False)
+            await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl", again="all")
         found = await call("bulk_cancel", job_id=job_id)
         assert (found["state"], found["alive"]) == ("cancelled", False)
         await until(lambda: bench.upstream.in_flight == 0)
@@ -249,7 +249,7 @@ async def test_a_caller_that_gives_up_while_a_job_is_admitted_does_not_keep_it(b
     board = RunningJobs(service, lambda: [bench.path])
     other = Lock.take(bench.folder.lock)
     assert other is not None
-    starting = asyncio.ensure_future(board.start(str(bench.input), str(bench.output), "", resume=True))
+    starting = asyncio.ensure_future(board.start(str(bench.input), str(bench.output), ""))
     await asyncio.sleep(0.1)  # it waits for the lock
     starting.cancel()
     await asyncio.wait({starting})
@@ -285,9 +285,9 @@ async def test_files_outside_the_roots_are_refused(bench: Any, tools: Any, tmp_p
             ("in.jsonl", "x" * 240 + ".jsonl", "is too long; use a shorter one, as the job's own files"),
             ("in.jsonl", "x/" * 3000 + "o.jsonl", "is too long"),
         ]:
-            for resume in (True, False):
+            for again in (None, "all"):
                 with pytest.raises(ToolError, match=said):
-                    await call("bulk_generate", input_file=source, output_file=target, resume=resume)
+                    await call("bulk_generate", input_file=source, output_file=target, again=again)
         assert (await call("bulk_status"))["jobs"] == []
         with pytest.raises(ToolError, match="no job"):
             await call("bulk_results", job_id="../../../etc")

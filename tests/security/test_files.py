@@ -280,9 +280,9 @@ def work_folder(tmp_path, monkeypatch):
 def bulk(serve):
     """Start a job by a call; return what it said."""
 
-    async def started(input_file="in.jsonl", output_file="out.jsonl", *, resume=True, **options):
+    async def started(input_file="in.jsonl", output_file="out.jsonl", *, again=None, **options):
         async with serve(**options) as talk:
-            result = await talk("bulk_generate", input_file=input_file, output_file=output_file, resume=resume)
+            result = await talk("bulk_generate", input_file=input_file, output_file=output_file, again=again)
         return text(result) if result.is_error else result.structured_content
 
     return started

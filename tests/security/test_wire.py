@@ -130,7 +130,7 @@ def tool_calls(wild, text):
             "input_file": st.sampled_from(["missing.jsonl", "", ".", "a.csv", "../a.jsonl"]) | wild,
             "output_file": st.sampled_from(["o.jsonl", "", ".", "/", "o.txt"]) | wild,
             "system_prompt": text | wild,
-            "resume": st.booleans() | wild,
+            "again": st.sampled_from(["failed", "all", ""]) | wild,
             "limit": number | wild,
             "max_failures": text | wild,
             "validate": st.booleans() | wild,

@@ -14,12 +14,12 @@ from typing import Any
 import orjson
 
 from promptmill.backends import registry
-from promptmill.cli.options import SCHEMA, Parser, add_shared, amount, at_least_one, is_url, text_of
+from promptmill.cli.options import SCHEMA, Parser, add_shared, amount, at_least_one, is_url, option_of, text_of
 from promptmill.cli.terminal import say
 from promptmill.cluster import replicas
 from promptmill.cluster.ray_cluster import RayCluster
 from promptmill.config.loading import Configuration
-from promptmill.core.errors import Code, PromptmillError, config_error
+from promptmill.core.errors import Code, OrderError, PromptmillError, config_error
 from promptmill.core.wording import counted
 from promptmill.jobs.manage import detached
 from promptmill.jobs.manage.progress_text import progress_events, progress_lines, summary
@@ -37,6 +37,7 @@ from promptmill.system import runtime
 from promptmill.system.safe_open import real_path
 
 _TIERS = ("default", "flex", "priority")
+_AGAIN = ("failed", "truncated", "all")
 OK, SOME_FAILED, USAGE, TRY_AGAIN, TERMINATED = 0, 1, 2, 75, 143
 
 
@@ -75,18 +76,14 @@ def add_options(bulk: Parser) -> None:
     bulk.add_argument("--tier", choices=_TIERS, help="service tier; flex: half the price, slower, waits for capacity")
     bulk.add_argument("--max-failures", metavar="N|P%", help="stop when more rows than this have failed")
     bulk.add_argument("--dedupe", action="store_true", help="send identical rows at temperature 0 once")
-    bulk.add_argument("--retry-failed", action="store_true", help="do the failed rows of a finished job again")
-    bulk.add_argument("--retry-truncated", action="store_true", help="do rows again that max_tokens cut short")
     bulk.add_argument(
-        "--reuse",
-        nargs="?",
-        const="",
-        metavar="JOB",
-        help="take INPUT as it is now and ask only what is new in it; JOB: use the answers of another job or output",
+        "--again", choices=_AGAIN, help="send these rows again; their answers stay until the new ones are there"
     )
-    bulk.add_argument("--accept-change", action="store_true", help="go on under other settings, noted in later rows")
-    bulk.add_argument("--replace", action="store_true", help="replace OUTPUT, whatever it is, and go on with the job")
-    bulk.add_argument("--overwrite", action="store_true", help="forget all answers and replace OUTPUT, whatever it is")
+    bulk.add_argument(
+        "--keep", action="store_true", help="count answers made under other settings, which later rows note"
+    )
+    bulk.add_argument("--from", dest="from_job", metavar="JOB", help="use the answers of another job or output, too")
+    bulk.add_argument("--overwrite", action="store_true", help="replace OUTPUT even if the job did not make it")
     bulk.add_argument("--state", type=Path, metavar="DIR", help="keep the job in DIR instead of beside OUTPUT")
     bulk.add_argument("--quiet", action="store_true", help="show no progress")
     bulk.add_argument("--detach", action="store_true", help="run in the background; see `promptmill jobs`")
@@ -104,7 +101,7 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
 
 
 def _run_files(arguments: argparse.Namespace, configuration: Configuration) -> int:
-    other = JobFolders.from_environ().at(arguments.reuse).database if arguments.reuse else None
+    other = JobFolders.from_environ().at(arguments.from_job).database if arguments.from_job else None
     if not arguments.validate:
         registry.check_key(configuration.plan)
     # a shell leaves a quoted ~ alone
@@ -124,13 +121,10 @@ def _run_files(arguments: argparse.Namespace, configuration: Configuration) -> i
         max_failures=arguments.max_failures,
         max_cost=arguments.max_cost,
         dedupe=arguments.dedupe,
+        again=arguments.again,
+        keep=arguments.keep,
+        from_job=other,
         overwrite=arguments.overwrite,
-        replace=arguments.replace,
-        retry_failed=arguments.retry_failed,
-        retry_truncated=arguments.retry_truncated,
-        reuse=arguments.reuse == "",
-        reuse_from=other,
-        accept_change=arguments.accept_change,
         shard=arguments.shard,
         ray=_replication(arguments),
     )
@@ -241,15 +235,16 @@ def run(
     as_json: bool,
     quiet: bool = False,
     live: LiveOutput | None = None,
+    fixed: bool = False,
 ) -> int:
     """Run a job in the foreground, or go on with it.
 
-    `live` gets the answers while it runs, and stderr all else.
+    `live` gets the answers while it runs, and stderr all else. `fixed`: see `admission.admit`.
 
     Returns 0 when all rows are answered, 1 when not, 75 when it stopped and the same command may help later.
     """
     configuration, on_stderr = _decided(configuration), live is not None
-    job = admission.admit(order, configuration.plan, JobFolders.from_environ())
+    job = admission.admit(order, configuration.plan, JobFolders.from_environ(), fixed=fixed)
     try:
         about = status.read(job.folder)
         if job.finished:
@@ -265,6 +260,8 @@ def run(
             raise
         if error is not None and (meant := runtime.run(choosing.meant_model(configuration.plan, error))):
             found = found | {"reason": f"{error.message} {meant[0].upper()}{meant[1:]}"}
+        if isinstance(error, OrderError):
+            found = found | {"reason": error.worded(option_of)}
         told = about | found | {"alive": False}
         tell(told, job.folder, order, as_json=as_json, on_stderr=on_stderr, again=error is None or error.retryable)
     finally:
@@ -309,10 +306,9 @@ def tell(
     if as_json:
         say(orjson.dumps(found).decode(), stream)
         return
-    anew = order is not None and order.overwrite
     examples = {} if folder is None else status.examples(folder)
     # what goes to a pipe was kept in a file of ours, which is gone in a moment
-    say(summary(found, examples=examples, anew=anew, again=again, output=not on_stderr), stream, wrap=True)
+    say(summary(found, examples=examples, again=again, output=not on_stderr), stream, wrap=True)
 
 
 async def _job_run(

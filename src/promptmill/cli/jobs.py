@@ -142,8 +142,7 @@ def _resume(configuration: Configuration, job_id: str | None, *, as_json: bool) 
     assert spec is not None
     found = {"input": spec.input, "output": spec.output}  # where they are now
     order = JobRequest(**found) if job.request is None else job.request.model_copy(update=found)
-    order = order.model_copy(update={"by_id": True})
-    return run(configuration, order, as_json=as_json)
+    return run(configuration, order, as_json=as_json, fixed=True)
 
 
 def _forget(age: str, *, unfinished: bool, as_json: bool) -> int:

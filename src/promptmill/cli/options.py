@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from promptmill.config.backends import BACKENDS
-from promptmill.core.errors import Code, PromptmillError, config_error, looks_like_key, redact
+from promptmill.core.errors import Code, Named, PromptmillError, config_error, looks_like_key, redact
 from promptmill.core.wording import close_matches
 
 if TYPE_CHECKING:  # imported where it is needed: it takes a tenth of a second
@@ -35,6 +35,8 @@ _SETS = {
     "backend": "backend",
 }
 """Keys of the configuration, and the arguments of the command line that set them."""
+_OPTIONS = {"prompt_template": "prompt", "from_job": "from"}
+"""Fields of an order whose options have other names."""
 SCHEMA = "a JSON Schema that every answer must satisfy"
 
 
@@ -259,6 +261,14 @@ def _overrides(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dict[tu
         },
         tier=getattr(arguments, "tier", None),
     )
+
+
+def option_of(named: Named) -> str:
+    """Return the option for a field of an order."""
+    if named.field == "status":
+        return f"`promptmill jobs {named.value}`"
+    option = f"--{_OPTIONS.get(named.field, named.field).replace('_', '-')}"
+    return f"{option} {named.value}" if named.value else option
 
 
 def is_url(text: str) -> bool:

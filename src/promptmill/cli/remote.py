@@ -46,7 +46,7 @@ def bulk(
             arguments.urls["output_file"] = redact(arguments.output)
             if not arguments.validate:
                 with _patient(redact(arguments.output), say):
-                    output.check(may_replace=arguments.overwrite or arguments.replace)
+                    output.check(may_replace=arguments.overwrite)
         if urls:
             arguments.urls["input_file"] = redact(urls[0])
             with _patient(redact(urls[0]), say):

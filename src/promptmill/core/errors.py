@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -132,6 +132,44 @@ class PromptmillError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}".rstrip()
+
+
+class Named(NamedTuple):
+    """The place of a field's name in the text of an `OrderError`, with the text around it: "; {} replaces it"."""
+
+    field: str
+    value: str = ""
+    text: str = "{}"
+
+
+class OrderError(PromptmillError):
+    """An order for a job that cannot be followed, with the facts as attributes.
+
+    Its text names fields of the order. Each surface words it with its own names of them (`worded`), and leaves out the
+    text around those that it does not have; the message itself has the fields' names.
+    """
+
+    def __init__(self, *parts: str | Named) -> None:
+        self.parts = parts
+        super().__init__(Code.INVALID_INPUT, self.worded(argument_name), "")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PromptmillError, (self.code, self.message, self.hint)
+
+    def worded(self, name: Callable[[Named], str | None]) -> str:
+        """Return the text with what `name` returns for each field; None for one that the surface does not have."""
+        found = []
+        for part in self.parts:
+            if isinstance(part, str):
+                found.append(part)
+            elif (called := name(part)) is not None:
+                found.append(part.text.format(called))
+        return "".join(found)
+
+
+def argument_name(named: Named) -> str:
+    """Return the name of a field as an argument: `limit`, or `again: "all"` with a value."""
+    return f'`{named.field}: "{named.value}"`' if named.value else f"`{named.field}`"
 
 
 def input_error(message: str, hint: str = "") -> PromptmillError:

@@ -14,7 +14,7 @@ from fastmcp.exceptions import ResourceError
 from mcp_types import ToolAnnotations
 from pydantic import Field
 
-from promptmill.core.errors import PromptmillError
+from promptmill.core.errors import Named, OrderError, PromptmillError, argument_name, input_error
 from promptmill.server.arguments import (
     AnswerSchema,
     CallSampling,
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _MOST_ROWS = 1000
 _ENVELOPE = 4 << 10
+_OF_THE_ORDER = {"limit", "again", "keep", "max_failures", "dedupe", "max_cost", "answer_column"}
 _OF_THE_ROW = {"index", "id", "custom_id", "model"}
 _PAGE_BYTES = 8 << 20
 _PAGE_CHARACTERS = 40_000  # some 10,000 tokens: clients cut what is longer than 25,000, or refuse it
@@ -104,6 +105,13 @@ def running_jobs_of(service: Service) -> Callable[[], RunningJobs]:
     return running_jobs
 
 
+def _argument_of(named: Named) -> str | None:
+    """Return the argument of `bulk_generate` for a field of an order, None for a field that it does not have."""
+    if named.field == "status":
+        return "bulk_status"
+    return argument_name(named) if named.field in _OF_THE_ORDER else None
+
+
 def _without_input(rows: list[dict[str, Any]], columns: Mapping[str, str]) -> list[dict[str, Any]]:
     """Return the answers of rows and their ids, without the other fields of the input, which the client has."""
     from promptmill.jobs.store.records import OURS
@@ -121,7 +129,7 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
         annotations=ToolAnnotations(
             title="Answer a file of prompts",
             readOnlyHint=False,
-            destructiveHint=True,  # resume=false forgets the answers so far
+            destructiveHint=True,  # again="all" replaces the answers so far
             idempotentHint=True,
             openWorldHint=True,
         ),
@@ -145,19 +153,20 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
             ),
         ],
         system_prompt: SystemPrompt = "",
-        resume: Annotated[  # noqa: FBT002 (the tool's signature is given)
-            bool,
-            null_is(True),
-            Field(
-                description="Go on where an earlier job of these two files ended: true unless given; false forgets its "
-                "answers."
-            ),
-        ] = True,
         limit: Annotated[
             int, Field(ge=0, description="Only the first rows, so many; all unless given."), null_is(0)
         ] = 0,
-        retry_failed: Annotated[  # noqa: FBT002 (a tool's argument)
-            bool, null_is(False), Field(description="Do a finished job's failed rows again; false unless given.")
+        again: Annotated[
+            Literal["failed", "truncated", "all"] | None,
+            Field(
+                description="Send rows of an earlier job of these two files again: those that failed, those that "
+                "max_tokens cut short, or all. Old answers stay until the new ones are there. None unless given."
+            ),
+        ] = None,
+        keep: Annotated[  # noqa: FBT002 (a tool's argument)
+            bool,
+            null_is(False),
+            Field(description="Count answers made under other settings; later rows note it. False unless given."),
         ] = False,
         max_failures: Annotated[
             str,
@@ -188,20 +197,24 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
         is `finished`; answers so far can be read with bulk_results. The job survives crashes: the same call again goes
         on where it ended, and rows that are answered are not asked twice.
         """
-        return await running_jobs().start(
-            input_file,
-            output_file,
-            system_prompt,
-            resume=resume,
-            validate=validate,
-            limit=limit or None,
-            retry_failed=retry_failed,
-            max_failures=max_failures or None,
-            dedupe=dedupe,
-            max_cost=max_cost,
-            answer_column=answer_column,
-            plan=plan_of_call(service, model, answer_schema, sampling_params),
-        )
+        plan = plan_of_call(service, model, answer_schema, sampling_params)
+        try:
+            return await running_jobs().start(
+                input_file,
+                output_file,
+                system_prompt,
+                validate=validate,
+                limit=limit or None,
+                again=again,
+                keep=keep,
+                max_failures=max_failures or None,
+                dedupe=dedupe,
+                max_cost=max_cost,
+                answer_column=answer_column,
+                plan=plan,
+            )
+        except OrderError as error:
+            raise input_error(error.worded(_argument_of)) from None
 
     @tool(
         mcp,

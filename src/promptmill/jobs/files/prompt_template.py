@@ -12,9 +12,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from promptmill.backends import rows
 from promptmill.backends.rows import NAMES
-from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.errors import Code, Named, OrderError, PromptmillError
 from promptmill.core.wording import close_matches
 
+_FIELD = Named("prompt_template")
 _ROW = "row"
 _CELL = "promptmill_cell"  # a filter
 _OPEN = re.compile(r"\{\{(?![%#{])([^{}\"']*)(?:\}(?!\})|$)")  # an unclosed placeholder
@@ -32,7 +33,7 @@ class PromptTemplate:
         """
         self.read = read
         if open_ := _OPEN.search(text):
-            raise input_error(f"--prompt: a }}}} is missing behind {{{{{open_[1].rstrip()[:60]}.")
+            raise OrderError(_FIELD, f": a }}}} is missing behind {{{{{open_[1].rstrip()[:60]}.")
         environment = ImmutableSandboxedEnvironment(
             undefined=StrictUndefined, keep_trailing_newline=True, finalize=_as_text, autoescape=False
         )
@@ -42,11 +43,11 @@ class PromptTemplate:
             self.names = frozenset(meta.find_undeclared_variables(parsed))
             self._template = environment.from_string(_checked(parsed, self.names))
         except TemplateError as error:
-            raise input_error(f"--prompt is not a template: {_why(error, environment)}") from None
+            raise OrderError(_FIELD, f" is not a template: {_why(error, environment)}") from None
         if not self.names:
             single = re.search(r"\{(\w+)\}", text)
             name = single[1][:40] if single else "text"
-            raise input_error(f"--prompt names no column; write it in double braces, such as {{{{{name}}}}}.")
+            raise OrderError(_FIELD, f" names no column; write it in double braces, such as {{{{{name}}}}}.")
 
     @property
     def takes_all(self) -> bool:
@@ -60,18 +61,18 @@ class PromptTemplate:
             near = close_matches(name, columns, n=1, cutoff=0.5)
             shown = ", ".join(column[:40] for column in columns[:10]) or "none"
             meant = f"did you mean {near[0]}?" if near else f"its columns: {shown}."
-            raise input_error(f"--prompt: the input has no column {name[:60]!r}; {meant}")
+            raise OrderError(_FIELD, f": the input has no column {name[:60]!r}; {meant}")
 
     def render(self, row: Mapping[str, Any]) -> str:
         """Return the prompt of a row. Raises `PromptmillError` (`invalid_input`, `empty_prompt`)."""
         try:
             return str(self._template.render({_ROW: row, **row}))
         except UndefinedError as error:
-            raise input_error(f"--prompt: {error.message}.") from None
+            raise OrderError(_FIELD, f": {error.message}.") from None
         except PromptmillError:
             raise
         except Exception as error:  # noqa: BLE001 (any error of a template is that row's failure)
-            raise input_error(f"--prompt cannot be written out: {type(error).__name__}: {error}"[:300]) from None
+            raise OrderError(_FIELD, f" cannot be written out: {type(error).__name__}: {error}"[:300]) from None
 
     def prompt(self, row: Mapping[str, Any]) -> dict[str, str]:
         """Return the prompt of a row as a field, or the empty cell that it needs. Raises as `render`."""

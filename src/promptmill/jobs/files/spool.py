@@ -20,7 +20,7 @@ import orjson
 
 from promptmill.backends import rows
 from promptmill.backends.rows import CONTENT, IMAGES, NAMES
-from promptmill.core.errors import PromptmillError, input_error
+from promptmill.core.errors import Named, OrderError, PromptmillError, input_error
 from promptmill.core.wording import close_matches
 from promptmill.jobs.files import disk, formats
 from promptmill.jobs.files.cell_table import CellRow, CellTable, is_utf8, readable
@@ -85,11 +85,10 @@ def spool(
     return count
 
 
-def check_first_rows(file: InputFiles, prompt_column: str | None, *, has_options: bool = True) -> None:
+def check_first_rows(file: InputFiles, prompt_column: str | None) -> None:
     """Raise `PromptmillError` (`invalid_input`) if no row of a file of JSON lines has a prompt.
 
-    `has_options`: the error may suggest a command-line option. Only the first rows are read: one row without a prompt
-    is that row's failure.
+    Only the first rows are read: one row without a prompt is that row's failure.
     """
     asked = {prompt_column} if prompt_column is not None else {"prompt", "messages"}
     names: dict[str, None] = {}
@@ -107,13 +106,12 @@ def check_first_rows(file: InputFiles, prompt_column: str | None, *, has_options
     shown = ", ".join(name[:40] for name in list(names)[:10])
     if prompt_column is not None:
         near = close_matches(prompt_column, names, n=1, cutoff=0.5)
-        meant = f"did you mean --prompt-column {near[0]}?" if near else f"the rows have: {shown}."
-        raise input_error(f"No row has {prompt_column[:60]!r}; {meant}")
+        meant = ["did you mean ", Named("prompt_column", near[0]), "?"] if near else [f"the rows have: {shown}."]
+        raise OrderError(f"No row has {prompt_column[:60]!r}; ", *meant)
     lacks = f"No row has `prompt` or `messages`; the rows have: {shown}."
     usual = next((name for name in _USUAL if name in names), None)
-    if not has_options:
-        raise input_error(f"{lacks} Rename {usual or 'the one with the prompts'} to `prompt` in the file.")
-    raise input_error(f"{lacks} --prompt-column {usual or 'NAME'} uses {'it' if usual else 'the field that you name'}.")
+    column = Named("prompt_column", usual or "NAME", ", or name it with {}")
+    raise OrderError(f"{lacks} Rename {usual or 'the one with the prompts'} to `prompt` in the file", column, ".")
 
 
 def _rows_inside(row: Mapping[str, Any]) -> str:
@@ -152,10 +150,8 @@ def _prompt_columns(
     if not {"prompt", "messages"} & set(meant):
         if not all(map(is_utf8, names)):
             raise input_error(f"The first line of the input is not UTF-8 text. {rows.AS_UTF8}")
-        raise input_error(
-            f"The input has no column `prompt` or `messages`; its columns: {_list_names(names)}. "
-            "--prompt-column names the one with the prompts."
-        )
+        column = Named("prompt_column", text=" {} names the one with the prompts.")
+        raise OrderError(f"The input has no column `prompt` or `messages`; its columns: {_list_names(names)}.", column)
     return sorted(asked, key=itemgetter(1))  # moved columns leave the question as it is
 
 

@@ -234,13 +234,22 @@ class _Call:
             for row in rows:
                 settled.put_nowait(row)
 
-        runner = Runner(job, service, watch=self.watch, recorded=recorded)
+        bound, passed = asyncio.Event(), asyncio.Event()
+
+        async def before_answers() -> None:
+            bound.set()
+            await passed.wait()
+
+        runner = Runner(job, service, watch=self.watch, before_answers=before_answers, recorded=recorded)
         store = job.folder.store
-        for record in store.records(where=f"NOT ({runner.again})"):
-            yield record
         running = asyncio.ensure_future(runner.run())
         running.add_done_callback(lambda _: settled.put_nowait(None))
+        running.add_done_callback(lambda _: bound.set())
         try:
+            await bound.wait()  # from now on each answer there is belongs to its row
+            for record in store.records(where=f"NOT ({job.spec.to_replace})"):
+                yield record
+            passed.set()
             while (row := await settled.get()) is not None:
                 if (one := store.record(row)) is not None:
                     yield one

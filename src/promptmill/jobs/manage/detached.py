@@ -50,9 +50,7 @@ def start(job: Job, folders: JobFolders, ended: Callable[[], None] = lambda: Non
     Raises `PromptmillError` (`storage`).
     """
     folder = job.folder
-    # what was begun anew here is not begun anew again there
-    found = {"input": job.spec.input, "output": job.spec.output}
-    order = job.order.model_copy(update={"anew": False, "overwrite": False, **found})
+    order = job.order.model_copy(update={"input": job.spec.input, "output": job.spec.output})
     inherited = None if sys.platform == "win32" else job.lock.descriptor
     folder.close()  # one process writes
     told = _packed(job.plan, order, folders, inherited, is_shared=is_shared)

@@ -22,7 +22,7 @@ from promptmill.jobs.store.status import Progress
 _LINE_EVERY_S = 5.0
 _EVENT_EVERY_S = 1.0
 _LOOK_EVERY = 256
-_GO_ON = "  go on with the same command{}; what is answered is kept"
+_GO_ON = "  go on with the same command; what is answered is kept"
 _OF_THE_FILE = frozenset({Code.INVALID_INPUT, Code.EMPTY_PROMPT, Code.INVALID_IMAGE})
 
 
@@ -79,23 +79,21 @@ def summary(
     found: Mapping[str, Any],
     *,
     examples: Mapping[str, str] = MappingProxyType({}),
-    anew: bool = False,
     again: bool = True,
     output: bool = True,
 ) -> str:
     """Return the paragraph at the end of a job, from its status.
 
-    `examples`: a message for each code of failures. `anew`: the command began it anew. `again`: the same command may
-    help a job that stopped. `output`: name it.
+    `examples`: a message for each code of failures. `again`: the same command may help a job
+    that stopped. `output`: name it.
     """
     state, reason = found["state"], found.get("reason")
     lines = [f"{found['job_id']}: {state}{f': {reason}' if reason else ''}"]
-    on = _GO_ON.format(", but without --overwrite" if anew else "")
     if state == status.FINISHED and found.get("total") == 0:
         return f"{lines[0]}: {_without_rows(found)}"
     answered = found.get("done", 0) - found.get("failed", 0)
     if state == status.STOPPED and not found.get("alive") and reason and answered <= 0:
-        return f"{lines[0]}\n{on}" if again else lines[0]
+        return f"{lines[0]}\n{_GO_ON}" if again else lines[0]
     lines.append(f"  rows      {status.line(found)}")
     if found.get("errors"):
         lines.append(f"  errors    {', '.join(f'{count:,} {code}' for code, count in found['errors'].items())}")
@@ -119,7 +117,7 @@ def summary(
     if state == status.FINISHED and output:
         lines.append(f"  output    {found['output_file']}")
     elif state != status.FINISHED and not found.get("alive"):
-        lines.append(on if again else "  what is answered is kept")
+        lines.append(_GO_ON if again else "  what is answered is kept")
     return "\n".join(lines)
 
 
@@ -134,7 +132,7 @@ def _noteworthy(found: Mapping[str, Any]) -> Iterator[str]:
     if skipped := found.get("skipped"):
         yield f"  skipped   {counted(skipped, 'empty row')}, not in the output"
     if truncated := found.get("truncated"):
-        yield f"  truncated {truncated} by max_tokens; --retry-truncated --max-tokens N does them again"
+        yield f"  truncated {truncated} by max_tokens; --again truncated --keep --max-tokens N sends them again"
     if empty := found.get("empty"):
         yield f"  empty     {empty:,} answered without a word: look at `finish_reason`, and at the prompt or model"
 
@@ -144,10 +142,10 @@ def _failed(found: Mapping[str, Any]) -> list[str]:
     errors = found.get("errors", {})
     lines = []
     if not errors.keys() <= _OF_THE_FILE:
-        lines.append("  the failed rows alone are done again with --retry-failed")
+        lines.append("  --again failed sends the failed rows again")
     if errors.keys() & _OF_THE_FILE:
         name = Path(found["input_file"]).name
-        lines.append(f"  correct these rows in {name} and run the same command with --reuse: only they are asked")
+        lines.append(f"  correct these rows in {name} and run the same command: it sends them alone")
         if found["failed"] > 1:
             lines.append("  (--validate in its place lists them and sends nothing)")
     return lines

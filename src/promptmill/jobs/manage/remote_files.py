@@ -20,7 +20,7 @@ from typing import Any
 
 import orjson
 
-from promptmill.core.errors import Code, PromptmillError, input_error, redact
+from promptmill.core.errors import Code, Named, OrderError, PromptmillError, input_error, redact
 from promptmill.jobs.files import disk
 from promptmill.jobs.store.folder import JobFolders
 from promptmill.jobs.store.given_rows import root_of
@@ -102,8 +102,9 @@ class RemoteOutput:
         with _errors(self.url):
             key = self._key()
         if key is not None and not may_replace and key != (self._read_note() or {}).get("key"):
-            raise input_error(
-                f"{redact(self.url)} exists and is not this job's own output; name another, or --replace it."
+            overwrite = Named("overwrite", text="; {} replaces it")
+            raise OrderError(
+                f"{redact(self.url)} exists and is not this job's own output; name another", overwrite, "."
             )
 
     def deliver(self, say: Say) -> None:

@@ -22,7 +22,7 @@ from promptmill.jobs.manage.progress_text import progress_lines
 from promptmill.jobs.run import admission
 from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.runner import Runner
-from promptmill.jobs.store import changes, status
+from promptmill.jobs.store import conflicts, status
 from promptmill.jobs.store.answers import JobStore
 from promptmill.jobs.store.folder import Folder, JobFolders
 from promptmill.jobs.store.records import Record, answer_fields
@@ -58,7 +58,6 @@ class RunningJobs:
         output_file: str,
         system_prompt: str,
         *,
-        resume: bool,
         validate: bool = False,
         plan: ResolvedConfig | None = None,
         **options: Any,
@@ -76,8 +75,6 @@ class RunningJobs:
             input=self._allowed(input_file, "input_file"),
             output=self._allowed(output_file, "output_file"),
             system_prompt=system_prompt,
-            anew=not resume,
-            over_mcp=True,
             **options,
         )
         plan = await self._service.settled(plan or self._service.plan)
@@ -279,7 +276,7 @@ def _rows(folder: Folder, spec: JobSpec, store: JobStore, first: int) -> Iterato
     try:
         if not spec.spooled and file.stamp()[0] != spec.size:
             # else answers would stand beside rows that did not ask for them
-            raise changes.changed_input(spec, over_mcp=True)
+            raise conflicts.changed_while_running(spec)
         lines = Lines(file)
         lines.skip(first)
         while block := lines.read():

@@ -15,12 +15,12 @@ from typing import Any
 
 from promptmill.backends import registry
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.errors import Code, Named, OrderError, PromptmillError, input_error
 from promptmill.jobs.files import disk, formats, input_files, spool
 from promptmill.jobs.files.input_files import InputFiles
 from promptmill.jobs.files.prompt_template import PromptTemplate
 from promptmill.jobs.run import columns
-from promptmill.jobs.store import changes, status
+from promptmill.jobs.store import conflicts, status
 from promptmill.jobs.store.answers import ANSWERED, DamagedError
 from promptmill.jobs.store.folder import Folder, JobFolders
 from promptmill.jobs.store.lock import Lock
@@ -36,14 +36,16 @@ from promptmill.jobs.store.spec import (
 )
 from promptmill.system.safe_open import real_path
 
-_ONCE = MappingProxyType(
-    {
-        **dict.fromkeys(("overwrite", "anew", "replace", "retry_failed", "retry_truncated"), False),
-        **dict.fromkeys(("reuse", "by_id", "accept_change", "over_mcp"), False),
-        "reuse_from": None,
-    }
-)
+_ONCE = MappingProxyType({"again": None, "keep": False, "from_job": None, "overwrite": False})
 """What an order says for this time alone; going on with the job by its id does the rest again."""
+_OF_THE_JOB = (
+    *("job_id", "created", "working_folder", "sha256", "size", "mtime_ns", "lines", "columns", "settings_read"),
+    *("settings", "kept", "changed", "round", "again", "to_bind"),
+)
+"""What an order does not change."""
+_OF_LINES = ("input_format", "spooled", "prompt_column", "prompt_template", "rows_set")
+"""What decides how a row becomes a line, and what the line asks."""
+_OF_ROWS = " goes with rows, not with a file of whole requests."
 _TRIES = 100
 _LONGEST_ADDED = len("." + ".0123456789" + ".partial")  # to the output's name, by what lies beside it
 _SHOWN_NAME = 40
@@ -61,8 +63,8 @@ class Job:
     """What it is asked under, whatever is configured after its admission."""
     input: InputFiles
     lock: Lock
-    begun_with: Path | None = None
-    """The input that it was begun with, perhaps under another name than now."""
+    before: JobSpec | None = None
+    """What it was before this order."""
     seen: tuple[int, int] | None = None
     """Size and time of the input when it was last found to begin with what the job was begun with."""
 
@@ -74,8 +76,8 @@ class Job:
     @property
     def has_output(self) -> bool:
         """Whether the output is there, made by this job, with the rows that are asked for."""
-        result = self.folder.result
-        if result is None or self.order.retry_failed or self.order.retry_truncated:
+        result, spec = self.folder.result, self.spec
+        if result is None or spec.again is not None or spec.to_bind is not None or self.order.from_job is not None:
             return False
         return result.finished and result.holds(self.order.limit) and result.is_still(self.spec.output)
 
@@ -86,11 +88,15 @@ class Job:
         self.lock.release()
 
 
-def admit(order: JobRequest, plan: ResolvedConfig, folders: JobFolders, lock: Lock | None = None) -> Job:
+def admit(
+    order: JobRequest, plan: ResolvedConfig, folders: JobFolders, lock: Lock | None = None, *, fixed: bool = False
+) -> Job:
     """Return the job of `order`, new or found again, its lock taken, unless it was taken before.
 
-    Raises `PromptmillError`: `invalid_input` when it runs already, when it is not the job that was begun (input, model,
-    sampling or prompt changed), or when input or output cannot be used, `storage`. Nothing is changed then.
+    `fixed`: its settings must be those that it was begun with, whatever it has answered.
+
+    Raises `PromptmillError`: `invalid_input` when it runs already, when its answers were made with other settings
+    (model, sampling, prompt), or when input or output cannot be used, `storage`. Nothing is changed then.
     """
     _ = order.failure_limit
     registry.check_name(plan.backend)
@@ -124,13 +130,12 @@ def admit(order: JobRequest, plan: ResolvedConfig, folders: JobFolders, lock: Lo
             is_ours = lock is not None
             lock = lock or _locked(folder)
             if lock is None:
-                shows = "bulk_status" if order.over_mcp else f"`promptmill jobs {folder.job_id}`"
-                raise input_error(f"Job {folder.job_id} is running already; {shows} shows how far it is.")
+                raise conflicts.RunningError(folder.job_id)
             opened.callback(lock.release)
             opened.callback(folder.close)
             _open_database(folder, order)
             begun = folder.spec
-            spec = _begin_or_go_on(folder, wanted, order)
+            spec = _begin_or_go_on(folder, wanted, order, fixed=fixed)
             if not is_ours:  # else it is meant for the run that begins
                 folder.cancel.unlink(missing_ok=True)
         except OSError as error:
@@ -138,11 +143,11 @@ def admit(order: JobRequest, plan: ResolvedConfig, folders: JobFolders, lock: Lo
                 Code.STORAGE, f"The job's folder {folder.path} cannot be used: {disk.why(error)}."
             ) from None
         except DamagedError:
-            raise _damaged(folder, order) from None
+            raise conflicts.UnreadableError(folder.database) from None
         folders.register(folder)
         if getattr(plan.block, "dedupe", False):
             plan, order = _without_own_dedupe(plan), order.model_copy(update={"dedupe": True})
-        job = Job(folder, spec, order, plan, file, lock, begun.input if begun is not None else None)
+        job = Job(folder, spec, order, plan, file, lock, begun)
         if job.has_output:  # else it is checked when it runs
             check_content(job, threading.Event())
         opened.pop_all()
@@ -162,16 +167,13 @@ def _open_database(folder: Folder, order: JobRequest) -> None:
         folder.open()
         folder.store.get("spec")
     except DamagedError:
-        if order.overwrite or order.anew:
+        try:
+            folder.salvage()
+        except DamagedError:
+            if order.again != "all":
+                raise
             folder.forget()
             folder.open()
-        else:
-            folder.salvage()
-
-
-def _damaged(folder: Folder, order: JobRequest) -> PromptmillError:
-    anew = changes.start_anew(over_mcp=order.over_mcp)
-    return input_error(f"The database {folder.database} is damaged beyond reading. {anew}")
 
 
 def _locked(folder: Folder) -> Lock | None:
@@ -219,25 +221,24 @@ def _spec(
     own = source == folder.prompts.resolve()
     input_format = "messages" if own else formats.of_input(file)
     if order.prompt_column is not None and input_format in WHOLE_REQUESTS:
-        raise input_error("--prompt-column goes with rows, not with a file of whole requests.")
+        raise OrderError(Named("prompt_column"), _OF_ROWS)
     if order.answer_column != "answer":
         if input_format in WHOLE_REQUESTS:
-            option = "`answer_column`" if order.over_mcp else "--answer-column"
-            raise input_error(f"{option} goes with rows, not with a file of whole requests.")
-        columns.check_name(order.answer_column, over_mcp=order.over_mcp)
+            raise OrderError(Named("answer_column"), _OF_ROWS)
+        columns.check_name(order.answer_column)
     if order.prompt_template is not None:
         if input_format in WHOLE_REQUESTS:
-            raise input_error("--prompt goes with rows, not with a file of whole requests.")
+            raise OrderError(Named("prompt_template"), _OF_ROWS)
         PromptTemplate(order.prompt_template)
     elif input_format == "jsonl" and formats.is_read_directly(file, input_format):
-        spool.check_first_rows(file, order.prompt_column, has_options=not order.over_mcp)
+        spool.check_first_rows(file, order.prompt_column)
     output_format = formats.of_output(order.whole_output, input_format)
     size, mtime_ns = file.stamp()
     settings = fingerprint(plan, order.system_prompt, input_format)
     settings["prompt_template"] = digest(order.prompt_template)
     settings["row_settings"] = digest(order.rows_set)
     if order.shard is not None and input_format == "messages":
-        raise input_error("--shard goes with files of rows, not with a call's.")
+        raise OrderError(Named("shard"), " goes with files of rows, not with a call's.")
     return JobSpec(
         job_id=folder.job_id,
         input=source,
@@ -270,104 +271,80 @@ def _spec(
 
 def _check_output(folder: Folder, wanted: JobSpec, order: JobRequest) -> None:
     """Raise `PromptmillError` (`invalid_input`) when something is at the output that may not be replaced."""
-    if order.overwrite or order.replace or not wanted.output.exists():
+    if order.overwrite or not wanted.output.exists():
         return
-    made = folder.result
+    made, begun = folder.result, folder.spec
     if made is None or not made.is_own(wanted.output):
-        raise changes.foreign_output(wanted, folder.spec, order)
+        raise conflicts.OutputConflictError(wanted.output, None if begun is None else begun.job_id)
 
 
-def _begin_or_go_on(folder: Folder, wanted: JobSpec, order: JobRequest) -> JobSpec:
+def _begin_or_go_on(folder: Folder, wanted: JobSpec, order: JobRequest, *, fixed: bool) -> JobSpec:
     """Return what the job is from now on; the caller holds its lock and has its database open."""
     _check_output(folder, wanted, order)  # as it is now
     begun, made = folder.spec, folder.result
-    kept = order.model_copy(update={**_ONCE, "input": wanted.input, "output": wanted.output})
-    is_begun = begun is not None and begun.sha256 is not None  # answers come after the input was read through
-    changed = [] if begun is None else changes.changed_settings(begun, wanted, folder)
-    there = stamp(wanted.output)
-    replaceable = None if there is None else OutputRecord(size=there[0], mtime_ns=there[1], limit=0, finished=False)
-    is_other = begun is not None and (begun.size, begun.mtime_ns) != (wanted.size, wanted.mtime_ns)
-    if begun is not None and changed and order.by_id:
-        raise changes.other_settings(
-            begun, wanted, changed, "Give the options or the configuration file that it was begun with."
-        )
-    is_nothing = folder.store.is_empty or _has_nothing(folder)
-    if order.overwrite or order.anew or (is_nothing and (changed or is_other or not is_begun)):
-        folder.put(clear=True, spec=wanted, request=kept, output=replaceable, status=_started_over(folder))
-        if order.reuse_from is not None:
-            folder.store.begin_reuse(order.reuse_from)
-        return wanted
+    if made is None or not made.is_own(wanted.output):
+        there = stamp(wanted.output)
+        if there is not None:  # it may be replaced
+            made = OutputRecord(size=there[0], mtime_ns=there[1], limit=0, finished=False)
     if begun is None:
-        raise _damaged(folder, order)
-    if changed and not order.accept_change:
-        accept = "" if order.over_mcp else "--accept-change goes on and notes it in every later row; "
-        remedy = f"Set it as it was to go on; {accept}{changes.start_anew(over_mcp=order.over_mcp)}"
-        raise changes.other_settings(begun, wanted, changed, remedy)
-    if order.replace and (made is None or not made.is_own(wanted.output)):
-        made = replaceable
-    if order.reuse and is_other:
-        spec = wanted.model_copy(update={"job_id": begun.job_id, "created": begun.created, "changed": begun.changed})
-        is_again = True
-        folder.put(status={**folder.status, "cost": _spent(folder)})
-        folder.store.begin_reuse()
+        is_new = folder.store.is_empty  # else its description was damaged, and its answers were not
+        spec = wanted.model_copy(
+            update={
+                "settings": folder.store.settings_id(_identity(wanted)),
+                "to_bind": None if is_new else "questions",
+                "again": None if is_new else order.again,
+                "round": int(order.again is not None),
+            }
+        )
     else:
-        if begun.input_format != wanted.input_format or begun.size != wanted.size:
-            raise changes.changed_input(begun, wanted.input, over_mcp=order.over_mcp)
+        spec = _gone_on(folder, begun, wanted, order, fixed=fixed)
         if made is not None:
-            changes.check_limit(made, wanted.output, order)
-        taken_over = ("input", "files", "output", "models", "answer_column", "skip_empty")
-        spec = begun.model_copy(update={name: getattr(wanted, name) for name in taken_over})
-        is_same_shape = (begun.answer_column, begun.skip_empty) == (wanted.answer_column, wanted.skip_empty)
-        spec = spec.model_copy(update={"columns": begun.columns if is_same_shape else None})
-        is_again = order.retry_failed or order.retry_truncated or bool(changed) or not is_same_shape
-    if made is not None and is_again:
-        made = made.model_copy(update={"finished": False})  # until the new answers are in it, too
-    folder.put(spec=_with_changes(spec, wanted, changed), request=kept, output=made)
-    if order.reuse_from is not None:
-        folder.store.begin_reuse(order.reuse_from)
+            conflicts.check_limit(made, wanted.output, order)
+            is_same = begun.answer_column == spec.answer_column and begun.skip_empty == spec.skip_empty
+            if spec.again is not None or spec.settings != begun.settings or not is_same:
+                made = made.model_copy(update={"finished": False})  # until the new answers are in it, too
+    request = order.model_copy(update={**_ONCE, "input": wanted.input, "output": wanted.output})
+    folder.put(spec=spec, request=request, output=made)
     return folder.spec or spec
 
 
-def _started_over(folder: Folder) -> dict[str, Any] | None:
-    """Return the status of a job that is started over: what it has spent, for a budget; None for nothing."""
-    cost = _spent(folder)
-    return {"cost": cost, "cost_forgotten": cost} if cost else None
+def _gone_on(folder: Folder, begun: JobSpec, wanted: JobSpec, order: JobRequest, *, fixed: bool) -> JobSpec:
+    """Return the job that was `begun` with what is `wanted` of it now. Raises `SettingsConflictError`."""
+    changed = conflicts.changed_settings(begun, wanted, folder)
+    sends_all = order.again == "all" or _has_nothing(folder)
+    if changed and (fixed or not (order.keep or sends_all)):
+        raise conflicts.settings_conflict(begun, wanted, changed, fixed=fixed)
+    spec = wanted.model_copy(update={name: getattr(begun, name) for name in _OF_THE_JOB})
+    if changed:
+        folder.store.settings_id(_identity(begun))  # of a job of release 0.1 it is not noted yet
+        settings = folder.store.settings_id(_identity(wanted))
+        kept = [] if sends_all else sorted({*begun.kept, begun.settings} - {settings})
+        noted = [] if sends_all else sorted({*begun.changed, *changed})
+        spec = spec.model_copy(update={"settings": settings, "kept": kept, "changed": noted})
+    else:
+        spec = spec.model_copy(update={name: getattr(begun, name) for name in ("fingerprint", "sampling")})
+    if order.again is not None and order.again != begun.again:  # else the round that was interrupted goes on
+        spec = spec.model_copy(update={"round": begun.round + 1, "again": order.again})
+    elif order.keep and order.again is None and begun.again == "all":
+        spec = spec.model_copy(update={"again": None})
+    if any(getattr(begun, name) != getattr(spec, name) for name in _OF_LINES):
+        by = "questions" if begun.input_format != spec.input_format or begun.to_bind == "questions" else "rows"
+        spec = spec.model_copy(update={"lines": None, "columns": None, "settings_read": [], "to_bind": by})
+    elif (begun.answer_column, begun.skip_empty) != (spec.answer_column, spec.skip_empty):
+        spec = spec.model_copy(update={"columns": None})
+    return spec
 
 
-def _spent(folder: Folder) -> float | None:
-    """Return what the job has spent, with the most that its lost requests cost; None where no price was known."""
-    last, store = folder.status, folder.store
-    lost = store.in_flight.most
-    cost = max(last.get("cost", 0.0), store.cost() + last.get("cost_forgotten", 0.0)) + lost
-    return cost if lost or "cost" in last else None
+def _identity(spec: JobSpec) -> dict[str, Any]:
+    """Return what tells the settings of a job from others."""
+    return {**spec.fingerprint, "prompt_column": spec.prompt_column, "models": spec.models}
 
 
 def _has_nothing(folder: Folder) -> bool:
-    """Return whether the job that is open has no answer and cost nothing, so that beginning anew loses nothing."""
+    """Return whether the job that is open has no answer and cost nothing, so that sending all rows loses nothing."""
     last = folder.status
     paid = any(last.get(name) for name in ("cost", "cost_set_aside", "prompt_tokens", "completion_tokens"))
     return not paid and last.get("state") not in status.ALIVE and not folder.store.page(0, ANSWERED, most=1)
-
-
-def _with_changes(spec: JobSpec, wanted: JobSpec, changed: list[str]) -> JobSpec:
-    if not changed:
-        return spec
-    return spec.model_copy(
-        update={
-            "changed": sorted({*spec.changed, *changed}),
-            "fingerprint": wanted.fingerprint,
-            "sampling": wanted.sampling,
-            "model": wanted.model,
-            "backend": wanted.backend,
-            **(_other_prompts(wanted) if {"prompt_column", "prompt_template", "row_settings"} & set(changed) else {}),
-        }
-    )
-
-
-def _other_prompts(wanted: JobSpec) -> dict[str, Any]:
-    """Return what changes of a job whose rows are written out anew."""
-    names = ("prompt_column", "prompt_template", "rows_set", "spooled")
-    return {name: getattr(wanted, name) for name in names} | {"lines": None, "columns": None}
 
 
 def _check_output_folder(target: Path) -> None:
@@ -383,32 +360,50 @@ def _check_output_folder(target: Path) -> None:
 def check_content(job: Job, halt: threading.Event) -> None:
     """Read the input through and note in the job's spec what was found. Blocks, about a second per gigabyte.
 
-    A file with the size and time it had is believed. Lines that were appended since the job began are left. Does
-    nothing more once `halt` is set. Raises `PromptmillError` (`invalid_input`) when the input has changed.
+    A file with the size and time it had is believed. Of another one the answers are to be bound to its rows. Does
+    nothing more once `halt` is set.
     """
-    spec = job.spec
-    found_stamp = job.input.stamp()
-    if spec.sha256 is not None and found_stamp in {(spec.size, spec.mtime_ns), job.seen}:
+    spec, found = job.spec, job.input.stamp()
+    if spec.sha256 is not None and found in {(spec.size, spec.mtime_ns), job.seen}:
         return
-    sha256, lines = hashlib.sha256(), 0
-    offset, last = 0, b"\n"
-    while block := job.input.read_at(offset, min(1 << 20, spec.size - offset)):
+    sha256, lines = _digest(job.input, found[0], halt)
+    if halt.is_set():
+        return
+    job.seen = found
+    update: dict[str, Any] = {"sha256": sha256, "size": found[0], "mtime_ns": found[1]}
+    if not spec.spooled:
+        update["lines"] = lines
+    if spec.sha256 not in {None, sha256}:
+        update |= {"lines": update.get("lines"), "columns": None, "settings_read": [], "to_bind": "questions"}
+    job.spec = spec.model_copy(update=update)
+    job.folder.put(spec=job.spec)
+
+
+def check_unchanged(job: Job, halt: threading.Event) -> bool:
+    """Return whether lines were appended to the input since it was read through, which are left. Blocks.
+
+    Raises `PromptmillError` (`invalid_input`) when it does not begin with what was read.
+    """
+    spec, found = job.spec, job.input.stamp()
+    if found in {(spec.size, spec.mtime_ns), job.seen}:
+        return False
+    sha256, _ = _digest(job.input, spec.size, halt)
+    if halt.is_set():
+        return False
+    if sha256 != spec.sha256:
+        raise conflicts.changed_while_running(spec)
+    job.seen = found
+    if found[0] == spec.size:
+        return False
+    job.input.end = spec.size
+    return True
+
+
+def _digest(file: InputFiles, size: int, halt: threading.Event) -> tuple[str, int]:
+    """Return the digest of the first `size` bytes of the input, as many as there are, and its lines."""
+    sha256, lines, offset, last = hashlib.sha256(), 0, 0, b"\n"
+    while not halt.is_set() and (block := file.read_at(offset, min(1 << 20, size - offset))):
         sha256.update(block)
         lines += block.count(b"\n")
         offset, last = offset + len(block), block[-1:]
-        if halt.is_set():
-            return
-    found = sha256.hexdigest()
-    if offset != spec.size or spec.sha256 not in {None, found}:
-        if job.begun_with not in {None, spec.input}:
-            spec = spec.model_copy(update={"input": job.begun_with})
-            job.folder.put(spec=spec)
-        raise changes.changed_input(spec, job.spec.input, over_mcp=job.order.over_mcp)
-    job.seen = found_stamp
-    if found_stamp[0] != spec.size:
-        job.input.end = spec.size
-        return
-    if spec.lines is None and not spec.spooled:
-        spec = spec.model_copy(update={"lines": lines + (last != b"\n")})
-    job.spec = spec.model_copy(update={"sha256": found, "mtime_ns": found_stamp[1]})
-    job.folder.put(spec=job.spec)
+    return sha256.hexdigest(), lines + (last != b"\n")

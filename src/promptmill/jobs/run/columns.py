@@ -13,7 +13,7 @@ from typing import Any
 
 from promptmill.backends import rows
 from promptmill.backends.rows import SETTINGS, is_null
-from promptmill.core.errors import PromptmillError, input_error
+from promptmill.core.errors import Named, OrderError, PromptmillError, input_error
 from promptmill.jobs.files import formats
 from promptmill.jobs.files.cell_table import CellTable, distinct, readable
 from promptmill.jobs.files.disk import Lines, RandomFile
@@ -26,13 +26,13 @@ from promptmill.jobs.store.spec import WHOLE_REQUESTS, JobRequest, JobSpec
 _MOST = 100  # columns of one name, numbered
 
 
-def check_name(name: str, *, over_mcp: bool) -> None:
-    """Raise `PromptmillError` (`invalid_input`) for a name that the column of the answers cannot have."""
-    option = "`answer_column`" if over_mcp else "--answer-column"
+def check_name(name: str) -> None:
+    """Raise `OrderError` for a name that the column of the answers cannot have."""
+    field = Named("answer_column")
     if name in OURS and name != "answer":
-        raise input_error(f"{option}: {name} is the name of another column of the output; choose another name.")
+        raise OrderError(field, f": {name} is the name of another column of the output; choose another name.")
     if not name.strip() or not name.isprintable():
-        raise input_error(f"{option}: give the column a name of printable characters.")
+        raise OrderError(field, ": give the column a name of printable characters.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from promptmill.jobs.files.input_files import InputFiles
 from promptmill.jobs.files.parquet_table import ParquetTable
 from promptmill.jobs.files.spool import HaltedError, cells_of
 from promptmill.jobs.run.admission import Job
-from promptmill.jobs.run.duplicates import CustomIds
+from promptmill.jobs.run.custom_ids import CustomIds
 from promptmill.jobs.store.answers import JobStore
 from promptmill.jobs.store.records import (
     ANSWER_FIELDS,

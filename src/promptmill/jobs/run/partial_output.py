@@ -19,7 +19,7 @@ from promptmill.jobs.files.disk import RandomFile
 from promptmill.jobs.files.spool import HaltedError
 from promptmill.jobs.run import columns, merge
 from promptmill.jobs.run.admission import Job
-from promptmill.jobs.store import changes
+from promptmill.jobs.store import conflicts
 from promptmill.jobs.store.answers import DamagedError, JobStore
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.records import Record, record_of
@@ -171,7 +171,7 @@ def export(folder: Folder, target: Path, *, failures: bool) -> int:
     file = input_files.opened(spec.parts, known=True)
     try:
         if file.stamp()[0] < spec.size:
-            raise changes.changed_input(spec)
+            raise conflicts.changed_while_running(spec)
         if len(spec.parts) == 1:
             file.end = spec.size  # lines that were appended since do not belong to the job
         with folder.reading() as store, folder.lines(file, spec) as lines:

@@ -8,7 +8,7 @@ import functools
 import signal
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,19 +18,21 @@ from promptmill.backends.rows import RowReader
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.core.money import Budget
+from promptmill.core.wording import counted
 from promptmill.jobs.files import disk
-from promptmill.jobs.files.disk import RandomFile
+from promptmill.jobs.files.disk import Line, Lines, RandomFile
 from promptmill.jobs.files.spool import spool
 from promptmill.jobs.run import admission, columns, merge, shards
 from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.answering import Answering
-from promptmill.jobs.run.duplicates import CustomIds
+from promptmill.jobs.run.custom_ids import CustomIds
 from promptmill.jobs.run.partial_output import LiveOutput
 from promptmill.jobs.run.source import Rows, row_reader
-from promptmill.jobs.store import status
-from promptmill.jobs.store.answers import FAILED, NEVER, RETRYABLE, TRUNCATED, DamagedError
+from promptmill.jobs.store import conflicts, status
+from promptmill.jobs.store.answers import NEVER, DamagedError, JobStore
+from promptmill.jobs.store.binding import Binding, Bound, Twins
 from promptmill.jobs.store.records import JobCounts
-from promptmill.jobs.store.spec import OutputRecord
+from promptmill.jobs.store.spec import JobSpec, OutputRecord
 from promptmill.jobs.store.status import Progress
 from promptmill.service.service import Service
 
@@ -64,13 +66,15 @@ class Runner:
         *,
         watch: Watch | None = None,
         stats: Call | None = None,
+        before_answers: Callable[[], Awaitable[None]] | None = None,
         before_output: Callable[[], Awaitable[None]] | None = None,
         recorded: Callable[[Sequence[int]], None] | None = None,
         live: LiveOutput | None = None,
     ) -> None:
         """`watch` is shown the progress several times a second; `stats` counts what this run costs.
 
-        `before_output` is waited for when all rows are answered. `recorded` gets the rows that were recorded.
+        `before_answers` is waited for before any row is sent, `before_output` when all are answered. `recorded` gets
+        the rows that were recorded.
         `live` writes them while they come.
 
         Needs a running event loop.
@@ -78,6 +82,7 @@ class Runner:
         self._job = job
         self._service = service
         self._watch = watch
+        self._before_answers = before_answers
         self._before_output = before_output
         self._live = live
         self._recorded = recorded if live is None else live.recorded
@@ -87,6 +92,7 @@ class Runner:
         """Set when a thread is to leave what it does."""
         self._is_leaving = False
         self._range: shards.Range | None = None
+        self._twins: Twins | None = None
         self.progress = Progress(JobCounts(), Call() if stats is None else stats)
         self.error: PromptmillError | None = None
         """Why the run stopped early."""
@@ -168,7 +174,7 @@ class Runner:
     def _close(self) -> None:
         if self.error is not None and self.error.code is Code.STORAGE:
             with contextlib.suppress(OSError, DamagedError):  # what was not written is not kept, whatever came of it
-                self.progress.counts.replace(self._job.folder.store.counts(self.again))
+                self.progress.counts.replace(self._job.folder.store.counts(self._job.spec.to_replace))
         self._show()
         with contextlib.suppress(OSError, DamagedError):
             self._job.folder.store.sync()
@@ -194,6 +200,9 @@ class Runner:
                 if shard is not None:
                     rows, self._range = await self._in_thread(functools.partial(shards.cut, job, shard))
                     opened.callback(rows.close)
+                await self._bind(rows)
+                if self._before_answers is not None:
+                    await self._before_answers()
                 await self._rounds(lines, rows, path)
         except PromptmillError as error:
             gone = error.code in {Code.SHUTDOWN, Code.REPLACED}
@@ -211,9 +220,10 @@ class Runner:
         try:
             for _ in range(_ROUNDS):
                 try:
-                    await self._count(self.again)
+                    again = self._job.spec.to_replace
+                    await self._count(again)
                     if live is not None:
-                        live.begin(self._job, lines, self.again, self._give_up)
+                        live.begin(self._job, lines, again, self._give_up)
                     await self._answer(rows, path)
                     if self._is_leaving:
                         raise JobStopped(status.INTERRUPTED)
@@ -222,7 +232,6 @@ class Runner:
                     if await self._merge(lines):
                         if live is not None:
                             await self._in_thread(functools.partial(live.wait, self._halt))
-                        await self._in_thread(self._job.folder.store.end_reuse)
                         return
                     await self._drop_unsound()
                 except DamagedError:
@@ -270,12 +279,62 @@ class Runner:
         store = self._job.folder.store
         await self._in_thread(lambda: self.progress.count(store, again))
 
-    @property
-    def again(self) -> str:
-        """Which records are to be replaced, as a condition for `store`."""
-        order = self._job.order
-        again = FAILED if order.retry_failed else RETRYABLE
-        return f"({again}) OR {TRUNCATED}" if order.retry_truncated else again
+    async def _bind(self, lines: RandomFile) -> None:
+        """Bind the answers there are to the rows, where the input or what its rows ask has changed."""
+        job = self._job
+        if job.spec.to_bind is None and job.order.from_job is None:
+            return
+        self._enter(self.progress.state, "finding the answers of the rows")
+        store, before = job.folder.store, job.before or job.spec
+        if lost := store.in_flight.most:  # whose rows may be others now
+            self.progress.charge(lost)
+            self._show()
+        store.in_flight.settle()
+        bound = await self._in_thread(lambda: self._bound(lines, before))
+        if self._halt.is_set():
+            return
+        job.spec = job.spec.model_copy(update={"to_bind": None})
+        job.folder.put(spec=job.spec)
+        kept, rows = f"{bound.kept:,}", counted(bound.rows, "row")
+        self.progress.notes.append(f"{kept} of {rows} keep their answers, {_new(bound)} new.")
+
+    def _bound(self, lines: RandomFile, before: JobSpec) -> Bound:
+        """Return what was bound. Blocks. Raises `InputConflictError`, and the job is as it was `before`."""
+        job, reading = self._job, self._reader(self._job.plan)
+        binding = Binding(job.folder.store, job.spec.counted, by_row=job.spec.to_bind == "rows")
+        with contextlib.ExitStack() as opened:
+            if job.order.from_job is not None:
+                other = JobStore(job.order.from_job)
+                opened.callback(other.close)
+                binding.offer(other)
+            for block in self._blocks(lines):
+                binding.note([(line.row, None if line.data is None else reading.digest(line.data)) for line in block])
+            bound = binding.match()
+            if not (job.order.keep or job.spec.again == "all"):
+                try:
+                    conflicts.check_bound(before, job.spec.input, bound)
+                except PromptmillError:
+                    job.folder.put(spec=before.model_copy(update={"lines": None if before.spooled else before.lines}))
+                    raise
+            binding.apply(self._halt.is_set, job.spec.made)
+        return bound
+
+    def _found_twins(self, lines: RandomFile, reading: RowReader) -> Twins:
+        """Return the rows that ask what another row asks, at temperature 0. Blocks."""
+        twins, left = Twins(self._job.folder.store), self._job.order.limit
+        for block in self._blocks(lines):
+            found = block if left is None else block[:left]
+            left = None if left is None else left - len(found)
+            asking = [(line.row, asked) for line in found if (asked := _question(reading, line)) is not None]
+            twins.note(asking)
+        twins.find()
+        return twins
+
+    def _blocks(self, lines: RandomFile) -> Iterator[list[Line]]:
+        """Yield the lines that are not blank, block by block, until the run is to halt."""
+        found = Lines(lines, *self._first)
+        while not self._halt.is_set() and (block := found.read()):
+            yield [line for line in block if not line.blank]
 
     async def _drop_unsound(self) -> None:
         store = self._job.folder.store
@@ -294,6 +353,9 @@ class Runner:
         self._enter(status.RUNNING)
         self._limit_cost()
         progress.stats.journal = self._job.folder.store.in_flight
+        if self._job.order.dedupe:
+            reading = self._reading()
+            self._twins = await self._in_thread(lambda: self._found_twins(lines, reading))
         seen = await self._answering(lines, path).run()
         progress.total = progress.total if self._is_leaving else seen
 
@@ -306,33 +368,42 @@ class Runner:
 
         stats.budget = Budget(limit, progress.cost or 0.0, self._job.folder.store.in_flight.most)
 
-    def _answering(self, lines: RandomFile, path: Path) -> Answering:
-        job, plan = self._job, self._job.plan
+    @property
+    def _first(self) -> tuple[int, int]:
+        """The first line and where it begins."""
+        return (0, 0) if self._range is None else (self._range.row, self._range.offset)
+
+    def _reading(self) -> RowReader:
+        """Return how rows are read, those that name another model too. Raises `PromptmillError` (`replaced`)."""
+        plan = self._job.plan
         now = self._service.plan_of(plan.name)
         if (now.backend, now.model) != (plan.backend, plan.model):
             raise PromptmillError(Code.REPLACED, "Another model was loaded before the job began.")
         offered = [name for name in self._service.usable if name in self._service.offered]
         readers = {name: self._reader(self._service.plan_of(name).capped) for name in offered}
-        reading = replace(self._reader(plan), models=readers) if len(readers) > 1 else self._reader(plan)
+        return replace(self._reader(plan), models=readers) if len(readers) > 1 else self._reader(plan)
+
+    def _answering(self, lines: RandomFile, path: Path) -> Answering:
+        job, plan = self._job, self._job.plan
         return Answering(
             self._service,
             Rows(
                 lines,
                 path,
-                reading,
+                self._reading(),
                 job.folder.store,
-                self.again,
+                job.spec.to_replace,
                 job.order.limit,
                 self._guard,
-                (0, 0) if self._range is None else (self._range.row, self._range.offset),
+                self._first,
                 lambda: self._is_leaving,
             ),
             self.progress.counts,
             self.progress.stats,
             job.order.failure_limit,
-            job.folder.duplicates if job.order.dedupe else None,
+            self._twins,
             self._give_up,
-            job.spec.changed,
+            job.spec.made,
             self._recorded,
             plan.name,
         )
@@ -372,6 +443,8 @@ class Runner:
         except (PromptmillError, OSError):
             partial.unlink(missing_ok=True)
             raise
+        job.spec = spec.model_copy(update={"again": None})  # the round is finished
+        folder.put(spec=job.spec)
         self.progress.counts, self.progress.is_counted = counts, True
         self.progress.lost_before = folder.store.in_flight.requests_lost
         return True
@@ -394,10 +467,8 @@ class Runner:
     def _guard(self) -> None:
         """Raise `PromptmillError` when the input is not what the job was begun with; for any thread."""
         job = self._job
-        if job.input.stamp() not in {(job.spec.size, job.spec.mtime_ns), job.seen}:
-            admission.check_content(job, self._halt)
-            if job.input.end is not None:
-                self.progress.stats.warn("Lines were appended to the input while the job ran; --reuse does them.")
+        if admission.check_unchanged(job, self._halt):
+            self.progress.stats.warn("Lines were appended to the input while the job ran; the next run sends them.")
 
     def _give_up(self, error: PromptmillError) -> None:
         self._stop(JobStopped(status.STOPPED, error))
@@ -436,6 +507,23 @@ class Runner:
         if self._watch:
             with contextlib.suppress(OSError):  # nobody looks any more: no reason to end a job
                 self._watch(self.progress)
+
+
+def _new(bound: Bound) -> str:
+    new = bound.rows - bound.kept
+    return f"{new:,} {'is' if new == 1 else 'are'}"
+
+
+def _question(reading: RowReader, line: Line) -> bytes | None:
+    """Return the digest of what a row asks where its answer is the same each time, None where it is not."""
+    try:
+        request = reading.request(line.row, line.data or b"")
+        # one in the extra parameters counts first
+        if request.path or request.extra.get("temperature", request.sampling.temperature) != 0:
+            return None
+        return reading.digest(line.data or b"")
+    except PromptmillError:
+        return None
 
 
 async def until_ended(runner: Runner) -> tuple[dict[str, Any], PromptmillError | None, bool]:

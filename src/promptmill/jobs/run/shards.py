@@ -17,13 +17,13 @@ from pathlib import Path
 
 import orjson
 
-from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.errors import Code, Named, OrderError, PromptmillError, input_error
 from promptmill.jobs.files import disk, formats, input_files
 from promptmill.jobs.files.disk import RandomFile
 from promptmill.jobs.files.input_files import InputFiles
 from promptmill.jobs.run import columns, merge
 from promptmill.jobs.run.admission import Job
-from promptmill.jobs.store import changes
+from promptmill.jobs.store import conflicts
 from promptmill.jobs.store.answers import DamagedError, JobStore
 from promptmill.jobs.store.folder import Folder, JobFolders
 from promptmill.jobs.store.records import JobCounts
@@ -128,7 +128,8 @@ def join(
                 finally:
                     partial.unlink()
                 if not is_same:
-                    raise input_error(f"{target} exists and is not what these parts make; --overwrite replaces it.")
+                    replaces = Named("overwrite", text="; {} replaces it")
+                    raise OrderError(f"{target} exists and is not what these parts make", replaces, ".")
             else:
                 merge.publish(partial, target, may_replace=overwrite)
             return _counts(stores, skips_empty=spec.skip_empty)
@@ -153,20 +154,17 @@ def _parts(folders: JobFolders, target: Path) -> list[tuple[Folder, JobSpec]]:
     if not found:
         if target.exists() and folders.of(target, target).result is not None:
             raise input_error(f"{target.name} is a job's own output; there are no parts of it to join.")
-        raise input_error(
-            f"There are no parts of {target.name} in {target.parent}; run `promptmill bulk … --shard I/N`."
-        )
+        each = Named("shard", "I/N")
+        raise OrderError(f"There are no parts of {target.name} in {target.parent}; run each shard with ", each, ".")
     if len(counts) > 1:
         raise input_error(
             f"There are parts of {target.name} cut in {' and in '.join(map(str, sorted(counts)))}; remove those of one."
         )
     (count,) = counts
     if missing := [str(at) for at in range(1, count + 1) if at not in found]:
-        shard = missing[0] if len(missing) == 1 else "I"
+        shard = Named("shard", f"{missing[0] if len(missing) == 1 else 'I'}/{count}")
         which = f"part {missing[0]} is" if len(missing) == 1 else f"parts {', '.join(missing[:20])} are"
-        raise input_error(
-            f"Of the {count} parts of {target.name}, {which} not done yet; run it with --shard {shard}/{count}."
-        )
+        raise OrderError(f"Of the {count} parts of {target.name}, {which} not done yet; run it with ", shard, ".")
     parts = []
     for _, path in sorted(found.items()):
         folder = folders.of(path, path)
@@ -197,7 +195,7 @@ def _check_input(files: InputFiles, spec: JobSpec) -> None:
         digest.update(block)
         offset += len(block)
     if digest.hexdigest() != spec.sha256 or files.stamp()[0] != spec.size:
-        raise changes.changed_input(spec)
+        raise conflicts.changed_while_running(spec)
 
 
 def _counts(stores: Sequence[JobStore], *, skips_empty: bool) -> JobCounts:

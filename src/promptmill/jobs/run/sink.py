@@ -13,7 +13,7 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import Completion, Failure, Outcome
 from promptmill.jobs.files.disk import why
 from promptmill.jobs.store.answers import DamagedError, JobStore
-from promptmill.jobs.store.records import JobCounts, record_of
+from promptmill.jobs.store.records import FIRST, JobCounts, Made, record_of
 from promptmill.jobs.store.spec import FailureLimit
 
 _LARGEST_BATCH = 16
@@ -53,10 +53,10 @@ class Taken(NamedTuple):
 
     attempts: int = 0
     """Made for it by earlier runs."""
-    digest: bytes | None = None
+    asked: bytes | None = None
     """See `rows.digest`."""
-    settled: bool = False
-    """Whether it has an outcome already."""
+    answered: bool = False
+    """Whether it has an answer, which a new one replaces."""
 
 
 _UNKNOWN = Taken()
@@ -79,13 +79,13 @@ class StoreSink:
         give_up: Callable[[PromptmillError], None],
         *,
         failure_limit: FailureLimit | None = None,
-        changed: Sequence[str] = (),
+        made: Made = FIRST,
         recorded: Callable[[Sequence[int]], None] | None = None,
     ) -> None:
         """`taken` has the rows on their way; those that are recorded are removed from it.
 
-        `give_up` is told why the job cannot go on; whoever is told cancels the run. `changed` is noted in every
-        record. `recorded` gets the rows that were recorded.
+        `give_up` is told why the job cannot go on; whoever is told cancels the run. `made` is noted in every record.
+        `recorded` gets the rows that were recorded.
         """
         self._store = store
         self._counts = counts
@@ -93,7 +93,7 @@ class StoreSink:
         self._taken = taken
         self._give_up = give_up
         self._failure_limit = failure_limit
-        self._changed = changed
+        self._made = made
         self._recorded = recorded
         self._failed = self._settled = self._answers = 0
         self._batch: list[tuple[int, Outcome]] = []
@@ -197,10 +197,11 @@ class StoreSink:
             return
         taken = self._taken
         # all of a batch at once: encoding each when it comes costs half as much again, for its code is cold then
-        changed = self._changed
-        records = [record_of(row, outcome, taken.get(row, _UNKNOWN).digest, changed) for row, outcome in batch]
+        made = self._made
+        records = [record_of(row, outcome, taken.get(row, _UNKNOWN).asked, made) for row, outcome in batch]
+        replaced = [row for row, _ in batch if taken.get(row, _UNKNOWN).answered]
         try:
-            self._store.write(records)
+            self._store.write(records, replaced)
         except OSError as error:
             self._break(f"cannot be written: {why(error)}")
         except DamagedError:
@@ -234,7 +235,7 @@ class StoreSink:
     def _check(self, failure: Failure) -> None:
         limit = self._failure_limit
         if limit is not None and limit.exceeded(self._failed, self._settled):
-            said = f"{self._failed} of {self._settled} rows failed, more than --max-failures allows."
+            said = f"{self._failed} of {self._settled} rows failed, more than `max_failures` allows."
             self._give_up(PromptmillError(failure.error.code, f"{said} The last one: {failure.error}", ""))
 
     def _concerns_all(self, row: int, failure: Failure) -> bool:

@@ -18,6 +18,7 @@ from promptmill.jobs.files import formats
 from promptmill.jobs.files.disk import TOO_LONG, Line, Lines, RandomFile, why
 from promptmill.jobs.run.sink import Taken
 from promptmill.jobs.store.answers import DamagedError, JobStore
+from promptmill.jobs.store.binding import Twins
 from promptmill.jobs.store.spec import above_rows
 
 _LARGE = 32 * 1024  # bytes of a line that are not parsed on the event loop
@@ -84,22 +85,19 @@ class FileSource(Source):
         taken: dict[int, Taken],
         settle: Settle,
         give_up: Callable[[PromptmillError], None],
-        *,
-        reused: Callable[[int], None] | None = None,
-        everything: bool = False,
+        twins: Twins | None = None,
     ) -> None:
         """`taken` gets what is known of the rows that were taken.
 
-        `settle` takes the failure of a line that cannot be asked; `give_up` why reading cannot go on. `reused` is told
-        how many rows got an answer that was set aside; None when none is. `everything` brings answered rows as well.
+        `settle` takes the failure of a line that cannot be asked; `give_up` why reading cannot go on. The `twins` of
+        other rows are not taken.
         """
         self.taken = taken
         self.rows = 0
         """Rows seen so far, answered ones included, blank lines not."""
         self.exhausted = False
         self._rows = rows_
-        self._reused = reused
-        self._everything = everything
+        self._twins = twins
         self._settle = settle
         self._give_up = give_up
         self._lines = Lines(rows_.file, *rows_.first)
@@ -173,6 +171,7 @@ class FileSource(Source):
     def _unsettled(self, lines: list[Line]) -> list[tuple[Line, Taken]]:
         job = self._rows
         known = job.store.known(lines[0].row, lines[-1].row, job.again)
+        twins = self._twins.left_out([line.row for line in lines]) if self._twins is not None else ()
         found: list[tuple[Line, Taken]] = []
         for line in lines:
             if line.blank:
@@ -181,22 +180,12 @@ class FileSource(Source):
                 self.exhausted = True
                 break
             self.rows += 1
-            settled, attempts = known.get(line.row, (False, 0))
-            if not settled or self._everything:
-                digest = None if settled or line.data is None else self._rows.reading.digest(line.data)
-                found.append((line, Taken(0 if settled else attempts, digest, settled)))
-        return found if self._reused is None else self._without_reused(found, self._reused)
-
-    def _without_reused(
-        self, found: list[tuple[Line, Taken]], reused: Callable[[int], None]
-    ) -> list[tuple[Line, Taken]]:
-        wanted = [(line.row, about.digest) for line, about in found if about.digest is not None]
-        settled = {record.row for record in self._rows.store.reuse(wanted)}
-        if settled:
-            reused(len(settled))
-        if self._everything:
-            return [(line, about._replace(settled=True) if line.row in settled else about) for line, about in found]
-        return [(line, about) for line, about in found if line.row not in settled]
+            settled, attempts, answered = known.get(line.row, (False, 0, False))
+            if not settled and line.row not in twins:
+                asked = None if line.data is None else self._rows.reading.digest(line.data)
+                # what an answer took stays with it
+                found.append((line, Taken(0 if answered else attempts, asked, answered)))
+        return found
 
     def _request(self, line: Line, attempts: int) -> Request:
         if line.data is None:

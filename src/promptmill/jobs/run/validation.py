@@ -23,7 +23,7 @@ from promptmill.jobs.files.input_files import InputFiles
 from promptmill.jobs.files.parquet_table import ParquetTable
 from promptmill.jobs.files.spool import cells_of, spool
 from promptmill.jobs.run import admission, columns
-from promptmill.jobs.run.duplicates import CustomIds
+from promptmill.jobs.run.custom_ids import CustomIds
 from promptmill.jobs.run.source import row_reader
 from promptmill.jobs.store.spec import JobRequest
 from promptmill.system.safe_open import real_path

@@ -3,9 +3,12 @@
 It takes the place of a journal, an index, counts and status files: a commit is crash-safe, counts are queries, and any
 SQLite tool can read it while the job runs.
 
-    job     name → JSON: `spec` (what the job is), `request` (how it was last asked for), `output` (the file it made),
-            `status` (how far it is, written about once a second)
-    answer  one row per settled row of the input, keyed by the row's number; for its columns see `records.Record`
+    job       name → JSON: `spec` (what the job is), `request` (its last order), `output` (the file that it made),
+              `status` (how far it is, written about once a second)
+    settings  id → JSON: the settings that answers were made under
+    answer    one row per settled row of the input, keyed by the row's number; for its columns see `records.Record`
+    spare     the same columns: answers that were paid and that no row has now, because the row asks something else
+              (see `binding`) or has a newer answer; they are never dropped
 
 There is one writer, the process that holds the job's lock. It commits once per turn of the event loop, so a killed
 process loses nothing that was committed. How a commit reaches the disk depends on the file system:
@@ -45,22 +48,31 @@ from promptmill.jobs.files import disk
 from promptmill.jobs.store.records import RARE_FIELDS, JobCounts, Record
 
 IN_FLIGHT = "in-flight"
+_ANSWER = (
+    "CREATE TABLE answer (row INTEGER PRIMARY KEY, attempts INTEGER, latency_s REAL, prompt_tokens INTEGER, "
+    "completion_tokens INTEGER, code TEXT, retryable INTEGER, finish_reason TEXT, text TEXT, reasoning TEXT, "
+    "more TEXT, asked BLOB, checksum INTEGER, settings INTEGER DEFAULT 0, round INTEGER DEFAULT 0)"
+)
 _TABLES = {
     "job": "CREATE TABLE job (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
-    "answer": (
-        "CREATE TABLE answer (row INTEGER PRIMARY KEY, attempts INTEGER, latency_s REAL, prompt_tokens INTEGER, "
-        "completion_tokens INTEGER, code TEXT, retryable INTEGER, finish_reason TEXT, text TEXT, reasoning TEXT, "
-        "more TEXT, digest BLOB, checksum INTEGER)"
-    ),
+    "settings": "CREATE TABLE settings (id INTEGER PRIMARY KEY, fingerprint TEXT NOT NULL)",
+    "answer": _ANSWER,
+    "spare": _ANSWER.replace("answer (row INTEGER PRIMARY KEY", "spare (place INTEGER PRIMARY KEY, row INTEGER"),
 }
-_COLUMNS = ", ".join(Record._fields)
-_EARLIER = {  # answers of another input, for rows that ask the same
-    "earlier": _TABLES["answer"].replace(
-        "answer (row INTEGER PRIMARY KEY", "earlier (place INTEGER PRIMARY KEY, row INTEGER"
-    ),
+COLUMNS = ", ".join(Record._fields)
+PUT = f"INSERT OR REPLACE INTO answer VALUES ({','.join('?' * len(Record._fields))})"
+_SET_ASIDE = f"INSERT INTO spare ({COLUMNS}) SELECT {COLUMNS} FROM answer WHERE row = ? AND code IS NULL"
+# A job of release 0.1 has `digest` in the place of `asked`, and neither settings nor rounds. `earlier` holds what is
+# `spare` now, while `--reuse` was under way.
+_OF_0_1 = _ANSWER.replace("asked", "digest").replace(", settings INTEGER DEFAULT 0, round INTEGER DEFAULT 0", "")
+_COLUMNS_OF_0_1 = COLUMNS.replace("asked", "digest AS asked").replace("settings, round", "0 AS settings, 0 AS round")
+_TABLES_OF_0_1 = {"job": _TABLES["job"], "answer": _OF_0_1}
+_EARLIER = {
+    "earlier": _OF_0_1.replace("answer (row INTEGER PRIMARY KEY", "earlier (place INTEGER PRIMARY KEY, row INTEGER"),
     "earlier_digest": "CREATE INDEX earlier_digest ON earlier (digest)",
 }
-_PUT = f"INSERT OR REPLACE INTO answer VALUES ({','.join('?' * len(Record._fields))})"  # noqa: S608 (question marks)
+_PAID = "(SELECT attempts, prompt_tokens, completion_tokens, more, row FROM answer WHERE row < ? UNION ALL SELECT "
+_PAID += "attempts, prompt_tokens, completion_tokens, more, row FROM spare)"
 PAGE = 256  # records read at once: a long read would keep the writer waiting
 _WAL_CHECKPOINT = 4 << 20
 _LONGEST_WAL = 64 << 20
@@ -77,11 +89,24 @@ _ERRORS = {
 }
 NEVER, RETRYABLE, FAILED, TRUNCATED = "0", "retryable", "code IS NOT NULL", "finish_reason IS 'length'"
 """Which records are to be replaced by new answers, as conditions."""
+_OF_ROUND = {"failed": FAILED, "truncated": TRUNCATED, "all": "1"}
 ANSWERED = "code IS NULL"
 # A row with several answers takes as many requests without a retry. Few rows have any, so JSON is read for those alone.
 _WANTED = "CASE WHEN instr(more, '\"wanted\":') THEN coalesce(json_extract(more, '$.wanted'), 1) ELSE 1 END"
 _RETRIES = f"max(attempts - {_WANTED}, 0)"
 EMPTY = f"{ANSWERED} AND trim(text) = '' AND json_extract(more, '$.tool_calls') IS NULL"
+
+
+def to_replace(settings: Iterable[int], round_: int, again: str | None) -> str:
+    """Return which records are to be replaced, as a condition.
+
+    Those are failures that may pass, records made under other settings than `settings`, and what round `round_` of the
+    kind `again` has not replaced yet.
+    """
+    found = [RETRYABLE, f"settings NOT IN ({', '.join(str(int(each)) for each in settings)})"]
+    if again is not None:
+        found.append(f"round < {round_} AND {_OF_ROUND[again]}")
+    return " OR ".join(f"({each})" for each in found)
 
 
 class DamagedError(Exception):
@@ -146,11 +171,9 @@ class InFlight:
                 self._put(at, 0, 0, 0, 0.0)
                 self._free.append(at)
 
-    def clear(self) -> None:
-        """Forget all rows."""
+    def settle(self) -> None:
+        """Forget all rows. Their requests still count."""
         self.recorded(tuple(self._slots))
-        self._settled = 0
-        self._put(0, 0, 0, 0, 0.0)
 
     @property
     def requests_lost(self) -> int:
@@ -221,52 +244,60 @@ class JobStore:
 
     def get(self, name: str) -> dict[str, Any] | None:
         """Return what table `job` has under `name`, None when that is nothing or cannot be read as an object."""
-        found = self._read("SELECT value FROM job WHERE name = ?", name)
+        found = self.read("SELECT value FROM job WHERE name = ?", name)
         try:
             value = orjson.loads(found[0][0]) if found else None
         except orjson.JSONDecodeError:
             return None
         return value if isinstance(value, dict) else None
 
-    def put(self, *, clear: bool = False, **values: Mapping[str, Any] | None) -> None:
-        """Keep `values` under their names in table `job`, all at once; None removes one, `clear` all answers."""
+    def put(self, **values: Mapping[str, Any] | None) -> None:
+        """Keep `values` under their names in table `job`, all at once; None removes one."""
         kept = [
             (name, orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode())
             for name, value in values.items()
             if value is not None
         ]
         gone = [(name,) for name, value in values.items() if value is None]
-        forgotten = [()] if clear else []
-        if clear:
-            self.in_flight.clear()
-        self._write(
-            ("DELETE FROM answer", forgotten),
-            ("INSERT OR REPLACE INTO job VALUES (?, ?)", kept),
-            ("DELETE FROM job WHERE name = ?", gone),
-        )
+        self.change(("INSERT OR REPLACE INTO job VALUES (?, ?)", kept), ("DELETE FROM job WHERE name = ?", gone))
 
-    def write(self, records: Sequence[Record]) -> None:
-        """Have `records` take the place of those of the same rows; all of them, or none when it raises."""
-        self._write((_PUT, records))
+    def settings_id(self, fingerprint: Mapping[str, Any]) -> int:
+        """Return the id of the settings with this fingerprint, which are noted unless they are there."""
+        text = orjson.dumps(fingerprint, option=orjson.OPT_SORT_KEYS).decode()
+        found = "SELECT id FROM settings WHERE fingerprint = ? ORDER BY id"
+        if not (ids := self.read(found, text)):
+            self.change(("INSERT INTO settings SELECT coalesce(max(id) + 1, 0), ? FROM settings", [(text,)]))
+            ids = self.read(found, text)
+        return int(ids[0][0])
+
+    def write(self, records: Sequence[Record], replaced: Sequence[int] = ()) -> None:
+        """Have `records` take the place of those of the same rows; all of them, or none when it raises.
+
+        Answers that the rows `replaced` had are set aside.
+        """
+        self.change((_SET_ASIDE, [(row,) for row in replaced]), (PUT, records))
 
     def drop_unsound(self) -> int:
         """Forget the records that are not what was written; return how many there were."""
         rows = [(record.row,) for record in self.records() if not record.is_sound]
-        self._write(("DELETE FROM answer WHERE row = ?", rows))
+        self.change(("DELETE FROM answer WHERE row = ?", rows))
         return len(rows)
 
-    def known(self, first: int, last: int, again: str) -> dict[int, tuple[bool, int]]:
-        """Return `(settled, attempts)` of the rows from `first` to `last` that have a record.
+    def known(self, first: int, last: int, again: str) -> dict[int, tuple[bool, int, bool]]:
+        """Return `(settled, attempts, answered)` of the rows from `first` to `last` that have a record.
 
         A record that meets the condition `again` does not settle its row.
         """
-        query = f"SELECT row, NOT ({again}), attempts FROM answer WHERE row BETWEEN ? AND ?"  # noqa: S608 (ours)
+        query = f"SELECT row, NOT ({again}), attempts, {ANSWERED} FROM answer WHERE row BETWEEN ? AND ?"
         # a damaged record, which is found out when the output is written, may lack them
-        return {row: (bool(settled), attempts or 0) for row, settled, attempts in self._read(query, first, last)}
+        return {
+            row: (bool(settled), attempts or 0, bool(answered))
+            for row, settled, attempts, answered in self.read(query, first, last)
+        }
 
     def record(self, row: int) -> Record | None:
         """Return the record of `row`, None when there is no sound one."""
-        found = self._read("SELECT * FROM answer WHERE row = ?", row)
+        found = self.read("SELECT * FROM answer WHERE row = ?", row)
         record = Record._make(found[0]) if found else None
         return record if record is not None and record.is_sound else None
 
@@ -282,8 +313,8 @@ class JobStore:
 
     def page(self, first: int, where: str = "1", most: int = PAGE) -> list[Record]:
         """Return up to `most` records from row `first` on, by row, sound or not."""
-        query = f"SELECT * FROM answer WHERE row >= ? AND ({where}) ORDER BY row LIMIT {most}"  # noqa: S608 (ours)
-        return list(map(Record._make, self._read(query, first)))
+        query = f"SELECT * FROM answer WHERE row >= ? AND ({where}) ORDER BY row LIMIT {most}"
+        return list(map(Record._make, self.read(query, first)))
 
     def counts(self, again: str = NEVER, before: int = FARTHEST_ROW, *, skips_empty: bool = False) -> JobCounts:
         """Count the rows under `before`. Records that meet `again` count for what they cost, but are not done.
@@ -292,26 +323,27 @@ class JobStore:
         """
         where = "FROM answer WHERE row < ?"
         counts = JobCounts(skips_empty=skips_empty)
-        sums = f"count(*), total(attempts), total({_RETRIES}), total(prompt_tokens), total(completion_tokens)"
-        ((rows, *spent),) = self._read(f"SELECT {sums} {where}", before)
+        sums = f"total(attempts), total({_RETRIES}), total(prompt_tokens), total(completion_tokens)"
+        (spent,) = self.read(f"SELECT {sums} FROM {_PAID}", before)
         counts.requests, counts.retries, counts.prompt_tokens, counts.completion_tokens = map(int, spent)
-        ((open_rows,),) = self._read(f"SELECT count(*) {where} AND ({again})", before)
+        ((rows,),) = self.read(f"SELECT count(*) {where}", before)
+        ((open_rows,),) = self.read(f"SELECT count(*) {where} AND ({again})", before)
         counts.done = rows - open_rows
         codes = f"SELECT code, count(*) {where} AND code IS NOT NULL AND NOT ({again}) GROUP BY code"
-        for code, count in self._read(codes, before):
+        for code, count in self.read(codes, before):
             counts.fail(code, count)
-        ((counts.truncated,),) = self._read(f"SELECT count(*) {where} AND {TRUNCATED} AND NOT ({again})", before)
+        ((counts.truncated,),) = self.read(f"SELECT count(*) {where} AND {TRUNCATED} AND NOT ({again})", before)
         empty = f"SELECT count(*) {where} AND {EMPTY} AND NOT ({again})"
-        ((counts.empty,),) = self._read(empty, before)
+        ((counts.empty,),) = self.read(empty, before)
         every = 1 + rows // _SAMPLES
-        for (latency_s,) in self._read(f"SELECT latency_s {where} AND code IS NULL AND row % {every} = 0", before):
+        for (latency_s,) in self.read(f"SELECT latency_s {where} AND code IS NULL AND row % {every} = 0", before):
             counts.sample(latency_s)
         return counts
 
     def examples(self) -> dict[str, str]:
         """Return what the first failure of each code says."""
         query = "SELECT code, text, min(row) FROM answer WHERE code IS NOT NULL GROUP BY code"
-        return {code: text for code, text, _ in self._read(query)}
+        return {code: text for code, text, _ in self.read(query)}
 
     def failures(self, most: int, *, skips_empty: bool = False) -> list[Record]:
         """Return the first `most` rows that failed, by row; `skips_empty`: not those that ask nothing."""
@@ -320,73 +352,21 @@ class JobStore:
     def answering_models(self) -> set[str]:
         """Return the names of the models that rows say they were answered by."""
         query = "SELECT DISTINCT json_extract(more, '$.answered_by') FROM answer WHERE more IS NOT NULL"
-        return {name for (name,) in self._read(query) if name}
+        return {name for (name,) in self.read(query) if name}
 
     def cost(self) -> float:
         """Return what the rows cost, as far as their prices were known."""
-        query = "SELECT SUM(json_extract(more, '$.cost')) FROM answer WHERE more IS NOT NULL"
-        return self._read(query)[0][0] or 0.0
+        query = f"SELECT SUM(json_extract(more, '$.cost')) FROM {_PAID} WHERE more IS NOT NULL"
+        return self.read(query, FARTHEST_ROW)[0][0] or 0.0
 
     def rare_fields(self) -> tuple[str, ...]:
         """Return which of `RARE_FIELDS` some answer has."""
-        found = {"reasoning"} if self._read("SELECT 1 FROM answer WHERE reasoning IS NOT NULL LIMIT 1") else set()
+        found = {"reasoning"} if self.read("SELECT 1 FROM answer WHERE reasoning IS NOT NULL LIMIT 1") else set()
         for record in self.records(where="more IS NOT NULL"):
             if found >= {*RARE_FIELDS} - {"reasoning"}:
                 break
             found |= record.extras.keys()
         return tuple(name for name in RARE_FIELDS if name in found)
-
-    def begin_reuse(self, other: Path | None = None) -> None:
-        """Set the answers aside, those of the database `other` if given, for rows that ask what theirs asked."""
-        source = "answer" if other is None else "other.answer"
-        with self._lock, self._errors():
-            run = self._connection.execute
-            if other is not None:
-                run("ATTACH ? AS other", (f"file:{quote(str(other))}?mode=ro",))
-            run("BEGIN IMMEDIATE")
-            try:
-                for name, statement in _EARLIER.items():
-                    if not run("SELECT 1 FROM main.sqlite_master WHERE name = ?", (name,)).fetchall():
-                        run(statement)
-                run(
-                    f"INSERT INTO earlier ({_COLUMNS}) SELECT {_COLUMNS} FROM {source} "  # noqa: S608 (ours)
-                    "WHERE code IS NULL AND digest IS NOT NULL ORDER BY row"
-                )
-                if other is None:
-                    run("DELETE FROM answer")
-                    self.in_flight.clear()
-                run("COMMIT")
-            except BaseException:
-                run("ROLLBACK")
-                raise
-            if other is not None:
-                run("DETACH other")
-
-    @property
-    def reuses(self) -> bool:
-        """Whether answers are set aside."""
-        return bool(self._read("SELECT 1 FROM sqlite_master WHERE name = 'earlier'"))
-
-    def reuse(self, wanted: Sequence[tuple[int, bytes]]) -> list[Record]:
-        """Give rows, with the digests of what they ask, answers that are set aside, each once; return their records."""
-        found: list[Record] = []
-        used: dict[bytes, int] = {}
-        places: list[tuple[int]] = []
-        for row, digest in wanted:
-            query = "SELECT * FROM earlier WHERE digest = ? AND place > ? ORDER BY place LIMIT 1"
-            for place, *columns in self._read(query, digest, used.get(digest, 0)):
-                used[digest] = place
-                places.append((place,))
-                record = Record._make(columns)
-                if record.is_sound:
-                    found.append(record.moved(row))
-        self._write((_PUT, found), ("DELETE FROM earlier WHERE place = ?", places))
-        return found
-
-    def end_reuse(self) -> None:
-        """Forget the answers that are set aside."""
-        with self._lock, self._errors():
-            self._connection.execute("DROP TABLE IF EXISTS earlier")
 
     def sync(self) -> None:
         """Return when everything written so far is on the disk itself. For a thread other than the writer's."""
@@ -438,7 +418,8 @@ class JobStore:
         for setting in ("trusted_schema=OFF", "cell_size_check=ON", "cache_size=-4096"):
             run(f"PRAGMA {setting}")
         found = dict(run("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"))
-        if found and not _TABLES.items() <= found.items() <= (_TABLES | _EARLIER).items():
+        is_of_0_1 = _TABLES_OF_0_1.items() <= found.items() <= (_TABLES_OF_0_1 | _EARLIER).items()
+        if found and found != _TABLES and not is_of_0_1:
             raise DamagedError(f"{self.path} is not the database of a job of this version")
         ((page,),) = run("PRAGMA page_size")
         if create and self.path.stat().st_size % page:  # SQLite would take what is missing of the last page for zeros
@@ -446,24 +427,43 @@ class JobStore:
         if create:
             shares = self._has_locks and disk.can_share_memory(self.path.parent)
             run(f"PRAGMA journal_mode={'WAL' if shares else 'TRUNCATE'}").fetchall()
-            if not found:
-                run("BEGIN IMMEDIATE")
-                for statement in _TABLES.values():
-                    run(statement)
-                run("COMMIT")
+            if is_of_0_1 or not found:
+                self._make_tables(found)
         elif not found:
             raise FileNotFoundError(self.path)  # whoever made it was killed before it was anything
+        elif is_of_0_1:
+            run(f"CREATE TEMP VIEW answer AS SELECT {_COLUMNS_OF_0_1} FROM main.answer")
+            run(f"CREATE TEMP VIEW spare AS SELECT row AS place, {_COLUMNS_OF_0_1} FROM main.answer WHERE 0")
+            run("CREATE TEMP VIEW settings AS SELECT 0 AS id, '' AS fingerprint WHERE 0")
         ((mode,),) = run("PRAGMA journal_mode")
         self.waits_for_disk = mode != "wal"
         """Whether `write` returns when the disk has it, which takes too long for an event loop."""
         run("PRAGMA synchronous=NORMAL")
         run("PRAGMA wal_autocheckpoint=0")  # `sync` does it where nobody waits
 
-    def _read(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+    def _make_tables(self, found: Mapping[str, str]) -> None:
+        """Make the tables, of those of release 0.1 where there are any: all of them, or none."""
+        run = self._connection.execute
+        run("BEGIN IMMEDIATE")
+        if "answer" in found:
+            run("ALTER TABLE answer RENAME COLUMN digest TO asked")
+            run("ALTER TABLE answer ADD COLUMN settings INTEGER DEFAULT 0")
+            run("ALTER TABLE answer ADD COLUMN round INTEGER DEFAULT 0")
+        for name, statement in _TABLES.items():
+            if name not in found:
+                run(statement)
+        if "earlier" in found:
+            run(f"INSERT INTO spare ({COLUMNS}) SELECT {_COLUMNS_OF_0_1} FROM earlier")
+            run("DROP TABLE earlier")
+        run("COMMIT")
+
+    def read(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Return the rows that a query finds."""
         with self._lock, self._errors():
             return self._connection.execute(query, values).fetchall()
 
-    def _write(self, *work: tuple[str, Sequence[Any]]) -> None:
+    def change(self, *work: tuple[str, Sequence[Any]]) -> None:
+        """Run each statement once for each of its rows of values; all of it happens or nothing."""
         connection = self._connection
         with self._lock, self._errors():
             connection.execute("BEGIN IMMEDIATE")

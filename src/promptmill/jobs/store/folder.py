@@ -132,18 +132,16 @@ class Folder:
         """How far it was when its runner last said so."""
         return self._get("status") or {}
 
-    def put(self, *, clear: bool = False, **values: BaseModel | Mapping[str, Any] | None) -> None:
-        """Keep `spec`, `output`, `request`, `status` of the job that is open here; `clear` forgets all answers.
+    def put(self, **values: BaseModel | Mapping[str, Any] | None) -> None:
+        """Keep `spec`, `output`, `request`, `status` of the job that is open here: all of them or, if it raises, none.
 
-        All of it happens or nothing. Raises as `JobStore` does.
+        Raises as `JobStore` does.
         """
-        self.store.put(
-            clear=clear,
-            **{
-                name: value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-                for name, value in values.items()
-            },
-        )
+        dumped = {
+            name: value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+            for name, value in values.items()
+        }
+        self.store.put(**dumped)
 
     @property
     def alive(self) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.errors import Code, Named, OrderError, PromptmillError
 from promptmill.jobs.files import disk
 from promptmill.jobs.store.folder import JobFolders
 from promptmill.jobs.store.spec import JobRequest, digest, fingerprint
@@ -107,7 +107,8 @@ def suffix_of(first: bytes) -> str:
             return ".jsonl"
         case b"[":
             return ".json"
-    raise input_error("Standard input is not JSON; say what it is: --input-format txt, csv, tsv, jsonl.gz, …")
+    known = Named("input_format", "txt")
+    raise OrderError("Standard input is not JSON; say what it is: ", known, ", csv, tsv, jsonl.gz, …")
 
 
 def blocks_of_stdin(descriptor: int) -> Iterable[bytes]:

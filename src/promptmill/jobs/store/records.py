@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import orjson
 from promptmill.backends import rows
 from promptmill.backends.protocol import Call
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.outcome import Completion, Failure, Outcome, Usage
+from promptmill.core.outcome import NO_USAGE, Completion, Failure, Outcome, Usage
 
 ANSWER_FIELDS = ("answer", "error", "usage", "finish_reason")
 RARE_FIELDS = ("answers", "reasoning", "tool_calls", "logprobs", "cost", "answered_by", "changed")
@@ -21,10 +22,23 @@ RARE_FIELDS = ("answers", "reasoning", "tool_calls", "logprobs", "cost", "answer
 OURS = (*ANSWER_FIELDS, *RARE_FIELDS, "row", "surplus_cells")
 """The usual names of the columns that a job adds to a row; `row`, its number, only where rows are not in a file."""
 _LARGEST_INT = 2**63 - 1
+_CHECKED = 12  # columns before the checksum
 # Latencies are counted in steps of 4 %, from 1 ms up; the 450th step is 13 hours.
 _STEP = math.log(1.04)
 _SHORTEST_S = 0.001
 _STEPS = 450
+
+
+class Made(NamedTuple):
+    """What a run notes in each of its records."""
+
+    settings: int = 0
+    round: int = 0
+    changed: Sequence[str] = ()
+    """Settings that are not those that the job was begun with."""
+
+
+FIRST = Made()
 
 
 class Record(NamedTuple):
@@ -43,15 +57,20 @@ class Record(NamedTuple):
     reasoning: str | None
     more: str | None
     """JSON with `tool_calls`, `logprobs`, `details`, `answered_by`, `changed`, `wanted`; `response` of a failure."""
-    digest: bytes | None
-    """What was asked (see `rows.digest`), so that an answer is found again when its row moves."""
+    asked: bytes | None
+    """The digest of the row's own question (see `rows.digest`), by which its answer is found when the row moves."""
     checksum: int
+    """Of the columns before it."""
+    settings: int = 0
+    """The id of the settings that it was made under."""
+    round: int = 0
+    """The round of the job that made it."""
 
     @property
     def is_sound(self) -> bool:
         """Whether every column is what was written."""
         try:
-            return self.checksum == _checksum(self[:-1])
+            return self.checksum == _checksum(self[:_CHECKED])
         except TypeError:  # not even of the kind that was written
             return False
 
@@ -60,10 +79,10 @@ class Record(NamedTuple):
         """What `more` holds."""
         return orjson.loads(self.more) if self.more else {}
 
-    def moved(self, row: int) -> Record:
-        """Return the same record as that of `row`."""
-        fields = (row, *self[1:-1])
-        return Record._make((*fields, _checksum(fields)))
+    def of(self, row: int, asked: bytes | None) -> Record:
+        """Return the same record as that of `row`, which asks this."""
+        fields = (row, *self[1 : _CHECKED - 1], asked)
+        return Record._make((*fields, _checksum(fields), self.settings, self.round))
 
     def outcome(self) -> Outcome:
         """Return what was recorded."""
@@ -91,20 +110,28 @@ class Record(NamedTuple):
         )
 
 
-def record_of(row: int, outcome: Outcome, digest: bytes | None = None, changed: Sequence[str] = ()) -> Record:
-    """Return the record of the outcome of `row`. Half a surrogate pair becomes the replacement character.
-
-    `changed` names settings that are not those that the job was begun with.
-    """
-    fields = _fields(row, outcome, digest, changed)
+def record_of(row: int, outcome: Outcome, asked: bytes | None = None, made: Made = FIRST) -> Record:
+    """Return the record of the outcome of `row`. Half a surrogate pair becomes the replacement character."""
+    fields = _fields(row, outcome, asked, made.changed)
     try:
-        return Record._make((*fields, _checksum(fields)))
+        return Record._make((*fields, _checksum(fields), made.settings, made.round))
     except TypeError:  # no file can hold half a surrogate pair
-        fields = (*fields[:7], *map(_mended, fields[7:11]), digest)
-        return Record._make((*fields, _checksum(fields)))
+        fields = (*fields[:7], *map(_mended, fields[7:11]), asked)
+        return Record._make((*fields, _checksum(fields), made.settings, made.round))
 
 
-def _fields(row: int, outcome: Outcome, digest: bytes | None, changed: Sequence[str]) -> tuple[Any, ...]:
+def copied(outcome: Outcome, attempts: int = 0) -> Outcome:
+    """Return the outcome of another row, or of another job, as one that cost this row no more than its `attempts`."""
+    if not isinstance(outcome, Completion):
+        return Failure(outcome.error, attempts)
+    details = outcome.details
+    if details is not None and "body" in details:
+        details = {**details, "body": {name: value for name, value in details["body"].items() if name != "usage"}}
+    cost = None if outcome.cost is None else 0.0
+    return replace(outcome, usage=NO_USAGE, attempts=attempts, latency_s=0.0, details=details, cost=cost)
+
+
+def _fields(row: int, outcome: Outcome, asked: bytes | None, changed: Sequence[str]) -> tuple[Any, ...]:
     usage = outcome.usage
     spent = (
         outcome.attempts,
@@ -123,7 +150,7 @@ def _fields(row: int, outcome: Outcome, digest: bytes | None, changed: Sequence[
         if error.said is not None:
             more["response"] = error.said
         text = _json(more) if more else None
-        return (row, *spent, str(error.code), int(error.retryable), None, str(error), None, text, digest)
+        return (row, *spent, str(error.code), int(error.retryable), None, str(error), None, text, asked)
     if changed:
         more["changed"] = list(changed)
     if outcome.tool_calls:
@@ -137,7 +164,7 @@ def _fields(row: int, outcome: Outcome, digest: bytes | None, changed: Sequence[
     if outcome.answered_by:
         more["answered_by"] = outcome.answered_by
     text = _json(more) if more else None
-    return (row, *spent, None, 0, outcome.finish_reason, outcome.text, outcome.reasoning, text, digest)
+    return (row, *spent, None, 0, outcome.finish_reason, outcome.text, outcome.reasoning, text, asked)
 
 
 def _checksum(fields: tuple[Any, ...]) -> int:

@@ -29,7 +29,8 @@ def salvage(path: Path, *, has_locks: bool = True) -> None:
         for name in ("spec", "request", "output", "status"):
             with contextlib.suppress(DamagedError):
                 if (value := old.get(name)) is not None:
-                    new.put(clear=False, **{name: value})
+                    new.put(**{name: value})
+        _copy_others(old, new)
         first, step, most = 0, 1, PAGE
         while first < FARTHEST_ROW:
             try:
@@ -44,6 +45,18 @@ def salvage(path: Path, *, has_locks: bool = True) -> None:
     for suffix in ("-wal", "-shm", "-journal"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)  # its last lines would be taken for the new one's
     disk.replace(beside, path)
+
+
+def _copy_others(old: JobStore, new: JobStore) -> None:
+    """Copy settings and spare answers, as far as they can be read."""
+    with contextlib.suppress(DamagedError):
+        for id_, fingerprint in old.read("SELECT id, fingerprint FROM settings ORDER BY id"):
+            new.change(("INSERT INTO settings VALUES (?, ?)", [(id_, fingerprint)]))
+    place = 0
+    with contextlib.suppress(DamagedError):
+        while page := old.read(f"SELECT * FROM spare WHERE place >= ? ORDER BY place LIMIT {PAGE}", place):
+            new.change((f"INSERT INTO spare VALUES ({','.join('?' * len(page[0]))})", page))
+            place = page[-1][0] + 1
 
 
 def _restore_length(path: Path) -> None:

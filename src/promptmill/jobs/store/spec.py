@@ -6,15 +6,19 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import orjson
 from pydantic import BaseModel, ConfigDict
 
 from promptmill.cluster.ray_cluster import RayCluster
 from promptmill.config.resolved_config import DEFAULT, ResolvedConfig
-from promptmill.core.errors import Code, input_error, unwritable_parameters
+from promptmill.core.errors import Code, Named, OrderError, unwritable_parameters
 from promptmill.jobs.files.input_files import Part
+from promptmill.jobs.store.answers import to_replace
+from promptmill.jobs.store.records import Made
+
+Again: TypeAlias = Literal["failed", "truncated", "all"]
 
 WHOLE_REQUESTS = frozenset({"batch", "messages"})
 """Formats whose rows are whole requests."""
@@ -40,7 +44,7 @@ class FailureLimit:
             return cls(count=int(text))
         if (found := re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text)) and float(found[1]) <= 100:
             return cls(percent=float(found[1]))
-        raise input_error(f"--max-failures {text[:20]!r} is neither a number nor a share such as 5%.")
+        raise OrderError(Named("max_failures"), f" {text[:20]!r} is neither a number nor a share such as 5%.")
 
     def exceeded(self, failed: int, settled: int) -> bool:
         """Return whether `failed` of `settled` rows are too many."""
@@ -76,25 +80,15 @@ class JobRequest(BaseModel):
     skip_empty: bool = False
     """Whether rows that ask nothing are left out, instead of being failures."""
     dedupe: bool = False
-    overwrite: bool = False
-    """Start anew and replace whatever is at `output`."""
-    anew: bool = False
-    """Start anew, but replace only an output that this job made itself."""
-    replace: bool = False
-    """Replace whatever is at `output`, but go on with the job."""
-    retry_failed: bool = False
-    retry_truncated: bool = False
-    """Answer rows again whose answer was cut short by `max_tokens`."""
-    reuse: bool = False
-    """Take the input as it is now: only rows that ask something new are asked."""
-    reuse_from: Path | None = None
+    again: Again | None = None
+    """The rows that a new round sends again; their old answers stay until the new ones are there."""
+    keep: bool = False
+    """Whether answers count that were made under other settings (noted in later rows), and an input that has lost most
+    of its answers is meant."""
+    from_job: Path | None = None
     """The database of another job, whose answers count for rows that ask the same."""
-    accept_change: bool = False
-    """Go on under other settings than the job was begun with, which is noted in every later row."""
-    over_mcp: bool = False
-    """Whether a call over MCP asks, which has arguments and no options: for what is said about it."""
-    by_id: bool = False
-    """Go on under no other settings than the job was begun with, whatever it has answered."""
+    overwrite: bool = False
+    """Whether a file at `output` that the job did not make is replaced."""
     urls: dict[str, str] = {}
     """The URLs whose copies `input_file` and `output_file` of the status are, without secrets."""
     ray: RayCluster | None = None
@@ -109,13 +103,14 @@ class JobRequest(BaseModel):
             return None
         found = _SHARD.fullmatch(self.shard)
         if found is None:
-            raise input_error(f"--shard {self.shard[:20]!r} is not I/N, such as 3/16, from 1 on.")
+            raise OrderError(Named("shard"), f" {self.shard[:20]!r} is not I/N, such as 3/16, from 1 on.")
         at, count = int(found[1]), int(found[2])
         if not 1 <= at <= count:
             wrong = f"{at} is more than {count}" if at else "the first is 1"
-            raise input_error(f"--shard {self.shard}: {wrong}; the {count} shards are 1/{count} to {count}/{count}.")
+            known = f"the {count} shards are 1/{count} to {count}/{count}"
+            raise OrderError(Named("shard"), f" {self.shard}: {wrong}; {known}.")
         if self.limit is not None:
-            raise input_error("--shard goes without --limit.")
+            raise OrderError(Named("shard"), " goes without ", Named("limit"), ".")
         return at, count
 
     @property
@@ -183,9 +178,34 @@ class JobSpec(BaseModel):
     model: str
     created: int
     changed: list[str] = []
-    """Settings that are not what they were when the job began, see `--accept-change`."""
+    """Settings that are not what they were when the job began (see `JobRequest.keep`), noted in every row since."""
+    settings: int = 0
+    """The id, in the database, of the settings of the fingerprint."""
+    kept: list[int] = []
+    """The ids of other settings whose answers count."""
+    round: int = 0
+    """The last round."""
+    again: Again | None = None
+    """The rows that this round sends again, until it is finished."""
+    to_bind: Literal["questions", "rows"] | None = None
+    """Whether answers are still to be bound to the rows (see `binding`): by what the rows ask, or by their numbers."""
     working_folder: Path | None = None
     """Where relative image paths start, from wherever the job is taken up again."""
+
+    @property
+    def made(self) -> Made:
+        """What is noted in each record."""
+        return Made(self.settings, self.round, tuple(self.changed))
+
+    @property
+    def counted(self) -> list[int]:
+        """The ids of the settings whose answers count."""
+        return [self.settings, *self.kept]
+
+    @property
+    def to_replace(self) -> str:
+        """Which records are to be replaced, as a condition."""
+        return to_replace(self.counted, self.round, self.again)
 
     @property
     def parts(self) -> list[Part]:
@@ -212,7 +232,7 @@ class OutputRecord(BaseModel):
     limit: int | None
     """How many rows of the input it holds; None for all, 0 for another one's file that may be replaced."""
     finished: bool = True
-    """False when the job was begun anew since, or its failures were."""
+    """False once the job has other answers to give, or another output to write."""
     replaces: tuple[int, int] | None = None
     """Size and time of the job's own file that had the name before, and still has it when the job was killed then."""
 

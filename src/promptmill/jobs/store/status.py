@@ -68,6 +68,11 @@ class Progress:
         forgotten = earlier.get("cost_forgotten")
         self._forgotten = float(forgotten) if isinstance(forgotten, int | float) else 0.0
 
+    def charge(self, cost: float) -> None:
+        """Add what requests cost whose rows are not known any more."""
+        self._before = {**self._before, "cost": self._before.get("cost", 0.0) + cost}
+        self._forgotten += cost
+
     def count(self, store: JobStore, again: str) -> None:
         """Count what is answered; rows whose record meets `again` are to be done. Blocks. Raises as `JobStore` does."""
         counts = store.counts(again, skips_empty=self.counts.skips_empty)

@@ -1,7 +1,4 @@
-"""What stands in a file twice. What was seen lies on disk: memory stays flat.
-
-With `--dedupe` rows at temperature 0 that ask the same are sent once; a `custom_id` that is not unique is told.
-"""
+"""Ids that stand in a file twice. What was seen lies on disk: memory stays flat."""
 
 from __future__ import annotations
 
@@ -13,41 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import orjson
-
-from promptmill.backends.protocol import Request, Source
-from promptmill.jobs.run.source import FileSource
-
 _AT_ONCE = 1024
 # The table is thrown away with the run, so nothing about it needs to be safe.
 _SETTINGS = ("PRAGMA journal_mode=OFF", "PRAGMA synchronous=OFF", "PRAGMA cache_size=-4096")
-
-
-class FirstSeen:
-    """Which row asked what first."""
-
-    def __init__(self, path: Path) -> None:
-        """Begin with nothing, in a file of its own at `path`."""
-        self._table = Table(path, "asked (digest BLOB PRIMARY KEY, row INTEGER) WITHOUT ROWID")
-
-    def first(self, request: Request) -> int:
-        """Return the row that asked this first, which may be the request's own. Raises `OSError`."""
-        # one in the extra parameters counts first
-        if request.extra.get("temperature", request.sampling.temperature) != 0:
-            return request.key
-        try:
-            asked = [request.conversation.as_messages(), request.sampling.given(), dict(request.extra)]
-            text = orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)
-        except TypeError:
-            return request.key  # its own attempt says what is wrong
-        digest = hashlib.blake2b(text, digest_size=16).digest()
-        self._table.write("INSERT OR IGNORE INTO asked VALUES (?, ?)", [(digest, request.key)])
-        ((row,),) = self._table.read("SELECT row FROM asked WHERE digest = ?", digest)
-        return int(row)
-
-    def close(self) -> None:
-        """Close and remove the table."""
-        self._table.close()
 
 
 class CustomIds:
@@ -145,32 +110,3 @@ class Table:
 
 def _storage(error: sqlite3.OperationalError) -> OSError:
     return OSError(errno.ENOSPC if error.sqlite_errorcode == sqlite3.SQLITE_FULL else errno.EIO, str(error))
-
-
-class DedupedSource(Source):
-    """A source without the rows that ask what another row asks."""
-
-    def __init__(self, source: FileSource, asked: FirstSeen, earlier: FirstSeen | None = None) -> None:
-        """`source` brings all rows: those answered earlier were asked first as well.
-
-        Those that were first in an `earlier` round are left out.
-        """
-        self._earlier = earlier
-        self._source = source
-        self._asked = asked
-
-    async def take(self, n: int) -> list[Request]:
-        """Return up to `n` requests that nobody made before."""
-        while requests := await self._source.take(n):
-            new = [request for request in requests if self._is_new(request)]
-            if new:
-                return new
-        return []
-
-    def _is_new(self, request: Request) -> bool:
-        had_its_turn = self._earlier is not None and self._earlier.first(request) == request.key
-        first = not had_its_turn and self._asked.first(request) == request.key
-        if first and not self._source.taken[request.key].settled:
-            return True
-        self._source.taken.pop(request.key, None)
-        return False
