@@ -200,6 +200,12 @@ def test_the_names_of_the_wire_live_and_die_in_the_server(module):
     assert wire <= ({"ans_ls"} if module == "cli.generate" else set())
 
 
+@pytest.mark.parametrize("path", sorted((SOURCE / "jobs").rglob("*.py")), ids=lambda path: path.stem)
+def test_jobs_name_no_command_line_option(path):
+    """The command line, the server and programs word errors with their own names, see `core.errors.OrderError`."""
+    assert re.findall(r"(?<!-)--[a-z][a-z-]*", path.read_text()) == []
+
+
 def test_names_under_servers_hide_no_importable_module():
     names = {path.stem for path in (ROOT / "servers").rglob("*.py")}
     names |= {path.name for path in (ROOT / "servers").rglob("*") if path.is_dir()} - {"src"}

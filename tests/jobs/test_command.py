@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from half_done import answers
-from promptmill.jobs.manage.progress_text import summary
+from promptmill.cli.bulk import summary
 from replies import answer, choose, late, status
 from waiting import eventually
 

@@ -36,7 +36,7 @@ def test_another_input_for_the_same_output_is_called_that(bench: Any) -> None:
     first = bench.input
     made = bench.output.read_bytes()
     bench.input = bench.path / "other.jsonl"
-    for text in ['{"prompt": "another"}\n', first.read_text().replace("prompt", "PROMPT")]:  # the same size, too
+    for text in ['{"prompt": "another"}\n', first.read_text().replace("prompt ", "PROMPT ")]:  # the same size, too
         bench.input.write_text(text)
         assert f"is the output of another input, {first}; name another output" in bench.fail()
     bench.input = first

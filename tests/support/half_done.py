@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from promptmill.backends import rows
 from promptmill.config.loading import Configuration
 from promptmill.core.outcome import Completion, Outcome, Usage
+from promptmill.jobs.files import formats
+from promptmill.jobs.files.disk import Line, Lines
 from promptmill.jobs.run import admission
+from promptmill.jobs.run.admission import Job
 from promptmill.jobs.store import status
 from promptmill.jobs.store.folder import JobFolders
 from promptmill.jobs.store.records import record_of
@@ -23,6 +27,12 @@ def answers(first: int, end: int) -> dict[int, Outcome]:
     }
 
 
+def _lines(job: Job) -> Iterator[Line]:
+    found = Lines(job.input.first)
+    while block := found.read():
+        yield from block
+
+
 def leaving(outcomes: Mapping[int, Outcome]) -> Callable[..., int]:
     """Return what takes the place of `promptmill.cli.bulk.run`: it leaves the job with these outcomes."""
 
@@ -30,7 +40,10 @@ def leaving(outcomes: Mapping[int, Outcome]) -> Callable[..., int]:
         job = admission.admit(order, configuration.plan, JobFolders.from_environ())
         try:
             admission.check_content(job, threading.Event())
-            job.folder.store.write([record_of(row, outcome) for row, outcome in outcomes.items()])
+            kind = formats.row_kind(job.spec.input_format)
+            lines = {line.row: rows.digest(kind, line.data or b"") for line in _lines(job)}
+            made = job.spec.made
+            job.folder.store.write([record_of(row, outcome, lines[row], made) for row, outcome in outcomes.items()])
             job.folder.put(status={**job.folder.status, "state": status.RUNNING})
         finally:
             job.close()

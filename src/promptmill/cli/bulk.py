@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import orjson
@@ -20,9 +21,10 @@ from promptmill.cluster import replicas
 from promptmill.cluster.ray_cluster import RayCluster
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, OrderError, PromptmillError, config_error
+from promptmill.core.money import dollars
 from promptmill.core.wording import counted
 from promptmill.jobs.manage import detached
-from promptmill.jobs.manage.progress_text import progress_events, progress_lines, summary
+from promptmill.jobs.manage.progress_text import progress_events, progress_lines
 from promptmill.jobs.run import admission
 from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.partial_output import LiveOutput
@@ -30,7 +32,7 @@ from promptmill.jobs.run.runner import Runner, Watch, until_ended
 from promptmill.jobs.store import given_rows, status
 from promptmill.jobs.store.folder import Folder, JobFolders
 from promptmill.jobs.store.given_rows import GivenRows
-from promptmill.jobs.store.spec import JobRequest, stamp
+from promptmill.jobs.store.spec import PART, JobRequest, stamp
 from promptmill.service import choosing
 from promptmill.service.service import Service
 from promptmill.system import runtime
@@ -38,6 +40,8 @@ from promptmill.system.safe_open import real_path
 
 _TIERS = ("default", "flex", "priority")
 _AGAIN = ("failed", "truncated", "all")
+_GO_ON = "  go on with the same command; what is answered is kept"
+_OF_THE_FILE = frozenset({Code.INVALID_INPUT, Code.EMPTY_PROMPT, Code.INVALID_IMAGE})
 OK, SOME_FAILED, USAGE, TRY_AGAIN, TERMINATED = 0, 1, 2, 75, 143
 
 
@@ -344,3 +348,83 @@ def _watching(job_id: str, *, as_json: bool, quiet: bool) -> Iterator[Watch | No
             yield watch
     else:
         yield progress_lines(job_id, stream)
+
+
+def summary(
+    found: Mapping[str, Any],
+    *,
+    examples: Mapping[str, str] = MappingProxyType({}),
+    again: bool = True,
+    output: bool = True,
+) -> str:
+    """Return the paragraph at the end of a job, from its status.
+
+    `examples`: a message for each code of failures. `again`: the same command may help a job
+    that stopped. `output`: name it.
+    """
+    state, reason = found["state"], found.get("reason")
+    lines = [f"{found['job_id']}: {state}{f': {reason}' if reason else ''}"]
+    if state == status.FINISHED and found.get("total") == 0:
+        return f"{lines[0]}: {_without_rows(found)}"
+    answered = found.get("done", 0) - found.get("failed", 0)
+    if state == status.STOPPED and not found.get("alive") and reason and answered <= 0:
+        return f"{lines[0]}\n{_GO_ON}" if again else lines[0]
+    lines.append(f"  rows      {status.line(found)}")
+    if found.get("errors"):
+        lines.append(f"  errors    {', '.join(f'{count:,} {code}' for code, count in found['errors'].items())}")
+    lines.extend(f"    {code}: {examples[code]}" for code in found.get("errors", ()) if code in examples)
+    if found.get("failed") and state == status.FINISHED:
+        lines.extend(_failed(found))
+    lines.extend(_noteworthy(found))
+    lines.append(f"  requests  {found.get('requests', 0):,}, {found.get('retries', 0):,} of them retries")
+    if any(found.get(name) for name in ("prompt_tokens", "completion_tokens")):
+        lines.append(f"  tokens    {found.get('prompt_tokens', 0):,} in, {found.get('completion_tokens', 0):,} out")
+    if (cost := found.get("cost")) is not None:
+        lines.append(f"  cost      {dollars(cost)}")
+    if cached := found.get("cached"):
+        lines.append(f"  cached    {cached:,}")
+    latency = found.get("latency_s") or {}
+    if latency.get("p50") is not None:
+        shown = ", ".join(f"{name} {_two_digits(seconds)} s" for name, seconds in latency.items())
+        lines.append(f"  latency   {shown}")
+    lines.append(f"  time      {status.duration(found.get('seconds', 0))}")
+    lines.extend(f"  note      {warning}" for warning in found.get("warnings", ()))
+    if state == status.FINISHED and output:
+        lines.append(f"  output    {found['output_file']}")
+    elif state != status.FINISHED and not found.get("alive"):
+        lines.append(_GO_ON if again else "  what is answered is kept")
+    return "\n".join(lines)
+
+
+def _without_rows(found: Mapping[str, Any]) -> str:
+    if part := PART.search(found["output_file"]):
+        return f"shard {int(part[1])} of {int(part[2])} holds no rows; that is all right"
+    return f"{found['input_file']} holds no rows, and so does the output {found['output_file']}"
+
+
+def _noteworthy(found: Mapping[str, Any]) -> Iterator[str]:
+    """Yield lines on rows that are not failed, and yet not answered as one expects."""
+    if skipped := found.get("skipped"):
+        yield f"  skipped   {counted(skipped, 'empty row')}, not in the output"
+    if truncated := found.get("truncated"):
+        yield f"  truncated {truncated} by max_tokens; --again truncated --keep --max-tokens N sends them again"
+    if empty := found.get("empty"):
+        yield f"  empty     {empty:,} answered without a word: look at `finish_reason`, and at the prompt or model"
+
+
+def _failed(found: Mapping[str, Any]) -> list[str]:
+    """Return what to do about failed rows: those of the file are to be mended, others may be asked as they are."""
+    errors = found.get("errors", {})
+    lines = []
+    if not errors.keys() <= _OF_THE_FILE:
+        lines.append("  --again failed sends the failed rows again")
+    if errors.keys() & _OF_THE_FILE:
+        name = Path(found["input_file"]).name
+        lines.append(f"  correct these rows in {name} and run the same command: it sends them alone")
+        if found["failed"] > 1:
+            lines.append("  (--validate in its place lists them and sends nothing)")
+    return lines
+
+
+def _two_digits(seconds: float) -> str:
+    return f"{float(f'{seconds:.2g}'):g}"  # latencies are counted in steps of 4 %

@@ -26,7 +26,7 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.config.settings import Settings
 from promptmill.core.errors import Code, PromptmillError, input_error, redact
 from promptmill.jobs.files import disk
-from promptmill.jobs.manage.progress_text import progress_lines, summary
+from promptmill.jobs.manage.progress_text import progress_lines
 from promptmill.jobs.run import admission, validation
 from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.runner import Runner, until_ended
@@ -226,9 +226,9 @@ def _revealed(value: object) -> object:
 async def _run(job: Job, service: Service) -> None:
     try:
         watch = progress_lines(job.spec.job_id, sys.stderr)
-        found, error, _ = await until_ended(Runner(job, service, watch=watch))
-        about = {"job_id": job.spec.job_id, "output_file": str(job.spec.output), **found}
-        print(summary(about, again=error is None or error.retryable), file=sys.stderr)
+        found, _, _ = await until_ended(Runner(job, service, watch=watch))
+        if found["reason"]:
+            print(f"{job.spec.job_id}: {found['reason']}", file=sys.stderr)
     finally:
         await service.aclose()
 
