@@ -28,7 +28,7 @@ from promptmill.jobs.files.disk import RandomFile
 from promptmill.jobs.run.answering import Answering
 from promptmill.jobs.run.source import FileSource, Rows
 from promptmill.jobs.store.answers import NEVER, JobStore
-from promptmill.jobs.store.records import JobCounts
+from promptmill.jobs.store.records import FIRST, JobCounts
 from promptmill.service.service import Service
 
 _SYNC_S = 0.9
@@ -95,7 +95,7 @@ async def _cost(url: str, pairs: int, rows: int, in_flight: int, what: str) -> R
 async def _stored(service: Service, store: JobStore, stats: Call, file: RandomFile, source: Path) -> None:
     syncing = asyncio.ensure_future(_sync(store))
     rows = Rows(file, source, RowReader("jsonl"), store, NEVER, None, _nothing)
-    answering = Answering(service, rows, JobCounts(), stats, None, None, _give_up, (), None, service.plan.name)
+    answering = Answering(service, rows, JobCounts(), stats, None, None, _give_up, FIRST, None, service.plan.name)
     await answering.run()
     syncing.cancel()
 

@@ -333,7 +333,7 @@ def test_files_that_cannot_be_are_said_before_anything_is_spent(
     ("column", "said"),
     [
         ("qestion", "No row has 'qestion'; did you mean --prompt-column question?"),
-        (None, "the rows have: question, no. --prompt-column question uses it."),
+        (None, "Rename question to `prompt` in the file, or name it with --prompt-column question."),
     ],
 )
 def test_rows_of_which_none_has_what_is_asked_are_refused_before_a_job_begins(

@@ -149,7 +149,8 @@ def test_an_input_that_is_edited_during_the_run_stops_the_job(bench: Any) -> Non
 def test_answers_of_different_settings_are_not_mixed(bench: Any, arguments: list[str], named: str) -> None:
     stop_halfway(bench)
     assert f"was begun with another {named}" in bench.fail(*arguments)
-    assert bench.succeed(*arguments, "--again", "all")["requests"] == len(bench.upstream.seen)
+    assert bench.succeed(*arguments, "--again", "all")["requests"] == 100 + 200
+    assert len(bench.upstream.seen) == 200
 
 
 def test_a_foreign_output_is_not_overwritten_unless_asked_for(bench: Any) -> None:
@@ -213,7 +214,7 @@ def test_a_round_that_was_killed_goes_on_with_any_command(bench: Any) -> None:
     bench.upstream.reply = by_prompt({f"prompt {at}": status(400) for at in (3, 4)})
     bench.prompts(10)
     bench.fail(code=1)
-    bench.half_done(answers(3), "--again", "failed")
+    bench.half_done(answers(3, 4), "--again", "failed")
     bench.upstream.reply = answer()
     assert bench.succeed()["failed"] == 0
     assert bench.upstream.attempts["prompt 3"] == 1

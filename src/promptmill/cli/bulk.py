@@ -153,7 +153,7 @@ def _run_files(arguments: argparse.Namespace, configuration: Configuration) -> i
 
 
 def _replication(arguments: argparse.Namespace) -> RayCluster | None:
-    """Return what `--ray` and the options beside it say, None without it. Raises `PromptmillError`."""
+    """Return the cluster of `--ray` and its options, None without it. Raises `PromptmillError`."""
     if arguments.ray is not None:
         return RayCluster(arguments.ray, arguments.replicas, arguments.num_gpus, arguments.num_cpus)
     if (arguments.replicas, arguments.num_gpus, arguments.num_cpus) != (1, 0, 1):
@@ -162,7 +162,7 @@ def _replication(arguments: argparse.Namespace) -> RayCluster | None:
 
 
 def _template(arguments: argparse.Namespace) -> str | None:
-    """Return what `--prompt` or `--prompt-file` says. Raises `PromptmillError`."""
+    """Return the template of `--prompt` or `--prompt-file`. Raises `PromptmillError`."""
     file: Path | None = arguments.prompt_file
     if file is None:
         return str(arguments.prompt) if arguments.prompt is not None else None
@@ -287,7 +287,7 @@ def _decided(configuration: Configuration) -> Configuration:
 
 
 def _kept(job: Job) -> str:
-    """Return what is to be said about an output that holds more rows than this order asks for."""
+    """Return a sentence about an output that holds more rows than this order wants, else `""`."""
     result, limit = job.folder.result, job.order.limit
     if limit is None or result is None or result.limit == limit:
         return ""
@@ -413,7 +413,7 @@ def _noteworthy(found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _failed(found: Mapping[str, Any]) -> list[str]:
-    """Return what to do about failed rows: those of the file are to be mended, others may be asked as they are."""
+    """Return remedies for failed rows: those with errors in the file need a correction, others can be sent again."""
     errors = found.get("errors", {})
     lines = []
     if not errors.keys() <= _OF_THE_FILE:

@@ -20,7 +20,7 @@ SHELLS = {
     "tcsh": "promptmill completion tcsh > ~/.promptmill.tcsh, and `source` it in ~/.tcshrc",
     "powershell": "promptmill completion powershell | Out-String | Invoke-Expression in $PROFILE",
 }
-"""How to install the script, by shell."""
+"""The installation of the script, by shell."""
 
 _PATHS = ("input", "output", "image")  # paths that may be something else as well
 _LISTED = {"job_id": "promptmill jobs 2>/dev/null | sed '1d; s/ .*//'", "model": "promptmill models | sed 's/ .*//'"}

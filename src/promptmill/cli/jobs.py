@@ -104,7 +104,7 @@ def _failures(job: Folder, *, as_json: bool) -> int:
 
 
 def _follow(job_id: str | None, *, as_json: bool) -> int:
-    """Show how far a job is, every second until nobody runs it any more."""
+    """Show the progress of a job every second until it ends."""
     if job_id is None:
         print("promptmill: name the job to follow; `promptmill jobs` lists them.", file=sys.stderr)
         return USAGE
@@ -133,7 +133,7 @@ def _export(job_id: str | None, target: Path, *, everything: bool, as_json: bool
 
 
 def _resume(configuration: Configuration, job_id: str | None, *, as_json: bool) -> int:
-    """Go on with a job in the foreground, by its id alone and as it was asked for last. Returns as `run` does."""
+    """Resume a job in the foreground by its id, with its last order. Returns as `run` does."""
     if job_id is None:
         print("promptmill: name the job to go on with; `promptmill jobs` lists them.", file=sys.stderr)
         return USAGE

@@ -21,7 +21,7 @@ _OF_THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
 
 
 def run(plan: ResolvedConfig, order: JobRequest, *, as_json: bool) -> int:
-    """Print what was found. Returns 0 when every row can be asked, else 1. Raises `PromptmillError` as a job would."""
+    """Print the findings. Returns 0 when every row can be sent, else 1. Raises `PromptmillError` as a job would."""
     found = check(plan, order)
     if as_json:
         say(orjson.dumps(found).decode())
@@ -57,7 +57,7 @@ def _left_out(found: Mapping[str, Any]) -> str:
 
 
 def _is_paid(plan: ResolvedConfig) -> bool:
-    """Return whether the endpoint is anybody's but a server of this machine."""
+    """Return whether an endpoint is not a server of this machine."""
     return plan.record.needs_endpoint and any(
         urlsplit(url if "://" in url else f"//{url}").hostname not in _OF_THIS_MACHINE for url in addresses(plan)
     )

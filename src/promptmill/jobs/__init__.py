@@ -1,1 +1,1 @@
-"""File → file jobs that survive pulling the plug. One job is one folder on disk; `folder` says what lies in it."""
+"""File → file jobs that survive a power loss. A job is one folder on disk; `folder` lists its files."""

@@ -72,7 +72,7 @@ _ROWS: dict[str, Any] = {
             "additionalProperties": {"type": "string"},
             "description": "The names of `answer`, `error`, … here, where the rows have fields of these names.",
         },
-        "next_offset": {**_NUMBER_OR_NULL, "description": "Where the next page begins; null at the end."},
+        "next_offset": {**_NUMBER_OR_NULL, "description": "Offset of the next page; null at the end."},
     },
     "required": ["job_id", "state", "rows", "next_offset"],
     "additionalProperties": True,
@@ -87,7 +87,7 @@ _SEVERAL = _object({**_STATUS, "jobs": {"type": "array", "items": {"$ref": "#"}}
 
 
 def running_jobs_of(service: Service) -> Callable[[], RunningJobs]:
-    """Return what gives the jobs that the server runs, made on the first use: servers start often, jobs do not.
+    """Return a function that gives the jobs of the server, made on first use: most servers run no jobs.
 
     Files are read and written inside `allowed_roots`; when that is not set, inside the working directory.
     """

@@ -1,1 +1,1 @@
-"""What happens to jobs from outside a run: detached runs, status, export and removal."""
+"""Detached runs of jobs, jobs of a server, calls that become jobs, export and removal."""

@@ -47,7 +47,7 @@ def write(
     It survives the end of this process, but a power loss only after `make_durable`. Raises `PromptmillError`
     (`storage`); nothing is left behind then.
     """
-    job_id = f"call-{secrets.token_hex(8)}"  # nobody can guess it: it is all that is needed to read the answers
+    job_id = f"call-{secrets.token_hex(8)}"  # it cannot be guessed: whoever knows it can read the answers
     folder = folders.of_call(job_id)
     with contextlib.ExitStack() as undo:
         try:
@@ -165,7 +165,7 @@ def _line(
     value = {"index": index, "messages": messages, **shared}
     try:
         return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS)
-    except TypeError:  # half a surrogate pair and the like: asking for it will say so
+    except TypeError:  # half a surrogate pair and the like: its request reports the error
         return json.dumps(value, default=str).encode() + b"\n"
 
 

@@ -18,7 +18,7 @@ from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.runner import Runner
 from promptmill.service.service import Service, too_long
 
-# What happens before the tool is called, and between the last look and the result on the wire; measured twice as fast.
+# The time before the tool is called, and from the last look to the result on the wire; measured: half of it.
 _LEAST_MARGIN_S = 1.0
 _MARGIN_SHARE = 0.05
 _ITEM_S = 4e-5  # read from the database, then an entry in the result
@@ -102,7 +102,7 @@ class DeadlineCall:
             run.add_done_callback(lambda _: call_job.discard(job))
 
     async def _before_output(self) -> None:
-        """Nobody needs a file with the answers unless the call returned without them."""
+        """Wait until the call returns without its answers: else no file with them is needed."""
         self._answered.set()
         await self._goes_on.wait()
 

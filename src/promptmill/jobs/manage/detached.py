@@ -76,7 +76,7 @@ def start(job: Job, folders: JobFolders, ended: Callable[[], None] = lambda: Non
 
 
 async def validated(plan: ResolvedConfig, order: JobRequest, folders: JobFolders) -> dict[str, Any]:
-    """Return what `validation.check` finds in a file, read by a process of its own, whose memory is limited.
+    """Return the findings of `validation.check`, which a process of its own with limited memory makes.
 
     What is found raises `PromptmillError`; so does a file that takes too much memory (`invalid_input`).
     """
@@ -98,7 +98,7 @@ async def validated(plan: ResolvedConfig, order: JobRequest, folders: JobFolders
 
 
 def _validate(service: Service, order: JobRequest) -> dict[str, Any]:
-    """Return what `validated` gets."""
+    """Return the result of `validated`."""
     subprocesses.end_with_parent()
     runtime.limit_memory(_VALIDATION_BYTES)
     plan = service.plan

@@ -19,7 +19,7 @@ _LOOK_EVERY = 256
 
 
 def progress_lines(job_id: str, stream: TextIO) -> Watch:
-    """Return what writes a line about the job to `stream` every few seconds."""
+    """Return a function that writes a line about the job to `stream` every few seconds."""
     told, state, waited = time.monotonic(), "", False
 
     def watch(progress: Progress) -> None:
@@ -29,7 +29,7 @@ def progress_lines(job_id: str, stream: TextIO) -> Watch:
             return
         told, state, waited = now, progress.state, waits
         doing = f" ({progress.activity})" if progress.activity else ""
-        with contextlib.suppress(OSError):  # a full disk, nobody there to read: no reason to end a job
+        with contextlib.suppress(OSError):  # a full disk or a closed stream is no reason to end a job
             print(
                 f"{time.strftime('%H:%M:%S')} {job_id}: {state}{doing}, {status.line(progress.as_dict())}",
                 file=stream,
@@ -40,7 +40,7 @@ def progress_lines(job_id: str, stream: TextIO) -> Watch:
 
 
 def progress_events(stream: TextIO) -> Watch:
-    """Return what writes the status to `stream` about once a second, as a line of JSON."""
+    """Return a function that writes the status to `stream` about once a second, as a line of JSON."""
     told = 0.0
 
     def watch(progress: Progress) -> None:
@@ -54,7 +54,7 @@ def progress_events(stream: TextIO) -> Watch:
 
 
 def written_lines(name: str, stream: TextIO) -> Callable[[int], None]:
-    """Return what says on `stream`, every few seconds, how many rows of a file are written."""
+    """Return a function that reports the written rows of a file on `stream` every few seconds."""
     told = time.monotonic()
 
     def passed(rows: int) -> None:

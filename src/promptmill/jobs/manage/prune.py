@@ -43,7 +43,7 @@ def prune(folders: JobFolders, older_than_s: float, *, unfinished: bool) -> list
                 folder = None
             if folder is None:  # the job is gone from where this says
                 path.unlink(missing_ok=True)
-        except (FileNotFoundError, IsADirectoryError):  # somebody else removes it
+        except (FileNotFoundError, IsADirectoryError):  # another process removes it
             continue
         except OSError as error:
             raise PromptmillError(Code.STORAGE, f"{path} cannot be removed: {disk.why(error)}.", "") from None
@@ -72,7 +72,7 @@ def _is_forgotten(folder: Folder, before: float, *, unfinished: bool) -> bool:
     finally:
         lock.release()
     if sys.platform == "win32":
-        with contextlib.suppress(OSError):  # somebody looks at the lock, or has begun the job anew
+        with contextlib.suppress(OSError):  # another process looks at the lock, or has begun the job again
             folder.lock.unlink()
             folder.path.rmdir()
     return True
@@ -88,7 +88,7 @@ def _is_done(folder: Folder) -> bool:
 
 
 def _remove(folder: Folder) -> None:
-    """Remove all of the job; the caller holds its lock, and so nobody begins it before it is gone."""
+    """Remove all of the job; the caller holds its lock, so no process begins it before it is gone."""
     if (spec := folder.spec) is not None:
         merge.discard(spec.output, spec.job_id)
     for file in folder.path.iterdir():
@@ -96,7 +96,7 @@ def _remove(folder: Folder) -> None:
             file.unlink()
     if sys.platform != "win32":  # which removes no open file
         folder.lock.unlink()
-        with contextlib.suppress(OSError):  # somebody begins the job anew
+        with contextlib.suppress(OSError):  # another process begins the job again
             folder.path.rmdir()
 
 

@@ -99,7 +99,7 @@ class RunningJobs:
             starting = asyncio.ensure_future(asyncio.to_thread(start, job, self.folders, ended))
 
             def started(done: asyncio.Future[None]) -> None:
-                job.close()  # not before, though nobody may wait any more
+                job.close()  # not earlier, even if the caller waits no more
                 if done.cancelled() or done.exception():
                     ended()
 
@@ -132,7 +132,7 @@ class RunningJobs:
         return ended
 
     async def _admitted(self, order: JobRequest, plan: ResolvedConfig) -> Job:
-        """Return the job of `order`; one that is admitted when nobody waits for it any more is let go."""
+        """Return the job of `order`; a job that is admitted after its caller left is closed."""
 
         def let_go(done: asyncio.Future[Job]) -> None:
             if not done.cancelled() and not done.exception():
@@ -232,7 +232,7 @@ class RunningJobs:
         spec = folder.spec
         if spec is None:
             return False
-        # whoever knows the id of a call's job made that call, or was told by who did
+        # a client that knows the id of a call's job made that call, or has the id from its maker
         if spec.of_call and folder.output_beside is None:
             return True
         return all(map(self._inside, (spec.output, *(part.path for part in spec.parts))))
@@ -248,7 +248,7 @@ class RunningJobs:
         if not self._inside(path):
             raise self._outside(name)
         kind = formats.by_suffix(path, name)
-        if kind not in _FORMATS:  # many a file of the user's is a text or JSON, and none of a caller's affair
+        if kind not in _FORMATS:  # the user's texts and JSON files are no concern of a caller
             raise input_error(f"{name} is a .{kind} file; use one of .jsonl, .csv, .tsv, .parquet here.")
         if input_files.is_several(path):
             raise input_error(f"{name} is a folder or a pattern; name a file.")
@@ -299,7 +299,7 @@ def _index(line: Line) -> dict[str, Any]:
 
 
 def _fields(line: Line) -> dict[str, Any]:
-    """Return the row's own fields, as far as they can be sent; none of a row that no page has room for."""
+    """Return the row's own fields, as far as they can be sent; `{}` for a row that is too large for a page."""
     if line.length > _LARGEST_PAGE:
         return {}
     try:

@@ -37,14 +37,14 @@ from promptmill.jobs.store.spec import (
 from promptmill.system.safe_open import real_path
 
 _ONCE = MappingProxyType({"again": None, "keep": False, "from_job": None, "overwrite": False})
-"""What an order says for this time alone; going on with the job by its id does the rest again."""
+"""Fields that hold for one order; a job that is resumed by its id keeps the others."""
 _OF_THE_JOB = (
     *("job_id", "created", "working_folder", "sha256", "size", "mtime_ns", "lines", "columns", "settings_read"),
     *("settings", "kept", "changed", "round", "again", "to_bind"),
 )
-"""What an order does not change."""
+"""Fields of the job that an order does not change."""
 _OF_LINES = ("input_format", "spooled", "prompt_column", "prompt_template", "rows_set")
-"""What decides how a row becomes a line, and what the line asks."""
+"""Fields that decide which line a row becomes, and the question of the line."""
 _OF_ROWS = " goes with rows, not with a file of whole requests."
 _TRIES = 100
 _LONGEST_ADDED = len("." + ".0123456789" + ".partial")  # to the output's name, by what lies beside it
@@ -60,13 +60,13 @@ class Job:
     spec: JobSpec
     order: JobRequest
     plan: ResolvedConfig
-    """What it is asked under, whatever is configured after its admission."""
+    """Its model and settings, which later changes of the configuration do not affect."""
     input: InputFiles
     lock: Lock
     before: JobSpec | None = None
-    """What it was before this order."""
+    """The job before this order."""
     seen: tuple[int, int] | None = None
-    """Size and time of the input when it was last found to begin with what the job was begun with."""
+    """Size and time of the input when its content was last compared."""
 
     @property
     def finished(self) -> bool:
@@ -75,7 +75,7 @@ class Job:
 
     @property
     def has_output(self) -> bool:
-        """Whether the output is there, made by this job, with the rows that are asked for."""
+        """Whether this job has made the output, with all rows of the order."""
         result, spec = self.folder.result, self.spec
         if result is None or spec.again is not None or spec.to_bind is not None or self.order.from_job is not None:
             return False
@@ -136,7 +136,7 @@ def admit(
             _open_database(folder, order)
             begun = folder.spec
             spec = _begin_or_go_on(folder, wanted, order, fixed=fixed)
-            if not is_ours:  # else it is meant for the run that begins
+            if not is_ours:  # else it is for the run that begins
                 folder.cancel.unlink(missing_ok=True)
         except OSError as error:
             raise PromptmillError(
@@ -279,7 +279,7 @@ def _check_output(folder: Folder, wanted: JobSpec, order: JobRequest) -> None:
 
 
 def _begin_or_go_on(folder: Folder, wanted: JobSpec, order: JobRequest, *, fixed: bool) -> JobSpec:
-    """Return what the job is from now on; the caller holds its lock and has its database open."""
+    """Return the job as it is from now on; the caller holds its lock and has its database open."""
     _check_output(folder, wanted, order)  # as it is now
     begun, made = folder.spec, folder.result
     if made is None or not made.is_own(wanted.output):
@@ -336,7 +336,7 @@ def _gone_on(folder: Folder, begun: JobSpec, wanted: JobSpec, order: JobRequest,
 
 
 def _identity(spec: JobSpec) -> dict[str, Any]:
-    """Return what tells the settings of a job from others."""
+    """Return the values by which settings are told apart."""
     return {**spec.fingerprint, "prompt_column": spec.prompt_column, "models": spec.models}
 
 

@@ -19,7 +19,7 @@ from promptmill.service.service import Service
 
 @dataclass(frozen=True, slots=True)
 class Answering:
-    """What is needed to have rows answered. `give_up` is told why it cannot go on, and then has the task cancelled."""
+    """Has the rows of a job answered. `give_up` gets the error that stops it, and cancels the task."""
 
     service: Service
     rows: Rows

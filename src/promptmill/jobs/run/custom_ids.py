@@ -33,7 +33,7 @@ class CustomIds:
             self._flush()
 
     def note(self, value: object, row: int) -> None:
-        """Note what a row has in the field of ids. Raises `OSError`."""
+        """Note the id of a row. Raises `OSError`."""
         if value is None or value == "":
             self._missing += 1
         else:
@@ -53,7 +53,7 @@ class CustomIds:
 
     @property
     def warning(self) -> str:
-        """What is to be said about ids that stand there more than once, `""` when none does."""
+        """A sentence about repeated and missing ids, `""` when there are none."""
         count, examples = self.repeated(1)
         missing = f"{self._missing} row(s) have no `custom_id`." if self._missing else ""
         if not count:

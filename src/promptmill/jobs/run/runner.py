@@ -95,7 +95,7 @@ class Runner:
         self._twins: Twins | None = None
         self.progress = Progress(JobCounts(), Call() if stats is None else stats)
         self.error: PromptmillError | None = None
-        """Why the run stopped early."""
+        """The error that stopped the run early."""
         self.progress.follow(job.folder.status)
         self.progress.counts.skips_empty = job.spec.skip_empty
 
@@ -274,7 +274,7 @@ class Runner:
         self.progress.notes += found.notes
 
     async def _count(self, again: str) -> None:
-        """Count what is answered; rows whose record meets `again` are to be done."""
+        """Count the answers; rows whose record meets `again` are not done."""
         self._enter(self.progress.state, "counting the answers")
         store = self._job.folder.store
         await self._in_thread(lambda: self.progress.count(store, again))
@@ -299,7 +299,7 @@ class Runner:
         self.progress.notes.append(f"{kept} of {rows} keep their answers, {_new(bound)} new.")
 
     def _bound(self, lines: RandomFile, before: JobSpec) -> Bound:
-        """Return what was bound. Blocks. Raises `InputConflictError`, and the job is as it was `before`."""
+        """Bind the answers and return the counts. Blocks. After `InputConflictError` the job is as it was `before`."""
         job, reading = self._job, self._reader(self._job.plan)
         binding = Binding(job.folder.store, job.spec.counted, by_row=job.spec.to_bind == "rows")
         with contextlib.ExitStack() as opened:
@@ -465,7 +465,7 @@ class Runner:
         return partial, store.counts(before=answers.rows, skips_empty=spec.skip_empty)
 
     def _guard(self) -> None:
-        """Raise `PromptmillError` when the input is not what the job was begun with; for any thread."""
+        """Raise `PromptmillError` when the input has changed since it was read; for any thread."""
         job = self._job
         if admission.check_unchanged(job, self._halt):
             self.progress.stats.warn("Lines were appended to the input while the job ran; the next run sends them.")

@@ -49,7 +49,7 @@ _ENDS_UNSENT = frozenset(
 
 
 class Taken(NamedTuple):
-    """What is known of a row on its way."""
+    """A row that was taken and has no outcome yet."""
 
     attempts: int = 0
     """Made for it by earlier runs."""

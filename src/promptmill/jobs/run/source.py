@@ -143,7 +143,7 @@ class FileSource(Source):
                 self._ready.extend(await asyncio.shield(ahead))
             except PromptmillError as error:
                 self._give_up(error)
-                raise asyncio.CancelledError from None  # whoever was told is cancelling this run
+                raise asyncio.CancelledError from None  # `give_up` is cancelling this run
             self._ahead = None if self.exhausted else self._read_ahead()
         return bool(self._ready)
 

@@ -314,7 +314,10 @@ class JobStore:
     def page(self, first: int, where: str = "1", most: int = PAGE) -> list[Record]:
         """Return up to `most` records from row `first` on, by row, sound or not."""
         query = f"SELECT * FROM answer WHERE row >= ? AND ({where}) ORDER BY row LIMIT {most}"
-        return list(map(Record._make, self.read(query, first)))
+        found = list(map(Record._make, self.read(query, first)))
+        if found and found[-1].row < first + len(found) - 1:  # a page of the file that is cut short has zeros for rows
+            raise DamagedError("its rows are out of order")
+        return found
 
     def counts(self, again: str = NEVER, before: int = FARTHEST_ROW, *, skips_empty: bool = False) -> JobCounts:
         """Count the rows under `before`. Records that meet `again` count for what they cost, but are not done.

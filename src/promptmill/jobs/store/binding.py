@@ -62,7 +62,7 @@ def _make(store: JobStore, tables: Mapping[str, str]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """What a binding found."""
+    """The counts of a binding."""
 
     rows: int
     """Rows of the input."""

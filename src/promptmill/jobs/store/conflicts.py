@@ -1,4 +1,4 @@
-"""Why a job cannot be run as ordered: its settings, input or output are not what its answers were made with."""
+"""Errors of orders that a job cannot follow: its settings, input or output are not those of its answers."""
 
 from __future__ import annotations
 

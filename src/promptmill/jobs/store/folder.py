@@ -1,4 +1,4 @@
-"""Where a job lives: a folder of its own beside its output (`answers.jsonl.promptmill/`), or in a folder of all jobs.
+"""The folder of a job: next to its output (`answers.jsonl.promptmill/`), or in one folder with all other jobs.
 
 | file | what |
 |---|---|
@@ -105,7 +105,7 @@ class Folder:
 
     @property
     def spec(self) -> JobSpec | None:
-        """What the job is, None when there is none or its description is damaged."""
+        """The job, None when there is none or its description is damaged."""
         spec, target = self._load("spec", JobSpec), self.output_beside
         if spec is None or target is None or spec.output == target:
             return spec
@@ -124,12 +124,12 @@ class Folder:
 
     @property
     def request(self) -> JobRequest | None:
-        """How it was last asked for."""
+        """Its last order."""
         return self._load("request", JobRequest)
 
     @property
     def status(self) -> Mapping[str, Any]:
-        """How far it was when its runner last said so."""
+        """The status that its runner wrote last."""
         return self._get("status") or {}
 
     def put(self, **values: BaseModel | Mapping[str, Any] | None) -> None:

@@ -108,7 +108,7 @@ def suffix_of(first: bytes) -> str:
         case b"[":
             return ".json"
     known = Named("input_format", "txt")
-    raise OrderError("Standard input is not JSON; say what it is: ", known, ", csv, tsv, jsonl.gz, …")
+    raise OrderError("Standard input is not JSON; name its format: ", known, ", csv, tsv, jsonl.gz, …")
 
 
 def blocks_of_stdin(descriptor: int) -> Iterable[bytes]:

@@ -1,4 +1,4 @@
-"""Who runs a job where files cannot be locked: a file that its holder touches every few seconds."""
+"""A lease in place of a lock where files cannot be locked: a file that its holder touches every few seconds."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Lease:
 
 
 def is_alive(path: Path, *, lapse_s: float = _LAPSE_S) -> bool:
-    """Return whether somebody has the lease at `path`. Ages are told by the file system's own clock."""
+    """Return whether a process has the lease at `path`. Its age is that of the file system's own clock."""
     if not _holder(path):
         return False
     probe = path.with_name(f"{path.name}.{secrets.token_hex(8)}")

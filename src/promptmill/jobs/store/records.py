@@ -30,7 +30,7 @@ _STEPS = 450
 
 
 class Made(NamedTuple):
-    """What a run notes in each of its records."""
+    """The note of a run in each of its records."""
 
     settings: int = 0
     round: int = 0
@@ -76,7 +76,7 @@ class Record(NamedTuple):
 
     @property
     def extras(self) -> Mapping[str, Any]:
-        """What `more` holds."""
+        """The content of `more`."""
         return orjson.loads(self.more) if self.more else {}
 
     def of(self, row: int, asked: bytes | None) -> Record:
@@ -246,7 +246,7 @@ def _cell(value: Any) -> str:
 
 
 class JobCounts:
-    """What is settled: rows, failures by code, requests, tokens, latencies of answers."""
+    """Counts of settled rows, failures by code, requests, tokens, and latencies of answers."""
 
     def __init__(self, *, skips_empty: bool = False) -> None:
         """`skips_empty`: rows that ask nothing are no failures."""

@@ -1,4 +1,4 @@
-"""What can be read of a job's damaged database, in a new one."""
+"""Copies the readable part of a job's damaged database into a new one."""
 
 from __future__ import annotations
 

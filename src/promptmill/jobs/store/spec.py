@@ -1,4 +1,4 @@
-"""What a job is and how it is asked for: the request, what became of it, and the output it made."""
+"""The order for a job, the job itself, and the output that it made."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class JobRequest(BaseModel):
     """Further ones, whose rows come behind."""
     output: Path
     prompt_template: str | None = None
-    """What to ask of every row, with its fields in double braces."""
+    """The prompt of each row, with fields of the row in double braces."""
     prompt_column: str | None = None
     """The field that is asked, where it is not called `prompt`."""
     system_prompt: str = ""
@@ -139,7 +139,7 @@ class JobRequest(BaseModel):
 
 
 class JobSpec(BaseModel):
-    """What a job is. `fingerprint` tells model, sampling and prompts apart without showing them."""
+    """A job. `fingerprint` identifies model, sampling and prompts without showing them."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -170,7 +170,7 @@ class JobSpec(BaseModel):
     lines: int | None = None
     """Lines of the input (CSV, Parquet: its rows), once it was read through."""
     sampling: dict[str, bool | int | float | str] | None = None
-    """Sampling parameters that are one value, to say what has changed; None in jobs of older releases."""
+    """Sampling parameters with one value, for errors about changes; None in jobs of older releases."""
     fingerprint: dict[str, str]
     models: dict[str, str] = {}
     """The same of the other models that rows may name, and that stand in."""
@@ -190,11 +190,11 @@ class JobSpec(BaseModel):
     to_bind: Literal["questions", "rows"] | None = None
     """Whether answers are still to be bound to the rows (see `binding`): by what the rows ask, or by their numbers."""
     working_folder: Path | None = None
-    """Where relative image paths start, from wherever the job is taken up again."""
+    """The folder of relative image paths, also when the job is resumed from another folder."""
 
     @property
     def made(self) -> Made:
-        """What is noted in each record."""
+        """The note of each record."""
         return Made(self.settings, self.round, tuple(self.changed))
 
     @property

@@ -1,4 +1,4 @@
-"""How far a job is: written by its runner, read by everybody."""
+"""The progress of a job: its runner writes it, any process reads it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from promptmill.jobs.store.records import JobCounts
 
 STARTING, RUNNING, MERGING = "starting", "running", "merging"
 FINISHED, STOPPED, CANCELLED, INTERRUPTED = "finished", "stopped", "cancelled", "interrupted"
-# What `Progress.as_dict` says about the whole job, over all its runs.
+# Keys of `Progress.as_dict` that count the whole job, over all its runs.
 COUNTS = (
     *("total", "done", "failed", "errors", "skipped", "truncated", "empty", "requests", "retries"),
     *("prompt_tokens", "completion_tokens", "latency_s"),
@@ -53,7 +53,7 @@ class Progress:
         """The most that requests cost whose rows have no record."""
         self._earlier: Mapping[str, Any] = {}
         self._forgotten = 0.0
-        """What rows cost whose records were forgotten, because the job was started over."""
+        """The cost of requests whose rows are unknown, because the input changed after a kill."""
         self._has_counts = False
         self._before: Mapping[str, Any] = {}
         self._began = time.monotonic()
@@ -74,7 +74,7 @@ class Progress:
         self._forgotten += cost
 
     def count(self, store: JobStore, again: str) -> None:
-        """Count what is answered; rows whose record meets `again` are to be done. Blocks. Raises as `JobStore` does."""
+        """Count the answers; rows whose record meets `again` are not done. Blocks. Raises as `JobStore` does."""
         counts = store.counts(again, skips_empty=self.counts.skips_empty)
         if not self._has_counts:
             if self._earlier.get("state") in ALIVE:  # it was killed, and what it showed last is not all
@@ -85,7 +85,7 @@ class Progress:
 
     @property
     def cost(self) -> float | None:
-        """What all runs have cost, None where nobody knows the price."""
+        """The cost of all runs, None where the price is unknown."""
         now, before = self.stats.cost, self._before.get("cost")
         return None if now is None and before is None else round((now or 0.0) + (before or 0.0), 9)
 
@@ -168,7 +168,7 @@ def write_starting(folder: Folder) -> None:
 
 
 def read(folder: Folder) -> dict[str, Any]:
-    """Return what is known about the job in `folder`. One that says it runs, but nobody runs, was interrupted.
+    """Return the status of the job in `folder`. A running job that no process runs was interrupted.
 
     Raises `PromptmillError` (`invalid_input`) when it was removed meanwhile.
     """
