@@ -62,7 +62,7 @@ def test_the_command_line_has_replicas_in_jobs_and_calls(
     (tmp_path / "three.yaml").write_text(json.dumps({"backend": "hf", "backend_configs": {"hf": block}}))
     for words in (["bulk", "rows.jsonl", "answers.jsonl"], ["generate", "a"]):
         assert main([*words, "--config", "three.yaml"])
-        assert "3 GPUs cannot be divided equally among 2 `replicas`" in capsys.readouterr().err
+        assert "3 GPUs cannot be divided equally among 2 `replicas`" in "".join(capsys.readouterr())
 
 
 def test_replicas_without_gpu_ids_are_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
