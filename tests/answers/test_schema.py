@@ -227,3 +227,13 @@ async def test_a_schema_is_compiled_once_however_often_it_comes():
     found = await cache.of(shared)
     assert found is await cache.of(shared) is await cache.of(json.loads(json.dumps(shared)))
     assert await cache.of({"type": "text"}) is None
+
+
+async def test_large_schemas_that_each_come_once_are_not_all_kept():
+    cache, asked = SchemaCache(), []
+    for number in range(20):
+        large = {"title": str(number), "properties": {f"field {n}": {} for n in range(8_000)}}
+        asked.append(asking_for(large))
+        assert await cache.of(asked[-1]) is await cache.of(asked[-1])
+    assert sum(len(schema.content) for schema in cache._by_content.values()) <= 1 << 20
+    assert len(cache._by_id) < 20

@@ -30,7 +30,7 @@ from promptmill.core.outcome import NO_USAGE, Completion, Failure, Outcome, sum_
 from promptmill.core.sampling import Sampling
 
 _OURS = frozenset({"reasoning"})  # read by promptmill, whichever backend answers
-_MOST_SAMPLINGS = 1024
+_MOST_SAMPLINGS = 128  # each may hold a schema of a megabyte
 _LONG = 1 << 16  # characters, whose marks are searched for in a thread
 _LONGEST_QUOTED = 1 << 17  # characters of a wrong answer that is sent back
 

@@ -33,7 +33,7 @@ _SMALL_PATTERN_BYTES = 128 << 10
 _LONG_NUMBER = re.compile(r"[0-9]{32}")  # a comparison with an integer of thousands of digits takes a millisecond
 _CHECKS_OF_MULTIPLE = 10_000  # `multipleOf` computes with fractions of any length
 _MOST_PROBLEMS = 3
-_MOST_KEPT = 32
+_MOST_KEPT, _MOST_KEPT_CHARACTERS = 32, 1 << 20  # a compiled schema takes thirty times its text
 # Checks of one answer, about 40 ns each. With more of them, the answer is checked by the process of `Checker`.
 _FEW_CHECKS = 200_000
 # Errors contain the answer's text and take 20 µs each. If more are possible, the problem is reported without a place.
@@ -496,6 +496,7 @@ class SchemaCache:
         # by identity, because a call's items share the object; the object is kept too, so that its id is not reused
         self._by_id: dict[int, tuple[Mapping[str, Any], AnswerSchema | None]] = {}
         self._by_content: dict[str, AnswerSchema] = {}
+        self._kept = 0  # characters of the schemas in `_by_content`
 
     async def of(self, wanted: Mapping[str, Any]) -> AnswerSchema | None:
         """Return the compiled schema of `wanted`; None if it requests no JSON. Raises like `compile_schema`."""
@@ -514,9 +515,13 @@ class SchemaCache:
             content = ""
         found = self._by_content.get(content)
         if found is None:
-            if len(self._by_content) >= _MOST_KEPT:
+            found = await asyncio.to_thread(compile_schema, schema, "response_format")
+            if len(self._by_content) >= _MOST_KEPT or self._kept + len(content) > _MOST_KEPT_CHARACTERS:
+                self._by_id.clear()
                 self._by_content.clear()
-            found = self._by_content[content] = await asyncio.to_thread(compile_schema, schema, "response_format")
+                self._kept = 0
+            self._by_content[content] = found
+            self._kept += len(content)
         return found
 
 

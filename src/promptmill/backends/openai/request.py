@@ -28,6 +28,7 @@ from promptmill.core.wording import shape
 from promptmill.images.load import KEPT_BYTES, ImageCache, ImageFile, ImageRules, WebImages, is_web
 
 _LARGE_PIECE = 32 * 1024
+_MOST_HEADS, _MOST_HEAD_BYTES = 1024, 4 << 20  # kept; the parameters that they are made of take several times as much
 _OURS = frozenset({"messages", "stream", "stream_options"})
 _STREAM = {"stream": True, "stream_options": {"include_usage": True}}
 
@@ -52,6 +53,7 @@ class RequestEncoder:
         self._stream = stream
         # keyed by identity, because a call's requests share the objects; a head keeps them, so an id is never reused
         self._heads: dict[tuple[int, int], _Head] = {}
+        self._head_bytes = 0
         self._last: _Head | None = None
 
     def refused(self, request: Request) -> list[str]:
@@ -96,8 +98,6 @@ class RequestEncoder:
         identity = (id(sampling), id(extra))
         head = self._heads.get(identity)
         if head is None:
-            if len(self._heads) >= 1024:  # each request has its own parameters
-                self._heads.clear()
             body, refused, words = self._parameters(request.sampling, request.extra)
             try:
                 text = orjson.dumps({"model": self._model, **body})
@@ -108,7 +108,12 @@ class RequestEncoder:
                     "or too deep nesting, which JSON cannot represent.",
                 ) from None
             head = _Head(text[:-1] + b',"messages":', refused, words, (request.sampling, request.extra))
+            # each request may have its own parameters, and these a large schema
+            if len(self._heads) >= _MOST_HEADS or self._head_bytes + len(text) > _MOST_HEAD_BYTES:
+                self._heads.clear()
+                self._head_bytes = 0
             self._heads[identity] = head
+            self._head_bytes += len(text)
         self._last = head
         return head
 
