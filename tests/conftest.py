@@ -210,6 +210,13 @@ def upstreams(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callab
         yield start
 
 
+@pytest.fixture(scope="session")
+def lasting() -> Iterator[Upstream]:
+    """One endpoint for all tests of this process that share a server in front of it."""
+    with Upstream() as up:
+        yield up
+
+
 @pytest.fixture
 def upstream(upstreams: Callable[..., Upstream]) -> Upstream:
     """One endpoint."""

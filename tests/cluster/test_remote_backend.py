@@ -111,7 +111,7 @@ class Undecided(FakeBackend):
 
     def enter(self, call: Call) -> Any:
         share = super().enter(call)
-        share.idle = self.decided.set  # type: ignore[method-assign]
+        share.idle = self.decided.set
         return share
 
     async def answer(self, request: Request, call: Call) -> Outcome:

@@ -4,25 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from replies import answer
-from served import TOKEN, Served, written
-from upstream import Upstream
-from waiting import eventually
-
-
-@pytest.fixture(scope="session")
-def lasting():
-    """One endpoint for all tests, because the servers in front of it are shared."""
-    with Upstream() as up:
-        yield up
+from served import TOKEN, Served
+from server_process import written
 
 
 @pytest.fixture
 def upstream(lasting):
-    lasting.reply = answer()
-    eventually(lambda: not lasting.in_flight)
-    lasting.seen.clear()
-    lasting.attempts.clear()
+    lasting.begin_anew()
     return lasting
 
 

@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from replies import answer, by_prompt, hang, late
-from served import VERSION, Served, messages, written
+from served import VERSION, Served, messages
+from server_process import written
 from sure import sure
 from talk import text
 from waiting import eventually, until
@@ -88,7 +89,10 @@ def test_no_client_learns_from_the_cache_what_another_one_asked(upstream, tmp_pa
         session, jobs = server.session(), {}
         for prompt in ("known", "fresh"):
             (tmp_path / f"{prompt}.jsonl").write_text(json.dumps({"prompt": prompt}) + "\n")
-            job = {"input_file": f"{tmp_path}/{prompt}.jsonl", "output_file": f"{tmp_path}/{prompt}-out.jsonl"}
+            job: dict[str, Any] = {
+                "input_file": f"{tmp_path}/{prompt}.jsonl",
+                "output_file": f"{tmp_path}/{prompt}-out.jsonl",
+            }
             name = session.call("bulk_generate", **job)["structuredContent"]["job_id"]
 
             def status(name: str = name) -> dict[str, Any]:

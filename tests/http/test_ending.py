@@ -17,7 +17,8 @@ import yaml
 from everyday import everyday
 from promptmill.cli import main as cli
 from replies import by_prompt, hang
-from served import BEARER, TOKEN, Served, messages, written
+from served import BEARER, TOKEN, Served, messages
+from server_process import written
 from upstream import self_signed
 from waiting import eventually
 

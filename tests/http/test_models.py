@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from served import Served, written
+from served import Served
+from server_process import written
 
 pytestmark = pytest.mark.http
 

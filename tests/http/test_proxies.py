@@ -17,7 +17,8 @@ import httpx2
 import pytest
 
 from replies import answer, hang
-from served import BEARER, TOKEN, Served, written
+from served import BEARER, TOKEN, Served
+from server_process import written
 from waiting import eventually, until
 
 DEPLOY = Path(__file__).parents[2] / "deploy"

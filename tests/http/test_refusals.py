@@ -8,6 +8,7 @@ import socket
 import pytest
 
 from served import BEARER, TOKEN, VERSION
+from server_process import written
 
 pytestmark = pytest.mark.http
 _JSON = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
@@ -72,7 +73,7 @@ def test_the_session_of_another_does_not_replace_the_token(guarded):
 
 
 def test_a_token_set_on_loopback_counts_there_too(upstream, tmp_path):
-    from served import Served, written
+    from served import Served
 
     file = tmp_path / "token"
     file.write_text(TOKEN + "\n")

@@ -18,7 +18,8 @@ from piped import Piped
 from promptmill.core.errors import PromptmillError
 from promptmill.server import prompt_lists
 from promptmill.server.tool_calls import PlainArguments
-from served import Served, written
+from served import Served
+from server_process import written
 from talk import serving, text
 from upstream import Upstream
 

@@ -21,7 +21,8 @@ from fuzzing import SEED, TRACE
 from promptmill.config.loading import HTTP_DEFAULTS
 from promptmill.http.token import Token
 from replies import answer, by_prompt, hang
-from served import BEARER, TOKEN, Served, messages, written
+from served import BEARER, TOKEN, Served, messages
+from server_process import written
 from upstream import Upstream
 from waiting import eventually
 

@@ -10,7 +10,8 @@ from mcp_types import Implementation
 from fakes import openai_configuration
 from promptmill.config.loading import Configuration
 from replies import by_prompt, raw
-from served import Served, messages, written
+from served import Served, messages
+from server_process import written
 from talk import serving, text
 
 LONG = 'line "one"\n' * 1000

@@ -9,7 +9,8 @@ import yaml
 
 from piped import Piped
 from replies import by_prompt, status
-from served import Served, written
+from served import Served
+from server_process import written
 
 LINE = re.compile(
     r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (?P<level>\w+) promptmill\.calls: (?P<text>.*) seconds=\d+\.\d{3}$",

@@ -16,8 +16,21 @@ from promptmill.core.sampling import Sampling
 KEY = "test-key-0123456789abcdef"
 
 
-class ListSource(Source):
-    """Requests for `prompts`, keyed by index. `taken` counts those handed out."""
+class RequestSource(Source):
+    """Hands out `requests`; `taken` counts those handed out."""
+
+    def __init__(self, requests: Sequence[Request]) -> None:
+        self._requests = requests
+        self.taken = 0
+
+    async def take(self, n: int) -> list[Request]:
+        start = self.taken
+        self.taken = min(start + n, len(self._requests))
+        return list(self._requests[start : self.taken])
+
+
+class ListSource(RequestSource):
+    """Requests for `prompts`, keyed by index."""
 
     def __init__(
         self,
@@ -25,20 +38,11 @@ class ListSource(Source):
         sampling: Sampling | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
-        self._prompts = prompts
-        self._sampling = sampling or Sampling()
-        self._extra = extra or {}
-        self.taken = 0
-
-    async def take(self, n: int) -> list[Request]:
-        start = self.taken
-        self.taken = min(start + n, len(self._prompts))
-        return [self._request(key) for key in range(start, self.taken)]
-
-    def _request(self, key: int) -> Request:
-        prompt = self._prompts[key]
-        conversation = prompt if isinstance(prompt, Conversation) else Conversation((Message("user", prompt),))
-        return Request(key, conversation, self._sampling, self._extra)
+        turns = [
+            prompt if isinstance(prompt, Conversation) else Conversation((Message("user", prompt),))
+            for prompt in prompts
+        ]
+        super().__init__([Request(key, one, sampling or Sampling(), extra or {}) for key, one in enumerate(turns)])
 
 
 class FakeBackend:

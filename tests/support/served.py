@@ -19,9 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from fakes import KEY
 from server_process import ServerProcess
 from waiting import PATIENCE_S, eventually
 
@@ -49,14 +46,6 @@ class Answer:
     def message(self) -> str:
         """What the JSON-RPC error in it says."""
         return str(self.json["error"]["message"])
-
-
-def written(folder: Path, upstream_url: str, top: dict[str, Any] | None = None, **block: Any) -> Path:
-    """Write a configuration of the openai backend; return the file."""
-    quick = {"model_name": "m", "base_url": upstream_url, "api_key": KEY, "base_delay": 0.01, "timeout": [5, 60]}
-    file = folder / "promptmill.yaml"
-    file.write_text(yaml.safe_dump({"backend": "openai", "backend_configs": {"openai": quick | block}} | (top or {})))
-    return file
 
 
 class Served(ServerProcess):

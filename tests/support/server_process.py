@@ -8,14 +8,26 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import psutil
+import yaml
 
+from fakes import KEY
 from processtable import gone
 from waiting import PATIENCE_S, eventually
 
 CODES = {"EOF": 0, "SIGTERM": 143, "SIGINT": 130, "SIGHUP": 129, "SIGKILL": -9}
 """The exit codes of the ways to end it."""
+
+
+def written(folder: Path, upstream_url: str, top: dict[str, Any] | None = None, **block: Any) -> Path:
+    """Write a configuration of the openai backend; return the file."""
+    quick = {"model_name": "m", "base_url": upstream_url, "api_key": KEY, "base_delay": 0.01, "timeout": [5, 60]}
+    file = folder / "promptmill.yaml"
+    file.write_text(yaml.safe_dump({"backend": "openai", "backend_configs": {"openai": quick | block}} | (top or {})))
+    return file
 
 
 class ServerProcess:

@@ -34,6 +34,8 @@ from typing import Any, TypeAlias
 
 import orjson
 
+from waiting import eventually
+
 try:
     from uvloop import new_event_loop
 except ImportError:
@@ -327,6 +329,15 @@ class Upstream:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(5)
         assert not self.problems, f"a reply of the upstream failed: {self.problems[0]!r}"
+
+    def begin_anew(self) -> None:
+        """Forget the requests of another test, once they have ended, and answer well."""
+        from replies import answer
+
+        self.reply = answer()
+        eventually(lambda: not self.in_flight)
+        self.seen.clear()
+        self.attempts.clear()
 
     def vanish(self, seconds: float | None = None) -> None:
         """Reset all connections and refuse new ones, for `seconds` or until `come_back`. Also from within a reply."""

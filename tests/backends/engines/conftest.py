@@ -14,8 +14,9 @@ import pytest
 
 import byte_model
 from driving import run
+from fakes import DictSink, RequestSource
 from promptmill.backends.engines.host import EngineHost, create
-from promptmill.backends.protocol import Call, Request, Source
+from promptmill.backends.protocol import Call, Request
 from promptmill.config.loading import Configuration, Overrides
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.conversation import conversation_from_messages, conversation_from_prompt
@@ -25,38 +26,12 @@ from promptmill.core.sampling import Sampling
 EMBEDDED = "smollm2-135m-instruct"
 
 
-class ListSource(Source):
-    """Requests of a list; remembers how many were taken."""
-
-    def __init__(self, requests: list[Request]) -> None:
-        self._left = list(requests)
-        self.taken = 0
-
-    async def take(self, n: int) -> list[Request]:
-        taken, self._left = self._left[:n], self._left[n:]
-        self.taken += len(taken)
-        return taken
-
-
-class DictSink:
-    """Outcomes by key, each key once."""
-
-    def __init__(self) -> None:
-        self.outcomes: dict[int, Outcome] = {}
-        self.order: list[int] = []
-
-    async def put(self, key: int, outcome: Outcome) -> None:
-        assert key not in self.outcomes
-        self.outcomes[key] = outcome
-        self.order.append(key)
-
-
 @dataclass
 class Asking:
     """One call, ready to be awaited."""
 
     host: EngineHost
-    source: ListSource
+    source: RequestSource
     sink: DictSink = field(default_factory=DictSink)
     stats: Call = field(default_factory=Call)
 
@@ -84,7 +59,7 @@ class Desk:
         return self._runner.run(asyncio.wait_for(work, timeout_s))
 
     def call(self, host: EngineHost, prompts: list[Any], extra: Any = None, **sampling: Any) -> Asking:
-        return Asking(host, ListSource(self.requests(prompts, extra, **sampling)))
+        return Asking(host, RequestSource(self.requests(prompts, extra, **sampling)))
 
     def requests(self, prompts: list[Any], extra: Any = None, **sampling: Any) -> list[Request]:
         sampling.setdefault("temperature", 0)
@@ -102,7 +77,7 @@ class Desk:
 
     def answer(self, host: EngineHost, requests: list[Request]) -> list[Outcome]:
         """Return one outcome per request."""
-        call = Asking(host, ListSource(requests))
+        call = Asking(host, RequestSource(requests))
         self.stats = call.stats
         return self.wait(call.run())
 

@@ -212,7 +212,7 @@ def test_a_slow_sink_holds_the_source_back_and_loses_nothing(desk, small_batches
         put = call.sink.put
 
         async def late(key, outcome):
-            assert call.source.taken - len(call.sink.order) <= 2 * 8 + 1  # in the engine, and as many taken ahead
+            assert call.source.taken - len(call.sink.outcomes) <= 2 * 8 + 1  # in the engine, and as many taken ahead
             await asyncio.sleep(0.01)
             await put(key, outcome)
 

@@ -225,9 +225,9 @@ def test_a_small_call_beside_a_huge_one_gets_its_share(desk, vllm):
     async def both():
         huge = desk.call(vllm, ["Hi!"] * 200, ENDLESS, max_tokens=24)
         running = asyncio.create_task(huge.run())
-        await until(lambda: huge.sink.order)
+        await until(lambda: huge.sink.outcomes)
         small = await desk.call(vllm, ["Hi!"] * 3, max_tokens=8).run()
-        done = len(huge.sink.order)
+        done = len(huge.sink.outcomes)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         return small, done
