@@ -494,7 +494,7 @@ class SchemaCache:
 
     def __init__(self) -> None:
         # by identity, because a call's items share the object; the object is kept too, so that its id is not reused
-        self._by_id: dict[int, tuple[Mapping[str, Any], AnswerSchema | None]] = {}
+        self._by_id: dict[int, tuple[Mapping[str, Any], asyncio.Task[AnswerSchema] | None]] = {}
         self._by_content: dict[str, AnswerSchema] = {}
         self._kept = 0  # characters of the schemas in `_by_content`
 
@@ -505,8 +505,9 @@ class SchemaCache:
             if len(self._by_id) >= _MOST_KEPT:  # each row may have its own
                 self._by_id.clear()
             schema = schema_of(wanted)
-            known = self._by_id[id(wanted)] = (wanted, None if schema is None else await self._compiled(schema))
-        return known[1]
+            compiling = None if schema is None else asyncio.ensure_future(self._compiled(schema))
+            known = self._by_id[id(wanted)] = (wanted, compiling)
+        return None if known[1] is None else await asyncio.shield(known[1])
 
     async def _compiled(self, schema: Mapping[str, Any]) -> AnswerSchema:
         try:
