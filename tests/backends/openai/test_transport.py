@@ -24,7 +24,7 @@ from promptmill.backends.openai.failures import (
     was_sent,
 )
 from promptmill.backends.openai.http_connection import BODIES_IN_FLIGHT, BodiesInFlight, HeldBody, HttpResponse, Target
-from promptmill.backends.openai.transport import RawHttpClient
+from promptmill.backends.openai.transport import RawHttpClient, _LoopThrottle
 from waiting import until
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -347,6 +347,25 @@ async def test_a_fresh_connection_is_used_once():
             await raw.post(target, [b"{}"], 2)
         result = server.connections
     assert result == 3
+
+
+async def test_a_few_requests_start_per_iteration_of_the_event_loop_and_in_order():
+    throttle, started, at_once = _LoopThrottle(), [], []
+
+    async def start(number):
+        if not throttle.pass_now():
+            await throttle.turn()
+        started.append(number)
+
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(40):
+            tasks.create_task(start(number))
+        while len(started) < 40:
+            before = len(started)
+            await asyncio.sleep(0)
+            at_once.append(len(started) - before)
+    assert started == list(range(40))
+    assert max(at_once) == 16
 
 
 async def test_a_closed_port_is_reported():
