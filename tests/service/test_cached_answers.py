@@ -134,6 +134,7 @@ async def test_the_same_request_in_flight_in_several_calls_is_sent_once(opened, 
     assert sum(stats.requests for _, stats in found) == 2
 
 
+@pytest.mark.simulated
 async def test_who_waited_for_a_call_that_was_cancelled_asks_itself(opened, upstream):
     upstream.reply = attempts(late(30), answer("second"))
     async with opened() as asking:

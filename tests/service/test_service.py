@@ -330,6 +330,7 @@ async def test_what_fits_beside_the_old_one_loads_first_and_running_calls_finish
     await until(lambda: old.closes)
 
 
+@pytest.mark.simulated
 async def test_on_the_same_device_the_old_one_ends_its_calls_first(closing):
     shop = Shop(quick=False)
     service = closing(_service(shop))
@@ -559,6 +560,7 @@ async def test_an_engine_loaded_again_while_another_one_loads_beside_it_is_not_l
     await until(lambda: shop.made[2].closes)
 
 
+@pytest.mark.simulated
 async def test_an_engine_that_leaves_for_one_that_has_to_leave_itself_is_not_left_behind(closing):
     shop = Shop(quick=False)
     service = closing(_service(shop))

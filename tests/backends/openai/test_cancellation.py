@@ -230,6 +230,7 @@ async def test_an_event_stream_that_keeps_coming_is_not_silence(upstream, drive)
     assert result.seconds > 0.8
 
 
+@pytest.mark.simulated
 async def test_a_call_that_is_being_ended_takes_no_room_that_another_leaves(upstream):
     upstream.reply = choose(lambda seen: late(60) if seen.prompt == "stays" else answer())
 
