@@ -16,11 +16,13 @@ import pytest
 from driving import run
 from engine_parent import engine_parent
 from everyday import everyday
+from processtable import gone
 from promptmill.backends.engines.host import create
 from promptmill.backends.protocol import Call, Source
 from promptmill.core.errors import PromptmillError
 from promptmill.core.outcome import Completion
 from sure import sure
+from waiting import eventually, until
 
 pytestmark = pytest.mark.engine
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
@@ -127,7 +129,7 @@ def test_a_cancelled_load_leaves_nothing(desk, plan):
     async def cancelled():
         host = create(plan)
         loading = asyncio.create_task(host.load(ignore))
-        await asyncio.sleep(0.7)
+        await until(lambda: host._process)
         process = engine_of(host)
         loading.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -251,8 +253,7 @@ def test_no_engine_outlives_a_killed_server(tiny, python, phase):
             assert sure(parent.stdout).readline() == "loaded\n"
             time.sleep(1)
         parent.kill()
-    psutil.wait_procs([engine], timeout=3)
-    assert not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE
+    eventually(lambda: gone([engine]))
 
 
 def test_the_end_of_the_input_ends_an_engine_that_never_got_a_message(python):
@@ -349,7 +350,7 @@ def test_a_crowd_of_calls_ends_with_every_answer(desk, tiny_engine):
     async def crowd():
         calls = [desk.call(host, ["a"] * (1 + i % 3), max_tokens=1 + i % 5) for i in range(40)]
         some = [asyncio.create_task(call.run()) for call in calls]
-        await asyncio.sleep(0.3)
+        await until(lambda: any(call.stats.done for call in calls))
         for task in some[::4]:
             task.cancel()
         ended = await asyncio.gather(*some, return_exceptions=True)
