@@ -31,8 +31,8 @@ from promptmill.images.load import ImageRules, load_image
 from promptmill.system.safe_open import make_private
 
 FILE_NAME = "answers.sqlite"
-MOST_BYTES = 1 << 30
-MOST_AGE_S = 30 * 24 * 3600.0
+_MOST_BYTES = 1 << 30
+_MOST_AGE_S = 30 * 24 * 3600.0
 _LOOK_AFTER = 1000  # answers written between two looks at size and age
 _AT_ONCE = 500  # SQLite takes at least 999 parameters
 _DELETE_OLDEST = """
@@ -140,7 +140,7 @@ class CachedAnswers:
         if any(images.is_web(source) for source in sources):
             return None  # there may be another image tomorrow
         try:
-            asked = request_digest(request, self._of_plan, call.keep_raw)
+            asked = _request_digest(request, self._of_plan, call.keep_raw)
             files = [source for source in sources if source[:5].lower() != "data:"]
             return await asyncio.to_thread(self._with_files, asked, files) if files else asked
         except (OSError, TypeError, ValueError, PromptmillError):
@@ -245,7 +245,7 @@ class SameRequests:
 
     async def _once(self, request: Request, call: Call) -> Outcome:
         try:
-            key = request_digest(request)
+            key = _request_digest(request)
         except (TypeError, ValueError):
             return await self._following(request, call)  # its own attempt will report the error
         answers = self._calls.setdefault(call, {})
@@ -271,7 +271,7 @@ class SameRequests:
             flight.set_result(shared)
 
 
-def request_digest(request: Request, *context: Any) -> bytes:
+def _request_digest(request: Request, *context: Any) -> bytes:
     """Return a digest of the request's contents and of its `context`.
 
     Raises `TypeError` or `ValueError` for what JSON cannot carry.
@@ -341,7 +341,7 @@ def _unpacked(data: bytes) -> Completion | None:
     )
 
 
-def default_path() -> Path:
+def _default_path() -> Path:
     """Return the default file, next to our other caches."""
     if named := os.environ.get("PROMPTMILL_CACHE"):
         return Path(named).expanduser() / "answers" / FILE_NAME
@@ -352,13 +352,13 @@ def default_path() -> Path:
 
 def path_of(wanted: bool | str) -> Path:  # noqa: FBT001 (as the configuration says it)
     """Return the file for the key `cache` of the configuration; `true` and `all` mean the default one."""
-    return default_path() if wanted is True or wanted == "all" else Path(str(wanted)).expanduser()
+    return _default_path() if wanted is True or wanted == "all" else Path(str(wanted)).expanduser()
 
 
 class AnswerCache:
     """Bytes by key. All methods block and may be called from any thread; they raise `PromptmillError` (`storage`)."""
 
-    def __init__(self, path: Path, *, most_bytes: int = MOST_BYTES, most_age_s: float = MOST_AGE_S) -> None:
+    def __init__(self, path: Path, *, most_bytes: int = _MOST_BYTES, most_age_s: float = _MOST_AGE_S) -> None:
         """Open the file at `path` or make it; nothing is read yet."""
         self.path = path
         self._most_bytes = most_bytes

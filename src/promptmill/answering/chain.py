@@ -41,7 +41,7 @@ class Chain:
     def __init__(self, backend: Backend, plan: ResolvedConfig, budget: Budget | None) -> None:
         self._backend, self._plan, self._budget = backend, plan, budget
         self._cached: CachedAnswers | None = None
-        self._structured: StructuredAnswers | None = None
+        self._structured: _StructuredAnswers | None = None
         self._is_priced = False
         self.answer: Answer = backend.answer
         """Answers one request of a call that has entered; whole once it is loaded."""
@@ -54,16 +54,16 @@ class Chain:
         """
         plan, answer = self._plan, self._backend.answer
         if plan.backend not in BACKENDS or plan.record.sampling is not None or not plan.record.takes_images:
-            answer = ScreenedRequests(answer, plan).answer
+            answer = _ScreenedRequests(answer, plan).answer
         price = await asyncio.to_thread(price_of, plan)
         if price is not None:
             self._is_priced = True
             answer = BudgetedAnswers(answer, plan, price, self._budget).answer
         elif self._budget is not None:
             raise unknown_price(plan.model)
-        self._structured = StructuredAnswers(answer, retries=plan.settings.schema_retries)
+        self._structured = _StructuredAnswers(answer, retries=plan.settings.schema_retries)
         answer = self._structured.answer
-        answer = SeveralAnswers(answer).answer
+        answer = _SeveralAnswers(answer).answer
         if plan.backend == "openai" and plan.settings.backend_configs.openai.dedupe:
             answer = SameRequests(answer).answer
         if wanted := plan.operator.cache:
@@ -99,7 +99,7 @@ class Chain:
                 await self._cached.aclose()
 
 
-class ScreenedRequests:
+class _ScreenedRequests:
     """Drops the parameters that the backend does not support, with a warning, and fails what it raises for."""
 
     def __init__(self, following: Answer, plan: ResolvedConfig) -> None:
@@ -142,7 +142,7 @@ class ScreenedRequests:
         return request.changed(sampling=request.sampling.model_copy(update=dict.fromkeys(left_out)))
 
 
-class SeveralAnswers:
+class _SeveralAnswers:
     """Sends n requests where `n` answers are wanted: on every backend, each answer checked on its own."""
 
     def __init__(self, following: Answer) -> None:
@@ -224,7 +224,7 @@ def _details(found: Sequence[Outcome], first: Completion) -> dict[str, Any]:
     return {"body": body, "choices": choices}
 
 
-class StructuredAnswers:
+class _StructuredAnswers:
     """Checks, repairs and requests again at most `retries` times; a wrong answer then fails with `invalid_answer`."""
 
     def __init__(self, following: Answer, *, retries: int) -> None:

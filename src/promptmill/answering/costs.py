@@ -86,7 +86,7 @@ class BudgetedAnswers:
             return Failure(error, request.attempts)
         cost, usage = 0.0, NO_USAGE
         while True:
-            account = BudgetAccount(budgets, worst)
+            account = _BudgetAccount(budgets, worst)
             if not account.reserve() or self._line.locked():
                 full = account.never_fits()
                 no_room = self._failure(full, worst) if full else await self._wait_for_room(account, call)
@@ -114,7 +114,7 @@ class BudgetedAnswers:
         tier = tier_of(request.extra)
         return "" if tier != self._tier and _TIERS.get(tier, 1.0) < 1.0 else tier
 
-    async def _wait_for_room(self, account: BudgetAccount, call: Call) -> Failure | None:
+    async def _wait_for_room(self, account: _BudgetAccount, call: Call) -> Failure | None:
         """Reserve room for a request once there is some; return why there never will be."""
         if account.reserved:  # others came first
             account.settle(0.0)
@@ -144,7 +144,7 @@ class BudgetedAnswers:
         return self._no_room[1]
 
 
-class BudgetAccount(Account):
+class _BudgetAccount(Account):
     """The reservation of one item: room for one request at a time, each at its worst case."""
 
     __slots__ = ("_budgets", "is_sent", "reserved", "worst")
@@ -224,7 +224,7 @@ class FlatPrice:
         return cost * _TIERS.get(tier, 1.0) / _MILLION
 
 
-class ListedPrice:
+class _ListedPrice:
     """A model's price in `genai-prices`, which may rise with the length of a prompt."""
 
     def __init__(self, model: str, place: dict[str, Any]) -> None:
@@ -267,7 +267,7 @@ def price_of(plan: ResolvedConfig) -> Price | None:
 
 def _listed(model: str, plan: ResolvedConfig) -> Price | None:
     try:
-        prices = [ListedPrice(model, {"provider_api_url": url}) for url in registry.addresses(plan)]
+        prices = [_ListedPrice(model, {"provider_api_url": url}) for url in registry.addresses(plan)]
     except (ImportError, LookupError):  # the extra is not installed; a host, a provider or a model that is not listed
         return None
     return prices[0] if len(prices) == 1 else None
@@ -317,7 +317,7 @@ def worst_case(request: Request) -> Usage:
     elif longest is None or longest > _LONGEST:
         raise _unbounded()
     answers = max(1, *(_whole_number(extra.get(name)) or 1 for name in _ANSWERS)) * _prompts(request)
-    return Usage(prompt_size(request), longest * answers)
+    return Usage(_prompt_size(request), longest * answers)
 
 
 def _whole_number(value: object) -> int | None:
@@ -335,7 +335,7 @@ def _prompts(request: Request) -> int:
     return len(prompts) if prompts and is_several else 1
 
 
-def prompt_size(request: Request) -> int:
+def _prompt_size(request: Request) -> int:
     """Return the most tokens that the request's prompt can have."""
     extra = _as_json(request.extra) if request.extra else b""
     size = _PER_REQUEST + len(extra) + _PER_IMAGE * extra.count(b"image_url")

@@ -168,7 +168,7 @@ class Link(Protocol):
         ...
 
 
-class RemoteShare(FixedShare):
+class _RemoteShare(FixedShare):
     """A call's share of a remote backend: as much as that takes, and as much again that is there in time."""
 
     def __init__(self, remote: RemoteBackend, most: int) -> None:
@@ -190,7 +190,7 @@ class RemoteBackend:
         """`arguments` are those of `Replica.load`."""
         self._link, self._arguments, self._leases = link, arguments, leases
         self._last = Report([], 1)
-        self._shares: dict[Call, RemoteShare] = {}
+        self._shares: dict[Call, _RemoteShare] = {}
         self._open: dict[int, asyncio.Future[Outcome]] = {}
         self._numbers = itertools.count(1)
         self._to_send: list[Request] = []
@@ -212,11 +212,11 @@ class RemoteBackend:
         self._last = Report([], 1)
         self._serving = asyncio.create_task(self._serve())
 
-    def enter(self, call: Call) -> RemoteShare:
+    def enter(self, call: Call) -> _RemoteShare:
         """Note that a call starts. Raises `PromptmillError` (`engine_died`)."""
         if self._serving is None or self._serving.done():
             raise _lost()
-        share = self._shares[call] = RemoteShare(self, _most(self._last))
+        share = self._shares[call] = _RemoteShare(self, _most(self._last))
         return share
 
     async def answer(self, request: Request, call: Call) -> Outcome:

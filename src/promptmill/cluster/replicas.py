@@ -89,7 +89,7 @@ class _Replica:
     lost: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-class ReplicaShare:
+class _ReplicaShare:
     """A call's share of all replicas: the sum of its shares."""
 
     def __init__(self, replicas: Replicas, call: Call) -> None:
@@ -143,7 +143,7 @@ class Replicas:
         self._connect, self._disconnect = connect, disconnect
         self._replicas: list[_Replica] = []
         self._tasks: list[asyncio.Task[None]] = []
-        self._calls: dict[Call, ReplicaShare] = {}
+        self._calls: dict[Call, _ReplicaShare] = {}
         self._changes: set[asyncio.Future[None]] = set()
         self._abandoned: list[PromptmillError] = []
         self._closed = False
@@ -172,12 +172,12 @@ class Replicas:
             self._raise_if_none_is_left()
             await self._change()
 
-    def enter(self, call: Call) -> ReplicaShare:
+    def enter(self, call: Call) -> _ReplicaShare:
         """Note that a call starts. Raises `PromptmillError` (`shutdown`, `engine_died`)."""
         if self._closed:
             raise PromptmillError(Code.SHUTDOWN, "The replicas were shut down.")
         self._raise_if_none_is_left()
-        share = self._calls[call] = ReplicaShare(self, call)
+        share = self._calls[call] = _ReplicaShare(self, call)
         for one in self.ready:
             self._enter(one, call, share)
         self._warn(call)
@@ -185,7 +185,7 @@ class Replicas:
             call.flow = share
         return share
 
-    def _enter(self, one: _Replica, call: Call, share: ReplicaShare) -> None:
+    def _enter(self, one: _Replica, call: Call, share: _ReplicaShare) -> None:
         try:
             own = one.shares.get(call) or one.shares.setdefault(call, one.backend.enter(call))
         except PromptmillError as error:

@@ -21,7 +21,7 @@ from promptmill.core.errors import redact
 from promptmill.service.service import Service
 
 URI = "promptmill://status"
-MODELS = "promptmill://models"
+_MODELS = "promptmill://models"
 _SET = "[set]"
 _SECRET_NAME = re.compile(r"(?i)key|token(?!iz)|secret|passw|pwd|auth|credential|cookie|signature|header")
 
@@ -42,7 +42,7 @@ def add_status(mcp: FastMCP, service: Service) -> None:
         return orjson.dumps(describe(service), option=orjson.OPT_INDENT_2).decode()
 
     @mcp.resource(
-        MODELS,
+        _MODELS,
         name="models",
         title="Models of promptmill",
         description="The models that a call may name in `model`, the default one first. JSON.",

@@ -16,7 +16,7 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import Completion, Failure, Outcome, Usage
 from promptmill.core.sampling import Sampling
 
-LONGEST_COLUMNS = 1000
+_LONGEST_COLUMNS = 1000
 _MOST_REPEATED = 1000
 """Items of one error that repeat its message; hundreds of thousands may share it."""
 _LARGE_ANSWER = 64 * 1024  # bytes in memory
@@ -209,11 +209,11 @@ def totals(stats: Call) -> dict[str, Any]:
 
 
 def columns(outcomes: Sequence[Outcome]) -> dict[str, list[Any]]:
-    """Return per-item lists in order; empty for calls of more than `LONGEST_COLUMNS` items.
+    """Return per-item lists in order; empty for calls of more than `_LONGEST_COLUMNS` items.
 
     `reasoning`, `tool_calls`, `logprobs`, `costs` and `answered_by` are there only when some item has them.
     """
-    if len(outcomes) > LONGEST_COLUMNS:
+    if len(outcomes) > _LONGEST_COLUMNS:
         return {}
 
     def column(value: Callable[[Completion], Any]) -> list[Any]:

@@ -55,7 +55,7 @@ class Service:
         limit = configuration.plan.operator.max_cost
         self.budget = None if limit is None else Budget(limit)
         """The limit of the cost of all calls together."""
-        self.calls = ServiceStats()
+        self.calls = _ServiceStats()
         self._models = Models(create, drain_s, self.budget)
         self._models.add(configuration.default, plan or configuration.plan)
         self._deciding = asyncio.Lock()
@@ -333,7 +333,7 @@ def too_long(limit_s: float | None) -> PromptmillError:
     return PromptmillError(Code.DEADLINE, f"The call took longer than `call_timeout` ({limit_s:g} s).")
 
 
-class ServiceStats:
+class _ServiceStats:
     """Counts of all calls, read from each one's `Call`, so that counting costs a call nothing."""
 
     def __init__(self) -> None:
