@@ -14,9 +14,8 @@ import pytest
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import Completion, Failure, Outcome, Usage
 from promptmill.jobs.files import disk
-from promptmill.jobs.store.answers import FAILED, NEVER, RETRYABLE, DamagedError, JobStore
+from promptmill.jobs.store.answers import FAILED, NEVER, RETRYABLE, DamagedError, JobStore, salvage
 from promptmill.jobs.store.records import record_of
-from promptmill.jobs.store.salvage import salvage
 
 ANSWER = Completion('h\u00e4llo "x"\n\u2028\0', "length", Usage(3, 4), "hm", ({"id": "1"},), attempts=2, latency_s=0.25)
 FAILURE = Failure(PromptmillError(Code.TIMEOUT, "Too slow."), attempts=3, latency_s=1e-05, usage=Usage(1, 0))

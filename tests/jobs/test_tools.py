@@ -514,6 +514,13 @@ async def test_answers_do_not_stand_beside_rows_that_did_not_ask_for_them(bench:
         bench.write([{"prompt": "another question"}, {"prompt": "prompt 1"}])
         with pytest.raises(ToolError, match="has changed since"):
             await call("bulk_results", job_id=job_id)
+        folder, spec = bench.folder, bench.folder.spec
+        folder.open()  # as a run leaves it that was killed before it had bound the answers to the rows of another input
+        size, mtime_ns = bench.input.stat().st_size, bench.input.stat().st_mtime_ns
+        folder.put(spec=spec.model_copy(update={"size": size, "mtime_ns": mtime_ns, "to_bind": "questions"}))
+        folder.close()
+        with pytest.raises(ToolError, match="has changed since"):
+            await call("bulk_results", job_id=job_id)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and only Linux limits a process's memory")

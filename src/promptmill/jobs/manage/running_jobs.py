@@ -274,8 +274,8 @@ def _rows(folder: Folder, spec: JobSpec, store: JobStore, first: int) -> Iterato
             "What is answered is kept, and a finished job's output has all of it."
         ) from None
     try:
-        if not spec.spooled and file.stamp()[0] != spec.size:
-            # else answers would stand beside rows that did not ask for them
+        if spec.to_bind == "questions" or (not spec.spooled and file.stamp()[0] != spec.size):
+            # the answers are those to other rows
             raise conflicts.changed_while_running(spec)
         lines = Lines(file)
         lines.skip(first)

@@ -170,7 +170,7 @@ def export(folder: Folder, target: Path, *, failures: bool) -> int:
     formats.check_installed(target, *(part.path for part in spec.parts))
     file = input_files.opened(spec.parts, known=True)
     try:
-        if file.stamp()[0] < spec.size:
+        if file.stamp()[0] < spec.size or spec.to_bind == "questions":
             raise conflicts.changed_while_running(spec)
         if len(spec.parts) == 1:
             file.end = spec.size  # lines that were appended since do not belong to the job

@@ -29,8 +29,7 @@ from promptmill.jobs.files import disk
 from promptmill.jobs.files.disk import RandomFile
 from promptmill.jobs.files.input_files import InputFiles, Part
 from promptmill.jobs.store import lock
-from promptmill.jobs.store.answers import IN_FLIGHT, DamagedError, JobStore
-from promptmill.jobs.store.salvage import salvage
+from promptmill.jobs.store.answers import IN_FLIGHT, DamagedError, JobStore, salvage
 from promptmill.jobs.store.spec import JobRequest, JobSpec, OutputRecord
 from promptmill.system.safe_open import real_path
 

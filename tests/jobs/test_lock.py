@@ -10,16 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from promptmill.jobs.store import lease, lock
-from promptmill.jobs.store.lease import Lease
-from promptmill.jobs.store.lock import Lock
+from promptmill.jobs.store import lock
+from promptmill.jobs.store.lock import Lease, Lock
 from waiting import eventually
 
 NEVER_S = 3600.0
 
 
 def taken(path: Path, beat_s: float = NEVER_S) -> Lease:
-    """Take a lease that nobody has."""
+    """Take a lease that no process has."""
     found = Lease.take(path, beat_s=beat_s)
     assert found is not None
     return found
@@ -33,10 +32,10 @@ def make_old(path: Path) -> None:
 
 def test_a_lease_is_one_holders_until_it_is_released(tmp_path: Path) -> None:
     first = taken(tmp_path / "lease")
-    assert lease.is_alive(tmp_path / "lease")
+    assert lock._is_alive(tmp_path / "lease")
     assert Lease.take(tmp_path / "lease") is None
     first.release()
-    assert not lease.is_alive(tmp_path / "lease")
+    assert not lock._is_alive(tmp_path / "lease")
     taken(tmp_path / "lease").release()
     assert [path.name for path in tmp_path.iterdir()] == ["lease"]
 
@@ -44,17 +43,17 @@ def test_a_lease_is_one_holders_until_it_is_released(tmp_path: Path) -> None:
 def test_a_silent_holder_loses_its_lease_and_cannot_release_the_next_ones(tmp_path: Path) -> None:
     silent = taken(tmp_path / "lease")
     make_old(tmp_path / "lease")
-    assert not lease.is_alive(tmp_path / "lease")
+    assert not lock._is_alive(tmp_path / "lease")
     following = taken(tmp_path / "lease")
     silent.release()
-    assert lease.is_alive(tmp_path / "lease")
+    assert lock._is_alive(tmp_path / "lease")
     following.release()
 
 
 def test_a_holder_renews_its_lease_and_finds_out_that_another_one_has_it(tmp_path: Path) -> None:
     held = taken(tmp_path / "lease", beat_s=0.01)
     make_old(tmp_path / "lease")
-    eventually(lambda: lease.is_alive(tmp_path / "lease"))
+    eventually(lambda: lock._is_alive(tmp_path / "lease"))
     (tmp_path / "lease").write_text("another")
     eventually(lambda: held.lost)
     held.release()
