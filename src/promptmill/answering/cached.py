@@ -117,7 +117,7 @@ class CachedAnswers:
         return await self._following(request, call) if answer is None else _copied(answer, call)
 
     async def _lead(self, key: bytes, request: Request, call: Call) -> Outcome:
-        """Answer a request, from the cache if it is there, for all that ask the same meanwhile."""
+        """Answer a request, from the cache if it is there, also for all equal requests that come meanwhile."""
         flight = self._flights[key] = asyncio.get_running_loop().create_future()
         answer: Completion | None = None
         try:
@@ -295,7 +295,7 @@ def _fingerprint_of(plan: ResolvedConfig) -> bytes:
 
 
 def _copied(answer: Completion, call: Call) -> Completion:
-    """Return an answer that costs nothing again."""
+    """Return `answer` for another request, which costs nothing."""
     if call.hides_hits:
         call.requests += 1
         return replace(answer, attempts=1)

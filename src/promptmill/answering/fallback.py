@@ -1,4 +1,4 @@
-"""One call over several models: each request goes to the model that it names, and from there to the fallbacks of that.
+"""One call over several models: each request goes to the model that it names, and from there to its fallbacks.
 
 Models that cannot be loaded side by side take turns. A request for a model that is not loaded waits and holds no place;
 so the driver reads on, and the model that is loaded answers its own requests meanwhile. It leaves when it has had
@@ -26,7 +26,7 @@ _STAYS = frozenset(
     }
 )
 _ENDS_CALL = frozenset({Code.SHUTDOWN, Code.REPLACED, Code.DEADLINE})
-_GIVEN_UP_S = 60.0  # for so long nothing more is sent to a model that answers no request
+_ABANDONED_S = 60.0  # without requests for a model that answered none
 _LEAVES_S = 0.25
 
 
@@ -81,7 +81,7 @@ class _Route:
         return self.share is not None and not self.wanted
 
     def wake(self) -> None:
-        """Let requests go that there is room for now."""
+        """Start the requests that now have room."""
         while self.waiting and self.share is not None and self.running < self.share.most:
             future = self.waiting.popleft()
             if not future.done():
@@ -99,7 +99,7 @@ class Router:
         self._first, self._names, self._plan_of, self._enter, self._call = first, names, plan_of, enter, call
         self.grown: Callable[[], None] = ignored
         self._routes: dict[str, _Route] = {}
-        self._given_up: dict[str, tuple[float, PromptmillError | NotLoadedError]] = {}
+        self._abandoned: dict[str, tuple[float, PromptmillError | NotLoadedError]] = {}
         self._leaving: set[asyncio.Task[None]] = set()
         self._unpriced: set[str] = set()
 
@@ -122,7 +122,7 @@ class Router:
         self._let_leave()
 
     async def answer(self, request: Request, call: Call) -> Outcome:
-        """Answer a request by the first model on its way that can."""
+        """Answer a request with the first model on its way that can answer it."""
         assert call is self._call
         named = request.extra.get("model")
         name = self._first
@@ -133,7 +133,7 @@ class Router:
         raised: PromptmillError | NotLoadedError | None = None
         way = [name, *self._fallback(name)]
         for place, name in enumerate(way):
-            if self._is_given_up(name):
+            if self._is_abandoned(name):
                 continue
             try:
                 route = self._route(name)
@@ -152,17 +152,17 @@ class Router:
                 continue
             if isinstance(outcome, Failure) and outcome.error.code not in _STAYS:
                 if outcome.concerns_all:
-                    self._give_up(name, outcome.error)
-                if any(not self._is_given_up(other) for other in way[place + 1 :]):
+                    self._abandon(name, outcome.error)
+                if any(not self._is_abandoned(other) for other in way[place + 1 :]):
                     usage, cost = usage + outcome.usage, sum_of(cost, outcome.cost)
                     request = replace(request, attempts=outcome.attempts)
                     continue
             return self._answered(outcome, name, usage, cost)
         if raised is not None and all(
-            self._is_given_up(other) for other in [self._first, *self._fallback(self._first)]
+            self._is_abandoned(other) for other in [self._first, *self._fallback(self._first)]
         ):
             raise raised  # no model is left that would answer the rest
-        reason = _reason(raised or self._given_up[way[0]][1])
+        reason = _reason(raised or self._abandoned[way[0]][1])
         return Failure(reason, request.attempts, usage=usage, cost=cost)
 
     def _answered(self, outcome: Outcome, name: str, usage: Any, cost: float | None) -> Outcome:
@@ -207,7 +207,7 @@ class Router:
                     self._give_back(route)
                 raise
         try:
-            if self._is_given_up(route.name):
+            if self._is_abandoned(route.name):
                 return None
             assert route.entering is not None
             return await self._answer_of(route, route.entering.result()[0], request)
@@ -275,10 +275,10 @@ class Router:
             await model.leave(self._call)
 
     async def _lost(self, name: str, error: PromptmillError | NotLoadedError) -> None:
-        """Give a model up that raised, unless that ends the call: then raise."""
+        """Abandon a model that raised, unless its error ends the call: then raise that."""
         if _reason(error).code in _ENDS_CALL:
             raise error
-        self._give_up(name, error)
+        self._abandon(name, error)
         if (route := self._routes.get(name)) is not None:
             for future in route.waiting:
                 if not future.done():
@@ -293,7 +293,7 @@ class Router:
         return self._routes[name]
 
     def _own_name(self, name: str) -> str:
-        """Return the name of a model that may be called `default` as well."""
+        """Return the own name of a model, which `default` may name as well."""
         try:
             return self._plan_of(name).name
         except PromptmillError:
@@ -305,12 +305,12 @@ class Router:
         except PromptmillError:
             return []
 
-    def _is_given_up(self, name: str) -> bool:
-        given_up = self._given_up.get(name)
-        return given_up is not None and given_up[0] > asyncio.get_running_loop().time()
+    def _is_abandoned(self, name: str) -> bool:
+        abandoned = self._abandoned.get(name)
+        return abandoned is not None and abandoned[0] > asyncio.get_running_loop().time()
 
-    def _give_up(self, name: str, error: PromptmillError | NotLoadedError) -> None:
-        self._given_up[name] = (asyncio.get_running_loop().time() + _GIVEN_UP_S, error)
+    def _abandon(self, name: str, error: PromptmillError | NotLoadedError) -> None:
+        self._abandoned[name] = (asyncio.get_running_loop().time() + _ABANDONED_S, error)
 
 
 def _reason(error: PromptmillError | NotLoadedError) -> PromptmillError:
@@ -318,9 +318,9 @@ def _reason(error: PromptmillError | NotLoadedError) -> PromptmillError:
 
 
 def adapted(request: Request, before: ResolvedConfig, now: ResolvedConfig) -> Request:
-    """Return `request`, made for the model of `before`, as it is sent to that of `now`.
+    """Return `request`, made for the model of `before`, for the model of `now`.
 
-    What the request itself brought stays; what it had from the configuration of the one is that of the other.
+    Its own parameters stay; those from the configuration of the one model become those of the other.
     """
     if before is now:
         return request
