@@ -159,7 +159,7 @@ async def test_item_timeout_ends_one_item_and_its_request(upstream, drive, reply
     failure = result.failures[50]
     assert (failure.error.code, failure.attempts) == ("item_timeout", 1)
     assert "item_timeout" in str(failure.error)
-    assert 0.5 <= failure.latency_s < 0.51
+    assert 0.49 < failure.latency_s < 0.51
     assert result.seconds < 0.7
     bad = next(seen for seen in upstream.seen if seen.prompt == "bad")
     assert bad.left is not None
@@ -181,7 +181,7 @@ async def test_item_timeout_includes_the_waiting_between_attempts(upstream, driv
     result = await drive([*HUNDRED[:20], "bad"], item_timeout=0.5, retries=100, concurrency=4, **block)
     assert list(result.failures) == [20]
     assert result.failures[20].error.code == "item_timeout"
-    assert result.seconds <= 0.7
+    assert result.seconds < 0.75
 
 
 @pytest.mark.simulated
@@ -206,7 +206,7 @@ async def test_silence_is_measured_anew_for_each_attempt(upstream, drive):
     upstream.reply = attempts(hang(), hang(), answer())
     result = await drive(["a"], timeout=[2, 0.3])
     assert result.texts == ["echo: a"]
-    assert 0.6 <= result.seconds < 1
+    assert 0.59 < result.seconds < 1
 
 
 @pytest.mark.simulated
