@@ -86,6 +86,6 @@ def test_a_job_by_its_id_never_goes_on_with_another_model(bench: Any) -> None:
     done = subprocess.run(words, cwd=bench.path, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 2
     assert "now 'other'" in done.stderr
-    assert "it was begun with" in done.stderr
+    assert "of its first run" in done.stderr
     assert "--keep" not in done.stderr
     assert not bench.output.exists()

@@ -336,7 +336,7 @@ def _gone_on(folder: Folder, begun: JobSpec, wanted: JobSpec, order: JobRequest,
 
 
 def _identity(spec: JobSpec) -> dict[str, Any]:
-    """Return the values by which settings are told apart."""
+    """Return the values that identify settings."""
     return {**spec.fingerprint, "prompt_column": spec.prompt_column, "models": spec.models}
 
 

@@ -71,7 +71,7 @@ class Runner:
         recorded: Callable[[Sequence[int]], None] | None = None,
         live: LiveOutput | None = None,
     ) -> None:
-        """`watch` is shown the progress several times a second; `stats` counts what this run costs.
+        """`watch` gets the progress several times a second; `stats` counts the costs of this run.
 
         `before_answers` is waited for before any row is sent, `before_output` when all are answered. `recorded` gets
         the rows that were recorded.
@@ -474,7 +474,7 @@ class Runner:
         self._stop(JobStopped(status.STOPPED, error))
 
     async def _look_after(self) -> None:
-        """Show the progress, and look whether somebody wants the job to end."""
+        """Show the progress, and end the run when the job is cancelled."""
         shown = 0.0
         while True:
             if self._job.folder.cancel.exists():
@@ -497,7 +497,7 @@ class Runner:
         if self.progress.state == status.RUNNING:
             self.progress.activity = self._leaving() or ("" if self.progress.stats.done else self._service.activity)
         budget, is_running = self.progress.stats.budget, self.progress.state == status.RUNNING
-        with contextlib.suppress(OSError, DamagedError):  # found out by who writes answers, whose words are clearer
+        with contextlib.suppress(OSError, DamagedError):  # the next write of answers reports it in clearer words
             most = self._job.folder.store.in_flight.most
             self.progress.set_aside = budget.set_aside if budget is not None and is_running else most
             self._job.folder.put(status=self.progress.as_dict())
@@ -505,7 +505,7 @@ class Runner:
 
     def _tell(self) -> None:
         if self._watch:
-            with contextlib.suppress(OSError):  # nobody looks any more: no reason to end a job
+            with contextlib.suppress(OSError):  # a closed terminal is no reason to end a job
                 self._watch(self.progress)
 
 

@@ -31,7 +31,7 @@ _ENDS_ALL = frozenset(
         Code.SHUTDOWN,
     }
 )
-# The same when the row was not even sent: then the endpoint was given up as a whole.
+# The same when the row was not sent: then the whole endpoint has failed.
 _ENDS_UNSENT = frozenset(
     {
         Code.UNREACHABLE,

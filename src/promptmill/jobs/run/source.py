@@ -156,7 +156,7 @@ class FileSource(Source):
         job = self._rows
         job.guard()
         lines = self._lines.read()
-        job.guard()  # what was read between the two is what the job was begun with
+        job.guard()  # the lines between the two are those of the unchanged input
         if not lines:
             self.exhausted = True
             return []

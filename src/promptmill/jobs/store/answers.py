@@ -245,7 +245,7 @@ class JobStore:
         return self._in_flight
 
     def get(self, name: str) -> dict[str, Any] | None:
-        """Return what table `job` has under `name`, None when that is nothing or cannot be read as an object."""
+        """Return the object under `name` in table `job`, None when there is none."""
         found = self.read("SELECT value FROM job WHERE name = ?", name)
         try:
             value = orjson.loads(found[0][0]) if found else None
@@ -346,7 +346,7 @@ class JobStore:
         return counts
 
     def examples(self) -> dict[str, str]:
-        """Return what the first failure of each code says."""
+        """Return the message of the first failure of each code."""
         query = "SELECT code, text, min(row) FROM answer WHERE code IS NOT NULL GROUP BY code"
         return {code: text for code, text, _ in self.read(query)}
 
@@ -360,7 +360,7 @@ class JobStore:
         return {name for (name,) in self.read(query) if name}
 
     def cost(self) -> float:
-        """Return what the rows cost, as far as their prices were known."""
+        """Return the cost of all answers, also spare ones, as far as their prices were known."""
         query = f"SELECT SUM(json_extract(more, '$.cost')) FROM {_PAID} WHERE more IS NOT NULL"
         return self.read(query, FARTHEST_ROW)[0][0] or 0.0
 
@@ -444,7 +444,7 @@ class JobStore:
         self.waits_for_disk = mode != "wal"
         """Whether `write` returns when the disk has it, which takes too long for an event loop."""
         run("PRAGMA synchronous=NORMAL")
-        run("PRAGMA wal_autocheckpoint=0")  # `sync` does it where nobody waits
+        run("PRAGMA wal_autocheckpoint=0")  # `sync` does it in a thread of its own
 
     def _make_tables(self, found: Mapping[str, str]) -> None:
         """Make the tables, of those of release 0.1 where there are any: all of them, or none."""

@@ -26,7 +26,7 @@ class SettingsConflictError(OrderError):
         ran = "last ran" if begun.changed else "was begun"
         conflict = f"Job {begun.job_id} {ran} with another {others}{f' ({changes})' if changes else ''}, "
         if fixed:
-            remedy: list[str | Named] = ["Give the options or the configuration file that it was begun with."]
+            remedy: list[str | Named] = ["Use the options or the configuration file of its first run."]
         else:
             keep = Named("keep", text="{} counts its answers all the same; ")
             remedy = ["Set it as it was to go on; ", keep, SEND_ALL, " sends every row again."]
@@ -64,7 +64,7 @@ class OutputConflictError(OrderError):
 
 
 class LimitConflictError(OrderError):
-    """The output holds more rows than are asked for."""
+    """The output holds more rows than the order wants."""
 
     def __init__(self, output: Path, limit: int) -> None:
         self.output, self.limit = output, limit

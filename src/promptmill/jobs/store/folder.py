@@ -90,7 +90,7 @@ class Folder:
             self._store = None
 
     def salvage(self) -> None:
-        """Keep what can be read of a damaged database that is open here, in a new one."""
+        """Copy the readable part of a damaged database that is open here into a new one."""
         self.close()
         salvage(self.database, has_locks=lock.has_locks(self.lock))
         self.open()
@@ -155,7 +155,7 @@ class Folder:
         return True
 
     def wait_for_end(self, limit_s: float) -> None:
-        """Wait until nobody runs the job any more, or `limit_s` is over. Blocks."""
+        """Wait until no process runs the job, or `limit_s` is over. Blocks."""
         end = time.monotonic() + limit_s
         while self.alive and time.monotonic() < end:
             time.sleep(_PAUSE_S)
@@ -194,7 +194,7 @@ class Folder:
 
 
 def new_id(target: Path) -> str:
-    """Return the id of the job that is begun with this output."""
+    """Return the id of a new job with this output."""
     slug = re.sub(r"[^a-z0-9]+", "-", target.stem.lower()).strip("-")[:40].strip("-") or "job"
     return f"{slug}-{hashlib.sha256(str(target).encode('utf-8', 'surrogateescape')).hexdigest()[:10]}"
 
@@ -291,7 +291,7 @@ class JobFolders:
                 yield folder
 
     def paths(self) -> list[Path]:
-        """Return what lies in the folder of all jobs, by name. Raises `PromptmillError` (`storage`)."""
+        """Return the entries of the folder of all jobs, by name. Raises `PromptmillError` (`storage`)."""
         try:
             return sorted(self.root.iterdir())
         except (FileNotFoundError, NotADirectoryError):

@@ -54,7 +54,7 @@ class GivenRows:
                     beside.unlink()
                 else:
                     disk.replace(beside, found)
-                os.utime(folder)  # somebody is about to begin its job
+                os.utime(folder)  # its job is about to begin
             except BaseException:
                 beside.unlink(missing_ok=True)
                 raise
@@ -112,7 +112,7 @@ def suffix_of(first: bytes) -> str:
 
 
 def blocks_of_stdin(descriptor: int) -> Iterable[bytes]:
-    """Yield what comes over standard input, the first block with all that tells its format."""
+    """Yield blocks of standard input; the first one is large enough to recognise the format."""
     first = b""
     while len(first) < _SNIFFED and (block := os.read(descriptor, 1 << 20)):
         first += block

@@ -1,4 +1,4 @@
-"""Records of a job's database: what became of each row, what it took, what an output says of it, and counts of all."""
+"""Records of a job's database: the outcome of each row, its costs, its fields in an output, and counts of all rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from promptmill.core.outcome import NO_USAGE, Completion, Failure, Outcome, Usag
 
 ANSWER_FIELDS = ("answer", "error", "usage", "finish_reason")
 RARE_FIELDS = ("answers", "reasoning", "tool_calls", "logprobs", "cost", "answered_by", "changed")
-"""Those of a record that only some models give, or when they are asked to."""
+"""Fields that only some models or requests have."""
 OURS = (*ANSWER_FIELDS, *RARE_FIELDS, "row", "surplus_cells")
 """The usual names of the columns that a job adds to a row; `row`, its number, only where rows are not in a file."""
 _LARGEST_INT = 2**63 - 1
@@ -35,7 +35,7 @@ class Made(NamedTuple):
     settings: int = 0
     round: int = 0
     changed: Sequence[str] = ()
-    """Settings that are not those that the job was begun with."""
+    """Settings that have changed since the job's first run."""
 
 
 FIRST = Made()
@@ -85,7 +85,7 @@ class Record(NamedTuple):
         return Record._make((*fields, _checksum(fields), self.settings, self.round))
 
     def outcome(self) -> Outcome:
-        """Return what was recorded."""
+        """Return the recorded outcome."""
         extras = self.extras
         usage = Usage(self.prompt_tokens, self.completion_tokens, **extras.get("tokens", {}))
         if self.code is not None:
@@ -279,7 +279,7 @@ class JobCounts:
         self._codes[code] = self._codes.get(code, 0) + count
 
     def add(self, other: JobCounts) -> None:
-        """Count what `other` has counted as well."""
+        """Add the counts of `other`."""
         for name in (
             "done",
             "skipped",

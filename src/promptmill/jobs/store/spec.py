@@ -66,7 +66,7 @@ class JobRequest(BaseModel):
     prompt_template: str | None = None
     """The prompt of each row, with fields of the row in double braces."""
     prompt_column: str | None = None
-    """The field that is asked, where it is not called `prompt`."""
+    """The field with the prompt, if its name is not `prompt`."""
     system_prompt: str = ""
     limit: int | None = None
     """Only the first rows, this many."""
@@ -151,7 +151,7 @@ class JobSpec(BaseModel):
     input_format: str
     output_format: str
     spooled: bool = False
-    """Whether its rows are written out as lines before they are asked, see `spool`."""
+    """Whether its rows are written as lines first, see `spool`."""
     prompt_column: str | None = None
     prompt_template: str | None = None
     answer_column: str = "answer"
@@ -238,7 +238,7 @@ class OutputRecord(BaseModel):
 
     @classmethod
     def of(cls, partial: Path, limit: int | None, own: Path | None = None) -> OutputRecord:
-        """Return what the file system says about an output; a rename over its `own` old one changes nothing in it."""
+        """Return the record of an output file; a rename over the job's `own` old one does not change it."""
         found = partial.stat()
         replaces = None if own is None else stamp(own)
         return cls(size=found.st_size, mtime_ns=found.st_mtime_ns, limit=limit, replaces=replaces)

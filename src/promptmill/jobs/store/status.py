@@ -35,7 +35,7 @@ class Progress:
         self.counts = counts
         self.stats = stats
         self.is_counted = False
-        """Whether `counts` holds what this run cost as well, because every record was counted again."""
+        """Whether `counts` includes the costs of this run, because all records were counted again."""
         self.state = STARTING
         self.activity = ""
         self.reason = ""
@@ -121,7 +121,7 @@ class Progress:
         )
 
     def eta_s(self) -> float | None:
-        """Return the seconds left at the present rate, None when nobody can know."""
+        """Return the seconds left at the present rate, None when they are unknown."""
         rate, _ = self.rates()
         if self.total is None or rate <= 0:
             return None
@@ -163,7 +163,7 @@ class Progress:
 
 
 def write_starting(folder: Folder) -> None:
-    """Say that somebody is about to run the job in `folder`, which is open here. Raises as `JobStore` does."""
+    """Write that a run of the job in `folder`, which is open here, is about to start. Raises as `JobStore` does."""
     folder.put(status={**folder.status, "state": STARTING, "reason": "", "updated": time.time()})
 
 
@@ -186,7 +186,7 @@ def read(folder: Folder) -> dict[str, Any]:
 
 
 def read_all(folders: Iterable[Folder]) -> list[dict[str, Any]]:
-    """Return what is known about each job that is still there, the newest first."""
+    """Return the status of each job that is still there, the newest first."""
     found = []
     for folder in folders:
         with contextlib.suppress(PromptmillError):
