@@ -422,7 +422,7 @@ class JobStore:
             run("PRAGMA locking_mode=EXCLUSIVE")  # first, else a log from elsewhere could not be read
         for setting in ("trusted_schema=OFF", "cell_size_check=ON", "cache_size=-4096"):
             run(f"PRAGMA {setting}")
-        found = dict(run("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"))
+        found = dict(run("SELECT name, replace(sql, '\"', '') FROM sqlite_master WHERE sql IS NOT NULL"))
         is_of_0_1 = _TABLES_OF_0_1.items() <= found.items() <= (_TABLES_OF_0_1 | _EARLIER).items()
         if found and found != _TABLES and not is_of_0_1:
             raise DamagedError(f"{self.path} is not the database of a job of this version")

@@ -234,10 +234,11 @@ class Twins:
     def send_again(self) -> bool:
         """Let one twin of each row whose failure may pass be sent, and no other row; return whether there are any."""
         failed = "first IN (SELECT row FROM answer WHERE retryable)"
+        turn = "SELECT row FROM temp.turn WHERE turn.first = twin.first"
         self._store.change(
             (f"INSERT INTO temp.turn SELECT min(row), first FROM temp.twin WHERE {failed} GROUP BY first", [()]),
             ("DELETE FROM temp.twin WHERE row IN (SELECT row FROM temp.turn)", [()]),
-            ("UPDATE temp.twin SET first = turn.row FROM temp.turn WHERE turn.first = twin.first", [()]),
+            (f"UPDATE temp.twin SET first = ({turn}) WHERE first IN (SELECT first FROM temp.turn)", [()]),
         )
         self._is_second = True
         return bool(self._store.read("SELECT 1 FROM temp.turn LIMIT 1"))
