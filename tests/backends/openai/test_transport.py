@@ -24,7 +24,7 @@ from promptmill.backends.openai.failures import (
     was_sent,
 )
 from promptmill.backends.openai.http_connection import BODIES_IN_FLIGHT, BodiesInFlight, HeldBody, HttpResponse, Target
-from promptmill.backends.openai.transport import RawHttpClient, _LoopThrottle
+from promptmill.backends.openai.transport import LoopThrottle, RawHttpClient
 from waiting import until
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -350,7 +350,7 @@ async def test_a_fresh_connection_is_used_once():
 
 
 async def test_a_few_requests_start_per_iteration_of_the_event_loop_and_in_order():
-    throttle, started, at_once = _LoopThrottle(), [], []
+    throttle, started, at_once = LoopThrottle(lambda: 0.0), [], []
 
     async def start(number):
         if not throttle.pass_now():

@@ -12,7 +12,7 @@ from promptmill.backends.openai.limit.endpoint_state import endpoint_states, mos
 from promptmill.backends.openai.limit.limiter import Limiter
 from promptmill.backends.openai.request import ImageEncoder
 from promptmill.backends.openai.sender import LocalSender, Sender
-from promptmill.backends.openai.transport import Pool, room_for_connections
+from promptmill.backends.openai.transport import LoopThrottle, Pool, room_for_connections
 from promptmill.backends.openai.workers import FanOut
 from promptmill.backends.protocol import Call, Request
 from promptmill.config.resolved_config import ResolvedConfig
@@ -59,9 +59,10 @@ class OpenAIBackend:
         wanted = most_in_flight(settings, self._endpoints)
         self._concurrency = min(wanted, room_for_connections(wanted))
         self._workers = settings.num_workers or min(usable_cores(), _MOST_WORKERS)
-        states = endpoint_states(self._endpoints, model, settings, time.monotonic)
+        throttle = LoopThrottle(time.monotonic)
+        states = endpoint_states(self._endpoints, model, settings, time.monotonic, throttle)
         self._limiter = Limiter(states, self._concurrency, time.monotonic, rpm=settings.rpm, tpm=settings.tpm)
-        self._pool = Pool(settings, self._concurrency)
+        self._pool = Pool(settings, self._concurrency, throttle)
 
     def lease(self, share: float) -> None:
         """Use no more than this part of `rpm` and `tpm` from now on; it is loaded."""

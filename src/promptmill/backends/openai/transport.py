@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import importlib
+import math
 import os
 import socket
 import ssl
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -40,6 +42,9 @@ T = TypeVar("T")
 # cache. Twice as many requests may start, so that those which follow the answers need not queue.
 _ANSWERS_PER_TURN = 8
 _STARTS_PER_TURN = 2 * _ANSWERS_PER_TURN
+# The load is averaged over this long, so that one pause of the endpoint does not look like time to spare.
+_LOAD_MEMORY_S = 0.25
+_SATURATED = 0.8
 # The session writes larger bodies piece by piece and waits while the endpoint reads slowly.
 _LARGEST_DIRECT_REQUEST = 1024 * 1024
 # Descriptors for everything except connections: stdio, the engine's pipes, open files.
@@ -64,13 +69,21 @@ class _Session(Protocol):
     async def aclose(self) -> None: ...
 
 
-class _LoopThrottle:
-    """Lets `_STARTS_PER_TURN` requests start per iteration of the event loop, so that other tasks get their turn."""
+class LoopThrottle:
+    """Lets `_STARTS_PER_TURN` requests start per iteration of the event loop, over all calls, and measures its load.
 
-    def __init__(self) -> None:
+    Where this process is what limits the rate, more requests in flight only wait for it. A limit that grows all the
+    same costs a fifth of the rate. Times are seconds of `clock`.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
         self._left = _STARTS_PER_TURN
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._ticking = False
+        self._since = clock()  # the process has had requests to start since then, or none
+        self._idle_s = 0.0
+        self._load = 0.0
 
     def pass_now(self) -> bool:
         """Return whether the caller may go on in this iteration; if not, it awaits `turn`."""
@@ -78,6 +91,7 @@ class _LoopThrottle:
             return False
         self._left -= 1
         if not self._ticking:
+            self._note(self._clock())
             self._ticking = True
             asyncio.get_running_loop().call_soon(self._tick)
         return True
@@ -88,22 +102,50 @@ class _LoopThrottle:
         self._waiting.append(future)
         await future
 
+    def idle_s(self, now: float) -> float:
+        """Return the seconds until `now` without a request to start."""
+        return self._idle_s if self._ticking else self._idle_s + now - self._since
+
+    def is_limit(self, since: float, idle_s: float) -> bool:
+        """Return whether this process, and not the endpoint, limits the rate: more in flight would only wait.
+
+        `since` is the start of a request, `idle_s` the value of `idle_s` then.
+        """
+        now = self._clock()
+        if self.idle_s(now) - idle_s < (1 - _SATURATED) * (now - since):
+            return True
+        self._note(now)
+        return self._load > _SATURATED
+
+    def _note(self, now: float) -> None:
+        """Add the time since the last note to the average load and to the idle time."""
+        passed, self._since = now - self._since, now
+        fading = math.exp(-passed / _LOAD_MEMORY_S)
+        self._load *= fading
+        if self._ticking:
+            self._load += 1 - fading
+        else:
+            self._idle_s += passed
+
     def _tick(self) -> None:
+        idle = self._left == _STARTS_PER_TURN
         self._left = _STARTS_PER_TURN
         while self._waiting and self._left:
             future = self._waiting.popleft()
             if not future.done():
                 future.set_result(None)
                 self._left -= 1
-        self._ticking = self._left < _STARTS_PER_TURN
-        if self._ticking:
+        if not idle or self._left < _STARTS_PER_TURN:
             asyncio.get_running_loop().call_soon(self._tick)
+        else:
+            self._note(self._clock())
+            self._ticking = False
 
 
 class Pool:
     """One backend's connections: kept alive, DNS cached, proxies and certificate authorities from the environment."""
 
-    def __init__(self, settings: OpenAISettings, connections: int) -> None:
+    def __init__(self, settings: OpenAISettings, connections: int, throttle: LoopThrottle | None = None) -> None:
         """Open nothing yet; must be created on the event loop. `connections` is the limit of open connections."""
         self._connect_s, self._silence_s = settings.timeout
         limit = settings.max_connections or connections
@@ -111,7 +153,7 @@ class Pool:
         self._limit = limit
         self._session: asyncio.Future[_Session] | None = None
         self._trust_env = settings.trust_env
-        self._throttle = _LoopThrottle()
+        self._throttle = throttle or LoopThrottle(time.monotonic)
         self._reading = asyncio.Lock()
         self._routes: dict[tuple[str, tuple[str, ...]], Route] = {}
 

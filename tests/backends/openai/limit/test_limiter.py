@@ -15,6 +15,7 @@ from promptmill.backends.openai.limit.endpoint_state import EndpointState
 from promptmill.backends.openai.limit.limiter import ConcurrencyShare, Limiter, TokenBucket
 from promptmill.backends.openai.providers import profile_at
 from promptmill.backends.openai.request import RequestEncoder
+from promptmill.backends.openai.transport import LoopThrottle
 from promptmill.backends.protocol import Call
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code, PromptmillError
@@ -30,12 +31,12 @@ class Clock:
         return self.now
 
 
-def an_endpoint(clock: Clock, **block: object) -> EndpointState:
+def an_endpoint(clock: Clock, throttle: LoopThrottle | None = None, **block: object) -> EndpointState:
     settings = OpenAISettings(**block)
     url = "http://localhost/v1/chat/completions"
     endpoint = Endpoint(url, "localhost", {}, (), profile_at(urlsplit(url)))
     encoder = RequestEncoder(endpoint, "m", enable_thinking=None, stream=False)
-    return EndpointState(endpoint, encoder, settings, clock, random.Random(1))
+    return EndpointState(endpoint, encoder, settings, clock, random.Random(1), throttle=throttle)
 
 
 def a_limiter(concurrency: int) -> Limiter:
@@ -152,16 +153,47 @@ def test_an_endpoint_that_refused_for_load_has_been_there_so_that_a_refused_conn
     assert (busy.unusable(), absent.unusable()) == (None, gone.error)
 
 
-def test_the_window_grows_with_the_answers_while_it_is_full():
+async def grown(answer_after_s: float, *, busy: bool) -> int:
+    """Return the limit after a thousand answers, while the process sends all the time or waits for each answer."""
     clock = Clock()
-    endpoint_state = an_endpoint(clock, concurrency=256)
-    for _ in range(5):
-        permits = [endpoint_state.enter(clock()) for _ in range(endpoint_state.load.limit.size)]
-        clock.now += 0.05
-        for permit in permits:
+    throttle = LoopThrottle(clock)
+    endpoint_state = an_endpoint(clock, throttle, concurrency=256)
+    for _ in range(1000):
+        assert throttle.pass_now()
+        tickets = [endpoint_state.enter(clock()) for _ in range(endpoint_state.load.limit.size)]
+        if not busy:
+            await asyncio.sleep(0)  # a turn of the loop, then one with nothing to send
+            await asyncio.sleep(0)
+        clock.now += answer_after_s
+        for permit in tickets:
             endpoint_state.succeeded(permit)
             endpoint_state.leave(permit)
-    assert endpoint_state.load.limit.size == 256
+        await asyncio.sleep(0)
+    return endpoint_state.load.limit.size
+
+
+async def test_the_window_grows_while_the_endpoint_is_waited_for():
+    assert await grown(0.05, busy=False) == 256
+
+
+async def test_the_window_does_not_grow_when_more_in_flight_would_only_wait_for_this_process():
+    assert await grown(0.001, busy=True) == 64
+
+
+async def test_a_pause_of_the_endpoint_is_no_sign_of_time_to_spare():
+    clock = Clock()
+    throttle = LoopThrottle(clock)
+    for _ in range(1000):
+        throttle.pass_now()
+        await asyncio.sleep(0)
+        clock.now += 0.001
+    at, idle_s = clock.now, throttle.idle_s(clock.now)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    clock.now += 0.005
+    shortly = throttle.is_limit(at, idle_s)
+    clock.now += 1
+    assert (shortly, throttle.is_limit(at, idle_s)) == (True, False)
 
 
 async def test_a_new_call_is_sent_although_others_have_paused_the_endpoint():

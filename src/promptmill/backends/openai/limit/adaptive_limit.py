@@ -184,6 +184,11 @@ class AdaptiveLimit:
         return self._rounds.number
 
     @property
+    def may_grow(self) -> bool:
+        """Whether it is below its bound and allowed to change."""
+        return self._adaptive and self._limit < self._most
+
+    @property
     def may_double(self) -> bool:
         """Whether `stayed_quiet` may raise it."""
         return self._ramping and self._trial is None and self._limit < self._most and self._in_a_row < _TELLING
@@ -212,12 +217,12 @@ class AdaptiveLimit:
             self._widen(self._limit)
             self._rounds.begin()
 
-    def accepted(self, round_number: int) -> None:
-        """Count an answer."""
+    def accepted(self, round_number: int, *, may_grow: bool = True) -> None:
+        """Count an answer. Without `may_grow`, more in flight would not help."""
         if not self._adaptive:
             return
         self._in_a_row = 0
-        if self._ramping and self.may_double and self._in_use:
+        if may_grow and self.may_double and self._in_use:
             self._widen(1)  # one more per answer doubles the limit per round trip
         if self._size < self._limit:
             closed = self._limit - self._size
@@ -230,7 +235,7 @@ class AdaptiveLimit:
             elif self._ramping:
                 self._rounds.begin()
             else:
-                self._end_round()
+                self._end_round(may_grow=may_grow)
 
     def refused(self, round_number: int) -> None:
         """Count a refusal of a request of `round_number`."""
@@ -323,7 +328,7 @@ class AdaptiveLimit:
         self._trial = None
         self._next_level()
 
-    def _end_round(self) -> None:
+    def _end_round(self, *, may_grow: bool) -> None:
         """Go on near the limit that was found: rest, or raise it, by twice as much after each round that went well."""
         search, level, expected = self._search, self._level, self._random * self._level.sent
         if search.rest > 0:
@@ -338,7 +343,7 @@ class AdaptiveLimit:
             self._limit = search.proven
             self._size = min(self._size, self._limit)
             return self._rest_longer()
-        elif self._in_use and self._limit < self._most and self._rounds.number >= level.since + self._rounds.lag:
+        elif may_grow and self._in_use and self.may_grow and self._rounds.number >= level.since + self._rounds.lag:
             if self._limit > search.proven:
                 search.next_rest = 2
                 search.step = min(self._limit, 2 * search.step)

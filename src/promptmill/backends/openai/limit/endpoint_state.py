@@ -12,6 +12,7 @@ from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.failures import FailureKind, RetryDecision, backoff_s
 from promptmill.backends.openai.limit.adaptive_limit import AdaptiveLimit, Pages, ThroughputSearch, waiting_at
 from promptmill.backends.openai.request import RequestEncoder
+from promptmill.backends.openai.transport import LoopThrottle
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code, PromptmillError
 
@@ -32,15 +33,17 @@ _MOST_OWN = 1024
 class Permit:
     """The right to send one request to `endpoint_state`, given at `at`."""
 
-    __slots__ = ("at", "endpoint_state", "round_number", "serial")
+    __slots__ = ("at", "endpoint_state", "idle_s", "round_number", "serial")
 
-    def __init__(self, endpoint_state: EndpointState, at: float, serial: int, round_number: int) -> None:
+    def __init__(self, endpoint_state: EndpointState, at: float, serial: int, round_number: int, idle_s: float) -> None:
         self.endpoint_state = endpoint_state
         self.at = at
         self.serial = serial
         """The number of the request at the endpoint, from 1."""
         self.round_number = round_number
         """From `AdaptiveLimit.taken`."""
+        self.idle_s = idle_s
+        """From `LoopThrottle.idle_s`."""
 
 
 @dataclass(slots=True)
@@ -118,9 +121,13 @@ class EndpointState:
         clock: Callable[[], float],
         rng: random.Random | None = None,
         *,
+        throttle: LoopThrottle | None = None,
         number: int = 0,
     ) -> None:
-        """`number` is the endpoint's place in `base_url`, by which processes refer to it."""
+        """`number` is the endpoint's place in `base_url`, by which processes refer to it.
+
+        While this process is what limits the rate, by the load that `throttle` measures, the limit does not grow.
+        """
         self.number = number
         self.endpoint = endpoint
         self.encoder = encoder
@@ -130,6 +137,7 @@ class EndpointState:
         self.pause = Pause()
         self._settings = settings
         self._clock = clock
+        self._throttle = throttle or LoopThrottle(clock)
         self._rng = rng or random.SystemRandom()
 
     def room(self, now: float) -> int:
@@ -151,7 +159,7 @@ class EndpointState:
         load = self.load
         load.in_flight += 1
         load.sent += 1
-        permit = Permit(self, now, load.sent, load.limit.taken(load.in_flight))
+        permit = Permit(self, now, load.sent, load.limit.taken(load.in_flight), self._throttle.idle_s(now))
         if self.pause.strikes:
             self.pause.probe = permit
         return permit
@@ -183,7 +191,10 @@ class EndpointState:
         load.answer_s += _FADING * (answer_s - load.answer_s) if load.answer_s else answer_s
         if load.search is not None:
             load.search.answered(permit.round_number, load.in_flight, answer_s, tokens)
-        load.limit.accepted(permit.round_number)
+        limit = load.limit
+        limit.accepted(
+            permit.round_number, may_grow=limit.may_grow and not self._throttle.is_limit(permit.at, permit.idle_s)
+        )
         return now
 
     async def watch_load(self, pages: Pages) -> None:
@@ -329,7 +340,11 @@ def most_in_flight(settings: OpenAISettings, endpoints: Sequence[Endpoint]) -> i
 
 
 def endpoint_states(
-    endpoints: Sequence[Endpoint], model: str, settings: OpenAISettings, clock: Callable[[], float]
+    endpoints: Sequence[Endpoint],
+    model: str,
+    settings: OpenAISettings,
+    clock: Callable[[], float],
+    throttle: LoopThrottle | None = None,
 ) -> list[EndpointState]:
     """Return the state of each of `endpoints`; processes refer to it by its place in the list."""
     return [
@@ -338,6 +353,7 @@ def endpoint_states(
             RequestEncoder(endpoint, model, enable_thinking=settings.enable_thinking, stream=settings.stream),
             settings,
             clock,
+            throttle=throttle,
             number=number,
         )
         for number, endpoint in enumerate(endpoints)
