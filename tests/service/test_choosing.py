@@ -138,7 +138,7 @@ async def test_a_client_cannot_ask_for_auto_where_the_configuration_does_not(ups
     async with serving(
         Configuration({"backend": "openai", "backend_configs": {"openai": {"base_url": upstream.url}}})
     ) as talk:
-        assert "`auto` stands in the configuration alone" in await talk.error(
+        assert "`auto` is allowed only in the configuration" in await talk.error(
             "generation_init", backend_configs={}, sampling_params={}, backend="auto"
         )
         assert await talk.answers("x") == ["echo: x"]

@@ -1,6 +1,6 @@
-"""Answers that are not paid for twice: earlier ones from the cache on disk, and those of the same request in flight.
+"""The answer cache: a request with a cached answer is not sent, and identical requests in flight are sent once.
 
-The cache is a file that all processes of one user share, bounded in size and age, and readable by that user alone.
+All processes of one user share one cache file, which is bounded in size and age and readable by that user only.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from promptmill.system.safe_open import make_private
 FILE_NAME = "answers.sqlite"
 _MOST_BYTES = 1 << 30
 _MOST_AGE_S = 30 * 24 * 3600.0
-_LOOK_AFTER = 1000  # answers written between two looks at size and age
+_LOOK_AFTER = 1000  # answers written between two checks of the file's size and age
 _AT_ONCE = 500  # SQLite takes at least 999 parameters
 _DELETE_OLDEST = """
 DELETE FROM answers
@@ -44,7 +44,7 @@ CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, answer BLOB NOT NULL, 
 CREATE INDEX IF NOT EXISTS by_age ON answers (made);
 """
 _COMPLETE = frozenset({"stop", "tool_calls"})
-# Settings of a backend that change how an answer is obtained, never what it says.
+# Settings of a backend that change how an answer is obtained, but not the answer.
 _NOT_ASKED = frozenset(
     {
         "api_key",
@@ -75,9 +75,9 @@ _NOT_ASKED = frozenset(
 
 
 class CachedAnswers:
-    """Answers from the cache where it has them; the same request in flight in several calls is sent once.
+    """Returns cached answers, and sends identical requests of several calls only once.
 
-    Complete answers are kept, of requests at temperature 0; of all with `everything`.
+    It keeps complete answers of requests at temperature 0; with `everything`, those of all requests.
     """
 
     def __init__(self, following: Answer, plan: ResolvedConfig, cache: AnswerCache, *, everything: bool) -> None:
@@ -113,11 +113,11 @@ class CachedAnswers:
             return await self._lead(key, request, call)
         with call.hold():
             answer = await asyncio.shield(flight)
-        # each follower of a failed leader sends its request by itself, or the failures would come one after the other
+        # the first request failed: all others are sent at the same time, or they would fail one after the other
         return await self._following(request, call) if answer is None else _copied(answer, call)
 
     async def _lead(self, key: bytes, request: Request, call: Call) -> Outcome:
-        """Answer a request, from the cache if it is there, also for all equal requests that come meanwhile."""
+        """Answer a request, from the cache if possible; identical requests that arrive meanwhile share the answer."""
         flight = self._flights[key] = asyncio.get_running_loop().create_future()
         answer: Completion | None = None
         try:
@@ -138,7 +138,7 @@ class CachedAnswers:
         """Return the cache key of a request, None if its answer is not cached."""
         sources = [image.source for image in request.conversation.images]
         if any(images.is_web(source) for source in sources):
-            return None  # there may be another image tomorrow
+            return None  # the image at a URL may change
         try:
             asked = _request_digest(request, self._of_plan, call.keep_raw)
             files = [source for source in sources if source[:5].lower() != "data:"]
@@ -155,19 +155,19 @@ class CachedAnswers:
 
 
 class _Batches:
-    """Looks answers up and keeps them, all of one turn of the event loop at once, in a thread."""
+    """Reads and writes the cache in a thread, with one batch for all requests of one turn of the event loop."""
 
     def __init__(self, cache: AnswerCache) -> None:
         self._cache = cache
         self._wanted: dict[bytes, asyncio.Future[bytes | None]] = {}
         self._unwritten: dict[bytes, bytes] = {}
-        """Answers on their way to the disk."""
+        """Answers that are not on disk yet."""
         self._to_keep: list[tuple[bytes, bytes, Call]] = []
         self._looking: set[asyncio.Task[None]] = set()
         self._keeping: asyncio.Task[None] | None = None
 
     async def look_up(self, key: bytes, call: Call) -> bytes | None:
-        """Return the answer that is kept under `key`, None if there is none."""
+        """Return the cached answer of `key`; None if the cache lacks it."""
         if (kept := self._unwritten.get(key)) is not None:
             return kept
         loop = asyncio.get_running_loop()
@@ -181,10 +181,10 @@ class _Batches:
             return None
 
     def keep(self, key: bytes, answer: Completion, call: Call) -> None:
-        """Have an answer written."""
+        """Queue an answer for writing."""
         try:
             self._unwritten[key] = packed = _packed(answer)
-        except TypeError:  # what JSON cannot carry
+        except TypeError:  # a value outside of JSON
             return
         self._to_keep.append((key, packed, call))
         if self._keeping is None or self._keeping.done():
@@ -254,14 +254,14 @@ class SameRequests:
             with call.hold():
                 outcome = await asyncio.shield(earlier)
             if outcome is not None:
-                cost = None if outcome.cost is None else 0.0  # it was paid once
+                cost = None if outcome.cost is None else 0.0  # the first request has paid for it
                 return replace(outcome, attempts=0, latency_s=0.0, usage=NO_USAGE, unmetered=0, cost=cost)
             is_last = True
         flight = answers[key] = asyncio.get_running_loop().create_future()
         shared: Outcome | None = None
         try:
             outcome = await self._following(request, call)
-            # another request need not meet the passing trouble of the first one; the failure of the second is shared
+            # A temporary failure of the first request may not recur, so one more is sent; its failure is shared.
             if isinstance(outcome, Completion) or not outcome.error.retryable or outcome.concerns_all or is_last:
                 shared = outcome
             return outcome
@@ -274,7 +274,7 @@ class SameRequests:
 def _request_digest(request: Request, *context: Any) -> bytes:
     """Return a digest of the request's contents and of its `context`.
 
-    Raises `TypeError` or `ValueError` for what JSON cannot carry.
+    Raises `TypeError` or `ValueError` for values outside of JSON.
     """
     extra = {name: value for name, value in request.extra.items() if name != "service_tier"}
     asked = (request.conversation.as_messages(), request.sampling.given(), extra, request.path)
@@ -285,7 +285,7 @@ def _request_digest(request: Request, *context: Any) -> bytes:
 
 
 def _fingerprint_of(plan: ResolvedConfig) -> bytes:
-    """Return a digest of the settings that change answers, other than those that each request carries."""
+    """Return a digest of the settings that change answers, without those that are part of each request."""
     block = plan.block
     assert block is not None
     asked = block.model_dump(mode="json", exclude={*_NOT_ASKED, "headers"})
@@ -295,7 +295,7 @@ def _fingerprint_of(plan: ResolvedConfig) -> bytes:
 
 
 def _copied(answer: Completion, call: Call) -> Completion:
-    """Return `answer` for another request, which costs nothing."""
+    """Return a copy of a cached answer, which costs nothing."""
     if call.hides_hits:
         call.requests += 1
         return replace(answer, attempts=1)
@@ -351,7 +351,7 @@ def _default_path() -> Path:
 
 
 def path_of(wanted: bool | str) -> Path:  # noqa: FBT001 (as the configuration says it)
-    """Return the file for the key `cache` of the configuration; `true` and `all` mean the default one."""
+    """Return the file for the value `cache` of the configuration; `true` and `all` mean the default file."""
     return _default_path() if wanted is True or wanted == "all" else Path(str(wanted)).expanduser()
 
 
@@ -359,7 +359,7 @@ class AnswerCache:
     """Bytes by key. All methods block and may be called from any thread; they raise `PromptmillError` (`storage`)."""
 
     def __init__(self, path: Path, *, most_bytes: int = _MOST_BYTES, most_age_s: float = _MOST_AGE_S) -> None:
-        """Open the file at `path` or make it; nothing is read yet."""
+        """Open the file at `path`, or create it; no answer is read yet."""
         self.path = path
         self._most_bytes = most_bytes
         self._most_age_s = most_age_s
@@ -371,14 +371,14 @@ class AnswerCache:
             for pragma in (
                 "journal_mode=WAL",
                 "synchronous=OFF",
-            ):  # answers that a power loss takes are requested again
+            ):  # answers that a power failure loses are requested again
                 self._db.execute(f"PRAGMA {pragma}")
             self._db.executescript(_SCHEMA)
         except (OSError, sqlite3.Error) as error:
             raise _unusable(path, error) from None
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
-        """Return the answers that are known and not too old."""
+        """Return the cached answers, by key, that are not too old."""
         found: dict[bytes, bytes] = {}
         since = time.time() - self._most_age_s
         with self._lock, self._storage_errors():
@@ -390,7 +390,7 @@ class AnswerCache:
         return found
 
     def put(self, answers: Iterable[tuple[bytes, bytes]]) -> None:
-        """Keep `answers`, and drop the oldest when there are too many."""
+        """Write `answers`, and delete the oldest ones when there are too many."""
         now = time.time()
         rows = [(key, answer, now) for key, answer in answers]
         with self._lock, self._storage_errors():
@@ -445,7 +445,7 @@ class AnswerCache:
 
 
 def _make_private(path: Path) -> None:
-    """Make the file, for this user alone. Raises `OSError`, also for another user's file or a link."""
+    """Create the file with access for this user only. Raises `OSError`, also for another user's file or a link."""
     make_private(path.parent)
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))

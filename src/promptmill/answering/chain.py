@@ -3,9 +3,9 @@
     request ─▶ cached ─▶ same requests ─▶ several ─▶ structured ─▶ priced ─▶ screened ─▶ backend
     outcome ◀──────────────────────────────────────────────────────────────────────────────┘
 
-A request that uses nothing of a function passes through it. The cache is outermost, so that it keeps what satisfied its
-schema; prices and budgets are far inside, so that they see every request. `Chain` is the whole, with load and close;
-the shorter functions follow it.
+A function passes on a request that does not use its feature. The cache is the outermost function, so that it keeps only
+answers that satisfied their schema. Prices and budgets are near the backend, so that they see every request that is
+sent. `Chain` joins the functions, loads the backend and closes it; the shorter functions follow it in this module.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from promptmill.core.money import Budget
 from promptmill.core.outcome import NO_USAGE, Completion, Failure, Outcome, sum_of
 from promptmill.core.sampling import Sampling
 
-_OURS = frozenset({"reasoning"})  # read by promptmill, whichever backend answers
+_OURS = frozenset({"reasoning"})  # promptmill applies these itself, for every backend
 _MOST_SAMPLINGS = 128  # each may hold a schema of a megabyte
-_LONG = 1 << 16  # characters, whose marks are searched for in a thread
-_LONGEST_QUOTED = 1 << 17  # characters of a wrong answer that is sent back
+_LONG = 1 << 16  # characters; the marks of reasoning in longer texts are searched for in a thread
+_LONGEST_QUOTED = 1 << 17  # characters of a wrong answer that are sent back to the model
 
 
 class Chain:
-    """The backend of `plan` with everything around its `answer`. `budget` is that of the process."""
+    """The backend of `plan` with all functions around its `answer`. `budget` is the spending limit of the process."""
 
     def __init__(self, backend: Backend, plan: ResolvedConfig, budget: Budget | None) -> None:
         self._backend, self._plan, self._budget = backend, plan, budget
@@ -44,7 +44,7 @@ class Chain:
         self._structured: _StructuredAnswers | None = None
         self._is_priced = False
         self.answer: Answer = backend.answer
-        """Answers one request of a call that has entered; whole once it is loaded."""
+        """Answers one request of a call that has entered. Complete after `load`."""
 
     async def load(self, report: Callable[[str], None]) -> None:
         """Put the chain together and load the backend; `report` gets short descriptions of the progress.
@@ -85,11 +85,11 @@ class Chain:
     async def leave(self, call: Call) -> None:
         """Note that a call has ended, with no answer in flight."""
         await self._backend.leave(call)
-        if self._cached is not None:  # the next process is to find them
+        if self._cached is not None:  # so that the next process finds them
             await asyncio.shield(self._cached.flush())
 
     async def aclose(self) -> None:
-        """Free everything, even while it loads."""
+        """Free all resources, also during a load."""
         try:
             await self._backend.aclose()
         finally:
@@ -100,7 +100,7 @@ class Chain:
 
 
 class _ScreenedRequests:
-    """Drops the parameters that the backend does not support, with a warning, and fails what it raises for."""
+    """Drops parameters that the backend does not support, with a warning; turns its exceptions into failures."""
 
     def __init__(self, following: Answer, plan: ResolvedConfig) -> None:
         self._following = following
@@ -143,15 +143,15 @@ class _ScreenedRequests:
 
 
 class _SeveralAnswers:
-    """Sends n requests where `n` answers are wanted: on every backend, each answer checked on its own."""
+    """Sends n requests for a request with `n`, on every backend; each answer is checked separately."""
 
     def __init__(self, following: Answer) -> None:
-        """`following` takes requests for one answer."""
+        """`following` answers requests without `n`."""
         self._following = following
         self._single: dict[tuple[int, int], tuple[Sampling, Sampling]] = {}
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
-        """Answer a request; one for one answer passes through."""
+        """Answer a request; one without `n` is passed on."""
         if request.sampling.n is None:
             return self._following(request, call)
         return self._each(request, request.sampling.n, call)
@@ -160,13 +160,13 @@ class _SeveralAnswers:
         async def one(place: int) -> Outcome:
             try:
                 sampling = self._single_sampling(request.sampling, place)
-                earlier = 0 if place else request.attempts  # once, for they are summed up
+                earlier = 0 if place else request.attempts  # only once, because the attempts are summed up
                 return await self._following(request.changed(sampling=sampling, attempts=earlier), call)
             finally:
                 call.waits.forked -= 1
                 call.waits.freed()
 
-        call.waits.forked += n - 1  # the worker of the request waits for all of them
+        call.waits.forked += n - 1  # one worker waits for all n requests
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(one(place)) for place in range(n)]
@@ -177,19 +177,19 @@ class _SeveralAnswers:
         return _joined([task.result() for task in tasks], call)
 
     def _single_sampling(self, sampling: Sampling, place: int) -> Sampling:
-        """Return the parameters of one answer, the same object for all requests that share them."""
+        """Return the parameters for a single answer: the same object for all requests with the same `sampling`."""
         if sampling.seed is None:
             place = 0
         if (id(sampling), place) not in self._single:
             seed = None if sampling.seed is None else sampling.seed + place
-            if len(self._single) >= _MOST_SAMPLINGS:  # rows that each bring their own
+            if len(self._single) >= _MOST_SAMPLINGS:  # each row has its own parameters
                 self._single.clear()
             self._single[id(sampling), place] = sampling, sampling.model_copy(update={"n": None, "seed": seed})
         return self._single[id(sampling), place][1]
 
 
 def _joined(found: Sequence[Outcome], call: Call) -> Outcome:
-    """Return the first answer with all of them; one that failed is `""` among them."""
+    """Return the first answer with `answers`, the texts of all; a failed one has the text `""`."""
     usage, cost = found[0].usage, found[0].cost
     for outcome in found[1:]:
         usage, cost = usage + outcome.usage, sum_of(cost, outcome.cost)
@@ -206,7 +206,7 @@ def _joined(found: Sequence[Outcome], call: Call) -> Outcome:
 
 
 def _details(found: Sequence[Outcome], first: Completion) -> dict[str, Any]:
-    """Return the details of several answers: the first one's `body` without its usage, and `choices` of all."""
+    """Return the details of several answers: `body` of the first without its usage, and `choices` with all."""
     body = {name: value for name, value in (first.details or {}).get("body", {}).items() if name != "usage"}
     choices = [
         {
@@ -225,7 +225,9 @@ def _details(found: Sequence[Outcome], first: Completion) -> dict[str, Any]:
 
 
 class _StructuredAnswers:
-    """Checks, repairs and requests again at most `retries` times; a wrong answer then fails with `invalid_answer`."""
+    """Checks answers against their schema and repairs them; requests a wrong one again, at most `retries` times.
+
+    A request whose answer is still wrong fails with `invalid_answer`."""
 
     def __init__(self, following: Answer, *, retries: int) -> None:
         self._following = following
@@ -238,7 +240,7 @@ class _StructuredAnswers:
         await self._checker.aclose()
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
-        """Answer a request; one without a schema passes through."""
+        """Answer a request; one without a schema is passed on."""
         if request.sampling.response_format is None:
             return self._following(request, call)
         return self._checked(request, call)
@@ -274,8 +276,8 @@ class _StructuredAnswers:
         return Failure(invalid, outcome.attempts, latency_s, usage, outcome.text, cost=cost)
 
     async def _check(self, schema: AnswerSchema, request: Request, outcome: Completion, call: Call) -> tuple[str, str]:
-        """Return the text of an answer, repaired if need be, and what is wrong with it, `""` if nothing is."""
-        # in-line reasoning stays in front of an answer and is no part of it
+        """Return the text of an answer, repaired if necessary, and its problem; `""` for a valid answer."""
+        # inline reasoning stays before the answer, but the schema does not apply to it
         text = outcome.text
         answer = text
         if request.sampling.reasoning == "inline":
@@ -290,7 +292,7 @@ class _StructuredAnswers:
 
 
 def _with_complaint(conversation: Conversation, answer: str, problem: str, *, again: bool) -> Conversation:
-    """Return the conversation with a wrong answer and what is wrong with it; of several the last alone."""
+    """Return the conversation with the last wrong answer and a turn that states its problem."""
     messages = conversation.messages[:-2] if again else conversation.messages
     complaint = (
         f"This answer does not satisfy the required JSON schema: {problem}. "

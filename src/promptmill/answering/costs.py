@@ -1,11 +1,11 @@
-"""The cost of answers: added to each outcome, and no request is sent that a budget has no room for.
+"""The cost of answers: adds it to each outcome, and sends a request only if every budget allows it.
 
-Room for one request, at its worst case, is reserved before an item is sent. An attempt that may be billed although it
-brought no answer uses that room up, so the sender reserves more before it sends again (`Account.reserve_again`). Where
-there is none, the item comes back with its cost so far, and waits here until other items have been charged less than
-they reserved.
+Before an item is sent, the highest possible cost of one request is reserved. A failed attempt that may be billed uses
+this reservation up, so the sender reserves the amount again before it retries (`Account.reserve_again`). If a budget
+does not allow that, the item returns with its cost so far, and waits here until other items have cost less than they
+reserved.
 
-A price is the operator's, else that of `genai-prices`; never a guess.
+The price of a model is the operator's, else that of `genai-prices`; it is never guessed.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from promptmill.system.installation import command_for
 _UNKNOWN_MODEL = "The cost leaves out rows that name a model whose price is not known."
 _UNKNOWN_USAGE = "The cost leaves out requests for which the endpoint reported no usage."
 _MILLION = 1_000_000
-_LONG_CONTEXT = 100_000  # tokens; from some number above it on, several models cost more
-# The worst that a prompt takes in tokens: no tokenizer makes more of a text than bytes; roles and marks per turn;
-# the largest that a provider counts for an image of any size.
+_LONG_CONTEXT = 100_000  # tokens; several models cost more for prompts above some larger number
+# The most tokens of a prompt: a text has at most one token per byte; each turn adds roles and marks; an image has at
+# most the number that any provider counts for any size.
 _PER_TURN, _PER_REQUEST, _PER_IMAGE = 16, 64, 6_000
 _BYTES_PER_SOUND_TOKEN = 10  # even strongly compressed speech has more
-_MOST_MODELS = 1000  # of a file: more are noise
+_MOST_MODELS = 1000  # that the rows of a file may name; a file with more of them names models by mistake
 _LONGEST_ANSWER = ("max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_tokens", "n_predict")
 _ANSWERS = ("n", "best_of")
-_LONGEST = 1 << 40  # tokens; a larger limit is none
-# Of the standard price, where only that is known: OpenAI's for most models. `fast` is the later name of `priority`.
+_LONGEST = 1 << 40  # tokens; a larger number does not limit anything
+# Factors of the standard price if only that is known: OpenAI's for most models. `fast` is the later name of `priority`.
 _TIERS = {"flex": 0.5, "priority": 2.0, "fast": 2.0}
 
 
 class BudgetedAnswers:
-    """Adds the cost to each outcome. `budget` is the process's; a call's or job's own is `Call.budget`."""
+    """Adds the cost to each outcome. `budget` is that of the process; `Call.budget` is that of the call or job."""
 
     def __init__(self, following: Answer, plan: ResolvedConfig, price: Price, budget: Budget | None) -> None:
         self._following = following
@@ -52,11 +52,11 @@ class BudgetedAnswers:
         self._budget = budget
         self._tier = tier_of(plan.settings.extra_params)
         self._line = asyncio.Lock()
-        """First come, first served: a large request is not passed by small ones for ever."""
+        """First come, first served: without it, small requests could overtake a large one for ever."""
         self._no_room: tuple[tuple[float, ...], Failure] | None = None
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
-        """Answer a request, within the budgets that there are."""
+        """Answer a request within the budgets of the process and the call."""
         if self._budget is None and call.budget is None:
             return self._priced(request, call)
         return self._within_budget(request, call, [one for one in (self._budget, call.budget) if one is not None])
@@ -91,7 +91,7 @@ class BudgetedAnswers:
                 full = account.never_fits()
                 no_room = self._failure(full, worst) if full else await self._wait_for_room(account, call)
                 if no_room is not None and not request.attempts:
-                    return no_room  # one object for all items that were never sent: there may be hundreds of thousands
+                    return no_room  # one object for all items that were never sent: they may be hundreds of thousands
                 if no_room is not None:
                     return replace(no_room, attempts=request.attempts, usage=usage, cost=cost or None)
             try:
@@ -107,16 +107,16 @@ class BudgetedAnswers:
             request = replace(request, attempts=outcome.attempts)
 
     def _reserved_tier(self, request: Request) -> str:
-        """Return the tier that a request reserves: the requested one, but a row's discount only once it is reported.
+        """Return the tier whose price is reserved: the requested one, or standard if a row requests a cheaper one.
 
-        Endpoints without tiers ignore the parameter and bill the standard price.
+        Endpoints without tiers ignore the parameter and bill the standard price; a reported discount is applied later.
         """
         tier = tier_of(request.extra)
         return "" if tier != self._tier and _TIERS.get(tier, 1.0) < 1.0 else tier
 
     async def _wait_for_room(self, account: _BudgetAccount, call: Call) -> Failure | None:
-        """Reserve room for a request once there is some; return why there never will be."""
-        if account.reserved:  # others came first
+        """Wait until the request's cost can be reserved; return the failure if no budget will ever allow it."""
+        if account.reserved:  # other requests wait already
             account.settle(0.0)
         with call.hold():
             async with self._line:
@@ -128,7 +128,7 @@ class BudgetedAnswers:
         return None
 
     def _failure(self, full: Budget, worst: float) -> Failure:
-        """Return why no further request is sent: one object for all items, until something else is spent."""
+        """Return the failure of unsent items: the same object for all, until the spent amount changes."""
         state = full.limit, full.spent, full.set_aside
         if self._no_room is None or self._no_room[0] != state:
             aside = (
@@ -145,7 +145,7 @@ class BudgetedAnswers:
 
 
 class _BudgetAccount(Account):
-    """The reservation of one item: room for one request at a time, each at its worst case."""
+    """The reservation of one item: the highest possible cost of one request at a time."""
 
     __slots__ = ("_budgets", "is_sent", "reserved", "worst")
 
@@ -153,10 +153,10 @@ class _BudgetAccount(Account):
         self._budgets, self.worst = budgets, worst
         self.reserved = 0.0
         self.is_sent = False
-        """Whether a request is on its way, which may be billed even if the call is cancelled."""
+        """Whether a request was sent, which may be billed even if the call is cancelled."""
 
     def reserve(self) -> bool:
-        """Reserve room for a request; return whether there was some."""
+        """Reserve the cost of a request; return False if a budget does not allow it."""
         for place, budget in enumerate(self._budgets):
             if not budget.reserve(self.worst):
                 for before in self._budgets[:place]:
@@ -166,35 +166,35 @@ class _BudgetAccount(Account):
         return True
 
     def sent(self) -> float:
-        """Note that a request is on its way; return the most that it can cost."""
+        """Note that a request is sent; return its highest possible cost."""
         self.is_sent = True
         return self.worst
 
     def reserve_again(self) -> bool:
-        """Reserve room for another request; return whether there was some."""
+        """Reserve the cost of another request; return False if a budget does not allow it."""
         return self.reserve()
 
     def settle(self, cost: float) -> None:
-        """Charge `cost` and give the rest back."""
+        """Charge `cost`, and release the rest of the reservation."""
         for budget in self._budgets:
             budget.settle(self.reserved, cost)
         self.reserved = 0.0
 
     def never_fits(self) -> Budget | None:
-        """Return the budget that would have no room even if all that is reserved were given back."""
+        """Return the budget that would not allow the request even without reservations; None if all would."""
         return next((budget for budget in self._budgets if not budget.fits(self.worst)), None)
 
     async def changed(self) -> None:
-        """Wait until something is given back."""
+        """Wait until a reservation is released."""
         full = next(budget for budget in self._budgets if not budget.is_settled)
         await full.changed()
 
 
 def unknown_price(model: str) -> PromptmillError:
-    """Return why there can be no budget."""
+    """Return the error of a budget for a model without a known price."""
     return config_error(
         "max_cost",
-        f"the price of {model or 'this model'} is not known; say it per million tokens, "
+        f"the price of {model or 'this model'} is not known; give it per million tokens, "
         "--set 'price={input: 1, output: 2}' or `price:` in the file; or install the list of prices: "
         f"{command_for('prices')}.",
     )
@@ -210,7 +210,7 @@ class Price(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FlatPrice:
-    """So much per million tokens."""
+    """Prices per million tokens of prompt and answer, whatever the length."""
 
     input: float
     output: float
@@ -228,7 +228,7 @@ class _ListedPrice:
     """A model's price in `genai-prices`, which may rise with the length of a prompt."""
 
     def __init__(self, model: str, place: dict[str, Any]) -> None:
-        """`place` says where the model is. Raises `LookupError` when it is not listed."""
+        """`place` locates the model in the list. Raises `LookupError` when the list lacks it."""
         self._model, self._place = model, place
         self._usual = {tier: self._flat(tier) for tier in ("", *_TIERS)}
 
@@ -256,7 +256,7 @@ class _ListedPrice:
 
 
 def price_of(plan: ResolvedConfig) -> Price | None:
-    """Return the price of the plan's model, None if unknown. Slow the first time."""
+    """Return the price of the plan's model, None if unknown. The first call is slow."""
     settings = plan.settings
     if (said := settings.price) is not None:
         return FlatPrice(said.input, said.output, said.input if said.cached_input is None else said.cached_input)
@@ -268,13 +268,13 @@ def price_of(plan: ResolvedConfig) -> Price | None:
 def _listed(model: str, plan: ResolvedConfig) -> Price | None:
     try:
         prices = [_ListedPrice(model, {"provider_api_url": url}) for url in registry.addresses(plan)]
-    except (ImportError, LookupError):  # the extra is not installed; a host, a provider or a model that is not listed
+    except (ImportError, LookupError):  # the extra is missing, or the list lacks the host, provider or model
         return None
     return prices[0] if len(prices) == 1 else None
 
 
 class Prices:
-    """The prices of the models that requests to one backend name: its own, and others that rows name themselves."""
+    """The prices at one backend: of its own model, and of models that rows name."""
 
     def __init__(self, plan: ResolvedConfig, own: Price) -> None:
         self._plan, self.own, self.model = plan, own, plan.model
@@ -283,7 +283,7 @@ class Prices:
     def of(self, request: Request) -> Price | None:
         """Return the price of the model that `request` names, None if unknown.
 
-        The operator's price is for one model.
+        The operator's price applies to one model only.
         """
         model = request.extra.get("model")
         if not isinstance(model, str) or model in {self._plan.model, self._plan.name}:
@@ -296,16 +296,16 @@ class Prices:
 
 
 def tier_of(extra: Mapping[str, Any]) -> str:
-    """Return the service tier that the parameters of a request ask for, in lower case; `""` for none."""
+    """Return the service tier in the parameters of a request, in lower case; `""` without one."""
     tier = extra.get("service_tier")
     return tier.lower() if isinstance(tier, str) else ""
 
 
 def worst_case(request: Request) -> Usage:
-    """Return the most tokens that answering `request` once can take.
+    """Return the highest possible usage of one attempt at `request`.
 
-    The longest answer is the largest of all limits that it names: which of them an endpoint obeys is not known. Raises
-    `PromptmillError` (`invalid_config`) when it names none.
+    The longest answer is the largest of the request's limits, because it is not known which of them an endpoint obeys.
+    Raises `PromptmillError` (`invalid_config`) for a request without a limit.
     """
     sampling, extra = request.sampling, request.extra
     limits = [_whole_number(extra[name]) for name in _LONGEST_ANSWER if name in extra]
@@ -321,7 +321,7 @@ def worst_case(request: Request) -> Usage:
 
 
 def _whole_number(value: object) -> int | None:
-    """Return a limit as an endpoint may read it, at least 1: some take `"300"` and 300.0; None for none."""
+    """Return a limit as an endpoint may read it (some read `"300"` and 300.0), at least 1; None for other values."""
     try:
         return max(1, math.ceil(float(value))) if isinstance(value, int | float | str) else None
     except (ValueError, OverflowError):
@@ -329,7 +329,7 @@ def _whole_number(value: object) -> int | None:
 
 
 def _prompts(request: Request) -> int:
-    """Return how many prompts a request for completions has, each of which is answered."""
+    """Return the number of prompts in a request for completions; the endpoint answers each of them."""
     prompts = request.extra.get("prompt") if request.path else None
     is_several = isinstance(prompts, list) and any(isinstance(prompt, str | list) for prompt in prompts)
     return len(prompts) if prompts and is_several else 1
@@ -359,16 +359,16 @@ def _as_json(extra: Mapping[str, Any]) -> bytes:
 
 
 def charge(outcome: Outcome, price: Price, tier: str, worst: float) -> float:
-    """Return the cost of the requests for `outcome`: by the tier that the answer reports, else by the requested `tier`.
+    """Return the cost of all requests sent for `outcome`, at the tier that the answer reports, else at `tier`.
 
-    `worst` is what one of them can cost at most, which is charged for each whose usage is not known.
+    `worst` is the highest possible cost of one request; it is charged for each request without known usage.
     """
     served = (outcome.tier if isinstance(outcome, Completion) else "") or tier
     return price.cost(outcome.usage, served) + unmetered(outcome) * worst
 
 
 def unmetered(outcome: Outcome) -> int:
-    """Return how many requests for `outcome` may be billed although their usage is not known."""
+    """Return the number of requests for `outcome` that may be billed and have no known usage."""
     unknown = isinstance(outcome, Completion) and outcome.attempts > 0 and not outcome.is_metered
     return outcome.unmetered or int(unknown)
 

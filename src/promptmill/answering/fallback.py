@@ -1,8 +1,8 @@
-"""One call over several models: each request goes to the model that it names, and from there to its fallbacks.
+"""One call over several models: a request goes to the model that it names; if that fails, to the model's fallbacks.
 
-Models that cannot be loaded side by side take turns. A request for a model that is not loaded waits and holds no place;
-so the driver reads on, and the model that is loaded answers its own requests meanwhile. It leaves when it has had
-nothing to do for a moment, or when all that is left of the call waits for another model.
+Models that do not fit side by side take turns. A request for a model that is not loaded waits without occupying a
+worker, so the driver takes further requests, and the loaded model answers its own. The call leaves a loaded model when
+it has had no request for it for a moment, or when all its remaining requests wait for another model.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import NO_USAGE, Completion, Failure, Outcome, sum_of
 
-# The caller's own mistakes, the end of the call and troubles of this machine are the same with every model.
+# Failures that every model would share: the caller's mistakes, the end of the call, problems of this machine.
 _STAYS = frozenset(
     {
         *(Code.INVALID_INPUT, Code.INVALID_IMAGE, Code.BUDGET, Code.DEADLINE, Code.DEFERRED, Code.REPLACED),
@@ -26,7 +26,7 @@ _STAYS = frozenset(
     }
 )
 _ENDS_CALL = frozenset({Code.SHUTDOWN, Code.REPLACED, Code.DEADLINE})
-_ABANDONED_S = 60.0  # without requests for a model that answered none
+_ABANDONED_S = 60.0  # for this long a failed model gets no further request
 _LEAVES_S = 0.25
 
 
@@ -39,7 +39,7 @@ class NotLoadedError(Exception):
 
 
 class Entered(Protocol):
-    """A model that is loaded and that the call has entered."""
+    """A loaded model that the call has entered."""
 
     @property
     def answer(self) -> Answer:
@@ -47,21 +47,21 @@ class Entered(Protocol):
         ...
 
     def note(self, error: PromptmillError) -> None:
-        """Note why the call cannot continue here."""
+        """Note the error for which the call cannot continue on this model."""
         ...
 
     async def leave(self, call: Call) -> None:
-        """Note that the call has ended here."""
+        """Note that the call has left this model."""
         ...
 
 
 Enter: TypeAlias = Callable[[str, Call, Stoppable], Awaitable[tuple[Entered, Share]]]
-"""Loads a model if need be and enters it. Raises `NotLoadedError`, or `PromptmillError`."""
+"""Loads a model if necessary and enters it. Raises `NotLoadedError`, or `PromptmillError`."""
 
 
 @dataclass(slots=True, eq=False)
 class _Route:
-    """The way of a call to one model."""
+    """One model of a call, and the call's requests for it."""
 
     name: str
     plan: ResolvedConfig
@@ -69,7 +69,7 @@ class _Route:
     share: Share | None = None
     """Set while the model is entered."""
     wanted: int = 0
-    """Requests on this way, from before the model is loaded."""
+    """Requests for this model, including those that wait for its load."""
     running: int = 0
     waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
     stoppable: Stoppable = field(default_factory=Stoppable)
@@ -77,11 +77,11 @@ class _Route:
 
     @property
     def is_resting(self) -> bool:
-        """Whether it is entered and has nothing to do."""
+        """Whether the call has entered the model and has no request for it."""
         return self.share is not None and not self.wanted
 
     def wake(self) -> None:
-        """Start the requests that now have room."""
+        """Release waiting requests as far as the share allows."""
         while self.waiting and self.share is not None and self.running < self.share.most:
             future = self.waiting.popleft()
             if not future.done():
@@ -90,12 +90,12 @@ class _Route:
 
 
 class Router:
-    """One call's routes: the `answer` of its driver, and the sum of the shares that it has of the models."""
+    """One call's routes to its models: its `answer` is for the driver, its share the sum of the models' shares."""
 
     def __init__(
         self, first: str, plan_of: Callable[[str], ResolvedConfig], names: frozenset[str], enter: Enter, call: Call
     ) -> None:
-        """`names` are the models that a request may name in its extra parameter `model`; others ask `first`."""
+        """`names` are the models that a request may name as its extra parameter `model`; others go to `first`."""
         self._first, self._names, self._plan_of, self._enter, self._call = first, names, plan_of, enter, call
         self.grown: Callable[[], None] = ignored
         self._routes: dict[str, _Route] = {}
@@ -105,7 +105,7 @@ class Router:
 
     @property
     def most(self) -> int:
-        """Answers to keep in flight now, over all models."""
+        """The number of answers to keep in flight now, over all models."""
         return sum(route.share.most for route in self._routes.values() if route.share is not None) or 1
 
     def want(self, items: int | None) -> None:
@@ -122,7 +122,7 @@ class Router:
         self._let_leave()
 
     async def answer(self, request: Request, call: Call) -> Outcome:
-        """Answer a request with the first model on its way that can answer it."""
+        """Answer a request with its model, or the first of the fallbacks that can."""
         assert call is self._call
         named = request.extra.get("model")
         name = self._first
@@ -189,7 +189,7 @@ class Router:
             await self._leave(route)
 
     async def _ask(self, route: _Route, request: Request) -> Outcome | None:
-        """Answer a request by one model, once it is loaded and has room; None if the model failed meanwhile."""
+        """Answer a request with one model, once it is loaded and its share allows; None if it failed meanwhile."""
         call = self._call
         while route.share is None:
             with call.hold():
@@ -228,7 +228,7 @@ class Router:
         route.wake()
 
     async def _entered(self, route: _Route) -> None:
-        """Wait until a model is loaded and entered. Raises why it cannot be."""
+        """Wait until a model is loaded and entered. Raises the error that prevents it."""
         if route.entering is None:
             entering = route.entering = asyncio.ensure_future(self._load(route))
             entering.add_done_callback(lambda task: task.cancelled() or task.exception())
@@ -258,7 +258,7 @@ class Router:
         self.grown()
 
     def _let_leave(self) -> None:
-        """Leave the models that have nothing to do, if another one of this call is loading."""
+        """Leave the models without requests if another model of this call is loading."""
         if not any(route.entering is not None and route.share is None for route in self._routes.values()):
             return
         for route in self._routes.values():
@@ -275,7 +275,7 @@ class Router:
             await model.leave(self._call)
 
     async def _lost(self, name: str, error: PromptmillError | NotLoadedError) -> None:
-        """Abandon a model that raised, unless its error ends the call: then raise that."""
+        """Stop using a model after its `error`; raise the error if it ends the call."""
         if _reason(error).code in _ENDS_CALL:
             raise error
         self._abandon(name, error)
@@ -293,7 +293,7 @@ class Router:
         return self._routes[name]
 
     def _own_name(self, name: str) -> str:
-        """Return the own name of a model, which `default` may name as well."""
+        """Return the model's own name; `name` may be `default`."""
         try:
             return self._plan_of(name).name
         except PromptmillError:
@@ -318,9 +318,9 @@ def _reason(error: PromptmillError | NotLoadedError) -> PromptmillError:
 
 
 def adapted(request: Request, before: ResolvedConfig, now: ResolvedConfig) -> Request:
-    """Return `request`, made for the model of `before`, for the model of `now`.
+    """Return `request`, which was made for the model of `before`, in the form for the model of `now`.
 
-    Its own parameters stay; those from the configuration of the one model become those of the other.
+    The request's own parameters stay; parameters from the configuration are replaced by those of `now`.
     """
     if before is now:
         return request

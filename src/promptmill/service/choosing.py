@@ -1,4 +1,4 @@
-"""`backend: auto`, and a model that the configuration does not name: both are found once and kept."""
+"""Resolve `backend: auto` and a model that the configuration does not name, once per process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Choose: TypeAlias = Callable[[Configuration], Awaitable[Choice]]
 
 
 async def decided(configuration: Configuration, choose: Choose | None = None) -> Configuration:
-    """Return `configuration` with the backend and model that it leaves open. Raises like `with_model`.
+    """Return `configuration` with the backend and model filled in where it leaves them open. Raises like `with_model`.
 
     `choose` is by default the openai backend's.
     """
@@ -45,7 +45,7 @@ async def decided(configuration: Configuration, choose: Choose | None = None) ->
 async def with_model(plan: ResolvedConfig) -> ResolvedConfig:
     """Return `plan` with its endpoint's only model, if the plan names none.
 
-    Raises `PromptmillError` when the endpoint does not list its models, or has none or several.
+    Raises `PromptmillError` when the endpoint does not list its models, or lists no model or several.
     """
     if plan.model or not (choice := plan.record.choice):
         return plan
@@ -66,7 +66,7 @@ async def models_at(plan: ResolvedConfig) -> list[str]:
 
 
 async def meant_model(plan: ResolvedConfig, error: PromptmillError, how: str = "--model NAME") -> str:
-    """Return a hint at the endpoint's models if `error` is that it lacks the plan's one; empty for other errors.
+    """Return a hint with the endpoint's models if `error` means that it lacks the plan's model; empty for other errors.
 
     `how` is the way to name a model, such as an option.
     """
@@ -92,7 +92,7 @@ def is_installed(engine: str) -> bool:
 
 
 def _embedded(configuration: Configuration, choice: Choice) -> Choice:
-    """Return the choice without an endpoint: an engine on this machine."""
+    """Return the choice if no endpoint works: an engine on this machine with the embedded model."""
     engine = local_engine()
     block = getattr(configuration.plan.settings.backend_configs, engine)
     model = block.model_name_or_path or _EMBEDDED

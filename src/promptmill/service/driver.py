@@ -1,15 +1,15 @@
-"""The driver: takes the requests of a call from a source, has them answered, and puts the outcomes into a sink.
+"""The driver: takes a call's requests from a source, passes them to `answer`, and puts the outcomes into a sink.
 
-It keeps `share.most` answers in flight, with one worker for each: a worker takes a request, awaits its answer, puts the
-outcome away, counts it, and takes the next request. A request that has to wait does so in one of three ways:
+It keeps `share.most` answers in flight, each with one worker: a worker takes a request, awaits its answer, puts the
+outcome into the sink, counts it, and takes the next request. A request can wait in one of three ways:
 
-    for a place at an endpoint    its worker waits with it: it will be its turn soon
-    for a time (`Call.park`)      another worker starts in its place, as long as fewer than 2 x `most` wait so
-    for others (`Call.hold`)      another worker starts in its place; those others decide, whatever else waits
+    for a place at an endpoint    its worker waits too, because a place is free soon
+    for a time (`Call.park`)      another worker starts in its place, while fewer than 2 x `most` requests are parked
+        for others (`Call.hold`)      another worker starts in its place, however many requests are parked
 
-The last kind must not count against the bound of the second: two requests that wait for each other's verdict would
-otherwise block the third, whose answer is the verdict. When the source has ended and every request that is left waits
-for others, nothing will happen by itself, and the driver reports that: `share.idle()`.
+Held requests must not count against the bound of parked ones: two requests that are held until an answer of the call
+arrives would otherwise block the third request, which could bring that answer. When no request is left except held
+ones, no event will release them, so the driver calls `share.idle()`, which decides about them.
 
 Memory holds only the requests in flight. A sink applies back-pressure by returning late.
 """
@@ -23,7 +23,7 @@ from promptmill.backends.protocol import Answer, Call, Request, Share, Sink, Sou
 
 _MOST_TAKEN = 256
 _MOST_HELD = 1024
-"""Requests that wait for others; beyond that no more are taken, so that a slow leader does not fill the memory."""
+"""The driver takes no request while this many are held, so that memory stays bounded while they wait for a slow one."""
 
 
 class Driver:
@@ -34,19 +34,19 @@ class Driver:
         self._fresh: deque[Request] = deque()
         self._ended = False
         self._short = False
-        """Whether the source returned fewer than requested, so that the open requests are all that is left."""
+        """Whether the source returned fewer requests than wanted: then only the open requests are left."""
         self._open = 0
         self._workers = 0
         self._taking = asyncio.Lock()
         self._closed = True
         self.stoppable = Stoppable()
-        """Has `run` raise a reason from outside."""
+        """Stops `run` from outside: `run` then raises the given reason."""
 
     async def run(self, answer: Answer, share: Share) -> None:
         """Answer until the source ends and every request has its outcome.
 
-        Raises what the source, the sink or `answer` raises: then no request can continue, and those without an outcome
-        are the caller's.
+        Raises the exceptions of the source, the sink and `answer`: then no request can continue, and the caller decides
+                about requests without an outcome.
         """
         self._answer, self._share = answer, share
         self._closed = False
@@ -55,7 +55,7 @@ class Driver:
             with self.stoppable:
                 async with asyncio.TaskGroup() as self._group:
                     self._workers += 1
-                    await self._work()  # the first worker needs no task, and a call of one prompt no other worker
+                    await self._work()  # the first worker needs no task; a call of one prompt has no other
         except BaseExceptionGroup as group:
             raise _first(group) from None
         finally:
@@ -64,7 +64,7 @@ class Driver:
 
     @property
     def _running(self) -> int:
-        """How many answers compete for a place."""
+        """The number of requests that occupy a part of the share."""
         waits = self._waits
         return self._workers + waits.forked - waits.parked - waits.held
 
@@ -74,7 +74,7 @@ class Driver:
         return not self._ended and waits.parked < 2 * self._share.most and waits.held < _MOST_HELD
 
     def _start_workers(self) -> None:
-        """Start a worker for each request that waits for one, up to the share; called when a place becomes free."""
+        """Start workers for waiting requests, up to the share; called when a part of the share becomes free."""
         if self._closed:
             return
         wanted = len(self._fresh) or (self._may_take and not self._taking.locked())
@@ -82,7 +82,7 @@ class Driver:
             work = self._work()
             try:
                 self._group.create_task(work)
-            except RuntimeError:  # the run is being ended
+            except RuntimeError:  # the run is ending
                 work.close()
                 self._closed = True
                 return
@@ -92,7 +92,7 @@ class Driver:
     async def _work(self) -> None:
         call, waits, share, sink, fresh = self._call, self._waits, self._share, self._sink, self._fresh
         try:
-            # the share may shrink for the sake of another call
+            # the share may shrink when another call starts
             while self._workers + waits.forked - waits.parked - waits.held <= share.most:
                 if not fresh and (not self._may_take or not await self._take()):
                     break
@@ -108,13 +108,13 @@ class Driver:
         self._start_workers()
 
     async def _take(self) -> bool:
-        """Have requests ready; return whether there are some."""
+        """Take requests from the source if no taken one is left; return whether there are any."""
         async with self._taking:
             if self._fresh or not self._may_take:
                 return bool(self._fresh)
             wanted = min(self._share.most, _MOST_TAKEN)
             requests = await self._source.take(wanted)
-            await asyncio.sleep(0)  # neither a list nor a request that fails at once lets the event loop go on
+            await asyncio.sleep(0)  # the event loop must run, even for a list whose requests all fail at once
             self._ended = not requests
             self._short = len(requests) < wanted
             self._open += len(requests)
@@ -125,13 +125,13 @@ class Driver:
         return bool(self._fresh)
 
     def _look(self) -> None:
-        """Have the share decide when nothing will happen by itself."""
+        """Call `share.idle` if only held requests are left, which no event will release."""
         waits = self._waits
         if waits.held and not waits.parked and not self._running and not self._fresh and not self._may_take:
             self._share.idle()
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the first exception of `group` that is not one itself."""
+    """Return the first exception of `group` that is not a group itself."""
     error = group.exceptions[0]
     return _first(error) if isinstance(error, BaseExceptionGroup) else error

@@ -18,18 +18,18 @@ from promptmill.core.sampling import Sampling
 
 _LONGEST_COLUMNS = 1000
 _MOST_REPEATED = 1000
-"""Items of one error that repeat its message; hundreds of thousands may share it."""
+"""Items that repeat the message of one error; hundreds of thousands may share the error."""
 _LARGE_ANSWER = 64 * 1024  # bytes in memory
 MOST_LARGE = 32 * 1024 * 1024
-"""Bytes in memory of the large answers of a call together: its result is written several times over."""
+"""Bytes in memory of all large answers of a call: several copies of its result are written."""
 MOST_SHARED = 64 * 1024 * 1024
-"""Bytes in memory of all answers of a call to a server that several clients share."""
+"""Bytes in memory of all answers of a call, on a server that several clients share."""
 _VALUE = 100
 """Bytes in memory of a value in tool calls and `logprobs`, with its name."""
 
 
 class ListSource(Source):
-    """The conversations of a call, in order. Items that are errors already are passed over."""
+    """The conversations of a call, in order. Items that are already errors are skipped."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class ListSource(Source):
 
     @property
     def size(self) -> int:
-        """The length of all texts together, in characters."""
+        """The total length of all texts, in characters."""
         texts = (message.content for item in self._items if isinstance(item, Conversation) for message in item.messages)
         return sum(len(text) for text in texts if isinstance(text, str))
 
@@ -63,18 +63,18 @@ class ListSource(Source):
 
 
 class ListSink(Sink):
-    """Outcomes by position."""
+    """The outcomes of a call, by position."""
 
     def __init__(self, size: int, most_large: int | None = None, most: int | None = None) -> None:
-        """`most_large` limits the bytes of large answers, `most` those of all; None is no limit."""
+        """`most_large` limits the bytes of large answers, `most` those of all answers; None: no limit."""
         self._outcomes: list[Outcome | None] = [None] * size
         self._most_large, self._most = most_large, most
         self._large = self._all = 0
 
     async def put(self, key: int, outcome: Outcome) -> None:
-        """Keep the outcome of item `key`; a large answer fails where its limit has no room for it.
+        """Keep the outcome of item `key`; a large answer that exceeds the limit of large answers becomes a failure.
 
-        Raises `PromptmillError` when the limit of all answers is reached, so that no more requests are sent.
+        Raises `PromptmillError` when the limit of all answers is reached; the call then sends no further request.
         """
         if self._most_large is not None and isinstance(outcome, Completion):
             size = _size(outcome)
@@ -99,7 +99,7 @@ class ListSink(Sink):
         return [key for key, outcome in enumerate(self._outcomes) if outcome is None]
 
     def result(self, unanswered: PromptmillError | None) -> list[Outcome]:
-        """Return the outcomes in order; what has none failed for the reason `unanswered`."""
+        """Return the outcomes in order; items without one fail with `unanswered`."""
         if unanswered is None:
             assert None not in self._outcomes, "a backend returned without settling every item"
             return [outcome for outcome in self._outcomes if outcome is not None]
@@ -108,7 +108,7 @@ class ListSink(Sink):
 
 
 def _size(completion: Completion) -> int:
-    """Return the bytes that an answer takes in memory, roughly."""
+    """Return the approximate size of an answer in memory, in bytes."""
     size = sys.getsizeof(completion.text) + sys.getsizeof(completion.reasoning)
     if completion.logprobs or completion.tool_calls:
         values = orjson.dumps((completion.logprobs, completion.tool_calls))
@@ -136,13 +136,13 @@ def several(outcomes: Sequence[Outcome]) -> list[list[str]]:
 
 
 def errors(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """Return an entry per failed item: index, code, message, retryable, attempts; `text` where the model said one.
+    """Return an entry per failed item: index, code, message, retryable, attempts; `text` if the model returned a text.
 
-    Hundreds of thousands of items may share one failure, of a budget for instance: from some number on, one entry with
-    `index` and `last` stands for a run of them.
+    Hundreds of thousands of items may share one failure, such as that of a budget: beyond some number, a run of them
+        is one entry with `index` and `last`.
     """
     found: list[dict[str, Any]] = []
-    shared: dict[int, list[Any]] = {}  # by the error's identity: how many items have it, and what they say
+    shared: dict[int, list[Any]] = {}  # by the error's identity: the number of its items, and their message
     before: Outcome | None = None
     for index, outcome in enumerate(outcomes):
         if not isinstance(outcome, Failure):
@@ -168,7 +168,7 @@ def errors(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
 
 
 def summary(outcomes: Sequence[Outcome]) -> str:
-    """Return one paragraph on what failed, the commonest reason first; `""` when nothing did."""
+    """Return one paragraph about the failures, the most frequent first; `""` without failures."""
     failures = [failure for outcome in outcomes if (failure := _wrong(outcome))]
     if not failures:
         return ""
@@ -211,7 +211,7 @@ def totals(stats: Call) -> dict[str, Any]:
 def columns(outcomes: Sequence[Outcome]) -> dict[str, list[Any]]:
     """Return per-item lists in order; empty for calls of more than `_LONGEST_COLUMNS` items.
 
-    `reasoning`, `tool_calls`, `logprobs`, `costs` and `answered_by` are there only when some item has them.
+    `reasoning`, `tool_calls`, `logprobs`, `costs` and `answered_by` are included only when some item has them.
     """
     if len(outcomes) > _LONGEST_COLUMNS:
         return {}
@@ -242,13 +242,13 @@ def _usage(usage: Usage) -> dict[str, int]:
 
 
 def failed(outcomes: Sequence[Outcome], *, any_failure: bool) -> bool:
-    """Return whether the call as a whole failed: nothing was answered, or `any_failure` and something was not."""
+    """Return whether the call as a whole failed: no item was answered, or, with `any_failure`, some item was not."""
     wrong = sum(_wrong(outcome) is not None for outcome in outcomes)
     return wrong > 0 and (any_failure or wrong == len(outcomes))
 
 
 def deferred(outcomes: Sequence[Outcome]) -> int:
-    """Return how many items continue as a job."""
+    """Return the number of items that continue as a job."""
     return sum(isinstance(outcome, Failure) and outcome.error.code is Code.DEFERRED for outcome in outcomes)
 
 

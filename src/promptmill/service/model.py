@@ -3,15 +3,15 @@
     not loaded ──a call, init──▶ loading ──▶ ready ──▶ unloading ──▶ not loaded
                                     └── failed, died ─────▲ the next call loads it again
 
-**Load.** The first call that needs a model loads it, and so does `generation_init`. Calls that come meanwhile wait for
-the same load. **Use.** A call enters a ready model and leaves it when it ends; any number of calls share a model.
+**Load.** The first call that needs a model loads it, and so does `generation_init`. Calls that arrive meanwhile wait
+for the same load. **Use.** A call enters a ready model and leaves it when it ends; any number of calls share a model.
 **Unload.** Either after its last call: when no call used it for `idle_unload` seconds, when another engine needs its
-device, or when it was swapped for one that fits beside it. Or at once, and its calls end with the reason:
+device, or when a swap replaced it by one that fits next to it. Or at once, and its calls end with the reason:
 `vllm_shutdown`, the end of the server, a swap on the same device whose running calls take longer than `drain_s`.
 
-**Turns.** Engines that do not fit side by side (`fits_beside`) take turns. One that is to be loaded waits until those
-in its way are unloaded, the least recently used first and each after its last call. A call for a model that is
-unloading loads it again, behind the other one, so two such models alternate. Endpoints are never in the way.
+**Turns.** Engines that do not fit side by side (`fits_beside`) take turns. Before an engine loads, the engines in its
+way are unloaded, the least recently used first and each after its last call. A call for a model that is unloading
+loads it again after the other one, so two such models alternate. Endpoints are never in the way.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from promptmill.core.money import Budget
 Create: TypeAlias = Callable[[ResolvedConfig], Awaitable[Backend]]
 
 _STOPPING_S = 1.0  # for stopped calls and a stopped load to end, before the backend is closed under them
-# Two copies while loading, or bfloat16 on disk computed in float32; the rest is activations and cache.
+# Loading makes two copies, or bfloat16 on disk becomes float32; the rest is for activations and cache.
 _MEMORY_PER_WEIGHT = 2.5
 
 
@@ -48,7 +48,7 @@ class Models:
         self._by_name: dict[str, Model] = {}
         self._turn = asyncio.Lock()
         self._loading: list[Loaded] = []
-        """The engines that have room and are loading."""
+        """The engines that are loading, in memory reserved by `room`."""
 
     def get(self, name: str) -> Model | None:
         """Return the model `name`; None if it was never needed."""
@@ -65,7 +65,7 @@ class Models:
         return next((model.activity for model in self._by_name.values() if model.activity), "")
 
     async def unload(self, wanted: Callable[[ResolvedConfig], bool], reason: PromptmillError) -> None:
-        """Unload at once, for `reason`, each model whose plan is `wanted`; a later call loads it again.
+        """Unload at once, for `reason`, each model whose plan `wanted` accepts; a later call loads it again.
 
         All are unloaded even if one fails to close; its error is raised then.
         """
@@ -76,7 +76,7 @@ class Models:
 
     @contextlib.asynccontextmanager
     async def room(self, coming: Loaded) -> AsyncIterator[None]:
-        """Make room for `coming`, and keep it until the end of the block, in which it loads."""
+        """Make room for `coming`, and reserve the room until the end of the block, in which `coming` loads."""
         if not coming.plan.record.is_engine:
             yield
             return
@@ -94,11 +94,11 @@ class Models:
             self._loading.remove(coming)
 
     def _loading_there(self, coming: Loaded) -> Loaded | None:
-        """Return an engine that is loading, perhaps on the same device: its memory is not known yet."""
+        """Return an engine that is loading and may use the same device; its memory is not known yet."""
         return next((other for other in self._loading if not _on_other_gpus(other.plan, coming.plan)), None)
 
     def _in_the_way(self, coming: Loaded) -> Loaded | None:
-        """Return the next engine to unload; None if `coming` fits beside all that are loaded."""
+        """Return the next engine to unload; None if `coming` fits next to all loaded engines."""
         there = [
             other
             for model in self._by_name.values()
@@ -110,16 +110,16 @@ class Models:
 
 
 class Model:
-    """One model: its plan, and what is loaded of it; during a swap that is both the old and the new one."""
+    """One model: its plan and its loaded backends, which are two during a swap."""
 
     def __init__(self, plan: ResolvedConfig, models: Models) -> None:
         self.plan, self.models = plan, models
         self._current: Loaded | None = None
-        """The one that calls enter."""
+        """The backend that calls enter."""
         self._coming: Loaded | None = None
-        """Its successor, while that loads beside it."""
+        """Its successor, while both are loaded."""
         self._unloading: dict[Loaded, asyncio.Task[None]] = {}
-        """The former ones, each of which is unloaded after its last call."""
+        """Its predecessors, and the task that unloads each after its last call."""
         self._swapping = asyncio.Lock()
 
     @property
@@ -137,7 +137,7 @@ class Model:
         return "ready" if self._current.is_ready else "loading"
 
     def all_loaded(self) -> Iterator[Loaded]:
-        """Yield everything that is loaded, loads, or must still be unloaded."""
+        """Yield all backends that are loaded, loading or not unloaded yet."""
         for loaded in (self._current, self._coming, *self._unloading):
             if loaded is not None:
                 yield loaded
@@ -145,7 +145,7 @@ class Model:
                     yield loaded.predecessor
 
     async def load(self) -> Loaded:
-        """Return the loaded model, loading it first if necessary. Raises the reason why it cannot be loaded."""
+        """Return the loaded model, and load it first if necessary. Raises the error that prevents the load."""
         loaded = self._usable()
         if loaded is None:
             registry.check_name(self.plan.backend)
@@ -161,9 +161,9 @@ class Model:
         return loaded
 
     async def swap(self, plan: ResolvedConfig, refuse_when_closed: Callable[[], None]) -> None:
-        """Load the model of `plan` in place of the present one. An unchanged engine stays, with new sampling.
+        """Load the model of `plan` in place of the present one. An unchanged engine stays loaded, with new sampling.
 
-        Raises `PromptmillError`; the present one, if it still exists, then goes on serving unchanged.
+        Raises `PromptmillError`; the present model, if it still exists, then continues to serve unchanged.
         """
         registry.check_name(plan.backend)
         async with self._swapping:
@@ -178,7 +178,7 @@ class Model:
                 await self._swap_beside(Loaded(plan, self))
 
     async def _swap_on_the_device(self, old: Loaded | None, new: Loaded) -> None:
-        """Load `new` once `old` is unloaded; calls that come meanwhile wait for `new`."""
+        """Load `new` once `old` is unloaded; calls that arrive meanwhile wait for `new`."""
         before, self.plan, self._current = self.plan, new.plan, new
 
         async def back(error: PromptmillError) -> None:
@@ -189,8 +189,8 @@ class Model:
         try:
             await new.wait_ready()
         except PromptmillError as error:
-            is_wanted = old is None and error.code is Code.SHUTDOWN  # the next call loads it after all
-            if self._current in {new, None} and not is_wanted:  # else a call is loading it again already
+            is_wanted = old is None and error.code is Code.SHUTDOWN  # the next call loads it again
+            if self._current in {new, None} and not is_wanted:  # else a call already loads it again
                 await back(error)
             raise
         except asyncio.CancelledError:
@@ -199,7 +199,7 @@ class Model:
             raise
 
     async def _swap_beside(self, new: Loaded) -> None:
-        """Load `new` beside the present one, which serves until then and is unloaded after its last call."""
+        """Load `new` next to the present backend, which serves until then and is unloaded after its last call."""
         self._coming = new
         new.start()
         try:
@@ -209,13 +209,13 @@ class Model:
             raise
         finally:
             self._coming = None
-        # `_current` may be another one by now: an engine that died is loaded again by the next call
+        # `_current` may have changed: the next call after an engine's death loads it again
         old, self.plan, self._current = self._current, new.plan, new
         if old is not None:
             self.unload_after_calls(old)
 
     def unload_after_calls(self, loaded: Loaded) -> Awaitable[None]:
-        """Unload `loaded` after its last call, which may be awaited; a call that comes meanwhile loads it again."""
+        """Unload `loaded` after its last call; return an awaitable of that. A call meanwhile loads it again."""
         if loaded is self._current:
             self._current = None
         if loaded not in self._unloading:
@@ -230,7 +230,7 @@ class Model:
             del self._unloading[loaded]
 
     async def unload(self, wanted: Callable[[ResolvedConfig], bool], reason: PromptmillError) -> None:
-        """Unload at once, for `reason`, whatever of it is `wanted`. Raises the first error of a close."""
+        """Unload at once, for `reason`, the backends whose plan `wanted` accepts. Raises the first error of a close."""
         found = {loaded for loaded in self.all_loaded() if wanted(loaded.plan)}
         if self._current in found:
             self._current = None
@@ -243,29 +243,29 @@ class Model:
 
 
 class Loaded:
-    """One backend of a model, from its load until it is unloaded, and the calls on it."""
+    """One backend of a model, from the start of its load until it is unloaded, and the calls on it."""
 
     def __init__(self, plan: ResolvedConfig, model: Model) -> None:
         self.plan, self.model = plan, model
         self.activity = ""
         self.last_used = time.monotonic()
         self.predecessor: Loaded | None = None
-        """Must be unloaded before this one loads; None once it is."""
+        """The backend to unload before this one loads; None after that."""
         self.ready: asyncio.Task[None]
-        """The load."""
+        """The task that loads the backend."""
         self.awaited = 0
-        """Calls that wait until it is loaded."""
+        """The number of calls that wait for the load."""
         self._chain: Chain | None = None
         self._calls: dict[Call, Stoppable] = {}
         self._no_calls = asyncio.Event()
         self._no_calls.set()
         self._reason: PromptmillError | None = None
-        """The reason why it is unloaded or of no use."""
+        """The reason why it cannot be used: it is unloaded or it died."""
         self._idle_timer: asyncio.TimerHandle | None = None
 
     @property
     def is_usable(self) -> bool:
-        """Whether calls may wait for it or enter it: it neither failed to load, nor died, nor is unloaded."""
+        """Whether calls may wait for it or enter it: it is loading or loaded, and alive."""
         return self._reason is None and (not self.ready.done() or self.is_ready)
 
     @property
@@ -281,10 +281,10 @@ class Loaded:
         return self._chain.answer
 
     def start(self, *, after: Loaded | None = None) -> None:
-        """Start to load, once `after` is unloaded."""
+        """Start the load, which waits until `after` is unloaded."""
         self.predecessor = after
         self.ready = asyncio.ensure_future(self._load(after))
-        # each caller that waits gets the error, but there may be none: no "exception was never retrieved"
+        # every waiting caller gets the error; without one, asyncio would log "exception was never retrieved"
         self.ready.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     async def _load(self, after: Loaded | None) -> None:
@@ -292,7 +292,7 @@ class Loaded:
         try:
             backend = await models.create(self.plan)
             while after is not None:
-                before = after.predecessor  # which `after` was to replace, and perhaps has not yet
+                before = after.predecessor  # `after` was to replace it, and may not have done so yet
                 self.activity = "waiting for running calls to end"
                 await after.wait_without_calls(models.drain_s)
                 await after.unload(PromptmillError(Code.REPLACED, "Another model was loaded on the same device."))
@@ -308,7 +308,7 @@ class Loaded:
         self.activity = activity
 
     async def wait_ready(self) -> None:
-        """Wait until it is loaded. Raises why it cannot be; a cancelled waiter does not stop the load."""
+        """Wait until it is loaded. Raises the error of the load; a cancelled waiter does not stop the load."""
         self.awaited += 1
         try:
             await asyncio.shield(self.ready)
@@ -320,9 +320,9 @@ class Loaded:
             self.awaited -= 1
 
     def enter(self, call: Call, run: Stoppable) -> Share:
-        """Note that a call starts here. Raises why it cannot, before anything is taken.
+        """Note that a call starts here. Raises the reason if it cannot, before it takes any request.
 
-        `run` is what the call does here: it is stopped if the model is unloaded meanwhile.
+        `run` stops the call's work here if the model is unloaded meanwhile.
         """
         if self._reason is not None:
             raise self._reason
@@ -337,7 +337,7 @@ class Loaded:
         return share
 
     def note(self, error: PromptmillError) -> None:
-        """Note why a call cannot continue here: an engine that died is loaded again by the next call."""
+        """Note the error for which a call cannot continue; after an engine's death the next call loads it again."""
         if error.code is Code.ENGINE_DIED:
             self._reason = self._reason or error
 
@@ -362,10 +362,10 @@ class Loaded:
         """Wait until no call runs here or waits for it."""
         while self._calls or self.awaited:
             await self._no_calls.wait()
-            await asyncio.sleep(0)  # a call that waited for the load is about to enter
+            await asyncio.sleep(0)  # a call that waited for the load enters in a moment
 
     async def unload(self, reason: PromptmillError) -> None:
-        """Unload at once: the load stops, running calls end for `reason`, all is freed. May be called twice."""
+        """Unload at once: stop the load, end running calls with `reason`, free all memory. May be called twice."""
         self._reason = self._reason or reason
         if self._idle_timer is not None:
             self._idle_timer.cancel()
@@ -375,12 +375,12 @@ class Loaded:
         try:
             await asyncio.wait({self.ready}, timeout=_STOPPING_S)
             await self.wait_without_calls(_STOPPING_S)
-        finally:  # also when the caller is cancelled meanwhile
+        finally:  # continues if the caller is cancelled meanwhile
             if self._chain is not None:
                 await self._chain.aclose()
 
     def _note_use(self) -> None:
-        """Note that it was used just now, from when on `idle_unload` counts."""
+        """Note that it was used just now, and restart the time of `idle_unload`."""
         self.last_used = time.monotonic()
         if self._idle_timer is not None:
             self._idle_timer.cancel()
@@ -396,7 +396,7 @@ class Loaded:
 
 
 def _identity_of(plan: ResolvedConfig) -> tuple[object, ...]:
-    """Return the parts of a plan that need a new load when they change: its block, and keys that a call set itself."""
+    """Return the parts of a plan whose change needs a new load: its block, and the keys that the call set."""
     block = plan.block
     if plan.record.needs_endpoint:
         from_call = plan.from_call & {"api_key", "api_key_env", "base_url", "headers"}
@@ -408,7 +408,7 @@ def _identity_of(plan: ResolvedConfig) -> tuple[object, ...]:
 def fits_beside(old: ResolvedConfig, new: ResolvedConfig) -> bool:
     """Return whether `new` may load while `old` still runs.
 
-    Endpoints always may. Engines may on separate GPUs, and on the CPU if its free memory is ample for the weights.
+    An endpoint always may. An engine may on a separate GPU, or on the CPU with ample free memory for its weights.
     """
     if not (old.record.is_engine and new.record.is_engine):
         return True
@@ -422,7 +422,7 @@ def fits_beside(old: ResolvedConfig, new: ResolvedConfig) -> bool:
 
 
 def _on_other_gpus(one: ResolvedConfig, other: ResolvedConfig) -> bool:
-    """Return whether two engines are known to share no device."""
+    """Return whether two engines certainly use different devices."""
     used = [set(getattr(plan.block, "gpu_ids", None) or ()) for plan in (one, other)]
     return all(used) and not used[0] & used[1]
 

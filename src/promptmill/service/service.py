@@ -26,7 +26,7 @@ from promptmill.service.list_call import MOST_LARGE, MOST_SHARED, ListSink, List
 from promptmill.service.model import Create, Loaded, Model, Models
 
 _DRAIN_S = 30.0
-_FEW = 10_000  # items that are looked at on the event loop
+_FEW = 10_000  # items that are examined on the event loop
 _COUNTS = (
     *("done", "failed", "requests", "retries", "prompt_tokens", "completion_tokens"),
     *("cached", "repaired", "asked_again"),
@@ -48,7 +48,7 @@ class Service:
         """`plan` replaces the configuration's plan of the default model, which answers calls that name none.
 
         `create` makes the backend of a plan; `drain_s` limits how long calls continue on a model that is swapped.
-        `is_shared`: several clients call, and none may learn the requests of another.
+        `is_shared`: several clients call, and no client may learn another client's requests.
         """
         self._configuration = configuration
         self.is_shared = is_shared
@@ -102,12 +102,12 @@ class Service:
         return self.plan_of(name)
 
     def state_of(self, name: str) -> str:
-        """Return whether the model `name` is loaded: `not_loaded`, `loading`, `ready` or `failed`."""
+        """Return the state of the model `name`: `not_loaded`, `loading`, `ready` or `failed`."""
         model = self._models.get(name)
         return "not_loaded" if model is None else model.state
 
     def described(self, names: Sequence[str]) -> list[dict[str, Any]]:
-        """Return the backend, model, state and fallbacks of each model, or the reason why it is not usable."""
+        """Return the backend, model, state and fallbacks of each model, or the reason why it cannot be used."""
         found = []
         for name in names:
             about: dict[str, Any] = {"name": name, "is_default": name == self._configuration.default}
@@ -131,7 +131,7 @@ class Service:
         return "closed" if self._closed else self._model().state
 
     async def decided(self, name: str | None = None) -> ResolvedConfig:
-        """Return the plan of a model; a backend or model that the configuration leaves open is found once.
+        """Return the plan of a model. A backend or model that the configuration leaves open is resolved once.
 
         Raises `PromptmillError` when the endpoint does not list its models, or has several; a later call tries again.
         """
@@ -146,7 +146,7 @@ class Service:
         return model.plan
 
     async def settled(self, plan: ResolvedConfig) -> ResolvedConfig:
-        """Return the plan of a call with its own sampling; `decided` finds what it leaves open: backend, model."""
+        """Return the plan of a call with its own sampling; `decided` resolves an open backend or model."""
         if not plan.is_open:
             return plan
         found = await self.decided(plan.name)
@@ -156,13 +156,13 @@ class Service:
     async def init(self, overrides: Overrides) -> None:
         """Load the configuration under `overrides` as the default model.
 
-        An unchanged engine stays, with new sampling. Raises `PromptmillError`; the present model, if it still exists,
-        then goes on serving unchanged.
+        An unchanged engine stays loaded, with new sampling. Raises `PromptmillError`; the present model, if it still
+                exists, then continues to serve unchanged.
         """
         if overrides.backend in {AUTO, None} and self.configured_backend == AUTO:
             overrides = replace(overrides, backend=(await self.decided()).backend)
         elif overrides.backend == AUTO:
-            raise config_error("backend", "`auto` stands in the configuration alone; name a backend.")
+            raise config_error("backend", "`auto` is allowed only in the configuration; name a backend.")
         plan = await choosing.with_model(self._configuration.overlaid(overrides))
         await self._model().swap(plan, self._refuse_when_closed)
 
@@ -180,13 +180,13 @@ class Service:
         plan: ResolvedConfig | None = None,
         sink: ListSink | None = None,
     ) -> list[Outcome]:
-        """Answer `items`, n conversations → n outcomes in their order; an item that is an error stays one.
+        """Answer `items`: n conversations → n outcomes in the same order; an item that is an error becomes its failure.
 
-        `plan` is the call's own if it has its own sampling (`ResolvedConfig.with_sampling`). `sink` holds the outcomes
-        so far, for a caller that may cancel the call and needs them then.
+        `plan` is set for a call with its own sampling (`ResolvedConfig.with_sampling`). `sink` holds the outcomes so
+                far, for a caller that needs them after it cancels the call.
 
-        The error that ends a call early (`deadline`, `shutdown`, `replaced`, `engine_died`, …) is the outcome of the
-        items without an answer. Raises `PromptmillError` only when the backend cannot be loaded.
+        If an error ends the call early (`deadline`, `shutdown`, `replaced`, `engine_died`, …), unanswered items fail
+                with it. Raises `PromptmillError` only when the backend cannot be loaded.
         """
         sink = sink or ListSink(len(items), MOST_LARGE, MOST_SHARED if self.is_shared else None)
         limit_s = self.plan.settings.call_timeout
@@ -212,9 +212,9 @@ class Service:
         system_prompt: str = "",
         plan: ResolvedConfig | None = None,
     ) -> PromptmillError | None:
-        """Answer `items` into `sink`, however long it takes; the keys are their positions.
+        """Answer `items` and put the outcomes into `sink` by their positions, without a time limit.
 
-        Returns the reason why items have no outcome, None if all have one. Raises as `generate` does.
+        Returns the error of the items without an outcome; None if all have one. Raises like `generate`.
         """
         plan = plan or self.plan
         settings = plan.settings
@@ -238,7 +238,7 @@ class Service:
         return None
 
     async def run(self, source: Source, sink: Sink, stats: Call, name: str | None = None) -> None:
-        """Answer the requests of `source` into `sink` with the model `name`, without `call_timeout`.
+        """Answer the requests of `source` with the model `name`, without `call_timeout`; `sink` gets the outcomes.
 
         Raises `PromptmillError` when the model cannot be loaded or no request can continue.
         """
@@ -250,15 +250,15 @@ class Service:
                 raise error.reason from None
 
     async def shutdown_engine(self) -> None:
-        """Unload the engines, which frees their memory; endpoints take none. A later call loads them again."""
+        """Unload the engines to free their memory; endpoints use none. A later call loads the engines again."""
         reason = PromptmillError(Code.SHUTDOWN, "The engine was shut down by `vllm_shutdown`.")
         await self._models.unload(lambda plan: plan.record.is_engine, reason)
 
     async def aclose(self) -> None:
-        """Unload all models for good; running calls end with code `shutdown`."""
+        """Unload all models; the service cannot be used again. Running calls end with the code `shutdown`."""
         self._closed = True
         reason = PromptmillError(Code.SHUTDOWN, "The server is shutting down.")
-        with contextlib.suppress(Exception):  # of a backend that fails to close
+        with contextlib.suppress(Exception):  # a backend failed to close
             await self._models.unload(lambda _: True, reason)
 
     @contextlib.contextmanager
@@ -276,7 +276,7 @@ class Service:
             raise PromptmillError(Code.SHUTDOWN, "The server is shutting down.")
 
     def _model(self, name: str | None = None) -> Model:
-        """Return the model `name`, without a name the default one."""
+        """Return the model `name`; the default model for an empty name."""
         configuration = self._configuration
         if not name or (name == DEFAULT and name not in configuration.names):
             name = configuration.default
@@ -287,7 +287,7 @@ class Service:
         return self._models.add(name, configuration.plan_of(name))
 
     async def _run(self, plan: ResolvedConfig, source: Source, sink: Sink, call: Call) -> None:
-        """Run a call on the model of `plan`, on those that its requests name, and on fallbacks.
+        """Run a call on the model of `plan`, the models that its requests name, and their fallbacks.
 
         Raises `NotLoadedError`, or the error that ended the run.
         """
@@ -309,7 +309,7 @@ class Service:
             await model.leave(call)
 
     async def _enter(self, name: str, call: Call, run: Stoppable) -> tuple[Loaded, Share]:
-        """Load the model `name` if need be and enter it. Raises `NotLoadedError`, or why the call cannot start."""
+        """Load the model `name` if necessary and enter it. Raises `NotLoadedError`, or the error of the entry."""
         model = self._model(name)
         for last_try in (False, True):
             try:
@@ -322,7 +322,7 @@ class Service:
             try:
                 return loaded, loaded.enter(call, run)
             except PromptmillError as error:
-                # an engine that died before this call is no reason to fail
+                # the engine died before this call: load it again
                 if error.code is not Code.ENGINE_DIED or last_try:
                     raise
         raise AssertionError
@@ -334,7 +334,7 @@ def too_long(limit_s: float | None) -> PromptmillError:
 
 
 class _ServiceStats:
-    """Counts of all calls, read from each one's `Call`, so that counting costs a call nothing."""
+    """Statistics of all calls, read from their `Call` objects, so that they cost a running call no time."""
 
     def __init__(self) -> None:
         self.started = time.time()
