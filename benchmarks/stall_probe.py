@@ -18,6 +18,7 @@ import orjson
 
 from promptmill.cli.main import main
 from promptmill.server import process
+from promptmill.system.runtime import stay_responsive
 
 _EVERY_S = 0.005
 _LATE_S = 0.05
@@ -67,14 +68,14 @@ async def _watch(report: str) -> None:
 def probed() -> None:
     """Run the command line after the first argument, with the loop watched."""
     report = sys.argv.pop(1)
-    ordinary = process.stay_responsive
+    ordinary = stay_responsive
     watching = []
 
     def watched() -> None:
         ordinary()
         watching.append(asyncio.ensure_future(_watch(report)))
 
-    process.stay_responsive = watched
+    vars(process)["stay_responsive"] = watched  # the server starts its loop with it
     sys.exit(main())
 
 

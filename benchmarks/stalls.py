@@ -333,10 +333,11 @@ def _measure(name: str, over: str, *, stacks: bool) -> None:
         worst_gap = max(gaps, key=lambda gap: gap["wall"], default={"wall": 0.0, "cpu": 0.0, "gc": 0.0, "stacks": []})
         most_cpu = max((gap["cpu"] for gap in gaps), default=0.0)
         load = psutil.getloadavg()[0]
+        shown = answer[:60].decode(errors="replace") if len(answer) < 2000 else ""
         print(
             f"{name:20} {over:5} wall {worst_gap['wall']:5.2f} cpu {worst_gap['cpu']:5.2f} (most {most_cpu:5.2f}) "
             f"gc {worst_gap['gc']:.2f} healthz {max(worst):5.2f}  rss {rest:4} → {server.peak():4} MiB  "
-            f"{took:6.2f} s  {len(answer):>11,} bytes  load {load:.1f}  {answer[:60] if len(answer) < 2000 else ''}",
+            f"{took:6.2f} s  {len(answer):>11,} bytes  load {load:.1f}  {shown}",
             flush=True,
         )
         if stacks:

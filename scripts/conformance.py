@@ -27,7 +27,8 @@ ROOT = Path(__file__).parent.parent
 CLIENTS = ROOT / "tests" / "clients"
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 
-from served import Served, written  # noqa: E402 (found by the line above)
+from served import Served  # noqa: E402 (found by the line above)
+from server_process import written  # noqa: E402
 from upstream import Upstream  # noqa: E402
 
 EXPECTED = CLIENTS / "conformance.json"
