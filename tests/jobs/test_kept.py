@@ -193,3 +193,26 @@ def test_the_latency_of_a_copied_answer_is_none(bench: Any) -> None:
     bench.upstream.reply = late(0.05, answer())
     found = bench.succeed("--again", "failed", "--dedupe", *arguments)
     assert found["latency_s"]["p50"] >= 0.045
+
+
+@pytest.mark.parametrize("point", ["merging", "before-rename"])
+@pytest.mark.parametrize("options", [(), ("--from", "other.jsonl")], ids=["appended", "another job's"])
+def test_an_output_of_the_rows_before_does_not_count_as_finished_after_a_kill(
+    bench: Any, point: str, options: tuple[str, ...]
+) -> None:
+    rows = bench.prompts(3)
+    own, bench.output = bench.output, bench.path / "other.jsonl"
+    bench.succeed()
+    bench.output = own
+    if options:
+        bench.upstream.reply = by_prompt({rows[1]["prompt"]: status(400, "no")}, answer())
+        bench.fail(code=1)
+    else:
+        bench.succeed()
+        bench.write([*rows, {"id": "r3", "prompt": "prompt 3"}])
+    assert bench.run(*options, killed_at=point).returncode == -signal.SIGKILL
+    bench.upstream.reply = status(400, "no")
+    asked = len(bench.upstream.seen)
+    bench.succeed()
+    assert len(bench.upstream.seen) == asked
+    assert [row["answer"] for row in bench.answers()] == [f"echo: prompt {at}" for at in range(4 - bool(options))]

@@ -301,7 +301,8 @@ def _begin_or_go_on(folder: Folder, wanted: JobSpec, order: JobRequest, *, fixed
         if made is not None:
             conflicts.check_limit(made, wanted.output, order)
             is_same = begun.answer_column == spec.answer_column and begun.skip_empty == spec.skip_empty
-            if spec.again is not None or spec.settings != begun.settings or not is_same:
+            binds = spec.to_bind is not None or order.from_job is not None
+            if spec.again is not None or spec.settings != begun.settings or binds or not is_same:
                 made = made.model_copy(update={"finished": False})  # until the new answers are in it, too
     request = order.model_copy(update={**_ONCE, "input": wanted.input, "output": wanted.output})
     folder.put(spec=spec, request=request, output=made)
@@ -370,13 +371,16 @@ def check_content(job: Job, halt: threading.Event) -> None:
     if halt.is_set():
         return
     job.seen = found
+    made = job.folder.result
     update: dict[str, Any] = {"sha256": sha256, "size": found[0], "mtime_ns": found[1]}
     if not spec.spooled:
         update["lines"] = lines
     if spec.sha256 not in {None, sha256}:
         update |= {"lines": update.get("lines"), "columns": None, "settings_read": [], "to_bind": "questions"}
+        if made is not None:
+            made = made.model_copy(update={"finished": False})  # it has the rows of the input as it was
     job.spec = spec.model_copy(update=update)
-    job.folder.put(spec=job.spec)
+    job.folder.put(spec=job.spec, output=made)
 
 
 def check_unchanged(job: Job, halt: threading.Event) -> bool:
