@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
+import sys
+
+import pytest
 
 from promptmill.answers.checker import Checker
 from promptmill.answers.schema import compile_schema
@@ -27,6 +31,20 @@ async def test_a_check_without_end_is_ended_and_the_next_answer_is_checked(closi
     assert (await checker.check(ENDLESS, "[]", complete=True)).problem == "it takes too long to check"
     checker = closing(Checker())
     assert not (await checker.check(NAME, '{"name": "Ada"}', complete=True)).problem
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there the time on the clock counts")
+async def test_a_check_is_limited_by_processor_time_not_by_the_clock(closing):
+    """A machine whose other programs leave this process no time makes no honest answer wrong."""
+    checker = closing(Checker(longest_check_s=0.5))
+    await checker.check(NAME, "No.", complete=True)
+    assert checker._process is not None
+    checker._process.send_signal(signal.SIGSTOP)
+    checking = asyncio.ensure_future(checker.check(NAME, '{"name": 5}', complete=True))
+    await asyncio.wait({checking}, timeout=0.6)
+    assert not checking.done()
+    checker._process.send_signal(signal.SIGCONT)
+    assert (await checking).problem.startswith("at $.name")
 
 
 async def test_a_cancelled_check_leaves_no_result_for_the_next_answer(closing):

@@ -1,6 +1,6 @@
 """Checks answers in a process of its own: the validator, which holds the GIL, can take any time on a hostile schema.
 
-To the process: `{"schema": …, "text": …, "complete": …}`, the schema as JSON text.
+To the process: `{"schema": …, "text": …, "complete": …, "longest_s": …}`, the schema as JSON text.
 From it: `{"ready": true}` once, then for each answer `{"problem": …, "repaired": text or null}`.
 """
 
@@ -19,7 +19,8 @@ from promptmill.answers.schema import AnswerSchema, Checked, compile_schema
 from promptmill.system import frames, subprocesses
 
 _LONGEST_START_S = 30.0
-_LONGEST_CHECK_S = 5.0  # an ordinary check takes a millisecond
+_LONGEST_CHECK_S = 3.0  # of processor time, which a busy machine does not use up; an ordinary check takes 0.001 s
+_LONGEST_WAIT = 10  # times that, for the reply
 _MOST_MEMORY = 2 << 30  # of address space
 _MOST_KEPT = 32
 _MOST_SLOW = 64
@@ -43,8 +44,9 @@ class Checker:
         async with self._turn:
             if schema.content in self._slow:
                 return Checked(text, _TAKES_TOO_LONG)
+            question = {"schema": schema.content, "text": text, "complete": complete}
             try:
-                asked = frames.packed({"schema": schema.content, "text": text, "complete": complete})
+                asked = frames.packed({**question, "longest_s": self._longest_check_s})
             except TypeError:
                 return Checked(text, "it contains half a surrogate pair")
             found = None
@@ -66,7 +68,10 @@ class Checker:
         return Checked(text, found["problem"])
 
     async def _answered(self, asked: bytes) -> frames.Frame | None:
-        """Return the reply of the process; None if it ended meanwhile, as it does without memory."""
+        """Return the reply of the process; None if it ended meanwhile, as it does without memory.
+
+        Raises `TimeoutError` when the check took too long.
+        """
         process = self._process
         if process is None:
             process = self._process = await subprocesses.start(__name__, subprocesses.environment())
@@ -75,11 +80,14 @@ class Checker:
                 await frames.receive(process.stdout)
         assert process.stdin is not None
         assert process.stdout is not None
-        async with asyncio.timeout(self._longest_check_s):
+        async with asyncio.timeout(_LONGEST_WAIT * self._longest_check_s):
             with contextlib.suppress(ConnectionError):
                 process.stdin.write(asked)
                 await process.stdin.drain()
-            return await frames.receive(process.stdout)
+            reply = await frames.receive(process.stdout)
+            if reply is None and sys.platform != "win32" and await process.wait() == -signal.SIGPROF:
+                raise TimeoutError
+            return reply
 
     async def aclose(self) -> None:
         """End the process."""
@@ -108,15 +116,23 @@ def _serve(incoming: BinaryIO, outgoing: BinaryIO) -> None:
     send({"ready": True})
     while (asked := frames.read(incoming)) is not None:
         text = asked["text"]
+        _limit_time(asked["longest_s"])
         try:
             checked = _compiled(asked["schema"]).check(text, complete=asked["complete"])
         except Exception as error:  # noqa: BLE001 (no answer may end the process)
             checked = Checked(text, f"it cannot be checked ({type(error).__name__})")
+        _limit_time(0.0)
         repaired = checked.text if checked.repaired else None
         try:
             send({"problem": checked.problem, "repaired": repaired})
         except TypeError:
             send({"problem": "it contains half a surrogate pair", "repaired": None})
+
+
+def _limit_time(limit_s: float) -> None:
+    """End this process by SIGPROF once it has computed for `limit_s` seconds more; 0: at no time."""
+    if sys.platform != "win32":
+        signal.setitimer(signal.ITIMER_PROF, limit_s)
 
 
 def _limit_memory() -> None:
