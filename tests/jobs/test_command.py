@@ -13,7 +13,7 @@ import pytest
 
 from half_done import answers
 from promptmill.cli.bulk import summary
-from replies import answer, choose, late, status
+from replies import answer, choose, late, raw, status
 from waiting import eventually
 
 LOST = 32 + 16  # in flight at a kill, and not written yet
@@ -199,6 +199,22 @@ def test_the_summary_tells_what_happened(bench: Any) -> None:
     assert said["tokens"] == "6 in, 9 out"
     assert said["latency"].startswith("p50 0.0")
     assert said["output"] == str(bench.output)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_prompt_tokens_from_the_providers_cache_are_counted_apart_over_all_runs(bench: Any, workers: int) -> None:
+    usage = {"prompt_tokens": 1000, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 800}}
+    choice = {"index": 0, "message": {"role": "assistant", "content": "x"}, "finish_reason": "stop"}
+    bench.prompts(2)
+    assert bench.succeed(num_workers=workers)["cached_tokens"] == 0  # the endpoint reports none
+    bench.upstream.reply = raw(json.dumps({"choices": [choice], "usage": usage}).encode())
+    for rows, cached in ((3, 800), (5, 2400)):
+        bench.prompts(rows)
+        found = bench.succeed(num_workers=workers)
+        assert (found["cached_tokens"], bench.status()["cached_tokens"]) == (cached, cached)
+        assert found["prompt_tokens"] == 2 * 2 + cached / 800 * 1000
+    said = bench.jobs(bench.folder.job_id).stdout
+    assert "tokens    3,004 in, 2,400 of them from the provider's cache, 15 out\n" in said
 
 
 def test_the_summary_is_no_more_exact_than_its_latencies() -> None:

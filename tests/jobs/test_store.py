@@ -6,6 +6,7 @@ import sqlite3
 import stat
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,22 @@ def test_counts_are_those_of_the_records(store: JobStore) -> None:
     again = store.counts(RETRYABLE)
     assert (again.done, again.failed, again.requests) == (3, 1, 8)
     assert store.counts(before=1).done == 1
+
+
+def test_tokens_from_the_providers_cache_are_counted_also_of_answers_that_were_set_aside(store: JobStore) -> None:
+    named = Completion('{"cached_tokens": 5}', details={"body": {"usage": {"cached_tokens": 5}}})
+    failed = replace(FAILURE, usage=Usage(100, 0, cached_tokens=20))
+    fill(store, Completion("a", usage=Usage(100, 1, cached_tokens=80)), failed, named, ANSWER)
+    store.write([record_of(0, Completion("b", usage=Usage(100, 1, cached_tokens=90)))], [0])
+    assert (store.counts().cached_tokens, store.counts(before=1).cached_tokens) == (80 + 20 + 90, 80 + 90)
+
+
+def test_a_damaged_record_does_not_end_the_counts(store: JobStore) -> None:
+    fill(store, *[Completion("a", usage=Usage(100, 1, cached_tokens=80))] * 2)
+    with sqlite3.connect(store.path) as other:
+        other.execute("UPDATE answer SET more = more || 'x' WHERE row = 1")
+    other.close()
+    assert store.counts().cached_tokens == 80
 
 
 def test_a_latency_at_the_edge_of_a_page_and_every_row_are_read_in_order(store: JobStore) -> None:

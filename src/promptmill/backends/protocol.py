@@ -203,6 +203,8 @@ class Call:
     """Failures by code."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0
+    """Those of the prompt tokens that came from the provider's own cache."""
     cost: float | None = None
     """The cost so far, in US dollars; None where the price is unknown."""
 
@@ -283,6 +285,7 @@ class Call:
         usage = outcome.usage
         self.prompt_tokens += usage.prompt_tokens
         self.completion_tokens += usage.completion_tokens
+        self.cached_tokens += usage.cached_tokens
         if outcome.cost is not None:
             self.cost = (self.cost or 0.0) + outcome.cost
 

@@ -378,7 +378,10 @@ def summary(
     lines.extend(_noteworthy(found))
     lines.append(f"  requests  {found.get('requests', 0):,}, {found.get('retries', 0):,} of them retries")
     if any(found.get(name) for name in ("prompt_tokens", "completion_tokens")):
-        lines.append(f"  tokens    {found.get('prompt_tokens', 0):,} in, {found.get('completion_tokens', 0):,} out")
+        of_cache = f", {count:,} of them from the provider's cache" if (count := found.get("cached_tokens")) else ""
+        lines.append(
+            f"  tokens    {found.get('prompt_tokens', 0):,} in{of_cache}, {found.get('completion_tokens', 0):,} out"
+        )
     if (cost := found.get("cost")) is not None:
         lines.append(f"  cost      {dollars(cost)}")
     if cached := found.get("cached"):

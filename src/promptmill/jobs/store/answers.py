@@ -96,6 +96,9 @@ ANSWERED = "code IS NULL"
 # A row with several answers takes as many requests without a retry. Few rows have any, so JSON is read for those alone.
 _WANTED = "CASE WHEN instr(more, '\"wanted\":') THEN coalesce(json_extract(more, '$.wanted'), 1) ELSE 1 END"
 _RETRIES = f"max(attempts - {_WANTED}, 0)"
+# A damaged record, which is found out when the output is written, is no reason to stop counting.
+_CACHED = "CASE WHEN instr(more, '\"cached_tokens\":') AND json_valid(more) "
+_CACHED += "THEN json_extract(more, '$.tokens.cached_tokens') END"
 EMPTY = f"{ANSWERED} AND trim(text) = '' AND json_extract(more, '$.tool_calls') IS NULL"
 
 
@@ -328,9 +331,11 @@ class JobStore:
         """
         where = "FROM answer WHERE row < ?"
         counts = JobCounts(skips_empty=skips_empty)
-        sums = f"total(attempts), total({_RETRIES}), total(prompt_tokens), total(completion_tokens)"
+        summed = ("attempts", _RETRIES, "prompt_tokens", "completion_tokens", _CACHED)
+        sums = ", ".join(f"total({each})" for each in summed)
         (spent,) = self.read(f"SELECT {sums} FROM {_PAID}", before)
-        counts.requests, counts.retries, counts.prompt_tokens, counts.completion_tokens = map(int, spent)
+        counts.requests, counts.retries, *tokens = map(int, spent)
+        counts.prompt_tokens, counts.completion_tokens, counts.cached_tokens = tokens
         ((rows,),) = self.read(f"SELECT count(*) {where}", before)
         ((open_rows,),) = self.read(f"SELECT count(*) {where} AND ({again})", before)
         counts.done = rows - open_rows

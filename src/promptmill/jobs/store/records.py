@@ -263,6 +263,8 @@ class JobCounts:
         self.retries = 0
         self.prompt_tokens = 0
         self.completion_tokens = 0
+        self.cached_tokens = 0
+        """Those of the prompt tokens that came from the provider's own cache."""
         self._codes: dict[str, int] = {}
         self._latencies = [0] * _STEPS
 
@@ -289,6 +291,7 @@ class JobCounts:
             "retries",
             "prompt_tokens",
             "completion_tokens",
+            "cached_tokens",
         ):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for code, count in other.codes.items():
@@ -344,6 +347,7 @@ class JobCounts:
             "retries": self.retries + stats.retries,
             "prompt_tokens": self.prompt_tokens + stats.prompt_tokens,
             "completion_tokens": self.completion_tokens + stats.completion_tokens,
+            "cached_tokens": self.cached_tokens + stats.cached_tokens,
             "latency_s": {name: self.latency_s(share) for name, share in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))},
         }
 

@@ -19,7 +19,7 @@ FINISHED, STOPPED, CANCELLED, INTERRUPTED = "finished", "stopped", "cancelled", 
 # Keys of `Progress.as_dict` that count the whole job, over all its runs.
 COUNTS = (
     *("total", "done", "failed", "errors", "skipped", "truncated", "empty", "requests", "retries"),
-    *("prompt_tokens", "completion_tokens", "latency_s"),
+    *("prompt_tokens", "completion_tokens", "cached_tokens", "latency_s"),
     *("cost", "cached", "repaired", "asked_again"),
 )
 _BESIDE = ("cached", "repaired", "asked_again")
