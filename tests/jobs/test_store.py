@@ -111,6 +111,7 @@ def test_a_damaged_record_does_not_end_the_counts(store: JobStore) -> None:
         other.execute("UPDATE answer SET more = more || 'x' WHERE row = 1")
     other.close()
     assert store.counts().cached_tokens == 80
+    assert (store.cost(), store.answering_models()) == (0.0, set())
 
 
 def test_a_latency_at_the_edge_of_a_page_and_every_row_are_read_in_order(store: JobStore) -> None:

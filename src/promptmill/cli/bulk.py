@@ -385,7 +385,7 @@ def summary(
     if (cost := found.get("cost")) is not None:
         lines.append(f"  cost      {dollars(cost)}")
     if cached := found.get("cached"):
-        lines.append(f"  cached    {cached:,}")
+        lines.append(f"  cached    {counted(cached, 'row')}")
     latency = found.get("latency_s") or {}
     if latency.get("p50") is not None:
         shown = ", ".join(f"{name} {_two_digits(seconds)} s" for name, seconds in latency.items())

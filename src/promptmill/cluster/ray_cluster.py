@@ -78,7 +78,7 @@ class RayCluster:
         return [actor.remote() for _ in range(count)]
 
     def _count(self, plan: ResolvedConfig) -> int:
-        """Return how many replicas there can be: each of an endpoint's has at least one request in flight."""
+        """Return the number of replicas; of an endpoint, at most `concurrency`: each has a request in flight."""
         if plan.backend != "openai":
             return self.replicas
         return min(self.replicas, plan.settings.backend_configs.openai.concurrency)
@@ -128,9 +128,9 @@ async def _disconnect() -> None:
 
 
 def _share(plan: ResolvedConfig, count: int) -> ResolvedConfig:
-    """Return the plan of one of `count` replicas: a share of what may be in flight, so that together they keep to it.
+    """Return the plan of one of `count` replicas, with its part of `concurrency`.
 
-    `rpm` and `tpm` are leased to those that are there, see `RateLeases`.
+    `RateLeases` divides `rpm` and `tpm` among the running replicas.
     """
     if plan.backend != "openai":
         return plan

@@ -169,7 +169,7 @@ class Link(Protocol):
 
 
 class _RemoteShare(FixedShare):
-    """A call's share of a remote backend: as much as that takes, and as much again that is there in time."""
+    """A call's share of a remote backend: the requests that it takes at once, and as many again, which wait there."""
 
     def __init__(self, remote: RemoteBackend, most: int) -> None:
         super().__init__(most)
@@ -184,7 +184,7 @@ class _RemoteShare(FixedShare):
 
 
 class RemoteBackend:
-    """This end. `leases`, if there are rates, gives it its part of them."""
+    """A backend that works in another process. `leases` gives it its part of `rpm` and `tpm`, if they are set."""
 
     def __init__(self, link: Link, arguments: tuple[Any, ...], leases: RateLeases | None = None) -> None:
         """`arguments` are those of `Replica.load`."""
@@ -326,8 +326,7 @@ class RemoteBackend:
 
 
 def _most(report: Report) -> int:
-    """Return how many requests to keep here and there: those that the backend takes at once, as many that wait, and
-    those that are held, which need no place."""
+    """Return the most requests to send: twice what the backend takes at once, and those that are held (no place)."""
     return 2 * max(1, min(report.most, _MOST_AT_ONCE)) + report.held
 
 

@@ -1,4 +1,4 @@
-"""Input rows and their records → the output file, in input order, there whole or not at all."""
+"""Writes the output from the input rows and their records, in input order. The file appears complete or not at all."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
-"""One job's SQLite database, `job.db`: what the job is, how far it is, and every answer that was paid for.
+"""One job's SQLite database, `job.db`: its specification, its status, and every paid answer.
 
 It takes the place of a journal, an index, counts and status files: a commit is crash-safe, counts are queries, and any
 SQLite tool can read it while the job runs.
 
-    job       name → JSON: `spec` (what the job is), `request` (its last order), `output` (the file that it made),
-              `status` (how far it is, written about once a second)
+    job       name → JSON: `spec` (the specification), `request` (its last order), `output` (the file that it made),
+              `status` (its progress, written about once a second)
     settings  id → JSON: the settings that answers were made under
     answer    one row per settled row of the input, keyed by the row's number; for its columns see `records.Record`
-    spare     the same columns: answers that were paid and that no row has now, because the row asks something else
-              (see `binding`) or has a newer answer; they are never dropped
+    spare     the same columns: paid answers that no row uses now, because the row was edited (see `binding`) or has a
+              newer answer; they are never deleted
 
 There is one writer, the process that holds the job's lock. It commits once per turn of the event loop, so a killed
 process loses nothing that was committed. How a commit reaches the disk depends on the file system:
@@ -20,10 +20,10 @@ process loses nothing that was committed. How a commit reaches the disk depends 
   commit, which waits for the disk. `waits_for_disk` is True then, and whoever writes does so in a thread.
 
 SQLite notices damage to its own structure, but not to what a cell holds. So each answer has a checksum, which is
-checked when the output is written; a row whose record is not sound is asked again. See `salvage` for a damaged file.
+checked when the output is written; a row whose record is not sound is sent again. See `salvage` for a damaged file.
 
-The file may lie in a folder that others write to: it is opened without trusting its schema, and refused unless that is
-exactly ours (no views, no triggers).
+The file may lie in a folder that others write to: its schema is not trusted, and the file is refused
+unless the schema is exactly the one above (no views, no triggers).
 """
 
 from __future__ import annotations
@@ -94,12 +94,11 @@ NEVER, RETRYABLE, FAILED, TRUNCATED = "0", "retryable", "code IS NOT NULL", "fin
 _OF_ROUND = {"failed": FAILED, "truncated": TRUNCATED, "all": "1"}
 ANSWERED = "code IS NULL"
 # A row with several answers takes as many requests without a retry. Few rows have any, so JSON is read for those alone.
-_WANTED = "CASE WHEN instr(more, '\"wanted\":') THEN coalesce(json_extract(more, '$.wanted'), 1) ELSE 1 END"
+_MORE = "CASE WHEN json_valid(more) THEN more END"  # NULL where a record is damaged, which the merge finds
+_WANTED = f"CASE WHEN instr(more, '\"wanted\":') THEN coalesce(json_extract({_MORE}, '$.wanted'), 1) ELSE 1 END"
 _RETRIES = f"max(attempts - {_WANTED}, 0)"
-# A damaged record, which is found out when the output is written, is no reason to stop counting.
-_CACHED = "CASE WHEN instr(more, '\"cached_tokens\":') AND json_valid(more) "
-_CACHED += "THEN json_extract(more, '$.tokens.cached_tokens') END"
-EMPTY = f"{ANSWERED} AND trim(text) = '' AND json_extract(more, '$.tool_calls') IS NULL"
+_CACHED = f"CASE WHEN instr(more, '\"cached_tokens\":') THEN json_extract({_MORE}, '$.tokens.cached_tokens') END"
+EMPTY = f"{ANSWERED} AND trim(text) = '' AND json_extract({_MORE}, '$.tool_calls') IS NULL"
 
 
 def to_replace(settings: Iterable[int], round_: int, again: str | None) -> str:
@@ -119,10 +118,10 @@ class DamagedError(Exception):
 
 
 class InFlight:
-    """The rows that have requests sent and no record yet, in a file mapped into memory, which a killed process leaves.
+    """The rows with a request sent and no record yet, in a memory-mapped file, which survives a kill.
 
-    A slot for each: the row's number + 1 (0: the slot is free), how many requests were sent, how many of them may be
-    billed, the most that these cost. The first slot counts the requests of earlier runs whose rows have a record now.
+    Each row has a slot: its number + 1 (0: the slot is free), the number of requests sent, how many of them may be
+    billed, and the most that these cost. The first slot counts requests of earlier runs whose rows have a record now.
     """
 
     def __init__(self, path: Path) -> None:
@@ -182,7 +181,7 @@ class InFlight:
 
     @property
     def requests_lost(self) -> int:
-        """How many requests of earlier runs no record counts."""
+        """The number of requests of earlier runs that are in no record."""
         return self._settled + sum(requests for requests, _, _ in self.lost.values())
 
     @property
@@ -307,7 +306,7 @@ class JobStore:
         return record if record is not None and record.is_sound else None
 
     def records(self, first: int = 0, where: str = "1") -> Iterator[Record]:
-        """Yield records from row `first` on, by row, sound or not; some of what is written meanwhile among them."""
+        """Yield records from row `first` on, by row, sound or not. Records written meanwhile may be included."""
         while page := self.page(first, where):
             yield from page
             first = page[-1].row + 1
@@ -361,12 +360,12 @@ class JobStore:
 
     def answering_models(self) -> set[str]:
         """Return the names of the models that rows say they were answered by."""
-        query = "SELECT DISTINCT json_extract(more, '$.answered_by') FROM answer WHERE more IS NOT NULL"
+        query = f"SELECT DISTINCT json_extract({_MORE}, '$.answered_by') FROM answer WHERE more IS NOT NULL"
         return {name for (name,) in self.read(query) if name}
 
     def cost(self) -> float:
         """Return the cost of all answers, also spare ones, as far as their prices were known."""
-        query = f"SELECT SUM(json_extract(more, '$.cost')) FROM {_PAID} WHERE more IS NOT NULL"
+        query = f"SELECT SUM(json_extract({_MORE}, '$.cost')) FROM {_PAID} WHERE more IS NOT NULL"
         return self.read(query, FARTHEST_ROW)[0][0] or 0.0
 
     def rare_fields(self) -> tuple[str, ...]:

@@ -135,7 +135,7 @@ class Binding:
         return Bound(self._rows, self._stay + loose, self._stay + found)
 
     def apply(self, is_halted: Callable[[], bool], made: Made) -> None:
-        """Make loose answers spare and give rows the answers that were found. `made` is noted in another job's.
+        """Make loose answers spare, and give rows the answers that were found; another job's get the note `made`.
 
         Does nothing more once `is_halted`.
         """
@@ -189,7 +189,7 @@ class Binding:
 
 
 class Twins:
-    """Rows that ask what another row asks, at temperature 0: that other row is sent, and they have its answer."""
+    """Rows that repeat another row's question at temperature 0: only one of them is sent, the others get its answer."""
 
     def __init__(self, store: JobStore) -> None:
         self._store = store
@@ -232,7 +232,7 @@ class Twins:
         ]
 
     def send_again(self) -> bool:
-        """Let one twin of each row whose failure may pass be sent, and no other row; return whether there are any."""
+        """Send one twin of each row that failed with a retryable error, and no other row; return whether one exists."""
         failed = "first IN (SELECT row FROM answer WHERE retryable)"
         turn = "SELECT row FROM temp.turn WHERE turn.first = twin.first"
         self._store.change(

@@ -78,7 +78,7 @@ class GivenRows:
                     path.unlink(missing_ok=True)
 
     def output(self, plan: ResolvedConfig, order: JobRequest, suffix: str) -> Path:
-        """Return where the answers go that are wanted in no file: another place for other settings."""
+        """Return the file for answers that the user wants in no file; it depends on the settings."""
         settings = fingerprint(plan, order.system_prompt, "jsonl")
         asked = digest(settings, order.prompt_column, order.prompt_template, order.limit, order.row_settings)
         return self.input.parent / f"answers-{asked}{suffix}"

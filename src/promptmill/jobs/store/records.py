@@ -30,7 +30,7 @@ _STEPS = 450
 
 
 class Made(NamedTuple):
-    """The note of a run in each of its records."""
+    """The facts about a run in each of its records."""
 
     settings: int = 0
     round: int = 0

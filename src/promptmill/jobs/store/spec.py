@@ -115,7 +115,7 @@ class JobRequest(BaseModel):
 
     @property
     def rows_set(self) -> bool:
-        """Whether rows set their own model, sampling, …: a template or a column makes them data, which does not."""
+        """Whether rows set their own model, sampling, …; with a template or a column, only if `row_settings` is set."""
         return self.row_settings or (self.prompt_template is None and self.prompt_column is None)
 
     @property
@@ -252,7 +252,7 @@ class OutputRecord(BaseModel):
         return stamp(path) == (self.size, self.mtime_ns)
 
     def is_own(self, path: Path) -> bool:
-        """Return whether the file at `path` is that file or the one it was to replace, untouched."""
+        """Return whether the file at `path` is this output or the file that it was going to replace, unchanged."""
         found = stamp(path)
         return found is not None and found in {(self.size, self.mtime_ns), self.replaces}
 
