@@ -72,6 +72,15 @@ async def test_a_prompt_without_any_answer_fails_once(ask, upstream):
     assert (stats.done, stats.failed, stats.codes) == (1, 1, {"bad_request": 1})
 
 
+async def test_a_prompt_for_which_the_budget_ends_fails_and_its_cost_counts(ask, upstream):
+    top = {"price": {"input": 0, "output": 1_000_000}, "max_cost": 5.0}
+    (outcome,), stats = await ask("x y", n=3, top=top, max_tokens=3)
+    sent = len(upstream.seen)
+    assert 0 < sent < 3
+    assert (outcome.error.code, outcome.error.retryable, outcome.attempts) == (Code.BUDGET, True, sent)
+    assert (stats.failed, outcome.cost, stats.cost) == (1, 3.0 * sent, 3.0 * sent)
+
+
 async def test_several_answers_are_kept_together_in_the_cache(ask, upstream, tmp_path):
     upstream.reply = choose(lambda seen: answer(f"{seen.number}"))
     for _ in range(2):

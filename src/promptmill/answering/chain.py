@@ -196,8 +196,10 @@ def _joined(found: Sequence[Outcome], call: Call) -> Outcome:
     attempts, latency_s = sum(one.attempts for one in found), max(one.latency_s for one in found)
     failed = [outcome for outcome in found if isinstance(outcome, Failure)]
     answers = [outcome for outcome in found if isinstance(outcome, Completion)]
-    if not answers:
-        return replace(failed[0], usage=usage, cost=cost, attempts=attempts, latency_s=latency_s, wanted=len(found))
+    out_of_budget = next((outcome for outcome in failed if outcome.error.code is Code.BUDGET), None)
+    if out_of_budget is not None or not answers:  # with more money, the item is sent again
+        failure = out_of_budget or failed[0]
+        return replace(failure, usage=usage, cost=cost, attempts=attempts, latency_s=latency_s, wanted=len(found))
     if failed:
         call.warn(f"{len(failed)} of {len(found)} answers to a prompt failed: {failed[0].error.message}")
     texts = tuple(outcome.text if isinstance(outcome, Completion) else "" for outcome in found)
