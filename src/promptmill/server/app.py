@@ -23,16 +23,16 @@ _ANSWERING = """\
 promptmill answers prompts with a language model of its own. Order of use:
 1. Nothing has to be prepared: call `generate` with all independent prompts in one list, `multimodal_generate` when \
 images belong to them, `multiturn_generate` with one conversation. Answers come in `ans_ls`, in the order of the \
-prompts; an item that failed is "" there and explained in `errors`.
-2. When the result holds a `job_id`, time was up: do not send those prompts again, read their answers with \
-`bulk_results`.
+prompts; a failed item has the answer "" and an entry in `errors`.
+2. A result with a `job_id` is not complete, because the time limit was reached: do not send the unanswered prompts \
+again, read their answers with `bulk_results`.
 3. For a file of prompts call `bulk_generate` with an input and an output file, then `bulk_status` until its `state` \
 is `finished`; `bulk_results` reads answers, `bulk_cancel` ends the job.
 The resource promptmill://status shows model, calls in progress and configuration.\
 """
 _CHOOSING = """
-`generation_init` comes before all that, and only to change backend, model or sampling. \
-`vllm_shutdown` comes last, and only to free the memory of a model that runs on this machine.\
+Call `generation_init` first, and only to change backend, model or sampling. \
+Call `vllm_shutdown` last, and only to free the memory of a model that runs on this machine.\
 """
 
 
@@ -40,22 +40,23 @@ _WEBSITE = "https://github.com/promptmill/promptmill"
 _ICON = Path(__file__).with_name("icon.png")
 _NEVER_CHANGE = ("server/discover", "tools/list", "resources/list", "resources/templates/list")
 _ABSENT = ("prompts/list", "prompts/get", "logging/setLevel")
-_FRESH = CacheHint(ttl_ms=600_000, scope="public")  # the same for all; another process may be another version
+_FRESH = CacheHint(ttl_ms=600_000, scope="public")  # the same for all clients; a new process may be of another version
 
 
 def _icon() -> Icon:
-    data = base64.b64encode(_ICON.read_bytes()).decode()  # as a URL of its own it is there offline, too
+    data = base64.b64encode(_ICON.read_bytes()).decode()  # a data URL also works offline
     return Icon(src=f"data:image/png;base64,{data}", mime_type="image/png", sizes=["48x48"])
 
 
 def _announce_what_is_there(mcp: FastMCP) -> None:
-    """Leave out the methods and capabilities that this server has no use for; FastMCP has all that it could need.
+    """Remove the methods and capabilities that FastMCP adds and this server does not use.
 
-    Its lists never change while it runs, so there is no notification of that, and clients may keep them.
+    The lists of tools and resources never change while the server runs: it announces no changes, and clients may cache
+    the lists.
     """
     sdk_server = mcp._mcp_server
     for method in _ABSENT:
-        del sdk_server._request_handlers[method]  # from these the SDK derives the capabilities, too
+        del sdk_server._request_handlers[method]  # the SDK derives the capabilities from these handlers
     whole = sdk_server.get_capabilities
 
     def capabilities(*arguments: Any, **options: Any) -> ServerCapabilities:
@@ -65,13 +66,14 @@ def _announce_what_is_there(mcp: FastMCP) -> None:
         return found.model_copy(update=there)
 
     sdk_server.get_capabilities = capabilities  # type: ignore[method-assign]
-    sdk_server.cache_hints = dict.fromkeys(_NEVER_CHANGE, _FRESH)  # FastMCP's own would count for what is read, too
+    # FastMCP's own hint would also apply to the contents of resources
+    sdk_server.cache_hints = dict.fromkeys(_NEVER_CHANGE, _FRESH)
 
 
 def create_server(service: Service, *, locked: bool = False) -> FastMCP:
-    """Return the app over `service`, which the caller made and closes.
+    """Return the app over `service`, which the caller created and closes.
 
-    `locked` leaves out the tools that change what the server runs: the operator's configuration alone counts.
+    `locked` leaves out the tools that change the model of the server, so that only the operator chooses it.
     """
     mcp = FastMCP(
         "promptmill",

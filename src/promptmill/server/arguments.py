@@ -1,4 +1,4 @@
-"""The types of the tools' arguments, as a client that knows nothing else reads them in `tools/list`."""
+"""The types of the tools' arguments, with the schemas and descriptions that clients get from `tools/list`."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ Loose = BeforeValidator(as_list_or_object)
 
 
 def null_is(default: object) -> BeforeValidator:
-    """Return a validator that reads `null`, which some models send for what they leave out, as the default."""
+    """Return a validator that reads `null` as the default: some models send it for an argument that they leave out."""
     return BeforeValidator(lambda value: default if value is None else value)
 
 
 Prompts = Annotated[
-    Any,  # messages are taken too, but strict function calling takes no tool whose schema has a choice
+    Any,  # messages are accepted too, but strict function calling refuses a schema with `anyOf`
     _a_list(
         of={"type": "string"},
-        description="The prompts: a list, also for a single one. Each is answered on its own, without the others. A "
-        "chat message with `content` is accepted too.",
+        description="The prompts: a list, also for a single one. Each is answered separately. A chat message "
+        "with `content` is accepted too.",
         examples=[["What is the capital of France?", "Translate to German: Good morning!"]],
     ),
 ]
@@ -56,15 +56,15 @@ SystemPrompt = Annotated[
     str,
     null_is(""),
     Field(
-        description="Instruction above every prompt of this call. Leave it out for the configured one.",
+        description="System prompt for every prompt of this call. Leave it out to use the configured one.",
         examples=["Answer in one word."],
     ),
 ]
 ModelName = Annotated[
     str | None,
     Field(
-        description="Which of the server's models answers, by its name in promptmill://models. Leave it out for the "
-        "usual one.",
+        description="The name of the server's model to use, from promptmill://models. Leave it out to use the "
+        "default model.",
         examples=["default"],
     ),
 ]
@@ -72,17 +72,17 @@ MaxCost = Annotated[
     float | None,
     Field(
         ge=0,
-        description="Most US dollars that this call may cost; prompts that there is no "
-        "room for fail with code `budget`. Left out: no limit of its own. Needs a known price and `max_tokens`.",
+        description="Spending limit of this call in US dollars; prompts beyond it fail with code "
+        "`budget`. Left out: the call has no limit. Requires a known price and `max_tokens`.",
     ),
 ]
 CallSampling = Annotated[
     dict[str, Any] | None,
     Loose,
     Field(
-        description="Sampling parameters of this call, which override the configured ones; leave it out for those. "
+        description="Sampling parameters that override the configured ones in this call; leave it out to change none. "
         "Names: temperature, top_p, max_tokens, stop, seed and the like, and OpenAI's tools, tool_choice, logprobs. "
-        "Seldom needed.",
+        "Rarely needed.",
         examples=[{"temperature": 0, "max_tokens": 256}],
     ),
 ]
@@ -90,7 +90,7 @@ AnswerSchema = Annotated[
     dict[str, Any] | None,
     Loose,
     Field(
-        description="JSON Schema that every answer must satisfy; an answer is then a JSON text. Leave it out for free "
+        description="JSON Schema that every answer must satisfy; answers are then JSON texts. Leave it out for free "
         "text. Describe fields with `description`, and set `additionalProperties: false`.",
         examples=[
             {
@@ -106,8 +106,8 @@ Images = Annotated[
     Any,
     _a_list(
         of={"type": "array", "items": {"type": "string"}},
-        description="The images: for each prompt a list, in the order of `prompt_ls` and as many as there are prompts; "
-        "[] for a prompt without an image. An image is a path on the server's machine (best absolute), or a file:, "
+        description="A list of images for each prompt, in the order of `prompt_ls` and of the same length; "
+        "[] for a prompt without images. An image is a path on the server's machine (absolute is best), or a file:, "
         "http(s): or data: URL. PNG, JPEG, WebP, GIF, BMP or TIFF.",
         examples=[[["/home/ada/chart.png"]], [["https://example.com/a.jpg", "b.webp"], []]],
     ),
@@ -115,8 +115,8 @@ Images = Annotated[
 ImageTag = Annotated[
     str | None,
     Field(
-        description="Only when the prompts themselves say where images go: the text that marks a place. A prompt's "
-        "k-th tag is replaced by its k-th image, so it needs as many tags as images. Left out, images follow the text.",
+        description="The text that marks the place of an image, if the prompts contain such marks. A prompt's k-th tag "
+        "is replaced by its k-th image, so it needs one tag per image. Left out: images follow the text.",
         examples=["<image>"],
     ),
 ]
@@ -124,8 +124,8 @@ Messages = Annotated[
     Any,
     _a_list(
         of=_TURN,
-        description="One conversation, oldest turn first; the last turn is the one to answer. A system turn may come "
-        "first.",
+        description="One conversation, oldest turn first; the last turn is answered. The first turn may be a system "
+        "turn.",
         examples=[
             [
                 {"role": "user", "content": "My name is Ada."},
@@ -139,7 +139,7 @@ BackendConfigs = Annotated[
     dict[str, Any],
     Loose,
     Field(
-        description="Settings by backend name, laid over the configured ones key by key; {} changes none. Keys of "
+        description="Settings by backend name, which override the configured ones key by key; {} changes none. Keys of "
         "`openai`: model_name, base_url, api_key_env (the variable that holds the key), concurrency, retries, rpm, "
         "tpm, timeout, …; of `hf`: model_name_or_path, device, batch_size, dtype, …; of `openvino`: "
         "model_name_or_path, threads, precision, …; of `vllm`: model_name_or_path, gpu_ids, gpu_memory_utilization and "
@@ -155,7 +155,7 @@ SamplingParams = Annotated[
     dict[str, Any],
     Loose,
     Field(
-        description="Sampling parameters; {} keeps the configured ones, anything else replaces all of them. "
+        description="Sampling parameters; {} keeps the configured ones, any other object replaces all of them. "
         f"Names: {', '.join(Sampling.model_fields)}.",
         examples=[{"temperature": 0, "max_tokens": 256}, {}],
     ),
@@ -164,15 +164,15 @@ ExtraParams = Annotated[
     dict[str, Any] | None,
     Loose,
     Field(
-        description="More parameters, which go to the engine or into the request body as they are. Seldom needed; left "
-        "out or {}, the configured ones count.",
+        description="Further parameters, passed unchanged to the engine or in the request body. Rarely needed; left "
+        "out or {}: the configured ones apply.",
         examples=[{"chat_template_kwargs": {"enable_thinking": False}}],
     ),
 ]
 
 
 class Sent(str):
-    """A word that the client sent, told from the same word as a default."""
+    """A name that the client sent; its type distinguishes it from the same name as a default."""
 
     __slots__ = ()
 
@@ -183,9 +183,9 @@ BackendName = Annotated[
     null_is(""),
     AfterValidator(lambda name: Sent(name) if name else DEFAULT_BACKEND),
     Field(
-        description="Which backend answers from now on. Left out, the configured one stays, unless "
-        "`backend_configs` names another or a call chose another before; then it is `vllm`, as in UltraRAG. "
-        "Better give it. `openai`: any OpenAI-compatible endpoint; `openvino`: a model on the CPU of the server's "
+        description="The backend for all later calls. Left out: the configured one stays, unless "
+        "`backend_configs` names another or an earlier call chose another; then it is `vllm`, as in UltraRAG. "
+        "Better name it. `openai`: an OpenAI-compatible endpoint; `openvino`: a model on the CPU of the server's "
         "machine; `hf`: a transformers model there; `vllm`: a vLLM engine on the server's GPUs.",
         examples=["openai"],
         json_schema_extra={"enum": sorted(BACKENDS)},
@@ -194,7 +194,7 @@ BackendName = Annotated[
 JobId = Annotated[
     str,
     Field(
-        description="The `job_id` that bulk_generate returned, or a call that was out of time.",
+        description="The `job_id` from the result of bulk_generate, or of a call that reached its time limit.",
         examples=["prompts-1f0c9a7b2e"],
     ),
 ]

@@ -1,4 +1,4 @@
-"""The bulk tools: file → file jobs over MCP. Their names and arguments are the wire's, like those in `server`."""
+"""The bulk tools: file → file jobs over MCP."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _ENVELOPE = 4 << 10
 _OF_THE_ORDER = {"limit", "again", "keep", "max_failures", "dedupe", "max_cost", "answer_column"}
 _OF_THE_ROW = {"index", "id", "custom_id", "model"}
 _PAGE_BYTES = 8 << 20
-_PAGE_CHARACTERS = 40_000  # some 10,000 tokens: clients cut what is longer than 25,000, or refuse it
+_PAGE_CHARACTERS = 40_000  # some 10,000 tokens; clients cut or refuse a result of more than 25,000
 _NUMBER_OR_NULL = {"anyOf": [{"type": "integer"}, {"type": "null"}]}
 _STATUS: dict[str, Any] = {
     "job_id": {"type": "string"},
@@ -46,12 +46,15 @@ _STATUS: dict[str, Any] = {
         "description": "`starting`, `running`, `merging`; `finished`; `stopped`, `cancelled`, `interrupted`.",
     },
     "reason": {"type": "string", "description": "Why it stopped."},
-    "done": {"type": "integer", "description": "Rows that are settled, failed ones included."},
+    "done": {"type": "integer", "description": "Rows with an outcome, failed ones included."},
     "failed": {"type": "integer"},
-    "total": {**_NUMBER_OR_NULL, "description": "Rows in all; null while that is being found out."},
-    "eta_s": {"anyOf": [{"type": "number"}, {"type": "null"}], "description": "Seconds left, as far as it goes."},
+    "total": {**_NUMBER_OR_NULL, "description": "Number of rows; null until they are counted."},
+    "eta_s": {
+        "anyOf": [{"type": "number"}, {"type": "null"}],
+        "description": "Estimated seconds left; null if unknown.",
+    },
     "input_file": {"type": "string"},
-    "output_file": {"type": "string", "description": "There, whole, when the state is `finished`."},
+    "output_file": {"type": "string", "description": "Complete when the state is `finished`."},
 }
 _ROWS: dict[str, Any] = {
     "type": "object",
@@ -62,15 +65,15 @@ _ROWS: dict[str, Any] = {
         "total": _STATUS["total"],
         "rows": {
             "type": "array",
-            "description": "Each has `row`, its number from 0 (in the rest of a call `index`, its prompt's place), "
-            '`answer`, "" when the row failed, and `error`, the `code` and `message` of a failed row, else null.',
-            # without types: with the fields of the input, a row may have an `answer` of its own
+            "description": "Each has `row`, its number from 0 (in the job of a call: `index`, the prompt's place), "
+            '`answer`, "" for a failed row, and `error`, with `code` and `message` for a failed row, else null.',
+            # no types: a row may include the input's fields, which may have any of these names
             "items": {"type": "object", "additionalProperties": True},
         },
         "columns": {
             "type": "object",
             "additionalProperties": {"type": "string"},
-            "description": "The names of `answer`, `error`, … here, where the rows have fields of these names.",
+            "description": "The names in place of `answer`, `error`, … if input rows have fields with these names.",
         },
         "next_offset": {**_NUMBER_OR_NULL, "description": "Offset of the next page; null at the end."},
     },
@@ -83,13 +86,15 @@ def _object(properties: dict[str, Any], *required: str) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": True}
 
 
-_SEVERAL = _object({**_STATUS, "jobs": {"type": "array", "items": {"$ref": "#"}}})  # each as one alone
+_SEVERAL = _object(
+    {**_STATUS, "jobs": {"type": "array", "items": {"$ref": "#"}}}
+)  # each has the schema of a single one
 
 
 def running_jobs_of(service: Service) -> Callable[[], RunningJobs]:
-    """Return a function that gives the jobs of the server, made on first use: most servers run no jobs.
+    """Return a function that returns the jobs of the server. The first use creates them: most servers run no jobs.
 
-    Files are read and written inside `allowed_roots`; when that is not set, inside the working directory.
+    Jobs read and write files inside `allowed_roots`; if that is not set, inside the working directory.
     """
 
     def roots() -> list[Path]:
@@ -106,14 +111,14 @@ def running_jobs_of(service: Service) -> Callable[[], RunningJobs]:
 
 
 def _argument_of(named: Named) -> str | None:
-    """Return the argument of `bulk_generate` for a field of an order, None for a field that it does not have."""
+    """Return the argument of `bulk_generate` for a field of an order; None if it has no such argument."""
     if named.field == "status":
         return "bulk_status"
     return argument_name(named) if named.field in _OF_THE_ORDER else None
 
 
 def _without_input(rows: list[dict[str, Any]], columns: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Return the answers of rows and their ids, without the other fields of the input, which the client has."""
+    """Return the answers of rows and their ids, without the input's other fields, which the client knows."""
     from promptmill.jobs.store.records import OURS
 
     kept = _OF_THE_ROW | {columns.get(name, name) for name in OURS}
@@ -147,39 +152,41 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
         output_file: Annotated[
             str,
             Field(
-                description="Where the answers go: .jsonl, or the input's own kind. Must not exist yet. Written at the "
-                "job's end, in input order: each row as it was, with `answer`, `error`, `usage`, `finish_reason`.",
+                description="The file for the answers: .jsonl, or the input's format; it must be new. Written at the "
+                "job's end, in input order: each input row plus `answer`, `error`, `usage`, `finish_reason`.",
                 examples=["answers.jsonl"],
             ),
         ],
         system_prompt: SystemPrompt = "",
         limit: Annotated[
-            int, Field(ge=0, description="Only the first rows, so many; all unless given."), null_is(0)
+            int, Field(ge=0, description="Process only the first N rows; all unless given."), null_is(0)
         ] = 0,
         again: Annotated[
             Literal["failed", "truncated", "all"] | None,
             Field(
-                description="Send rows of an earlier job of these two files again: those that failed, those that "
-                "max_tokens cut short, or all. Old answers stay until the new ones are there. None unless given."
+                description="Rows of an earlier job of these files to send again: the failed ones, those cut off at "
+                "max_tokens, or all. The old answers stay until the new ones arrive. None unless given."
             ),
         ] = None,
         keep: Annotated[  # noqa: FBT002 (a tool's argument)
             bool,
             null_is(False),
-            Field(description="Count answers made under other settings; later rows note it. False unless given."),
+            Field(description="Keep answers made with other settings; later rows note the change. False unless given."),
         ] = False,
         max_failures: Annotated[
             str,
             null_is(""),
-            Field(description="Stop when more rows than this failed; never unless given.", examples=["100", "5%"]),
+            Field(description="Stop when more rows than this fail; never unless given.", examples=["100", "5%"]),
         ] = "",
         dedupe: Annotated[  # noqa: FBT002 (a tool's argument)
-            bool, null_is(False), Field(description="Send identical rows at temperature 0 once; false unless given.")
+            bool,
+            null_is(False),
+            Field(description="Send identical rows at temperature 0 only once; false unless given."),
         ] = False,
         validate: Annotated[  # noqa: FBT002 (a tool's argument)
             bool,
             null_is(False),
-            Field(description="Only check the rows and estimate tokens: nothing is sent; false unless given."),
+            Field(description="Only check the rows and estimate tokens, without sending requests; false unless given."),
         ] = False,
         model: ModelName = None,
         sampling_params: CallSampling = None,
@@ -188,14 +195,14 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
         answer_column: Annotated[
             str,
             null_is("answer"),
-            Field(description="The field of the answers; `answer` unless given, `answer_1` where rows have that."),
+            Field(description="The field for the answers; `answer` unless given, or `answer_1` if rows have `answer`."),
         ] = "answer",
     ) -> dict[str, Any]:
         """Answer every row of a file into another file, in the background. Returns `job_id` and `state` at once.
 
-        For thousands of prompts, or whenever they are in a file. Then ask bulk_status every few seconds until `state`
-        is `finished`; answers so far can be read with bulk_results. The job survives crashes: the same call again goes
-        on where it ended, and rows that are answered are not asked twice.
+        Use it for thousands of prompts, and for prompts in a file. Then call bulk_status every few seconds until
+        `state` is `finished`; bulk_results reads the answers so far. The job survives crashes: the same call resumes
+        it, and answered rows are not sent again.
         """
         plan = plan_of_call(service, model, answer_schema, sampling_params)
         try:
@@ -219,21 +226,24 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
     @tool(
         mcp,
         output_schema=_SEVERAL,
-        annotations=ToolAnnotations(title="How far jobs are", readOnlyHint=True, openWorldHint=False),
+        annotations=ToolAnnotations(title="Progress of jobs", readOnlyHint=True, openWorldHint=False),
     )
     async def bulk_status(
         job_id: Annotated[
             str | None,
-            Field(description="One job. Left out: the newest, as a list `jobs`.", examples=["prompts-1f0c9a7b2e"]),
+            Field(description="The job. Left out: the newest jobs, as a list `jobs`.", examples=["prompts-1f0c9a7b2e"]),
         ] = None,
         limit: Annotated[
-            int, Field(ge=1, le=_MOST_ROWS, description="Most jobs to list; 20 unless given."), null_is(20)
+            int,
+            Field(ge=1, le=_MOST_ROWS, description="The largest number of jobs to list; 20 unless given."),
+            null_is(20),
         ] = 20,
     ) -> dict[str, Any]:
-        """Tell how far a job is: `state`, rows `done` and `failed` of `total`, `errors` by code, seconds left: `eta_s`.
+        """Report a job's progress: `state`, rows `done` and `failed` of `total`, `errors` by code, time left `eta_s`.
 
-        `starting`, `running` and `merging` go on by themselves. `finished` is the end. `stopped` (`reason` says why),
-        `cancelled` and `interrupted` go on with bulk_generate and the job's `input_file` and `output_file`.
+        Jobs that are `starting`, `running` or `merging` need no further call. `finished` is final. To resume a job that
+        is `stopped` (see `reason`), `cancelled` or `interrupted`, call bulk_generate with its `input_file` and
+        `output_file`.
         """
         return await asyncio.to_thread(running_jobs().status, job_id, limit)
 
@@ -247,30 +257,32 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
         job_id: JobId,
         offset: Annotated[
             int,
-            Field(ge=0, description="First row; from 0, the default; for the next page `next_offset`."),
+            Field(ge=0, description="The first row, from 0, the default; `next_offset` for the next page."),
             null_is(0),
         ] = 0,
         limit: Annotated[
-            int, Field(ge=1, le=_MOST_ROWS, description="Most rows to return; 50 unless given."), null_is(50)
+            int,
+            Field(ge=1, le=_MOST_ROWS, description="The largest number of rows to return; 50 unless given."),
+            null_is(50),
         ] = 50,
         with_input: Annotated[  # noqa: FBT002 (a tool's argument)
-            bool, null_is(False), Field(description="Return the fields of the input rows too; false unless given.")
+            bool, null_is(False), Field(description="Also return the fields of the input rows; false unless given.")
         ] = False,
         only: Annotated[
             Literal["all", "answers", "failed"],
             null_is("all"),
-            Field(description="`failed` or `answers` leaves out the other rows; `all` unless given."),
+            Field(description="Return only `failed` rows, or only rows with `answers`; `all` unless given."),
         ] = "all",
         max_characters: Annotated[
             int,
-            Field(ge=1000, description="Longest page; what is beyond comes with the next. 40,000 unless given."),
+            Field(ge=1000, description="Length of a page; further rows are on the next page. 40,000 unless given."),
             null_is(_PAGE_CHARACTERS),
         ] = _PAGE_CHARACTERS,
     ) -> dict[str, Any]:
         """Read a job's answers page by page, in input order, also while it runs.
 
-        Returns `rows`, `state`, and `next_offset`: null at the end. Rows without an answer yet are left out, so while
-        `state` is not `finished` read again later from where the first was missing.
+        Returns `rows`, `state`, and `next_offset`: null at the end. Rows without an outcome are left out; until
+        `state` is `finished`, read again later from the first missing row.
         """
         found = await asyncio.to_thread(running_jobs().results, job_id, offset, limit, only)
         if not with_input:
@@ -304,8 +316,8 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
         ),
     )
     async def bulk_cancel(job_id: JobId) -> dict[str, Any]:
-        """End a running job. What is answered is kept and can be read; bulk_generate with the same files goes on later.
+        """End a running job. Its answers are kept and can be read; bulk_generate with the same files resumes it.
 
-        Returns the status as bulk_status does.
+        Returns the same as bulk_status.
         """
         return await running_jobs().cancel(job_id)

@@ -1,4 +1,4 @@
-"""The tools that change what the server runs: `generation_init` and `vllm_shutdown`."""
+"""The tools that load and unload the server's model: `generation_init` and `vllm_shutdown`."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def add_engine_tools(mcp: FastMCP, service: Service) -> None:
         extra_params: ExtraParams = None,
         backend: BackendName = DEFAULT_BACKEND,
     ) -> ToolResult:
-        """Choose backend, model and sampling for all calls that follow, and load the model.
+        """Choose backend, model and sampling for all later calls, and load the model.
 
-        Not needed before `generate`: the server has a configuration, and the first call loads what it says. Call it
-        only to change something. It returns nothing when the model is ready; loading may take minutes. An unchanged
-        model stays loaded, and changing the sampling alone costs nothing. When it fails, what answered before goes on.
+        Not needed before `generate`: the first call loads the configured model. Call it only to change something. It
+        returns nothing, and only when the model is ready; loading may take minutes. An unchanged model stays loaded, so
+        a change of sampling alone takes no time. If the call fails, the earlier model continues to answer.
         """
         kept = not isinstance(backend, Sent) and _stays(service, backend_configs)
         chosen = service.plan.backend if kept else str(backend)
@@ -58,16 +58,16 @@ def add_engine_tools(mcp: FastMCP, service: Service) -> None:
     async def vllm_shutdown() -> None:
         """Unload the model that runs on the server's machine (`vllm`, `hf` or `openvino`), which frees its memory.
 
-        Calls that still run end with the answers so far. Does nothing on the `openai` backend. A later call loads
+        Running calls end with the answers so far. Does nothing on the `openai` backend. A later call loads
         the model again. Returns nothing.
         """
         await service.shutdown_engine()
 
 
 def _stays(service: Service, backend_configs: Mapping[str, object]) -> bool:
-    """Return whether a call that names no backend means the one that runs, not the default of the tool.
+    """Return whether a call without a backend keeps the present backend instead of the tool's default.
 
-    A pipeline's own client means what its server always did.
+    A pipeline's client gets the default, as from UltraRAG's own server.
     """
     running = service.plan.backend
     named = service.configured_backend in {running, AUTO} and not service.plan.trust_client

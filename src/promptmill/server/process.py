@@ -27,7 +27,7 @@ _LAST_WORDS_S = 0.5
 _CLOSE_S = 1.5
 _MOST_CONNECTIONS = 4096
 _TIDY_S = 10.0
-_MUCH = 5_000  # items in progress: looking through them would be noticed
+_MUCH = 5_000  # items in progress: a garbage collection of more would cause a noticeable pause
 
 
 def serve_stdio(
@@ -36,21 +36,21 @@ def serve_stdio(
     locked: bool = False,
     extend: Callable[[FastMCP, Service], None] = lambda _server, _service: None,
 ) -> int:
-    """Serve over stdio until stdin ends (exit code 0) or a signal comes (128 + its number).
+    """Serve over stdio until stdin ends (exit code 0) or a signal arrives (128 + its number).
 
     Does not return after either.
     `extend` may add tools to the server before it answers.
     """
-    for name in _ENDING_SIGNALS:  # while FastMCP is imported nothing runs that has to be ended
+    for name in _ENDING_SIGNALS:  # during the import of FastMCP nothing runs that needs a shutdown
         if (number := getattr(signal, name, None)) is not None:
             signal.signal(number, lambda got, _frame: os._exit(128 + got))
     return run(_serve_stdio(configuration, extend, locked=locked))
 
 
 def serve_http(configuration: Configuration, options: HttpOptions) -> int:
-    """Serve over HTTP until a signal comes (exit code 128 + its number; it does not return then).
+    """Serve over HTTP until a signal arrives (exit code 128 + its number; it does not return then).
 
-    Raises `PromptmillError` (`invalid_config`) when that cannot be listened on, or not without a token.
+    Raises `PromptmillError` (`invalid_config`) when the address cannot be used, or needs a token that is missing.
     """
     from promptmill.http.options import opened
 
@@ -68,27 +68,29 @@ async def _serve_stdio(
     server = create_server(service, locked=locked)
     extend(server, service)
     stay_responsive()
-    signals = _Signals()  # after the imports: until now they end the process at once
+    signals = _Signals()  # after the imports: until now signals end the process at once
     stdio = StdioServer(server)
     serving = asyncio.ensure_future(stdio.run())
     tidying = asyncio.ensure_future(_tidy(service, lambda: service.calls.totals()["calls"]))
     await signals.wait_for_one_or(serving)
     tidying.cancel()
-    closing = asyncio.ensure_future(service.aclose())  # first of all: engines end even if a tool hangs
+    closing = asyncio.ensure_future(service.aclose())  # the first step, so that engines end even if a tool hangs
     loop = asyncio.get_running_loop()
     until = loop.time() + _CLOSE_S
-    answered = asyncio.ensure_future(stdio.last_answers())  # with what there is when the service closes
+    answered = asyncio.ensure_future(
+        stdio.last_answers()
+    )  # running calls return their answers so far when the service closes
     await asyncio.wait({serving, answered}, timeout=_CLOSE_S, return_when=asyncio.FIRST_COMPLETED)
     stdio.hang_up()
-    serving.cancel()  # and all calls with it
+    serving.cancel()  # this cancels all calls
     await asyncio.wait({serving, closing}, timeout=until - loop.time() + _LAST_WORDS_S / 2)
     _leave(serving, signals)
 
 
 async def _tidy(service: Service, answered: Callable[[], int]) -> None:
-    """Look for garbage after `answered` has grown, while little goes on.
+    """Collect garbage after `answered` has grown, while few items are in progress.
 
-    Calls leave cycles, large but too few for the collector to come for.
+    Calls leave reference cycles, which are large but too few to start Python's own collection.
     """
     seen = 0
     while True:
@@ -118,9 +120,9 @@ async def _serve_http(configuration: Configuration, bound: BoundServer) -> int:
     tidying.cancel()
 
     async def end() -> None:
-        await service.aclose()  # running calls end, and answer with what they have
+        await service.aclose()  # running calls end with their answers so far
         await app.end_sessions()
-        if not server.is_quiet:  # it looks for its end ten times a second
+        if not server.is_quiet:  # it checks ten times a second whether to end
             await asyncio.wait({serving})
 
     app.close()
@@ -130,7 +132,7 @@ async def _serve_http(configuration: Configuration, bound: BoundServer) -> int:
 
 
 def _leave(serving: asyncio.Future[None], signals: _Signals) -> NoReturn:
-    """End the process at once: threads may block that cannot be joined, and unloading the modules takes 0.1 s."""
+    """End the process at once: a blocked thread could not be joined, and unloading the modules takes 0.1 s."""
     failed = serving.done() and not serving.cancelled() and serving.exception()
     if failed:
         logging.getLogger(__name__).error("the server ended: %s", type(failed).__name__)
@@ -141,7 +143,7 @@ def _leave(serving: asyncio.Future[None], signals: _Signals) -> NoReturn:
 
 
 class _Signals:
-    """The signals that end the server, from now on."""
+    """Handles the signals that end the server, from its creation on."""
 
     def __init__(self) -> None:
         self.received: list[int] = []
@@ -161,7 +163,7 @@ class _Signals:
         self._stop.set()
 
     async def wait_for_one_or(self, serving: asyncio.Future[None]) -> None:
-        """Wait until a signal has come or `serving` is done."""
+        """Wait until a signal has arrived or `serving` is done."""
         stopped = asyncio.ensure_future(self._stop.wait())
         either: set[asyncio.Future[Any]] = {serving, stopped}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""Progress notifications while a call works: first, last, and at most two a second between."""
+"""Progress notifications during a call: at its start, at its end, and at most two a second in between."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from promptmill.service.service import Service
 
 T = TypeVar("T")
 _PAUSE_S = 0.5
-_CHANGE_S = 1.0  # until other words are reported when no item was done meanwhile
-_SILENCE_S = 5.0  # clients end calls of which they hear nothing
-_STEP = 0.001  # the protocol wants a number that grows each time
+_CHANGE_S = 1.0  # before a changed text is reported without progress
+_SILENCE_S = 5.0  # clients end a call that reports no progress
+_STEP = 0.001  # the protocol requires a number that grows each time
 
 
 async def with_progress(ctx: Context, service: Service, stats: Call, work: Coroutine[Any, Any, T]) -> T:
-    """Run `work` as a task of its own and tell the client how far it is, if it asked.
+    """Run `work` in a separate task, and report its progress to the client if the request asks for that.
 
-    A task of its own, because FastMCP cancels with an anyio scope, in which the work's clean-up could not wait.
+    The task is separate because FastMCP cancels with an anyio scope, in which the clean-up of `work` could not wait.
     """
     task = asyncio.ensure_future(work)
     try:
@@ -49,10 +49,10 @@ async def with_progress(ctx: Context, service: Service, stats: Call, work: Corou
 
 
 class ReportedProgress:
-    """The last progress that a client got, and when.
+    """The last progress report to a client, and its time.
 
-    `number` counts the items that are done; while the count stays the same, it grows a little with each report. For
-    work without items it counts seconds.
+    `number` is the number of finished items; while no item finishes, it grows a little with each report. For work
+    without items it is the number of seconds.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -62,7 +62,7 @@ class ReportedProgress:
         self._began = self._at = clock()
 
     def is_news(self, stats: Call, words: str) -> bool:
-        """Return whether to report this now; if so, remember it. The last number is left for the end."""
+        """Return whether to report `words` now, and note the report. The final number is reserved for `end`."""
         silent_s = self._clock() - self._at
         done = self._reached(stats)
         if stats.total is not None and done >= stats.total:
@@ -74,14 +74,14 @@ class ReportedProgress:
         return True
 
     def end(self, stats: Call) -> None:
-        """Take the last number."""
+        """Set `number` to its final value."""
         self._grow(self._reached(stats))
 
     def _reached(self, stats: Call) -> int:
         return int(self._clock() - self._began) if stats.total is None else stats.done
 
     def _grow(self, done: int) -> None:
-        """Take `done`, if that is more; else go on by a thousandth, and never as far as the next whole number."""
+        """Set `number` to `done` if that is larger; else add a thousandth, without reaching the next whole number."""
         left = math.floor(self.number) + 1 - self.number
         more = round(self.number + _STEP, 3) if left > 2 * _STEP else self.number + left / 2
         self.number = max(done, more)

@@ -1,7 +1,7 @@
 """Lists of prompts, images and turns as clients send them → conversations, stopping at the first wrong item.
 
-Long lists are read in a thread: half a million items take a second, in which others are answered. They are no business
-of pydantic's, which would check them to the last item and write all of them into its error.
+Long lists are read in a thread: half a million items take a second, during which the event loop serves other calls.
+Pydantic does not check these lists, because it would check every item and quote all wrong ones in its error.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from promptmill.core.wording import shape
 
 T = TypeVar("T")
 _FEW = 500  # half a millisecond
-_MOST_VALUES = 300_000  # as in the body of a request over HTTP, where only values outside of texts are counted
+_MOST_VALUES = 300_000  # the limit for a request over HTTP, which counts only values outside of texts
 
 
 def as_list_or_object(value: object) -> object:
-    """Read a list or object that arrives as a JSON string, as language models like to send it.
+    """Read a list or object that arrives as a JSON string, as some language models send it.
 
     Raises `ValueError` for one that may hold more than 300,000 values: 60 MB of them would take 2 GB and 15 seconds.
     """
@@ -42,7 +42,7 @@ def as_list_or_object(value: object) -> object:
 
 
 def list_of(value: object, name: str) -> list[Any]:
-    """Return the list that an argument is; a lone text or object is a list of one. Raises `PromptmillError`."""
+    """Return the argument as a list; a single text or object becomes a list of one. Raises `PromptmillError`."""
     try:
         value = as_list_or_object(value)
     except ValueError as error:
@@ -55,7 +55,7 @@ def list_of(value: object, name: str) -> list[Any]:
 
 
 def turns_of(messages: object) -> list[Any]:
-    """Return the turns that an argument holds; a lone object is a list of one. Raises `PromptmillError`."""
+    """Return the argument as a list of turns; a single object becomes a list of one. Raises `PromptmillError`."""
     turns = list_of(messages, "messages")
     if isinstance(messages, str) and turns == [messages]:
         raise input_error('messages is a text; send a list of turns: [{"role": "user", "content": "…"}].')
@@ -72,7 +72,7 @@ async def conversations(prompts: Sequence[Any]) -> list[Conversation]:
 async def conversations_with_images(
     prompts: Sequence[Any], images: Sequence[Any], tag: str | None, position: ImagePosition
 ) -> list[Conversation | PromptmillError]:
-    """Return one conversation for each prompt and its images. Raises `PromptmillError` for a list that is wrong."""
+    """Return one conversation for each prompt and its images. Raises `PromptmillError` for an invalid list."""
 
     def read() -> list[Conversation | PromptmillError]:
         sources: list[list[str]] = []
@@ -96,7 +96,7 @@ async def conversations_with_images(
 
 
 async def conversation(messages: Sequence[Any]) -> Conversation:
-    """Return the conversation of some turns. Raises `PromptmillError`."""
+    """Return the turns as a conversation. Raises `PromptmillError`."""
     return await _read(messages, lambda: conversation_from_messages(messages, "messages"))
 
 
@@ -105,7 +105,7 @@ async def _read(items: Sequence[Any], read: Callable[[], T]) -> T:
 
 
 def _sources(item: object, where: str) -> list[str]:
-    """Return the images of one prompt; a lone one is a list of one."""
+    """Return the images of one prompt; a single image becomes a list of one."""
     try:
         item = as_list_or_object(item)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Outcomes → the result of a tool: whole, or as much of it as its client takes in one message."""
+"""Outcomes → the result of a tool: complete, or the part that its client accepts in one message."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from promptmill.core.outcome import Completion, Failure, Outcome
 from promptmill.http.json_response_workaround import RESPONSE, EitherResponse
 from promptmill.service import list_call
 
-# TypeScript's SDK ends a session over stdio at a message of 10 MiB. Each of its clients has to choose its own name;
-# these names are the defaults of clients without a limit, and every bare Python client is `mcp`.
+# TypeScript's SDK ends a session over stdio at a message of 10 MiB. It has no default client name, so these names, the
+# defaults of clients without a limit, do not belong to its clients. `mcp` is the default of Python's SDK.
 _STDIO_BYTES = 9 << 20
 _WITHOUT_LIMIT = frozenset({"mcp", "fastmcp", "mcp-use", "ai-sdk-mcp-client"})
 # Over HTTP several clients share the event loop, on which the SDK writes a message at some 10 ns a byte.
@@ -31,12 +31,12 @@ ANSWERS: dict[str, Any] = {
         "ans_ls": {
             "type": "array",
             "items": {"type": "string"},
-            "description": 'One answer per prompt, in their order; "" for an item without an answer, see `errors`.',
+            "description": 'One answer per prompt, in the same order; "" for an item without an answer, see `errors`.',
         },
         "answers": {
             "type": "array",
             "items": {"type": "array", "items": {"type": "string"}},
-            "description": "There only when `sampling_params` asked for several answers (`n`): all of each prompt.",
+            "description": "Only if `sampling_params` has `n`: all answers to each prompt.",
         },
         "errors": {
             "type": "array",
@@ -53,14 +53,14 @@ ANSWERS: dict[str, Any] = {
                     "message": {"type": "string"},
                     "last": {
                         "type": "integer",
-                        "description": "The entry stands for all items from `index` to this one: they failed alike, or "
-                        "were omitted.",
+                        "description": "The entry covers all items from `index` to this one: they failed with the same "
+                        "error, or were omitted.",
                     },
-                    "retryable": {"type": "boolean", "description": "Whether sending it again may help."},
+                    "retryable": {"type": "boolean", "description": "Whether sending the item again may help."},
                     "attempts": {"type": "integer", "description": "Requests made for it."},
                     "text": {
                         "type": "string",
-                        "description": "With code `invalid_answer`: what the model said, which does not satisfy "
+                        "description": "With code `invalid_answer`: the model's answer, which does not satisfy "
                         "`answer_schema`.",
                     },
                 },
@@ -69,13 +69,13 @@ ANSWERS: dict[str, Any] = {
         },
         "job_id": {
             "type": "string",
-            "description": "There only when time was up: the items that failed with code `deferred` go on as this job; "
+            "description": "Only if the time limit was reached: the job that answers the items with code `deferred`; "
             "read their answers with bulk_results.",
         },
         "kept_job_id": {
             "type": "string",
-            "description": "There only when the result was too large for one message: the job that has all answers, "
-            'also those that are "" here (code `omitted`); read them with bulk_results.',
+            "description": "Only if the result was too large for one message: the job that has all answers, "
+            "also the omitted ones (code `omitted`); read them with bulk_results.",
         },
     },
     "required": ["ans_ls"],
@@ -91,11 +91,11 @@ def _undescribed(schema: Any) -> Any:
 
 
 ANSWERS_IN_SHORT: dict[str, Any] = _undescribed(ANSWERS)
-"""The same object for the tools that refer to the first one: a client has all schemas in its context at once."""
+"""The same schema without descriptions, for the other tools: a client has all schemas in its context at once."""
 
 
 def result_of(outcomes: Sequence[Outcome], stats: Call, *, any_failure: bool, job_id: str | None = None) -> ToolResult:
-    """Return the result of a call; `job_id` names the job that its deferred items go on as."""
+    """Return the result of a call; `job_id` names the job that answers its deferred items."""
     failed = list_call.failed(outcomes, any_failure=any_failure)
     result = _result(outcomes, list_call.errors(outcomes), stats, is_error=failed, job_id=job_id)
     # the text block holds the same JSON, because existing pipelines parse it; an error's text is for people
@@ -133,15 +133,15 @@ def _goes_on(outcomes: Sequence[Outcome], job_id: str | None) -> list[str]:
         return []
     left = list_call.deferred(outcomes)
     words = (
-        f"{left} of {len(outcomes)} prompts are not answered yet; do not send them again. They go on as job {job_id}: "
-        f'call bulk_results with {{"job_id": "{job_id}"}} for their answers as they come, until its `state` is '
+        f"{left} of {len(outcomes)} prompts are not answered yet; do not send them again. Job {job_id} answers them: "
+        f'call bulk_results with {{"job_id": "{job_id}"}} for the answers so far, until its `state` is '
         "`finished`. `index` in a row is the prompt's place in `prompt_ls`."
     )
     return [words]
 
 
 def most_bytes(ctx: Context, plan: ResolvedConfig) -> int | None:
-    """Return how large the message with a call's result, which is sent next, may be; None when there is no limit.
+    """Return the largest size of the next message with a call's result, in bytes; None for no limit.
 
     A trusted client is the operator's own program, which has no limit over stdio.
     """
@@ -161,7 +161,7 @@ def most_bytes(ctx: Context, plan: ResolvedConfig) -> int | None:
 def whole_result(
     outcomes: Sequence[Outcome], stats: Call, *, any_failure: bool, job_id: str | None, most: int | None
 ) -> ToolResult | None:
-    """Return the result of a call, without its copy if need be; None when it is larger than `most` bytes."""
+    """Return the result of a call, if necessary without its copy; None if it is larger than `most` bytes."""
     result = result_of(outcomes, stats, any_failure=any_failure, job_id=job_id)
     if most is None or _message_bytes(result) <= most:
         return result
@@ -170,7 +170,7 @@ def whole_result(
 
 
 def _message_bytes(result: ToolResult) -> int:
-    """Return the size of the message that `result` becomes, within a few bytes of the truth."""
+    """Return the size of the message with `result`, accurate to a few bytes."""
     size = _ENVELOPE + len(orjson.dumps(result.structured_content)) + len(orjson.dumps(result.meta))
     return size + sum(len(orjson.dumps(block.text)) for block in result.content if isinstance(block, TextContent))
 
@@ -180,7 +180,7 @@ def without_copy(result: ToolResult) -> ToolResult:
     if result.is_error:
         return result  # its text names the failures
     copies = _texts(
-        "The answers are in the structured content (`ans_ls`) alone: with this copy of it the result would be too "
+        "The answers are in the structured content (`ans_ls`) only: with a copy of it here the result would be too "
         "large for one message."
     )
     return ToolResult([*copies, *result.content[1:]], result.structured_content, result.meta)
@@ -195,16 +195,15 @@ def first_answers(
     job_id: str | None,
     most: int,
 ) -> ToolResult:
-    """Return the result of a call whose answers are kept as job `kept_id`: as many of the first as fit in `most` bytes.
+    """Return the result of a call with as many of its first answers as fit in `most` bytes; job `kept_id` has all.
 
-    The others are `""`, and one entry in `errors` stands for all of them. `job_id` is the job of what the call could
-    not do in its time.
+    The other answers are `""`, and one entry in `errors` covers all of them. `job_id` is the job of the deferred items.
     """
     link = ResourceLink(
         type="resource_link",
         uri=f"promptmill://jobs/{kept_id}/answers",
         name=f"answers of {kept_id}",
-        description="All answers of the call, page by page: each page names the next one.",
+        description="All answers of the call, page by page; each page names the next one.",
         mime_type="application/json",
     )
 
@@ -231,7 +230,7 @@ def first_answers(
 
 
 def _sizes(outcomes: Sequence[Outcome]) -> Iterator[int]:
-    """Yield how much larger a message becomes by the outcome of each item, or a little more than that."""
+    """Yield for each outcome the number of bytes that it adds to the message, or slightly more."""
     columns = list(list_call.columns(outcomes).values())
     several = list_call.several(outcomes)
     for index, outcome in enumerate(outcomes):
@@ -245,7 +244,7 @@ def _sizes(outcomes: Sequence[Outcome]) -> Iterator[int]:
 
 
 def _left_out(outcomes: Sequence[Outcome], count: int, kept_id: str, uri: str) -> PromptmillError:
-    offset = count - list_call.deferred(outcomes[:count])  # those are rows of another job
+    offset = count - list_call.deferred(outcomes[:count])  # deferred items are rows of another job
     which = f"{count} to {len(outcomes) - 1}" if count < len(outcomes) - 1 else f"{count}"
     return PromptmillError(
         Code.OMITTED,
@@ -256,9 +255,9 @@ def _left_out(outcomes: Sequence[Outcome], count: int, kept_id: str, uri: str) -
 
 
 def page(found: Mapping[str, Any], most: int, copies: int) -> dict[str, Any]:
-    """Return a page of a job's rows as far as it fits into `most` bytes, each row being sent `copies` times.
+    """Return a page with as many of a job's rows as fit into `most` bytes; the message has each row `copies` times.
 
-    The first row is there however large it is; `next_offset` is where the next page begins.
+    It always has the first row, whatever its size; `next_offset` is the first row of the next page.
     """
     size = 0
     for place, row in enumerate(found["rows"]):

@@ -34,7 +34,7 @@ def add_status(mcp: FastMCP, service: Service) -> None:
         name="status",
         title="Status of promptmill",
         description="Backend and model, engine state, calls in progress, totals since the start, configuration without "
-        "secrets. JSON; read it again for newer figures.",
+        "secrets. JSON; read it again for current values.",
         mime_type="application/json",
         annotations=Annotations(audience=["user", "assistant"]),
     )
@@ -55,7 +55,7 @@ def add_status(mcp: FastMCP, service: Service) -> None:
 
 
 def describe(service: Service) -> dict[str, Any]:
-    """Return the status as an object of JSON. No key, header, password or prompt is part of it."""
+    """Return the status as a JSON object. It contains no key, header, password or prompt."""
     plan, calls = service.plan, service.calls
     shown = _Shown(plan)
     return {
@@ -81,7 +81,7 @@ class _Shown:
         self._secrets = (*_secrets_in(plan.settings), *_secrets_in(plan.operator), *filter(None, variables))
 
     def configuration(self) -> dict[str, Any]:
-        """Return the settings in use; of the backends, only the chosen one's."""
+        """Return the settings in use, with the block of the chosen backend only."""
         settings = self._settings
         block = self._plan.block
         top = {
@@ -93,12 +93,12 @@ class _Shown:
             **self.value(top),
             "system_prompt": f"[{len(settings.system_prompt)} characters]" if settings.system_prompt else "",
             "sampling_params": self.value(settings.sampling_params.given()),
-            "extra_params": self.value(settings.extra_params, secret=True),  # any text in there may be a secret
+            "extra_params": self.value(settings.extra_params, secret=True),  # any of its texts may be a secret
             "backend_configs": {self.value(settings.backend): self.value(dict(block) if block else {})},
         }
 
     def value(self, value: Any, *, secret: bool = False) -> Any:
-        """Return `value` without secrets; of a `secret` value no text is shown."""
+        """Return `value` without secrets; all texts of a `secret` value are replaced."""
         match value:
             case SecretStr():
                 return _SET

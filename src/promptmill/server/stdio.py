@@ -1,15 +1,15 @@
-"""The server over standard input and output: the SDK's transport, and four things that it lacks.
+"""The server over standard input and output: the SDK's transport, with four additions.
 
-* A client may begin with `server/discover`, wait too long for the answer, and go on with `initialize`, as the Vercel AI
-  SDK does after one second. The SDK takes the first request as the decision for one version of the protocol and then
-  refuses the other, so an opening `server/discover` is a conversation of its own here.
-* A request that cannot be read gets an error as its answer. The SDK drops such lines, and their senders wait for ever.
+* A client may send `server/discover` first, and `initialize` if the answer takes too long, as the Vercel AI
+  SDK does after one second. The MCP SDK derives the version of the protocol from the first request and then refuses
+  the other version, so here a `server/discover` at the start is a separate conversation.
+* A request that cannot be read gets an error reply. The SDK drops such lines, and their senders wait for ever.
 * `last_answers` waits until running calls have their answers, so that they arrive before the process ends.
 * A client that has left gets no more messages.
 
-The SDK reads a line as each kind of message in turn. A valid call of 20 MB takes the same time as with a reader of our
-own when it holds one prompt (0.28 and 0.33 s of CPU) or 500 (0.12 and 0.11 s), and twice the time when it holds 400,000
-turns of 20 characters (1.97 and 0.95 s).
+The SDK tries to read a line as each kind of message in turn. Compared with a reader of our own, a valid call of 20 MB
+takes the same CPU time with one prompt (0.28 and 0.33 s) or 500 prompts (0.12 and 0.11 s), and twice the time with
+400,000 turns of 20 characters (1.97 and 0.95 s).
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from mcp_types import (
 )
 from pydantic import ValidationError
 
-# Python's SDK lists the tools once it has the first result of a tool, and drops the result when nothing answers that.
+# Python's SDK lists the tools after the first result of a tool, and drops the result if that list does not arrive.
 _FOLLOW_UP_S = 0.5
-_MOST_DIGITS = 4000  # Python refuses to read much more
-# A string without an end goes on to the end of the line, so that none is searched for twice.
+_MOST_DIGITS = 4000  # Python refuses to parse many more digits
+# An unclosed string extends to the end of the line, so that its end is searched for only once.
 _PIECE = re.compile(r'"(?:[^"\\]|\\.)*+"?|[{}\[\]:]|-?\d+')
 _NO_CLIENT = (
     "promptmill: stdin holds no JSON; this is an MCP server: a client starts it; for a question: "
@@ -48,7 +48,7 @@ _NO_CLIENT = (
 
 
 class StdioServer:
-    """The server of the client at the other end of standard input and output."""
+    """The server for the client that is connected by standard input and output."""
 
     def __init__(self, server: FastMCP) -> None:
         self._server = server
@@ -58,7 +58,7 @@ class StdioServer:
     async def run(self) -> None:
         """Serve until the input ends or this is cancelled.
 
-        From then on other code of this process and its children finds stdin empty, and what it prints goes to stderr.
+        From then on, stdin is empty for other code of this process and its children, and their output goes to stderr.
         """
         streams: asyncio.Future[tuple[Any, Any]] = asyncio.get_running_loop().create_future()
         self._transport = asyncio.ensure_future(_open(streams))
@@ -86,7 +86,7 @@ class StdioServer:
         await low_level.run(incoming, outgoing, options)
 
     async def last_answers(self) -> None:
-        """Wait until every request has its answer, and every request that the client sends on an answer, too."""
+        """Wait until all requests are answered, including those that the client sends after an answer."""
         while self._outgoing is not None and self._outgoing.unanswered:
             await self._outgoing.all_answered.wait()
             await asyncio.sleep(_FOLLOW_UP_S)
@@ -98,14 +98,14 @@ class StdioServer:
 
 
 async def _open(streams: asyncio.Future[tuple[Any, Any]]) -> None:
-    """Open the SDK's transport. It ends with the process: its thread is in a read that nothing else ends."""
+    """Open the SDK's transport. It ends with the process, because nothing else ends the read in its thread."""
     async with stdio_server() as opened:
         streams.set_result(opened)
         await asyncio.Event().wait()
 
 
 class _Stream:
-    """One direction, as the SDK's server takes it. Closing it closes nothing: several conversations may use it."""
+    """One direction of the transport, for the SDK's server. It stays open after a conversation, for the next one."""
 
     async def aclose(self) -> None:
         """Leave the transport open."""
@@ -120,8 +120,8 @@ class _Stream:
 class _Outgoing(_Stream):
     """Messages to the client, in the order in which they are sent.
 
-    A client that has closed its side reads no more and gets none. The SDK would answer every call in progress with
-    "Connection closed", on which clients of its 1.x line raise while they leave.
+    A client that has closed its side gets no more messages. The SDK would answer every call in progress with
+    "Connection closed", and clients of its 1.x line raise an exception for that while they exit.
     """
 
     def __init__(self, inner: Any) -> None:
@@ -155,7 +155,7 @@ class _Outgoing(_Stream):
 
 
 class _Reading(_Stream):
-    """Messages to the SDK's server, which ask for each with `receive` or by iteration."""
+    """Messages for the SDK's server, which reads them with `receive` or by iteration."""
 
     def __aiter__(self) -> Any:
         return self
@@ -169,7 +169,7 @@ class _Reading(_Stream):
 
 
 class _Discovery(_Reading):
-    """One request, and the end when it has its answer."""
+    """A conversation of one request, which ends when it is answered."""
 
     def __init__(self, item: SessionMessage, outgoing: _Outgoing) -> None:
         self._item: SessionMessage | None = item
@@ -184,7 +184,7 @@ class _Discovery(_Reading):
 
 
 class _Incoming(_Reading):
-    """Messages of the client. A line that is none is answered if its sender waits for an answer."""
+    """Messages of the client. An invalid line gets an error reply if it is a request."""
 
     def __init__(self, inner: Any, outgoing: _Outgoing) -> None:
         self._inner = inner
@@ -193,7 +193,7 @@ class _Incoming(_Reading):
         self._hinted = False
 
     def put_back(self, item: SessionMessage) -> None:
-        """Return `item` as the next message again."""
+        """Make `item` the next message again."""
         self._next = item
 
     async def __anext__(self) -> SessionMessage:
@@ -219,10 +219,10 @@ class _Incoming(_Reading):
 
 
 def answer_to(error: ValidationError) -> JSONRPCError | None:
-    """Return the answer to the line that was refused with `error`, or None when its sender waits for none.
+    """Return the error reply to a line that was refused with `error`; None for a line that is not a request.
 
-    Requests that cannot be read hold half a surrogate pair (`"\\ud800"`, as programs write it that cut a text in the
-    middle of an emoji) or nest too deeply; `params` may be a list in JSON-RPC, and is never one in MCP.
+    A request cannot be read if it holds half a surrogate pair (`"\\ud800"`, from a program that cut a text inside an
+    emoji), is nested too deeply, or has a list as `params`, which JSON-RPC allows and MCP does not.
     """
     if (line := _unreadable_line(error)) is None:
         if (number := _id_of_request(error)) is None:
@@ -236,7 +236,7 @@ def answer_to(error: ValidationError) -> JSONRPCError | None:
 
 
 def _unreadable_line(error: ValidationError) -> str | None:
-    """Return the line that is not JSON, or None when it is JSON but no message."""
+    """Return the line if it is not JSON; None if it is JSON but not a message."""
     problem = error.errors(include_url=False)[0]
     return str(problem["input"]) if problem["type"] == "json_invalid" else None
 
@@ -269,7 +269,7 @@ def _number(text: str) -> int | None:
 
 
 def _id_of_request(error: ValidationError) -> int | str | None:
-    """Return the id of a message that is a request but for its `params`."""
+    """Return the id of a message that is a request apart from its `params`."""
     for problem in error.errors(include_url=False):
         match problem["input"]:
             case {"jsonrpc": "2.0", "method": str(), "id": number} if _is_id(number):
@@ -278,7 +278,7 @@ def _id_of_request(error: ValidationError) -> int | str | None:
 
 
 def _outermost_id(line: str) -> int | str | None:
-    """Return the value of `id` in the outermost object, whatever is nested in it."""
+    """Return the value of `id` in the outermost object, however deep its other values are nested."""
     depth = 0
     before: tuple[str, str] = ("", "")
     for piece in map(re.Match.group, _PIECE.finditer(line)):

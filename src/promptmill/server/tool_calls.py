@@ -33,14 +33,14 @@ _log = logging.getLogger(CALLS)
 _OK, _CANCELLED = "code=ok", "code=cancelled"
 _STRANGE = re.compile(r"[^\w.@+-]")  # names come from the client: no spaces, no line feeds
 _LONGEST_NAME = 40
-_MOST_ARGUMENTS = 50  # each unknown one would be an error of its own
+_MOST_ARGUMENTS = 50  # each unknown argument adds an error
 _MOST_PROBLEMS = 5
 _IMAGES = frozenset({"image", "images", "image_path", "image_paths", "image_url", "image_urls", "pictures"})
 _WANTED = {"string": "a text", "integer": "a whole number", "boolean": "true or false", "object": "an object"}
 
 
 class CodedToolError(ToolError):
-    """A tool error that keeps the code of ours. FastMCP need not log it: the log of calls does."""
+    """A tool error with one of our codes. `CallLog` logs it, so FastMCP does not."""
 
     def __init__(self, message: str, code: Code = Code.INVALID_INPUT) -> None:
         super().__init__(message, log_level=logging.DEBUG)
@@ -50,7 +50,7 @@ class CodedToolError(ToolError):
 def tool(mcp: FastMCP, **options: Any) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Awaitable[T]]]:
     """Return a decorator that adds a function to `mcp` as a tool, with its docstring as the description.
 
-    Our errors are raised as FastMCP's own, which it neither masks nor logs with a traceback.
+    Our errors are raised as errors of FastMCP, which it neither masks nor logs with a traceback.
     """
 
     def added(function: Callable[P, Awaitable[T]]) -> Callable[P, Awaitable[T]]:
@@ -61,7 +61,9 @@ def tool(mcp: FastMCP, **options: Any) -> Callable[[Callable[P, Awaitable[T]]], 
             except PromptmillError as error:
                 raise CodedToolError(redact(str(error)), error.code) from None
 
-        wrapper.__doc__ = ""  # FastMCP would import griffe to look for parameters in it: 90 ms of a server's start
+        wrapper.__doc__ = (
+            ""  # FastMCP would import griffe to search it for parameters, which adds 90 ms to a server's start
+        )
         mcp.tool(wrapper, description=_flowing(function.__doc__ or ""), **options)
         return wrapper
 
@@ -74,12 +76,12 @@ def _flowing(text: str) -> str:
 
 
 class CallLog(Middleware):
-    """One log line per call: who called what, and how it ended. Failures are warnings, the rest shows where asked."""
+    """Logs one line per call: tool, client and outcome. A failure is a warning; other calls are logged at INFO."""
 
     async def on_call_tool(
         self, context: MiddlewareContext[CallToolRequestParams], call_next: CallNext[CallToolRequestParams, ToolResult]
     ) -> ToolResult:
-        """Log the call, whatever becomes of it."""
+        """Log the call, also if it fails or is cancelled."""
         began, end = time.monotonic(), f"code={Code.INTERNAL}"
         try:
             result = await call_next(context)
@@ -105,7 +107,7 @@ class CallLog(Middleware):
 def _end_of(result: ToolResult) -> str:
     structured = result.structured_content or {}
     answers, errors = structured.get("ans_ls"), structured.get("errors") or ()
-    entries: list[dict[str, Any]] = errors if isinstance(errors, list) else []  # those of a job are counts by code
+    entries: list[dict[str, Any]] = errors if isinstance(errors, list) else []  # a job's `errors` are counts by code
     codes: Counter[str] = Counter()
     for entry in entries:
         codes[entry["code"]] += entry.get("last", entry["index"]) - entry["index"] + 1
@@ -121,7 +123,7 @@ def _end_of(result: ToolResult) -> str:
 
 
 def _client(context: MiddlewareContext[CallToolRequestParams]) -> str:
-    """Return NAME/VERSION as the client gives them, over HTTP with the address that it called from."""
+    """Return the NAME/VERSION that the client sent, over HTTP with its address."""
     request = context.fastmcp_context.request_context if context.fastmcp_context else None
     if request is None:
         return "-"
@@ -136,10 +138,10 @@ def _name(text: str) -> str:
 
 
 class PlainArguments(Middleware):
-    """Wrong arguments in words: no traceback, no quoted value.
+    """Reports wrong arguments in plain words, without tracebacks and quoted values.
 
-    Names and kinds are looked at before pydantic is asked, whose errors are made of everything that was sent: with ten
-    megabytes of it nobody else is answered for half a second.
+    It checks names and types before pydantic does, because pydantic's errors quote all arguments: with ten megabytes
+    that blocks the event loop for half a second.
     """
 
     def __init__(self) -> None:
@@ -155,7 +157,7 @@ class PlainArguments(Middleware):
         backend = arguments.get("backend")
         name = backend.strip().lower() if isinstance(backend, str) else AUTO
         if name != AUTO and "backend" in schema.get("properties", {}):
-            try:  # before what else is missing: who means another program leaves more out
+            try:  # before missing arguments: a call with another program's arguments lacks several
                 check_name(name)
             except PromptmillError as error:
                 raise CodedToolError(redact(str(error)), error.code) from None
@@ -169,7 +171,7 @@ class PlainArguments(Middleware):
             raise CodedToolError(wrong) from None
 
     async def _schema(self, context: MiddlewareContext[CallToolRequestParams]) -> dict[str, Any]:
-        """Return the input schema of the tool that is called; tools stay as they are while the server runs."""
+        """Return the input schema of the called tool; tools never change while the server runs."""
         name = context.message.name
         if name not in self._schemas:
             server = context.fastmcp_context
@@ -185,7 +187,7 @@ class PlainArguments(Middleware):
 
 def _wrong_names_and_kinds(arguments: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
     if not schema:
-        return ""  # whoever knows the tool says that it is not there
+        return ""  # FastMCP reports that the tool is missing
     properties: dict[str, Any] = schema.get("properties", {})
     lines = [
         _missing(name, _kinds(properties.get(name, {}))) for name in schema.get("required", ()) if name not in arguments
@@ -251,14 +253,14 @@ def _joined(lines: Sequence[str]) -> str:
 
 
 def _wrong_values(error: PydanticValidationError) -> str:
-    """Return the error for the values that pydantic refused."""
+    """Return the errors of the values that pydantic refused, in one text."""
     lines: dict[str, str] = {}
     for problem in error.errors(include_url=False):
         name, *inner = problem["loc"] or ("arguments",)
         place = str(name) + "".join(f"[{part}]" for part in inner if isinstance(part, int))
         expected = _expected(problem["type"], problem.get("ctx", {}))
         given = problem["input"]
-        if problem["type"] == "value_error":  # of a validator of ours, in words
+        if problem["type"] == "value_error":  # the message of our own validator
             lines.setdefault(place, str(problem["ctx"]["error"]))
             continue
         is_number = problem["type"].endswith("_than_equal")

@@ -53,7 +53,7 @@ _LITTLE = 1 << 20  # characters of theirs
 
 
 def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], RunningJobs]) -> None:
-    """Add the three tools to the app; `running_jobs` takes what goes on when a call is to return."""
+    """Add the three tools to the app; `running_jobs` continues the items that are unanswered at the time limit."""
     answers = _Answers(service, running_jobs)
 
     @tool(
@@ -74,9 +74,10 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         """Answer independent text prompts with the server's model: all of them in one call, answered concurrently.
 
         Returns `ans_ls`: one answer per prompt, in the order of the prompts. A prompt that fails has the answer "" and
-        an entry in `errors` that says why; it costs the others nothing. When `job_id` is in the result, time was up:
-        prompts with code `deferred` go on in the background, and bulk_results(job_id) has their answers. For images
-        use multimodal_generate, for a conversation of several turns multiturn_generate, for a file bulk_generate.
+        an entry in `errors` with the reason; the other prompts are still answered. A result with a `job_id` reached the
+        time limit: its prompts with code `deferred` continue in the background, and bulk_results(job_id) returns their
+        answers. For images use multimodal_generate, for a conversation of several turns multiturn_generate, for a file
+        bulk_generate.
         """
         prompts = prompt_lists.list_of(prompt_ls, "prompt_ls")
         stats, plan = _stats(len(prompts), max_cost), plan_of_call(service, model, answer_schema, sampling_params)
@@ -102,9 +103,9 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         answer_schema: AnswerSchema = None,
         max_cost: MaxCost = None,
     ) -> ToolResult:
-        """Answer prompts about images: `multimodal_path[i]` holds the images of `prompt_ls[i]`; equally long lists.
+        """Answer prompts about images: `multimodal_path[i]` holds the images of `prompt_ls[i]`, for each prompt a list.
 
-        Needs a model that reads images. Returns `ans_ls`, `errors` and `job_id` as `generate` does.
+        Needs a model that reads images. Returns `ans_ls`, `errors` and `job_id` like `generate`.
         """
         prompts = prompt_lists.list_of(prompt_ls, "prompt_ls")
         images = prompt_lists.list_of(multimodal_path, "multimodal_path")
@@ -131,7 +132,7 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
     ) -> ToolResult:
         """Answer the last turn of one conversation. The server keeps no history: send all turns every time.
 
-        Returns `ans_ls` with that one answer; `errors` and `job_id` as `generate` does.
+        Returns `ans_ls` with that one answer; `errors` and `job_id` as in `generate`.
         """
         conversation = await prompt_lists.conversation(prompt_lists.turns_of(messages))
         plan = plan_of_call(service, model, answer_schema, sampling_params)
@@ -164,7 +165,7 @@ def _stats(total: int, max_cost: float | None) -> Call:
 
 
 async def _with_models(outcomes: Sequence[Outcome], plan: ResolvedConfig) -> Sequence[Outcome]:
-    """Return the outcomes; the failures of a model that the endpoint lacks say which it has."""
+    """Return the outcomes; if the endpoint lacks the model, their hint names its models."""
     lacking = next((one for one in outcomes if _lacks_model(one)), None)
     if not isinstance(lacking, Failure) or plan.settings.client_limits.models is not None:
         return outcomes
@@ -176,7 +177,7 @@ async def _with_models(outcomes: Sequence[Outcome], plan: ResolvedConfig) -> Seq
 
 
 def _lacks_model(outcome: Outcome) -> bool:
-    # another hint than the usual one is about the address
+    # with any other hint, the address is wrong and not the model
     return (
         isinstance(outcome, Failure)
         and outcome.error.code is Code.NOT_FOUND
@@ -205,7 +206,7 @@ class _Answers:
         system_prompt: str,
         plan: ResolvedConfig,
     ) -> ToolResult:
-        """Answer `items` as `plan` says; within `max_call_s`, where that is set."""
+        """Answer `items` according to `plan`, within `max_call_s` if that is set."""
         service = self._service
 
         async def keep(outcomes: Sequence[Outcome]) -> str:
@@ -218,9 +219,9 @@ class _Answers:
             work = service.generate(items, stats, system_prompt=system_prompt, plan=plan)
             outcomes: Sequence[Outcome] = await with_progress(ctx, service, stats, work)
             return await self._result(ctx, outcomes, stats, plan, keep)
-        from promptmill.jobs.manage.deferral import DeadlineCall  # who sets no limit need not import jobs
+        from promptmill.jobs.manage.deferral import DeadlineCall  # imported only if a limit is set
 
-        plan = await service.settled(plan)  # a job is kept with its backend and model
+        plan = await service.settled(plan)  # a job stores its backend and model
         call = DeadlineCall(service, self._running_jobs(), items, stats, system_prompt, plan)
         try:
             outcomes = await with_progress(ctx, service, stats, call.outcomes())
@@ -239,12 +240,12 @@ class _Answers:
         *,
         job_id: str | None = None,
     ) -> ToolResult:
-        """Return the result; what the client could not take is kept as a job."""
+        """Return the result; if it is too large for the client, its answers are kept as a job."""
         any_failure = plan.settings.on_error == "raise"
         is_small = _is_small(outcomes)
 
         async def apart(work: Callable[[], T]) -> T:
-            """Run `work`, in a thread if it takes long, so that other calls go on meanwhile."""
+            """Run `work`, in a thread if it takes long, so that other calls continue meanwhile."""
             return work() if is_small else await asyncio.to_thread(work)
 
         if await apart(partial(list_call.failed, outcomes, any_failure=any_failure)):
@@ -273,4 +274,4 @@ def _is_small(outcomes: Sequence[Outcome]) -> bool:
     if any(one.logprobs or one.tool_calls for one in done):
         return False
     more = sum(len(text) for one in done for text in (one.reasoning or "", *one.answers))
-    return more + sum(len(one.text) for one in outcomes) < _LITTLE  # a failure may hold a wrong answer
+    return more + sum(len(one.text) for one in outcomes) < _LITTLE  # a failure may contain the model's wrong answer

@@ -5,7 +5,7 @@ outcome into the sink, counts it, and takes the next request. A request can wait
 
     for a place at an endpoint    its worker waits too, because a place is free soon
     for a time (`Call.park`)      another worker starts in its place, while fewer than 2 x `most` requests are parked
-        for others (`Call.hold`)      another worker starts in its place, however many requests are parked
+    for others (`Call.hold`)      another worker starts in its place, however many requests are parked
 
 Held requests must not count against the bound of parked ones: two requests that are held until an answer of the call
 arrives would otherwise block the third request, which could bring that answer. When no request is left except held
@@ -46,7 +46,7 @@ class Driver:
         """Answer until the source ends and every request has its outcome.
 
         Raises the exceptions of the source, the sink and `answer`: then no request can continue, and the caller decides
-                about requests without an outcome.
+        about requests without an outcome.
         """
         self._answer, self._share = answer, share
         self._closed = False

@@ -139,7 +139,7 @@ def errors(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     """Return an entry per failed item: index, code, message, retryable, attempts; `text` if the model returned a text.
 
     Hundreds of thousands of items may share one failure, such as that of a budget: beyond some number, a run of them
-        is one entry with `index` and `last`.
+    is one entry with `index` and `last`.
     """
     found: list[dict[str, Any]] = []
     shared: dict[int, list[Any]] = {}  # by the error's identity: the number of its items, and their message

@@ -157,7 +157,7 @@ class Service:
         """Load the configuration under `overrides` as the default model.
 
         An unchanged engine stays loaded, with new sampling. Raises `PromptmillError`; the present model, if it still
-                exists, then continues to serve unchanged.
+        exists, then continues to serve unchanged.
         """
         if overrides.backend in {AUTO, None} and self.configured_backend == AUTO:
             overrides = replace(overrides, backend=(await self.decided()).backend)
@@ -183,10 +183,10 @@ class Service:
         """Answer `items`: n conversations → n outcomes in the same order; an item that is an error becomes its failure.
 
         `plan` is set for a call with its own sampling (`ResolvedConfig.with_sampling`). `sink` holds the outcomes so
-                far, for a caller that needs them after it cancels the call.
+        far, for a caller that needs them after it cancels the call.
 
         If an error ends the call early (`deadline`, `shutdown`, `replaced`, `engine_died`, …), unanswered items fail
-                with it. Raises `PromptmillError` only when the backend cannot be loaded.
+        with it. Raises `PromptmillError` only when the backend cannot be loaded.
         """
         sink = sink or ListSink(len(items), MOST_LARGE, MOST_SHARED if self.is_shared else None)
         limit_s = self.plan.settings.call_timeout
