@@ -1,1 +1,1 @@
-"""The engines that answer: one package each, nothing shared but `protocol`."""
+"""The backends, one package each; they share only `protocol`."""

@@ -1,4 +1,4 @@
-"""The types that backends share with the code above them: a request, a call, and one verb, `answer`."""
+"""The interface between backends and the code above them: requests, calls, and one operation, `answer`."""
 
 from __future__ import annotations
 
@@ -30,39 +30,39 @@ class RowPlace(NamedTuple):
 
 
 class Account(Protocol):
-    """The amount that a budget has set aside for one request. The sender reports its requests here."""
+    """The amount that a budget has set aside for one request. The sender reports each attempt here."""
 
     def sent(self) -> float:
-        """Note that a request is on its way and may be billed; return the most that it can cost."""
+        """Note that a request is sent and may be billed; return its highest possible cost."""
         ...
 
     def reserve_again(self) -> bool:
-        """Reserve room for another attempt, because one that may be billed brought no answer.
+        """Reserve the cost of another attempt, after a failed one that may be billed.
 
-        False when there is no room: the request then fails with code `budget`, and is sent again once there is.
+        False if a budget does not allow it: the request then fails with code `budget`, and is sent again when it does.
         """
         ...
 
 
 class Journal(Protocol):
-    """Keeps on disk which requests are in flight, for a run after a kill."""
+    """Keeps the requests in flight on disk, for the next run if this one is killed."""
 
     def sent(self, key: int, most: float) -> None:
-        """Note that a request for item `key` is about to be sent, and the most that it can cost."""
+        """Note that a request for item `key` is about to be sent, and its highest possible cost."""
         ...
 
     def not_billed(self, key: int) -> None:
-        """Note that the last one was refused, which costs nothing."""
+        """Note that the item's last request was refused, which costs nothing."""
         ...
 
 
 @dataclass(slots=True)
 class Request:
-    """One conversation to answer, never changed.
+    """One conversation to answer; immutable.
 
-    `key` is the caller's (an index, a row number); keys may be sparse, and the answers of one request to several
-    (`Sampling.n`) share theirs. `extra` is what `extra_params` hold: it goes through to the engine or into the request
-    body. `attempts` were made before, by a run that ended early.
+    `key` is the caller's (an index, a row number); keys may be sparse, and the requests for several answers to one item
+    (`Sampling.n`) share its key. `extra` holds `extra_params`, which go to the engine or into the request body.
+    `attempts` counts the attempts of an earlier run that ended early.
     """
 
     key: int
@@ -73,12 +73,12 @@ class Request:
     path: str = ""
     """The path of a request that is not a chat, such as `/embeddings`; `extra` is all of its body."""
     row: RowPlace | None = None
-    """Its place in the call's input file; None where it has none or differs from what stands there."""
+    """Its place in the call's input file; None if it comes from no file or differs from its row."""
     account: Account | None = None
-    """Set where its cost is charged to a budget."""
+    """Set if its cost is charged to a budget."""
 
     def changed(self, **changes: Any) -> Request:
-        """Return the request with other contents, which no row of a file holds any more."""
+        """Return the request with `changes`; it no longer has the contents of its row."""
         return replace(self, row=None, **changes)
 
 
@@ -86,7 +86,7 @@ class Source(Protocol):
     """Supplies the requests of a call."""
 
     async def take(self, n: int) -> list[Request]:
-        """Return up to `n` requests, `[]` at the end and from then on."""
+        """Return up to `n` requests; at the end, and in every later call, `[]`."""
         ...
 
 
@@ -94,7 +94,7 @@ class Sink(Protocol):
     """Takes the outcomes of a call."""
 
     async def put(self, key: int, outcome: Outcome) -> None:
-        """Take the outcome of `key`, once per key; returning late is the back-pressure."""
+        """Take the outcome of `key`, once per key. It returns late to slow the call down (back-pressure)."""
         ...
 
 
@@ -109,14 +109,14 @@ class InputFile:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A stage of a check: what was found, and the code of what is wrong."""
+    """A stage of a check: its finding, and the error code of a problem."""
 
     step: str
     ok: bool
     detail: str
     code: str = ""
     warns: bool = False
-    """It works, but perhaps not as expected."""
+    """The stage passed, but its finding may be unexpected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ class Flow(Protocol):
 
     @property
     def limit(self) -> int:
-        """How many requests may be in flight now."""
+        """The number of requests that may be in flight now."""
         ...
 
     def waiting(self) -> str:
@@ -146,21 +146,21 @@ class Flow(Protocol):
 
 
 def ignored() -> None:
-    """The callback while no driver listens."""
+    """Do nothing: the callback without a driver."""
 
 
 @dataclass(slots=True)
 class Waits:
-    """How many requests of a call hold no place, for its driver."""
+    """The requests of a call that wait without occupying a part of its share, counted for its driver."""
 
     parked: int = 0
     """Requests that wait for a time, such as a back-off."""
     held: int = 0
-    """Requests that wait for other requests: a verdict, a flight, a budget, a model that is loading."""
+    """Requests that wait for other requests: a verdict, an identical request, a budget, a model that loads."""
     forked: int = 0
-    """Answers in flight beyond one per worker: a request for several answers has several."""
+    """Answers in flight in addition to one per worker: a request for several answers has several."""
     freed: Callable[[], None] = ignored
-    """Set by the driver: a place has become free."""
+    """Set by the driver; called when a part of the share becomes free."""
 
 
 class _Wait:
@@ -181,16 +181,16 @@ class _Wait:
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class Call:
-    """One call on its way: its identity for fair sharing, and its counters, which progress and reports read.
+    """One running call: its identity for fair sharing, and its counters for progress and reports.
 
-    Each counter has one writer. The driver counts outcomes; the sender counts requests, as it alone knows of them; the
-    functions around `answer` count what they do themselves. Times are seconds of `time.monotonic`.
+    Each counter has one writer. The driver counts outcomes, the sender counts requests, and the functions around
+    `answer` count their own work. Times are seconds of `time.monotonic`.
     """
 
     total: int | None = None
-    """The number of items, where it is known."""
+    """The number of items, if known."""
     size: int = 0
-    """The bytes or characters of all items together, 0 where unknown: large calls are worth worker processes."""
+    """The total bytes or characters of all items, 0 if unknown: large calls are worth worker processes."""
     file: InputFile | None = None
     """The file with the rows of its requests, if there is one."""
     keep_raw: bool = False
@@ -206,7 +206,7 @@ class Call:
     cached_tokens: int = 0
     """Those of the prompt tokens that came from the provider's own cache."""
     cost: float | None = None
-    """The cost so far, in US dollars; None where the price is unknown."""
+    """The cost so far, in US dollars; None for an unknown price."""
 
     # counted by the sender
     requests: int = 0
@@ -219,37 +219,37 @@ class Call:
 
     # counted by the functions around `answer`
     cached: int = 0
-    """Items answered without a request: from the cache, or by the same request of another item or call."""
+    """Items answered without a request: from the cache, or by an identical request of another item or call."""
     repaired: int = 0
     """Structured answers whose JSON was repaired."""
     asked_again: int = 0
-    """Structured answers that were requested once more."""
+    """Structured answers that were requested again."""
 
     budget: Budget | None = None
     """The limit of the call's own cost."""
     journal: Journal | None = None
     """Set while requests are noted on disk."""
     hides_hits: bool = False
-    """Whether an answer from the cache is reported like any other, because several clients share the cache."""
+    """Whether a cached answer is reported like any other, because several clients share the cache."""
     model: str = ""
-    """The name of the model that answers, where there are several."""
+    """The name of the model that answers, if there are several."""
     started: float = field(default_factory=time.monotonic)
     chosen: str = ""
-    """The backend and model that were found, where the configuration leaves them open."""
+    """The backend and model that promptmill chose, if the configuration leaves them open."""
     preview: Callable[[str], None] | None = None
     """Gets the text of the answer so far while it grows; for a call of one item, where the backend can. A text that
     does not begin with the one before belongs to another attempt."""
     warnings: dict[str, None] = field(default_factory=dict)
-    """Ordered and without repeats: what was not done exactly as requested."""
+    """Deviations from the request, in order and without repeats."""
 
     waits: Waits = field(default_factory=Waits)
 
     def park(self) -> AbstractContextManager[None]:
-        """Give the place of a request up while it waits for a time."""
+        """Free the place of a request while it waits for a time."""
         return _Wait(self.waits, "parked")
 
     def hold(self) -> AbstractContextManager[None]:
-        """Give the place of a request up while it waits for other requests."""
+        """Free the place of a request while it waits for other requests."""
         return _Wait(self.waits, "held")
 
     @property
@@ -258,11 +258,11 @@ class Call:
         return "" if self.flow is None else self.flow.waiting()
 
     def warn(self, message: str) -> None:
-        """Note something that the caller should know although the call proceeds."""
+        """Note a deviation from the request that does not end the call."""
         self.warnings[message] = None
 
     def sending(self, request: Request, requests: int = 1) -> None:
-        """Count a request that is about to be sent; `requests` is 0 where another process counts it."""
+        """Count a request that is about to be sent; `requests` is 0 if another process counts it."""
         self.requests += requests
         most = 0.0 if request.account is None else request.account.sent()
         if self.journal is not None:
@@ -291,7 +291,7 @@ class Call:
 
 
 class Stoppable:
-    """The tasks of a call on one model, which can be stopped from outside: each runs `with stoppable:`."""
+    """Stops the tasks of a call on one model from outside; each of them runs `with stoppable:`."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -299,7 +299,7 @@ class Stoppable:
         self._reason: PromptmillError | None = None
 
     def stop(self, reason: PromptmillError) -> None:
-        """Have each block that runs now raise `reason`, whatever it waits for."""
+        """Make each running block raise `reason`, whatever it waits for."""
         self._reason = reason
         for task in self._tasks - self._stopped:
             self._stopped.add(task)
@@ -316,7 +316,7 @@ class Stoppable:
         self._tasks.discard(task)
         if task in self._stopped:
             self._stopped.discard(task)
-            if task.uncancel() == 0:  # else the caller is cancelled as well
+            if task.uncancel() == 0:  # otherwise the caller would be cancelled, too
                 assert self._reason is not None
                 raise self._reason from None
 
@@ -326,23 +326,23 @@ class Share(Protocol):
 
     @property
     def most(self) -> int:
-        """Answers to keep in flight now, at least 1; may change at any time."""
+        """The number of answers to keep in flight now, at least 1; may change at any time."""
         ...
 
     grown: Callable[[], None]
     """Set by the driver; called when `most` has grown."""
 
     def want(self, items: int | None) -> None:
-        """Note how many items the call still has; None where that is unknown."""
+        """Note how many items the call still has; None if unknown."""
         ...
 
     def idle(self) -> None:
-        """All remaining items wait for others: decide."""
+        """Decide about the held items: all remaining items of the call wait for others."""
         ...
 
 
 class FixedShare:
-    """The share of a call in a backend that takes `most` of its requests at a time, and none waits for others."""
+    """The share of a call in a backend that takes `most` of its requests at a time and holds none of them."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -356,10 +356,10 @@ class FixedShare:
 
 
 Answer: TypeAlias = Callable[[Request, Call], Awaitable[Outcome]]
-"""Takes one request to its outcome: a backend, a function around one, or a router.
+"""Answers one request: the operation of a backend, of a function around one, and of a router.
 
-It never raises for its request, and `PromptmillError` only when no request of the call can continue. Cancelling it
-frees everything that it held.
+The failure of a request is its outcome; `PromptmillError` is raised only when no request of the call can continue.
+A cancelled answer frees all its resources.
 """
 
 
@@ -369,12 +369,12 @@ class Backend(Protocol):
     async def load(self, report: Callable[[str], None]) -> None:
         """Make ready to answer. `report` gets short descriptions of the progress.
 
-        Raises `PromptmillError` when it cannot; nothing is left behind then.
+        Raises `PromptmillError` if that fails, and then frees all its resources.
         """
         ...
 
     def enter(self, call: Call) -> Share:
-        """Note that a call starts. Raises `PromptmillError` (`shutdown`, `engine_died`) before anything is taken."""
+        """Note that a call starts. Raises `PromptmillError` (`shutdown`, `engine_died`) before it reserves anything."""
         ...
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
@@ -386,7 +386,7 @@ class Backend(Protocol):
         ...
 
     async def aclose(self) -> None:
-        """Free everything; no answer is in flight. May be called twice, and during `load`: that raises `shutdown`."""
+        """Free all resources, with no answer in flight. May be called twice, or during `load`: that raises `shutdown`."""
         ...
 
 
@@ -395,5 +395,5 @@ class RateLimited(Protocol):
     """A backend whose `rpm` and `tpm` may be shared with the same backend in other processes."""
 
     def lease(self, share: float) -> None:
-        """Use no more than this part of them, of 1, from now on."""
+        """Use at most this fraction (0 to 1) of `rpm` and `tpm` from now on."""
         ...

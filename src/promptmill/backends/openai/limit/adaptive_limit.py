@@ -1,4 +1,4 @@
-"""How many requests in flight an endpoint takes: found from its refusals, and from the answers per second.
+"""The limit of requests in flight to an endpoint, found from its refusals and from its answers per second.
 
 `AdaptiveLimit` finds the endpoint's own limit by its refusals. It doubles per round trip until more requests are
 refused than an endpoint refuses at random. Then it tries a lower limit. If refusals stop, that is the endpoint's
@@ -31,7 +31,7 @@ QUIET_S = 0.2
 _START = 64
 # While the limit doubles, this share of refusals does not start a trial …
 _TOLERATED = 0.1
-# … and a share beyond this one is never taken for random refusals.
+# … and refusals beyond this share never count as random.
 _MOST_RANDOM = 0.2
 _CUT = 0.85
 _GENTLE_CUT = 0.95
@@ -83,7 +83,7 @@ class _Count:
 
 
 class _Rounds:
-    """The present round and those before it, whose refusals may still come.
+    """The present round and earlier ones, whose refusals may still arrive.
 
     A round ends with the answer to a request that was sent in it, or when it stays quiet.
     """
@@ -108,7 +108,7 @@ class _Rounds:
         self._kept.append(self.now)
 
     def refused(self, number: int) -> _Count | None:
-        """Count a refusal where its request was sent; return that round's count, None if it no longer counts."""
+        """Count a refusal in the round of its request; return that round's count, or None if the round is too old."""
         age = self.number - number
         if age >= len(self._kept):
             return None
@@ -119,7 +119,7 @@ class _Rounds:
 
 
 class _Trial(NamedTuple):
-    """A lower limit that is tried."""
+    """The trial of a lower limit."""
 
     before: _Count
     """The requests whose refusals led to it."""
@@ -129,7 +129,7 @@ class _Trial(NamedTuple):
 
 @dataclass(slots=True)
 class _Search:
-    """The tries for a little more than the limit that was found."""
+    """The search for a slightly higher limit than the one found."""
 
     proven: float
     """The last limit without unusual refusals."""
@@ -267,7 +267,7 @@ class AdaptiveLimit:
             self._try_less(_CUT)
 
     def _start_over(self) -> None:
-        """Begin again with one request: everything is refused, as it is beyond a limit per minute."""
+        """Start again with one request, because all requests are refused, as beyond a limit per minute."""
         self._limit = self._size = self._search.proven = 1.0
         self._ramping, self._trial, self._found = True, None, 0.0
         self._next_level()
@@ -280,7 +280,7 @@ class AdaptiveLimit:
             self._ramping = True
 
     def _next_level(self) -> None:
-        """Count anew: the refusals so far have been decided on."""
+        """Start new counts, after a decision on the refusals so far."""
         self._rounds.begin(forget=True)
         self._level = _Count(self._rounds.number)
 
@@ -309,7 +309,7 @@ class AdaptiveLimit:
         return self._rest_longer()
 
     def _return_from(self, trial: _Trial) -> None:
-        """Go back to the limit before the trial: the refusals do not depend on it."""
+        """Restore the limit from before the trial: the refusals do not depend on the limit."""
         now, before = self._level, trial.before
         if before.share <= _MOST_RANDOM:
             now.sent += before.sent
@@ -329,7 +329,7 @@ class AdaptiveLimit:
         self._next_level()
 
     def _end_round(self, *, may_grow: bool) -> None:
-        """Go on near the limit that was found: rest, or raise it, by twice as much after each round that went well."""
+        """Rest at the limit that was found, or raise it; the step doubles after each round without more refusals."""
         search, level, expected = self._search, self._level, self._random * self._level.sent
         if search.rest > 0:
             search.rest -= 1

@@ -1,4 +1,4 @@
-"""The state of one endpoint: how many requests it has and may have, whether it is of any use, when the next may go."""
+"""The state of one endpoint: its requests and their limit, whether it is usable, and the time of the next request."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from promptmill.backends.openai.transport import LoopThrottle
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code, PromptmillError
 
-# Probing an endpoint that is gone costs next to nothing, and waiting longer would cost the run.
+# A probe of a lost endpoint costs almost nothing, but a longer wait would delay the run.
 _LONGEST_PROBE_PAUSE_S = 5.0
 # A limit per minute is whole again after a minute; headers that name a longer wait are about days, and are believed
 # only in a refusal.
@@ -73,7 +73,7 @@ class Trouble(NamedTuple):
 
 @dataclass(slots=True)
 class Health:
-    """Whether an endpoint is of any use."""
+    """Whether an endpoint is usable."""
 
     successes: int = 0
     succeeded_at: int = 0
@@ -165,12 +165,12 @@ class EndpointState:
         return permit
 
     def leave(self, permit: Permit) -> None:
-        """Give the place back."""
+        """Free the place."""
         self.load.in_flight -= 1
         if self.pause.probe is permit:
             self.pause.probe = None
         health = self.health
-        if health.suspected and not self.load.in_flight:  # no request that was on its way succeeded
+        if health.suspected and not self.load.in_flight:  # no request in flight succeeded
             health.blocked, health.suspected = health.suspected, None
 
     def succeeded(self, permit: Permit, tokens: int = 0) -> float:

@@ -1,4 +1,4 @@
-"""The limiter: gives permits to calls, fairly, within `concurrency`, the rates and what each endpoint takes.
+"""The limiter: gives permits to calls, fairly, within `concurrency`, the rates and each endpoint's limit.
 
 `CallFlow` states in words why a call waits, for progress displays.
 """
@@ -19,11 +19,11 @@ from promptmill.backends.protocol import Call, ignored
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.wording import counted
 
-# A bucket that was overdrawn further does not pay for it: the usage that an endpoint reports need not be true.
+# A bucket's debt never exceeds this, because the usage that an endpoint reports may be wrong.
 _MOST_DEBT_S = 120
-# A shorter wait is over before anyone has read of it.
+# A shorter wait ends before a user has read about it.
 _SHORTEST_S = 1.0
-# An answer seldom takes longer; where it does, the user may want to know the reason.
+# An answer seldom takes longer; if it does, the user may want to know the reason.
 _QUIET_S = 10.0
 _WORDS = {
     Code.RATE_LIMITED: "rate limit",
@@ -80,7 +80,7 @@ def _in_flight(share: ConcurrencyShare) -> tuple[int, int]:
 
 
 class TokenBucket:
-    """Lets through `per_minute` units a minute, at most a quarter of a second's worth at once.
+    """Allows `per_minute` units a minute, and at once at most the units of a quarter of a second.
 
     A long prompt may overdraw it; the next ones then wait until the debt is paid.
     """
@@ -92,7 +92,7 @@ class TokenBucket:
         self._at = now
 
     def lease(self, share: float, now: float) -> None:
-        """Let through only this part, of 1, from now on; the units saved up shrink to the same part."""
+        """Allow only this fraction (0 to 1) from now on; saved units shrink to the same fraction."""
         self.wait_s(now)
         self._level = min(self._level, max(1.0, self._full_rate / 4) * share)
         self._rate = self._full_rate * share
@@ -106,12 +106,12 @@ class TokenBucket:
         return need / self._rate if need > 1e-9 else 0.0
 
     def take(self, units: float) -> None:
-        """Take `units`; a negative number gives back."""
+        """Take `units`; a negative number returns units."""
         self._level = max(self._level - units, -_MOST_DEBT_S * self._rate)
 
 
 class _RateLimits:
-    """A bucket for `rpm` and one for `tpm`, each where it is set; a request takes from both."""
+    """A bucket for `rpm` and one for `tpm`, each only if set; a request takes from both."""
 
     def __init__(self, rpm: float | None, tpm: float | None, now: float) -> None:
         self._requests = TokenBucket(rpm, now) if rpm else None
@@ -134,7 +134,7 @@ class _RateLimits:
             self._tokens.take(difference)
 
     def lease(self, share: float, now: float) -> None:
-        """Allow no more than this part, of 1, of both from now on."""
+        """Allow at most this fraction (0 to 1) of both from now on."""
         for bucket in self._buckets:
             bucket.lease(share, now)
 
@@ -186,7 +186,7 @@ class Limiter:
             self._timer = None
 
     def share_changed(self) -> None:
-        """Share out anew, because a call wants more or less."""
+        """Compute the shares again, because a call needs more or less."""
         if len(self._shares) > 1:
             self._share_out_soon()
 
@@ -196,7 +196,7 @@ class Limiter:
             asyncio.get_running_loop().call_soon(self._share_out)
 
     def _share_out(self) -> None:
-        """Give each call as much as it wants or as the others get, whichever is less (max-min fairness)."""
+        """Give each call the smaller of what it needs and what the others get (max-min fairness)."""
         self._sharing = False
         left = self._capacity = self.room
         modest_first = sorted(self._shares, key=lambda share: math.inf if share.wanted is None else share.wanted)
@@ -247,7 +247,7 @@ class Limiter:
             raise
 
     def leave(self, permit: Permit, share: ConcurrencyShare) -> None:
-        """Give the place back; the next one in turn gets it."""
+        """Free the place; the next request in turn gets it."""
         permit.endpoint_state.leave(permit)
         self._in_flight -= 1
         share.in_flight -= 1
@@ -270,7 +270,7 @@ class Limiter:
         )
 
     def lease(self, share: float) -> None:
-        """Let through at most this part of `rpm` and `tpm`, of 1, from now on."""
+        """Allow at most this fraction (0 to 1) of `rpm` and `tpm` from now on."""
         if self._rates is not None:
             self._rates.lease(share, self._clock())
         if self._waiting:
@@ -283,7 +283,8 @@ class Limiter:
 
     def serve(self) -> None:
         """Give the free places to waiting requests; called whenever a place, a pause or a rate may have changed."""
-        now = self._clock()  # one time for all below: a pause that ended between two readings would never be waited for
+        # one time for the whole method: a pause that ended between two readings of the clock would get no timer
+        now = self._clock()
         stuck: set[EndpointState | None] = set()
         while self._waiting and self._in_flight < self._concurrency and self._serve_one(now, stuck):
             pass
