@@ -386,7 +386,7 @@ class Backend(Protocol):
         ...
 
     async def aclose(self) -> None:
-        """Free all resources, with no answer in flight. May be called twice, or during `load`: that raises `shutdown`."""
+        """Free all resources, without answers in flight. May be called twice; during `load`, that raises `shutdown`."""
         ...
 
 

@@ -45,7 +45,7 @@ _REPLICAS = (
 )
 _MODEL = "A folder, a model hub name, or `smollm2-135m-instruct`, the embedded model."
 _DEVICE = r"(auto|cpu|mps|cuda(:\d+)?)"
-_REMOTE_CODE = "Run Python code that comes with the model. Counts only from the operator, for the operator's model."
+_REMOTE_CODE = "Run Python code that comes with the model. Only the operator may set it, for the operator's model."
 
 
 def _has_default(field: FieldInfo | None) -> bool:
@@ -115,7 +115,7 @@ class OpenAISettings(Block):
     )
     item_timeout: float | None = Field(None, gt=0, description="Most seconds for one item, including retries.")
     patience: float = Field(
-        120, gt=0, description="An endpoint that sends no answer for this many seconds is given up."
+        120, gt=0, description="Seconds without an answer after which an endpoint is no longer used."
     )
     max_connections: int | None = Field(
         None, ge=1, description="Most open connections; default: one per request in flight."

@@ -44,7 +44,7 @@ class AudioPart:
 
 Part: TypeAlias = TextPart | ImagePart | AudioPart
 ImagePosition: TypeAlias = Literal["after", "before"]
-"""The place of images without a tag: after or before the text."""
+"""The place of images if the text has no tag: after or before the text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +126,8 @@ class Conversation:
     ) -> Conversation:
         """Return the conversation with images in its last message: at its image tags, or after or before its text.
 
-        Without sources it returns itself, so a tag in the text stays text. Raises `PromptmillError` (`invalid_input`)
-        when there are more tags than images or more images than tags.
+        Without sources the conversation is unchanged, so a tag in the text stays text. Raises `PromptmillError`
+        (`invalid_input`) when there are more tags than images or more images than tags.
         """
         if not sources:
             return self

@@ -143,10 +143,10 @@ class Named(NamedTuple):
 
 
 class OrderError(PromptmillError):
-    """An order for a job that cannot be followed, with the facts as attributes.
+    """The error of an order for a job that cannot be carried out, with the facts as attributes.
 
-    Its text names fields of the order. Each surface words it with its own names of them (`worded`), and leaves out the
-    text around those that it does not have; the message itself has the fields' names.
+    Its text names fields of the order. Each surface (CLI, tool) replaces them by its own names (`worded`) and leaves
+    out the text around fields that it lacks; the message itself has the fields' names.
     """
 
     def __init__(self, *parts: str | Named) -> None:
@@ -157,7 +157,7 @@ class OrderError(PromptmillError):
         return PromptmillError, (self.code, self.message, self.hint)
 
     def worded(self, name: Callable[[Named], str | None]) -> str:
-        """Return the text with what `name` returns for each field; None for one that the surface does not have."""
+        """Return the text with each field replaced by the result of `name`; None: the surface lacks the field."""
         found = []
         for part in self.parts:
             if isinstance(part, str):

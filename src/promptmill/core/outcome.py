@@ -63,7 +63,7 @@ class Completion:
 
     @property
     def is_metered(self) -> bool:
-        """Whether its usage suffices to compute a cost: it counts the prompt, and the answer if there is one."""
+        """Whether its usage suffices for a cost: it has the tokens of the prompt, and of the answer if there is one."""
         says = self.text or self.tool_calls or self.reasoning
         return self.usage.prompt_tokens > 0 and (self.usage.completion_tokens > 0 or not says)
 
@@ -83,7 +83,7 @@ class Failure:
     """An item without an answer. `attempts` counts the requests sent for it; `usage` is that of rejected answers.
 
     `text` is the rejected answer of the model, if any.
-    `concerns_all`: all later items would fail in the same way (a refused key, an endpoint that was given up).
+    `concerns_all`: all later items would fail in the same way (a refused key, an endpoint that is unusable).
     """
 
     error: PromptmillError

@@ -38,12 +38,12 @@ class Sampling(BaseModel):
         None, description="End the answer before any of these texts."
     )
     n: Annotated[int | None, AfterValidator(_none_for_one)] = Field(
-        None, ge=1, le=128, description="How many answers to each prompt; all of them come as `answers`."
+        None, ge=1, le=128, description="Number of answers to each prompt; `answers` holds all of them."
     )
     seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="Makes random choices repeatable, item by item.")
-    presence_penalty: float | None = Field(None, ge=-2, le=2, description="Push away tokens that occurred already.")
+    presence_penalty: float | None = Field(None, ge=-2, le=2, description="Make tokens that occurred less likely.")
     frequency_penalty: float | None = Field(
-        None, ge=-2, le=2, description="Push away tokens by how often they occurred."
+        None, ge=-2, le=2, description="Make tokens less likely, in proportion to their occurrences."
     )
     response_format: dict[str, Any] | None = Field(
         None, description="OpenAI's `response_format`: JSON mode or a schema."
@@ -56,9 +56,9 @@ class Sampling(BaseModel):
     repetition_penalty: float | None = Field(
         None, gt=0, description="Divide the score of tokens that occurred; 1 is off."
     )
-    enable_thinking: bool | None = Field(None, description="Whether a model that can think aloud does so first.")
+    enable_thinking: bool | None = Field(None, description="Whether a model that can reason does so before its answer.")
     reasoning: Literal["separate", "inline"] | None = Field(
-        None, description="As the key `reasoning` of the configuration, over which it goes."
+        None, description="Like the key `reasoning` of the configuration, which it overrides."
     )
 
     def given(self) -> dict[str, Any]:
