@@ -312,6 +312,13 @@ async def test_a_page_that_cannot_be_is_refused_in_words(tools: Any, arguments: 
         assert str(refused.value) == said
 
 
+async def test_an_unknown_choice_of_rows_names_the_choices(tools: Any) -> None:
+    async with tools() as call:
+        with pytest.raises(ToolError) as refused:
+            await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl", again="bogus")
+        assert str(refused.value) == "again is a text; send 'failed', 'truncated' or 'all'."
+
+
 async def test_results_are_not_empty_because_the_input_is_gone(finished: Any, tools: Any) -> None:
     moved = finished.input.rename(finished.path / "moved.jsonl")
     async with tools() as call:

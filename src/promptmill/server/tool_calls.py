@@ -282,4 +282,6 @@ def _expected(problem: str, bounds: Mapping[str, object]) -> str:
             return "send a whole number."
         case "bool_type" | "bool_parsing":
             return "send true or false."
+        case "literal_error":
+            return f"send {bounds['expected']}."
     return "see the tool's input schema."
