@@ -154,7 +154,7 @@ class OrderError(PromptmillError):
         super().__init__(Code.INVALID_INPUT, self.worded(argument_name), "")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return PromptmillError, (self.code, self.message, self.hint)
+        return type(self), self.parts
 
     def worded(self, name: Callable[[Named], str | None]) -> str:
         """Return the text with each field replaced by the result of `name`; None: the surface lacks the field."""
