@@ -93,10 +93,9 @@ class Runner:
         self._is_leaving = False
         self._range: shards.Range | None = None
         self._twins: Twins | None = None
-        self.progress = Progress(JobCounts(), Call() if stats is None else stats)
+        self.progress = Progress(JobCounts(), Call() if stats is None else stats, job.folder.status)
         self.error: PromptmillError | None = None
         """The error that stopped the run early."""
-        self.progress.follow(job.folder.status)
         self.progress.counts.skips_empty = job.spec.skip_empty
 
     async def run(self) -> dict[str, Any]:
@@ -287,7 +286,7 @@ class Runner:
         self._enter(self.progress.state, "finding the answers of the rows")
         store, before = job.folder.store, job.before or job.spec
         if lost := store.in_flight.most:  # whose rows may be others now
-            self.progress.charge(lost)
+            self.progress.earlier.charge(lost)
             self._show()
         store.in_flight.settle()
         bound = await self._in_thread(lambda: self._bound(lines, before))
@@ -446,7 +445,7 @@ class Runner:
         job.spec = spec.model_copy(update={"again": None})  # the round is finished
         folder.put(spec=job.spec)
         self.progress.counts, self.progress.is_counted = counts, True
-        self.progress.lost_before = folder.store.in_flight.requests_lost
+        self.progress.earlier.lost = folder.store.in_flight.requests_lost
         return True
 
     def _write_output(self, lines: RandomFile) -> tuple[Path, JobCounts]:

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from promptmill.backends.protocol import Call
@@ -31,11 +32,10 @@ _RATE_OVER_S = 30.0
 class Progress:
     """The live picture of one run. Times are of `time.monotonic`, so a clock that is set does no harm."""
 
-    def __init__(self, counts: JobCounts, stats: Call) -> None:
+    def __init__(self, counts: JobCounts, stats: Call, earlier: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """`earlier` is the status that the run before left."""
         self.counts = counts
         self.stats = stats
-        self.is_counted = False
-        """Whether `counts` includes the costs of this run, because all records were counted again."""
         self.state = STARTING
         self.activity = ""
         self.reason = ""
@@ -45,54 +45,29 @@ class Progress:
         self.notes: list[str] = []
         self.columns: Mapping[str, str] = {}
         """The names of columns of the output that are not the usual ones."""
-        self.seconds_before = 0.0
-        """Wall time of earlier runs."""
-        self.lost_before = 0
-        """Requests of earlier runs that no record counts."""
         self.set_aside = 0.0
         """The most that requests cost whose rows have no record."""
-        self._earlier: Mapping[str, Any] = {}
-        self._forgotten = 0.0
-        """The cost of requests whose rows are unknown, because the input changed after a kill."""
-        self._has_counts = False
-        self._before: Mapping[str, Any] = {}
-        self._began = time.monotonic()
-        self._samples: deque[tuple[float, int, int]] = deque()
-
-    def follow(self, earlier: Mapping[str, Any]) -> None:
-        """Go on from the status that the run before left."""
-        self._earlier = earlier
-        seconds = earlier.get("seconds")
-        self.seconds_before = float(seconds) if isinstance(seconds, int | float) else 0.0
-        self._before = {name: earlier[name] for name in ("cost", *_BESIDE) if name in earlier}
-        forgotten = earlier.get("cost_forgotten")
-        self._forgotten = float(forgotten) if isinstance(forgotten, int | float) else 0.0
-
-    def charge(self, cost: float) -> None:
-        """Add what requests cost whose rows are not known any more."""
-        self._before = {**self._before, "cost": self._before.get("cost", 0.0) + cost}
-        self._forgotten += cost
+        self.earlier = _Earlier(earlier)
+        self.is_counted = False
+        """Whether `counts` includes the costs of this run, because all records were counted again."""
+        self._times = _Times()
 
     def count(self, store: JobStore, again: str) -> None:
         """Count the answers; rows whose record meets `again` are not done. Blocks. Raises as `JobStore` does."""
         counts = store.counts(again, skips_empty=self.counts.skips_empty)
-        if not self._has_counts:
-            if self._earlier.get("state") in ALIVE:  # it was killed, and what it showed last is not all
-                cost = max(store.cost() + self._forgotten, self._before.get("cost", 0.0))
-                self._before = {**self._before, "cost": cost} if cost else self._before
-            self.lost_before = store.in_flight.requests_lost
-        self.counts, self._has_counts = counts, True
+        self.counts = counts
+        self.earlier.count(store)
 
     @property
     def cost(self) -> float | None:
         """The cost of all runs, None where the price is unknown."""
-        now, before = self.stats.cost, self._before.get("cost")
+        now, before = self.stats.cost, self.earlier.cost
         return None if now is None and before is None else round((now or 0.0) + (before or 0.0), 9)
 
     @property
     def seconds(self) -> float:
         """Wall time of all runs."""
-        return self.seconds_before + time.monotonic() - self._began
+        return self.earlier.seconds + time.monotonic() - self._times.began
 
     def pass_row(self, rows: int) -> None:
         """Take notice that so many rows of the output are written."""
@@ -100,25 +75,16 @@ class Progress:
 
     def begin_rates(self) -> None:
         """Have the rates count from here: what is done already was done by earlier runs."""
-        self._samples.clear()
+        self._times.samples.clear()
         self.sample()
 
     def sample(self) -> None:
         """Note how far it is, about once a second, for the rates."""
-        now = time.monotonic()
-        self._samples.append((now, self.counts.done, self.stats.completion_tokens))
-        while len(self._samples) > 2 and self._samples[0][0] < now - _RATE_OVER_S:
-            self._samples.popleft()
+        self._times.sample(self.counts.done, self.stats.completion_tokens)
 
     def rates(self) -> tuple[float, float]:
         """Return rows and answers' tokens per second, lately."""
-        if not self._samples:
-            return 0.0, 0.0
-        (then, done, tokens), now = self._samples[0], time.monotonic()
-        seconds = max(now - then, 0.001)
-        return max(0.0, (self.counts.done - done) / seconds), max(
-            0.0, (self.stats.completion_tokens - tokens) / seconds
-        )
+        return self._times.per_second(self.counts.done, self.stats.completion_tokens)
 
     def eta_s(self) -> float | None:
         """Return the seconds left at the present rate, None when they are unknown."""
@@ -130,11 +96,12 @@ class Progress:
     def as_dict(self) -> dict[str, Any]:
         """Return the picture for people and programs."""
         rate, tokens = self.rates()
+        earlier = self.earlier
         waiting = self.stats.waiting if self.state == RUNNING else ""
         eta_s = self.eta_s() if self.state == RUNNING and not waiting else None
         counts = self.counts.as_dict(Call() if self.is_counted else self.stats)
         # until the answers are counted, those that the run before left
-        left = {} if self._has_counts else {name: self._earlier[name] for name in COUNTS if name in self._earlier}
+        left = {} if earlier.is_added else {name: earlier.status[name] for name in COUNTS if name in earlier.status}
         set_aside = round(self.set_aside, 9)
         return {
             "state": self.state,
@@ -142,12 +109,12 @@ class Progress:
             "activity": self.activity,
             "total": self.total,
             **counts,
-            "requests": counts["requests"] + self.lost_before,
+            "requests": counts["requests"] + earlier.lost,
             **({"columns": dict(self.columns)} if self.columns else {}),
             **({} if self.cost is None else {"cost": self.cost}),
-            **({"cost_set_aside": set_aside} if set_aside or "cost_set_aside" in self._earlier else {}),
-            **({"cost_forgotten": self._forgotten} if self._forgotten else {}),
-            **{name: count for name in _BESIDE if (count := self._before.get(name, 0) + getattr(self.stats, name))},
+            **({"cost_set_aside": set_aside} if set_aside or "cost_set_aside" in earlier.status else {}),
+            **({"cost_forgotten": earlier.forgotten} if earlier.forgotten else {}),
+            **{name: count for name in _BESIDE if (count := earlier.status.get(name, 0) + getattr(self.stats, name))},
             **({"written": self.written} if self.state == MERGING else {}),
             "in_flight": self.stats.in_flight if self.state == RUNNING else 0,
             **({"window": self.stats.flow.limit} if self.stats.flow is not None and self.state == RUNNING else {}),
@@ -160,6 +127,59 @@ class Progress:
             "updated": time.time(),
             "warnings": [*self.notes, *self.stats.warnings],
         } | left
+
+
+class _Earlier:
+    """What earlier runs of the job left."""
+
+    def __init__(self, status: Mapping[str, Any] = MappingProxyType({})) -> None:
+        self.status = status
+        self.is_added = False
+        """Whether the answers are counted; until then, the counts of `status` are the job's."""
+        self.lost = 0
+        """Requests that no record counts."""
+        seconds, forgotten = status.get("seconds"), status.get("cost_forgotten")
+        self.seconds = float(seconds) if isinstance(seconds, int | float) else 0.0
+        self.forgotten = float(forgotten) if isinstance(forgotten, int | float) else 0.0
+        """The cost of requests whose rows are unknown, because the input changed after a kill."""
+        self.cost: float | None = status.get("cost")
+
+    def charge(self, cost: float) -> None:
+        """Add what requests cost whose rows are not known any more."""
+        self.cost = (self.cost or 0.0) + cost
+        self.forgotten += cost
+
+    def count(self, store: JobStore) -> None:
+        """Add, once, what a run that was killed did not show. Blocks. Raises as `JobStore` does."""
+        if self.is_added:
+            return
+        if self.status.get("state") in ALIVE:
+            self.cost = max(store.cost() + self.forgotten, self.cost or 0.0) or self.cost
+        self.lost = store.in_flight.requests_lost
+        self.is_added = True
+
+
+class _Times:
+    """When the run began, and how fast it was over the last seconds."""
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.samples: deque[tuple[float, int, int]] = deque()
+
+    def sample(self, rows: int, tokens: int) -> None:
+        """Note how far the job is, about once a second."""
+        now = time.monotonic()
+        self.samples.append((now, rows, tokens))
+        while len(self.samples) > 2 and self.samples[0][0] < now - _RATE_OVER_S:
+            self.samples.popleft()
+
+    def per_second(self, rows: int, tokens: int) -> tuple[float, float]:
+        """Return rows and answers' tokens per second, now that there are so many."""
+        if not self.samples:
+            return 0.0, 0.0
+        then, rows_then, tokens_then = self.samples[0]
+        seconds = max(time.monotonic() - then, 0.001)
+        return max(0.0, (rows - rows_then) / seconds), max(0.0, (tokens - tokens_then) / seconds)
 
 
 def write_starting(folder: Folder) -> None:
