@@ -18,6 +18,7 @@ from everyday import everyday
 from fakes import FakeBackend, openai_configuration
 from piped import Piped
 from promptmill.config.loading import Configuration
+from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import Completion
 from promptmill.jobs.store import status as job_status
 from promptmill.jobs.store.folder import JobFolders
@@ -98,6 +99,19 @@ async def test_a_call_that_ends_in_time_is_as_without_a_limit(serve, upstream):
     assert len(limited.content) == 1
     assert empty.structured_content == {"ans_ls": []}
     assert not _folders()
+
+
+async def test_a_prompt_without_a_request_counts_once_where_no_job_can_be_written(serve, upstream, monkeypatch):
+    def write(*_):
+        raise PromptmillError(Code.STORAGE, "The disk is full.")
+
+    monkeypatch.setattr("promptmill.jobs.manage.call_job.write", write)
+    async with serve(top=LIMIT) as talk:
+        result = await talk(
+            "multimodal_generate", prompt_ls=["<i> <i>", "b"], multimodal_path=[["a.png"], []], image_tag="<i>"
+        )
+    assert result.structured_content["ans_ls"] == ["", "echo: b"]
+    assert list(codes(result)) == [0]
 
 
 @pytest.mark.parametrize("tool", everyday(["generate", "multimodal_generate", "multiturn_generate"], "generate"))

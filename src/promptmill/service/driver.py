@@ -1,7 +1,7 @@
 """The driver: takes a call's requests from a source, passes them to `answer`, and puts the outcomes into a sink.
 
-It keeps `share.most` answers in flight, each with one worker: a worker takes a request, awaits its answer, puts the
-outcome into the sink, counts it, and takes the next request. A request can wait in one of three ways:
+It keeps `share.most` answers in flight, each with one worker: a worker takes a request, awaits its answer, settles the
+outcome (see `settle`), and takes the next request. A request can wait in one of three ways:
 
     for a place at an endpoint    its worker waits too, because a place is free soon
     for a time (`Call.park`)      another worker starts in its place, while fewer than 2 x `most` requests are parked
@@ -20,14 +20,21 @@ import asyncio
 from collections import deque
 
 from promptmill.backends.protocol import Answer, Call, Request, Share, Sink, Source, Stoppable, ignored
+from promptmill.core.outcome import Outcome
 
 _MOST_TAKEN = 256
 _MOST_HELD = 1024
 """The driver takes no request while this many are held, so that memory stays bounded while they wait for a slow one."""
 
 
+async def settle(key: int, outcome: Outcome, sink: Sink, call: Call) -> None:
+    """Put the outcome of item `key` into the sink and count it. No other function counts outcomes."""
+    await sink.put(key, outcome)
+    call.count(outcome)
+
+
 class Driver:
-    """One run of a call: the only place that counts its outcomes."""
+    """One run of a call."""
 
     def __init__(self, source: Source, sink: Sink, call: Call) -> None:
         self._source, self._sink, self._call, self._waits = source, sink, call, call.waits
@@ -98,8 +105,7 @@ class Driver:
                     break
                 request = fresh.popleft()
                 outcome = await self._answer(request, call)
-                await sink.put(request.key, outcome)
-                call.count(outcome)
+                await settle(request.key, outcome, sink, call)
                 self._open -= 1
                 if self._short:
                     share.want(self._open)

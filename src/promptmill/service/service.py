@@ -21,7 +21,7 @@ from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.core.money import Budget
 from promptmill.core.outcome import Failure, Outcome
 from promptmill.service import choosing
-from promptmill.service.driver import Driver
+from promptmill.service.driver import Driver, settle
 from promptmill.service.list_call import MOST_LARGE, MOST_SHARED, ListSink, ListSource
 from promptmill.service.model import Create, Loaded, Model, Models
 
@@ -221,9 +221,7 @@ class Service:
         with self._counted(plan, stats):
             for index, item in enumerate(items):
                 if isinstance(item, PromptmillError):
-                    failure = Failure(item)
-                    await sink.put(index, failure)
-                    stats.count(failure)
+                    await settle(index, Failure(item), sink, stats)
             if stats.done == len(items):
                 return None
             system = system_prompt or settings.system_prompt

@@ -16,6 +16,8 @@ from promptmill.jobs.manage import call_job
 from promptmill.jobs.manage.running_jobs import RunningJobs
 from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.runner import Runner
+from promptmill.service.driver import settle
+from promptmill.service.list_call import ListSink
 from promptmill.service.service import Service, too_long
 
 # The time before the tool is called, and from the last look to the result on the wire; measured: half of it.
@@ -41,6 +43,7 @@ class DeadlineCall:
         self._running_jobs = running_jobs
         self._items = items
         self._asked = [index for index, item in enumerate(items) if isinstance(item, Conversation)]
+        self._sink = ListSink(len(items))
         self._stats = stats
         self._plan = plan
         self._system_prompt = system_prompt or plan.settings.system_prompt
@@ -57,9 +60,6 @@ class DeadlineCall:
         """
         if not self._asked:
             return await self._service.generate(self._items, self._stats, plan=self._plan)
-        for item in self._items:
-            if isinstance(item, PromptmillError):
-                self._stats.count(Failure(item))
         conversations = [(at, item) for at, item in enumerate(self._items) if isinstance(item, Conversation)]
         folders = self._running_jobs.folders
         writing = asyncio.ensure_future(
@@ -77,6 +77,9 @@ class DeadlineCall:
             if not writing.exception():
                 self._job = writing.result()
             raise
+        for index, item in enumerate(self._items):
+            if isinstance(item, PromptmillError):
+                await settle(index, Failure(item), self._sink, self._stats)
         self._runner = Runner(self._job, self._service, stats=self._stats, before_output=self._before_output)
         self._run = asyncio.ensure_future(self._runner.run())
         return await self._until_limit(self._job, self._runner, self._run)
@@ -128,13 +131,11 @@ class DeadlineCall:
             await asyncio.to_thread(call_job.make_durable, job)
             self._goes_on.set()
             left = PromptmillError(Code.DEFERRED, f"Goes on as job {job.spec.job_id}.", "")
-        found = {record.row: record.outcome() for record in await asyncio.to_thread(job.folder.store.all_records)}
+        for record in await asyncio.to_thread(job.folder.store.all_records):
+            await self._sink.put(self._asked[record.row], record.outcome())  # the job's run counted it
         if left.code is not Code.DEFERRED:
-            self._service.calls.unanswered(left.code, len(self._asked) - len(found))
-        answers = {index: found.get(row, Failure(left)) for row, index in enumerate(self._asked)}
-        return [
-            Failure(item) if isinstance(item, PromptmillError) else answers[at] for at, item in enumerate(self._items)
-        ]
+            self._service.calls.unanswered(left.code, len(self._sink.missing))
+        return self._sink.result(left)
 
     def _margin_s(self, limit_s: float) -> float:
         """Return how long before the limit to begin with what takes time then."""

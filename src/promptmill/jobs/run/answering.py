@@ -14,6 +14,7 @@ from promptmill.jobs.run.source import FileSource, Rows
 from promptmill.jobs.store.binding import Twins
 from promptmill.jobs.store.records import JobCounts, Made, copied
 from promptmill.jobs.store.spec import FailureLimit
+from promptmill.service.driver import settle
 from promptmill.service.service import Service
 
 
@@ -67,11 +68,10 @@ class Answering:
     async def _send(self, sink: StoreSink, taken: dict[int, Taken]) -> int:
         """Have rows answered; return how many there are in all."""
 
-        async def settle(row: int, failure: Outcome) -> None:
-            sink.record(row, failure)
-            self.stats.count(failure)
+        async def settle_line(row: int, failure: Outcome) -> None:
+            await settle(row, failure, sink.without_request, self.stats)
 
-        source = FileSource(self.rows, taken, settle, self.give_up, self.twins)
+        source = FileSource(self.rows, taken, settle_line, self.give_up, self.twins)
         self.stats.file, self.stats.keep_raw = source.file, self.rows.reading.keep_raw
         self.stats.size = source.file.path.stat().st_size
         try:
@@ -90,8 +90,6 @@ class Answering:
                 if record is None or (record.retryable and not last):
                     continue
                 taken[row] = Taken(attempts, record.asked, answered)
-                outcome = copied(record.outcome(), attempts)
-                sink.record(row, outcome)
-                self.stats.count(outcome)
+                await settle(row, copied(record.outcome(), attempts), sink.without_request, self.stats)
             await sink.aclose()
             after = page[-1][0]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from promptmill.backends.protocol import Call
+from promptmill.backends.protocol import Call, Sink
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import Completion, Failure, Outcome
 from promptmill.jobs.files.disk import why
@@ -19,8 +19,6 @@ from promptmill.jobs.store.spec import FailureLimit
 _LARGEST_BATCH = 16
 _SYNC_S = 0.9  # from one start to the next, so that data is on the disk at least every second
 _DAMAGED = "is damaged. Run the command again: what can be read of it is kept"
-# While a job runs, one latency of so many is enough; all are counted at the end.
-_SAMPLED = 8
 # Never a row's own: the key, the account, the way to the host, the end of the process.
 _ENDS_ALL = frozenset(
     {
@@ -62,7 +60,7 @@ class Taken(NamedTuple):
 _UNKNOWN = Taken()
 
 
-class StoreSink:
+class StoreSink(Sink):
     """Writes what has come within one turn of the event loop at its end, in one commit, or when 16 outcomes wait.
 
     So a killed process pays twice for what was in flight and for at most 16 outcomes of that very turn. If `put` waited
@@ -92,12 +90,10 @@ class StoreSink:
         self._stats = stats
         self._taken = taken
         self._give_up = give_up
-        self._failure_limit = failure_limit
+        self._failures = _Failures(failure_limit)
         self._made = made
         self._recorded = recorded
-        self._failed = self._settled = self._answers = 0
-        self._batch: list[tuple[int, Outcome]] = []
-        self._committed: asyncio.Future[None] | None = None
+        self._waiting = _Waiting()
         self._committing: asyncio.Task[None] | None = None
         self._broken = False
         self._loop = asyncio.get_running_loop()
@@ -110,24 +106,27 @@ class StoreSink:
         """
         if self._broken or (isinstance(outcome, Failure) and self._concerns_all(key, outcome)):
             raise asyncio.CancelledError
-        self.record(key, outcome)
+        self._record(key, outcome)
         if self._store.waits_for_disk:
-            if self._committed is None:
-                self._committed = self._loop.create_future()
-            await asyncio.shield(self._committed)
+            waiting = self._waiting
+            if waiting.committed is None:
+                waiting.committed = self._loop.create_future()
+            await asyncio.shield(waiting.committed)
 
-    def record(self, key: int, outcome: Outcome) -> None:
-        """Record the outcome of row `key`, whatever it is."""
+    @property
+    def without_request(self) -> Sink:
+        """The sink of rows for which no request is sent: no outcome of theirs stops the job, and none waits."""
+        return _WithoutRequest(self._record)
+
+    def _record(self, key: int, outcome: Outcome) -> None:
         if (lost := self._store.in_flight.lost.get(key)) is not None:
             outcome = self._with_lost(outcome, *lost[1:])
-        batch = self._batch
+        batch = self._waiting.outcomes
         if not batch:
             self._loop.call_soon(self._turn_ended)
         batch.append((key, outcome))
-        self._settled += 1
-        if isinstance(outcome, Failure):
-            self._failed += not self._counts.skips(outcome.error.code)
-            self._check(outcome)
+        if (error := self._failures.count(outcome, self._counts)) is not None:
+            self._give_up(error)
         if len(batch) >= _LARGEST_BATCH and not self._store.waits_for_disk:
             self._flush()
 
@@ -172,23 +171,22 @@ class StoreSink:
     def _turn_ended(self) -> None:
         if not self._store.waits_for_disk:
             self._flush()
-        elif self._committing is None and self._batch:
+        elif self._committing is None and self._waiting.outcomes:
             self._committing = self._loop.create_task(self._commit())
 
     async def _commit(self) -> None:
         """Write batch after batch in a thread, until nothing waits."""
-        while self._batch:
-            batch, self._batch = self._batch, []
-            committed, self._committed = self._committed, None
-            await asyncio.to_thread(self._write, batch)
-            self._count(batch)
-            if committed is not None:
-                committed.set_result(None)
+        while self._waiting.outcomes:
+            waiting, self._waiting = self._waiting, _Waiting()
+            await asyncio.to_thread(self._write, waiting.outcomes)
+            self._count(waiting.outcomes)
+            if waiting.committed is not None:
+                waiting.committed.set_result(None)
         self._committing = None
 
     def _flush(self) -> None:
-        batch, self._batch = self._batch, []
-        if batch:
+        if batch := self._waiting.outcomes:
+            self._waiting.outcomes = []
             self._write(batch)
             self._count(batch)
 
@@ -215,28 +213,12 @@ class StoreSink:
     def _count(self, batch: Sequence[tuple[int, Outcome]]) -> None:
         if self._broken:
             return
-        self._counts.done += len(batch)
         self._store.in_flight.recorded([row for row, _ in batch])
         if self._recorded is not None:
             self._recorded([row for row, _ in batch])
         for row, outcome in batch:
             self._taken.pop(row, None)
-            if isinstance(outcome, Completion):
-                self._answers += 1
-                if not self._answers % _SAMPLED:
-                    self._counts.sample(outcome.latency_s)
-                if outcome.finish_reason == "length":
-                    self._counts.truncated += 1
-                if outcome.is_empty:
-                    self._counts.empty += 1
-            else:
-                self._counts.fail(str(outcome.error.code))
-
-    def _check(self, failure: Failure) -> None:
-        limit = self._failure_limit
-        if limit is not None and limit.exceeded(self._failed, self._settled):
-            said = f"{self._failed} of {self._settled} rows failed, more than `max_failures` allows."
-            self._give_up(PromptmillError(failure.error.code, f"{said} The last one: {failure.error}", ""))
+            self._counts.count(outcome)
 
     def _concerns_all(self, row: int, failure: Failure) -> bool:
         """Return whether the job is to stop instead of counting this failure, having said so."""
@@ -248,3 +230,39 @@ class StoreSink:
         if concerns_all:
             self._give_up(failure.error)
         return concerns_all
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """Outcomes that are not written, and what those wait for that must be on the disk."""
+
+    outcomes: list[tuple[int, Outcome]] = field(default_factory=list)
+    committed: asyncio.Future[None] | None = None
+
+
+@dataclass(slots=True)
+class _Failures:
+    """How many rows of this run failed, against the job's limit."""
+
+    limit: FailureLimit | None
+    failed: int = 0
+    rows: int = 0
+
+    def count(self, outcome: Outcome, counts: JobCounts) -> PromptmillError | None:
+        """Count a row; return the error that ends the job if too many have failed."""
+        self.rows += 1
+        if not isinstance(outcome, Failure):
+            return None
+        self.failed += not counts.skips(outcome.error.code)
+        if self.limit is None or not self.limit.exceeded(self.failed, self.rows):
+            return None
+        said = f"{self.failed} of {self.rows} rows failed, more than `max_failures` allows."
+        return PromptmillError(outcome.error.code, f"{said} The last one: {outcome.error}", "")
+
+
+@dataclass(frozen=True, slots=True)
+class _WithoutRequest(Sink):
+    record: Callable[[int, Outcome], None]
+
+    async def put(self, key: int, outcome: Outcome) -> None:
+        self.record(key, outcome)

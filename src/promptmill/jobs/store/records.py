@@ -27,6 +27,8 @@ _CHECKED = 12  # columns before the checksum
 _STEP = math.log(1.04)
 _SHORTEST_S = 0.001
 _STEPS = 450
+# While a job runs, one latency of so many is enough; all are counted at the end.
+_SAMPLED = 8
 
 
 class Made(NamedTuple):
@@ -267,10 +269,24 @@ class JobCounts:
         """Those of the prompt tokens that came from the provider's own cache."""
         self._codes: dict[str, int] = {}
         self._latencies = [0] * _STEPS
+        self._unsampled = 0
 
     def skips(self, code: str) -> bool:
         """Return whether rows that failed with `code` are left out."""
         return self.skips_empty and code == Code.EMPTY_PROMPT
+
+    def count(self, outcome: Outcome) -> None:
+        """Count the outcome of a row of this run: all but its requests and tokens, which a `Call` counts."""
+        self.done += 1
+        if isinstance(outcome, Failure):
+            self.fail(str(outcome.error.code))
+            return
+        self._unsampled += 1
+        if self._unsampled == _SAMPLED:
+            self._unsampled = 0
+            self.sample(outcome.latency_s)
+        self.truncated += outcome.finish_reason == "length"
+        self.empty += outcome.is_empty
 
     def fail(self, code: str, count: int = 1) -> None:
         """Count failures."""
