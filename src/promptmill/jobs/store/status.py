@@ -130,7 +130,7 @@ class Progress:
 
 
 class _Earlier:
-    """What earlier runs of the job left."""
+    """The seconds, costs and counts of the earlier runs of the job."""
 
     def __init__(self, status: Mapping[str, Any] = MappingProxyType({})) -> None:
         self.status = status
