@@ -268,3 +268,10 @@ def test_a_row_names_only_models_that_a_call_may_choose(kind: str, row: Any) -> 
     with pytest.raises(PromptmillError, match="line 7: there is no model 'dear'; models here: fast"):
         reader.request(6, line)
     reader.request(6, line.replace(b"dear", b"fast"))
+
+
+def test_models_that_the_configuration_names_itself_are_no_choice_of_a_row() -> None:
+    reader = RowReader("jsonl", extra={"models": ["dear", "dearer"]}, may_name=frozenset({"fast"}))
+    assert reader.request(0, b'{"prompt": "a"}').extra["models"] == ["dear", "dearer"]
+    with pytest.raises(PromptmillError, match="there is no model 'other'"):
+        reader.request(0, b'{"prompt": "a", "model": "other"}')

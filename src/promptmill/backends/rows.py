@@ -175,7 +175,10 @@ class RowReader:
         return body if name is None or body.get(name) is not None else {**body, name: most}
 
     def _check_models(self, extra: Mapping[str, Any], where: str) -> None:
-        if self.may_name is None or self.may_name >= (named := {*named_models(extra)}):
+        if self.may_name is None:
+            return
+        named = {*named_models(extra)} - {*named_models(self.extra)}  # those of the configuration are the operator's
+        if self.may_name >= named:
             return
         known = ", ".join(sorted(self.may_name))
         raise input_error(f"{where}: there is no model {min(named - self.may_name)[:60]!r}; models here: {known:.500}.")
