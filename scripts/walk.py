@@ -112,6 +112,6 @@ if __name__ == "__main__":
     server = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     here = f"http://127.0.0.1:{server.server_address[1]}/v1"
-    show("one warm prompt", asyncio.run(prompt(here)), 18)
+    show("one warm prompt", asyncio.run(prompt(here)), 20)
     with tempfile.TemporaryDirectory() as name:
-        show("one CSV row", row(here, Path(name)), 36)
+        show("one CSV row", row(here, Path(name)), 45)
