@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import tempfile
 import time
 from functools import partial
 from itertools import product
@@ -22,7 +23,7 @@ from piped import Piped
 from replies import answer, by_prompt, hang, late
 from server_process import CODES, written
 from talk import text
-from waiting import eventually, until
+from waiting import PATIENCE_S, eventually, until
 
 pytestmark = pytest.mark.stdio
 
@@ -300,6 +301,31 @@ async def test_a_signal_during_a_call_leaves_fastmcps_client_its_answers(config,
         process.terminate()
         result = await call
     assert result.structured_content["ans_ls"] == ["echo: one", ""]
+
+
+@posix
+def test_a_signal_after_an_answer_leaves_time_for_the_request_that_follows_it(config):
+    with Piped(config()) as server:
+        server.initialize()
+        server.answers("x")
+        server.end("SIGTERM")
+        server.result(server.request("tools/list"))
+        assert server.process.wait(PATIENCE_S) == CODES["SIGTERM"]
+
+
+@posix
+async def test_a_signal_while_fastmcps_client_reads_its_first_answers_leaves_them_to_it(config, upstream):
+    upstream.reply = answer("x" * 3_000_000)
+    command = ["-m", "promptmill", "serve", "--access-log", "--config", str(config())]
+    with tempfile.TemporaryFile("w+") as log:
+        transport = StdioTransport(sys.executable, command, keep_alive=False, log_file=log)
+        async with Client(transport) as client:
+            (process,) = [one for one in psutil.Process().children() if command[-1] in one.cmdline()]
+            call = asyncio.ensure_future(client.call_tool("generate", {"prompt_ls": ["x"]}))
+            await until(lambda: "code=ok" in os.pread(log.fileno(), 10_000, 0).decode())
+            process.terminate()
+            result = await call
+    assert result.structured_content == {"ans_ls": ["x" * 3_000_000]}
 
 
 @posix

@@ -4,7 +4,7 @@
   SDK does after one second. The MCP SDK derives the version of the protocol from the first request and then refuses
   the other version, so here a `server/discover` at the start is a separate conversation.
 * A request that cannot be read gets an error reply. The SDK drops such lines, and their senders wait for ever.
-* `last_answers` waits until running calls have their answers, so that they arrive before the process ends.
+* `last_answers` waits until the client has read the answers of its calls, so that they arrive before the process ends.
 * A client that has left gets no more messages.
 
 The SDK tries to read a line as each kind of message in turn. Compared with a reader of our own, a valid call of 20 MB
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 import sys
 from typing import Any
@@ -38,6 +39,8 @@ from pydantic import ValidationError
 
 # Python's SDK lists the tools after the first result of a tool, and drops the result if that list does not arrive.
 _FOLLOW_UP_S = 0.5
+_READING_S = 5.0  # for a client to read a large answer: later, a signal waits for nothing
+_POLL_S = 0.01
 _MOST_DIGITS = 4000  # Python refuses to parse many more digits
 # An unclosed string extends to the end of the line, so that its end is searched for only once.
 _PIECE = re.compile(r'"(?:[^"\\]|\\.)*+"?|[{}\[\]:]|-?\d+')
@@ -86,10 +89,17 @@ class StdioServer:
         await low_level.run(incoming, outgoing, options)
 
     async def last_answers(self) -> None:
-        """Wait until all requests are answered, including those that the client sends after an answer."""
-        while self._outgoing is not None and self._outgoing.unanswered:
-            await self._outgoing.all_answered.wait()
-            await asyncio.sleep(_FOLLOW_UP_S)
+        """Wait until the client has read all answers, including those to the requests that it sends after an answer."""
+        if (outgoing := self._outgoing) is None:
+            return
+        time = asyncio.get_running_loop().time
+        busy_at = time() if time() < outgoing.answered_at + _READING_S else -math.inf
+        while True:
+            if outgoing.is_busy():
+                busy_at = time()
+            if time() > max(busy_at, outgoing.answered_at) + _FOLLOW_UP_S:
+                return
+            await asyncio.sleep(_POLL_S)
 
     def hang_up(self) -> None:
         """Send nothing more to the client."""
@@ -130,6 +140,8 @@ class _Outgoing(_Stream):
         self.unanswered: set[Any] = set()
         """The ids of requests without an answer so far."""
         self.all_answered = asyncio.Event()
+        self.answered_at = -math.inf
+        """When the SDK took the last answer, which it then writes."""
 
     async def send(self, item: SessionMessage) -> None:
         """Send a message unless the client has left."""
@@ -137,7 +149,13 @@ class _Outgoing(_Stream):
             return
         await self._inner.send(item)
         if isinstance(item.message, JSONRPCResponse | JSONRPCError):
+            self.answered_at = asyncio.get_running_loop().time()
             self._settle(item.message.id)
+
+    def is_busy(self) -> bool:
+        """Return whether a request is unanswered, or a message is not yet in the pipe to the client."""
+        # The SDK writes in a task that waits for the next message when the pipe holds the one before.
+        return bool(self.unanswered) or not self._inner._inner.statistics().tasks_waiting_receive
 
     def expect(self, message: JSONRPCMessage) -> None:
         """Note a message of the client: a request gets an answer, unless the client cancels it."""
