@@ -20,13 +20,13 @@ class RequestSource(Source):
     """Hands out `requests`; `taken` counts those handed out."""
 
     def __init__(self, requests: Sequence[Request]) -> None:
-        self._requests = requests
+        self.requests = requests
         self.taken = 0
 
     async def take(self, n: int) -> list[Request]:
         start = self.taken
-        self.taken = min(start + n, len(self._requests))
-        return list(self._requests[start : self.taken])
+        self.taken = min(start + n, len(self.requests))
+        return list(self.requests[start : self.taken])
 
 
 class ListSource(RequestSource):

@@ -317,7 +317,7 @@ def test_attempts_made_before_are_counted(desk, tiny_engine):
 
     requests = [dataclasses.replace(request, attempts=2) for request in desk.requests(["Hi!", "\ud800"], max_tokens=1)]
     call = desk.call(tiny_engine, [])
-    call.source._left = requests
+    call.source.requests = requests
     good, bad = desk.wait(call.run())
     assert (good.attempts, bad.attempts) == (3, 2)
 

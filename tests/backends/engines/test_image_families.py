@@ -50,7 +50,7 @@ def _expected(folder, family, pictures, text, names, tokens):
 def _call(desk, host, conversations, lengths):
     requests = desk.requests(["x"] * len(conversations), {"ignore_eos": True}, max_tokens=tuple(lengths))
     call = desk.call(host, [])
-    call.source._left = [
+    call.source.requests = [
         dataclasses.replace(request, conversation=conversation)
         for request, conversation in zip(requests, conversations, strict=True)
     ]

@@ -164,13 +164,13 @@ def test_calls_with_images_and_without_run_beside_each_other_and_end_when_cancel
 
     async def beside():
         crowd = desk.call(engine, [])
-        crowd.source._left = request_of(desk, endless, [900] * 12, pictures, {"ignore_eos": True})
+        crowd.source.requests = request_of(desk, endless, [900] * 12, pictures, {"ignore_eos": True})
         task = asyncio.create_task(crowd.run())
         await until(lambda: crowd.stats.in_flight >= 12)
         calls = []
         for asked, length in zip(ASKED[:3], LENGTHS, strict=False):
             call = desk.call(engine, [])
-            call.source._left = request_of(desk, [asked], [length], pictures, {"ignore_eos": True})
+            call.source.requests = request_of(desk, [asked], [length], pictures, {"ignore_eos": True})
             calls.append(call.run())
         answers = [outcome.text for (outcome,) in await asyncio.gather(*calls)]
         unfinished = 12 - len(crowd.sink.outcomes)
@@ -216,7 +216,7 @@ def test_it_comes_from_the_hub_by_its_name_and_afterwards_from_the_cache(
         try:
             await host.load(lambda text: None)
             call = desk.call(host, [])
-            call.source._left = request_of(desk, ASKED[:1], [5], pictures, {"ignore_eos": True})
+            call.source.requests = request_of(desk, ASKED[:1], [5], pictures, {"ignore_eos": True})
             (outcome,) = await call.run()
         finally:
             await host.aclose()
