@@ -11,13 +11,21 @@ import pytest
 
 from fakes import openai_configuration
 from promptmill.http.address import Address, HostAllowlist
-from promptmill.http.app import App, HttpError, Rules, read_body
+from promptmill.http.app import App, HttpError, LargeBodies, Rules, Share, read_body
 from promptmill.http.listener import Connection, listener
 from promptmill.server import create_server
 from promptmill.service.service import Service
 from replies import answer, by_prompt, hang
 from served import VERSION
 from waiting import until
+
+MB = 1 << 20
+ROOMY = Share(LargeBodies(MB))
+LONE_CALL = (
+    "POST /mcp HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    "Accept: application/json, text/event-stream\r\nMcp-Protocol-Version: 2026-07-28\r\n"
+    "Mcp-Method: tools/call\r\nMcp-Name: generate\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+)
 
 
 class Hasty(Connection):
@@ -157,7 +165,7 @@ async def test_a_body_is_held_no_further_than_the_limit(declared, chunks):
         return {"type": "http.request", "body": b"x" * 40, "more_body": True}
 
     with pytest.raises(HttpError) as refused:
-        await read_body(receive, 100, declared=declared)
+        await read_body(receive, 100, ROOMY, declared=declared)
     assert refused.value.status == 413
     assert len(taken) == chunks
 
@@ -168,8 +176,74 @@ async def test_a_body_that_drips_is_refused():
         return {"type": "http.request", "body": b"x", "more_body": True}
 
     with pytest.raises(HttpError) as refused:
-        await read_body(receive, 100_000, declared=None, grace_s=0.3)
+        await read_body(receive, 100_000, ROOMY, declared=None, grace_s=0.3)
     assert refused.value.status == 408
+
+
+def _call_of(size):
+    meta = {
+        "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientCapabilities": {},
+    }
+    params = {"name": "generate", "arguments": {"prompt_ls": ["x" * size]}, "_meta": meta}
+    body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}).encode()
+    return (LONE_CALL % len(body)).encode() + body
+
+
+async def test_large_bodies_have_a_limit_together_until_their_calls_end(upstream):
+    upstream.reply = hang()
+    async with hosted(upstream, max_body=8 * MB) as (app, port):
+        app._bodies = bodies = LargeBodies(9 * MB, room_s=0.1)
+        _, held = await asyncio.open_connection("127.0.0.1", port)
+        held.write(_call_of(6 * MB))
+        await until(lambda: upstream.in_flight == 1)
+        refused = await _said(port, _call_of(5 * MB))
+        assert refused.startswith(b"HTTP/1.1 503 ")
+        assert b"retry-after: 30" in refused
+        assert b"busy with other large requests" in refused
+        _, small = await asyncio.open_connection("127.0.0.1", port)
+        small.write(_call_of(3 * MB))
+        await until(lambda: upstream.in_flight == 2)
+        for writer in (held, small):
+            writer.close()
+        await until(lambda: bodies.free == 9 * MB)
+        upstream.reply = answer("ok")
+        assert (await _said(port, _call_of(5 * MB))).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_a_large_body_that_drips_holds_what_has_arrived_alone(upstream):
+    upstream.reply = answer("ok")
+    async with hosted(upstream, max_body=8 * MB) as (app, port):
+        app._bodies = bodies = LargeBodies(12 * MB, room_s=0.1)
+        _, slow = await asyncio.open_connection("127.0.0.1", port)
+        slow.write(_call_of(7 * MB)[: 5 * MB])
+        await until(lambda: bodies.free < 8 * MB)
+        assert (await _said(port, _call_of(6 * MB))).startswith(b"HTTP/1.1 200 ")
+        slow.close()
+        await until(lambda: bodies.free == 12 * MB)
+
+
+async def test_of_bodies_that_wait_for_each_other_the_last_one_is_read():
+    bodies = LargeBodies(12 * MB, room_s=0.05)
+
+    async def read():
+        left = iter(range(9, -1, -1))
+
+        async def receive():
+            await asyncio.sleep(0)
+            return {"type": "http.request", "body": b"x" * MB, "more_body": bool(next(left))}
+
+        with bodies.share() as share:
+            return await read_body(receive, 10 * MB, share, declared=None)
+
+    *refused, body = sorted(await asyncio.gather(read(), read(), return_exceptions=True), key=_is_read)
+    assert [error.status for error in refused] == [503]
+    assert len(body) == 10 * MB
+    assert bodies.free == 12 * MB
+
+
+def _is_read(outcome):
+    return isinstance(outcome, bytes)
 
 
 async def test_beyond_the_most_connections_one_is_told_so(upstream):

@@ -44,6 +44,11 @@ _BYTES_A_SECOND = 16 << 10  # slower than any connection in use today
 _DIGITS = 18
 # Each value takes up to 130 bytes of memory, and blocks the event loop for 0.3 µs in the SDK's parser.
 _MOST_VALUES = 300_000
+# A call takes about six times the size of its body in memory.
+_LARGE_BODY = 4 << 20
+_LARGE_BODIES = 64 << 20
+_ROOM_S = 2.0  # some clients disconnect after five seconds of silence
+_RETRY_S = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +82,7 @@ class App:
             max_sessions=max_sessions,
             max_request_body_size=rules.max_body,
         )
+        self._bodies = LargeBodies(max(_LARGE_BODIES, rules.max_body))
         self._inner = self._mounted()
         self._lost_calls = LostCalls(self._respond)
         self._closing = False
@@ -111,15 +117,15 @@ class App:
             if (refusal := _visitor(scope)) is not None:
                 await refusal(scope, receive, send)
                 return
-            with self._counted(scope):
-                await self._call(scope, receive, send)
+            with self._counted(scope), self._bodies.share() as share:
+                await self._call(scope, receive, send, share)
         except HttpError as refusal:
             await refusal.response()(scope, receive, send)
         except ConnectionError:
             return  # the client has left
 
-    async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await read_body(receive, self._rules.max_body, declared=_header(scope, b"content-length"))
+    async def _call(self, scope: Scope, receive: Receive, send: Send, share: Share) -> None:
+        body = await read_body(receive, self._rules.max_body, share, declared=_header(scope, b"content-length"))
         inside = {**scope, "path": PATH, "raw_path": PATH.encode()}
         send = _plain(send)
         inside[RESPONSE] = EitherResponse.to(scope, body)
@@ -256,19 +262,69 @@ def _unquoted(body: bytes) -> bytes:
     return orjson.dumps(answer)
 
 
-async def read_body(receive: Receive, limit: int, *, declared: bytes | None, grace_s: float = _GRACE_S) -> bytes:
+class LargeBodies:
+    """The memory for bodies above 4 MiB: at most `most_bytes` for all calls in progress.
+
+    A body takes memory as it arrives, so a slow client holds no more than it has sent. If there is no room for
+    `room_s` seconds, the request gets 503, and what it held goes to the others: of bodies that wait for each other
+    the last one gets all it needs.
+    """
+
+    def __init__(self, most_bytes: int, room_s: float = _ROOM_S) -> None:
+        self.free = most_bytes
+        self.room_s = room_s
+        self.freed = asyncio.Event()
+
+    @contextlib.contextmanager
+    def share(self) -> Iterator[Share]:
+        """Give one call its share until the call ends."""
+        share = Share(self)
+        try:
+            yield share
+        finally:
+            self.free += share.size
+            self.freed.set()
+            self.freed = asyncio.Event()
+
+
+class Share:
+    """The share of one call in `LargeBodies`."""
+
+    def __init__(self, bodies: LargeBodies) -> None:
+        self._bodies = bodies
+        self.size = 0
+
+    async def grow(self, size: int) -> None:
+        """Hold `size` bytes, if that is a large body. Raises `HttpError` 503 if there is no room in time."""
+        if size <= _LARGE_BODY:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._bodies.room_s):
+                while size - self.size > self._bodies.free:
+                    await self._bodies.freed.wait()
+        if size - self.size > self._bodies.free:  # another one may have timed out just before
+            message = "The server is busy with other large requests; send this one again later, or fewer prompts."
+            raise HttpError(503, message, {"retry-after": str(_RETRY_S)})
+        self._bodies.free -= size - self.size
+        self.size = size
+
+
+async def read_body(
+    receive: Receive, limit: int, share: Share, *, declared: bytes | None, grace_s: float = _GRACE_S
+) -> bytes:
     """Return the body. Nothing beyond `limit` bytes is ever held.
 
     Raises `HttpError` 413 as soon as the body is known to exceed `limit` (at once if `declared`, the Content-Length,
-    does) or to hold more than 300,000 values, and 408 if after `grace_s` seconds it is slower than 16 KiB a second.
-    Raises `ConnectionError` when the client leaves.
+    does) or to hold more than 300,000 values, 408 if after `grace_s` seconds it is slower than 16 KiB a second, and
+    503 if `share` finds no room for it. Raises `ConnectionError` when the client leaves.
     """
     if declared is not None and declared.isdigit() and (len(declared) > _DIGITS or int(declared) > limit):
         raise _too_large(limit)
     chunks: list[bytes] = []
     values = _ValueCount()
     size = 0
-    began = asyncio.get_running_loop().time()
+    time = asyncio.get_running_loop().time
+    began = time()
     while True:
         try:
             async with asyncio.timeout_at(began + grace_s + size / _BYTES_A_SECOND):
@@ -286,6 +342,9 @@ async def read_body(receive: Receive, limit: int, *, declared: bytes | None, gra
         values.add(chunk)
         if values.found > _MOST_VALUES:
             raise HttpError(413, f"The request holds more than {_MOST_VALUES:,} values; send fewer prompts at once.")
+        before = time()
+        await share.grow(size)
+        began += time() - before
         chunks.append(chunk)
         if not message.get("more_body", False):
             return b"".join(chunks)
