@@ -387,3 +387,14 @@ async def test_progress_comes_first_and_last_and_grows(serve, upstream):
     assert round(numbers[-1]) == 20
     assert told[-1][1] == 20
     assert "/s" in told[-1][2]
+
+
+async def test_a_text_that_each_request_would_repeat_is_limited(talk, upstream):
+    upstream.reply = answer("ok")
+    many, long = ["Hi!"] * 200, "x" * (600 << 10)
+    refused = await talk("generate", prompt_ls=many, system_prompt=long)
+    assert "each of 200 requests repeats it; send at most 524,288, or fewer prompts in a call." in text(refused)
+    stop = await talk("generate", prompt_ls=["Hi!"], sampling_params={"stop": ["y" * (1 << 20)]})
+    assert "more than 1,048,576 characters" in text(stop)
+    assert not upstream.seen
+    assert not (await talk("generate", prompt_ls=["Hi!"], system_prompt=long)).is_error

@@ -27,6 +27,7 @@ _OWN = ("system_prompt", "image_tag", "idle_unload")
 LONGEST_ANSWER = ("max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_tokens")
 """Names of the parameter for the longest answer, in tokens, at endpoints and engines."""
 _MOST_VALUES = 20_000  # of one call: each invalid value would become an error of half a kilobyte
+_MOST_TEXT = 1 << 20  # characters of one call's settings: each of its requests repeats them
 
 
 @dataclass(frozen=True)
@@ -292,9 +293,25 @@ def named_models(extra: Mapping[str, Any]) -> list[str]:
 
 
 def check_size(given: Any) -> None:
-    """Raise `PromptmillError` (`invalid_config`) when a call holds too many values."""
+    """Raise `PromptmillError` (`invalid_config`) when the settings of a call hold too many values or too much text."""
     if _has_more_values(given, _MOST_VALUES):
         raise config_error("", f"The call contains more than {_MOST_VALUES:,} values; send fewer.")
+    if _text_in(given) > _MOST_TEXT:
+        raise config_error("", f"The settings of the call have more than {_MOST_TEXT:,} characters; send shorter ones.")
+
+
+def _text_in(value: Any) -> int:
+    """Return the number of characters in `value`, its names included."""
+    waiting, found = [value], 0
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            found += len(value)
+        elif isinstance(value, Mapping):
+            waiting += [*value, *value.values()]
+        elif isinstance(value, list | tuple):
+            waiting += value
+    return found
 
 
 def _has_more_values(value: Any, most: int) -> bool:

@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _FEW = 10_000  # items whose result is built on the event loop
 _LITTLE = 1 << 20  # characters of theirs
+_MOST_IN_FLIGHT = 128  # requests of a call that may hold its system prompt at the same time
+_LONGEST_REPEATED = 64 << 20  # characters
 
 
 def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], RunningJobs]) -> None:
@@ -206,8 +208,13 @@ class _Answers:
         system_prompt: str,
         plan: ResolvedConfig,
     ) -> ToolResult:
-        """Answer `items` according to `plan`, within `max_call_s` if that is set."""
+        """Answer `items` according to `plan`, within `max_call_s` if that is set. Raises `PromptmillError`."""
         service = self._service
+        if (most := _LONGEST_REPEATED // max(1, min(len(items), _MOST_IN_FLIGHT))) < len(system_prompt):
+            raise input_error(
+                f"system_prompt has {len(system_prompt):,} characters, and each of {len(items):,} requests repeats it; "
+                f"send at most {most:,}, or fewer prompts in a call."
+            )
 
         async def keep(outcomes: Sequence[Outcome]) -> str:
             from promptmill.jobs.manage import call_job
