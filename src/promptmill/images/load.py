@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 _FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif", "BMP": "", "TIFF": ""}
 _PLUGINS = ("PIL.TiffImagePlugin", "PIL.WebPImagePlugin")  # otherwise the first such image has Pillow import all of its
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w=.+-]+)*),", re.ASCII)
-_WHITESPACE = re.compile(r"\s+")  # as `base64` and MIME break lines
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://", re.ASCII)
 _LONGEST_QUOTE = 80
 _LARGEST_FILE = 256 * 1024 * 1024
@@ -229,8 +228,8 @@ def _data(source: str) -> tuple[str, bytes]:
     if head is None:
         raise _unusable("The head of a data URL is invalid.", "Write data:image/png;base64,….")
     try:
-        if ";base64" in (head[2] or "").lower():
-            return "the data URL", pybase64.b64decode(_WHITESPACE.sub("", source[head.end() :]), validate=True)
+        if ";base64" in (head[2] or "").lower():  # its lines may be broken, as MIME does
+            return "the data URL", pybase64.b64decode("".join(source[head.end() :].split()), validate=True)
         return "the data URL", unquote(source[head.end() :], "latin-1").encode("latin-1")
     except ValueError:
         raise _unusable("A data URL contains invalid base64.") from None
