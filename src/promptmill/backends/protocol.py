@@ -342,7 +342,7 @@ class Share(Protocol):
 
 
 class FixedShare:
-    """The share of a call in a backend that takes `most` of its requests at a time and holds none of them."""
+    """A call's share of a backend that takes `most` requests at a time and never holds a request."""
 
     def __init__(self, most: int) -> None:
         self.most = most

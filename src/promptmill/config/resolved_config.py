@@ -294,34 +294,17 @@ def named_models(extra: Mapping[str, Any]) -> list[str]:
 
 def check_size(given: Any) -> None:
     """Raise `PromptmillError` (`invalid_config`) when the settings of a call hold too many values or too much text."""
-    if _has_more_values(given, _MOST_VALUES):
-        raise config_error("", f"The call contains more than {_MOST_VALUES:,} values; send fewer.")
-    if _text_in(given) > _MOST_TEXT:
-        raise config_error("", f"The settings of the call have more than {_MOST_TEXT:,} characters; send shorter ones.")
-
-
-def _text_in(value: Any) -> int:
-    """Return the number of characters in `value`, its names included."""
-    waiting, found = [value], 0
+    waiting, most, characters = [given], _MOST_VALUES, 0
     while waiting:
         value = waiting.pop()
         if isinstance(value, str):
-            found += len(value)
-        elif isinstance(value, Mapping):
-            waiting += [*value, *value.values()]
-        elif isinstance(value, list | tuple):
-            waiting += value
-    return found
-
-
-def _has_more_values(value: Any, most: int) -> bool:
-    """Return whether `value` holds more than `most` values; visits at most that many."""
-    waiting = [value]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, Mapping | list | tuple):
+            characters += len(value)
+        elif isinstance(value, Mapping | list | tuple):
             if len(waiting) + len(value) > most:
-                return True
+                raise config_error("", f"The call contains more than {_MOST_VALUES:,} values; send fewer.")
             most -= len(value)
+            if isinstance(value, Mapping):
+                characters += sum(len(name) for name in value if isinstance(name, str))
             waiting += value.values() if isinstance(value, Mapping) else value
-    return False
+    if characters > _MOST_TEXT:
+        raise config_error("", f"The settings of the call have more than {_MOST_TEXT:,} characters; send shorter ones.")

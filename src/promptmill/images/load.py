@@ -144,7 +144,7 @@ def load_image(source: str, rules: ImageRules) -> ImageFile:
     elif source[:5].lower() == "data:":
         name, data = _data(source)
     elif is_bare_base64(source):
-        name, data = _data(f"data:;base64,{''.join(source.split())}")
+        name, data = _data(f"data:;base64,{source}")
     else:
         name, data = _file(source, rules)
     return _check(data, name, rules)

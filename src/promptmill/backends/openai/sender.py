@@ -174,22 +174,27 @@ def _note_limit(response: HttpResponse, endpoint_state: EndpointState) -> None:
         endpoint_state.used_up(wait_s)
 
 
+def _content(response: HttpResponse, endpoint: Endpoint) -> bytes | RetryDecision:
+    """Return the decompressed body of a response, or the decision about a failure."""
+    try:
+        return response.content()
+    except TransportError as error:
+        without_frames(error)  # the frames hold the decompressed bytes
+        return classify_exception(error, endpoint)
+
+
 def _read(response: HttpResponse, endpoint: Endpoint, *, keep_raw: bool, inline: bool) -> Completion | RetryDecision:
     """Return the answer in a response, its reasoning apart unless `inline`, or the decision about a failure."""
-    try:
-        content = response.content()
-    except TransportError as error:
-        without_frames(error)  # they hold what was decompressed
-        return classify_exception(error, endpoint)
+    content = _content(response, endpoint)
+    if isinstance(content, RetryDecision):
+        return content
     found = read_response(response.status, response.headers, content, endpoint, keep_raw=keep_raw)
     return found if inline or isinstance(found, RetryDecision) else with_reasoning_apart(found)
 
 
 def _read_other(response: HttpResponse, endpoint: Endpoint) -> Completion | RetryDecision:
     """Return the response to a request for a path other than chats, or the decision about a failure."""
-    try:
-        content = response.content()
-    except TransportError as error:
-        without_frames(error)  # they hold what was decompressed
-        return classify_exception(error, endpoint)
+    content = _content(response, endpoint)
+    if isinstance(content, RetryDecision):
+        return content
     return read_other_response(response.status, response.headers, content, endpoint)

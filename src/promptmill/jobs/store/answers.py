@@ -62,8 +62,8 @@ _TABLES = {
 COLUMNS = ", ".join(Record._fields)
 PUT = f"INSERT OR REPLACE INTO answer VALUES ({','.join('?' * len(Record._fields))})"
 _SET_ASIDE = f"INSERT INTO spare ({COLUMNS}) SELECT {COLUMNS} FROM answer WHERE row = ? AND code IS NULL"
-# A job of release 0.1 has `digest` in the place of `asked`, and neither settings nor rounds. `earlier` holds what is
-# `spare` now, until the rows of another input are answered.
+# A job of release 0.1 has `digest` in the place of `asked`, and no settings or rounds. Its table `earlier` is `spare`
+# now.
 _OF_0_1 = _ANSWER.replace("asked", "digest").replace(", settings INTEGER DEFAULT 0, round INTEGER DEFAULT 0", "")
 _COLUMNS_OF_0_1 = COLUMNS.replace("asked", "digest AS asked").replace("settings, round", "0 AS settings, 0 AS round")
 _TABLES_OF_0_1 = {"job": _TABLES["job"], "answer": _OF_0_1}

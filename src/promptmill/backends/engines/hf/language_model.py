@@ -66,7 +66,7 @@ class _Forward:
 
 @dataclass(frozen=True, slots=True)
 class Batching:
-    """How a model's rows may be computed together."""
+    """The rules for computing a model's rows together."""
 
     border: int | None
     """Length above which all tokens of a sequence, cached ones included, have different keys (LongRoPE)."""
