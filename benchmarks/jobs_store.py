@@ -25,8 +25,7 @@ from promptmill.backends.rows import RowReader
 from promptmill.config.loading import Configuration
 from promptmill.core.outcome import Outcome
 from promptmill.jobs.files.disk import RandomFile
-from promptmill.jobs.run.answering import Answering
-from promptmill.jobs.run.source import FileSource, Rows
+from promptmill.jobs.run.unanswered_rows import Answering, FileSource, Rows
 from promptmill.jobs.store.answers import NEVER, JobStore
 from promptmill.jobs.store.records import FIRST, JobCounts
 from promptmill.service.service import Service

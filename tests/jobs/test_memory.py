@@ -33,14 +33,14 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from promptmill.core.outcome import Completion, Usage
-from promptmill.jobs.files import parquet_table, spool
-from promptmill.jobs.files.input_files import InputFiles, Part
+from promptmill.jobs.files import spool, tables
+from promptmill.jobs.files.row_files import InputFiles, Part
 from promptmill.jobs.run import merge
 from promptmill.jobs.store.records import record_of
 source, what = Path(sys.argv[1]), sys.argv[2]
 files = InputFiles([Part(source)])
 if what == "open":
-    parquet_table.ParquetTable(files)
+    tables.ParquetTable(files)
 elif what == "spool":
     spool.spool(files, "parquet", source.with_suffix(".rows"))
 else:

@@ -10,7 +10,7 @@ import pytest
 from job_specs import spec_of
 from promptmill.core.errors import PromptmillError
 from promptmill.core.outcome import Completion
-from promptmill.jobs.files.input_files import InputFiles, Part
+from promptmill.jobs.files.row_files import InputFiles, Part
 from promptmill.jobs.files.spool import HaltedError
 from promptmill.jobs.run import merge
 from promptmill.jobs.run.merge import Merge

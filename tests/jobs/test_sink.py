@@ -10,7 +10,7 @@ import pytest
 from promptmill.backends.protocol import Call
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import Completion, Failure
-from promptmill.jobs.run.sink import StoreSink, Taken
+from promptmill.jobs.run.unanswered_rows import StoreSink, Taken
 from promptmill.jobs.store.answers import JobStore
 from promptmill.jobs.store.records import JobCounts
 from promptmill.jobs.store.spec import FailureLimit

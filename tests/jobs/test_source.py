@@ -11,8 +11,7 @@ from promptmill.backends.rows import RowReader
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.outcome import Completion, Failure
 from promptmill.jobs.files.disk import RandomFile
-from promptmill.jobs.run.sink import Taken
-from promptmill.jobs.run.source import FileSource, Rows
+from promptmill.jobs.run.unanswered_rows import FileSource, Rows, Taken
 from promptmill.jobs.store.answers import RETRYABLE, JobStore
 from promptmill.jobs.store.records import record_of
 

@@ -9,7 +9,7 @@ from typing import Any
 from promptmill.backends import rows
 from promptmill.config.loading import Configuration
 from promptmill.core.outcome import Completion, Outcome, Usage
-from promptmill.jobs.files import formats
+from promptmill.jobs.files import row_files
 from promptmill.jobs.files.disk import Line, Lines
 from promptmill.jobs.run import admission
 from promptmill.jobs.run.admission import Job
@@ -40,7 +40,7 @@ def leaving(outcomes: Mapping[int, Outcome]) -> Callable[..., int]:
         job = admission.admit(order, configuration.plan, JobFolders.from_environ())
         try:
             admission.check_content(job, threading.Event())
-            kind = formats.row_kind(job.spec.input_format)
+            kind = row_files.row_kind(job.spec.input_format)
             lines = {line.row: rows.digest(kind, line.data or b"") for line in _lines(job)}
             made = job.spec.made
             job.folder.store.write([record_of(row, outcome, lines[row], made) for row, outcome in outcomes.items()])

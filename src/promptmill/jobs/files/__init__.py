@@ -1,1 +1,1 @@
-"""Input files, their formats and tables, and files that are written as a whole."""
+"""Files of rows, their formats and tables, and files that are written as a whole."""

@@ -22,12 +22,11 @@ from promptmill.backends import rows
 from promptmill.backends.rows import CONTENT, IMAGES, NAMES
 from promptmill.core.errors import Named, OrderError, PromptmillError, input_error
 from promptmill.core.wording import close_matches
-from promptmill.jobs.files import disk, formats
-from promptmill.jobs.files.cell_table import CellRow, CellTable, is_utf8, readable
+from promptmill.jobs.files import disk, row_files
 from promptmill.jobs.files.disk import LONGEST_LINE, TOO_LONG
-from promptmill.jobs.files.input_files import InputFiles
-from promptmill.jobs.files.parquet_table import ParquetTable
 from promptmill.jobs.files.prompt_template import PromptTemplate
+from promptmill.jobs.files.row_files import InputFiles
+from promptmill.jobs.files.tables import CellRow, CellTable, ParquetTable, is_utf8, readable
 
 _BUFFER = 1 << 18
 _QUOTES = 4  # times that a row may be longer with its quotes and commas
@@ -62,7 +61,7 @@ def spool(
     beside = target.with_name(f"{target.name}.new")
     read = NAMES if row_settings else CONTENT
     template = None if prompt_template is None else PromptTemplate(prompt_template, read)
-    if input_format in formats.CELLS:
+    if input_format in row_files.CELLS:
         lines = _cell_lines(CellTable(files, input_format), files.stamp()[0], prompt_column, template, read)
     elif input_format == "parquet":
         lines = _parquet_lines(ParquetTable(files), files.stamp()[0], prompt_column, template, read)
@@ -93,7 +92,7 @@ def check_first_rows(file: InputFiles, prompt_column: str | None) -> None:
     asked = {prompt_column} if prompt_column is not None else {"prompt", "messages"}
     names: dict[str, None] = {}
     read: list[Mapping[str, Any]] = []
-    for row in formats.first_objects(file):
+    for row in row_files.first_objects(file):
         names |= dict.fromkeys(row)
         read.append(row)
         if len(read) > 1 and asked & names.keys():
@@ -171,7 +170,7 @@ def _cell_lines(
             found = {rows.PROBLEM: _placed(found, row.line)}
         kept = _kept(row, asked, found)
         size += len(kept)
-        formats.check_ratio(size // _QUOTES, given)  # a row gets an empty cell for each column of the other files
+        row_files.check_ratio(size // _QUOTES, given)  # a row gets an empty cell for each column of the other files
         yield rows.with_row(orjson.dumps(found), kept)
 
 
@@ -270,7 +269,7 @@ def _parquet_lines(
                     line = orjson.dumps(row | images, default=_as_base64)
                 if template is None:  # which may be longer than its row
                     size += len(line)
-                    formats.check_ratio(size, given)
+                    row_files.check_ratio(size, given)
                 yield line
             except TypeError:
                 yield orjson.dumps({rows.PROBLEM: "prompt, messages or images hold values that are not text."})
@@ -304,7 +303,7 @@ def _json_lines(files: InputFiles) -> Iterator[bytes]:
     """
     for at, part in enumerate(files.parts):
         with files.stream(at) as stream:
-            is_array = formats.is_array(part.path, stream)
+            is_array = row_files.is_array(part.path, stream)
         with files.stream(at) as stream:
             found = _items(stream, part.path.name) if is_array else _text_lines(stream)
             yield from (_with(line, part.columns) for line in found) if part.columns else found

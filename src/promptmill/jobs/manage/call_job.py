@@ -23,7 +23,7 @@ from promptmill.core.outcome import Failure, Outcome
 from promptmill.images import load as images
 from promptmill.images.load import ImageRules
 from promptmill.jobs.files import disk
-from promptmill.jobs.files.input_files import InputFiles, Part
+from promptmill.jobs.files.row_files import InputFiles, Part
 from promptmill.jobs.manage.running_jobs import RunningJobs
 from promptmill.jobs.run.admission import Job
 from promptmill.jobs.store import status

@@ -15,7 +15,7 @@ import orjson
 from promptmill.backends import rows
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import PromptmillError, input_error
-from promptmill.jobs.files import formats, input_files
+from promptmill.jobs.files import row_files
 from promptmill.jobs.files.disk import Line, Lines, RandomFile
 from promptmill.jobs.manage import detached
 from promptmill.jobs.manage.progress_text import progress_lines
@@ -247,10 +247,10 @@ class RunningJobs:
             return path
         if not self._inside(path):
             raise self._outside(name)
-        kind = formats.by_suffix(path, name)
+        kind = row_files.format_by_suffix(path, name)
         if kind not in _FORMATS:  # the user's texts and JSON files are no concern of a caller
             raise input_error(f"{name} is a .{kind} file; use one of .jsonl, .csv, .tsv, .parquet here.")
-        if input_files.is_several(path):
+        if row_files.is_several(path):
             raise input_error(f"{name} is a folder or a pattern; name a file.")
         return path
 

@@ -16,9 +16,9 @@ from typing import Any
 from promptmill.backends import registry
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, Named, OrderError, PromptmillError, input_error
-from promptmill.jobs.files import disk, formats, input_files, spool
-from promptmill.jobs.files.input_files import InputFiles
+from promptmill.jobs.files import disk, row_files, spool
 from promptmill.jobs.files.prompt_template import PromptTemplate
+from promptmill.jobs.files.row_files import InputFiles
 from promptmill.jobs.run import columns
 from promptmill.jobs.store import conflicts, status
 from promptmill.jobs.store.answers import ANSWERED, DamagedError
@@ -104,7 +104,7 @@ def admit(
     check_name(target, is_output=True)
     for path in (order.input, *order.more):
         check_name(path.absolute())
-    parts = input_files.find([order.input, *order.more], target)
+    parts = row_files.find([order.input, *order.more], target)
     for path in (source, target, *(part.path for part in parts)):
         _check_is_text(path)
     folder = folders.of(source, target)
@@ -115,11 +115,11 @@ def admit(
             f"The output {order.output} is a folder; name a file in it, {order.output / 'answers.jsonl'}."
         )
     for part in parts:
-        formats.by_suffix(part.path, "input file")
-    formats.by_suffix(order.whole_output, "output file")
-    formats.check_installed(order.whole_output, *(part.path for part in parts))
+        row_files.format_by_suffix(part.path, "input file")
+    row_files.format_by_suffix(order.whole_output, "output file")
+    row_files.check_installed(order.whole_output, *(part.path for part in parts))
     with contextlib.ExitStack() as opened:
-        file = input_files.opened(parts, known=folder.spec is not None)
+        file = row_files.opened(parts, known=folder.spec is not None)
         opened.callback(file.close)
         try:
             wanted = _spec(folder, (source, target), file, plan, order)
@@ -219,7 +219,7 @@ def _spec(
 ) -> JobSpec:
     source, target = paths
     own = source == folder.prompts.resolve()
-    input_format = "messages" if own else formats.of_input(file)
+    input_format = "messages" if own else row_files.format_of_input(file)
     if order.prompt_column is not None and input_format in WHOLE_REQUESTS:
         raise OrderError(Named("prompt_column"), _OF_ROWS)
     if order.answer_column != "answer":
@@ -230,9 +230,9 @@ def _spec(
         if input_format in WHOLE_REQUESTS:
             raise OrderError(Named("prompt_template"), _OF_ROWS)
         PromptTemplate(order.prompt_template)
-    elif input_format == "jsonl" and formats.is_read_directly(file, input_format):
+    elif input_format == "jsonl" and row_files.is_read_directly(file, input_format):
         spool.check_first_rows(file, order.prompt_column)
-    output_format = formats.of_output(order.whole_output, input_format)
+    output_format = row_files.format_of_output(order.whole_output, input_format)
     size, mtime_ns = file.stamp()
     settings = fingerprint(plan, order.system_prompt, input_format)
     settings["prompt_template"] = digest(order.prompt_template)
@@ -246,7 +246,7 @@ def _spec(
         output=target,
         input_format=input_format,
         output_format=output_format,
-        spooled=not own and (order.prompt_template is not None or not formats.is_read_directly(file, input_format)),
+        spooled=not own and (order.prompt_template is not None or not row_files.is_read_directly(file, input_format)),
         prompt_column=order.prompt_column,
         prompt_template=order.prompt_template,
         answer_column=order.answer_column,

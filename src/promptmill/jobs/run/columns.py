@@ -14,12 +14,11 @@ from typing import Any
 from promptmill.backends import rows
 from promptmill.backends.rows import SETTINGS, is_null
 from promptmill.core.errors import Named, OrderError, PromptmillError, input_error
-from promptmill.jobs.files import formats
-from promptmill.jobs.files.cell_table import CellTable, distinct, readable
+from promptmill.jobs.files import row_files
 from promptmill.jobs.files.disk import Lines, RandomFile
-from promptmill.jobs.files.input_files import InputFiles
-from promptmill.jobs.files.parquet_table import ParquetTable
+from promptmill.jobs.files.row_files import InputFiles
 from promptmill.jobs.files.spool import HaltedError
+from promptmill.jobs.files.tables import CellTable, ParquetTable, distinct, readable
 from promptmill.jobs.store.records import OURS
 from promptmill.jobs.store.spec import WHOLE_REQUESTS, JobRequest, JobSpec
 
@@ -86,7 +85,7 @@ def _found(
     watched = frozenset(each for name in wanted.values() for each in _candidates(name)) | SETTINGS
     taken: set[str] = set()
     settings: set[str] = set()
-    if input_format in formats.TABLES:
+    if input_format in row_files.TABLES:
         taken = settings = _header(files, input_format)
     elif input_format not in WHOLE_REQUESTS:
         for row in _objects(lines, halt):

@@ -19,12 +19,11 @@ from promptmill.backends import rows as rows_
 from promptmill.backends.batch_lines import provider_of
 from promptmill.config import backends
 from promptmill.core.errors import Code, PromptmillError, input_error
-from promptmill.jobs.files import cell_table, disk, formats
-from promptmill.jobs.files.cell_table import CellTable
+from promptmill.jobs.files import disk, row_files, tables
 from promptmill.jobs.files.disk import Lines, RandomFile
-from promptmill.jobs.files.input_files import InputFiles
-from promptmill.jobs.files.parquet_table import ParquetTable
+from promptmill.jobs.files.row_files import InputFiles
 from promptmill.jobs.files.spool import HaltedError, cells_of
+from promptmill.jobs.files.tables import CellTable, ParquetTable
 from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.custom_ids import CustomIds
 from promptmill.jobs.store.answers import JobStore
@@ -180,7 +179,7 @@ def write(merge: Merge) -> Path:
     try:
         mode = disk.PRIVATE_FILE if merge.spec.of_call else disk.PUBLIC_FILE
         with open(_created(partial, mode), "wb", _BUFFER) as out:
-            with formats.compressed(out, formats.compression_of(merge.target)) as content:
+            with row_files.compressed(out, row_files.compression_of(merge.target)) as content:
                 write_rows(merge, content)
             out.flush()
             os.fsync(out.fileno())
@@ -197,12 +196,12 @@ def write_rows(merge: Merge, out: IO[bytes]) -> None:
     if merge.output_format == "parquet":
         _write_parquet(merge, out, most)
         return
-    if merge.output_format in formats.CELLS:
+    if merge.output_format in row_files.CELLS:
         _write_cells(merge, out, most)
         return
     if merge.spec.input_format == "parquet":
         lines = _parquet_lines(merge, most)
-    elif merge.spec.input_format in formats.CELLS:
+    elif merge.spec.input_format in row_files.CELLS:
         lines = _cell_lines(merge, most)
     elif merge.spec.input_format == "batch":
         lines = _batch_lines(merge, most)
@@ -256,10 +255,10 @@ def _parquet_lines(merge: Merge, most: int) -> Iterator[bytes]:
 
 def _cell_lines(merge: Merge, most: int) -> Iterator[bytes]:
     header = CellTable(merge.input, merge.spec.input_format).header
-    names = cell_table.distinct(list(map(cell_table.readable, header)))
+    names = tables.distinct(list(map(tables.readable, header)))
     surplus = merge.columns.get("surplus_cells", "surplus_cells")
     for line, record in _answered(merge, most):
-        own = list(map(cell_table.readable, cells_of(line)))
+        own = list(map(tables.readable, cells_of(line)))
         row: dict[str, Any] = dict(zip(names, own, strict=False))
         if len(own) > len(names):
             row[surplus] = own[len(names) :]
@@ -271,7 +270,7 @@ def _write_cells(merge: Merge, out: IO[bytes], most: int) -> None:
     table = CellTable(merge.input, merge.spec.input_format)
     names, width = ANSWER_FIELDS + merge.answers.rare_fields(), len(table.header)
     delimiter = table.delimiter if merge.output_format == merge.spec.input_format else _DELIMITERS[merge.output_format]
-    writer = csv.writer(cell_table.Encoded(out), delimiter=delimiter, lineterminator="\r\n")
+    writer = csv.writer(tables.Encoded(out), delimiter=delimiter, lineterminator="\r\n")
     writer.writerow([*table.header, *(merge.columns.get(name, name) for name in names)])
     for line, record in _answered(merge, most):
         own = cells_of(line)

@@ -14,7 +14,7 @@ from typing import IO
 
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.outcome import Failure
-from promptmill.jobs.files import disk, formats, input_files
+from promptmill.jobs.files import disk, row_files
 from promptmill.jobs.files.disk import RandomFile
 from promptmill.jobs.files.spool import HaltedError
 from promptmill.jobs.run import columns, merge
@@ -55,7 +55,7 @@ class LiveOutput:
 
         def write() -> None:
             try:
-                with formats.compressed(out, formats.compression_of(job.spec.output)) as content:
+                with row_files.compressed(out, row_files.compression_of(job.spec.output)) as content:
 
                     def flush() -> None:
                         content.flush()
@@ -166,9 +166,9 @@ def export(folder: Folder, target: Path, *, failures: bool) -> int:
     target = real_path(target)
     if target.exists():
         raise input_error(f"{target} exists; name another file.")
-    output_format = formats.of_output(target, spec.input_format)
-    formats.check_installed(target, *(part.path for part in spec.parts))
-    file = input_files.opened(spec.parts, known=True)
+    output_format = row_files.format_of_output(target, spec.input_format)
+    row_files.check_installed(target, *(part.path for part in spec.parts))
+    file = row_files.opened(spec.parts, known=True)
     try:
         if file.stamp()[0] < spec.size or spec.to_bind == "questions":
             raise conflicts.changed_while_running(spec)

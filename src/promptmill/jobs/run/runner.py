@@ -24,10 +24,9 @@ from promptmill.jobs.files.disk import Line, Lines, RandomFile
 from promptmill.jobs.files.spool import spool
 from promptmill.jobs.run import admission, columns, merge, shards
 from promptmill.jobs.run.admission import Job
-from promptmill.jobs.run.answering import Answering
 from promptmill.jobs.run.custom_ids import CustomIds
 from promptmill.jobs.run.partial_output import LiveOutput
-from promptmill.jobs.run.source import Rows, row_reader
+from promptmill.jobs.run.unanswered_rows import Answering, Rows, row_reader
 from promptmill.jobs.store import conflicts, status
 from promptmill.jobs.store.answers import NEVER, DamagedError, JobStore
 from promptmill.jobs.store.binding import Binding, Bound, Twins

@@ -18,9 +18,9 @@ from pathlib import Path
 import orjson
 
 from promptmill.core.errors import Code, Named, OrderError, PromptmillError, input_error
-from promptmill.jobs.files import disk, formats, input_files
+from promptmill.jobs.files import disk, row_files
 from promptmill.jobs.files.disk import RandomFile
-from promptmill.jobs.files.input_files import InputFiles
+from promptmill.jobs.files.row_files import InputFiles
 from promptmill.jobs.run import columns, merge
 from promptmill.jobs.run.admission import Job
 from promptmill.jobs.store import conflicts
@@ -113,13 +113,13 @@ def join(
     spec = parts[0][1]
     try:
         with contextlib.ExitStack() as opened:
-            files = input_files.opened(spec.parts, known=True)
+            files = row_files.opened(spec.parts, known=True)
             opened.callback(files.close)
             _check_input(files, spec)
             stores = [opened.enter_context(folder.reading()) for folder, _ in parts]
             lines = opened.enter_context(parts[0][0].lines(files, spec))
             spec, _ = columns.of_job(spec, files, lines)
-            output_format = formats.of_output(target, spec.input_format)
+            output_format = row_files.format_of_output(target, spec.input_format)
             answers = merge.Answers(*stores)
             partial = merge.write(merge.Merge(spec, files, lines, answers, target, output_format, passed=passed))
             if target.exists() and not overwrite:

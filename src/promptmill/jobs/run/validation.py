@@ -16,15 +16,14 @@ from promptmill.core.conversation import Conversation, TextPart, check_encodable
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.outcome import Usage
 from promptmill.images import load as images
-from promptmill.jobs.files import formats, input_files
-from promptmill.jobs.files.cell_table import CellTable
+from promptmill.jobs.files import row_files
 from promptmill.jobs.files.disk import TOO_LONG, Lines, RandomFile
-from promptmill.jobs.files.input_files import InputFiles
-from promptmill.jobs.files.parquet_table import ParquetTable
+from promptmill.jobs.files.row_files import InputFiles
 from promptmill.jobs.files.spool import cells_of, spool
+from promptmill.jobs.files.tables import CellTable, ParquetTable
 from promptmill.jobs.run import admission, columns
 from promptmill.jobs.run.custom_ids import CustomIds
-from promptmill.jobs.run.source import row_reader
+from promptmill.jobs.run.unanswered_rows import row_reader
 from promptmill.jobs.store.spec import JobRequest
 from promptmill.system.safe_open import real_path
 
@@ -41,15 +40,15 @@ def check(plan: ResolvedConfig, order: JobRequest, may_name: frozenset[str] | No
     for path in (order.input, *order.more):
         admission.check_name(path.absolute())
     admission.check_name(target, is_output=True)
-    parts = input_files.find([order.input, *order.more], target)
-    file = input_files.opened(parts, known=False)
+    parts = row_files.find([order.input, *order.more], target)
+    file = row_files.opened(parts, known=False)
     try:
-        input_format = formats.of_input(file)
-        formats.of_output(target, input_format)
-        formats.check_installed(target, *(part.path for part in parts))
+        input_format = row_files.format_of_input(file)
+        row_files.format_of_output(target, input_format)
+        row_files.check_installed(target, *(part.path for part in parts))
         with TemporaryDirectory() as name, contextlib.ExitStack() as opened:
             ids = None
-            if order.prompt_template is None and formats.is_read_directly(file, input_format):
+            if order.prompt_template is None and row_files.is_read_directly(file, input_format):
                 lines = file.first
             else:
                 spooled = Path(name) / "rows.jsonl"
@@ -86,7 +85,7 @@ def check(plan: ResolvedConfig, order: JobRequest, may_name: frozenset[str] | No
 
 def _repeated_ids(files: InputFiles, lines: RandomFile, input_format: str, scratch: Path) -> str:
     """Return the note on rows that repeat the `id` of an earlier row, "" when no row does. Raises `OSError`."""
-    where = rows.row_word(formats.row_kind(input_format))
+    where = rows.row_word(row_files.row_kind(input_format))
     with contextlib.closing(CustomIds(scratch)) as ids:
         for row, value in _ids(files, lines, input_format):
             if value not in (None, ""):
@@ -107,7 +106,7 @@ def _ids(files: InputFiles, lines: RandomFile, input_format: str) -> Iterator[tu
             yield from enumerate(values)
         return
     names: Sequence[str] = ()
-    if input_format in formats.CELLS:
+    if input_format in row_files.CELLS:
         names = CellTable(files, input_format).header
         if "id" not in names:
             return

@@ -27,7 +27,7 @@ from pydantic import BaseModel, ValidationError
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.jobs.files import disk
 from promptmill.jobs.files.disk import RandomFile
-from promptmill.jobs.files.input_files import InputFiles, Part
+from promptmill.jobs.files.row_files import InputFiles, Part
 from promptmill.jobs.store import lock
 from promptmill.jobs.store.answers import IN_FLIGHT, DamagedError, JobStore, salvage
 from promptmill.jobs.store.spec import JobRequest, JobSpec, OutputRecord

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from promptmill.cluster.ray_cluster import RayCluster
 from promptmill.config.resolved_config import DEFAULT, ResolvedConfig
 from promptmill.core.errors import Code, Named, OrderError, unwritable_parameters
-from promptmill.jobs.files.input_files import Part
+from promptmill.jobs.files.row_files import Part
 from promptmill.jobs.store.answers import to_replace
 from promptmill.jobs.store.records import Made
 

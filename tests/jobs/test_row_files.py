@@ -18,10 +18,10 @@ from job_specs import spec_of
 from promptmill.backends import rows
 from promptmill.core.errors import PromptmillError
 from promptmill.core.outcome import Completion
-from promptmill.jobs.files import cell_table, disk, formats, input_files, spool
+from promptmill.jobs.files import disk, row_files, spool, tables
 from promptmill.jobs.files.disk import RandomFile
-from promptmill.jobs.files.input_files import InputFiles, Part
-from promptmill.jobs.files.parquet_table import ParquetTable
+from promptmill.jobs.files.row_files import InputFiles, Part
+from promptmill.jobs.files.tables import ParquetTable
 from promptmill.jobs.run import merge
 from promptmill.jobs.run.merge import Merge
 from promptmill.jobs.store.answers import JobStore
@@ -36,10 +36,10 @@ class Asked:
 
     def __init__(self, folder: Path, *given: str, **options: Any) -> None:
         self._folder = folder
-        parts = input_files.find([folder / name for name in given], folder / "out")
+        parts = row_files.find([folder / name for name in given], folder / "out")
         self.files = InputFiles(parts)
-        self.format = formats.of_input(self.files)
-        self.direct = formats.is_read_directly(self.files, self.format)
+        self.format = row_files.format_of_input(self.files)
+        self.direct = row_files.is_read_directly(self.files, self.format)
         rows_file = parts[0].path
         if not self.direct:
             rows_file = folder / ".rows.jsonl"
@@ -59,7 +59,7 @@ class Asked:
         with contextlib.closing(JobStore(path, create=True, has_locks=True)) as store:
             store.write([record_of(row, Completion(f"A{row}")) for row in range(len(self.lines))])
             target = self._folder / name
-            kind = formats.of_output(target, self.format)
+            kind = row_files.format_of_output(target, self.format)
             answers = merge.Answers(store)
             found = merge.write(Merge(spec_of(self.format), self.files, self._rows, answers, target, kind))
         return found.read_bytes()
@@ -211,13 +211,13 @@ def test_a_file_of_unclosed_quotes_is_read_a_few_times_and_not_once_for_each_quo
 ) -> None:
     read = []
 
-    class Counted(cell_table._Record):
+    class Counted(tables._Record):
         def __next__(self) -> str:
             read.append(1)
             return super().__next__()
 
-    monkeypatch.setattr(cell_table, "_Record", Counted)
-    monkeypatch.setattr(cell_table, "_MOST_LINES", 1000)
+    monkeypatch.setattr(tables, "_Record", Counted)
+    monkeypatch.setattr(tables, "_MOST_LINES", 1000)
     rows_of_quotes = 3000
     (tmp_path / "in.csv").write_text("id,prompt\n1,fine\n" + 'a","b\n' * rows_of_quotes)
     first, *others = Asked(tmp_path, "in.csv").asked
@@ -341,12 +341,12 @@ def test_a_field_by_another_name_is_asked_of_lines_too() -> None:
     ],
 )
 def test_a_line_is_only_so_long_however_it_is_compressed(tmp_path, monkeypatch, name, content, said, suffix):
-    for module in (cell_table, disk, spool):
+    for module in (tables, disk, spool):
         monkeypatch.setattr(module, "LONGEST_LINE", 3000)
     monkeypatch.setattr(spool, "_BLOCK", 1000)
     data = (content % ("a" * 9000)).encode()
     target = tmp_path / (name + suffix)
-    with target.open("wb") as out, formats.compressed(out, formats.compression_of(target)) as file:
+    with target.open("wb") as out, row_files.compressed(out, row_files.compression_of(target)) as file:
         file.write(data)
     if said:
         with pytest.raises(PromptmillError, match=said):
@@ -358,7 +358,7 @@ def test_a_line_is_only_so_long_however_it_is_compressed(tmp_path, monkeypatch, 
 
 
 def test_a_cell_over_many_lines_is_only_so_long(tmp_path, monkeypatch):
-    monkeypatch.setattr(cell_table, "LONGEST_LINE", 3000)
+    monkeypatch.setattr(tables, "LONGEST_LINE", 3000)
     (tmp_path / "a.csv").write_text('prompt\n"' + "a" * 900 + ("\n" + "b" * 900) * 9 + '"\nc\n')
     first, *_, last = Asked(tmp_path, "a.csv").asked
     assert "the cell is longer than 64 MiB" in first[rows.PROBLEM]
@@ -367,8 +367,8 @@ def test_a_cell_over_many_lines_is_only_so_long(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.jsonl.zst"])
 def test_a_file_that_holds_far_more_than_its_size_is_refused(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(formats, "_HARMLESS_BYTES", 1 << 20)
-    with (tmp_path / name).open("wb") as out, formats.compressed(out, formats.compression_of(Path(name))) as file:
+    monkeypatch.setattr(row_files, "_HARMLESS_BYTES", 1 << 20)
+    with (tmp_path / name).open("wb") as out, row_files.compressed(out, row_files.compression_of(Path(name))) as file:
         for _ in range(40):
             file.write(b'{"prompt": "a"}\n' * 10_000)
     with pytest.raises(PromptmillError, match="decompresses to more than 200 times its size"):
@@ -392,7 +392,7 @@ def test_rows_that_repeat_a_large_value_of_a_small_parquet_file_are_read_a_few_a
 
 
 def test_rows_that_become_far_more_than_their_file_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(formats, "_HARMLESS_BYTES", 1 << 20)
+    monkeypatch.setattr(row_files, "_HARMLESS_BYTES", 1 << 20)
     column = pa.DictionaryArray.from_arrays(pa.array([0] * 500, pa.int32()), pa.array(["a" * (1 << 16)]))
     parquet.write_table(pa.table({"prompt": column}), tmp_path / "a.parquet", compression="brotli", store_schema=False)
     with pytest.raises(PromptmillError, match="decompresses to more than 200 times its size"):
@@ -400,7 +400,7 @@ def test_rows_that_become_far_more_than_their_file_are_refused(tmp_path, monkeyp
 
 
 def test_short_rows_under_the_wide_header_of_another_file_are_refused_when_they_come_to_far_more(tmp_path, monkeypatch):
-    monkeypatch.setattr(formats, "_HARMLESS_BYTES", 1 << 20)
+    monkeypatch.setattr(row_files, "_HARMLESS_BYTES", 1 << 20)
     (tmp_path / "a.csv").write_text("prompt," + ",".join(f"c{at}" for at in range(5000)) + "\n")
     (tmp_path / "b.csv").write_text("prompt\n" + "x\n" * 3000)
     with pytest.raises(PromptmillError, match="more than 200 times its size"):
