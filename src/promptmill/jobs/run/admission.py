@@ -19,11 +19,11 @@ from promptmill.core.errors import Code, Named, OrderError, PromptmillError, inp
 from promptmill.jobs.files import disk, row_files, spool
 from promptmill.jobs.files.prompt_template import PromptTemplate
 from promptmill.jobs.files.row_files import InputFiles
-from promptmill.jobs.run import columns
 from promptmill.jobs.store import conflicts, status
 from promptmill.jobs.store.answers import ANSWERED, DamagedError
 from promptmill.jobs.store.folder import Folder, JobFolders
 from promptmill.jobs.store.lock import Lock
+from promptmill.jobs.store.records import OURS
 from promptmill.jobs.store.spec import (
     WHOLE_REQUESTS,
     JobRequest,
@@ -214,6 +214,15 @@ def _check_is_text(path: Path) -> None:
         raise input_error(f"{shown} has a name that is not UTF-8 text; rename it.")
 
 
+def _check_answer_column(name: str) -> None:
+    """Raise `OrderError` for a name that the column of the answers cannot have."""
+    field = Named("answer_column")
+    if name in OURS and name != "answer":
+        raise OrderError(field, f": {name} is the name of another column of the output; choose another name.")
+    if not name.strip() or not name.isprintable():
+        raise OrderError(field, ": give the column a name of printable characters.")
+
+
 def _spec(
     folder: Folder, paths: tuple[Path, Path], file: InputFiles, plan: ResolvedConfig, order: JobRequest
 ) -> JobSpec:
@@ -225,7 +234,7 @@ def _spec(
     if order.answer_column != "answer":
         if input_format in WHOLE_REQUESTS:
             raise OrderError(Named("answer_column"), _OF_ROWS)
-        columns.check_name(order.answer_column)
+        _check_answer_column(order.answer_column)
     if order.prompt_template is not None:
         if input_format in WHOLE_REQUESTS:
             raise OrderError(Named("prompt_template"), _OF_ROWS)

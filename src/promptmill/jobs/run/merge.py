@@ -1,4 +1,8 @@
-"""Writes the output from the input rows and their records, in input order. The file appears complete or not at all."""
+"""Writes the output from the input rows and their records, in input order. The file appears complete or not at all.
+
+A row keeps its own columns: if it has one called `answer`, the answers are in `answer_1`. The names are chosen for the
+whole input before anything is sent, so that every output and every page of a job has the same ones.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import csv
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -16,62 +20,24 @@ from typing import IO, Any
 import orjson
 
 from promptmill.backends import rows as rows_
-from promptmill.backends.batch_lines import provider_of
 from promptmill.config import backends
-from promptmill.core.errors import Code, PromptmillError, input_error
-from promptmill.jobs.files import disk, row_files, tables
+from promptmill.core.errors import PromptmillError, input_error
+from promptmill.jobs.files import disk, row_files
 from promptmill.jobs.files.disk import Lines, RandomFile
 from promptmill.jobs.files.row_files import InputFiles
 from promptmill.jobs.files.spool import HaltedError, cells_of
-from promptmill.jobs.files.tables import CellTable, ParquetTable
+from promptmill.jobs.files.tables import CellTable, Encoded, ParquetTable, distinct, readable
 from promptmill.jobs.run.admission import Job
-from promptmill.jobs.run.custom_ids import CustomIds
+from promptmill.jobs.run.batch_output import CustomIds, batch_output
 from promptmill.jobs.store.answers import JobStore
-from promptmill.jobs.store.records import (
-    ANSWER_FIELDS,
-    RARE_FIELDS,
-    Record,
-    answer_fields,
-    cells,
-    jsonl_line,
-)
-from promptmill.jobs.store.spec import JobSpec
+from promptmill.jobs.store.records import ANSWER_FIELDS, OURS, RARE_FIELDS, Record, answer_fields, cells, jsonl_line
+from promptmill.jobs.store.spec import WHOLE_REQUESTS, JobRequest, JobSpec
 
 _BUFFER = 1 << 20
 _DELIMITERS = MappingProxyType({"csv": ",", "tsv": "\t"})
 _GROUP_BYTES = 4 << 20
 _VALUES_AT_ONCE = 32  # how often a page's size is looked at: one of 1,024 images, as by default, is large
-_ANTHROPIC_REASONS = {
-    "stop": "end_turn",
-    "length": "max_tokens",
-    "tool_calls": "tool_use",
-    "content_filter": "refusal",
-}
-_GEMINI_REASONS = {"stop": "STOP", "length": "MAX_TOKENS", "tool_calls": "STOP", "content_filter": "SAFETY"}
-# Each code as Anthropic's error type (`ErrorType` of its SDK) and as a number of google.rpc.Code.
-_THE_REQUEST, _THE_SERVICE = ("invalid_request_error", 3), ("api_error", 13)
-_ERRORS: Mapping[str, tuple[str, int]] = {
-    Code.INVALID_INPUT: _THE_REQUEST,
-    Code.EMPTY_PROMPT: _THE_REQUEST,
-    Code.INVALID_CONFIG: _THE_REQUEST,
-    Code.INVALID_IMAGE: _THE_REQUEST,
-    Code.UNSUPPORTED: _THE_REQUEST,
-    Code.BAD_REQUEST: _THE_REQUEST,
-    Code.CONTEXT_LENGTH: _THE_REQUEST,
-    Code.REQUEST_TOO_LARGE: _THE_REQUEST,
-    Code.CONTENT_FILTER: _THE_REQUEST,
-    Code.UNAUTHORIZED: ("authentication_error", 16),
-    Code.INSUFFICIENT_QUOTA: ("billing_error", 8),
-    Code.BUDGET: ("billing_error", 8),
-    Code.NOT_FOUND: ("not_found_error", 5),
-    Code.RATE_LIMITED: ("rate_limit_error", 8),
-    Code.TIMEOUT: ("timeout_error", 4),
-    Code.ITEM_TIMEOUT: ("timeout_error", 4),
-    Code.DEADLINE: ("timeout_error", 4),
-    Code.UNREACHABLE: ("api_error", 14),
-    Code.CONNECTION_LOST: ("api_error", 14),
-    Code.NAME_RESOLUTION: ("api_error", 14),
-}
+_MOST_OF_A_NAME = 100  # columns, numbered
 
 
 class UnansweredError(Exception):
@@ -255,10 +221,10 @@ def _parquet_lines(merge: Merge, most: int) -> Iterator[bytes]:
 
 def _cell_lines(merge: Merge, most: int) -> Iterator[bytes]:
     header = CellTable(merge.input, merge.spec.input_format).header
-    names = tables.distinct(list(map(tables.readable, header)))
+    names = distinct(list(map(readable, header)))
     surplus = merge.columns.get("surplus_cells", "surplus_cells")
     for line, record in _answered(merge, most):
-        own = list(map(tables.readable, cells_of(line)))
+        own = list(map(readable, cells_of(line)))
         row: dict[str, Any] = dict(zip(names, own, strict=False))
         if len(own) > len(names):
             row[surplus] = own[len(names) :]
@@ -270,7 +236,7 @@ def _write_cells(merge: Merge, out: IO[bytes], most: int) -> None:
     table = CellTable(merge.input, merge.spec.input_format)
     names, width = ANSWER_FIELDS + merge.answers.rare_fields(), len(table.header)
     delimiter = table.delimiter if merge.output_format == merge.spec.input_format else _DELIMITERS[merge.output_format]
-    writer = csv.writer(tables.Encoded(out), delimiter=delimiter, lineterminator="\r\n")
+    writer = csv.writer(Encoded(out), delimiter=delimiter, lineterminator="\r\n")
     writer.writerow([*table.header, *(merge.columns.get(name, name) for name in names)])
     for line, record in _answered(merge, most):
         own = cells_of(line)
@@ -355,179 +321,104 @@ def _place(partial: Path, target: Path) -> None:
         partial.unlink()
 
 
-def batch_output(
-    line: bytes, record: Record, *, job_id: str, model: str, created: int, takes_model: bool
-) -> dict[str, Any]:
-    """Return the output of a Batch line.
-
-    `takes_model`: the line's own model answered it, where it names one.
-    """
-    try:
-        asked = rows_.load(line.strip(), "")
-    except PromptmillError:
-        asked = None
-    asked = asked if isinstance(asked, dict) else {}
-    number = f"{job_id[-10:]}-{record.row + 1}"
-    match provider_of(asked):
-        case "anthropic":
-            named = _model_name(asked.get("params"), model, takes_model=takes_model)
-            return {"custom_id": asked.get("custom_id"), "result": _of_anthropic(record, number, named)}
-        case "gemini":
-            named = _model_name(asked.get("request"), model, takes_model=takes_model)
-            rest = {name: value for name, value in asked.items() if name != "request"}
-            return rest | _of_gemini(record, number, named)
-    named = _model_name(asked.get("body"), model, takes_model=takes_model)
-    return {
-        "id": f"batch_req_{number}",
-        "custom_id": asked.get("custom_id"),
-        **_of_openai(record, number, named, created),
-    }
-
-
 @dataclass(frozen=True, slots=True)
-class _Answer:
-    """One of the answers to a line."""
+class Columns:
+    """The names of the columns of a job's output, and the columns of its input that are settings."""
 
-    index: int
-    text: str
-    finish_reason: str | None
-    reasoning: str | None
-    tool_calls: Sequence[Mapping[str, Any]]
-    logprobs: Mapping[str, Any] | None
-    details: Mapping[str, Any]
+    names: Mapping[str, str]
+    """The names of the job's columns that are not the usual ones."""
+    settings: Sequence[str]
+    answer_column: str
 
-
-def _answers(record: Record) -> list[_Answer]:
-    """Return the answers of a line, several where it asked for them; one that failed is left out."""
-    extras = record.extras
-    details = extras.get("details", {})
-    if choices := details.get("choices"):
-        return [_Answer(**choice) for choice in choices]
-    calls, logprobs = extras.get("tool_calls", ()), extras.get("logprobs")
-    return [_Answer(0, record.text, record.finish_reason, record.reasoning, calls, logprobs, details)]
+    @property
+    def notes(self) -> Iterator[str]:
+        """Sentences for the summary: columns with unusual names, and columns that are settings."""
+        wanted = {name: self.answer_column if name == "answer" else name for name in self.names}
+        moved = {wanted[name]: new for name, new in self.names.items() if new != wanted[name]}
+        if moved:
+            its, ours = (", ".join(f"`{name}`" for name in names) for names in (moved, moved.values()))
+            yield f"The input has columns {its} of its own; those of the job are called {ours}."
+        if self.settings:
+            yield f"Read as settings of each row: {', '.join(f'`{name}`' for name in self.settings)}."
 
 
-def _model_name(body: Any, model: str, *, takes_model: bool) -> str:
-    return str((takes_model and isinstance(body, dict) and body.get("model")) or model)
+def with_columns(
+    spec: JobSpec, files: InputFiles, lines: RandomFile, halt: threading.Event | None = None
+) -> tuple[JobSpec, Columns]:
+    """Return `spec` with the columns of the job, and the columns; the input is read unless `spec` has them. Blocks.
+
+    `lines` are the rows as lines. Raises `PromptmillError` (`invalid_input`); `HaltedError` once `halt` is set.
+    """
+    if spec.columns is not None:
+        return spec, Columns(spec.columns, spec.settings_read, spec.answer_column)
+    found = _found_columns(spec, spec.input_format, files, lines, halt)
+    return spec.model_copy(update={"columns": dict(found.names), "settings_read": list(found.settings)}), found
 
 
-def _of_openai(record: Record, number: str, model: str, created: int) -> dict[str, Any]:
-    """Return `response` and `error` (platform.openai.com/docs/api-reference/batch/request-output)."""
-    extras = record.extras
-    if record.code is not None:
-        error = {"code": record.code, "message": record.text}
-        said = extras.get("response")
-        if said is None:
-            return {"response": None, "error": error}
-        body = {"error": {"message": record.text, "type": None, "param": None, "code": None} | said["error"]}
-        return {
-            "response": {"status_code": said["status_code"], "request_id": f"req_{number}", "body": body},
-            "error": error,
-        }
-    prompt, completion = record.prompt_tokens, record.completion_tokens
-    details = extras.get("details", {})
-    if "payload" in details:
-        return {"response": _response(number, details["payload"]), "error": None}
-    said = details.get("body", {})
-    if not isinstance(said.get("usage", {}), dict):
-        said = {name: value for name, value in said.items() if name != "usage"}
-    answered = {
-        "id": f"chatcmpl-{number}",
-        "object": "chat.completion",
-        "created": created,
-        "model": model,
-        "choices": list(map(_openai_choice, _answers(record))),
-        "usage": {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion},
-    }
-    # the endpoint's own id, model and usage if it sent them
-    return {"response": _response(number, answered | said), "error": None}
+def columns_of(order: JobRequest, input_format: str, files: InputFiles, lines: RandomFile) -> Columns:
+    """Return the columns that a job would have. Blocks. Raises as `with_columns` does."""
+    return _found_columns(order, input_format, files, lines)
 
 
-def _response(number: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    return {"status_code": 200, "request_id": f"req_{number}", "body": body}
+def _found_columns(
+    asked: JobSpec | JobRequest,
+    input_format: str,
+    files: InputFiles,
+    lines: RandomFile,
+    halt: threading.Event | None = None,
+) -> Columns:
+    answer_column = asked.answer_column
+    wanted = {name: answer_column if name == "answer" else name for name in OURS}
+    watched = frozenset(each for name in wanted.values() for each in _candidates(name)) | rows_.SETTINGS
+    taken: set[str] = set()
+    settings: set[str] = set()
+    if input_format in row_files.TABLES:
+        taken = settings = _header(files, input_format)
+    elif input_format not in WHOLE_REQUESTS:
+        for row in _objects(lines, halt):
+            if not watched.isdisjoint(row):
+                found = watched.intersection(row)
+                taken |= found
+                settings.update(name for name in found & rows_.SETTINGS if not rows_.is_null(row[name]))
+    read = sorted(settings & rows_.SETTINGS - {asked.prompt_column}) if asked.rows_set else []
+    return Columns(_names(wanted, taken), read, answer_column)
 
 
-def _openai_choice(answer: _Answer) -> dict[str, Any]:
-    said = answer.details.get("message", {})
-    message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None, **said}
-    if message["refusal"] == answer.text:  # other outputs have it as the answer; this format has a field for it
-        message["content"] = None
-    if answer.reasoning is not None:
-        message["reasoning_content"] = answer.reasoning
-    if answer.tool_calls:
-        message["tool_calls"] = answer.tool_calls
-        message["content"] = answer.text or None
-    details: dict[str, Any] = answer.details.get("choice", {})
-    return details | {
-        "index": answer.index,
-        "message": message,
-        "logprobs": answer.logprobs,
-        "finish_reason": answer.finish_reason or "stop",
-    }
+def _names(wanted: Mapping[str, str], taken: Container[str]) -> dict[str, str]:
+    """Return the names of the job's columns that are not the usual ones."""
+    found: dict[str, str] = {}
+    for ours, name in wanted.items():
+        used = found.values()
+        free = next((each for each in _candidates(name) if each not in taken and each not in used), None)
+        if free is None:
+            raise input_error(f"The input has {_MOST_OF_A_NAME} columns `{name}`, `{name}_1`, …; rename some of them.")
+        found[ours] = free
+    return {ours: name for ours, name in found.items() if name != ours}
 
 
-def _of_anthropic(record: Record, number: str, model: str) -> dict[str, Any]:
-    """Return a result (docs.anthropic.com/en/api/retrieving-message-batch-results)."""
-    if record.code is not None:
-        kind, _ = _ERRORS.get(record.code, _THE_SERVICE)
-        return {"type": "errored", "error": {"type": "error", "error": {"type": kind, "message": record.text}}}
-    content: list[dict[str, Any]] = [{"type": "text", "text": record.text}] if record.text else []
-    calls = record.extras.get("tool_calls", ())
-    for call in calls:
-        name, given = _function_call(call)
-        content.append({"type": "tool_use", "id": call.get("id"), "name": name, "input": given})
-    finish_reason = record.finish_reason or "stop"
-    if calls and finish_reason == "stop":  # what some servers say with calls in the message
-        finish_reason = "tool_calls"
-    message = {
-        "id": f"msg_{number}",
-        "type": "message",
-        "role": "assistant",
-        "model": model,
-        "content": content,
-        "stop_reason": _ANTHROPIC_REASONS.get(finish_reason, "end_turn"),
-        "stop_sequence": None,
-        "usage": {"input_tokens": record.prompt_tokens, "output_tokens": record.completion_tokens},
-    }
-    return {"type": "succeeded", "message": message}
+def _candidates(name: str) -> Iterator[str]:
+    yield name
+    for number in range(1, _MOST_OF_A_NAME):
+        yield f"{name}_{number}"
 
 
-def _of_gemini(record: Record, number: str, model: str) -> dict[str, Any]:
-    """Return `response`, a GenerateContentResponse, or `error`, a google.rpc.Status."""
-    if record.code is not None:
-        _, number_of_code = _ERRORS.get(record.code, _THE_SERVICE)
-        return {"error": {"code": number_of_code, "message": record.text}}
-    prompt, completion = record.prompt_tokens, record.completion_tokens
-    response = {
-        "candidates": list(map(_gemini_candidate, _answers(record))),
-        "usageMetadata": {
-            "promptTokenCount": prompt,
-            "candidatesTokenCount": completion,
-            "totalTokenCount": prompt + completion,
-        },
-        "modelVersion": model,
-        "responseId": number,
-    }
-    return {"response": response}
+def _header(files: InputFiles, input_format: str) -> set[str]:
+    if input_format == "parquet":
+        return set(ParquetTable(files).schema.names)
+    header = CellTable(files, input_format).header
+    return {*header, *distinct(list(map(readable, header)))}
 
 
-def _gemini_candidate(answer: _Answer) -> dict[str, Any]:
-    parts: list[dict[str, Any]] = [{"text": answer.text}] if answer.text else []
-    for call in answer.tool_calls:
-        name, given = _function_call(call)
-        parts.append({"functionCall": {"name": name, "args": given}})
-    return {
-        "content": {"parts": parts, "role": "model"},
-        "finishReason": _GEMINI_REASONS.get(answer.finish_reason or "stop", "OTHER"),
-        "index": answer.index,
-    }
-
-
-def _function_call(call: Mapping[str, Any]) -> tuple[str, Any]:
-    """Return the name of the function that is called, and its arguments as an object as far as they are one."""
-    function = call.get("function", {})
-    text = function.get("arguments") or "{}"
-    try:
-        return function.get("name", ""), orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return function.get("name", ""), {"arguments": text}
+def _objects(lines: RandomFile, halt: threading.Event | None) -> Iterator[dict[str, Any]]:
+    """Yield the readable rows as they are in the input, without the prompts of a template."""
+    found = Lines(lines)
+    while block := found.read():
+        if halt is not None and halt.is_set():
+            raise HaltedError
+        for line in block:
+            try:
+                row = rows_.load(rows_.row_of(line.data or b""), "")
+            except PromptmillError:
+                continue
+            if isinstance(row, dict):
+                yield row

@@ -17,7 +17,7 @@ from promptmill.core.outcome import Failure
 from promptmill.jobs.files import disk, row_files
 from promptmill.jobs.files.disk import RandomFile
 from promptmill.jobs.files.spool import HaltedError
-from promptmill.jobs.run import columns, merge
+from promptmill.jobs.run import merge
 from promptmill.jobs.run.admission import Job
 from promptmill.jobs.store import conflicts
 from promptmill.jobs.store.answers import DamagedError, JobStore
@@ -176,7 +176,7 @@ def export(folder: Folder, target: Path, *, failures: bool) -> int:
             file.end = spec.size  # lines that were appended since do not belong to the job
         with folder.reading() as store, folder.lines(file, spec) as lines:
             answers = PartialAnswers(store, failures=failures)
-            spec, _ = columns.of_job(spec, file, lines)
+            spec, _ = merge.with_columns(spec, file, lines)
             partial = merge.write(merge.Merge(spec, file, lines, answers, target, output_format))
             try:
                 merge.publish(partial, target, may_replace=False)

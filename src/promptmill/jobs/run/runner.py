@@ -22,9 +22,9 @@ from promptmill.core.wording import counted
 from promptmill.jobs.files import disk
 from promptmill.jobs.files.disk import Line, Lines, RandomFile
 from promptmill.jobs.files.spool import spool
-from promptmill.jobs.run import admission, columns, merge, shards
+from promptmill.jobs.run import admission, merge, shards
 from promptmill.jobs.run.admission import Job
-from promptmill.jobs.run.custom_ids import CustomIds
+from promptmill.jobs.run.batch_output import CustomIds
 from promptmill.jobs.run.partial_output import LiveOutput
 from promptmill.jobs.run.unanswered_rows import Answering, Rows, row_reader
 from promptmill.jobs.store import conflicts, status
@@ -264,7 +264,7 @@ class Runner:
     def _name_columns(self, lines: RandomFile) -> None:
         """Name the columns of the answers, and put sentences on columns into the notes."""
         job = self._job
-        spec, found = columns.of_job(job.spec, job.input, lines, self._halt)
+        spec, found = merge.with_columns(job.spec, job.input, lines, self._halt)
         if spec is not job.spec:
             job.spec = spec
             job.folder.put(spec=spec)

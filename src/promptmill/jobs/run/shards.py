@@ -21,7 +21,7 @@ from promptmill.core.errors import Code, Named, OrderError, PromptmillError, inp
 from promptmill.jobs.files import disk, row_files
 from promptmill.jobs.files.disk import RandomFile
 from promptmill.jobs.files.row_files import InputFiles
-from promptmill.jobs.run import columns, merge
+from promptmill.jobs.run import merge
 from promptmill.jobs.run.admission import Job
 from promptmill.jobs.store import conflicts
 from promptmill.jobs.store.answers import DamagedError, JobStore
@@ -118,7 +118,7 @@ def join(
             _check_input(files, spec)
             stores = [opened.enter_context(folder.reading()) for folder, _ in parts]
             lines = opened.enter_context(parts[0][0].lines(files, spec))
-            spec, _ = columns.of_job(spec, files, lines)
+            spec, _ = merge.with_columns(spec, files, lines)
             output_format = row_files.format_of_output(target, spec.input_format)
             answers = merge.Answers(*stores)
             partial = merge.write(merge.Merge(spec, files, lines, answers, target, output_format, passed=passed))

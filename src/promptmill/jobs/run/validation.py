@@ -21,8 +21,8 @@ from promptmill.jobs.files.disk import TOO_LONG, Lines, RandomFile
 from promptmill.jobs.files.row_files import InputFiles
 from promptmill.jobs.files.spool import cells_of, spool
 from promptmill.jobs.files.tables import CellTable, ParquetTable
-from promptmill.jobs.run import admission, columns
-from promptmill.jobs.run.custom_ids import CustomIds
+from promptmill.jobs.run import admission, merge
+from promptmill.jobs.run.batch_output import CustomIds
 from promptmill.jobs.run.unanswered_rows import row_reader
 from promptmill.jobs.store.spec import JobRequest
 from promptmill.system.safe_open import real_path
@@ -75,7 +75,7 @@ def check(plan: ResolvedConfig, order: JobRequest, may_name: frozenset[str] | No
             )
             rules = images.ImageRules.of(plan.settings.allowed_roots, plan.settings.max_image_pixels)
             found = {"format": input_format} | _check_lines(lines, reading, rules, order, ids)
-            found["notes"] = list(columns.of_order(order, input_format, file, lines).notes)
+            found["notes"] = list(merge.columns_of(order, input_format, file, lines).notes)
             if ids is None and (note := _repeated_ids(file, lines, input_format, Path(name) / "ids")):
                 found["notes"].append(note)
             return found | _cost(plan, found)

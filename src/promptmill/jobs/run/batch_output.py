@@ -1,0 +1,329 @@
+"""The output of a Batch file: lines in the format of its provider, and its ids, each of which stands there once."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import sqlite3
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from promptmill.backends import rows
+from promptmill.backends.batch_lines import provider_of
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.jobs.store.records import Record
+
+_ANTHROPIC_REASONS = {
+    "stop": "end_turn",
+    "length": "max_tokens",
+    "tool_calls": "tool_use",
+    "content_filter": "refusal",
+}
+_GEMINI_REASONS = {"stop": "STOP", "length": "MAX_TOKENS", "tool_calls": "STOP", "content_filter": "SAFETY"}
+# Each code as Anthropic's error type (`ErrorType` of its SDK) and as a number of google.rpc.Code.
+_THE_REQUEST, _THE_SERVICE = ("invalid_request_error", 3), ("api_error", 13)
+_ERRORS: Mapping[str, tuple[str, int]] = {
+    Code.INVALID_INPUT: _THE_REQUEST,
+    Code.EMPTY_PROMPT: _THE_REQUEST,
+    Code.INVALID_CONFIG: _THE_REQUEST,
+    Code.INVALID_IMAGE: _THE_REQUEST,
+    Code.UNSUPPORTED: _THE_REQUEST,
+    Code.BAD_REQUEST: _THE_REQUEST,
+    Code.CONTEXT_LENGTH: _THE_REQUEST,
+    Code.REQUEST_TOO_LARGE: _THE_REQUEST,
+    Code.CONTENT_FILTER: _THE_REQUEST,
+    Code.UNAUTHORIZED: ("authentication_error", 16),
+    Code.INSUFFICIENT_QUOTA: ("billing_error", 8),
+    Code.BUDGET: ("billing_error", 8),
+    Code.NOT_FOUND: ("not_found_error", 5),
+    Code.RATE_LIMITED: ("rate_limit_error", 8),
+    Code.TIMEOUT: ("timeout_error", 4),
+    Code.ITEM_TIMEOUT: ("timeout_error", 4),
+    Code.DEADLINE: ("timeout_error", 4),
+    Code.UNREACHABLE: ("api_error", 14),
+    Code.CONNECTION_LOST: ("api_error", 14),
+    Code.NAME_RESOLUTION: ("api_error", 14),
+}
+_AT_ONCE = 1024
+# The table is thrown away with the run, so nothing about it needs to be safe.
+_SETTINGS = ("PRAGMA journal_mode=OFF", "PRAGMA synchronous=OFF", "PRAGMA cache_size=-4096")
+
+
+def batch_output(
+    line: bytes, record: Record, *, job_id: str, model: str, created: int, takes_model: bool
+) -> dict[str, Any]:
+    """Return the output of a Batch line.
+
+    `takes_model`: the line's own model answered it, where it names one.
+    """
+    try:
+        asked = rows.load(line.strip(), "")
+    except PromptmillError:
+        asked = None
+    asked = asked if isinstance(asked, dict) else {}
+    number = f"{job_id[-10:]}-{record.row + 1}"
+    match provider_of(asked):
+        case "anthropic":
+            named = _model_name(asked.get("params"), model, takes_model=takes_model)
+            return {"custom_id": asked.get("custom_id"), "result": _of_anthropic(record, number, named)}
+        case "gemini":
+            named = _model_name(asked.get("request"), model, takes_model=takes_model)
+            rest = {name: value for name, value in asked.items() if name != "request"}
+            return rest | _of_gemini(record, number, named)
+    named = _model_name(asked.get("body"), model, takes_model=takes_model)
+    return {
+        "id": f"batch_req_{number}",
+        "custom_id": asked.get("custom_id"),
+        **_of_openai(record, number, named, created),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """One of the answers to a line."""
+
+    index: int
+    text: str
+    finish_reason: str | None
+    reasoning: str | None
+    tool_calls: Sequence[Mapping[str, Any]]
+    logprobs: Mapping[str, Any] | None
+    details: Mapping[str, Any]
+
+
+def _answers(record: Record) -> list[_Answer]:
+    """Return the answers of a line, several where it asked for them; one that failed is left out."""
+    extras = record.extras
+    details = extras.get("details", {})
+    if choices := details.get("choices"):
+        return [_Answer(**choice) for choice in choices]
+    calls, logprobs = extras.get("tool_calls", ()), extras.get("logprobs")
+    return [_Answer(0, record.text, record.finish_reason, record.reasoning, calls, logprobs, details)]
+
+
+def _model_name(body: Any, model: str, *, takes_model: bool) -> str:
+    return str((takes_model and isinstance(body, dict) and body.get("model")) or model)
+
+
+def _of_openai(record: Record, number: str, model: str, created: int) -> dict[str, Any]:
+    """Return `response` and `error` (platform.openai.com/docs/api-reference/batch/request-output)."""
+    extras = record.extras
+    if record.code is not None:
+        error = {"code": record.code, "message": record.text}
+        said = extras.get("response")
+        if said is None:
+            return {"response": None, "error": error}
+        body = {"error": {"message": record.text, "type": None, "param": None, "code": None} | said["error"]}
+        return {
+            "response": {"status_code": said["status_code"], "request_id": f"req_{number}", "body": body},
+            "error": error,
+        }
+    prompt, completion = record.prompt_tokens, record.completion_tokens
+    details = extras.get("details", {})
+    if "payload" in details:
+        return {"response": _response(number, details["payload"]), "error": None}
+    said = details.get("body", {})
+    if not isinstance(said.get("usage", {}), dict):
+        said = {name: value for name, value in said.items() if name != "usage"}
+    answered = {
+        "id": f"chatcmpl-{number}",
+        "object": "chat.completion",
+        "created": created,
+        "model": model,
+        "choices": list(map(_openai_choice, _answers(record))),
+        "usage": {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion},
+    }
+    # the endpoint's own id, model and usage if it sent them
+    return {"response": _response(number, answered | said), "error": None}
+
+
+def _response(number: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    return {"status_code": 200, "request_id": f"req_{number}", "body": body}
+
+
+def _openai_choice(answer: _Answer) -> dict[str, Any]:
+    said = answer.details.get("message", {})
+    message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None, **said}
+    if message["refusal"] == answer.text:  # other outputs have it as the answer; this format has a field for it
+        message["content"] = None
+    if answer.reasoning is not None:
+        message["reasoning_content"] = answer.reasoning
+    if answer.tool_calls:
+        message["tool_calls"] = answer.tool_calls
+        message["content"] = answer.text or None
+    details: dict[str, Any] = answer.details.get("choice", {})
+    return details | {
+        "index": answer.index,
+        "message": message,
+        "logprobs": answer.logprobs,
+        "finish_reason": answer.finish_reason or "stop",
+    }
+
+
+def _of_anthropic(record: Record, number: str, model: str) -> dict[str, Any]:
+    """Return a result (docs.anthropic.com/en/api/retrieving-message-batch-results)."""
+    if record.code is not None:
+        kind, _ = _ERRORS.get(record.code, _THE_SERVICE)
+        return {"type": "errored", "error": {"type": "error", "error": {"type": kind, "message": record.text}}}
+    content: list[dict[str, Any]] = [{"type": "text", "text": record.text}] if record.text else []
+    calls = record.extras.get("tool_calls", ())
+    for call in calls:
+        name, given = _function_call(call)
+        content.append({"type": "tool_use", "id": call.get("id"), "name": name, "input": given})
+    finish_reason = record.finish_reason or "stop"
+    if calls and finish_reason == "stop":  # what some servers say with calls in the message
+        finish_reason = "tool_calls"
+    message = {
+        "id": f"msg_{number}",
+        "type": "message",
+        "role": "assistant",
+        "model": model,
+        "content": content,
+        "stop_reason": _ANTHROPIC_REASONS.get(finish_reason, "end_turn"),
+        "stop_sequence": None,
+        "usage": {"input_tokens": record.prompt_tokens, "output_tokens": record.completion_tokens},
+    }
+    return {"type": "succeeded", "message": message}
+
+
+def _of_gemini(record: Record, number: str, model: str) -> dict[str, Any]:
+    """Return `response`, a GenerateContentResponse, or `error`, a google.rpc.Status."""
+    if record.code is not None:
+        _, number_of_code = _ERRORS.get(record.code, _THE_SERVICE)
+        return {"error": {"code": number_of_code, "message": record.text}}
+    prompt, completion = record.prompt_tokens, record.completion_tokens
+    response = {
+        "candidates": list(map(_gemini_candidate, _answers(record))),
+        "usageMetadata": {
+            "promptTokenCount": prompt,
+            "candidatesTokenCount": completion,
+            "totalTokenCount": prompt + completion,
+        },
+        "modelVersion": model,
+        "responseId": number,
+    }
+    return {"response": response}
+
+
+def _gemini_candidate(answer: _Answer) -> dict[str, Any]:
+    parts: list[dict[str, Any]] = [{"text": answer.text}] if answer.text else []
+    for call in answer.tool_calls:
+        name, given = _function_call(call)
+        parts.append({"functionCall": {"name": name, "args": given}})
+    return {
+        "content": {"parts": parts, "role": "model"},
+        "finishReason": _GEMINI_REASONS.get(answer.finish_reason or "stop", "OTHER"),
+        "index": answer.index,
+    }
+
+
+def _function_call(call: Mapping[str, Any]) -> tuple[str, Any]:
+    """Return the name of the function that is called, and its arguments as an object as far as they are one."""
+    function = call.get("function", {})
+    text = function.get("arguments") or "{}"
+    try:
+        return function.get("name", ""), orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return function.get("name", ""), {"arguments": text}
+
+
+class CustomIds:
+    """The ids of rows, such as the `custom_id`s of a Batch file, each of which is to stand there once."""
+
+    def __init__(self, path: Path) -> None:
+        """Begin with nothing, in a file of its own at `path`."""
+        self._missing = 0
+        # sorted at the end, within a few pages: an index of so many at random places is ten times slower
+        self._table = _Table(path, "ids (digest INTEGER, row INTEGER)")
+        self._new: list[tuple[int, int]] = []
+
+    def add(self, custom_id: str, row: int) -> None:
+        """Note the id of line `row` (from 0); rows come in their order. Raises `OSError`."""
+        text = custom_id.encode("utf-8", "surrogatepass")
+        self._new.append((int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), signed=True), row))
+        if len(self._new) >= _AT_ONCE:
+            self._flush()
+
+    def note(self, value: object, row: int) -> None:
+        """Note the id of a row. Raises `OSError`."""
+        if value is None or value == "":
+            self._missing += 1
+        else:
+            self.add(value if isinstance(value, str) else str(value), row)
+
+    def repeated(self, most: int) -> tuple[int, list[tuple[int, int]]]:
+        """Return how many lines have the id of an earlier one, and of `most` of them `(row, first row)` with it."""
+        self._flush()
+        ((count,),) = self._table.read("SELECT COUNT(*) - COUNT(DISTINCT digest) FROM ids")
+        if not count:
+            return 0, []
+        return count, self._table.read(
+            "SELECT row, first FROM ids JOIN (SELECT digest AS again, MIN(row) AS first FROM ids "
+            "GROUP BY digest HAVING COUNT(*) > 1) ON digest = again WHERE row != first ORDER BY row LIMIT ?",
+            most,
+        )
+
+    @property
+    def warning(self) -> str:
+        """A sentence about repeated and missing ids, `""` when there are none."""
+        count, examples = self.repeated(1)
+        missing = f"{self._missing} row(s) have no `custom_id`." if self._missing else ""
+        if not count:
+            return missing
+        row, first = examples[0]
+        return missing + (
+            f"{count} line(s) repeat the `custom_id` of an earlier one, line {row + 1} that of line {first + 1} "
+            "first: their answers are told apart by their order alone."
+        )
+
+    def _flush(self) -> None:
+        new, self._new = self._new, []
+        self._table.write("INSERT INTO ids VALUES (?, ?)", new)
+
+    def close(self) -> None:
+        """Close and remove the table."""
+        self._table.close()
+
+
+class _Table:
+    """One table, in a file that is thrown away with it."""
+
+    def __init__(self, path: Path, columns: str) -> None:
+        """Make a table of `columns` at `path`, where nothing else belongs. Raises `OSError`."""
+        path.unlink(missing_ok=True)
+        self._path = path
+        try:
+            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            for statement in (*_SETTINGS, "BEGIN", f"CREATE TABLE {columns}"):
+                self._connection.execute(statement)
+        except sqlite3.OperationalError as error:
+            raise _storage(error) from None
+
+    def write(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Run `statement` once for each of `rows`. Raises `OSError`."""
+        try:
+            self._connection.executemany(statement, rows)
+        except sqlite3.OperationalError as error:
+            raise _storage(error) from None
+
+    def read(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Return the rows that `statement` finds. Raises `OSError`."""
+        try:
+            return self._connection.execute(statement, values).fetchall()
+        except sqlite3.OperationalError as error:
+            raise _storage(error) from None
+
+    def close(self) -> None:
+        """Close and remove the file."""
+        self._connection.close()
+        with contextlib.suppress(OSError):
+            self._path.unlink()
+
+
+def _storage(error: sqlite3.OperationalError) -> OSError:
+    return OSError(errno.ENOSPC if error.sqlite_errorcode == sqlite3.SQLITE_FULL else errno.EIO, str(error))
