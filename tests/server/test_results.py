@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from mcp_types import Implementation
 
 from fakes import openai_configuration
 from promptmill.config.loading import Configuration
+from promptmill.server.results import most_bytes
 from replies import by_prompt, raw
 from served import Served, messages
 from server_process import written
@@ -162,6 +165,18 @@ async def test_over_stdio_only_clients_that_name_themselves_have_a_limit(configu
     answers = result.structured_content["ans_ls"]
     assert len(answers) == 12
     assert answers.count("") == (12 if limit else 0 if whole else 3)
+
+
+@pytest.mark.parametrize(
+    ("limit", "name", "most"),
+    [(None, "mcp", 48 << 20), (None, "claude-ai", 9 << 20), (100 << 20, "mcp", 100 << 20), (0, "claude-ai", None)],
+)
+def test_over_stdio_the_limit_depends_on_the_client_unless_the_operator_sets_it(configuration, limit, name, most):
+    plan = Configuration({**configuration._raw, "max_result_bytes": limit}).plan
+    client = SimpleNamespace(client_info=Implementation(name=name, version="1"))
+    context: Any = SimpleNamespace(request=None, session=SimpleNamespace(client_params=client))
+    context.request_context = context
+    assert most_bytes(context, plan) == most
 
 
 def _over_http(session, number, *prompts, progress):

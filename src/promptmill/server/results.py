@@ -22,9 +22,14 @@ from promptmill.service import list_call
 # defaults of clients without a limit, do not belong to its clients. `mcp` is the default of Python's SDK.
 _STDIO_BYTES = 9 << 20
 _WITHOUT_LIMIT = frozenset({"mcp", "fastmcp", "mcp-use", "ai-sdk-mcp-client"})
+_LARGE_STDIO_BYTES = 48 << 20  # the SDK writes a message at some 5 ns a byte on the event loop: at most 0.3 s
 # Over HTTP several clients share the event loop, on which the SDK writes a message at some 10 ns a byte.
 _HTTP_BYTES = 32 << 20
 _ENVELOPE = 4 << 10
+_NO_COPY = (
+    "The answers are in the structured content (`ans_ls`) only: with a copy of it here the result would be too large "
+    "for one message."
+)
 ANSWERS: dict[str, Any] = {
     "type": "object",
     "properties": {
@@ -94,16 +99,6 @@ ANSWERS_IN_SHORT: dict[str, Any] = _undescribed(ANSWERS)
 """The same schema without descriptions, for the other tools: a client has all schemas in its context at once."""
 
 
-def result_of(outcomes: Sequence[Outcome], stats: Call, *, any_failure: bool, job_id: str | None = None) -> ToolResult:
-    """Return the result of a call; `job_id` names the job that answers its deferred items."""
-    failed = list_call.failed(outcomes, any_failure=any_failure)
-    result = _result(outcomes, list_call.errors(outcomes), stats, is_error=failed, job_id=job_id)
-    # the text block holds the same JSON, because existing pipelines parse it; an error's text is for people
-    text = list_call.summary(outcomes) if failed else orjson.dumps(result.structured_content).decode()
-    result.content = _texts(text, *_goes_on(outcomes, job_id))
-    return result
-
-
 def _result(
     outcomes: Sequence[Outcome],
     errors: Sequence[Mapping[str, Any]],
@@ -153,37 +148,50 @@ def most_bytes(ctx: Context, plan: ResolvedConfig) -> int | None:
     if plan.trust_client:
         return None
     client = None if context is None else context.session.client_params
-    if limit is None and (client is None or client.client_info.name not in _WITHOUT_LIMIT):
-        return _STDIO_BYTES
-    return limit or None
+    is_large = client is not None and client.client_info.name in _WITHOUT_LIMIT
+    return (_LARGE_STDIO_BYTES if is_large else _STDIO_BYTES) if limit is None else limit or None
 
 
 def whole_result(
-    outcomes: Sequence[Outcome], stats: Call, *, any_failure: bool, job_id: str | None, most: int | None
+    outcomes: Sequence[Outcome],
+    stats: Call,
+    *,
+    any_failure: bool,
+    job_id: str | None,
+    most: int | None,
+    with_copy: bool = True,
 ) -> ToolResult | None:
-    """Return the result of a call, if necessary without its copy; None if it is larger than `most` bytes."""
-    result = result_of(outcomes, stats, any_failure=any_failure, job_id=job_id)
-    if most is None or _message_bytes(result) <= most:
-        return result
-    shorter = without_copy(result)
-    return shorter if _message_bytes(shorter) <= most else None
+    """Return the result of a call; None if it is larger than `most` bytes even without its copy.
+
+    The copy is a text block with the same JSON, because existing pipelines parse it; an error's text is for people.
+    `job_id` names the job that answers the deferred items.
+    """
+    failed = list_call.failed(outcomes, any_failure=any_failure)
+    result = _result(outcomes, list_call.errors(outcomes), stats, is_error=failed, job_id=job_id)
+    result.content = _texts(list_call.summary(outcomes) if failed else _NO_COPY, *_goes_on(outcomes, job_id))
+    size = 0 if most is None else _message_bytes(result)
+    if most is not None and size > most:
+        return None
+    if with_copy and not failed and (most is None or 2 * size <= most):
+        copy = orjson.dumps(result.structured_content).decode()
+        if most is None or size + len(orjson.dumps(copy)) <= most:
+            result.content[:1] = _texts(copy)
+    return result
 
 
 def _message_bytes(result: ToolResult) -> int:
     """Return the size of the message with `result`, accurate to a few bytes."""
-    size = _ENVELOPE + len(orjson.dumps(result.structured_content)) + len(orjson.dumps(result.meta))
-    return size + sum(len(orjson.dumps(block.text)) for block in result.content if isinstance(block, TextContent))
+    texts = [block.text for block in result.content if isinstance(block, TextContent)]
+    return _ENVELOPE + sum(map(_json_bytes, (result.structured_content or {}, result.meta or {}, {"": texts})))
 
 
-def without_copy(result: ToolResult) -> ToolResult:
-    """Return `result` with a sentence in place of the text that repeats its structured content."""
-    if result.is_error:
-        return result  # its text names the failures
-    copies = _texts(
-        "The answers are in the structured content (`ans_ls`) only: with a copy of it here the result would be too "
-        "large for one message."
-    )
-    return ToolResult([*copies, *result.content[1:]], result.structured_content, result.meta)
+def _json_bytes(found: Mapping[str, Any]) -> int:
+    """Return the size of `found` as JSON; in pieces, because no other thread runs while orjson writes one value."""
+    size = 0
+    for name, value in found.items():
+        pieces = value if isinstance(value, list) else [value]
+        size += len(name) + len(pieces) + len('"": [],') + sum(len(orjson.dumps(piece)) for piece in pieces)
+    return size
 
 
 def first_answers(

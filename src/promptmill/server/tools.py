@@ -38,7 +38,6 @@ from promptmill.server.results import (
     first_answers,
     most_bytes,
     whole_result,
-    without_copy,
 )
 from promptmill.server.tool_calls import tool
 from promptmill.service import choosing, list_call
@@ -266,9 +265,9 @@ class _Answers:
             kept_id = await keep(outcomes)
         except PromptmillError as error:
             stats.warn(f"The result may be too large for the client, and could not be kept as a job: {error}")
-            result = await apart(partial(build, most=None))
+            result = await apart(partial(build, most=None, with_copy=False))
             assert result is not None
-            return without_copy(result)
+            return result
         first = partial(first_answers, outcomes, stats, any_failure=any_failure, kept_id=kept_id, job_id=job_id)
         return await apart(partial(first, most=most))
 
