@@ -15,7 +15,7 @@ from everyday import everyday
 from fakes import openai_plan
 from promptmill.backends.openai.endpoint import endpoints
 from promptmill.backends.openai.failures import RetryDecision
-from promptmill.backends.openai.response import read_response
+from promptmill.backends.openai.sender import read_response
 from promptmill.core.outcome import Completion
 from promptmill.jobs.store.records import record_of
 from replies import bomb, by_prompt, huge, raw, status

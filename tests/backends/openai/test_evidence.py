@@ -22,7 +22,7 @@ from promptmill.answers.reasoning import with_reasoning_apart
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.failures import FailureKind, RetryDecision
 from promptmill.backends.openai.providers import PLAIN, profile_named
-from promptmill.backends.openai.response import read_response
+from promptmill.backends.openai.sender import read_response
 from promptmill.core.outcome import Completion
 
 _ROWS = [orjson.loads(line) for line in (Path(__file__).parent / "evidence.jsonl").read_bytes().splitlines()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from fakes import DictSink, ListSource
-from promptmill.backends.openai.attempts import Attempts
+from promptmill.backends.openai.backend import Attempts
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.limit.endpoint_state import endpoint_states
 from promptmill.backends.openai.limit.limiter import Limiter

@@ -1,28 +1,75 @@
-"""The `openai` backend: requests → HTTP → outcomes, over one pool of connections."""
+"""The `openai` backend: requests → HTTP → outcomes, over one pool of connections, and the loop of one request.
+
+`OpenAIBackend` has what all calls share; `Attempts` takes the requests of one call to their outcomes: permit, attempt,
+classify, wait, again.
+
+An attempt needs a permit, which the limiter gives when the endpoint can take it. A failed attempt is classified: it
+concerns the item alone (final), this attempt alone (try again, counted against `retries`), or the endpoint (try again
+when the endpoint can take it; not counted as long as other items are not answered either). An item fails after
+`retries` counted attempts, and in any case after five times as many.
+
+A refusal that would concern every item, such as that of a key, is held back until it is known whom it concerns: see
+`_Attribution`.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import random
 import time
+from bisect import bisect_left, insort
+from collections import deque
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TypeAlias
 
-from promptmill.backends.openai.attempts import Attempts
 from promptmill.backends.openai.endpoint import endpoints
-from promptmill.backends.openai.limit.endpoint_state import endpoint_states, most_in_flight
-from promptmill.backends.openai.limit.limiter import Limiter
+from promptmill.backends.openai.failures import FailureKind, RetryDecision, backoff_s
+from promptmill.backends.openai.limit.endpoint_state import (
+    SEVERAL,
+    EndpointState,
+    Permit,
+    endpoint_states,
+    most_in_flight,
+)
+from promptmill.backends.openai.limit.limiter import CallFlow, ConcurrencyShare, Limiter
+from promptmill.backends.openai.refusals import with_key_hint, with_scheme_hint, with_wait_hint
 from promptmill.backends.openai.request import ImageEncoder
-from promptmill.backends.openai.sender import LocalSender, Sender
+from promptmill.backends.openai.sender import NOTHING, LocalSender, Prepared, Sender
 from promptmill.backends.openai.transport import LoopThrottle, Pool, room_for_connections
 from promptmill.backends.openai.workers import FanOut
 from promptmill.backends.protocol import Call, Request
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.errors import Code, PromptmillError, config_error
-from promptmill.core.outcome import Outcome
+from promptmill.config.settings import OpenAISettings
+from promptmill.core.errors import Code, PromptmillError, config_error, internal_error
+from promptmill.core.outcome import NO_USAGE, Completion, Failure, Outcome, Usage
 from promptmill.images.load import ImageRules, WebImages
 from promptmill.system.runtime import usable_cores
 
 _LARGE_BYTES = 256 * 1024 * 1024
 _MOST_WORKERS = 8
+# An item fails after this many times `retries` attempts, even if most of them did not count against it.
+_HARD_CAP = 5
+# If an item is refused for load while this many other requests succeed for each refused one, the item itself is the
+# cause: by chance, five such refusals in a row happen to one item in a million.
+_SUCCESSES_PER_REFUSAL = 10
+# Failures with these codes are due to the contents of the item, however many items have them.
+_OWN = frozenset(
+    {Code.CONTENT_FILTER, Code.CONTEXT_LENGTH, Code.REQUEST_TOO_LARGE, Code.EMPTY_ANSWER, Code.OPEN_REASONING}
+)
+# `hedge`: a request is a straggler after twice the time in which this share of the newest requests was answered.
+_STRAGGLER = 2
+_PERCENTILE = 0.95
+_KEPT_TIMES = 200
+_FEWEST_ANSWERS = 20
+_MOST_TWINS = 0.05
+_LOG = logging.getLogger(__name__)
+
+
+_Result: TypeAlias = Completion | RetryDecision
+_Send: TypeAlias = Callable[[EndpointState], Awaitable[_Result]]
 
 
 def create(plan: ResolvedConfig) -> OpenAIBackend:
@@ -40,9 +87,6 @@ class OpenAIBackend:
         if not self._settings.model_name:
             raise config_error("backend_configs.openai.model_name", "is missing; name the endpoint's model.")
         self._endpoints = endpoints(plan)
-        self._rules = ImageRules.of(
-            plan.settings.allowed_roots, plan.settings.max_image_pixels, plan.settings.max_image_memory
-        )
         self._pool: Pool | None = None
         """None before it is loaded, and once it is closed."""
         self._fetcher = WebImages() if plan.settings.fetch_images else None
@@ -51,6 +95,12 @@ class OpenAIBackend:
         self._watches: list[asyncio.Task[None]] = []
         self._concurrency = self._settings.concurrency
         self._workers = 1
+
+    @cached_property
+    def _rules(self) -> ImageRules:
+        """The rules of images, made for the first one; all calls share its memory."""
+        settings = self._plan.settings
+        return ImageRules.of(settings.allowed_roots, settings.max_image_pixels, settings.max_image_memory)
 
     async def load(self, report: Callable[[str], None]) -> None:
         """Make the pool; nothing is sent."""
@@ -129,3 +179,501 @@ class OpenAIBackend:
         for resource in (pool, self._fetcher):
             if resource is not None:
                 await resource.aclose()
+
+
+@dataclass(slots=True, eq=False)
+class _Item:
+    """A request and the ledger of its attempts: `attempts` sent in all, `counted` against `retries`."""
+
+    request: Request
+    attempts: int
+    tokens: int = 0
+    """Its estimated size, where `tpm` is set."""
+    counted: int = 0
+    refusals: int = 0
+    first_refusal: tuple[int, int] = (0, 0)
+    """`successes` and `rejections` of the endpoint when it first refused the item for load."""
+    failed_at: EndpointState | None = None
+    failed_serial: int = 0
+    stale: bool = False
+    since: float = 0.0
+    """When it was first given a place at an endpoint; 0: not yet."""
+    usage: Usage = NO_USAGE
+    """Of its attempts that brought no answer."""
+    unmetered: int = 0
+    """Its attempts that may be billed although no usage was reported for them."""
+
+    @property
+    def is_charged(self) -> bool:
+        """Whether an attempt that brought no answer may be billed."""
+        return bool(self.unmetered) or self.usage is not NO_USAGE
+
+    def charge(self, usage: Usage, unmetered: int) -> None:
+        """Add the usage of an attempt without an answer."""
+        if usage != NO_USAGE:
+            self.usage += usage
+        self.unmetered += unmetered
+
+    def is_refused_for_load(self, endpoint_state: EndpointState) -> bool:
+        """Return whether load is the cause of a refusal for load: not if other requests hardly ever get one."""
+        if not self.refusals or self.failed_at is not endpoint_state:
+            self.refusals = 0
+            self.first_refusal = endpoint_state.health.successes, endpoint_state.load.rejections
+            return True
+        successes, rejections = self.first_refusal
+        others = endpoint_state.load.rejections - rejections - self.refusals
+        return endpoint_state.health.successes - successes <= _SUCCESSES_PER_REFUSAL * others
+
+
+class Attempts(ConcurrencyShare):
+    """The requests of one call at one pool of endpoints. `answer` takes one of them to its outcome."""
+
+    def __init__(
+        self,
+        call: Call,
+        *,
+        settings: OpenAISettings,
+        concurrency: int,
+        limiter: Limiter,
+        sender: Sender,
+        rng: random.Random | None = None,
+    ) -> None:
+        super().__init__(limiter, call, concurrency)
+        self._settings, self._sender = settings, sender
+        self._rng = rng or random.SystemRandom()
+        self._hedge = _Hedge(limiter, self) if settings.hedge else None
+        self._plain = self._hedge is None and settings.item_timeout is None
+        """Whether an attempt is one request, however long it takes."""
+        self._attribution: _Attribution | None = None
+        """Created at the first failure."""
+        self._answered = False
+        self._began = time.monotonic()
+        limiter.open(self)
+        if call.flow is None:
+            call.flow = self
+
+    async def aclose(self) -> None:
+        """Free the call's resources, once no answer is in flight."""
+        if self.call.flow is self:
+            self.call.flow = None
+        self._limiter.close(self)
+        await self._sender.aclose()
+
+    @property
+    def limit(self) -> int:
+        """The most requests in flight to the endpoints, of all calls together."""
+        return self._limiter.room
+
+    def waiting(self) -> str:
+        """Return why the call is stalled and when it resumes; `""` while requests are running."""
+        return self._flow.waiting()
+
+    @cached_property
+    def _flow(self) -> CallFlow:
+        """Created when an item is first put back, or when a display first reads it."""
+        return CallFlow(self._limiter, self.call, time.monotonic, self._began)
+
+    def idle(self) -> None:
+        """Decide on the failures that are held: no other item is left to show whether they concern all."""
+        if self._attribution is not None:
+            self._attribution.release()
+
+    async def answer(self, request: Request) -> Outcome:
+        """Send the request until it has its outcome."""
+        limiter, item = self._limiter, _Item(request, request.attempts)
+        prepared = await self._prepared(item)
+        if isinstance(prepared, Failure):
+            return prepared
+        while True:
+            if self._attribution is not None and self._attribution.ended:
+                return _failure(item, self._attribution.ended, concerns_all=True)
+            try:
+                permit = limiter.enter_now(self, item.tokens, item.failed_at)
+                if permit is None:
+                    permit = await limiter.enter(self, item.tokens, item.failed_at)
+            except PromptmillError as error:
+                return _failure(item, error, concerns_all=True)
+            try:
+                result, answering = await self._attempt(item, permit, prepared)
+                if isinstance(result, Completion):
+                    now = answering.endpoint_state.succeeded(answering, result.usage.completion_tokens)
+                else:
+                    result = self._explained(result, permit.endpoint_state)
+                    counts = self._counts(item, permit, result)
+            except PromptmillError as error:
+                return _failure(item, error)
+            finally:
+                limiter.leave(permit, self)
+            if isinstance(result, Completion):
+                return self._completed(item, result, answering, now)
+            wait = await self._after_failure(item, permit, result, counts=counts)
+            if isinstance(wait, Failure):
+                return wait
+            if wait > 0:
+                with self.call.park():
+                    await asyncio.sleep(wait)
+
+    async def _prepared(self, item: _Item) -> Prepared | Failure:
+        """Have the sender prepare the item before it takes a place at an endpoint; return the result or a failure."""
+        try:
+            preparing = self._sender.prepare(item.request)
+            prepared = NOTHING if preparing is None else await preparing
+            item.tokens = _estimated_tokens(item.request) if self._limiter.counts_tokens else 0
+        except PromptmillError as error:
+            if error.code is Code.STORAGE:  # the worker processes' spool, which every item needs
+                raise
+            return _failure(item, error)
+        except Exception as error:  # noqa: BLE001 (one item never ends the others)
+            return _failure(item, internal_error("The request could not be prepared", error))
+        return prepared
+
+    async def _attempt(self, item: _Item, permit: Permit, prepared: Prepared) -> tuple[_Result, Permit]:
+        """Send once; return the result and the permit of the request that brought it.
+
+        Raises `PromptmillError` for an error of the item itself.
+        """
+        sender, call = self._sender, self.call
+        now = permit.at
+        if not sender.ready:
+            await sender.wait_ready()
+            now = time.monotonic()
+        item.since = item.since or now
+        limit_s = self._settings.item_timeout
+        if limit_s is not None and now >= item.since + limit_s:
+            raise _too_slow(limit_s)
+        item.attempts += 1
+        self.sent += 1
+        call.sending(item.request)
+        call.retries += item.attempts > 1
+        try:
+            if self._plain:
+                return await sender.send(item.request, permit.endpoint_state, prepared, fresh=item.stale), permit
+            return await self._send_bounded(item, permit, prepared)
+        except PromptmillError as error:
+            if error.code is Code.ITEM_TIMEOUT:
+                item.unmetered += 1
+            else:  # the item's own mistake, found before anything was sent
+                call.requests -= 1
+                call.retries -= item.attempts > 1
+                item.attempts -= 1
+            raise
+
+    def _completed(self, item: _Item, answer: Completion, permit: Permit, now: float) -> Completion:
+        """Return `answer`, which came at `now` by `permit`, with the attempts, time and usage of its item."""
+        usage = answer.usage
+        if self._limiter.counts_tokens:
+            self._limiter.charge_tokens(usage.prompt_tokens + usage.completion_tokens - item.tokens)
+        self._answered = True
+        if self._attribution is not None:
+            self._attribution.answered(permit)
+        if item.is_charged:
+            answer.usage = usage + item.usage
+            answer.unmetered = item.unmetered + (not answer.is_metered)
+        answer.attempts, answer.latency_s = item.attempts, round(now - item.since, 4)
+        return answer
+
+    async def _send_bounded(self, item: _Item, permit: Permit, prepared: Prepared) -> tuple[_Result, Permit]:
+        """Send once, within `item_timeout`, perhaps with a twin; return the result and the permit that it came by."""
+
+        def send(endpoint_state: EndpointState) -> Awaitable[_Result]:
+            return self._sender.send(item.request, endpoint_state, prepared, fresh=item.stale)
+
+        limit_s = self._settings.item_timeout
+        left_s = None if limit_s is None else item.since + limit_s - time.monotonic()
+        try:
+            async with asyncio.timeout(left_s):
+                if self._hedge is None:
+                    return await send(permit.endpoint_state), permit
+                return await self._hedge.send(item, permit, send)
+        except TimeoutError:
+            raise _too_slow(limit_s or 0) from None
+
+    def _counts(self, item: _Item, permit: Permit, decision: RetryDecision) -> bool:
+        """Report a failure to the endpoint's state; return whether it counts against the item's `retries`."""
+        endpoint_state = permit.endpoint_state
+        if decision.kind is FailureKind.ITEM:
+            endpoint_state.succeeded(permit)  # it answered; the response concerns this item alone
+            return True
+        if decision.kind is FailureKind.OURS:
+            return False
+        self.call.refused += decision.kind is FailureKind.LOAD
+        before = item.failed_serial if item.failed_at is endpoint_state else None
+        item.failed_serial = endpoint_state.load.sent
+        forgiven = endpoint_state.failed(permit, decision, before)
+        if decision.kind is FailureKind.LOAD:
+            return not item.is_refused_for_load(endpoint_state)
+        return not forgiven
+
+    def _explained(self, decision: RetryDecision, endpoint_state: EndpointState) -> RetryDecision:
+        """Return `decision` with hints on the key that was sent, the scheme of the URL, or a wait that is too long."""
+        if decision.error.code is Code.UNAUTHORIZED:
+            return replace(decision, error=with_key_hint(endpoint_state.endpoint, decision.error, decision.status))
+        if decision.error.code is Code.CONNECTION_LOST and not endpoint_state.health.successes:
+            return replace(decision, error=with_scheme_hint(endpoint_state.endpoint, decision.error))
+        limited = decision.kind is FailureKind.LOAD and (decision.wait_s or 0) > endpoint_state.longest_wait_s
+        if limited or (decision.kind is FailureKind.ENDPOINT and decision.wait_s):
+            return with_wait_hint(decision, time.time())
+        return decision
+
+    async def _after_failure(
+        self, item: _Item, permit: Permit, decision: RetryDecision, *, counts: bool
+    ) -> Failure | float:
+        """Return the seconds until the item is sent again, or its failure."""
+        error, endpoint_state = decision.error, permit.endpoint_state
+        settings = self._settings
+        if self._attribution is None:
+            self._attribution = _Attribution(answered=self._answered)
+        attribution = self._attribution
+        item.failed_at, item.stale = endpoint_state, decision.stale
+        item.counted += counts
+        final = decision.kind is FailureKind.ITEM or (
+            decision.kind is FailureKind.ENDPOINT and self._limiter.only(endpoint_state)
+        )
+        if (
+            final
+            or item.counted >= settings.retries
+            or item.attempts - item.request.attempts >= _HARD_CAP * settings.retries
+        ):
+            refused = False
+            if attribution.takes(decision):
+                verdict = attribution.hold(permit, decision)
+                if attribution.ended:
+                    self._limiter.serve()
+                with self.call.hold():
+                    refused = await verdict
+            concerns_all = refused or self._is_gone(endpoint_state, decision)
+            return _failure(item, error, decision, concerns_all=concerns_all)
+        if attribution.is_ended_by(decision):
+            return _failure(item, error, decision, concerns_all=True)
+        item.charge(decision.usage, decision.unmetered)
+        wait_s = self._wait_s(item, endpoint_state, decision, counts=counts)
+        item.refusals += decision.kind is FailureKind.LOAD
+        what = f"{decision.status} {error.code}" if decision.status else error.code
+        _LOG.debug("%s: %s, again in %.1f s", endpoint_state.endpoint.name, what, wait_s)
+        if settings.item_timeout is not None and item.since + settings.item_timeout <= time.monotonic() + wait_s:
+            return _failure(item, _too_slow(settings.item_timeout))
+        account, is_charged = item.request.account, decision.unmetered or decision.usage != NO_USAGE
+        if account is not None and is_charged and not account.reserve_again():
+            return _failure(item, PromptmillError(Code.BUDGET, "The budget has no room for another attempt."))
+        if not is_charged:
+            self.call.not_billed(item.request)
+        self._flow.put_back(endpoint_state, decision, wait_s)
+        return wait_s
+
+    def _is_gone(self, endpoint_state: EndpointState, decision: RetryDecision) -> bool:
+        """Return whether a final failure shows that no endpoint is left, whether or not items remain to be sent.
+
+        Where an endpoint has answered, a timeout may be due to the item: then only a lost connection counts.
+        """
+        if decision.kind is FailureKind.ITEM or self._limiter.unusable() is None:
+            return False
+        return decision.kind is FailureKind.LOST or not endpoint_state.health.successes
+
+    def _wait_s(self, item: _Item, endpoint_state: EndpointState, decision: RetryDecision, *, counts: bool) -> float:
+        """Return how long an item that is put back waits by itself, in addition to its endpoint's pauses."""
+        settings = self._settings
+        wait_s = 0.0
+        if decision.kind is FailureKind.LOAD:
+            if item.refusals:  # at the first refusal, the lower limit is delay enough
+                base_s = min(settings.base_delay, endpoint_state.load.answer_s or settings.base_delay)
+                wait_s = backoff_s(item.refusals, base_s, settings.max_delay, self._rng)
+        elif counts and not endpoint_state.is_down and not decision.stale:
+            # an endpoint that is down pauses between its probes, which is delay enough
+            wait_s = backoff_s(item.counted, settings.base_delay, settings.max_delay, self._rng)
+        if not self._limiter.elsewhere(endpoint_state):  # another endpoint requested no wait
+            wait_s = max(wait_s, endpoint_state.honoured_wait_s(decision))
+        return wait_s
+
+
+def _estimated_tokens(request: Request) -> int:
+    """Return a rough estimate for `tpm`; the tokens that were really used are charged afterwards."""
+    return sum(len(m.content) for m in request.conversation.messages if isinstance(m.content, str)) // 4
+
+
+def _failure(
+    item: _Item, error: PromptmillError, last: RetryDecision | None = None, *, concerns_all: bool = False
+) -> Failure:
+    """Return the failure of an item; `last` is the decision on its last attempt, if that is not charged yet."""
+    if last is not None:
+        item.charge(last.usage, last.unmetered)
+    age_s = round(time.monotonic() - item.since, 4) if item.since else 0.0
+    failure = Failure(error, item.attempts, age_s, item.usage, concerns_all=concerns_all)
+    return replace(failure, unmetered=item.unmetered) if item.unmetered else failure
+
+
+def _too_slow(limit_s: float) -> PromptmillError:
+    return PromptmillError(Code.ITEM_TIMEOUT, f"The item took longer than `item_timeout` ({limit_s:g} s).")
+
+
+class _Hedge:
+    """Sends the stragglers of one call a second time, to another endpoint if there is one; the first answer counts."""
+
+    def __init__(self, limiter: Limiter, share: ConcurrencyShare) -> None:
+        self._limiter = limiter
+        self._share = share
+        self._newest: deque[float] = deque()
+        self._sorted: list[float] = []
+        self._sent = self._twins = 0
+
+    @property
+    def wait_s(self) -> float | None:
+        """The seconds after which a request is a straggler; None while too few requests were answered."""
+        times = self._sorted
+        return _STRAGGLER * times[int(_PERCENTILE * len(times))] if len(times) >= _FEWEST_ANSWERS else None
+
+    async def send(self, item: _Item, permit: Permit, send: _Send) -> tuple[_Result, Permit]:
+        """Return the result of `send`, or of its twin if that answered first, and the permit of the request.
+
+        An exception of `send` is raised; a failure of the twin is reported to its endpoint only.
+        """
+        self._sent += 1
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        first = asyncio.ensure_future(send(permit.endpoint_state))
+        twin: asyncio.Future[tuple[_Result, Permit] | None] | None = None
+        try:
+            await asyncio.wait({first}, timeout=self.wait_s)
+            if not first.done() and self._twins < _MOST_TWINS * self._sent:
+                self._twins += 1
+                twin = asyncio.ensure_future(self._twin(item, permit.endpoint_state, send))
+                await asyncio.wait({first, twin}, return_when=asyncio.FIRST_COMPLETED)
+                if not first.done() and (won := twin.result()) is not None:
+                    return won
+                failure = first.result() if first.done() and first.exception() is None else None
+                if isinstance(failure, RetryDecision) and (won := await twin) is not None:
+                    item.charge(failure.usage, failure.unmetered - 1)  # the twin, counted as unmetered, is the answer
+                    permit.endpoint_state.failed(permit, failure, None)
+                    return won
+            result = await first
+            if isinstance(result, Completion):
+                self._note(clock() - began)
+            return result, permit
+        finally:
+            losers = [task for task in (first, twin) if task is not None and not task.done()]
+            for task in losers:
+                task.cancel()
+            await asyncio.gather(*losers, return_exceptions=True)
+
+    async def _twin(self, item: _Item, slow: EndpointState, send: _Send) -> tuple[_Result, Permit] | None:
+        """Send once more, to another endpoint if there is one; return None if that brings no answer."""
+        try:
+            permit = await self._limiter.enter(self._share, item.tokens, slow)
+        except PromptmillError:  # no endpoint is usable: the first request goes on
+            return None
+        try:
+            account = item.request.account
+            if account is not None and not account.reserve_again():
+                return None
+            item.attempts += 1
+            item.unmetered += 1  # one of the two brings no answer
+            self._share.sent += 1
+            self._share.call.sending(item.request)
+            self._share.call.retries += 1
+            result = await send(permit.endpoint_state)
+            if isinstance(result, Completion):
+                return result, permit
+            item.charge(result.usage, result.unmetered - 1)
+            permit.endpoint_state.failed(permit, result, None)
+            return None
+        except PromptmillError:  # an error of the item, which the first request raises as well
+            return None
+        finally:
+            self._limiter.leave(permit, self._share)
+
+    def _note(self, seconds: float) -> None:
+        self._newest.append(seconds)
+        insort(self._sorted, seconds)
+        if len(self._newest) > _KEPT_TIMES:
+            del self._sorted[bisect_left(self._sorted, self._newest.popleft())]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Held:
+    permit: Permit
+    decision: RetryDecision
+    verdict: asyncio.Future[bool]
+    """Whether the refusal concerns all items."""
+
+
+class _Attribution:
+    """Finds out whether the items or the endpoint caused the final failures of a call.
+
+    A refusal for the key or the model is held until a request that was sent later is answered: then its item caused it.
+    An answer to a request that was sent earlier shows nothing about the key now.
+
+    While the call has no answer at all, every final failure is held: a parameter that the endpoint does not support
+    fails every item, whatever the message. `SEVERAL` equal failures then end the call.
+    """
+
+    def __init__(self, *, answered: bool) -> None:
+        """`answered`: an item of the call was answered before."""
+        self._held: list[_Held] = []
+        self._answered = answered
+        self._pages = 0
+        self.ended: PromptmillError | None = None
+        """The error that ends the call: no further request is sent."""
+
+    def takes(self, decision: RetryDecision) -> bool:
+        """Return whether a final failure has to wait here."""
+        if decision.kind is FailureKind.ENDPOINT:
+            return True
+        return not self._answered and decision.error.code not in _OWN
+
+    def is_ended_by(self, decision: RetryDecision) -> bool:
+        """Note a failure that would be tried again; return whether it ends the call.
+
+        A single web page may come from a portal or proxy and be gone at the next request. `SEVERAL` pages without an
+        answer are the contents of that address.
+        """
+        if self._answered or decision.error.code is not Code.BAD_RESPONSE or decision.status != 200:
+            return False
+        self._pages += 1
+        if self._pages >= SEVERAL:
+            self.ended = decision.error
+            self.release()
+        return self.ended is not None
+
+    def hold(self, permit: Permit, decision: RetryDecision) -> asyncio.Future[bool]:
+        """Return the verdict on a final failure of the request that `permit` sent: whether it concerns all items."""
+        held = _Held(permit, decision, asyncio.get_running_loop().create_future())
+        self._held = [one for one in self._held if not one.verdict.done()]  # without those that were cancelled
+        self._held.append(held)
+        if permit.endpoint_state.health.blocked:
+            self.ended = permit.endpoint_state.health.blocked
+        elif not self._answered and self._equal(decision.error.code) >= SEVERAL:
+            self.ended = decision.error
+        if self.ended:
+            self.release()
+        return held.verdict
+
+    def answered(self, permit: Permit) -> None:
+        """Note that the request which `permit` sent was answered: some of the failures were the items' own."""
+        self._answered = True
+        if not self._held:
+            return
+        own = [held for held in self._held if _was_its_own(held, permit)]
+        self._held = [held for held in self._held if not _was_its_own(held, permit)]
+        for held in own:
+            _decide(held, concerns_all=False)
+
+    def release(self) -> None:
+        """Decide on all held failures: they concern all items if they ended the call or the endpoint."""
+        found, self._held = self._held, []
+        for held in found:
+            health = held.permit.endpoint_state.health
+            _decide(held, concerns_all=bool(self.ended or health.blocked or health.suspected))
+
+    def _equal(self, code: Code) -> int:
+        return sum(held.decision.error.code is code for held in self._held)
+
+
+def _decide(held: _Held, *, concerns_all: bool) -> None:
+    if not held.verdict.done():
+        held.verdict.set_result(concerns_all)
+
+
+def _was_its_own(held: _Held, answered: Permit) -> bool:
+    if held.decision.kind is not FailureKind.ENDPOINT:
+        return True
+    refused = held.permit
+    return refused.endpoint_state is answered.endpoint_state and refused.serial < answered.serial

@@ -11,19 +11,12 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from promptmill.answers.reasoning import with_reasoning_apart
+from promptmill.backends.openai import failures
 from promptmill.backends.openai.discovery import ModelList, base_url, connected, read_models, which_models
 from promptmill.backends.openai.endpoint import Endpoint, endpoints
-from promptmill.backends.openai.failures import (
-    RetryDecision,
-    TransportError,
-    classify_exception,
-    plain_port,
-    tls_error,
-    tls_port,
-)
 from promptmill.backends.openai.refusals import SPOKE_TLS, with_key_hint
 from promptmill.backends.openai.request import RequestEncoder
-from promptmill.backends.openai.response import read_response
+from promptmill.backends.openai.sender import read_response
 from promptmill.backends.openai.transport import Pool, proxy_of, trust_of_environment
 from promptmill.backends.protocol import Request, Step
 from promptmill.config.resolved_config import ResolvedConfig
@@ -114,12 +107,12 @@ class _Trial:
         try:
             _, writer = await asyncio.open_connection(url.hostname, url.port or (443 if context else 80), ssl=context)
         except ssl.SSLError as error:
-            stage.failed(tls_error(self._endpoint, error))
+            stage.failed(failures.tls_error(self._endpoint, error))
             return False
         except OSError as error:
-            found = classify_exception(error, self._endpoint).error
+            found = failures.classify_exception(error, self._endpoint).error
             if context is not None and found.code is Code.CONNECTION_LOST and await self._speaks_plain_http():
-                found = plain_port(self._endpoint)
+                found = failures.plain_port(self._endpoint)
             if context is not None and found.code is not Code.TLS:
                 stage.begin("connection")
             stage.failed(found)
@@ -142,7 +135,7 @@ class _Trial:
             listed = self._listed = await read_models(self._pool, self._endpoint)
         except PromptmillError as error:
             if self._url.scheme == "http" and await self._port_speaks_tls(error):
-                stage.failed(tls_port(self._endpoint), "TLS")
+                stage.failed(failures.tls_port(self._endpoint), "TLS")
                 return ""
             self._listed = error
             if not named:
@@ -179,10 +172,10 @@ class _Trial:
         try:
             response = await self._pool.send(endpoint, encoder.encode(request, {}))
             found: Any = read_response(response.status, response.headers, response.content(), endpoint)
-        except (TransportError, PromptmillError, OSError, ValueError) as error:
-            found = classify_exception(error, endpoint)
+        except (failures.TransportError, PromptmillError, OSError, ValueError) as error:
+            found = failures.classify_exception(error, endpoint)
         seconds = time.monotonic() - started
-        if isinstance(found, RetryDecision):
+        if isinstance(found, failures.RetryDecision):
             if _REASONING_STARTED in found.error.message:
                 stage.ok(f"{model} started to reason after {seconds:.2f} s; it needs a larger `max_tokens` than 1")
                 return
@@ -195,10 +188,10 @@ class _Trial:
         if answer.is_empty and not answer.reasoning and answer.finish_reason != "length":
             stage.warn(f"the answer is empty (finish_reason {answer.finish_reason}): is {model} a chat model?")
 
-    async def _with_hint(self, error: PromptmillError, decision: RetryDecision, model: str) -> PromptmillError:
+    async def _with_hint(self, error: PromptmillError, decision: failures.RetryDecision, model: str) -> PromptmillError:
         """Return the error of the request with a hint from the results of the earlier stages."""
         if self._url.scheme == "http" and await self._port_speaks_tls(error):
-            return tls_port(self._endpoint)
+            return failures.tls_port(self._endpoint)
         if error.code not in {Code.NOT_FOUND, Code.BAD_RESPONSE} and decision.status != 405:
             return error
         if isinstance(self._listed, ModelList):

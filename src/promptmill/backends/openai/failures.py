@@ -1,6 +1,6 @@
 """Failed attempts: the decision on each, and the exceptions of transports, from which decisions are made.
 
-A `RetryDecision` states what a failure affects and when to try again; the loop in `attempts` waits and retries.
+A `RetryDecision` states what a failure affects and when to try again; the loop in `backend` waits and retries.
 `classify_exception` makes it from an exception, `refusals` from an error response.
 
 Both transports raise `TransportError` for an attempt without a complete response. The system's exceptions

@@ -12,22 +12,10 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
+from promptmill.backends.openai import error_body
 from promptmill.backends.openai.asked_wait import asked_wait_s
 from promptmill.backends.openai.endpoint import COMPLETIONS, Endpoint, is_placeholder_key, names_key_variable
-from promptmill.backends.openai.error_body import (
-    CODES,
-    CONTEXT_FOR_SURE,
-    FEATURE,
-    NEVER_ENOUGH,
-    NO_QUOTA_AT_ALL,
-    PER_DAY,
-    PER_MINUTE,
-    SOFT_QUOTA,
-    WORDS,
-    Cause,
-    ErrorBody,
-    read_error,
-)
+from promptmill.backends.openai.error_body import Cause, ErrorBody, read_error
 from promptmill.backends.openai.failures import FailureKind, RetryDecision
 from promptmill.core.errors import Code, PromptmillError, redact, without_controls
 
@@ -191,7 +179,7 @@ def _cause(status: int, body: ErrorBody, wait_s: float | None) -> Cause:
     if status == 405:
         return Cause.INPUT
     if status in {404, 410}:
-        return Cause.INPUT if FEATURE.search(body.words) else Cause.MODEL
+        return Cause.INPUT if error_body.FEATURE.search(body.words) else Cause.MODEL
     if status in {413, 414, 431}:
         return _first(body, Cause.CONTEXT) or Cause.TOO_LARGE
     if 300 <= status < 400:
@@ -206,13 +194,13 @@ def _cause(status: int, body: ErrorBody, wait_s: float | None) -> Cause:
 
 def _limit(body: ErrorBody, wait_s: float | None) -> Cause:
     """Return the cause of a rate limit: one too large request, a limit of minutes, of a day, or money."""
-    enough = NEVER_ENOUGH.search(body.words)
+    enough = error_body.NEVER_ENOUGH.search(body.words)
     if _says(body, Cause.TOO_LARGE) or (enough and int(enough[2]) > int(enough[1])):
         return Cause.TOO_LARGE
-    if _says(body, Cause.QUOTA) or NO_QUOTA_AT_ALL.search(body.words):
+    if _says(body, Cause.QUOTA) or error_body.NO_QUOTA_AT_ALL.search(body.words):
         return Cause.QUOTA
-    day, minute = PER_DAY.search(body.words), PER_MINUTE.search(body.words)
-    if SOFT_QUOTA.search(body.words):
+    day, minute = error_body.PER_DAY.search(body.words), error_body.PER_MINUTE.search(body.words)
+    if error_body.SOFT_QUOTA.search(body.words):
         return Cause.DAY if day else Cause.QUOTA if wait_s is None and not minute else Cause.RATE
     return Cause.DAY if day and wait_s is None and not minute else Cause.RATE
 
@@ -220,12 +208,12 @@ def _limit(body: ErrorBody, wait_s: float | None) -> Cause:
 def _server_error(status: int, body: ErrorBody) -> Cause:
     if status in _NEVER_RETRIED:
         return Cause.INPUT
-    if _coded(body, Cause.CONTEXT) or CONTEXT_FOR_SURE.search(body.words):
+    if _coded(body, Cause.CONTEXT) or error_body.CONTEXT_FOR_SURE.search(body.words):
         return Cause.CONTEXT
     if _coded(body, Cause.FILTER):
         return Cause.FILTER
     found = _first(body, Cause.TOO_LARGE, Cause.QUOTA, Cause.KEY)
-    if found is None and status == 500 and WORDS[Cause.MODEL].search(body.words):
+    if found is None and status == 500 and error_body.WORDS[Cause.MODEL].search(body.words):
         return Cause.MODEL
     return found or Cause.BUSY
 
@@ -233,15 +221,15 @@ def _server_error(status: int, body: ErrorBody) -> Cause:
 def _first(body: ErrorBody, *causes: Cause) -> Cause | None:
     """Return the first of `causes` that a code of the body names, else the first that its words name."""
     coded = next((cause for cause in causes if _coded(body, cause)), None)
-    return coded or next((cause for cause in causes if WORDS[cause].search(body.words)), None)
+    return coded or next((cause for cause in causes if error_body.WORDS[cause].search(body.words)), None)
 
 
 def _coded(body: ErrorBody, cause: Cause) -> bool:
-    return not body.codes.isdisjoint(CODES.get(cause, frozenset()))
+    return not body.codes.isdisjoint(error_body.CODES.get(cause, frozenset()))
 
 
 def _says(body: ErrorBody, cause: Cause) -> bool:
-    return _coded(body, cause) or WORDS[cause].search(body.words) is not None
+    return _coded(body, cause) or error_body.WORDS[cause].search(body.words) is not None
 
 
 def _hint_of(status: int, headers: Mapping[str, str], body: ErrorBody, endpoint: Endpoint) -> str | None:

@@ -14,18 +14,7 @@ import aiohttp
 from aiohttp.abc import AbstractStreamWriter
 from yarl import URL
 
-from promptmill.backends.openai.failures import (
-    LARGEST_BODY,
-    ConnectTimeoutError,
-    InvalidResponseError,
-    InvalidURLError,
-    ProxyError,
-    SilenceTimeoutError,
-    TooLargeError,
-    TransportError,
-    mark_sent,
-    of_connecting,
-)
+from promptmill.backends.openai import failures
 from promptmill.backends.openai.http_connection import SMALL_BODY, Headers, HeldBody, HttpResponse
 from promptmill.backends.openai.transport import Route
 
@@ -90,7 +79,7 @@ class Session:
             async with response:
                 try:
                     body, held = await _read(response.content, on_data, self._limits_s[1])
-                except TooLargeError:
+                except failures.TooLargeError:
                     response.close()
                     raise
                 return HttpResponse(response.status, Headers(response.raw_headers), body, held)
@@ -124,8 +113,8 @@ async def _read(
     while not content.at_eof():
         chunk = await content.readany()
         size += len(chunk)
-        if size > LARGEST_BODY:
-            raise TooLargeError(f"more than {LARGEST_BODY} bytes")
+        if size > failures.LARGEST_BODY:
+            raise failures.TooLargeError(f"more than {failures.LARGEST_BODY} bytes")
         chunks.append(chunk)
         if on_data is not None:
             on_data(chunk)
@@ -148,8 +137,11 @@ def _our_errors(limits_s: tuple[float, float]) -> Iterator[None]:
         yield
     except (TimeoutError, aiohttp.ClientError, aiohttp.http_exceptions.HttpProcessingError) as error:
         found = translated(error, limits_s)
-        if isinstance(found, SilenceTimeoutError | InvalidResponseError) or type(found) is TransportError:
-            mark_sent(found)
+        if (
+            isinstance(found, failures.SilenceTimeoutError | failures.InvalidResponseError)
+            or type(found) is failures.TransportError
+        ):
+            failures.mark_sent(found)
         raise found from error
 
 
@@ -160,7 +152,7 @@ def translated(error: Exception, limits_s: tuple[float, float]) -> Exception:
     """
     match error:
         case aiohttp.ClientProxyConnectionError() | aiohttp.ClientHttpProxyError():
-            return ProxyError(str(error))
+            return failures.ProxyError(str(error))
         case aiohttp.ClientConnectorCertificateError():
             inner: Exception = error.certificate_error
             return inner if isinstance(inner, ssl.SSLError) else ssl.SSLError(1, str(inner))
@@ -169,14 +161,14 @@ def translated(error: Exception, limits_s: tuple[float, float]) -> Exception:
         case aiohttp.ClientSSLError() | aiohttp.ServerFingerprintMismatch():
             return ssl.SSLError(1, str(error))
         case aiohttp.ConnectionTimeoutError():
-            return ConnectTimeoutError(f"within {limits_s[0]:g} s")
+            return failures.ConnectTimeoutError(f"within {limits_s[0]:g} s")
         case TimeoutError():
-            return SilenceTimeoutError(f"for {limits_s[1]:g} s")
+            return failures.SilenceTimeoutError(f"for {limits_s[1]:g} s")
         case aiohttp.ClientConnectorError():
-            return of_connecting(error.os_error)
+            return failures.of_connecting(error.os_error)
         case aiohttp.InvalidURL():
-            return InvalidURLError(str(error))
+            return failures.InvalidURLError(str(error))
         case aiohttp.ClientPayloadError() | aiohttp.ClientConnectionError():
-            return TransportError(str(error))
+            return failures.TransportError(str(error))
         case _:
-            return InvalidResponseError(str(error))
+            return failures.InvalidResponseError(str(error))

@@ -24,15 +24,8 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from promptmill.answers.reasoning import answer_so_far
+from promptmill.backends.engines import growing_answer
 from promptmill.backends.engines.channel import Channel
-from promptmill.backends.engines.growing_answer import (
-    BROKEN,
-    PREVIEW_EVERY_S,
-    ReasoningMarkers,
-    answer_parts,
-    logprob_entry,
-    outcome_fields,
-)
 from promptmill.backends.engines.submission import refuse, warn_of_left_out
 from promptmill.backends.engines.vllm.inputs import Prepared, PromptBuilder
 from promptmill.backends.engines.vllm.startup import unfit_parser
@@ -149,7 +142,7 @@ class RequestRunner:
         async for output in self._engine.generate(
             prepared.prompt, prepared.params, name, lora_request=prepared.lora, **reader.limiter
         ):
-            if live and (now := time.monotonic()) - shown_at >= PREVIEW_EVERY_S:
+            if live and (now := time.monotonic()) - shown_at >= growing_answer.PREVIEW_EVERY_S:
                 if text := reader.so_far(output.outputs[0].text):
                     self._channel.send({"type": "preview", "run": message["run"], "id": message["id"], "text": text})
                 shown_at = now
@@ -172,7 +165,7 @@ class MarkReader:
     limiter: Mapping[str, Any] = MappingProxyType({})
     """Arguments of `AsyncLLM.generate` that state where reasoning ends; a constrained structure begins there."""
 
-    def __init__(self, markers: ReasoningMarkers, prepared: Prepared) -> None:
+    def __init__(self, markers: growing_answer.ReasoningMarkers, prepared: Prepared) -> None:
         self._markers = markers
         self._opened = prepared.thinks
         self._inline = prepared.inline
@@ -193,7 +186,7 @@ class MarkReader:
 
     def so_far(self, text: str) -> str:
         """Return the preview of an answer whose first part is `text`."""
-        text = self.shown(text.rstrip(BROKEN))
+        text = self.shown(text.rstrip(growing_answer.BROKEN))
         return text if self._inline else answer_so_far(self.split(text, ())[1])
 
 
@@ -235,7 +228,7 @@ class ParserReader:
 
     def so_far(self, text: str) -> str:
         """Return the preview of an answer whose first part is `text`; parsers need the end to find the reasoning."""
-        return text.rstrip(BROKEN) if self._inline else ""
+        return text.rstrip(growing_answer.BROKEN) if self._inline else ""
 
 
 Reader: TypeAlias = MarkReader | ParserReader
@@ -253,8 +246,8 @@ class AnswerParser:
         self._tokenizer: Any = engine.renderer.tokenizer
         self._model = engine.model_config
         self._parser = self._load_parser(parser) if parser else None
-        self._markers = ReasoningMarkers(self._tokenizer)
-        self._tool_markers = ReasoningMarkers(self._tokenizer, tool_marks)
+        self._markers = growing_answer.ReasoningMarkers(self._tokenizer)
+        self._tool_markers = growing_answer.ReasoningMarkers(self._tokenizer, tool_marks)
 
     def _load_parser(self, name: str) -> Any:
         from vllm.parser.parser_manager import ParserManager
@@ -289,13 +282,13 @@ def outcome(output: Any, reader: Reader, prepared: Prepared, decode: Callable[[S
             f"vLLM stopped the answer: {answer.finish_reason}.",
             "The reason is in its log above; usually it could not compile a grammar.",
         )
-    found = answer_parts(
+    found = growing_answer.answer_parts(
         reader.shown(answer.text),
         lambda text: reader.split(text, answer.token_ids),
         prepared.tools,
         inline=prepared.inline,
     )
-    return outcome_fields(
+    return growing_answer.outcome_fields(
         found,
         reason=answer.finish_reason,
         ended=answer.finish_reason == "stop" and not isinstance(answer.stop_reason, str),  # that is a stop string
@@ -310,7 +303,7 @@ def _logprobs(answer: Any, decode: Callable[[Sequence[int]], str], most: int) ->
     for token, by_token in zip(answer.token_ids, answer.logprobs, strict=True):
         ranked = sorted(by_token.items(), key=lambda pair: pair[1].rank)
         likeliest = [(other, value.logprob) for other, value in ranked[:most]]
-        found.append(logprob_entry(decode, token, by_token[token].logprob, likeliest))
+        found.append(growing_answer.logprob_entry(decode, token, by_token[token].logprob, likeliest))
     return found
 
 
