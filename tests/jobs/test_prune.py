@@ -18,8 +18,7 @@ from promptmill.core.errors import PromptmillError
 from promptmill.jobs.manage import prune
 from promptmill.jobs.run import admission
 from promptmill.jobs.store import status
-from promptmill.jobs.store.folder import Folder, JobFolders
-from promptmill.jobs.store.lock import Lock
+from promptmill.jobs.store.folder import Folder, JobFolders, Lock
 from promptmill.jobs.store.spec import JobRequest
 from sure import sure
 

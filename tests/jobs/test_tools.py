@@ -27,8 +27,7 @@ from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.outcome import Completion
 from promptmill.jobs.manage.running_jobs import RunningJobs
-from promptmill.jobs.store.folder import JobFolders
-from promptmill.jobs.store.lock import Lock
+from promptmill.jobs.store.folder import JobFolders, Lock
 from promptmill.server import create_server
 from promptmill.service.service import Service
 from replies import answer, by_prompt, choose, late
@@ -198,7 +197,7 @@ async def test_failed_rows_are_found_retried_and_pages_are_bounded(bench: Any, t
 async def test_a_runner_that_has_finished_and_is_about_to_leave_is_waited_for(
     bench: Any, tools: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("promptmill.jobs.store.lock._PATIENCE_S", 0.0)
+    monkeypatch.setattr("promptmill.jobs.store.folder._PATIENCE_S", 0.0)
     bench.prompts(3)
     files = {"input_file": "in.jsonl", "output_file": "out.jsonl"}
     async with tools() as call:

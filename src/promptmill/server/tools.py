@@ -225,7 +225,7 @@ class _Answers:
             work = service.generate(items, stats, system_prompt=system_prompt, plan=plan)
             outcomes: Sequence[Outcome] = await with_progress(ctx, service, stats, work)
             return await self._result(ctx, outcomes, stats, plan, keep)
-        from promptmill.jobs.manage.deferral import DeadlineCall  # imported only if a limit is set
+        from promptmill.jobs.manage.call_job import DeadlineCall  # imported only if a limit is set
 
         plan = await service.settled(plan)  # a job stores its backend and model
         call = DeadlineCall(service, self._running_jobs(), items, stats, system_prompt, plan)

@@ -30,8 +30,7 @@ from promptmill.jobs.manage.progress_text import progress_lines
 from promptmill.jobs.run import admission, validation
 from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.runner import Runner, until_ended
-from promptmill.jobs.store.folder import JobFolders
-from promptmill.jobs.store.lock import Lock
+from promptmill.jobs.store.folder import JobFolders, Lock
 from promptmill.jobs.store.spec import JobRequest
 from promptmill.service.service import Service
 from promptmill.system import frames, logs, runtime, subprocesses

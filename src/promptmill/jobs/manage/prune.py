@@ -12,9 +12,8 @@ from promptmill.core.errors import Code, Named, OrderError, PromptmillError
 from promptmill.jobs.files import disk
 from promptmill.jobs.run import merge
 from promptmill.jobs.store import status
-from promptmill.jobs.store.folder import Folder, JobFolders
+from promptmill.jobs.store.folder import Folder, JobFolders, Lock
 from promptmill.jobs.store.given_rows import GivenRows
-from promptmill.jobs.store.lock import Lock
 
 _UNITS_S = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 

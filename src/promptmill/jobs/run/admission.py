@@ -21,8 +21,7 @@ from promptmill.jobs.files.prompt_template import PromptTemplate
 from promptmill.jobs.files.row_files import InputFiles
 from promptmill.jobs.store import conflicts, status
 from promptmill.jobs.store.answers import ANSWERED, DamagedError
-from promptmill.jobs.store.folder import Folder, JobFolders
-from promptmill.jobs.store.lock import Lock
+from promptmill.jobs.store.folder import Folder, JobFolders, Lock
 from promptmill.jobs.store.records import OURS
 from promptmill.jobs.store.spec import (
     WHOLE_REQUESTS,
