@@ -15,6 +15,8 @@ import yaml
 from fakes import KEY
 from promptmill import __version__
 from promptmill.cli import main as cli
+from promptmill.cli.options import option_of
+from promptmill.core.errors import Code, Named, PromptmillError
 from replies import answer, by_prompt, html, status
 from sure import sure
 
@@ -108,6 +110,31 @@ def test_an_option_of_another_backend_is_refused(promptmill):
     code, _, err = promptmill("generate", "--backend", "hf", "--concurrency", "3", "x")
     assert code == 2
     assert "--concurrency: works with the backend openai only" in err
+
+
+@pytest.mark.parametrize(
+    ("field", "option"),
+    [
+        (Named("max_body"), "--max-body"),
+        (Named("again", "all"), "--again all"),
+        (Named("assignments"), "--set"),
+        (Named("backend_configs.openai.model_name", "NAME"), "--model NAME"),
+        (Named("sampling_params.top_p", 0.5), "--set sampling_params.top_p=0.5"),
+        (Named("sampling_params.top_p", None), "--set sampling_params.top_p=null"),
+        (Named("price", {"input": 1}), """--set 'price={"input": 1}'"""),
+        (Named("unsupported"), "`unsupported`"),
+    ],
+)
+def test_an_error_names_options_instead_of_arguments_and_keys(field, option):
+    assert PromptmillError(Code.UNSUPPORTED, "It failed.", ("Use ", field, ".")).worded(option_of) == (
+        f"It failed. Use {option}."
+    )
+
+
+def test_a_wrong_assignment_is_refused_with_its_option(promptmill):
+    code, _, err = promptmill("generate", "--set", "bakend=hf", "x")
+    assert code == 2
+    assert err.startswith("promptmill: --set: bakend: unknown key; did you mean backend?")
 
 
 def test_an_image_follows_the_text_of_its_prompt(promptmill, upstream):

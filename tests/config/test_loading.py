@@ -122,15 +122,15 @@ def test_an_empty_file_is_said_with_what_fills_it(write):
 def test_what_set_brings_is_not_blamed_on_the_file(write):
     file = write("backend: hf")
     for assignment, said in (
-        ("temperature=0", "--set: temperature belongs below sampling_params: --set sampling_params.temperature"),
-        ("backend_configs.openai.concurency=8", "--set: backend_configs.openai.concurency: unknown key"),
+        ("temperature=0", "`assignments`: temperature belongs below sampling_params: sampling_params.temperature=…"),
+        ("backend_configs.openai.concurency=8", "`assignments`: backend_configs.openai.concurency: unknown key"),
     ):
         with pytest.raises(PromptmillError) as caught:
             Configuration.load(file, assignments=[assignment], environ={})
         assert str(caught.value).startswith(said)
     with pytest.raises(PromptmillError) as caught:
         Configuration.load(write("bakend: hf"), assignments=["backend_configs.openai.concurrency=8"], environ={})
-    assert "--set" not in str(caught.value)
+    assert "assignments" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["sk-proj-abc", "sk-abc123", "gsk_0123456789abcdefghij", "$OPENAI_API_KEY"])

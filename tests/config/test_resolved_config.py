@@ -96,7 +96,7 @@ def test_a_model_that_the_file_does_not_name_is_refused_where_it_names_some() ->
         return resolved_config.settings_of(raw, backend=None, endpoint=endpoint, model=model, sampling={})
 
     raw = {"models": {"fast": {"hf": {}}, "strong": {"hf": {}}}}
-    with pytest.raises(PromptmillError, match=r"--model: there is no model 'strng'; models here: strong, fast"):
+    with pytest.raises(PromptmillError, match=r"`model`: there is no model 'strng'; models here: strong, fast"):
         chosen(raw, "strng")
     assert chosen(raw, "strong") == {("default_model",): "strong"}
     elsewhere = chosen(raw, "strng", base_url="http://127.0.0.1:1/v1")

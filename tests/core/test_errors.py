@@ -51,6 +51,15 @@ def test_an_error_of_an_order_survives_pickle_with_its_facts():
     assert (again.parts, str(again)) == (error.parts, str(error))
 
 
+def test_an_error_with_names_survives_pickle():
+    error = PromptmillError(
+        Code.INVALID_CONFIG, ("no ", Named("max_body")), ("Set ", Named("price", {"input": 1}), ".")
+    )
+    again = pickle.loads(pickle.dumps(error))
+    assert str(error) == str(again) == 'no `max_body` Set `price: {"input": 1}`.'
+    assert again.worded(lambda named: f"--{named.field}") == "no --max_body Set --price."
+
+
 @pytest.mark.parametrize("code", list(Code))
 def test_every_code_is_a_lower_case_word_with_a_hint(code):
     error = PromptmillError(code, "it broke")

@@ -42,12 +42,12 @@ WRONG += ["http://127.0.0.1:8000", "127.0.0.1:8000/mcp", "u@h:1", "a:\uff11", "a
 
 @pytest.mark.parametrize("text", WRONG)
 def test_what_is_no_address_is_said_with_examples(text):
-    with pytest.raises(PromptmillError, match=r"--http: write HOST:PORT, such as 127\.0\.0\.1:8000"):
+    with pytest.raises(PromptmillError, match=r"`http`: write HOST:PORT, such as 127\.0\.0\.1:8000"):
         Address.parse(text)
 
 
 def test_a_port_that_is_too_high_is_named():
-    with pytest.raises(PromptmillError, match=r"--http: port 65536 is too large"):
+    with pytest.raises(PromptmillError, match=r"`http`: port 65536 is too large"):
         Address.parse("a:65536")
 
 

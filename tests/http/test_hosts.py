@@ -74,7 +74,7 @@ def test_one_address_answers_under_that_address_alone():
 
 @pytest.mark.parametrize("name", ["", "*", "http://a", "a b", "a/b", "ü.example", "a,b", "[x]"])
 def test_an_allowed_host_that_is_no_name_is_said(name):
-    with pytest.raises(PromptmillError, match="--allowed-host: write a name"):
+    with pytest.raises(PromptmillError, match="`allowed_host`: write a name"):
         _hosts("127.0.0.1:0", name)
 
 

@@ -25,7 +25,7 @@ def test_a_size_is_read(text, size):
 
 @pytest.mark.parametrize("text", ["", "x", "-1M", "1.5M", "MiB", "1TiB", "\uff11M", "inf", "1e9"])
 def test_what_is_no_size_is_said(text):
-    with pytest.raises(PromptmillError, match="--max-body: write a size such as 64MiB"):
+    with pytest.raises(PromptmillError, match="`max_body`: write a size such as 64MiB"):
         parse_size(text)
 
 

@@ -22,7 +22,7 @@ from promptmill.backends import registry
 from promptmill.backends.protocol import Account, Answer, Call, Request
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.conversation import ImagePart, TextPart
-from promptmill.core.errors import Code, PromptmillError, config_error, input_error
+from promptmill.core.errors import Code, Named, PromptmillError, config_error, input_error
 from promptmill.core.money import Budget, dollars
 from promptmill.core.outcome import NO_USAGE, Completion, Failure, Outcome, Usage
 from promptmill.system.installation import command_for
@@ -194,9 +194,9 @@ def unknown_price(model: str) -> PromptmillError:
     """Return the error of a budget for a model without a known price."""
     return config_error(
         "max_cost",
-        f"the price of {model or 'this model'} is not known; give it per million tokens, "
-        "--set 'price={input: 1, output: 2}' or `price:` in the file; or install the list of prices: "
-        f"{command_for('prices')}.",
+        f"the price of {model or 'this model'} is not known; give it per million tokens, such as ",
+        Named("price", {"input": 1, "output": 2}),
+        f"; or install the list of prices: {command_for('prices')}.",
     )
 
 

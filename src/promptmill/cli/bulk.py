@@ -262,7 +262,8 @@ def run(
         except KeyboardInterrupt:
             tell(status.read(job.folder) | {"alive": False}, job.folder, order, as_json=as_json, on_stderr=on_stderr)
             raise
-        if error is not None and (meant := runtime.run(choosing.meant_model(configuration.plan, error))):
+        how = "--model NAME"
+        if error is not None and (meant := runtime.run(choosing.meant_model(configuration.plan, error, how))):
             found = found | {"reason": f"{error.message} {meant[0].upper()}{meant[1:]}"}
         if isinstance(error, OrderError):
             found = found | {"reason": error.worded(option_of)}

@@ -183,7 +183,7 @@ def generate(
         if failed := list_call.summary(outcomes):
             say(f"promptmill: {failed}", sys.stderr, wrap=True)
             first = next(outcome.error for outcome in outcomes if isinstance(outcome, Failure))
-            if meant := runtime.run(choosing.meant_model(configuration.plan, first)):
+            if meant := runtime.run(choosing.meant_model(configuration.plan, first, "--model NAME")):
                 say(f"promptmill: {meant}", sys.stderr, wrap=True)
     if interrupted:
         return 130

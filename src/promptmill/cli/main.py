@@ -15,7 +15,7 @@ from promptmill import __version__
 from promptmill.cli.options import Parser, configuration_of, option_of
 from promptmill.cli.terminal import LostOutputError, flush, say
 from promptmill.config import environment
-from promptmill.core.errors import OrderError, PromptmillError
+from promptmill.core.errors import PromptmillError
 
 if TYPE_CHECKING:  # imported where it is needed: it takes a tenth of a second
     from promptmill.config.loading import Configuration
@@ -64,8 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         flush(sys.stdout)
         return code
     except PromptmillError as error:
-        told = error.worded(option_of) if isinstance(error, OrderError) else str(error)
-        say(f"promptmill: {told}", sys.stderr, wrap=True)
+        say(f"promptmill: {error.worded(option_of)}", sys.stderr, wrap=True)
         return USAGE
     except (BrokenPipeError, LostOutputError) as error:  # the reader, such as `head`, has ended; or the disk is full
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -7,13 +7,14 @@ import itertools
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from promptmill.config.backends import BACKENDS
-from promptmill.core.errors import Code, Named, PromptmillError, config_error, looks_like_key, redact
+from promptmill.core.errors import Code, Named, PromptmillError, argument_name, config_error, looks_like_key, redact
 from promptmill.core.wording import close_matches
 
 if TYPE_CHECKING:  # imported where it is needed: it takes a tenth of a second
@@ -32,11 +33,12 @@ _SETS = {
     "model_name_or_path": "model",
     "temperature": "temperature",
     "max_tokens": "max_tokens",
+    "response_format": "schema",
     "backend": "backend",
 }
 """Keys of the configuration, and the arguments of the command line that set them."""
-_OPTIONS = {"prompt_template": "prompt", "from_job": "from"}
-"""Fields of an order whose options have other names."""
+_OPTIONS = {"prompt_template": "prompt", "from_job": "from", "assignments": "set"}
+"""Other fields whose options have other names."""
 SCHEMA = "a JSON Schema that every answer must satisfy"
 
 
@@ -264,11 +266,21 @@ def _overrides(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dict[tu
 
 
 def option_of(named: Named) -> str:
-    """Return the option for a field of an order."""
+    """Return the option for a field in an error: a key of the configuration without an option is set by `--set`."""
     if named.field == "status":
         return f"`promptmill jobs {named.value}`"
-    option = f"--{_OPTIONS.get(named.field, named.field).replace('_', '-')}"
-    return f"{option} {named.value}" if named.value else option
+    value = named.value if isinstance(named.value, str) else json.dumps(named.value)
+    key = named.field.rpartition(".")[2]
+    if key not in _SETS and _is_setting(named.field):
+        return f"--set {shlex.quote(f'{named.field}={value}')}" if value else argument_name(named)
+    option = f"--{(_SETS | _OPTIONS).get(key, key).replace('_', '-')}"
+    return f"{option} {value}" if value else option
+
+
+def _is_setting(path: str) -> bool:
+    from promptmill.config.settings import Settings  # imported where it is needed, as above
+
+    return path.partition(".")[0] in Settings.model_fields
 
 
 def is_url(text: str) -> bool:
@@ -302,19 +314,20 @@ def _placed(error: PromptmillError, arguments: argparse.Namespace, configuration
     from promptmill.config.parameter_file import line_of
     from promptmill.config.settings import Settings
 
-    path, colon, said = error.message.partition(": ")
+    first, *others = error.parts
+    path, colon, said = first.partition(": ") if isinstance(first, str) else ("", "", "")
     keys = path.split(".")
     if error.code is not Code.INVALID_CONFIG or not colon or keys[0] not in Settings.model_fields:
         return error
     argument = _SETS.get(keys[-1], "")
     if getattr(arguments, argument, None) is not None:
-        return config_error(f"--{argument.replace('_', '-')}", said)
+        return config_error(f"--{argument.replace('_', '-')}", said, *others)
     if keys[0] == "backend_configs" and argument == "model" and arguments.backend:
-        return config_error(f"--backend {arguments.backend}", said)
+        return config_error(f"--backend {arguments.backend}", said, *others)
     if any(text.partition("=")[0].strip() == path for text in arguments.set):
-        return config_error(f"--set {path}", said)
+        return config_error(f"--set {path}", said, *others)
     line = line_of(Path(configuration.origin), keys)
-    return config_error(f"{configuration.origin}{f', line {line}' if line else ''}: {path}", said)
+    return config_error(f"{configuration.origin}{f', line {line}' if line else ''}: {path}", said, *others)
 
 
 def _with_other_ways(
@@ -334,4 +347,4 @@ def _with_other_ways(
     if here != plan.backend and choosing.is_installed(here):
         ways.append(f"--backend {here}, which is installed here")
     hint = f"{error.hint.rstrip('.')}. {chose} says {plan.backend}; instead: {', '.join(ways[:-1])} or {ways[-1]}."
-    return PromptmillError(error.code, error.message, hint)
+    return PromptmillError(error.code, error.parts, hint)

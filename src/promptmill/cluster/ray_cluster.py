@@ -38,7 +38,7 @@ class RayCluster:
         """Return the model of `plan` as replicas, not loaded yet. Raises `PromptmillError`."""
         registry.check_name(plan.backend)
         if importlib.util.find_spec("ray") is None:
-            raise PromptmillError(Code.MISSING_DEPENDENCY, "--ray needs Ray.", adding("ray"))
+            raise PromptmillError(Code.MISSING_DEPENDENCY, "Ray is not installed.", adding("ray"))
         count = self._count(plan)
         environment = {name: os.environ[name] for name in _keys(plan) if name in os.environ}
         arguments = (replicas.create, _share(plan, count), environment, __version__)
@@ -118,7 +118,7 @@ class _ActorLink:
 
 
 def _unreachable(address: str, why: str) -> PromptmillError:
-    return config_error("--ray", f"no Ray cluster answers at {address}: {why:.200}")
+    return config_error("", f"no Ray cluster answers at {address}: {why:.200}")
 
 
 async def _disconnect() -> None:

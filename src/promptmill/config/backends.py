@@ -29,7 +29,7 @@ class BackendRecord:
     is_engine: bool = False
     """It runs on this machine: `vllm_shutdown` frees its memory and devices, and its jobs end with the server."""
     needs_endpoint: bool = False
-    """Its block has `base_url`, `provider` and keys; `--base-url` and the like go with it."""
+    """Its block has `base_url`, `provider` and keys."""
     any_model: bool = False
     """Each row may name its own model."""
     other_paths: frozenset[str] = frozenset()

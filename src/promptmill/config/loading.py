@@ -1,6 +1,6 @@
 """The configuration: `parameter.yaml`, overridden by the command line, and both overridden by a call.
 
-file (`${NAME}` expanded) ← command line (`--set`, options) ← `generation_init` (never expanded or trusted)
+file (`${NAME}` expanded) ← command line (options, assignments) ← `generation_init` (never expanded or trusted)
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from promptmill.config.parameter_file import FILE_NAME, find, parsed, read
 from promptmill.config.parameter_names import move_parameters, without_litellm
 from promptmill.config.resolved_config import ResolvedConfig, check_size
 from promptmill.config.settings import Settings
-from promptmill.core.errors import PromptmillError, config_error
+from promptmill.core.errors import Named, PromptmillError, config_error
 from promptmill.core.sampling import Sampling
 from promptmill.core.wording import shape
 
 TRUST_SWITCH = "set it in the configuration file, or start the server with `promptmill serve --trust-client`."
+_ASSIGNMENTS = Named("assignments")
 Values = Callable[[Mapping[str, Any]], Mapping[tuple[str, ...], Any]]
 # Clients on a network may neither read files nor occupy the engine for ever, unless the operator allows it.
 HTTP_DEFAULTS: Mapping[str, Any] = MappingProxyType({"call_timeout": 3600, "allowed_roots": []})
@@ -157,8 +158,8 @@ class Configuration:
         try:
             return cls(raw, trust_client=trust_client, calls_replace=calls_replace, origin=origin)
         except PromptmillError as error:
-            blamed = "--set" if assignments and _is_right(content, environ) else origin
-            raise config_error("", f"{blamed}: {error.message}") from None
+            blamed = _ASSIGNMENTS if assignments and _is_right(content, environ) else origin
+            raise config_error(blamed, *error.parts) from None
 
     def overlaid(self, overrides: Overrides) -> ResolvedConfig:
         """Return the plan of the configuration with a call's `overrides`.
@@ -276,9 +277,9 @@ def _check_limits(plan: ResolvedConfig, overrides: Overrides) -> None:
 def _assign(raw: dict[str, Any], assignment: str) -> None:
     path, equals, text = assignment.partition("=")
     if not equals or not path.strip():
-        raise config_error("--set", "write key.path=value, such as backend_configs.openai.concurrency=8.")
+        raise config_error(_ASSIGNMENTS, "write key.path=value, such as backend_configs.openai.concurrency=8.")
     if (key := path.strip()) in Sampling.model_fields and key not in Settings.model_fields:
-        raise config_error("--set", f"{key} belongs below sampling_params: --set sampling_params.{key}=…")
+        raise config_error(_ASSIGNMENTS, f"{key} belongs below sampling_params: sampling_params.{key}=…")
     try:
         value = parsed(text)
     except (yaml.YAMLError, ValueError):

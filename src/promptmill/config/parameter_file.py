@@ -84,7 +84,7 @@ def find(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> P
     for candidate in (Path(FILE_NAME), platformdirs.user_config_path("promptmill") / FILE_NAME, *shipped):
         if candidate.is_file():
             return candidate
-    raise config_error("", f"There is no {FILE_NAME}; name one with --config.")
+    raise config_error("", f"There is no {FILE_NAME}; name one in {_VARIABLE}.")
 
 
 def parsed(text: str) -> Any:

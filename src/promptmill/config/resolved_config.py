@@ -14,7 +14,7 @@ from promptmill.config import backends
 from promptmill.config.backends import AUTO, BackendRecord
 from promptmill.config.explain import explain
 from promptmill.config.settings import Block, ModelSettings, Settings
-from promptmill.core.errors import PromptmillError, config_error, input_error
+from promptmill.core.errors import Named, PromptmillError, config_error, input_error
 from promptmill.core.sampling import BESIDE, Sampling
 from promptmill.core.wording import close_matches
 
@@ -222,12 +222,13 @@ def settings_of(
     if chosen != own:
         found["backend",] = chosen
     if model is not None and named(raw) and not of_backend:
-        raise unknown_model(model, names(raw), "--model")
+        raise unknown_model(model, names(raw), Named("model"))
     answering = "openai" if chosen == backends.AUTO else chosen  # `auto` may resolve to openai
     record = backends.record(answering)
     if (endpoint or tier) and not record.needs_endpoint:
-        option = next(iter(endpoint), "tier").removeprefix("api_").replace("_", "-")
-        raise config_error(f"--{option}", f"works with the backend openai only, and the backend is {chosen}.")
+        raise config_error(
+            Named(next(iter(endpoint), "tier")), f"works with the backend openai only, and the backend is {chosen}."
+        )
     above = ("models", name) if is_named else ("backend_configs",)
     block = (*above, answering)
     own_blocks = model_raw.get("backend_configs")
@@ -272,9 +273,9 @@ def check_names(settings: Settings) -> None:
                 raise config_error(f"models.{name}.fallback[{at}]", _unknown(other, known))
 
 
-def unknown_model(name: str, known: Iterable[str], where: str = "model") -> PromptmillError:
+def unknown_model(name: str, known: Iterable[str], where: str | Named = "model") -> PromptmillError:
     """Return the error of a call that names an unknown model; it lists the known ones, the nearest first."""
-    return input_error(f"{where}: {_unknown(name, list(known))}")
+    return input_error((where, f": {_unknown(name, list(known))}"))
 
 
 def _unknown(name: str, known: Sequence[str]) -> str:

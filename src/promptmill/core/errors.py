@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 
 class Code(StrEnum):
@@ -65,7 +66,7 @@ class _Trait(NamedTuple):
 
 _TRAITS: dict[Code, _Trait] = {
     Code.INVALID_INPUT: _Trait(False, "Correct the named argument and call again."),
-    Code.EMPTY_PROMPT: _Trait(False, "Write a prompt, or leave such rows out with `--skip-empty`."),
+    Code.EMPTY_PROMPT: _Trait(False, "Write a prompt, or leave such rows out with `skip_empty`."),
     Code.INVALID_CONFIG: _Trait(False, "Correct the named key."),
     Code.INVALID_IMAGE: _Trait(False, "Send a readable PNG, JPEG, WebP, GIF, BMP or TIFF."),
     Code.UNSUPPORTED: _Trait(False, "Leave it out, choose another backend, or set `unsupported: warn`."),
@@ -110,76 +111,93 @@ _TRAITS: dict[Code, _Trait] = {
 }
 
 
+class Named(NamedTuple):
+    """The name of an argument, or the path of a key of the configuration, in the text of an error.
+
+    `text` is the text around it: "; {} replaces it". A `value` belongs to the name: `again: "all"`.
+    """
+
+    field: str
+    value: object = ""
+    text: str = "{}"
+
+
+Words: TypeAlias = str | Sequence[str | Named]
+
+
 class PromptmillError(Exception):
     """An error with a code and a hint, safe to show and to pickle.
 
-    `message` states the problem and its place, `hint` the remedy. Neither ever contains a key, prompt or image.
+    `message` states the problem and its place, `hint` the remedy. Neither ever contains a key, prompt or image. Both
+    have the names of arguments and keys; the command line replaces them by its options (`worded`).
     """
 
     said: Mapping[str, Any] | None = None
     """An endpoint's own error: its `status_code`, and the fields of its `error`."""
 
-    def __init__(self, code: Code, message: str, hint: str | None = None) -> None:
+    def __init__(self, code: Code, message: Words, hint: Words | None = None) -> None:
         super().__init__(code, message, hint)  # pickle rebuilds the error from these arguments
         self.code = code
-        self.message = message
-        self.hint = _TRAITS[code].hint if hint is None else hint
+        self.parts = _parts(message)
+        self._remedy = _parts(_TRAITS[code].hint if hint is None else hint)
+        self.message = _text(self.parts, argument_name)
+        self.hint = _text(self._remedy, argument_name)
 
     @property
     def retryable(self) -> bool:
         """Whether the same request may succeed later without a change."""
         return _TRAITS[self.code].retryable
 
+    def worded(self, name: Callable[[Named], str | None]) -> str:
+        """Return the text with each field replaced by the result of `name`; None: the surface lacks the field."""
+        return f"{_text(self.parts, name)} {_text(self._remedy, name)}".rstrip()
+
     def __str__(self) -> str:
         return f"{self.message} {self.hint}".rstrip()
-
-
-class Named(NamedTuple):
-    """The place of a field's name in the text of an `OrderError`, with the text around it: "; {} replaces it"."""
-
-    field: str
-    value: str = ""
-    text: str = "{}"
 
 
 class OrderError(PromptmillError):
     """The error of an order for a job that cannot be carried out, with the facts as attributes.
 
-    Its text names fields of the order. Each surface (CLI, tool) replaces them by its own names (`worded`) and leaves
-    out the text around fields that it lacks; the message itself has the fields' names.
+    Its text names fields of the order. A surface (CLI, tool) leaves out the text around fields that it lacks.
     """
 
     def __init__(self, *parts: str | Named) -> None:
-        self.parts = parts
-        super().__init__(Code.INVALID_INPUT, self.worded(argument_name), "")
+        super().__init__(Code.INVALID_INPUT, parts, "")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), self.parts
 
-    def worded(self, name: Callable[[Named], str | None]) -> str:
-        """Return the text with each field replaced by the result of `name`; None: the surface lacks the field."""
-        found = []
-        for part in self.parts:
-            if isinstance(part, str):
-                found.append(part)
-            elif (called := name(part)) is not None:
-                found.append(part.text.format(called))
-        return "".join(found)
-
 
 def argument_name(named: Named) -> str:
     """Return the name of a field as an argument: `limit`, or `again: "all"` with a value."""
-    return f'`{named.field}: "{named.value}"`' if named.value else f"`{named.field}`"
+    value = "" if named.value == "" else f": {json.dumps(named.value, ensure_ascii=False)}"
+    return f"`{named.field}{value}`"
 
 
-def input_error(message: str, hint: str = "") -> PromptmillError:
+def _parts(words: Words) -> tuple[str | Named, ...]:
+    return (words,) if isinstance(words, str) else tuple(words)
+
+
+def _text(parts: Iterable[str | Named], name: Callable[[Named], str | None]) -> str:
+    found = []
+    for part in parts:
+        if isinstance(part, str):
+            found.append(part)
+        elif (called := name(part)) is not None:
+            found.append(part.text.format(called))
+    return "".join(found)
+
+
+def input_error(message: Words, hint: Words = "") -> PromptmillError:
     """Return the error of a caller's mistake in an argument; `message` includes the remedy."""
     return PromptmillError(Code.INVALID_INPUT, message, hint)
 
 
-def config_error(path: str, problem: str) -> PromptmillError:
+def config_error(path: str | Named, *problem: str | Named) -> PromptmillError:
     """Return the error of the configuration key at `path`, such as `backend_configs.openai.concurrency`."""
-    return PromptmillError(Code.INVALID_CONFIG, f"{path}: {problem}" if path else problem, "")
+    place = () if not path else (f"{path}: ",) if isinstance(path, str) else (path, ": ")
+    return PromptmillError(Code.INVALID_CONFIG, (*place, *problem), "")
 
 
 # Characters that control a terminal or are invisible: C0, DEL and C1 except white space, and direction marks.

@@ -15,10 +15,11 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from promptmill.core.errors import PromptmillError, config_error
+from promptmill.core.errors import Named, PromptmillError, config_error
 
 _FORM = re.compile(r"(?:\[([^\[\]]+)\]|([^\[\]:/@\s]+)):([0-9]{1,5})")
 _HOW = "write HOST:PORT, such as 127.0.0.1:8000, [::1]:8000 or 0.0.0.0:8000; port 0 takes a free one."
+_WHERE = Named("http")
 _BACKLOG = 2048
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9](?:[a-z0-9._-]*[a-z0-9])?)\.?)(?::[0-9]{1,5})?")
 _Ip = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -36,9 +37,9 @@ class Address:
         """Read HOST:PORT. Raises `PromptmillError` (`invalid_config`)."""
         found = _FORM.fullmatch(text)
         if found is None:
-            raise config_error("--http", _HOW)
+            raise config_error(_WHERE, _HOW)
         if int(found[3]) > 65_535:
-            raise config_error("--http", f"port {found[3]} is too large; the highest port is 65535.")
+            raise config_error(_WHERE, f"port {found[3]} is too large; the highest port is 65535.")
         return cls(found[1] or found[2], int(found[3]))
 
     def bind(self) -> list[socket.socket]:
@@ -66,17 +67,17 @@ class Address:
     def _unusable(self, error: Exception) -> PromptmillError:
         number = error.errno if isinstance(error, OSError) else None
         if isinstance(error, socket.gaierror | UnicodeError):
-            return config_error("--http", f"{self.host} is not an address of this machine; {_HOW}")
+            return config_error(_WHERE, f"{self.host} is not an address of this machine; {_HOW}")
         if number == errno.EADDRINUSE:
             return config_error(
-                "--http", f"port {self.port} is in use; stop the program that listens there, or choose another port."
+                _WHERE, f"port {self.port} is in use; stop the program that listens there, or choose another port."
             )
         if number in {errno.EACCES, errno.EPERM}:
-            return config_error("--http", f"this user may not listen on port {self.port}; choose a port from 1024 on.")
+            return config_error(_WHERE, f"this user may not listen on port {self.port}; choose a port from 1024 on.")
         if number in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
-            return config_error("--http", f"{self.host} is not an address of this machine; {_HOW}")
+            return config_error(_WHERE, f"{self.host} is not an address of this machine; {_HOW}")
         reason = error.strerror if isinstance(error, OSError) else type(error).__name__
-        return config_error("--http", f"cannot listen on {self}: {reason}.")
+        return config_error(_WHERE, f"cannot listen on {self}: {reason}.")
 
     def __str__(self) -> str:
         return f"{_in_url(self.host)}:{self.port}"
@@ -135,7 +136,7 @@ class HostAllowlist:
         for text in allowed:
             host = _host(text) or _host(f"[{text}]")
             if host is None:
-                raise config_error("--allowed-host", "write a name or an address, such as mill.example.com.")
+                raise config_error(Named("allowed_host"), "write a name or an address, such as mill.example.com.")
             if isinstance(host, str):
                 self._names.add(host)
             else:

@@ -144,7 +144,8 @@ class App:
         if len(hosts) != 1 or not self._rules.hosts.is_ours(hosts[0]):
             raise HttpError(
                 421,
-                "This server does not answer under that host name; its operator can allow it with --allowed-host.",
+                "This server does not answer under that host name; its operator can allow it: "
+                "`promptmill serve --allowed-host NAME`.",
             )
         if not all(map(self._rules.hosts.is_our_origin, _headers(scope, b"origin"))):
             raise HttpError(403, "Web pages of other origins may not call this server.")
@@ -374,7 +375,7 @@ def _too_large(limit: int) -> HttpError:
     return HttpError(
         413,
         f"The request is larger than {limit:,} bytes, the limit of this server. "
-        "Send fewer prompts or images at once; its operator can raise the limit with --max-body.",
+        "Send fewer prompts or images at once; its operator can raise the limit: `promptmill serve --max-body SIZE`.",
     )
 
 

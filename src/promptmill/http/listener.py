@@ -13,7 +13,7 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from promptmill.core.errors import config_error
+from promptmill.core.errors import Named, config_error
 from promptmill.http.app import App
 
 _KEEP_ALIVE_S = 75  # longer than clients' pools keep a connection, so that they never reuse one that we have closed
@@ -147,6 +147,7 @@ def listener(
     return Listener(config)
 
 
+_CERTIFICATE = Named("tls_cert")
 # OpenSSL's reasons → the rest of our sentence.
 _TLS_REASONS = {
     "KEY_VALUES_MISMATCH": "do not belong together; name the key that the certificate was made for",
@@ -159,18 +160,20 @@ def tls_context(certificate: Path, key: Path | None) -> ssl.SSLContext:
     """Return the TLS of a server with this certificate chain. Raises `PromptmillError` (`invalid_config`)."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    for option, file in (("--tls-cert", certificate), ("--tls-key", key)):
+    for option, file in (("tls_cert", certificate), ("tls_key", key)):
         if file is not None and not file.is_file():
-            raise config_error(option, f"there is no file {file}; correct the path.")
+            raise config_error(Named(option), f"there is no file {file}; correct the path.")
     try:
         if key is None and b"PRIVATE KEY-----" not in certificate.read_bytes():
-            raise config_error("--tls-cert", f"{certificate} contains no private key; add --tls-key PATH.")
+            raise config_error(
+                _CERTIFICATE, f"{certificate} contains no private key; add ", Named("tls_key", "PATH"), "."
+            )
         context.load_cert_chain(certificate, key, password=_refuse_to_ask)
     except (OSError, ssl.SSLError, ValueError) as error:
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or type(error).__name__
         known = (words for code, words in _TLS_REASONS.items() if code in reason)
         reason = next(known, f"cannot be used: {reason}")
-        raise config_error("--tls-cert", f"{certificate}{f' with {key}' if key else ''} {reason}.") from None
+        raise config_error(_CERTIFICATE, f"{certificate}{f' with {key}' if key else ''} {reason}.") from None
     return context
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from promptmill.core.errors import config_error
+from promptmill.core.errors import Named, config_error
 from promptmill.http.address import Address, HostAllowlist, is_loopback, url
 from promptmill.http.app import Rules
 from promptmill.http.listener import tls_context
@@ -50,7 +50,7 @@ class HttpOptions:
     ) -> HttpOptions:
         """Read the options of `serve`; remove the token from `environ`. Raises `PromptmillError` (`invalid_config`)."""
         if tls_key is not None and tls_cert is None:
-            raise config_error("--tls-key", "needs --tls-cert PATH as well.")
+            raise config_error(Named("tls_key"), "needs ", Named("tls_cert", "PATH"), " as well.")
         return cls(
             Address.parse(address),
             find_token(token_file, token_env, environ),
@@ -68,11 +68,11 @@ def parse_size(text: str) -> int:
     """
     found = _FORM.fullmatch(text.strip())
     if found is None:
-        raise config_error("--max-body", "write a size such as 64MiB.")
+        raise config_error(Named("max_body"), "write a size such as 64MiB.")
     decimal = not found[3] and text.strip().lower().endswith("b")
     size = int(found[1]) * (_DECIMAL if decimal else _BINARY)[(found[2] or "").lower()]
     if not _LEAST <= size <= _MOST:
-        raise config_error("--max-body", "should be between 64KiB and 2GiB.")
+        raise config_error(Named("max_body"), "should be between 64KiB and 2GiB.")
     return size
 
 
@@ -98,10 +98,13 @@ def opened(options: HttpOptions) -> Iterator[BoundServer]:
     try:
         if options.token is None and not is_loopback(sockets):
             raise config_error(
-                "--http",
+                Named("http"),
                 f"other machines can reach {options.address}, so a token is needed. Put it into the environment "
-                f"variable {VARIABLE}, or name another variable with --token-env, or a file with --token-file. "
-                f"{HOW_TO_MAKE_ONE} Or listen on 127.0.0.1.",
+                f"variable {VARIABLE}, or name another variable with ",
+                Named("token_env"),
+                ", or a file with ",
+                Named("token_file"),
+                f". {HOW_TO_MAKE_ONE} Or listen on 127.0.0.1.",
             )
         where = url(options.address, sockets, tls=options.tls is not None)
         who = (

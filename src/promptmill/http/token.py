@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, MutableMapping
 from pathlib import Path
 
-from promptmill.core.errors import config_error
+from promptmill.core.errors import Named, config_error
 
 VARIABLE = "PROMPTMILL_HTTP_TOKEN"
 _SHORTEST = 16
@@ -44,18 +44,19 @@ def find_token(file: Path | None, variable: str | None, environ: MutableMapping[
     found = environ.pop(variable or VARIABLE, None)
     if file is not None:
         try:
-            return _checked(file.read_text(encoding="utf-8"), "--token-file")
+            return _checked(file.read_text(encoding="utf-8"), Named("token_file"))
         except (OSError, UnicodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-            raise config_error("--token-file", f"{file} cannot be read: {reason}.") from None
+            raise config_error(Named("token_file"), f"{file} cannot be read: {reason}.") from None
     if found is None and variable is not None:
         raise config_error(
-            "--token-env", f"the environment variable {variable} is not set. Set it: `export {variable}=$({_MAKE})`"
+            Named("token_env"),
+            f"the environment variable {variable} is not set. Set it: `export {variable}=$({_MAKE})`",
         )
     return None if found is None else _checked(found, variable or VARIABLE)
 
 
-def _checked(text: str, where: str) -> Token:
+def _checked(text: str, where: str | Named) -> Token:
     secret = text.strip()
     if len(secret) < _SHORTEST:
         raise config_error(

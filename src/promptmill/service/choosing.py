@@ -65,7 +65,7 @@ async def models_at(plan: ResolvedConfig) -> list[str]:
     return found
 
 
-async def meant_model(plan: ResolvedConfig, error: PromptmillError, how: str = "--model NAME") -> str:
+async def meant_model(plan: ResolvedConfig, error: PromptmillError, how: str) -> str:
     """Return a hint with the endpoint's models if `error` means that it lacks the plan's model; empty for other errors.
 
     `how` is the way to name a model, such as an option.
