@@ -14,8 +14,8 @@ from promptmill.cli.bulk import TRY_AGAIN
 from promptmill.cli.options import is_url
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError, config_error, redact
-from promptmill.jobs.manage.remote_files import RemoteOutput, fetched
 from promptmill.jobs.store.folder import JobFolders
+from promptmill.jobs.store.given_rows import RemoteOutput, fetched
 
 _SAID_EVERY_S = 10.0
 

@@ -22,7 +22,7 @@ from promptmill.jobs.manage.progress_text import progress_lines
 from promptmill.jobs.run import admission
 from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.runner import Runner
-from promptmill.jobs.store import conflicts, status
+from promptmill.jobs.store import status
 from promptmill.jobs.store.answers import JobStore
 from promptmill.jobs.store.folder import Folder, JobFolders
 from promptmill.jobs.store.records import Record, answer_fields
@@ -276,7 +276,7 @@ def _rows(folder: Folder, spec: JobSpec, store: JobStore, first: int) -> Iterato
     try:
         if spec.to_bind == "questions" or (not spec.spooled and file.stamp()[0] != spec.size):
             # the answers are those to other rows
-            raise conflicts.changed_while_running(spec)
+            raise admission.changed_while_running(spec)
         lines = Lines(file)
         lines.skip(first)
         while block := lines.read():

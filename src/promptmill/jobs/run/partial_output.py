@@ -17,9 +17,8 @@ from promptmill.core.outcome import Failure
 from promptmill.jobs.files import disk, row_files
 from promptmill.jobs.files.disk import RandomFile
 from promptmill.jobs.files.spool import HaltedError
-from promptmill.jobs.run import merge
+from promptmill.jobs.run import admission, merge
 from promptmill.jobs.run.admission import Job
-from promptmill.jobs.store import conflicts
 from promptmill.jobs.store.answers import DamagedError, JobStore
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.records import Record, record_of
@@ -171,7 +170,7 @@ def export(folder: Folder, target: Path, *, failures: bool) -> int:
     file = row_files.opened(spec.parts, known=True)
     try:
         if file.stamp()[0] < spec.size or spec.to_bind == "questions":
-            raise conflicts.changed_while_running(spec)
+            raise admission.changed_while_running(spec)
         if len(spec.parts) == 1:
             file.end = spec.size  # lines that were appended since do not belong to the job
         with folder.reading() as store, folder.lines(file, spec) as lines:

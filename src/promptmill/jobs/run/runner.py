@@ -27,7 +27,7 @@ from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.batch_output import CustomIds
 from promptmill.jobs.run.partial_output import LiveOutput
 from promptmill.jobs.run.unanswered_rows import Answering, Rows, row_reader
-from promptmill.jobs.store import conflicts, status
+from promptmill.jobs.store import status
 from promptmill.jobs.store.answers import NEVER, DamagedError, JobStore
 from promptmill.jobs.store.binding import Binding, Bound, Twins
 from promptmill.jobs.store.records import JobCounts
@@ -310,7 +310,7 @@ class Runner:
             bound = binding.match()
             if not (job.order.keep or job.spec.again == "all"):
                 try:
-                    conflicts.check_bound(before, job.spec.input, bound)
+                    admission.check_bound(before, job.spec.input, bound)
                 except PromptmillError:
                     job.folder.put(spec=before.model_copy(update={"lines": None if before.spooled else before.lines}))
                     raise

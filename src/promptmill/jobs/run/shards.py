@@ -21,9 +21,8 @@ from promptmill.core.errors import Code, Named, OrderError, PromptmillError, inp
 from promptmill.jobs.files import disk, row_files
 from promptmill.jobs.files.disk import RandomFile
 from promptmill.jobs.files.row_files import InputFiles
-from promptmill.jobs.run import merge
+from promptmill.jobs.run import admission, merge
 from promptmill.jobs.run.admission import Job
-from promptmill.jobs.store import conflicts
 from promptmill.jobs.store.answers import DamagedError, JobStore
 from promptmill.jobs.store.folder import Folder, JobFolders
 from promptmill.jobs.store.records import JobCounts
@@ -195,7 +194,7 @@ def _check_input(files: InputFiles, spec: JobSpec) -> None:
         digest.update(block)
         offset += len(block)
     if digest.hexdigest() != spec.sha256 or files.stamp()[0] != spec.size:
-        raise conflicts.changed_while_running(spec)
+        raise admission.changed_while_running(spec)
 
 
 def _counts(stores: Sequence[JobStore], *, skips_empty: bool) -> JobCounts:
