@@ -16,7 +16,7 @@ from promptmill.cli.bulk import summary
 from replies import answer, choose, late, raw, status
 from waiting import eventually
 
-LOST = 32 + 16  # in flight at a kill, and not written yet
+LOST = 32 + 64  # in flight at a kill, and not written yet
 
 
 def test_validate_checks_every_row_and_spends_nothing(bench: Any) -> None:

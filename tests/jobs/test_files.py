@@ -19,7 +19,7 @@ PNG = bytes.fromhex(
 )
 
 LOGPROBS = {"content": [{"token": "a", "logprob": -0.25, "bytes": [97], "top_logprobs": []}], "refusal": None}
-LOST = 32 + 16  # in flight at a kill, and not written yet
+LOST = 32 + 64  # in flight at a kill, and not written yet
 
 
 def body_of(bench: Any, prompt: str) -> dict[str, Any]:

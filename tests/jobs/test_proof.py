@@ -21,7 +21,7 @@ RANDOM_KILLS = 18
 WRITE_KILLS = (("before-write", 1), ("after-write", 1), ("before-write", 25), ("after-write", 25))
 END_KILLS = (("merging", 1), ("merging", ROWS // 2), ("before-rename", 1), ("after-rename", 1))
 CONCURRENCY = 32
-UNWRITTEN = 16  # the most outcomes that wait for one write at the end of a turn of the event loop
+UNWRITTEN = 64  # the most outcomes that wait for one commit
 
 
 def answered(bench: Any) -> set[int]:

@@ -22,7 +22,7 @@ from waiting import eventually
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals")
 
-LOST = 32 + 16  # in flight at a kill, and not written yet
+LOST = 32 + 64  # in flight at a kill, and not written yet
 
 
 def stop_halfway(bench: Any, rows: int = 200) -> None:

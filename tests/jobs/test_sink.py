@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,17 @@ class World:
         self.counts = JobCounts()
         self.taken: dict[int, Taken] = {}
 
-    def sink(self, limit: str | None = None) -> StoreSink:
+    def sink(self, limit: str | None = None, recorded: Callable[[Sequence[int]], None] | None = None) -> StoreSink:
         """Return a sink."""
-        failure_limit = None if limit is None else FailureLimit.parse(limit)
-        return StoreSink(self.store, self.counts, Call(), self.taken, self.reasons.append, failure_limit=failure_limit)
+        return StoreSink(
+            self.store,
+            self.counts,
+            Call(),
+            self.taken,
+            self.reasons.append,
+            failure_limit=None if limit is None else FailureLimit.parse(limit),
+            recorded=recorded,
+        )
 
 
 @pytest.fixture
@@ -51,16 +58,16 @@ def failure(code: Code, attempts: int) -> Failure:
     return Failure(PromptmillError(code, "why"), attempts)
 
 
-async def test_outcomes_are_written_by_the_next_turn_of_the_loop(world: World) -> None:
-    sink = world.sink()
-    for row in range(40):
+async def test_outcomes_are_written_soon_and_a_full_batch_at_once(world: World) -> None:
+    written = asyncio.Event()
+    sink = world.sink(recorded=lambda rows: written.set() if 99 in rows else None)
+    for row in range(100):
         await sink.put(row, Completion(f"answer {row}"))
-    assert world.counts.done >= 32, "many that wait are not kept waiting"
-    await asyncio.sleep(0)
-    assert world.counts.done == 40
-    record = world.store.record(39)
+    assert world.counts.done == 64, "a full batch does not wait"
+    await written.wait()
+    record = world.store.record(99)
     assert record is not None
-    assert record.text == "answer 39"
+    assert record.text == "answer 99"
 
 
 @pytest.mark.parametrize(
@@ -85,7 +92,9 @@ async def test_outcomes_are_written_by_the_next_turn_of_the_loop(world: World) -
 async def test_only_what_is_the_rows_own_affair_is_journalled(
     world: World, code: Code, attempts: int, journalled: bool
 ) -> None:
-    assert await returns(world.sink(), 0, failure(code, attempts)) is journalled
+    sink = world.sink()
+    assert await returns(sink, 0, failure(code, attempts)) is journalled
+    await sink.aclose()
     assert (world.counts.done, world.counts.failed) == ((1, 1) if journalled else (0, 0))
     assert [error.code for error in world.reasons] == ([] if journalled else [code])
 
@@ -98,8 +107,9 @@ async def test_what_the_backend_says_concerns_all_stops_the_job(world: World, co
 
 
 async def test_a_row_that_was_sent_only_by_an_earlier_run_was_not_sent(world: World) -> None:
-    await world.sink().put(0, failure(Code.UNREACHABLE, 3))
-    await asyncio.sleep(0)
+    sink = world.sink()
+    await sink.put(0, failure(Code.UNREACHABLE, 3))
+    await sink.aclose()
     world.taken[0] = Taken(attempts=3)
     assert not await returns(world.sink(), 0, failure(Code.UNREACHABLE, 3))
     assert await returns(world.sink(), 0, failure(Code.UNREACHABLE, 4))
@@ -110,7 +120,7 @@ async def test_a_later_record_replaces_an_earlier_one(world: World) -> None:
     await sink.put(0, failure(Code.TIMEOUT, 3))
     await sink.put(1, Completion("one"))
     await sink.put(0, Completion("better", attempts=4))
-    await asyncio.sleep(0)
+    await sink.aclose()
     counts = world.store.counts()
     assert (counts.done, counts.failed, counts.codes, counts.requests) == (2, 0, {}, 5)
     record = world.store.record(0)
@@ -145,5 +155,6 @@ async def test_too_many_failures_end_the_job_but_are_kept(world: World) -> None:
     sink = world.sink("2")
     for row in range(3):
         assert await returns(sink, row, failure(Code.BAD_REQUEST, 1))
+    await sink.aclose()
     assert world.counts.failed == 3
     assert "3 of 3 rows failed, more than `max_failures` allows. The last one: why" in world.reasons[0].message

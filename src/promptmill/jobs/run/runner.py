@@ -34,6 +34,7 @@ from promptmill.jobs.store.records import JobCounts
 from promptmill.jobs.store.spec import JobSpec, OutputRecord
 from promptmill.jobs.store.status import Progress
 from promptmill.service.service import Service
+from promptmill.system.runtime import stay_responsive
 
 T = TypeVar("T")
 Watch = Callable[[Progress], None]
@@ -527,9 +528,10 @@ def _question(reading: RowReader, line: Line) -> bytes | None:
 async def until_ended(runner: Runner) -> tuple[dict[str, Any], PromptmillError | None, bool]:
     """Run a job until its end, SIGTERM or Ctrl-C. Returns its status, why it stopped early, and whether SIGTERM came.
 
-    The first Ctrl-C lets what is in flight come to its end, for a minute: it will be paid for. Raises
-    `KeyboardInterrupt` after Ctrl-C.
+    The process is the job's own. The first Ctrl-C lets what is in flight come to its end, for a minute: it will be paid
+    for. Raises `KeyboardInterrupt` after Ctrl-C.
     """
+    stay_responsive()
     loop = asyncio.get_running_loop()
     work = asyncio.ensure_future(runner.run())
     signals: list[int] = []

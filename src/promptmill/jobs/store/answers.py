@@ -10,8 +10,8 @@ SQLite tool can read it while the job runs.
     spare     the same columns: paid answers that no row uses now, because the row was edited (see `binding`) or has a
               newer answer; they are never deleted
 
-There is one writer, the process that holds the job's lock. It commits once per turn of the event loop, so a killed
-process loses nothing that was committed. How a commit reaches the disk depends on the file system:
+There is one writer, the process that holds the job's lock. It commits several outcomes at a time (see `StoreSink`);
+a killed process loses nothing that was committed. How a commit reaches the disk depends on the file system:
 
 * Where processes can share memory, the database is in WAL mode: a commit is one write that does not wait for the disk,
   and readers are never in the way. `sync`, called about once a second from a thread, brings everything to the
