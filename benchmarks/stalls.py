@@ -113,24 +113,24 @@ CASES: dict[str, Case] = {
     "turns_70k": Case(
         lambda: {"messages": [{"role": "user", "content": "hello you"}] * 70_000}, tool="multiturn_generate"
     ),
-    "prompt_60m": Case(lambda: {"prompt_ls": ["x" * (60 * MIB)]}),
-    "prompt_60m_escaped": Case(lambda: b'{"prompt_ls":["%s"]}' % (rb"\u00e9" * (10 * MIB))),
-    "prompts_in_text": Case(lambda: {"prompt_ls": "[" + "[]," * (20 * MIB) + "[]]"}),
+    "prompt_30m": Case(lambda: {"prompt_ls": ["x" * (30 * MIB)]}),
+    "prompt_30m_escaped": Case(lambda: b'{"prompt_ls":["%s"]}' % (rb"\u00e9" * (5 * MIB))),
+    "prompts_in_text": Case(lambda: {"prompt_ls": "[" + "[]," * (10 * MIB) + "[]]"}),
     "sampling_in_text": Case(
-        lambda: {"prompt_ls": ["x"], "sampling_params": '{"stop": [' + "[]," * (20 * MIB) + "[]]}"}
+        lambda: {"prompt_ls": ["x"], "sampling_params": '{"stop": [' + "[]," * (10 * MIB) + "[]]}"}
     ),
-    "schema_in_text": Case(lambda: {"prompt_ls": ["x"], "answer_schema": '{"enum": [' + "[]," * (20 * MIB) + "[]]}"}),
-    "system_60m": Case(lambda: {"prompt_ls": ["x"] * 100, "system_prompt": "x" * (20 * MIB)}),
+    "schema_in_text": Case(lambda: {"prompt_ls": ["x"], "answer_schema": '{"enum": [' + "[]," * (10 * MIB) + "[]]}"}),
+    "system_30m": Case(lambda: {"prompt_ls": ["x"] * 100, "system_prompt": "x" * (20 * MIB)}),
     "images_in_text": Case(
-        lambda: {"prompt_ls": ["x"], "multimodal_path": ["[" + "[]," * (20 * MIB) + "[]]"]}, tool="multimodal_generate"
+        lambda: {"prompt_ls": ["x"], "multimodal_path": ["[" + "[]," * (10 * MIB) + "[]]"]}, tool="multimodal_generate"
     ),
-    "image_60m": Case(
-        lambda: {"prompt_ls": ["x"], "multimodal_path": [["data:image/png;base64," + "A" * (60 * MIB)]]},
+    "image_30m": Case(
+        lambda: {"prompt_ls": ["x"], "multimodal_path": [["data:image/png;base64," + "A" * (30 * MIB)]]},
         tool="multimodal_generate",
     ),
-    "wrong_name_60m": Case(lambda: {"prompt_ls": ["x"], "a" * (60 * MIB): 1}),
-    "wrong_model_60m": Case(lambda: {"prompt_ls": ["x"], "model": "a" * (60 * MIB)}),
-    "extra_60m": Case(lambda: {"prompt_ls": ["x"], "sampling_params": {"bogus": "a" * (60 * MIB)}}),
+    "wrong_name_30m": Case(lambda: {"prompt_ls": ["x"], "a" * (30 * MIB): 1}),
+    "wrong_model_30m": Case(lambda: {"prompt_ls": ["x"], "model": "a" * (30 * MIB)}),
+    "extra_30m": Case(lambda: {"prompt_ls": ["x"], "sampling_params": {"bogus": "a" * (30 * MIB)}}),
     "logprobs": Case(lambda: {"prompt_ls": ["hi"] * 8}, reply=lambda: _logprobs(120_000)),
     "values": Case(lambda: {"prompt_ls": ["hi"] * 16}, reply=lambda: b'{"choices":[%s]}' % (b"[]," * 240_000 + b"[]")),
     "tool_calls": Case(

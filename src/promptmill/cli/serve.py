@@ -52,7 +52,7 @@ def _add_http_options(serve: argparse.ArgumentParser) -> None:
     http.add_argument(
         "--allowed-host", action="append", default=[], metavar="NAME", help="a further name clients may call it by"
     )
-    http.add_argument("--max-body", metavar="SIZE", help="largest request, 64KiB to 2GiB; default: 64MiB")
+    http.add_argument("--max-body", metavar="SIZE", help="largest request, 64KiB to 2GiB; default: 32MiB")
     http.add_argument("--tls-cert", type=Path, metavar="PATH", help="certificate chain (PEM); serve https")
     http.add_argument("--tls-key", type=Path, metavar="PATH", help="its key, if not in the same file")
 
