@@ -125,7 +125,7 @@ def test_web_images_and_data_go_through(server, upstream):
 
 @BOTH
 async def test_progress_arrives_while_the_call_works(server, upstream, mode):
-    upstream.reply = by_prompt({"slow": late(1.2)})
+    upstream.reply = by_prompt({"slow": late(2.6)})
     told = []
 
     async def heard(progress, total, message):

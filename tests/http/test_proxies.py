@@ -155,9 +155,9 @@ async def test_a_call_whose_client_is_gone_ends(proxy, upstream):
 async def test_large_requests_pass_up_to_the_servers_own_limit(proxy, upstream):
     upstream.reply = answer("read")
     async with proxy.client("auto") as client:
-        result = await client.call_tool("generate", {"prompt_ls": ["x" * (63 << 20)]})
+        result = await client.call_tool("generate", {"prompt_ls": ["x" * (31 << 20)]})
     assert result.structured_content["ans_ls"] == ["read"]
-    assert proxy.ask("POST", "/mcp", content=b"x" * (64 << 20 | 1)).status_code == 413
+    assert proxy.ask("POST", "/mcp", content=b"x" * (32 << 20 | 1)).status_code == 413
 
 
 def test_only_the_name_that_is_allowed_is_served(proxy):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from promptmill.backends.protocol import Call
-from promptmill.server.progress import ReportedProgress, _count, _duration, _rate
+from promptmill.http.json_response_workaround import RESPONSE
+from promptmill.server.progress import ReportedProgress, _count, _duration, _rate, with_progress
 from replies import answer, choose, late, status
 
 
@@ -132,3 +136,17 @@ async def test_progress_is_told_at_most_twice_a_second(serve, upstream):
     assert len(told) >= 4
     assert all(after - before >= 0.499 for (before, _), (after, _) in pairwise(told[:-1])), told
     assert round(told[-1][1]) == 25
+
+
+@pytest.mark.simulated
+@pytest.mark.parametrize(("seconds", "notes"), [(1.9, 0), (2.1, 2), (3.2, 3)])
+async def test_a_call_whose_response_may_be_json_reports_nothing_in_its_first_two_seconds(seconds, notes):
+    reported = []
+
+    async def report(*progress):
+        reported.append(progress)
+
+    scope = SimpleNamespace(meta={"progressToken": 1}, request=SimpleNamespace(scope={RESPONSE: object()}))
+    ctx: Any = SimpleNamespace(request_context=scope, report_progress=report, activity="")
+    await with_progress(ctx, ctx, Call(total=1), asyncio.sleep(seconds))
+    assert len(reported) == notes

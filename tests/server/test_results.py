@@ -12,7 +12,7 @@ from mcp_types import Implementation
 from fakes import openai_configuration
 from promptmill.config.loading import Configuration
 from promptmill.server.results import most_bytes
-from replies import by_prompt, raw
+from replies import by_prompt, late, raw
 from served import Served, messages
 from server_process import written
 from talk import serving, text
@@ -187,28 +187,42 @@ def _over_http(session, number, *prompts, progress):
     return response, result
 
 
-def test_over_http_only_httpx2_has_a_limit_and_only_for_an_event(upstream, tmp_path):
+@pytest.fixture
+def served(upstream, tmp_path):
     upstream.reply = raw(_body("x" * 100_000))
-    few, many = "abcdefghijkl", [f"{'long prompt ' * 40}{number}" for number in range(12)]
-    environ = {"PROMPTMILL_STATE": str(tmp_path / "state")}
-    with Served(written(tmp_path, upstream.url), environ=environ) as server:
-        session = server.session({"User-Agent": "python-httpx2/2.16"})
-        for number, (prompts, progress) in enumerate([(few, False), (many, False), (many, True)]):
-            response, result = _over_http(session, 10 + number, *prompts, progress=progress)
-            assert response.headers["content-type"] == "application/json"
-            assert result["structuredContent"] == {"ans_ls": ["x" * 100_000] * 12}
-            assert json.loads(result["content"][0]["text"]) == result["structuredContent"]
-        response, result = _over_http(session, 20, *few, progress=True)
-        assert max(map(len, response.body.split(b"\n"))) < 1 << 20
-        assert result["structuredContent"]["ans_ls"] == ["x" * 100_000] * 9 + [""] * 3
-        job = result["structuredContent"]["kept_job_id"]
-        rows = session.call("bulk_results", job_id=job, offset=9)["structuredContent"]
-        assert rows["rows"][0]["answer"] == "x" * 100_000
-        response, result = _over_http(session, 21, *few[:9], progress=True)
-        assert result["structuredContent"] == {"ans_ls": ["x" * 100_000] * 9}
+    with Served(written(tmp_path, upstream.url), environ={"PROMPTMILL_STATE": str(tmp_path / "state")}) as server:
+        yield server
 
-        other = server.session({"User-Agent": "anything"})
-        for number, progress in enumerate([False, True]):
-            response, result = _over_http(other, 30 + number, *few, progress=progress)
-            assert response.headers["content-type"] == "text/event-stream"
-            assert result["structuredContent"] == {"ans_ls": ["x" * 100_000] * 12}
+
+FEW = "abcdefghijkl"
+ALL = ["x" * 100_000] * 12
+
+
+def test_over_http_a_fast_call_or_one_without_progress_has_no_limit(served):
+    many = [f"{'long prompt ' * 40}{number}" for number in range(12)]
+    session = served.session({"User-Agent": "python-httpx2/2.16"})
+    for number, (prompts, progress) in enumerate([(FEW, False), (FEW, True), (many, False), (many, True)]):
+        response, result = _over_http(session, 10 + number, *prompts, progress=progress)
+        assert response.headers["content-type"] == "application/json"
+        assert result["structuredContent"] == {"ans_ls": ALL}
+        assert json.loads(result["content"][0]["text"]) == result["structuredContent"]
+    other = served.session({"User-Agent": "anything"})
+    for number, progress in enumerate([False, True]):
+        response, result = _over_http(other, 30 + number, *FEW, progress=progress)
+        assert response.headers["content-type"] == "text/event-stream"
+        assert result["structuredContent"] == {"ans_ls": ALL}
+
+
+@pytest.mark.thorough
+def test_over_http_only_httpx2_has_a_limit_and_only_for_an_event_of_a_slow_call(served, upstream):
+    upstream.reply = late(2.3, upstream.reply)
+    session = served.session({"User-Agent": "python-httpx2/2.16"})
+    response, result = _over_http(session, 20, *FEW, progress=True)
+    assert response.headers["content-type"] == "text/event-stream"
+    assert max(map(len, response.body.split(b"\n"))) < 1 << 20
+    assert result["structuredContent"]["ans_ls"] == [*ALL[:9], "", "", ""]
+    job = result["structuredContent"]["kept_job_id"]
+    rows = session.call("bulk_results", job_id=job, offset=9)["structuredContent"]
+    assert rows["rows"][0]["answer"] == "x" * 100_000
+    response, result = _over_http(session, 21, *FEW[:9], progress=True)
+    assert result["structuredContent"] == {"ans_ls": ALL[:9]}

@@ -1,4 +1,8 @@
-"""Progress notifications during a call: at its start, at its end, and at most two a second in between."""
+"""Progress notifications during a call: at its start, at its end, and at most two a second in between.
+
+A response that may still become JSON (`EitherResponse`) is a stream from its first notification on, and holds less. So
+its call reports nothing in its first two seconds.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +16,12 @@ import anyio
 from fastmcp import Context
 
 from promptmill.backends.protocol import Call
+from promptmill.http.json_response_workaround import RESPONSE
 from promptmill.service.service import Service
 
 T = TypeVar("T")
 _PAUSE_S = 0.5
+_FAST_S = 2.0
 _CHANGE_S = 1.0  # before a changed text is reported without progress
 _SILENCE_S = 5.0  # clients end a call that reports no progress
 _STEP = 0.001  # the protocol requires a number that grows each time
@@ -30,6 +36,8 @@ async def with_progress(ctx: Context, service: Service, stats: Call, work: Corou
     try:
         if not _is_wanted(ctx):
             return await asyncio.shield(task)
+        if _may_be_json(ctx) and (await asyncio.wait({task}, timeout=_FAST_S))[0]:
+            return task.result()
         reported = ReportedProgress(time.monotonic)
         await ctx.report_progress(0, stats.total, "starting")
         while not task.done():
@@ -90,6 +98,11 @@ class ReportedProgress:
 def _is_wanted(ctx: Context) -> bool:
     context = ctx.request_context
     return context is not None and (context.meta or {}).get("progressToken") is not None
+
+
+def _may_be_json(ctx: Context) -> bool:
+    context = ctx.request_context
+    return context is not None and context.request is not None and context.request.scope.get(RESPONSE) is not None
 
 
 def _status(service: Service, stats: Call) -> str:
