@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 from promptmill.answers.reasoning import CHANNEL_MARKS, TAGS, answer_so_far, split_channels, split_reasoning
 from promptmill.backends.engines.submission import special_tokens
@@ -51,6 +51,18 @@ class GrowingAnswer:
     live: bool = False
     """Whether previews of the growing answer are requested."""
     shown_at: float = 0.0
+
+    @classmethod
+    def of(cls, message: Frame, tools: ToolUse | None, **fields: Any) -> Self:
+        """Return the row of a `submit` message, with the fields that the engine computes."""
+        return cls(
+            run=message["run"],
+            number=message["id"],
+            inline=message["sampling"].get("reasoning") == "inline",
+            live=message.get("live", False) and tools is None,
+            tools=tools,
+            **fields,
+        )
 
     @property
     def prompt_tokens(self) -> int:

@@ -117,12 +117,12 @@ class SequenceBuilder:
         limit = self._limit(longest, len(tokens))
         choice.constraints = self._model.constraints.processors_for(tokens, limit)
         thinks = opens_reasoning(text)
-        wanted = sampling.get("response_format")
-        choice.mask = self._masks.of(tools.response_format if tools else wanted, thinks=thinks)
+        wanted = tools.response_format if tools else sampling.get("response_format")
+        choice.mask = self._masks.of(wanted, thinks=thinks)
         top_logprobs = submission.wanted_logprobs(message["extra"])
-        return RunningSequence(
-            run=message["run"],
-            number=message["id"],
+        return RunningSequence.of(
+            message,
+            tools,
             prompt=tokens,
             texts=self._tool_texts if tools else self._texts,
             limit=limit,
@@ -131,9 +131,6 @@ class SequenceBuilder:
             image_inputs=image_inputs,
             stops=stops,
             thinks=thinks,
-            inline=sampling.get("reasoning") == "inline",
-            live=message.get("live", False) and tools is None,
-            tools=tools,
             logprobs=None if top_logprobs is None else [],
             top_logprobs=top_logprobs or 0,
             warnings=warnings,

@@ -109,18 +109,15 @@ class PromptBuilder:
         config.max_length = self._model.context or _NO_LIMIT
         config.max_new_tokens = limit if sight is None or self._model.context is None else _NO_LIMIT
         config.apply_chat_template = sight is not None and not special  # `pipeline` sets one that changes nothing
-        return Row(
-            run=message["run"],
-            number=message["id"],
+        return Row.of(
+            message,
+            tools,
             prompt=tokens,
             texts=self._tool_texts if tools else self._texts,
             limit=limit,
             ends=ends,
             stops=stops,
             thinks=opens_reasoning(text),
-            inline=sampling.get("reasoning") == "inline",
-            live=message.get("live", False) and tools is None,
-            tools=tools,
             logprobs=None if top_logprobs is None else [],
             warnings=warnings,
             config=config,
