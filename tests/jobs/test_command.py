@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from half_done import answers
-from promptmill.cli.bulk import summary
+from promptmill.cli.job_display import summary
 from replies import answer, choose, late, raw, status
 from waiting import eventually
 

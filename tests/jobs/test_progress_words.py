@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from promptmill.backends.protocol import Call
-from promptmill.cli.progress_display import _BAR, _line
+from promptmill.cli.job_display import _BAR, _line
 from promptmill.jobs.store import status
 from promptmill.jobs.store.records import JobCounts
 from promptmill.jobs.store.status import MERGING, RUNNING, Progress

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from promptmill.cli import remote
+from promptmill.cli import bulk
 from replies import answer
 
 boto3 = pytest.importorskip("boto3")
@@ -144,7 +144,7 @@ def test_what_is_not_there_or_not_known_is_told_before_anything_is_sent(bucket: 
 
 
 def test_a_store_that_does_not_answer_is_named_while_it_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "_SAID_EVERY_S", 0.001)
+    monkeypatch.setattr(bulk, "_SAID_EVERY_S", 0.001)
     said: list[str] = []
     twice = threading.Event()
 
@@ -153,6 +153,6 @@ def test_a_store_that_does_not_answer_is_named_while_it_is_waited_for(monkeypatc
         if len(said) == 2:
             twice.set()
 
-    with remote._patient("s3://data/a", say):
+    with bulk._patient("s3://data/a", say):
         assert twice.wait(30)
     assert all("still waiting for s3://data/a" in text for text in said)

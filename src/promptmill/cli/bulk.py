@@ -7,41 +7,46 @@ import contextlib
 import itertools
 import os
 import sys
-from collections.abc import Iterator, Mapping
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
+from urllib.parse import urlsplit
 
 import orjson
 
 from promptmill.backends import registry
+from promptmill.cli.job_display import print_status, progress_display
 from promptmill.cli.options import SCHEMA, Parser, add_shared, amount, at_least_one, is_url, option_of, text_of
 from promptmill.cli.terminal import say
 from promptmill.cluster import replicas
 from promptmill.cluster.ray_cluster import RayCluster
 from promptmill.config.loading import Configuration
-from promptmill.core.errors import Code, OrderError, PromptmillError, config_error
+from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.errors import Code, OrderError, PromptmillError, config_error, redact
 from promptmill.core.money import dollars
 from promptmill.core.wording import counted
 from promptmill.jobs.manage import detached
-from promptmill.jobs.manage.progress_text import progress_events, progress_lines
 from promptmill.jobs.run import admission
 from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.partial_output import LiveOutput
-from promptmill.jobs.run.runner import Runner, Watch, until_ended
+from promptmill.jobs.run.runner import Runner, until_ended
 from promptmill.jobs.store import given_rows, status
-from promptmill.jobs.store.folder import Folder, JobFolders
-from promptmill.jobs.store.given_rows import GivenRows
-from promptmill.jobs.store.spec import PART, JobRequest, stamp
+from promptmill.jobs.store.folder import JobFolders
+from promptmill.jobs.store.given_rows import GivenRows, RemoteOutput, fetched
+from promptmill.jobs.store.spec import JobRequest, stamp
 from promptmill.service import choosing
 from promptmill.service.service import Service
 from promptmill.system import runtime
+from promptmill.system.installation import command_for
 from promptmill.system.safe_open import real_path
 
 _TIERS = ("default", "flex", "priority")
 _AGAIN = ("failed", "truncated", "all")
-_GO_ON = "  go on with the same command; what is answered is kept"
-_OF_THE_FILE = frozenset({Code.INVALID_INPUT, Code.EMPTY_PROMPT, Code.INVALID_IMAGE})
+_OF_THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
+_SAID_EVERY_S = 10.0
 OK, SOME_FAILED, USAGE, TRY_AGAIN, TERMINATED = 0, 1, 2, 75, 143
 
 
@@ -98,9 +103,7 @@ def add_options(bulk: Parser) -> None:
 
 def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     if any(map(is_url, [*arguments.input, arguments.output])):
-        from promptmill.cli import remote
-
-        return remote.bulk(arguments, configuration, _run_files)
+        return _run_urls(arguments, configuration)
     return _run_files(arguments, configuration)
 
 
@@ -144,9 +147,7 @@ def _run_files(arguments: argparse.Namespace, configuration: Configuration) -> i
             quiet=arguments.quiet,
         )
     if arguments.validate:
-        from promptmill.cli import validate
-
-        return validate.run(configuration.plan, order, as_json=arguments.json)
+        return _validate(configuration.plan, order, as_json=arguments.json)
     if arguments.detach:
         return _detach(configuration, order, as_json=arguments.json)
     return run(configuration, order, as_json=arguments.json, quiet=arguments.quiet)
@@ -180,7 +181,7 @@ def _detach(configuration: Configuration, order: JobRequest, *, as_json: bool) -
             detached.start(job, folders)
     finally:
         job.close()
-    tell(status.read(job.folder), as_json=as_json)
+    print_status(status.read(job.folder), as_json=as_json)
     return OK
 
 
@@ -255,12 +256,14 @@ def run(
             found = about | {"alive": False}
             if not as_json:
                 print(f"promptmill: job {job.spec.job_id} is finished already.{_kept(job)}", file=sys.stderr)
-            tell(found, job.folder, order, as_json=as_json, on_stderr=on_stderr)
+            print_status(found, job.folder, order, as_json=as_json, on_stderr=on_stderr)
             return SOME_FAILED if found.get("failed") else OK
         try:
             found, error, terminated = runtime.run(_job_run(configuration, job, live, as_json=as_json, quiet=quiet))
         except KeyboardInterrupt:
-            tell(status.read(job.folder) | {"alive": False}, job.folder, order, as_json=as_json, on_stderr=on_stderr)
+            print_status(
+                status.read(job.folder) | {"alive": False}, job.folder, order, as_json=as_json, on_stderr=on_stderr
+            )
             raise
         how = "--model NAME"
         if error is not None and (meant := runtime.run(choosing.meant_model(configuration.plan, error, how))):
@@ -268,7 +271,9 @@ def run(
         if isinstance(error, OrderError):
             found = found | {"reason": error.worded(option_of)}
         told = about | found | {"alive": False}
-        tell(told, job.folder, order, as_json=as_json, on_stderr=on_stderr, again=error is None or error.retryable)
+        print_status(
+            told, job.folder, order, as_json=as_json, on_stderr=on_stderr, again=error is None or error.retryable
+        )
     finally:
         job.close()
     if terminated:
@@ -297,25 +302,6 @@ def _kept(job: Job) -> str:
     return f" Its output already holds {rows}, and is left unchanged."
 
 
-def tell(
-    found: Mapping[str, Any],
-    folder: Folder | None = None,
-    order: JobRequest | None = None,
-    *,
-    as_json: bool,
-    on_stderr: bool = False,
-    again: bool = True,
-) -> None:
-    stream = sys.stderr if on_stderr else sys.stdout
-    found = {**found, **(order.urls if order is not None else {})}
-    if as_json:
-        say(orjson.dumps(found).decode(), stream)
-        return
-    examples = {} if folder is None else status.examples(folder)
-    # what goes to a pipe was kept in a file of ours, which is gone in a moment
-    say(summary(found, examples=examples, again=again, output=not on_stderr), stream, wrap=True)
-
-
 async def _job_run(
     configuration: Configuration,
     job: Job,
@@ -327,108 +313,120 @@ async def _job_run(
     create = replicas.create if job.order.ray is None else job.order.ray.create
     service = Service(configuration, plan=job.plan, create=create)
     try:
-        with _watching(job.spec.job_id, as_json=as_json, quiet=quiet) as watch:
+        with progress_display(job.spec.job_id, as_json=as_json, quiet=quiet) as watch:
             runner = Runner(job, service, watch=watch, live=live)
             return await until_ended(runner)
     finally:
         await service.aclose()
 
 
-@contextlib.contextmanager
-def _watching(job_id: str, *, as_json: bool, quiet: bool) -> Iterator[Watch | None]:
-    """Give what shows a job's progress on stderr: a bar, lines, or events; None when `quiet`."""
-    stream = sys.stderr
-    if quiet:
-        yield None
-    elif as_json:
-        yield progress_events(stream)
-    elif stream.isatty():
-        from promptmill.cli.progress_display import bars
+def _validate(plan: ResolvedConfig, order: JobRequest, *, as_json: bool) -> int:
+    """Print the findings. Returns 0 when every row can be sent, else 1. Raises `PromptmillError` as a job would."""
+    from promptmill.jobs.run.validation import check  # imports the readers of images
 
-        with bars(stream) as watch:
-            yield watch
+    found = check(plan, order)
+    if as_json:
+        say(orjson.dumps(found).decode())
     else:
-        yield progress_lines(job_id, stream)
-
-
-def summary(
-    found: Mapping[str, Any],
-    *,
-    examples: Mapping[str, str] = MappingProxyType({}),
-    again: bool = True,
-    output: bool = True,
-) -> str:
-    """Return the paragraph at the end of a job, from its status.
-
-    `examples`: a message for each code of failures. `again`: the same command may help a job
-    that stopped. `output`: name it.
-    """
-    state, reason = found["state"], found.get("reason")
-    lines = [f"{found['job_id']}: {state}{f': {reason}' if reason else ''}"]
-    if state == status.FINISHED and found.get("total") == 0:
-        return f"{lines[0]}: {_without_rows(found)}"
-    answered = found.get("done", 0) - found.get("failed", 0)
-    if state == status.STOPPED and not found.get("alive") and reason and answered <= 0:
-        return f"{lines[0]}\n{_GO_ON}" if again else lines[0]
-    lines.append(f"  rows      {status.line(found)}")
-    if found.get("errors"):
-        lines.append(f"  errors    {', '.join(f'{count:,} {code}' for code, count in found['errors'].items())}")
-    lines.extend(f"    {code}: {examples[code]}" for code in found.get("errors", ()) if code in examples)
-    if found.get("failed") and state == status.FINISHED:
-        lines.extend(_failed(found))
-    lines.extend(_noteworthy(found))
-    lines.append(f"  requests  {found.get('requests', 0):,}, {found.get('retries', 0):,} of them retries")
-    if any(found.get(name) for name in ("prompt_tokens", "completion_tokens")):
-        of_cache = f", {count:,} of them from the provider's cache" if (count := found.get("cached_tokens")) else ""
-        lines.append(
-            f"  tokens    {found.get('prompt_tokens', 0):,} in{of_cache}, {found.get('completion_tokens', 0):,} out"
+        for problem in found["problems"]:
+            say(problem)
+        if found["invalid"] > len(found["problems"]):
+            say(f"… and {found['invalid'] - len(found['problems'])} more")
+        for note in found["notes"]:
+            say(note, wrap=True)
+        skipped = f", {found['skipped']} empty ones left out" if found.get("skipped") else ""
+        say(
+            f"{found['rows']} rows, {found['invalid']} of them invalid{skipped}, {found['images']} images, "
+            f"about {found['estimated_prompt_tokens']:,} prompt tokens without {_left_out(found)}",
+            wrap=True,
         )
-    if (cost := found.get("cost")) is not None:
-        lines.append(f"  cost      {dollars(cost)}")
-    if cached := found.get("cached"):
-        lines.append(f"  cached    {counted(cached, 'row')}")
-    latency = found.get("latency_s") or {}
-    if latency.get("p50") is not None:
-        shown = ", ".join(f"{name} {_two_digits(seconds)} s" for name, seconds in latency.items())
-        lines.append(f"  latency   {shown}")
-    lines.append(f"  time      {status.duration(found.get('seconds', 0))}")
-    lines.extend(f"  note      {warning}" for warning in found.get("warnings", ()))
-    if state == status.FINISHED and output:
-        lines.append(f"  output    {found['output_file']}")
-    elif state != status.FINISHED and not found.get("alive"):
-        lines.append(_GO_ON if again else "  what is answered is kept")
-    return "\n".join(lines)
+        if (cost := found.get("estimated_cost")) is not None:
+            most = found["most_cost"]
+            answers = ", more with the answers" if most is None else f", at most {dollars(most)} with the answers"
+            say(f"about {dollars(cost)} for the prompts{answers}")
+        elif _is_paid(plan):
+            listed = "" if find_spec("genai_prices") else f", or install the list of prices: {command_for('prices')}"
+            say(
+                f"no price is known for {plan.model or 'the model'}: `price:` in the configuration, or --set "
+                f"'price={{input: 1, output: 2}}', says what a million tokens cost in US dollars{listed}",
+                wrap=True,
+            )
+    return int(found["invalid"] > 0)
 
 
-def _without_rows(found: Mapping[str, Any]) -> str:
-    if part := PART.search(found["output_file"]):
-        return f"shard {int(part[1])} of {int(part[2])} holds no rows; that is all right"
-    return f"{found['input_file']} holds no rows, and so does the output {found['output_file']}"
+def _left_out(found: Mapping[str, Any]) -> str:
+    return "images and what the chat template adds" if found["images"] else "what the chat template adds"
 
 
-def _noteworthy(found: Mapping[str, Any]) -> Iterator[str]:
-    """Yield lines on rows that are not failed, and yet not answered as one expects."""
-    if skipped := found.get("skipped"):
-        yield f"  skipped   {counted(skipped, 'empty row')}, not in the output"
-    if truncated := found.get("truncated"):
-        yield f"  truncated {truncated} by max_tokens; --again truncated --keep --max-tokens N sends them again"
-    if empty := found.get("empty"):
-        yield f"  empty     {empty:,} answered without a word: look at `finish_reason`, and at the prompt or model"
+def _is_paid(plan: ResolvedConfig) -> bool:
+    """Return whether an endpoint is not a server of this machine."""
+    return plan.record.needs_endpoint and any(
+        urlsplit(url if "://" in url else f"//{url}").hostname not in _OF_THIS_MACHINE
+        for url in registry.addresses(plan)
+    )
 
 
-def _failed(found: Mapping[str, Any]) -> list[str]:
-    """Return remedies for failed rows: those with errors in the file need a correction, others can be sent again."""
-    errors = found.get("errors", {})
-    lines = []
-    if not errors.keys() <= _OF_THE_FILE:
-        lines.append("  --again failed sends the failed rows again")
-    if errors.keys() & _OF_THE_FILE:
-        name = Path(found["input_file"]).name
-        lines.append(f"  correct these rows in {name} and run the same command: it sends them alone")
-        if found["failed"] > 1:
-            lines.append("  (--validate in its place lists them and sends nothing)")
-    return lines
+def _run_urls(arguments: argparse.Namespace, configuration: Configuration) -> int:
+    """Fetch inputs, run the job on copies, and put its output where it belongs; returns as `run` does."""
+
+    def tell(text: str) -> None:
+        if not arguments.quiet:
+            print(f"promptmill: {text}", file=sys.stderr, flush=True)
+
+    if arguments.shard:
+        raise config_error("--shard", "goes with files that all machines see, not with URLs.")
+    folders, output = JobFolders.from_environ(), None
+    urls = [text for text in arguments.input if is_url(text)]
+    if urls and len(urls) < len(arguments.input):
+        raise config_error("INPUT", "name either files or URLs.")
+    arguments.urls = {}
+    try:
+        if is_url(arguments.output):
+            if arguments.detach:
+                raise config_error("OUTPUT", "a URL goes without --detach.")
+            output = RemoteOutput.of(folders, arguments.output)
+            arguments.urls["output_file"] = redact(arguments.output)
+            if not arguments.validate:
+                with _patient(redact(arguments.output), tell):
+                    output.check(may_replace=arguments.overwrite)
+        if urls:
+            arguments.urls["input_file"] = redact(urls[0])
+            with _patient(redact(urls[0]), tell):
+                arguments.input = [str(fetched(folders, urls, tell))]
+    except PromptmillError as error:
+        if error.code is not Code.STORAGE:
+            raise
+        print(f"promptmill: {error}", file=sys.stderr)
+        return TRY_AGAIN
+    if output is None:
+        return _run_files(arguments, configuration)
+    arguments.output = str(output.local)
+    code = _run_files(arguments, configuration)
+    made = folders.of(Path(arguments.input[0]), output.local).result
+    if arguments.validate or made is None or not made.finished or not made.is_still(output.local):
+        return code
+    try:
+        with _patient(redact(str(output.url)), tell):
+            output.deliver(tell)
+    except PromptmillError as error:
+        print(f"promptmill: {error} The same command writes it again.", file=sys.stderr)
+        return TRY_AGAIN
+    return code
 
 
-def _two_digits(seconds: float) -> str:
-    return f"{float(f'{seconds:.2g}'):g}"  # latencies are counted in steps of 4 %
+@contextlib.contextmanager
+def _patient(url: str, tell: Callable[[str], None]) -> Iterator[None]:
+    """Say every few seconds that the store behind `url` is waited for: its library may try for minutes in silence."""
+    over, began = threading.Event(), time.monotonic()
+
+    def repeat() -> None:
+        while not over.wait(_SAID_EVERY_S):
+            tell(f"still waiting for {url} ({time.monotonic() - began:.0f} s); Ctrl-C ends it")
+
+    telling = threading.Thread(target=repeat, daemon=True)
+    telling.start()
+    try:
+        yield
+    finally:
+        over.set()
+        telling.join()

@@ -1,21 +1,26 @@
-"""`promptmill jobs`: how far jobs are, and what to do with one."""
+"""`promptmill jobs`: how far jobs are, and what to do with one; `promptmill join`: one output of all shards."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 import orjson
 
-from promptmill.cli.bulk import OK, SOME_FAILED, USAGE, run, tell
-from promptmill.cli.jobs_table import print_jobs
+from promptmill.backends.protocol import Call
+from promptmill.cli.bulk import OK, SOME_FAILED, USAGE, run
+from promptmill.cli.job_display import print_jobs, print_status
 from promptmill.cli.options import Parser, add_shared, configuration_of
 from promptmill.cli.terminal import say
 from promptmill.config.loading import Configuration
 from promptmill.core.wording import counted
 from promptmill.jobs.manage import prune
+from promptmill.jobs.run import shards
 from promptmill.jobs.run.partial_output import export
 from promptmill.jobs.store import status
 from promptmill.jobs.store.folder import Folder, JobFolders
@@ -24,9 +29,11 @@ from promptmill.jobs.store.spec import JobRequest
 _CANCEL_WAIT_S = 3.0
 _FOLLOW_S = 1.0
 _FAILURES_SHOWN = 20
+_LINE_EVERY_S = 5.0
+_LOOK_EVERY = 256  # rows
 
 
-def add_options(jobs: Parser) -> None:
+def add_jobs_options(jobs: Parser) -> None:
     """Add the options of the command."""
     add_shared(jobs)
     jobs.add_argument("job_id", nargs="?", metavar="JOB_ID", help="one job; all without it")
@@ -83,7 +90,7 @@ def _show(job_id: str | None, *, cancel: bool, only_failed: bool = False, as_jso
         job.wait_for_end(_CANCEL_WAIT_S)
     elif cancel:
         print(f"promptmill: job {job_id} was not running.", file=sys.stderr)
-    tell(status.read(job), job, as_json=as_json)
+    print_status(status.read(job), job, as_json=as_json)
     return OK
 
 
@@ -115,7 +122,7 @@ def _follow(job_id: str | None, *, as_json: bool) -> int:
             print(line, file=sys.stderr, flush=True)
         told = line
         time.sleep(_FOLLOW_S)
-    tell(found, job, as_json=as_json)
+    print_status(found, job, as_json=as_json)
     return OK if found["state"] == status.FINISHED and not found.get("failed") else SOME_FAILED
 
 
@@ -155,3 +162,41 @@ def _forget(age: str, *, unfinished: bool, as_json: bool) -> int:
             say(job_id)
         print(f"promptmill: {counted(len(removed), 'job')} removed.", file=sys.stderr)
     return OK
+
+
+def add_join_options(parser: Parser) -> None:
+    """Add the options of the command."""
+    parser.add_argument("output", type=Path, metavar="OUTPUT", help="as it was named for the shards")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT, if it is there")
+    parser.add_argument("--state", type=Path, metavar="DIR", help="where jobs are kept, as for bulk")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.set_defaults(unconfigured=_join)
+
+
+def _join(arguments: argparse.Namespace) -> int:
+    """Make one output of the parts of all shards. Returns 0 when all rows are answered, 1 when not."""
+    output: Path = arguments.output
+    was_there = output.exists() and not arguments.overwrite
+    counts = shards.join(
+        JobFolders.from_environ(), output, overwrite=arguments.overwrite, passed=_written_lines(output.name, sys.stderr)
+    )
+    if arguments.json:
+        say(orjson.dumps({"output_file": str(output.absolute()), **counts.as_dict(Call())}).decode())
+    else:
+        kept = ", which was there already" if was_there else ""
+        say(f"{counted(counts.done, 'row')}, {counts.failed} failed, in {output}{kept}.")
+    return int(counts.failed > 0)
+
+
+def _written_lines(name: str, stream: TextIO) -> Callable[[int], None]:
+    """Return a function that reports the written rows of a file on `stream` every few seconds."""
+    told = time.monotonic()
+
+    def passed(rows: int) -> None:
+        nonlocal told
+        if not rows % _LOOK_EVERY and time.monotonic() - told >= _LINE_EVERY_S:
+            told = time.monotonic()
+            with contextlib.suppress(OSError):
+                print(f"{time.strftime('%H:%M:%S')} {name}: {rows} rows written", file=stream, flush=True)
+
+    return passed

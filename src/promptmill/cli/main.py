@@ -25,8 +25,8 @@ COMMANDS = {
     "serve": ("cli.serve.add_options", "serve MCP over stdio, or over HTTP with --http"),
     "generate": ("cli.generate.add_options", "answer prompts and print the answers"),
     "bulk": ("cli.bulk.add_options", "answer a file of prompts into another; goes on after a crash"),
-    "join": ("cli.join.add_options", "make one output of the parts that `bulk --shard I/N` made"),
-    "jobs": ("cli.jobs.add_options", "how far jobs are; go on with one, forget old ones"),
+    "join": ("cli.jobs.add_join_options", "make one output of the parts that `bulk --shard I/N` made"),
+    "jobs": ("cli.jobs.add_jobs_options", "how far jobs are; go on with one, forget old ones"),
     "cache": ("cli.listings.add_cache_options", "what the cache of answers holds"),
     "models": ("cli.listings.add_models_options", "list the models that --model NAME knows"),
     "providers": (

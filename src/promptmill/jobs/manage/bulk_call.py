@@ -28,16 +28,15 @@ from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.sampling import BESIDE, Sampling
 from promptmill.core.wording import close_matches, shape
-from promptmill.jobs.manage.progress_text import progress_lines
 from promptmill.jobs.run import admission
 from promptmill.jobs.run.admission import Job
-from promptmill.jobs.run.runner import Runner, Watch
+from promptmill.jobs.run.runner import Runner
 from promptmill.jobs.store import status
 from promptmill.jobs.store.folder import JobFolders
 from promptmill.jobs.store.given_rows import GivenRows
 from promptmill.jobs.store.records import Record, answer_fields
 from promptmill.jobs.store.spec import JobRequest
-from promptmill.jobs.store.status import Progress
+from promptmill.jobs.store.status import Progress, Watch
 from promptmill.service.service import Service
 from promptmill.system import runtime
 
@@ -313,7 +312,7 @@ def _watch(*, progress: bool | Callable[[Mapping[str, Any]], object] | None) -> 
 
         return show
     if progress or (progress is None and sys.stderr.isatty()):
-        return progress_lines("bulk", sys.stderr)
+        return status.progress_lines("bulk", sys.stderr)
     return None
 
 

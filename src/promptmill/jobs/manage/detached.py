@@ -26,12 +26,12 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.config.settings import Settings
 from promptmill.core.errors import Code, PromptmillError, input_error, redact
 from promptmill.jobs.files import disk
-from promptmill.jobs.manage.progress_text import progress_lines
 from promptmill.jobs.run import admission, validation
 from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.runner import Runner, until_ended
 from promptmill.jobs.store.folder import JobFolders, Lock
 from promptmill.jobs.store.spec import JobRequest
+from promptmill.jobs.store.status import progress_lines
 from promptmill.service.service import Service
 from promptmill.system import frames, logs, runtime, subprocesses
 

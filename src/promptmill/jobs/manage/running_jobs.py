@@ -18,7 +18,6 @@ from promptmill.core.errors import PromptmillError, input_error
 from promptmill.jobs.files import row_files
 from promptmill.jobs.files.disk import Line, Lines, RandomFile
 from promptmill.jobs.manage import detached
-from promptmill.jobs.manage.progress_text import progress_lines
 from promptmill.jobs.run import admission
 from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.runner import Runner
@@ -197,7 +196,7 @@ class RunningJobs:
 
         async def run() -> None:
             with job.folder.log.open("a") as log:
-                await Runner(job, self._service, watch=progress_lines(job.spec.job_id, log)).run()
+                await Runner(job, self._service, watch=status.progress_lines(job.spec.job_id, log)).run()
 
         task = asyncio.ensure_future(run())
         self.adopt(job, task)

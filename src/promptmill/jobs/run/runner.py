@@ -32,12 +32,11 @@ from promptmill.jobs.store.answers import NEVER, DamagedError, JobStore
 from promptmill.jobs.store.binding import Binding, Bound, Twins
 from promptmill.jobs.store.records import JobCounts
 from promptmill.jobs.store.spec import JobSpec, OutputRecord
-from promptmill.jobs.store.status import Progress
+from promptmill.jobs.store.status import Progress, Watch
 from promptmill.service.service import Service
 from promptmill.system.runtime import stay_responsive
 
 T = TypeVar("T")
-Watch = Callable[[Progress], None]
 _LOOK_S = 0.2
 _STATUS_S = 1.0
 # A record that turns out damaged when the output is written is done again, but not without end.

@@ -1,13 +1,13 @@
-"""The progress of a job: its runner writes it, any process reads it."""
+"""The progress of a job: its runner writes it, any process reads it, and it is shown as lines of text."""
 
 from __future__ import annotations
 
 import contextlib
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TextIO, TypeAlias
 
 from promptmill.backends.protocol import Call
 from promptmill.core.errors import PromptmillError, input_error
@@ -27,6 +27,7 @@ _BESIDE = ("cached", "repaired", "asked_again")
 ALIVE = frozenset({STARTING, RUNNING, MERGING})
 ENDED = frozenset({FINISHED, STOPPED, CANCELLED, INTERRUPTED})
 _RATE_OVER_S = 30.0
+_LINE_EVERY_S = 5.0
 
 
 class Progress:
@@ -129,6 +130,10 @@ class Progress:
         } | left
 
 
+Watch: TypeAlias = Callable[[Progress], None]
+"""Gets the progress several times a second."""
+
+
 class _Earlier:
     """The seconds, costs and counts of the earlier runs of the job."""
 
@@ -229,6 +234,27 @@ def failures(folder: Folder, most: int) -> list[dict[str, Any]]:
     with folder.reading() as store:
         found = store.failures(most, skips_empty=spec is not None and spec.skip_empty)
         return [{"row": one.row + 1, "code": one.code, "message": one.text} for one in found]
+
+
+def progress_lines(job_id: str, stream: TextIO) -> Watch:
+    """Return a function that writes a line about the job to `stream` every few seconds."""
+    told, state, waited = time.monotonic(), "", False
+
+    def watch(progress: Progress) -> None:
+        nonlocal told, state, waited
+        now, waits = time.monotonic(), waited or bool(progress.stats.waiting)
+        if progress.state == state and now - told < _LINE_EVERY_S and waits == waited:
+            return
+        told, state, waited = now, progress.state, waits
+        doing = f" ({progress.activity})" if progress.activity else ""
+        with contextlib.suppress(OSError):  # a full disk or a closed stream is no reason to end a job
+            print(
+                f"{time.strftime('%H:%M:%S')} {job_id}: {state}{doing}, {line(progress.as_dict())}",
+                file=stream,
+                flush=True,
+            )
+
+    return watch
 
 
 def line(status: Mapping[str, Any]) -> str:

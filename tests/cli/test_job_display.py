@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from promptmill.cli.jobs_table import print_jobs
+from promptmill.cli.job_display import print_jobs
 
 
 class Terminal(io.StringIO):

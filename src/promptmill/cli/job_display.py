@@ -1,0 +1,281 @@
+"""What the command line shows of jobs: the progress of a running one, its summary at the end, a table of several."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, TextIO
+
+import orjson
+
+from promptmill.cli.terminal import say
+from promptmill.core.errors import Code, without_controls
+from promptmill.core.money import dollars
+from promptmill.core.wording import counted
+from promptmill.jobs.store import status
+from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.spec import PART, JobRequest
+from promptmill.jobs.store.status import Progress, Watch
+
+_GO_ON = "  go on with the same command; what is answered is kept"
+_OF_THE_FILE = frozenset({Code.INVALID_INPUT, Code.EMPTY_PROMPT, Code.INVALID_IMAGE})
+_EVENT_EVERY_S = 1.0
+_BAR = 12  # beside it, 80 columns have room for why a job waits
+_WIDE = 1000  # where a program reads, nothing is cut off
+_COLUMNS: dict[str, Literal["left", "right"]] = {
+    "job": "left",
+    "state": "left",
+    "rows": "right",
+    "failed": "right",
+    "begun": "left",
+    "output": "left",
+}
+_PATH, _SHORTEST_PATH = "output", 10
+_ALWAYS = 4  # columns that are shown on the narrowest terminal, too
+_STYLES = {status.FINISHED: "green", status.RUNNING: "cyan", status.STOPPED: "red", status.INTERRUPTED: "yellow"}
+
+
+def print_status(
+    found: Mapping[str, Any],
+    folder: Folder | None = None,
+    order: JobRequest | None = None,
+    *,
+    as_json: bool,
+    on_stderr: bool = False,
+    again: bool = True,
+) -> None:
+    """Print the status of a job: as JSON, or its summary.
+
+    `folder` holds messages of its failures, `order` the URLs of its files. `again`: see `summary`.
+    """
+    stream = sys.stderr if on_stderr else sys.stdout
+    found = {**found, **(order.urls if order is not None else {})}
+    if as_json:
+        say(orjson.dumps(found).decode(), stream)
+        return
+    examples = {} if folder is None else status.examples(folder)
+    # what goes to a pipe was kept in a file of ours, which is gone in a moment
+    say(summary(found, examples=examples, again=again, output=not on_stderr), stream, wrap=True)
+
+
+def summary(
+    found: Mapping[str, Any],
+    *,
+    examples: Mapping[str, str] = MappingProxyType({}),
+    again: bool = True,
+    output: bool = True,
+) -> str:
+    """Return the paragraph at the end of a job, from its status.
+
+    `examples`: a message for each code of failures. `again`: the same command may help a job
+    that stopped. `output`: name it.
+    """
+    state, reason = found["state"], found.get("reason")
+    lines = [f"{found['job_id']}: {state}{f': {reason}' if reason else ''}"]
+    if state == status.FINISHED and found.get("total") == 0:
+        return f"{lines[0]}: {_without_rows(found)}"
+    answered = found.get("done", 0) - found.get("failed", 0)
+    if state == status.STOPPED and not found.get("alive") and reason and answered <= 0:
+        return f"{lines[0]}\n{_GO_ON}" if again else lines[0]
+    lines.append(f"  rows      {status.line(found)}")
+    if found.get("errors"):
+        lines.append(f"  errors    {', '.join(f'{count:,} {code}' for code, count in found['errors'].items())}")
+    lines.extend(f"    {code}: {examples[code]}" for code in found.get("errors", ()) if code in examples)
+    if found.get("failed") and state == status.FINISHED:
+        lines.extend(_failed(found))
+    lines.extend(_noteworthy(found))
+    lines.append(f"  requests  {found.get('requests', 0):,}, {found.get('retries', 0):,} of them retries")
+    if any(found.get(name) for name in ("prompt_tokens", "completion_tokens")):
+        of_cache = f", {count:,} of them from the provider's cache" if (count := found.get("cached_tokens")) else ""
+        lines.append(
+            f"  tokens    {found.get('prompt_tokens', 0):,} in{of_cache}, {found.get('completion_tokens', 0):,} out"
+        )
+    if (cost := found.get("cost")) is not None:
+        lines.append(f"  cost      {dollars(cost)}")
+    if cached := found.get("cached"):
+        lines.append(f"  cached    {counted(cached, 'row')}")
+    latency = found.get("latency_s") or {}
+    if latency.get("p50") is not None:
+        shown = ", ".join(f"{name} {_two_digits(seconds)} s" for name, seconds in latency.items())
+        lines.append(f"  latency   {shown}")
+    lines.append(f"  time      {status.duration(found.get('seconds', 0))}")
+    lines.extend(f"  note      {warning}" for warning in found.get("warnings", ()))
+    if state == status.FINISHED and output:
+        lines.append(f"  output    {found['output_file']}")
+    elif state != status.FINISHED and not found.get("alive"):
+        lines.append(_GO_ON if again else "  what is answered is kept")
+    return "\n".join(lines)
+
+
+def _without_rows(found: Mapping[str, Any]) -> str:
+    if part := PART.search(found["output_file"]):
+        return f"shard {int(part[1])} of {int(part[2])} holds no rows; that is all right"
+    return f"{found['input_file']} holds no rows, and so does the output {found['output_file']}"
+
+
+def _noteworthy(found: Mapping[str, Any]) -> Iterator[str]:
+    """Yield lines on rows that are not failed, and yet not answered as one expects."""
+    if skipped := found.get("skipped"):
+        yield f"  skipped   {counted(skipped, 'empty row')}, not in the output"
+    if truncated := found.get("truncated"):
+        yield f"  truncated {truncated} by max_tokens; --again truncated --keep --max-tokens N sends them again"
+    if empty := found.get("empty"):
+        yield f"  empty     {empty:,} answered without a word: look at `finish_reason`, and at the prompt or model"
+
+
+def _failed(found: Mapping[str, Any]) -> list[str]:
+    """Return remedies for failed rows: those with errors in the file need a correction, others can be sent again."""
+    errors = found.get("errors", {})
+    lines = []
+    if not errors.keys() <= _OF_THE_FILE:
+        lines.append("  --again failed sends the failed rows again")
+    if errors.keys() & _OF_THE_FILE:
+        name = Path(found["input_file"]).name
+        lines.append(f"  correct these rows in {name} and run the same command: it sends them alone")
+        if found["failed"] > 1:
+            lines.append("  (--validate in its place lists them and sends nothing)")
+    return lines
+
+
+def _two_digits(seconds: float) -> str:
+    return f"{float(f'{seconds:.2g}'):g}"  # latencies are counted in steps of 4 %
+
+
+@contextlib.contextmanager
+def progress_display(job_id: str, *, as_json: bool, quiet: bool) -> Iterator[Watch | None]:
+    """Give what shows a job's progress on stderr: a bar, lines, or events; None when `quiet`."""
+    stream = sys.stderr
+    if quiet:
+        yield None
+    elif as_json:
+        yield _events(stream)
+    elif stream.isatty():
+        with _bars(stream) as watch:
+            yield watch
+    else:
+        yield status.progress_lines(job_id, stream)
+
+
+def _events(stream: TextIO) -> Watch:
+    """Return a function that writes the status to `stream` about once a second, as a line of JSON."""
+    told = 0.0
+
+    def watch(progress: Progress) -> None:
+        nonlocal told
+        if time.monotonic() - told >= _EVENT_EVERY_S:
+            told = time.monotonic()
+            with contextlib.suppress(OSError):
+                print(orjson.dumps(progress.as_dict()).decode(), file=stream, flush=True)
+
+    return watch
+
+
+@contextlib.contextmanager
+def _bars(stream: TextIO) -> Iterator[Watch]:
+    """Give what shows a job's progress as a bar on the terminal `stream`."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn
+    from rich.progress import Progress as Bars
+    from rich.table import Column
+
+    console = Console(file=stream)
+    looks = (
+        BarColumn(bar_width=_BAR, table_column=Column(no_wrap=True)),
+        TaskProgressColumn(table_column=Column(no_wrap=True)),
+        TextColumn("{task.fields[said]}", table_column=Column(no_wrap=True)),
+    )
+    with Bars(*looks, console=console, transient=True) as bars:
+        bar = bars.add_task("", total=None, said="starting")
+
+        def watch(progress: Progress) -> None:
+            done = progress.written if progress.state == status.MERGING else progress.counts.done
+            said = _line(progress, max(20, console.width - _BAR - 7))
+            bars.update(bar, total=progress.total, completed=done, said=said)
+
+        yield watch
+
+
+def _line(progress: Progress, width: int) -> str:
+    """Return how far a job is in at most `width` characters: the less important is left out."""
+    found = progress.as_dict()
+    elapsed = status.duration(found["seconds"])
+    if progress.activity or progress.state != status.RUNNING:
+        written = f", {found['written']} of {found['total']} rows" if "written" in found else ""
+        return f"{elapsed} {progress.activity or progress.state}{written}"[:width]
+    if waiting := found.get("waiting"):
+        for shown in (f"{elapsed}, {waiting}, {found['done']} of {found['total']}", f"{elapsed}, {waiting}", waiting):
+            if len(shown) <= width:
+                return shown
+        return f"{waiting[: width - 1]}…"
+    left = "" if found["eta_s"] is None else f"{status.duration(found['eta_s'])} left"
+    parts = {
+        "elapsed": elapsed,
+        "left": left,
+        "failed": f"{found['failed']} failed" if found["failed"] else "",
+        "done": f"{found['done']} of {found['total']}",
+        "rate": f"{found['rows_per_second']:.1f} rows/s",
+        "in flight": status.in_flight(found),
+    }
+    kept: list[str] = []
+    for name, text in parts.items():
+        if text and len(", ".join([*(parts[one] for one in kept), text])) <= width:
+            kept.append(name)
+    return ", ".join(parts[name] for name in kept)
+
+
+def print_jobs(found: Iterable[Mapping[str, Any]], target: TextIO | None = None) -> None:
+    """Print a row for each job to `target`, else to stdout; in colour and as wide as the screen on a terminal."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    target = target or sys.stdout
+    console = Console(file=target, width=None if target.isatty() else _WIDE)
+    rows = [_row(one) for one in found]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    widths = {name: max(len(name), *(len(row[place][0]) for row in rows)) for place, name in enumerate(_COLUMNS)}
+    widths[_PATH] = min(
+        widths[_PATH], _SHORTEST_PATH
+    )  # the only column that may be cut: a name that is cut is of no use
+    names = list(_COLUMNS)
+    while len(names) > _ALWAYS and sum(widths[name] + 2 for name in names) - 2 > console.width:
+        names.pop()
+    left = console.width - sum(widths[name] + 2 for name in names if name != _PATH)
+    for name in names:
+        is_path = name == _PATH
+        table.add_column(
+            name, justify=_COLUMNS[name], no_wrap=True, overflow="ellipsis", max_width=left if is_path else None
+        )
+    for row in rows:
+        table.add_row(*(Text(*cell) for cell in row[: len(names)]))
+    if target.isatty():
+        console.print(table)
+        return
+    with console.capture() as shown:
+        console.print(table)
+    target.writelines(f"{line.rstrip()}\n" for line in shown.get().splitlines())
+
+
+def _row(one: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return each column's text and its style."""
+    total, done, failed = one.get("total"), one.get("done", 0), one.get("failed", 0)
+    return [
+        (one["job_id"], ""),
+        (one["state"], _STYLES.get(one["state"], "")),
+        (f"{done:,}" if total in {None, done} else f"{done:,}/{total:,}", ""),
+        (f"{failed:,}", "red" if failed else "dim"),
+        (time.strftime("%m-%d %H:%M", time.localtime(one["created"])), ""),
+        (without_controls(_relative(one["output_file"])), ""),
+    ]
+
+
+def _relative(path: str) -> str:
+    """Return a path from the working directory on, where it lies in there."""
+    try:
+        return str(Path(path).relative_to(Path.cwd()))
+    except ValueError:
+        return path
