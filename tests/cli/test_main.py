@@ -613,3 +613,15 @@ def test_a_job_named_without_its_last_part_gets_its_id(promptmill, tmp_path):
     code, _, err = promptmill("jobs", "out10", config=None)
     assert (code, f"did you mean {job_id}?" in err) == (2, True)
     assert "bulk_status" not in promptmill("jobs", "nothing-like-it", config=None)[2]
+
+
+def test_a_variable_that_is_nearly_ours_is_told():
+    told = cli._misspelled({"PROMPTMIL_CONFIG": "secret", "PROMPTMILL_CONFIGS": "", "PATH": ""})
+    assert len(told) == 2
+    assert all("did you mean PROMPTMILL_CONFIG?" in note for note in told)
+    assert "secret" not in "".join(told)
+
+
+def test_ours_and_those_of_the_users_files_are_not():
+    fine = ("PROMPTMILL_CONFIG", "PROMPTMILL_LOG_LEVEL", "PROMPTMILL_PROVIDER", "PROMPTMILL_TEAM", "PROMPTS")
+    assert cli._misspelled(dict.fromkeys(fine, "x")) == []

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from promptmill.cli import main as cli
+from promptmill.core.errors import PromptmillError
+from promptmill.system import logs
 
 
 @pytest.fixture
@@ -68,3 +70,10 @@ def test_a_key_in_place_of_its_variables_name_is_not_shown(refused):
     said = refused("generate", "--key-env", "sk-proj-abcdef", "Hi")
     assert "--key-env: that looks like a key" in said
     assert "abcdef" not in said
+
+
+def test_an_unknown_level_is_refused_with_those_there_are():
+    with pytest.raises(PromptmillError, match="PROMPTMILL_LOG_LEVEL: 'verbose' is not a log level; write debug, info"):
+        logs.check_level({"PROMPTMILL_LOG_LEVEL": "verbose"})
+    logs.check_level({"PROMPTMILL_LOG_LEVEL": "DEBUG"})
+    logs.check_level({})

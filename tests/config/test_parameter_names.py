@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from promptmill.config.loading import Configuration, Overrides
-from promptmill.config.parameter_names import move_parameters, without_litellm
+from promptmill.config.loading import Configuration, Overrides, move_parameters, without_litellm
 from promptmill.core.errors import PromptmillError
 
 

@@ -10,8 +10,8 @@ from typing import cast
 
 from promptmill.backends.protocol import Backend, Step
 from promptmill.config.backends import AUTO, BACKENDS, installed, is_named
-from promptmill.config.environment import USUAL_KEYS
 from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.settings import USUAL_KEYS
 from promptmill.core.errors import config_error, redact
 from promptmill.core.wording import close_matches
 

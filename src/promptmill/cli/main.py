@@ -8,14 +8,14 @@ import importlib
 import io
 import os
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from promptmill import __version__
 from promptmill.cli.options import Parser, configuration_of, option_of
 from promptmill.cli.terminal import LostOutputError, flush, say
-from promptmill.config import environment
 from promptmill.core.errors import PromptmillError
+from promptmill.core.wording import close_matches
 
 if TYPE_CHECKING:  # imported where it is needed: it takes a tenth of a second
     from promptmill.config.loading import Configuration
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return OK
     if getattr(arguments, "state", None) is not None:
         os.environ["PROMPTMILL_STATE"] = str(arguments.state)
-    for note in environment.misspelled(os.environ):
+    for note in _misspelled(os.environ):
         say(f"promptmill: {note}", sys.stderr)
     try:
         code = arguments.unconfigured(arguments) if "unconfigured" in arguments else _configured(arguments)
@@ -79,6 +79,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USAGE
     except KeyboardInterrupt:
         return 130
+
+
+# Includes the variables that configuration files in deploy/ and scripts/ read.
+_VARIABLES = tuple(
+    f"PROMPTMILL_{name}"
+    for name in (
+        *("CONFIG", "STATE", "CACHE", "SCRATCH", "ENDPOINTS", "HTTP_TOKEN", "LOG_LEVEL", "PYTHON"),
+        *("BASE_URL", "MODEL", "API_KEY", "TORCH_INDEX"),
+    )
+)
+_NEAR = 0.88  # PROMPTMILL_PROVIDER, which a user's file may read, is below it
+
+
+def _misspelled(environ: Mapping[str, str]) -> list[str]:
+    """Return a note about each variable whose name is nearly one of ours."""
+    ours = [name for name in environ if name.upper().startswith("PROMPTMI") and name not in _VARIABLES]
+    return [
+        f"Unknown variable {name:.60}; did you mean {near[0]}?"
+        for name in sorted(ours)
+        if (near := close_matches(name.upper(), _VARIABLES, n=1, cutoff=_NEAR))
+    ]
 
 
 def _speak_utf8() -> None:

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 from promptmill.cli.options import Parser, add_shared, configuration_of
-from promptmill.config import environment
 from promptmill.core.errors import config_error
+from promptmill.system import logs
 
 
 def add_options(serve: Parser) -> None:
@@ -62,7 +62,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
     runtime.start_quickly()
     if arguments.log_level is None:
-        environment.check_log_level(os.environ)
+        logs.check_level(os.environ)
     return _serve_stdio(arguments) if arguments.http is None else _serve_http(arguments)
 
 
@@ -72,7 +72,6 @@ def _serve_stdio(arguments: argparse.Namespace) -> int:
         print("promptmill: waiting for an MCP client on stdin; `promptmill install` adds it to one.", file=sys.stderr)
     configuration = configuration_of(arguments)
     from promptmill.server import process
-    from promptmill.system import logs
 
     logs.to_stderr(arguments.log_level, all_calls=arguments.access_log)
     return process.serve_stdio(configuration, locked=arguments.locked)
@@ -81,7 +80,6 @@ def _serve_stdio(arguments: argparse.Namespace) -> int:
 def _serve_http(arguments: argparse.Namespace) -> int:
     configuration = configuration_of(arguments)
     from promptmill.server import process
-    from promptmill.system import logs
 
     logs.to_stderr(arguments.log_level, all_calls=arguments.access_log)
     if arguments.trust_client:

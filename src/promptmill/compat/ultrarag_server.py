@@ -26,8 +26,8 @@ from fastmcp.tools import Tool, ToolResult
 from mcp_types import CallToolRequestParams, ListToolsRequest, TextContent, ToolAnnotations
 from pydantic import Field
 
+from promptmill.config.loading import without_litellm
 from promptmill.config.parameter_file import FILE_NAME, read
-from promptmill.config.parameter_names import without_litellm
 from promptmill.core.errors import Code, PromptmillError, input_error, redact, without_controls
 from promptmill.core.wording import shape
 from promptmill.server.tool_calls import tool

@@ -1,10 +1,11 @@
-"""The configuration file: find it, read it strictly and in bounded memory, and explain what is wrong with its YAML."""
+"""The configuration file: find it, read it strictly and in bounded memory, replace its `${NAME}`, explain its YAML."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from promptmill.core.wording import shape
 FILE_NAME = "parameter.yaml"
 _VARIABLE = "PROMPTMILL_CONFIG"
 _MOST_NODES = 100_000
+_NAMED = re.compile(
+    r"\$?\$\{([A-Za-z_][A-Za-z0-9_]*)(:-([^}]*))?(?:\}|(\Z))"
+)  # as in shells; `$${name}` stays `${name}`
 _KEY = re.compile(r"\s*(?:- )?([\w.${}-]+)\s*:(?:\s|$)")
 _UNSPACED = re.compile(r"\s*(?:- )?([A-Za-z_]\w*):(?!//)(\S[^#]*)(?!.*:\s)")
 _QUOTED = re.compile(r"[:-] +['\"]")
@@ -142,6 +146,78 @@ def _reason(error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):
         return "it is not UTF-8 text"
     return "it is nested too deeply" if isinstance(error, RecursionError) else f"a date or number is invalid: {error}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Unset:
+    """Replaces `${name}` of an unset variable: an error only if its block is used."""
+
+    name: str
+
+
+def expand(value: Any, environ: Mapping[str, str]) -> Any:
+    """Return `value`, a part of a configuration, with each `${NAME}` replaced. For unset ones see `without_unset`."""
+    if isinstance(value, dict):
+        return {key: expand(inner, environ) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [expand(inner, environ) for inner in value]
+    if not isinstance(value, str) or "${" not in value:
+        return value
+    for found in _NAMED.finditer(value):
+        if found[4] is None and not _is_literal(found) and found[1] not in environ and not found[2]:
+            return _Unset(found[1])
+    return _NAMED.sub(lambda found: _value_of(found, environ), value)
+
+
+def _value_of(found: re.Match[str], environ: Mapping[str, str]) -> str:
+    if found[4] is not None:  # it has no closing brace
+        return found[0]
+    return found[0][1:] if _is_literal(found) else environ.get(found[1]) or found[3] or ""
+
+
+def _is_literal(found: re.Match[str]) -> bool:
+    return found[0].startswith("$$")
+
+
+def without_unset(raw: dict[str, Any], backend: str) -> dict[str, Any]:
+    """Return `raw`, a result of `expand`, without the unset variables in blocks of other backends than `backend`.
+
+    Raises `PromptmillError` (`invalid_config`) for an unset variable elsewhere.
+    """
+    blocks, named = raw.get("backend_configs"), raw.get("models")
+    if isinstance(blocks, dict):
+        others = {name: _drop_unset(block) for name, block in blocks.items() if name != backend}
+        raw = {**raw, "backend_configs": {**blocks, **others}}
+    if isinstance(named, dict):  # the model in use is also outside of `models`
+        raw = {**raw, "models": {name: _drop_unset(model) for name, model in named.items()}}
+    _refuse_unset(raw, "")
+    return raw
+
+
+def _drop_unset(value: Any) -> Any:
+    """Return `value` without keys whose value is, or whose list contains, an unset variable."""
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        key: _drop_unset(inner) for key, inner in value.items() if isinstance(inner, Mapping) or not _holds_unset(inner)
+    }
+
+
+def _holds_unset(value: Any) -> bool:
+    if isinstance(value, Mapping | list):
+        return any(map(_holds_unset, value.values() if isinstance(value, Mapping) else value))
+    return isinstance(value, _Unset)
+
+
+def _refuse_unset(value: Any, path: str) -> None:
+    if isinstance(value, _Unset):
+        raise config_error(path, f"the environment variable {value.name} is not set; set it: `export {value.name}=…`.")
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _refuse_unset(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            _refuse_unset(inner, f"{path}[{index}]")
 
 
 def yaml_problem(error: yaml.YAMLError, text: str) -> str:

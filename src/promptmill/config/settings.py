@@ -37,6 +37,8 @@ def _one_or_many(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
+USUAL_KEYS = ("LLM_API_KEY", "OPENAI_API_KEY")
+"""Variables that may hold an API key if no setting names one, in this order."""
 GpuIds = Annotated[tuple[Annotated[int, Field(ge=0)], ...] | None, BeforeValidator(_gpu_ids)]
 _GPU_IDS = 'GPUs the engine may see: `"2,3"`, `2` or `[2, 3]`; empty: all.'
 _REPLICAS = (

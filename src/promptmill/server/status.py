@@ -15,8 +15,8 @@ from mcp_types import Annotations
 from pydantic import BaseModel, SecretStr
 
 from promptmill import __version__
-from promptmill.config.environment import USUAL_KEYS
 from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.settings import USUAL_KEYS
 from promptmill.core.errors import redact
 from promptmill.service.service import Service
 

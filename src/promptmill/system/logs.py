@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Mapping
+
+from promptmill.core.errors import config_error
 
 LEVEL = "PROMPTMILL_LOG_LEVEL"
 LEVELS = ("debug", "info", "warning", "error")
@@ -35,3 +38,13 @@ def quiet_fastmcp() -> None:
     if os.environ["FASTMCP_LOG_LEVEL"].strip().upper() not in {"INFO", "WARNING", "ERROR", "CRITICAL"}:
         os.environ["FASTMCP_LOG_LEVEL"] = "INFO"
     logging.getLogger("mcp").setLevel(logging.WARNING)
+
+
+def check_level(environ: Mapping[str, str]) -> None:
+    """Raise `PromptmillError` (`invalid_config`) if PROMPTMILL_LOG_LEVEL holds an unknown level."""
+    level = environ.get(LEVEL, "").strip().lower()
+    if level and level not in LEVELS:
+        raise config_error(
+            LEVEL,
+            f"{level[:20]!r} is not a log level; write {', '.join(LEVELS[:-1])} or {LEVELS[-1]}.",
+        )

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from promptmill.backends.openai.providers import ProviderProfile, profile_at, profile_of
-from promptmill.config.environment import USUAL_KEYS
-from promptmill.config.settings import OpenAISettings
+from promptmill.config.settings import USUAL_KEYS, OpenAISettings
 from promptmill.core.errors import config_error, looks_like_key, redact
 from promptmill.core.wording import close_matches
 
