@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+import byte_model
+import image_families
 from fakes import KEY
 from lookups import logged, looked_up
 from promptmill.backends.engines import embedded_model
@@ -82,6 +84,26 @@ def test_an_engine_looks_up_nothing_and_leaves_the_home_folder_alone(run, tmp_pa
     run("-m", "promptmill", "generate", "--backend", backend, "--model", EMBEDDED, "--max-tokens", "2", "Hi!")
     assert looked_up(tmp_path) <= allowed
     assert not (tmp_path / "home" / "intel").exists()
+
+
+@pytest.mark.rule("C9")
+@pytest.mark.engine
+@pytest.mark.thorough
+@pytest.mark.parametrize("kind", ["safetensors", "pickled", "images"])
+def test_hf_looks_up_nothing_for_a_model_in_a_folder(run, tmp_path, kind):
+    torch = pytest.importorskip("torch")
+    folder = tmp_path / "model"
+    if kind == "images":
+        image_families.make("llava", folder, image_families.template("llava"))
+    else:
+        byte_model.save(folder)
+    if kind == "pickled":  # transformers offers to have such weights converted elsewhere
+        from safetensors.torch import load_file
+
+        torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+    run("-m", "promptmill", "generate", "--backend", "hf", "--model", folder, "--max-tokens", "2", "Hi!")
+    assert looked_up(tmp_path) == set()
 
 
 @pytest.mark.rule("C9")
