@@ -209,7 +209,7 @@ class RowReader:
         column = self.prompt_column
         if column is not None:
             if column not in row:
-                raise input_error(f"{where} has no field {column[:60]!r}, which --prompt-column names.")
+                raise input_error(f"{where} has no field {column[:60]!r}, which `prompt_column` names.")
             row = _with_prompt(row, column)
         if not self.row_settings:
             row = {name: row[name] for name in CONTENT & row.keys()}

@@ -59,7 +59,7 @@ def _error(status: int, body: bytes, url: str = _URL, **headers: str) -> Promptm
          "may not use this model"),
         # OpenAI, o3-mini
         (400, (b'{"error": {"message": "Unsupported parameter: \'max_tokens\' is not supported with this model. Use '
-         b'\'max_completion_tokens\' instead.", "param": "max_tokens"}}'), "--set sampling_params.max_tokens=null"),
+         b'\'max_completion_tokens\' instead.", "param": "max_tokens"}}'), "`sampling_params.max_tokens: null`"),
         # OpenAI, images; vLLM, whose words are aiohttp's
         (400, b'{"error": {"message": "Error while downloading http://h/a.png. Upstream status code: 404."}}',
          "could not download the image"),

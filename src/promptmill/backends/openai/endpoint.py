@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 
 _BLOCK = "backend_configs.openai"
-_SWITCHES = "name the endpoint in the configuration file or in PROMPTMILL_ENDPOINTS, or start with `--trust-client`"
+_SWITCHES = (
+    "name the endpoint in the configuration file or in PROMPTMILL_ENDPOINTS, or start the server with "
+    "`promptmill serve --trust-client`"
+)
 _VARIABLE = re.compile(r"[A-Z]{1,20}|[A-Z][A-Z0-9]{0,14}(_[A-Z0-9]{1,15})+")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
 _FRAMING = frozenset(

@@ -49,13 +49,13 @@ _NO_IMAGES = re.compile(
     r"not (?:a )?multimodal|(?:not|n't) (?:support|accept|have) (?:image|vision|multimodal)"
     r"|(?:image|vision).{0,40}not supported|no endpoints found that support image"
 )
-_NO_SCHEMA = "Leave `response_format` (--schema, --set sampling_params.response_format) out, or use another model."
+_NO_SCHEMA = "Leave `response_format` out, or use another model."
 _REFUSED_OPTION = re.compile(
     r"(temperature|top_p|response_format|json_schema).{0,80}(?:support|unavailable|invalid|deprecated|not allowed)"
 )
 _LEAVE_OUT = {
-    "temperature": "Leave `temperature` (--temperature) out.",
-    "top_p": "Leave `top_p` (--top-p) out.",
+    "temperature": "Leave `temperature` out.",
+    "top_p": "Leave `top_p` out.",
     "response_format": _NO_SCHEMA,
     "json_schema": _NO_SCHEMA,
 }
@@ -308,10 +308,7 @@ def _forbidden(body: ErrorBody) -> str | None:
 
 def _refused(body: ErrorBody) -> str | None:
     if "max_completion_tokens' instead" in body.text:
-        return (
-            "Set `max_tokens: null` and `extra_params: {max_completion_tokens: N}` (--set "
-            "sampling_params.max_tokens=null --set extra_params.max_completion_tokens=N)."
-        )
+        return "Set `sampling_params.max_tokens: null` and `extra_params.max_completion_tokens: N`."
     if _MAX_TOKENS.search(body.text):
         return "Lower `max_tokens`."
     if name := _REFUSED_OPTION.search(body.text):

@@ -56,12 +56,13 @@ def test_closing_leaves_no_process_no_port_and_no_file(desk, make_vllm_plan, sma
     assert not listened & taken_ports()
 
 
-def test_it_looks_up_no_other_machine(tmp_path):
+@pytest.mark.parametrize("where", ["embedded", "folder"])
+def test_it_looks_up_no_other_machine(tmp_path, small, where):
     """vLLM looks up this machine's own name, and asks the system, without a packet, for its address of the way out."""
-    command = [sys.executable, "-m", "promptmill", "generate", "--backend", "vllm", "--model", "smollm2-135m-instruct"]
-    done = subprocess.run(
-        [*command, "--max-tokens", "2", "Hi!"], env=logged(tmp_path), capture_output=True, text=True, check=False
-    )
+    model = "smollm2-135m-instruct" if where == "embedded" else str(small)
+    command = [sys.executable, "-m", "promptmill", "generate", "--backend", "vllm", "--model", model]
+    command += ["--set", "backend_configs.vllm.dtype=float32", "--max-tokens", "2", "Hi!"]
+    done = subprocess.run(command, env=logged(tmp_path), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert looked_up(tmp_path) <= {socket.gethostname(), socket.getfqdn(), "8.8.8.8", "2001:4860:4860::8888"}
 
