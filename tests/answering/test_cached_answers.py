@@ -22,8 +22,10 @@ from promptmill.core.errors import Code
 from promptmill.core.outcome import Completion
 from promptmill.service import list_call
 from promptmill.service.service import Service
-from replies import answer, attempts, by_prompt, late, status
+from replies import answer, attempts, by_prompt, choose, late, status
 from waiting import until
+
+BOTH_PLACES = pytest.mark.parametrize("is_shared", [False, True], ids=["outermost", "innermost"])
 
 
 class Asking:
@@ -32,10 +34,11 @@ class Asking:
     def __init__(self, service):
         self.service = service
 
-    async def ask(self, *prompts, images=(), stats=None, **sampling):
-        stats = stats or Call(total=len(prompts))
+    async def ask(self, *prompts, images=(), stats=None, extra=None, keep_raw=False, **sampling):
+        stats = stats or Call(total=len(prompts), keep_raw=keep_raw)
         items = [conversation_from_prompt(prompt, "a prompt").with_images(images, None) for prompt in prompts]
         plan = self.service.plan.with_sampling({"temperature": 0} | sampling)
+        plan.settings.extra_params.update(extra or {})
         return await self.service.generate(items, stats, plan=plan), stats
 
 
@@ -135,9 +138,10 @@ async def test_the_same_request_in_flight_in_several_calls_is_sent_once(opened, 
 
 
 @pytest.mark.simulated
-async def test_who_waited_for_a_call_that_was_cancelled_asks_itself(opened, upstream):
+@BOTH_PLACES
+async def test_who_waited_for_a_call_that_was_cancelled_asks_itself(opened, upstream, is_shared):
     upstream.reply = attempts(late(30), answer("second"))
-    async with opened() as asking:
+    async with opened(is_shared=is_shared) as asking:
         first = asyncio.ensure_future(asking.ask("a"))
         await until(lambda: len(upstream.seen) == 1)
         second = asyncio.ensure_future(asking.ask("a"))
@@ -147,13 +151,15 @@ async def test_who_waited_for_a_call_that_was_cancelled_asks_itself(opened, upst
     assert (outcome.text, stats.requests) == ("second", 1)
 
 
-async def test_who_waited_for_a_request_that_failed_asks_itself(opened, upstream):
+@BOTH_PLACES
+async def test_who_waited_for_a_request_that_failed_asks_itself(opened, upstream, is_shared):
     upstream.reply = attempts(late(0.2, status(400)), answer("second"))
-    async with opened() as asking:
+    async with opened(is_shared=is_shared) as asking:
         result = await asyncio.gather(asking.ask("a"), asking.ask("a"))
 
     outcomes = [outcome for found, _ in result for outcome in found]
     assert sorted(isinstance(outcome, Completion) for outcome in outcomes) == [False, True]
+    assert [(stats.requests, stats.in_flight) for _, stats in result] == [(1, 0), (1, 0)]
 
 
 async def test_without_the_key_nothing_is_kept(upstream, closing):
@@ -285,3 +291,68 @@ async def test_to_several_clients_a_hit_looks_like_an_answer(opened, upstream, i
         del reported["seconds"], reported["tokens_per_second"]
     assert totals[0] == totals[1]
     assert "cached" not in totals[1]
+
+
+@pytest.mark.parametrize("cache", [True, "all"])
+async def test_to_several_clients_each_of_several_answers_is_kept_separately(
+    opened, upstream, tmp_path, monkeypatch, cache
+):
+    monkeypatch.setenv("PROMPTMILL_CACHE", str(tmp_path / "caches"))
+    upstream.reply = choose(lambda seen: answer(f"number {seen.number}"))
+    async with opened(cache=cache, is_shared=True) as asking:
+        (first,), (second,) = [(await asking.ask("a", n=3))[0] for _ in range(2)]
+    assert len(upstream.seen) == len(set(first.answers)) == 3
+    assert first.answers == second.answers
+
+
+@pytest.mark.parametrize(
+    ("reply", "arguments"),
+    [
+        pytest.param(attempts(status(429), answer("second")), {}, id="an answer of two requests"),
+        pytest.param(
+            answer("{}"), {"response_format": {"type": "json_object"}}, id="an answer that is not checked yet"
+        ),
+        pytest.param(answer("all"), {"keep_raw": True}, id="a response with its name and time"),
+    ],
+)
+async def test_for_several_clients_an_answer_that_would_give_itself_away_is_not_kept(
+    opened, upstream, reply, arguments
+):
+    upstream.reply = reply
+    async with opened(is_shared=True) as asking:
+        await asking.ask("a", **arguments)
+        sent = len(upstream.seen)
+        await asking.ask("a", **arguments)
+    assert len(upstream.seen) == sent + 1
+
+
+async def test_to_several_clients_another_service_tier_is_another_request(opened, upstream):
+    upstream.reply = answer("of priority")
+    async with opened(is_shared=True) as asking:
+        for tier in ("flex", "priority", "priority"):
+            await asking.ask("a", extra={"service_tier": tier})
+    assert [seen.json["service_tier"] for seen in upstream.seen] == ["flex", "priority"]
+
+
+async def test_the_two_places_do_not_share_answers(opened, upstream):
+    for is_shared in (False, True, False, True):
+        async with opened(is_shared=is_shared) as asking:
+            await asking.ask("a")
+    assert len(upstream.seen) == 2
+
+
+@BOTH_PLACES
+async def test_a_hit_warns_of_what_the_first_request_left_out(opened, upstream, is_shared):
+    async with opened(is_shared=is_shared, provider="openai") as asking:
+        found = [await asking.ask("a", top_k=5) for _ in range(2)]
+    assert len(upstream.seen) == 1
+    warned = [list(stats.warnings) for _, stats in found]
+    assert warned[0] == warned[1]
+    assert "`top_k`" in warned[0][0]
+
+
+async def test_extra_parameters_may_raise_the_temperature(opened, upstream):
+    async with opened() as asking:
+        for _ in range(2):
+            await asking.ask("a", extra={"temperature": 1})
+    assert len(upstream.seen) == 2

@@ -73,41 +73,6 @@ def test_files_are_out_of_reach_unless_the_operator_names_folders(server, upstre
     assert json.loads((tmp_path / "out.jsonl").read_text())["answer"] == "echo: a"
 
 
-def test_no_client_learns_from_the_cache_what_another_one_asked(upstream, tmp_path):
-    """In the result of a call and in a job, which a process of its own runs."""
-    state = {"XDG_STATE_HOME": str(tmp_path / "state"), "PROMPTMILL_CACHE": str(tmp_path / "cache")}
-    top = {"allowed_roots": [str(tmp_path)], "cache": True, "price": {"input": 10.0, "output": 100.0}}
-    config = written(tmp_path, upstream.url, top | {"sampling_params": {"temperature": 0}})
-
-    def facts(found: dict[str, Any]) -> dict[str, Any]:
-        varying = {"seconds", "tokens_per_second", "latency_s", "job_id", "output_file", "input_file"}
-        return {name: value for name, value in found.items() if name not in varying}
-
-    with Served(config, environ=state) as server:
-        first, second = (server.session().call("generate", prompt_ls=["known"]) for _ in range(2))
-        assert facts(first["_meta"]) == facts(second["_meta"])
-        session, jobs = server.session(), {}
-        for prompt in ("known", "fresh"):
-            (tmp_path / f"{prompt}.jsonl").write_text(json.dumps({"prompt": prompt}) + "\n")
-            job: dict[str, Any] = {
-                "input_file": f"{tmp_path}/{prompt}.jsonl",
-                "output_file": f"{tmp_path}/{prompt}-out.jsonl",
-            }
-            name = session.call("bulk_generate", **job)["structuredContent"]["job_id"]
-
-            def status(name: str = name) -> dict[str, Any]:
-                found: dict[str, Any] = session.call("bulk_status", job_id=name)["structuredContent"]
-                return found
-
-            eventually(lambda status=status: status()["state"] == "finished")
-            jobs[prompt] = status()
-    assert [seen.prompt for seen in upstream.seen] == ["known", "fresh"], "the others are hits"
-    assert {name for name in jobs["known"] if "cache" in name} == {"cached_tokens"}  # the provider's own
-    for name in ("done", "requests", "retries", "cost", "prompt_tokens", "completion_tokens"):
-        assert jobs["known"].get(name) == jobs["fresh"].get(name), name
-    assert jobs["known"].keys() == jobs["fresh"].keys()
-
-
 def test_web_images_and_data_go_through(server, upstream):
     urls = [
         "https://example.com/a.png",

@@ -1,5 +1,15 @@
 """The answer cache: a request with a cached answer is not sent, and identical requests in flight are sent once.
 
+Its place depends on the clients of the process:
+
+    one user         cached ─▶ several ─▶ structured ─▶ priced ─▶ backend    a hit is free and counted as a hit
+    several clients  several ─▶ structured ─▶ priced ─▶ cached ─▶ backend    a hit is reported like a sent request
+
+No client may learn another client's requests from a report. So for several clients, the cache takes the place of the
+backend: a hit counts as a request and has the usage and the warnings of the first answer, and all functions around it
+check, count and charge it like any other. A report shows no difference; only the time does. The two places hold
+different answers, checked and unchecked ones, and never find each other's.
+
 All processes of one user share one cache file, which is bounded in size and age and readable by that user only.
 """
 
@@ -8,16 +18,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import logging
 import os
 import sqlite3
 import stat
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import astuple, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
 import orjson
@@ -44,6 +55,7 @@ CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, answer BLOB NOT NULL, 
 CREATE INDEX IF NOT EXISTS by_age ON answers (made);
 """
 _COMPLETE = frozenset({"stop", "tool_calls"})
+_LOG = logging.getLogger(__name__)
 # Settings of a backend that change how an answer is obtained, but not the answer.
 _NOT_ASKED = frozenset(
     {
@@ -74,16 +86,23 @@ _NOT_ASKED = frozenset(
 )
 
 
+_Warn: TypeAlias = Callable[[str], None]
+
+
 class CachedAnswers:
     """Returns cached answers, and sends identical requests of several calls only once.
 
     It keeps complete answers of requests at temperature 0; with `everything`, those of all requests.
     """
 
-    def __init__(self, following: Answer, plan: ResolvedConfig, cache: AnswerCache, *, everything: bool) -> None:
+    def __init__(
+        self, following: Answer, plan: ResolvedConfig, cache: AnswerCache, *, everything: bool, is_shared: bool
+    ) -> None:
+        """`is_shared`: several clients call, so that a hit is reported like a sent request."""
         self._following = following
         self._everything = everything
-        self._of_plan = _fingerprint_of(plan)
+        self._is_shared = is_shared
+        self._of_plan = _fingerprint_of(plan, is_shared=is_shared)
         self._rules = ImageRules.of(
             plan.settings.allowed_roots, plan.settings.max_image_pixels, plan.settings.max_image_memory
         )
@@ -91,8 +110,14 @@ class CachedAnswers:
         self._flights: dict[bytes, asyncio.Future[Completion | None]] = {}
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
-        """Answer a request; one whose answer may differ the next time passes through."""
-        if not self._everything and request.sampling.temperature != 0:
+        """Answer a request; one whose answer may differ the next time passes through.
+
+        For several clients, so does one with a `response_format`: here its answer is unchecked, and a wrong one would
+        be kept.
+        """
+        if not (self._everything or _is_repeatable(request)):
+            return self._following(request, call)
+        if self._is_shared and request.sampling.response_format is not None:
             return self._following(request, call)
         return self._once(request, call)
 
@@ -105,34 +130,60 @@ class CachedAnswers:
         await self._batches.aclose()
 
     async def _once(self, request: Request, call: Call) -> Outcome:
+        began = time.monotonic()
         key = await self._key(request, call)
         if key is None:
             return await self._following(request, call)
         flight = self._flights.get(key)
         if flight is None:
-            return await self._lead(key, request, call)
-        with call.hold():
-            answer = await asyncio.shield(flight)
+            return await self._lead(key, request, call, began)
+        if self._is_shared:
+            call.sending(request)
+        call.in_flight += self._is_shared
+        try:
+            with call.hold():
+                answer = await asyncio.shield(flight)
+        finally:
+            call.in_flight -= self._is_shared
+        if answer is not None:
+            return self._copied(answer, request, call, began)
         # the first request failed: all others are sent at the same time, or they would fail one after the other
-        return await self._following(request, call) if answer is None else _copied(answer, call)
+        if self._is_shared:  # the backend counts it
+            call.requests -= 1
+            call.not_billed(request)
+        return await self._following(request, call)
 
-    async def _lead(self, key: bytes, request: Request, call: Call) -> Outcome:
+    async def _lead(self, key: bytes, request: Request, call: Call, began: float) -> Outcome:
         """Answer a request, from the cache if possible; identical requests that arrive meanwhile share the answer."""
         flight = self._flights[key] = asyncio.get_running_loop().create_future()
         answer: Completion | None = None
+        warn = _LOG.warning if self._is_shared else call.warn
         try:
-            kept = await self._batches.look_up(key, call)
+            kept = await self._batches.look_up(key, warn)
             if kept is not None and (answer := _unpacked(kept)) is not None:
-                return _copied(answer, call)
+                if self._is_shared:
+                    call.sending(request)
+                return self._copied(answer, request, call, began)
             outcome = await self._following(request, call)
-            if isinstance(outcome, Completion):
+            if isinstance(outcome, Completion) and (not self._is_shared or _is_of_one_request(outcome, request)):
                 answer = outcome
                 if outcome.finish_reason in _COMPLETE:
-                    self._batches.keep(key, outcome, call)
+                    self._batches.keep(key, outcome, warn)
             return outcome
         finally:
             del self._flights[key]
             flight.set_result(answer)
+
+    def _copied(self, answer: Completion, request: Request, call: Call, began: float) -> Completion:
+        """Return a copy of `answer` for a request that came at `began`."""
+        for warning in answer.warnings:
+            call.warn(warning)
+        if self._is_shared:
+            latency_s = round(time.monotonic() - began, 4)
+            return replace(answer, attempts=request.attempts + 1, latency_s=latency_s, cost=None, unmetered=0)
+        call.cached += 1
+        cost = None if call.cost is None else 0.0
+        return replace(answer, attempts=0, latency_s=0.0, usage=NO_USAGE, cost=cost, unmetered=0)
 
     async def _key(self, request: Request, call: Call) -> bytes | None:
         """Return the cache key of a request, None if its answer is not cached."""
@@ -140,7 +191,10 @@ class CachedAnswers:
         if any(images.is_web(source) for source in sources):
             return None  # the image at a URL may change
         try:
-            asked = _request_digest(request, self._of_plan, call.keep_raw)
+            context = [self._of_plan, call.keep_raw]
+            if self._is_shared:  # its price is part of the report
+                context.append(request.extra.get("service_tier"))
+            asked = _request_digest(request, *context)
             files = [source for source in sources if source[:5].lower() != "data:"]
             return await asyncio.to_thread(self._with_files, asked, files) if files else asked
         except (OSError, TypeError, ValueError, PromptmillError):
@@ -162,12 +216,12 @@ class _Batches:
         self._wanted: dict[bytes, asyncio.Future[bytes | None]] = {}
         self._unwritten: dict[bytes, bytes] = {}
         """Answers that are not on disk yet."""
-        self._to_keep: list[tuple[bytes, bytes, Call]] = []
+        self._to_keep: list[tuple[bytes, bytes, _Warn]] = []
         self._looking: set[asyncio.Task[None]] = set()
         self._keeping: asyncio.Task[None] | None = None
 
-    async def look_up(self, key: bytes, call: Call) -> bytes | None:
-        """Return the cached answer of `key`; None if the cache lacks it."""
+    async def look_up(self, key: bytes, warn: _Warn) -> bytes | None:
+        """Return the cached answer of `key`; None if the cache lacks it. `warn` gets the error of a broken cache."""
         if (kept := self._unwritten.get(key)) is not None:
             return kept
         loop = asyncio.get_running_loop()
@@ -177,16 +231,16 @@ class _Batches:
         try:
             return await found
         except PromptmillError as error:
-            call.warn(f"{error} Nothing was answered from it.")
+            warn(f"{error} Nothing was answered from it.")
             return None
 
-    def keep(self, key: bytes, answer: Completion, call: Call) -> None:
-        """Queue an answer for writing."""
+    def keep(self, key: bytes, answer: Completion, warn: _Warn) -> None:
+        """Queue an answer for writing; `warn` gets the error of a broken cache."""
         try:
             self._unwritten[key] = packed = _packed(answer)
         except TypeError:  # a value outside of JSON
             return
-        self._to_keep.append((key, packed, call))
+        self._to_keep.append((key, packed, warn))
         if self._keeping is None or self._keeping.done():
             self._keeping = asyncio.ensure_future(self._keep_all())
 
@@ -224,8 +278,8 @@ class _Batches:
             try:
                 await asyncio.to_thread(self._cache.put, [(key, packed) for key, packed, _ in some])
             except PromptmillError as error:
-                for call in {call for _, _, call in some}:
-                    call.warn(f"{error} The answers were not kept.")
+                for warn in {warn for _, _, warn in some}:
+                    warn(f"{error} The answers were not kept.")
             for key, _, _ in some:
                 self._unwritten.pop(key, None)
 
@@ -239,7 +293,7 @@ class SameRequests:
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
         """Answer a request; one whose answer may differ the next time passes through."""
-        if request.extra.get("temperature", request.sampling.temperature) != 0:
+        if not _is_repeatable(request):
             return self._following(request, call)
         return self._once(request, call)
 
@@ -271,37 +325,40 @@ class SameRequests:
             flight.set_result(shared)
 
 
+def _is_repeatable(request: Request) -> bool:
+    """Return whether the request has the temperature 0, so that its answer should be the same the next time."""
+    return bool(request.extra.get("temperature", request.sampling.temperature) == 0)
+
+
+def _is_of_one_request(answer: Completion, request: Request) -> bool:
+    """Return whether `answer` can stand for that of another request.
+
+    It cannot if its usage includes failed attempts, or if it has the endpoint's name and time of the response.
+    """
+    return answer.attempts == request.attempts + 1 and answer.details is None
+
+
 def _request_digest(request: Request, *context: Any) -> bytes:
     """Return a digest of the request's contents and of its `context`.
 
     Raises `TypeError` or `ValueError` for values outside of JSON.
     """
     extra = {name: value for name, value in request.extra.items() if name != "service_tier"}
-    asked = (request.conversation.as_messages(), request.sampling.given(), extra, request.path)
+    asked = (request.conversation.as_messages(), request.sampling.given(), extra, request.path, request.choice)
     digest = hashlib.blake2b(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS), digest_size=24)
     for value in context:
         digest.update(value if isinstance(value, bytes) else orjson.dumps(value))
     return digest.digest()
 
 
-def _fingerprint_of(plan: ResolvedConfig) -> bytes:
-    """Return a digest of the settings that change answers, without those that are part of each request."""
+def _fingerprint_of(plan: ResolvedConfig, *, is_shared: bool) -> bytes:
+    """Return the settings that change answers, without those that are part of each request, and the cache's place."""
     block = plan.block
     assert block is not None
     asked = block.model_dump(mode="json", exclude={*_NOT_ASKED, "headers"})
     headers = getattr(block, "headers", {})
     values = [(name, hashlib.sha256(headers[name].get_secret_value().encode()).hexdigest()) for name in sorted(headers)]
-    return orjson.dumps((3, plan.backend, asked, values), option=orjson.OPT_SORT_KEYS)
-
-
-def _copied(answer: Completion, call: Call) -> Completion:
-    """Return a copy of a cached answer, which costs nothing."""
-    if call.hides_hits:
-        call.requests += 1
-        return replace(answer, attempts=1)
-    call.cached += 1
-    cost = None if call.cost is None else 0.0
-    return replace(answer, attempts=0, latency_s=0.0, usage=NO_USAGE, cost=cost, unmetered=0)
+    return orjson.dumps((4, is_shared, plan.backend, asked, values), option=orjson.OPT_SORT_KEYS)
 
 
 def _packed(answer: Completion) -> bytes:
@@ -314,17 +371,17 @@ def _packed(answer: Completion) -> bytes:
             answer.logprobs,
             answer.details,
             answer.answers,
+            answer.warnings,
             astuple(answer.usage),
-            answer.latency_s,
-            answer.cost,
+            answer.tier,
         )
     )
 
 
 def _unpacked(data: bytes) -> Completion | None:
     try:
-        text, finish_reason, reasoning, tool_calls, logprobs, details, answers, *spent = orjson.loads(data)
-        usage, latency_s, cost = spent
+        text, finish_reason, reasoning, tool_calls, logprobs, details, answers, *rest = orjson.loads(data)
+        warnings, usage, tier = rest
     except (ValueError, TypeError):
         return None
     return Completion(
@@ -335,9 +392,9 @@ def _unpacked(data: bytes) -> Completion | None:
         logprobs=logprobs,
         details=details,
         answers=tuple(answers),
+        warnings=tuple(warnings),
         usage=Usage(*usage),
-        latency_s=latency_s,
-        cost=cost,
+        tier=tier,
     )
 
 

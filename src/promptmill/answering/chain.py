@@ -4,8 +4,10 @@
     outcome ◀──────────────────────────────────────────────────────────────────────────────┘
 
 A function passes on a request that does not use its feature. The cache is the outermost function, so that it keeps only
-answers that satisfied their schema. Prices and budgets are near the backend, so that they see every request that is
-sent. `Chain` joins the functions, loads the backend and closes it; the shorter functions follow it in this module.
+answers that satisfied their schema and a hit costs nothing. Where several clients share the process, it is the
+innermost one instead, so that no report shows a hit (`cached.py`). Prices and budgets are near the backend, so that
+they see every request that is sent. `Chain` joins the functions, loads the backend and closes it; the shorter functions
+follow it in this module.
 """
 
 from __future__ import annotations
@@ -36,10 +38,11 @@ _LONGEST_QUOTED = 1 << 17  # characters of a wrong answer that are sent back to 
 
 
 class Chain:
-    """The backend of `plan` with all functions around its `answer`. `budget` is the spending limit of the process."""
+    """The backend of `plan` with all functions around its `answer`."""
 
-    def __init__(self, backend: Backend, plan: ResolvedConfig, budget: Budget | None) -> None:
-        self._backend, self._plan, self._budget = backend, plan, budget
+    def __init__(self, backend: Backend, plan: ResolvedConfig, budget: Budget | None, *, is_shared: bool) -> None:
+        """`budget` is the spending limit of the process; `is_shared`: several clients share it."""
+        self._backend, self._plan, self._budget, self._is_shared = backend, plan, budget, is_shared
         self._cached: CachedAnswers | None = None
         self._structured: _StructuredAnswers | None = None
         self._is_priced = False
@@ -52,7 +55,10 @@ class Chain:
         Raises `PromptmillError`, also for a budget without a price (`invalid_config`) and a cache that cannot be used
         (`storage`).
         """
-        plan, answer = self._plan, self._backend.answer
+        plan = self._plan
+        answer: Answer = self._backend.answer
+        if self._is_shared:
+            answer = await self._with_cache(answer)
         if plan.backend not in BACKENDS or plan.record.sampling is not None or not plan.record.takes_images:
             answer = _ScreenedRequests(answer, plan).answer
         price = await asyncio.to_thread(price_of, plan)
@@ -66,12 +72,17 @@ class Chain:
         answer = _SeveralAnswers(answer).answer
         if plan.backend == "openai" and plan.settings.backend_configs.openai.dedupe:
             answer = SameRequests(answer).answer
-        if wanted := plan.operator.cache:
-            cache = await asyncio.to_thread(AnswerCache, path_of(wanted))
-            self._cached = CachedAnswers(answer, plan, cache, everything=wanted == "all")
-            answer = self._cached.answer
-        self.answer = answer
+        self.answer = answer if self._is_shared else await self._with_cache(answer)
         await self._backend.load(report)
+
+    async def _with_cache(self, answer: Answer) -> Answer:
+        """Return `answer` behind the cache that the operator wants, if any."""
+        plan = self._plan
+        if not (wanted := plan.operator.cache):
+            return answer
+        cache = await asyncio.to_thread(AnswerCache, path_of(wanted))
+        self._cached = CachedAnswers(answer, plan, cache, everything=wanted == "all", is_shared=self._is_shared)
+        return self._cached.answer
 
     def enter(self, call: Call) -> Share:
         """Note that a call starts. Raises `PromptmillError`, also for a budget without a price (`invalid_config`)."""
@@ -161,7 +172,7 @@ class _SeveralAnswers:
             try:
                 sampling = self._single_sampling(request.sampling, place)
                 earlier = 0 if place else request.attempts  # only once, because the attempts are summed up
-                return await self._following(request.changed(sampling=sampling, attempts=earlier), call)
+                return await self._following(request.changed(sampling=sampling, attempts=earlier, choice=place), call)
             finally:
                 call.waits.forked -= 1
                 call.waits.freed()

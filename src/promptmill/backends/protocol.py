@@ -76,6 +76,8 @@ class Request:
     """Its place in the call's input file; None if it comes from no file or differs from its row."""
     account: Account | None = None
     """Set if its cost is charged to a budget."""
+    choice: int = 0
+    """Its number among the requests for several answers to one item, each of which is kept separately."""
 
     def changed(self, **changes: Any) -> Request:
         """Return the request with `changes`; it no longer has the contents of its row."""
@@ -229,8 +231,6 @@ class Call:
     """The limit of the call's own cost."""
     journal: Journal | None = None
     """Set while requests are noted on disk."""
-    hides_hits: bool = False
-    """Whether a cached answer is reported like any other, because several clients share the cache."""
     model: str = ""
     """The name of the model that answers, if there are several."""
     started: float = field(default_factory=time.monotonic)

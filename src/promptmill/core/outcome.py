@@ -58,6 +58,8 @@ class Completion:
     """All answers, if `n` is above 1; `text` is the first one."""
     tier: str = ""
     """The service tier that the endpoint reports, in lower case."""
+    warnings: tuple[str, ...] = ()
+    """Deviations from the request that its backend has reported to the call; they apply to each copy of the answer."""
     unmetered: int = 0
     """Requests without reported usage that may be billed all the same."""
 

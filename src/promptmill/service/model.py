@@ -42,9 +42,12 @@ _MEMORY_PER_WEIGHT = 2.5
 class Models:
     """The models of a process by name, each made when it is first needed. The engines among them share the machine."""
 
-    def __init__(self, create: Create, drain_s: float, budget: Budget | None) -> None:
-        """`create` makes the backend of a plan; `drain_s` limits how long calls continue on a model that is swapped."""
-        self.create, self.drain_s, self.budget = create, drain_s, budget
+    def __init__(self, create: Create, drain_s: float, budget: Budget | None, *, is_shared: bool) -> None:
+        """`create` makes the backend of a plan; `drain_s` limits how long calls continue on a model that is swapped.
+
+        `is_shared`: several clients share the models.
+        """
+        self.create, self.drain_s, self.budget, self.is_shared = create, drain_s, budget, is_shared
         self._by_name: dict[str, Model] = {}
         self._turn = asyncio.Lock()
         self._loading: list[Loaded] = []
@@ -298,7 +301,7 @@ class Loaded:
                 await after.unload(PromptmillError(Code.REPLACED, "Another model was loaded on the same device."))
                 self.predecessor = after = before
             async with models.room(self):
-                self._chain = Chain(backend, self.plan, models.budget)
+                self._chain = Chain(backend, self.plan, models.budget, is_shared=models.is_shared)
                 await self._chain.load(self._report)
             self._note_use()
         finally:

@@ -56,7 +56,7 @@ class Service:
         self.budget = None if limit is None else Budget(limit)
         """The limit of the cost of all calls together."""
         self.calls = _ServiceStats()
-        self._models = Models(create, drain_s, self.budget)
+        self._models = Models(create, drain_s, self.budget, is_shared=is_shared)
         self._models.add(configuration.default, plan or configuration.plan)
         self._deciding = asyncio.Lock()
         self._closed = False
@@ -263,7 +263,6 @@ class Service:
     def _counted(self, plan: ResolvedConfig, stats: Call) -> Iterator[None]:
         for warning in plan.warnings:
             stats.warn(warning)
-        stats.hides_hits = self.is_shared
         if len(self.models) > 1:
             stats.model = plan.name
         with self.calls.counted(stats):

@@ -119,7 +119,7 @@ class GrowingAnswer:
             "type": "outcome",
             "run": self.run,
             "id": self.number,
-            "latency_s": round(taken, 6),
+            "latency_s": round(taken, 4),
             "warnings": list(self.warnings),
         }
 

@@ -461,6 +461,7 @@ def outcome_of(message: Frame, request: Request) -> Outcome:
         message["latency_s"],
         message.get("logprobs"),
         message.get("details"),
+        warnings=tuple(message.get("warnings", ())),
     )
     if problem := unanswered(completion):
         return Failure(problem, attempts, completion.latency_s, completion.usage)

@@ -123,11 +123,13 @@ class LocalSender:
         if request.path:
             return await self._send_elsewhere(request, endpoint_state, fresh=fresh)
         endpoint, encoder = endpoint_state.endpoint, endpoint_state.encoder
+        warnings: tuple[str, ...] = ()
         for name in encoder.refused(request):
             text = f"{endpoint.name} takes no `{name}`"
             if self._unsupported_is_error:
                 raise PromptmillError(Code.UNSUPPORTED, f"{text}.")
-            self._call.warn(f"{text}; it was left out.")
+            warnings += (f"{text}; it was left out.",)
+            self._call.warn(warnings[-1])
         preview = self._call.preview
         if prepared and endpoint.profile.images == "data" and self._passes_on(request.conversation.images):
             raise PromptmillError(
@@ -154,6 +156,7 @@ class LocalSender:
         if not inline and (problem := unanswered(found)):
             kind = FailureKind.TRANSIENT if found.finish_reason is None else FailureKind.ITEM
             return RetryDecision(kind, problem, usage=found.usage, unmetered=not found.is_metered)
+        found.warnings = warnings
         return found
 
     async def _post(

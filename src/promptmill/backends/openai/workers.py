@@ -61,7 +61,7 @@ _LOST = RetryDecision(
 _Result = Completion | RetryDecision
 # A list and not an object, because a million answers pass through this process.
 _ANSWER = attrgetter(
-    *("text", "finish_reason", "reasoning", "tool_calls", "logprobs", "details", "tier"),
+    *("text", "finish_reason", "reasoning", "tool_calls", "logprobs", "details", "tier", "warnings"),
     *("usage.prompt_tokens", "usage.completion_tokens", "usage.cached_tokens", "usage.reasoning_tokens"),
 )
 _KEPT_SETTINGS = 1024
@@ -401,9 +401,9 @@ def packed_result(result: _Result) -> tuple[str, Any]:
 def _unpacked_result(kind: str, found: Any) -> _Result:
     """Return the result that `packed_result` wrote."""
     if kind == "answer":
-        text, finish_reason, reasoning, calls, logprobs, details, tier, *counts = found
+        text, finish_reason, reasoning, calls, logprobs, details, tier, warnings, *counts = found
         answer = Completion(text, finish_reason, Usage(*counts), reasoning, tuple(calls), tier=tier)
-        answer.logprobs, answer.details = logprobs, details
+        answer.logprobs, answer.details, answer.warnings = logprobs, details, tuple(warnings)
         return answer
     scope, error, usage = FailureKind[found["kind"]], frames.unpacked_error(found["error"]), Usage(**found["usage"])
     return RetryDecision(**found | {"kind": scope, "error": error, "usage": usage})

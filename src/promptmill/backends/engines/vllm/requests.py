@@ -121,7 +121,7 @@ class RequestRunner:
         except Exception as error:
             found = {"error": packed_error(_item_error(error))}
         address = {"type": "outcome", "run": message["run"], "id": message["id"], "warnings": warnings}
-        self._channel.send({**address, "latency_s": round(time.monotonic() - started, 6), **found})
+        self._channel.send({**address, "latency_s": round(time.monotonic() - started, 4), **found})
 
     async def _answer_of(self, message: Frame, warnings: list[str]) -> Frame:
         if "path" in message:  # `/embeddings`, see `BackendRecord.other_paths`

@@ -1,0 +1,194 @@
+"""No client learns from a report which requests of other clients the server has answered: hits and new requests alike.
+
+Each way asks for an answer that another client's request has left in the cache, and for one that is new, and compares
+all that a client can read: the result, the notifications, the status, a job's report.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+from promptmill.answering.cached import AnswerCache
+from replies import answer, by_prompt, choose
+from served import Served, messages
+from server_process import written
+from waiting import eventually
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+_TIMES = {"seconds", "tokens_per_second", "latency_s", "created", "rows_per_second", "p50", "p95", "p99"}
+_NAMES = {"alive", "job_id", "input_file", "output_file", "output", "input", "started", "updated"}
+_BILLED = {"price": {"input": 10.0, "output": 100.0}, "sampling_params": {"temperature": 0, "max_tokens": 50}}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("cached")
+
+
+@pytest.fixture
+def upstream(lasting):
+    lasting.begin_anew()
+    return lasting
+
+
+@pytest.fixture(scope="module")
+def sharing(folder, lasting):
+    """A server with a cache, a price, and an endpoint that takes no `top_k`."""
+    top = {"allowed_roots": [str(folder)], "cache": True, "schema_retries": 2, **_BILLED}
+    environ = {"XDG_STATE_HOME": str(folder / "state"), "PROMPTMILL_CACHE": str(folder / "cache")}
+    with Served(written(folder, lasting.url, top, provider="openai"), environ=environ) as server:
+        yield server
+
+
+def _reported(client, tool="generate", **arguments):
+    """Call a tool; return its result and the notifications before it."""
+    asked = {"name": tool, "arguments": arguments, "_meta": {"progressToken": "p"}}
+    answered = client.post({"jsonrpc": "2.0", "id": "call", "method": "tools/call", "params": asked})
+    *notified, result = messages(answered.body)
+    return result["result"], notified
+
+
+def _status(client):
+    found = client.request("resources/read", uri="promptmill://status")
+    return json.loads(found["result"]["contents"][0]["text"])
+
+
+def _totals(client):
+    return {name: value for name, value in _status(client)["totals"].items() if name != "errors"}
+
+
+def _facts(found: Any) -> Any:
+    """Return a report without times and without the words in which the prompts differ."""
+    if isinstance(found, dict):
+        return {name: _facts(value) for name, value in found.items() if name not in _TIMES | _NAMES}
+    if isinstance(found, list):
+        return [_facts(value) for value in found]
+    return re.sub(r"known|fresh|[\d.,]+/(s|min)|[\d.]+ s", "", found) if isinstance(found, str) else found
+
+
+def _seen(client, prompt, **arguments):
+    """Return all that a client can read of one call."""
+    before = _totals(client)
+    result, notified = _reported(client, prompt_ls=[prompt], **arguments)
+    after = _totals(client)
+    if (times := result["_meta"].get("latency_s")) is not None:
+        assert max(times) <= result["_meta"]["seconds"]
+    counted = {name: round(after[name] - before[name], 9) for name in after}
+    return _facts([result, notified[:1] + notified[-1:], counted])
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "a budget of nothing": {"max_cost": 0},
+    "a repaired answer": {"answer_schema": SCHEMA},
+    "an answer asked for again": {"answer_schema": SCHEMA},
+    "several answers": {"sampling_params": {"n": 3}},
+    "several answers from their seeds": {"sampling_params": {"n": 3, "seed": 7}},
+    "a parameter that is left out": {"sampling_params": {"top_k": 5}},
+}
+
+
+@pytest.mark.rule("H13")
+@pytest.mark.parametrize("way", WAYS)
+def test_a_hit_is_reported_like_a_new_request(sharing, upstream, way):
+    arguments = WAYS[way]
+    known, fresh = f"known {way}", f"fresh {way}"
+    right, wrong = answer('{"a": 1}'), answer('{"a": "one"}')
+    first = answer('```json\n{"a": 1}\n```') if "repaired" in way else wrong
+    if "answer_schema" in arguments:
+        upstream.reply = choose(lambda seen: first if seen.prompt in {known, fresh} else right)
+    warm = {name: value for name, value in arguments.items() if name != "max_cost"}
+    assert not sharing.session().call("generate", prompt_ls=[known], **warm).get("isError")
+    sent, client = len(upstream.seen), sharing.session()
+    hit = _seen(client, known, **arguments)
+    if "answer_schema" not in arguments:  # those are sent each time
+        assert len(upstream.seen) == sent
+    assert hit == _seen(client, fresh, **arguments)
+
+
+@pytest.mark.rule("H13")
+def test_a_request_that_waits_for_one_of_another_client_is_reported_like_a_sent_one(sharing, upstream):
+    released = threading.Event()
+
+    async def held(exchange):
+        while not released.is_set():
+            await exchange.sleep(0.005)
+        await answer()(exchange)
+
+    upstream.reply = by_prompt({"shared": held})
+    clients = [sharing.session() for _ in range(3)]
+    before = _totals(clients[2])
+
+    def running():
+        status = _status(clients[2])
+        calls = [{name: call[name] for name in ("done", "total", "in_flight")} for call in status["calls_in_progress"]]
+        return calls, status["totals"]["requests"] - before["requests"]
+
+    with ThreadPoolExecutor() as threads:
+        try:
+            results = [threads.submit(_reported, clients[0], prompt_ls=["shared"])]
+            eventually(lambda: upstream.seen)
+            results.append(threads.submit(_reported, clients[1], prompt_ls=["shared"]))
+            one = {"done": 0, "total": 1, "in_flight": 1}
+            eventually(lambda: running() == ([one, one], 2))
+        finally:
+            released.set()
+    first, second = (result.result() for result in results)
+    assert len(upstream.seen) == 1
+    assert _facts(first[0]) == _facts(second[0])
+
+
+@pytest.mark.rule("H13")
+def test_a_job_reports_a_hit_like_a_new_request(sharing, upstream, folder):
+    def report(prompt: str, **order: Any) -> Any:
+        name = f"{prompt}-{len(order)}"
+        (folder / f"{name}.jsonl").write_text(json.dumps({"prompt": f"{prompt} row"}) + "\n")
+        files = {"input_file": f"{folder}/{name}.jsonl", "output_file": f"{folder}/{name}-out.jsonl"}
+        started = client.call("bulk_generate", **files, **order)["structuredContent"]["job_id"]
+
+        def status():
+            return client.call("bulk_status", job_id=started)["structuredContent"]
+
+        eventually(lambda: status()["state"] in {"finished", "stopped"})
+        found = status() | {"row": (folder / f"{name}-out.jsonl").read_text() if not order else ""}
+        return _facts({key: value for key, value in found.items() if not re.search("_at$|_s$|eta|bytes", key)})
+
+    client = sharing.session()
+    client.answers("known row")
+    sent = len(upstream.seen)
+    hit = report("known"), report("known", max_cost=0)
+    assert len(upstream.seen) == sent
+    new = report("fresh"), report("fresh", max_cost=0)
+    assert "cached" not in hit[0]
+    assert hit[0] == new[0]
+    assert hit[1] == new[1]
+
+
+@pytest.mark.rule("H13")
+@pytest.mark.thorough
+def test_an_engine_reports_a_hit_like_a_new_request(folder):
+    """openvino computes it, and warns of a parameter that the model's template lacks."""
+    (folder / "engine").mkdir()
+    config = folder / "engine" / "promptmill.yaml"
+    block = {"openvino": {"model_name_or_path": "smollm2-135m-instruct"}}
+    config.write_text(json.dumps({"backend": "openvino", "backend_configs": block, "cache": True, **_BILLED}))
+    with Served(config, environ={"PROMPTMILL_CACHE": str(folder / "engine" / "cache")}) as server:
+        client = server.session()
+        client.answers("load the model")
+        ways: list[dict[str, Any]] = [{}, {"reasoning_effort": "low"}, {"n": 2}]
+        for number, way in enumerate(ways):
+            sampling = {"stop": ["a", "e", "i", "o"], "seed": number, **way}
+            first = _seen(client, "Say yes.", sampling_params=sampling)
+            with closing(AnswerCache(folder / "engine" / "cache" / "answers" / "answers.sqlite")) as cache:
+                kept = cache.summary()["answers"]
+            assert kept > number
+            assert first == _seen(client, "Say yes.", sampling_params=sampling)
+            if "reasoning_effort" in way:
+                assert "reasoning_effort" in str(first)
