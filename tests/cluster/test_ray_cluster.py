@@ -31,5 +31,5 @@ def test_a_cluster_that_is_not_there_is_told_without_ray_ending_the_process() ->
         backend = await RayCluster("127.0.0.1:9").create(openai_configuration("http://127.0.0.1:9/v1").plan)
         await backend.load(lambda _: None)
 
-    with pytest.raises(PromptmillError, match="no Ray cluster answers at 127"):
+    with pytest.raises(PromptmillError, match="No Ray cluster answers at 127"):
         asyncio.run(load())

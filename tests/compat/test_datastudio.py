@@ -20,8 +20,7 @@ from PIL import Image
 from pydantic import BaseModel
 
 from promptmill.api import BaseAPI, MPOpenAIAPI, OpenAIAPI
-from promptmill.compat.datastudio import object_in
-from promptmill.compat.datastudio_inputs import conversation_of
+from promptmill.compat.datastudio import _conversation_of, object_in
 from promptmill.core.conversation import ImagePart, TextPart
 from promptmill.core.errors import PromptmillError
 from replies import answer, attempts, by_prompt, choose, late, status
@@ -359,18 +358,18 @@ def test_workers_give_the_same_answers(upstream):
     ],
 )
 def test_an_input_becomes_a_conversation(item, content):
-    assert conversation_of(item, "inputs").messages[-1].content == content
+    assert _conversation_of(item, "inputs").messages[-1].content == content
 
 
 def test_a_system_part_becomes_the_system_turn():
-    turns = conversation_of([{"type": "system", "value": "Be short."}, "hi"], "inputs").messages
+    turns = _conversation_of([{"type": "system", "value": "Be short."}, "hi"], "inputs").messages
     assert [(turn.role, turn.content) for turn in turns] == [("system", "Be short."), ("user", "hi")]
 
 
 @pytest.mark.parametrize("item", [3, None, [], [3], {"a": 1}, {"type": "video", "value": "x"}])
 def test_anything_else_is_an_error_that_names_it(item):
     with pytest.raises(PromptmillError, match=r"inputs"):
-        conversation_of(item, "inputs")
+        _conversation_of(item, "inputs")
 
 
 def test_a_mistake_in_the_settings_shows_at_once():

@@ -120,4 +120,4 @@ def test_a_job_in_the_background_is_on_the_cluster_and_so_is_what_goes_on_with_i
 
 def test_a_cluster_that_is_not_there_is_told(bench: Any) -> None:
     bench.prompts(1)
-    assert "no Ray cluster answers at 127.0.0.1:9" in bench.fail("--ray", "127.0.0.1:9", apart=True)
+    assert "No Ray cluster answers at 127.0.0.1:9" in bench.fail("--ray", "127.0.0.1:9", apart=True)

@@ -15,9 +15,8 @@ from typing import Any
 from promptmill import __version__
 from promptmill.backends import registry
 from promptmill.backends.protocol import Backend
-from promptmill.cluster import replicas
 from promptmill.cluster.remote_backend import LostError, RateLeases, RemoteBackend, Replica
-from promptmill.cluster.replicas import Replicas, changed_block
+from promptmill.cluster.replicas import Replicas, changed_block, create
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.system.installation import adding
@@ -41,7 +40,7 @@ class RayCluster:
             raise PromptmillError(Code.MISSING_DEPENDENCY, "Ray is not installed.", adding("ray"))
         count = self._count(plan)
         environment = {name: os.environ[name] for name in _keys(plan) if name in os.environ}
-        arguments = (replicas.create, _share(plan, count), environment, __version__)
+        arguments = (create, _share(plan, count), environment, __version__)
         leases = RateLeases() if _has_rates(plan) else None
 
         async def connect() -> Sequence[Backend]:
@@ -118,7 +117,7 @@ class _ActorLink:
 
 
 def _unreachable(address: str, why: str) -> PromptmillError:
-    return config_error("", f"no Ray cluster answers at {address}: {why:.200}")
+    return config_error("", f"No Ray cluster answers at {address}: {why:.200}")
 
 
 async def _disconnect() -> None:
