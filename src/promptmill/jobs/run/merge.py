@@ -101,15 +101,18 @@ class Merge:
         return self.spec.columns or {}
 
     def answer(self, row: int) -> Record | None:
-        """Return the record of `row`, None to leave the row out. Raises `UnansweredError`, `HaltedError`."""
+        """Return the record of `row`, None to leave the row out. Raises `UnansweredError`."""
         record = self.answers.find(row)
-        if record is not None and self.spec.leaves_out(record.code):
-            record = None
+        if record is not None and record.code is not None and self.spec.leaves_out(record.code):
+            return None
+        return record
+
+    def pass_rows(self, rows: int) -> None:
+        """Report that so many rows are done. Raises `HaltedError`."""
         if self.passed is not None:
-            self.passed(row + 1)
+            self.passed(rows)
         if self.halt is not None and self.halt.is_set():
             raise HaltedError
-        return record
 
 
 def of_job(job: Job, lines: RandomFile, answers: Answers) -> Merge:
@@ -188,6 +191,7 @@ def _answered(merge: Merge, most: int) -> Iterator[tuple[bytes, Record]]:
     """Yield the first `most` rows, as lines, with their answers."""
     lines, count = Lines(merge.lines), 0
     while block := lines.read():
+        merge.pass_rows(block[0].row)
         for line in block:
             if line.blank:
                 continue
@@ -212,11 +216,16 @@ def _batch_lines(merge: Merge, most: int) -> Iterator[bytes]:
 
 
 def _parquet_lines(merge: Merge, most: int) -> Iterator[bytes]:
-    rows = (row for batch in ParquetTable(merge.input).batches() for row in batch.to_pylist())
-    for number, row in enumerate(itertools.islice(rows, most)):
-        record = merge.answer(number)
-        if record is not None:
-            yield rows_.json_line(row | answer_fields(record, merge.columns))
+    number = 0
+    for batch in ParquetTable(merge.input).batches():
+        merge.pass_rows(number)
+        for row in batch.slice(0, most - number).to_pylist():
+            record = merge.answer(number)
+            number += 1
+            if record is not None:
+                yield rows_.json_line(row | answer_fields(record, merge.columns))
+        if number >= most:
+            return
 
 
 def _cell_lines(merge: Merge, most: int) -> Iterator[bytes]:
@@ -262,6 +271,7 @@ def _write_parquet(merge: Merge, out: IO[bytes], most: int) -> None:
     with parquet.ParquetWriter(out, schema, write_batch_size=_VALUES_AT_ONCE) as writer:
         number, group, size = 0, [], 0
         for batch in table.batches():
+            merge.pass_rows(number)
             rows = batch.slice(0, most - number)
             found = [(at, record) for at in range(rows.num_rows) if (record := merge.answer(number + at)) is not None]
             records = [answer_fields(record) for _, record in found]

@@ -279,7 +279,8 @@ class JobStore:
 
         Answers that the rows `replaced` had are set aside.
         """
-        self.change((_SET_ASIDE, [(row,) for row in replaced]), (PUT, records))
+        # `sqlite3` takes half as much time again for a named tuple
+        self.change((_SET_ASIDE, [(row,) for row in replaced]), (PUT, map(tuple, records)))
 
     def drop_unsound(self) -> int:
         """Forget the records that are not what was written; return how many there were."""
@@ -471,7 +472,7 @@ class JobStore:
         with self._lock, self._errors():
             return self._connection.execute(query, values).fetchall()
 
-    def change(self, *work: tuple[str, Sequence[Any]]) -> None:
+    def change(self, *work: tuple[str, Iterable[Any]]) -> None:
         """Run each statement once for each of its rows of values; all of it happens or nothing."""
         connection = self._connection
         with self._lock, self._errors():

@@ -142,8 +142,8 @@ def _fields(row: int, outcome: Outcome, asked: bytes | None, changed: Sequence[s
         min(usage.completion_tokens, _LARGEST_INT),
     )
     more: dict[str, Any] = {} if outcome.cost is None else {"cost": round(outcome.cost, 9)}
-    apart = {"cached_tokens": usage.cached_tokens, "reasoning_tokens": usage.reasoning_tokens}
-    if any(apart.values()):
+    if usage.cached_tokens or usage.reasoning_tokens:
+        apart = {"cached_tokens": usage.cached_tokens, "reasoning_tokens": usage.reasoning_tokens}
         more["tokens"] = {name: min(count, _LARGEST_INT) for name, count in apart.items() if count}
     if outcome.wanted > 1:
         more["wanted"] = outcome.wanted
