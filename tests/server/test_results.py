@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -49,6 +50,8 @@ async def test_a_result_that_is_too_large_comes_as_its_first_answers_a_link_and_
         result = await talk("generate", prompt_ls=prompts)
         link = result.content[-1]
         page = await talk("bulk_results", job_id=result.structured_content["kept_job_id"], limit=1000)
+        (hint,) = map(json.loads, re.findall(r"bulk_results and (\{.*?\})", text(result)))
+        longer = await talk("bulk_results", **hint)
         rows = await _read_all(talk, str(link.uri))
     structured = result.structured_content
     (omitted,) = structured["errors"]
@@ -63,6 +66,8 @@ async def test_a_result_that_is_too_large_comes_as_its_first_answers_a_link_and_
     assert str(link.uri) == f"promptmill://jobs/{structured['kept_job_id']}/answers"
     assert [(row["index"], row["answer"]) for row in rows] == [(number, LONG) for number in range(30)]
     assert page.structured_content["state"] == "finished"
+    assert len(longer.structured_content["rows"]) > 2 * len(page.structured_content["rows"]), "as long as a result"
+    assert hint["offset"] == longer.structured_content["rows"][0]["index"] == kept
     assert page.structured_content["next_offset"] == len(page.structured_content["rows"]) < 30
     assert len(json.dumps(page.structured_content)) < 200_000
 

@@ -216,7 +216,7 @@ def first_answers(
     )
 
     def with_first(count: int) -> ToolResult:
-        left_out = Failure(_left_out(outcomes, count, kept_id, link.uri))
+        left_out = Failure(_left_out(outcomes, count, kept_id, link.uri, most))
         shown = [*outcomes[:count], *[left_out] * (len(outcomes) - count)]
         (entry,) = list_call.errors([left_out])
         errors = [*list_call.errors(outcomes[:count]), {**entry, "index": count, "last": len(outcomes) - 1}]
@@ -251,14 +251,15 @@ def _sizes(outcomes: Sequence[Outcome]) -> Iterator[int]:
             yield size + len(orjson.dumps(list_call.errors([outcome]))) + len(str(len(outcomes)))
 
 
-def _left_out(outcomes: Sequence[Outcome], count: int, kept_id: str, uri: str) -> PromptmillError:
+def _left_out(outcomes: Sequence[Outcome], count: int, kept_id: str, uri: str, most: int) -> PromptmillError:
     offset = count - list_call.deferred(outcomes[:count])  # deferred items are rows of another job
     which = f"{count} to {len(outcomes) - 1}" if count < len(outcomes) - 1 else f"{count}"
     return PromptmillError(
         Code.OMITTED,
         f"The answers of items {which} of {len(outcomes)} are left out: the result is too large for one message.",
         f"Do not send the prompts again: all answers are kept as job {kept_id}. Read the rest with bulk_results and "
-        f'{{"job_id": "{kept_id}", "offset": {offset}}}, where `index` is the prompt\'s place, or the resource {uri}.',
+        f'{{"job_id": "{kept_id}", "offset": {offset}, "max_characters": {most}}}, where `index` is the prompt\'s '
+        f"place, or the resource {uri}.",
     )
 
 
