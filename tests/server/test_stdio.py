@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -326,6 +329,43 @@ async def test_a_signal_while_fastmcps_client_reads_its_first_answers_leaves_the
             process.terminate()
             result = await call
     assert result.structured_content == {"ans_ls": ["x" * 3_000_000]}
+
+
+@contextlib.contextmanager
+def _writing_a_large_answer(config, upstream):
+    """Give a server that writes an answer of 3 MB to a client that has read nothing of it."""
+    upstream.reply = answer("x" * 3_000_000)
+    command = [sys.executable, "-m", "promptmill", "serve", "--access-log", "--config", str(config())]
+    with tempfile.TemporaryFile("w+") as log, subprocess.Popen(command, stdin=-1, stdout=-1, stderr=log) as server:
+        client = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+        call = {"name": "generate", "arguments": {"prompt_ls": ["x"]}}
+        for number, (method, params) in enumerate({"initialize": client, "tools/call": call}.items()):
+            message = {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
+            server.stdin.write(json.dumps(message).encode() + b"\n")
+        server.stdin.flush()
+        eventually(lambda: "code=ok" in os.pread(log.fileno(), 10_000, 0).decode())
+        yield server
+
+
+@posix
+@pytest.mark.thorough
+def test_a_signal_leaves_a_large_answer_to_a_client_that_reads_slowly(config, upstream):
+    with _writing_a_large_answer(config, upstream) as server:
+        began, read = time.monotonic(), b""
+        server.terminate()
+        while piece := server.stdout.read1(32 << 10):
+            read += piece
+            time.sleep(0.015)
+        assert server.wait(PATIENCE_S) == CODES["SIGTERM"]
+    assert time.monotonic() - began > 2, "longer than a client that reads nothing may hold up the end"
+    assert json.loads(read.splitlines()[-1])["result"]["structuredContent"] == {"ans_ls": ["x" * 3_000_000]}
+
+
+@posix
+def test_a_client_that_reads_nothing_does_not_hold_up_the_end(config, upstream):
+    with _writing_a_large_answer(config, upstream) as server:
+        server.terminate()
+        assert server.wait(2) == CODES["SIGTERM"]
 
 
 @posix

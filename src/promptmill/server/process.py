@@ -77,13 +77,12 @@ async def _serve_stdio(
     closing = asyncio.ensure_future(service.aclose())  # the first step, so that engines end even if a tool hangs
     loop = asyncio.get_running_loop()
     until = loop.time() + _CLOSE_S
-    answered = asyncio.ensure_future(
-        stdio.last_answers()
-    )  # running calls return their answers so far when the service closes
-    await asyncio.wait({serving, answered}, timeout=_CLOSE_S, return_when=asyncio.FIRST_COMPLETED)
+    # running calls return their answers so far when the service closes
+    answered = asyncio.ensure_future(stdio.last_answers(_CLOSE_S))
+    await asyncio.wait({serving, answered}, return_when=asyncio.FIRST_COMPLETED)
     stdio.hang_up()
     serving.cancel()  # this cancels all calls
-    await asyncio.wait({serving, closing}, timeout=until - loop.time() + _LAST_WORDS_S / 2)
+    await asyncio.wait({serving, closing}, timeout=max(0.0, until - loop.time()) + _LAST_WORDS_S / 2)
     _leave(serving, signals)
 
 

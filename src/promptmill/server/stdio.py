@@ -5,6 +5,7 @@
   the other version, so here a `server/discover` at the start is a separate conversation.
 * A request that cannot be read gets an error reply. The SDK drops such lines, and their senders wait for ever.
 * `last_answers` waits until the client has read the answers of its calls, so that they arrive before the process ends.
+  The SDK does not report what it has written, so it writes into our `_Pipe`.
 * A client that has left gets no more messages.
 
 The SDK tries to read a line as each kind of message in turn. Compared with a reader of our own, a valid call of 20 MB
@@ -15,14 +16,19 @@ takes the same CPU time with one prompt (0.28 and 0.33 s) or 500 prompts (0.12 a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
+import os
 import re
 import sys
+import time
 from typing import Any
 
+import anyio
 from fastmcp import FastMCP
 from fastmcp.server.context import reset_transport, set_transport
+from mcp.os.win32.utilities import rebind_std_handle_to_fd
 from mcp.server.stdio import stdio_server
 from mcp.shared.message import SessionMessage
 from mcp_types import (
@@ -41,6 +47,7 @@ from pydantic import ValidationError
 _FOLLOW_UP_S = 0.5
 _READING_S = 5.0  # for a client to read a large answer: later, a signal waits for nothing
 _POLL_S = 0.01
+_PIECE_BYTES = 16 << 10
 _MOST_DIGITS = 4000  # Python refuses to parse many more digits
 # An unclosed string extends to the end of the line, so that its end is searched for only once.
 _PIECE = re.compile(r'"(?:[^"\\]|\\.)*+"?|[{}\[\]:]|-?\d+')
@@ -55,6 +62,7 @@ class StdioServer:
 
     def __init__(self, server: FastMCP) -> None:
         self._server = server
+        self._pipe = _Pipe()
         self._outgoing: _Outgoing | None = None
         self._transport: asyncio.Task[None] | None = None
 
@@ -64,13 +72,13 @@ class StdioServer:
         From then on, stdin is empty for other code of this process and its children, and their output goes to stderr.
         """
         streams: asyncio.Future[tuple[Any, Any]] = asyncio.get_running_loop().create_future()
-        self._transport = asyncio.ensure_future(_open(streams))
+        self._transport = asyncio.ensure_future(_open(self._pipe, streams))
         either: set[asyncio.Future[Any]] = {self._transport, streams}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not streams.done():
             self._transport.result()
         reading, writing = streams.result()
-        self._outgoing = _Outgoing(writing)
+        self._outgoing = _Outgoing(writing, self._pipe)
         token = set_transport("stdio")
         try:
             async with self._server._lifespan_manager():
@@ -88,16 +96,19 @@ class StdioServer:
             await low_level.run(_Discovery(item, outgoing), outgoing, options)
         await low_level.run(incoming, outgoing, options)
 
-    async def last_answers(self) -> None:
-        """Wait until the client has read all answers, including those to the requests that it sends after an answer."""
+    async def last_answers(self, limit_s: float) -> None:
+        """Wait until the client has read all answers, including those to the requests that it sends after an answer.
+
+        Waits for `limit_s` at most, and longer only while the client reads: it ends `limit_s` after the last read.
+        """
         if (outgoing := self._outgoing) is None:
             return
-        time = asyncio.get_running_loop().time
-        busy_at = time() if time() < outgoing.answered_at + _READING_S else -math.inf
-        while True:
+        began = time.monotonic()
+        busy_at = began if began < outgoing.answered_at + _READING_S else -math.inf
+        while (now := time.monotonic()) < max(began, self._pipe.read_at) + limit_s:
             if outgoing.is_busy():
-                busy_at = time()
-            if time() > max(busy_at, outgoing.answered_at) + _FOLLOW_UP_S:
+                busy_at = now
+            if now > max(busy_at, outgoing.answered_at) + _FOLLOW_UP_S:
                 return
             await asyncio.sleep(_POLL_S)
 
@@ -107,9 +118,46 @@ class StdioServer:
             self._outgoing.client_has_left = True
 
 
-async def _open(streams: asyncio.Future[tuple[Any, Any]]) -> None:
+class _Pipe:
+    """The standard output that the client reads, as a file for the SDK. Other code's output then goes to stderr."""
+
+    def __init__(self) -> None:
+        self.written = 0
+        """Number of messages that are in the pipe."""
+        self.read_at = -math.inf
+        """When the client last made room for a piece of a message."""
+        self._descriptor = -1
+
+    def open(self) -> None:
+        """Take standard output over, as the SDK does if it gets no file."""
+        null = os.open(os.devnull, os.O_RDWR)  # has descriptor 2 if there is no stderr
+        self._descriptor = os.dup(1)
+        os.dup2(2, 1)
+        if null > 2:
+            os.close(null)
+        with contextlib.suppress(OSError):
+            rebind_std_handle_to_fd(1)
+
+    async def write(self, message: str) -> None:
+        """Write one message; return when all of it is in the pipe."""
+        await anyio.to_thread.run_sync(self._write, message)
+        self.written += 1
+
+    def _write(self, message: str) -> None:
+        left = memoryview(message.encode())
+        while left:
+            left = left[os.write(self._descriptor, left[:_PIECE_BYTES]) :]
+            self.read_at = time.monotonic()
+
+    async def flush(self) -> None:
+        """Do nothing: a message is in the pipe when it is written."""
+
+
+async def _open(pipe: _Pipe, streams: asyncio.Future[tuple[Any, Any]]) -> None:
     """Open the SDK's transport. It ends with the process, because nothing else ends the read in its thread."""
-    async with stdio_server() as opened:
+    pipe.open()
+    stdout: Any = pipe
+    async with stdio_server(stdout=stdout) as opened:
         streams.set_result(opened)
         await asyncio.Event().wait()
 
@@ -134,8 +182,10 @@ class _Outgoing(_Stream):
     "Connection closed", and clients of its 1.x line raise an exception for that while they exit.
     """
 
-    def __init__(self, inner: Any) -> None:
+    def __init__(self, inner: Any, pipe: _Pipe) -> None:
         self._inner = inner
+        self._pipe = pipe
+        self._sent = 0
         self.client_has_left = False
         self.unanswered: set[Any] = set()
         """The ids of requests without an answer so far."""
@@ -148,14 +198,14 @@ class _Outgoing(_Stream):
         if self.client_has_left:
             return
         await self._inner.send(item)
+        self._sent += 1
         if isinstance(item.message, JSONRPCResponse | JSONRPCError):
-            self.answered_at = asyncio.get_running_loop().time()
+            self.answered_at = time.monotonic()
             self._settle(item.message.id)
 
     def is_busy(self) -> bool:
         """Return whether a request is unanswered, or a message is not yet in the pipe to the client."""
-        # The SDK writes in a task that waits for the next message when the pipe holds the one before.
-        return bool(self.unanswered) or not self._inner._inner.statistics().tasks_waiting_receive
+        return bool(self.unanswered) or self._sent > self._pipe.written
 
     def expect(self, message: JSONRPCMessage) -> None:
         """Note a message of the client: a request gets an answer, unless the client cancels it."""
