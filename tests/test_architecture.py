@@ -210,7 +210,7 @@ def test_only_the_command_line_names_its_options(module):
     """It replaces names of arguments and keys by its options, see `core.errors.Named`. Whole commands may be named."""
     text = re.sub(r"`(promptmill|pip|optimum-cli) [^`]*`", "", MODULES[module].read_text(encoding="utf-8"))
     found = re.findall(r"(?<!-)--[a-z][a-z-]*", text)
-    assert not found or module.startswith("backends")
+    assert not found
 
 
 def test_names_under_servers_hide_no_importable_module():

@@ -63,7 +63,7 @@ def _plan(**block):
 def test_a_provider_that_wants_a_key_is_told_before_it_is_asked():
     with pytest.raises(PromptmillError, match="groq needs a key, and GROQ_API_KEY is not set") as caught:
         registry.check_key(_plan(provider="groq"), {"GROQ_KEY": "sk-1", "PATH": "x"})
-    assert "--key-env GROQ_KEY" in str(caught.value)
+    assert '`api_key_env: "GROQ_KEY"`' in str(caught.value)
     assert "sk-1" not in str(caught.value)
 
 

@@ -592,10 +592,13 @@ def test_the_name_of_no_file_is_a_prompt(promptmill):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("gpt-4o", "gpt-4o is a model of OpenAI: add --provider openai (key in OPENAI_API_KEY)"),
-        ("qwen3:8b", "qwen3:8b looks like an Ollama model: add --base-url localhost:11434"),
-        ("ollama/qwen3:8b", "is a model of Ollama: add --base-url localhost:11434 --model qwen3:8b"),
-        ("openai/gpt-4o", "gpt-4o is a model of OpenAI: add --provider openai --model gpt-4o (key in OPENAI_API_KEY)"),
+        (
+            "gpt-4o",
+            "gpt-4o is a model of OpenAI. Use the backend openai with --provider openai (key in OPENAI_API_KEY).",
+        ),
+        ("qwen3:8b", "qwen3:8b looks like an Ollama model. Use the backend openai with --base-url localhost:11434."),
+        ("ollama/qwen3:8b", "Use the backend openai with --base-url localhost:11434 and --model qwen3:8b."),
+        ("openai/gpt-4o", "Use the backend openai with --provider openai and --model gpt-4o (key in OPENAI_API_KEY)."),
         ("model.gguf", "There is no GGUF file at "),
     ],
 )

@@ -55,7 +55,7 @@ async def test_a_server_with_several_models_is_passed_over_with_the_reason(upstr
     choice = await choose(auto(), {}, [row("vllm", first), row("sglang", second)])
     assert choice.values["backend_configs.openai.base_url"] == [second.url]
     assert "vllm: " in choice.against[0]
-    assert "it has a, b, and --model NAME chooses one" in choice.against[0]
+    assert "it has a, b, and no `model_name` chooses one" in choice.against[0]
 
 
 async def test_the_model_that_is_named_decides_between_servers(upstreams):

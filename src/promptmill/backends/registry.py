@@ -12,7 +12,7 @@ from promptmill.backends.protocol import Backend, Step
 from promptmill.config.backends import AUTO, BACKENDS, installed, is_named
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.config.settings import USUAL_KEYS
-from promptmill.core.errors import config_error, redact
+from promptmill.core.errors import Named, config_error, redact
 from promptmill.core.wording import close_matches
 
 _HUB_KEYS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
@@ -44,22 +44,6 @@ def check_name(name: str) -> None:
         meant = meant or close_matches(plain, known, n=1, cutoff=0.5)
         said = f"did you mean {meant[0]}?" if meant else f"known backends: {', '.join(known)}."
         raise config_error("backend", f"there is no backend {shown}; {said}")
-
-
-def check_asked(name: str) -> None:
-    """Raise `PromptmillError` (`invalid_config`) if `--backend NAME` names no backend; it has the option to use."""
-    plain = name.lower().replace("_", "-")
-    if is_named(name):
-        return
-    if plain == "ollama":
-        instead = "Ollama is an endpoint; instead: --base-url localhost:11434 --model NAME"
-    elif plain in {"openai-compatible", "openai-api", "litellm", "endpoint"}:
-        instead = "instead: --base-url URL --model NAME"
-    elif plain in {row[0] for row in providers()}:
-        instead = f"{plain} is a provider; instead: --provider {plain} --model NAME"
-    else:  # the nearest name is reported together with other mistakes
-        return
-    raise config_error("", f"--backend {name}: {instead}")
 
 
 async def create(plan: ResolvedConfig) -> Backend:
@@ -96,11 +80,13 @@ def check_key(plan: ResolvedConfig, environ: Mapping[str, str] = os.environ) -> 
     set_ones = [name for name in environ if name != wanted and "KEY" in name.upper() and environ[name].strip()]
     others = [name for name in set_ones if name.upper().replace("_API", "") == letters]
     others += close_matches(wanted, set_ones, n=1, cutoff=0.85)
-    meant = f" {others[0]} is; if it is that one: --key-env {others[0]}." if others else ""
+    meant = (f". {others[0]} is; if it is that one: ", Named("api_key_env", others[0])) if others else ()
     raise config_error(
         "",
-        f"{block.provider} needs a key, and {wanted} is not set: `export {wanted}=…`, or name another variable with "
-        f"--key-env.{meant}",
+        f"{block.provider} needs a key, and {wanted} is not set: `export {wanted}=…`, or name another variable: ",
+        Named("api_key_env", "NAME"),
+        *meant,
+        ".",
     )
 
 

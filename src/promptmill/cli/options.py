@@ -205,9 +205,7 @@ def configuration_of(arguments: argparse.Namespace) -> Configuration:
     from promptmill.config.loading import HTTP_DEFAULTS, Configuration
 
     if arguments.backend is not None:
-        from promptmill.backends import registry
-
-        registry.check_asked(arguments.backend)
+        _check_backend(arguments.backend)
     return Configuration.load(
         arguments.config,
         assignments=arguments.set,
@@ -216,6 +214,25 @@ def configuration_of(arguments: argparse.Namespace) -> Configuration:
         trust_client=getattr(arguments, "trust_client", False),
         defaults=HTTP_DEFAULTS if getattr(arguments, "http", None) else {},
     )
+
+
+def _check_backend(name: str) -> None:
+    """Raise `PromptmillError` (`invalid_config`) if `--backend NAME` names an endpoint; it has the options to use."""
+    from promptmill.backends import registry
+    from promptmill.config.backends import is_named
+
+    plain = name.lower().replace("_", "-")
+    if is_named(name):
+        return
+    if plain == "ollama":
+        instead = "Ollama is an endpoint; instead: --base-url localhost:11434 --model NAME"
+    elif plain in {"openai-compatible", "openai-api", "litellm", "endpoint"}:
+        instead = "instead: --base-url URL --model NAME"
+    elif plain in {row[0] for row in registry.providers()}:
+        instead = f"{plain} is a provider; instead: --provider {plain} --model NAME"
+    else:  # the nearest name is reported together with other mistakes
+        return
+    raise config_error(f"--backend {name}", instead)
 
 
 def _schema(arguments: argparse.Namespace) -> dict[tuple[str, ...], Any]:
@@ -346,5 +363,5 @@ def _with_other_ways(
     here = choosing.local_engine()
     if here != plan.backend and choosing.is_installed(here):
         ways.append(f"--backend {here}, which is installed here")
-    hint = f"{error.hint.rstrip('.')}. {chose} says {plan.backend}; instead: {', '.join(ways[:-1])} or {ways[-1]}."
-    return PromptmillError(error.code, error.parts, hint)
+    chosen = f"{chose} says {plan.backend}; instead: {', '.join(ways[:-1])} or {ways[-1]}."
+    return PromptmillError(error.code, error.parts, (*error.remedy, f" {chosen}"))

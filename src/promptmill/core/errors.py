@@ -139,9 +139,9 @@ class PromptmillError(Exception):
         super().__init__(code, message, hint)  # pickle rebuilds the error from these arguments
         self.code = code
         self.parts = _parts(message)
-        self._remedy = _parts(_TRAITS[code].hint if hint is None else hint)
+        self.remedy = _parts(_TRAITS[code].hint if hint is None else hint)
         self.message = _text(self.parts, argument_name)
-        self.hint = _text(self._remedy, argument_name)
+        self.hint = _text(self.remedy, argument_name)
 
     @property
     def retryable(self) -> bool:
@@ -150,7 +150,7 @@ class PromptmillError(Exception):
 
     def worded(self, name: Callable[[Named], str | None]) -> str:
         """Return the text with each field replaced by the result of `name`; None: the surface lacks the field."""
-        return f"{_text(self.parts, name)} {_text(self._remedy, name)}".rstrip()
+        return f"{_text(self.parts, name)} {_text(self.remedy, name)}".rstrip()
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}".rstrip()

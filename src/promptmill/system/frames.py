@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, TypeAlias
 
 import orjson
 
-from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.errors import Code, Named, PromptmillError
 
 Frame: TypeAlias = dict[str, Any]
 
@@ -68,13 +68,14 @@ def _unpacked(body: bytes) -> Frame:
 
 def packed_error(error: PromptmillError) -> list[Any]:
     """Return `error` in a form for frames."""
-    return [error.code, error.message, error.hint, *([] if error.said is None else [error.said])]
+    words = ([part if isinstance(part, str) else [*part] for part in parts] for parts in (error.parts, error.remedy))
+    return [error.code, *words, error.said]
 
 
 def unpacked_error(fields: list[Any]) -> PromptmillError:
     """Return the error that `packed_error` wrote."""
-    code, message, hint, *said = fields
-    error = PromptmillError(Code(code), message, hint)
-    if said:
-        error.said = said[0]
+    code, *texts, said = fields
+    words = ([part if isinstance(part, str) else Named(*part) for part in parts] for parts in texts)
+    error = PromptmillError(Code(code), *words)
+    error.said = said
     return error

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
-from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.errors import Code, Named, PromptmillError
 from promptmill.system import frames, subprocesses
 
 
@@ -44,9 +44,10 @@ def test_half_a_surrogate_pair_is_refused():
 
 
 def test_errors_travel_whole():
-    error = PromptmillError(Code.OUT_OF_MEMORY, "Too big.", "Make it smaller.")
+    error = PromptmillError(Code.OUT_OF_MEMORY, "Too big.", ("Lower ", Named("max_tokens"), "."))
     again = frames.unpacked_error(orjson.loads(orjson.dumps(frames.packed_error(error))))
-    assert (again.code, again.message, again.hint) == (error.code, error.message, error.hint)
+    assert (again.code, again.message, again.hint) == (error.code, "Too big.", "Lower `max_tokens`.")
+    assert again.worded(lambda named: f"--{named.field}") == "Too big. Lower --max_tokens."
 
 
 def test_the_end_of_a_process_is_told_in_words():

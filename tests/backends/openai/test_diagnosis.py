@@ -88,7 +88,7 @@ async def test_a_refused_key_for_the_list_of_models_is_a_warning(upstream, monke
     models, said = steps[-2:]
     assert (models.step, models.ok, models.warns) == ("models", True, True)
     assert (said.step, said.ok) == ("answer", False)
-    assert "No key was sent: `export OPENAI_API_KEY=…`, or name another variable with --key-env" in said.detail
+    assert 'No key was sent: `export OPENAI_API_KEY=…`, or name another variable: `api_key_env: "NAME"`.' in said.detail
 
 
 @pytest.mark.parametrize("code", [401, 403])

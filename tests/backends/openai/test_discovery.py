@@ -121,7 +121,7 @@ async def test_a_server_without_models_is_reported(upstream):
 async def test_an_endpoint_without_a_list_requires_a_model_name(upstream):
     upstream.gets = {"/v1/models": None}
     with pytest.raises(
-        PromptmillError, match=r"model_name: is missing; name one \(--model NAME\)\. .* answered 404 for /v1/models"
+        PromptmillError, match=r"model_name: is missing; name one \(`model_name`\)\. .* answered 404 for /v1/models"
     ):
         await with_model(openai_plan(upstream.url, model_name=None))
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from promptmill.backends.engines import embedded_model
-from promptmill.core.errors import Code, PromptmillError, first_sentence
+from promptmill.core.errors import Code, Named, PromptmillError, Words, first_sentence
 from promptmill.system.installation import adding, command_for_package
 from promptmill.system.safe_open import home_expanded
 
@@ -35,6 +35,8 @@ _HOSTED = (
 _PREFIXES = frozenset({"openai", "anthropic", "gemini", "google", "mistral", "deepseek"})
 _OLLAMA_PREFIXES = frozenset({"ollama", "ollama_chat"})
 _OLLAMA = re.compile(r"[A-Za-z0-9][\w.-]+:[\w.-]+")
+_ENDPOINT = "Use the backend openai with "
+_AT_OLLAMA = (_ENDPOINT, Named("base_url", "localhost:11434"))
 _NAME_IT = "Name a folder with a model, a .gguf file, or a model of the hub such as Qwen/Qwen3-0.6B."
 _AGAIN = "Get the model's files again."
 NO_WRITER = ("The model is of a kind that does not generate text.", "Choose a text generation model.")
@@ -118,26 +120,25 @@ def _on_disk(name: str, gguf_file: str | None, form: Format) -> Location | None:
     if _looks_local(name):
         what = "GGUF file" if path.suffix == ".gguf" else "model folder"
         raise load_failure(f"There is no {what} at {path.absolute()}.", "Check the path.")
-    if hosted := _advice_for_hosted(name):
-        raise load_failure(*hosted)
+    if hosted := _hosted(name):
+        raise hosted
     if not _HUB_NAME.fullmatch(name):
         raise load_failure(f"{name[:100]!r} is neither a folder nor a name on the model hub.", _NAME_IT)
     return None
 
 
-def _advice_for_hosted(name: str) -> tuple[str, str] | None:
-    """Return message and hint if `name` is a hosted or Ollama model; None if it may be a model of the hub."""
+def _hosted(name: str) -> PromptmillError | None:
+    """Return the error for a hosted or Ollama model; None if it may be a model of the hub."""
     prefix, _, own = name.partition("/")
     if prefix in _OLLAMA_PREFIXES and own:
-        return f"{name} is a model of Ollama:", f"add --base-url localhost:11434 --model {own}"
-    if prefix in _PREFIXES and (found := _advice_for_hosted(own)) and "--provider" in found[1]:
-        return found[0], found[1].replace(" (", f" --model {own} (", 1)
+        return load_failure(f"{name} is a model of Ollama.", (*_AT_OLLAMA, " and ", Named("model_name", own), "."))
+    model = own if prefix in _PREFIXES else name
     for form, owner, provider, key_env in _HOSTED:
-        if re.match(form, name):
-            return f"{name} is a model of {owner}:", f"add --provider {provider} (key in {key_env})"
-    if _OLLAMA.fullmatch(name):
-        return f"{name} looks like an Ollama model:", "add --base-url localhost:11434"
-    return None
+        if re.match(form, model):
+            named = () if model == name else (" and ", Named("model_name", model))
+            remedy = (_ENDPOINT, Named("provider", provider), *named, f" (key in {key_env}).")
+            return load_failure(f"{model} is a model of {owner}.", remedy)
+    return load_failure(f"{name} looks like an Ollama model.", (*_AT_OLLAMA, ".")) if _OLLAMA.fullmatch(name) else None
 
 
 def _looks_local(name: str) -> bool:
@@ -245,7 +246,7 @@ def _hub_answers(endpoint: str) -> bool:
     return True
 
 
-def load_failure(message: str, hint: str | None = None) -> PromptmillError:
+def load_failure(message: str, hint: Words | None = None) -> PromptmillError:
     """Return the error for a model that cannot be loaded."""
     return PromptmillError(Code.ENGINE_LOAD_FAILED, message, hint)
 

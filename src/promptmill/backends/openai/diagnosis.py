@@ -139,7 +139,7 @@ class _Trial:
                 return ""
             self._listed = error
             if not named:
-                stage.failed(PromptmillError(error.code, error.message, "Name the model: --model NAME."))
+                stage.failed(PromptmillError(error.code, error.message, "Name the model in `model_name`."))
                 return ""
             report = stage.warn if error.code is Code.UNAUTHORIZED else stage.ok
             report(f"the list is unavailable ({error.message.rstrip('.')})")

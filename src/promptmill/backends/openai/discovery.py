@@ -22,9 +22,10 @@ from promptmill.backends.openai.transport import Pool
 from promptmill.backends.protocol import Choice
 from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.errors import Code, PromptmillError, config_error, without_controls
+from promptmill.core.errors import Code, Named, PromptmillError, config_error, without_controls
 
 _BLOCK = "backend_configs.openai"
+_BY_NAME = Named("model_name", text=" ({})")
 _LOCAL_S = 2.0
 _PROVIDER_S = 5.0
 _MODEL_S = 15.0
@@ -63,12 +64,10 @@ async def with_model(plan: ResolvedConfig) -> ResolvedConfig:
         except PromptmillError as error:
             if error.code is not Code.NOT_FOUND:
                 raise
-            raise config_error(
-                f"{_BLOCK}.model_name", f"is missing; name one (--model NAME). {error.message}"
-            ) from None
+            raise config_error(f"{_BLOCK}.model_name", "is missing; name one", _BY_NAME, f". {error.message}") from None
     model = models.only()
     if model is None:
-        raise config_error(f"{_BLOCK}.model_name", f"is missing; {which_models(first, models)}")
+        raise config_error(f"{_BLOCK}.model_name", "is missing; ", *which_models(first, models))
     return _naming(plan, model.name, f"model {model.name}: the one that {_where(first, models)} has")
 
 
@@ -83,15 +82,15 @@ async def models_at(plan: ResolvedConfig) -> list[str]:
     return [model.name for model in sorted(models.models, key=lambda model: not model.loaded)]
 
 
-def which_models(endpoint: Endpoint, models: ModelList) -> str:
+def which_models(endpoint: Endpoint, models: ModelList) -> Sequence[str | Named]:
     """Return the sentence that asks the user to choose a model."""
     if not models.models:
-        return f"{_where(endpoint, models)} has no model yet: load or pull a model there."
-    return f"{_where(endpoint, models)} has {models}: name one of them (--model NAME)."
+        return (f"{_where(endpoint, models)} has no model yet: load or pull a model there.",)
+    return f"{_where(endpoint, models)} has {models}: name one of them", _BY_NAME, "."
 
 
 def _undecided(models: ModelList) -> str:
-    return f"it has {models}, and --model NAME chooses one" if models.models else "it has no model yet"
+    return f"it has {models}, and no `model_name` chooses one" if models.models else "it has no model yet"
 
 
 def _where(endpoint: Endpoint, models: ModelList) -> str:

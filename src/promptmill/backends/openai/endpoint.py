@@ -12,7 +12,7 @@ from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from promptmill.backends.openai.providers import ProviderProfile, profile_at, profile_of
 from promptmill.config.settings import USUAL_KEYS, OpenAISettings
-from promptmill.core.errors import config_error, looks_like_key, redact
+from promptmill.core.errors import Named, config_error, looks_like_key, redact
 from promptmill.core.wording import close_matches
 
 if TYPE_CHECKING:
@@ -99,8 +99,8 @@ def _required_urls(settings: OpenAISettings) -> list[str]:
     if not urls and settings.provider and (hosts := _named_profile(settings.provider).hosts):
         raise config_error(
             f"{_BLOCK}.base_url",
-            f"is missing: {settings.provider} has a separate address for each customer, "
-            f"--base-url https://NAME.{hosts[0].lstrip('.')}/…",
+            f"is missing: {settings.provider} has a separate address for each customer, such as ",
+            Named("base_url", f"https://NAME.{hosts[0].lstrip('.')}/…"),
         )
     if not urls:
         raise config_error(

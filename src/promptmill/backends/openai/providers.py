@@ -529,7 +529,7 @@ PROFILES = (
         page="docs.tokenfactory.nebius.com/api-reference/introduction",
         read="2026-11-21",
     ),
-    # self-hosted servers: --port at their start sets the port; these addresses are the defaults
+    # self-hosted servers, at the addresses that they have by default
     ProviderProfile(
         "vllm",
         public=False,

@@ -17,7 +17,7 @@ from promptmill.backends.openai.asked_wait import asked_wait_s
 from promptmill.backends.openai.endpoint import COMPLETIONS, Endpoint, is_placeholder_key, names_key_variable
 from promptmill.backends.openai.error_body import Cause, ErrorBody, read_error
 from promptmill.backends.openai.failures import FailureKind, RetryDecision
-from promptmill.core.errors import Code, PromptmillError, redact, without_controls
+from promptmill.core.errors import Code, Named, PromptmillError, redact, without_controls
 
 _RATE_LIMITS = frozenset({420, 429})  # some servers send 420 instead of 429
 # Retried in addition to these and 5xx: 498 is some providers' 503, 424 means a broken backend at TGI and Azure, and
@@ -264,7 +264,11 @@ def with_key_hint(endpoint: Endpoint, error: PromptmillError, status: int) -> Pr
         return PromptmillError(
             error.code,
             error.message,
-            "No key was sent: `export OPENAI_API_KEY=…`, or name another variable with --key-env or `api_key_env`.",
+            (
+                "No key was sent: `export OPENAI_API_KEY=…`, or name another variable: ",
+                Named("api_key_env", "NAME"),
+                ".",
+            ),
         )
     if status == 401 and endpoint.key_source:
         sent = f"The key sent is {endpoint.key_source}"
