@@ -249,7 +249,7 @@ class _StructuredAnswers:
         self._checker = Checker()
 
     async def aclose(self) -> None:
-        """End the process that checks answers."""
+        """End the processes that check answers."""
         await self._checker.aclose()
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
@@ -297,7 +297,7 @@ class _StructuredAnswers:
             answer = (await asyncio.to_thread(split_marked, text) if len(text) > _LONG else split_marked(text))[1]
         if schema.is_soon_valid(answer):
             return text, ""
-        checked = await self._checker.check(schema, answer, complete=outcome.finish_reason != "length")
+        checked = await self._checker.check(schema, answer, call, complete=outcome.finish_reason != "length")
         if checked.problem:
             return text, checked.problem
         call.repaired += checked.repaired
