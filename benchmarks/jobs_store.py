@@ -24,10 +24,10 @@ from promptmill.backends.protocol import Call
 from promptmill.backends.rows import RowReader
 from promptmill.config.loading import Configuration
 from promptmill.core.outcome import Outcome
-from promptmill.jobs.files.disk import RandomFile
-from promptmill.jobs.run.unanswered_rows import Answering, FileSource, Rows
+from promptmill.jobs.files.disk import LineRange, RandomFile
+from promptmill.jobs.run.unanswered_rows import Answering, FileSource, Rows, StoreSink
 from promptmill.jobs.store.answers import NEVER, JobStore
-from promptmill.jobs.store.records import FIRST, JobCounts
+from promptmill.jobs.store.records import JobCounts
 from promptmill.service.service import Service
 
 _SYNC_S = 0.9
@@ -93,9 +93,9 @@ async def _cost(url: str, pairs: int, rows: int, in_flight: int, what: str) -> R
 
 async def _stored(service: Service, store: JobStore, stats: Call, file: RandomFile, source: Path) -> None:
     syncing = asyncio.ensure_future(_sync(store))
-    rows = Rows(file, source, RowReader("jsonl"), store, NEVER, None, _nothing)
-    answering = Answering(service, rows, JobCounts(), stats, None, None, _give_up, FIRST, None, service.plan.name)
-    await answering.run()
+    rows = Rows(LineRange(file), source, RowReader("jsonl"), store, NEVER, None, _nothing)
+    sink = StoreSink(store, JobCounts(), stats, _give_up)
+    await Answering(service, rows, sink, stats, _give_up, service.plan.name).run()
     syncing.cancel()
 
 
@@ -103,7 +103,7 @@ async def _forgotten(service: Service, store: JobStore, stats: Call, file: Rando
     async def settle(row: int, outcome: Outcome) -> None:
         raise AssertionError(row, outcome)
 
-    rows = Rows(file, source, RowReader("jsonl"), store, NEVER, None, _nothing)
+    rows = Rows(LineRange(file), source, RowReader("jsonl"), store, NEVER, None, _nothing)
     reader = FileSource(rows, {}, settle, _give_up)
     await service.run(reader, NoSink(), stats)
     await reader.aclose()

@@ -111,11 +111,11 @@ def test_every_line_is_in_one_shard(lengths: list[int], count: int, ends: bool) 
         def read_at(self, offset: int, size: int) -> bytes:
             return data[offset : offset + size]
 
-    ranges = [shards.range_of(Memory(), len(data), at, count) for at in range(1, count + 1)]
-    assert b"".join(data[one.offset : one.end] for one in ranges) == data
-    assert sum(one.lines for one in ranges) == len(expected)
-    before = [sum(one.lines for one in ranges[:at]) for at in range(count)]
-    assert all(one.row == rows for one, rows in zip(ranges, before, strict=True) if one.lines)
+    ranges = [shards.lines_of(Memory(), len(data), at, count) for at in range(1, count + 1)]
+    assert b"".join(data[one.offset : one.file.end] for one in ranges) == data
+    numbers = [one.lines or 0 for one in ranges]
+    assert sum(numbers) == len(expected)
+    assert all(one.row == sum(numbers[:at]) for at, one in enumerate(ranges) if one.lines)
 
 
 def test_the_output_of_a_job_without_shards_has_no_parts(bench: Any) -> None:

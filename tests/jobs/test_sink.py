@@ -23,7 +23,6 @@ class World:
         self.reasons: list[PromptmillError] = []
         self.store = JobStore(path / "job.db", create=True)
         self.counts = JobCounts()
-        self.taken: dict[int, Taken] = {}
 
     def sink(self, limit: str | None = None, recorded: Callable[[Sequence[int]], None] | None = None) -> StoreSink:
         """Return a sink."""
@@ -31,7 +30,6 @@ class World:
             self.store,
             self.counts,
             Call(),
-            self.taken,
             self.reasons.append,
             failure_limit=None if limit is None else FailureLimit.parse(limit),
             recorded=recorded,
@@ -110,9 +108,10 @@ async def test_a_row_that_was_sent_only_by_an_earlier_run_was_not_sent(world: Wo
     sink = world.sink()
     await sink.put(0, failure(Code.UNREACHABLE, 3))
     await sink.aclose()
-    world.taken[0] = Taken(attempts=3)
-    assert not await returns(world.sink(), 0, failure(Code.UNREACHABLE, 3))
-    assert await returns(world.sink(), 0, failure(Code.UNREACHABLE, 4))
+    again, later = world.sink(), world.sink()
+    again.taken[0] = later.taken[0] = Taken(attempts=3)
+    assert not await returns(again, 0, failure(Code.UNREACHABLE, 3))
+    assert await returns(later, 0, failure(Code.UNREACHABLE, 4))
 
 
 async def test_a_later_record_replaces_an_earlier_one(world: World) -> None:

@@ -10,7 +10,7 @@ import pytest
 from promptmill.backends.rows import RowReader
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.outcome import Completion, Failure
-from promptmill.jobs.files.disk import RandomFile
+from promptmill.jobs.files.disk import LineRange, RandomFile
 from promptmill.jobs.run.unanswered_rows import FileSource, Rows, Taken
 from promptmill.jobs.store.answers import RETRYABLE, JobStore
 from promptmill.jobs.store.records import record_of
@@ -33,7 +33,9 @@ class World:
     def source(self, limit: int | None = None, guard: Any = lambda: None) -> FileSource:
         """Return a source over the input."""
         self.file = RandomFile(self.path / "in.jsonl")
-        rows = Rows(self.file, self.path / "in.jsonl", RowReader("jsonl"), self.store, RETRYABLE, limit, guard)
+        rows = Rows(
+            LineRange(self.file), self.path / "in.jsonl", RowReader("jsonl"), self.store, RETRYABLE, limit, guard
+        )
 
         async def settle(row: int, outcome: Any) -> None:
             self.settled[row] = outcome

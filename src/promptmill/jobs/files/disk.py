@@ -130,6 +130,15 @@ class Line(NamedTuple):
         return self.data is not None and (not self.length or self.data.isspace())
 
 
+class LineRange(NamedTuple):
+    """Lines of a file: from line `row`, which begins at `offset`, to the `end` of `file`; their number, if known."""
+
+    file: RandomFile
+    row: int = 0
+    offset: int = 0
+    lines: int | None = None
+
+
 class Lines:
     """Reads the lines of a file from its beginning, or from a known offset. Blocks: call it off the event loop."""
 

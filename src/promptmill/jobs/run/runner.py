@@ -20,13 +20,13 @@ from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.core.money import Budget
 from promptmill.core.wording import counted
 from promptmill.jobs.files import disk
-from promptmill.jobs.files.disk import Line, Lines, RandomFile
+from promptmill.jobs.files.disk import Line, LineRange, Lines, RandomFile
 from promptmill.jobs.files.spool import spool
 from promptmill.jobs.run import admission, merge, shards
 from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.batch_output import CustomIds
 from promptmill.jobs.run.partial_output import LiveOutput
-from promptmill.jobs.run.unanswered_rows import Answering, Rows, row_reader
+from promptmill.jobs.run.unanswered_rows import Answering, Rows, StoreSink, row_reader
 from promptmill.jobs.store import status
 from promptmill.jobs.store.answers import NEVER, DamagedError, JobStore
 from promptmill.jobs.store.binding import Binding, Bound, Twins
@@ -90,12 +90,13 @@ class Runner:
         self._halt = threading.Event()
         """Set when a thread is to leave what it does."""
         self._is_leaving = False
-        self._range: shards.Range | None = None
-        self._twins: Twins | None = None
         self.progress = Progress(JobCounts(), Call() if stats is None else stats, job.folder.status)
-        self.error: PromptmillError | None = None
-        """The error that stopped the run early."""
         self.progress.counts.skips_empty = job.spec.skip_empty
+
+    @property
+    def error(self) -> PromptmillError | None:
+        """The error that stopped the run early."""
+        return None if self._stopped is None else self._stopped.error
 
     async def run(self) -> dict[str, Any]:
         """Run until the output is there or something ends it; returns the final status.
@@ -110,7 +111,7 @@ class Runner:
             await self._until_stopped(self._working)
             progress.state = status.FINISHED
         except JobStopped as ended:
-            self.error, progress.state = ended.error, ended.state
+            self._stopped, progress.state = ended, ended.state
             progress.reason = redact(str(ended.error)) if ended.error else ""
         except asyncio.CancelledError:
             progress.state = status.INTERRUPTED
@@ -194,10 +195,10 @@ class Runner:
                 if job.spec.spooled:
                     opened.callback(lines.close)
                 await self._in_thread(functools.partial(self._name_columns, lines))
-                rows, shard = lines, job.order.cut
+                rows, shard = LineRange(lines, lines=job.spec.lines), job.order.cut
                 if shard is not None:
-                    rows, self._range = await self._in_thread(functools.partial(shards.cut, job, shard))
-                    opened.callback(rows.close)
+                    rows = await self._in_thread(functools.partial(shards.cut, job, shard))
+                    opened.callback(rows.file.close)
                 await self._bind(rows)
                 if self._before_answers is not None:
                     await self._before_answers()
@@ -212,7 +213,7 @@ class Runner:
             damaged = f"The job's database {job.folder.database} is damaged."
             raise JobStopped(status.STOPPED, PromptmillError(Code.STORAGE, damaged, _GO_ON)) from None
 
-    async def _rounds(self, lines: RandomFile, rows: RandomFile, path: Path) -> None:
+    async def _rounds(self, lines: RandomFile, rows: LineRange, path: Path) -> None:
         """Have the rows answered and the output written, again where records turn out to be damaged."""
         live = self._live
         try:
@@ -277,7 +278,7 @@ class Runner:
         store = self._job.folder.store
         await self._in_thread(lambda: self.progress.count(store, again))
 
-    async def _bind(self, lines: RandomFile) -> None:
+    async def _bind(self, rows: LineRange) -> None:
         """Bind the answers there are to the rows, where the input or what its rows ask has changed."""
         job = self._job
         if job.spec.to_bind is None and job.order.from_job is None:
@@ -288,15 +289,15 @@ class Runner:
             self.progress.earlier.charge(lost)
             self._show()
         store.in_flight.settle()
-        bound = await self._in_thread(lambda: self._bound(lines, before))
+        bound = await self._in_thread(lambda: self._bound(rows, before))
         if self._halt.is_set():
             return
         job.spec = job.spec.model_copy(update={"to_bind": None})
         job.folder.put(spec=job.spec)
-        kept, rows = f"{bound.kept:,}", counted(bound.rows, "row")
-        self.progress.notes.append(f"{kept} of {rows} keep their answers, {_new(bound)} new.")
+        kept, of = f"{bound.kept:,}", counted(bound.rows, "row")
+        self.progress.notes.append(f"{kept} of {of} keep their answers, {_new(bound)} new.")
 
-    def _bound(self, lines: RandomFile, before: JobSpec) -> Bound:
+    def _bound(self, rows: LineRange, before: JobSpec) -> Bound:
         """Bind the answers and return the counts. Blocks. After an `OrderError` the job is as it was `before`."""
         job, reading = self._job, self._reader(self._job.plan)
         binding = Binding(job.folder.store, job.spec.counted, by_row=job.spec.to_bind == "rows")
@@ -305,7 +306,7 @@ class Runner:
                 other = JobStore(job.order.from_job)
                 opened.callback(other.close)
                 binding.offer(other)
-            for block in self._blocks(lines):
+            for block in self._blocks(rows):
                 binding.note([(line.row, None if line.data is None else reading.digest(line.data)) for line in block])
             bound = binding.match()
             if not (job.order.keep or job.spec.again == "all"):
@@ -317,10 +318,10 @@ class Runner:
             binding.apply(self._halt.is_set, job.spec.made)
         return bound
 
-    def _found_twins(self, lines: RandomFile, reading: RowReader) -> Twins:
+    def _found_twins(self, rows: LineRange, reading: RowReader) -> Twins:
         """Return the rows that ask what another row asks, at temperature 0. Blocks."""
         twins, left = Twins(self._job.folder.store), self._job.order.limit
-        for block in self._blocks(lines):
+        for block in self._blocks(rows):
             found = block if left is None else block[:left]
             left = None if left is None else left - len(found)
             asking = [(line.row, asked) for line in found if (asked := _question(reading, line)) is not None]
@@ -328,9 +329,9 @@ class Runner:
         twins.find()
         return twins
 
-    def _blocks(self, lines: RandomFile) -> Iterator[list[Line]]:
+    def _blocks(self, rows: LineRange) -> Iterator[list[Line]]:
         """Yield the lines that are not blank, block by block, until the run is to halt."""
-        found = Lines(lines, *self._first)
+        found = Lines(rows.file, rows.row, rows.offset)
         while not self._halt.is_set() and (block := found.read()):
             yield [line for line in block if not line.blank]
 
@@ -341,20 +342,30 @@ class Runner:
                 f"{damaged} damaged record(s) in the job's database are not trusted; their rows are done again."
             )
 
-    async def _answer(self, lines: RandomFile, path: Path) -> None:
+    async def _answer(self, rows: LineRange, path: Path) -> None:
         """Have every unanswered row answered and recorded."""
-        progress, limit = self.progress, self._job.order.limit
-        total = self._job.spec.lines if self._range is None else self._range.lines
-        progress.total = total if limit is None or total is None else min(limit, total)
-        progress.stats.total = None if progress.total is None else max(0, progress.total - progress.counts.done)
+        job, progress, limit = self._job, self.progress, self._job.order.limit
+        store, stats = job.folder.store, progress.stats
+        progress.total = rows.lines if limit is None or rows.lines is None else min(limit, rows.lines)
+        stats.total = None if progress.total is None else max(0, progress.total - progress.counts.done)
         progress.begin_rates()
         self._enter(status.RUNNING)
         self._limit_cost()
-        progress.stats.journal = self._job.folder.store.in_flight
-        if self._job.order.dedupe:
-            reading = self._reading()
-            self._twins = await self._in_thread(lambda: self._found_twins(lines, reading))
-        seen = await self._answering(lines, path).run()
+        stats.journal = store.in_flight
+        reading, twins = self._reading(), None
+        if job.order.dedupe:
+            twins = await self._in_thread(lambda: self._found_twins(rows, reading))
+        unanswered = Rows(rows, path, reading, store, job.spec.to_replace, limit, self._guard, lambda: self._is_leaving)
+        sink = StoreSink(
+            store,
+            progress.counts,
+            stats,
+            self._give_up,
+            failure_limit=job.order.failure_limit,
+            made=job.spec.made,
+            recorded=self._recorded,
+        )
+        seen = await Answering(self._service, unanswered, sink, stats, self._give_up, job.plan.name, twins).run()
         progress.total = progress.total if self._is_leaving else seen
 
     def _limit_cost(self) -> None:
@@ -366,45 +377,17 @@ class Runner:
 
         stats.budget = Budget(limit, progress.cost or 0.0, self._job.folder.store.in_flight.most)
 
-    @property
-    def _first(self) -> tuple[int, int]:
-        """The first line and where it begins."""
-        return (0, 0) if self._range is None else (self._range.row, self._range.offset)
-
     def _reading(self) -> RowReader:
         """Return how rows are read, those that name another model too. Raises `PromptmillError` (`replaced`)."""
         plan = self._job.plan
         now = self._service.plan_of(plan.name)
         if (now.backend, now.model) != (plan.backend, plan.model):
             raise PromptmillError(Code.REPLACED, "Another model was loaded before the job began.")
-        offered = [name for name in self._service.usable if name in self._service.offered]
-        readers = {name: self._reader(self._service.plan_of(name).capped) for name in offered}
-        return replace(self._reader(plan), models=readers) if len(readers) > 1 else self._reader(plan)
-
-    def _answering(self, lines: RandomFile, path: Path) -> Answering:
-        job, plan = self._job, self._job.plan
-        return Answering(
-            self._service,
-            Rows(
-                lines,
-                path,
-                self._reading(),
-                job.folder.store,
-                job.spec.to_replace,
-                job.order.limit,
-                self._guard,
-                self._first,
-                lambda: self._is_leaving,
-            ),
-            self.progress.counts,
-            self.progress.stats,
-            job.order.failure_limit,
-            self._twins,
-            self._give_up,
-            job.spec.made,
-            self._recorded,
-            plan.name,
-        )
+        reader, offered = self._reader(plan), self._service.offered
+        names = [name for name in self._service.usable if name in offered]
+        if len(names) < 2:
+            return reader
+        return replace(reader, models={name: self._reader(self._service.plan_of(name).capped) for name in names})
 
     def _reader(self, plan: ResolvedConfig) -> RowReader:
         job, spec = self._job, self._job.spec

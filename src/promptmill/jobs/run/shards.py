@@ -12,14 +12,13 @@ import glob
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
 
 from promptmill.core.errors import Code, Named, OrderError, PromptmillError, input_error
 from promptmill.jobs.files import disk, row_files
-from promptmill.jobs.files.disk import RandomFile
+from promptmill.jobs.files.disk import LineRange, RandomFile
 from promptmill.jobs.files.row_files import InputFiles
 from promptmill.jobs.run import admission, merge
 from promptmill.jobs.run.admission import Job
@@ -32,31 +31,23 @@ from promptmill.system.safe_open import real_path
 _BLOCK = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Range:
-    """A shard's lines: the first one and where it begins, where the last one ends, and how many there are."""
+def lines_of(file: RandomFile, size: int, shard: int, count: int) -> LineRange:
+    """Return the lines of shard `shard` (from 1) of `count`, of a file of `size` bytes, and let `file` end with them.
 
-    row: int
-    offset: int
-    end: int
-    lines: int
-
-
-def range_of(file: RandomFile, size: int, shard: int, count: int) -> Range:
-    """Return the lines of shard `shard` (from 1) of `count`, of a file of `size` bytes. Blocks: it is read to there."""
+    Blocks: the file is read to there.
+    """
     start, end = (_line_start(file, size, size * at // count) for at in (shard - 1, shard))
     before, inside = _breaks(file, 0, start), _breaks(file, start, end)
     if end > start and file.read_at(end - 1, 1) != b"\n":
         inside += 1  # the last line of the file
-    return Range(before, start, end, inside)
+    file.end = end
+    return LineRange(file, before, start, inside)
 
 
-def cut(job: Job, shard: tuple[int, int]) -> tuple[RandomFile, Range]:
-    """Return the file of the job's lines, which ends where those of the shard end, and their range. Blocks."""
+def cut(job: Job, shard: tuple[int, int]) -> LineRange:
+    """Return the lines of a shard, of the job's lines in a file of its own. Blocks."""
     file = RandomFile(job.folder.rows) if job.spec.spooled else RandomFile.given(job.spec.input)
-    found = range_of(file, file.stamp()[0] if job.spec.spooled else job.spec.size, *shard)
-    file.end = found.end
-    return file, found
+    return lines_of(file, file.stamp()[0] if job.spec.spooled else job.spec.size, *shard)
 
 
 def _line_start(file: RandomFile, size: int, at: int) -> int:

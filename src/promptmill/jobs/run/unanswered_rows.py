@@ -17,7 +17,7 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.outcome import Completion, Failure, Outcome
 from promptmill.jobs.files import row_files
-from promptmill.jobs.files.disk import TOO_LONG, Line, Lines, RandomFile, why
+from promptmill.jobs.files.disk import TOO_LONG, Line, LineRange, Lines, why
 from promptmill.jobs.store.answers import DamagedError, JobStore
 from promptmill.jobs.store.binding import Twins
 from promptmill.jobs.store.records import FIRST, JobCounts, Made, copied, record_of
@@ -64,64 +64,48 @@ class Answering:
 
     service: Service
     rows: Rows
-    counts: JobCounts
+    sink: StoreSink
     stats: Call
-    failure_limit: FailureLimit | None
-    twins: Twins | None
-    """Rows that have the answer of another row; None to send all."""
     give_up: Callable[[PromptmillError], None]
-    made: Made
-    recorded: Callable[[Sequence[int]], None] | None
-    """Gets the rows that were recorded."""
     model: str
     """The name of the model that answers rows which name none."""
+    twins: Twins | None = None
+    """Rows that have the answer of another row; None to send all."""
 
     async def run(self) -> int:
         """Answer every row that has no answer yet. Returns how many rows there are, answered earlier or now."""
-        taken: dict[int, Taken] = {}
-        sink = StoreSink(
-            self.rows.store,
-            self.counts,
-            self.stats,
-            taken,
-            self.give_up,
-            failure_limit=self.failure_limit,
-            made=self.made,
-            recorded=self.recorded,
-        )
-        syncing = asyncio.ensure_future(sink.keep_synced())
+        syncing = asyncio.ensure_future(self.sink.keep_synced())
         try:
-            count = await self._send(sink, taken)
+            count = await self._send()
             if self.twins is not None:
-                await self._fill(self.twins, sink, taken, last=False)
+                await self._fill(self.twins, last=False)
                 if await asyncio.to_thread(self.twins.send_again):
-                    await self._send(sink, taken)
-                    await self._fill(self.twins, sink, taken, last=True)
+                    await self._send()
+                    await self._fill(self.twins, last=True)
             return count
         finally:
             syncing.cancel()
             try:
-                await sink.aclose()
+                await self.sink.aclose()
             finally:
                 await asyncio.wait({syncing})
 
-    async def _send(self, sink: StoreSink, taken: dict[int, Taken]) -> int:
+    async def _send(self) -> int:
         """Have rows answered; return how many there are in all."""
-
-        async def settle_line(row: int, failure: Outcome) -> None:
-            await settle(row, failure, sink.without_request, self.stats)
-
-        source = FileSource(self.rows, taken, settle_line, self.give_up, self.twins)
+        source = FileSource(self.rows, self.sink.taken, self._settle, self.give_up, self.twins)
         self.stats.file, self.stats.keep_raw = source.file, self.rows.reading.keep_raw
         self.stats.size = source.file.path.stat().st_size
         try:
-            await self.service.run(source, sink, self.stats, self.model)
+            await self.service.run(source, self.sink, self.stats, self.model)
         finally:
             await source.aclose()
-        await sink.aclose()
+        await self.sink.aclose()
         return source.rows
 
-    async def _fill(self, twins: Twins, sink: StoreSink, taken: dict[int, Taken], *, last: bool) -> None:
+    async def _settle(self, row: int, outcome: Outcome) -> None:
+        await settle(row, outcome, self.sink.without_request, self.stats)
+
+    async def _fill(self, twins: Twins, *, last: bool) -> None:
         """Give twins the outcome of the row that asked the same; the `last` time also a failure that may pass."""
         after, store = -1, self.rows.store
         while page := await asyncio.to_thread(twins.page, after, self.rows.again):
@@ -129,9 +113,9 @@ class Answering:
                 record = store.record(first)
                 if record is None or (record.retryable and not last):
                     continue
-                taken[row] = Taken(attempts, record.asked, answered)
-                await settle(row, copied(record.outcome(), attempts), sink.without_request, self.stats)
-            await sink.aclose()
+                self.sink.taken[row] = Taken(attempts, record.asked, answered)
+                await self._settle(row, copied(record.outcome(), attempts))
+            await self.sink.aclose()
             after = page[-1][0]
 
 
@@ -170,18 +154,17 @@ def row_reader(
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """A file of lines as one job sees it. `guard` raises when the file is not what it was (`PromptmillError`)."""
+    """Lines as one job sees them. `guard` raises when their file is not what it was (`PromptmillError`)."""
 
-    file: RandomFile
+    lines: LineRange
     path: Path
+    """The path of their file."""
     reading: RowReader
     store: JobStore
     again: str
     """Which records are to be replaced, as a condition for `store`."""
     limit: int | None
     guard: Callable[[], None]
-    first: tuple[int, int] = (0, 0)
-    """The first line and where it begins; the last one is where `file` ends."""
     enough: Callable[[], bool] = bool
     """Whether no further row is to be taken."""
 
@@ -210,14 +193,14 @@ class FileSource(Source):
         self._twins = twins
         self._settle = settle
         self._give_up = give_up
-        self._lines = Lines(rows_.file, *rows_.first)
+        self._lines = Lines(rows_.lines.file, rows_.lines.row, rows_.lines.offset)
         self._ready: deque[tuple[Line, Taken]] = deque()
         self._ahead: asyncio.Future[list[tuple[Line, Taken]]] | None = None
 
     @property
     def file(self) -> InputFile:
         """The file, for processes that read its rows by themselves."""
-        return InputFile(self._rows.file.shared_path() or self._rows.path, self._rows.reading.packed())
+        return InputFile(self._rows.lines.file.shared_path() or self._rows.path, self._rows.reading.packed())
 
     async def take(self, n: int) -> list[Request]:
         """Return up to `n` requests."""
@@ -332,22 +315,21 @@ class StoreSink(Sink):
         store: JobStore,
         counts: JobCounts,
         stats: Call,
-        taken: dict[int, Taken],
         give_up: Callable[[PromptmillError], None],
         *,
         failure_limit: FailureLimit | None = None,
         made: Made = FIRST,
         recorded: Callable[[Sequence[int]], None] | None = None,
     ) -> None:
-        """`taken` has the rows on their way; those that are recorded are removed from it.
+        """`give_up` gets the error for which the job cannot go on, and cancels the run.
 
-        `give_up` is told why the job cannot go on; whoever is told cancels the run. `made` is noted in every record.
-        `recorded` gets the rows that were recorded.
+        `made` is noted in every record. `recorded` gets the rows that were recorded.
         """
         self._store = store
         self._counts = counts
         self._stats = stats
-        self._taken = taken
+        self.taken: dict[int, Taken] = {}
+        """The rows on their way."""
         self._give_up = give_up
         self._failures = _Failures(failure_limit)
         self._made = made
@@ -454,7 +436,7 @@ class StoreSink(Sink):
     def _write(self, batch: Sequence[tuple[int, Outcome]]) -> None:
         if self._broken:
             return
-        taken = self._taken
+        taken = self.taken
         # all of a batch at once: encoding each when it comes costs half as much again, for its code is cold then
         made = self._made
         records = [record_of(row, outcome, taken.get(row, _UNKNOWN).asked, made) for row, outcome in batch]
@@ -478,14 +460,14 @@ class StoreSink(Sink):
         if self._recorded is not None:
             self._recorded([row for row, _ in batch])
         for row, outcome in batch:
-            self._taken.pop(row, None)
+            self.taken.pop(row, None)
             self._counts.count(outcome)
 
     def _concerns_all(self, row: int, failure: Failure) -> bool:
         """Return whether the job is to stop instead of counting this failure, having said so."""
         code = failure.error.code
         if code in _ENDS_UNSENT and not failure.concerns_all:
-            concerns_all = failure.attempts == self._taken.get(row, _UNKNOWN).attempts
+            concerns_all = failure.attempts == self.taken.get(row, _UNKNOWN).attempts
         else:
             concerns_all = failure.concerns_all or code in _ENDS_ALL
         if concerns_all:
