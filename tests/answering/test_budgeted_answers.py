@@ -307,6 +307,7 @@ def _billed(upstream, factor=1.0):
         ({}, hang(), {"item_timeout": 0.3}),
         ({}, status(504), {"retries": 3}),
         ({"service_tier": "priority"}, _writes_all(tier="priority"), {}),
+        ({"service_tier": "auto"}, _writes_all(tier="priority"), {}),
         ({"service_tier": "flex"}, _writes_all(), {}),  # an endpoint without tiers
     ],
     ids=[
@@ -320,6 +321,7 @@ def _billed(upstream, factor=1.0):
         "item",
         "gateway",
         "tier",
+        "auto",
         "flex",
     ],
 )
@@ -339,7 +341,7 @@ def test_a_budget_holds_whatever_a_row_and_an_endpoint_do(job, upstream, tmp_pat
     assert main([*job, *options, "--max-cost", str(LIMIT)]) != 0
     found = json.loads(capsys.readouterr().out)
     assert found["state"] == "stopped"
-    assert 0.5 * LIMIT < _billed(upstream, 2 if fields.get("service_tier") == "priority" else 1) <= LIMIT
+    assert 0.5 * LIMIT < _billed(upstream, 2 if fields.get("service_tier") in {"priority", "auto"} else 1) <= LIMIT
     assert found["cost"] <= LIMIT
 
 

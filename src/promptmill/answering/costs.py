@@ -41,6 +41,8 @@ _ANSWERS = ("n", "best_of")
 _LONGEST = 1 << 40  # tokens; a larger number does not limit anything
 # Factors of the standard price if only that is known: OpenAI's for most models. `fast` is the later name of `priority`.
 _TIERS = {"flex": 0.5, "priority": 2.0, "fast": 2.0}
+# The dearest tier that may serve a request for another one: the provider's account decides about `auto`.
+_DEAREST = {"auto": "priority"}
 
 
 class BudgetedAnswers:
@@ -81,7 +83,8 @@ class BudgetedAnswers:
             if (price := self._prices.of(request)) is None:
                 model = str(request.extra["model"])[:60]
                 raise input_error(f"The item names the model {model!r}, whose price is not known to the budget.")
-            worst = price.cost(worst_case(request), tier)
+            most = worst_case(request)
+            worst = max(price.cost(most, tier), price.cost(most, _DEAREST.get(tier, tier)))
         except PromptmillError as error:
             return Failure(error, request.attempts)
         cost, usage = 0.0, NO_USAGE
