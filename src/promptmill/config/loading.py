@@ -54,19 +54,21 @@ class Configuration:
         trust_client: bool = False,
         calls_replace: bool = False,
         origin: str = FILE_NAME,
+        chosen: str = "",
+        keyless: bool = False,
     ) -> None:
         """`raw` is the file's content with `${…}` expanded.
 
         `calls_replace` is for pipelines: a call's blocks and parameters replace the file's instead of merging, unknown
-        keys are dropped with a warning, and answers are not checked against `response_format`. Raises
-        `PromptmillError` (`invalid_config`).
+        keys are dropped with a warning, and answers are not checked against `response_format`. For `chosen` and
+        `keyless` see `ResolvedConfig`. Raises `PromptmillError` (`invalid_config`).
         """
         self._raw = raw
         self._trust_client = trust_client
         self._calls_replace = calls_replace
         self.origin = origin
-        self._chosen = ""
-        self._keyless = False
+        self._chosen = chosen
+        self._keyless = keyless
         self.default = resolved_config.default_name(raw)
         """The name of the model for calls that name none."""
         self.names = tuple(resolved_config.names(raw))
@@ -99,17 +101,18 @@ class Configuration:
         )
 
     def with_choice(self, values: Mapping[str, Any], chosen: str, *, keyless: bool) -> Configuration:
-        """Return the configuration with `values`, by dotted path, in place of `backend: auto`.
-
-        For `chosen` and `keyless` see `ResolvedConfig`.
-        """
+        """Return the configuration with `values`, by dotted path, in place of `backend: auto`."""
         raw = dict(self._raw)
         for path, value in values.items():
             _put(raw, path.split("."), value)
-        new = Configuration(raw, trust_client=self._trust_client, calls_replace=self._calls_replace, origin=self.origin)
-        new._chosen, new._keyless = chosen, keyless
-        new.plan = new.overlaid(Overrides())
-        return new
+        return Configuration(
+            raw,
+            trust_client=self._trust_client,
+            calls_replace=self._calls_replace,
+            origin=self.origin,
+            chosen=chosen,
+            keyless=keyless,
+        )
 
     @classmethod
     def load(
@@ -170,7 +173,7 @@ class Configuration:
         given = (overrides.backend_configs, overrides.sampling_params, overrides.extra_params)
         check_size(given)
         if overrides == Overrides():
-            return self.plan_of(self.default)
+            return self.plan
         raw = resolved_config.raw_of(self._raw, self.default)
         raw["backend"] = name = _backend_of({"backend": overrides.backend or raw.get("backend")})
         self._check_other_backends(name, overrides)
@@ -193,9 +196,7 @@ class Configuration:
                 raw[key] = given
         from_call = frozenset(overrides.backend_configs.get(name) or ())
         settings, warnings = self._settings_of(raw, name)
-        plan = replace(
-            self.plan_of(self.default), settings=settings, operator=operator, from_call=from_call, warnings=warnings
-        )
+        plan = replace(self.plan, settings=settings, operator=operator, from_call=from_call, warnings=warnings)
         if name != self.backend or from_call & {"base_url", "provider"}:
             plan = replace(plan, chosen="", keyless=False)
         _check_limits(plan, overrides)

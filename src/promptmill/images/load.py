@@ -27,7 +27,7 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
 from promptmill.core.errors import Code, PromptmillError, redact
-from promptmill.system.safe_open import NoFileError, OutsideError, home_expanded, open_regular
+from promptmill.system.safe_open import NoFileError, OutsideError, home_expanded, open_regular, roots_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -109,8 +109,7 @@ class ImageRules:
     @classmethod
     def of(cls, allowed_roots: Sequence[str] | None, max_pixels: int, memory: int = DEFAULT_BYTES) -> ImageRules:
         """Return the rules for these settings; `~` in a folder is the user's home."""
-        roots = None if allowed_roots is None else tuple(Path(root).expanduser().resolve() for root in allowed_roots)
-        return cls(roots, max_pixels, DecodeMemory(memory))
+        return cls(roots_of(allowed_roots), max_pixels, DecodeMemory(memory))
 
 
 @dataclass(frozen=True, slots=True)
@@ -398,11 +397,11 @@ class WebImages:
 
     async def fetch(self, url: str) -> str:
         """Return the image at `url` as a `data:` URL, still to be checked. Raises `PromptmillError`."""
-        # importing the HTTP client takes long, and most calls have no image on the web
-        module = await asyncio.to_thread(importlib.import_module, "promptmill.images.fetch")
-        if self._fetcher is None:
-            self._fetcher = module.ImageFetcher()
-        return await self._fetcher.fetch(url)
+        fetcher = self._fetcher
+        if fetcher is None:  # importing the HTTP client takes long, and most calls have no image on the web
+            module = await asyncio.to_thread(importlib.import_module, "promptmill.images.fetch")
+            fetcher = self._fetcher = self._fetcher or module.ImageFetcher()
+        return await fetcher.fetch(url)
 
     async def aclose(self) -> None:
         """Close the connections."""

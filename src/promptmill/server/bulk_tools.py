@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -28,6 +28,7 @@ from promptmill.server.results import most_bytes, page
 from promptmill.server.tool_calls import tool
 from promptmill.server.tools import plan_of_call
 from promptmill.service.service import Service
+from promptmill.system.safe_open import roots_of
 
 if TYPE_CHECKING:
     from promptmill.jobs.manage.running_jobs import RunningJobs
@@ -97,9 +98,9 @@ def running_jobs_of(service: Service) -> Callable[[], RunningJobs]:
     Jobs read and write files inside `allowed_roots`; if that is not set, inside the working directory.
     """
 
-    def roots() -> list[Path]:
-        named = service.plan.settings.allowed_roots
-        return [Path.cwd()] if named is None else [Path(root).expanduser().resolve() for root in named]
+    def roots() -> Sequence[Path]:
+        named = roots_of(service.plan.settings.allowed_roots)
+        return [Path.cwd()] if named is None else named
 
     @functools.cache
     def running_jobs() -> RunningJobs:

@@ -31,7 +31,7 @@ def open_regular(path: Path, roots: Sequence[Path] | None) -> int:
         resolved = path.resolve()
     except (RuntimeError, ValueError):  # a cycle of links, a NUL character
         raise FileNotFoundError(path) from None
-    if roots is not None and not _inside(resolved, roots):
+    if roots is not None and not is_inside(resolved, roots):
         raise OutsideError
     if not stat.S_ISREG(resolved.stat().st_mode):  # opening a device may have an effect
         raise NoFileError
@@ -39,12 +39,27 @@ def open_regular(path: Path, roots: Sequence[Path] | None) -> int:
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise NoFileError
-        if roots is not None and not _inside(_place_of(descriptor, resolved), roots):
+        if roots is not None and not is_inside(_place_of(descriptor, resolved), roots):
             raise OutsideError
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def roots_of(folders: Sequence[str] | None) -> tuple[Path, ...] | None:
+    """Return the resolved `folders` of `allowed_roots`; `~` is the user's home. None: all folders are allowed."""
+    return None if folders is None else tuple(Path(folder).expanduser().resolve() for folder in folders)
+
+
+def is_inside(path: Path, roots: Sequence[Path]) -> bool:
+    """Return whether `path` lies in one of `roots`, both resolved."""
+    if any(path.is_relative_to(root) for root in roots):
+        return True
+    # on case-insensitive systems one folder has several spellings
+    return sys.platform in {"darwin", "win32"} and any(
+        _same(above, root) for above in (path, *path.parents) for root in roots
+    )
 
 
 def real_path(path: Path) -> Path:
@@ -76,15 +91,6 @@ def home_expanded(text: str) -> Path:
 def is_remote(path: str, platform: str = sys.platform) -> bool:
     r"""Return whether `path` is a UNC path (`\\host\share\…`), which would leak the user's Windows credentials."""
     return platform == "win32" and path[:2].replace("/", "\\") == "\\\\"
-
-
-def _inside(path: Path, roots: Sequence[Path]) -> bool:
-    if any(path.is_relative_to(root) for root in roots):
-        return True
-    # on case-insensitive systems one folder has several spellings
-    return sys.platform in {"darwin", "win32"} and any(
-        _same(above, root) for above in (path, *path.parents) for root in roots
-    )
 
 
 def _same(one: Path, other: Path) -> bool:

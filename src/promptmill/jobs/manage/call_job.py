@@ -26,7 +26,6 @@ from promptmill.core.conversation import Conversation
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.outcome import Failure, Outcome
 from promptmill.images import load as images
-from promptmill.images.load import ImageRules
 from promptmill.jobs.files import disk
 from promptmill.jobs.files.row_files import InputFiles, Part
 from promptmill.jobs.manage.running_jobs import RunningJobs
@@ -39,6 +38,7 @@ from promptmill.jobs.store.spec import JobRequest, JobSpec, fingerprint
 from promptmill.service.driver import settle
 from promptmill.service.list_call import ListSink
 from promptmill.service.service import Service, too_long
+from promptmill.system.safe_open import is_inside, roots_of
 
 _BUFFER = 1 << 20
 _FORMAT = "messages"
@@ -267,7 +267,7 @@ def _write_lines(
 ) -> str:
     settings = plan.settings
     shared = {"sampling": settings.sampling_params.given(), "extra": dict(settings.extra_params)}
-    allowed = ImageRules.of(settings.allowed_roots, settings.max_image_pixels).allowed_roots
+    allowed = roots_of(settings.allowed_roots)
     digest = hashlib.sha256()
     with os.fdopen(disk.created(path), "wb", _BUFFER) as file:
         for index, item in items:
@@ -304,7 +304,7 @@ def _portable(conversation: Conversation, roots: Sequence[Path] | None) -> list[
         for part in message["content"] if isinstance(message["content"], list) else ():
             if part["type"] != "image_url" or (path := _resolved(part["image_url"]["url"])) is None:
                 continue
-            if roots is not None and not any(path.is_relative_to(root) for root in roots):
+            if roots is not None and not is_inside(path, roots):
                 raise PromptmillError(Code.INVALID_IMAGE, "An image is outside the folders of `allowed_roots`.", "")
             part["image_url"]["url"] = str(path)
     return messages

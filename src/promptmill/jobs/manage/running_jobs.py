@@ -27,7 +27,7 @@ from promptmill.jobs.store.folder import Folder, JobFolders
 from promptmill.jobs.store.records import Record, answer_fields
 from promptmill.jobs.store.spec import JobRequest, JobSpec
 from promptmill.service.service import Service
-from promptmill.system.safe_open import NoFileError, OutsideError, home_expanded
+from promptmill.system.safe_open import NoFileError, OutsideError, home_expanded, is_inside
 
 _LARGEST_PAGE = 8 << 20
 _WAIT_S = 1.0
@@ -258,7 +258,7 @@ class RunningJobs:
         return input_error(f"{name} is outside the folders of `allowed_roots` ({shown}). Use a file inside.")
 
     def _inside(self, path: Path) -> bool:
-        return any(path.is_relative_to(root) for root in self._roots())
+        return is_inside(path, self._roots())
 
 
 def _rows(folder: Folder, spec: JobSpec, store: JobStore, first: int) -> Iterator[tuple[Line, Record | None]]:
