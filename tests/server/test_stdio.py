@@ -339,6 +339,7 @@ def _writing_a_large_answer(config, upstream):
     with tempfile.TemporaryFile("w+") as log, subprocess.Popen(command, stdin=-1, stdout=-1, stderr=log) as server:
         client = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
         call = {"name": "generate", "arguments": {"prompt_ls": ["x"]}}
+        assert server.stdin is not None
         for number, (method, params) in enumerate({"initialize": client, "tools/call": call}.items()):
             message = {"jsonrpc": "2.0", "id": number, "method": method, "params": params}
             server.stdin.write(json.dumps(message).encode() + b"\n")
