@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from typing import Any
 
 import pytest
@@ -167,6 +168,19 @@ def test_a_job_moves_with_its_files(bench: Any) -> None:
     bench.succeed()
     assert len(bench.upstream.seen) == sent + 40 - done
     assert json.loads(bench.jobs("--json").stdout)["jobs"][0]["output_file"] == str(bench.output)
+
+
+def test_a_copy_of_a_job_goes_on_as_a_job_of_its_own(bench: Any) -> None:
+    halfway(bench)
+    original, sent, done = bench.path, len(bench.upstream.seen), len(bench.records())
+    job_id, bench.path = bench.folder.job_id, bench.path.parent / "copy"
+    shutil.copytree(original, bench.path)
+    bench.input, bench.output = bench.path / "in.jsonl", bench.path / "out.jsonl"
+    bench.succeed()
+    assert len(bench.upstream.seen) == sent + 40 - done, "with the answers so far"
+    found = {job["job_id"]: job["output_file"] for job in json.loads(bench.jobs("--json").stdout)["jobs"]}
+    assert found.pop(job_id) == str(original / "out.jsonl")
+    assert found == {bench.folder.job_id: str(bench.output)}
 
 
 def test_a_state_folder_holds_the_job_instead(bench: Any) -> None:

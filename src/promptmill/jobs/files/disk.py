@@ -209,10 +209,17 @@ def sync_file(file: IO[bytes]) -> None:
     os.fsync(file.fileno())
 
 
+class ForeignError(PermissionError):
+    """A link or another user's file is in the place of one of promptmill's own."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(errno.EACCES, f"{path} is a link or another user's")
+
+
 def make_private_folder(path: Path) -> None:
     """Make folder `path` for this user alone, and the missing folders above it.
 
-    Raises `OSError`, also when a link or another user's file is in its place.
+    Raises `OSError`; `ForeignError` when a link or another user's file is in its place.
     """
     make_private(path.parent)
     path.mkdir(exist_ok=True, mode=PRIVATE_FOLDER)
@@ -224,7 +231,7 @@ def make_private_folder(path: Path) -> None:
 
 
 def check_private_folder(path: Path) -> None:
-    """Raise `OSError` when the folder or a file in it is another user's, or a link.
+    """Raise `ForeignError` when the folder or a file in it is another user's, or a link.
 
     In a folder that several users can write to, any of them could have put it there.
     """
@@ -238,7 +245,7 @@ def check_private_folder(path: Path) -> None:
             except FileNotFoundError:  # it was removed since
                 continue
             if stat.S_ISLNK(found.st_mode) or found.st_uid != os.geteuid():
-                raise PermissionError(errno.EACCES, f"{entry.name:.60} in it is a link or another user's")
+                raise ForeignError(Path(entry.path))
 
 
 def _check_owner(path: Path) -> None:
@@ -246,7 +253,7 @@ def _check_owner(path: Path) -> None:
         return
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-        raise PermissionError(errno.EACCES, f"{path.name} is not a folder of this user's")
+        raise ForeignError(path)
 
 
 def replace(beside: Path, path: Path) -> None:
@@ -309,4 +316,5 @@ def sync_folder(path: Path) -> None:
 
 def why(error: OSError) -> str:
     """Return the reason of `error` in words, without a path."""
-    return (error.strerror or type(error).__name__).lower()
+    reason = error.strerror or type(error).__name__
+    return reason[:1].lower() + reason[1:]

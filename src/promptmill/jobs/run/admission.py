@@ -39,13 +39,14 @@ from promptmill.system.safe_open import real_path
 _ONCE = MappingProxyType({"again": None, "keep": False, "from_job": None, "overwrite": False})
 """Fields that hold for one order; a job that is resumed by its id keeps the others."""
 _OF_THE_JOB = (
-    *("job_id", "created", "working_folder", "sha256", "size", "mtime_ns", "lines", "columns", "settings_read"),
+    *("created", "working_folder", "sha256", "size", "mtime_ns", "lines", "columns", "settings_read"),
     *("settings", "kept", "changed", "round", "again", "to_bind"),
 )
 """Fields of the job that an order does not change."""
 _OF_LINES = ("input_format", "spooled", "prompt_column", "prompt_template", "rows_set")
 """Fields that decide which line a row becomes, and the question of the line."""
 _OF_ROWS = " goes with rows, not with a file of whole requests."
+_FOREIGN = "Whoever made it could read or change the answers: remove it, or name another output."
 _TRIES = 100
 _LONGEST_ADDED = len("." + ".0123456789" + ".partial")  # to the output's name, by what lies beside it
 _SHOWN_NAME = 40
@@ -124,7 +125,7 @@ def admit(
         file = row_files.opened(parts, known=folder.spec is not None)
         opened.callback(file.close)
         try:
-            wanted = _spec(folder, (source, target), file, plan, order)
+            wanted = _spec(folder, (source, target), file, plan, order, job_id=folders.id_of(folder))
             _check_output_folder(target)
             _check_output(folder, wanted, order)
             if not folders.beside_outputs:
@@ -143,7 +144,9 @@ def admit(
                 folder.cancel.unlink(missing_ok=True)
         except OSError as error:
             raise PromptmillError(
-                Code.STORAGE, f"The job's folder {folder.path} cannot be used: {disk.why(error)}."
+                Code.STORAGE,
+                f"The job's folder {folder.path} cannot be used: {disk.why(error)}.",
+                _FOREIGN if isinstance(error, disk.ForeignError) else None,
             ) from None
         except DamagedError:
             damaged = f"The database {folder.database} is damaged beyond reading. "
@@ -228,7 +231,13 @@ def _check_answer_column(name: str) -> None:
 
 
 def _spec(
-    folder: Folder, paths: tuple[Path, Path], file: InputFiles, plan: ResolvedConfig, order: JobRequest
+    folder: Folder,
+    paths: tuple[Path, Path],
+    file: InputFiles,
+    plan: ResolvedConfig,
+    order: JobRequest,
+    *,
+    job_id: str,
 ) -> JobSpec:
     source, target = paths
     own = source == folder.prompts.resolve()
@@ -253,7 +262,7 @@ def _spec(
     if order.shard is not None and input_format == "messages":
         raise OrderError(Named("shard"), " goes with files of rows, not with a call's.")
     return JobSpec(
-        job_id=folder.job_id,
+        job_id=job_id,
         input=source,
         files=[part for part in file.parts if part.columns],
         output=target,

@@ -249,6 +249,13 @@ class JobFolders:
         """Return the folder for a call that becomes a job."""
         return Folder(self.root / job_id)
 
+    def id_of(self, folder: Folder) -> str:
+        """Return the id of the job in `folder`: a moved folder keeps it, a copy of another one gets its own."""
+        job_id, target = folder.job_id, folder.output_beside
+        other = self._pointed_at(self.root / f"{job_id}{_POINTER}")
+        is_copy = other is not None and other.path != folder.path.resolve() and other.job_id == job_id
+        return job_id if target is None or not is_copy else new_id(target)
+
     def register(self, folder: Folder) -> None:
         """Have a job that lies beside its output found by its id, as far as the user's folder can be written."""
         if folder.output_beside is None:
