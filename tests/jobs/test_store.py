@@ -91,7 +91,7 @@ def test_counts_are_those_of_the_records(store: JobStore) -> None:
     counts = store.counts()
     assert (counts.done, counts.failed, counts.truncated, counts.codes) == (4, 2, 2, {"bad_request": 1, "timeout": 1})
     assert (counts.requests, counts.retries, counts.prompt_tokens, counts.completion_tokens) == (8, 4, 7, 8)
-    assert counts.latency_s(0.5) == pytest.approx(0.25, rel=0.04)
+    assert counts.latencies.quantile(0.5) == pytest.approx(0.25, rel=0.04)
     again = store.counts(RETRYABLE)
     assert (again.done, again.failed, again.requests) == (3, 1, 8)
     assert store.counts(before=1).done == 1

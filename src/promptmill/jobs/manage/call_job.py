@@ -64,13 +64,11 @@ class DeadlineCall:
         self._service = service
         self._running_jobs = running_jobs
         self._items = items
-        self._asked = [index for index, item in enumerate(items) if isinstance(item, Conversation)]
         self._sink = ListSink(len(items))
         self._stats = stats
         self._plan = plan
         self._system_prompt = system_prompt or plan.settings.system_prompt
         self._job: Job | None = None
-        self._runner: Runner | None = None
         self._run: asyncio.Task[object] | None = None
         self._answered = asyncio.Event()
         self._goes_on = asyncio.Event()
@@ -80,9 +78,9 @@ class DeadlineCall:
 
         Cancelling ends the work. Raises `PromptmillError` when the backend cannot be loaded.
         """
-        if not self._asked:
-            return await self._service.generate(self._items, self._stats, plan=self._plan)
         conversations = [(at, item) for at, item in enumerate(self._items) if isinstance(item, Conversation)]
+        if not conversations:
+            return await self._service.generate(self._items, self._stats, plan=self._plan)
         folders = self._running_jobs.folders
         writing = asyncio.ensure_future(
             asyncio.to_thread(write, conversations, self._system_prompt, self._plan, folders)
@@ -102,9 +100,14 @@ class DeadlineCall:
         for index, item in enumerate(self._items):
             if isinstance(item, PromptmillError):
                 await settle(index, Failure(item), self._sink, self._stats)
-        self._runner = Runner(self._job, self._service, stats=self._stats, before_output=self._before_output)
-        self._run = asyncio.ensure_future(self._runner.run())
-        return await self._until_limit(self._job, self._runner, self._run)
+        runner = Runner(self._job, self._service, stats=self._stats, before_output=self._before_output)
+        self._run = asyncio.ensure_future(runner.run())
+        left = await self._until_limit(self._job, runner, self._run)
+        for record in await asyncio.to_thread(self._job.folder.store.all_records):
+            await self._sink.put(conversations[record.row][0], record.outcome())  # the job's run counted it
+        if left.code is not Code.DEFERRED:
+            self._service.calls.unanswered(left.code, len(self._sink.missing))
+        return self._sink.result(left)
 
     def go_on(self) -> tuple[str | None, Call]:
         """Let the job have what is left; return its id, None when all is done, and what the call itself has cost."""
@@ -131,7 +134,8 @@ class DeadlineCall:
         self._answered.set()
         await self._goes_on.wait()
 
-    async def _until_limit(self, job: Job, runner: Runner, run: asyncio.Task[object]) -> list[Outcome]:
+    async def _until_limit(self, job: Job, runner: Runner, run: asyncio.Task[object]) -> PromptmillError:
+        """Return, when the work or the time is over, the error of the items without an outcome."""
         settings, began = self._plan.settings, self._stats.started
         assert settings.max_call_s is not None
         limit = began + settings.max_call_s - self._margin_s(settings.max_call_s)
@@ -146,18 +150,12 @@ class DeadlineCall:
         finally:
             answered.cancel()
         if run.done() or self._answered.is_set():
-            left = runner.error or PromptmillError(Code.SHUTDOWN, "The server is shutting down.")
-        elif end is not None and end < limit:
-            left = too_long(settings.call_timeout)
-        else:
-            await asyncio.to_thread(make_durable, job)
-            self._goes_on.set()
-            left = PromptmillError(Code.DEFERRED, f"Goes on as job {job.spec.job_id}.", "")
-        for record in await asyncio.to_thread(job.folder.store.all_records):
-            await self._sink.put(self._asked[record.row], record.outcome())  # the job's run counted it
-        if left.code is not Code.DEFERRED:
-            self._service.calls.unanswered(left.code, len(self._sink.missing))
-        return self._sink.result(left)
+            return runner.error or PromptmillError(Code.SHUTDOWN, "The server is shutting down.")
+        if end is not None and end < limit:
+            return too_long(settings.call_timeout)
+        await asyncio.to_thread(make_durable, job)
+        self._goes_on.set()
+        return PromptmillError(Code.DEFERRED, f"Goes on as job {job.spec.job_id}.", "")
 
     def _margin_s(self, limit_s: float) -> float:
         """Return how long before the limit to begin with what takes time then."""

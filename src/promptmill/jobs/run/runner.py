@@ -173,7 +173,8 @@ class Runner:
     def _close(self) -> None:
         if self.error is not None and self.error.code is Code.STORAGE:
             with contextlib.suppress(OSError, DamagedError):  # what was not written is not kept, whatever came of it
-                self.progress.counts.replace(self._job.folder.store.counts(self._job.spec.to_replace))
+                spec, counts = self._job.spec, self.progress.counts
+                counts.replace(self._job.folder.store.counts(spec.to_replace, skips_empty=spec.skip_empty))
         self._show()
         with contextlib.suppress(OSError, DamagedError):
             self._job.folder.store.sync()

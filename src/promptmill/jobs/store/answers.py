@@ -347,7 +347,7 @@ class JobStore:
         ((counts.empty,),) = self.read(empty, before)
         every = 1 + rows // _SAMPLES
         for (latency_s,) in self.read(f"SELECT latency_s {where} AND code IS NULL AND row % {every} = 0", before):
-            counts.sample(latency_s)
+            counts.latencies.count(latency_s)
         return counts
 
     def examples(self) -> dict[str, str]:

@@ -23,11 +23,9 @@ OURS = (*ANSWER_FIELDS, *RARE_FIELDS, "row", "surplus_cells")
 """The usual names of the columns that a job adds to a row; `row`, its number, only where rows are not in a file."""
 _LARGEST_INT = 2**63 - 1
 _CHECKED = 12  # columns before the checksum
-# Latencies are counted in steps of 4 %, from 1 ms up; the 450th step is 13 hours.
 _STEP = math.log(1.04)
 _SHORTEST_S = 0.001
-_STEPS = 450
-# While a job runs, one latency of so many is enough; all are counted at the end.
+_STEPS = 450  # the last one is 13 hours
 _SAMPLED = 8
 
 
@@ -247,6 +245,44 @@ def _cell(value: Any) -> str:
     return value if isinstance(value, str) else orjson.dumps(value).decode()
 
 
+class Latencies:
+    """A histogram of the latencies of answers, in steps of 4 % from 1 ms up."""
+
+    def __init__(self) -> None:
+        self._steps = [0] * _STEPS
+        self._unsampled = 0
+
+    def count(self, latency_s: float) -> None:
+        """Count the latency of an answer."""
+        if latency_s > _SHORTEST_S:
+            self._steps[min(_STEPS - 1, int(math.log(latency_s / _SHORTEST_S) / _STEP))] += 1
+        elif latency_s:  # a copy of another answer took no time
+            self._steps[0] += 1
+
+    def sample(self, latency_s: float) -> None:
+        """Count one latency of so many, which is enough while a job runs; all are counted at its end."""
+        self._unsampled += 1
+        if self._unsampled == _SAMPLED:
+            self._unsampled = 0
+            self.count(latency_s)
+
+    def add(self, other: Latencies) -> None:
+        """Add the latencies that `other` has counted."""
+        self._steps = [mine + its for mine, its in zip(self._steps, other._steps, strict=True)]
+
+    def quantile(self, share: float) -> float | None:
+        """Return the latency that `share` (0 to 1) of the answers did not exceed, within 4 %; None without answers."""
+        total = sum(self._steps)
+        if not total:
+            return None
+        wanted, seen = math.ceil(share * total), 0
+        for step, count in enumerate(self._steps):
+            seen += count
+            if seen >= wanted:
+                return round(_SHORTEST_S * math.exp((step + 0.5) * _STEP), 4)
+        return None
+
+
 class JobCounts:
     """Counts of settled rows, failures by code, requests, tokens, and latencies of answers."""
 
@@ -256,7 +292,6 @@ class JobCounts:
         self.skipped = 0
         """Rows that ask nothing and are left out."""
         self.done = 0
-        self.failed = 0
         self.truncated = 0
         """Answers that `max_tokens` cut short."""
         self.empty = 0
@@ -268,8 +303,12 @@ class JobCounts:
         self.cached_tokens = 0
         """Those of the prompt tokens that came from the provider's own cache."""
         self._codes: dict[str, int] = {}
-        self._latencies = [0] * _STEPS
-        self._unsampled = 0
+        self.latencies = Latencies()
+
+    @property
+    def failed(self) -> int:
+        """Rows that failed."""
+        return sum(tuple(self._codes.values()))
 
     def skips(self, code: str) -> bool:
         """Return whether rows that failed with `code` are left out."""
@@ -281,10 +320,7 @@ class JobCounts:
         if isinstance(outcome, Failure):
             self.fail(str(outcome.error.code))
             return
-        self._unsampled += 1
-        if self._unsampled == _SAMPLED:
-            self._unsampled = 0
-            self.sample(outcome.latency_s)
+        self.latencies.sample(outcome.latency_s)
         self.truncated += outcome.finish_reason == "length"
         self.empty += outcome.is_empty
 
@@ -293,7 +329,6 @@ class JobCounts:
         if self.skips(code):
             self.skipped += count
             return
-        self.failed += count
         self._codes[code] = self._codes.get(code, 0) + count
 
     def add(self, other: JobCounts) -> None:
@@ -312,43 +347,18 @@ class JobCounts:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for code, count in other.codes.items():
             self.fail(code, count)
-        self._latencies = [mine + its for mine, its in zip(self._latencies, other._latencies, strict=True)]
+        self.latencies.add(other.latencies)
 
     def replace(self, found: JobCounts) -> None:
         """Take over what `found` counts of rows; requests and tokens stay."""
-        self.done, self.truncated, self.empty, self.failed, self._codes = (
-            found.done,
-            found.truncated,
-            found.empty,
-            0,
-            {},
-        )
-        for code, count in found.codes.items():
-            self.fail(code, count)
-
-    def sample(self, latency_s: float) -> None:
-        """Count the latency of an answer."""
-        if latency_s:  # a copy of another answer took no time
-            self._latencies[_step(latency_s)] += 1
+        self.done, self.skipped, self._codes = found.done, found.skipped, found.codes
+        self.truncated, self.empty = found.truncated, found.empty
 
     @property
     def codes(self) -> dict[str, int]:
         """Failures by code, the commonest first."""
-        counted = tuple(self._codes.items())  # at once: a thread may be counting
-        found = [(code, count) for code, count in counted if count]
+        found = tuple(self._codes.items())  # at once: a thread may be counting
         return dict(sorted(found, key=lambda item: (-item[1], item[0])))
-
-    def latency_s(self, share: float) -> float | None:
-        """Return the latency that `share` (0 to 1) of the answers did not exceed, within 4 %; None without answers."""
-        total = sum(self._latencies)
-        if not total:
-            return None
-        wanted, seen = math.ceil(share * total), 0
-        for step, count in enumerate(self._latencies):
-            seen += count
-            if seen >= wanted:
-                return round(_SHORTEST_S * math.exp((step + 0.5) * _STEP), 4)
-        return None
 
     def as_dict(self, stats: Call) -> dict[str, Any]:
         """Return the counts for people and programs, with what the present run costs, which `stats` counts."""
@@ -364,11 +374,7 @@ class JobCounts:
             "prompt_tokens": self.prompt_tokens + stats.prompt_tokens,
             "completion_tokens": self.completion_tokens + stats.completion_tokens,
             "cached_tokens": self.cached_tokens + stats.cached_tokens,
-            "latency_s": {name: self.latency_s(share) for name, share in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))},
+            "latency_s": {
+                name: self.latencies.quantile(share) for name, share in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
+            },
         }
-
-
-def _step(latency_s: float) -> int:
-    if latency_s <= _SHORTEST_S:
-        return 0
-    return min(_STEPS - 1, int(math.log(latency_s / _SHORTEST_S) / _STEP))
