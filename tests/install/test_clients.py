@@ -154,6 +154,23 @@ def test_codex_keeps_the_environment_that_a_person_added_below_the_entry(home):
     assert tomllib.loads(file.read_text())["mcp_servers"]["promptmill"] == {"command": "old", "env": {"A": "b"}}
 
 
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ("a = ", "is not valid TOML: Invalid value (at end of document)"),
+        ("mcp_servers = 3", "mcp_servers should be an object, not a number"),
+        ("[mcp_servers]\npromptmill = 3", "mcp_servers.promptmill should be an object, not a number"),
+        ('mcp_servers = {other = {command = "x"}}', "the entry has an unusual form; edit it by hand"),
+    ],
+)
+def test_a_file_of_codex_that_is_not_as_it_should_be_is_left_alone(home, capsys, broken, said):
+    file = home / ".codex" / "config.toml"
+    file.write_text(broken)
+    assert _install("codex") == 2
+    assert said in capsys.readouterr().err
+    assert file.read_text() == broken
+
+
 def test_the_first_backup_is_never_overwritten(home):
     file = home / ".cursor" / "mcp.json"
     file.write_text('{"first": 1}')

@@ -23,7 +23,7 @@ from typing import Any
 
 from promptmill.config import loading, parameter_file
 from promptmill.core.errors import PromptmillError, config_error, looks_like_key
-from promptmill.install import codex, json_file
+from promptmill.install import client_file
 from promptmill.install.steps import Step, keep_at, put_back, remove, write
 
 _MAX_CALL_S = 50  # several clients give up a call after a minute
@@ -170,14 +170,13 @@ def _client(arguments: argparse.Namespace) -> int:
     file = arguments.file or (client.file() if arguments.dry_run else _usual_file(client))
     if not file.parent.is_dir() and not arguments.dry_run:
         raise config_error("--file", f"there is no folder {file.parent}; correct the path, or create the folder first.")
-    editor = codex if file.suffix == ".toml" else json_file
     if arguments.undo:
-        steps = editor.undo(file, client.key, arguments.name)
+        steps = client_file.undo(file, client.key, arguments.name)
         return _apply(steps, f"{file} has no entry {arguments.name}.", arguments)
     added = client_entry(client, _named_configuration(arguments.config), arguments.env)
     try:
-        result = editor.over(editor.entry_in(file, client.key, arguments.name), added)
-        steps = editor.install(file, client.key, arguments.name, added)
+        result = client_file.over(client_file.entry_in(file, client.key, arguments.name), added)
+        steps = client_file.install(file, client.key, arguments.name, added)
     except PromptmillError:
         print(_entry_text(arguments.name, added))  # for adding it by hand
         raise

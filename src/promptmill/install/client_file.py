@@ -1,0 +1,317 @@
+"""The entry of an MCP server in a client's file, JSON or TOML: added and removed without a change to any other byte."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+from promptmill.core.errors import config_error
+from promptmill.core.wording import shape
+from promptmill.install.steps import Step, backup_of, keep, put_back, remove, write
+
+# VS Code's files may have comments, and commas after the last member.
+_COMMENT = re.compile(r'"(?:[^"\\]|\\.)*+"?|//[^\n]*|/\*.*?(?:\*/|\Z)', re.DOTALL)
+_LAST_COMMA = re.compile(r'"(?:[^"\\]|\\.)*+"?|,(?=\s*+[}\]])', re.DOTALL)
+_SPACE, _COMMA = re.compile(r"\s*"), re.compile(r"\s*,")
+_BOM = "\ufeff"
+_DECODER = json.JSONDecoder()
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def install(file: Path, key: str, name: str, added: Mapping[str, Any]) -> list[Step]:
+    """Return the steps that put `added` under `name` into the object `key` of `file`; none if it is there already.
+
+    Other fields of an existing entry, such as a timeout, stay; `env` is merged. Raises `PromptmillError` when the file
+    is invalid.
+    """
+    found = _read(file, key)
+    there = found.servers.get(name)
+    if there is not None and not isinstance(there, dict):
+        raise config_error("", f"{file}: {key}.{name} should be an object, not {shape(there)}.")
+    entry = over(there or {}, added)
+    if there == entry:
+        return []
+    words = "" if there is None else f"replace the entry {name} in {file}; --undo restores it"
+    return [*keep(file), _rewrite(file, key, found.with_entry(name, entry), words)]
+
+
+def over(there: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an existing entry overridden by `added`."""
+    entry = {**there, **added}
+    if "env" in added and isinstance(there.get("env"), dict):
+        entry["env"] = {**there["env"], **added["env"]}
+    return entry
+
+
+def entry_in(file: Path, key: str, name: str) -> Mapping[str, Any]:
+    """Return the entry `name` of `file`, empty if there is none. Raises like `install`."""
+    found = _read(file, key).servers.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def undo(file: Path, key: str, name: str) -> list[Step]:
+    """Return the steps that undo `install`: restore the earlier entry or remove it; none without an entry.
+
+    Raises like `install`.
+    """
+    found, copy = _read(file, key), backup_of(file)
+    if name not in found.servers:
+        return []
+    if not copy.exists():
+        left = found.without(name)
+        is_empty = "".join(left.strip(_BOM).split()) in {"", "{}"}
+        return [remove(file) if is_empty else _rewrite(file, key, left)]
+    before = _read(copy, key, file.suffix)
+    if before.with_entry(name, found.servers[name]) == found.text:
+        return [put_back(file, copy)]
+    return [_rewrite(file, key, found.restored(name, before))]
+
+
+def _read(file: Path, key: str, suffix: str = "") -> _File:
+    """Return the parsed `file` in the format of files with `suffix` (default: its own); a missing file is empty."""
+    try:
+        return _parsed(file.read_bytes().decode() if file.exists() else "", key, suffix or file.suffix)
+    except OSError as error:
+        raise config_error("", f"{file} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        problem = "it is not UTF-8 text"
+    except RecursionError:
+        problem = "it is nested too deeply"
+    except ValueError as error:
+        problem = str(error)
+    raise config_error("", f"{file}: {problem}. Nothing was changed; correct the file first.")
+
+
+def _rewrite(file: Path, key: str, text: str, words: str = "") -> Step:
+    """Return the step that writes `text`. Raises `PromptmillError` when it is not valid."""
+    try:
+        _parsed(text, key, file.suffix)
+    except (ValueError, RecursionError):
+        raise config_error("", f"{file}: the entry has an unusual form; edit it by hand.") from None
+    return write(file, text.encode(errors="surrogatepass"), words)
+
+
+def _parsed(text: str, key: str, suffix: str) -> _File:
+    """Return the file with this text; `key` is that of the servers. Raises `ValueError`, `RecursionError`."""
+    found = _TomlFile.parse(text, key) if suffix == ".toml" else _JsonFile.parse(text, key)
+    if not isinstance(found.servers, dict):
+        raise ValueError(f"{key} should be an object, not {shape(found.servers)}")
+    return found
+
+
+def _line_end(text: str) -> str:
+    return "\r\n" if "\r\n" in text else "\n"
+
+
+class _Member(NamedTuple):
+    """The positions of a member of a JSON object: its key, its value, the end of its value."""
+
+    key: int
+    value: int
+    end: int
+
+
+class _JsonFile(NamedTuple):
+    """A JSON file. `bare` is `text` with comments blanked out; `plain` has no trailing commas either."""
+
+    text: str
+    bare: str
+    plain: str
+    content: dict[str, Any]
+    key: str
+
+    @classmethod
+    def parse(cls, text: str, key: str) -> _JsonFile:
+        """Return the file with this text. Raises `ValueError`, `RecursionError`."""
+        bare = _COMMENT.sub(_blank, text.replace(_BOM, " ", 1))
+        plain = _LAST_COMMA.sub(_blank, bare)
+        try:
+            content = json.loads(plain, object_pairs_hook=_without_twins) if plain.strip() else {}
+        except json.JSONDecodeError as error:
+            why = f"{error.msg[0].lower()}{error.msg[1:]}"
+            raise ValueError(f"line {error.lineno}, column {error.colno} is not valid JSON: {why}") from None
+        if not isinstance(content, dict):
+            raise ValueError(f"it should be an object, not {shape(content)}")
+        return cls(text, bare, plain, content, key)
+
+    @property
+    def servers(self) -> dict[str, Any]:
+        """The entries by their names."""
+        found: dict[str, Any] = self.content.get(self.key, {})
+        return found
+
+    def with_entry(self, name: str, entry: Mapping[str, Any]) -> str:
+        """Return the text with `entry` under `name`."""
+        if self.key not in self.content:
+            return self._with_member((), self.key, {name: entry})
+        members, _ = self._members(self.key)
+        if name not in members:
+            return self._with_member((self.key,), name, entry)
+        member = members[name]
+        return self.text[: member.value] + self._json_text(entry, 2) + self.text[member.end :]
+
+    def without(self, name: str, *, empty: bool = False) -> str:
+        """Return the text without the entry; an object of servers that becomes empty is removed, unless `empty`."""
+        members, _ = self._members(self.key)
+        if len(members) == 1 and not empty:
+            name, (members, _) = self.key, self._members()
+        text, member = self.text, members[name]
+        begin, end = len(text[: member.key].rstrip()), member.end
+        before = [other.end for other in members.values() if other.end < begin]
+        if (comma := self._comma_after(end)) is not None:
+            return text[:begin] + text[comma + 1 :]
+        if before and (comma := self._comma_after(max(before))) is not None:
+            return text[:comma] + text[comma + 1 : begin] + text[end:]
+        return text[:begin] + text[end:]
+
+    def restored(self, name: str, before: _File) -> str:
+        """Return the text with the entry as it is in the file `before`, or without it."""
+        assert isinstance(before, _JsonFile)
+        if name not in before.servers:
+            return self.without(name, empty=self.key in before.content)
+        old, new = before._members(self.key)[0][name], self._members(self.key)[0][name]
+        return self.text[: new.value] + before.text[old.value : old.end] + self.text[new.end :]
+
+    def _with_member(self, path: tuple[str, ...], name: str, value: Mapping[str, Any]) -> str:
+        """Return the text with a new member at the end of the object at `path`."""
+        text = self.text
+        line, depth = _line_end(text), len(path) + 1
+        if not text.strip(_BOM).strip():
+            return f"{text}{self._json_text({name: value}, 0)}{line}"
+        written = f"{json.dumps(name, ensure_ascii=False)}: {self._json_text(value, depth)}"
+        member = f"{line}{self._indent() * depth}{written}"
+        members, close = self._members(*path)
+        before = len(text[:close].rstrip())
+        if members:
+            last = max(member.end for member in members.values())
+            head = text[:last] + ("," if self._comma_after(last) is None else "") + text[last:before]
+        else:
+            head = text[:before]
+        gap = text[before:close] if "\n" in text[before:close] else line + self._indent() * (depth - 1)
+        return head + member + gap + text[close:]
+
+    def _members(self, *path: str) -> tuple[dict[str, _Member], int]:
+        """Return the members of the object at `path`, and the position of its closing brace."""
+        at = self._after(0)
+        for key in path:
+            at = self._members_at(at)[0][key].value
+        return self._members_at(at)
+
+    def _members_at(self, at: int) -> tuple[dict[str, _Member], int]:
+        """Return the same for the object that begins at `at`."""
+        found: dict[str, _Member] = {}
+        at = self._after(at + 1)
+        while self.plain[at] != "}":
+            begin = at
+            key, at = _DECODER.raw_decode(self.plain, at)
+            value = self._after(self._after(at) + 1)
+            _, end = _DECODER.raw_decode(self.plain, value)
+            found[key] = _Member(begin, value, end)
+            at = self._after(end)
+            if self.plain[at] == ",":
+                at = self._after(at + 1)
+        return found, at
+
+    def _after(self, at: int) -> int:
+        match = _SPACE.match(self.plain, at)
+        return at if match is None else match.end()
+
+    def _comma_after(self, at: int) -> int | None:
+        """Return the position of the comma after a value."""
+        match = _COMMA.match(self.bare, at)
+        return None if match is None else match.end() - 1
+
+    def _json_text(self, value: Any, depth: int) -> str:
+        """Return `value` as JSON with the indentation of the file, for an object at `depth`."""
+        lines = json.dumps(value, indent=self._indent(), ensure_ascii=False).split("\n")
+        return (_line_end(self.text) + self._indent() * depth).join(lines)
+
+    def _indent(self) -> str:
+        found = re.search(r"^([ \t]+)\S", self.text, re.MULTILINE)
+        return found[1] if found else "  "
+
+
+def _blank(match: re.Match[str]) -> str:
+    found = match[0]
+    return found if found.startswith('"') else re.sub(r"[^\n]", " ", found)
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return `pairs` as an object. Raises `ValueError` for a key that occurs twice: one of the values would be lost."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key} occurs twice in one object")
+        found[key] = value
+    return found
+
+
+class _TomlFile(NamedTuple):
+    """A TOML file, in which each entry is a table `[key.name]`, with tables below it, such as `env`."""
+
+    text: str
+    content: dict[str, Any]
+    key: str
+
+    @classmethod
+    def parse(cls, text: str, key: str) -> _TomlFile:
+        """Return the file with this text. Raises `ValueError`."""
+        try:
+            return cls(text, tomllib.loads(text), key)
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"it is not valid TOML: {error}") from None
+
+    @property
+    def servers(self) -> dict[str, Any]:
+        """The entries by their names."""
+        found: dict[str, Any] = self.content.get(self.key, {})
+        return found
+
+    def with_entry(self, name: str, entry: Mapping[str, Any]) -> str:
+        """Return the text with `entry` under `name`; tables below it stay."""
+        line = _line_end(self.text)
+        table = f"[{self.key}.{name if _PLAIN_KEY.fullmatch(name) else json.dumps(name)}]{line}"
+        table += "".join(
+            f"{field} = {json.dumps(value, ensure_ascii=False)}{line}"
+            for field, value in entry.items()
+            if isinstance(value, str | int | float | list)
+        )
+        before, _, after = self._parts(name)
+        gap = "" if not before or before.endswith(line * 2) else line if before.endswith(line) else line * 2
+        return f"{before}{gap}{table}{line if after else ''}{after}"
+
+    def without(self, name: str) -> str:
+        """Return the text without the entry and the tables below it."""
+        before, _, after = self._parts(name, below=True)
+        return before + after
+
+    def restored(self, name: str, before: _File) -> str:
+        """Return the text with the entry as it is in the file `before`, or without it."""
+        assert isinstance(before, _TomlFile)
+        _, old, _ = before._parts(name, below=True)
+        start, _, end = self._parts(name, below=True)
+        return start + old + end
+
+    def _parts(self, name: str, *, below: bool = False) -> tuple[str, str, str]:
+        """Return the text before, in and after the table of the entry; without the table all text is before.
+
+        With `below` the tables `[key.name.…]` are part of it.
+        """
+        own = rf"\[\s*{re.escape(self.key)}\s*\.\s*(?:{re.escape(name)}|\"{re.escape(name)}\")"
+        heads = re.compile(own + (r"\s*[.\]]" if below else r"\s*\]"))
+        before: list[str] = []
+        within: list[str] = []
+        after: list[str] = []
+        inside = False
+        for line in self.text.splitlines(keepends=True):
+            if line.lstrip().startswith("["):
+                inside = heads.match(line.strip()) is not None
+            (within if inside else after if within else before).append(line)
+        return "".join(before), "".join(within), "".join(after)
+
+
+_File: TypeAlias = _JsonFile | _TomlFile
