@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from promptmill.answers.reasoning import opens_reasoning, split_channels, split_reasoning
+from promptmill.answers.reasoning import CHANNEL_MARKS, TAGS, opens_reasoning, split_channels, split_reasoning
+
+
+def test_every_mark_contains_a_character_that_few_answers_contain():
+    """`LocalSender` looks for these, so that other answers need no search for marks."""
+    assert all(set(mark) & set("<[◁") for mark in (*TAGS, *CHANNEL_MARKS))
 
 
 @pytest.mark.parametrize(

@@ -245,12 +245,13 @@ class _StructuredAnswers:
     def __init__(self, following: Answer, *, retries: int) -> None:
         self._following = following
         self._retries = retries
-        self._schemas = SchemaCache()
-        self._checker = Checker()
+        self._checks: tuple[SchemaCache, Checker] | None = None
+        """Created for the first request with a schema."""
 
     async def aclose(self) -> None:
         """End the processes that check answers."""
-        await self._checker.aclose()
+        if self._checks is not None:
+            await self._checks[1].aclose()
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
         """Answer a request; one without a schema is passed on."""
@@ -261,8 +262,11 @@ class _StructuredAnswers:
     async def _checked(self, request: Request, call: Call) -> Outcome:
         wanted = request.sampling.response_format
         assert wanted is not None
+        if self._checks is None:
+            self._checks = SchemaCache(), Checker()
+        schemas, checker = self._checks
         try:
-            schema = await self._schemas.of(wanted)
+            schema = await schemas.of(wanted)
         except PromptmillError as error:
             return Failure(error, request.attempts)
         outcome = await self._following(request, call)
@@ -275,7 +279,7 @@ class _StructuredAnswers:
             if isinstance(outcome, Failure) or (outcome.tool_calls and not outcome.text):
                 return replace(outcome, usage=usage, latency_s=latency_s, cost=cost)
             complete = outcome.finish_reason != "length"
-            text, problem = await self._check(schema, request, outcome, call)
+            text, problem = await _check(checker, schema, request, outcome, call)
             if not problem:
                 return replace(outcome, text=text, usage=usage, latency_s=latency_s, cost=cost)
             if not complete or again == self._retries:
@@ -288,20 +292,23 @@ class _StructuredAnswers:
         invalid = _invalid(problem, complete=complete)
         return Failure(invalid, outcome.attempts, latency_s, usage, outcome.text, cost=cost)
 
-    async def _check(self, schema: AnswerSchema, request: Request, outcome: Completion, call: Call) -> tuple[str, str]:
-        """Return the text of an answer, repaired if necessary, and its problem; `""` for a valid answer."""
-        # inline reasoning stays before the answer, but the schema does not apply to it
-        text = outcome.text
-        answer = text
-        if request.sampling.reasoning == "inline":
-            answer = (await asyncio.to_thread(split_marked, text) if len(text) > _LONG else split_marked(text))[1]
-        if schema.is_soon_valid(answer):
-            return text, ""
-        checked = await self._checker.check(schema, answer, call, complete=outcome.finish_reason != "length")
-        if checked.problem:
-            return text, checked.problem
-        call.repaired += checked.repaired
-        return text[: text.rfind(answer)] + checked.text if checked.repaired else text, ""
+
+async def _check(
+    checker: Checker, schema: AnswerSchema, request: Request, outcome: Completion, call: Call
+) -> tuple[str, str]:
+    """Return the text of an answer, repaired if necessary, and its problem; `""` for a valid answer."""
+    # inline reasoning stays before the answer, but the schema does not apply to it
+    text = outcome.text
+    answer = text
+    if request.sampling.reasoning == "inline":
+        answer = (await asyncio.to_thread(split_marked, text) if len(text) > _LONG else split_marked(text))[1]
+    if schema.is_soon_valid(answer):
+        return text, ""
+    checked = await checker.check(schema, answer, call, complete=outcome.finish_reason != "length")
+    if checked.problem:
+        return text, checked.problem
+    call.repaired += checked.repaired
+    return text[: text.rfind(answer)] + checked.text if checked.repaired else text, ""
 
 
 def _with_complaint(conversation: Conversation, answer: str, problem: str, *, again: bool) -> Conversation:

@@ -106,10 +106,7 @@ def answer_so_far(text: str) -> str:
 
 def with_reasoning_apart(completion: Completion) -> Completion:
     """Return `completion` with the reasoning in its text moved to `reasoning`."""
-    text = completion.text
-    if "<" not in text and "[" not in text and "◁" not in text:  # every mark contains one of these
-        return completion
-    reasoning, text = split_marked(text, already=completion.reasoning is not None)
+    reasoning, text = split_marked(completion.text, already=completion.reasoning is not None)
     if text == completion.text:
         return completion
     return replace(completion, text=text, reasoning=completion.reasoning or reasoning)

@@ -21,7 +21,6 @@ from promptmill.backends import registry
 from promptmill.cli.job_display import print_status, progress_display
 from promptmill.cli.options import SCHEMA, Parser, add_shared, amount, at_least_one, is_url, option_of, text_of
 from promptmill.cli.terminal import say
-from promptmill.cluster import replicas
 from promptmill.cluster.ray_cluster import RayCluster
 from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
@@ -310,7 +309,7 @@ async def _job_run(
     as_json: bool,
     quiet: bool,
 ) -> tuple[dict[str, Any], PromptmillError | None, bool]:
-    create = replicas.create if job.order.ray is None else job.order.ray.create
+    create = None if job.order.ray is None else job.order.ray.create
     service = Service(configuration, plan=job.plan, create=create)
     try:
         with progress_display(job.spec.job_id, as_json=as_json, quiet=quiet) as watch:

@@ -32,11 +32,8 @@ _FALSE_STARTS = 3
 
 
 async def create(plan: ResolvedConfig) -> Backend:
-    """Return the backend of `plan`, as several if it has `replicas`; not loaded yet. Raises `PromptmillError`."""
-    parts = _parts(plan)
-    if len(parts) == 1:
-        return await registry.create(plan)
-    engines = [await registry.create(part) for part in parts]
+    """Return the backends of `plan`, which has `replicas`, as one; not loaded yet. Raises `PromptmillError`."""
+    engines = [await registry.create(part) for part in _parts(plan)]
 
     async def connect() -> Sequence[Backend]:
         return engines
@@ -46,10 +43,7 @@ async def create(plan: ResolvedConfig) -> Backend:
 
 def _parts(plan: ResolvedConfig) -> list[ResolvedConfig]:
     """Return the plan of each replica, with its part of the GPUs. Raises `PromptmillError` (`invalid_config`)."""
-    block = plan.block
-    count = getattr(block, "replicas", 1)
-    if block is None or count == 1:
-        return [plan]
+    block, count = plan.block, plan.replicas
     gpus: tuple[int, ...] | None = getattr(block, "gpu_ids", None)
     path = f"backend_configs.{plan.backend}.gpu_ids"
     if gpus is None:

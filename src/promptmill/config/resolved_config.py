@@ -79,6 +79,11 @@ class ResolvedConfig:
         """The model in the chosen backend's block; `""` if it names none."""
         return getattr(self.block, self.record.model_key, None) or ""
 
+    @property
+    def replicas(self) -> int:
+        """How many engines of the model run, each on its part of the GPUs."""
+        return getattr(self.block, "replicas", 1)
+
     @cached_property
     def is_open(self) -> bool:
         """Whether promptmill must choose the backend or the model before use."""

@@ -27,6 +27,7 @@ from promptmill.answering.chain import Chain
 from promptmill.backends import registry
 from promptmill.backends.engines import embedded_model, hardware
 from promptmill.backends.protocol import Answer, Backend, Call, Share, Stoppable
+from promptmill.cluster import replicas
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.config.settings import OpenVINOSettings
 from promptmill.core.errors import Code, PromptmillError
@@ -42,12 +43,12 @@ _MEMORY_PER_WEIGHT = 2.5
 class Models:
     """The models of a process by name, each made when it is first needed. The engines among them share the machine."""
 
-    def __init__(self, create: Create, drain_s: float, budget: Budget | None, *, is_shared: bool) -> None:
-        """`create` makes the backend of a plan; `drain_s` limits how long calls continue on a model that is swapped.
+    def __init__(self, create: Create | None, drain_s: float, budget: Budget | None, *, is_shared: bool) -> None:
+        """`create` makes the backend of a plan in place of promptmill's own function.
 
-        `is_shared`: several clients share the models.
+        `drain_s` limits how long calls continue on a model that is swapped. `is_shared`: several clients call.
         """
-        self.create, self.drain_s, self.budget, self.is_shared = create, drain_s, budget, is_shared
+        self.create, self.drain_s, self.budget, self.is_shared = create or _create, drain_s, budget, is_shared
         self._by_name: dict[str, Model] = {}
         self._turn = asyncio.Lock()
         self._loading: list[Loaded] = []
@@ -110,6 +111,11 @@ class Models:
         ]
         blocking = [other for other in there if not fits_beside(other.plan, coming.plan)]
         return min(blocking, key=lambda other: other.last_used, default=None)
+
+
+async def _create(plan: ResolvedConfig) -> Backend:
+    """Return the backend of `plan`, not loaded yet. Raises `PromptmillError`."""
+    return await (replicas.create if plan.replicas > 1 else registry.create)(plan)
 
 
 class Model:
@@ -431,7 +437,7 @@ def _on_other_gpus(one: ResolvedConfig, other: ResolvedConfig) -> bool:
 
 
 def _enough_memory(plan: ResolvedConfig) -> bool:
-    weights, free = _weights(plan.model) * getattr(plan.block, "replicas", 1), hardware.free_memory()
+    weights, free = _weights(plan.model) * plan.replicas, hardware.free_memory()
     return bool(weights) and free is not None and free > weights * _MEMORY_PER_WEIGHT + 2 * 2**30
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 from promptmill.answering.fallback import NotLoadedError, Router
 from promptmill.backends.protocol import Call, Share, Sink, Source, Stoppable
-from promptmill.cluster import replicas
 from promptmill.config.backends import AUTO
 from promptmill.config.loading import Configuration, Overrides
 from promptmill.config.resolved_config import DEFAULT, ResolvedConfig, unknown_model
@@ -41,14 +40,15 @@ class Service:
         configuration: Configuration,
         *,
         plan: ResolvedConfig | None = None,
-        create: Create = replicas.create,
+        create: Create | None = None,
         drain_s: float = _DRAIN_S,
         is_shared: bool = False,
     ) -> None:
         """`plan` replaces the configuration's plan of the default model, which answers calls that name none.
 
-        `create` makes the backend of a plan; `drain_s` limits how long calls continue on a model that is swapped.
-        `is_shared`: several clients call, and no client may learn another client's requests.
+        `create` makes the backend of a plan in place of promptmill's own function. `drain_s` limits how long calls
+        continue on a model that is swapped. `is_shared`: several clients call, and no client may learn another client's
+        requests.
         """
         self._configuration = configuration
         self.is_shared = is_shared

@@ -58,7 +58,7 @@ def create(plan: ResolvedConfig) -> EngineHost:
         "unsupported": plan.settings.unsupported,
     }
     rules = ImageRules.of(plan.settings.allowed_roots, plan.settings.max_image_pixels, plan.settings.max_image_memory)
-    environment = _environment(getattr(block, "gpu_ids", None), getattr(block, "replicas", 1))
+    environment = _environment(getattr(block, "gpu_ids", None), plan.replicas)
     return EngineHost(plan.backend, options, environment, rules)
 
 

@@ -153,7 +153,7 @@ class LocalSender:
                 return await self.send(request, endpoint_state, prepared, fresh=fresh)
             return found
         _note_limit(response, endpoint_state)
-        if not inline and (problem := unanswered(found)):
+        if found.reasoning and not inline and (problem := unanswered(found)):
             kind = FailureKind.TRANSIENT if found.finish_reason is None else FailureKind.ITEM
             return RetryDecision(kind, problem, usage=found.usage, unmetered=not found.is_metered)
         found.warnings = warnings
@@ -221,7 +221,12 @@ def _answer_in(
     if isinstance(content, RetryDecision):
         return content
     found = read_response(response.status, response.headers, content, endpoint, keep_raw=keep_raw)
-    return found if inline or isinstance(found, RetryDecision) else with_reasoning_apart(found)
+    if inline or isinstance(found, RetryDecision):
+        return found
+    text = found.text
+    if "<" in text or "[" in text or "◁" in text:  # every mark around reasoning contains one of these
+        return with_reasoning_apart(found)
+    return found
 
 
 def _other_answer_in(response: HttpResponse, endpoint: Endpoint) -> Completion | RetryDecision:

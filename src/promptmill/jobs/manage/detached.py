@@ -19,7 +19,6 @@ import orjson
 from pydantic import BaseModel, SecretStr
 
 from promptmill.backends import registry
-from promptmill.cluster import replicas
 from promptmill.config.backends import AUTO, BACKENDS
 from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
@@ -194,7 +193,7 @@ def _unpacked(data: bytes) -> tuple[Service, JobRequest, JobFolders, Lock | None
         name=value["name"],
         file=None if file is None else Settings.model_validate(file),
     )
-    create = replicas.create if order.ray is None else order.ray.create
+    create = None if order.ray is None else order.ray.create
     service = Service(_configuration(value), plan=plan, create=create, is_shared=value["is_shared"])
     lock = None if value["lock"] is None else Lock.adopt(value["lock"])
     folders = JobFolders(Path(value["root"]), beside_outputs=value["beside_outputs"])
