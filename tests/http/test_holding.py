@@ -211,6 +211,23 @@ async def test_large_bodies_have_a_limit_together_until_their_calls_end(upstream
         assert (await _said(port, _call_of(5 * MB))).startswith(b"HTTP/1.1 200 ")
 
 
+async def test_a_call_of_a_session_keeps_its_memory_when_its_client_disconnects(upstream):
+    upstream.reply = hang()
+    async with hosted(upstream, max_body=8 * MB) as (app, port):
+        app._bodies = bodies = LargeBodies(9 * MB)
+        _, session, _ = await _post(port, HELLO)
+        call = {"name": "generate", "arguments": {"prompt_ls": ["x" * 6 * MB]}}
+        message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call}
+        posting = asyncio.ensure_future(_post(port, message, **{"Mcp-Session-Id": session}))
+        await until(lambda: upstream.in_flight == 1)
+        posting.cancel()
+        await until(lambda: not app._calls)
+        assert bodies.free < 3 * MB
+        end = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}}
+        await _post(port, end, **{"Mcp-Session-Id": session})
+        await until(lambda: bodies.free == 9 * MB)
+
+
 async def test_a_large_body_that_drips_holds_what_has_arrived_alone(upstream):
     upstream.reply = answer("ok")
     async with hosted(upstream, max_body=8 * MB) as (app, port):

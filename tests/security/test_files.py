@@ -537,7 +537,7 @@ async def test_a_job_folder_that_another_user_planted_is_not_read(
         (work_folder / "out.jsonl").unlink()
         said = await talk.error("bulk_generate", input_file="in.jsonl", output_file="out.jsonl")
         wrong = folder / planted if planted in {"rows.spool", "job.db"} else folder
-        assert f"cannot be used: {wrong} is a link or another user's. Whoever made it" in said
+        assert f"cannot be used: {wrong} is a link or another user's. Its owner could" in said
         assert prune(JobFolders.from_environ(), 0, unfinished=True) == []
     assert {path: path.stat().st_mtime_ns for path in elsewhere.rglob("*")} == before
 

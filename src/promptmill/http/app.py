@@ -9,11 +9,14 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from typing import Self
 
 import orjson
 from fastmcp import FastMCP
 from fastmcp.server.http import StreamableHTTPASGIApp, create_base_app
-from mcp_types import INVALID_REQUEST
+from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
+from fastmcp.tools import ToolResult
+from mcp_types import INVALID_REQUEST, CallToolRequestParams
 from sse_starlette import EventSourceResponse
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse, Response
@@ -49,6 +52,7 @@ _LARGE_BODY = 4 << 20
 _LARGE_BODIES = 64 << 20
 _ROOM_S = 2.0  # some clients disconnect after five seconds of silence
 _RETRY_S = 30
+_SHARE = "promptmill.share"  # key in a request's scope
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,7 @@ class App:
             max_request_body_size=rules.max_body,
         )
         self._bodies = LargeBodies(max(_LARGE_BODIES, rules.max_body))
+        server.add_middleware(_BodyMemory())
         self._inner = self._mounted()
         self._lost_calls = LostCalls(self._respond)
         self._closing = False
@@ -128,7 +133,7 @@ class App:
         body = await read_body(receive, self._rules.max_body, share, declared=_header(scope, b"content-length"))
         inside = {**scope, "path": PATH, "raw_path": PATH.encode()}
         send = _plain(send)
-        inside[RESPONSE] = EitherResponse.to(scope, body)
+        inside |= {RESPONSE: EitherResponse.to(scope, body), _SHARE: share}
         if is_lone_call(scope):
             await self._lost_calls.answer(inside, body, receive, send)
         else:
@@ -263,6 +268,17 @@ def _unquoted(body: bytes) -> bytes:
     return orjson.dumps(answer)
 
 
+class _BodyMemory(Middleware):
+    """Holds a call's share of the memory for bodies: in a session, the call continues after its client disconnects."""
+
+    async def on_call_tool(
+        self, context: MiddlewareContext[CallToolRequestParams], call_next: CallNext[CallToolRequestParams, ToolResult]
+    ) -> ToolResult:
+        request = context.fastmcp_context.request_context if context.fastmcp_context else None
+        with request.request.scope[_SHARE] if request and request.request else contextlib.nullcontext():
+            return await call_next(context)
+
+
 class LargeBodies:
     """The memory for bodies above 4 MiB: at most `most_bytes` for all calls in progress.
 
@@ -276,24 +292,30 @@ class LargeBodies:
         self.room_s = room_s
         self.freed = asyncio.Event()
 
-    @contextlib.contextmanager
-    def share(self) -> Iterator[Share]:
-        """Give one call its share until the call ends."""
-        share = Share(self)
-        try:
-            yield share
-        finally:
-            self.free += share.size
-            self.freed.set()
-            self.freed = asyncio.Event()
+    def share(self) -> Share:
+        """Return the share of a new call, empty so far."""
+        return Share(self)
 
 
 class Share:
-    """The share of one call in `LargeBodies`."""
+    """The share of one call in `LargeBodies`: a context that several parts of the call enter; the last one frees it."""
 
     def __init__(self, bodies: LargeBodies) -> None:
         self._bodies = bodies
+        self._users = 0
         self.size = 0
+
+    def __enter__(self) -> Self:
+        self._users += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._users -= 1
+        if not self._users:
+            self._bodies.free += self.size
+            self.size = 0
+            self._bodies.freed.set()
+            self._bodies.freed = asyncio.Event()
 
     async def grow(self, size: int) -> None:
         """Hold `size` bytes, if that is a large body. Raises `HttpError` 503 if there is no room in time."""

@@ -46,7 +46,7 @@ _OF_THE_JOB = (
 _OF_LINES = ("input_format", "spooled", "prompt_column", "prompt_template", "rows_set")
 """Fields that decide which line a row becomes, and the question of the line."""
 _OF_ROWS = " goes with rows, not with a file of whole requests."
-_FOREIGN = "Whoever made it could read or change the answers: remove it, or name another output."
+_FOREIGN = "Its owner could read or change the answers: remove it, or name another output."
 _TRIES = 100
 _LONGEST_ADDED = len("." + ".0123456789" + ".partial")  # to the output's name, by what lies beside it
 _SHOWN_NAME = 40
