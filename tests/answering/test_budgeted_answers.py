@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -379,6 +380,18 @@ async def test_the_tier_that_served_an_answer_decides_about_its_price(opened, up
         upstream.seen.clear()
         upstream.reply = _writes_all(tier=served)
         ((_, stats),) = await _asked(opened({"extra_params": {"service_tier": "flex"}}), 3)
+        assert stats.cost == pytest.approx(_billed(upstream, factor))
+
+
+@pytest.mark.parametrize(("tier", "factor"), [("flex", 1.0), ("priority", 2.0)])
+async def test_a_tier_that_no_answer_reports_costs_the_same_with_and_without_a_budget(opened, upstream, tier, factor):
+    upstream.reply = _writes_all()
+    for budget in (None, Budget(1.0)):
+        upstream.seen.clear()
+        service, stats = opened(), Call(total=1, budget=budget)
+        settings = service.plan.settings.model_copy(update={"extra_params": {"service_tier": tier}})
+        item = conversation_from_prompt("prompt", "a prompt")
+        await service.generate([item], stats, plan=replace(service.plan, settings=settings))
         assert stats.cost == pytest.approx(_billed(upstream, factor))
 
 

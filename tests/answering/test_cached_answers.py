@@ -9,6 +9,7 @@ import pathlib
 import stat
 import sys
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -38,7 +39,8 @@ class Asking:
         stats = stats or Call(total=len(prompts), keep_raw=keep_raw)
         items = [conversation_from_prompt(prompt, "a prompt").with_images(images, None) for prompt in prompts]
         plan = self.service.plan.with_sampling({"temperature": 0} | sampling)
-        plan.settings.extra_params.update(extra or {})
+        if extra:
+            plan = replace(plan, settings=plan.settings.model_copy(update={"extra_params": extra}))
         return await self.service.generate(items, stats, plan=plan), stats
 
 

@@ -119,11 +119,8 @@ class _ScreenedRequests:
         self._record = plan.record
         self._is_error = plan.settings.unsupported == "error"
 
-    def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
+    async def answer(self, request: Request, call: Call) -> Outcome:
         """Answer a request."""
-        return self._screened(request, call)
-
-    async def _screened(self, request: Request, call: Call) -> Outcome:
         try:
             outcome = await self._following(self._supported(request, call), call)
         except PromptmillError as error:

@@ -71,14 +71,14 @@ class BudgetedAnswers:
         if price is None:
             call.warn(_UNKNOWN_MODEL)
             return outcome
-        cost = charge(outcome, price, self._tier, 0.0)
+        cost = charge(outcome, price, self._charged_tier(request), 0.0)
         if isinstance(outcome, Failure):
             return replace(outcome, cost=cost)
         outcome.cost = cost
         return outcome
 
     async def _within_budget(self, request: Request, call: Call, budgets: Sequence[Budget]) -> Outcome:
-        tier = self._reserved_tier(request)
+        tier = self._charged_tier(request)
         try:
             if (price := self._prices.of(request)) is None:
                 model = str(request.extra["model"])[:60]
@@ -109,10 +109,10 @@ class BudgetedAnswers:
                 return replace(outcome, cost=cost, usage=usage)
             request = replace(request, attempts=outcome.attempts)
 
-    def _reserved_tier(self, request: Request) -> str:
-        """Return the tier whose price is reserved: the requested one, or standard if a row requests a cheaper one.
+    def _charged_tier(self, request: Request) -> str:
+        """Return the tier to charge if the answer reports none: the requested one, except a row's own discount.
 
-        Endpoints without tiers ignore the parameter and bill the standard price; a reported discount is applied later.
+        Endpoints without tiers ignore the parameter and bill the standard price.
         """
         tier = tier_of(request.extra)
         return "" if tier != self._tier and _TIERS.get(tier, 1.0) < 1.0 else tier
@@ -280,7 +280,7 @@ class Prices:
     """The prices at one backend: of its own model, and of models that rows name."""
 
     def __init__(self, plan: ResolvedConfig, own: Price) -> None:
-        self._plan, self.own, self.model = plan, own, plan.model
+        self._plan, self._own = plan, own
         self._others: dict[str, Price | None] = {}
 
     def of(self, request: Request) -> Price | None:
@@ -290,7 +290,7 @@ class Prices:
         """
         model = request.extra.get("model")
         if not isinstance(model, str) or model in {self._plan.model, self._plan.name}:
-            return self.own
+            return self._own
         if model not in self._others:
             if len(self._others) >= _MOST_MODELS:
                 return None

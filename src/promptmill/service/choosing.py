@@ -9,6 +9,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
+from promptmill.backends.engines import embedded_model
 from promptmill.backends.protocol import Choice
 from promptmill.config.backends import AUTO, BACKENDS
 from promptmill.config.loading import Configuration
@@ -16,7 +17,6 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.wording import close_matches
 
-_EMBEDDED = "smollm2-135m-instruct"
 # The package that each engine needs; the first engine that has it runs the embedded model.
 _ENGINES = (("openvino", "openvino_genai"), ("hf", "torch"))
 _MOST_NAMED = 12
@@ -95,7 +95,7 @@ def _embedded(configuration: Configuration, choice: Choice) -> Choice:
     """Return the choice if no endpoint works: an engine on this machine with the embedded model."""
     engine = local_engine()
     block = getattr(configuration.plan.settings.backend_configs, engine)
-    model = block.model_name_or_path or _EMBEDDED
+    model = block.model_name_or_path or embedded_model.NAME
     values = {"backend": engine, f"backend_configs.{engine}.model_name_or_path": model}
     return Choice(values, f"{engine} with {model}: no endpoint can be used", choice.against, keyless=False)
 
