@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from promptmill.cli import main as cli
-from promptmill.install.command import CLIENTS
+from promptmill.cli.install import CLIENTS
 
 JSON_CLIENTS = [client for client in CLIENTS if client.name != "codex"]
 TOML = """\
@@ -296,12 +296,14 @@ def test_an_entry_of_the_users_own_is_replaced_with_a_message_and_restored(capsy
     own = '{"servers": {"promptmill": {"command": "mine"}}}'
     before = own if name == "vscode" else TOML + '\n[mcp_servers.promptmill]\ncommand = "mine"  # own\n\n[z]\na = 1\n'
     file.write_text(before)
-    message = f"replace the entry promptmill in {file}; --undo restores it"
+    message = f"replace the entry promptmill in {file}\n"
     assert _install(name, "--dry-run") == 0
     assert f"would {message}" in capsys.readouterr().out
     assert file.read_text() == before
     assert _install(name) == 0
-    assert message in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert message in out
+    assert "--undo restores the earlier entry." in out
     assert '"mine"' not in file.read_text()
     assert _install(name, "--undo") == 0
     assert file.read_text() == before

@@ -39,7 +39,7 @@ COMMANDS = {
         "cli.completion.add_options",
         "print a script that completes commands, options, files, jobs and models with Tab",
     ),
-    "install": ("install.command.add_options", "add promptmill to a client's configuration"),
+    "install": ("cli.install.add_options", "add promptmill to a client's configuration"),
 }
 """The function that adds each command's options (imported when the command is used), and a line of help."""
 

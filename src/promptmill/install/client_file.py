@@ -35,7 +35,7 @@ def install(file: Path, key: str, name: str, added: Mapping[str, Any]) -> list[S
     entry = over(there or {}, added)
     if there == entry:
         return []
-    words = "" if there is None else f"replace the entry {name} in {file}; --undo restores it"
+    words = "" if there is None else f"replace the entry {name} in {file}"
     return [*keep(file), _rewrite(file, key, found.with_entry(name, entry), words)]
 
 

@@ -175,14 +175,15 @@ def _client(arguments: argparse.Namespace) -> int:
         return _apply(steps, f"{file} has no entry {arguments.name}.", arguments)
     added = client_entry(client, _named_configuration(arguments.config), arguments.env)
     try:
-        result = client_file.over(client_file.entry_in(file, client.key, arguments.name), added)
+        there = client_file.entry_in(file, client.key, arguments.name)
+        result = client_file.over(there, added)
         steps = client_file.install(file, client.key, arguments.name, added)
     except PromptmillError:
         print(_entry_text(arguments.name, added))  # for adding it by hand
         raise
     code = _apply(steps, f"{file} has this entry already.", arguments)
     keys = "" if result.get("env") or result.get("env_vars") else _KEYS if client.variable else _KEYS_BY_HAND
-    more = [keys, client.afterwards] if steps else []
+    more = ["--undo restores the earlier entry." if there else "", keys, client.afterwards] if steps else []
     print("\n".join(line for line in (_entry_text(arguments.name, result), *more) if line))
     return code
 
