@@ -214,8 +214,8 @@ class RowReader:
         if not self.row_settings:
             row = {name: row[name] for name in CONTENT & row.keys()}
         conversation = _row(row, where, self.image_tag, self.image_position, column or "")
-        own, body = own_parameters(row, where, self.model) if len(row) > 1 else (_NOTHING, _NOTHING)
-        conversation = conversation.with_system(own_system_prompt(row, where) or self.system_prompt)
+        own, body = _own_parameters(row, where, self.model) if len(row) > 1 else (_NOTHING, _NOTHING)
+        conversation = conversation.with_system(_own_system_prompt(row, where) or self.system_prompt)
         sampling = self.sampling.model_copy(update=dict(own)) if own else self.sampling
         return conversation, sampling, {**self.extra, **body} if body else self.extra
 
@@ -376,7 +376,7 @@ def _row(
     row: Mapping[str, Any], where: str, image_tag: str | None, position: ImagePosition, column: str = ""
 ) -> Conversation:
     """Return the conversation of a row; `column` is the original field of the prompt or messages."""
-    prompt, messages, sources = row.get("prompt"), row.get("messages"), own_images(row, where)
+    prompt, messages, sources = row.get("prompt"), row.get("messages"), _own_images(row, where)
     if "prompt" in row and "messages" not in row and (what := emptiness(prompt)) and (column or not sources):
         raise PromptmillError(Code.EMPTY_PROMPT, f"{where}: its {column or 'prompt'} is {what}.")
     if isinstance(prompt, int | float) and not isinstance(prompt, bool):
@@ -430,7 +430,7 @@ def _batch(row: Mapping[str, Any], where: str) -> Asked:
         raise input_error(f"{where}: body.{name}: {problem['msg'].removeprefix('Input ')}.") from None
 
 
-def own_parameters(row: Mapping[str, Any], where: str, loaded_model: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def _own_parameters(row: Mapping[str, Any], where: str, loaded_model: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the row's own sampling parameters, validated, and its fields for the request's body.
 
     `loaded_model`: the only available model; `""` if the endpoint has several. Raises `PromptmillError`
@@ -466,7 +466,7 @@ def own_parameters(row: Mapping[str, Any], where: str, loaded_model: str) -> tup
         raise input_error(f"{where}: {name}: {problem['msg'].removeprefix('Input ')}.") from None
 
 
-def own_system_prompt(row: Mapping[str, Any], where: str) -> str:
+def _own_system_prompt(row: Mapping[str, Any], where: str) -> str:
     """Return the row's own system prompt, `""` for none. Raises `PromptmillError` (`invalid_input`)."""
     for name in _SYSTEM:
         value = row.get(name)
@@ -477,7 +477,7 @@ def own_system_prompt(row: Mapping[str, Any], where: str) -> str:
     return ""
 
 
-def own_images(row: Mapping[str, Any], where: str) -> list[str]:
+def _own_images(row: Mapping[str, Any], where: str) -> list[str]:
     """Return the sources of a row's images: paths, URLs, `data:` URLs. Raises `PromptmillError` (`invalid_input`)."""
     return [source for name in IMAGES if name in row for source in _sources(row[name], f"{where}: {name}")]
 

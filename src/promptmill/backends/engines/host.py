@@ -48,7 +48,7 @@ def create(plan: ResolvedConfig) -> EngineHost:
     """Return the backend of `plan`, not loaded. Raises `PromptmillError` (`invalid_config`)."""
     block = getattr(plan.settings.backend_configs, plan.backend)
     if not block.model_name_or_path:
-        check_spelling(plan.backend, block.model_extra or {})
+        _check_spelling(plan.backend, block.model_extra or {})
         path = f"backend_configs.{plan.backend}.model_name_or_path"
         raise config_error(path, "no model is named; name a folder, a model hub name, or smollm2-135m-instruct.")
     check_arguments(plan)
@@ -187,7 +187,7 @@ class EngineHost:
             raise message
         for warning in message.get("warnings", ()):
             call.warn(warning)
-        return outcome_of(message, request)
+        return _outcome_of(message, request)
 
     async def _submit(self, number: int, request: Request, call: Call, share: EngineShare) -> None:
         """Write a request into the pipe. Raises the request's own error, or the reason why the engine is gone.
@@ -445,7 +445,7 @@ def _json_base64(image: ImageFile) -> bytes:
     return b'"%b"' % pybase64.b64encode(image.data)
 
 
-def outcome_of(message: Frame, request: Request) -> Outcome:
+def _outcome_of(message: Frame, request: Request) -> Outcome:
     """Return the outcome that an engine sent for `request`."""
     attempts = request.attempts + message.get("attempts", 1)
     if (error := message.get("error")) is not None:
@@ -524,7 +524,7 @@ def check_arguments(plan: ResolvedConfig) -> None:
             )
 
 
-def check_spelling(backend: str, extra: Mapping[str, Any]) -> None:
+def _check_spelling(backend: str, extra: Mapping[str, Any]) -> None:
     """Raise `PromptmillError` (`invalid_config`) for unknown names in an engine's block that resemble known ones.
 
     Used for a block without a model: a misspelt name explains more than "missing".

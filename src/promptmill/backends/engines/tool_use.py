@@ -88,7 +88,7 @@ class ToolUse:
         """Return the answer without its calls, and the calls."""
         if self.must:
             try:
-                calls = [call_of(call["name"], call["arguments"]) for call in json.loads(text)]
+                calls = [_call_of(call["name"], call["arguments"]) for call in json.loads(text)]
             except (ValueError, KeyError, TypeError):  # cut at its length
                 return text, []
             return "", calls
@@ -368,13 +368,13 @@ def read_calls(text: str, form: Form, tools: Tools) -> tuple[str, list[dict[str,
         return text, []
     try:
         rest, calls = form.read(text, tools)
-        found = [call_of(name, arguments) for name, arguments in calls]
+        found = [_call_of(name, arguments) for name, arguments in calls]
     except (UnreadableError, ValueError, KeyError, TypeError, AttributeError, SyntaxError):
         return text, []
     return (rest.strip(), found) if found else (text, [])
 
 
-def call_of(name: str, arguments: object) -> dict[str, Any]:
+def _call_of(name: str, arguments: object) -> dict[str, Any]:
     """Return a call in OpenAI's format. Raises `TypeError` for arguments that are not JSON values."""
     written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
     # nine letters and digits: Mistral's chat templates refuse any other id in later turns

@@ -138,13 +138,11 @@ class LocalSender:
                 "Set `fetch_images: true` to have them fetched here, or give files.",
             )
         body = encoder.encode(request, prepared, stream=preview is not None)
-        on_data = None
-        if preview is not None:
-            on_data = StreamPreview(preview, inline=request.sampling.reasoning == "inline").feed
+        inline = request.sampling.reasoning == "inline"
+        on_data = None if preview is None else StreamPreview(preview, inline=inline).feed
         response = await self._post(endpoint, body, fresh=fresh, on_data=on_data)
         if isinstance(response, RetryDecision):
             return response
-        inline = request.sampling.reasoning == "inline"
         read = partial(_answer_in, response, endpoint, keep_raw=self._call.keep_raw, inline=inline)
         found = read() if response.is_soon_read else await self._pool.read_apart(read)
         if isinstance(found, RetryDecision):
@@ -383,7 +381,7 @@ def _assembled(body: bytes) -> dict[str, Any]:
         return chat_completion.assemble(body)
     except orjson.JSONDecodeError:
         # repaired only after assembly, because two events may hold the halves of one surrogate pair
-        completion: dict[str, Any] = mended(chat_completion.assemble(body, _load_leniently))
+        completion: dict[str, Any] = _mended(chat_completion.assemble(body, _load_leniently))
         return completion
 
 
@@ -484,7 +482,7 @@ def _count(value: Any) -> int:
 
 def _loosely(body: bytes) -> Any:
     try:
-        return mended(_load_leniently(body))
+        return _mended(_load_leniently(body))
     except ValueError:
         return None
 
@@ -541,7 +539,7 @@ def _load_leniently(data: bytes) -> Any:
         raise ValueError("nested too deeply") from None
 
 
-def mended(value: Any) -> Any:
+def _mended(value: Any) -> Any:
     """Return `value` with pairs of surrogates joined and unpaired ones replaced by U+FFFD. Raises `ValueError`."""
     try:
         text = json.dumps(value, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -134,13 +134,13 @@ def load_model(path: Path, options: Mapping[str, Any], report: Callable[[str], N
 
 
 def _load_error(error: Exception, path: Path) -> PromptmillError:
-    reason = last_sentence(error)
+    reason = _last_sentence(error)
     if "Unsupported model architecture" in str(error) or "tokenizer" in reason.lower():
         return load_failure(f"OpenVINO cannot read {path.absolute()}: {reason}.", ADVICE)
     return load_failure(f"OpenVINO cannot load {path.absolute()}: {reason}.", "Get the model's files again. " + ADVICE)
 
 
-def last_sentence(error: Exception) -> str:
+def _last_sentence(error: Exception) -> str:
     """Return OpenVINO's message without the source locations that precede it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = [line for line in lines if not line.startswith(("Exception from", "Check '"))] or [type(error).__name__]
@@ -360,7 +360,7 @@ class Decoder:
 
 def _bad_schema(error: Exception) -> PromptmillError:
     said = re.search(r"\.cc:\d+: (.+)", str(error))  # xgrammar puts a source location first
-    reason = redact(said[1])[:200].rstrip(".") if said else last_sentence(error)
+    reason = redact(said[1])[:200].rstrip(".") if said else _last_sentence(error)
     return input_error(f"OpenVINO cannot constrain an answer to this JSON schema: {reason}.", "Simplify the schema.")
 
 
@@ -370,14 +370,14 @@ def _refusal(error: Exception, row: Row, context: int | None) -> PromptmillError
     if row.sight is not None and row.sight.images:
         return PromptmillError(
             Code.INVALID_IMAGE,
-            f"OpenVINO cannot take this prompt's images: {last_sentence(error)}.",
+            f"OpenVINO cannot take this prompt's images: {_last_sentence(error)}.",
             "Send images of another size or fewer of them.",
         )
-    return input_error(f"OpenVINO refused the request: {last_sentence(error)}.")
+    return input_error(f"OpenVINO refused the request: {_last_sentence(error)}.")
 
 
 def _step_error(error: Exception) -> PromptmillError:
-    return PromptmillError(Code.INTERNAL, f"OpenVINO failed on this request: {last_sentence(error)}.")
+    return PromptmillError(Code.INTERNAL, f"OpenVINO failed on this request: {_last_sentence(error)}.")
 
 
 def _no_room() -> PromptmillError:

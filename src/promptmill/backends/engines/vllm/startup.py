@@ -228,13 +228,13 @@ def _for_the_cpu(given: Mapping[str, Any]) -> dict[str, Any]:
         chosen["enforce_eager"] = True
     if given.get("dtype", "auto") == "auto" and not hardware.has_native_bfloat16(torch):
         chosen["dtype"] = "float32"
-    if may_run_in_one_process(given):
+    if _may_run_in_one_process(given):
         chosen["distributed_executor_backend"] = "uni"
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # else it ignores "uni"
     return chosen
 
 
-def may_run_in_one_process(given: Mapping[str, Any]) -> bool:
+def _may_run_in_one_process(given: Mapping[str, Any]) -> bool:
     """Return whether vLLM's scheduler and its only worker can share a process and use all cores.
 
     On machines with several memory nodes vLLM uses one, and binds threads to it only in a separate worker.
