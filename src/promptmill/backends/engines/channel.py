@@ -21,9 +21,10 @@ Messages from the engine:
     {"type": "preview", "run", "id", "text"}         the answer so far, if `live`
     {"type": "last_words", "text"}                   the reason why it is about to end
 
-`error` is `[code, message, hint]`. A turn's `content` is a text, null, or a list of `{"type": "text", "text"}` and
-`{"type": "image", "index"}`; `images[index]` is that image, checked and in base64 (PNG, JPEG, WebP or GIF: see
-`submission`). Counted over the turns the indices are 0, 1, 2, …; without images the key is missing.
+`error` is what `frames.packed_error` returns. A turn's `content` is a text, null, or a list of
+`{"type": "text", "text"}` and `{"type": "image", "index"}`; `images[index]` is that image, checked and in base64 (PNG,
+JPEG, WebP or GIF: see `submission`). Counted over the turns the indices are 0, 1, 2, …; without images the key is
+missing.
 """
 
 from __future__ import annotations

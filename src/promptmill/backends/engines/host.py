@@ -70,6 +70,10 @@ def _environment(gpu_ids: tuple[int, ...] | None, replicas: int) -> dict[str, st
     elif replicas > 1:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, hardware.cores() // replicas)))
     environment.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # the numbers that nvidia-smi shows
+    environment.setdefault("TQDM_DISABLE", "1")
+    environment.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # otherwise transformers asks a service of Hugging Face to convert a hub model without safetensors
+    environment.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     # compiled code is kept in a folder of this user's; all other temporary files end with the engine
     environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "torchinductor"))
     return environment

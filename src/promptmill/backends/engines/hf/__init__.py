@@ -57,8 +57,4 @@ def _set_up_libraries() -> None:
     # machine and cost 10 % on a busy one (measured on 2 cores); 3,000 turns gain 30 % and cost 36 %.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("GOMP_SPINCOUNT", "400")
-    os.environ.setdefault("TQDM_DISABLE", "1")
-    # Otherwise transformers asks a service of Hugging Face to convert a hub model without safetensors.
-    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

@@ -41,11 +41,6 @@ from promptmill.system.frames import Frame
 _RECOVERY = 512  # after this many steps without running out of memory, one more row is tried
 _IDLE_S = 1.0  # then unused memory is returned to the system; allocating it again takes time
 _MISHAPS = 3  # a row that took part in this many failed steps is taken for their cause
-_NAN = PromptmillError(
-    Code.INTERNAL,
-    "The model's scores became NaN, as happens in float16.",
-    "Set `dtype: bfloat16` or `dtype: float32`.",
-)
 _QUANTUM = 64  # tokens that a row may compute before it is paused for a call without a running row
 
 
@@ -108,7 +103,7 @@ class DecodeLoop(ABC):
                 if place in wrong:
                     raise wrong[place]
                 if token is None:
-                    raise _NAN
+                    raise _not_a_number()
                 if row.logprobs is not None:
                     row.logprobs.append(_logprobs(row, token, found[place]))
                 if row.accept(token):
@@ -474,6 +469,14 @@ def _is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and ("allocate memory" in str(error) or "out of memory" in str(error))
+
+
+def _not_a_number() -> PromptmillError:
+    return PromptmillError(
+        Code.INTERNAL,
+        "The model's scores became NaN, as happens in float16.",
+        "Set `dtype: bfloat16` or `dtype: float32`.",
+    )
 
 
 def _item_error(error: Exception) -> PromptmillError:

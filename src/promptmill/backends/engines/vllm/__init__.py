@@ -100,10 +100,7 @@ def _set_up_libraries(*, on_cpu: bool) -> None:
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_LOGGING_STREAM": "ext://sys.stderr",
         "VLLM_NO_USAGE_STATS": "1",  # it would report to its makers
-        "DISABLE_SAFETENSORS_CONVERSION": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
-        "TQDM_DISABLE": "1",
     }
     if on_cpu:
         # By default vLLM leaves one core idle, and its threads spin long while they wait for each other. No spinning is
