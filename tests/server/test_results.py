@@ -174,7 +174,7 @@ async def test_over_stdio_only_clients_that_name_themselves_have_a_limit(configu
 
 @pytest.mark.parametrize(
     ("limit", "name", "most"),
-    [(None, "mcp", 48 << 20), (None, "claude-ai", 9 << 20), (100 << 20, "mcp", 100 << 20), (0, "claude-ai", None)],
+    [(None, "mcp", None), (None, "claude-ai", 9 << 20), (100 << 20, "mcp", 100 << 20), (0, "claude-ai", None)],
 )
 def test_over_stdio_the_limit_depends_on_the_client_unless_the_operator_sets_it(configuration, limit, name, most):
     plan = Configuration({**configuration._raw, "max_result_bytes": limit}).plan

@@ -420,7 +420,7 @@ class Settings(Block):
         ge=0,
         description="Largest result of a call in bytes; a larger one is returned as its first answers and a job with "
         "all of them. null: 32 MiB over HTTP; over stdio 9 MiB, because some clients end a session at 10 MiB, and "
-        "48 MiB for clients that are known to have no limit. 0: no limit.",
+        "no limit for clients that are known to have none. 0: no limit.",
     )
     max_image_memory: int = Field(
         1 << 30,

@@ -22,7 +22,6 @@ from promptmill.service import list_call
 # defaults of clients without a limit, do not belong to its clients. `mcp` is the default of Python's SDK.
 _STDIO_BYTES = 9 << 20
 _WITHOUT_LIMIT = frozenset({"mcp", "fastmcp", "mcp-use", "ai-sdk-mcp-client"})
-_LARGE_STDIO_BYTES = 48 << 20  # the SDK writes a message at some 5 ns a byte on the event loop: at most 0.3 s
 # Over HTTP several clients share the event loop, on which the SDK writes a message at some 10 ns a byte.
 _HTTP_BYTES = 32 << 20
 _ENVELOPE = 4 << 10
@@ -148,8 +147,9 @@ def most_bytes(ctx: Context, plan: ResolvedConfig) -> int | None:
     if plan.trust_client:
         return None
     client = None if context is None else context.session.client_params
-    is_large = client is not None and client.client_info.name in _WITHOUT_LIMIT
-    return (_LARGE_STDIO_BYTES if is_large else _STDIO_BYTES) if limit is None else limit or None
+    if limit is None and (client is None or client.client_info.name not in _WITHOUT_LIMIT):
+        return _STDIO_BYTES
+    return limit or None
 
 
 def whole_result(
