@@ -195,6 +195,16 @@ def test_a_record_that_is_not_what_was_written_is_not_sound(store: JobStore) -> 
         assert [record.row for record in store.all_records()] == [0, 2]
 
 
+def test_a_text_that_is_not_utf_8_is_damage_of_its_record_alone(store: JobStore) -> None:
+    fill(store, ANSWER, ANSWER)
+    store._connection.execute("UPDATE answer SET text = CAST(x'ff41' AS TEXT) WHERE row = 1")
+    assert [(record.row, record.text, record.is_sound) for record in store.records()] == [
+        (0, ANSWER.text, True),
+        (1, "\ufffdA", False),
+    ]
+    assert store.drop_unsound() == 1
+
+
 def test_a_full_disk_loses_nothing_that_was_written(store: JobStore) -> None:
     fill(store, ANSWER)
     ((size,),) = store._connection.execute("PRAGMA page_count")

@@ -47,9 +47,12 @@ ImagePosition: TypeAlias = Literal["after", "before"]
 """The place of images if the text has no tag: after or before the text."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # if frozen, it would take twice as long to create
 class Message:
-    """One turn. `extra` (`tool_calls`, `name`, …) is passed to the endpoint or chat template unchanged."""
+    """One turn. `extra` (`tool_calls`, `name`, …) is passed to the endpoint or chat template unchanged.
+
+    It never changes.
+    """
 
     role: str
     content: str | tuple[Part, ...] | None
@@ -80,9 +83,9 @@ def _openai_part(part: Part) -> dict[str, Any]:
             return {"type": "image_url", "image_url": {"url": source} | ({"detail": detail} if detail else {})}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Conversation:
-    """The turns of one request."""
+    """The turns of one request, which never change."""
 
     messages: tuple[Message, ...]
 
