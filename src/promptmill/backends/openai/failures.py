@@ -23,6 +23,10 @@ from promptmill.core.outcome import NO_USAGE, Usage
 # Larger than any answer of a model; a longer body is an attack or comes from a wrong URL.
 LARGEST_BODY = 16 * 1024 * 1024
 _NO_CONNECTION = "Check host and port in `base_url`, and whether a firewall blocks them; otherwise raise `timeout`."
+_LESS = (
+    "Request less at once: a lower `max_tokens` or `n`; for embeddings, fewer inputs per line, or "
+    '`"encoding_format": "base64"`, which takes a quarter.'
+)
 # OpenSSL's reasons for a reply that is not TLS.
 _NOT_TLS = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG"})
 _NOT_TLS |= {"UNKNOWN_PROTOCOL", "UNEXPECTED_EOF_WHILE_READING", "TLSV1_ALERT_PROTOCOL_VERSION"}
@@ -91,6 +95,7 @@ def _classified(exc: Exception, endpoint: Endpoint) -> RetryDecision:
             "Start the proxy, correct `HTTP_PROXY` / `HTTPS_PROXY` / `NO_PROXY`, or set `trust_env: false`.",
         )
         return RetryDecision(FailureKind.LOST, error)
+    is_large = isinstance(exc, TooLargeError)
     match code:
         case Code.TIMEOUT:
             text = (
@@ -106,18 +111,18 @@ def _classified(exc: Exception, endpoint: Endpoint) -> RetryDecision:
             text = "is unreachable: this machine cannot resolve the name"
         case Code.NO_FILE_DESCRIPTORS:
             text = "could not be reached: this process has no file descriptors left"
-        case Code.BAD_RESPONSE if isinstance(exc, TooLargeError):
+        case Code.BAD_RESPONSE if is_large:
             text = f"sent a body of more than {LARGEST_BODY // 2**20} MiB"
         case Code.BAD_RESPONSE:
             text = "sent an invalid HTTP response"
         case _:
             text = f"did not answer: the attempt failed unexpectedly ({type(exc).__name__})"
-    error = PromptmillError(
-        code, f"{endpoint.name} {text}.", _NO_CONNECTION if isinstance(exc, ConnectTimeoutError) else None
-    )
+    hint = _NO_CONNECTION if isinstance(exc, ConnectTimeoutError) else _LESS if is_large else None
+    error = PromptmillError(code, f"{endpoint.name} {text}.", hint)
     if code in {Code.UNREACHABLE, Code.CONNECTION_LOST, Code.NAME_RESOLUTION}:
         return RetryDecision(FailureKind.LOST, error, stale=isinstance(exc, StaleError))
-    return RetryDecision(FailureKind.ITEM if code is Code.INTERNAL else FailureKind.TRANSIENT, error)
+    # the next body of the same request would be as large
+    return RetryDecision(FailureKind.ITEM if code is Code.INTERNAL or is_large else FailureKind.TRANSIENT, error)
 
 
 class TransportError(Exception):
