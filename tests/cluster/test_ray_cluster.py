@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+from types import SimpleNamespace
 
 import pytest
 
 from fakes import openai_configuration
+from promptmill.backends import registry
+from promptmill.cluster import replicas
 from promptmill.cluster.ray_cluster import RayCluster, _share
-from promptmill.core.errors import PromptmillError
+from promptmill.config.loading import Configuration
+from promptmill.core.errors import Code, PromptmillError
 
 
 def test_limits_are_shared_out_so_that_they_hold_for_all_replicas_together() -> None:
@@ -22,6 +26,26 @@ def test_limits_are_shared_out_so_that_they_hold_for_all_replicas_together() -> 
 def test_a_plan_can_be_sent_to_a_replica() -> None:
     plan = openai_configuration("http://127.0.0.1:9/v1").plan
     assert pickle.loads(pickle.dumps(plan)) == plan
+
+
+async def test_an_actor_loads_one_backend_unless_it_has_replicas_of_its_own(monkeypatch) -> None:
+    """Rates are leased to the backend itself, which `Replicas` has no part of."""
+    pytest.importorskip("ray")
+    given: list[object] = []
+
+    class Method:
+        async def remote(self, *arguments: object) -> PromptmillError:
+            given.append(arguments[0])
+            return PromptmillError(Code.ENGINE_LOAD_FAILED, "enough")
+
+    monkeypatch.setattr(RayCluster, "_actors", lambda *_: [SimpleNamespace(load=Method())])
+    hf = {"model_name_or_path": "m", "device": "cpu"}
+    for count in (1, 2):
+        plan = Configuration({"backend": "hf", "backend_configs": {"hf": {**hf, "replicas": count}}}).plan
+        backend = await RayCluster("auto").create(plan)
+        with pytest.raises(PromptmillError, match="enough"):
+            await backend.load(lambda _: None)
+    assert given == [registry.create, replicas.create]
 
 
 def test_a_cluster_that_is_not_there_is_told_without_ray_ending_the_process() -> None:

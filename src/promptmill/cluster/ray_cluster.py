@@ -40,7 +40,8 @@ class RayCluster:
             raise PromptmillError(Code.MISSING_DEPENDENCY, "Ray is not installed.", adding("ray"))
         count = self._count(plan)
         environment = {name: os.environ[name] for name in _keys(plan) if name in os.environ}
-        arguments = (create, _share(plan, count), environment, __version__)
+        one = create if plan.replicas > 1 else registry.create
+        arguments = (one, _share(plan, count), environment, __version__)
         leases = RateLeases() if _has_rates(plan) else None
 
         async def connect() -> Sequence[Backend]:
