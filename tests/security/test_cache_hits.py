@@ -6,6 +6,7 @@ all that a client can read: the result, the notifications, the status, a job's r
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import threading
@@ -24,6 +25,7 @@ from waiting import eventually
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 _TIMES = {"seconds", "tokens_per_second", "latency_s", "created", "rows_per_second", "p50", "p95", "p99"}
 _NAMES = {"alive", "job_id", "input_file", "output_file", "output", "input", "started", "updated"}
+_NUMBERS = itertools.count()
 _BILLED = {"price": {"input": 10.0, "output": 100.0}, "sampling_params": {"temperature": 0, "max_tokens": 50}}
 
 
@@ -43,7 +45,7 @@ def sharing(folder, lasting):
     """A server with a cache, a price, and an endpoint that takes no `top_k`."""
     top = {"allowed_roots": [str(folder)], "cache": True, "schema_retries": 2, **_BILLED}
     environ = {"XDG_STATE_HOME": str(folder / "state"), "PROMPTMILL_CACHE": str(folder / "cache")}
-    with Served(written(folder, lasting.url, top, provider="openai"), environ=environ) as server:
+    with Served(written(folder, lasting.url, top, provider="openai", num_workers=2), environ=environ) as server:
         yield server
 
 
@@ -146,29 +148,43 @@ def test_a_request_that_waits_for_one_of_another_client_is_reported_like_a_sent_
 
 
 @pytest.mark.rule("H13")
-def test_a_job_reports_a_hit_like_a_new_request(sharing, upstream, folder):
-    def report(prompt: str, **order: Any) -> Any:
-        name = f"{prompt}-{len(order)}"
-        (folder / f"{name}.jsonl").write_text(json.dumps({"prompt": f"{prompt} row"}) + "\n")
-        files = {"input_file": f"{folder}/{name}.jsonl", "output_file": f"{folder}/{name}-out.jsonl"}
+@pytest.mark.parametrize(
+    "order",
+    [
+        pytest.param({}, id="plain"),
+        pytest.param({"max_cost": 0}, id="a budget of nothing"),
+        pytest.param({"sampling_params": {"top_k": 5}}, id="a parameter that is left out", marks=pytest.mark.thorough),
+    ],
+)
+def test_a_job_reports_a_hit_like_a_new_request(sharing, upstream, folder, order):
+    """Worker processes send the requests of a job."""
+
+    def report(client: Any, prompt: str, **order: Any) -> Any:
+        file = folder / f"{next(_NUMBERS)}.jsonl"
+        file.write_text(json.dumps({"prompt": f"{prompt} {order}"}) + "\n")
+        files = {"input_file": str(file), "output_file": str(file.with_suffix(".out.jsonl"))}
         started = client.call("bulk_generate", **files, **order)["structuredContent"]["job_id"]
 
         def status():
             return client.call("bulk_status", job_id=started)["structuredContent"]
 
         eventually(lambda: status()["state"] in {"finished", "stopped"})
-        found = status() | {"row": (folder / f"{name}-out.jsonl").read_text() if not order else ""}
-        return _facts({key: value for key, value in found.items() if not re.search("_at$|_s$|eta|bytes", key)})
+        row = client.call("bulk_results", job_id=started)["structuredContent"]
+        return _facts({key: value for key, value in status().items() if not re.search("_at$|_s$|eta|bytes", key)}), row
 
-    client = sharing.session()
-    client.answers("known row")
-    sent = len(upstream.seen)
-    hit = report("known"), report("known", max_cost=0)
+    known, fresh = "known", "fresh"
+    if "max_cost" in order:
+        assert not sharing.session().call("generate", prompt_ls=[f"known {order}"]).get("isError")
+    else:
+        report(sharing.session(), known, **order)
+    sent, client = len(upstream.seen), sharing.session()
+    hit = report(client, known, **order)
     assert len(upstream.seen) == sent
-    new = report("fresh"), report("fresh", max_cost=0)
     assert "cached" not in hit[0]
+    assert ("takes no `top_k`" in str(hit[0])) == ("sampling_params" in order)
+    new = report(client, fresh, **order)
     assert hit[0] == new[0]
-    assert hit[1] == new[1]
+    assert _facts(hit[1]) == _facts(new[1])
 
 
 @pytest.mark.rule("H13")

@@ -258,7 +258,10 @@ class Call:
         return "" if self.flow is None else self.flow.waiting()
 
     def warn(self, message: str) -> None:
-        """Note a deviation from the request that does not end the call."""
+        """Note a deviation from the request that does not end the call.
+
+        A backend also puts the deviations of one request into `Completion.warnings`, for copies of the answer.
+        """
         self.warnings[message] = None
 
     def sending(self, request: Request, requests: int = 1) -> None:
