@@ -1,4 +1,4 @@
-"""What the command line shows of jobs: the progress of a running one, its summary at the end, a table of several."""
+"""Jobs on a terminal: the progress of a running one, the summary at its end, and a table of several."""
 
 from __future__ import annotations
 

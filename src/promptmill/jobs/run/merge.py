@@ -318,15 +318,13 @@ def publish(partial: Path, target: Path, *, may_replace: bool) -> None:
 
 
 def _place(partial: Path, target: Path) -> None:
-    taken = input_error(f"{target} was made by another program meanwhile; move it away and run the job again.")
     try:
         os.link(partial, target)  # unlike a rename, never over a file that is there
-    except FileExistsError:
-        raise taken from None
-    except OSError:  # a file system without hard links
-        if target.exists():
-            raise taken from None
-        partial.replace(target)
+    except OSError as error:
+        if isinstance(error, FileExistsError) or target.exists():
+            taken = f"{target} was made by another program meanwhile; move it away and run the job again."
+            raise input_error(taken) from None
+        partial.replace(target)  # a file system without hard links
     else:
         partial.unlink()
 
