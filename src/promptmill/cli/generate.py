@@ -55,19 +55,19 @@ def add_options(parser: Parser) -> None:
 
 def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     if not arguments.json:
-        refuse_unquoted(arguments.prompt)
-    refuse_mistaken(arguments.prompt, images=bool(arguments.image))
-    prompts = read_prompts(arguments.prompt, lines=arguments.lines)
+        _refuse_unquoted(arguments.prompt)
+    _refuse_mistaken(arguments.prompt, images=bool(arguments.image))
+    prompts = _read_prompts(arguments.prompt, lines=arguments.lines)
     return generate(
         configuration,
-        [prompt_with_images(prompt, arguments.image) for prompt in prompts],
+        [_prompt_with_images(prompt, arguments.image) for prompt in prompts],
         system_prompt=arguments.system,
         as_json=arguments.json,
         output=arguments.output,
     )
 
 
-def read_prompts(given: Sequence[str], *, lines: bool) -> list[str]:
+def _read_prompts(given: Sequence[str], *, lines: bool) -> list[str]:
     """Return the prompts: `given`, where `-` or none at all stands for stdin; with `lines` each line of it is one."""
     for prompt in given:
         if any("\udc80" <= character <= "\udcff" for character in prompt):  # how Python passes other bytes on
@@ -87,7 +87,7 @@ def read_prompts(given: Sequence[str], *, lines: bool) -> list[str]:
     return [prompt for word in given or ["-"] for prompt in (read if word == "-" else [word])]
 
 
-def refuse_unquoted(prompts: Sequence[str]) -> None:
+def _refuse_unquoted(prompts: Sequence[str]) -> None:
     """Raise `PromptmillError` for prompts that look like one whose quotes were forgotten: each word would be paid for.
 
     Other programs (`aichat`, `mods`) join words, or take one prompt alone (`llm`); here each argument is a prompt.
@@ -109,7 +109,7 @@ def _quoted(prompt: str) -> str:
     return f'"{prompt}"' if "'" in prompt and not set(prompt) & set('"$`\\!') else shlex.quote(prompt)
 
 
-def refuse_mistaken(prompts: Sequence[str], *, images: bool) -> None:
+def _refuse_mistaken(prompts: Sequence[str], *, images: bool) -> None:
     """Raise `PromptmillError` for a prompt that is empty, as of an unset shell variable, or the name of a file."""
     if not images and any(not prompt.strip() for prompt in prompts):
         raise config_error("", "the prompt is empty; a shell variable in it may not be set.")
@@ -123,7 +123,7 @@ def refuse_mistaken(prompts: Sequence[str], *, images: bool) -> None:
         )
 
 
-def check_writable(output: Path) -> None:
+def _check_writable(output: Path) -> None:
     """Raise `PromptmillError` where `output` cannot be written: before the answers are paid for."""
     folder = output.parent
     existing = output if output.exists() else folder
@@ -138,7 +138,7 @@ def check_writable(output: Path) -> None:
     raise config_error("--output", problem)
 
 
-def prompt_with_images(prompt: str, images: Sequence[str]) -> object:
+def _prompt_with_images(prompt: str, images: Sequence[str]) -> object:
     """Return a prompt item, its images behind the text."""
     if not images:
         return prompt
@@ -160,7 +160,7 @@ def generate(
     `PromptmillError` for an `output` that cannot be written, before anything is asked.
     """
     if output is not None:
-        check_writable(output)
+        _check_writable(output)
     registry.check_key(configuration.plan)
     stats = Call(total=len(prompts))
     live = None

@@ -105,14 +105,14 @@ class Parser(argparse.ArgumentParser):
         message, key = f"unknown option {', '.join(names)}", names[0].lstrip("-").replace("-", "_")
         if _is_sampling(key):
             self._leave(f"{message}; `--set sampling_params.{key}=…` sets it")
-        self._leave(message + did_you_mean(names[0], self._options, 1))
+        self._leave(message + _did_you_mean(names[0], self._options, 1))
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """Refuse a value that is not among the action's choices, and name the nearest choice."""
         if action.choices is None or value in action.choices:
             return
         known, name = [str(one) for one in action.choices], str(action.metavar)
-        hint = did_you_mean(value, known)
+        hint = _did_you_mean(value, known)
         if name not in _KINDS:
             raise argparse.ArgumentError(action, f"{value[:_LONGEST_SHOWN]!r} is none of {', '.join(known)}{hint}")
         hint = hint or f"; {name.lower()}s: {', '.join(known)}"
@@ -121,7 +121,7 @@ class Parser(argparse.ArgumentParser):
         raise argparse.ArgumentError(action, f"unknown {name.lower()} {_shorten(value)!r}{hint}")
 
 
-def did_you_mean(word: str, known: Iterable[str], most: int = 2) -> str:
+def _did_you_mean(word: str, known: Iterable[str], most: int = 2) -> str:
     """Return the hint that names the nearest of the words `known`, at most so many; empty where none is near."""
     near = close_matches(word, known, n=most, cutoff=0.55) if len(word) >= _SHORTEST_GUESSED else []
     return f"; did you mean {' or '.join(near)}?" if near else ""

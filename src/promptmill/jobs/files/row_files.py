@@ -205,7 +205,7 @@ class InputFiles:
         if not kind:
             yield stream
             return
-        with compression_errors(part.path):
+        with _compression_errors(part.path):
             stream = decompressed(stream, kind)
             if not seekable:
                 yield stream
@@ -413,7 +413,7 @@ def compressed(out: IO[bytes], kind: str) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def compression_errors(path: Path) -> Iterator[None]:
+def _compression_errors(path: Path) -> Iterator[None]:
     """Turn errors of a damaged compressed file into a `PromptmillError` (`invalid_input`) that names it."""
     try:
         yield

@@ -153,7 +153,7 @@ class DeadlineCall:
             return runner.error or PromptmillError(Code.SHUTDOWN, "The server is shutting down.")
         if end is not None and end < limit:
             return too_long(settings.call_timeout)
-        await asyncio.to_thread(make_durable, job)
+        await asyncio.to_thread(_make_durable, job)
         self._goes_on.set()
         return PromptmillError(Code.DEFERRED, f"Goes on as job {job.spec.job_id}.", "")
 
@@ -170,7 +170,7 @@ def write(
 ) -> Job:
     """Write `items`, each with its place in the call, as a job that this user alone can read, and open it. Blocks.
 
-    It survives the end of this process, but a power loss only after `make_durable`. Raises `PromptmillError`
+    It survives the end of this process, but a power loss only after `_make_durable`. Raises `PromptmillError`
     (`storage`); nothing is left behind then.
     """
     job_id = f"call-{secrets.token_hex(8)}"  # it cannot be guessed: whoever knows it can read the answers
@@ -216,7 +216,7 @@ def write(
     return Job(folder, spec, order, plan, file, lock)
 
 
-def make_durable(job: Job) -> None:
+def _make_durable(job: Job) -> None:
     """Return when the job would survive a power loss. Blocks. Raises `OSError`."""
     disk.sync_path(job.folder.prompts)
     job.folder.store.sync()

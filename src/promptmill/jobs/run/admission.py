@@ -242,6 +242,7 @@ def _spec(
     source, target = paths
     own = source == folder.prompts.resolve()
     input_format = "messages" if own else row_files.format_of_input(file)
+    is_direct = row_files.is_read_directly(file, input_format)
     if order.prompt_column is not None and input_format in WHOLE_REQUESTS:
         raise OrderError(Named("prompt_column"), _OF_ROWS)
     if order.answer_column != "answer":
@@ -252,7 +253,7 @@ def _spec(
         if input_format in WHOLE_REQUESTS:
             raise OrderError(Named("prompt_template"), _OF_ROWS)
         PromptTemplate(order.prompt_template)
-    elif input_format == "jsonl" and row_files.is_read_directly(file, input_format):
+    elif input_format == "jsonl" and is_direct:
         spool.check_first_rows(file, order.prompt_column)
     output_format = row_files.format_of_output(order.whole_output, input_format)
     size, mtime_ns = file.stamp()
@@ -268,7 +269,7 @@ def _spec(
         output=target,
         input_format=input_format,
         output_format=output_format,
-        spooled=not own and (order.prompt_template is not None or not row_files.is_read_directly(file, input_format)),
+        spooled=not own and (order.prompt_template is not None or not is_direct),
         prompt_column=order.prompt_column,
         prompt_template=order.prompt_template,
         answer_column=order.answer_column,
@@ -332,7 +333,7 @@ def _begin_or_go_on(folder: Folder, wanted: JobSpec, order: JobRequest, *, fixed
                 made = made.model_copy(update={"finished": False})  # until the new answers are in it, too
     request = order.model_copy(update={**_ONCE, "input": wanted.input, "output": wanted.output})
     folder.put(spec=spec, request=request, output=made)
-    return folder.spec or spec
+    return spec
 
 
 def _gone_on(folder: Folder, begun: JobSpec, wanted: JobSpec, order: JobRequest, *, fixed: bool) -> JobSpec:
@@ -393,7 +394,7 @@ def check_content(job: Job, halt: threading.Event) -> None:
     spec, found = job.spec, job.input.stamp()
     if spec.sha256 is not None and found in {(spec.size, spec.mtime_ns), job.seen}:
         return
-    sha256, lines = _digest(job.input, found[0], halt)
+    sha256, lines = digest_of(job.input, found[0], halt)
     if halt.is_set():
         return
     job.seen = found
@@ -417,7 +418,7 @@ def check_unchanged(job: Job, halt: threading.Event) -> bool:
     spec, found = job.spec, job.input.stamp()
     if found in {(spec.size, spec.mtime_ns), job.seen}:
         return False
-    sha256, _ = _digest(job.input, spec.size, halt)
+    sha256, _ = digest_of(job.input, spec.size, halt)
     if halt.is_set():
         return False
     if sha256 != spec.sha256:
@@ -429,8 +430,8 @@ def check_unchanged(job: Job, halt: threading.Event) -> bool:
     return True
 
 
-def _digest(file: InputFiles, size: int, halt: threading.Event) -> tuple[str, int]:
-    """Return the digest of the first `size` bytes of the input, as many as there are, and its lines."""
+def digest_of(file: InputFiles, size: int, halt: threading.Event) -> tuple[str, int]:
+    """Return the digest of the first `size` bytes of the input, as many as there are, and its lines. Blocks."""
     sha256, lines, offset, last = hashlib.sha256(), 0, 0, b"\n"
     while not halt.is_set() and (block := file.read_at(offset, min(1 << 20, size - offset))):
         sha256.update(block)

@@ -147,11 +147,11 @@ def write(merge: Merge) -> Path:
     partial = beside(merge.target, merge.spec.job_id)
     try:
         mode = disk.PRIVATE_FILE if merge.spec.of_call else disk.PUBLIC_FILE
-        with open(_created(partial, mode), "wb", _BUFFER) as out:
+        with open(created(partial, mode), "wb", _BUFFER) as out:
             with row_files.compressed(out, row_files.compression_of(merge.target)) as content:
                 write_rows(merge, content)
             out.flush()
-            os.fsync(out.fileno())
+            disk.sync_file(out)
     except BaseException:
         with contextlib.suppress(OSError):
             partial.unlink()
@@ -297,7 +297,7 @@ def _parquet_cell(value: Any, kind: Any, text: Any) -> Any:
     return orjson.dumps(value).decode() if kind == text and not isinstance(value, str | None) else value
 
 
-def _created(path: Path, mode: int) -> int:
+def created(path: Path, mode: int) -> int:
     """Return a new file at `path`. An existing file, perhaps a link, is removed and never written to."""
     path.unlink(missing_ok=True)
     return disk.created(path, mode)

@@ -35,7 +35,7 @@ class LiveOutput:
 
     def __init__(self, out: IO[bytes]) -> None:
         self._out = out
-        self._answers: LiveAnswers | None = None
+        self._answers: _LiveAnswers | None = None
         self._thread: threading.Thread | None = None
         self._error: OSError | None = None
 
@@ -48,7 +48,7 @@ class LiveOutput:
         if self._thread is not None or job.spec.output_format not in FORMATS:
             return
         replaced = {record.row for record in job.folder.store.records(where=again)}
-        self._answers = answers = LiveAnswers(job.folder, replaced)
+        self._answers = answers = _LiveAnswers(job.folder, replaced)
         rows = merge.of_job(job, lines, answers)
         loop = asyncio.get_running_loop()
 
@@ -96,7 +96,7 @@ class LiveOutput:
             self._answers.stop()
 
 
-class LiveAnswers(merge.Answers):
+class _LiveAnswers(merge.Answers):
     """The records of a running job: a look-up waits until the row has a record."""
 
     def __init__(self, folder: Folder, replaced: set[int]) -> None:
@@ -174,7 +174,7 @@ def export(folder: Folder, target: Path, *, failures: bool) -> int:
         if len(spec.parts) == 1:
             file.end = spec.size  # lines that were appended since do not belong to the job
         with folder.reading() as store, folder.lines(file, spec) as lines:
-            answers = PartialAnswers(store, failures=failures)
+            answers = _PartialAnswers(store, failures=failures)
             spec, _ = merge.with_columns(spec, file, lines)
             partial = merge.write(merge.Merge(spec, file, lines, answers, target, output_format))
             try:
@@ -196,7 +196,7 @@ def export(folder: Folder, target: Path, *, failures: bool) -> int:
         file.close()
 
 
-class PartialAnswers(merge.Answers):
+class _PartialAnswers(merge.Answers):
     """The records so far, for an export: answers alone, or failures as well."""
 
     def __init__(self, store: JobStore, *, failures: bool) -> None:

@@ -46,7 +46,7 @@ _LEAVING_S = 60.0
 _GO_ON = "Run the command again: what can be read of it is kept."
 
 
-class JobStopped(Exception):  # noqa: N818 (how a run ends early, told to the runner alone)
+class _JobStopped(Exception):  # noqa: N818 (how a run ends early, told to the runner alone)
     """The job's new `state`, and why when it is an `error`."""
 
     def __init__(self, state: str, error: PromptmillError | None = None) -> None:
@@ -86,7 +86,7 @@ class Runner:
         self._live = live
         self._recorded = recorded if live is None else live.recorded
         self._working: asyncio.Task[None] | None = None
-        self._stopped: JobStopped | None = None
+        self._stopped: _JobStopped | None = None
         self._halt = threading.Event()
         """Set when a thread is to leave what it does."""
         self._is_leaving = False
@@ -110,7 +110,7 @@ class Runner:
         try:
             await self._until_stopped(self._working)
             progress.state = status.FINISHED
-        except JobStopped as ended:
+        except _JobStopped as ended:
             self._stopped, progress.state = ended, ended.state
             progress.reason = redact(str(ended.error)) if ended.error else ""
         except asyncio.CancelledError:
@@ -128,7 +128,7 @@ class Runner:
         return self.progress.as_dict()
 
     async def _until_stopped(self, working: asyncio.Task[None]) -> None:
-        """Wait for the work. Raises `JobStopped` with the first reason to end it before it is done."""
+        """Wait for the work. Raises `_JobStopped` with the first reason to end it before it is done."""
         try:
             await asyncio.wait({working})
         except asyncio.CancelledError:
@@ -143,7 +143,7 @@ class Runner:
                 raise
             raise self._stopped from None
 
-    def _stop(self, stopped: JobStopped) -> None:
+    def _stop(self, stopped: _JobStopped) -> None:
         """End the run early; the first reason counts."""
         if self._stopped is None and self._working is not None:
             self._stopped = stopped
@@ -206,13 +206,13 @@ class Runner:
                 await self._rounds(lines, rows, path)
         except PromptmillError as error:
             gone = error.code in {Code.SHUTDOWN, Code.REPLACED}
-            raise JobStopped(status.INTERRUPTED if gone else status.STOPPED, error) from None
+            raise _JobStopped(status.INTERRUPTED if gone else status.STOPPED, error) from None
         except OSError as error:
             unusable = f"A file of the job cannot be used: {disk.why(error)}."
-            raise JobStopped(status.STOPPED, PromptmillError(Code.STORAGE, unusable)) from None
+            raise _JobStopped(status.STOPPED, PromptmillError(Code.STORAGE, unusable)) from None
         except DamagedError:
             damaged = f"The job's database {job.folder.database} is damaged."
-            raise JobStopped(status.STOPPED, PromptmillError(Code.STORAGE, damaged, _GO_ON)) from None
+            raise _JobStopped(status.STOPPED, PromptmillError(Code.STORAGE, damaged, _GO_ON)) from None
 
     async def _rounds(self, lines: RandomFile, rows: LineRange, path: Path) -> None:
         """Have the rows answered and the output written, again where records turn out to be damaged."""
@@ -226,7 +226,7 @@ class Runner:
                         live.begin(self._job, lines, again, self._give_up)
                     await self._answer(rows, path)
                     if self._is_leaving:
-                        raise JobStopped(status.INTERRUPTED)
+                        raise _JobStopped(status.INTERRUPTED)
                     if self._before_output is not None:
                         await self._before_output()
                     if await self._merge(lines):
@@ -453,14 +453,14 @@ class Runner:
             self.progress.stats.warn("Lines were appended to the input while the job ran; the next run sends them.")
 
     def _give_up(self, error: PromptmillError) -> None:
-        self._stop(JobStopped(status.STOPPED, error))
+        self._stop(_JobStopped(status.STOPPED, error))
 
     async def _look_after(self) -> None:
         """Show the progress, and end the run when the job is cancelled."""
         shown = 0.0
         while True:
             if self._job.folder.cancel.exists():
-                self._stop(JobStopped(status.CANCELLED))
+                self._stop(_JobStopped(status.CANCELLED))
             if self._job.lock.lost:
                 self._give_up(PromptmillError(Code.STORAGE, "Another process has taken the job over.", ""))
             if time.monotonic() - shown >= _STATUS_S:

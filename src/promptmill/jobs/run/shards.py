@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import filecmp
 import glob
-import hashlib
 import os
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -79,9 +79,8 @@ def write_part(store: JobStore, spec: JobSpec) -> Path:
         answers += 1
     merge.check_folder(spec.output)
     partial = merge.beside(spec.output, spec.job_id)
-    partial.unlink(missing_ok=True)
     told = {"sha256": spec.sha256, "settings": spec.fingerprint, "shard": spec.shard, "rows": answers}
-    with os.fdopen(disk.created(partial, disk.PUBLIC_FILE), "wb") as out:
+    with os.fdopen(merge.created(partial, disk.PUBLIC_FILE), "wb") as out:
         out.write(orjson.dumps(told, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SORT_KEYS))
         out.flush()
         disk.sync_file(out)
@@ -180,11 +179,8 @@ def _check_input(files: InputFiles, spec: JobSpec) -> None:
     """Raise `PromptmillError` when the input is not what the shards have answered."""
     if files.stamp() == (spec.size, spec.mtime_ns):
         return
-    digest, offset = hashlib.sha256(), 0
-    while block := files.read_at(offset, min(_BLOCK, spec.size - offset)):
-        digest.update(block)
-        offset += len(block)
-    if digest.hexdigest() != spec.sha256 or files.stamp()[0] != spec.size:
+    sha256, _ = admission.digest_of(files, spec.size, threading.Event())
+    if sha256 != spec.sha256 or files.stamp()[0] != spec.size:
         raise admission.changed_while_running(spec)
 
 

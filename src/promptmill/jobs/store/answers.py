@@ -371,11 +371,9 @@ class JobStore:
 
     def rare_fields(self) -> tuple[str, ...]:
         """Return which of `RARE_FIELDS` some answer has."""
-        found = {"reasoning"} if self.read("SELECT 1 FROM answer WHERE reasoning IS NOT NULL LIMIT 1") else set()
-        for record in self.records(where="more IS NOT NULL"):
-            if found >= {*RARE_FIELDS} - {"reasoning"}:
-                break
-            found |= record.extras.keys()
+        found = {name for (name,) in self.read(f"SELECT DISTINCT key FROM answer, json_each({_MORE})")}
+        if self.read("SELECT 1 FROM answer WHERE reasoning IS NOT NULL LIMIT 1"):
+            found.add("reasoning")
         return tuple(name for name in RARE_FIELDS if name in found)
 
     def sync(self) -> None:

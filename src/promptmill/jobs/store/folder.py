@@ -80,7 +80,7 @@ class Folder:
         if self.output_beside is None:
             return self.path.name
         spec = self.spec
-        return new_id(self.output_beside) if spec is None else spec.job_id
+        return _new_id(self.output_beside) if spec is None else spec.job_id
 
     @property
     def store(self) -> JobStore:
@@ -205,7 +205,7 @@ class Folder:
             return None
 
 
-def new_id(target: Path) -> str:
+def _new_id(target: Path) -> str:
     """Return the id of a new job with this output."""
     slug = re.sub(r"[^a-z0-9]+", "-", target.stem.lower()).strip("-")[:40].strip("-") or "job"
     return f"{slug}-{hashlib.sha256(str(target).encode('utf-8', 'surrogateescape')).hexdigest()[:10]}"
@@ -237,7 +237,7 @@ class JobFolders:
             return own
         if self.beside_outputs:
             return Folder(target.with_name(target.name + SUFFIX))
-        return Folder(self.root / new_id(target))
+        return Folder(self.root / _new_id(target))
 
     def owner(self, path: Path) -> Folder | None:
         """Return the folder of the call's job that `path`, resolved, is the input or output of."""
@@ -254,7 +254,7 @@ class JobFolders:
         job_id, target = folder.job_id, folder.output_beside
         other = self._pointed_at(self.root / f"{job_id}{_POINTER}")
         is_copy = other is not None and other.path != folder.path.resolve() and other.job_id == job_id
-        return job_id if target is None or not is_copy else new_id(target)
+        return job_id if target is None or not is_copy else _new_id(target)
 
     def register(self, folder: Folder) -> None:
         """Have a job that lies beside its output found by its id, as far as the user's folder can be written."""
