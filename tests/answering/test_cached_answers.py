@@ -154,6 +154,28 @@ async def test_who_waited_for_a_call_that_was_cancelled_asks_itself(opened, upst
 
 
 @BOTH_PLACES
+async def test_who_waits_can_be_cancelled_alone(opened, upstream, is_shared):
+    released = asyncio.Event()
+
+    async def held(exchange):
+        while not released.is_set():
+            await exchange.sleep(0.005)
+        await answer()(exchange)
+
+    upstream.reply = held
+    calls = [Call(total=1) for _ in range(2)]
+    async with opened(is_shared=is_shared) as asking:
+        first, second = (asyncio.ensure_future(asking.ask("a", stats=stats)) for stats in calls)
+        await until(lambda: upstream.seen and calls[1].waits.held)
+        second.cancel()
+        await asyncio.wait({second})
+        released.set()
+        (outcome,), _ = await first
+    assert outcome.text == "echo: a"
+    assert [(stats.in_flight, stats.waits.held) for stats in calls] == [(0, 0), (0, 0)]
+
+
+@BOTH_PLACES
 async def test_who_waited_for_a_request_that_failed_asks_itself(opened, upstream, is_shared):
     upstream.reply = attempts(late(0.2, status(400)), answer("second"))
     async with opened(is_shared=is_shared) as asking:

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeAlias
 from promptmill.backends.protocol import Answer, Call, Request, Share, Stoppable, ignored
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.outcome import NO_USAGE, Completion, Failure, Outcome, sum_of
+from promptmill.core.outcome import NO_USAGE, Completion, Failure, Outcome, Usage, sum_of
 
 # Failures that every model would share: the caller's mistakes, the end of the call, problems of this machine.
 _STAYS = frozenset(
@@ -165,7 +165,7 @@ class Router:
         reason = _reason(raised or self._abandoned[way[0]][1])
         return Failure(reason, request.attempts, usage=usage, cost=cost)
 
-    def _answered(self, outcome: Outcome, name: str, usage: Any, cost: float | None) -> Outcome:
+    def _answered(self, outcome: Outcome, name: str, usage: Usage, cost: float | None) -> Outcome:
         if usage is not NO_USAGE or cost is not None:
             outcome = replace(outcome, usage=outcome.usage + usage, cost=sum_of(outcome.cost, cost))
         if isinstance(outcome, Completion):
