@@ -95,7 +95,7 @@ def _classified(exc: Exception, endpoint: Endpoint) -> RetryDecision:
             "Start the proxy, correct `HTTP_PROXY` / `HTTPS_PROXY` / `NO_PROXY`, or set `trust_env: false`.",
         )
         return RetryDecision(FailureKind.LOST, error)
-    is_large = isinstance(exc, TooLargeError)
+    hint = _NO_CONNECTION if isinstance(exc, ConnectTimeoutError) else None
     match code:
         case Code.TIMEOUT:
             text = (
@@ -111,18 +111,17 @@ def _classified(exc: Exception, endpoint: Endpoint) -> RetryDecision:
             text = "is unreachable: this machine cannot resolve the name"
         case Code.NO_FILE_DESCRIPTORS:
             text = "could not be reached: this process has no file descriptors left"
-        case Code.BAD_RESPONSE if is_large:
+        case Code.BAD_RESPONSE if isinstance(exc, TooLargeError):
+            hint = _LESS
             text = f"sent a body of more than {LARGEST_BODY // 2**20} MiB"
         case Code.BAD_RESPONSE:
             text = "sent an invalid HTTP response"
         case _:
             text = f"did not answer: the attempt failed unexpectedly ({type(exc).__name__})"
-    hint = _NO_CONNECTION if isinstance(exc, ConnectTimeoutError) else _LESS if is_large else None
     error = PromptmillError(code, f"{endpoint.name} {text}.", hint)
     if code in {Code.UNREACHABLE, Code.CONNECTION_LOST, Code.NAME_RESOLUTION}:
         return RetryDecision(FailureKind.LOST, error, stale=isinstance(exc, StaleError))
-    # the next body of the same request would be as large
-    return RetryDecision(FailureKind.ITEM if code is Code.INTERNAL or is_large else FailureKind.TRANSIENT, error)
+    return RetryDecision(FailureKind.ITEM if code is Code.INTERNAL else FailureKind.TRANSIENT, error)
 
 
 class TransportError(Exception):
