@@ -20,7 +20,7 @@ from PIL import Image
 from pydantic import BaseModel
 
 from promptmill.api import BaseAPI, MPOpenAIAPI, OpenAIAPI
-from promptmill.compat.datastudio import _conversation_of, object_in
+from promptmill.compat.datastudio import _conversation_of, _object_in
 from promptmill.core.conversation import ImagePart, TextPart
 from promptmill.core.errors import PromptmillError
 from replies import answer, attempts, by_prompt, choose, late, status
@@ -378,7 +378,7 @@ def test_a_mistake_in_the_settings_shows_at_once():
 
 
 def test_a_text_without_an_object_gives_none():
-    assert object_in("nothing here") is None
+    assert _object_in("nothing here") is None
 
 
 class _Person(BaseModel):

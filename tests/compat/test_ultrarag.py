@@ -273,13 +273,13 @@ def test_a_folder_without_a_parameter_file_takes_what_promptmill_finds_elsewhere
     elsewhere = tmp_path / "elsewhere.yaml"
     elsewhere.write_text("backend: openai\n")
     monkeypatch.setenv("PROMPTMILL_CONFIG", str(elsewhere))
-    assert ultrarag.configuration_in(tmp_path).origin == str(elsewhere)
+    assert ultrarag._configuration_in(tmp_path).origin == str(elsewhere)
 
 
 def test_its_own_parameter_file_goes_before_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("PROMPTMILL_CONFIG", str(tmp_path / "nowhere.yaml"))
     (tmp_path / "parameter.yaml").write_text("backend: openai\n")
-    found = ultrarag.configuration_in(tmp_path)
+    found = ultrarag._configuration_in(tmp_path)
     assert (found.plan.backend, found.plan.trust_client) == ("openai", True)
 
 

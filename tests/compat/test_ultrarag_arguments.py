@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from promptmill.compat.ultrarag_server import image_arguments, init_arguments, prompt_arguments, turn_arguments
+from promptmill.compat.ultrarag_server import _image_arguments, _init_arguments, _prompt_arguments, _turn_arguments
 from promptmill.core.errors import PromptmillError
 from sure import sure
 
@@ -20,18 +20,18 @@ from sure import sure
     ],
 )
 def test_a_prompt_is_the_text_of_a_users_turn_without_white_space_around_it(prompt):
-    found = prompt_arguments({"prompt_ls": [prompt], "system_prompt": " Be brief. "})
+    found = _prompt_arguments({"prompt_ls": [prompt], "system_prompt": " Be brief. "})
     assert found == {"prompt_ls": ["Who?"], "system_prompt": "Be brief."}
 
 
 @pytest.mark.parametrize("prompts", [[{"id": 7}], [7], [{"content": ["x"]}], 7])
 def test_a_prompt_of_another_shape_is_an_error(prompts):
     with pytest.raises(PromptmillError, match="prompt_ls"):
-        prompt_arguments({"prompt_ls": prompts})
+        _prompt_arguments({"prompt_ls": prompts})
 
 
 def _parts(**arguments):
-    found, told = image_arguments({"system_prompt": "", **arguments})
+    found, told = _image_arguments({"system_prompt": "", **arguments})
     assert found["multimodal_path"] == [[] for _ in found["prompt_ls"]]
     shown = [
         [part["text"] if part["type"] == "text" else (part["image_url"]["url"],) for part in message["content"]]
@@ -62,23 +62,23 @@ def test_images_go_to_their_tags_and_blanks_between_them_are_no_text():
 
 def test_other_than_as_many_tags_as_images_is_an_error():
     with pytest.raises(PromptmillError, match=r"prompt_ls\[0\] contains the image tag 0 time"):
-        image_arguments({"prompt_ls": ["See"], "multimodal_path": [["a"]], "image_tag": "<i>"})
+        _image_arguments({"prompt_ls": ["See"], "multimodal_path": [["a"]], "image_tag": "<i>"})
 
 
 def test_turns_of_unknown_roles_and_empty_ones_are_passed_over():
     turns = [{"role": "robot", "content": "x"}, {"role": "assistant", "content": ""}, {"content": " Who? ", "id": 7}]
-    found = sure(turn_arguments({"messages": turns, "system_prompt": " Be brief. "}))
+    found = sure(_turn_arguments({"messages": turns, "system_prompt": " Be brief. "}))
     assert found["messages"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": " Who? "}]
     assert found["system_prompt"] == ""
 
 
 @pytest.mark.parametrize("turns", [[], [{"role": "system", "content": "x"}], [{"role": "robot", "content": "x"}]])
 def test_without_a_turn_to_answer_there_is_nothing_to_answer(turns):
-    assert turn_arguments({"messages": turns}) is None
+    assert _turn_arguments({"messages": turns}) is None
 
 
 def test_zero_attempts_and_places_count_as_one():
-    found, told = init_arguments(
+    found, told = _init_arguments(
         {"backend_configs": {"openai": {"retries": 0, "concurrency": "0", "base_delay": None}}}
     )
     assert found["backend_configs"]["openai"] == {"retries": 1, "concurrency": 1}
@@ -87,6 +87,6 @@ def test_zero_attempts_and_places_count_as_one():
 
 def test_a_litellm_block_is_read_as_one_of_openai():
     block = {"model_name": "openai/m", "retries": 0}
-    found, notes = init_arguments({"backend": "litellm", "backend_configs": {"litellm": block}})
+    found, notes = _init_arguments({"backend": "litellm", "backend_configs": {"litellm": block}})
     assert found["backend_configs"]["openai"]["retries"] == 1
     assert len(notes) == 1

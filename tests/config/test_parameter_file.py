@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from promptmill.config.parameter_file import yaml_problem
+from promptmill.config.parameter_file import _yaml_problem
 
 
 @pytest.mark.parametrize(
@@ -33,6 +33,6 @@ from promptmill.config.parameter_file import yaml_problem
 def test_what_is_wrong_is_said_with_its_line(text, said):
     with pytest.raises(yaml.YAMLError) as caught:
         yaml.safe_load(text)
-    told = yaml_problem(caught.value, text)
+    told = _yaml_problem(caught.value, text)
     assert said in told
     assert told.endswith(".")

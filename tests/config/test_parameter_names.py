@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from promptmill.config.loading import Configuration, Overrides, move_parameters, without_litellm
+from promptmill.config.loading import Configuration, Overrides, _move_parameters, without_litellm
 from promptmill.core.errors import PromptmillError
 
 
 def _moved(backend="openai", **raw):
-    found, warnings = move_parameters(raw, backend)
+    found, warnings = _move_parameters(raw, backend)
     return found["sampling_params"], found["extra_params"], warnings
 
 

@@ -32,7 +32,7 @@ def add_options(serve: Parser) -> None:
     )
     serve.add_argument(
         "--log-level",
-        choices=["debug", "info", "warning", "error"],
+        choices=logs.LEVELS,
         help="what is logged on stderr (else PROMPTMILL_LOG_LEVEL, else warning); debug tells each retry",
     )
     _add_http_options(serve)

@@ -133,7 +133,7 @@ class BaseAPI(abc.ABC):
                 self._log("error", f"attempt {attempt + 1} failed: {type(error).__name__}: {error}")
                 continue
             if isinstance(answer, str) and self.return_dict:
-                answer = object_in(split_marked(answer)[1])
+                answer = _object_in(split_marked(answer)[1])
             if code == 0 and answer is not None and answer not in ("", self.fail_msg):
                 return answer
             self._log("error", f"attempt {attempt + 1} brought no answer (code {code})")
@@ -418,7 +418,7 @@ class OpenAIAPI(BaseAPI):
                 return self.fail_msg
         if not self.return_dict:
             return outcome.text
-        found = object_in(split_marked(outcome.text)[1])
+        found = _object_in(split_marked(outcome.text)[1])
         if found is None:
             self._log("error", f"input {index}: the answer contains no JSON object")
             return self.fail_msg
@@ -611,7 +611,7 @@ def _is_beyond(name: str, value: Any) -> bool:
 
 
 def _lacks_object(outcome: Outcome) -> bool:
-    return isinstance(outcome, Completion) and object_in(split_marked(outcome.text)[1]) is None
+    return isinstance(outcome, Completion) and _object_in(split_marked(outcome.text)[1]) is None
 
 
 @contextlib.asynccontextmanager
@@ -643,7 +643,7 @@ async def _draw_progress(stats: Call) -> None:
             progress.update(bar, completed=stats.done)
 
 
-def object_in(text: str) -> dict[str, Any] | None:
+def _object_in(text: str) -> dict[str, Any] | None:
     """Return the JSON object in an answer, with or without text around it; None if there is none."""
     from json_repair import repair_json
 

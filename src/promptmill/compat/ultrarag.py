@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     trusted = not arguments.untrusted
     logs.to_stderr()
     try:
-        configuration = configuration_in(arguments.folder, trust_client=trusted)
+        configuration = _configuration_in(arguments.folder, trust_client=trusted)
     except PromptmillError as error:
         print(f"generation.py: {error}", file=sys.stderr)
         return _USAGE
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     return process.serve_stdio(configuration, extend=_extended if trusted else lambda _server, _service: None)
 
 
-def configuration_in(folder: Path, *, trust_client: bool = True) -> Configuration:
+def _configuration_in(folder: Path, *, trust_client: bool = True) -> Configuration:
     """Return the configuration of the `parameter.yaml` in `folder`, else of the file that `parameter_file.find` finds.
 
     Pipelines may keep their own values there, which a step names as `$key`: a log line lists such keys.

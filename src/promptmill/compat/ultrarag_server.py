@@ -156,13 +156,13 @@ class PipelineCalls(Middleware):
 def _adapted(name: str, arguments: Mapping[str, Any]) -> tuple[dict[str, Any] | None, list[str]]:
     match name:
         case "generation_init":
-            return init_arguments(arguments)
+            return _init_arguments(arguments)
         case "generate":
-            return prompt_arguments(arguments), []
+            return _prompt_arguments(arguments), []
         case "multimodal_generate":
-            return image_arguments(arguments)
+            return _image_arguments(arguments)
         case "multiturn_generate":
-            return turn_arguments(arguments), []
+            return _turn_arguments(arguments), []
     return dict(arguments), []
 
 
@@ -188,7 +188,7 @@ def _progress(sums: Mapping[str, int], seconds: float) -> str:
     return f"{done} of {total} done{failed}, {rate:.1f}/s{left}"
 
 
-def init_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def _init_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Return the arguments of `generation_init`, and notes about changes to them."""
     adapted, notes = without_litellm(arguments), []
     blocks = adapted.get("backend_configs")
@@ -210,12 +210,12 @@ def _is_nothing(value: object) -> bool:
         return False
 
 
-def prompt_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _prompt_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of `generate`: each prompt is the stripped text of a user's turn."""
     return {**arguments, "prompt_ls": _prompts(arguments), "system_prompt": _stripped(arguments.get("system_prompt"))}
 
 
-def image_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def _image_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Return the arguments of `multimodal_generate` as complete messages, and notes about changes to them.
 
     Images are placed before the text or at their tags. Empty names are ignored, missing lists count as empty, and
@@ -242,7 +242,7 @@ def image_arguments(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list[
     return {**arguments, **adapted, "image_tag": None}, notes
 
 
-def turn_arguments(arguments: Mapping[str, Any]) -> dict[str, Any] | None:
+def _turn_arguments(arguments: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the arguments of `multiturn_generate`; None if there is no turn to answer.
 
     Empty turns and turns with unknown roles are dropped; `system_prompt` precedes the conversation's own.

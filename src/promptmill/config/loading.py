@@ -217,7 +217,7 @@ class Configuration:
                 raise config_error(f"backend_configs.{other}", f"a call may not set this; {TRUST_SWITCH}")
 
     def _settings_of(self, raw: Mapping[str, Any], backend: str) -> tuple[Settings, tuple[str, ...]]:
-        placed, warnings = move_parameters(without_unset(dict(raw), backend), backend, of_pipeline=self._calls_replace)
+        placed, warnings = _move_parameters(without_unset(dict(raw), backend), backend, of_pipeline=self._calls_replace)
         if not self._calls_replace:
             return _validate(placed), tuple(warnings)
         try:
@@ -322,7 +322,7 @@ _MOST_NAMES = 8
 _MEANT = dict.fromkeys(("max_new_tokens", "num_predict", "n_predict", "max_output_tokens"), "max_tokens")
 
 
-def move_parameters(
+def _move_parameters(
     raw: Mapping[str, Any], backend: str, *, of_pipeline: bool = False
 ) -> tuple[dict[str, Any], list[str]]:
     """Return `raw`, the content of a configuration, with every parameter in its place, and warnings about the moves.

@@ -126,7 +126,7 @@ def read(file: Path) -> dict[str, Any]:
         text = file.read_text(encoding="utf-8-sig")
         content = parsed(text)
     except yaml.YAMLError as error:
-        raise config_error("", f"{file}: {yaml_problem(error, text)}") from None
+        raise config_error("", f"{file}: {_yaml_problem(error, text)}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise config_error("", f"{file} cannot be read: {_reason(error)}.") from None
     except PromptmillError as error:
@@ -220,7 +220,7 @@ def _refuse_unset(value: Any, path: str) -> None:
             _refuse_unset(inner, f"{path}[{index}]")
 
 
-def yaml_problem(error: yaml.YAMLError, text: str) -> str:
+def _yaml_problem(error: yaml.YAMLError, text: str) -> str:
     """Explain `error`, which PyYAML raised for `text`: a whole sentence with the line and the remedy."""
     problem, mark = getattr(error, "problem", None) or "", getattr(error, "problem_mark", None)
     if mark is None:

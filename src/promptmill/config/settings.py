@@ -39,7 +39,7 @@ def _one_or_many(value: object) -> object:
 
 USUAL_KEYS = ("LLM_API_KEY", "OPENAI_API_KEY")
 """Variables that may hold an API key if no setting names one, in this order."""
-GpuIds = Annotated[tuple[Annotated[int, Field(ge=0)], ...] | None, BeforeValidator(_gpu_ids)]
+_GpuIds = Annotated[tuple[Annotated[int, Field(ge=0)], ...] | None, BeforeValidator(_gpu_ids)]
 _GPU_IDS = 'GPUs the engine may see: `"2,3"`, `2` or `[2, 3]`; empty: all.'
 _REPLICAS = (
     "Engines that share the work, each in a process of its own with an equal part of `gpu_ids`: for a model that fits "
@@ -170,7 +170,7 @@ class HFSettings(Block):
     """A Hugging Face transformers model on this machine."""
 
     model_name_or_path: str | None = Field(None, description=_MODEL)
-    gpu_ids: GpuIds = Field(None, description=_GPU_IDS)
+    gpu_ids: _GpuIds = Field(None, description=_GPU_IDS)
     replicas: int = Field(1, ge=1, le=64, description=_REPLICAS)
     trust_remote_code: bool = Field(False, description=_REMOTE_CODE)
     batch_size: int | None = Field(
@@ -210,7 +210,7 @@ class VLLMSettings(Block):
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
     model_name_or_path: str | None = Field(None, description=_MODEL)
-    gpu_ids: GpuIds = Field(None, description=_GPU_IDS)
+    gpu_ids: _GpuIds = Field(None, description=_GPU_IDS)
     replicas: int = Field(1, ge=1, le=64, description=_REPLICAS)
     gpu_memory_utilization: float | None = Field(None, gt=0, le=1, description="Fraction of each GPU's memory to use.")
     dtype: str = Field("auto", description="Number format of the weights.")

@@ -52,7 +52,7 @@ _JPEG_MODES = frozenset({"L", "RGB"})
 _WEB_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA"})
 _ORIENTATION = 0x0112
 
-DEFAULT_BYTES = 1 << 30
+_DEFAULT_BYTES = 1 << 30
 """Bytes of memory that images may take together while they are decoded."""
 KEPT_BYTES = 256 * 1024 * 1024
 """Bytes of images kept for later items of a call that share them."""
@@ -65,7 +65,7 @@ _M_MMAP_THRESHOLD = -3  # malloc.h
 class DecodeMemory:
     """The memory for decoding. Threads wait for their turn; an image above the limit is decoded alone."""
 
-    def __init__(self, limit: int = DEFAULT_BYTES) -> None:
+    def __init__(self, limit: int = _DEFAULT_BYTES) -> None:
         self.limit = limit
         self._free = limit
         self._turn = threading.Lock()  # first come, first served: smaller images do not overtake a large one
@@ -107,7 +107,7 @@ class ImageRules:
     memory: DecodeMemory = field(default_factory=DecodeMemory, compare=False)
 
     @classmethod
-    def of(cls, allowed_roots: Sequence[str] | None, max_pixels: int, memory: int = DEFAULT_BYTES) -> ImageRules:
+    def of(cls, allowed_roots: Sequence[str] | None, max_pixels: int, memory: int = _DEFAULT_BYTES) -> ImageRules:
         """Return the rules for these settings; `~` in a folder is the user's home."""
         return cls(roots_of(allowed_roots), max_pixels, DecodeMemory(memory))
 
@@ -258,10 +258,10 @@ def _check(data: bytes, name: str, rules: ImageRules) -> ImageFile:
                         "Make it smaller.",
                     )
                 media_type = _FORMATS[_kind(image)]
-                if media_type and not needs_rewriting(image):
+                if media_type and not _needs_rewriting(image):
                     return ImageFile(data, media_type)
                 with rules.memory.reserved(width * height * _BYTES_PER_PIXEL):
-                    return ImageFile(rewritten(image), "image/png")
+                    return ImageFile(_rewritten(image), "image/png")
     except PromptmillError:
         raise
     except Image.DecompressionBombError:  # Pillow raises at twice its own limit, before our check runs
@@ -342,7 +342,7 @@ def encoded(image: Any) -> bytes:
     return out.getvalue()
 
 
-def needs_rewriting(image: Image) -> bool:
+def _needs_rewriting(image: Image) -> bool:
     """Return whether models cannot read an image as it is: animated, rotated by EXIF, or not 8 bits a channel."""
     animated = getattr(image, "is_animated", False) and image.format != "MPO"
     if animated or image.mode not in _WEB_MODES:
@@ -351,7 +351,7 @@ def needs_rewriting(image: Image) -> bool:
     return "exif" in image.info and image.getexif().get(_ORIENTATION, 1) != 1
 
 
-def rewritten(image: Image) -> bytes:
+def _rewritten(image: Image) -> bytes:
     """Return an image, or its first frame, as a PNG file: upright, 8 bits a channel."""
     from PIL import ImageOps
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from promptmill.core.errors import config_error
 
-LEVEL = "PROMPTMILL_LOG_LEVEL"
+_LEVEL = "PROMPTMILL_LOG_LEVEL"
 LEVELS = ("debug", "info", "warning", "error")
 CALLS = "promptmill.calls"
 """The name of the log with one line per tool call."""
@@ -22,7 +22,7 @@ def to_stderr(level: str | None = None, *, all_calls: bool = False) -> None:
     below it some log whole messages, keys and prompts included.
     """
     logging.basicConfig(stream=sys.stderr, level="WARNING", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    wanted = (level or os.environ.get(LEVEL, "")).strip().lower()
+    wanted = (level or os.environ.get(_LEVEL, "")).strip().lower()
     logging.getLogger("promptmill").setLevel((wanted if wanted in LEVELS else "warning").upper())
     if all_calls:
         logging.getLogger(CALLS).setLevel(logging.INFO)
@@ -42,9 +42,9 @@ def quiet_fastmcp() -> None:
 
 def check_level(environ: Mapping[str, str]) -> None:
     """Raise `PromptmillError` (`invalid_config`) if PROMPTMILL_LOG_LEVEL holds an unknown level."""
-    level = environ.get(LEVEL, "").strip().lower()
+    level = environ.get(_LEVEL, "").strip().lower()
     if level and level not in LEVELS:
         raise config_error(
-            LEVEL,
+            _LEVEL,
             f"{level[:20]!r} is not a log level; write {', '.join(LEVELS[:-1])} or {LEVELS[-1]}.",
         )
