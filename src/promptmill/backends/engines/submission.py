@@ -149,12 +149,12 @@ def check_length(text: str, context: int | None, encode: Callable[[str], Sequenc
             raise too_long(f"at least {found}", context)
 
 
-def too_long(found: str, context: int, *, images: bool = False) -> PromptmillError:
-    """Return the error for a prompt of `found` tokens and a model with a context of `context` tokens."""
+def too_long(found: str, context: int, unit: str = "tokens", *, images: bool = False) -> PromptmillError:
+    """Return the error for a prompt of `found` units and a model with a context of `context` tokens."""
     counted = ", images included" if images else ""
     return PromptmillError(
         Code.CONTEXT_LENGTH,
-        f"The prompt has {found} tokens{counted}; the model takes {context}, prompt and answer together.",
+        f"The prompt has {found} {unit}{counted}; the model takes {context} tokens, prompt and answer together.",
         "Send fewer or smaller images, or less text." if images else None,
     )
 

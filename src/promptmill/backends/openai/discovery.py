@@ -9,7 +9,7 @@ import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import orjson
@@ -270,21 +270,13 @@ class ModelList:
         return ", ".join(names[:_MOST_SHOWN]) + more
 
 
-class Pages(Protocol):
-    """Fetches pages of an endpoint, with its key."""
-
-    async def page(self, endpoint: Endpoint, url: str, largest: int) -> tuple[int, Mapping[str, str], bytes]:
-        """Return status, headers and body. Raises transport errors and the system's."""
-        ...
-
-
 def base_url(endpoint: Endpoint) -> str:
     """Return the common prefix of an endpoint's URLs, such as `http://localhost:8000/v1`."""
     parts = urlsplit(endpoint.url)
     return urlunsplit(parts._replace(path=parts.path.removesuffix(COMPLETIONS), query=""))
 
 
-async def read_models(pages: Pages, endpoint: Endpoint) -> ModelList:
+async def read_models(pool: Pool, endpoint: Endpoint) -> ModelList:
     """Return the models at `endpoint`. Raises `PromptmillError` if they cannot be listed.
 
     Formats: OpenAI's `GET /models`; vLLM and SGLang add `max_model_len`. Servers of the operator's own are also read
@@ -294,7 +286,7 @@ async def read_models(pages: Pages, endpoint: Endpoint) -> ModelList:
     """
     base = base_url(endpoint)
     try:
-        status, headers, body = await pages.page(endpoint, f"{base}/models", _LARGEST_PAGE)
+        status, headers, body = await pool.page(endpoint, f"{base}/models", _LARGEST_PAGE)
     except (TransportError, OSError, ValueError) as error:
         raise classify_exception(error, endpoint).error from None
     payload = _json(body)
@@ -305,7 +297,7 @@ async def read_models(pages: Pages, endpoint: Endpoint) -> ModelList:
         if entries is None:
             raise _no_list(endpoint, status)
         return ModelList(tuple(ListedModel(name) for entry in entries if (name := _name(entry))))
-    found = await _own(pages, endpoint, base, entries or [])
+    found = await _own(pool, endpoint, base, entries or [])
     if entries is None and not found.models:
         raise _no_list(endpoint, status)
     return found
@@ -316,7 +308,7 @@ def _no_list(endpoint: Endpoint, status: int) -> PromptmillError:
     return PromptmillError(Code.NOT_FOUND, f"{endpoint.name} {what} for {urlsplit(base_url(endpoint)).path}/models.")
 
 
-async def _own(pages: Pages, endpoint: Endpoint, base: str, entries: Sequence[Mapping[str, Any]]) -> ModelList:
+async def _own(pool: Pool, endpoint: Endpoint, base: str, entries: Sequence[Mapping[str, Any]]) -> ModelList:
     """Return the models of one of the operator's own servers, with the context and state that its pages report."""
     owner = next((str(entry.get("owned_by")) for entry in entries), "")
     whole = {name for entry in entries if not entry.get("parent") and (name := _name(entry))}  # else LoRA adapters
@@ -326,7 +318,7 @@ async def _own(pages: Pages, endpoint: Endpoint, base: str, entries: Sequence[Ma
     async def native(path: str) -> Any:
         try:
             async with asyncio.timeout(_NATIVE_S):
-                status, _, body = await pages.page(endpoint, f"{root}{path}", _LARGEST_PAGE)
+                status, _, body = await pool.page(endpoint, f"{root}{path}", _LARGEST_PAGE)
         except (TransportError, OSError, ValueError):  # an optional page, which only another server has
             return None
         return _json(body) if status == 200 else None

@@ -21,7 +21,7 @@ from promptmill.answers.schema import schema_of
 from promptmill.backends.engines import submission, tool_use
 from promptmill.backends.engines.chat_template import NO_TEMPLATE, plain_text, text_turn
 from promptmill.backends.engines.tool_use import ToolReader, ToolUse
-from promptmill.core.errors import Code, PromptmillError, first_line, input_error
+from promptmill.core.errors import PromptmillError, first_line, input_error
 from promptmill.core.wording import shape
 from promptmill.system.frames import Frame
 
@@ -109,7 +109,7 @@ class PromptBuilder:
         tokens: list[int] = prompt["prompt_token_ids"]
         room = self._model.max_model_len - len(tokens)
         if room <= 0:
-            raise self._too_long(str(len(tokens)))
+            raise submission.too_long(str(len(tokens)), self._model.max_model_len, images="images" in message)
         if not tokens:
             raise submission.empty_prompt()
         params = self._sampling.params(sampling, extra, room, left_out, warnings)
@@ -155,7 +155,7 @@ class PromptBuilder:
         except VLLMValidationError as error:
             if error.parameter in {"input_tokens", "input_text"}:
                 unit = "tokens" if error.parameter == "input_tokens" else "characters"
-                raise self._too_long(f"at least {error.value}", unit) from None
+                raise submission.too_long(f"at least {error.value}", self._model.max_model_len, unit) from None
             raise _refusal(error) from None
         except (VLLMClientError, ValueError, TypeError) as error:
             raise _refusal(error) from None
@@ -176,13 +176,6 @@ class PromptBuilder:
         tokens = enumerate(prompt["prompt_token_ids"])
         if any(token == self._image_token and at not in inside for at, token in tokens):
             raise input_error("The prompt's text contains the model's image token; remove it.")
-
-    def _too_long(self, found: str, unit: str = "tokens") -> PromptmillError:
-        return PromptmillError(
-            Code.CONTEXT_LENGTH,
-            f"The prompt has {found} {unit}; the model takes {self._model.max_model_len} tokens, prompt and answer "
-            "together.",
-        )
 
 
 def _turn(message: Mapping[str, Any], images: list[Any]) -> dict[str, Any]:
