@@ -16,7 +16,7 @@ from mcp_types import CallToolRequestParams
 from fakes import openai_configuration
 from piped import Piped
 from promptmill.core.errors import PromptmillError
-from promptmill.server import prompt_lists
+from promptmill.server import arguments
 from promptmill.server.tool_calls import PlainArguments
 from served import Served
 from server_process import written
@@ -127,7 +127,7 @@ def test_a_text_of_too_many_values_is_refused_before_it_is_read(server, tool, ar
 @pytest.mark.rule("X4")
 async def test_images_in_texts_are_counted_together():
     with pytest.raises(PromptmillError, match="more than 300,000 images"):
-        await prompt_lists.conversations_with_images(["x"] * 4, ['["",' + '"",' * 99_999 + '""]'] * 4, None, "after")
+        await arguments.conversations_with_images(["x"] * 4, ['["",' + '"",' * 99_999 + '""]'] * 4, None, "after")
 
 
 @pytest.mark.rule("X4")
@@ -157,11 +157,11 @@ async def test_others_get_their_turn_while_a_long_list_is_read(read):
     reading: Coroutine[Any, Any, object]
     match read:
         case "prompts":
-            reading = prompt_lists.conversations([*["x"] * many, None])
+            reading = arguments.conversations([*["x"] * many, None])
         case "images":
-            reading = prompt_lists.conversations_with_images(["x"] * many, [*[["a"]] * (many - 1), 3], None, "after")
+            reading = arguments.conversations_with_images(["x"] * many, [*[["a"]] * (many - 1), 3], None, "after")
         case "turns":
-            reading = prompt_lists.conversation([*[{"role": "user", "content": "x"}] * many, None])
+            reading = arguments.conversation([*[{"role": "user", "content": "x"}] * many, None])
     task, turns = asyncio.ensure_future(reading), 0
     while not task.done():
         await asyncio.sleep(0.001)

@@ -12,7 +12,7 @@ import pytest
 
 from promptmill.backends.protocol import Call
 from promptmill.http.json_response_workaround import RESPONSE
-from promptmill.server.progress import ReportedProgress, _count, _duration, _rate, with_progress
+from promptmill.server.tool_calls import ReportedProgress, _count, _duration, _rate, with_progress
 from replies import answer, choose, late, status
 
 

@@ -1,4 +1,4 @@
-"""The tools that answer: `generate`, `multimodal_generate`, `multiturn_generate`."""
+"""The tools that answer (`generate`, …), and those that load and unload the server's model (`generation_init`, …)."""
 
 from __future__ import annotations
 
@@ -10,28 +10,35 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastmcp import Context, FastMCP
 from fastmcp.tools import ToolResult
-from mcp_types import ToolAnnotations
+from mcp_types import TextContent, ToolAnnotations
 
 from promptmill.answers.schema import asking_for, compile_schema, why_no_schema
 from promptmill.backends.protocol import Call
+from promptmill.config.backends import AUTO
+from promptmill.config.loading import Overrides
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.conversation import Conversation
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.money import Budget
 from promptmill.core.outcome import Completion, Failure, Outcome
-from promptmill.server import prompt_lists
+from promptmill.server import arguments
 from promptmill.server.arguments import (
+    DEFAULT_BACKEND,
     AnswerSchema,
+    BackendConfigs,
+    BackendName,
     CallSampling,
+    ExtraParams,
     Images,
     ImageTag,
     MaxCost,
     Messages,
     ModelName,
     Prompts,
+    SamplingParams,
+    Sent,
     SystemPrompt,
 )
-from promptmill.server.progress import with_progress
 from promptmill.server.results import (
     ANSWERS,
     ANSWERS_IN_SHORT,
@@ -39,7 +46,7 @@ from promptmill.server.results import (
     most_bytes,
     whole_result,
 )
-from promptmill.server.tool_calls import tool
+from promptmill.server.tool_calls import tool, with_progress
 from promptmill.service import choosing, list_call
 from promptmill.service.service import Service
 
@@ -51,6 +58,7 @@ _FEW = 10_000  # items whose result is built on the event loop
 _LITTLE = 1 << 20  # characters of theirs
 _MOST_IN_FLIGHT = 128  # requests of a call that may hold its system prompt at the same time
 _LONGEST_REPEATED = 64 << 20  # characters
+_KEPT = "The backend is still `{}`, as the configuration names it; give `backend` to choose another."
 
 
 def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], RunningJobs]) -> None:
@@ -80,9 +88,9 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         answers. For images use multimodal_generate, for a conversation of several turns multiturn_generate, for a file
         bulk_generate.
         """
-        prompts = prompt_lists.list_of(prompt_ls, "prompt_ls")
+        prompts = arguments.list_of(prompt_ls, "prompt_ls")
         stats, plan = _stats(len(prompts), max_cost), plan_of_call(service, model, answer_schema, sampling_params)
-        items = await prompt_lists.conversations(prompts)
+        items = await arguments.conversations(prompts)
         return await answers.of(ctx, items, stats, system_prompt, plan)
 
     @tool(
@@ -108,12 +116,12 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
 
         Needs a model that reads images. Returns `ans_ls`, `errors` and `job_id` like `generate`.
         """
-        prompts = prompt_lists.list_of(prompt_ls, "prompt_ls")
-        images = prompt_lists.list_of(multimodal_path, "multimodal_path")
+        prompts = arguments.list_of(prompt_ls, "prompt_ls")
+        images = arguments.list_of(multimodal_path, "multimodal_path")
         stats, plan = _stats(len(prompts), max_cost), plan_of_call(service, model, answer_schema, sampling_params)
         settings = plan.settings
         tag, position = image_tag or settings.image_tag, settings.image_position
-        items = await prompt_lists.conversations_with_images(prompts, images, tag, position)
+        items = await arguments.conversations_with_images(prompts, images, tag, position)
         return await answers.of(ctx, items, stats, system_prompt, plan)
 
     @tool(
@@ -135,9 +143,64 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
 
         Returns `ans_ls` with that one answer; `errors` and `job_id` as in `generate`.
         """
-        conversation = await prompt_lists.conversation(prompt_lists.turns_of(messages))
+        conversation = await arguments.conversation(arguments.turns_of(messages))
         plan = plan_of_call(service, model, answer_schema, sampling_params)
         return await answers.of(ctx, [conversation], _stats(1, max_cost), system_prompt, plan)
+
+
+def add_engine_tools(mcp: FastMCP, service: Service) -> None:
+    """Add `generation_init` and `vllm_shutdown` to the app."""
+
+    @tool(
+        mcp,
+        output_schema=None,
+        annotations=ToolAnnotations(
+            title="Choose model and sampling", readOnlyHint=False, destructiveHint=False, idempotentHint=True
+        ),
+    )
+    async def generation_init(
+        ctx: Context,
+        backend_configs: BackendConfigs,
+        sampling_params: SamplingParams,
+        extra_params: ExtraParams = None,
+        backend: BackendName = DEFAULT_BACKEND,
+    ) -> ToolResult:
+        """Choose backend, model and sampling for all later calls, and load the model.
+
+        Not needed before `generate`: the first call loads the configured model. Call it only to change something. It
+        returns nothing, and only when the model is ready; loading may take minutes. An unchanged model stays loaded, so
+        a change of sampling alone takes no time. If the call fails, the earlier model continues to answer.
+        """
+        kept = not isinstance(backend, Sent) and _stays(service, backend_configs)
+        chosen = service.plan.backend if kept else str(backend)
+        overrides = Overrides(chosen, backend_configs, sampling_params, extra_params or {})
+        await with_progress(ctx, service, Call(), service.init(overrides))
+        return ToolResult(content=[TextContent(type="text", text=_KEPT.format(service.plan.backend))] if kept else [])
+
+    @tool(
+        mcp,
+        output_schema=None,
+        annotations=ToolAnnotations(
+            title="Free the engine's memory", readOnlyHint=False, destructiveHint=False, idempotentHint=True
+        ),
+    )
+    async def vllm_shutdown() -> None:
+        """Unload the model that runs on the server's machine (`vllm`, `hf` or `openvino`), which frees its memory.
+
+        Running calls end with the answers so far. Does nothing on the `openai` backend. A later call loads
+        the model again. Returns nothing.
+        """
+        await service.shutdown_engine()
+
+
+def _stays(service: Service, backend_configs: Mapping[str, object]) -> bool:
+    """Return whether a call without a backend keeps the present backend instead of the tool's default.
+
+    A pipeline's client gets the default, as from UltraRAG's own server.
+    """
+    running = service.plan.backend
+    named = service.configured_backend in {running, AUTO} and not service.plan.trust_client
+    return named and all(name == running for name, block in backend_configs.items() if block)
 
 
 def plan_of_call(
