@@ -16,8 +16,7 @@ from benchmarks.field import Field
 from benchmarks.measure import Row, every_core, interleaved, ratio
 from promptmill.backends import registry
 from promptmill.backends.protocol import Backend, Call, Request, Source
-from promptmill.cluster.ray_cluster import RayCluster
-from promptmill.cluster.remote_backend import RemoteBackend, Report
+from promptmill.cluster.ray_cluster import RayCluster, RemoteBackend, Report
 from promptmill.cluster.replicas import Replicas
 from promptmill.config.loading import Configuration
 from promptmill.core.conversation import Conversation, Message

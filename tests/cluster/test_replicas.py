@@ -17,8 +17,8 @@ from driving import run
 from fakes import FakeBackend
 from promptmill import __version__
 from promptmill.backends.protocol import Call, Request, Source
-from promptmill.cluster import remote_backend
-from promptmill.cluster.remote_backend import LostError, RemoteBackend, Replica
+from promptmill.cluster import ray_cluster
+from promptmill.cluster.ray_cluster import LostError, RemoteBackend, Replica
 from promptmill.cluster.replicas import Replicas
 from promptmill.config.loading import Configuration
 from promptmill.core.conversation import Conversation, Message
@@ -211,7 +211,7 @@ def test_replicas_that_cannot_load_are_told_and_the_others_go_on() -> None:
 
 
 def test_a_replica_that_says_nothing_any_more_is_ended_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_backend, "SILENCE_S", 0.05)
+    monkeypatch.setattr(ray_cluster, "_SILENCE_S", 0.05)
 
     def on(key: int, link: Here) -> None:
         link.mute = link.mute or (key == 20 and link.loads == 1)
