@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
@@ -15,7 +16,8 @@ import yaml
 from fakes import KEY
 from promptmill import __version__
 from promptmill.cli import main as cli
-from promptmill.cli.options import option_of
+from promptmill.cli.options import explained, option_of
+from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, Named, PromptmillError
 from replies import answer, by_prompt, html, status
 from sure import sure
@@ -129,6 +131,17 @@ def test_an_error_names_options_instead_of_arguments_and_keys(field, option):
     assert PromptmillError(Code.UNSUPPORTED, "It failed.", ("Use ", field, ".")).worded(option_of) == (
         f"It failed. Use {option}."
     )
+
+
+def test_the_error_of_an_engine_names_other_ways_to_get_answers():
+    configuration = Configuration({"backend": "hf"})
+    for hint, named in (
+        ("Run: pip install x", "Run: pip install x."),
+        (("Use ", Named("base_url"), "."), "Use --base-url."),
+    ):
+        error = PromptmillError(Code.MISSING_DEPENDENCY, "x is missing.", hint)
+        shown = explained(error, argparse.Namespace(backend="hf", set=[]), configuration).worded(option_of)
+        assert shown.startswith(f"x is missing. {named} --backend says hf; instead: --base-url URL")
 
 
 def test_a_wrong_assignment_is_refused_with_its_option(promptmill):

@@ -363,5 +363,6 @@ def _with_other_ways(
     here = choosing.local_engine()
     if here != plan.backend and choosing.is_installed(here):
         ways.append(f"--backend {here}, which is installed here")
-    chosen = f"{chose} says {plan.backend}; instead: {', '.join(ways[:-1])} or {ways[-1]}."
-    return PromptmillError(error.code, error.parts, (*error.remedy, f" {chosen}"))
+    end = "" if error.hint.endswith(".") else "."
+    chosen = f"{end} {chose} says {plan.backend}; instead: {', '.join(ways[:-1])} or {ways[-1]}."
+    return PromptmillError(error.code, error.parts, (*error.remedy, chosen))

@@ -15,7 +15,7 @@ import orjson
 
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Step
-from promptmill.cli.options import Parser, add_shared, configuration_of, explained
+from promptmill.cli.options import Parser, add_shared, configuration_of, explained, option_of
 from promptmill.cli.terminal import say, wrapped
 from promptmill.config import backends
 from promptmill.config.backends import AUTO
@@ -243,7 +243,7 @@ def _check(arguments: argparse.Namespace, configuration: Configuration) -> int:
         runtime.run(_try_stages(configuration, report))
     except PromptmillError as error:
         error = explained(error, arguments, configuration)
-        report(Step("problem", ok=False, detail=redact(str(error)), code=str(error.code)))
+        report(Step("problem", ok=False, detail=redact(error.worded(option_of)), code=str(error.code)))
     good = all(step.ok for step in steps)
     if as_json:
         say(orjson.dumps({"ok": good, "steps": [_as_dict(step) for step in steps]}).decode())
