@@ -250,7 +250,7 @@ async def test_of_bodies_that_wait_for_each_other_the_last_one_is_read():
             await asyncio.sleep(0)
             return {"type": "http.request", "body": b"x" * MB, "more_body": bool(next(left))}
 
-        with bodies.share() as share:
+        with Share(bodies) as share:
             return await read_body(receive, 10 * MB, share, declared=None)
 
     found = await asyncio.gather(read(), read(), return_exceptions=True)

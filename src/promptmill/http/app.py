@@ -122,7 +122,7 @@ class App:
             if (refusal := _visitor(scope)) is not None:
                 await refusal(scope, receive, send)
                 return
-            with self._counted(scope), self._bodies.share() as share:
+            with self._counted(scope), Share(self._bodies) as share:
                 await self._call(scope, receive, send, share)
         except HttpError as refusal:
             await refusal.response()(scope, receive, send)
@@ -291,10 +291,6 @@ class LargeBodies:
         self.free = most_bytes
         self.room_s = room_s
         self.freed = asyncio.Event()
-
-    def share(self) -> Share:
-        """Return the share of a new call, empty so far."""
-        return Share(self)
 
 
 class Share:
