@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from fastmcp.client.transports import StdioTransport
 from everyday import everyday
 from fakes import KEY
 from piped import Piped
+from promptmill.server.stdio import _Pipe
 from replies import answer, by_prompt, hang, late
 from server_process import CODES, written
 from talk import text
@@ -360,6 +362,17 @@ def test_a_signal_leaves_a_large_answer_to_a_client_that_reads_slowly(config, up
         assert server.wait(PATIENCE_S) == CODES["SIGTERM"]
     assert time.monotonic() - began > 2, "longer than a client that reads nothing may hold up the end"
     assert json.loads(read.splitlines()[-1])["result"]["structuredContent"] == {"ans_ls": ["x" * 3_000_000]}
+
+
+async def test_a_short_message_does_not_show_that_the_client_reads():
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb"), os.fdopen(writing, "wb"):
+        pipe = _Pipe()
+        pipe._descriptor = writing
+        await pipe.write("x" * 1000)
+        assert pipe.read_at == -math.inf
+        await pipe.write("x" * 20_000)
+        assert (pipe.written, pipe.read_at > 0) == (2, True)
 
 
 @posix

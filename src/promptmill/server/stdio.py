@@ -125,7 +125,7 @@ class _Pipe:
         self.written = 0
         """Number of messages that are in the pipe."""
         self.read_at = -math.inf
-        """When the client last made room for a piece of a message."""
+        """When the client last made room for a piece of a long message."""
         self._descriptor = -1
 
     def open(self) -> None:
@@ -147,7 +147,8 @@ class _Pipe:
         left = memoryview(message.encode())
         while left:
             left = left[os.write(self._descriptor, left[:_PIECE_BYTES]) :]
-            self.read_at = time.monotonic()
+            if left:  # a short message, such as progress, fits into the pipe unread
+                self.read_at = time.monotonic()
 
     async def flush(self) -> None:
         """Do nothing: a message is in the pipe when it is written."""
