@@ -16,7 +16,7 @@ from PIL import Image
 
 from benchmarks.field import Field
 from benchmarks.measure import Row, interleaved, ratio
-from promptmill.backends.openai.backend import OpenAIBackend
+from promptmill.backends.openai.backend import Attempts, OpenAIBackend
 from promptmill.backends.openai.workers import FanOut
 from promptmill.backends.protocol import Call
 from promptmill.config.loading import Configuration
@@ -53,10 +53,12 @@ async def _run(field: Field, workers: int, items: Sequence[Conversation], cores:
     backend = OpenAIBackend(plan)
     await backend.load(lambda _: None)
     sink = ListSink(len(items))
-    call = Call(total=len(items), size=1 << 40)  # large enough for workers
-    attempts = backend.enter(call)
-    fan_out = attempts._sender
-    assert isinstance(fan_out, FanOut)
+    call = Call(total=len(items))
+    # made here, because the backend makes none for one worker
+    fan_out = FanOut(plan, backend._endpoints, call, workers=workers, concurrency=64 * workers)
+    limiter, settings = backend._limiter, plan.settings.backend_configs.openai
+    assert limiter is not None
+    attempts = Attempts(call, settings=settings, concurrency=fan_out.capacity, limiter=limiter, sender=fan_out)
     try:
         await fan_out.wait_ready()
         while not fan_out.ready:
@@ -66,11 +68,13 @@ async def _run(field: Field, workers: int, items: Sequence[Conversation], cores:
             process.cpu_affinity([core])
         before = [process.memory_full_info().uss for process in processes]
         cpu, began = _cpu(processes), time.perf_counter()
-        await Driver(ListSource(items, "", Sampling(), {}), sink, call).run(backend.answer, attempts)
+        await Driver(ListSource(items, "", Sampling(), {}), sink, call).run(
+            lambda request, _: attempts.answer(request), attempts
+        )
         seconds, cpu = time.perf_counter() - began, _cpu(processes) - cpu
         growth = [process.memory_full_info().uss - bare for process, bare in zip(processes, before, strict=True)]
     finally:
-        await backend.leave(call)
+        await attempts.aclose()
     await backend.aclose()
     assert all(isinstance(outcome, Completion) for outcome in sink.result(None))
     return _Taken(seconds, cpu, growth)
