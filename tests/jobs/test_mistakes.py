@@ -212,3 +212,33 @@ def test_a_folder_that_is_removed_while_the_job_runs_is_called_removed(bench: An
     said = (out + err).replace("\n", " ")
     assert "was removed" in said
     assert "Free space" not in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--input-format", "csv"], "--input-format: goes with `-` as INPUT alone"),
+        (["--output-format", "csv"], "--output-format: goes with `-` as OUTPUT alone"),
+        (["--replicas", "3"], "--replicas, --num-gpus and --num-cpus go with --ray ADDRESS alone."),
+        (["--max-cost", "-1"], "--max-cost: '-1' must be at least 0"),
+        (["--max-cost", "nan"], "--max-cost: 'nan' must be at least 0"),
+        (["--max-cost", "1", "--max-tokens", "5"], "--max-cost: the price of test-model is not known"),
+    ],
+)
+def test_an_option_that_cannot_take_effect_is_refused_by_its_name(bench: Any, arguments: list[str], said: str) -> None:
+    bench.prompts(1)
+    assert said in bench.fail(*arguments, "--quiet")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--all"], "--all: goes with --export FILE alone."),
+        (["--unfinished"], "--unfinished: goes with --prune AGE alone."),
+        (["out.jsonl", "--prune", "7d"], "--prune: forgets all jobs older than AGE; leave out JOB_ID."),
+        (["--follow"], "name the job to follow; `promptmill jobs` lists them."),
+    ],
+)
+def test_an_option_of_jobs_that_cannot_take_effect_is_refused(bench: Any, arguments: list[str], said: str) -> None:
+    refused = bench.jobs(*arguments)
+    assert (refused.returncode, said in refused.stderr) == (2, True), refused.stderr

@@ -36,7 +36,7 @@ def _lines(job: Job) -> Iterator[Line]:
 def leaving(outcomes: Mapping[int, Outcome]) -> Callable[..., int]:
     """Return what takes the place of `promptmill.cli.bulk.run`: it leaves the job with these outcomes."""
 
-    def run(configuration: Configuration, order: JobRequest, **_: Any) -> int:
+    def run(_arguments: Any, configuration: Configuration, order: JobRequest, **_: Any) -> int:
         job = admission.admit(order, configuration.plan, JobFolders.from_environ())
         try:
             admission.check_content(job, threading.Event())

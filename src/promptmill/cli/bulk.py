@@ -19,12 +19,22 @@ import orjson
 
 from promptmill.backends import registry
 from promptmill.cli.job_display import print_status, progress_display
-from promptmill.cli.options import SCHEMA, Parser, add_shared, amount, at_least_one, is_url, option_of, text_of
+from promptmill.cli.options import (
+    SCHEMA,
+    Parser,
+    add_shared,
+    amount,
+    at_least_one,
+    explained,
+    is_url,
+    option_of,
+    text_of,
+)
 from promptmill.cli.terminal import say
 from promptmill.cluster.ray_cluster import RayCluster
 from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.errors import Code, OrderError, PromptmillError, config_error, redact
+from promptmill.core.errors import Code, PromptmillError, config_error, redact
 from promptmill.core.money import dollars
 from promptmill.core.wording import counted
 from promptmill.jobs.manage import detached
@@ -62,7 +72,7 @@ def add_options(bulk: Parser) -> None:
         "output", metavar="OUTPUT", help="written atomically when all rows are done, in input order; or -"
     )
     bulk.add_argument("--input-format", default="", metavar="NAME", help="of stdin, unless it is JSON: txt, csv.gz, …")
-    bulk.add_argument("--output-format", default="jsonl", metavar="NAME", help="on stdout: jsonl, json, csv, …")
+    bulk.add_argument("--output-format", default="", metavar="NAME", help="on stdout: jsonl, json, csv, …")
     asked = bulk.add_mutually_exclusive_group()
     asked.add_argument("--prompt", metavar="TEXT", help="what to ask of each row, such as 'Classify: {{text}}'")
     asked.add_argument("--prompt-file", type=Path, metavar="FILE", help="the same, from a file")
@@ -134,22 +144,19 @@ def _run_files(arguments: argparse.Namespace, configuration: Configuration) -> i
         shard=arguments.shard,
         ray=_replication(arguments),
     )
+    if arguments.input_format and Path("-") not in inputs:
+        raise config_error("--input-format", "goes with `-` as INPUT alone; a file is read by its suffix.")
+    if arguments.output_format and output != Path("-"):
+        raise config_error("--output-format", "goes with `-` as OUTPUT alone; a file is written by its suffix.")
     if Path("-") in {output, *inputs}:
         if arguments.detach or arguments.validate or arguments.shard or (Path("-") in inputs and inputs[1:]):
-            raise config_error("-", "goes without --detach, --validate, --shard and further inputs.")
-        return _piped(
-            configuration,
-            order,
-            input_format=arguments.input_format,
-            output_format=arguments.output_format,
-            as_json=arguments.json,
-            quiet=arguments.quiet,
-        )
+            raise config_error("", "`-` goes without --detach, --validate, --shard and further inputs.")
+        return _piped(arguments, configuration, order)
     if arguments.validate:
         return _validate(configuration.plan, order, as_json=arguments.json)
     if arguments.detach:
         return _detach(configuration, order, as_json=arguments.json)
-    return run(configuration, order, as_json=arguments.json, quiet=arguments.quiet)
+    return run(arguments, configuration, order)
 
 
 def _replication(arguments: argparse.Namespace) -> RayCluster | None:
@@ -157,7 +164,7 @@ def _replication(arguments: argparse.Namespace) -> RayCluster | None:
     if arguments.ray is not None:
         return RayCluster(arguments.ray, arguments.replicas, arguments.num_gpus, arguments.num_cpus)
     if (arguments.replicas, arguments.num_gpus, arguments.num_cpus) != (1, 0, 1):
-        raise config_error("--replicas", "and --num-gpus, --num-cpus go with --ray ADDRESS alone.")
+        raise config_error("", "--replicas, --num-gpus and --num-cpus go with --ray ADDRESS alone.")
     return None
 
 
@@ -184,15 +191,7 @@ def _detach(configuration: Configuration, order: JobRequest, *, as_json: bool) -
     return OK
 
 
-def _piped(
-    configuration: Configuration,
-    order: JobRequest,
-    *,
-    input_format: str,
-    output_format: str,
-    as_json: bool,
-    quiet: bool,
-) -> int:
+def _piped(arguments: argparse.Namespace, configuration: Configuration, order: JobRequest) -> int:
     """Run a job whose input or output, named `-`, is standard input or output. Returns as `run` does.
 
     Its answers are printed as they come, in input order; those of a table, whose columns depend on all of them, at its
@@ -203,11 +202,12 @@ def _piped(
     if order.input.name == "-":
         blocks = iter(given_rows.blocks_of_stdin(sys.stdin.fileno()))
         first = next(blocks)
-        suffix = f".{input_format.lstrip('.')}" if input_format else given_rows.suffix_of(first)
+        named = arguments.input_format.lstrip(".")
+        suffix = f".{named}" if named else given_rows.suffix_of(first)
         given = GivenRows.write(folders, itertools.chain([first], blocks), suffix)
         order = order.model_copy(update={"input": given.input})
     if order.output.name != "-":
-        code = run(configuration, order, as_json=as_json, quiet=quiet)
+        code = run(arguments, configuration, order)
         if given is not None and code in {OK, SOME_FAILED}:
             given.forget()
         return code
@@ -215,16 +215,10 @@ def _piped(
         seen = real_path(order.input)
         found = [str(seen), *(map(str, order.more)), repr(stamp(seen))]
         given = GivenRows.write(folders, [orjson.dumps(found)], ".input")
-    output = given.output(plan, order, f".{output_format.lstrip('.')}")
+    output = given.output(plan, order, f".{arguments.output_format.lstrip('.') or 'jsonl'}")
     with os.fdopen(os.dup(sys.stdout.fileno()), "wb") as out:
         live = LiveOutput(out)
-        code = run(
-            configuration,
-            order.model_copy(update={"output": output}),
-            as_json=as_json,
-            quiet=quiet,
-            live=live,
-        )
+        code = run(arguments, configuration, order.model_copy(update={"output": output}), live=live)
         if output.exists():
             if not live.has_written:
                 given_rows.copy_out(output, out)
@@ -233,21 +227,20 @@ def _piped(
 
 
 def run(
+    arguments: argparse.Namespace,
     configuration: Configuration,
     order: JobRequest,
     *,
-    as_json: bool,
-    quiet: bool = False,
     live: LiveOutput | None = None,
     fixed: bool = False,
 ) -> int:
-    """Run a job in the foreground, or go on with it.
+    """Run a job in the foreground, or go on with it, as the options `json` and `quiet` say.
 
     `live` gets the answers while it runs, and stderr all else. `fixed`: see `admission.admit`.
 
     Returns 0 when all rows are answered, 1 when not, 75 when it stopped and the same command may help later.
     """
-    configuration, on_stderr = _decided(configuration), live is not None
+    configuration, as_json, on_stderr = _decided(configuration), arguments.json, live is not None
     job = admission.admit(order, configuration.plan, JobFolders.from_environ(), fixed=fixed)
     try:
         about = status.read(job.folder)
@@ -258,17 +251,15 @@ def run(
             print_status(found, job.folder, order, as_json=as_json, on_stderr=on_stderr)
             return SOME_FAILED if found.get("failed") else OK
         try:
+            quiet = getattr(arguments, "quiet", False)
             found, error, terminated = runtime.run(_job_run(configuration, job, live, as_json=as_json, quiet=quiet))
         except KeyboardInterrupt:
             print_status(
                 status.read(job.folder) | {"alive": False}, job.folder, order, as_json=as_json, on_stderr=on_stderr
             )
             raise
-        how = "--model NAME"
-        if error is not None and (meant := runtime.run(choosing.meant_model(configuration.plan, error, how))):
-            found = found | {"reason": f"{error.message} {meant[0].upper()}{meant[1:]}"}
-        if isinstance(error, OrderError):
-            found = found | {"reason": error.worded(option_of)}
+        if error is not None:
+            found = found | {"reason": _reason(error, arguments, configuration)}
         told = about | found | {"alive": False}
         print_status(
             told, job.folder, order, as_json=as_json, on_stderr=on_stderr, again=error is None or error.retryable
@@ -282,6 +273,13 @@ def run(
     if error is not None and error.retryable:
         return TRY_AGAIN
     return OK if found["state"] == status.FINISHED and not found["failed"] else SOME_FAILED
+
+
+def _reason(error: PromptmillError, arguments: argparse.Namespace, configuration: Configuration) -> str:
+    """Return why a job stopped, with the options and files that its user has named."""
+    if meant := runtime.run(choosing.meant_model(configuration.plan, error, "--model NAME")):
+        return f"{error.message} {meant[0].upper()}{meant[1:]}"
+    return redact(explained(error, arguments, configuration).worded(option_of))
 
 
 def _decided(configuration: Configuration) -> Configuration:

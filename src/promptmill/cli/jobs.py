@@ -13,11 +13,11 @@ from typing import TextIO
 import orjson
 
 from promptmill.backends.protocol import Call
-from promptmill.cli.bulk import OK, SOME_FAILED, USAGE, run
+from promptmill.cli.bulk import OK, SOME_FAILED, run
 from promptmill.cli.job_display import print_jobs, print_status
 from promptmill.cli.options import Parser, add_shared, configuration_of
 from promptmill.cli.terminal import say
-from promptmill.config.loading import Configuration
+from promptmill.core.errors import config_error
 from promptmill.core.wording import counted
 from promptmill.jobs.manage import prune
 from promptmill.jobs.run import shards
@@ -55,41 +55,59 @@ def add_jobs_options(jobs: Parser) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     """Run `jobs`, where only going on with one needs the configuration."""
+    if arguments.all and arguments.export is None:
+        raise config_error("--all", "goes with --export FILE alone.")
+    if arguments.unfinished and arguments.prune is None:
+        raise config_error("--unfinished", "goes with --prune AGE alone.")
     if arguments.prune is not None:
+        if arguments.job_id is not None:
+            raise config_error("--prune", "forgets all jobs older than AGE; leave out JOB_ID.")
         return _forget(arguments.prune, unfinished=arguments.unfinished, as_json=arguments.json)
     if arguments.resume:
-        return _resume(configuration_of(arguments), arguments.job_id, as_json=arguments.json)
+        return _resume(arguments)
     if arguments.export is not None:
-        return _export(arguments.job_id, arguments.export, everything=arguments.all, as_json=arguments.json)
+        job = _named(arguments.job_id, "whose answers to write")
+        return _export(job, arguments.export, everything=arguments.all, as_json=arguments.json)
     if arguments.follow:
-        return _follow(arguments.job_id, as_json=arguments.json)
-    return _show(arguments.job_id, cancel=arguments.cancel, only_failed=arguments.failed, as_json=arguments.json)
+        return _follow(_named(arguments.job_id, "to follow"), as_json=arguments.json)
+    if arguments.cancel:
+        return _cancel(_named(arguments.job_id, "to cancel"), as_json=arguments.json)
+    if arguments.job_id is None:
+        return _list(only_failed=arguments.failed, as_json=arguments.json)
+    job = _named(arguments.job_id)
+    if arguments.failed:
+        return _failures(job, as_json=arguments.json)
+    print_status(status.read(job), job, as_json=arguments.json)
+    return OK
 
 
-def _show(job_id: str | None, *, cancel: bool, only_failed: bool = False, as_json: bool) -> int:
-    """Show one job or all, the newest first; `cancel` ends a running one and waits until it has ended."""
-    folders = JobFolders.from_environ()
+def _named(job_id: str | None, purpose: str = "") -> Folder:
+    """Return the folder of a job. Raises `PromptmillError`."""
     if job_id is None:
-        if cancel:
-            print("promptmill: name the job to cancel; `promptmill jobs` lists them.", file=sys.stderr)
-            return USAGE
-        found = status.read_all(folders.all())
-        if only_failed:
-            found = [one for one in found if one["state"] == status.STOPPED or one.get("failed")]
-        if as_json:
-            say(orjson.dumps({"jobs": found}).decode())
-        elif found:
-            print_jobs(found)
-        else:
-            print("promptmill: there are no jobs.", file=sys.stderr)
-        return OK
-    job = folders.at(job_id)
+        raise config_error("", f"name the job {purpose}; `promptmill jobs` lists them.")
+    return JobFolders.from_environ().at(job_id)
+
+
+def _list(*, only_failed: bool, as_json: bool) -> int:
+    """Show all jobs, the newest first."""
+    found = status.read_all(JobFolders.from_environ().all())
     if only_failed:
-        return _failures(job, as_json=as_json)
-    if cancel and job.request_cancel():
+        found = [one for one in found if one["state"] == status.STOPPED or one.get("failed")]
+    if as_json:
+        say(orjson.dumps({"jobs": found}).decode())
+    elif found:
+        print_jobs(found)
+    else:
+        print("promptmill: there are no jobs.", file=sys.stderr)
+    return OK
+
+
+def _cancel(job: Folder, *, as_json: bool) -> int:
+    """End a job and wait until it has ended."""
+    if job.request_cancel():
         job.wait_for_end(_CANCEL_WAIT_S)
-    elif cancel:
-        print(f"promptmill: job {job_id} was not running.", file=sys.stderr)
+    else:
+        print(f"promptmill: job {job.job_id} was not running.", file=sys.stderr)
     print_status(status.read(job), job, as_json=as_json)
     return OK
 
@@ -110,12 +128,9 @@ def _failures(job: Folder, *, as_json: bool) -> int:
     return OK
 
 
-def _follow(job_id: str | None, *, as_json: bool) -> int:
+def _follow(job: Folder, *, as_json: bool) -> int:
     """Show the progress of a job every second until it ends."""
-    if job_id is None:
-        print("promptmill: name the job to follow; `promptmill jobs` lists them.", file=sys.stderr)
-        return USAGE
-    job, told = JobFolders.from_environ().at(job_id), ""
+    told = ""
     while (found := status.read(job))["alive"]:
         line = f"{found['state']}, {status.line(found)}"
         if line != told and not as_json:
@@ -126,12 +141,9 @@ def _follow(job_id: str | None, *, as_json: bool) -> int:
     return OK if found["state"] == status.FINISHED and not found.get("failed") else SOME_FAILED
 
 
-def _export(job_id: str | None, target: Path, *, everything: bool, as_json: bool) -> int:
+def _export(job: Folder, target: Path, *, everything: bool, as_json: bool) -> int:
     """Write the answers of a job in any state to a file."""
-    if job_id is None:
-        print("promptmill: name the job whose answers to write; `promptmill jobs` lists them.", file=sys.stderr)
-        return USAGE
-    count = export(JobFolders.from_environ().at(job_id), target, failures=everything)
+    count = export(job, target, failures=everything)
     if as_json:
         say(orjson.dumps({"answers": count, "file": str(target.absolute())}).decode())
     else:
@@ -139,17 +151,14 @@ def _export(job_id: str | None, target: Path, *, everything: bool, as_json: bool
     return OK
 
 
-def _resume(configuration: Configuration, job_id: str | None, *, as_json: bool) -> int:
+def _resume(arguments: argparse.Namespace) -> int:
     """Resume a job in the foreground by its id, with its last order. Returns as `run` does."""
-    if job_id is None:
-        print("promptmill: name the job to go on with; `promptmill jobs` lists them.", file=sys.stderr)
-        return USAGE
-    job = JobFolders.from_environ().at(job_id)
-    spec = job.spec
+    job = _named(arguments.job_id, "to go on with")
+    spec, request = job.spec, job.request
     assert spec is not None
     found = {"input": spec.input, "output": spec.output}  # where they are now
-    order = JobRequest(**found) if job.request is None else job.request.model_copy(update=found)
-    return run(configuration, order, as_json=as_json, fixed=True)
+    order = JobRequest(**found) if request is None else request.model_copy(update=found)
+    return run(arguments, configuration_of(arguments), order, fixed=True)
 
 
 def _forget(age: str, *, unfinished: bool, as_json: bool) -> int:

@@ -33,6 +33,7 @@ _SETS = {
     "model_name_or_path": "model",
     "temperature": "temperature",
     "max_tokens": "max_tokens",
+    "max_cost": "max_cost",
     "response_format": "schema",
     "backend": "backend",
 }
@@ -151,10 +152,13 @@ def at_least_one(text: str) -> int:
 def amount(text: str) -> float:
     """Return an amount of money of an option's value. Raises what argparse tells the user."""
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
         told = "is not a number; write 5 or 5.00, without a sign (a shell reads $5 as a variable of its own)"
         raise argparse.ArgumentTypeError(f"{text[:20]!r} {told}") from None
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} must be at least 0, such as 5.00")
+    return value
 
 
 def _temperature(text: str) -> float:
