@@ -44,7 +44,8 @@ def takes(engine: str) -> frozenset[str]:
 @pytest.mark.parametrize("engine", ENGINE_NAMES)
 def test_an_engine_reads_what_it_says_it_takes(engine):
     source = "".join(file.read_text(encoding="utf-8") for file in (ENGINES / engine).glob("*.py"))
-    shared = (ENGINES / "submission.py").read_text(encoding="utf-8")
+    files = ["submission.py", *(["growing_answer.py"] if "GrowingAnswer" in source else [])]
+    shared = "".join((ENGINES / file).read_text(encoding="utf-8") for file in files)
     declared = re.compile(r"TAKES = frozenset\(\n.*?\n\)\n|TAKES = [^\n]*\n", re.DOTALL)
     for name in takes(engine):
         assert f'"{name}"' in declared.sub("", source) + shared, name
