@@ -18,18 +18,9 @@ from urllib.parse import urlsplit
 import orjson
 
 from promptmill.backends import registry
+from promptmill.cli import options
 from promptmill.cli.job_display import print_status, progress_display
-from promptmill.cli.options import (
-    SCHEMA,
-    Parser,
-    add_shared,
-    amount,
-    at_least_one,
-    explained,
-    is_url,
-    option_of,
-    text_of,
-)
+from promptmill.cli.options import Parser, add_shared, amount, at_least_one, is_url, text_of
 from promptmill.cli.terminal import say
 from promptmill.cluster.ray_cluster import RayCluster
 from promptmill.config.loading import Configuration
@@ -83,7 +74,7 @@ def add_options(bulk: Parser) -> None:
     )
     bulk.add_argument("--skip-empty", action="store_true", help="leave out rows that ask nothing; else they fail")
     bulk.add_argument("--system", default="", metavar="TEXT", help="system prompt above every row")
-    bulk.add_argument("--schema", type=Path, metavar="FILE", help=SCHEMA)
+    bulk.add_argument("--schema", type=Path, metavar="FILE", help=options.SCHEMA)
     bulk.add_argument("--limit", type=at_least_one, metavar="N", help="only the first N rows")
     bulk.add_argument("--shard", metavar="I/N", help="only this part of the rows, for `promptmill join OUTPUT`")
     bulk.add_argument("--ray", metavar="ADDRESS", help="answer on a Ray cluster: HOST:PORT, or auto")
@@ -279,7 +270,7 @@ def _reason(error: PromptmillError, arguments: argparse.Namespace, configuration
     """Return why a job stopped, with the options and files that its user has named."""
     if meant := runtime.run(choosing.meant_model(configuration.plan, error, "--model NAME")):
         return f"{error.message} {meant[0].upper()}{meant[1:]}"
-    return redact(explained(error, arguments, configuration).worded(option_of))
+    return redact(options.explained(error, arguments, configuration).worded(options.option_of))
 
 
 def _decided(configuration: Configuration) -> Configuration:
