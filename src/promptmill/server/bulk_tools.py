@@ -15,15 +15,7 @@ from mcp_types import ToolAnnotations
 from pydantic import Field
 
 from promptmill.core.errors import Named, OrderError, PromptmillError, argument_name, input_error
-from promptmill.server.arguments import (
-    AnswerSchema,
-    CallSampling,
-    JobId,
-    MaxCost,
-    ModelName,
-    SystemPrompt,
-    null_is,
-)
+from promptmill.server import arguments
 from promptmill.server.results import most_bytes, page
 from promptmill.server.tool_calls import tool
 from promptmill.server.tools import plan_of_call
@@ -158,9 +150,9 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
                 examples=["answers.jsonl"],
             ),
         ],
-        system_prompt: SystemPrompt = "",
+        system_prompt: arguments.SystemPrompt = "",
         limit: Annotated[
-            int, Field(ge=0, description="Process only the first N rows; all unless given."), null_is(0)
+            int, Field(ge=0, description="Process only the first N rows; all unless given."), arguments.null_is(0)
         ] = 0,
         again: Annotated[
             Literal["failed", "truncated", "all"] | None,
@@ -171,31 +163,31 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
         ] = None,
         keep: Annotated[  # noqa: FBT002 (a tool's argument)
             bool,
-            null_is(False),
+            arguments.null_is(False),
             Field(description="Keep answers made with other settings; later rows note the change. False unless given."),
         ] = False,
         max_failures: Annotated[
             str,
-            null_is(""),
+            arguments.null_is(""),
             Field(description="Stop when more rows than this fail; never unless given.", examples=["100", "5%"]),
         ] = "",
         dedupe: Annotated[  # noqa: FBT002 (a tool's argument)
             bool,
-            null_is(False),
+            arguments.null_is(False),
             Field(description="Send identical rows at temperature 0 only once; false unless given."),
         ] = False,
         validate: Annotated[  # noqa: FBT002 (a tool's argument)
             bool,
-            null_is(False),
+            arguments.null_is(False),
             Field(description="Only check the rows and estimate tokens, without sending requests; false unless given."),
         ] = False,
-        model: ModelName = None,
-        sampling_params: CallSampling = None,
-        answer_schema: AnswerSchema = None,
-        max_cost: MaxCost = None,
+        model: arguments.ModelName = None,
+        sampling_params: arguments.CallSampling = None,
+        answer_schema: arguments.AnswerSchema = None,
+        max_cost: arguments.MaxCost = None,
         answer_column: Annotated[
             str,
-            null_is("answer"),
+            arguments.null_is("answer"),
             Field(description="The field for the answers; `answer` unless given, or `answer_1` if rows have `answer`."),
         ] = "answer",
     ) -> dict[str, Any]:
@@ -237,7 +229,7 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
         limit: Annotated[
             int,
             Field(ge=1, le=_MOST_ROWS, description="The largest number of jobs to list; 20 unless given."),
-            null_is(20),
+            arguments.null_is(20),
         ] = 20,
     ) -> dict[str, Any]:
         """Report a job's progress: `state`, rows `done` and `failed` of `total`, `errors` by code, time left `eta_s`.
@@ -255,29 +247,31 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
     )
     async def bulk_results(  # noqa: PLR0917 (the tool's signature)
         ctx: Context,
-        job_id: JobId,
+        job_id: arguments.JobId,
         offset: Annotated[
             int,
             Field(ge=0, description="The first row, from 0, the default; `next_offset` for the next page."),
-            null_is(0),
+            arguments.null_is(0),
         ] = 0,
         limit: Annotated[
             int,
             Field(ge=1, le=_MOST_ROWS, description="The largest number of rows to return; 50 unless given."),
-            null_is(50),
+            arguments.null_is(50),
         ] = 50,
         with_input: Annotated[  # noqa: FBT002 (a tool's argument)
-            bool, null_is(False), Field(description="Also return the fields of the input rows; false unless given.")
+            bool,
+            arguments.null_is(False),
+            Field(description="Also return the fields of the input rows; false unless given."),
         ] = False,
         only: Annotated[
             Literal["all", "answers", "failed"],
-            null_is("all"),
+            arguments.null_is("all"),
             Field(description="Return only `failed` rows, or only rows with `answers`; `all` unless given."),
         ] = "all",
         max_characters: Annotated[
             int,
             Field(ge=1000, description="Length of a page; further rows are on the next page. 40,000 unless given."),
-            null_is(_PAGE_CHARACTERS),
+            arguments.null_is(_PAGE_CHARACTERS),
         ] = _PAGE_CHARACTERS,
     ) -> dict[str, Any]:
         """Read a job's answers page by page, in input order, also while it runs.
@@ -316,7 +310,7 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
             title="End a job", readOnlyHint=False, destructiveHint=False, idempotentHint=True, openWorldHint=False
         ),
     )
-    async def bulk_cancel(job_id: JobId) -> dict[str, Any]:
+    async def bulk_cancel(job_id: arguments.JobId) -> dict[str, Any]:
         """End a running job. Its answers are kept and can be read; bulk_generate with the same files resumes it.
 
         Returns the same as bulk_status.

@@ -22,23 +22,6 @@ from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.money import Budget
 from promptmill.core.outcome import Completion, Failure, Outcome
 from promptmill.server import arguments
-from promptmill.server.arguments import (
-    DEFAULT_BACKEND,
-    AnswerSchema,
-    BackendConfigs,
-    BackendName,
-    CallSampling,
-    ExtraParams,
-    Images,
-    ImageTag,
-    MaxCost,
-    Messages,
-    ModelName,
-    Prompts,
-    SamplingParams,
-    Sent,
-    SystemPrompt,
-)
 from promptmill.server.results import (
     ANSWERS,
     ANSWERS_IN_SHORT,
@@ -72,13 +55,13 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
     )
     async def generate(
         ctx: Context,
-        prompt_ls: Prompts,
+        prompt_ls: arguments.Prompts,
         *,
-        system_prompt: SystemPrompt = "",
-        model: ModelName = None,
-        sampling_params: CallSampling = None,
-        answer_schema: AnswerSchema = None,
-        max_cost: MaxCost = None,
+        system_prompt: arguments.SystemPrompt = "",
+        model: arguments.ModelName = None,
+        sampling_params: arguments.CallSampling = None,
+        answer_schema: arguments.AnswerSchema = None,
+        max_cost: arguments.MaxCost = None,
     ) -> ToolResult:
         """Answer independent text prompts with the server's model: all of them in one call, answered concurrently.
 
@@ -102,15 +85,15 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
     )
     async def multimodal_generate(
         ctx: Context,
-        multimodal_path: Images,
-        prompt_ls: Prompts,
+        multimodal_path: arguments.Images,
+        prompt_ls: arguments.Prompts,
         *,
-        system_prompt: SystemPrompt = "",
-        image_tag: ImageTag = None,
-        model: ModelName = None,
-        sampling_params: CallSampling = None,
-        answer_schema: AnswerSchema = None,
-        max_cost: MaxCost = None,
+        system_prompt: arguments.SystemPrompt = "",
+        image_tag: arguments.ImageTag = None,
+        model: arguments.ModelName = None,
+        sampling_params: arguments.CallSampling = None,
+        answer_schema: arguments.AnswerSchema = None,
+        max_cost: arguments.MaxCost = None,
     ) -> ToolResult:
         """Answer prompts about images: `multimodal_path[i]` holds the images of `prompt_ls[i]`, for each prompt a list.
 
@@ -131,13 +114,13 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
     )
     async def multiturn_generate(
         ctx: Context,
-        messages: Messages,
+        messages: arguments.Messages,
         *,
-        system_prompt: SystemPrompt = "",
-        model: ModelName = None,
-        sampling_params: CallSampling = None,
-        answer_schema: AnswerSchema = None,
-        max_cost: MaxCost = None,
+        system_prompt: arguments.SystemPrompt = "",
+        model: arguments.ModelName = None,
+        sampling_params: arguments.CallSampling = None,
+        answer_schema: arguments.AnswerSchema = None,
+        max_cost: arguments.MaxCost = None,
     ) -> ToolResult:
         """Answer the last turn of one conversation. The server keeps no history: send all turns every time.
 
@@ -160,10 +143,10 @@ def add_engine_tools(mcp: FastMCP, service: Service) -> None:
     )
     async def generation_init(
         ctx: Context,
-        backend_configs: BackendConfigs,
-        sampling_params: SamplingParams,
-        extra_params: ExtraParams = None,
-        backend: BackendName = DEFAULT_BACKEND,
+        backend_configs: arguments.BackendConfigs,
+        sampling_params: arguments.SamplingParams,
+        extra_params: arguments.ExtraParams = None,
+        backend: arguments.BackendName = arguments.DEFAULT_BACKEND,
     ) -> ToolResult:
         """Choose backend, model and sampling for all later calls, and load the model.
 
@@ -171,7 +154,7 @@ def add_engine_tools(mcp: FastMCP, service: Service) -> None:
         returns nothing, and only when the model is ready; loading may take minutes. An unchanged model stays loaded, so
         a change of sampling alone takes no time. If the call fails, the earlier model continues to answer.
         """
-        kept = not isinstance(backend, Sent) and _stays(service, backend_configs)
+        kept = not isinstance(backend, arguments.Sent) and _stays(service, backend_configs)
         chosen = service.plan.backend if kept else str(backend)
         overrides = Overrides(chosen, backend_configs, sampling_params, extra_params or {})
         await with_progress(ctx, service, Call(), service.init(overrides))
