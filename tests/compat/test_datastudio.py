@@ -259,7 +259,16 @@ def test_arguments_of_the_base_class_are_no_part_of_a_request(upstream):
 
 
 def test_as_many_as_thread_num_are_in_flight_from_the_first_request(upstream):
-    upstream.reply = late(0.3, answer())
+    """No request is answered before all have arrived; if fewer came, the call would wait for ever."""
+    all_here = asyncio.Event()
+
+    async def held(exchange):
+        if upstream.peak == 100:
+            all_here.set()
+        await all_here.wait()
+        await answer()(exchange)
+
+    upstream.reply = held
     OpenAIAPI("m", api_base=upstream.url, thread_num=100).generate([str(n) for n in range(100)])
     assert upstream.peak == 100
 
