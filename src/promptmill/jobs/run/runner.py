@@ -73,10 +73,7 @@ class Runner:
         """`watch` gets the progress several times a second; `stats` counts the costs of this run.
 
         `before_answers` is waited for before any row is sent, `before_output` when all are answered. `recorded` gets
-        the rows that were recorded.
-        `live` writes them while they come.
-
-        Needs a running event loop.
+        the rows that were recorded, and `live` writes them while they come. Needs a running event loop.
         """
         self._job = job
         self._service = service
