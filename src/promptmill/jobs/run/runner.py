@@ -43,7 +43,7 @@ _STATUS_S = 1.0
 _ROUNDS = 3
 _SALVAGED = "The job's database was damaged; rows whose answers were lost are done again."
 _LEAVING_S = 60.0
-_GO_ON = "Run the command again: what can be read of it is kept."
+_GO_ON = "Run the job again: what can be read of it is kept."
 
 
 class _JobStopped(Exception):  # noqa: N818 (how a run ends early, told to the runner alone)

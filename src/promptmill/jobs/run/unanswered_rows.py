@@ -30,7 +30,7 @@ Settle = Callable[[int, Outcome], Awaitable[None]]
 _LARGEST_BATCH = 64
 _GATHER_S = 0.005
 _SYNC_S = 0.9  # from one start to the next, so that data is on the disk at least every second
-_DAMAGED = "is damaged. Run the command again: what can be read of it is kept"
+_DAMAGED = "is damaged. Run the job again: what can be read of it is kept"
 # Never a row's own: the key, the account, the way to the host, the end of the process.
 _ENDS_ALL = frozenset(
     {
@@ -396,7 +396,7 @@ class StoreSink(Sink):
                 syncing.exception()
                 raise
             except FileNotFoundError:
-                self._break("was removed while the job ran", "Run the command again; it begins anew.")
+                self._break("was removed while the job ran", "Run the job again; it begins anew.")
             except OSError as error:
                 self._break(f"cannot be kept: {why(error)}")
             except DamagedError:

@@ -172,7 +172,7 @@ def _fetch(folder: Path, found: Sequence[tuple[tuple[Any, str, str, str], str]],
             fs.get_file(path, str(target))
             fs.invalidate_cache()
             if _version(fs, path) != key:
-                raise input_error(f"{redact(url)} changed while it was fetched; run the command again.")
+                raise input_error(f"{redact(url)} changed while it was fetched; run the job again.")
         beside.rename(folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
