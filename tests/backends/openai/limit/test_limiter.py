@@ -34,7 +34,7 @@ class Clock:
 def an_endpoint(clock: Clock, throttle: LoopThrottle | None = None, **block: object) -> EndpointState:
     settings = OpenAISettings(**block)
     url = "http://localhost/v1/chat/completions"
-    endpoint = Endpoint(url, "localhost", {}, (), profile_at(urlsplit(url)))
+    endpoint = Endpoint(url, "localhost", {}, (), profile_at(urlsplit(url)), own=True)
     encoder = RequestEncoder(endpoint, "m", enable_thinking=None, stream=False)
     return EndpointState(endpoint, encoder, settings, clock, random.Random(1), throttle=throttle)
 
@@ -153,11 +153,11 @@ def test_an_endpoint_that_refused_for_load_has_been_there_so_that_a_refused_conn
     assert (busy.unusable(), absent.unusable()) == (None, gone.error)
 
 
-async def grown(answer_after_s: float, *, busy: bool) -> int:
+async def grown(answer_after_s: float, *, busy: bool, **block: object) -> int:
     """Return the limit after a thousand answers, while the process sends all the time or waits for each answer."""
     clock = Clock()
     throttle = LoopThrottle(clock)
-    endpoint_state = an_endpoint(clock, throttle, concurrency=256)
+    endpoint_state = an_endpoint(clock, throttle, **block)
     for _ in range(1000):
         assert throttle.pass_now()
         tickets = [endpoint_state.enter(clock()) for _ in range(endpoint_state.load.limit.size)]
@@ -167,16 +167,22 @@ async def grown(answer_after_s: float, *, busy: bool) -> int:
         clock.now += answer_after_s
         for permit in tickets:
             endpoint_state.succeeded(permit)
+        for permit in tickets:
             endpoint_state.leave(permit)
         await asyncio.sleep(0)
     return endpoint_state.load.limit.size
 
 
 async def test_the_window_grows_while_the_endpoint_is_waited_for():
-    assert await grown(0.05, busy=False) == 256
+    assert await grown(0.05, busy=False, concurrency=256) == 256
 
 
 async def test_the_window_does_not_grow_when_more_in_flight_would_only_wait_for_this_process():
+    assert await grown(0.001, busy=True, concurrency=256) == 64
+
+
+async def test_the_search_for_the_limit_of_ones_own_server_counts_no_answer_while_this_process_is_the_limit():
+    assert await grown(0.05, busy=False) > 256
     assert await grown(0.001, busy=True) == 64
 
 

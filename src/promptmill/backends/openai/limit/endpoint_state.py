@@ -189,12 +189,13 @@ class EndpointState:
         now = self._clock()
         answer_s = now - permit.at
         load.answer_s += _FADING * (answer_s - load.answer_s) if load.answer_s else answer_s
-        if load.search is not None:
-            load.search.answered(permit.round_number, load.in_flight, answer_s, tokens)
-        limit = load.limit
-        limit.accepted(
-            permit.round_number, may_grow=limit.may_grow and not self._throttle.is_limit(permit.at, permit.idle_s)
-        )
+        limit, search = load.limit, load.search
+        may_grow = search is not None or limit.may_grow
+        if may_grow and self._throttle.is_limit(permit.at, permit.idle_s):
+            may_grow = False  # the answer shows what this process can take, not what the endpoint can
+        if search is not None and may_grow:
+            search.answered(permit.round_number, load.in_flight, answer_s, tokens)
+        limit.accepted(permit.round_number, may_grow=may_grow)
         return now
 
     async def watch_load(self, pages: Pages) -> None:
