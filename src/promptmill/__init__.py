@@ -12,7 +12,7 @@ __all__ = ["BulkResult", "bulk", "bulk_async", "stream", "stream_async"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import what programs use when they use it: the server starts often, and needs none of it."""
+    """Import each name of the programs' interface at its first use: the server starts often and does not use them."""
     if name in __all__:
         from promptmill.jobs.manage import bulk_call
 
