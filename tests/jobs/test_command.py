@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from typing import Any
@@ -192,8 +193,10 @@ def test_the_summary_tells_what_happened(bench: Any) -> None:
     assert result.returncode == 1
     lines = [line.split(maxsplit=1) for line in result.stdout.splitlines()[1:]]
     said = dict(lines)
-    assert result.stdout.splitlines()[0] == f"{bench.folder.job_id}: finished"
-    assert said["rows"] == "4 of 4 done, 1 failed"
+    title = r"in\.jsonl → out\.jsonl: 3 answered, 1 failed in [\d.]+ s by test-model"
+    assert re.fullmatch(title, result.stdout.splitlines()[0])
+    assert said["answers"].endswith("different, 14 characters")
+    assert said["job"] == bench.folder.job_id
     assert said["errors"] == "1 bad_request"
     assert said["requests"] == "4, 0 of them retries"
     assert said["tokens"] == "6 in, 9 out"
@@ -215,6 +218,41 @@ def test_prompt_tokens_from_the_providers_cache_are_counted_apart_over_all_runs(
         assert found["prompt_tokens"] == 2 * 2 + cached / 800 * 1000
     said = bench.jobs(bench.folder.job_id).stdout
     assert "tokens    3,004 in, 2,400 of them from the provider's cache, 15 out\n" in said
+
+
+@pytest.mark.parametrize(
+    ("texts", "shown"),
+    [
+        (["positive"] * 5 + ["negative"] * 3 + ["neutral "] + ["\nneutral"], "positive 5, negative 3, neutral 2"),
+        ([f"{'y' * (12 + 4 * at)}{at}" for at in range(10)], "10 different, 13\N{EN DASH}49 characters"),
+        (["abcdefghij"[at % 10] for at in range(60)], "a 6, b 6, c 6, d 6, e 6, f 6, g 6, h 6, 2 other answers"),
+        (["yes, both", "7", "", "two\nwords"] * 2, '"" 2, "7" 2, two words 2, "yes, both" 2'),
+        (["Paris"], "Paris 1"),
+    ],
+)
+def test_the_summary_shows_the_results(bench: Any, texts: list[str], shown: str) -> None:
+    bench.upstream.reply = choose(lambda seen: answer(texts[int(seen.prompt.split()[1])]))
+    bench.prompts(len(texts))
+    values = dict(line.split(maxsplit=1) for line in bench.run().stdout.splitlines()[1:])
+    assert values["answers"] == shown
+    found = bench.status()["results"]
+    assert found["different"] == len({text.strip() for text in texts})
+    assert json.loads(bench.jobs(bench.folder.job_id, "--json").stdout)["results"] == found
+
+
+def test_the_summary_shows_price_and_answers_that_were_cut_off() -> None:
+    about = {"job_id": "x", "state": "finished", "input_file": "/in/reviews.csv", "output_file": "/out/labels.csv"}
+    counts = {"total": 300, "done": 300, "failed": 0, "seconds": 1.8, "cost": 0.004, "truncated": 3}
+    found = about | counts | {"model": "good-1", "results": {"different": 300, "shortest": 12, "longest": 480}}
+    first, second, *_ = summary(found).splitlines()
+    assert first == "reviews.csv → labels.csv: 300 answered in 1.8 s by good-1, $0.0040"
+    assert second == "  answers   300 different, 12\N{EN DASH}480 characters, 3 cut off"
+
+
+def test_the_results_of_a_stopped_job_are_those_of_its_answers_so_far(bench: Any) -> None:
+    bench.prompts(10)
+    bench.half_done(answers(0, 5))
+    assert "  answers   5 different, " in bench.jobs(bench.folder.job_id).stdout
 
 
 def test_the_summary_is_no_more_exact_than_its_latencies() -> None:
@@ -248,7 +286,7 @@ def test_a_terminal_shows_a_bar_and_a_file_gets_lines(bench: Any) -> None:
     assert "…".encode() not in shown, "nothing is cut off"
     bench.output.unlink()
     again = bench.run()
-    assert "finished, 200 of 200 done" in again.stderr
+    assert "finished, 200 of 200 answered" in again.stderr
     assert "\x1b" not in again.stderr
 
 
@@ -266,7 +304,7 @@ def test_jobs_lists_shows_and_cancels(bench: Any) -> None:
     assert cancelled["state"] == "cancelled"
     eventually(lambda: bench.upstream.in_flight == 0)
     assert process.wait(5) == 1
-    assert f"{job_id}: cancelled" in bench.jobs(job_id).stdout
+    assert "in.jsonl → out.jsonl: cancelled after " in bench.jobs(job_id).stdout
     assert f"job {job_id} was not running" in bench.jobs(job_id, "--cancel").stderr
     assert bench.jobs("no-such-job").returncode == 2
     assert bench.jobs("../../etc").returncode == 2

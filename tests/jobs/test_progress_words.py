@@ -37,7 +37,7 @@ def test_a_job_that_waits_says_for_what_and_invents_no_rate(progress):
     found = progress.as_dict()
     assert (found["waiting"], found["eta_s"]) == (GONE, None)
     line = status.line(found)
-    assert line == f"120 of 2,000 done, 0 failed, {GONE}"
+    assert line == f"120 of 2,000 answered, 0 failed, {GONE}"
     assert _line(progress, 120) == f"0:00, {GONE}, 120 of 2000"
     assert _line(progress, 80 - _BAR - 7) == f"0:00, {GONE}", "on 80 columns"
 
@@ -58,5 +58,5 @@ def test_a_job_that_has_ended_waits_for_nothing(progress):
 def test_a_job_whose_output_is_written_says_how_far_that_is(progress):
     progress.state, progress.activity, progress.counts.done = MERGING, "writing the output", 2_000
     progress.pass_row(512)
-    assert status.line(progress.as_dict()) == "2,000 of 2,000 done, 0 failed, 512 written"
+    assert status.line(progress.as_dict()) == "2,000 of 2,000 answered, 0 failed, 512 written"
     assert _line(progress, 120) == "0:00 writing the output, 512 of 2000 rows"

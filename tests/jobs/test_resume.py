@@ -316,7 +316,7 @@ def test_ctrl_c_sends_nothing_more_and_waits_for_what_is_in_flight(bench: Any) -
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert said.startswith(f"{bench.folder.job_id}: interrupted\n")
+    assert said.startswith("in.jsonl → out.jsonl: interrupted after ")
     assert bench.status()["done"] == len(bench.upstream.seen) < 5000
     asked.set()
     bench.succeed()
@@ -336,7 +336,7 @@ def test_a_signal_leaves_the_job_interrupted(bench: Any, numbers: list[int], cod
         process.send_signal(number)
     said, _ = process.communicate(timeout=10)
     assert process.returncode == code
-    assert said.startswith(f"{bench.folder.job_id}: interrupted\n")
+    assert said.startswith("in.jsonl → out.jsonl: interrupted after ")
     assert "what is answered is kept" in said
     assert bench.status()["state"] == "interrupted"
     done = bench.status()["done"]
@@ -359,7 +359,7 @@ def test_figures_of_a_job_hold_over_its_runs(bench: Any) -> None:
     text = bench.input.read_text()
     bench.write([{"id": row["id"], "prompt": row["prompt"].replace("prompt", "PROMPT")} for row in rows])
     said = bench.fail()
-    assert "rows      100 of 300 done" in said
+    assert "rows      100 of 300 answered" in said
     assert bench.status()["done"] == 100
     bench.input.write_text(text)
     bench.upstream.reply = answer()

@@ -24,6 +24,7 @@ from promptmill.jobs.store.status import Progress, Watch
 _GO_ON = "  go on with the same command; what is answered is kept"
 _OF_THE_FILE = frozenset({Code.INVALID_INPUT, Code.EMPTY_PROMPT, Code.INVALID_IMAGE})
 _EVENT_EVERY_S = 1.0
+_SHORT_S = 100  # below it, seconds are shown as such
 _BAR = 12  # beside it, 80 columns have room for why a job waits
 _WIDE = 1000  # where a program reads, nothing is cut off
 _COLUMNS: dict[str, Literal["left", "right"]] = {
@@ -58,6 +59,8 @@ def print_status(
         say(orjson.dumps(found).decode(), stream)
         return
     examples = {} if folder is None else status.examples(folder)
+    if folder is not None and "results" not in found:  # they are counted when the output is written
+        found["results"] = status.results(folder)
     # what goes to a pipe was kept in a file of ours, which is gone in a moment
     say(summary(found, examples=examples, again=again, output=not on_stderr), stream, wrap=True)
 
@@ -75,13 +78,18 @@ def summary(
     that stopped. `output`: name it.
     """
     state, reason = found["state"], found.get("reason")
-    lines = [f"{found['job_id']}: {state}{f': {reason}' if reason else ''}"]
+    files = title(found)
     if state == status.FINISHED and found.get("total") == 0:
-        return f"{lines[0]}: {_without_rows(found)}"
-    answered = found.get("done", 0) - found.get("failed", 0)
-    if state == status.STOPPED and not found.get("alive") and reason and answered <= 0:
-        return f"{lines[0]}\n{_GO_ON}" if again else lines[0]
-    lines.append(f"  rows      {status.line(found)}")
+        return f"{files}: {_without_rows(found)}"
+    if state == status.STOPPED and not found.get("alive") and reason and status.answered(found) <= 0:
+        return f"{files}: {state}: {reason}" + (f"\n{_GO_ON}" if again else "")
+    if state == status.FINISHED:
+        lines = [f"{files}: {_answered(found)} in {_by(found)}"]
+    else:
+        why = f": {reason}" if reason else ""
+        lines = [f"{files}: {state} after {_by(found)}{why}", f"  rows      {status.line(found)}"]
+    if shown := results(found):
+        lines.append(f"  answers   {shown}")
     if found.get("errors"):
         lines.append(f"  errors    {', '.join(f'{count:,} {code}' for code, count in found['errors'].items())}")
     lines.extend(f"    {code}: {examples[code]}" for code in found.get("errors", ()) if code in examples)
@@ -94,21 +102,60 @@ def summary(
         lines.append(
             f"  tokens    {found.get('prompt_tokens', 0):,} in{of_cache}, {found.get('completion_tokens', 0):,} out"
         )
-    if (cost := found.get("cost")) is not None:
-        lines.append(f"  cost      {dollars(cost)}")
     if cached := found.get("cached"):
         lines.append(f"  cached    {counted(cached, 'row')}")
     latency = found.get("latency_s") or {}
     if latency.get("p50") is not None:
         shown = ", ".join(f"{name} {_two_digits(seconds)} s" for name, seconds in latency.items())
         lines.append(f"  latency   {shown}")
-    lines.append(f"  time      {status.duration(found.get('seconds', 0))}")
     lines.extend(f"  note      {warning}" for warning in found.get("warnings", ()))
+    lines.append(f"  job       {found['job_id']}")
     if state == status.FINISHED and output:
         lines.append(f"  output    {found['output_file']}")
     elif state != status.FINISHED and not found.get("alive"):
         lines.append(_GO_ON if again else "  what is answered is kept")
     return "\n".join(lines)
+
+
+def title(found: Mapping[str, Any]) -> str:
+    """Return the names of a job's input and output."""
+    names = (found.get("input_file", ""), found.get("output_file", ""))
+    return " → ".join(name.rstrip("/").rpartition("/")[2] if "://" in name else Path(name).name for name in names)
+
+
+def _answered(found: Mapping[str, Any]) -> str:
+    """Return `19 answered, 1 failed`."""
+    failed = found.get("failed", 0)
+    return f"{status.answered(found):,} answered" + (f", {failed:,} failed" if failed else "")
+
+
+def _by(found: Mapping[str, Any]) -> str:
+    """Return how long a job has taken, by which model, and its price."""
+    seconds = found.get("seconds", 0)
+    took = f"{_two_digits(seconds)} s" if seconds < _SHORT_S else status.duration(seconds)
+    model, cost = found.get("model"), found.get("cost")
+    return f"{took}{f' by {model}' if model else ''}{'' if cost is None else f', {dollars(cost)}'}"
+
+
+def results(found: Mapping[str, Any]) -> str:
+    """Return a line on the answers: `positive 125, negative 88`, or `300 different, 12 to 480 characters`."""
+    what = found.get("results")
+    if not what:
+        return ""
+    cut = f", {found['truncated']:,} cut off" if found.get("truncated") else ""
+    if values := what.get("values"):
+        named = [f"{_value(value)} {count:,}" for value, count in values.items()]
+        others = what["different"] - len(values)
+        return ", ".join([*named, *([counted(others, "other answer")] if others else [])]) + cut
+    shortest, longest = what["shortest"], what["longest"]
+    lengths = f"{shortest:,}" if shortest == longest else f"{shortest:,}\N{EN DASH}{longest:,}"
+    return f"{what['different']:,} different, {lengths} {'character' if longest == 1 else 'characters'}{cut}"
+
+
+def _value(value: str) -> str:
+    """Return a short answer in one line, in quotes where its end would not be clear."""
+    value = " ".join(value.split())
+    return f'"{value}"' if not value or "," in value or value[-1].isdigit() else value
 
 
 def _without_rows(found: Mapping[str, Any]) -> str:

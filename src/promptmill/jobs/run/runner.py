@@ -432,15 +432,19 @@ class Runner:
         """Write the output beside its place; return where it lies, and the counts of what is in it."""
         job, spec, store = self._job, self._job.spec, self._job.folder.store
         if spec.shard is not None:
+            self.progress.results = store.results()
             return shards.write_part(store, spec), store.counts(skips_empty=spec.skip_empty)
         answers = merge.Answers(store)
         merged = replace(merge.of_job(job, lines, answers), halt=self._halt, passed=self.progress.pass_row)
         if spec.input_format != "batch":
-            return merge.write(merged), store.counts(before=answers.rows, skips_empty=spec.skip_empty)
+            partial = merge.write(merged)
+            self.progress.results = store.results(answers.rows)
+            return partial, store.counts(before=answers.rows, skips_empty=spec.skip_empty)
         with contextlib.closing(CustomIds(job.folder.duplicates)) as ids:
             partial = merge.write(replace(merged, ids=ids))
             if warning := ids.warning:
                 self.progress.notes.append(warning)
+        self.progress.results = store.results(answers.rows)
         return partial, store.counts(before=answers.rows, skips_empty=spec.skip_empty)
 
     def _guard(self) -> None:

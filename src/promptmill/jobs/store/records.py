@@ -310,6 +310,11 @@ class JobCounts:
         """Rows that failed."""
         return sum(tuple(self._codes.values()))
 
+    @property
+    def answered(self) -> int:
+        """Rows with an answer."""
+        return self.done - self.failed - self.skipped
+
     def skips(self, code: str) -> bool:
         """Return whether rows that failed with `code` are left out."""
         return self.skips_empty and code == Code.EMPTY_PROMPT
@@ -364,6 +369,7 @@ class JobCounts:
         """Return the counts for people and programs, with what the present run costs, which `stats` counts."""
         return {
             "done": self.done,
+            "answered": self.answered,
             "failed": self.failed,
             "errors": self.codes,
             **({"skipped": self.skipped} if self.skipped else {}),

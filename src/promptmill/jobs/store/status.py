@@ -19,7 +19,7 @@ STARTING, RUNNING, MERGING = "starting", "running", "merging"
 FINISHED, STOPPED, CANCELLED, INTERRUPTED = "finished", "stopped", "cancelled", "interrupted"
 # Keys of `Progress.as_dict` that count the whole job, over all its runs.
 COUNTS = (
-    *("total", "done", "failed", "errors", "skipped", "truncated", "empty", "requests", "retries"),
+    *("total", "done", "answered", "failed", "errors", "skipped", "truncated", "empty", "requests", "retries"),
     *("prompt_tokens", "completion_tokens", "cached_tokens", "latency_s"),
     *("cost", "cached", "repaired", "asked_again"),
 )
@@ -44,6 +44,8 @@ class Progress:
         self.written = 0
         """Rows of the output that are written."""
         self.notes: list[str] = []
+        self.results: Mapping[str, Any] = {}
+        """The counts of different answers, see `JobStore.results`; empty until the output is written."""
         self.columns: Mapping[str, str] = {}
         """The names of columns of the output that are not the usual ones."""
         self.set_aside = 0.0
@@ -112,6 +114,7 @@ class Progress:
             **counts,
             "requests": counts["requests"] + earlier.lost,
             **({"columns": dict(self.columns)} if self.columns else {}),
+            **({"results": dict(self.results)} if self.results else {}),
             **({} if self.cost is None else {"cost": self.cost}),
             **({"cost_set_aside": set_aside} if set_aside or "cost_set_aside" in earlier.status else {}),
             **({"cost_forgotten": earlier.forgotten} if earlier.forgotten else {}),
@@ -228,6 +231,15 @@ def examples(folder: Folder) -> dict[str, str]:
         return {}
 
 
+def results(folder: Folder) -> dict[str, Any]:
+    """Return the counts of the answers so far, see `JobStore.results`; `{}` when the job's database cannot be read."""
+    try:
+        with folder.reading() as store:
+            return store.results()
+    except (OSError, DamagedError):
+        return {}
+
+
 def failures(folder: Folder, most: int) -> list[dict[str, Any]]:
     """Return `row` (from 1), `code` and `message` of the first `most` rows that failed. Raises as `JobStore` does."""
     spec = folder.spec
@@ -261,7 +273,7 @@ def line(status: Mapping[str, Any]) -> str:
     """Return one line on how far a job is."""
     total = status.get("total")
     parts = [
-        f"{status.get('done', 0):,}{'' if total is None else f' of {total:,}'} done",
+        f"{answered(status):,}{'' if total is None else f' of {total:,}'} answered",
         f"{status.get('failed', 0):,} failed",
     ]
     if status.get("state") == RUNNING and (waiting := status.get("waiting")):
@@ -275,6 +287,12 @@ def line(status: Mapping[str, Any]) -> str:
         if status.get("eta_s") is not None:
             parts.append(f"{duration(status['eta_s'])} left")
     return ", ".join(parts)
+
+
+def answered(status: Mapping[str, Any]) -> int:
+    """Return how many rows have an answer."""
+    done = status.get("done", 0) - status.get("failed", 0) - status.get("skipped", 0)
+    return int(status.get("answered", done))  # a job of an earlier release has not counted them
 
 
 def in_flight(status: Mapping[str, Any]) -> str:
