@@ -109,3 +109,25 @@ def test_a_schema_file_that_cannot_be_used_is_named(upstream, arguments, tmp_pat
     assert main(["generate", "Who?", *arguments]) == 2
     assert "schema.json" in capsys.readouterr().err
     assert not upstream.seen
+
+
+async def test_every_answering_tool_takes_choices_and_answers_with_one_of_them(talk, upstream):
+    upstream.reply = answer('{"answer": "no"}')
+    for result in [
+        await talk("generate", prompt_ls=["Well?"], choices=["yes", "no"]),
+        await talk("multimodal_generate", multimodal_path=[[]], prompt_ls=["Well?"], choices='["yes", "no"]'),
+        await talk("multiturn_generate", messages=[{"role": "user", "content": "Well?"}], choices=["yes", "no"]),
+        await talk("generate", prompt_ls=["Well?"], sampling_params={"choices": ["yes", "no"]}),
+    ]:
+        assert result.structured_content == {"ans_ls": ["no"]}
+        assert "repaired" not in result.meta
+
+
+async def test_choices_go_without_a_schema(talk, upstream):
+    assert "exclude each other" in await talk.error(
+        "generate", prompt_ls=["Well?"], choices=["yes", "no"], answer_schema=NAME
+    )
+    assert "at least two" in await talk.error("generate", prompt_ls=["Well?"], choices=["yes"])
+    assert not upstream.seen
+    await talk.answers("Well?", choices=[])
+    assert "response_format" not in sent(upstream)

@@ -21,7 +21,7 @@ async def _tools(talk):
 
 
 REQUIRED = ...
-OF_A_CALL = dict.fromkeys(("model", "sampling_params", "answer_schema", "max_cost"))
+OF_A_CALL = dict.fromkeys(("model", "sampling_params", "answer_schema", "choices", "max_cost"))
 TOOLS: dict[str, dict[str, Any]] = {
     "generation_init": {
         "backend_configs": REQUIRED,

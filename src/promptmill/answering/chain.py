@@ -21,7 +21,7 @@ from promptmill.answering.cached import AnswerCache, CachedAnswers, SameRequests
 from promptmill.answering.costs import BudgetedAnswers, price_of, unknown_price
 from promptmill.answers.checker import Checker
 from promptmill.answers.reasoning import split_marked
-from promptmill.answers.schema import AnswerSchema, SchemaCache
+from promptmill.answers.schema import AnswerSchema, Choices, SchemaCache
 from promptmill.backends.protocol import Answer, Backend, Call, Request, Share
 from promptmill.config.backends import BACKENDS
 from promptmill.config.resolved_config import ResolvedConfig
@@ -244,6 +244,7 @@ class _StructuredAnswers:
         self._retries = retries
         self._checks: tuple[SchemaCache, Checker] | None = None
         """Created for the first request with a schema."""
+        self._choices: dict[int, tuple[Sampling, Sampling, Choices]] = {}
 
     async def aclose(self) -> None:
         """End the processes that check answers."""
@@ -252,11 +253,25 @@ class _StructuredAnswers:
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
         """Answer a request; one without a schema is passed on."""
-        if request.sampling.response_format is None:
+        sampling = request.sampling
+        if sampling.choices is not None:
+            sampling, choices = self._with_schema(sampling, sampling.choices)
+            return self._checked(request.changed(sampling=sampling), call, choices)
+        if sampling.response_format is None:
             return self._following(request, call)
         return self._checked(request, call)
 
-    async def _checked(self, request: Request, call: Call) -> Outcome:
+    def _with_schema(self, sampling: Sampling, choices: Sequence[str]) -> tuple[Sampling, Choices]:
+        """Return the parameters that request one of `choices`: the same object for all requests with `sampling`."""
+        if id(sampling) not in self._choices:
+            made = Choices(choices)
+            changed = sampling.model_copy(update={"choices": None, "response_format": made.response_format})
+            if len(self._choices) >= _MOST_SAMPLINGS:
+                self._choices.clear()
+            self._choices[id(sampling)] = sampling, changed, made
+        return self._choices[id(sampling)][1:]
+
+    async def _checked(self, request: Request, call: Call, choices: Choices | None = None) -> Outcome:
         wanted = request.sampling.response_format
         assert wanted is not None
         if self._checks is None:
@@ -276,7 +291,7 @@ class _StructuredAnswers:
             if isinstance(outcome, Failure) or (outcome.tool_calls and not outcome.text):
                 return replace(outcome, usage=usage, latency_s=latency_s, cost=cost)
             complete = outcome.finish_reason != "length"
-            text, problem = await _check(checker, schema, request, outcome, call)
+            text, problem = await _check(checker, schema, request, outcome, call, choices=choices)
             if not problem:
                 return replace(outcome, text=text, usage=usage, latency_s=latency_s, cost=cost)
             if not complete or again == self._retries:
@@ -286,26 +301,43 @@ class _StructuredAnswers:
             call.asked_again += 1
             outcome = await self._following(request, call)
         assert isinstance(outcome, Completion)
-        invalid = _invalid(problem, complete=complete)
+        wrong = f"does not satisfy its schema: {problem}" if choices is None else choices.why_none(outcome.text)
+        invalid = _invalid(wrong, complete=complete)
         return Failure(invalid, outcome.attempts, latency_s, usage, outcome.text, cost=cost)
 
 
 async def _check(
-    checker: Checker, schema: AnswerSchema, request: Request, outcome: Completion, call: Call
+    checker: Checker,
+    schema: AnswerSchema,
+    request: Request,
+    outcome: Completion,
+    call: Call,
+    *,
+    choices: Choices | None,
 ) -> tuple[str, str]:
-    """Return the text of an answer, repaired if necessary, and its problem; `""` for a valid answer."""
+    """Return the text of an answer, repaired if necessary, and its problem; `""` for a valid answer.
+
+    Of `choices`, the text is the one that was chosen.
+    """
     # inline reasoning stays before the answer, but the schema does not apply to it
     text = outcome.text
     answer = text
     if request.sampling.reasoning == "inline":
         answer = (await asyncio.to_thread(split_marked, text) if len(text) > _LONG else split_marked(text))[1]
-    if schema.is_soon_valid(answer):
+    complete = outcome.finish_reason != "length"
+    chosen = choices.chosen(answer, complete=complete) if choices is not None else ""
+    is_valid = schema.is_soon_valid(answer)
+    if chosen:
+        call.repaired += not is_valid
+        return text[: text.rfind(answer)] + chosen, ""
+    if is_valid:
         return text, ""
-    checked = await checker.check(schema, answer, call, complete=outcome.finish_reason != "length")
+    checked = await checker.check(schema, answer, call, complete=complete)
     if checked.problem:
         return text, checked.problem
     call.repaired += checked.repaired
-    return text[: text.rfind(answer)] + checked.text if checked.repaired else text, ""
+    right = checked.text if choices is None else choices.chosen(checked.text)
+    return text[: text.rfind(answer)] + right, ""
 
 
 def _with_complaint(conversation: Conversation, answer: str, problem: str, *, again: bool) -> Conversation:
@@ -318,11 +350,8 @@ def _with_complaint(conversation: Conversation, answer: str, problem: str, *, ag
     return Conversation((*messages, Message("assistant", answer[:_LONGEST_QUOTED]), Message("user", complaint)))
 
 
-def _invalid(problem: str, *, complete: bool) -> PromptmillError:
+def _invalid(wrong: str, *, complete: bool) -> PromptmillError:
     if complete:
-        return PromptmillError(Code.INVALID_ANSWER, f"The answer does not satisfy its schema: {problem}.")
-    return PromptmillError(
-        Code.INVALID_ANSWER,
-        f"The answer was cut off at `max_tokens` and does not satisfy its schema: {problem}.",
-        "Raise `max_tokens`.",
-    )
+        return PromptmillError(Code.INVALID_ANSWER, f"The answer {wrong}.")
+    cut = f"The answer was cut off at `max_tokens` and {wrong}."
+    return PromptmillError(Code.INVALID_ANSWER, cut, "Raise `max_tokens`.")

@@ -11,7 +11,7 @@ import asyncio
 import json
 import re
 import urllib.parse
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex, TypeAlias
 
@@ -65,6 +65,9 @@ _SAYING = frozenset(
 # platform.openai.com/docs/guides/structured-outputs
 _AN_OBJECT: Mapping[str, Any] = {"type": "object"}
 _FORM = '{"type": "json_schema", "json_schema": {"name": …, "schema": {…}}}'
+
+_CHOICE = "answer"  # the field of the object that holds a choice
+_AROUND_CHOICE = " \t\r\n\"'`*_.\u201c\u201d\u2018\u2019\u201e\u00ab\u00bb"  # quotes, emphasis, a final stop
 
 _FENCE = "```"
 _LANGUAGE = re.compile(r"[ \t]*(?:json5|jsonc|json|JSON)?")
@@ -455,15 +458,68 @@ def why_not_json(error: json.JSONDecodeError) -> str:
     return f"line {error.lineno}, column {error.colno}: {what}"
 
 
+class Choices:
+    """The texts that an answer may be, requested as a JSON object with one field, which every backend can enforce."""
+
+    def __init__(self, choices: Sequence[str]) -> None:
+        self._choices = dict.fromkeys(choices)
+        alike: dict[str, set[str]] = {}
+        for choice in choices:
+            alike.setdefault(_bare(choice), set()).add(choice)
+        self._by_bare = {bare: found.pop() for bare, found in alike.items() if len(found) == 1}
+        field = {"type": "string", "enum": [*choices]}
+        self.response_format = asking_for(
+            {"type": "object", "properties": {_CHOICE: field}, "required": [_CHOICE], "additionalProperties": False}
+        )
+
+    def chosen(self, answer: str, *, complete: bool = True) -> str:
+        """Return the choice that `answer` is, also as a bare word and with other quotes or case; `""` in doubt.
+
+        A choice in a sentence is in doubt ("not positive"), and in an answer that is not `complete`, one that is the
+        beginning of another one.
+        """
+        if len(answer) > _SHORT:
+            return ""
+        text = next(_fenced(answer), answer).strip()
+        try:
+            value = _read_json(text)
+        except ValueError:
+            value = text
+        if isinstance(value, dict):
+            found = [*value.values()]
+            value = found[0] if len(found) == 1 else value.get(_CHOICE)
+        elif not complete and any(other != value and other.startswith(str(value)) for other in self._choices):
+            return ""
+        if type(value) is int:
+            value = str(value)
+        if not isinstance(value, str):
+            return ""
+        value = value.strip()
+        return value if value in self._choices else self._by_bare.get(_bare(value), "")
+
+    def why_none(self, answer: str) -> str:
+        """Return the problem of an answer that is not one of the choices, as the predicate of a sentence."""
+        listed, start = ", ".join(self._choices), " ".join(answer[:_SHOWN].split())
+        shown = listed if len(listed) <= _LONGEST_PROBLEM else f"{listed[:_LONGEST_PROBLEM]}…"
+        return f"is none of the choices {shown}; it {f'begins with {start!r}' if start else 'is empty'}"
+
+
+def _bare(text: str) -> str:
+    """Return a choice without quotes, emphasis, final stop and case."""
+    return " ".join(text.strip(_AROUND_CHOICE).split()).casefold() or text
+
+
 def asking_for(schema: Mapping[str, Any]) -> dict[str, Any]:
     """Return the `response_format` that requests answers according to `schema`."""
     return {"type": "json_schema", "json_schema": {"name": "answer", "schema": dict(schema), "strict": True}}
 
 
 def with_schema(options: Mapping[str, Any], answer_schema: AnswerType | None) -> Mapping[str, Any]:
-    """Return `options` plus the `response_format` of `answer_schema`. Raises `PromptmillError`."""
+    """Return `options` plus the `response_format` of `answer_schema`. Raises `PromptmillError`, also with `choices`."""
     if answer_schema is None:
         return options
+    if options.get("choices") is not None:
+        raise input_error("choices and answer_schema exclude each other; give one of them.")
     schema = answer_schema.model_json_schema() if isinstance(answer_schema, type) else answer_schema
     compile_schema(schema)
     return {**options, "response_format": asking_for(schema)}

@@ -37,7 +37,7 @@ from promptmill.core.conversation import (
     conversation_from_prompt,
 )
 from promptmill.core.errors import Code, PromptmillError, input_error
-from promptmill.core.sampling import Sampling
+from promptmill.core.sampling import Sampling, replacing_choices
 from promptmill.core.wording import shape
 from promptmill.images import load as images
 
@@ -60,8 +60,8 @@ _BATCH_IGNORED = frozenset({"messages", "stream", "stream_options"})
 
 
 Asked: TypeAlias = tuple[Conversation, Sampling, Mapping[str, Any]]
-# `reasoning` is also a field of answers, and an output may be the input of another run.
-_ROW_SAMPLING = frozenset(Sampling.model_fields) - {"reasoning", "n"}
+# `reasoning` is also a field of answers, and an output may be the input of another run; `choices` is often data.
+_ROW_SAMPLING = frozenset(Sampling.model_fields) - {"reasoning", "n", "choices"}
 _ROW_BODY = frozenset({"model", "tools", "tool_choice", "max_completion_tokens"})
 _SYSTEM = ("system_prompt", "system")
 IMAGES = ("image", "images")
@@ -216,7 +216,7 @@ class RowReader:
         conversation = _row(row, where, self.image_tag, self.image_position, column or "")
         own, body = _own_parameters(row, where, self.model) if len(row) > 1 else (_NOTHING, _NOTHING)
         conversation = conversation.with_system(_own_system_prompt(row, where) or self.system_prompt)
-        sampling = self.sampling.model_copy(update=dict(own)) if own else self.sampling
+        sampling = self.sampling.model_copy(update=replacing_choices(own)) if own else self.sampling
         return conversation, sampling, {**self.extra, **body} if body else self.extra
 
     def _request_line(self, line: bytes, where: str) -> Asked:

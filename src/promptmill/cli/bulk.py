@@ -74,7 +74,7 @@ def add_options(bulk: Parser) -> None:
     )
     bulk.add_argument("--skip-empty", action="store_true", help="leave out rows that ask nothing; else they fail")
     bulk.add_argument("--system", default="", metavar="TEXT", help="system prompt above every row")
-    bulk.add_argument("--schema", type=Path, metavar="FILE", help=options.SCHEMA)
+    options.add_answer_form(bulk)
     bulk.add_argument("--limit", type=at_least_one, metavar="N", help="only the first N rows")
     bulk.add_argument("--shard", metavar="I/N", help="only this part of the rows, for `promptmill join OUTPUT`")
     bulk.add_argument("--ray", metavar="ADDRESS", help="answer on a Ray cluster: HOST:PORT, or auto")

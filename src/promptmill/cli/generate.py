@@ -17,7 +17,7 @@ import orjson
 
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call
-from promptmill.cli.options import SCHEMA, Parser, add_shared, stdin_text
+from promptmill.cli.options import Parser, add_answer_form, add_shared, stdin_text
 from promptmill.cli.terminal import say
 from promptmill.config.loading import Configuration
 from promptmill.core.conversation import conversation_from_prompt
@@ -48,7 +48,7 @@ def add_options(parser: Parser) -> None:
         "--image", action="append", default=[], metavar="PATH", help="a path or URL of an image; may be repeated"
     )
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write to FILE instead of stdout")
-    parser.add_argument("--schema", type=Path, metavar="FILE", help=SCHEMA)
+    add_answer_form(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(command=_run)
 
@@ -166,7 +166,8 @@ def generate(
     live = None
     if len(prompts) == 1 and not as_json and output is None and sys.stdout.isatty():
         live = LiveAnswer(sys.stdout)
-        if configuration.plan.settings.sampling_params.response_format is None:  # such an answer may be corrected
+        sampling = configuration.plan.settings.sampling_params
+        if sampling.response_format is None and sampling.choices is None:  # such an answer may be corrected
             stats.preview = live.show
     outcomes, interrupted = runtime.run(_answers(configuration, prompts, system_prompt, stats, live))
     if live is not None:

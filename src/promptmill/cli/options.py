@@ -35,12 +35,19 @@ _SETS = {
     "max_tokens": "max_tokens",
     "max_cost": "max_cost",
     "response_format": "schema",
+    "choices": "choices",
     "backend": "backend",
 }
 """Keys of the configuration, and the arguments of the command line that set them."""
 _OPTIONS = {"prompt_template": "prompt", "from_job": "from", "assignments": "set"}
 """Other fields whose options have other names."""
-SCHEMA = "a JSON Schema that every answer must satisfy"
+
+
+def add_answer_form(parser: Parser) -> None:
+    """Add the options that bind the form of the answers."""
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--choices", type=_choices, metavar="A,B,…", help="every answer is one of these texts")
+    form.add_argument("--schema", type=Path, metavar="FILE", help="a JSON Schema that every answer must satisfy")
 
 
 def text_of(option: str, file: Path) -> str:
@@ -171,6 +178,15 @@ def _temperature(text: str) -> float:
     return value
 
 
+def _choices(text: str) -> object:
+    from promptmill.core.sampling import list_of_choices  # imported where it is needed, as above
+
+    try:
+        return list_of_choices(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{error}, such as yes,no") from None
+
+
 def _variable(text: str) -> str:
     if looks_like_key(text):
         raise argparse.ArgumentTypeError(
@@ -258,7 +274,7 @@ def _schema(arguments: argparse.Namespace) -> dict[tuple[str, ...], Any]:
     if wrong := why_no_schema(schema):
         raise config_error("--schema", f"{file} {wrong}")
     compile_schema(schema, str(file))
-    return {("sampling_params", "response_format"): asking_for(schema)}
+    return {("sampling_params", "response_format"): asking_for(schema), ("sampling_params", "choices"): None}
 
 
 def _overrides(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
@@ -280,7 +296,9 @@ def _overrides(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dict[tu
         endpoint={key: value for key, value in endpoint.items() if value is not None},
         model=getattr(arguments, "model", None),
         sampling={
-            key: value for key in ("temperature", "max_tokens") if (value := getattr(arguments, key, None)) is not None
+            key: value
+            for key in ("temperature", "max_tokens", "choices")
+            if (value := getattr(arguments, key, None)) is not None
         },
         tier=getattr(arguments, "tier", None),
     )

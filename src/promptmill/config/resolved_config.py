@@ -15,7 +15,7 @@ from promptmill.config.backends import AUTO, BackendRecord
 from promptmill.config.explain import explain
 from promptmill.config.settings import Block, ModelSettings, Settings
 from promptmill.core.errors import Named, PromptmillError, config_error, input_error
-from promptmill.core.sampling import BESIDE, Sampling
+from promptmill.core.sampling import BESIDE, Sampling, replacing_choices
 from promptmill.core.wording import close_matches
 
 DEFAULT = "default"
@@ -105,7 +105,7 @@ class ResolvedConfig:
         beside = {name: value for name, value in changes.items() if name in BESIDE}
         changes = {name: value for name, value in changes.items() if name not in beside}
         try:
-            sampling = Sampling.model_validate({**self.settings.sampling_params.given(), **changes})
+            sampling = Sampling.model_validate(self.settings.sampling_params.given() | replacing_choices(changes))
         except ValidationError as error:
             raise config_error("", explain(error, Sampling, "sampling_params.")) from None
         extra = {**self.settings.extra_params, **beside} if beside else self.settings.extra_params

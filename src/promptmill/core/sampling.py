@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -10,6 +12,8 @@ from pydantic_core import PydanticCustomError
 BESIDE = frozenset({"tools", "tool_choice", "parallel_tool_calls", "logprobs", "top_logprobs"})
 """OpenAI parameters that a call may put into `sampling_params`, and that are sent with `extra_params`."""
 
+_MOST_CHOICES = 1000
+
 
 def _list_of_stops(value: object) -> object:
     if not isinstance(value, str | list | tuple | None):
@@ -17,8 +21,32 @@ def _list_of_stops(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
+def list_of_choices(value: object) -> object:
+    """Return the texts of a list, or of a text with commas (one with a comma itself in double quotes).
+
+    Raises `ValueError`.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str):
+        value = next(csv.reader([value], skipinitialspace=True), [])
+    if not isinstance(value, list | tuple) or not all(type(one) in {str, int} for one in value):
+        raise PydanticCustomError("choices", "should be a list of texts (in YAML, put yes and no into quotes)")
+    choices = [str(one).strip() for one in value]
+    if len(choices) < 2 or not all(choices) or len(set(choices)) < len(choices):
+        raise PydanticCustomError("choices", "should be at least two different texts")
+    if len(choices) > _MOST_CHOICES:
+        raise PydanticCustomError("choices", "should be at most {most} texts", {"most": _MOST_CHOICES})
+    return choices
+
+
 def _none_for_one(value: int | None) -> int | None:
     return None if value == 1 else value
+
+
+def replacing_choices(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `changes` to parameters; a `response_format` among them also takes the place of earlier `choices`."""
+    return ({} if changes.get("response_format") is None else {"choices": None}) | dict(changes)
 
 
 class Sampling(BaseModel):
@@ -47,6 +75,9 @@ class Sampling(BaseModel):
     )
     response_format: dict[str, Any] | None = Field(
         None, description="OpenAI's `response_format`: JSON mode or a schema."
+    )
+    choices: Annotated[list[str] | None, BeforeValidator(list_of_choices)] = Field(
+        None, description="The answer is one of these texts; takes the place of `response_format`."
     )
     reasoning_effort: str | None = Field(
         None, description="How long a reasoning model thinks: `low`, `medium`, `high`, …"

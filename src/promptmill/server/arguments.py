@@ -119,6 +119,14 @@ CallSampling = Annotated[
         examples=[{"temperature": 0, "max_tokens": 256}],
     ),
 ]
+Choices = Annotated[
+    list[str] | None,
+    Loose,
+    Field(
+        description="A short form of `answer_schema`, instead of it: every answer is exactly one of these texts, such "
+        'as ["positive", "negative"]. Leave it out for free text.',
+    ),
+]
 AnswerSchema = Annotated[
     dict[str, Any] | None,
     Loose,

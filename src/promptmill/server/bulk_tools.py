@@ -184,6 +184,7 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
         model: arguments.ModelName = None,
         sampling_params: arguments.CallSampling = None,
         answer_schema: arguments.AnswerSchema = None,
+        choices: arguments.Choices = None,
         max_cost: arguments.MaxCost = None,
         answer_column: Annotated[
             str,
@@ -197,7 +198,7 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
         `state` is `finished`; bulk_results reads the answers so far. The job survives crashes: the same call resumes
         it, and answered rows are not sent again.
         """
-        plan = plan_of_call(service, model, answer_schema, sampling_params)
+        plan = plan_of_call(service, model, answer_schema, sampling_params, choices)
         try:
             return await running_jobs().start(
                 input_file,

@@ -12,7 +12,7 @@ from fastmcp import Context, FastMCP
 from fastmcp.tools import ToolResult
 from mcp_types import TextContent, ToolAnnotations
 
-from promptmill.answers.schema import asking_for, compile_schema, why_no_schema
+from promptmill.answers.schema import why_no_schema, with_schema
 from promptmill.backends.protocol import Call
 from promptmill.config.backends import AUTO
 from promptmill.config.loading import Overrides
@@ -61,6 +61,7 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         model: arguments.ModelName = None,
         sampling_params: arguments.CallSampling = None,
         answer_schema: arguments.AnswerSchema = None,
+        choices: arguments.Choices = None,
         max_cost: arguments.MaxCost = None,
     ) -> ToolResult:
         """Answer independent text prompts with the server's model: all of them in one call, answered concurrently.
@@ -72,7 +73,10 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         bulk_generate.
         """
         prompts = arguments.list_of(prompt_ls, "prompt_ls")
-        stats, plan = _stats(len(prompts), max_cost), plan_of_call(service, model, answer_schema, sampling_params)
+        stats, plan = (
+            _stats(len(prompts), max_cost),
+            plan_of_call(service, model, answer_schema, sampling_params, choices),
+        )
         items = await arguments.conversations(prompts)
         return await answers.of(ctx, items, stats, system_prompt, plan)
 
@@ -93,6 +97,7 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         model: arguments.ModelName = None,
         sampling_params: arguments.CallSampling = None,
         answer_schema: arguments.AnswerSchema = None,
+        choices: arguments.Choices = None,
         max_cost: arguments.MaxCost = None,
     ) -> ToolResult:
         """Answer prompts about images: `multimodal_path[i]` holds the images of `prompt_ls[i]`, for each prompt a list.
@@ -101,7 +106,10 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         """
         prompts = arguments.list_of(prompt_ls, "prompt_ls")
         images = arguments.list_of(multimodal_path, "multimodal_path")
-        stats, plan = _stats(len(prompts), max_cost), plan_of_call(service, model, answer_schema, sampling_params)
+        stats, plan = (
+            _stats(len(prompts), max_cost),
+            plan_of_call(service, model, answer_schema, sampling_params, choices),
+        )
         settings = plan.settings
         tag, position = image_tag or settings.image_tag, settings.image_position
         items = await arguments.conversations_with_images(prompts, images, tag, position)
@@ -120,6 +128,7 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         model: arguments.ModelName = None,
         sampling_params: arguments.CallSampling = None,
         answer_schema: arguments.AnswerSchema = None,
+        choices: arguments.Choices = None,
         max_cost: arguments.MaxCost = None,
     ) -> ToolResult:
         """Answer the last turn of one conversation. The server keeps no history: send all turns every time.
@@ -127,7 +136,7 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         Returns `ans_ls` with that one answer; `errors` and `job_id` as in `generate`.
         """
         conversation = await arguments.conversation(arguments.turns_of(messages))
-        plan = plan_of_call(service, model, answer_schema, sampling_params)
+        plan = plan_of_call(service, model, answer_schema, sampling_params, choices)
         return await answers.of(ctx, [conversation], _stats(1, max_cost), system_prompt, plan)
 
 
@@ -191,18 +200,17 @@ def plan_of_call(
     model: str | None,
     answer_schema: Mapping[str, Any] | None,
     sampling_params: Mapping[str, Any] | None,
+    choices: Sequence[str] | None = None,
 ) -> ResolvedConfig:
     """Return the plan of a call.
 
     Raises `PromptmillError` (`invalid_input`, `invalid_config`) for a model, a schema or parameters that cannot be
     used, or beyond what the operator allows.
     """
-    changes = dict(sampling_params or {})
-    if answer_schema is not None:
-        if wrong := why_no_schema(answer_schema):
-            raise input_error(f"answer_schema {wrong}")
-        compile_schema(answer_schema)
-        changes["response_format"] = asking_for(answer_schema)
+    changes: Mapping[str, Any] = dict(sampling_params or {}) | ({"choices": choices} if choices else {})
+    if answer_schema is not None and (wrong := why_no_schema(answer_schema)):
+        raise input_error(f"answer_schema {wrong}")
+    changes = with_schema(changes, answer_schema)
     plan = service.offered_plan(model)
     return plan.with_sampling(changes).within_limits(changes) if changes else plan.capped
 

@@ -1,0 +1,130 @@
+"""Answers that are one of several choices, from endpoints that write them in many forms."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fakes import openai_configuration
+from promptmill.backends.protocol import Call
+from promptmill.core.conversation import conversation_from_prompt
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.outcome import Completion, Failure
+from promptmill.core.sampling import Sampling
+from promptmill.service.service import Service
+from replies import answer, choose
+
+MOODS = ["positive", "negative", "neutral"]
+
+
+@pytest.fixture
+def ask(upstream, closing):
+    """Ask `prompts` for one of `choices`; returns outcomes and statistics."""
+
+    async def asked(prompts, choices=MOODS, *, top=None, **sampling):
+        configuration = openai_configuration(upstream.url)
+        configuration = type(configuration)({**configuration._raw, **(top or {})})
+        service = closing(Service(configuration))
+        stats = Call(total=len(prompts))
+        items = [conversation_from_prompt(prompt, "a prompt") for prompt in prompts]
+        plan = service.plan.with_sampling({"choices": choices} | sampling)
+        return await service.generate(items, stats, plan=plan), stats
+
+    return asked
+
+
+async def test_the_endpoint_gets_a_schema_and_the_answer_is_the_word(ask, upstream):
+    upstream.reply = answer('{"answer": "positive"}')
+    outcomes, stats = await ask(["How is it?"] * 3)
+    assert [outcome.text for outcome in outcomes] == ["positive"] * 3
+    assert (stats.repaired, stats.asked_again, stats.requests) == (0, 0, 3)
+    sent = upstream.seen[0].json
+    assert "choices" not in sent
+    assert sent["response_format"]["json_schema"]["schema"]["properties"]["answer"]["enum"] == MOODS
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        *("positive", "Positive", "POSITIVE.", '"positive"', "**positive**", " positive\n", "`positive`", "'Positive'"),
+        *('{"answer":"Positive"}', '{"sentiment": "positive"}', '```json\n{"answer": "positive"}\n```'),
+        *("```\npositive\n```", 'Sure: {"answer": "positive"}', '{"answer": "positive",}', "“Positive”"),
+    ],
+)
+async def test_a_choice_in_another_form_is_repaired(ask, upstream, written):
+    upstream.reply = answer(written)
+    (outcome,), stats = await ask(["How is it?"])
+    assert (outcome.text, stats.repaired, stats.requests) == ("positive", 1, 1)
+
+
+@pytest.mark.parametrize(
+    "written", ["It is not positive.", "positive or neutral", "pos", "", '{"a": "positive", "b": "negative"}', "[1]"]
+)
+async def test_an_answer_in_doubt_is_requested_again(ask, upstream, written):
+    upstream.reply = choose(
+        lambda seen: answer('{"answer": "neutral"}' if seen.prompt.startswith("This answer") else written)
+    )
+    (outcome,), stats = await ask(["How is it?"])
+    assert (outcome.text, stats.repaired, stats.asked_again, stats.requests) == ("neutral", 0, 1, 2)
+
+
+async def test_an_answer_that_is_no_choice_fails_with_its_text_kept(ask, upstream):
+    upstream.reply = answer("I cannot judge that.")
+    (outcome,), _ = await ask(["How is it?"])
+    assert isinstance(outcome, Failure)
+    assert (outcome.error.code, outcome.text) == (Code.INVALID_ANSWER, "I cannot judge that.")
+    assert "positive, negative, neutral" in outcome.error.message
+
+
+async def test_several_answers_and_inline_reasoning(ask, upstream):
+    upstream.reply = answer('<think>positive? no</think>{"answer": "negative"}')
+    (outcome,), _ = await ask(["How is it?"], n=2, reasoning="inline")
+    assert isinstance(outcome, Completion)
+    assert outcome.answers == ("<think>positive? no</think>negative",) * 2
+
+
+async def test_a_cut_answer_that_may_be_a_longer_choice_fails(ask, upstream):
+    upstream.reply = answer("pos", finish_reason="length")
+    (outcome,), stats = await ask(["How is it?"], ["pos", "positive"])
+    assert isinstance(outcome, Failure)
+    assert "max_tokens" in str(outcome.error)
+    assert stats.requests == 1
+
+
+async def test_choices_that_differ_by_case_are_not_repaired_to_each_other(ask, upstream):
+    upstream.reply = choose(lambda seen: answer("It" if not seen.prompt.startswith("This answer") else "it"))
+    (outcome,), _ = await ask(["Which?"], ["IT", "it"])
+    assert outcome.text == "it"
+
+
+async def test_an_answer_schema_of_a_call_replaces_configured_choices(ask, upstream):
+    upstream.reply = answer('{"name": "Ada"}')
+    top = {"sampling_params": {"choices": MOODS}}
+    (outcome,), _ = await ask(["Who?"], None, top=top, response_format={"type": "json_object"})
+    assert json.loads(outcome.text) == {"name": "Ada"}
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("a, b,c", ["a", "b", "c"]),
+        ('"yes, sure",no', ["yes, sure", "no"]),
+        ([1, 2, 3], ["1", "2", "3"]),
+        (("yes", "no"), ["yes", "no"]),
+    ],
+)
+def test_choices_are_a_list_or_a_text_with_commas(given, read):
+    assert Sampling.model_validate({"choices": given}).choices == read
+
+
+@pytest.mark.parametrize("given", ["a", [], ["a", "a"], ["a", " "], [True, False], {"a": 1}, 5, ["a", None]])
+def test_other_choices_are_refused(given):
+    with pytest.raises(ValueError, match="should be"):
+        Sampling.model_validate({"choices": given})
+
+
+def test_choices_of_a_call_are_checked(upstream):
+    plan = Service(openai_configuration(upstream.url)).plan
+    with pytest.raises(PromptmillError, match=r"sampling_params\.choices"):
+        plan.with_sampling({"choices": ["a"]})
