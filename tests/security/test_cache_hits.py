@@ -116,7 +116,8 @@ def test_a_hit_is_reported_like_a_new_request(sharing, upstream, way):
 
 
 @pytest.mark.rule("H13")
-def test_a_request_that_waits_for_one_of_another_client_is_reported_like_a_sent_one(sharing, upstream):
+def test_a_request_equal_to_a_running_one_of_another_client_is_reported_like_a_new_one(folder, upstream):
+    """A running request takes the only place at the endpoint, so that an equal one waits like any other."""
     released = threading.Event()
 
     async def held(exchange):
@@ -124,27 +125,31 @@ def test_a_request_that_waits_for_one_of_another_client_is_reported_like_a_sent_
             await exchange.sleep(0.005)
         await answer()(exchange)
 
-    upstream.reply = by_prompt({"shared": held})
-    clients = [sharing.session() for _ in range(3)]
-    before = _totals(clients[2])
+    (folder / "waiting").mkdir()
+    file = written(folder / "waiting", upstream.url, {"cache": True, **_BILLED}, concurrency=1)
+    with Served(file, environ={"PROMPTMILL_CACHE": str(folder / "waiting" / "cache")}) as server:
+        client = server.session()
+        upstream.reply = by_prompt({"running": held})
 
-    def running():
-        status = _status(clients[2])
-        calls = [{name: call[name] for name in ("done", "total", "in_flight")} for call in status["calls_in_progress"]]
-        return calls, status["totals"]["requests"] - before["requests"]
+        def running():
+            found = _status(client)
+            calls = [{name: call[name] for name in ("done", "in_flight")} for call in found["calls_in_progress"]]
+            return calls, found["totals"]["requests"]
 
-    with ThreadPoolExecutor() as threads:
-        try:
-            results = [threads.submit(_reported, clients[0], prompt_ls=["shared"])]
-            eventually(lambda: upstream.seen)
-            results.append(threads.submit(_reported, clients[1], prompt_ls=["shared"]))
-            one = {"done": 0, "total": 1, "in_flight": 1}
-            eventually(lambda: running() == ([one, one], 2))
-        finally:
-            released.set()
-    first, second = (result.result() for result in results)
-    assert len(upstream.seen) == 1
-    assert _facts(first[0]) == _facts(second[0])
+        with ThreadPoolExecutor() as threads:
+            results = []
+            try:
+                for prompt in ("running", "waiting", "running", "waiting", "fresh"):
+                    results.append(threads.submit(_reported, server.session(), prompt_ls=[prompt]))
+                    eventually(lambda: len(running()[0]) == len(results) and upstream.seen)
+                sent, waits = {"done": 0, "in_flight": 1}, {"done": 0, "in_flight": 0}
+                assert running() == ([sent, waits, waits, waits, waits], 1)
+            finally:
+                released.set()
+        found = [_facts(result.result()[0]) for result in results]
+        assert found[0] == found[2]
+        assert found[1] == found[3]
+        assert len(upstream.seen) == 5
 
 
 @pytest.mark.rule("H13")

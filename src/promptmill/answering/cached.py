@@ -7,7 +7,9 @@ Its place depends on the clients of the process:
 
 No client may learn another client's requests from a report. So for several clients, the cache takes the place of the
 backend: a hit counts as a request and has the usage and the warnings of the first answer, and all functions around it
-check, count and charge it like any other. A report shows no difference; only the time does. The two places hold
+check, count and charge it like any other. A report shows no difference; only the time does. Equal requests of two calls
+are both sent, because the wait for another call's request looks different from that for the endpoint. Only requests at
+temperature 0 are cached, because the different answers to two requests show that neither is a hit. The two places hold
 different answers, checked and unchecked ones, and never find each other's.
 
 All processes of one user share one cache file, which is bounded in size and age and readable by that user only.
@@ -90,9 +92,9 @@ _Warn: TypeAlias = Callable[[str], None]
 
 
 class CachedAnswers:
-    """Returns cached answers, and sends identical requests of several calls only once.
+    """Returns cached answers, and sends identical requests only once; for several clients, those of one call.
 
-    It keeps complete answers of requests at temperature 0; with `everything`, those of all requests.
+    It keeps complete answers of requests at temperature 0; with `everything`, those of all requests of one user.
     """
 
     def __init__(
@@ -100,14 +102,15 @@ class CachedAnswers:
     ) -> None:
         """`is_shared`: several clients call, so that a hit is reported like a sent request."""
         self._following = following
-        self._everything = everything
+        self._everything = everything and not is_shared
         self._is_shared = is_shared
         self._of_plan = _fingerprint_of(plan, is_shared=is_shared)
         self._rules = ImageRules.of(
             plan.settings.allowed_roots, plan.settings.max_image_pixels, plan.settings.max_image_memory
         )
         self._batches = _Batches(cache)
-        self._flights: dict[bytes, asyncio.Future[Completion | None]] = {}
+        self._flights: dict[tuple[Call | None, bytes], asyncio.Future[Completion | None]] = {}
+        """Requests in flight, for several clients those of each call apart."""
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
         """Answer a request; one whose answer may differ the next time passes through.
@@ -134,35 +137,26 @@ class CachedAnswers:
         key = await self._key(request, call)
         if key is None:
             return await self._following(request, call)
-        flight = self._flights.get(key)
+        place = (call if self._is_shared else None, key)
+        flight = self._flights.get(place)
         if flight is None:
-            return await self._lead(key, request, call, began)
-        if self._is_shared:
-            call.sending(request)
-        call.in_flight += self._is_shared
-        try:
-            with call.hold():
-                answer = await asyncio.shield(flight)
-        finally:
-            call.in_flight -= self._is_shared
+            return await self._lead(place, request, call, began)
+        with call.hold():
+            answer = await asyncio.shield(flight)
         if answer is not None:
             return self._copied(answer, request, call, began)
         # the first request failed: all others are sent at the same time, or they would fail one after the other
-        if self._is_shared:  # the backend counts it
-            call.requests -= 1
-            call.not_billed(request)
         return await self._following(request, call)
 
-    async def _lead(self, key: bytes, request: Request, call: Call, began: float) -> Outcome:
-        """Answer a request, from the cache if possible; identical requests that arrive meanwhile share the answer."""
-        flight = self._flights[key] = asyncio.get_running_loop().create_future()
+    async def _lead(self, place: tuple[Call | None, bytes], request: Request, call: Call, began: float) -> Outcome:
+        """Answer a request, from the cache if possible; requests that arrive meanwhile at `place` share the answer."""
+        flight = self._flights[place] = asyncio.get_running_loop().create_future()
+        key = place[1]
         answer: Completion | None = None
         warn = _LOG.warning if self._is_shared else call.warn
         try:
             kept = await self._batches.look_up(key, warn)
             if kept is not None and (answer := _unpacked(kept)) is not None:
-                if self._is_shared:
-                    call.sending(request)
                 return self._copied(answer, request, call, began)
             outcome = await self._following(request, call)
             if isinstance(outcome, Completion) and (not self._is_shared or _is_of_one_request(outcome, request)):
@@ -171,7 +165,7 @@ class CachedAnswers:
                     self._batches.keep(key, outcome, warn)
             return outcome
         finally:
-            del self._flights[key]
+            del self._flights[place]
             flight.set_result(answer)
 
     def _copied(self, answer: Completion, request: Request, call: Call, began: float) -> Completion:
@@ -179,6 +173,7 @@ class CachedAnswers:
         for warning in answer.warnings:
             call.warn(warning)
         if self._is_shared:
+            call.sending(request)
             latency_s = round(time.monotonic() - began, 4)
             return replace(answer, attempts=request.attempts + 1, latency_s=latency_s, cost=None, unmetered=0)
         call.cached += 1
