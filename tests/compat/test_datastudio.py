@@ -28,7 +28,7 @@ from replies import answer, attempts, by_prompt, choose, late, status
 
 @pytest.fixture
 def api(upstream):
-    return OpenAIAPI("m", key="k", api_base=upstream.url, retry=2, wait=0.01)
+    return OpenAIAPI("m", key="k", base_url=upstream.url, retry=2, wait=0.01)
 
 
 ARGUMENTS = [
@@ -539,3 +539,10 @@ def test_an_image_in_memory_is_encoded_and_anything_else_stays(api):
     assert api.encode_image_directly("a.png") == "a.png"
     (part,) = api.preproc_content({"type": "image", "value": image})
     assert part["value"] is image
+
+
+@pytest.mark.parametrize("kind", [OpenAIAPI, MPOpenAIAPI])
+def test_an_address_has_one_of_its_two_names(kind: type[OpenAIAPI]) -> None:
+    assert kind("m", base_url="http://localhost:1/v1").api_base == "http://localhost:1/v1"
+    with pytest.raises(PromptmillError, match="another name"):
+        kind("m", base_url="http://localhost:1/v1", api_base="http://localhost:2/v1")

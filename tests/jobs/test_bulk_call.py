@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import inspect
 import json
+import pydoc
+import re
+import sys
+import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +19,10 @@ from pydantic import BaseModel
 
 import promptmill
 from fakes import KEY
+from promptmill.cli import bulk
+from promptmill.cli.options import Parser
 from promptmill.core.errors import PromptmillError
+from promptmill.core.sampling import BESIDE, Sampling
 from promptmill.jobs.manage import bulk_call
 from replies import answer, by_prompt, status
 from upstream import Upstream
@@ -77,23 +86,32 @@ def test_a_call_that_is_given_up_goes_on_with_what_it_has(
     options: dict[str, Any], upstream: Upstream, tmp_path: Path
 ) -> None:
     rows = [f"prompt {at}" for at in range(30)]
-    settings = {"backend_configs.openai.concurrency": 1}
-    stream = promptmill.stream(rows, settings=settings, **options)
+    may_go_on = asyncio.Event()
+
+    async def held(exchange: Any) -> None:
+        while len(upstream.seen) > 5 and not may_go_on.is_set():
+            await asyncio.sleep(0.01)
+        await answer()(exchange)
+
+    upstream.reply = held
+    stream = promptmill.stream(rows, concurrency=1, **options)
     first = next(stream)
     stream.close()
     sent = len(upstream.seen)
+    may_go_on.set()
     assert first["answer"].startswith("echo: ")
     assert 0 < sent < 30
-    assert len(promptmill.bulk(rows, settings=settings, **options).answers) == 30
+    assert len(promptmill.bulk(rows, concurrency=1, **options).answers) == 30
     assert len(upstream.seen) <= 30 + 1
     assert kept(tmp_path) == []
 
 
 def test_a_job_that_stops_says_so_and_that_its_answers_are_kept(options: dict[str, Any], upstream: Upstream) -> None:
-    upstream.reply = status(401, "bad key")
-    with pytest.raises(PromptmillError, match="401") as caught:
-        promptmill.bulk(["a"], **options)
-    assert "kept" in caught.value.__notes__[0]
+    upstream.reply = by_prompt({"b": status(400, "no")})
+    with pytest.raises(PromptmillError, match="max_failures") as caught:
+        promptmill.bulk(["a", "b"], max_failures=0, **options)
+    assert str(caught.value).endswith("The answers so far are kept: the same call resumes the job.")
+    assert "\n" not in str(caught.value)
 
 
 def test_it_runs_inside_an_event_loop_and_over_files(options: dict[str, Any], tmp_path: Path) -> None:
@@ -131,9 +149,9 @@ def test_a_row_keeps_its_fields_and_the_result_knows_what_the_answers_are_called
 
 def test_data_for_a_template_sets_nothing_unless_it_is_to(options: dict[str, Any], upstream: Upstream) -> None:
     rows = [{"text": "a", "model": "XPS13", "temperature": 2, "system": "s"}]
-    promptmill.bulk(rows, prompt_template="Sell {{text}}", **options)
+    promptmill.bulk(rows, prompt="Sell {{text}}", **options)
     promptmill.bulk(rows, prompt_column="text", **options)
-    promptmill.bulk(rows, prompt_template="Sell {{text}}", row_settings=True, **options)
+    promptmill.bulk(rows, prompt="Sell {{text}}", row_settings=True, **options)
     sent = [(seen.json["model"], seen.json.get("temperature"), len(seen.json["messages"])) for seen in upstream.seen]
     assert sent == [("m", None, 1), ("m", None, 1), ("XPS13", 2, 2)]
 
@@ -190,20 +208,172 @@ def test_a_data_frame_is_read_by_its_rows() -> None:
     assert [row["error"] for row in found.rows] == [None, "bad_request: no"]
 
 
-@pytest.mark.parametrize("rows", ["one prompt", {"prompt": "a"}, 7, [5]])
+class Column:
+    """As much of a Series of pandas or polars as is used."""
+
+    def __init__(self, name: str | None, values: list[Any]) -> None:
+        self.name, self.values = name, values
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.values)
+
+    def to_frame(self) -> Frame:
+        """As a table."""
+        return Frame([{str(self.name): value} for value in self.values])
+
+
+def test_a_column_is_asked_value_by_value(options: dict[str, Any], upstream: Upstream) -> None:
+    column = Column("review", ["good", float("nan"), "bad"])
+    result = promptmill.bulk(column, **options)
+    assert result.answers == ["echo: good", "", "echo: bad"]
+    assert result.rows[1]["error"]["code"] == "empty_prompt"
+    result = promptmill.bulk(column, prompt="Rate: {{review}}", skip_empty=True, **options)
+    assert result.answers == ["echo: Rate: good", "echo: Rate: bad"]
+    unnamed = promptmill.bulk(Column(None, ["good"]), prompt="Rate: {{text}}", **options)
+    assert (unnamed.answers, unnamed.rows[0]["text"]) == (["echo: Rate: good"], "good")
+    assert [row["answer"] for row in promptmill.bulk(Column("a", ["x"]), **options).table().rows] == ["echo: x"]
+
+
+def test_columns_of_pandas_polars_numpy_and_pyarrow_are_asked(options: dict[str, Any], tmp_path: Path) -> None:
+    pd, pl = pytest.importorskip("pandas"), pytest.importorskip("polars")
+    np, pa = pytest.importorskip("numpy"), pytest.importorskip("pyarrow")
+    frame = pd.DataFrame({"text": ["good", "bad"], "stars": [5, 1]}, index=[7, 9])
+    frame["label"] = promptmill.bulk(frame["text"], prompt="Rate: {{text}}", **options).answers
+    assert frame["label"].to_list() == ["echo: Rate: good", "echo: Rate: bad"]
+    joined = promptmill.bulk(frame["text"], **options).table()
+    assert joined[["text", "answer"]].to_dict("list") == {
+        "text": ["good", "bad"],
+        "answer": ["echo: good", "echo: bad"],
+    }
+    assert joined.index.to_list() == [7, 9]
+    missing = promptmill.bulk(pd.Series(["a", None, pd.NA, float("nan")]), skip_empty=True, **options)
+    assert (missing.answers, missing.table()["answer"].to_list()) == (["echo: a"], ["echo: a"])
+    assert promptmill.bulk(pd.Series(["a", pd.NA], dtype="string"), **options).answers == ["echo: a", ""]
+    stars = promptmill.bulk(frame["stars"], prompt="{{stars}} of five", **options)
+    assert stars.answers == ["echo: 5 of five", "echo: 1 of five"]
+    table = promptmill.bulk(pl.Series("text", ["good", "bad"]), prompt="Rate: {{text}}", **options).table()
+    assert table.select("text", "answer").rows() == [("good", "echo: Rate: good"), ("bad", "echo: Rate: bad")]
+    assert promptmill.bulk(np.array(["good", "bad"]), **options).answers == ["echo: good", "echo: bad"]
+    assert promptmill.bulk(pa.chunked_array([["good"], ["bad"]]), **options).answers == ["echo: good", "echo: bad"]
+    frame.to_csv(tmp_path / "in.csv", index=False)
+    assert promptmill.bulk(str(tmp_path / "in.csv"), prompt="{{stars}}", **options).answers == ["echo: 5", "echo: 1"]
+
+
+_OTHERWISE = {"set": "settings", "key_env": "api_key_env", "system": "system_prompt", "schema": "answer_schema"}
+_NOT_IN_PYTHON = {  # a file's text, what stdin and stdout are, what the screen shows
+    *("help", "input", "prompt_file", "input_format", "output_format", "quiet", "detach", "validate", "json"),
+}
+
+
+def test_the_signature_has_the_options_of_the_command_and_all_parameters() -> None:
+    functions = (promptmill.bulk, promptmill.bulk_async, promptmill.stream, promptmill.stream_async)
+    found = [inspect.signature(function).parameters for function in functions]
+    assert all(list(one) == list(found[0]) for one in found)
+    assert all(one.kind is not one.VAR_KEYWORD for one in found[0].values())
+    parser = Parser()
+    bulk.add_options(parser)
+    options = {action.dest for action in parser._actions} - _NOT_IN_PYTHON
+    assert {_OTHERWISE.get(name, name) for name in options} <= found[0].keys()
+    assert Sampling.model_fields.keys() | BESIDE <= found[0].keys()
+    text = pydoc.plain(pydoc.render_doc(promptmill.bulk))
+    assert "max_failures" in text
+    assert "**options" not in text
+
+
+@pytest.mark.parametrize(
+    ("rows", "given", "said"),
+    [
+        (["a"], {"prompt": "Say {{txt}}"}, "`prompt`: the input has no column 'txt'; did you mean text?"),
+        (["a"], {"prompt": "Say"}, "`prompt` names no column"),
+        ([{"question": "a"}], {}, "or name it with `prompt_column='question'`"),
+        (["a"], {"temperature": "hot"}, "`temperature`"),
+        (["a"], {"limit": "ten"}, "`limit`"),
+        (["a"], {"max_failures": "few"}, "`max_failures` 'few' is neither"),
+        (["a"], {"concurrency": 0}, "`concurrency`"),
+        (["a"], {"num_gpus": 1}, "`num_gpus`"),
+        (["a"], {"answer_schema": {"type": "objet"}}, "answer_schema"),
+        (["a"], {"settings": {"backend_configs.openai.rpn": 1}}, "rpn"),
+        ("gone.csv", {}, "gone.csv"),
+        ("What is the capital of France?", {}, "send a list to have it answered: [text]"),
+        (["a"], {"again": "some"}, "`again` should be 'failed', 'truncated' or 'all'"),
+        (["a"], {"limit": 0}, "`limit` should be greater than or equal to 1"),
+        (["a"], {"provider": "opnai", "base_url": None}, "`provider`: unknown provider; did you mean openai?"),
+        (["a"], {"max_cost": 1}, "`max_cost`: the price of m is not known; give it"),
+    ],
+)
+def test_an_error_is_one_line_with_the_names_of_the_arguments(
+    options: dict[str, Any], rows: Any, given: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(PromptmillError) as caught:
+        promptmill.bulk(rows, **(options | given))
+    text = str(caught.value)
+    assert said in text
+    assert "\n" not in text
+    assert "--" not in text
+    assert "sampling_params" not in text
+    assert caught.value.__suppress_context__
+
+
+def test_an_error_of_an_earlier_job_names_the_argument_with_its_value(options: dict[str, Any], tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    promptmill.bulk(["a"], output, temperature=0, **options)
+    with pytest.raises(PromptmillError, match=r"`keep=True` counts .*`again='all'` sends every row again"):
+        promptmill.bulk(["a"], output, temperature=1, **options)
+
+
+def test_a_result_in_a_notebook_is_escaped_and_asks_nothing_of_the_network(
+    options: dict[str, Any], upstream: Upstream
+) -> None:
+    upstream.reply = by_prompt(
+        {"bad": status(400, "no"), "x": answer("<script src='https://e.example/x.js'></script>")}
+    )
+    rows = [{"prompt": "x", "<b>id</b>": "<img src=https://e.example>"}, {"prompt": "bad"}, *["y" * 999] * 20]
+    shown = promptmill.bulk(rows, **options)._repr_html_()
+    assert "21 rows answered, 1 failed" in shown
+    assert "12 more rows" in shown
+    assert "&lt;script src=" in shown
+    assert "bad_request: " in shown
+    assert set(re.findall(r"<(\w+)", shown)) == {"p", "table", "thead", "tbody", "tr", "th", "td", "code"}
+    assert "y" * 301 not in shown
+
+
+def test_progress_in_a_notebook_is_shown_below_the_cell(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[dict[str, str]] = []
+
+    class Handle:
+        def display(self, bundle: dict[str, str], *, raw: bool) -> None:
+            shown.append(bundle)
+
+        update = display
+
+    ipython: Any = types.ModuleType("IPython")
+    ipython.get_ipython = lambda: types.SimpleNamespace(kernel=object())
+    ipython.display = types.SimpleNamespace(DisplayHandle=Handle)
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    promptmill.bulk(["a", "b"], **(options | {"progress": None}))
+    assert "finished" in shown[-1]["text/plain"]
+    assert '<progress max="2" value="2"></progress>' in shown[-1]["text/html"]
+    seen = len(shown)
+    promptmill.bulk(["a", "b"], **options)
+    assert len(shown) == seen
+
+
+@pytest.mark.parametrize("rows", [b"one prompt", {"prompt": "a"}, 7, [5]])
 def test_what_is_no_list_of_rows_is_refused(rows: Any) -> None:
     with pytest.raises(PromptmillError, match="rows"):
         list(bulk_call._lines(rows))
 
 
 def test_each_row_is_asked_with_a_template(options: dict[str, Any]) -> None:
-    result = promptmill.bulk([{"text": "a"}, {"text": "b"}], prompt_template="Say {{text}}", **options)
+    result = promptmill.bulk([{"text": "a"}, {"text": "b"}], prompt="Say {{text}}", **options)
     assert result.answers == ["echo: Say a", "echo: Say b"]
 
 
 def test_an_unknown_option_is_named(options: dict[str, Any]) -> None:
     with pytest.raises(TypeError, match="'temprature'; did you mean temperature"):
-        promptmill.bulk(["a"], temprature=1, **options)
+        promptmill.bulk(["a"], temprature=1, **options)  # type: ignore[call-arg]
 
 
 def test_answers_of_a_pydantic_class_are_its_instances(options: dict[str, Any], upstream: Upstream) -> None:

@@ -133,7 +133,7 @@ def _run_files(arguments: argparse.Namespace, configuration: Configuration) -> i
         from_job=other,
         overwrite=arguments.overwrite,
         shard=arguments.shard,
-        ray=_replication(arguments),
+        ray=RayCluster.of(arguments.ray, arguments.replicas, arguments.num_gpus, arguments.num_cpus),
     )
     if arguments.input_format and Path("-") not in inputs:
         raise config_error("--input-format", "goes with `-` as INPUT alone; a file is read by its suffix.")
@@ -148,15 +148,6 @@ def _run_files(arguments: argparse.Namespace, configuration: Configuration) -> i
     if arguments.detach:
         return _detach(configuration, order, as_json=arguments.json)
     return run(arguments, configuration, order)
-
-
-def _replication(arguments: argparse.Namespace) -> RayCluster | None:
-    """Return the cluster of `--ray` and its options, None without it. Raises `PromptmillError`."""
-    if arguments.ray is not None:
-        return RayCluster(arguments.ray, arguments.replicas, arguments.num_gpus, arguments.num_cpus)
-    if (arguments.replicas, arguments.num_gpus, arguments.num_cpus) != (1, 0, 1):
-        raise config_error("", "--replicas, --num-gpus and --num-cpus go with --ray ADDRESS alone.")
-    return None
 
 
 def _template(arguments: argparse.Namespace) -> str | None:

@@ -245,6 +245,7 @@ class OpenAIAPI(BaseAPI):
         max_connections: int | None = None,
         enable_thinking: bool | None = False,
         *,
+        base_url: str | None = None,
         fail_msg: str = _FAIL_MESSAGE,
         use_system_proxy: bool = False,
         image_key_name: str = "image",
@@ -252,6 +253,8 @@ class OpenAIAPI(BaseAPI):
         **kwargs: Any,
     ) -> None:
         """`key` falls back to LLM_API_KEY and OPENAI_API_KEY; without `api_base`, `port` means this machine.
+
+        `base_url` is another name of `api_base`.
 
         `retry` counts attempts in all, from 1 to 100; `wait` is the longest wait between them in seconds, `timeout`
         seconds to connect and of silence, `thread_num` requests in flight. Of several keys and ports each takes its
@@ -281,7 +284,9 @@ class OpenAIAPI(BaseAPI):
         self.min_p = min_p
         self.presence_penalty = presence_penalty
         self.repetition_penalty = repetition_penalty
-        self.api_base = api_base
+        if base_url and api_base:
+            raise config_error("api_base", "goes without `base_url`, which is another name of it.")
+        self.api_base = api_base or base_url
         self.port = port
         self.max_tokens = max_tokens
         self.max_connections = max_connections

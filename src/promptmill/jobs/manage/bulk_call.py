@@ -8,8 +8,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import functools
+import html
+import inspect
 import io
+import os
 import queue
+import re
 import sys
 import threading
 from array import array
@@ -18,50 +23,64 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import orjson
+from pydantic import ValidationError
 
 from promptmill.answers.schema import AnswerType, with_schema
+from promptmill.cluster.ray_cluster import RayCluster
 from promptmill.config import resolved_config
 from promptmill.config.loading import Configuration
-from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.errors import Code, Named, OrderError, PromptmillError, input_error
+from promptmill.core.money import dollars
 from promptmill.core.sampling import BESIDE, Sampling
-from promptmill.core.wording import close_matches, shape
+from promptmill.core.wording import close_matches, counted, shape
 from promptmill.jobs.run import admission
 from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.runner import Runner
 from promptmill.jobs.store import status
 from promptmill.jobs.store.folder import JobFolders
 from promptmill.jobs.store.given_rows import GivenRows
-from promptmill.jobs.store.records import Record, answer_fields
-from promptmill.jobs.store.spec import JobRequest
+from promptmill.jobs.store.records import OURS, Record, answer_fields
+from promptmill.jobs.store.spec import Again, JobRequest
 from promptmill.jobs.store.status import Progress, Watch
 from promptmill.service.service import Service
 from promptmill.system import runtime
 
 _KEPT = "The answers so far are kept: the same call resumes the job."
-_OF_THE_ENDPOINT = ("base_url", "provider", "api_key")
-_OF_THE_JOB = frozenset(JobRequest.model_fields) - {"input", "more", "output"}
+_OF_THE_ENDPOINT = ("base_url", "provider", "api_key", "api_key_env", "concurrency")
+_ARGUMENTS = {
+    "prompt_template": "prompt",
+    "input": "rows",
+    "model_name": "model",
+    "model_name_or_path": "model",
+    "default_model": "model",
+    "response_format": "answer_schema",
+}
+"""Fields and keys whose arguments have other names."""
 _AT_ONCE = 1024
 _OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
+_KEY_AT_START = re.compile(r"^(?:[^:]*: )?(?:\w+\.)*(\w+)(?=: )")
 _ANSWERS = ("answer", "error", "finish_reason")
+_MOST_SHOWN = 10  # rows, in a notebook
+_LONGEST_CELL = 300
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BulkResult:
     """All rows with their answers, in their order."""
 
     status: Mapping[str, Any]
     """Counts, tokens, seconds and cost of the whole job, as `promptmill jobs` shows them."""
-    rows: list[dict[str, Any]] = field(repr=False)
+    rows: list[dict[str, Any]]
     """Each row with `answer`, `error`, `usage`, `finish_reason`; empty if rows and output are files."""
     columns: Mapping[str, str] = field(default_factory=dict)
     """The names of these columns that differ, because rows have fields of the same names."""
     output: Path | None = None
-    given: Any = field(default=None, repr=False)
-    answer_schema: AnswerType | None = field(default=None, repr=False)
-    left_out: Sequence[int] = field(default=(), repr=False)
+    given: Any = None
+    answer_schema: AnswerType | None = None
+    left_out: Sequence[int] = ()
     """Rows without a prompt, with `skip_empty`."""
 
     @cached_property
@@ -86,50 +105,188 @@ class BulkResult:
         return self.status.get("cost")
 
     def table(self) -> Any:
-        """Return the table that was given (of pandas, polars, pyarrow or `datasets`) with columns of answers."""
+        """Return the table that was given (of pandas, polars, pyarrow or `datasets`) with columns of answers.
+
+        A column that was given becomes the first column of a table.
+        """
         return _joined(self.given, self.rows, self.columns, self.left_out)
 
+    def _repr_html_(self) -> str:
+        """Return the result as a notebook shows it: the counts and the first rows, without any external request."""
+        found = [f"<p>{html.escape(self._summary)}</p>"]
+        ours = [self.columns.get(name, name) for name in _ANSWERS]
+        shown = self.rows[:_MOST_SHOWN]
+        inner = dict.fromkeys(name for row in shown for name in row if name in ours or not self._is_ours(name))
+        names = [name for name in inner if name not in ours[1:] or any(row.get(name) for row in shown)]
+        if shown:
+            found.append(f"<table><thead><tr>{_cells(names, 'th')}</tr></thead><tbody>")
+            found += [f"<tr>{_cells([row.get(name) for name in names], 'td')}</tr>" for row in shown]
+            found.append("</tbody></table>")
+        if len(self.rows) > len(shown):
+            found.append(f"<p>… and {counted(len(self.rows) - len(shown), 'more row')} in <code>rows</code></p>")
+        return "".join(found)
 
-def bulk(rows: Any, output: str | Path | None = None, **options: Any) -> BulkResult:
+    def __repr__(self) -> str:
+        return f"<BulkResult: {self._summary}>"
+
+    @property
+    def _summary(self) -> str:
+        parts = [f"{counted(self.status.get('done', len(self.rows)) - self.failed, 'row')} answered"]
+        parts += [f"{self.failed:,} failed"] if self.failed else []
+        parts += [dollars(self.cost)] if self.cost is not None else []
+        return ", ".join(parts + ([f"in {self.output}"] if self.output is not None else []))
+
+    def _is_ours(self, name: str) -> bool:
+        return name in {self.columns.get(one, one) for one in OURS}
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _takes(arguments: Callable[P, _Call]) -> Callable[[Callable[[Callable[[], _Call]], R]], Callable[P, R]]:
+    """Give a function that gets a call the arguments of the function `arguments`, which makes the call."""
+    signature = inspect.signature(arguments)
+
+    def taking(function: Callable[[Callable[[], _Call]], R]) -> Callable[P, R]:
+        returned = inspect.signature(function).return_annotation
+
+        @functools.wraps(function)
+        def called(*args: P.args, **options: P.kwargs) -> R:
+            for name in options.keys() - signature.parameters.keys():
+                near = close_matches(name, signature.parameters, 1)
+                meant = f"; did you mean {near[0]}?" if near else ""
+                raise TypeError(f"{function.__name__}() has no argument {name!r}{meant}")
+            try:
+                return function(functools.partial(arguments, *args, **options))
+            except PromptmillError as error:
+                raise error.with_traceback(None) from None  # its text says all; ours would fill a notebook's screen
+
+        called.__signature__ = signature.replace(return_annotation=returned)  # type: ignore[attr-defined]
+        return called
+
+    return taking
+
+
+def _call_of(
+    rows: Any,
+    output: str | Path | None = None,
+    *,
+    prompt: str | None = None,
+    prompt_column: str | None = None,
+    answer_column: str = "answer",
+    row_settings: bool = False,
+    skip_empty: bool = False,
+    system_prompt: str = "",
+    answer_schema: AnswerType | None = None,
+    model: str | None = None,
+    base_url: str | Sequence[str] | None = None,
+    provider: str | None = None,
+    api_key: str | Sequence[str] | None = None,
+    api_key_env: str | None = None,
+    concurrency: int | None = None,
+    tier: Literal["default", "flex", "priority"] | None = None,
+    backend: str | None = None,
+    config: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    limit: int | None = None,
+    shard: str | None = None,
+    max_cost: float | None = None,
+    max_failures: int | str | None = None,
+    dedupe: bool = False,
+    again: Again | None = None,
+    keep: bool = False,
+    from_job: str | Path | None = None,
+    overwrite: bool = False,
+    state: str | Path | None = None,
+    ray: str | None = None,
+    replicas: int = 1,
+    num_gpus: float = 0,
+    num_cpus: float = 1,
+    progress: bool | Callable[[Mapping[str, Any]], object] | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    max_tokens: int | None = None,
+    stop: str | Sequence[str] | None = None,
+    n: int | None = None,
+    seed: int | None = None,
+    presence_penalty: float | None = None,
+    frequency_penalty: float | None = None,
+    response_format: Mapping[str, Any] | None = None,
+    reasoning_effort: str | None = None,
+    top_k: int | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
+    enable_thinking: bool | None = None,
+    reasoning: Literal["separate", "inline"] | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    tool_choice: str | Mapping[str, Any] | None = None,
+    parallel_tool_calls: bool | None = None,
+    logprobs: bool | None = None,
+    top_logprobs: int | None = None,
+) -> _Call:
+    """Return the call with these arguments, its rows written down. Raises `PromptmillError`."""
+    given = {name: value for name, value in locals().items() if value is not None}
+    with _errors(given):
+        return _Call.of(given)
+
+
+@_takes(_call_of)
+def bulk(make: Callable[[], _Call]) -> BulkResult:
     """Answer all rows and return them with their answers, in their order.
 
-    `rows`: a list or any iterable of texts, dicts as in a file of rows, or lists of messages; a table of pandas,
-    polars, pyarrow or `datasets`; a `pathlib.Path` of a file, a folder or a pattern. `output`: a file to write;
-    for a Path with an output, the result's `rows` and `answers` are empty: they are in that file.
+    `rows`: a column or a table of pandas, polars, pyarrow or `datasets`; a list or any iterable of texts, dicts as in a
+    file of rows, or lists of messages; the path of a file, a folder or a pattern, as a text or a `pathlib.Path`.
+    `output`: a file to write; with a path as `rows`, the result's `rows` and `answers` are then empty.
 
-    Options: `model`, `base_url`, `provider`, `api_key`, `backend`; sampling parameters by their names, `tools` and
-    `logprobs`; `answer_schema`, a JSON Schema, or a pydantic class, whose instances `answers` then are; `config`, a
-    configuration file, and `settings`, values by the paths of their keys; those of a job (`system_prompt`,
-    `prompt_template` such as "Classify: {{text}}", `limit`, `prompt_column`, `max_cost`, `max_failures`, …);
-    `progress`: True for lines on stderr, False for none, or a function that gets the status several times a second.
+    `prompt`: what to ask of each row, such as "Classify: {{text}}". A placeholder names a field; a text of a list is
+    the field `text`, a value of a column has the column's name. Without it, `prompt_column` or the field `prompt` is
+    asked. `answer_schema`: a JSON Schema, or a pydantic class, whose instances `answers` then are.
+
+    `model`, `base_url`, `provider`, `api_key`, …: the model; else the configuration's. `config`: a configuration file;
+    `settings`: values by the paths of their keys, {"backend_configs.openai.rpm": 60}. The names of the other arguments
+    are those of the options of `promptmill bulk` and of OpenAI's parameters.
+
+    `progress`: True for progress in a notebook or on stderr, False for none, or a function that gets the status several
+    times a second.
 
     Raises `PromptmillError` when the job stops. The answers until then, or until Ctrl-C, are kept: the same call
     resumes the job.
     """
-    return runtime.run_anywhere(bulk_async(rows, output, **options))
+    return runtime.run_anywhere(_answered(make()))
 
 
-async def bulk_async(rows: Any, output: str | Path | None = None, **options: Any) -> BulkResult:
+@_takes(_call_of)
+async def bulk_async(make: Callable[[], _Call]) -> BulkResult:
     """Do what `bulk` does, inside a running event loop."""
-    call = await asyncio.to_thread(_Call.of, rows, output, options)
-    async with contextlib.aclosing(call.run()) as run:
-        async for _ in run:
-            pass
-    return call.result(rows)
+    return await _answered(await asyncio.to_thread(make))
 
 
-async def stream_async(
-    rows: Any, output: str | Path | None = None, **options: Any
-) -> AsyncGenerator[dict[str, Any], None]:
+async def _answered(call: _Call) -> BulkResult:
+    with _errors(call.given):
+        async with contextlib.aclosing(call.run()) as run:
+            async for _ in run:
+                pass
+    return call.result()
+
+
+@_takes(_call_of)
+async def stream_async(make: Callable[[], _Call]) -> AsyncGenerator[dict[str, Any], None]:
     """Yield rows with their answers as they come; `row` is the row's index, from 0. Takes the arguments of `bulk`."""
-    call = await asyncio.to_thread(_Call.of, rows, output, options)
-    async with contextlib.aclosing(call.run()) as run:
-        async for record in run:
-            yield call.row(record)
+    async for row in _rows_of(await asyncio.to_thread(make)):
+        yield row
+
+
+async def _rows_of(call: _Call) -> AsyncGenerator[dict[str, Any], None]:
+    with _errors(call.given):
+        async with contextlib.aclosing(call.run()) as run:
+            async for record in run:
+                yield call.row(record)
     call.forget()
 
 
-def stream(rows: Any, output: str | Path | None = None, **options: Any) -> Generator[dict[str, Any], None, None]:
+@_takes(_call_of)
+def stream(make: Callable[[], _Call]) -> Generator[dict[str, Any], None, None]:
     """Do what `stream_async` does, for programs without an event loop. Closing the generator ends the job."""
     found: queue.Queue[tuple[dict[str, Any] | None, BaseException | None]] = queue.Queue()
     stop: list[Callable[[], object]] = []
@@ -138,7 +295,7 @@ def stream(rows: Any, output: str | Path | None = None, **options: Any) -> Gener
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
         stop.append(lambda: loop.call_soon_threadsafe(task.cancel))
-        async for row in stream_async(rows, output, **options):
+        async for row in _rows_of(await asyncio.to_thread(make)):
             found.put((row, None))
 
     def run() -> None:
@@ -165,13 +322,56 @@ def stream(rows: Any, output: str | Path | None = None, **options: Any) -> Gener
         thread.join()
 
 
+@contextlib.contextmanager
+def _errors(given: Collection[str]) -> Iterator[None]:
+    """Raise a `PromptmillError` again with a text of one line that names the arguments of `bulk`.
+
+    An invalid value of a key that an argument in `given` sets is that argument's.
+    """
+
+    def argument(path: re.Match[str]) -> str:
+        name = _ARGUMENTS.get(path[1], path[1])
+        return f"`{name}`" if name in given else path[0]
+
+    try:
+        yield
+    except PromptmillError as error:
+        text = " ".join([error.worded(_argument_of), *getattr(error, "__notes__", ())])
+        if error.code is Code.INVALID_CONFIG:
+            text = _KEY_AT_START.sub(argument, text)
+        found = PromptmillError(error.code, " ".join(text.split()), "")
+        found.said = error.said
+        raise found from None
+
+
+@functools.cache
+def _signature() -> inspect.Signature:
+    return inspect.signature(_call_of)
+
+
+def _argument_of(named: Named) -> str:
+    """Return the argument for a field in an error: a key of the configuration without one is set by `settings`."""
+    if named.field == "status":
+        return f"`promptmill jobs {named.value}`"
+    key = named.field.rpartition(".")[2]
+    name = _ARGUMENTS.get(key, key)
+    argument = _signature().parameters.get(name)
+    if argument is None:
+        return f"`settings={{{named.field!r}: {named.value!r}}}`" if named.value != "" else f"`{named.field}`"
+    value = True if named.value == "" and argument.default is False else named.value
+    return f"`{name}`" if value == "" else f"`{name}={value!r}`"
+
+
 @dataclass
 class _Call:
     """One call: its rows in a file, its job and the result."""
 
+    given: Mapping[str, Any]
+    """The arguments, by name."""
     configuration: Configuration
     order: JobRequest
-    given: GivenRows | None
+    folders: JobFolders
+    written: GivenRows | None
     offsets: _Offsets
     is_loose: bool
     watch: Watch | None
@@ -181,36 +381,41 @@ class _Call:
     left_out: list[int] = field(default_factory=list)
 
     @classmethod
-    def of(cls, rows: Any, output: str | Path | None, options: Mapping[str, Any]) -> _Call:
-        """Return the call, its rows written down. Raises `PromptmillError`, `TypeError` for an unknown option."""
-        options = dict(options)
-        asked = {name: options.pop(name) for name in _OF_THE_JOB & options.keys()}
-        watch = _watch(progress=options.pop("progress", None))
-        answer_schema = options.pop("answer_schema", None)
-        options = dict(with_schema(options, answer_schema))
-        configuration = _configuration(options)
-        folders, offsets, given = JobFolders.from_environ(), _Offsets(), None
-        more: list[Path] = []
-        if isinstance(rows, Path):
-            source = rows
+    def of(cls, given: Mapping[str, Any]) -> _Call:
+        """Return the call with the arguments `given`, its rows written down. Raises `PromptmillError`."""
+        rows, output, answer_schema = given["rows"], given.get("output"), given.get("answer_schema")
+        configuration = _configuration(given)
+        folders = JobFolders.from_environ({"PROMPTMILL_STATE": str(given["state"])} if "state" in given else os.environ)
+        asked = _order(given, folders)
+        source, more, written, offsets = Path(), [], None, _Offsets()
+        if isinstance(rows, str) and " " in rows and "*" not in rows and not Path(rows).exists():
+            raise input_error("rows is one text, and no file has this name; send a list to have it answered: [text].")
+        if isinstance(rows, str | Path):
+            source = Path(rows).expanduser()
         elif isinstance(rows, list) and rows and all(isinstance(row, Path) for row in rows):
             source, *more = rows
         else:
-            given = GivenRows.write(folders, map(offsets.passed, _lines(rows)), ".jsonl")
-            source = given.input
-        target = Path(output) if output is not None else None
-        order = JobRequest(input=source, more=tuple(more), output=target or Path("-"), **asked)
+            lines = _lines(rows, "text" if "prompt_template" in asked else "prompt")
+            written = GivenRows.write(folders, map(offsets.passed, lines), ".jsonl")
+            source = written.input
+        target = None if output is None else Path(output).expanduser()
+        try:
+            order = JobRequest(input=source, more=tuple(more), output=target or Path("-"), **asked)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise OrderError(Named(str(first["loc"][0])), f" {first['msg'].removeprefix('Input ')}.") from None
         if target is None:
-            beside = given or GivenRows.write(folders, [orjson.dumps(list(map(str, (source, *more))))], ".input")
-            given = beside
+            beside = written or GivenRows.write(folders, [orjson.dumps(list(map(str, (source, *more))))], ".input")
+            written = beside
             order = order.model_copy(update={"output": beside.output(configuration.plan, order, ".jsonl")})
-        return cls(configuration, order, given, offsets, target is None, watch, answer_schema)
+        watch = _watch(progress=given.get("progress"))
+        return cls(given, configuration, order, folders, written, offsets, target is None, watch, answer_schema)
 
     async def run(self) -> AsyncGenerator[Record, None]:
         """Run the job to its end and yield the records of its rows as they come. Raises `PromptmillError`."""
-        folders = JobFolders.from_environ()
-        job = await asyncio.to_thread(admission.admit, self.order, self.configuration.plan, folders)
-        service = Service(self.configuration, plan=job.plan)
+        job = await asyncio.to_thread(admission.admit, self.order, self.configuration.plan, self.folders)
+        create = None if job.order.ray is None else job.order.ray.create
+        service = Service(self.configuration, plan=job.plan, create=create)
         try:
             if job.finished:
                 for record in job.folder.store.records():
@@ -259,7 +464,8 @@ class _Call:
             self.status = status.read(job.folder)
             self.columns = job.spec.columns or {}
         if runner.error is not None:
-            runner.error.add_note(_KEPT)
+            if self.status.get("done"):
+                runner.error.add_note(_KEPT)
             raise runner.error
         if self.status["state"] != status.FINISHED:
             raise PromptmillError(Code.SHUTDOWN, f"The job ended as {self.status['state']}.", _KEPT)
@@ -275,28 +481,30 @@ class _Call:
     def row(self, record: Record) -> dict[str, Any]:
         """Return a row with its answer, as far as the row itself was given by the program."""
         asked: dict[str, Any] = {}
-        if self.given is not None and record.row < len(self.offsets):
-            asked = self.offsets.read(self.given.input, record.row)
+        if self.written is not None and record.row < len(self.offsets):
+            asked = self.offsets.read(self.written.input, record.row)
         fields = answer_fields(record, self.columns)
         name = self.columns.get("answer", "answer")
         fields[name] = _answer_of(fields[name], self.answer_schema)
         return {self.columns.get("row", "row"): record.row, **asked, **fields}
 
-    def result(self, rows: Any) -> BulkResult:
+    def result(self) -> BulkResult:
         """Return the result, and remove the files that were made for the call."""
         output = self.order.output
         found: list[dict[str, Any]] = []
-        if self.is_loose or (self.given is not None and output.suffix in {".jsonl", ".ndjson"}):
+        if self.is_loose or (self.written is not None and output.suffix in {".jsonl", ".ndjson"}):
             with output.open("rb") as file:
                 found = [orjson.loads(line) for line in file]
         self.forget()
         output_file = None if self.is_loose else output
-        return BulkResult(self.status, found, self.columns, output_file, rows, self.answer_schema, self.left_out)
+        return BulkResult(
+            self.status, found, self.columns, output_file, self.given["rows"], self.answer_schema, self.left_out
+        )
 
     def forget(self) -> None:
         """Remove the rows that were written for the job, which is done."""
-        if self.given is not None:
-            self.given.forget(self.order.output if self.is_loose else None)
+        if self.written is not None:
+            self.written.forget(self.order.output if self.is_loose else None)
 
 
 def _answer_of(answer: str, answer_schema: AnswerType | None) -> Any:
@@ -305,29 +513,68 @@ def _answer_of(answer: str, answer_schema: AnswerType | None) -> Any:
 
 
 def _watch(*, progress: bool | Callable[[Mapping[str, Any]], object] | None) -> Watch | None:
+    """Return the function that shows the progress, None if nothing is shown."""
     if callable(progress):
 
         def show(found: Progress) -> None:
             progress(found.as_dict())
 
         return show
-    if progress or (progress is None and sys.stderr.isatty()):
-        return status.progress_lines("bulk", sys.stderr)
-    return None
+    if progress is False:
+        return None
+    if (shell := _notebook()) is not None:
+        return _bar(shell)
+    return status.progress_lines("bulk", sys.stderr) if progress or sys.stderr.isatty() else None
 
 
-def _configuration(options: dict[str, Any]) -> Configuration:
-    """Return the configuration that a call's options name. Raises `PromptmillError`, `TypeError` for an unknown one."""
-    config, settings = options.pop("config", None), dict(options.pop("settings", {}))
-    endpoint = {name: options.pop(name) for name in _OF_THE_ENDPOINT if name in options}
-    model, backend = options.pop("model", None), options.pop("backend", None)
-    for name in options.keys() - Sampling.model_fields.keys() - BESIDE:
-        known = {*Sampling.model_fields, *BESIDE, *_OF_THE_JOB, *_OF_THE_ENDPOINT, "answer_schema"}
-        near = close_matches(name, known, 1)
-        raise TypeError(f"there is no option {name!r}{f'; did you mean {near[0]}?' if near else ''}")
+def _notebook() -> Any:
+    """Return IPython's module if the program runs in a notebook, else None."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return None if getattr(shell, "kernel", None) is None else ipython
+
+
+def _bar(ipython: Any) -> Watch:
+    """Return a function that shows the progress below the cell of a notebook."""
+    handle = ipython.display.DisplayHandle()
+    handle.display({"text/plain": ""}, raw=True)
+    shown: list[str] = []
+
+    def show(found: Progress) -> None:
+        about = found.as_dict()
+        text = f"{about['state']}, {status.line(about)}"
+        if shown != [text]:
+            shown[:] = [text]
+            size = "" if about.get("total") is None else f' max="{about["total"] or 1}" value="{about.get("done", 0)}"'
+            bar = f"<progress{size}></progress> {html.escape(text)}"
+            handle.update({"text/plain": text, "text/html": bar}, raw=True)
+
+    return show
+
+
+def _order(given: Mapping[str, Any], folders: JobFolders) -> dict[str, Any]:
+    """Return the fields of the order that arguments name. Raises `PromptmillError`."""
+    found = {name: given[name] for name in JobRequest.model_fields.keys() & given.keys() - {"output", "ray"}}
+    if "prompt" in given:
+        found["prompt_template"] = given["prompt"]
+    if "max_failures" in given:
+        found["max_failures"] = str(given["max_failures"])
+    if "from_job" in given:
+        found["from_job"] = folders.at(str(given["from_job"])).database
+    return found | {"ray": RayCluster.of(given.get("ray"), given["replicas"], given["num_gpus"], given["num_cpus"])}
+
+
+def _configuration(given: Mapping[str, Any]) -> Configuration:
+    """Return the configuration that arguments name. Raises `PromptmillError`."""
+    endpoint = {name: given[name] for name in _OF_THE_ENDPOINT if name in given}
+    config, backend, settings = given.get("config"), given.get("backend"), given.get("settings", {})
+    sampling = {name: given[name] for name in Sampling.model_fields.keys() | BESIDE if name in given}
+    sampling = dict(with_schema(sampling, given.get("answer_schema")))
 
     def values(raw: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
-        chosen = resolved_config.settings_of(raw, backend=backend, endpoint=endpoint, model=model, sampling=options)
+        chosen = resolved_config.settings_of(
+            raw, backend=backend, endpoint=endpoint, model=given.get("model"), sampling=sampling, tier=given.get("tier")
+        )
         return chosen | {tuple(path.split(".")): value for path, value in settings.items()}
 
     return Configuration.load(None if config is None else Path(config), backend=backend, values=values)
@@ -355,15 +602,15 @@ class _Offsets:
             return found
 
 
-def _lines(rows: Any) -> Iterator[bytes]:
-    """Yield `rows` as lines of JSON: texts, dicts, lists of messages, or a table.
+def _lines(rows: Any, name: str = "prompt") -> Iterator[bytes]:
+    """Yield `rows` as lines of JSON: texts, dicts, lists of messages, a column or a table.
 
-    Bytes and Pillow's images become base64. Raises `PromptmillError` (`invalid_input`).
+    `name` is the field of a text. Bytes and Pillow's images become base64. Raises `PromptmillError` (`invalid_input`).
     """
-    for index, row in enumerate(_rows(rows)):
+    for index, row in enumerate(_rows(rows, name)):
         match row:
             case str():
-                found: Mapping[Any, Any] = {"prompt": row}
+                found: Mapping[Any, Any] = {name: row}
             case list() | tuple():
                 found = {"messages": row}
             case Mapping():
@@ -376,9 +623,13 @@ def _lines(rows: Any) -> Iterator[bytes]:
             raise input_error(f"rows[{index}] cannot be written as JSON: {error}.") from None
 
 
-def _rows(rows: Any) -> Iterable[Any]:
-    if isinstance(rows, str | bytes | Mapping):
-        raise input_error("rows is one row; send a list of rows, a table, or the path of a file as a pathlib.Path.")
+def _rows(rows: Any, name: str) -> Iterable[Any]:
+    if isinstance(rows, bytes | Mapping):
+        raise input_error("rows is one row; send a list of rows, a table, or the path of a file.")
+    if _is_column(rows):
+        if name == "text" and isinstance(rows.name, str) and rows.name:
+            name = rows.name
+        return ({name: value} for value in rows)
     if hasattr(rows, "features") and hasattr(rows, "with_format"):  # of `datasets`: its images as they are kept
         return (row for table in rows.with_format("arrow").iter(_AT_ONCE) for row in table.to_pylist())
     if hasattr(rows, "to_batches"):  # pyarrow
@@ -387,9 +638,17 @@ def _rows(rows: Any) -> Iterable[Any]:
         return rows.iter_rows(named=True)  # type: ignore[no-any-return]
     if hasattr(rows, "to_dict") and hasattr(rows, "iloc"):  # pandas
         return (row for at in range(0, len(rows), _AT_ONCE) for row in rows.iloc[at : at + _AT_ONCE].to_dict("records"))
+    if hasattr(rows, "to_pylist") or hasattr(rows, "tolist"):  # a column of pyarrow, an array of numpy
+        values = rows.to_pylist() if hasattr(rows, "to_pylist") else rows.tolist()
+        return ({name: value} if value is None or isinstance(value, int | float) else value for value in values)
     if not isinstance(rows, Iterable):
         raise input_error(f"rows is {shape(rows)}; send a list of rows or a table.")
     return rows
+
+
+def _is_column(rows: Any) -> bool:
+    """Return whether `rows` is a Series or an Index of pandas or polars."""
+    return hasattr(rows, "to_frame") and hasattr(rows, "name")
 
 
 def _as_json(value: Any) -> Any:
@@ -399,7 +658,7 @@ def _as_json(value: Any) -> Any:
         buffer = io.BytesIO()
         value.save(buffer, "PNG")
         return base64.b64encode(buffer.getvalue()).decode()
-    return str(value)
+    return None if type(value).__name__ in {"NAType", "NaTType"} else str(value)  # pandas' missing values
 
 
 def _joined(
@@ -414,6 +673,8 @@ def _joined(
     """
     called = [names.get(name, name) for name in _ANSWERS]
     columns: dict[str, list[str | None]] = {name: [_cell(row.get(name)) for row in answers] for name in called}
+    if _is_column(rows):
+        rows = rows.to_frame()
     if left_out:
         rows = _without(rows, set(left_out))
     if hasattr(rows, "add_column") and hasattr(rows, "features"):
@@ -445,7 +706,14 @@ def _without(rows: Any, left_out: Collection[int]) -> Any:
     return rows.take(kept) if hasattr(rows, "append_column") else rows[kept]  # pyarrow, polars
 
 
+def _cells(values: Iterable[Any], tag: str) -> str:
+    """Return the cells of a row of an HTML table, long ones cut off."""
+    texts = ("" if value is None else str(_cell(value)) for value in values)
+    cut = (text if len(text) <= _LONGEST_CELL else f"{text[:_LONGEST_CELL]}…" for text in texts)
+    return "".join(f'<{tag} style="text-align: left">{html.escape(text)}</{tag}>' for text in cut)
+
+
 def _cell(value: Any) -> str | None:
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and value.keys() >= {"code", "message"}:
         return f"{value['code']}: {value['message']}"
     return value if value is None else str(value)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import orjson
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from promptmill.cluster.ray_cluster import RayCluster
 from promptmill.config.resolved_config import DEFAULT, ResolvedConfig
@@ -68,10 +68,10 @@ class JobRequest(BaseModel):
     prompt_column: str | None = None
     """The field with the prompt, if its name is not `prompt`."""
     system_prompt: str = ""
-    limit: int | None = None
+    limit: int | None = Field(None, ge=1)
     """Only the first rows, this many."""
     max_failures: str | None = None
-    max_cost: float | None = None
+    max_cost: float | None = Field(None, ge=0)
     """Most that all runs together may spend; None: as the configuration says."""
     answer_column: str = "answer"
     """The column of the output that holds the answers; another one where a row has it itself."""
