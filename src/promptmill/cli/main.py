@@ -27,6 +27,7 @@ COMMANDS = {
     "bulk": ("cli.bulk.add_options", "answer a file of prompts into another; goes on after a crash"),
     "join": ("cli.jobs.add_join_options", "make one output of the parts that `bulk --shard I/N` made"),
     "jobs": ("cli.jobs.add_jobs_options", "how far jobs are; go on with one, forget old ones"),
+    "show": ("cli.show.add_options", "show some rows of a job or a file, each prompt above its answer"),
     "cache": ("cli.listings.add_cache_options", "what the cache of answers holds"),
     "models": ("cli.listings.add_models_options", "list the models that --model NAME knows"),
     "providers": (

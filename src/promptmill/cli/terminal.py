@@ -12,6 +12,7 @@ from typing import TextIO
 
 from promptmill.core.errors import without_controls
 
+_COLUMNS = 80
 _LABEL = re.compile(r" *(\S+ {2,})?")
 
 
@@ -67,6 +68,6 @@ def wrapped(text: str, width: int) -> str:
 def columns(stream: TextIO) -> int:
     """Return the width of the terminal behind `stream`, 80 if it is not a terminal."""
     try:
-        return os.get_terminal_size(stream.fileno()).columns
+        return os.get_terminal_size(stream.fileno()).columns or _COLUMNS  # a terminal without a size has 0
     except (OSError, ValueError):
-        return 80
+        return _COLUMNS

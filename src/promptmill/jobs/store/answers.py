@@ -33,6 +33,7 @@ import errno
 import functools
 import mmap
 import os
+import random
 import sqlite3
 import struct
 import threading
@@ -79,6 +80,7 @@ _LONGEST_WAL = 64 << 20
 _SLOT = struct.Struct("<qqqd")
 _SLOTS = 256
 FARTHEST_ROW_OF_KEY = 1 << 48  # above it stands which of several answers a request is for, see `several_answers`
+_PRIME = (1 << 31) - 1
 _SHOWN_VALUES = 8
 _LONGEST_VALUE = 40  # characters
 _SAMPLES = 65_536  # latencies are quantiles, for which these are enough
@@ -325,6 +327,19 @@ class JobStore:
         if found and found[-1].row < first + len(found) - 1:  # a page of the file that is cut short has zeros for rows
             raise DamagedError("its rows are out of order")
         return found
+
+    def count(self, where: str) -> int:
+        """Return how many records meet a condition."""
+        ((count,),) = self.read(f"SELECT count(*) FROM answer WHERE {where}")
+        return int(count)
+
+    def sample(self, most: int, seed: int, where: str) -> list[Record]:
+        """Return up to `most` sound records at random, by row. The same `seed` gives the same rows."""
+        chance = random.Random(seed)  # noqa: S311 (it chooses rows)
+        mixed = f"((row % {_PRIME} * {chance.randrange(1, _PRIME)} + {chance.randrange(_PRIME)}) % {_PRIME})"
+        order = f"{mixed} * {mixed} % {_PRIME}"  # without the square, rows would be evenly spaced
+        rows = self.read(f"SELECT row FROM answer WHERE {where} ORDER BY {order}, row LIMIT {max(0, most)}")
+        return [record for (row,) in sorted(rows) if (record := self.record(row)) is not None]
 
     def counts(self, again: str = NEVER, before: int = FARTHEST_ROW, *, skips_empty: bool = False) -> JobCounts:
         """Count the rows under `before`. Records that meet `again` count for what they cost, but are not done.

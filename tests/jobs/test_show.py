@@ -1,0 +1,137 @@
+"""`promptmill show`: rows of a job and of any other file."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from replies import answer, choose, late, status
+from waiting import eventually
+
+
+def shown(bench: Any, *arguments: str, code: int = 0) -> str:
+    """Return what `promptmill show` prints."""
+    done = bench.here([sys.executable, "-m", "promptmill", "show", *arguments])
+    assert done.returncode == code, done.stderr
+    return str(done.stdout if code == 0 else done.stderr)
+
+
+def rows(bench: Any, *arguments: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(shown(bench, *arguments, "--json"))["rows"]
+    return found
+
+
+def test_each_prompt_is_above_its_answer_and_a_seed_gives_the_same_rows(bench: Any) -> None:
+    bench.prompts(100)
+    bench.succeed()
+    text = shown(bench, str(bench.output), "--seed", "7")
+    title, *lines = [line for line in text.splitlines() if line]
+    assert title == "in.jsonl → out.jsonl: 5 of 100 rows, at random (--seed 7)"
+    assert [line.split()[0] for line in lines] == ["row", "prompt", "answer"] * 5
+    for row, prompt, reply in zip(*[iter(lines)] * 3, strict=True):
+        number = int(row.split()[1]) - 1
+        assert prompt.split(maxsplit=1)[1] == f"prompt {number}"
+        assert reply.split(maxsplit=1)[1] == f"echo: prompt {number}"
+    assert shown(bench, bench.folder.job_id, "--seed", "7") == text
+    samples = {tuple(row["row"] for row in rows(bench, str(bench.output), "--seed", str(seed))) for seed in range(9)}
+    assert len(samples) == 9
+    assert len(rows(bench, str(bench.output), "--rows", "200")) == 100
+
+
+def test_failed_rows_come_first(bench: Any) -> None:
+    bench.upstream.reply = choose(lambda seen: status(400, "no") if seen.prompt.endswith("7") else answer())
+    bench.prompts(30)
+    bench.fail(code=1)
+    found = rows(bench, str(bench.output), "--failed", "--rows", "4")
+    assert [row["row"] for row in found[:3]] == [8, 18, 28]
+    assert [row["error"]["code"] for row in found[:3]] == ["bad_request"] * 3
+    assert found[3]["error"] is None
+    text = shown(bench, str(bench.output), "--failed", "--rows", "1")
+    assert "row 8\n  prompt  prompt 7\n  error   bad_request: " in text
+
+
+def test_the_rows_of_a_running_job(bench: Any) -> None:
+    bench.upstream.reply = choose(lambda seen: answer() if seen.number <= 50 else late(None))
+    bench.write(["id,text", *(f"{at},word {at}" for at in range(200))], "in.csv")
+    bench.output = bench.path / "out.csv"
+    bench.start("--prompt", "Is it good? {{text}}")
+    eventually(lambda: len(bench.upstream.seen) > 60)
+    eventually(lambda: len(bench.records()) == 50)
+    found = rows(bench, str(bench.output), "--rows", "60")
+    assert len(found) == 50
+    assert {row["prompt"] for row in found} <= {f"Is it good? word {at}" for at in range(200)}
+    assert all(row["answer"] == f"echo: {row['prompt']}" for row in found)
+
+
+def test_turns_images_and_settings_of_rows(bench: Any) -> None:
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Name one."}]
+    bench.write([{"messages": turns}, {"prompt": "What is it?", "image": "data:image/png;base64,xx"}])
+    bench.run()
+    first, second = rows(bench, str(bench.output))
+    assert first["prompt"] == turns
+    assert second["error"]["code"] == "invalid_image"
+    text = shown(bench, str(bench.output))
+    assert "  system  Be brief.\n  user    Name one.\n  answer  " in text
+
+
+def test_a_changed_input_leaves_the_answers(bench: Any) -> None:
+    bench.prompts(3)
+    bench.succeed()
+    bench.input.write_text("{}\n")
+    done = bench.here([sys.executable, "-m", "promptmill", "show", str(bench.output)])
+    assert "The input is not what the job has read" in done.stderr
+    assert "row 1\n  answer  echo: prompt 0\n" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "labels.jsonl", "labels.json"])
+def test_a_file_that_no_job_made(bench: Any, name: str) -> None:
+    found = [{"text": f"text {at}", "answer": f"answer {at}", "error": ""} for at in range(20)]
+    found[12] |= {"answer": "", "error": "timeout: too slow"}
+    path = bench.path / name
+    if name.endswith("csv"):
+        path.write_text("text,answer,error\n" + "".join(",".join(row.values()) + "\n" for row in found))
+    elif name.endswith("jsonl"):
+        path.write_text("".join(json.dumps(row) + "\n" for row in found))
+    else:
+        path.write_text(json.dumps(found))
+    text = shown(bench, str(path), "--rows", "2", "--failed", "--seed", "1")
+    assert text.startswith(
+        f"{name}: 2 of 20 rows, failed ones first, at random (--seed 1)\n\nrow 13\n  text    text 12\n"
+    )
+    assert "  error   timeout: too slow\n\nrow " in text
+    assert len(rows(bench, str(path), "--rows", "50")) == 20
+
+
+def test_what_is_neither_file_nor_job(bench: Any) -> None:
+    assert "There is no file nix.csv, and no job with this output." in shown(bench, "nix.csv", code=2)
+    assert "There is no job 'nix'" in shown(bench, "nix", code=2)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a terminal")
+def test_a_terminal_gets_a_pager_and_no_control_sequences(bench: Any) -> None:
+    bench.upstream.reply = answer("\x1b[2Jwords " * 60)
+    bench.prompts(4)
+    bench.succeed()
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "PAGER": "sed s/^/P/", "LINES": "12", "COLUMNS": "60"}
+    command = [sys.executable, "-m", "promptmill", "show", str(bench.output)]
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, cwd=bench.path)
+    os.close(theirs)
+    text = b""
+    try:
+        while data := os.read(ours, 65536):
+            text += data
+    except OSError:
+        pass
+    assert process.wait(timeout=30) == 0
+    os.close(ours)
+    lines = text.decode().splitlines()
+    assert len(lines) > 20
+    assert all(line.startswith("P") for line in lines), "all of it went through the pager"
+    assert "\x1b[2J" not in text.decode()
