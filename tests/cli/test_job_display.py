@@ -18,6 +18,7 @@ class Terminal(io.StringIO):
 
 def job(**more):
     found = {"job_id": "answers-d753e2bc56", "state": "finished", "total": 20_000, "done": 20_000, "failed": 0}
+    found |= {"input_file": "/in/reviews.csv", "model": "good-1", "cost": 0.004, "seconds": 1.8}
     return found | {"created": 1_700_000_000, "output_file": str(Path.cwd() / "answers.jsonl")} | more
 
 
@@ -25,7 +26,9 @@ def test_a_program_gets_every_column_whole_and_no_colour():
     target = io.StringIO()
     print_jobs([job(), job(state="running", done=7, output_file="/elsewhere/" + "long/" * 40 + "a.jsonl")], target)
     head, first, second = target.getvalue().splitlines()
-    assert head.split() == ["job", "state", "rows", "failed", "begun", "output"]
+    assert head.split() == ["job", "state", "rows", "failed", "cost", "time", "files", "model", "begun", "output"]
+    assert "1.8 s  reviews.csv → answers.jsonl  good-1" in first
+    assert "$0.0040" in first
     assert first.endswith("answers.jsonl")
     assert "7/20,000" in second
     assert second.endswith("a.jsonl")
@@ -48,15 +51,23 @@ def test_on_a_terminal_it_fits_and_keeps_to_no_color(monkeypatch, no_color):
     assert all(len(line) <= 80 for line in shown.splitlines() if "\x1b" not in line)
 
 
-def test_on_a_narrow_terminal_whole_columns_go_and_no_name_is_cut(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
+@pytest.mark.parametrize(
+    ("width", "columns", "below"),
+    [
+        (40, ["job", "state"], ["  16,803/20,000 rows, 1,680 failed,", "  $0.0040, 1.8 s, reviews.csv →"]),
+        (80, ["job", "state", "rows", "failed", "cost", "time"], ["  reviews.csv → answers.jsonl, good-1, "]),
+        (120, ["job", "state", "rows", "failed", "cost", "time", "files", "model"], []),
+    ],
+)
+def test_columns_without_room_are_below_their_row_and_no_name_is_cut(monkeypatch, width, columns, below):
+    monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setenv("NO_COLOR", "1")
     screen = Terminal()
     print_jobs([job(job_id="few-answers-d371c63dc8", state="interrupted", done=16_803, failed=1_680)], screen)
-    head, row = re.sub(r"\x1b\[\d*m", "", screen.getvalue()).splitlines()
-    assert head.split() == ["job", "state", "rows", "failed", "begun"]
-    assert row.split()[:4] == ["few-answers-d371c63dc8", "interrupted", "16,803/20,000", "1,680"]
-    monkeypatch.setenv("COLUMNS", "50")
-    screen = Terminal()
-    print_jobs([job()], screen)
-    assert "answers-d753e2bc56" in screen.getvalue()
+    head, row, *rest = re.sub(r"\x1b\[\d*m", "", screen.getvalue()).splitlines()
+    assert head.split() == columns
+    shown = ["few-answers-d371c63dc8", "interrupted", "16,803/20,000", "1,680", "$0.0040", "1.8"]
+    assert row.split()[: min(len(columns), 6)] == shown[: len(columns)]
+    assert all(line.startswith(start) for line, start in zip(rest, below, strict=False))
+    assert (rest == []) == (below == [])
+    assert max(map(len, [head, row, *rest])) <= width

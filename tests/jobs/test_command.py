@@ -313,6 +313,15 @@ def test_jobs_lists_shows_and_cancels(bench: Any) -> None:
     bench.succeed()
 
 
+def test_a_job_names_its_prompt_and_model(bench: Any) -> None:
+    bench.write([{"text": "Great."}])
+    bench.run("--prompt", "Is this positive?\n{{text}}", "--system", "Be brief.")
+    said = bench.jobs(bench.folder.job_id).stdout
+    assert "  prompt    Is this positive? {{text}}\n  system    Be brief.\n" in said
+    assert " by test-model" in said.splitlines()[0]
+    assert json.loads(bench.jobs(bench.folder.job_id, "--json").stdout)["system"] == "Be brief."
+
+
 def test_jobs_needs_no_configuration_but_to_go_on(bench: Any) -> None:
     bench.prompts(2)
     bench.succeed()

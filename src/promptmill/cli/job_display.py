@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import textwrap
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, TextIO
+from typing import Any, TextIO
 
 import orjson
 
@@ -24,19 +25,15 @@ from promptmill.jobs.store.status import Progress, Watch
 _GO_ON = "  go on with the same command; what is answered is kept"
 _OF_THE_FILE = frozenset({Code.INVALID_INPUT, Code.EMPTY_PROMPT, Code.INVALID_IMAGE})
 _EVENT_EVERY_S = 1.0
+_SHORT_TEXT = 400
 _SHORT_S = 100  # below it, seconds are shown as such
 _BAR = 12  # beside it, 80 columns have room for why a job waits
 _WIDE = 1000  # where a program reads, nothing is cut off
-_COLUMNS: dict[str, Literal["left", "right"]] = {
-    "job": "left",
-    "state": "left",
-    "rows": "right",
-    "failed": "right",
-    "begun": "left",
-    "output": "left",
-}
-_PATH, _SHORTEST_PATH = "output", 10
-_ALWAYS = 4  # columns that are shown on the narrowest terminal, too
+_PATH = "output"  # for programs; a terminal shows the names in "files"
+_COLUMNS = ("job", "state", "rows", "failed", "cost", "time", "files", "model", "begun", _PATH)
+_NUMBERS = frozenset({"rows", "failed", "cost", "time"})
+_UNITS = {"rows": " rows", "failed": " failed"}
+_GAP = 2
 _STYLES = {status.FINISHED: "green", status.RUNNING: "cyan", status.STOPPED: "red", status.INTERRUPTED: "yellow"}
 
 
@@ -110,6 +107,7 @@ def summary(
         lines.append(f"  latency   {shown}")
     lines.extend(f"  note      {warning}" for warning in found.get("warnings", ()))
     lines.append(f"  job       {found['job_id']}")
+    lines.extend(f"  {name:9} {_short(found[name])}" for name in ("prompt", "system", "command") if found.get(name))
     if state == status.FINISHED and output:
         lines.append(f"  output    {found['output_file']}")
     elif state != status.FINISHED and not found.get("alive"):
@@ -123,6 +121,11 @@ def title(found: Mapping[str, Any]) -> str:
     return " → ".join(name.rstrip("/").rpartition("/")[2] if "://" in name else Path(name).name for name in names)
 
 
+def _took(seconds: float) -> str:
+    """Return how long a job has taken, such as `1.8 s`."""
+    return f"{_two_digits(seconds)} s" if seconds < _SHORT_S else status.duration(seconds)
+
+
 def _answered(found: Mapping[str, Any]) -> str:
     """Return `19 answered, 1 failed`."""
     failed = found.get("failed", 0)
@@ -131,10 +134,9 @@ def _answered(found: Mapping[str, Any]) -> str:
 
 def _by(found: Mapping[str, Any]) -> str:
     """Return how long a job has taken, by which model, and its price."""
-    seconds = found.get("seconds", 0)
-    took = f"{_two_digits(seconds)} s" if seconds < _SHORT_S else status.duration(seconds)
     model, cost = found.get("model"), found.get("cost")
-    return f"{took}{f' by {model}' if model else ''}{'' if cost is None else f', {dollars(cost)}'}"
+    by, price = f" by {model}" if model else "", "" if cost is None else f", {dollars(cost)}"
+    return f"{_took(found.get('seconds', 0))}{by}{price}"
 
 
 def results(found: Mapping[str, Any]) -> str:
@@ -156,6 +158,12 @@ def _value(value: str) -> str:
     """Return a short answer in one line, in quotes where its end would not be clear."""
     value = " ".join(value.split())
     return f'"{value}"' if not value or "," in value or value[-1].isdigit() else value
+
+
+def _short(text: str) -> str:
+    """Return a text in one line of at most some hundred characters."""
+    text = " ".join(text.split())
+    return text if len(text) <= _SHORT_TEXT else f"{text[: _SHORT_TEXT - 1]}…"
 
 
 def _without_rows(found: Mapping[str, Any]) -> str:
@@ -275,49 +283,60 @@ def _line(progress: Progress, width: int) -> str:
 
 
 def print_jobs(found: Iterable[Mapping[str, Any]], target: TextIO | None = None) -> None:
-    """Print a row for each job to `target`, else to stdout; in colour and as wide as the screen on a terminal."""
+    """Print a row for each job to `target`, else to stdout.
+
+    On a terminal it is as wide as the screen, in colour; the columns without room make a line below each row.
+    """
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     target = target or sys.stdout
-    console = Console(file=target, width=None if target.isatty() else _WIDE)
-    rows = [_row(one) for one in found]
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    widths = {name: max(len(name), *(len(row[place][0]) for row in rows)) for place, name in enumerate(_COLUMNS)}
-    widths[_PATH] = min(
-        widths[_PATH], _SHORTEST_PATH
-    )  # the only column that may be cut: a name that is cut is of no use
-    names = list(_COLUMNS)
-    while len(names) > _ALWAYS and sum(widths[name] + 2 for name in names) - 2 > console.width:
+    on_terminal = target.isatty()
+    console = Console(file=target, width=None if on_terminal else _WIDE)
+    every = [_row(one) for one in found]
+    names = [name for name in _COLUMNS if name != _PATH or not on_terminal]
+    widths = {name: max(len(name), *(len(row[name][0]) for row in every)) for name in names}
+    while len(names) > 1 and sum(widths[name] + _GAP for name in names) - _GAP > console.width:
         names.pop()
-    left = console.width - sum(widths[name] + 2 for name in names if name != _PATH)
-    for name in names:
-        is_path = name == _PATH
-        table.add_column(
-            name, justify=_COLUMNS[name], no_wrap=True, overflow="ellipsis", max_width=left if is_path else None
-        )
-    for row in rows:
-        table.add_row(*(Text(*cell) for cell in row[: len(names)]))
-    if target.isatty():
-        console.print(table)
-        return
-    with console.capture() as shown:
-        console.print(table)
-    target.writelines(f"{line.rstrip()}\n" for line in shown.get().splitlines())
+    left = [name for name in _COLUMNS if name not in {*names, _PATH}]
+    left = [] if left == ["begun"] else left  # not worth a line
+    lines = [Text((" " * _GAP).join(_aligned(name, name, widths) for name in names).rstrip(), "bold")]
+    for row in every:
+        line = Text()
+        for name in names:
+            line.append(_aligned(name, row[name][0], widths), row[name][1]).append(" " * _GAP)
+        line.rstrip()
+        lines.append(line)
+        if below := ", ".join(row[name][0] + _UNITS.get(name, "") for name in left if row[name][0]):
+            parts = textwrap.wrap(below, max(console.width - _GAP, 20), break_on_hyphens=False)
+            lines.extend(Text(" " * _GAP + part, "dim") for part in parts)
+    for line in lines:
+        if on_terminal:
+            console.print(line, soft_wrap=True, highlight=False)
+        else:
+            target.write(f"{line.plain}\n")
 
 
-def _row(one: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _aligned(name: str, text: str, widths: Mapping[str, int]) -> str:
+    return text.rjust(widths[name]) if name in _NUMBERS else text.ljust(widths[name])
+
+
+def _row(one: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """Return each column's text and its style."""
-    total, done, failed = one.get("total"), one.get("done", 0), one.get("failed", 0)
-    return [
-        (one["job_id"], ""),
-        (one["state"], _STYLES.get(one["state"], "")),
-        (f"{done:,}" if total in {None, done} else f"{done:,}/{total:,}", ""),
-        (f"{failed:,}", "red" if failed else "dim"),
-        (time.strftime("%m-%d %H:%M", time.localtime(one["created"])), ""),
-        (without_controls(_relative(one["output_file"])), ""),
-    ]
+    total, done, failed, cost = one.get("total"), one.get("done", 0), one.get("failed", 0), one.get("cost")
+    cells = {
+        "job": (one["job_id"], ""),
+        "state": (one["state"], _STYLES.get(one["state"], "")),
+        "rows": (f"{done:,}" if total in {None, done} else f"{done:,}/{total:,}", ""),
+        "failed": (f"{failed:,}", "red" if failed else "dim"),
+        "cost": ("" if cost is None else dollars(cost), ""),
+        "time": (_took(one.get("seconds", 0)), ""),
+        "files": (title(one), ""),
+        "model": (one.get("model") or "", ""),
+        "begun": (time.strftime("%m-%d %H:%M", time.localtime(one["created"])), ""),
+        _PATH: (_relative(one["output_file"]), ""),
+    }
+    return {name: (without_controls(text), style) for name, (text, style) in cells.items()}
 
 
 def _relative(path: str) -> str:

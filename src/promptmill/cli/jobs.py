@@ -77,7 +77,7 @@ def _run(arguments: argparse.Namespace) -> int:
     job = _named(arguments.job_id)
     if arguments.failed:
         return _failures(job, as_json=arguments.json)
-    print_status(status.read(job), job, as_json=arguments.json)
+    print_status(status.read(job) | status.asked(job), job, as_json=arguments.json)
     return OK
 
 

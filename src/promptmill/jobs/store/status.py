@@ -213,6 +213,15 @@ def read(folder: Folder) -> dict[str, Any]:
     return about | found | {"alive": alive}
 
 
+def asked(folder: Folder) -> dict[str, str]:
+    """Return the prompt of the job in `folder` (a template, or the column that holds it) and its system prompt."""
+    spec, request = folder.spec, folder.request
+    column = "" if spec is None or spec.prompt_column is None else f"column {spec.prompt_column}"
+    prompt = "" if spec is None else spec.prompt_template or column
+    found = {"prompt": prompt, "system": "" if request is None else request.system_prompt}
+    return {name: text for name, text in found.items() if text}
+
+
 def read_all(folders: Iterable[Folder]) -> list[dict[str, Any]]:
     """Return the status of each job that is still there, the newest first."""
     found = []
