@@ -15,7 +15,7 @@ import pytest
 from promptmill.core.errors import PromptmillError
 from promptmill.jobs.files.prompt_template import PromptTemplate
 from promptmill.jobs.store.spec import JobRequest
-from replies import answer, late
+from replies import answer, late, status
 from waiting import eventually
 
 
@@ -85,7 +85,7 @@ def test_a_stop_that_the_same_command_cannot_help_is_one_line(bench: Any) -> Non
         ("in.jsonl", gzip.compress(b'{"prompt": "a"}\n', mtime=0), "is compressed with gzip; name it in.jsonl.gz"),
         ("in.csv", b"PK\x03\x04rest", "save its sheet as CSV"),
         ("in.xlsx", b"PK\x03\x04rest", "is a spreadsheet; save it as CSV"),
-        ("in.csv", "prompt\nGrüße\n".encode("latin-1"), "iconv -f latin1 -t utf-8"),
+        ("in.csv", "prompt\nGrüße\n".encode("latin-1"), "--encoding latin-1 reads it as Latin-1"),
         ("in.csv", b"prompt,b\nx,y,z\n", "Put a cell that holds the separator into double quotes"),
     ],
     ids=["gzip", "zip", "spreadsheet", "latin-1", "separator"],
@@ -242,3 +242,62 @@ def test_an_option_that_cannot_take_effect_is_refused_by_its_name(bench: Any, ar
 def test_an_option_of_jobs_that_cannot_take_effect_is_refused(bench: Any, arguments: list[str], said: str) -> None:
     refused = bench.jobs(*arguments)
     assert (refused.returncode, said in refused.stderr) == (2, True), refused.stderr
+
+
+def test_a_missing_file_is_answered_with_the_nearest_name(bench: Any) -> None:
+    bench.prompts(1)
+    right, bench.input = bench.input, bench.path / "inn.jsonl"
+    assert f"Did you mean {right}?" in bench.fail()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "in.csv has no header"),
+        ("\n1,a\n", "in.csv has no header"),
+        ('id,"prompt\n1,a\n2,b\n', "The header of in.csv opens a quote that is not closed"),
+        ("id,question\n1,a\n", "no column `prompt`"),
+    ],
+)
+def test_a_table_that_cannot_be_asked_leaves_no_job(bench: Any, text: str, said: str) -> None:
+    bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
+    bench.input.write_text(text)
+    assert said in bench.fail()
+    assert not bench.folder.path.exists()
+
+
+def test_a_header_over_two_lines_is_one(bench: Any) -> None:
+    bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
+    bench.input.write_text('id,prompt,"a\nb"\n1,hello,x\n')
+    assert bench.succeed()["done"] == 1
+
+
+def test_a_template_that_no_row_can_fill_leaves_no_job(bench: Any) -> None:
+    bench.write([{"text": "a"}])
+    assert "did you mean text?" in bench.fail("--prompt", "Say {{txt}}")
+    assert not bench.folder.path.exists()
+
+
+def test_a_model_that_is_not_there_leaves_no_job(bench: Any) -> None:
+    bench.prompts(1)
+    bench.upstream.reply = status(404, "The model `m` does not exist", code="model_not_found")
+    assert bench.fail("--quiet", code=1).startswith("error: ")
+    assert (bench.folder.path.exists(), bench.jobs().stdout) == (False, "")
+
+
+def test_a_file_in_latin_1_is_reported_before_the_first_request_and_read_with_its_encoding(bench: Any) -> None:
+    bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
+    bench.input.write_bytes("id,prompt\n1,tea\n2,caf\xe9\n".encode("latin-1"))
+    said = bench.fail()
+    assert "a row is in another encoding, the first in line 3; --encoding latin-1 reads it as Latin-1" in said
+    assert (bench.folder.path.exists(), bench.upstream.seen) == (False, [])
+    bench.succeed("--encoding", "latin-1")
+    assert "2,caf\xe9,echo: caf\xe9" in bench.output.read_text(encoding="utf-8")
+    assert "'lattin' is no encoding" in bench.fail("--encoding", "lattin")
+
+
+def test_a_row_that_is_not_utf8_fails_alone_where_others_are(bench: Any) -> None:
+    bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
+    bench.input.write_bytes(b"id,prompt\n1,caf\xc3\xa9\n2,caf\xe9\n")
+    assert "prompt is not UTF-8 text (line 3)" in bench.fail(code=1)
+    assert len(bench.upstream.seen) == 1

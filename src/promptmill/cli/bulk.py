@@ -21,14 +21,14 @@ from promptmill.backends import registry
 from promptmill.cli import options
 from promptmill.cli.job_display import print_status, progress_display
 from promptmill.cli.options import Parser, add_shared, amount, at_least_one, is_url, text_of
-from promptmill.cli.terminal import say
+from promptmill.cli.terminal import complain, say
 from promptmill.cluster.ray_cluster import RayCluster
 from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error, redact
 from promptmill.core.money import dollars
 from promptmill.core.wording import counted
-from promptmill.jobs.manage import detached
+from promptmill.jobs.manage import detached, prune
 from promptmill.jobs.run import admission
 from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.partial_output import LiveOutput
@@ -47,6 +47,9 @@ _TIERS = ("default", "flex", "priority")
 _AGAIN = ("failed", "truncated", "all")
 _OF_THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
 _SAID_EVERY_S = 10.0
+# A new job that ends so is removed, unless it has one of `_KEPT`: a typo leaves nothing.
+_TYPOS = frozenset({Code.INVALID_CONFIG, Code.INVALID_INPUT, Code.MISSING_DEPENDENCY, Code.NOT_FOUND})
+_KEPT = ("done", "prompt_tokens", "cost", "cost_set_aside")
 OK, SOME_FAILED, USAGE, TRY_AGAIN, TERMINATED = 0, 1, 2, 75, 143
 
 
@@ -63,6 +66,9 @@ def add_options(bulk: Parser) -> None:
         "output", metavar="OUTPUT", help="written atomically when all rows are done, in input order; or -"
     )
     bulk.add_argument("--input-format", default="", metavar="NAME", help="of stdin, unless it is JSON: txt, csv.gz, …")
+    bulk.add_argument(
+        "--encoding", type=_encoding, metavar="NAME", help="of CSV, TSV and text, if not UTF-8: latin-1, cp1252, …"
+    )
     bulk.add_argument("--output-format", default="", metavar="NAME", help="on stdout: jsonl, json, csv, …")
     asked = bulk.add_mutually_exclusive_group()
     asked.add_argument("--prompt", metavar="TEXT", help="what to ask of each row, such as 'Classify: {{text}}'")
@@ -101,6 +107,14 @@ def add_options(bulk: Parser) -> None:
     bulk.set_defaults(command=_run)
 
 
+def _encoding(text: str) -> str:
+    try:
+        "".encode(text)
+    except (LookupError, ValueError):
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is no encoding; use latin-1, cp1252, utf-16, …") from None
+    return text
+
+
 def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     if any(map(is_url, [*arguments.input, arguments.output])):
         return _run_urls(arguments, configuration)
@@ -118,6 +132,7 @@ def _run_files(arguments: argparse.Namespace, configuration: Configuration) -> i
         more=[path.absolute() for path in inputs[1:]],
         output=output,
         urls=getattr(arguments, "urls", {}),
+        encoding=arguments.encoding,
         prompt_template=_template(arguments),
         prompt_column=arguments.prompt_column,
         answer_column=arguments.answer_column,
@@ -223,7 +238,8 @@ def run(
     Returns 0 when all rows are answered, 1 when not, 75 when it stopped and the same command may help later.
     """
     configuration, as_json, on_stderr = _decided(configuration), arguments.json, live is not None
-    job = admission.admit(order, configuration.plan, JobFolders.from_environ(), fixed=fixed)
+    folders = JobFolders.from_environ()
+    job = admission.admit(order, configuration.plan, folders, fixed=fixed)
     try:
         about = status.read(job.folder)
         if job.finished:
@@ -242,15 +258,22 @@ def run(
             raise
         if error is not None:
             found = found | {"reason": _reason(error, arguments, configuration)}
-        told = about | found | {"alive": False}
-        print_status(
-            told, job.folder, order, as_json=as_json, on_stderr=on_stderr, again=error is None or error.retryable
-        )
+        is_kept = error is None or error.code not in _TYPOS or job.before is not None
+        is_kept = is_kept or any(found.get(name) for name in _KEPT)
+        if not is_kept:
+            job.folder.close()
+            folders.unregister(job.folder)
+            prune.remove(job.folder)
+        if is_kept or as_json:
+            told, again = about | found | {"alive": False}, error is None or error.retryable
+            print_status(told, job.folder, order, as_json=as_json, on_stderr=on_stderr, again=again)
+        else:
+            complain(found["reason"])
     finally:
         job.close()
     if terminated:
         return TERMINATED
-    if error is not None and error.code in {Code.INVALID_CONFIG, Code.INVALID_INPUT, Code.MISSING_DEPENDENCY}:
+    if error is not None and error.code in _TYPOS - {Code.NOT_FOUND}:
         return USAGE
     if error is not None and error.retryable:
         return TRY_AGAIN
@@ -375,7 +398,7 @@ def _run_urls(arguments: argparse.Namespace, configuration: Configuration) -> in
     except PromptmillError as error:
         if error.code is not Code.STORAGE:
             raise
-        print(f"promptmill: {error}", file=sys.stderr)
+        complain(str(error))
         return TRY_AGAIN
     if output is None:
         return _run_files(arguments, configuration)
@@ -388,7 +411,7 @@ def _run_urls(arguments: argparse.Namespace, configuration: Configuration) -> in
         with _patient(redact(str(output.url)), tell):
             output.deliver(tell)
     except PromptmillError as error:
-        print(f"promptmill: {error} The same command writes it again.", file=sys.stderr)
+        complain(f"{error} The same command writes it again.")
         return TRY_AGAIN
     return code
 

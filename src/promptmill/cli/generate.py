@@ -18,7 +18,7 @@ import orjson
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call
 from promptmill.cli.options import Parser, add_answer_form, add_shared, stdin_text
-from promptmill.cli.terminal import say
+from promptmill.cli.terminal import complain, say
 from promptmill.config.loading import Configuration
 from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.errors import Code, PromptmillError, config_error, without_controls
@@ -182,7 +182,7 @@ def generate(
         for warning in (*stats.warnings, *_empty(outcomes), *_cut(outcomes)):
             say(f"promptmill: {warning}", sys.stderr, wrap=True)
         if failed := list_call.summary(outcomes):
-            say(f"promptmill: {failed}", sys.stderr, wrap=True)
+            complain(failed)
             first = next(outcome.error for outcome in outcomes if isinstance(outcome, Failure))
             if meant := runtime.run(choosing.meant_model(configuration.plan, first, "--model NAME")):
                 say(f"promptmill: {meant}", sys.stderr, wrap=True)
@@ -212,7 +212,7 @@ def _write(write: Callable[[TextIO], None], output: Path | None) -> bool:
             write(target)
         return True
     except OSError as error:
-        say(f"promptmill: --output: {output} cannot be written: {error.strerror}. Here are the answers:", sys.stderr)
+        complain(f"--output: {output} cannot be written: {error.strerror}. Here are the answers:")
         write(sys.stdout)
         return False
 

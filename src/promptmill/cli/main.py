@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from promptmill import __version__
 from promptmill.cli.options import Parser, configuration_of, option_of
-from promptmill.cli.terminal import LostOutputError, flush, say
+from promptmill.cli.terminal import LostOutputError, complain, flush, say
 from promptmill.core.errors import PromptmillError
 from promptmill.core.wording import close_matches
 
@@ -65,18 +65,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         flush(sys.stdout)
         return code
     except PromptmillError as error:
-        say(f"promptmill: {error.worded(option_of)}", sys.stderr, wrap=True)
+        complain(error.worded(option_of))
         return USAGE
     except (BrokenPipeError, LostOutputError) as error:  # the reader, such as `head`, has ended; or the disk is full
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, LostOutputError):
-            say(f"promptmill: {error}", sys.stderr, wrap=True)
+            complain(str(error))
         return SOME_FAILED
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
         name = os.fspath(error.filename or "")  # any argument or setting
-        say(f"promptmill: {name[:60]}… is longer than the name of a file can be; shorten it.", sys.stderr, wrap=True)
+        complain(f"{name[:60]}… is longer than the name of a file can be; shorten it.")
         return USAGE
     except KeyboardInterrupt:
         return 130

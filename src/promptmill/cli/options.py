@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from promptmill.cli.terminal import complain
 from promptmill.config.backends import BACKENDS
 from promptmill.core.errors import Code, Named, PromptmillError, argument_name, config_error, looks_like_key, redact
 from promptmill.core.wording import close_matches
@@ -103,7 +104,8 @@ class Parser(argparse.ArgumentParser):
         return self._option_string_actions
 
     def _leave(self, message: str) -> NoReturn:
-        self.exit(2, f"promptmill: {message}\n`{self.prog} --help` lists what there is.\n")
+        complain(message)
+        self.exit(2, f"`{self.prog} --help` lists what there is.\n")
 
     def _refuse_unknown(self, words: Sequence[str]) -> NoReturn:
         """Leave because of `words` that no argument takes. The values of options are not shown: one may be a key."""
@@ -385,6 +387,8 @@ def _with_other_ways(
     here = choosing.local_engine()
     if here != plan.backend and choosing.is_installed(here):
         ways.append(f"--backend {here}, which is installed here")
+    chosen = f"{chose} says {plan.backend}; instead: {', '.join(ways[:-1])} or {ways[-1]}."
+    if error.hint.startswith("Run: "):  # a command is the last line
+        return PromptmillError(error.code, error.parts, (f"{chosen} ", *error.remedy))
     end = "" if error.hint.endswith(".") else "."
-    chosen = f"{end} {chose} says {plan.backend}; instead: {', '.join(ways[:-1])} or {ways[-1]}."
-    return PromptmillError(error.code, error.parts, (*error.remedy, chosen))
+    return PromptmillError(error.code, error.parts, (*error.remedy, f"{end} {chosen}"))

@@ -13,6 +13,8 @@ from typing import TextIO
 from promptmill.core.errors import without_controls
 
 _COLUMNS = 80
+_RUN = " Run: "  # precedes a command at the end of an error
+_RED, _PLAIN = "\x1b[1;31m", "\x1b[0m"
 _LABEL = re.compile(r" *(\S+ {2,})?")
 
 
@@ -31,6 +33,18 @@ def say(text: str, stream: TextIO | None = None, *, wrap: bool = False) -> None:
         text = wrapped(text, columns(stream)) if wrap else text
     with _lost_in_words(stream):
         stream.write(text + "\n")
+
+
+def complain(text: str) -> None:
+    """Write an error to stderr: `error:`, in red on a terminal, and the command that helps on a line of its own."""
+    stream = sys.stderr
+    problem, run, command = f"error: {text}".partition(_RUN)
+    if stream.isatty():
+        shown = wrapped(without_controls(problem), columns(stream))
+        problem = shown if os.environ.get("NO_COLOR") else shown.replace("error:", f"{_RED}error:{_PLAIN}", 1)
+    if run:  # not broken, so that it can be copied
+        problem += f"{_RUN.rstrip()}\n  {without_controls(command)}"
+    stream.write(f"{problem}\n")
 
 
 def flush(stream: TextIO) -> None:

@@ -214,8 +214,8 @@ def _require_hub() -> None:
         raise PromptmillError(
             Code.MISSING_DEPENDENCY,
             "Models of the hub need huggingface_hub, which is not installed.",
-            f"Run: {command_for_package('huggingface_hub')}; or give the path of a model on this machine's disk, or "
-            f"{embedded_model.NAME}, which needs no hub.",
+            f"Install it, or give the path of a model on this machine's disk, or {embedded_model.NAME}, which needs no "
+            f"hub. Run: {command_for_package('huggingface_hub')}",
         )
 
 

@@ -13,7 +13,7 @@ import re
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -22,7 +22,8 @@ from urllib.parse import unquote
 
 from promptmill.backends import rows
 from promptmill.backends.batch_lines import is_batch
-from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.errors import Code, Named, OrderError, PromptmillError, input_error
+from promptmill.core.wording import close_matches
 from promptmill.jobs.files.disk import RandomFile, why
 from promptmill.system.installation import adding
 from promptmill.system.safe_open import NoFileError, OutsideError, real_path
@@ -156,9 +157,10 @@ def _partitions(folders: Sequence[str]) -> Mapping[str, str]:
 class InputFiles:
     """Files that are open for reading by any thread; several are read as one, in their order."""
 
-    def __init__(self, parts: Sequence[Part]) -> None:
-        """Open them. Raises what `RandomFile.given` raises."""
+    def __init__(self, parts: Sequence[Part], encoding: str | None = None) -> None:
+        """Open them; `encoding` is that of their text, None for UTF-8. Raises what `RandomFile.given` raises."""
         self.parts = tuple(parts)
+        self.encoding = encoding
         self._current = (0, RandomFile.given(parts[0].path))  # of many, one is kept open
         self._sizes = [self._current[1].stamp()[0]] if len(parts) == 1 else [stat.st_size for stat in self._stats()]
 
@@ -235,18 +237,28 @@ class InputFiles:
         return [part.path.stat() for part in self.parts]
 
 
-def opened(parts: Sequence[Part], *, known: bool) -> InputFiles:
+def opened(parts: Sequence[Part], *, known: bool, encoding: str | None = None) -> InputFiles:
     """Open the files of the input; `known`: an earlier run of the job read them. Raises `PromptmillError`."""
     source = parts[0].path
     try:
-        return InputFiles(parts)
+        return InputFiles(parts, encoding)
     except (NoFileError, OutsideError):  # outside: the path has just become a link
         raise input_error(f"{source} is not a regular file.") from None
     except FileNotFoundError as error:
+        missing = Path(error.filename or source)
         gone = "The answers so far are kept; put it back and run the job again." if known else "Check the path."
-        raise input_error(f"There is no input file {error.filename or source}. {gone}") from None
+        raise input_error(f"There is no input file {missing}. {_nearest(missing) or gone}") from None
     except OSError as error:
         raise input_error(f"{source} cannot be read: {why(error)}.") from None
+
+
+def _nearest(missing: Path) -> str:
+    """Return a hint with the file of rows whose name is nearest to that of a missing one."""
+    with suppress(OSError):
+        names = [path.name for path in missing.parent.iterdir() if _is_known(path)]
+        if near := close_matches(missing.name, names, n=1):
+            return f"Did you mean {missing.with_name(near[0])}?"
+    return ""
 
 
 def _is_known(path: Path) -> bool:
@@ -294,7 +306,12 @@ def format_of_input(files: InputFiles) -> str:
     path = files.parts[0].path
     with files.stream() as stream:
         start = stream.read(4)
-    if start[:2] in {codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE}:  # as `>` of some shells writes
+    if files.encoding is not None and kind not in CELLS:
+        raise OrderError(Named("encoding"), f" goes with {', '.join(sorted(CELLS))} files; {kind} has its own.")
+    if files.encoding is None and start[:2] in {
+        codecs.BOM_UTF16_LE,
+        codecs.BOM_UTF16_BE,
+    }:  # as `>` of some shells writes
         raise input_error(f"The input file {path.name} is UTF-16 text; save it as UTF-8.")
     if kind != "parquet" and (found := next((what for sign, what in _SIGNS.items() if start.startswith(sign)), None)):
         raise input_error(f"The input file {path.name} is {found.format(path.name)}.")

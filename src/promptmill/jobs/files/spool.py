@@ -34,6 +34,7 @@ _PROMPTS = frozenset({"prompt", "messages"})
 # Usual names of the field with the prompt; errors suggest the first one that the rows have.
 _USUAL = ("question", "text", "input", "query", "instruction", "content", "user", "request")
 _BLOCK = 1 << 20
+_NOT_UTF8 = "is not UTF-8 text."
 _SPACE = " \t\r\n"
 
 
@@ -84,7 +85,28 @@ def spool(
     return count
 
 
-def check_first_rows(file: InputFiles, prompt_column: str | None) -> None:
+def check_columns(
+    files: InputFiles,
+    input_format: str,
+    *,
+    prompt_column: str | None,
+    prompt_template: str | None,
+    row_settings: bool,
+) -> None:
+    """Raise `PromptmillError` (`invalid_input`) if the input lacks a column of the prompt."""
+    read = NAMES if row_settings else CONTENT
+    template = None if prompt_template is None else PromptTemplate(prompt_template, read)
+    if input_format in row_files.CELLS:
+        _prompt_columns(CellTable(files, input_format).header, prompt_column, template, read)
+    elif input_format == "parquet":
+        _prompt_columns(ParquetTable(files).schema.names, prompt_column, template, read)
+    elif template is None:
+        _check_first_rows(files, prompt_column)
+    elif names := {name for row in row_files.first_objects(files) for name in row}:
+        template.check(names)
+
+
+def _check_first_rows(file: InputFiles, prompt_column: str | None) -> None:
     """Raise `PromptmillError` (`invalid_input`) if no row of a file of JSON lines has a prompt.
 
     Only the first rows are read: one row without a prompt is that row's failure.
@@ -148,7 +170,8 @@ def _prompt_columns(
         raise input_error(f"The input has two columns `{min(twice)}`; rename one of them.")
     if not {"prompt", "messages"} & set(meant):
         if not all(map(is_utf8, names)):
-            raise input_error(f"The first line of the input is not UTF-8 text. {rows.AS_UTF8}")
+            latin = Named("encoding", "latin-1", ", or add {}")
+            raise OrderError(f"The first line of the input is not UTF-8 text. {rows.AS_UTF8}", latin, ".")
         column = Named("prompt_column", text=" {} names the one with the prompts.")
         raise OrderError(f"The input has no column `prompt` or `messages`; its columns: {_list_names(names)}.", column)
     return sorted(asked, key=itemgetter(1))  # moved columns leave the question as it is
@@ -163,15 +186,28 @@ def _cell_lines(
 ) -> Iterator[bytes]:
     """Yield the lines of a table. `given`: the size of its files in bytes."""
     asked = _prompt_columns(table.header, prompt_column, template, read)
-    size = 0
+    size = wrong = first = 0
     for row in table.rows():
         found = _cell_row(row, asked, prompt_column) if template is None else _written_out(row, asked, template)
         if isinstance(found, str):
+            if _NOT_UTF8 in found:
+                first, wrong = first or row.line, wrong + 1
             found = {rows.PROBLEM: _placed(found, row.line)}
+        question = orjson.dumps(found)
+        if not table.is_utf8 and rows.PROBLEM not in found:
+            table.is_utf8 = not question.isascii()
         kept = _kept(row, asked, found)
         size += len(kept)
         row_files.check_ratio(size // _QUOTES, given)  # a row gets an empty cell for each column of the other files
-        yield rows.with_row(orjson.dumps(found), kept)
+        yield rows.with_row(question, kept)
+    if wrong and not table.is_utf8:
+        count = "a row is" if wrong == 1 else f"{wrong:,} rows are"
+        raise OrderError(
+            f"The input is not UTF-8 text: {count} in another encoding, the first in line {first}",
+            Named("encoding", "latin-1", "; {} reads it as Latin-1"),
+            Named("encoding", "utf-8", "; with {} such a row is a failure"),
+            ".",
+        )
 
 
 def _placed(problem: str, line: int) -> str:
@@ -210,7 +246,7 @@ def _cell_row(found: CellRow, asked: list[tuple[int, str]], prompt_column: str |
     for at, name in asked:
         text = found.cells[at]
         if not is_utf8(text):
-            return f"{name} is not UTF-8 text. {rows.AS_UTF8}"
+            return f"{name} {_NOT_UTF8} {rows.AS_UTF8}"
         if name == "prompt" and prompt_column is not None and (what := rows.emptiness(text)):
             return {rows.EMPTY: f"its {prompt_column} is {what}."}
         if not text and (name != "prompt" or any(other == "messages" for _, other in asked)):
@@ -231,7 +267,7 @@ def _written_out(found: CellRow, asked: list[tuple[int, str]], template: PromptT
         return found.problem
     texts = {name: found.cells[at] for at, name in asked}
     if wrong := next((name for name, text in texts.items() if not is_utf8(text)), None):
-        return f"{readable(wrong)} is not UTF-8 text. {rows.AS_UTF8}"
+        return f"{readable(wrong)} {_NOT_UTF8} {rows.AS_UTF8}"
     settings = [(at, name) for at, name in asked if name in template.read - _PROMPTS]
     own = _cell_row(found, sorted(settings, key=itemgetter(1)))
     if isinstance(own, str):

@@ -5,6 +5,7 @@ Bytes that are not UTF-8 are carried through cells unchanged.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import itertools
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from promptmill.core.errors import input_error
+from promptmill.core.errors import Named, OrderError, input_error
 from promptmill.jobs.files import row_files
 from promptmill.jobs.files.disk import LONGEST_LINE, TOO_LONG
 from promptmill.jobs.files.row_files import InputFiles, Part
@@ -29,6 +30,7 @@ _QUOTED = re.compile(r'"(?:[^"]|"")*("|$)')  # a delimiter inside separates noth
 _MOST_LINES = 10_000
 _MOST_DOUBTFUL_LINES = 32
 _MOST_COLUMNS = 100_000
+_UNCLOSED = "opens a quote that is not closed"
 _MAGIC = b"PAR1"
 _MOST_ROWS = 4096
 _BATCH_BYTES = 1 << 20
@@ -58,10 +60,15 @@ class CellTable:
         self._files = files
         self._kind = kind
         self.delimiter = "\t" if kind == "tsv" else ","
+        self.is_utf8 = files.encoding is not None
+        """Whether some text showed that it is UTF-8, or the user says which encoding it has."""
         self._headers: list[list[str]] = []
         for at in reversed(range(len(files.parts))):  # the first file's delimiter is the table's
             with files.stream(at) as stream:
-                self._headers.insert(0, self._header(_text(stream)))
+                header = self._header(_text(stream, files.encoding), files.parts[at].path.name)
+                self._headers.insert(0, header)
+        if not any(self._headers):
+            raise input_error(f"{files.parts[0].path.name} has no header: its first line, with the columns, is empty.")
         self.header = list(self._headers[0])
         known = set(self.header)
         for header, part in zip(self._headers, files.parts, strict=True):
@@ -76,7 +83,7 @@ class CellTable:
             header, places = self._headers[at], _places(self._headers[at], part, self.header)
             brought = {name: value for name, value in part.columns.items() if name not in header}
             with self._files.stream(at) as stream:
-                for row in self._part(_text(stream), len(header)):
+                for row in self._part(_text(stream, self._files.encoding), len(header)):
                     yield row if places is None else self._fitted(row, places, brought)
 
     def _fitted(self, row: CellRow, places: list[int | None], brought: Mapping[str, str]) -> CellRow:
@@ -87,14 +94,17 @@ class CellTable:
         ]
         return CellRow(cells, row.line, row.problem, row.surplus)
 
-    def _header(self, text: Iterator[str]) -> list[str]:
+    def _header(self, text: Iterator[str], name: str) -> list[str]:
         if self._kind == "txt":
             return ["prompt"]
-        self.delimiter, lines = self._delimited(text)
+        self.delimiter, found = self._delimited(text)
+        lines = _Record(found)
         try:
-            return next(csv.reader(lines, delimiter=self.delimiter), [])
+            return next(csv.reader(lines, delimiter=self.delimiter, strict=True), [])
         except csv.Error as error:
-            raise input_error(f"The input is not a valid CSV file: {error}.") from None
+            if lines.taken > 1:
+                raise input_error(f"The header of {name} {_quote_problem(error, lines.taken)}.") from None
+            return next(csv.reader([lines.only_first()], delimiter=self.delimiter))
 
     def _delimited(self, text: Iterator[str]) -> tuple[str, Iterator[str]]:
         """Return the delimiter, guessed from the first line, and all lines."""
@@ -121,16 +131,23 @@ class CellTable:
             except StopIteration:
                 return
             except csv.Error as error:
+                taken = lines.taken
                 line = lines.only_first()
                 cells = line.rstrip("\r\n").split(delimiter)
                 if self._kind == "csv" or len(cells) != width:  # in TSV a quote may be an ordinary letter
-                    problem = f"has a quote that does not belong there: {error}"
+                    problem = _quote_problem(error, taken)
                     yield CellRow(cells[:width], lines.number, problem, tuple(cells[width:]))
                     continue
             if not cells:
                 continue
             problem = "" if len(cells) == width else _wrong_width(len(cells), width)
             yield CellRow(cells[:width], lines.number, problem, tuple(cells[width:]))
+
+
+def _quote_problem(error: csv.Error, lines: int) -> str:
+    """Return the problem of a misplaced quote in a row of so many lines."""
+    never = lines > 1 or "end of data" in str(error)
+    return _UNCLOSED if never and TOO_LONG not in str(error) else f"has a quote that does not belong there: {error}"
 
 
 def _wrong_width(cells: int, width: int) -> str:
@@ -160,10 +177,15 @@ class _Record:
         self.number += 1
         self._size += len(line)
         if len(self._taken) > self._most:
-            raise csv.Error("it is never closed")
+            raise csv.Error(_UNCLOSED)
         if self._size > LONGEST_LINE:
             raise csv.Error(f"the cell {TOO_LONG}")
         return line
+
+    @property
+    def taken(self) -> int:
+        """The number of lines of the record so far."""
+        return len(self._taken)
 
     def begin(self) -> None:
         """Start a record."""
@@ -199,14 +221,23 @@ def distinct(names: Sequence[str]) -> list[str]:
     return list(found)
 
 
-def _text(stream: IO[bytes]) -> Iterator[str]:
-    """Yield the lines of a table. Raises `PromptmillError` (`invalid_input`) for a line above `LONGEST_LINE`."""
-    text, number = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline=""), 0
-    while line := text.readline(LONGEST_LINE + 1):
-        number += 1
-        if len(line) > LONGEST_LINE:
-            raise input_error(f"Line {number} of the input {TOO_LONG}; no table has such a line.")
-        yield line
+def _text(stream: IO[bytes], encoding: str | None) -> Iterator[str]:
+    """Yield the lines of a table.
+
+    Raises `PromptmillError` (`invalid_input`) for a line above `LONGEST_LINE`, and for text in another `encoding`.
+    """
+    is_utf8 = encoding is None or codecs.lookup(encoding).name == "utf-8"
+    named, errors = ("utf-8-sig", "surrogateescape") if is_utf8 else (encoding, "strict")
+    text, number = io.TextIOWrapper(stream, encoding=named, errors=errors, newline=""), 0
+    try:
+        while line := text.readline(LONGEST_LINE + 1):
+            number += 1
+            if len(line) > LONGEST_LINE:
+                raise input_error(f"Line {number} of the input {TOO_LONG}; no table has such a line.")
+            yield line
+    except UnicodeError as error:
+        said = f" is not that of the input: {error}, after line {number}."
+        raise OrderError(Named("encoding", encoding), said) from None
 
 
 def is_utf8(text: str) -> bool:

@@ -174,6 +174,7 @@ def _call_of(
     *,
     prompt: str | None = None,
     prompt_column: str | None = None,
+    encoding: str | None = None,
     answer_column: str = "answer",
     row_settings: bool = False,
     skip_empty: bool = False,

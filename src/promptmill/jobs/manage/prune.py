@@ -67,7 +67,7 @@ def _is_forgotten(folder: Folder, before: float, *, unfinished: bool) -> bool:
     try:
         if _last_change(folder.path) > before:
             return False
-        _remove(folder)
+        remove(folder)
     finally:
         lock.release()
     if sys.platform == "win32":
@@ -86,7 +86,7 @@ def _is_done(folder: Folder) -> bool:
     return is_whole and status.read(folder)["state"] == status.FINISHED
 
 
-def _remove(folder: Folder) -> None:
+def remove(folder: Folder) -> None:
     """Remove all of the job; the caller holds its lock, so no process begins it before it is gone."""
     if (spec := folder.spec) is not None:
         merge.discard(spec.output, spec.job_id)

@@ -43,7 +43,7 @@ _OF_THE_JOB = (
     *("settings", "kept", "changed", "round", "again", "to_bind"),
 )
 """Fields of the job that an order does not change."""
-_OF_LINES = ("input_format", "spooled", "prompt_column", "prompt_template", "rows_set")
+_OF_LINES = ("input_format", "encoding", "spooled", "prompt_column", "prompt_template", "rows_set")
 """Fields that decide which line a row becomes, and the question of the line."""
 _OF_ROWS = " goes with rows, not with a file of whole requests."
 _FOREIGN = "Its owner could read or change the answers: remove it, or name another output."
@@ -122,7 +122,7 @@ def admit(
     row_files.format_by_suffix(order.whole_output, "output file")
     row_files.check_installed(order.whole_output, *(part.path for part in parts))
     with contextlib.ExitStack() as opened:
-        file = row_files.opened(parts, known=folder.spec is not None)
+        file = row_files.opened(parts, known=folder.spec is not None, encoding=order.encoding)
         opened.callback(file.close)
         try:
             wanted = _spec(folder, (source, target), file, plan, order, job_id=folders.id_of(folder))
@@ -253,9 +253,16 @@ def _spec(
         if input_format in WHOLE_REQUESTS:
             raise OrderError(Named("prompt_template"), _OF_ROWS)
         PromptTemplate(order.prompt_template)
-    elif input_format == "jsonl" and is_direct:
-        spool.check_first_rows(file, order.prompt_column)
     output_format = row_files.format_of_output(order.whole_output, input_format)
+    is_asked = folder.spec is None or (order.prompt_template is None and input_format == "jsonl")
+    if is_asked and (input_format in row_files.TABLES or (input_format == "jsonl" and is_direct)):
+        spool.check_columns(
+            file,
+            input_format,
+            prompt_column=order.prompt_column,
+            prompt_template=order.prompt_template,
+            row_settings=order.rows_set,
+        )
     size, mtime_ns = file.stamp()
     settings = fingerprint(plan, order.system_prompt, input_format)
     settings["prompt_template"] = digest(order.prompt_template)
@@ -273,6 +280,7 @@ def _spec(
         prompt_column=order.prompt_column,
         prompt_template=order.prompt_template,
         answer_column=order.answer_column,
+        encoding=order.encoding,
         rows_set=order.rows_set,
         skip_empty=order.skip_empty,
         shard=order.shard,

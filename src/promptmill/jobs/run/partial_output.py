@@ -167,7 +167,7 @@ def export(folder: Folder, target: Path, *, failures: bool) -> int:
         raise input_error(f"{target} exists; name another file.")
     output_format = row_files.format_of_output(target, spec.input_format)
     row_files.check_installed(target, *(part.path for part in spec.parts))
-    file = row_files.opened(spec.parts, known=True)
+    file = row_files.opened(spec.parts, known=True, encoding=spec.encoding)
     try:
         if file.stamp()[0] < spec.size or spec.to_bind == "questions":
             raise admission.changed_while_running(spec)

@@ -102,7 +102,7 @@ def join(
     spec = parts[0][1]
     try:
         with contextlib.ExitStack() as opened:
-            files = row_files.opened(spec.parts, known=True)
+            files = row_files.opened(spec.parts, known=True, encoding=spec.encoding)
             opened.callback(files.close)
             _check_input(files, spec)
             stores = [opened.enter_context(folder.reading()) for folder, _ in parts]

@@ -41,7 +41,7 @@ def check(plan: ResolvedConfig, order: JobRequest, may_name: frozenset[str] | No
         admission.check_name(path.absolute())
     admission.check_name(target, is_output=True)
     parts = row_files.find([order.input, *order.more], target)
-    file = row_files.opened(parts, known=False)
+    file = row_files.opened(parts, known=False, encoding=order.encoding)
     try:
         input_format = row_files.format_of_input(file)
         row_files.format_of_output(target, input_format)

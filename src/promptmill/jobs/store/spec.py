@@ -65,6 +65,8 @@ class JobRequest(BaseModel):
     output: Path
     prompt_template: str | None = None
     """The prompt of each row, with fields of the row in double braces."""
+    encoding: str | None = None
+    """The encoding of CSV, TSV or text, such as `latin-1`; None for UTF-8, which is checked."""
     prompt_column: str | None = None
     """The field with the prompt, if its name is not `prompt`."""
     system_prompt: str = ""
@@ -149,6 +151,7 @@ class JobSpec(BaseModel):
     files: list[Part] = []
     """Those of the input where it is a folder, a pattern or several paths; else `input` is the only one."""
     input_format: str
+    encoding: str | None = None
     output_format: str
     spooled: bool = False
     """Whether its rows are written as lines first, see `spool`."""

@@ -89,8 +89,8 @@ def check_gguf(*, on_cpu: bool) -> None:
         raise PromptmillError(
             Code.MISSING_DEPENDENCY,
             "vLLM reads GGUF files only with its plugin vllm-gguf-plugin, which is not installed.",
-            "Run: pip install vllm-gguf-plugin, or use `backend: hf`, which reads them without, or the folder of the "
-            "model in transformers' format.",
+            "Install it, or use `backend: hf`, which reads them without, or the folder of the model in transformers' "
+            "format. Run: pip install vllm-gguf-plugin",
         )
 
 
