@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -12,7 +13,6 @@ import sys
 import tempfile
 import time
 from functools import partial
-from itertools import product
 from typing import Any
 
 import psutil
@@ -263,7 +263,7 @@ posix = pytest.mark.skipif(sys.platform == "win32", reason="signals as POSIX has
 
 @posix
 @pytest.mark.parametrize(
-    ("how", "state"), everyday(product(CODES, ["idle", "busy"]), ("EOF", "idle"), ("SIGTERM", "busy"))
+    ("how", "state"), everyday(itertools.product(CODES, ["idle", "busy"]), ("EOF", "idle"), ("SIGTERM", "busy"))
 )
 def test_it_leaves_an_endpoint_at_once(config, upstream, how, state):
     upstream.reply = hang()
@@ -364,6 +364,22 @@ def test_a_signal_leaves_a_large_answer_to_a_client_that_reads_slowly(config, up
     assert json.loads(read.splitlines()[-1])["result"]["structuredContent"] == {"ans_ls": ["x" * 3_000_000]}
 
 
+@posix
+def test_a_second_signal_waits_for_no_client(config, upstream):
+    with _writing_a_large_answer(config, upstream) as server:
+        read = 0
+        server.terminate()
+        for number in itertools.count():
+            if not (piece := server.stdout.read1(16 << 10)):
+                break
+            read += len(piece)
+            if number == 5:
+                server.terminate()
+            time.sleep(0.05)
+        assert server.wait(PATIENCE_S) == CODES["SIGTERM"]
+    assert read < 3_000_000
+
+
 async def test_a_short_message_does_not_show_that_the_client_reads():
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb"), os.fdopen(writing, "wb"):
@@ -427,7 +443,12 @@ def _is_generating(server, call="p"):
 @pytest.mark.engine
 @pytest.mark.parametrize(
     ("how", "state"),
-    everyday(product(CODES, ["loading", "busy", "idle"]), ("SIGKILL", "busy"), ("SIGTERM", "loading"), ("EOF", "idle")),
+    everyday(
+        itertools.product(CODES, ["loading", "busy", "idle"]),
+        ("SIGKILL", "busy"),
+        ("SIGTERM", "loading"),
+        ("EOF", "idle"),
+    ),
 )
 @pytest.mark.thorough
 def test_it_leaves_no_engine_behind(engine, how, state):

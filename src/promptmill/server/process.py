@@ -79,7 +79,8 @@ async def _serve_stdio(
     until = loop.time() + _CLOSE_S
     # running calls return their answers so far when the service closes
     answered = asyncio.ensure_future(stdio.last_answers(_CLOSE_S))
-    await asyncio.wait({serving, answered}, return_when=asyncio.FIRST_COMPLETED)
+    hurried = asyncio.ensure_future(signals.wait_for_another())
+    await asyncio.wait({serving, answered, hurried}, return_when=asyncio.FIRST_COMPLETED)
     stdio.hang_up()
     serving.cancel()  # this cancels all calls
     await asyncio.wait({serving, closing}, timeout=max(0.0, until - loop.time()) + _LAST_WORDS_S / 2)
@@ -146,7 +147,7 @@ class _Signals:
 
     def __init__(self) -> None:
         self.received: list[int] = []
-        self._stop = asyncio.Event()
+        self._stop, self._hurry = asyncio.Event(), asyncio.Event()
         loop = asyncio.get_running_loop()
         for name in _ENDING_SIGNALS:
             number = getattr(signal, name, None)
@@ -159,7 +160,7 @@ class _Signals:
 
     def _note(self, number: int) -> None:
         self.received.append(number)
-        self._stop.set()
+        (self._hurry if self._stop.is_set() else self._stop).set()
 
     async def wait_for_one_or(self, serving: asyncio.Future[None]) -> None:
         """Wait until a signal has arrived or `serving` is done."""
@@ -167,3 +168,7 @@ class _Signals:
         either: set[asyncio.Future[Any]] = {serving, stopped}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
+
+    async def wait_for_another(self) -> None:
+        """Wait until a signal has arrived after the first one: then the server waits for no client."""
+        await self._hurry.wait()
