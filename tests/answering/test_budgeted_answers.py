@@ -309,6 +309,7 @@ def _billed(upstream, factor=1.0):
         ({}, status(504), {"retries": 3}),
         ({"service_tier": "priority"}, _writes_all(tier="priority"), {}),
         ({"service_tier": "auto"}, _writes_all(tier="priority"), {}),
+        ({}, _writes_all(tier="priority"), {"provider": "openai"}),  # the tier of the project
         ({"service_tier": "flex"}, _writes_all(), {}),  # an endpoint without tiers
     ],
     ids=[
@@ -323,6 +324,7 @@ def _billed(upstream, factor=1.0):
         "gateway",
         "tier",
         "auto",
+        "project",
         "flex",
     ],
 )
@@ -342,7 +344,8 @@ def test_a_budget_holds_whatever_a_row_and_an_endpoint_do(job, upstream, tmp_pat
     assert main([*job, *options, "--max-cost", str(LIMIT)]) != 0
     found = json.loads(capsys.readouterr().out)
     assert found["state"] == "stopped"
-    assert 0.5 * LIMIT < _billed(upstream, 2 if fields.get("service_tier") in {"priority", "auto"} else 1) <= LIMIT
+    is_priority = fields.get("service_tier") in {"priority", "auto"} or "provider" in block
+    assert 0.5 * LIMIT < _billed(upstream, 2 if is_priority else 1) <= LIMIT
     assert found["cost"] <= LIMIT
 
 

@@ -15,6 +15,7 @@ import math
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 import orjson
 
@@ -41,8 +42,10 @@ _ANSWERS = ("n", "best_of")
 _LONGEST = 1 << 40  # tokens; a larger number does not limit anything
 # Factors of the standard price if only that is known: OpenAI's for most models. `fast` is the later name of `priority`.
 _TIERS = {"flex": 0.5, "priority": 2.0, "fast": 2.0}
-# The dearest tier that may serve a request for another one: the provider's account decides about `auto`.
+# The dearest tier that may serve a request for another one: the provider's account decides about `auto`, and at OpenAI
+# and Azure `auto` is the default.
 _DEAREST = {"auto": "priority"}
+_AUTO_BY_DEFAULT = ("api.openai.com", ".openai.azure.com")
 
 
 class BudgetedAnswers:
@@ -53,6 +56,7 @@ class BudgetedAnswers:
         self._prices = Prices(plan, price)
         self._budget = budget
         self._tier = tier_of(plan.settings.extra_params)
+        self._dearest = _DEAREST | ({"": "priority"} if _is_auto_by_default(plan) else {})
         self._line = asyncio.Lock()
         """First come, first served: without it, small requests could overtake a large one for ever."""
         self._no_room: tuple[tuple[float, ...], Failure] | None = None
@@ -84,7 +88,7 @@ class BudgetedAnswers:
                 model = str(request.extra["model"])[:60]
                 raise input_error(f"The item names the model {model!r}, whose price is not known to the budget.")
             most = worst_case(request)
-            worst = max(price.cost(most, tier), price.cost(most, _DEAREST.get(tier, tier)))
+            worst = max(price.cost(most, tier), price.cost(most, self._dearest.get(tier, tier)))
         except PromptmillError as error:
             return Failure(error, request.attempts)
         cost, usage = 0.0, NO_USAGE
@@ -302,6 +306,12 @@ def tier_of(extra: Mapping[str, Any]) -> str:
     """Return the service tier in the parameters of a request, in lower case; `""` without one."""
     tier = extra.get("service_tier")
     return tier.lower() if isinstance(tier, str) else ""
+
+
+def _is_auto_by_default(plan: ResolvedConfig) -> bool:
+    """Return whether the provider's account decides about the tier of a request that names none."""
+    hosts = [urlsplit(url).hostname or "" for url in registry.addresses(plan)]
+    return getattr(plan.block, "provider", None) == "openai" or any(host.endswith(_AUTO_BY_DEFAULT) for host in hosts)
 
 
 def worst_case(request: Request) -> Usage:
