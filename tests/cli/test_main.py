@@ -17,6 +17,7 @@ from fakes import KEY
 from promptmill import __version__
 from promptmill.cli import main as cli
 from promptmill.cli.options import explained, option_of
+from promptmill.config import parameter_file
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, Named, PromptmillError
 from replies import answer, by_prompt, html, status
@@ -628,8 +629,8 @@ def test_a_job_named_without_its_last_part_gets_its_id(promptmill, tmp_path):
     assert promptmill("bulk", "in.jsonl", "out10.jsonl", "--quiet")[0] == 0
     job = promptmill("jobs", "--json", config=None)[1]
     job_id = next(row["job_id"] for row in json.loads(job)["jobs"] if row["job_id"].startswith("out10-"))
-    code, _, err = promptmill("jobs", "out10", config=None)
-    assert (code, f"did you mean {job_id}?" in err) == (2, True)
+    code, out, _ = promptmill("jobs", "out10", "--json", config=None)
+    assert (code, json.loads(out)["job_id"]) == (0, job_id)
     assert "bulk_status" not in promptmill("jobs", "nothing-like-it", config=None)[2]
 
 
@@ -643,3 +644,25 @@ def test_a_variable_that_is_nearly_ours_is_told():
 def test_ours_and_those_of_the_users_files_are_not():
     fine = ("PROMPTMILL_CONFIG", "PROMPTMILL_LOG_LEVEL", "PROMPTMILL_PROVIDER", "PROMPTMILL_TEAM", "PROMPTS")
     assert cli._misspelled(dict.fromkeys(fine, "x")) == []
+
+
+def test_without_a_configuration_file_no_error_names_the_shipped_one(promptmill, monkeypatch):
+    shipped = next(place for place in parameter_file._shipped() if place.is_file())
+    configuration = Configuration.load(shipped, backend="openai")
+    arguments = argparse.Namespace(backend="openai", set=[])
+    error = PromptmillError(Code.INVALID_CONFIG, "backend_configs.openai.base_url: is missing.", "")
+    assert explained(error, arguments, configuration).worded(option_of) == "--base-url: is missing."
+    lacking = PromptmillError(Code.MISSING_DEPENDENCY, "It lacks x.", "Run: pip install x")
+    arguments = argparse.Namespace(backend=None, set=[])
+    shown = explained(lacking, arguments, Configuration.load(shipped)).worded(option_of)
+    assert "There is no configuration file: openvino is the default; instead: --base-url URL" in shown
+    assert "parameter.yaml" not in shown
+    assert shown.endswith("Run: pip install x")
+
+
+def test_models_of_an_endpoint_are_listed(promptmill, upstream, monkeypatch):
+    upstream.models = ["gpt-5.5", "qwen3"]
+    assert promptmill("models", "--base-url", upstream.url)[1].split() == ["gpt-5.5", "qwen3"]
+    assert json.loads(promptmill("models", "--base-url", upstream.url, "--json")[1])[1] == {"name": "qwen3"}
+    code, _, err = promptmill("models", "--base-url", "localhost:9")
+    assert (code, err.splitlines()[-1]) == (2, "  promptmill check --base-url localhost:9")

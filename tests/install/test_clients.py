@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from promptmill.cli import main as cli
-from promptmill.cli.install import CLIENTS
+from promptmill.cli.install import CLIENTS, _lost_with
 
 JSON_CLIENTS = [client for client in CLIENTS if client.name != "codex"]
 TOML = """\
@@ -340,3 +340,18 @@ def test_a_value_behind_env_is_refused_and_not_shown(home, capsys, given):
     assert "--env takes only a name: --env OPENAI_API_KEY" in err
     assert "sk-123" not in out + err
     assert not (home / ".cursor" / "mcp.json").exists()
+
+
+def test_a_dry_run_for_codex_shows_its_entry_as_toml(capsys):
+    assert _install("codex", "--dry-run") == 0
+    shown = capsys.readouterr().out
+    entry = tomllib.loads(shown.partition("The entry:\n")[2].partition("\nNo API key")[0])
+    assert entry["mcp_servers"]["promptmill"]["args"][0] == "serve"
+
+
+def test_an_entry_that_ends_with_a_checkout_is_noted(tmp_path):
+    package = tmp_path / "checkout" / "src" / "promptmill"
+    package.mkdir(parents=True)
+    assert _lost_with(package) == ""
+    (tmp_path / "checkout" / ".git").mkdir()
+    assert _lost_with(package).splitlines()[1] == f"  uv tool install {tmp_path / 'checkout'}"

@@ -89,3 +89,16 @@ def test_a_job_by_its_id_never_goes_on_with_another_model(bench: Any) -> None:
     assert "of its first run" in done.stderr
     assert "--keep" not in done.stderr
     assert not bench.output.exists()
+
+
+def test_the_beginning_of_an_id_names_the_only_job_that_begins_so(bench: Any) -> None:
+    bench.prompts(1)
+    bench.succeed()
+    job_id = bench.folder.job_id
+    assert json.loads(bench.jobs("out", "--json").stdout)["job_id"] == job_id
+    bench.output = bench.path / "out-2.jsonl"
+    bench.succeed()
+    found = bench.jobs("out", "--json")
+    assert found.returncode == 2
+    assert "did you mean" in found.stderr
+    assert job_id in found.stderr

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -179,17 +179,36 @@ def _client(arguments: argparse.Namespace) -> int:
         result = client_file.over(there, added)
         steps = client_file.install(file, client.key, arguments.name, added)
     except PromptmillError:
-        print(_entry_text(arguments.name, added))  # for adding it by hand
+        print(_entry_text(file, arguments, added))  # for adding it by hand
         raise
     code = _apply(steps, f"{file} has this entry already.", arguments)
     keys = "" if result.get("env") or result.get("env_vars") else _KEYS if client.variable else _KEYS_BY_HAND
     more = ["--undo restores the earlier entry." if there else "", keys, client.afterwards] if steps else []
-    print("\n".join(line for line in (_entry_text(arguments.name, result), *more) if line))
+    print(
+        "\n".join(
+            line
+            for line in (_entry_text(file, arguments, result), *more, _lost_with(Path(__file__), Path(sys.prefix)))
+            if line
+        )
+    )
     return code
 
 
-def _entry_text(name: str, result: Mapping[str, Any]) -> str:
-    return f"The entry:\n{json.dumps({name: result}, indent=2, ensure_ascii=False)}"
+def _entry_text(file: Path, arguments: argparse.Namespace, entry: Mapping[str, Any]) -> str:
+    text = client_file.written(file, arguments.client.key, arguments.name, entry)
+    return f"The entry:\n{text.rstrip()}"
+
+
+def _lost_with(*places: Path) -> str:
+    """Return a warning if one of `places`, which the entry needs, is in a checkout; else `""`."""
+    folders = [folder for place in places for folder in place.resolve().parents]
+    checkout = next((folder for folder in folders if (folder / ".git").exists()), None)
+    if checkout is None:
+        return ""
+    return (
+        f"The entry starts the promptmill of the checkout {checkout} and needs it. To install promptmill "
+        f"apart, and then the entry again:\n  uv tool install {shlex.quote(str(checkout))}"
+    )
 
 
 def _refuse_values(given: Sequence[str]) -> None:

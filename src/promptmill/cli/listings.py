@@ -10,11 +10,14 @@ import orjson
 
 from promptmill.answering.cached import AnswerCache, path_of
 from promptmill.backends import registry
-from promptmill.cli.options import Parser, add_shared
+from promptmill.cli.options import Parser, add_endpoint, add_shared
 from promptmill.cli.terminal import columns, say
 from promptmill.config.loading import Configuration
+from promptmill.core.errors import config_error
 from promptmill.core.wording import counted
+from promptmill.service import choosing
 from promptmill.service.service import Service
+from promptmill.system import runtime
 
 _NAME_WIDTH, _URL_WIDTH = 12, 58  # columns of the list of providers where stdout is no terminal
 
@@ -22,12 +25,18 @@ _NAME_WIDTH, _URL_WIDTH = 12, 58  # columns of the list of providers where stdou
 def add_models_options(parser: Parser) -> None:
     """Add the options of `promptmill models`."""
     add_shared(parser, answering=False)
+    add_endpoint(parser)
     parser.add_argument("--json", action="store_true", help="as JSON")
     parser.set_defaults(command=_show_models)
 
 
 def _show_models(arguments: argparse.Namespace, configuration: Configuration) -> int:
-    """Print the models of the configuration, the default model first. Returns 0."""
+    """Print the models of the configuration, the default model first; with an endpoint's option, those it lists.
+
+    Returns 0. Raises `PromptmillError` (`invalid_config`) if the endpoint lists none.
+    """
+    if arguments.base_url or arguments.provider:
+        return _show_models_at(arguments, configuration)
     service = Service(configuration)
     found = service.described(service.models)
     if arguments.json:
@@ -40,6 +49,19 @@ def _show_models(arguments: argparse.Namespace, configuration: Configuration) ->
             continue
         fallback = f", then {', '.join(model['fallback'])}" if "fallback" in model else ""
         say(f"{name:24} {model['backend']:9} {model['model'] or 'no model named'}{fallback}")
+    return 0
+
+
+def _show_models_at(arguments: argparse.Namespace, configuration: Configuration) -> int:
+    names = runtime.run(choosing.models_at(configuration.plan))
+    if not names:
+        option = f"--base-url {arguments.base_url}" if arguments.base_url else f"--provider {arguments.provider}"
+        raise config_error(option, f"there is no list of models. Run: promptmill check {option}")
+    if arguments.json:
+        say(orjson.dumps([{"name": name} for name in names]).decode())
+        return 0
+    for name in names:
+        say(name)
     return 0
 
 

@@ -40,6 +40,7 @@ _SETS = {
     "backend": "backend",
 }
 """Keys of the configuration, and the arguments of the command line that set them."""
+_NO_FILE = "There is no configuration file"
 _OPTIONS = {"prompt_template": "prompt", "from_job": "from", "assignments": "set"}
 """Other fields whose options have other names."""
 
@@ -212,14 +213,19 @@ def add_shared(parser: Parser, *, answering: bool = True) -> None:
             metavar="NAME",
             help="a name that `promptmill models` lists, or the backend's own name for a model",
         )
-        model.add_argument("--base-url", metavar="URL", help="an OpenAI-compatible endpoint, such as localhost:11434")
-        model.add_argument("--provider", metavar="NAME", help="a provider that `promptmill providers` lists")
-        model.add_argument(
-            "--key-env", type=_variable, metavar="NAME", help="the environment variable that holds the endpoint's key"
-        )
+        add_endpoint(model)
         model.add_argument("--temperature", type=_temperature, metavar="T", help="0 for the likeliest answer")
         model.add_argument("--max-tokens", type=at_least_one, metavar="N", help="longest answer, in tokens")
         model.add_argument("--concurrency", type=at_least_one, metavar="N", help="most requests in flight")
+
+
+def add_endpoint(parser: argparse._ActionsContainer) -> None:
+    """Add the options that name an endpoint."""
+    parser.add_argument("--base-url", metavar="URL", help="an OpenAI-compatible endpoint, such as localhost:11434")
+    parser.add_argument("--provider", metavar="NAME", help="a provider that `promptmill providers` lists")
+    parser.add_argument(
+        "--key-env", type=_variable, metavar="NAME", help="the environment variable that holds the endpoint's key"
+    )
 
 
 def configuration_of(arguments: argparse.Namespace) -> Configuration:
@@ -352,7 +358,7 @@ def explained(error: PromptmillError, arguments: argparse.Namespace, configurati
 
 def _placed(error: PromptmillError, arguments: argparse.Namespace, configuration: Configuration) -> PromptmillError:
     """Replace the path of a key at the start of an error by the place where the key was written."""
-    from promptmill.config.parameter_file import line_of
+    from promptmill.config.parameter_file import is_shipped, line_of
     from promptmill.config.settings import Settings
 
     first, *others = error.parts
@@ -367,6 +373,8 @@ def _placed(error: PromptmillError, arguments: argparse.Namespace, configuration
         return config_error(f"--backend {arguments.backend}", said, *others)
     if any(text.partition("=")[0].strip() == path for text in arguments.set):
         return config_error(f"--set {path}", said, *others)
+    if is_shipped(Path(configuration.origin)):
+        return config_error(Named(path), said, *others)
     line = line_of(Path(configuration.origin), keys)
     return config_error(f"{configuration.origin}{f', line {line}' if line else ''}: {path}", said, *others)
 
@@ -375,19 +383,23 @@ def _with_other_ways(
     error: PromptmillError, arguments: argparse.Namespace, configuration: Configuration
 ) -> PromptmillError:
     from promptmill.backends import registry
+    from promptmill.config.parameter_file import is_shipped
     from promptmill.service import choosing
 
     plan = configuration.plan
     if error.code not in {Code.MISSING_DEPENDENCY, Code.ENGINE_LOAD_FAILED} or not plan.record.is_engine:
         return error
-    chose = "--backend" if arguments.backend else configuration.origin
+    is_set = any(text.startswith("backend=") for text in arguments.set)
+    chose = "--backend" if arguments.backend else "--set" if is_set else configuration.origin
     ways = ["--base-url URL"]
     with_key = [name for name, _, key_env, is_set in registry.providers() if key_env and is_set]
     ways += [f"--provider {with_key[0]}, whose key is set" if with_key else "--provider NAME"]
     here = choosing.local_engine()
     if here != plan.backend and choosing.is_installed(here):
         ways.append(f"--backend {here}, which is installed here")
-    chosen = f"{chose} says {plan.backend}; instead: {', '.join(ways[:-1])} or {ways[-1]}."
+    is_default = is_shipped(Path(chose))
+    chosen = f"{_NO_FILE}: {plan.backend} is the default" if is_default else f"{chose} says {plan.backend}"
+    chosen += f"; instead: {', '.join(ways[:-1])} or {ways[-1]}."
     if error.hint.startswith("Run: "):  # a command is the last line
         return PromptmillError(error.code, error.parts, (f"{chosen} ", *error.remedy))
     end = "" if error.hint.endswith(".") else "."

@@ -83,12 +83,21 @@ def find(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> P
         return named
     import platformdirs
 
-    here = Path(__file__).parents[1]
-    shipped = [here / FILE_NAME, here.parent.parent / FILE_NAME]  # in a wheel, in a checkout
-    for candidate in (Path(FILE_NAME), platformdirs.user_config_path("promptmill") / FILE_NAME, *shipped):
+    for candidate in (Path(FILE_NAME), platformdirs.user_config_path("promptmill") / FILE_NAME, *_shipped()):
         if candidate.is_file():
             return candidate
     raise config_error("", f"There is no {FILE_NAME}; name one in {_VARIABLE}.")
+
+
+def _shipped() -> list[Path]:
+    """Return the places of the file that comes with promptmill: in a wheel, in a checkout."""
+    here = Path(__file__).parents[1]
+    return [here / FILE_NAME, here.parent.parent / FILE_NAME]
+
+
+def is_shipped(file: Path) -> bool:
+    """Return whether `file` came with promptmill, so that its user has not seen it and should not edit it."""
+    return file.is_absolute() and file in _shipped()
 
 
 def parsed(text: str) -> Any:

@@ -39,6 +39,13 @@ def install(file: Path, key: str, name: str, added: Mapping[str, Any]) -> list[S
     return [*keep(file), _rewrite(file, key, found.with_entry(name, entry), words)]
 
 
+def written(file: Path, key: str, name: str, entry: Mapping[str, Any]) -> str:
+    """Return `entry` as it is written into `file`."""
+    if file.suffix == ".toml":
+        return _TomlFile("", {}, key).with_entry(name, entry)
+    return json.dumps({name: entry}, indent=2, ensure_ascii=False)
+
+
 def over(there: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
     """Return an existing entry overridden by `added`."""
     entry = {**there, **added}

@@ -283,7 +283,10 @@ class JobFolders:
         raise input_error(f"There is no job {job_id[:60]!r}. `promptmill jobs` and bulk_status list those there are.")
 
     def at(self, text: str) -> Folder:
-        """Return the folder of the job with this id, or with this output. Raises as `find` does."""
+        """Return the folder of the job with this id, with this output, or the only one whose id begins so.
+
+        Raises as `find` does.
+        """
         if not _ID.fullmatch(text) or (Path(text).exists() and not (self.root / text).exists()):
             target = real_path(Path(text))
             folder = self.of(target, target)
@@ -292,7 +295,9 @@ class JobFolders:
         try:
             return self.find(text)
         except PromptmillError as error:
-            near = [name for path in self.paths() if (name := path.stem).startswith(f"{text}-")] if text else []
+            near = [path.stem for path in self.paths() if text and path.stem.startswith(text) and self.folder_at(path)]
+            if len(near) == 1:
+                return self.find(near[0])
             meant = f"did you mean {' or '.join(near[:3])}?" if near else self._names()
             raise PromptmillError(error.code, f"There is no job {text[:60]!r}; {meant}", "") from None
 
