@@ -101,7 +101,7 @@ class _Lane:
     async def _answered(self, asked: bytes) -> frames.Frame | None:
         """Return the reply of the process; None if it ended meanwhile. Raises `TimeoutError` if that takes too long."""
         process = self._process
-        if process is None:
+        if process is None or process.returncode is not None:  # it ended without an answer to check
             process = self._process = await subprocesses.start(__name__, subprocesses.environment())
             assert process.stdout is not None
             async with asyncio.timeout(_LONGEST_START_S):
