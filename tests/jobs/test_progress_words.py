@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from promptmill.backends.protocol import Call
-from promptmill.cli.job_display import _BAR, _line
+from promptmill.cli.job_display import _SHORTEST_BAR, _line
+from promptmill.core.money import Budget
 from promptmill.jobs.store import status
 from promptmill.jobs.store.records import JobCounts
 from promptmill.jobs.store.status import MERGING, RUNNING, Progress
@@ -15,6 +16,7 @@ GONE = "waiting for api.example.com since 0:14, next try in 8 s"
 
 class Flow:
     limit = 16
+    where = "api.example.com"
 
     def __init__(self, waiting=""):
         self._waiting = waiting
@@ -38,8 +40,8 @@ def test_a_job_that_waits_says_for_what_and_invents_no_rate(progress):
     assert (found["waiting"], found["eta_s"]) == (GONE, None)
     line = status.line(found)
     assert line == f"120 of 2,000 answered, 0 failed, {GONE}"
-    assert _line(progress, 120) == f"0:00, {GONE}, 120 of 2000"
-    assert _line(progress, 80 - _BAR - 7) == f"0:00, {GONE}", "on 80 columns"
+    assert _line(progress, 120) == f"0:00, {GONE}, 120 of 2,000 answered"
+    assert _line(progress, 80 - _SHORTEST_BAR - 1) == f"0:00, {GONE}", "on 80 columns"
 
 
 def test_a_job_that_goes_on_shows_window_and_refusals(progress):
@@ -59,4 +61,82 @@ def test_a_job_whose_output_is_written_says_how_far_that_is(progress):
     progress.state, progress.activity, progress.counts.done = MERGING, "writing the output", 2_000
     progress.pass_row(512)
     assert status.line(progress.as_dict()) == "2,000 of 2,000 answered, 0 failed, 512 written"
-    assert _line(progress, 120) == "0:00 writing the output, 512 of 2000 rows"
+    assert _line(progress, 120) == "0:00 writing the output, 512 of 2,000 rows"
+
+
+class Clock:
+    """A clock that a test moves; each second, the job answers `rows` and the runner notes it."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+    def run(self, progress, seconds, rows=0):
+        for _ in range(seconds):
+            self.now += 1
+            progress.counts.done += rows
+            progress.sample()
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def timed(clock):
+    found = Progress(JobCounts(), Call(), clock=clock)
+    found.state, found.total = RUNNING, 2_000
+    found.stats.flow, found.stats.in_flight = Flow(), 16
+    found.begin_rates()
+    return found
+
+
+def test_the_time_left_is_right_before_and_after_an_outage(timed, clock):
+    clock.run(timed, 60, rows=10)
+    assert timed.as_dict()["eta_s"] == pytest.approx(140, rel=0.05)
+    timed.stats.flow, timed.stats.in_flight = Flow(GONE), 1
+    clock.run(timed, 3600)
+    found = timed.as_dict()
+    assert (found["eta_s"], found["waiting"]) == (None, GONE)
+    timed.stats.flow, timed.stats.in_flight = Flow(), 16
+    for _ in range(40):
+        clock.run(timed, 1, rows=10)
+        left = 2_000 - timed.counts.done
+        assert timed.as_dict()["eta_s"] == pytest.approx(left / 10, rel=0.1)
+    assert timed.seconds == 3700, "the time of the whole run"
+
+
+def test_the_last_rows_name_for_what_they_wait(timed, clock):
+    timed.counts.done = 1_991
+    for _ in range(100):
+        timed.counts.latencies.count(40.0)
+    timed.stats.in_flight = 9
+    clock.run(timed, 1)
+    assert timed.as_dict()["eta_s"] is None or "waiting" not in timed.as_dict()
+    clock.run(timed, 3)
+    found = timed.as_dict()
+    assert found["waiting"] == "the last 9 rows wait for api.example.com (41 s each)", (
+        "latencies are counted in steps of 4 %"
+    )
+    assert found["eta_s"] is None
+    assert _line(timed, 120) == f"0:04, {found['waiting']}, 1,991 of 2,000 answered"
+    timed.counts.done, timed.stats.in_flight = 1_999, 1
+    clock.run(timed, 60)
+    assert timed.as_dict()["waiting"] == "the last row waits for api.example.com (63 s so far)"
+
+
+def test_the_bar_shows_answered_failed_retried_rate_cost_of_budget_and_time_left(timed, clock):
+    clock.run(timed, 10, rows=100)
+    timed.stats.retries, timed.stats.cost, timed.stats.budget = 3, 0.016, Budget(5.0)
+    timed.counts.fail("timeout", 2)
+    wide = (
+        "50 % 998 of 2,000 answered, 2 failed, 3 retried, 100.0 rows/s, $0.016 of $5.00, 16 of 16 in flight, 0:10 left"
+    )
+    assert _line(timed, 111) == wide
+    assert _line(timed, 71) == "50 % 998 of 2,000 answered, 2 failed, 100.0 rows/s, 0:10 left"
+    assert _line(timed, 31) == "50 % 998 of 2,000 answered"
+    timed.counts.done = 1_999
+    assert _line(timed, 111).startswith("99 % ")

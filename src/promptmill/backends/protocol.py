@@ -142,6 +142,11 @@ class Flow(Protocol):
         """The number of requests that may be in flight now."""
         ...
 
+    @property
+    def where(self) -> str:
+        """The names of the endpoints that have requests, `""` if there are none."""
+        ...
+
     def waiting(self) -> str:
         """Return why the call is stalled and until when; empty while requests are running."""
         ...

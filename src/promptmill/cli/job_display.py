@@ -27,7 +27,8 @@ _OF_THE_FILE = frozenset({Code.INVALID_INPUT, Code.EMPTY_PROMPT, Code.INVALID_IM
 _EVENT_EVERY_S = 1.0
 _SHORT_TEXT = 400
 _SHORT_S = 100  # below it, seconds are shown as such
-_BAR = 12  # beside it, 80 columns have room for why a job waits
+_SHORTEST_BAR = 8  # beside it, 80 columns have room for why a job waits
+_IMPORTANT = ("answered", "left", "failed", "rate", "cost", "in flight", "retried")
 _WIDE = 1000  # where a program reads, nothing is cut off
 _PATH = "output"  # for programs; a terminal shows the names in "files"
 _COLUMNS = ("job", "state", "rows", "failed", "cost", "time", "files", "model", "begun", _PATH)
@@ -233,22 +234,21 @@ def _events(stream: TextIO) -> Watch:
 def _bars(stream: TextIO) -> Iterator[Watch]:
     """Give what shows a job's progress as a bar on the terminal `stream`."""
     from rich.console import Console
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn
+    from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bars
     from rich.table import Column
 
     console = Console(file=stream)
     looks = (
-        BarColumn(bar_width=_BAR, table_column=Column(no_wrap=True)),
-        TaskProgressColumn(table_column=Column(no_wrap=True)),
         TextColumn("{task.fields[said]}", table_column=Column(no_wrap=True)),
+        BarColumn(bar_width=None, table_column=Column(no_wrap=True, ratio=1, min_width=_SHORTEST_BAR)),
     )
-    with Bars(*looks, console=console, transient=True) as bars:
+    with Bars(*looks, console=console, transient=True, expand=True) as bars:
         bar = bars.add_task("", total=None, said="starting")
 
         def watch(progress: Progress) -> None:
             done = progress.written if progress.state == status.MERGING else progress.counts.done
-            said = _line(progress, max(20, console.width - _BAR - 7))
+            said = _line(progress, max(20, console.width - _SHORTEST_BAR - 1))
             bars.update(bar, total=progress.total, completed=done, said=said)
 
         yield watch
@@ -257,29 +257,36 @@ def _bars(stream: TextIO) -> Iterator[Watch]:
 def _line(progress: Progress, width: int) -> str:
     """Return how far a job is in at most `width` characters: the less important is left out."""
     found = progress.as_dict()
-    elapsed = status.duration(found["seconds"])
+    elapsed, done, total = status.duration(found["seconds"]), found["done"], found["total"]
     if progress.activity or progress.state != status.RUNNING:
-        written = f", {found['written']} of {found['total']} rows" if "written" in found else ""
+        written = f", {found['written']:,} of {total:,} rows" if "written" in found else ""
         return f"{elapsed} {progress.activity or progress.state}{written}"[:width]
     if waiting := found.get("waiting"):
-        for shown in (f"{elapsed}, {waiting}, {found['done']} of {found['total']}", f"{elapsed}, {waiting}", waiting):
+        of = "" if total is None else f" of {total:,}"
+        for shown in (
+            f"{elapsed}, {waiting}, {status.answered(found):,}{of} answered",
+            f"{elapsed}, {waiting}",
+            waiting,
+        ):
             if len(shown) <= width:
                 return shown
         return f"{waiting[: width - 1]}…"
-    left = "" if found["eta_s"] is None else f"{status.duration(found['eta_s'])} left"
+    share = "" if not total else f"{done * 100 // total} % "  # of 999 rows of 1,000 not 100
+    cost, most = found.get("cost"), found.get("max_cost")
     parts = {
-        "elapsed": elapsed,
-        "left": left,
-        "failed": f"{found['failed']} failed" if found["failed"] else "",
-        "done": f"{found['done']} of {found['total']}",
-        "rate": f"{found['rows_per_second']:.1f} rows/s",
+        "answered": f"{share}{status.answered(found):,}{f' of {total:,}' if total else ''} answered",
+        "failed": f"{found['failed']:,} failed" if found["failed"] else "",
+        "retried": f"{found['retries']:,} retried" if found["retries"] else "",
+        "rate": f"{found['rows_per_second']:,.1f} rows/s",
+        "cost": "" if cost is None else dollars(cost) + (f" of {dollars(most)}" if most is not None else ""),
         "in flight": status.in_flight(found),
+        "left": "" if found["eta_s"] is None else f"{status.duration(found['eta_s'])} left",
     }
-    kept: list[str] = []
-    for name, text in parts.items():
-        if text and len(", ".join([*(parts[one] for one in kept), text])) <= width:
-            kept.append(name)
-    return ", ".join(parts[name] for name in kept)
+    kept: set[str] = set()
+    for name in _IMPORTANT:
+        if parts[name] and len(", ".join(parts[one] for one in (*kept, name))) <= width:
+            kept.add(name)
+    return ", ".join(text for name, text in parts.items() if name in kept) or parts["answered"][:width]
 
 
 def print_jobs(found: Iterable[Mapping[str, Any]], target: TextIO | None = None) -> None:

@@ -120,6 +120,11 @@ class _ReplicaShare:
         for share in self._shares():
             share.idle()
 
+    @property
+    def where(self) -> str:
+        """The number of replicas in words."""
+        return f"{self._replicas.count} replicas"
+
     def waiting(self) -> str:
         """Return why the call is stalled; empty while a replica is ready."""
         return "" if self._replicas.ready else f"waiting for one of {self._replicas.count} replicas"

@@ -264,6 +264,12 @@ class Attempts(ConcurrencyShare):
         """The most requests in flight to the endpoints, of all calls together."""
         return self._limiter.room
 
+    @property
+    def where(self) -> str:
+        """The names of the endpoints that have requests."""
+        busy = [state.endpoint.name for state in self._limiter.endpoint_states if state.load.in_flight]
+        return ", ".join(dict.fromkeys(busy))
+
     def waiting(self) -> str:
         """Return why the call is stalled and when it resumes; `""` while requests are running."""
         return self._flow.waiting()

@@ -28,12 +28,19 @@ ALIVE = frozenset({STARTING, RUNNING, MERGING})
 ENDED = frozenset({FINISHED, STOPPED, CANCELLED, INTERRUPTED})
 _RATE_OVER_S = 30.0
 _LINE_EVERY_S = 5.0
+_SHORTEST_WAIT_S = 2.0  # of the last rows
 
 
 class Progress:
     """The live picture of one run. Times are of `time.monotonic`, so a clock that is set does no harm."""
 
-    def __init__(self, counts: JobCounts, stats: Call, earlier: Mapping[str, Any] = MappingProxyType({})) -> None:
+    def __init__(
+        self,
+        counts: JobCounts,
+        stats: Call,
+        earlier: Mapping[str, Any] = MappingProxyType({}),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """`earlier` is the status that the run before left."""
         self.counts = counts
         self.stats = stats
@@ -53,7 +60,7 @@ class Progress:
         self.earlier = _Earlier(earlier)
         self.is_counted = False
         """Whether `counts` includes the costs of this run, because all records were counted again."""
-        self._times = _Times()
+        self._times = _Times(clock)
 
     def count(self, store: JobStore, again: str) -> None:
         """Count the answers; rows whose record meets `again` are not done. Blocks. Raises as `JobStore` does."""
@@ -70,7 +77,7 @@ class Progress:
     @property
     def seconds(self) -> float:
         """Wall time of all runs."""
-        return self.earlier.seconds + time.monotonic() - self._times.began
+        return self.earlier.seconds + self._times.seconds
 
     def pass_row(self, rows: int) -> None:
         """Take notice that so many rows of the output are written."""
@@ -78,29 +85,51 @@ class Progress:
 
     def begin_rates(self) -> None:
         """Have the rates count from here: what is done already was done by earlier runs."""
-        self._times.samples.clear()
+        self._times.begin()
         self.sample()
 
     def sample(self) -> None:
         """Note how far it is, about once a second, for the rates."""
-        self._times.sample(self.counts.done, self.stats.completion_tokens)
+        left = None if self.total is None else self.total - self.counts.done
+        is_last = left is not None and 0 < left <= self.stats.in_flight
+        self._times.sample(
+            self.counts.done, self.stats.completion_tokens, waits=bool(self.stats.waiting), is_last=is_last
+        )
 
     def rates(self) -> tuple[float, float]:
         """Return rows and answers' tokens per second, lately."""
         return self._times.per_second(self.counts.done, self.stats.completion_tokens)
 
     def eta_s(self) -> float | None:
-        """Return the seconds left at the present rate, None when they are unknown."""
+        """Return the seconds left at the rate of the last seconds without pauses, None when they are unknown."""
         rate, _ = self.rates()
         if self.total is None or rate <= 0:
             return None
         return max(0.0, (self.total - self.counts.done) / rate)
 
+    @property
+    def waiting(self) -> str:
+        """The reason why the job is stalled, or which rows are the last ones; `""` while others are sent."""
+        if self.state != RUNNING:
+            return ""
+        return self.stats.waiting or self._last_rows()
+
+    def _last_rows(self) -> str:
+        """Return for what the last rows wait, and how long, once all of them are in flight for some seconds."""
+        since_s, flow = self._times.last_s, self.stats.flow
+        left = 0 if self.total is None else self.total - self.counts.done
+        if since_s < _SHORTEST_WAIT_S or flow is None or not 0 < left <= self.stats.in_flight:
+            return ""
+        usual_s = self.counts.latencies.quantile(0.95) or 0.0
+        how_long = f"{usual_s:.0f} s each" if usual_s >= since_s else f"{since_s:.0f} s so far"
+        which = "row waits" if left == 1 else f"{left:,} rows wait"
+        return f"the last {which} for {flow.where or 'the endpoint'} ({how_long})"
+
     def as_dict(self) -> dict[str, Any]:
         """Return the picture for people and programs."""
         rate, tokens = self.rates()
         earlier = self.earlier
-        waiting = self.stats.waiting if self.state == RUNNING else ""
+        waiting, budget = self.waiting, self.stats.budget
         eta_s = self.eta_s() if self.state == RUNNING and not waiting else None
         counts = self.counts.as_dict(Call() if self.is_counted else self.stats)
         # until the answers are counted, those that the run before left
@@ -116,6 +145,7 @@ class Progress:
             **({"columns": dict(self.columns)} if self.columns else {}),
             **({"results": dict(self.results)} if self.results else {}),
             **({} if self.cost is None else {"cost": self.cost}),
+            **({} if budget is None else {"max_cost": budget.limit}),
             **({"cost_set_aside": set_aside} if set_aside or "cost_set_aside" in earlier.status else {}),
             **({"cost_forgotten": earlier.forgotten} if earlier.forgotten else {}),
             **{name: count for name in _BESIDE if (count := earlier.status.get(name, 0) + getattr(self.stats, name))},
@@ -168,25 +198,59 @@ class _Earlier:
 
 
 class _Times:
-    """When the run began, and how fast it was over the last seconds."""
+    """When the run began, and how fast it was over the last seconds in which it was not stalled.
 
-    def __init__(self) -> None:
-        self.began = time.monotonic()
-        self.samples: deque[tuple[float, int, int]] = deque()
+    The rates are of a clock that stands still while the run waits: after an outage of an hour, a rate over the last
+    half minute of any other clock would be next to nothing.
+    """
 
-    def sample(self, rows: int, tokens: int) -> None:
-        """Note how far the job is, about once a second."""
-        now = time.monotonic()
-        self.samples.append((now, rows, tokens))
-        while len(self.samples) > 2 and self.samples[0][0] < now - _RATE_OVER_S:
-            self.samples.popleft()
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._began = clock()
+        self._samples: deque[tuple[float, int, int]] = deque()
+        self._paused_s = 0.0
+        self._paused_since: float | None = None
+        self._last_since: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """The time since the run began."""
+        return self._clock() - self._began
+
+    @property
+    def last_s(self) -> float:
+        """For how long the last rows have been in flight, as far as samples show it; 0 while others are to be sent."""
+        return 0.0 if self._last_since is None else self._clock() - self._last_since
+
+    def begin(self) -> None:
+        """Forget the samples."""
+        self._samples.clear()
+
+    def sample(self, rows: int, tokens: int, *, waits: bool, is_last: bool) -> None:
+        """Note how far the job is, about once a second: `waits` while it is stalled, `is_last` at its last rows."""
+        now = self._clock()
+        if not is_last:
+            self._last_since = None
+        elif self._last_since is None:
+            self._last_since = now
+        if waits and self._samples:  # it has waited since some time after the sample before
+            if self._paused_since is None:
+                self._paused_since = self._samples[-1][0] + self._paused_s
+            return
+        if self._paused_since is not None:
+            self._paused_s += now - self._paused_since
+            self._paused_since = None
+        self._samples.append((now - self._paused_s, rows, tokens))
+        while len(self._samples) > 2 and self._samples[0][0] < now - self._paused_s - _RATE_OVER_S:
+            self._samples.popleft()
 
     def per_second(self, rows: int, tokens: int) -> tuple[float, float]:
         """Return rows and answers' tokens per second, now that there are so many."""
-        if not self.samples:
+        if not self._samples:
             return 0.0, 0.0
-        then, rows_then, tokens_then = self.samples[0]
-        seconds = max(time.monotonic() - then, 0.001)
+        then, rows_then, tokens_then = self._samples[0]
+        now = self._clock() if self._paused_since is None else self._paused_since
+        seconds = max(now - self._paused_s - then, 0.001)
         return max(0.0, (rows - rows_then) / seconds), max(0.0, (tokens - tokens_then) / seconds)
 
 
@@ -263,7 +327,7 @@ def progress_lines(job_id: str, stream: TextIO) -> Watch:
 
     def watch(progress: Progress) -> None:
         nonlocal told, state, waited
-        now, waits = time.monotonic(), waited or bool(progress.stats.waiting)
+        now, waits = time.monotonic(), waited or bool(progress.waiting)
         if progress.state == state and now - told < _LINE_EVERY_S and waits == waited:
             return
         told, state, waited = now, progress.state, waits
