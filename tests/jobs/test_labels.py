@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
 from typing import Any
+
+import pytest
 
 from replies import answer, by_prompt
 
@@ -44,3 +47,140 @@ def test_choices_that_cannot_be_used_are_refused_by_the_options_name(bench: Any)
     assert "--choices: should be at least two different texts" in bench.fail("--choices", "a")
     assert "not allowed with" in bench.fail("--choices", "a,b", "--schema", "x.json")
     assert not bench.upstream.seen
+
+
+ORDER = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string"},
+        "count": {"type": "integer"},
+        "price": {"anyOf": [{"type": "number"}, {"type": "null"}]},
+        "gift": {"type": "boolean"},
+        "tags": {"type": "array", "items": {"type": "string"}},
+        "address": {"type": "object", "properties": {"zip": {"type": "string"}, "city": {"type": "string"}}},
+        "kind": {"$ref": "#/$defs/Kind"},
+    },
+    "required": ["name"],
+    "$defs": {"Kind": {"enum": ["new", "old"]}},
+}
+FULL = (
+    '{"kind": "new", "address": {"city": "Köln",\n "zip": "5"}, "tags": ["a", "b"], "gift": true, "price": 3,'
+    ' "count": 2.0, "name": "Ada, \\"A\\""}'
+)
+
+
+@pytest.fixture
+def orders(bench: Any) -> Any:
+    """Three orders as text, of which the second has few fields and the third fails; `run` answers them into a file."""
+    (bench.path / "order.json").write_text(json.dumps(ORDER))
+    bench.upstream.reply = by_prompt(
+        {"one": answer(FULL), "two": answer('{"price":null,"name":"Bob"}')}, otherwise=answer("no")
+    )
+
+    def run(output: str, *options: str, source: str = "in.txt") -> None:
+        bench.input, bench.output = bench.path / source, bench.path / output
+        if source == "in.txt":
+            bench.input.write_text("one\ntwo\nthree\n")
+        result = bench.run("--schema", str(bench.path / "order.json"), *options)
+        assert result.returncode == 1, result.stderr
+        assert "Traceback" not in result.stderr
+
+    bench.answer_into = run
+    return bench
+
+
+def test_fields_of_a_schema_are_columns(orders: Any) -> None:
+    orders.answer_into("out.csv")
+    first, second, third = read_csv(orders)
+    names = ["prompt", *ORDER["properties"], "error", "usage", "finish_reason"]
+    assert list(first) == names
+    assert [first[name] for name in names[:8]] == [
+        *("one", 'Ada, "A"', "2", "3", "true", '["a","b"]', '{"zip":"5","city":"Köln"}', "new")
+    ]
+    assert [second[name] for name in names[1:9]] == ["Bob", *[""] * 7]
+    assert [third[name] for name in names[1:8]] == [""] * 7
+    assert third["error"].startswith("invalid_answer: ")
+
+
+def test_fields_of_a_schema_are_objects_in_json_or_texts_of_one_form(orders: Any) -> None:
+    value = {
+        "name": 'Ada, "A"',
+        "count": 2,
+        "price": 3,
+        "gift": True,
+        "tags": ["a", "b"],
+        "address": {"zip": "5", "city": "Köln"},
+        "kind": "new",
+    }
+    orders.answer_into("out.jsonl")
+    assert [row["answer"] for row in orders.answers()] == [value, {"name": "Bob", "price": None}, None]
+    orders.answer_into("text.jsonl", "--no-fields")
+    written = [row["answer"] for row in orders.answers()]
+    assert written == [json.dumps(value, separators=(",", ":"), ensure_ascii=False), '{"name":"Bob","price":null}', ""]
+    orders.answer_into("text.csv", "--no-fields")
+    assert [row["answer"] for row in read_csv(orders)] == written
+
+
+def test_fields_of_a_schema_are_typed_columns_in_parquet(orders: Any) -> None:
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pa.table({"prompt": ["one", "two", "three"], "name": [1, 2, 3]}), orders.path / "in.parquet")
+    orders.answer_into("out.parquet", source="in.parquet")
+    found = parquet.read_table(orders.output)
+    types = {"name": pa.int64(), "name_1": pa.string(), "count": pa.int64(), "price": pa.float64(), "gift": pa.bool_()}
+    types |= {"tags": pa.list_(pa.string()), "address": pa.string(), "kind": pa.string()}
+    assert {name: found.schema.field(name).type for name in types} == types
+    assert "answer" not in found.schema.names
+    assert found["name_1"].to_pylist() == ['Ada, "A"', "Bob", None]
+    assert found["count"].to_pylist() == [2, None, None]
+    assert found["price"].to_pylist() == [3.0, None, None]
+    assert found["tags"].to_pylist() == [["a", "b"], None, None]
+    assert found["address"].to_pylist() == ['{"zip":"5","city":"Köln"}', None, None]
+
+
+def test_a_change_to_no_fields_writes_the_output_again_and_sends_nothing(orders: Any) -> None:
+    orders.answer_into("out.csv")
+    orders.upstream.reply = answer("no")
+    orders.answer_into("out.csv", "--no-fields")
+    assert list(read_csv(orders)[0]) == ["prompt", "answer", "error", "usage", "finish_reason"]
+    orders.answer_into("out.csv")
+    assert read_csv(orders)[0]["name"] == 'Ada, "A"'
+
+
+def test_an_export_has_the_fields_too(orders: Any) -> None:
+    orders.answer_into("out.jsonl")
+    target = orders.path / "some.csv"
+    orders.jobs(str(orders.output), "--export", str(target))
+    with target.open(newline="", encoding="utf-8") as file:
+        assert [row["name"] for row in csv.DictReader(file)] == ['Ada, "A"', "Bob"]
+
+
+def test_a_field_with_the_name_of_a_column_gets_a_number(bench: Any) -> None:
+    fields = {name: {"type": "string"} for name in ("answer", "error", "id")}
+    (bench.path / "s.json").write_text(json.dumps({"type": "object", "properties": fields}))
+    bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
+    bench.input.write_text("id,prompt\n1,hi\n")
+    bench.upstream.reply = answer('{"answer": "a", "error": "e", "id": "i"}')
+    bench.succeed("--schema", str(bench.path / "s.json"))
+    (row,) = read_csv(bench)
+    assert [row[name] for name in ("id", "answer", "error", "error_1", "id_1")] == ["1", "a", "", "e", "i"]
+
+
+def test_kept_answers_without_the_schema_are_noted_as_errors(bench: Any) -> None:
+    bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
+    bench.input.write_text("prompt\nhi\n")
+    bench.upstream.reply = answer("free text")
+    bench.succeed()
+    (bench.path / "s.json").write_text(json.dumps({"type": "object", "properties": {"name": {}}}))
+    bench.succeed("--schema", str(bench.path / "s.json"), "--keep")
+    (row,) = read_csv(bench)
+    assert row["name"] == ""
+    assert "free text" in row["error"]
+
+
+def test_json_mode_and_a_list_have_one_column(bench: Any) -> None:
+    (bench.path / "s.json").write_text('{"type": "array", "items": {"type": "integer"}}')
+    bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
+    bench.input.write_text("prompt\nhi\n")
+    bench.upstream.reply = answer("[1,  2.0]")
+    bench.succeed("--schema", str(bench.path / "s.json"))
+    assert read_csv(bench)[0]["answer"] == "[1,2]"

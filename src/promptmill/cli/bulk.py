@@ -81,6 +81,9 @@ def add_options(bulk: Parser) -> None:
     bulk.add_argument("--skip-empty", action="store_true", help="leave out rows that ask nothing; else they fail")
     bulk.add_argument("--system", default="", metavar="TEXT", help="system prompt above every row")
     options.add_answer_form(bulk)
+    bulk.add_argument(
+        "--no-fields", dest="fields", action="store_false", help="with --schema: a JSON text, not a column per field"
+    )
     bulk.add_argument("--limit", type=at_least_one, metavar="N", help="only the first N rows")
     bulk.add_argument("--shard", metavar="I/N", help="only this part of the rows, for `promptmill join OUTPUT`")
     bulk.add_argument("--ray", metavar="ADDRESS", help="answer on a Ray cluster: HOST:PORT, or auto")
@@ -136,6 +139,7 @@ def _run_files(arguments: argparse.Namespace, configuration: Configuration) -> i
         prompt_template=_template(arguments),
         prompt_column=arguments.prompt_column,
         answer_column=arguments.answer_column,
+        fields=arguments.fields,
         row_settings=arguments.row_settings,
         skip_empty=arguments.skip_empty,
         system_prompt=arguments.system,

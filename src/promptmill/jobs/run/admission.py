@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from promptmill.answers.schema import schema_of
 from promptmill.backends import registry
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, Named, OrderError, PromptmillError, input_error
@@ -281,6 +282,8 @@ def _spec(
         prompt_template=order.prompt_template,
         answer_column=order.answer_column,
         encoding=order.encoding,
+        answer_schema=None if input_format in WHOLE_REQUESTS else _schema_of(plan),
+        fields=order.fields,
         rows_set=order.rows_set,
         skip_empty=order.skip_empty,
         shard=order.shard,
@@ -298,6 +301,14 @@ def _spec(
         created=int(time.time()),
         working_folder=Path.cwd(),
     )
+
+
+def _schema_of(plan: ResolvedConfig) -> dict[str, Any] | None:
+    """Return the schema of a job's answers. Raises `PromptmillError` (`invalid_input`)."""
+    sampling = plan.settings.sampling_params
+    wanted = None if sampling.choices is not None else sampling.response_format
+    schema = None if wanted is None else schema_of(wanted)
+    return None if schema is None else dict(schema)
 
 
 def _check_output(folder: Folder, wanted: JobSpec, order: JobRequest) -> None:
@@ -335,7 +346,7 @@ def _begin_or_go_on(folder: Folder, wanted: JobSpec, order: JobRequest, *, fixed
         spec = _gone_on(folder, begun, wanted, order, fixed=fixed)
         if made is not None:
             _check_limit(made, wanted.output, order)
-            is_same = begun.answer_column == spec.answer_column and begun.skip_empty == spec.skip_empty
+            is_same = begun.shape == spec.shape
             binds = spec.to_bind is not None or order.from_job is not None
             if spec.again is not None or spec.settings != begun.settings or binds or not is_same:
                 made = made.model_copy(update={"finished": False})  # until the new answers are in it, too
@@ -366,7 +377,7 @@ def _gone_on(folder: Folder, begun: JobSpec, wanted: JobSpec, order: JobRequest,
     if any(getattr(begun, name) != getattr(spec, name) for name in _OF_LINES):
         by = "questions" if begun.input_format != spec.input_format or begun.to_bind == "questions" else "rows"
         spec = spec.model_copy(update={"lines": None, "columns": None, "settings_read": [], "to_bind": by})
-    elif (begun.answer_column, begun.skip_empty) != (spec.answer_column, spec.skip_empty):
+    elif begun.shape != spec.shape:
         spec = spec.model_copy(update={"columns": None})
     return spec
 

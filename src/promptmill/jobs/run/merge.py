@@ -15,7 +15,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import orjson
 
@@ -30,8 +30,20 @@ from promptmill.jobs.files.tables import CellTable, Encoded, ParquetTable, disti
 from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.batch_output import CustomIds, batch_output
 from promptmill.jobs.store.answers import JobStore
-from promptmill.jobs.store.records import ANSWER_FIELDS, OURS, RARE_FIELDS, Record, answer_fields, cells, jsonl_line
+from promptmill.jobs.store.records import (
+    ANSWER_FIELDS,
+    FIELD,
+    OURS,
+    RARE_FIELDS,
+    Record,
+    answer_fields,
+    cells,
+    jsonl_line,
+)
 from promptmill.jobs.store.spec import WHOLE_REQUESTS, JobRequest, JobSpec
+
+if TYPE_CHECKING:
+    from promptmill.jobs.run.schema_columns import SchemaColumns
 
 _BUFFER = 1 << 20
 _DELIMITERS = MappingProxyType({"csv": ",", "tsv": "\t"})
@@ -175,7 +187,8 @@ def write_rows(merge: Merge, out: IO[bytes]) -> None:
     elif merge.spec.input_format == "batch":
         lines = _batch_lines(merge, most)
     else:
-        lines = (jsonl_line(rows_.row_of(line), record, merge.columns) for line, record in _answered(merge, most))
+        ours = _AnswerColumns(merge)
+        lines = (jsonl_line(rows_.row_of(line), ours.in_json(record)) for line, record in _answered(merge, most))
     if merge.output_format == "json":
         separator = b"[\n"
         for line in lines:
@@ -185,6 +198,65 @@ def write_rows(merge: Merge, out: IO[bytes]) -> None:
         return
     for line in lines:
         out.write(line)
+
+
+class _AnswerColumns:
+    """The columns of the answers in the output of a merge, and the values of a row in them."""
+
+    def __init__(self, merge: Merge) -> None:
+        self._renamed = merge.columns
+        self._schema = schema = _schema_columns(merge.spec)
+        rare = merge.answers.rare_fields() if merge.output_format in row_files.TABLES else ()
+        usual = dict(zip(names := (*ANSWER_FIELDS, *rare), names, strict=True))
+        if schema is not None and schema.names:
+            usual = {**schema.names, **{name: name for name in usual if name != "answer"}}
+        self.names = {key: merge.columns.get(key, name) for key, name in usual.items()}
+        """The columns of a table, by their keys."""
+
+    def in_json(self, record: Record) -> dict[str, Any]:
+        """Return the fields of a row of JSON, by their names in the output."""
+        if self._schema is None:
+            return answer_fields(record, self._renamed)
+        found = self._schema.in_json(answer_fields(record))
+        return {self._renamed.get(name, name): value for name, value in found.items()}
+
+    def in_table(self, record: Record) -> dict[str, Any]:
+        """Return the values of a row of a table, by the keys of their columns."""
+        found = answer_fields(record)
+        return found if self._schema is None else self._schema.in_table(found)
+
+    def arrow_types(self) -> dict[str, Any]:
+        """Return the Arrow types of the columns of a table, by their keys."""
+        import pyarrow as pa
+
+        text = pa.string()
+        structs = {
+            "error": pa.struct(
+                [("code", text), ("message", text), ("retryable", pa.bool_()), ("attempts", pa.int64())]
+            ),
+            "usage": pa.struct([("prompt_tokens", pa.int64()), ("completion_tokens", pa.int64())]),
+        }
+        schema = self._schema
+        return {
+            key: schema.arrow_type(key) if schema is not None and key in schema.names else structs.get(key, text)
+            for key in self.names
+        }
+
+    def arrow_value(self, key: str, value: Any) -> Any:
+        """Return a value of the column `key` in its Arrow type; in a column of texts, a value with parts is JSON."""
+        if self._schema is not None and key in self._schema.names:
+            return self._schema.arrow_value(key, value)
+        is_text = isinstance(value, str | None) or key in {"error", "usage"}
+        return value if is_text else orjson.dumps(value).decode()
+
+
+def _schema_columns(spec: JobSpec) -> SchemaColumns | None:
+    """Return the columns of a job whose answers have a schema."""
+    if spec.answer_schema is None:
+        return None
+    from promptmill.jobs.run.schema_columns import SchemaColumns  # other jobs do not need it
+
+    return SchemaColumns(spec.answer_schema, apart=spec.fields)
 
 
 def _answered(merge: Merge, most: int) -> Iterator[tuple[bytes, Record]]:
@@ -216,14 +288,14 @@ def _batch_lines(merge: Merge, most: int) -> Iterator[bytes]:
 
 
 def _parquet_lines(merge: Merge, most: int) -> Iterator[bytes]:
-    number = 0
+    number, ours = 0, _AnswerColumns(merge)
     for batch in ParquetTable(merge.input).batches():
         merge.pass_rows(number)
         for row in batch.slice(0, most - number).to_pylist():
             record = merge.answer(number)
             number += 1
             if record is not None:
-                yield rows_.json_line(row | answer_fields(record, merge.columns))
+                yield rows_.json_line(row | ours.in_json(record))
         if number >= most:
             return
 
@@ -231,26 +303,26 @@ def _parquet_lines(merge: Merge, most: int) -> Iterator[bytes]:
 def _cell_lines(merge: Merge, most: int) -> Iterator[bytes]:
     header = CellTable(merge.input, merge.spec.input_format).header
     names = distinct(list(map(readable, header)))
-    surplus = merge.columns.get("surplus_cells", "surplus_cells")
+    surplus, ours = merge.columns.get("surplus_cells", "surplus_cells"), _AnswerColumns(merge)
     for line, record in _answered(merge, most):
         own = list(map(readable, cells_of(line)))
         row: dict[str, Any] = dict(zip(names, own, strict=False))
         if len(own) > len(names):
             row[surplus] = own[len(names) :]
-        yield rows_.json_line(row | answer_fields(record, merge.columns))
+        yield rows_.json_line(row | ours.in_json(record))
 
 
 def _write_cells(merge: Merge, out: IO[bytes], most: int) -> None:
     """Write the first `most` rows with their answers; surplus cells come last."""
     table = CellTable(merge.input, merge.spec.input_format)
-    names, width = ANSWER_FIELDS + merge.answers.rare_fields(), len(table.header)
+    ours, width = _AnswerColumns(merge), len(table.header)
     delimiter = table.delimiter if merge.output_format == merge.spec.input_format else _DELIMITERS[merge.output_format]
     writer = csv.writer(Encoded(out), delimiter=delimiter, lineterminator="\r\n")
-    writer.writerow([*table.header, *(merge.columns.get(name, name) for name in names)])
+    writer.writerow([*table.header, *ours.names.values()])
     for line, record in _answered(merge, most):
         own = cells_of(line)
         own += [""] * (width - len(own))
-        own[width:width] = cells(record, names)
+        own[width:width] = cells(ours.in_table(record), ours.names)
         writer.writerow(own)
 
 
@@ -259,14 +331,9 @@ def _write_parquet(merge: Merge, out: IO[bytes], most: int) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    text = pa.string()
-    kinds = dict.fromkeys(ANSWER_FIELDS, text) | {
-        "error": pa.struct([("code", text), ("message", text), ("retryable", pa.bool_()), ("attempts", pa.int64())]),
-        "usage": pa.struct([("prompt_tokens", pa.int64()), ("completion_tokens", pa.int64())]),
-        **dict.fromkeys(merge.answers.rare_fields(), text),
-    }
-    table = ParquetTable(merge.input)
-    fields = [*table.schema, *(pa.field(merge.columns.get(name, name), kind) for name, kind in kinds.items())]
+    ours, table = _AnswerColumns(merge), ParquetTable(merge.input)
+    kinds = ours.arrow_types()
+    fields = [*table.schema, *(pa.field(ours.names[key], kind) for key, kind in kinds.items())]
     schema = pa.schema(fields, metadata=table.schema.metadata)
     with parquet.ParquetWriter(out, schema, write_batch_size=_VALUES_AT_ONCE) as writer:
         number, group, size = 0, [], 0
@@ -274,13 +341,13 @@ def _write_parquet(merge: Merge, out: IO[bytes], most: int) -> None:
             merge.pass_rows(number)
             rows = batch.slice(0, most - number)
             found = [(at, record) for at in range(rows.num_rows) if (record := merge.answer(number + at)) is not None]
-            records = [answer_fields(record) for _, record in found]
+            records = [ours.in_table(record) for _, record in found]
             seen = rows.num_rows
             if len(found) < seen:
                 rows = rows.take(pa.array([at for at, _ in found], pa.int64()))
             answered = [
-                pa.array([_parquet_cell(record.get(name), kind, text) for record in records], kind)
-                for name, kind in kinds.items()
+                pa.array([ours.arrow_value(key, record.get(key)) for record in records], kind)
+                for key, kind in kinds.items()
             ]
             group.append(pa.record_batch([*rows.columns, *answered], schema=schema))
             number, size = number + seen, size + group[-1].nbytes
@@ -290,11 +357,6 @@ def _write_parquet(merge: Merge, out: IO[bytes], most: int) -> None:
             if number >= most:
                 break
         writer.write_table(pa.Table.from_batches(group, schema))
-
-
-def _parquet_cell(value: Any, kind: Any, text: Any) -> Any:
-    """Return a value of a column; in a column of texts, a value with parts is JSON."""
-    return orjson.dumps(value).decode() if kind == text and not isinstance(value, str | None) else value
 
 
 def created(path: Path, mode: int) -> int:
@@ -341,8 +403,8 @@ class Columns:
     @property
     def notes(self) -> Iterator[str]:
         """Sentences for the summary: columns with unusual names, and columns that are settings."""
-        wanted = {name: self.answer_column if name == "answer" else name for name in self.names}
-        moved = {wanted[name]: new for name, new in self.names.items() if new != wanted[name]}
+        wanted = {key: self.answer_column if key == "answer" else _usual(key) for key in self.names}
+        moved = {wanted[key]: new for key, new in self.names.items() if new != wanted[key]}
         if moved:
             its, ours = (", ".join(f"`{name}`" for name in names) for names in (moved, moved.values()))
             yield f"The input has columns {its} of its own; those of the job are called {ours}."
@@ -376,7 +438,7 @@ def _found_columns(
     halt: threading.Event | None = None,
 ) -> Columns:
     answer_column = asked.answer_column
-    wanted = {name: answer_column if name == "answer" else name for name in OURS}
+    wanted = _wanted(asked)
     watched = frozenset(each for name in wanted.values() for each in _candidates(name)) | rows_.SETTINGS
     taken: set[str] = set()
     settings: set[str] = set()
@@ -392,6 +454,22 @@ def _found_columns(
     return Columns(_names(wanted, taken), read, answer_column)
 
 
+def _wanted(asked: JobSpec | JobRequest) -> dict[str, str]:
+    """Return the usual names of the job's columns by their keys, those first that come first to a name."""
+    wanted = {name: asked.answer_column if name == "answer" else name for name in OURS}
+    schema = _schema_columns(asked) if isinstance(asked, JobSpec) else None
+    if schema is None:
+        return wanted
+    if schema.names and isinstance(asked, JobSpec) and asked.output_format in row_files.TABLES:  # it has no `answer`
+        answer = wanted.pop("answer")
+        return wanted | schema.names | {"answer": answer}
+    return wanted | schema.names
+
+
+def _usual(key: str) -> str:
+    return key.removeprefix(FIELD)
+
+
 def _names(wanted: Mapping[str, str], taken: Container[str]) -> dict[str, str]:
     """Return the names of the job's columns that are not the usual ones."""
     found: dict[str, str] = {}
@@ -401,7 +479,7 @@ def _names(wanted: Mapping[str, str], taken: Container[str]) -> dict[str, str]:
         if free is None:
             raise input_error(f"The input has {_MOST_OF_A_NAME} columns `{name}`, `{name}_1`, …; rename some of them.")
         found[ours] = free
-    return {ours: name for ours, name in found.items() if name != ours}
+    return {key: name for key, name in found.items() if name != _usual(key)}
 
 
 def _candidates(name: str) -> Iterator[str]:

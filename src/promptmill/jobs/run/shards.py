@@ -171,8 +171,7 @@ def _parts(folders: JobFolders, target: Path) -> list[tuple[Folder, JobSpec]]:
 
 
 def _identity(spec: JobSpec) -> tuple[object, ...]:
-    shape = spec.columns, spec.skip_empty
-    return spec.sha256, spec.size, spec.fingerprint, spec.input_format, spec.spooled, shape
+    return spec.sha256, spec.size, spec.fingerprint, spec.input_format, spec.spooled, spec.columns, spec.shape
 
 
 def _check_input(files: InputFiles, spec: JobSpec) -> None:

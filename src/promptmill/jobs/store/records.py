@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -21,6 +21,8 @@ RARE_FIELDS = ("answers", "reasoning", "tool_calls", "logprobs", "cost", "answer
 """Fields that only some models or requests have."""
 OURS = (*ANSWER_FIELDS, *RARE_FIELDS, "row", "surplus_cells")
 """The usual names of the columns that a job adds to a row; `row`, its number, only where rows are not in a file."""
+FIELD = "answer."
+"""The prefix of the key of a column that holds a field of the answers: the field may have the name of another one."""
 _LARGEST_INT = 2**63 - 1
 _CHECKED = 12  # columns before the checksum
 _STEP = math.log(1.04)
@@ -116,7 +118,7 @@ def record_of(row: int, outcome: Outcome, asked: bytes | None = None, made: Made
     try:
         return Record._make((*fields, _checksum(fields), made.settings, made.round))
     except TypeError:  # no file can hold half a surrogate pair
-        fields = (*fields[:7], *map(_mended, fields[7:11]), asked)
+        fields = (*fields[:7], *map(mended, fields[7:11]), asked)
         return Record._make((*fields, _checksum(fields), made.settings, made.round))
 
 
@@ -175,17 +177,18 @@ def _json(value: Any) -> str:
     try:
         return orjson.dumps(value).decode()
     except TypeError:
-        return orjson.dumps(_mended(value)).decode()
+        return orjson.dumps(mended(value)).decode()
 
 
-def _mended(value: Any) -> Any:
+def mended(value: Any) -> Any:
+    """Return `value` with the replacement character for half a surrogate pair, which no file can hold."""
     match value:
         case str():
             return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         case dict():
-            return {_mended(str(key)): _mended(inner) for key, inner in value.items()}
+            return {mended(str(key)): mended(inner) for key, inner in value.items()}
         case list() | tuple():
-            return [_mended(inner) for inner in value]
+            return [mended(inner) for inner in value]
     return value
 
 
@@ -217,32 +220,30 @@ def answer_fields(record: Record, columns: Mapping[str, str] = MappingProxyType(
     return {columns.get(name, name): value for name, value in found.items()} if columns else found
 
 
-def jsonl_line(line: bytes, record: Record, columns: Mapping[str, str]) -> bytes:
-    """Return the output line of an input line: its own bytes, with the answer's fields behind them."""
-    fields = answer_fields(record, columns)
+def jsonl_line(line: bytes, fields: Mapping[str, Any]) -> bytes:
+    """Return the output line of an input line: its own bytes, with the answer's `fields` behind them."""
     line = line.removeprefix(rows.BOM).strip()
     try:
         value = rows.load(line, "")
     except PromptmillError:
         value = None
     if not isinstance(value, dict):  # the error says which line it is
-        return orjson.dumps(fields, option=orjson.OPT_APPEND_NEWLINE)
-    tail = orjson.dumps(fields)[1:]
-    return b"%b%b%b\n" % (line[:-1].rstrip(), b"," if value else b"", tail)
+        return rows.json_line(fields)
+    return b"%b%b%b" % (line[:-1].rstrip(), b"," if value else b"", rows.json_line(fields)[1:])
 
 
-def cells(record: Record, names: tuple[str, ...]) -> list[str]:
+def cells(found: Mapping[str, Any], names: Iterable[str]) -> list[str]:
     """Return the answer's fields named as CSV cells: an error as `code: message`, what has parts as JSON."""
-    fields = answer_fields(record)
-    error = fields["error"]
-    fields["error"] = f"{error['code']}: {error['message']}" if error else ""
-    return [_cell(fields.get(name)) for name in names]
+    error = found["error"]
+    said = f"{error['code']}: {error['message']}" if error else ""
+    return [said if name == "error" else cell(found.get(name)) for name in names]
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """Return a value as a CSV cell; one that is no text is JSON."""
     if value is None:
         return ""
-    return value if isinstance(value, str) else orjson.dumps(value).decode()
+    return value if isinstance(value, str) else rows.json_line(value).decode().removesuffix("\n")
 
 
 class Latencies:

@@ -77,6 +77,8 @@ class JobRequest(BaseModel):
     """Most that all runs together may spend; None: as the configuration says."""
     answer_column: str = "answer"
     """The column of the output that holds the answers; another one where a row has it itself."""
+    fields: bool = True
+    """Whether the fields of answers under a schema are columns (in JSON: objects), or each answer is a JSON text."""
     row_settings: bool = False
     """Whether rows set their model, sampling, … also with a template or a column."""
     skip_empty: bool = False
@@ -160,6 +162,10 @@ class JobSpec(BaseModel):
     answer_column: str = "answer"
     columns: dict[str, str] | None = None
     """The names of our columns that are not the usual ones; None until the input was looked through for them."""
+    answer_schema: dict[str, Any] | None = None
+    """The JSON Schema of the answers."""
+    fields: bool = True
+    """Whether its fields are columns."""
     rows_set: bool = True
     """Whether rows set their own model, sampling, …"""
     settings_read: list[str] = []
@@ -209,6 +215,11 @@ class JobSpec(BaseModel):
     def to_replace(self) -> str:
         """Which records are to be replaced, as a condition."""
         return to_replace(self.counted, self.round, self.again)
+
+    @property
+    def shape(self) -> tuple[object, ...]:
+        """What decides about the columns of the output and its rows, apart from the input."""
+        return self.answer_column, self.skip_empty, self.answer_schema, self.fields
 
     @property
     def parts(self) -> list[Part]:
