@@ -204,7 +204,8 @@ def test_a_data_frame_is_read_by_its_rows() -> None:
     frame = Frame([{"prompt": "a", "score": float("nan")}, {"prompt": "b", "score": 1.5}])
     assert list(bulk_call._lines(frame)) == [b'{"prompt":"a","score":null}\n', b'{"prompt":"b","score":1.5}\n']
     error = {"code": "bad_request", "message": "no"}
-    found = bulk_call._joined(frame, [{"answer": "A", "error": None}, {"answer": "", "error": error}])
+    rows = [{"answer": "A", "error": None}, {"answer": "", "error": error}]
+    found = bulk_call.BulkResult({}, rows, given=frame).table()
     assert [row["error"] for row in found.rows] == [None, "bad_request: no"]
 
 
@@ -383,10 +384,31 @@ def test_answers_of_a_pydantic_class_are_its_instances(options: dict[str, Any], 
     upstream.reply = by_prompt({"France": answer('{"name": "Paris"}'), "bad": status(400, "no")})
     result = promptmill.bulk(["France", "bad"], answer_schema=City, **options)
     assert result.answers == [City(name="Paris"), ""]
-    assert result.rows[0]["answer"] == '{"name": "Paris"}'
+    assert [row["answer"] for row in result.rows] == [{"name": "Paris"}, None]
     assert upstream.seen[0].json["response_format"]["type"] == "json_schema"
     (row,) = promptmill.stream(["France"], answer_schema=City, **options)
     assert row["answer"] == City(name="Paris")
+    schema = City.model_json_schema()
+    assert promptmill.bulk(["France", "bad"], answer_schema=schema, **options).answers == [{"name": "Paris"}, ""]
+
+
+def test_fields_of_answers_are_columns_of_the_table(options: dict[str, Any], upstream: Upstream) -> None:
+    pa = pytest.importorskip("pyarrow")
+
+    class City(BaseModel):
+        k: int
+        people: float | None
+        sights: list[str] = []
+
+    upstream.reply = by_prompt(
+        {"France": answer('{"k": 1, "people": 2, "sights": ["Louvre"]}')}, otherwise=status(400, "no")
+    )
+    table = pa.table({"prompt": ["France", "bad"], "k": ["a", "b"]})
+    found = promptmill.bulk(table, answer_schema=City, **options).table()
+    assert found.schema.names == ["prompt", "k", "k_1", "people", "sights", "error", "finish_reason"]
+    assert found["k_1"].to_pylist() == [1, None]
+    assert found.schema.field("people").type == pa.float64()
+    assert found["sights"].to_pylist() == [["Louvre"], None]
 
 
 def test_tools_and_logprobs_go_through_and_come_back(

@@ -22,13 +22,13 @@ from collections.abc import AsyncGenerator, Callable, Collection, Generator, Ite
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
 
 import orjson
 from pydantic import ValidationError
 
 from promptmill.answers.schema import AnswerType, with_schema
+from promptmill.backends import rows as rows_
 from promptmill.cluster.ray_cluster import RayCluster
 from promptmill.config import resolved_config
 from promptmill.config.loading import Configuration
@@ -85,7 +85,7 @@ class BulkResult:
 
     @cached_property
     def answers(self) -> list[Any]:
-        """The answers alone, `""` for a row that failed; instances of the pydantic class if `answer_schema` is one."""
+        """The answers alone, `""` for a row that failed; with an `answer_schema` objects, or instances of its class."""
         name = self.columns.get("answer", "answer")
         return [_answer_of(row[name], self.answer_schema) for row in self.rows]
 
@@ -107,9 +107,23 @@ class BulkResult:
     def table(self) -> Any:
         """Return the table that was given (of pandas, polars, pyarrow or `datasets`) with columns of answers.
 
-        A column that was given becomes the first column of a table.
+        A column that was given becomes the first column of a table. The fields of answers under a schema are columns.
         """
-        return _joined(self.given, self.rows, self.columns, self.left_out)
+        answers = self.columns.get("answer", "answer")
+        found: dict[str, _Column] = {}
+        as_text = any(row[answers] and isinstance(row[answers], str) for row in self.rows)  # `fields` is False
+        if self.answer_schema is not None and not as_text:
+            from promptmill.jobs.run.schema_columns import SchemaColumns  # other results do not need it
+
+            of_schema = SchemaColumns(_json_schema(self.answer_schema), apart=True)
+            objects = [row[answers] if isinstance(row[answers], Mapping) else {} for row in self.rows]
+            for key, name in of_schema.names.items():
+                values = [of_schema.arrow_value(key, one.get(name)) for one in objects]
+                found[self.columns.get(key, name)] = _Column(values, functools.partial(of_schema.arrow_type, key))
+        for name in _ANSWERS[1:] if found else _ANSWERS:
+            called = self.columns.get(name, name)
+            found[called] = _Column([_cell(row.get(called)) for row in self.rows])
+        return _joined(self.given, found, self.left_out)
 
     def _repr_html_(self) -> str:
         """Return the result as a notebook shows it: the counts and the first rows, without any external request."""
@@ -176,6 +190,7 @@ def _call_of(
     prompt_column: str | None = None,
     encoding: str | None = None,
     answer_column: str = "answer",
+    fields: bool = True,
     row_settings: bool = False,
     skip_empty: bool = False,
     system_prompt: str = "",
@@ -495,7 +510,7 @@ class _Call:
         found: list[dict[str, Any]] = []
         if self.is_loose or (self.written is not None and output.suffix in {".jsonl", ".ndjson"}):
             with output.open("rb") as file:
-                found = [orjson.loads(line) for line in file]
+                found = [rows_.load(line, "") for line in file]
         self.forget()
         output_file = None if self.is_loose else output
         return BulkResult(
@@ -508,9 +523,23 @@ class _Call:
             self.written.forget(self.order.output if self.is_loose else None)
 
 
-def _answer_of(answer: str, answer_schema: AnswerType | None) -> Any:
-    """Return a row's answer. Raises what a validator of the class raises that its schema cannot tell."""
-    return answer_schema.model_validate_json(answer) if answer and isinstance(answer_schema, type) else answer
+def _json_schema(answer_schema: AnswerType) -> Mapping[str, Any]:
+    return answer_schema.model_json_schema() if isinstance(answer_schema, type) else answer_schema
+
+
+def _answer_of(answer: Any, answer_schema: AnswerType | None) -> Any:
+    """Return a row's answer, `""` for none: with a schema an object, or an instance of its class.
+
+    Raises what a validator of the class raises that its schema cannot tell.
+    """
+    if answer is None or answer == "":
+        return ""
+    if isinstance(answer_schema, type):
+        return answer_schema.model_validate_json(answer if isinstance(answer, str) else rows_.json_line(answer))
+    if answer_schema is not None and isinstance(answer, str):
+        with contextlib.suppress(PromptmillError):
+            return rows_.load(answer.encode(), "")
+    return answer
 
 
 def _watch(*, progress: bool | Callable[[Mapping[str, Any]], object] | None) -> Watch | None:
@@ -662,38 +691,43 @@ def _as_json(value: Any) -> Any:
     return None if type(value).__name__ in {"NAType", "NaTType"} else str(value)  # pandas' missing values
 
 
+class _Column(NamedTuple):
+    """A column of answers; `arrow_type` is None for texts."""
+
+    values: list[Any]
+    arrow_type: Callable[[], Any] | None = None
+
+
 def _joined(
     rows: Any,
-    answers: Sequence[Mapping[str, Any]],
-    names: Mapping[str, str] = MappingProxyType({}),
+    columns: Mapping[str, _Column],
     left_out: Collection[int] = (),
 ) -> Any:
-    """Return the table `rows` with the columns `answer`, `error` and `finish_reason`, as a table of the same kind.
+    """Return the table `rows` with further `columns`, by their names, as a table of the same kind.
 
-    `names`: those of the columns that are not these. `left_out`: rows without an answer, which are left out.
+    `left_out`: rows without an answer, which are left out.
     """
-    called = [names.get(name, name) for name in _ANSWERS]
-    columns: dict[str, list[str | None]] = {name: [_cell(row.get(name)) for row in answers] for name in called}
     if _is_column(rows):
         rows = rows.to_frame()
     if left_out:
         rows = _without(rows, set(left_out))
     if hasattr(rows, "add_column") and hasattr(rows, "features"):
-        for name, values in columns.items():
-            rows = rows.add_column(name, values)
+        for name, column in columns.items():
+            rows = rows.add_column(name, column.values)
         return rows
     if hasattr(rows, "append_column"):
         import pyarrow as pa
 
-        for name, values in columns.items():
-            rows = rows.append_column(name, pa.array(values, pa.string()))
+        for name, column in columns.items():
+            kind = pa.string() if column.arrow_type is None else column.arrow_type()
+            rows = rows.append_column(name, pa.array(column.values, kind))
         return rows
     if hasattr(rows, "with_columns"):
         import polars as pl
 
-        return rows.with_columns(*(pl.Series(name, values) for name, values in columns.items()))
+        return rows.with_columns(*(pl.Series(name, column.values) for name, column in columns.items()))
     if hasattr(rows, "assign"):
-        return rows.assign(**columns)
+        return rows.assign(**{name: column.values for name, column in columns.items()})
     raise input_error("The rows are not a table; `rows` of the result has them with their answers.")
 
 

@@ -64,7 +64,7 @@ class SchemaColumns:
         if isinstance(value, Mapping):
             changed |= {key: value.get(name) for key, name in self.names.items()}
         elif value is not None:
-            problem = f"The answer was made without the schema and has none of its fields: {str(value)[:_SHOWN]}"
+            problem = f"The answer was made without the schema, so its fields are not known: {str(value)[:_SHOWN]}"
             changed["error"] = {"code": "invalid_answer", "message": problem, "retryable": False, "attempts": 0}
         return changed
 

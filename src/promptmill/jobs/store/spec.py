@@ -218,7 +218,7 @@ class JobSpec(BaseModel):
 
     @property
     def shape(self) -> tuple[object, ...]:
-        """What decides about the columns of the output and its rows, apart from the input."""
+        """The settings that decide about the columns and rows of the output."""
         return self.answer_column, self.skip_empty, self.answer_schema, self.fields
 
     @property
