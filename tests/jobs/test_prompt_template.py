@@ -60,7 +60,7 @@ def test_what_is_not_a_template_of_columns_is_told(text, said):
     "text", ["{{ a.__class__.__mro__ }}", "{{ a|attr('__class__') }}", "{{ range(10**9) | list }}", "{{ 1 / 0 }}"]
 )
 def test_a_template_stays_in_its_sandbox_and_its_failure_is_the_rows(text):
-    with pytest.raises(PromptmillError, match="prompt_template"):
+    with pytest.raises(PromptmillError, match="`prompt`"):
         PromptTemplate(text).render({"a": "x"})
 
 
@@ -118,7 +118,7 @@ def test_a_row_that_lacks_a_field_costs_the_others_nothing(bench):
     result = bench.run("--prompt", "{{text}}")
     assert result.returncode == 1
     assert [row["answer"] for row in bench.answers()] == ["echo: a", "", "echo: c"]
-    assert bench.answers()[1]["error"]["message"].startswith("line 2: `prompt_template`: 'text' is undefined")
+    assert bench.answers()[1]["error"]["message"].startswith("line 2: `prompt`: 'text' is undefined")
 
 
 def test_a_row_asks_what_is_written_out_not_what_the_template_says(bench):

@@ -562,3 +562,66 @@ async def test_a_small_file_of_large_rows_costs_the_server_no_memory(bench: Any,
         assert own.memory_info().rss - before < 60 << 20
     assert not set(own.children(recursive=True)) - others
     assert not bench.upstream.seen
+
+
+async def test_rows_of_a_file_are_asked_with_a_template(bench: Any, tools: Any) -> None:
+    (bench.path / "in.csv").write_text("text,stars\ngood,5\nbad,1\n")
+    files = {"input_file": "in.csv", "output_file": "out.csv"}
+    async with tools() as call:
+        job = await call(
+            "bulk_generate", **files, prompt="Rate: {{text}} {{stars}}", choices=["echo: Rate: good 5", "no"]
+        )
+        await ended(call, job["job_id"], "finished")
+        rows = (await call("bulk_results", job_id=job["job_id"], only="answers"))["rows"]
+        assert [row["answer"] for row in rows] == ["echo: Rate: good 5"]
+        job = await call("bulk_generate", input_file="in.csv", output_file="2.csv", prompt_column="text")
+        await ended(call, job["job_id"], "finished")
+        rows = (await call("bulk_results", job_id=job["job_id"]))["rows"]
+        assert [row["answer"] for row in rows] == ["echo: good", "echo: bad"]
+
+
+async def test_prompts_in_place_of_a_file_are_an_ordinary_job(bench: Any, tools: Any) -> None:
+    prompts = ["a", {"prompt": "b", "id": 7}, [{"role": "user", "content": "c"}]]
+    async with tools() as call:
+        job = await call("bulk_generate", prompts=prompts)
+        await ended(call, job["job_id"], "finished")
+        rows = (await call("bulk_results", job_id=job["job_id"]))["rows"]
+        assert [(row.get("id"), row["answer"]) for row in rows] == [
+            (None, "echo: a"),
+            (7, "echo: b"),
+            (None, "echo: c"),
+        ]
+        assert (await call("bulk_generate", prompts=prompts))["message"] == "The job is finished already."
+        assert len(bench.upstream.seen) == 3
+        await call("bulk_generate", prompts=["x"], prompt="Rate: {{text}}", output_file="out.jsonl")
+        await ended(call, (await call("bulk_status"))["jobs"][0]["job_id"], "finished")
+        assert [row["answer"] for row in bench.answers()] == ["echo: Rate: x"]
+        assert len((await call("bulk_status"))["jobs"]) == 2
+    async with (
+        tools() as call
+    ):  # another client, to which the answers that are in no file of its folders are not listed
+        assert [Path(found["output_file"]).name for found in (await call("bulk_status"))["jobs"]] == ["out.jsonl"]
+        assert len((await call("bulk_results", job_id=job["job_id"]))["rows"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "Give either `input_file` or `prompts`."),
+        ({"input_file": "in.jsonl", "prompts": ["a"]}, "Give either `input_file` or `prompts`."),
+        ({"input_file": "in.jsonl"}, "`output_file` is missing"),
+        ({"prompts": []}, "`prompts` is an empty list"),
+        ({"prompts": [7]}, "prompts[0] is a number"),
+        ({"prompts": ["a"], "prompt": "Say"}, "`prompt` names no column"),
+        ({"prompts": ["a"], "prompt": "{{text}}", "prompt_column": "text"}, "goes without `prompt_column`"),
+        ({"prompts": [{"question": "a"}]}, '`prompt_column: "question"`'),
+        ({"prompts": ["a"], "max_failures": "few"}, "`max_failures` 'few'"),
+    ],
+)
+async def test_errors_name_the_arguments_of_the_tool(bench: Any, tools: Any, given: dict[str, Any], said: str) -> None:
+    bench.prompts(1)
+    async with tools() as call:
+        with pytest.raises(ToolError) as caught:
+            await call("bulk_generate", **given)
+    assert said in str(caught.value)
+    assert "--" not in str(caught.value)

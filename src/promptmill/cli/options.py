@@ -41,7 +41,7 @@ _SETS = {
 }
 """Keys of the configuration, and the arguments of the command line that set them."""
 _NO_FILE = "There is no configuration file"
-_OPTIONS = {"prompt_template": "prompt", "from_job": "from", "assignments": "set"}
+_OPTIONS = {"from_job": "from", "assignments": "set"}
 """Other fields whose options have other names."""
 
 

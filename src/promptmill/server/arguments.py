@@ -48,7 +48,7 @@ _TURN = {
 }
 
 
-def _a_list(*, of: dict[str, Any], description: str, examples: list[Any]) -> WithJsonSchema:
+def a_list(*, of: dict[str, Any], description: str, examples: list[Any]) -> WithJsonSchema:
     """Return the schema of a list, which pydantic only passes on."""
     return WithJsonSchema({"type": "array", "items": of, "description": description, "examples": examples})
 
@@ -78,7 +78,7 @@ def null_is(default: object) -> BeforeValidator:
 
 Prompts = Annotated[
     Any,  # messages are accepted too, but strict function calling refuses a schema with `anyOf`
-    _a_list(
+    a_list(
         of={"type": "string"},
         description="The prompts: a list, also for a single one. Each is answered separately. A chat message "
         "with `content` is accepted too.",
@@ -145,7 +145,7 @@ AnswerSchema = Annotated[
 ]
 Images = Annotated[
     Any,
-    _a_list(
+    a_list(
         of={"type": "array", "items": {"type": "string"}},
         description="A list of images for each prompt, in the order of `prompt_ls` and of the same length; "
         "[] for a prompt without images. An image is a path on the server's machine (absolute is best), or a file:, "
@@ -163,7 +163,7 @@ ImageTag = Annotated[
 ]
 Messages = Annotated[
     Any,
-    _a_list(
+    a_list(
         of=_TURN,
         description="One conversation, oldest turn first; the last turn is answered. The first turn may be a system "
         "turn.",

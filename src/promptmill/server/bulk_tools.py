@@ -27,7 +27,17 @@ if TYPE_CHECKING:
 
 _MOST_ROWS = 1000
 _ENVELOPE = 4 << 10
-_OF_THE_ORDER = {"limit", "again", "keep", "max_failures", "dedupe", "max_cost", "answer_column"}
+_OF_THE_ORDER = {
+    "prompt",
+    "prompt_column",
+    "limit",
+    "again",
+    "keep",
+    "max_failures",
+    "dedupe",
+    "max_cost",
+    "answer_column",
+}
 _OF_THE_ROW = {"index", "id", "custom_id", "model"}
 _PAGE_BYTES = 8 << 20
 _PAGE_CHARACTERS = 40_000  # some 10,000 tokens; clients cut or refuse a result of more than 25,000
@@ -110,6 +120,14 @@ def _argument_of(named: Named) -> str | None:
     return argument_name(named) if named.field in _OF_THE_ORDER else None
 
 
+def _check_source(input_file: str, output_file: str, prompts: object) -> None:
+    """Raise `PromptmillError` (`invalid_input`) unless the rows have one source, and their answers a place."""
+    if (prompts is None) == (not input_file):
+        raise input_error("Give either `input_file` or `prompts`.")
+    if input_file and not output_file:
+        raise input_error("`output_file` is missing: name the file for the answers.")
+
+
 def _without_input(rows: list[dict[str, Any]], columns: Mapping[str, str]) -> list[dict[str, Any]]:
     """Return the answers of rows and their ids, without the input's other fields, which the client knows."""
     from promptmill.jobs.store.records import OURS
@@ -135,21 +153,43 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
     async def bulk_generate(  # noqa: PLR0917 (the tool's signature)
         input_file: Annotated[
             str,
+            arguments.null_is(""),
             Field(
-                description="A file on the server's machine, inside its folders: .jsonl, each line "
-                '{"prompt": "…"}, {"messages": […]}, {"prompt": "…", "images": ["a.png"]} or an OpenAI Batch API '
-                "request; or .csv / .parquet with a column `prompt` or `messages`.",
-                examples=["prompts.jsonl"],
+                description="A file on the server's machine, inside its folders: .csv, .parquet or .jsonl, whose rows "
+                "are asked by `prompt` or `prompt_column`, else by their field `prompt` or `messages`. .jsonl may have "
+                '{"prompt": "…", "images": ["a.png"]} or OpenAI Batch API requests. Left out: `prompts` are the rows.',
+                examples=["reviews.csv"],
             ),
-        ],
+        ] = "",
         output_file: Annotated[
             str,
+            arguments.null_is(""),
             Field(
                 description="The file for the answers: .jsonl, or the input's format; it must be new. Written at the "
-                "job's end, in input order: each input row plus `answer`, `error`, `usage`, `finish_reason`.",
-                examples=["answers.jsonl"],
+                "job's end, in input order: each input row plus `answer`, `error`, `usage`, `finish_reason`. May be "
+                "left out only without `input_file`; read the answers with bulk_results then.",
+                examples=["answers.csv"],
             ),
-        ],
+        ] = "",
+        prompt: Annotated[
+            str | None,
+            Field(
+                description="What to ask of each row; {{name}} stands for the row's field of that name. Left out: the "
+                "rows hold their prompts.",
+                examples=["Is this review positive? {{text}}"],
+            ),
+        ] = None,
+        prompt_column: Annotated[
+            str | None, Field(description="The column to ask, instead of `prompt`; left out: `prompt`.")
+        ] = None,
+        prompts: Annotated[
+            Any,
+            arguments.a_list(
+                of={"type": "string"},
+                description="The prompts, if `input_file` is left out; with `prompt`, texts for its {{text}}.",
+                examples=[["What is the capital of France?", "What is the capital of Peru?"]],
+            ),
+        ] = None,
         system_prompt: arguments.SystemPrompt = "",
         limit: Annotated[
             int, Field(ge=0, description="Process only the first N rows; all unless given."), arguments.null_is(0)
@@ -192,18 +232,24 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
             Field(description="The field for the answers; `answer` unless given, or `answer_1` if rows have `answer`."),
         ] = "answer",
     ) -> dict[str, Any]:
-        """Answer every row of a file into another file, in the background. Returns `job_id` and `state` at once.
+        """Answer every row of a file, or every prompt of a list, in the background. Returns `job_id`, `state` at once.
 
-        Use it for thousands of prompts, and for prompts in a file. Then call bulk_status every few seconds until
+        Use it for many prompts, and for rows in a file. Then call bulk_status every few seconds until
         `state` is `finished`; bulk_results reads the answers so far. The job survives crashes: the same call resumes
         it, and answered rows are not sent again.
         """
+        _check_source(input_file, output_file, prompts)
         plan = plan_of_call(service, model, answer_schema, sampling_params, choices)
+        if prompt and prompt_column:
+            raise input_error("`prompt` goes without `prompt_column`; name the column in `prompt`: {{column}}.")
         try:
             return await running_jobs().start(
                 input_file,
                 output_file,
                 system_prompt,
+                prompts=None if prompts is None else arguments.list_of(prompts, "prompts"),
+                prompt_template=prompt or None,
+                prompt_column=prompt_column or None,
                 validate=validate,
                 limit=limit or None,
                 again=again,

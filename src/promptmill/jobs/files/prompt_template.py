@@ -15,7 +15,7 @@ from promptmill.backends.rows import NAMES
 from promptmill.core.errors import Code, Named, OrderError, PromptmillError
 from promptmill.core.wording import close_matches
 
-_FIELD = Named("prompt_template")
+_FIELD = Named("prompt")
 _ROW = "row"
 _CELL = "promptmill_cell"  # a filter
 _OPEN = re.compile(r"\{\{(?![%#{])([^{}\"']*)(?:\}(?!\})|$)")  # an unclosed placeholder

@@ -194,6 +194,7 @@ def _call_of(
     row_settings: bool = False,
     skip_empty: bool = False,
     system_prompt: str = "",
+    choices: Sequence[str] | None = None,
     answer_schema: AnswerType | None = None,
     model: str | None = None,
     base_url: str | Sequence[str] | None = None,
@@ -257,7 +258,8 @@ def bulk(make: Callable[[], _Call]) -> BulkResult:
 
     `prompt`: what to ask of each row, such as "Classify: {{text}}". A placeholder names a field; a text of a list is
     the field `text`, a value of a column has the column's name. Without it, `prompt_column` or the field `prompt` is
-    asked. `answer_schema`: a JSON Schema, or a pydantic class, whose instances `answers` then are.
+    asked. `choices`: what the answers may be. `answer_schema`: a JSON Schema, or a pydantic class, whose instances
+    `answers` then are.
 
     `model`, `base_url`, `provider`, `api_key`, …: the model; else the configuration's. `config`: a configuration file;
     `settings`: values by the paths of their keys, {"backend_configs.openai.rpm": 60}. The names of the other arguments

@@ -15,6 +15,7 @@ import orjson
 from promptmill.backends import rows
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import PromptmillError, input_error
+from promptmill.core.wording import shape
 from promptmill.jobs.files import row_files
 from promptmill.jobs.files.disk import Line, Lines, RandomFile
 from promptmill.jobs.manage import detached
@@ -24,6 +25,7 @@ from promptmill.jobs.run.runner import Runner
 from promptmill.jobs.store import status
 from promptmill.jobs.store.answers import JobStore
 from promptmill.jobs.store.folder import Folder, JobFolders
+from promptmill.jobs.store.given_rows import GivenRows, root_of
 from promptmill.jobs.store.records import Record, answer_fields
 from promptmill.jobs.store.spec import JobRequest, JobSpec
 from promptmill.service.service import Service
@@ -48,7 +50,8 @@ class RunningJobs:
         self._roots = roots
         self.folders = folders or JobFolders.from_environ()
         self._here: dict[str, asyncio.Task[None]] = {}
-        self._of_calls: set[str] = set()
+        self._own: set[str] = set()
+        """Jobs of callers of this process whose files are ours."""
         self._validating = asyncio.Semaphore(_MOST_VALIDATED)
 
     async def start(
@@ -57,11 +60,15 @@ class RunningJobs:
         output_file: str,
         system_prompt: str,
         *,
+        prompts: Sequence[Any] | None = None,
         validate: bool = False,
         plan: ResolvedConfig | None = None,
         **options: Any,
     ) -> dict[str, Any]:
         """Start a job, or go on with it, and return at once with its status. `options` are those of `JobRequest`.
+
+        `prompts` are rows in place of an input file; they are kept with the jobs, and so are their answers if
+        `output_file` is empty.
 
         `plan` is the call's own, where it asks for more than the configuration says.
 
@@ -70,13 +77,20 @@ class RunningJobs:
         On the openai backend a process of its own runs it; otherwise it runs on this server's engine. Raises
         `PromptmillError` (`invalid_input`) for what `admission` refuses and files outside the folders.
         """
+        given: GivenRows | None = None
+        if prompts is not None:
+            name = "prompt" if options.get("prompt_template") is None else "text"
+            given = await asyncio.to_thread(GivenRows.write, self.folders, _lines(prompts, name), ".jsonl")
         order = JobRequest(
-            input=self._allowed(input_file, "input_file"),
-            output=self._allowed(output_file, "output_file"),
+            input=self._allowed(input_file, "input_file") if given is None else given.input,
+            output=self._allowed(output_file, "output_file") if output_file or given is None else Path("-"),
             system_prompt=system_prompt,
             **options,
         )
         plan = await self._service.settled(plan or self._service.plan)
+        if given is not None and not output_file:
+            order = order.model_copy(update={"output": given.output(plan, order, ".jsonl")})
+            self._own.add(self.folders.id_of(self.folders.of(order.input, order.output)))
         if validate:
             async with self._validating:
                 found = await detached.validated(plan, order, self.folders)
@@ -207,7 +221,7 @@ class RunningJobs:
         job_id = job.spec.job_id
         self._here[job_id] = run
         if job.spec.of_call:
-            self._of_calls.add(job_id)
+            self._own.add(job_id)
 
         def ended(done: asyncio.Task[Any]) -> None:
             job.close()
@@ -225,16 +239,20 @@ class RunningJobs:
 
     def _is_listed(self, folder: Folder) -> bool:
         spec = folder.spec
-        return spec is not None and (spec.job_id in self._of_calls if spec.of_call else self._may_see(folder))
+        if spec is None:
+            return False
+        is_ours = spec.of_call or self._is_given(spec.output)
+        return spec.job_id in self._own if is_ours else self._may_see(folder)
 
     def _may_see(self, folder: Folder) -> bool:
         spec = folder.spec
         if spec is None:
             return False
-        # a client that knows the id of a call's job made that call, or has the id from its maker
+        # a client that knows the id of a job whose files are ours made that job, or has the id from its maker
         if spec.of_call and folder.output_beside is None:
             return True
-        return all(map(self._inside, (spec.output, *(part.path for part in spec.parts))))
+        paths = (spec.output, *(part.path for part in spec.parts))
+        return all(self._inside(path) or self._is_given(path) for path in paths)
 
     def _allowed(self, text: str, name: str) -> Path:
         try:
@@ -257,8 +275,37 @@ class RunningJobs:
         shown = ", ".join(str(root) for root in self._roots()) or "none"
         return input_error(f"{name} is outside the folders of `allowed_roots` ({shown}). Use a file inside.")
 
+    def _is_given(self, path: Path) -> bool:
+        """Return whether a file is one of ours, with rows that came in a call or their answers."""
+        return path.is_relative_to(root_of(self.folders).resolve())
+
     def _inside(self, path: Path) -> bool:
         return is_inside(path, self._roots())
+
+
+def _lines(prompts: Sequence[Any], name: str) -> Iterator[bytes]:
+    """Yield prompts as lines of JSON: texts, whose field is `name`, messages, and rows with fields.
+
+    Raises `PromptmillError` (`invalid_input`).
+    """
+    if not prompts:
+        raise input_error("`prompts` is an empty list; send at least one prompt.")
+    for index, prompt in enumerate(prompts):
+        match prompt:
+            case str():
+                row: Any = {name: prompt}
+            case {"role": _}:
+                row = {"messages": [prompt]}
+            case dict():
+                row = prompt
+            case list():
+                row = {"messages": prompt}
+            case _:
+                raise input_error(f"prompts[{index}] is {shape(prompt)}; send a text, a row or a list of messages.")
+        try:
+            yield orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
+        except TypeError:
+            raise input_error(f"prompts[{index}] is not UTF-8 text; correct it.") from None
 
 
 def _rows(folder: Folder, spec: JobSpec, store: JobStore, first: int) -> Iterator[tuple[Line, Record | None]]:

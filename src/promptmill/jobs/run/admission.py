@@ -252,7 +252,7 @@ def _spec(
         _check_answer_column(order.answer_column)
     if order.prompt_template is not None:
         if input_format in WHOLE_REQUESTS:
-            raise OrderError(Named("prompt_template"), _OF_ROWS)
+            raise OrderError(Named("prompt"), _OF_ROWS)
         PromptTemplate(order.prompt_template)
     output_format = row_files.format_of_output(order.whole_output, input_format)
     is_asked = folder.spec is None or (order.prompt_template is None and input_format == "jsonl")

@@ -48,7 +48,7 @@ class GivenRows:
     @classmethod
     def write(cls, folders: JobFolders, blocks: Iterable[bytes], suffix: str) -> GivenRows:
         """Keep the bytes that come as a file that ends with `suffix`. Raises `PromptmillError` (`storage`)."""
-        root = _root_of(folders)
+        root = root_of(folders)
         try:
             disk.make_private_folder(root)
             content = hashlib.sha256(suffix.encode())
@@ -77,7 +77,7 @@ class GivenRows:
     @classmethod
     def prune(cls, folders: JobFolders, before: float) -> None:
         """Remove rows that were kept before that time and are of no job that is still there. Raises `OSError`."""
-        root = _root_of(folders).resolve()
+        root = root_of(folders).resolve()
         specs = [folder.spec for folder in folders.all()]
         used = {path.parent for spec in specs if spec is not None for path in (spec.input, spec.output)}
         with contextlib.suppress(FileNotFoundError):
@@ -105,7 +105,7 @@ class GivenRows:
         shutil.rmtree(self.input.parent, ignore_errors=True)
 
 
-def _root_of(folders: JobFolders) -> Path:
+def root_of(folders: JobFolders) -> Path:
     """Return where rows lie that are in no file of the user's."""
     return folders.root.parent / "given"
 
@@ -149,7 +149,7 @@ def fetched(folders: JobFolders, urls: Sequence[str], say: Say) -> Path:
         if not found:
             raise input_error(f"There is nothing at {redact(urls[0])}.")
         digest = hashlib.sha256(orjson.dumps([[url, path, key] for _, path, key, url in found])).hexdigest()
-        folder = _root_of(folders) / digest[:20]
+        folder = root_of(folders) / digest[:20]
         common = posixpath.commonpath([posixpath.dirname(path) for _, path, *_ in found])
         names = [posixpath.relpath(path, common or ".") for _, path, *_ in found]
         is_one = len(found) == 1 and not glob.has_magic(urls[0])
@@ -197,7 +197,7 @@ class RemoteOutput:
     def of(cls, folders: JobFolders, url: str) -> RemoteOutput:
         """Return the output at `url`; its local file is the same for the same URL. Raises `PromptmillError`."""
         _, path = _open(url)
-        folder = _root_of(folders) / hashlib.sha256(url.encode()).hexdigest()[:20]
+        folder = root_of(folders) / hashlib.sha256(url.encode()).hexdigest()[:20]
         disk.make_private_folder(folder.parent)
         disk.make_private_folder(folder)
         return cls(url, folder.resolve() / posixpath.basename(path))
