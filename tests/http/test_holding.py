@@ -228,6 +228,17 @@ async def test_a_call_of_a_session_keeps_its_memory_when_its_client_disconnects(
         await until(lambda: bodies.free == 9 * MB)
 
 
+async def test_a_stream_holds_no_body(upstream):
+    """It lasts as long as its client likes."""
+    async with hosted(upstream, max_body=8 * MB) as (_, port):
+        _, session, _ = await _post(port, HELLO)
+        head = (
+            f"GET /mcp HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\nMcp-Session-Id: {session}\r\n"
+            f"Connection: close\r\nContent-Length: {6 * MB}\r\n\r\n"
+        )
+        assert (await _said(port, head.encode())).startswith(b"HTTP/1.1 413 ")
+
+
 async def test_a_large_body_that_drips_holds_what_has_arrived_alone(upstream):
     upstream.reply = answer("ok")
     async with hosted(upstream, max_body=8 * MB) as (app, port):

@@ -50,6 +50,7 @@ _MOST_VALUES = 300_000
 # A call takes about six times the size of its body in memory.
 _LARGE_BODY = 4 << 20
 _LARGE_BODIES = 64 << 20
+_BESIDE_CALLS = 4 << 10  # of a GET or DELETE, which needs no body: a stream would keep it as long as its client stays
 _ROOM_S = 2.0  # some clients disconnect after five seconds of silence
 _RETRY_S = 30
 _SHARE = "promptmill.share"  # key in a request's scope
@@ -130,7 +131,8 @@ class App:
             return  # the client has left
 
     async def _call(self, scope: Scope, receive: Receive, send: Send, share: Share) -> None:
-        body = await read_body(receive, self._rules.max_body, share, declared=_header(scope, b"content-length"))
+        limit = self._rules.max_body if scope["method"] == "POST" else _BESIDE_CALLS
+        body = await read_body(receive, limit, share, declared=_header(scope, b"content-length"))
         inside = {**scope, "path": PATH, "raw_path": PATH.encode()}
         send = _plain(send)
         inside |= {RESPONSE: EitherResponse.to(scope, body), _SHARE: share}
