@@ -102,3 +102,35 @@ def test_the_beginning_of_an_id_names_the_only_job_that_begins_so(bench: Any) ->
     assert found.returncode == 2
     assert "did you mean" in found.stderr
     assert job_id in found.stderr
+
+
+def test_it_goes_on_from_another_folder_with_nothing_but_its_id(bench: Any, tmp_path: Path) -> None:
+    bench.settings.pop("api_key")
+    bench.upstream.reply = choose(lambda seen: answer() if seen.number <= 8 else late(None))
+    bench.prompts(40)
+    secret = "backend_configs.openai.api_key=very-secret-1"
+    begin(bench, "--set", secret, "--set", "sampling_params.temperature=0.25", "--max-tokens", "20")
+    bench.upstream.reply = answer()
+    kept = bench.folder.request
+    assert "very-secret-1" not in bench.folder.database.read_bytes().decode("latin-1")
+    assert kept.command[-2:] == ["--config", str(bench.path / "config.yaml")]
+    job_id = bench.folder.job_id
+    shown = bench.here(["promptmill", "jobs", job_id], tmp_path).stdout
+    assert "command" in shown
+    assert f"promptmill jobs {job_id} --resume" in shown
+    assert f"promptmill jobs {job_id} --export FILE" in shown
+    result = bench.here(["promptmill", "jobs", job_id, "--resume", "--json"], tmp_path, LLM_API_KEY="k")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["done"] == 40
+    assert {(seen.json["temperature"], seen.json["max_tokens"]) for seen in bench.upstream.seen} == {(0.25, 20)}
+
+
+def test_failed_rows_are_sent_again_by_the_jobs_id_alone(bench: Any, tmp_path: Path) -> None:
+    bench.upstream.reply = choose(lambda seen: status(400, "no") if seen.prompt == "prompt 1" else answer())
+    bench.prompts(3)
+    bench.fail("--temperature", "0.5", code=1)
+    bench.upstream.reply = answer()
+    result = bench.here(["promptmill", "jobs", bench.folder.job_id, "--retry-failed", "--json"], tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert (json.loads(result.stdout)["failed"], len(bench.upstream.seen)) == (0, 4)
+    assert bench.upstream.seen[-1].json["temperature"] == 0.5

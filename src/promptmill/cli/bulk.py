@@ -6,10 +6,11 @@ import argparse
 import contextlib
 import itertools
 import os
+import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from promptmill.cli.options import Parser, add_shared, amount, at_least_one, is_
 from promptmill.cli.terminal import complain, say
 from promptmill.cluster.ray_cluster import RayCluster
 from promptmill.config.loading import Configuration
+from promptmill.config.parameter_file import is_shipped
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error, redact
 from promptmill.core.money import dollars
@@ -43,6 +45,8 @@ from promptmill.system import runtime
 from promptmill.system.installation import command_for
 from promptmill.system.safe_open import real_path
 
+# Assignments that may hold a key, unless the value is a variable's name.
+_SECRET, _REFERENCE = re.compile(r"api_key(?!_env)|headers|token(?!s)"), re.compile(r"[\w.]+=\$\{\w+\}")
 _TIERS = ("default", "flex", "priority")
 _AGAIN = ("failed", "truncated", "all")
 _OF_THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
@@ -135,6 +139,7 @@ def _run_files(arguments: argparse.Namespace, configuration: Configuration) -> i
         more=[path.absolute() for path in inputs[1:]],
         output=output,
         urls=getattr(arguments, "urls", {}),
+        command=_remembered(arguments, configuration),
         encoding=arguments.encoding,
         prompt_template=_template(arguments),
         prompt_column=arguments.prompt_column,
@@ -167,6 +172,34 @@ def _run_files(arguments: argparse.Namespace, configuration: Configuration) -> i
     if arguments.detach:
         return _detach(configuration, order, as_json=arguments.json)
     return run(arguments, configuration, order)
+
+
+def _remembered(arguments: argparse.Namespace, configuration: Configuration) -> list[str]:
+    """Return the command line for a run from any folder, without keys: a job goes on with it by its id."""
+    words, found = iter(arguments.given), []
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option not in {"--set", "--config", "--schema"}:
+            found.append(redact(word))
+            continue
+        value = value if equals else next(words)
+        if option == "--schema":
+            found += [option, str(Path(value).absolute())]
+        elif option == "--set" and (_SECRET.search(value) is None or _REFERENCE.fullmatch(value)):
+            found += [option, redact(value)]
+    file = Path(configuration.origin).absolute()
+    return found if is_shipped(file) or not file.is_file() else [*found, "--config", str(file)]
+
+
+def remembered(arguments: argparse.Namespace, command: Sequence[str]) -> argparse.Namespace:
+    """Return `arguments`, and those of the earlier `command` for options that are not given."""
+    if not command:
+        return arguments
+    parser = Parser("promptmill bulk")
+    add_options(parser)
+    before = parser.parse_args(command[1:])
+    own = {name: value for name, value in vars(arguments).items() if value not in (None, [])}
+    return argparse.Namespace(**{**vars(before), **own, "set": [*before.set, *arguments.set], "json": arguments.json})
 
 
 def _template(arguments: argparse.Namespace) -> str | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shlex
 import sys
 import textwrap
 import time
@@ -80,7 +82,7 @@ def summary(
     if state == status.FINISHED and found.get("total") == 0:
         return f"{files}: {_without_rows(found)}"
     if state == status.STOPPED and not found.get("alive") and reason and status.answered(found) <= 0:
-        return f"{files}: {state}: {reason}" + (f"\n{_GO_ON}" if again else "")
+        return "\n".join([f"{files}: {state}: {reason}", *(_go_on(found, output=output)[:2] if again else ())])
     if state == status.FINISHED:
         lines = [f"{files}: {_answered(found)} in {_by(found)}"]
     else:
@@ -112,8 +114,22 @@ def summary(
     if state == status.FINISHED and output:
         lines.append(f"  output    {found['output_file']}")
     elif state != status.FINISHED and not found.get("alive"):
-        lines.append(_GO_ON if again else "  what is answered is kept")
+        lines += _go_on(found, output=output) if again else ["  what is answered is kept"]
     return "\n".join(lines)
+
+
+def _go_on(found: Mapping[str, Any], *, output: bool) -> list[str]:
+    """Return the commands after a stop, each on a line of its own. Copies of pipes and URLs need the first command."""
+    if not output or any("://" in str(found.get(name, "")) for name in ("input_file", "output_file")):
+        return [_GO_ON]
+    state = os.environ.get("PROMPTMILL_STATE")
+    job = f"    promptmill jobs {found['job_id']}{f' --state {shlex.quote(state)}' if state else ''}"
+    return [
+        "  what is answered is kept; go on with the same command, or by",
+        f"{job} --resume",
+        "  write the answers so far by",
+        f"{job} --export FILE",
+    ]
 
 
 def title(found: Mapping[str, Any]) -> str:

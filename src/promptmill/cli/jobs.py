@@ -13,7 +13,7 @@ from typing import TextIO
 import orjson
 
 from promptmill.backends.protocol import Call
-from promptmill.cli.bulk import OK, SOME_FAILED, run
+from promptmill.cli.bulk import OK, SOME_FAILED, remembered, run
 from promptmill.cli.job_display import print_jobs, print_status
 from promptmill.cli.options import Parser, add_shared, configuration_of
 from promptmill.cli.terminal import say
@@ -40,6 +40,7 @@ def add_jobs_options(jobs: Parser) -> None:
     doing = jobs.add_mutually_exclusive_group()
     doing.add_argument("--cancel", action="store_true", help="end the job; what is answered is kept")
     doing.add_argument("--resume", action="store_true", help="go on with the job, here")
+    doing.add_argument("--retry-failed", action="store_true", help="send the rows that failed again, here")
     doing.add_argument("--export", type=Path, metavar="FILE", help="write the answers there are to FILE")
     doing.add_argument("--follow", action="store_true", help="show how far a job is until it ends")
     doing.add_argument(
@@ -63,7 +64,7 @@ def _run(arguments: argparse.Namespace) -> int:
         if arguments.job_id is not None:
             raise config_error("--prune", "forgets all jobs older than AGE; leave out JOB_ID.")
         return _forget(arguments.prune, unfinished=arguments.unfinished, as_json=arguments.json)
-    if arguments.resume:
+    if arguments.resume or arguments.retry_failed:
         return _resume(arguments)
     if arguments.export is not None:
         job = _named(arguments.job_id, "whose answers to write")
@@ -158,6 +159,9 @@ def _resume(arguments: argparse.Namespace) -> int:
     assert spec is not None
     found = {"input": spec.input, "output": spec.output}  # where they are now
     order = JobRequest(**found) if request is None else request.model_copy(update=found)
+    if arguments.retry_failed:
+        order = order.model_copy(update={"again": "failed"})
+    arguments = remembered(arguments, order.command)
     return run(arguments, configuration_of(arguments), order, fixed=True)
 
 

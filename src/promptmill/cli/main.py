@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         given[0] = "models"
     parser = parser_of(given)
     arguments = parser.parse_args(given)
+    arguments.given = given
     if "unconfigured" not in arguments and "command" not in arguments:
         parser.print_help()
         return OK

@@ -93,6 +93,8 @@ class JobRequest(BaseModel):
     """The database of another job, whose answers count for rows that ask the same."""
     overwrite: bool = False
     """Whether a file at `output` that the job did not make is replaced."""
+    command: list[str] = []
+    """The arguments of the command line that gave the last order, without keys; empty for a program's."""
     urls: dict[str, str] = {}
     """The URLs whose copies `input_file` and `output_file` of the status are, without secrets."""
     ray: RayCluster | None = None

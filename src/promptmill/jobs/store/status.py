@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -283,6 +284,8 @@ def asked(folder: Folder) -> dict[str, str]:
     column = "" if spec is None or spec.prompt_column is None else f"column {spec.prompt_column}"
     prompt = "" if spec is None else spec.prompt_template or column
     found = {"prompt": prompt, "system": "" if request is None else request.system_prompt}
+    if request is not None and request.command:
+        found["command"] = shlex.join(["promptmill", *request.command])
     return {name: text for name, text in found.items() if text}
 
 
