@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 
 import pytest
 
+from promptmill.backends.openai import discovery
 from promptmill.cli import main as cli
 from promptmill.config.loading import Configuration
 from replies import html
@@ -123,3 +125,43 @@ def test_what_is_wrong_is_said_and_the_way_on(init, upstream):
     code, out, _ = init("--base-url", upstream.url, "--model", "no # such: model", "-o", "other.yaml")
     assert code == 2
     assert "Then `promptmill check --config other.yaml` tries it again." in out
+
+
+def test_a_file_whose_check_failed_does_not_block_the_next_init_until_it_is_edited(init, tmp_path, upstream):
+    file, arguments = tmp_path / "parameter.yaml", ("--base-url", "http://127.0.0.1:9", "--model", "m")
+    assert init(*arguments)[0] == 2
+    file.write_text(file.read_text(encoding="utf-8") + "# mine\n", encoding="utf-8")
+    assert "--force" in init(*arguments)[2]
+    assert "# mine" in file.read_text(encoding="utf-8")
+    assert init(*arguments, "--force")[0] == 2
+    code, _, err = init("--base-url", upstream.url, "--model", "test-model")
+    assert (code, err) == (0, "")
+    assert "Its check failed" not in file.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("found", "default"), [("server", "1"), ("provider", "2"), ("", "3")])
+def test_what_works_is_the_default(init, upstream, monkeypatch, found, default):
+    async def around():
+        return (upstream.url if found == "server" else "", "mistral" if found == "provider" else "")
+
+    asked = []
+
+    def ask(question, default, option, **_):
+        asked.append((question.rpartition("\n")[2], default))
+        return default or "m"
+
+    monkeypatch.setattr("promptmill.cli.setup.choosing.around", around)
+    monkeypatch.setattr("promptmill.cli.setup._ask", ask)
+    monkeypatch.setattr("promptmill.cli.setup._check", lambda *_: 0)
+    assert init()[0] == 0
+    assert asked[0] == ("1, 2 or 3", default)
+    expected = {"1": ("Its address", upstream.url), "2": ("The provider", "mistral"), "3": asked[1]}
+    assert asked[1] == expected[default]
+
+
+def test_a_server_of_this_machine_and_a_key_are_found(upstream):
+    configuration = Configuration({"backend": "auto"})
+    environ = {"OLLAMA_HOST": upstream.url, "MISTRAL_API_KEY": "k"}
+    found = asyncio.run(discovery.around(configuration, environ))
+    assert found == (upstream.url, "mistral")
+    assert asyncio.run(discovery.around(configuration, {"OLLAMA_HOST": "127.0.0.1:9"})) == ("", "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import hashlib
 import os
 import sys
 import time
@@ -65,7 +66,7 @@ def _init(arguments: argparse.Namespace) -> int:
     Raises `PromptmillError` (`invalid_config`): the file exists, or stdin gives no answers.
     """
     file: Path = arguments.output or Path(FILE_NAME)
-    if file.exists() and not arguments.force:
+    if file.exists() and not arguments.force and not _is_unchecked(file):
         raise config_error("", f"{file} exists; `--force` replaces it, `-o OTHER.yaml` leaves it.")
     answers = _answers_from(arguments)
     text = written(answers)
@@ -83,12 +84,29 @@ def _init(arguments: argparse.Namespace) -> int:
         print(f"      promptmill bulk{option} prompts.jsonl answers.jsonl")
         print(f"      promptmill install{option} claude-code   # or another client: install --help")
     else:
+        file.write_text(f"{_unchecked(text)}\n{text}", encoding="utf-8")
         todo = answers.notes or (f"The last line above names the change that {file} needs.",)
         say("\n" + "\n".join((*todo, f"Then `promptmill check{option}` tries it again.")), wrap=True)
     return code
 
 
+def _unchecked(text: str) -> str:
+    """Return the first line of a file with this text whose check failed."""
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return f"# Its check failed: until this file is edited, `promptmill init` replaces it ({digest})."
+
+
+def _is_unchecked(file: Path) -> bool:
+    """Return whether `file` is as `init` wrote it before a check that failed, so that nothing is lost with it."""
+    try:
+        first, _, text = file.read_text(encoding="utf-8").partition("\n")
+    except (OSError, ValueError):
+        return False
+    return first == _unchecked(text)
+
+
 def _answers_from(arguments: argparse.Namespace) -> Answers:
+    server = provider = ""
     if arguments.base_url:
         where = "1"
     elif arguments.provider:
@@ -97,14 +115,16 @@ def _answers_from(arguments: argparse.Namespace) -> Answers:
         where = "3"
     else:
         options = "--base-url, --provider or --backend, such as `promptmill init --base-url localhost:11434`"
-        where = _ask(f"{_WHERE}1, 2 or 3", "1", options, among=("1", "2", "3"))
+        server, provider = runtime.run(choosing.around())
+        works = "1" if server else "2" if provider else "3"
+        where = _ask(f"{_WHERE}1, 2 or 3", works, options, among=("1", "2", "3"))
     if where == "1":
-        url = arguments.base_url or _ask("Its address", _LOCAL, "--base-url")
+        url = arguments.base_url or _ask("Its address", server or _LOCAL, "--base-url")
         model = arguments.model or _model_at(url)
         named = [] if model == _ONLY else [("model_name", model, "")]
         return Answers("openai", [("base_url", url, "the server's address"), *named])
     if where == "2":
-        return _provider(arguments)
+        return _provider(arguments, provider or "openai")
     backend = arguments.backend or choosing.local_engine()
     model = arguments.model or _ask("The model: a folder, a model hub name, or", _EMBEDDED, "--model")
     return Answers(backend, [("model_name_or_path", model, "a folder, a model hub name, or the embedded model")])
@@ -124,7 +144,8 @@ def _model_at(url: str) -> str:
     return _ask("The model", names[0], f"--model: {has}")
 
 
-def _provider(arguments: argparse.Namespace) -> Answers:
+def _provider(arguments: argparse.Namespace, likely: str) -> Answers:
+    """Return the answers on a provider; `likely` is the default one."""
     rows = {
         name: (base_url, key_env)
         for name, base_url, key_env, _ in registry.providers()
@@ -133,7 +154,7 @@ def _provider(arguments: argparse.Namespace) -> Answers:
     name = arguments.provider
     if not name:
         say(f"Providers: {', '.join(rows)}", wrap=True)
-        name = _ask("The provider", "openai", "--provider", among=tuple(rows))
+        name = _ask("The provider", likely, "--provider", among=tuple(rows))
     key_env = arguments.key_env or rows.get(name, ("", ""))[1]
     model = arguments.model or _ask("The model", "", "--model")
     block = [("provider", name, "`promptmill providers` lists them"), ("model_name", model, "")]

@@ -65,6 +65,12 @@ async def models_at(plan: ResolvedConfig) -> list[str]:
     return found
 
 
+async def around() -> tuple[str, str]:
+    """Return the address of a server on this machine, and a provider whose key is set; `""` for none."""
+    found: tuple[str, str] = await (await _module(BACKENDS["openai"].choice)).around(Configuration({"backend": AUTO}))
+    return found
+
+
 async def meant_model(plan: ResolvedConfig, error: PromptmillError, how: str) -> str:
     """Return a hint with the endpoint's models if `error` means that it lacks the plan's model; empty for other errors.
 

@@ -147,6 +147,24 @@ async def choose(
     return Choice({}, "", tuple(against), keyless=False)
 
 
+async def around(
+    configuration: Configuration,
+    environ: Mapping[str, str] = os.environ,
+    profiles: Sequence[ProviderProfile] = PROFILES,
+) -> tuple[str, str]:
+    """Return the address of a server on this machine that answers, and a provider whose key is set; `""` for none."""
+    servers = _local(configuration, environ, profiles)
+    async with connected(configuration.plan) as pool:
+        found = await asyncio.gather(*(_ask(pool, server, _LOCAL_S, environ) for server in servers))
+    urls = [
+        server.values["base_url"][0]
+        for server, answer in zip(servers, found, strict=True)
+        if not isinstance(answer, PromptmillError)
+    ]
+    names = [provider.name for provider in _providers(configuration, environ, profiles)]
+    return next(iter(urls), ""), next(iter(names), "")
+
+
 def _judge(
     candidate: _Candidate, answer: tuple[Endpoint, ModelList] | PromptmillError, wanted: str | None, against: list[str]
 ) -> Choice | None:
