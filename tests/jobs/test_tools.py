@@ -593,8 +593,8 @@ async def test_prompts_in_place_of_a_file_are_an_ordinary_job(bench: Any, tools:
         ]
         assert (await call("bulk_generate", prompts=prompts))["message"] == "The job is finished already."
         assert len(bench.upstream.seen) == 3
-        await call("bulk_generate", prompts=["x"], prompt="Rate: {{text}}", output_file="out.jsonl")
-        await ended(call, (await call("bulk_status"))["jobs"][0]["job_id"], "finished")
+        other = await call("bulk_generate", prompts=["x"], prompt="Rate: {{text}}", output_file="out.jsonl")
+        await ended(call, other["job_id"], "finished")
         assert [row["answer"] for row in bench.answers()] == ["echo: Rate: x"]
         assert len((await call("bulk_status"))["jobs"]) == 2
     async with (
@@ -607,9 +607,18 @@ async def test_prompts_in_place_of_a_file_are_an_ordinary_job(bench: Any, tools:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({}, "Give either `input_file` or `prompts`."),
-        ({"input_file": "in.jsonl", "prompts": ["a"]}, "Give either `input_file` or `prompts`."),
+        ({}, "Give one of `input_file`, `prompts` and `files`."),
+        ({"input_file": "in.jsonl", "prompts": ["a"]}, "Give one of `input_file`, `prompts` and `files`."),
         ({"input_file": "in.jsonl"}, "`output_file` is missing"),
+        ({"files": ["*.md"]}, "`files` needs a `prompt`"),
+        ({"files": [".env"], "prompt": "{{content}}"}, "`files`: .env is hidden"),
+        ({"files": ["server.key"], "prompt": "{{content}}"}, "server.key may hold secrets"),
+        ({"files": ["gone.md"], "prompt": "{{content}}"}, "gone.md is not a file that is there"),
+        ({"files": ["*.md"], "prompt": "{{content}}"}, "finds no file to send"),
+        ({"files": ["/etc/hosts"], "prompt": "{{content}}"}, "outside the folders of `allowed_roots`"),
+        ({"files": ["/etc/*"], "prompt": "{{content}}"}, "outside the folders of `allowed_roots`"),
+        ({"files": ["*/../../*"], "prompt": "{{content}}"}, "has `..` behind a pattern"),
+        ({"files": ["../*"], "prompt": "{{content}}"}, "outside the folders of `allowed_roots`"),
         ({"prompts": []}, "`prompts` is an empty list"),
         ({"prompts": [7]}, "prompts[0] is a number"),
         ({"prompts": ["a"], "prompt": "Say"}, "`prompt` names no column"),
@@ -625,3 +634,41 @@ async def test_errors_name_the_arguments_of_the_tool(bench: Any, tools: Any, giv
             await call("bulk_generate", **given)
     assert said in str(caught.value)
     assert "--" not in str(caught.value)
+
+
+async def test_files_are_asked_one_by_one_without_their_content_in_any_result(bench: Any, tools: Any) -> None:
+    folder = bench.path / "docs"
+    (folder / "more").mkdir(parents=True)
+    (folder / ".git").mkdir()
+    outside = bench.path.parent / "outside.md"
+    outside.write_text("the text outside")
+    (folder / "link.md").symlink_to(outside)
+    (folder / "a.md").write_text("the text of a")
+    (folder / "more" / "b.md").write_text("the text of b")
+    (folder / "more" / "loop").symlink_to(folder)
+    for name in (".env", ".git/config.md", "id_rsa", "prod.env", "tls.pem", "client_secret_1.json", ".hidden.md"):
+        (folder / name).write_text("the secret text")
+    (folder / "key.md").write_text("-----BEGIN RSA PRIVATE KEY-----\nthe secret text")
+    (folder / "picture.md").write_bytes(b"\x89PNG\0\xff the secret text")
+    (folder / "zeros.md").write_bytes(b"\0" * 9)
+    (folder / "large.md").write_text("x" * ((1 << 20) + 1))
+    (folder / "secret.md").symlink_to(folder / "id_rsa")
+    async with tools() as call:
+        asked = {"files": ["docs", "docs/a.md"], "prompt": "Sum up {{path}}: {{content}}", "output_file": "out.jsonl"}
+        job = await call("bulk_generate", **asked)
+        assert job["files"] == 2
+        left_out = dict(one.split(": ", 1) for one in job["left_out"])
+        assert {Path(name).name for name in left_out} == {
+            *(".env", ".git", ".hidden.md", "id_rsa", "prod.env", "tls.pem", "client_secret_1.json", "key.md", "loop"),
+            *("link.md", "picture.md", "zeros.md", "large.md", "secret.md"),
+        }
+        found = await ended(call, job["job_id"], "finished")
+        page = await call("bulk_results", job_id=job["job_id"], with_input=True)
+    assert [row["path"] for row in page["rows"]] == ["docs/a.md", "docs/more/b.md"]
+    assert page["rows"][0]["answer"] == "echo: Sum up docs/a.md: the text of a"
+    sent = [seen.json["messages"][-1]["content"] for seen in bench.upstream.seen]
+    assert not any("secret" in text or "outside" in text for text in sent)
+    without_answers = [{name: value for name, value in row.items() if name != "answer"} for row in page["rows"]]
+    assert "the text" not in json.dumps([job, found, without_answers])
+    assert all("content" not in row for row in bench.answers())
+    assert [row["path"] for row in bench.answers()] == ["docs/a.md", "docs/more/b.md"]

@@ -38,7 +38,7 @@ _OF_THE_ORDER = {
     "max_cost",
     "answer_column",
 }
-_OF_THE_ROW = {"index", "id", "custom_id", "model"}
+_OF_THE_ROW = {"index", "id", "custom_id", "model", "path"}
 _PAGE_BYTES = 8 << 20
 _PAGE_CHARACTERS = 40_000  # some 10,000 tokens; clients cut or refuse a result of more than 25,000
 _NUMBER_OR_NULL = {"anyOf": [{"type": "integer"}, {"type": "null"}]}
@@ -120,12 +120,16 @@ def _argument_of(named: Named) -> str | None:
     return argument_name(named) if named.field in _OF_THE_ORDER else None
 
 
-def _check_source(input_file: str, output_file: str, prompts: object) -> None:
+def _check_source(
+    input_file: str, output_file: str, prompts: object, files: list[str] | None, prompt: str | None
+) -> None:
     """Raise `PromptmillError` (`invalid_input`) unless the rows have one source, and their answers a place."""
-    if (prompts is None) == (not input_file):
-        raise input_error("Give either `input_file` or `prompts`.")
+    if bool(input_file) + (prompts is not None) + (files is not None) != 1:
+        raise input_error("Give one of `input_file`, `prompts` and `files`.")
     if input_file and not output_file:
         raise input_error("`output_file` is missing: name the file for the answers.")
+    if files is not None and not prompt:
+        raise input_error("`files` needs a `prompt`, such as: Summarize this file. {{content}}")
 
 
 def _without_input(rows: list[dict[str, Any]], columns: Mapping[str, str]) -> list[dict[str, Any]]:
@@ -190,6 +194,16 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
                 examples=[["What is the capital of France?", "What is the capital of Peru?"]],
             ),
         ] = None,
+        files: Annotated[
+            list[str] | None,
+            arguments.Loose,
+            Field(
+                description="Paths, folders or patterns of text files inside the server's folders, if `input_file` is "
+                "left out: `prompt` goes out for each file, with {{content}} and {{path}}. Contents are sent to the "
+                "model and not returned. Hidden files and those that may hold secrets are left out.",
+                examples=[["docs/**/*.md"]],
+            ),
+        ] = None,
         system_prompt: arguments.SystemPrompt = "",
         limit: Annotated[
             int, Field(ge=0, description="Process only the first N rows; all unless given."), arguments.null_is(0)
@@ -232,13 +246,15 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
             Field(description="The field for the answers; `answer` unless given, or `answer_1` if rows have `answer`."),
         ] = "answer",
     ) -> dict[str, Any]:
-        """Answer every row of a file, or every prompt of a list, in the background. Returns `job_id`, `state` at once.
+        """Answer every row of a file, prompt of a list, or file of a folder, in the background.
+
+        Returns `job_id` and `state` at once.
 
         Use it for many prompts, and for rows in a file. Then call bulk_status every few seconds until
         `state` is `finished`; bulk_results reads the answers so far. The job survives crashes: the same call resumes
         it, and answered rows are not sent again.
         """
-        _check_source(input_file, output_file, prompts)
+        _check_source(input_file, output_file, prompts, files, prompt)
         plan = plan_of_call(service, model, answer_schema, sampling_params, choices)
         if prompt and prompt_column:
             raise input_error("`prompt` goes without `prompt_column`; name the column in `prompt`: {{column}}.")
@@ -248,6 +264,7 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
                 output_file,
                 system_prompt,
                 prompts=None if prompts is None else arguments.list_of(prompts, "prompts"),
+                files=files,
                 prompt_template=prompt or None,
                 prompt_column=prompt_column or None,
                 validate=validate,

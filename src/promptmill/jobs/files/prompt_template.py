@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import orjson
@@ -87,20 +87,23 @@ class PromptTemplate:
         """Return the question of `row`: its prompt, and its fields that are part of a request."""
         return {name: row[name] for name in (self.read & row.keys()) - {"prompt", "messages"}} | self.prompt(row)
 
-    def lines(self, found: Iterable[bytes]) -> Iterator[bytes]:
-        """Yield lines of JSON with their prompts. Raises `PromptmillError` if no first row has a column of it."""
+    def lines(self, found: Iterable[bytes], prompt_only: Collection[str] = ()) -> Iterator[bytes]:
+        """Yield lines of JSON with their prompts, without the fields `prompt_only`.
+
+        Raises `PromptmillError` if no first row has a column of it.
+        """
         seen: dict[str, None] = {}
         looked_at = 0
         for line in found:
             if line.strip():
                 looked_at += 1
-            yield self._line(line, seen if looked_at <= _LOOKED_AT else None)
+            yield self._line(line, seen if looked_at <= _LOOKED_AT else None, prompt_only)
             if looked_at == _LOOKED_AT:
                 self.check(seen)
         if 0 < looked_at < _LOOKED_AT:
             self.check(seen)
 
-    def _line(self, line: bytes, seen: dict[str, None] | None) -> bytes:
+    def _line(self, line: bytes, seen: dict[str, None] | None, prompt_only: Collection[str]) -> bytes:
         try:
             row = rows.load(line, "")
         except PromptmillError:  # the reader of the line reports it
@@ -113,6 +116,8 @@ class PromptTemplate:
             asked = self.asked(row)
         except PromptmillError as error:
             asked = {rows.PROBLEM: error.message}
+        if prompt_only:
+            line = rows.json_line({name: row[name] for name in row if name not in prompt_only}).removesuffix(b"\n")
         return rows.with_row(rows.json_line(asked).removesuffix(b"\n"), line)
 
 

@@ -11,7 +11,7 @@ import codecs
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from operator import itemgetter
 from pathlib import Path
 from typing import IO, Any
@@ -50,14 +50,15 @@ def spool(
     *,
     prompt_column: str | None = None,
     prompt_template: str | None = None,
+    prompt_only: Collection[str] = (),
     row_settings: bool = True,
 ) -> int:
     """Write the rows of the input into `target`, one line each, and return their number.
 
     A row of a table asks by its `prompt_column` or `prompt_template`, else by its `prompt` or `messages`; with
-    `row_settings`, its settings are part of the question. `target` is written whole or not at all. Raises
-    `PromptmillError` (`invalid_input`) for a file that is not of its format, or a table without such a column;
-    `OSError`; `HaltedError` once `halt` is set.
+    `row_settings`, its settings are part of the question. Fields of JSON in `prompt_only` are for the template alone.
+    `target` is written whole or not at all. Raises `PromptmillError` (`invalid_input`) for a file that is not of its
+    format, or a table without such a column; `OSError`; `HaltedError` once `halt` is set.
     """
     beside = target.with_name(f"{target.name}.new")
     read = NAMES if row_settings else CONTENT
@@ -69,7 +70,7 @@ def spool(
     else:
         lines = _json_lines(files)
         if template is not None:
-            lines = template.lines(lines)
+            lines = template.lines(lines, prompt_only)
     count = 0
     beside.unlink(missing_ok=True)
     with os.fdopen(disk.created(beside), "wb", _BUFFER) as out:

@@ -18,6 +18,7 @@ from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.wording import shape
 from promptmill.jobs.files import row_files
 from promptmill.jobs.files.disk import Line, Lines, RandomFile
+from promptmill.jobs.files.whole_files import WholeFiles
 from promptmill.jobs.manage import detached
 from promptmill.jobs.run import admission
 from promptmill.jobs.run.admission import Job
@@ -61,6 +62,7 @@ class RunningJobs:
         system_prompt: str,
         *,
         prompts: Sequence[Any] | None = None,
+        files: Sequence[str] | None = None,
         validate: bool = False,
         plan: ResolvedConfig | None = None,
         **options: Any,
@@ -68,7 +70,7 @@ class RunningJobs:
         """Start a job, or go on with it, and return at once with its status. `options` are those of `JobRequest`.
 
         `prompts` are rows in place of an input file; they are kept with the jobs, and so are their answers if
-        `output_file` is empty.
+        `output_file` is empty. So are `files`, of which each is a row, with its content for the prompt alone.
 
         `plan` is the call's own, where it asks for more than the configuration says.
 
@@ -81,6 +83,12 @@ class RunningJobs:
         if prompts is not None:
             name = "prompt" if options.get("prompt_template") is None else "text"
             given = await asyncio.to_thread(GivenRows.write, self.folders, _lines(prompts, name), ".jsonl")
+        notes: dict[str, Any] = {}
+        if files is not None:
+            found = WholeFiles(files, self._roots())
+            given = await asyncio.to_thread(GivenRows.write, self.folders, found.lines(), ".jsonl")
+            options["prompt_only"] = ("content",)
+            notes = {"files": found.count, **({"left_out": found.left_out} if found.left_out else {})}
         order = JobRequest(
             input=self._allowed(input_file, "input_file") if given is None else given.input,
             output=self._allowed(output_file, "output_file") if output_file or given is None else Path("-"),
@@ -93,8 +101,12 @@ class RunningJobs:
             self._own.add(self.folders.id_of(self.folders.of(order.input, order.output)))
         if validate:
             async with self._validating:
-                found = await detached.validated(plan, order, self.folders)
-            return {"job_id": "", "state": "validated", "message": "Nothing was sent and no job was made."} | found
+                checked = await detached.validated(plan, order, self.folders)
+            return (
+                {"job_id": "", "state": "validated", "message": "Nothing was sent and no job was made."}
+                | notes
+                | checked
+            )
         job = await self._admitted(order, plan)
         folder = job.folder
         with contextlib.ExitStack() as held:
@@ -103,7 +115,9 @@ class RunningJobs:
                 raise self._outside("input_file or output_file")
             if job.finished:
                 job.close()
-                return {"job_id": job.spec.job_id, "message": "The job is finished already."} | status.read(folder)
+                return (
+                    {"job_id": job.spec.job_id, "message": "The job is finished already."} | notes | status.read(folder)
+                )
             status.write_starting(folder)
             held.pop_all()
         if not plan.record.is_engine:
@@ -120,7 +134,7 @@ class RunningJobs:
             await asyncio.shield(starting)
         else:
             self.run_here(job)
-        return {"job_id": job.spec.job_id, "message": "Ask bulk_status how far it is."} | status.read(folder)
+        return {"job_id": job.spec.job_id, "message": "Ask bulk_status how far it is."} | notes | status.read(folder)
 
     def _budgeted(self, job: Job) -> Callable[[], None]:
         """Let the job, which another process runs, spend what the server's budget has room for.

@@ -280,6 +280,7 @@ def _spec(
         spooled=not own and (order.prompt_template is not None or not is_direct),
         prompt_column=order.prompt_column,
         prompt_template=order.prompt_template,
+        prompt_only=order.prompt_only,
         answer_column=order.answer_column,
         encoding=order.encoding,
         answer_schema=None if input_format in WHOLE_REQUESTS else _schema_of(plan),

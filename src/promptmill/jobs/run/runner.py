@@ -254,6 +254,7 @@ class Runner:
                 self._halt,
                 prompt_column=spec.prompt_column,
                 prompt_template=spec.prompt_template,
+                prompt_only=spec.prompt_only,
                 row_settings=spec.rows_set,
             )
             job.spec = job.spec.model_copy(update={"lines": count})

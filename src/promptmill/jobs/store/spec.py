@@ -69,6 +69,8 @@ class JobRequest(BaseModel):
     """The encoding of CSV, TSV or text, such as `latin-1`; None for UTF-8, which is checked."""
     prompt_column: str | None = None
     """The field with the prompt, if its name is not `prompt`."""
+    prompt_only: tuple[str, ...] = ()
+    """Fields of rows that only the template reads; the output leaves them out."""
     system_prompt: str = ""
     limit: int | None = Field(None, ge=1)
     """Only the first rows, this many."""
@@ -161,6 +163,7 @@ class JobSpec(BaseModel):
     """Whether its rows are written as lines first, see `spool`."""
     prompt_column: str | None = None
     prompt_template: str | None = None
+    prompt_only: tuple[str, ...] = ()
     answer_column: str = "answer"
     columns: dict[str, str] | None = None
     """The names of our columns that are not the usual ones; None until the input was looked through for them."""
