@@ -301,3 +301,10 @@ def test_a_row_that_is_not_utf8_fails_alone_where_others_are(bench: Any) -> None
     bench.input.write_bytes(b"id,prompt\n1,caf\xc3\xa9\n2,caf\xe9\n")
     assert "prompt is not UTF-8 text (line 3)" in bench.fail(code=1)
     assert len(bench.upstream.seen) == 1
+
+
+def test_a_run_that_keeps_earlier_answers_counts_its_own_requests(bench: Any) -> None:
+    bench.prompts(3)
+    assert "  requests  3, 0 of them retries" in bench.run().stdout
+    bench.prompts(5)
+    assert "  requests  2 in the last run, 5 in all, 0 of them retries" in bench.run().stdout

@@ -96,7 +96,9 @@ def summary(
     if found.get("failed") and state == status.FINISHED:
         lines.extend(_failed(found))
     lines.extend(_noteworthy(found))
-    lines.append(f"  requests  {found.get('requests', 0):,}, {found.get('retries', 0):,} of them retries")
+    run = f"{found['run_requests']:,} in the last run, " if "run_requests" in found else ""
+    every = f"{found.get('requests', 0):,}{' in all' if run else ''}"
+    lines.append(f"  requests  {run}{every}, {found.get('retries', 0):,} of them retries")
     if any(found.get(name) for name in ("prompt_tokens", "completion_tokens")):
         of_cache = f", {count:,} of them from the provider's cache" if (count := found.get("cached_tokens")) else ""
         lines.append(

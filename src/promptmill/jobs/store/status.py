@@ -143,6 +143,7 @@ class Progress:
             "total": self.total,
             **counts,
             "requests": counts["requests"] + earlier.lost,
+            **({"run_requests": self.stats.requests} if earlier.seconds else {}),
             **({"columns": dict(self.columns)} if self.columns else {}),
             **({"results": dict(self.results)} if self.results else {}),
             **({} if self.cost is None else {"cost": self.cost}),
