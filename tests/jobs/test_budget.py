@@ -124,3 +124,24 @@ def test_a_new_round_keeps_what_the_job_has_spent(bench: Any) -> None:
     assert "$0.4" in found["reason"]
     found = bench.succeed(*_options(2), "--again", "all")
     assert found["cost"] == pytest.approx(len(bench.upstream.seen) * 0.02)
+
+
+def test_a_budget_that_reserves_too_much_for_short_answers_names_a_better_limit(bench: Any) -> None:
+    bench.upstream.reply = late(0.01, answer())
+    bench.prompts(40)
+    found = bench.succeed(
+        *("--set", "price={input: 0, output: 1000000}", "--max-cost", "1100", "--max-tokens", "512"),
+        concurrency=16,
+    )
+    advice = [warning for warning in found["warnings"] if "budget" in warning]
+    assert len(advice) == 1, found["warnings"]
+    assert (
+        "each reserves $512.00 for its `max_tokens` of 512; a `max_tokens` of 20 lets 25 times as many run" in advice[0]
+    )
+    assert found["max_cost"] == 1100
+
+
+def test_a_budget_with_room_gives_no_advice(bench: Any) -> None:
+    bench.prompts(40)
+    price = ("--set", "price={input: 0, output: 1000000}", "--max-cost", "99999", "--max-tokens", "20")
+    assert not any("budget" in warning for warning in bench.succeed(*price)["warnings"])

@@ -14,10 +14,10 @@ from replies import answer, by_prompt, choose, late, status
 from waiting import eventually
 
 
-def halfway(bench: Any, rows: int = 40) -> None:
+def halfway(bench: Any, *arguments: str, rows: int = 40) -> None:
     """Have a job that was killed after some of its rows."""
     bench.prompts(rows)
-    bench.half_done(answers(0, rows // 2))
+    bench.half_done(answers(0, rows // 2), *arguments)
 
 
 def test_answers_are_exported_from_a_job_that_is_not_done(bench: Any) -> None:
@@ -149,10 +149,26 @@ def test_answers_that_were_cut_short_are_counted_and_done_again(bench: Any) -> N
     bench.prompts(10)
     assert "truncated 1 by max_tokens" in bench.run().stdout
     bench.upstream.reply = answer()
-    found = bench.succeed("--again", "truncated", "--max-tokens", "500", "--keep")
+    found = bench.succeed("--again", "truncated", "--max-tokens", "500")
     assert (found["truncated"], len(bench.upstream.seen)) == (0, 11)
     assert bench.upstream.seen[-1].json["max_tokens"] == 500
     assert bench.answers()[3]["answer"] == "echo: prompt 3"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("--max-tokens", "20"),
+        ("--set", "extra_params.max_completion_tokens=20"),
+        ("--set", "sampling_params.max_tokens=9"),
+    ],
+)
+def test_the_longest_answer_is_no_part_of_a_question(bench: Any, change: tuple[str, str]) -> None:
+    halfway(bench, "--max-tokens", "512")
+    sent, done = len(bench.upstream.seen), len(bench.records())
+    bench.succeed(*change)
+    assert len(bench.upstream.seen) == sent + 40 - done, "no answer is paid twice"
+    assert not any("changed" in row for row in bench.answers())
 
 
 def test_a_job_moves_with_its_files(bench: Any) -> None:

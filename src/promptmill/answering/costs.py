@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -45,6 +46,8 @@ _TIERS = {"flex": 0.5, "priority": 2.0, "fast": 2.0}
 # The dearest tier that may serve a request for another one: the provider's account decides about `auto`, and at OpenAI
 # and Azure `auto` is the default.
 _DEAREST = {"auto": "priority"}
+_RESERVES = "The budget has room for few requests at a time"
+_ANSWERS_SEEN, _TIMES_AVERAGE = 10, 4  # so many answers show how long they are; one may be longer than the average
 _AUTO_BY_DEFAULT = ("api.openai.com", ".openai.azure.com")
 
 
@@ -96,7 +99,8 @@ class BudgetedAnswers:
             account = _BudgetAccount(budgets, worst)
             if not account.reserve() or self._line.locked():
                 full = account.never_fits()
-                no_room = self._failure(full, worst) if full else await self._wait_for_room(account, call)
+                advise = partial(_advise, call, most, worst, partial(price.cost, tier=tier))
+                no_room = self._failure(full, worst) if full else await self._wait_for_room(account, call, advise)
                 if no_room is not None and not request.attempts:
                     return no_room  # one object for all items that were never sent: they may be hundreds of thousands
                 if no_room is not None:
@@ -121,8 +125,11 @@ class BudgetedAnswers:
         tier = tier_of(request.extra)
         return "" if tier != self._tier and _TIERS.get(tier, 1.0) < 1.0 else tier
 
-    async def _wait_for_room(self, account: _BudgetAccount, call: Call) -> Failure | None:
-        """Wait until the request's cost can be reserved; return the failure if no budget will ever allow it."""
+    async def _wait_for_room(self, account: _BudgetAccount, call: Call, advise: Callable[[], None]) -> Failure | None:
+        """Wait until the request's cost can be reserved; return the failure if no budget will ever allow it.
+
+        `advise` is called while the budget is full, for the first request in line.
+        """
         if account.reserved:  # other requests wait already
             account.settle(0.0)
         with call.hold():
@@ -131,6 +138,7 @@ class BudgetedAnswers:
                     full = account.never_fits()
                     if full is not None:
                         return self._failure(full, account.worst)
+                    advise()
                     await account.changed()
         return None
 
@@ -149,6 +157,24 @@ class BudgetedAnswers:
             )
             self._no_room = state, Failure(PromptmillError(Code.BUDGET, message))
         return self._no_room[1]
+
+
+def _advise(call: Call, most: Usage, worst: float, cost: Callable[[Usage], float]) -> None:
+    """Warn, once, that reservations for long answers keep a budget full while the answers are short.
+
+    `most` and `worst` are the highest usage and cost of a request, `cost` is that of any usage.
+    """
+    answered = call.done - call.failed
+    if answered < _ANSWERS_SEEN or any(warning.startswith(_RESERVES) for warning in call.warnings):
+        return
+    enough = 10 * math.ceil(_TIMES_AVERAGE * call.completion_tokens / answered / 10) or 10
+    lower = cost(Usage(most.prompt_tokens, enough))
+    times = int(cost(most) / lower) if lower else 0
+    if enough < most.completion_tokens and times > 1:
+        call.warn(
+            f"{_RESERVES}: each reserves {dollars(worst)} for its `max_tokens` of {most.completion_tokens:,}; "
+            f"a `max_tokens` of {enough:,} lets {times:,} times as many run."
+        )
 
 
 class _BudgetAccount(Account):

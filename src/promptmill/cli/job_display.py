@@ -196,7 +196,7 @@ def _noteworthy(found: Mapping[str, Any]) -> Iterator[str]:
     if skipped := found.get("skipped"):
         yield f"  skipped   {counted(skipped, 'empty row')}, not in the output"
     if truncated := found.get("truncated"):
-        yield f"  truncated {truncated} by max_tokens; --again truncated --keep --max-tokens N sends them again"
+        yield f"  truncated {truncated} by max_tokens; --again truncated --max-tokens N sends them again"
     if empty := found.get("empty"):
         yield f"  empty     {empty:,} answered without a word: look at `finish_reason`, and at the prompt or model"
 
@@ -263,8 +263,12 @@ def _bars(stream: TextIO) -> Iterator[Watch]:
     )
     with Bars(*looks, console=console, transient=True, expand=True) as bars:
         bar = bars.add_task("", total=None, said="starting")
+        noted: set[str] = set()
 
         def watch(progress: Progress) -> None:
+            for warning in progress.stats.warnings.keys() - noted:  # a run may take hours, and its summary comes last
+                noted.add(warning)
+                bars.console.print(without_controls(f"note: {warning}"), highlight=False, markup=False)
             done = progress.written if progress.state == status.MERGING else progress.counts.done
             said = _line(progress, max(20, console.width - _SHORTEST_BAR - 1))
             bars.update(bar, total=progress.total, completed=done, said=said)

@@ -33,7 +33,9 @@ from promptmill.jobs.store.spec import (
     digest,
     fingerprint,
     other_models,
+    sampling_of_0_1,
     stamp,
+    without_lengths,
 )
 from promptmill.system.safe_open import real_path
 
@@ -290,10 +292,11 @@ def _spec(
         shard=order.shard,
         size=size,
         mtime_ns=mtime_ns,
+        sampling_of_0_1=sampling_of_0_1(plan),
         fingerprint=settings,
         sampling={
             name: value
-            for name, value in plan.settings.sampling_params.given().items()
+            for name, value in without_lengths(plan.settings.sampling_params.given()).items()
             if isinstance(value, bool | int | float | str)
         },
         models=other_models(plan),
@@ -468,6 +471,8 @@ def changed_while_running(spec: JobSpec) -> OrderError:
 def _changed_settings(begun: JobSpec, now: JobSpec, folder: Folder) -> list[str]:
     """Return the names of the settings that are not those that the job's answers were made with."""
     found = [name for name, value in now.fingerprint.items() if begun.fingerprint.get(name, value) != value]
+    if "sampling" in found and begun.fingerprint["sampling"] == now.sampling_of_0_1:
+        found.remove("sampling")
     if begun.prompt_column != now.prompt_column:
         found.append("prompt_column")
     others = {name for name, value in now.models.items() if begun.models.get(name, value) != value}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -12,7 +13,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
 from promptmill.cluster.ray_cluster import RayCluster
-from promptmill.config.resolved_config import DEFAULT, ResolvedConfig
+from promptmill.config.resolved_config import DEFAULT, LONGEST_ANSWER, ResolvedConfig
 from promptmill.core.errors import Code, Named, OrderError, unwritable_parameters
 from promptmill.jobs.files.row_files import Part
 from promptmill.jobs.store.answers import to_replace
@@ -185,6 +186,8 @@ class JobSpec(BaseModel):
     """Lines of the input (CSV, Parquet: its rows), once it was read through."""
     sampling: dict[str, bool | int | float | str] | None = None
     """Sampling parameters with one value, for errors about changes; None in jobs of older releases."""
+    sampling_of_0_1: str | None = None
+    """The digest of the sampling as release 0.1 had it: with the longest answer."""
     fingerprint: dict[str, str]
     models: dict[str, str] = {}
     """The same of the other models that rows may name, and that stand in."""
@@ -294,7 +297,11 @@ def above_rows(plan: ResolvedConfig, given: str, input_format: str) -> str:
 
 
 def fingerprint(plan: ResolvedConfig, given_prompt: str, input_format: str) -> dict[str, str]:
-    """Return digests of what decides about answers; what each line brings itself is part of the input."""
+    """Return digests of what decides about answers; what each line brings itself is part of the input.
+
+    The longest answer is not part of it: the question is the same, and answers that were cut short say so
+    (`finish_reason`); `again: truncated` sends those again.
+    """
     settings = plan.settings
     above = above_rows(plan, given_prompt, input_format)
     found = {"model": digest(plan.model), "system_prompt": digest(above), "backend": digest(plan.backend)}
@@ -302,10 +309,26 @@ def fingerprint(plan: ResolvedConfig, given_prompt: str, input_format: str) -> d
         found["endpoint"] = digest(getattr(plan.block, "base_url", None))
         found["enable_thinking"] = digest(getattr(plan.block, "enable_thinking", None))
     if input_format not in WHOLE_REQUESTS:
-        extra = {name: value for name, value in settings.extra_params.items() if name != "service_tier"}
-        found["sampling"] = digest(settings.sampling_params.given(), extra)
+        found["sampling"] = digest(*map(without_lengths, _sampling(plan)))
         found["image_tag"] = digest(settings.image_tag, *(["before"] if settings.image_position == "before" else []))
     return found
+
+
+def sampling_of_0_1(plan: ResolvedConfig) -> str:
+    """Return the digest of the sampling as release 0.1 had it."""
+    return digest(*_sampling(plan))
+
+
+def _sampling(plan: ResolvedConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the sampling parameters and the extra ones that decide about answers."""
+    settings = plan.settings
+    extra = {name: value for name, value in settings.extra_params.items() if name != "service_tier"}
+    return settings.sampling_params.given(), extra
+
+
+def without_lengths(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return parameters without those that limit the length of an answer."""
+    return {name: value for name, value in values.items() if name not in LONGEST_ANSWER}
 
 
 def other_models(plan: ResolvedConfig) -> dict[str, str]:
@@ -320,8 +343,8 @@ def other_models(plan: ResolvedConfig) -> dict[str, str]:
         name: digest(
             backend,
             block.model_dump(mode="json", include=_DECIDES) if isinstance(block, BaseModel) else None,
-            {**file.sampling_params.given(), **own.sampling_params.given()},
-            own.extra_params,
+            without_lengths({**file.sampling_params.given(), **own.sampling_params.given()}),
+            without_lengths(own.extra_params),
             own.system_prompt if own.system_prompt is not None else file.system_prompt,
             own.image_tag or file.image_tag,
         )
