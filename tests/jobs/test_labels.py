@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from replies import answer, by_prompt
+
+
+def picture(color: int) -> bytes:
+    """Return a PNG of one pixel."""
+    buffer = io.BytesIO()
+    Image.new("L", (1, 1), color).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def read_csv(bench: Any) -> list[dict[str, str]]:
@@ -184,3 +193,53 @@ def test_json_mode_and_a_list_have_one_column(bench: Any) -> None:
     bench.upstream.reply = answer("[1,  2.0]")
     bench.succeed("--schema", str(bench.path / "s.json"))
     assert read_csv(bench)[0]["answer"] == "[1,2]"
+
+
+def test_a_column_of_images_goes_with_a_constant_prompt(bench: Any) -> None:
+    for at, name in enumerate(("a.png", "b.png")):
+        (bench.path / name).write_bytes(picture(at))
+    bench.input, bench.output = bench.path / "pictures.csv", bench.path / "captions.csv"
+    bench.input.write_text("id,path\n1,a.png\n2,b.png\n3,gone.png\n4,\n")
+    bench.upstream.reply = answer("a picture")
+    shown = bench.fail("--prompt", "Describe the picture.", "--image-column", "path", code=1)
+    rows = read_csv(bench)
+    assert [row["path"] for row in rows] == ["a.png", "b.png", "gone.png", ""]
+    assert [row["answer"] for row in rows] == ["a picture", "a picture", "", ""]
+    assert "gone.png" in rows[2]["error"], shown
+    assert rows[3]["error"].startswith("empty_prompt")
+    contents = [seen.json["messages"][0]["content"] for seen in bench.upstream.seen]
+    assert [part["type"] for part in contents[0]] == ["text", "image_url"]
+    assert {part["text"] for content in contents for part in content if part["type"] == "text"} == {
+        "Describe the picture."
+    }
+    assert len({part["image_url"]["url"] for content in contents for part in content if "image_url" in part}) == 2
+
+
+def test_a_column_of_images_goes_with_a_column_of_prompts(bench: Any) -> None:
+    (bench.path / "a.png").write_bytes(picture(0))
+    bench.write([{"ask": "What?", "pic": "a.png"}, {"ask": "And?", "pic": ["a.png", "a.png"]}])
+    bench.succeed("--prompt-column", "ask", "--image-column", "pic")
+    found = sorted(len(seen.json["messages"][0]["content"]) for seen in bench.upstream.seen)
+    assert found == [2, 3]
+
+
+def test_an_unknown_column_of_images_is_refused_with_the_nearest_name(bench: Any) -> None:
+    bench.input = bench.path / "in.csv"
+    bench.input.write_text("id,path\n1,a.png\n")
+    assert "--image-column: the input has no column 'pathh'; did you mean path?" in bench.fail(
+        "--prompt", "Describe.", "--image-column", "pathh"
+    )
+    assert not bench.upstream.seen
+
+
+def test_paths_of_images_that_are_not_sent_are_a_warning(bench: Any) -> None:
+    (bench.path / "a.png").write_bytes(picture(0))
+    bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
+    bench.input.write_text("id,path\n1,a.png\n")
+    assert "--image-column path" in bench.run("--prompt", "Describe {{path}}.").stderr
+    bench.output = bench.path / "other.csv"
+    bench.input.write_text("id,path\n1,gone.png\n")
+    assert "--image-column" not in bench.run("--prompt", "Describe {{path}}.").stderr
+    bench.output = bench.path / "sent.csv"
+    bench.input.write_text("id,image\n1,a.png\n")
+    assert "--image-column" not in bench.run("--prompt", "Describe {{id}}.").stderr

@@ -30,6 +30,7 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error, redact
 from promptmill.core.money import dollars
 from promptmill.core.wording import counted
+from promptmill.jobs.files import spool
 from promptmill.jobs.manage import detached, prune
 from promptmill.jobs.run import admission
 from promptmill.jobs.run.admission import Job
@@ -78,6 +79,7 @@ def add_options(bulk: Parser) -> None:
     asked.add_argument("--prompt", metavar="TEXT", help="what to ask of each row, such as 'Classify: {{text}}'")
     asked.add_argument("--prompt-file", type=Path, metavar="FILE", help="the same, from a file")
     asked.add_argument("--prompt-column", metavar="NAME", help="the field or column to ask, if not `prompt`")
+    bulk.add_argument("--image-column", metavar="NAME", help="the column of image paths or URLs, with --prompt")
     bulk.add_argument("--answer-column", default="answer", metavar="NAME", help="the column of the answers")
     bulk.add_argument(
         "--row-settings", action="store_true", help="with --prompt, --prompt-column: rows set their model, system, …"
@@ -142,6 +144,7 @@ def _run_files(arguments: argparse.Namespace, configuration: Configuration) -> i
         command=_remembered(arguments, configuration),
         encoding=arguments.encoding,
         prompt_template=_template(arguments),
+        image_column=arguments.image_column,
         prompt_column=arguments.prompt_column,
         answer_column=arguments.answer_column,
         fields=arguments.fields,
@@ -216,6 +219,7 @@ def _detach(configuration: Configuration, order: JobRequest, *, as_json: bool) -
     folders = JobFolders.from_environ()
     job = admission.admit(order, configuration.plan, folders)
     try:
+        _warn_of_images(job)
         if not job.finished:
             status.write_starting(job.folder)
             detached.start(job, folders)
@@ -279,6 +283,7 @@ def run(
     job = admission.admit(order, configuration.plan, folders, fixed=fixed)
     try:
         about = status.read(job.folder)
+        _warn_of_images(job)
         if job.finished:
             found = about | {"alive": False}
             if not as_json:
@@ -315,6 +320,16 @@ def run(
     if error is not None and error.retryable:
         return TRY_AGAIN
     return OK if found["state"] == status.FINISHED and not found["failed"] else SOME_FAILED
+
+
+def _warn_of_images(job: Job) -> None:
+    """Print a warning if the cells of a column are paths of images, but no image is sent."""
+    spec = job.spec
+    if job.finished or spec.image_column is not None:
+        return
+    if column := spool.unsent_image(job.input, spec.input_format):
+        said = f"the cells of {column} are paths of images, but no image is sent; to send them: --image-column {column}"
+        say(f"warning: {said}", sys.stderr, wrap=True)
 
 
 def _reason(error: PromptmillError, arguments: argparse.Namespace, configuration: Configuration) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
@@ -11,7 +12,7 @@ from jinja2 import Environment, StrictUndefined, TemplateError, UndefinedError, 
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from promptmill.backends import rows
-from promptmill.backends.rows import NAMES
+from promptmill.backends.rows import IMAGES, NAMES
 from promptmill.core.errors import Code, Named, OrderError, PromptmillError
 from promptmill.core.wording import close_matches
 
@@ -26,12 +27,13 @@ _LOOKED_AT = 100  # rows of JSON in which a name must occur at least once
 class PromptTemplate:
     """A Jinja template over a row's fields; `row` is all of them, for names such as `row["my column"]`."""
 
-    def __init__(self, text: str, read: frozenset[str] = NAMES) -> None:
-        """`read`: the fields that are part of a request, besides the prompt.
+    def __init__(self, text: str, read: frozenset[str] = NAMES, image_column: str | None = None) -> None:
+        """`read`: the fields that are part of a request, besides the prompt; `image_column`: the only one of images.
 
         Raises `PromptmillError` (`invalid_input`) for an invalid template, or one that names no column.
         """
-        self.read = read
+        self.read = read if image_column is None else read - frozenset(IMAGES)
+        self.image_column = image_column
         if open_ := _OPEN.search(text):
             raise OrderError(_FIELD, f": a }}}} is missing behind {{{{{open_[1].rstrip()[:60]}.")
         environment = ImmutableSandboxedEnvironment(
@@ -44,6 +46,8 @@ class PromptTemplate:
             self._template = environment.from_string(_checked(parsed, self.names))
         except TemplateError as error:
             raise OrderError(_FIELD, f" is not a template: {_why(error, environment)}") from None
+        if image_column is not None:
+            self.names |= {image_column}
         if not self.names:
             single = re.search(r"\{(\w+)\}", text)
             name = single[1][:40] if single else "text"
@@ -58,10 +62,11 @@ class PromptTemplate:
         """Raise `PromptmillError` (`invalid_input`), with the nearest column, for a name that is not in `known`."""
         columns = list(known)
         for name in sorted(self.names - {_ROW, *columns}):
+            field = Named("image_column") if name == self.image_column else _FIELD
             near = close_matches(name, columns, n=1, cutoff=0.5)
             shown = ", ".join(column[:40] for column in columns[:10]) or "none"
             meant = f"did you mean {near[0]}?" if near else f"its columns: {shown}."
-            raise OrderError(_FIELD, f": the input has no column {name[:60]!r}; {meant}")
+            raise OrderError(field, f": the input has no column {name[:60]!r}; {meant}")
 
     def render(self, row: Mapping[str, Any]) -> str:
         """Return the prompt of a row. Raises `PromptmillError` (`invalid_input`, `empty_prompt`)."""
@@ -74,14 +79,25 @@ class PromptTemplate:
         except Exception as error:  # noqa: BLE001 (any error of a template is that row's failure)
             raise OrderError(_FIELD, f" cannot be written out: {type(error).__name__}: {error}"[:300]) from None
 
-    def prompt(self, row: Mapping[str, Any]) -> dict[str, str]:
-        """Return the prompt of a row as a field, or the empty cell that it needs. Raises as `render`."""
+    def prompt(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the prompt of a row and its images as fields, or the empty cell that it needs. Raises as `render`."""
         try:
-            return {"prompt": self.render(row)}
+            return {"prompt": self.render(row), **self._images(row)}
         except PromptmillError as error:
             if error.code is Code.EMPTY_PROMPT:
                 return {rows.EMPTY: error.message}
             raise
+
+    def _images(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        if self.image_column is None:
+            return {}
+        value = row.get(self.image_column)
+        if what := rows.emptiness(value):
+            raise PromptmillError(Code.EMPTY_PROMPT, f"its {self.image_column} is {what}.")
+        if isinstance(value, str) and value.lstrip().startswith("["):
+            with contextlib.suppress(orjson.JSONDecodeError):  # else it is the name of a file
+                value = orjson.loads(value)
+        return {"images": value}
 
     def asked(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Return the question of `row`: its prompt, and its fields that are part of a request."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import codecs
+import itertools
 import json
 import os
 import threading
@@ -35,6 +36,8 @@ _PROMPTS = frozenset({"prompt", "messages"})
 _USUAL = ("question", "text", "input", "query", "instruction", "content", "user", "request")
 _BLOCK = 1 << 20
 _NOT_UTF8 = "is not UTF-8 text."
+_FIRST_ROWS = 20
+_IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _SPACE = " \t\r\n"
 
 
@@ -51,6 +54,7 @@ def spool(
     prompt_column: str | None = None,
     prompt_template: str | None = None,
     prompt_only: Collection[str] = (),
+    image_column: str | None = None,
     row_settings: bool = True,
 ) -> int:
     """Write the rows of the input into `target`, one line each, and return their number.
@@ -62,7 +66,7 @@ def spool(
     """
     beside = target.with_name(f"{target.name}.new")
     read = NAMES if row_settings else CONTENT
-    template = None if prompt_template is None else PromptTemplate(prompt_template, read)
+    template = None if prompt_template is None else PromptTemplate(prompt_template, read, image_column)
     if input_format in row_files.CELLS:
         lines = _cell_lines(CellTable(files, input_format), files.stamp()[0], prompt_column, template, read)
     elif input_format == "parquet":
@@ -92,11 +96,12 @@ def check_columns(
     *,
     prompt_column: str | None,
     prompt_template: str | None,
+    image_column: str | None,
     row_settings: bool,
 ) -> None:
     """Raise `PromptmillError` (`invalid_input`) if the input lacks a column of the prompt."""
     read = NAMES if row_settings else CONTENT
-    template = None if prompt_template is None else PromptTemplate(prompt_template, read)
+    template = None if prompt_template is None else PromptTemplate(prompt_template, read, image_column)
     if input_format in row_files.CELLS:
         _prompt_columns(CellTable(files, input_format).header, prompt_column, template, read)
     elif input_format == "parquet":
@@ -105,6 +110,28 @@ def check_columns(
         _check_first_rows(files, prompt_column)
     elif names := {name for row in row_files.first_objects(files) for name in row}:
         template.check(names)
+
+
+def unsent_image(files: InputFiles, input_format: str) -> str:
+    """Return the column whose cells in the first rows are paths of images; `""` if there is none, or images are sent.
+
+    `files` is an input without a column of images.
+    """
+    found: Iterator[Mapping[str, Any]]
+    if input_format in row_files.CELLS:
+        table = CellTable(files, input_format)
+        found = (dict(zip(table.header, row.cells, strict=False)) for row in table.rows())
+    elif input_format == "jsonl":
+        found = row_files.first_objects(files)
+    else:
+        return ""
+    for row in itertools.islice(found, _FIRST_ROWS):
+        if not row.keys().isdisjoint(IMAGES):
+            return ""
+        for name, cell in row.items():
+            if isinstance(cell, str) and cell.lower().endswith(_IMAGES) and os.path.isfile(cell):  # noqa: PTH113 (too long a name is no error)
+                return name
+    return ""
 
 
 def _check_first_rows(file: InputFiles, prompt_column: str | None) -> None:

@@ -188,6 +188,7 @@ def _call_of(
     *,
     prompt: str | None = None,
     prompt_column: str | None = None,
+    image_column: str | None = None,
     encoding: str | None = None,
     answer_column: str = "answer",
     fields: bool = True,

@@ -46,7 +46,7 @@ _OF_THE_JOB = (
     *("settings", "kept", "changed", "round", "again", "to_bind"),
 )
 """Fields of the job that an order does not change."""
-_OF_LINES = ("input_format", "encoding", "spooled", "prompt_column", "prompt_template", "rows_set")
+_OF_LINES = ("input_format", "encoding", "spooled", "prompt_column", "prompt_template", "image_column", "rows_set")
 """Fields that decide which line a row becomes, and the question of the line."""
 _OF_ROWS = " goes with rows, not with a file of whole requests."
 _FOREIGN = "Its owner could read or change the answers: remove it, or name another output."
@@ -255,7 +255,7 @@ def _spec(
     if order.prompt_template is not None:
         if input_format in WHOLE_REQUESTS:
             raise OrderError(Named("prompt"), _OF_ROWS)
-        PromptTemplate(order.prompt_template)
+        PromptTemplate(order.prompt_template, image_column=order.image_column)
     output_format = row_files.format_of_output(order.whole_output, input_format)
     is_asked = folder.spec is None or (order.prompt_template is None and input_format == "jsonl")
     if is_asked and (input_format in row_files.TABLES or (input_format == "jsonl" and is_direct)):
@@ -264,11 +264,13 @@ def _spec(
             input_format,
             prompt_column=order.prompt_column,
             prompt_template=order.prompt_template,
+            image_column=order.image_column,
             row_settings=order.rows_set,
         )
     size, mtime_ns = file.stamp()
     settings = fingerprint(plan, order.system_prompt, input_format)
-    settings["prompt_template"] = digest(order.prompt_template)
+    image_column = [] if order.image_column is None else [order.image_column]
+    settings["prompt_template"] = digest(order.prompt_template, *image_column)
     settings["row_settings"] = digest(order.rows_set)
     if order.shard is not None and input_format == "messages":
         raise OrderError(Named("shard"), " goes with files of rows, not with a call's.")
@@ -283,6 +285,7 @@ def _spec(
         prompt_column=order.prompt_column,
         prompt_template=order.prompt_template,
         prompt_only=order.prompt_only,
+        image_column=order.image_column,
         answer_column=order.answer_column,
         encoding=order.encoding,
         answer_schema=None if input_format in WHOLE_REQUESTS else _schema_of(plan),

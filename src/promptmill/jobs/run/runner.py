@@ -255,6 +255,7 @@ class Runner:
                 prompt_column=spec.prompt_column,
                 prompt_template=spec.prompt_template,
                 prompt_only=spec.prompt_only,
+                image_column=spec.image_column,
                 row_settings=spec.rows_set,
             )
             job.spec = job.spec.model_copy(update={"lines": count})

@@ -58,6 +58,7 @@ def check(plan: ResolvedConfig, order: JobRequest, may_name: frozenset[str] | No
                     spooled,
                     prompt_column=order.prompt_column,
                     prompt_template=order.prompt_template,
+                    image_column=order.image_column,
                     row_settings=order.rows_set,
                 )
                 lines = RandomFile(spooled)

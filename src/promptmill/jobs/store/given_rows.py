@@ -92,7 +92,8 @@ class GivenRows:
     def output(self, plan: ResolvedConfig, order: JobRequest, suffix: str) -> Path:
         """Return the file for answers that the user wants in no file; it depends on the settings."""
         settings = fingerprint(plan, order.system_prompt, "jsonl")
-        asked = digest(settings, order.prompt_column, order.prompt_template, order.limit, order.row_settings)
+        images = [] if order.image_column is None else [order.image_column]
+        asked = digest(settings, order.prompt_column, order.prompt_template, order.limit, order.row_settings, *images)
         return self.input.parent / f"answers-{asked}{suffix}"
 
     def forget(self, output: Path | None = None) -> None:

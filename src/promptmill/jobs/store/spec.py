@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from promptmill.cluster.ray_cluster import RayCluster
 from promptmill.config.resolved_config import DEFAULT, LONGEST_ANSWER, ResolvedConfig
@@ -72,6 +72,8 @@ class JobRequest(BaseModel):
     """The field with the prompt, if its name is not `prompt`."""
     prompt_only: tuple[str, ...] = ()
     """Fields of rows that only the template reads; the output leaves them out."""
+    image_column: str | None = None
+    """The field with the paths or URLs of a row's images."""
     system_prompt: str = ""
     limit: int | None = Field(None, ge=1)
     """Only the first rows, this many."""
@@ -104,6 +106,15 @@ class JobRequest(BaseModel):
     """Where it is answered, if not here."""
     shard: str | None = None
     """`3/16`: only the third of sixteen ranges of the input, into a part file."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _template_of_column(cls, given: Any) -> Any:
+        """With a column of images, the column of the prompts is a template, too."""
+        if not given.get("image_column") or given.get("prompt_template") is not None:
+            return given
+        column = orjson.dumps(given.get("prompt_column") or "prompt").decode()
+        return {**given, "prompt_template": f"{{{{ row[{column}] }}}}", "prompt_column": None}
 
     @property
     def cut(self) -> tuple[int, int] | None:
@@ -165,6 +176,7 @@ class JobSpec(BaseModel):
     prompt_column: str | None = None
     prompt_template: str | None = None
     prompt_only: tuple[str, ...] = ()
+    image_column: str | None = None
     answer_column: str = "answer"
     columns: dict[str, str] | None = None
     """The names of our columns that are not the usual ones; None until the input was looked through for them."""
