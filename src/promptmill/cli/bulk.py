@@ -21,7 +21,7 @@ import orjson
 from promptmill.backends import registry
 from promptmill.cli import options
 from promptmill.cli.job_display import print_status, progress_display
-from promptmill.cli.options import Parser, add_shared, amount, at_least_one, is_url, text_of
+from promptmill.cli.options import Parser, add_shared, amount, at_least_one, is_url, note_once, text_of
 from promptmill.cli.terminal import complain, say
 from promptmill.cluster.ray_cluster import RayCluster
 from promptmill.config.loading import Configuration
@@ -281,6 +281,8 @@ def run(
     configuration, as_json, on_stderr = _decided(configuration), arguments.json, live is not None
     folders = JobFolders.from_environ()
     job = admission.admit(order, configuration.plan, folders, fixed=fixed)
+    if not getattr(arguments, "quiet", False):
+        note_once(configuration.plan)
     try:
         about = status.read(job.folder)
         _warn_of_images(job)

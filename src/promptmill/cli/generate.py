@@ -17,7 +17,7 @@ import orjson
 
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call
-from promptmill.cli.options import Parser, add_answer_form, add_shared, stdin_text
+from promptmill.cli.options import Parser, add_answer_form, add_shared, note_once, stdin_text
 from promptmill.cli.terminal import complain, say
 from promptmill.config.loading import Configuration
 from promptmill.core.conversation import conversation_from_prompt
@@ -162,6 +162,7 @@ def generate(
     if output is not None:
         _check_writable(output)
     registry.check_key(configuration.plan)
+    note_once(configuration.plan)
     stats = Call(total=len(prompts))
     live = None
     if len(prompts) == 1 and not as_json and output is None and sys.stdout.isatty():
