@@ -334,6 +334,7 @@ def test_a_result_in_a_notebook_is_escaped_and_asks_nothing_of_the_network(
     assert "12 more rows" in shown
     assert "&lt;script src=" in shown
     assert "bad_request: " in shown
+    assert "finish_reason" not in promptmill.bulk(["a"], **options)._repr_html_()
     assert set(re.findall(r"<(\w+)", shown)) == {"p", "table", "thead", "tbody", "tr", "th", "td", "code"}
     assert "y" * 301 not in shown
 

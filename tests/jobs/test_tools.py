@@ -612,6 +612,7 @@ async def test_prompts_in_place_of_a_file_are_an_ordinary_job(bench: Any, tools:
         ({"input_file": "in.jsonl"}, "`output_file` is missing"),
         ({"files": ["*.md"]}, "`files` needs a `prompt`"),
         ({"files": [".env"], "prompt": "{{content}}"}, "`files`: .env is hidden"),
+        ({"files": ".env", "prompt": "{{content}}"}, "`files`: .env is hidden"),
         ({"files": ["server.key"], "prompt": "{{content}}"}, "server.key may hold secrets"),
         ({"files": ["gone.md"], "prompt": "{{content}}"}, "gone.md is not a file that is there"),
         ({"files": ["*.md"], "prompt": "{{content}}"}, "finds no file to send"),

@@ -12,7 +12,7 @@ import orjson
 from fastmcp import Context, FastMCP
 from fastmcp.exceptions import ResourceError
 from mcp_types import ToolAnnotations
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from promptmill.core.errors import Named, OrderError, PromptmillError, argument_name, input_error
 from promptmill.server import arguments
@@ -196,6 +196,7 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
         ] = None,
         files: Annotated[
             list[str] | None,
+            BeforeValidator(lambda files: [files] if isinstance(files, str) else files),
             arguments.Loose,
             Field(
                 description="Paths, folders or patterns of text files inside the server's folders, if `input_file` is "

@@ -131,7 +131,9 @@ class BulkResult:
         ours = [self.columns.get(name, name) for name in _ANSWERS]
         shown = self.rows[:_MOST_SHOWN]
         inner = dict.fromkeys(name for row in shown for name in row if name in ours or not self._is_ours(name))
-        names = [name for name in inner if name not in ours[1:] or any(row.get(name) for row in shown)]
+        names = [
+            name for name in inner if name not in ours[1:] or any(row.get(name) not in (None, "stop") for row in shown)
+        ]
         if shown:
             found.append(f"<table><thead><tr>{_cells(names, 'th')}</tr></thead><tbody>")
             found += [f"<tr>{_cells([row.get(name) for name in names], 'td')}</tr>" for row in shown]
