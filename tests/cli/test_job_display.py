@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from promptmill.cli.job_display import print_jobs
+from promptmill.cli.job_display import print_jobs, print_status
 
 
 class Terminal(io.StringIO):
@@ -71,3 +71,15 @@ def test_columns_without_room_are_below_their_row_and_no_name_is_cut(monkeypatch
     assert all(line.startswith(start) for line, start in zip(rest, below, strict=False))
     assert (rest == []) == (below == [])
     assert max(map(len, [head, row, *rest])) <= width
+
+
+def test_success_has_a_sign_on_a_terminal_alone(monkeypatch):
+    class Screen(Terminal):
+        encoding = "utf-8"
+
+    shown = []
+    for stream, more in ((Screen(), {}), (Screen(), {"failed": 1}), (io.StringIO(), {})):
+        monkeypatch.setattr("sys.stdout", stream)
+        print_status(job(**more), as_json=False)
+        shown.append(stream.getvalue().startswith("✓ reviews.csv"))
+    assert shown == [True, False, False]

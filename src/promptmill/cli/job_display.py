@@ -62,7 +62,9 @@ def print_status(
     if folder is not None and "results" not in found:  # they are counted when the output is written
         found["results"] = status.results(folder)
     # what goes to a pipe was kept in a file of ours, which is gone in a moment
-    say(summary(found, examples=examples, again=again, output=not on_stderr), stream, wrap=True)
+    is_good = found["state"] == status.FINISHED and not found.get("failed")
+    mark = "✓ " if is_good and stream.isatty() and "utf" in stream.encoding.lower() else ""
+    say(mark + summary(found, examples=examples, again=again, output=not on_stderr), stream, wrap=True)
 
 
 def summary(
