@@ -313,7 +313,11 @@ def test_a_parquet_file_with_messages_and_images_becomes_jsonl(bench: Any) -> No
         ("in.doc", "out.jsonl", "The input file in.doc ends with '.doc'"),
         ("in", "out.jsonl", "has no suffix"),
         ("in.jsonl", "out.doc", "The output file out.doc ends with '.doc'"),
-        ("in.jsonl", "out.csv.gz", "The output of a jsonl file ends with .jsonl or .json, not .csv"),
+        (
+            "in.jsonl",
+            "out.parquet",
+            "The output of a jsonl file ends with .jsonl or .json or .csv or .tsv, not .parquet",
+        ),
         ("in.jsonl", "in.jsonl", "Input and output are the same file"),
         ("in.csv", "out.parquet", "ends with .csv or .tsv or .jsonl or .json"),
         ("in.parquet", "out.jsonl", "in.parquet is not a Parquet file; name it by what it holds"),

@@ -243,3 +243,20 @@ def test_paths_of_images_that_are_not_sent_are_a_warning(bench: Any) -> None:
     bench.output = bench.path / "sent.csv"
     bench.input.write_text("id,image\n1,a.png\n")
     assert "--image-column" not in bench.run("--prompt", "Describe {{id}}.").stderr
+
+
+def test_rows_of_json_become_a_table_with_a_column_for_each_field(bench: Any) -> None:
+    rows = [
+        {"prompt": "a", "n": 1},
+        "{broken",
+        {"prompt": "b", "tags": ["x", None], "answer": "mine", "half": "\ud800"},
+    ]
+    bench.write(rows)
+    bench.output = bench.path / "out.csv"
+    assert bench.run().returncode == 1
+    first, broken, last = read_csv(bench)
+    assert list(first)[:7] == ["prompt", "n", "tags", "answer", "half", "answer_1", "error"]
+    assert [first[name] for name in ("prompt", "n", "tags", "answer", "answer_1")] == ["a", "1", "", "", "echo: a"]
+    assert [last[name] for name in ("prompt", "tags", "answer", "answer_1")] == ["b", '["x",null]', "mine", "echo: b"]
+    assert broken["prompt"] == ""
+    assert "not valid JSON" in broken["error"]

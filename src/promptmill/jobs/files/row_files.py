@@ -66,7 +66,7 @@ _SIGNS = MappingProxyType(
 _SHEETS = frozenset({".xlsx", ".xls", ".ods", ".xlsm"})
 _OUTPUTS = MappingProxyType(
     {
-        "jsonl": ("jsonl", "json"),
+        "jsonl": ("jsonl", "json", "csv", "tsv"),
         "batch": ("jsonl",),
         "messages": ("jsonl",),
         **dict.fromkeys(CELLS, ("csv", "tsv", "jsonl", "json")),

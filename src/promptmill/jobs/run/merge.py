@@ -37,8 +37,10 @@ from promptmill.jobs.store.records import (
     RARE_FIELDS,
     Record,
     answer_fields,
+    cell,
     cells,
     jsonl_line,
+    mended,
 )
 from promptmill.jobs.store.spec import WHOLE_REQUESTS, JobRequest, JobSpec
 
@@ -49,6 +51,7 @@ _BUFFER = 1 << 20
 _DELIMITERS = MappingProxyType({"csv": ",", "tsv": "\t"})
 _GROUP_BYTES = 4 << 20
 _VALUES_AT_ONCE = 32  # how often a page's size is looked at: one of 1,024 images, as by default, is large
+_MOST_FIELDS = 10_000
 _MOST_OF_A_NAME = 100  # columns, numbered
 
 
@@ -178,7 +181,8 @@ def write_rows(merge: Merge, out: IO[bytes]) -> None:
         _write_parquet(merge, out, most)
         return
     if merge.output_format in row_files.CELLS:
-        _write_cells(merge, out, most)
+        write = _write_cells if merge.spec.input_format in row_files.CELLS else _write_objects
+        write(merge, out, most)
         return
     if merge.spec.input_format == "parquet":
         lines = _parquet_lines(merge, most)
@@ -324,6 +328,26 @@ def _write_cells(merge: Merge, out: IO[bytes], most: int) -> None:
         own += [""] * (width - len(own))
         own[width:width] = cells(ours.in_table(record), ours.names)
         writer.writerow(own)
+
+
+def _write_objects(merge: Merge, out: IO[bytes], most: int) -> None:
+    """Write the first `most` rows of JSON with their answers: a column for each field that some row has."""
+    ours, names = _AnswerColumns(merge), dict[str, None]()
+    for row in _objects(merge.lines, merge.halt):
+        names.update(dict.fromkeys(row))
+        if len(names) > _MOST_FIELDS:
+            raise input_error(f"The rows have more than {_MOST_FIELDS:,} different fields; name the output .jsonl.")
+    writer = csv.writer(Encoded(out), delimiter=_DELIMITERS[merge.output_format], lineterminator="\r\n")
+    writer.writerow(map(mended, [*names, *ours.names.values()]))
+    for line, record in _answered(merge, most):
+        try:
+            own = rows_.load(rows_.row_of(line), "")
+        except PromptmillError:  # the error of the row says so
+            own = {}
+        fields = own if isinstance(own, dict) else {}
+        writer.writerow(
+            [*(cell(mended(fields.get(name))) for name in names), *cells(ours.in_table(record), ours.names)]
+        )
 
 
 def _write_parquet(merge: Merge, out: IO[bytes], most: int) -> None:
