@@ -72,7 +72,7 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstre
     job = ""
     if "--schema" in command:
         upstream.reply = answer('"yes"')
-    if command.startswith(("jobs", "join")):
+    if command.startswith(("jobs", "join", "show")):
         part = ["--shard", "1/1"] if command.startswith("join") else ["--limit", "5"]
         done = run("bulk", "prompts.jsonl", "answers.jsonl", *part, "--json")
         assert done.returncode == 0, done.stderr
