@@ -673,3 +673,14 @@ async def test_files_are_asked_one_by_one_without_their_content_in_any_result(be
     assert "the text" not in json.dumps([job, found, without_answers])
     assert all("content" not in row for row in bench.answers())
     assert [row["path"] for row in bench.answers()] == ["docs/a.md", "docs/more/b.md"]
+
+
+async def test_a_column_of_images_is_sent_with_a_prompt(bench: Any, tools: Any) -> None:
+    pixel = "R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
+    (bench.path / "in.csv").write_text(f'picture\n"data:image/gif;base64,{pixel}"\n')
+    async with tools() as call:
+        asked = {"input_file": "in.csv", "output_file": "out.csv", "prompt": "Describe the picture."}
+        job = await call("bulk_generate", **asked, image_column="picture")
+        await ended(call, job["job_id"], "finished")
+    (content,) = (seen.json["messages"][-1]["content"] for seen in bench.upstream.seen)
+    assert [part["type"] for part in content] == ["text", "image_url"]

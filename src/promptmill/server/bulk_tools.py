@@ -186,6 +186,9 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
         prompt_column: Annotated[
             str | None, Field(description="The column to ask, instead of `prompt`; left out: `prompt`.")
         ] = None,
+        image_column: Annotated[
+            str | None, Field(description="The column with each row's image, a path or URL; left out: `images`.")
+        ] = None,
         prompts: Annotated[
             Any,
             arguments.a_list(
@@ -268,6 +271,7 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
                 files=files,
                 prompt_template=prompt or None,
                 prompt_column=prompt_column or None,
+                image_column=image_column or None,
                 validate=validate,
                 limit=limit or None,
                 again=again,
