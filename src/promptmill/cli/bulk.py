@@ -23,7 +23,6 @@ from promptmill.cli import options
 from promptmill.cli.job_display import print_status, progress_display
 from promptmill.cli.options import Parser, add_shared, amount, at_least_one, is_url, note_once, text_of
 from promptmill.cli.terminal import complain, say
-from promptmill.cluster.ray_cluster import RayCluster
 from promptmill.config.loading import Configuration
 from promptmill.config.parameter_file import is_shipped
 from promptmill.config.resolved_config import ResolvedConfig
@@ -39,7 +38,7 @@ from promptmill.jobs.run.runner import Runner, until_ended
 from promptmill.jobs.store import given_rows, status
 from promptmill.jobs.store.folder import JobFolders
 from promptmill.jobs.store.given_rows import GivenRows, RemoteOutput, fetched
-from promptmill.jobs.store.spec import JobRequest, stamp
+from promptmill.jobs.store.spec import JobRequest, cluster_of, stamp
 from promptmill.service import choosing
 from promptmill.service.service import Service
 from promptmill.system import runtime
@@ -160,7 +159,7 @@ def _run_files(arguments: argparse.Namespace, configuration: Configuration) -> i
         from_job=other,
         overwrite=arguments.overwrite,
         shard=arguments.shard,
-        ray=RayCluster.of(arguments.ray, arguments.replicas, arguments.num_gpus, arguments.num_cpus),
+        ray=cluster_of(arguments.ray, arguments.replicas, arguments.num_gpus, arguments.num_cpus),
     )
     if arguments.input_format and Path("-") not in inputs:
         raise config_error("--input-format", "goes with `-` as INPUT alone; a file is read by its suffix.")

@@ -26,7 +26,7 @@ from promptmill.backends import registry
 from promptmill.backends.protocol import Backend, Call, FixedShare, RateLimited, Request, Share, ignored
 from promptmill.cluster.replicas import Replicas, changed_block, create
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.errors import Code, Named, PromptmillError, config_error, internal_error
+from promptmill.core.errors import Code, PromptmillError, config_error, internal_error
 from promptmill.core.outcome import Outcome
 from promptmill.system.installation import adding
 
@@ -45,16 +45,6 @@ class RayCluster:
     replicas: int = 1
     gpus: float = 0
     cpus: float = 1
-
-    @classmethod
-    def of(cls, address: str | None, replicas: int, gpus: float, cpus: float) -> RayCluster | None:
-        """Return the cluster at `address`, None without one. Raises `PromptmillError` (`invalid_config`)."""
-        if address is not None:
-            return cls(address, replicas, gpus, cpus)
-        if (replicas, gpus, cpus) != (1, 0, 1):
-            names = Named("replicas"), ", ", Named("num_gpus"), " and ", Named("num_cpus")
-            raise config_error("", *names, " go with ", Named("ray", "ADDRESS"), " alone.")
-        return None
 
     async def create(self, plan: ResolvedConfig) -> Backend:
         """Return the model of `plan` as replicas, not loaded yet. Raises `PromptmillError`."""

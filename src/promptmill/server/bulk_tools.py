@@ -160,7 +160,7 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
             arguments.null_is(""),
             Field(
                 description="A file on the server's machine, inside its folders: .csv, .parquet or .jsonl, whose rows "
-                "are asked by `prompt` or `prompt_column`, else by their field `prompt` or `messages`. .jsonl may have "
+                "hold `prompt` or `messages`, unless `prompt` or `prompt_column` is given. .jsonl may have "
                 '{"prompt": "…", "images": ["a.png"]} or OpenAI Batch API requests. Left out: `prompts` are the rows.',
                 examples=["reviews.csv"],
             ),
@@ -178,8 +178,8 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
         prompt: Annotated[
             str | None,
             Field(
-                description="What to ask of each row; {{name}} stands for the row's field of that name. Left out: the "
-                "rows hold their prompts.",
+                description="A template of the prompts; {{name}} stands for the row's field of that name. Left out: "
+                "the rows hold their prompts.",
                 examples=["Is this review positive? {{text}}"],
             ),
         ] = None,

@@ -29,7 +29,6 @@ from pydantic import ValidationError
 
 from promptmill.answers.schema import AnswerType, with_schema
 from promptmill.backends import rows as rows_
-from promptmill.cluster.ray_cluster import RayCluster
 from promptmill.config import resolved_config
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, Named, OrderError, PromptmillError, input_error
@@ -43,7 +42,7 @@ from promptmill.jobs.store import status
 from promptmill.jobs.store.folder import JobFolders
 from promptmill.jobs.store.given_rows import GivenRows
 from promptmill.jobs.store.records import OURS, Record, answer_fields
-from promptmill.jobs.store.spec import Again, JobRequest
+from promptmill.jobs.store.spec import Again, JobRequest, cluster_of
 from promptmill.jobs.store.status import Progress, Watch
 from promptmill.service.service import Service
 from promptmill.system import runtime
@@ -596,7 +595,7 @@ def _order(given: Mapping[str, Any], folders: JobFolders) -> dict[str, Any]:
         found["max_failures"] = str(given["max_failures"])
     if "from_job" in given:
         found["from_job"] = folders.at(str(given["from_job"])).database
-    return found | {"ray": RayCluster.of(given.get("ray"), given["replicas"], given["num_gpus"], given["num_cpus"])}
+    return found | {"ray": cluster_of(given.get("ray"), given["replicas"], given["num_gpus"], given["num_cpus"])}
 
 
 def _configuration(given: Mapping[str, Any]) -> Configuration:

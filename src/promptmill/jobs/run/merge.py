@@ -342,7 +342,7 @@ def _write_objects(merge: Merge, out: IO[bytes], most: int) -> None:
     for line, record in _answered(merge, most):
         try:
             own = rows_.load(rows_.row_of(line), "")
-        except PromptmillError:  # the error of the row says so
+        except PromptmillError:  # the row has this error already
             own = {}
         fields = own if isinstance(own, dict) else {}
         writer.writerow(

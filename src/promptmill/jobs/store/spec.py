@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from promptmill.cluster.ray_cluster import RayCluster
 from promptmill.config.resolved_config import DEFAULT, LONGEST_ANSWER, ResolvedConfig
-from promptmill.core.errors import Code, Named, OrderError, unwritable_parameters
+from promptmill.core.errors import Code, Named, OrderError, config_error, unwritable_parameters
 from promptmill.jobs.files.row_files import Part
 from promptmill.jobs.store.answers import to_replace
 from promptmill.jobs.store.records import Made
@@ -289,6 +289,16 @@ class OutputRecord(BaseModel):
         """Return whether the file at `path` is this output or the file that it was going to replace, unchanged."""
         found = stamp(path)
         return found is not None and found in {(self.size, self.mtime_ns), self.replaces}
+
+
+def cluster_of(address: str | None, replicas: int, gpus: float, cpus: float) -> RayCluster | None:
+    """Return the Ray cluster at `address`, None without one. Raises `PromptmillError` (`invalid_config`)."""
+    if address is not None:
+        return RayCluster(address, replicas, gpus, cpus)
+    if (replicas, gpus, cpus) != (1, 0, 1):
+        names = Named("replicas"), ", ", Named("num_gpus"), " and ", Named("num_cpus")
+        raise config_error("", *names, " go with ", Named("ray", "ADDRESS"), " alone.")
+    return None
 
 
 def stamp(path: Path) -> tuple[int, int] | None:

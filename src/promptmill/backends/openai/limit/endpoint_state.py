@@ -192,7 +192,7 @@ class EndpointState:
         limit, search = load.limit, load.search
         may_grow = search is not None or limit.may_grow
         if may_grow and self._throttle.is_limit(permit.at, permit.idle_s):
-            may_grow = False  # the answer shows what this process can take, not what the endpoint can
+            may_grow = False  # this process is the limit, not the endpoint
         if search is not None and may_grow:
             search.answered(permit.round_number, load.in_flight, answer_s, tokens)
         limit.accepted(permit.round_number, may_grow=may_grow)
