@@ -89,6 +89,15 @@ def test_every_kind_of_file_takes_a_template(bench, name, suffix):
     assert "prompt" not in found[0], "the output holds the input's own fields"
 
 
+@pytest.mark.parametrize("name", ["text", "prompt"])
+def test_a_template_may_call_a_line_of_a_text_file_text(bench, name):
+    bench.input = bench.path / "orders.txt"
+    bench.input.write_text("two apples\nthree pears\n")
+    bench.succeed("--prompt", f"Which fruit? {{{{{name}}}}}")
+    assert sorted(_prompts(bench)) == ["Which fruit? three pears", "Which fruit? two apples"]
+    assert [row["prompt"] for row in bench.answers()] == ["two apples", "three pears"]
+
+
 def test_a_parquet_file_stays_one_and_unknown_columns_are_told(bench):
     pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     bench.input, bench.output = bench.path / "in.parquet", bench.path / "out.parquet"

@@ -103,7 +103,7 @@ def check_columns(
     read = NAMES if row_settings else CONTENT
     template = None if prompt_template is None else PromptTemplate(prompt_template, read, image_column)
     if input_format in row_files.CELLS:
-        _prompt_columns(CellTable(files, input_format).header, prompt_column, template, read)
+        _prompt_columns(_names(CellTable(files, input_format), template), prompt_column, template, read)
     elif input_format == "parquet":
         _prompt_columns(ParquetTable(files).schema.names, prompt_column, template, read)
     elif template is None:
@@ -177,6 +177,11 @@ def _rows_inside(row: Mapping[str, Any]) -> str:
     return lists[0][:40] if len(lists) == 1 else ""
 
 
+def _names(table: CellTable, template: PromptTemplate | None) -> list[str]:
+    """Return the names of the columns; a template may call a line of a text file `text`."""
+    return ["text"] if template is not None and table.is_text and "text" in template.names else table.header
+
+
 def _prompt_columns(
     names: list[str], prompt_column: str | None, template: PromptTemplate | None, read: frozenset[str]
 ) -> list[tuple[int, str]]:
@@ -213,7 +218,7 @@ def _cell_lines(
     table: CellTable, given: int, prompt_column: str | None, template: PromptTemplate | None, read: frozenset[str]
 ) -> Iterator[bytes]:
     """Yield the lines of a table. `given`: the size of its files in bytes."""
-    asked = _prompt_columns(table.header, prompt_column, template, read)
+    asked = _prompt_columns(_names(table, template), prompt_column, template, read)
     size = wrong = first = 0
     for row in table.rows():
         found = _cell_row(row, asked, prompt_column) if template is None else _written_out(row, asked, template)

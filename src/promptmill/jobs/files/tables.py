@@ -59,6 +59,8 @@ class CellTable:
         csv.field_size_limit(LONGEST_LINE)
         self._files = files
         self._kind = kind
+        self.is_text = kind == "txt"
+        """Whether each line is a row of one column."""
         self.delimiter = "\t" if kind == "tsv" else ","
         self.is_utf8 = files.encoding is not None
         """Whether some text showed that it is UTF-8, or the user says which encoding it has."""
@@ -95,7 +97,7 @@ class CellTable:
         return CellRow(cells, row.line, row.problem, row.surplus)
 
     def _header(self, text: Iterator[str], name: str) -> list[str]:
-        if self._kind == "txt":
+        if self.is_text:
             return ["prompt"]
         self.delimiter, found = self._delimited(text)
         lines = _Record(found)
@@ -114,7 +116,7 @@ class CellTable:
         return max(_DELIMITERS, key=_QUOTED.sub("", first).count), itertools.chain([first] if first else [], text)
 
     def _part(self, text: Iterator[str], width: int) -> Iterator[CellRow]:
-        if self._kind == "txt":
+        if self.is_text:
             for number, line in enumerate(text, 1):
                 if line.strip():
                     yield CellRow([line.rstrip("\r\n")], number)
