@@ -204,7 +204,7 @@ def test_a_data_frame_is_read_by_its_rows() -> None:
     frame = Frame([{"prompt": "a", "score": float("nan")}, {"prompt": "b", "score": 1.5}])
     assert list(bulk_call._lines(frame)) == [b'{"prompt":"a","score":null}\n', b'{"prompt":"b","score":1.5}\n']
     error = {"code": "bad_request", "message": "no"}
-    rows = [{"answer": "A", "error": None}, {"answer": "", "error": error}]
+    rows: list[dict[str, Any]] = [{"answer": "A", "error": None}, {"answer": "", "error": error}]
     found = bulk_call.BulkResult({}, rows, given=frame).table()
     assert [row["error"] for row in found.rows] == [None, "bad_request: no"]
 
