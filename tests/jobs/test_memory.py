@@ -45,7 +45,7 @@ elif what == "spool":
     spool.spool(files, "parquet", source.with_suffix(".rows"))
 else:
     record = record_of(0, Completion("yes", "stop", Usage(1, 1)))
-    spec = SimpleNamespace(columns=None, leaves_out=lambda code: False)
+    spec = SimpleNamespace(columns=None, answer_schema=None, leaves_out=lambda code: False)
     answers = SimpleNamespace(rare_fields=lambda: (), find=lambda row: record)
     with source.with_suffix(".out").open("wb") as out:
         merge.write_rows(merge.Merge(spec, files, None, answers, source.with_suffix(".out"), "parquet"), out)

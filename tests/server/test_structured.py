@@ -82,7 +82,7 @@ def test_a_job_has_every_row_satisfy_the_schema(upstream, arguments, tmp_path, c
     rows.write_text('{"prompt": "good"}\n{"prompt": "bad"}\n')
     assert main(["bulk", str(rows), str(tmp_path / "out.jsonl"), "--quiet", *arguments]) == 1
     first, second = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
-    assert first["answer"] == '{"name": "Ada"}'
+    assert first["answer"] == {"name": "Ada"}
     assert second["error"]["code"] == "invalid_answer"
     capsys.readouterr()
 

@@ -42,9 +42,14 @@ TOOLS: dict[str, dict[str, Any]] = {
 }
 BULK_TOOLS: dict[str, dict[str, Any]] = {
     "bulk_generate": {
-        "input_file": REQUIRED,
-        "output_file": REQUIRED,
+        "input_file": "",
+        "output_file": "",
         "system_prompt": "",
+        "prompt": None,
+        "prompt_column": None,
+        "image_column": None,
+        "prompts": None,
+        "files": None,
         "limit": 0,
         "again": None,
         "keep": False,
@@ -117,13 +122,15 @@ async def test_what_tools_list_shows_is_enough_to_call_them(serve, upstream, tmp
     """Each argument as its first example says, nothing else known."""
     upstream.reply = answer('{"city": "Paris", "population": 2100000}')  # as the example of `answer_schema` wants
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n')
+    (tmp_path / "reviews.csv").write_text("text\nGood.\n")
+    instead = {"prompts", "files"}  # of the argument `input_file`
     async with serve() as talk:
         tools = await _tools(talk)
         failed = {}
         for name in ("generate", "multiturn_generate", "bulk_generate"):
             properties = tools[name].input_schema["properties"]
-            arguments = {key: schema["examples"][0] for key, schema in properties.items() if "examples" in schema}
+            examples = {key: schema["examples"][0] for key, schema in properties.items() if "examples" in schema}
+            arguments = {key: value for key, value in examples.items() if key not in instead}
             result = await talk(name, **arguments)
             if result.is_error or result.structured_content.get("errors"):
                 failed[name] = text(result)

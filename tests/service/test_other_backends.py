@@ -104,9 +104,14 @@ async def test_a_sampling_parameter_that_it_does_not_take_is_an_error_where_that
     assert "seed" in outcome.error.message
 
 
-@pytest.mark.parametrize("name", sorted(Sampling.model_fields.keys() - {"max_tokens", "n", "reasoning"}))
+@pytest.mark.parametrize("name", sorted(Sampling.model_fields.keys() - {"max_tokens", "n", "reasoning", "choices"}))
 async def test_every_parameter_is_named_that_its_record_does_not_name(site, name, closing):
-    values = {"stop": ["x"], "response_format": {"type": "text"}, "reasoning_effort": "low", "enable_thinking": True}
+    values = {
+        "stop": ["x"],
+        "response_format": {"type": "text"},
+        "reasoning_effort": "low",
+        "enable_thinking": True,
+    }
     stats = Call(total=1)
     service = closing(Service(configured(sampling_params={name: values.get(name, 1)})))
     await service.generate([conversation_from_prompt("x", "x")], stats)

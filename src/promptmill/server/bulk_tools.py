@@ -175,6 +175,7 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
                 examples=["answers.csv"],
             ),
         ] = "",
+        system_prompt: arguments.SystemPrompt = "",
         prompt: Annotated[
             str | None,
             Field(
@@ -208,7 +209,6 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
                 examples=[["docs/**/*.md"]],
             ),
         ] = None,
-        system_prompt: arguments.SystemPrompt = "",
         limit: Annotated[
             int, Field(ge=0, description="Process only the first N rows; all unless given."), arguments.null_is(0)
         ] = 0,
