@@ -15,7 +15,6 @@ import time
 from functools import partial
 from typing import Any
 
-import psutil
 import pytest
 import yaml
 from fastmcp import Client
@@ -24,6 +23,7 @@ from fastmcp.client.transports import StdioTransport
 from everyday import everyday
 from fakes import KEY
 from piped import Piped
+from processtable import child_with
 from promptmill.server.stdio import _Pipe
 from replies import answer, by_prompt, hang, late
 from server_process import CODES, written
@@ -300,7 +300,7 @@ async def test_a_signal_during_a_call_leaves_fastmcps_client_its_answers(config,
     upstream.reply = by_prompt({"hang": hang()}, answer())
     command = ["-m", "promptmill", "serve", "--config", str(config())]
     async with Client(StdioTransport(sys.executable, command, keep_alive=False)) as client:
-        (process,) = [one for one in psutil.Process().children() if command[-1] in one.cmdline()]
+        process = child_with(command[-1])
         call = asyncio.ensure_future(client.call_tool("generate", {"prompt_ls": ["one", "hang"]}))
         await until(lambda: len(upstream.seen) == 2 and upstream.in_flight == 1)
         process.terminate()
@@ -325,7 +325,7 @@ async def test_a_signal_while_fastmcps_client_reads_its_first_answers_leaves_the
     with tempfile.TemporaryFile("w+") as log:
         transport = StdioTransport(sys.executable, command, keep_alive=False, log_file=log)
         async with Client(transport) as client:
-            (process,) = [one for one in psutil.Process().children() if command[-1] in one.cmdline()]
+            process = child_with(command[-1])
             call = asyncio.ensure_future(client.call_tool("generate", {"prompt_ls": ["x"]}))
             await until(lambda: "code=ok" in os.pread(log.fileno(), 10_000, 0).decode())
             process.terminate()

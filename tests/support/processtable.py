@@ -13,6 +13,13 @@ def family(pid: int) -> list[psutil.Process]:
     return [process, *process.children(recursive=True)]
 
 
+def child_with(argument: str) -> psutil.Process:
+    """Return the child of this process with this argument; ended children of other tests have none."""
+    living = [one for one in psutil.Process().children() if one.status() != psutil.STATUS_ZOMBIE]
+    (found,) = [one for one in living if argument in one.cmdline()]
+    return found
+
+
 def gone(processes: Iterable[psutil.Process]) -> bool:
     """Return whether none of the processes is left; one that only waits to be waited for counts as gone."""
     return not [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
