@@ -122,7 +122,7 @@ async def _live_tasks(field: Field, in_flight: int) -> int:
     """Return the most tasks that a call of 20,000 prompts keeps alive, counted inside one process."""
     from promptmill.backends.protocol import Call
     from promptmill.config.loading import Configuration
-    from promptmill.core.conversation import conversation_from_prompt
+    from promptmill.core.request import conversation_from_prompt
     from promptmill.service.service import Service
 
     block = "backend_configs.openai"

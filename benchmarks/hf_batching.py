@@ -14,11 +14,9 @@ from benchmarks.alone import alone
 from benchmarks.field import Field
 from benchmarks.measure import Row, every_core, interleaved, ratio
 from promptmill.backends.engines.host import EngineHost, create
-from promptmill.backends.protocol import Call, Request, Source
+from promptmill.backends.protocol import Call, Completion, Outcome, Source
 from promptmill.config.loading import Configuration
-from promptmill.core.conversation import conversation_from_prompt
-from promptmill.core.outcome import Completion, Outcome
-from promptmill.core.sampling import Sampling
+from promptmill.core.request import Request, Sampling, conversation_from_prompt
 from promptmill.service.driver import Driver
 
 _MODEL = "smollm2-135m-instruct"

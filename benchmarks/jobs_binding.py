@@ -13,8 +13,8 @@ from pathlib import Path
 
 import orjson
 
+from promptmill.backends.protocol import Completion, Usage
 from promptmill.backends.rows import RowReader
-from promptmill.core.outcome import Completion, Usage
 from promptmill.jobs.files.disk import Lines, RandomFile
 from promptmill.jobs.store.answers import JobStore
 from promptmill.jobs.store.binding import Binding, Bound

@@ -19,7 +19,7 @@ from benchmarks.client import OUT, ROOT
 from benchmarks.field import Field
 from benchmarks.jobs_store import report
 from benchmarks.measure import Row
-from promptmill.core.outcome import Completion, Usage
+from promptmill.backends.protocol import Completion, Usage
 from promptmill.jobs.store.answers import JobStore
 from promptmill.jobs.store.records import record_of
 

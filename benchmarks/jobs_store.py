@@ -20,10 +20,9 @@ import uvloop
 from benchmarks.client import OUT
 from benchmarks.field import Field, field
 from benchmarks.measure import Row, interleaved, own_cpu_s, pin, ratio
-from promptmill.backends.protocol import Call
+from promptmill.backends.protocol import Call, Outcome
 from promptmill.backends.rows import RowReader
 from promptmill.config.loading import Configuration
-from promptmill.core.outcome import Outcome
 from promptmill.jobs.files.disk import LineRange, RandomFile
 from promptmill.jobs.run.unanswered_rows import Answering, FileSource, Rows, StoreSink
 from promptmill.jobs.store.answers import NEVER, JobStore

@@ -15,14 +15,12 @@ from typing import Any
 from benchmarks.field import Field
 from benchmarks.measure import Row, every_core, interleaved, ratio
 from promptmill.backends import registry
-from promptmill.backends.protocol import Backend, Call, Request, Source
+from promptmill.backends.protocol import Backend, Call, Completion, Outcome, Source, Usage
 from promptmill.cluster.ray_cluster import RayCluster, RemoteBackend, Report
 from promptmill.cluster.replicas import Replicas
 from promptmill.config.loading import Configuration
-from promptmill.core.conversation import Conversation, Message
 from promptmill.core.errors import PromptmillError
-from promptmill.core.outcome import Completion, Outcome, Usage
-from promptmill.core.sampling import Sampling
+from promptmill.core.request import Conversation, Message, Request, Sampling
 from promptmill.service.driver import Driver
 
 ROWS, HF_ROWS, HANDED_OUT = 4_000, 128, 100_000

@@ -20,10 +20,9 @@ from jsonschema import Draft202012Validator
 from benchmarks.field import Field
 from benchmarks.measure import Row, every_core, interleaved, ratio
 from promptmill.answers.schema import asking_for
-from promptmill.backends.protocol import Call
+from promptmill.backends.protocol import Call, Completion
 from promptmill.config.loading import Configuration
-from promptmill.core.conversation import conversation_from_prompt
-from promptmill.core.outcome import Completion
+from promptmill.core.request import conversation_from_prompt
 from promptmill.service.service import Service
 
 _SCHEMAS = 200

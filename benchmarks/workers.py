@@ -18,11 +18,9 @@ from benchmarks.field import Field
 from benchmarks.measure import Row, interleaved, ratio
 from promptmill.backends.openai.backend import Attempts, OpenAIBackend
 from promptmill.backends.openai.workers import FanOut
-from promptmill.backends.protocol import Call
+from promptmill.backends.protocol import Call, Completion
 from promptmill.config.loading import Configuration
-from promptmill.core.conversation import Conversation, Message
-from promptmill.core.outcome import Completion
-from promptmill.core.sampling import Sampling
+from promptmill.core.request import Conversation, Message, Sampling
 from promptmill.service.driver import Driver
 from promptmill.service.list_call import ListSink, ListSource
 

@@ -1,4 +1,4 @@
-"""Write the reference pages in docs/ from settings, error codes and provider profiles themselves; a test compares them."""
+"""Write the reference pages in docs/, and the skill in the package, from settings, error codes and provider profiles themselves; a test compares them."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def providers() -> str:
                 "`waiting for api.example.com since 0:14, next try in 8 s`.",
                 "\n".join(rows),
                 "`promptmill providers` lists them, too, and shows which keys are set. The supported parameters of each provider: "
-                "[provider-rows.md](provider-rows.md). This page is written by `scripts/docs.py`.",
+                "[provider-rows.md](maintainers/provider-rows.md). This page is written by `scripts/docs.py`.",
             ]
         )
         + "\n"
@@ -150,7 +150,7 @@ def providers() -> str:
 
 
 def provider_rows() -> str:
-    """Return docs/provider-rows.md."""
+    """Return docs/maintainers/provider-rows.md."""
     rows = [
         "| `provider` | thinking off | JSON | web images | leaves out | its page | read |",
         "|---|---|---|---|---|---|---|",
@@ -180,11 +180,29 @@ def provider_rows() -> str:
     )
 
 
+def skill() -> str:
+    """Return the skill that the server offers to agents: a section of docs/agents.md, with a head."""
+    page = (DOCS / "agents.md").read_text(encoding="utf-8")
+    return SKILL_HEAD + page.partition("<!-- skill -->\n")[2].partition("<!-- end of skill -->")[0]
+
+
+SKILL_HEAD = """\
+---
+name: promptmill
+description: >-
+  Answer a file of prompts, label a table, extract fields by a schema, or compare models with promptmill's tools. Use it
+  before work on more than a few prompts.
+---
+
+# promptmill
+
+"""
 PAGES = {
     "configuration.md": configuration,
     "errors.md": errors,
     "providers.md": providers,
-    "provider-rows.md": provider_rows,
+    "maintainers/provider-rows.md": provider_rows,
+    "../src/promptmill/server/SKILL.md": skill,
 }
 
 if __name__ == "__main__":

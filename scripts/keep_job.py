@@ -83,8 +83,8 @@ def keep() -> Path:
         Endpoint.ended.set()
         target = KEPT / promptmill.__version__
         shutil.rmtree(target, ignore_errors=True)
-        (target / "out.jsonl.promptmill").mkdir(parents=True)
-        for file in ("in.jsonl", "parameter.yaml", "out.jsonl.promptmill/job.db"):
+        (target / ".promptmill" / "out.jsonl.job").mkdir(parents=True)
+        for file in ("in.jsonl", "parameter.yaml", ".promptmill/out.jsonl.job/job.db"):
             shutil.copyfile(folder / file, target / file)
     return target
 

@@ -121,7 +121,7 @@ def main() -> None:
     for name, theme in THEMES.items():
         console = Console(record=True, width=112, file=io.StringIO())
         console.print(text, soft_wrap=False, overflow="crop", no_wrap=True)
-        svg = console.export_svg(title="every row answered once", theme=theme, unique_id="killed")
+        svg = console.export_svg(title="killed in the middle: no answer is lost", theme=theme, unique_id="killed")
         (ROOT / "docs" / f"killed-{name}.svg").write_text(svg)
 
 

@@ -1,7 +1,7 @@
 """Write tests/promises.json: what users build on, as the code has it; a test compares them.
 
 A change of this file is a change for users: of a tool, an option, a key, a table, an error code or a Python name.
-docs/release.md says which changes are allowed. All else is private.
+docs/maintainers/release.md says which changes are allowed. All else is private.
 """
 
 from __future__ import annotations

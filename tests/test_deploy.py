@@ -18,6 +18,7 @@ import yaml
 
 from promptmill.cli.main import parser_of
 from promptmill.config.loading import Configuration
+from promptmill.http.metrics import FAMILIES, full_name
 from sure import sure
 
 ROOT = Path(__file__).parents[1]
@@ -119,3 +120,55 @@ def test_caddy_accepts_its_configuration():
     command = ["caddy", "validate", "--adapter", "caddyfile", "--config", str(DEPLOY / "Caddyfile")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def _dashboard():
+    return json.loads((DEPLOY / "grafana.json").read_text())
+
+
+def test_each_query_of_the_dashboard_names_a_metric_and_labels_that_exist():
+    exported = set()
+    for name, (kind, _) in FAMILIES.items():
+        whole = full_name(name)
+        exported |= {f"{whole}_{end}" for end in ("bucket", "sum", "count")} if kind == "histogram" else {whole}
+    queries = [target["expr"] for panel in _dashboard()["panels"] for target in panel.get("targets", ())]
+    for query in queries:
+        assert query.count("(") == query.count(")")
+        bare = re.sub(r"\{[^}]*\}|\[[^]]*\]", "", query)
+        named = set(re.findall(r"\b(?:promptmill|gen_ai)_\w+", bare))
+        assert named, query
+        assert named <= exported, query
+        labels = {label.strip() for by in re.findall(r"by \(([^)]*)\)", bare) for label in by.split(",")}
+        labels |= set(re.findall(r"[{,](\w+)=~", query))
+        assert labels <= {"provider", "model", "outcome", "le"}, query
+        counters = {full_name(name) for name, (kind, _) in FAMILIES.items() if kind == "counter"} & named
+        assert not counters or re.search(r"rate\(|increase\(|job_cost", query), f"a counter needs a rate: {query}"
+    assert {"promptmill_items_total", "promptmill_job_rows"} <= set(
+        " ".join(queries).replace("{", " ").replace("(", " ").split()
+    )
+
+
+def test_the_dashboard_has_the_structure_that_grafana_reads():
+    found = _dashboard()
+    assert found["schemaVersion"] >= 36
+    assert "id" not in found, "an id belongs to one Grafana; the uid is enough"
+    panels = found["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    taken = set()
+    for panel in panels:
+        at = panel["gridPos"]
+        assert 0 <= at["x"] < at["x"] + at["w"] <= 24
+        cells = {(at["x"] + x, at["y"] + y) for x in range(at["w"]) for y in range(at["h"])}
+        assert not cells & taken, f"{panel['title']} lies over another panel"
+        taken |= cells
+        assert panel["type"] in {"row", "timeseries", "stat"}
+        if panel["type"] == "row":
+            continue
+        assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+        assert panel["fieldConfig"]["overrides"] == []
+        references = [target["refId"] for target in panel["targets"]]
+        assert len(set(references)) == len(references) > 0
+    variables = {variable["name"]: variable["type"] for variable in found["templating"]["list"]}
+    assert variables == {"datasource": "datasource", "provider": "query", "model": "query"}
+    used = set(re.findall(r"\$\{?(?!__)(\w+)", json.dumps(found)))
+    assert used == set(variables)

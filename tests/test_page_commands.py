@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fakes import KEY
-from pages import PAGES, commands
+from pages import PAGES, ROOT, commands
 from replies import answer
 
 NOT_RUN = {
@@ -26,6 +27,7 @@ NOT_RUN = {
     "install ultrarag CHECKOUT": "needs a checkout of UltraRAG; tests/install/test_ultrarag.py makes one",
     "serve --http 0.0.0.0:8017": "serves until it is ended, to other machines; tests/http do so on loopback",
 }
+ICON = ROOT / "src" / "promptmill" / "server" / "icon.png"
 _MAC = "Library/Application Support/"
 SHOWN = sorted({shlex.join(words) for page in PAGES for words in commands(page)})
 RUN = [command for command in SHOWN if not any(part in command for part in NOT_RUN)]
@@ -39,7 +41,12 @@ def test_every_reason_not_to_run_a_command_is_of_one_that_is_shown():
 @pytest.mark.parametrize("command", RUN)
 def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstream):
     def run(*words):
-        environment = os.environ | {"OPENAI_API_KEY": KEY, "MISTRAL_API_KEY": KEY, "PROMPTMILL_CONFIG": ""}
+        environment = os.environ | {
+            "OPENAI_API_KEY": KEY,
+            "MISTRAL_API_KEY": KEY,
+            "PROMPTMILL_CONFIG": "",
+            "BROWSER": "true",
+        }
         if words[0] == "install":  # into the files of clients that were started once
             environment |= dict.fromkeys(("HOME", "USERPROFILE", "APPDATA", "XDG_CONFIG_HOME"), str(tmp_path))
             for file in (".claude.json", *(f"{folder}Claude/claude_desktop_config.json" for folder in ("", _MAC))):
@@ -69,10 +76,21 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstre
     line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
     (tmp_path / "batch.jsonl").write_text(json.dumps(line) + "\n")
     (tmp_path / "FILE").write_text('{"type": "string"}')
+    (tmp_path / "orders.txt").write_text("2 kg of apples for Anna, please.\n")
+    (tmp_path / "order.json").write_text('{"type": "object", "properties": {"item": {"type": "string"}}}')
+    (tmp_path / "pictures").mkdir()
+    shutil.copyfile(ICON, tmp_path / "pictures" / "taxi.png")
+    (tmp_path / "pictures.csv").write_text("id,path\n1,pictures/taxi.png\n")
     job = ""
+    for name in ("labels.csv", "labels-a.csv", "labels-b.csv"):
+        if command.startswith(("compare", "show")):
+            (tmp_path / name).write_text("text,label,answer\ngood,positive,positive\nbad,negative,positive\n")
+            (tmp_path / "labels.csv").write_text("text,variant,answer\ngood,a,positive\ngood,b,positive\n")
     if "--schema" in command:
-        upstream.reply = answer('"yes"')
-    if command.startswith(("jobs", "join", "show")):
+        upstream.reply = answer('{"item": "apples"}' if "order.json" in command else '"yes"')
+    if "--choices" in command:
+        upstream.reply = answer("positive")
+    if command.startswith(("jobs", "join", "report", "show")):
         part = ["--shard", "1/1"] if command.startswith("join") else ["--limit", "5"]
         done = run("bulk", "prompts.jsonl", "answers.jsonl", *part, "--json")
         assert done.returncode == 0, done.stderr

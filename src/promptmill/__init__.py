@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from promptmill.jobs.manage.bulk_call import BulkResult, bulk, bulk_async, stream, stream_async
+    from promptmill.jobs.manage.bulk_call import bulk, bulk_async, stream, stream_async
+    from promptmill.jobs.manage.bulk_result import BulkResult
 
 __version__ = "0.1.0"
 __all__ = ["BulkResult", "bulk", "bulk_async", "stream", "stream_async"]

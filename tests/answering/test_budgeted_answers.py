@@ -14,13 +14,12 @@ import pytest
 from fakes import openai_configuration, openai_plan
 from promptmill.answering.costs import FlatPrice, price_of
 from promptmill.answers.schema import asking_for
-from promptmill.backends.protocol import Call
+from promptmill.backends.protocol import Call, Completion, Usage
 from promptmill.cli.main import main
 from promptmill.config.loading import Configuration
-from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.money import Budget
-from promptmill.core.outcome import Completion, Usage
+from promptmill.core.request import conversation_from_prompt
 from promptmill.service import list_call
 from promptmill.service.service import Service
 from replies import answer, chaos, choose, closed, completion, hang, late, reset, status, then_close, truncated

@@ -14,13 +14,13 @@ from dataclasses import replace
 import pytest
 
 from fakes import openai_configuration
+from promptmill.answering import cached
 from promptmill.answering.cached import AnswerCache
-from promptmill.backends.protocol import Call
+from promptmill.backends.protocol import Call, Completion
 from promptmill.cli.main import main
 from promptmill.config.loading import Configuration
-from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.errors import Code
-from promptmill.core.outcome import Completion
+from promptmill.core.request import conversation_from_prompt
 from promptmill.service import list_call
 from promptmill.service.service import Service
 from replies import answer, attempts, by_prompt, choose, late, status
@@ -387,3 +387,31 @@ async def test_extra_parameters_may_raise_the_temperature(opened, upstream):
         for _ in range(2):
             await asking.ask("a", extra={"temperature": 1})
     assert len(upstream.seen) == 2
+
+
+async def test_answers_of_many_megabytes_are_not_kept(in_turn, upstream, monkeypatch):
+    monkeypatch.setattr(cached, "_LARGEST", 1000)
+    upstream.reply = by_prompt({"a": answer("x" * 2000)}, otherwise=answer("x" * 10))
+    outcomes, stats = await in_turn((["a", "b"], {}))
+    assert [len(outcome.text) for outcome in outcomes] == [2000, 10]
+    assert (stats.cached, stats.requests) == (1, 1)
+
+
+async def test_answers_that_wait_for_the_disk_are_bounded(in_turn, upstream, monkeypatch):
+    monkeypatch.setattr(cached, "_MOST_UNWRITTEN", 0)
+    _, stats = await in_turn((["a", "b"], {}))
+    assert stats.cached == 0
+
+
+def test_cached_answers_are_read_in_pieces(monkeypatch):
+    monkeypatch.setattr(cached, "_PIECE", 10)
+    sizes = {b"a": 4, b"b": 6, b"c": 1, b"d": 30, b"e": 1}
+    assert list(cached._pieces(sizes)) == [[b"a", b"b"], [b"c"], [b"d"], [b"e"]]
+    assert list(cached._pieces({})) == []
+
+
+async def test_all_hits_of_a_turn_are_found_in_pieces(in_turn, monkeypatch):
+    monkeypatch.setattr(cached, "_PIECE", 1)
+    outcomes, stats = await in_turn(([f"q{n}" for n in range(20)], {}))
+    assert [outcome.text for outcome in outcomes] == [f"echo: q{n}" for n in range(20)]
+    assert stats.cached == 20

@@ -7,11 +7,9 @@ import json
 import pytest
 
 from fakes import openai_configuration
-from promptmill.backends.protocol import Call
-from promptmill.core.conversation import conversation_from_prompt
+from promptmill.backends.protocol import Call, Completion, Failure
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.outcome import Completion, Failure
-from promptmill.core.sampling import Sampling
+from promptmill.core.request import Sampling, conversation_from_prompt
 from promptmill.service.service import Service
 from replies import answer, choose
 
@@ -75,6 +73,13 @@ async def test_an_answer_that_is_no_choice_fails_with_its_text_kept(ask, upstrea
     assert isinstance(outcome, Failure)
     assert (outcome.error.code, outcome.text) == (Code.INVALID_ANSWER, "I cannot judge that.")
     assert "positive, negative, neutral" in outcome.error.message
+
+
+async def test_a_choice_padded_to_great_length_is_requested_again_and_never_empty(ask, upstream):
+    upstream.reply = answer('{"answer":' + " " * 20_000 + '"positive"}')
+    (outcome,), stats = await ask(["How is it?"])
+    assert isinstance(outcome, Failure)
+    assert (outcome.error.code, stats.requests > 1) == (Code.INVALID_ANSWER, True)
 
 
 async def test_several_answers_and_inline_reasoning(ask, upstream):

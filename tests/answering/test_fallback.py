@@ -9,13 +9,11 @@ from contextlib import aclosing
 import pytest
 
 from fakes import DictSink, FakeBackend
-from promptmill.backends.protocol import Call, Request, Source
+from promptmill.backends.protocol import Call, Completion, Failure, Source, Usage
 from promptmill.backends.rows import RowReader
 from promptmill.config.loading import Configuration
-from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.outcome import Completion, Failure, Usage
-from promptmill.core.sampling import Sampling
+from promptmill.core.request import Request, Sampling, conversation_from_prompt
 from promptmill.service.service import Service
 
 

@@ -8,13 +8,11 @@ import pytest
 
 from fakes import openai_plan
 from promptmill.answering.costs import FlatPrice, charge, price_of, worst_case
-from promptmill.backends.protocol import Request
+from promptmill.backends.protocol import Completion, Failure, Usage
 from promptmill.config import resolved_config
 from promptmill.config.loading import Configuration
-from promptmill.core.conversation import Conversation, conversation_from_prompt
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.outcome import Completion, Failure, Usage
-from promptmill.core.sampling import Sampling
+from promptmill.core.request import Conversation, Request, Sampling, conversation_from_prompt
 from sure import sure
 
 

@@ -8,11 +8,10 @@ import pytest
 
 from fakes import openai_configuration
 from promptmill.answers.schema import asking_for
-from promptmill.backends.protocol import Call
+from promptmill.backends.protocol import Call, Completion
 from promptmill.config.loading import Configuration
-from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.errors import Code
-from promptmill.core.outcome import Completion
+from promptmill.core.request import conversation_from_prompt
 from promptmill.service.service import Service
 from replies import answer, choose, status
 

@@ -8,10 +8,9 @@ import pytest
 
 from fakes import openai_configuration
 from promptmill.answers.schema import asking_for
-from promptmill.backends.protocol import Call
-from promptmill.core.conversation import conversation_from_prompt
+from promptmill.backends.protocol import Call, Completion, Failure
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.outcome import Completion, Failure
+from promptmill.core.request import conversation_from_prompt
 from promptmill.service.service import Service
 from replies import answer, by_prompt, choose
 from shapes import SHAPES

@@ -12,7 +12,7 @@ import promptmill
 from promptmill.backends.engines.submission import template_options
 from promptmill.backends.openai.providers import PLAIN, PROFILES, ProviderProfile, translate
 from promptmill.config.backends import BACKENDS
-from promptmill.core.sampling import Sampling
+from promptmill.core.request import Sampling
 
 ENGINES = Path(promptmill.__file__).parent / "backends" / "engines"
 ENGINE_NAMES = [name for name, record in BACKENDS.items() if record.is_engine]

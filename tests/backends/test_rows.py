@@ -9,9 +9,8 @@ import pytest
 
 from promptmill.backends.rows import PROBLEM, RowReader
 from promptmill.config.backends import OTHER_PATHS
-from promptmill.core.conversation import ImagePart, TextPart
 from promptmill.core.errors import PromptmillError
-from promptmill.core.sampling import Sampling
+from promptmill.core.request import ImagePart, Sampling, TextPart
 
 
 def read(kind: str, row: Any, **options: Any) -> Any:

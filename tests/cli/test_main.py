@@ -652,7 +652,7 @@ def test_without_a_configuration_file_no_error_names_the_shipped_one(promptmill,
     arguments = argparse.Namespace(backend="openai", set=[])
     error = PromptmillError(Code.INVALID_CONFIG, "backend_configs.openai.base_url: is missing.", "")
     assert explained(error, arguments, configuration).worded(option_of) == "--base-url: is missing."
-    lacking = PromptmillError(Code.MISSING_DEPENDENCY, "It lacks x.", "Run: pip install x")
+    lacking = PromptmillError(Code.MISSING_DEPENDENCY, "It lacks x.", "Use y. Run: pip install x")
     arguments = argparse.Namespace(backend=None, set=[])
     shown = explained(lacking, arguments, Configuration.load(shipped)).worded(option_of)
     assert "There is no configuration file: openvino is the default; instead: --base-url URL" in shown

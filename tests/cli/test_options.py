@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+
 import pytest
 
 from promptmill.cli import main as cli
@@ -95,3 +98,13 @@ def test_a_terminal_shows_once_who_gets_a_key_and_that_the_embedded_model_is_sma
         note_once(served if "key" in said else embedded)
         shown = " ".join(capsys.readouterr().err.split())
         assert (said in shown, bool(shown)) == (True, bool(said))
+
+
+@pytest.mark.parametrize("command", ["bulk", "generate"])
+def test_the_examples_of_a_help_have_options_that_exist(command, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    shown = re.findall(r"^  promptmill (.*)$", capsys.readouterr().out, re.MULTILINE)
+    assert len(shown) >= 3
+    for example in shown:
+        cli.parser_of().parse_args(shlex.split(example, comments=True))

@@ -20,8 +20,11 @@ from fastmcp.tools import ToolResult
 from mcp_types import AudioContent, EmbeddedResource, ImageContent, TextContent, TextResourceContents
 from PIL import Image
 
+from promptmill.config.loading import Configuration
 from promptmill.http.app import App, Rules
 from promptmill.http.listener import listener
+from promptmill.http.metrics import Metrics
+from promptmill.service.service import Service
 
 mcp = FastMCP("everything", version="1")
 
@@ -145,7 +148,8 @@ async def main() -> None:
     """Serve until standard input ends."""
     address = Address("127.0.0.1", 0)
     sockets = address.bind()
-    app = App(mcp, Rules(HostAllowlist(address, sockets), None, 1 << 20))
+    metrics = Metrics(Service(Configuration({"backend": "openai"})))
+    app = App(mcp, Rules(HostAllowlist(address, sockets), None, 1 << 20), metrics)
     server = listener(app, connections=100, tls=None)
     serving = asyncio.ensure_future(server.serve(sockets))
     print(url(address, sockets, tls=False), flush=True)

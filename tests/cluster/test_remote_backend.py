@@ -10,11 +10,11 @@ import pytest
 from driving import ask
 from fakes import FakeBackend
 from promptmill import __version__
-from promptmill.backends.protocol import Call, Request
+from promptmill.backends.protocol import Call, Completion, Failure, Outcome
 from promptmill.cluster.ray_cluster import LostError, RateLeases, RemoteBackend, Replica
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.outcome import Completion, Failure, Outcome
+from promptmill.core.request import Request
 
 
 class Lessee:

@@ -16,15 +16,13 @@ import pytest
 from driving import run
 from fakes import FakeBackend
 from promptmill import __version__
-from promptmill.backends.protocol import Call, Request, Source
+from promptmill.backends.protocol import Call, Completion, Failure, Outcome, Source, Usage
 from promptmill.cluster import ray_cluster
 from promptmill.cluster.ray_cluster import LostError, RemoteBackend, Replica
 from promptmill.cluster.replicas import Replicas
 from promptmill.config.loading import Configuration
-from promptmill.core.conversation import Conversation, Message
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.outcome import Completion, Failure, Outcome, Usage
-from promptmill.core.sampling import Sampling
+from promptmill.core.request import Conversation, Message, Request, Sampling
 
 
 class Echo(FakeBackend):

@@ -21,8 +21,8 @@ from pydantic import BaseModel
 
 from promptmill.api import BaseAPI, MPOpenAIAPI, OpenAIAPI
 from promptmill.compat.datastudio import _conversation_of, _object_in
-from promptmill.core.conversation import ImagePart, TextPart
 from promptmill.core.errors import PromptmillError
+from promptmill.core.request import ImagePart, TextPart
 from replies import answer, attempts, by_prompt, choose, late, status
 
 

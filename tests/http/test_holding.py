@@ -13,6 +13,7 @@ from fakes import openai_configuration
 from promptmill.http.address import Address, HostAllowlist
 from promptmill.http.app import App, HttpError, LargeBodies, Rules, Share, read_body
 from promptmill.http.listener import Connection, listener
+from promptmill.http.metrics import Metrics
 from promptmill.server import create_server
 from promptmill.service.service import Service
 from replies import answer, by_prompt, hang
@@ -42,7 +43,8 @@ async def hosted(upstream, *, max_body=1 << 20, connections=100, **limits):
     address = Address("127.0.0.1", 0)
     sockets = address.bind()
     service = Service(openai_configuration(upstream.url))
-    app = App(create_server(service, locked=True), Rules(HostAllowlist(address, sockets), None, max_body), **limits)
+    rules = Rules(HostAllowlist(address, sockets), None, max_body)
+    app = App(create_server(service, locked=True), rules, Metrics(service), **limits)
     server = listener(app, connections=connections, tls=None, connection=Hasty)
     port = sockets[0].getsockname()[1]
     serving = asyncio.ensure_future(server.serve(sockets))

@@ -18,8 +18,8 @@ import pytest
 import half_done
 import killed
 from fakes import KEY
+from promptmill.backends.protocol import Outcome
 from promptmill.cli import main as cli
-from promptmill.core.outcome import Outcome
 from promptmill.jobs.store import status
 from promptmill.jobs.store.folder import Folder, JobFolders
 from promptmill.jobs.store.records import Record

@@ -7,8 +7,8 @@ from typing import Any
 import orjson
 import pytest
 
+from promptmill.backends.protocol import Completion, Failure, Outcome, Usage
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.outcome import Completion, Failure, Outcome, Usage
 from promptmill.jobs.run.batch_output import batch_output
 from promptmill.jobs.store.records import record_of
 

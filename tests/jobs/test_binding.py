@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from promptmill.backends.protocol import Completion, Failure
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.outcome import Completion, Failure
 from promptmill.jobs.store import binding
 from promptmill.jobs.store.answers import JobStore
 from promptmill.jobs.store.binding import Binding, Bound, Twins

@@ -22,8 +22,8 @@ from fakes import KEY
 from promptmill.cli import bulk
 from promptmill.cli.options import Parser
 from promptmill.core.errors import PromptmillError
-from promptmill.core.sampling import BESIDE, Sampling
-from promptmill.jobs.manage import bulk_call
+from promptmill.core.request import BESIDE, Sampling
+from promptmill.jobs.manage import bulk_result
 from replies import answer, by_prompt, status
 from upstream import Upstream
 
@@ -202,10 +202,10 @@ class Frame:
 
 def test_a_data_frame_is_read_by_its_rows() -> None:
     frame = Frame([{"prompt": "a", "score": float("nan")}, {"prompt": "b", "score": 1.5}])
-    assert list(bulk_call._lines(frame)) == [b'{"prompt":"a","score":null}\n', b'{"prompt":"b","score":1.5}\n']
+    assert list(bulk_result.lines_of(frame)) == [b'{"prompt":"a","score":null}\n', b'{"prompt":"b","score":1.5}\n']
     error = {"code": "bad_request", "message": "no"}
     rows: list[dict[str, Any]] = [{"answer": "A", "error": None}, {"answer": "", "error": error}]
-    found = bulk_call.BulkResult({}, rows, given=frame).table()
+    found = bulk_result.BulkResult({}, rows, given=frame).table()
     assert [row["error"] for row in found.rows] == [None, "bad_request: no"]
 
 
@@ -262,7 +262,7 @@ def test_columns_of_pandas_polars_numpy_and_pyarrow_are_asked(options: dict[str,
 
 _OTHERWISE = {"set": "settings", "key_env": "api_key_env", "system": "system_prompt", "schema": "answer_schema"}
 _NOT_IN_PYTHON = {  # a file's text, what stdin and stdout are, what the screen shows
-    *("help", "input", "prompt_file", "input_format", "output_format", "quiet", "detach", "validate", "json"),
+    *("help", "input", "prompt_file", "input_format", "output_format", "quiet", "detach", "validate", "json", "report"),
 }
 
 
@@ -365,12 +365,23 @@ def test_progress_in_a_notebook_is_shown_below_the_cell(
 @pytest.mark.parametrize("rows", [b"one prompt", {"prompt": "a"}, 7, [5]])
 def test_what_is_no_list_of_rows_is_refused(rows: Any) -> None:
     with pytest.raises(PromptmillError, match="rows"):
-        list(bulk_call._lines(rows))
+        list(bulk_result.lines_of(rows))
 
 
 def test_each_row_is_asked_with_a_template(options: dict[str, Any]) -> None:
     result = promptmill.bulk([{"text": "a"}, {"text": "b"}], prompt="Say {{text}}", **options)
     assert result.answers == ["echo: Say a", "echo: Say b"]
+
+
+def test_a_shard_is_one_of_files_with_an_output(options: dict[str, Any], upstream: Upstream, tmp_path: Path) -> None:
+    for output in (None, tmp_path / "out.jsonl"):
+        with pytest.raises(PromptmillError, match="`shard` goes with rows in files, and with `output`"):
+            promptmill.bulk(["a", "b"], output, shard="1/2", **options)
+    assert not upstream.seen
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    result = promptmill.bulk(tmp_path / "in.jsonl", output=tmp_path / "out.jsonl", shard="2/2", **options)
+    assert len(upstream.seen) == 1
+    assert result.output == tmp_path / "out.jsonl.part-2-of-2"
 
 
 def test_an_unknown_option_is_named(options: dict[str, Any]) -> None:

@@ -55,6 +55,36 @@ def test_validate_of_a_table_says_all_is_well(bench: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        (["--answer-column", "error"], "error is the name of another column"),
+        (["--max-failures", "few"], "'few' is neither"),
+        (["--shard", "3/2"], "3 is more than 2"),
+        (["--prompt", "Say {{prompt}}", "--prompt-column", "prompt"], "not allowed with"),
+    ],
+)
+def test_validate_refuses_what_the_job_refuses(bench: Any, options: list[str], said: str) -> None:
+    bench.prompts(2)
+    for checked in ([], ["--validate"]):
+        assert said in bench.fail(*options, *checked)
+
+
+def test_validate_counts_repeated_ids_within_the_limit(bench: Any) -> None:
+    bench.write([{"prompt": "a", "id": 1}, {"prompt": "b", "id": 2}, {"prompt": "c", "id": 1}])
+    assert "repeated ids in all: 1" in bench.run("--validate").stdout
+    assert "repeated" not in bench.run("--validate", "--limit", "2").stdout
+
+
+def test_validate_refuses_a_shard_and_an_output_that_cannot_be(bench: Any) -> None:
+    bench.prompts(2)
+    assert "without --shard" in bench.fail("--validate", "--shard", "1/2")
+    bench.output = bench.input
+    assert "the same file" in bench.fail("--validate")
+    bench.output = bench.path / "gone" / "out.jsonl"
+    assert "There is no folder" in bench.fail("--validate")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
         (["--model", "nobody-lists-this"], "no price is known for nobody-lists-this: `price:`"),
         (["--set", "price={input: 1, output: 2}", "--max-tokens", "100"], "about $0.0000030 for the prompts, at most"),
     ],

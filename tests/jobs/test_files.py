@@ -315,11 +315,10 @@ def test_a_parquet_file_with_messages_and_images_becomes_jsonl(bench: Any) -> No
         ("in.jsonl", "out.doc", "The output file out.doc ends with '.doc'"),
         (
             "in.jsonl",
-            "out.parquet",
-            "The output of a jsonl file ends with .jsonl or .json or .csv or .tsv, not .parquet",
+            "out.txt",
+            "An output ends with .jsonl, .json, .csv, .tsv, .parquet, not .txt: a row has several columns.",
         ),
         ("in.jsonl", "in.jsonl", "Input and output are the same file"),
-        ("in.csv", "out.parquet", "ends with .csv or .tsv or .jsonl or .json"),
         ("in.parquet", "out.jsonl", "in.parquet is not a Parquet file; name it by what it holds"),
         ("in.jsonl", "out.xlsx", "Spreadsheets are not written: name the output file out.csv"),
     ],
@@ -346,7 +345,7 @@ def test_rows_of_which_none_has_what_is_asked_are_refused_before_a_job_begins(
     bench.write(['{"question": "why", "no": 1}', '{"question": "how", "no": 2}'])
     assert said in bench.fail(*([] if column is None else ["--prompt-column", column]))
     assert not bench.output.exists()
-    assert not list(bench.path.glob("*.promptmill"))
+    assert not list(bench.path.glob(".promptmill"))
 
 
 @pytest.mark.parametrize("options", [(), ("--prompt-column", "data")])

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from replies import answer, by_prompt
+from promptmill.backends.protocol import Completion
+from replies import answer, by_prompt, choose
 
 
 def picture(color: int) -> bytes:
@@ -260,3 +261,54 @@ def test_rows_of_json_become_a_table_with_a_column_for_each_field(bench: Any) ->
     assert [last[name] for name in ("prompt", "tags", "answer", "answer_1")] == ["b", '["x",null]', "mine", "echo: b"]
     assert broken["prompt"] == ""
     assert "not valid JSON" in broken["error"]
+
+
+def test_the_summary_counts_the_values_of_each_field_of_a_schema(bench: Any) -> None:
+    bench.input, bench.output = bench.path / "reviews.csv", bench.path / "labels.csv"
+    bench.input.write_text("text\n" + "".join(f"{at}\n" for at in range(20)))
+    fields = {"sentiment": {"enum": ["positive", "negative"]}, "score": {"type": "integer"}, "why": {"type": "string"}}
+    schema = {"type": "object", "properties": fields, "required": [*fields]}
+    (bench.path / "s.json").write_text(json.dumps(schema))
+
+    def label(seen: Any) -> Any:
+        at = int(seen.prompt)
+        mood = "positive" if at < 12 else "negative"
+        return answer(json.dumps({"sentiment": mood, "score": 1 + at % 5, "why": f"Because of {at}."}))
+
+    bench.upstream.reply = choose(label)
+    said = bench.run("--prompt", "{{text}}", "--schema", str(bench.path / "s.json")).stdout
+    line = "  answers   sentiment: positive 12, negative 8; score: 1\N{EN DASH}5, mean 3\n"
+    assert line in said
+    assert line in bench.jobs(bench.folder.job_id).stdout
+    found = bench.status()["results"]["fields"]
+    assert found == {
+        "sentiment": {"values": {"positive": 12, "negative": 8}},
+        "score": {"min": 1, "max": 5, "mean": 3.0},
+    }
+    assert json.loads(bench.jobs(bench.folder.job_id, "--json").stdout)["results"]["fields"] == found
+
+
+def test_a_stopped_job_with_a_schema_shows_the_fields_of_its_answers_so_far(bench: Any) -> None:
+    schema = bench.path / "s.json"
+    schema.write_text('{"type": "object", "properties": {"mood": {"type": "string"}}, "required": ["mood"]}')
+    bench.prompts(4)
+    bench.half_done({0: Completion('{"mood": "good"}'), 1: Completion('{"mood": "good"}')}, "--schema", str(schema))
+    assert "  answers   mood: good 2" in bench.jobs(bench.folder.job_id).stdout
+
+
+def test_images_of_a_parquet_file_are_paths_bytes_or_both(bench: Any) -> None:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    (bench.path / "a.png").write_bytes(picture(1))
+    rows = [{"path": "a.png", "blob": picture(2), "img": {"bytes": picture(3), "path": None}}]
+    bench.input, sent = bench.path / "in.parquet", set()
+    parquet.write_table(pa.Table.from_pylist(rows), bench.input)
+    for column in ("path", "blob", "img"):
+        bench.output = bench.path / f"{column}.csv"
+        bench.succeed("--prompt", "Describe the picture.", "--image-column", column)
+        content = bench.upstream.seen[-1].json["messages"][0]["content"]
+        sent.add(content[1]["image_url"]["url"])
+    assert len(sent) == 3
+    bench.output = bench.path / "none.csv"
+    assert "--image-column path" in bench.run("--prompt", "Describe {{path}}.").stderr

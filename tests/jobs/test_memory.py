@@ -32,7 +32,7 @@ EITHER = """
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from promptmill.core.outcome import Completion, Usage
+from promptmill.backends.protocol import Completion, Usage
 from promptmill.jobs.files import spool, tables
 from promptmill.jobs.files.row_files import InputFiles, Part
 from promptmill.jobs.run import merge
@@ -45,10 +45,11 @@ elif what == "spool":
     spool.spool(files, "parquet", source.with_suffix(".rows"))
 else:
     record = record_of(0, Completion("yes", "stop", Usage(1, 1)))
-    spec = SimpleNamespace(columns=None, answer_schema=None, leaves_out=lambda code: False)
+    kind, lines = ("parquet", None) if source.suffix == ".parquet" else ("jsonl", files.first)
+    spec = SimpleNamespace(columns=None, answer_schema=None, input_format=kind, leaves_out=lambda code: False)
     answers = SimpleNamespace(rare_fields=lambda: (), find=lambda row: record)
     with source.with_suffix(".out").open("wb") as out:
-        merge.write_rows(merge.Merge(spec, files, None, answers, source.with_suffix(".out"), "parquet"), out)
+        merge.write_rows(merge.Merge(spec, files, lines, answers, source.with_suffix(".out"), "parquet"), out)
 """
 
 
@@ -73,3 +74,16 @@ def test_parquet_takes_the_memory_of_a_few_pages_however_long_it_is(tmp_path: Pa
 
     opened, peaks = peak("open"), [peak(what) for _ in range(3)]
     assert min(peaks) - opened < 7 * PAGE_BYTES, (opened, peaks)
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(not hasattr(os, "wait4"), reason="needs the peak memory of a child")
+def test_rows_of_json_become_parquet_in_flat_memory(tmp_path: Path) -> None:
+    def peak(rows: int) -> int:
+        source = tmp_path / f"{rows}.jsonl"
+        row = '{"prompt": "what?", "id": %d, "tags": ["a", "b"], "deep": {"x": 1.5}, "filler": "%s"}\n'
+        source.write_text("".join(row % (at, os.urandom(500).hex()) for at in range(rows)))
+        return peak_bytes([sys.executable, "-c", EITHER, str(source), "write"], folder=tmp_path)
+
+    few, many = peak(20_000), peak(120_000)  # 100 MB more
+    assert many - few < 30 << 20, (few, many)

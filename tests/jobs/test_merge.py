@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from job_specs import spec_of
+from promptmill.backends.protocol import Completion
 from promptmill.core.errors import PromptmillError
-from promptmill.core.outcome import Completion
 from promptmill.jobs.files.row_files import InputFiles, Part
 from promptmill.jobs.files.spool import HaltedError
 from promptmill.jobs.run import merge

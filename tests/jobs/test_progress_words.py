@@ -9,7 +9,7 @@ from promptmill.cli.job_display import _SHORTEST_BAR, _line
 from promptmill.core.money import Budget
 from promptmill.jobs.store import status
 from promptmill.jobs.store.records import JobCounts
-from promptmill.jobs.store.status import MERGING, RUNNING, Progress
+from promptmill.jobs.store.status import MERGING, RUNNING, Course, Progress
 
 GONE = "waiting for api.example.com since 0:14, next try in 8 s"
 
@@ -140,3 +140,23 @@ def test_the_bar_shows_answered_failed_retried_rate_cost_of_budget_and_time_left
     assert _line(timed, 31) == "50 % 998 of 2,000 answered"
     timed.counts.done = 1_999
     assert _line(timed, 111).startswith("99 % ")
+
+
+def test_the_course_of_a_long_job_has_a_bounded_number_of_samples() -> None:
+    course = Course()
+    assert not course.note({"state": "starting", "seconds": 0.0, "updated": 1e9})
+    for second in range(2000):
+        course.note({"state": "running", "seconds": float(second), "updated": 1e9, "done": second, "failed": 1})
+    assert not course.note({"state": "running", "seconds": 1999.5, "updated": 1e9})
+    waits = {"state": "stopped", "seconds": 2000.0, "updated": 1e9, "done": 1999, "failed": 1, "waiting": "no answer"}
+    assert course.note({**waits, "in_flight": 3, "window": 8, "refused": 2})
+    found = course.as_dict()
+    assert 150 <= len(found["samples"]) <= 300
+    assert found["every_s"] == 8
+    seconds = [sample[0] for sample in found["samples"]]
+    assert seconds == sorted(seconds)
+    assert seconds[0] == 0
+    assert found["samples"][-1] == [2000.0, 1999, 1, 3, 8, 2, 1]
+    again = Course(found)
+    assert again.note({"state": "running", "seconds": 2000.1, "updated": 1.1e9, "done": 1999, "failed": 1})
+    assert [(run["at"], run["began"]) for run in again.as_dict()["runs"]] == [(0, 1e9), (2000.1, 1.1e9)]

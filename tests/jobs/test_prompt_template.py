@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -49,6 +50,11 @@ def test_a_cell_that_holds_nothing_is_an_error_unless_the_template_says_what_to_
         ("Classify {text}", "names no column"),
         ("{{text", "a }} is missing behind"),
         ("{% for x in y %}{{x}}", "is not a template"),
+        ("{{" + "(" * 5000 + "a" + ")" * 5000 + "}}", "is nested too deeply"),
+        ("{% for x in a %}" * 30 + "{% endfor %}" * 30, "is nested too deeply"),
+        ("{{" + "9" * 5000 + "}}{{a}}", "a number that is too large"),
+        ("{{a}}" * 5000, "has more than 5,000 placeholders"),
+        ("x" * 1_000_001, "at most 1,000,000"),
     ],
 )
 def test_what_is_not_a_template_of_columns_is_told(text, said):
@@ -62,6 +68,22 @@ def test_what_is_not_a_template_of_columns_is_told(text, said):
 def test_a_template_stays_in_its_sandbox_and_its_failure_is_the_rows(text):
     with pytest.raises(PromptmillError, match="`prompt`"):
         PromptTemplate(text).render({"a": "x"})
+
+
+@pytest.mark.parametrize("text", ["{{ 'x' * 50000000 }}", "{% set b = 'x'|center(50000000) %}", "{{ 9 ** (9 ** 9) }}"])
+def test_a_server_that_checks_a_template_computes_nothing_in_it(text):
+    tracemalloc.start()
+    try:
+        PromptTemplate(text + "{{a}}")
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_power_that_takes_hours_is_the_rows_failure():
+    assert PromptTemplate("{{ 2 ** 3 }}{{a}}").render({"a": "x"}) == "8x"
+    with pytest.raises(PromptmillError, match="too large"):
+        PromptTemplate("{{ 9 ** (9 ** 9) }}{{a}}").render({"a": "x"})
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,8 @@ def test_finished_jobs_older_than_that_go_and_their_outputs_stay(bench):
     assert not old.path.exists()
     assert young.path.exists()
     assert (bench.path / "old-out.jsonl").exists()
+    bench.jobs("--prune", "5d")
+    assert not (bench.path / ".promptmill").exists(), "the last job takes the hidden folder with it"
 
 
 def test_an_unfinished_job_goes_only_when_asked_for(bench):

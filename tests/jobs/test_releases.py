@@ -28,7 +28,7 @@ def job(request, tmp_path, upstream):
     for file in release.rglob("*"):
         if file.is_file():
             target = tmp_path / file.relative_to(release)
-            target.parent.mkdir(exist_ok=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
     rows = [json.loads(line) for line in (tmp_path / "in.jsonl").read_text().splitlines()]
     upstream.reply = by_prompt({row["prompt"]: answer(f"new {row['id']}") for row in rows}, answer("other"))
@@ -61,7 +61,7 @@ def test_a_job_of_a_release_goes_on_and_keeps_what_was_answered(job, tmp_path, u
 
 
 def test_a_job_of_a_release_is_read_as_it_is(job, tmp_path):
-    database = tmp_path / "out.jsonl.promptmill" / "job.db"
+    database = tmp_path / ".promptmill" / "out.jsonl.job" / "job.db"
     before = database.read_bytes()
     job("jobs", "out.jsonl", "--export", "some.jsonl")
     assert answers_in(tmp_path / "some.jsonl") == [f"kept {at}" for at in range(4)]

@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 
 from half_done import answers
-from promptmill.backends.protocol import Call
+from promptmill.backends.protocol import Call, Failure
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.outcome import Failure
 from promptmill.jobs.store.records import JobCounts
 from promptmill.jobs.store.status import Progress
 from replies import answer, attempts, by_prompt, choose, late, quota, reset, status

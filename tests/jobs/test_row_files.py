@@ -16,8 +16,8 @@ from pyarrow import parquet
 
 from job_specs import spec_of
 from promptmill.backends import rows
+from promptmill.backends.protocol import Completion
 from promptmill.core.errors import PromptmillError
-from promptmill.core.outcome import Completion
 from promptmill.jobs.files import disk, row_files, spool, tables
 from promptmill.jobs.files.disk import RandomFile
 from promptmill.jobs.files.row_files import InputFiles, Part

@@ -80,6 +80,14 @@ def test_turns_images_and_settings_of_rows(bench: Any) -> None:
     assert "  system  Be brief.\n  user    Name one.\n  answer  " in text
 
 
+def test_an_answer_is_never_shown_below_another_question(bench: Any) -> None:
+    bench.prompts(3)
+    bench.succeed()
+    bench.input.write_text(bench.input.read_text().replace("prompt 1", "prompt X"))
+    found = {row["row"]: row["prompt"] for row in rows(bench, str(bench.output))}
+    assert found == {1: "prompt 0", 2: None, 3: "prompt 2"}
+
+
 def test_a_changed_input_leaves_the_answers(bench: Any) -> None:
     bench.prompts(3)
     bench.succeed()

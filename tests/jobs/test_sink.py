@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from promptmill.backends.protocol import Call
+from promptmill.backends.protocol import Call, Completion, Failure
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.outcome import Completion, Failure
 from promptmill.jobs.run.unanswered_rows import StoreSink, Taken
 from promptmill.jobs.store.answers import JobStore
 from promptmill.jobs.store.records import JobCounts

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from promptmill.backends.protocol import Completion, Failure
 from promptmill.backends.rows import RowReader
 from promptmill.core.errors import Code, PromptmillError, input_error
-from promptmill.core.outcome import Completion, Failure
 from promptmill.jobs.files.disk import LineRange, RandomFile
 from promptmill.jobs.run.unanswered_rows import FileSource, Rows, Taken
 from promptmill.jobs.store.answers import RETRYABLE, JobStore

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import stat
 import sys
@@ -12,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from promptmill.backends.protocol import Completion, Failure, Outcome, Usage
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.outcome import Completion, Failure, Outcome, Usage
 from promptmill.jobs.files import disk
 from promptmill.jobs.store.answers import FAILED, NEVER, RETRYABLE, DamagedError, JobStore, salvage
 from promptmill.jobs.store.records import record_of
@@ -33,7 +34,7 @@ def store(tmp_path: Path) -> Iterator[JobStore]:
 
 def fill(store: JobStore, *outcomes: Outcome) -> None:
     """Record outcomes, one per row."""
-    store.write([record_of(row, outcome, bytes([row] * 16)) for row, outcome in enumerate(outcomes)])
+    store.write([record_of(row, outcome, bytes([row % 256] * 16)) for row, outcome in enumerate(outcomes)])
 
 
 @pytest.mark.parametrize(
@@ -268,3 +269,47 @@ def test_its_files_are_for_this_user_alone(store: JobStore) -> None:
     modes: dict[str, Any] = {file.name: stat.S_IMODE(file.stat().st_mode) for file in store.path.parent.iterdir()}
     assert set(modes.values()) == {0o600}
     assert "job.db-wal" in modes
+
+
+def test_a_page_of_long_texts_is_short_and_the_pages_together_have_all(store: JobStore) -> None:
+    fill(store, *(Completion("a" * (3 << 20)) for _ in range(4)), Completion("b"), Completion("c"))
+    assert [record.row for record in store.page(0)] == [0, 1]
+    assert [record.row for record in store.records()] == list(range(6))
+
+
+def test_results_compare_long_texts_whole(store: JobStore) -> None:
+    long = "x" * 5000
+    fill(store, Completion(long + "a"), Completion(long + "b"), Completion(f" {long}a\n"), Completion("y"), FAILURE)
+    assert store.results() == {"different": 3, "shortest": 1, "longest": 5001}
+    assert store.results(before=1) == {"different": 1, "shortest": 5001, "longest": 5001}
+
+
+def test_results_count_the_values_of_the_fields_of_answers(store: JobStore) -> None:
+    found = [
+        {"mood": "good", "stars": 5, "late": True, "text": "a b", "tags": ["x"], "half": 0.5, "none": None},
+        {"mood": "bad", "stars": 1, "late": False, "text": "c d", "tags": [], "half": None, "none": None},
+        {"mood": "good", "stars": 4, "late": True, "text": "e" * 50, "other": "alone", 'a "b"': 1},
+        {"stars": 4, "late": True, "mood": None},
+    ]
+    texts = [*map(json.dumps, found), "not JSON", "[1]", "7"]
+    fill(store, *map(Completion, texts), FAILURE)
+    assert store.results(by_field=True)["fields"] == {
+        "mood": {"values": {"good": 2, "bad": 1, "null": 1}},
+        "stars": {"min": 1, "max": 5, "mean": 3.5},
+        "late": {"values": {"true": 3, "false": 1}},
+        "half": {"min": 0.5, "max": 0.5, "mean": 0.5},
+    }
+    assert "fields" not in store.results()
+    assert list(store.results(before=1, by_field=True)["fields"]) == ["mood", "stars", "late", "text", "half"]
+
+
+def test_a_field_with_many_values_after_few_is_not_counted(store: JobStore) -> None:
+    texts = [json.dumps({"a": "same", "b": at % 3}) for at in range(300)]
+    texts += [json.dumps({"a": f"other {at}", "b": 1}) for at in range(20)]
+    fill(store, *map(Completion, texts))
+    assert store.results(by_field=True)["fields"] == {"b": {"min": 0, "max": 2, "mean": 1.0}}
+
+
+def test_answers_without_fields_have_no_counts_of_them(store: JobStore) -> None:
+    fill(store, Completion("7"), Completion('["a"]'), Completion('{"deep": {"a": 1}}'), Completion("{"))
+    assert "fields" not in store.results(by_field=True)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import pyarrow as pa
@@ -18,14 +18,15 @@ import pytest
 from fastmcp import Client
 from fastmcp.client.transports import StdioTransport
 from fastmcp.exceptions import ToolError
+from mcp_types import ElicitResult, Implementation
 from pyarrow import parquet
 
 from fakes import FakeBackend, openai_configuration
 from half_done import answers
-from promptmill.backends.protocol import Request
+from promptmill.backends.protocol import Completion
 from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.outcome import Completion
+from promptmill.core.request import Request
 from promptmill.jobs.manage.running_jobs import RunningJobs
 from promptmill.jobs.store.folder import JobFolders, Lock
 from promptmill.server import create_server
@@ -43,14 +44,14 @@ def tools(bench: Any, closing: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.chdir(bench.path)
 
     @asynccontextmanager
-    async def opened(service: Service | None = None) -> AsyncIterator[Call]:
+    async def opened(service: Service | None = None, **options: Any) -> AsyncIterator[Call]:
         owned = closing(service or Service(openai_configuration(bench.upstream.url)))
-        async with Client(create_server(owned)) as client:
+        async with Client(create_server(owned), **options) as client:
 
             async def call(tool: str, **arguments: Any) -> dict[str, Any]:
                 result = await client.call_tool(tool, arguments)
                 found: dict[str, Any] = result.structured_content or {}
-                if result.content:  # `generation_init` returns nothing
+                if result.content and "client_info" not in options:  # `generation_init` returns nothing
                     assert json.loads(result.content[0].text) == found
                 return found
 
@@ -192,6 +193,100 @@ async def test_failed_rows_are_found_retried_and_pages_are_bounded(bench: Any, t
         found = await call("bulk_status", limit=1)
         assert (len(found["jobs"]), found["more"]) == (1, 0)
     assert len(bench.answers()) == 5
+
+
+@pytest.fixture
+def priced(bench: Any) -> Service:
+    """A service that asks before a job of more than six dollars; each row costs three at most."""
+    bench.prompts(5)
+    more = {"price": {"input": 0, "output": 1_000_000}, "sampling_params": {"max_tokens": 3}, "ask_above_cost": 6}
+    return Service(Configuration({**openai_configuration(bench.upstream.url)._raw, **more}))
+
+
+def _asked_of(asked: list[str], action: Literal["accept", "decline", "cancel"], **content: bool) -> Any:
+    async def answered(message: str, *_: Any) -> ElicitResult:
+        asked.append(message)
+        return ElicitResult(action=action, content=dict(content) or None)
+
+    return answered
+
+
+@pytest.mark.parametrize("mode", ["legacy", "auto"])
+async def test_a_job_that_costs_more_than_the_operator_set_starts_when_its_user_agrees(
+    bench: Any, tools: Any, priced: Service, mode: str
+) -> None:
+    asked: list[str] = []
+    files = {"input_file": "in.jsonl", "output_file": "out.jsonl"}
+    async with tools(priced, mode=mode, elicitation_handler=_asked_of(asked, "accept", start=True)) as call:
+        job_id = (await call("bulk_generate", **files, limit=2))["job_id"]
+        await ended(call, job_id, "finished")
+        assert not asked, "six dollars at most"
+        await call("bulk_generate", **files)
+        await ended(call, job_id, "finished")
+        assert asked == ["This job costs about $0.00, at most $9.00. Start it?"], "two rows are answered"
+        assert (await call("bulk_generate", **files))["message"] == "The job is finished already."
+        await call("bulk_generate", **files, again="all", max_cost=5)
+        assert len(asked) == 1, "five dollars at most"
+    assert len(bench.answers()) == 5
+
+
+@pytest.mark.parametrize("mode", ["legacy", "auto"])
+@pytest.mark.parametrize("answered", [("accept", {"start": False}), ("accept", {}), ("decline", {}), ("cancel", {})])
+async def test_a_job_does_not_start_unless_its_user_agrees(
+    bench: Any, tools: Any, priced: Service, mode: str, answered: Any
+) -> None:
+    asked: list[str] = []
+    action, content = answered
+    async with tools(priced, mode=mode, elicitation_handler=_asked_of(asked, action, **content)) as call:
+        with pytest.raises(ToolError, match=r"The user did not agree .* costs about \$0.00, at most \$15.00; nothing"):
+            await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl")
+        assert (await call("bulk_status"))["jobs"] == []
+    assert len(asked) == 1
+    assert not bench.upstream.seen
+
+
+async def test_a_client_that_cannot_ask_its_user_starts_jobs_as_before(bench: Any, tools: Any, priced: Service) -> None:
+    async with tools(priced) as call:
+        job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
+        await ended(call, job_id, "finished")
+    assert len(bench.answers()) == 5
+
+
+async def test_a_page_leaves_out_logprobs_of_megabytes_and_says_where_they_are(bench: Any, tools: Any) -> None:
+    tokens = [{"token": "yes", "logprob": -0.25, "bytes": [121, 101, 115], "top_logprobs": []}] * 16_000
+    bench.upstream.reply = choose(
+        lambda seen: answer("yes", logprobs={"content": tokens if seen.prompt == "long" else tokens[:1]})
+    )
+    bench.write([{"prompt": "long"}, {"prompt": "short"}])
+    async with tools() as call:
+        files = {"input_file": str(bench.input), "output_file": str(bench.output)}
+        found = await call("bulk_generate", **files, sampling_params={"logprobs": True})
+        await ended(call, found["job_id"], "finished")
+        page = await call("bulk_results", job_id=found["job_id"])
+    long, short = page["rows"]
+    assert (long["answer"], short["answer"]) == ("yes", "yes")
+    assert "logprobs" not in long
+    assert "in the job's output file" in long["left_out"]
+    assert short["logprobs"]["content"] == tokens[:1]
+    assert len(bench.answers()[0]["logprobs"]["content"]) == 16_000
+
+
+async def test_a_page_is_what_the_model_behind_the_client_sees_whole(bench: Any, tools: Any) -> None:
+    """Codex cuts what exceeds 10,000 bytes out of the middle of a result."""
+    bench.upstream.reply = answer("x" * 2000)
+    bench.prompts(30)
+    found = {}
+    for name in ("codex-mcp-client", "claude-code", "mcp"):
+        async with tools(client_info=Implementation(name=name, version="9.9.9")) as call:
+            job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
+            await ended(call, job_id, "finished")
+            page = await call("bulk_results", job_id=job_id)
+            asked = await call("bulk_results", job_id=job_id, max_characters=20_000)
+        found[name] = len(json.dumps(page["rows"], separators=(",", ":"))), len(asked["rows"])
+    assert 7_000 < found["codex-mcp-client"][0] < 9_500
+    assert found["claude-code"] == found["mcp"]
+    assert 36_000 < found["mcp"][0] < 40_500
+    assert len({asked for _, asked in found.values()}) == 1, "a page of the length asked for"
 
 
 async def test_a_runner_that_has_finished_and_is_about_to_leave_is_waited_for(
@@ -604,6 +699,15 @@ async def test_prompts_in_place_of_a_file_are_an_ordinary_job(bench: Any, tools:
         assert len((await call("bulk_results", job_id=job["job_id"]))["rows"]) == 3
 
 
+async def test_a_row_may_have_a_column_called_role(bench: Any, tools: Any) -> None:
+    async with tools() as call:
+        rows = [{"role": "engineer", "content": "builds"}, {"role": "nurse", "content": "cares"}]
+        found = await call("bulk_generate", prompts=rows, prompt="What does {{role}} do?")
+        await ended(call, found["job_id"], "finished")
+        page = await call("bulk_results", job_id=found["job_id"])
+    assert [row["answer"] for row in page["rows"]] == ["echo: What does engineer do?", "echo: What does nurse do?"]
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -635,6 +739,47 @@ async def test_errors_name_the_arguments_of_the_tool(bench: Any, tools: Any, giv
             await call("bulk_generate", **given)
     assert said in str(caught.value)
     assert "--" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("client_secret_1-" + "a" * 40 + ".apps.googleusercontent.com.json", "terraform.tfstate.backup"),
+        *("terraform.tfvars.json", "bob_accessKeys.csv", "credentials.bak", "secrets.yaml.old", "prod.env.bak"),
+        *(
+            "credentials.json~",
+            "vault_password",
+            "passwords.xlsx",
+            "github_token.txt",
+            "secrets.py",
+            "ADMIN.kubeconfig",
+        ),
+    ],
+)
+async def test_a_file_that_may_hold_secrets_is_refused_by_each_usual_name(bench: Any, tools: Any, name: str) -> None:
+    (bench.path / name).write_text("the secret text")
+    async with tools() as call:
+        with pytest.raises(ToolError, match="may hold secrets"):
+            await call("bulk_generate", files=[name], prompt="{{content}}")
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"answer_column": "a" * 201}, "`answer_column` has 201 characters"),  # each row of the output repeats it
+        ({"image_column": "nowhere"}, "`image_column`: the input has no column 'nowhere'"),
+    ],
+)
+async def test_a_wrong_column_is_refused_by_the_arguments_name(tools: Any, asked: Any, said: str) -> None:
+    async with tools() as call:
+        with pytest.raises(ToolError, match=said):
+            await call("bulk_generate", prompts=[{"text": "x"}], prompt="{{text}}", **asked)
+
+
+async def test_a_pattern_of_megabytes_is_refused_before_it_is_compiled(bench: Any, tools: Any) -> None:
+    async with tools() as call:
+        with pytest.raises(ToolError, match="no path is that long"):
+            await call("bulk_generate", files=["*" + "?" * 5000], prompt="{{content}}")
 
 
 async def test_files_are_asked_one_by_one_without_their_content_in_any_result(bench: Any, tools: Any) -> None:

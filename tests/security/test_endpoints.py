@@ -16,7 +16,7 @@ from fakes import openai_plan
 from promptmill.backends.openai.endpoint import endpoints
 from promptmill.backends.openai.failures import RetryDecision
 from promptmill.backends.openai.sender import read_response
-from promptmill.core.outcome import Completion
+from promptmill.backends.protocol import Completion
 from promptmill.jobs.store.records import record_of
 from replies import bomb, by_prompt, huge, raw, status
 

@@ -429,7 +429,7 @@ def test_a_custom_id_is_no_path_either(shell, work_folder, tmp_path):
     assert shell().returncode == 0
     answers = [json.loads(line) for line in (work_folder / "out.jsonl").read_text().splitlines()]
     assert [answer["custom_id"] for answer in answers] == odd
-    assert {path.name for path in work_folder.iterdir()} == {"in.jsonl", "out.jsonl", "out.jsonl.promptmill"}
+    assert {path.name for path in work_folder.iterdir()} == {"in.jsonl", "out.jsonl", ".promptmill"}
     assert not [path for path in tmp_path.rglob("*") if "escaped" in path.name]
 
 
@@ -459,12 +459,31 @@ def test_what_jobs_keep_is_for_this_user_alone(shell, work_folder):
     root.parent.chmod(0o755)
     assert shell().returncode == 0
     assert stat.S_IMODE(root.parent.stat().st_mode) & 0o055, "what is above is left as it was"
-    beside = work_folder / "out.jsonl.promptmill"
+    beside = work_folder / ".promptmill" / "out.jsonl.job"
     found = [root, *root.rglob("*"), beside, *beside.rglob("*")]
     assert len(found) > 4
     for path in found:
         bits = stat.S_IMODE(path.stat().st_mode)
         assert bits == (0o700 if path.is_dir() else 0o600), f"{path.name}: {bits:o}"
+
+
+@pytest.mark.rule("F13")
+@posix
+@pytest.mark.parametrize("mode", [0o700, 0o755, 0o2775, 0o1777])
+def test_users_who_share_a_folder_share_its_hidden_folder_and_no_job_in_it(shell, work_folder, mode):
+    work_folder.chmod(mode)
+    assert shell().returncode == 0
+    hidden = work_folder / ".promptmill"
+    assert stat.S_IMODE(hidden.stat().st_mode) == mode
+    assert {path.name: stat.S_IMODE(path.stat().st_mode) & 0o077 for path in hidden.iterdir() if path.is_dir()} == {
+        "out.jsonl.job": 0
+    }
+
+
+@pytest.mark.rule("F13")
+def test_prompts_and_answers_of_a_job_are_no_part_of_a_repository(shell, work_folder):
+    assert shell().returncode == 0
+    assert (work_folder / ".promptmill" / ".gitignore").read_text() == "*\n"
 
 
 @pytest.mark.rule("F13")
@@ -508,12 +527,12 @@ def test_a_state_folder_that_is_a_link_or_another_users_is_not_used(shell, work_
 
 @pytest.mark.rule("F13")
 @posix
-@pytest.mark.parametrize("planted", ["rows.spool", "job.db", "folder", "owner"])
+@pytest.mark.parametrize("planted", ["rows.spool", "job.db", "folder", "hidden", "owner"])
 async def test_a_job_folder_that_another_user_planted_is_not_read(
     serve, shell, work_folder, tmp_path, monkeypatch, planted
 ):
     assert shell("--prompt", "{{prompt}}").returncode == 0
-    folder = work_folder / "out.jsonl.promptmill"
+    folder = work_folder / ".promptmill" / "out.jsonl.job"
     job = JobFolders.from_environ().of(work_folder / "in.jsonl", work_folder / "out.jsonl")
     job_id, elsewhere = job.job_id, tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -522,9 +541,10 @@ async def test_a_job_folder_that_another_user_planted_is_not_read(
         assert (await talk("bulk_results", job_id=job_id)).structured_content["rows"]
         if planted == "owner":
             monkeypatch.setattr(os, "geteuid", lambda: 12345)
-        elif planted == "folder":
-            folder.rename(elsewhere / folder.name)
-            folder.symlink_to(elsewhere / folder.name)
+        elif planted in {"folder", "hidden"}:
+            link = folder if planted == "folder" else folder.parent
+            link.rename(elsewhere / link.name)
+            link.symlink_to(elsewhere / link.name)
         else:
             aside = (folder / planted).rename(elsewhere / planted)
             (folder / planted).symlink_to(elsewhere / "secrets.jsonl" if planted == "rows.spool" else aside)
@@ -536,7 +556,7 @@ async def test_a_job_folder_that_another_user_planted_is_not_read(
         assert "is not this job's own output" in said
         (work_folder / "out.jsonl").unlink()
         said = await talk.error("bulk_generate", input_file="in.jsonl", output_file="out.jsonl")
-        wrong = folder / planted if planted in {"rows.spool", "job.db"} else folder
+        wrong = {"folder": folder, "hidden": folder.parent, "owner": folder}.get(planted, folder / planted)
         assert f"cannot be used: {wrong} is a link or another user's. Its owner could" in said
         assert prune(JobFolders.from_environ(), 0, unfinished=True) == []
     assert {path: path.stat().st_mtime_ns for path in elsewhere.rglob("*")} == before

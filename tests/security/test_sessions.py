@@ -11,6 +11,7 @@ import pytest
 from fakes import openai_configuration
 from promptmill.http.address import HostAllowlist
 from promptmill.http.app import App, Rules
+from promptmill.http.metrics import Metrics
 from promptmill.server import create_server
 from promptmill.service.service import Service
 
@@ -34,7 +35,7 @@ class _AnyHost(HostAllowlist):
 async def test_a_flood_of_sessions_ends_the_idle_ones_and_locks_nobody_out(upstream, closing):
     tasks = asyncio.all_tasks()
     service = closing(Service(openai_configuration(upstream.url)))
-    app = App(create_server(service, locked=True), Rules(_AnyHost(), None, 1 << 20), max_sessions=10)
+    app = App(create_server(service, locked=True), Rules(_AnyHost(), None, 1 << 20), Metrics(service), max_sessions=10)
     transport = httpx2.ASGITransport(app)
     async with (
         app._sessions.run(),

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
+import json
 import re
+from typing import Any
 
 import pytest
 from mcp import MCPError
+from mcp_types import EmptyResult, Request, Result, SetLevelRequest, SetLevelRequestParams
 from PIL import Image
+from pydantic import ConfigDict
 
 from fakes import openai_configuration
 from promptmill.server import create_server
+from promptmill.server.tasks import EXTENSION as TASKS
 from promptmill.service.service import Service
 from sure import sure
+
+SKILLS = "io.modelcontextprotocol/skills"
 
 
 @pytest.fixture
@@ -39,9 +47,60 @@ async def test_a_tool_that_sends_images_away_is_not_called_read_only(tools):
 
 async def test_nothing_is_announced_that_is_not_there(talk):
     announced = talk.client.server_capabilities.model_dump(exclude_none=True)
-    assert announced == {"tools": {}, "resources": {}}, "the lists never change while the server runs"
+    lists = {"tools": {}, "prompts": {}, "resources": {}}
+    assert announced == lists | {"extensions": {SKILLS: {}, TASKS: {}}}, "the lists never change while the server runs"
     with pytest.raises(MCPError, match="Method not found"):
-        await talk.client.list_prompts()
+        await talk.client.session.send_request(SetLevelRequest(params=SetLevelRequestParams(level="info")), EmptyResult)
+
+
+async def test_the_skill_is_a_resource_and_listed_with_its_digest(talk):
+    class Skills(Result):
+        model_config = ConfigDict(extra="allow")
+
+    async def ask(method, **params):
+        class Asked(Request[dict[str, Any], str]):
+            pass
+
+        return (await talk.client.session.send_request(Asked(method=method, params=params), Skills)).model_extra
+
+    (skill,) = (await ask("skills/list"))["skills"]
+    assert (await ask("skills/get", uri=skill["uri"]))["skill"] == skill
+    with pytest.raises(MCPError, match="Unknown skill"):
+        await ask("skills/get", uri="skill://other/SKILL.md")
+    assert skill["frontmatter"]["name"] == "promptmill", "the last part of its path"
+    (file,) = skill["resources"]
+    (read,) = await talk.client.read_resource(file["uri"])
+    assert read.mime_type == "text/markdown"
+    assert file["digest"] == f"sha256:{hashlib.sha256(read.text.encode()).hexdigest()}"
+    assert file["size"] == len(read.text.encode())
+    assert file["uri"] in [str(found.uri) for found in await talk.client.list_resources()]
+
+
+async def test_the_slash_commands_lead_to_an_estimate_and_then_a_job(talk, tools):
+    prompts = {prompt.name: [one.name for one in prompt.arguments] for prompt in await talk.client.list_prompts()}
+    assert prompts == {"bulk": ["file", "question"], "compare": ["file", "question", "models"]}
+    for name, wanted in prompts.items():
+        found = await talk.client.get_prompt(name, {argument: f"my {argument}" for argument in wanted})
+        (message,) = found.messages
+        assert all(f"my {argument}" in message.content.text for argument in wanted)
+        assert "as {{column}}" in message.content.text
+        assert message.content.text.index("validate: true") < message.content.text.index("without `validate`")
+        assert set(re.findall(r"`(bulk_\w+)`", message.content.text)) <= tools.keys()
+
+
+async def test_the_calls_that_the_skill_shows_are_calls_of_its_tools(talk, tools, tmp_path, monkeypatch):
+    (read,) = await talk.client.read_resource("skill://promptmill/SKILL.md")
+    properties = tools["bulk_generate"].input_schema["properties"]
+    calls = [json.loads(text) for text in re.findall(r"```json\n(.*?)\n```", read.text)]
+    assert len(calls) == 2
+    monkeypatch.chdir(tmp_path)
+    for call in calls:
+        assert call.keys() <= properties.keys()
+        (column,) = re.findall(r"\{\{(\w+)\}\}", call["prompt"])
+        row = f"{column}\nIt is good\n" if call["input_file"].endswith(".csv") else json.dumps({column: "Two pens"})
+        (tmp_path / call["input_file"]).write_text(row)
+        result = await talk("bulk_generate", **(call | {"validate": True}))
+        assert (result.structured_content["rows"], result.structured_content["problems"]) == (1, [])
 
 
 def test_the_server_has_an_icon_and_a_website(upstream):
@@ -71,3 +130,19 @@ async def test_a_job_among_several_is_described_by_reference(tools):
     described, short = (tools[name].output_schema["properties"] for name in ("generate", "multiturn_generate"))
     assert described.keys() == short.keys()
     assert "description" not in str(short)
+
+
+@pytest.mark.parametrize("locked", [True, False])
+async def test_no_client_cuts_a_description_or_the_instructions(upstream, locked):
+    """Claude Code cuts each at 2 KB."""
+    server = create_server(Service(openai_configuration(upstream.url)), locked=locked)
+    told = {tool.name: tool.description for tool in await server.list_tools()}
+    assert max(len(sure(text).encode()) for text in [server.instructions, *told.values()]) <= 2048
+    named = set(re.findall(r"`(\w*generate|bulk_\w+|generation_init|vllm_shutdown)`", sure(server.instructions)))
+    assert named == told.keys(), "the instructions say when to use each tool"
+
+
+async def test_long_results_reach_the_model_of_claude_code_and_not_a_file(tools):
+    limits = {name: (tool.meta or {}).get("anthropic/maxResultSizeChars") for name, tool in tools.items()}
+    assert {name for name, limit in limits.items() if limit} == {"generate", "multimodal_generate", "bulk_results"}
+    assert {limit for limit in limits.values() if limit} == {500_000}

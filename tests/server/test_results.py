@@ -13,7 +13,7 @@ from mcp_types import Implementation
 from fakes import openai_configuration
 from promptmill.config.loading import Configuration
 from promptmill.server.results import most_bytes
-from replies import by_prompt, late, raw
+from replies import by_prompt, late, raw, status
 from served import Served, messages
 from server_process import written
 from talk import serving, text
@@ -70,6 +70,19 @@ async def test_a_result_that_is_too_large_comes_as_its_first_answers_a_link_and_
     assert hint["offset"] == longer.structured_content["rows"][0]["index"] == kept
     assert page.structured_content["next_offset"] == len(page.structured_content["rows"]) < 30
     assert len(json.dumps(page.structured_content)) < 200_000
+
+
+async def test_a_failure_is_kept_as_it_is_and_not_sent_again(configuration, upstream):
+    upstream.reply = by_prompt({"prompt 7": status(503, "busy")}, raw(_body(LONG)))
+    async with serving(configuration) as talk:
+        result = await talk("generate", prompt_ls=[f"prompt {number}" for number in range(30)])
+        sent = len(upstream.seen)
+        job_id = result.structured_content["kept_job_id"]
+        page = await talk("bulk_results", job_id=job_id, offset=7, limit=1)
+    (row,) = page.structured_content["rows"]
+    assert (row["error"]["code"], row["error"]["retryable"]) == ("server_error", True)
+    assert page.structured_content["state"] == "finished"
+    assert len(upstream.seen) == sent == 29 + row["error"]["attempts"]
 
 
 async def test_the_text_goes_before_any_answer_does(configuration):
@@ -231,3 +244,25 @@ def test_over_http_only_httpx2_has_a_limit_and_only_for_an_event_of_a_slow_call(
     assert rows["rows"][0]["answer"] == "x" * 100_000
     response, result = _over_http(session, 21, *FEW[:9], progress=True)
     assert result["structuredContent"] == {"ans_ls": ALL[:9]}
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "has_copy"),
+    [
+        ("claude-code", "2.1.280", False),
+        ("claude-code", "2.0.22", True),
+        ("codex-mcp-client", "0.169.0", False),
+        ("claude-ai", "9.9", True),
+        ("mcp", "9.9", True),
+    ],
+)
+async def test_only_clients_whose_models_get_the_structured_content_receive_no_copy_of_it(
+    upstream, monkeypatch, tmp_path, name, version, has_copy
+):
+    monkeypatch.setenv("PROMPTMILL_STATE", str(tmp_path / "state"))
+    upstream.reply = raw(_body("yes"))
+    client = Implementation(name=name, version=version)
+    async with serving(openai_configuration(upstream.url), client_info=client) as talk:
+        result = await talk("generate", prompt_ls=["x"])
+    assert result.structured_content == {"ans_ls": ["yes"]}
+    assert (text(result) == '{"ans_ls":["yes"]}') is has_copy

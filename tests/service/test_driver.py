@@ -7,9 +7,8 @@ import asyncio
 import pytest
 
 from fakes import DictSink, ListSource
-from promptmill.backends.protocol import Call, FixedShare
+from promptmill.backends.protocol import Call, Completion, Failure, FixedShare, Usage
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.outcome import Completion, Failure, Usage
 from promptmill.service.driver import Driver
 
 

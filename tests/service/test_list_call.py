@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import orjson
 import pytest
 
-from promptmill.backends.protocol import Call
+from promptmill.backends.protocol import Call, Completion, Failure, Outcome, Usage
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.outcome import Completion, Failure, Outcome, Usage
 from promptmill.service import list_call
 
 GOOD = Completion("Paris.", "stop", Usage(5, 2), attempts=2, latency_s=0.5)
@@ -138,3 +138,19 @@ async def test_many_small_values_in_an_answer_count_with_their_memory():
     sink = list_call.ListSink(1, 1_000_000)
     await sink.put(0, Completion("", tool_calls=({"a": {}},) * 10_000))
     assert isinstance(sink.result(None)[0], Failure), "they take 2 MB, their JSON 80 KB"
+
+
+async def test_values_that_thousands_of_prompts_share_are_measured_once(monkeypatch):
+    measured = []
+
+    class Counted:
+        def dumps(self, value):
+            measured.append(value)
+            return orjson.dumps(value)
+
+    monkeypatch.setattr(list_call, "orjson", Counted())
+    sink = list_call.ListSink(3, most_large=1 << 20)
+    one, other = {"content": ["a"]}, {"content": ["b"]}
+    for key, logprobs in enumerate((one, one, other)):
+        await sink.put(key, Completion("x", "stop", logprobs=logprobs))
+    assert measured == [(one, ()), (other, ())]

@@ -8,11 +8,10 @@ import pytest
 
 from fakes import FakeBackend
 from promptmill.backends.engines import hardware
-from promptmill.backends.protocol import Call
+from promptmill.backends.protocol import Call, Completion
 from promptmill.config.loading import Configuration, Overrides
-from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.outcome import Completion
+from promptmill.core.request import conversation_from_prompt
 from promptmill.service import model as model_module
 from promptmill.service.service import Service
 from waiting import until

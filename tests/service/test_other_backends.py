@@ -13,16 +13,15 @@ from promptmill.backends import registry
 from promptmill.backends.protocol import Call
 from promptmill.config import backends
 from promptmill.config.loading import Configuration, Overrides
-from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.errors import PromptmillError
-from promptmill.core.sampling import Sampling
+from promptmill.core.request import Sampling, conversation_from_prompt
 from promptmill.service.service import Service
 from talk import serving
 
 TOY = """
 from promptmill.backends.protocol import FixedShare
 from promptmill.config.backends import BackendRecord
-from promptmill.core.outcome import Completion
+from promptmill.backends.protocol import Completion
 
 BACKEND = BackendRecord(module=__name__, sampling=frozenset({"max_tokens"}), takes_images=False)
 

@@ -7,11 +7,10 @@ import asyncio
 import pytest
 
 from fakes import FakeBackend
-from promptmill.backends.protocol import Call
+from promptmill.backends.protocol import Call, Completion, Failure
 from promptmill.config.loading import Configuration, Overrides
-from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.errors import Code, PromptmillError, input_error
-from promptmill.core.outcome import Completion, Failure
+from promptmill.core.request import conversation_from_prompt
 from promptmill.service.service import Service
 from waiting import until
 

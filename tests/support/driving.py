@@ -10,10 +10,9 @@ from typing import Any
 
 from fakes import DictSink, ListSource, openai_plan
 from promptmill.backends import registry
-from promptmill.backends.protocol import Backend, Call, Sink, Source
+from promptmill.backends.protocol import Backend, Call, Completion, Failure, Outcome, Sink, Source
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import PromptmillError
-from promptmill.core.outcome import Completion, Failure, Outcome
 from promptmill.service.driver import Driver
 
 

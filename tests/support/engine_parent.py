@@ -13,11 +13,9 @@ from pathlib import Path
 import psutil
 
 from promptmill.backends.engines.host import create
-from promptmill.backends.protocol import Call, Request, Source
+from promptmill.backends.protocol import Call, Outcome, Source
 from promptmill.config.loading import Configuration
-from promptmill.core.conversation import conversation_from_prompt
-from promptmill.core.outcome import Outcome
-from promptmill.core.sampling import Sampling
+from promptmill.core.request import Request, Sampling, conversation_from_prompt
 from promptmill.service.driver import Driver
 
 _SOURCE = Path(__file__).parents[2] / "src"

@@ -6,12 +6,10 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from promptmill.backends.protocol import Call, FixedShare, Request, Source
+from promptmill.backends.protocol import Call, FixedShare, Outcome, Source
 from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.conversation import Conversation, Message
-from promptmill.core.outcome import Outcome
-from promptmill.core.sampling import Sampling
+from promptmill.core.request import Conversation, Message, Request, Sampling
 
 KEY = "test-key-0123456789abcdef"
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from promptmill.backends import rows
+from promptmill.backends.protocol import Completion, Outcome, Usage
 from promptmill.config.loading import Configuration
-from promptmill.core.outcome import Completion, Outcome, Usage
 from promptmill.jobs.files import row_files
 from promptmill.jobs.files.disk import Line, Lines
 from promptmill.jobs.run import admission

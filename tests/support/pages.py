@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 READMES = ("README.md", "README.zh-CN.md")
-PAGES = sorted(str(page.relative_to(ROOT)) for page in (*map(ROOT.joinpath, READMES), *(ROOT / "docs").glob("*.md")))
+PAGES = sorted(str(page.relative_to(ROOT)) for page in (*map(ROOT.joinpath, READMES), *(ROOT / "docs").rglob("*.md")))
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 

@@ -27,7 +27,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -35,10 +35,10 @@ from weakref import WeakKeyDictionary
 
 import orjson
 
-from promptmill.backends.protocol import Answer, Call, Request
+from promptmill.backends.protocol import NO_USAGE, Answer, Call, Completion, Outcome, Usage
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.outcome import NO_USAGE, Completion, Outcome, Usage
+from promptmill.core.request import Request
 from promptmill.images import load as images
 from promptmill.images.load import ImageRules, load_image
 from promptmill.system.safe_open import make_private
@@ -48,6 +48,9 @@ _MOST_BYTES = 1 << 30
 _MOST_AGE_S = 30 * 24 * 3600.0
 _LOOK_AFTER = 1000  # answers written between two checks of the file's size and age
 _AT_ONCE = 500  # SQLite takes at least 999 parameters
+_LARGEST = 2 << 20  # bytes of an answer that is kept; only endpoints without a limit of tokens send larger ones
+_MOST_UNWRITTEN = 64 << 20
+_PIECE = 1 << 20  # bytes of answers that are read at a time, and are with their callers before the next are
 _DELETE_OLDEST = """
 DELETE FROM answers
 WHERE key IN (SELECT key FROM answers ORDER BY made LIMIT max(1, (SELECT count(*) / 10 FROM answers)))
@@ -155,8 +158,8 @@ class CachedAnswers:
         answer: Completion | None = None
         warn = _LOG.warning if self._is_shared else call.warn
         try:
-            kept = await self._batches.look_up(key, warn)
-            if kept is not None and (answer := _unpacked(kept)) is not None:
+            answer = await self._batches.look_up(key, warn)
+            if answer is not None:
                 return self._copied(answer, request, call, began)
             outcome = await self._following(request, call)
             if isinstance(outcome, Completion) and (not self._is_shared or _is_of_one_request(outcome, request)):
@@ -208,17 +211,18 @@ class _Batches:
 
     def __init__(self, cache: AnswerCache) -> None:
         self._cache = cache
-        self._wanted: dict[bytes, asyncio.Future[bytes | None]] = {}
+        self._wanted: dict[bytes, asyncio.Future[Completion | None]] = {}
         self._unwritten: dict[bytes, bytes] = {}
         """Answers that are not on disk yet."""
+        self._unwritten_bytes = 0
         self._to_keep: list[tuple[bytes, bytes, _Warn]] = []
         self._looking: set[asyncio.Task[None]] = set()
         self._keeping: asyncio.Task[None] | None = None
 
-    async def look_up(self, key: bytes, warn: _Warn) -> bytes | None:
+    async def look_up(self, key: bytes, warn: _Warn) -> Completion | None:
         """Return the cached answer of `key`; None if the cache lacks it. `warn` gets the error of a broken cache."""
         if (kept := self._unwritten.get(key)) is not None:
-            return kept
+            return _unpacked(kept)
         loop = asyncio.get_running_loop()
         if not self._wanted:
             loop.call_soon(self._look)
@@ -230,11 +234,15 @@ class _Batches:
             return None
 
     def keep(self, key: bytes, answer: Completion, warn: _Warn) -> None:
-        """Queue an answer for writing; `warn` gets the error of a broken cache."""
+        """Queue an answer for writing, if it is not too large; `warn` gets the error of a broken cache."""
         try:
-            self._unwritten[key] = packed = _packed(answer)
+            packed = _packed(answer)
         except TypeError:  # a value outside of JSON
             return
+        if len(packed) > _LARGEST or self._unwritten_bytes + len(packed) > _MOST_UNWRITTEN:
+            return
+        self._unwritten[key] = packed
+        self._unwritten_bytes += len(packed)
         self._to_keep.append((key, packed, warn))
         if self._keeping is None or self._keeping.done():
             self._keeping = asyncio.ensure_future(self._keep_all())
@@ -255,17 +263,27 @@ class _Batches:
         self._looking.add(looking)
         looking.add_done_callback(self._looking.discard)
 
-    async def _look_up_all(self, wanted: dict[bytes, asyncio.Future[bytes | None]]) -> None:
+    async def _look_up_all(self, wanted: dict[bytes, asyncio.Future[Completion | None]]) -> None:
+        def settle(found: Mapping[bytes, Completion | None]) -> None:
+            for key, answer in found.items():
+                future = wanted.pop(key)  # which would keep the answer in memory until all are read
+                if not future.done():
+                    future.set_result(answer)
+
         try:
-            known = await asyncio.to_thread(self._cache.get, list(wanted))
+            sizes = await asyncio.to_thread(self._cache.sizes, list(wanted))
+            settle(dict.fromkeys([key for key in wanted if sizes.get(key, _LARGEST + 1) > _LARGEST]))
+            for keys in _pieces({key: size for key, size in sizes.items() if size <= _LARGEST}):
+                settle(await asyncio.to_thread(self._read, keys))
         except PromptmillError as error:
             for future in wanted.values():
                 if not future.done():
                     future.set_exception(error)
-            return
-        for key, future in wanted.items():
-            if not future.done():
-                future.set_result(known.get(key))
+
+    def _read(self, keys: Sequence[bytes]) -> dict[bytes, Completion | None]:
+        """Return the cached answers of `keys`; None for one that is gone. Blocks. Raises as `AnswerCache` does."""
+        known = self._cache.get(keys)
+        return {key: _unpacked(known[key]) if key in known else None for key in keys}
 
     async def _keep_all(self) -> None:
         while self._to_keep:
@@ -275,8 +293,23 @@ class _Batches:
             except PromptmillError as error:
                 for warn in {warn for _, _, warn in some}:
                     warn(f"{error} The answers were not kept.")
-            for key, _, _ in some:
+            for key, packed, _ in some:
                 self._unwritten.pop(key, None)
+                self._unwritten_bytes -= len(packed)
+
+
+def _pieces(sizes: Mapping[bytes, int]) -> Iterator[list[bytes]]:
+    """Yield the keys in pieces of at most `_PIECE` bytes, or of one answer."""
+    piece: list[bytes] = []
+    total = 0
+    for key, size in sizes.items():
+        if piece and total + size > _PIECE:
+            yield piece
+            piece, total = [], 0
+        piece.append(key)
+        total += size
+    if piece:
+        yield piece
 
 
 class SameRequests:
@@ -429,15 +462,22 @@ class AnswerCache:
         except (OSError, sqlite3.Error) as error:
             raise _unusable(path, error) from None
 
+    def sizes(self, keys: Sequence[bytes]) -> dict[bytes, int]:
+        """Return the bytes of each cached answer, by key, that is not too old."""
+        return self._found(keys, "length(answer)")
+
     def get(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         """Return the cached answers, by key, that are not too old."""
-        found: dict[bytes, bytes] = {}
+        return self._found(keys, "answer")
+
+    def _found(self, keys: Sequence[bytes], wanted: str) -> dict[bytes, Any]:
+        found: dict[bytes, Any] = {}
         since = time.time() - self._most_age_s
         with self._lock, self._storage_errors():
             for start in range(0, len(keys), _AT_ONCE):
                 some = keys[start : start + _AT_ONCE]
                 marks = ",".join("?" * len(some))
-                query = f"SELECT key, answer FROM answers WHERE key IN ({marks}) AND made > ?"  # noqa: S608 (marks alone)
+                query = f"SELECT key, {wanted} FROM answers WHERE key IN ({marks}) AND made > ?"  # noqa: S608 (ours)
                 found.update(self._db.execute(query, (*some, since)))
         return found
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from promptmill.answering.cached import AnswerCache, CachedAnswers, SameRequests, path_of
@@ -22,14 +23,12 @@ from promptmill.answering.costs import BudgetedAnswers, price_of, unknown_price
 from promptmill.answers.checker import Checker
 from promptmill.answers.reasoning import split_marked
 from promptmill.answers.schema import AnswerSchema, Choices, SchemaCache
-from promptmill.backends.protocol import Answer, Backend, Call, Request, Share
+from promptmill.backends.protocol import NO_USAGE, Answer, Backend, Call, Completion, Failure, Outcome, Share, sum_of
 from promptmill.config.backends import BACKENDS
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.conversation import Conversation, Message
 from promptmill.core.errors import Code, PromptmillError, internal_error
 from promptmill.core.money import Budget
-from promptmill.core.outcome import NO_USAGE, Completion, Failure, Outcome, sum_of
-from promptmill.core.sampling import Sampling
+from promptmill.core.request import Conversation, Message, Request, Sampling
 
 _OURS = frozenset({"reasoning"})  # promptmill applies these itself, for every backend
 _MOST_SAMPLINGS = 128  # each may hold a schema of a megabyte
@@ -264,7 +263,7 @@ class _StructuredAnswers:
     def _with_schema(self, sampling: Sampling, choices: Sequence[str]) -> tuple[Sampling, Choices]:
         """Return the parameters that request one of `choices`: the same object for all requests with `sampling`."""
         if id(sampling) not in self._choices:
-            made = Choices(choices)
+            made = _choices_of(tuple(choices))
             changed = sampling.model_copy(update={"choices": None, "response_format": made.response_format})
             if len(self._choices) >= _MOST_SAMPLINGS:
                 self._choices.clear()
@@ -306,6 +305,11 @@ class _StructuredAnswers:
         return Failure(invalid, outcome.attempts, latency_s, usage, outcome.text, cost=cost)
 
 
+@lru_cache(maxsize=_MOST_SAMPLINGS)  # rows with parameters of their own have equal choices
+def _choices_of(choices: tuple[str, ...]) -> Choices:
+    return Choices(choices)
+
+
 async def _check(
     checker: Checker,
     schema: AnswerSchema,
@@ -335,8 +339,10 @@ async def _check(
     checked = await checker.check(schema, answer, call, complete=complete)
     if checked.problem:
         return text, checked.problem
-    call.repaired += checked.repaired
     right = checked.text if choices is None else choices.chosen(checked.text)
+    if not right:  # a valid answer, but too long for `chosen`, such as one padded with blanks
+        return text, "it is too long"
+    call.repaired += checked.repaired
     return text[: text.rfind(answer)] + right, ""
 
 

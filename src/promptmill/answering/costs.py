@@ -16,17 +16,15 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 import orjson
 
 from promptmill.backends import registry
-from promptmill.backends.protocol import Account, Answer, Call, Request
+from promptmill.backends.protocol import NO_USAGE, Answer, Call, Completion, Failure, Outcome, Usage
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.conversation import ImagePart, TextPart
 from promptmill.core.errors import Code, Named, PromptmillError, config_error, input_error
 from promptmill.core.money import Budget, dollars
-from promptmill.core.outcome import NO_USAGE, Completion, Failure, Outcome, Usage
+from promptmill.core.request import Account, ImagePart, Request, TextPart
 from promptmill.system.installation import command_for
 
 _UNKNOWN_MODEL = "The cost leaves out rows that name a model whose price is not known."
@@ -48,7 +46,6 @@ _TIERS = {"flex": 0.5, "priority": 2.0, "fast": 2.0}
 _DEAREST = {"auto": "priority"}
 _RESERVES = "The budget has room for few requests at a time"
 _ANSWERS_SEEN, _TIMES_AVERAGE = 10, 4  # so many answers show how long they are; one may be longer than the average
-_AUTO_BY_DEFAULT = ("api.openai.com", ".openai.azure.com")
 
 
 class BudgetedAnswers:
@@ -59,7 +56,7 @@ class BudgetedAnswers:
         self._prices = Prices(plan, price)
         self._budget = budget
         self._tier = tier_of(plan.settings.extra_params)
-        self._dearest = _DEAREST | ({"": "priority"} if _is_auto_by_default(plan) else {})
+        self._dearest = _DEAREST | ({"": "priority"} if registry.account_decides_tier(plan) else {})
         self._line = asyncio.Lock()
         """First come, first served: without it, small requests could overtake a large one for ever."""
         self._no_room: tuple[tuple[float, ...], Failure] | None = None
@@ -332,12 +329,6 @@ def tier_of(extra: Mapping[str, Any]) -> str:
     """Return the service tier in the parameters of a request, in lower case; `""` without one."""
     tier = extra.get("service_tier")
     return tier.lower() if isinstance(tier, str) else ""
-
-
-def _is_auto_by_default(plan: ResolvedConfig) -> bool:
-    """Return whether the provider's account decides about the tier of a request that names none."""
-    hosts = [urlsplit(url).hostname or "" for url in registry.addresses(plan)]
-    return getattr(plan.block, "provider", None) == "openai" or any(host.endswith(_AUTO_BY_DEFAULT) for host in hosts)
 
 
 def worst_case(request: Request) -> Usage:

@@ -13,10 +13,22 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeAlias
 
-from promptmill.backends.protocol import Answer, Call, Request, Share, Stoppable, ignored
+from promptmill.backends.protocol import (
+    NO_USAGE,
+    Answer,
+    Call,
+    Completion,
+    Failure,
+    Outcome,
+    Share,
+    Stoppable,
+    Usage,
+    ignored,
+    sum_of,
+)
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.outcome import NO_USAGE, Completion, Failure, Outcome, Usage, sum_of
+from promptmill.core.request import Request
 
 # Failures that every model would share: the caller's mistakes, the end of the call, problems of this machine.
 _STAYS = frozenset(

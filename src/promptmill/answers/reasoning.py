@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
-
-from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.outcome import Completion
 
 CHANNEL_MARKS = ("<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|end|>", "<|return|>", "<|call|>")
 _START, _CHANNEL, _MESSAGE = CHANNEL_MARKS[:3]
@@ -102,27 +98,6 @@ def answer_so_far(text: str) -> str:
     start = text.lstrip("\ufeff \t\r\n")
     marks = (_CHANNEL, _START, *_OPENING)
     return "" if any(mark.startswith(start) for mark in marks) else split_marked(text)[1]
-
-
-def with_reasoning_apart(completion: Completion) -> Completion:
-    """Return `completion` with the reasoning in its text moved to `reasoning`."""
-    reasoning, text = split_marked(completion.text, already=completion.reasoning is not None)
-    if text == completion.text:
-        return completion
-    return replace(completion, text=text, reasoning=completion.reasoning or reasoning)
-
-
-def unanswered(completion: Completion) -> PromptmillError | None:
-    """Return the error of a completion that ended within its reasoning; None for an answer.
-
-    A completion that reached the longest length is a cut answer; its finish reason shows that.
-    """
-    if completion.text or completion.tool_calls or not completion.reasoning or completion.finish_reason == "length":
-        return None
-    return PromptmillError(
-        Code.OPEN_REASONING,
-        "The model stopped, or reached a stop string, while it was still reasoning, so there is no answer.",
-    )
 
 
 def split_channels(text: str) -> tuple[str | None, str]:

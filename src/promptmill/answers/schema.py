@@ -520,9 +520,14 @@ def with_schema(options: Mapping[str, Any], answer_schema: AnswerType | None) ->
         return options
     if options.get("choices") is not None:
         raise input_error("choices and answer_schema exclude each other; give one of them.")
-    schema = answer_schema.model_json_schema() if isinstance(answer_schema, type) else answer_schema
+    schema = json_schema_of(answer_schema)
     compile_schema(schema)
     return {**options, "response_format": asking_for(schema)}
+
+
+def json_schema_of(answer_schema: AnswerType) -> Mapping[str, Any]:
+    """Return the JSON Schema of a pydantic class, any other schema as it is."""
+    return answer_schema.model_json_schema() if isinstance(answer_schema, type) else answer_schema
 
 
 def schema_of(wanted: Mapping[str, Any] | None) -> Mapping[str, Any] | None:

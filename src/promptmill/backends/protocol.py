@@ -1,47 +1,144 @@
-"""The interface between backends and the code above them: requests, calls, and one operation, `answer`."""
+"""The interface between backends and the code above them: one operation, `answer(request, call)`, and its outcome."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
-from promptmill.core.conversation import Conversation
-from promptmill.core.errors import PromptmillError
+from promptmill.core.errors import Code, PromptmillError, without_frames
 from promptmill.core.money import Budget
-from promptmill.core.outcome import Completion, Outcome
-from promptmill.core.sampling import Sampling
+from promptmill.core.request import Request
 
 _CUT_WHILE_REASONING = (
     "Answers are empty because they reached `max_tokens` while the model was still reasoning; raise `max_tokens`, or "
     "set `reasoning: inline`."
 )
 
-
-class RowPlace(NamedTuple):
-    """The place of a request's row in its call's input file, so that another process can read it there."""
-
-    offset: int
-    length: int
+DURATIONS_S = tuple(0.01 * 2**step for step in range(14))
+"""The bounds in which durations are counted: those of OpenTelemetry's conventions for generative models."""
 
 
-class Account(Protocol):
-    """The amount that a budget has set aside for one request. The sender reports each attempt here."""
+@dataclass(slots=True, unsafe_hash=True)
+class Usage:
+    """Token counts of the engine or endpoint; 0 if it reported none. Never changed."""
 
-    def sent(self) -> float:
-        """Note that a request is sent and may be billed; return its highest possible cost."""
-        ...
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    """Prompt tokens from the endpoint's cache, which cost less."""
+    reasoning_tokens: int = 0
+    """Completion tokens of the reasoning."""
 
-    def reserve_again(self) -> bool:
-        """Reserve the cost of another attempt, after a failed one that may be billed.
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.reasoning_tokens + other.reasoning_tokens,
+        )
 
-        False if a budget does not allow it: the request then fails with code `budget`, and is sent again when it does.
+
+NO_USAGE = Usage()
+
+
+@dataclass(slots=True)
+class Completion:
+    """An answer. `text` never contains reasoning; `finish_reason` is OpenAI's value (`stop`, `length`, `tool_calls`).
+
+    It is never changed after it is passed on. It is not frozen, because creating it would take six times longer.
+    """
+
+    text: str
+    finish_reason: str | None = None
+    usage: Usage = NO_USAGE
+    reasoning: str | None = None
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    attempts: int = 1
+    latency_s: float = 0.0
+    logprobs: Mapping[str, Any] | None = None
+    """The endpoint's probabilities of tokens, if the request has `logprobs`."""
+    details: Mapping[str, Any] | None = None
+    """Further fields of the endpoint's response, for Batch output: see `extra_fields.details_of`."""
+    answered_by: str = ""
+    """The name of the model, if a call could use several."""
+    cost: float | None = None
+    """The cost in US dollars, including failed attempts; None for an unknown price."""
+    answers: tuple[str, ...] = ()
+    """All answers, if `n` is above 1; `text` is the first one."""
+    tier: str = ""
+    """The service tier that the endpoint reports, in lower case."""
+    warnings: tuple[str, ...] = ()
+    """Deviations from the request that its backend has reported to the call; they apply to each copy of the answer."""
+    unmetered: int = 0
+    """Requests without reported usage that may be billed all the same."""
+
+    @property
+    def is_metered(self) -> bool:
+        """Whether its usage suffices for a cost: it has the tokens of the prompt, and of the answer if there is one."""
+        says = self.text or self.tool_calls or self.reasoning
+        return self.usage.prompt_tokens > 0 and (self.usage.completion_tokens > 0 or not says)
+
+    @property
+    def wanted(self) -> int:
+        """The requested number of answers, which is the number of requests without retries."""
+        return len(self.answers) or 1
+
+    @property
+    def unanswered(self) -> PromptmillError | None:
+        """The error of a completion that ended within its reasoning; None for an answer.
+
+        A completion that reached the longest length is a cut answer; its finish reason shows that.
         """
-        ...
+        if self.text or self.tool_calls or not self.reasoning or self.finish_reason == "length":
+            return None
+        return PromptmillError(
+            Code.OPEN_REASONING,
+            "The model stopped, or reached a stop string, while it was still reasoning, so there is no answer.",
+        )
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has neither text nor tool calls."""
+        return not self.text.strip() and not self.tool_calls
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An item without an answer. `attempts` counts the requests sent for it; `usage` is that of rejected answers.
+
+    `text` is the rejected answer of the model, if any.
+    `concerns_all`: all later items would fail in the same way (a refused key, an endpoint that is unusable).
+    """
+
+    error: PromptmillError
+    attempts: int = 0
+    latency_s: float = 0.0
+    usage: Usage = field(default=NO_USAGE)
+    text: str = ""
+    concerns_all: bool = False
+    cost: float | None = None
+    wanted: int = 1
+    """The requested number of answers."""
+    unmetered: int = 0
+    """As for a `Completion`."""
+
+    def __post_init__(self) -> None:
+        """Release the frames of the call that raised `error`."""
+        without_frames(self.error)
+
+
+Outcome: TypeAlias = Completion | Failure
+
+
+def sum_of(one: float | None, other: float | None) -> float | None:
+    """Return the sum of two costs; None if both are unknown."""
+    return (one or 0.0) + (other or 0.0) if one is not None or other is not None else None
 
 
 class Journal(Protocol):
@@ -54,34 +151,6 @@ class Journal(Protocol):
     def not_billed(self, key: int) -> None:
         """Note that the item's last request was refused, which costs nothing."""
         ...
-
-
-@dataclass(slots=True)
-class Request:
-    """One conversation to answer; immutable.
-
-    `key` is the caller's (an index, a row number); keys may be sparse, and the requests for several answers to one item
-    (`Sampling.n`) share its key. `extra` holds `extra_params`, which go to the engine or into the request body.
-    `attempts` counts the attempts of an earlier run that ended early.
-    """
-
-    key: int
-    conversation: Conversation
-    sampling: Sampling
-    extra: Mapping[str, Any] = field(default_factory=dict)
-    attempts: int = 0
-    path: str = ""
-    """The path of a request that is not a chat, such as `/embeddings`; `extra` is all of its body."""
-    row: RowPlace | None = None
-    """Its place in the call's input file; None if it comes from no file or differs from its row."""
-    account: Account | None = None
-    """Set if its cost is charged to a budget."""
-    choice: int = 0
-    """Its number among the requests for several answers to one item, each of which is kept separately."""
-
-    def changed(self, **changes: Any) -> Request:
-        """Return the request with `changes`; it no longer has the contents of its row."""
-        return replace(self, row=None, **changes)
 
 
 class Source(Protocol):
@@ -202,6 +271,8 @@ class Call:
     """The file with the rows of its requests, if there is one."""
     keep_raw: bool = False
     """Whether answers keep the endpoint's other fields, for outputs of the Batch format."""
+    of_job: bool = False
+    """Whether it is a run of a job, whose database has its counts."""
 
     # counted by the driver
     done: int = 0
@@ -214,6 +285,10 @@ class Call:
     """Those of the prompt tokens that came from the provider's own cache."""
     cost: float | None = None
     """The cost so far, in US dollars; None for an unknown price."""
+    durations: list[int] = field(default_factory=lambda: [0] * (len(DURATIONS_S) + 1))
+    """Items that took time, by the first of `DURATIONS_S` that they did not exceed; the last ones exceeded all."""
+    seconds: float = 0.0
+    """The sum of the times of these items."""
 
     # counted by the sender
     requests: int = 0
@@ -296,6 +371,9 @@ class Call:
         self.cached_tokens += usage.cached_tokens
         if outcome.cost is not None:
             self.cost = (self.cost or 0.0) + outcome.cost
+        if (latency_s := outcome.latency_s) > 0.0:  # a copy of another answer took no time
+            self.durations[bisect_left(DURATIONS_S, latency_s)] += 1
+            self.seconds += latency_s
 
 
 class Stoppable:

@@ -7,6 +7,7 @@ import importlib
 import os
 from collections.abc import Callable, Mapping
 from typing import cast
+from urllib.parse import urlsplit
 
 from promptmill.backends.protocol import Backend, Step
 from promptmill.config.backends import AUTO, BACKENDS, installed, is_named
@@ -118,6 +119,14 @@ def providers() -> list[tuple[str, str, str, bool]]:
     return cast("list[tuple[str, str, str, bool]]", module.listed())
 
 
+def account_decides_tier(plan: ResolvedConfig) -> bool:
+    """Return whether the account at a provider of `plan` decides about the tier of a request that names none."""
+    module = importlib.import_module("promptmill.backends.openai.providers")
+    provider = getattr(plan.block, "provider", None)
+    profiles = [module.profile_at(urlsplit(url)) for url in addresses(plan)]
+    return any(profile.account_tier for profile in [*profiles, *([module.profile_of(provider)] if provider else [])])
+
+
 def addresses(plan: ResolvedConfig) -> list[str]:
     """Return the addresses of the plan's endpoints. Raises `KeyError` for an unknown provider."""
     urls, provider = list(getattr(plan.block, "base_url", ())), getattr(plan.block, "provider", None)
@@ -125,3 +134,15 @@ def addresses(plan: ResolvedConfig) -> list[str]:
         return urls
     url = importlib.import_module("promptmill.backends.openai.providers").profile_of(provider).base_url
     return [url] if url else []
+
+
+def provider_of(plan: ResolvedConfig) -> str:
+    """Return the name of the provider at the plan's addresses; that of its backend for other hosts, and for engines."""
+    if not plan.record.needs_endpoint:
+        return plan.backend
+    module = importlib.import_module("promptmill.backends.openai.providers")
+    try:
+        names = {module.profile_at(urlsplit(url)).name for url in addresses(plan)}
+    except (KeyError, ValueError):  # an unknown provider, or no URL
+        return plan.backend
+    return names.pop() if len(names) == 1 and not names & {module.PLAIN.name} else plan.backend

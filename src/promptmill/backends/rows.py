@@ -28,16 +28,17 @@ from pydantic import ValidationError
 from promptmill.answers.schema import asking_for
 from promptmill.backends import batch_lines
 from promptmill.backends.batch_lines import BatchLine
-from promptmill.backends.protocol import Request
 from promptmill.config.resolved_config import LONGEST_ANSWER, named_models
-from promptmill.core.conversation import (
+from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.request import (
     Conversation,
     ImagePosition,
+    Request,
+    Sampling,
     conversation_from_messages,
     conversation_from_prompt,
+    replacing_choices,
 )
-from promptmill.core.errors import Code, PromptmillError, input_error
-from promptmill.core.sampling import Sampling, replacing_choices
 from promptmill.core.wording import shape
 from promptmill.images import load as images
 

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,15 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from promptmill.backends import registry
+from promptmill.backends import registry, rows
 from promptmill.cli import options
 from promptmill.cli.job_display import print_status, progress_display
-from promptmill.cli.options import Parser, add_shared, amount, at_least_one, is_url, note_once, text_of
-from promptmill.cli.terminal import complain, say
+from promptmill.cli.options import Parser, Several, add_shared, amount, at_least_one, is_url, note_once, text_of
+from promptmill.cli.terminal import OK, SOME_FAILED, TERMINATED, TRY_AGAIN, USAGE, complain, say
 from promptmill.config.loading import Configuration
 from promptmill.config.parameter_file import is_shipped
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.errors import Code, PromptmillError, config_error, redact
+from promptmill.core.errors import Code, PromptmillError, config_error, input_error, redact
 from promptmill.core.money import dollars
 from promptmill.core.wording import counted
 from promptmill.jobs.files import spool
@@ -47,19 +48,26 @@ from promptmill.system.safe_open import real_path
 
 # Assignments that may hold a key, unless the value is a variable's name.
 _SECRET, _REFERENCE = re.compile(r"api_key(?!_env)|headers|token(?!s)"), re.compile(r"[\w.]+=\$\{\w+\}")
+_OF_FILES = ("--schema", "--report")  # of a command that is remembered
 _TIERS = ("default", "flex", "priority")
 _AGAIN = ("failed", "truncated", "all")
 _OF_THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
 _SAID_EVERY_S = 10.0
+_VARIANT, _MODEL = "variant", "model"  # columns of rows that are sent several times
+_NAMED = re.compile(r"([\w.-]{1,40})=(.*)", re.DOTALL)
 # A new job that ends so is removed, unless it has one of `_KEPT`: a typo leaves nothing.
 _TYPOS = frozenset({Code.INVALID_CONFIG, Code.INVALID_INPUT, Code.MISSING_DEPENDENCY, Code.NOT_FOUND})
+_EXAMPLES = """examples:
+  promptmill bulk reviews.csv labels.csv --prompt 'Is this positive? {{text}}' --choices positive,negative,neutral
+  promptmill bulk orders.txt orders.csv --prompt 'Extract the order: {{text}}' --schema order.json
+  promptmill bulk pictures.csv captions.csv --prompt 'Describe the picture.' --image-column path
+  promptmill bulk prompts.jsonl answers.jsonl --limit 20      # the same command without --limit does the rest
+"""
 _KEPT = ("done", "prompt_tokens", "cost", "cost_set_aside")
-OK, SOME_FAILED, USAGE, TRY_AGAIN, TERMINATED = 0, 1, 2, 75, 143
 
 
 def add_options(bulk: Parser) -> None:
     """Add the options of the command."""
-    add_shared(bulk)
     bulk.add_argument(
         "input",
         nargs="+",
@@ -69,49 +77,61 @@ def add_options(bulk: Parser) -> None:
     bulk.add_argument(
         "output", metavar="OUTPUT", help="written atomically when all rows are done, in input order; or -"
     )
-    bulk.add_argument("--input-format", default="", metavar="NAME", help="of stdin, unless it is JSON: txt, csv.gz, …")
-    bulk.add_argument(
-        "--encoding", type=_encoding, metavar="NAME", help="of CSV, TSV and text, if not UTF-8: latin-1, cp1252, …"
+    group = bulk.add_argument_group("prompts")
+    asked = group.add_mutually_exclusive_group()
+    asked.add_argument(
+        "--prompt", action=Several, metavar="TEXT", help="what to ask of each row, such as 'Classify: {{text}}'"
     )
-    bulk.add_argument("--output-format", default="", metavar="NAME", help="on stdout: jsonl, json, csv, …")
-    asked = bulk.add_mutually_exclusive_group()
-    asked.add_argument("--prompt", metavar="TEXT", help="what to ask of each row, such as 'Classify: {{text}}'")
     asked.add_argument("--prompt-file", type=Path, metavar="FILE", help="the same, from a file")
     asked.add_argument("--prompt-column", metavar="NAME", help="the field or column to ask, if not `prompt`")
-    bulk.add_argument("--image-column", metavar="NAME", help="the column of image paths or URLs, with --prompt")
-    bulk.add_argument("--answer-column", default="answer", metavar="NAME", help="the column of the answers")
-    bulk.add_argument(
+    group.add_argument("--system", default="", metavar="TEXT", help="system prompt above every row")
+    group.add_argument("--image-column", metavar="NAME", help="the column of image paths or URLs, with --prompt")
+    group.add_argument(
         "--row-settings", action="store_true", help="with --prompt, --prompt-column: rows set their model, system, …"
     )
-    bulk.add_argument("--skip-empty", action="store_true", help="leave out rows that ask nothing; else they fail")
-    bulk.add_argument("--system", default="", metavar="TEXT", help="system prompt above every row")
-    options.add_answer_form(bulk)
-    bulk.add_argument(
+    group.add_argument("--skip-empty", action="store_true", help="leave out rows that ask nothing; else they fail")
+    group = bulk.add_argument_group("answers")
+    options.add_answer_form(group)
+    group.add_argument(
         "--no-fields", dest="fields", action="store_false", help="with --schema: a JSON text, not a column per field"
     )
-    bulk.add_argument("--limit", type=at_least_one, metavar="N", help="only the first N rows")
-    bulk.add_argument("--shard", metavar="I/N", help="only this part of the rows, for `promptmill join OUTPUT`")
-    bulk.add_argument("--ray", metavar="ADDRESS", help="answer on a Ray cluster: HOST:PORT, or auto")
-    bulk.add_argument("--replicas", type=at_least_one, default=1, metavar="N", help="with --ray: so many of the model")
-    bulk.add_argument("--num-gpus", type=float, default=0, metavar="N", help="with --ray: GPUs of each replica")
-    bulk.add_argument("--num-cpus", type=float, default=1, metavar="N", help="with --ray: cores of each replica")
-    bulk.add_argument("--max-cost", type=amount, metavar="AMOUNT", help="most that all runs of the job may spend")
-    bulk.add_argument("--tier", choices=_TIERS, help="service tier; flex: half the price, slower, waits for capacity")
-    bulk.add_argument("--max-failures", metavar="N|P%", help="stop when more rows than this have failed")
-    bulk.add_argument("--dedupe", action="store_true", help="send identical rows at temperature 0 once")
-    bulk.add_argument(
+    group.add_argument("--answer-column", default="answer", metavar="NAME", help="the column of the answers")
+    add_shared(bulk, several=True)
+    group = bulk.add_argument_group("files")
+    group.add_argument("--input-format", default="", metavar="NAME", help="of stdin, unless it is JSON: txt, csv.gz, …")
+    group.add_argument(
+        "--encoding", type=_encoding, metavar="NAME", help="of CSV, TSV and text, if not UTF-8: latin-1, cp1252, …"
+    )
+    group.add_argument("--output-format", default="", metavar="NAME", help="on stdout: jsonl, json, csv, …")
+    group.add_argument("--overwrite", action="store_true", help="replace OUTPUT even if the job did not make it")
+    group.add_argument("--state", type=Path, metavar="DIR", help="keep the job in DIR instead of beside OUTPUT")
+    group = bulk.add_argument_group("limits")
+    group.add_argument("--limit", type=at_least_one, metavar="N", help="only the first N rows")
+    group.add_argument("--max-cost", type=amount, metavar="AMOUNT", help="most that all runs of the job may spend")
+    group.add_argument("--max-failures", metavar="N|P%", help="stop when more rows than this have failed")
+    group.add_argument("--tier", choices=_TIERS, help="service tier; flex: half the price, slower, waits for capacity")
+    group.add_argument("--dedupe", action="store_true", help="send identical rows at temperature 0 once")
+    group = bulk.add_argument_group("a job that has answers")
+    group.add_argument(
         "--again", choices=_AGAIN, help="send these rows again; their answers stay until the new ones are there"
     )
-    bulk.add_argument(
+    group.add_argument(
         "--keep", action="store_true", help="count answers made under other settings, which later rows note"
     )
-    bulk.add_argument("--from", dest="from_job", metavar="JOB", help="use the answers of another job or output, too")
-    bulk.add_argument("--overwrite", action="store_true", help="replace OUTPUT even if the job did not make it")
-    bulk.add_argument("--state", type=Path, metavar="DIR", help="keep the job in DIR instead of beside OUTPUT")
-    bulk.add_argument("--quiet", action="store_true", help="show no progress")
-    bulk.add_argument("--detach", action="store_true", help="run in the background; see `promptmill jobs`")
-    bulk.add_argument("--validate", action="store_true", help="check every row and estimate tokens; send nothing")
-    bulk.add_argument("--json", action="store_true", help="print the result as JSON")
+    group.add_argument("--from", dest="from_job", metavar="JOB", help="use the answers of another job or output, too")
+    group = bulk.add_argument_group("the run")
+    group.add_argument("--validate", action="store_true", help="check every row and estimate tokens; send nothing")
+    group.add_argument("--detach", action="store_true", help="run in the background; see `promptmill jobs`")
+    group.add_argument("--quiet", action="store_true", help="show no progress")
+    group.add_argument("--report", type=Path, metavar="FILE", help="write a report, one HTML file, at the end")
+    group.add_argument("--json", action="store_true", help="print the result as JSON")
+    group = bulk.add_argument_group("several machines")
+    group.add_argument("--shard", metavar="I/N", help="only this part of the rows, for `promptmill join OUTPUT`")
+    group.add_argument("--ray", metavar="ADDRESS", help="answer on a Ray cluster: HOST:PORT, or auto")
+    group.add_argument("--replicas", type=at_least_one, default=1, metavar="N", help="with --ray: so many of the model")
+    group.add_argument("--num-gpus", type=float, default=0, metavar="N", help="with --ray: GPUs of each replica")
+    group.add_argument("--num-cpus", type=float, default=1, metavar="N", help="with --ray: cores of each replica")
+    bulk.epilog, bulk.formatter_class = _EXAMPLES, argparse.RawDescriptionHelpFormatter
     bulk.set_defaults(command=_run)
 
 
@@ -129,7 +149,92 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     return _run_files(arguments, configuration)
 
 
+@dataclass(frozen=True, slots=True)
+class _Grid:
+    """Several requests for each row: one for each model, prompt, or pair of both; `names` has their names."""
+
+    models: Mapping[str, str]
+    """The model of each way; empty for the same model."""
+    template: str | None
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> _Grid | None:
+        """Return the grid that several `--model` and `--prompt` make. Raises `PromptmillError` (`invalid_config`)."""
+        models = list(dict.fromkeys(getattr(arguments, "models", None) or []))
+        prompts = list(dict.fromkeys(getattr(arguments, "prompts", None) or []))
+        if len(models) < 2 and len(prompts) < 2:
+            return None
+        if "-" in (*arguments.input, arguments.output) or any(map(is_url, (*arguments.input, arguments.output))):
+            raise config_error("", "Several models or prompts go with files, not with `-` and URLs.")
+        if arguments.shard:
+            raise config_error("--shard", "goes without several models or prompts.")
+        texts = _named_prompts(prompts) if len(prompts) > 1 else {}
+        ways = {
+            "/".join(filter(None, (model if len(models) > 1 else "", name))): (model, name)
+            for model in models or [""]
+            for name in texts or [""]
+        }
+        template = _template(arguments)
+        if texts:
+            whens = "".join(
+                f"{{% {'elif' if at else 'if'} {_VARIANT} in "
+                f"{orjson.dumps([way for way, (_, its) in ways.items() if its == name]).decode()} %}}{text}"
+                for at, (name, text) in enumerate(texts.items())
+            )
+            template = f"{whens}{{% endif %}}"
+        return cls({way: model for way, (model, _) in ways.items()} if len(models) > 1 else {}, template, tuple(ways))
+
+    def changes(self, order: JobRequest, arguments: argparse.Namespace) -> dict[str, Any]:
+        """Return the fields of the order that change: its input is a file of the rows, once for each way."""
+        return {
+            "input": GivenRows.write(
+                JobFolders.from_environ(), self.rows(arguments), ".jsonl", order.input.stem or "rows"
+            ).input,
+            "more": (),
+            "encoding": None,
+            "urls": {"input_file": str(order.input)},
+            "prompt_template": order.prompt_template if self.template is None else self.template,
+            "row_settings": order.row_settings or bool(self.models),
+            "limit": None if order.limit is None else order.limit * len(self.names),
+            "variants": self.names,
+        }
+
+    def rows(self, arguments: argparse.Namespace) -> Iterator[bytes]:
+        """Yield each row of the inputs once for each way. Raises `PromptmillError` (`invalid_input`)."""
+        columns = {_VARIANT, *([_MODEL] if self.models else [])}
+        read = rows.SETTINGS if self.models and not arguments.row_settings else frozenset()
+        for name in arguments.input:
+            for number, row in enumerate(spool.objects_in(Path(name).expanduser(), arguments.encoding, strict=True), 1):
+                if taken := sorted((columns | (read if self.template else frozenset())) & row.keys()):
+                    named = ", ".join(f"`{one}`" for one in taken)
+                    raise input_error(f"{name}: the columns {named} mean the model and settings of a row; rename them.")
+                for way in self.names:
+                    its = {_MODEL: self.models[way]} if self.models else {}
+                    try:
+                        yield orjson.dumps({**row, **its, _VARIANT: way}, default=str, option=orjson.OPT_APPEND_NEWLINE)
+                    except TypeError as error:
+                        raise input_error(f"{name}, row {number} cannot be written as JSON: {error}.") from None
+
+
+def _named_prompts(prompts: Sequence[str]) -> dict[str, str]:
+    """Return the texts of several `--prompt NAME=TEXT`. Raises `PromptmillError` (`invalid_config`)."""
+    found = {}
+    for prompt in prompts:
+        named = _NAMED.fullmatch(prompt)
+        if named is None or named[1] in found:
+            why = "needs a name" if named is None else f"has the name {named[1]} twice"
+            raise config_error(
+                "--prompt", f"{why}; several are written NAME=TEXT, such as 'short=Classify: {{{{text}}}}'."
+            )
+        found[named[1]] = named[2]
+    return found
+
+
 def _run_files(arguments: argparse.Namespace, configuration: Configuration) -> int:
+    if arguments.report is not None:
+        _check_report(arguments)
+    grid = _Grid.of(arguments)
     other = JobFolders.from_environ().at(arguments.from_job).database if arguments.from_job else None
     if not arguments.validate:
         registry.check_key(configuration.plan)
@@ -161,6 +266,8 @@ def _run_files(arguments: argparse.Namespace, configuration: Configuration) -> i
         shard=arguments.shard,
         ray=cluster_of(arguments.ray, arguments.replicas, arguments.num_gpus, arguments.num_cpus),
     )
+    if grid is not None:
+        order = order.model_copy(update=grid.changes(order, arguments))
     if arguments.input_format and Path("-") not in inputs:
         raise config_error("--input-format", "goes with `-` as INPUT alone; a file is read by its suffix.")
     if arguments.output_format and output != Path("-"):
@@ -173,7 +280,33 @@ def _run_files(arguments: argparse.Namespace, configuration: Configuration) -> i
         return _validate(configuration.plan, order, as_json=arguments.json)
     if arguments.detach:
         return _detach(configuration, order, as_json=arguments.json)
-    return run(arguments, configuration, order)
+    code = run(arguments, configuration, order)
+    if order.variants and not arguments.json:
+        from promptmill.cli.compare import show_variants  # other jobs do not need it
+
+        show_variants(order.output)
+    return code
+
+
+def _check_report(arguments: argparse.Namespace) -> None:
+    """Raise `PromptmillError` before anything is sent, unless a report can be written at the end."""
+    from promptmill.jobs.manage import report  # imported where it is needed: few jobs write one
+
+    if arguments.detach or arguments.validate:
+        raise config_error("--report", "goes without --detach and --validate; `promptmill report OUTPUT` writes one.")
+    report.check(arguments.report)
+
+
+def _write_report(arguments: argparse.Namespace, job: Job, *, on_stderr: bool) -> None:
+    """Write the report that `arguments` ask for, if they do and the job was not a typo."""
+    if getattr(arguments, "report", None) is None or not job.folder.database.exists():
+        return
+    from promptmill.jobs.manage import report  # imported where it is needed, as above
+
+    try:
+        say(str(report.write(job.folder, arguments.report)), sys.stderr if on_stderr or arguments.json else sys.stdout)
+    except PromptmillError as error:  # the answers are there all the same
+        complain(str(error))
 
 
 def _remembered(arguments: argparse.Namespace, configuration: Configuration) -> list[str]:
@@ -181,11 +314,11 @@ def _remembered(arguments: argparse.Namespace, configuration: Configuration) -> 
     words, found = iter(arguments.given), []
     for word in words:
         option, equals, value = word.partition("=")
-        if option not in {"--set", "--config", "--schema"}:
+        if option not in {"--set", "--config", *_OF_FILES}:
             found.append(redact(word))
             continue
         value = value if equals else next(words)
-        if option == "--schema":
+        if option in _OF_FILES:
             found += [option, str(Path(value).absolute())]
         elif option == "--set" and (_SECRET.search(value) is None or _REFERENCE.fullmatch(value)):
             found += [option, redact(value)]
@@ -313,6 +446,7 @@ def run(
         else:
             complain(found["reason"])
     finally:
+        _write_report(arguments, job, on_stderr=on_stderr)
         job.close()
     if terminated:
         return TERMINATED

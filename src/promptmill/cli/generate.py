@@ -16,13 +16,12 @@ from typing import Any, TextIO
 import orjson
 
 from promptmill.backends import registry
-from promptmill.backends.protocol import Call
+from promptmill.backends.protocol import Call, Completion, Failure, Outcome
 from promptmill.cli.options import Parser, add_answer_form, add_shared, note_once, stdin_text
 from promptmill.cli.terminal import complain, say
 from promptmill.config.loading import Configuration
-from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.errors import Code, PromptmillError, config_error, without_controls
-from promptmill.core.outcome import Completion, Failure, Outcome
+from promptmill.core.request import conversation_from_prompt
 from promptmill.service import choosing, list_call
 from promptmill.service.list_call import ListSink
 from promptmill.service.service import Service
@@ -36,10 +35,16 @@ _BAR = 10  # leaves room for why nothing goes on
 _FILES = frozenset({".jsonl", ".csv", ".tsv", ".txt", ".json", ".parquet", ".md"})
 # A word of a language that puts spaces between words: a question in Chinese has none.
 _WORD = re.compile(r"[\x21-\u024f]{1,20}")
+_EXAMPLES = """examples:
+  promptmill generate 'What is the capital of France?'
+  promptmill generate --base-url localhost:11434 --model qwen3:8b 'What is the capital of France?'
+  promptmill generate --image photo.jpg 'Describe the picture.'
+"""
 
 
 def add_options(parser: Parser) -> None:
     """Add the options of the command."""
+    parser.epilog, parser.formatter_class = _EXAMPLES, argparse.RawDescriptionHelpFormatter
     add_shared(parser)
     parser.add_argument("prompt", nargs="*", help="a prompt; several are answered together; none, or -: stdin")
     parser.add_argument("-s", "--system", default="", metavar="TEXT", help="system prompt")

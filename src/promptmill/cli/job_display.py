@@ -58,6 +58,8 @@ def print_status(
     if as_json:
         say(orjson.dumps(found).decode(), stream)
         return
+    if order is not None and order.variants:
+        found["model"] = counted(len(order.variants), "variant")
     examples = {} if folder is None else status.examples(folder)
     if folder is not None and "results" not in found:  # they are counted when the output is written
         found["results"] = status.results(folder)
@@ -166,6 +168,8 @@ def results(found: Mapping[str, Any]) -> str:
     if not what:
         return ""
     cut = f", {found['truncated']:,} cut off" if found.get("truncated") else ""
+    if fields := what.get("fields"):
+        return "; ".join(f"{_value(name)}: {_field(field)}" for name, field in fields.items()) + cut
     if values := what.get("values"):
         named = [f"{_value(value)} {count:,}" for value, count in values.items()]
         others = what["different"] - len(values)
@@ -173,6 +177,14 @@ def results(found: Mapping[str, Any]) -> str:
     shortest, longest = what["shortest"], what["longest"]
     lengths = f"{shortest:,}" if shortest == longest else f"{shortest:,}\N{EN DASH}{longest:,}"
     return f"{what['different']:,} different, {lengths} {'character' if longest == 1 else 'characters'}{cut}"
+
+
+def _field(field: Mapping[str, Any]) -> str:
+    """Return the values of a field: `positive 12, negative 8`, or the range of its numbers and their mean."""
+    if values := field.get("values"):
+        return ", ".join(f"{_value(value)} {count:,}" for value, count in values.items())
+    low, high, mean = (f"{field[name]:,.6g}" for name in ("min", "max", "mean"))
+    return low if low == high else f"{low}\N{EN DASH}{high}, mean {mean}"
 
 
 def _value(value: str) -> str:

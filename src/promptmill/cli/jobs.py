@@ -13,10 +13,10 @@ from typing import TextIO
 import orjson
 
 from promptmill.backends.protocol import Call
-from promptmill.cli.bulk import OK, SOME_FAILED, remembered, run
+from promptmill.cli.bulk import remembered, run
 from promptmill.cli.job_display import print_jobs, print_status
 from promptmill.cli.options import Parser, add_shared, configuration_of
-from promptmill.cli.terminal import say
+from promptmill.cli.terminal import OK, SOME_FAILED, say
 from promptmill.core.errors import config_error
 from promptmill.core.wording import counted
 from promptmill.jobs.manage import prune
@@ -162,7 +162,12 @@ def _resume(arguments: argparse.Namespace) -> int:
     if arguments.retry_failed:
         order = order.model_copy(update={"again": "failed"})
     arguments = remembered(arguments, order.command)
-    return run(arguments, configuration_of(arguments), order, fixed=True)
+    code = run(arguments, configuration_of(arguments), order, fixed=True)
+    if order.variants and not arguments.json:
+        from promptmill.cli.compare import show_variants  # as in `bulk`
+
+        show_variants(order.output)
+    return code
 
 
 def _forget(age: str, *, unfinished: bool, as_json: bool) -> int:

@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING
 
 from promptmill import __version__
 from promptmill.cli.options import Parser, configuration_of, option_of
-from promptmill.cli.terminal import LostOutputError, complain, flush, say
+from promptmill.cli.terminal import OK, SOME_FAILED, USAGE, LostOutputError, complain, flush, say
 from promptmill.core.errors import PromptmillError
 from promptmill.core.wording import close_matches
 
 if TYPE_CHECKING:  # imported where it is needed: it takes a tenth of a second
     from promptmill.config.loading import Configuration
 
-OK, SOME_FAILED, USAGE = 0, 1, 2
 COMMANDS = {
     "serve": ("cli.serve.add_options", "serve MCP over stdio, or over HTTP with --http"),
     "generate": ("cli.generate.add_options", "answer prompts and print the answers"),
@@ -28,6 +27,8 @@ COMMANDS = {
     "join": ("cli.jobs.add_join_options", "make one output of the parts that `bulk --shard I/N` made"),
     "jobs": ("cli.jobs.add_jobs_options", "how far jobs are; go on with one, forget old ones"),
     "show": ("cli.show.add_options", "show some rows of a job or a file, each prompt above its answer"),
+    "compare": ("cli.compare.add_options", "compare outputs with each other and with right answers"),
+    "report": ("cli.show.add_report_options", "write all of a job into one HTML file, to browse and search"),
     "cache": ("cli.listings.add_cache_options", "what the cache of answers holds"),
     "models": ("cli.listings.add_models_options", "list the models that --model NAME knows"),
     "providers": (

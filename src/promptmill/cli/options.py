@@ -48,7 +48,7 @@ _OPTIONS = {"from_job": "from", "assignments": "set"}
 """Other fields whose options have other names."""
 
 
-def add_answer_form(parser: Parser) -> None:
+def add_answer_form(parser: argparse._ActionsContainer) -> None:
     """Add the options that bind the form of the answers."""
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--choices", type=_choices, metavar="A,B,…", help="every answer is one of these texts")
@@ -146,7 +146,7 @@ def _shorten(text: str) -> str:
 
 
 def _is_sampling(name: str) -> bool:
-    from promptmill.core.sampling import Sampling  # pydantic takes a tenth of a second
+    from promptmill.core.request import Sampling  # pydantic takes a tenth of a second
 
     return name in Sampling.model_fields
 
@@ -185,7 +185,7 @@ def _temperature(text: str) -> float:
 
 
 def _choices(text: str) -> object:
-    from promptmill.core.sampling import list_of_choices  # imported where it is needed, as above
+    from promptmill.core.request import list_of_choices  # imported where it is needed, as above
 
     try:
         return list_of_choices(text)
@@ -201,8 +201,21 @@ def _variable(text: str) -> str:
     return text
 
 
-def add_shared(parser: Parser, *, answering: bool = True) -> None:
-    """Add the options of commands that need the configuration; `answering`: model and sampling, too."""
+class Several(argparse.Action):
+    """An option that may be repeated: `model` is the first value, `models` has all."""
+
+    def __call__(self, _parser: Any, namespace: argparse.Namespace, values: Any, _option: str | None = None) -> None:
+        """Keep a value."""
+        every = [*(getattr(namespace, f"{self.dest}s", None) or []), values]
+        setattr(namespace, f"{self.dest}s", every)
+        setattr(namespace, self.dest, every[0])
+
+
+def add_shared(parser: Parser, *, answering: bool = True, several: bool = False) -> None:
+    """Add the options of commands that need the configuration.
+
+    `answering`: model and sampling, too; `several`: more than one model.
+    """
     parser.add_argument("--config", type=Path, metavar="PATH", help="configuration file (else PROMPTMILL_CONFIG, …)")
     parser.add_argument("--backend", metavar="NAME", help=f"auto, {', '.join(sorted(BACKENDS))}; overrides the file")
     parser.add_argument(
@@ -213,6 +226,7 @@ def add_shared(parser: Parser, *, answering: bool = True) -> None:
         model.add_argument(
             "-m",
             "--model",
+            action=Several if several else "store",
             metavar="NAME",
             help="a name that `promptmill models` lists, or the backend's own name for a model",
         )
@@ -427,7 +441,8 @@ def _with_other_ways(
     is_default = is_shipped(Path(chose))
     chosen = f"{_NO_FILE}: {plan.backend} is the default" if is_default else f"{chose} says {plan.backend}"
     chosen += f"; instead: {', '.join(ways[:-1])} or {ways[-1]}."
-    if error.hint.startswith("Run: "):  # a command is the last line
-        return PromptmillError(error.code, error.parts, (f"{chosen} ", *error.remedy))
+    _, run, command = error.hint.rpartition("Run: ")
+    if run:  # a command is the last line
+        return PromptmillError(error.code, error.parts, f"{chosen} {run}{command}")
     end = "" if error.hint.endswith(".") else "."
     return PromptmillError(error.code, error.parts, (*error.remedy, f"{end} {chosen}"))

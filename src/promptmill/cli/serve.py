@@ -11,6 +11,8 @@ from promptmill.cli.options import Parser, add_shared, configuration_of
 from promptmill.core.errors import config_error
 from promptmill.system import logs
 
+_LAST_PORT = 65_535
+
 
 def add_options(serve: Parser) -> None:
     """Add the options of the command."""
@@ -34,6 +36,18 @@ def add_options(serve: Parser) -> None:
         "--log-level",
         choices=logs.LEVELS,
         help="what is logged on stderr (else PROMPTMILL_LOG_LEVEL, else warning); debug tells each retry",
+    )
+    serve.add_argument(
+        "--log-format",
+        choices=logs.FORMATS,
+        default="text",
+        help="json writes each entry of the log as a line of JSON, for programs that collect logs",
+    )
+    serve.add_argument(
+        "--metrics",
+        metavar="PORT",
+        type=int,
+        help="serve metrics for Prometheus at http://127.0.0.1:PORT/metrics too; with --http they are at its /metrics",
     )
     _add_http_options(serve)
     serve.set_defaults(unconfigured=_serve)
@@ -68,20 +82,24 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 def _serve_stdio(arguments: argparse.Namespace) -> int:
     _refuse_http_options(arguments)
+    if arguments.metrics is not None and not 0 <= arguments.metrics <= _LAST_PORT:
+        raise config_error("--metrics", f"{arguments.metrics} is not a port; write a number from 0 to {_LAST_PORT}.")
     if sys.stdin.isatty():
         print("promptmill: waiting for an MCP client on stdin; `promptmill install` adds it to one.", file=sys.stderr)
     configuration = configuration_of(arguments)
     from promptmill.server import process
 
-    logs.to_stderr(arguments.log_level, all_calls=arguments.access_log)
-    return process.serve_stdio(configuration, locked=arguments.locked)
+    _log(arguments)
+    return process.serve_stdio(configuration, locked=arguments.locked, metrics_port=arguments.metrics)
 
 
 def _serve_http(arguments: argparse.Namespace) -> int:
     configuration = configuration_of(arguments)
     from promptmill.server import process
 
-    logs.to_stderr(arguments.log_level, all_calls=arguments.access_log)
+    _log(arguments)
+    if arguments.metrics is not None:
+        raise config_error("--metrics", "goes with stdio alone: over HTTP the metrics are at /metrics.")
     if arguments.trust_client:
         raise config_error(
             "--trust-client", "goes with stdio alone: over HTTP clients cannot change the configuration."
@@ -100,6 +118,11 @@ def _serve_http(arguments: argparse.Namespace) -> int:
         environ=os.environ,
     )
     return process.serve_http(configuration, offer)
+
+
+def _log(arguments: argparse.Namespace) -> None:
+    as_json = arguments.log_format == "json"
+    logs.to_stderr(arguments.log_level, all_calls=arguments.access_log, as_json=as_json)
 
 
 def _refuse_http_options(arguments: argparse.Namespace) -> None:

@@ -15,16 +15,15 @@ from typing import NamedTuple
 import orjson
 
 from promptmill.backends import registry
-from promptmill.backends.protocol import Call, Step
+from promptmill.backends.protocol import Call, Failure, Step
 from promptmill.cli.options import Parser, add_shared, configuration_of, explained, option_of
 from promptmill.cli.terminal import say, wrapped
 from promptmill.config import backends
 from promptmill.config.backends import AUTO
 from promptmill.config.loading import Configuration
 from promptmill.config.parameter_file import FILE_NAME
-from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.errors import PromptmillError, config_error, redact, without_controls
-from promptmill.core.outcome import Failure
+from promptmill.core.request import conversation_from_prompt
 from promptmill.core.wording import counted
 from promptmill.service import choosing
 from promptmill.service.service import Service

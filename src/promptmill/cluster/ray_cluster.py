@@ -23,11 +23,11 @@ from typing import Any, Protocol, TypeAlias
 
 from promptmill import __version__
 from promptmill.backends import registry
-from promptmill.backends.protocol import Backend, Call, FixedShare, RateLimited, Request, Share, ignored
+from promptmill.backends.protocol import Backend, Call, FixedShare, Outcome, RateLimited, Share, ignored
 from promptmill.cluster.replicas import Replicas, changed_block, create
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error, internal_error
-from promptmill.core.outcome import Outcome
+from promptmill.core.request import Request
 from promptmill.system.installation import adding
 
 _REACHED_S = 10

@@ -18,10 +18,10 @@ from dataclasses import dataclass, field, replace
 
 from promptmill.backends import registry
 from promptmill.backends.engines import hardware
-from promptmill.backends.protocol import Backend, Call, Request, Share, ignored
+from promptmill.backends.protocol import Backend, Call, Failure, Outcome, Share, ignored
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error
-from promptmill.core.outcome import Failure, Outcome
+from promptmill.core.request import Request
 
 # A request that was on so many replicas when they were lost may be the cause, and gets one to itself.
 _SUSPECTED = 2

@@ -25,12 +25,18 @@ from pydantic import ValidationError
 
 from promptmill.answers.reasoning import split_marked
 from promptmill.answers.schema import AnswerType, with_schema
-from promptmill.backends.protocol import Call
+from promptmill.backends.protocol import Call, Completion, Failure, Outcome
 from promptmill.config.loading import Configuration
-from promptmill.core.conversation import Conversation, ImagePart, Message, Part, TextPart, conversation_from_messages
 from promptmill.core.errors import Code, PromptmillError, config_error, input_error
-from promptmill.core.outcome import Completion, Failure, Outcome
-from promptmill.core.sampling import Sampling
+from promptmill.core.request import (
+    Conversation,
+    ImagePart,
+    Message,
+    Part,
+    Sampling,
+    TextPart,
+    conversation_from_messages,
+)
 from promptmill.core.wording import shape
 from promptmill.images.load import HeldImage, ImageRules, is_bare_base64, is_image, is_web, load_image
 from promptmill.service.list_call import ListSink

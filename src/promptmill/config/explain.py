@@ -10,7 +10,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from promptmill.config.settings import BackendConfigs, Settings
-from promptmill.core.sampling import Sampling
+from promptmill.core.request import Sampling
 from promptmill.core.wording import close_matches, shape
 
 _MOST_PROBLEMS = 10

@@ -24,7 +24,7 @@ from promptmill.config.parameter_file import FILE_NAME, expand, find, parsed, re
 from promptmill.config.resolved_config import ResolvedConfig, check_size
 from promptmill.config.settings import Settings
 from promptmill.core.errors import Named, PromptmillError, config_error
-from promptmill.core.sampling import Sampling
+from promptmill.core.request import Sampling
 from promptmill.core.wording import close_matches, shape
 
 TRUST_SWITCH = "set it in the configuration file, or start the server with `promptmill serve --trust-client`."

@@ -15,7 +15,7 @@ from promptmill.config.backends import AUTO, BackendRecord
 from promptmill.config.explain import explain
 from promptmill.config.settings import Block, ModelSettings, Settings
 from promptmill.core.errors import Named, PromptmillError, config_error, input_error
-from promptmill.core.sampling import BESIDE, Sampling, replacing_choices
+from promptmill.core.request import BESIDE, Sampling, replacing_choices
 from promptmill.core.wording import close_matches
 
 DEFAULT = "default"

@@ -22,7 +22,7 @@ from pydantic_core import PydanticCustomError
 
 from promptmill.config import backends
 from promptmill.core.errors import looks_like_key
-from promptmill.core.sampling import Sampling
+from promptmill.core.request import Sampling
 
 
 def _gpu_ids(value: object) -> object:
@@ -393,6 +393,12 @@ class Settings(Block):
         ge=0,
         description="Spending limit in US dollars, per process or per job (resumes included). Requires `max_tokens`.",
     )
+    ask_above_cost: float | None = Field(
+        None,
+        ge=0,
+        description="Ask the user before a job of `bulk_generate` that may cost more US dollars, if the MCP client can "
+        "ask (elicitation). Requires a known price.",
+    )
     call_timeout: float | None = Field(
         None, gt=0, description="Most seconds for a call; unanswered items are returned as errors."
     )
@@ -419,7 +425,7 @@ class Settings(Block):
         None,
         ge=0,
         description="Largest result of a call in bytes; a larger one is returned as its first answers and a job with "
-        "all of them. null: 32 MiB over HTTP; over stdio 9 MiB, because some clients end a session at 10 MiB, and "
+        "all of them. null: 24 MiB over HTTP; over stdio 9 MiB, because some clients end a session at 10 MiB, and "
         "no limit for clients that are known to have none. 0: no limit.",
     )
     max_image_memory: int = Field(

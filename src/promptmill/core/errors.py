@@ -157,9 +157,9 @@ class PromptmillError(Exception):
 
 
 class OrderError(PromptmillError):
-    """The error of an order for a job that cannot be carried out, with the facts as attributes.
+    """An order for a job that cannot be carried out (`invalid_input`).
 
-    Its text names fields of the order. A surface (CLI, tool) leaves out the text around fields that it lacks.
+    Its parts name fields of the order. A surface (CLI, tool) leaves out the text around fields that it lacks.
     """
 
     def __init__(self, *parts: str | Named) -> None:

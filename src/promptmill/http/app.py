@@ -1,6 +1,8 @@
 """The ASGI app: every request passes the same checks in the same order before its body is read.
 
 framing → host and origin → path → token → method → body (size, slowness, values) → the SDK
+
+The pages for monitoring leave after the path or, if they show something, after the token.
 """
 
 from __future__ import annotations
@@ -25,11 +27,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from promptmill.http.address import HostAllowlist
 from promptmill.http.json_response_workaround import RESPONSE, EitherResponse
+from promptmill.http.metrics import TYPE, Metrics
 from promptmill.http.sessions import IDLE_S, MOST_SESSIONS, LostCalls, Sessions, is_lone_call
 from promptmill.http.token import Token
 
 PATH = "/mcp"
 HEALTH = "/healthz"
+READY = "/readyz"
+METRICS = "/metrics"
 _METHODS = ("GET", "POST", "DELETE")
 # Some clients (LazyLLM) disconnect after five seconds of silence. The SDK creates the streams and has no option for
 # the interval of pings.
@@ -65,19 +70,85 @@ class Rules:
     max_body: int
 
 
-class App:
-    """The tools of a FastMCP server under `/mcp`, and `/healthz`."""
+class Pages:
+    """The pages for monitoring: `/healthz`, `/readyz` and `/metrics`. An app of its own for a server over stdio."""
+
+    def __init__(self, rules: Rules, metrics: Metrics) -> None:
+        self._rules, self._metrics = rules, metrics
+        self._closing = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] == "lifespan":
+            await self._live(scope, receive, send)
+            return
+        try:
+            _check_framing(scope)
+            self._check_host(scope)
+            if scope["path"] in {HEALTH, READY, METRICS}:
+                await (await self._page(scope))(scope, receive, send)
+            else:
+                await self._answer(scope, receive, send)
+        except HttpError as refusal:
+            await refusal.response()(scope, receive, send)
+        except ConnectionError:
+            return  # the client has left
+
+    async def _live(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        """Start, and wait for the end."""
+        for step in ("startup", "shutdown"):
+            await receive()
+            await send({"type": f"lifespan.{step}.complete"})
+
+    async def _answer(self, _scope: Scope, _receive: Receive, _send: Send) -> None:
+        """Answer a request for anything but a page. Raises `HttpError`."""
+        raise HttpError(404, f"There is nothing here; the metrics are at {METRICS}.")
+
+    async def _page(self, scope: Scope) -> Response:
+        if scope["path"] == METRICS:
+            self._check_token(scope)
+        if scope["method"] not in {"GET", "HEAD"}:
+            raise HttpError(405, "", {"allow": "GET, HEAD"})
+        if scope["path"] == METRICS:
+            return Response(await self._metrics.text(), headers={"content-type": TYPE})
+        problem = "closing" if self._closing else self._metrics.not_ready if scope["path"] == READY else ""
+        return PlainTextResponse(f"{problem}\n", 503) if problem else PlainTextResponse("ok\n")
+
+    def _check_host(self, scope: Scope) -> None:
+        hosts = _headers(scope, b"host")
+        if len(hosts) != 1 or not self._rules.hosts.is_ours(hosts[0]):
+            raise HttpError(
+                421,
+                "This server does not answer under that host name; its operator can allow it: "
+                "`promptmill serve --allowed-host NAME`.",
+            )
+        if not all(map(self._rules.hosts.is_our_origin, _headers(scope, b"origin"))):
+            raise HttpError(403, "Web pages of other origins may not call this server.")
+
+    def _check_token(self, scope: Scope) -> None:
+        if self._rules.token is not None and not self._rules.token.opens(scope["headers"]):
+            wrong = _NOT_OURS if _headers(scope, b"authorization") else _WHAT_TO_SEND
+            raise HttpError(401, wrong, {"www-authenticate": "Bearer"})
+
+    def close(self) -> None:
+        """Take no more calls; running calls continue."""
+        self._closing = True
+
+
+class App(Pages):
+    """The tools of a FastMCP server under `/mcp`, and the pages for monitoring."""
 
     def __init__(
         self,
         server: FastMCP,
         rules: Rules,
+        metrics: Metrics,
         *,
         session_idle_s: float = IDLE_S,
         max_sessions: int = MOST_SESSIONS,
     ) -> None:
         """`session_idle_s` seconds without a request end a session and the calls that run in it."""
-        self._rules = rules
+        super().__init__(rules, metrics)
         sdk_server = server._mcp_server  # FastMCP's own wrapper cannot set the largest body
         # Otherwise the SDK lists all tools at each call to find arguments that come in headers; our tools have none.
         sdk_server.get_tool_input_schema = lambda _: None
@@ -91,7 +162,6 @@ class App:
         server.add_middleware(_BodyMemory())
         self._inner = self._mounted()
         self._lost_calls = LostCalls(self._respond)
-        self._closing = False
         self.answered = 0
         """Number of requests that have passed the checks."""
         self._calls = 0
@@ -108,27 +178,16 @@ class App:
         app.state.transport_type = "streamable-http"
         return app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        if scope["type"] == "lifespan":
-            await self._inner(scope, receive, send)
+    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._inner(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._check_call(scope)
+        if (refusal := _visitor(scope)) is not None:
+            await refusal(scope, receive, send)
             return
-        try:
-            _check_framing(scope)
-            self._check_host(scope)
-            if scope["path"] == HEALTH:
-                await self._health(scope, receive, send)
-                return
-            self._check_call(scope)
-            if (refusal := _visitor(scope)) is not None:
-                await refusal(scope, receive, send)
-                return
-            with self._counted(scope), Share(self._bodies) as share:
-                await self._call(scope, receive, send, share)
-        except HttpError as refusal:
-            await refusal.response()(scope, receive, send)
-        except ConnectionError:
-            return  # the client has left
+        with self._counted(scope), Share(self._bodies) as share:
+            await self._call(scope, receive, send, share)
 
     async def _call(self, scope: Scope, receive: Receive, send: Send, share: Share) -> None:
         limit = self._rules.max_body if scope["method"] == "POST" else _BESIDE_CALLS
@@ -146,29 +205,10 @@ class App:
         response: EitherResponse | None = scope[RESPONSE]
         await self._inner(scope, receive, send if response is None else response.over(send))
 
-    def _check_host(self, scope: Scope) -> None:
-        hosts = _headers(scope, b"host")
-        if len(hosts) != 1 or not self._rules.hosts.is_ours(hosts[0]):
-            raise HttpError(
-                421,
-                "This server does not answer under that host name; its operator can allow it: "
-                "`promptmill serve --allowed-host NAME`.",
-            )
-        if not all(map(self._rules.hosts.is_our_origin, _headers(scope, b"origin"))):
-            raise HttpError(403, "Web pages of other origins may not call this server.")
-
-    async def _health(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["method"] not in {"GET", "HEAD"}:
-            raise HttpError(405, "", {"allow": "GET, HEAD"})
-        answer = PlainTextResponse("closing\n", 503) if self._closing else PlainTextResponse("ok\n")
-        await answer(scope, receive, send)
-
     def _check_call(self, scope: Scope) -> None:
         if scope["path"] not in {PATH, f"{PATH}/"}:
             raise HttpError(404, f"There is nothing here; the tools are at {PATH}.")
-        if self._rules.token is not None and not self._rules.token.opens(scope["headers"]):
-            wrong = _NOT_OURS if _headers(scope, b"authorization") else _WHAT_TO_SEND
-            raise HttpError(401, wrong, {"www-authenticate": "Bearer"})
+        self._check_token(scope)
         if scope["method"] not in _METHODS:
             raise HttpError(405, "", {"allow": ", ".join(_METHODS)})
         if self._closing:
@@ -187,10 +227,6 @@ class App:
             self._calls -= 1
             if not self._calls:
                 self._quiet.set()
-
-    def close(self) -> None:
-        """Take no more calls; running calls continue."""
-        self._closing = True
 
     async def end_sessions(self) -> None:
         """Wait until no call is running, then end all streams."""
@@ -392,6 +428,8 @@ class _ValueCount:
 
 
 def _too_large(limit: int) -> HttpError:
+    if limit == _BESIDE_CALLS:
+        return HttpError(413, "The request is too large; only a POST needs a body.")
     return HttpError(
         413,
         f"The request is larger than {limit:,} bytes, the limit of this server. "

@@ -30,6 +30,7 @@ class EitherResponse:
     def __init__(self, body: bytes) -> None:
         """`body` is that of the request."""
         self._json = _CALL in body and (len(body) > _LARGE or _TOKEN not in body)
+        self._is_stream = False
         self._held: list[Message] = []
         self._sent = False
 
@@ -39,9 +40,13 @@ class EitherResponse:
         agent = next((value for name, value in scope["headers"] if name == b"user-agent"), b"")
         return cls(body) if scope["method"] == "POST" and _LIMITED in agent else None
 
+    def stream(self) -> None:
+        """Make the response a stream, in which the server can send the client a request of its own."""
+        self._is_stream, self._json = True, False
+
     def most_bytes(self) -> int | None:
         """Return the limit in bytes of the result that is sent next; None for no limit."""
-        self._json = self._json or not self._sent
+        self._json = self._json or not (self._sent or self._is_stream)
         return None if self._json else _EVENT_BYTES
 
     def over(self, send: Send) -> Send:
@@ -58,7 +63,7 @@ class EitherResponse:
 
     async def _take_events(self, message: Message, send: Send) -> None:
         events = message.get("body", b"")
-        response = b"" if self._sent and not self._json else _response(events)
+        response = b"" if self._is_stream or (self._sent and not self._json) else _response(events)
         if not self._sent:
             if not response and _is_empty(events) and message.get("more_body"):
                 self._held.append(message)  # the id from which a client resumes a stream

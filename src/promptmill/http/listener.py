@@ -14,7 +14,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from promptmill.core.errors import Named, config_error
-from promptmill.http.app import App
+from promptmill.http.app import Pages
 
 _KEEP_ALIVE_S = 75  # longer than clients' pools keep a connection, so that they never reuse one that we have closed
 _LARGEST_HEAD = 64 << 10
@@ -118,7 +118,7 @@ class Listener(uvicorn.Server):
 
 
 def listener(
-    app: App,
+    app: Pages,
     *,
     connections: int,
     tls: ssl.SSLContext | None,

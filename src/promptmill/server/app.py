@@ -3,53 +3,74 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit, urlunsplit
 
 import orjson
+import yaml
 from fastmcp import FastMCP
 from fastmcp.apps.config import UI_EXTENSION_ID
+from fastmcp.server.extensions import MethodBinding, ServerExtension
 from mcp.server.caching import CacheHint
-from mcp_types import Annotations, Icon, ResourcesCapability, ServerCapabilities, ToolsCapability
-from pydantic import BaseModel, SecretStr
+from mcp.shared.exceptions import MCPError
+from mcp_types import (
+    INVALID_PARAMS,
+    Annotations,
+    Icon,
+    PaginatedRequestParams,
+    PromptsCapability,
+    ReadResourceRequestParams,
+    ResourcesCapability,
+    ServerCapabilities,
+    ToolsCapability,
+)
+from pydantic import BaseModel, Field, SecretStr
 
 from promptmill import __version__
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.config.settings import USUAL_KEYS
 from promptmill.core.errors import redact
 from promptmill.server.bulk_tools import add_bulk_tools, running_jobs_of
+from promptmill.server.tasks import Tasks
 from promptmill.server.tool_calls import CallLog, PlainArguments
 from promptmill.server.tools import add_answer_tools, add_engine_tools
 from promptmill.service.service import Service
 
 _ANSWERING = """\
-promptmill answers prompts with a language model of its own. Order of use:
-1. Nothing has to be prepared: call `generate` with all independent prompts in one list, `multimodal_generate` when \
-images belong to them, `multiturn_generate` with one conversation. Answers come in `ans_ls`, in the order of the \
-prompts; a failed item has the answer "" and an entry in `errors`.
-2. A result with a `job_id` is not complete, because the time limit was reached: do not send the unanswered prompts \
-again, read their answers with `bulk_results`.
-3. For a file of prompts call `bulk_generate` with an input and an output file, then `bulk_status` until its `state` \
-is `finished`; `bulk_results` reads answers, `bulk_cancel` ends the job.
-The resource promptmill://status shows model, calls in progress and configuration.\
+promptmill answers prompts with a language model of its own. Nothing has to be prepared.
+- One prompt, or up to about 50 independent ones: `generate`, all of them in one list. With images: \
+`multimodal_generate`. One conversation of several turns: `multiturn_generate`. Answers come in `ans_ls`, in the order \
+of the prompts; a failed item has the answer "" and an entry in `errors`.
+- A file, a folder, or more than about 50 prompts: `bulk_generate`, so that rows and answers stay out of this \
+conversation. First with `validate` to see the number of rows, tokens and the price; then without it. Then \
+`bulk_status` every few seconds until `state` is `finished`. `output_file` has all answers; `bulk_results` reads some, \
+`bulk_cancel` ends the job.
+- A result with a `job_id` reached the time limit: do not send the unanswered prompts again, read their answers with \
+`bulk_results`.
+- Fixed labels: `choices`. Fields to extract: `answer_schema`. Both work in all these tools.
+The resource promptmill://status shows model, calls in progress and configuration; promptmill://models the models to \
+choose from with `model`.\
 """
 _CHOOSING = """
-Call `generation_init` first, and only to change backend, model or sampling. \
-Call `vllm_shutdown` last, and only to free the memory of a model that runs on this machine.\
+`generation_init` only to change backend, model or sampling, before the other calls. \
+`vllm_shutdown` last, and only to free the memory of a model that runs on this machine.\
 """
 
 _WEBSITE = "https://github.com/promptmill/promptmill"
 _ICON = Path(__file__).with_name("icon.png")
-_NEVER_CHANGE = ("server/discover", "tools/list", "resources/list", "resources/templates/list")
-_ABSENT = ("prompts/list", "prompts/get", "logging/setLevel")
+_SKILL_FILE = Path(__file__).with_name("SKILL.md")
+_NEVER_CHANGE = ("server/discover", "tools/list", "prompts/list", "resources/list", "resources/templates/list")
+_ABSENT = "logging/setLevel"
 _FRESH = CacheHint(ttl_ms=600_000, scope="public")  # the same for all clients; a new process may be of another version
 _STATUS = "promptmill://status"
 _MODELS = "promptmill://models"
+_SKILL = "skill://promptmill/SKILL.md"
 _SET = "[set]"
 _SECRET_NAME = re.compile(r"(?i)key|token(?!iz)|secret|passw|pwd|auth|credential|cookie|signature|header")
 
@@ -66,14 +87,14 @@ def _announce_what_is_there(mcp: FastMCP) -> None:
     the lists.
     """
     sdk_server = mcp._mcp_server
-    for method in _ABSENT:
-        del sdk_server._request_handlers[method]  # the SDK derives the capabilities from these handlers
+    del sdk_server._request_handlers[_ABSENT]  # the SDK derives the capabilities from these handlers
     whole = sdk_server.get_capabilities
 
     def capabilities(*arguments: Any, **options: Any) -> ServerCapabilities:
         found = whole(*arguments, **options)
         extensions = {name: what for name, what in (found.extensions or {}).items() if name != UI_EXTENSION_ID}
-        there = {"tools": ToolsCapability(), "resources": ResourcesCapability(), "extensions": extensions or None}
+        lists = {"tools": ToolsCapability(), "prompts": PromptsCapability(), "resources": ResourcesCapability()}
+        there = {**lists, "extensions": extensions or None}
         return found.model_copy(update=there)
 
     sdk_server.get_capabilities = capabilities  # type: ignore[method-assign]
@@ -101,7 +122,10 @@ def create_server(service: Service, *, locked: bool = False) -> FastMCP:
         add_engine_tools(mcp, service)
     add_answer_tools(mcp, service, running_jobs)
     add_bulk_tools(mcp, service, running_jobs)
+    mcp.add_extension(Tasks(service, running_jobs))
     _add_status(mcp, service)
+    _add_skill(mcp)
+    _add_prompts(mcp)
     _announce_what_is_there(mcp)
     return mcp
 
@@ -132,6 +156,98 @@ def _add_status(mcp: FastMCP, service: Service) -> None:
     def models() -> str:
         found = {"models": service.described(service.offered)}
         return orjson.dumps(_Shown(service.plan).value(found), option=orjson.OPT_INDENT_2).decode()
+
+
+class _Skills(ServerExtension):
+    """The methods of clients that load skills over MCP (SEP-2640); for others the skill is a plain resource."""
+
+    identifier = "io.modelcontextprotocol/skills"
+
+    def methods(self) -> Sequence[MethodBinding]:
+        """Return the methods that list the skill."""
+        return [
+            MethodBinding("skills/list", PaginatedRequestParams, self._list),
+            MethodBinding("skills/get", ReadResourceRequestParams, self._get),
+        ]
+
+    async def _list(self, _: Any, __: PaginatedRequestParams) -> dict[str, Any]:
+        return {"skills": [_skill_entry()], **_SKILL_CACHE}
+
+    async def _get(self, _: Any, params: ReadResourceRequestParams) -> dict[str, Any]:
+        if str(params.uri) != _SKILL:
+            raise MCPError(INVALID_PARAMS, f"Unknown skill; the skill here is {_SKILL}.")
+        return {"skill": _skill_entry(), **_SKILL_CACHE}
+
+
+_SKILL_CACHE = {"ttlMs": _FRESH.ttl_ms, "cacheScope": _FRESH.scope}
+
+
+def _skill_entry() -> dict[str, Any]:
+    """Return the skill's address, its head, and the digest of its only file."""
+    content = _SKILL_FILE.read_bytes()
+    file = {"uri": _SKILL, "digest": f"sha256:{hashlib.sha256(content).hexdigest()}", "size": len(content)}
+    head = content.decode().split("---\n")[1]
+    return {"uri": _SKILL, "frontmatter": yaml.safe_load(head), "resources": [file]}
+
+
+def _add_skill(mcp: FastMCP) -> None:
+    @mcp.resource(
+        _SKILL,
+        name="skill",
+        title="Work with promptmill: files, labels, comparisons",
+        description="A skill for agents: label a file, extract fields by a schema, compare models. Read it before work "
+        "on more than a few prompts.",
+        mime_type="text/markdown",
+        annotations=Annotations(audience=["assistant"]),
+    )
+    def skill() -> str:
+        return _SKILL_FILE.read_bytes().decode()
+
+    mcp.add_extension(_Skills())
+
+
+_FILE_PROMPT = """\
+Answer this question for each row of the file {file} with promptmill: {question}
+
+1. Call `bulk_generate` with this `input_file`, a new `output_file` in the same folder, `validate: true`, and a \
+`prompt` that asks the question and names the columns that it needs as {{{{column}}}}. Use `choices` if the answers \
+are a few labels, `answer_schema` if they are fields.
+2. Report the number of rows, the problems, `estimated_cost` and `most_cost`, and ask whether to start.
+3. Make the same call without `validate`, then call `bulk_status` every few seconds until `state` is `finished`.
+4. Show the first five answers with `bulk_results`, the number of failed rows with their reasons, and the path of the \
+output. The resource {skill} explains more.\
+"""
+_COMPARE_PROMPT = """\
+Compare the models {models} on the file {file} with promptmill, for this question: {question}
+
+1. Call `bulk_generate` once for each of these models, as `model`, with `validate: true` and an `output_file` of its \
+own in the folder of the file; `prompt` asks the question and names columns as {{{{column}}}}. Report the cost of \
+each, and ask whether to start.
+2. Make the same calls without `validate`, and call `bulk_status` until all are `finished`.
+3. With a shell, run `promptmill compare OUTPUT OUTPUT --gold COLUMN`; leave the last option out if no column has the \
+right answers. Without a shell, read the same rows of the jobs with `bulk_results` and count how often they agree.
+4. Say which model is better, whether the difference may be chance, and what each costs. The resource {skill} \
+explains more.\
+"""
+
+
+def _add_prompts(mcp: FastMCP) -> None:
+    """Add the slash commands of clients."""
+
+    @mcp.prompt(title="Answer a question for each row of a file", description="Estimates the cost first.")
+    def bulk(
+        file: Annotated[str, Field(description="A file of rows on the server's machine: .csv, .jsonl, …")],
+        question: Annotated[str, Field(description="What to ask of each row.")],
+    ) -> str:
+        return _FILE_PROMPT.format(file=file, question=question, skill=_SKILL)
+
+    @mcp.prompt(title="Compare models on a file", description="Agreement, accuracy and cost of two or more models.")
+    def compare(
+        file: Annotated[str, Field(description="A file of rows on the server's machine: .csv, .jsonl, …")],
+        question: Annotated[str, Field(description="What to ask of each row.")],
+        models: Annotated[str, Field(description="Names from promptmill://models, separated by commas.")],
+    ) -> str:
+        return _COMPARE_PROMPT.format(file=file, question=question, models=models, skill=_SKILL)
 
 
 def describe(service: Service) -> dict[str, Any]:

@@ -15,14 +15,14 @@ import orjson
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from promptmill.config.backends import BACKENDS
-from promptmill.core.conversation import (
+from promptmill.core.errors import PromptmillError, input_error
+from promptmill.core.request import (
     Conversation,
     ImagePosition,
+    Sampling,
     conversation_from_messages,
     conversation_from_prompt,
 )
-from promptmill.core.errors import PromptmillError, input_error
-from promptmill.core.sampling import Sampling
 from promptmill.core.wording import shape
 
 T = TypeVar("T")

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import orjson
 from fastmcp import Context, FastMCP
 from fastmcp.exceptions import ResourceError
-from mcp_types import ToolAnnotations
+from fastmcp.tools import InputRequiredToolResult, ToolResult
+from mcp_types import ElicitRequest, ElicitRequestFormParams, ElicitResult, InputRequiredResult, ToolAnnotations
+from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import BeforeValidator, Field
 
-from promptmill.core.errors import Named, OrderError, PromptmillError, argument_name, input_error
+from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.errors import Code, Named, OrderError, PromptmillError, argument_name, input_error
+from promptmill.core.money import dollars
+from promptmill.http.json_response_workaround import RESPONSE, EitherResponse
 from promptmill.server import arguments
-from promptmill.server.results import most_bytes, page
+from promptmill.server.results import INLINE, PAGE_CHARACTERS, most_bytes, page, page_characters, wants_copy
 from promptmill.server.tool_calls import tool
 from promptmill.server.tools import plan_of_call
 from promptmill.service.service import Service
@@ -30,6 +35,7 @@ _ENVELOPE = 4 << 10
 _OF_THE_ORDER = {
     "prompt",
     "prompt_column",
+    "image_column",
     "limit",
     "again",
     "keep",
@@ -38,9 +44,14 @@ _OF_THE_ORDER = {
     "max_cost",
     "answer_column",
 }
-_OF_THE_ROW = {"index", "id", "custom_id", "model", "path"}
+_OF_THE_ROW = {"left_out", "index", "id", "custom_id", "model", "path"}
 _PAGE_BYTES = 8 << 20
-_PAGE_CHARACTERS = 40_000  # some 10,000 tokens; clients cut or refuse a result of more than 25,000
+_QUESTION = "cost"
+_YES_OR_NO: dict[str, Any] = {
+    "type": "object",
+    "properties": {"start": {"type": "boolean", "title": "Start the job", "default": True}},
+    "required": ["start"],
+}
 _NUMBER_OR_NULL = {"anyOf": [{"type": "integer"}, {"type": "null"}]}
 _STATUS: dict[str, Any] = {
     "job_id": {"type": "string"},
@@ -140,6 +151,54 @@ def _without_input(rows: list[dict[str, Any]], columns: Mapping[str, str]) -> li
     return [{name: value for name, value in row.items() if name in kept} for row in rows]
 
 
+class _UnansweredQuestion(Exception):  # noqa: N818 (no error: the client asks its user and repeats the call)
+    """The user has to answer before the job starts; `result` is the result of this call."""
+
+    def __init__(self, question: ElicitRequest) -> None:
+        super().__init__()
+        self.result = InputRequiredResult(input_requests={_QUESTION: question})
+
+
+def _approval(
+    ctx: Context, plan: ResolvedConfig, max_cost: float | None
+) -> Callable[[float, float | None], Awaitable[None]] | None:
+    """Return a function that asks the user about a job with this cost; None if the plan or the client has no questions.
+
+    The function raises `PromptmillError` (`budget`) unless the user agrees, and `_UnansweredQuestion` if the protocol
+    of the client has no requests of a server (2026-07-28): there the call ends with the question.
+    """
+    amount, session = plan.settings.ask_above_cost, ctx.session
+    able = None if session.client_capabilities is None else session.client_capabilities.elicitation
+    if amount is None or able is None or (able.form is None and able.url is not None):
+        return None
+    request = None if ctx.request_context is None else ctx.request_context.request
+    response: EitherResponse | None = None if request is None else request.scope.get(RESPONSE)
+    if response is not None:
+        response.stream()
+    limit = min((most for most in (max_cost, plan.settings.max_cost) if most is not None), default=None)
+
+    async def approve(estimated: float, most: float | None) -> None:
+        most = limit if most is None else most if limit is None else min(most, limit)
+        if (estimated if most is None else most) <= amount:
+            return
+        cost = f"about {dollars(estimated)}" + ("" if most is None else f", at most {dollars(most)}")
+        asked = ElicitRequestFormParams(message=f"This job costs {cost}. Start it?", requested_schema=_YES_OR_NO)
+        if session.protocol_version not in MODERN_PROTOCOL_VERSIONS:
+            answer = await session.elicit_form(asked.message, asked.requested_schema, ctx.request_id)
+        elif (given := (ctx.input_responses or {}).get(_QUESTION)) is None:
+            raise _UnansweredQuestion(ElicitRequest(params=asked))
+        else:
+            answer = ElicitResult.model_validate(given, from_attributes=True)
+        if answer.action != "accept" or not (answer.content or {}).get("start"):
+            raise PromptmillError(
+                Code.BUDGET,
+                f"The user did not agree to this job, which costs {cost}; nothing was sent.",
+                "Ask the user what to change: fewer rows (`limit`), a cheaper `model`, or `max_cost`.",
+            )
+
+    return approve
+
+
 def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], RunningJobs]) -> None:
     """Add the four tools and the resource of answers to the app."""
 
@@ -155,6 +214,7 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
         ),
     )
     async def bulk_generate(  # noqa: PLR0917 (the tool's signature)
+        ctx: Context,
         input_file: Annotated[
             str,
             arguments.null_is(""),
@@ -249,7 +309,7 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
             arguments.null_is("answer"),
             Field(description="The field for the answers; `answer` unless given, or `answer_1` if rows have `answer`."),
         ] = "answer",
-    ) -> dict[str, Any]:
+    ) -> ToolResult:
         """Answer every row of a file, prompt of a list, or file of a folder, in the background.
 
         Returns `job_id` and `state` at once.
@@ -260,10 +320,8 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
         """
         _check_source(input_file, output_file, prompts, files, prompt)
         plan = plan_of_call(service, model, answer_schema, sampling_params, choices)
-        if prompt and prompt_column:
-            raise input_error("`prompt` goes without `prompt_column`; name the column in `prompt`: {{column}}.")
         try:
-            return await running_jobs().start(
+            found = await running_jobs().start(
                 input_file,
                 output_file,
                 system_prompt,
@@ -281,9 +339,13 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
                 max_cost=max_cost,
                 answer_column=answer_column,
                 plan=plan,
+                approve=_approval(ctx, plan, max_cost),
             )
         except OrderError as error:
             raise input_error(error.worded(_argument_of)) from None
+        except _UnansweredQuestion as question:
+            return InputRequiredToolResult(question.result)
+        return ToolResult(structured_content=found)
 
     @tool(
         mcp,
@@ -312,6 +374,7 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
     @tool(
         mcp,
         output_schema=_ROWS,
+        meta=INLINE,
         annotations=ToolAnnotations(title="Read a job's answers", readOnlyHint=True, openWorldHint=False),
     )
     async def bulk_results(  # noqa: PLR0917 (the tool's signature)
@@ -339,10 +402,14 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
         ] = "all",
         max_characters: Annotated[
             int,
-            Field(ge=1000, description="Length of a page; further rows are on the next page. 40,000 unless given."),
-            arguments.null_is(_PAGE_CHARACTERS),
-        ] = _PAGE_CHARACTERS,
-    ) -> dict[str, Any]:
+            Field(
+                ge=1000,
+                description="Length of a page; further rows are on the next page. 40,000 unless given; less for a "
+                "client that cuts longer results.",
+            ),
+            arguments.null_is(PAGE_CHARACTERS),
+        ] = PAGE_CHARACTERS,
+    ) -> ToolResult:
         """Read a job's answers page by page, in input order, also while it runs.
 
         Returns `rows`, `state`, and `next_offset`: null at the end. Rows without an outcome are left out; until
@@ -351,9 +418,11 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
         found = await asyncio.to_thread(running_jobs().results, job_id, offset, limit, only)
         if not with_input:
             found["rows"] = _without_input(found["rows"], found.get("columns", {}))
-        found = page(found, max_characters, copies=1)
-        most = most_bytes(ctx, service.plan)
-        return found if most is None else page(found, most - _ENVELOPE, copies=2)
+        characters = page_characters(ctx) if max_characters == PAGE_CHARACTERS else max_characters
+        found = await asyncio.to_thread(page, found, characters, copies=1)
+        if (most := most_bytes(ctx, service.plan)) is not None:
+            found = await asyncio.to_thread(page, found, most - _ENVELOPE, copies=2)
+        return ToolResult(None if wants_copy(ctx) else "The rows are in the structured content.", found)
 
     @mcp.resource(
         "promptmill://jobs/{job_id}/answers{?offset}",

@@ -13,7 +13,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from promptmill.config.loading import Configuration
+from promptmill.core.errors import PromptmillError
 from promptmill.service.service import Service
+from promptmill.system.logs import announce
 from promptmill.system.runtime import descriptors, run, stay_responsive
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ _ENDING_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK")
 _LAST_WORDS_S = 0.5
 _CLOSE_S = 1.5
 _MOST_CONNECTIONS = 4096
+_SCRAPERS = 16
 _TIDY_S = 10.0
 _MUCH = 5_000  # items in progress: a garbage collection of more would cause a noticeable pause
 
@@ -34,17 +37,18 @@ def serve_stdio(
     configuration: Configuration,
     *,
     locked: bool = False,
+    metrics_port: int | None = None,
     extend: Callable[[FastMCP, Service], None] = lambda _server, _service: None,
 ) -> int:
     """Serve over stdio until stdin ends (exit code 0) or a signal arrives (128 + its number).
 
     Does not return after either.
-    `extend` may add tools to the server before it answers.
+    `metrics_port`: serve metrics on loopback there, too. `extend` may add tools to the server before it answers.
     """
     for name in _ENDING_SIGNALS:  # during the import of FastMCP nothing runs that needs a shutdown
         if (number := getattr(signal, name, None)) is not None:
             signal.signal(number, lambda got, _frame: os._exit(128 + got))
-    return run(_serve_stdio(configuration, extend, locked=locked))
+    return run(_serve_stdio(configuration, extend, locked=locked, metrics_port=metrics_port))
 
 
 def serve_http(configuration: Configuration, options: HttpOptions) -> int:
@@ -59,7 +63,11 @@ def serve_http(configuration: Configuration, options: HttpOptions) -> int:
 
 
 async def _serve_stdio(
-    configuration: Configuration, extend: Callable[[FastMCP, Service], None], *, locked: bool
+    configuration: Configuration,
+    extend: Callable[[FastMCP, Service], None],
+    *,
+    locked: bool,
+    metrics_port: int | None,
 ) -> int:
     from promptmill.server import create_server
     from promptmill.server.stdio import StdioServer
@@ -67,6 +75,7 @@ async def _serve_stdio(
     service = Service(configuration)
     server = create_server(service, locked=locked)
     extend(server, service)
+    pages = None if metrics_port is None else _serve_metrics(service, metrics_port)
     stay_responsive()
     signals = _Signals()  # after the imports: until now signals end the process at once
     stdio = StdioServer(server)
@@ -74,6 +83,8 @@ async def _serve_stdio(
     tidying = asyncio.ensure_future(_tidy(service, lambda: service.calls.totals()["calls"]))
     await signals.wait_for_one_or(serving)
     tidying.cancel()
+    if pages is not None:
+        pages.cancel()
     closing = asyncio.ensure_future(service.aclose())  # the first step, so that engines end even if a tool hangs
     loop = asyncio.get_running_loop()
     until = loop.time() + _CLOSE_S
@@ -85,6 +96,25 @@ async def _serve_stdio(
     serving.cancel()  # this cancels all calls
     await asyncio.wait({serving, closing}, timeout=max(0.0, until - loop.time()) + _LAST_WORDS_S / 2)
     _leave(serving, signals)
+
+
+def _serve_metrics(service: Service, port: int) -> asyncio.Task[None] | None:
+    """Serve the pages for monitoring on loopback; None if the port is in use, as by the server of another session."""
+    from promptmill.http.address import Address, HostAllowlist
+    from promptmill.http.app import Pages, Rules
+    from promptmill.http.listener import listener
+    from promptmill.http.metrics import Metrics
+
+    address = Address("127.0.0.1", port)
+    try:
+        sockets = address.bind()
+    except PromptmillError as error:
+        _, _, reason = str(error).partition(": ")  # without the name of the option
+        announce(f"metrics are not served: {reason}")
+        return None
+    pages = Pages(Rules(HostAllowlist(address, sockets), None, 0), Metrics(service))
+    announce(f"serving metrics at http://127.0.0.1:{sockets[0].getsockname()[1]}/metrics")
+    return asyncio.ensure_future(listener(pages, connections=_SCRAPERS, tls=None).serve(sockets))
 
 
 async def _tidy(service: Service, answered: Callable[[], int]) -> None:
@@ -105,17 +135,18 @@ async def _serve_http(configuration: Configuration, bound: BoundServer) -> int:
     signals = _Signals()
     from promptmill.http.app import App
     from promptmill.http.listener import listener
+    from promptmill.http.metrics import Metrics
     from promptmill.server import create_server
 
     service = Service(configuration, is_shared=True)
-    app = App(create_server(service, locked=True), bound.rules)
+    app = App(create_server(service, locked=True), bound.rules, Metrics(service))
     # half of the descriptors; the rest is for endpoints and files
     connections = min(_MOST_CONNECTIONS, descriptors(2 * _MOST_CONNECTIONS) // 2)
     server = listener(app, connections=connections, tls=bound.tls, access_log=bound.access_log)
     stay_responsive()
     serving = asyncio.ensure_future(server.serve(bound.sockets))
     tidying = asyncio.ensure_future(_tidy(service, lambda: app.answered))
-    print(f"promptmill: {bound.greeting}", file=sys.stderr, flush=True)
+    announce(bound.greeting)
     await signals.wait_for_one_or(serving)
     tidying.cancel()
 

@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeVar
 
 import orjson
 from fastmcp import Context
 from fastmcp.tools import ToolResult
-from mcp_types import ContentBlock, ResourceLink, TextContent
+from mcp_types import ContentBlock, Implementation, ResourceLink, TextContent
 
-from promptmill.backends.protocol import Call
+from promptmill.backends.protocol import Call, Completion, Failure, Outcome
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.outcome import Completion, Failure, Outcome
 from promptmill.http.json_response_workaround import RESPONSE, EitherResponse
-from promptmill.service import list_call
+from promptmill.service import choosing, list_call
+
+T = TypeVar("T")
+_FEW = 10_000  # items whose result is built on the event loop
+_LITTLE = 1 << 20  # characters of theirs
 
 # TypeScript's SDK ends a session over stdio at a message of 10 MiB. It has no default client name, so these names, the
 # defaults of clients without a limit, do not belong to its clients. `mcp` is the default of Python's SDK.
 _STDIO_BYTES = 9 << 20
 _WITHOUT_LIMIT = frozenset({"mcp", "fastmcp", "mcp-use", "ai-sdk-mcp-client"})
 # Over HTTP several clients share the event loop, on which the SDK writes a message at some 10 ns a byte.
-_HTTP_BYTES = 32 << 20
+_HTTP_BYTES = 24 << 20
 _ENVELOPE = 4 << 10
-_NO_COPY = (
-    "The answers are in the structured content (`ans_ls`) only: with a copy of it here the result would be too large "
-    "for one message."
-)
+_NO_COPY = "The answers are in the structured content (`ans_ls`) only, without a copy here."
+# Claude Code writes a longer result of the tool to a file, which its model has to open; no larger number counts.
+INLINE = {"anthropic/maxResultSizeChars": 500_000}
+PAGE_CHARACTERS = 40_000  # some 10,000 tokens; clients cut or refuse a result of more than 25,000
+_PAGES = {"codex-mcp-client": 9_000}  # it cuts what exceeds 10,000 bytes out of the middle of a result
+# Their models get the structured content and never see the text (seen in these versions and later ones).
+_WITHOUT_TEXT = {"claude-code": (2, 1, 121), "codex-mcp-client": (0, 169)}
 ANSWERS: dict[str, Any] = {
     "type": "object",
     "properties": {
@@ -118,6 +128,33 @@ def _result(
     return ToolResult([], structured, meta, is_error=is_error)
 
 
+async def _with_models(outcomes: Sequence[Outcome], plan: ResolvedConfig) -> Sequence[Outcome]:
+    """Return the outcomes; if the endpoint lacks the model, their hint names its models."""
+    lacking = next((one for one in outcomes if _lacks_model(one)), None)
+    if not isinstance(lacking, Failure) or plan.settings.client_limits.models is not None:
+        return outcomes
+    how = "`model_name` (in the configuration, or by generation_init)"
+    if not (meant := await choosing.meant_model(plan, lacking.error, how)):
+        return outcomes
+    hint = f"{meant[0].upper()}{meant[1:]}"
+    return [_hinted(one, hint) if isinstance(one, Failure) and _lacks_model(one) else one for one in outcomes]
+
+
+def _lacks_model(outcome: Outcome) -> bool:
+    # with any other hint, the address is wrong and not the model
+    return (
+        isinstance(outcome, Failure)
+        and outcome.error.code is Code.NOT_FOUND
+        and outcome.error.hint == PromptmillError(Code.NOT_FOUND, "").hint
+    )
+
+
+def _hinted(failure: Failure, hint: str) -> Failure:
+    error = PromptmillError(failure.error.code, failure.error.message, hint)
+    error.said = failure.error.said
+    return replace(failure, error=error)
+
+
 def _texts(*texts: str) -> list[ContentBlock]:
     return [TextContent(type="text", text=text) for text in texts]
 
@@ -146,13 +183,81 @@ def most_bytes(ctx: Context, plan: ResolvedConfig) -> int | None:
         return min(filter(None, limits), default=None)
     if plan.trust_client:
         return None
-    client = None if context is None else context.session.client_params
-    if limit is None and (client is None or client.client_info.name not in _WITHOUT_LIMIT):
+    client = _client(ctx)
+    if limit is None and (client is None or client.name not in _WITHOUT_LIMIT):
         return _STDIO_BYTES
     return limit or None
 
 
-def whole_result(
+def _client(ctx: Context) -> Implementation | None:
+    context = ctx.request_context
+    params = None if context is None else context.session.client_params
+    return None if params is None else params.client_info
+
+
+def page_characters(ctx: Context) -> int:
+    """Return the length of a page of rows that the model behind the client sees whole."""
+    client = _client(ctx)
+    return PAGE_CHARACTERS if client is None else _PAGES.get(client.name, PAGE_CHARACTERS)
+
+
+def wants_copy(ctx: Context) -> bool:
+    """Return whether the client may need the copy of the structured content in the text: all but a few named ones."""
+    client = _client(ctx)
+    since = None if client is None else _WITHOUT_TEXT.get(client.name)
+    return client is None or since is None or tuple(map(int, re.findall(r"\d+", client.version)[:3])) < since
+
+
+async def result_of(
+    ctx: Context,
+    outcomes: Sequence[Outcome],
+    stats: Call,
+    plan: ResolvedConfig,
+    keep: Callable[[Sequence[Outcome]], Awaitable[str]],
+    *,
+    job_id: str | None = None,
+) -> ToolResult:
+    """Return the result of a call; if it is too large for the client, it names the job that `keep` makes of it.
+
+    `job_id` names the job that answers the deferred items.
+    """
+    any_failure = plan.settings.on_error == "raise"
+    is_small = _is_small(outcomes)
+
+    async def apart(work: Callable[[], T]) -> T:
+        """Run `work`, in a thread if it takes long, so that other calls continue meanwhile."""
+        return work() if is_small else await asyncio.to_thread(work)
+
+    if await apart(partial(list_call.failed, outcomes, any_failure=any_failure)):
+        outcomes = await _with_models(outcomes, plan)
+    most = most_bytes(ctx, plan)
+    build = partial(_whole_result, outcomes, stats, any_failure=any_failure, job_id=job_id)
+    if (result := await apart(partial(build, most=most, with_copy=wants_copy(ctx)))) is not None:
+        return result
+    assert most is not None
+    try:
+        kept_id = await keep(outcomes)
+    except PromptmillError as error:
+        stats.warn(f"The result may be too large for the client, and could not be kept as a job: {error}")
+        result = await apart(partial(build, most=None, with_copy=False))
+        assert result is not None
+        return result
+    first = partial(_first_answers, outcomes, stats, any_failure=any_failure, kept_id=kept_id, job_id=job_id)
+    return await apart(partial(first, most=most))
+
+
+def _is_small(outcomes: Sequence[Outcome]) -> bool:
+    """Return whether the result of a call takes a few milliseconds to build."""
+    if len(outcomes) > _FEW:
+        return False
+    done = [one for one in outcomes if isinstance(one, Completion)]
+    if any(one.logprobs or one.tool_calls for one in done):
+        return False
+    more = sum(len(text) for one in done for text in (one.reasoning or "", *one.answers))
+    return more + sum(len(one.text) for one in outcomes) < _LITTLE  # a failure may contain the model's wrong answer
+
+
+def _whole_result(
     outcomes: Sequence[Outcome],
     stats: Call,
     *,
@@ -194,7 +299,7 @@ def _json_bytes(found: Mapping[str, Any]) -> int:
     return size
 
 
-def first_answers(
+def _first_answers(
     outcomes: Sequence[Outcome],
     stats: Call,
     *,

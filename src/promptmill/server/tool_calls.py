@@ -31,7 +31,7 @@ from promptmill.backends.registry import check_name
 from promptmill.config.backends import AUTO
 from promptmill.config.settings import BackendConfigs
 from promptmill.core.errors import Code, PromptmillError, redact
-from promptmill.core.sampling import Sampling
+from promptmill.core.request import Sampling
 from promptmill.core.wording import close_matches, shape
 from promptmill.http.json_response_workaround import RESPONSE
 from promptmill.service.service import Service

@@ -2,43 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from fastmcp import Context, FastMCP
 from fastmcp.tools import ToolResult
 from mcp_types import TextContent, ToolAnnotations
+from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
 from promptmill.answers.schema import why_no_schema, with_schema
-from promptmill.backends.protocol import Call
+from promptmill.backends.protocol import Call, Outcome
 from promptmill.config.backends import AUTO
 from promptmill.config.loading import Overrides
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.conversation import Conversation
-from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.money import Budget
-from promptmill.core.outcome import Completion, Failure, Outcome
-from promptmill.server import arguments
-from promptmill.server.results import (
-    ANSWERS,
-    ANSWERS_IN_SHORT,
-    first_answers,
-    most_bytes,
-    whole_result,
-)
+from promptmill.core.request import Conversation
+from promptmill.server import arguments, tasks
+from promptmill.server.results import ANSWERS, ANSWERS_IN_SHORT, INLINE, result_of
 from promptmill.server.tool_calls import tool, with_progress
-from promptmill.service import choosing, list_call
 from promptmill.service.service import Service
 
 if TYPE_CHECKING:
     from promptmill.jobs.manage.running_jobs import RunningJobs
 
-T = TypeVar("T")
-_FEW = 10_000  # items whose result is built on the event loop
-_LITTLE = 1 << 20  # characters of theirs
 _MOST_IN_FLIGHT = 128  # requests of a call that may hold its system prompt at the same time
 _LONGEST_REPEATED = 64 << 20  # characters
 _KEPT = "The backend is still `{}`, as the configuration names it; give `backend` to choose another."
@@ -51,6 +39,7 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
     @tool(
         mcp,
         output_schema=ANSWERS,
+        meta=INLINE,
         annotations=ToolAnnotations(title="Answer prompts", readOnlyHint=True, openWorldHint=True),
     )
     async def generate(
@@ -73,16 +62,15 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         bulk_generate.
         """
         prompts = arguments.list_of(prompt_ls, "prompt_ls")
-        stats, plan = (
-            _stats(len(prompts), max_cost),
-            plan_of_call(service, model, answer_schema, sampling_params, choices),
-        )
+        stats = _stats(len(prompts), max_cost)
+        plan = plan_of_call(service, model, answer_schema, sampling_params, choices)
         items = await arguments.conversations(prompts)
         return await answers.of(ctx, items, stats, system_prompt, plan)
 
     @tool(
         mcp,
         output_schema=ANSWERS_IN_SHORT,
+        meta=INLINE,
         annotations=ToolAnnotations(
             title="Answer prompts about images", readOnlyHint=False, destructiveHint=False, openWorldHint=True
         ),
@@ -106,10 +94,8 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         """
         prompts = arguments.list_of(prompt_ls, "prompt_ls")
         images = arguments.list_of(multimodal_path, "multimodal_path")
-        stats, plan = (
-            _stats(len(prompts), max_cost),
-            plan_of_call(service, model, answer_schema, sampling_params, choices),
-        )
+        stats = _stats(len(prompts), max_cost)
+        plan = plan_of_call(service, model, answer_schema, sampling_params, choices)
         settings = plan.settings
         tag, position = image_tag or settings.image_tag, settings.image_position
         items = await arguments.conversations_with_images(prompts, images, tag, position)
@@ -219,31 +205,11 @@ def _stats(total: int, max_cost: float | None) -> Call:
     return Call(total=total, budget=None if max_cost is None else Budget(max_cost))
 
 
-async def _with_models(outcomes: Sequence[Outcome], plan: ResolvedConfig) -> Sequence[Outcome]:
-    """Return the outcomes; if the endpoint lacks the model, their hint names its models."""
-    lacking = next((one for one in outcomes if _lacks_model(one)), None)
-    if not isinstance(lacking, Failure) or plan.settings.client_limits.models is not None:
-        return outcomes
-    how = "`model_name` (in the configuration, or by generation_init)"
-    if not (meant := await choosing.meant_model(plan, lacking.error, how)):
-        return outcomes
-    hint = f"{meant[0].upper()}{meant[1:]}"
-    return [_hinted(one, hint) if isinstance(one, Failure) and _lacks_model(one) else one for one in outcomes]
-
-
-def _lacks_model(outcome: Outcome) -> bool:
-    # with any other hint, the address is wrong and not the model
-    return (
-        isinstance(outcome, Failure)
-        and outcome.error.code is Code.NOT_FOUND
-        and outcome.error.hint == PromptmillError(Code.NOT_FOUND, "").hint
-    )
-
-
-def _hinted(failure: Failure, hint: str) -> Failure:
-    error = PromptmillError(failure.error.code, failure.error.message, hint)
-    error.said = failure.error.said
-    return replace(failure, error=error)
+def _takes_tasks(ctx: Context) -> bool:
+    """Return whether the client declares in its request that a task may stand in for the result."""
+    context = ctx.request_context
+    is_modern = context is not None and context.protocol_version in MODERN_PROTOCOL_VERSIONS
+    return is_modern and ctx.client_extension_settings(tasks.EXTENSION) is not None
 
 
 class _Answers:
@@ -261,7 +227,10 @@ class _Answers:
         system_prompt: str,
         plan: ResolvedConfig,
     ) -> ToolResult:
-        """Answer `items` according to `plan`, within `max_call_s` if that is set. Raises `PromptmillError`."""
+        """Answer `items` according to `plan`; what takes longer than `max_call_s` becomes a job, or the client's task.
+
+        Raises `PromptmillError`.
+        """
         service = self._service
         if (most := _LONGEST_REPEATED // max(1, min(len(items), _MOST_IN_FLIGHT))) < len(system_prompt):
             raise input_error(
@@ -275,63 +244,23 @@ class _Answers:
             asked = system_prompt or plan.settings.system_prompt
             return await call_job.keep(self._running_jobs(), items, outcomes, asked, plan)
 
-        if plan.settings.max_call_s is None:
+        limit_s, takes_tasks = plan.settings.max_call_s, _takes_tasks(ctx)
+        if takes_tasks:
+            limit_s = min(tasks.limit_s(len(items)), limit_s or math.inf)
+        if limit_s is None:
             work = service.generate(items, stats, system_prompt=system_prompt, plan=plan)
             outcomes: Sequence[Outcome] = await with_progress(ctx, service, stats, work)
-            return await self._result(ctx, outcomes, stats, plan, keep)
+            return await result_of(ctx, outcomes, stats, plan, keep)
         from promptmill.jobs.manage.call_job import DeadlineCall  # imported only if a limit is set
 
         plan = await service.settled(plan)  # a job stores its backend and model
-        call = DeadlineCall(service, self._running_jobs(), items, stats, system_prompt, plan)
+        task = tasks.note(ctx, len(items), plan) if takes_tasks else None
+        call = DeadlineCall(service, self._running_jobs(), items, stats, system_prompt, plan, limit_s, task)
         try:
             outcomes = await with_progress(ctx, service, stats, call.outcomes())
             job_id, spent = call.go_on()
         finally:
             call.abandon()
-        return await self._result(ctx, outcomes, spent, plan, keep, job_id=job_id)
-
-    async def _result(
-        self,
-        ctx: Context,
-        outcomes: Sequence[Outcome],
-        stats: Call,
-        plan: ResolvedConfig,
-        keep: Callable[[Sequence[Outcome]], Awaitable[str]],
-        *,
-        job_id: str | None = None,
-    ) -> ToolResult:
-        """Return the result; if it is too large for the client, its answers are kept as a job."""
-        any_failure = plan.settings.on_error == "raise"
-        is_small = _is_small(outcomes)
-
-        async def apart(work: Callable[[], T]) -> T:
-            """Run `work`, in a thread if it takes long, so that other calls continue meanwhile."""
-            return work() if is_small else await asyncio.to_thread(work)
-
-        if await apart(partial(list_call.failed, outcomes, any_failure=any_failure)):
-            outcomes = await _with_models(outcomes, plan)
-        most = most_bytes(ctx, plan)
-        build = partial(whole_result, outcomes, stats, any_failure=any_failure, job_id=job_id)
-        if (result := await apart(partial(build, most=most))) is not None:
-            return result
-        assert most is not None
-        try:
-            kept_id = await keep(outcomes)
-        except PromptmillError as error:
-            stats.warn(f"The result may be too large for the client, and could not be kept as a job: {error}")
-            result = await apart(partial(build, most=None, with_copy=False))
-            assert result is not None
-            return result
-        first = partial(first_answers, outcomes, stats, any_failure=any_failure, kept_id=kept_id, job_id=job_id)
-        return await apart(partial(first, most=most))
-
-
-def _is_small(outcomes: Sequence[Outcome]) -> bool:
-    """Return whether the result of a call takes a few milliseconds to build."""
-    if len(outcomes) > _FEW:
-        return False
-    done = [one for one in outcomes if isinstance(one, Completion)]
-    if any(one.logprobs or one.tool_calls for one in done):
-        return False
-    more = sum(len(text) for one in done for text in (one.reasoning or "", *one.answers))
-    return more + sum(len(one.text) for one in outcomes) < _LITTLE  # a failure may contain the model's wrong answer
+        if takes_tasks and job_id is not None:
+            return await tasks.started(self._running_jobs(), job_id)
+        return await result_of(ctx, outcomes, spent, plan, keep, job_id=job_id)

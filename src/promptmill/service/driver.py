@@ -19,8 +19,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-from promptmill.backends.protocol import Answer, Call, Request, Share, Sink, Source, Stoppable, ignored
-from promptmill.core.outcome import Outcome
+from promptmill.backends.protocol import Answer, Call, Outcome, Share, Sink, Source, Stoppable, ignored
+from promptmill.core.request import Request
 
 _MOST_TAKEN = 256
 _MOST_HELD = 1024

@@ -10,11 +10,9 @@ from typing import Any
 
 import orjson
 
-from promptmill.backends.protocol import Call, Request, Sink, Source
-from promptmill.core.conversation import Conversation
+from promptmill.backends.protocol import Call, Completion, Failure, Outcome, Sink, Source, Usage
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.outcome import Completion, Failure, Outcome, Usage
-from promptmill.core.sampling import Sampling
+from promptmill.core.request import Conversation, Request, Sampling
 
 _LONGEST_COLUMNS = 1000
 _MOST_REPEATED = 1000
@@ -70,6 +68,8 @@ class ListSink(Sink):
         self._outcomes: list[Outcome | None] = [None] * size
         self._most_large, self._most = most_large, most
         self._large = self._all = 0
+        self._sized: tuple[object, object, int] = None, None, 0
+        """The last `logprobs` and tool calls, which thousands of equal prompts may share, and their size."""
 
     async def put(self, key: int, outcome: Outcome) -> None:
         """Keep the outcome of item `key`; a large answer that exceeds the limit of large answers becomes a failure.
@@ -77,7 +77,7 @@ class ListSink(Sink):
         Raises `PromptmillError` when the limit of all answers is reached; the call then sends no further request.
         """
         if self._most_large is not None and isinstance(outcome, Completion):
-            size = _size(outcome)
+            size = self._size(outcome)
             if size > _LARGE_ANSWER and self._large + size > self._most_large:
                 outcome = Failure(
                     _too_large("large answers", self._most_large),
@@ -93,6 +93,18 @@ class ListSink(Sink):
         if self._most is not None and self._all > self._most:
             raise _too_large("answers", self._most)
 
+    def _size(self, completion: Completion) -> int:
+        """Return the approximate size of an answer in memory, in bytes."""
+        size = sys.getsizeof(completion.text) + sys.getsizeof(completion.reasoning)
+        if completion.logprobs or completion.tool_calls:
+            logprobs, tool_calls, known = self._sized
+            if logprobs is not completion.logprobs or tool_calls is not completion.tool_calls:
+                values = orjson.dumps((completion.logprobs, completion.tool_calls))
+                known = len(values) + _VALUE * sum(map(values.count, (b"{", b"[", b",")))
+                self._sized = completion.logprobs, completion.tool_calls, known
+            size += known
+        return size + sum(map(sys.getsizeof, completion.answers[1:]))
+
     @property
     def missing(self) -> list[int]:
         """The items without an outcome."""
@@ -105,15 +117,6 @@ class ListSink(Sink):
             return [outcome for outcome in self._outcomes if outcome is not None]
         left = Failure(unanswered)
         return [left if outcome is None else outcome for outcome in self._outcomes]
-
-
-def _size(completion: Completion) -> int:
-    """Return the approximate size of an answer in memory, in bytes."""
-    size = sys.getsizeof(completion.text) + sys.getsizeof(completion.reasoning)
-    if completion.logprobs or completion.tool_calls:
-        values = orjson.dumps((completion.logprobs, completion.tool_calls))
-        size += len(values) + _VALUE * sum(map(values.count, (b"{", b"[", b",")))
-    return size + sum(map(sys.getsizeof, completion.answers[1:]))
 
 
 def _too_large(which: str, most: int) -> PromptmillError:

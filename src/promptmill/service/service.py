@@ -6,19 +6,18 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from promptmill.answering.fallback import NotLoadedError, Router
-from promptmill.backends.protocol import Call, Share, Sink, Source, Stoppable
+from promptmill.backends.protocol import DURATIONS_S, Call, Failure, Outcome, Share, Sink, Source, Stoppable
 from promptmill.config.backends import AUTO
 from promptmill.config.loading import Configuration, Overrides
 from promptmill.config.resolved_config import DEFAULT, ResolvedConfig, unknown_model
-from promptmill.core.conversation import Conversation
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.core.money import Budget
-from promptmill.core.outcome import Failure, Outcome
+from promptmill.core.request import Conversation
 from promptmill.service import choosing
 from promptmill.service.driver import Driver, settle
 from promptmill.service.list_call import MOST_LARGE, MOST_SHARED, ListSink, ListSource
@@ -30,6 +29,7 @@ _COUNTS = (
     *("done", "failed", "requests", "retries", "prompt_tokens", "completion_tokens"),
     *("cached", "repaired", "asked_again"),
 )
+_MOST_MODELS = 50  # whose calls are counted apart: a client can name any number of models
 
 
 class Service:
@@ -197,10 +197,10 @@ class Service:
         except TimeoutError:
             unanswered = too_long(limit_s)
         except PromptmillError as error:
-            self.calls.unanswered(error.code, len(sink.missing))
+            self.calls.unanswered(plan or self.plan, error.code, len(sink.missing))
             raise
         if unanswered is not None:
-            self.calls.unanswered(unanswered.code, len(sink.missing))
+            self.calls.unanswered(plan or self.plan, unanswered.code, len(sink.missing))
         return sink.result(unanswered)
 
     async def answer(
@@ -265,7 +265,9 @@ class Service:
             stats.warn(warning)
         if len(self.models) > 1:
             stats.model = plan.name
-        with self.calls.counted(stats):
+        # a plan that leaves its model open is decided during the call
+        now = (lambda: self._model(plan.name).plan) if plan.is_open else lambda: plan
+        with self.calls.counted(Counted(stats, now)):
             yield
 
     def _refuse_when_closed(self) -> None:
@@ -330,33 +332,69 @@ def too_long(limit_s: float | None) -> PromptmillError:
     return PromptmillError(Code.DEADLINE, f"The call took longer than `call_timeout` ({limit_s:g} s).")
 
 
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """A call in progress, and a function that returns its plan."""
+
+    call: Call
+    plan: Callable[[], ResolvedConfig]
+
+
+@dataclass(slots=True)
+class Totals:
+    """The sums over the calls of one model. `plan` is None for all models beyond the first fifty."""
+
+    plan: ResolvedConfig | None
+    of_job: bool
+    calls: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    codes: Counter[str] = field(default_factory=Counter)
+    cost: float | None = None
+    seconds: float = 0.0
+    durations: list[int] = field(default_factory=lambda: [0] * (len(DURATIONS_S) + 1))
+    """As a `Call` counts them."""
+
+    def add(self, call: Call) -> None:
+        """Add a call."""
+        self.calls += 1
+        self.counts.update({name: getattr(call, name) for name in (*_COUNTS, "refused", "cached_tokens")})
+        self.codes.update(call.codes)
+        if call.cost is not None:
+            self.cost = (self.cost or 0.0) + call.cost
+        self.seconds += call.seconds
+        self.durations = [mine + its for mine, its in zip(self.durations, call.durations, strict=True)]
+
+
 class _ServiceStats:
     """Statistics of all calls, read from their `Call` objects, so that they cost a running call no time."""
 
     def __init__(self) -> None:
         self.started = time.time()
         self._number = 0
-        self._running: dict[int, Call] = {}
-        self._ended: Counter[str] = Counter()
-        self._codes: Counter[str] = Counter()
+        self._running: dict[int, Counted] = {}
+        self._ended: dict[tuple[object, ...], Totals] = {}
 
     @contextlib.contextmanager
-    def counted(self, stats: Call) -> Iterator[None]:
-        """Count the call of `stats`, in progress until the end of the block."""
+    def counted(self, counted: Counted) -> Iterator[None]:
+        """Count a call, in progress until the end of the block."""
         self._number = number = self._number + 1
-        self._running[number] = stats
+        self._running[number] = counted
         try:
             yield
         finally:
             del self._running[number]
-            self._ended.update(_counts(stats))
-            self._codes.update(stats.codes)
+            _of_model(self._ended, counted.plan(), of_job=counted.call.of_job).add(counted.call)
 
-    def unanswered(self, code: Code, count: int) -> None:
+    def unanswered(self, plan: ResolvedConfig, code: Code, count: int) -> None:
         """Count items without an answer when their call ended early."""
-        self._ended["done"] += count
-        self._ended["failed"] += count
-        self._codes[str(code)] += count
+        totals = _of_model(self._ended, plan, of_job=False)
+        totals.counts.update(done=count, failed=count)
+        totals.codes[str(code)] += count
+
+    @property
+    def running(self) -> list[Counted]:
+        """The running calls, the oldest first."""
+        return list(self._running.values())
 
     def in_progress(self) -> list[dict[str, Any]]:
         """Return the progress of each running call, the oldest first. `total` is None if unknown."""
@@ -369,18 +407,33 @@ class _ServiceStats:
                 "in_flight": stats.in_flight,
                 "seconds": round(now - stats.started, 1),
             }
-            for stats in self._running.values()
+            for stats in (running.call for running in self._running.values())
         ]
+
+    def by_model(self) -> list[Totals]:
+        """Return the sums by model over all calls since the start, running ones included."""
+        found = {
+            key: replace(totals, counts=Counter(totals.counts), codes=Counter(totals.codes))
+            for key, totals in self._ended.items()
+        }
+        for running in self._running.values():
+            _of_model(found, running.plan(), of_job=running.call.of_job).add(running.call)
+        return list(found.values())
 
     def totals(self) -> dict[str, Any]:
         """Return the sums over all calls since the start, running ones included. `errors` counts failures by code."""
-        sums, codes = Counter(self._ended), Counter(self._codes)
-        for stats in self._running.values():
-            sums.update(_counts(stats))
-            codes.update(stats.codes)
+        sums, codes = Counter[str](), Counter[str]()
+        for totals in self.by_model():
+            sums.update(totals.counts)
+            codes.update(totals.codes)
         counts = {"calls": self._number} | {name: sums[name] for name in _COUNTS}
         return counts | {"errors": dict(codes.most_common())}
 
 
-def _counts(stats: Call) -> dict[str, int]:
-    return {name: getattr(stats, name) for name in _COUNTS}
+def _of_model(found: dict[tuple[object, ...], Totals], plan: ResolvedConfig, *, of_job: bool) -> Totals:
+    """Return the sums of the plan's model, new ones if need be."""
+    block = plan.block
+    key = plan.backend, plan.model, getattr(block, "provider", None), *getattr(block, "base_url", ()), of_job
+    if key not in found and len(found) >= _MOST_MODELS:
+        return found.setdefault((of_job,), Totals(None, of_job))
+    return found.setdefault(key, Totals(plan, of_job))

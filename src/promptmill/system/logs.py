@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Mapping
 
 from promptmill.core.errors import config_error
@@ -13,19 +15,57 @@ _LEVEL = "PROMPTMILL_LOG_LEVEL"
 LEVELS = ("debug", "info", "warning", "error")
 CALLS = "promptmill.calls"
 """The name of the log with one line per tool call."""
+FORMATS = ("text", "json")
 
 
-def to_stderr(level: str | None = None, *, all_calls: bool = False) -> None:
+def to_stderr(level: str | None = None, *, all_calls: bool = False, as_json: bool = False) -> None:
     """Send logs to stderr; stdout belongs to the protocol. `all_calls`: log successful calls, too.
+
+    `as_json`: each entry is one line of JSON.
 
     `level` applies to our own loggers; its default is PROMPTMILL_LOG_LEVEL, else warning. Libraries stay at warning:
     below it some log whole messages, keys and prompts included.
     """
     logging.basicConfig(stream=sys.stderr, level="WARNING", format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if as_json:
+        for handler in logging.getLogger().handlers:
+            handler.setFormatter(_JsonLines())
     wanted = (level or os.environ.get(_LEVEL, "")).strip().lower()
     logging.getLogger("promptmill").setLevel((wanted if wanted in LEVELS else "warning").upper())
     if all_calls:
         logging.getLogger(CALLS).setLevel(logging.INFO)
+
+
+def announce(text: str) -> None:
+    """Write a line for the operator to stderr, in the format of the log, whatever its level."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler.formatter, _JsonLines):
+            handler.handle(logging.LogRecord("promptmill", logging.INFO, "", 0, text, None, None))
+            return
+    print(f"promptmill: {text}", file=sys.stderr, flush=True)
+
+
+class _JsonLines(logging.Formatter):
+    """Entries as lines of JSON. The line of a call has a field for each of its parts."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return one line."""
+        when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        entry = {"time": f"{when}.{int(record.msecs):03}Z", "level": record.levelname.lower(), "logger": record.name}
+        if record.name == CALLS:
+            parts = (part.partition("=") for part in record.getMessage().split())
+            return json.dumps(entry | {name: _number(value) for name, _, value in parts})
+        entry["message"] = record.getMessage()
+        if record.exc_info:
+            entry["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(entry, ensure_ascii=False)
+
+
+def _number(text: str) -> str | float:
+    """Return the number that `text` is, else `text`."""
+    if text.isascii() and text.replace(".", "", 1).isdigit():
+        return float(text) if "." in text else int(text)
+    return text
 
 
 def quiet_fastmcp() -> None:

@@ -101,6 +101,17 @@ def limit_memory(most: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
+def limit_computing(seconds: float) -> None:
+    """End this process once it has computed for `seconds` more, whatever it does then; a later call starts anew.
+
+    The system ends it: no handler of Python runs while one long operation computes. Not on Windows.
+    """
+    if sys.platform != "win32":
+        import signal
+
+        signal.setitimer(signal.ITIMER_PROF, seconds)
+
+
 def descriptors(wanted: int) -> int:
     """Raise the soft limit of file descriptors to `wanted` if it is lower; return the resulting limit.
 

@@ -16,12 +16,10 @@ import byte_model
 from driving import run
 from fakes import DictSink, RequestSource
 from promptmill.backends.engines.host import EngineHost, create
-from promptmill.backends.protocol import Call, Request
+from promptmill.backends.protocol import Call, Completion, Outcome
 from promptmill.config.loading import Configuration, Overrides
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.conversation import conversation_from_messages, conversation_from_prompt
-from promptmill.core.outcome import Completion, Outcome
-from promptmill.core.sampling import Sampling
+from promptmill.core.request import Request, Sampling, conversation_from_messages, conversation_from_prompt
 
 EMBEDDED = "smollm2-135m-instruct"
 

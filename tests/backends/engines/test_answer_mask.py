@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 
 from promptmill.answers.schema import asking_for
-from promptmill.core.outcome import Completion
+from promptmill.backends.protocol import Completion
 from shapes import SHAPES
 
 pytestmark = pytest.mark.engine

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from promptmill.core.outcome import Completion
+from promptmill.backends.protocol import Completion
 
 pytestmark = pytest.mark.engine
 

@@ -18,9 +18,8 @@ from engine_parent import engine_parent
 from everyday import everyday
 from processtable import gone
 from promptmill.backends.engines.host import create
-from promptmill.backends.protocol import Call, Source
+from promptmill.backends.protocol import Call, Completion, Source
 from promptmill.core.errors import PromptmillError
-from promptmill.core.outcome import Completion
 from sure import sure
 from waiting import eventually, until
 

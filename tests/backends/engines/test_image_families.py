@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from image_families import FAMILIES, SHOWN, generated, make, template
-from promptmill.core.conversation import conversation_from_prompt
+from promptmill.core.request import conversation_from_prompt
 from waiting import until
 
 pytestmark = [pytest.mark.engine, pytest.mark.thorough]

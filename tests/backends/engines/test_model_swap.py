@@ -8,10 +8,9 @@ import contextlib
 import psutil
 import pytest
 
-from promptmill.backends.protocol import Call
+from promptmill.backends.protocol import Call, Completion
 from promptmill.config.loading import Configuration
-from promptmill.core.conversation import conversation_from_prompt
-from promptmill.core.outcome import Completion
+from promptmill.core.request import conversation_from_prompt
 from promptmill.service.service import Service
 from waiting import until
 

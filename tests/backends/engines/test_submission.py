@@ -12,10 +12,8 @@ from PIL import Image
 
 from promptmill.backends.engines.host import Submissions
 from promptmill.backends.engines.submission import pictures
-from promptmill.backends.protocol import Request
-from promptmill.core.conversation import conversation_from_messages, conversation_from_prompt
 from promptmill.core.errors import PromptmillError
-from promptmill.core.sampling import Sampling
+from promptmill.core.request import Request, Sampling, conversation_from_messages, conversation_from_prompt
 from promptmill.images.load import ImageRules, WebImages
 from promptmill.system import frames
 

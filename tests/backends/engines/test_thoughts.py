@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from promptmill.backends.protocol import Failure
 from promptmill.core.errors import Code
-from promptmill.core.outcome import Failure
 
 pytest.importorskip("torch")
 

@@ -7,8 +7,8 @@ import shutil
 
 import pytest
 
+from promptmill.backends.protocol import Failure
 from promptmill.core.errors import Code
-from promptmill.core.outcome import Failure
 
 pytest.importorskip("torch")
 pytestmark = pytest.mark.engine

@@ -8,9 +8,9 @@ import orjson
 import pytest
 
 from driving import ask, echoes, opened
+from promptmill.backends.protocol import Completion, Failure, Usage
 from promptmill.core.errors import Code
-from promptmill.core.outcome import Completion, Failure, Usage
-from promptmill.core.sampling import Sampling
+from promptmill.core.request import Sampling
 from replies import answer, attempts, by_prompt, drip, late, raw, sse, then_close, zipped
 from waiting import until
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from driving import ask, echoes, opened
 from fakes import ListSource
 from promptmill.answering.cached import SameRequests
-from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.errors import Code
-from promptmill.core.sampling import Sampling
+from promptmill.core.request import Sampling, conversation_from_prompt
 from replies import by_prompt, choose, late, status
 
 PROMPTS = ["a", "b", "a", "a", "c", "b"] * 20

@@ -18,12 +18,11 @@ import orjson
 import pytest
 from multidict import CIMultiDict
 
-from promptmill.answers.reasoning import with_reasoning_apart
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.failures import FailureKind, RetryDecision
 from promptmill.backends.openai.providers import PLAIN, profile_named
-from promptmill.backends.openai.sender import read_response
-from promptmill.core.outcome import Completion
+from promptmill.backends.openai.sender import read_response, with_reasoning_apart
+from promptmill.backends.protocol import Completion
 
 _ROWS = [orjson.loads(line) for line in (Path(__file__).parent / "evidence.jsonl").read_bytes().splitlines()]
 _NAMES = {"qwen": "dashscope", "gemini": "google"}

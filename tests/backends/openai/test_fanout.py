@@ -17,12 +17,10 @@ from PIL import Image
 from driving import ask, echoes, opened, run
 from fakes import KEY, DictSink, ListSource
 from promptmill.backends.openai.workers import FanOut
-from promptmill.backends.protocol import Call, InputFile, Request, RowPlace, Source
+from promptmill.backends.protocol import Call, Failure, InputFile, Source
 from promptmill.backends.rows import RowReader
-from promptmill.core.conversation import Conversation, Message, conversation_from_prompt
 from promptmill.core.errors import Code
-from promptmill.core.outcome import Failure
-from promptmill.core.sampling import Sampling
+from promptmill.core.request import Conversation, Message, Request, RowPlace, Sampling, conversation_from_prompt
 from replies import answer, by_prompt, late, quota, reset, status
 from waiting import until
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from driving import ask, echoes, opened
+from promptmill.backends.protocol import Completion
 from promptmill.core.errors import Code
-from promptmill.core.outcome import Completion
 from replies import (
     answer,
     attempts,

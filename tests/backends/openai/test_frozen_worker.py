@@ -12,9 +12,8 @@ import pytest
 
 from fakes import openai_configuration
 from promptmill.backends.openai import workers
-from promptmill.backends.protocol import Call
-from promptmill.core.conversation import conversation_from_prompt
-from promptmill.core.outcome import Completion
+from promptmill.backends.protocol import Call, Completion
+from promptmill.core.request import conversation_from_prompt
 from promptmill.service.service import Service
 from replies import answer, late
 from sure import sure

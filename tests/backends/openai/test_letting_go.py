@@ -8,8 +8,8 @@ import gc
 import pytest
 
 from driving import ask, opened
-from promptmill.backends.protocol import Request
-from promptmill.core.outcome import Completion, Failure
+from promptmill.backends.protocol import Completion, Failure
+from promptmill.core.request import Request
 from replies import answer, by_prompt, closed, reset, status, truncated
 
 pytestmark = pytest.mark.usefixtures("either_way")

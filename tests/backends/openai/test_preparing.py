@@ -10,10 +10,9 @@ from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.limit.endpoint_state import endpoint_states
 from promptmill.backends.openai.limit.limiter import Limiter
 from promptmill.backends.openai.providers import profile_named
-from promptmill.backends.protocol import Call
+from promptmill.backends.protocol import Call, Completion, Failure
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code
-from promptmill.core.outcome import Completion, Failure
 from promptmill.service.driver import Driver
 
 

@@ -13,8 +13,8 @@ from promptmill.backends.openai.endpoint import endpoints
 from promptmill.backends.openai.error_body import Cause, read_error
 from promptmill.backends.openai.providers import PLAIN, PROFILES, _codes, listed, profile_named, translate
 from promptmill.config.loading import Configuration, Overrides
-from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.request import conversation_from_prompt
 
 
 def _plan(**block):

@@ -9,9 +9,7 @@ from promptmill.answers.schema import asking_for
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.providers import PLAIN, profile_named
 from promptmill.backends.openai.request import RequestEncoder, asked_of
-from promptmill.backends.protocol import Request
-from promptmill.core.conversation import Conversation, Message
-from promptmill.core.sampling import Sampling
+from promptmill.core.request import Conversation, Message, Request, Sampling
 
 pytestmark = pytest.mark.usefixtures("either_way")
 

@@ -15,7 +15,7 @@ from promptmill.backends.openai.failures import LARGEST_BODY, RetryDecision
 from promptmill.backends.openai.http_connection import Headers, HttpResponse
 from promptmill.backends.openai.providers import profile_named
 from promptmill.backends.openai.sender import _answer_in, read_other_response, read_payload, read_response
-from promptmill.core.outcome import Completion
+from promptmill.backends.protocol import Completion
 
 ENDPOINT = Endpoint("http://localhost/v1/chat/completions", "localhost", {}, (), profile_named("plain"))
 PLAIN: dict[str, Any] = {"role": "assistant", "content": "Paris"}

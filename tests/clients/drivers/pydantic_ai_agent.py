@@ -21,13 +21,14 @@ async def main(command):
         found["tools"] = [
             {"name": tool.name, "inputSchema": tool.parameters_json_schema} for tool in info.function_tools
         ]
+        found["instructions"] = info.instructions
         returned = [part for part in messages[-1].parts if isinstance(part, ToolReturnPart)]
         if returned:
             return ModelResponse(parts=[TextPart(json.dumps(returned[0].content))])
         return ModelResponse(parts=[ToolCallPart("generate", {"prompt_ls": ["hi", "bad"]})])
 
     transport = StdioTransport(command[0], command[1:], env=dict(os.environ), keep_alive=False)
-    toolset = MCPToolset(transport)
+    toolset = MCPToolset(transport, include_instructions=True)
     async with Agent(FunctionModel(model), toolsets=[toolset]) as agent:
         found["partly"] = json.loads((await agent.run("Answer my questions.")).output)
         for name, arguments in {"failed": {"prompt_ls": ["bad"]}, "wrong": {"prompts": ["hi"]}}.items():

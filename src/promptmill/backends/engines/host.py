@@ -25,15 +25,13 @@ from typing import Any
 
 import orjson
 
-from promptmill.answers.reasoning import unanswered
 from promptmill.backends.engines import hardware
 from promptmill.backends.engines.embedded_model import cache_folder
-from promptmill.backends.protocol import Call, FixedShare, Request
+from promptmill.backends.protocol import Call, Completion, Failure, FixedShare, Outcome, Usage
 from promptmill.config.loading import TRUST_SWITCH
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.conversation import ImagePart, Message, TextPart, check_encodable
 from promptmill.core.errors import Code, PromptmillError, config_error, input_error
-from promptmill.core.outcome import Completion, Failure, Outcome, Usage
+from promptmill.core.request import ImagePart, Message, Request, TextPart, check_encodable
 from promptmill.core.wording import close_matches
 from promptmill.images.load import ImageCache, ImageFile, ImageRules, WebImages
 from promptmill.system import frames, subprocesses
@@ -467,7 +465,7 @@ def _outcome_of(message: Frame, request: Request) -> Outcome:
         message.get("details"),
         warnings=tuple(message.get("warnings", ())),
     )
-    if problem := unanswered(completion):
+    if problem := completion.unanswered:
         return Failure(problem, attempts, completion.latency_s, completion.usage)
     return completion
 

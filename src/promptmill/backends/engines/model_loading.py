@@ -251,17 +251,19 @@ def load_failure(message: str, hint: Words | None = None) -> PromptmillError:
     return PromptmillError(Code.ENGINE_LOAD_FAILED, message, hint)
 
 
-def require_packages(extra: str, *names: str, instead: str = "") -> None:
+def require_packages(extra: str, *names: str, size: str = "", instead: str = "") -> None:
     """Raise `PromptmillError` (`missing_dependency`) if packages of `extra` are not installed; imports nothing.
 
-    `instead` describes an alternative without them.
+    `size` describes how much they add, `instead` an alternative without them. The command that adds them is the last
+    line of the error.
     """
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
+        lacks = f"{', '.join(missing)}; not installed{f' ({size})' if size else ''}"
         raise PromptmillError(
             Code.MISSING_DEPENDENCY,
-            f"The {_BACKENDS.get(extra, extra)} backend needs {', '.join(missing)}; not installed.",
-            f"{adding(extra)}{f'; or use {instead}' if instead else ''}",
+            f"The {_BACKENDS.get(extra, extra)} backend needs {lacks}.",
+            f"{f'Use {instead}, or add them. ' if instead else ''}{adding(extra)}",
         )
 
 

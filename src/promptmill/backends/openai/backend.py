@@ -40,11 +40,11 @@ from promptmill.backends.openai.request import ImageEncoder
 from promptmill.backends.openai.sender import NOTHING, LocalSender, Prepared, Sender
 from promptmill.backends.openai.transport import LoopThrottle, Pool, room_for_connections
 from promptmill.backends.openai.workers import FanOut
-from promptmill.backends.protocol import Call, Request
+from promptmill.backends.protocol import NO_USAGE, Call, Completion, Failure, Outcome, Usage
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code, PromptmillError, config_error, internal_error
-from promptmill.core.outcome import NO_USAGE, Completion, Failure, Outcome, Usage
+from promptmill.core.request import Request
 from promptmill.images.load import ImageRules, WebImages
 from promptmill.system.runtime import usable_cores
 

@@ -10,18 +10,17 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from promptmill.answers.reasoning import with_reasoning_apart
 from promptmill.backends.openai import failures
 from promptmill.backends.openai.discovery import ModelList, base_url, connected, read_models, which_models
 from promptmill.backends.openai.endpoint import Endpoint, endpoints
 from promptmill.backends.openai.refusals import SPOKE_TLS, with_key_hint
 from promptmill.backends.openai.request import RequestEncoder
-from promptmill.backends.openai.sender import read_response
+from promptmill.backends.openai.sender import read_response, with_reasoning_apart
 from promptmill.backends.openai.transport import Pool, proxy_of, trust_of_environment
-from promptmill.backends.protocol import Request, Step
+from promptmill.backends.protocol import Step
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.conversation import conversation_from_prompt
 from promptmill.core.errors import Code, PromptmillError, redact
+from promptmill.core.request import Request, conversation_from_prompt
 from promptmill.core.wording import close_matches, counted
 
 _IN_ALL_S = 15.0

@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from promptmill.backends.openai.endpoint import Endpoint
+from promptmill.backends.protocol import NO_USAGE, Usage
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.outcome import NO_USAGE, Usage
 
 # Larger than any answer of a model; a longer body is an attack or comes from a wrong URL.
 LARGEST_BODY = 16 * 1024 * 1024

@@ -58,6 +58,8 @@ class ProviderProfile:
     """The type that switches thinking on, where `thinking` is `type_object`."""
     always_thinking: re.Pattern[str] | None = None
     """Its models whose thinking cannot be switched off, in addition to those that always think at every provider."""
+    account_tier: bool = False
+    """Whether the account decides about the service tier of a request that names none."""
     codes: Mapping[str, Cause] = field(default_factory=dict)
     """Its own error codes → cause. A code is `field=number`, or the lower-case word of `code` or `type`."""
     phrases: Mapping[str, Cause] = field(default_factory=dict)
@@ -131,6 +133,7 @@ _OPENAI = ProviderProfile(
     reasoning_refused=_SAMPLING,
     base_url="https://api.openai.com/v1",
     key_env="OPENAI_API_KEY",
+    account_tier=True,
     page="developers.openai.com/api/reference/resources/chat",
     read="2026-11-21",
 )

@@ -20,10 +20,17 @@ import pybase64
 from promptmill.answers.schema import schema_of
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.providers import JsonForm, translate
-from promptmill.backends.protocol import Request
-from promptmill.core.conversation import AudioPart, Conversation, ImagePart, Message, TextPart, check_encodable
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.sampling import Sampling
+from promptmill.core.request import (
+    AudioPart,
+    Conversation,
+    ImagePart,
+    Message,
+    Request,
+    Sampling,
+    TextPart,
+    check_encodable,
+)
 from promptmill.core.wording import shape
 from promptmill.images.load import KEPT_BYTES, ImageCache, ImageFile, ImageRules, WebImages, is_web
 

@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeAlias
 
 import orjson
 
-from promptmill.answers.reasoning import unanswered, with_reasoning_apart
+from promptmill.answers.reasoning import split_marked
 from promptmill.backends.openai import chat_completion
 from promptmill.backends.openai.asked_wait import exhausted_s
 from promptmill.backends.openai.chat_completion import Ending, StreamPreview
@@ -30,10 +30,9 @@ from promptmill.backends.openai.limit.endpoint_state import EndpointState
 from promptmill.backends.openai.refusals import classify_refusal, wrong_address
 from promptmill.backends.openai.request import ImageEncoder
 from promptmill.backends.openai.transport import Pool
-from promptmill.backends.protocol import Call, Request
-from promptmill.core.conversation import ImagePart
+from promptmill.backends.protocol import NO_USAGE, Call, Completion, Usage
 from promptmill.core.errors import Code, PromptmillError, without_controls, without_frames
-from promptmill.core.outcome import NO_USAGE, Completion, Usage
+from promptmill.core.request import ImagePart, Request
 
 Prepared: TypeAlias = Any
 """The result of `Sender.prepare`: a request's images here, its place in a file for a worker."""
@@ -151,7 +150,7 @@ class LocalSender:
                 return await self.send(request, endpoint_state, prepared, fresh=fresh)
             return found
         _note_limit(response, endpoint_state)
-        if found.reasoning and not inline and (problem := unanswered(found)):
+        if found.reasoning and not inline and (problem := found.unanswered):
             kind = FailureKind.TRANSIENT if found.finish_reason is None else FailureKind.ITEM
             return RetryDecision(kind, problem, usage=found.usage, unmetered=not found.is_metered)
         found.warnings = warnings
@@ -225,6 +224,14 @@ def _answer_in(
     if "<" in text or "[" in text or "◁" in text:  # every mark around reasoning contains one of these
         return with_reasoning_apart(found)
     return found
+
+
+def with_reasoning_apart(completion: Completion) -> Completion:
+    """Return `completion` with the reasoning in its text moved to `reasoning`."""
+    reasoning, text = split_marked(completion.text, already=completion.reasoning is not None)
+    if text == completion.text:
+        return completion
+    return replace(completion, text=text, reasoning=completion.reasoning or reasoning)
 
 
 def _other_answer_in(response: HttpResponse, endpoint: Endpoint) -> Completion | RetryDecision:

@@ -24,11 +24,11 @@ from promptmill.backends.openai.request import ImageEncoder
 from promptmill.backends.openai.sender import NOTHING, LocalSender
 from promptmill.backends.openai.transport import Pool, room_for_connections
 from promptmill.backends.openai.workers import Ref, packed_result
-from promptmill.backends.protocol import Call, Request
+from promptmill.backends.protocol import Call
 from promptmill.backends.rows import RowReader
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.sampling import Sampling
+from promptmill.core.request import Request, Sampling
 from promptmill.images.load import HeldImage, ImageRules, WebImages
 from promptmill.system import frames
 from promptmill.system.runtime import run, stay_responsive

@@ -38,11 +38,10 @@ import orjson
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.failures import FailureKind, RetryDecision
 from promptmill.backends.openai.limit.endpoint_state import EndpointState
-from promptmill.backends.protocol import Call, Request
+from promptmill.backends.protocol import Call, Completion, Usage
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.conversation import check_encodable
 from promptmill.core.errors import Code, PromptmillError, input_error, unwritable_parameters
-from promptmill.core.outcome import Completion, Usage
+from promptmill.core.request import Request, check_encodable
 from promptmill.images.load import HeldImage, encoded
 from promptmill.system import frames, subprocesses
 

@@ -8,8 +8,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import orjson
-from jinja2 import Environment, StrictUndefined, TemplateError, UndefinedError, meta, nodes
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import Environment, StrictUndefined, TemplateError, UndefinedError, nodes, pass_context
+from jinja2.meta import TrackingCodeGenerator
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
 from promptmill.backends import rows
 from promptmill.backends.rows import IMAGES, NAMES
@@ -22,6 +24,8 @@ _CELL = "promptmill_cell"  # a filter
 _OPEN = re.compile(r"\{\{(?![%#{])([^{}\"']*)(?:\}(?!\})|$)")  # an unclosed placeholder
 _NO_FILTER = re.compile(r"No (filter|test) named '([^']*)'")
 _LOOKED_AT = 100  # rows of JSON in which a name must occur at least once
+_LONGEST, _MOST_PARTS = 1_000_000, 5_000  # Python compiles a template in one step that nothing interrupts
+_LARGEST_POWER_BITS = 10_000
 
 
 class PromptTemplate:
@@ -36,16 +40,21 @@ class PromptTemplate:
         self.image_column = image_column
         if open_ := _OPEN.search(text):
             raise OrderError(_FIELD, f": a }}}} is missing behind {{{{{open_[1].rstrip()[:60]}.")
-        environment = ImmutableSandboxedEnvironment(
-            undefined=StrictUndefined, keep_trailing_newline=True, finalize=_as_text, autoescape=False
-        )
-        environment.filters[_CELL] = _not_empty
+        if len(text) > _LONGEST:
+            raise OrderError(_FIELD, f" has {len(text):,} characters; a template has at most {_LONGEST:,}.")
+        environment = _environment()
         try:
             parsed = environment.parse(text)
-            self.names = frozenset(meta.find_undeclared_variables(parsed))
+            if sum(1 for _ in parsed.find_all(nodes.Node)) > _MOST_PARTS:
+                raise OrderError(_FIELD, f" has more than {_MOST_PARTS:,} placeholders and expressions; use fewer.")
+            self.names = _names(parsed, environment)
             self._template = environment.from_string(_checked(parsed, self.names))
         except TemplateError as error:
             raise OrderError(_FIELD, f" is not a template: {_why(error, environment)}") from None
+        except (RecursionError, SyntaxError, ValueError) as error:
+            nested = isinstance(error, RecursionError | SyntaxError)
+            why = "it is nested too deeply" if nested else "it holds a number that is too large"
+            raise OrderError(_FIELD, f" is not a template: {why}.") from None
         if image_column is not None:
             self.names |= {image_column}
         if not self.names:
@@ -137,6 +146,39 @@ class PromptTemplate:
         return rows.with_row(rows.json_line(asked).removesuffix(b"\n"), line)
 
 
+def _environment() -> Environment:
+    """Return a sandbox that compiles a template, as a server does, without computing its expressions.
+
+    It folds no constants in expressions (`optimized`) or in the text (a `finalize` that takes the context).
+    """
+    environment = ImmutableSandboxedEnvironment(
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        finalize=pass_context(_as_text),
+        autoescape=False,
+        optimized=False,
+    )
+    environment.intercepted_binops = frozenset({"**"})
+    environment.binop_table["**"] = _power
+    environment.filters[_CELL] = _not_empty
+    return environment
+
+
+def _power(left: Any, right: Any) -> Any:
+    """Return `left ** right`. Raises `SecurityError` for a whole number that takes long to compute."""
+    if isinstance(left, int) and isinstance(right, int) and left.bit_length() * right > _LARGEST_POWER_BITS:
+        raise SecurityError("the result of ** is too large")
+    return left**right
+
+
+def _names(template: nodes.Template, environment: Environment) -> frozenset[str]:
+    """Return the names that `template` does not set itself."""
+    found = TrackingCodeGenerator(environment)
+    found.optimizer = None  # it would compute expressions
+    found.visit(template)
+    return frozenset(found.undeclared_identifiers)
+
+
 def _checked(template: nodes.Template, cells: frozenset[str]) -> nodes.Template:
     """Return `template` with a check around each placeholder that is one of `cells`, filtered or not.
 
@@ -185,7 +227,7 @@ def _why(error: TemplateError, environment: Environment) -> str:
     return f"there is no {found[1]} {found[2]!r}; {f'did you mean {near[0]}?' if near else 'leave it out.'}"
 
 
-def _as_text(value: Any) -> Any:
+def _as_text(_: Context, value: Any) -> Any:
     """Return a value as text of a prompt: `""` for null, JSON for a list, an object or a boolean."""
     if value is None:
         return ""

@@ -64,15 +64,7 @@ _SIGNS = MappingProxyType(
     }
 )
 _SHEETS = frozenset({".xlsx", ".xls", ".ods", ".xlsm"})
-_OUTPUTS = MappingProxyType(
-    {
-        "jsonl": ("jsonl", "json", "csv", "tsv"),
-        "batch": ("jsonl",),
-        "messages": ("jsonl",),
-        **dict.fromkeys(CELLS, ("csv", "tsv", "jsonl", "json")),
-        "parquet": ("parquet", "jsonl", "json"),
-    }
-)
+_OUTPUTS = ("jsonl", "json", "csv", "tsv", "parquet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +127,7 @@ def is_several(path: Path) -> bool:
 def _inside(folder: Path, output: Path) -> list[Path]:
     found = []
     for name, folders, files in os.walk(folder):
-        folders[:] = sorted(
-            one for one in folders if not one.startswith((".", "_")) and not one.endswith(".promptmill")
-        )
+        folders[:] = sorted(one for one in folders if not one.startswith((".", "_")))
         found += [path for path in (Path(name, file) for file in files) if _counts(path, output)]
     return sorted(found)
 
@@ -370,10 +360,10 @@ def is_read_directly(files: InputFiles, input_format: str) -> bool:
 def format_of_output(path: Path, input_format: str) -> str:
     """Return the format of the output. Raises `PromptmillError` (`invalid_input`) for one that is not possible."""
     kind = format_by_suffix(path, "output file")
-    if kind not in _OUTPUTS[input_format]:
-        possible = " or ".join(f".{kind}" for kind in _OUTPUTS[input_format])
-        raise input_error(f"The output of a {input_format} file ends with {possible}, not {_plain(path).suffix}.")
-    return "batch" if input_format == "batch" else kind
+    if kind not in _OUTPUTS:
+        possible = ", ".join(f".{kind}" for kind in _OUTPUTS)
+        raise input_error(f"An output ends with {possible}, not {_plain(path).suffix}: a row has several columns.")
+    return "batch" if input_format == "batch" and kind == "jsonl" else kind
 
 
 def row_kind(input_format: str) -> str:

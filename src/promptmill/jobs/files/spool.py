@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import codecs
+import contextlib
 import itertools
 import json
 import os
@@ -15,6 +16,7 @@ import threading
 from collections.abc import Collection, Iterator, Mapping
 from operator import itemgetter
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, Any
 
 import orjson
@@ -24,7 +26,7 @@ from promptmill.backends.rows import CONTENT, IMAGES, NAMES
 from promptmill.core.errors import Named, OrderError, PromptmillError, input_error
 from promptmill.core.wording import close_matches
 from promptmill.jobs.files import disk, row_files
-from promptmill.jobs.files.disk import LONGEST_LINE, TOO_LONG
+from promptmill.jobs.files.disk import LONGEST_LINE, TOO_LONG, Lines, RandomFile
 from promptmill.jobs.files.prompt_template import PromptTemplate
 from promptmill.jobs.files.row_files import InputFiles
 from promptmill.jobs.files.tables import CellRow, CellTable, ParquetTable, is_utf8, readable
@@ -38,6 +40,7 @@ _BLOCK = 1 << 20
 _NOT_UTF8 = "is not UTF-8 text."
 _FIRST_ROWS = 20
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+_TEXTS = frozenset({"string", "large_string"})  # types of Arrow
 _SPACE = " \t\r\n"
 
 
@@ -90,6 +93,41 @@ def spool(
     return count
 
 
+def objects_in(path: Path, encoding: str | None = None, *, strict: bool = False) -> Iterator[Mapping[str, Any]]:
+    """Yield the rows of a file of any format as objects, those of a table by its columns.
+
+    Raises `PromptmillError`, also for a row with too many or too few cells if `strict`; `OSError`.
+    """
+    with contextlib.ExitStack() as opened:
+        files = row_files.opened(row_files.find([path.absolute()], path), known=False, encoding=encoding)
+        opened.callback(files.close)
+        kind = row_files.format_of_input(files)
+        row_files.check_installed(path)
+        if kind == "parquet":
+            for batch in ParquetTable(files).batches():
+                yield from batch.to_pylist()
+            return
+        if kind in row_files.CELLS:
+            table = CellTable(files, kind)
+            for row in table.rows():
+                if strict and row.problem:
+                    raise input_error(f"{path.name}: {_placed(row.problem, row.line)}")
+                yield dict(zip(table.header, row.cells, strict=False))
+            return
+        if row_files.is_read_directly(files, kind):
+            lines = Lines(files.first)
+        else:
+            spooled = Path(opened.enter_context(TemporaryDirectory())) / "rows.jsonl"
+            spool(files, kind, spooled)
+            file = RandomFile(spooled)
+            opened.callback(file.close)
+            lines = Lines(file)
+        for line in itertools.chain.from_iterable(iter(lines.read, [])):
+            if not line.blank:
+                value = rows.load(rows.row_of(line.data or b""), f"line {line.row + 1}")
+                yield value if isinstance(value, dict) else {"row": value}
+
+
 def check_columns(
     files: InputFiles,
     input_format: str,
@@ -121,6 +159,12 @@ def unsent_image(files: InputFiles, input_format: str) -> str:
     if input_format in row_files.CELLS:
         table = CellTable(files, input_format)
         found = (dict(zip(table.header, row.cells, strict=False)) for row in table.rows())
+    elif input_format == "parquet":
+        parquet = ParquetTable(files)
+        if not set(IMAGES).isdisjoint(parquet.schema.names):
+            return ""
+        texts = [field.name for field in parquet.schema if str(field.type) in _TEXTS]
+        found = (row for batch in parquet.batches(texts) for row in batch.slice(0, _FIRST_ROWS).to_pylist())
     elif input_format == "jsonl":
         found = row_files.first_objects(files)
     else:

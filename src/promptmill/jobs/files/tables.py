@@ -16,8 +16,10 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from types import MappingProxyType
+from typing import IO, Any, NamedTuple, TypeAlias
 
+from promptmill.backends import rows
 from promptmill.core.errors import Named, OrderError, input_error
 from promptmill.jobs.files import row_files
 from promptmill.jobs.files.disk import LONGEST_LINE, TOO_LONG
@@ -38,6 +40,13 @@ _EXPANDED_BYTES = 16 << 20
 _SMALL_DICTIONARY = 4 << 10
 _PAGE_HEADER = 32  # bytes that hold its first fields
 _PAGE_BYTES = 1 << 20
+_INTEGER, _LONG, _MIXED = "integer", "long", "mixed"
+_SCALARS = MappingProxyType({str: "string", bool: "boolean", int: _INTEGER, float: "number"})
+_WIDER = MappingProxyType({frozenset((_INTEGER, _LONG)): _LONG, frozenset((_INTEGER, "number")): "number"})
+_EXACT = 1 << 53  # a float holds every whole number up to it
+_LARGEST = 1 << 63
+_DEEPEST = 20
+_MOST_PARTS = 100  # fields of an object; one with more has keys for names
 
 
 class CellRow(NamedTuple):
@@ -321,6 +330,126 @@ class ParquetTable:
             except (pa.ArrowException, OSError) as error:
                 raise input_error(_unreadable(self._files.parts[at].path, stream, error)) from None
             yield file, stream
+
+
+def objects(batch: Any) -> list[dict[str, Any]]:
+    """Return the rows of a record batch as objects; times in nanoseconds, which Python has no type for, as texts."""
+    import pyarrow as pa
+
+    try:
+        found: list[dict[str, Any]] = batch.to_pylist()
+    except ValueError:
+        columns = [
+            column.cast(pa.int64() if pa.types.is_duration(column.type) else pa.string())
+            if pa.types.is_temporal(column.type) and "[ns" in str(column.type)
+            else column
+            for column in batch.columns
+        ]
+        found = pa.record_batch(columns, names=batch.schema.names).to_pylist()
+    return found
+
+
+_Kind: TypeAlias = "str | list[_Kind] | dict[str, _Kind] | None"
+"""The type of all values of a field: None while they are null; a list or an object holds the types of its parts."""
+
+
+class ColumnTypes:
+    """The columns of a Parquet file for rows of JSON: the type of a column is that of all of its values.
+
+    A column of values of different types is one of texts, with JSON for those that are no text. So is one with whole
+    numbers beyond 64 bits, and one with whole numbers that its fractions' type cannot hold.
+    """
+
+    def __init__(self) -> None:
+        self._kinds: dict[str, _Kind] = {}
+
+    def __len__(self) -> int:
+        return len(self._kinds)
+
+    def include(self, row: Mapping[str, Any]) -> None:
+        """Have columns for the fields of `row`, and types for its values."""
+        for name, value in row.items():
+            known = self._kinds.setdefault(name, None)
+            if known != _MIXED and (kind := _kind_of(value, _DEEPEST)) != known:
+                self._kinds[name] = _joined(known, kind)
+
+    def schema(self) -> Any:
+        """Return the Arrow schema of the columns."""
+        import pyarrow as pa
+
+        return pa.schema([(name, _arrow_type(kind)) for name, kind in self._kinds.items()])
+
+    def batch(self, found: Sequence[Mapping[str, Any]]) -> Any:
+        """Return rows as a record batch of this schema."""
+        import pyarrow as pa
+
+        schema = self.schema()
+        columns = []
+        for (name, kind), field in zip(self._kinds.items(), schema, strict=True):
+            values = [row.get(name) for row in found]
+            columns.append(pa.array(values if _is_plain(kind) else [_value(kind, one) for one in values], field.type))
+        return pa.record_batch(columns, schema=schema)
+
+
+def _kind_of(value: Any, levels: int) -> _Kind:
+    kind = _SCALARS.get(type(value))
+    if kind == _INTEGER:
+        return kind if abs(value) <= _EXACT else _LONG if -_LARGEST <= value < _LARGEST else _MIXED
+    if kind is not None or value is None:
+        return kind
+    if not levels:
+        return _MIXED
+    if isinstance(value, dict):
+        found = {name: _kind_of(inner, levels - 1) for name, inner in value.items()}
+        return found if len(found) <= _MOST_PARTS else _MIXED
+    inner: _Kind = None
+    for one in value:
+        inner = _joined(inner, _kind_of(one, levels - 1))
+    return _MIXED if inner == _MIXED else [inner]
+
+
+def _joined(one: _Kind, other: _Kind) -> _Kind:
+    """Return the kind of a column with values of both kinds."""
+    if one is None or other is None or one == other:
+        return other if one is None else one
+    if isinstance(one, dict) and isinstance(other, dict):
+        found = {name: _joined(one.get(name), other.get(name)) for name in {**one, **other}}
+        return found if len(found) <= _MOST_PARTS else _MIXED
+    if isinstance(one, list) and isinstance(other, list):
+        inner = _joined(one[0], other[0])
+        return _MIXED if inner == _MIXED else [inner]
+    if isinstance(one, str) and isinstance(other, str):
+        return _WIDER.get(frozenset((one, other)), _MIXED)
+    return _MIXED
+
+
+def _arrow_type(kind: _Kind) -> Any:
+    import pyarrow as pa
+
+    if isinstance(kind, list):
+        return pa.list_(_arrow_type(kind[0]))
+    if isinstance(kind, dict) and kind:
+        return pa.struct([(name, _arrow_type(inner)) for name, inner in kind.items()])
+    types = {"boolean": pa.bool_(), _INTEGER: pa.int64(), _LONG: pa.int64(), "number": pa.float64()}
+    return types.get(kind, pa.string()) if isinstance(kind, str) else pa.string()
+
+
+def _is_plain(kind: _Kind) -> bool:
+    """Return whether values of this kind are stored as they are."""
+    if isinstance(kind, dict):
+        return bool(kind) and all(map(_is_plain, kind.values()))
+    return _is_plain(kind[0]) if isinstance(kind, list) else kind != _MIXED
+
+
+def _value(kind: _Kind, value: Any) -> Any:
+    """Return a value as it is stored: JSON where the column is one of texts."""
+    if value is None or (kind != _MIXED and _is_plain(kind)):
+        return value
+    if isinstance(kind, list):
+        return [_value(kind[0], one) for one in value]
+    if isinstance(kind, dict) and kind:
+        return {name: _value(inner, value.get(name)) for name, inner in kind.items()}
+    return value if isinstance(value, str) else rows.json_line(value)[:-1].decode()
 
 
 def _unreadable(path: Path, stream: IO[bytes], error: Exception) -> str:

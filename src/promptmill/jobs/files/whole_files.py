@@ -24,11 +24,14 @@ from promptmill.core.wording import counted
 from promptmill.system.safe_open import NoFileError, OutsideError, home_expanded, is_inside, open_regular
 
 _SECRET = re.compile(
-    r"(?i)\.env|\.?env\..*|.*\.env|id_(rsa|dsa|ecdsa|ed25519)(_sk)?(\.pub)?|.*_(rsa|dsa|ecdsa|ed25519)|known_hosts|"
-    r"authorized_keys|.*\.(pem|key|ppk|p8|p12|pfx|pkcs12|jks|keystore|kdbx?|asc|gpg|ovpn|tfvars|tfstate|agekey)|"
-    r".*(credentials?|secrets?|passwords?|passwd|shadow|htpasswd|api[-_]?keys?|service[-_]?account|client[-_]secret)"
-    r".{0,40}\.(json|ya?ml|toml|ini|cfg|conf|txt|csv|xml|properties)|credentials?|secrets?|passwd|shadow|_?netrc|"
-    r"htpasswd|kubeconfig|pgpass.*|.*_history"
+    r"(?i)(\.env|\.?env\..*|.*\.env|env|dotenv|id_(rsa|dsa|ecdsa|ed25519)(_sk)?(\.pub)?|.*_(rsa|dsa|ecdsa|ed25519)|"
+    r"known_hosts|authorized_keys|.*\.(pem|key|ppk|p8|p12|pfx|pkcs12|jks|keystore|kdbx?|asc|gpg|ovpn|tfvars(\.json)?|"
+    r"tfstate|agekey|kubeconfig)|kubeconfig.*|"
+    r".*(credentials?|secrets?|passwords?|passwd|shadow|htpasswd|(api|access|root)[-_]?keys?|service[-_]?account|"
+    r"client[-_]secret|firebase[-_]adminsdk).{0,120}\.(json|ya?ml|toml|ini|cfg|conf|txt|csv|xml|properties)|"
+    r".*tokens?\.(json|txt|pickle)|(.*[-_])?(credentials?|secrets?|passwords?|passwd|shadow|htpasswd|api[-_]?keys?|"
+    r"token)(\.\w+)?|_?netrc|pgpass.*|.*_history|wallet\.dat|logins\.json|login data|cookies(\.\w+)?|"
+    r"wp-config\.php)(~|[ .](bak|backup|old|orig|save|copy|swp|enc|j2|\d+))*"
 )
 _PRIVATE_KEY = re.compile(rb"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY")
 _PASSED_OVER = frozenset({"node_modules", "__pycache__", "venv"})  # other programs' files
@@ -37,6 +40,7 @@ _MOST_FILES = 10_000
 _MOST_LOOKED_AT = 200_000
 _LARGEST_FILE, _LARGEST = 1 << 20, 256 << 20
 _SHOWN = 20
+_LONGEST_NAME = 4096  # systems have no longer paths
 
 
 class WholeFiles:
@@ -82,6 +86,8 @@ class WholeFiles:
 
     def _paths(self, name: str) -> Iterator[tuple[Path, bool]]:
         """Yield the paths that `name` finds, and whether a pattern found them."""
+        if len(name) > _LONGEST_NAME:
+            raise input_error(f"`files`: {name[:200]}… has {len(name):,} characters; no path is that long.")
         path = home_expanded(name)
         at = next((at for at, part in enumerate(path.parts) if _MAGIC.search(part)), len(path.parts))
         folder, parts = Path(*path.parts[:at]), path.parts[at:]

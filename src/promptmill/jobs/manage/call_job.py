@@ -1,6 +1,7 @@
 """A call as a job: its prompts on disk, so that any process can take it up, and its answers once it is over.
 
-A call with a time limit (`DeadlineCall`) runs as a job from its start, and what is not done by then goes on.
+A call with a time limit (`DeadlineCall`) runs as a job from its start, and what is not done by then goes on. If its
+client takes tasks (`server.tasks`), the job is the task of the call.
 """
 
 from __future__ import annotations
@@ -20,11 +21,10 @@ from typing import Any
 
 import orjson
 
-from promptmill.backends.protocol import Call
+from promptmill.backends.protocol import Call, Failure, Outcome
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.conversation import Conversation
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.outcome import Failure, Outcome
+from promptmill.core.request import Conversation
 from promptmill.images import load as images
 from promptmill.jobs.files import disk
 from promptmill.jobs.files.row_files import InputFiles, Part
@@ -59,14 +59,20 @@ class DeadlineCall:
         stats: Call,
         system_prompt: str,
         plan: ResolvedConfig,
+        limit_s: float,
+        task: Mapping[str, Any] | None = None,
     ) -> None:
-        """The time began with `stats`, as far as this call is concerned; `plan` is the call's own."""
+        """`limit_s` counts from the start of `stats`; `plan` is the call's own.
+
+        `task` is the note about the task that the job is, if the client takes one.
+        """
         self._service = service
         self._running_jobs = running_jobs
         self._items = items
-        self._sink = ListSink(len(items))
         self._stats = stats
         self._plan = plan
+        self._limit_s = limit_s
+        self._task = task
         self._system_prompt = system_prompt or plan.settings.system_prompt
         self._job: Job | None = None
         self._run: asyncio.Task[object] | None = None
@@ -78,17 +84,13 @@ class DeadlineCall:
 
         Cancelling ends the work. Raises `PromptmillError` when the backend cannot be loaded.
         """
-        conversations = [(at, item) for at, item in enumerate(self._items) if isinstance(item, Conversation)]
-        if not conversations:
+        if not any(isinstance(item, Conversation) for item in self._items):
             return await self._service.generate(self._items, self._stats, plan=self._plan)
-        folders = self._running_jobs.folders
-        writing = asyncio.ensure_future(
-            asyncio.to_thread(write, conversations, self._system_prompt, self._plan, folders)
-        )
+        writing = asyncio.ensure_future(asyncio.to_thread(self._written))
         try:
             self._job = await asyncio.shield(writing)
         except PromptmillError as error:
-            self._stats.warn(f"The call could not be bounded by `max_call_s`, which needs a job: {error}")
+            self._stats.warn(f"The call could not become a job, which `max_call_s` and tasks need: {error}")
             return await self._service.generate(
                 self._items, self._stats, system_prompt=self._system_prompt, plan=self._plan
             )
@@ -97,17 +99,18 @@ class DeadlineCall:
             if not writing.exception():
                 self._job = writing.result()
             raise
+        sink = ListSink(len(self._items))
         for index, item in enumerate(self._items):
             if isinstance(item, PromptmillError):
-                await settle(index, Failure(item), self._sink, self._stats)
+                await settle(index, Failure(item), sink, self._stats)
         runner = Runner(self._job, self._service, stats=self._stats, before_output=self._before_output)
         self._run = asyncio.ensure_future(runner.run())
         left = await self._until_limit(self._job, runner, self._run)
         for record in await asyncio.to_thread(self._job.folder.store.all_records):
-            await self._sink.put(conversations[record.row][0], record.outcome())  # the job's run counted it
+            await sink.put(record.row, record.outcome())  # the job's run counted it
         if left.code is not Code.DEFERRED:
-            self._service.calls.unanswered(left.code, len(self._sink.missing))
-        return self._sink.result(left)
+            self._service.calls.unanswered(self._plan, left.code, len(sink.missing))
+        return sink.result(left)
 
     def go_on(self) -> tuple[str | None, Call]:
         """Let the job have what is left; return its id, None when all is done, and what the call itself has cost."""
@@ -129,6 +132,25 @@ class DeadlineCall:
             run.cancel()
             run.add_done_callback(lambda _: discard(job))
 
+    def _written(self) -> Job:
+        """Return the job with all items, of which those without a request have failed already. Blocks."""
+        budget = self._stats.budget
+        job = write(
+            list(enumerate(self._items)),
+            self._system_prompt,
+            self._plan,
+            self._running_jobs.folders,
+            max_cost=None if budget is None else budget.limit,
+            task=self._task,
+        )
+        wrong = [(row, item) for row, item in enumerate(self._items) if isinstance(item, PromptmillError)]
+        try:
+            job.folder.store.write([record_of(row, Failure(error), made=job.spec.made) for row, error in wrong])
+        except OSError as error:
+            discard(job)
+            raise PromptmillError(Code.STORAGE, f"The job cannot be written: {disk.why(error)}.", "") from None
+        return job
+
     async def _before_output(self) -> None:
         """Wait until the call returns without its answers: else no file with them is needed."""
         self._answered.set()
@@ -137,8 +159,7 @@ class DeadlineCall:
     async def _until_limit(self, job: Job, runner: Runner, run: asyncio.Task[object]) -> PromptmillError:
         """Return, when the work or the time is over, the error of the items without an outcome."""
         settings, began = self._plan.settings, self._stats.started
-        assert settings.max_call_s is not None
-        limit = began + settings.max_call_s - self._margin_s(settings.max_call_s)
+        limit = began + self._limit_s - self._margin_s(self._limit_s)
         end = None if settings.call_timeout is None else began + settings.call_timeout
         answered = asyncio.ensure_future(self._answered.wait())
         try:
@@ -167,6 +188,10 @@ def write(
     system_prompt: str,
     plan: ResolvedConfig,
     folders: JobFolders,
+    *,
+    settled: bool = False,
+    max_cost: float | None = None,
+    task: Mapping[str, Any] | None = None,
 ) -> Job:
     """Write `items`, each with its place in the call, as a job that this user alone can read, and open it. Blocks.
 
@@ -178,7 +203,7 @@ def write(
     with contextlib.ExitStack() as undo:
         try:
             disk.make_private_folder(folders.root)
-            disk.make_private_folder(folder.path)
+            folder.make()
             undo.callback(shutil.rmtree, folder.path, ignore_errors=True)
             lock = Lock.take(folder.lock)
             assert lock is not None, "nobody else knows this folder"
@@ -203,11 +228,12 @@ def write(
                 backend=plan.backend,
                 model=plan.model,
                 created=int(time.time()),
+                settled=settled,
             )
             folder.open()
             undo.callback(folder.close)
-            order = JobRequest(input=source, output=target)
-            folder.put(spec=spec, request=order, status={"state": status.STARTING})
+            order = JobRequest(input=source, output=target, max_cost=max_cost)
+            folder.put(spec=spec, request=order, status={"state": status.STARTING}, task=task)
         except OSError as error:
             raise PromptmillError(
                 Code.STORAGE, f"The folder of jobs {folders.root} cannot be written: {disk.why(error)}.", ""
@@ -247,7 +273,8 @@ async def keep(
     ]
 
     def written() -> Job:
-        job = write([(index, item) for index, item, _ in rows], system_prompt, plan, running_jobs.folders)
+        items = [(index, item) for index, item, _ in rows]
+        job = write(items, system_prompt, plan, running_jobs.folders, settled=True)
         try:
             job.folder.store.write([record_of(row, outcome) for row, (_, _, outcome) in enumerate(rows)])
         except OSError as error:

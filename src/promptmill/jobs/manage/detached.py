@@ -6,6 +6,7 @@ environment's it inherits those of its own models alone; what it says goes to th
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import subprocess
@@ -36,7 +37,10 @@ from promptmill.system import frames, logs, runtime, subprocesses
 
 _LONGEST_LOG = 1 << 20
 _MODULE = "promptmill.jobs.manage.detached"
-_VALIDATION_BYTES = 2 << 30
+_VALIDATION_BYTES, _VALIDATION_S = 2 << 30, 300
+_RUNNER_BYTES = 4 << 30
+_STUCK_S = 30  # of computing
+_LOOK_S = 1.0
 
 
 def start(job: Job, folders: JobFolders, ended: Callable[[], None] = lambda: None, *, is_shared: bool = False) -> None:
@@ -99,6 +103,7 @@ def _validate(service: Service, order: JobRequest) -> dict[str, Any]:
     """Return the result of `validated`."""
     subprocesses.end_with_parent()
     runtime.limit_memory(_VALIDATION_BYTES)
+    runtime.limit_computing(_VALIDATION_S)
     plan = service.plan
     try:
         return {"found": validation.check(plan, order, service.row_models(plan))}
@@ -221,13 +226,25 @@ def _revealed(value: object) -> object:
     raise TypeError
 
 
+async def _end_if_stuck(job: Job) -> None:
+    """Let the system end this process when it neither turns its loop nor follows a request to end, but computes.
+
+    A template of a call may compute for hours, and so holds its thread or, in one operation, the whole process.
+    """
+    while not job.folder.cancel.exists():
+        runtime.limit_computing(_STUCK_S)
+        await asyncio.sleep(_LOOK_S)
+
+
 async def _run(job: Job, service: Service) -> None:
+    watching = asyncio.ensure_future(_end_if_stuck(job))
     try:
         watch = progress_lines(job.spec.job_id, sys.stderr)
         found, _, _ = await until_ended(Runner(job, service, watch=watch))
         if found["reason"]:
             print(f"{job.spec.job_id}: {found['reason']}", file=sys.stderr)
     finally:
+        watching.cancel()
         await service.aclose()
 
 
@@ -242,6 +259,8 @@ def main() -> int:
             os.dup2(2, 1)  # whatever prints does not print into it
             outgoing.write(orjson.dumps(_validate(service, order)))
         return 0
+    if service.plan.backend in {*BACKENDS, AUTO}:  # how much another package's backend needs is not known
+        runtime.limit_memory(_RUNNER_BYTES)
     try:
         job = admission.admit(order, service.plan, folders, lock)
         if (job.spec.input, job.spec.output) != (order.input, order.output):

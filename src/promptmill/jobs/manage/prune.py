@@ -30,7 +30,8 @@ def prune(folders: JobFolders, older_than_s: float, *, unfinished: bool) -> list
     """Remove the folders of jobs in which nothing has happened for `older_than_s`; return their ids.
 
     With `unfinished` also those of jobs that could go on, answers included. A finished job's output file is the user's
-    and stays, unless the job was a call, whose answers lie in its folder. Raises `PromptmillError` (`storage`).
+    and stays, unless the job was a call, whose answers lie in its folder. A task is kept as long as its client may ask
+    for it, unless `unfinished`. Raises `PromptmillError` (`storage`).
     """
     before = time.time() - older_than_s
     removed = []
@@ -54,12 +55,12 @@ def prune(folders: JobFolders, older_than_s: float, *, unfinished: bool) -> list
 def _is_forgotten(folder: Folder, before: float, *, unfinished: bool) -> bool:
     """Remove the folder unless something changed there since `before`; return whether it is gone."""
     try:
-        disk.check_private_folder(folder.path)
+        folder.check()
     except OSError:
         return False
     if _last_change(folder.path) > before:
         return False
-    if not unfinished and not _is_done(folder):
+    if not unfinished and (not _is_done(folder) or time.time() < (folder.task or {}).get("expires", 0.0)):
         return False
     lock = Lock.take(folder.lock)
     if lock is None:
@@ -73,7 +74,7 @@ def _is_forgotten(folder: Folder, before: float, *, unfinished: bool) -> bool:
     if sys.platform == "win32":
         with contextlib.suppress(OSError):  # another process looks at the lock, or has begun the job again
             folder.lock.unlink()
-            folder.path.rmdir()
+            folder.remove()
     return True
 
 
@@ -96,7 +97,7 @@ def remove(folder: Folder) -> None:
     if sys.platform != "win32":  # which removes no open file
         folder.lock.unlink()
         with contextlib.suppress(OSError):  # another process begins the job again
-            folder.path.rmdir()
+            folder.remove()
 
 
 def _last_change(path: Path) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,6 @@ import orjson
 from promptmill.backends import rows
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import PromptmillError, input_error
-from promptmill.core.wording import shape
 from promptmill.jobs.files import row_files
 from promptmill.jobs.files.disk import Line, Lines, RandomFile
 from promptmill.jobs.files.whole_files import WholeFiles
@@ -26,12 +25,13 @@ from promptmill.jobs.run.runner import Runner
 from promptmill.jobs.store import status
 from promptmill.jobs.store.answers import JobStore
 from promptmill.jobs.store.folder import Folder, JobFolders
-from promptmill.jobs.store.given_rows import GivenRows, root_of
+from promptmill.jobs.store.given_rows import GivenRows, lines_of, root_of
 from promptmill.jobs.store.records import Record, answer_fields
 from promptmill.jobs.store.spec import JobRequest, JobSpec
 from promptmill.service.service import Service
 from promptmill.system.safe_open import NoFileError, OutsideError, home_expanded, is_inside
 
+_LARGEST_MORE = 1 << 20
 _LARGEST_PAGE = 8 << 20
 _WAIT_S = 1.0
 _MOST_LISTED = 20
@@ -65,6 +65,7 @@ class RunningJobs:
         files: Sequence[str] | None = None,
         validate: bool = False,
         plan: ResolvedConfig | None = None,
+        approve: Callable[[float, float | None], Awaitable[None]] | None = None,
         **options: Any,
     ) -> dict[str, Any]:
         """Start a job, or go on with it, and return at once with its status. `options` are those of `JobRequest`.
@@ -74,15 +75,19 @@ class RunningJobs:
 
         `plan` is the call's own, where it asks for more than the configuration says.
 
-        `validate` starts nothing and returns what is found in the file instead.
+        `validate` starts nothing and returns what is found in the file instead. `approve` gets the estimated and the
+        highest cost of the rows that are left, if a price is known, and raises to prevent the job.
 
         On the openai backend a process of its own runs it; otherwise it runs on this server's engine. Raises
         `PromptmillError` (`invalid_input`) for what `admission` refuses and files outside the folders.
         """
         given: GivenRows | None = None
         if prompts is not None:
+            if not prompts:
+                raise input_error("`prompts` is an empty list; send at least one prompt.")
             name = "prompt" if options.get("prompt_template") is None else "text"
-            given = await asyncio.to_thread(GivenRows.write, self.folders, _lines(prompts, name), ".jsonl")
+            lines = lines_of(prompts, name, "prompts")
+            given = await asyncio.to_thread(GivenRows.write, self.folders, lines, ".jsonl")
         notes: dict[str, Any] = {}
         if files is not None:
             found = WholeFiles(files, self._roots())
@@ -99,14 +104,14 @@ class RunningJobs:
         if given is not None and not output_file:
             order = order.model_copy(update={"output": given.output(plan, order, ".jsonl")})
             self._own.add(self.folders.id_of(self.folders.of(order.input, order.output)))
-        if validate:
+        if validate or approve is not None:
             async with self._validating:
                 checked = await detached.validated(plan, order, self.folders)
-            return (
-                {"job_id": "", "state": "validated", "message": "Nothing was sent and no job was made."}
-                | notes
-                | checked
-            )
+            if validate:
+                about = {"job_id": "", "state": "validated", "message": "Nothing was sent and no job was made."}
+                return about | notes | checked
+            assert approve is not None
+            await self._approved(approve, order, checked)
         job = await self._admitted(order, plan)
         folder = job.folder
         with contextlib.ExitStack() as held:
@@ -118,23 +123,57 @@ class RunningJobs:
                 return (
                     {"job_id": job.spec.job_id, "message": "The job is finished already."} | notes | status.read(folder)
                 )
-            status.write_starting(folder)
             held.pop_all()
-        if not plan.record.is_engine:
-            ended = self._budgeted(job)
-            start = partial(detached.start, is_shared=self._service.is_shared)
-            starting = asyncio.ensure_future(asyncio.to_thread(start, job, self.folders, ended))
-
-            def started(done: asyncio.Future[None]) -> None:
-                job.close()  # not earlier, even if the caller waits no more
-                if done.cancelled() or done.exception():
-                    ended()
-
-            starting.add_done_callback(started)
-            await asyncio.shield(starting)
-        else:
-            self.run_here(job)
+        await self._launch(job)
         return {"job_id": job.spec.job_id, "message": "Ask bulk_status how far it is."} | notes | status.read(folder)
+
+    async def _approved(
+        self, approve: Callable[[float, float | None], Awaitable[None]], order: JobRequest, checked: Mapping[str, Any]
+    ) -> None:
+        """Call `approve` with the cost of the rows that an earlier job of these files has not answered."""
+        estimated, most, left = checked.get("estimated_cost"), checked.get("most_cost"), 1.0
+        if order.again != "all":
+            folder = self.folders.of(order.input, order.output)
+            found = await asyncio.to_thread(lambda: folder.status)
+            answered: int = found.get("done", 0) - found.get("failed", 0)
+            left = max(0, checked["rows"] - answered) / max(1, checked["rows"])
+        if estimated is not None and left:
+            await approve(estimated * left, None if most is None else most * left)
+
+    async def resume(self, job_id: str, plan: ResolvedConfig) -> None:
+        """Go on with a job, as its last order says; `plan` is that of its model.
+
+        Raises `PromptmillError` like `start`, also when a process runs the job.
+        """
+        order = self._find(job_id).request
+        if order is None:
+            raise input_error(f"Job {job_id} has no order to go on with.")
+        job = await self._admitted(order, await self._service.settled(plan))
+        if job.finished:
+            job.close()
+        else:
+            await self._launch(job)
+
+    async def _launch(self, job: Job) -> None:
+        """Have an admitted job run: in a process of its own, or here if it needs this server's engine."""
+        with contextlib.ExitStack() as held:
+            held.callback(job.close)
+            status.write_starting(job.folder)
+            held.pop_all()
+        if job.plan.record.is_engine:
+            self.run_here(job)
+            return
+        ended = self._budgeted(job)
+        start = partial(detached.start, is_shared=self._service.is_shared)
+        starting = asyncio.ensure_future(asyncio.to_thread(start, job, self.folders, ended))
+
+        def started(done: asyncio.Future[None]) -> None:
+            job.close()  # not earlier, even if the caller waits no more
+            if done.cancelled() or done.exception():
+                ended()
+
+        starting.add_done_callback(started)
+        await asyncio.shield(starting)
 
     def _budgeted(self, job: Job) -> Callable[[], None]:
         """Let the job, which another process runs, spend what the server's budget has room for.
@@ -199,8 +238,9 @@ class RunningJobs:
                     after = line.row
                     break
                 if record is not None and _is_wanted(record, only) and not spec.leaves_out(record.code):
-                    found.append({names.get("row", "row"): line.row} | fields(line) | answer_fields(record, names))
-                    size += line.length + len(record.text)
+                    answered = _answer_fields(record, names)
+                    found.append({names.get("row", "row"): line.row} | fields(line) | answered)
+                    size += line.length + len(orjson.dumps(answered))  # `logprobs` and tool calls may be megabytes
         told = status.read(folder)
         return {
             "job_id": job_id,
@@ -212,10 +252,13 @@ class RunningJobs:
             "next_offset": after,
         }
 
-    async def cancel(self, job_id: str) -> dict[str, Any]:
-        """End a job if it runs, within about a second; what is answered is kept."""
+    async def cancel(self, job_id: str, *, also_interrupted: bool = False) -> dict[str, Any]:
+        """End a job if it runs, within about a second; what is answered is kept.
+
+        `also_interrupted`: also if it runs nowhere now, so that its task does not go on.
+        """
         folder = self._find(job_id)
-        if folder.request_cancel():
+        if folder.request_cancel(even_if_it_runs_nowhere=also_interrupted):
             await asyncio.to_thread(folder.wait_for_end, _WAIT_S)
         return status.read(folder)
 
@@ -297,29 +340,16 @@ class RunningJobs:
         return is_inside(path, self._roots())
 
 
-def _lines(prompts: Sequence[Any], name: str) -> Iterator[bytes]:
-    """Yield prompts as lines of JSON: texts, whose field is `name`, messages, and rows with fields.
+def _answer_fields(record: Record, names: Mapping[str, str]) -> dict[str, Any]:
+    """Return the answer's fields as for the output, without logprobs and the like where they take megabytes.
 
-    Raises `PromptmillError` (`invalid_input`).
+    Their values would take many times their size in memory, and seconds of the event loop to send.
     """
-    if not prompts:
-        raise input_error("`prompts` is an empty list; send at least one prompt.")
-    for index, prompt in enumerate(prompts):
-        match prompt:
-            case str():
-                row: Any = {name: prompt}
-            case {"role": _}:
-                row = {"messages": [prompt]}
-            case dict():
-                row = prompt
-            case list():
-                row = {"messages": prompt}
-            case _:
-                raise input_error(f"prompts[{index}] is {shape(prompt)}; send a text, a row or a list of messages.")
-        try:
-            yield orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
-        except TypeError:
-            raise input_error(f"prompts[{index}] is not UTF-8 text; correct it.") from None
+    size = len(record.more or "")
+    if size <= _LARGEST_MORE:
+        return answer_fields(record, names)
+    left_out = f"`logprobs`, `tool_calls` and the like take {size:,} bytes; they are in the job's output file."
+    return answer_fields(record._replace(more=None), names) | {"left_out": left_out}
 
 
 def _rows(folder: Folder, spec: JobSpec, store: JobStore, first: int) -> Iterator[tuple[Line, Record | None]]:
@@ -339,12 +369,15 @@ def _rows(folder: Folder, spec: JobSpec, store: JobStore, first: int) -> Iterato
             raise admission.changed_while_running(spec)
         lines = Lines(file)
         lines.skip(first)
+        records = store.records(first)
+        record = next(records, None)
         while block := lines.read():
-            found = store.page(block[0].row, f"row <= {block[-1].row}", len(block))
-            records = {record.row: record for record in found if record.is_sound}
             for line in block:
+                while record is not None and record.row < line.row:
+                    record = next(records, None)
                 if not line.blank:
-                    yield line, records.get(line.row)
+                    is_its_own = record is not None and record.row == line.row and record.is_sound
+                    yield line, record if is_its_own else None
     finally:
         file.close()
 

@@ -8,6 +8,7 @@ import hashlib
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -46,6 +47,7 @@ _OF_THE_JOB = (
     *("settings", "kept", "changed", "round", "again", "to_bind"),
 )
 """Fields of the job that an order does not change."""
+_LONGEST_COLUMN = 200
 _OF_LINES = ("input_format", "encoding", "spooled", "prompt_column", "prompt_template", "image_column", "rows_set")
 """Fields that decide which line a row becomes, and the question of the line."""
 _OF_ROWS = " goes with rows, not with a file of whole requests."
@@ -104,7 +106,6 @@ def admit(
     Raises `PromptmillError`: `invalid_input` when it runs already, when its answers were made with other settings
     (model, sampling, prompt), or when input or output cannot be used, `storage`. Nothing is changed then.
     """
-    _ = order.failure_limit
     registry.check_name(plan.backend)
     source, target = real_path(order.input), real_path(order.target)
     check_name(target, is_output=True)
@@ -114,12 +115,7 @@ def admit(
     for path in (source, target, *(part.path for part in parts)):
         _check_is_text(path)
     folder = folders.of(source, target)
-    if any(part.path == target for part in parts):
-        raise input_error("Input and output are the same file; name another output.")
-    if target.is_dir():
-        raise input_error(
-            f"The output {order.output} is a folder; name a file in it, {order.output / 'answers.jsonl'}."
-        )
+    check_output_path(order, target, parts)
     for part in parts:
         row_files.format_by_suffix(part.path, "input file")
     row_files.format_by_suffix(order.whole_output, "output file")
@@ -129,7 +125,6 @@ def admit(
         opened.callback(file.close)
         try:
             wanted = _spec(folder, (source, target), file, plan, order, job_id=folders.id_of(folder))
-            _check_output_folder(target)
             _check_output(folder, wanted, order)
             if not folders.beside_outputs:
                 disk.make_private_folder(folders.root)  # what is above is the user's own affair
@@ -164,6 +159,23 @@ def admit(
         return job
 
 
+def check_output_path(order: JobRequest, target: Path, parts: Sequence[row_files.Part]) -> None:
+    """Raise `PromptmillError` (`invalid_input`) for an output that is a part of the input, or not writable."""
+    if any(part.path == target for part in parts):
+        raise input_error("Input and output are the same file; name another output.")
+    if target.is_dir():
+        raise input_error(
+            f"The output {order.output} is a folder; name a file in it, {order.output / 'answers.jsonl'}."
+        )
+    if not target.parent.is_dir():
+        raise input_error(f"There is no folder {target.parent} for the output; make it first.")
+    try:
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except OSError as error:
+        raise input_error(f"The output cannot be written into {target.parent}: {disk.why(error)}.") from None
+
+
 def _without_own_dedupe(plan: ResolvedConfig) -> ResolvedConfig:
     """Return `plan` without the backend's `dedupe`, which remembers every answer: a job has its own, on disk."""
     assert plan.block is not None
@@ -194,8 +206,7 @@ def _locked(folder: Folder) -> Lock | None:
     end, tries = time.monotonic() + _LEAVES_S, _TRIES
     while True:
         try:
-            disk.make_private_folder(folder.path)
-            disk.check_private_folder(folder.path)
+            folder.make()
             lock = Lock.take(folder.lock)
         except (FileNotFoundError, FileExistsError):  # an old job of these files is removed at this moment
             tries -= 1
@@ -224,6 +235,24 @@ def _check_is_text(path: Path) -> None:
         raise input_error(f"{shown} has a name that is not UTF-8 text; rename it.")
 
 
+def check_fields(order: JobRequest, input_format: str) -> None:
+    """Raise `OrderError` for wrong fields, and for fields that do not go together or with an input of this format."""
+    _ = order.failure_limit, order.cut
+    if input_format in WHOLE_REQUESTS:
+        given = {
+            "prompt_column": order.prompt_column is not None,
+            "answer_column": order.answer_column != "answer",
+            "prompt": order.prompt_template is not None,
+        }
+        for name in filter(given.get, given):
+            raise OrderError(Named(name), _OF_ROWS)
+    if order.prompt_template is not None and order.prompt_column is not None:
+        raise OrderError(
+            Named("prompt"), " goes without ", Named("prompt_column"), "; name the column in the prompt: {{column}}."
+        )
+    _check_answer_column(order.answer_column)
+
+
 def _check_answer_column(name: str) -> None:
     """Raise `OrderError` for a name that the column of the answers cannot have."""
     field = Named("answer_column")
@@ -231,6 +260,8 @@ def _check_answer_column(name: str) -> None:
         raise OrderError(field, f": {name} is the name of another column of the output; choose another name.")
     if not name.strip() or not name.isprintable():
         raise OrderError(field, ": give the column a name of printable characters.")
+    if len(name) > _LONGEST_COLUMN:  # each row of the output repeats it
+        raise OrderError(field, f" has {len(name):,} characters; a name has at most {_LONGEST_COLUMN}.")
 
 
 def _spec(
@@ -246,15 +277,8 @@ def _spec(
     own = source == folder.prompts.resolve()
     input_format = "messages" if own else row_files.format_of_input(file)
     is_direct = row_files.is_read_directly(file, input_format)
-    if order.prompt_column is not None and input_format in WHOLE_REQUESTS:
-        raise OrderError(Named("prompt_column"), _OF_ROWS)
-    if order.answer_column != "answer":
-        if input_format in WHOLE_REQUESTS:
-            raise OrderError(Named("answer_column"), _OF_ROWS)
-        _check_answer_column(order.answer_column)
+    check_fields(order, input_format)
     if order.prompt_template is not None:
-        if input_format in WHOLE_REQUESTS:
-            raise OrderError(Named("prompt"), _OF_ROWS)
         PromptTemplate(order.prompt_template, image_column=order.image_column)
     output_format = row_files.format_of_output(order.whole_output, input_format)
     is_asked = folder.spec is None or (order.prompt_template is None and input_format == "jsonl")
@@ -305,6 +329,7 @@ def _spec(
         models=other_models(plan),
         backend=plan.backend,
         model=plan.model,
+        provider=registry.provider_of(plan),
         created=int(time.time()),
         working_folder=Path.cwd(),
     )
@@ -399,16 +424,6 @@ def _has_nothing(folder: Folder) -> bool:
     last = folder.status
     paid = any(last.get(name) for name in ("cost", "cost_set_aside", "prompt_tokens", "completion_tokens"))
     return not paid and last.get("state") not in status.ALIVE and not folder.store.page(0, ANSWERED, most=1)
-
-
-def _check_output_folder(target: Path) -> None:
-    if not target.parent.is_dir():
-        raise input_error(f"There is no folder {target.parent} for the output; make it first.")
-    try:
-        with tempfile.TemporaryFile(dir=target.parent):
-            pass
-    except OSError as error:
-        raise input_error(f"The output cannot be written into {target.parent}: {disk.why(error)}.") from None
 
 
 def check_content(job: Job, halt: threading.Event) -> None:

@@ -242,19 +242,15 @@ class CustomIds:
         self._table = _Table(path, "ids (digest INTEGER, row INTEGER)")
         self._new: list[tuple[int, int]] = []
 
-    def add(self, custom_id: str, row: int) -> None:
+    def note(self, value: object, row: int) -> None:
         """Note the id of line `row` (from 0); rows come in their order. Raises `OSError`."""
-        text = custom_id.encode("utf-8", "surrogatepass")
+        if value is None or value == "":
+            self._missing += 1
+            return
+        text = str(value).encode("utf-8", "surrogatepass")
         self._new.append((int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), signed=True), row))
         if len(self._new) >= _AT_ONCE:
             self._flush()
-
-    def note(self, value: object, row: int) -> None:
-        """Note the id of a row. Raises `OSError`."""
-        if value is None or value == "":
-            self._missing += 1
-        else:
-            self.add(value if isinstance(value, str) else str(value), row)
 
     def repeated(self, most: int) -> tuple[int, list[tuple[int, int]]]:
         """Return how many lines have the id of an earlier one, and of `most` of them `(row, first row)` with it."""
@@ -272,14 +268,14 @@ class CustomIds:
     def warning(self) -> str:
         """A sentence about repeated and missing ids, `""` when there are none."""
         count, examples = self.repeated(1)
-        missing = f"{self._missing} row(s) have no `custom_id`." if self._missing else ""
-        if not count:
-            return missing
-        row, first = examples[0]
-        return missing + (
-            f"{count} line(s) repeat the `custom_id` of an earlier one, line {row + 1} that of line {first + 1} "
-            "first: their answers are told apart by their order alone."
-        )
+        found = [f"{self._missing} row(s) have no `custom_id`."] if self._missing else []
+        if count:
+            row, first = examples[0]
+            found.append(
+                f"{count} line(s) repeat the `custom_id` of an earlier one, line {row + 1} that of line {first + 1} "
+                "first: their answers are told apart by their order alone."
+            )
+        return " ".join(found)
 
     def _flush(self) -> None:
         new, self._new = self._new, []

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import itertools
+import json
 import os
+import re
 import threading
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +29,15 @@ from promptmill.jobs.files import disk, row_files
 from promptmill.jobs.files.disk import Lines, RandomFile
 from promptmill.jobs.files.row_files import InputFiles
 from promptmill.jobs.files.spool import HaltedError, cells_of
-from promptmill.jobs.files.tables import CellTable, Encoded, ParquetTable, distinct, readable
+from promptmill.jobs.files.tables import (
+    CellTable,
+    ColumnTypes,
+    Encoded,
+    ParquetTable,
+    distinct,
+    objects,
+    readable,
+)
 from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.batch_output import CustomIds, batch_output
 from promptmill.jobs.store.answers import JobStore
@@ -50,6 +61,10 @@ if TYPE_CHECKING:
 _BUFFER = 1 << 20
 _DELIMITERS = MappingProxyType({"csv": ",", "tsv": "\t"})
 _GROUP_BYTES = 4 << 20
+_ROWS_AT_ONCE = 4096
+_CUSTOM_ID = "custom_id"
+_PROBLEM = rows_.PROBLEM.encode()
+_LONG_NUMBER = re.compile(rb"\d{20}")  # orjson makes a fraction of one beyond 64 bits
 _VALUES_AT_ONCE = 32  # how often a page's size is looked at: one of 1,024 images, as by default, is large
 _MOST_FIELDS = 10_000
 _MOST_OF_A_NAME = 100  # columns, numbered
@@ -184,14 +199,13 @@ def write_rows(merge: Merge, out: IO[bytes]) -> None:
         write = _write_cells if merge.spec.input_format in row_files.CELLS else _write_objects
         write(merge, out, most)
         return
-    if merge.spec.input_format == "parquet":
-        lines = _parquet_lines(merge, most)
-    elif merge.spec.input_format in row_files.CELLS:
-        lines = _cell_lines(merge, most)
+    ours = _AnswerColumns(merge)
+    lines: Iterator[bytes]
+    if merge.spec.input_format in row_files.TABLES:
+        lines = (rows_.json_line(row | ours.in_json(record)) for row, record in _rows(merge, most))
     elif merge.spec.input_format == "batch":
         lines = _batch_lines(merge, most)
     else:
-        ours = _AnswerColumns(merge)
         lines = (jsonl_line(rows_.row_of(line), ours.in_json(record)) for line, record in _answered(merge, most))
     if merge.output_format == "json":
         separator = b"[\n"
@@ -227,6 +241,8 @@ class _AnswerColumns:
     def in_table(self, record: Record) -> dict[str, Any]:
         """Return the values of a row of a table, by the keys of their columns."""
         found = answer_fields(record)
+        if not found["answer"] and (payload := record.extras.get("details", {}).get("payload")) is not None:
+            found["answer"] = cell(payload)  # embeddings that a line of a Batch file asks for
         return found if self._schema is None else self._schema.in_table(found)
 
     def arrow_types(self) -> dict[str, Any]:
@@ -291,29 +307,62 @@ def _batch_lines(merge: Merge, most: int) -> Iterator[bytes]:
         yield rows_.json_line(found)
 
 
-def _parquet_lines(merge: Merge, most: int) -> Iterator[bytes]:
-    number, ours = 0, _AnswerColumns(merge)
+def _rows(merge: Merge, most: int) -> Iterator[tuple[dict[str, Any], Record]]:
+    """Yield the first `most` rows, as objects with the columns of the input, with their answers."""
+    if merge.spec.input_format != "parquet":
+        read, _ = _reading(merge)
+        yield from ((read(line, record), record) for line, record in _answered(merge, most))
+        return
+    number = 0
     for batch in ParquetTable(merge.input).batches():
         merge.pass_rows(number)
-        for row in batch.slice(0, most - number).to_pylist():
+        for row in objects(batch.slice(0, most - number)):
             record = merge.answer(number)
             number += 1
             if record is not None:
-                yield rows_.json_line(row | ours.in_json(record))
+                yield row, record
         if number >= most:
             return
 
 
-def _cell_lines(merge: Merge, most: int) -> Iterator[bytes]:
-    header = CellTable(merge.input, merge.spec.input_format).header
-    names = distinct(list(map(readable, header)))
-    surplus, ours = merge.columns.get("surplus_cells", "surplus_cells"), _AnswerColumns(merge)
-    for line, record in _answered(merge, most):
+def _reading(merge: Merge) -> tuple[Callable[[bytes, Record], dict[str, Any]], Iterator[dict[str, Any]]]:
+    """Return the reader of a line, which gives an object, and examples of these objects with all fields.
+
+    The rows are lines of JSON, of a Batch file, or of a table of cells.
+    """
+    if merge.spec.input_format == "batch":
+        return functools.partial(_batch_row, merge), iter([{_CUSTOM_ID: ""}])
+    if merge.spec.input_format not in row_files.CELLS:
+        return (lambda line, _: _object(line)), _objects(merge.lines, merge.halt)
+    names = distinct(list(map(readable, CellTable(merge.input, merge.spec.input_format).header)))
+    surplus = merge.columns.get("surplus_cells", "surplus_cells")
+
+    def read(line: bytes, _: Record) -> dict[str, Any]:
         own = list(map(readable, cells_of(line)))
         row: dict[str, Any] = dict(zip(names, own, strict=False))
         if len(own) > len(names):
             row[surplus] = own[len(names) :]
-        yield rows_.json_line(row | ours.in_json(record))
+        return row
+
+    def examples() -> Iterator[dict[str, Any]]:
+        yield dict.fromkeys(names, "")
+        found = Lines(merge.lines)
+        while block := found.read():
+            for line in block:  # only a row that is an error has surplus cells
+                if _PROBLEM in (line.data or b"") and len(cells_of(line.data or b"")) > len(names):
+                    yield {surplus: [""]}
+                    return
+
+    return read, examples()
+
+
+def _batch_row(merge: Merge, line: bytes, record: Record) -> dict[str, Any]:
+    """Return the column of a line of a Batch file in a table: its id, which Gemini calls `key`."""
+    asked = _object(line)
+    value = asked.get(_CUSTOM_ID, asked.get("key"))
+    if merge.ids is not None and isinstance(value, str):
+        merge.ids.note(value, record.row)
+    return {_CUSTOM_ID: value if isinstance(value, str | None) else cell(value)}
 
 
 def _write_cells(merge: Merge, out: IO[bytes], most: int) -> None:
@@ -331,56 +380,93 @@ def _write_cells(merge: Merge, out: IO[bytes], most: int) -> None:
 
 
 def _write_objects(merge: Merge, out: IO[bytes], most: int) -> None:
-    """Write the first `most` rows of JSON with their answers: a column for each field that some row has."""
+    """Write the first `most` rows that are no cells with their answers: a column for each field that some row has."""
     ours, names = _AnswerColumns(merge), dict[str, None]()
-    for row in _objects(merge.lines, merge.halt):
-        names.update(dict.fromkeys(row))
-        if len(names) > _MOST_FIELDS:
-            raise input_error(f"The rows have more than {_MOST_FIELDS:,} different fields; name the output .jsonl.")
+    if merge.spec.input_format == "parquet":
+        names.update(dict.fromkeys(ParquetTable(merge.input).schema.names))
+    else:
+        for row in _reading(merge)[1]:
+            names.update(dict.fromkeys(row))
+            _check_width(len(names))
     writer = csv.writer(Encoded(out), delimiter=_DELIMITERS[merge.output_format], lineterminator="\r\n")
-    writer.writerow(map(mended, [*names, *ours.names.values()]))
-    for line, record in _answered(merge, most):
-        try:
-            own = rows_.load(rows_.row_of(line), "")
-        except PromptmillError:  # the row has this error already
-            own = {}
-        fields = own if isinstance(own, dict) else {}
-        writer.writerow(
-            [*(cell(mended(fields.get(name))) for name in names), *cells(ours.in_table(record), ours.names)]
-        )
+    writer.writerow([*names, *ours.names.values()])
+    for row, record in _rows(merge, most):
+        writer.writerow([*(cell(row.get(name)) for name in names), *cells(ours.in_table(record), ours.names)])
+
+
+def _check_width(columns: int) -> None:
+    if columns > _MOST_FIELDS:
+        raise input_error(f"The rows have more than {_MOST_FIELDS:,} different fields; name the output .jsonl.")
 
 
 def _write_parquet(merge: Merge, out: IO[bytes], most: int) -> None:
-    """Write the first `most` rows with their answers; the columns keep their types and metadata."""
+    """Write the first `most` rows with their answers; columns of Parquet keep their types and metadata."""
     import pyarrow as pa
     from pyarrow import parquet
 
-    ours, table = _AnswerColumns(merge), ParquetTable(merge.input)
+    ours = _AnswerColumns(merge)
     kinds = ours.arrow_types()
-    fields = [*table.schema, *(pa.field(ours.names[key], kind) for key, kind in kinds.items())]
-    schema = pa.schema(fields, metadata=table.schema.metadata)
+    if merge.spec.input_format == "parquet":
+        table = ParquetTable(merge.input)
+        own, blocks = table.schema, _table_blocks(merge, table, most)
+    else:
+        read, examples = _reading(merge)
+        types = ColumnTypes()
+        for row in examples:
+            types.include(row)
+            _check_width(len(types))
+        own, blocks = types.schema(), _line_blocks(merge, read, types, most)
+    fields = [*own, *(pa.field(ours.names[key], kind) for key, kind in kinds.items())]
+    schema = pa.schema(fields, metadata=own.metadata)
     with parquet.ParquetWriter(out, schema, write_batch_size=_VALUES_AT_ONCE) as writer:
-        number, group, size = 0, [], 0
-        for batch in table.batches():
-            merge.pass_rows(number)
-            rows = batch.slice(0, most - number)
-            found = [(at, record) for at in range(rows.num_rows) if (record := merge.answer(number + at)) is not None]
-            records = [ours.in_table(record) for _, record in found]
-            seen = rows.num_rows
-            if len(found) < seen:
-                rows = rows.take(pa.array([at for at, _ in found], pa.int64()))
+        group, size = [], 0
+        for rows, found in blocks:
+            records = [ours.in_table(record) for record in found]
             answered = [
                 pa.array([ours.arrow_value(key, record.get(key)) for record in records], kind)
                 for key, kind in kinds.items()
             ]
             group.append(pa.record_batch([*rows.columns, *answered], schema=schema))
-            number, size = number + seen, size + group[-1].nbytes
+            size += group[-1].nbytes
             if size >= _GROUP_BYTES:
                 writer.write_table(pa.Table.from_batches(group, schema))
                 group, size = [], 0
-            if number >= most:
-                break
         writer.write_table(pa.Table.from_batches(group, schema))
+
+
+def _table_blocks(merge: Merge, table: ParquetTable, most: int) -> Iterator[tuple[Any, list[Record]]]:
+    """Yield the first `most` rows of `table`, record batches with the answers of their rows."""
+    import pyarrow as pa
+
+    number = 0
+    for batch in table.batches():
+        merge.pass_rows(number)
+        rows = batch.slice(0, most - number)
+        found = [(at, record) for at in range(rows.num_rows) if (record := merge.answer(number + at)) is not None]
+        number += rows.num_rows
+        if len(found) < rows.num_rows:
+            rows = rows.take(pa.array([at for at, _ in found], pa.int64()))
+        yield rows, [record for _, record in found]
+        if number >= most:
+            return
+
+
+def _line_blocks(
+    merge: Merge, read: Callable[[bytes, Record], dict[str, Any]], types: ColumnTypes, most: int
+) -> Iterator[tuple[Any, list[Record]]]:
+    """Yield the same of rows that are lines, a few megabytes at a time."""
+    rows: list[dict[str, Any]] = []
+    records: list[Record] = []
+    size = 0
+    for line, record in _answered(merge, most):
+        rows.append(read(line, record))
+        records.append(record)
+        size += len(line) + len(record.text)
+        if size >= _GROUP_BYTES or len(rows) >= _ROWS_AT_ONCE:
+            yield types.batch(rows), records
+            rows, records, size = [], [], 0
+    if rows:
+        yield types.batch(rows), records
 
 
 def created(path: Path, mode: int) -> int:
@@ -520,15 +606,22 @@ def _header(files: InputFiles, input_format: str) -> set[str]:
 
 
 def _objects(lines: RandomFile, halt: threading.Event | None) -> Iterator[dict[str, Any]]:
-    """Yield the readable rows as they are in the input, without the prompts of a template."""
+    """Yield the rows as they are in the input, without the prompts of a template."""
     found = Lines(lines)
     while block := found.read():
         if halt is not None and halt.is_set():
             raise HaltedError
-        for line in block:
-            try:
-                row = rows_.load(rows_.row_of(line.data or b""), "")
-            except PromptmillError:
-                continue
-            if isinstance(row, dict):
-                yield row
+        yield from (_object(line.data or b"") for line in block)
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    """Return a row of JSON as it is in the input; `{}` for an unreadable one, which has an error already."""
+    own = rows_.row_of(line).removeprefix(rows_.BOM)
+    try:
+        row = json.loads(own) if _LONG_NUMBER.search(own) else rows_.load(own, "")
+    except (PromptmillError, ValueError, RecursionError):
+        return {}
+    if not isinstance(row, dict):
+        return {}
+    found: dict[str, Any] = mended(row) if b"\\u" in own else row  # half a surrogate pair
+    return found

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
+from promptmill.backends.protocol import Failure
 from promptmill.core.errors import Code, PromptmillError, input_error
-from promptmill.core.outcome import Failure
 from promptmill.jobs.files import disk, row_files
 from promptmill.jobs.files.disk import RandomFile
 from promptmill.jobs.files.spool import HaltedError

@@ -8,7 +8,7 @@ import functools
 import signal
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,7 +32,7 @@ from promptmill.jobs.store.answers import NEVER, DamagedError, JobStore
 from promptmill.jobs.store.binding import Binding, Bound, Twins
 from promptmill.jobs.store.records import JobCounts
 from promptmill.jobs.store.spec import JobSpec, OutputRecord
-from promptmill.jobs.store.status import Progress, Watch
+from promptmill.jobs.store.status import Course, Progress, Watch
 from promptmill.service.service import Service
 from promptmill.system.runtime import stay_responsive
 
@@ -87,8 +87,9 @@ class Runner:
         self._halt = threading.Event()
         """Set when a thread is to leave what it does."""
         self._is_leaving = False
-        self.progress = Progress(JobCounts(), Call() if stats is None else stats, job.folder.status)
+        self.progress = Progress(JobCounts(), Call(of_job=True) if stats is None else stats, job.folder.status)
         self.progress.counts.skips_empty = job.spec.skip_empty
+        self.progress.course = Course(job.folder.course)
 
     @property
     def error(self) -> PromptmillError | None:
@@ -121,7 +122,8 @@ class Runner:
             progress.activity = ""
             looking_after.cancel()
             await asyncio.wait({looking_after})
-            self._close()
+            await self._in_thread(self._close)
+            self._tell()
         return self.progress.as_dict()
 
     async def _until_stopped(self, working: asyncio.Task[None]) -> None:
@@ -172,7 +174,7 @@ class Runner:
             with contextlib.suppress(OSError, DamagedError):  # what was not written is not kept, whatever came of it
                 spec, counts = self._job.spec, self.progress.counts
                 counts.replace(self._job.folder.store.counts(spec.to_replace, skips_empty=spec.skip_empty))
-        self._show()
+        self._keep(self._status())
         with contextlib.suppress(OSError, DamagedError):
             self._job.folder.store.sync()
         with contextlib.suppress(OSError):
@@ -185,6 +187,8 @@ class Runner:
                 merge.discard(job.spec.output, job.spec.job_id)
                 await self._count(NEVER)
                 self.progress.total = self.progress.counts.done
+                self.progress.columns = job.spec.columns or {}
+                self.progress.results = await self._in_thread(job.folder.store.results)
                 return
             self._enter(status.STARTING, "reading the input")
             await self._in_thread(lambda: admission.check_content(job, self._halt))
@@ -433,20 +437,20 @@ class Runner:
     def _write_output(self, lines: RandomFile) -> tuple[Path, JobCounts]:
         """Write the output beside its place; return where it lies, and the counts of what is in it."""
         job, spec, store = self._job, self._job.spec, self._job.folder.store
+        by_field = spec.answer_schema is not None
         if spec.shard is not None:
-            self.progress.results = store.results()
+            self.progress.results = store.results(by_field=by_field)
             return shards.write_part(store, spec), store.counts(skips_empty=spec.skip_empty)
         answers = merge.Answers(store)
         merged = replace(merge.of_job(job, lines, answers), halt=self._halt, passed=self.progress.pass_row)
-        if spec.input_format != "batch":
+        if spec.input_format == "batch":
+            with contextlib.closing(CustomIds(job.folder.duplicates)) as ids:
+                partial = merge.write(replace(merged, ids=ids))
+                if warning := ids.warning:
+                    self.progress.notes.append(warning)
+        else:
             partial = merge.write(merged)
-            self.progress.results = store.results(answers.rows)
-            return partial, store.counts(before=answers.rows, skips_empty=spec.skip_empty)
-        with contextlib.closing(CustomIds(job.folder.duplicates)) as ids:
-            partial = merge.write(replace(merged, ids=ids))
-            if warning := ids.warning:
-                self.progress.notes.append(warning)
-        self.progress.results = store.results(answers.rows)
+        self.progress.results = store.results(answers.rows, by_field=by_field)
         return partial, store.counts(before=answers.rows, skips_empty=spec.skip_empty)
 
     def _guard(self) -> None:
@@ -469,9 +473,13 @@ class Runner:
             if time.monotonic() - shown >= _STATUS_S:
                 shown = time.monotonic()
                 self.progress.sample()
-                self._show()
-            else:
-                self._tell()
+                # in a thread, for a large commit of answers may hold the database meanwhile
+                found = self._status()
+                entered = self.progress.state, self.progress.activity
+                await self._in_thread(functools.partial(self._keep, found))
+                if entered != (self.progress.state, self.progress.activity):  # kept meanwhile, and perhaps before it
+                    self._keep(self._status())
+            self._tell()
             await asyncio.sleep(_LOOK_S)
 
     def _enter(self, state: str, activity: str = "") -> None:
@@ -479,14 +487,22 @@ class Runner:
         self._show()
 
     def _show(self) -> None:
-        if self.progress.state == status.RUNNING:
-            self.progress.activity = self._leaving() or ("" if self.progress.stats.done else self._service.activity)
-        budget, is_running = self.progress.stats.budget, self.progress.state == status.RUNNING
-        with contextlib.suppress(OSError, DamagedError):  # the next write of answers reports it in clearer words
-            most = self._job.folder.store.in_flight.most
-            self.progress.set_aside = budget.set_aside if budget is not None and is_running else most
-            self._job.folder.put(status=self.progress.as_dict())
+        self._keep(self._status())
         self._tell()
+
+    def _status(self) -> dict[str, Mapping[str, Any]]:
+        """Bring the progress up to date; return it as the job's `status`, and the `course` when it has a new sample."""
+        progress, in_flight = self.progress, self._job.folder.store.in_flight
+        budget, is_running = progress.stats.budget, progress.state == status.RUNNING
+        if is_running:
+            progress.activity = self._leaving() or ("" if progress.stats.done else self._service.activity)
+        progress.set_aside = budget.set_aside if budget is not None and is_running else in_flight.most
+        found = progress.as_dict() | ({} if self.error is None else {"code": str(self.error.code)})
+        return {"status": found, **({"course": progress.course.as_dict()} if progress.course.note(found) else {})}
+
+    def _keep(self, found: Mapping[str, Mapping[str, Any]]) -> None:
+        with contextlib.suppress(OSError, DamagedError):  # the next write of answers reports it in clearer words
+            self._job.folder.put(**found)
 
     def _tell(self) -> None:
         if self._watch:

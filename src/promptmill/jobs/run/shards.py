@@ -159,14 +159,14 @@ def _parts(folders: JobFolders, target: Path) -> list[tuple[Folder, JobSpec]]:
         folder = folders.of(path, path)
         spec, made = folder.spec, folder.result
         if spec is None or made is None:
-            raise input_error(f"The database of {path.name} is not at {folder.path}; put it beside its part.")
+            raise input_error(f"The database of {path.name} is not at {folder.path}; move it there with its part.")
         if not made.finished or not made.is_still(path):
             raise input_error(f"{path.name} is not what its shard made last; run the shard again.")
         parts.append((folder, spec))
     first = parts[0][1]
-    for (folder, spec), path in zip(parts, (found[at] for at in sorted(found)), strict=True):
+    for (_, spec), path in zip(parts, (found[at] for at in sorted(found)), strict=True):
         if _identity(spec) != _identity(first):
-            raise input_error(f"{path.name} in {folder.path.parent} is of another input or other settings than part 1.")
+            raise input_error(f"{path.name} in {path.parent} is of another input or other settings than part 1.")
     return parts
 
 

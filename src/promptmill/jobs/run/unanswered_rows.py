@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from promptmill.backends import rows
-from promptmill.backends.protocol import Call, InputFile, Request, RowPlace, Sink, Source
+from promptmill.backends.protocol import Call, Completion, Failure, InputFile, Outcome, Sink, Source
 from promptmill.backends.rows import RowReader
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, input_error
-from promptmill.core.outcome import Completion, Failure, Outcome
+from promptmill.core.request import Request, RowPlace
 from promptmill.jobs.files import row_files
 from promptmill.jobs.files.disk import TOO_LONG, Line, LineRange, Lines, why
 from promptmill.jobs.store.answers import DamagedError, JobStore
@@ -27,7 +27,7 @@ from promptmill.service.service import Service
 
 _LARGE = 32 * 1024  # bytes of a line that are not parsed on the event loop
 Settle = Callable[[int, Outcome], Awaitable[None]]
-_LARGEST_BATCH = 64
+_LARGEST_BATCH, _MOST_CHARACTERS = 64, 1 << 20
 _GATHER_S = 0.005
 _SYNC_S = 0.9  # from one start to the next, so that data is on the disk at least every second
 _DAMAGED = "is damaged. Run the job again: what can be read of it is kept"
@@ -303,10 +303,11 @@ _UNKNOWN = Taken()
 
 
 class StoreSink(Sink):
-    """Writes outcomes in commits of up to 64, each at most 5 ms after the first of its outcomes.
+    """Writes outcomes in commits of up to 64: with more rows than that in flight, at most 5 ms after the first outcome.
 
-    So a killed process pays twice for what was in flight and for at most 64 outcomes of the last 5 ms. A commit costs
-    as much CPU as the encoding of 20 outcomes. Where a commit waits for the disk, `put` waits for the commit, which is
+    So a killed process pays twice for what was in flight and, if that is more than 64 rows, for at most 64 outcomes of
+    the last 5 ms. A commit costs as much CPU as the encoding of 20 outcomes. With fewer rows in flight, a commit has
+    the outcomes of one turn of the event loop. Where a commit waits for the disk, `put` waits for the commit, which is
     made in a thread, and the outcomes that come meanwhile are in the next one.
     """
 
@@ -364,11 +365,15 @@ class StoreSink(Sink):
             outcome = self._with_lost(outcome, *lost[1:])
         batch = self._waiting.outcomes
         if not batch:
-            self._loop.call_later(0.0 if self._store.waits_for_disk else _GATHER_S, self._gathered, batch)
+            is_soon = self._store.waits_for_disk or len(self.taken) <= _LARGEST_BATCH
+            self._loop.call_later(0.0 if is_soon else _GATHER_S, self._gathered, batch)
         batch.append((key, outcome))
         if (error := self._failures.count(outcome, self._counts)) is not None:
             self._give_up(error)
-        if len(batch) >= _LARGEST_BATCH and not self._store.waits_for_disk:
+        waiting = self._waiting
+        waiting.characters += len(outcome.text)
+        is_full = len(batch) >= _LARGEST_BATCH or waiting.characters >= _MOST_CHARACTERS
+        if is_full and not self._store.waits_for_disk:
             self._flush()
 
     def _with_lost(self, outcome: Outcome, billed: int, most: float) -> Outcome:
@@ -429,7 +434,7 @@ class StoreSink(Sink):
 
     def _flush(self) -> None:
         if batch := self._waiting.outcomes:
-            self._waiting.outcomes = []
+            self._waiting = _Waiting()
             self._write(batch)
             self._count(batch)
 
@@ -480,6 +485,8 @@ class _Waiting:
     """Outcomes that are not written, and what those wait for that must be on the disk."""
 
     outcomes: list[tuple[int, Outcome]] = field(default_factory=list)
+    characters: int = 0
+    """Of their texts."""
     committed: asyncio.Future[None] | None = None
 
 

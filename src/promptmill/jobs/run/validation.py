@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,11 +11,11 @@ from typing import Any
 
 from promptmill.answering.costs import price_of, tier_of
 from promptmill.backends import rows
+from promptmill.backends.protocol import Usage
 from promptmill.backends.rows import RowReader
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.conversation import Conversation, TextPart, check_encodable
-from promptmill.core.errors import Code, PromptmillError, input_error
-from promptmill.core.outcome import Usage
+from promptmill.core.errors import Code, Named, OrderError, PromptmillError, input_error
+from promptmill.core.request import Conversation, TextPart, check_encodable
 from promptmill.images import load as images
 from promptmill.jobs.files import row_files
 from promptmill.jobs.files.disk import TOO_LONG, Lines, RandomFile
@@ -36,14 +37,18 @@ def check(plan: ResolvedConfig, order: JobRequest, may_name: frozenset[str] | No
 
     It counts the system prompt, and neither images nor what a chat template adds. `may_name`: see `RowReader`.
     """
+    if order.cut is not None:
+        raise OrderError("Validate the whole input, without ", Named("shard"), ".")
     target = real_path(order.output)
     for path in (order.input, *order.more):
         admission.check_name(path.absolute())
     admission.check_name(target, is_output=True)
     parts = row_files.find([order.input, *order.more], target)
+    admission.check_output_path(order, target, parts)
     file = row_files.opened(parts, known=False, encoding=order.encoding)
     try:
         input_format = row_files.format_of_input(file)
+        admission.check_fields(order, input_format)
         row_files.format_of_output(target, input_format)
         row_files.check_installed(target, *(part.path for part in parts))
         with TemporaryDirectory() as name, contextlib.ExitStack() as opened:
@@ -77,20 +82,19 @@ def check(plan: ResolvedConfig, order: JobRequest, may_name: frozenset[str] | No
             rules = images.ImageRules.of(plan.settings.allowed_roots, plan.settings.max_image_pixels)
             found = {"format": input_format} | _check_lines(lines, reading, rules, order, ids)
             found["notes"] = list(merge.columns_of(order, input_format, file, lines).notes)
-            if ids is None and (note := _repeated_ids(file, lines, input_format, Path(name) / "ids")):
+            if ids is None and (note := _repeated_ids(file, lines, input_format, order.limit, Path(name) / "ids")):
                 found["notes"].append(note)
             return found | _cost(plan, found)
     finally:
         file.close()
 
 
-def _repeated_ids(files: InputFiles, lines: RandomFile, input_format: str, scratch: Path) -> str:
+def _repeated_ids(files: InputFiles, lines: RandomFile, input_format: str, limit: int | None, scratch: Path) -> str:
     """Return the note on rows that repeat the `id` of an earlier row, "" when no row does. Raises `OSError`."""
     where = rows.row_word(row_files.row_kind(input_format))
     with contextlib.closing(CustomIds(scratch)) as ids:
-        for row, value in _ids(files, lines, input_format):
-            if value not in (None, ""):
-                ids.note(value, row)
+        for row, value in itertools.islice(_ids(files, lines, input_format), limit):
+            ids.note(value, row)
         count, examples = ids.repeated(1)
     if not count:
         return ""
@@ -114,7 +118,8 @@ def _ids(files: InputFiles, lines: RandomFile, input_format: str) -> Iterator[tu
     found = Lines(lines)
     while block := found.read():
         for line in block:
-            yield line.row, _id_of(line.data or b"", names)
+            if not line.blank:
+                yield line.row, _id_of(line.data or b"", names)
 
 
 def _id_of(line: bytes, names: Sequence[str]) -> object:

@@ -4,7 +4,7 @@ It takes the place of a journal, an index, counts and status files: a commit is 
 SQLite tool can read it while the job runs.
 
     job       name → JSON: `spec` (the specification), `request` (its last order), `output` (the file that it made),
-              `status` (its progress, written about once a second)
+              `status` (its progress, written about once a second), `course` (samples of it, for a report)
     settings  id → JSON: the settings that answers were made under
     answer    one row per settled row of the input, keyed by the row's number; for its columns see `records.Record`
     spare     the same columns: paid answers that no row uses now, because the row was edited (see `binding`) or has a
@@ -31,14 +31,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import hashlib
 import mmap
 import os
 import random
 import sqlite3
 import struct
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
@@ -75,6 +77,8 @@ _EARLIER = {
 _PAID = "(SELECT attempts, prompt_tokens, completion_tokens, more, row FROM answer WHERE row < ? UNION ALL SELECT "
 _PAID += "attempts, prompt_tokens, completion_tokens, more, row FROM spare)"
 PAGE = 256  # records read at once: a long read would keep the writer waiting
+_PAGE_CHARACTERS = 4 << 20  # of their texts; a page ends with the record that exceeds it
+_TEXT = Record._fields.index("text")
 _WAL_CHECKPOINT = 4 << 20
 _LONGEST_WAL = 64 << 20
 _SLOT = struct.Struct("<qqqd")
@@ -83,6 +87,7 @@ FARTHEST_ROW_OF_KEY = 1 << 48  # above it stands which of several answers a requ
 _PRIME = (1 << 31) - 1
 _SHOWN_VALUES = 8
 _LONGEST_VALUE = 40  # characters
+_LONG_VALUE = 1000  # characters; a longer answer is sorted by its digest
 _SAMPLES = 65_536  # latencies are quantiles, for which these are enough
 FARTHEST_ROW = 1 << 62
 _HEADER = 100  # bytes; sqlite.org/fileformat.html
@@ -102,7 +107,25 @@ _MORE = "CASE WHEN json_valid(more) THEN more END"  # NULL where a record is dam
 _WANTED = f"CASE WHEN instr(more, '\"wanted\":') THEN coalesce(json_extract({_MORE}, '$.wanted'), 1) ELSE 1 END"
 _RETRIES = f"max(attempts - {_WANTED}, 0)"
 _CACHED = f"CASE WHEN instr(more, '\"cached_tokens\":') THEN json_extract({_MORE}, '$.tokens.cached_tokens') END"
+_IS_OBJECT = "CASE WHEN json_valid(text) THEN json_type(text) END = 'object'"
+_FIRST_ANSWERS = 256
+_MOST_FIELDS = 20
+_KINDS = MappingProxyType(
+    {
+        frozenset({"text"}): "text",
+        **dict.fromkeys((frozenset({"true"}), frozenset({"false"}), frozenset({"true", "false"})), "boolean"),
+        **dict.fromkeys((frozenset({"integer"}), frozenset({"real"}), frozenset({"integer", "real"})), "number"),
+    }
+)
+# One more value than is shown, and null, tell that there are too many.
+_VALUES = f"SELECT * FROM (SELECT {{0}}, f{{0}}, count(*), 0 FROM answers GROUP BY f{{0}} LIMIT {_SHOWN_VALUES + 2})"
+_NUMBERS = "SELECT {0}, min(f{0}), max(f{0}), avg(f{0}) FROM answers WHERE typeof(f{0}) IN ('integer', 'real')"
 EMPTY = f"{ANSWERED} AND trim(text) = '' AND json_extract({_MORE}, '$.tool_calls') IS NULL"
+
+
+def failed(*, skips_empty: bool) -> str:
+    """Return the condition of the rows that failed; `skips_empty`: not those without a prompt."""
+    return f"code != '{Code.EMPTY_PROMPT}'" if skips_empty else FAILED
 
 
 def to_replace(settings: Iterable[int], round_: int, again: str | None) -> str:
@@ -321,9 +344,9 @@ class JobStore:
         return [record for record in self.records() if record.is_sound]
 
     def page(self, first: int, where: str = "1", most: int = PAGE) -> list[Record]:
-        """Return up to `most` records from row `first` on, by row, sound or not."""
+        """Return up to `most` records from row `first` on, by row, sound or not; fewer if their texts are long."""
         query = f"SELECT * FROM answer WHERE row >= ? AND ({where}) ORDER BY row LIMIT {most}"
-        found = list(map(Record._make, self.read(query, first)))
+        found = list(map(Record._make, self.read(query, first, fetched=_page)))
         if found and found[-1].row < first + len(found) - 1:  # a page of the file that is cut short has zeros for rows
             raise DamagedError("its rows are out of order")
         return found
@@ -333,13 +356,26 @@ class JobStore:
         ((count,),) = self.read(f"SELECT count(*) FROM answer WHERE {where}")
         return int(count)
 
-    def sample(self, most: int, seed: int, where: str) -> list[Record]:
-        """Return up to `most` sound records at random, by row. The same `seed` gives the same rows."""
+    def sample(self, most: int, seed: int, where: str) -> Iterator[Record]:
+        """Yield up to `most` sound records at random, by row. The same `seed` gives the same rows."""
         chance = random.Random(seed)  # noqa: S311 (it chooses rows)
         mixed = f"((row % {_PRIME} * {chance.randrange(1, _PRIME)} + {chance.randrange(_PRIME)}) % {_PRIME})"
         order = f"{mixed} * {mixed} % {_PRIME}"  # without the square, rows would be evenly spaced
         rows = self.read(f"SELECT row FROM answer WHERE {where} ORDER BY {order}, row LIMIT {max(0, most)}")
-        return [record for (row,) in sorted(rows) if (record := self.record(row)) is not None]
+        yield from (record for (row,) in sorted(rows) if (record := self.record(row)) is not None)
+
+    def records_of(self, most: int, seed: int, where: str) -> Iterator[Record]:
+        """Yield the sound records that meet a condition, by row; at random so many of them if there are more."""
+        if self.count(where) > most:
+            yield from self.sample(most, seed, where)
+            return
+        yield from (record for record in self.records(where=where) if record.is_sound)
+
+    def spread(self) -> list[tuple[float, int, int]]:
+        """Return latency, characters and tokens of answers: of all, or of some thousands at equal distances."""
+        every = 1 + self.count(ANSWERED) // _SAMPLES
+        query = f"SELECT latency_s, length(text), completion_tokens FROM answer WHERE {ANSWERED} AND row % {every} = 0"
+        return [(latency_s, length, tokens) for latency_s, length, tokens in self.read(query)]
 
     def counts(self, again: str = NEVER, before: int = FARTHEST_ROW, *, skips_empty: bool = False) -> JobCounts:
         """Count the rows under `before`. Records that meet `again` count for what they cost, but are not done.
@@ -367,25 +403,61 @@ class JobStore:
             counts.latencies.count(latency_s)
         return counts
 
-    def results(self, before: int = FARTHEST_ROW, *, where: str = "1") -> dict[str, Any]:
+    def results(self, before: int = FARTHEST_ROW, *, by_field: bool = False) -> dict[str, Any]:
         """Count the different answers: their number and lengths, and the rows with each of the commonest short ones.
 
         `different`, `shortest` and `longest` (characters), and, where short answers repeat, `values`: the number of
-        rows by answer. `{}` without answers. Spaces around an answer do not count. 1,000,000 rows take 1 to 2 s, and
-        SQLite sorts them on the disk.
+        rows by answer. `{}` without answers. Spaces around an answer do not count. `by_field`, for answers under a
+        schema: also `fields`, see `_fields`. 1,000,000 rows take 1 to 2 s, and as much again for the fields; SQLite
+        sorts them on the disk.
         """
         text = "trim(text, char(9, 10, 13, 32))"
-        grouped = f"SELECT {text} AS value, count(*) AS rows FROM answer WHERE row < ? AND {ANSWERED} AND ({where}) "
-        grouped += f"GROUP BY {text}"
-        summed = "count(*), min(length(value)), max(length(value)), total(rows)"
-        ((different, shortest, longest, rows),) = self.read(f"SELECT {summed} FROM ({grouped})", before)
+        value = f"CASE WHEN length(text) > {_LONG_VALUE} THEN digest({text}) ELSE {text} END"
+        # materialized, for SQLite would sort the texts themselves
+        answers = f"SELECT {value} AS value, length({text}) AS length FROM answer WHERE row < ? AND {ANSWERED}"
+        grouped = f"WITH answers AS MATERIALIZED ({answers}), grouped AS "
+        grouped += "(SELECT value, min(length) AS length, count(*) AS rows FROM answers GROUP BY value) "
+        summed = "SELECT count(*), min(length), max(length), total(rows) FROM grouped"
+        ((different, shortest, longest, rows),) = self.read(grouped + summed, before)
         if not different:
             return {}
         found = {"different": different, "shortest": shortest, "longest": longest}
+        if by_field and (fields := self._fields(before)):
+            found["fields"] = fields
         repeats = different < rows if different <= _SHOWN_VALUES else 2 * different <= rows
         if longest > _LONGEST_VALUE or not (repeats or rows == 1):
             return found
-        return found | {"values": dict(self.read(f"{grouped} ORDER BY 2 DESC, 1 LIMIT {_SHOWN_VALUES}", before))}
+        commonest = f"SELECT value, rows FROM grouped ORDER BY rows DESC, value LIMIT {_SHOWN_VALUES}"
+        return found | {"values": dict(self.read(grouped + commonest, before))}
+
+    def _fields(self, before: int) -> dict[str, Any]:
+        """Count the values of the fields of answers that are objects of JSON.
+
+        Of a field with a few short values, `values`: the number of rows by value; of numbers, `min`, `max` and `mean`.
+        Other fields are left out, as far as possible by the first answers alone.
+        """
+        first = f"SELECT text FROM answer WHERE row < ? AND {ANSWERED} AND {_IS_OBJECT} LIMIT {_FIRST_ANSWERS}"
+        grouped = "SELECT key, group_concat(DISTINCT type), count(DISTINCT atom) FROM "
+        grouped += f"(SELECT * FROM ({first}), json_each(text)) GROUP BY key ORDER BY min(id)"
+        kinds: dict[str, str] = {}
+        for name, types, different in self.read(grouped, before):
+            kind = _KINDS.get(frozenset(types.split(",")) - {"null"}, "")
+            if kind and '"' not in name and (kind == "number" or different <= _SHOWN_VALUES):
+                kinds[name] = kind
+        kinds = dict(list(kinds.items())[:_MOST_FIELDS])
+        if not kinds:
+            return {}
+        columns = ", ".join(f"json_extract(text, ?) AS f{at}" for at in range(len(kinds)))
+        answers = f"SELECT {columns} FROM answer WHERE row < ? AND {ANSWERED} AND {_IS_OBJECT}"
+        counted = " UNION ALL ".join(
+            (_NUMBERS if kind == "number" else _VALUES).format(at) for at, kind in enumerate(kinds.values())
+        )
+        paths = [f'$."{name}"' for name in kinds]
+        groups: dict[int, list[tuple[Any, ...]]] = {}
+        for at, *group in self.read(f"WITH answers AS MATERIALIZED ({answers}) {counted}", *paths, before):
+            groups.setdefault(at, []).append(tuple(group))
+        found = {name: _field(kind, groups.get(at, [])) for at, (name, kind) in enumerate(kinds.items())}
+        return {name: field for name, field in found.items() if field}
 
     def examples(self) -> dict[str, str]:
         """Return the message of the first failure of each code."""
@@ -394,7 +466,7 @@ class JobStore:
 
     def failures(self, most: int, *, skips_empty: bool = False) -> list[Record]:
         """Return the first `most` rows that failed, by row; `skips_empty`: not those that ask nothing."""
-        return self.page(0, f"code != '{Code.EMPTY_PROMPT}'" if skips_empty else FAILED, most)
+        return self.page(0, failed(skips_empty=skips_empty), most)
 
     def answering_models(self) -> set[str]:
         """Return the names of the models that rows say they were answered by."""
@@ -458,6 +530,7 @@ class JobStore:
         run = self._connection.execute
         if not self._has_locks:
             run("PRAGMA locking_mode=EXCLUSIVE")  # first, else a log from elsewhere could not be read
+        self._connection.create_function("digest", 1, _digest, deterministic=True)
         for setting in ("trusted_schema=OFF", "cell_size_check=ON", "cache_size=-4096"):
             run(f"PRAGMA {setting}")
         found = dict(run("SELECT name, replace(sql, '\"', '') FROM sqlite_master WHERE sql IS NOT NULL"))
@@ -500,17 +573,22 @@ class JobStore:
             run("DROP TABLE earlier")
         run("COMMIT")
 
-    def read(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+    def read(
+        self,
+        query: str,
+        *values: Any,
+        fetched: Callable[[sqlite3.Cursor], list[tuple[Any, ...]]] = sqlite3.Cursor.fetchall,
+    ) -> list[tuple[Any, ...]]:
         """Return the rows that a query finds. A text that is not UTF-8 has replacement characters."""
         with self._lock, self._errors():
             try:
-                return self._connection.execute(query, values).fetchall()
+                return fetched(self._connection.execute(query, values))
             except sqlite3.OperationalError as error:
                 if "decode" not in str(error):
                     raise
                 # the checksum finds the damage; to read all texts in this way takes twice as long
                 self._connection.text_factory = functools.partial(str, encoding="utf-8", errors="replace")
-                return self._connection.execute(query, values).fetchall()
+                return fetched(self._connection.execute(query, values))
 
     def change(self, *work: tuple[str, Iterable[Any]]) -> None:
         """Run each statement once for each of its rows of values; all of it happens or nothing."""
@@ -538,6 +616,38 @@ class JobStore:
             raise OSError(number, why, str(self.path)) from None
 
 
+def _page(cursor: sqlite3.Cursor) -> list[tuple[Any, ...]]:
+    """Return the records of a query up to the one with which their texts exceed `_PAGE_CHARACTERS`."""
+    found: list[tuple[Any, ...]] = []
+    left = _PAGE_CHARACTERS
+    with contextlib.closing(cursor):
+        for record in cursor:
+            found.append(record)
+            left -= len(record[_TEXT] or "")
+            if left < 0:
+                break
+    return found
+
+
+def _field(kind: str, groups: Sequence[tuple[Any, ...]]) -> dict[str, Any]:
+    """Return the counts of a field from the groups of its values; `{}` for one with many or long values."""
+    if kind == "number":
+        ((low, high, mean),) = groups
+        return {} if low is None else {"min": low, "max": high, "mean": float(f"{mean:.4g}")}
+    names = {0: "false", 1: "true"} if kind == "boolean" else {}
+    counts = [(names.get(value, str(value)), rows) for value, rows, _ in groups if value is not None]
+    if not counts or len(counts) > _SHOWN_VALUES or max(len(value) for value, _ in counts) > _LONGEST_VALUE:
+        return {}
+    missing = [("null", count) for value, count, _ in groups if value is None]
+    if all(count == 1 for _, count in counts) and len(counts + missing) > 1:
+        return {}
+    return {"values": dict(sorted(counts, key=lambda one: (-one[1], one[0])) + missing)}
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
 def salvage(path: Path, *, has_locks: bool = True) -> None:
     """Replace a damaged database by a new one with everything in it that can be read; the caller holds the job's lock.
 
@@ -551,7 +661,7 @@ def salvage(path: Path, *, has_locks: bool = True) -> None:
         contextlib.closing(JobStore(path, has_locks=has_locks)) as old,
         contextlib.closing(JobStore(beside, create=True, has_locks=has_locks)) as new,
     ):
-        for name in ("spec", "request", "output", "status"):
+        for name in ("spec", "request", "output", "status", "course"):
             with contextlib.suppress(DamagedError):
                 if (value := old.get(name)) is not None:
                     new.put(**{name: value})

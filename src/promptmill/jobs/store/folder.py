@@ -1,4 +1,4 @@
-"""The folder of a job: next to its output (`answers.jsonl.promptmill/`), or in one folder with all other jobs.
+"""The folder of a job: in the hidden folder of its output (`.promptmill/answers.jsonl.job/`), or in one of all jobs.
 
 | file | what |
 |---|---|
@@ -12,6 +12,11 @@
 
 A job belongs to one process at a time, and is alive as long as that process is: the system frees the lock. Where the
 file system refuses locks (some network file systems), a lease that has to be renewed takes their place.
+
+One hidden folder for each folder of outputs, and not the user's state folder: jobs go wherever their files are moved,
+copied or mounted, so that nothing is asked again there, and their rows take room on the disk that holds the files
+already. Its permissions are those of the folder it is in, so users who share a folder share this one too; each job
+in it is private.
 """
 
 from __future__ import annotations
@@ -22,6 +27,7 @@ import hashlib
 import os
 import re
 import secrets
+import stat
 import sys
 import threading
 import time
@@ -40,7 +46,9 @@ from promptmill.jobs.store.spec import JobRequest, JobSpec, OutputRecord
 from promptmill.system.safe_open import real_path
 
 Model = TypeVar("Model", bound=BaseModel)
-SUFFIX = ".promptmill"
+HIDDEN = ".promptmill"
+_SUFFIX = ".job"
+_IGNORED = ".gitignore"  # prompts and answers belong into no repository
 _ID = re.compile(r"[a-z0-9][a-z0-9-]{0,60}")
 _MOST_NAMED = 5
 _POINTER = ".path"
@@ -70,9 +78,10 @@ class Folder:
 
     @property
     def output_beside(self) -> Path | None:
-        """The output that the folder lies beside, None in a folder of all jobs."""
-        name = self.path.name.removesuffix(SUFFIX)
-        return None if name == self.path.name else self.path.with_name(name)
+        """The output that the folder belongs to, None in a folder of all jobs."""
+        if self.path.parent.name != HIDDEN or self.path.suffix != _SUFFIX:
+            return None
+        return self.path.parent.with_name(self.path.stem)
 
     @property
     def job_id(self) -> str:
@@ -88,10 +97,41 @@ class Folder:
         assert self._store is not None, "nobody opened it"
         return self._store
 
+    def make(self) -> None:
+        """Make the folder, if need be, for this user alone. Raises `OSError`, and as `check` does."""
+        if self.output_beside is not None:
+            hidden = self.path.parent
+            with contextlib.suppress(FileExistsError):
+                hidden.mkdir()
+                with contextlib.suppress(OSError):  # a file system without permissions
+                    hidden.chmod(stat.S_IMODE(hidden.parent.stat().st_mode))
+            self._check_hidden()
+            with contextlib.suppress(OSError), (hidden / _IGNORED).open("x", encoding="ascii") as file:
+                file.write("*\n")
+        disk.make_private_folder(self.path)
+        self.check()
+
+    def check(self) -> None:
+        """Raise `ForeignError` when the folder, the one around it or a file in it is a link, or another user's file."""
+        self._check_hidden()
+        disk.check_private_folder(self.path)
+
+    def _check_hidden(self) -> None:
+        if self.output_beside is not None and self.path.parent.is_symlink():
+            raise disk.ForeignError(self.path.parent)
+
+    def remove(self) -> None:
+        """Remove the empty folder, and the one around it after its last job. Raises `OSError`."""
+        self.path.rmdir()
+        hidden = self.path.parent
+        if self.output_beside is not None and [path.name for path in hidden.iterdir()] == [_IGNORED]:
+            (hidden / _IGNORED).unlink()
+            hidden.rmdir()
+
     def open(self) -> JobStore:
         """Open the database until `close`, made if need be; the caller holds the lock. Raises as `JobStore` does."""
         self.close()
-        disk.check_private_folder(self.path)
+        self.check()
         self._store = JobStore(self.database, create=True, has_locks=_has_locks(self.lock))
         return self._store
 
@@ -143,8 +183,18 @@ class Folder:
         """The status that its runner wrote last."""
         return self._get("status") or {}
 
+    @property
+    def course(self) -> Mapping[str, Any]:
+        """The course of its runs, see `status.Course`."""
+        return self._get("course") or {}
+
+    @property
+    def task(self) -> dict[str, Any] | None:
+        """The note about the task that the job is, None for any other job."""
+        return self._get("task")
+
     def put(self, **values: BaseModel | Mapping[str, Any] | None) -> None:
-        """Keep `spec`, `output`, `request`, `status` of the job that is open here: all of them or, if it raises, none.
+        """Keep `spec`, `output`, `request`, … of the job that is open here: all of them or, if it raises, none.
 
         Raises as `JobStore` does.
         """
@@ -159,9 +209,9 @@ class Folder:
         """Whether a process runs this job now."""
         return _is_held(self.lock)
 
-    def request_cancel(self) -> bool:
-        """Ask a running job to end; returns whether it runs."""
-        if not self.alive:
+    def request_cancel(self, *, even_if_it_runs_nowhere: bool = False) -> bool:
+        """Request the end of a running job; returns whether there is one, or it `even_if_it_runs_nowhere`."""
+        if not (even_if_it_runs_nowhere or self.alive):
             return False
         self.cancel.touch(disk.PRIVATE_FILE)
         return True
@@ -178,7 +228,7 @@ class Folder:
         if self._store is not None:
             yield self._store
             return
-        disk.check_private_folder(self.path)
+        self.check()
         with contextlib.closing(JobStore(self.database, has_locks=_has_locks(self.lock))) as store:
             yield store
 
@@ -193,7 +243,8 @@ class Folder:
 
     def _load(self, name: str, model: type[Model]) -> Model | None:
         try:
-            return model.model_validate(self._get(name))
+            found = self._get(name)
+            return None if found is None else model.model_validate(found)
         except ValidationError:
             return None
 
@@ -214,8 +265,9 @@ def _new_id(target: Path) -> str:
 class JobFolders:
     """The folders of all jobs of this user.
 
-    A job lies beside its output, and under `root` is only a file `<job_id>.path` that says where; a call that became a
-    job has no such place and lies under `root` itself. So do all jobs where the operator named a folder for them.
+    A job lies in the hidden folder beside its output, and under `root` is only a file `<job_id>.path` that says where;
+    a call that became a job has no such place and lies under `root` itself. So do all jobs where the operator named a
+    folder for them.
     """
 
     def __init__(self, root: Path, *, beside_outputs: bool = False) -> None:
@@ -236,7 +288,7 @@ class JobFolders:
         if (own := self.owner(source)) is not None and target == own.answers.resolve():
             return own
         if self.beside_outputs:
-            return Folder(target.with_name(target.name + SUFFIX))
+            return Folder(target.parent / HIDDEN / (target.name + _SUFFIX))
         return Folder(self.root / _new_id(target))
 
     def owner(self, path: Path) -> Folder | None:
@@ -301,6 +353,17 @@ class JobFolders:
             meant = f"did you mean {' or '.join(near[:3])}?" if near else self._names()
             raise PromptmillError(error.code, f"There is no job {text[:60]!r}; {meant}", "") from None
 
+    def maker(self, what: str) -> Folder | None:
+        """Return the folder of the job with this id or output; None for a file that no job made. Raises as `find`."""
+        try:
+            return self.at(what)
+        except PromptmillError as error:
+            if Path(what).expanduser().exists():
+                return None
+            if "." in what or os.sep in what:
+                raise input_error(f"There is no file {what}, and no job with this output.") from None
+            raise error from None
+
     def _names(self) -> str:
         """Return which jobs there are, the newest first."""
         names = [path.stem for path in sorted(self.paths(), key=lambda path: -path.lstat().st_mtime)]
@@ -335,7 +398,8 @@ class JobFolders:
             path = Path(pointer.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        return Folder(path) if path.is_absolute() and path.name.endswith(SUFFIX) and path.is_dir() else None
+        folder = Folder(path)
+        return folder if path.is_absolute() and folder.output_beside is not None and path.is_dir() else None
 
 
 class Lock:

@@ -15,7 +15,7 @@ import os
 import posixpath
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -24,12 +24,14 @@ import orjson
 
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, Named, OrderError, PromptmillError, input_error, redact
+from promptmill.core.wording import shape
 from promptmill.jobs.files import disk
 from promptmill.jobs.store.folder import JobFolders
 from promptmill.jobs.store.spec import JobRequest, digest, fingerprint, stamp
 from promptmill.system.installation import adding
 from promptmill.system.safe_open import make_private
 
+_OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
 _SNIFFED = 4096
 _NAME = "rows"
 # Stores that write an object whole or not at all; in others, it gets its name at the end.
@@ -46,14 +48,14 @@ class GivenRows:
     input: Path
 
     @classmethod
-    def write(cls, folders: JobFolders, blocks: Iterable[bytes], suffix: str) -> GivenRows:
-        """Keep the bytes that come as a file that ends with `suffix`. Raises `PromptmillError` (`storage`)."""
+    def write(cls, folders: JobFolders, blocks: Iterable[bytes], suffix: str, name: str = _NAME) -> GivenRows:
+        """Keep the bytes that come as a file `name` that ends with `suffix`. Raises `PromptmillError` (`storage`)."""
         root = root_of(folders)
         try:
             disk.make_private_folder(root)
             content = hashlib.sha256(suffix.encode())
-            descriptor, name = tempfile.mkstemp(dir=root)
-            beside = Path(name)
+            descriptor, new = tempfile.mkstemp(dir=root)
+            beside = Path(new)
             try:
                 with os.fdopen(descriptor, "wb") as file:
                     for block in blocks:
@@ -61,7 +63,7 @@ class GivenRows:
                         file.write(block)
                 folder = root / content.hexdigest()[:20]
                 disk.make_private_folder(folder)
-                found = folder / f"{_NAME}{suffix}"
+                found = folder / f"{name}{suffix}"
                 if found.exists():  # as it was: its time tells whether a job's input changed
                     beside.unlink()
                 else:
@@ -101,7 +103,7 @@ class GivenRows:
         if output is not None and output.parent == self.input.parent:
             folder = self.folders.of(self.input, output)
             self.folders.unregister(folder)
-            if folder.path.parent != self.input.parent:
+            if folder.output_beside is None:
                 shutil.rmtree(folder.path, ignore_errors=True)
         shutil.rmtree(self.input.parent, ignore_errors=True)
 
@@ -284,3 +286,28 @@ def _errors(url: str) -> Iterator[None]:
     except Exception as error:  # noqa: BLE001 (botocore's, aiohttp's, …)
         said = redact(str(error).splitlines()[0]) if str(error) else type(error).__name__
         raise PromptmillError(Code.STORAGE, f"{redact(url)} cannot be used: {said:.200}", "Try again.") from None
+
+
+def lines_of(
+    rows: Iterable[Any], name: str, argument: str, default: Callable[[Any], Any] | None = None
+) -> Iterator[bytes]:
+    """Yield the rows of an argument as lines of JSON: texts, whose field is `name`, rows with fields, and messages.
+
+    `default` returns the JSON form of what has none. Raises `PromptmillError` (`invalid_input`).
+    """
+    for index, row in enumerate(rows):
+        match row:
+            case str():
+                found: Mapping[Any, Any] = {name: row}
+            case {"role": str(), "content": _} if len(row) == 2 and name == "prompt":  # without a template: a message
+                found = {"messages": [row]}
+            case Mapping():
+                found = row
+            case list() | tuple():
+                found = {"messages": row}
+            case _:
+                raise input_error(f"{argument}[{index}] is {shape(row)}; send a text, a row or a list of messages.")
+        try:
+            yield orjson.dumps(found, option=_OPTIONS, default=default)
+        except TypeError as error:
+            raise input_error(f"{argument}[{index}] cannot be written as JSON: {error}.") from None

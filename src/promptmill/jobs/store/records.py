@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,9 +13,8 @@ from typing import Any, NamedTuple
 import orjson
 
 from promptmill.backends import rows
-from promptmill.backends.protocol import Call
+from promptmill.backends.protocol import NO_USAGE, Call, Completion, Failure, Outcome, Usage
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.outcome import NO_USAGE, Completion, Failure, Outcome, Usage
 
 ANSWER_FIELDS = ("answer", "error", "usage", "finish_reason")
 RARE_FIELDS = ("answers", "reasoning", "tool_calls", "logprobs", "cost", "answered_by", "changed")
@@ -240,10 +240,15 @@ def cells(found: Mapping[str, Any], names: Iterable[str]) -> list[str]:
 
 
 def cell(value: Any) -> str:
-    """Return a value as a CSV cell; one that is no text is JSON."""
+    """Return a value as a CSV cell; one that is no text is JSON, bytes are base64."""
     if value is None:
         return ""
-    return value if isinstance(value, str) else rows.json_line(value).decode().removesuffix("\n")
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float) and not math.isfinite(value):
+        return json.dumps(value)
+    text = rows.json_line(value)[:-1].decode()
+    return text[1:-1] if text[0] == '"' else text  # a date, a decimal or bytes of Parquet, which JSON has as texts
 
 
 class Latencies:

@@ -16,7 +16,7 @@ from promptmill.cluster.ray_cluster import RayCluster
 from promptmill.config.resolved_config import DEFAULT, LONGEST_ANSWER, ResolvedConfig
 from promptmill.core.errors import Code, Named, OrderError, config_error, unwritable_parameters
 from promptmill.jobs.files.row_files import Part
-from promptmill.jobs.store.answers import to_replace
+from promptmill.jobs.store.answers import NEVER, to_replace
 from promptmill.jobs.store.records import Made
 
 Again: TypeAlias = Literal["failed", "truncated", "all"]
@@ -102,6 +102,8 @@ class JobRequest(BaseModel):
     """The arguments of the command line that gave the last order, without keys; empty for a program's."""
     urls: dict[str, str] = {}
     """The URLs whose copies `input_file` and `output_file` of the status are, without secrets."""
+    variants: tuple[str, ...] = ()
+    """The values of the column `variant`, if each row of the user's input is sent several times."""
     ray: RayCluster | None = None
     """Where it is answered, if not here."""
     shard: str | None = None
@@ -205,6 +207,8 @@ class JobSpec(BaseModel):
     """The same of the other models that rows may name, and that stand in."""
     backend: str
     model: str
+    provider: str = ""
+    """The name of the provider, for metrics; jobs of older releases have none."""
     created: int
     changed: list[str] = []
     """Settings that are not what they were when the job began (see `JobRequest.keep`), noted in every row since."""
@@ -216,6 +220,8 @@ class JobSpec(BaseModel):
     """The last round."""
     again: Again | None = None
     """The rows that this round sends again, until it is finished."""
+    settled: bool = False
+    """Whether it keeps the outcomes of a call: then it sends no row again by itself, not even one that failed."""
     to_bind: Literal["questions", "rows"] | None = None
     """Whether answers are still to be bound to the rows (see `binding`): by what the rows ask, or by their numbers."""
     working_folder: Path | None = None
@@ -234,7 +240,7 @@ class JobSpec(BaseModel):
     @property
     def to_replace(self) -> str:
         """Which records are to be replaced, as a condition."""
-        return to_replace(self.counted, self.round, self.again)
+        return NEVER if self.settled and self.again is None else to_replace(self.counted, self.round, self.again)
 
     @property
     def shape(self) -> tuple[object, ...]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, TextIO, TypeAlias
 
+from promptmill import __version__
 from promptmill.backends.protocol import Call
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.jobs.store.answers import DamagedError, JobStore
@@ -30,6 +31,9 @@ ENDED = frozenset({FINISHED, STOPPED, CANCELLED, INTERRUPTED})
 _RATE_OVER_S = 30.0
 _LINE_EVERY_S = 5.0
 _SHORTEST_WAIT_S = 2.0  # of the last rows
+_SAMPLES = 300
+_SAMPLE_EVERY_S = 1.0
+_RUNS = 50
 
 
 class Progress:
@@ -59,6 +63,7 @@ class Progress:
         self.set_aside = 0.0
         """The most that requests cost whose rows have no record."""
         self.earlier = _Earlier(earlier)
+        self.course = Course()
         self.is_counted = False
         """Whether `counts` includes the costs of this run, because all records were counted again."""
         self._times = _Times(clock)
@@ -256,6 +261,43 @@ class _Times:
         return max(0.0, (rows - rows_then) / seconds), max(0.0, (tokens - tokens_then) / seconds)
 
 
+class Course:
+    """The course of a job's runs in a bounded number of samples, which are further apart in a longer job."""
+
+    def __init__(self, earlier: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """`earlier` is the course that the run before left."""
+        self._samples: list[list[float | None]] = list(earlier.get("samples", ()))
+        self._runs: list[Mapping[str, Any]] = list(earlier.get("runs", ()))
+        self._every_s = float(earlier.get("every_s", _SAMPLE_EVERY_S))
+        self._has_begun = False
+
+    def note(self, status: Mapping[str, Any]) -> bool:
+        """Take a sample of a status if one is due; return whether it was."""
+        seconds, has_ended = status["seconds"], status["state"] in ENDED
+        if not self._has_begun:
+            if status["state"] != RUNNING:
+                return False
+            self._has_begun = True
+            began = {"at": seconds, "began": round(status["updated"]), "version": __version__}
+            self._runs = [*self._runs[-_RUNS + 1 :], began]
+        elif not has_ended and seconds - (self._samples[-1][0] or 0) < self._every_s:
+            return False
+        names = ("seconds", "done", "failed", "in_flight", "window", "refused")
+        self._samples.append([*map(status.get, names), int("waiting" in status)])
+        if len(self._samples) > _SAMPLES:
+            self._samples = self._samples[::2]
+            self._every_s *= 2
+        return True
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return `runs`, `samples` and the seconds between two of them.
+
+        A sample has the seconds of all runs so far, the rows done and failed, the requests in flight, their limit, the
+        refusals in this run, and whether the job waited.
+        """
+        return {"runs": self._runs, "samples": self._samples, "every_s": self._every_s}
+
+
 def write_starting(folder: Folder) -> None:
     """Write that a run of the job in `folder`, which is open here, is about to start. Raises as `JobStore` does."""
     folder.put(status={**folder.status, "state": STARTING, "reason": "", "updated": time.time()})
@@ -310,9 +352,10 @@ def examples(folder: Folder) -> dict[str, str]:
 
 def results(folder: Folder) -> dict[str, Any]:
     """Return the counts of the answers so far, see `JobStore.results`; `{}` when the job's database cannot be read."""
+    spec = folder.spec
     try:
         with folder.reading() as store:
-            return store.results()
+            return store.results(by_field=spec is not None and spec.answer_schema is not None)
     except (OSError, DamagedError):
         return {}
 

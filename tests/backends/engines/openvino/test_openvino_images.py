@@ -15,7 +15,7 @@ from hub import Mirror, environment
 from image_families import SIDE, generated, make, template
 from openvino_vlm import convert
 from promptmill.backends.engines.host import create
-from promptmill.core.conversation import conversation_from_prompt
+from promptmill.core.request import conversation_from_prompt
 from waiting import until
 
 pytest.importorskip("openvino_genai")

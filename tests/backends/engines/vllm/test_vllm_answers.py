@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from promptmill.core.outcome import Completion
+from promptmill.backends.protocol import Completion
 from waiting import until
 
 pytestmark = pytest.mark.engine

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from promptmill.backends.engines.host import create
+from promptmill.backends.protocol import Failure
 from promptmill.core.errors import Code
-from promptmill.core.outcome import Failure
 
 pytestmark = pytest.mark.engine
 # opens a thought, or closes it at once, as templates do when thinking is switched off

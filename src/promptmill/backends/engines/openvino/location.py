@@ -61,6 +61,7 @@ def _require() -> None:
     require_packages(
         "cpu",
         *("openvino", "openvino_genai", "openvino_tokenizers", "jinja2"),
+        size="85 MB, no torch",
         instead=("`backend: hf`, which is installed here, or " if hf else "")
         + "`backend: openai` with an endpoint of yours (`promptmill init` asks for it)",
     )

@@ -1,4 +1,4 @@
-"""Conversation, Message and their parts, built from what callers send.
+"""A request: its conversation, built from what callers send, and its sampling parameters.
 
 Accepted shapes: plain text; `{"content": …}` and `{"text": …}`; MCP prompt messages (modelcontextprotocol.io, prompts);
 OpenAI chat messages (platform.openai.com, chat completions). MCP's blocks with images, audio and embedded text are
@@ -7,9 +7,13 @@ parts. Any other shape is refused with its place and kind.
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeAlias
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.wording import shape
@@ -17,6 +21,10 @@ from promptmill.core.wording import shape
 ROLES = frozenset({"system", "user", "assistant", "developer", "tool"})
 _SYSTEM_ROLES = frozenset({"system", "developer"})
 _ACCEPTED = 'Send a string, {"content": "…"}, {"text": "…"} or {"role": "user", "content": "…"}.'
+BESIDE = frozenset({"tools", "tool_choice", "parallel_tool_calls", "logprobs", "top_logprobs"})
+"""OpenAI parameters that a call may put into `sampling_params`, and that are sent with `extra_params`."""
+
+_MOST_CHOICES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,3 +311,135 @@ def _surrogate(error: UnicodeEncodeError) -> PromptmillError:
     return input_error(
         f"The prompt contains an unpaired surrogate at character {error.start}; remove it or send the whole character."
     )
+
+
+def _list_of_stops(value: object) -> object:
+    if not isinstance(value, str | list | tuple | None):
+        raise PydanticCustomError("stops", "should be a text or a list of texts")
+    return [value] if isinstance(value, str) else value
+
+
+def list_of_choices(value: object) -> object:
+    """Return the texts of a list, or of a text with commas (one with a comma itself in double quotes).
+
+    Raises `ValueError`.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str):
+        value = next(csv.reader([value], skipinitialspace=True), [])
+    if not isinstance(value, list | tuple) or not all(type(one) in {str, int} for one in value):
+        raise PydanticCustomError("choices", "should be a list of texts (in YAML, put yes and no into quotes)")
+    choices = [str(one).strip() for one in value]
+    if len(choices) < 2 or not all(choices) or len(set(choices)) < len(choices):
+        raise PydanticCustomError("choices", "should be at least two different texts")
+    if len(choices) > _MOST_CHOICES:
+        raise PydanticCustomError("choices", "should be at most {most} texts", {"most": _MOST_CHOICES})
+    return choices
+
+
+def _none_for_one(value: int | None) -> int | None:
+    return None if value == 1 else value
+
+
+def replacing_choices(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `changes` to parameters; a `response_format` among them also takes the place of earlier `choices`."""
+    return ({} if changes.get("response_format") is None else {"choices": None}) | dict(changes)
+
+
+class Sampling(BaseModel):
+    """Parameters for choosing tokens. The engine or endpoint decides those that are not set.
+
+    Names follow OpenAI's chat completions; `top_k`, `min_p` and `repetition_penalty` follow vLLM.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    temperature: float | None = Field(None, ge=0, description="Randomness; 0 always takes the likeliest token.")
+    top_p: float | None = Field(
+        None, gt=0, le=1, description="Choose among the likeliest tokens of this joint probability."
+    )
+    max_tokens: int | None = Field(None, ge=1, description="Longest answer, in tokens.")
+    stop: Annotated[list[str] | None, BeforeValidator(_list_of_stops)] = Field(
+        None, description="End the answer before any of these texts."
+    )
+    n: Annotated[int | None, AfterValidator(_none_for_one)] = Field(
+        None, ge=1, le=128, description="Number of answers to each prompt; `answers` holds all of them."
+    )
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="Makes random choices repeatable, item by item.")
+    presence_penalty: float | None = Field(None, ge=-2, le=2, description="Make tokens that occurred less likely.")
+    frequency_penalty: float | None = Field(
+        None, ge=-2, le=2, description="Make tokens less likely, in proportion to their occurrences."
+    )
+    response_format: dict[str, Any] | None = Field(
+        None, description="OpenAI's `response_format`: JSON mode or a schema."
+    )
+    choices: Annotated[list[str] | None, BeforeValidator(list_of_choices)] = Field(
+        None, description="The answer is one of these texts; takes the place of `response_format`."
+    )
+    reasoning_effort: str | None = Field(
+        None, description="How long a reasoning model thinks: `low`, `medium`, `high`, …"
+    )
+    top_k: int | None = Field(None, ge=-1, description="Choose among this many likeliest tokens; 0 or -1 for all.")
+    min_p: float | None = Field(None, ge=0, le=1, description="Leave out tokens below this share of the likeliest one.")
+    repetition_penalty: float | None = Field(
+        None, gt=0, description="Divide the score of tokens that occurred; 1 is off."
+    )
+    enable_thinking: bool | None = Field(None, description="Whether a model that can reason does so before its answer.")
+    reasoning: Literal["separate", "inline"] | None = Field(
+        None, description="Like the key `reasoning` of the configuration, which it overrides."
+    )
+
+    def given(self) -> dict[str, Any]:
+        """Return the parameters that are set, by name."""
+        return {name: value for name, value in self if value is not None}
+
+
+class RowPlace(NamedTuple):
+    """The place of a request's row in its call's input file, so that another process can read it there."""
+
+    offset: int
+    length: int
+
+
+class Account(Protocol):
+    """The amount that a budget has set aside for one request. The sender reports each attempt here."""
+
+    def sent(self) -> float:
+        """Note that a request is sent and may be billed; return its highest possible cost."""
+        ...
+
+    def reserve_again(self) -> bool:
+        """Reserve the cost of another attempt, after a failed one that may be billed.
+
+        False if a budget does not allow it: the request then fails with code `budget`, and is sent again when it does.
+        """
+        ...
+
+
+@dataclass(slots=True)
+class Request:
+    """One conversation to answer; immutable.
+
+    `key` is the caller's (an index, a row number); keys may be sparse, and the requests for several answers to one item
+    (`Sampling.n`) share its key. `extra` holds `extra_params`, which go to the engine or into the request body.
+    `attempts` counts the attempts of an earlier run that ended early.
+    """
+
+    key: int
+    conversation: Conversation
+    sampling: Sampling
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    attempts: int = 0
+    path: str = ""
+    """The path of a request that is not a chat, such as `/embeddings`; `extra` is all of its body."""
+    row: RowPlace | None = None
+    """Its place in the call's input file; None if it comes from no file or differs from its row."""
+    account: Account | None = None
+    """Set if its cost is charged to a budget."""
+    choice: int = 0
+    """Its number among the requests for several answers to one item, each of which is kept separately."""
+
+    def changed(self, **changes: Any) -> Request:
+        """Return the request with `changes`; it no longer has the contents of its row."""
+        return replace(self, row=None, **changes)

@@ -1,0 +1,335 @@
+"""The metrics of a server in Prometheus' text format: what its calls have done, and how far this user's jobs are.
+
+A scrape costs no call any time: it reads the counters that a `Call` has anyway, and the status that the runner of a
+job keeps in the job's database, whichever process runs the job:
+
+    calls of this process    Service.calls ──────────────────────┐
+                                                                 ├──▶ text
+    jobs of this user        job.db of each ──▶ thread, 5 s ─────┘
+
+So the rows of detached jobs count, before and after a restart of the server. Rows are gauges: they say what the
+databases hold, and fall when a job is removed or sends its failed rows again. Requests, tokens and cost of jobs never
+fall during the life of a server: those of a removed job stay.
+
+No label has a value from a prompt. Of the models, the first fifty have a label of their own; the rest is `other`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from promptmill.backends import registry
+from promptmill.backends.protocol import DURATIONS_S
+from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.errors import PromptmillError, redact
+from promptmill.jobs.store import status
+from promptmill.jobs.store.folder import Folder, JobFolders
+from promptmill.jobs.store.status import answered
+from promptmill.service.service import Service
+
+TYPE = "text/plain; version=0.0.4; charset=utf-8"
+# name → type and help, in the order of the page; `promptmill_` stands before each name without a prefix of its own.
+FAMILIES: Mapping[str, tuple[str, str]] = {
+    "start_time_seconds": ("gauge", "Unix time at which this process started."),
+    "calls_total": ("counter", "Calls of tools that asked a model, running ones included."),
+    "calls_in_progress": ("gauge", "Calls that run now."),
+    "calls_waiting": ("gauge", "Running calls of which no request is in flight, as every endpoint is paused."),
+    "items_total": ("counter", "Items of calls by outcome: answered, or the code of the failure."),
+    "cached_items_total": ("counter", "Items of calls answered without a request, by the cache or a twin."),
+    "requests_total": ("counter", "Requests sent for calls, retries included."),
+    "retries_total": ("counter", "Requests sent again for calls."),
+    "refused_requests_total": ("counter", "Requests of calls that an endpoint refused for load."),
+    "input_tokens_total": ("counter", "Prompt tokens of calls."),
+    "cached_input_tokens_total": ("counter", "Prompt tokens of calls that the provider had in its cache."),
+    "output_tokens_total": ("counter", "Tokens of the answers of calls."),
+    "cost_dollars_total": ("counter", "Cost of calls in US dollars, where the price is known."),
+    "requests_in_flight": ("gauge", "Requests of calls in flight."),
+    "requests_in_flight_limit": ("gauge", "Most requests that may be in flight now at the endpoints of running calls."),
+    "gen_ai_client_operation_duration_seconds": ("histogram", "Time of an item of a call, from request to outcome."),
+    "jobs": ("gauge", "Jobs of this user by state."),
+    "job_rows": ("gauge", "Rows of jobs by outcome: answered, skipped, or the code of the failure."),
+    "job_rows_left": ("gauge", "Rows without an outcome, of jobs whose number of rows is known."),
+    "job_rows_per_second": ("gauge", "Rows that running jobs settle in a second, lately."),
+    "job_rows_cached": ("gauge", "Rows of jobs answered without a request, by the cache or a twin."),
+    "job_requests_total": ("counter", "Requests sent for jobs, retries included."),
+    "job_retries_total": ("counter", "Requests sent again for jobs."),
+    "job_input_tokens_total": ("counter", "Prompt tokens of jobs."),
+    "job_cached_input_tokens_total": ("counter", "Prompt tokens of jobs that the provider had in its cache."),
+    "job_output_tokens_total": ("counter", "Tokens of the answers of jobs."),
+    "job_cost_dollars_total": ("counter", "Cost of jobs in US dollars, where the price is known."),
+    "job_requests_in_flight": ("gauge", "Requests of running jobs in flight."),
+    "job_requests_in_flight_limit": ("gauge", "Most requests of running jobs that may be in flight now."),
+    "jobs_waiting": ("gauge", "Running jobs that are stalled."),
+    "jobs_unread": ("gauge", "Jobs whose database could not be read in time; the next scrape goes on with them."),
+}
+_OF_CALLS = {
+    "requests": "requests_total",
+    "retries": "retries_total",
+    "refused": "refused_requests_total",
+    "cached": "cached_items_total",
+    "prompt_tokens": "input_tokens_total",
+    "cached_tokens": "cached_input_tokens_total",
+    "completion_tokens": "output_tokens_total",
+}
+_OF_JOBS = {
+    "requests": "job_requests_total",
+    "retries": "job_retries_total",
+    "prompt_tokens": "job_input_tokens_total",
+    "cached_tokens": "job_cached_input_tokens_total",
+    "completion_tokens": "job_output_tokens_total",
+    "cost": "job_cost_dollars_total",
+}
+_MOST_MODELS = 50
+_LONGEST_LABEL = 100
+_OTHER = ("other", "other")
+_FRESH_S = 5.0
+_READ_S = 2.0
+_ESCAPED = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
+
+Labels = tuple[str, str]
+"""Provider and model."""
+
+
+class Metrics:
+    """The metrics of one server. `text` is a page of them."""
+
+    def __init__(
+        self, service: Service, folders: JobFolders | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`folders` is where jobs live, by default where the environment says."""
+        self._service, self._clock = service, clock
+        self._jobs = _Jobs(folders, clock)
+        self._reading: asyncio.Future[str] | None = None
+        self._read_at = 0.0
+        self._named: set[Labels] = set()
+
+    @property
+    def not_ready(self) -> str:
+        """The reason for which a call would wait now, else `""`. The next call loads a model that failed to load."""
+        state = self._service.state
+        return state if state in {"loading", "closed"} else ""
+
+    async def text(self) -> str:
+        """Return the page. The databases of jobs are read in a thread, at most every five seconds."""
+        if self._reading is None or (self._reading.done() and self._clock() - self._read_at > _FRESH_S):
+            self._read_at = self._clock()
+            self._reading = asyncio.ensure_future(asyncio.to_thread(self._of_jobs))
+        of_jobs = await asyncio.shield(self._reading)
+        page = _Page(of_jobs=False)
+        page.add("start_time_seconds", self._service.calls.started)
+        self._add_calls(page)
+        return page.text() + of_jobs
+
+    def _labels(self, provider: str, model: str) -> Labels:
+        """Return the labels of a model, those of all others once there are too many."""
+        labels = provider[:_LONGEST_LABEL], redact(model)[:_LONGEST_LABEL]
+        if labels not in self._named and len(self._named) >= _MOST_MODELS:
+            return _OTHER
+        self._named.add(labels)
+        return labels
+
+    def _of_plan(self, plan: ResolvedConfig | None) -> Labels:
+        return _OTHER if plan is None else self._labels(registry.provider_of(plan), plan.model)
+
+    def _add_calls(self, page: _Page) -> None:
+        for totals in self._service.calls.by_model():
+            if totals.of_job:
+                continue
+            labels = self._of_plan(totals.plan)
+            page.add("calls_total", totals.calls, labels)
+            page.add("items_total", totals.counts["done"] - totals.counts["failed"], labels, "answered")
+            for code, count in totals.codes.items():
+                page.add("items_total", count, labels, code)
+            for name, family in _OF_CALLS.items():
+                page.add(family, totals.counts[name], labels)
+            if totals.cost is not None:
+                page.add("cost_dollars_total", totals.cost, labels)
+            page.add_durations("gen_ai_client_operation_duration_seconds", totals.durations, totals.seconds, labels)
+        limits: dict[Labels, int] = {}
+        for running in self._service.calls.running:
+            call = running.call
+            if call.of_job:
+                continue
+            labels = self._of_plan(running.plan())
+            page.add("calls_in_progress", 1, labels)
+            page.add("calls_waiting", bool(call.waiting), labels)
+            page.add("requests_in_flight", call.in_flight, labels)
+            if call.flow is not None:  # calls on one model share the limits of its endpoints
+                limits[labels] = max(limits.get(labels, 0), call.flow.limit)
+        for labels, limit in limits.items():
+            page.add("requests_in_flight_limit", limit, labels)
+
+    def _of_jobs(self) -> str:
+        """Return the families of jobs as text. Blocks."""
+        page = _Page(of_jobs=True)
+        self._jobs.read()
+        page.add("jobs_unread", self._jobs.unread)
+        for job in self._jobs.present:
+            self._add_job(page, job)
+        for job in self._jobs.seen:
+            labels = self._labels(job.provider, job.model)
+            for name, family in _OF_JOBS.items():
+                if name in job.most:
+                    page.add(family, job.most[name], labels)
+        return page.text()
+
+    def _add_job(self, page: _Page, job: _JobSeen) -> None:
+        labels, found = self._labels(job.provider, job.model), job.status
+        page.add("jobs", 1, labels, found["state"])
+        failed: Mapping[str, int] = found.get("errors") or {}
+        for outcome, count in {"answered": answered(found), "skipped": found.get("skipped", 0), **failed}.items():
+            page.add("job_rows", count, labels, outcome)
+        if found.get("total") is not None:
+            page.add("job_rows_left", max(0, found["total"] - found.get("done", 0)), labels)
+        page.add("job_rows_cached", found.get("cached", 0), labels)
+        if found["alive"]:
+            page.add("job_rows_per_second", found.get("rows_per_second") or 0.0, labels)
+            page.add("job_requests_in_flight", found.get("in_flight") or 0, labels)
+            page.add("job_requests_in_flight_limit", found.get("window", 0), labels)
+            page.add("jobs_waiting", bool(found.get("waiting")), labels)
+
+
+class _JobSeen:
+    """The last status of a job. `most` holds the highest value of each counter."""
+
+    def __init__(self, provider: str, model: str) -> None:
+        self.provider, self.model = provider, model
+        self.status: dict[str, Any] = {}
+        self.stamp: object = None
+        """The state of the database's files; None while the job runs, which changes them."""
+        self.most: dict[str, float] = {}
+
+    def note(self, found: dict[str, Any], stamp: object) -> None:
+        """Take over a status."""
+        self.status, self.stamp = found, stamp
+        for name in _OF_JOBS:
+            if isinstance(value := found.get(name), int | float):
+                self.most[name] = max(value, self.most.get(name, 0))
+
+
+class _Jobs:
+    """The jobs of this user, as their databases have them. A finished job is read once, a running one each time."""
+
+    def __init__(self, folders: JobFolders | None, clock: Callable[[], float]) -> None:
+        self._folders, self._clock = folders, clock
+        self._by_path: dict[Path, _JobSeen] = {}
+        self._by_job: dict[tuple[Path, int], _JobSeen] = {}
+        """All jobs that this process has seen, those that are gone by now included."""
+        self.unread = 0
+
+    @property
+    def present(self) -> list[_JobSeen]:
+        """The jobs that were there when they were read last."""
+        return list(self._by_path.values())
+
+    @property
+    def seen(self) -> list[_JobSeen]:
+        """All jobs."""
+        return list(self._by_job.values())
+
+    def read(self) -> None:
+        """Read what has changed, for two seconds at most, the jobs that were not read longest first. Blocks."""
+        self._folders = self._folders or JobFolders.from_environ()
+        end = self._clock() + _READ_S
+        try:
+            found = [folder for path in self._folders.paths() if (folder := self._folders.folder_at(path)) is not None]
+        except PromptmillError:  # the folder of all jobs cannot be read now
+            return
+        stamps = {folder.path: (folder, _stamp(folder)) for folder in found}
+        left = [(folder, stamp) for folder, stamp in stamps.values() if stamp and not self._is_known(folder, stamp)]
+        left.sort(key=lambda one: one[0].path in self._by_path)
+        present = {path: job for path, job in self._by_path.items() if stamps.get(path, (None, None))[1]}
+        while left and self._clock() < end:
+            folder, stamp = left.pop(0)
+            job = self._noted(folder, stamp)
+            if job is None:
+                present.pop(folder.path, None)
+            else:  # at the end, so that another one comes first if time is short
+                present = {path: other for path, other in present.items() if path != folder.path} | {folder.path: job}
+        self.unread = len(left)
+        self._by_path = present
+
+    def _is_known(self, folder: Folder, stamp: object) -> bool:
+        job = self._by_path.get(folder.path)
+        return job is not None and job.stamp == stamp
+
+    def _noted(self, folder: Folder, stamp: object) -> _JobSeen | None:
+        """Return the job in `folder` with its status, None when there is none."""
+        spec = folder.spec
+        if spec is None:
+            return None
+        try:
+            found = status.read(folder)
+        except PromptmillError:
+            return None
+        key = folder.path, spec.created
+        job = self._by_job.setdefault(key, _JobSeen(spec.provider or spec.backend, spec.model))
+        job.note(found, None if found["state"] in status.ALIVE else stamp)
+        return job
+
+
+def _stamp(folder: Folder) -> object:
+    """Return the times and sizes of the database's files in `folder`, None without a database."""
+    found: list[tuple[int, int] | None] = []
+    for suffix in ("", "-wal"):
+        try:
+            about = folder.database.with_name(folder.database.name + suffix).stat()
+        except OSError:
+            found.append(None)
+        else:
+            found.append((about.st_mtime_ns, about.st_size))
+    return tuple(found) if found[0] else None
+
+
+class _Page:
+    """Samples by family, and the text of them."""
+
+    def __init__(self, *, of_jobs: bool) -> None:
+        """`of_jobs`: the families of jobs, else all others."""
+        families = [name for name in FAMILIES if name.startswith("job") == of_jobs]
+        self._samples: dict[str, dict[str, float]] = {name: defaultdict(float) for name in families}
+
+    def add(self, family: str, value: float, labels: Labels | None = None, outcome: str | None = None) -> None:
+        """Add `value` to the sample of `family` with these labels."""
+        self._samples[family][_labelled("", labels, outcome=outcome)] += value
+
+    def add_durations(self, family: str, durations: list[int], seconds: float, labels: Labels) -> None:
+        """Add a histogram, of which `durations` counts the values by the first bound that they do not exceed."""
+        samples = self._samples[family]
+        bounds = [*(f"{bound:g}" for bound in DURATIONS_S), "+Inf"]
+        for bound, count in zip(bounds, accumulate(durations), strict=True):
+            samples[_labelled("_bucket", labels, le=bound)] += count
+        samples[_labelled("_sum", labels)] += seconds
+        samples[_labelled("_count", labels)] += sum(durations)
+
+    def text(self) -> str:
+        """Return the page."""
+        return "".join(f"{line}\n" for line in self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        for family, samples in self._samples.items():
+            kind, help_text = FAMILIES[family]
+            name = full_name(family)
+            yield f"# HELP {name} {help_text}"
+            yield f"# TYPE {name} {kind}"
+            for labels, value in samples.items():
+                yield f"{name}{labels} {value:.15g}"
+
+
+def full_name(family: str) -> str:
+    """Return the name of a family on the page."""
+    return family if family.startswith("gen_ai_") else f"promptmill_{family}"
+
+
+def _labelled(suffix: str, labels: Labels | None, **more: str | None) -> str:
+    """Return the end of a sample's name and its labels."""
+    pairs = {} if labels is None else {"provider": labels[0], "model": labels[1]}
+    given = pairs | {name: value for name, value in more.items() if value is not None}
+    inside = ",".join(f'{name}="{value.translate(_ESCAPED)}"' for name, value in given.items())
+    return f"{suffix}{{{inside}}}" if inside else suffix

@@ -1,0 +1,244 @@
+"""The rows that a Python program gives, as lines of JSON, and its result: a table comes back as a table.
+
+Lists, columns and tables of pandas, polars, pyarrow, numpy and `datasets` are known by their methods, without importing
+any of these.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import functools
+import html
+import io
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from promptmill.answers.schema import AnswerType, json_schema_of
+from promptmill.backends import rows as rows_
+from promptmill.core.errors import PromptmillError, input_error
+from promptmill.core.money import dollars
+from promptmill.core.wording import counted, shape
+from promptmill.jobs.store import given_rows
+from promptmill.jobs.store.records import OURS
+
+_AT_ONCE = 1024
+_ANSWERS = ("answer", "error", "finish_reason")
+_MOST_SHOWN = 10  # rows, in a notebook
+_LONGEST_CELL = 300
+
+
+@dataclass(frozen=True, repr=False)
+class BulkResult:
+    """All rows with their answers, in their order."""
+
+    status: Mapping[str, Any]
+    """Counts, tokens, seconds and cost of the whole job, as `promptmill jobs` shows them."""
+    rows: list[dict[str, Any]]
+    """Each row with `answer`, `error`, `usage`, `finish_reason`; empty if rows and output are files."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """The names of these columns that differ, because rows have fields of the same names."""
+    output: Path | None = None
+    given: Any = None
+    answer_schema: AnswerType | None = None
+    left_out: Sequence[int] = ()
+    """Rows without a prompt, with `skip_empty`."""
+
+    @cached_property
+    def answers(self) -> list[Any]:
+        """The answers alone, `""` for a row that failed; with an `answer_schema` objects, or instances of its class."""
+        name = self.columns.get("answer", "answer")
+        return [answer_of(row[name], self.answer_schema) for row in self.rows]
+
+    @property
+    def failed(self) -> int:
+        """How many rows have no answer."""
+        return int(self.status.get("failed", 0))
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """Tokens of all runs of the job."""
+        return {name: self.status.get(name, 0) for name in ("prompt_tokens", "completion_tokens")}
+
+    @property
+    def cost(self) -> float | None:
+        """The cost of all runs of the job, None if the price is unknown."""
+        return self.status.get("cost")
+
+    def table(self) -> Any:
+        """Return the table that was given (of pandas, polars, pyarrow or `datasets`) with columns of answers.
+
+        A column that was given becomes the first column of a table. The fields of answers under a schema are columns.
+        """
+        answers = self.columns.get("answer", "answer")
+        found: dict[str, _Column] = {}
+        as_text = any(row[answers] and isinstance(row[answers], str) for row in self.rows)  # `fields` is False
+        if self.answer_schema is not None and not as_text:
+            from promptmill.jobs.run.schema_columns import SchemaColumns  # other results do not need it
+
+            of_schema = SchemaColumns(json_schema_of(self.answer_schema), apart=True)
+            objects = [row[answers] if isinstance(row[answers], Mapping) else {} for row in self.rows]
+            for key, name in of_schema.names.items():
+                values = [of_schema.arrow_value(key, one.get(name)) for one in objects]
+                found[self.columns.get(key, name)] = _Column(values, functools.partial(of_schema.arrow_type, key))
+        for name in _ANSWERS[1:] if found else _ANSWERS:
+            called = self.columns.get(name, name)
+            found[called] = _Column([_cell(row.get(called)) for row in self.rows])
+        return _joined(self.given, found, self.left_out)
+
+    def _repr_html_(self) -> str:
+        """Return the result as a notebook shows it: the counts and the first rows, without any external request."""
+        found = [f"<p>{html.escape(self._summary)}</p>"]
+        ours = [self.columns.get(name, name) for name in _ANSWERS]
+        shown = self.rows[:_MOST_SHOWN]
+        inner = dict.fromkeys(name for row in shown for name in row if name in ours or not self._is_ours(name))
+        names = [
+            name for name in inner if name not in ours[1:] or any(row.get(name) not in (None, "stop") for row in shown)
+        ]
+        if shown:
+            found.append(f"<table><thead><tr>{_cells(names, 'th')}</tr></thead><tbody>")
+            found += [f"<tr>{_cells([row.get(name) for name in names], 'td')}</tr>" for row in shown]
+            found.append("</tbody></table>")
+        if len(self.rows) > len(shown):
+            found.append(f"<p>… and {counted(len(self.rows) - len(shown), 'more row')} in <code>rows</code></p>")
+        return "".join(found)
+
+    def __repr__(self) -> str:
+        return f"<BulkResult: {self._summary}>"
+
+    @property
+    def _summary(self) -> str:
+        parts = [f"{counted(self.status.get('done', len(self.rows)) - self.failed, 'row')} answered"]
+        parts += [f"{self.failed:,} failed"] if self.failed else []
+        parts += [dollars(self.cost)] if self.cost is not None else []
+        return ", ".join(parts + ([f"in {self.output}"] if self.output is not None else []))
+
+    def _is_ours(self, name: str) -> bool:
+        return name in {self.columns.get(one, one) for one in OURS}
+
+
+def answer_of(answer: Any, answer_schema: AnswerType | None) -> Any:
+    """Return a row's answer, `""` for none: with a schema an object, or an instance of its class.
+
+    Raises what a validator of the class raises that its schema cannot tell.
+    """
+    if answer is None or answer == "":
+        return ""
+    if isinstance(answer_schema, type):
+        return answer_schema.model_validate_json(answer if isinstance(answer, str) else rows_.json_line(answer))
+    if answer_schema is not None and isinstance(answer, str):
+        with contextlib.suppress(PromptmillError):
+            return rows_.load(answer.encode(), "")
+    return answer
+
+
+def lines_of(rows: Any, name: str = "prompt") -> Iterator[bytes]:
+    """Return `rows` as lines of JSON: texts, dicts, lists of messages, a column or a table.
+
+    `name` is the field of a text. Bytes and Pillow's images become base64. Raises `PromptmillError` (`invalid_input`).
+    """
+    return given_rows.lines_of(_rows(rows, name), name, "rows", _as_json)
+
+
+def _rows(rows: Any, name: str) -> Iterable[Any]:
+    if isinstance(rows, bytes | Mapping):
+        raise input_error("rows is one row; send a list of rows, a table, or the path of a file.")
+    if _is_column(rows):
+        if name == "text" and isinstance(rows.name, str) and rows.name:
+            name = rows.name
+        return ({name: value} for value in rows)
+    if hasattr(rows, "features") and hasattr(rows, "with_format"):  # of `datasets`: its images as they are kept
+        return (row for table in rows.with_format("arrow").iter(_AT_ONCE) for row in table.to_pylist())
+    if hasattr(rows, "to_batches"):  # pyarrow
+        return (row for batch in rows.to_batches(_AT_ONCE) for row in batch.to_pylist())
+    if hasattr(rows, "iter_rows"):  # polars
+        return rows.iter_rows(named=True)  # type: ignore[no-any-return]
+    if hasattr(rows, "to_dict") and hasattr(rows, "iloc"):  # pandas
+        return (row for at in range(0, len(rows), _AT_ONCE) for row in rows.iloc[at : at + _AT_ONCE].to_dict("records"))
+    if hasattr(rows, "to_pylist") or hasattr(rows, "tolist"):  # a column of pyarrow, an array of numpy
+        values = rows.to_pylist() if hasattr(rows, "to_pylist") else rows.tolist()
+        return ({name: value} if value is None or isinstance(value, int | float) else value for value in values)
+    if not isinstance(rows, Iterable):
+        raise input_error(f"rows is {shape(rows)}; send a list of rows or a table.")
+    return rows
+
+
+def _is_column(rows: Any) -> bool:
+    """Return whether `rows` is a Series or an Index of pandas or polars."""
+    return hasattr(rows, "to_frame") and hasattr(rows, "name")
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, bytes | bytearray | memoryview):
+        return base64.b64encode(value).decode()
+    if hasattr(value, "save") and hasattr(value, "getbands"):  # Pillow's
+        buffer = io.BytesIO()
+        value.save(buffer, "PNG")
+        return base64.b64encode(buffer.getvalue()).decode()
+    return None if type(value).__name__ in {"NAType", "NaTType"} else str(value)  # pandas' missing values
+
+
+class _Column(NamedTuple):
+    """A column of answers; `arrow_type` is None for texts."""
+
+    values: list[Any]
+    arrow_type: Callable[[], Any] | None = None
+
+
+def _joined(
+    rows: Any,
+    columns: Mapping[str, _Column],
+    left_out: Collection[int] = (),
+) -> Any:
+    """Return the table `rows` with further `columns`, by their names, as a table of the same kind.
+
+    `left_out`: rows without an answer, which are left out.
+    """
+    if _is_column(rows):
+        rows = rows.to_frame()
+    if left_out:
+        rows = _without(rows, set(left_out))
+    if hasattr(rows, "add_column") and hasattr(rows, "features"):
+        for name, column in columns.items():
+            rows = rows.add_column(name, column.values)
+        return rows
+    if hasattr(rows, "append_column"):
+        import pyarrow as pa
+
+        for name, column in columns.items():
+            kind = pa.string() if column.arrow_type is None else column.arrow_type()
+            rows = rows.append_column(name, pa.array(column.values, kind))
+        return rows
+    if hasattr(rows, "with_columns"):
+        import polars as pl
+
+        return rows.with_columns(*(pl.Series(name, column.values) for name, column in columns.items()))
+    if hasattr(rows, "assign"):
+        return rows.assign(**{name: column.values for name, column in columns.items()})
+    raise input_error("The rows are not a table; `rows` of the result has them with their answers.")
+
+
+def _without(rows: Any, left_out: Collection[int]) -> Any:
+    """Return a table without the rows at these places."""
+    kept = [at for at in range(len(rows)) if at not in left_out]
+    if hasattr(rows, "iloc"):
+        return rows.iloc[kept]
+    if hasattr(rows, "features"):  # of `datasets`
+        return rows.select(kept)
+    return rows.take(kept) if hasattr(rows, "append_column") else rows[kept]  # pyarrow, polars
+
+
+def _cells(values: Iterable[Any], tag: str) -> str:
+    """Return the cells of a row of an HTML table, long ones cut off."""
+    texts = ("" if value is None else str(_cell(value)) for value in values)
+    cut = (text if len(text) <= _LONGEST_CELL else f"{text[:_LONGEST_CELL]}…" for text in texts)
+    return "".join(f'<{tag} style="text-align: left">{html.escape(text)}</{tag}>' for text in cut)
+
+
+def _cell(value: Any) -> str | None:
+    if isinstance(value, Mapping) and value.keys() >= {"code", "message"}:
+        return f"{value['code']}: {value['message']}"
+    return value if value is None else str(value)

@@ -1,0 +1,494 @@
+"""The report of a job: one HTML file, made from the job's folder and input, also while the job runs.
+
+    job.db: status, course, counts, records ─┐
+    input: what each row asks (`JobRows`) ───┴─→ data ─→ `report.html` ─→ the file
+
+The file makes no request, and nothing in it can run but its own script:
+
+* `report.html` is the whole page. Its policy permits its one script and its one style, by their digests.
+* The data is JSON in two elements that no browser executes. The script makes text nodes of it, never HTML.
+* The rows are columns of texts, deflated, which the browser inflates by itself. `_LARGEST` bounds their size:
+  long texts are cut off first, then some rows are left out. The page states both.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import html
+import io
+import math
+import os
+import re
+import secrets
+import time
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from promptmill import __version__
+from promptmill.backends.protocol import Call
+from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.money import dollars
+from promptmill.core.wording import counted
+from promptmill.images.load import ImageRules, from_folder, is_web, load_image
+from promptmill.jobs.files import disk
+from promptmill.jobs.manage.job_rows import JobRow, JobRows
+from promptmill.jobs.store import status
+from promptmill.jobs.store.answers import ANSWERED, DamagedError, failed
+from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.spec import JobSpec
+
+_MOST_ROWS = 100_000
+_LARGEST = 3_600_000  # bytes of deflated rows: 4.8 MB as base64
+_TEXTS = 64_000_000  # characters of all rows, in memory
+_LENGTHS = (20_000, 8_000, 4_000, 2_000, 1_000, 600, 400, 300, 200, 140, 100, 80)  # of a text, at most
+_TRIED = 2_000  # rows, which show how well texts are deflated
+_SEED = 1
+_MOST_IMAGES, _IMAGE_SIDE = 200, 160  # about 1 MB
+_BINS = 24
+_OF_ROWS = frozenset({"done", "answered", "failed", "errors", "skipped", "truncated", "empty"})
+_SHOWN_SHARE = 0.99  # a histogram ends there, for one answer may take a hundred times as long
+_SHORT_S = 100
+_MARK = b'<meta name="generator" content="promptmill report">'
+_HEAD = 4096  # bytes, within which an earlier report has the mark
+_TEMPLATE = Path(__file__).with_name("report.html")
+_WORD_BEGUN = re.compile(r"(?<!\w)\w+\Z")
+_PLACE = re.compile(r"\{\{(\w+)\}\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A report that was written."""
+
+    path: Path
+    rows: int
+    total: int
+    """The rows with an answer or a failure; `rows` of them are in the report."""
+
+    def __str__(self) -> str:
+        some = f"{self.rows:,} of " if self.rows < self.total else ""
+        return f"report of {some}{counted(self.total, 'row')}: {self.path}"
+
+
+def default_path(folder: Folder) -> Path:
+    """Return the file of a report that has no other name: next to the job's output."""
+    spec = _spec(folder)
+    return spec.output.with_name(f"{spec.output.name}.report.html")
+
+
+def check(target: Path) -> None:
+    """Raise `PromptmillError` unless a report can be written to `target`: an earlier report there is replaced."""
+    try:
+        with target.open("rb") as file:
+            is_report = _MARK in file.read(_HEAD)
+    except FileNotFoundError:
+        if target.parent.is_dir():
+            return
+        raise input_error(f"There is no folder {target.parent} for the report.") from None
+    except OSError as error:
+        raise PromptmillError(Code.STORAGE, f"The report {target} cannot be written: {disk.why(error)}.", "") from None
+    if not is_report:
+        raise input_error(f"{target} exists and is no report; name another file for the report, or remove it.")
+
+
+def write(folder: Folder, target: Path) -> Report:
+    """Write the report of a job to `target`, all at once. Raises `PromptmillError`."""
+    check(target)
+    beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    try:
+        text, rows, total = _page(folder)
+        try:
+            with os.fdopen(disk.created(beside, 0o666), "wb") as file:
+                file.write(text)
+            disk.replace(beside, target)
+        finally:
+            beside.unlink(missing_ok=True)
+    except (OSError, DamagedError) as error:
+        why = disk.why(error) if isinstance(error, OSError) else "its database is damaged"
+        raise PromptmillError(Code.STORAGE, f"There is no report of job {folder.job_id}: {why}.", "") from None
+    return Report(target, rows, total)
+
+
+def _spec(folder: Folder) -> JobSpec:
+    spec = folder.spec
+    if spec is None:
+        raise input_error(f"Job {folder.job_id} is not there any more.")
+    return spec
+
+
+def _page(folder: Folder) -> tuple[bytes, int, int]:
+    """Return the report, the number of its rows, and of how many they are."""
+    spec, found = _spec(folder), status.read(folder) | status.asked(folder)
+    reader, pictures = JobRows(folder, spec), _Thumbnails(str(spec.working_folder or spec.input.parent))
+    with folder.reading() as store:
+        results, examples, spread = (
+            store.results(by_field=spec.answer_schema is not None),
+            store.examples(),
+            store.spread(),
+        )
+        counts = store.counts(skips_empty=spec.skip_empty).as_dict(Call())
+        where = f"{ANSWERED} OR ({failed(skips_empty=spec.skip_empty)})"
+        total = store.count(where)
+        rows = _Rows.of(pictures.of(reader.read(store.records_of(_MOST_ROWS, _SEED, where))), min(total, _MOST_ROWS))
+    found |= {name: count for name, count in counts.items() if name in _OF_ROWS}
+    packed, cut_at = rows.packed()
+    data = {
+        **_heading(found),
+        "notes": [*([reader.note] if reader.note else []), *found.get("warnings", ())],
+        "tiles": _tiles(found),
+        "answers": _of_answers(results),
+        "values": [] if "fields" in results else list(results.get("values", {}).items()),
+        "fields": [_field(name, field) for name, field in results.get("fields", {}).items()],
+        "failures": [
+            (code, count, *_example(code, examples.get(code, ""))) for code, count in found.get("errors", {}).items()
+        ],
+        "rows": rows.about(total, cut_at, " so far" if found["state"] in status.ALIVE else ""),
+        "thumbnails": pictures.found,
+        "course": folder.course,
+        "spreads": _spreads(spread),
+        "run": _run(folder, spec, found),
+        "made": f"Made by promptmill {__version__} on {_when(time.time())}. This file makes no request to any host.",
+    }
+    title = f"{spec.input.name} → {spec.output.name}"
+    return _filled(title, data, packed), len(rows.number), total
+
+
+def _filled(title: str, data: Mapping[str, Any], packed: bytes) -> bytes:
+    """Return the page with its data."""
+    template = _TEMPLATE.read_text(encoding="utf-8")
+    style = template.partition("<style>")[2].partition("</style>")[0]
+    script = template.rpartition("<script>")[2].partition("</script>")[0]
+    policy = f"default-src 'none'; script-src {_source(script)}; style-src {_source(style)}; img-src data:"
+    parts = {
+        "policy": f"{policy}; base-uri 'none'; form-action 'none'",
+        "title": html.escape(title),
+        "data": orjson.dumps(data, default=str).decode().replace("<", "\\u003c"),
+        "rows": base64.b64encode(packed).decode(),
+    }
+    return _PLACE.sub(lambda found: parts[found[1]], template).encode("utf-8", "replace")
+
+
+def _source(text: str) -> str:
+    """Return the source of a policy that permits this script or style alone."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+@dataclass(slots=True)
+class _Rows:
+    """The rows of a report, as columns: these are deflated better than rows."""
+
+    number: list[int]
+    state: list[int]
+    """0: answered, 1: failed, 2: cut off by `max_tokens`."""
+    asked: list[str | list[tuple[str, str]]]
+    """The prompt, or texts with labels."""
+    answer: list[str | list[str]]
+    seconds: list[float]
+    tokens: list[int]
+    before: str = ""
+    """The common beginning of all prompts, such as that of their template; `asked` leaves it out."""
+    after: str = ""
+    cut: int = 0
+    left_out: int = 0
+    """Rows that the size of the file has no room for."""
+
+    @classmethod
+    def of(cls, found: Iterator[JobRow], count: int) -> _Rows:
+        """Return `count` rows. Their texts are cut off where they would take too much memory."""
+        rows = cls([], [], [], [], [], [])
+        most = max(_LENGTHS[-1], min(_LENGTHS[0], _TEXTS // max(1, 2 * count)))
+        for row in found:
+            usage = row.values["usage"]
+            is_cut = row.values["finish_reason"] == "length"
+            answers = [_cut(text, most) for text in ([row.error] if row.error else row.answers)]
+            labelled = [(label, _cut(text, most)) for label, text in row.asked]
+            is_prompt = [label for label, _ in labelled] == ["prompt"]
+            rows.number.append(row.number)
+            rows.state.append(1 if row.error else 2 if is_cut else 0)
+            rows.cut += is_cut
+            rows.asked.append(labelled[0][1] if is_prompt else labelled)
+            rows.answer.append(answers[0] if len(answers) == 1 else answers)
+            rows.seconds.append(row.seconds)
+            rows.tokens.append(usage["completion_tokens"])
+        rows._leave_out_template()
+        return rows
+
+    def packed(self) -> tuple[bytes, int]:
+        """Return the rows, deflated, and the length after which texts are cut off, 0 if none is.
+
+        Where they have no room, some are left out at random, and no longer part of this object.
+        """
+        longest = max((len(text) for text in self._texts()), default=0)
+        lengths = [longest, *(length for length in _LENGTHS if length < longest)]
+        tried = self._some(range(0, len(self.number), 1 + len(self.number) // _TRIED))
+        room = _LARGEST * len(tried.number) // max(1, len(self.number))
+        while lengths[1:] and len(tried._deflated(lengths[0])) > room:
+            lengths.pop(0)
+        while len(packed := self._deflated(lengths[0])) > _LARGEST:
+            if lengths[1:]:
+                lengths.pop(0)
+            else:
+                self._drop(len(self.number) * _LARGEST // len(packed) * 97 // 100)
+        return packed, lengths[0] if lengths[0] < longest else 0
+
+    def about(self, total: int, cut_at: int, so_far: str) -> dict[str, Any]:
+        """Return the facts for the page, of `total` rows."""
+        shown = len(self.number)
+        note = f"{'All ' if total > 1 else ''}{counted(shown, 'row')}{so_far}."
+        if shown < total:
+            why = f" for the size of this file ({counted(self.left_out, 'row')} left out)" if self.left_out else ""
+            note = f"A random sample of {shown:,} of {counted(total, 'row')}{why}; counts and charts are of all rows."
+        if cut_at:
+            note += f" Texts of more than {cut_at:,} characters are cut off."
+        return {"note": note, "cut": self.cut, "before": self.before, "after": self.after}
+
+    def _leave_out_template(self) -> None:
+        """Leave out how all prompts begin and end."""
+        prompts = [text for text in self.asked if isinstance(text, str)]
+        if len(prompts) < 2 or len(prompts) < len(self.asked):
+            return
+        self.before = _WORD_BEGUN.sub("", _common_start(prompts))
+        left = [text[len(self.before) :][::-1] for text in prompts]
+        self.after = _WORD_BEGUN.sub("", _common_start(left))[::-1]
+        end = -len(self.after) or None
+        self.asked = [text[len(self.before) : end] for text in prompts]
+
+    def _texts(self) -> Iterator[str]:
+        for asked in self.asked:
+            yield from [asked] if isinstance(asked, str) else (text for _, text in asked)
+        for answer in self.answer:
+            yield from [answer] if isinstance(answer, str) else answer
+
+    def _some(self, places: Sequence[int]) -> _Rows:
+        return _Rows(
+            [self.number[at] for at in places],
+            [self.state[at] for at in places],
+            [self.asked[at] for at in places],
+            [self.answer[at] for at in places],
+            [self.seconds[at] for at in places],
+            [self.tokens[at] for at in places],
+            self.before,
+            self.after,
+        )
+
+    def _drop(self, kept: int) -> None:
+        """Keep so many rows, evenly spaced."""
+        every = len(self.number) / max(1, kept)
+        some = self._some([int(at * every) for at in range(kept)])
+        self.left_out += len(self.number) - kept
+        self.number, self.state, self.asked = some.number, some.state, some.asked
+        self.answer, self.seconds, self.tokens = some.answer, some.seconds, some.tokens
+        self.cut = self.state.count(2)
+
+    def _deflated(self, length: int) -> bytes:
+        """Return the columns, texts cut off after `length` characters."""
+        columns = {
+            "steps": [now - before for before, now in zip([0, *self.number], self.number, strict=False)],
+            "state": self.state,
+            "asked": [
+                _cut(asked, length) if isinstance(asked, str) else [(name, _cut(text, length)) for name, text in asked]
+                for asked in self.asked
+            ],
+            "answer": [
+                _cut(answer, length) if isinstance(answer, str) else [_cut(text, length) for text in answer]
+                for answer in self.answer
+            ],
+            "seconds": self.seconds,
+            "tokens": self.tokens,
+        }
+        return zlib.compress(orjson.dumps(columns), 9)
+
+
+class _Thumbnails:
+    """The first image of each of the first answered rows that have one, made small: the job could read it."""
+
+    def __init__(self, folder: str) -> None:
+        self.found: dict[str, str] = {}
+        """JPEG in base64, by the number of the row."""
+        self._folder = folder
+        self._rules = ImageRules()
+
+    def of(self, rows: Iterable[JobRow]) -> Iterator[JobRow]:
+        """Yield the rows, whose images are looked at."""
+        for row in rows:
+            if row.images and not row.error and len(self.found) < _MOST_IMAGES and not is_web(row.images[0]):
+                with contextlib.suppress(PromptmillError, OSError):  # it is not there any more
+                    image = load_image(from_folder(row.images[0], self._folder), self._rules)
+                    self.found[str(row.number)] = base64.b64encode(_small(image.data)).decode()
+            yield row
+
+
+def _small(data: bytes) -> bytes:
+    """Return an image as a small JPEG."""
+    from PIL import Image
+
+    made = io.BytesIO()
+    with Image.open(io.BytesIO(data)) as image:
+        image.draft("RGB", (_IMAGE_SIDE, _IMAGE_SIDE))
+        image.thumbnail((_IMAGE_SIDE, _IMAGE_SIDE))
+        image.convert("RGB").save(made, "JPEG", quality=60)
+    return made.getvalue()
+
+
+def _common_start(texts: Sequence[str]) -> str:
+    """Return how all texts begin."""
+    first, last = min(texts), max(texts)
+    pairs = enumerate(zip(first, last, strict=False))
+    return first[: next((at for at, (one, other) in pairs if one != other), len(first))]
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _heading(found: Mapping[str, Any]) -> dict[str, str]:
+    """Return the state, its colour and a sentence."""
+    state, files = found["state"], f"{status.answered(found):,} answered"
+    moods = {status.FINISHED: "warn" if found.get("failed") else "good", status.STOPPED: "bad"}
+    mood = moods.get(state, "blue" if state in status.ALIVE else "warn")
+    if found.get("failed"):
+        files += f", {found['failed']:,} failed"
+    if (total := found.get("total")) is not None and state != status.FINISHED:
+        files += f" of {counted(total, 'row')}"
+    summary = f"{files} in {_took(found.get('seconds', 0))}"
+    if found.get("model"):
+        summary += f" by {found['model']}"
+    if found.get("cost") is not None:
+        summary += f", {dollars(found['cost'])}"
+    if found.get("reason"):
+        summary += f": {found['reason']}"
+    if state in status.ALIVE:
+        summary += "; the job was running when this report was made"
+    return {"state": state, "mood": mood, "summary": summary}
+
+
+def _tiles(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return the main figures: a name, the figure, and a remark."""
+    seconds, done, cost = found.get("seconds", 0), found.get("done", 0), found.get("cost")
+    total, answered = found.get("total"), status.answered(found)
+    tiles = [
+        ("Answered", f"{answered:,}", f"of {total:,}" if total not in {None, answered} else ""),
+        ("Failed", f"{found.get('failed', 0):,}", _share(found.get("failed", 0), done)),
+        ("Time", _took(seconds), f"{_digits(done / seconds)} rows/s" if seconds and done else ""),
+    ]
+    if cost is not None:
+        most, each = found.get("max_cost"), f"{dollars(1000 * cost / done)} per 1,000 rows" if done else ""
+        tiles.append(("Cost", dollars(cost), f"of {dollars(most)}" if most is not None else each))
+    cached = found.get("cached_tokens", 0)
+    remark = f"{cached:,} from the provider's cache" if cached else ""
+    tiles.append(("Tokens in", f"{found.get('prompt_tokens', 0):,}", remark))
+    out = found.get("completion_tokens", 0)
+    tiles.append(("Tokens out", f"{out:,}", f"{_digits(out / answered)} per answer" if answered and out else ""))
+    tiles.append(("Requests", f"{found.get('requests', 0):,}", f"{found.get('retries', 0):,} retries"))
+    if hits := found.get("cached"):
+        tiles.append(("From the cache", f"{hits:,}", _share(hits, done)))
+    for name, label in (("truncated", "Cut off"), ("empty", "Empty"), ("skipped", "Skipped")):
+        if found.get(name):
+            tiles.append((label, f"{found[name]:,}", "by max_tokens" if name == "truncated" else ""))
+    return tiles
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{_digits(100 * part / whole)} %" if part and whole else ""
+
+
+def _of_answers(results: Mapping[str, Any]) -> str:
+    """Return a sentence on the different answers."""
+    if not results:
+        return "There are no answers yet."
+    shortest, longest, different = results["shortest"], results["longest"], results["different"]
+    lengths = f"{shortest:,}" if shortest == longest else f"{shortest:,}\N{EN DASH}{longest:,}"
+    others = different - len(results.get("values", {}))
+    kinds = counted(different, "different answer")
+    more = f", {others:,} of them not shown here" if "values" in results and others else ""
+    return f"{kinds}{more}; {lengths} {'character' if longest == 1 else 'characters'}."
+
+
+def _field(name: str, field: Mapping[str, Any]) -> tuple[str, list[tuple[str, int]], str]:
+    """Return the name of a field of the answers, its values, and the range of its numbers."""
+    if "values" in field:
+        return name, list(field["values"].items()), ""
+    low, high, mean = (f"{field[each]:,.6g}" for each in ("min", "max", "mean"))
+    return name, [], low if low == high else f"{low}\N{EN DASH}{high}, mean {mean}"
+
+
+def _example(code: str, text: str) -> tuple[str, str]:
+    """Return the message of a failure with this code without its remedy, and the remedy."""
+    try:
+        error = PromptmillError(Code(code), "")
+    except ValueError:
+        return text, ""
+    later = " The same request may succeed later." if error.retryable else ""
+    return text.removesuffix(error.hint).rstrip(), error.hint + later
+
+
+def _spreads(found: Sequence[tuple[float, int, int]]) -> list[dict[str, Any]]:
+    """Return histograms of latencies, lengths and tokens of answers."""
+    kinds = (("Latency", "s"), ("Length of answers", "characters"), ("Tokens of answers", "tokens"))
+    return [
+        _histogram(title, unit, values)
+        for (title, unit), values in zip(kinds, zip(*found, strict=True), strict=False)
+        if any(values)
+    ]
+
+
+def _histogram(title: str, unit: str, values: Sequence[float]) -> dict[str, Any]:
+    ordered = sorted(value for value in values if value is not None)
+    shares = {name: ordered[min(len(ordered) - 1, int(share * len(ordered)))] for name, share in _QUANTILES.items()}
+    to = ordered[min(len(ordered) - 1, math.ceil(_SHOWN_SHARE * len(ordered)))] or ordered[-1]
+    bins = min(_BINS, int(to)) if unit != "s" and to >= 1 else _BINS
+    counts = [0] * bins
+    for value in ordered:
+        counts[min(bins - 1, int(bins * value / to))] += 1
+    words = ", ".join(f"{name} {_digits(value)}" for name, value in shares.items())
+    return {
+        "title": title,
+        "unit": unit,
+        "to": to,
+        "counts": counts,
+        "beyond": ordered[-1] > to,
+        "words": f"{words}, longest {_digits(ordered[-1])} {unit}",
+    }
+
+
+_QUANTILES = {"median": 0.5, "p95": 0.95}
+
+
+def _run(folder: Folder, spec: JobSpec, found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the facts about the run, by their names."""
+    runs = folder.course.get("runs", [])
+    versions = dict.fromkeys(run["version"] for run in runs)
+    facts = {
+        "Command": found.get("command", ""),
+        "Model": f"{spec.model} ({spec.backend})" if spec.model else spec.backend,
+        "Prompt": found.get("prompt", ""),
+        "System prompt": found.get("system", ""),
+        "Sampling": ", ".join(f"{name} {value}" for name, value in (spec.sampling or {}).items()),
+        "Answers' schema": "" if spec.answer_schema is None else orjson.dumps(spec.answer_schema).decode(),
+        "Input": str(spec.input),
+        "Output": str(spec.output),
+        "Begun": _when(spec.created),
+        "Runs": "\n".join(f"{_when(run['began'])}, after {_took(run['at'])}" for run in runs) if len(runs) > 1 else "",
+        "Version": f"promptmill {', '.join(versions)}" if versions else "",
+        "Job": spec.job_id,
+    }
+    return [(label, text) for label, text in facts.items() if text]
+
+
+def _when(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+
+
+def _took(seconds: float) -> str:
+    return f"{_digits(seconds)} s" if seconds < _SHORT_S else status.duration(seconds)
+
+
+def _digits(value: float) -> str:
+    """Return a figure with two significant digits, or all in front of the point."""
+    return f"{value:,.0f}" if value >= _SHORT_S else f"{float(f'{value:.2g}'):g}"

@@ -1,0 +1,253 @@
+"""Tasks of MCP (SEP-2663): a long call returns a handle at once, and its result is fetched later, from any process.
+
+    tools/call ──▶ the call, as a job ──▶ done in time: its result
+                          │ longer, or large
+                          ▼
+                     job call-… ◀── tasks/get: its status, at the end the result; resumes it after a kill
+                                ◀── tasks/cancel: ends it
+
+A task is the job of a call (`jobs.manage.call_job`), and its id is the job's, which is random. All that is known about
+a task is in the job's folder, so any server of the same user answers for it. A task from HTTP belongs to the token that
+its client sent. A task never has the status `failed`, which is for errors of the protocol: a job that stopped is a
+result, with the answers so far.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from fastmcp import Context
+from fastmcp.server.extensions import MethodBinding, ServerExtension
+from fastmcp.tools.base import InputRequiredToolResult
+from mcp.server.context import ServerRequestContext
+from mcp.shared.exceptions import MCPError
+from mcp_types import (
+    HEADER_MISMATCH,
+    INVALID_PARAMS,
+    MISSING_REQUIRED_CLIENT_CAPABILITY,
+    CallToolResult,
+    RequestParams,
+)
+from mcp_types.version import MODERN_PROTOCOL_VERSIONS
+from pydantic import BaseModel
+
+from promptmill.backends.protocol import Call, Failure, Outcome
+from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.server.results import result_of
+from promptmill.service.service import Service
+
+if TYPE_CHECKING:
+    from promptmill.jobs.manage.running_jobs import RunningJobs
+    from promptmill.jobs.store.folder import Folder
+
+EXTENSION = "io.modelcontextprotocol/tasks"
+_LARGE = 100  # prompts; a call of so many is a task at once
+_SOON_S = 5.0
+_TTL_S = 7 * 86_400
+_POLL_MS = (1000, 10_000)
+_POLLS = 10  # of the time that is left
+_COUNTED = (
+    *("done", "failed", "requests", "retries", "prompt_tokens", "completion_tokens", "cached_tokens"),
+    *("cost", "cached", "repaired", "asked_again"),
+)
+_CAPABILITY: dict[str, Any] = {"requiredCapabilities": {"extensions": {EXTENSION: {}}}}
+
+
+def limit_s(prompts: int) -> float:
+    """Return the seconds after which a call of so many prompts becomes a task."""
+    return 0.0 if prompts >= _LARGE else _SOON_S
+
+
+def note(ctx: Context, prompts: int, plan: ResolvedConfig) -> dict[str, Any]:
+    """Return the facts that make the job of a call a task."""
+    context = ctx.request_context
+    return {
+        "owner": _owner(None if context is None else context.request),
+        "prompts": prompts,
+        "model": plan.name,
+        "chosen": plan.chosen,
+        "expires": time.time() + _TTL_S,
+    }
+
+
+class Started(InputRequiredToolResult):
+    """The result of a call that became a task: FastMCP sends what it holds in place of a tool's result."""
+
+    input_required: Any
+
+    def __init__(self, task: Mapping[str, Any]) -> None:
+        BaseModel.__init__(self, content=[], input_required={"resultType": "task", **task})
+
+
+async def started(running_jobs: RunningJobs, job_id: str) -> Started:
+    """Return the handle of a job that is a task and durable."""
+    return Started(await asyncio.to_thread(lambda: _Task(running_jobs.folders.of_call(job_id)).as_dict()))
+
+
+class _TaskParams(RequestParams):
+    task_id: str
+
+
+class Tasks(ServerExtension):
+    """The methods `tasks/get`, `tasks/update` and `tasks/cancel`."""
+
+    identifier = EXTENSION
+
+    def __init__(self, service: Service, running_jobs: Callable[[], RunningJobs]) -> None:
+        self._service = service
+        self._running_jobs = running_jobs
+
+    def methods(self) -> Sequence[MethodBinding]:
+        """Return the methods and their handlers."""
+        handlers = {"tasks/get": self._get, "tasks/update": self._update, "tasks/cancel": self._cancel}
+        versions = frozenset(MODERN_PROTOCOL_VERSIONS)
+        return [MethodBinding(name, _TaskParams, handler, versions) for name, handler in handlers.items()]
+
+    async def _get(self, ctx: ServerRequestContext[Any, Any], params: _TaskParams) -> dict[str, Any]:
+        """Return the state of a task, with its result at the end. Work that was interrupted goes on."""
+        task = await self._found(ctx, params.task_id)
+        if task.is_interrupted:
+            task = await self._resumed(task)
+        found = await asyncio.to_thread(task.as_dict)
+        if found["status"] == "completed":
+            found["result"] = await self._result(task)
+        return {"resultType": "complete", **found}
+
+    async def _update(self, ctx: ServerRequestContext[Any, Any], params: _TaskParams) -> dict[str, Any]:
+        """Accept answers to questions; our tasks ask none."""
+        await self._found(ctx, params.task_id)
+        return {"resultType": "complete"}
+
+    async def _cancel(self, ctx: ServerRequestContext[Any, Any], params: _TaskParams) -> dict[str, Any]:
+        """End a task; one that has ended stays as it is."""
+        task = await self._found(ctx, params.task_id)
+        if not task.has_ended:
+            await self._running_jobs().cancel(params.task_id, also_interrupted=True)
+        return {"resultType": "complete"}
+
+    async def _found(self, ctx: ServerRequestContext[Any, Any], task_id: str) -> _Task:
+        """Return a task of this client. Raises `MCPError`."""
+        if self.client_settings(ctx) is None:
+            undeclared = f"The request does not declare the extension {EXTENSION}."
+            raise MCPError(MISSING_REQUIRED_CLIENT_CAPABILITY, undeclared, _CAPABILITY)
+        name = None if ctx.request is None else ctx.request.headers.get("mcp-name")
+        if name not in {None, task_id}:
+            raise MCPError(HEADER_MISMATCH, "The header Mcp-Name is not the task's id.")
+        folders = self._running_jobs().folders
+
+        def found() -> _Task | None:
+            try:
+                task = _Task(folders.find(task_id))
+            except PromptmillError:
+                return None
+            return task if task.note.get("owner") == _owner(ctx.request) and not task.is_expired else None
+
+        if (task := await asyncio.to_thread(found)) is None:
+            raise MCPError(INVALID_PARAMS, f"There is no task {task_id[:60]!r}.")
+        return task
+
+    async def _resumed(self, task: _Task) -> _Task:
+        """Return the task after its job was resumed; if that is impossible, the task has stopped."""
+        job_id, error = task.folder.job_id, None
+        try:
+            await self._running_jobs().resume(job_id, self._service.offered_plan(task.note["model"]))
+        except PromptmillError as refused:
+            error = refused
+        resumed = await asyncio.to_thread(lambda: _Task(task.folder))
+        if error is not None and resumed.is_interrupted:
+            resumed.status |= {"state": "stopped", "reason": str(error), "code": str(error.code)}
+        return resumed
+
+    async def _result(self, task: _Task) -> dict[str, Any]:
+        """Return the result of the call, which is over."""
+        outcomes = await asyncio.to_thread(task.outcomes)
+        stats = task.stats(several_models=len(self._service.models) > 1)
+        try:
+            plan = self._service.offered_plan(task.note["model"])
+        except PromptmillError:  # the operator has removed the model
+            plan = self._service.plan
+
+        async def kept(_: Sequence[Outcome]) -> str:
+            return task.folder.job_id  # it has all answers
+
+        async with Context(fastmcp=self.server) as context:
+            result = (await result_of(context, outcomes, stats, plan, kept)).to_mcp_result()
+        assert isinstance(result, CallToolResult)
+        return result.model_dump(by_alias=True, mode="json", exclude_none=True)
+
+
+class _Task:
+    """A task as its job's folder shows it. Reading blocks."""
+
+    def __init__(self, folder: Folder) -> None:
+        """Raises `PromptmillError` (`invalid_input`) if there is no such job."""
+        from promptmill.jobs.store import status
+
+        self.folder = folder
+        self.note: dict[str, Any] = folder.task or {}
+        self.status = status.read(folder)
+        self.has_ended = self.status["state"] in status.ENDED - {status.INTERRUPTED}
+        self.is_cancelled = self.status["state"] == status.CANCELLED
+        if self.status["state"] == status.INTERRUPTED and folder.cancel.exists():  # killed while it was cancelled
+            self.has_ended = self.is_cancelled = True
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether the job could go on, and no process runs it."""
+        return not self.has_ended and self.status["state"] == "interrupted"
+
+    @property
+    def is_expired(self) -> bool:
+        """Whether the `ttlMs` that the client received is over."""
+        return time.time() > float(self.note.get("expires", 0.0))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields of the protocol, without a result."""
+        status, created = self.status, float(self.status["created"])
+        answered, failed = status.get("done", 0) - status.get("failed", 0), status.get("failed", 0)
+        message = f"{answered:,} of {self.note['prompts']:,} prompts answered"
+        left_ms = int(1000 * (status.get("eta_s") or 0.0) / _POLLS)
+        over = "cancelled" if self.is_cancelled else "completed" if status["state"] in {"finished", "stopped"} else ""
+        return {
+            "taskId": self.folder.job_id,
+            "status": over or "working",
+            "statusMessage": f"{message}, {failed:,} failed" if failed else message,
+            "createdAt": _time(created),
+            "lastUpdatedAt": _time(max(created, float(status.get("updated", created)))),
+            "ttlMs": int(1000 * (self.note["expires"] - created)),
+            "pollIntervalMs": min(max(left_ms, _POLL_MS[0]), _POLL_MS[1]),
+        }
+
+    def outcomes(self) -> list[Outcome]:
+        """Return the outcome of each prompt; those without one failed with the reason why the job stopped. Blocks."""
+        with self.folder.reading() as store:
+            records = {record.row: record for record in store.all_records()}
+        reason = self.status.get("reason") or "The job has no answer."
+        left = Failure(PromptmillError(Code(self.status.get("code", Code.INTERNAL)), reason, ""))
+        prompts = range(self.note["prompts"])
+        return [records[row].outcome() if row in records else left for row in prompts]
+
+    def stats(self, *, several_models: bool) -> Call:
+        """Return the counts of the call, over all runs of its job."""
+        counts = {name: self.status[name] for name in _COUNTED if self.status.get(name) is not None}
+        began = time.monotonic() - self.status.get("seconds", 0.0)
+        stats = Call(total=self.note["prompts"], started=began, chosen=self.note["chosen"] or "", **counts)
+        stats.model = self.note["model"] if several_models else ""
+        for warning in self.status.get("warnings", ()):
+            stats.warn(warning)
+        return stats
+
+
+def _owner(request: Any) -> str:
+    """Return the owner of the tasks of a request: over HTTP a digest of its token, else `""` for this user."""
+    return "" if request is None else hashlib.sha256(request.headers.get("authorization", "").encode()).hexdigest()
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

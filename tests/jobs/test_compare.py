@@ -1,0 +1,418 @@
+"""`promptmill compare`: outputs against each other and against right answers."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from promptmill.cli.compare import kappa, mcnemar, paired_interval, text_of, wilson
+from replies import answer, choose, status
+
+LABELS = ("positive", "negative", "neutral")
+
+
+def compare(bench: Any, *arguments: Any, code: int = 0) -> str:
+    """Return what `promptmill compare` prints."""
+    done = bench.here([sys.executable, "-m", "promptmill", "compare", *map(str, arguments)])
+    assert done.returncode == code, done.stderr
+    return str(done.stdout if code == 0 else done.stderr)
+
+
+def figures(bench: Any, *arguments: Any) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(compare(bench, *arguments, "--json"))
+    return found
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """Write rows in the format of the suffix."""
+    match path.suffix:
+        case ".jsonl":
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        case ".json":
+            path.write_text(json.dumps(rows))
+        case ".parquet":
+            pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+            parquet.write_table(pa.Table.from_pylist(rows), path)
+        case suffix:
+            with path.open("w", newline="") as file:
+                table = csv.DictWriter(file, list(rows[0]), delimiter="\t" if suffix == ".tsv" else ",")
+                table.writeheader()
+                table.writerows(rows)
+    return path
+
+
+def labelled(rows: int, right: float, seed: int = 0) -> list[dict[str, Any]]:
+    """Return rows whose answer is the label in about this share."""
+    chance = random.Random(seed)
+    found = []
+    for at in range(rows):
+        label = LABELS[at % 3]
+        given = label if chance.random() < right else chance.choice(LABELS)
+        found.append({"text": f"review {at}", "label": label, "answer": given, "error": ""})
+    return found
+
+
+# ---- the figures: of published examples, and of scikit-learn, SciPy and statsmodels
+
+
+@pytest.mark.parametrize(
+    ("table", "interval", "p"),
+    [
+        # M. W. Fagerland, S. Lydersen, P. Laake, Statistics in Medicine 33 (2014), 2850-2875: airway reactivity
+        ((1, 1, 7, 12), (-0.507, -0.026), 0.0703),
+        # the same authors, Statistical Analysis of Contingency Tables (2017), chapter 8: response to a therapy
+        ((59, 6, 16, 80), (-0.1186, -0.0046), 0.0525),
+    ],
+)
+def test_the_paired_difference_of_published_examples(
+    table: tuple[int, int, int, int], interval: tuple[float, float], p: float
+) -> None:
+    digits = 3 if interval[0] == -0.507 else 4
+    assert tuple(round(bound, digits) for bound in paired_interval(*table)) == interval
+    assert round(mcnemar(table[1], table[2]), 4) == p
+
+
+def test_a_difference_of_nothing_and_of_everything() -> None:
+    assert mcnemar(0, 0) == 1.0
+    assert mcnemar(3, 3) == 1.0
+    assert mcnemar(0, 10) == pytest.approx(2 / 2**10)
+    assert mcnemar(1_000_000, 1_000_000) == pytest.approx(1.0)
+    assert mcnemar(0, 5000) == 0.0
+    low, high = paired_interval(100, 0, 0, 0)
+    assert -0.04 < low < 0 < high < 0.04
+    low, high = paired_interval(0, 50, 0, 0)
+    assert 0.8 < low < 1
+    assert high <= 1
+
+
+def test_the_interval_is_that_of_the_reverse_with_the_other_sign() -> None:
+    low, high = paired_interval(50, 9, 4, 20)
+    assert paired_interval(50, 4, 9, 20) == pytest.approx((-high, -low))
+
+
+def test_the_interval_of_a_share() -> None:
+    # R. G. Newcombe, Statistics in Medicine 17 (1998), 857-872, table I, method 3
+    for hits, rows, interval in ((81, 263, (0.2553, 0.3662)), (15, 148, (0.0624, 0.1605)), (0, 20, (0, 0.1611))):
+        assert tuple(round(bound, 4) for bound in wilson(hits, rows)) == interval
+
+
+def test_kappa_of_a_known_example() -> None:
+    # https://en.wikipedia.org/wiki/Cohen's_kappa, the first example
+    assert kappa({("y", "y"): 20, ("y", "n"): 5, ("n", "y"): 10, ("n", "n"): 15}) == pytest.approx(0.4)
+    assert kappa(Counter({("y", "y"): 9})) is None
+
+
+# ---- files
+
+
+def test_two_files_against_right_answers(bench: Any) -> None:
+    ours, theirs = labelled(300, 0.95, 1), labelled(300, 0.7, 2)
+    theirs[4] |= {"answer": "", "error": "timeout: too slow"}
+    a, b = write(bench.path / "a.csv", ours), write(bench.path / "b.csv", theirs)
+    found = figures(bench, a, b, "--gold", "label")
+    assert (found["rows"], found["matched"]) == (300, "by text, label")
+    assert [file["answered"] for file in found["files"]] == [300, 299]
+    (pair,) = found["pairs"]
+    agree = sum(one["answer"] == other["answer"] for one, other in zip(ours, theirs, strict=True))
+    assert (pair["of"], pair["rows"], pair["agree"]) == (["A", "B"], 299, agree)
+    changes = {(one["from"], one["to"]): one["rows"] for one in pair["changes"]}
+    pairs = Counter((one["answer"], other["answer"]) for one, other in zip(ours, theirs, strict=True))
+    assert changes == {pair: count for pair, count in pairs.items() if pair[1]}
+    gold = found["gold"]
+    right = [[row["answer"] == row["label"] for row in rows] for rows in (ours, theirs)]
+    assert [file["right"] for file in gold["files"]] == [sum(own) for own in right]
+    (difference,) = gold["differences"]
+    assert difference["difference"] == pytest.approx((sum(right[1]) - sum(right[0])) / 300)
+    only = Counter(zip(*right, strict=True))
+    assert difference["only_right"] == [only[True, False], only[False, True]]
+    assert difference["interval"][0] < difference["difference"] < difference["interval"][1] < 0
+    assert difference["p"] < 0.001
+    assert found["differ"] == 300 - agree
+    assert found["differing"][0].keys() == {"row", "own", "gold", "answers"}
+
+
+def test_precision_recall_and_f1_by_class(bench: Any) -> None:
+    # sklearn.metrics.classification_report of the same lists
+    rows = [("a", "a")] * 6 + [("a", "b")] * 2 + [("b", "b")] * 3 + [("b", "a")] + [("c", "a")] * 2 + [("a", "x")]
+    path = write(bench.path / "a.jsonl", [{"gold": gold, "answer": own} for gold, own in rows])
+    (file,) = figures(bench, path, "--gold", "gold")["gold"]["files"]
+    by_class = {
+        one["class"]: [round(one[name], 4) for name in ("precision", "recall", "f1")] for one in file["classes"]
+    }
+    assert by_class == {"a": [0.6667, 0.6667, 0.6667], "b": [0.6, 0.75, 0.6667], "c": [0, 0, 0]}
+    assert [one["rows"] for one in file["classes"]] == [9, 4, 2]
+    assert file["macro_f1"] == pytest.approx(4 / 9)
+
+
+def test_the_text_fits_a_terminal(bench: Any) -> None:
+    every = []
+    for name, right in (("a", 0.9), ("b", 0.8), ("c", 0.7)):
+        rows = [{**row, "text": f"{row['text']} {'of a place ' * 30}"} for row in labelled(90, right, ord(name))]
+        every.append(write(bench.path / f"{name}{'-long' * 20}.csv", rows))
+    lines = compare(bench, *every, "--gold", "label").splitlines()
+    assert max(map(len, lines)) <= 80
+    assert sum(line.startswith("B less A: ") for line in lines) == 1
+    assert sum(line.startswith("C less A: ") for line in lines) == 1
+    assert any("exact McNemar" in line for line in lines)
+    assert any("Newcombe" in line for line in lines)
+    assert lines[3] == "90 rows, matched by text, label"
+
+
+def test_the_table_is_bounded_to_the_commonest_answers(bench: Any) -> None:
+    values = [f"answer number {at % 40}" for at in range(4000)]
+    a = write(bench.path / "a.jsonl", [{"id": at, "answer": value} for at, value in enumerate(values)])
+    b = write(bench.path / "b.jsonl", [{"id": at, "answer": values[at - at % 7]} for at in range(4000)])
+    lines = compare(bench, a, b).splitlines()
+    table = lines[lines.index(next(line for line in lines if line.startswith("A ↓ B →"))) :][:9]
+    assert "others" in table[0]
+    assert max(map(len, table)) <= 80
+    assert len(figures(bench, a, b)["pairs"][0]["changes"]) <= 200
+
+
+def test_free_text_has_no_table(bench: Any) -> None:
+    a = write(bench.path / "a.jsonl", [{"id": at, "answer": f"one {at}"} for at in range(60)])
+    b = write(bench.path / "b.jsonl", [{"id": at, "answer": f"{'one' if at % 2 else 'two'} {at}"} for at in range(60)])
+    (pair,) = figures(bench, a, b)["pairs"]
+    assert pair["agree"] == 30
+    assert "changes" not in pair
+    assert "↓" not in compare(bench, a, b)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "json", "jsonl", "parquet"])
+def test_files_of_different_formats_in_another_order(bench: Any, suffix: str) -> None:
+    rows = [{**row, "stars": at % 5, "good": at % 2 == 0} for at, row in enumerate(labelled(40, 0.8))]
+    a = write(bench.path / "a.jsonl", rows)
+    b = write(bench.path / f"b.{suffix}", [{**row, "answer": row["label"]} for row in reversed(rows)])
+    if suffix in {"csv", "tsv"}:
+        b.write_text(b.read_text().replace("True", "true").replace("False", "false"))
+    found = figures(bench, a, b, "--gold", "label")
+    assert found["matched"] == "by text, label, stars, …"
+    assert found["gold"]["files"][1]["accuracy"] == 1
+
+
+def test_rows_are_matched_by_their_id(bench: Any) -> None:
+    a = write(bench.path / "a.jsonl", [{"id": at, "note": "x", "answer": str(at)} for at in range(9)])
+    b = write(bench.path / "b.csv", [{"id": at, "note": "other", "answer": str(at)} for at in reversed(range(9))])
+    found = figures(bench, a, b)
+    assert (found["matched"], found["pairs"][0]["agree"]) == ("by id", 9)
+
+
+def test_rows_without_columns_of_their_own_are_matched_by_place(bench: Any) -> None:
+    a = write(bench.path / "a.jsonl", [{"answer": str(at)} for at in range(9)])
+    b = write(bench.path / "b.jsonl", [{"answer": str(at % 8)} for at in range(9)])
+    found = figures(bench, a, b)
+    assert (found["matched"], found["pairs"][0]["agree"]) == ("by place", 8)
+
+
+def test_the_same_row_twice_is_matched_in_order(bench: Any) -> None:
+    a = write(bench.path / "a.jsonl", [{"text": "same", "answer": str(at)} for at in range(4)])
+    b = write(bench.path / "b.jsonl", [{"text": "same", "answer": str(at)} for at in range(4)])
+    assert figures(bench, a, b)["pairs"][0]["agree"] == 4
+
+
+def test_files_of_other_rows_are_refused(bench: Any) -> None:
+    rows = labelled(30, 0.9)
+    a, fewer = write(bench.path / "a.csv", rows), write(bench.path / "fewer.csv", rows[:20])
+    said = compare(bench, a, fewer, code=2)
+    assert "not hold the same rows: a.csv has 30 rows, fewer.csv has 20 rows." in said
+    other = write(bench.path / "other.csv", [{**row, "text": f"other {row['text']}", "label": "x"} for row in rows])
+    assert "do not hold the same rows: `text`, `label` differ." in compare(bench, a, other, code=2)
+    # one column is the same, but does not tell rows apart
+    partly = write(bench.path / "partly.csv", [{**row, "text": f"other {row['text']}"} for row in rows])
+    assert "several rows with the same `label`" in compare(bench, a, partly, code=2)
+    crossed = [{**row, "label": rows[at - 1]["label"]} for at, row in enumerate(rows)]
+    crossed[0]["label"], crossed[1]["label"] = crossed[1]["label"], crossed[0]["label"]
+    said = compare(bench, a, write(bench.path / "crossed.csv", crossed), code=2)
+    assert "by text, label: 29 rows are in a.csv and not in crossed.csv, such as row 2." in said
+    some = write(bench.path / "some.csv", rows[:-1])
+    assert "1 row is in a.csv and not in some.csv, such as row 30." in compare(bench, a, some, "--id", "text", code=2)
+    twice = write(bench.path / "twice.jsonl", [{"id": 1, "answer": "x"}, {"id": 1, "answer": "y"}])
+    assert "several rows with the same `id`, the second is row 2" in compare(bench, twice, twice, code=2)
+
+
+def test_columns_that_are_not_there(bench: Any) -> None:
+    a = write(bench.path / "a.csv", labelled(9, 1))
+    assert "No row of a.csv has an answer in `nix`" in compare(bench, a, a, "--field", "nix", code=2)
+    assert "No file has a column nix" in compare(bench, a, a, "--gold", "nix", code=2)
+    assert "a.csv has no column nix; it has `text`" in compare(bench, a, a, "--id", "nix", code=2)
+    assert "two files, or one with --gold" in compare(bench, a, code=2)
+    assert "There is no file nix.csv" in compare(bench, a, "nix.csv", code=2)
+
+
+def test_rows_without_a_right_answer_do_not_count(bench: Any) -> None:
+    rows = labelled(9, 1)
+    rows[3]["label"] = rows[4]["label"] = ""
+    path = write(bench.path / "a.csv", rows)
+    gold = figures(bench, path, "--gold", "label")["gold"]
+    assert (gold["rows"], gold["files"][0]["right"]) == (7, 7)
+
+
+def test_values_are_the_same_text_in_every_format() -> None:
+    values = [None, "x", True, 3, 3.0, 0.5, float("nan"), {"b": 1, "a": [2]}]
+    assert list(map(text_of, values)) == ["", "x", "true", "3", "3", "0.5", "", '{"a":[2],"b":1}']
+
+
+# ---- jobs
+
+
+def test_cost_and_time_of_jobs_and_the_cost_of_a_point(bench: Any) -> None:
+    bench.write(["text,label", *(f"word {at},{'yes' if at % 2 else 'no'}" for at in range(40))], "in.csv")
+
+    def reply(wrong: int) -> Any:
+        def pick(seen: Any) -> Any:
+            at = int(seen.prompt[5:-1])
+            return answer("no" if at < wrong or not at % 2 else "yes")
+
+        return choose(pick)
+
+    ids = []
+    for name, price, wrong in (("cheap", 1_000, 10), ("dear", 100_000, 0)):
+        bench.output = bench.path / f"{name}.csv"
+        bench.upstream.reply = reply(wrong)
+        bench.succeed("--prompt", "{{text}}?", "--set", f"price={{input: {price}, output: {price}}}", model_name=name)
+        ids.append(bench.folder.job_id)
+    found = figures(bench, *ids, "--gold", "label")
+    cheap, dear = found["files"]
+    assert (cheap["model"], dear["model"]) == ("cheap", "dear")
+    (difference,) = found["gold"]["differences"]
+    assert difference["difference"] == pytest.approx(5 / 40)
+    assert difference["cost"] == pytest.approx(dear["cost"] - cheap["cost"])
+    assert difference["cost_per_point"] == pytest.approx(difference["cost"] / 12.5)
+    text = compare(bench, *ids, "--gold", "label")
+    assert "A  cheap.csv: 40 answered in " in text
+    assert " for each point gained\n" in text
+    assert "\nB takes " in text
+    backwards = figures(bench, bench.path / "dear.csv", bench.path / "cheap.csv", "--gold", "label")
+    assert backwards["gold"]["differences"][0]["cost_per_point"] == pytest.approx(difference["cost_per_point"])
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_one_field_of_a_schema(bench: Any, suffix: str) -> None:
+    fields = {"mood": {"type": "string"}, "stars": {"type": "integer"}}
+    schema = bench.path / "schema.json"
+    schema.write_text(json.dumps({"type": "object", "properties": fields, "required": list(fields)}))
+    bench.write(["text,mood", *(f"word {at},{'good' if at % 2 else 'bad'}" for at in range(20))], "in.csv")
+
+    def reply(shift: int) -> Any:
+        def pick(seen: Any) -> Any:
+            mood = "good" if int(seen.prompt[5:-1]) % 2 else "bad"
+            return answer(json.dumps({"mood": mood, "stars": len(seen.prompt) + shift}))
+
+        return choose(pick)
+
+    outputs = []
+    for name, shift in (("a", 0), ("b", 1)):
+        bench.output = bench.path / f"{name}.{suffix}"
+        bench.upstream.reply = reply(shift)
+        bench.succeed("--prompt", "{{text}}?", "--schema", str(schema))
+        outputs.append(bench.output)
+    found = figures(bench, *outputs, "--field", "mood", "--gold", "mood")
+    assert found["matched"] == "by text, mood"  # the field in the output has another name than the input's column
+    assert found["pairs"][0]["agree"] == 20
+    assert found["gold"]["files"][0]["accuracy"] == 1
+    assert figures(bench, *outputs, "--field", "stars")["pairs"][0]["agree"] == 0
+
+
+def test_a_job_without_an_output(bench: Any) -> None:
+    bench.prompts(3)
+    bench.succeed()
+    bench.output.unlink()
+    said = compare(bench, bench.folder.job_id, bench.folder.job_id, code=2)
+    assert f"promptmill jobs {bench.folder.job_id} --export FILE" in said
+
+
+# ---- several models and prompts in one job
+
+
+def words(bench: Any, rows: int = 12) -> None:
+    """Write a table, and have `good` answer right, `weak` only half of the rows, and any model `?` briefly."""
+    bench.write(["text,label", *(f"word {at},{'yes' if at % 2 else 'no'}" for at in range(rows))], "in.csv")
+    bench.output = bench.path / "out.csv"
+
+    def reply(seen: Any) -> Any:
+        at = int(seen.prompt.split()[1].rstrip("?!"))
+        right = "yes" if at % 2 else "no"
+        return answer(right if seen.json["model"] == "good" or seen.prompt.endswith("!") else "no")
+
+    bench.upstream.reply = choose(reply)
+
+
+def grid(bench: Any, *arguments: str, code: int = 0) -> Any:
+    done = bench.run(*arguments)
+    assert done.returncode == code, done.stderr + done.stdout
+    return done
+
+
+def test_several_models_are_one_job_that_ends_with_the_comparison(bench: Any) -> None:
+    words(bench)
+    options = ("--prompt", "{{text}}?", "--model", "weak", "--model", "good", "--set", "price={input: 9, output: 9}")
+    done = grid(bench, *options)
+    assert "in.csv → out.csv: 24 answered in" in done.stdout
+    assert " by 2 variants" in done.stdout
+    assert "A  weak: 12 answered" in done.stdout
+    assert "A and B agree in 50.0 % of 12 rows" in done.stdout
+    with bench.output.open(newline="") as file:
+        found = list(csv.DictReader(file))
+    assert [(row["text"], row["model"], row["variant"]) for row in found[:3]] == [
+        ("word 0", "weak", "weak"),
+        ("word 0", "good", "good"),
+        ("word 1", "weak", "weak"),
+    ]
+    assert Counter(seen.json["model"] for seen in bench.upstream.seen) == {"weak": 12, "good": 12}
+    assert {seen.prompt for seen in bench.upstream.seen} == {f"word {at}?" for at in range(12)}
+    again = figures(bench, bench.output, "--by", "variant", "--gold", "label")
+    assert [file["accuracy"] for file in again["gold"]["files"]] == [0.5, 1]
+    assert again["matched"] == "by text, label"
+    assert grid(bench, *options).stdout.count("agree in 50.0 %") == 1
+    assert len(bench.upstream.seen) == 24  # the same command sends nothing
+
+
+def test_several_prompts_have_names(bench: Any) -> None:
+    words(bench)
+    options = ("--prompt", "asked={{text}}?", "--prompt", "shouted={{text}}!")
+    grid(bench, *options, "--model", "weak", "--json")
+    found = figures(bench, bench.output, "--by", "variant", "--gold", "label")
+    assert [file["variant"] for file in found["files"]] == ["asked", "shouted"]
+    assert [file["accuracy"] for file in found["gold"]["files"]] == [0.5, 1]
+    (bench.path / "both.csv").unlink(missing_ok=True)
+    bench.output = bench.path / "both.csv"
+    grid(bench, *options, "--model", "weak", "--model", "good", "--json")
+    found = figures(bench, bench.output, "--by", "variant", "--gold", "label")
+    assert [file["variant"] for file in found["files"]] == ["weak/asked", "weak/shouted", "good/asked", "good/shouted"]
+    assert [file["accuracy"] for file in found["gold"]["files"]] == [0.5, 1, 1, 1]
+
+
+def test_a_grid_goes_on_by_its_id_and_limits_rows_of_the_input(bench: Any) -> None:
+    words(bench)
+    options = ("--prompt", "{{text}}?", "--model", "weak", "--model", "good")
+    grid(bench, *options, "--limit", "3", "--json")
+    assert len(bench.upstream.seen) == 6
+    good = bench.upstream.reply
+    bench.upstream.reply = choose(lambda seen: status(400, "no"))
+    grid(bench, *options, "--json", code=1)
+    bench.upstream.reply = good
+    (job,) = [found["job_id"] for found in json.loads(bench.jobs("--json").stdout)["jobs"]]
+    done = bench.jobs(job, "--retry-failed")
+    assert done.returncode == 0, done.stderr
+    assert "A and B agree in 50.0 % of 12 rows" in done.stdout
+    assert "in.csv → out.csv: 24 answered" in done.stdout
+
+
+def test_a_grid_that_cannot_be(bench: Any) -> None:
+    words(bench)
+    two = ("--model", "weak", "--model", "good")
+    assert "such as 'short=Classify: {{text}}'" in bench.fail("--prompt", "{{text}}", "--prompt", "b={{text}}")
+    assert "has the name a twice" in bench.fail("--prompt", "a={{text}}", "--prompt", "a={{label}}")
+    assert "--shard" in bench.fail("--prompt", "{{text}}", *two, "--shard", "1/2")
+    bench.write(["text,model", "a,b"], "in.csv")
+    assert "the columns `model` mean the model and settings" in bench.fail("--prompt", "{{text}}", *two)
+    bench.write(["text,label", "a,b,c"], "in.csv")
+    assert "has 3 cells, but the header has 2" in bench.fail("--prompt", "{{text}}", *two)
+    assert not list(bench.path.glob("out*"))

@@ -1,0 +1,277 @@
+"""`promptmill report` and `bulk --report`: one HTML file of a job."""
+
+from __future__ import annotations
+
+import base64
+import io
+import itertools
+import json
+import os
+import re
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import browser
+from job_specs import spec_of
+from promptmill.backends.protocol import Completion, Failure, Outcome, Usage
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.jobs.manage import report
+from promptmill.jobs.store.folder import Folder, JobFolders
+from promptmill.jobs.store.records import record_of
+from replies import answer, choose, late, status
+from waiting import eventually
+
+HOSTILE = (
+    "</script><script>hacked=1</script>",
+    "<img src=x onerror='hacked=1'>",
+    "<svg onload='hacked=1'>",
+    "<!--<script>",
+    "javascript:hacked=1",
+    "{{rows}} {{data}} \u2028 \u202e",
+    "]]><style>*{display:none}</style>",
+)
+QUOTED = re.compile(r'<script type="(?:application/json|text/plain)" id="(\w+)">(.*?)</script>', re.DOTALL)
+
+
+def written(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the data of a report, and its rows."""
+    found = dict(QUOTED.findall(file.read_text(encoding="utf-8")))
+    return json.loads(found["data"]), json.loads(zlib.decompress(base64.b64decode(found["packed"])))
+
+
+def reported(bench: Any, *arguments: str, code: int = 0) -> str:
+    """Return what `promptmill report` prints."""
+    done = bench.here([sys.executable, "-m", "promptmill", "report", *arguments])
+    assert done.returncode == code, done.stderr
+    return str(done.stdout if code == 0 else done.stderr)
+
+
+def test_a_report_has_the_run_its_figures_and_its_rows(bench: Any) -> None:
+    words = ["positive", "negative", "positive"]
+    bench.upstream.reply = choose(
+        lambda seen: status(400, "no") if "row 9" in seen.prompt else answer(words[int(seen.prompt.split()[-2]) % 3])
+    )
+    bench.write(["id,text", *(f"{at},row {at}" for at in range(20))], "in.csv")
+    bench.output = bench.path / "out.csv"
+    bench.fail("--prompt", "Is it good? {{text}} now", "--system", "Be brief.", "--report", "r.html", code=1)
+    data, rows = written(bench.path / "r.html")
+    assert data["state"] == "finished"
+    assert data["summary"].startswith("19 answered, 1 failed in ")
+    tiles = {label: value for label, value, _ in data["tiles"]}
+    assert tiles["Answered"] == "19"
+    assert tiles["Failed"] == "1"
+    assert tiles["Requests"] == "20"
+    assert dict(data["values"]) == {"positive": 12, "negative": 7}
+    ((code, count, example, advice),) = data["failures"]
+    assert (code, count) == ("bad_request", 1)
+    assert "400" in example
+    assert advice == PromptmillError(Code.BAD_REQUEST, "").hint
+    assert advice not in example
+    facts = dict(data["run"])
+    assert facts["Prompt"] == "Is it good? {{text}} now"
+    assert facts["System prompt"] == "Be brief."
+    assert facts["Model"] == "test-model (openai)"
+    assert facts["Command"].startswith("promptmill bulk ")
+    assert facts["Version"].startswith("promptmill ")
+    assert data["fields"] == []
+    assert {one["title"] for one in data["spreads"]} >= {"Latency", "Length of answers"}
+    assert all(sum(one["counts"]) == 19 for one in data["spreads"])
+    samples = data["course"]["samples"]
+    assert len(samples) >= 2
+    assert samples[-1][1:3] == [20, 1]
+    assert (data["rows"]["before"], data["rows"]["after"]) == ("Is it good? row ", " now")
+    assert data["rows"]["note"] == "All 20 rows."
+    assert rows["asked"] == [str(at) for at in range(20)]
+    assert rows["state"] == [int(at == 9) for at in range(20)]
+    assert rows["answer"][0] == "positive"
+    assert rows["answer"][9].startswith("bad_request: ")
+
+
+def test_the_values_of_the_fields_of_a_schema(bench: Any) -> None:
+    bench.upstream.reply = choose(
+        lambda seen: answer(json.dumps({"mood": "ab"[seen.number % 2], "stars": seen.number}))
+    )
+    fields = {"mood": {"type": "string"}, "stars": {"type": "integer"}}
+    schema = {"type": "object", "properties": fields, "required": ["mood", "stars"]}
+    (bench.path / "schema.json").write_text(json.dumps(schema))
+    bench.prompts(10)
+    bench.succeed("--schema", "schema.json", "--report", "r.html")
+    data, _ = written(bench.path / "r.html")
+    assert data["fields"][0] == ["mood", [["a", 5], ["b", 5]], ""]
+    assert data["fields"][1][0] == "stars"
+    assert data["values"] == []
+
+
+def test_images_are_thumbnails(bench: Any) -> None:
+    Image.new("RGB", (900, 600), "red").save(bench.path / "red.png")
+    bench.write(["path", "red.png", "gone.png", "https://example.com/a.png"], "in.csv")
+    bench.output = bench.path / "out.csv"
+    bench.fail("--prompt", "Describe it.", "--image-column", "path", "--report", "r.html", code=1)
+    data, rows = written(bench.path / "r.html")
+    assert list(data["thumbnails"]) == ["1"]
+    with Image.open(io.BytesIO(base64.b64decode(data["thumbnails"]["1"]))) as image:
+        assert (image.format, image.size) == ("JPEG", (160, 107))
+    assert rows["state"] == [0, 1, 0]
+
+
+def test_a_report_while_the_job_runs_and_one_in_place_of_it(bench: Any) -> None:
+    bench.upstream.reply = choose(lambda seen: answer() if seen.number <= 50 else late(None))
+    bench.prompts(200)
+    bench.start()
+    eventually(lambda: len(bench.records()) == 50 and bench.folder.status["state"] == "running")
+    assert reported(bench, str(bench.output)).strip().endswith(f"report of 50 rows: {bench.output}.report.html")
+    data, rows = written(Path(f"{bench.output}.report.html"))
+    assert data["state"] == "running"
+    assert "the job was running" in data["summary"]
+    assert len(rows["answer"]) == 50
+    found = json.loads(reported(bench, bench.folder.job_id, "--json"))
+    assert found == {"file": f"{bench.output}.report.html", "rows": 50, "total": 50}
+
+
+def test_a_file_that_is_no_report_stays_and_nothing_is_sent(bench: Any) -> None:
+    bench.prompts(3)
+    (bench.path / "notes.html").write_text("mine")
+    assert "exists and is no report" in bench.fail("--report", "notes.html", code=2)
+    assert "There is no folder" in bench.fail("--report", "no/r.html", code=2)
+    assert "goes without --detach" in bench.fail("--report", "r.html", "--detach", code=2)
+    assert not bench.upstream.seen
+    bench.succeed()
+    assert "exists and is no report" in reported(bench, str(bench.output), "-o", "notes.html", code=2)
+    assert (bench.path / "notes.html").read_text() == "mine"
+    assert "There is no job" in reported(bench, "nothing", code=2)
+
+
+def test_a_report_after_a_stop_and_its_runs(bench: Any) -> None:
+    bench.upstream.reply = choose(lambda seen: answer() if seen.number <= 20 else status(401, "no key"))
+    bench.prompts(40)
+    bench.fail("--report", "r.html", code=1)
+    data, _ = written(bench.path / "r.html")
+    assert data["state"] == "stopped"
+    assert len(data["course"]["runs"]) == 1
+    bench.upstream.reply = answer()
+    bench.succeed("--report", "r.html")
+    data, rows = written(bench.path / "r.html")
+    assert len(data["course"]["runs"]) == 2
+    assert len(rows["answer"]) == 40
+    seconds = [sample[0] for sample in data["course"]["samples"]]
+    assert seconds == sorted(seconds)
+
+
+def test_an_edited_input_shows_answers_alone_where_they_are_not_its_own(bench: Any) -> None:
+    bench.prompts(4)
+    bench.succeed()
+    lines = bench.input.read_text().splitlines()
+    bench.input.write_text("\n".join([lines[0], '{"prompt": "a question that is another one"}', *lines[2:]]) + "\n")
+    reported(bench, str(bench.output), "-o", "r.html")
+    data, rows = written(bench.path / "r.html")
+    assert data["notes"] == ["The input is not what the job has read; answers to other rows are shown alone."]
+    assert rows["asked"][1] == []
+    assert rows["asked"][2] == "prompt 2"
+
+
+def made(path: Path, outcomes: list[Outcome], prompts: list[str]) -> Folder:
+    """Return the folder of a job with these outcomes."""
+    source, output = path / "in.jsonl", path / "out.jsonl"
+    source.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    folder = JobFolders(path / "jobs", beside_outputs=True).of(source, output)
+    folder.make()
+    folder.open()
+    spec = spec_of("jsonl").model_copy(update={"input": source, "output": output, "size": source.stat().st_size})
+    folder.put(spec=spec, status={"state": "finished", "total": len(outcomes)})
+    folder.store.write([record_of(at, outcome) for at, outcome in enumerate(outcomes)])
+    folder.close()
+    return folder
+
+
+@pytest.mark.parametrize("length", [1, 300])
+def test_a_large_report_cuts_texts_first_and_then_leaves_out_rows(tmp_path, monkeypatch, length) -> None:
+    monkeypatch.setattr(report, "_LARGEST", 40_000)
+    texts = [base64.b64encode(os.urandom(length)).decode() for _ in range(600 if length > 1 else 20_000)]
+    folder = made(tmp_path, [Completion(text) for text in texts], texts)
+    target = tmp_path / "r.html"
+    found = report.write(folder, target)
+    data, rows = written(target)
+    assert len(base64.b64decode(dict(QUOTED.findall(target.read_text()))["packed"])) <= 40_000
+    assert len(rows["answer"]) == found.rows < found.total == len(texts)
+    assert f"A random sample of {found.rows:,} of {found.total:,} rows" in data["rows"]["note"]
+    assert ("Texts of more than 80 characters" in data["rows"]["note"]) == (length == 300)
+    assert found.rows > 200
+
+
+def test_only_a_sample_of_very_many_rows(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(report, "_MOST_ROWS", 50)
+    folder = made(tmp_path, [Completion("yes", usage=Usage(1, 1))] * 70, [f"prompt {at}" for at in range(70)])
+    found = report.write(folder, tmp_path / "r.html")
+    data, rows = written(tmp_path / "r.html")
+    assert (found.rows, found.total) == (50, 70)
+    assert data["rows"]["note"].startswith("A random sample of 50 of 70 rows; counts and charts are of all rows.")
+    assert dict(data["values"]) == {"yes": 70}
+    assert len(rows["answer"]) == 50
+
+
+def hostile(path: Path) -> Path:
+    """Return a report whose every text is hostile."""
+    outcomes: list[Outcome] = [Completion(text) for text in HOSTILE for _ in range(3)]
+    outcomes += [Failure(PromptmillError(Code.BAD_REQUEST, text, ""), 1) for text in HOSTILE]
+    folder = made(path, outcomes, [f"{HOSTILE[at % len(HOSTILE)]} {at}" for at in range(len(outcomes))])
+    report.write(folder, path / "r.html")
+    return path / "r.html"
+
+
+def test_hostile_texts_are_data_alone(tmp_path) -> None:
+    text = hostile(tmp_path).read_text(encoding="utf-8")
+    assert len(re.findall(r"<script", text)) == 3
+    assert "<img" not in text
+    assert "<svg onload" not in text
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', text)
+    assert policy is not None
+    assert re.fullmatch(
+        r"default-src 'none'; script-src 'sha256-\S{44}'; style-src 'sha256-\S{44}'; img-src data:; "
+        r"base-uri 'none'; form-action 'none'",
+        policy[1],
+    )
+    assert not re.search(r"(src|href)=[\"']?(https?:)?//", text)
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(not browser.BROWSER, reason="needs Chromium")
+async def test_a_browser_shows_searches_and_filters_and_runs_nothing(tmp_path) -> None:
+    file = hostile(tmp_path)
+    async with browser.opened() as page:
+        await page.open(file)
+        assert await page.until("document.getElementById('count').textContent") == "28 rows"
+        for width, scheme in itertools.product((1200, 390), ("light", "dark")):
+            await page.look(width, 844, scheme)
+            await page.until("document.querySelectorAll('.row').length > 5")
+            assert await page.run("document.documentElement.scrollWidth") <= width
+            colour = await page.run("getComputedStyle(document.body).backgroundColor")
+            assert colour == ("rgb(15, 18, 21)" if scheme == "dark" else "rgb(246, 247, 249)")
+            if folder := os.environ.get("REPORT_PICTURES"):
+                (Path(folder) / f"report-{scheme}-{width}.png").write_bytes(await page.picture())
+        await page.run("buttons.failed.click()")
+        assert await page.run("document.getElementById('count').textContent") == "7 of 28 rows"
+        await page.run("document.querySelector('.row').click()")
+        assert HOSTILE[0] in await page.run("document.querySelector('dialog').textContent")
+        await page.run("document.querySelector('dialog [aria-label=close]').click()")
+        await page.run("buttons.all.click()")
+        await page.run("search.value = 'ONERROR'; search.dispatchEvent(new Event('input'))")
+        assert await page.until("document.getElementById('count').textContent === '7 of 28 rows'")
+        await page.run("document.querySelector('.bar').click()")
+        assert await page.run("document.getElementById('count').textContent") == "3 of 28 rows"
+        assert not await page.run("'hacked' in window")
+        assert await page.run("document.querySelectorAll('img').length") == 0
+        injected = "const made = document.createElement('div'); made.innerHTML = '<img src=x onerror=hacked()>'; 1"
+        assert not page.complaints
+        assert page.requests[0].startswith("file:")
+        assert {url.partition(":")[0] for url in page.requests} <= {"file", "data"}
+        assert len([url for url in page.requests if url.startswith("file:")]) == 1
+        await page.run(
+            f"{{ {injected}; document.body.append(made); 1 }}"
+        )  # the policy stops what a mistake would let in
+        assert await page.until("document.querySelectorAll('img').length")
+        assert not await page.run("'hacked' in window")

@@ -1,0 +1,229 @@
+"""Tasks: a large or long call of a client that takes them is a job, whose result any server of the user gives."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import asynccontextmanager
+
+import pytest
+from fastmcp import Client
+from mcp.shared.exceptions import MCPError
+
+from fakes import openai_configuration
+from promptmill.config.loading import Configuration
+from promptmill.jobs.manage.prune import prune
+from promptmill.jobs.store.folder import JobFolders
+from promptmill.server import create_server, tasks
+from promptmill.service.service import Service
+from replies import answer, by_prompt, hang, late, status
+from sure import sure
+from talk import codes, text
+from tasking import Tasking, ask, ended
+from waiting import until
+
+MANY = [f"prompt {at}" for at in range(tasks._LARGE)]
+PRICE = {"input": 1.0, "output": 1.0}
+ECHO = [f"echo: {prompt}" for prompt in MANY]
+
+
+@pytest.fixture
+def served(upstream):
+    """`async with served() as (client, tasking)`: a server and a client that takes tasks."""
+
+    @asynccontextmanager
+    async def open_(*, follows=True, top=None, **block):
+        configuration = openai_configuration(**{"base_url": upstream.url} | block)
+        service = Service(Configuration({**configuration._raw, **(top or {})}))
+        tasking = Tasking(follows=follows)
+        try:
+            async with Client(create_server(service), extensions=[tasking]) as client:
+                yield client, tasking
+        finally:
+            await service.aclose()
+            await until(lambda: not any(job.alive for job in JobFolders.from_environ().all()))
+
+    return open_
+
+
+async def _begun(client, tasking, prompts=MANY, **arguments):
+    await client.call_tool("generate", {"prompt_ls": prompts, **arguments})
+    return tasking.handles[-1].task_id
+
+
+async def _refused(client, method, task_id):
+    with pytest.raises(MCPError) as refused:
+        await ask(client, method, task_id)
+    return refused.value.error
+
+
+async def test_a_large_call_is_a_task_and_its_result_that_of_a_call(served, serve, upstream):
+    async with served() as (client, tasking):
+        result = await client.call_tool("generate", {"prompt_ls": MANY})
+    async with serve() as talk:
+        inline = await talk("generate", prompt_ls=MANY)
+    (handle,) = tasking.handles
+    assert handle.task_id.startswith("call-")
+    assert handle.status == "working"
+    assert handle.status_message.endswith(" of 100 prompts answered")
+    assert (handle.created_at[-1], handle.poll_interval_ms) == ("Z", 1000)
+    assert abs(handle.ttl_ms / 1000 - tasks._TTL_S) < 60
+    assert result.structured_content == inline.structured_content == {"ans_ls": ECHO}
+    assert text(result) == text(inline)
+    assert set(result.meta) == {name for name in inline.meta if "/" not in name}
+    for same in ("requests", "retries", "prompt_tokens", "completion_tokens", "finish_reason", "usage", "attempts"):
+        assert result.meta[same] == inline.meta[same], same
+    assert result.meta["seconds"] > 0
+    assert set(upstream.attempts.values()) == {2}, "each prompt was sent once per call"
+
+
+async def test_a_small_call_and_a_client_without_tasks_get_the_result(served, talk):
+    async with served() as (client, tasking):
+        result = await client.call_tool("generate", {"prompt_ls": ["a"]})
+    assert (result.structured_content, tasking.handles) == ({"ans_ls": ["echo: a"]}, [])
+    assert await talk.answers(*MANY) == ECHO
+    assert not JobFolders.from_environ().paths()
+
+
+async def test_a_call_that_still_runs_after_a_few_seconds_becomes_a_task(served, upstream, monkeypatch):
+    monkeypatch.setattr(tasks, "_SOON_S", 0.4)
+    upstream.reply = by_prompt({"slow": late(1.0, answer())}, answer())
+    async with served() as (client, tasking):
+        result = await client.call_tool("generate", {"prompt_ls": ["slow", "fast"]})
+    assert tasking.handles[0].status_message in {"0 of 2 prompts answered", "1 of 2 prompts answered"}
+    assert result.structured_content == {"ans_ls": ["echo: slow", "echo: fast"]}
+    assert len(upstream.seen) == 2
+
+
+async def test_its_state_counts_the_answered_prompts_and_cancel_ends_it(served, upstream):
+    upstream.reply = by_prompt({"prompt 7": hang(), "prompt 8": status(400, "no")}, answer())
+    async with served(follows=False) as (client, tasking):
+        task_id = await _begun(client, tasking)
+        message = "98 of 100 prompts answered, 1 failed"
+        while (found := await ask(client, "get", task_id))["statusMessage"] != message:
+            assert found["status"] == "working"
+            await asyncio.sleep(0.05)
+        assert "result" not in found
+        assert await ask(client, "cancel", task_id) == {"resultType": "complete"}
+        assert (await ended(client, task_id))["status"] == "cancelled"
+        await until(lambda: upstream.in_flight == 0)
+        assert await ask(client, "cancel", task_id) == {"resultType": "complete"}
+        assert await ask(client, "update", task_id) == {"resultType": "complete"}
+        again = await ask(client, "get", task_id)
+    assert (again["status"], again["statusMessage"]) == ("cancelled", message)
+
+
+async def test_wrong_arguments_are_reported_at_once(served, upstream):
+    async with served() as (client, tasking):
+        for wrong in ({"prompt_ls": 5}, {"prompt_ls": MANY, "max_cost": -1}, {"prompt_ls": MANY, "model": "none"}):
+            result = await client.call_tool("generate", wrong, raise_on_error=False)
+            assert result.is_error
+    assert tasking.handles == []
+    assert not upstream.seen
+
+
+async def test_a_task_that_stops_is_completed_with_an_error(served, upstream):
+    upstream.reply = status(401, "who are you")
+    async with served() as (client, tasking):
+        result = await client.call_tool("generate", {"prompt_ls": MANY}, raise_on_error=False)
+    assert result.is_error
+    assert set(codes(result).values()) == {"unauthorized"}
+    assert "401" in text(result)
+    assert tasking.handles
+
+
+async def test_what_failed_stands_at_its_place(served, upstream):
+    upstream.reply = by_prompt({"prompt 3": status(400, "no")}, answer())
+    prompts = [*MANY[:50], "two images of one: <i> <i>", *MANY[50:]]
+    images = [["a.png"] if "<i>" in prompt else [] for prompt in prompts]
+    arguments = {"prompt_ls": prompts, "multimodal_path": images, "image_tag": "<i>"}
+    async with served() as (client, tasking):
+        result = await client.call_tool("multimodal_generate", arguments)
+    assert tasking.handles
+    assert codes(result) == {3: "bad_request", 50: "invalid_input"}
+    assert [said for said in result.structured_content["ans_ls"] if said] == [*ECHO[:3], *ECHO[4:]]
+    assert result.meta["requests"] == len(MANY)
+
+
+async def test_a_result_that_is_too_large_names_the_task_as_the_job_with_all_answers(served):
+    async with served(top={"max_result_bytes": 40_000}) as (client, tasking):
+        result = await client.call_tool("generate", {"prompt_ls": [f"{prompt} {'x' * 2000}" for prompt in MANY]})
+        job_id, found = tasking.handles[0].task_id, result.structured_content
+        shown = sum(map(bool, found["ans_ls"]))
+        rest = await client.call_tool("bulk_results", {"job_id": job_id, "offset": shown, "limit": 1})
+    assert found["kept_job_id"] == job_id
+    assert 0 < shown < len(MANY)
+    assert [row["index"] for row in rest.structured_content["rows"]] == [shown]
+
+
+async def test_another_server_goes_on_with_it(served, upstream):
+    upstream.reply = by_prompt({"prompt 9": hang()}, answer())
+    async with served(follows=False, top={"price": PRICE}) as (client, tasking):
+        task_id = await _begun(client, tasking, max_cost=5.0, sampling_params={"max_tokens": 9})
+        await until(lambda: len(upstream.seen) == 100 and upstream.in_flight == 1)
+    upstream.reply = answer()
+    async with served(top={"price": PRICE}) as (client, _):
+        assert (await ask(client, "get", task_id))["status"] == "working"
+        found = await ended(client, task_id)
+    assert found["status"] == "completed"
+    assert found["statusMessage"] == "100 of 100 prompts answered"
+    assert found["result"]["structuredContent"] == {"ans_ls": ECHO}
+    assert found["result"]["_meta"]["requests"] == 101
+    assert upstream.attempts.pop("prompt 9") == 2
+    assert set(upstream.attempts.values()) == {1}
+    assert sure(JobFolders.from_environ().find(task_id).request).max_cost == 5.0
+
+
+async def test_one_that_was_cancelled_while_no_server_ran_stays_so(served, upstream):
+    upstream.reply = hang()
+    async with served(follows=False) as (client, tasking):
+        task_id = await _begun(client, tasking)
+        await until(lambda: upstream.in_flight)
+    asked = len(upstream.seen)
+    async with served() as (client, _):
+        await ask(client, "cancel", task_id)
+        found = await ask(client, "get", task_id)
+    assert (found["status"], len(upstream.seen)) == ("cancelled", asked)
+
+
+async def test_one_whose_settings_have_changed_is_over_with_the_reason(served, upstream):
+    upstream.reply = by_prompt({"prompt 9": hang()}, answer())
+    async with served(follows=False) as (client, tasking):
+        task_id = await _begun(client, tasking)
+        await until(lambda: len(upstream.seen) == 100 and upstream.in_flight == 1)
+    async with served(model_name="another") as (client, _):
+        found = await ask(client, "get", task_id)
+    assert found["status"] == "completed"
+    (left,) = found["result"]["structuredContent"]["errors"]
+    assert (left["index"], "model" in left["message"]) == (9, True)
+
+
+async def test_what_is_no_task_is_an_error_of_the_protocol(served, talk, upstream, monkeypatch):
+    async with served() as (client, tasking):
+        await client.call_tool("generate", {"prompt_ls": MANY})
+        task_id = tasking.handles[0].task_id
+        unknown = await _refused(client, "get", "call-0123456789abcdef")
+        removed = await _refused(client, "result", task_id)
+        undeclared = await _refused(talk.client, "get", task_id)
+        now = time.time()
+        monkeypatch.setattr(time, "time", lambda: now + tasks._TTL_S + 60)
+        expired = await _refused(client, "get", task_id)
+    assert (unknown.code, removed.code, undeclared.code, expired.code) == (-32602, -32601, -32021, -32602)
+    assert undeclared.data == {"requiredCapabilities": {"extensions": {tasks.EXTENSION: {}}}}
+
+
+async def test_an_older_client_has_no_tasks(upstream, closing):
+    service = closing(Service(openai_configuration(upstream.url)))
+    async with Client(create_server(service), mode="legacy", extensions=[Tasking()]) as client:
+        assert (await client.call_tool("generate", {"prompt_ls": MANY})).structured_content == {"ans_ls": ECHO}
+        assert (await _refused(client, "get", "call-0123456789abcdef")).code == -32601
+
+
+async def test_it_is_kept_as_long_as_its_client_may_ask(served, monkeypatch):
+    async with served() as (client, _):
+        await client.call_tool("generate", {"prompt_ls": MANY})
+    folders, now = JobFolders.from_environ(), time.time()
+    monkeypatch.setattr(time, "time", lambda: now + tasks._TTL_S - 60)
+    assert prune(folders, 3600, unfinished=False) == []
+    monkeypatch.setattr(time, "time", lambda: now + tasks._TTL_S + 60)
+    assert len(prune(folders, 3600, unfinished=False)) == 1

@@ -1,0 +1,113 @@
+"""A headless Chromium, driven over its own protocol: a page, what it asks for, and its complaints."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import json
+import shutil
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import aiohttp
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or ""
+_OPTIONS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--remote-debugging-port=0")
+
+
+class Page:
+    """The one page of a browser."""
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self.complaints: list[str] = []
+        """Errors and warnings of the console, and exceptions."""
+        self.requests: list[str] = []
+        self._socket = socket
+        self._number = 0
+        self._loaded = asyncio.Event()
+        self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
+
+    async def listen(self) -> None:
+        """Take the browser's messages until it ends."""
+        async for message in self._socket:
+            found = json.loads(message.data)
+            name, about = found.get("method"), found.get("params", {})
+            if "id" in found:
+                self._waiting.pop(found["id"]).set_result(found)
+            elif name == "Network.requestWillBeSent":
+                self.requests.append(about["request"]["url"])
+            elif name == "Page.loadEventFired":
+                self._loaded.set()
+            elif name == "Runtime.exceptionThrown":
+                self.complaints.append(str(about["exceptionDetails"]))
+            elif name in {"Log.entryAdded", "Runtime.consoleAPICalled"}:
+                self.complaints.append(str(about))
+
+    async def send(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """Send a command and return its result."""
+        self._number += 1
+        self._waiting[self._number] = answer = asyncio.get_running_loop().create_future()
+        await self._socket.send_json({"id": self._number, "method": method, "params": parameters})
+        found = await answer
+        assert "error" not in found, found
+        result: dict[str, Any] = found["result"]
+        return result
+
+    async def open(self, file: Path) -> None:
+        """Load a file."""
+        self._loaded.clear()
+        await self.send("Page.navigate", url=file.as_uri())
+        await self._loaded.wait()
+
+    async def run(self, script: str) -> Any:
+        """Return the value of an expression."""
+        found = await self.send("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in found, found
+        return found["result"].get("value")
+
+    async def until(self, script: str) -> Any:
+        """Wait until an expression has a value that is true, and return it."""
+        while not (value := await self.run(script)):
+            await asyncio.sleep(0.02)
+        return value
+
+    async def look(self, width: int, height: int, scheme: str) -> None:
+        """Have the page in a window of this size, in the colours `light` or `dark`."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+        await self.send("Emulation.setDeviceMetricsOverride", **size)
+        await self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
+    async def picture(self) -> bytes:
+        """Return a PNG of the window."""
+        return base64.b64decode((await self.send("Page.captureScreenshot"))["data"])
+
+
+@contextlib.asynccontextmanager
+async def opened() -> AsyncIterator[Page]:
+    """Give the page of a new browser."""
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        command = [BROWSER, *_OPTIONS, f"--user-data-dir={folder}", "about:blank"]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            port = Path(folder) / "DevToolsActivePort"
+            while not (port.exists() and port.read_text().count("\n")):
+                assert process.poll() is None, "the browser has ended"
+                await asyncio.sleep(0.05)
+            async with aiohttp.ClientSession() as session:
+                async with session.get(f"http://127.0.0.1:{port.read_text().split()[0]}/json/list") as reply:
+                    targets = await reply.json(content_type=None)
+                address = next(one["webSocketDebuggerUrl"] for one in targets if one["type"] == "page")
+                async with session.ws_connect(address, max_msg_size=0) as socket:
+                    page = Page(socket)
+                    listening = asyncio.ensure_future(page.listen())
+                    for domain in ("Page", "Runtime", "Log", "Network"):
+                        await page.send(f"{domain}.enable")
+                    yield page
+                    listening.cancel()
+        finally:
+            process.kill()
+            process.wait()
