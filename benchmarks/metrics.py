@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.client import OUT
 from benchmarks.field import Field
 from benchmarks.measure import Row, interleaved, own_cpu_s, pin
-from promptmill.backends.protocol import Call, Completion, Outcome, Usage
+from promptmill.backends.protocol import Call, Completion, Usage
 from promptmill.config.loading import Configuration
 from promptmill.core.request import Conversation, Message
 from promptmill.http.metrics import Metrics
@@ -21,28 +21,8 @@ _ITEMS = 10_000
 _COUNTS = 20_000
 _MOST_PAIRS = 100
 _SCRAPES = 200
-_OUTCOME = Completion("Paris", usage=Usage(12, 3), latency_s=0.05)
-
-
-class _WithoutDurations(Call):
-    """Counts all that a call counts, except what metrics alone show."""
-
-    __slots__ = ()
-
-    def count(self, outcome: Outcome) -> None:
-        self.done += 1
-        if not isinstance(outcome, Completion):
-            code = str(outcome.error.code)
-            self.failed += 1
-            self.codes[code] = self.codes.get(code, 0) + 1
-        elif outcome.reasoning and not outcome.text and outcome.finish_reason == "length":
-            self.warn("")
-        usage = outcome.usage
-        self.prompt_tokens += usage.prompt_tokens
-        self.completion_tokens += usage.completion_tokens
-        self.cached_tokens += usage.cached_tokens
-        if outcome.cost is not None:
-            self.cost = (self.cost or 0.0) + outcome.cost
+_TIMED = Completion("Paris", usage=Usage(12, 3), latency_s=0.05)
+_UNTIMED = Completion("Paris", usage=Usage(12, 3))  # metrics alone count durations
 
 
 async def cost(around: Field, pairs: int, items: int = _ITEMS) -> list[Row]:
@@ -56,15 +36,16 @@ async def cost(around: Field, pairs: int, items: int = _ITEMS) -> list[Row]:
     pin(around.inner)
 
     async def run() -> float:
-        began, call = own_cpu_s(), _WithoutDurations()
+        began, call = own_cpu_s(), Call()
         await service.generate(conversations, call)
         assert (call.done, call.failed) == (items, 0)
         return (own_cpu_s() - began) / items
 
-    async def counted(call: Call) -> float:
+    async def counted(outcome: Completion) -> float:
+        call = Call()
         began = time.thread_time()
         for _ in range(_COUNTS):
-            call.count(_OUTCOME)
+            call.count(outcome)
         return (time.thread_time() - began) / _COUNTS
 
     try:
@@ -72,7 +53,7 @@ async def cost(around: Field, pairs: int, items: int = _ITEMS) -> list[Row]:
             metrics = Metrics(service, JobFolders(Path(folder)))
             whole = await interleaved(pairs, off=run)
             found = await interleaved(
-                max(pairs, _MOST_PAIRS), on=lambda: counted(Call()), off=lambda: counted(_WithoutDurations())
+                max(pairs, _MOST_PAIRS), on=lambda: counted(_TIMED), off=lambda: counted(_UNTIMED)
             )
             began = own_cpu_s()
             for _ in range(_SCRAPES):
