@@ -3,9 +3,14 @@
     scripts/conformance             # fails where a result is not the expected one
     scripts/conformance --write     # writes what was found as what is expected
 
-The layer is tested with a server under it that has all that the suite looks for (tests/clients/everything.py); promptmill
-itself has other tools, so that scenarios which call the suite's own are expected to fail. What is expected lies in
-tests/clients/conformance.json: per target, revision of the protocol and scenario the checks that do not succeed.
+The layer is tested with a server under it that has all that the suite looks for (tests/clients/everything.py), and
+promptmill's tasks: the suite's long tools are calls of `generate`. promptmill itself has other tools, so that scenarios
+which call the suite's own are expected to fail. What is expected lies in tests/clients/conformance.json: per target,
+revision of the protocol and scenario the checks that do not succeed.
+
+Checks of tasks that do not apply to us, with any tools: a task that asks its client something (`tasks-mrtr-input`; our
+questions come before the task), one with the status `failed` (our tools report every error as a result), and a tool
+that only clients with tasks can call (`tasks-required-task-error`). The suite skips `tasks-status-notifications`.
 """
 
 from __future__ import annotations
@@ -27,9 +32,10 @@ ROOT = Path(__file__).parent.parent
 CLIENTS = ROOT / "tests" / "clients"
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 
-from served import Served  # noqa: E402 (found by the line above)
+from replies import answer, choose, late, status  # noqa: E402 (found by the line above)
+from served import Served  # noqa: E402
 from server_process import written  # noqa: E402
-from upstream import Upstream  # noqa: E402
+from upstream import Reply, Seen, Upstream  # noqa: E402
 
 EXPECTED = CLIENTS / "conformance.json"
 SUITE = "@modelcontextprotocol/conformance@0.2.0-alpha.12"
@@ -58,11 +64,23 @@ def suite() -> list[str]:
 @contextlib.contextmanager
 def everything() -> Iterator[str]:
     """Serve what the suite looks for under promptmill's HTTP layer; yields the URL."""
-    with subprocess.Popen(
-        [sys.executable, str(CLIENTS / "everything.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        yield process.stdout.readline().strip()
+    with Upstream() as up, tempfile.TemporaryDirectory() as folder:
+        up.reply = choose(_as_long_as_the_prompt_says)
+        command, environ = (
+            [sys.executable, str(CLIENTS / "everything.py"), up.url],
+            dict(os.environ) | {"PROMPTMILL_STATE": folder},
+        )
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ
+        ) as process:
+            assert process.stdout is not None
+            yield process.stdout.readline().strip()
+
+
+def _as_long_as_the_prompt_says(seen: Seen) -> Reply:
+    """Answer a prompt that ends with a number of seconds after these; the prompt of `failing_job` is refused."""
+    label, _, seconds = seen.prompt.rpartition(" ")
+    return late(float(seconds), status(400, "It fails.") if label == "fail" else answer())
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """What the conformance suite asks of a server, tools, resources and prompts by name, under promptmill's HTTP layer.
 
-`everything.py` serves until its standard input ends; prints the URL.
+`everything.py URL` serves until its standard input ends; prints its own URL. Its tasks are promptmill's: the suite's
+long tools are calls of `generate`, and the endpoint at URL answers a prompt after the seconds at its end.
 """
 
 from __future__ import annotations
@@ -10,23 +11,38 @@ import base64
 import contextlib
 import io
 import sys
+from typing import Any
 
 from promptmill.http.address import Address, HostAllowlist, url  # first: its package sets FastMCP's variables
 
 from fastmcp import Context, FastMCP  # isort: skip
 from fastmcp.exceptions import ToolError
 from fastmcp.prompts import Message
-from fastmcp.tools import ToolResult
-from mcp_types import AudioContent, EmbeddedResource, ImageContent, TextContent, TextResourceContents
+from fastmcp.tools import InputRequiredToolResult, ToolResult
+from mcp_types import (
+    AudioContent,
+    ElicitRequest,
+    ElicitRequestFormParams,
+    ElicitResult,
+    EmbeddedResource,
+    ImageContent,
+    InputRequiredResult,
+    TextContent,
+    TextResourceContents,
+)
 from PIL import Image
 
 from promptmill.config.loading import Configuration
 from promptmill.http.app import App, Rules
 from promptmill.http.listener import listener
 from promptmill.http.metrics import Metrics
+from promptmill.server.bulk_tools import running_jobs_of
+from promptmill.server.tasks import Tasks
+from promptmill.server.tools import add_answer_tools
 from promptmill.service.service import Service
 
 mcp = FastMCP("everything", version="1")
+LARGE = 100  # prompts; a call of so many is a task at once
 
 
 def _png() -> str:
@@ -144,11 +160,53 @@ def test_prompt_with_image() -> list[Message]:
     return [Message(IMAGE), Message("Please analyze the image above.")]
 
 
+async def _generate(ctx: Context, prompt: str) -> ToolResult:
+    """Ask a prompt so often that the call is a task, if the client takes one."""
+    tool: Any = await mcp.get_tool("generate")
+    result: ToolResult = await tool.fn(ctx, [prompt] * LARGE)
+    return result
+
+
+@mcp.tool
+def greet(name: str) -> ToolResult:
+    """Greet at once, as the suite looks for it."""
+    return ToolResult(content=[_text(f"Hello, {name}!")])
+
+
+@mcp.tool
+async def slow_compute(ctx: Context, seconds: float, label: str = "") -> ToolResult:
+    """Take some seconds, as the suite looks for it."""
+    return await _generate(ctx, f"{label} {seconds}")
+
+
+@mcp.tool
+async def failing_job(ctx: Context) -> ToolResult:
+    """Fail, as the suite looks for it."""
+    return await _generate(ctx, "fail 1")
+
+
+@mcp.tool
+async def test_tool_with_task(ctx: Context) -> ToolResult:
+    """Ask the client for a name, then work with it, as the suite looks for it."""
+    given = (ctx.input_responses or {}).get("user_name")
+    if given is None:
+        properties = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+        asked = ElicitRequestFormParams(message="What is your name?", requested_schema=properties)
+        return InputRequiredToolResult(InputRequiredResult(input_requests={"user_name": ElicitRequest(params=asked)}))
+    name = (ElicitResult.model_validate(given, from_attributes=True).content or {})["name"]
+    return await _generate(ctx, f"{name} 1")
+
+
 async def main() -> None:
     """Serve until standard input ends."""
     address = Address("127.0.0.1", 0)
     sockets = address.bind()
-    metrics = Metrics(Service(Configuration({"backend": "openai"})))
+    block = {"model_name": "m", "base_url": sys.argv[1], "api_key": "none", "concurrency": LARGE}
+    service = Service(Configuration({"backend": "openai", "backend_configs": {"openai": block}}))
+    running_jobs = running_jobs_of(service)
+    add_answer_tools(mcp, service, running_jobs)
+    mcp.add_extension(Tasks(service, running_jobs))
+    metrics = Metrics(service)
     app = App(mcp, Rules(HostAllowlist(address, sockets), None, 1 << 20), metrics)
     server = listener(app, connections=100, tls=None)
     serving = asyncio.ensure_future(server.serve(sockets))
@@ -158,6 +216,7 @@ async def main() -> None:
     server.stop()
     with contextlib.suppress(asyncio.TimeoutError):
         await asyncio.wait_for(serving, 5)
+    await service.aclose()
 
 
 if __name__ == "__main__":
