@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from promptmill.cli.compare import kappa, mcnemar, paired_interval, text_of, wilson
+from promptmill.jobs.manage.compared_files import text_of
+from promptmill.jobs.manage.comparison import kappa, mcnemar, paired_interval, wilson
 from replies import answer, choose, status
 
 LABELS = ("positive", "negative", "neutral")
