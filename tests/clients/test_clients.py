@@ -158,6 +158,20 @@ def test_results_of_many_megabytes_reach_typescripts_sdk(request, npm, calm, ups
     assert len(upstream.seen) == sum(sizes) + 1, "nothing is paid for twice"
 
 
+@pytest.mark.parametrize("way", ["server", "over_http"])
+def test_typescripts_sdk_follows_tasks_of_2025_11_25(request, npm, calm, way):
+    server = request.getfixturevalue(way)
+    driver = [shutil.which("node"), DRIVERS / "old_tasks.mjs", npm.parent.parent]
+    found = json.loads(_run([*driver, *(server if way == "server" else [server.url])], calm).stdout)
+    assert found["answered"]["taskCreated"]["status"] == "working"
+    assert found["answered"]["taskStatus"]["statusMessage"] == "1 of 2 prompts answered, 1 failed"
+    assert found["answered"]["result"]["structuredContent"]["ans_ls"] == ["echo: hi", ""]
+    assert found["failed"]["result"]["isError"]
+    assert REASON in found["failed"]["result"]["content"][0]["text"]
+    assert "prompt_ls is missing" in found["wrong"]["error"]
+    assert found["cancelled"]["taskStatus"]["status"] == "cancelled"
+
+
 # Command lines
 
 

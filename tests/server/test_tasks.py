@@ -5,22 +5,25 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 from fastmcp import Client
 from mcp.shared.exceptions import MCPError
 
 from fakes import openai_configuration
+from piped import Piped
 from promptmill.config.loading import Configuration
 from promptmill.jobs.manage.prune import prune
 from promptmill.jobs.store.folder import JobFolders
 from promptmill.server import create_server, tasks
 from promptmill.service.service import Service
 from replies import answer, by_prompt, hang, late, status
+from server_process import written
 from sure import sure
 from talk import codes, text
 from tasking import Tasking, ask, ended
-from waiting import until
+from waiting import eventually, until
 
 MANY = [f"prompt {at}" for at in range(tasks._LARGE)]
 PRICE = {"input": 1.0, "output": 1.0}
@@ -212,11 +215,81 @@ async def test_what_is_no_task_is_an_error_of_the_protocol(served, talk, upstrea
     assert undeclared.data == {"requiredCapabilities": {"extensions": {tasks.EXTENSION: {}}}}
 
 
-async def test_an_older_client_has_no_tasks(upstream, closing):
-    service = closing(Service(openai_configuration(upstream.url)))
-    async with Client(create_server(service), mode="legacy", extensions=[Tasking()]) as client:
-        assert (await client.call_tool("generate", {"prompt_ls": MANY})).structured_content == {"ans_ls": ECHO}
-        assert (await _refused(client, "get", "call-0123456789abcdef")).code == -32601
+class Older(Piped):
+    """A server over stdio and its client, which takes tasks as of 2025-11-25."""
+
+    def __enter__(self):
+        self.greeting = self.initialize()
+        return self
+
+    def begun(self, **arguments):
+        """Call `generate` as a task; return its handle."""
+        return self.result(self.request("tools/call", name="generate", arguments=arguments, task={"ttl": 1}))["task"]
+
+    def ask(self, method, task_id):
+        """Return the answer of `tasks/<method>`."""
+        return self.result(self.request(f"tasks/{method}", taskId=task_id))
+
+
+@pytest.fixture
+def older(upstream, tmp_path):
+    """`with older() as server`: a server."""
+    return partial(Older, written(tmp_path, upstream.url))
+
+
+def test_a_client_of_2025_11_25_gets_a_task_only_where_it_asks_for_one(older):
+    with older() as server:
+        assert server.greeting["capabilities"]["tasks"] == {"cancel": {}, "requests": {"tools": {"call": {}}}}
+        tools = server.result(server.request("tools/list"))["tools"]
+        assert server.result(server.call("generate", prompt_ls=MANY))["structuredContent"] == {"ans_ls": ECHO}
+        refused = server.reply(server.request("tasks/get", taskId="call-0123456789abcdef"))
+        unknown = server.reply(server.request("tasks/update", taskId="call-0123456789abcdef"))
+        wrong = server.reply(server.request("tools/call", name="generate", arguments={}, task={}))
+        forbidden = server.reply(
+            server.request("tools/call", name="bulk_generate", arguments={"prompts": ["a"]}, task={})
+        )
+        assert server.result(server.call("bulk_status"))["structuredContent"]["jobs"] == []
+    support = {tool["name"] for tool in tools if tool.get("execution") == {"taskSupport": "optional"}}
+    assert support == {"generate", "multimodal_generate", "multiturn_generate"}
+    found = [answer["error"]["code"] for answer in (refused, unknown, wrong, forbidden)]
+    assert found == [-32602, -32601, -32602, -32601]
+    assert "prompt_ls is missing" in wrong["error"]["message"]
+
+
+def test_a_client_of_2025_11_25_follows_its_task_past_a_kill_and_fetches_the_result(older, upstream):
+    upstream.reply = by_prompt({"slow": hang()}, answer())
+    with older() as server:
+        handle = server.begun(prompt_ls=["slow", "b"])
+        eventually(lambda: server.ask("get", handle["taskId"])["statusMessage"] == "1 of 2 prompts answered")
+    upstream.reply = answer()
+    with older() as server:
+        result = server.ask("result", handle["taskId"])
+        state = server.ask("get", handle["taskId"])
+        ended = server.reply(server.request("tasks/cancel", taskId=handle["taskId"]))
+    assert handle["status"] == "working"
+    assert handle["ttl"] > 600_000
+    assert result["structuredContent"] == {"ans_ls": ["echo: slow", "echo: b"]}
+    assert result["_meta"]["io.modelcontextprotocol/related-task"] == {"taskId": handle["taskId"]}
+    assert state.keys() == handle.keys()
+    assert state["status"] == "completed"
+    assert ended["error"]["code"] == -32602
+
+
+def test_a_client_of_2025_11_25_cancels_its_task_and_gets_the_answers_so_far(older, upstream):
+    upstream.reply = by_prompt({"slow": hang()}, answer())
+    with older() as server:
+        task_id = server.begun(prompt_ls=["slow", "b"])["taskId"]
+        eventually(lambda: server.ask("get", task_id)["statusMessage"] == "1 of 2 prompts answered")
+        waiting = server.request("tasks/result", taskId=task_id)
+        assert server.ask("cancel", task_id)["status"] == "cancelled"
+        assert server.result(waiting)["structuredContent"]["ans_ls"] == ["", "echo: b"]
+
+
+def test_a_server_whose_client_waits_for_a_result_ends_when_it_should(older, upstream):
+    upstream.reply = hang()
+    with older() as server:
+        server.request("tasks/result", taskId=server.begun(prompt_ls=["slow"])["taskId"])
+        server.ends("EOF")
 
 
 async def test_it_is_kept_as_long_as_its_client_may_ask(served, monkeypatch):

@@ -28,6 +28,7 @@ from mcp_types import (
     ReadResourceRequestParams,
     ResourcesCapability,
     ServerCapabilities,
+    ServerTasksCapability,
     ToolsCapability,
 )
 from pydantic import BaseModel, Field, SecretStr
@@ -71,6 +72,7 @@ _FRESH = CacheHint(ttl_ms=600_000, scope="public")  # the same for all clients; 
 _STATUS = "promptmill://status"
 _MODELS = "promptmill://models"
 _SKILL = "skill://promptmill/SKILL.md"
+_TASKS = ServerTasksCapability.model_validate({"cancel": {}, "requests": {"tools": {"call": {}}}})  # of 2025-11-25 only
 _SET = "[set]"
 _SECRET_NAME = re.compile(r"(?i)key|token(?!iz)|secret|passw|pwd|auth|credential|cookie|signature|header")
 
@@ -94,7 +96,7 @@ def _announce_what_is_there(mcp: FastMCP) -> None:
         found = whole(*arguments, **options)
         extensions = {name: what for name, what in (found.extensions or {}).items() if name != UI_EXTENSION_ID}
         lists = {"tools": ToolsCapability(), "prompts": PromptsCapability(), "resources": ResourcesCapability()}
-        there = {**lists, "extensions": extensions or None}
+        there = {**lists, "extensions": extensions or None, "tasks": _TASKS}
         return found.model_copy(update=there)
 
     sdk_server.get_capabilities = capabilities  # type: ignore[method-assign]
@@ -122,7 +124,8 @@ def create_server(service: Service, *, locked: bool = False) -> FastMCP:
         add_engine_tools(mcp, service)
     add_answer_tools(mcp, service, running_jobs)
     add_bulk_tools(mcp, service, running_jobs)
-    mcp.add_extension(Tasks(service, running_jobs))
+    mcp.add_extension(long_calls := Tasks(service, running_jobs))
+    mcp._mcp_server.middleware.append(long_calls.in_old_form)
     _add_status(mcp, service)
     _add_skill(mcp)
     _add_prompts(mcp)

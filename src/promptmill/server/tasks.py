@@ -10,6 +10,9 @@ A task is the job of a call (`jobs.manage.call_job`), and its id is the job's, w
 a task is in the job's folder, so any server of the same user answers for it. A task from HTTP belongs to the token that
 its client sent. A task never has the status `failed`, which is for errors of the protocol: a job that stopped is a
 result, with the answers so far.
+
+In the form of 2025-11-25 the client decides that a call is a task, with `task` in its parameters, and fetches the
+result with `tasks/result`. The SDK lets no handle of that form pass, so `Tasks.in_old_form` writes it after the SDK.
 """
 
 from __future__ import annotations
@@ -18,17 +21,20 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from fastmcp import Context
 from fastmcp.server.extensions import MethodBinding, ServerExtension
+from fastmcp.tools import ToolResult
 from fastmcp.tools.base import InputRequiredToolResult
-from mcp.server.context import ServerRequestContext
+from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.shared.exceptions import MCPError
 from mcp_types import (
     HEADER_MISMATCH,
     INVALID_PARAMS,
+    METHOD_NOT_FOUND,
     MISSING_REQUIRED_CLIENT_CAPABILITY,
     CallToolResult,
     RequestParams,
@@ -56,11 +62,22 @@ _COUNTED = (
     *("done", "failed", "requests", "retries", "prompt_tokens", "completion_tokens", "cached_tokens"),
     *("cost", "cached", "repaired", "asked_again"),
 )
+_OLD = "2025-11-25"
+_WANTED = "promptmill/task"  # in the `_meta` of a call: its client wants a task; in that of its result: the handle
+_RELATED = "io.modelcontextprotocol/related-task"
 _CAPABILITY: dict[str, Any] = {"requiredCapabilities": {"extensions": {EXTENSION: {}}}}
 
 
-def limit_s(prompts: int) -> float:
-    """Return the seconds after which a call of so many prompts becomes a task."""
+def limit_s(ctx: Context, prompts: int) -> float | None:
+    """Return the seconds after which a call of so many prompts becomes a task; None if its client takes no tasks."""
+    context = ctx.request_context
+    if context is None:
+        return None
+    if context.protocol_version == _OLD:
+        return 0.0 if _WANTED in (context.meta or {}) else None
+    is_modern = context.protocol_version in MODERN_PROTOCOL_VERSIONS
+    if not is_modern or ctx.client_extension_settings(EXTENSION) is None:
+        return None
     return 0.0 if prompts >= _LARGE else _SOON_S
 
 
@@ -85,9 +102,17 @@ class Started(InputRequiredToolResult):
         BaseModel.__init__(self, content=[], input_required={"resultType": "task", **task})
 
 
-async def started(running_jobs: RunningJobs, job_id: str) -> Started:
+async def started(ctx: Context, running_jobs: RunningJobs, job_id: str) -> ToolResult:
     """Return the handle of a job that is a task and durable."""
-    return Started(await asyncio.to_thread(lambda: _Task(running_jobs.folders.of_call(job_id)).as_dict()))
+    task = await asyncio.to_thread(lambda: _Task(running_jobs.folders.of_call(job_id)).as_dict())
+    is_old = ctx.request_context is not None and ctx.request_context.protocol_version == _OLD
+    return ToolResult([], meta={_WANTED: _old(task)}) if is_old else Started(task)
+
+
+def _old(task: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a task as of 2025-11-25."""
+    names = {"ttlMs": "ttl", "pollIntervalMs": "pollInterval"}
+    return {names.get(name, name): value for name, value in task.items() if name not in {"result", "resultType"}}
 
 
 class _TaskParams(RequestParams):
@@ -95,7 +120,7 @@ class _TaskParams(RequestParams):
 
 
 class Tasks(ServerExtension):
-    """The methods `tasks/get`, `tasks/update` and `tasks/cancel`."""
+    """The methods `tasks/get`, `tasks/update` and `tasks/cancel`; as of 2025-11-25 also `tasks/result`."""
 
     identifier = EXTENSION
 
@@ -105,9 +130,40 @@ class Tasks(ServerExtension):
 
     def methods(self) -> Sequence[MethodBinding]:
         """Return the methods and their handlers."""
-        handlers = {"tasks/get": self._get, "tasks/update": self._update, "tasks/cancel": self._cancel}
-        versions = frozenset(MODERN_PROTOCOL_VERSIONS)
-        return [MethodBinding(name, _TaskParams, handler, versions) for name, handler in handlers.items()]
+        new, old = frozenset(MODERN_PROTOCOL_VERSIONS), frozenset({_OLD})
+        return [
+            MethodBinding("tasks/get", _TaskParams, self._get, new | old),
+            MethodBinding("tasks/update", _TaskParams, self._update, new),
+            MethodBinding("tasks/cancel", _TaskParams, self._cancel, new | old),
+            MethodBinding("tasks/result", _TaskParams, self._payload, old),
+        ]
+
+    async def in_old_form(self, ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
+        """Middleware of the SDK: let a call with `task` of 2025-11-25 return the handle of a task."""
+        params = ctx.params or {}
+        if ctx.method != "tools/call" or ctx.protocol_version != _OLD or params.get("task") is None:
+            return await call_next(ctx)
+        tool, meta = await self.server.get_tool(str(params.get("name"))), params.get("_meta")
+        if tool is not None and not tool.task_config.supports_tasks():
+            raise MCPError(METHOD_NOT_FOUND, f"{tool.name} cannot be called as a task.")
+        marked = {**params, "_meta": {**(meta if isinstance(meta, Mapping) else {}), _WANTED: True}}
+        result = await call_next(replace(ctx, params=marked))
+        found: dict[str, Any] = dict(result) if isinstance(result, Mapping) else {}
+        if (task := found.get("_meta", {}).get(_WANTED)) is None:
+            text = " ".join(block.get("text", "") for block in found.get("content", ()))
+            raise MCPError(INVALID_PARAMS, f"The call did not become a task: {text}")
+        return {"task": task}
+
+    async def _payload(self, ctx: ServerRequestContext[Any, Any], params: _TaskParams) -> dict[str, Any]:
+        """Return the result of a task when it has ended."""
+        while True:
+            state = await self._get(ctx, params)
+            if state["status"] != "working":
+                break
+            await asyncio.sleep(state["pollInterval"] / 1000)
+        result = await self._result(await self._found(ctx, params.task_id))
+        del result["resultType"]
+        return {**result, "_meta": {**result.get("_meta", {}), _RELATED: {"taskId": params.task_id}}}
 
     async def _get(self, ctx: ServerRequestContext[Any, Any], params: _TaskParams) -> dict[str, Any]:
         """Return the state of a task, with its result at the end. Work that was interrupted goes on."""
@@ -115,6 +171,8 @@ class Tasks(ServerExtension):
         if task.is_interrupted:
             task = await self._resumed(task)
         found = await asyncio.to_thread(task.as_dict)
+        if ctx.protocol_version == _OLD:
+            return _old(found)
         if found["status"] == "completed":
             found["result"] = await self._result(task)
         return {"resultType": "complete", **found}
@@ -129,11 +187,13 @@ class Tasks(ServerExtension):
         task = await self._found(ctx, params.task_id)
         if not task.has_ended:
             await self._running_jobs().cancel(params.task_id, also_interrupted=True)
-        return {"resultType": "complete"}
+        elif ctx.protocol_version == _OLD:
+            raise MCPError(INVALID_PARAMS, "The task has ended.")
+        return await self._get(ctx, params) if ctx.protocol_version == _OLD else {"resultType": "complete"}
 
     async def _found(self, ctx: ServerRequestContext[Any, Any], task_id: str) -> _Task:
         """Return a task of this client. Raises `MCPError`."""
-        if self.client_settings(ctx) is None:
+        if ctx.protocol_version != _OLD and self.client_settings(ctx) is None:
             undeclared = f"The request does not declare the extension {EXTENSION}."
             raise MCPError(MISSING_REQUIRED_CLIENT_CAPABILITY, undeclared, _CAPABILITY)
         name = None if ctx.request is None else ctx.request.headers.get("mcp-name")

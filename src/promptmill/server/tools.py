@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from fastmcp import Context, FastMCP
 from fastmcp.tools import ToolResult
 from mcp_types import TextContent, ToolAnnotations
-from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
 from promptmill.answers.schema import why_no_schema, with_schema
 from promptmill.backends.protocol import Call, Outcome
@@ -40,6 +39,7 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         mcp,
         output_schema=ANSWERS,
         meta=INLINE,
+        task=True,
         annotations=ToolAnnotations(title="Answer prompts", readOnlyHint=True, openWorldHint=True),
     )
     async def generate(
@@ -71,6 +71,7 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         mcp,
         output_schema=ANSWERS_IN_SHORT,
         meta=INLINE,
+        task=True,
         annotations=ToolAnnotations(
             title="Answer prompts about images", readOnlyHint=False, destructiveHint=False, openWorldHint=True
         ),
@@ -104,6 +105,7 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
     @tool(
         mcp,
         output_schema=ANSWERS_IN_SHORT,
+        task=True,
         annotations=ToolAnnotations(title="Continue a conversation", readOnlyHint=True, openWorldHint=True),
     )
     async def multiturn_generate(
@@ -205,13 +207,6 @@ def _stats(total: int, max_cost: float | None) -> Call:
     return Call(total=total, budget=None if max_cost is None else Budget(max_cost))
 
 
-def _takes_tasks(ctx: Context) -> bool:
-    """Return whether the client declares in its request that a task may stand in for the result."""
-    context = ctx.request_context
-    is_modern = context is not None and context.protocol_version in MODERN_PROTOCOL_VERSIONS
-    return is_modern and ctx.client_extension_settings(tasks.EXTENSION) is not None
-
-
 class _Answers:
     """The common part of the three tools: answers a list of conversations and builds the result."""
 
@@ -244,9 +239,9 @@ class _Answers:
             asked = system_prompt or plan.settings.system_prompt
             return await call_job.keep(self._running_jobs(), items, outcomes, asked, plan)
 
-        limit_s, takes_tasks = plan.settings.max_call_s, _takes_tasks(ctx)
-        if takes_tasks:
-            limit_s = min(tasks.limit_s(len(items)), limit_s or math.inf)
+        limit_s, task_s = plan.settings.max_call_s, tasks.limit_s(ctx, len(items))
+        if task_s is not None:
+            limit_s = min(task_s, limit_s or math.inf)
         if limit_s is None:
             work = service.generate(items, stats, system_prompt=system_prompt, plan=plan)
             outcomes: Sequence[Outcome] = await with_progress(ctx, service, stats, work)
@@ -254,13 +249,13 @@ class _Answers:
         from promptmill.jobs.manage.call_job import DeadlineCall  # imported only if a limit is set
 
         plan = await service.settled(plan)  # a job stores its backend and model
-        task = tasks.note(ctx, len(items), plan) if takes_tasks else None
+        task = None if task_s is None else tasks.note(ctx, len(items), plan)
         call = DeadlineCall(service, self._running_jobs(), items, stats, system_prompt, plan, limit_s, task)
         try:
             outcomes = await with_progress(ctx, service, stats, call.outcomes())
             job_id, spent = call.go_on()
         finally:
             call.abandon()
-        if takes_tasks and job_id is not None:
-            return await tasks.started(self._running_jobs(), job_id)
+        if task is not None and job_id is not None:
+            return await tasks.started(ctx, self._running_jobs(), job_id)
         return await result_of(ctx, outcomes, spent, plan, keep, job_id=job_id)
