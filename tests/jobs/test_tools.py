@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 import os
+import sqlite3
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -323,6 +324,46 @@ async def test_partial_answers_can_be_read_and_cancelling_ends_all_requests(benc
         await ended(call, job_id, "finished")
     assert len(bench.answers()) == 2000
     assert not bench.output.with_name("cancel").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it has no pread")
+async def test_a_page_reads_no_rows_behind_the_last_answer(
+    bench: Any, tools: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.prompts(20_000)
+    offsets: list[int] = []
+    pread = os.pread
+
+    def watched(descriptor: int, size: int, offset: int) -> bytes:
+        offsets.append(offset)
+        return pread(descriptor, size, offset)
+
+    async with tools() as call:
+        job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl", limit=2))["job_id"]
+        await ended(call, job_id, "finished")
+        monkeypatch.setattr(os, "pread", watched)
+        page = await call("bulk_results", job_id=job_id)
+    assert (len(page["rows"]), page["next_offset"]) == (2, None)
+    assert offsets == [0]
+
+
+async def test_a_listing_opens_each_job_once(
+    bench: Any, tools: Any, finished: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    connect = sqlite3.connect
+
+    def watched(database: str, **options: Any) -> sqlite3.Connection:
+        opened.append(database)
+        return connect(database, **options)
+
+    async with tools() as call:
+        monkeypatch.setattr(sqlite3, "connect", watched)
+        (job,) = (await call("bulk_status"))["jobs"]
+        assert len([name for name in opened if "job.db" in name]) == 1
+        opened.clear()
+        assert [one["job_id"] for one in json.loads(bench.jobs("--json").stdout)["jobs"]] == [job["job_id"]]
+    assert len([name for name in opened if "job.db" in name]) == 1
 
 
 async def test_a_job_that_is_cancelled_while_it_starts_ends(bench: Any, tools: Any) -> None:

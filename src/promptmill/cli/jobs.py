@@ -155,8 +155,7 @@ def _export(job: Folder, target: Path, *, everything: bool, as_json: bool) -> in
 def _resume(arguments: argparse.Namespace) -> int:
     """Resume a job in the foreground by its id, with its last order. Returns as `run` does."""
     job = _named(arguments.job_id, "to go on with")
-    spec, request = job.spec, job.request
-    assert spec is not None
+    spec, request = job.known_spec(), job.request
     found = {"input": spec.input, "output": spec.output}  # where they are now
     order = JobRequest(**found) if request is None else request.model_copy(update=found)
     if arguments.retry_failed:

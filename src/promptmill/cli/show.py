@@ -23,7 +23,7 @@ import orjson
 
 from promptmill.cli.options import Parser, at_least_one
 from promptmill.cli.terminal import columns, say, wrapped
-from promptmill.core.errors import Code, PromptmillError, input_error, without_controls
+from promptmill.core.errors import Code, PromptmillError, without_controls
 from promptmill.core.wording import counted
 from promptmill.jobs.files import disk
 from promptmill.jobs.files.spool import objects_in
@@ -123,9 +123,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
 def _of_job(folder: Folder, most: int, seed: int, *, failed_first: bool) -> _Sample:
     """Return rows of a job. Raises `PromptmillError`, and as `JobStore` does."""
-    spec = folder.spec
-    if spec is None:
-        raise input_error(f"Job {folder.job_id} is not there any more.")
+    spec = folder.known_spec()
     failed = failed_rows(skips_empty=spec.skip_empty)
     with folder.reading() as store:
         total = store.count(f"{ANSWERED} OR ({failed})")

@@ -116,7 +116,7 @@ class RunningJobs:
         folder = job.folder
         with contextlib.ExitStack() as held:
             held.callback(job.close)
-            if not self._may_see(folder):  # became a link since it was looked at
+            if not self._may_see(folder, job.spec):  # became a link since it was looked at
                 raise self._outside("input_file or output_file")
             if job.finished:
                 job.close()
@@ -215,7 +215,7 @@ class RunningJobs:
         """Return the status of one job, or the newest as `{"jobs": […], "more": how many there are besides}`."""
         if job_id is not None:
             return status.read(self._find(job_id))
-        found = status.read_all(filter(self._is_listed, self.folders.all()))
+        found = status.read_all(self.folders.all(), self._is_listed)
         return {"jobs": found[:limit], "more": max(0, len(found) - limit)}
 
     def results(self, job_id: str, offset: int, limit: int, only: Only = "all") -> dict[str, Any]:
@@ -226,8 +226,7 @@ class RunningJobs:
         `next_offset` is where to go on, None at the end of the input; rows without an answer yet are left out.
         """
         folder = self._find(job_id)
-        spec = folder.spec
-        assert spec is not None
+        spec = folder.known_spec()
         fields = _index if spec.of_call else _fields
         found: list[dict[str, Any]] = []
         names = spec.columns or {}
@@ -290,21 +289,15 @@ class RunningJobs:
 
     def _find(self, job_id: str) -> Folder:
         folder = self.folders.find(job_id)
-        if not self._may_see(folder):
+        if not self._may_see(folder, folder.known_spec()):
             raise input_error(f"Job {job_id} has files outside the folders that may be used here.")
         return folder
 
-    def _is_listed(self, folder: Folder) -> bool:
-        spec = folder.spec
-        if spec is None:
-            return False
+    def _is_listed(self, folder: Folder, spec: JobSpec) -> bool:
         is_ours = spec.of_call or self._is_given(spec.output)
-        return spec.job_id in self._own if is_ours else self._may_see(folder)
+        return spec.job_id in self._own if is_ours else self._may_see(folder, spec)
 
-    def _may_see(self, folder: Folder) -> bool:
-        spec = folder.spec
-        if spec is None:
-            return False
+    def _may_see(self, folder: Folder, spec: JobSpec) -> bool:
         # a client that knows the id of a job whose files are ours made that job, or has the id from its maker
         if spec.of_call and folder.output_beside is None:
             return True
@@ -353,7 +346,10 @@ def _answer_fields(record: Record, names: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _rows(folder: Folder, spec: JobSpec, store: JobStore, first: int) -> Iterator[tuple[Line, Record | None]]:
-    """Yield the lines from row `first` on with their records, None for those without a sound one."""
+    """Yield the lines from row `first` on with their records, None for those without a sound one.
+
+    The first line behind the last record is the last one: the rest of a large input is not read.
+    """
     try:
         file = RandomFile(folder.rows) if spec.spooled else RandomFile.given(spec.input)
     except (FileNotFoundError, OutsideError, NoFileError):
@@ -378,6 +374,8 @@ def _rows(folder: Folder, spec: JobSpec, store: JobStore, first: int) -> Iterato
                 if not line.blank:
                     is_its_own = record is not None and record.row == line.row and record.is_sound
                     yield line, record if is_its_own else None
+                    if record is None:
+                        return
     finally:
         file.close()
 

@@ -159,9 +159,7 @@ def export(folder: Folder, target: Path, *, failures: bool) -> int:
     With `failures` all rows, failed ones with their errors and unanswered ones with code `deferred`. The job may be
     running. Raises `PromptmillError` (`invalid_input`, `storage`).
     """
-    spec = folder.spec
-    if spec is None:
-        raise input_error("There is no such job any more.")
+    spec = folder.known_spec()
     target = real_path(target)
     if target.exists():
         raise input_error(f"{target} exists; name another file.")

@@ -157,7 +157,25 @@ class Folder:
     @property
     def spec(self) -> JobSpec | None:
         """The job, None when there is none or its description is damaged."""
-        spec, target = self._load("spec", JobSpec), self.output_beside
+        return self.spec_and_status()[0]
+
+    def spec_and_status(self) -> tuple[JobSpec | None, Mapping[str, Any]]:
+        """Return both, which the database is opened for once."""
+        spec, found = self._get("spec", "status")
+        return self._moved(_valid(JobSpec, spec)), found or {}
+
+    def known_spec(self) -> JobSpec:
+        """Return the job. Raises `PromptmillError` (`invalid_input`) when there is none any more."""
+        if (spec := self.spec) is None:
+            raise self.gone()
+        return spec
+
+    def gone(self) -> PromptmillError:
+        """Return the error of a job that was removed meanwhile."""
+        return input_error(f"Job {self.job_id} is not there any more.")
+
+    def _moved(self, spec: JobSpec | None) -> JobSpec | None:
+        target = self.output_beside
         if spec is None or target is None or spec.output == target:
             return spec
 
@@ -171,27 +189,27 @@ class Folder:
     @property
     def result(self) -> OutputRecord | None:
         """The output it made last."""
-        return self._load("output", OutputRecord)
+        return _valid(OutputRecord, *self._get("output"))
 
     @property
     def request(self) -> JobRequest | None:
         """Its last order."""
-        return self._load("request", JobRequest)
+        return _valid(JobRequest, *self._get("request"))
 
     @property
     def status(self) -> Mapping[str, Any]:
         """The status that its runner wrote last."""
-        return self._get("status") or {}
+        return self._get("status")[0] or {}
 
     @property
     def course(self) -> Mapping[str, Any]:
         """The course of its runs, see `status.Course`."""
-        return self._get("course") or {}
+        return self._get("course")[0] or {}
 
     @property
     def task(self) -> dict[str, Any] | None:
         """The note about the task that the job is, None for any other job."""
-        return self._get("task")
+        return self._get("task")[0]
 
     def put(self, **values: BaseModel | Mapping[str, Any] | None) -> None:
         """Keep `spec`, `output`, `request`, … of the job that is open here: all of them or, if it raises, none.
@@ -241,19 +259,19 @@ class Folder:
         with contextlib.closing(RandomFile(self.rows)) as file:
             yield file
 
-    def _load(self, name: str, model: type[Model]) -> Model | None:
-        try:
-            found = self._get(name)
-            return None if found is None else model.model_validate(found)
-        except ValidationError:
-            return None
-
-    def _get(self, name: str) -> dict[str, Any] | None:
+    def _get(self, *names: str) -> list[dict[str, Any] | None]:
         try:
             with self.reading() as store:
-                return store.get(name)
+                return [store.get(name) for name in names]
         except (OSError, DamagedError):
-            return None
+            return [None] * len(names)
+
+
+def _valid(model: type[Model], found: Mapping[str, Any] | None) -> Model | None:
+    try:
+        return None if found is None else model.model_validate(found)
+    except ValidationError:
+        return None
 
 
 def _new_id(target: Path) -> str:
@@ -371,10 +389,9 @@ class JobFolders:
         return f"jobs here: {', '.join(names[:_MOST_NAMED])}{more}." if names else "there are no jobs here."
 
     def all(self) -> Iterator[Folder]:
-        """Yield the folders of all jobs that are where they were, by name. Raises `PromptmillError` (`storage`)."""
+        """Yield the folders where jobs are or were, by name. Raises `PromptmillError` (`storage`)."""
         for path in self.paths():
-            folder = self.folder_at(path)
-            if folder is not None and folder.spec is not None:
+            if (folder := self.folder_at(path)) is not None:
                 yield folder
 
     def paths(self) -> list[Path]:

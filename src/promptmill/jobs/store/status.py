@@ -12,10 +12,10 @@ from typing import Any, TextIO, TypeAlias
 
 from promptmill import __version__
 from promptmill.backends.protocol import Call
-from promptmill.core.errors import PromptmillError, input_error
 from promptmill.jobs.store.answers import DamagedError, JobStore
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.records import JobCounts
+from promptmill.jobs.store.spec import JobSpec
 
 STARTING, RUNNING, MERGING = "starting", "running", "merging"
 FINISHED, STOPPED, CANCELLED, INTERRUPTED = "finished", "stopped", "cancelled", "interrupted"
@@ -308,10 +308,14 @@ def read(folder: Folder) -> dict[str, Any]:
 
     Raises `PromptmillError` (`invalid_input`) when it was removed meanwhile.
     """
-    spec = folder.spec
+    spec, last = folder.spec_and_status()
     if spec is None:
-        raise input_error(f"Job {folder.job_id} is not there any more.")
-    found: dict[str, Any] = {"state": INTERRUPTED, **folder.status}
+        raise folder.gone()
+    return _of(folder, spec, last)
+
+
+def _of(folder: Folder, spec: JobSpec, last: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {"state": INTERRUPTED, **last}
     alive = folder.alive
     if not alive and found["state"] in ALIVE:
         found.pop("waiting", None)
@@ -332,12 +336,15 @@ def asked(folder: Folder) -> dict[str, str]:
     return {name: text for name, text in found.items() if text}
 
 
-def read_all(folders: Iterable[Folder]) -> list[dict[str, Any]]:
-    """Return the status of each job that is still there, the newest first."""
+def read_all(
+    folders: Iterable[Folder], is_shown: Callable[[Folder, JobSpec], bool] = lambda *_: True
+) -> list[dict[str, Any]]:
+    """Return the status of each job that is still there and `is_shown`, the newest first."""
     found = []
     for folder in folders:
-        with contextlib.suppress(PromptmillError):
-            found.append(read(folder))
+        spec, last = folder.spec_and_status()
+        if spec is not None and is_shown(folder, spec):
+            found.append(_of(folder, spec, last))
     return sorted(found, key=lambda one: -one["created"])
 
 
