@@ -218,11 +218,21 @@ def test_a_full_disk_loses_nothing_that_was_written(store: JobStore) -> None:
     assert [record.row for record in store.all_records()] == [0, 9]
 
 
+def test_a_sample_reads_many_records_at_once(store: JobStore) -> None:
+    store.write([record_of(row, ANSWER) for row in range(400)])
+    statements: list[str] = []
+    store._connection.set_trace_callback(statements.append)
+    rows = [record.row for record in store.sample(320, 1, "1")]
+    store._connection.set_trace_callback(None)
+    assert rows == sorted(set(rows))
+    assert (len(rows), len(statements) < 30) == (320, True)
+
+
 @pytest.mark.parametrize("page", [2, 3, 5, 9])
 def test_what_can_be_read_of_a_damaged_database_is_kept(tmp_path: Path, page: int) -> None:
     path = tmp_path / "job.db"
     store = JobStore(path, create=True)
-    store.put(spec={"a": 1})
+    store.put(spec={"a": 1}, task={"owner": ""})
     store.write([record_of(row, Completion(f"answer {row}" * 10)) for row in range(2000)])
     store.close()
     content = bytearray(path.read_bytes())
@@ -235,6 +245,7 @@ def test_what_can_be_read_of_a_damaged_database_is_kept(tmp_path: Path, page: in
     if page > 5:
         assert len(rows) > 1800
         assert store.get("spec") == {"a": 1}
+        assert store.get("task") == {"owner": ""}, "else nobody could ask for its answers"
     store.close()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["in-flight", "job.db"]
 

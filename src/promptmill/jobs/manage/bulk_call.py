@@ -356,31 +356,26 @@ class _Call:
             await service.aclose()
 
     async def _run(self, job: Job, service: Service) -> AsyncGenerator[Record, None]:
-        settled: asyncio.Queue[int | None] = asyncio.Queue()
-
-        def recorded(rows: Sequence[int]) -> None:
-            for row in rows:
-                settled.put_nowait(row)
-
+        settled: asyncio.Queue[Sequence[int]] = asyncio.Queue()
         bound, passed = asyncio.Event(), asyncio.Event()
 
         async def before_answers() -> None:
             bound.set()
             await passed.wait()
 
-        runner = Runner(job, service, watch=self.watch, before_answers=before_answers, recorded=recorded)
+        runner = Runner(job, service, watch=self.watch, before_answers=before_answers, recorded=settled.put_nowait)
         store = job.folder.store
         running = asyncio.ensure_future(runner.run())
-        running.add_done_callback(lambda _: settled.put_nowait(None))
+        running.add_done_callback(lambda _: settled.put_nowait(()))
         running.add_done_callback(lambda _: bound.set())
         try:
             await bound.wait()  # from now on each answer there is belongs to its row
             for record in store.records(where=f"NOT ({job.spec.to_replace})"):
                 yield record
             passed.set()
-            while (row := await settled.get()) is not None:
-                if (one := store.record(row)) is not None:
-                    yield one
+            while rows := await settled.get():
+                for record in store.records_at(rows):
+                    yield record
             await running
         finally:
             running.cancel()

@@ -4,7 +4,8 @@ It takes the place of a journal, an index, counts and status files: a commit is 
 SQLite tool can read it while the job runs.
 
     job       name → JSON: `spec` (the specification), `request` (its last order), `output` (the file that it made),
-              `status` (its progress, written about once a second), `course` (samples of it, for a report)
+              `status` (its progress, written about once a second), `course` (samples of it, for a report), `task`
+              (the note about the task that it is, see `server.tasks`)
     settings  id → JSON: the settings that answers were made under
     answer    one row per settled row of the input, keyed by the row's number; for its columns see `records.Record`
     spare     the same columns: paid answers that no row uses now, because the row was edited (see `binding`) or has a
@@ -77,6 +78,7 @@ _EARLIER = {
 _PAID = "(SELECT attempts, prompt_tokens, completion_tokens, more, row FROM answer WHERE row < ? UNION ALL SELECT "
 _PAID += "attempts, prompt_tokens, completion_tokens, more, row FROM spare)"
 PAGE = 256  # records read at once: a long read would keep the writer waiting
+_AT_ONCE = 16  # records, of any size
 _PAGE_CHARACTERS = 4 << 20  # of their texts; a page ends with the record that exceeds it
 _TEXT = Record._fields.index("text")
 _WAL_CHECKPOINT = 4 << 20
@@ -329,15 +331,21 @@ class JobStore:
 
     def record(self, row: int) -> Record | None:
         """Return the record of `row`, None when there is no sound one."""
-        found = self.read("SELECT * FROM answer WHERE row = ?", row)
-        record = Record._make(found[0]) if found else None
-        return record if record is not None and record.is_sound else None
+        return next(self.records_at([row]), None)
 
     def records(self, first: int = 0, where: str = "1") -> Iterator[Record]:
         """Yield records from row `first` on, by row, sound or not. Records written meanwhile may be included."""
         while page := self.page(first, where):
             yield from page
             first = page[-1].row + 1
+
+    def records_at(self, rows: Sequence[int]) -> Iterator[Record]:
+        """Yield the sound records of `rows`, by row."""
+        ordered = sorted(rows)
+        for at in range(0, len(ordered), _AT_ONCE):
+            some = ordered[at : at + _AT_ONCE]
+            query = f"SELECT * FROM answer WHERE row IN ({','.join('?' * len(some))}) ORDER BY row"
+            yield from (record for found in self.read(query, *some) if (record := Record._make(found)).is_sound)
 
     def all_records(self) -> list[Record]:
         """Return every sound record, for a job that fits in memory."""
@@ -361,8 +369,8 @@ class JobStore:
         chance = random.Random(seed)  # noqa: S311 (it chooses rows)
         mixed = f"((row % {_PRIME} * {chance.randrange(1, _PRIME)} + {chance.randrange(_PRIME)}) % {_PRIME})"
         order = f"{mixed} * {mixed} % {_PRIME}"  # without the square, rows would be evenly spaced
-        rows = self.read(f"SELECT row FROM answer WHERE {where} ORDER BY {order}, row LIMIT {max(0, most)}")
-        yield from (record for (row,) in sorted(rows) if (record := self.record(row)) is not None)
+        found = self.read(f"SELECT row FROM answer WHERE {where} ORDER BY {order}, row LIMIT {max(0, most)}")
+        yield from self.records_at([row for (row,) in found])
 
     def records_of(self, most: int, seed: int, where: str) -> Iterator[Record]:
         """Yield the sound records that meet a condition, by row; at random so many of them if there are more."""
@@ -661,7 +669,7 @@ def salvage(path: Path, *, has_locks: bool = True) -> None:
         contextlib.closing(JobStore(path, has_locks=has_locks)) as old,
         contextlib.closing(JobStore(beside, create=True, has_locks=has_locks)) as new,
     ):
-        for name in ("spec", "request", "output", "status", "course"):
+        for name in ("spec", "request", "output", "status", "course", "task"):
             with contextlib.suppress(DamagedError):
                 if (value := old.get(name)) is not None:
                     new.put(**{name: value})
