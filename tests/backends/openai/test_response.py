@@ -98,3 +98,54 @@ def test_a_compressed_body_that_expands_too_far_leaves_nothing_in_memory():
 def test_the_values_of_a_body_are_limited_by_their_memory(value, count, is_read):
     body = b'{"data":[%s]}' % b",".join([value] * count)
     assert isinstance(read_other_response(200, {}, body, ENDPOINT), Completion) is is_read
+
+
+def _with(more: bytes, content: bytes = b'"x"') -> bytes:
+    return b'{"choices":[{"message":{"content":%b},"finish_reason":"stop"}],"more":%b}' % (content, more)
+
+
+def _names(count: int) -> bytes:
+    return b"{%b}" % b",".join(b'"%x":1' % number for number in range(count))
+
+
+def _event(delta: bytes) -> bytes:
+    return b'data: {"choices":[{"index":0,"delta":%b}]}\n\n' % delta
+
+
+_HALF = rb'"\ud83d"'
+_DONE = b"data: [DONE]\n\n"
+_CALLS = b'{"tool_calls":[%b]}' % b",".join(b'{"index":%d}' % number for number in range(10_001))
+
+
+@pytest.mark.parametrize(
+    ("body", "is_read"),
+    [
+        (_with(_names(400_000)), True),
+        (_with(_names(600_000)), False),
+        (_with(b"[%b]" % b",".join([b'"12:30"'] * 400_000)), True),
+        (_with(_names(50_000), _HALF), True),
+        (_with(_names(250_000), _HALF), False),
+        (_event(b'{"content":"x"}') + _event(_names(600_000)) + _DONE, False),
+        (_event(b'{"content":"x","usage":{"a":1,"b":2,"c":3}}') * 100_000 + _DONE, True),
+        (b"data:\r" * 400_000 + _event(b'{"content":"x"}') + _DONE, False),
+        (_event(_CALLS) + _DONE, False),
+    ],
+    ids=["names", "more names", "colons", "mended", "mended names", "event", "events", "returns", "calls"],
+)
+def test_a_body_is_not_read_if_no_other_thread_could_run_for_long(body, is_read):
+    assert isinstance(read_response(200, {}, body, ENDPOINT), Completion) is is_read
+
+
+def test_half_surrogate_pairs_in_a_row_are_mended():
+    found = read_response(
+        200, {}, _with(b"1", rb'"%b\ud83d\ude00%b"' % (rb"\ude00" * 30_001, rb"\ud83d" * 3)), ENDPOINT
+    )
+    assert isinstance(found, Completion)
+    assert found.text == "\ufffd" * 30_001 + "😀" + "\ufffd" * 3
+
+
+def test_the_pieces_of_a_call_are_joined_once():
+    pieces = b",".join([b'{"index":0,"function":{"arguments":"ab","name":"n"}}'] * 50_000)
+    found = read_response(200, {}, _event(b'{"tool_calls":[%b]}' % pieces) + _DONE, ENDPOINT)
+    assert isinstance(found, Completion)
+    assert found.tool_calls == ({"type": "function", "function": {"name": "n" * 50_000, "arguments": "ab" * 50_000}},)

@@ -29,8 +29,9 @@ _DEEPEST_ORJSON = 254
 _PAYLOAD = frozenset({"object", "choices", "error"})
 _CHOICE = frozenset({"index", "message", "text", "finish_reason", "logprobs"})
 _MESSAGE = frozenset({"role", "content", "reasoning_content", "reasoning", "tool_calls"})
+_MOST_CALLS = 10_000  # of tools, in a stream
 _END = b"[DONE]"
-_EVENT_STARTS = (b"data:", b"event:", b"id:", b"retry:", b":")
+EVENT_STARTS = (b"data:", b"event:", b"id:", b"retry:", b":")
 
 
 def read_message(message: Mapping[str, Any]) -> tuple[str, str | None]:
@@ -187,7 +188,7 @@ class CutOffError(Exception):
 def is_stream(content_type: str, body: bytes) -> bool:
     """Return whether a body that is not JSON is a stream of events, or of JSON objects line by line."""
     start = body.lstrip()
-    if content_type.startswith("text/event-stream") or start.startswith(_EVENT_STARTS):
+    if content_type.startswith("text/event-stream") or start.startswith(EVENT_STARTS):
         return True
     return start.startswith(b"{") and b"chat.completion.chunk" in start[:1000]
 
@@ -205,12 +206,13 @@ def first_event(body: bytes) -> Any:
 def assemble(body: bytes, load: Callable[[bytes], Any] = orjson.loads) -> dict[str, Any]:
     """Return the completion object of a whole stream, or the first event that reports an error; `load` reads JSON.
 
-    Raises `CutOffError` for a stream with neither a finish reason nor an end mark, `ValueError` for invalid JSON.
+    Raises `CutOffError` for a stream with neither a finish reason nor an end mark, `ValueError` for invalid JSON and
+    for too many tool calls.
     """
     completion: dict[str, Any] = {}
     message: dict[str, Any] = {}
     texts: dict[str, list[str]] = {}
-    calls: dict[int, dict[str, Any]] = {}
+    calls: dict[int, _Call] = {}
     logprobs: dict[str, list[Any]] = {}
     finish: Any = None
     ended = False
@@ -234,7 +236,7 @@ def assemble(body: bytes, load: Callable[[bytes], Any] = orjson.loads) -> dict[s
         raise CutOffError
     message |= {name: "".join(parts) for name, parts in texts.items()}
     if calls:
-        message["tool_calls"] = [calls[index] for index in sorted(calls)]
+        message["tool_calls"] = [calls[index].as_dict() for index in sorted(calls)]
     choice = {"index": 0, "message": message, "logprobs": logprobs or None, "finish_reason": finish}
     return {**completion, "object": "chat.completion", "choices": [choice] if message or finish else []}
 
@@ -255,7 +257,7 @@ def _events(body: bytes) -> Iterator[bytes]:
 
 
 def _add_delta(
-    delta: dict[str, Any], message: dict[str, Any], texts: dict[str, list[str]], calls: dict[int, dict[str, Any]]
+    delta: dict[str, Any], message: dict[str, Any], texts: dict[str, list[str]], calls: dict[int, _Call]
 ) -> None:
     for name, value in delta.items():
         if name == "tool_calls":
@@ -275,13 +277,35 @@ def _add_logprobs(logprobs: dict[str, list[Any]], piece: Any) -> None:
             logprobs.setdefault(name, []).extend(values if isinstance(values, list) else ())
 
 
-def _add_calls(calls: dict[int, dict[str, Any]], pieces: Any) -> None:
-    for piece in pieces:
-        call = calls.setdefault(piece.get("index", 0), {"type": "function", "function": {"name": "", "arguments": ""}})
-        call |= {name: piece[name] for name in ("id", "type") if piece.get(name)}
+class _Call:
+    """A tool call whose name and arguments arrive in pieces."""
+
+    __slots__ = ("_arguments", "_fields", "_name")
+
+    def __init__(self) -> None:
+        self._fields: dict[str, Any] = {"type": "function"}
+        self._name: list[str] = []
+        self._arguments: list[str] = []
+
+    def add(self, piece: dict[str, Any]) -> None:
+        """Take the next piece."""
+        self._fields |= {name: piece[name] for name in ("id", "type") if piece.get(name)}
         function = piece.get("function") or {}
-        for name in ("name", "arguments"):
-            call["function"][name] += function.get(name) or ""
+        for name, parts in (("name", self._name), ("arguments", self._arguments)):
+            if part := function.get(name):
+                parts.append(part)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the whole call."""
+        return {**self._fields, "function": {"name": "".join(self._name), "arguments": "".join(self._arguments)}}
+
+
+def _add_calls(calls: dict[int, _Call], pieces: Any) -> None:
+    for piece in pieces:
+        index = piece.get("index", 0)
+        if index not in calls and len(calls) >= _MOST_CALLS:
+            raise ValueError("too many tool calls")
+        calls.setdefault(index, _Call()).add(piece)
 
 
 class StreamPreview:

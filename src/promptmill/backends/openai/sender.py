@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -49,6 +50,11 @@ _MOST_MEMORY = 128 << 20
 _NUMBER, _CONTAINER = 32, 200
 _SMALL = 256 * 1024
 _LARGEST_ERROR = 1 << 20
+# No other thread runs while a JSON text is read: 500,000 different names take 0.2 s. The lenient reader takes longer.
+_MOST_FIELDS = 500_000
+_LARGEST_MENDED = 2 << 20
+# Runs of surrogates without a pair at their ends; short ones, because no other thread runs while one is replaced.
+_SURROGATES = re.compile("(?:[\ud800-\udbff][\udc00-\udfff]?|[\udc00-\udfff]){1,10000}")
 _MOST_EVENTS = 150_000  # of a stream: answers have fewer tokens
 _MOST_TOKENS = 2**24  # more than any context; the count is charged to `tpm`
 
@@ -247,8 +253,8 @@ def read_response(
 ) -> Completion | RetryDecision:
     """Return the answer in a response, or the decision about a failure. `keep_raw` keeps all fields of the answer."""
     try:
-        if _takes_too_much_memory(body):
-            return _unreadable(endpoint, f"a body whose values take more than {_MOST_MEMORY >> 20} MiB of memory", b"")
+        if excess := _excess(body):
+            return _unreadable(endpoint, excess, b"")
         body = body.removeprefix(codecs.BOM_UTF8)
         if status >= 300 and len(body) > _LARGEST_ERROR:
             return classify_refusal(status, headers, _text(body), endpoint)
@@ -267,8 +273,8 @@ def read_other_response(
     status: int, headers: Mapping[str, str], body: bytes, endpoint: Endpoint
 ) -> Completion | RetryDecision:
     """Return the response to a request for a path other than chats: its text, if any, and its payload."""
-    if _takes_too_much_memory(body):
-        return _unreadable(endpoint, f"a body whose values take more than {_MOST_MEMORY >> 20} MiB of memory", b"")
+    if excess := _excess(body):
+        return _unreadable(endpoint, excess, b"")
     try:
         payload = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -287,10 +293,19 @@ def read_other_response(
     return Completion(_text_of_other(payload), "stop", Usage(*counts), details=details, tier=_tier(payload))
 
 
-def _takes_too_much_memory(body: bytes) -> bool:
+def _excess(body: bytes) -> str:
+    """Return the description of a body that takes too much memory or time to read; `""` for any other."""
     if len(body) <= _SMALL:
-        return False
-    return _NUMBER * body.count(b",") + _CONTAINER * (body.count(b"[") + body.count(b"{")) > _MOST_MEMORY
+        return ""
+    if _NUMBER * body.count(b",") + _CONTAINER * (body.count(b"[") + body.count(b"{")) > _MOST_MEMORY:
+        return f"a body whose values take more than {_MOST_MEMORY >> 20} MiB of memory"
+    if _has_too_many_fields(body) and not body.lstrip().startswith(chat_completion.EVENT_STARTS):
+        return f"a body of more than {_MOST_FIELDS:,} fields"
+    return ""
+
+
+def _has_too_many_fields(data: bytes) -> bool:
+    return len(data) > _MOST_FIELDS and data.count(b":") > _MOST_FIELDS
 
 
 def _text_of_other(payload: Mapping[str, Any]) -> str:
@@ -370,7 +385,7 @@ def _unwrapped(payload: Any) -> Any:
 def _read_stream(
     headers: Mapping[str, str], body: bytes, endpoint: Endpoint, *, keep_raw: bool
 ) -> Completion | RetryDecision:
-    if body.count(b"\n") > 2 * _MOST_EVENTS:
+    if max(map(body.count, (b"\n", b"\r"))) > 2 * _MOST_EVENTS:
         return _unreadable(endpoint, f"a stream of more than {_MOST_EVENTS:,} events", b"")
     try:
         return read_payload(_assembled(body), headers, endpoint, keep_raw=keep_raw)
@@ -385,7 +400,7 @@ def _read_stream(
 
 def _assembled(body: bytes) -> dict[str, Any]:
     try:
-        return chat_completion.assemble(body)
+        return chat_completion.assemble(body, _load)
     except orjson.JSONDecodeError:
         # repaired only after assembly, because two events may hold the halves of one surrogate pair
         completion: dict[str, Any] = _mended(chat_completion.assemble(body, _load_leniently))
@@ -535,11 +550,20 @@ def _spent(usage: Usage) -> dict[str, Any]:
     return {"usage": usage, "unmetered": not usage.prompt_tokens}
 
 
+def _load(data: bytes) -> Any:
+    """Return the value of an event. Raises `ValueError`."""
+    if _has_too_many_fields(data):
+        raise ValueError("too many fields")
+    return orjson.loads(data)
+
+
 def _load_leniently(data: bytes) -> Any:
     """Return the value of `data`, which orjson refused: unpaired surrogates (llama.cpp cuts emojis) or invalid UTF-8.
 
     Unpaired surrogates remain, because the other half may follow. Raises `ValueError`.
     """
+    if len(data) > _LARGEST_MENDED:
+        raise ValueError("too large")
     try:
         return json.loads(data.decode("utf-8", "replace"))
     except RecursionError:
@@ -547,9 +571,13 @@ def _load_leniently(data: bytes) -> Any:
 
 
 def _mended(value: Any) -> Any:
-    """Return `value` with pairs of surrogates joined and unpaired ones replaced by U+FFFD. Raises `ValueError`."""
-    try:
-        text = json.dumps(value, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        return json.loads(text)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+    """Return `value` with pairs of surrogates joined and unpaired ones replaced by U+FFFD."""
+    if isinstance(value, str):
+        return value if value.isascii() else _SURROGATES.sub(_without_surrogates, value)
+    if isinstance(value, dict):
+        return {_mended(name): _mended(inner) for name, inner in value.items()}
+    return [_mended(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _without_surrogates(found: re.Match[str]) -> str:
+    return found[0].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
