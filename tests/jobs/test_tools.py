@@ -418,7 +418,8 @@ async def test_files_outside_the_roots_are_refused(bench: Any, tools: Any, tmp_p
             ("x" * 300 + ".jsonl", "o.jsonl", "The name xxx.* is too long"),
             ("in.jsonl", "x" * 300 + ".jsonl", "The name xxx.* is too long"),
             ("in.jsonl", "x" * 240 + ".jsonl", "is too long; use a shorter one, as the job's own files"),
-            ("in.jsonl", "x/" * 3000 + "o.jsonl", "is too long"),
+            ("in.jsonl", "x/" * 3000 + "o.jsonl", "output_file has 6,007 characters; no path is that long"),
+            ("x/" * 1_000_000 + "in.jsonl", "o.jsonl", "input_file has 2,000,008 characters; no path is that long"),
         ]:
             for again in (None, "all"):
                 with pytest.raises(ToolError, match=said):

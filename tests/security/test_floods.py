@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from fastmcp.exceptions import ToolError
 from fastmcp.server.middleware import MiddlewareContext
+from mcp.shared.exceptions import MCPError
 from mcp_types import CallToolRequestParams
 
 from fakes import openai_configuration
@@ -18,6 +20,7 @@ from piped import Piped
 from promptmill.core.errors import PromptmillError
 from promptmill.server import arguments
 from promptmill.server.tool_calls import PlainArguments
+from promptmill.system.safe_open import open_regular
 from served import Served
 from server_process import written
 from talk import serving, text
@@ -186,6 +189,20 @@ async def test_pydantic_which_writes_all_of_a_wrong_argument_down_is_not_asked(a
     with pytest.raises(ToolError, match=r"prompts is not an argument|system_prompt is a list of 9; send a text"):
         await middleware.on_call_tool(MiddlewareContext(message=params), tool)
     assert asked == []
+
+
+@pytest.mark.rule("X4")
+async def test_a_long_address_of_a_resource_is_not_compared_with_templates():
+    async with serving(openai_configuration("http://127.0.0.1:9")) as talk:
+        with pytest.raises(MCPError, match="The URI has 9,000,029 characters"):
+            await talk.client.read_resource("promptmill://jobs/x/answers?" + "offset=1&" * 1_000_000 + "a")
+
+
+@pytest.mark.rule("X4")
+def test_a_path_of_a_million_folders_is_not_resolved(monkeypatch):
+    monkeypatch.setattr(Path, "resolve", lambda _: pytest.fail("it would take hours"))
+    with pytest.raises(FileNotFoundError):
+        open_regular(Path("a/" * 1_000_000), None)
 
 
 @pytest.mark.rule("X4")

@@ -20,10 +20,11 @@ from typing import Any, ParamSpec, TypeVar
 
 import anyio
 from fastmcp import Context, FastMCP
-from fastmcp.exceptions import ToolError, ValidationError
+from fastmcp.exceptions import ResourceError, ToolError, ValidationError
+from fastmcp.resources import ResourceResult
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 from fastmcp.tools import ToolResult
-from mcp_types import CallToolRequestParams
+from mcp_types import CallToolRequestParams, ReadResourceRequestParams
 from pydantic import ValidationError as PydanticValidationError
 
 from promptmill.backends.protocol import Call
@@ -43,6 +44,7 @@ _log = logging.getLogger(CALLS)
 _OK, _CANCELLED = "code=ok", "code=cancelled"
 _STRANGE = re.compile(r"[^\w.@+-]")  # names come from the client: no spaces, no line feeds
 _LONGEST_NAME = 40
+_LONGEST_URI = 2000  # characters
 _MOST_ARGUMENTS = 50  # each unknown argument adds an error
 _MOST_PROBLEMS = 5
 _IMAGES = frozenset({"image", "images", "image_path", "image_paths", "image_url", "image_urls", "pictures"})
@@ -153,7 +155,7 @@ def _name(text: str) -> str:
 
 
 class PlainArguments(Middleware):
-    """Reports wrong arguments in plain words, without tracebacks and quoted values.
+    """Reports wrong arguments in plain words, without tracebacks and quoted values. It refuses very long URIs.
 
     It checks names and types before pydantic does, because pydantic's errors quote all arguments: with ten megabytes
     that blocks the event loop for half a second.
@@ -184,6 +186,16 @@ class PlainArguments(Middleware):
             cause = error.__cause__
             wrong = _wrong_values(cause) if isinstance(cause, PydanticValidationError) else ""
             raise CodedToolError(wrong) from None
+
+    async def on_read_resource(
+        self,
+        context: MiddlewareContext[ReadResourceRequestParams],
+        call_next: CallNext[ReadResourceRequestParams, ResourceResult],
+    ) -> ResourceResult:
+        """Refuse a long URI, which FastMCP would compare with its templates for seconds, on the event loop."""
+        if (length := len(context.message.uri)) > _LONGEST_URI:
+            raise ResourceError(f"The URI has {length:,} characters; no resource has such a long one.")
+        return await call_next(context)
 
     async def _schema(self, context: MiddlewareContext[CallToolRequestParams]) -> dict[str, Any]:
         """Return the input schema of the called tool; tools never change while the server runs."""

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
-_LONGEST_PATH = 1024  # macOS's PATH_MAX
+_LONGEST_ON_MACOS = 1024
+LONGEST_PATH = 4096
+"""The longest path of a call, in characters. To resolve one of a million folders would take hours."""
 
 
 class OutsideError(Exception):
@@ -27,6 +29,8 @@ def open_regular(path: Path, roots: Sequence[Path] | None) -> int:
     """
     if is_remote(str(path)) and not any(path.is_relative_to(root) for root in roots or ()):
         raise OutsideError
+    if len(str(path)) > LONGEST_PATH:
+        raise FileNotFoundError(path)
     try:
         resolved = path.resolve()
     except (RuntimeError, ValueError):  # a cycle of links, a NUL character
@@ -108,7 +112,7 @@ def _place_of(descriptor: int, resolved: Path) -> Path:
         if sys.platform == "darwin":
             import fcntl
 
-            found = fcntl.fcntl(descriptor, fcntl.F_GETPATH, bytes(_LONGEST_PATH))
+            found = fcntl.fcntl(descriptor, fcntl.F_GETPATH, bytes(_LONGEST_ON_MACOS))
             return Path(os.fsdecode(found.split(b"\0", 1)[0]))
     except OSError:  # no /proc here
         pass

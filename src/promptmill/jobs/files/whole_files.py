@@ -21,7 +21,14 @@ import orjson
 
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.wording import counted
-from promptmill.system.safe_open import NoFileError, OutsideError, home_expanded, is_inside, open_regular
+from promptmill.system.safe_open import (
+    LONGEST_PATH,
+    NoFileError,
+    OutsideError,
+    home_expanded,
+    is_inside,
+    open_regular,
+)
 
 _SECRET = re.compile(
     r"(?i)(\.env|\.?env\..*|.*\.env|env|dotenv|id_(rsa|dsa|ecdsa|ed25519)(_sk)?(\.pub)?|.*_(rsa|dsa|ecdsa|ed25519)|"
@@ -40,7 +47,6 @@ _MOST_FILES = 10_000
 _MOST_LOOKED_AT = 200_000
 _LARGEST_FILE, _LARGEST = 1 << 20, 256 << 20
 _SHOWN = 20
-_LONGEST_NAME = 4096  # systems have no longer paths
 
 
 class WholeFiles:
@@ -86,7 +92,7 @@ class WholeFiles:
 
     def _paths(self, name: str) -> Iterator[tuple[Path, bool]]:
         """Yield the paths that `name` finds, and whether a pattern found them."""
-        if len(name) > _LONGEST_NAME:
+        if len(name) > LONGEST_PATH:
             raise input_error(f"`files`: {name[:200]}… has {len(name):,} characters; no path is that long.")
         path = home_expanded(name)
         at = next((at for at, part in enumerate(path.parts) if _MAGIC.search(part)), len(path.parts))

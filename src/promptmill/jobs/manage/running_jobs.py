@@ -29,7 +29,7 @@ from promptmill.jobs.store.given_rows import GivenRows, lines_of, root_of
 from promptmill.jobs.store.records import Record, answer_fields
 from promptmill.jobs.store.spec import JobRequest, JobSpec
 from promptmill.service.service import Service
-from promptmill.system.safe_open import NoFileError, OutsideError, home_expanded, is_inside
+from promptmill.system.safe_open import LONGEST_PATH, NoFileError, OutsideError, home_expanded, is_inside
 
 _LARGEST_MORE = 1 << 20
 _LARGEST_PAGE = 8 << 20
@@ -305,6 +305,8 @@ class RunningJobs:
         return all(self._inside(path) or self._is_given(path) for path in paths)
 
     def _allowed(self, text: str, name: str) -> Path:
+        if len(text) > LONGEST_PATH:
+            raise input_error(f"{name} has {len(text):,} characters; no path is that long.")
         try:
             path = home_expanded(text).absolute().resolve()
         except (OSError, ValueError, RuntimeError):
