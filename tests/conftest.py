@@ -113,7 +113,7 @@ def pytest_xdist_make_scheduler(config: Any, log: Any) -> LoadScopeScheduling:
 def _sealed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No proxies, keys, certificates or configuration from outside, and no sockets to other machines."""
     for name in list(os.environ):
-        if name.endswith(_FOREIGN) or name.startswith("PROMPTMILL_"):
+        if name.endswith(_FOREIGN) or name.startswith(("PROMPTMILL_", "OTEL_", "TRACEPARENT")):
             monkeypatch.delenv(name)
     for folder in ("XDG_CONFIG_HOME", "XDG_STATE_HOME"):  # the cache stays: the converted model lies there
         monkeypatch.setenv(folder, str(tmp_path / folder.lower()))

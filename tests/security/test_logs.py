@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from collector import KEY as COLLECTOR_KEY
+from collector import Collector
 from everyday import everyday
 from fakes import KEY
 from piped import Piped
@@ -68,35 +70,72 @@ def test_at_debug_each_retry_is_told_and_neither_key_nor_prompt(config, upstream
     assert not any(secret in said for secret in (KEY, PROMPT, ANSWER))
 
 
+def calls_of_all_kinds(server: Piped) -> None:
+    """Call tools with private texts in every place, right and wrong."""
+    result = server.result(server.call("generate", prompt_ls=PROMPTS, system_prompt=PROMPT))
+    assert result["structuredContent"]["ans_ls"][0] == ANSWER
+    assert len(result["structuredContent"]["errors"]) == 5
+    for arguments in (
+        {"prompt_ls": {PROMPT: PROMPT}},
+        {"prompt_ls": [{PROMPT: PROMPT}]},
+        {"prompt_ls": [1], PROMPT: PROMPT},
+    ):
+        assert server.result(server.call("generate", **arguments))["isError"]
+    paths = [[f"/{PROMPT}.png"]]
+    assert server.result(server.call("multimodal_generate", prompt_ls=[PROMPT], multimodal_path=paths))["isError"]
+    assert server.result(server.call("multiturn_generate", messages=[{"role": PROMPT}]))["isError"]
+    block = {"openai": {"api_key": [KEY], PROMPT: KEY}}
+    init: dict[str, Any] = {"backend_configs": block, "sampling_params": {"stop": 1}, "backend": "openai"}
+    assert server.result(server.call("generation_init", **init))["isError"]
+    server.write(f'{{"jsonrpc":"2.0","id":"x","method":"tools/call","params":"{PROMPT}\\ud800"}}'.encode())
+    server.reply("x")
+
+
 @pytest.mark.rule("L1")
 @pytest.mark.stdio
 @pytest.mark.parametrize("level", everyday(["WARNING", "INFO", "DEBUG"], "DEBUG"))
 def test_what_the_server_says_holds_no_prompt_no_answer_and_no_key(config, level):
     with Piped(config, environ={"FASTMCP_LOG_LEVEL": level}) as server:
         server.initialize()
-        result = server.result(server.call("generate", prompt_ls=PROMPTS, system_prompt=PROMPT))
-        assert result["structuredContent"]["ans_ls"][0] == ANSWER
-        assert len(result["structuredContent"]["errors"]) == 5
-        for arguments in (
-            {"prompt_ls": {PROMPT: PROMPT}},
-            {"prompt_ls": [{PROMPT: PROMPT}]},
-            {"prompt_ls": [1], PROMPT: PROMPT},
-        ):
-            assert server.result(server.call("generate", **arguments))["isError"]
-        paths = [[f"/{PROMPT}.png"]]
-        assert server.result(server.call("multimodal_generate", prompt_ls=[PROMPT], multimodal_path=paths))["isError"]
-        assert server.result(server.call("multiturn_generate", messages=[{"role": PROMPT}]))["isError"]
-        block = {"openai": {"api_key": [KEY], PROMPT: KEY}}
-        init: dict[str, Any] = {"backend_configs": block, "sampling_params": {"stop": 1}, "backend": "openai"}
-        assert server.result(server.call("generation_init", **init))["isError"]
-        server.write(f'{{"jsonrpc":"2.0","id":"x","method":"tools/call","params":"{PROMPT}\\ud800"}}'.encode())
-        server.reply("x")
+        calls_of_all_kinds(server)
         server.end("EOF")
         assert server.process.wait(30) == 0
         said = server.said()
     for hidden in HIDDEN:
         assert hidden not in said
     assert "Traceback" not in said
+
+
+@pytest.mark.rule("L4")
+@pytest.mark.stdio
+def test_what_is_exported_to_opentelemetry_holds_no_prompt_no_answer_and_no_key(config, tmp_path):
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS))
+    client = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01", "tracestate": f"x={PROMPT}", "baggage": f"x={PROMPT}"}
+    with Collector() as collector:
+        with Piped(config, environ=collector.environ) as server:
+            server.initialize()
+            calls_of_all_kinds(server)
+            assert server.result(server.call(PROMPT))["isError"]
+            arguments = {"prompt_ls": PROMPTS}
+            server.result(server.request("tools/call", name="generate", arguments=arguments, _meta=client))
+            server.end("EOF")
+            assert server.process.wait(30) == 0
+            said = server.said()
+        command = [sys.executable, "-m", "promptmill", "bulk", "in.jsonl", "out.jsonl", "--config", str(config)]
+        environ = os.environ | collector.environ
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 1, done.stderr
+        spans = collector.spans()
+        exported = b"".join(collector.raw)
+    assert {"job", "call", "tools/call", "tools/call generation_init"} <= {span.name for span in spans}
+    assert {"bad_request", "invalid_input"} <= {span.attributes.get("error.type") for span in spans}
+    for hidden in (*HIDDEN, COLLECTOR_KEY):
+        assert hidden.encode() not in exported
+    for hidden in (KEY, ANSWER, COLLECTOR_KEY):
+        assert hidden not in said + done.stderr
+    assert str(tmp_path).encode() not in exported
 
 
 @pytest.mark.rule("L2")

@@ -25,6 +25,7 @@ from promptmill.core.request import conversation_from_prompt
 from promptmill.service import choosing, list_call
 from promptmill.service.list_call import ListSink
 from promptmill.service.service import Service
+from promptmill.service.telemetry import exported
 from promptmill.system import runtime
 
 _PAUSE_S = 0.2
@@ -273,19 +274,20 @@ async def _answers(
     service = Service(configuration)
     items = [conversation_from_prompt(prompt, f"prompt {number}") for number, prompt in enumerate(prompts, 1)]
     sink = ListSink(len(items))
-    work = asyncio.ensure_future(service.generate(items, stats, system_prompt=system_prompt, sink=sink))
-    try:
-        if sys.stderr.isatty():
-            await _show_progress(work, service, stats, live)
-        else:
-            await _report_waits(work, stats)
-        return await work, False
-    except asyncio.CancelledError:  # Ctrl-C: asyncio's runner cancels the main task
-        work.cancel()
-        await asyncio.wait({work})
-        return sink.result(PromptmillError(Code.SHUTDOWN, "It was interrupted.")), True
-    finally:
-        await service.aclose()
+    async with exported(service):
+        work = asyncio.ensure_future(service.generate(items, stats, system_prompt=system_prompt, sink=sink))
+        try:
+            if sys.stderr.isatty():
+                await _show_progress(work, service, stats, live)
+            else:
+                await _report_waits(work, stats)
+            return await work, False
+        except asyncio.CancelledError:  # Ctrl-C: asyncio's runner cancels the main task
+            work.cancel()
+            await asyncio.wait({work})
+            return sink.result(PromptmillError(Code.SHUTDOWN, "It was interrupted.")), True
+        finally:
+            await service.aclose()
 
 
 async def _report_waits(work: asyncio.Future[Any], stats: Call) -> None:

@@ -24,33 +24,19 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from promptmill.backends import registry
 from promptmill.backends.protocol import DURATIONS_S
-from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.errors import PromptmillError, redact
+from promptmill.core.errors import PromptmillError
 from promptmill.jobs.store import status
 from promptmill.jobs.store.folder import Folder, JobFolders
 from promptmill.jobs.store.status import answered
 from promptmill.service.service import Service
+from promptmill.service.telemetry import CALLS, Labels, ModelLabels, samples
 
 TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # name → type and help, in the order of the page; `promptmill_` stands before each name without a prefix of its own.
 FAMILIES: Mapping[str, tuple[str, str]] = {
     "start_time_seconds": ("gauge", "Unix time at which this process started."),
-    "calls_total": ("counter", "Calls of tools that asked a model, running ones included."),
-    "calls_in_progress": ("gauge", "Calls that run now."),
-    "calls_waiting": ("gauge", "Running calls of which no request is in flight, as every endpoint is paused."),
-    "items_total": ("counter", "Items of calls by outcome: answered, or the code of the failure."),
-    "cached_items_total": ("counter", "Items of calls answered without a request, by the cache or a twin."),
-    "requests_total": ("counter", "Requests sent for calls, retries included."),
-    "retries_total": ("counter", "Requests sent again for calls."),
-    "refused_requests_total": ("counter", "Requests of calls that an endpoint refused for load."),
-    "input_tokens_total": ("counter", "Prompt tokens of calls."),
-    "cached_input_tokens_total": ("counter", "Prompt tokens of calls that the provider had in its cache."),
-    "output_tokens_total": ("counter", "Tokens of the answers of calls."),
-    "cost_dollars_total": ("counter", "Cost of calls in US dollars, where the price is known."),
-    "requests_in_flight": ("gauge", "Requests of calls in flight."),
-    "requests_in_flight_limit": ("gauge", "Most requests that may be in flight now at the endpoints of running calls."),
+    **{name: (kind, text) for name, (kind, _, text) in CALLS.items()},
     "gen_ai_client_operation_duration_seconds": ("histogram", "Time of an item of a call, from request to outcome."),
     "jobs": ("gauge", "Jobs of this user by state."),
     "job_rows": ("gauge", "Rows of jobs by outcome: answered, skipped, or the code of the failure."),
@@ -68,15 +54,6 @@ FAMILIES: Mapping[str, tuple[str, str]] = {
     "jobs_waiting": ("gauge", "Running jobs that are stalled."),
     "jobs_unread": ("gauge", "Jobs whose database could not be read in time; the next scrape goes on with them."),
 }
-_OF_CALLS = {
-    "requests": "requests_total",
-    "retries": "retries_total",
-    "refused": "refused_requests_total",
-    "cached": "cached_items_total",
-    "prompt_tokens": "input_tokens_total",
-    "cached_tokens": "cached_input_tokens_total",
-    "completion_tokens": "output_tokens_total",
-}
 _OF_JOBS = {
     "requests": "job_requests_total",
     "retries": "job_retries_total",
@@ -85,15 +62,9 @@ _OF_JOBS = {
     "completion_tokens": "job_output_tokens_total",
     "cost": "job_cost_dollars_total",
 }
-_MOST_MODELS = 50
-_LONGEST_LABEL = 100
-_OTHER = ("other", "other")
 _FRESH_S = 5.0
 _READ_S = 2.0
 _ESCAPED = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
-
-Labels = tuple[str, str]
-"""Provider and model."""
 
 
 class Metrics:
@@ -107,7 +78,7 @@ class Metrics:
         self._jobs = _Jobs(folders, clock)
         self._reading: asyncio.Future[str] | None = None
         self._read_at = 0.0
-        self._named: set[Labels] = set()
+        self._labels = ModelLabels()
 
     @property
     def not_ready(self) -> str:
@@ -126,44 +97,13 @@ class Metrics:
         self._add_calls(page)
         return page.text() + of_jobs
 
-    def _labels(self, provider: str, model: str) -> Labels:
-        """Return the labels of a model, those of all others once there are too many."""
-        labels = provider[:_LONGEST_LABEL], redact(model)[:_LONGEST_LABEL]
-        if labels not in self._named and len(self._named) >= _MOST_MODELS:
-            return _OTHER
-        self._named.add(labels)
-        return labels
-
-    def _of_plan(self, plan: ResolvedConfig | None) -> Labels:
-        return _OTHER if plan is None else self._labels(registry.provider_of(plan), plan.model)
-
     def _add_calls(self, page: _Page) -> None:
+        for sample in samples(self._service, self._labels, of_job=False):
+            page.add(*sample)
         for totals in self._service.calls.by_model():
-            if totals.of_job:
-                continue
-            labels = self._of_plan(totals.plan)
-            page.add("calls_total", totals.calls, labels)
-            page.add("items_total", totals.counts["done"] - totals.counts["failed"], labels, "answered")
-            for code, count in totals.codes.items():
-                page.add("items_total", count, labels, code)
-            for name, family in _OF_CALLS.items():
-                page.add(family, totals.counts[name], labels)
-            if totals.cost is not None:
-                page.add("cost_dollars_total", totals.cost, labels)
-            page.add_durations("gen_ai_client_operation_duration_seconds", totals.durations, totals.seconds, labels)
-        limits: dict[Labels, int] = {}
-        for running in self._service.calls.running:
-            call = running.call
-            if call.of_job:
-                continue
-            labels = self._of_plan(running.plan())
-            page.add("calls_in_progress", 1, labels)
-            page.add("calls_waiting", bool(call.waiting), labels)
-            page.add("requests_in_flight", call.in_flight, labels)
-            if call.flow is not None:  # calls on one model share the limits of its endpoints
-                limits[labels] = max(limits.get(labels, 0), call.flow.limit)
-        for labels, limit in limits.items():
-            page.add("requests_in_flight_limit", limit, labels)
+            if not totals.of_job:
+                labels = self._labels.of_plan(totals.plan)
+                page.add_durations("gen_ai_client_operation_duration_seconds", totals.durations, totals.seconds, labels)
 
     def _of_jobs(self) -> str:
         """Return the families of jobs as text. Blocks."""
@@ -173,14 +113,14 @@ class Metrics:
         for job in self._jobs.present:
             self._add_job(page, job)
         for job in self._jobs.seen:
-            labels = self._labels(job.provider, job.model)
+            labels = self._labels.of(job.provider, job.model)
             for name, family in _OF_JOBS.items():
                 if name in job.most:
                     page.add(family, job.most[name], labels)
         return page.text()
 
     def _add_job(self, page: _Page, job: _JobSeen) -> None:
-        labels, found = self._labels(job.provider, job.model), job.status
+        labels, found = self._labels.of(job.provider, job.model), job.status
         page.add("jobs", 1, labels, found["state"])
         failed: Mapping[str, int] = found.get("errors") or {}
         for outcome, count in {"answered": answered(found), "skipped": found.get("skipped", 0), **failed}.items():
@@ -313,12 +253,12 @@ class _Page:
         return "".join(f"{line}\n" for line in self._lines())
 
     def _lines(self) -> Iterator[str]:
-        for family, samples in self._samples.items():
+        for family, found in self._samples.items():
             kind, help_text = FAMILIES[family]
             name = full_name(family)
             yield f"# HELP {name} {help_text}"
             yield f"# TYPE {name} {kind}"
-            for labels, value in samples.items():
+            for labels, value in found.items():
                 yield f"{name}{labels} {value:.15g}"
 
 

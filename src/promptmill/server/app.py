@@ -42,6 +42,7 @@ from promptmill.server.tasks import Tasks
 from promptmill.server.tool_calls import CallLog, PlainArguments
 from promptmill.server.tools import add_answer_tools, add_engine_tools
 from promptmill.service.service import Service
+from promptmill.service.telemetry import Telemetry
 
 _ANSWERING = """\
 promptmill answers prompts with a language model of its own. Nothing has to be prepared.
@@ -104,10 +105,11 @@ def _announce_what_is_there(mcp: FastMCP) -> None:
     sdk_server.cache_hints = dict.fromkeys(_NEVER_CHANGE, _FRESH)
 
 
-def create_server(service: Service, *, locked: bool = False) -> FastMCP:
+def create_server(service: Service, *, locked: bool = False, telemetry: Telemetry | None = None) -> FastMCP:
     """Return the app over `service`, which the caller created and closes.
 
-    `locked` leaves out the tools that change the model of the server, so that only the operator chooses it.
+    `locked` leaves out the tools that change the model of the server, so that only the operator chooses it. `telemetry`
+    gets a span for each call of a tool.
     """
     mcp = FastMCP(
         "promptmill",
@@ -116,7 +118,7 @@ def create_server(service: Service, *, locked: bool = False) -> FastMCP:
         mask_error_details=True,
         website_url=_WEBSITE,
         icons=[_icon()],
-        middleware=[CallLog(), PlainArguments()],
+        middleware=[CallLog(telemetry), PlainArguments()],
         dereference_schemas=False,  # what a schema refers to stands in it
     )
     running_jobs = running_jobs_of(service)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import PromptmillError
 from promptmill.service.service import Service
+from promptmill.service.telemetry import Telemetry, exporting
 from promptmill.system.logs import announce
 from promptmill.system.runtime import descriptors, run, stay_responsive
 
@@ -73,7 +74,8 @@ async def _serve_stdio(
     from promptmill.server.stdio import StdioServer
 
     service = Service(configuration)
-    server = create_server(service, locked=locked)
+    telemetry = exporting(service)
+    server = create_server(service, locked=locked, telemetry=telemetry)
     extend(server, service)
     pages = None if metrics_port is None else _serve_metrics(service, metrics_port)
     stay_responsive()
@@ -95,6 +97,7 @@ async def _serve_stdio(
     stdio.hang_up()
     serving.cancel()  # this cancels all calls
     await asyncio.wait({serving, closing}, timeout=max(0.0, until - loop.time()) + _LAST_WORDS_S / 2)
+    await _export_rest(telemetry, until)
     _leave(serving, signals)
 
 
@@ -139,7 +142,8 @@ async def _serve_http(configuration: Configuration, bound: BoundServer) -> int:
     from promptmill.server import create_server
 
     service = Service(configuration, is_shared=True)
-    app = App(create_server(service, locked=True), bound.rules, Metrics(service))
+    telemetry = exporting(service)
+    app = App(create_server(service, locked=True, telemetry=telemetry), bound.rules, Metrics(service))
     # half of the descriptors; the rest is for endpoints and files
     connections = min(_MOST_CONNECTIONS, descriptors(2 * _MOST_CONNECTIONS) // 2)
     server = listener(app, connections=connections, tls=bound.tls, access_log=bound.access_log)
@@ -158,8 +162,16 @@ async def _serve_http(configuration: Configuration, bound: BoundServer) -> int:
 
     app.close()
     server.stop()
+    until = asyncio.get_running_loop().time() + _CLOSE_S
     await asyncio.wait({asyncio.ensure_future(end())}, timeout=_CLOSE_S + _LAST_WORDS_S / 2)
+    await _export_rest(telemetry, until)
     _leave(serving, signals)
+
+
+async def _export_rest(telemetry: Telemetry | None, until: float) -> None:
+    """Export the last spans and metrics, within the time that is left for the end."""
+    if telemetry is not None:
+        await telemetry.aclose(max(0.0, until - asyncio.get_running_loop().time()) + _LAST_WORDS_S / 2)
 
 
 def _leave(serving: asyncio.Future[None], signals: _Signals) -> NoReturn:

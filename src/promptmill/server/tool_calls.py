@@ -36,6 +36,7 @@ from promptmill.core.request import Sampling
 from promptmill.core.wording import close_matches, shape
 from promptmill.http.json_response_workaround import RESPONSE
 from promptmill.service.service import Service
+from promptmill.service.telemetry import Telemetry
 from promptmill.system.logs import CALLS
 
 T = TypeVar("T")
@@ -93,12 +94,33 @@ def _flowing(text: str) -> str:
 
 
 class CallLog(Middleware):
-    """Logs one line per call: tool, client and outcome. A failure is a warning; other calls are logged at INFO."""
+    """Logs one line per call: tool, client and outcome. A failure is a warning; other calls are logged at INFO.
+
+    With `telemetry`, each call has a span, too.
+    """
+
+    def __init__(self, telemetry: Telemetry | None = None) -> None:
+        self._telemetry = telemetry
 
     async def on_call_tool(
         self, context: MiddlewareContext[CallToolRequestParams], call_next: CallNext[CallToolRequestParams, ToolResult]
     ) -> ToolResult:
         """Log the call, also if it fails or is cancelled."""
+        if self._telemetry is None:
+            return await self._logged(context, call_next, lambda _: None)
+        fastmcp = context.fastmcp_context
+        name = context.message.name
+        is_known = fastmcp is not None and await fastmcp.fastmcp.get_tool(name) is not None
+        with self._telemetry.tool_call(name if is_known else None, _carrier(context)) as failed:
+            return await self._logged(context, call_next, failed)
+
+    async def _logged(
+        self,
+        context: MiddlewareContext[CallToolRequestParams],
+        call_next: CallNext[CallToolRequestParams, ToolResult],
+        failed: Callable[[str], None],
+    ) -> ToolResult:
+        """Log the call. `failed` gets the code of one that has not answered all of its items."""
         began, end = time.monotonic(), f"code={Code.INTERNAL}"
         try:
             result = await call_next(context)
@@ -110,6 +132,8 @@ class CallLog(Middleware):
             end = _CANCELLED
             raise
         finally:
+            if not end.startswith(_OK):
+                failed(end.split()[0].removeprefix("code="))
             _log.log(
                 logging.INFO if end.startswith((_OK, _CANCELLED)) else logging.WARNING,
                 "tool=%s client=%s %s seconds=%.3f",
@@ -148,6 +172,17 @@ def _client(context: MiddlewareContext[CallToolRequestParams]) -> str:
     client = f"{_name(params.client_info.name)}/{_name(params.client_info.version)}" if params else "-"
     caller = request.request.client if request.request is not None else None
     return f"{client}@{caller.host}" if caller else client
+
+
+def _carrier(context: MiddlewareContext[CallToolRequestParams]) -> Mapping[str, str]:
+    """Return what names the client's span: the `_meta` of the call, else the headers of its HTTP request."""
+    request = context.fastmcp_context.request_context if context.fastmcp_context else None
+    if request is None:
+        return {}
+    meta = request.meta or {}
+    if isinstance(parent := meta.get("traceparent"), str):
+        return {"traceparent": parent}
+    return request.request.headers if request.request is not None else {}
 
 
 def _name(text: str) -> str:

@@ -7,8 +7,9 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from promptmill.answering.fallback import NotLoadedError, Router
 from promptmill.backends.protocol import DURATIONS_S, Call, Failure, Outcome, Share, Sink, Source, Stoppable
@@ -56,6 +57,8 @@ class Service:
         self.budget = None if limit is None else Budget(limit)
         """The limit of the cost of all calls together."""
         self.calls = _ServiceStats()
+        self.observe: Observe = _unobserved
+        """Entered for each call, with its sink; the call puts its outcomes into the sink that this gives."""
         self._models = Models(create, drain_s, self.budget, is_shared=is_shared)
         self._models.add(configuration.default, plan or configuration.plan)
         self._deciding = asyncio.Lock()
@@ -218,21 +221,21 @@ class Service:
         """
         plan = plan or self.plan
         settings = plan.settings
-        with self._counted(plan, stats):
-            for index, item in enumerate(items):
-                if isinstance(item, PromptmillError):
-                    await settle(index, Failure(item), sink, stats)
-            if stats.done == len(items):
-                return None
-            system = system_prompt or settings.system_prompt
-            source = ListSource(items, system, settings.sampling_params, settings.extra_params)
-            stats.size = source.size if len(items) <= _FEW else await asyncio.to_thread(lambda: source.size)
-            try:
-                await self._run(plan, source, sink, stats)
-            except NotLoadedError as error:
-                raise error.reason from None
-            except PromptmillError as error:
-                return error
+        try:
+            with self._counted(plan, stats, sink) as observed:
+                for index, item in enumerate(items):
+                    if isinstance(item, PromptmillError):
+                        await settle(index, Failure(item), observed, stats)
+                if stats.done == len(items):
+                    return None
+                system = system_prompt or settings.system_prompt
+                source = ListSource(items, system, settings.sampling_params, settings.extra_params)
+                stats.size = source.size if len(items) <= _FEW else await asyncio.to_thread(lambda: source.size)
+                await self._run(plan, source, observed, stats)
+        except NotLoadedError as error:
+            raise error.reason from None
+        except PromptmillError as error:
+            return error
         return None
 
     async def run(self, source: Source, sink: Sink, stats: Call, name: str | None = None) -> None:
@@ -241,11 +244,11 @@ class Service:
         Raises `PromptmillError` when the model cannot be loaded or no request can continue.
         """
         plan = self.plan_of(name)
-        with self._counted(plan, stats):
-            try:
-                await self._run(plan, source, sink, stats)
-            except NotLoadedError as error:
-                raise error.reason from None
+        try:
+            with self._counted(plan, stats, sink) as observed:
+                await self._run(plan, source, observed, stats)
+        except NotLoadedError as error:
+            raise error.reason from None
 
     async def shutdown_engine(self) -> None:
         """Unload the engines to free their memory; endpoints use none. A later call loads the engines again."""
@@ -260,15 +263,17 @@ class Service:
             await self._models.unload(lambda _: True, reason)
 
     @contextlib.contextmanager
-    def _counted(self, plan: ResolvedConfig, stats: Call) -> Iterator[None]:
+    def _counted(self, plan: ResolvedConfig, stats: Call, sink: Sink) -> Iterator[Sink]:
+        """Count a call until the end of the block, which gets the sink for its outcomes."""
         for warning in plan.warnings:
             stats.warn(warning)
         if len(self.models) > 1:
             stats.model = plan.name
         # a plan that leaves its model open is decided during the call
         now = (lambda: self._model(plan.name).plan) if plan.is_open else lambda: plan
-        with self.calls.counted(Counted(stats, now)):
-            yield
+        counted = Counted(stats, now)
+        with self.calls.counted(counted), self.observe(counted, sink) as observed:
+            yield observed
 
     def _refuse_when_closed(self) -> None:
         if self._closed:
@@ -338,6 +343,13 @@ class Counted:
 
     call: Call
     plan: Callable[[], ResolvedConfig]
+
+
+Observe: TypeAlias = Callable[[Counted, Sink], AbstractContextManager[Sink]]
+
+
+def _unobserved(_: Counted, sink: Sink) -> AbstractContextManager[Sink]:
+    return contextlib.nullcontext(sink)
 
 
 @dataclass(slots=True)

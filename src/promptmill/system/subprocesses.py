@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -46,6 +47,7 @@ _USUAL_BEGINNINGS = (
         "RAY_",
     ),
 )
+_KEY = re.compile(r"_API_KEY$|^OTEL_\w*HEADERS$")
 _TRIES = 1000
 _PAUSE_S = 0.005
 _NICENESS = 5  # low enough that the server answers at once on a busy machine, not so low that the engine starves
@@ -158,9 +160,9 @@ def remove_scratch() -> None:
 def environment() -> dict[str, str]:
     """Return the environment for a child that imports this package (also from a checkout), without API keys.
 
-    Workers receive keys over their pipe. Engines run other people's code and need no keys.
+    Workers receive keys over their pipe. Engines run other people's code and need no keys, nor that of a collector.
     """
-    environment = {name: value for name, value in os.environ.items() if not name.upper().endswith("_API_KEY")}
+    environment = {name: value for name, value in os.environ.items() if not _KEY.search(name.upper())}
     root = Path(__file__).parents[2]
     if root.name not in {"site-packages", "dist-packages"}:  # a checkout may be on this process's path only
         inherited = environment.get("PYTHONPATH")

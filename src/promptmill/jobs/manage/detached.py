@@ -32,6 +32,7 @@ from promptmill.jobs.run.runner import Runner, until_ended
 from promptmill.jobs.store.folder import JobFolders, Lock
 from promptmill.jobs.store.spec import JobRequest
 from promptmill.jobs.store.status import progress_lines
+from promptmill.service import telemetry
 from promptmill.service.service import Service
 from promptmill.system import frames, logs, runtime, subprocesses
 
@@ -56,12 +57,13 @@ def start(job: Job, folders: JobFolders, ended: Callable[[], None] = lambda: Non
     inherited = None if sys.platform == "win32" else job.lock.descriptor
     folder.close()  # one process writes
     told = _packed(job.plan, order, folders, inherited, is_shared=is_shared)
+    environment = _environment(orjson.loads(told)) | telemetry.inherited()
     try:
         if folder.log.exists() and folder.log.stat().st_size > _LONGEST_LOG:
             folder.log.unlink()
         log = os.open(folder.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, disk.PRIVATE_FILE)
         try:
-            runner = _spawn(log, job, inherited, _environment(orjson.loads(told)))
+            runner = _spawn(log, job, inherited, environment)
         finally:
             os.close(log)
     except OSError as error:
@@ -240,7 +242,8 @@ async def _run(job: Job, service: Service) -> None:
     watching = asyncio.ensure_future(_end_if_stuck(job))
     try:
         watch = progress_lines(job.spec.job_id, sys.stderr)
-        found, _, _ = await until_ended(Runner(job, service, watch=watch))
+        async with telemetry.exported(service):
+            found, _, _ = await until_ended(Runner(job, service, watch=watch))
         if found["reason"]:
             print(f"{job.spec.job_id}: {found['reason']}", file=sys.stderr)
     finally:

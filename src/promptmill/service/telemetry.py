@@ -1,0 +1,550 @@
+"""Counts of a service's calls for `/metrics`, and their spans and metrics for OpenTelemetry.
+
+    Service.calls ──▶ samples ──┬──▶ `/metrics`
+                                └──▶ counters and gauges, read at each export ──┐
+    outcome with a duration ──▶ two histograms, and a span ─────────────────────┼──▶ OTLP
+    run of a call or job, call of a tool ──▶ a span ────────────────────────────┘
+
+Export is off, and nothing of OpenTelemetry's SDK is imported, unless its standard variables name an exporter. Its
+providers are not the global ones: spans of libraries, whose exceptions may quote a prompt or a key, are not exported.
+Ours hold numbers, codes, and the names of providers, models and tools, never a text of a call or an answer.
+
+Names, units and bounds of `gen_ai.…` are those of the semantic conventions for generative AI
+(github.com/open-telemetry/semantic-conventions-genai: docs/gen-ai/gen-ai-metrics.md and gen-ai-spans.md, whose status
+is Development; read 2026-11).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import importlib
+import os
+import threading
+import time
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+from promptmill import __version__
+from promptmill.backends import registry
+from promptmill.backends.protocol import DURATIONS_S, Completion, Outcome, Sink
+from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.errors import Code, redact
+from promptmill.service.service import Counted, Service
+from promptmill.system.logs import announce
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.sdk.metrics.export import HistogramDataPoint, MetricExporter, MetricsData
+    from opentelemetry.trace import Span, Tracer
+
+CALLS: Mapping[str, tuple[str, str, str]] = {
+    "calls_total": ("counter", "{call}", "Calls that asked a model, running ones included."),
+    "calls_in_progress": ("gauge", "{call}", "Calls that run now."),
+    "calls_waiting": (
+        "gauge",
+        "{call}",
+        "Running calls of which no request is in flight, as every endpoint is paused.",
+    ),
+    "items_total": ("counter", "{item}", "Items of calls by outcome: answered, or the code of the failure."),
+    "cached_items_total": ("counter", "{item}", "Items of calls answered without a request, by the cache or a twin."),
+    "requests_total": ("counter", "{request}", "Requests sent for calls, retries included."),
+    "retries_total": ("counter", "{request}", "Requests sent again for calls."),
+    "refused_requests_total": ("counter", "{request}", "Requests of calls that an endpoint refused for load."),
+    "input_tokens_total": ("counter", "{token}", "Prompt tokens of calls."),
+    "cached_input_tokens_total": ("counter", "{token}", "Prompt tokens of calls that the provider had in its cache."),
+    "output_tokens_total": ("counter", "{token}", "Tokens of the answers of calls."),
+    "cost_dollars_total": ("counter", "{USD}", "Cost of calls in US dollars, where the price is known."),
+    "requests_in_flight": ("gauge", "{request}", "Requests of calls in flight."),
+    "requests_in_flight_limit": (
+        "gauge",
+        "{request}",
+        "Most requests that may be in flight now at the endpoints of running calls.",
+    ),
+}
+"""The families of samples: kind, unit, help."""
+_COUNTS = {
+    "requests": "requests_total",
+    "retries": "retries_total",
+    "refused": "refused_requests_total",
+    "cached": "cached_items_total",
+    "prompt_tokens": "input_tokens_total",
+    "cached_tokens": "cached_input_tokens_total",
+    "completion_tokens": "output_tokens_total",
+}
+_MOST_MODELS = 50
+_LONGEST_LABEL = 100
+_OTHER = ("other", "other")
+
+# The conventions have names of their own for these providers.
+_PROVIDERS = {
+    "azure": "azure.ai.openai",
+    "google": "gcp.gemini",
+    "kimi": "moonshot_ai",
+    "mistral": "mistral_ai",
+    "xai": "x_ai",
+}
+_TOKENS = tuple(4**step for step in range(14))
+_OPERATION = "gen_ai.operation.name"
+_PROVIDER, _MODEL = "gen_ai.provider.name", "gen_ai.request.model"
+_ERROR = "error.type"
+_FINISHED = frozenset({"stop", "length", "tool_calls", "content_filter"})
+_MOST_SPANS = 1000
+"""Items of one run that have a span: a job may have millions."""
+_OTLP = "OTEL_EXPORTER_OTLP"
+_SIGNALS = {"trace": "TRACES", "metric": "METRICS"}
+_PARENT = "traceparent"
+_DELTA = frozenset({"delta", "lowmemory"})
+_INTERVAL_S = 60.0
+_LAST_S = 5.0
+_Key: TypeAlias = tuple[tuple[str, str], ...]
+
+Labels = tuple[str, str]
+"""Provider and model."""
+
+
+class Sample(NamedTuple):
+    """A value of a family. `outcome` is given where the family counts by it."""
+
+    family: str
+    value: float
+    labels: Labels
+    outcome: str | None = None
+
+
+class ModelLabels:
+    """The labels of models: the first fifty have one of their own, all others share one."""
+
+    def __init__(self) -> None:
+        self._named: set[Labels] = set()
+
+    def of(self, provider: str, model: str) -> Labels:
+        """Return the labels of a model."""
+        labels = provider[:_LONGEST_LABEL], redact(model)[:_LONGEST_LABEL]
+        if labels not in self._named and len(self._named) >= _MOST_MODELS:
+            return _OTHER
+        self._named.add(labels)
+        return labels
+
+    def of_plan(self, plan: ResolvedConfig | None) -> Labels:
+        """Return the labels of the plan's model; None stands for all models beyond those that are counted apart."""
+        return _OTHER if plan is None else self.of(registry.provider_of(plan), plan.model)
+
+
+def samples(service: Service, labels_of: ModelLabels, *, of_job: bool) -> Iterator[Sample]:
+    """Yield the counts of the service's calls, or with `of_job` of its runs of jobs. Equal labels add up."""
+    for totals in service.calls.by_model():
+        if totals.of_job is not of_job:
+            continue
+        labels = labels_of.of_plan(totals.plan)
+        yield Sample("calls_total", totals.calls, labels)
+        yield Sample("items_total", totals.counts["done"] - totals.counts["failed"], labels, "answered")
+        for code, count in totals.codes.items():
+            yield Sample("items_total", count, labels, code)
+        for name, family in _COUNTS.items():
+            yield Sample(family, totals.counts[name], labels)
+        if totals.cost is not None:
+            yield Sample("cost_dollars_total", totals.cost, labels)
+    limits: dict[Labels, int] = {}
+    for running in service.calls.running:
+        call = running.call
+        if call.of_job is not of_job:
+            continue
+        labels = labels_of.of_plan(running.plan())
+        yield Sample("calls_in_progress", 1, labels)
+        yield Sample("calls_waiting", bool(call.waiting), labels)
+        yield Sample("requests_in_flight", call.in_flight, labels)
+        if call.flow is not None:  # calls on one model share the limits of its endpoints
+            limits[labels] = max(limits.get(labels, 0), call.flow.limit)
+    for labels, limit in limits.items():
+        yield Sample("requests_in_flight_limit", limit, labels)
+
+
+def _configured(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the exporter of each signal that the standard variables switch on."""
+    if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return {}
+    found = {}
+    for signal, name in _SIGNALS.items():
+        has_endpoint = environ.get(f"{_OTLP}_ENDPOINT") or environ.get(f"{_OTLP}_{name}_ENDPOINT")
+        exporter = environ.get(f"OTEL_{name}_EXPORTER", "").strip().lower() or ("otlp" if has_endpoint else "none")
+        if exporter != "none":
+            found[signal] = exporter
+    return found
+
+
+def inherited(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return the variables with which a child exports as this process does, below the current span."""
+    if not _configured(environ):
+        return {}
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    carrier: dict[str, str] = {}
+    TraceContextTextMapPropagator().inject(carrier)
+    parent = carrier.get(_PARENT) or environ.get(_PARENT.upper())
+    passed = {name: value for name, value in environ.items() if name.upper().startswith("OTEL_")}
+    return passed | ({_PARENT.upper(): parent} if parent else {})
+
+
+def exporting(service: Service, environ: Mapping[str, str] = os.environ) -> Telemetry | None:
+    """Return the export of what `service` does from now on, None where no exporter is configured or usable."""
+    exporters = {}
+    try:
+        for signal, exporter in _configured(environ).items():
+            exporters[signal] = _exporter(signal, exporter, environ)
+        return Telemetry(service, exporters, environ) if exporters else None
+    except ImportError as missing:
+        announce(f"nothing is exported to OpenTelemetry: no module {missing.name}; install `promptmill[otel]`")
+    except ValueError as wrong:
+        announce(f"nothing is exported to OpenTelemetry: {redact(str(wrong))}")
+    return None
+
+
+def _exporter(signal: str, name: str, environ: Mapping[str, str]) -> Any:
+    """Return a new exporter, which reads its own variables. Raises `ImportError` or `ValueError`."""
+    signals = _SIGNALS[signal]
+    if name != "otlp":  # that of the console would write into the protocol
+        raise ValueError(f"OTEL_{signals}_EXPORTER is not otlp or none.")
+    protocol = environ.get(f"{_OTLP}_{signals}_PROTOCOL") or environ.get(f"{_OTLP}_PROTOCOL") or "http/protobuf"
+    kind = {"http/protobuf": "http", "grpc": "grpc"}.get(protocol.strip())
+    if kind is None:
+        raise ValueError(f"{_OTLP}_PROTOCOL is not http/protobuf or grpc.")
+    module = importlib.import_module(f"opentelemetry.exporter.otlp.proto.{kind}.{signal}_exporter")
+    return module.OTLPSpanExporter() if signal == "trace" else module.OTLPMetricExporter()
+
+
+@contextlib.asynccontextmanager
+async def exported(service: Service, environ: Mapping[str, str] = os.environ) -> AsyncIterator[None]:
+    """Export what `service` does in the block, below the span that the environment names; the rest at its end."""
+    telemetry = exporting(service, environ)
+    if telemetry is None:
+        yield
+        return
+    from opentelemetry.context import attach, detach
+
+    token = attach(_context({_PARENT: environ.get(_PARENT.upper(), "")}))
+    try:
+        yield
+    finally:
+        detach(token)
+        await telemetry.aclose(_LAST_S)
+
+
+def _context(carrier: Mapping[str, str]) -> Context:
+    """Return the present context, with the span that `carrier` names as the current one, if it does.
+
+    What else the client sends of the trace is its own text, which is not exported.
+    """
+    from opentelemetry.context import get_current
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    return TraceContextTextMapPropagator().extract({_PARENT: carrier.get(_PARENT, "")}, get_current())
+
+
+class Telemetry:
+    """The export of one service's spans and metrics. It belongs to the running event loop."""
+
+    def __init__(self, service: Service, exporters: Mapping[str, Any], environ: Mapping[str, str]) -> None:
+        """`exporters`: one of spans (`trace`), one of metrics (`metric`), or one of them alone."""
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+        from opentelemetry.trace import NoOpTracerProvider
+
+        self._service, self._loop = service, asyncio.get_running_loop()
+        self._resource, self._scope = _resource(), InstrumentationScope("promptmill", __version__)
+        self.labels = ModelLabels()
+        self.tracer: Tracer = NoOpTracerProvider().get_tracer("promptmill")
+        self._processor = BatchSpanProcessor(exporters["trace"]) if "trace" in exporters else None
+        if self._processor is not None:
+            provider = TracerProvider(resource=self._resource, shutdown_on_exit=False)
+            provider.add_span_processor(self._processor)
+            self.tracer = provider.get_tracer("promptmill", __version__)
+        self.durations: defaultdict[_Key, _Buckets] = defaultdict(lambda: _Buckets(DURATIONS_S))
+        self.tokens: defaultdict[_Key, _Buckets] = defaultdict(lambda: _Buckets(_TOKENS))
+        self._is_delta = environ.get(f"{_OTLP}_METRICS_TEMPORALITY_PREFERENCE", "").strip().lower() in _DELTA
+        self._since_ns = time.time_ns()
+        self._last: dict[str, dict[_Key, float]] = {}
+        self._exporter: MetricExporter | None = exporters.get("metric")
+        self._exporting = threading.Lock()
+        self._reporting = asyncio.ensure_future(self._report(_interval_s(environ)))
+        service.observe = self.observe
+
+    async def _report(self, interval_s: float) -> None:
+        """Export the metrics again and again."""
+        while self._exporter is not None:
+            await asyncio.sleep(interval_s)
+            await self._in_thread(functools.partial(self._send, self._exporter, self._metrics()))
+
+    def _send(self, exporter: MetricExporter, metrics: MetricsData, *, is_last: bool = False) -> None:
+        """Export metrics. Blocks for as long as the exporter tries."""
+        with self._exporting:
+            exporter.export(metrics)
+            if is_last:
+                exporter.shutdown()
+
+    def _metrics(self) -> MetricsData:
+        """Return all metrics as they are now. All points of one series have the same attributes."""
+        from opentelemetry.sdk.metrics import export as sdk
+
+        now_ns, since_ns, is_delta = time.time_ns(), self._since_ns, self._is_delta
+        temporality = sdk.AggregationTemporality.DELTA if is_delta else sdk.AggregationTemporality.CUMULATIVE
+        sums: dict[tuple[str, bool], dict[_Key, float]] = {}
+        for of_job in (False, True):
+            for sample in samples(self._service, self.labels, of_job=of_job):
+                outcome = () if sample.outcome is None else (("outcome", sample.outcome),)
+                key = (*_model(sample.labels).items(), *outcome)
+                series = sums.setdefault((sample.family, of_job), {})
+                series[key] = series.get(key, 0) + sample.value
+        found = []
+        for (family, of_job), series in sums.items():
+            kind, unit, text = CALLS[family]
+            name = _name(family, of_job=of_job)
+            before: Mapping[_Key, float] = {}
+            if is_delta and kind == "counter":
+                before, self._last[name] = self._last.get(name, {}), series
+            values = ((key, value - before.get(key, 0)) for key, value in series.items())
+            points = [sdk.NumberDataPoint(dict(key), since_ns, now_ns, value) for key, value in values]
+            counted = sdk.Sum(points, temporality, is_monotonic=True) if kind == "counter" else sdk.Gauge(points)
+            text = text.replace("Calls", "Runs").replace("calls", "jobs") if of_job else text
+            found.append(sdk.Metric(name, text, unit, counted))
+        for name, unit, text, histograms in (
+            ("gen_ai.client.operation.duration", "s", "GenAI operation duration.", self.durations),
+            ("gen_ai.client.token.usage", "{token}", "Number of input and output tokens used.", self.tokens),
+        ):
+            used = {key: buckets for key, buckets in histograms.items() if buckets.count}
+            if used:
+                counts = [buckets.point(key, since_ns, now_ns) for key, buckets in used.items()]
+                found.append(sdk.Metric(name, text, unit, sdk.Histogram(counts, temporality)))
+            if is_delta:
+                for buckets in used.values():
+                    buckets.clear()
+        if is_delta:
+            self._since_ns = now_ns
+        scopes = [sdk.ScopeMetrics(self._scope, found, "")]
+        return sdk.MetricsData([sdk.ResourceMetrics(self._resource, scopes, "")])
+
+    def _in_thread(self, work: Callable[[], None]) -> asyncio.Future[None]:
+        """Run `work` in a thread of its own: the end of the process would wait for one of the event loop's."""
+        ended: asyncio.Future[None] = self._loop.create_future()
+
+        def end() -> None:
+            if not ended.done():
+                ended.set_result(None)
+
+        def run() -> None:
+            try:
+                work()
+            finally:
+                with contextlib.suppress(RuntimeError):  # the loop is closed
+                    self._loop.call_soon_threadsafe(end)
+
+        threading.Thread(target=run, name="export", daemon=True).start()
+        return ended
+
+    async def aclose(self, limit_s: float) -> None:
+        """Export the rest, for at most so many seconds. A collector that does not answer is not waited for."""
+        self._reporting.cancel()
+        last = []
+        if self._processor is not None:
+            last.append(self._in_thread(self._processor.shutdown))
+        if self._exporter is not None:
+            last.append(self._in_thread(functools.partial(self._send, self._exporter, self._metrics(), is_last=True)))
+        await asyncio.wait({self._reporting, *last}, timeout=limit_s)
+
+    @contextlib.contextmanager
+    def observe(self, counted: Counted, sink: Sink) -> Iterator[Sink]:
+        """Give the block a span, and a sink that passes outcomes on to `sink` and notes them."""
+        call = counted.call
+        with self._span("job" if call.of_job else "call", None) as span:
+            before = call.done, call.failed, call.requests, call.cached, call.cost or 0.0
+            try:
+                yield _Observed(self, counted, sink, span)
+            finally:
+                if span.is_recording():
+                    after = call.done, call.failed, call.requests, call.cached, call.cost or 0.0
+                    names = ("items", "failed", "requests", "cached", "cost")
+                    span.set_attributes(_model(self.labels.of_plan(counted.plan())))
+                    span.set_attributes(
+                        {
+                            f"promptmill.{name}": now - then
+                            for name, now, then in zip(names, after, before, strict=True)
+                            if name != "cost" or call.cost is not None
+                        }
+                    )
+
+    @contextlib.contextmanager
+    def tool_call(self, tool: str | None, carrier: Mapping[str, str]) -> Iterator[Callable[[str], None]]:
+        """Give the block the span of a tool's call, below the client's span that `carrier` names.
+
+        The block gets a function that notes the code of a call that failed.
+        """
+        from opentelemetry.trace import SpanKind
+
+        with self._span(f"tools/call {tool}" if tool else "tools/call", _context(carrier), SpanKind.SERVER) as span:
+            span.set_attributes({"mcp.method.name": "tools/call", _OPERATION: "execute_tool"})
+            if tool:
+                span.set_attribute("gen_ai.tool.name", tool)
+            yield lambda code: _fail(span, code)
+
+    @contextlib.contextmanager
+    def _span(self, name: str, context: Context | None, kind: Any = None) -> Iterator[Span]:
+        """Give the block a span. It has the code of an exception, never the message."""
+        from opentelemetry.trace import SpanKind
+
+        with self.tracer.start_as_current_span(
+            name, context, kind or SpanKind.INTERNAL, record_exception=False, set_status_on_exception=False
+        ) as span:
+            try:
+                yield span
+            except asyncio.CancelledError:
+                _fail(span, "cancelled")
+                raise
+            except Exception as error:
+                code = getattr(getattr(error, "reason", error), "code", None)  # the reason why a model is not loaded
+                _fail(span, str(code if isinstance(code, Code) else Code.INTERNAL))
+                raise
+
+
+class _Buckets:
+    """A histogram: how many values did not exceed each bound. The SDK's own takes 8 µs for a value, this one 0.3."""
+
+    __slots__ = ("_bounds", "_counts", "_least", "_most", "_sum")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = bounds
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all values."""
+        self._counts = [0] * (len(self._bounds) + 1)
+        self._sum, self._least, self._most = 0.0, float("inf"), float("-inf")
+
+    @property
+    def count(self) -> int:
+        """The number of values."""
+        return sum(self._counts)
+
+    def add(self, value: float) -> None:
+        """Count a value."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+        self._least, self._most = min(value, self._least), max(value, self._most)
+
+    def point(self, key: _Key, since_ns: int, now_ns: int) -> HistogramDataPoint:
+        """Return the counts for export."""
+        from opentelemetry.sdk.metrics.export import HistogramDataPoint
+
+        found, counts = dict(key), list(self._counts)
+        return HistogramDataPoint(
+            found, since_ns, now_ns, self.count, self._sum, counts, self._bounds, self._least, self._most
+        )
+
+
+class _Observed(Sink):
+    """Passes outcomes on, and notes those that took time: a copy of another answer is no operation of a model."""
+
+    def __init__(self, telemetry: Telemetry, counted: Counted, sink: Sink, span: Span) -> None:
+        from opentelemetry.trace import set_span_in_context
+
+        self._telemetry, self._counted, self._sink = telemetry, counted, sink
+        self._context = set_span_in_context(span)
+        self._spans = _MOST_SPANS if span.is_recording() else 0
+        self._plan: ResolvedConfig | None = None
+        self._by_code: dict[str, tuple[dict[str, str], _Buckets]] = {}
+        """The attributes of outcomes and their durations, by the code of a failure."""
+
+    async def put(self, key: int, outcome: Outcome) -> None:
+        """Take an outcome."""
+        now_ns = time.time_ns()
+        await self._sink.put(key, outcome)
+        if outcome.latency_s > 0.0:
+            self._note(outcome, now_ns)
+
+    def _note(self, outcome: Outcome, now_ns: int) -> None:
+        usage, telemetry = outcome.usage, self._telemetry
+        if (plan := self._counted.plan()) is not self._plan:  # the model of an open plan is chosen during the call
+            self._plan, self._by_code = plan, {}
+            self._model = {_OPERATION: "chat"} | _model(telemetry.labels.of_plan(plan))
+            kinds = ({**self._model, "gen_ai.token.type": kind} for kind in ("input", "output"))
+            self._input, self._output = (telemetry.tokens[tuple(kind.items())] for kind in kinds)
+        code = "" if isinstance(outcome, Completion) else str(outcome.error.code)
+        if (known := self._by_code.get(code)) is None:
+            attributes = self._model | ({_ERROR: code} if code else {})
+            known = self._by_code[code] = attributes, telemetry.durations[tuple(attributes.items())]
+        attributes, durations = known
+        durations.add(outcome.latency_s)
+        if usage.prompt_tokens:
+            self._input.add(usage.prompt_tokens)
+        if usage.completion_tokens:
+            self._output.add(usage.completion_tokens)
+        if self._spans:
+            self._spans -= 1
+            self._add_span(outcome, attributes, now_ns)
+
+    def _add_span(self, outcome: Outcome, attributes: Mapping[str, str], now_ns: int) -> None:
+        from opentelemetry.trace import SpanKind
+
+        name = f"chat {attributes[_MODEL]}"
+        began_ns = now_ns - int(outcome.latency_s * 1e9)
+        span = self._telemetry.tracer.start_span(name, self._context, SpanKind.CLIENT, attributes, start_time=began_ns)
+        usage = outcome.usage
+        counts = {
+            "gen_ai.usage.input_tokens": usage.prompt_tokens,
+            "gen_ai.usage.output_tokens": usage.completion_tokens,
+            "gen_ai.usage.cache_read.input_tokens": usage.cached_tokens,
+            "gen_ai.usage.reasoning.output_tokens": usage.reasoning_tokens,
+        }
+        span.set_attributes({name: count for name, count in counts.items() if count})
+        span.set_attribute("promptmill.attempts", outcome.attempts)
+        if outcome.cost is not None:
+            span.set_attribute("promptmill.cost", outcome.cost)
+        if isinstance(outcome, Completion):
+            if outcome.finish_reason in _FINISHED:  # the endpoint may send any text
+                span.set_attribute("gen_ai.response.finish_reasons", [outcome.finish_reason])
+        else:
+            _fail(span, attributes[_ERROR])
+        span.end(now_ns)
+
+
+def _model(labels: Labels) -> dict[str, str]:
+    """Return the attributes of a model, with the names that the conventions have for providers."""
+    provider, model = labels
+    return {_PROVIDER: _PROVIDERS.get(provider, provider), _MODEL: model}
+
+
+def _name(family: str, *, of_job: bool) -> str:
+    """Return the name of a family's metric: jobs have runs and rows where tools have calls and items."""
+    name = family.removesuffix("_total")
+    return (
+        f"promptmill.job.{name.replace('calls', 'runs').replace('items', 'rows')}" if of_job else f"promptmill.{name}"
+    )
+
+
+def _interval_s(environ: Mapping[str, str]) -> float:
+    """Return the seconds between two exports of metrics."""
+    try:
+        given = float(environ["OTEL_METRIC_EXPORT_INTERVAL"]) / 1000
+    except (KeyError, ValueError):
+        return _INTERVAL_S
+    return given if 0 < given < float("inf") else _INTERVAL_S
+
+
+def _fail(span: Span, code: str) -> None:
+    from opentelemetry.trace import StatusCode
+
+    span.set_attribute(_ERROR, code)
+    span.set_status(StatusCode.ERROR)
+
+
+def _resource() -> Any:
+    """Return name, version and id of this process; the standard variables may replace them."""
+    import uuid
+
+    from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+
+    ours = {"service.name": "promptmill", "service.version": __version__, "service.instance.id": str(uuid.uuid4())}
+    return Resource.create(ours).merge(OTELResourceDetector().detect())
