@@ -16,7 +16,13 @@ from promptmill.core.request import Conversation, Request, Sampling, conversatio
 from sure import sure
 
 
-@pytest.mark.parametrize("endpoint", [{"provider": "openai"}, {"base_url": "https://api.openai.com/v1"}])
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        {"provider": "openai"},
+        *({"base_url": url} for url in ("https://api.openai.com/v1", "api.openai.com", "https://API.openai.com/v1/")),
+    ],
+)
 def test_a_listed_price_is_found_by_the_provider_and_by_its_address(endpoint):
     pytest.importorskip("genai_prices")
 

@@ -81,3 +81,15 @@ def test_a_provider_that_wants_a_key_is_told_before_it_is_asked():
 )
 def test_where_a_key_is_there_or_not_needed_nothing_is_said(block, environ):
     registry.check_key(_plan(**block), environ)
+
+
+@pytest.mark.parametrize("scheme", ["https://", ""])
+def test_a_provider_is_known_by_its_address_as_people_write_it(scheme):
+    def plan(url):
+        block = {"model_name": "m", "base_url": f"{scheme}{url}"}
+        return Configuration({"backend": "openai", "backend_configs": {"openai": block}}).plan
+
+    assert registry.provider_of(plan("api.deepseek.com")) == "deepseek"
+    assert registry.account_decides_tier(plan("api.openai.com"))
+    assert not registry.account_decides_tier(plan("api.deepseek.com"))
+    assert registry.provider_of(plan("api.example.com:99999")) == "openai", "no URL, which the load reports"

@@ -297,7 +297,7 @@ def price_of(plan: ResolvedConfig) -> Price | None:
 
 def _listed(model: str, plan: ResolvedConfig) -> Price | None:
     try:
-        prices = [_ListedPrice(model, {"provider_api_url": url}) for url in registry.addresses(plan)]
+        prices = [_ListedPrice(model, {"provider_api_url": url.geturl()}) for url in registry.addresses(plan)]
     except (ImportError, LookupError):  # the extra is missing, or the list lacks the host, provider or model
         return None
     return prices[0] if len(prices) == 1 else None

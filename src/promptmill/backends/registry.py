@@ -7,13 +7,13 @@ import importlib
 import os
 from collections.abc import Callable, Mapping
 from typing import cast
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult
 
 from promptmill.backends.protocol import Backend, Step
 from promptmill.config.backends import AUTO, BACKENDS, installed, is_named
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.config.settings import USUAL_KEYS
-from promptmill.core.errors import Named, config_error, redact
+from promptmill.core.errors import Named, PromptmillError, config_error, redact
 from promptmill.core.wording import close_matches
 
 _HUB_KEYS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
@@ -123,26 +123,23 @@ def account_decides_tier(plan: ResolvedConfig) -> bool:
     """Return whether the account at a provider of `plan` decides about the tier of a request that names none."""
     module = importlib.import_module("promptmill.backends.openai.providers")
     provider = getattr(plan.block, "provider", None)
-    profiles = [module.profile_at(urlsplit(url)) for url in addresses(plan)]
+    profiles = map(module.profile_at, addresses(plan))
     return any(profile.account_tier for profile in [*profiles, *([module.profile_of(provider)] if provider else [])])
 
 
-def addresses(plan: ResolvedConfig) -> list[str]:
-    """Return the addresses of the plan's endpoints. Raises `KeyError` for an unknown provider."""
-    urls, provider = list(getattr(plan.block, "base_url", ())), getattr(plan.block, "provider", None)
-    if urls or not provider:
-        return urls
-    url = importlib.import_module("promptmill.backends.openai.providers").profile_of(provider).base_url
-    return [url] if url else []
+def addresses(plan: ResolvedConfig) -> list[SplitResult]:
+    """Return the addresses of the plan's endpoints, none for an engine. Raises `PromptmillError` (`invalid_config`)."""
+    if not plan.record.needs_endpoint:
+        return []
+    module = importlib.import_module("promptmill.backends.openai.endpoint")
+    return cast("list[SplitResult]", module.addresses(plan.block))
 
 
 def provider_of(plan: ResolvedConfig) -> str:
     """Return the name of the provider at the plan's addresses; that of its backend for other hosts, and for engines."""
-    if not plan.record.needs_endpoint:
-        return plan.backend
     module = importlib.import_module("promptmill.backends.openai.providers")
     try:
-        names = {module.profile_at(urlsplit(url)).name for url in addresses(plan)}
-    except (KeyError, ValueError):  # an unknown provider, or no URL
+        profiles = {module.profile_at(url).name for url in addresses(plan)}
+    except PromptmillError:  # an unknown provider, or no URL
         return plan.backend
-    return names.pop() if len(names) == 1 and not names & {module.PLAIN.name} else plan.backend
+    return profiles.pop() if len(profiles) == 1 and module.PLAIN.name not in profiles else plan.backend

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import orjson
 
@@ -32,6 +31,7 @@ from promptmill.core.money import dollars
 from promptmill.core.wording import counted
 from promptmill.jobs.files import spool
 from promptmill.jobs.manage import detached, prune
+from promptmill.jobs.manage.compared_files import MODEL, VARIANT
 from promptmill.jobs.run import admission
 from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.partial_output import LiveOutput
@@ -54,7 +54,6 @@ _TIERS = ("default", "flex", "priority")
 _AGAIN = ("failed", "truncated", "all")
 _OF_THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
 _SAID_EVERY_S = 10.0
-_VARIANT, _MODEL = "variant", "model"  # columns of rows that are sent several times
 _NAMED = re.compile(r"([\w.-]{1,40})=(.*)", re.DOTALL)
 # A new job that ends so is removed, unless it has one of `_KEPT`: a typo leaves nothing.
 _TYPOS = frozenset({Code.INVALID_CONFIG, Code.INVALID_INPUT, Code.MISSING_DEPENDENCY, Code.NOT_FOUND})
@@ -179,7 +178,7 @@ class _Grid:
         template = _template(arguments)
         if texts:
             whens = "".join(
-                f"{{% {'elif' if at else 'if'} {_VARIANT} in "
+                f"{{% {'elif' if at else 'if'} {VARIANT} in "
                 f"{orjson.dumps([way for way, (_, its) in ways.items() if its == name]).decode()} %}}{text}"
                 for at, (name, text) in enumerate(texts.items())
             )
@@ -203,7 +202,7 @@ class _Grid:
 
     def rows(self, arguments: argparse.Namespace) -> Iterator[bytes]:
         """Yield each row of the inputs once for each way. Raises `PromptmillError` (`invalid_input`)."""
-        columns = {_VARIANT, *([_MODEL] if self.models else [])}
+        columns = {VARIANT, *([MODEL] if self.models else [])}
         read = rows.SETTINGS if self.models and not arguments.row_settings else frozenset()
         for name in arguments.input:
             for number, row in enumerate(spool.objects_in(Path(name).expanduser(), arguments.encoding, strict=True), 1):
@@ -211,9 +210,9 @@ class _Grid:
                     named = ", ".join(f"`{one}`" for one in taken)
                     raise input_error(f"{name}: the columns {named} mean the model and settings of a row; rename them.")
                 for way in self.names:
-                    its = {_MODEL: self.models[way]} if self.models else {}
+                    its = {MODEL: self.models[way]} if self.models else {}
                     try:
-                        yield orjson.dumps({**row, **its, _VARIANT: way}, default=str, option=orjson.OPT_APPEND_NEWLINE)
+                        yield orjson.dumps({**row, **its, VARIANT: way}, default=str, option=orjson.OPT_APPEND_NEWLINE)
                     except TypeError as error:
                         raise input_error(f"{name}, row {number} cannot be written as JSON: {error}.") from None
 
@@ -281,7 +280,14 @@ def _run_files(arguments: argparse.Namespace, configuration: Configuration) -> i
         return _validate(configuration.plan, order, as_json=arguments.json)
     if arguments.detach:
         return _detach(configuration, order, as_json=arguments.json)
-    code = run(arguments, configuration, order)
+    return run_and_compare(arguments, configuration, order)
+
+
+def run_and_compare(
+    arguments: argparse.Namespace, configuration: Configuration, order: JobRequest, *, fixed: bool = False
+) -> int:
+    """Do what `run` does, and show a comparison where each row was sent in several ways."""
+    code = run(arguments, configuration, order, fixed=fixed)
     if order.variants and not arguments.json:
         from promptmill.cli.compare import show_variants  # other jobs do not need it
 
@@ -414,7 +420,8 @@ def run(
     configuration, as_json, on_stderr = _decided(configuration), arguments.json, live is not None
     folders = JobFolders.from_environ()
     job = admission.admit(order, configuration.plan, folders, fixed=fixed)
-    if not getattr(arguments, "quiet", False):
+    quiet = getattr(arguments, "quiet", False)
+    if not quiet:
         note_once(configuration.plan)
     try:
         about = status.read(job.folder)
@@ -426,7 +433,6 @@ def run(
             print_status(found, job.folder, order, as_json=as_json, on_stderr=on_stderr)
             return SOME_FAILED if found.get("failed") else OK
         try:
-            quiet = getattr(arguments, "quiet", False)
             found, error, terminated = runtime.run(_job_run(configuration, job, live, as_json=as_json, quiet=quiet))
         except KeyboardInterrupt:
             print_status(
@@ -551,10 +557,7 @@ def _left_out(found: Mapping[str, Any]) -> str:
 
 def _is_paid(plan: ResolvedConfig) -> bool:
     """Return whether an endpoint is not a server of this machine."""
-    return plan.record.needs_endpoint and any(
-        urlsplit(url if "://" in url else f"//{url}").hostname not in _OF_THIS_MACHINE
-        for url in registry.addresses(plan)
-    )
+    return any(url.hostname not in _OF_THIS_MACHINE for url in registry.addresses(plan))
 
 
 def _run_urls(arguments: argparse.Namespace, configuration: Configuration) -> int:

@@ -13,7 +13,7 @@ from typing import TextIO
 import orjson
 
 from promptmill.backends.protocol import Call
-from promptmill.cli.bulk import remembered, run
+from promptmill.cli.bulk import remembered, run_and_compare
 from promptmill.cli.job_display import print_jobs, print_status
 from promptmill.cli.options import Parser, add_shared, configuration_of
 from promptmill.cli.terminal import OK, SOME_FAILED, say
@@ -161,12 +161,7 @@ def _resume(arguments: argparse.Namespace) -> int:
     if arguments.retry_failed:
         order = order.model_copy(update={"again": "failed"})
     arguments = remembered(arguments, order.command)
-    code = run(arguments, configuration_of(arguments), order, fixed=True)
-    if order.variants and not arguments.json:
-        from promptmill.cli.compare import show_variants  # as in `bulk`
-
-        show_variants(order.output)
-    return code
+    return run_and_compare(arguments, configuration_of(arguments), order, fixed=True)
 
 
 def _forget(age: str, *, unfinished: bool, as_json: bool) -> int:

@@ -79,7 +79,7 @@ def endpoints(plan: ResolvedConfig, environ: Mapping[str, str] = os.environ) -> 
     Raises `PromptmillError` (`invalid_config`) for a URL or key that cannot work.
     """
     settings = plan.settings.backend_configs.openai
-    trusted = {_origin(parsed(url)) for url in _urls(plan.operator.backend_configs.openai)}
+    trusted = set(map(_origin, addresses(plan.operator.backend_configs.openai)))
     return [
         _endpoint(url, plan, environ, key, named=_origin(url) in trusted)
         for url in map(parsed, _required_urls(settings))
@@ -108,6 +108,11 @@ def _required_urls(settings: OpenAISettings) -> list[str]:
             "is missing; set it to your endpoint, such as http://localhost:8000/v1, or set `provider`.",
         )
     return urls
+
+
+def addresses(settings: OpenAISettings) -> list[SplitResult]:
+    """Return the addresses of the settings, of which there may be none. Raises as `endpoints` does."""
+    return list(map(parsed, _urls(settings)))
 
 
 def _urls(settings: OpenAISettings) -> list[str]:
@@ -314,7 +319,7 @@ def parsed(url: str) -> SplitResult:
         raise config_error(WHERE, f"ends in {other[1]}, which is not the path of chats; write {there.rstrip()}.")
     if not path.endswith(COMPLETIONS):
         path = (path or "/v1") + COMPLETIONS
-    return parts._replace(path=path, fragment="")
+    return parts._replace(netloc=parts.netloc.lower(), path=path, fragment="")
 
 
 def _is_near(host: str) -> bool:
