@@ -16,7 +16,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from promptmill.answering.cached import AnswerCache, CachedAnswers, SameRequests, path_of
 from promptmill.answering.costs import BudgetedAnswers, price_of, unknown_price
@@ -30,6 +30,7 @@ from promptmill.core.errors import Code, PromptmillError, internal_error
 from promptmill.core.money import Budget
 from promptmill.core.request import Conversation, Message, Request, Sampling
 
+T = TypeVar("T")
 _OURS = frozenset({"reasoning"})  # promptmill applies these itself, for every backend
 _MOST_SAMPLINGS = 128  # each may hold a schema of a megabyte
 _LONG = 1 << 16  # characters; the marks of reasoning in longer texts are searched for in a thread
@@ -184,15 +185,21 @@ class _SeveralAnswers:
         return _joined([task.result() for task in tasks], call)
 
     def _single_sampling(self, sampling: Sampling, place: int) -> Sampling:
-        """Return the parameters for a single answer: the same object for all requests with the same `sampling`."""
-        if sampling.seed is None:
-            place = 0
-        if (id(sampling), place) not in self._single:
-            seed = None if sampling.seed is None else sampling.seed + place
-            if len(self._single) >= _MOST_SAMPLINGS:  # each row has its own parameters
-                self._single.clear()
-            self._single[id(sampling), place] = sampling, sampling.model_copy(update={"n": None, "seed": seed})
-        return self._single[id(sampling), place][1]
+        """Return the parameters for a single answer."""
+        seed = None if sampling.seed is None else sampling.seed + place
+        changes = {"n": None, "seed": seed}
+        return _once(self._single, sampling, lambda: sampling.model_copy(update=changes), 0 if seed is None else place)
+
+
+def _once(
+    made: dict[tuple[int, int], tuple[Sampling, T]], sampling: Sampling, make: Callable[[], T], place: int = 0
+) -> T:
+    """Return the result of `make` in `made`: the same object for all requests with the same `sampling` and `place`."""
+    if (id(sampling), place) not in made:
+        if len(made) >= _MOST_SAMPLINGS:  # each row has its own parameters
+            made.clear()
+        made[id(sampling), place] = sampling, make()
+    return made[id(sampling), place][1]
 
 
 def _joined(found: Sequence[Outcome], call: Call) -> Outcome:
@@ -243,7 +250,7 @@ class _StructuredAnswers:
         self._retries = retries
         self._checks: tuple[SchemaCache, Checker] | None = None
         """Created for the first request with a schema."""
-        self._choices: dict[int, tuple[Sampling, Sampling, Choices]] = {}
+        self._choices: dict[tuple[int, int], tuple[Sampling, tuple[Sampling, Choices]]] = {}
 
     async def aclose(self) -> None:
         """End the processes that check answers."""
@@ -254,21 +261,11 @@ class _StructuredAnswers:
         """Answer a request; one without a schema is passed on."""
         sampling = request.sampling
         if sampling.choices is not None:
-            sampling, choices = self._with_schema(sampling, sampling.choices)
-            return self._checked(request.changed(sampling=sampling), call, choices)
+            changed, choices = _once(self._choices, sampling, lambda: _with_schema(sampling))
+            return self._checked(request.changed(sampling=changed), call, choices)
         if sampling.response_format is None:
             return self._following(request, call)
         return self._checked(request, call)
-
-    def _with_schema(self, sampling: Sampling, choices: Sequence[str]) -> tuple[Sampling, Choices]:
-        """Return the parameters that request one of `choices`: the same object for all requests with `sampling`."""
-        if id(sampling) not in self._choices:
-            made = _choices_of(tuple(choices))
-            changed = sampling.model_copy(update={"choices": None, "response_format": made.response_format})
-            if len(self._choices) >= _MOST_SAMPLINGS:
-                self._choices.clear()
-            self._choices[id(sampling)] = sampling, changed, made
-        return self._choices[id(sampling)][1:]
 
     async def _checked(self, request: Request, call: Call, choices: Choices | None = None) -> Outcome:
         wanted = request.sampling.response_format
@@ -303,6 +300,12 @@ class _StructuredAnswers:
         wrong = f"does not satisfy its schema: {problem}" if choices is None else choices.why_none(outcome.text)
         invalid = _invalid(wrong, complete=complete)
         return Failure(invalid, outcome.attempts, latency_s, usage, outcome.text, cost=cost)
+
+
+def _with_schema(sampling: Sampling) -> tuple[Sampling, Choices]:
+    """Return the parameters that request one of the choices of `sampling` by a schema."""
+    made = _choices_of(tuple(sampling.choices or ()))
+    return sampling.model_copy(update={"choices": None, "response_format": made.response_format}), made
 
 
 @lru_cache(maxsize=_MOST_SAMPLINGS)  # rows with parameters of their own have equal choices
