@@ -66,12 +66,9 @@ def everything() -> Iterator[str]:
     """Serve what the suite looks for under promptmill's HTTP layer; yields the URL."""
     with Upstream() as up, tempfile.TemporaryDirectory() as folder:
         up.reply = choose(_as_long_as_the_prompt_says)
-        command, environ = (
-            [sys.executable, str(CLIENTS / "everything.py"), up.url],
-            dict(os.environ) | {"PROMPTMILL_STATE": folder},
-        )
+        command, environ = [sys.executable, str(CLIENTS / "everything.py"), up.url], {"PROMPTMILL_STATE": folder}
         with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | environ
         ) as process:
             assert process.stdout is not None
             yield process.stdout.readline().strip()

@@ -1,4 +1,7 @@
-"""Write the reference pages in docs/, and the skill in the package, from settings, error codes and provider profiles themselves; a test compares them."""
+"""Write the reference pages in docs/, and the skill in the package, from settings, error codes and provider profiles.
+
+A test compares them.
+"""
 
 from __future__ import annotations
 
