@@ -1,28 +1,52 @@
-"""The cost of metrics per request: a call with them and with a scrape every second, over the same without."""
+"""The cost of metrics per request: a call with them and with a scrape every second, over the same without.
+
+And that of their export to OpenTelemetry, with and without spans; a batch of spans is encoded as for a collector.
+"""
 
 from __future__ import annotations
 
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from benchmarks.client import OUT
 from benchmarks.field import Field
 from benchmarks.measure import Row, interleaved, own_cpu_s, pin
-from promptmill.backends.protocol import Call, Completion, Usage
+from promptmill.backends.protocol import Call, Completion, Outcome, Sink, Usage
 from promptmill.config.loading import Configuration
 from promptmill.core.request import Conversation, Message
 from promptmill.http.metrics import Metrics
 from promptmill.jobs.store.folder import JobFolders
-from promptmill.service.service import Service
+from promptmill.service.service import Counted, Service
+from promptmill.service.telemetry import MOST_SPANS, Telemetry
 
 _ITEMS = 10_000
 _COUNTS = 20_000
 _MOST_PAIRS = 100
 _SCRAPES = 200
+_REPEATS = 20
+_LIMIT_S = 10.0
 _TIMED = Completion("Paris", usage=Usage(12, 3), latency_s=0.05)
 _UNTIMED = Completion("Paris", usage=Usage(12, 3))  # metrics alone count durations
+
+
+class _Encoding(SpanExporter):
+    """Encodes spans and sends nothing."""
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        encode_spans(spans).SerializeToString()
+        return SpanExportResult.SUCCESS
+
+
+class _Ignoring(Sink):
+    async def put(self, key: int, outcome: Outcome) -> None:
+        pass
 
 
 async def cost(around: Field, pairs: int, items: int = _ITEMS) -> list[Row]:
@@ -59,6 +83,7 @@ async def cost(around: Field, pairs: int, items: int = _ITEMS) -> list[Row]:
             for _ in range(_SCRAPES):
                 await metrics.text()
             scrape_s = (own_cpu_s() - began) / _SCRAPES
+            exported = [await _exported_s(service, spans=spans) for spans in (False, True)]
     finally:
         await service.aclose()
         pin(around.outer)
@@ -70,4 +95,26 @@ async def cost(around: Field, pairs: int, items: int = _ITEMS) -> list[Row]:
     )
     raw = found | whole
     what = "CPU with metrics and a scrape every second over without"
-    return [Row("metrics", what, middle, 1.01, spread=(low, high), detail=detail, raw=raw)]
+    rows = [Row("metrics", what, middle, 1.01, spread=(low, high), detail=detail, raw=raw)]
+    for name, limit, item_s in zip(("metrics", "metrics and spans"), (1.15, None), exported, strict=True):
+        what = f"CPU with {name} for OpenTelemetry over without"
+        detail = f"{item_s * 1e6:.1f} of {request_s * 1e6:.0f} µs a request"
+        rows.append(Row("otel", what, 1 + item_s / request_s, limit, detail=detail))
+    return rows
+
+
+async def _exported_s(service: Service, *, spans: bool) -> float:
+    """Return the CPU time of an item for export."""
+    telemetry = Telemetry(service, {"trace": _Encoding()} if spans else {}, {})
+    items = MOST_SPANS if spans else _COUNTS
+    found = []
+    for _ in range(_REPEATS):
+        with telemetry.observe(Counted(Call(), lambda: service.plan), _Ignoring()) as sink:
+            began = own_cpu_s()
+            for number in range(items):
+                await sink.put(number, _TIMED)
+            if telemetry.processor is not None:
+                telemetry.processor.force_flush()
+            found.append((own_cpu_s() - began) / items)
+    await telemetry.aclose(_LIMIT_S)
+    return statistics.median(found)

@@ -185,6 +185,7 @@ def test_no_key_stands_on_a_command_line_or_in_the_environment_of_a_worker(upstr
     config.write_text(json.dumps({"backend": "openai", "backend_configs": {"openai": block}}))
     command = [sys.executable, "-m", "promptmill", "generate", "to a", "to b", "to c", "--config", str(config)]
     environ = {**os.environ, "OPENAI_API_KEY": "key-of-the-environment"}
+    environ["OTEL_EXPORTER_OTLP_HEADERS"] = "authorization=key-of-the-collector"
     process = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         eventually(lambda: upstream.seen)

@@ -92,7 +92,7 @@ _OPERATION = "gen_ai.operation.name"
 _PROVIDER, _MODEL = "gen_ai.provider.name", "gen_ai.request.model"
 _ERROR = "error.type"
 _FINISHED = frozenset({"stop", "length", "tool_calls", "content_filter"})
-_MOST_SPANS = 1000
+MOST_SPANS = 1000
 """Items of one run that have a span: a job may have millions."""
 _OTLP = "OTEL_EXPORTER_OTLP"
 _SIGNALS = {"trace": "TRACES", "metric": "METRICS"}
@@ -258,10 +258,10 @@ class Telemetry:
         self._resource, self._scope = _resource(), InstrumentationScope("promptmill", __version__)
         self.labels = ModelLabels()
         self.tracer: Tracer = NoOpTracerProvider().get_tracer("promptmill")
-        self._processor = BatchSpanProcessor(exporters["trace"]) if "trace" in exporters else None
-        if self._processor is not None:
+        self.processor = BatchSpanProcessor(exporters["trace"]) if "trace" in exporters else None
+        if self.processor is not None:
             provider = TracerProvider(resource=self._resource, shutdown_on_exit=False)
-            provider.add_span_processor(self._processor)
+            provider.add_span_processor(self.processor)
             self.tracer = provider.get_tracer("promptmill", __version__)
         self.durations: defaultdict[_Key, _Buckets] = defaultdict(lambda: _Buckets(DURATIONS_S))
         self.tokens: defaultdict[_Key, _Buckets] = defaultdict(lambda: _Buckets(_TOKENS))
@@ -349,8 +349,8 @@ class Telemetry:
         """Export the rest, for at most so many seconds. A collector that does not answer is not waited for."""
         self._reporting.cancel()
         last = []
-        if self._processor is not None:
-            last.append(self._in_thread(self._processor.shutdown))
+        if self.processor is not None:
+            last.append(self._in_thread(self.processor.shutdown))
         if self._exporter is not None:
             last.append(self._in_thread(functools.partial(self._send, self._exporter, self._metrics(), is_last=True)))
         await asyncio.wait({self._reporting, *last}, timeout=limit_s)
@@ -452,7 +452,7 @@ class _Observed(Sink):
 
         self._telemetry, self._counted, self._sink = telemetry, counted, sink
         self._context = set_span_in_context(span)
-        self._spans = _MOST_SPANS if span.is_recording() else 0
+        self._spans = MOST_SPANS if span.is_recording() else 0
         self._plan: ResolvedConfig | None = None
         self._by_code: dict[str, tuple[dict[str, str], _Buckets]] = {}
         """The attributes of outcomes and their durations, by the code of a failure."""
