@@ -348,6 +348,89 @@ def test_a_budget_holds_whatever_a_row_and_an_endpoint_do(job, upstream, tmp_pat
     assert found["cost"] <= LIMIT
 
 
+def _bills(ledger, *forms):
+    """Write 20 tokens for each request and bill them in `ledger`; the replies to a prompt take the `forms` in turn."""
+    turns = {}
+
+    async def reply(exchange):
+        prompt = exchange.seen.prompt
+        turns[prompt] = turns.get(prompt, -1) + 1
+        status, body = forms[turns[prompt] % len(forms)]
+        factor = 2 if "priority" in str(body) else 1
+        ledger.append(factor * (3 * PRICE["input"] + 20 * PRICE["output"]) / 1_000_000)
+        await exchange.respond(status, {}, body if isinstance(body, bytes) else json.dumps(body).encode())
+
+    return reply
+
+
+def _form(text="", finish="stop", prompt=3, answered=20, **more):
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}
+    usage = {"prompt_tokens": prompt, "completion_tokens": answered}
+    return 200, {"object": "chat.completion", "choices": [choice], "usage": usage} | more
+
+
+_WITH_USAGE = {
+    "error": {"message": "it broke off", "code": 502},
+    "usage": {"prompt_tokens": 3, "completion_tokens": 20},
+}
+_EVENTS = b"".join(
+    b"data: %b\n\n" % json.dumps(event).encode()
+    for event in ({"choices": [{"index": 0, "delta": {"content": "a b"}}]}, {"error": {"message": "it broke off"}})
+)
+
+
+@pytest.mark.parametrize(
+    "forms",
+    [
+        [_form(finish="content_filter", service_tier="priority")],
+        [_form(finish=None, service_tier="priority"), _form("word")],
+        [_form(finish=None, prompt=3), _form("word", usage=None)],
+        [_form(finish="content_filter", answered=None)],
+        [_form(answered="20")],
+        [_form(finish="length", answered=0)],
+        [_form("word", usage={"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 23})],
+        [(200, _WITH_USAGE)],
+        [(200, _form("a part")[1] | {"error": {"message": "it broke off"}, "usage": None})],
+        [(200, b"a page of text")],
+        [(500, _WITH_USAGE)],
+        [(429, _WITH_USAGE)],
+        [(200, _EVENTS)],
+    ],
+    ids=[
+        "filtered",
+        "empty",
+        "usage-at-first",
+        "null",
+        "text",
+        "none-at-length",
+        "reasoning-apart",
+        "error",
+        "part",
+        "page",
+        "status",
+        "refusal",
+        "stream",
+    ],
+)
+def test_a_budget_holds_whatever_is_said_of_the_usage(job, upstream, tmp_path, capsys, forms):
+    ledger = []
+    upstream.reply = _bills(ledger, *forms)
+    body = {"model": "m", "max_tokens": 20, "service_tier": "auto"}
+    rows = [
+        {"custom_id": f"{number}", "method": "POST", "url": "/v1/chat/completions"}
+        | {"body": body | {"messages": [{"role": "user", "content": f"prompt number {number}"}]}}
+        for number in range(100)
+    ]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main([*job, "--set", "backend_configs.openai.max_delay=0.02", "--max-cost", str(LIMIT)]) != 0
+    found = json.loads(capsys.readouterr().out)
+    said = found["cost"] + found.get("cost_set_aside", 0)
+    assert found["state"] == "stopped"
+    assert 0 < sum(ledger) <= said + 1e-9
+    assert said <= LIMIT + 1e-9
+    assert len(ledger) == found["requests"]
+
+
 async def test_an_item_whose_attempts_were_charged_is_sent_again_when_there_is_room(opened, upstream):
     """There is room for two requests at their worst; the first attempt of one is lost, and the other is cheap."""
     worst = (20 * PRICE["output"] + 120 * PRICE["input"]) / 1_000_000

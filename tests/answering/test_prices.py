@@ -83,6 +83,7 @@ def test_each_prompt_of_a_completions_request_is_answered_and_all_of_its_body_is
 
 FLAT = FlatPrice(1.0, 2.0, 0.5)
 WORST = 100.0
+MILLION = Usage(1_000_000, 0)
 
 
 @pytest.mark.parametrize(
@@ -97,6 +98,9 @@ WORST = 100.0
         (Completion("a", attempts=0), "", 0.0),
         (Completion("a", usage=Usage(1_000_000, 0)), "", WORST + 1),
         (Completion("", usage=Usage(1_000_000, 0)), "", 1.0),
+        (Completion("", "length", usage=Usage(1_000_000, 0)), "", WORST + 1),
+        (Completion("", usage=Usage(2_000_000, 0), spent=((MILLION, "flex"), (MILLION, ""))), "priority", 2.5),
+        (Failure(PromptmillError(Code.EMPTY_ANSWER, "x"), usage=MILLION, spent=((MILLION, "priority"),)), "", 2.0),
         (Completion("a", usage=Usage(1_000_000, 1_000_000), unmetered=4), "", 4 * WORST + 3),
         (Failure(PromptmillError(Code.TIMEOUT, "late"), 5, unmetered=5), "", 5 * WORST),
         (Failure(PromptmillError(Code.RATE_LIMITED, "busy"), 5), "", 0.0),

@@ -192,6 +192,7 @@ def test_a_row_that_loses_every_replica_fails_alone() -> None:
     failure = rows.outcomes.pop(150)
     assert isinstance(failure, Failure)
     assert failure.error.code is Code.ENGINE_DIED
+    assert failure.unmetered == failure.attempts > 1, "each replica may have been billed for it"
     assert all(isinstance(outcome, Completion) for outcome in rows.outcomes.values())
     assert len(rows.outcomes) == 299
 

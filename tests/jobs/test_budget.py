@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from promptmill.core.money import dollars
-from replies import answer, choose, hang, late, status
+from replies import answer, choose, from_request, hang, late, status
 from waiting import eventually
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
@@ -101,6 +101,51 @@ def test_requests_that_kills_cut_off_are_reported_set_aside_and_freed(bench: Any
     assert found["cost"] == pytest.approx(36 * 0.02)
     assert found["cost"] == pytest.approx(sum(row["cost"] for row in bench.answers()))
     assert found.get("cost_set_aside", 0) == 0
+
+
+def test_what_a_key_that_was_refused_cost_is_not_set_aside(bench: Any) -> None:
+    """The endpoint refuses the first requests, which costs nothing."""
+    bench.upstream.reply = status(401)
+    bench.prompts(20)
+    assert bench.run(*_options(0.6), concurrency=1).returncode == 1
+    assert bench.status().get("cost_set_aside", 0) <= 0.03 + 1e-9  # of one that was in flight when the job stopped
+    bench.upstream.reply = answer("two words")
+    found = bench.succeed(*_options(0.6))
+    assert 20 * 0.02 <= found["cost"] <= 21 * 0.02 + 1e-9
+
+
+def test_failures_that_are_replaced_stay_charged_over_kills(bench: Any) -> None:
+    """Each round is killed before it shows what it has spent."""
+    filtered = answer("two words", finish_reason="content_filter")
+    bench.upstream.reply = filtered
+    bench.prompts(30)
+    bench.run(*_options(100))
+    for _ in range(2):
+        billed = len(bench.upstream.seen)
+        bench.upstream.reply = from_request(billed + 11, hang(), filtered)
+        process = bench.start(*_options(100), "--again", "failed", concurrency=1)
+        eventually(lambda billed=billed: len(bench.upstream.seen) >= billed + 11)
+        process.kill()
+        process.communicate()
+        eventually(lambda: not bench.upstream.open)
+    bench.upstream.reply = answer("two words")
+    assert bench.run(*_options(100), "--again", "failed").returncode == 1
+    found = bench.status()
+    assert found["requests"] == len(bench.upstream.seen) == 30 + 2 * 11 + 10
+    assert found["cost"] >= 62 * 0.02 - 1e-9
+    assert found["cost"] <= 62 * 0.02 + 2 * 0.01 + 1e-9  # of those that the kills cut off
+    assert found["cost"] == pytest.approx(sum(row["cost"] for row in bench.answers()))
+    assert found["completion_tokens"] == 2 * 60
+
+
+def test_several_answers_to_a_row_that_has_not_all_are_set_aside_for_what_they_cost(bench: Any) -> None:
+    """The budget is full before all three answers to a row are there."""
+    bench.upstream.reply = answer("one")
+    bench.prompts(9)
+    options = (*_options(0.071), "--set", "sampling_params.n=3")
+    assert bench.run(*options, concurrency=1).returncode == 75
+    found = bench.status()
+    assert len(bench.upstream.seen) * 0.01 == pytest.approx(found["cost"] + found.get("cost_set_aside", 0))
 
 
 def test_a_budget_has_no_room_for_what_is_set_aside(bench: Any) -> None:

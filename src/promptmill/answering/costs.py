@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import orjson
 
 from promptmill.backends import registry
-from promptmill.backends.protocol import NO_USAGE, Answer, Call, Completion, Failure, Outcome, Usage
+from promptmill.backends.protocol import NO_USAGE, Answer, Call, Completion, Failure, Outcome, Usage, unmetered
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, Named, PromptmillError, config_error, input_error
 from promptmill.core.money import Budget, dollars
@@ -76,6 +76,7 @@ class BudgetedAnswers:
             call.warn(_UNKNOWN_MODEL)
             return outcome
         cost = charge(outcome, price, self._charged_tier(request), 0.0)
+        call.charged(request, cost)
         if isinstance(outcome, Failure):
             return replace(outcome, cost=cost)
         outcome.cost = cost
@@ -105,10 +106,11 @@ class BudgetedAnswers:
             try:
                 outcome = await self._following(replace(request, account=account), call)
             except BaseException:
-                account.settle(account.reserved if account.is_sent else 0.0)
+                account.settle(account.open * worst)
                 raise
             charged = charge(outcome, price, tier, worst)
             account.settle(charged)
+            call.charged(request, charged)
             cost, usage = cost + charged, usage + outcome.usage
             if not isinstance(outcome, Failure) or outcome.error.code is not Code.BUDGET:
                 return replace(outcome, cost=cost, usage=usage)
@@ -177,13 +179,13 @@ def _advise(call: Call, most: Usage, worst: float, cost: Callable[[Usage], float
 class _BudgetAccount(Account):
     """The reservation of one item: the highest possible cost of one request at a time."""
 
-    __slots__ = ("_budgets", "is_sent", "reserved", "worst")
+    __slots__ = ("_budgets", "open", "reserved", "worst")
 
     def __init__(self, budgets: Sequence[Budget], worst: float) -> None:
         self._budgets, self.worst = budgets, worst
         self.reserved = 0.0
-        self.is_sent = False
-        """Whether a request was sent, which may be billed even if the call is cancelled."""
+        self.open = 0
+        """The requests sent that may be billed even if the call is cancelled."""
 
     def reserve(self) -> bool:
         """Reserve the cost of a request; return False if a budget does not allow it."""
@@ -197,8 +199,12 @@ class _BudgetAccount(Account):
 
     def sent(self) -> float:
         """Note that a request is sent; return its highest possible cost."""
-        self.is_sent = True
+        self.open += 1
         return self.worst
+
+    def not_billed(self) -> None:
+        """Note that the last request was refused, which costs nothing."""
+        self.open -= 1
 
     def reserve_again(self) -> bool:
         """Reserve the cost of another request; return False if a budget does not allow it."""
@@ -389,18 +395,12 @@ def _as_json(extra: Mapping[str, Any]) -> bytes:
 
 
 def charge(outcome: Outcome, price: Price, tier: str, worst: float) -> float:
-    """Return the cost of all requests sent for `outcome`, at the tier that the answer reports, else at `tier`.
+    """Return the cost of all requests sent for `outcome`, at the tier that each reply reports, else at `tier`.
 
     `worst` is the highest possible cost of one request; it is charged for each request without known usage.
     """
-    served = (outcome.tier if isinstance(outcome, Completion) else "") or tier
-    return price.cost(outcome.usage, served) + unmetered(outcome) * worst
-
-
-def unmetered(outcome: Outcome) -> int:
-    """Return the number of requests for `outcome` that may be billed and have no known usage."""
-    unknown = isinstance(outcome, Completion) and outcome.attempts > 0 and not outcome.is_metered
-    return outcome.unmetered or int(unknown)
+    spent = outcome.spent or ((outcome.usage, outcome.tier if isinstance(outcome, Completion) else ""),)
+    return sum(price.cost(usage, served or tier) for usage, served in spent) + unmetered(outcome) * worst
 
 
 def _unbounded() -> PromptmillError:

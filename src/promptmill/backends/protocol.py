@@ -45,6 +45,8 @@ class Usage:
 
 
 NO_USAGE = Usage()
+Spent: TypeAlias = tuple[Usage, str]
+"""The usage of one attempt, and the service tier that the endpoint reports for it."""
 
 
 @dataclass(slots=True)
@@ -77,11 +79,13 @@ class Completion:
     """Deviations from the request that its backend has reported to the call; they apply to each copy of the answer."""
     unmetered: int = 0
     """Requests without reported usage that may be billed all the same."""
+    spent: tuple[Spent, ...] = ()
+    """The usage of each attempt with a reported one, if there were several; `usage` is their sum."""
 
     @property
     def is_metered(self) -> bool:
         """Whether its usage suffices for a cost: it has the tokens of the prompt, and of the answer if there is one."""
-        says = self.text or self.tool_calls or self.reasoning
+        says = self.text or self.tool_calls or self.reasoning or self.finish_reason == "length"
         return self.usage.prompt_tokens > 0 and (self.usage.completion_tokens > 0 or not says)
 
     @property
@@ -127,6 +131,8 @@ class Failure:
     """The requested number of answers."""
     unmetered: int = 0
     """As for a `Completion`."""
+    spent: tuple[Spent, ...] = ()
+    """As for a `Completion`."""
 
     def __post_init__(self) -> None:
         """Release the frames of the call that raised `error`."""
@@ -134,6 +140,12 @@ class Failure:
 
 
 Outcome: TypeAlias = Completion | Failure
+
+
+def unmetered(outcome: Outcome) -> int:
+    """Return the number of requests for `outcome` that may be billed and have no known usage."""
+    unknown = isinstance(outcome, Completion) and outcome.attempts > 0 and not outcome.is_metered
+    return outcome.unmetered or int(unknown)
 
 
 def sum_of(one: float | None, other: float | None) -> float | None:
@@ -144,12 +156,16 @@ def sum_of(one: float | None, other: float | None) -> float | None:
 class Journal(Protocol):
     """Keeps the requests in flight on disk, for the next run if this one is killed."""
 
-    def sent(self, key: int, most: float) -> None:
+    def sent(self, key: int, choice: int, most: float) -> None:
         """Note that a request for item `key` is about to be sent, and its highest possible cost."""
         ...
 
-    def not_billed(self, key: int) -> None:
+    def not_billed(self, key: int, choice: int) -> None:
         """Note that the item's last request was refused, which costs nothing."""
+        ...
+
+    def charged(self, key: int, choice: int, cost: float) -> None:
+        """Note that the item's requests so far have ended, and what they cost together."""
         ...
 
 
@@ -349,12 +365,19 @@ class Call:
         self.requests += requests
         most = 0.0 if request.account is None else request.account.sent()
         if self.journal is not None:
-            self.journal.sent(request.key, most)
+            self.journal.sent(request.key, request.choice, most)
 
     def not_billed(self, request: Request) -> None:
-        """Note that the last request for an item was refused, which costs nothing, and that another will be sent."""
+        """Note that the last request for an item was refused, which costs nothing."""
+        if request.account is not None:
+            request.account.not_billed()
         if self.journal is not None:
-            self.journal.not_billed(request.key)
+            self.journal.not_billed(request.key, request.choice)
+
+    def charged(self, request: Request, cost: float) -> None:
+        """Note that the requests for an item have ended, and what they cost together."""
+        if self.journal is not None:
+            self.journal.charged(request.key, request.choice, cost)
 
     def count(self, outcome: Outcome) -> None:
         """Count one finished item."""

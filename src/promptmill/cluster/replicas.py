@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 
 from promptmill.backends import registry
 from promptmill.backends.engines import hardware
-from promptmill.backends.protocol import Backend, Call, Failure, Outcome, Share, ignored
+from promptmill.backends.protocol import Backend, Call, Failure, Outcome, Share, ignored, unmetered
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.core.request import Request
@@ -206,7 +206,7 @@ class Replicas:
                 outcome = await one.backend.answer(request, call)
                 one.has_answered = True
                 # requests that were lost are no attempts of the item, but may be billed
-                return replace(outcome, unmetered=outcome.unmetered + losses) if losses else outcome
+                return replace(outcome, unmetered=unmetered(outcome) + losses) if losses else outcome
             except PromptmillError as error:
                 if error.code is not Code.ENGINE_DIED:
                     raise
@@ -219,9 +219,11 @@ class Replicas:
                 self._changed()
             attempts = request.attempts + losses
             if losses_alone >= _CERTAIN:
-                return Failure(_gone(f"{losses} replicas were lost while they had it."), attempts)
+                gone = _gone(f"{losses} replicas were lost while they had it.")
+                return Failure(gone, attempts, unmetered=losses)
             if request.account is not None and not request.account.reserve_again():
-                return Failure(PromptmillError(Code.BUDGET, "The budget has no room to send it again."), attempts)
+                full = PromptmillError(Code.BUDGET, "The budget has no room to send it again.")
+                return Failure(full, attempts, unmetered=losses)
 
     async def _place(self, call: Call, *, alone: bool) -> _Replica:
         """Return the replica with the most room; with `alone` one that holds nothing else. Raises when none is left."""

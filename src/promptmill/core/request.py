@@ -409,6 +409,10 @@ class Account(Protocol):
         """Note that a request is sent and may be billed; return its highest possible cost."""
         ...
 
+    def not_billed(self) -> None:
+        """Note that the last request was refused, which costs nothing."""
+        ...
+
     def reserve_again(self) -> bool:
         """Reserve the cost of another attempt, after a failed one that may be billed.
 

@@ -21,7 +21,7 @@ import time
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TypeAlias
 
@@ -40,7 +40,7 @@ from promptmill.backends.openai.request import ImageEncoder
 from promptmill.backends.openai.sender import NOTHING, LocalSender, Prepared, Sender
 from promptmill.backends.openai.transport import LoopThrottle, Pool, room_for_connections
 from promptmill.backends.openai.workers import FanOut
-from promptmill.backends.protocol import NO_USAGE, Call, Completion, Failure, Outcome, Usage
+from promptmill.backends.protocol import NO_USAGE, Call, Completion, Failure, Outcome, Spent, Usage
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code, PromptmillError, config_error, internal_error
@@ -198,21 +198,26 @@ class _Item:
     stale: bool = False
     since: float = 0.0
     """When it was first given a place at an endpoint; 0: not yet."""
-    usage: Usage = NO_USAGE
-    """Of its attempts that brought no answer."""
+    spent: list[Spent] = field(default_factory=list)
+    """The usage of its attempts that brought no answer."""
     unmetered: int = 0
     """Its attempts that may be billed although no usage was reported for them."""
 
     @property
     def is_charged(self) -> bool:
         """Whether an attempt that brought no answer may be billed."""
-        return bool(self.unmetered) or self.usage is not NO_USAGE
+        return bool(self.unmetered or self.spent)
 
-    def charge(self, usage: Usage, unmetered: int) -> None:
-        """Add the usage of an attempt without an answer."""
-        if usage != NO_USAGE:
-            self.usage += usage
-        self.unmetered += unmetered
+    @property
+    def usage(self) -> Usage:
+        """The usage of its attempts that brought no answer, together."""
+        return sum((usage for usage, _ in self.spent), NO_USAGE)
+
+    def charge(self, decision: RetryDecision, *, uncounted: bool = True) -> None:
+        """Add an attempt without an answer; not `uncounted`: it counts as unmetered already."""
+        if decision.usage != NO_USAGE:
+            self.spent.append((decision.usage, decision.tier))
+        self.unmetered += decision.unmetered - (not uncounted)
 
     def is_refused_for_load(self, endpoint_state: EndpointState) -> bool:
         """Return whether load is the cause of a refusal for load: not if other requests hardly ever get one."""
@@ -373,8 +378,8 @@ class Attempts(ConcurrencyShare):
         if self._attribution is not None:
             self._attribution.answered(permit)
         if item.is_charged:
-            answer.usage = usage + item.usage
             answer.unmetered = item.unmetered + (not answer.is_metered)
+            answer.usage, answer.spent = usage + item.usage, (*item.spent, (usage, answer.tier))
         answer.attempts, answer.latency_s = item.attempts, round(now - item.since, 4)
         return answer
 
@@ -427,6 +432,8 @@ class Attempts(ConcurrencyShare):
         """Return the seconds until the item is sent again, or its failure."""
         error, endpoint_state = decision.error, permit.endpoint_state
         settings = self._settings
+        if not decision.may_be_billed:
+            self.call.not_billed(item.request)
         if self._attribution is None:
             self._attribution = _Attribution(answered=self._answered)
         attribution = self._attribution
@@ -451,18 +458,16 @@ class Attempts(ConcurrencyShare):
             return _failure(item, error, decision, concerns_all=concerns_all)
         if attribution.is_ended_by(decision):
             return _failure(item, error, decision, concerns_all=True)
-        item.charge(decision.usage, decision.unmetered)
+        item.charge(decision)
         wait_s = self._wait_s(item, endpoint_state, decision, counts=counts)
         item.refusals += decision.kind is FailureKind.LOAD
         what = f"{decision.status} {error.code}" if decision.status else error.code
         _LOG.debug("%s: %s, again in %.1f s", endpoint_state.endpoint.name, what, wait_s)
         if settings.item_timeout is not None and item.since + settings.item_timeout <= time.monotonic() + wait_s:
             return _failure(item, _too_slow(settings.item_timeout))
-        account, is_charged = item.request.account, decision.unmetered or decision.usage != NO_USAGE
-        if account is not None and is_charged and not account.reserve_again():
+        account = item.request.account
+        if account is not None and decision.may_be_billed and not account.reserve_again():
             return _failure(item, PromptmillError(Code.BUDGET, "The budget has no room for another attempt."))
-        if not is_charged:
-            self.call.not_billed(item.request)
         self._flow.put_back(endpoint_state, decision, wait_s)
         return wait_s
 
@@ -501,10 +506,10 @@ def _failure(
 ) -> Failure:
     """Return the failure of an item; `last` is the decision on its last attempt, if that is not charged yet."""
     if last is not None:
-        item.charge(last.usage, last.unmetered)
+        item.charge(last)
     age_s = round(time.monotonic() - item.since, 4) if item.since else 0.0
     failure = Failure(error, item.attempts, age_s, item.usage, concerns_all=concerns_all)
-    return replace(failure, unmetered=item.unmetered) if item.unmetered else failure
+    return replace(failure, unmetered=item.unmetered, spent=tuple(item.spent)) if item.is_charged else failure
 
 
 def _too_slow(limit_s: float) -> PromptmillError:
@@ -547,7 +552,7 @@ class _Hedge:
                     return won
                 failure = first.result() if first.done() and first.exception() is None else None
                 if isinstance(failure, RetryDecision) and (won := await twin) is not None:
-                    item.charge(failure.usage, failure.unmetered - 1)  # the twin, counted as unmetered, is the answer
+                    item.charge(failure, uncounted=False)  # the twin, counted as unmetered, is the answer
                     permit.endpoint_state.failed(permit, failure, None)
                     return won
             result = await first
@@ -578,7 +583,7 @@ class _Hedge:
             result = await send(permit.endpoint_state)
             if isinstance(result, Completion):
                 return result, permit
-            item.charge(result.usage, result.unmetered - 1)
+            item.charge(result, uncounted=False)
             permit.endpoint_state.failed(permit, result, None)
             return None
         except PromptmillError:  # an error of the item, which the first request raises as well

@@ -206,6 +206,8 @@ def first_event(body: bytes) -> Any:
 def assemble(body: bytes, load: Callable[[bytes], Any] = orjson.loads) -> dict[str, Any]:
     """Return the completion object of a whole stream, or the first event that reports an error; `load` reads JSON.
 
+    After a part of an answer, the event has that part's usage and `choices`.
+
     Raises `CutOffError` for a stream with neither a finish reason nor an end mark, `ValueError` for invalid JSON and
     for too many tool calls.
     """
@@ -224,7 +226,8 @@ def assemble(body: bytes, load: Callable[[bytes], Any] = orjson.loads) -> dict[s
         if not isinstance(event, dict):
             raise ValueError("an event is not a JSON object")
         if event.get("error") or ("choices" not in event and event.get("object") == "error"):
-            return event
+            begun = {name: completion[name] for name in ("usage", "service_tier") if completion.get(name)}
+            return begun | event | ({"choices": [message]} if texts or calls else {})
         completion = {**event, "usage": event.get("usage") or completion.get("usage")}
         for choice in event.get("choices") or ():
             if choice.get("index", 0) != 0:

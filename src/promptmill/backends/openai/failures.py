@@ -56,9 +56,9 @@ class RetryDecision:
     """The consequences of one failed attempt.
 
     `wait_s`: the wait that the endpoint requested, if any. `stale`: the server had closed the kept connection, so the
-    next attempt needs a new one and no wait. `usage`: the cost of an unusable answer. `status`: the HTTP status, or the
-    one that the body names; 0 without one. `unmetered`: the request was sent and may be billed, but no usage was
-    reported.
+    next attempt needs a new one and no wait. `usage`: the cost of an unusable answer, and `tier`: the service tier that
+    served it. `status`: the HTTP status, or the one that the body names; 0 without one. `unmetered`: the request was
+    sent and may be billed, but no usage was reported.
     """
 
     kind: FailureKind
@@ -68,6 +68,12 @@ class RetryDecision:
     usage: Usage = NO_USAGE
     status: int = 0
     unmetered: bool = False
+    tier: str = ""
+
+    @property
+    def may_be_billed(self) -> bool:
+        """Whether the attempt may cost something."""
+        return self.unmetered or self.usage != NO_USAGE
 
 
 def backoff_s(failures: int, base_s: float, cap_s: float, rng: random.Random) -> float:

@@ -158,7 +158,7 @@ class LocalSender:
         _note_limit(response, endpoint_state)
         if found.reasoning and not inline and (problem := found.unanswered):
             kind = FailureKind.TRANSIENT if found.finish_reason is None else FailureKind.ITEM
-            return RetryDecision(kind, problem, usage=found.usage, unmetered=not found.is_metered)
+            return RetryDecision(kind, problem, usage=found.usage, tier=found.tier, unmetered=not found.is_metered)
         found.warnings = warnings
         return found
 
@@ -280,17 +280,12 @@ def read_other_response(
     except orjson.JSONDecodeError:
         payload = None
     if status >= 300 or (isinstance(payload, dict) and payload.get("error") and _is_error(payload)):
-        return classify_refusal(status, headers, payload if payload is not None else _text(body), endpoint)
+        return _refused(status, headers, payload if payload is not None else _text(body), endpoint)
     if not isinstance(payload, dict):
         return _unreadable(endpoint, "a body that is not a JSON object", body.strip())
-    given = payload.get("usage")
-    usage = given if isinstance(given, dict) else {}
-    counts = [
-        next((count for name in names if type(count := usage.get(name)) is int and count >= 0), 0)
-        for names in (("prompt_tokens", "input_tokens", "total_tokens"), ("completion_tokens", "output_tokens"))
-    ]
     details = {"payload": payload}
-    return Completion(_text_of_other(payload), "stop", Usage(*counts), details=details, tier=_tier(payload))
+    usage = _usage(payload.get("usage"), answers="choices" in payload or "output" in payload)
+    return Completion(_text_of_other(payload), "stop", usage, details=details, tier=_tier(payload))
 
 
 def _excess(body: bytes) -> str:
@@ -333,12 +328,29 @@ def _read_other_form(
         text = body.strip()
         if not text or text[:1] in b"<{[":
             return _unreadable(endpoint, "an empty body" if not text else "a body that is not a JSON object", text)
-        return classify_refusal(status, headers, _text(text), endpoint)
+        return replace(classify_refusal(status, headers, _text(text), endpoint), unmetered=True)
     if payload is None and chat_completion.is_stream("", body):
         payload = chat_completion.first_event(body)
     if payload is None:
         payload = _loosely(body)
-    return classify_refusal(status, headers, payload if payload is not None else _text(body), endpoint)
+    return _refused(status, headers, payload if payload is not None else _text(body), endpoint)
+
+
+def _refused(status: int, headers: Mapping[str, str], payload: Any, endpoint: Endpoint) -> RetryDecision:
+    """Return the decision about an error, with the usage of an answer that broke off.
+
+    An error costs nothing, unless it reports a usage or comes with a part of an answer.
+    """
+    decision = classify_refusal(status, headers, payload, endpoint)
+    if not isinstance(payload, dict):
+        return decision
+    usage = _usage(payload.get("usage"))
+    return replace(
+        decision,
+        usage=usage,
+        tier=_tier(payload),
+        unmetered=not usage.prompt_tokens and (decision.unmetered or bool(payload.get("choices"))),
+    )
 
 
 def _ordinary(payload: dict[str, Any]) -> Completion | None:
@@ -416,26 +428,27 @@ def read_payload(
     """
     choices = payload.get("choices")
     if _is_error(payload):
-        return classify_refusal(200, headers, payload, endpoint)
+        return _refused(200, headers, payload, endpoint)
     if not isinstance(choices, list):
         if _ERROR_FIELDS.isdisjoint(payload):
             return _unreadable(endpoint, "no `choices`", b"")
-        return classify_refusal(200, headers, payload, endpoint)
-    usage = _usage(payload.get("usage"))
+        return _refused(200, headers, payload, endpoint)
+    usage, tier = _usage(payload.get("usage")), _tier(payload)
+    spent: dict[str, Any] = {"usage": usage, "tier": tier, "unmetered": not usage.prompt_tokens}  # of a failed reply
     if not choices or not isinstance(choices[0], dict):
-        return _without_choice(payload, endpoint, usage)
+        return _without_choice(payload, endpoint, spent)
     choice = choices[0]
     if isinstance(choice.get("error"), dict):  # OpenRouter, if the provider behind it failed during the answer
-        return replace(classify_refusal(200, headers, {"error": choice["error"]}, endpoint), **_spent(usage))
+        return replace(classify_refusal(200, headers, {"error": choice["error"]}, endpoint), **spent)
     message = choice.get("message") or choice.get("delta")
     if not isinstance(message, dict):
         message = {"content": choice.get("text")}
     finish, ending = chat_completion.read_finish(choice.get("finish_reason"))
     if ending is Ending.FILTERED:
-        return _filtered(endpoint, usage)
+        return _filtered(endpoint, spent)
     if ending is Ending.BROKEN_OFF:
         error = PromptmillError(Code.SERVER_ERROR, f"{endpoint.name} broke off this answer ({finish:.60}).")
-        return RetryDecision(FailureKind.TRANSIENT, error, **_spent(usage))
+        return RetryDecision(FailureKind.TRANSIENT, error, **spent)
     text, reasoning = chat_completion.read_message(message)
     calls = message.get("tool_calls")
     tool_calls = tuple(call for call in calls if isinstance(call, dict)) if isinstance(calls, list) else ()
@@ -446,7 +459,7 @@ def read_payload(
         if refusal := message.get("refusal"):
             text = chat_completion.text_of(refusal)
         elif finish is None:
-            return _empty(endpoint, usage)
+            return _empty(endpoint, spent)
     return Completion(
         text,
         finish,
@@ -455,7 +468,7 @@ def read_payload(
         tool_calls,
         logprobs=logprobs if isinstance(logprobs, dict) else None,
         details=chat_completion.details_of(payload, choice, message) if keep_raw else None,
-        tier=_tier(payload),
+        tier=tier,
     )
 
 
@@ -480,26 +493,39 @@ def _prompt_filtered(payload: Mapping[str, Any]) -> bool:
     return bool(results) and b'"filtered":true' in orjson.dumps(results)
 
 
-def _usage(usage: Any) -> Usage:
+def _usage(usage: Any, *, answers: bool = True) -> Usage:
+    """Return the usage that an endpoint reports; none if a count is missing or no number of tokens.
+
+    Without `answers`, the count of the answer may be missing: embeddings have none.
+    """
     if not isinstance(usage, dict):
         return NO_USAGE
-    prompt = _count(usage.get("prompt_tokens")) or _count(usage.get("input_tokens"))
-    completion = _count(usage.get("completion_tokens")) or _count(usage.get("output_tokens"))
-    if len(usage) == 3 and prompt and completion and "total_tokens" in usage:  # no details then
+    prompt = _count(usage, "prompt_tokens", "input_tokens")
+    completion = _count(usage, "completion_tokens", "output_tokens")
+    total = _count(usage, "total_tokens") or 0
+    if not answers:
+        prompt, completion = total if prompt is None else prompt, completion or 0
+    if prompt is None or completion is None:
+        return NO_USAGE
+    if len(usage) == 3 and prompt + completion == total:  # no details then
         return Usage(prompt, completion)
-    cached = _detail(usage, "prompt_tokens_details", "cached_tokens") or _count(usage.get("prompt_cache_hit_tokens"))
+    cached = _detail(usage, "prompt_tokens_details", "cached_tokens") or _count(usage, "prompt_cache_hit_tokens") or 0
     reasoning = _detail(usage, "completion_tokens_details", "reasoning_tokens")
+    # xAI and Gemini bill the reasoning as output and count it in the total only
+    completion = max(completion, total - prompt, completion + reasoning if reasoning > completion else 0)
     return Usage(prompt, completion, min(cached, prompt), min(reasoning, completion))
 
 
 def _detail(usage: dict[str, Any], group: str, name: str) -> int:
     """Return a count of the usage details."""
     details = usage.get(group)
-    return _count(details.get(name)) if isinstance(details, dict) else 0
+    return (_count(details, name) or 0) if isinstance(details, dict) else 0
 
 
-def _count(value: Any) -> int:
-    return value if type(value) is int and 0 <= value <= _MOST_TOKENS else 0
+def _count(usage: Mapping[str, Any], *names: str) -> int | None:
+    """Return the largest of these counts, which some gateways give twice; None if none is given or one is invalid."""
+    given = [value for name in names if (value := usage.get(name)) is not None]
+    return max(given, default=None) if all(type(one) is int and 0 <= one <= _MOST_TOKENS for one in given) else None
 
 
 def _loosely(body: bytes) -> Any:
@@ -529,25 +555,20 @@ def _page(body: bytes) -> str:
     return f"a web page ({title})" if title else "a web page"
 
 
-def _without_choice(payload: Mapping[str, Any], endpoint: Endpoint, usage: Usage) -> RetryDecision:
+def _without_choice(payload: Mapping[str, Any], endpoint: Endpoint, spent: Mapping[str, Any]) -> RetryDecision:
     if _prompt_filtered(payload):  # before the model read it
-        return replace(_filtered(endpoint, usage), unmetered=False)
-    return _empty(endpoint, usage)
+        return replace(_filtered(endpoint, spent), unmetered=False)
+    return _empty(endpoint, spent)
 
 
-def _filtered(endpoint: Endpoint, usage: Usage) -> RetryDecision:
+def _filtered(endpoint: Endpoint, spent: Mapping[str, Any]) -> RetryDecision:
     error = PromptmillError(Code.CONTENT_FILTER, f"{endpoint.name} filtered this answer.")
-    return RetryDecision(FailureKind.ITEM, error, **_spent(usage))
+    return RetryDecision(FailureKind.ITEM, error, **spent)
 
 
-def _empty(endpoint: Endpoint, usage: Usage) -> RetryDecision:
+def _empty(endpoint: Endpoint, spent: Mapping[str, Any]) -> RetryDecision:
     error = PromptmillError(Code.EMPTY_ANSWER, f"{endpoint.name} gave an empty answer.")
-    return RetryDecision(FailureKind.TRANSIENT, error, **_spent(usage))
-
-
-def _spent(usage: Usage) -> dict[str, Any]:
-    """Return the fields of a decision about a failed reply that may be billed."""
-    return {"usage": usage, "unmetered": not usage.prompt_tokens}
+    return RetryDecision(FailureKind.TRANSIENT, error, **spent)
 
 
 def _load(data: bytes) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from promptmill.backends import rows
-from promptmill.backends.protocol import Call, Completion, Failure, InputFile, Outcome, Sink, Source
+from promptmill.backends.protocol import Call, Completion, Failure, InputFile, Outcome, Sink, Source, sum_of
 from promptmill.backends.rows import RowReader
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, input_error
@@ -362,7 +362,7 @@ class StoreSink(Sink):
 
     def _record(self, key: int, outcome: Outcome) -> None:
         if (lost := self._store.in_flight.lost.get(key)) is not None:
-            outcome = self._with_lost(outcome, *lost[1:])
+            outcome = self._with_lost(outcome, lost.open, lost.most, lost.cost)
         batch = self._waiting.outcomes
         if not batch:
             is_soon = self._store.waits_for_disk or len(self.taken) <= _LARGEST_BATCH
@@ -376,14 +376,19 @@ class StoreSink(Sink):
         if is_full and not self._store.waits_for_disk:
             self._flush()
 
-    def _with_lost(self, outcome: Outcome, billed: int, most: float) -> Outcome:
-        """Return the outcome with what requests cost that a kill cut off: as much as the answer, else the `most`."""
+    def _with_lost(self, outcome: Outcome, count: int, most: float, known: float) -> Outcome:
+        """Return the outcome with the cost of its requests of earlier runs that are in no record.
+
+        It is `known` for requests that had ended. Those `count` that a kill cut off cost as much as the answer, else
+        the `most`.
+        """
         cost = most
         if isinstance(outcome, Completion) and outcome.cost is not None and outcome.attempts:
-            each = outcome.cost / max(1, outcome.unmetered + outcome.is_metered)
-            cost = min(billed * each, most or billed * each)
+            each = outcome.cost / max(1, outcome.unmetered + (len(outcome.spent) or outcome.is_metered))
+            cost = min(count * each, most or count * each)
+        cost += known
         if self._stats.budget is not None:
-            self._stats.budget.free(most, cost)
+            self._stats.budget.free(most + known, cost)
         if not cost:
             return outcome
         self._stats.cost = (self._stats.cost or 0.0) + cost
@@ -441,17 +446,24 @@ class StoreSink(Sink):
     def _write(self, batch: Sequence[tuple[int, Outcome]]) -> None:
         if self._broken:
             return
-        taken = self.taken
-        # all of a batch at once: encoding each when it comes costs half as much again, for its code is cold then
-        made = self._made
-        records = [record_of(row, outcome, taken.get(row, _UNKNOWN).asked, made) for row, outcome in batch]
+        taken, made = self.taken, self._made
         replaced = [row for row, _ in batch if taken.get(row, _UNKNOWN).answered]
         try:
+            outcomes = [(row, self._with_earlier(row, outcome)) for row, outcome in batch]
+            # all of a batch at once: encoding each when it comes costs half as much again, for its code is cold then
+            records = [record_of(row, outcome, taken.get(row, _UNKNOWN).asked, made) for row, outcome in outcomes]
             self._store.write(records, replaced)
         except OSError as error:
             self._break(f"cannot be written: {why(error)}")
         except DamagedError:
             self._break(_DAMAGED)
+
+    def _with_earlier(self, row: int, outcome: Outcome) -> Outcome:
+        """Return the outcome with the usage and cost of the row's failure that it takes the place of."""
+        if not self.taken.get(row, _UNKNOWN).attempts or (record := self._store.record(row)) is None:
+            return outcome
+        before = record.outcome()
+        return replace(outcome, usage=before.usage + outcome.usage, cost=sum_of(before.cost, outcome.cost))
 
     def _break(self, reason: str, hint: str | None = None) -> None:
         error = PromptmillError(Code.STORAGE, f"The job's database {self._store.path} {reason}.", hint)

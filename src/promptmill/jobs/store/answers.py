@@ -42,7 +42,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import orjson
@@ -83,7 +83,7 @@ _PAGE_CHARACTERS = 4 << 20  # of their texts; a page ends with the record that e
 _TEXT = Record._fields.index("text")
 _WAL_CHECKPOINT = 4 << 20
 _LONGEST_WAL = 64 << 20
-_SLOT = struct.Struct("<qqqd")
+_SLOT = struct.Struct("<qiidd")
 _SLOTS = 256
 FARTHEST_ROW_OF_KEY = 1 << 48  # above it stands which of several answers a request is for, see `several_answers`
 _PRIME = (1 << 31) - 1
@@ -146,11 +146,27 @@ class DamagedError(Exception):
     """The database is malformed, or not one of ours."""
 
 
+class _Slot(NamedTuple):
+    """A slot of `InFlight`."""
+
+    row: int = 0
+    requests: int = 0
+    open: int = 0
+    most: float = 0.0
+    cost: float = 0.0
+
+    def changed(self, requests: int, open_: int, most: float, cost: float = 0.0) -> _Slot:
+        """Return the slot with these changes of its counts and amounts."""
+        left = self.open + open_
+        return _Slot(self.row, self.requests + requests, left, self.most + most if left else 0.0, self.cost + cost)
+
+
 class InFlight:
     """The rows with a request sent and no record yet, in a memory-mapped file, which survives a kill.
 
-    Each row has a slot: its number + 1 (0: the slot is free), the number of requests sent, how many of them may be
-    billed, and the most that these cost. The first slot counts requests of earlier runs whose rows have a record now.
+    Each row has a slot: its number + 1 (0: the slot is free), the number of requests sent, how many of them are open
+    (they may be billed, and no reply is known), the most that these cost, and what the others have cost. The first slot
+    counts requests of earlier runs whose rows have a record now.
     """
 
     def __init__(self, path: Path) -> None:
@@ -159,24 +175,26 @@ class InFlight:
             os.close(disk.created(path))
         self._file = path.open("r+b")
         self._slots: dict[int, int] = {}
+        self._open: dict[int, dict[int, tuple[int, float]]] = {}
+        """The open requests of this run by row and choice, and the most that they cost."""
         self._free: list[int] = []
         self._map = self._mapped(max(_SLOTS, self._file.seek(0, os.SEEK_END) // _SLOT.size))
-        self.lost: dict[int, tuple[int, int, float]] = {}
-        """Of the rows that earlier runs had on their way: requests sent, how many may be billed, the most they cost."""
-        self._settled = int(self._get(0)[1])
+        self.lost: dict[int, _Slot] = {}
+        """The rows that earlier runs had on their way."""
+        self._settled = self._get(0).requests
         for at in range(1, len(self._map) // _SLOT.size):
-            row, requests, billed, most = self._get(at)
-            if row > 0:
-                self._slots[row - 1] = at
-                self.lost[row - 1] = (requests, billed, most)
+            slot = self._get(at)
+            if slot.row > 0:
+                self._slots[slot.row - 1] = at
+                self.lost[slot.row - 1] = slot
             else:
                 self._free.append(at)
 
-    def sent(self, key: int, most: float) -> None:
+    def sent(self, key: int, choice: int, most: float) -> None:
         """Note a request for the row of `key`, which can cost `most`."""
         row = key & (FARTHEST_ROW_OF_KEY - 1)
         at = self._slots.get(row)
-        requests, billed, before = 0, 0, 0.0
+        slot = _Slot(row + 1)
         if at is None:
             if not self._free:
                 count = len(self._map) // _SLOT.size
@@ -185,24 +203,38 @@ class InFlight:
                 self._free.extend(range(count, 2 * count))
             at = self._slots[row] = self._free.pop()
         else:
-            _, requests, billed, before = self._get(at)
-        self._put(at, row + 1, requests + 1, billed + 1, before + most)
+            slot = self._get(at)
+        self._put(at, slot.changed(1, 1, most))
+        choices = self._open.setdefault(row, {})
+        count, before = choices.get(choice, (0, 0.0))
+        choices[choice] = count + 1, before + most
 
-    def not_billed(self, key: int) -> None:
+    def not_billed(self, key: int, choice: int) -> None:
         """Note that the last request for the row of `key` was refused, which costs nothing."""
-        if (at := self._slots.get(key & (FARTHEST_ROW_OF_KEY - 1))) is not None:
-            row, requests, billed, most = self._get(at)
-            self._put(at, row, requests, billed - 1, most - most / billed if billed else 0.0)
+        row = key & (FARTHEST_ROW_OF_KEY - 1)
+        count, most = self._open.get(row, {}).get(choice, (0, 0.0))
+        if count:
+            each = most / count
+            self._open[row][choice] = count - 1, most - each
+            self._put(self._slots[row], self._get(self._slots[row]).changed(0, -1, -each))
+
+    def charged(self, key: int, choice: int, cost: float) -> None:
+        """Note that the open requests for the row of `key` have ended, and what they cost together."""
+        row = key & (FARTHEST_ROW_OF_KEY - 1)
+        if (at := self._slots.get(row)) is not None:
+            count, most = self._open.get(row, {}).pop(choice, (0, 0.0))
+            self._put(at, self._get(at).changed(0, -count, -most, cost))
 
     def recorded(self, rows: Iterable[int]) -> None:
         """Forget rows that have a record now."""
         for row in rows:
             if row in self.lost:
-                self._settled += self.lost.pop(row)[0]
-                self._put(0, 0, self._settled, 0, 0.0)
+                self._settled += self.lost.pop(row).requests
+                self._put(0, _Slot(requests=self._settled))
             if (at := self._slots.pop(row, None)) is not None:
-                self._put(at, 0, 0, 0, 0.0)
+                self._put(at, _Slot())
                 self._free.append(at)
+            self._open.pop(row, None)
 
     def settle(self) -> None:
         """Forget all rows. Their requests still count."""
@@ -211,25 +243,24 @@ class InFlight:
     @property
     def requests_lost(self) -> int:
         """The number of requests of earlier runs that are in no record."""
-        return self._settled + sum(requests for requests, _, _ in self.lost.values())
+        return self._settled + sum(slot.requests for slot in self.lost.values())
 
     @property
     def most(self) -> float:
         """The most that the requests of all rows without a record cost."""
-        slots = tuple(self._slots.values())
-        return sum(self._get(at)[3] for at in slots)
+        slots = [self._get(at) for at in tuple(self._slots.values())]
+        return sum(slot.most + slot.cost for slot in slots)
 
     def close(self) -> None:
         """Close the file; a second time does nothing."""
         self._map.close()
         self._file.close()
 
-    def _get(self, at: int) -> tuple[int, int, int, float]:
-        row, requests, billed, most = _SLOT.unpack_from(self._map, at * _SLOT.size)
-        return row, requests, billed, most
+    def _get(self, at: int) -> _Slot:
+        return _Slot(*_SLOT.unpack_from(self._map, at * _SLOT.size))
 
-    def _put(self, at: int, row: int, requests: int, billed: int, most: float) -> None:
-        _SLOT.pack_into(self._map, at * _SLOT.size, row, requests, billed, most)
+    def _put(self, at: int, slot: _Slot) -> None:
+        _SLOT.pack_into(self._map, at * _SLOT.size, *slot)
 
     def _mapped(self, slots: int) -> mmap.mmap:
         self._file.truncate(slots * _SLOT.size)
