@@ -225,10 +225,10 @@ def assemble(body: bytes, load: Callable[[bytes], Any] = orjson.loads) -> dict[s
         event = load(data)
         if not isinstance(event, dict):
             raise ValueError("an event is not a JSON object")
+        known = {name: event.get(name) or completion.get(name) for name in ("usage", "service_tier")}
         if event.get("error") or ("choices" not in event and event.get("object") == "error"):
-            begun = {name: completion[name] for name in ("usage", "service_tier") if completion.get(name)}
-            return begun | event | ({"choices": [message]} if texts or calls else {})
-        completion = {**event, "usage": event.get("usage") or completion.get("usage")}
+            return event | known | ({"choices": [message]} if texts or calls else {})
+        completion = event | known
         for choice in event.get("choices") or ():
             if choice.get("index", 0) != 0:
                 continue
