@@ -9,6 +9,7 @@ import json
 import pydoc
 import re
 import sys
+import threading
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,6 +127,43 @@ def test_it_runs_inside_an_event_loop_and_over_files(options: dict[str, Any], tm
     assert answers == ["echo: x"]
     assert json.loads((tmp_path / "out.jsonl").read_text())["answer"] == "echo: x"
     assert [(row["row"], row["answer"]) for row in rows] == [(0, "echo: a")]
+
+
+def test_answers_of_an_earlier_run_do_not_hold_up_the_programs_loop(options: dict[str, Any], tmp_path: Path) -> None:
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps({"prompt": str(number)}) + "\n" for number in range(600)))
+    promptmill.bulk(source, output, **options)
+    turns = 0
+
+    async def turn() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def program() -> list[int]:
+        turning = asyncio.ensure_future(turn())
+        found = [turns async for _ in promptmill.stream_async(source, output, **options)]
+        turning.cancel()
+        return found
+
+    found = asyncio.run(program())
+    assert (len(found), len(set(found)) > 1) == (600, True)
+
+
+def test_the_rows_of_a_result_are_read_off_the_programs_loop(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, readers, opened = tmp_path / "out.jsonl", set[str](), Path.open
+
+    def watched(path: Path, *args: Any, **options: Any) -> Any:
+        if path.name == output.name:
+            readers.add(threading.current_thread().name)
+        return opened(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", watched)
+    assert asyncio.run(promptmill.bulk_async(["a"], output, **options)).answers == ["echo: a"]
+    assert (len(readers), "MainThread" in readers) == (1, False)
 
 
 def test_a_table_comes_back_with_columns_of_answers(options: dict[str, Any]) -> None:

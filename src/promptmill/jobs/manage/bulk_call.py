@@ -36,6 +36,7 @@ from promptmill.jobs.run import admission
 from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.runner import Runner
 from promptmill.jobs.store import status
+from promptmill.jobs.store.answers import JobStore
 from promptmill.jobs.store.folder import JobFolders
 from promptmill.jobs.store.given_rows import GivenRows
 from promptmill.jobs.store.records import Record, answer_fields
@@ -190,7 +191,7 @@ async def _answered(call: _Call) -> BulkResult:
         async with contextlib.aclosing(call.run()) as run:
             async for _ in run:
                 pass
-    return call.result()
+    return await asyncio.to_thread(call.result)
 
 
 @_takes(_call_of)
@@ -342,7 +343,7 @@ class _Call:
         service = Service(self.configuration, plan=job.plan, create=create)
         try:
             if job.finished:
-                for record in job.folder.store.records():
+                async for record in _records(job.folder.store):
                     if self._is_kept(job, record):
                         yield record
                 self.columns = job.spec.columns or {}
@@ -370,7 +371,7 @@ class _Call:
         running.add_done_callback(lambda _: bound.set())
         try:
             await bound.wait()  # from now on each answer there is belongs to its row
-            for record in store.records(where=f"NOT ({job.spec.to_replace})"):
+            async for record in _records(store, f"NOT ({job.spec.to_replace})"):
                 yield record
             passed.set()
             while rows := await settled.get():
@@ -424,6 +425,15 @@ class _Call:
         """Remove the rows that were written for the job, which is done."""
         if self.written is not None:
             self.written.forget(self.order.output if self.is_loose else None)
+
+
+async def _records(store: JobStore, where: str = "1") -> AsyncGenerator[Record, None]:
+    """Yield the records of earlier runs, which may be millions: they are read in a thread."""
+    first = 0
+    while page := await asyncio.to_thread(store.page, first, where):
+        for record in page:
+            yield record
+        first = page[-1].row + 1
 
 
 def _paths(rows: object) -> list[Path]:
