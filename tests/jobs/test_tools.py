@@ -783,6 +783,15 @@ async def test_errors_name_the_arguments_of_the_tool(bench: Any, tools: Any, giv
     assert "--" not in str(caught.value)
 
 
+@pytest.mark.parametrize("validate", [False, True])
+async def test_an_error_names_no_argument_that_the_tool_lacks(bench: Any, tools: Any, *, validate: bool) -> None:
+    (bench.path / "in.csv").write_bytes(b"question,caf\xe9\na,b\n")
+    async with tools() as call:
+        with pytest.raises(ToolError, match="is not UTF-8 text") as caught:
+            await call("bulk_generate", input_file="in.csv", output_file="out.csv", validate=validate)
+    assert "encoding:" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "name",
     [

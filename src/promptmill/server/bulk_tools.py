@@ -17,7 +17,7 @@ from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import BeforeValidator, Field
 
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.errors import Code, Named, OrderError, PromptmillError, argument_name, input_error
+from promptmill.core.errors import Code, Named, PromptmillError, argument_name, input_error
 from promptmill.core.money import dollars
 from promptmill.http.json_response_workaround import RESPONSE, EitherResponse
 from promptmill.server import arguments
@@ -341,8 +341,10 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
                 plan=plan,
                 approve=_approval(ctx, plan, max_cost),
             )
-        except OrderError as error:
-            raise input_error(error.worded(_argument_of)) from None
+        except PromptmillError as error:
+            if error.code is Code.INVALID_INPUT:  # it names fields of the order
+                raise input_error(error.worded(_argument_of)) from None
+            raise
         except _UnansweredQuestion as question:
             return InputRequiredToolResult(question.result)
         return ToolResult(structured_content=found)
