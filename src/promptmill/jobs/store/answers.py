@@ -78,6 +78,7 @@ _EARLIER = {
 _PAID = "(SELECT attempts, prompt_tokens, completion_tokens, more, row FROM answer WHERE row < ? UNION ALL SELECT "
 _PAID += "attempts, prompt_tokens, completion_tokens, more, row FROM spare)"
 PAGE = 256  # records read at once: a long read would keep the writer waiting
+_WAIT_S = 5.0  # for other programs
 _AT_ONCE = 16  # records, of any size
 _PAGE_CHARACTERS = 4 << 20  # of their texts; a page ends with the record that exceeds it
 _TEXT = Record._fields.index("text")
@@ -273,12 +274,10 @@ class JobStore:
     Whatever reads or writes raises `OSError` when the disk or another program is in the way, and `DamagedError`.
     """
 
-    def __init__(self, path: Path, *, create: bool = False, has_locks: bool = True, wait_s: float = 5.0) -> None:
+    def __init__(self, path: Path, *, create: bool = False, has_locks: bool = True) -> None:
         """Open the database; the one writer, who holds the job's lock, with `create`, which makes it if need be.
 
-        `has_locks`: whether files can be locked there; `wait_s` is how long other programs are waited for.
-
-        Raises `FileNotFoundError`, `DamagedError`, `OSError`.
+        `has_locks`: whether files can be locked there. Raises `FileNotFoundError`, `DamagedError`, `OSError`.
         """
         if create:
             with contextlib.suppress(FileExistsError):
@@ -290,7 +289,7 @@ class JobStore:
         self._lock = threading.Lock()
         self._syncing: sqlite3.Connection | None = None
         self._in_flight: InFlight | None = None
-        self._connection = self._connected(wait_s)
+        self._connection = self._connected(_WAIT_S)
         try:
             with self._errors():
                 self._prepare(create=create)
