@@ -68,6 +68,17 @@ def test_a_row_that_names_another_model_is_not_charged_by_the_default_ones_price
     assert any("price is not known" in warning for warning in found["warnings"])
 
 
+def test_a_row_that_names_alternatives_is_not_charged_by_the_default_models_price(bench: Any) -> None:
+    """OpenRouter and LiteLLM have one of them answer."""
+    for name in ("models", "fallbacks"):
+        body = {"model": "test-model", "max_tokens": 5, "messages": [{"role": "user", "content": "a"}], name: ["dear"]}
+        bench.write([{"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": body}])
+        price = ["--set", "price={input: 0, output: 1000000}", "--max-cost", "100"]
+        assert bench.run(*price, "--again", "all").returncode == 1
+        assert not bench.upstream.seen
+        assert "names the model 'dear', whose price is not known" in str(bench.answers()[0])
+
+
 def _options(limit: float) -> tuple[str, ...]:
     return (*OPTIONS[:-1], "--max-cost", str(limit))
 

@@ -21,7 +21,7 @@ import orjson
 
 from promptmill.backends import registry
 from promptmill.backends.protocol import NO_USAGE, Answer, Call, Completion, Failure, Outcome, Usage, unmetered
-from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.config.resolved_config import ResolvedConfig, named_models
 from promptmill.core.errors import Code, Named, PromptmillError, config_error, input_error
 from promptmill.core.money import Budget, dollars
 from promptmill.core.request import Account, ImagePart, Request, TextPart
@@ -86,7 +86,7 @@ class BudgetedAnswers:
         tier = self._charged_tier(request)
         try:
             if (price := self._prices.of(request)) is None:
-                model = str(request.extra["model"])[:60]
+                model = self._prices.unknown(request)[:60]
                 raise input_error(f"The item names the model {model!r}, whose price is not known to the budget.")
             most = worst_case(request)
             worst = max(price.cost(most, tier), price.cost(most, self._dearest.get(tier, tier)))
@@ -106,7 +106,9 @@ class BudgetedAnswers:
             try:
                 outcome = await self._following(replace(request, account=account), call)
             except BaseException:
-                account.settle(account.open * worst)
+                cut_off = account.open * worst
+                account.settle(cut_off)
+                call.spent += cut_off
                 raise
             charged = charge(outcome, price, tier, worst)
             account.settle(charged)
@@ -314,21 +316,49 @@ class Prices:
 
     def __init__(self, plan: ResolvedConfig, own: Price) -> None:
         self._plan, self._own = plan, own
+        self._ours = {plan.model, plan.name, *named_models(plan.settings.extra_params)}
         self._others: dict[str, Price | None] = {}
 
     def of(self, request: Request) -> Price | None:
-        """Return the price of the model that `request` names, None if unknown.
+        """Return the price of the model that `request` names, None if unknown; of several models, the dearest counts.
 
-        The operator's price applies to one model only.
+        The operator's price applies to the model and the alternatives of the configuration only.
         """
-        model = request.extra.get("model")
-        if not isinstance(model, str) or model in {self._plan.model, self._plan.name}:
+        extra = request.extra
+        if not extra or not (others := self._others_in(extra)):
             return self._own
+        prices = [self._of_other(model) for model in others]
+        if extra.get("model") not in others:
+            prices.append(self._own)
+        known = [price for price in prices if price is not None]
+        if len(known) < len(prices):
+            return None
+        return known[0] if len(known) == 1 else _DearestPrice(known)
+
+    def unknown(self, request: Request) -> str:
+        """Return the first model that `request` names and whose price is unknown."""
+        return next(model for model in self._others_in(request.extra) if self._of_other(model) is None)
+
+    def _others_in(self, extra: Mapping[str, Any]) -> list[str]:
+        return [model for model in named_models(extra) if model not in self._ours]
+
+    def _of_other(self, model: str) -> Price | None:
         if model not in self._others:
             if len(self._others) >= _MOST_MODELS:
                 return None
             self._others[model] = _listed(model, self._plan)
         return self._others[model]
+
+
+@dataclass(frozen=True, slots=True)
+class _DearestPrice:
+    """The highest of several models' prices, one of which serves the request."""
+
+    prices: Sequence[Price]
+
+    def cost(self, usage: Usage, tier: str = "") -> float:
+        """Return the cost of `usage`."""
+        return max(price.cost(usage, tier) for price in self.prices)
 
 
 def tier_of(extra: Mapping[str, Any]) -> str:

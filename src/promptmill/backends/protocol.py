@@ -322,6 +322,8 @@ class Call:
     """Structured answers whose JSON was repaired."""
     asked_again: int = 0
     """Structured answers that were requested again."""
+    spent: float = 0.0
+    """What all requests so far have cost, also those for items that have no outcome."""
 
     budget: Budget | None = None
     """The limit of the call's own cost."""
@@ -376,8 +378,17 @@ class Call:
 
     def charged(self, request: Request, cost: float) -> None:
         """Note that the requests for an item have ended, and what they cost together."""
+        self.spent += cost
         if self.journal is not None:
             self.journal.charged(request.key, request.choice, cost)
+
+    def close(self) -> None:
+        """Note that the call has ended: its cost includes what items without an outcome cost, unless it is a job's.
+
+        A job sets that amount aside.
+        """
+        if self.cost is not None and self.journal is None:
+            self.cost = max(self.cost, self.spent)
 
     def count(self, outcome: Outcome) -> None:
         """Count one finished item."""

@@ -272,7 +272,7 @@ class Service:
         # a plan that leaves its model open is decided during the call
         now = (lambda: self._model(plan.name).plan) if plan.is_open else lambda: plan
         counted = Counted(stats, now)
-        with self.calls.counted(counted), self.observe(counted, sink) as observed:
+        with self.calls.counted(counted), self.observe(counted, sink) as observed, contextlib.closing(stats):
             yield observed
 
     def _refuse_when_closed(self) -> None:
