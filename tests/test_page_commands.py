@@ -84,10 +84,13 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstre
     job = ""
     for name in ("labels.csv", "labels-a.csv", "labels-b.csv"):
         if command.startswith(("compare", "show")):
+            (tmp_path / name.replace("labels", "summaries")).write_text(f"text,answer\ngood,{name}\n")
             (tmp_path / name).write_text("text,label,answer\ngood,positive,positive\nbad,negative,positive\n")
             (tmp_path / "labels.csv").write_text("text,variant,answer\ngood,a,positive\ngood,b,positive\n")
     if "--schema" in command:
         upstream.reply = answer('{"item": "apples"}' if "order.json" in command else '"yes"')
+    if "--criterion" in command:
+        upstream.reply = answer("first")
     if "--choices" in command:
         upstream.reply = answer("positive")
     if command.startswith(("jobs", "join", "report", "show")):

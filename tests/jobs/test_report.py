@@ -119,6 +119,24 @@ def test_images_are_thumbnails(bench: Any) -> None:
     assert rows["state"] == [0, 1, 0]
 
 
+def test_thumbnails_and_rows_share_the_size_of_the_file(bench: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(report, "_LARGEST", 150_000)
+    monkeypatch.setattr(report, "_LEAST", 1_000)
+    monkeypatch.setattr(report, "_PICTURES", 60_000)
+    for at in range(12):
+        Image.frombytes("RGB", (160, 160), os.urandom(160 * 160 * 3)).save(bench.path / f"{at}.png")
+    bench.upstream.reply = choose(lambda seen: answer(base64.b64encode(os.urandom(300)).decode()))
+    bench.write(["path,text", *(f"{at % 12}.png,{os.urandom(150).hex()}" for at in range(150))], "in.csv")
+    bench.output = bench.path / "out.csv"
+    assert bench.run("--prompt", "{{text}}", "--image-column", "path", "--report", "r.html").returncode == 0
+    data, rows = written(bench.path / "r.html")
+    assert 2 <= len(data["thumbnails"]) < 12
+    assert sum(map(len, data["thumbnails"].values())) <= 60_000
+    assert 0 < len(rows["answer"]) <= 150
+    assert "are cut off" in data["rows"]["note"]
+    assert (bench.path / "r.html").stat().st_size <= 150_000
+
+
 def test_a_report_while_the_job_runs_and_one_in_place_of_it(bench: Any) -> None:
     bench.upstream.reply = choose(lambda seen: answer() if seen.number <= 50 else late(None))
     bench.prompts(200)
@@ -190,13 +208,14 @@ def made(path: Path, outcomes: list[Outcome], prompts: list[str]) -> Folder:
 
 @pytest.mark.parametrize("length", [1, 300])
 def test_a_large_report_cuts_texts_first_and_then_leaves_out_rows(tmp_path, monkeypatch, length) -> None:
-    monkeypatch.setattr(report, "_LARGEST", 40_000)
+    monkeypatch.setattr(report, "_LARGEST", 90_000)
+    monkeypatch.setattr(report, "_LEAST", 1_000)
     texts = [base64.b64encode(os.urandom(length)).decode() for _ in range(600 if length > 1 else 20_000)]
     folder = made(tmp_path, [Completion(text) for text in texts], texts)
     target = tmp_path / "r.html"
     found = report.write(folder, target)
     data, rows = written(target)
-    assert len(base64.b64decode(dict(QUOTED.findall(target.read_text()))["packed"])) <= 40_000
+    assert 50_000 < target.stat().st_size <= 90_000
     assert len(rows["answer"]) == found.rows < found.total == len(texts)
     assert f"A random sample of {found.rows:,} of {found.total:,} rows" in data["rows"]["note"]
     assert ("Texts of more than 80 characters" in data["rows"]["note"]) == (length == 300)
@@ -236,6 +255,135 @@ def test_hostile_texts_are_data_alone(tmp_path) -> None:
         policy[1],
     )
     assert not re.search(r"(src|href)=[\"']?(https?:)?//", text)
+
+
+def compared(bench: Any, files: dict[str, list[dict[str, Any]]], *arguments: str) -> str:
+    """Write files of rows, compare them into `r.html`, and return what is printed."""
+    for name, rows in files.items():
+        (bench.path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    python, *command = bench.command(*files, *arguments, "--report", "r.html", command="compare")
+    done = bench.here([python, *command])
+    assert done.returncode == 0, done.stderr
+    return str(done.stdout)
+
+
+def labelled(rows: int = 90) -> dict[str, list[dict[str, Any]]]:
+    """Return two files: the first is wrong in every third row, the second in every tenth and silent in one."""
+    right = ["yes" if at % 2 else "no" for at in range(rows)]
+    ours = [{"text": f"row {at}", "label": its, "answer": its} for at, its in enumerate(right)]
+    theirs = [dict(row) for row in ours]
+    for at in range(rows):
+        if not at % 3:
+            ours[at]["answer"] = "maybe"
+        if not at % 10:
+            theirs[at]["answer"] = "maybe"
+    theirs[7]["answer"] = ""
+    return {"a.jsonl": ours, "b.jsonl": theirs}
+
+
+def test_the_page_of_a_comparison_has_the_figures_of_its_text(bench: Any) -> None:
+    bench.upstream.reply = choose(lambda seen: answer("second" if "<first>\nmaybe" in seen.prompt else "first"))
+    options = ("--gold", "label", "--criterion", "is right")
+    files = labelled()
+    text = compared(bench, files, *options)
+    figures = json.loads(compared(bench, files, *options, "--json"))
+    data, rows = written(bench.path / "r.html")
+    printed = [line.strip() for line in text.splitlines()]
+    agreement, gold, judge = data["sections"]
+    assert "judged by test-model: is right" in printed
+    assert judge["lines"].pop(0) == "is right"
+    for part in (agreement, gold, judge):
+        assert part["lines"]
+        assert not {line.strip() for line in part["lines"]} - set(printed)
+    assert any(line.startswith("B wins ") or ", B wins " in line for line in judge["lines"])
+    (crossed,) = agreement["tables"]
+    cells = {
+        (one, other): crossed["rows"][down][across + 1]
+        for down, one in enumerate(crossed["answers"]["values"])
+        for across, other in enumerate(crossed["answers"]["values"])
+    }
+    changes = {(one["from"], one["to"]): f"{one['rows']:,}" for one in figures["pairs"][0]["changes"]}
+    assert {pair: count for pair, count in cells.items() if count != "·"} == changes
+    assert [row[3] for row in gold["tables"][0]["rows"][:2]] == [
+        f"{file['classes'][0]['precision']:.2f}" for file in figures["gold"]["files"]
+    ]
+    assert [value for _, value, _ in data["tiles"]] == ["66.7 %", "88.9 %", "6\N{EN DASH}27"]
+    assert figures["judge"]["pairs"][0]["wins"] == [6, 27]
+    assert data["rows"]["labels"] == ["A", "B", "label", "judge"]
+    assert rows["answer"][3] == ["maybe", "yes", "yes", "B is better"]
+    assert rows["asked"][3] == [["text", "row 3"]]
+    counts = {
+        key: sum((state & mask) == wanted for state in rows["state"])
+        for key, _, mask, wanted in data["rows"]["filters"]
+    }
+    assert counts["differ"] == figures["differ"]
+    assert [counts["wrongA"], counts["wrongB"]] == [90 - file["right"] for file in figures["gold"]["files"]]
+    assert [counts["betterA"], counts["betterB"]] == [6, 27]
+    assert dict(data["run"])["A"] == f"{bench.path}/a.jsonl\n90 answered"
+
+
+def test_the_page_of_a_comparison_of_one_file_and_one_of_very_many_rows(bench: Any, monkeypatch: Any) -> None:
+    files = labelled()
+    del files["b.jsonl"]
+    compared(bench, files, "--gold", "label")
+    data, _ = written(bench.path / "r.html")
+    assert [part["title"] for part in data["sections"]] == ["Right, by label (90 rows)"]
+    assert [key for key, *_ in data["rows"]["filters"]] == ["wrong"]
+    monkeypatch.setattr(report, "_MOST_ROWS", 50)
+    compared(bench, labelled())
+    data, rows = written(bench.path / "r.html")
+    assert "A random sample of 50 of 90 rows" in data["rows"]["note"]
+    assert len(rows["answer"]) == 50
+    (bench.path / "r.html").write_text("mine")
+    done = bench.here([sys.executable, "-m", "promptmill", "compare", "a.jsonl", "b.jsonl", "--report", "r.html"])
+    assert "exists and is no report" in done.stderr
+    assert (bench.path / "r.html").read_text() == "mine"
+
+
+@pytest.fixture
+def hostile_comparison(bench: Any) -> Path:
+    """Return the page of a comparison whose every text is hostile."""
+    hostile_rows = [HOSTILE[at % len(HOSTILE)] for at in range(42)]
+    files = {
+        name: [
+            {"text": f"{at} {text}", text: text, "label": text, "answer": text if at % step else HOSTILE[0]}
+            for at, text in enumerate(hostile_rows)
+        ]
+        for name, step in (("a.jsonl", 5), ("b.jsonl", 9))
+    }
+    bench.upstream.reply = choose(lambda seen: answer("first"))
+    compared(bench, files, "--gold", "label", "--criterion", HOSTILE[0])
+    return Path(bench.path / "r.html")
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(not browser.BROWSER, reason="needs Chromium")
+async def test_a_browser_shows_a_comparison_side_by_side_and_runs_nothing(hostile_comparison: Path) -> None:
+    async with browser.opened() as page:
+        await page.open(hostile_comparison)
+        assert await page.until("document.getElementById('count').textContent") == "42 rows"
+        for width, scheme in itertools.product((1200, 390), ("light", "dark")):
+            await page.look(width, 844, scheme)
+            await page.until("document.querySelectorAll('.row').length > 5")
+            assert await page.run("document.documentElement.scrollWidth") <= width
+            if folder := os.environ.get("REPORT_PICTURES"):
+                (Path(folder) / f"comparison-{scheme}-{width}.png").write_bytes(await page.picture())
+        await page.run("buttons.differ.click()")
+        differ = await page.run("document.getElementById('count').textContent")
+        assert re.fullmatch(r"\d+ of 42 rows", differ)
+        await page.run("document.querySelector('.row').click()")
+        assert await page.run("document.querySelectorAll('dialog .beside > div').length") == 4
+        assert "contradicts itself" in await page.run("document.querySelector('dialog').textContent")
+        await page.run("document.querySelector('dialog [aria-label=close]').click()")
+        await page.run("search.value = 'ONERROR'; search.dispatchEvent(new Event('input'))")
+        await page.until(f"document.getElementById('count').textContent !== '{differ}'")
+        await page.run("document.querySelector('td button').click()")
+        assert re.fullmatch(r"\d+ of 42 rows", await page.run("document.getElementById('count').textContent"))
+        assert not await page.run("'hacked' in window")
+        assert await page.run("document.querySelectorAll('img, iframe, object').length") == 0
+        assert not page.complaints
+        assert len([url for url in page.requests if url.startswith("file:")]) == 1
+        assert {url.partition(":")[0] for url in page.requests} <= {"file", "data"}
 
 
 @pytest.mark.thorough

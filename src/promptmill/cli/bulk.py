@@ -245,7 +245,7 @@ def _run_files(arguments: argparse.Namespace, configuration: Configuration) -> i
         more=[path.absolute() for path in inputs[1:]],
         output=output,
         urls=getattr(arguments, "urls", {}),
-        command=_remembered(arguments, configuration),
+        command=remembered_command(arguments.given, configuration),
         encoding=arguments.encoding,
         prompt_template=_template(arguments),
         image_column=arguments.image_column,
@@ -316,9 +316,9 @@ def _write_report(arguments: argparse.Namespace, job: Job, *, on_stderr: bool) -
         complain(str(error))
 
 
-def _remembered(arguments: argparse.Namespace, configuration: Configuration) -> list[str]:
-    """Return the command line for a run from any folder, without keys: a job goes on with it by its id."""
-    words, found = iter(arguments.given), []
+def remembered_command(given: Sequence[str], configuration: Configuration) -> list[str]:
+    """Return a command line for a run from any folder, without keys: a job goes on with it by its id."""
+    words, found = iter(given), []
     for word in words:
         option, equals, value = word.partition("=")
         if option not in {"--set", "--config", *_OF_FILES}:
@@ -354,7 +354,7 @@ def _template(arguments: argparse.Namespace) -> str | None:
 
 def _detach(configuration: Configuration, order: JobRequest, *, as_json: bool) -> int:
     """Start a job in a process of its own, or go on with it."""
-    configuration = _decided(configuration)
+    configuration = decided(configuration)
     folders = JobFolders.from_environ()
     job = admission.admit(order, configuration.plan, folders)
     try:
@@ -410,34 +410,40 @@ def run(
     *,
     live: LiveOutput | None = None,
     fixed: bool = False,
+    is_step: bool = False,
 ) -> int:
     """Run a job in the foreground, or go on with it, as the options `json` and `quiet` say.
 
-    `live` gets the answers while it runs, and stderr all else. `fixed`: see `admission.admit`.
+    `live` gets the answers while it runs, and stderr all else. `fixed`: see `admission.admit`. `is_step`: the job is a
+    part of another command, which has stdout; of a job that finishes, only the progress is shown.
 
     Returns 0 when all rows are answered, 1 when not, 75 when it stopped and the same command may help later.
     """
-    configuration, as_json, on_stderr = _decided(configuration), arguments.json, live is not None
+    configuration, as_json, on_stderr = decided(configuration), arguments.json, live is not None or is_step
     folders = JobFolders.from_environ()
     job = admission.admit(order, configuration.plan, folders, fixed=fixed)
     quiet = getattr(arguments, "quiet", False)
     if not quiet:
         note_once(configuration.plan)
+
+    def tell(found: Mapping[str, Any], *, again: bool = True) -> None:
+        if is_step and found["state"] == status.FINISHED and not found.get("failed"):
+            return
+        found = {**found, "alive": False}
+        print_status(found, job.folder, order, as_json=as_json, on_stderr=on_stderr, again=again)
+
     try:
         about = status.read(job.folder)
         _warn_of_images(job)
         if job.finished:
-            found = about | {"alive": False}
-            if not as_json:
+            if not as_json and not is_step:
                 print(f"promptmill: job {job.spec.job_id} is finished already.{_kept(job)}", file=sys.stderr)
-            print_status(found, job.folder, order, as_json=as_json, on_stderr=on_stderr)
-            return SOME_FAILED if found.get("failed") else OK
+            tell(about)
+            return SOME_FAILED if about.get("failed") else OK
         try:
             found, error, terminated = runtime.run(_job_run(configuration, job, live, as_json=as_json, quiet=quiet))
         except KeyboardInterrupt:
-            print_status(
-                status.read(job.folder) | {"alive": False}, job.folder, order, as_json=as_json, on_stderr=on_stderr
-            )
+            tell(status.read(job.folder))
             raise
         if error is not None:
             found = found | {"reason": _reason(error, arguments, configuration)}
@@ -448,8 +454,7 @@ def run(
             folders.unregister(job.folder)
             prune.remove(job.folder)
         if is_kept or as_json:
-            told, again = about | found | {"alive": False}, error is None or error.retryable
-            print_status(told, job.folder, order, as_json=as_json, on_stderr=on_stderr, again=again)
+            tell(about | found, again=error is None or error.retryable)
         else:
             complain(found["reason"])
     finally:
@@ -481,7 +486,7 @@ def _reason(error: PromptmillError, arguments: argparse.Namespace, configuration
     return redact(options.explained(error, arguments, configuration).worded(options.option_of))
 
 
-def _decided(configuration: Configuration) -> Configuration:
+def decided(configuration: Configuration) -> Configuration:
     """Return the configuration with backend and model, which are part of a job."""
     if not configuration.plan.is_open:
         return configuration

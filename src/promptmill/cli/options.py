@@ -211,10 +211,10 @@ class Several(argparse.Action):
         setattr(namespace, self.dest, every[0])
 
 
-def add_shared(parser: Parser, *, answering: bool = True, several: bool = False) -> None:
+def add_shared(parser: Parser, *, answering: bool = True, several: bool = False, named: Sequence[str] = ()) -> None:
     """Add the options of commands that need the configuration.
 
-    `answering`: model and sampling, too; `several`: more than one model.
+    `answering`: model and sampling, too; `several`: more than one model; `named`: further names of `--model`.
     """
     parser.add_argument("--config", type=Path, metavar="PATH", help="configuration file (else PROMPTMILL_CONFIG, …)")
     parser.add_argument("--backend", metavar="NAME", help=f"auto, {', '.join(sorted(BACKENDS))}; overrides the file")
@@ -224,10 +224,12 @@ def add_shared(parser: Parser, *, answering: bool = True, several: bool = False)
     if answering:
         model = parser.add_argument_group("model and sampling", "instead of keys of the file")
         model.add_argument(
+            *named,
             "-m",
             "--model",
             action=Several if several else "store",
             metavar="NAME",
+            dest="model",
             help="a name that `promptmill models` lists, or the backend's own name for a model",
         )
         add_endpoint(model)

@@ -115,9 +115,7 @@ def _report(arguments: argparse.Namespace) -> int:
     else:
         say(str(made))
     if arguments.open:
-        import webbrowser  # imported where it is needed, as above
-
-        webbrowser.open(path.as_uri())
+        made.show()
     return 0
 
 

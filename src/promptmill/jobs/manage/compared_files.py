@@ -284,7 +284,7 @@ class ComparedRows:
     right: Sequence[str]
     """The right answers; empty without a column."""
     matched: str
-    """How rows of several files were found to be the same, such as `by id`."""
+    """The rule by which rows of several files are the same, such as `by id`."""
 
     @classmethod
     def of(cls, files: Sequence[ComparedFile], gold: str | None, key: str | None) -> ComparedRows:

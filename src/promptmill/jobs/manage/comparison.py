@@ -1,7 +1,7 @@
 """The figures of a comparison: agreement, right answers, a judge's verdicts, and how two files differ in these.
 
 `figures` computes all of them once. The text and the page of a comparison show them, in the same words: `made`,
-`agreed`, `right_of`, `differs` and `judged`.
+`agreed`, `right_of`, `differs`, `judged` and `price`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from promptmill.jobs.store import status
 
 _MOST_CHANGES = 200
 _MOST_CLASSES = 50
-_FEW = 20  # so many different answers are labels, whatever the number of rows
+_FEW = 20  # so many different answers are labels also of few rows, unless nearly all differ
 _SHORT_S = 100
 _Z = 1.959963984540054  # of the normal distribution, for 95 %
 INTERVAL = "Newcombe's score interval for paired proportions (1998, method 10)"
@@ -136,7 +136,7 @@ def _agreement(ours: Sequence[str], theirs: Sequence[str]) -> dict[str, Any]:
 def _are_labels(values: Sequence[str], rows: int) -> bool:
     """Return whether answers repeat, so that counting them says something."""
     different = len(set(values))
-    return different <= _FEW or 4 * different <= rows
+    return 4 * different <= rows or (different <= _FEW and 3 * different <= 2 * rows)
 
 
 def kappa(pairs: Mapping[tuple[str, str], int]) -> float | None:
@@ -326,16 +326,16 @@ def agreed(pair: Mapping[str, Any], rows: int) -> Iterator[str]:
         yield f"{one} and {other} have answered no row in common"
         return
     both = f" that both answered (of {rows:,})" if pair["rows"] < rows else ""
-    yield f"{one} and {other} agree in {_percent(pair['agreement'])} of {counted(pair['rows'], 'row')}{both}"
+    yield f"{one} and {other} agree in {percent(pair['agreement'])} of {counted(pair['rows'], 'row')}{both}"
     if pair["kappa"] is not None:
         yield f"Cohen's kappa {pair['kappa']:.2f}: 1 is full agreement, 0 that of chance"
 
 
 def right_of(file: Mapping[str, Any]) -> str:
     """Return how many answers of a file are right."""
-    low, high = (_percent(one) for one in file["interval"])
+    low, high = (percent(one) for one in file["interval"])
     f1 = f", macro F1 {file['macro_f1']:.2f}" if "macro_f1" in file else ""
-    return f"{_percent(file['accuracy'])} ({file['right']:,}; 95 % interval {low} to {high}){f1}"
+    return f"{percent(file['accuracy'])} ({file['right']:,}; 95 % interval {low} to {high}){f1}"
 
 
 def differs(found: Mapping[str, Any]) -> Iterator[str]:
@@ -370,15 +370,20 @@ def judged(pair: Mapping[str, Any]) -> Iterator[str]:
     yield from _methods()
 
 
-def asked(judge: Mapping[str, Any]) -> str:
-    """Return what a judgement took."""
-    price = f", {dollars(judge['cost'])}" if judge.get("cost") is not None else ""
+def price(judge: Mapping[str, Any]) -> str:
+    """Return the requests, the time and the cost of a judgement."""
+    cost = f", {dollars(judge['cost'])}" if judge.get("cost") is not None else ""
     requests = counted(judge.get("requests", 0), "request")
-    return f"the judge: {requests} in {_seconds(judge.get('seconds', 0))}{price}"
+    return f"the judge: {requests} in {_seconds(judge.get('seconds', 0))}{cost}"
 
 
-def verdict(said: str) -> str:
-    """Return a verdict on a row in words."""
+def said(row: Mapping[str, Any]) -> str:
+    """Return the verdicts on a row in words."""
+    verdicts = row["verdicts"].items()
+    return "; ".join(_verdict(its) if len(verdicts) == 1 else f"{other}: {_verdict(its)}" for other, its in verdicts)
+
+
+def _verdict(said: str) -> str:
     words = {TIE: "a tie", CONTRADICTION: "contradicts itself", HALF: "a winner in one order alone", "": "not judged"}
     return words.get(said, f"{said} is better")
 
@@ -390,8 +395,8 @@ def _less(found: Mapping[str, Any], unit: str) -> str:
 
 def _probability(found: Mapping[str, Any]) -> str:
     low, high = found["interval"]
-    p = f"{found['p']:.2g}" if found["p"] >= 0.0001 else "less than 0.0001"
-    return f"p = {p}{'' if low > 0 or high < 0 else '; no difference is shown'}"
+    p = f"p = {found['p']:.2g}" if found["p"] >= 0.0001 else "p < 0.0001"
+    return f"{p}{'' if low > 0 or high < 0 else '; no difference is shown'}"
 
 
 def _methods() -> Iterator[str]:
@@ -400,7 +405,7 @@ def _methods() -> Iterator[str]:
 
 
 def _share(part: int, rows: int) -> str:
-    return f"{part:,} ({_percent(part / rows)})"
+    return f"{part:,} ({percent(part / rows)})"
 
 
 def _per_point(found: Mapping[str, Any]) -> str:
@@ -417,7 +422,8 @@ def _more(amount: str, difference: float) -> str:
     return f"{amount} {'more' if difference > 0 else 'less'}" if difference else "the same"
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """Return a share as a percentage."""
     return f"{100 * share:.1f} %"
 
 

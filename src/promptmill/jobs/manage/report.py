@@ -1,4 +1,4 @@
-"""The report of a job: one HTML file, made from the job's folder and input, also while the job runs.
+"""The report of a job or a comparison: one HTML file; that of a job also while it runs.
 
     job.db: status, course, counts, records ─┐
     input: what each row asks (`JobRows`) ───┴─→ data ─→ `report.html` ─→ the file
@@ -7,8 +7,10 @@ The file makes no request, and nothing in it can run but its own script:
 
 * `report.html` is the whole page. Its policy permits its one script and its one style, by their digests.
 * The data is JSON in two elements that no browser executes. The script makes text nodes of it, never HTML.
-* The rows are columns of texts, deflated, which the browser inflates by itself. `_LARGEST` bounds their size:
+* The rows are columns of texts, deflated, which the browser inflates by itself. `_LARGEST` bounds the file:
   long texts are cut off first, then some rows are left out. The page states both.
+
+The page of a comparison is the same page, with its figures in tables, and the answers of each row side by side.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import html
 import io
 import math
 import os
+import random
 import re
 import secrets
 import time
@@ -27,7 +30,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import orjson
 
@@ -38,6 +41,8 @@ from promptmill.core.money import dollars
 from promptmill.core.wording import counted
 from promptmill.images.load import ImageRules, from_folder, is_web, load_image
 from promptmill.jobs.files import disk
+from promptmill.jobs.manage import comparison
+from promptmill.jobs.manage.compared_files import ComparedRows
 from promptmill.jobs.manage.job_rows import JobRow, JobRows
 from promptmill.jobs.store import status
 from promptmill.jobs.store.answers import ANSWERED, DamagedError, failed
@@ -45,12 +50,22 @@ from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.spec import JobSpec
 
 _MOST_ROWS = 100_000
-_LARGEST = 3_600_000  # bytes of deflated rows: 4.8 MB as base64
+_LARGEST = 5_000_000  # bytes of the file
+_SPARE = 1_000  # for the words on rows that have no room
+_LEAST = 100_000  # bytes of deflated rows, whatever else there is
 _TEXTS = 64_000_000  # characters of all rows, in memory
 _LENGTHS = (20_000, 8_000, 4_000, 2_000, 1_000, 600, 400, 300, 200, 140, 100, 80)  # of a text, at most
 _TRIED = 2_000  # rows, which show how well texts are deflated
 _SEED = 1
-_MOST_IMAGES, _IMAGE_SIDE = 200, 160  # about 1 MB
+_FAILED, _CUT = 1, 2
+_DIFFER, _WRONG = 1, 2
+_BETTER = {comparison.CONTRADICTION: "Contradicts itself"}
+_MOST_VALUES, _LONGEST_VALUE = 12, 24  # of a table
+_Filter: TypeAlias = tuple[str, str, int, int]
+"""The key and the label of a button, a mask, and what of it the state of a row has that the button shows."""
+_MOST_IMAGES, _IMAGE_SIDE = 200, 160
+_PICTURES = 1_000_000  # characters of all thumbnails
+_LONGEST_FACT = 20_000
 _BINS = 24
 _OF_ROWS = frozenset({"done", "answered", "failed", "errors", "skipped", "truncated", "empty"})
 _SHOWN_SHARE = 0.99  # a histogram ends there, for one answer may take a hundred times as long
@@ -74,6 +89,12 @@ class Report:
     def __str__(self) -> str:
         some = f"{self.rows:,} of " if self.rows < self.total else ""
         return f"report of {some}{counted(self.total, 'row')}: {self.path}"
+
+    def show(self) -> None:
+        """Open it in the browser."""
+        import webbrowser  # imported where it is needed
+
+        webbrowser.open(self.path.absolute().as_uri())
 
 
 def default_path(folder: Folder) -> Path:
@@ -100,19 +121,61 @@ def check(target: Path) -> None:
 def write(folder: Folder, target: Path) -> Report:
     """Write the report of a job to `target`, all at once. Raises `PromptmillError`."""
     check(target)
-    beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
         text, rows, total = _page(folder)
-        try:
-            with os.fdopen(disk.created(beside, 0o666), "wb") as file:
-                file.write(text)
-            disk.replace(beside, target)
-        finally:
-            beside.unlink(missing_ok=True)
+        _put(target, text)
     except (OSError, DamagedError) as error:
         why = disk.why(error) if isinstance(error, OSError) else "its database is damaged"
         raise PromptmillError(Code.STORAGE, f"There is no report of job {folder.job_id}: {why}.", "") from None
     return Report(target, rows, total)
+
+
+def write_comparison(
+    target: Path, found: Mapping[str, Any], rows: ComparedRows, judgement: comparison.Judgement | None
+) -> Report:
+    """Write the page of a comparison, whose figures are `found`. Raises `PromptmillError`."""
+    check(target)
+    total = found["rows"]
+    chosen: Sequence[int] = range(total)
+    if total > _MOST_ROWS:
+        chosen = random.Random(_SEED).sample(chosen, _MOST_ROWS)  # noqa: S311 (it chooses rows)
+    shown = _compared_rows(found, comparison.side_by_side(rows, judgement, chosen), len(chosen))
+    files = found["files"]
+    title = ", ".join(file["title"] for file in files)
+    differ = f"{found['differ']:,} {'differ' if len(files) > 1 else 'wrong'}"
+    data = {
+        "state": "comparison",
+        "mood": "blue",
+        "summary": f"{counted(total, 'row')}, matched {found['matched']}; {differ}",
+        "notes": [],
+        "tiles": list(_compared_tiles(found)),
+        "answers": "",
+        "values": [],
+        "fields": [],
+        "failures": [],
+        "sections": list(_sections(found, shown.labels or ())),
+        "thumbnails": {},
+        "course": {},
+        "spreads": [],
+        "run": [(file["name"], f"{file['file']}\n{comparison.made(file, total)}") for file in files],
+        "made": _made(),
+    }
+    try:
+        _put(target, _filled(title, data, shown, total))
+    except OSError as error:
+        raise PromptmillError(Code.STORAGE, f"The report {target} cannot be written: {disk.why(error)}.", "") from None
+    return Report(target, len(shown.number), total)
+
+
+def _put(target: Path, text: bytes) -> None:
+    """Write a file, all at once. Raises `OSError`."""
+    beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    try:
+        with os.fdopen(disk.created(beside, 0o666), "wb") as file:
+            file.write(text)
+        disk.replace(beside, target)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _spec(folder: Folder) -> JobSpec:
@@ -137,7 +200,6 @@ def _page(folder: Folder) -> tuple[bytes, int, int]:
         total = store.count(where)
         rows = _Rows.of(pictures.of(reader.read(store.records_of(_MOST_ROWS, _SEED, where))), min(total, _MOST_ROWS))
     found |= {name: count for name, count in counts.items() if name in _OF_ROWS}
-    packed, cut_at = rows.packed()
     data = {
         **_heading(found),
         "notes": [*([reader.note] if reader.note else []), *found.get("warnings", ())],
@@ -148,19 +210,35 @@ def _page(folder: Folder) -> tuple[bytes, int, int]:
         "failures": [
             (code, count, *_example(code, examples.get(code, ""))) for code, count in found.get("errors", {}).items()
         ],
-        "rows": rows.about(total, cut_at, " so far" if found["state"] in status.ALIVE else ""),
+        "sections": [],
         "thumbnails": pictures.found,
         "course": folder.course,
         "spreads": _spreads(spread),
         "run": _run(folder, spec, found),
-        "made": f"Made by promptmill {__version__} on {_when(time.time())}. This file makes no request to any host.",
+        "made": _made(),
     }
-    title = f"{spec.input.name} → {spec.output.name}"
-    return _filled(title, data, packed), len(rows.number), total
+    rows.filters = _filters(failed=bool(data["failures"]), cut=bool(rows.cut))
+    title, so_far = f"{spec.input.name} → {spec.output.name}", " so far" if found["state"] in status.ALIVE else ""
+    return _filled(title, data, rows, total, so_far), len(rows.number), total
 
 
-def _filled(title: str, data: Mapping[str, Any], packed: bytes) -> bytes:
-    """Return the page with its data."""
+def _filters(*, failed: bool, cut: bool) -> list[_Filter]:
+    """Return the filters for the rows of a job."""
+    found = [("answered", "Answered", _FAILED, 0)] if failed or cut else []
+    found += [("failed", "Failed", _FAILED, _FAILED)] if failed else []
+    return found + ([("cut", "Cut off", _CUT, _CUT)] if cut else [])
+
+
+def _filled(title: str, data: Mapping[str, Any], rows: _Rows, total: int, so_far: str = "") -> bytes:
+    """Return the page with its data, and as many of its rows, `total`, as there is room for."""
+    about = rows.about(total, _LENGTHS[0], so_far)
+    room = _LARGEST - len(_page_of(title, {**data, "rows": about}, b"")) - _SPARE
+    packed, cut_at = rows.packed(max(_LEAST, room * 3 // 4))
+    return _page_of(title, {**data, "rows": rows.about(total, cut_at, so_far)}, packed)
+
+
+def _page_of(title: str, data: Mapping[str, Any], packed: bytes) -> bytes:
+    """Return the page with these data and rows."""
     template = _TEMPLATE.read_text(encoding="utf-8")
     style = template.partition("<style>")[2].partition("</style>")[0]
     script = template.rpartition("<script>")[2].partition("</script>")[0]
@@ -185,7 +263,7 @@ class _Rows:
 
     number: list[int]
     state: list[int]
-    """0: answered, 1: failed, 2: cut off by `max_tokens`."""
+    """Of a job: bits `_FAILED` and `_CUT`. Of a comparison: those of its filters."""
     asked: list[str | list[tuple[str, str]]]
     """The prompt, or texts with labels."""
     answer: list[str | list[str]]
@@ -197,6 +275,11 @@ class _Rows:
     cut: int = 0
     left_out: int = 0
     """Rows that the size of the file has no room for."""
+    filters: Sequence[_Filter] = ()
+    labels: Sequence[str] | None = None
+    """The names of the answers of a comparison, of the right one, and of the verdict."""
+    wrong: Sequence[int] = ()
+    """The bit of each answer that shows it as wrong, or 0."""
 
     @classmethod
     def of(cls, found: Iterator[JobRow], count: int) -> _Rows:
@@ -210,7 +293,7 @@ class _Rows:
             labelled = [(label, _cut(text, most)) for label, text in row.asked]
             is_prompt = [label for label, _ in labelled] == ["prompt"]
             rows.number.append(row.number)
-            rows.state.append(1 if row.error else 2 if is_cut else 0)
+            rows.state.append(_FAILED if row.error else _CUT if is_cut else 0)
             rows.cut += is_cut
             rows.asked.append(labelled[0][1] if is_prompt else labelled)
             rows.answer.append(answers[0] if len(answers) == 1 else answers)
@@ -219,22 +302,22 @@ class _Rows:
         rows._leave_out_template()
         return rows
 
-    def packed(self) -> tuple[bytes, int]:
-        """Return the rows, deflated, and the length after which texts are cut off, 0 if none is.
+    def packed(self, most: int) -> tuple[bytes, int]:
+        """Return the rows, deflated to `most` bytes, and the length after which texts are cut off, 0 if none is.
 
         Where they have no room, some are left out at random, and no longer part of this object.
         """
         longest = max((len(text) for text in self._texts()), default=0)
         lengths = [longest, *(length for length in _LENGTHS if length < longest)]
         tried = self._some(range(0, len(self.number), 1 + len(self.number) // _TRIED))
-        room = _LARGEST * len(tried.number) // max(1, len(self.number))
+        room = most * len(tried.number) // max(1, len(self.number))
         while lengths[1:] and len(tried._deflated(lengths[0])) > room:
             lengths.pop(0)
-        while len(packed := self._deflated(lengths[0])) > _LARGEST:
+        while len(packed := self._deflated(lengths[0])) > most:
             if lengths[1:]:
                 lengths.pop(0)
             else:
-                self._drop(len(self.number) * _LARGEST // len(packed) * 97 // 100)
+                self._drop(len(self.number) * most // len(packed) * 97 // 100)
         return packed, lengths[0] if lengths[0] < longest else 0
 
     def about(self, total: int, cut_at: int, so_far: str) -> dict[str, Any]:
@@ -246,7 +329,8 @@ class _Rows:
             note = f"A random sample of {shown:,} of {counted(total, 'row')}{why}; counts and charts are of all rows."
         if cut_at:
             note += f" Texts of more than {cut_at:,} characters are cut off."
-        return {"note": note, "cut": self.cut, "before": self.before, "after": self.after}
+        found = {"note": note, "before": self.before, "after": self.after}
+        return found | {"filters": self.filters, "labels": self.labels, "wrong": self.wrong}
 
     def _leave_out_template(self) -> None:
         """Leave out how all prompts begin and end."""
@@ -284,7 +368,7 @@ class _Rows:
         self.left_out += len(self.number) - kept
         self.number, self.state, self.asked = some.number, some.state, some.asked
         self.answer, self.seconds, self.tokens = some.answer, some.seconds, some.tokens
-        self.cut = self.state.count(2)
+        self.cut = sum(1 for state in self.state if state & _CUT)
 
     def _deflated(self, length: int) -> bytes:
         """Return the columns, texts cut off after `length` characters."""
@@ -313,14 +397,22 @@ class _Thumbnails:
         """JPEG in base64, by the number of the row."""
         self._folder = folder
         self._rules = ImageRules()
+        self._room = _PICTURES
+
+    @property
+    def _has_room(self) -> bool:
+        return len(self.found) < _MOST_IMAGES and self._room > 0
 
     def of(self, rows: Iterable[JobRow]) -> Iterator[JobRow]:
         """Yield the rows, whose images are looked at."""
         for row in rows:
-            if row.images and not row.error and len(self.found) < _MOST_IMAGES and not is_web(row.images[0]):
+            if row.images and not row.error and self._has_room and not is_web(row.images[0]):
                 with contextlib.suppress(PromptmillError, OSError):  # it is not there any more
                     image = load_image(from_folder(row.images[0], self._folder), self._rules)
-                    self.found[str(row.number)] = base64.b64encode(_small(image.data)).decode()
+                    picture = base64.b64encode(_small(image.data)).decode()
+                    self._room -= len(picture)
+                    if self._room >= 0:
+                        self.found[str(row.number)] = picture
             yield row
 
 
@@ -478,7 +570,11 @@ def _run(folder: Folder, spec: JobSpec, found: Mapping[str, Any]) -> list[tuple[
         "Version": f"promptmill {', '.join(versions)}" if versions else "",
         "Job": spec.job_id,
     }
-    return [(label, text) for label, text in facts.items() if text]
+    return [(label, _cut(text, _LONGEST_FACT)) for label, text in facts.items() if text]
+
+
+def _made() -> str:
+    return f"Made by promptmill {__version__} on {_when(time.time())}. This file makes no request to any host."
 
 
 def _when(seconds: float) -> str:
@@ -492,3 +588,103 @@ def _took(seconds: float) -> str:
 def _digits(value: float) -> str:
     """Return a figure with two significant digits, or all in front of the point."""
     return f"{value:,.0f}" if value >= _SHORT_S else f"{float(f'{value:.2g}'):g}"
+
+
+# ---- the page of a comparison
+
+
+def _compared_tiles(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield the main figure of each file."""
+    right = {file["name"]: file for file in found.get("gold", {}).get("files", ())}
+    for file in found["files"]:
+        label, made = f"{file['name']} {file['title']}", comparison.made(file, found["rows"])
+        if file["name"] in right:
+            yield label, comparison.percent(right[file["name"]]["accuracy"]), f"right; {made}"
+        else:
+            yield label, f"{file['answered']:,}", made.partition(" ")[2]
+    if "judge" in found:
+        for pair in found["judge"]["pairs"]:
+            wins = "\N{EN DASH}".join(f"{count:,}" for count in pair["wins"])
+            yield f"Judged, {' and '.join(pair['of'])}", wins, f"better answers; {pair['ties']:,} ties"
+
+
+def _sections(found: Mapping[str, Any], labels: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield the figures: lines of text and tables."""
+    for pair in found["pairs"]:
+        tables = [_crossed(pair, labels)] if pair.get("changes") else []
+        title = f"Agreement of {' and '.join(pair['of'])}"
+        yield {"title": title, "lines": list(comparison.agreed(pair, found["rows"])), "tables": tables}
+    if gold := found.get("gold"):
+        lines = [f"{file['name']}  {comparison.right_of(file)}" for file in gold["files"]]
+        for difference in gold["differences"]:
+            lines += comparison.differs(difference)
+        title = f"Right, by {gold['column']} ({counted(gold['rows'], 'row')})"
+        yield {"title": title, "lines": lines, "tables": list(_classes(gold["files"]))}
+    if judge := found.get("judge"):
+        lines = [judge["criterion"]]
+        for pair in judge["pairs"]:
+            lines += comparison.judged(pair)
+        yield {"title": f"Judged by {judge['model']}", "lines": [*lines, comparison.price(judge)], "tables": []}
+
+
+def _crossed(pair: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
+    """Return the cross-tabulation of two files; the other answers have the value None."""
+    (one, other), every = pair["of"], comparison.commonest(pair["changes"])
+    kept = every[:_MOST_VALUES]
+    cells = comparison.tabulated(pair["changes"], kept)
+    values = [*kept, *([""] if len(kept) < len(every) else [])]
+    names = [" ".join(_cut(value, _LONGEST_VALUE).split()) or "others" for value in values]
+    return {
+        "head": [f"{one} ↓ {other} →", *names],
+        "rows": [
+            [name, *(f"{cells[value, to]:,}" if cells[value, to] else "·" for to in values)]
+            for name, value in zip(names, values, strict=True)
+        ],
+        "answers": {"values": [value or None for value in values], "places": [labels.index(one), labels.index(other)]},
+    }
+
+
+def _classes(files: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the table of the classes, if there is one."""
+    if "classes" not in files[0]:
+        return
+    rows = []
+    for same in zip(*(file["classes"] for file in files), strict=True):
+        for file, one in zip(files, same, strict=True):
+            figures = (f"{one[name]:.2f}" for name in ("precision", "recall", "f1"))
+            rows.append([_cut(one["class"], _LONGEST_VALUE), f"{one['rows']:,}", file["name"], *figures])
+    yield {"head": ["class", "rows", "", "precision", "recall", "F1"], "rows": rows, "answers": None}
+
+
+def _compared_rows(found: Mapping[str, Any], rows: Iterator[Mapping[str, Any]], count: int) -> _Rows:
+    """Return the rows of a comparison: the answers, the right one and the verdict side by side."""
+    letters = [file["name"] for file in found["files"]]
+    wrong = {letter: 4 << at for at, letter in enumerate(letters)} if "gold" in found else {}
+    kinds = [*letters, comparison.CONTRADICTION] if "judge" in found else []
+    bits = {kind: 4 << len(letters) + at for at, kind in enumerate(kinds)}
+    most = max(_LENGTHS[-1], min(_LENGTHS[0], _TEXTS // max(1, (1 + len(letters)) * count)))
+    shown = _Rows([], [], [], [], [], [])
+    for row in rows:
+        answers, gold = row["answers"], row.get("gold", "")
+        is_wrong = [letter for letter, answer in answers.items() if gold and answer != gold]
+        state = _DIFFER * (len(set(answers.values())) > 1) + _WRONG * bool(is_wrong)
+        state += sum(wrong[letter] for letter in is_wrong)
+        verdicts = set(row.get("verdicts", {}).values())
+        texts = [*answers.values(), *([gold] if wrong else []), *([comparison.said(row)] if bits else [])]
+        shown.number.append(row["row"])
+        shown.state.append(state + sum(bit for kind, bit in bits.items() if kind in verdicts))
+        shown.asked.append([(name, _cut(text, most)) for name, text in row["own"].items()])
+        shown.answer.append([_cut(text, most) for text in texts])
+        shown.seconds.append(0)
+        shown.tokens.append(0)
+    every = 0
+    for state in shown.state:
+        every |= state
+    filters = [("differ", "Differ", _DIFFER), ("wrong", "Wrong", _WRONG)]
+    filters += [(f"wrong{letter}", f"{letter} wrong", bit) for letter, bit in wrong.items() if len(letters) > 1]
+    filters += [(f"better{kind}", _BETTER.get(kind, f"{kind} is better"), bit) for kind, bit in bits.items()]
+    shown.filters = [(key, label, bit, bit) for key, label, bit in filters if every & bit]
+    column = found["gold"]["column"] if wrong else ""
+    shown.labels = [*letters, *([column] if wrong else []), *(["judge"] if bits else [])]
+    shown.wrong = [wrong.get(label, 0) for label in letters] + [0] * (len(shown.labels) - len(letters))
+    return shown

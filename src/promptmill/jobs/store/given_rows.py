@@ -9,6 +9,7 @@ the object (its etag), so a changed object is another file.
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import glob
 import hashlib
 import os
@@ -48,8 +49,14 @@ class GivenRows:
     input: Path
 
     @classmethod
-    def write(cls, folders: JobFolders, blocks: Iterable[bytes], suffix: str, name: str = _NAME) -> GivenRows:
-        """Keep the bytes that come as a file `name` that ends with `suffix`. Raises `PromptmillError` (`storage`)."""
+    def write(
+        cls, folders: JobFolders, blocks: Iterable[bytes], suffix: str, name: str = _NAME, *, key: str = ""
+    ) -> GivenRows:
+        """Keep the bytes that come as a file `name` that ends with `suffix`. Raises `PromptmillError` (`storage`).
+
+        `key`: what they are, if it is not their content; then other bytes replace those kept before, and their job
+        keeps the answers of the rows that stay.
+        """
         root = root_of(folders)
         try:
             disk.make_private_folder(root)
@@ -61,11 +68,11 @@ class GivenRows:
                     for block in blocks:
                         content.update(block)
                         file.write(block)
-                folder = root / content.hexdigest()[:20]
+                folder = root / (hashlib.sha256(key.encode()) if key else content).hexdigest()[:20]
                 disk.make_private_folder(folder)
                 found = folder / f"{name}{suffix}"
-                if found.exists():  # as it was: its time tells whether a job's input changed
-                    beside.unlink()
+                if found.exists() and (not key or filecmp.cmp(beside, found, shallow=False)):
+                    beside.unlink()  # as it was: its time tells whether a job's input changed
                 else:
                     disk.replace(beside, found)
                 os.utime(folder)  # its job is about to begin

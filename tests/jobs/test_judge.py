@@ -1,0 +1,224 @@
+"""`promptmill compare --judge`: which of two answers is better, asked in both orders."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from promptmill.jobs.manage.comparison import paired_interval
+from replies import answer, choose, status
+
+PAIR = re.compile(r"<first>\n(.*?)\n</first>\n\n<second>\n(.*?)\n</second>", re.DOTALL)
+
+
+def files(bench: Any, rows: int, same: int = 0) -> tuple[str, str]:
+    """Write two files; the answers of the first `same` rows are equal."""
+    ours = [{"text": f"text {at}", "answer": f"short {at}", "error": ""} for at in range(rows)]
+    theirs = [{**row, "answer": row["answer"] if at < same else f"longer {at}"} for at, row in enumerate(ours)]
+    return written(bench.path / "a.jsonl", ours), written(bench.path / "b.jsonl", theirs)
+
+
+def written(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def compare(bench: Any, *arguments: str, code: int = 0, criterion: str = "is longer", **block: Any) -> Any:
+    python, *command = bench.command(*arguments, "--criterion", criterion, command="compare", **block)
+    done = bench.here([python, *command])
+    assert done.returncode == code, done.stderr + done.stdout
+    return done
+
+
+def judge(bench: Any, *arguments: str, **options: Any) -> dict[str, Any]:
+    """Return the figures on the judge."""
+    found: dict[str, Any] = json.loads(compare(bench, *arguments, "--json", **options).stdout)["judge"]
+    return found
+
+
+def pair(seen: Any) -> tuple[str, str]:
+    """Return the answers in the order that the judge sees."""
+    found = PAIR.search(seen.prompt)
+    assert found is not None
+    return found[1], found[2]
+
+
+def longer(seen: Any) -> Any:
+    """Prefer an answer that begins with `longer`."""
+    return answer("first" if pair(seen)[0].startswith("longer") else "second")
+
+
+def test_each_pair_is_judged_in_both_orders_and_equal_answers_are_not(bench: Any) -> None:
+    bench.upstream.reply = choose(longer)
+    a, b = files(bench, 12, same=2)
+    price = ("--set", "price={input: 1000, output: 1000}")
+    found = judge(bench, a, b, "--judge", "good", *price)
+    orders = [pair(seen) for seen in bench.upstream.seen]
+    assert len(orders) == 20
+    assert {tuple(sorted(order)) for order in orders} == {(f"longer {at}", f"short {at}") for at in range(2, 12)}
+    assert all((second, first) in orders for first, second in orders)
+    assert {seen.json["model"] for seen in bench.upstream.seen} == {"good"}
+    assert all("is longer" in seen.json["messages"][0]["content"] for seen in bench.upstream.seen)
+    assert all(f"text: text {pair(seen)[0].split()[1]}\n" in seen.prompt for seen in bench.upstream.seen)
+    assert found["criterion"] == "is longer"
+    assert (found["model"], found["requests"]) == ("good", 20)
+    assert found["cost"] == pytest.approx((found["prompt_tokens"] + found["completion_tokens"]) / 1000)
+    (figures,) = found["pairs"]
+    assert (figures["of"], figures["rows"], figures["differ"], figures["judged"]) == (["A", "B"], 12, 10, 10)
+    assert (figures["wins"], figures["ties"], figures["contradictions"], figures["half"]) == ([0, 10], 0, 0, 0)
+    assert figures["difference"] == 1
+    assert figures["interval"] == list(paired_interval(0, 10, 0, 0))
+    assert figures["p"] == pytest.approx(2 / 2**10)
+    text = compare(bench, a, b, "--judge", "good", *price).stdout
+    assert len(bench.upstream.seen) == 20  # what is judged is not paid again
+    assert "A wins 0 (0.0 %), B wins 10 (100.0 %), ties 0 (0.0 %)" in text
+    assert "B less A: +100.0 points of wins, 95 % interval" in text
+    assert "Newcombe" in text
+    assert re.search(r"\nthe judge: 20 requests in \S+ s, \$\d", text)
+    assert "judge    B is better" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_judge_that_contradicts_itself(bench: Any) -> None:
+    says = {0: "first", 1: "first", 2: "second", 3: "tie", 4: "half"}
+
+    def reply(seen: Any) -> Any:
+        first, _ = pair(seen)
+        kind = says.get(int(first.split()[1]), "longer")
+        if kind == "half":
+            kind = "tie" if first.startswith("short") else "longer"
+        return longer(seen) if kind == "longer" else answer(kind)
+
+    bench.upstream.reply = choose(reply)
+    a, b = files(bench, 10)
+    (figures,) = judge(bench, a, b)["pairs"]
+    assert (figures["wins"], figures["ties"]) == ([0, 5], 5)
+    assert (figures["contradictions"], figures["always"], figures["half"]) == (3, [2, 1], 1)
+    assert figures["interval"] == list(paired_interval(0, 5, 0, 5))
+    text = compare(bench, a, b, "--rows", "5").stdout
+    assert "B wins 5 (50.0 %), ties 5 (50.0 %)" in text
+    assert "3 (30.0 %) contradict: the other answer when the order is swapped" in text
+    assert "always the first answer: 2, always the second: 1; counted as ties" in text
+    said = [line.split("judge")[1].strip() for line in text.splitlines() if line.lstrip().startswith("judge    ")]
+    assert said == [*["contradicts itself"] * 3, "a tie", "a winner in one order alone"]
+
+
+def test_each_file_is_judged_against_the_first(bench: Any) -> None:
+    bench.upstream.reply = choose(longer)
+    a, b = files(bench, 4)
+    c = written(bench.path / "c.jsonl", [{"text": f"text {at}", "answer": "" if at else "short 0"} for at in range(4)])
+    first, second = judge(bench, a, b, c)["pairs"]
+    assert (first["of"], first["wins"]) == (["A", "B"], [0, 4])
+    assert second == {**second, "of": ["A", "C"], "rows": 1, "differ": 0, "judged": 0, "wins": [0, 0]}
+    assert "difference" not in second
+    assert len(bench.upstream.seen) == 8
+
+
+def test_variants_of_one_job(bench: Any) -> None:
+    bench.upstream.reply = choose(longer)
+    rows = [{"id": at, "variant": way, "answer": f"{way} {at}"} for at in range(3) for way in ("short", "longer")]
+    one = written(bench.path / "grid.jsonl", rows)
+    assert judge(bench, one, "--by", "variant")["pairs"][0]["wins"] == [0, 3]
+
+
+PRICE = ("--set", "price={input: 0, output: 100000}", "--max-tokens", "2", "--concurrency", "1")
+"""Of 10 cents for each verdict."""
+
+
+def test_a_judgement_that_its_budget_stops_goes_on_where_it_was(bench: Any) -> None:
+    bench.upstream.reply = choose(longer)
+    a, b = files(bench, 10)
+    done = compare(bench, a, b, *PRICE, "--max-cost", "0.75", code=75)
+    assert "The budget of $0.75 has no room for another request" in done.stderr
+    assert "go on with the same command; what is answered is kept" in done.stderr
+    assert "A and B: 3 of 10 rows with different answers judged, in both orders" in done.stdout
+    sent = [pair(seen) for seen in bench.upstream.seen]
+    assert len(sent) == 6
+    bench.upstream.seen.clear()
+    found = judge(bench, a, b, *PRICE, "--max-cost", "9")
+    assert found["pairs"][0]["wins"] == [0, 10]
+    assert found["cost"] == pytest.approx(2.0)
+    assert len(bench.upstream.seen) == 14
+    assert not {pair(seen) for seen in bench.upstream.seen} & set(sent)
+
+
+def test_a_judgement_goes_on_by_the_id_of_its_job(bench: Any) -> None:
+    bench.upstream.reply = choose(lambda seen: longer(seen) if seen.number <= 6 else status(400, "no"))
+    a, b = files(bench, 10)
+    compare(bench, a, b, "--judge", "other", code=1)
+    bench.upstream.reply = choose(longer)
+    (job,) = [found["job_id"] for found in json.loads(bench.jobs("--json").stdout)["jobs"]]
+    assert job.startswith("a-verdicts-")
+    sent = len(bench.upstream.seen)
+    done = bench.jobs(job, "--retry-failed")
+    assert done.returncode == 0, done.stderr
+    assert {seen.json["model"] for seen in bench.upstream.seen} == {"other"}
+    assert len(bench.upstream.seen) == sent + 14
+    assert judge(bench, a, b, "--judge", "other")["pairs"][0]["wins"] == [0, 10]
+    assert len(bench.upstream.seen) == sent + 14
+
+
+def test_a_sample_and_then_the_rest(bench: Any) -> None:
+    bench.upstream.reply = choose(longer)
+    a, b = files(bench, 40)
+    found = judge(bench, a, b, "--limit", "10")
+    assert (found["requests"], found["pairs"][0]["judged"], found["pairs"][0]["differ"]) == (20, 10, 40)
+    sample = {int(pair(seen)[0].split()[1]) for seen in bench.upstream.seen}
+    assert len(sample) == 10
+    assert max(sample) > 20  # not the first rows
+    assert judge(bench, a, b)["pairs"][0]["judged"] == 40
+    assert len(bench.upstream.seen) == 80
+    assert judge(bench, a, b, "--limit", "10")["pairs"][0]["judged"] == 10
+    assert len(bench.upstream.seen) == 80
+
+
+def test_only_pairs_with_a_new_answer_are_judged_again(bench: Any) -> None:
+    bench.upstream.reply = choose(longer)
+    a, b = files(bench, 30)
+    judge(bench, a, b)
+    rows = [json.loads(line) for line in Path(b).read_text().splitlines()]
+    rows[7]["answer"] = "longer than before 7"
+    written(Path(b), rows)
+    bench.upstream.seen.clear()
+    assert judge(bench, a, b)["pairs"][0]["wins"] == [0, 30]
+    assert {pair(seen)[0] for seen in bench.upstream.seen} == {"short 7", "longer than before 7"}
+    judge(bench, a, b, criterion="is kinder")
+    assert len(bench.upstream.seen) == 2 + 60
+
+
+def test_verdicts_that_fail(bench: Any) -> None:
+    bench.upstream.reply = choose(lambda seen: status(400, "no") if " 3\n" in seen.prompt else longer(seen))
+    a, b = files(bench, 5)
+    done = compare(bench, a, b, code=1)
+    assert "8 answered, 2 failed" in done.stderr
+    assert "--again failed sends the failed rows again" in done.stderr
+    assert "A and B: 4 of 5 rows with different answers judged" in done.stdout
+    bench.upstream.reply = choose(longer)
+    bench.upstream.seen.clear()
+    assert judge(bench, a, b, "--again", "failed")["pairs"][0]["judged"] == 5
+    assert len(bench.upstream.seen) == 2
+
+
+def test_arguments_of_a_judgement_that_do_not_go_together(bench: Any) -> None:
+    a, b = files(bench, 3)
+
+    def refused(*arguments: str) -> str:
+        python, *command = bench.command(*arguments, command="compare")
+        done = bench.here([python, *command])
+        assert done.returncode == 2, done.stdout
+        return str(done.stderr)
+
+    assert "--judge: goes with --criterion TEXT" in refused(a, b, "--judge", "good")
+    assert "--limit: goes with --criterion TEXT" in refused(a, b, "--limit", "3")
+    assert "--criterion: says what makes an answer better" in refused(a, b, "--criterion", " ")
+    assert "--criterion: goes with two files" in refused(a, "--criterion", "x", "--gold", "text")
+    assert "--open: goes with --report FILE" in refused(a, b, "--open")
+    assert not bench.upstream.seen
+    bench.upstream.reply = status(404, "The model `nix` does not exist")
+    said = compare(bench, a, b, "--judge", "nix", code=1)
+    assert "The model `nix` does not exist" in said.stderr
+    assert not said.stdout
