@@ -277,6 +277,11 @@ def test_a_device_is_refused_without_being_read():
     assert "/dev/zero" in _problem("/dev/zero")
 
 
+def test_a_file_url_of_a_megabyte_is_refused_unread(monkeypatch):
+    monkeypatch.setattr("promptmill.images.load.url2pathname", lambda _: pytest.fail("it takes 70 times the memory"))
+    assert "not a valid image path" in _problem("file:///" + "%41" * 500_000)
+
+
 @pytest.mark.parametrize(
     "source",
     [

@@ -282,8 +282,16 @@ def test_its_files_are_for_this_user_alone(store: JobStore) -> None:
     assert "job.db-wal" in modes
 
 
-def test_a_page_of_long_texts_is_short_and_the_pages_together_have_all(store: JobStore) -> None:
-    fill(store, *(Completion("a" * (3 << 20)) for _ in range(4)), Completion("b"), Completion("c"))
+@pytest.mark.parametrize(
+    "long",
+    [
+        Completion("a" * (3 << 20)),
+        Completion("a", reasoning="b" * (3 << 20)),
+        Completion("", tool_calls=({"function": {"name": "f", "arguments": "a" * (3 << 20)}},)),
+    ],
+)
+def test_a_page_of_long_texts_is_short_and_the_pages_together_have_all(store: JobStore, long: Completion) -> None:
+    fill(store, *[long] * 4, Completion("b"), Completion("c"))
     assert [record.row for record in store.page(0)] == [0, 1]
     assert [record.row for record in store.records()] == list(range(6))
 

@@ -272,6 +272,23 @@ async def test_a_page_leaves_out_logprobs_of_megabytes_and_says_where_they_are(b
     assert len(bench.answers()[0]["logprobs"]["content"]) == 16_000
 
 
+async def test_a_page_has_a_limited_number_of_values_and_any_offset(bench: Any, tools: Any) -> None:
+    bench.write([{"prompt": "a", "more": [0] * count} for count in (200_000, 200_000, 5, 400_000, 5)])
+    every = {"with_input": True, "max_characters": 100_000_000}
+    async with tools() as call:
+        job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
+        await ended(call, job_id, "finished")
+        first = await call("bulk_results", job_id=job_id, **every)
+        second = await call("bulk_results", job_id=job_id, offset=first["next_offset"], **every)
+        last = await call("bulk_results", job_id=job_id, offset=4, **every)
+        behind = await call("bulk_results", job_id=job_id, offset=2**70)
+    assert [len(row["more"]) for row in first["rows"]] == [200_000, 200_000]
+    assert [len(row.get("more", "")) for row in second["rows"]] == [5, 0]
+    assert second["rows"][1]["answer"] == "echo: a"
+    assert [len(row["more"]) for row in last["rows"]] == [5]
+    assert (behind["rows"], behind["next_offset"]) == ([], None)
+
+
 async def test_a_page_is_what_the_model_behind_the_client_sees_whole(bench: Any, tools: Any) -> None:
     """Codex cuts what exceeds 10,000 bytes out of the middle of a result."""
     bench.upstream.reply = answer("x" * 2000)

@@ -27,7 +27,7 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
 from promptmill.core.errors import Code, PromptmillError, redact
-from promptmill.system.safe_open import NoFileError, OutsideError, home_expanded, open_regular, roots_of
+from promptmill.system.safe_open import LONGEST_PATH, NoFileError, OutsideError, home_expanded, open_regular, roots_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -39,6 +39,7 @@ _PLUGINS = ("PIL.TiffImagePlugin", "PIL.WebPImagePlugin")  # otherwise the first
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w=.+-]+)*),", re.ASCII)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://", re.ASCII)
 _LONGEST_QUOTE = 80
+_LONGEST_FILE_URL = 12 * LONGEST_PATH  # a character has up to four bytes, each written as %XX
 _LARGEST_FILE = 256 * 1024 * 1024
 _BYTES_PER_PIXEL = 12  # of the decoded, the rotated or converted, and the written image
 _SHORTEST_BASE64 = 64
@@ -193,6 +194,8 @@ def local_path(source: str) -> Path:
 
 def _local_path(source: str) -> Path:
     if source[:5].lower() == "file:":
+        if len(source) > _LONGEST_FILE_URL:
+            raise ValueError("no path is that long")
         parts = urlsplit(source)
         if parts.netloc not in {"", "localhost"}:
             raise _unusable("A file URL may not name another host.", "Write file:///path/to/image.png.")

@@ -23,7 +23,7 @@ from promptmill.jobs.run import admission
 from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.runner import Runner
 from promptmill.jobs.store import status
-from promptmill.jobs.store.answers import JobStore
+from promptmill.jobs.store.answers import FARTHEST_ROW, JobStore
 from promptmill.jobs.store.folder import Folder, JobFolders
 from promptmill.jobs.store.given_rows import GivenRows, lines_of, root_of
 from promptmill.jobs.store.records import Record, answer_fields
@@ -33,6 +33,7 @@ from promptmill.system.safe_open import LONGEST_PATH, NoFileError, OutsideError,
 
 _LARGEST_MORE = 1 << 20
 _LARGEST_PAGE = 8 << 20
+_VALUE = 24  # bytes of text that take as long on the event loop as a value; a page has up to 300,000 values
 _WAIT_S = 1.0
 _MOST_LISTED = 20
 _MOST_VALIDATED = 2  # at a time: each is a process
@@ -232,14 +233,14 @@ class RunningJobs:
         names = spec.columns or {}
         size, after = 0, None
         with folder.reading() as store:
-            for line, record in _rows(folder, spec, store, offset):
+            for line, record in _rows(folder, spec, store, min(offset, FARTHEST_ROW)):
                 if len(found) >= limit or size > _LARGEST_PAGE:
                     after = line.row
                     break
                 if record is not None and _is_wanted(record, only) and not spec.leaves_out(record.code):
                     answered = _answer_fields(record, names)
                     found.append({names.get("row", "row"): line.row} | fields(line) | answered)
-                    size += line.length + len(orjson.dumps(answered))  # `logprobs` and tool calls may be megabytes
+                    size += _size(line.data or b"") + _size(orjson.dumps(answered))
         told = status.read(folder)
         return {
             "job_id": job_id,
@@ -341,7 +342,7 @@ def _answer_fields(record: Record, names: Mapping[str, str]) -> dict[str, Any]:
     Their values would take many times their size in memory, and seconds of the event loop to send.
     """
     size = len(record.more or "")
-    if size <= _LARGEST_MORE:
+    if size <= _LARGEST_MORE and _size((record.more or "").encode()) <= _LARGEST_PAGE:
         return answer_fields(record, names)
     left_out = f"`logprobs`, `tool_calls` and the like take {size:,} bytes; they are in the job's output file."
     return answer_fields(record._replace(more=None), names) | {"left_out": left_out}
@@ -382,6 +383,11 @@ def _rows(folder: Folder, spec: JobSpec, store: JobStore, first: int) -> Iterato
         file.close()
 
 
+def _size(text: bytes) -> int:
+    """Return the size of JSON as a part of a page: its bytes, and more for many values."""
+    return len(text) + _VALUE * text.count(b",")
+
+
 def _is_wanted(record: Record, only: Only) -> bool:
     return only == "all" or (record.code is None) == (only == "answers")
 
@@ -393,7 +399,7 @@ def _index(line: Line) -> dict[str, Any]:
 
 def _fields(line: Line) -> dict[str, Any]:
     """Return the row's own fields, as far as they can be sent; `{}` for a row that is too large for a page."""
-    if line.length > _LARGEST_PAGE:
+    if _size(line.data or b"") > _LARGEST_PAGE:
         return {}
     try:
         value = rows.load(rows.row_of(line.data or b""), "")

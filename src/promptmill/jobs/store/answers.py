@@ -81,7 +81,7 @@ PAGE = 256  # records read at once: a long read would keep the writer waiting
 _WAIT_S = 5.0  # for other programs
 _AT_ONCE = 16  # records, of any size
 _PAGE_CHARACTERS = 4 << 20  # of their texts; a page ends with the record that exceeds it
-_TEXT = Record._fields.index("text")
+_TEXTS = slice(Record._fields.index("text"), Record._fields.index("more") + 1)
 _WAL_CHECKPOINT = 4 << 20
 _LONGEST_WAL = 64 << 20
 _SLOT = struct.Struct("<qiidd")
@@ -661,7 +661,7 @@ def _page(cursor: sqlite3.Cursor) -> list[tuple[Any, ...]]:
     with contextlib.closing(cursor):
         for record in cursor:
             found.append(record)
-            left -= len(record[_TEXT] or "")
+            left -= sum(map(len, filter(None, record[_TEXTS])))
             if left < 0:
                 break
     return found
