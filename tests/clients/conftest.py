@@ -1,8 +1,9 @@
 """Clients in environments of their own, made on the first use in .venv-clients from the versions that are pinned here.
 
 Fixtures: `sdk1` (the Python of an environment with clients of the MCP SDK's 1.x line), `agents` (the same of frameworks
-for agents on the 2.x line), `npm` (the folder of programs from npm), `server` (the command line of a server in front of
-`upstream`), `over_http` (one over HTTP), `calm` (the environment to run clients in).
+for agents on the 2.x line), `llama` (the same of LlamaIndex), `npm` (the folder of programs from npm), `server` (the
+command line of a server in front of `upstream`), `over_http` (one over HTTP), `calm` (the environment to run clients
+in).
 Where a registry cannot be reached, and nothing was made before, the tests are skipped.
 """
 
@@ -82,6 +83,11 @@ def sdk1(uv):
 @pytest.fixture(scope="session")
 def agents(uv):
     return _environment(uv, "agents")
+
+
+@pytest.fixture(scope="session")
+def llama(uv):
+    return _environment(uv, "llama")
 
 
 @pytest.fixture(scope="session")

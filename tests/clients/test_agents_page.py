@@ -9,22 +9,15 @@ import subprocess
 
 import pytest
 
-from fake_models import FakeModel, ResponsesApi
+from fake_models import ChatApi, FakeModel, GeminiApi, ResponsesApi
 from pages import ROOT
 from replies import raw
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(600)]
 
 PAGE = (ROOT / "docs" / "agents.md").read_text(encoding="utf-8")
-PROGRAMS = dict(re.findall(r"^### ([^\n]+)\n.*?^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE))
-ENVIRONMENTS = {
-    "OpenAI Agents SDK": "agents",
-    "Google ADK": "agents",
-    "LlamaIndex": "agents",
-    "pydantic-ai": "sdk1",
-    "LangChain": "sdk1",
-}
-PRINTED = {"OpenAI Agents SDK": "The closing words.", "Google ADK": "'bulk_generate'"}
+PROGRAMS = dict(re.findall(r"^### ([^\n]+)\n.*?^```(?:python|js)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE))
+PROMPTS = {"prompt_ls": ["Paris?", "Lima?"]}
 
 
 class PlainResponsesApi(ResponsesApi):
@@ -59,25 +52,67 @@ class PlainResponsesApi(ResponsesApi):
         return raw(json.dumps(whole).encode(), headers={"content-type": "application/json"})
 
 
-def test_each_program_has_an_environment():
-    assert PROGRAMS.keys() == ENVIRONMENTS.keys()
+class PlainGeminiApi(GeminiApi):
+    """Gemini's `generateContent`, as Google's ADK uses it."""
+
+    def tools(self, body):
+        """Return the functions that are declared."""
+        for group in body.get("tools", ()):
+            for tool in group["functionDeclarations"]:
+                yield tool["name"], tool["parameters_json_schema"]
+
+    def result(self, body):
+        """Return the output of a function."""
+        parts = body["contents"][-1]["parts"]
+        found = (part["functionResponse"]["response"] for part in parts if "functionResponse" in part)
+        return next((json.dumps(response) for response in found), None)
+
+    def _response(self, part):
+        candidate = {"content": {"role": "model", "parts": [part]}, "finishReason": "STOP", "index": 0}
+        return raw(json.dumps({"candidates": [candidate]}).encode(), headers={"content-type": "application/json"})
 
 
-@pytest.mark.parametrize("name", ENVIRONMENTS)
-def test_a_program_of_the_page_runs(request, name, config, calm, upstream, upstreams, tmp_path):
-    """The agent of the first one has a model that calls `generate`; the others call it themselves."""
-    python = request.getfixturevalue(ENVIRONMENTS[name])
+FRAMEWORKS = {
+    "OpenAI Agents SDK": ("agents", PlainResponsesApi()),
+    "Google ADK": ("agents", PlainGeminiApi()),
+    "LlamaIndex": ("llama", ChatApi()),
+    "pydantic-ai": ("sdk1", PlainResponsesApi()),
+    "LangChain": ("sdk1", ChatApi()),
+    "mcp-use": ("sdk1", ChatApi()),
+    "Vercel AI SDK": ("npm", PlainResponsesApi()),
+}
+
+
+def test_each_program_has_a_test():
+    assert PROGRAMS.keys() == FRAMEWORKS.keys()
+
+
+@pytest.mark.parametrize("name", FRAMEWORKS)
+def test_the_agent_of_a_program_calls_generate_and_prints_what_its_model_says(
+    request, name, config, calm, upstreams, tmp_path
+):
+    environment, api = FRAMEWORKS[name]
+    found = request.getfixturevalue(environment)
     shutil.copy(config, tmp_path / "parameter.yaml")
     at = upstreams()
-    model = FakeModel(PlainResponsesApi(), "^generate$", {"prompt_ls": ["Paris?", "Lima?"]}, "The closing words.")
+    model = FakeModel(api, "^generate$", PROMPTS, "The closing words.")
     model.answers_at(at)
-    openai = {"OPENAI_BASE_URL": at.url, "OPENAI_API_KEY": "none", "OPENAI_AGENTS_DISABLE_TRACING": "1"}
+    addresses = dict.fromkeys(("OPENAI_BASE_URL", "OPENAI_API_BASE", "GOOGLE_GEMINI_BASE_URL"), at.url)
+    keys = {"OPENAI_API_KEY": "none", "GOOGLE_API_KEY": "none"}
+    quiet = {"OPENAI_AGENTS_DISABLE_TRACING": "1", "MCP_USE_ANONYMIZED_TELEMETRY": "false", "OTEL_SDK_DISABLED": "true"}
     program = tmp_path / "program.py"
+    if environment == "npm":  # it finds its packages in the folders above it
+        program, found = found.parent.parent / "program.mjs", shutil.which("node")
     program.write_text(PROGRAMS[name], encoding="utf-8")
     done = subprocess.run(
-        [python, program], env=calm | openai, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False
+        [found, program],
+        env=calm | addresses | keys | quiet,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert PRINTED.get(name, "echo: What is the capital of France?") in done.stdout
-    if name == "OpenAI Agents SDK":
-        assert ["echo: Paris?" in result for result in model.results] == [True]
+    assert model.closing in done.stdout
+    assert ["echo: Paris?" in str(result) for result in model.results] == [True]

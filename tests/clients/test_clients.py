@@ -111,7 +111,7 @@ def test_pydantic_ai_gets_answers_and_errors(sdk1, server, calm, upstream):
 
 @pytest.mark.parametrize(
     ("line", "framework"),
-    [("agents", "openai_agents"), ("agents", "google_adk"), ("agents", "llama_index"), ("sdk1", "mcp_use")],
+    [("agents", "openai_agents"), ("agents", "google_adk"), ("llama", "llama_index"), ("sdk1", "mcp_use")],
 )
 def test_a_framework_for_agents_gets_answers_and_errors(request, line, framework, server, calm):
     python = request.getfixturevalue(line)
