@@ -196,9 +196,10 @@ def plan_of_call(
     used, or beyond what the operator allows.
     """
     changes: Mapping[str, Any] = dict(sampling_params or {}) | ({"choices": choices} if choices else {})
-    if answer_schema is not None and (wrong := why_no_schema(answer_schema)):
-        raise input_error(f"answer_schema {wrong}")
-    changes = with_schema(changes, answer_schema)
+    if answer_schema is not None:
+        if wrong := why_no_schema(answer_schema):
+            raise input_error(f"answer_schema {wrong}")
+        changes = with_schema(changes, answer_schema)
     plan = service.offered_plan(model)
     return plan.with_sampling(changes).within_limits(changes) if changes else plan.capped
 
