@@ -138,6 +138,38 @@ def test_what_is_exported_to_opentelemetry_holds_no_prompt_no_answer_and_no_key(
     assert str(tmp_path).encode() not in exported
 
 
+GLOBAL = f"""
+import asyncio
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from promptmill.server import create_server
+from fastmcp import Client
+from promptmill.config.loading import Configuration
+from promptmill.service.service import Service
+
+exporter = InMemorySpanExporter()
+trace.set_tracer_provider(TracerProvider())
+trace.get_tracer_provider().add_span_processor(SimpleSpanProcessor(exporter))
+
+async def main():
+    async with Client(create_server(Service(Configuration({{}})))) as client:
+        await client.call_tool("generate", {{"prompt_ls": [1], "{PROMPT}": 1}}, raise_on_error=False)
+
+asyncio.run(main())
+trace.get_tracer("test").start_span("last").end()
+print(*(span.to_json() for span in exporter.get_finished_spans()))
+"""
+
+
+@pytest.mark.rule("L4")
+def test_fastmcps_own_spans_are_off_where_another_tool_exports_those_of_all_libraries(tmp_path):
+    done = subprocess.run([sys.executable, "-c", GLOBAL], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert '"last"' in done.stdout, done.stderr
+    assert PROMPT not in done.stdout
+
+
 @pytest.mark.rule("L2")
 def test_a_job_writes_prompts_and_answers_only_into_its_own_private_folder_and_the_output(config, tmp_path):
     work, state, scratch = tmp_path / "work", tmp_path / "state", tmp_path / "scratch"

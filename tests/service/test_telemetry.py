@@ -18,6 +18,7 @@ from fakes import openai_configuration
 from piped import Piped
 from promptmill.backends.protocol import DURATIONS_S, Call
 from promptmill.config.loading import Configuration
+from promptmill.core.errors import PromptmillError
 from promptmill.core.request import Conversation, Message
 from promptmill.service import telemetry
 from promptmill.service.service import Service
@@ -234,6 +235,19 @@ async def test_a_span_of_an_item_has_tokens_code_and_duration_and_the_first_item
     assert "gen_ai.response.finish_reasons" not in good.attributes, "it may be any text"
     assert [span.attributes["promptmill.items"] for span in collector.spans("call")] == [1, 5]
     assert sum(point.count for _, point in collector.points("gen_ai.client.operation.duration")) == 6
+
+
+async def test_the_span_of_a_call_has_the_code_of_what_ended_it(closing, collector, monkeypatch):
+    for name, value in (collector.environ | NEVER).items():
+        monkeypatch.setenv(name, value)
+    service = closing(Service(Configuration({"backend": "openai", "backend_configs": {"openai": {"provider": "x"}}})))
+    found = sure(exporting(service))
+    with pytest.raises(PromptmillError) as raised:
+        await service.generate([conversation("a")], Call())
+    await found.aclose(PATIENCE_S)
+    (span,) = collector.spans()
+    assert (span.name, span.failed) == ("call", True)
+    assert span.attributes["error.type"] == raised.value.code
 
 
 async def test_a_run_of_a_job_counts_rows_apart(service, exports, collector):
