@@ -22,7 +22,7 @@ from promptmill.backends import registry
 from promptmill.cli.options import Parser, add_shared, amount, at_least_one, configuration_of, explained, option_of
 from promptmill.cli.terminal import OK, columns, say
 from promptmill.core.errors import Code, PromptmillError, config_error
-from promptmill.core.wording import counted
+from promptmill.core.wording import counted, cut
 from promptmill.jobs.files import disk
 from promptmill.jobs.manage import comparison, report
 from promptmill.jobs.manage.compared_files import LETTERS, VARIANT, ComparedFile, ComparedRows
@@ -281,7 +281,7 @@ def _command(arguments: argparse.Namespace) -> list[str]:
 def _text(found: Mapping[str, Any], width: int) -> Iterator[str]:
     """Yield the lines for people."""
     for file in found["files"]:
-        yield _cut(f"{file['name']}  {file['title']}: {comparison.made(file, found['rows'])}", width)
+        yield cut(f"{file['name']}  {file['title']}: {comparison.made(file, found['rows'])}", width)
     yield f"{counted(found['rows'], 'row')}, matched {found['matched']}"
     for pair in found["pairs"]:
         yield ""
@@ -299,7 +299,7 @@ def _table(pair: Mapping[str, Any], width: int) -> Iterator[str]:
     """Yield the cross-tabulation of the commonest answers."""
     (one, other), changes = pair["of"], pair["changes"]
     values = comparison.commonest(changes)
-    heads = {value: _cut(" ".join(value.split()), _LONGEST_VALUE) for value in values[:_MOST_VALUES]}
+    heads = {value: cut(" ".join(value.split()), _LONGEST_VALUE) for value in values[:_MOST_VALUES]}
     first = max(map(len, (*heads.values(), "others", f"{one} ↓ {other} →"))) + 2
     kept, room = list[str](), width - first - len("others") - 2
     for value in values[:_MOST_VALUES]:
@@ -343,7 +343,7 @@ def _classes(files: Sequence[Mapping[str, Any]], width: int) -> Iterator[str]:
     for at, one in enumerate(shown):
         for file in files:
             its = file["classes"][at]
-            head = f"{_cut(one['class'], first):{first}}  {one['rows']:7,}" if file is files[0] else " " * (first + 9)
+            head = f"{cut(one['class'], first):{first}}  {one['rows']:7,}" if file is files[0] else " " * (first + 9)
             yield f"{head}  {file['name']}       {its['precision']:.2f}    {its['recall']:.2f}  {its['f1']:.2f}"
     if len(classes) > len(shown):
         yield f"… and {len(classes) - len(shown):,} more classes (--json)"
@@ -352,7 +352,7 @@ def _classes(files: Sequence[Mapping[str, Any]], width: int) -> Iterator[str]:
 def _judge(judge: Mapping[str, Any], width: int) -> Iterator[str]:
     for pair in judge["pairs"]:
         yield ""
-        yield _cut(f"judged by {judge['model']}: {' '.join(judge['criterion'].split())}", width)
+        yield cut(f"judged by {judge['model']}: {' '.join(judge['criterion'].split())}", width)
         yield from comparison.judged(pair)
     yield comparison.price(judge)
 
@@ -369,11 +369,7 @@ def _rows(found: Mapping[str, Any], width: int) -> Iterator[str]:
         gold = {"gold": row["gold"]} if "gold" in row else {}
         said = {"judge": comparison.said(row)} if "verdicts" in row else {}
         texts = {**row["own"], **gold, **row["answers"], **said}
-        names = {name: _cut(name, 8) for name in texts}
+        names = {name: cut(name, 8) for name in texts}
         for at, (name, text) in enumerate(texts.items()):
             head = f"row {row['row']:,}" if not at else ""
-            yield _cut(f"{head:9} {names[name]:8} {' '.join(text.split()) or '(no answer)'}", width)
-
-
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else f"{text[: max(width - 1, 1)]}…"
+            yield cut(f"{head:9} {names[name]:8} {' '.join(text.split()) or '(no answer)'}", width)

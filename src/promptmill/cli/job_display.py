@@ -18,7 +18,7 @@ import orjson
 from promptmill.cli.terminal import say
 from promptmill.core.errors import Code, without_controls
 from promptmill.core.money import dollars
-from promptmill.core.wording import counted
+from promptmill.core.wording import counted, cut, figure
 from promptmill.jobs.store import status
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.spec import PART, JobRequest
@@ -28,7 +28,6 @@ _GO_ON = "  go on with the same command; what is answered is kept"
 _OF_THE_FILE = frozenset({Code.INVALID_INPUT, Code.EMPTY_PROMPT, Code.INVALID_IMAGE})
 _EVENT_EVERY_S = 1.0
 _SHORT_TEXT = 400
-_SHORT_S = 100  # below it, seconds are shown as such
 _SHORTEST_BAR = 8  # beside it, 80 columns have room for why a job waits
 _IMPORTANT = ("answered", "left", "failed", "rate", "cost", "in flight", "retried")
 _WIDE = 1000  # where a program reads, nothing is cut off
@@ -112,7 +111,7 @@ def summary(
         lines.append(f"  cached    {counted(cached, 'row')}")
     latency = found.get("latency_s") or {}
     if latency.get("p50") is not None:
-        shown = ", ".join(f"{name} {_two_digits(seconds)} s" for name, seconds in latency.items())
+        shown = ", ".join(f"{name} {figure(seconds)} s" for name, seconds in latency.items())
         lines.append(f"  latency   {shown}")
     lines.extend(f"  note      {warning}" for warning in found.get("warnings", ()))
     lines.append(f"  job       {found['job_id']}")
@@ -144,11 +143,6 @@ def title(found: Mapping[str, Any]) -> str:
     return " → ".join(name.rstrip("/").rpartition("/")[2] if "://" in name else Path(name).name for name in names)
 
 
-def _took(seconds: float) -> str:
-    """Return how long a job has taken, such as `1.8 s`."""
-    return f"{_two_digits(seconds)} s" if seconds < _SHORT_S else status.duration(seconds)
-
-
 def _answered(found: Mapping[str, Any]) -> str:
     """Return `19 answered, 1 failed`."""
     failed = found.get("failed", 0)
@@ -159,7 +153,7 @@ def _by(found: Mapping[str, Any]) -> str:
     """Return how long a job has taken, by which model, and its price."""
     model, cost = found.get("model"), found.get("cost")
     by, price = f" by {model}" if model else "", "" if cost is None else f", {dollars(cost)}"
-    return f"{_took(found.get('seconds', 0))}{by}{price}"
+    return f"{status.took(found.get('seconds', 0))}{by}{price}"
 
 
 def results(found: Mapping[str, Any]) -> str:
@@ -167,24 +161,21 @@ def results(found: Mapping[str, Any]) -> str:
     what = found.get("results")
     if not what:
         return ""
-    cut = f", {found['truncated']:,} cut off" if found.get("truncated") else ""
+    truncated = f", {found['truncated']:,} cut off" if found.get("truncated") else ""
     if fields := what.get("fields"):
-        return "; ".join(f"{_value(name)}: {_field(field)}" for name, field in fields.items()) + cut
+        return "; ".join(f"{_value(name)}: {_field(field)}" for name, field in fields.items()) + truncated
     if values := what.get("values"):
         named = [f"{_value(value)} {count:,}" for value, count in values.items()]
         others = what["different"] - len(values)
-        return ", ".join([*named, *([counted(others, "other answer")] if others else [])]) + cut
-    shortest, longest = what["shortest"], what["longest"]
-    lengths = f"{shortest:,}" if shortest == longest else f"{shortest:,}\N{EN DASH}{longest:,}"
-    return f"{what['different']:,} different, {lengths} {'character' if longest == 1 else 'characters'}{cut}"
+        return ", ".join([*named, *([counted(others, "other answer")] if others else [])]) + truncated
+    return f"{what['different']:,} different, {status.lengths(what)}{truncated}"
 
 
 def _field(field: Mapping[str, Any]) -> str:
     """Return the values of a field: `positive 12, negative 8`, or the range of its numbers and their mean."""
     if values := field.get("values"):
         return ", ".join(f"{_value(value)} {count:,}" for value, count in values.items())
-    low, high, mean = (f"{field[name]:,.6g}" for name in ("min", "max", "mean"))
-    return low if low == high else f"{low}\N{EN DASH}{high}, mean {mean}"
+    return status.span(field)
 
 
 def _value(value: str) -> str:
@@ -195,8 +186,7 @@ def _value(value: str) -> str:
 
 def _short(text: str) -> str:
     """Return a text in one line of at most some hundred characters."""
-    text = " ".join(text.split())
-    return text if len(text) <= _SHORT_TEXT else f"{text[: _SHORT_TEXT - 1]}…"
+    return cut(" ".join(text.split()), _SHORT_TEXT)
 
 
 def _without_rows(found: Mapping[str, Any]) -> str:
@@ -227,10 +217,6 @@ def _failed(found: Mapping[str, Any]) -> list[str]:
         if found["failed"] > 1:
             lines.append("  (--validate in its place lists them and sends nothing)")
     return lines
-
-
-def _two_digits(seconds: float) -> str:
-    return f"{float(f'{seconds:.2g}'):g}"  # latencies are counted in steps of 4 %
 
 
 @contextlib.contextmanager
@@ -373,7 +359,7 @@ def _row(one: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
         "rows": (f"{done:,}" if total in {None, done} else f"{done:,}/{total:,}", ""),
         "failed": (f"{failed:,}", "red" if failed else "dim"),
         "cost": ("" if cost is None else dollars(cost), ""),
-        "time": (_took(one.get("seconds", 0)), ""),
+        "time": (status.took(one.get("seconds", 0)), ""),
         "files": (title(one), ""),
         "model": (one.get("model") or "", ""),
         "begun": (time.strftime("%m-%d %H:%M", time.localtime(one["created"])), ""),

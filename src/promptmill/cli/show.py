@@ -125,7 +125,7 @@ def _of_job(folder: Folder, most: int, seed: int, *, failed_first: bool) -> _Sam
     failed = failed_rows(skips_empty=spec.skip_empty)
     with folder.reading() as store:
         total = store.count(f"{ANSWERED} OR ({failed})")
-        found = store.page(0, failed, most) if failed_first else []
+        found = store.failures(most, skips_empty=spec.skip_empty) if failed_first else []
         where = ANSWERED if failed_first else f"{ANSWERED} OR ({failed})"
         found += store.sample(most - len(found), seed, where)
     rows_read = JobRows(folder, spec)

@@ -21,7 +21,7 @@ from promptmill.answers.schema import AnswerType, json_schema_of
 from promptmill.backends import rows as rows_
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.money import dollars
-from promptmill.core.wording import counted, shape
+from promptmill.core.wording import counted, cut, shape
 from promptmill.jobs.store import given_rows
 from promptmill.jobs.store.records import OURS
 
@@ -234,8 +234,7 @@ def _without(rows: Any, left_out: Collection[int]) -> Any:
 def _cells(values: Iterable[Any], tag: str) -> str:
     """Return the cells of a row of an HTML table, long ones cut off."""
     texts = ("" if value is None else str(_cell(value)) for value in values)
-    cut = (text if len(text) <= _LONGEST_CELL else f"{text[:_LONGEST_CELL]}…" for text in texts)
-    return "".join(f'<{tag} style="text-align: left">{html.escape(text)}</{tag}>' for text in cut)
+    return "".join(f'<{tag} style="text-align: left">{html.escape(cut(text, _LONGEST_CELL))}</{tag}>' for text in texts)
 
 
 def _cell(value: Any) -> str | None:

@@ -22,7 +22,6 @@ from promptmill.jobs.store import status
 _MOST_CHANGES = 200
 _MOST_CLASSES = 50
 _FEW = 20  # so many different answers are labels also of few rows, unless nearly all differ
-_SHORT_S = 100
 _Z = 1.959963984540054  # of the normal distribution, for 95 %
 INTERVAL = "Newcombe's score interval for paired proportions (1998, method 10)"
 TEST = "exact McNemar test, two-sided"
@@ -309,14 +308,10 @@ def made(file: Mapping[str, Any], rows: int) -> str:
         parts.append(f"{missing:,} not")
     said = ", ".join(parts)
     if "seconds" in file:
-        said += f" in {_seconds(file['seconds'])}"
+        said += f" in {status.took(file['seconds'])}"
     if file.get("model"):
         said += f" by {file['model']}"
     return said + (f", {dollars(file['cost'])}" if file.get("cost") is not None else "")
-
-
-def _seconds(seconds: float) -> str:
-    return f"{float(f'{seconds:.2g}'):g} s" if abs(seconds) < _SHORT_S else status.duration(seconds)
 
 
 def agreed(pair: Mapping[str, Any], rows: int) -> Iterator[str]:
@@ -347,7 +342,7 @@ def differs(found: Mapping[str, Any]) -> Iterator[str]:
     if "cost" in found:
         yield f"{other} costs {_more(dollars(abs(found['cost'])), found['cost'])}{_per_point(found)}"
     if "seconds" in found:
-        yield f"{other} takes {_more(_seconds(abs(found['seconds'])), found['seconds'])}"
+        yield f"{other} takes {_more(status.took(abs(found['seconds'])), found['seconds'])}"
 
 
 def judged(pair: Mapping[str, Any]) -> Iterator[str]:
@@ -374,7 +369,7 @@ def price(judge: Mapping[str, Any]) -> str:
     """Return the requests, the time and the cost of a judgement."""
     cost = f", {dollars(judge['cost'])}" if judge.get("cost") is not None else ""
     requests = counted(judge.get("requests", 0), "request")
-    return f"the judge: {requests} in {_seconds(judge.get('seconds', 0))}{cost}"
+    return f"the judge: {requests} in {status.took(judge.get('seconds', 0))}{cost}"
 
 
 def said(row: Mapping[str, Any]) -> str:

@@ -38,7 +38,7 @@ from promptmill import __version__
 from promptmill.backends.protocol import Call
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.money import dollars
-from promptmill.core.wording import counted
+from promptmill.core.wording import counted, cut, figure
 from promptmill.images.load import ImageRules, from_folder, is_web, load_image
 from promptmill.jobs.files import disk
 from promptmill.jobs.manage import comparison
@@ -69,7 +69,6 @@ _LONGEST_FACT = 20_000
 _BINS = 24
 _OF_ROWS = frozenset({"done", "answered", "failed", "errors", "skipped", "truncated", "empty"})
 _SHOWN_SHARE = 0.99  # a histogram ends there, for one answer may take a hundred times as long
-_SHORT_S = 100
 _MARK = b'<meta name="generator" content="promptmill report">'
 _HEAD = 4096  # bytes, within which an earlier report has the mark
 _TEMPLATE = Path(__file__).with_name("report.html")
@@ -289,8 +288,8 @@ class _Rows:
         for row in found:
             usage = row.values["usage"]
             is_cut = row.values["finish_reason"] == "length"
-            answers = [_cut(text, most) for text in ([row.error] if row.error else row.answers)]
-            labelled = [(label, _cut(text, most)) for label, text in row.asked]
+            answers = [cut(text, most) for text in ([row.error] if row.error else row.answers)]
+            labelled = [(label, cut(text, most)) for label, text in row.asked]
             is_prompt = [label for label, _ in labelled] == ["prompt"]
             rows.number.append(row.number)
             rows.state.append(_FAILED if row.error else _CUT if is_cut else 0)
@@ -376,11 +375,11 @@ class _Rows:
             "steps": [now - before for before, now in zip([0, *self.number], self.number, strict=False)],
             "state": self.state,
             "asked": [
-                _cut(asked, length) if isinstance(asked, str) else [(name, _cut(text, length)) for name, text in asked]
+                cut(asked, length) if isinstance(asked, str) else [(name, cut(text, length)) for name, text in asked]
                 for asked in self.asked
             ],
             "answer": [
-                _cut(answer, length) if isinstance(answer, str) else [_cut(text, length) for text in answer]
+                cut(answer, length) if isinstance(answer, str) else [cut(text, length) for text in answer]
                 for answer in self.answer
             ],
             "seconds": self.seconds,
@@ -435,10 +434,6 @@ def _common_start(texts: Sequence[str]) -> str:
     return first[: next((at for at, (one, other) in pairs if one != other), len(first))]
 
 
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
 def _heading(found: Mapping[str, Any]) -> dict[str, str]:
     """Return the state, its colour and a sentence."""
     state, files = found["state"], f"{status.answered(found):,} answered"
@@ -448,7 +443,7 @@ def _heading(found: Mapping[str, Any]) -> dict[str, str]:
         files += f", {found['failed']:,} failed"
     if (total := found.get("total")) is not None and state != status.FINISHED:
         files += f" of {counted(total, 'row')}"
-    summary = f"{files} in {_took(found.get('seconds', 0))}"
+    summary = f"{files} in {status.took(found.get('seconds', 0))}"
     if found.get("model"):
         summary += f" by {found['model']}"
     if found.get("cost") is not None:
@@ -467,7 +462,7 @@ def _tiles(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     tiles = [
         ("Answered", f"{answered:,}", f"of {total:,}" if total not in {None, answered} else ""),
         ("Failed", f"{found.get('failed', 0):,}", _share(found.get("failed", 0), done)),
-        ("Time", _took(seconds), f"{_digits(done / seconds)} rows/s" if seconds and done else ""),
+        ("Time", status.took(seconds), f"{figure(done / seconds)} rows/s" if seconds and done else ""),
     ]
     if cost is not None:
         most, each = found.get("max_cost"), f"{dollars(1000 * cost / done)} per 1,000 rows" if done else ""
@@ -476,7 +471,7 @@ def _tiles(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     remark = f"{cached:,} from the provider's cache" if cached else ""
     tiles.append(("Tokens in", f"{found.get('prompt_tokens', 0):,}", remark))
     out = found.get("completion_tokens", 0)
-    tiles.append(("Tokens out", f"{out:,}", f"{_digits(out / answered)} per answer" if answered and out else ""))
+    tiles.append(("Tokens out", f"{out:,}", f"{figure(out / answered)} per answer" if answered and out else ""))
     tiles.append(("Requests", f"{found.get('requests', 0):,}", f"{found.get('retries', 0):,} retries"))
     if hits := found.get("cached"):
         tiles.append(("From the cache", f"{hits:,}", _share(hits, done)))
@@ -487,27 +482,25 @@ def _tiles(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _share(part: int, whole: int) -> str:
-    return f"{_digits(100 * part / whole)} %" if part and whole else ""
+    return f"{figure(100 * part / whole)} %" if part and whole else ""
 
 
 def _of_answers(results: Mapping[str, Any]) -> str:
     """Return a sentence on the different answers."""
     if not results:
         return "There are no answers yet."
-    shortest, longest, different = results["shortest"], results["longest"], results["different"]
-    lengths = f"{shortest:,}" if shortest == longest else f"{shortest:,}\N{EN DASH}{longest:,}"
+    different = results["different"]
     others = different - len(results.get("values", {}))
     kinds = counted(different, "different answer")
     more = f", {others:,} of them not shown here" if "values" in results and others else ""
-    return f"{kinds}{more}; {lengths} {'character' if longest == 1 else 'characters'}."
+    return f"{kinds}{more}; {status.lengths(results)}."
 
 
 def _field(name: str, field: Mapping[str, Any]) -> tuple[str, list[tuple[str, int]], str]:
     """Return the name of a field of the answers, its values, and the range of its numbers."""
     if "values" in field:
         return name, list(field["values"].items()), ""
-    low, high, mean = (f"{field[each]:,.6g}" for each in ("min", "max", "mean"))
-    return name, [], low if low == high else f"{low}\N{EN DASH}{high}, mean {mean}"
+    return name, [], status.span(field)
 
 
 def _example(code: str, text: str) -> tuple[str, str]:
@@ -538,14 +531,14 @@ def _histogram(title: str, unit: str, values: Sequence[float]) -> dict[str, Any]
     counts = [0] * bins
     for value in ordered:
         counts[min(bins - 1, int(bins * value / to))] += 1
-    words = ", ".join(f"{name} {_digits(value)}" for name, value in shares.items())
+    words = ", ".join(f"{name} {figure(value)}" for name, value in shares.items())
     return {
         "title": title,
         "unit": unit,
         "to": to,
         "counts": counts,
         "beyond": ordered[-1] > to,
-        "words": f"{words}, longest {_digits(ordered[-1])} {unit}",
+        "words": f"{words}, longest {figure(ordered[-1])} {unit}",
     }
 
 
@@ -566,11 +559,13 @@ def _run(folder: Folder, spec: JobSpec, found: Mapping[str, Any]) -> list[tuple[
         "Input": str(spec.input),
         "Output": str(spec.output),
         "Begun": _when(spec.created),
-        "Runs": "\n".join(f"{_when(run['began'])}, after {_took(run['at'])}" for run in runs) if len(runs) > 1 else "",
+        "Runs": "\n".join(f"{_when(run['began'])}, after {status.took(run['at'])}" for run in runs)
+        if len(runs) > 1
+        else "",
         "Version": f"promptmill {', '.join(versions)}" if versions else "",
         "Job": spec.job_id,
     }
-    return [(label, _cut(text, _LONGEST_FACT)) for label, text in facts.items() if text]
+    return [(label, cut(text, _LONGEST_FACT)) for label, text in facts.items() if text]
 
 
 def _made() -> str:
@@ -579,15 +574,6 @@ def _made() -> str:
 
 def _when(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
-
-
-def _took(seconds: float) -> str:
-    return f"{_digits(seconds)} s" if seconds < _SHORT_S else status.duration(seconds)
-
-
-def _digits(value: float) -> str:
-    """Return a figure with two significant digits, or all in front of the point."""
-    return f"{value:,.0f}" if value >= _SHORT_S else f"{float(f'{value:.2g}'):g}"
 
 
 # ---- the page of a comparison
@@ -633,7 +619,7 @@ def _crossed(pair: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
     kept = every[:_MOST_VALUES]
     cells = comparison.tabulated(pair["changes"], kept)
     values = [*kept, *([""] if len(kept) < len(every) else [])]
-    names = [" ".join(_cut(value, _LONGEST_VALUE).split()) or "others" for value in values]
+    names = [" ".join(cut(value, _LONGEST_VALUE).split()) or "others" for value in values]
     return {
         "head": [f"{one} ↓ {other} →", *names],
         "rows": [
@@ -652,7 +638,7 @@ def _classes(files: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     for same in zip(*(file["classes"] for file in files), strict=True):
         for file, one in zip(files, same, strict=True):
             figures = (f"{one[name]:.2f}" for name in ("precision", "recall", "f1"))
-            rows.append([_cut(one["class"], _LONGEST_VALUE), f"{one['rows']:,}", file["name"], *figures])
+            rows.append([cut(one["class"], _LONGEST_VALUE), f"{one['rows']:,}", file["name"], *figures])
     yield {"head": ["class", "rows", "", "precision", "recall", "F1"], "rows": rows, "answers": None}
 
 
@@ -673,8 +659,8 @@ def _compared_rows(found: Mapping[str, Any], rows: Iterator[Mapping[str, Any]], 
         texts = [*answers.values(), *([gold] if wrong else []), *([comparison.said(row)] if bits else [])]
         shown.number.append(row["row"])
         shown.state.append(state + sum(bit for kind, bit in bits.items() if kind in verdicts))
-        shown.asked.append([(name, _cut(text, most)) for name, text in row["own"].items()])
-        shown.answer.append([_cut(text, most) for text in texts])
+        shown.asked.append([(name, cut(text, most)) for name, text in row["own"].items()])
+        shown.answer.append([cut(text, most) for text in texts])
         shown.seconds.append(0)
         shown.tokens.append(0)
     every = 0

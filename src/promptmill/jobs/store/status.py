@@ -12,6 +12,7 @@ from typing import Any, TextIO, TypeAlias
 
 from promptmill import __version__
 from promptmill.backends.protocol import Call
+from promptmill.core.wording import figure
 from promptmill.jobs.store.answers import DamagedError, JobStore
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.records import JobCounts
@@ -34,6 +35,7 @@ _SHORTEST_WAIT_S = 2.0  # of the last rows
 _SAMPLES = 300
 _SAMPLE_EVERY_S = 1.0
 _RUNS = 50
+_SHORT_S = 100
 
 
 class Progress:
@@ -427,6 +429,24 @@ def in_flight(status: Mapping[str, Any]) -> str:
     window, refused = status.get("window"), status.get("refused")
     of = "" if window is None else f" of {window}"
     return f"{status['in_flight']}{of} in flight" + (f", {refused} refused" if refused else "")
+
+
+def lengths(results: Mapping[str, Any]) -> str:
+    """Return the range of the lengths of the answers, whose counts are `results`."""
+    shortest, longest = results["shortest"], results["longest"]
+    found = f"{shortest:,}" if shortest == longest else f"{shortest:,}\N{EN DASH}{longest:,}"
+    return f"{found} {'character' if longest == 1 else 'characters'}"
+
+
+def span(field: Mapping[str, Any]) -> str:
+    """Return the range and the mean of the numbers in a field of the answers."""
+    low, high, mean = (f"{field[name]:,.6g}" for name in ("min", "max", "mean"))
+    return low if low == high else f"{low}\N{EN DASH}{high}, mean {mean}"
+
+
+def took(seconds: float) -> str:
+    """Return how long something has taken: `1.8 s`, or `2:03` from 100 seconds on."""
+    return f"{figure(seconds)} s" if seconds < _SHORT_S else duration(seconds)
 
 
 def duration(seconds: float) -> str:
