@@ -98,7 +98,7 @@ class Report:
 
 def default_path(folder: Folder) -> Path:
     """Return the file of a report that has no other name: next to the job's output."""
-    spec = _spec(folder)
+    spec = folder.known_spec()
     return spec.output.with_name(f"{spec.output.name}.report.html")
 
 
@@ -177,16 +177,9 @@ def _put(target: Path, text: bytes) -> None:
         beside.unlink(missing_ok=True)
 
 
-def _spec(folder: Folder) -> JobSpec:
-    spec = folder.spec
-    if spec is None:
-        raise input_error(f"Job {folder.job_id} is not there any more.")
-    return spec
-
-
 def _page(folder: Folder) -> tuple[bytes, int, int]:
     """Return the report, the number of its rows, and of how many they are."""
-    spec, found = _spec(folder), status.read(folder) | status.asked(folder)
+    spec, found = folder.known_spec(), status.read(folder) | status.asked(folder)
     reader, pictures = JobRows(folder, spec), _Thumbnails(str(spec.working_folder or spec.input.parent))
     with folder.reading() as store:
         results, examples, spread = (
@@ -211,9 +204,9 @@ def _page(folder: Folder) -> tuple[bytes, int, int]:
         ],
         "sections": [],
         "thumbnails": pictures.found,
-        "course": folder.course,
+        "course": (course := folder.course),
         "spreads": _spreads(spread),
-        "run": _run(folder, spec, found),
+        "run": _run(course, spec, found),
         "made": _made(),
     }
     rows.filters = _filters(failed=bool(data["failures"]), cut=bool(rows.cut))
@@ -545,9 +538,9 @@ def _histogram(title: str, unit: str, values: Sequence[float]) -> dict[str, Any]
 _QUANTILES = {"median": 0.5, "p95": 0.95}
 
 
-def _run(folder: Folder, spec: JobSpec, found: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _run(course: Mapping[str, Any], spec: JobSpec, found: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the facts about the run, by their names."""
-    runs = folder.course.get("runs", [])
+    runs = course.get("runs", [])
     versions = dict.fromkeys(run["version"] for run in runs)
     facts = {
         "Command": found.get("command", ""),
