@@ -5,8 +5,10 @@ A test compares them.
 
 from __future__ import annotations
 
+import textwrap
 import types
 import typing
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from promptmill.backends.openai.providers import PROFILES
 from promptmill.config.settings import BackendConfigs, ModelSettings, Settings
 from promptmill.core.errors import Code, PromptmillError
 
+_WRAPPER = textwrap.TextWrapper(120, break_long_words=False, break_on_hyphens=False)
 DOCS = Path(__file__).parent.parent / "docs"
 WORDS = {str: "text", int: "number", float: "number", bool: "true/false", SecretStr: "text", type(None): "null"}
 
@@ -45,7 +48,13 @@ def configuration() -> str:
         "`base_url` that only a call named gets no key, and not the file's `api_key` or `headers` either. "
         "`promptmill serve --trust-client` removes this limit for a client that is your own program.",
     ]
-    return "\n\n".join(parts) + "\n"
+    return _page(parts)
+
+
+def _page(parts: Iterable[str]) -> str:
+    """Return a page of headings, tables, blocks and paragraphs; these are wrapped."""
+    wrapped = (part if part.startswith(("#", "|", "```")) else _WRAPPER.fill(part) for part in parts)
+    return "\n\n".join(wrapped) + "\n"
 
 
 def table(model: Any, skip: frozenset[str] | set[str] = frozenset()) -> str:
@@ -89,18 +98,15 @@ def errors() -> str:
     for code in Code:
         error = PromptmillError(code, "")
         rows.append(f"| `{code}` | {'yes' if error.retryable else 'no'} | {error.hint} |")
-    return (
-        "\n\n".join(
-            [
-                "# Error codes",
-                'A failed item has the answer `""` and an entry in `errors`: `index`, `code`, `message`, `retryable`, '
-                "`attempts`. If no item was answered, the call itself is an error that begins with the most frequent reason. "
-                "promptmill has already retried where that helps; *try again?* states whether the same request may "
-                "succeed later. This page is written by `scripts/docs.py`.",
-                "\n".join(rows),
-            ]
-        )
-        + "\n"
+    return _page(
+        [
+            "# Error codes",
+            'A failed item has the answer `""` and an entry in `errors`: `index`, `code`, `message`, `retryable`, '
+            "`attempts`. If no item was answered, the call itself is an error that begins with the most frequent reason. "
+            "promptmill has already retried where that helps; *try again?* states whether the same request may "
+            "succeed later. This page is written by `scripts/docs.py`.",
+            "\n".join(rows),
+        ]
     )
 
 
@@ -120,35 +126,32 @@ def providers() -> str:
     for profile in PROFILES:
         url = f"`{profile.base_url}`" if profile.base_url else "yours, as `base_url`"
         rows.append(f"| `{profile.name}` | {url} | {f'`{profile.key_env}`' if profile.key_env else 'none needed'} |")
-    return (
-        "\n\n".join(
-            [
-                "# A provider, with your key",
-                "Set the key in the provider's variable (see the table below), and name the provider and the model:",
-                "```\nexport MISTRAL_API_KEY=…\npromptmill check --provider mistral --model mistral-small-latest\n"
-                'promptmill generate --provider mistral --model mistral-small-latest "What is the capital of France?"\n'
-                "promptmill bulk prompts.jsonl answers.jsonl --provider mistral --model mistral-small-latest\n```",
-                "In a configuration file, which `promptmill init` writes after three questions:",
-                "```yaml\nbackend: openai\nbackend_configs:\n  openai: {provider: mistral, model_name: mistral-small-latest}\n```",
-                "Besides the address, promptmill knows the limits, errors, reasoning format and refused parameters of each provider. "
-                "For any other OpenAI-compatible endpoint, use `--base-url URL` and `--key-env NAME`; a server with one "
-                "model needs no `--model`. A provider's key is sent only to that provider "
-                "([which key goes where](configuration.md#which-key-goes-where)).",
-                "`promptmill check` works in stages (configuration, URL, connection, TLS, key, models, a one-token call). It tries each "
-                "stage once, takes at most 15 s, and stops at the first failure with a specific hint: TLS on a plain "
-                "port, an untrusted certificate and how to trust it, the correct path, the nearest names of an unknown model.",
-                "`backend: auto` uses the first of these that works: the endpoint of the `openai` block, a server on "
-                "this machine at its usual address (or `OLLAMA_HOST`), a provider whose key is set and which has "
-                "`model_name`, else the embedded model. The choice and its reason are in the log, in `_meta.chosen` and in the "
-                "status, and stay the same until promptmill restarts. A server that was found in this way gets no key.",
-                "A waiting run reports the reason: `429 from api.example.com: rate limit, next try in 12 s (7 refusals so far)`, or "
-                "`waiting for api.example.com since 0:14, next try in 8 s`.",
-                "\n".join(rows),
-                "`promptmill providers` lists them, too, and shows which keys are set. The supported parameters of each provider: "
-                "[provider-rows.md](maintainers/provider-rows.md). This page is written by `scripts/docs.py`.",
-            ]
-        )
-        + "\n"
+    return _page(
+        [
+            "# A provider, with your key",
+            "Set the key in the provider's variable (see the table below), and name the provider and the model:",
+            "```\nexport MISTRAL_API_KEY=…\npromptmill check --provider mistral --model mistral-small-latest\n"
+            'promptmill generate --provider mistral --model mistral-small-latest "What is the capital of France?"\n'
+            "promptmill bulk prompts.jsonl answers.jsonl --provider mistral --model mistral-small-latest\n```",
+            "In a configuration file, which `promptmill init` writes after three questions:",
+            "```yaml\nbackend: openai\nbackend_configs:\n  openai: {provider: mistral, model_name: mistral-small-latest}\n```",
+            "Besides the address, promptmill knows the limits, errors, reasoning format and refused parameters of each provider. "
+            "For any other OpenAI-compatible endpoint, use `--base-url URL` and `--key-env NAME`; a server with one "
+            "model needs no `--model`. A provider's key is sent only to that provider "
+            "([which key goes where](configuration.md#which-key-goes-where)).",
+            "`promptmill check` works in stages (configuration, URL, connection, TLS, key, models, a one-token call). It tries each "
+            "stage once, takes at most 15 s, and stops at the first failure with a specific hint: TLS on a plain "
+            "port, an untrusted certificate and how to trust it, the correct path, the nearest names of an unknown model.",
+            "`backend: auto` uses the first of these that works: the endpoint of the `openai` block, a server on "
+            "this machine at its usual address (or `OLLAMA_HOST`), a provider whose key is set and which has "
+            "`model_name`, else the embedded model. The choice and its reason are in the log, in `_meta.chosen` and in the "
+            "status, and stay the same until promptmill restarts. A server that was found in this way gets no key.",
+            "A waiting run reports the reason: `429 from api.example.com: rate limit, next try in 12 s (7 refusals so far)`, or "
+            "`waiting for api.example.com since 0:14, next try in 8 s`.",
+            "\n".join(rows),
+            "`promptmill providers` lists them, too, and shows which keys are set. The supported parameters of each provider: "
+            "[provider-rows.md](maintainers/provider-rows.md). This page is written by `scripts/docs.py`.",
+        ]
     )
 
 
@@ -167,19 +170,16 @@ def provider_rows() -> str:
         ]
         cells += [", ".join(f"`{name}`" for name in sorted(profile.refused)), profile.page, profile.read]
         rows.append(f"| {' | '.join(cells)} |")
-    return (
-        "\n\n".join(
-            [
-                "# Parameters of the providers",
-                "*Thinking off* is the parameter that `enable_thinking: false` becomes. Without one, and for models that always think "
-                "(`qwq`, `…-thinking`, `deepseek-r1`, MiniMax-M2, …), it is left out with a warning. *JSON* is the form in "
-                "which a schema is sent. If *web images* is no, use files or set `fetch_images: true`. The parameters in "
-                "*leaves out* are left out with a warning, or cause an error with `unsupported: error`. *Read* is the date on "
-                "which the row was last compared with its page. This page is written by `scripts/docs.py`.",
-                "\n".join(rows),
-            ]
-        )
-        + "\n"
+    return _page(
+        [
+            "# Parameters of the providers",
+            "*Thinking off* is the parameter that `enable_thinking: false` becomes. Without one, and for models that always think "
+            "(`qwq`, `…-thinking`, `deepseek-r1`, MiniMax-M2, …), it is left out with a warning. *JSON* is the form in "
+            "which a schema is sent. If *web images* is no, use files or set `fetch_images: true`. The parameters in "
+            "*leaves out* are left out with a warning, or cause an error with `unsupported: error`. *Read* is the date on "
+            "which the row was last compared with its page. This page is written by `scripts/docs.py`.",
+            "\n".join(rows),
+        ]
     )
 
 

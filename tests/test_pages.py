@@ -8,6 +8,7 @@ import importlib.util
 import json
 import re
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 import yaml
@@ -71,6 +72,26 @@ def test_the_inspector_that_is_named_is_the_one_that_is_tested():
         said for page in PAGES for said in re.findall(r"modelcontextprotocol/inspector(\S*)", (ROOT / page).read_text())
     }
     assert named == {f"@{version}"}
+
+
+def test_the_lines_of_a_page_fit_an_editor():
+    """Tables have a line for each row, and docs/tools.md shows calls and results as they are."""
+    pages = [*PAGES, "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "benchmarks/README.md"]
+    lines = [(page, line) for page in pages for line in (ROOT / page).read_text(encoding="utf-8").splitlines()]
+    whole = ("|", '{"ans_ls"', '{"messages"')
+    assert not [one for one in lines if len(one[1]) > 120 and not one[1].lstrip().startswith(whole)]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_picture_moves_by_itself_and_fetches_nothing(theme):
+    """An image of a page on GitHub may not run scripts or fetch files."""
+    picture = (ROOT / "docs" / f"killed-{theme}.svg").read_text(encoding="utf-8")
+    assert len(picture) < 100_000
+    assert {element.tag.rpartition("}")[2] for element in ET.fromstring(picture).iter()} == {
+        *("svg", "title", "style", "rect", "circle", "g", "text")
+    }
+    assert "@keyframes" in picture
+    assert not re.search(r"url\(|@import|href", picture)
 
 
 def outline(page: str) -> list[int]:
