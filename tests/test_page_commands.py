@@ -25,7 +25,7 @@ NOT_RUN = {
     "--backend vllm": "needs vLLM; its own tests run it",
     "s3://": "needs a bucket; tests/jobs have a store on loopback",
     "install ultrarag CHECKOUT": "needs a checkout of UltraRAG; tests/install/test_ultrarag.py makes one",
-    "serve --http 0.0.0.0:8017": "serves until it is ended, to other machines; tests/http do so on loopback",
+    "serve --http": "serves until it is ended; tests/http have servers that end",
 }
 ICON = ROOT / "src" / "promptmill" / "server" / "icon.png"
 _MAC = "Library/Application Support/"

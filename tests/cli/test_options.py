@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import shlex
 
@@ -100,11 +101,15 @@ def test_a_terminal_shows_once_who_gets_a_key_and_that_the_embedded_model_is_sma
         assert (said in shown, bool(shown)) == (True, bool(said))
 
 
-@pytest.mark.parametrize("command", ["bulk", "generate"])
-def test_the_examples_of_a_help_have_options_that_exist(command, capsys):
-    with pytest.raises(SystemExit):
-        cli.main([command, "--help"])
-    shown = re.findall(r"^  promptmill (.*)$", capsys.readouterr().out, re.MULTILINE)
-    assert len(shown) >= 3
-    for example in shown:
-        cli.parser_of().parse_args(shlex.split(example, comments=True))
+def test_a_help_with_many_options_groups_them_and_has_examples_whose_options_exist():
+    parser = cli.parser_of()
+    commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction)).choices
+    many = {name: one for name, one in commands.items() if len(one._option_string_actions) > 12}
+    assert {"bulk", "generate", "serve", "jobs"} <= many.keys()
+    for name, one in many.items():
+        largest = max(len(group._group_actions) for group in one._action_groups)
+        assert (name, len(one._optionals._group_actions) <= 3, largest <= 12) == (name, True, True)
+        shown = re.findall(r"^  promptmill (.*)$", one.format_help(), re.MULTILINE)
+        assert (name, len(shown) >= 2) == (name, True)
+        for example in shown:
+            assert parser.parse_args(shlex.split(example, comments=True)).parser is one

@@ -57,12 +57,6 @@ _SAID_EVERY_S = 10.0
 _NAMED = re.compile(r"([\w.-]{1,40})=(.*)", re.DOTALL)
 # A new job that ends so is removed, unless it has one of `_KEPT`: a typo leaves nothing.
 _TYPOS = frozenset({Code.INVALID_CONFIG, Code.INVALID_INPUT, Code.MISSING_DEPENDENCY, Code.NOT_FOUND})
-_EXAMPLES = """examples:
-  promptmill bulk reviews.csv labels.csv --prompt 'Is this positive? {{text}}' --choices positive,negative,neutral
-  promptmill bulk orders.txt orders.csv --prompt 'Extract the order: {{text}}' --schema order.json
-  promptmill bulk pictures.csv captions.csv --prompt 'Describe the picture.' --image-column path
-  promptmill bulk prompts.jsonl answers.jsonl --limit 20      # the same command without --limit does the rest
-"""
 _KEPT = ("done", "prompt_tokens", "cost", "cost_set_aside")
 
 
@@ -131,7 +125,13 @@ def add_options(bulk: Parser) -> None:
     group.add_argument("--replicas", type=at_least_one, default=1, metavar="N", help="with --ray: so many of the model")
     group.add_argument("--num-gpus", type=float, default=0, metavar="N", help="with --ray: GPUs of each replica")
     group.add_argument("--num-cpus", type=float, default=1, metavar="N", help="with --ray: cores of each replica")
-    bulk.epilog, bulk.formatter_class = _EXAMPLES, argparse.RawDescriptionHelpFormatter
+    bulk.show_examples(
+        "promptmill bulk reviews.csv labels.csv --prompt 'Is this positive? {{text}}' "
+        "--choices positive,negative,neutral",
+        "promptmill bulk orders.txt orders.csv --prompt 'Extract the order: {{text}}' --schema order.json",
+        "promptmill bulk pictures.csv captions.csv --prompt 'Describe the picture.' --image-column path",
+        "promptmill bulk prompts.jsonl answers.jsonl --limit 20      # the same command without --limit does the rest",
+    )
     bulk.set_defaults(command=_run)
 
 

@@ -36,26 +36,29 @@ _BAR = 10  # leaves room for why nothing goes on
 _FILES = frozenset({".jsonl", ".csv", ".tsv", ".txt", ".json", ".parquet", ".md"})
 # A word of a language that puts spaces between words: a question in Chinese has none.
 _WORD = re.compile(r"[\x21-\u024f]{1,20}")
-_EXAMPLES = """examples:
-  promptmill generate 'What is the capital of France?'
-  promptmill generate --base-url localhost:11434 --model qwen3:8b 'What is the capital of France?'
-  promptmill generate --image photo.jpg 'Describe the picture.'
-"""
 
 
 def add_options(parser: Parser) -> None:
     """Add the options of the command."""
-    parser.epilog, parser.formatter_class = _EXAMPLES, argparse.RawDescriptionHelpFormatter
-    add_shared(parser)
     parser.add_argument("prompt", nargs="*", help="a prompt; several are answered together; none, or -: stdin")
-    parser.add_argument("-s", "--system", default="", metavar="TEXT", help="system prompt")
-    parser.add_argument("--lines", action="store_true", help="every line of stdin is a prompt")
-    parser.add_argument(
+    group = parser.add_argument_group("prompts")
+    group.add_argument("-s", "--system", default="", metavar="TEXT", help="system prompt")
+    group.add_argument("--lines", action="store_true", help="every line of stdin is a prompt")
+    group.add_argument(
         "--image", action="append", default=[], metavar="PATH", help="a path or URL of an image; may be repeated"
     )
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write to FILE instead of stdout")
-    add_answer_form(parser)
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    group = parser.add_argument_group("answers")
+    add_answer_form(group)
+    group.add_argument("-o", "--output", type=Path, metavar="FILE", help="write to FILE instead of stdout")
+    group.add_argument("--json", action="store_true", help="print the result as JSON")
+    add_shared(parser)
+    parser.show_examples(
+        "promptmill generate 'What is the capital of France?'",
+        "promptmill generate --base-url localhost:11434 --model qwen3:8b 'What is the capital of France?'",
+        "promptmill generate --choices yes,no 'Is water wet?' 'Is fire cold?'",
+        "promptmill generate --image photo.jpg 'Describe the picture.'",
+        "promptmill generate --lines < questions.txt",
+    )
     parser.set_defaults(command=_run)
 
 

@@ -35,9 +35,9 @@ _LOOK_EVERY = 256  # rows
 
 def add_jobs_options(jobs: Parser) -> None:
     """Add the options of the command."""
-    add_shared(jobs)
     jobs.add_argument("job_id", nargs="?", metavar="JOB_ID", help="one job; all without it")
-    doing = jobs.add_mutually_exclusive_group()
+    group = jobs.add_argument_group("what to do", "without any of these: show how far jobs are")
+    doing = group.add_mutually_exclusive_group()
     doing.add_argument("--cancel", action="store_true", help="end the job; what is answered is kept")
     doing.add_argument("--resume", action="store_true", help="go on with the job, here")
     doing.add_argument("--retry-failed", action="store_true", help="send the rows that failed again, here")
@@ -47,10 +47,18 @@ def add_jobs_options(jobs: Parser) -> None:
         "--failed", action="store_true", help="only jobs that failed or have failed rows; with JOB_ID its failed rows"
     )
     doing.add_argument("--prune", metavar="AGE", help="forget finished jobs older than AGE (30m, 12h, 7d, 2w)")
-    jobs.add_argument("--all", action="store_true", help="with --export: failed and unanswered rows as well")
+    group.add_argument("--all", action="store_true", help="with --export: failed and unanswered rows as well")
+    group.add_argument("--unfinished", action="store_true", help="with --prune: also jobs that could still go on")
     jobs.add_argument("--state", type=Path, metavar="DIR", help="where jobs are kept, as for bulk")
-    jobs.add_argument("--unfinished", action="store_true", help="with --prune: also jobs that could still go on")
     jobs.add_argument("--json", action="store_true", help="print the result as JSON")
+    add_shared(jobs)
+    jobs.show_examples(
+        "promptmill jobs                                      # how far all jobs are",
+        "promptmill jobs labels-ee43615806 --follow",
+        "promptmill jobs labels-ee43615806 --retry-failed     # with the command that the job remembers",
+        "promptmill jobs labels-ee43615806 --export so-far.csv",
+        "promptmill jobs --prune 30d",
+    )
     jobs.set_defaults(unconfigured=_run)
 
 

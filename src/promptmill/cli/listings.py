@@ -88,7 +88,7 @@ def _show_providers(arguments: argparse.Namespace) -> int:
 
 def add_cache_options(parser: Parser) -> None:
     """Add the options of `promptmill cache`."""
-    add_shared(parser)
+    add_shared(parser, answering=False)
     parser.add_argument("--clear", action="store_true", help="forget all of it")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(command=_show_cache)

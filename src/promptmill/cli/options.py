@@ -74,6 +74,10 @@ class Parser(argparse.ArgumentParser):
         self._given: Sequence[str] = ()
         self.set_defaults(parser=self)  # that of the command in use, in the end
 
+    def show_examples(self, *lines: str) -> None:
+        """Have the help end with these lines."""
+        self.epilog, self.formatter_class = "\n  ".join(("examples:", *lines)), argparse.RawDescriptionHelpFormatter
+
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse as argparse does; the parser of the command in use reports what it does not know."""
         arguments, unknown = self.parse_known_args(args, namespace)
@@ -212,13 +216,14 @@ class Several(argparse.Action):
 
 
 def add_shared(parser: Parser, *, answering: bool = True, several: bool = False, named: Sequence[str] = ()) -> None:
-    """Add the options of commands that need the configuration.
+    """Add the options of commands that need the configuration, in groups of their own.
 
     `answering`: model and sampling, too; `several`: more than one model; `named`: further names of `--model`.
     """
-    parser.add_argument("--config", type=Path, metavar="PATH", help="configuration file (else PROMPTMILL_CONFIG, …)")
-    parser.add_argument("--backend", metavar="NAME", help=f"auto, {', '.join(sorted(BACKENDS))}; overrides the file")
-    parser.add_argument(
+    file = parser.add_argument_group("configuration")
+    file.add_argument("--config", type=Path, metavar="PATH", help="configuration file (else PROMPTMILL_CONFIG, …)")
+    file.add_argument("--backend", metavar="NAME", help=f"auto, {', '.join(sorted(BACKENDS))}; overrides the file")
+    file.add_argument(
         "--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="override one key; may be repeated"
     )
     if answering:

@@ -16,40 +16,47 @@ _LAST_PORT = 65_535
 
 def add_options(serve: Parser) -> None:
     """Add the options of the command."""
-    add_shared(serve)
-    serve.add_argument(
+    group = serve.add_argument_group("the client")
+    group.add_argument(
         "--trust-client",
         action="store_true",
         help="the client is your own program: it may set trust_remote_code and send your keys to endpoints it names",
     )
-    serve.add_argument(
+    group.add_argument(
         "--locked",
         action="store_true",
         help="leave out generation_init and vllm_shutdown: your configuration counts, whatever a client wants",
     )
-    serve.add_argument(
+    group = serve.add_argument_group("logs and metrics")
+    group.add_argument(
         "--access-log",
         action="store_true",
         help="a line on stderr for each call, and over HTTP for each request; without it only for calls that failed",
     )
-    serve.add_argument(
+    group.add_argument(
         "--log-level",
         choices=logs.LEVELS,
         help="what is logged on stderr (else PROMPTMILL_LOG_LEVEL, else warning); debug tells each retry",
     )
-    serve.add_argument(
+    group.add_argument(
         "--log-format",
         choices=logs.FORMATS,
         default="text",
         help="json writes each entry of the log as a line of JSON, for programs that collect logs",
     )
-    serve.add_argument(
+    group.add_argument(
         "--metrics",
         metavar="PORT",
         type=int,
         help="serve metrics for Prometheus at http://127.0.0.1:PORT/metrics too; with --http they are at its /metrics",
     )
     _add_http_options(serve)
+    add_shared(serve)
+    serve.show_examples(
+        "promptmill serve                                   # over stdio; `promptmill install` adds it to a client",
+        "promptmill serve --http 127.0.0.1:8017 --access-log",
+        "promptmill serve --http 0.0.0.0:8017 --token-file token.txt --tls-cert cert.pem --tls-key key.pem",
+    )
     serve.set_defaults(unconfigured=_serve)
 
 

@@ -53,9 +53,14 @@ class Answers(NamedTuple):
 
 def add_init_options(parser: Parser) -> None:
     """Add the options of `promptmill init`."""
-    add_shared(parser)
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="the file to write; default: parameter.yaml")
     parser.add_argument("--force", action="store_true", help="replace the file if there is one")
+    add_shared(parser)
+    parser.show_examples(
+        "promptmill init                                      # asks three questions",
+        "promptmill init --provider mistral --model mistral-small-latest",
+        "promptmill init --base-url localhost:11434 --model qwen3:8b -o local.yaml",
+    )
     parser.set_defaults(unconfigured=_init)
 
 
@@ -240,8 +245,12 @@ sampling_params:
 
 def add_check_options(parser: Parser) -> None:
     """Add the options of `promptmill check`."""
-    add_shared(parser)
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    add_shared(parser)
+    parser.show_examples(
+        "promptmill check                                     # the configuration in use",
+        "promptmill check --base-url localhost:11434 --model qwen3:8b",
+    )
     parser.set_defaults(command=_check)
 
 
