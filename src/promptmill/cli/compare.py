@@ -61,27 +61,30 @@ def add_options(compare: Parser) -> None:
     compare.add_argument(
         "files", nargs="+", metavar="FILE|JOB", help="outputs of the same rows, or their jobs; any file of rows"
     )
-    compare.add_argument("--gold", metavar="COLUMN", help="the column with the right answers, in one of the files")
-    compare.add_argument(
-        "--field", metavar="NAME", help="compare this column, or field of the answers; else the answers"
-    )
-    compare.add_argument(
-        "--id", metavar="COLUMN", help="the column by which rows are the same; else id, or all of them"
-    )
-    compare.add_argument("--by", metavar="COLUMN", help="compare the rows of one file that this column tells apart")
-    compare.add_argument(
+    group = compare.add_argument_group("rows and columns")
+    group.add_argument("--gold", metavar="COLUMN", help="the column with the right answers, in one of the files")
+    group.add_argument("--field", metavar="NAME", help="compare this column, or field of the answers; else the answers")
+    group.add_argument("--id", metavar="COLUMN", help="the column by which rows are the same; else id, or all of them")
+    group.add_argument("--by", metavar="COLUMN", help="compare the rows of one file that this column tells apart")
+    group.add_argument("--state", type=Path, metavar="DIR", help="where jobs are kept, as for bulk")
+    group = compare.add_argument_group("output")
+    group.add_argument(
         "--rows", type=at_least_one, default=_ROWS, metavar="N", help=f"show so many rows that differ; else {_ROWS}"
     )
-    compare.add_argument("--state", type=Path, metavar="DIR", help="where jobs are kept, as for bulk")
-    compare.add_argument("--json", action="store_true", help="print all figures as JSON")
-    compare.add_argument("--report", type=Path, metavar="FILE", help="write all of it, and the rows, to one HTML file")
-    compare.add_argument("--open", action="store_true", help="with --report: show it in the browser")
+    group.add_argument("--json", action="store_true", help="print all figures as JSON")
+    group.add_argument("--report", type=Path, metavar="FILE", help="write all of it, and the rows, to one HTML file")
+    group.add_argument("--open", action="store_true", help="with --report: show it in the browser")
     group = compare.add_argument_group("a judge", "a model says which of two different answers is better")
     group.add_argument("--criterion", metavar="TEXT", help="such as 'is the better summary'; each pair in both orders")
     group.add_argument("--limit", type=at_least_one, metavar="N", help="judge only so many rows, taken at random")
     group.add_argument("--max-cost", type=amount, metavar="AMOUNT", help="most that this judgement may spend, in all")
     group.add_argument("--again", choices=("failed", "all"), help="judge these pairs again")
     add_shared(compare, named=["--judge"])
+    compare.show_examples(
+        "promptmill compare labels-a.csv labels-b.csv --gold label",
+        "promptmill compare labels.csv --by variant --report comparison.html --open",
+        "promptmill compare summaries-a.csv summaries-b.csv --judge good-1 --criterion 'is the better summary'",
+    )
     compare.set_defaults(unconfigured=_run)
 
 
