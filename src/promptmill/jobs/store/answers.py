@@ -437,7 +437,8 @@ class JobStore:
         empty = f"SELECT count(*) {where} AND {EMPTY} AND NOT ({again})"
         ((counts.empty,),) = self.read(empty, before)
         every = 1 + rows // _SAMPLES
-        for (latency_s,) in self.read(f"SELECT latency_s {where} AND code IS NULL AND row % {every} = 0", before):
+        is_sampled = f"code IS NULL AND row % {every} = 0 AND typeof(latency_s) IN ('real', 'integer')"  # else: damaged
+        for (latency_s,) in self.read(f"SELECT latency_s {where} AND {is_sampled}", before):
             counts.latencies.count(latency_s)
         return counts
 
