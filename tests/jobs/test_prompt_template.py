@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.jobs.files import prompt_template
 from promptmill.jobs.files.prompt_template import PromptTemplate
 
 
@@ -78,6 +79,14 @@ def test_a_server_that_checks_a_template_computes_nothing_in_it(text):
         assert tracemalloc.get_traced_memory()[1] < 10_000_000
     finally:
         tracemalloc.stop()
+
+
+def test_a_prompt_that_no_line_holds_is_the_rows_failure_before_all_of_it_is_written(monkeypatch):
+    monkeypatch.setattr(prompt_template, "LONGEST_LINE", 1000)
+    template = PromptTemplate("{% for _ in range(99999) %}{% for _ in range(99999) %}{{a}}{% endfor %}{% endfor %}")
+    assert PromptTemplate("{{a}}").render({"a": "x" * 1000}) == "x" * 1000
+    with pytest.raises(PromptmillError, match="makes a prompt that is longer than 64 MiB"):
+        template.render({"a": "x"})
 
 
 def test_a_power_that_takes_hours_is_the_rows_failure():

@@ -17,6 +17,7 @@ from promptmill.backends import rows
 from promptmill.backends.rows import IMAGES, NAMES
 from promptmill.core.errors import Code, Named, OrderError, PromptmillError
 from promptmill.core.wording import close_matches
+from promptmill.jobs.files.disk import LONGEST_LINE, TOO_LONG
 
 _FIELD = Named("prompt")
 _ROW = "row"
@@ -79,8 +80,14 @@ class PromptTemplate:
 
     def render(self, row: Mapping[str, Any]) -> str:
         """Return the prompt of a row. Raises `PromptmillError` (`invalid_input`, `empty_prompt`)."""
+        pieces, size = [], 0
         try:
-            return str(self._template.render({_ROW: row, **row}))
+            for piece in self._template.generate({_ROW: row, **row}):
+                size += len(piece)
+                if size > LONGEST_LINE:
+                    raise OrderError(_FIELD, f" makes a prompt that {TOO_LONG}.")
+                pieces.append(piece)
+            return "".join(pieces)
         except UndefinedError as error:
             raise OrderError(_FIELD, f": {error.message}.") from None
         except PromptmillError:
