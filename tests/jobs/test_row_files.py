@@ -17,7 +17,7 @@ from pyarrow import parquet
 from job_specs import spec_of
 from promptmill.backends import rows
 from promptmill.backends.protocol import Completion
-from promptmill.core.errors import PromptmillError
+from promptmill.core.errors import Code, PromptmillError
 from promptmill.jobs.files import disk, row_files, spool, tables
 from promptmill.jobs.files.disk import RandomFile
 from promptmill.jobs.files.row_files import InputFiles, Part
@@ -335,7 +335,7 @@ def test_a_field_by_another_name_is_asked_of_lines_too() -> None:
         ("a.jsonl", '{"prompt": "%s"}\n{"prompt": "b"}\n', ""),
         ("a.json", '[\n{"prompt": "%s"}\n]', "the item is longer than 64 MiB"),
         ("a.csv", "prompt\n%s\n", "Line 2 of the input is longer than 64 MiB"),
-        ("a.csv", "%s\n", "Line 1 of the input is longer than 64 MiB"),
+        ("a.csv", "%s\n", "Line 1 of the input is longer than"),
         ("a.txt", "%s\n", "Line 1 of the input is longer than 64 MiB"),
         ("a.tsv", "prompt\tb\n%s\n", "Line 2 of the input is longer than 64 MiB"),
     ],
@@ -344,6 +344,7 @@ def test_a_line_is_only_so_long_however_it_is_compressed(tmp_path, monkeypatch, 
     for module in (tables, disk, spool):
         monkeypatch.setattr(module, "LONGEST_LINE", 3000)
     monkeypatch.setattr(spool, "_BLOCK", 1000)
+    monkeypatch.setattr(tables, "_LONGEST_HEADER", 3000)
     data = (content % ("a" * 9000)).encode()
     target = tmp_path / (name + suffix)
     with target.open("wb") as out, row_files.compressed(out, row_files.compression_of(target)) as file:
@@ -355,6 +356,24 @@ def test_a_line_is_only_so_long_however_it_is_compressed(tmp_path, monkeypatch, 
     asked = Asked(tmp_path, target.name)
     if not asked.direct:
         assert asked.asked == [{rows.PROBLEM: "it is longer than 64 MiB."}, {"prompt": "b"}]
+
+
+def test_the_header_of_a_table_is_only_so_long(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "_LONGEST_HEADER", 1000)
+    for text in ("x" * 1001 + ",prompt\n", '"' + "x\n" * 501):
+        (tmp_path / "in.csv").write_text(text)
+        with pytest.raises(PromptmillError, match="is longer than"):
+            Asked(tmp_path, "in.csv")
+    (tmp_path / "in.csv").write_text(f"prompt\n{'y' * 2000}\n")
+    assert Asked(tmp_path, "in.csv").asked == [{"prompt": "y" * 2000}]
+
+
+def test_the_rows_of_a_call_take_only_so_much_of_the_disk_and_leave_nothing(tmp_path):
+    (tmp_path / "in.csv").write_text("text\n" + "word\n" * 100)
+    with pytest.raises(PromptmillError, match="more than 9,000 bytes") as raised:
+        Asked(tmp_path, "in.csv", prompt_template="x" * 90 + "{{text}}", most_bytes=9000)
+    assert raised.value.code is Code.STORAGE
+    assert not list(tmp_path.glob(".rows*"))
 
 
 def test_a_cell_over_many_lines_is_only_so_long(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 
 import psutil
 import pyarrow as pa
@@ -24,12 +25,16 @@ from pyarrow import parquet
 
 from fakes import FakeBackend, openai_configuration
 from half_done import answers
+from processtable import gone
 from promptmill.backends.protocol import Completion
 from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.request import Request
+from promptmill.core.request import Request, conversation_from_prompt
+from promptmill.jobs.manage import call_job, detached
 from promptmill.jobs.manage.running_jobs import RunningJobs
+from promptmill.jobs.store import status
 from promptmill.jobs.store.folder import JobFolders, Lock
+from promptmill.jobs.store.records import record_of
 from promptmill.server import create_server
 from promptmill.service.service import Service
 from replies import answer, by_prompt, choose, late
@@ -625,6 +630,123 @@ async def test_a_batch_answer_of_a_local_engine_names_the_model_that_gave_it(ben
         job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
         await ended(call, job_id, "finished")
     assert bench.answers()[0]["response"]["body"]["model"] == "some-model"
+
+
+def _local() -> Service:
+    async def create(plan: ResolvedConfig) -> Echo:
+        return Echo()
+
+    model = {"model_name_or_path": "some-model"}
+    return Service(Configuration({"backend": "hf", "backend_configs": {"hf": model}}), create=create)
+
+
+_ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}{{text}}"
+
+
+def _readers() -> list[psutil.Process]:
+    """The processes that read a job's files for this one."""
+    children = psutil.Process().children(recursive=True)
+    return [one for one in children if one.is_running() and "jobs.manage.detached" in str(one.cmdline())]
+
+
+async def test_a_row_of_very_many_values_is_not_read_on_the_way_to_a_local_engine(bench: Any, tools: Any) -> None:
+    bench.write([{"prompt": "a", "more": [0] * 300_001}, {"prompt": "b", "more": [0] * 1000}])
+    async with tools(_local()) as call:
+        job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
+        await ended(call, job_id, "finished")
+        pages = [await call("bulk_results", job_id=job_id, offset=at, limit=1, with_input=True) for at in range(2)]
+    (first,), (second,) = (found["rows"] for found in pages)
+    assert "line 1 may hold more than 300,000 values" in first["error"]["message"]
+    assert "more" not in first
+    assert (second["answer"], len(second["more"])) == ("local: b", 1000)
+
+
+async def test_a_template_for_a_local_engine_that_computes_for_ever_ends_with_its_job(bench: Any, tools: Any) -> None:
+    bench.write([{"text": "a"}])
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}{{text}}"
+    async with tools(_local()) as call:
+        files = {"input_file": "in.jsonl", "output_file": "out.jsonl"}
+        job_id = (await call("bulk_generate", **files, prompt=endless))["job_id"]
+        await until(lambda: list(bench.folder.path.glob("rows.spool.new")))
+        await call("bulk_cancel", job_id=job_id)
+        await ended(call, job_id, "cancelled")
+    children = psutil.Process().children(recursive=True)
+    assert gone(one for one in children if detached.__name__ in one.cmdline())
+    assert not list(bench.folder.path.glob("rows.spool*"))
+
+
+async def test_a_file_that_changes_while_a_job_on_a_local_engine_starts_is_not_read(bench: Any, tools: Any) -> None:
+    bench.write([{"text": "a"}])
+    apart = detached.apart
+
+    async def changed(step: str, files: Any) -> Any:
+        bench.write([{"text": "b"}, {"text": "c"}])
+        return await apart(step, files)
+
+    with mock.patch.object(detached, "apart", changed):
+        async with tools(_local()) as call:
+            files = {"input_file": "in.jsonl", "output_file": "out.jsonl"}
+            job_id = (await call("bulk_generate", **files, prompt="{{text}}"))["job_id"]
+            found = await ended(call, job_id, "stopped")
+    assert "has changed since" in found["reason"]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+async def test_other_processes_read_and_write_the_files_of_a_job_on_a_local_engine(
+    bench: Any, tools: Any, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    done_apart = detached._done_apart
+
+    async def done(told: Any, *rest: Any, **options: Any) -> Any:
+        steps.append(told["step"])
+        return await done_apart(told, *rest, **options)
+
+    monkeypatch.setattr(detached, "_done_apart", done)
+    rows = pa.table({"text": ["a", "b"], "answer": ["x", "y"]})
+    source = bench.path / f"in.{suffix}"
+    if suffix == "parquet":
+        parquet.write_table(rows, source)
+    elif suffix == "csv":
+        source.write_text("text,answer\na,x\nb,y\n")
+    else:
+        bench.write(rows.to_pylist())
+    async with tools(_local()) as call:
+        files = {"input_file": source.name, "output_file": "out.jsonl"}
+        started = await call("bulk_generate", **files, prompt="Say {{text}}")
+        await ended(call, started["job_id"], "finished")
+        refused = {"input_file": source.name, "output_file": "other.jsonl", "prompt": "Say {{texts}}"}
+        with pytest.raises(ToolError, match="did you mean text"):
+            await call("bulk_generate", **refused)
+    bench.output = bench.path / "out.jsonl"
+    assert [row["answer_1"] for row in bench.answers()] == ["local: Say a", "local: Say b"]
+    looks = ["check_columns"] if suffix == "parquet" else []
+    assert steps == [*looks, "read_rows", "write_output", *looks]
+
+
+@pytest.mark.parametrize("answered", [False, True])
+async def test_a_call_whose_runs_die_is_stopped_unless_they_answer_something(closing: Any, *, answered: bool) -> None:
+    service = closing(_local())
+    board = RunningJobs(service, list)
+    items = [(at, conversation_from_prompt(f"p{at}", "prompt")) for at in range(9)]
+    job = call_job.write(items, "", service.plan, board.folders)
+    job_id, launched = job.spec.job_id, 0
+    job.close()
+
+    async def dies(job: Any) -> None:
+        nonlocal launched
+        status.write_starting(job.folder)
+        if answered:
+            job.folder.store.write([record_of(launched, Completion("yes"))])
+        job.close()
+        launched += 1
+
+    with mock.patch.object(board, "_launch", dies):
+        for _ in range(3):
+            await board.resume(job_id, service.plan)
+    found = board.status(job_id)
+    assert (found["state"], launched) == (("interrupted", 3) if answered else ("stopped", 2))
+    assert answered or "ended 3 times without another answer" in found["reason"]
 
 
 @pytest.mark.stdio

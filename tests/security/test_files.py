@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
@@ -12,19 +13,25 @@ import threading
 from pathlib import Path
 
 import pytest
+from fastmcp import Client
 from PIL import Image
 
-from fakes import KEY
+from fakes import KEY, FakeBackend
 from promptmill.answering.cached import AnswerCache
 from promptmill.backends.engines import embedded_model
-from promptmill.core.errors import PromptmillError
+from promptmill.backends.protocol import Completion
+from promptmill.config.loading import Configuration
+from promptmill.core.errors import Code, PromptmillError
 from promptmill.images.load import ImageRules, load_image
 from promptmill.install.steps import write
 from promptmill.jobs.files import disk
 from promptmill.jobs.files.disk import RandomFile
+from promptmill.jobs.manage import detached
 from promptmill.jobs.manage.prune import prune
 from promptmill.jobs.run import merge
 from promptmill.jobs.store.folder import JobFolders
+from promptmill.server import create_server
+from promptmill.service.service import Service
 from promptmill.system.safe_open import OutsideError, is_remote, open_regular
 from replies import answer
 from sure import sure
@@ -316,6 +323,56 @@ def shell(upstream, tmp_path):
         )
 
     return ran
+
+
+@pytest.mark.rule("F19")
+@pytest.mark.skipif(sys.platform != "linux", reason="no other system limits a process's memory")
+async def test_a_template_for_a_local_engine_takes_no_memory_of_the_server(closing):
+    class Echo(FakeBackend):
+        async def answer(self, request, call):
+            return Completion(request.conversation.messages[-1].content)
+
+    async def create(plan):
+        return Echo()
+
+    block = {"model_name_or_path": "some-model"}
+    service = closing(Service(Configuration({"backend": "hf", "backend_configs": {"hf": block}}), create=create))
+    async with Client(create_server(service)) as client:
+
+        async def call(tool, **arguments):
+            return (await client.call_tool(tool, arguments)).structured_content
+
+        template = "{{ 'a' * (3 * 10 ** 9 if text == 'x' else 1) }}{{text}}"
+        job_id = (await call("bulk_generate", prompts=["x", "y"], prompt=template))["job_id"]
+        while (await call("bulk_status", job_id=job_id))["state"] != "finished":
+            await asyncio.sleep(0.02)
+        first, second = (await call("bulk_results", job_id=job_id))["rows"]
+    assert "MemoryError" in first["error"]["message"]
+    assert second["answer"] == "ay"
+
+
+@pytest.mark.rule("F20")
+@pytest.mark.parametrize("backend", ["openai", "hf"])
+async def test_the_rows_of_a_call_take_half_of_the_free_disk_at_most(closing, upstream, monkeypatch, backend):
+    seen = []
+
+    def started(job, folders, ended, *, disk_share, **_):
+        seen.append(disk_share)
+        ended()
+
+    async def apart(step, files):
+        seen.append(files.disk_share)
+        raise PromptmillError(Code.STORAGE, "The disk is full.")
+
+    monkeypatch.setattr(detached, "start", started)
+    monkeypatch.setattr(detached, "apart", apart)
+    blocks = {"openai": {"base_url": upstream.url, "model_name": "m"}, "hf": {"model_name_or_path": "m"}}
+    service = closing(Service(Configuration({"backend": backend, "backend_configs": blocks})))
+    async with Client(create_server(service)) as client:
+        await client.call_tool("bulk_generate", {"prompts": ["x"], "prompt": "{{text}}"})
+        while not seen:
+            await asyncio.sleep(0.01)
+    assert seen == [0.5]
 
 
 @pytest.mark.rule("F8")

@@ -465,6 +465,20 @@ def test_it_leaves_no_engine_behind(engine, how, state):
         server.ends(how)
 
 
+@posix
+@pytest.mark.parametrize("how", everyday(["EOF", "SIGTERM", "SIGKILL"], "SIGKILL"))
+def test_it_leaves_no_process_behind_that_reads_a_jobs_files(tmp_path, monkeypatch, how):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "engine.yaml"
+    file.write_text(yaml.safe_dump(ENGINE))
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}{{text}}"
+    with Piped(file) as server:
+        server.initialize()
+        server.result(server.call("bulk_generate", prompts=["a"], prompt=endless))
+        eventually(server.family)
+        server.ends(how)
+
+
 def _sampling(server, **sampling):
     server.result(server.call("generation_init", backend_configs={}, sampling_params=sampling, backend="hf"))
 

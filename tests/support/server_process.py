@@ -70,7 +70,7 @@ class ServerProcess:
         code = self.process.wait(PATIENCE_S)
         assert code == CODES[how], self.said()
         eventually(lambda: gone(family))
-        assert "Traceback" not in self.said()
+        assert "Traceback" not in self.said(), self.said()
 
     def said(self) -> str:
         """Return what it has written to stderr."""

@@ -107,6 +107,8 @@ class RowReader:
     """The models that a row may name, by the operator's `client_limits`; None: any."""
     most_tokens: int | None = None
     """The largest `max_tokens` of a row, by the same limits; also the default."""
+    most_values: int | None = None
+    """The most values of a row; None: any number. While JSON is parsed, its process does nothing else."""
 
     def digest(self, line: bytes) -> bytes | None:
         """Return the digest of a line that this reader reads."""
@@ -128,6 +130,8 @@ class RowReader:
 
     def request(self, row: int, line: bytes, attempts: int = 0) -> Request:
         """Return the request of line `row`. Raises as `read` does."""
+        if self.most_values is not None and may_exceed(self.most_values, question(line)):
+            raise input_error(f"{place(self.kind, row)} may hold more than {self.most_values:,} values.")
         other = self._other_request(row, line)
         if other is not None:
             body = self._limited_body(other, place(self.kind, row))
@@ -263,6 +267,11 @@ def row_word(kind: str) -> str:
 def with_row(asked: bytes, row: bytes) -> bytes:
     """Return a line with a question and the row that it was made of, both JSON."""
     return b"%b%b%b" % (asked, _APART, row)
+
+
+def may_exceed(most: int, line: bytes) -> bool:
+    """Return whether the JSON of a line may hold more than `most` values; commas inside texts count, too."""
+    return len(line) > most and sum(map(line.count, (b"[", b"{", b","))) > most
 
 
 def question(line: bytes) -> bytes:

@@ -49,7 +49,7 @@ LINES = frozenset({"jsonl", "batch", "messages"})
 CELLS = frozenset({"csv", "tsv", "txt"})
 TABLES = CELLS | {"parquet"}
 _LOOKED_AT = 100  # lines
-_FIRST_BYTES = 1 << 20
+_FIRST_BYTES, _FIRST_BYTES_OF_ALL = 1 << 20, 4 << 20
 _LIST_OF_ROWS = re.compile(rb'\s*"([\w-]{1,40})"\s*:\s*\[\s*\{')
 _HARMLESS_BYTES = 1 << 30
 _MOST_RATIO = 200  # rows that differ in a number alone have a ratio of about 100
@@ -322,10 +322,15 @@ def _is_batch(files: InputFiles) -> bool:
 
 def first_objects(files: InputFiles) -> Iterator[dict[str, Any]]:
     """Yield the objects in the first lines; unreadable lines are left out."""
+    size = 0
     with files.stream() as stream:
         for _ in range(_LOOKED_AT):
+            line = stream.readline(_FIRST_BYTES)
+            size += len(line)
+            if size > _FIRST_BYTES_OF_ALL:
+                return
             try:
-                value = rows.load(stream.readline(_FIRST_BYTES).strip(), "")
+                value = rows.load(line.strip(), "")
             except PromptmillError:
                 continue
             if isinstance(value, dict):

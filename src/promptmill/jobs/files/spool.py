@@ -23,7 +23,7 @@ import orjson
 
 from promptmill.backends import rows
 from promptmill.backends.rows import CONTENT, IMAGES, NAMES
-from promptmill.core.errors import Named, OrderError, PromptmillError, input_error
+from promptmill.core.errors import Code, Named, OrderError, PromptmillError, input_error
 from promptmill.core.wording import close_matches
 from promptmill.jobs.files import disk, row_files
 from promptmill.jobs.files.disk import LONGEST_LINE, TOO_LONG, Lines, RandomFile
@@ -59,15 +59,17 @@ def spool(
     prompt_only: Collection[str] = (),
     image_column: str | None = None,
     row_settings: bool = True,
+    most_bytes: int | None = None,
 ) -> int:
     """Write the rows of the input into `target`, one line each, and return their number.
 
     A row of a table asks by its `prompt_column` or `prompt_template`, else by its `prompt` or `messages`; with
     `row_settings`, its settings are part of the question. Fields of JSON in `prompt_only` are for the template alone.
-    `target` is written whole or not at all. Raises `PromptmillError` (`invalid_input`) for a file that is not of its
-    format, or a table without such a column; `OSError`; `HaltedError` once `halt` is set.
+    `target` is written whole or not at all. Raises `PromptmillError`: `invalid_input` for a file that is not of its
+    format, or a table without such a column, `storage` for more than `most_bytes`; `OSError`; `HaltedError` once `halt`
+    is set.
     """
-    beside = target.with_name(f"{target.name}.new")
+    beside = _beside(target)
     read = NAMES if row_settings else CONTENT
     template = None if prompt_template is None else PromptTemplate(prompt_template, read, image_column)
     if input_format in row_files.CELLS:
@@ -78,19 +80,40 @@ def spool(
         lines = _json_lines(files)
         if template is not None:
             lines = template.lines(lines, prompt_only)
-    count = 0
-    beside.unlink(missing_ok=True)
-    with os.fdopen(disk.created(beside), "wb", _BUFFER) as out:
-        for line in lines:
-            if halt is not None and halt.is_set():
-                raise HaltedError
-            out.write(line + b"\n")
-            count += 1
-        out.flush()
-        disk.sync_file(out)
-    beside.replace(target)
+    count = size = 0
+    discard(target)
+    try:
+        with os.fdopen(disk.created(beside), "wb", _BUFFER) as out:
+            for line in lines:
+                if halt is not None and halt.is_set():
+                    raise HaltedError
+                size += out.write(line + b"\n")
+                if most_bytes is not None and size > most_bytes:
+                    raise _too_large(most_bytes)
+                count += 1
+            out.flush()
+            disk.sync_file(out)
+        beside.replace(target)
+    except BaseException:
+        discard(target)
+        raise
     disk.sync_folder(target.parent)
     return count
+
+
+def discard(target: Path) -> None:
+    """Remove the file that an interrupted `spool` may have left next to `target`."""
+    with contextlib.suppress(OSError):
+        _beside(target).unlink(missing_ok=True)
+
+
+def _beside(target: Path) -> Path:
+    return target.with_name(f"{target.name}.new")
+
+
+def _too_large(most_bytes: int) -> PromptmillError:
+    said = f"The rows with their prompts take more than {most_bytes:,} bytes, the most that this job may write here."
+    return PromptmillError(Code.STORAGE, said, "Free disk space, shorten the template, or split the input.")
 
 
 def objects_in(path: Path, encoding: str | None = None, *, strict: bool = False) -> Iterator[Mapping[str, Any]]:

@@ -32,6 +32,8 @@ _QUOTED = re.compile(r'"(?:[^"]|"")*("|$)')  # a delimiter inside separates noth
 _MOST_LINES = 10_000
 _MOST_DOUBTFUL_LINES = 32
 _MOST_COLUMNS = 100_000
+_LONGEST_HEADER = 2 << 20
+_TOO_LONG = "is longer than"
 _UNCLOSED = "opens a quote that is not closed"
 _MAGIC = b"PAR1"
 _MOST_ROWS = 4096
@@ -76,7 +78,8 @@ class CellTable:
         self._headers: list[list[str]] = []
         for at in reversed(range(len(files.parts))):  # the first file's delimiter is the table's
             with files.stream(at) as stream:
-                header = self._header(_text(stream, files.encoding), files.parts[at].path.name)
+                text = _text(stream, files.encoding, _LONGEST_HEADER)
+                header = self._header(text, files.parts[at].path.name)
                 self._headers.insert(0, header)
         if not any(self._headers):
             raise input_error(f"{files.parts[0].path.name} has no header: its first line, with the columns, is empty.")
@@ -109,7 +112,7 @@ class CellTable:
         if self.is_text:
             return ["prompt"]
         self.delimiter, found = self._delimited(text)
-        lines = _Record(found)
+        lines = _Record(found, _LONGEST_HEADER)
         try:
             return next(csv.reader(lines, delimiter=self.delimiter, strict=True), [])
         except csv.Error as error:
@@ -158,7 +161,7 @@ class CellTable:
 def _quote_problem(error: csv.Error, lines: int) -> str:
     """Return the problem of a misplaced quote in a row of so many lines."""
     never = lines > 1 or "end of data" in str(error)
-    return _UNCLOSED if never and TOO_LONG not in str(error) else f"has a quote that does not belong there: {error}"
+    return _UNCLOSED if never and _TOO_LONG not in str(error) else f"has a quote that does not belong there: {error}"
 
 
 def _wrong_width(cells: int, width: int) -> str:
@@ -169,8 +172,9 @@ def _wrong_width(cells: int, width: int) -> str:
 class _Record:
     """The lines of a file. Those after the first line of a record can be given back, to be read again."""
 
-    def __init__(self, text: Iterator[str]) -> None:
+    def __init__(self, text: Iterator[str], longest: int | None = None) -> None:
         self._text = text
+        self._longest, self._too_long = _limit(longest)
         self._back: deque[str] = deque()
         self._taken: list[str] = []
         self._size = 0
@@ -189,8 +193,8 @@ class _Record:
         self._size += len(line)
         if len(self._taken) > self._most:
             raise csv.Error(_UNCLOSED)
-        if self._size > LONGEST_LINE:
-            raise csv.Error(f"the cell {TOO_LONG}")
+        if self._size > self._longest:
+            raise csv.Error(f"the cell {self._too_long}")
         return line
 
     @property
@@ -232,23 +236,30 @@ def distinct(names: Sequence[str]) -> list[str]:
     return list(found)
 
 
-def _text(stream: IO[bytes], encoding: str | None) -> Iterator[str]:
+def _text(stream: IO[bytes], encoding: str | None, longest: int | None = None) -> Iterator[str]:
     """Yield the lines of a table.
 
-    Raises `PromptmillError` (`invalid_input`) for a line above `LONGEST_LINE`, and for text in another `encoding`.
+    Raises `PromptmillError` (`invalid_input`) for a line above `longest` (`LONGEST_LINE`), and for text in another
+    `encoding`.
     """
+    most, too_long = _limit(longest)
     is_utf8 = encoding is None or codecs.lookup(encoding).name == "utf-8"
     named, errors = ("utf-8-sig", "surrogateescape") if is_utf8 else (encoding, "strict")
     text, number = io.TextIOWrapper(stream, encoding=named, errors=errors, newline=""), 0
     try:
-        while line := text.readline(LONGEST_LINE + 1):
+        while line := text.readline(most + 1):
             number += 1
-            if len(line) > LONGEST_LINE:
-                raise input_error(f"Line {number} of the input {TOO_LONG}; no table has such a line.")
+            if len(line) > most:
+                raise input_error(f"Line {number} of the input {too_long}; no table has such a line.")
             yield line
     except UnicodeError as error:
         said = f" is not that of the input: {error}, after line {number}."
         raise OrderError(Named("encoding", encoding), said) from None
+
+
+def _limit(longest: int | None) -> tuple[int, str]:
+    """Return the longest line or cell, and the words for a longer one."""
+    return (LONGEST_LINE, TOO_LONG) if longest is None else (longest, f"{_TOO_LONG} {longest >> 20} MiB")
 
 
 def is_utf8(text: str) -> bool:

@@ -1,7 +1,10 @@
-"""A process of its own that runs one job and outlives whoever started it: `python -m promptmill.jobs.manage.detached`.
+"""A process of its own for a job: `python -m promptmill.jobs.manage.detached`.
+
+    to run a job     it outlives whoever started it; what it says goes to the job's `log`
+    for one step     it reads a call's files or template for a server, with limited memory and time, and ends with it
 
 What to do comes over standard input, with the keys of the configuration, so that none stands on a command line. Of the
-environment's it inherits those of its own models alone; what it says goes to the job's `log`.
+environment's it inherits those of its own models alone; for a step, none.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, BinaryIO
 
 import orjson
 from pydantic import BaseModel, SecretStr
@@ -25,12 +29,14 @@ from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.config.settings import Settings
 from promptmill.core.errors import Code, PromptmillError, input_error, redact
-from promptmill.jobs.files import disk
-from promptmill.jobs.run import admission, validation
+from promptmill.jobs.files import disk, row_files
+from promptmill.jobs.run import admission, merge, steps, validation
 from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.runner import Runner, until_ended
-from promptmill.jobs.store.folder import JobFolders, Lock
-from promptmill.jobs.store.spec import JobRequest
+from promptmill.jobs.run.steps import JobFiles, Note
+from promptmill.jobs.store.answers import DamagedError
+from promptmill.jobs.store.folder import Folder, JobFolders, Lock
+from promptmill.jobs.store.spec import JobRequest, JobSpec
 from promptmill.jobs.store.status import progress_lines
 from promptmill.service import telemetry
 from promptmill.service.service import Service
@@ -38,17 +44,24 @@ from promptmill.system import frames, logs, runtime, subprocesses
 
 _LONGEST_LOG = 1 << 20
 _MODULE = "promptmill.jobs.manage.detached"
-_VALIDATION_BYTES, _VALIDATION_S = 2 << 30, 300
-_RUNNER_BYTES = 4 << 30
+_STEP_BYTES, _RUNNER_BYTES = 2 << 30, 4 << 30
+_VALIDATION_S = 300
 _STUCK_S = 30  # of computing
 _LOOK_S = 1.0
 
 
-def start(job: Job, folders: JobFolders, ended: Callable[[], None] = lambda: None, *, is_shared: bool = False) -> None:
+def start(
+    job: Job,
+    folders: JobFolders,
+    ended: Callable[[], None] = lambda: None,
+    *,
+    is_shared: bool = False,
+    disk_share: float = 1.0,
+) -> None:
     """Start a runner for a job that was admitted, and hand it over, lock and all.
 
     `ended` is called in a thread when the runner has ended, if this process lives until then. `is_shared` is that of
-    the `Service` which starts it.
+    the `Service` which starts it, `disk_share` that of `Runner`.
 
     Raises `PromptmillError` (`storage`).
     """
@@ -56,8 +69,8 @@ def start(job: Job, folders: JobFolders, ended: Callable[[], None] = lambda: Non
     order = job.order.model_copy(update={"input": job.spec.input, "output": job.spec.output})
     inherited = None if sys.platform == "win32" else job.lock.descriptor
     folder.close()  # one process writes
-    told = _packed(job.plan, order, folders, inherited, is_shared=is_shared)
-    environment = _environment(orjson.loads(told)) | telemetry.inherited()
+    told = _packed(job.plan, order, folders, lock=inherited, is_shared=is_shared, disk_share=disk_share)
+    environment = _environment(told) | telemetry.inherited()
     try:
         if folder.log.exists() and folder.log.stat().st_size > _LONGEST_LOG:
             folder.log.unlink()
@@ -70,7 +83,7 @@ def start(job: Job, folders: JobFolders, ended: Callable[[], None] = lambda: Non
         raise PromptmillError(Code.STORAGE, f"The job's runner cannot be started: {disk.why(error)}.") from None
     assert runner.stdin is not None
     with contextlib.suppress(BrokenPipeError), runner.stdin as pipe:
-        pipe.write(told)
+        pipe.write(frames.packed(told))
 
     def wait() -> None:  # so that it does not stay in the process table
         runner.wait()
@@ -80,40 +93,136 @@ def start(job: Job, folders: JobFolders, ended: Callable[[], None] = lambda: Non
 
 
 async def validated(plan: ResolvedConfig, order: JobRequest, folders: JobFolders) -> dict[str, Any]:
-    """Return the findings of `validation.check`, which a process of its own with limited memory makes.
+    """Return the findings of `validation.check`, which another process makes. Raises as `_done_apart`."""
+    told = _packed(plan, order, folders) | {"step": "check"}
+    found: dict[str, Any] = await _done_apart(told, order.input.name, _environment(told))
+    return found
 
-    What is found raises `PromptmillError`; so does a file that takes too much memory (`invalid_input`).
+
+async def check_columns(order: JobRequest) -> None:
+    """Do in another process what `admission.check_columns` does. Raises as `_done_apart`."""
+    await _done_apart({"step": "check_columns", "order": order.model_dump(mode="json")}, order.input.name)
+
+
+async def apart(step: str, files: JobFiles) -> Any:
+    """Have another process do the step `steps.read_rows` or `steps.write_output`; return its result.
+
+    Raises as the step and `_done_apart` do.
     """
-    told = _packed(plan, order, folders, None, only_check=True)
-    process = await subprocesses.start(_MODULE, _environment(orjson.loads(told)))
+    told = {
+        "step": step,
+        "spec": files.spec.model_dump(mode="json"),
+        "folder": str(files.folder.path),
+        "stamp": files.input.stamp(),
+        "end": files.input.end,
+        "limit": files.limit,
+        "disk_share": files.disk_share,
+    }
+    return await _done_apart(told, files.spec.input.name, note=files.note)
+
+
+async def _done_apart(
+    told: Mapping[str, Any], name: str, environment: Mapping[str, str] | None = None, note: Note | None = None
+) -> Any:
+    """Return the result of a step that a process with limited memory and time does; it ends with this call.
+
+    Raises `PromptmillError`, also if the process ended: `invalid_input`, naming the input `name`.
+    """
+    process = await subprocesses.start(
+        _MODULE, subprocesses.bare_environment(()) if environment is None else environment
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
     try:
-        written, _ = await process.communicate(told)
+        with contextlib.suppress(ConnectionError):
+            process.stdin.write(frames.packed(dict(told)))
+            await process.stdin.drain()  # and stays open: its end is the end of the step
+        while (said := await frames.receive(process.stdout)) is not None:
+            if "note" in said and note is not None:
+                note(*said["note"])
+            elif "error" in said:
+                raise frames.unpacked_error(said["error"])
+            elif "raised" in said:
+                raise _RAISED[said["raised"]](name)
+            elif "found" in said:
+                return said["found"]
+        ended = subprocesses.how_it_ended(await process.wait())
     finally:
         if process.returncode is None:
             subprocesses.end_group(process.pid)
             await process.wait()
-    if process.returncode:
-        ended = subprocesses.how_it_ended(process.returncode)
-        raise input_error(f"{order.input.name} could not be checked: {ended}. It may hold rows that are too large.")
-    found = orjson.loads(written)
-    if "error" in found:
-        raise frames.unpacked_error(found["error"])
-    return dict(found["found"])
+    raise input_error(f"{name} cannot be read: {ended}. A row, or the prompt of one, may take too much memory or time.")
 
 
-def _validate(service: Service, order: JobRequest) -> dict[str, Any]:
-    """Return the result of `validated`."""
+_RAISED: Mapping[str, type[Exception]] = MappingProxyType(
+    {error.__name__: error for error in (merge.UnansweredError, DamagedError)}
+)
+
+
+class _Watched(threading.Event):
+    """Never set. The system ends this process if it computes for too long between two looks at it."""
+
+    def is_set(self) -> bool:
+        runtime.limit_computing(_STUCK_S)
+        return super().is_set()
+
+
+def _do_step(told: Mapping[str, Any], incoming: BinaryIO, outgoing: BinaryIO) -> None:
+    """Do a step for the process at the other end of both pipes, and end when it does."""
+
+    def say(**message: Any) -> None:
+        try:
+            outgoing.write(frames.packed(message))
+            outgoing.flush()
+        except OSError:
+            subprocesses.end_own_group()
+
+    def end_with_other() -> None:  # also where the system does not
+        os.read(incoming.fileno(), 1)
+        subprocesses.end_own_group()
+
     subprocesses.end_with_parent()
-    runtime.limit_memory(_VALIDATION_BYTES)
-    runtime.limit_computing(_VALIDATION_S)
-    plan = service.plan
+    threading.Thread(target=end_with_other, daemon=True).start()
+    subprocesses.lower_priority()
+    runtime.limit_memory(_STEP_BYTES)
     try:
-        return {"found": validation.check(plan, order, service.row_models(plan))}
+        found = _result(told, lambda name, value: say(note=[name, value]))
     except PromptmillError as error:
-        return {"error": frames.packed_error(error)}
+        say(error=frames.packed_error(error))
+    except OSError as error:
+        unusable = PromptmillError(Code.STORAGE, f"A file of the job cannot be used: {disk.why(error)}.")
+        say(error=frames.packed_error(unusable))
     except MemoryError:
-        large = f"{order.input.name} takes more than {_VALIDATION_BYTES >> 30} GiB of memory to read; split its rows."
-        return {"error": frames.packed_error(input_error(large))}
+        large = f"The input takes more than {_STEP_BYTES >> 30} GiB of memory to read; split its rows."
+        say(error=frames.packed_error(input_error(large)))
+    except tuple(_RAISED.values()) as error:
+        say(raised=type(error).__name__)
+    except Exception as error:  # noqa: BLE001 (the other process reports it, without a traceback)
+        bug = PromptmillError(Code.INTERNAL, f"A bug in promptmill ({type(error).__name__}).")
+        say(error=frames.packed_error(bug))
+    else:
+        say(found=found)
+
+
+def _result(told: Mapping[str, Any], note: Note) -> Any:
+    """Return the result of a step. Raises as the step does."""
+    if told["step"] == "check":
+        runtime.limit_computing(_VALIDATION_S)
+        service, order, _, _ = _unpacked(told)
+        return validation.check(service.plan, order, service.row_models(service.plan))
+    if told["step"] == "check_columns":
+        runtime.limit_computing(_STUCK_S)
+        return admission.check_columns(JobRequest.model_validate(told["order"]))
+    spec = JobSpec.model_validate(told["spec"])
+    with contextlib.closing(row_files.opened(spec.parts, known=True, encoding=spec.encoding)) as file:
+        if file.stamp() != tuple(told["stamp"]):
+            raise admission.changed_while_running(spec)
+        if told["end"] is not None:
+            file.end = told["end"]
+        step = {each.__name__: each for each in (steps.read_rows, steps.write_output)}[told["step"]]
+        return step(
+            JobFiles(spec, Folder(Path(told["folder"])), file, told["limit"], note, _Watched(), told["disk_share"])
+        )
 
 
 def _environment(told: Mapping[str, Any]) -> dict[str, str]:
@@ -155,16 +264,8 @@ def _popen(log: int, environment: Mapping[str, str], **options: Any) -> subproce
     return subprocess.Popen(command_line, stdin=subprocess.PIPE, **options)  # noqa: S603
 
 
-def _packed(
-    plan: ResolvedConfig,
-    order: JobRequest,
-    folders: JobFolders,
-    lock: int | None,
-    *,
-    only_check: bool = False,
-    is_shared: bool = False,
-) -> bytes:
-    """Return everything as JSON, secrets in the clear. `lock` is the descriptor that the runner inherits."""
+def _packed(plan: ResolvedConfig, order: JobRequest, folders: JobFolders, **more: Any) -> dict[str, Any]:
+    """Return everything as plain values, secrets in the clear; `lock`, in `more`, is the inherited descriptor."""
     value = {
         "settings": _plain(plan.settings),
         "operator": _plain(plan.operator),
@@ -177,16 +278,16 @@ def _packed(
         "order": order.model_dump(mode="json"),
         "root": str(folders.root),
         "beside_outputs": folders.beside_outputs,
-        "lock": lock,
-        "only_check": only_check,
-        "is_shared": is_shared,
+        "lock": None,
+        "is_shared": False,
+        **more,
     }
-    return orjson.dumps(value, default=_revealed)
+    plain: dict[str, Any] = orjson.loads(orjson.dumps(value, default=_revealed))
+    return plain
 
 
-def _unpacked(data: bytes) -> tuple[Service, JobRequest, JobFolders, Lock | None]:
+def _unpacked(value: Mapping[str, Any]) -> tuple[Service, JobRequest, JobFolders, Lock | None]:
     """Return a service with the plan that was packed, the order, where jobs live, and the job's lock."""
-    value = orjson.loads(data)
     operator, file = Settings.model_validate(value["operator"]), value["file"]
     order = JobRequest.model_validate(value["order"])
     settings = Settings.model_validate(value["settings"])
@@ -238,12 +339,12 @@ async def _end_if_stuck(job: Job) -> None:
         await asyncio.sleep(_LOOK_S)
 
 
-async def _run(job: Job, service: Service) -> None:
+async def _run(job: Job, service: Service, disk_share: float) -> None:
     watching = asyncio.ensure_future(_end_if_stuck(job))
     try:
         watch = progress_lines(job.spec.job_id, sys.stderr)
         async with telemetry.exported(service):
-            found, _, _ = await until_ended(Runner(job, service, watch=watch))
+            found, _, _ = await until_ended(Runner(job, service, watch=watch, disk_share=disk_share))
         if found["reason"]:
             print(f"{job.spec.job_id}: {found['reason']}", file=sys.stderr)
     finally:
@@ -252,16 +353,18 @@ async def _run(job: Job, service: Service) -> None:
 
 
 def main() -> int:
-    """Run the job that standard input describes."""
-    told = sys.stdin.buffer.read()
-    sys.stdin.close()
+    """Run the job that standard input describes, or do its step."""
+    incoming, outgoing = subprocesses.private_pipes()
+    told = frames.read(incoming)
+    if told is None:
+        return 2
     logs.to_stderr()
-    service, order, folders, lock = _unpacked(told)
-    if orjson.loads(told)["only_check"]:
-        with os.fdopen(os.dup(1), "wb") as outgoing:
-            os.dup2(2, 1)  # whatever prints does not print into it
-            outgoing.write(orjson.dumps(_validate(service, order)))
+    if "step" in told:
+        _do_step(told, incoming, outgoing)
         return 0
+    incoming.close()
+    outgoing.close()
+    service, order, folders, lock = _unpacked(told)
     if service.plan.backend in {*BACKENDS, AUTO}:  # how much another package's backend needs is not known
         runtime.limit_memory(_RUNNER_BYTES)
     try:
@@ -273,7 +376,7 @@ def main() -> int:
         return 2
     try:
         if not job.finished:
-            runtime.run(_run(job, service))
+            runtime.run(_run(job, service, told["disk_share"]))
     finally:
         job.close()
     return 0

@@ -22,6 +22,7 @@ from promptmill.jobs.manage import detached
 from promptmill.jobs.run import admission
 from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.runner import Runner
+from promptmill.jobs.run.steps import JobFiles
 from promptmill.jobs.store import status
 from promptmill.jobs.store.answers import FARTHEST_ROW, JobStore
 from promptmill.jobs.store.folder import Folder, JobFolders
@@ -35,8 +36,11 @@ _LARGEST_MORE = 1 << 20
 _LARGEST_PAGE = 8 << 20
 _VALUE = 24  # bytes of text that take as long on the event loop as a value; a page has up to 300,000 values
 _WAIT_S = 1.0
+_MOST_DEATHS = 3
 _MOST_LISTED = 20
 _MOST_VALIDATED = 2  # at a time: each is a process
+_MOST_APART = 8  # steps of jobs at a time, likewise
+_DISK_SHARE = 0.5  # of the free disk, for the rows of one job
 Only = Literal["all", "answers", "failed"]
 _FORMATS = frozenset({"jsonl", "csv", "tsv", "parquet"})
 
@@ -55,6 +59,7 @@ class RunningJobs:
         self._own: set[str] = set()
         """Jobs of callers of this process whose files are ours."""
         self._validating = asyncio.Semaphore(_MOST_VALIDATED)
+        self._apart = asyncio.Semaphore(_MOST_APART)
 
     async def start(
         self,
@@ -113,7 +118,7 @@ class RunningJobs:
                 return about | notes | checked
             assert approve is not None
             await self._approved(approve, order, checked)
-        job = await self._admitted(order, plan)
+        job = await self._admitted(order, plan, are_columns_checked=await self._are_columns_checked(order))
         folder = job.folder
         with contextlib.ExitStack() as held:
             held.callback(job.close)
@@ -144,13 +149,14 @@ class RunningJobs:
     async def resume(self, job_id: str, plan: ResolvedConfig) -> None:
         """Go on with a job, as its last order says; `plan` is that of its model.
 
-        Raises `PromptmillError` like `start`, also when a process runs the job.
+        A job whose runs die again and again without another answer is stopped instead. Raises `PromptmillError` like
+        `start`, also when a process runs the job.
         """
         order = self._find(job_id).request
         if order is None:
             raise input_error(f"Job {job_id} has no order to go on with.")
         job = await self._admitted(order, await self._service.settled(plan))
-        if job.finished:
+        if job.finished or await asyncio.to_thread(_dies_again, job):
             job.close()
         else:
             await self._launch(job)
@@ -165,7 +171,7 @@ class RunningJobs:
             self.run_here(job)
             return
         ended = self._budgeted(job)
-        start = partial(detached.start, is_shared=self._service.is_shared)
+        start = partial(detached.start, is_shared=self._service.is_shared, disk_share=_DISK_SHARE)
         starting = asyncio.ensure_future(asyncio.to_thread(start, job, self.folders, ended))
 
         def started(done: asyncio.Future[None]) -> None:
@@ -198,14 +204,25 @@ class RunningJobs:
 
         return ended
 
-    async def _admitted(self, order: JobRequest, plan: ResolvedConfig) -> Job:
+    async def _are_columns_checked(self, order: JobRequest) -> bool:
+        """Check the columns of Parquet in another process: a crafted schema can end the one that reads it."""
+        if row_files.format_by_suffix(order.input, "input_file") != "parquet":
+            return False
+        folder = self.folders.of(order.input, order.target)
+        if await asyncio.to_thread(lambda: folder.spec) is None:
+            async with self._apart:
+                await detached.check_columns(order)
+        return True
+
+    async def _admitted(self, order: JobRequest, plan: ResolvedConfig, *, are_columns_checked: bool = False) -> Job:
         """Return the job of `order`; a job that is admitted after its caller left is closed."""
 
         def let_go(done: asyncio.Future[Job]) -> None:
             if not done.cancelled() and not done.exception():
                 done.result().close()
 
-        admitting = asyncio.ensure_future(asyncio.to_thread(admission.admit, order, plan, self.folders))
+        admit = partial(admission.admit, order, plan, self.folders, are_columns_checked=are_columns_checked)
+        admitting = asyncio.ensure_future(asyncio.to_thread(admit))
         try:
             return await asyncio.shield(admitting)
         except asyncio.CancelledError:
@@ -263,11 +280,22 @@ class RunningJobs:
         return status.read(folder)
 
     def run_here(self, job: Job) -> asyncio.Task[Any]:
-        """Run a job in this process; return its run."""
+        """Run a job in this process; return its run. Other processes read its files, unless we wrote its requests."""
+
+        async def apart(step: str, files: JobFiles) -> Any:
+            async with self._apart:
+                return await detached.apart(step, files)
 
         async def run() -> None:
             with job.folder.log.open("a") as log:
-                await Runner(job, self._service, watch=status.progress_lines(job.spec.job_id, log)).run()
+                runner = Runner(
+                    job,
+                    self._service,
+                    watch=status.progress_lines(job.spec.job_id, log),
+                    apart=None if job.spec.of_call else apart,
+                    disk_share=_DISK_SHARE,
+                )
+                await runner.run()
 
         task = asyncio.ensure_future(run())
         self.adopt(job, task)
@@ -319,7 +347,9 @@ class RunningJobs:
             raise self._outside(name)
         kind = row_files.format_by_suffix(path, name)
         if kind not in _FORMATS:  # the user's texts and JSON files are no concern of a caller
-            raise input_error(f"{name} is a .{kind} file; use one of .jsonl, .csv, .tsv, .parquet here.")
+            raise input_error(
+                f"{name} is a .{kind} file; use one of .jsonl, .csv, .tsv, .parquet here: others may be a program's."
+            )
         if row_files.is_several(path):
             raise input_error(f"{name} is a folder or a pattern; name a file.")
         return path
@@ -334,6 +364,21 @@ class RunningJobs:
 
     def _inside(self, path: Path) -> bool:
         return is_inside(path, self._roots())
+
+
+def _dies_again(job: Job) -> bool:
+    """Count the last run if it died; return whether so many died without another answer that the job is stopped."""
+    folder = job.folder
+    if folder.status.get("state") not in status.ALIVE:  # its end was noted
+        return False
+    before, done = folder.store.get("deaths") or {}, folder.store.counts().done
+    times = 1 + (before["times"] if before.get("done") == done else 0)
+    folder.put(deaths={"done": done, "times": times})
+    if times < _MOST_DEATHS:
+        return False
+    reason = f"The process that ran the job ended {times} times without another answer, perhaps for lack of memory."
+    folder.put(status={**folder.status, "state": status.STOPPED, "reason": reason})
+    return True
 
 
 def _answer_fields(record: Record, names: Mapping[str, str]) -> dict[str, Any]:

@@ -97,11 +97,18 @@ class Job:
 
 
 def admit(
-    order: JobRequest, plan: ResolvedConfig, folders: JobFolders, lock: Lock | None = None, *, fixed: bool = False
+    order: JobRequest,
+    plan: ResolvedConfig,
+    folders: JobFolders,
+    lock: Lock | None = None,
+    *,
+    fixed: bool = False,
+    are_columns_checked: bool = False,
 ) -> Job:
     """Return the job of `order`, new or found again, its lock taken, unless it was taken before.
 
-    `fixed`: its settings must be those that it was begun with, whatever it has answered.
+    `fixed`: its settings must be those that it was begun with, whatever it has answered. `are_columns_checked`: see
+    `check_columns`.
 
     Raises `PromptmillError`: `invalid_input` when it runs already, when its answers were made with other settings
     (model, sampling, prompt), or when input or output cannot be used, `storage`. Nothing is changed then.
@@ -125,6 +132,9 @@ def admit(
         opened.callback(file.close)
         try:
             wanted = _spec(folder, (source, target), file, plan, order, job_id=folders.id_of(folder))
+            is_asked = folder.spec is None or (order.prompt_template is None and wanted.input_format == "jsonl")
+            if is_asked and not are_columns_checked:
+                _check_columns(order, file, wanted.input_format)
             _check_output(folder, wanted, order)
             if not folders.beside_outputs:
                 disk.make_private_folder(folders.root)  # what is above is the user's own affair
@@ -281,16 +291,6 @@ def _spec(
     if order.prompt_template is not None:
         PromptTemplate(order.prompt_template, image_column=order.image_column)
     output_format = row_files.format_of_output(order.whole_output, input_format)
-    is_asked = folder.spec is None or (order.prompt_template is None and input_format == "jsonl")
-    if is_asked and (input_format in row_files.TABLES or (input_format == "jsonl" and is_direct)):
-        spool.check_columns(
-            file,
-            input_format,
-            prompt_column=order.prompt_column,
-            prompt_template=order.prompt_template,
-            image_column=order.image_column,
-            row_settings=order.rows_set,
-        )
     size, mtime_ns = file.stamp()
     settings = fingerprint(plan, order.system_prompt, input_format)
     image_column = [] if order.image_column is None else [order.image_column]
@@ -333,6 +333,28 @@ def _spec(
         created=int(time.time()),
         working_folder=Path.cwd(),
     )
+
+
+def check_columns(order: JobRequest) -> None:
+    """Raise `PromptmillError` (`invalid_input`) if the input of a new job lacks a column of the prompt."""
+    parts = row_files.find([order.input, *order.more], real_path(order.target))
+    with contextlib.closing(row_files.opened(parts, known=False, encoding=order.encoding)) as file:
+        input_format = row_files.format_of_input(file)
+        check_fields(order, input_format)
+        _check_columns(order, file, input_format)
+
+
+def _check_columns(order: JobRequest, file: InputFiles, input_format: str) -> None:
+    is_direct = row_files.is_read_directly(file, input_format)
+    if input_format in row_files.TABLES or (input_format == "jsonl" and is_direct):
+        spool.check_columns(
+            file,
+            input_format,
+            prompt_column=order.prompt_column,
+            prompt_template=order.prompt_template,
+            image_column=order.image_column,
+            row_settings=order.rows_set,
+        )
 
 
 def _schema_of(plan: ResolvedConfig) -> dict[str, Any] | None:

@@ -38,7 +38,6 @@ from promptmill.jobs.files.tables import (
     objects,
     readable,
 )
-from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.batch_output import CustomIds, batch_output
 from promptmill.jobs.store.answers import JobStore
 from promptmill.jobs.store.records import (
@@ -145,9 +144,9 @@ class Merge:
             raise HaltedError
 
 
-def of_job(job: Job, lines: RandomFile, answers: Answers) -> Merge:
-    """Return the merge that makes the output of `job`, whose rows are `lines`."""
-    return Merge(job.spec, job.input, lines, answers, job.spec.output, job.spec.output_format, job.order.limit)
+def of_files(spec: JobSpec, files: InputFiles, lines: RandomFile, answers: Answers, limit: int | None) -> Merge:
+    """Return the merge that makes the output of the job `spec`, whose input is `files` and whose rows are `lines`."""
+    return Merge(spec, files, lines, answers, spec.output, spec.output_format, limit)
 
 
 def check_folder(target: Path) -> None:

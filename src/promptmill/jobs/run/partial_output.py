@@ -49,7 +49,7 @@ class LiveOutput:
             return
         replaced = {record.row for record in job.folder.store.records(where=again)}
         self._answers = answers = _LiveAnswers(job.folder, replaced)
-        rows = merge.of_job(job, lines, answers)
+        rows = merge.of_files(job.spec, job.input, lines, answers, job.order.limit)
         loop = asyncio.get_running_loop()
 
         def write() -> None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from promptmill.backends.protocol import Call
 from promptmill.backends.rows import RowReader
@@ -19,16 +19,15 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.core.money import Budget
 from promptmill.core.wording import counted
-from promptmill.jobs.files import disk
+from promptmill.jobs.files import disk, spool
 from promptmill.jobs.files.disk import Line, LineRange, Lines, RandomFile
-from promptmill.jobs.files.spool import spool
-from promptmill.jobs.run import admission, merge, shards
+from promptmill.jobs.run import admission, merge, shards, steps
 from promptmill.jobs.run.admission import Job
-from promptmill.jobs.run.batch_output import CustomIds
 from promptmill.jobs.run.partial_output import LiveOutput
+from promptmill.jobs.run.steps import JobFiles
 from promptmill.jobs.run.unanswered_rows import Answering, Rows, StoreSink, row_reader
 from promptmill.jobs.store import status
-from promptmill.jobs.store.answers import NEVER, DamagedError, JobStore
+from promptmill.jobs.store.answers import FARTHEST_ROW, NEVER, DamagedError, JobStore
 from promptmill.jobs.store.binding import Binding, Bound, Twins
 from promptmill.jobs.store.records import JobCounts
 from promptmill.jobs.store.spec import JobSpec, OutputRecord
@@ -37,7 +36,10 @@ from promptmill.service.service import Service
 from promptmill.system.runtime import stay_responsive
 
 T = TypeVar("T")
+Apart: TypeAlias = Callable[[str, JobFiles], Awaitable[Any]]
+"""Does a step (`read_rows`, `write_output`) in another process. Raises as the step does."""
 _LOOK_S = 0.2
+_MOST_VALUES = 300_000  # of a row that a server reads for a call: they take 0.1 s
 _STATUS_S = 1.0
 # A record that turns out damaged when the output is written is done again, but not without end.
 _ROUNDS = 3
@@ -69,11 +71,15 @@ class Runner:
         before_output: Callable[[], Awaitable[None]] | None = None,
         recorded: Callable[[Sequence[int]], None] | None = None,
         live: LiveOutput | None = None,
+        apart: Apart | None = None,
+        disk_share: float = 1.0,
     ) -> None:
         """`watch` gets the progress several times a second; `stats` counts the costs of this run.
 
         `before_answers` is waited for before any row is sent, `before_output` when all are answered. `recorded` gets
-        the rows that were recorded, and `live` writes them while they come. Needs a running event loop.
+        the rows that were recorded, and `live` writes them while they come. `apart` does the steps that read the input,
+        for a job whose input and template may be hostile. `disk_share` is the share of the free disk that the job's
+        rows may take as lines. Needs a running event loop.
         """
         self._job = job
         self._service = service
@@ -81,6 +87,8 @@ class Runner:
         self._before_answers = before_answers
         self._before_output = before_output
         self._live = live
+        self._apart = apart
+        self._disk_share = disk_share
         self._recorded = recorded if live is None else live.recorded
         self._working: asyncio.Task[None] | None = None
         self._stopped: _JobStopped | None = None
@@ -193,10 +201,9 @@ class Runner:
             self._enter(status.STARTING, "reading the input")
             await self._in_thread(lambda: admission.check_content(job, self._halt))
             with contextlib.ExitStack() as opened:
-                lines, path = await self._in_thread(self._open_lines)
-                if job.spec.spooled:
-                    opened.callback(lines.close)
-                await self._in_thread(functools.partial(self._name_columns, lines))
+                await self._read_rows()
+                path = job.folder.rows if job.spec.spooled else job.spec.input
+                lines = opened.enter_context(job.folder.lines(job.input, job.spec))
                 rows, shard = LineRange(lines, lines=job.spec.lines), job.order.cut
                 if shard is not None:
                     rows = await self._in_thread(functools.partial(shards.cut, job, shard))
@@ -230,7 +237,7 @@ class Runner:
                         raise _JobStopped(status.INTERRUPTED)
                     if self._before_output is not None:
                         await self._before_output()
-                    if await self._merge(lines):
+                    if await self._merge():
                         if live is not None:
                             await self._in_thread(functools.partial(live.wait, self._halt))
                         return
@@ -243,38 +250,41 @@ class Runner:
             if live is not None:
                 live.stop()
 
-    def _open_lines(self) -> tuple[RandomFile, Path]:
-        """Return the file of lines to read: the input, or its rows as lines, which are written once."""
-        job, folder = self._job, self._job.folder
-        if not job.spec.spooled:
-            return job.input.first, job.spec.input
-        if job.spec.lines is None or not folder.rows.exists():
-            self._enter(self.progress.state, "reading the rows")
-            spec = job.spec
-            count = spool(
-                job.input,
-                spec.input_format,
-                folder.rows,
-                self._halt,
-                prompt_column=spec.prompt_column,
-                prompt_template=spec.prompt_template,
-                prompt_only=spec.prompt_only,
-                image_column=spec.image_column,
-                row_settings=spec.rows_set,
-            )
-            job.spec = job.spec.model_copy(update={"lines": count})
-            folder.put(spec=job.spec)
-        return RandomFile(folder.rows), folder.rows
-
-    def _name_columns(self, lines: RandomFile) -> None:
-        """Name the columns of the answers, and put sentences on columns into the notes."""
+    async def _read_rows(self) -> None:
+        """Have the rows written as lines if need be, and the columns of the answers named."""
         job = self._job
-        spec, found = merge.with_columns(job.spec, job.input, lines, self._halt)
-        if spec is not job.spec:
-            job.spec = spec
-            job.folder.put(spec=spec)
+        if not steps.are_rows_read(job.spec, job.folder):
+            try:
+                await self._step(steps.read_rows)
+            except BaseException:
+                spool.discard(job.folder.rows)
+                raise
+        found = merge.Columns(job.spec.columns or {}, job.spec.settings_read, job.spec.answer_column)
         self.progress.columns = found.names
         self.progress.notes += found.notes
+
+    async def _step(self, step: Callable[[JobFiles], T]) -> T:
+        """Return the result of a step that reads the input."""
+        job = self._job
+        files = JobFiles(
+            job.spec, job.folder, job.input, job.order.limit, self._note, self._halt, disk_share=self._disk_share
+        )
+        if self._apart is None:
+            return await self._in_thread(lambda: step(files))
+        found: T = await self._apart(step.__name__, files)
+        return found
+
+    def _note(self, name: str, value: Any) -> None:
+        """Take notice of what a step reports; for any thread."""
+        job = self._job
+        match name:
+            case "activity":
+                self._enter(self.progress.state, value)
+            case "passed":
+                self.progress.pass_row(value)
+            case "spec":
+                job.spec = job.spec.model_copy(update=value)
+                job.folder.put(spec=job.spec)
 
     async def _count(self, again: str) -> None:
         """Count the answers; rows whose record meets `again` are not done."""
@@ -395,7 +405,7 @@ class Runner:
 
     def _reader(self, plan: ResolvedConfig) -> RowReader:
         job, spec = self._job, self._job.spec
-        return row_reader(
+        reader = row_reader(
             plan,
             spec.input_format,
             system_prompt=job.order.system_prompt,
@@ -404,8 +414,9 @@ class Runner:
             begun_in=spec.working_folder,
             may_name=self._service.row_models(plan),
         )
+        return reader if self._apart is None else replace(reader, most_values=_MOST_VALUES)
 
-    async def _merge(self, lines: RandomFile) -> bool:
+    async def _merge(self) -> bool:
         """Write the output and give it its name; False when some row turns out to have no answer after all.
 
         No file is left when it raises.
@@ -414,7 +425,7 @@ class Runner:
         job, spec, folder = self._job, self._job.spec, self._job.folder
         self._guard()
         try:
-            partial, counts = await self._in_thread(lambda: self._write_output(lines))
+            partial, counts = await self._write_output()
         except merge.UnansweredError:
             return False
         except BaseException:  # it may have been written whole at that very moment
@@ -434,24 +445,21 @@ class Runner:
         self.progress.earlier.lost = folder.store.in_flight.requests_lost
         return True
 
-    def _write_output(self, lines: RandomFile) -> tuple[Path, JobCounts]:
+    async def _write_output(self) -> tuple[Path, JobCounts]:
         """Write the output beside its place; return where it lies, and the counts of what is in it."""
-        job, spec, store = self._job, self._job.spec, self._job.folder.store
-        by_field = spec.answer_schema is not None
+        job, store = self._job, self._job.folder.store
+        spec, by_field = job.spec, job.spec.answer_schema is not None
+
+        def counted(rows: int = FARTHEST_ROW) -> JobCounts:
+            self.progress.results = store.results(rows, by_field=by_field)
+            return store.counts(before=rows, skips_empty=spec.skip_empty)
+
         if spec.shard is not None:
-            self.progress.results = store.results(by_field=by_field)
-            return shards.write_part(store, spec), store.counts(skips_empty=spec.skip_empty)
-        answers = merge.Answers(store)
-        merged = replace(merge.of_job(job, lines, answers), halt=self._halt, passed=self.progress.pass_row)
-        if spec.input_format == "batch":
-            with contextlib.closing(CustomIds(job.folder.duplicates)) as ids:
-                partial = merge.write(replace(merged, ids=ids))
-                if warning := ids.warning:
-                    self.progress.notes.append(warning)
-        else:
-            partial = merge.write(merged)
-        self.progress.results = store.results(answers.rows, by_field=by_field)
-        return partial, store.counts(before=answers.rows, skips_empty=spec.skip_empty)
+            return await self._in_thread(lambda: (shards.write_part(store, spec), counted()))
+        found = await self._step(steps.write_output)
+        if found["warning"]:
+            self.progress.notes.append(found["warning"])
+        return Path(found["partial"]), await self._in_thread(lambda: counted(found["rows"]))
 
     def _guard(self) -> None:
         """Raise `PromptmillError` when the input has changed since it was read; for any thread."""
