@@ -16,7 +16,6 @@ import threading
 from collections.abc import Collection, Iterator, Mapping
 from operator import itemgetter
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import IO, Any
 
 import orjson
@@ -26,10 +25,10 @@ from promptmill.backends.rows import CONTENT, IMAGES, NAMES
 from promptmill.core.errors import Code, Named, OrderError, PromptmillError, input_error
 from promptmill.core.wording import close_matches
 from promptmill.jobs.files import disk, row_files
-from promptmill.jobs.files.disk import LONGEST_LINE, TOO_LONG, Lines, RandomFile
+from promptmill.jobs.files.disk import LONGEST_LINE, TOO_LONG
 from promptmill.jobs.files.prompt_template import PromptTemplate
 from promptmill.jobs.files.row_files import InputFiles
-from promptmill.jobs.files.tables import CellRow, CellTable, ParquetTable, is_utf8, readable
+from promptmill.jobs.files.tables import CellRow, CellTable, ParquetTable, is_utf8, objects, readable
 
 _BUFFER = 1 << 18
 _QUOTES = 4  # times that a row may be longer with its quotes and commas
@@ -121,14 +120,13 @@ def objects_in(path: Path, encoding: str | None = None, *, strict: bool = False)
 
     Raises `PromptmillError`, also for a row with too many or too few cells if `strict`; `OSError`.
     """
-    with contextlib.ExitStack() as opened:
-        files = row_files.opened(row_files.find([path.absolute()], path), known=False, encoding=encoding)
-        opened.callback(files.close)
+    files = row_files.opened(row_files.find([path.absolute()], path), known=False, encoding=encoding)
+    with contextlib.closing(files):
         kind = row_files.format_of_input(files)
         row_files.check_installed(path)
         if kind == "parquet":
             for batch in ParquetTable(files).batches():
-                yield from batch.to_pylist()
+                yield from objects(batch)
             return
         if kind in row_files.CELLS:
             table = CellTable(files, kind)
@@ -137,17 +135,11 @@ def objects_in(path: Path, encoding: str | None = None, *, strict: bool = False)
                     raise input_error(f"{path.name}: {_placed(row.problem, row.line)}")
                 yield dict(zip(table.header, row.cells, strict=False))
             return
-        if row_files.is_read_directly(files, kind):
-            lines = Lines(files.first)
-        else:
-            spooled = Path(opened.enter_context(TemporaryDirectory())) / "rows.jsonl"
-            spool(files, kind, spooled)
-            file = RandomFile(spooled)
-            opened.callback(file.close)
-            lines = Lines(file)
-        for line in itertools.chain.from_iterable(iter(lines.read, [])):
-            if not line.blank:
-                value = rows.load(rows.row_of(line.data or b""), f"line {line.row + 1}")
+        for number, line in enumerate(_json_lines(files), 1):
+            if line.strip():
+                value = rows.load(line, f"line {number}")
+                if isinstance(value, dict) and rows.PROBLEM in value:
+                    raise input_error(f"line {number}: {value[rows.PROBLEM]}")
                 yield value if isinstance(value, dict) else {"row": value}
 
 
@@ -385,7 +377,7 @@ def _parquet_lines(
     names = table.schema.names
     asked = {names[at]: name for at, name in _prompt_columns(names, prompt_column, template, read)}
     for batch in table.batches(list(asked)):
-        for found in batch.to_pylist():
+        for found in objects(batch):
             row = {asked[name]: value for name, value in found.items()}
             if template is not None:
                 try:

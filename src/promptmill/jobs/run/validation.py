@@ -21,7 +21,7 @@ from promptmill.jobs.files import row_files
 from promptmill.jobs.files.disk import TOO_LONG, Lines, RandomFile
 from promptmill.jobs.files.row_files import InputFiles
 from promptmill.jobs.files.spool import cells_of, spool
-from promptmill.jobs.files.tables import CellTable, ParquetTable
+from promptmill.jobs.files.tables import CellTable, ParquetTable, objects
 from promptmill.jobs.run import admission, merge
 from promptmill.jobs.run.batch_output import CustomIds
 from promptmill.jobs.run.unanswered_rows import row_reader
@@ -107,8 +107,7 @@ def _ids(files: InputFiles, lines: RandomFile, input_format: str) -> Iterator[tu
     if input_format == "parquet":
         parquet = ParquetTable(files)
         if "id" in parquet.schema.names:
-            values = (value for batch in parquet.batches(["id"]) for value in batch.column(0).to_pylist())
-            yield from enumerate(values)
+            yield from enumerate(row["id"] for batch in parquet.batches(["id"]) for row in objects(batch))
         return
     names: Sequence[str] = ()
     if input_format in row_files.CELLS:
