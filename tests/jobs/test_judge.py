@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from promptmill.jobs.manage.comparison import paired_interval
+from promptmill.jobs.store.folder import JobFolders
+from promptmill.jobs.store.given_rows import root_of
 from replies import answer, choose, status
 
 PAIR = re.compile(r"<first>\n(.*?)\n</first>\n\n<second>\n(.*?)\n</second>", re.DOTALL)
@@ -170,6 +172,8 @@ def test_a_sample_and_then_the_rest(bench: Any) -> None:
     sample = {int(pair(seen)[0].split()[1]) for seen in bench.upstream.seen}
     assert len(sample) == 10
     assert max(sample) > 20  # not the first rows
+    (pairs,) = root_of(JobFolders.from_environ()).glob("*/pairs.jsonl")
+    assert pairs.read_text().count("\n") == 20
     assert judge(bench, a, b)["pairs"][0]["judged"] == 40
     assert len(bench.upstream.seen) == 80
     assert judge(bench, a, b, "--limit", "10")["pairs"][0]["judged"] == 10
@@ -214,6 +218,8 @@ def test_arguments_of_a_judgement_that_do_not_go_together(bench: Any) -> None:
 
     assert "--judge: goes with --criterion TEXT" in refused(a, b, "--judge", "good")
     assert "--limit: goes with --criterion TEXT" in refused(a, b, "--limit", "3")
+    assert "--base-url: goes with --criterion TEXT" in refused(a, b, "--base-url", "localhost:1")
+    assert "--set: goes with --criterion TEXT" in refused(a, b, "--set", "price={input: 1, output: 1}")
     assert "--criterion: says what makes an answer better" in refused(a, b, "--criterion", " ")
     assert "--criterion: goes with two files" in refused(a, "--criterion", "x", "--gold", "text")
     assert "--open: goes with --report FILE" in refused(a, b, "--open")

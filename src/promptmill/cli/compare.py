@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import random
 import sys
 import tempfile
@@ -51,9 +50,10 @@ _QUESTION = """{task}<first>
 
 Which answer is better by the criterion: first, second, or is it a tie?"""
 _PAIRS = "pairs"
-_LONGEST_STEM = 60
+_LONGEST_STEM = 40
 _ABOUT = ("job_id", "model", "cost", "seconds", "requests", "prompt_tokens", "completion_tokens")
-_OF_THE_MODEL = (*("backend", "model", "base_url", "provider", "key_env", "temperature", "max_tokens", "concurrency"),)
+_OF_THE_MODEL = ("backend", "model", "base_url", "provider", "key_env", "temperature", "max_tokens", "concurrency")
+_JUDGING = ("limit", "max_cost", "again", "set", *_OF_THE_MODEL)
 
 
 def add_options(compare: Parser) -> None:
@@ -127,14 +127,10 @@ def _check(arguments: argparse.Namespace) -> None:
     if len(arguments.files) > 1 and arguments.by is not None:
         raise config_error("--by", "goes with one file.")
     if arguments.criterion is None:
-        judging = {
-            "--judge": arguments.model,
-            "--limit": arguments.limit,
-            "--max-cost": arguments.max_cost,
-            "--again": arguments.again,
-        }
-        for option in (option for option, value in judging.items() if value is not None):
-            raise config_error(option, "goes with --criterion TEXT.")
+        given = next((name for name in _JUDGING if getattr(arguments, name) not in (None, [])), None)
+        if given is not None:
+            option = "judge" if given == "model" else given.replace("_", "-")
+            raise config_error(f"--{option}", "goes with --criterion TEXT.")
     elif not several:
         raise config_error("--criterion", "goes with two files, or one with --by COLUMN.")
     elif not arguments.criterion.strip():
@@ -181,12 +177,11 @@ class _Pairs:
 
     rows: ComparedRows
     others: Mapping[int, Sequence[int]]
-    """By the row: the files whose answer differs from that of the first file. Rows come at random, the same each time,
-    so that the first ones are a sample of all."""
+    """By the row: the files whose answer differs from that of the first file."""
 
     @classmethod
-    def of(cls, rows: ComparedRows) -> _Pairs:
-        """Return the pairs of different answers."""
+    def of(cls, rows: ComparedRows, limit: int | None) -> _Pairs:
+        """Return the pairs of different answers in `limit` rows at random: these are the first ones of all."""
         found = {}
         for at in rows.differing:
             first, *others = (own[at] for own in rows.values)
@@ -194,12 +189,12 @@ class _Pairs:
                 found[at] = differ
         order = list(found)
         random.Random(_SEED).shuffle(order)  # noqa: S311 (it chooses rows)
-        return cls(rows, {at: found[at] for at in order})
+        return cls(rows, {at: found[at] for at in order[:limit]})
 
-    def asked(self, limit: int | None) -> list[tuple[int, int]]:
-        """Return the row and the file of each pair, of at most so many rows."""
-        chosen = itertools.islice(self.others.items(), limit)
-        return [(at, other) for at, others in chosen for other in others]
+    @property
+    def places(self) -> list[tuple[int, int]]:
+        """The row and the file of each pair."""
+        return [(at, other) for at, others in self.others.items() for other in others]
 
     def lines(self) -> Iterator[bytes]:
         """Yield the rows of the judge's job. They are read in one order and sent in another, so a file holds them."""
@@ -235,8 +230,8 @@ def _judgement(
     try:
         registry.check_key(configuration.plan)
         configuration = bulk.decided(configuration)
-        criterion, pairs = arguments.criterion.strip(), _Pairs.of(rows)
-        places = pairs.asked(arguments.limit)
+        criterion, pairs = arguments.criterion.strip(), _Pairs.of(rows, arguments.limit)
+        places = pairs.places
         about = {"criterion": criterion, "model": configuration.plan.model, "requests": 0, "seconds": 0.0}
         if not places:
             return comparison.Judgement(about, {}), OK

@@ -9,7 +9,6 @@ the object (its etag), so a changed object is another file.
 from __future__ import annotations
 
 import contextlib
-import filecmp
 import glob
 import hashlib
 import os
@@ -34,6 +33,7 @@ from promptmill.system.safe_open import make_private
 
 _OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
 _SNIFFED = 4096
+_BLOCK = 1 << 20
 _NAME = "rows"
 # Stores that write an object whole or not at all; in others, it gets its name at the end.
 _ATOMIC = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci", "memory"})
@@ -54,8 +54,8 @@ class GivenRows:
     ) -> GivenRows:
         """Keep the bytes that come as a file `name` that ends with `suffix`. Raises `PromptmillError` (`storage`).
 
-        `key`: what they are, if it is not their content; then other bytes replace those kept before, and their job
-        keeps the answers of the rows that stay.
+        `key`: what they are, if it is not their content. Then they replace those kept before, unless they are the first
+        of these, and their job keeps the answers of the rows that stay.
         """
         root = root_of(folders)
         try:
@@ -71,7 +71,7 @@ class GivenRows:
                 folder = root / (hashlib.sha256(key.encode()) if key else content).hexdigest()[:20]
                 disk.make_private_folder(folder)
                 found = folder / f"{name}{suffix}"
-                if found.exists() and (not key or filecmp.cmp(beside, found, shallow=False)):
+                if found.exists() and (not key or _begins(found, beside)):
                     beside.unlink()  # as it was: its time tells whether a job's input changed
                 else:
                     disk.replace(beside, found)
@@ -115,6 +115,15 @@ class GivenRows:
         shutil.rmtree(self.input.parent, ignore_errors=True)
 
 
+def _begins(whole: Path, part: Path) -> bool:
+    """Return whether a file begins with the content of another one. Raises `OSError`."""
+    with whole.open("rb") as one, part.open("rb") as other:
+        while block := other.read(_BLOCK):
+            if one.read(len(block)) != block:
+                return False
+    return True
+
+
 def root_of(folders: JobFolders) -> Path:
     """Return where rows lie that are in no file of the user's."""
     return folders.root.parent / "given"
@@ -136,17 +145,17 @@ def suffix_of(first: bytes) -> str:
 def blocks_of_stdin(descriptor: int) -> Iterable[bytes]:
     """Yield blocks of standard input; the first one is large enough to recognise the format."""
     first = b""
-    while len(first) < _SNIFFED and (block := os.read(descriptor, 1 << 20)):
+    while len(first) < _SNIFFED and (block := os.read(descriptor, _BLOCK)):
         first += block
     yield first
-    while block := os.read(descriptor, 1 << 20):
+    while block := os.read(descriptor, _BLOCK):
         yield block
 
 
 def copy_out(output: Path, out: IO[bytes]) -> None:
     """Write the answers to standard output."""
     with output.open("rb") as file:
-        shutil.copyfileobj(file, out, 1 << 20)
+        shutil.copyfileobj(file, out, _BLOCK)
 
 
 def fetched(folders: JobFolders, urls: Sequence[str], say: Say) -> Path:
