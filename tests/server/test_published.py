@@ -77,7 +77,9 @@ async def test_the_skill_is_a_resource_and_listed_with_its_digest(talk):
 
 
 async def test_the_slash_commands_lead_to_an_estimate_and_then_a_job(talk, tools):
-    prompts = {prompt.name: [one.name for one in prompt.arguments] for prompt in await talk.client.list_prompts()}
+    arguments = {prompt.name: prompt.arguments for prompt in await talk.client.list_prompts()}
+    assert all(one.required and len(one.description) < 60 for listed in arguments.values() for one in listed)
+    prompts = {name: [one.name for one in listed] for name, listed in arguments.items()}
     assert prompts == {"bulk": ["file", "question"], "compare": ["file", "question", "models"]}
     for name, wanted in prompts.items():
         found = await talk.client.get_prompt(name, {argument: f"my {argument}" for argument in wanted})

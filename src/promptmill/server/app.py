@@ -9,13 +9,14 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import orjson
 import yaml
 from fastmcp import FastMCP
 from fastmcp.apps.config import UI_EXTENSION_ID
+from fastmcp.prompts import Prompt
 from fastmcp.server.extensions import MethodBinding, ServerExtension
 from mcp.server.caching import CacheHint
 from mcp.shared.exceptions import MCPError
@@ -31,7 +32,7 @@ from mcp_types import (
     ServerTasksCapability,
     ToolsCapability,
 )
-from pydantic import BaseModel, Field, SecretStr
+from pydantic import BaseModel, SecretStr
 
 from promptmill import __version__
 from promptmill.config.resolved_config import ResolvedConfig
@@ -236,23 +237,35 @@ explains more.\
 """
 
 
+_ARGUMENTS = {
+    "file": "A file of rows on the server's machine: .csv, .jsonl, …",
+    "question": "What to ask of each row.",
+    "models": "Names from promptmill://models, separated by commas.",
+}
+
+
 def _add_prompts(mcp: FastMCP) -> None:
     """Add the slash commands of clients."""
 
-    @mcp.prompt(title="Answer a question for each row of a file", description="Estimates the cost first.")
-    def bulk(
-        file: Annotated[str, Field(description="A file of rows on the server's machine: .csv, .jsonl, …")],
-        question: Annotated[str, Field(description="What to ask of each row.")],
-    ) -> str:
+    def bulk(file: str, question: str) -> str:
         return _FILE_PROMPT.format(file=file, question=question, skill=_SKILL)
 
-    @mcp.prompt(title="Compare models on a file", description="Agreement, accuracy and cost of two or more models.")
-    def compare(
-        file: Annotated[str, Field(description="A file of rows on the server's machine: .csv, .jsonl, …")],
-        question: Annotated[str, Field(description="What to ask of each row.")],
-        models: Annotated[str, Field(description="Names from promptmill://models, separated by commas.")],
-    ) -> str:
+    def compare(file: str, question: str, models: str) -> str:
         return _COMPARE_PROMPT.format(file=file, question=question, models=models, skill=_SKILL)
+
+    for prompt in (
+        Prompt.from_function(
+            bulk, title="Answer a question for each row of a file", description="Estimates the cost first."
+        ),
+        Prompt.from_function(
+            compare,
+            title="Compare models on a file",
+            description="Agreement, accuracy and cost of two or more models.",
+        ),
+    ):
+        for argument in prompt.arguments or ():  # FastMCP adds a JSON schema to a description in the signature
+            argument.description = _ARGUMENTS[argument.name]
+        mcp.add_prompt(prompt)
 
 
 def describe(service: Service) -> dict[str, Any]:

@@ -28,7 +28,7 @@ async def main(command):
         return ModelResponse(parts=[ToolCallPart("generate", {"prompt_ls": ["hi", "bad"]})])
 
     transport = StdioTransport(command[0], command[1:], env=dict(os.environ), keep_alive=False)
-    toolset = MCPToolset(transport, include_instructions=True)
+    toolset = MCPToolset(transport, include_instructions=True, init_timeout=60)
     async with Agent(FunctionModel(model), toolsets=[toolset]) as agent:
         found["partly"] = json.loads((await agent.run("Answer my questions.")).output)
         for name, arguments in {"failed": {"prompt_ls": ["bad"]}, "wrong": {"prompts": ["hi"]}}.items():
