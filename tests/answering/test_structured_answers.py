@@ -83,6 +83,7 @@ async def test_an_answer_that_was_cut_off_is_never_asked_again(ask, upstream):
     (outcome,), stats = await ask(["Who?"])
     assert outcome.error.code is Code.INVALID_ANSWER
     assert "max_tokens" in str(outcome.error)
+    assert "maxItems" in outcome.error.hint
     assert (stats.requests, stats.asked_again) == (1, 0)
 
 

@@ -298,7 +298,7 @@ class _StructuredAnswers:
             outcome = await self._following(request, call)
         assert isinstance(outcome, Completion)
         wrong = f"does not satisfy its schema: {problem}" if choices is None else choices.why_none(outcome.text)
-        invalid = _invalid(wrong, complete=complete)
+        invalid = _invalid(wrong, complete=complete, wanted="choices" if choices else str(wanted.get("type")))
         return Failure(invalid, outcome.attempts, latency_s, usage, outcome.text, cost=cost)
 
 
@@ -359,8 +359,14 @@ def _with_complaint(conversation: Conversation, answer: str, problem: str, *, ag
     return Conversation((*messages, Message("assistant", answer[:_LONGEST_QUOTED]), Message("user", complaint)))
 
 
-def _invalid(wrong: str, *, complete: bool) -> PromptmillError:
+# A small model fills a list or text without an end until `max_tokens`.
+_CUT_OFF = {"json_schema": "Raise `max_tokens`, or bound the schema's lists and texts with `maxItems` and `maxLength`."}
+_WRONG = {"choices": "Name the choices in the prompt, raise `schema_retries`, or use a stronger model."}
+
+
+def _invalid(wrong: str, *, complete: bool, wanted: str) -> PromptmillError:
+    """Return the error of a wrong answer; `wanted` is `choices`, or the type of a `response_format`."""
     if complete:
-        return PromptmillError(Code.INVALID_ANSWER, f"The answer {wrong}.")
+        return PromptmillError(Code.INVALID_ANSWER, f"The answer {wrong}.", _WRONG.get(wanted))
     cut = f"The answer was cut off at `max_tokens` and {wrong}."
-    return PromptmillError(Code.INVALID_ANSWER, cut, "Raise `max_tokens`.")
+    return PromptmillError(Code.INVALID_ANSWER, cut, _CUT_OFF.get(wanted, "Raise `max_tokens`."))
