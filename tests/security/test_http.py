@@ -20,7 +20,7 @@ from everyday import everyday
 from fuzzing import SEED, TRACE
 from promptmill.config.loading import HTTP_DEFAULTS
 from promptmill.http.token import Token
-from replies import answer, by_prompt, hang
+from replies import answer, by_prompt, hang, late
 from served import BEARER, TOKEN, Served, messages
 from server_process import written
 from upstream import Upstream
@@ -211,6 +211,29 @@ def test_one_client_cannot_end_or_read_the_work_of_another(server, upstream):
         assert upstream.in_flight == 1
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     first.close()
+
+
+@pytest.mark.rule("H10")
+def test_one_client_cannot_find_the_prompts_of_another_or_learn_that_it_asked_the_same(upstream, tmp_path):
+    """A call that became a job, and a job on a list of prompts, are known to their own client alone."""
+    upstream.reply = late(0.2, answer())
+    config = written(tmp_path, upstream.url, {"max_call_s": 0.5}, concurrency=1)
+    environ = {"PROMPTMILL_HTTP_TOKEN": TOKEN, "XDG_STATE_HOME": str(tmp_path / "state")}
+    with Served(config, environ=environ) as served:
+        first, second = served.session(BEARER), served.session(BEARER)
+        call = first.call("generate", prompt_ls=[f"secret {number}" for number in range(12)])["structuredContent"]
+        upstream.reply = answer()
+        job = first.call("bulk_generate", prompts=["a secret"])["structuredContent"]["job_id"]
+        eventually(lambda: first.call("bulk_status", job_id=job)["structuredContent"]["state"] == "finished")
+        assert call["job_id"].startswith("call-")
+        assert second.call("bulk_status")["structuredContent"]["jobs"] == []
+        (listed,) = first.call("bulk_status")["structuredContent"]["jobs"]
+        assert listed["job_id"] == job
+        again = first.call("bulk_generate", prompts=["a secret"])["structuredContent"]
+        assert (again["job_id"], again["state"]) == (job, "finished")
+        other = second.call("bulk_generate", prompts=["a secret"])["structuredContent"]
+        assert other["job_id"] != job
+        assert other["state"] != "finished"
 
 
 @pytest.mark.rule("H11")

@@ -202,6 +202,10 @@ def _approval(
 def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], RunningJobs]) -> None:
     """Add the four tools and the resource of answers to the app."""
 
+    def client_of(ctx: Context) -> str:
+        """Return the session of a client if several clients share the server, else `""`."""
+        return ctx.session_id if service.is_shared else ""
+
     @tool(
         mcp,
         output_schema=_object({"message": {"type": "string"}, **_STATUS}, "job_id", "state"),
@@ -340,6 +344,7 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
                 answer_column=answer_column,
                 plan=plan,
                 approve=_approval(ctx, plan, max_cost),
+                client=client_of(ctx),
             )
         except PromptmillError as error:
             if error.code is Code.INVALID_INPUT:  # it names fields of the order
@@ -355,6 +360,7 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
         annotations=ToolAnnotations(title="Progress of jobs", readOnlyHint=True, openWorldHint=False),
     )
     async def bulk_status(
+        ctx: Context,
         job_id: Annotated[
             str | None,
             Field(description="The job. Left out: the newest jobs, as a list `jobs`.", examples=["prompts-1f0c9a7b2e"]),
@@ -371,7 +377,7 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
         is `stopped` (see `reason`), `cancelled` or `interrupted`, call bulk_generate with its `input_file` and
         `output_file`.
         """
-        return await asyncio.to_thread(running_jobs().status, job_id, limit)
+        return await asyncio.to_thread(running_jobs().status, job_id, limit, client_of(ctx))
 
     @tool(
         mcp,

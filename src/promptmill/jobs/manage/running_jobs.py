@@ -56,8 +56,8 @@ class RunningJobs:
         self._roots = roots
         self.folders = folders or JobFolders.from_environ()
         self._here: dict[str, asyncio.Task[None]] = {}
-        self._own: set[str] = set()
-        """Jobs of callers of this process whose files are ours."""
+        self._own: dict[str, str] = {}
+        """Jobs of callers of this process whose files are ours, and the `client` of each."""
         self._validating = asyncio.Semaphore(_MOST_VALIDATED)
         self._apart = asyncio.Semaphore(_MOST_APART)
 
@@ -72,12 +72,14 @@ class RunningJobs:
         validate: bool = False,
         plan: ResolvedConfig | None = None,
         approve: Callable[[float, float | None], Awaitable[None]] | None = None,
+        client: str = "",
         **options: Any,
     ) -> dict[str, Any]:
         """Start a job, or go on with it, and return at once with its status. `options` are those of `JobRequest`.
 
         `prompts` are rows in place of an input file; they are kept with the jobs, and so are their answers if
-        `output_file` is empty. So are `files`, of which each is a row, with its content for the prompt alone.
+        `output_file` is empty. So are `files`, of which each is a row, with its content for the prompt alone. The same
+        rows go on with the same job for the same `client` only, because no client may learn what another one asks.
 
         `plan` is the call's own, where it asks for more than the configuration says.
 
@@ -93,11 +95,11 @@ class RunningJobs:
                 raise input_error("`prompts` is an empty list; send at least one prompt.")
             name = "prompt" if options.get("prompt_template") is None else "text"
             lines = lines_of(prompts, name, "prompts")
-            given = await asyncio.to_thread(GivenRows.write, self.folders, lines, ".jsonl")
+            given = await asyncio.to_thread(GivenRows.write, self.folders, lines, ".jsonl", apart=client)
         notes: dict[str, Any] = {}
         if files is not None:
             found = WholeFiles(files, self._roots())
-            given = await asyncio.to_thread(GivenRows.write, self.folders, found.lines(), ".jsonl")
+            given = await asyncio.to_thread(GivenRows.write, self.folders, found.lines(), ".jsonl", apart=client)
             options["prompt_only"] = ("content",)
             notes = {"files": found.count, **({"left_out": found.left_out} if found.left_out else {})}
         order = JobRequest(
@@ -109,7 +111,7 @@ class RunningJobs:
         plan = await self._service.settled(plan or self._service.plan)
         if given is not None and not output_file:
             order = order.model_copy(update={"output": given.output(plan, order, ".jsonl")})
-            self._own.add(self.folders.id_of(self.folders.of(order.input, order.output)))
+            self._own[self.folders.id_of(self.folders.of(order.input, order.output))] = client
         if validate or approve is not None:
             async with self._validating:
                 checked = await detached.validated(plan, order, self.folders)
@@ -229,11 +231,14 @@ class RunningJobs:
             admitting.add_done_callback(let_go)
             raise
 
-    def status(self, job_id: str | None, limit: int = _MOST_LISTED) -> dict[str, Any]:
-        """Return the status of one job, or the newest as `{"jobs": […], "more": how many there are besides}`."""
+    def status(self, job_id: str | None, limit: int = _MOST_LISTED, client: str = "") -> dict[str, Any]:
+        """Return the status of one job, or the newest as `{"jobs": […], "more": how many there are besides}`.
+
+        Jobs on rows that came in a call are listed for their `client` only.
+        """
         if job_id is not None:
             return status.read(self._find(job_id))
-        found = status.read_all(self.folders.all(), self._is_listed)
+        found = status.read_all(self.folders.all(), partial(self._is_listed, client=client))
         return {"jobs": found[:limit], "more": max(0, len(found) - limit)}
 
     def results(self, job_id: str, offset: int, limit: int, only: Only = "all") -> dict[str, Any]:
@@ -305,8 +310,8 @@ class RunningJobs:
         """Look after a job that runs here until its end, and close it then."""
         job_id = job.spec.job_id
         self._here[job_id] = run
-        if job.spec.of_call:
-            self._own.add(job_id)
+        if job.spec.of_call and not self._service.is_shared:
+            self._own[job_id] = ""
 
         def ended(done: asyncio.Task[Any]) -> None:
             job.close()
@@ -322,9 +327,9 @@ class RunningJobs:
             raise input_error(f"Job {job_id} has files outside the folders that may be used here.")
         return folder
 
-    def _is_listed(self, folder: Folder, spec: JobSpec) -> bool:
+    def _is_listed(self, folder: Folder, spec: JobSpec, client: str) -> bool:
         is_ours = spec.of_call or self._is_given(spec.output)
-        return spec.job_id in self._own if is_ours else self._may_see(folder, spec)
+        return self._own.get(spec.job_id) == client if is_ours else self._may_see(folder, spec)
 
     def _may_see(self, folder: Folder, spec: JobSpec) -> bool:
         # a client that knows the id of a job whose files are ours made that job, or has the id from its maker

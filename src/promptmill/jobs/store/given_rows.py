@@ -50,17 +50,26 @@ class GivenRows:
 
     @classmethod
     def write(
-        cls, folders: JobFolders, blocks: Iterable[bytes], suffix: str, name: str = _NAME, *, key: str = ""
+        cls,
+        folders: JobFolders,
+        blocks: Iterable[bytes],
+        suffix: str,
+        name: str = _NAME,
+        *,
+        key: str = "",
+        apart: str = "",
     ) -> GivenRows:
         """Keep the bytes that come as a file `name` that ends with `suffix`. Raises `PromptmillError` (`storage`).
 
         `key`: what they are, if it is not their content. Then they replace those kept before, unless they are the first
         of these, and their job keeps the answers of the rows that stay.
+
+        Equal bytes with another `apart` are another file.
         """
         root = root_of(folders)
         try:
             disk.make_private_folder(root)
-            content = hashlib.sha256(suffix.encode())
+            content = hashlib.sha256(f"{suffix}{apart}".encode())
             descriptor, new = tempfile.mkstemp(dir=root)
             beside = Path(new)
             try:
