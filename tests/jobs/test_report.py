@@ -340,6 +340,21 @@ def test_the_page_of_a_comparison_of_one_file_and_one_of_very_many_rows(bench: A
     assert (bench.path / "r.html").read_text() == "mine"
 
 
+def test_of_a_row_with_very_many_columns_or_turns_some_are_shown(bench: Any) -> None:
+    columns = {f"column {at}": "x" * 50_000 for at in range(100)}
+    compared(bench, {name: [columns | {"answer": name, "id": 1}] for name in ("a.jsonl", "b.jsonl")})
+    _, rows = written(bench.path / "r.html")
+    assert [name for name, _ in rows["asked"][0]] == [*(f"column {at}" for at in range(40)), "…"]
+    assert rows["asked"][0][-1][1] == "61 more"
+    assert sum(len(text) for _, text in rows["asked"][0]) < 100_000
+    turns = [{"role": ("user", "assistant")[at % 2], "content": f"turn {at}"} for at in range(101)]
+    bench.write([{"messages": turns}])
+    bench.succeed("--report", "s.html")
+    _, rows = written(bench.path / "s.html")
+    assert rows["asked"][0][0] == ["…", "61 more"]
+    assert rows["asked"][0][-1] == ["user", "turn 100"]
+
+
 @pytest.fixture
 def hostile_comparison(bench: Any) -> Path:
     """Return the page of a comparison whose every text is hostile."""

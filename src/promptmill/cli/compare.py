@@ -153,6 +153,7 @@ def show_variants(output: Path) -> None:
         return
     say("\n".join(["", *_text(found, columns(sys.stdout))]))
     say(f"\npromptmill compare {output} --by {VARIANT} --gold COLUMN: against right answers")
+    say(f"promptmill compare {output} --by {VARIANT} --criterion TEXT: by a model that judges")
 
 
 def _write_report(

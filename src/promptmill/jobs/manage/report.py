@@ -55,6 +55,8 @@ _SPARE = 1_000  # for the words on rows that have no room
 _LEAST = 100_000  # bytes of deflated rows, whatever else there is
 _TEXTS = 64_000_000  # characters of all rows, in memory
 _LENGTHS = (20_000, 8_000, 4_000, 2_000, 1_000, 600, 400, 300, 200, 140, 100, 80)  # of a text, at most
+_MOST_PARTS = 40  # of a row: turns of a conversation, or columns
+_ROOMY = 4  # so many parts may each be as long as a text may be
 _TRIED = 2_000  # rows, which show how well texts are deflated
 _SEED = 1
 _FAILED, _CUT = 1, 2
@@ -282,7 +284,7 @@ class _Rows:
             usage = row.values["usage"]
             is_cut = row.values["finish_reason"] == "length"
             answers = [cut(text, most) for text in ([row.error] if row.error else row.answers)]
-            labelled = [(label, cut(text, most)) for label, text in row.asked]
+            labelled = _some_parts(row.asked, most, from_end=True)
             is_prompt = [label for label, _ in labelled] == ["prompt"]
             rows.number.append(row.number)
             rows.state.append(_FAILED if row.error else _CUT if is_cut else 0)
@@ -379,6 +381,16 @@ class _Rows:
             "tokens": self.tokens,
         }
         return zlib.compress(orjson.dumps(columns), 9)
+
+
+def _some_parts(parts: Sequence[tuple[str, str]], most: int, *, from_end: bool = False) -> list[tuple[str, str]]:
+    """Return texts with labels, cut off: the first `_MOST_PARTS`, or the last. With many, each has less room."""
+    left_out = max(0, len(parts) - _MOST_PARTS)
+    kept = parts[left_out:] if from_end else parts[: len(parts) - left_out]
+    each = max(_LENGTHS[-1], min(most, _ROOMY * most // max(1, len(kept))))
+    found = [(cut(label, _LENGTHS[-1]), cut(text, each)) for label, text in kept]
+    more = [("…", f"{left_out:,} more")] if left_out else []
+    return [*more, *found] if from_end else [*found, *more]
 
 
 class _Thumbnails:
@@ -652,7 +664,7 @@ def _compared_rows(found: Mapping[str, Any], rows: Iterator[Mapping[str, Any]], 
         texts = [*answers.values(), *([gold] if wrong else []), *([comparison.said(row)] if bits else [])]
         shown.number.append(row["row"])
         shown.state.append(state + sum(bit for kind, bit in bits.items() if kind in verdicts))
-        shown.asked.append([(name, cut(text, most)) for name, text in row["own"].items()])
+        shown.asked.append(_some_parts(list(row["own"].items()), most))
         shown.answer.append([cut(text, most) for text in texts])
         shown.seconds.append(0)
         shown.tokens.append(0)
