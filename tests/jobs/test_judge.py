@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from promptmill.jobs.manage.comparison import paired_interval
+from promptmill.jobs.store.answers import ANSWERED
 from promptmill.jobs.store.folder import JobFolders
 from promptmill.jobs.store.given_rows import root_of
-from replies import answer, choose, status
+from replies import answer, choose, late, status
+from waiting import eventually
 
 PAIR = re.compile(r"<first>\n(.*?)\n</first>\n\n<second>\n(.*?)\n</second>", re.DOTALL)
 
@@ -146,6 +150,32 @@ def test_a_judgement_that_its_budget_stops_goes_on_where_it_was(bench: Any) -> N
     assert found["cost"] == pytest.approx(2.0)
     assert len(bench.upstream.seen) == 14
     assert not {pair(seen) for seen in bench.upstream.seen} & set(sent)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+def test_a_judgement_that_is_killed_pays_at_most_for_the_requests_in_flight_twice(bench: Any) -> None:
+    bench.upstream.reply = choose(lambda seen: longer(seen) if seen.number <= 9 else late(None))
+    a, b = files(bench, 10)
+    command = bench.command(a, b, "--criterion", "is longer", command="compare", concurrency=2, num_workers=1)
+    process = subprocess.Popen(command, cwd=bench.path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        eventually(lambda: len(bench.upstream.seen) == 11)
+        eventually(lambda: judged_so_far(bench) == 9)
+    finally:
+        process.kill()
+        process.wait()
+    eventually(lambda: not bench.upstream.open)
+    bench.upstream.reply = choose(longer)
+    (figures,) = judge(bench, a, b, concurrency=2)["pairs"]
+    assert figures["wins"] == [0, 10]
+    assert len(bench.upstream.seen) == 20 + 2
+
+
+def judged_so_far(bench: Any) -> int:
+    """Return how many verdicts the only job has written."""
+    (folder,) = JobFolders.from_environ().all()
+    with folder.reading() as store:
+        return store.count(ANSWERED)
 
 
 def test_a_judgement_goes_on_by_the_id_of_its_job(bench: Any) -> None:
