@@ -32,6 +32,7 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.request import Request, conversation_from_prompt
 from promptmill.jobs.manage import call_job, detached
 from promptmill.jobs.manage.running_jobs import RunningJobs
+from promptmill.jobs.run import runner
 from promptmill.jobs.store import status
 from promptmill.jobs.store.folder import JobFolders, Lock
 from promptmill.jobs.store.records import record_of
@@ -632,9 +633,9 @@ async def test_a_batch_answer_of_a_local_engine_names_the_model_that_gave_it(ben
     assert bench.answers()[0]["response"]["body"]["model"] == "some-model"
 
 
-def _local() -> Service:
+def _local(backend: type[Echo] = Echo) -> Service:
     async def create(plan: ResolvedConfig) -> Echo:
-        return Echo()
+        return backend()
 
     model = {"model_name_or_path": "some-model"}
     return Service(Configuration({"backend": "hf", "backend_configs": {"hf": model}}), create=create)
@@ -658,6 +659,31 @@ async def test_a_row_of_very_many_values_is_not_read_on_the_way_to_a_local_engin
     (first,), (second,) = (found["rows"] for found in pages)
     assert "line 1 may hold more than 300,000 values" in first["error"]["message"]
     assert (second["answer"], len(second["more"])) == ("local: b", 1000)
+
+
+async def test_few_large_rows_are_on_the_way_to_a_local_engine_at_a_time(
+    bench: Any, tools: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most: list[int] = []
+
+    class Counting(Echo):
+        most = 8
+        now = 0
+
+        async def answer(self, request: Request, call: Any) -> Completion:
+            self.now += 1
+            most.append(self.now)
+            await asyncio.sleep(0.01)
+            self.now -= 1
+            return Completion("yes")
+
+    monkeypatch.setattr(runner, "_MOST_HELD", 100_000)
+    bench.write([{"prompt": "x" * 40_000}] * 8 + [{"prompt": "x" * 200_000}, {"prompt": "small"}])
+    async with tools(_local(Counting)) as call:
+        job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
+        found = await ended(call, job_id, "finished")
+    assert (found["done"], found["failed"]) == (10, 0)
+    assert max(most) == 2
 
 
 async def test_a_template_for_a_local_engine_that_computes_for_ever_ends_with_its_job(bench: Any, tools: Any) -> None:

@@ -39,6 +39,7 @@ T = TypeVar("T")
 Apart: TypeAlias = Callable[[str, JobFiles], Awaitable[Any]]
 """Does a step (`read_rows`, `write_output`) in another process. Raises as the step does."""
 _LOOK_S = 0.2
+_MOST_HELD = 64 << 20
 _MOST_VALUES = 300_000  # of a row that a server reads for a call: they take 0.1 s
 _STATUS_S = 1.0
 # A record that turns out damaged when the output is written is done again, but not without end.
@@ -369,7 +370,17 @@ class Runner:
         reading, twins = self._reading(), None
         if job.order.dedupe:
             twins = await self._in_thread(lambda: self._found_twins(rows, reading))
-        unanswered = Rows(rows, path, reading, store, job.spec.to_replace, limit, self._guard, lambda: self._is_leaving)
+        unanswered = Rows(
+            rows,
+            path,
+            reading,
+            store,
+            job.spec.to_replace,
+            limit,
+            self._guard,
+            lambda: self._is_leaving,
+            None if self._apart is None else _MOST_HELD,
+        )
         sink = StoreSink(
             store,
             progress.counts,

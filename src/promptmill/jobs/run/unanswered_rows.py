@@ -167,6 +167,8 @@ class Rows:
     guard: Callable[[], None]
     enough: Callable[[], bool] = bool
     """Whether no further row is to be taken."""
+    most_held: int | None = None
+    """The most bytes of large rows in flight, if more than one row is; None: any number."""
 
 
 class FileSource(Source):
@@ -206,11 +208,11 @@ class FileSource(Source):
         """Return up to `n` requests."""
         taken: list[Request] = []
         while not taken and await self._fill():
-            while self._ready and len(taken) < n:
+            while self._ready and len(taken) < n and await self._has_space(waits=not taken):
                 line, about = self._ready.popleft()
-                self.taken[line.row] = about
+                large = line.length > _LARGE
+                self.taken[line.row] = about._replace(size=line.length) if large else about
                 try:
-                    large = line.length > _LARGE
                     taken.append(
                         await asyncio.to_thread(self._request, line, about.attempts)
                         if large
@@ -219,6 +221,17 @@ class FileSource(Source):
                 except PromptmillError as error:
                     await self._settle(line.row, Failure(error, about.attempts))
         return taken
+
+    async def _has_space(self, *, waits: bool) -> bool:
+        """Return whether the next row may be in flight with the others, or wait until it may."""
+        most, length = self._rows.most_held, self._ready[0][0].length
+        if most is None or length <= _LARGE:
+            return True
+        while (held := sum(about.size for about in self.taken.values())) and held + length > most:
+            if not waits:
+                return False
+            await asyncio.sleep(_GATHER_S)
+        return True
 
     async def aclose(self) -> None:
         """Wait until no thread reads the file any more."""
@@ -297,6 +310,8 @@ class Taken(NamedTuple):
     """See `rows.digest`."""
     answered: bool = False
     """Whether it has an answer, which a new one replaces."""
+    size: int = 0
+    """Of a large row, the length of its line."""
 
 
 _UNKNOWN = Taken()
