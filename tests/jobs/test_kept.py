@@ -140,6 +140,16 @@ def test_a_job_killed_after_its_output_had_its_name_tells_its_failures(bench: An
 
 
 @posix
+def test_a_job_killed_after_its_output_had_its_name_counts_the_fields_of_a_schema(bench: Any) -> None:
+    schema = bench.path / "s.json"
+    schema.write_text('{"type": "object", "properties": {"mood": {"type": "string"}}, "required": ["mood"]}')
+    bench.upstream.reply = answer('{"mood": "good"}')
+    bench.prompts(2)
+    assert bench.run("--schema", str(schema), killed_at="after-rename").returncode == -signal.SIGKILL
+    assert bench.succeed("--schema", str(schema))["results"]["fields"] == {"mood": {"values": {"good": 2}}}
+
+
+@posix
 def test_nothing_is_left_beside_an_output_that_got_its_name(bench: Any) -> None:
     bench.prompts(5)
     killed(bench, "link = os.link\ndef linked(*names): link(*names), end()\nos.link = linked")

@@ -288,6 +288,18 @@ def test_the_summary_counts_the_values_of_each_field_of_a_schema(bench: Any) -> 
     assert json.loads(bench.jobs(bench.folder.job_id, "--json").stdout)["results"]["fields"] == found
 
 
+def test_a_check_names_the_columns_that_the_fields_of_a_schema_get(bench: Any) -> None:
+    bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
+    bench.input.write_text("text,mood\na,b\n")
+    schema = bench.path / "s.json"
+    schema.write_text('{"type": "object", "properties": {"mood": {"type": "string"}}, "required": ["mood"]}')
+    bench.upstream.reply = answer('{"mood": "good"}')
+    options = ("--prompt", "{{text}}", "--schema", str(schema))
+    (note,) = json.loads(bench.run(*options, "--validate", "--json").stdout)["notes"]
+    assert note.endswith("those of the job are called `mood_1`.")
+    assert note in bench.succeed(*options)["warnings"]
+
+
 def test_a_stopped_job_with_a_schema_shows_the_fields_of_its_answers_so_far(bench: Any) -> None:
     schema = bench.path / "s.json"
     schema.write_text('{"type": "object", "properties": {"mood": {"type": "string"}}, "required": ["mood"]}')

@@ -131,7 +131,7 @@ def admit(
         file = row_files.opened(parts, known=folder.spec is not None, encoding=order.encoding)
         opened.callback(file.close)
         try:
-            wanted = _spec(folder, (source, target), file, plan, order, job_id=folders.id_of(folder))
+            wanted = spec_of(folder, (source, target), file, plan, order, job_id=folders.id_of(folder))
             is_asked = folder.spec is None or (order.prompt_template is None and wanted.input_format == "jsonl")
             if is_asked and not are_columns_checked:
                 _check_columns(order, file, wanted.input_format)
@@ -245,7 +245,7 @@ def _check_is_text(path: Path) -> None:
         raise input_error(f"{shown} has a name that is not UTF-8 text; rename it.")
 
 
-def check_fields(order: JobRequest, input_format: str) -> None:
+def _check_fields(order: JobRequest, input_format: str) -> None:
     """Raise `OrderError` for wrong fields, and for fields that do not go together or with an input of this format."""
     _ = order.failure_limit, order.cut
     if input_format in WHOLE_REQUESTS:
@@ -274,7 +274,7 @@ def _check_answer_column(name: str) -> None:
         raise OrderError(field, f" has {len(name):,} characters; a name has at most {_LONGEST_COLUMN}.")
 
 
-def _spec(
+def spec_of(
     folder: Folder,
     paths: tuple[Path, Path],
     file: InputFiles,
@@ -283,11 +283,15 @@ def _spec(
     *,
     job_id: str,
 ) -> JobSpec:
+    """Return the job of `order` in `folder`, as it begins; `paths` are its input and output.
+
+    Raises `PromptmillError` for fields and files that do not go together.
+    """
     source, target = paths
     own = source == folder.prompts.resolve()
     input_format = "messages" if own else row_files.format_of_input(file)
     is_direct = row_files.is_read_directly(file, input_format)
-    check_fields(order, input_format)
+    _check_fields(order, input_format)
     if order.prompt_template is not None:
         PromptTemplate(order.prompt_template, image_column=order.image_column)
     output_format = row_files.format_of_output(order.whole_output, input_format)
@@ -340,7 +344,7 @@ def check_columns(order: JobRequest) -> None:
     parts = row_files.find([order.input, *order.more], real_path(order.target))
     with contextlib.closing(row_files.opened(parts, known=False, encoding=order.encoding)) as file:
         input_format = row_files.format_of_input(file)
-        check_fields(order, input_format)
+        _check_fields(order, input_format)
         _check_columns(order, file, input_format)
 
 

@@ -14,7 +14,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -52,7 +52,7 @@ from promptmill.jobs.store.records import (
     jsonl_line,
     mended,
 )
-from promptmill.jobs.store.spec import WHOLE_REQUESTS, JobRequest, JobSpec
+from promptmill.jobs.store.spec import WHOLE_REQUESTS, JobSpec
 
 if TYPE_CHECKING:
     from promptmill.jobs.run.schema_columns import SchemaColumns
@@ -500,76 +500,48 @@ def _place(partial: Path, target: Path) -> None:
         partial.unlink()
 
 
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """The names of the columns of a job's output, and the columns of its input that are settings."""
-
-    names: Mapping[str, str]
-    """The names of the job's columns that are not the usual ones."""
-    settings: Sequence[str]
-    answer_column: str
-
-    @property
-    def notes(self) -> Iterator[str]:
-        """Sentences for the summary: columns with unusual names, and columns that are settings."""
-        wanted = {key: self.answer_column if key == "answer" else _usual(key) for key in self.names}
-        moved = {wanted[key]: new for key, new in self.names.items() if new != wanted[key]}
-        if moved:
-            its, ours = (", ".join(f"`{name}`" for name in names) for names in (moved, moved.values()))
-            yield f"The input has columns {its} of its own; those of the job are called {ours}."
-        if self.settings:
-            yield f"Read as settings of each row: {', '.join(f'`{name}`' for name in self.settings)}."
+def notes_on_columns(spec: JobSpec) -> Iterator[str]:
+    """Yield sentences for the summary: columns with unusual names, and columns that are settings."""
+    names = spec.columns or {}
+    wanted = {key: spec.answer_column if key == "answer" else _usual(key) for key in names}
+    moved = {wanted[key]: new for key, new in names.items() if new != wanted[key]}
+    if moved:
+        its, ours = (", ".join(f"`{name}`" for name in names) for names in (moved, moved.values()))
+        yield f"The input has columns {its} of its own; those of the job are called {ours}."
+    if spec.settings_read:
+        yield f"Read as settings of each row: {', '.join(f'`{name}`' for name in spec.settings_read)}."
 
 
-def with_columns(
-    spec: JobSpec, files: InputFiles, lines: RandomFile, halt: threading.Event | None = None
-) -> tuple[JobSpec, Columns]:
-    """Return `spec` with the columns of the job, and the columns; the input is read unless `spec` has them. Blocks.
+def with_columns(spec: JobSpec, files: InputFiles, lines: RandomFile, halt: threading.Event | None = None) -> JobSpec:
+    """Return `spec` with the columns of the job; the input is read unless `spec` has them. Blocks.
 
     `lines` are the rows as lines. Raises `PromptmillError` (`invalid_input`); `HaltedError` once `halt` is set.
     """
     if spec.columns is not None:
-        return spec, Columns(spec.columns, spec.settings_read, spec.answer_column)
-    found = _found_columns(spec, spec.input_format, files, lines, halt)
-    return spec.model_copy(update={"columns": dict(found.names), "settings_read": list(found.settings)}), found
-
-
-def columns_of(order: JobRequest, input_format: str, files: InputFiles, lines: RandomFile) -> Columns:
-    """Return the columns that a job would have. Blocks. Raises as `with_columns` does."""
-    return _found_columns(order, input_format, files, lines)
-
-
-def _found_columns(
-    asked: JobSpec | JobRequest,
-    input_format: str,
-    files: InputFiles,
-    lines: RandomFile,
-    halt: threading.Event | None = None,
-) -> Columns:
-    answer_column = asked.answer_column
-    wanted = _wanted(asked)
+        return spec
+    wanted = _wanted(spec)
     watched = frozenset(each for name in wanted.values() for each in _candidates(name)) | rows_.SETTINGS
     taken: set[str] = set()
     settings: set[str] = set()
-    if input_format in row_files.TABLES:
-        taken = settings = _header(files, input_format)
-    elif input_format not in WHOLE_REQUESTS:
+    if spec.input_format in row_files.TABLES:
+        taken = settings = _header(files, spec.input_format)
+    elif spec.input_format not in WHOLE_REQUESTS:
         for row in _objects(lines, halt):
             if not watched.isdisjoint(row):
                 found = watched.intersection(row)
                 taken |= found
                 settings.update(name for name in found & rows_.SETTINGS if not rows_.is_null(row[name]))
-    read = sorted(settings & rows_.SETTINGS - {asked.prompt_column}) if asked.rows_set else []
-    return Columns(_names(wanted, taken), read, answer_column)
+    read = sorted(settings & rows_.SETTINGS - {spec.prompt_column}) if spec.rows_set else []
+    return spec.model_copy(update={"columns": _names(wanted, taken), "settings_read": read})
 
 
-def _wanted(asked: JobSpec | JobRequest) -> dict[str, str]:
+def _wanted(spec: JobSpec) -> dict[str, str]:
     """Return the usual names of the job's columns by their keys, those first that come first to a name."""
-    wanted = {name: asked.answer_column if name == "answer" else name for name in OURS}
-    schema = _schema_columns(asked) if isinstance(asked, JobSpec) else None
+    wanted = {name: spec.answer_column if name == "answer" else name for name in OURS}
+    schema = _schema_columns(spec)
     if schema is None:
         return wanted
-    if schema.names and isinstance(asked, JobSpec) and asked.output_format in row_files.TABLES:  # it has no `answer`
+    if schema.names and spec.output_format in row_files.TABLES:  # it has no `answer`
         answer = wanted.pop("answer")
         return wanted | schema.names | {"answer": answer}
     return wanted | schema.names

@@ -173,7 +173,7 @@ def export(folder: Folder, target: Path, *, failures: bool) -> int:
             file.end = spec.size  # lines that were appended since do not belong to the job
         with folder.reading() as store, folder.lines(file, spec) as lines:
             answers = _PartialAnswers(store, failures=failures)
-            spec, _ = merge.with_columns(spec, file, lines)
+            spec = merge.with_columns(spec, file, lines)
             partial = merge.write(merge.Merge(spec, file, lines, answers, target, output_format))
             try:
                 merge.publish(partial, target, may_replace=False)

@@ -197,7 +197,7 @@ class Runner:
                 await self._count(NEVER)
                 self.progress.total = self.progress.counts.done
                 self.progress.columns = job.spec.columns or {}
-                self.progress.results = await self._in_thread(job.folder.store.results)
+                await self._in_thread(self._count_values)
                 return
             self._enter(status.STARTING, "reading the input")
             await self._in_thread(lambda: admission.check_content(job, self._halt))
@@ -260,9 +260,8 @@ class Runner:
             except BaseException:
                 spool.discard(job.folder.rows)
                 raise
-        found = merge.Columns(job.spec.columns or {}, job.spec.settings_read, job.spec.answer_column)
-        self.progress.columns = found.names
-        self.progress.notes += found.notes
+        self.progress.columns = job.spec.columns or {}
+        self.progress.notes += merge.notes_on_columns(job.spec)
 
     async def _step(self, step: Callable[[JobFiles], T]) -> T:
         """Return the result of a step that reads the input."""
@@ -458,19 +457,23 @@ class Runner:
 
     async def _write_output(self) -> tuple[Path, JobCounts]:
         """Write the output beside its place; return where it lies, and the counts of what is in it."""
-        job, store = self._job, self._job.folder.store
-        spec, by_field = job.spec, job.spec.answer_schema is not None
+        spec, store = self._job.spec, self._job.folder.store
 
-        def counted(rows: int = FARTHEST_ROW) -> JobCounts:
-            self.progress.results = store.results(rows, by_field=by_field)
+        def counts(rows: int = FARTHEST_ROW) -> JobCounts:
+            self._count_values(rows)
             return store.counts(before=rows, skips_empty=spec.skip_empty)
 
         if spec.shard is not None:
-            return await self._in_thread(lambda: (shards.write_part(store, spec), counted()))
+            return await self._in_thread(lambda: (shards.write_part(store, spec), counts()))
         found = await self._step(steps.write_output)
         if found["warning"]:
             self.progress.notes.append(found["warning"])
-        return Path(found["partial"]), await self._in_thread(lambda: counted(found["rows"]))
+        return Path(found["partial"]), await self._in_thread(lambda: counts(found["rows"]))
+
+    def _count_values(self, rows: int = FARTHEST_ROW) -> None:
+        """Count the different answers to the first `rows` of the input. Blocks."""
+        by_field = self._job.spec.answer_schema is not None
+        self.progress.results = self._job.folder.store.results(rows, by_field=by_field)
 
     def _guard(self) -> None:
         """Raise `PromptmillError` when the input has changed since it was read; for any thread."""

@@ -107,7 +107,7 @@ def join(
             _check_input(files, spec)
             stores = [opened.enter_context(folder.reading()) for folder, _ in parts]
             lines = opened.enter_context(parts[0][0].lines(files, spec))
-            spec, _ = merge.with_columns(spec, files, lines)
+            spec = merge.with_columns(spec, files, lines)
             output_format = row_files.format_of_output(target, spec.input_format)
             answers = merge.Answers(*stores)
             partial = merge.write(merge.Merge(spec, files, lines, answers, target, output_format, passed=passed))

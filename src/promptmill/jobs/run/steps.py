@@ -72,7 +72,7 @@ def read_rows(files: JobFiles) -> None:
         spec = spec.model_copy(update={"lines": count})
         files.note("spec", {"lines": count})
     with folder.lines(files.input, spec) as lines:
-        found, _ = merge.with_columns(spec, files.input, lines, files.halt)
+        found = merge.with_columns(spec, files.input, lines, files.halt)
     if found is not spec:
         files.note("spec", {"columns": found.columns, "settings_read": found.settings_read})
 

@@ -20,11 +20,13 @@ from promptmill.images import load as images
 from promptmill.jobs.files import row_files
 from promptmill.jobs.files.disk import TOO_LONG, Lines, RandomFile
 from promptmill.jobs.files.row_files import InputFiles
-from promptmill.jobs.files.spool import cells_of, spool
+from promptmill.jobs.files.spool import cells_of
 from promptmill.jobs.files.tables import CellTable, ParquetTable, objects
-from promptmill.jobs.run import admission, merge
+from promptmill.jobs.run import admission, merge, steps
 from promptmill.jobs.run.batch_output import CustomIds
+from promptmill.jobs.run.steps import JobFiles
 from promptmill.jobs.run.unanswered_rows import row_reader
+from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.spec import JobRequest
 from promptmill.system.safe_open import real_path
 
@@ -39,54 +41,38 @@ def check(plan: ResolvedConfig, order: JobRequest, may_name: frozenset[str] | No
     """
     if order.cut is not None:
         raise OrderError("Validate the whole input, without ", Named("shard"), ".")
-    target = real_path(order.output)
+    source, target = real_path(order.input), real_path(order.output)
     for path in (order.input, *order.more):
         admission.check_name(path.absolute())
     admission.check_name(target, is_output=True)
     parts = row_files.find([order.input, *order.more], target)
     admission.check_output_path(order, target, parts)
-    file = row_files.opened(parts, known=False, encoding=order.encoding)
-    try:
-        input_format = row_files.format_of_input(file)
-        admission.check_fields(order, input_format)
-        row_files.format_of_output(target, input_format)
+    with contextlib.ExitStack() as opened:
+        file = row_files.opened(parts, known=False, encoding=order.encoding)
+        opened.callback(file.close)
+        folder = Folder(Path(opened.enter_context(TemporaryDirectory())))
+        spec = admission.spec_of(folder, (source, target), file, plan, order, job_id="")
         row_files.check_installed(target, *(part.path for part in parts))
-        with TemporaryDirectory() as name, contextlib.ExitStack() as opened:
-            ids = None
-            if order.prompt_template is None and row_files.is_read_directly(file, input_format):
-                lines = file.first
-            else:
-                spooled = Path(name) / "rows.jsonl"
-                spool(
-                    file,
-                    input_format,
-                    spooled,
-                    prompt_column=order.prompt_column,
-                    prompt_template=order.prompt_template,
-                    image_column=order.image_column,
-                    row_settings=order.rows_set,
-                )
-                lines = RandomFile(spooled)
-                opened.callback(lines.close)
-            if input_format == "batch":
-                ids = CustomIds(Path(name) / "custom_ids")
-                opened.callback(ids.close)
-            reading = row_reader(
-                plan,
-                input_format,
-                system_prompt=order.system_prompt,
-                prompt_column=order.prompt_column,
-                row_settings=order.rows_set,
-                may_name=may_name,
-            )
-            rules = images.ImageRules.of(plan.settings.allowed_roots, plan.settings.max_image_pixels)
-            found = {"format": input_format} | _check_lines(lines, reading, rules, order, ids)
-            found["notes"] = list(merge.columns_of(order, input_format, file, lines).notes)
-            if ids is None and (note := _repeated_ids(file, lines, input_format, order.limit, Path(name) / "ids")):
-                found["notes"].append(note)
-            return found | _cost(plan, found)
-    finally:
-        file.close()
+        read: dict[str, Any] = {}
+        steps.read_rows(JobFiles(spec, folder, file, None, lambda name, value: read.update({name: value})))
+        lines, input_format = opened.enter_context(folder.lines(file, spec)), spec.input_format
+        ids = (
+            opened.enter_context(contextlib.closing(CustomIds(folder.duplicates))) if input_format == "batch" else None
+        )
+        reading = row_reader(
+            plan,
+            input_format,
+            system_prompt=order.system_prompt,
+            prompt_column=order.prompt_column,
+            row_settings=order.rows_set,
+            may_name=may_name,
+        )
+        rules = images.ImageRules.of(plan.settings.allowed_roots, plan.settings.max_image_pixels)
+        found = {"format": input_format} | _check_lines(lines, reading, rules, order, ids)
+        found["notes"] = list(merge.notes_on_columns(spec.model_copy(update=read["spec"])))
+        if ids is None and (note := _repeated_ids(file, lines, input_format, order.limit, folder.path / "ids")):
+            found["notes"].append(note)
+        return found | _cost(plan, found)
 
 
 def _repeated_ids(files: InputFiles, lines: RandomFile, input_format: str, limit: int | None, scratch: Path) -> str:
