@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from replies import answer, attempts, choose, completion, status
+from replies import answer, attempts, choose, completion, raw, status
 
 DETAILS = {
     "system_fingerprint": "fp_1",
@@ -139,6 +139,31 @@ async def other_paths(exchange: Any) -> None:
         await exchange.respond(422, {}, json.dumps({"error": error}).encode())
         return
     await exchange.respond(200, {}, json.dumps(found).encode())
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_response_that_no_file_can_hold_fails_its_line_and_is_charged(bench: Any, workers: int) -> None:
+    deep = b'{"data": [], "x": %b, "usage": {"prompt_tokens": 2, "total_tokens": 2}}' % (b"[" * 400 + b"]" * 400)
+    bench.upstream.other_posts = choose(lambda seen: raw(deep) if "bad" in seen.json["input"] else other_paths)
+    words = ["bad", *map(str, range(9))]
+    bench.write(
+        [
+            {
+                "custom_id": word,
+                "method": "POST",
+                "url": "/v1/embeddings",
+                "body": {"model": "test-model", "input": [word]},
+            }
+            for word in words
+        ]
+    )
+    price = ("--set", "price={input: 10000, output: 0}", "--max-cost", "100")
+    assert bench.run(*price, num_workers=workers, retries=2).returncode == 1
+    first, *others = bench.answers()
+    assert first["error"]["code"] == "bad_response"
+    assert all(line["error"] is None for line in others)
+    assert bench.status()["requests"] == len(bench.upstream.seen)
+    assert bench.status()["cost"] > 9 * 0.03 + 2 * 0.1, "each attempt at the line may have been billed"
 
 
 @pytest.mark.parametrize("workers", [1, 2])

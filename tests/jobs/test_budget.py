@@ -5,10 +5,13 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import psutil
 import pytest
 
 from promptmill.core.money import dollars
 from replies import answer, choose, from_request, hang, late, status
+from served import Served
+from server_process import written
 from waiting import eventually
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
@@ -123,6 +126,30 @@ def test_what_a_key_that_was_refused_cost_is_not_set_aside(bench: Any) -> None:
     bench.upstream.reply = answer("two words")
     found = bench.succeed(*_options(0.6))
     assert 20 * 0.02 <= found["cost"] <= 21 * 0.02 + 1e-9
+
+
+def test_a_server_charges_what_a_runner_spent_before_it_was_killed(bench: Any) -> None:
+    """The status of the job does not show it yet."""
+    top = {"max_cost": 1.0, "price": CENTS, "sampling_params": {"max_tokens": 3}}
+    config = written(bench.path, bench.upstream.url, top, concurrency=4)
+    with Served(config, environ={"XDG_STATE_HOME": str(bench.path / "state")}) as served:
+        session = served.session()
+        bench.upstream.reply = from_request(21, hang(), answer("two words"))
+        job = session.call("bulk_generate", prompts=[str(number) for number in range(60)])["structuredContent"]
+        eventually(lambda: len(bench.upstream.seen) == 24)
+        (runner,) = [
+            process
+            for process in psutil.Process(served.process.pid).children(recursive=True)
+            if "promptmill.jobs.manage.detached" in process.cmdline()
+        ]
+        runner.kill()
+        eventually(
+            lambda: session.call("bulk_status", job_id=job["job_id"])["structuredContent"]["state"] == "interrupted"
+        )
+        eventually(lambda: not bench.upstream.open)
+        bench.upstream.reply = answer("two words")
+        session.call("generate", prompt_ls=[str(number) for number in range(60)])
+        assert 0.9 < len(bench.upstream.seen) * 0.02 <= 1.0
 
 
 def test_failures_that_are_replaced_stay_charged_over_kills(bench: Any) -> None:

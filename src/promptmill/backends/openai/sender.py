@@ -283,6 +283,8 @@ def read_other_response(
         return _refused(status, headers, payload if payload is not None else _text(body), endpoint)
     if not isinstance(payload, dict):
         return _unreadable(endpoint, "a body that is not a JSON object", body.strip())
+    if not chat_completion.can_go_on(payload):
+        return _unreadable(endpoint, "a body that is nested too deeply", b"")
     details = {"payload": payload}
     usage = _usage(payload.get("usage"), answers="choices" in payload or "output" in payload)
     return Completion(_text_of_other(payload), "stop", usage, details=details, tier=_tier(payload))

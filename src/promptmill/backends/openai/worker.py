@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 import orjson
 
 from promptmill.backends.openai.endpoint import Endpoint
+from promptmill.backends.openai.failures import FailureKind, RetryDecision
 from promptmill.backends.openai.limit.endpoint_state import endpoint_states
 from promptmill.backends.openai.providers import profile_named
 from promptmill.backends.openai.request import ImageEncoder
@@ -140,7 +141,7 @@ def _sendable(result: tuple[int, str, Any]) -> tuple[int, str, Any]:
         frames.packed({"result": result})
     except TypeError:
         wrong = PromptmillError(Code.BAD_RESPONSE, "The answer contains a value that JSON cannot represent.")
-        return result[0], "error", frames.packed_error(wrong)
+        return result[0], *packed_result(RetryDecision(FailureKind.ITEM, wrong, unmetered=True))
     return result
 
 

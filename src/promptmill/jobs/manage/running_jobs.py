@@ -24,7 +24,7 @@ from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.runner import Runner
 from promptmill.jobs.run.steps import JobFiles
 from promptmill.jobs.store import status
-from promptmill.jobs.store.answers import FARTHEST_ROW, JobStore
+from promptmill.jobs.store.answers import FARTHEST_ROW, DamagedError, JobStore
 from promptmill.jobs.store.folder import Folder, JobFolders
 from promptmill.jobs.store.given_rows import GivenRows, lines_of, root_of
 from promptmill.jobs.store.records import Record, answer_fields
@@ -168,11 +168,11 @@ class RunningJobs:
         with contextlib.ExitStack() as held:
             held.callback(job.close)
             status.write_starting(job.folder)
+            ended = None if job.plan.record.is_engine else await self._budgeted(job)
             held.pop_all()
-        if job.plan.record.is_engine:
+        if ended is None:
             self.run_here(job)
             return
-        ended = self._budgeted(job)
         start = partial(detached.start, is_shared=self._service.is_shared, disk_share=_DISK_SHARE)
         starting = asyncio.ensure_future(asyncio.to_thread(start, job, self.folders, ended))
 
@@ -184,7 +184,7 @@ class RunningJobs:
         starting.add_done_callback(started)
         await asyncio.shield(starting)
 
-    def _budgeted(self, job: Job) -> Callable[[], None]:
+    async def _budgeted(self, job: Job) -> Callable[[], None]:
         """Let the job, which another process runs, spend what the server's budget has room for.
 
         Returns what to call when that process has ended: it charges what the job has spent, and frees the rest.
@@ -192,15 +192,17 @@ class RunningJobs:
         budget, folder = self._service.budget, job.folder
         if budget is None:
             return lambda: None
-        before = folder.status.get("cost", 0.0) + folder.store.in_flight.most
+        before = await asyncio.to_thread(status.spent, folder)
         wanted = job.order.max_cost
         lent = budget.lend(None if wanted is None else wanted - before)
         job.order = job.order.model_copy(update={"max_cost": before + lent})
         loop = asyncio.get_running_loop()
 
         def ended() -> None:
-            found = folder.status
-            spent = found.get("cost", 0.0) + found.get("cost_set_aside", 0.0) - before
+            try:
+                spent = status.spent(folder) - before
+            except (OSError, DamagedError):  # it cannot be known any more
+                spent = lent
             with contextlib.suppress(RuntimeError):  # the server has ended
                 loop.call_soon_threadsafe(budget.free, lent, max(0.0, spent))
 

@@ -252,6 +252,11 @@ class InFlight:
         slots = [self._get(at) for at in tuple(self._slots.values())]
         return sum(slot.most + slot.cost for slot in slots)
 
+    @staticmethod
+    def most_in(path: Path) -> float:
+        """Return `most` as the file at `path` has it. Raises `OSError`."""
+        return sum(slot.most + slot.cost for slot in map(_Slot._make, _SLOT.iter_unpack(path.read_bytes())))
+
     def close(self) -> None:
         """Close the file; a second time does nothing."""
         self._map.close()

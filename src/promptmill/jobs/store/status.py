@@ -13,7 +13,7 @@ from typing import Any, TextIO, TypeAlias
 from promptmill import __version__
 from promptmill.backends.protocol import Call
 from promptmill.core.wording import figure
-from promptmill.jobs.store.answers import DamagedError, JobStore
+from promptmill.jobs.store.answers import IN_FLIGHT, DamagedError, InFlight, JobStore
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.records import JobCounts
 from promptmill.jobs.store.spec import JobSpec
@@ -174,6 +174,18 @@ class Progress:
 
 Watch: TypeAlias = Callable[[Progress], None]
 """Gets the progress several times a second."""
+
+
+def spent(folder: Folder) -> float:
+    """Return what a job has cost, and what its requests without a record cost at most. Blocks.
+
+    Its status may lack what a runner that was killed spent last. Raises `OSError` and `DamagedError`.
+    """
+    found = folder.status
+    earlier = _Earlier(found)
+    with folder.reading() as store:
+        earlier.cost = max(earlier.cost or 0.0, store.cost() + earlier.forgotten)
+    return earlier.cost + InFlight.most_in(folder.path / IN_FLIGHT)
 
 
 class _Earlier:
