@@ -210,6 +210,19 @@ def test_a_sample_and_then_the_rest(bench: Any) -> None:
     assert len(bench.upstream.seen) == 80
 
 
+def test_a_sample_stays_when_other_rows_change(bench: Any) -> None:
+    bench.upstream.reply = choose(longer)
+    a, b = files(bench, 40)
+    judge(bench, a, b, "--limit", "10")
+    sample = {int(pair(seen)[0].split()[1]) for seen in bench.upstream.seen}
+    rows = [json.loads(line) for line in Path(b).read_text().splitlines()]
+    other = next(at for at in range(40) if at not in sample)
+    rows[other]["answer"] = f"short {other}"
+    written(Path(b), rows)
+    assert judge(bench, a, b, "--limit", "10")["pairs"][0]["judged"] == 10
+    assert len(bench.upstream.seen) == 20
+
+
 def test_only_pairs_with_a_new_answer_are_judged_again(bench: Any) -> None:
     bench.upstream.reply = choose(longer)
     a, b = files(bench, 30)

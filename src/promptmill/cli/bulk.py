@@ -447,13 +447,12 @@ def run(
             raise
         if error is not None:
             found = found | {"reason": _reason(error, arguments, configuration)}
-        is_kept = error is None or error.code not in _TYPOS or job.before is not None
-        is_kept = is_kept or any(found.get(name) for name in _KEPT)
-        if not is_kept:
+        is_typo = _is_typo(error, job, found)
+        if is_typo:
             job.folder.close()
             folders.unregister(job.folder)
             prune.remove(job.folder)
-        if is_kept or as_json:
+        if as_json or not is_typo:
             tell(about | found, again=error is None or error.retryable)
         else:
             complain(found["reason"])
@@ -467,6 +466,12 @@ def run(
     if error is not None and error.retryable:
         return TRY_AGAIN
     return OK if found["state"] == status.FINISHED and not found["failed"] else SOME_FAILED
+
+
+def _is_typo(error: PromptmillError | None, job: Job, found: Mapping[str, Any]) -> bool:
+    """Return whether a typo has ended a new job before it did anything, so that it leaves nothing."""
+    is_wrong = error is not None and error.code in _TYPOS and job.before is None
+    return is_wrong and not any(found.get(name) for name in _KEPT)
 
 
 def _warn_of_images(job: Job) -> None:

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import argparse
-import random
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +33,6 @@ from promptmill.jobs.store.spec import JobRequest, fingerprint
 _ROWS = 5
 _MOST_VALUES = 8  # of a table
 _LONGEST_VALUE = 12  # characters, as the head of a column
-_SEED = 1
 _VERDICTS = ("first", "second", comparison.TIE)
 _SYSTEM = """You judge two answers to the same task by one criterion alone: {criterion}
 
@@ -136,7 +134,7 @@ def _check(arguments: argparse.Namespace) -> None:
     elif not arguments.criterion.strip():
         raise config_error("--criterion", "says what makes an answer better, such as 'is the better summary'.")
     if arguments.report is not None:
-        report.check(arguments.report)
+        report.check(arguments.report.expanduser())
     elif arguments.open:
         raise config_error("--open", "goes with --report FILE.")
 
@@ -188,9 +186,7 @@ class _Pairs:
             first, *others = (own[at] for own in rows.values)
             if differ := [place for place, its in enumerate(others, 1) if first and its and its != first]:
                 found[at] = differ
-        order = list(found)
-        random.Random(_SEED).shuffle(order)  # noqa: S311 (it chooses rows)
-        return cls(rows, {at: found[at] for at in order[:limit]})
+        return cls(rows, {at: found[at] for at in comparison.at_random(found)[:limit]})
 
     @property
     def places(self) -> list[tuple[int, int]]:

@@ -6,10 +6,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +98,11 @@ def side_by_side(rows: ComparedRows, judgement: Judgement | None, wanted: Collec
             pairs = enumerate(letters[1:], 1)
             found["verdicts"] = {one: judgement.verdict(at, other, (letters[0], one)) for other, one in pairs}
         yield found
+
+
+def at_random(rows: Iterable[int]) -> list[int]:
+    """Return rows in an order that looks random. Two rows have the same order each time, whatever others there are."""
+    return sorted(rows, key=lambda at: hashlib.sha256(b"%d" % at).digest())
 
 
 def commonest(changes: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -22,7 +22,6 @@ import html
 import io
 import math
 import os
-import random
 import re
 import secrets
 import time
@@ -137,9 +136,7 @@ def write_comparison(
     """Write the page of a comparison, whose figures are `found`. Raises `PromptmillError`."""
     check(target)
     total = found["rows"]
-    chosen: Sequence[int] = range(total)
-    if total > _MOST_ROWS:
-        chosen = random.Random(_SEED).sample(chosen, _MOST_ROWS)  # noqa: S311 (it chooses rows)
+    chosen = comparison.at_random(range(total))[:_MOST_ROWS] if total > _MOST_ROWS else range(total)
     shown = _compared_rows(found, comparison.side_by_side(rows, judgement, chosen), len(chosen))
     files = found["files"]
     title = ", ".join(file["title"] for file in files)
