@@ -138,6 +138,27 @@ def test_what_is_exported_to_opentelemetry_holds_no_prompt_no_answer_and_no_key(
     assert str(tmp_path).encode() not in exported
 
 
+@pytest.mark.rule("L4")
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"HEADERS": f"Authorization: Bearer {COLLECTOR_KEY},x-key={COLLECTOR_KEY} 1"},
+        {"ENDPOINT": f"http://user:{COLLECTOR_KEY}@[wrong"},
+        {"ENDPOINT": f"user:{COLLECTOR_KEY}@127.0.0.1:1"},
+        {"TRACES_ENDPOINT": "http://127.0.0.1:1", "TRACES_HEADERS": COLLECTOR_KEY},
+    ],
+)
+def test_a_wrong_address_or_header_of_a_collector_is_told_without_its_key(config, upstream, tmp_path, variables):
+    upstream.reply = answer(ANSWER)
+    variables = {"ENDPOINT": "http://127.0.0.1:1", "TIMEOUT": "0.1"} | variables
+    environ = os.environ | {f"OTEL_EXPORTER_OTLP_{name}": value for name, value in variables.items()}
+    command = [sys.executable, "-m", "promptmill", "generate", "hi", "--config", str(config)]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.strip() == ANSWER, done.stderr
+    assert "opentelemetry" in done.stderr.lower() or "export" in done.stderr
+    assert COLLECTOR_KEY not in done.stderr
+
+
 GLOBAL = f"""
 import asyncio
 from opentelemetry import trace

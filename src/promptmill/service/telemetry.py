@@ -20,7 +20,9 @@ import asyncio
 import contextlib
 import functools
 import importlib
+import logging
 import os
+import re
 import threading
 import time
 from bisect import bisect_left
@@ -191,9 +193,11 @@ def inherited(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 def exporting(service: Service, environ: Mapping[str, str] = os.environ) -> Telemetry | None:
     """Return the export of what `service` does from now on, None where no exporter is configured or usable."""
-    exporters = {}
+    exporters: dict[str, Any] = {}
+    if configured := _configured(environ):
+        _redact_logs(environ)
     try:
-        for signal, exporter in _configured(environ).items():
+        for signal, exporter in configured.items():
             exporters[signal] = _exporter(signal, exporter, environ)
         return Telemetry(service, exporters, environ) if exporters else None
     except ImportError as missing:
@@ -214,6 +218,24 @@ def _exporter(signal: str, name: str, environ: Mapping[str, str]) -> Any:
         raise ValueError(f"{_OTLP}_PROTOCOL is not http/protobuf or grpc.")
     module = importlib.import_module(f"opentelemetry.exporter.otlp.proto.{kind}.{signal}_exporter")
     return module.OTLPSpanExporter() if signal == "trace" else module.OTLPMetricExporter()
+
+
+def _redact_logs(environ: Mapping[str, str]) -> None:
+    """Take the collector's keys out of the log of OpenTelemetry, which quotes headers and addresses that are wrong."""
+    headers = [value for name, value in environ.items() if name.startswith(_OTLP) and name.endswith("HEADERS")]
+    parts = [part for value in headers for part in (value, *value.split(","), *re.split("[,:=]", value))]
+    users = [value.rpartition("@")[0] for name, value in environ.items() if name.startswith(_OTLP)]
+    # the longest first: one may be a part of another
+    secrets = tuple(sorted({part.strip() for part in (*parts, *users)}, key=len, reverse=True))
+
+    def redacted(record: logging.LogRecord) -> bool:
+        if record.name.startswith("opentelemetry"):
+            record.msg, record.args = redact(record.getMessage(), secrets), ()
+        return True
+
+    for handler in (*logging.getLogger().handlers, logging.lastResort):
+        if handler is not None:
+            handler.addFilter(redacted)
 
 
 @contextlib.asynccontextmanager
