@@ -11,7 +11,6 @@ from promptmill.core import errors
 from promptmill.core.errors import (
     Code,
     Named,
-    OrderError,
     PromptmillError,
     config_error,
     input_error,
@@ -26,7 +25,7 @@ def test_every_error_class_of_the_module_is_ours():
         for value in vars(errors).values()
         if isinstance(value, type) and issubclass(value, Exception) and value.__module__ == errors.__name__
     ]
-    assert classes == [PromptmillError, OrderError], "a new error class needs its own round trip below"
+    assert classes == [PromptmillError], "a new error class needs its own round trip below"
 
 
 @pytest.mark.parametrize("code", list(Code))
@@ -42,13 +41,6 @@ def test_every_error_survives_pickle(code, hint):
         error.retryable,
         str(error),
     )
-
-
-def test_an_error_of_an_order_survives_pickle_with_its_facts():
-    error = OrderError("The answers differ; ", Named("keep", text="{} keeps them."))
-    again = pickle.loads(pickle.dumps(error))
-    assert type(again) is OrderError
-    assert (again.parts, str(again)) == (error.parts, str(error))
 
 
 def test_an_error_with_names_survives_pickle():

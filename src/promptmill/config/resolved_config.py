@@ -280,7 +280,7 @@ def check_names(settings: Settings) -> None:
 
 def unknown_model(name: str, known: Iterable[str], where: str | Named = "model") -> PromptmillError:
     """Return the error of a call that names an unknown model; it lists the known ones, the nearest first."""
-    return input_error((where, f": {_unknown(name, list(known))}"))
+    return input_error(where, f": {_unknown(name, list(known))}")
 
 
 def _unknown(name: str, known: Sequence[str]) -> str:

@@ -129,7 +129,8 @@ class PromptmillError(Exception):
     """An error with a code and a hint, safe to show and to pickle.
 
     `message` states the problem and its place, `hint` the remedy. Neither ever contains a key, prompt or image. Both
-    have the names of arguments and keys; the command line replaces them by its options (`worded`).
+    have the names of arguments and keys. A surface (the command line, a tool) replaces them by those that it has, and
+    leaves out the text around others (`worded`).
     """
 
     said: Mapping[str, Any] | None = None
@@ -156,19 +157,6 @@ class PromptmillError(Exception):
         return f"{self.message} {self.hint}".rstrip()
 
 
-class OrderError(PromptmillError):
-    """An order for a job that cannot be carried out (`invalid_input`).
-
-    Its parts name fields of the order. A surface (CLI, tool) leaves out the text around fields that it lacks.
-    """
-
-    def __init__(self, *parts: str | Named) -> None:
-        super().__init__(Code.INVALID_INPUT, parts, "")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), self.parts
-
-
 def argument_name(named: Named) -> str:
     """Return the name of a field as an argument: `limit`, or `again: "all"` with a value."""
     value = "" if named.value == "" else f": {json.dumps(named.value, ensure_ascii=False)}"
@@ -189,7 +177,7 @@ def _text(parts: Iterable[str | Named], name: Callable[[Named], str | None]) -> 
     return "".join(found)
 
 
-def input_error(message: Words, hint: Words = "") -> PromptmillError:
+def input_error(*message: str | Named, hint: str = "") -> PromptmillError:
     """Return the error of a caller's mistake in an argument; `message` includes the remedy."""
     return PromptmillError(Code.INVALID_INPUT, message, hint)
 

@@ -97,7 +97,7 @@ def prompt_text(
 def _refusal(error: Exception) -> PromptmillError:
     return input_error(
         f"The model's chat template refused this conversation: {first_line(error)}.",
-        "Change the order or the roles of the turns, or `chat_template_kwargs`.",
+        hint="Change the order or the roles of the turns, or `chat_template_kwargs`.",
     )
 
 

@@ -148,7 +148,7 @@ def _check_tools(tools: object) -> list[dict[str, Any]]:
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise input_error(
                 f"tools[{at}] is {shape(tool)}.",
-                'Send {"type": "function", "function": {"name": "…", "parameters": {…}}}.',
+                hint='Send {"type": "function", "function": {"name": "…", "parameters": {…}}}.',
             )
     return tools
 

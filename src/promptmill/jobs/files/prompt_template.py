@@ -15,7 +15,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
 from promptmill.backends import rows
 from promptmill.backends.rows import IMAGES, NAMES
-from promptmill.core.errors import Code, Named, OrderError, PromptmillError
+from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.wording import close_matches
 from promptmill.jobs.files.disk import LONGEST_LINE, TOO_LONG
 
@@ -40,28 +40,28 @@ class PromptTemplate:
         self.read = read if image_column is None else read - frozenset(IMAGES)
         self.image_column = image_column
         if open_ := _OPEN.search(text):
-            raise OrderError(_FIELD, f": a }}}} is missing behind {{{{{open_[1].rstrip()[:60]}.")
+            raise input_error(_FIELD, f": a }}}} is missing behind {{{{{open_[1].rstrip()[:60]}.")
         if len(text) > _LONGEST:
-            raise OrderError(_FIELD, f" has {len(text):,} characters; a template has at most {_LONGEST:,}.")
+            raise input_error(_FIELD, f" has {len(text):,} characters; a template has at most {_LONGEST:,}.")
         environment = _environment()
         try:
             parsed = environment.parse(text)
             if sum(1 for _ in parsed.find_all(nodes.Node)) > _MOST_PARTS:
-                raise OrderError(_FIELD, f" has more than {_MOST_PARTS:,} placeholders and expressions; use fewer.")
+                raise input_error(_FIELD, f" has more than {_MOST_PARTS:,} placeholders and expressions; use fewer.")
             self.names = _names(parsed, environment)
             self._template = environment.from_string(_checked(parsed, self.names))
         except TemplateError as error:
-            raise OrderError(_FIELD, f" is not a template: {_why(error, environment)}") from None
+            raise input_error(_FIELD, f" is not a template: {_why(error, environment)}") from None
         except (RecursionError, SyntaxError, ValueError) as error:
             nested = isinstance(error, RecursionError | SyntaxError)
             why = "it is nested too deeply" if nested else "it holds a number that is too large"
-            raise OrderError(_FIELD, f" is not a template: {why}.") from None
+            raise input_error(_FIELD, f" is not a template: {why}.") from None
         if image_column is not None:
             self.names |= {image_column}
         if not self.names:
             single = re.search(r"\{(\w+)\}", text)
             name = single[1][:40] if single else "text"
-            raise OrderError(_FIELD, f" names no column; write it in double braces, such as {{{{{name}}}}}.")
+            raise input_error(_FIELD, f" names no column; write it in double braces, such as {{{{{name}}}}}.")
 
     @property
     def takes_all(self) -> bool:
@@ -76,7 +76,7 @@ class PromptTemplate:
             near = close_matches(name, columns, n=1, cutoff=0.5)
             shown = ", ".join(column[:40] for column in columns[:10]) or "none"
             meant = f"did you mean {near[0]}?" if near else f"its columns: {shown}."
-            raise OrderError(field, f": the input has no column {name[:60]!r}; {meant}")
+            raise input_error(field, f": the input has no column {name[:60]!r}; {meant}")
 
     def render(self, row: Mapping[str, Any]) -> str:
         """Return the prompt of a row. Raises `PromptmillError` (`invalid_input`, `empty_prompt`)."""
@@ -85,15 +85,15 @@ class PromptTemplate:
             for piece in self._template.generate({_ROW: row, **row}):
                 size += len(piece)
                 if size > LONGEST_LINE:
-                    raise OrderError(_FIELD, f" makes a prompt that {TOO_LONG}.")
+                    raise input_error(_FIELD, f" makes a prompt that {TOO_LONG}.")
                 pieces.append(piece)
             return "".join(pieces)
         except UndefinedError as error:
-            raise OrderError(_FIELD, f": {error.message}.") from None
+            raise input_error(_FIELD, f": {error.message}.") from None
         except PromptmillError:
             raise
         except Exception as error:  # noqa: BLE001 (any error of a template is that row's failure)
-            raise OrderError(_FIELD, f" cannot be written out: {type(error).__name__}: {error}"[:300]) from None
+            raise input_error(_FIELD, f" cannot be written out: {type(error).__name__}: {error}"[:300]) from None
 
     def prompt(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Return the prompt of a row and its images as fields, or the empty cell that it needs. Raises as `render`."""

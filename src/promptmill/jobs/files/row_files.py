@@ -22,7 +22,7 @@ from urllib.parse import unquote
 
 from promptmill.backends import rows
 from promptmill.backends.batch_lines import is_batch
-from promptmill.core.errors import Code, Named, OrderError, PromptmillError, input_error
+from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.wording import close_matches
 from promptmill.jobs.files.disk import RandomFile, why
 from promptmill.system.installation import adding
@@ -297,7 +297,7 @@ def format_of_input(files: InputFiles) -> str:
     with files.stream() as stream:
         start = stream.read(4)
     if files.encoding is not None and kind not in CELLS:
-        raise OrderError(Named("encoding"), f" goes with {', '.join(sorted(CELLS))} files; {kind} has its own.")
+        raise input_error(Named("encoding"), f" goes with {', '.join(sorted(CELLS))} files; {kind} has its own.")
     if files.encoding is None and start[:2] in {
         codecs.BOM_UTF16_LE,
         codecs.BOM_UTF16_BE,

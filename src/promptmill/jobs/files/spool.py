@@ -22,7 +22,7 @@ import orjson
 
 from promptmill.backends import rows
 from promptmill.backends.rows import CONTENT, IMAGES, NAMES
-from promptmill.core.errors import Code, Named, OrderError, PromptmillError, input_error
+from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.wording import close_matches
 from promptmill.jobs.files import disk, row_files
 from promptmill.jobs.files.disk import LONGEST_LINE, TOO_LONG
@@ -215,11 +215,11 @@ def _check_first_rows(file: InputFiles, prompt_column: str | None) -> None:
     if prompt_column is not None:
         near = close_matches(prompt_column, names, n=1, cutoff=0.5)
         meant = ["did you mean ", Named("prompt_column", near[0]), "?"] if near else [f"the rows have: {shown}."]
-        raise OrderError(f"No row has {prompt_column[:60]!r}; ", *meant)
+        raise input_error(f"No row has {prompt_column[:60]!r}; ", *meant)
     lacks = f"No row has `prompt` or `messages`; the rows have: {shown}."
     usual = next((name for name in _USUAL if name in names), None)
     column = Named("prompt_column", usual or "NAME", ", or name it with {}")
-    raise OrderError(f"{lacks} Rename {usual or 'the one with the prompts'} to `prompt` in the file", column, ".")
+    raise input_error(f"{lacks} Rename {usual or 'the one with the prompts'} to `prompt` in the file", column, ".")
 
 
 def _rows_inside(row: Mapping[str, Any]) -> str:
@@ -263,9 +263,9 @@ def _prompt_columns(
     if not {"prompt", "messages"} & set(meant):
         if not all(map(is_utf8, names)):
             latin = Named("encoding", "latin-1", ", or add {}")
-            raise OrderError(f"The first line of the input is not UTF-8 text. {rows.AS_UTF8}", latin, ".")
+            raise input_error(f"The first line of the input is not UTF-8 text. {rows.AS_UTF8}", latin, ".")
         column = Named("prompt_column", text=" {} names the one with the prompts.")
-        raise OrderError(f"The input has no column `prompt` or `messages`; its columns: {_list_names(names)}.", column)
+        raise input_error(f"The input has no column `prompt` or `messages`; its columns: {_list_names(names)}.", column)
     return sorted(asked, key=itemgetter(1))  # moved columns leave the question as it is
 
 
@@ -294,7 +294,7 @@ def _cell_lines(
         yield rows.with_row(question, kept)
     if wrong and not table.is_utf8:
         count = "a row is" if wrong == 1 else f"{wrong:,} rows are"
-        raise OrderError(
+        raise input_error(
             f"The input is not UTF-8 text: {count} in another encoding, the first in line {first}",
             Named("encoding", "latin-1", "; {} reads it as Latin-1"),
             Named("encoding", "utf-8", "; with {} such a row is a failure"),

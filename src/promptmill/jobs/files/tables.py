@@ -20,7 +20,7 @@ from types import MappingProxyType
 from typing import IO, Any, NamedTuple, TypeAlias
 
 from promptmill.backends import rows
-from promptmill.core.errors import Named, OrderError, input_error
+from promptmill.core.errors import Named, input_error
 from promptmill.jobs.files import row_files
 from promptmill.jobs.files.disk import LONGEST_LINE, TOO_LONG
 from promptmill.jobs.files.row_files import InputFiles, Part
@@ -254,7 +254,7 @@ def _text(stream: IO[bytes], encoding: str | None, longest: int | None = None) -
             yield line
     except UnicodeError as error:
         said = f" is not that of the input: {error}, after line {number}."
-        raise OrderError(Named("encoding", encoding), said) from None
+        raise input_error(Named("encoding", encoding), said) from None
 
 
 def _limit(longest: int | None) -> tuple[int, str]:

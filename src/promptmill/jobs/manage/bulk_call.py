@@ -28,7 +28,7 @@ from promptmill.answers.schema import AnswerType, with_schema
 from promptmill.backends import rows as rows_
 from promptmill.config import resolved_config
 from promptmill.config.loading import Configuration
-from promptmill.core.errors import Code, Named, OrderError, PromptmillError, input_error
+from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.request import BESIDE, Sampling
 from promptmill.core.wording import close_matches
 from promptmill.jobs.manage.bulk_result import BulkResult, answer_of, lines_of
@@ -314,7 +314,7 @@ class _Call:
         source, more, written, offsets = Path(), [], None, _Offsets()
         paths = _paths(rows)
         if "shard" in given and (output is None or not paths):  # the parts are joined by their names
-            raise OrderError(Named("shard"), " goes with rows in files, and with ", Named("output"), ".")
+            raise input_error(Named("shard"), " goes with rows in files, and with ", Named("output"), ".")
         if isinstance(rows, str) and " " in rows and "*" not in rows and not Path(rows).exists():
             raise input_error("rows is one text, and no file has this name; send a list to have it answered: [text].")
         if paths:
@@ -328,7 +328,7 @@ class _Call:
             order = JobRequest(input=source, more=tuple(more), output=target or Path("-"), **asked)
         except ValidationError as error:
             first = error.errors()[0]
-            raise OrderError(Named(str(first["loc"][0])), f" {first['msg'].removeprefix('Input ')}.") from None
+            raise input_error(Named(str(first["loc"][0])), f" {first['msg'].removeprefix('Input ')}.") from None
         if target is None:
             beside = written or GivenRows.write(folders, [orjson.dumps(list(map(str, (source, *more))))], ".input")
             written = beside

@@ -19,7 +19,7 @@ from typing import Any
 
 import orjson
 
-from promptmill.core.errors import Named, OrderError, input_error
+from promptmill.core.errors import Named, input_error
 from promptmill.core.wording import counted
 from promptmill.jobs.files import row_files
 from promptmill.jobs.files.spool import objects_in
@@ -202,11 +202,11 @@ def _identity(files: Sequence[ComparedFile], scans: Sequence[_Scan], key: str | 
         counts = ", ".join(
             f"{file.name} has {counted(scan.rows, 'row')}" for file, scan in zip(files, scans, strict=True)
         )
-        raise OrderError(f"The files do not hold the same rows: {counts}.", *_NAME_A_COLUMN)
+        raise input_error(f"The files do not hold the same rows: {counts}.", *_NAME_A_COLUMN)
     same = [name for name in shared if len({scan.sums[name] for scan in scans}) == 1]
     if shared and not same:
         verb = "differs" if len(shared) == 1 else "differ"
-        raise OrderError(f"The files do not hold the same rows: {_listed(shared)} {verb}.", *_NAME_A_COLUMN)
+        raise input_error(f"The files do not hold the same rows: {_listed(shared)} {verb}.", *_NAME_A_COLUMN)
     return _Identity(same, must_be_unique=len(same) < len(shared))
 
 
@@ -236,7 +236,7 @@ def _read(file: ComparedFile, identity: _Identity, gold: str) -> _Answers:
             which = (
                 f"{file.name} has several rows with the same {_listed(identity.columns)}, the second is row {at + 1}."
             )
-            raise OrderError(which, *_NAME_A_COLUMN)
+            raise input_error(which, *_NAME_A_COLUMN)
         keys.append(hash((own, seen[own])))  # the n-th of equal rows is the n-th in each file
         seen[own] += 1
         values.append(file.answer_of(row))
@@ -246,7 +246,7 @@ def _read(file: ComparedFile, identity: _Identity, gold: str) -> _Answers:
             right.append(text_of(row.get(gold)).strip())
     if not any(values):
         none = f"No row of {file.name} has an answer in `{file.within or file.answer}`; name a column to compare: "
-        raise OrderError(none, Named("field"), f". It has {_listed(_scanned(file).sums)}.")
+        raise input_error(none, Named("field"), f". It has {_listed(_scanned(file).sums)}.")
     return _Answers(keys, values, right, sum(costs) if costs else None)
 
 

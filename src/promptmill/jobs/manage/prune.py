@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from promptmill.core.errors import Code, Named, OrderError, PromptmillError
+from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.jobs.files import disk
 from promptmill.jobs.run import merge
 from promptmill.jobs.store import status
@@ -22,7 +22,7 @@ def age_s(text: str) -> float:
     """Read `30m`, `12h`, `7d` or `2w`. Raises `PromptmillError` (`invalid_input`)."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([mhdw])", text.strip())
     if found is None:
-        raise OrderError(Named("prune"), f" {text[:20]!r} is not a valid age; write 30m, 12h, 7d or 2w.")
+        raise input_error(Named("prune"), f" {text[:20]!r} is not a valid age; write 30m, 12h, 7d or 2w.")
     return float(found[1]) * _UNITS_S[found[2]]
 
 

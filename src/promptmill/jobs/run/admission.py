@@ -17,7 +17,7 @@ from typing import Any
 from promptmill.answers.schema import schema_of
 from promptmill.backends import registry
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.errors import Code, Named, OrderError, PromptmillError, input_error
+from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.jobs.files import disk, row_files, spool
 from promptmill.jobs.files.prompt_template import PromptTemplate
 from promptmill.jobs.files.row_files import InputFiles
@@ -142,7 +142,7 @@ def admit(
             lock = lock or _locked(folder)
             if lock is None:
                 status_of = Named("status", folder.job_id, "{} shows how far it is.")
-                raise OrderError(f"Job {folder.job_id} is running already; ", status_of)
+                raise input_error(f"Job {folder.job_id} is running already; ", status_of)
             opened.callback(lock.release)
             opened.callback(folder.close)
             _open_database(folder, order)
@@ -158,7 +158,7 @@ def admit(
             ) from None
         except DamagedError:
             damaged = f"The database {folder.database} is damaged beyond reading. "
-            raise OrderError(damaged, _SEND_ALL, " starts a new one.") from None
+            raise input_error(damaged, _SEND_ALL, " starts a new one.") from None
         folders.register(folder)
         if getattr(plan.block, "dedupe", False):
             plan, order = _without_own_dedupe(plan), order.model_copy(update={"dedupe": True})
@@ -246,7 +246,7 @@ def _check_is_text(path: Path) -> None:
 
 
 def _check_fields(order: JobRequest, input_format: str) -> None:
-    """Raise `OrderError` for wrong fields, and for fields that do not go together or with an input of this format."""
+    """Raise `PromptmillError` (`invalid_input`) for fields that are wrong, or do not go together or with the format."""
     _ = order.failure_limit, order.cut
     if input_format in WHOLE_REQUESTS:
         given = {
@@ -255,23 +255,23 @@ def _check_fields(order: JobRequest, input_format: str) -> None:
             "prompt": order.prompt_template is not None,
         }
         for name in filter(given.get, given):
-            raise OrderError(Named(name), _OF_ROWS)
+            raise input_error(Named(name), _OF_ROWS)
     if order.prompt_template is not None and order.prompt_column is not None:
-        raise OrderError(
+        raise input_error(
             Named("prompt"), " goes without ", Named("prompt_column"), "; name the column in the prompt: {{column}}."
         )
     _check_answer_column(order.answer_column)
 
 
 def _check_answer_column(name: str) -> None:
-    """Raise `OrderError` for a name that the column of the answers cannot have."""
+    """Raise `PromptmillError` (`invalid_input`) for a name that the column of the answers cannot have."""
     field = Named("answer_column")
     if name in OURS and name != "answer":
-        raise OrderError(field, f": {name} is the name of another column of the output; choose another name.")
+        raise input_error(field, f": {name} is the name of another column of the output; choose another name.")
     if not name.strip() or not name.isprintable():
-        raise OrderError(field, ": give the column a name of printable characters.")
+        raise input_error(field, ": give the column a name of printable characters.")
     if len(name) > _LONGEST_COLUMN:  # each row of the output repeats it
-        raise OrderError(field, f" has {len(name):,} characters; a name has at most {_LONGEST_COLUMN}.")
+        raise input_error(field, f" has {len(name):,} characters; a name has at most {_LONGEST_COLUMN}.")
 
 
 def spec_of(
@@ -301,7 +301,7 @@ def spec_of(
     settings["prompt_template"] = digest(order.prompt_template, *image_column)
     settings["row_settings"] = digest(order.rows_set)
     if order.shard is not None and input_format == "messages":
-        raise OrderError(Named("shard"), " goes with files of rows, not with a call's.")
+        raise input_error(Named("shard"), " goes with files of rows, not with a call's.")
     return JobSpec(
         job_id=job_id,
         input=source,
@@ -379,7 +379,7 @@ def _check_output(folder: Folder, wanted: JobSpec, order: JobRequest) -> None:
             "name another file, or move it away" if begun is None else f"move it away to go on with job {begun.job_id}"
         )
         overwrite = Named("overwrite", text="; {} replaces it")
-        raise OrderError(f"{wanted.output} exists and is not this job's own output; {away}", overwrite, ".")
+        raise input_error(f"{wanted.output} exists and is not this job's own output; {away}", overwrite, ".")
 
 
 def _begin_or_go_on(folder: Folder, wanted: JobSpec, order: JobRequest, *, fixed: bool) -> JobSpec:
@@ -414,7 +414,7 @@ def _begin_or_go_on(folder: Folder, wanted: JobSpec, order: JobRequest, *, fixed
 
 
 def _gone_on(folder: Folder, begun: JobSpec, wanted: JobSpec, order: JobRequest, *, fixed: bool) -> JobSpec:
-    """Return the job that was `begun` with what is `wanted` of it now. Raises `OrderError`."""
+    """Return the job that was `begun` with what is `wanted` of it now. Raises `PromptmillError` (`invalid_input`)."""
     changed = _changed_settings(begun, wanted, folder)
     sends_all = order.again == "all" or _has_nothing(folder)
     if changed and (fixed or not (order.keep or sends_all)):
@@ -507,9 +507,9 @@ def digest_of(file: InputFiles, size: int, halt: threading.Event) -> tuple[str, 
     return sha256.hexdigest(), lines + (last != b"\n")
 
 
-def changed_while_running(spec: JobSpec) -> OrderError:
+def changed_while_running(spec: JobSpec) -> PromptmillError:
     """Return the error of an input that is not what the job has read."""
-    return OrderError(f"{spec.input} has changed since job {spec.job_id} read it. Run the job again.")
+    return input_error(f"{spec.input} has changed since job {spec.job_id} read it. Run the job again.")
 
 
 def _changed_settings(begun: JobSpec, now: JobSpec, folder: Folder) -> list[str]:
@@ -523,7 +523,7 @@ def _changed_settings(begun: JobSpec, now: JobSpec, folder: Folder) -> list[str]
     return found + [f"models.{name}" for name in sorted(others & folder.store.answering_models())] if others else found
 
 
-def _settings_conflict(begun: JobSpec, now: JobSpec, changed: list[str], *, fixed: bool) -> OrderError:
+def _settings_conflict(begun: JobSpec, now: JobSpec, changed: list[str], *, fixed: bool) -> PromptmillError:
     """Return the error of `changed` settings, with what they were and are as far as the job's description holds it."""
     pairs = [
         (name.replace("_", " "), getattr(begun, name), getattr(now, name))
@@ -542,7 +542,7 @@ def _settings_conflict(begun: JobSpec, now: JobSpec, changed: list[str], *, fixe
     else:
         keep = Named("keep", text="{} counts its answers all the same; ")
         remedy = ["Set it as it was to go on; ", keep, _SEND_ALL, " sends every row again."]
-    return OrderError(f"{conflict}and answers are not mixed. ", *remedy)
+    return input_error(f"{conflict}and answers are not mixed. ", *remedy)
 
 
 def _shown(value: Any) -> str:
@@ -550,7 +550,7 @@ def _shown(value: Any) -> str:
 
 
 def check_bound(begun: JobSpec, given: Path, bound: Bound) -> None:
-    """Raise `OrderError` when an input that was mistaken would send most rows again.
+    """Raise `PromptmillError` (`invalid_input`) when an input that was mistaken would send most rows again.
 
     That is one which loses more than half of the job's answers, 20 at least unless it is another file, and more than
     half of whose rows have no answer.
@@ -570,16 +570,16 @@ def check_bound(begun: JobSpec, given: Path, bound: Bound) -> None:
         conflict = f"{begun.output} is the output of another input, {begun.input}; name another output. "
         conflict += f"{given.name} {kept}"
     keep = Named("keep", text="; {} keeps those and sends the other rows")
-    raise OrderError(conflict, keep, "; ", _SEND_ALL, " sends every row.")
+    raise input_error(conflict, keep, "; ", _SEND_ALL, " sends every row.")
 
 
 def _check_limit(made: OutputRecord, output: Path, order: JobRequest) -> None:
-    """Raise `OrderError` when rows of the output that was made would not be in the next one."""
+    """Raise `PromptmillError` (`invalid_input`) when rows of the output that was made would not be in the next one."""
     if order.limit is None or not made.is_own(output) or (made.limit is not None and made.limit <= order.limit):
         return
     if not made.finished or order.again or not made.is_still(output):
         name = Named("limit")
-        raise OrderError(
+        raise input_error(
             f"{output} holds more rows than ", name, f" {order.limit} asks for, and would lose them. Leave ", name,
             " out, or name another output.",
         )  # fmt: skip

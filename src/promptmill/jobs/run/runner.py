@@ -312,7 +312,7 @@ class Runner:
         self.progress.notes.append(f"{kept} of {of} keep their answers, {_new(bound)} new.")
 
     def _bound(self, rows: LineRange, before: JobSpec) -> Bound:
-        """Bind the answers and return the counts. Blocks. After an `OrderError` the job is as it was `before`."""
+        """Bind the answers and return the counts. Blocks. After an error the job is as it was `before`."""
         job, reading = self._job, self._reader(self._job.plan)
         binding = Binding(job.folder.store, job.spec.counted, by_row=job.spec.to_bind == "rows")
         with contextlib.ExitStack() as opened:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import orjson
 
-from promptmill.core.errors import Code, Named, OrderError, PromptmillError, input_error
+from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.jobs.files import disk, row_files
 from promptmill.jobs.files.disk import LineRange, RandomFile
 from promptmill.jobs.files.row_files import InputFiles
@@ -118,7 +118,7 @@ def join(
                     partial.unlink()
                 if not is_same:
                     replaces = Named("overwrite", text="; {} replaces it")
-                    raise OrderError(f"{target} exists and is not what these parts make", replaces, ".")
+                    raise input_error(f"{target} exists and is not what these parts make", replaces, ".")
             else:
                 merge.publish(partial, target, may_replace=overwrite)
             return _counts(stores, skips_empty=spec.skip_empty)
@@ -144,7 +144,7 @@ def _parts(folders: JobFolders, target: Path) -> list[tuple[Folder, JobSpec]]:
         if target.exists() and folders.of(target, target).result is not None:
             raise input_error(f"{target.name} is a job's own output; there are no parts of it to join.")
         each = Named("shard", "I/N")
-        raise OrderError(f"There are no parts of {target.name} in {target.parent}; run each shard with ", each, ".")
+        raise input_error(f"There are no parts of {target.name} in {target.parent}; run each shard with ", each, ".")
     if len(counts) > 1:
         raise input_error(
             f"There are parts of {target.name} cut in {' and in '.join(map(str, sorted(counts)))}; remove those of one."
@@ -153,7 +153,7 @@ def _parts(folders: JobFolders, target: Path) -> list[tuple[Folder, JobSpec]]:
     if missing := [str(at) for at in range(1, count + 1) if at not in found]:
         shard = Named("shard", f"{missing[0] if len(missing) == 1 else 'I'}/{count}")
         which = f"part {missing[0]} is" if len(missing) == 1 else f"parts {', '.join(missing[:20])} are"
-        raise OrderError(f"Of the {count} parts of {target.name}, {which} not done yet; run it with ", shard, ".")
+        raise input_error(f"Of the {count} parts of {target.name}, {which} not done yet; run it with ", shard, ".")
     parts = []
     for _, path in sorted(found.items()):
         folder = folders.of(path, path)

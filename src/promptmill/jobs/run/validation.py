@@ -14,7 +14,7 @@ from promptmill.backends import rows
 from promptmill.backends.protocol import Usage
 from promptmill.backends.rows import RowReader
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.errors import Code, Named, OrderError, PromptmillError, input_error
+from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.request import Conversation, TextPart, check_encodable
 from promptmill.images import load as images
 from promptmill.jobs.files import row_files
@@ -40,7 +40,7 @@ def check(plan: ResolvedConfig, order: JobRequest, may_name: frozenset[str] | No
     It counts the system prompt, and neither images nor what a chat template adds. `may_name`: see `RowReader`.
     """
     if order.cut is not None:
-        raise OrderError("Validate the whole input, without ", Named("shard"), ".")
+        raise input_error("Validate the whole input, without ", Named("shard"), ".")
     source, target = real_path(order.input), real_path(order.output)
     for path in (order.input, *order.more):
         admission.check_name(path.absolute())

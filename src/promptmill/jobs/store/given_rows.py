@@ -23,7 +23,7 @@ from typing import IO, Any
 import orjson
 
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.errors import Code, Named, OrderError, PromptmillError, input_error, redact
+from promptmill.core.errors import Code, Named, PromptmillError, input_error, redact
 from promptmill.core.wording import shape
 from promptmill.jobs.files import disk
 from promptmill.jobs.store.folder import JobFolders
@@ -148,7 +148,7 @@ def suffix_of(first: bytes) -> str:
         case b"[":
             return ".json"
     known = Named("input_format", "txt")
-    raise OrderError("Standard input is not JSON; name its format: ", known, ", csv, tsv, jsonl.gz, …")
+    raise input_error("Standard input is not JSON; name its format: ", known, ", csv, tsv, jsonl.gz, …")
 
 
 def blocks_of_stdin(descriptor: int) -> Iterable[bytes]:
@@ -236,7 +236,7 @@ class RemoteOutput:
             key = self._key()
         if key is not None and not may_replace and key != (self._read_note() or {}).get("key"):
             overwrite = Named("overwrite", text="; {} replaces it")
-            raise OrderError(
+            raise input_error(
                 f"{redact(self.url)} exists and is not this job's own output; name another", overwrite, "."
             )
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from promptmill.cluster.ray_cluster import RayCluster
 from promptmill.config.resolved_config import DEFAULT, LONGEST_ANSWER, ResolvedConfig
-from promptmill.core.errors import Code, Named, OrderError, config_error, unwritable_parameters
+from promptmill.core.errors import Code, Named, config_error, input_error, unwritable_parameters
 from promptmill.jobs.files.row_files import Part
 from promptmill.jobs.store.answers import NEVER, to_replace
 from promptmill.jobs.store.records import Made
@@ -45,7 +45,7 @@ class FailureLimit:
             return cls(count=int(text))
         if (found := re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text)) and float(found[1]) <= 100:
             return cls(percent=float(found[1]))
-        raise OrderError(Named("max_failures"), f" {text[:20]!r} is neither a number nor a share such as 5%.")
+        raise input_error(Named("max_failures"), f" {text[:20]!r} is neither a number nor a share such as 5%.")
 
     def exceeded(self, failed: int, settled: int) -> bool:
         """Return whether `failed` of `settled` rows are too many."""
@@ -125,14 +125,14 @@ class JobRequest(BaseModel):
             return None
         found = _SHARD.fullmatch(self.shard)
         if found is None:
-            raise OrderError(Named("shard"), f" {self.shard[:20]!r} is not I/N, such as 3/16, from 1 on.")
+            raise input_error(Named("shard"), f" {self.shard[:20]!r} is not I/N, such as 3/16, from 1 on.")
         at, count = int(found[1]), int(found[2])
         if not 1 <= at <= count:
             wrong = f"{at} is more than {count}" if at else "the first is 1"
             known = f"the {count} shards are 1/{count} to {count}/{count}"
-            raise OrderError(Named("shard"), f" {self.shard}: {wrong}; {known}.")
+            raise input_error(Named("shard"), f" {self.shard}: {wrong}; {known}.")
         if self.limit is not None:
-            raise OrderError(Named("shard"), " goes without ", Named("limit"), ".")
+            raise input_error(Named("shard"), " goes without ", Named("limit"), ".")
         return at, count
 
     @property

@@ -361,7 +361,9 @@ class Decoder:
 def _bad_schema(error: Exception) -> PromptmillError:
     said = re.search(r"\.cc:\d+: (.+)", str(error))  # xgrammar puts a source location first
     reason = redact(said[1])[:200].rstrip(".") if said else _last_sentence(error)
-    return input_error(f"OpenVINO cannot constrain an answer to this JSON schema: {reason}.", "Simplify the schema.")
+    return input_error(
+        f"OpenVINO cannot constrain an answer to this JSON schema: {reason}.", hint="Simplify the schema."
+    )
 
 
 def _refusal(error: Exception, row: Row, context: int | None) -> PromptmillError:

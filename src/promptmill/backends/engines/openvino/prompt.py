@@ -292,7 +292,7 @@ def _repeats(pattern: str) -> int:
 def _too_much(what: str) -> PromptmillError:
     return input_error(
         f"This JSON schema takes too long to prepare on the openvino backend: it has {what}.",
-        "Name properties in `required`, or split the schema.",
+        hint="Name properties in `required`, or split the schema.",
     )
 
 

@@ -192,7 +192,7 @@ def _turn(message: Mapping[str, Any], images: list[Any]) -> dict[str, Any]:
 def _refusal(error: Exception) -> PromptmillError:
     return input_error(
         f"vLLM cannot make a prompt of this conversation: {first_line(error)}.",
-        "Change the order or the roles of the turns, the images, or `chat_template_kwargs`.",
+        hint="Change the order or the roles of the turns, the images, or `chat_template_kwargs`.",
     )
 
 
