@@ -12,7 +12,7 @@ from promptmill.backends.protocol import Completion, Failure, Usage
 from promptmill.config import resolved_config
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.request import Conversation, Request, Sampling, conversation_from_prompt
+from promptmill.core.request import Conversation, ImagePart, Message, Request, Sampling, conversation_from_prompt
 from sure import sure
 
 
@@ -79,6 +79,23 @@ def test_each_prompt_of_a_completions_request_is_answered_and_all_of_its_body_is
     assert worst_case(long).completion_tokens == 10
     embedded = Request(0, Conversation(()), Sampling(), {"input": "x" * 500}, 0, "/embeddings")
     assert worst_case(embedded).completion_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "extra", "tokens"),
+    [
+        ("qwen-vl-max", {}, 16_384),
+        ("gpt-4o-mini", {}, 2833 + 8 * 5667),
+        ("openai/gpt-4o-mini-2024-07-18", {}, 2833 + 8 * 5667),
+        ("qwen-vl-max", {"models": ["gpt-4o-mini"]}, 2833 + 8 * 5667),
+    ],
+)
+def test_an_image_has_at_most_the_tokens_that_its_model_counts_for_the_largest(model, extra, tokens):
+    def most(images):
+        return worst_case(Request(0, Conversation((Message("user", images),)), Sampling(max_tokens=1), extra), model)
+
+    image = ImagePart("https://host/image.png")
+    assert most((image, image)).prompt_tokens - most((image,)).prompt_tokens >= tokens
 
 
 FLAT = FlatPrice(1.0, 2.0, 0.5)

@@ -32,8 +32,11 @@ _UNKNOWN_USAGE = "The cost leaves out requests for which the endpoint reported n
 _MILLION = 1_000_000
 _LONG_CONTEXT = 100_000  # tokens; several models cost more for prompts above some larger number
 # The most tokens of a prompt: a text has at most one token per byte; each turn adds roles and marks; an image has at
-# most the number that any provider counts for any size.
-_PER_TURN, _PER_REQUEST, _PER_IMAGE = 16, 64, 6_000
+# most what Qwen-VL counts for the largest (16,384; others count less, also for a photo of 12 million pixels).
+_PER_TURN, _PER_REQUEST, _PER_IMAGE = 16, 64, 16_400
+# gpt-4o-mini counts 2,833 tokens and 5,667 for each of up to eight tiles, so that an image costs as much as with gpt-4o
+# (OpenAI, "Images and vision", calculating costs).
+_MINI, _PER_IMAGE_OF_MINI = "4o-mini", 48_200
 _BYTES_PER_SOUND_TOKEN = 10  # even strongly compressed speech has more
 _MOST_MODELS = 1000  # that the rows of a file may name; a file with more of them names models by mistake
 _LONGEST_ANSWER = ("max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_tokens", "n_predict")
@@ -54,7 +57,7 @@ class BudgetedAnswers:
     def __init__(self, following: Answer, plan: ResolvedConfig, price: Price, budget: Budget | None) -> None:
         self._following = following
         self._prices = Prices(plan, price)
-        self._budget = budget
+        self._budget, self._model = budget, plan.model
         self._tier = tier_of(plan.settings.extra_params)
         self._dearest = _DEAREST | ({"": "priority"} if registry.account_decides_tier(plan) else {})
         self._line = asyncio.Lock()
@@ -88,7 +91,7 @@ class BudgetedAnswers:
             if (price := self._prices.of(request)) is None:
                 model = self._prices.unknown(request)[:60]
                 raise input_error(f"The item names the model {model!r}, whose price is not known to the budget.")
-            most = worst_case(request)
+            most = worst_case(request, self._model)
             worst = max(price.cost(most, tier), price.cost(most, self._dearest.get(tier, tier)))
         except PromptmillError as error:
             return Failure(error, request.attempts)
@@ -367,8 +370,8 @@ def tier_of(extra: Mapping[str, Any]) -> str:
     return tier.lower() if isinstance(tier, str) else ""
 
 
-def worst_case(request: Request) -> Usage:
-    """Return the highest possible usage of one attempt at `request`.
+def worst_case(request: Request, model: str = "") -> Usage:
+    """Return the highest possible usage of one attempt at `request`, which goes to `model` unless it names others.
 
     The longest answer is the largest of the request's limits, because it is not known which of them an endpoint obeys.
     Raises `PromptmillError` (`invalid_config`) for a request without a limit.
@@ -383,7 +386,8 @@ def worst_case(request: Request) -> Usage:
     elif longest is None or longest > _LONGEST:
         raise _unbounded()
     answers = max(1, *(_whole_number(extra.get(name)) or 1 for name in _ANSWERS)) * _prompts(request)
-    return Usage(_prompt_size(request), longest * answers)
+    is_mini = any(_MINI in one for one in (model, *named_models(extra)))
+    return Usage(_prompt_size(request, _PER_IMAGE_OF_MINI if is_mini else _PER_IMAGE), longest * answers)
 
 
 def _whole_number(value: object) -> int | None:
@@ -401,10 +405,10 @@ def _prompts(request: Request) -> int:
     return len(prompts) if prompts and is_several else 1
 
 
-def _prompt_size(request: Request) -> int:
-    """Return the most tokens that the request's prompt can have."""
+def _prompt_size(request: Request, per_image: int) -> int:
+    """Return the most tokens that the request's prompt can have, with `per_image` tokens for each image."""
     extra = _as_json(request.extra) if request.extra else b""
-    size = _PER_REQUEST + len(extra) + _PER_IMAGE * extra.count(b"image_url")
+    size = _PER_REQUEST + len(extra) + per_image * extra.count(b"image_url")
     for message in request.conversation.messages:
         parts = message.content if isinstance(message.content, tuple) else (TextPart(message.content or ""),)
         size += _PER_TURN + (len(str(message.extra).encode()) if message.extra else 0)
@@ -412,7 +416,7 @@ def _prompt_size(request: Request) -> int:
             if isinstance(part, TextPart):
                 size += len(part.text.encode("utf-8", "replace"))
             else:
-                size += _PER_IMAGE if isinstance(part, ImagePart) else len(part.data) // _BYTES_PER_SOUND_TOKEN
+                size += per_image if isinstance(part, ImagePart) else len(part.data) // _BYTES_PER_SOUND_TOKEN
     form = request.sampling.response_format
     return size + (len(str(form).encode("utf-8", "replace")) if form else 0)
 

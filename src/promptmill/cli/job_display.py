@@ -111,7 +111,8 @@ def summary(
         lines.append(f"  cached    {counted(cached, 'row')}")
     latency = found.get("latency_s") or {}
     if latency.get("p50") is not None:
-        shown = ", ".join(f"{name} {figure(seconds)} s" for name, seconds in latency.items())
+        # latencies are counted in steps of 4 %
+        shown = ", ".join(f"{name} {figure(float(f'{seconds:.2g}'))} s" for name, seconds in latency.items())
         lines.append(f"  latency   {shown}")
     lines.extend(f"  note      {warning}" for warning in found.get("warnings", ()))
     lines.append(f"  job       {found['job_id']}")
