@@ -164,8 +164,9 @@ class Reader:
 
 def test_a_model_that_follows_the_instructions_labels_a_file(run, tmp_path):
     """pydantic-ai is the framework that gives them to its model."""
-    (example,) = re.findall(r"^```json\n(.*reviews.csv.*)\n```", PAGE, re.MULTILINE)
-    call = {name: value for name, value in json.loads(example).items() if name not in {"validate", "choices"}}
+    examples = map(json.loads, re.findall(r"^```json\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
+    example = next(example for example in examples if example["input_file"] == "reviews.csv")
+    call = {name: value for name, value in example.items() if name not in {"validate", "choices"}}
     (tmp_path / "reviews.csv").write_text("text\nGood\nBad\n")
     model = Reader(call)
     assert model.closing in run("pydantic-ai", model)

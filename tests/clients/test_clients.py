@@ -158,6 +158,19 @@ def test_results_of_many_megabytes_reach_typescripts_sdk(request, npm, calm, ups
     assert len(upstream.seen) == sum(sizes) + 1, "nothing is paid for twice"
 
 
+def test_fastmcps_extension_for_tasks_follows_a_large_call(agents, server, calm, tmp_path):
+    state = tmp_path / "state"
+    found = json.loads(
+        _run([agents, DRIVERS / "fastmcp_tasks_client.py", *server], calm | {"PROMPTMILL_STATE": str(state)}).stdout
+    )
+    assert len(list((state / "jobs").iterdir())) == 2, "the two large calls were tasks"
+    assert found["large"]["ans_ls"] == ["echo: hi"] * 119 + [""]
+    assert [entry["index"] for entry in found["large"]["errors"]] == [119]
+    assert found["failed"]["error"]
+    assert REASON in found["failed"]["said"]
+    assert found["small"]["ans_ls"] == ["echo: hi"]
+
+
 @pytest.mark.parametrize("way", ["server", "over_http"])
 def test_typescripts_sdk_follows_tasks_of_2025_11_25(request, npm, calm, way):
     server = request.getfixturevalue(way)
@@ -198,6 +211,14 @@ def test_the_inspector_lists_and_calls_on_the_command_line(npm, server, calm):
     failed = json.loads(_run([*call, 'prompt_ls=["bad"]', "--", *server], calm, code=5).stdout)
     assert failed["isError"]
     assert REASON in failed["content"][0]["text"]
+
+
+@pytest.mark.parametrize("era", ["legacy", "modern"])
+def test_the_inspector_finds_and_verifies_the_skill(npm, server, calm, era):
+    """`--verify` runs its checks of SEP-2640, and exits with 7 where one fails."""
+    listing = ["--method", "skills/list", "--verify", "--require-digests", "--protocol-era", era]
+    found = json.loads(_run([npm / "mcp-inspector", "--cli", *listing, "--", *server], calm).stdout)
+    assert (found["name"], found["outcome"]) == ("promptmill", "verified")
 
 
 @pytest.mark.parametrize("line", ["sdk1", "own"])

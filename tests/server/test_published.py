@@ -16,9 +16,11 @@ from PIL import Image
 from pydantic import ConfigDict
 
 from fakes import openai_configuration
+from piped import Piped
 from promptmill.server import create_server
 from promptmill.server.tasks import EXTENSION as TASKS
 from promptmill.service.service import Service
+from server_process import written
 from sure import sure
 
 SKILLS = "io.modelcontextprotocol/skills"
@@ -76,6 +78,12 @@ async def test_the_skill_is_a_resource_and_listed_with_its_digest(talk):
     assert file["uri"] in [str(found.uri) for found in await talk.client.list_resources()]
 
 
+def test_a_client_of_2025_finds_the_skill_too(upstream, tmp_path):
+    with Piped(written(tmp_path, upstream.url)) as server:
+        assert server.initialize()["capabilities"]["extensions"] == {SKILLS: {}}
+        assert server.result(server.request("skills/list"))["skills"]
+
+
 async def test_the_slash_commands_lead_to_an_estimate_and_then_a_job(talk, tools):
     arguments = {prompt.name: prompt.arguments for prompt in await talk.client.list_prompts()}
     assert all(one.required and len(one.description) < 60 for listed in arguments.values() for one in listed)
@@ -93,7 +101,7 @@ async def test_the_slash_commands_lead_to_an_estimate_and_then_a_job(talk, tools
 async def test_the_calls_that_the_skill_shows_are_calls_of_its_tools(talk, tools, tmp_path, monkeypatch):
     (read,) = await talk.client.read_resource("skill://promptmill/SKILL.md")
     properties = tools["bulk_generate"].input_schema["properties"]
-    calls = [json.loads(text) for text in re.findall(r"```json\n(.*?)\n```", read.text)]
+    calls = [json.loads(text) for text in re.findall(r"```json\n(.*?)\n```", read.text, re.DOTALL)]
     assert len(calls) == 2
     monkeypatch.chdir(tmp_path)
     for call in calls:

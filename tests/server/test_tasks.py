@@ -88,6 +88,13 @@ async def test_a_small_call_and_a_client_without_tasks_get_the_result(served, ta
     assert not JobFolders.from_environ().paths()
 
 
+async def test_a_call_that_is_no_task_has_left_nothing_on_the_disk_when_its_result_arrives(served):
+    async with served() as (client, _):
+        for _ in range(3):
+            await client.call_tool("generate", {"prompt_ls": ["a"]})
+            assert not JobFolders.from_environ().paths()
+
+
 async def test_a_call_that_still_runs_after_a_few_seconds_becomes_a_task(served, upstream, monkeypatch):
     monkeypatch.setattr(tasks, "_SOON_S", 0.4)
     upstream.reply = by_prompt({"slow": late(1.0, answer())}, answer())

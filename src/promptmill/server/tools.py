@@ -256,7 +256,7 @@ class _Answers:
             outcomes = await with_progress(ctx, service, stats, call.outcomes())
             job_id, spent = call.go_on()
         finally:
-            call.abandon()
+            await call.abandon()
         if task is not None and job_id is not None:
             return await tasks.started(ctx, self._running_jobs(), job_id)
         return await result_of(ctx, outcomes, spent, plan, keep, job_id=job_id)

@@ -45,6 +45,7 @@ _FORMAT = "messages"
 # The time before the tool is called, and from the last look to the result on the wire; measured: half of it.
 _LEAST_MARGIN_S = 1.0
 _MARGIN_SHARE = 0.05
+_END_S = 1.0
 _ITEM_S = 4e-5  # read from the database, then an entry in the result
 
 
@@ -121,8 +122,8 @@ class DeadlineCall:
         self._running_jobs.adopt(job, run)
         return job.spec.job_id, replace(self._stats, codes=dict(self._stats.codes), warnings=dict(self._stats.warnings))
 
-    def abandon(self) -> None:
-        """End the work and forget its job, unless it goes on."""
+    async def abandon(self) -> None:
+        """End the work and forget its job, unless it goes on. If all is answered, the job is gone then."""
         job, run, self._job, self._run = self._job, self._run, None, None
         if job is None:
             return
@@ -131,6 +132,8 @@ class DeadlineCall:
         else:
             run.cancel()
             run.add_done_callback(lambda _: discard(job))
+            if self._answered.is_set():  # else the server could end first, and leave the prompts on the disk
+                await asyncio.wait({run}, timeout=_END_S)
 
     def _written(self) -> Job:
         """Return the job with all items, of which those without a request have failed already. Blocks."""
