@@ -459,8 +459,10 @@ def run(
     finally:
         _write_report(arguments, job, on_stderr=on_stderr)
         job.close()
-    if terminated:
-        return TERMINATED
+    return TERMINATED if terminated else _exit_code(found, error)
+
+
+def _exit_code(found: Mapping[str, Any], error: PromptmillError | None) -> int:
     if error is not None and error.code in _TYPOS - {Code.NOT_FOUND}:
         return USAGE
     if error is not None and error.retryable:

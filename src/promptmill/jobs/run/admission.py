@@ -283,10 +283,7 @@ def spec_of(
     *,
     job_id: str,
 ) -> JobSpec:
-    """Return the job of `order` in `folder`, as it begins; `paths` are its input and output.
-
-    Raises `PromptmillError` for fields and files that do not go together.
-    """
+    """Return the job of `order`, from the input to the output that `paths` name. Raises `PromptmillError`."""
     source, target = paths
     own = source == folder.prompts.resolve()
     input_format = "messages" if own else row_files.format_of_input(file)

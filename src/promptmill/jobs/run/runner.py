@@ -21,10 +21,10 @@ from promptmill.core.money import Budget
 from promptmill.core.wording import counted
 from promptmill.jobs.files import disk, spool
 from promptmill.jobs.files.disk import Line, LineRange, Lines, RandomFile
-from promptmill.jobs.run import admission, merge, shards, steps
+from promptmill.jobs.run import admission, input_steps, merge, shards
 from promptmill.jobs.run.admission import Job
+from promptmill.jobs.run.input_steps import JobFiles
 from promptmill.jobs.run.partial_output import LiveOutput
-from promptmill.jobs.run.steps import JobFiles
 from promptmill.jobs.run.unanswered_rows import Answering, Rows, StoreSink, row_reader
 from promptmill.jobs.store import status
 from promptmill.jobs.store.answers import FARTHEST_ROW, NEVER, DamagedError, JobStore
@@ -254,9 +254,9 @@ class Runner:
     async def _read_rows(self) -> None:
         """Have the rows written as lines if need be, and the columns of the answers named."""
         job = self._job
-        if not steps.are_rows_read(job.spec, job.folder):
+        if not input_steps.are_rows_read(job.spec, job.folder):
             try:
-                await self._step(steps.read_rows)
+                await self._step(input_steps.read_rows)
             except BaseException:
                 spool.discard(job.folder.rows)
                 raise
@@ -465,7 +465,7 @@ class Runner:
 
         if spec.shard is not None:
             return await self._in_thread(lambda: (shards.write_part(store, spec), counts()))
-        found = await self._step(steps.write_output)
+        found = await self._step(input_steps.write_output)
         if found["warning"]:
             self.progress.notes.append(found["warning"])
         return Path(found["partial"]), await self._in_thread(lambda: counts(found["rows"]))
