@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +136,19 @@ def test_failed_rows_are_sent_again_by_the_jobs_id_alone(bench: Any, tmp_path: P
     assert result.returncode == 0, result.stderr
     assert (json.loads(result.stdout)["failed"], len(bench.upstream.seen)) == (0, 4)
     assert bench.upstream.seen[-1].json["temperature"] == 0.5
+
+
+@pytest.mark.parametrize("value", ["\x1b[2J", [1], {"a": {}}, -1e300, 10**40, 1e300, True])
+def test_a_status_from_elsewhere_is_shown_without_what_is_not_of_its_kind(bench: Any, value: Any) -> None:
+    bench.prompts(2)
+    bench.succeed()
+    database = bench.folder.database
+    with sqlite3.connect(database) as other:
+        for name in ("status", "course"):
+            ((text,),) = other.execute("SELECT value FROM job WHERE name = ?", (name,))
+            wrong = dict.fromkeys(json.loads(text), value) | {"code": value, "waiting": value, "cost": value}
+            other.execute("UPDATE job SET value = ? WHERE name = ?", (json.dumps(wrong), name))
+    other.close()
+    for command in (["jobs", str(bench.output)], ["report", str(bench.output)], ["compare", *[str(bench.output)] * 2]):
+        done = bench.here([sys.executable, "-m", "promptmill", *command])
+        assert done.returncode == 0, done.stderr

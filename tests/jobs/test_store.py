@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import stat
 import sys
@@ -332,3 +333,21 @@ def test_a_field_with_many_values_after_few_is_not_counted(store: JobStore) -> N
 def test_answers_without_fields_have_no_counts_of_them(store: JobStore) -> None:
     fill(store, Completion("7"), Completion('["a"]'), Completion('{"deep": {"a": 1}}'), Completion("{"))
     assert "fields" not in store.results(by_field=True)
+
+
+def test_counts_of_a_database_from_elsewhere_are_numbers(store: JobStore) -> None:
+    fill(store, *[ANSWER] * 3)
+    with sqlite3.connect(store.path) as other:
+        other.execute("UPDATE answer SET attempts = 9e999, prompt_tokens = -9e999, latency_s = 9e999 WHERE row = 0")
+        other.execute("UPDATE answer SET latency_s = 'soon' WHERE row = 1")
+    other.close()
+    counts = store.counts()
+    assert (counts.done, counts.prompt_tokens, counts.latencies.quantile(1)) == (3, 0, pytest.approx(0.25, rel=0.05))
+    assert len(store.spread()) == 1
+
+
+def test_a_file_of_rows_in_flight_that_is_too_large_is_refused_unread(store: JobStore) -> None:
+    store.close()
+    os.truncate(store.path.with_name("in-flight"), 1 << 40)
+    with pytest.raises(OSError, match="is not that of a job"):
+        JobStore(store.path, create=True)

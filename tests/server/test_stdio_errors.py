@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from mcp_types import jsonrpc_message_adapter
 from pydantic import ValidationError
 
+from promptmill.server import stdio
 from promptmill.server.stdio import answer_to
 
 CALL = '{"jsonrpc":"2.0","id":%s,"method":"tools/call","params":{"name":"generate","arguments":%s}}'
@@ -78,3 +81,18 @@ def test_where_nobody_waits_nothing_is_said(line):
 
 def test_an_error_does_not_repeat_the_request():
     assert "hunter2" not in _answer(CALL % ("3", r'"hunter2 \ud800"')).error.message
+
+
+async def test_a_line_that_takes_long_to_search_holds_up_nothing_else(monkeypatch):
+    threads = []
+    monkeypatch.setattr(stdio, "answer_to", lambda _: threads.append(threading.current_thread()))
+    with pytest.raises(ValidationError) as refused:
+        jsonrpc_message_adapter.validate_json("[" * 1000, by_name=False)
+
+    async def lines():
+        yield refused.value
+
+    incoming = stdio._Incoming(lines(), stdio._Outgoing(None, stdio._Pipe()))
+    assert [item async for item in incoming] == []
+    assert threads != [threading.main_thread()]
+    assert len(threads) == 1

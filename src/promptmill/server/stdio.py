@@ -279,7 +279,8 @@ class _Incoming(_Reading):
         raise StopAsyncIteration
 
     async def _refuse(self, error: ValidationError) -> None:
-        if (answer := answer_to(error)) is not None:
+        answer = await asyncio.to_thread(answer_to, error)  # a line of 20 MB of brackets takes seconds
+        if answer is not None:
             await self._outgoing.send(SessionMessage(answer))
         line = _unreadable_line(error)
         if not self._hinted and line is not None and line.strip() and line.lstrip()[0] not in "{[":

@@ -86,6 +86,7 @@ _WAL_CHECKPOINT = 4 << 20
 _LONGEST_WAL = 64 << 20
 _SLOT = struct.Struct("<qiidd")
 _SLOTS = 256
+_MOST_IN_FLIGHT = 64 << 20  # bytes; no job has a million requests in flight
 FARTHEST_ROW_OF_KEY = 1 << 48  # above it stands which of several answers a request is for, see `several_answers`
 _PRIME = (1 << 31) - 1
 _SHOWN_VALUES = 8
@@ -93,6 +94,9 @@ _LONGEST_VALUE = 40  # characters
 _LONG_VALUE = 1000  # characters; a longer answer is sorted by its digest
 _SAMPLES = 65_536  # latencies are quantiles, for which these are enough
 FARTHEST_ROW = 1 << 62
+# A cell of a database from elsewhere may hold infinity or a text, which is greater than any number.
+_MOST_COUNTED = 1 << 53
+_IS_LATENCY = "latency_s BETWEEN 0 AND 1e9"
 _HEADER = 100  # bytes; sqlite.org/fileformat.html
 _LONGEST = 1 << 40
 _ERRORS = {
@@ -175,11 +179,15 @@ class InFlight:
         with contextlib.suppress(FileExistsError):
             os.close(disk.created(path))
         self._file = path.open("r+b")
+        size = self._file.seek(0, os.SEEK_END)
+        if size > _MOST_IN_FLIGHT:
+            self._file.close()
+            raise OSError(errno.EFBIG, f"the file {path.name} in it is not that of a job")
         self._slots: dict[int, int] = {}
         self._open: dict[int, dict[int, tuple[int, float]]] = {}
         """The open requests of this run by row and choice, and the most that they cost."""
         self._free: list[int] = []
-        self._map = self._mapped(max(_SLOTS, self._file.seek(0, os.SEEK_END) // _SLOT.size))
+        self._map = self._mapped(max(_SLOTS, size // _SLOT.size))
         self.lost: dict[int, _Slot] = {}
         """The rows that earlier runs had on their way."""
         self._settled = self._get(0).requests
@@ -417,7 +425,8 @@ class JobStore:
     def spread(self) -> list[tuple[float, int, int]]:
         """Return latency, characters and tokens of answers: of all, or of some thousands at equal distances."""
         every = 1 + self.count(ANSWERED) // _SAMPLES
-        query = f"SELECT latency_s, length(text), completion_tokens FROM answer WHERE {ANSWERED} AND row % {every} = 0"
+        query = "SELECT latency_s, length(text), completion_tokens FROM answer WHERE "
+        query += f"{ANSWERED} AND row % {every} = 0 AND {_IS_LATENCY}"
         return [(latency_s, length, tokens) for latency_s, length, tokens in self.read(query)]
 
     def counts(self, again: str = NEVER, before: int = FARTHEST_ROW, *, skips_empty: bool = False) -> JobCounts:
@@ -430,7 +439,7 @@ class JobStore:
         summed = ("attempts", _RETRIES, "prompt_tokens", "completion_tokens", _CACHED)
         sums = ", ".join(f"total({each})" for each in summed)
         (spent,) = self.read(f"SELECT {sums} FROM {_PAID}", before)
-        counts.requests, counts.retries, *tokens = map(int, spent)
+        counts.requests, counts.retries, *tokens = (int(max(0, min(each or 0, _MOST_COUNTED))) for each in spent)
         counts.prompt_tokens, counts.completion_tokens, counts.cached_tokens = tokens
         ((rows,),) = self.read(f"SELECT count(*) {where}", before)
         ((open_rows,),) = self.read(f"SELECT count(*) {where} AND ({again})", before)
@@ -442,8 +451,8 @@ class JobStore:
         empty = f"SELECT count(*) {where} AND {EMPTY} AND NOT ({again})"
         ((counts.empty,),) = self.read(empty, before)
         every = 1 + rows // _SAMPLES
-        is_sampled = f"code IS NULL AND row % {every} = 0 AND typeof(latency_s) IN ('real', 'integer')"  # else: damaged
-        for (latency_s,) in self.read(f"SELECT latency_s {where} AND {is_sampled}", before):
+        sampled = f"SELECT latency_s {where} AND code IS NULL AND row % {every} = 0 AND {_IS_LATENCY}"
+        for (latency_s,) in self.read(sampled, before):
             counts.latencies.count(latency_s)
         return counts
 

@@ -42,7 +42,7 @@ from promptmill.jobs.files import disk
 from promptmill.jobs.files.disk import RandomFile
 from promptmill.jobs.files.row_files import InputFiles, Part
 from promptmill.jobs.store.answers import IN_FLIGHT, DamagedError, JobStore, salvage
-from promptmill.jobs.store.spec import JobRequest, JobSpec, OutputRecord
+from promptmill.jobs.store.spec import CourseRecord, JobRequest, JobSpec, OutputRecord, StatusRecord, sound
 from promptmill.system.safe_open import real_path
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -162,7 +162,7 @@ class Folder:
     def spec_and_status(self) -> tuple[JobSpec | None, Mapping[str, Any]]:
         """Return both, which the database is opened for once."""
         spec, found = self._get("spec", "status")
-        return self._moved(_valid(JobSpec, spec)), found or {}
+        return self._moved(_valid(JobSpec, spec)), sound(found or {}, StatusRecord)
 
     def known_spec(self) -> JobSpec:
         """Return the job. Raises `PromptmillError` (`invalid_input`) when there is none any more."""
@@ -199,12 +199,12 @@ class Folder:
     @property
     def status(self) -> Mapping[str, Any]:
         """The status that its runner wrote last."""
-        return self._get("status")[0] or {}
+        return sound(self._get("status")[0] or {}, StatusRecord)
 
     @property
     def course(self) -> Mapping[str, Any]:
         """The course of its runs, see `status.Course`."""
-        return self._get("course")[0] or {}
+        return sound(self._get("course")[0] or {}, CourseRecord)
 
     @property
     def task(self) -> dict[str, Any] | None:

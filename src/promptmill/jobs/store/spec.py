@@ -7,10 +7,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from promptmill.cluster.ray_cluster import RayCluster
 from promptmill.config.resolved_config import DEFAULT, LONGEST_ANSWER, ResolvedConfig
@@ -29,6 +29,9 @@ PART = re.compile(r"\.part-(\d+)-of-(\d+)")
 _SHARD = re.compile(r"(\d{1,6})/(\d{1,6})")
 # A share of failures says nothing before this many rows are settled.
 _FIRST_ROWS = 20
+_MOST = 10**15
+_LAST_TIME = 10**11  # the year 5138
+_Number: TypeAlias = Annotated[int, Field(ge=-_MOST, le=_MOST)] | Annotated[float, Field(ge=-_MOST, le=_MOST)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +212,7 @@ class JobSpec(BaseModel):
     model: str
     provider: str = ""
     """The name of the provider, for metrics; jobs of older releases have none."""
-    created: int
+    created: Annotated[int, Field(ge=0, le=_LAST_TIME)]
     changed: list[str] = []
     """Settings that are not what they were when the job began (see `JobRequest.keep`), noted in every row since."""
     settings: int = 0
@@ -260,6 +263,61 @@ class JobSpec(BaseModel):
     def of_call(self) -> bool:
         """Whether the job is the rest of a call: its input and output lie in its folder."""
         return self.input_format == "messages"
+
+
+class _Results(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+    __pydantic_extra__: dict[str, _Number] = Field(init=False)
+
+    values: dict[str, int] = {}
+    fields_: dict[str, dict[str, _Number]] = Field({}, alias="fields")
+
+
+class StatusRecord(BaseModel):
+    """The kinds of the fields of a status: those that are not listed here are numbers."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    __pydantic_extra__: dict[str, _Number | None] = Field(init=False)
+
+    state: str = ""
+    reason: str = ""
+    activity: str = ""
+    waiting: str = ""
+    code: Annotated[Code, Field(strict=False)] = Code.INTERNAL
+    errors: dict[str, int] = {}
+    latency_s: dict[str, _Number | None] = {}
+    results: _Results = Field(default_factory=_Results)
+    columns: dict[str, str] = {}
+    warnings: list[str] = []
+    updated: Annotated[float, Field(ge=0, le=_LAST_TIME)] = 0.0
+
+
+class _Run(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    at: _Number
+    began: Annotated[int, Field(ge=0, le=_LAST_TIME)]
+    version: str
+
+
+class CourseRecord(BaseModel):
+    """The kinds of the fields of a course."""
+
+    model_config = ConfigDict(strict=True)
+
+    runs: list[_Run] = []
+    samples: list[Annotated[list[_Number | None], Field(min_length=7, max_length=7)]] = []
+    every_s: Annotated[float, Field(gt=0, le=_MOST)] = 1.0
+
+
+def sound(found: Mapping[str, Any], kinds: type[BaseModel]) -> dict[str, Any]:
+    """Return the fields of `found` that are of their kinds. A job's folder may come from anywhere."""
+    try:
+        kinds.model_validate(found)
+    except ValidationError as error:
+        wrong = {problem["loc"][0] for problem in error.errors(include_url=False, include_input=False)}
+        return {name: value for name, value in found.items() if name not in wrong}
+    return dict(found)
 
 
 class OutputRecord(BaseModel):
