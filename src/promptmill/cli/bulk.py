@@ -42,7 +42,6 @@ from promptmill.jobs.store.given_rows import GivenRows, RemoteOutput, fetched
 from promptmill.jobs.store.spec import JobRequest, cluster_of, stamp
 from promptmill.service import choosing
 from promptmill.service.service import Service
-from promptmill.service.telemetry import exported
 from promptmill.system import runtime
 from promptmill.system.installation import command_for
 from promptmill.system.safe_open import real_path
@@ -523,8 +522,7 @@ async def _job_run(
     try:
         with progress_display(job.spec.job_id, as_json=as_json, quiet=quiet) as watch:
             runner = Runner(job, service, watch=watch, live=live)
-            async with exported(service):
-                return await until_ended(runner)
+            return await until_ended(runner)
     finally:
         await service.aclose()
 

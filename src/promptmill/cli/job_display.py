@@ -18,7 +18,7 @@ import orjson
 from promptmill.cli.terminal import say
 from promptmill.core.errors import Code, without_controls
 from promptmill.core.money import dollars
-from promptmill.core.wording import counted, cut, figure
+from promptmill.core.wording import counted, cut
 from promptmill.jobs.store import status
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.spec import PART, JobRequest
@@ -112,7 +112,7 @@ def summary(
     latency = found.get("latency_s") or {}
     if latency.get("p50") is not None:
         # latencies are counted in steps of 4 %
-        shown = ", ".join(f"{name} {figure(float(f'{seconds:.2g}'))} s" for name, seconds in latency.items())
+        shown = ", ".join(f"{name} {status.figure(float(f'{seconds:.2g}'))} s" for name, seconds in latency.items())
         lines.append(f"  latency   {shown}")
     lines.extend(f"  note      {warning}" for warning in found.get("warnings", ()))
     lines.append(f"  job       {found['job_id']}")

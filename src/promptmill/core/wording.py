@@ -41,11 +41,6 @@ def cut(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: max(most - 1, 1)]}…"
 
 
-def figure(value: float) -> str:
-    """Return a number with two significant digits, or all in front of the point."""
-    return f"{value:,.0f}" if value >= 100 else f"{float(f'{value:.2g}'):g}"
-
-
 def close_matches(name: str, known: Iterable[str], n: int = 3, cutoff: float = 0.6) -> list[str]:
     """Return up to `n` of the names `known` that look like `name`, the best first.
 

@@ -18,13 +18,15 @@ from fastmcp import FastMCP
 from fastmcp.apps.config import UI_EXTENSION_ID
 from fastmcp.prompts import Prompt
 from fastmcp.server.extensions import MethodBinding, ServerExtension
+from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 from mcp.server.caching import CacheHint
-from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.shared.exceptions import MCPError
 from mcp_types import (
     INVALID_PARAMS,
     Annotations,
     Icon,
+    InitializeRequest,
+    InitializeResult,
     PaginatedRequestParams,
     PromptsCapability,
     ReadResourceRequestParams,
@@ -211,15 +213,22 @@ def _add_skill(mcp: FastMCP) -> None:
         return _SKILL_FILE.read_bytes().decode()
 
     mcp.add_extension(_Skills())
-    mcp._mcp_server.middleware.append(_announce_the_skill)
+    mcp.add_middleware(_SkillAnnounced())
 
 
-async def _announce_the_skill(ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
-    """Middleware of the SDK, which leaves extensions out of the answer to clients before 2026-07-28."""
-    result = await call_next(ctx)
-    if ctx.method == "initialize" and isinstance(result, dict):
-        result["capabilities"]["extensions"] = {_Skills.identifier: {}}
-    return result
+class _SkillAnnounced(Middleware):
+    """The SDK leaves extensions out of its answer to clients before 2026-07-28."""
+
+    async def on_initialize(
+        self,
+        context: MiddlewareContext[InitializeRequest],
+        call_next: CallNext[InitializeRequest, InitializeResult | None],
+    ) -> InitializeResult | None:
+        """Name the extension of skills."""
+        result = await call_next(context)
+        if result is not None:
+            result.capabilities.extensions = {_Skills.identifier: {}}
+        return result
 
 
 _FILE_PROMPT = """\

@@ -30,9 +30,9 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.config.settings import Settings
 from promptmill.core.errors import Code, PromptmillError, input_error, redact
 from promptmill.jobs.files import disk, row_files
-from promptmill.jobs.run import admission, input_steps, merge, validation
+from promptmill.jobs.run import admission, merge, validation
 from promptmill.jobs.run.admission import Job
-from promptmill.jobs.run.input_steps import JobFiles, Note
+from promptmill.jobs.run.merge import JobFiles, Note
 from promptmill.jobs.run.runner import Runner, until_ended
 from promptmill.jobs.store.answers import DamagedError
 from promptmill.jobs.store.folder import Folder, JobFolders, Lock
@@ -105,7 +105,7 @@ async def check_columns(order: JobRequest) -> None:
 
 
 async def apart(step: str, files: JobFiles) -> Any:
-    """Have another process do the step `input_steps.read_rows` or `input_steps.write_output`; return its result.
+    """Have another process do the step `merge.read_rows` or `merge.write_output`; return its result.
 
     Raises as the step and `_done_apart` do.
     """
@@ -219,7 +219,7 @@ def _result(told: Mapping[str, Any], note: Note) -> Any:
             raise admission.changed_while_running(spec)
         if told["end"] is not None:
             file.end = told["end"]
-        step = {each.__name__: each for each in (input_steps.read_rows, input_steps.write_output)}[told["step"]]
+        step = {each.__name__: each for each in (merge.read_rows, merge.write_output)}[told["step"]]
         return step(
             JobFiles(spec, Folder(Path(told["folder"])), file, told["limit"], note, _Watched(), told["disk_share"])
         )
@@ -343,8 +343,7 @@ async def _run(job: Job, service: Service, disk_share: float) -> None:
     watching = asyncio.ensure_future(_end_if_stuck(job))
     try:
         watch = progress_lines(job.spec.job_id, sys.stderr)
-        async with telemetry.exported(service):
-            found, _, _ = await until_ended(Runner(job, service, watch=watch, disk_share=disk_share))
+        found, _, _ = await until_ended(Runner(job, service, watch=watch, disk_share=disk_share))
         if found["reason"]:
             print(f"{job.spec.job_id}: {found['reason']}", file=sys.stderr)
     finally:

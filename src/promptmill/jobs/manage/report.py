@@ -37,7 +37,7 @@ from promptmill import __version__
 from promptmill.backends.protocol import Call
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.money import dollars
-from promptmill.core.wording import counted, cut, figure
+from promptmill.core.wording import counted, cut
 from promptmill.images.load import ImageRules, from_folder, is_web, load_image
 from promptmill.jobs.files import disk
 from promptmill.jobs.manage import comparison
@@ -464,7 +464,7 @@ def _tiles(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     tiles = [
         ("Answered", f"{answered:,}", f"of {total:,}" if total not in {None, answered} else ""),
         ("Failed", f"{found.get('failed', 0):,}", _share(found.get("failed", 0), done)),
-        ("Time", status.took(seconds), f"{figure(done / seconds)} rows/s" if seconds and done else ""),
+        ("Time", status.took(seconds), f"{status.figure(done / seconds)} rows/s" if seconds and done else ""),
     ]
     if cost is not None:
         most, each = found.get("max_cost"), f"{dollars(1000 * cost / done)} per 1,000 rows" if done else ""
@@ -473,7 +473,7 @@ def _tiles(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     remark = f"{cached:,} from the provider's cache" if cached else ""
     tiles.append(("Tokens in", f"{found.get('prompt_tokens', 0):,}", remark))
     out = found.get("completion_tokens", 0)
-    tiles.append(("Tokens out", f"{out:,}", f"{figure(out / answered)} per answer" if answered and out else ""))
+    tiles.append(("Tokens out", f"{out:,}", f"{status.figure(out / answered)} per answer" if answered and out else ""))
     tiles.append(("Requests", f"{found.get('requests', 0):,}", f"{found.get('retries', 0):,} retries"))
     if hits := found.get("cached"):
         tiles.append(("From the cache", f"{hits:,}", _share(hits, done)))
@@ -484,7 +484,7 @@ def _tiles(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _share(part: int, whole: int) -> str:
-    return f"{figure(100 * part / whole)} %" if part and whole else ""
+    return f"{status.figure(100 * part / whole)} %" if part and whole else ""
 
 
 def _of_answers(results: Mapping[str, Any]) -> str:
@@ -533,14 +533,14 @@ def _histogram(title: str, unit: str, values: Sequence[float]) -> dict[str, Any]
     counts = [0] * bins
     for value in ordered:
         counts[min(bins - 1, int(bins * value / to))] += 1
-    words = ", ".join(f"{name} {figure(value)}" for name, value in shares.items())
+    words = ", ".join(f"{name} {status.figure(value)}" for name, value in shares.items())
     return {
         "title": title,
         "unit": unit,
         "to": to,
         "counts": counts,
         "beyond": ordered[-1] > to,
-        "words": f"{words}, longest {figure(ordered[-1])} {unit}",
+        "words": f"{words}, longest {status.figure(ordered[-1])} {unit}",
     }
 
 

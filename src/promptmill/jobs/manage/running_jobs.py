@@ -21,7 +21,7 @@ from promptmill.jobs.files.whole_files import WholeFiles
 from promptmill.jobs.manage import detached
 from promptmill.jobs.run import admission
 from promptmill.jobs.run.admission import Job
-from promptmill.jobs.run.input_steps import JobFiles
+from promptmill.jobs.run.merge import JobFiles
 from promptmill.jobs.run.runner import Runner
 from promptmill.jobs.store import status
 from promptmill.jobs.store.answers import FARTHEST_ROW, DamagedError, JobStore

@@ -1,4 +1,8 @@
-"""Writes the output from the input rows and their records, in input order. The file appears complete or not at all.
+"""What a job does with its files: it reads the rows, as lines, and writes the output from them and their records.
+
+A server has another process do these two steps for a call (see `manage.detached`), because a template, or a file that
+somebody else made, may take any amount of memory and time. The output is in input order; the file appears complete or
+not at all.
 
 A row keeps its own columns: if it has one called `answer`, the answers are in `answer_1`. The names are chosen for the
 whole input before anything is sent, so that every output and every page of a job has the same ones.
@@ -13,12 +17,13 @@ import itertools
 import json
 import os
 import re
+import shutil
 import threading
 from collections.abc import Callable, Container, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 import orjson
 
@@ -28,7 +33,7 @@ from promptmill.core.errors import PromptmillError, input_error
 from promptmill.jobs.files import disk, row_files
 from promptmill.jobs.files.disk import Lines, RandomFile
 from promptmill.jobs.files.row_files import InputFiles
-from promptmill.jobs.files.spool import HaltedError, cells_of
+from promptmill.jobs.files.spool import HaltedError, cells_of, spool
 from promptmill.jobs.files.tables import (
     CellTable,
     ColumnTypes,
@@ -40,6 +45,7 @@ from promptmill.jobs.files.tables import (
 )
 from promptmill.jobs.run.batch_output import CustomIds, batch_output
 from promptmill.jobs.store.answers import JobStore
+from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.records import (
     ANSWER_FIELDS,
     FIELD,
@@ -67,6 +73,87 @@ _LONG_NUMBER = re.compile(rb"\d{20}")  # orjson makes a fraction of one beyond 6
 _VALUES_AT_ONCE = 32  # how often a page's size is looked at: one of 1,024 images, as by default, is large
 _MOST_FIELDS = 10_000
 _MOST_OF_A_NAME = 100  # columns, numbered
+
+
+Note: TypeAlias = Callable[[str, Any], None]
+"""Gets what a step reports: `activity`, `spec` (fields that it has found) and `passed` (rows of the output)."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobFiles:
+    """The files of a job, for one step."""
+
+    spec: JobSpec
+    folder: Folder
+    input: InputFiles
+    limit: int | None
+    """Only the first rows, this many."""
+    note: Note
+    halt: threading.Event = field(default_factory=threading.Event)
+    """Set when a step is to leave what it does."""
+    disk_share: float = 1.0
+    """The share of the free disk that rows written as lines may take."""
+
+
+def are_rows_read(spec: JobSpec, folder: Folder) -> bool:
+    """Return whether `read_rows` has nothing left to do."""
+    return spec.columns is not None and _has_lines(spec, folder)
+
+
+def _has_lines(spec: JobSpec, folder: Folder) -> bool:
+    return not spec.spooled or (spec.lines is not None and folder.rows.exists())
+
+
+def read_rows(files: JobFiles) -> None:
+    """Write the rows as lines if the job needs them so, and name the columns of the answers. Blocks.
+
+    Raises `PromptmillError` (`invalid_input`, `storage`), `OSError`; `HaltedError` once `halt` is set.
+    """
+    spec, folder = files.spec, files.folder
+    if not _has_lines(spec, folder):
+        files.note("activity", "reading the rows")
+        count = spool(
+            files.input,
+            spec.input_format,
+            folder.rows,
+            files.halt,
+            prompt_column=spec.prompt_column,
+            prompt_template=spec.prompt_template,
+            prompt_only=spec.prompt_only,
+            image_column=spec.image_column,
+            row_settings=spec.rows_set,
+            most_bytes=_most_bytes(files),
+        )
+        spec = spec.model_copy(update={"lines": count})
+        files.note("spec", {"lines": count})
+    with folder.lines(files.input, spec) as lines:
+        found = with_columns(spec, files.input, lines, files.halt)
+    if found is not spec:
+        files.note("spec", {"columns": found.columns, "settings_read": found.settings_read})
+
+
+def _most_bytes(files: JobFiles) -> int | None:
+    if files.disk_share == 1.0:
+        return None
+    return int(shutil.disk_usage(files.folder.path).free * files.disk_share)
+
+
+def write_output(files: JobFiles) -> dict[str, Any]:
+    """Write the output next to its place. Blocks.
+
+    Returns the path, the number of rows, and a warning if ids are repeated. Raises as `write` does.
+    """
+    with contextlib.ExitStack() as opened:
+        store = opened.enter_context(files.folder.reading())
+        lines = opened.enter_context(files.folder.lines(files.input, files.spec))
+        answers = Answers(store)
+        spec = files.spec
+        ids = None
+        if spec.input_format == "batch":
+            ids = opened.enter_context(contextlib.closing(CustomIds(files.folder.duplicates)))
+        merge = of_files(spec, files.input, lines, answers, files.limit)
+        partial = write(replace(merge, ids=ids, halt=files.halt, passed=lambda rows: files.note("passed", rows)))
+        return {"partial": str(partial), "rows": answers.rows, "warning": "" if ids is None else ids.warning}
 
 
 class UnansweredError(Exception):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import os
 import signal
 import threading
 import time
@@ -21,9 +22,9 @@ from promptmill.core.money import Budget
 from promptmill.core.wording import counted
 from promptmill.jobs.files import disk, spool
 from promptmill.jobs.files.disk import Line, LineRange, Lines, RandomFile
-from promptmill.jobs.run import admission, input_steps, merge, shards
+from promptmill.jobs.run import admission, merge, shards
 from promptmill.jobs.run.admission import Job
-from promptmill.jobs.run.input_steps import JobFiles
+from promptmill.jobs.run.merge import JobFiles
 from promptmill.jobs.run.partial_output import LiveOutput
 from promptmill.jobs.run.unanswered_rows import Answering, Rows, StoreSink, row_reader
 from promptmill.jobs.store import status
@@ -83,7 +84,7 @@ class Runner:
         rows may take as lines. Needs a running event loop.
         """
         self._job = job
-        self._service = service
+        self.service = service
         self._watch = watch
         self._before_answers = before_answers
         self._before_output = before_output
@@ -254,9 +255,9 @@ class Runner:
     async def _read_rows(self) -> None:
         """Have the rows written as lines if need be, and the columns of the answers named."""
         job = self._job
-        if not input_steps.are_rows_read(job.spec, job.folder):
+        if not merge.are_rows_read(job.spec, job.folder):
             try:
-                await self._step(input_steps.read_rows)
+                await self._step(merge.read_rows)
             except BaseException:
                 spool.discard(job.folder.rows)
                 raise
@@ -389,7 +390,7 @@ class Runner:
             made=job.spec.made,
             recorded=self._recorded,
         )
-        seen = await Answering(self._service, unanswered, sink, stats, self._give_up, job.plan.name, twins).run()
+        seen = await Answering(self.service, unanswered, sink, stats, self._give_up, job.plan.name, twins).run()
         progress.total = progress.total if self._is_leaving else seen
 
     def _limit_cost(self) -> None:
@@ -404,14 +405,14 @@ class Runner:
     def _reading(self) -> RowReader:
         """Return how rows are read, those that name another model too. Raises `PromptmillError` (`replaced`)."""
         plan = self._job.plan
-        now = self._service.plan_of(plan.name)
+        now = self.service.plan_of(plan.name)
         if (now.backend, now.model) != (plan.backend, plan.model):
             raise PromptmillError(Code.REPLACED, "Another model was loaded before the job began.")
-        reader, offered = self._reader(plan), self._service.offered
-        names = [name for name in self._service.usable if name in offered]
+        reader, offered = self._reader(plan), self.service.offered
+        names = [name for name in self.service.usable if name in offered]
         if len(names) < 2:
             return reader
-        return replace(reader, models={name: self._reader(self._service.plan_of(name).capped) for name in names})
+        return replace(reader, models={name: self._reader(self.service.plan_of(name).capped) for name in names})
 
     def _reader(self, plan: ResolvedConfig) -> RowReader:
         job, spec = self._job, self._job.spec
@@ -422,7 +423,7 @@ class Runner:
             prompt_column=spec.prompt_column,
             row_settings=spec.rows_set,
             begun_in=spec.working_folder,
-            may_name=self._service.row_models(plan),
+            may_name=self.service.row_models(plan),
         )
         return reader if self._apart is None else replace(reader, most_values=_MOST_VALUES)
 
@@ -465,7 +466,7 @@ class Runner:
 
         if spec.shard is not None:
             return await self._in_thread(lambda: (shards.write_part(store, spec), counts()))
-        found = await self._step(input_steps.write_output)
+        found = await self._step(merge.write_output)
         if found["warning"]:
             self.progress.notes.append(found["warning"])
         return Path(found["partial"]), await self._in_thread(lambda: counts(found["rows"]))
@@ -517,7 +518,7 @@ class Runner:
         progress, in_flight = self.progress, self._job.folder.store.in_flight
         budget, is_running = progress.stats.budget, progress.state == status.RUNNING
         if is_running:
-            progress.activity = self._leaving() or ("" if progress.stats.done else self._service.activity)
+            progress.activity = self._leaving() or ("" if progress.stats.done else self.service.activity)
         progress.set_aside = budget.set_aside if budget is not None and is_running else in_flight.most
         found = progress.as_dict() | ({} if self.error is None else {"code": str(self.error.code)})
         return {"status": found, **({"course": progress.course.as_dict()} if progress.course.note(found) else {})}
@@ -552,9 +553,18 @@ def _question(reading: RowReader, line: Line) -> bytes | None:
 async def until_ended(runner: Runner) -> tuple[dict[str, Any], PromptmillError | None, bool]:
     """Run a job until its end, SIGTERM or Ctrl-C. Returns its status, why it stopped early, and whether SIGTERM came.
 
-    The process is the job's own. The first Ctrl-C lets what is in flight come to its end, for a minute: it will be paid
-    for. Raises `KeyboardInterrupt` after Ctrl-C.
+    The process is the job's own, and exports to OpenTelemetry what it does. The first Ctrl-C lets what is in flight
+    come to its end, for a minute: it will be paid for. Raises `KeyboardInterrupt` after Ctrl-C.
     """
+    if not any(name.startswith("OTEL_") for name in os.environ):
+        return await _until_ended(runner)
+    from promptmill.service.telemetry import exported  # imported only where something may be exported
+
+    async with exported(runner.service):
+        return await _until_ended(runner)
+
+
+async def _until_ended(runner: Runner) -> tuple[dict[str, Any], PromptmillError | None, bool]:
     stay_responsive()
     loop = asyncio.get_running_loop()
     work = asyncio.ensure_future(runner.run())

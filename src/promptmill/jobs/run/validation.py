@@ -22,9 +22,9 @@ from promptmill.jobs.files.disk import TOO_LONG, Lines, RandomFile
 from promptmill.jobs.files.row_files import InputFiles
 from promptmill.jobs.files.spool import cells_of
 from promptmill.jobs.files.tables import CellTable, ParquetTable, objects
-from promptmill.jobs.run import admission, input_steps, merge
+from promptmill.jobs.run import admission, merge
 from promptmill.jobs.run.batch_output import CustomIds
-from promptmill.jobs.run.input_steps import JobFiles
+from promptmill.jobs.run.merge import JobFiles
 from promptmill.jobs.run.unanswered_rows import row_reader
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.spec import JobRequest
@@ -54,7 +54,7 @@ def check(plan: ResolvedConfig, order: JobRequest, may_name: frozenset[str] | No
         spec = admission.spec_of(folder, (source, target), file, plan, order, job_id="")
         row_files.check_installed(target, *(part.path for part in parts))
         read: dict[str, Any] = {}
-        input_steps.read_rows(JobFiles(spec, folder, file, None, lambda name, value: read.update({name: value})))
+        merge.read_rows(JobFiles(spec, folder, file, None, lambda name, value: read.update({name: value})))
         lines, input_format = opened.enter_context(folder.lines(file, spec)), spec.input_format
         ids = (
             opened.enter_context(contextlib.closing(CustomIds(folder.duplicates))) if input_format == "batch" else None

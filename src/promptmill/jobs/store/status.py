@@ -12,7 +12,6 @@ from typing import Any, TextIO, TypeAlias
 
 from promptmill import __version__
 from promptmill.backends.protocol import Call
-from promptmill.core.wording import figure
 from promptmill.jobs.store.answers import IN_FLIGHT, DamagedError, InFlight, JobStore
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.records import JobCounts
@@ -454,6 +453,11 @@ def span(field: Mapping[str, Any]) -> str:
     """Return the range and the mean of the numbers in a field of the answers."""
     low, high, mean = (f"{field[name]:,.6g}" for name in ("min", "max", "mean"))
     return low if low == high else f"{low}\N{EN DASH}{high}, mean {mean}"
+
+
+def figure(value: float) -> str:
+    """Return a number with two significant digits, or all in front of the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{float(f'{value:.2g}'):g}"
 
 
 def took(seconds: float) -> str:
