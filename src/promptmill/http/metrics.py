@@ -178,7 +178,7 @@ class _Jobs:
         self._folders = self._folders or JobFolders.from_environ()
         end = self._clock() + _READ_S
         try:
-            found = [folder for path in self._folders.paths() if (folder := self._folders.folder_at(path)) is not None]
+            found = list(self._folders.all())
         except PromptmillError:  # the folder of all jobs cannot be read now
             return
         stamps = {folder.path: (folder, _stamp(folder)) for folder in found}
@@ -201,13 +201,10 @@ class _Jobs:
 
     def _noted(self, folder: Folder, stamp: object) -> _JobSeen | None:
         """Return the job in `folder` with its status, None when there is none."""
-        spec = folder.spec
+        spec, last = folder.spec_and_status()
         if spec is None:
             return None
-        try:
-            found = status.read(folder)
-        except PromptmillError:
-            return None
+        found = status.of(folder, spec, last)
         key = folder.path, spec.created
         job = self._by_job.setdefault(key, _JobSeen(spec.provider or spec.backend, spec.model))
         job.note(found, None if found["state"] in status.ALIVE else stamp)

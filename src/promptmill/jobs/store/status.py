@@ -324,10 +324,11 @@ def read(folder: Folder) -> dict[str, Any]:
     spec, last = folder.spec_and_status()
     if spec is None:
         raise folder.gone()
-    return _of(folder, spec, last)
+    return of(folder, spec, last)
 
 
-def _of(folder: Folder, spec: JobSpec, last: Mapping[str, Any]) -> dict[str, Any]:
+def of(folder: Folder, spec: JobSpec, last: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the same of the job `spec`, whose runner wrote the status `last`."""
     found: dict[str, Any] = {"state": INTERRUPTED, **last}
     alive = folder.alive
     if not alive and found["state"] in ALIVE:
@@ -357,7 +358,7 @@ def read_all(
     for folder in folders:
         spec, last = folder.spec_and_status()
         if spec is not None and is_shown(folder, spec):
-            found.append(_of(folder, spec, last))
+            found.append(of(folder, spec, last))
     return sorted(found, key=lambda one: -one["created"])
 
 
