@@ -342,7 +342,8 @@ def test_counts_of_a_database_from_elsewhere_are_numbers(store: JobStore) -> Non
         other.execute("UPDATE answer SET latency_s = 'soon' WHERE row = 1")
     other.close()
     counts = store.counts()
-    assert (counts.done, counts.prompt_tokens, counts.latencies.quantile(1)) == (3, 0, pytest.approx(0.25, rel=0.05))
+    assert (counts.done, counts.prompt_tokens) == (3, 0)
+    assert counts.latencies.quantile(1) == pytest.approx(0.25, rel=0.05)
     assert len(store.spread()) == 1
 
 

@@ -270,7 +270,7 @@ class _Results(BaseModel):
     __pydantic_extra__: dict[str, _Number] = Field(init=False)
 
     values: dict[str, int] = {}
-    fields_: dict[str, dict[str, _Number]] = Field({}, alias="fields")
+    fields_: dict[str, dict[str, _Number | dict[str, int]]] = Field({}, alias="fields")
 
 
 class StatusRecord(BaseModel):
