@@ -10,6 +10,7 @@ from promptmill.core.wording import close_matches
 
 def test_a_name_that_is_written_wrongly_finds_the_nearest_ones():
     assert close_matches("temprature", ["temperature", "top_p"]) == ["temperature"]
+    assert close_matches("LABEL", ["text", "Label", "label"], n=1) == ["Label"]
 
 
 def test_a_name_of_megabytes_and_a_list_of_millions_are_not_compared():

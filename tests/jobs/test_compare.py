@@ -236,12 +236,16 @@ def test_files_of_other_rows_are_refused(bench: Any) -> None:
     assert "1 row is in a.csv and not in some.csv, such as row 30." in compare(bench, a, some, "--id", "text", code=2)
     twice = write(bench.path / "twice.jsonl", [{"id": 1, "answer": "x"}, {"id": 1, "answer": "y"}])
     assert "several rows with the same `id`, the second is row 2" in compare(bench, twice, twice, code=2)
+    grid = [{"id": 1, "variant": name, "answer": "x", "label": "x"} for name in "ab"]
+    said = compare(bench, write(bench.path / "grid.jsonl", grid), "--gold", "label", code=2)
+    assert "the second is row 2. It has several answers to each row; to compare these: --by variant." in said
 
 
 def test_columns_that_are_not_there(bench: Any) -> None:
     a = write(bench.path / "a.csv", labelled(9, 1))
     assert "No row of a.csv has an answer in `nix`" in compare(bench, a, a, "--field", "nix", code=2)
-    assert "No file has a column nix" in compare(bench, a, a, "--gold", "nix", code=2)
+    assert "No file has a column nix; there are `text`" in compare(bench, a, a, "--gold", "nix", code=2)
+    assert "No file has a column LABEL; did you mean label?" in compare(bench, a, a, "--gold", "LABEL", code=2)
     assert "a.csv has no column nix; it has `text`" in compare(bench, a, a, "--id", "nix", code=2)
     assert "two files, or one with --gold" in compare(bench, a, code=2)
     assert "There is no file nix.csv" in compare(bench, a, "nix.csv", code=2)
@@ -253,6 +257,61 @@ def test_rows_without_a_right_answer_do_not_count(bench: Any) -> None:
     path = write(bench.path / "a.csv", rows)
     gold = figures(bench, path, "--gold", "label")["gold"]
     assert (gold["rows"], gold["files"][0]["right"]) == (7, 7)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_the_right_answers_may_be_in_a_file_of_their_own(bench: Any, place: int) -> None:
+    ours, theirs = ([{"id": at, **row} for at, row in enumerate(labelled(30, right, 1))] for right in (0.9, 0.6))
+    labels = [{"id": row["id"], "label": row["label"]} for row in reversed(ours)]
+    unlabelled = [[{name: row[name] for name in ("id", "text", "answer")} for row in rows] for rows in (ours, theirs)]
+    files = [write(bench.path / f"{name}.csv", rows) for name, rows in zip("ab", unlabelled, strict=True)]
+    files.insert(place, write(bench.path / "labels.csv", labels))
+    found = figures(bench, *files, "--gold", "label")
+    assert [(file["name"], file["title"]) for file in found["files"]] == [("A", "a.csv"), ("B", "b.csv")]
+    right = [sum(row["answer"] == row["label"] for row in rows) for rows in (ours, theirs)]
+    assert [file["right"] for file in found["gold"]["files"]] == right
+    assert found["differing"][0]["own"].keys() == {"id", "text"}
+    alone = figures(bench, files[2 if place < 2 else 1], bench.path / "labels.csv", "--gold", "label")
+    assert (alone["pairs"], alone["gold"]["files"][0]["right"]) == ([], right[1])
+
+
+def test_a_file_without_answers_has_to_have_the_right_ones(bench: Any) -> None:
+    a = write(bench.path / "a.csv", [{"id": 1, "answer": "x", "label": "x"}])
+    b = write(bench.path / "b.csv", [{"id": 1, "said": "x"}])
+    assert "No row of b.csv has an answer in `answer`" in compare(bench, a, b, "--gold", "label", code=2)
+    none = write(bench.path / "none.csv", [{"id": 1, "label": "x"}])
+    assert "No row of none.csv has an answer in `answer`" in compare(bench, none, "--gold", "label", code=2)
+
+
+def test_right_answers_in_other_capitals(bench: Any) -> None:
+    ours, theirs = labelled(30, 0.9, 1), labelled(30, 0.6, 2)
+    right = [sum(row["answer"] == row["label"] for row in rows) for rows in (ours, theirs)]
+    for row in ours:
+        row["label"] = row["label"].upper()
+    for row in theirs:
+        del row["label"]
+    a, b = write(bench.path / "a.csv", ours), write(bench.path / "b.csv", theirs)
+    found = figures(bench, a, b, "--gold", "label")
+    assert [file["right"] for file in found["gold"]["files"]] == right
+    assert [one["class"] for one in found["gold"]["files"][0]["classes"]] == list(LABELS)
+    assert found["gold"]["capitals"] == {label.upper(): label for label in LABELS}
+    assert "\ncapitals do not count: POSITIVE is positive, and 2 more\n" in compare(bench, a, b, "--gold", "label")
+    wrong = [row for row in figures(bench, a, "--gold", "label")["differing"] if row["gold"] in row["answers"].values()]
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("labels", "answers"),
+    [(("US", "us"), ("us", "us")), (("US", "IT"), ("us", "Us")), (("us", "it"), ("us", "it"))],
+    ids=["right answers differ in capitals", "answers do", "the same capitals"],
+)
+def test_capitals_that_tell_answers_apart_count(bench: Any, labels: tuple[str, str], answers: tuple[str, str]) -> None:
+    rows = [
+        {"id": at, "label": label, "answer": its} for at, (label, its) in enumerate(zip(labels, answers, strict=True))
+    ]
+    gold = figures(bench, write(bench.path / "a.csv", rows), "--gold", "label")["gold"]
+    assert "capitals" not in gold
+    assert gold["files"][0]["right"] == sum(row["label"] == row["answer"] for row in rows)
 
 
 def test_values_are_the_same_text_in_every_format() -> None:

@@ -60,7 +60,7 @@ def add_options(compare: Parser) -> None:
         "files", nargs="+", metavar="FILE|JOB", help="outputs of the same rows, or their jobs; any file of rows"
     )
     group = compare.add_argument_group("rows and columns")
-    group.add_argument("--gold", metavar="COLUMN", help="the column with the right answers, in one of the files")
+    group.add_argument("--gold", metavar="COLUMN", help="the column with the right answers, in any of the files")
     group.add_argument("--field", metavar="NAME", help="compare this column, or field of the answers; else the answers")
     group.add_argument("--id", metavar="COLUMN", help="the column by which rows are the same; else id, or all of them")
     group.add_argument("--by", metavar="COLUMN", help="compare the rows of one file that this column tells apart")
@@ -319,6 +319,7 @@ def _gold(gold: Mapping[str, Any], width: int) -> Iterator[str]:
     yield ""
     has_classes = "macro_f1" in gold["files"][0]
     yield f"right, by {gold['column']} ({counted(gold['rows'], 'row')}){'' if has_classes else ', word for word'}"
+    yield from comparison.spelled(gold)
     for file in gold["files"]:
         yield f"{file['name']}  {comparison.right_of(file)}"
     if has_classes:

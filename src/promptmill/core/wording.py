@@ -42,11 +42,15 @@ def cut(text: str, most: int) -> str:
 
 
 def close_matches(name: str, known: Iterable[str], n: int = 3, cutoff: float = 0.6) -> list[str]:
-    """Return up to `n` of the names `known` that look like `name`, the best first.
+    """Return up to `n` of the names `known` that look like `name`, the best first; capitals do not count.
 
     Long names have no matches: a comparison takes time in proportion to the product of the lengths.
     """
     if len(name) > _LONGEST_COMPARED:
         return []
-    short = [one for one in itertools.islice(known, _MOST_COMPARED) if len(one) <= _LONGEST_COMPARED]
-    return difflib.get_close_matches(name, short, n, cutoff)
+    short: dict[str, list[str]] = {}
+    for one in itertools.islice(known, _MOST_COMPARED):
+        if len(one) <= _LONGEST_COMPARED:
+            short.setdefault(one.lower(), []).append(one)
+    near = difflib.get_close_matches(name.lower(), short, n, cutoff)
+    return [one for folded in near for one in short[folded]][:n]

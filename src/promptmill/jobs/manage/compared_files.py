@@ -20,7 +20,7 @@ from typing import Any
 import orjson
 
 from promptmill.core.errors import Named, input_error
-from promptmill.core.wording import counted
+from promptmill.core.wording import close_matches, counted
 from promptmill.jobs.files import row_files
 from promptmill.jobs.files.spool import objects_in
 from promptmill.jobs.store import status
@@ -33,6 +33,7 @@ VARIANT, MODEL = "variant", "model"
 """Columns of an output with several answers to each row."""
 _IDS = ("id", "custom_id")
 _NAME_A_COLUMN = " Name a column that identifies rows: ", Named("id"), "."
+_NAME_VARIANTS = " It has several answers to each row; to compare these: ", Named("by", VARIANT), "."
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +227,7 @@ class _Answers:
     """The sum over the rows, if they have their costs."""
 
 
-def _read(file: ComparedFile, identity: _Identity, gold: str) -> _Answers:
+def _read(file: ComparedFile, identity: _Identity, gold: str, *, has_answers: bool) -> _Answers:
     """Read a file. Raises `PromptmillError` (`invalid_input`)."""
     keys, values, right, costs = [], [], [], []
     seen: Counter[int] = Counter()
@@ -236,7 +237,8 @@ def _read(file: ComparedFile, identity: _Identity, gold: str) -> _Answers:
             which = (
                 f"{file.name} has several rows with the same {_listed(identity.columns)}, the second is row {at + 1}."
             )
-            raise input_error(which, *_NAME_A_COLUMN)
+            is_grid = file.only is None and VARIANT in row
+            raise input_error(which, *(_NAME_VARIANTS if is_grid else _NAME_A_COLUMN))
         keys.append(hash((own, seen[own])))  # the n-th of equal rows is the n-th in each file
         seen[own] += 1
         values.append(file.answer_of(row))
@@ -244,7 +246,7 @@ def _read(file: ComparedFile, identity: _Identity, gold: str) -> _Answers:
             costs.append(float(row.get(file.cost) or ""))
         if gold:
             right.append(text_of(row.get(gold)).strip())
-    if not any(values):
+    if has_answers and not any(values):
         none = f"No row of {file.name} has an answer in `{file.within or file.answer}`; name a column to compare: "
         raise input_error(none, Named("field"), f". It has {_listed(_scanned(file).sums)}.")
     return _Answers(keys, values, right, sum(costs) if costs else None)
@@ -272,6 +274,39 @@ def _matched(files: Sequence[ComparedFile], every: Sequence[_Answers], identity:
     return found
 
 
+def _golden(files: Sequence[ComparedFile], scans: Sequence[_Scan], gold: str) -> int:
+    """Return the file whose column `gold` has the right answers. Raises `PromptmillError` (`invalid_input`)."""
+    having = [at for at, scan in enumerate(scans) if gold in scan.sums]
+    if not having:
+        names = list(dict.fromkeys(name for scan in scans for name in scan.sums))
+        near = close_matches(gold, names, n=1)
+        meant = f"did you mean {near[0]:.60}?" if near else f"there are {_listed(names)}."
+        raise input_error(f"No file has a column {gold:.60}; {meant}")
+    return next((at for at in having if _is_silent(files[at], scans[at])), having[0])
+
+
+def _is_silent(file: ComparedFile, scan: _Scan) -> bool:
+    """Return whether a file has no answers; a job's output without this column has its fields as columns."""
+    return not file.about and file.answer not in scan.sums and file.within not in scan.sums
+
+
+def _other_capitals(right: Sequence[str], values: Sequence[Sequence[str]]) -> dict[str, str]:
+    """Return the spelling in `values` of each right answer that differs from them in capitals alone.
+
+    Where capitals tell right answers or answers apart, they count.
+    """
+    spelled: dict[str, set[str]] = {}
+    for one in {answer for own in values for answer in own}:
+        spelled.setdefault(one.casefold(), set()).add(one)
+    wanted = Counter(one.casefold() for one in set(right))
+    found = {}
+    for one in dict.fromkeys(right):
+        folded = one.casefold()
+        if wanted[folded] == 1 and len(spelled.get(folded, ())) == 1 and one not in spelled[folded]:
+            (found[one],) = spelled[folded]
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class ComparedRows:
     """The answers of several files to the same rows, in the order of the first file."""
@@ -282,7 +317,9 @@ class ComparedRows:
     gold: str
     """The column with the right answers, `""` without one."""
     right: Sequence[str]
-    """The right answers; empty without a column."""
+    """The right answers, spelled as the files spell them; empty without a column."""
+    capitals: Mapping[str, str]
+    """Right answers whose letters are larger or smaller in the files, and how the files spell them."""
     matched: str
     """The rule by which rows of several files are the same, such as `by id`."""
 
@@ -294,17 +331,26 @@ class ComparedRows:
         """
         scans = [_scanned(file) for file in files]
         identity = _identity(files, scans, key)
-        golden = next((at for at, scan in enumerate(scans) if gold in scan.sums), None)
-        if gold is not None and golden is None:
-            raise input_error(f"No file has a column {gold:.60}; there are {_listed(scans[0].sums)}.")
-        read = [_read(file, identity, (gold or "") if at == golden else "") for at, file in enumerate(files)]
-        every = _matched(files, read, identity)
-        files = [
-            file if answers.cost is None else replace(file, about={"cost": answers.cost, **file.about})
-            for file, answers in zip(files, read, strict=True)
+        golden = None if gold is None else _golden(files, scans, gold)
+        silent = {at for at in [golden] if at is not None and _is_silent(files[at], scans[at])}
+        if len(silent) == len(files):  # reading it reports the missing answers
+            silent = set()
+        order = sorted(range(len(files)), key=silent.__contains__)
+        read = [
+            _read(files[at], identity, (gold or "") if at == golden else "", has_answers=at not in silent)
+            for at in order
         ]
-        right = [] if golden is None else every[golden].gold
-        return cls(files, [answers.values for answers in every], gold or "", right, identity.words)
+        every = _matched([files[at] for at in order], read, identity)
+        right = [] if golden is None else every[order.index(golden)].gold
+        kept = [
+            file if answers.cost is None else replace(file, about={"cost": answers.cost, **file.about})
+            for file, answers in zip([files[at] for at in order if at not in silent], read, strict=False)
+        ]
+        kept = [replace(file, letter=letter) for letter, file in zip(LETTERS, kept, strict=False)]
+        values = [answers.values for answers, _ in zip(every, kept, strict=False)]
+        capitals = _other_capitals(right, values)
+        right = [capitals.get(one, one) for one in right]
+        return cls(kept, values, gold or "", right, capitals, identity.words)
 
     @property
     def differing(self) -> list[int]:

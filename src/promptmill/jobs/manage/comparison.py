@@ -16,13 +16,14 @@ from typing import Any
 
 from promptmill.core.errors import input_error
 from promptmill.core.money import dollars
-from promptmill.core.wording import counted
+from promptmill.core.wording import counted, cut
 from promptmill.jobs.manage.compared_files import ComparedFile, ComparedRows
 from promptmill.jobs.store import status
 
 _MOST_CHANGES = 200
 _MOST_CLASSES = 50
 _FEW = 20  # so many different answers are labels also of few rows, unless nearly all differ
+_LONGEST_SHOWN = 20
 _Z = 1.959963984540054  # of the normal distribution, for 95 %
 INTERVAL = "Newcombe's score interval for paired proportions (1998, method 10)"
 TEST = "exact McNemar test, two-sided"
@@ -181,7 +182,13 @@ def _against(rows: ComparedRows) -> dict[str, Any]:
     differences = [
         _difference(files[0], is_right[0], other, hits) for other, hits in zip(files[1:], is_right[1:], strict=True)
     ]
-    return {"column": rows.gold, "rows": len(known), "files": of_files, "differences": differences}
+    return {
+        "column": rows.gold,
+        "rows": len(known),
+        **({"capitals": dict(rows.capitals)} if rows.capitals else {}),
+        "files": of_files,
+        "differences": differences,
+    }
 
 
 def _by_class(truth: Sequence[str], own: Sequence[str], classes: Sequence[str]) -> list[dict[str, Any]]:
@@ -330,6 +337,14 @@ def agreed(pair: Mapping[str, Any], rows: int) -> Iterator[str]:
     yield f"{one} and {other} agree in {percent(pair['agreement'])} of {counted(pair['rows'], 'row')}{both}"
     if pair["kappa"] is not None:
         yield f"Cohen's kappa {pair['kappa']:.2f}: 1 is full agreement, 0 that of chance"
+
+
+def spelled(gold: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is to say about right answers in other capitals than the answers."""
+    if capitals := gold.get("capitals"):
+        (one, its), *_ = capitals.items()
+        more = f", and {len(capitals) - 1:,} more" if len(capitals) > 1 else ""
+        yield f"capitals do not count: {cut(one, _LONGEST_SHOWN)} is {cut(its, _LONGEST_SHOWN)}{more}"
 
 
 def right_of(file: Mapping[str, Any]) -> str:

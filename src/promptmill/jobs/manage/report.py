@@ -603,7 +603,7 @@ def _sections(found: Mapping[str, Any], labels: Sequence[str]) -> Iterator[dict[
         title = f"Agreement of {' and '.join(pair['of'])}"
         yield {"title": title, "lines": list(comparison.agreed(pair, found["rows"])), "tables": tables}
     if gold := found.get("gold"):
-        lines = [f"{file['name']}  {comparison.right_of(file)}" for file in gold["files"]]
+        lines = [*comparison.spelled(gold), *(f"{file['name']}  {comparison.right_of(file)}" for file in gold["files"])]
         for difference in gold["differences"]:
             lines += comparison.differs(difference)
         title = f"Right, by {gold['column']} ({counted(gold['rows'], 'row')})"
