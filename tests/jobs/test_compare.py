@@ -416,6 +416,7 @@ def test_several_models_are_one_job_that_ends_with_the_comparison(bench: Any) ->
     done = grid(bench, *options)
     assert "in.csv → out.csv: 24 answered in" in done.stdout
     assert " by 2 variants" in done.stdout
+    assert "settings of each row" not in done.stdout  # no column of the user is one
     assert "A  weak: 12 answered" in done.stdout
     assert "A and B agree in 50.0 % of 12 rows" in done.stdout
     with bench.output.open(newline="") as file:

@@ -216,6 +216,17 @@ def test_a_column_of_images_goes_with_a_constant_prompt(bench: Any) -> None:
     assert len({part["image_url"]["url"] for content in contents for part in content if "image_url" in part}) == 2
 
 
+def test_the_advice_for_an_image_that_is_missing_sends_its_row_once_it_is_there(bench: Any) -> None:
+    (bench.path / "a.png").write_bytes(picture(0))
+    bench.write([{"path": "a.png"}, {"path": "gone.png"}])
+    asked = ("--prompt", "Describe the picture.", "--image-column", "path")
+    shown = bench.fail(*asked, code=1)
+    assert "correct the images, or their paths in in.jsonl; --again failed then sends the failed rows again" in shown
+    assert "run the same command" not in shown
+    (bench.path / "gone.png").write_bytes(picture(1))
+    assert bench.succeed(*asked, "--again", "failed")["done"] == len(bench.upstream.seen) == 2
+
+
 def test_a_column_of_images_goes_with_a_column_of_prompts(bench: Any) -> None:
     (bench.path / "a.png").write_bytes(picture(0))
     bench.write([{"ask": "What?", "pic": "a.png"}, {"ask": "And?", "pic": ["a.png", "a.png"]}])

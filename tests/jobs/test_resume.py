@@ -70,6 +70,13 @@ def test_a_changed_input_sends_what_is_new_in_it(bench: Any, change: str) -> Non
     assert [row["answer"] for row in bench.answers()] == [f"echo: {row['prompt']}" for row in bench.answers()]
 
 
+def test_a_round_that_sends_every_row_does_not_say_that_rows_keep_their_answers(bench: Any) -> None:
+    bench.prompts(3)
+    bench.succeed("--prompt", "Is {{prompt}} good?")
+    assert not bench.succeed("--prompt", "Is {{prompt}} bad?", "--again", "all").get("warnings")
+    assert len(bench.upstream.seen) == 6
+
+
 def test_an_input_that_loses_most_answers_is_refused_unless_it_is_meant(bench: Any) -> None:
     rows = bench.prompts(40)
     bench.succeed()

@@ -25,7 +25,7 @@ from promptmill.jobs.store.spec import PART, JobRequest
 from promptmill.jobs.store.status import Progress, Watch
 
 _GO_ON = "  go on with the same command; what is answered is kept"
-_OF_THE_FILE = frozenset({Code.INVALID_INPUT, Code.EMPTY_PROMPT, Code.INVALID_IMAGE})
+_OF_THE_FILE = frozenset({Code.INVALID_INPUT, Code.EMPTY_PROMPT})
 _EVENT_EVERY_S = 1.0
 _SHORT_TEXT = 400
 _SHORTEST_BAR = 8  # beside it, 80 columns have room for why a job waits
@@ -209,14 +209,15 @@ def _noteworthy(found: Mapping[str, Any]) -> Iterator[str]:
 def _failed(found: Mapping[str, Any]) -> list[str]:
     """Return remedies for failed rows: those with errors in the file need a correction, others can be sent again."""
     errors = found.get("errors", {})
-    lines = []
-    if not errors.keys() <= _OF_THE_FILE:
+    lines, name = [], Path(found["input_file"]).name
+    if Code.INVALID_IMAGE in errors:  # a row does not change with the file that it names
+        lines.append(f"  correct the images, or their paths in {name}; --again failed then sends the failed rows again")
+    elif not errors.keys() <= _OF_THE_FILE:
         lines.append("  --again failed sends the failed rows again")
     if errors.keys() & _OF_THE_FILE:
-        name = Path(found["input_file"]).name
         lines.append(f"  correct these rows in {name} and run the same command: it sends them alone")
-        if found["failed"] > 1:
-            lines.append("  (--validate in its place lists them and sends nothing)")
+    if errors.keys() & {*_OF_THE_FILE, Code.INVALID_IMAGE} and found["failed"] > 1:
+        lines.append("  (--validate in its place lists them and sends nothing)")
     return lines
 
 

@@ -587,16 +587,19 @@ def _place(partial: Path, target: Path) -> None:
         partial.unlink()
 
 
-def notes_on_columns(spec: JobSpec) -> Iterator[str]:
-    """Yield sentences for the summary: columns with unusual names, and columns that are settings."""
+def notes_on_columns(spec: JobSpec, *, is_grid: bool = False) -> Iterator[str]:
+    """Yield sentences for the summary: columns with unusual names, and columns that are settings.
+
+    `is_grid`: the column `model` is not the user's.
+    """
     names = spec.columns or {}
     wanted = {key: spec.answer_column if key == "answer" else _usual(key) for key in names}
     moved = {wanted[key]: new for key, new in names.items() if new != wanted[key]}
     if moved:
         its, ours = (", ".join(f"`{name}`" for name in names) for names in (moved, moved.values()))
         yield f"The input has columns {its} of its own; those of the job are called {ours}."
-    if spec.settings_read:
-        yield f"Read as settings of each row: {', '.join(f'`{name}`' for name in spec.settings_read)}."
+    if read := [name for name in spec.settings_read if not (is_grid and name == "model")]:
+        yield f"Read as settings of each row: {', '.join(f'`{name}`' for name in read)}."
 
 
 def with_columns(spec: JobSpec, files: InputFiles, lines: RandomFile, halt: threading.Event | None = None) -> JobSpec:

@@ -262,7 +262,7 @@ class Runner:
                 spool.discard(job.folder.rows)
                 raise
         self.progress.columns = job.spec.columns or {}
-        self.progress.notes += merge.notes_on_columns(job.spec)
+        self.progress.notes += merge.notes_on_columns(job.spec, is_grid=bool(job.order.variants))
 
     async def _step(self, step: Callable[[JobFiles], T]) -> T:
         """Return the result of a step that reads the input."""
@@ -309,8 +309,9 @@ class Runner:
             return
         job.spec = job.spec.model_copy(update={"to_bind": None})
         job.folder.put(spec=job.spec)
-        kept, of = f"{bound.kept:,}", counted(bound.rows, "row")
-        self.progress.notes.append(f"{kept} of {of} keep their answers, {_new(bound)} new.")
+        if job.order.again != "all":
+            kept, of = f"{bound.kept:,}", counted(bound.rows, "row")
+            self.progress.notes.append(f"{kept} of {of} keep their answers, {_new(bound)} new.")
 
     def _bound(self, rows: LineRange, before: JobSpec) -> Bound:
         """Bind the answers and return the counts. Blocks. After an error the job is as it was `before`."""

@@ -69,7 +69,9 @@ def check(plan: ResolvedConfig, order: JobRequest, may_name: frozenset[str] | No
         )
         rules = images.ImageRules.of(plan.settings.allowed_roots, plan.settings.max_image_pixels)
         found = {"format": input_format} | _check_lines(lines, reading, rules, order, ids)
-        found["notes"] = list(merge.notes_on_columns(spec.model_copy(update=read["spec"])))
+        found["notes"] = list(
+            merge.notes_on_columns(spec.model_copy(update=read["spec"]), is_grid=bool(order.variants))
+        )
         if ids is None and (note := _repeated_ids(file, lines, input_format, order.limit, folder.path / "ids")):
             found["notes"].append(note)
         return found | _cost(plan, found)
