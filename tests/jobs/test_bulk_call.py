@@ -166,6 +166,22 @@ def test_the_rows_of_a_result_are_read_off_the_programs_loop(
     assert (len(readers), "MainThread" in readers) == (1, False)
 
 
+@pytest.mark.parametrize("name", ["out.csv", "out.json", "out.jsonl.gz", "out.parquet"])
+def test_the_answers_to_given_rows_are_in_the_result_whatever_file_is_written(
+    options: dict[str, Any], upstream: Upstream, tmp_path: Path, name: str
+) -> None:
+    if name.endswith(".parquet"):
+        pytest.importorskip("pyarrow")
+    rows, output = [{"text": "a", "k": 1}, {"text": "", "k": 2}, {"text": "b", "k": 3}], tmp_path / name
+    upstream.reply = answer('{"n": 7}')
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    for _ in range(2):  # the second call finds the job finished
+        found = promptmill.bulk(rows, output, prompt="{{text}}", skip_empty=True, answer_schema=schema, **options)
+        assert found.answers == [{"n": 7}, {"n": 7}]
+        assert [row["k"] for row in found.rows] == [1, 3]
+    assert (found.output, output.exists(), len(upstream.seen)) == (output, True, 2)
+
+
 def test_a_table_comes_back_with_columns_of_answers(options: dict[str, Any]) -> None:
     pa = pytest.importorskip("pyarrow")
     table = pa.table({"prompt": ["a", "b"], "k": pa.array([1, 2], pa.int8()), "answer": ["old", "old"]})

@@ -14,6 +14,7 @@ import os
 import queue
 import re
 import sys
+import tempfile
 import threading
 from array import array
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterator, Mapping, Sequence
@@ -34,10 +35,11 @@ from promptmill.core.wording import close_matches
 from promptmill.jobs.manage.bulk_result import BulkResult, answer_of, lines_of
 from promptmill.jobs.run import admission
 from promptmill.jobs.run.admission import Job
+from promptmill.jobs.run.partial_output import export
 from promptmill.jobs.run.runner import Runner
 from promptmill.jobs.store import status
 from promptmill.jobs.store.answers import JobStore
-from promptmill.jobs.store.folder import JobFolders
+from promptmill.jobs.store.folder import Folder, JobFolders
 from promptmill.jobs.store.given_rows import GivenRows
 from promptmill.jobs.store.records import Record, answer_fields
 from promptmill.jobs.store.spec import Again, JobRequest, cluster_of
@@ -303,6 +305,8 @@ class _Call:
     status: Mapping[str, Any] = field(default_factory=dict)
     columns: Mapping[str, str] = field(default_factory=dict)
     left_out: list[int] = field(default_factory=list)
+    folder: Folder | None = None
+    """The job's, once it is admitted."""
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> _Call:
@@ -339,6 +343,7 @@ class _Call:
     async def run(self) -> AsyncGenerator[Record, None]:
         """Run the job to its end and yield the records of its rows as they come. Raises `PromptmillError`."""
         job = await asyncio.to_thread(admission.admit, self.order, self.configuration.plan, self.folders)
+        self.folder = job.folder
         create = None if job.order.ray is None else job.order.ray.create
         service = Service(self.configuration, plan=job.plan, create=create)
         try:
@@ -413,8 +418,11 @@ class _Call:
         output = self.order.target
         found: list[dict[str, Any]] = []
         if self.is_loose or (self.written is not None and output.suffix in {".jsonl", ".ndjson"}):
-            with output.open("rb") as file:
-                found = [rows_.load(line, "") for line in file]
+            found = _rows_in(output)
+        elif self.written is not None and self.folder is not None:
+            with tempfile.TemporaryDirectory() as place:  # a table or a compressed file: its rows, with their types
+                export(self.folder, copy := Path(place, "rows.jsonl"), failures=True)
+                found = _rows_in(copy)
         self.forget()
         output_file = None if self.is_loose else output
         return BulkResult(
@@ -425,6 +433,11 @@ class _Call:
         """Remove the rows that were written for the job, which is done."""
         if self.written is not None:
             self.written.forget(self.order.output if self.is_loose else None)
+
+
+def _rows_in(file: Path) -> list[dict[str, Any]]:
+    with file.open("rb") as lines:
+        return [rows_.load(line, "") for line in lines]
 
 
 async def _records(store: JobStore, where: str = "1") -> AsyncGenerator[Record, None]:
