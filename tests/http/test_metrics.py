@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import itertools
 import json
+import os
 import re
 import socket
 import subprocess
@@ -211,6 +212,13 @@ def test_a_running_job_of_another_process_shows_what_is_in_flight(upstream, tmp_
     folder.wait_for_end(PATIENCE_S)
 
 
+def noted(monkeypatch):
+    """Return a list that gets the folder of each job whose status is read from now on."""
+    reads, usual = [], job_status.of
+    monkeypatch.setattr(job_status, "of", lambda folder, *rest: reads.append(folder.path) or usual(folder, *rest))
+    return reads
+
+
 async def test_counters_of_jobs_never_fall_and_a_finished_job_is_read_once(
     service, upstream, tmp_path, state, monkeypatch
 ):
@@ -219,8 +227,7 @@ async def test_counters_of_jobs_never_fall_and_a_finished_job_is_read_once(
     time = 0.0
     metrics = Metrics(service, clock=lambda: time)
     first = read(await metrics.text())
-    reads, usual = [], job_status.read
-    monkeypatch.setattr(job_status, "read", lambda folder: reads.append(folder) or usual(folder))
+    reads = noted(monkeypatch)
     for folder in JobFolders.from_environ().all():
         if sure(folder.spec).input.stem == "one":
             remove(folder)
@@ -244,6 +251,20 @@ async def test_the_reading_of_many_jobs_ends_after_two_seconds_and_goes_on_at_th
     pages = [read(await metrics.text()) for _ in range(3)]
     assert [page["promptmill_jobs_unread"][""] for page in pages] == [2, 1, 0]
     assert [page["promptmill_jobs"]["finished"] for page in pages] == [1, 2, 3]
+
+
+async def test_the_jobs_that_were_not_read_longest_come_first(service, upstream, tmp_path, state, monkeypatch):
+    for name in ("one", "two", "three"):
+        bulk(tmp_path, upstream.url, 1, name=name)
+    reads = noted(monkeypatch)
+    times = itertools.count(step=1.5)  # at each look, so that there is time for one job
+    metrics = Metrics(service, clock=lambda: next(times))
+    folders = list(JobFolders.from_environ().all())
+    for scrape in range(6):
+        for folder in folders:
+            os.utime(folder.database, (scrape, scrape))  # as if it ran
+        await metrics.text()
+    assert reads == [folder.path for folder in folders] * 2
 
 
 @pytest.mark.http

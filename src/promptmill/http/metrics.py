@@ -183,15 +183,14 @@ class _Jobs:
             return
         stamps = {folder.path: (folder, _stamp(folder)) for folder in found}
         left = [(folder, stamp) for folder, stamp in stamps.values() if stamp and not self._is_known(folder, stamp)]
-        left.sort(key=lambda one: one[0].path in self._by_path)
+        places = {path: place for place, path in enumerate(self._by_path)}
+        left.sort(key=lambda one: places.get(one[0].path, -1))
         present = {path: job for path, job in self._by_path.items() if stamps.get(path, (None, None))[1]}
         while left and self._clock() < end:
             folder, stamp = left.pop(0)
-            job = self._noted(folder, stamp)
-            if job is None:
-                present.pop(folder.path, None)
-            else:  # at the end, so that another one comes first if time is short
-                present = {path: other for path, other in present.items() if path != folder.path} | {folder.path: job}
+            present.pop(folder.path, None)
+            if (job := self._noted(folder, stamp)) is not None:
+                present[folder.path] = job  # at the end, so that another one comes first if time is short
         self.unread = len(left)
         self._by_path = present
 
