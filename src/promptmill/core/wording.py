@@ -1,13 +1,17 @@
-"""Words for messages: the kind of a value, numbers with their nouns, names that look alike."""
+"""Words for messages: the kind of a value, numbers with their nouns, names that look alike; texts for files."""
 
 from __future__ import annotations
 
 import difflib
 import itertools
+import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 _LONGEST_COMPARED = 100  # characters
 _MOST_COMPARED = 2000
+# in pieces, because no other thread runs while one is replaced
+_SURROGATES = re.compile("(?:[\ud800-\udbff][\udc00-\udfff]?|[\udc00-\udfff]){1,10000}")
 
 
 def shape(value: object) -> str:
@@ -39,6 +43,22 @@ def counted(number: int, noun: str) -> str:
 def cut(text: str, most: int) -> str:
     """Return `text` if it has at most so many characters, else its beginning and an ellipsis."""
     return text if len(text) <= most else f"{text[: max(most - 1, 1)]}…"
+
+
+def mended(value: Any) -> Any:
+    """Return a JSON value with pairs of surrogates joined, and U+FFFD for half a pair, which no file can hold."""
+    match value:
+        case str():
+            return value if value.isascii() else _SURROGATES.sub(_joined, value)
+        case dict():
+            return {mended(str(key)): mended(inner) for key, inner in value.items()}
+        case list() | tuple():
+            return [mended(inner) for inner in value]
+    return value
+
+
+def _joined(surrogates: re.Match[str]) -> str:
+    return surrogates[0].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def close_matches(name: str, known: Iterable[str], n: int = 3, cutoff: float = 0.6) -> list[str]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import codecs
 import json
-import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -34,6 +33,7 @@ from promptmill.backends.openai.transport import Pool
 from promptmill.backends.protocol import NO_USAGE, Call, Completion, Usage
 from promptmill.core.errors import Code, PromptmillError, without_controls, without_frames
 from promptmill.core.request import ImagePart, Request
+from promptmill.core.wording import mended
 
 Prepared: TypeAlias = Any
 """The result of `Sender.prepare`: a request's images here, its place in a file for a worker."""
@@ -54,7 +54,6 @@ _LARGEST_ERROR = 1 << 20
 _MOST_FIELDS = 500_000
 _LARGEST_MENDED = 2 << 20
 # Runs of surrogates without a pair at their ends; short ones, because no other thread runs while one is replaced.
-_SURROGATES = re.compile("(?:[\ud800-\udbff][\udc00-\udfff]?|[\udc00-\udfff]){1,10000}")
 _MOST_EVENTS = 150_000  # of a stream: answers have fewer tokens
 _MOST_TOKENS = 2**24  # more than any context; the count is charged to `tpm`
 
@@ -417,7 +416,7 @@ def _assembled(body: bytes) -> dict[str, Any]:
         return chat_completion.assemble(body, _load)
     except orjson.JSONDecodeError:
         # repaired only after assembly, because two events may hold the halves of one surrogate pair
-        completion: dict[str, Any] = _mended(chat_completion.assemble(body, _load_leniently))
+        completion: dict[str, Any] = mended(chat_completion.assemble(body, _load_leniently))
         return completion
 
 
@@ -532,7 +531,7 @@ def _count(usage: Mapping[str, Any], *names: str) -> int | None:
 
 def _loosely(body: bytes) -> Any:
     try:
-        return _mended(_load_leniently(body))
+        return mended(_load_leniently(body))
     except ValueError:
         return None
 
@@ -591,16 +590,3 @@ def _load_leniently(data: bytes) -> Any:
         return json.loads(data.decode("utf-8", "replace"))
     except RecursionError:
         raise ValueError("nested too deeply") from None
-
-
-def _mended(value: Any) -> Any:
-    """Return `value` with pairs of surrogates joined and unpaired ones replaced by U+FFFD."""
-    if isinstance(value, str):
-        return value if value.isascii() else _SURROGATES.sub(_without_surrogates, value)
-    if isinstance(value, dict):
-        return {_mended(name): _mended(inner) for name, inner in value.items()}
-    return [_mended(inner) for inner in value] if isinstance(value, list) else value
-
-
-def _without_surrogates(found: re.Match[str]) -> str:
-    return found[0].encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -30,6 +30,7 @@ import orjson
 from promptmill.backends import rows as rows_
 from promptmill.config import backends
 from promptmill.core.errors import PromptmillError, input_error
+from promptmill.core.wording import mended
 from promptmill.jobs.files import disk, row_files
 from promptmill.jobs.files.disk import Lines, RandomFile
 from promptmill.jobs.files.row_files import InputFiles
@@ -56,7 +57,6 @@ from promptmill.jobs.store.records import (
     cell,
     cells,
     jsonl_line,
-    mended,
 )
 from promptmill.jobs.store.spec import WHOLE_REQUESTS, JobSpec
 

@@ -13,7 +13,8 @@ from typing import Any
 import orjson
 
 from promptmill.answers.reasoning import split_marked
-from promptmill.jobs.store.records import FIELD, mended
+from promptmill.core.wording import mended
+from promptmill.jobs.store.records import FIELD
 
 _DEEPEST = 20
 _SHOWN = 200

@@ -15,6 +15,7 @@ import orjson
 from promptmill.backends import rows
 from promptmill.backends.protocol import NO_USAGE, Call, Completion, Failure, Outcome, Usage
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.wording import mended
 
 ANSWER_FIELDS = ("answer", "error", "usage", "finish_reason")
 RARE_FIELDS = ("answers", "reasoning", "tool_calls", "logprobs", "cost", "answered_by", "changed")
@@ -178,18 +179,6 @@ def _json(value: Any) -> str:
         return orjson.dumps(value).decode()
     except TypeError:
         return orjson.dumps(mended(value)).decode()
-
-
-def mended(value: Any) -> Any:
-    """Return `value` with the replacement character for half a surrogate pair, which no file can hold."""
-    match value:
-        case str():
-            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        case dict():
-            return {mended(str(key)): mended(inner) for key, inner in value.items()}
-        case list() | tuple():
-            return [mended(inner) for inner in value]
-    return value
 
 
 def answer_fields(record: Record, columns: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
