@@ -323,7 +323,7 @@ class Call:
     asked_again: int = 0
     """Structured answers that were requested again."""
     spent: float = 0.0
-    """What all requests so far have cost, also those for items that have no outcome."""
+    """The cost of all requests so far, also of those for items without an outcome."""
 
     budget: Budget | None = None
     """The limit of the call's own cost."""

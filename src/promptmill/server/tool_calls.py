@@ -175,7 +175,7 @@ def _client(context: MiddlewareContext[CallToolRequestParams]) -> str:
 
 
 def _carrier(context: MiddlewareContext[CallToolRequestParams]) -> Mapping[str, str]:
-    """Return what names the client's span: the `_meta` of the call, else the headers of its HTTP request."""
+    """Return the carrier of the client's trace: the `_meta` of the call, else the headers of its HTTP request."""
     request = context.fastmcp_context.request_context if context.fastmcp_context else None
     if request is None:
         return {}

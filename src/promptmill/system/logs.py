@@ -78,7 +78,7 @@ def quiet_fastmcp() -> None:
     if os.environ["FASTMCP_LOG_LEVEL"].strip().upper() not in {"INFO", "WARNING", "ERROR", "CRITICAL"}:
         os.environ["FASTMCP_LOG_LEVEL"] = "INFO"
     logging.getLogger("mcp").setLevel(logging.WARNING)
-    # Where a tool has set up OpenTelemetry for all libraries, FastMCP's spans would hold the messages of exceptions.
+    # A tool may set up OpenTelemetry for all libraries; FastMCP's spans would hold the messages of exceptions.
     os.environ.setdefault("FASTMCP_TELEMETRY_MODE", "off")
 
 

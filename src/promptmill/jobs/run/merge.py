@@ -1,7 +1,7 @@
-"""What a job does with its files: it reads the rows, as lines, and writes the output from them and their records.
+"""The two steps of a job that read its files: rows become lines; lines and records become the output.
 
-A server has another process do these two steps for a call (see `manage.detached`), because a template, or a file that
-somebody else made, may take any amount of memory and time. The output is in input order; the file appears complete or
+A server has another process do them for a call (see `manage.detached`), because a template, or a file that somebody
+else made, may take any amount of memory and time. The output is in input order; the file appears complete or
 not at all.
 
 A row keeps its own columns: if it has one called `answer`, the answers are in `answer_1`. The names are chosen for the

@@ -176,7 +176,7 @@ Watch: TypeAlias = Callable[[Progress], None]
 
 
 def spent(folder: Folder) -> float:
-    """Return what a job has cost, and what its requests without a record cost at most. Blocks.
+    """Return the cost of a job, with the highest possible cost of its requests without a record. Blocks.
 
     Its status may lack what a runner that was killed spent last. Raises `OSError` and `DamagedError`.
     """
