@@ -15,6 +15,7 @@ import yaml
 
 from fakes import KEY
 from promptmill import __version__
+from promptmill.answers.schema import why_no_schema
 from promptmill.cli import main as cli
 from promptmill.cli.options import explained, option_of
 from promptmill.config import parameter_file
@@ -564,6 +565,37 @@ def test_an_example_given_as_a_schema_is_told(promptmill, tmp_path, upstream, ex
     code, _, err = promptmill("generate", "--schema", "example.json", "x")
     assert (code, upstream.seen) == (2, [])
     assert "is an example, not a JSON Schema" in err
+
+
+@pytest.mark.parametrize(
+    ("schema", "problem"),
+    [
+        (
+            '{"type": "object", "propertys": {"n": {"type": "integer"}}}',
+            "the schema: 'propertys'; did you mean properties?",
+        ),
+        ('{"properties": {"n": {"items": {"enums": ["a"]}}}}', "properties.n.items: 'enums'; did you mean enum?"),
+        ('{"properties": {"number": {}}, "required": ["numbr"]}', "required: 'numbr'; did you mean number?"),
+    ],
+)
+def test_a_misspelt_keyword_or_field_of_a_schema_is_reported(promptmill, tmp_path, upstream, schema, problem):
+    (tmp_path / "s.json").write_text(schema)
+    code, _, err = promptmill("generate", "--schema", "s.json", "x")
+    assert (code, upstream.seen) == (2, [])
+    assert f"s.json has a mistake: {problem}" in " ".join(err.split())
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "properties": {"item": {}, "requires": {"type": "string"}}, "x-items": 1, "order": ["item"]},
+        {"type": "object", "required": ["other"], "examples": [{"propertys": 1}], "propertyOrdering": ["a"]},
+        {"items": [{"propertys": 1}], "properties": [], "required": "a"},
+        {name: {} for name in (f"requires-{at}" * 50 for at in range(100))} | {"type": "object"},
+    ],
+)
+def test_names_that_are_no_keywords_are_left_alone(schema):
+    assert why_no_schema(schema) == ""
 
 
 def test_an_empty_answer_is_told(promptmill, upstream):

@@ -8,10 +8,11 @@ A repair extracts JSON from an answer with text around it or slips in writing, i
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import re
 import urllib.parse
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex, TypeAlias
 
@@ -61,6 +62,15 @@ _SAYING = frozenset(
     | {"exclusiveMaximum", "multipleOf", "dependentRequired", "dependentSchemas", "definitions"}
     | {"json_schema", "schema"}
 )
+_ABOUT = frozenset(
+    {"type", "title", "description", "default", "examples", "example", "deprecated", "readOnly", "writeOnly"}
+    | {"minContains", "maxContains", "unevaluatedItems", "unevaluatedProperties", "additionalItems", "dependencies"}
+    | {"contentEncoding", "contentMediaType", "contentSchema", "nullable", "discriminator", "propertyOrdering"}
+    | {"name", "strict", "id", "enumDescriptions", "enumNames"}
+)
+"""Further keywords that tools read or write."""
+_ALIKE = 0.8
+_MOST_COMPARED = 50  # names with so many others: it takes time
 
 # platform.openai.com/docs/guides/structured-outputs
 _AN_OBJECT: Mapping[str, Any] = {"type": "object"}
@@ -388,15 +398,45 @@ def _depth(value: Any) -> int:
 
 
 def why_no_schema(schema: Mapping[str, Any]) -> str:
-    """Return the problem of an example answer in place of a schema, with the schema to write; `""` for a schema."""
+    """Return the problem of an example answer in place of a schema, or of a misspelt one; `""` for others."""
     if not _is_example(schema):
-        return ""
+        return _misspelt(schema)
     name = f"{next(iter(schema)):.40}"
     fields = f'{{"{name}": {{"type": "string"}}}}'
     return (
         "is an example, not a JSON Schema. A schema states the type of each field: "
         f'{{"type": "object", "properties": {fields}, "required": ["{name}"]}}.'
     )
+
+
+def _misspelt(schema: Mapping[str, Any]) -> str:
+    """Return the problem of a schema with a keyword, or a required field, that looks like another one.
+
+    JSON Schema ignores unknown keywords, so the schema would be valid, and every answer or none would satisfy it.
+    """
+    for path, name, known in itertools.islice(_unknown(schema), _MOST_COMPARED):
+        if near := close_matches(name, itertools.islice(known, _MOST_COMPARED), 1, _ALIKE):
+            return f"has a mistake: {_dotted(path)[:100]}: {name!r:.40}; did you mean {near[0]:.40}?"
+    return ""
+
+
+def _unknown(schema: Mapping[str, Any]) -> Iterator[tuple[list[str | int], str, Collection[str]]]:
+    """Yield unknown keywords and required fields that are not defined: path, name, and the names that there are."""
+    waiting: list[tuple[list[str | int], Any]] = [([], schema)]
+    while waiting:
+        path, here = waiting.pop()
+        if not isinstance(here, Mapping):
+            continue
+        fields, required = here.get("properties"), here.get("required")
+        fields = fields if isinstance(fields, Mapping) else {}
+        for name in required if isinstance(required, list) else ():
+            if isinstance(name, str) and name not in fields:
+                yield [*path, "required"], name, fields
+        for name in here:
+            if name not in _SAYING and name not in _ABOUT and not name.startswith(("$", "x-")):
+                yield path or ["the schema"], name, _SAYING
+        waiting += [([*path, "properties", name], inner) for name, inner in fields.items()]
+        waiting.append(([*path, "items"], here.get("items")))
 
 
 def _is_example(schema: Mapping[str, Any]) -> bool:
