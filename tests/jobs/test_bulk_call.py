@@ -347,6 +347,8 @@ def test_the_signature_has_the_options_of_the_command_and_all_parameters() -> No
         (["a"], {"concurrency": 0}, "`concurrency`"),
         (["a"], {"num_gpus": 1}, "`num_gpus`"),
         (["a"], {"answer_schema": {"type": "objet"}}, "answer_schema"),
+        (["a"], {"answer_schema": {"name": "Ada"}}, "answer_schema is an example, not a JSON Schema"),
+        (["a"], {"answer_schema": {"propertys": {}, "type": "object"}}, "'propertys'; did you mean properties?"),
         (["a"], {"settings": {"backend_configs.openai.rpn": 1}}, "rpn"),
         ("gone.csv", {}, "gone.csv"),
         ("What is the capital of France?", {}, "send a list to have it answered: [text]"),

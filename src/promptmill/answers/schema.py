@@ -560,6 +560,8 @@ def with_schema(options: Mapping[str, Any], answer_schema: AnswerType | None) ->
         return options
     if options.get("choices") is not None:
         raise input_error("choices and answer_schema exclude each other; give one of them.")
+    if isinstance(answer_schema, Mapping) and (wrong := why_no_schema(answer_schema)):
+        raise input_error(f"answer_schema {wrong}")
     schema = json_schema_of(answer_schema)
     compile_schema(schema)
     return {**options, "response_format": asking_for(schema)}

@@ -73,7 +73,10 @@ def add_options(bulk: Parser) -> None:
     group = bulk.add_argument_group("prompts")
     asked = group.add_mutually_exclusive_group()
     asked.add_argument(
-        "--prompt", action=Several, metavar="TEXT", help="what to ask of each row, such as 'Classify: {{text}}'"
+        "--prompt",
+        action=Several,
+        metavar="TEXT",
+        help="what to ask of each row, such as 'Classify: {{text}}'; several, NAME=TEXT, are compared",
     )
     asked.add_argument("--prompt-file", type=Path, metavar="FILE", help="the same, from a file")
     asked.add_argument("--prompt-column", metavar="NAME", help="the field or column to ask, if not `prompt`")
@@ -129,6 +132,8 @@ def add_options(bulk: Parser) -> None:
         "--choices positive,negative,neutral",
         "promptmill bulk orders.txt orders.csv --prompt 'Extract the order: {{text}}' --schema order.json",
         "promptmill bulk pictures.csv captions.csv --prompt 'Describe the picture.' --image-column path",
+        "promptmill bulk reviews.csv labels.csv --prompt 'Is this positive? {{text}}' --model small-1 --model good-1",
+        "promptmill bulk reviews.csv labels.csv --prompt a='Is it good? {{text}}' --prompt b='Classify: {{text}}'",
         "promptmill bulk prompts.jsonl answers.jsonl --limit 20      # the same command without --limit does the rest",
     )
     bulk.set_defaults(command=_run)

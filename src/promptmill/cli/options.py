@@ -235,7 +235,8 @@ def add_shared(parser: Parser, *, answering: bool = True, several: bool = False,
             action=Several if several else "store",
             metavar="NAME",
             dest="model",
-            help="a name that `promptmill models` lists, or the backend's own name for a model",
+            help="a name that `promptmill models` lists, or the backend's own name for a model"
+            + ("; several are compared" if several else ""),
         )
         add_endpoint(model)
         model.add_argument("--temperature", type=_temperature, metavar="T", help="0 for the likeliest answer")

@@ -10,7 +10,7 @@ from fastmcp import Context, FastMCP
 from fastmcp.tools import ToolResult
 from mcp_types import TextContent, ToolAnnotations
 
-from promptmill.answers.schema import why_no_schema, with_schema
+from promptmill.answers.schema import with_schema
 from promptmill.backends.protocol import Call, Outcome
 from promptmill.config.backends import AUTO
 from promptmill.config.loading import Overrides
@@ -196,10 +196,7 @@ def plan_of_call(
     used, or beyond what the operator allows.
     """
     changes: Mapping[str, Any] = dict(sampling_params or {}) | ({"choices": choices} if choices else {})
-    if answer_schema is not None:
-        if wrong := why_no_schema(answer_schema):
-            raise input_error(f"answer_schema {wrong}")
-        changes = with_schema(changes, answer_schema)
+    changes = with_schema(changes, answer_schema)
     plan = service.offered_plan(model)
     return plan.with_sampling(changes).within_limits(changes) if changes else plan.capped
 
