@@ -356,8 +356,8 @@ async def test_a_template_for_a_local_engine_takes_no_memory_of_the_server(closi
 async def test_the_rows_of_a_call_take_half_of_the_free_disk_at_most(closing, upstream, monkeypatch, backend):
     seen = []
 
-    def started(job, folders, ended, *, disk_share, **_):
-        seen.append(disk_share)
+    def started(job, folders, ended, **_):
+        seen.append(job.disk_share)
         ended()
 
     async def apart(step, files):

@@ -56,12 +56,11 @@ def start(
     ended: Callable[[], None] = lambda: None,
     *,
     is_shared: bool = False,
-    disk_share: float = 1.0,
 ) -> None:
     """Start a runner for a job that was admitted, and hand it over, lock and all.
 
     `ended` is called in a thread when the runner has ended, if this process lives until then. `is_shared` is that of
-    the `Service` which starts it, `disk_share` that of `Runner`.
+    the `Service` which starts it.
 
     Raises `PromptmillError` (`storage`).
     """
@@ -69,7 +68,7 @@ def start(
     order = job.order.model_copy(update={"input": job.spec.input, "output": job.spec.output})
     inherited = None if sys.platform == "win32" else job.lock.descriptor
     folder.close()  # one process writes
-    told = _packed(job.plan, order, folders, lock=inherited, is_shared=is_shared, disk_share=disk_share)
+    told = _packed(job.plan, order, folders, lock=inherited, is_shared=is_shared, disk_share=job.disk_share)
     environment = _environment(told) | telemetry.inherited()
     try:
         if folder.log.exists() and folder.log.stat().st_size > _LONGEST_LOG:
@@ -339,11 +338,11 @@ async def _end_if_stuck(job: Job) -> None:
         await asyncio.sleep(_LOOK_S)
 
 
-async def _run(job: Job, service: Service, disk_share: float) -> None:
+async def _run(job: Job, service: Service) -> None:
     watching = asyncio.ensure_future(_end_if_stuck(job))
     try:
         watch = progress_lines(job.spec.job_id, sys.stderr)
-        found, _, _ = await until_ended(Runner(job, service, watch=watch, disk_share=disk_share))
+        found, _, _ = await until_ended(Runner(job, service, watch=watch))
         if found["reason"]:
             print(f"{job.spec.job_id}: {found['reason']}", file=sys.stderr)
     finally:
@@ -375,7 +374,8 @@ def main() -> int:
         return 2
     try:
         if not job.finished:
-            runtime.run(_run(job, service, told["disk_share"]))
+            job.disk_share = told["disk_share"]
+            runtime.run(_run(job, service))
     finally:
         job.close()
     return 0

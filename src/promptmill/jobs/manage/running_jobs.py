@@ -168,12 +168,13 @@ class RunningJobs:
         with contextlib.ExitStack() as held:
             held.callback(job.close)
             status.write_starting(job.folder)
+            job.disk_share = _DISK_SHARE
             ended = None if job.plan.record.is_engine else await self._budgeted(job)
             held.pop_all()
         if ended is None:
             self.run_here(job)
             return
-        start = partial(detached.start, is_shared=self._service.is_shared, disk_share=_DISK_SHARE)
+        start = partial(detached.start, is_shared=self._service.is_shared)
         starting = asyncio.ensure_future(asyncio.to_thread(start, job, self.folders, ended))
 
         def started(done: asyncio.Future[None]) -> None:
@@ -300,7 +301,6 @@ class RunningJobs:
                     self._service,
                     watch=status.progress_lines(job.spec.job_id, log),
                     apart=None if job.spec.of_call else apart,
-                    disk_share=_DISK_SHARE,
                 )
                 await runner.run()
 

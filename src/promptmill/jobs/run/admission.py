@@ -75,6 +75,8 @@ class Job:
     """The job before this order."""
     seen: tuple[int, int] | None = None
     """Size and time of the input when its content was last compared."""
+    disk_share: float = 1.0
+    """The share of the free disk that its rows may take as lines."""
 
     @property
     def finished(self) -> bool:

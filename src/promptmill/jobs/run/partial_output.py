@@ -39,15 +39,16 @@ class LiveOutput:
         self._thread: threading.Thread | None = None
         self._error: OSError | None = None
 
-    def begin(self, job: Job, lines: RandomFile, again: str, give_up: Callable[[PromptmillError], None]) -> None:
-        """Start to write, unless it is started. Records that meet `again` are about to be replaced.
+    def begin(
+        self, job: Job, lines: RandomFile, replaced: set[int], give_up: Callable[[PromptmillError], None]
+    ) -> None:
+        """Start to write, unless it is started. The records of `replaced` are about to be replaced.
 
         `give_up` gets the error when the stream is closed. Needs a running event loop.
         """
         out = self._out
         if self._thread is not None or job.spec.output_format not in FORMATS:
             return
-        replaced = {record.row for record in job.folder.store.records(where=again)}
         self._answers = answers = _LiveAnswers(job.folder, replaced)
         rows = merge.of_files(job.spec, job.input, lines, answers, job.order.limit)
         loop = asyncio.get_running_loop()

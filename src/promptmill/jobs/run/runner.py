@@ -74,14 +74,12 @@ class Runner:
         recorded: Callable[[Sequence[int]], None] | None = None,
         live: LiveOutput | None = None,
         apart: Apart | None = None,
-        disk_share: float = 1.0,
     ) -> None:
         """`watch` gets the progress several times a second; `stats` counts the costs of this run.
 
         `before_answers` is waited for before any row is sent, `before_output` when all are answered. `recorded` gets
         the rows that were recorded, and `live` writes them while they come. `apart` does the steps that read the input,
-        for a job whose input and template may be hostile. `disk_share` is the share of the free disk that the job's
-        rows may take as lines. Needs a running event loop.
+        for a job whose input and template may be hostile. Needs a running event loop.
         """
         self._job = job
         self.service = service
@@ -90,7 +88,6 @@ class Runner:
         self._before_output = before_output
         self._live = live
         self._apart = apart
-        self._disk_share = disk_share
         self._recorded = recorded if live is None else live.recorded
         self._working: asyncio.Task[None] | None = None
         self._stopped: _JobStopped | None = None
@@ -233,7 +230,8 @@ class Runner:
                     again = self._job.spec.to_replace
                     await self._count(again)
                     if live is not None:
-                        live.begin(self._job, lines, again, self._give_up)
+                        replaced = await self._in_thread(functools.partial(self._job.folder.store.rows, again))
+                        live.begin(self._job, lines, set(replaced), self._give_up)
                     await self._answer(rows, path)
                     if self._is_leaving:
                         raise _JobStopped(status.INTERRUPTED)
@@ -267,9 +265,7 @@ class Runner:
     async def _step(self, step: Callable[[JobFiles], T]) -> T:
         """Return the result of a step that reads the input."""
         job = self._job
-        files = JobFiles(
-            job.spec, job.folder, job.input, job.order.limit, self._note, self._halt, disk_share=self._disk_share
-        )
+        files = JobFiles(job.spec, job.folder, job.input, job.order.limit, self._note, self._halt, job.disk_share)
         if self._apart is None:
             return await self._in_thread(lambda: step(files))
         found: T = await self._apart(step.__name__, files)

@@ -402,6 +402,10 @@ class JobStore:
             raise DamagedError("its rows are out of order")
         return found
 
+    def rows(self, where: str, more: str = "") -> list[int]:
+        """Return the rows whose records meet a condition; `more` orders and limits them."""
+        return [row for (row,) in self.read(f"SELECT row FROM answer WHERE {where} {more}")]
+
     def count(self, where: str) -> int:
         """Return how many records meet a condition."""
         ((count,),) = self.read(f"SELECT count(*) FROM answer WHERE {where}")
@@ -412,8 +416,7 @@ class JobStore:
         chance = random.Random(seed)  # noqa: S311 (it chooses rows)
         mixed = f"((row % {_PRIME} * {chance.randrange(1, _PRIME)} + {chance.randrange(_PRIME)}) % {_PRIME})"
         order = f"{mixed} * {mixed} % {_PRIME}"  # without the square, rows would be evenly spaced
-        found = self.read(f"SELECT row FROM answer WHERE {where} ORDER BY {order}, row LIMIT {max(0, most)}")
-        yield from self.records_at([row for (row,) in found])
+        yield from self.records_at(self.rows(where, f"ORDER BY {order}, row LIMIT {max(0, most)}"))
 
     def records_of(self, most: int, seed: int, where: str) -> Iterator[Record]:
         """Yield the sound records that meet a condition, by row; at random so many of them if there are more."""
