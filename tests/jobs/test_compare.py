@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import os
 import random
+import struct
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -164,6 +168,33 @@ def test_the_text_fits_a_terminal(bench: Any) -> None:
     assert any("exact McNemar" in line for line in lines)
     assert any("Newcombe" in line for line in lines)
     assert lines[3] == "90 rows, matched by text, label"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a terminal")
+@pytest.mark.parametrize("width", [40, 55, 80])
+def test_the_text_fits_a_narrow_terminal(bench: Any, width: int) -> None:
+    import fcntl
+    import pty
+    import termios
+
+    every = []
+    for name, right in (("a", 0.9), ("b", 0.8)):
+        rows = [{**row, "text": f"{row['text']} {'of a place ' * 30}"} for row in labelled(90, right, ord(name))]
+        every.append(write(bench.path / f"{name}{'-long' * 20}.csv", rows))
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
+    command = [sys.executable, "-m", "promptmill", "compare", *map(str, every), "--gold", "label"]
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=bench.path)
+    os.close(theirs)
+    text = b""
+    with contextlib.suppress(OSError):  # at its end
+        while data := os.read(ours, 65536):
+            text += data
+    os.close(ours)
+    lines = text.decode().splitlines()
+    assert process.wait(timeout=30) == 0, lines
+    assert max(map(len, lines)) <= width
+    assert sum("precision" in line for line in lines) == (1 if width == 80 else 6)
 
 
 def test_the_table_is_bounded_to_the_commonest_answers(bench: Any) -> None:

@@ -32,6 +32,7 @@ from promptmill.jobs.store.spec import JobRequest, fingerprint
 
 _ROWS = 5
 _MOST_VALUES = 8  # of a table
+_NARROW = 60  # columns; below, each class has lines of its own
 _LONGEST_VALUE = 12  # characters, as the head of a column
 _VERDICTS = ("first", "second", comparison.TIE)
 _SYSTEM = """You judge two answers to the same task by one criterion alone: {criterion}
@@ -111,7 +112,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         say(orjson.dumps(found).decode())
     else:
-        say("\n".join(_text(found, columns(sys.stdout))))
+        say("\n".join(_text(found, columns(sys.stdout))), wrap=True)
     return code
 
 
@@ -149,7 +150,7 @@ def show_variants(output: Path) -> None:
     except PromptmillError as error:  # such as no answer at all, or fields of a schema
         say(f"promptmill: {error.worded(option_of)} Run: promptmill compare {output} --by {VARIANT}", sys.stderr)
         return
-    say("\n".join(["", *_text(found, columns(sys.stdout))]))
+    say("\n".join(["", *_text(found, columns(sys.stdout))]), wrap=True)
     say(f"\npromptmill compare {output} --by {VARIANT} --gold COLUMN: against right answers")
     say(f"promptmill compare {output} --by {VARIANT} --criterion TEXT: by a model that judges")
 
@@ -333,16 +334,29 @@ def _classes(files: Sequence[Mapping[str, Any]], width: int) -> Iterator[str]:
     """Yield the figures by class."""
     classes = files[0]["classes"]
     shown = classes[:_MOST_VALUES]
-    first = min(max(len("class"), *(len(one["class"]) for one in shown)), width - 50)
     yield ""
+    yield from _class_lines(files, shown, width) if width < _NARROW else _class_table(files, shown, width)
+    if len(classes) > len(shown):
+        yield f"… and {len(classes) - len(shown):,} more classes (--json)"
+
+
+def _class_table(files: Sequence[Mapping[str, Any]], shown: Sequence[Mapping[str, Any]], width: int) -> Iterator[str]:
+    first = min(max(len("class"), *(len(one["class"]) for one in shown)), width - 50)
     yield f"{'class':{first}}  {'rows':>7}     precision  recall    F1"
     for at, one in enumerate(shown):
         for file in files:
             its = file["classes"][at]
             head = f"{cut(one['class'], first):{first}}  {one['rows']:7,}" if file is files[0] else " " * (first + 9)
             yield f"{head}  {file['name']}       {its['precision']:.2f}    {its['recall']:.2f}  {its['f1']:.2f}"
-    if len(classes) > len(shown):
-        yield f"… and {len(classes) - len(shown):,} more classes (--json)"
+
+
+def _class_lines(files: Sequence[Mapping[str, Any]], shown: Sequence[Mapping[str, Any]], width: int) -> Iterator[str]:
+    for at, one in enumerate(shown):
+        rows = counted(one["rows"], "row")
+        yield f"{cut(one['class'], width - len(rows) - 2)}: {rows}"
+        for file in files:
+            its = file["classes"][at]
+            yield f"{file['name']}  precision {its['precision']:.2f}, recall {its['recall']:.2f}, F1 {its['f1']:.2f}"
 
 
 def _judge(judge: Mapping[str, Any], width: int) -> Iterator[str]:
