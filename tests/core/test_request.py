@@ -166,6 +166,13 @@ def test_as_many_images_as_tags_or_it_is_an_error(text, sources):
     assert caught.value.code is Code.INVALID_INPUT
 
 
+def test_nothing_is_made_for_tags_that_do_not_fit(monkeypatch):
+    prompt = conversation_from_prompt("<img>" * 1000, "p")
+    monkeypatch.setattr("promptmill.core.request._tagged", lambda *_: pytest.fail("a text of tags was split"))
+    with pytest.raises(PromptmillError, match="1000 time"):
+        prompt.with_images(["a.png"], "<img>")
+
+
 def test_a_tag_in_a_prompt_without_images_stays_text():
     conversation = conversation_from_prompt("what does <img> mean?", "p")
     assert conversation.with_images([], "<img>") is conversation

@@ -376,3 +376,10 @@ def test_a_data_url_may_have_line_breaks():
     encoded = base64.encodebytes(_bytes(_picture(), "PNG")).decode()
     assert "\n" in encoded.strip()
     assert load_image(f"data:image/png;base64,{encoded}", ANYWHERE)
+
+
+@pytest.mark.parametrize("source", ["../" * 3000, "a" * 5000, "~/" + "b/" * 3000])
+def test_a_source_longer_than_any_path_is_no_path(source, monkeypatch):
+    monkeypatch.setattr("promptmill.images.load.home_expanded", lambda _: pytest.fail("it became a path"))
+    with pytest.raises(PromptmillError, match="not a valid image path"):
+        load_image(source, ImageRules())

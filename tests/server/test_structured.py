@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import json
+import threading
+import time
 
 import orjson
 import pytest
 
+from promptmill.answers.schema import with_schema
 from promptmill.cli.main import main
+from promptmill.core.request import conversation_from_prompt
 from replies import answer, by_prompt, choose
 from talk import codes, sent, text
 
@@ -27,6 +32,43 @@ async def test_every_answering_tool_takes_a_schema_as_an_object_or_as_text(talk,
         assert result.structured_content == {"ans_ls": ['{"name": "Ada"}']}
         assert result.meta["repaired"] == 1
     assert {seen.json["response_format"]["type"] for seen in upstream.seen} == {"json_schema"}
+
+
+async def test_long_schemas_are_read_in_a_thread_one_call_at_a_time(talk, monkeypatch):
+    threads, running, most = set(), [], []
+
+    def noted(*given):
+        running.append(None)
+        most.append(len(running))
+        threads.add(threading.get_ident())
+        time.sleep(0)
+        found = with_schema(*given)
+        running.pop()
+        return found
+
+    monkeypatch.setattr("promptmill.server.tools.with_schema", noted)
+    long = {"type": "object", "properties": {f"name{number}": {"type": "string"} for number in range(500)}}
+    await asyncio.gather(*(talk("generate", prompt_ls=["Who?"], answer_schema=long) for _ in range(10)))
+    assert len(most) == 10
+    assert max(most) == 1
+    assert threading.get_ident() not in threads
+    await talk("generate", prompt_ls=["Who?"], answer_schema=NAME)
+    assert threading.get_ident() in threads, "a short one is not worth a thread"
+
+
+async def test_prompts_of_megabytes_are_read_in_a_thread(talk, monkeypatch):
+    threads = set()
+
+    def noted(*given):
+        threads.add(threading.get_ident())
+        return conversation_from_prompt(*given)
+
+    monkeypatch.setattr("promptmill.server.arguments.conversation_from_prompt", noted)
+    await talk("generate", prompt_ls=["x" * 1_000_000])
+    await talk("multimodal_generate", prompt_ls=["x"], multimodal_path=[["a.png"] * 50_000])
+    assert threading.get_ident() not in threads
+    await talk("generate", prompt_ls=["x"] * 100)
+    assert threading.get_ident() in threads
 
 
 async def test_without_a_schema_nothing_is_asked_for(talk, upstream):

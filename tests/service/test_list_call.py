@@ -134,6 +134,27 @@ async def test_all_answers_together_have_a_limit_that_ends_the_call():
     assert not sink.missing, "the answer that is too much is there"
 
 
+async def test_items_that_fail_alike_share_their_failure():
+    sink = list_call.ListSink(5)
+    said = PromptmillError(Code.BAD_REQUEST, "No.")
+    said.said = {"status_code": 400}
+    alike = [Failure(PromptmillError(Code.BAD_REQUEST, "No.")) for _ in range(2)]
+    for key, failure in enumerate([*alike, Failure(PromptmillError(Code.BAD_REQUEST, "No."), 1), Failure(said), BAD]):
+        await sink.put(key, failure)
+    found = [outcome for outcome in sink.result(None) if isinstance(outcome, Failure)]
+    assert found[1] is found[0]
+    assert found[2].error is found[0].error
+    assert found[2].attempts == 1
+    assert [found[3].error, found[4].error] == [said, BAD.error]
+
+
+async def test_the_failures_that_a_call_compares_have_a_limit():
+    sink = list_call.ListSink(1)
+    for number in range(200):
+        await sink.put(0, Failure(PromptmillError(Code.BAD_REQUEST, f"No {number}.")))
+    assert len(sink._failures) == 100
+
+
 async def test_many_small_values_in_an_answer_count_with_their_memory():
     sink = list_call.ListSink(1, 1_000_000)
     await sink.put(0, Completion("", tool_calls=({"a": {}},) * 10_000))

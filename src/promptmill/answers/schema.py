@@ -355,15 +355,18 @@ def compile_schema(schema: Mapping[str, Any], where: str = "answer_schema") -> A
 
 def _content_of(schema: Mapping[str, Any], where: str) -> str:
     """Return `schema` as JSON text. Raises `PromptmillError` (`invalid_input`) for one that is too long."""
-    content = "" if _is_long(schema) else json.dumps(schema)
+    content = "" if is_longer(schema, _LONGEST_SCHEMA) else json.dumps(schema)
     if not 0 < len(content) <= _LONGEST_SCHEMA:
         raise input_error(f"{where} is longer than {_LONGEST_SCHEMA >> 10} KiB; send a shorter schema.")
     return content
 
 
-def _is_long(schema: Any) -> bool:
-    """Return whether `schema` is surely too long. Writing tens of megabytes would hold up everything else."""
-    left, waiting = _LONGEST_SCHEMA, [schema]
+def is_longer(value: Any, most: int) -> bool:
+    """Return whether the JSON text of `value` is surely longer than `most` characters.
+
+    Writing tens of megabytes would hold up everything else.
+    """
+    left, waiting = most, [value]
     while waiting:
         value = waiting.pop()
         left -= len(value) if isinstance(value, str | list | Mapping) else 1
@@ -600,6 +603,7 @@ class SchemaCache:
         self._by_id: dict[int, tuple[Mapping[str, Any], asyncio.Task[AnswerSchema] | None]] = {}
         self._by_content: dict[str, AnswerSchema] = {}
         self._kept = 0  # characters of the schemas in `_by_content`
+        self._turn = asyncio.Lock()  # several threads that compile at a time would leave the event loop little time
 
     async def of(self, wanted: Mapping[str, Any]) -> AnswerSchema | None:
         """Return the compiled schema of `wanted`; None if it requests no JSON. Raises like `compile_schema`."""
@@ -613,13 +617,9 @@ class SchemaCache:
         return None if known[1] is None else await asyncio.shield(known[1])
 
     async def _compiled(self, schema: Mapping[str, Any]) -> AnswerSchema:
-        try:
-            content = _content_of(schema, "response_format")
-        except (ValueError, TypeError, RecursionError):  # not usable: compiling it states why
-            content = ""
-        found = self._by_content.get(content)
-        if found is None:
-            found = await asyncio.to_thread(compile_schema, schema, "response_format")
+        async with self._turn:
+            content, found = await asyncio.to_thread(self._known_or_compiled, schema)
+        if content not in self._by_content:
             if len(self._by_content) >= _MOST_KEPT or self._kept + len(content) > _MOST_KEPT_CHARACTERS:
                 self._by_id.clear()
                 self._by_content.clear()
@@ -627,6 +627,14 @@ class SchemaCache:
             self._by_content[content] = found
             self._kept += len(content)
         return found
+
+    def _known_or_compiled(self, schema: Mapping[str, Any]) -> tuple[str, AnswerSchema]:
+        """Return the text of `schema`, and `schema` compiled. Blocks."""
+        try:
+            content = _content_of(schema, "response_format")
+        except (ValueError, TypeError, RecursionError):  # not usable: compiling it states why
+            content = ""
+        return content, self._by_content.get(content) or compile_schema(schema, "response_format")
 
 
 def _most_values(text: str) -> int:

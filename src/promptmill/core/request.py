@@ -8,7 +8,7 @@ parts. Any other shape is refused with its place and kind.
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeAlias
 
@@ -164,26 +164,26 @@ def _with_sources(message: Message, change: Callable[[str], str]) -> Message:
     return Message(message.role, tuple(parts), message.extra)
 
 
-def _place_at_tags(parts: Iterable[Part], images: list[ImagePart], image_tag: str) -> list[Part]:
-    placed: list[Part] = []
-    tags = 0
-    for part in parts:
-        if not isinstance(part, TextPart):
-            placed.append(part)
-            continue
-        first, *others = part.text.split(image_tag)
-        placed.append(TextPart(first))
-        for text in others:
-            if tags < len(images):
-                placed.append(images[tags])
-            tags += 1
-            placed.append(TextPart(text))
-    if tags != len(images):
+def _place_at_tags(parts: Sequence[Part], images: Sequence[ImagePart], image_tag: str) -> list[Part]:
+    tags = sum(part.text.count(image_tag) for part in parts if isinstance(part, TextPart))
+    if tags != len(images):  # before anything is made for each tag: megabytes of text may consist of tags
         raise input_error(
             f"The prompt contains the image tag {tags} time(s) but has {len(images)} image(s); "
             "send one image per tag, or no image tag to put the images after the text."
         )
-    return placed
+    return list(_tagged(parts, iter(images), image_tag))
+
+
+def _tagged(parts: Iterable[Part], images: Iterator[ImagePart], image_tag: str) -> Iterator[Part]:
+    for part in parts:
+        if not isinstance(part, TextPart):
+            yield part
+            continue
+        first, *others = part.text.split(image_tag)
+        yield TextPart(first)
+        for text in others:
+            yield next(images)
+            yield TextPart(text)
 
 
 def conversation_from_prompt(item: object, where: str) -> Conversation:

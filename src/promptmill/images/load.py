@@ -204,6 +204,8 @@ def _local_path(source: str) -> Path:
         raise _unusable(
             f"Images cannot be read from {redact(source[:80])}.", "Send a path or a file, http or data URL."
         )
+    if len(source) > LONGEST_PATH:  # a `Path` with millions of folders takes a gigabyte
+        raise ValueError("no path is that long")
     return home_expanded(source)
 
 

@@ -2,7 +2,7 @@
 
 Pydantic does not check the lists of prompts, images and turns, because it would check every item and quote all wrong
 ones in its error. The functions below the types read them into conversations and stop at the first wrong item; long
-lists are read in a thread: half a million items take a second, during which the event loop serves other calls.
+or large ones are read in a thread: half a million items take a second, during which the event loop serves other calls.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypeVar
 import orjson
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
+from promptmill.answers.schema import is_longer
 from promptmill.config.backends import BACKENDS
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.request import (
@@ -26,7 +27,7 @@ from promptmill.core.request import (
 from promptmill.core.wording import shape
 
 T = TypeVar("T")
-_FEW = 500  # half a millisecond
+_SHORT = 20_000  # characters, or values, of prompts that take a millisecond to read
 _MOST_VALUES = 300_000  # the limit for a request over HTTP, which counts only values outside of texts
 _PART = {
     "type": "object",
@@ -292,7 +293,7 @@ async def conversations_with_images(
             for index, item in enumerate(prompts)
         ]
 
-    return await _read(max(prompts, images, key=len), read)
+    return await _read([prompts, images], read)
 
 
 async def conversation(messages: Sequence[Any]) -> Conversation:
@@ -301,7 +302,7 @@ async def conversation(messages: Sequence[Any]) -> Conversation:
 
 
 async def _read(items: Sequence[Any], read: Callable[[], T]) -> T:
-    return read() if len(items) <= _FEW else await asyncio.to_thread(read)
+    return await asyncio.to_thread(read) if is_longer(items, _SHORT) else read()
 
 
 def _sources(item: object, where: str) -> list[str]:

@@ -323,7 +323,7 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
         it, and answered rows are not sent again.
         """
         _check_source(input_file, output_file, prompts, files, prompt)
-        plan = plan_of_call(service, model, answer_schema, sampling_params, choices)
+        plan = await plan_of_call(service, model, answer_schema, sampling_params, choices)
         try:
             found = await running_jobs().start(
                 input_file,

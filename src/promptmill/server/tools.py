@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from fastmcp import Context, FastMCP
 from fastmcp.tools import ToolResult
 from mcp_types import TextContent, ToolAnnotations
 
-from promptmill.answers.schema import with_schema
+from promptmill.answers.schema import is_longer, with_schema
 from promptmill.backends.protocol import Call, Outcome
 from promptmill.config.backends import AUTO
 from promptmill.config.loading import Overrides
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 _MOST_IN_FLIGHT = 128  # requests of a call that may hold its system prompt at the same time
 _LONGEST_REPEATED = 64 << 20  # characters
+_SHORT_SETTINGS = 2000  # characters of settings that take less than a millisecond
 _KEPT = "The backend is still `{}`, as the configuration names it; give `backend` to choose another."
 
 
@@ -63,7 +65,7 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         """
         prompts = arguments.list_of(prompt_ls, "prompt_ls")
         stats = _stats(len(prompts), max_cost)
-        plan = plan_of_call(service, model, answer_schema, sampling_params, choices)
+        plan = await plan_of_call(service, model, answer_schema, sampling_params, choices)
         items = await arguments.conversations(prompts)
         return await answers.of(ctx, items, stats, system_prompt, plan)
 
@@ -96,7 +98,7 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         prompts = arguments.list_of(prompt_ls, "prompt_ls")
         images = arguments.list_of(multimodal_path, "multimodal_path")
         stats = _stats(len(prompts), max_cost)
-        plan = plan_of_call(service, model, answer_schema, sampling_params, choices)
+        plan = await plan_of_call(service, model, answer_schema, sampling_params, choices)
         settings = plan.settings
         tag, position = image_tag or settings.image_tag, settings.image_position
         items = await arguments.conversations_with_images(prompts, images, tag, position)
@@ -124,7 +126,7 @@ def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], 
         Returns `ans_ls` with that one answer; `errors` and `job_id` as in `generate`.
         """
         conversation = await arguments.conversation(arguments.turns_of(messages))
-        plan = plan_of_call(service, model, answer_schema, sampling_params, choices)
+        plan = await plan_of_call(service, model, answer_schema, sampling_params, choices)
         return await answers.of(ctx, [conversation], _stats(1, max_cost), system_prompt, plan)
 
 
@@ -183,7 +185,7 @@ def _stays(service: Service, backend_configs: Mapping[str, object]) -> bool:
     return named and all(name == running for name, block in backend_configs.items() if block)
 
 
-def plan_of_call(
+async def plan_of_call(
     service: Service,
     model: str | None,
     answer_schema: Mapping[str, Any] | None,
@@ -195,10 +197,17 @@ def plan_of_call(
     Raises `PromptmillError` (`invalid_input`, `invalid_config`) for a model, a schema or parameters that cannot be
     used, or beyond what the operator allows.
     """
-    changes: Mapping[str, Any] = dict(sampling_params or {}) | ({"choices": choices} if choices else {})
-    changes = with_schema(changes, answer_schema)
-    plan = service.offered_plan(model)
-    return plan.with_sampling(changes).within_limits(changes) if changes else plan.capped
+    given: Mapping[str, Any] = dict(sampling_params or {}) | ({"choices": choices} if choices else {})
+
+    def plan() -> ResolvedConfig:
+        changes = with_schema(given, answer_schema)
+        plan = service.offered_plan(model)
+        return plan.with_sampling(changes).within_limits(changes) if changes else plan.capped
+
+    if not is_longer([given, answer_schema], _SHORT_SETTINGS):
+        return plan()
+    async with service.planning:
+        return await asyncio.to_thread(plan)
 
 
 def _stats(total: int, max_cost: float | None) -> Call:

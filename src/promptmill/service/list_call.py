@@ -6,6 +6,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -17,6 +18,7 @@ from promptmill.core.request import Conversation, Request, Sampling
 _LONGEST_COLUMNS = 1000
 _MOST_REPEATED = 1000
 """Items that repeat the message of one error; hundreds of thousands may share the error."""
+_MOST_KINDS = 100  # of failures that share an error
 _LARGE_ANSWER = 64 * 1024  # bytes in memory
 MOST_LARGE = 32 * 1024 * 1024
 """Bytes in memory of all large answers of a call: several copies of its result are written."""
@@ -70,6 +72,8 @@ class ListSink(Sink):
         self._large = self._all = 0
         self._sized: tuple[object, object, int] = None, None, 0
         """The last `logprobs` and tool calls, which thousands of equal prompts may share, and their size."""
+        self._failures: dict[tuple[Code, str], Failure] = {}
+        """The first failure of each kind, up to some number."""
 
     async def put(self, key: int, outcome: Outcome) -> None:
         """Keep the outcome of item `key`; a large answer that exceeds the limit of large answers becomes a failure.
@@ -89,9 +93,22 @@ class ListSink(Sink):
             else:
                 self._large += size if size > _LARGE_ANSWER else 0
                 self._all += size
-        self._outcomes[key] = outcome
+        self._outcomes[key] = outcome if isinstance(outcome, Completion) else self._shared(outcome)
         if self._most is not None and self._all > self._most:
             raise _too_large("answers", self._most)
+
+    def _shared(self, failure: Failure) -> Failure:
+        """Return `failure` with the error of an earlier one that says the same: all items may fail alike."""
+        kind = failure.error.code, str(failure.error)
+        known = self._failures.get(kind)
+        if known is None:
+            if len(self._failures) < _MOST_KINDS:
+                self._failures[kind] = failure
+            return failure
+        if known.error.said != failure.error.said:
+            return failure
+        failure = replace(failure, error=known.error)
+        return known if known == failure else failure
 
     def _size(self, completion: Completion) -> int:
         """Return the approximate size of an answer in memory, in bytes."""

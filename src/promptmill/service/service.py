@@ -59,6 +59,8 @@ class Service:
         self.calls = _ServiceStats()
         self.observe: Observe = _unobserved
         """Entered for each call, with its sink; the call puts its outcomes into the sink that this gives."""
+        self.planning = asyncio.Lock()
+        """Held while a thread reads the long settings of a call: several would leave the event loop little time."""
         self._models = Models(create, drain_s, self.budget, is_shared=is_shared)
         self._models.add(configuration.default, plan or configuration.plan)
         self._deciding = asyncio.Lock()
