@@ -279,6 +279,17 @@ def test_a_full_disk_behind_stdout_is_told_in_words():
     assert "Exception ignored" not in done.stderr
 
 
+@pytest.mark.parametrize(("width", "has_urls"), [(12, False), (46, False), (80, True)])
+def test_a_narrow_terminal_gets_the_providers_without_urls(promptmill, monkeypatch, width, has_urls):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr("promptmill.cli.listings.columns", lambda _: width)
+    code, out, _ = promptmill("providers", config=None)
+    assert (code, "openai       https://" in out) == (0, has_urls)
+    assert "OPENAI_API_KEY (" in out
+    if width > 12:
+        assert max(map(len, out.splitlines())) <= width
+
+
 def test_a_system_prompt_may_be_given(promptmill, upstream):
     assert promptmill("generate", "--system", "be brief", "x")[0] == 0
     assert upstream.seen[0].json["messages"][0] == {"role": "system", "content": "be brief"}

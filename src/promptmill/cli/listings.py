@@ -14,12 +14,13 @@ from promptmill.cli.options import Parser, add_endpoint, add_shared
 from promptmill.cli.terminal import columns, say
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import config_error
-from promptmill.core.wording import counted
+from promptmill.core.wording import counted, cut
 from promptmill.service import choosing
 from promptmill.service.service import Service
 from promptmill.system import runtime
 
 _NAME_WIDTH, _URL_WIDTH = 12, 58  # columns of the list of providers where stdout is no terminal
+_SHORTEST_URL = 10
 
 
 def add_models_options(parser: Parser) -> None:
@@ -81,8 +82,8 @@ def _show_providers(arguments: argparse.Namespace) -> int:
     keys = [f"{key_env} ({'set' if is_set else 'not set'})" if key_env else "no key" for *_, key_env, is_set in rows]
     room = columns(sys.stdout) - _NAME_WIDTH - max(map(len, keys)) - 2 if sys.stdout.isatty() else _URL_WIDTH
     for (name, base_url, *_), key in zip(rows, keys, strict=True):
-        url = base_url or "needs base_url"
-        say(f"{name:{_NAME_WIDTH}} {url if len(url) <= room else f'{url[: room - 1]}…':{room}} {key}")
+        url = f" {cut(base_url or 'needs base_url', room):{room}}" if room >= _SHORTEST_URL else ""
+        say(f"{name:{_NAME_WIDTH}}{url} {key}")
     return 0
 
 
