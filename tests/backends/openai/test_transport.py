@@ -13,6 +13,7 @@ from functools import partial
 import pytest
 from yarl import URL
 
+from promptmill.backends.openai import http_connection
 from promptmill.backends.openai.failures import (
     LARGEST_BODY,
     InvalidResponseError,
@@ -225,12 +226,28 @@ async def test_a_new_connection_that_ends_without_a_byte_is_not():
         b"HTTP/1.1 103 Early Hints\r\n\r\n" * 100,
         b"HTTP/1.1 200 OK\r\n" + b"X-Filler: 0123456789\r\n" * 10_000,
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nok\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n" + b"X-Filler: 0123456789\r\n" * 30_000,
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2;" + b"x" * 600_000,
     ],
-    ids=["smtp", "length", "lengths", "upgrade", "interim flood", "endless head", "chunk"],
+    ids=["smtp", "length", "lengths", "upgrade", "interim flood", "endless head", "chunk", "endless trailer", "size"],
 )
 async def test_an_invalid_response_is_reported(said):
     (error,), _ = await asked(saying(said))
     assert isinstance(error, InvalidResponseError)
+
+
+async def test_chunks_with_more_beside_them_than_a_body_may_have_are_refused(monkeypatch):
+    monkeypatch.setattr(http_connection, "LARGEST_BODY", 10_000)
+    chunks = (b"1;" + b"x" * 1000 + b"\r\n.\r\n") * 20
+    (error,), _ = await asked(saying(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks))
+    assert isinstance(error, TooLargeError)
+
+
+async def test_a_trailer_is_not_kept():
+    said = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nRetry-After: 5\r\n\r\n"
+    (response,), _ = await asked(saying(said))
+    assert isinstance(response, HttpResponse)
+    assert response.headers.get("retry-after") is None
 
 
 async def test_an_unrequested_compression_is_decoded():

@@ -238,10 +238,11 @@ class _PartialResponse:
     """The response that a connection is receiving."""
 
     __slots__ = (
+        "beside_body",
         "body",
         "body_size",
         "complete",
-        "head_size",
+        "framing",
         "headers",
         "held",
         "in_body",
@@ -252,7 +253,11 @@ class _PartialResponse:
     )
 
     def __init__(self) -> None:
-        self.status = self.head_size = self.body_size = self.interim = 0
+        self.status = self.body_size = self.interim = 0
+        self.beside_body = 0
+        """Size of what came after the last piece of the head or the body."""
+        self.framing = 0
+        """Size of all that is not the body."""
         self.headers: list[tuple[bytes, bytes]] = []
         self.body: list[bytes] = []
         self.started = self.in_body = self.complete = self.waits = False
@@ -288,8 +293,8 @@ class Connection(asyncio.Protocol):
             self.close()
             return
         self.at = self._clock()
-        if not response.in_body:
-            response.head_size += len(data)
+        response.beside_body += len(data)
+        response.framing += len(data)
         response.started = True
         try:
             self._parser.feed_data(data)
@@ -302,10 +307,12 @@ class Connection(asyncio.Protocol):
                 return
         if response.complete:
             self._finish()
+        elif response.beside_body > _LARGEST_HEAD:
+            self._end(InvalidResponseError("a head, a trailer or a size of a chunk without an end"))
+        elif response.framing > LARGEST_BODY:
+            self._end(TooLargeError(f"more than {LARGEST_BODY} bytes beside the body"))
         elif response.held is not None:
             self._pause()
-        elif not response.in_body and response.head_size > _LARGEST_HEAD:
-            self._end(InvalidResponseError("a head without an end"))
 
     def eof_received(self) -> None:
         response = self._response
@@ -332,19 +339,22 @@ class Connection(asyncio.Protocol):
             self.keep = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._response.complete:
+        if not self._response.in_body:  # else a trailer, or the head of a second response
             self._response.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         response = self._response
         if not response.complete:
             response.in_body = True
+            response.beside_body = 0
             response.status = self._parser.get_status_code()
 
     def on_body(self, body: bytes) -> None:
         response = self._response
         if not response.complete:
             response.body_size += len(body)
+            response.framing -= len(body)
+            response.beside_body = 0
             if response.body_size > LARGEST_BODY:
                 raise TooLargeError(f"more than {LARGEST_BODY} bytes")
             response.body.append(body)
@@ -390,7 +400,7 @@ class Connection(asyncio.Protocol):
                 raise InvalidResponseError("interim responses without end")
             response.headers.clear()
             response.in_body = False
-            response.head_size = 0
+            response.beside_body = 0
             return
         response.complete = True
         if not self._parser.should_keep_alive():
