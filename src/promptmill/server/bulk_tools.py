@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import inspect
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -32,18 +33,6 @@ if TYPE_CHECKING:
 
 _MOST_ROWS = 1000
 _ENVELOPE = 4 << 10
-_OF_THE_ORDER = {
-    "prompt",
-    "prompt_column",
-    "image_column",
-    "limit",
-    "again",
-    "keep",
-    "max_failures",
-    "dedupe",
-    "max_cost",
-    "answer_column",
-}
 _OF_THE_ROW = {"left_out", "index", "id", "custom_id", "model", "path"}
 _PAGE_BYTES = 8 << 20
 _QUESTION = "cost"
@@ -124,11 +113,11 @@ def running_jobs_of(service: Service) -> Callable[[], RunningJobs]:
     return running_jobs
 
 
-def _argument_of(named: Named) -> str | None:
-    """Return the argument of `bulk_generate` for a field of an order; None if it has no such argument."""
+def _argument_of(parameters: Container[str], named: Named) -> str | None:
+    """Return the argument for a field of an order; None if it is none of the `parameters` of `bulk_generate`."""
     if named.field == "status":
         return "bulk_status"
-    return argument_name(named) if named.field in _OF_THE_ORDER else None
+    return argument_name(named) if named.field in parameters else None
 
 
 def _check_source(
@@ -348,7 +337,8 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
             )
         except PromptmillError as error:
             if error.code is Code.INVALID_INPUT:  # it names fields of the order
-                raise input_error(error.worded(_argument_of)) from None
+                named = functools.partial(_argument_of, inspect.signature(bulk_generate).parameters)
+                raise input_error(error.worded(named)) from None
             raise
         except _UnansweredQuestion as question:
             return InputRequiredToolResult(question.result)
