@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,29 @@ async def test_a_later_record_replaces_an_earlier_one(world: World) -> None:
     record = world.store.record(0)
     assert record is not None
     assert record.text == "better"
+
+
+async def test_the_earlier_failures_of_a_batch_are_read_at_once(world: World) -> None:
+    rows = range(10)
+    sink = world.sink()
+    for row in rows:
+        await sink.put(row, replace(failure(Code.TIMEOUT, 1), cost=0.5))
+    await sink.aclose()
+    reads: list[str] = []
+    read = world.store.read
+
+    def counted(query: str, *rest: Any, **more: Any) -> Any:
+        reads.append(query)
+        return read(query, *rest, **more)
+
+    world.store.read = counted
+    again = world.sink()
+    again.taken.update({row: Taken(attempts=1) for row in rows})
+    for row in rows:
+        await again.put(row, Completion("better", cost=1.0, attempts=2))
+    await again.aclose()
+    assert len(reads) == 1
+    assert {record.outcome().cost for record in world.store.all_records()} == {1.5}
 
 
 async def test_where_a_commit_waits_for_the_disk_puts_wait_and_share_it(tmp_path: Path) -> None:

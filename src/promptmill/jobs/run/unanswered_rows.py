@@ -463,8 +463,10 @@ class StoreSink(Sink):
             return
         taken, made = self.taken, self._made
         replaced = [row for row, _ in batch if taken.get(row, _UNKNOWN).answered]
+        again = [row for row, _ in batch if taken.get(row, _UNKNOWN).attempts]
         try:
-            outcomes = [(row, self._with_earlier(row, outcome)) for row, outcome in batch]
+            earlier = {record.row: record.outcome() for record in self._store.records_at(again)}
+            outcomes = [(row, _with_earlier(outcome, earlier.get(row))) for row, outcome in batch]
             # all of a batch at once: encoding each when it comes costs half as much again, for its code is cold then
             records = [record_of(row, outcome, taken.get(row, _UNKNOWN).asked, made) for row, outcome in outcomes]
             self._store.write(records, replaced)
@@ -472,13 +474,6 @@ class StoreSink(Sink):
             self._break(f"cannot be written: {why(error)}")
         except DamagedError:
             self._break(_DAMAGED)
-
-    def _with_earlier(self, row: int, outcome: Outcome) -> Outcome:
-        """Return the outcome with the usage and cost of the row's failure that it takes the place of."""
-        if not self.taken.get(row, _UNKNOWN).attempts or (record := self._store.record(row)) is None:
-            return outcome
-        before = record.outcome()
-        return replace(outcome, usage=before.usage + outcome.usage, cost=sum_of(before.cost, outcome.cost))
 
     def _break(self, reason: str, hint: str | None = None) -> None:
         error = PromptmillError(Code.STORAGE, f"The job's database {self._store.path} {reason}.", hint)
@@ -505,6 +500,13 @@ class StoreSink(Sink):
         if concerns_all:
             self._give_up(failure.error)
         return concerns_all
+
+
+def _with_earlier(outcome: Outcome, before: Outcome | None) -> Outcome:
+    """Return the outcome with the usage and cost of the row's outcome `before`, which it takes the place of."""
+    if before is None:
+        return outcome
+    return replace(outcome, usage=before.usage + outcome.usage, cost=sum_of(before.cost, outcome.cost))
 
 
 @dataclass(slots=True)
