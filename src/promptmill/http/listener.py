@@ -11,6 +11,7 @@ from pathlib import Path
 
 import h11
 import uvicorn
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from promptmill.core.errors import Named, config_error
@@ -18,11 +19,31 @@ from promptmill.http.app import Pages
 
 _KEEP_ALIVE_S = 75  # longer than clients' pools keep a connection, so that they never reuse one that we have closed
 _LARGEST_HEAD = 64 << 10
+_PIECE = 4 << 10  # of chunks of one byte, h11 parses about 700 in it, in 10 ms
 _SPARE = 64  # connections above the limit that still get a 503 instead of being dropped
 
 
+class _Flow(FlowControl):
+    """Reads on only when the pieces that have arrived are parsed."""
+
+    pieces_wait = False
+
+    def resume_reading(self) -> None:
+        """Read on, or as soon as the pieces are parsed."""
+        if self.pieces_wait:
+            self.read_paused = False
+        else:
+            super().resume_reading()
+
+
 class Connection(H11Protocol):
-    """One connection, closed when its client only holds it. h11 refuses ambiguous heads."""
+    """One connection, closed when its client only holds it. h11 refuses ambiguous heads.
+
+    Heads and chunks are parsed piece by piece, each in a turn of the event loop of its own: uvloop reads up to 8 MB at
+    once, and h11 takes seconds for that many chunks of one byte.
+    """
+
+    flow: _Flow
 
     head_s = 15.0  # from the connection, or the first byte of a further request, until its headers are there
     unread_s = 5.0  # for a client to read why its body was refused
@@ -30,10 +51,12 @@ class Connection(H11Protocol):
     _limit: asyncio.TimerHandle | None = None
     _stalled: asyncio.TimerHandle | None = None
     _idle = False
+    _arrived = b""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the time limit for the head; drop the connection if there are far too many."""
         super().connection_made(transport)
+        self.flow = _Flow(transport)
         if self.limit_concurrency is not None and len(self.connections) > self.limit_concurrency + _SPARE:
             transport.abort()
             return
@@ -41,16 +64,46 @@ class Connection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Cancel the timers."""
+        self._arrived = b""
         self._stop_waiting()
         self._go_on()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Start the time limit for the head of a further request."""
+        """Start the time limit for the head of a further request; parse the data, or its first piece."""
         if self._idle:
             self._idle = False
             self._close_in(self.head_s)
-        super().data_received(data)
+        if self._arrived:
+            self._arrived += data
+            self.transport.pause_reading()
+        elif len(data) <= _PIECE or self._is_in_sized_body():
+            super().data_received(data)
+        else:
+            self._arrived = data
+            self.flow.pieces_wait = True
+            self.transport.pause_reading()
+            self._parse_piece()
+
+    def _parse_piece(self) -> None:
+        """Parse the next piece, and soon the others."""
+        if not self._arrived:
+            return  # the connection was lost
+        size = len(self._arrived) if self._is_in_sized_body() else _PIECE
+        piece, self._arrived = self._arrived[:size], self._arrived[size:]
+        super().data_received(piece)
+        if self.transport.is_closing():
+            self._arrived = b""
+        elif self._arrived:
+            self.loop.call_soon(self._parse_piece)
+        else:
+            self.flow.pieces_wait = False
+            if not self.flow.read_paused:
+                self.transport.resume_reading()
+
+    def _is_in_sized_body(self) -> bool:
+        """Return whether a body arrives whose length is known, which is parsed at once."""
+        return self.conn.their_state is h11.SEND_BODY and all(name != b"transfer-encoding" for name, _ in self.headers)
 
     def handle_events(self) -> None:
         """End the time limit once the head has arrived."""
