@@ -186,6 +186,11 @@ def test_files_of_several_kinds_or_none_are_refused(tmp_path: Path) -> None:
         Asked(tmp_path, ".")
     with pytest.raises(PromptmillError, match="There is no file of rows at"):
         Asked(tmp_path, "*.txt")
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.PNG").touch()
+    for images in ("pictures", "pictures/*"):
+        with pytest.raises(PromptmillError, match="For images, write a table with a column of their paths"):
+            Asked(tmp_path, images)
 
 
 def test_a_stray_quote_is_the_error_of_its_own_row(tmp_path: Path) -> None:

@@ -434,7 +434,7 @@ async def test_files_outside_the_roots_are_refused(bench: Any, tools: Any, tmp_p
             ("in.jsonl", str(outside / "o.jsonl"), "output_file is outside"),
             ("in.jsonl", "folder/o.jsonl", "output_file is outside"),
             ("in.jsonl", "mine.txt", "use one of .jsonl"),
-            ("mine.txt", "o.jsonl", "use one of .jsonl"),
+            ("mine.txt", "o.jsonl", "others may be a program's; `files` sends whole texts"),
             ("in.jsonl", "out.jsonl", "is not this job's own output"),
             ("gone.jsonl", "o.jsonl", "There is no input file"),
             ("in.jsonl\0", "o.jsonl", "not a usable path"),

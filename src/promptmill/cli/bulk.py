@@ -362,7 +362,7 @@ def _detach(configuration: Configuration, order: JobRequest, *, as_json: bool) -
     folders = JobFolders.from_environ()
     job = admission.admit(order, configuration.plan, folders)
     try:
-        _warn_of_images(job)
+        _warn_of_input(job)
         if not job.finished:
             status.write_starting(job.folder)
             detached.start(job, folders)
@@ -438,7 +438,7 @@ def run(
 
     try:
         about = status.read(job.folder)
-        _warn_of_images(job)
+        _warn_of_input(job)
         if job.finished:
             if not as_json and not is_step:
                 print(f"promptmill: job {job.spec.job_id} is finished already.{_kept(job)}", file=sys.stderr)
@@ -480,10 +480,17 @@ def _is_typo(error: PromptmillError | None, job: Job, found: Mapping[str, Any]) 
     return is_wrong and not any(found.get(name) for name in _KEPT)
 
 
-def _warn_of_images(job: Job) -> None:
-    """Print a warning if the cells of a column are paths of images, but no image is sent."""
+def _warn_of_input(job: Job) -> None:
+    """Print a warning if cells are paths of images, but no image is sent; or if lines of several texts are the rows."""
     spec = job.spec
-    if job.finished or spec.image_column is not None:
+    if job.finished:
+        return
+    if spec.input_format == "txt" and len(spec.parts) > 1:
+        said = (
+            f"each line of the {len(spec.parts):,} text files is a row; for whole files, write a table of their texts"
+        )
+        say(f"warning: {said}", sys.stderr, wrap=True)
+    if spec.image_column is not None:
         return
     if column := spool.unsent_image(job.input, spec.input_format):
         said = f"the cells of {column} are paths of images, but no image is sent; to send them: --image-column {column}"

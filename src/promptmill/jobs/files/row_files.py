@@ -8,6 +8,7 @@ import gzip
 import hashlib
 import importlib.util
 import io
+import itertools
 import os
 import re
 import tempfile
@@ -65,6 +66,10 @@ _SIGNS = MappingProxyType(
 )
 _SHEETS = frozenset({".xlsx", ".xls", ".ods", ".xlsm"})
 _OUTPUTS = ("jsonl", "json", "csv", "tsv", "parquet")
+_OF_IMAGES = (" For images, write a table with a column of their paths: ", Named("image_column"), ".")
+_MOST_LOOKED_AT = 1000
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+"""How the names of images end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +101,8 @@ def find(given: Sequence[Path], output: Path) -> list[Part]:
         else:
             new = [(path, _NO_COLUMNS)]
         if not new:
-            raise input_error(f"There is no file of rows at {path}; it may hold {', '.join(SUFFIXES)} files.")
+            holds = f"There is no file of rows at {path}; it may hold {', '.join(SUFFIXES)} files."
+            raise input_error(holds, *(_OF_IMAGES if _has_images(path) else ()))
         found += new
     paths = [real_path(path) for path, _ in found]
     common = Path(os.path.commonpath([path.parent for path in paths]))
@@ -104,6 +110,12 @@ def find(given: Sequence[Path], output: Path) -> list[Part]:
         Part(path, {FILE_COLUMN: path.relative_to(common).as_posix(), **columns})
         for path, (_, columns) in zip(paths, found, strict=True)
     ]
+
+
+def _has_images(path: Path) -> bool:
+    """Return whether a folder or a pattern finds an image among its first files."""
+    found = path.iterdir() if path.is_dir() else map(Path, glob.iglob(str(path), recursive=True))  # noqa: PTH207 (an absolute one)
+    return any(one.name.lower().endswith(IMAGES) for one in itertools.islice(found, _MOST_LOOKED_AT))
 
 
 def _check_kind(path: Path) -> None:

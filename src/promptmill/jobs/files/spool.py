@@ -38,7 +38,6 @@ _USUAL = ("question", "text", "input", "query", "instruction", "content", "user"
 _BLOCK = 1 << 20
 _NOT_UTF8 = "is not UTF-8 text."
 _FIRST_ROWS = 20
-_IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _TEXTS = frozenset({"string", "large_string"})  # types of Arrow
 _SPACE = " \t\r\n"
 
@@ -188,7 +187,7 @@ def unsent_image(files: InputFiles, input_format: str) -> str:
         if not row.keys().isdisjoint(IMAGES):
             return ""
         for name, cell in row.items():
-            if isinstance(cell, str) and cell.lower().endswith(_IMAGES) and os.path.isfile(cell):  # noqa: PTH113 (too long a name is no error)
+            if isinstance(cell, str) and cell.lower().endswith(row_files.IMAGES) and os.path.isfile(cell):  # noqa: PTH113 (too long a name is no error)
                 return name
     return ""
 

@@ -354,8 +354,10 @@ class RunningJobs:
             raise self._outside(name)
         kind = row_files.format_by_suffix(path, name)
         if kind not in _FORMATS:  # the user's texts and JSON files are no concern of a caller
+            whole = "; `files` sends whole texts." if (name, kind) == ("input_file", "txt") else "."
             raise input_error(
-                f"{name} is a .{kind} file; use one of .jsonl, .csv, .tsv, .parquet here: others may be a program's."
+                f"{name} is a .{kind} file; use one of .jsonl, .csv, .tsv, .parquet here: others may be a program's"
+                f"{whole}"
             )
         if row_files.is_several(path):
             raise input_error(f"{name} is a folder or a pattern; name a file.")
