@@ -114,7 +114,7 @@ def running_jobs_of(service: Service) -> Callable[[], RunningJobs]:
 
 
 def _argument_of(parameters: Container[str], named: Named) -> str | None:
-    """Return the argument for a field of an order; None if it is none of the `parameters` of `bulk_generate`."""
+    """Return the argument of `bulk_generate` for a field of an order; None if its `parameters` lack it."""
     if named.field == "status":
         return "bulk_status"
     return argument_name(named) if named.field in parameters else None

@@ -198,11 +198,12 @@ async def plan_of_call(
     used, or beyond what the operator allows.
     """
     given: Mapping[str, Any] = dict(sampling_params or {}) | ({"choices": choices} if choices else {})
+    if not given and answer_schema is None:
+        return service.offered_plan(model).capped
 
     def plan() -> ResolvedConfig:
         changes = with_schema(given, answer_schema)
-        plan = service.offered_plan(model)
-        return plan.with_sampling(changes).within_limits(changes) if changes else plan.capped
+        return service.offered_plan(model).with_sampling(changes).within_limits(changes)
 
     if not is_longer([given, answer_schema], _SHORT_SETTINGS):
         return plan()

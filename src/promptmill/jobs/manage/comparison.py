@@ -340,7 +340,7 @@ def agreed(pair: Mapping[str, Any], rows: int) -> Iterator[str]:
 
 
 def spelled(gold: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what is to say about right answers in other capitals than the answers."""
+    """Yield the note on right answers in other capitals than the answers, if there are any."""
     if capitals := gold.get("capitals"):
         (one, its), *_ = capitals.items()
         more = f", and {len(capitals) - 1:,} more" if len(capitals) > 1 else ""
