@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
-from promptmill.backends.openai.chat_completion import Ending, read_finish
+from promptmill.backends.openai.chat_completion import Ending, assemble, read_finish
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.failures import LARGEST_BODY, RetryDecision
 from promptmill.backends.openai.http_connection import Headers, HttpResponse
@@ -144,38 +144,23 @@ def test_half_surrogate_pairs_in_a_row_are_mended():
     assert found.text == "\ufffd" * 30_001 + "😀" + "\ufffd" * 3
 
 
+class _Piece(str):
+    """A text that may be joined, but not added: each sum copies all pieces so far."""
+
+    def __add__(self, other: str) -> str:
+        raise AssertionError("added")
+
+    __radd__ = __add__
+
+
 def test_the_pieces_of_a_call_are_joined_once():
-    pieces = b",".join([b'{"index":0,"function":{"arguments":"ab","name":"n"}}'] * 50_000)
-    found = read_response(200, {}, _event(b'{"tool_calls":[%b]}' % pieces) + _DONE, ENDPOINT)
-    assert isinstance(found, Completion)
-    assert found.tool_calls == ({"type": "function", "function": {"name": "n" * 50_000, "arguments": "ab" * 50_000}},)
+    def load(event: bytes) -> Any:
+        found = orjson.loads(event)
+        for piece in found["choices"][0]["delta"]["tool_calls"]:
+            piece["function"] = {name: _Piece(text) for name, text in piece["function"].items()}
+        return found
 
-
-@pytest.mark.parametrize(
-    ("usage", "counts"),
-    [
-        (SUMS, (24, 12, 0)),
-        (SUMS | {"total_tokens": 136}, (24, 112, 0)),  # Gemini
-        (SUMS | {"total_tokens": 136, "completion_tokens_details": {"reasoning_tokens": 100}}, (24, 112, 100)),  # xAI
-        ({"prompt_tokens": 24, "completion_tokens": 1, **DETAILS}, (24, 6, 5)),
-        (SUMS | DETAILS, (24, 12, 5)),
-        ({"prompt_tokens": 24}, (0, 0, 0)),
-        (SUMS | {"completion_tokens": "12"}, (0, 0, 0)),
-        (SUMS | {"total_tokens": -1}, (24, 12, 0)),
-    ],
-)
-def test_a_usage_has_the_reasoning_that_is_billed_as_output_and_no_part_of_an_invalid_one(usage, counts):
-    found = read_response(200, {}, orjson.dumps(payload(usage=usage)), ENDPOINT)
-    assert isinstance(found, Completion)
-    assert (found.usage.prompt_tokens, found.usage.completion_tokens, found.usage.reasoning_tokens) == counts
-
-
-def test_a_stream_that_breaks_off_has_the_usage_and_tier_of_its_part():
-    delta = {"choices": [{"index": 0, "delta": {"content": "a"}}]}
-    for first, is_known in ((delta | {"usage": SUMS, "service_tier": "priority"}, True), (delta, False)):
-        events = [first, {"error": {"message": "overloaded", "code": 502}}]
-        body = b"".join(b"data: %b\n\n" % orjson.dumps(event) for event in events)
-        found = read_response(200, {"Content-Type": "text/event-stream"}, body, ENDPOINT)
-        assert isinstance(found, RetryDecision)
-        assert (found.usage.completion_tokens, found.tier) == ((12, "priority") if is_known else (0, ""))
-        assert found.unmetered is not is_known
+    pieces = b",".join([b'{"index":0,"function":{"arguments":"ab","name":"n"}}'] * 50)
+    (choice,) = assemble(_event(b'{"tool_calls":[%b]}' % pieces) + _DONE, load)["choices"]
+    function = {"name": "n" * 50, "arguments": "ab" * 50}
+    assert choice["message"]["tool_calls"] == [{"type": "function", "function": function}]
