@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex, TypeAlias
 
 from promptmill.core.errors import PromptmillError, input_error
+from promptmill.core.request import is_longer
 from promptmill.core.wording import close_matches, shape
 
 if TYPE_CHECKING:
@@ -359,25 +360,6 @@ def _content_of(schema: Mapping[str, Any], where: str) -> str:
     if not 0 < len(content) <= _LONGEST_SCHEMA:
         raise input_error(f"{where} is longer than {_LONGEST_SCHEMA >> 10} KiB; send a shorter schema.")
     return content
-
-
-def is_longer(value: Any, most: int) -> bool:
-    """Return whether the JSON text of `value` is surely longer than `most` characters.
-
-    Writing tens of megabytes would hold up everything else.
-    """
-    left, waiting = most, [value]
-    while waiting:
-        value = waiting.pop()
-        left -= len(value) if isinstance(value, str | list | Mapping) else 1
-        if left < 0:
-            return True
-        if isinstance(value, Mapping):
-            waiting += value
-            waiting += value.values()
-        elif isinstance(value, list):
-            waiting += value
-    return False
 
 
 def _validator_of(schema: Mapping[str, Any], pattern_bytes: int) -> Any:

@@ -291,6 +291,25 @@ def _text(value: object, where: str) -> str:
     raise input_error(f"{where} is {shape(value)}, not a text.")
 
 
+def is_longer(value: Any, most: int) -> bool:
+    """Return whether the JSON text of `value` is surely longer than `most` characters.
+
+    Writing tens of megabytes would hold up everything else.
+    """
+    left, waiting = most, [value]
+    while waiting:
+        value = waiting.pop()
+        left -= len(value) if isinstance(value, str | list | Mapping) else 1
+        if left < 0:
+            return True
+        if isinstance(value, Mapping):
+            waiting += value
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+    return False
+
+
 def check_encodable(conversation: Conversation) -> None:
     """Raise `PromptmillError` (`invalid_input`) when a text cannot be written as UTF-8 (a lone surrogate)."""
     for message in conversation.messages:

@@ -20,12 +20,9 @@ from fastmcp.prompts import Prompt
 from fastmcp.server.extensions import MethodBinding, ServerExtension
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 from mcp.server.caching import CacheHint
-from mcp.server.context import CallNext as SdkCallNext
-from mcp.server.context import HandlerResult, ServerRequestContext
 from mcp.shared.exceptions import MCPError
 from mcp_types import (
     INVALID_PARAMS,
-    METHOD_NOT_FOUND,
     Annotations,
     Icon,
     InitializeRequest,
@@ -46,7 +43,7 @@ from promptmill.config.settings import USUAL_KEYS
 from promptmill.core.errors import redact
 from promptmill.server.bulk_tools import add_bulk_tools, running_jobs_of
 from promptmill.server.tasks import Tasks
-from promptmill.server.tool_calls import CallLog, PlainArguments
+from promptmill.server.tool_calls import CallLog, PlainArguments, refuse_long_names
 from promptmill.server.tools import add_answer_tools, add_engine_tools
 from promptmill.service.service import Service
 from promptmill.service.telemetry import Telemetry
@@ -81,7 +78,6 @@ _STATUS = "promptmill://status"
 _MODELS = "promptmill://models"
 _SKILL = "skill://promptmill/SKILL.md"
 _TASKS = ServerTasksCapability.model_validate({"cancel": {}, "requests": {"tools": {"call": {}}}})  # of 2025-11-25 only
-_LONGEST_NAME = 100
 _SET = "[set]"
 _SECRET_NAME = re.compile(r"(?i)key|token(?!iz)|secret|passw|pwd|auth|credential|cookie|signature|header")
 
@@ -135,22 +131,13 @@ def create_server(service: Service, *, locked: bool = False, telemetry: Telemetr
     add_answer_tools(mcp, service, running_jobs)
     add_bulk_tools(mcp, service, running_jobs)
     mcp.add_extension(long_calls := Tasks(service, running_jobs))
-    mcp._mcp_server.middleware.insert(0, _refuse_long_names)
+    mcp._mcp_server.middleware.insert(0, refuse_long_names)
     mcp._mcp_server.middleware.append(long_calls.in_old_form)
     _add_status(mcp, service)
     _add_skill(mcp)
     _add_prompts(mcp)
     _announce_what_is_there(mcp)
     return mcp
-
-
-async def _refuse_long_names(ctx: ServerRequestContext[Any, Any], call_next: SdkCallNext) -> HandlerResult:
-    """Middleware of the SDK: refuse a method or prompt with a very long name, which other code quotes whole."""
-    name = (ctx.params or {}).get("name") if ctx.method == "prompts/get" else ""
-    for kind, text, code in (("method", ctx.method, METHOD_NOT_FOUND), ("prompt", name, INVALID_PARAMS)):
-        if isinstance(text, str) and len(text) > _LONGEST_NAME and ctx.request_id is not None:
-            raise MCPError(code, f"Unknown {kind}: {text[:_LONGEST_NAME]!r}… ({len(text):,} characters).")
-    return await call_next(ctx)
 
 
 def _add_status(mcp: FastMCP, service: Service) -> None:

@@ -14,7 +14,6 @@ from typing import Annotated, Any, TypeVar
 import orjson
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
-from promptmill.answers.schema import is_longer
 from promptmill.config.backends import BACKENDS
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.request import (
@@ -23,6 +22,7 @@ from promptmill.core.request import (
     Sampling,
     conversation_from_messages,
     conversation_from_prompt,
+    is_longer,
 )
 from promptmill.core.wording import shape
 

@@ -24,7 +24,10 @@ from fastmcp.exceptions import ResourceError, ToolError, ValidationError
 from fastmcp.resources import ResourceResult
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 from fastmcp.tools import ToolResult
-from mcp_types import CallToolRequestParams, ReadResourceRequestParams
+from mcp.server.context import CallNext as SdkCallNext
+from mcp.server.context import HandlerResult, ServerRequestContext
+from mcp.shared.exceptions import MCPError
+from mcp_types import INVALID_PARAMS, METHOD_NOT_FOUND, CallToolRequestParams, ReadResourceRequestParams
 from pydantic import ValidationError as PydanticValidationError
 
 from promptmill.backends.protocol import Call
@@ -45,6 +48,7 @@ _log = logging.getLogger(CALLS)
 _OK, _CANCELLED = "code=ok", "code=cancelled"
 _STRANGE = re.compile(r"[^\w.@+-]")  # names come from the client: no spaces, no line feeds
 _LONGEST_NAME = 40
+_LONGEST_QUOTED = 100
 _LONGEST_URI = 2000  # characters
 _MOST_ARGUMENTS = 50  # each unknown argument adds an error
 _MOST_PROBLEMS = 5
@@ -245,6 +249,15 @@ class PlainArguments(Middleware):
                 return {}
             self._schemas[name] = tool.parameters
         return self._schemas[name]
+
+
+async def refuse_long_names(ctx: ServerRequestContext[Any, Any], call_next: SdkCallNext) -> HandlerResult:
+    """Middleware of the SDK: refuse a method or prompt with a very long name, which other code quotes whole."""
+    name = (ctx.params or {}).get("name") if ctx.method == "prompts/get" else ""
+    for kind, text, code in (("method", ctx.method, METHOD_NOT_FOUND), ("prompt", name, INVALID_PARAMS)):
+        if isinstance(text, str) and len(text) > _LONGEST_QUOTED and ctx.request_id is not None:
+            raise MCPError(code, f"Unknown {kind}: {text[:_LONGEST_QUOTED]!r}… ({len(text):,} characters).")
+    return await call_next(ctx)
 
 
 def _wrong_names_and_kinds(arguments: Mapping[str, Any], schema: Mapping[str, Any]) -> str:

@@ -11,14 +11,14 @@ from fastmcp import Context, FastMCP
 from fastmcp.tools import ToolResult
 from mcp_types import TextContent, ToolAnnotations
 
-from promptmill.answers.schema import is_longer, with_schema
+from promptmill.answers.schema import with_schema
 from promptmill.backends.protocol import Call, Outcome
 from promptmill.config.backends import AUTO
 from promptmill.config.loading import Overrides
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.money import Budget
-from promptmill.core.request import Conversation
+from promptmill.core.request import Conversation, is_longer
 from promptmill.server import arguments, tasks
 from promptmill.server.results import ANSWERS, ANSWERS_IN_SHORT, INLINE, result_of
 from promptmill.server.tool_calls import tool, with_progress
