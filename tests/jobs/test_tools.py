@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
+import importlib
 import json
 import os
 import sqlite3
 import sys
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -1044,3 +1047,36 @@ async def test_a_column_of_images_is_sent_with_a_prompt(bench: Any, tools: Any) 
         await ended(call, job["job_id"], "finished")
     (content,) = (seen.json["messages"][-1]["content"] for seen in bench.upstream.seen)
     assert [part["type"] for part in content] == ["text", "image_url"]
+
+
+async def test_a_server_runs_a_limited_number_of_jobs_in_processes_of_their_own(tools, monkeypatch):
+    ends: list[Callable[[], None]] = []
+    monkeypatch.setattr("promptmill.jobs.manage.running_jobs._MOST_RUNNERS", 2)
+    monkeypatch.setattr(detached, "start", lambda _job, _folders, ended, **_: ends.append(ended))
+    async with tools() as call:
+        tried = [call("bulk_generate", prompts=[f"Prompt {number}"]) for number in range(4)]
+        found = await asyncio.gather(*tried, return_exceptions=True)
+        refused = [str(one) for one in found if isinstance(one, ToolError)]
+        assert len(refused) == 2
+        assert "2 jobs of this server are running" in refused[0]
+        assert len(ends) == 2
+        await asyncio.to_thread(ends[0])  # as the thread that waits for the process does
+        await call("bulk_generate", prompts=["Prompt 5"])
+        assert len(ends) == 3
+
+
+@pytest.mark.parametrize("tool", ["bulk_generate", "bulk_status", "bulk_results", "bulk_cancel"])
+async def test_the_modules_of_jobs_are_imported_off_the_event_loop(tools, monkeypatch, tool):
+    imported: dict[str, int] = {}
+    import_module = importlib.import_module
+
+    def noted(name: str, package: str | None = None) -> Any:
+        imported[name] = threading.get_ident()
+        return import_module(name, package)
+
+    monkeypatch.setattr(importlib, "import_module", noted)
+    given = {"prompts": ["a"], "validate": True} if tool == "bulk_generate" else {"job_id": "x"}
+    async with tools() as call:
+        with contextlib.suppress(ToolError):
+            await call(tool, **given)
+    assert imported["promptmill.jobs.manage.running_jobs"] != threading.get_ident()

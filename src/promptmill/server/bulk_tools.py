@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import importlib
 import inspect
 from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from pathlib import Path
@@ -191,6 +192,11 @@ def _approval(
 def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], RunningJobs]) -> None:
     """Add the four tools and the resource of answers to the app."""
 
+    async def jobs() -> RunningJobs:
+        # the first import takes 0.4 s
+        await asyncio.to_thread(importlib.import_module, "promptmill.jobs.manage.running_jobs")
+        return running_jobs()
+
     def client_of(ctx: Context) -> str:
         """Return the session of a client if several clients share the server, else `""`."""
         return ctx.session_id if service.is_shared else ""
@@ -314,7 +320,7 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
         _check_source(input_file, output_file, prompts, files, prompt)
         plan = await plan_of_call(service, model, answer_schema, sampling_params, choices)
         try:
-            found = await running_jobs().start(
+            found = await (await jobs()).start(
                 input_file,
                 output_file,
                 system_prompt,
@@ -367,7 +373,7 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
         is `stopped` (see `reason`), `cancelled` or `interrupted`, call bulk_generate with its `input_file` and
         `output_file`.
         """
-        return await asyncio.to_thread(running_jobs().status, job_id, limit, client_of(ctx))
+        return await asyncio.to_thread((await jobs()).status, job_id, limit, client_of(ctx))
 
     @tool(
         mcp,
@@ -413,7 +419,7 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
         Returns `rows`, `state`, and `next_offset`: null at the end. Rows without an outcome are left out; until
         `state` is `finished`, read again later from the first missing row.
         """
-        found = await asyncio.to_thread(running_jobs().results, job_id, offset, limit, only)
+        found = await asyncio.to_thread((await jobs()).results, job_id, offset, limit, only)
         if not with_input:
             found["rows"] = _without_input(found["rows"], found.get("columns", {}))
         characters = page_characters(ctx) if max_characters == PAGE_CHARACTERS else max_characters
@@ -431,7 +437,7 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
     )
     async def answers(ctx: Context, job_id: str, offset: int = 0) -> str:
         try:
-            found = await asyncio.to_thread(running_jobs().results, job_id, max(0, offset), _MOST_ROWS)
+            found = await asyncio.to_thread((await jobs()).results, job_id, max(0, offset), _MOST_ROWS)
         except PromptmillError as error:
             raise ResourceError(str(error)) from None
         found = page(found, min(most_bytes(ctx, service.plan) or _PAGE_BYTES, _PAGE_BYTES) - _ENVELOPE, copies=1)
@@ -451,4 +457,4 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
 
         Returns the same as bulk_status.
         """
-        return await running_jobs().cancel(job_id)
+        return await (await jobs()).cancel(job_id)

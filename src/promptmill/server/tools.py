@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -211,6 +212,11 @@ async def plan_of_call(
         return await asyncio.to_thread(plan)
 
 
+def _import_jobs() -> None:
+    """Import what keeps calls as jobs, which few servers need; on the event loop this would take 0.4 s of its time."""
+    importlib.import_module("promptmill.jobs.manage.call_job")
+
+
 def _stats(total: int, max_cost: float | None) -> Call:
     return Call(total=total, budget=None if max_cost is None else Budget(max_cost))
 
@@ -242,6 +248,7 @@ class _Answers:
             )
 
         async def keep(outcomes: Sequence[Outcome]) -> str:
+            await asyncio.to_thread(_import_jobs)
             from promptmill.jobs.manage import call_job
 
             asked = system_prompt or plan.settings.system_prompt
@@ -254,7 +261,8 @@ class _Answers:
             work = service.generate(items, stats, system_prompt=system_prompt, plan=plan)
             outcomes: Sequence[Outcome] = await with_progress(ctx, service, stats, work)
             return await result_of(ctx, outcomes, stats, plan, keep)
-        from promptmill.jobs.manage.call_job import DeadlineCall  # imported only if a limit is set
+        await asyncio.to_thread(_import_jobs)
+        from promptmill.jobs.manage.call_job import DeadlineCall
 
         plan = await service.settled(plan)  # a job stores its backend and model
         task = None if task_s is None else tasks.note(ctx, len(items), plan)

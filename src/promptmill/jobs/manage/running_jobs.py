@@ -14,7 +14,7 @@ import orjson
 
 from promptmill.backends import rows
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.errors import PromptmillError, input_error
+from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.jobs.files import row_files
 from promptmill.jobs.files.disk import Line, Lines, RandomFile
 from promptmill.jobs.files.whole_files import WholeFiles
@@ -40,6 +40,7 @@ _MOST_DEATHS = 3
 _MOST_LISTED = 20
 _MOST_VALIDATED = 2  # at a time: each is a process
 _MOST_APART = 8  # steps of jobs at a time, likewise
+_MOST_RUNNERS = 16  # likewise, of a hundred megabytes or more
 _DISK_SHARE = 0.5  # of the free disk, for the rows of one job
 Only = Literal["all", "answers", "failed"]
 _FORMATS = frozenset({"jsonl", "csv", "tsv", "parquet"})
@@ -60,6 +61,8 @@ class RunningJobs:
         """Jobs of callers of this process whose files are ours, and the `client` of each."""
         self._validating = asyncio.Semaphore(_MOST_VALIDATED)
         self._apart = asyncio.Semaphore(_MOST_APART)
+        self._runners = 0
+        """Processes that run jobs for this one."""
 
     async def start(
         self,
@@ -167,13 +170,29 @@ class RunningJobs:
         """Have an admitted job run: in a process of its own, or here if it needs this server's engine."""
         with contextlib.ExitStack() as held:
             held.callback(job.close)
+            if self._runners >= _MOST_RUNNERS and not (job.plan.record.is_engine or job.spec.of_call):
+                raise PromptmillError(
+                    Code.RATE_LIMITED,
+                    f"{self._runners} jobs of this server are running.",
+                    "Start this one when one of them has ended.",
+                )
             status.write_starting(job.folder)
             job.disk_share = _DISK_SHARE
-            ended = None if job.plan.record.is_engine else await self._budgeted(job)
+            if job.plan.record.is_engine:
+                held.pop_all()
+                self.run_here(job)
+                return
+            self._runners += 1
+            held.callback(self._runner_ended)
+            charge = await self._budgeted(job)
             held.pop_all()
-        if ended is None:
-            self.run_here(job)
-            return
+        loop = asyncio.get_running_loop()
+
+        def ended() -> None:
+            with contextlib.suppress(RuntimeError):  # the server has ended
+                loop.call_soon_threadsafe(self._runner_ended)
+            charge()
+
         start = partial(detached.start, is_shared=self._service.is_shared)
         starting = asyncio.ensure_future(asyncio.to_thread(start, job, self.folders, ended))
 
@@ -184,6 +203,9 @@ class RunningJobs:
 
         starting.add_done_callback(started)
         await asyncio.shield(starting)
+
+    def _runner_ended(self) -> None:
+        self._runners -= 1
 
     async def _budgeted(self, job: Job) -> Callable[[], None]:
         """Let the job, which another process runs, spend what the server's budget has room for.
