@@ -182,7 +182,6 @@ def _do_step(told: Mapping[str, Any], incoming: BinaryIO, outgoing: BinaryIO) ->
 
     subprocesses.end_with_parent()
     threading.Thread(target=end_with_other, daemon=True).start()
-    subprocesses.lower_priority()
     runtime.limit_memory(_STEP_BYTES)
     try:
         found = _result(told, lambda name, value: say(note=[name, value]))
@@ -356,6 +355,7 @@ def main() -> int:
     told = frames.read(incoming)
     if told is None:
         return 2
+    subprocesses.lower_priority()
     logs.to_stderr()
     if "step" in told:
         _do_step(told, incoming, outgoing)
