@@ -17,7 +17,7 @@ import pytest
 from promptmill.backends.protocol import Completion, Failure, Outcome, Usage
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.jobs.files import disk
-from promptmill.jobs.store.answers import FAILED, NEVER, RETRYABLE, DamagedError, JobStore, salvage
+from promptmill.jobs.store.answers import FAILED, NEVER, RETRYABLE, DamagedError, InFlight, JobStore, salvage
 from promptmill.jobs.store.records import record_of
 
 ANSWER = Completion('h\u00e4llo "x"\n\u2028\0', "length", Usage(3, 4), "hm", ({"id": "1"},), attempts=2, latency_s=0.25)
@@ -217,6 +217,14 @@ def test_a_full_disk_loses_nothing_that_was_written(store: JobStore) -> None:
     store._connection.execute("PRAGMA max_page_count=100000")
     store.write([record_of(9, ANSWER)])
     assert [record.row for record in store.all_records()] == [0, 9]
+
+
+def test_what_requests_in_flight_cost_is_read_from_a_file_that_was_cut(tmp_path: Path) -> None:
+    path = tmp_path / "in-flight"
+    InFlight(path).close()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5])
+    assert InFlight.most_in(path) == 0.0
 
 
 def test_a_sample_reads_many_records_at_once(store: JobStore) -> None:
