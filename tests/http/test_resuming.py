@@ -9,6 +9,7 @@ import re
 import threading
 
 import pytest
+from mcp_types import jsonrpc_message_adapter
 
 from promptmill.http.sessions import Events, SessionEvents
 from replies import answer
@@ -92,6 +93,25 @@ async def test_a_session_cannot_ask_for_the_events_of_another():
     assert await other.replay_events_after(first, send) is None
     assert await mine.replay_events_after(first, send) == "1"
     assert sent == []
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        {"result": {"structuredContent": {"ans_ls": ["x" * 5000]}, "content": []}},
+        {"result": {"structuredContent": {"ans_ls": ["\ud800" * 5000]}, "content": []}},
+        {"result": {"contents": [{"uri": "promptmill://jobs/a/answers", "text": "x" * 5000}]}},
+        {"error": {"code": -32602, "message": "x" * 5000}},
+        {"error": {"code": -32602, "message": "", "data": "x" * 5000}},
+    ],
+    ids=["answers", "half characters", "resource", "error", "data"],
+)
+async def test_all_that_a_response_holds_counts(held):
+    events = Events(most_bytes=20_000)
+    response = jsonrpc_message_adapter.validate_python({"jsonrpc": "2.0", "id": 1, **held})
+    for number in range(100):
+        events.add(str(number), "1", response)
+    assert len(events._events) < 5
 
 
 async def test_the_oldest_events_go_first_and_the_newest_is_kept():

@@ -18,14 +18,14 @@ from typing import Any, NamedTuple
 import orjson
 from mcp.server.streamable_http import EventCallback, EventMessage, EventStore, StreamableHTTPServerTransport
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
-from mcp_types import JSONRPCMessage, JSONRPCResponse
+from mcp_types import JSONRPCError, JSONRPCMessage, JSONRPCResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 IDLE_S = 1800.0
 # A client that disappears leaves its session behind: some 40 KiB, for half an hour.
 MOST_SESSIONS = 2000
 _MOST_EVENT_BYTES = 64 << 20
-_EACH = 1024  # bytes of an event without its texts
+_EACH = 1024  # bytes of an event beside its JSON
 # Closing the connection is also how a client cancels a call, and then the work has to stop within a second.
 _RUNS_ON_S = 0.7
 _KEPT_S = 60.0
@@ -135,10 +135,14 @@ class SessionEvents(EventStore):
 
 
 def _size(message: JSONRPCMessage | None) -> int:
-    """Return a message's approximate size in memory: mostly its texts, which `structuredContent` repeats."""
-    if not isinstance(message, JSONRPCResponse) or not isinstance(content := message.result.get("content"), list):
-        return _EACH
-    return _EACH + 2 * sum(len(block.get("text", "")) for block in content if isinstance(block, dict))
+    """Return a message's approximate size in memory: that of its JSON."""
+    held = message.result if isinstance(message, JSONRPCResponse) else None
+    if isinstance(message, JSONRPCError):
+        held = {"message": message.error.message, "data": message.error.data}
+    try:
+        return _EACH + len(orjson.dumps(held))
+    except TypeError:  # half a surrogate pair, or a number of more than 64 bits
+        return _EACH + len(repr(held))
 
 
 class LostCalls:
