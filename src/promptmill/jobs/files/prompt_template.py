@@ -92,6 +92,8 @@ class PromptTemplate:
             raise input_error(_FIELD, f": {error.message}.") from None
         except PromptmillError:
             raise
+        except MemoryError:
+            raise input_error(_FIELD, " takes more memory than the job has.") from None
         except Exception as error:  # noqa: BLE001 (any error of a template is that row's failure)
             raise input_error(_FIELD, f" cannot be written out: {type(error).__name__}: {error}"[:300]) from None
 
