@@ -181,6 +181,7 @@ def test_a_name_that_is_too_long_is_one_line(bench: Any, arguments: list[str], l
         (lambda path: path.symlink_to(path.name), "which does not exist"),
         (os.mkfifo, "is a pipe; `-` in its place"),
         (lambda path: path.mkdir() or [(path / name).touch() for name in ("state.json", "a.arrow")], "`save_to_disk`"),
+        (lambda path: path.mkdir() or (path / "dataset_dict.json").touch(), "`save_to_disk`"),
     ],
 )
 def test_what_is_no_file_of_rows_is_called_what_it_is(bench: Any, made: Any, said: str) -> None:

@@ -124,7 +124,7 @@ def _check_kind(path: Path) -> None:
         raise input_error(f"{path} is a link to {path.readlink()}, which does not exist.")
     if path.is_fifo():
         raise input_error(f"{path} is a pipe; `-` in its place reads rows from standard input: … | promptmill bulk -")
-    if (path / "state.json").is_file() and any(path.glob("*.arrow")):
+    if (path / "dataset_dict.json").is_file() or ((path / "state.json").is_file() and any(path.glob("*.arrow"))):
         raise input_error(
             f"{path} is a folder that `save_to_disk` of the library datasets wrote; write rows with "
             '`dataset.to_parquet("rows.parquet")` instead.'
