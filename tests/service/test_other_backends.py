@@ -209,3 +209,11 @@ async def test_one_that_breaks_its_word_fails_the_items_in_words(site, code, sai
     service = closing(Service(configured()))
     outcomes = await service.generate([conversation_from_prompt(text, text) for text in "xy"], stats)
     assert [said in outcome.error.message for outcome in outcomes] == [True, True]
+
+
+def test_of_a_long_name_only_the_beginning_is_looked_at(monkeypatch):
+    seen = []
+    monkeypatch.setattr(registry, "redact", lambda text: seen.append(len(text)) or text)
+    with pytest.raises(PromptmillError, match="openaj"):
+        registry.check_name("openaj" * 100_000)
+    assert max(seen) <= 1000

@@ -125,7 +125,7 @@ class ModelLabels:
 
     def of(self, provider: str, model: str) -> Labels:
         """Return the labels of a model."""
-        labels = provider[:_LONGEST_LABEL], redact(model)[:_LONGEST_LABEL]
+        labels = provider[:_LONGEST_LABEL], redact(model[: 2 * _LONGEST_LABEL])[:_LONGEST_LABEL]
         if labels not in self._named and len(self._named) >= _MOST_MODELS:
             return _OTHER
         self._named.add(labels)
