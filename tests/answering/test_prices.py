@@ -47,6 +47,10 @@ def _request(extra=None, **sampling):
         ({"max_tokens": 1}, {"max_tokens": 20, "max_output_tokens": "30"}, 30),
         ({}, {"max_completion_tokens": -5}, 1),
         ({}, {"max_completion_tokens": 2.5}, 3),
+        ({"max_tokens": 1}, {"max_tokens_to_sample": 300}, 300),
+        ({"max_tokens": 1}, {"max_gen_tokens": 300, "truncate_prompt_tokens": 5000}, 300),
+        ({"max_tokens": 1}, {"options": {"num_predict": 300}}, 300),
+        ({"max_tokens": 1}, {"generationConfig": {"maxOutputTokens": "300"}}, 300),
         ({"max_tokens": 10}, {"n": 3}, 30),
         ({"max_tokens": 10}, {"n": "2", "best_of": 4}, 40),
         ({"max_tokens": 10}, {"n": -3}, 10),
@@ -61,6 +65,7 @@ def test_the_worst_case_is_the_largest_limit_that_a_request_names(sampling, extr
     [
         ({}, {}),
         ({}, {"max_tokens": "many"}),
+        ({}, {"max_tokens_to_sample": 300}),
         ({}, {"max_completion_tokens": float("inf")}),
         ({"max_tokens": 5}, {"max_tokens": None}),
     ],

@@ -212,7 +212,9 @@ def test_a_folder_that_is_removed_while_the_job_runs_is_called_removed(bench: An
     out, err = process.communicate(timeout=60)
     said = (out + err).replace("\n", " ")
     assert "was removed" in said
+    assert "Run the job again; it begins anew" in " ".join(said.split())
     assert "Free space" not in said
+    assert "is kept" not in said
 
 
 @pytest.mark.parametrize(

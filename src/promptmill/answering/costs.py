@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -40,6 +41,9 @@ _MINI, _PER_IMAGE_OF_MINI = "4o-mini", 48_200
 _BYTES_PER_SOUND_TOKEN = 10  # even strongly compressed speech has more
 _MOST_MODELS = 1000  # that the rows of a file may name; a file with more of them names models by mistake
 _LONGEST_ANSWER = ("max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_tokens", "n_predict")
+_OTHER_LIMIT = re.compile(
+    r"(?i)^(?!.*prompt).*(tokens|predict|max_?length)"
+)  # some endpoints obey it, others ignore it
 _ANSWERS = ("n", "best_of")
 _LONGEST = 1 << 40  # tokens; a larger number does not limit anything
 # Factors of the standard price if only that is known: OpenAI's for most models. `fast` is the later name of `priority`.
@@ -383,11 +387,18 @@ def worst_case(request: Request, model: str = "") -> Usage:
     longest = max((limit for limit in limits if limit is not None), default=None)
     if request.path == "/embeddings":
         longest = 0
-    elif longest is None or longest > _LONGEST:
+    elif longest is None or (longest := max(longest, _other_limit(extra))) > _LONGEST:
         raise _unbounded()
     answers = max(1, *(_whole_number(extra.get(name)) or 1 for name in _ANSWERS)) * _prompts(request)
     is_mini = any(_MINI in one for one in (model, *named_models(extra)))
     return Usage(_prompt_size(request, _PER_IMAGE_OF_MINI if is_mini else _PER_IMAGE), longest * answers)
+
+
+def _other_limit(extra: Mapping[str, Any]) -> int:
+    """Return the largest number that a name like a limit has in a body, or in an object of it such as `options`."""
+    bodies = [extra, *(value for value in extra.values() if isinstance(value, Mapping))]
+    named = [value for body in bodies for name, value in body.items() if _OTHER_LIMIT.search(str(name))]
+    return max((limit for limit in map(_whole_number, named) if limit is not None), default=0)
 
 
 def _whole_number(value: object) -> int | None:

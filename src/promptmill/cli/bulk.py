@@ -456,7 +456,8 @@ def run(
             job.folder.close()
             folders.unregister(job.folder)
             prune.remove(job.folder)
-        if as_json or not is_typo:
+        has_answers = not is_typo and job.folder.path.exists()
+        if as_json or has_answers:
             tell(about | found, again=error is None or error.retryable)
         else:
             complain(found["reason"])
