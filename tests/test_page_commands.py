@@ -81,6 +81,7 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstre
     (tmp_path / "pictures").mkdir()
     shutil.copyfile(ICON, tmp_path / "pictures" / "taxi.png")
     (tmp_path / "pictures.csv").write_text("id,path\n1,pictures/taxi.png\n")
+    (tmp_path / "gold.csv").write_text("text,label\ngood,positive\nbad,negative\n")
     job = ""
     for name in ("labels.csv", "labels-a.csv", "labels-b.csv"):
         if command.startswith(("compare", "show")):
