@@ -525,8 +525,16 @@ def _detail(usage: dict[str, Any], group: str, name: str) -> int:
 
 def _count(usage: Mapping[str, Any], *names: str) -> int | None:
     """Return the largest of these counts, which some gateways give twice; None if none is given or one is invalid."""
-    given = [value for name in names if (value := usage.get(name)) is not None]
-    return max(given, default=None) if all(type(one) is int and 0 <= one <= _MOST_TOKENS for one in given) else None
+    most = None
+    for name in names:  # a comprehension with `all` and `max` costs 2 µs a reply
+        value = usage.get(name)
+        if value is None:
+            continue
+        if type(value) is not int or not 0 <= value <= _MOST_TOKENS:
+            return None
+        if most is None or value > most:
+            most = value
+    return most
 
 
 def _loosely(body: bytes) -> Any:
