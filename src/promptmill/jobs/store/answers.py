@@ -166,6 +166,9 @@ class _Slot(NamedTuple):
         return _Slot(self.row, self.requests + requests, left, self.most + most if left else 0.0, self.cost + cost)
 
 
+_FREE = _Slot()
+
+
 class InFlight:
     """The rows with a request sent and no record yet, in a memory-mapped file, which survives a kill.
 
@@ -203,20 +206,20 @@ class InFlight:
         """Note a request for the row of `key`, which can cost `most`."""
         row = key & (FARTHEST_ROW_OF_KEY - 1)
         at = self._slots.get(row)
-        slot = _Slot(row + 1)
-        if at is None:
-            if not self._free:
-                count = len(self._map) // _SLOT.size
-                self._map.close()
-                self._map = self._mapped(2 * count)
-                self._free.extend(range(count, 2 * count))
-            at = self._slots[row] = self._free.pop()
-        else:
-            slot = self._get(at)
-        self._put(at, slot.changed(1, 1, most))
-        choices = self._open.setdefault(row, {})
-        count, before = choices.get(choice, (0, 0.0))
-        choices[choice] = count + 1, before + most
+        if at is not None:
+            self._put(at, self._get(at).changed(1, 1, most))
+            choices = self._open.setdefault(row, {})
+            count, before = choices.get(choice, (0, 0.0))
+            choices[choice] = count + 1, before + most
+            return
+        if not self._free:
+            count = len(self._map) // _SLOT.size
+            self._map.close()
+            self._map = self._mapped(2 * count)
+            self._free.extend(range(count, 2 * count))
+        at = self._slots[row] = self._free.pop()
+        self._put(at, _Slot(row + 1, 1, 1, most))
+        self._open[row] = {choice: (1, most)}
 
     def not_billed(self, key: int, choice: int) -> None:
         """Note that the last request for the row of `key` was refused, which costs nothing."""
@@ -241,7 +244,7 @@ class InFlight:
                 self._settled += self.lost.pop(row).requests
                 self._put(0, _Slot(requests=self._settled))
             if (at := self._slots.pop(row, None)) is not None:
-                self._put(at, _Slot())
+                self._put(at, _FREE)
                 self._free.append(at)
             self._open.pop(row, None)
 
