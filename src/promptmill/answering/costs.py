@@ -41,9 +41,8 @@ _MINI, _PER_IMAGE_OF_MINI = "4o-mini", 48_200
 _BYTES_PER_SOUND_TOKEN = 10  # even strongly compressed speech has more
 _MOST_MODELS = 1000  # that the rows of a file may name; a file with more of them names models by mistake
 _LONGEST_ANSWER = ("max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_tokens", "n_predict")
-_OTHER_LIMIT = re.compile(
-    r"(?i)^(?!.*prompt).*(tokens|predict|max_?length)"
-)  # some endpoints obey it, others ignore it
+# Some endpoints obey a limit with such a name, others ignore it.
+_OTHER_LIMIT = re.compile(r"(?i)^(?!.*prompt).*(tokens|predict|max_?length)")
 _ANSWERS = ("n", "best_of")
 _LONGEST = 1 << 40  # tokens; a larger number does not limit anything
 # Factors of the standard price if only that is known: OpenAI's for most models. `fast` is the later name of `priority`.

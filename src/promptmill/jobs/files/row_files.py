@@ -69,7 +69,7 @@ _OUTPUTS = ("jsonl", "json", "csv", "tsv", "parquet")
 _OF_IMAGES = (" For images, write a table with a column of their paths: ", Named("image_column"), ".")
 _MOST_LOOKED_AT = 1000
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-"""How the names of images end."""
+"""The suffixes of images."""
 
 
 @dataclass(frozen=True, slots=True)
