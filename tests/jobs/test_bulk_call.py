@@ -263,6 +263,29 @@ def test_a_data_frame_is_read_by_its_rows() -> None:
     assert [row["error"] for row in found.rows] == [None, "bad_request: no"]
 
 
+@pytest.mark.parametrize("options_more", [{}, {"prompt": "Rate: {{text}}"}])
+def test_a_text_that_is_missing_from_a_list_is_that_rows_failure(
+    options: dict[str, Any], upstream: Upstream, options_more: dict[str, Any]
+) -> None:
+    class NAType:
+        """As pandas' is called."""
+
+    texts = ["good", None, float("nan"), NAType()]
+    result = promptmill.bulk(texts, **options_more, **options)
+    assert [row["error"] and row["error"]["code"] for row in result.rows] == [None, *["empty_prompt"] * 3]
+    assert promptmill.bulk(texts, skip_empty=True, **options_more, **options).status["skipped"] == 3
+    with pytest.raises(PromptmillError, match=r"rows\[0\] is a number"):
+        promptmill.bulk([1.5], **options)
+
+
+def test_columns_of_one_name_are_all_in_the_rows(options: dict[str, Any]) -> None:
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame([["a", 1, 2]], columns=["text", "x", "x"])
+    result = promptmill.bulk(frame, prompt="Rate: {{text}}", **options)
+    assert {name: result.rows[0][name] for name in ("text", "x", "x_2")} == {"text": "a", "x": 1, "x_2": 2}
+    assert result.table().columns.to_list()[:3] == ["text", "x", "x"]
+
+
 class Column:
     """As much of a Series of pandas or polars as is used."""
 

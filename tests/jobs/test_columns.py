@@ -195,6 +195,44 @@ def test_a_cell_that_holds_nothing_is_an_error_or_left_out(bench: Any, suffix: s
     assert json.loads(bench.jobs(str(bench.output), "--failed", "--json").stdout)["failed"] == []
 
 
+@pytest.mark.parametrize("option", [["--prompt", "Say {{text}}"], ["--prompt-column", "text"], []])
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_a_table_of_texts_has_words_for_a_missing_value(bench: Any, suffix: str, option: list[str]) -> None:
+    """pandas, numpy and databases write them, and so does a job whose input has numbers."""
+    name = "text" if option else "prompt"
+    cells = ["a", "NaN", "nan", "null", "NULL", "NA", "Null", "nano"]
+    table(bench, [{name: cell, "id": at} for at, cell in enumerate(cells)], suffix)
+    result = bench.run("--json", *option)
+    assert (result.returncode, json.loads(result.stdout)["errors"]) == (1, {"empty_prompt": 4})
+    assert len(bench.upstream.seen) == 4
+    assert [row[name] for row in read(bench.output)] == cells
+    assert bench.succeed("--skip-empty", *option)["skipped"] == 4
+    assert [row[name] for row in read(bench.output)] == ["a", "NA", "Null", "nano"]
+
+
+def test_a_missing_value_in_a_table_of_texts_has_what_the_template_says_instead_and_sets_nothing(bench: Any) -> None:
+    table(bench, [{"text": "null", "temperature": "NaN", "model": "null"}], ".csv")
+    bench.succeed("--prompt", "Say {{text or 'nothing'}}", "--row-settings")
+    (seen,) = bench.upstream.seen
+    assert (seen.prompt, seen.json["model"], "temperature" in seen.json) == ("Say nothing", "test-model", False)
+
+
+def test_a_line_of_a_text_file_is_a_prompt_whatever_it_says(bench: Any) -> None:
+    bench.input = bench.path / "in.txt"
+    bench.input.write_text("null\nNaN\n")
+    bench.succeed()
+    assert {seen.prompt for seen in bench.upstream.seen} == {"null", "NaN"}
+
+
+def test_a_number_that_is_missing_is_an_error_in_the_table_that_a_job_made_of_it_as_well(bench: Any) -> None:
+    table(bench, [{"prompt": "a", "x": 1.5}, {"prompt": "b", "x": float("nan")}], ".parquet")
+    bench.output = bench.path / "out.csv"
+    bench.succeed()
+    bench.input, bench.output = bench.output, bench.path / "again.csv"
+    assert bench.succeed("--prompt", "Say {{x}}", "--skip-empty")["skipped"] == 1
+    assert [seen.prompt for seen in bench.upstream.seen[2:]] == ["Say 1.5"]
+
+
 def test_a_number_that_is_none_is_left_out_of_parquet(bench: Any) -> None:
     table(bench, [{"x": 1.5}, {"x": float("nan")}, {"x": None}], ".parquet")
     assert bench.succeed("--prompt", "{{x}}", "--skip-empty")["skipped"] == 2

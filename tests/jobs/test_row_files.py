@@ -269,6 +269,25 @@ def test_two_columns_of_one_name_that_is_asked_are_refused(tmp_path: Path) -> No
         Asked(tmp_path, "in.csv")
 
 
+@pytest.mark.parametrize("options", [{"prompt_column": "x"}, {"prompt_template": "Say {{x}}"}])
+def test_two_columns_of_the_name_that_is_asked_are_refused_by_that_name(tmp_path: Path, options: Any) -> None:
+    (tmp_path / "in.csv").write_text("x,id,x\na,1,b\n")
+    with pytest.raises(PromptmillError, match="two columns `x`"):
+        Asked(tmp_path, "in.csv", **options)
+
+
+def test_a_template_over_a_whole_row_has_all_columns_by_the_names_that_they_have_in_json(tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text("x,id,x,prompt,prompt\na,1,b,p,q\n")
+    asked = Asked(tmp_path, "in.csv", prompt_template="{{row}}")
+    assert asked.asked == [{"prompt": '{"x":"a","id":"1","x_2":"b","prompt":"p","prompt_2":"q"}'}]
+    assert Asked(tmp_path, "in.csv", prompt_template="{{id}}").asked == [{"prompt": "1"}]
+
+
+def test_many_columns_of_one_name_get_theirs_in_one_pass() -> None:
+    names = tables.distinct([*["x"] * 50_000, "x_3"])
+    assert (names[:3], names[-1], len(set(names))) == (["x", "x_2", "x_4"], "x_3", 50_001)
+
+
 def test_another_column_is_asked_by_its_name(tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text("question,prompt\nwhy,old\n")
     asked = Asked(tmp_path, "in.csv", prompt_column="question")

@@ -11,11 +11,14 @@ import codecs
 import contextlib
 import itertools
 import json
+import math
 import os
 import threading
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from operator import itemgetter
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
 import orjson
@@ -28,7 +31,7 @@ from promptmill.jobs.files import disk, row_files
 from promptmill.jobs.files.disk import LONGEST_LINE, TOO_LONG
 from promptmill.jobs.files.prompt_template import PromptTemplate
 from promptmill.jobs.files.row_files import InputFiles
-from promptmill.jobs.files.tables import CellRow, CellTable, ParquetTable, is_utf8, objects, readable
+from promptmill.jobs.files.tables import CellRow, CellTable, ParquetTable, distinct, is_utf8, objects, readable
 
 _BUFFER = 1 << 18
 _QUOTES = 4  # times that a row may be longer with its quotes and commas
@@ -40,6 +43,9 @@ _NOT_UTF8 = "is not UTF-8 text."
 _FIRST_ROWS = 20
 _TEXTS = frozenset({"string", "large_string"})  # types of Arrow
 _SPACE = " \t\r\n"
+# How programs, ours among them, write a missing value as a cell of CSV or TSV, if not as an empty one.
+_MISSING: Mapping[str, float | None] = MappingProxyType({"NaN": math.nan, "nan": math.nan, "null": None, "NULL": None})
+_NOTHING: Mapping[str, float | None] = MappingProxyType({})
 
 
 class HaltedError(Exception):
@@ -249,16 +255,17 @@ def _prompt_columns(
     """
     if template is not None:
         template.check(names)
-        return [(at, name) for at, name in enumerate(names) if template.takes_all or name in template.names | read]
+        wanted = template.names | read
+        _check_once(names, wanted - (_PROMPTS - template.names))
+        return [(at, name) for at, name in enumerate(distinct(names)) if template.takes_all or name in wanted]
     meant = list(names)
     if prompt_column is not None:
         if prompt_column not in names:
             raise input_error(f"The input has no column {prompt_column!r}; its columns: {_list_names(names)}.")
         meant = ["prompt" if name == prompt_column else "" if name in _PROMPTS else name for name in names]
+        _check_once(names, {prompt_column})
+    _check_once(meant, read)
     asked = [(at, name) for at, name in enumerate(meant) if name in read]
-    twice = {name for _, name in asked if meant.count(name) > 1}
-    if twice:
-        raise input_error(f"The input has two columns `{min(twice)}`; rename one of them.")
     if not {"prompt", "messages"} & set(meant):
         if not all(map(is_utf8, names)):
             latin = Named("encoding", "latin-1", ", or add {}")
@@ -266,6 +273,14 @@ def _prompt_columns(
         column = Named("prompt_column", text=" {} names the one with the prompts.")
         raise input_error(f"The input has no column `prompt` or `messages`; its columns: {_list_names(names)}.", column)
     return sorted(asked, key=itemgetter(1))  # moved columns leave the question as it is
+
+
+def _check_once(names: list[str], read: Collection[str]) -> None:
+    """Raise `PromptmillError` (`invalid_input`) if two of the columns have one of the names that are read."""
+    counts = Counter(names)
+    twice = {name for name in read if counts[name] > 1}
+    if twice:
+        raise input_error(f"The input has two columns `{min(twice)[:60]}`; rename one of them.")
 
 
 def _list_names(names: list[str]) -> str:
@@ -277,9 +292,13 @@ def _cell_lines(
 ) -> Iterator[bytes]:
     """Yield the lines of a table. `given`: the size of its files in bytes."""
     asked = _prompt_columns(_names(table, template), prompt_column, template, read)
+    missing = _NOTHING if table.is_text else _MISSING
     size = wrong = first = 0
     for row in table.rows():
-        found = _cell_row(row, asked, prompt_column) if template is None else _written_out(row, asked, template)
+        if template is None:
+            found = _cell_row(row, asked, missing, prompt_column)
+        else:
+            found = _written_out(row, asked, missing, template)
         if isinstance(found, str):
             if _NOT_UTF8 in found:
                 first, wrong = first or row.line, wrong + 1
@@ -329,8 +348,13 @@ def cells_of(line: bytes) -> list[str]:
     return cells
 
 
-def _cell_row(found: CellRow, asked: list[tuple[int, str]], prompt_column: str | None = None) -> dict[str, Any] | str:
-    """Return the question of a row, or the reason why it has none."""
+def _cell_row(
+    found: CellRow,
+    asked: list[tuple[int, str]],
+    missing: Mapping[str, float | None],
+    prompt_column: str | None = None,
+) -> dict[str, Any] | str:
+    """Return the question of a row, or the reason why it has none. `missing`: texts that stand for no value."""
     if found.problem:
         return found.problem
     row: dict[str, Any] = {}
@@ -338,9 +362,10 @@ def _cell_row(found: CellRow, asked: list[tuple[int, str]], prompt_column: str |
         text = found.cells[at]
         if not is_utf8(text):
             return f"{name} {_NOT_UTF8} {rows.AS_UTF8}"
-        if name == "prompt" and prompt_column is not None and (what := rows.emptiness(text)):
+        value = missing.get(text, text)
+        if name == "prompt" and prompt_column is not None and (what := rows.emptiness(value)):
             return {rows.EMPTY: f"its {prompt_column} is {what}."}
-        if not text and (name != "prompt" or any(other == "messages" for _, other in asked)):
+        if rows.is_null(value) and (name != "prompt" or any(other == "messages" for _, other in asked)):
             continue  # with both columns, the messages may be the question
         if name == "messages" or (name in IMAGES and text.lstrip().startswith("[")):
             try:
@@ -348,11 +373,13 @@ def _cell_row(found: CellRow, asked: list[tuple[int, str]], prompt_column: str |
             except orjson.JSONDecodeError as error:
                 return f"{name} is not valid JSON: {error.msg}."
         else:
-            row[name] = text
+            row[name] = value
     return row
 
 
-def _written_out(found: CellRow, asked: list[tuple[int, str]], template: PromptTemplate) -> dict[str, Any] | str:
+def _written_out(
+    found: CellRow, asked: list[tuple[int, str]], missing: Mapping[str, float | None], template: PromptTemplate
+) -> dict[str, Any] | str:
     """Return the question of a row by `template`, or the reason why it has none."""
     if found.problem:
         return found.problem
@@ -360,11 +387,11 @@ def _written_out(found: CellRow, asked: list[tuple[int, str]], template: PromptT
     if wrong := next((name for name, text in texts.items() if not is_utf8(text)), None):
         return f"{readable(wrong)} {_NOT_UTF8} {rows.AS_UTF8}"
     settings = [(at, name) for at, name in asked if name in template.read - _PROMPTS]
-    own = _cell_row(found, sorted(settings, key=itemgetter(1)))
+    own = _cell_row(found, sorted(settings, key=itemgetter(1)), missing)
     if isinstance(own, str):
         return own
     try:
-        return own | template.prompt(texts)
+        return own | template.prompt({name: missing.get(text, text) for name, text in texts.items()})
     except PromptmillError as error:
         return error.message
 

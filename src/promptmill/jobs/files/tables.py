@@ -226,12 +226,12 @@ def _places(own: list[str], part: Part, header: list[str]) -> list[int | None] |
 
 def distinct(names: Sequence[str]) -> list[str]:
     """Return distinct names for the fields of an object: of columns of the same name, the later ones get a number."""
-    found: dict[str, None] = {}
+    known, found, counts = frozenset(names), dict[str, None](), dict[str, int]()
     for name in names:
-        new, count = name, 1
-        while new in found or (count > 1 and new in names):
-            count += 1
-            new = f"{name}_{count}"
+        new = name
+        while new in found or (new != name and new in known):
+            counts[name] = counts.get(name, 1) + 1
+            new = f"{name}_{counts[name]}"
         found[new] = None
     return list(found)
 

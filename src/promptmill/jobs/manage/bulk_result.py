@@ -22,6 +22,7 @@ from promptmill.backends import rows as rows_
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.money import dollars
 from promptmill.core.wording import counted, cut, shape
+from promptmill.jobs.files.tables import distinct
 from promptmill.jobs.store import given_rows
 from promptmill.jobs.store.records import OURS
 
@@ -157,6 +158,8 @@ def _rows(rows: Any, name: str) -> Iterable[Any]:
     if hasattr(rows, "iter_rows"):  # polars
         return rows.iter_rows(named=True)  # type: ignore[no-any-return]
     if hasattr(rows, "to_dict") and hasattr(rows, "iloc"):  # pandas
+        if not getattr(getattr(rows, "columns", None), "is_unique", True):  # its rows would lose those of the same name
+            rows = rows.set_axis(distinct([str(name) for name in rows.columns]), axis=1)
         return (row for at in range(0, len(rows), _AT_ONCE) for row in rows.iloc[at : at + _AT_ONCE].to_dict("records"))
     if hasattr(rows, "to_pylist") or hasattr(rows, "tolist"):  # a column of pyarrow, an array of numpy
         values = rows.to_pylist() if hasattr(rows, "to_pylist") else rows.tolist()

@@ -22,6 +22,7 @@ from typing import IO, Any
 
 import orjson
 
+from promptmill.backends import rows as rows_
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, Named, PromptmillError, input_error, redact
 from promptmill.core.wording import shape
@@ -318,7 +319,8 @@ def lines_of(
 ) -> Iterator[bytes]:
     """Yield the rows of an argument as lines of JSON: texts, whose field is `name`, rows with fields, and messages.
 
-    `default` returns the JSON form of what has none. Raises `PromptmillError` (`invalid_input`).
+    None and NaN are texts that are missing. `default` returns the JSON form of what has none, None for a missing value.
+    Raises `PromptmillError` (`invalid_input`).
     """
     for index, row in enumerate(rows):
         match row:
@@ -330,6 +332,8 @@ def lines_of(
                 found = row
             case list() | tuple():
                 found = {"messages": row}
+            case _ if rows_.emptiness(row) or (default is not None and default(row) is None):
+                found = {name: None}
             case _:
                 raise input_error(f"{argument}[{index}] is {shape(row)}; send a text, a row or a list of messages.")
         try:
