@@ -243,6 +243,14 @@ async def test_chunks_with_more_beside_them_than_a_body_may_have_are_refused(mon
     assert isinstance(error, TooLargeError)
 
 
+@pytest.mark.parametrize(("size", "taken"), [(2, False), (100, False), (150, True)])
+async def test_a_body_of_very_many_small_chunks_is_refused_before_it_fills_the_memory(size, taken):
+    chunks = (b"%x\r\n%b\r\n" % (size, b"." * size)) * 20_000
+    said = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n"
+    (found,), _ = await asked(saying(said))
+    assert isinstance(found, HttpResponse if taken else InvalidResponseError)
+
+
 async def test_a_trailer_is_not_kept():
     said = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nRetry-After: 5\r\n\r\n"
     (response,), _ = await asked(saying(said))
