@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 
 import pytest
+from multidict import CIMultiDict
 from yarl import URL
 
 from promptmill.backends.openai import http_connection
@@ -25,7 +26,8 @@ from promptmill.backends.openai.failures import (
     was_sent,
 )
 from promptmill.backends.openai.http_connection import BODIES_IN_FLIGHT, BodiesInFlight, HeldBody, HttpResponse, Target
-from promptmill.backends.openai.transport import LoopThrottle, RawHttpClient
+from promptmill.backends.openai.session import Session
+from promptmill.backends.openai.transport import LoopThrottle, RawHttpClient, Route
 from waiting import until
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -244,10 +246,19 @@ async def test_chunks_with_more_beside_them_than_a_body_may_have_are_refused(mon
 
 
 @pytest.mark.parametrize(("size", "taken"), [(2, False), (100, False), (150, True)])
-async def test_a_body_of_very_many_small_chunks_is_refused_before_it_fills_the_memory(size, taken):
+@pytest.mark.parametrize("ours", [True, False])
+async def test_a_body_of_very_many_small_chunks_is_refused_before_it_fills_the_memory(closing, size, taken, ours):
     chunks = (b"%x\r\n%b\r\n" % (size, b"." * size)) * 20_000
-    said = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n"
-    (found,), _ = await asked(saying(said))
+    said = saying(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n")
+    async with served(said) as (_, target):
+        with client() as raw:
+            if ours:
+                asking = raw.post(target, [b"{}"], 2)
+            else:
+                session = closing(Session(1, 10, 10, ssl.create_default_context()))
+                url = URL(f"http://{target.host}:{target.port}/v1/chat")
+                asking = session.post(Route(url, CIMultiDict(), None), [b"{}"], 2, None)
+            found: HttpResponse | BaseException = (await asyncio.gather(asking, return_exceptions=True))[0]
     assert isinstance(found, HttpResponse if taken else InvalidResponseError)
 
 

@@ -33,8 +33,8 @@ _LARGEST_HEAD = 64 * 1024
 _MOST_INTERIM = 32
 # An endpoint chooses the size of the chunks of its body, and each one costs time and memory. So more chunks than this
 # must have some size on average: an event of a stream has 150 bytes.
-_MOST_PIECES = 4000
-_SMALL_PIECE = 128
+MOST_PIECES = 4000
+SMALL_PIECE = 128
 _MOST_MEMBERS = 128
 _NAME_LENGTH = len("content-encoding")
 T = TypeVar("T")
@@ -364,8 +364,8 @@ class Connection(asyncio.Protocol):
             response.body.append(body)
             if response.body_size > SMALL_BODY:
                 self._hold(len(body))
-            if (pieces := len(response.body)) > _MOST_PIECES and response.body_size < pieces * _SMALL_PIECE:
-                raise InvalidResponseError(f"more than {_MOST_PIECES} pieces of less than {_SMALL_PIECE} bytes")
+            if (pieces := len(response.body)) > MOST_PIECES and response.body_size < pieces * SMALL_PIECE:
+                raise InvalidResponseError(f"more than {MOST_PIECES} pieces of less than {SMALL_PIECE} bytes")
 
     def _hold(self, size: int) -> None:
         """Count the body, and stop reading it while other bodies have priority."""

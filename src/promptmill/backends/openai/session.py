@@ -15,7 +15,14 @@ from aiohttp.abc import AbstractStreamWriter
 from yarl import URL
 
 from promptmill.backends.openai import failures
-from promptmill.backends.openai.http_connection import SMALL_BODY, Headers, HeldBody, HttpResponse
+from promptmill.backends.openai.http_connection import (
+    MOST_PIECES,
+    SMALL_BODY,
+    SMALL_PIECE,
+    Headers,
+    HeldBody,
+    HttpResponse,
+)
 from promptmill.backends.openai.transport import Route
 
 # The slowest accepted upload; its duration is added to the timeouts.
@@ -111,11 +118,15 @@ async def _read(
     held: HeldBody | None = None
     may_go_on = asyncio.Event()
     while not content.at_eof():
-        chunk = await content.readany()
+        chunk, _ = await content.readchunk()
+        if not chunk:  # the end of a piece that was read before
+            continue
         size += len(chunk)
         if size > failures.LARGEST_BODY:
             raise failures.TooLargeError(f"more than {failures.LARGEST_BODY} bytes")
         chunks.append(chunk)
+        if len(chunks) > MOST_PIECES and size < len(chunks) * SMALL_PIECE:
+            raise failures.InvalidResponseError(f"more than {MOST_PIECES} pieces of less than {SMALL_PIECE} bytes")
         if on_data is not None:
             on_data(chunk)
         if size > SMALL_BODY:
