@@ -22,6 +22,8 @@ _CUT_WHILE_REASONING = (
 
 DURATIONS_S = tuple(0.01 * 2**step for step in range(14))
 """The bounds in which durations are counted: those of OpenTelemetry's conventions for generative models."""
+COUNTERS = ("requests", "retries", "prompt_tokens", "completion_tokens", "cached_tokens")
+"""The counters of a `Call` that a job adds up over its runs."""
 
 
 @dataclass(slots=True, unsafe_hash=True)

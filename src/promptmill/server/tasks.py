@@ -42,7 +42,7 @@ from mcp_types import (
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import BaseModel
 
-from promptmill.backends.protocol import Call, Failure, Outcome
+from promptmill.backends.protocol import COUNTERS, Call, Failure, Outcome
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.server.results import result_of
@@ -58,10 +58,7 @@ _SOON_S = 5.0
 _TTL_S = 7 * 86_400
 _POLL_MS = (1000, 10_000)
 _POLLS = 10  # of the time that is left
-_COUNTED = (
-    *("done", "failed", "requests", "retries", "prompt_tokens", "completion_tokens", "cached_tokens"),
-    *("cost", "cached", "repaired", "asked_again"),
-)
+_COUNTED = ("done", "failed", *COUNTERS, "cost", "cached", "repaired", "asked_again")
 _OLD = "2025-11-25"
 _WANTED = "promptmill/task"  # in the `_meta` of a call: its client wants a task; in that of its result: the handle
 _RELATED = "io.modelcontextprotocol/related-task"

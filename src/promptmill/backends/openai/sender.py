@@ -53,7 +53,6 @@ _LARGEST_ERROR = 1 << 20
 # No other thread runs while a JSON text is read: 500,000 different names take 0.2 s. The lenient reader takes longer.
 _MOST_FIELDS = 500_000
 _LARGEST_MENDED = 2 << 20
-# Runs of surrogates without a pair at their ends; short ones, because no other thread runs while one is replaced.
 _MOST_EVENTS = 150_000  # of a stream: answers have fewer tokens
 _MOST_TOKENS = 2**24  # more than any context; the count is charged to `tpm`
 

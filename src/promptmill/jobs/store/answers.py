@@ -47,6 +47,7 @@ from urllib.parse import quote
 
 import orjson
 
+from promptmill.backends.protocol import COUNTERS
 from promptmill.core.errors import Code
 from promptmill.jobs.files import disk
 from promptmill.jobs.store.records import RARE_FIELDS, JobCounts, Record
@@ -447,8 +448,8 @@ class JobStore:
         summed = ("attempts", _RETRIES, "prompt_tokens", "completion_tokens", _CACHED)
         sums = ", ".join(f"total({each})" for each in summed)
         (spent,) = self.read(f"SELECT {sums} FROM {_PAID}", before)
-        counts.requests, counts.retries, *tokens = (int(max(0, min(each or 0, _MOST_COUNTED))) for each in spent)
-        counts.prompt_tokens, counts.completion_tokens, counts.cached_tokens = tokens
+        for name, each in zip(COUNTERS, spent, strict=True):
+            setattr(counts, name, int(max(0, min(each or 0, _MOST_COUNTED))))
         ((rows,),) = self.read(f"SELECT count(*) {where}", before)
         ((open_rows,),) = self.read(f"SELECT count(*) {where} AND ({again})", before)
         counts.done = rows - open_rows

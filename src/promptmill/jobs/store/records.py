@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from promptmill.backends import rows
-from promptmill.backends.protocol import NO_USAGE, Call, Completion, Failure, Outcome, Usage
+from promptmill.backends.protocol import COUNTERS, NO_USAGE, Call, Completion, Failure, Outcome, Usage
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.wording import mended
 
@@ -333,17 +333,7 @@ class JobCounts:
 
     def add(self, other: JobCounts) -> None:
         """Add the counts of `other`."""
-        for name in (
-            "done",
-            "skipped",
-            "truncated",
-            "empty",
-            "requests",
-            "retries",
-            "prompt_tokens",
-            "completion_tokens",
-            "cached_tokens",
-        ):
+        for name in ("done", "skipped", "truncated", "empty", *COUNTERS):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for code, count in other.codes.items():
             self.fail(code, count)
@@ -370,11 +360,7 @@ class JobCounts:
             **({"skipped": self.skipped} if self.skipped else {}),
             "truncated": self.truncated,
             **({"empty": self.empty} if self.empty else {}),
-            "requests": self.requests + stats.requests,
-            "retries": self.retries + stats.retries,
-            "prompt_tokens": self.prompt_tokens + stats.prompt_tokens,
-            "completion_tokens": self.completion_tokens + stats.completion_tokens,
-            "cached_tokens": self.cached_tokens + stats.cached_tokens,
+            **{name: getattr(self, name) + getattr(stats, name) for name in COUNTERS},
             "latency_s": {
                 name: self.latencies.quantile(share) for name, share in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
             },

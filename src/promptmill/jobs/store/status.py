@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, TextIO, TypeAlias
 
 from promptmill import __version__
-from promptmill.backends.protocol import Call
+from promptmill.backends.protocol import COUNTERS, Call
 from promptmill.jobs.store.answers import IN_FLIGHT, DamagedError, InFlight, JobStore
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.records import JobCounts
@@ -21,8 +21,7 @@ STARTING, RUNNING, MERGING = "starting", "running", "merging"
 FINISHED, STOPPED, CANCELLED, INTERRUPTED = "finished", "stopped", "cancelled", "interrupted"
 # Keys of `Progress.as_dict` that count the whole job, over all its runs.
 COUNTS = (
-    *("total", "done", "answered", "failed", "errors", "skipped", "truncated", "empty", "requests", "retries"),
-    *("prompt_tokens", "completion_tokens", "cached_tokens", "latency_s"),
+    *("total", "done", "answered", "failed", "errors", "skipped", "truncated", "empty", *COUNTERS, "latency_s"),
     *("cost", "cached", "repaired", "asked_again"),
 )
 _BESIDE = ("cached", "repaired", "asked_again")
