@@ -232,6 +232,8 @@ def test_a_variable_that_names_no_file_is_named():
             "backend_configs.openai.concurency: unknown key; did you mean concurrency?",
         ),
         ("xyz: 1", "xyz: unknown key; known keys: backend, backend_configs,"),
+        ("'x[0]': 1", "x[0]: unknown key; known keys: backend, backend_configs,"),
+        ("backend_configs: {openai: {'a[b': 1}}", "backend_configs.openai.a[b: unknown key"),
     ],
 )
 def test_an_unknown_key_is_an_error_with_its_path_and_the_nearest_known_one(write, content, said):

@@ -83,12 +83,13 @@ def test_a_stop_that_the_same_command_cannot_help_is_one_line(bench: Any) -> Non
     ("name", "data", "said"),
     [
         ("in.jsonl", gzip.compress(b'{"prompt": "a"}\n', mtime=0), "is compressed with gzip; name it in.jsonl.gz"),
+        ("in.jsonl.gz", gzip.compress(gzip.compress(b"{}")), "in.jsonl.gz is compressed twice; decompress it once"),
         ("in.csv", b"PK\x03\x04rest", "save its sheet as CSV"),
         ("in.xlsx", b"PK\x03\x04rest", "is a spreadsheet; save it as CSV"),
         ("in.csv", "prompt\nGrüße\n".encode("latin-1"), "--encoding latin-1 reads it as Latin-1"),
         ("in.csv", b"prompt,b\nx,y,z\n", "Put a cell that holds the separator into double quotes"),
     ],
-    ids=["gzip", "zip", "spreadsheet", "latin-1", "separator"],
+    ids=["gzip", "gzip twice", "zip", "spreadsheet", "latin-1", "separator"],
 )
 def test_a_file_that_is_something_else_is_told(bench: Any, name: str, data: bytes, said: str) -> None:
     bench.input = bench.path / name

@@ -26,10 +26,12 @@ from promptmill.images.load import ImageRules, load_image
 from promptmill.install.steps import write
 from promptmill.jobs.files import disk
 from promptmill.jobs.files.disk import RandomFile
+from promptmill.jobs.files.whole_files import WholeFiles
 from promptmill.jobs.manage import detached
 from promptmill.jobs.manage.prune import prune
-from promptmill.jobs.run import merge
+from promptmill.jobs.run import admission, merge, validation
 from promptmill.jobs.store.folder import JobFolders
+from promptmill.jobs.store.spec import JobRequest
 from promptmill.server import create_server
 from promptmill.service.service import Service
 from promptmill.system.safe_open import OutsideError, is_remote, open_regular
@@ -466,6 +468,77 @@ def test_an_input_that_became_a_link_is_not_opened(work_folder, tmp_path):
     (work_folder / "in.jsonl").symlink_to(secret)
     with pytest.raises(OutsideError):
         RandomFile.given(work_folder / "in.jsonl")
+
+
+@pytest.fixture
+def swapped(work_folder, tmp_path, monkeypatch):
+    """Another process puts a link to a secret in the place of the input once a path to it has been resolved."""
+    secret, given = tmp_path / "secret.jsonl", work_folder / "in.jsonl"
+    secret.write_text('{"prompt": "secret"}\n')
+    real = os.path.realpath
+
+    def resolved(path, *arguments, **options):
+        found = real(path, *arguments, **options)
+        if str(path) == str(given) and not given.is_symlink():
+            given.unlink()
+            given.symlink_to(secret)
+        return found
+
+    monkeypatch.setattr(os.path, "realpath", resolved)
+    return JobRequest(input=given, output=work_folder / "out.jsonl")
+
+
+@pytest.fixture
+def plan(upstream):
+    return Configuration(
+        {"backend": "openai", "backend_configs": {"openai": {"base_url": upstream.url, "model_name": "m"}}}
+    ).plan
+
+
+@pytest.mark.rule("F11")
+@posix
+def test_an_input_that_becomes_a_link_while_its_job_is_admitted_is_not_opened(swapped, plan):
+    with pytest.raises(PromptmillError, match="is not a regular file"):
+        admission.admit(swapped, plan, JobFolders.from_environ())
+    with pytest.raises(PromptmillError, match="became a link"):
+        admission.admit(swapped, plan, JobFolders.from_environ(), are_paths_resolved=True)
+    with pytest.raises(PromptmillError, match="became a link"):
+        validation.check(plan, swapped, are_paths_resolved=True)
+    with pytest.raises(PromptmillError, match="became a link"):
+        admission.check_columns(swapped)
+
+
+@pytest.mark.rule("F3")
+@posix
+def test_a_text_that_becomes_a_link_to_a_secret_in_the_same_folder_is_not_sent(work_folder, monkeypatch):
+    (work_folder / ".env").write_text("hunter2")
+    note = work_folder / "note.txt"
+    note.write_text("a note")
+    real = os.path.realpath
+
+    def resolved(path, *arguments, **options):
+        found = real(path, *arguments, **options)
+        if str(path) == "note.txt":
+            note.unlink()
+            note.symlink_to(work_folder / ".env")
+        return found
+
+    monkeypatch.setattr(os.path, "realpath", resolved)
+    with pytest.raises(PromptmillError, match="leads outside"):
+        list(WholeFiles(["note.txt"], [work_folder]).lines())
+
+
+@pytest.mark.rule("F11")
+@posix
+def test_an_input_of_a_call_that_becomes_a_folder_is_not_read(work_folder, plan):
+    given = work_folder / "in.jsonl"
+    given.unlink()
+    given.mkdir()
+    (given / "a.jsonl").symlink_to("/etc/hostname")
+    (given / "b.jsonl").write_text('{"prompt": "hi"}\n')
+    order = JobRequest(input=given, output=work_folder / "out.jsonl")
+    with pytest.raises(PromptmillError, match="became a link or a folder"):
+        admission.admit(order, plan, JobFolders.from_environ(), are_paths_resolved=True)
 
 
 @pytest.mark.rule("F12")

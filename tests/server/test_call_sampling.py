@@ -27,6 +27,7 @@ async def test_a_calls_sampling_goes_over_the_configured_one_for_this_call_alone
     ("sampling", "said"),
     [
         ({"temprature": 0}, "sampling_params.temprature: unknown key; did you mean temperature?"),
+        ({"a[b": 1}, "sampling_params.a[b: unknown key"),
         ({"max_tokens": 0}, "sampling_params.max_tokens"),
         (
             {"max_tokens": 101},

@@ -46,7 +46,9 @@ def explain(error: ValidationError, model: type[BaseModel], above: str = "", raw
     """
     lines: dict[str, str] = {}
     for problem in error.errors(include_url=False, include_context=False):
-        location = [part for part in problem["loc"] if not (isinstance(part, str) and "[" in part)]
+        location = list(problem["loc"])
+        unknown = [location.pop()] if problem["type"] == "extra_forbidden" else []  # the user's name, whatever it is
+        location = [part for part in location if not (isinstance(part, str) and "[" in part)] + unknown
         path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
         if problem["type"] == "extra_forbidden":
             lines[path] = unknown_key(location, model, raw)

@@ -316,7 +316,9 @@ def format_of_input(files: InputFiles) -> str:
     }:  # as `>` of some shells writes
         raise input_error(f"The input file {path.name} is UTF-16 text; save it as UTF-8.")
     if kind != "parquet" and (found := next((what for sign, what in _SIGNS.items() if start.startswith(sign)), None)):
-        raise input_error(f"The input file {path.name} is {found.format(path.name)}.")
+        once_more = found.startswith("compressed") and compression_of(path)
+        what = "compressed twice; decompress it once" if once_more else found.format(path.name)
+        raise input_error(f"The input file {path.name} is {what}.")
     return "batch" if kind == "jsonl" and _is_batch(files) else kind
 
 

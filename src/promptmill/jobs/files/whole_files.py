@@ -144,7 +144,9 @@ class WholeFiles:
         if any(_SECRET.fullmatch(name) for name in (real.name, path.name)):
             raise input_error("may hold secrets")
         try:
-            with os.fdopen(open_regular(path.absolute(), self._roots), "rb") as file:
+            if not is_inside(real, self._roots):
+                raise OutsideError
+            with os.fdopen(open_regular(real, (real,)), "rb") as file:  # not what took this name since
                 data = file.read(_LARGEST_FILE + 1)
         except OutsideError:
             raise input_error("leads outside the folders of `allowed_roots`") from None

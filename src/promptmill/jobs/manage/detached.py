@@ -207,7 +207,7 @@ def _result(told: Mapping[str, Any], note: Note) -> Any:
     if told["step"] == "check":
         runtime.limit_computing(_VALIDATION_S)
         service, order, _, _ = _unpacked(told)
-        return validation.check(service.plan, order, service.row_models(service.plan))
+        return validation.check(service.plan, order, service.row_models(service.plan), are_paths_resolved=True)
     if told["step"] == "check_columns":
         runtime.limit_computing(_STUCK_S)
         return admission.check_columns(JobRequest.model_validate(told["order"]))
@@ -366,9 +366,7 @@ def main() -> int:
     if service.plan.backend in {*BACKENDS, AUTO}:  # how much another package's backend needs is not known
         runtime.limit_memory(_RUNNER_BYTES)
     try:
-        job = admission.admit(order, service.plan, folders, lock)
-        if (job.spec.input, job.spec.output) != (order.input, order.output):
-            raise input_error("Input or output became a link to something else while the job was started.")
+        job = admission.admit(order, service.plan, folders, lock, are_paths_resolved=True)
     except PromptmillError as error:
         print(f"promptmill: {redact(str(error))}", file=sys.stderr)
         return 2

@@ -127,8 +127,6 @@ class RunningJobs:
         folder = job.folder
         with contextlib.ExitStack() as held:
             held.callback(job.close)
-            if not self._may_see(folder, job.spec):  # became a link since it was looked at
-                raise self._outside("input_file or output_file")
             if job.finished:
                 job.close()
                 return (
@@ -242,13 +240,20 @@ class RunningJobs:
         return True
 
     async def _admitted(self, order: JobRequest, plan: ResolvedConfig, *, are_columns_checked: bool = False) -> Job:
-        """Return the job of `order`; a job that is admitted after its caller left is closed."""
+        """Return the job of `order`, whose paths are resolved; close it if its caller left meanwhile."""
 
         def let_go(done: asyncio.Future[Job]) -> None:
             if not done.cancelled() and not done.exception():
                 done.result().close()
 
-        admit = partial(admission.admit, order, plan, self.folders, are_columns_checked=are_columns_checked)
+        admit = partial(
+            admission.admit,
+            order,
+            plan,
+            self.folders,
+            are_columns_checked=are_columns_checked,
+            are_paths_resolved=True,
+        )
         admitting = asyncio.ensure_future(asyncio.to_thread(admit))
         try:
             return await asyncio.shield(admitting)
@@ -273,8 +278,7 @@ class RunningJobs:
 
         `next_offset` is where to go on, None at the end of the input; rows without an answer yet are left out.
         """
-        folder = self._find(job_id)
-        spec = folder.known_spec()
+        folder, spec = self._found(job_id)
         fields = _index if spec.of_call else _fields
         found: list[dict[str, Any]] = []
         names = spec.columns or {}
@@ -346,10 +350,14 @@ class RunningJobs:
         run.add_done_callback(ended)
 
     def _find(self, job_id: str) -> Folder:
+        return self._found(job_id)[0]
+
+    def _found(self, job_id: str) -> tuple[Folder, JobSpec]:
         folder = self.folders.find(job_id)
-        if not self._may_see(folder, folder.known_spec()):
+        spec = folder.known_spec()  # read once: its folder could be another one by the second time
+        if not self._may_see(folder, spec):
             raise input_error(f"Job {job_id} has files outside the folders that may be used here.")
-        return folder
+        return folder, spec
 
     def _is_listed(self, folder: Folder, spec: JobSpec, client: str) -> bool:
         is_ours = spec.of_call or self._is_given(spec.output)

@@ -106,21 +106,18 @@ def admit(
     *,
     fixed: bool = False,
     are_columns_checked: bool = False,
+    are_paths_resolved: bool = False,
 ) -> Job:
     """Return the job of `order`, new or found again, its lock taken, unless it was taken before.
 
     `fixed`: its settings must be those that it was begun with, whatever it has answered. `are_columns_checked`: see
-    `check_columns`.
+    `check_columns`. `are_paths_resolved`: see `paths_of`.
 
     Raises `PromptmillError`: `invalid_input` when it runs already, when its answers were made with other settings
     (model, sampling, prompt), or when input or output cannot be used, `storage`. Nothing is changed then.
     """
     registry.check_name(plan.backend)
-    source, target = real_path(order.input), real_path(order.target)
-    check_name(target, is_output=True)
-    for path in (order.input, *order.more):
-        check_name(path.absolute())
-    parts = row_files.find([order.input, *order.more], target)
+    source, target, parts = paths_of(order, are_resolved=are_paths_resolved)
     for path in (source, target, *(part.path for part in parts)):
         _check_is_text(path)
     folder = folders.of(source, target)
@@ -169,6 +166,24 @@ def admit(
             check_content(job, threading.Event())
         opened.pop_all()
         return job
+
+
+def paths_of(order: JobRequest, *, are_resolved: bool) -> tuple[Path, Path, list[row_files.Part]]:
+    """Return the resolved input and output of `order`, and the files of the input.
+
+    Links are followed once: a job describes the files that it opens, whatever takes their names meanwhile.
+    `are_resolved`: the paths of the order were resolved and checked before, so none may be a link now.
+
+    Raises `PromptmillError` (`invalid_input`).
+    """
+    target = real_path(order.target)
+    check_name(target, is_output=True)
+    for path in (order.input, *order.more):
+        check_name(path.absolute())
+    parts = row_files.find([order.input, *order.more], target)
+    if are_resolved and [target, *(part.path for part in parts)] != [order.target, order.input]:
+        raise input_error("Input or output became a link or a folder while the job was started.")
+    return real_path(order.input) if parts[0].columns else parts[0].path, target, parts
 
 
 def check_output_path(order: JobRequest, target: Path, parts: Sequence[row_files.Part]) -> None:
@@ -339,8 +354,8 @@ def spec_of(
 
 
 def check_columns(order: JobRequest) -> None:
-    """Raise `PromptmillError` (`invalid_input`) if the input of a new job lacks a column of the prompt."""
-    parts = row_files.find([order.input, *order.more], real_path(order.target))
+    """Raise `PromptmillError` (`invalid_input`) if the input of a new job of a call lacks a column of the prompt."""
+    _, _, parts = paths_of(order, are_resolved=True)
     with contextlib.closing(row_files.opened(parts, known=False, encoding=order.encoding)) as file:
         input_format = row_files.format_of_input(file)
         _check_fields(order, input_format)

@@ -28,24 +28,26 @@ from promptmill.jobs.run.merge import JobFiles
 from promptmill.jobs.run.unanswered_rows import row_reader
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.spec import JobRequest
-from promptmill.system.safe_open import real_path
 
 _SHOWN = 20
 _BYTES_PER_TOKEN = 4  # of English text; a worse estimate for other scripts
 
 
-def check(plan: ResolvedConfig, order: JobRequest, may_name: frozenset[str] | None = None) -> dict[str, Any]:
+def check(
+    plan: ResolvedConfig,
+    order: JobRequest,
+    may_name: frozenset[str] | None = None,
+    *,
+    are_paths_resolved: bool = False,
+) -> dict[str, Any]:
     """Return counts of `rows`, `invalid` ones and `images`, the first `problems`, and an estimate of tokens.
 
     It counts the system prompt, and neither images nor what a chat template adds. `may_name`: see `RowReader`.
+    `are_paths_resolved`: see `admission.paths_of`.
     """
     if order.cut is not None:
         raise input_error("Validate the whole input, without ", Named("shard"), ".")
-    source, target = real_path(order.input), real_path(order.output)
-    for path in (order.input, *order.more):
-        admission.check_name(path.absolute())
-    admission.check_name(target, is_output=True)
-    parts = row_files.find([order.input, *order.more], target)
+    source, target, parts = admission.paths_of(order, are_resolved=are_paths_resolved)
     admission.check_output_path(order, target, parts)
     with contextlib.ExitStack() as opened:
         file = row_files.opened(parts, known=False, encoding=order.encoding)
