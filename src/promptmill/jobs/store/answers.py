@@ -86,6 +86,7 @@ _TEXTS = slice(Record._fields.index("text"), Record._fields.index("more") + 1)
 _WAL_CHECKPOINT = 4 << 20
 _LONGEST_WAL = 64 << 20
 _SLOT = struct.Struct("<qiidd")
+_FREE = bytes(_SLOT.size)
 _SLOTS = 256
 _MOST_IN_FLIGHT = 64 << 20  # bytes; no job has a million requests in flight
 FARTHEST_ROW_OF_KEY = 1 << 48  # above it stands which of several answers a request is for, see `several_answers`
@@ -167,9 +168,6 @@ class _Slot(NamedTuple):
         return _Slot(self.row, self.requests + requests, left, self.most + most if left else 0.0, self.cost + cost)
 
 
-_FREE = _Slot()
-
-
 class InFlight:
     """The rows with a request sent and no record yet, in a memory-mapped file, which survives a kill.
 
@@ -219,7 +217,7 @@ class InFlight:
             self._map = self._mapped(2 * count)
             self._free.extend(range(count, 2 * count))
         at = self._slots[row] = self._free.pop()
-        self._put(at, _Slot(row + 1, 1, 1, most))
+        _SLOT.pack_into(self._map, at * _SLOT.size, row + 1, 1, 1, most, 0.0)  # a `_Slot` takes 0.4 µs of each row
         self._open[row] = {choice: (1, most)}
 
     def not_billed(self, key: int, choice: int) -> None:
@@ -245,7 +243,7 @@ class InFlight:
                 self._settled += self.lost.pop(row).requests
                 self._put(0, _Slot(requests=self._settled))
             if (at := self._slots.pop(row, None)) is not None:
-                self._put(at, _FREE)
+                self._map[at * _SLOT.size : (at + 1) * _SLOT.size] = _FREE
                 self._free.append(at)
             self._open.pop(row, None)
 
