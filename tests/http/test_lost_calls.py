@@ -64,8 +64,11 @@ def test_the_same_request_after_a_lost_connection_is_paid_for_once(server, upstr
     first = _sent(server, _body("slow", number))
     eventually(lambda: upstream.in_flight == 1)
     first.sock.shutdown(socket.SHUT_WR)
-    while first.sock.recv(65536):  # until the server has noticed
+    while first.sock.recv(65536):  # until the server has closed the connection
         pass
+    other = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    other.request("GET", "/other")  # once this is answered, all tasks know that the connection is gone
+    other.getresponse().read()
     threading.Timer(0.3, gate.set).start()
     assert _answers(server, _body("slow", number)) == ["echo: slow"]
     assert len(upstream.seen) == 1
