@@ -32,9 +32,9 @@ SMALL_BODY = 64 * 1024
 _LARGEST_HEAD = 64 * 1024
 _MOST_INTERIM = 32
 # An endpoint chooses the size of the chunks of its body, and each one costs time and memory. So more chunks than this
-# must have some size on average: an event of a stream has 150 bytes.
-MOST_PIECES = 4000
-SMALL_PIECE = 128
+# must have some size on average: the smallest event of a stream, a word in `choices` and `delta`, has 47 bytes.
+MOST_PIECES = 32_000
+SMALL_PIECE = 40
 _MOST_MEMBERS = 128
 _NAME_LENGTH = len("content-encoding")
 T = TypeVar("T")
