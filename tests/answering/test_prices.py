@@ -54,6 +54,9 @@ def _request(extra=None, **sampling):
         ({"max_tokens": 10}, {"n": 3}, 30),
         ({"max_tokens": 10}, {"n": "2", "best_of": 4}, 40),
         ({"max_tokens": 10}, {"n": -3}, 10),
+        ({"max_tokens": 10}, {"num_return_sequences": 4, "tool_choice": "auto", "choices": ["7"]}, 40),
+        ({"max_tokens": 10}, {"generationConfig": {"candidateCount": 4}}, 40),
+        ({"max_tokens": 10}, {"num_generations": 2, "best_of": 4}, 40),
     ],
 )
 def test_the_worst_case_is_the_largest_limit_that_a_request_names(sampling, extra, tokens):
@@ -84,6 +87,35 @@ def test_each_prompt_of_a_completions_request_is_answered_and_all_of_its_body_is
     assert worst_case(long).completion_tokens == 10
     embedded = Request(0, Conversation(()), Sampling(), {"input": "x" * 500}, 0, "/embeddings")
     assert worst_case(embedded).completion_tokens == 0
+
+
+def _response(**body):
+    return Request(0, Conversation(()), Sampling(), {"input": "a", "max_output_tokens": 10} | body, 0, "/responses")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"previous_response_id": "resp_1"},
+        {"conversation": {"id": "conv_1"}},
+        {"prompt": {"id": "pmpt_1"}},
+        {"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "file-1"}]}]},
+        {"input": [{"role": "user", "content": [{"type": "input_file", "file_url": "https://a.test/b"}, "\ud800"]}]},
+        {"input": [{"type": "function_call_output", "call_id": "1", "output": [{"file_id": "file-1"}]}]},
+        {"input": [{"type": "item_reference", "id": "msg_1"}, {"role": "user", "content": "a"}]},
+        {"tools": [{"type": "function", "name": "f"}, {"type": "web_search"}]},
+    ],
+    ids=["previous", "conversation", "prompt", "file", "url", "output", "reference", "search"],
+)
+def test_a_request_for_what_the_endpoint_keeps_or_finds_has_no_worst_case(body):
+    with pytest.raises(PromptmillError, match="of any length"):
+        worst_case(_response(**body))
+
+
+def test_a_request_for_a_response_has_a_worst_case():
+    message = {"type": "message", "id": "msg_1", "role": "user", "content": [{"type": "input_text", "text": "file_id"}]}
+    body = {"input": [message], "tools": [{"type": "function", "name": "f"}], "previous_response_id": None}
+    assert worst_case(_response(**body)).completion_tokens == 10
 
 
 @pytest.mark.parametrize(

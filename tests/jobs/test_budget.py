@@ -86,10 +86,10 @@ def _options(limit: float) -> tuple[str, ...]:
     return (*OPTIONS[:-1], "--max-cost", str(limit))
 
 
-def _kill_in_flight(bench: Any, limit: float) -> None:
+def _kill_in_flight(bench: Any, limit: float, *more: str) -> None:
     """Kill the job while eight requests hang."""
     open_before = len(bench.upstream.seen)
-    process = bench.start(*_options(limit), concurrency=8, adaptive=False)
+    process = bench.start(*_options(limit), *more, concurrency=8, adaptive=False)
     eventually(lambda: len(bench.upstream.seen) >= open_before + 8)
     process.kill()
     process.communicate()
@@ -114,6 +114,21 @@ def test_requests_that_kills_cut_off_are_reported_set_aside_and_freed(bench: Any
     assert found["requests"] == len(bench.upstream.seen) == 36
     assert found["cost"] == pytest.approx(36 * 0.02)
     assert found["cost"] == pytest.approx(sum(row["cost"] for row in bench.answers()))
+    assert found.get("cost_set_aside", 0) == 0
+
+
+@pytest.mark.parametrize("more", [("--set", "sampling_params.n=3"), ("--choices", "two words,other words")])
+def test_a_request_that_a_kill_cut_off_is_charged_like_one_of_those_for_the_answer(bench: Any, more: Any) -> None:
+    """The row needs several requests: for several answers, or because the first of each row is wrong."""
+    bench.upstream.reply = hang()
+    bench.prompts(12)
+    _kill_in_flight(bench, 100, *more)
+    bench.upstream.reply = choose(
+        lambda seen: answer("wrong words" if seen.prompt.startswith("prompt") and "--choices" in more else "two words")
+    )
+    found = bench.succeed(*_options(100), *more)
+    assert found["requests"] == len(bench.upstream.seen)
+    assert found["cost"] == pytest.approx(len(bench.upstream.seen) * 0.02)
     assert found.get("cost_set_aside", 0) == 0
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from promptmill.jobs.manage.comparison import paired_interval
+from promptmill.jobs.manage.comparison import paired_interval, price
 from promptmill.jobs.store.answers import ANSWERED
 from promptmill.jobs.store.folder import JobFolders
 from promptmill.jobs.store.given_rows import root_of
-from replies import answer, choose, late, status
+from replies import answer, choose, hang, late, status
 from waiting import eventually
 
 PAIR = re.compile(r"<first>\n(.*?)\n</first>\n\n<second>\n(.*?)\n</second>", re.DOTALL)
@@ -150,6 +150,17 @@ def test_a_judgement_that_its_budget_stops_goes_on_where_it_was(bench: Any) -> N
     assert found["cost"] == pytest.approx(2.0)
     assert len(bench.upstream.seen) == 14
     assert not {pair(seen) for seen in bench.upstream.seen} & set(sent)
+
+
+def test_what_the_requests_in_flight_cost_when_the_budget_stops_a_judgement_is_told(bench: Any) -> None:
+    bench.upstream.reply = choose(lambda seen: hang() if seen.number == 1 else longer(seen))
+    a, b = files(bench, 10)
+    two = (*PRICE[:-1], "2", "--max-cost", "0.75", "--json")
+    done = compare(bench, a, b, *two, code=75, adaptive=False)
+    found = json.loads(done.stdout)["judge"]
+    assert found["cost_set_aside"] == pytest.approx(0.2)
+    assert found["cost"] + found["cost_set_aside"] >= 0.1 * len(bench.upstream.seen)
+    assert price(found).endswith(f", ${found['cost']:.2f} and at most $0.20 for requests without an answer")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")

@@ -41,9 +41,12 @@ _MINI, _PER_IMAGE_OF_MINI = "4o-mini", 48_200
 _BYTES_PER_SOUND_TOKEN = 10  # even strongly compressed speech has more
 _MOST_MODELS = 1000  # that the rows of a file may name; a file with more of them names models by mistake
 _LONGEST_ANSWER = ("max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_tokens", "n_predict")
-# Some endpoints obey a limit with such a name, others ignore it.
+# Names of other limits and of the number of answers, which some endpoints obey and others ignore.
 _OTHER_LIMIT = re.compile(r"(?i)^(?!.*prompt).*(tokens|predict|max_?length)")
-_ANSWERS = ("n", "best_of")
+_SEVERAL = re.compile(r"(?i)^n$|best_?of|sequences|generations|candidate|choices$|samples$")
+# Of a request for `/responses`: what names an earlier conversation, a stored prompt, or a file.
+_STORED, _FILES = ("previous_response_id", "conversation", "prompt"), frozenset({"file_id", "file_url"})
+_OWN_TOOLS = frozenset({"function", "custom"})  # others bring texts into the prompt
 _LONGEST = 1 << 40  # tokens; a larger number does not limit anything
 # Factors of the standard price if only that is known: OpenAI's for most models. `fast` is the later name of `priority`.
 _TIERS = {"flex": 0.5, "priority": 2.0, "fast": 2.0}
@@ -377,26 +380,49 @@ def worst_case(request: Request, model: str = "") -> Usage:
     """Return the highest possible usage of one attempt at `request`, which goes to `model` unless it names others.
 
     The longest answer is the largest of the request's limits, because it is not known which of them an endpoint obeys.
-    Raises `PromptmillError` (`invalid_config`) for a request without a limit.
+    Raises `PromptmillError` for a request without a limit (`invalid_config`) and for one whose prompt has content that
+    only the endpoint knows (`invalid_input`).
     """
     sampling, extra = request.sampling, request.extra
+    if request.path == "/responses" and _is_elsewhere(extra):
+        raise input_error("The item names content at the endpoint, or a tool that runs there: it can be of any length.")
     limits = [_whole_number(extra[name]) for name in _LONGEST_ANSWER if name in extra]
     if sampling.max_tokens is not None and extra.get("max_tokens", 0) is not None:
         limits.append(sampling.max_tokens)
     longest = max((limit for limit in limits if limit is not None), default=None)
     if request.path == "/embeddings":
         longest = 0
-    elif longest is None or (longest := max(longest, _other_limit(extra))) > _LONGEST:
+    elif longest is None or (longest := max(longest, _largest(extra, _OTHER_LIMIT))) > _LONGEST:
         raise _unbounded()
-    answers = max(1, *(_whole_number(extra.get(name)) or 1 for name in _ANSWERS)) * _prompts(request)
+    answers = max(1, _largest(extra, _SEVERAL)) * _prompts(request) if extra else 1
     is_mini = any(_MINI in one for one in (model, *named_models(extra)))
     return Usage(_prompt_size(request, _PER_IMAGE_OF_MINI if is_mini else _PER_IMAGE), longest * answers)
 
 
-def _other_limit(extra: Mapping[str, Any]) -> int:
-    """Return the largest number that a name like a limit has in a body, or in an object of it such as `options`."""
+def _is_elsewhere(body: Mapping[str, Any]) -> bool:
+    """Return whether a request for `/responses` names content that the endpoint keeps or finds."""
+    tools = body.get("tools")
+    if any(body.get(name) for name in _STORED) or (
+        isinstance(tools, list)
+        and any(not (isinstance(one, Mapping) and one.get("type") in _OWN_TOOLS) for one in tools)
+    ):
+        return True
+    waiting = [body.get("input")]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Mapping):
+            if not _FILES.isdisjoint(value) or ("id" in value and value.keys() <= {"id", "type"}):
+                return True
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+    return False
+
+
+def _largest(extra: Mapping[str, Any], names: re.Pattern[str]) -> int:
+    """Return the largest number that one of `names` has in a body, or in an object of it such as `options`."""
     bodies = [extra, *(value for value in extra.values() if isinstance(value, Mapping))]
-    named = [value for body in bodies for name, value in body.items() if _OTHER_LIMIT.search(str(name))]
+    named = [value for body in bodies for name, value in body.items() if names.search(str(name))]
     return max((limit for limit in map(_whole_number, named) if limit is not None), default=0)
 
 

@@ -50,7 +50,7 @@ _QUESTION = """{task}<first>
 Which answer is better by the criterion: first, second, or is it a tie?"""
 _PAIRS = "pairs"
 _LONGEST_STEM = 40
-_ABOUT = ("job_id", "model", "cost", "seconds", "requests", "prompt_tokens", "completion_tokens")
+_ABOUT = ("job_id", "model", "cost", "cost_set_aside", "seconds", "requests", "prompt_tokens", "completion_tokens")
 _OF_THE_MODEL = ("backend", "model", "base_url", "provider", "key_env", "temperature", "max_tokens", "concurrency")
 _JUDGING = ("limit", "max_cost", "again", "set", *_OF_THE_MODEL)
 

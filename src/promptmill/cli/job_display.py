@@ -152,9 +152,8 @@ def _answered(found: Mapping[str, Any]) -> str:
 
 def _by(found: Mapping[str, Any]) -> str:
     """Return how long a job has taken, by which model, and its price."""
-    model, cost = found.get("model"), found.get("cost")
-    by, price = f" by {model}" if model else "", "" if cost is None else f", {dollars(cost)}"
-    return f"{status.took(found.get('seconds', 0))}{by}{price}"
+    by = f" by {model}" if (model := found.get("model")) else ""
+    return f"{status.took(found.get('seconds', 0))}{by}{status.paid(found)}"
 
 
 def results(found: Mapping[str, Any]) -> str:

@@ -584,6 +584,8 @@ class _Hedge:
             if isinstance(result, Completion):
                 return result, permit
             item.charge(result, uncounted=False)
+            if not result.may_be_billed:
+                self._share.call.not_billed(item.request)
             permit.endpoint_state.failed(permit, result, None)
             return None
         except PromptmillError:  # an error of the item, which the first request raises as well

@@ -388,9 +388,8 @@ def judged(pair: Mapping[str, Any]) -> Iterator[str]:
 
 def price(judge: Mapping[str, Any]) -> str:
     """Return the requests, the time and the cost of a judgement."""
-    cost = f", {dollars(judge['cost'])}" if judge.get("cost") is not None else ""
     requests = counted(judge.get("requests", 0), "request")
-    return f"the judge: {requests} in {status.took(judge.get('seconds', 0))}{cost}"
+    return f"the judge: {requests} in {status.took(judge.get('seconds', 0))}{status.paid(judge)}"
 
 
 def said(row: Mapping[str, Any]) -> str:

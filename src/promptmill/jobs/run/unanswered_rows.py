@@ -377,7 +377,8 @@ class StoreSink(Sink):
 
     def _record(self, key: int, outcome: Outcome) -> None:
         if (lost := self._store.in_flight.lost.get(key)) is not None:
-            outcome = self._with_lost(outcome, lost.open, lost.most, lost.cost)
+            requests = self._store.in_flight.charged_again.get(key, 0)
+            outcome = self._with_lost(outcome, requests, lost.open, lost.most, lost.cost)
         batch = self._waiting.outcomes
         if not batch:
             is_soon = self._store.waits_for_disk or len(self.taken) <= _LARGEST_BATCH
@@ -391,16 +392,16 @@ class StoreSink(Sink):
         if is_full and not self._store.waits_for_disk:
             self._flush()
 
-    def _with_lost(self, outcome: Outcome, count: int, most: float, known: float) -> Outcome:
-        """Return the outcome with the cost of its requests of earlier runs that are in no record.
+    def _with_lost(self, outcome: Outcome, requests: int, count: int, most: float, known: float) -> Outcome:
+        """Return the outcome, of so many `requests`, with the cost of those of earlier runs that are in no record.
 
-        It is `known` for requests that had ended. Those `count` that a kill cut off cost as much as the answer, else
-        the `most`.
+        It is `known` for requests that had ended. Those `count` that a kill cut off cost as much as one of the answer,
+        else the `most`.
         """
         cost = most
-        if isinstance(outcome, Completion) and outcome.cost is not None and outcome.attempts:
-            each = outcome.cost / max(1, outcome.unmetered + (len(outcome.spent) or outcome.is_metered))
-            cost = min(count * each, most or count * each)
+        if isinstance(outcome, Completion) and outcome.cost is not None and requests:
+            like_it = count * outcome.cost / requests
+            cost = min(like_it, most or like_it)
         cost += known
         if self._stats.budget is not None:
             self._stats.budget.free(most + known, cost)

@@ -192,6 +192,8 @@ class InFlight:
         self._map = self._mapped(max(_SLOTS, size // _SLOT.size))
         self.lost: dict[int, _Slot] = {}
         """The rows that earlier runs had on their way."""
+        self.charged_again: dict[int, int] = {}
+        """How many requests of this run were charged, by row, for these rows."""
         self._settled = self._get(0).requests
         for at in range(1, len(self._map) // _SLOT.size):
             slot = self._get(at)
@@ -235,12 +237,15 @@ class InFlight:
         if (at := self._slots.get(row)) is not None:
             count, most = self._open.get(row, {}).pop(choice, (0, 0.0))
             self._put(at, self._get(at).changed(0, -count, -most, cost))
+            if row in self.lost:
+                self.charged_again[row] = self.charged_again.get(row, 0) + count
 
     def recorded(self, rows: Iterable[int]) -> None:
         """Forget rows that have a record now."""
         for row in rows:
             if row in self.lost:
                 self._settled += self.lost.pop(row).requests
+                self.charged_again.pop(row, None)
                 self._put(0, _Slot(requests=self._settled))
             if (at := self._slots.pop(row, None)) is not None:
                 self._map[at * _SLOT.size : (at + 1) * _SLOT.size] = _FREE

@@ -12,6 +12,7 @@ from typing import Any, TextIO, TypeAlias
 
 from promptmill import __version__
 from promptmill.backends.protocol import COUNTERS, Call
+from promptmill.core.money import dollars
 from promptmill.jobs.store.answers import IN_FLIGHT, DamagedError, InFlight, JobStore
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.records import JobCounts
@@ -433,6 +434,15 @@ def answered(status: Mapping[str, Any]) -> int:
     """Return how many rows have an answer."""
     done = status.get("done", 0) - status.get("failed", 0) - status.get("skipped", 0)
     return int(status.get("answered", done))  # a job of an earlier release has not counted them
+
+
+def paid(status: Mapping[str, Any]) -> str:
+    """Return `, $0.02`, with the amount that is set aside; `""` where the price is unknown."""
+    aside = status.get("cost_set_aside")
+    if status.get("cost") is None and not aside:
+        return ""
+    more = f" and at most {dollars(aside)} for requests without an answer" if aside else ""
+    return f", {dollars(status.get('cost') or 0.0)}{more}"
 
 
 def in_flight(status: Mapping[str, Any]) -> str:
