@@ -392,10 +392,11 @@ def worst_case(request: Request, model: str = "") -> Usage:
     longest = max((limit for limit in limits if limit is not None), default=None)
     if request.path == "/embeddings":
         longest = 0
-    elif longest is None or (longest := max(longest, _largest(extra, _OTHER_LIMIT))) > _LONGEST:
+    elif longest is None or (longest := max(longest, _largest(extra, _OTHER_LIMIT) if extra else 0)) > _LONGEST:
         raise _unbounded()
     answers = max(1, _largest(extra, _SEVERAL)) * _prompts(request) if extra else 1
-    is_mini = any(_MINI in one for one in (model, *named_models(extra)))
+    models = (model, *named_models(extra)) if extra else (model,)
+    is_mini = any(_MINI in one for one in models)
     return Usage(_prompt_size(request, _PER_IMAGE_OF_MINI if is_mini else _PER_IMAGE), longest * answers)
 
 
