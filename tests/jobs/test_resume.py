@@ -16,7 +16,7 @@ from promptmill.backends.protocol import Call, Failure
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.jobs.store.records import JobCounts
 from promptmill.jobs.store.status import Progress
-from replies import answer, attempts, by_prompt, choose, late, quota, reset, status
+from replies import answer, attempts, by_prompt, choose, html, late, quota, reset, status
 from waiting import eventually
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals")
@@ -252,15 +252,27 @@ def test_a_refused_key_stops_the_job_and_costs_no_row(bench: Any, refusal: Any) 
 
 
 @pytest.mark.parametrize("rows", [1, 2, 400])
-def test_an_endpoint_that_is_gone_stops_a_job_of_any_length(bench: Any, rows: int) -> None:
+@pytest.mark.parametrize(
+    ("left", "said"),
+    [(None, "refused the connection"), (reset(), "closed the connection"), (html(502), "502"), (status(503), "503")],
+    ids=["none", "listener", "proxy", "gateway"],
+)
+def test_an_endpoint_that_is_gone_stops_a_job_of_any_length(bench: Any, left: Any, said: str, rows: int) -> None:
+    """`left`: what still answers at its address."""
     bench.prompts(rows)
-    bench.upstream.vanish()
+    if left is None:
+        bench.upstream.vanish()
+    else:
+        bench.upstream.reply = left
     bench.fail(code=75)  # trying again may help
     found = bench.status()
     assert found["state"] == "stopped"
-    assert "refused the connection" in found["reason"]
+    assert said in found["reason"]
     assert (found["done"], found["failed"]) == (0, 0)
-    bench.upstream.come_back()
+    if left is None:
+        bench.upstream.come_back()
+    else:
+        bench.upstream.reply = answer()
     bench.succeed()
 
 

@@ -52,6 +52,7 @@ _LARGE_BYTES = 256 * 1024 * 1024
 _MOST_WORKERS = 8
 # An item fails after this many times `retries` attempts, even if most of them did not count against it.
 _HARD_CAP = 5
+_NOTHING_BEHIND = 502  # a proxy's answer where its server is gone
 # If an item is refused for load while this many other requests succeed for each refused one, the item itself is the
 # cause: by chance, five such refusals in a row happen to one item in a million.
 _SUCCESSES_PER_REFUSAL = 10
@@ -474,11 +475,17 @@ class Attempts(ConcurrencyShare):
     def _is_gone(self, endpoint_state: EndpointState, decision: RetryDecision) -> bool:
         """Return whether a final failure shows that no endpoint is left, whether or not items remain to be sent.
 
-        Where an endpoint has answered, a timeout may be due to the item: then only a lost connection counts.
+        Where an endpoint has answered, a timeout may be due to the item: then only a lost connection counts. Where none
+        ever has, a connection lost once is enough, as is a proxy without a server behind it: a call of many items ends
+        at `SEVERAL` of these, and a short one must not end otherwise.
         """
+        is_lost = decision.kind is FailureKind.LOST
+        states = self._limiter.endpoint_states
+        if (is_lost or decision.status == _NOTHING_BEHIND) and not any(state.health.successes for state in states):
+            return True
         if decision.kind is FailureKind.ITEM or self._limiter.unusable() is None:
             return False
-        return decision.kind is FailureKind.LOST or not endpoint_state.health.successes
+        return is_lost or not endpoint_state.health.successes
 
     def _wait_s(self, item: _Item, endpoint_state: EndpointState, decision: RetryDecision, *, counts: bool) -> float:
         """Return how long an item that is put back waits by itself, in addition to its endpoint's pauses."""
