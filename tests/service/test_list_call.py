@@ -155,6 +155,30 @@ async def test_the_failures_that_a_call_compares_have_a_limit():
     assert len(sink._failures) == 100
 
 
+@pytest.mark.parametrize("in_message", [True, False])
+async def test_the_errors_of_items_that_each_fail_differently_have_a_limit(monkeypatch, in_message):
+    monkeypatch.setattr(list_call, "_MOST_UNSHARED", 100_000)
+    sink = list_call.ListSink(3000)
+    for key in range(3000):
+        error = PromptmillError(Code.BAD_REQUEST, f"No {key if in_message else 0}.")
+        error.said = {"request_id": key}
+        await sink.put(key, Failure(error))
+    found = [outcome for outcome in sink.result(None) if isinstance(outcome, Failure)]
+    assert len({id(failure.error) for failure in found}) < 220
+    assert found[2998] is found[2999]
+    assert found[2999].error.code is Code.BAD_REQUEST
+    assert found[2999].error.message.startswith("The message is left out")
+
+
+async def test_items_that_are_not_sent_after_a_failure_are_one_entry():
+    sink = list_call.ListSink(3000)
+    for key in range(3000):
+        await sink.put(key, Failure(PromptmillError(Code.BAD_REQUEST, "No."), attempts=int(key == 0), latency_s=key))
+    entries = list_call.errors(sink.result(None))
+    assert len(entries) < 1100
+    assert (entries[-1]["last"], entries[-1]["attempts"]) == (2999, 0)
+
+
 async def test_many_small_values_in_an_answer_count_with_their_memory():
     sink = list_call.ListSink(1, 1_000_000)
     await sink.put(0, Completion("", tool_calls=({"a": {}},) * 10_000))

@@ -19,6 +19,9 @@ _LONGEST_COLUMNS = 1000
 _MOST_REPEATED = 1000
 """Items that repeat the message of one error; hundreds of thousands may share the error."""
 _MOST_KINDS = 100  # of failures that share an error
+_MOST_UNSHARED = 16 * 1024 * 1024
+"""Bytes in memory, about, of all errors of a call that are not shared, because each says something else."""
+_ERROR = 1024  # bytes in memory of an error beside its texts
 _LARGE_ANSWER = 64 * 1024  # bytes in memory
 MOST_LARGE = 32 * 1024 * 1024
 """Bytes in memory of all large answers of a call: several copies of its result are written."""
@@ -73,7 +76,8 @@ class ListSink(Sink):
         self._sized: tuple[object, object, int] = None, None, 0
         """The last `logprobs` and tool calls, which thousands of equal prompts may share, and their size."""
         self._failures: dict[tuple[Code, str], Failure] = {}
-        """The first failure of each kind, up to some number."""
+        """The last failure of each kind, up to some number."""
+        self._unshared = 0
 
     async def put(self, key: int, outcome: Outcome) -> None:
         """Keep the outcome of item `key`; a large answer that exceeds the limit of large answers becomes a failure.
@@ -98,17 +102,27 @@ class ListSink(Sink):
             raise _too_large("answers", self._most)
 
     def _shared(self, failure: Failure) -> Failure:
-        """Return `failure` with the error of an earlier one that says the same: all items may fail alike."""
-        kind = failure.error.code, str(failure.error)
+        """Return `failure` with the error of an earlier one that says the same: all items may fail alike.
+
+        If too many errors each say something else, further ones share an error without their message.
+        """
+        error = failure.error
+        kind = error.code, str(error)
         known = self._failures.get(kind)
-        if known is None:
-            if len(self._failures) < _MOST_KINDS:
-                self._failures[kind] = failure
+        if known is None and len(self._failures) < _MOST_KINDS:
+            self._failures[kind] = failure
             return failure
-        if known.error.said != failure.error.said:
-            return failure
+        if known is None or known.error.said != error.said:
+            self._unshared += _ERROR + len(kind[1]) + len(str(error.said))
+            if self._unshared <= _MOST_UNSHARED:
+                return failure
+            kind = error.code, ""
+            known = self._failures.setdefault(kind, Failure(_unsaid(error.code)))
         failure = replace(failure, error=known.error)
-        return known if known == failure else failure
+        if failure == known:
+            return known
+        self._failures[kind] = failure
+        return failure
 
     def _size(self, completion: Completion) -> int:
         """Return the approximate size of an answer in memory, in bytes."""
@@ -144,6 +158,10 @@ def _too_large(which: str, most: int) -> PromptmillError:
     )
 
 
+def _unsaid(code: Code) -> PromptmillError:
+    return PromptmillError(code, "The message is left out, because too many items of this call have one of their own.")
+
+
 def answers(outcomes: Sequence[Outcome]) -> list[str]:
     """Return the answers in order, `""` for a failed item."""
     return [outcome.text if isinstance(outcome, Completion) else "" for outcome in outcomes]
@@ -163,17 +181,18 @@ def errors(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     """
     found: list[dict[str, Any]] = []
     shared: dict[int, list[Any]] = {}  # by the error's identity: the number of its items, and their message
-    before: Outcome | None = None
+    before: object = None
     for index, outcome in enumerate(outcomes):
         if not isinstance(outcome, Failure):
-            before = outcome
+            before = None
             continue
         known = shared.get(id(outcome.error)) or shared.setdefault(id(outcome.error), [0, str(outcome.error)])
         known[0] += 1
-        if outcome is before and known[0] > _MOST_REPEATED + 1:
+        shown = id(outcome.error), outcome.attempts, outcome.text
+        if shown == before and known[0] > _MOST_REPEATED + 1:
             found[-1]["last"] = index
             continue
-        before = outcome
+        before = shown
         entry = {
             "index": index,
             "code": str(outcome.error.code),
