@@ -96,3 +96,19 @@ async def test_a_line_that_takes_long_to_search_holds_up_nothing_else(monkeypatc
     assert [item async for item in incoming] == []
     assert threads != [threading.main_thread()]
     assert len(threads) == 1
+
+
+async def test_blank_lines_take_no_thread_and_no_answer(monkeypatch):
+    monkeypatch.setattr(stdio, "answer_to", lambda _: pytest.fail("nothing is there to answer"))
+    refused = []
+    for line in ("", " \t"):
+        with pytest.raises(ValidationError) as found:
+            jsonrpc_message_adapter.validate_json(line, by_name=False)
+        refused.append(found.value)
+
+    async def lines():
+        for error in refused:
+            yield error
+
+    incoming = stdio._Incoming(lines(), stdio._Outgoing(None, stdio._Pipe()))
+    assert [item async for item in incoming] == []

@@ -279,11 +279,13 @@ class _Incoming(_Reading):
         raise StopAsyncIteration
 
     async def _refuse(self, error: ValidationError) -> None:
+        line = _unreadable_line(error)
+        if line is not None and not line.strip():  # a thread for each of a million would take minutes
+            return
         answer = await asyncio.to_thread(answer_to, error)  # a line of 20 MB of brackets takes seconds
         if answer is not None:
             await self._outgoing.send(SessionMessage(answer))
-        line = _unreadable_line(error)
-        if not self._hinted and line is not None and line.strip() and line.lstrip()[0] not in "{[":
+        if not self._hinted and line is not None and line.lstrip()[0] not in "{[":
             self._hinted = True
             print(_NO_CLIENT, file=sys.stderr)
 
