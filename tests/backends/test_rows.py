@@ -223,6 +223,8 @@ def _batch_line(path: str = "/v1/chat/completions", **body: Any) -> dict[str, An
         ("batch", _batch_line(max_tokens=101)),
         ("batch", _batch_line(max_completion_tokens=101)),
         ("batch", _batch_line(max_new_tokens="101")),
+        ("batch", _batch_line(max_tokens=1, max_tokens_to_sample=101)),
+        ("batch", _batch_line(max_tokens=1, options={"max_answer_tokens": "101"})),
         ("batch", _batch_line("/v1/completions", max_tokens=101)),
         ("batch", _batch_line("/v1/responses", max_output_tokens=101)),
         ("batch", {"key": "1", "request": {"contents": "a", "generationConfig": {"maxOutputTokens": 101}}}),
@@ -231,7 +233,7 @@ def _batch_line(path: str = "/v1/chat/completions", **body: Any) -> dict[str, An
 )
 def test_a_row_above_the_limit_of_tokens_fails(kind: str, row: Any) -> None:
     reader = RowReader(kind, paths=OTHER_PATHS, most_tokens=100)
-    with pytest.raises(PromptmillError, match=r"(line|row) 7: max_\w*tokens must be 1 to 100 tokens on this server"):
+    with pytest.raises(PromptmillError, match=r"(line|row) 7: max_\w*tokens\w* must be 1 to 100 tokens on this server"):
         reader.request(6, json.dumps(row).encode())
 
 
@@ -243,6 +245,8 @@ def test_the_limit_of_tokens_applies_to_rows_without_one() -> None:
     assert body(_batch_line()) == {"max_tokens": 100}
     assert body(_batch_line(max_tokens=None)) == {"max_tokens": 100}
     assert body(_batch_line(max_completion_tokens=7)) == {"max_completion_tokens": 7}
+    assert body(_batch_line(max_tokens=7, skip_special_tokens=True, truncate_prompt_tokens=4000))["max_tokens"] == 7
+    assert body(_batch_line(num_tokens=500), extra={"num_tokens": 500})["num_tokens"] == 500, "the operator's own"
     assert body(_batch_line("/v1/completions")) == {"max_tokens": 100}
     assert body(_batch_line("/v1/responses")) == {"max_output_tokens": 100}
     assert body(_batch_line("/v1/embeddings", input="a")) == {}

@@ -62,6 +62,7 @@ async def test_generation_init_keeps_to_the_limits_too(serve):
         allowed = await talk.init(backend_configs={"openai": {"model_name": "cheap"}})
         tokens = await talk.init(sampling_params={"max_tokens": 1000})
         beside = await talk.init(extra_params={"max_completion_tokens": 1000})
+        other = text(await talk.init(extra_params={"options": {"num_predict": 101}}))
         named = [
             text(await talk.init(extra_params=asked))
             for asked in ({"model": "dear"}, {"models": ["cheap", "dear"]}, {"fallbacks": [{"model": "dear"}]})
@@ -71,4 +72,5 @@ async def test_generation_init_keeps_to_the_limits_too(serve):
     assert not allowed
     assert "at most 100" in tokens
     assert beside.startswith("extra_params.max_completion_tokens")
+    assert other == "extra_params.num_predict: must be at most 100 on this server."
     assert named == ["extra_params: a call may choose only these models: cheap."] * 3

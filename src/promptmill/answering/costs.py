@@ -22,7 +22,7 @@ import orjson
 
 from promptmill.backends import registry
 from promptmill.backends.protocol import NO_USAGE, Answer, Call, Completion, Failure, Outcome, Usage, unmetered
-from promptmill.config.resolved_config import ResolvedConfig, named_models
+from promptmill.config.resolved_config import OTHER_LIMIT, ResolvedConfig, named_models, numbers_of, whole_number
 from promptmill.core.errors import Code, Named, PromptmillError, config_error, input_error
 from promptmill.core.money import Budget, dollars
 from promptmill.core.request import Account, ImagePart, Request, TextPart
@@ -41,8 +41,7 @@ _MINI, _PER_IMAGE_OF_MINI = "4o-mini", 48_200
 _BYTES_PER_SOUND_TOKEN = 10  # even strongly compressed speech has more
 _MOST_MODELS = 1000  # that the rows of a file may name; a file with more of them names models by mistake
 _LONGEST_ANSWER = ("max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_tokens", "n_predict")
-# Names of other limits and of the number of answers, which some endpoints obey and others ignore.
-_OTHER_LIMIT = re.compile(r"(?i)^(?!.*prompt).*(tokens|predict|max_?length)")
+# Names of the number of answers, which some endpoints obey and others ignore.
 _SEVERAL = re.compile(r"(?i)^n$|best_?of|sequences|generations|candidate|choices$|samples$")
 # Of a request for `/responses`: what names an earlier conversation, a stored prompt, or a file.
 _STORED, _FILES = ("previous_response_id", "conversation", "prompt"), frozenset({"file_id", "file_url"})
@@ -386,13 +385,13 @@ def worst_case(request: Request, model: str = "") -> Usage:
     sampling, extra = request.sampling, request.extra
     if request.path == "/responses" and _is_elsewhere(extra):
         raise input_error("The item names content at the endpoint, or a tool that runs there: it can be of any length.")
-    limits = [_whole_number(extra[name]) for name in _LONGEST_ANSWER if name in extra]
+    limits = [whole_number(extra[name]) for name in _LONGEST_ANSWER if name in extra]
     if sampling.max_tokens is not None and extra.get("max_tokens", 0) is not None:
         limits.append(sampling.max_tokens)
     longest = max((limit for limit in limits if limit is not None), default=None)
     if request.path == "/embeddings":
         longest = 0
-    elif longest is None or (longest := max(longest, _largest(extra, _OTHER_LIMIT) if extra else 0)) > _LONGEST:
+    elif longest is None or (longest := max(longest, _largest(extra, OTHER_LIMIT) if extra else 0)) > _LONGEST:
         raise _unbounded()
     answers = max(1, _largest(extra, _SEVERAL)) * _prompts(request) if extra else 1
     models = (model, *named_models(extra)) if extra else (model,)
@@ -422,17 +421,7 @@ def _is_elsewhere(body: Mapping[str, Any]) -> bool:
 
 def _largest(extra: Mapping[str, Any], names: re.Pattern[str]) -> int:
     """Return the largest number that one of `names` has in a body, or in an object of it such as `options`."""
-    bodies = [extra, *(value for value in extra.values() if isinstance(value, Mapping))]
-    named = [value for body in bodies for name, value in body.items() if names.search(str(name))]
-    return max((limit for limit in map(_whole_number, named) if limit is not None), default=0)
-
-
-def _whole_number(value: object) -> int | None:
-    """Return a limit as an endpoint may read it (some read `"300"` and 300.0), at least 1; None for other values."""
-    try:
-        return max(1, math.ceil(float(value))) if isinstance(value, int | float | str) else None
-    except (ValueError, OverflowError):
-        return None
+    return max((number for _, number in numbers_of(extra, names)), default=0)
 
 
 def _prompts(request: Request) -> int:

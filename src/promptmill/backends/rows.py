@@ -28,7 +28,7 @@ from pydantic import ValidationError
 from promptmill.answers.schema import asking_for
 from promptmill.backends import batch_lines
 from promptmill.backends.batch_lines import BatchLine
-from promptmill.config.resolved_config import LONGEST_ANSWER, named_models
+from promptmill.config.resolved_config import LONGEST_ANSWER, OTHER_LIMIT, named_models, numbers_of
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.request import (
     Conversation,
@@ -165,6 +165,7 @@ class RowReader:
         asked = {"max_tokens": sampling.max_tokens, **{name: extra[name] for name in extra.keys() & LONGEST_ANSWER}}
         ours = {"max_tokens": self.sampling.max_tokens, **self.extra}
         _check_tokens({name: value for name, value in asked.items() if value != ours.get(name)}, most, where)
+        _check_limits({name: value for name, value in extra.items() if value != ours.get(name)}, most, where)
         if asked["max_tokens"] is None and asked.get("max_completion_tokens") is None:
             return sampling.model_copy(update={"max_tokens": most})
         return sampling
@@ -176,6 +177,7 @@ class RowReader:
         if most is None:
             return body
         _check_tokens({name: body[name] for name in body.keys() & LONGEST_ANSWER}, most, where)
+        _check_limits(body, most, where)
         name = batch_lines.LONGEST.get(line.path)
         return body if name is None or body.get(name) is not None else {**body, name: most}
 
@@ -375,6 +377,11 @@ def _check_tokens(asked: Mapping[str, Any], most: int, where: str) -> None:
     for name, value in asked.items():
         if value is not None and (type(value) is not int or not 1 <= value <= most):
             raise input_error(f"{where}: {name} must be 1 to {most} tokens on this server.")
+
+
+def _check_limits(body: Mapping[str, Any], most: int, where: str) -> None:
+    """Raise `PromptmillError` (`invalid_input`) if `body` has a limit above `most` under any name."""
+    _check_tokens({name: limit for name, limit in numbers_of(body, OTHER_LIMIT) if limit > most}, most, where)
 
 
 def _is_endpoints(name: str, value: object) -> bool:

@@ -273,6 +273,9 @@ def _check_limits(plan: ResolvedConfig, overrides: Overrides) -> None:
                 raise config_error(
                     f"extra_params.{name}", "write it as `max_tokens` in `sampling_params`: this server limits it."
                 )
+        for name, limit in resolved_config.numbers_of(overrides.extra_params, resolved_config.OTHER_LIMIT):
+            if limit > limits.max_tokens:
+                raise config_error(f"extra_params.{name:.60}", f"must be at most {limits.max_tokens} on this server.")
 
 
 def _assign(raw: dict[str, Any], assignment: str) -> None:

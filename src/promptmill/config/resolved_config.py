@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
@@ -26,6 +28,8 @@ _OF_AN_ENDPOINT: Mapping[str, Any] = MappingProxyType(
 _OWN = ("system_prompt", "image_tag", "idle_unload")
 LONGEST_ANSWER = ("max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_tokens")
 """Names of the parameter for the longest answer, in tokens, at endpoints and engines."""
+OTHER_LIMIT = re.compile(r"(?i)^(?!.*prompt).*(tokens|predict|max_?length)")
+"""Names of limits that some endpoints obey and others ignore."""
 _MOST_VALUES = 20_000  # of one call: each invalid value would become an error of half a kilobyte
 _MOST_TEXT = 1 << 20  # characters of one call's settings: each of its requests repeats them
 
@@ -296,6 +300,22 @@ def named_models(extra: Mapping[str, Any]) -> list[str]:
         found += others if isinstance(others := extra.get(name), list) else [others]
     found = [one.get("model") if isinstance(one, Mapping) else one for one in found]
     return [str(name) for name in found if name is not None]
+
+
+def numbers_of(body: Mapping[str, Any], names: re.Pattern[str]) -> Iterator[tuple[str, int]]:
+    """Yield the parameters with one of `names` in a request's body, or in an object of it such as `options`."""
+    for one in (body, *(value for value in body.values() if isinstance(value, Mapping))):
+        for name, value in one.items():
+            if names.search(str(name)) and (number := whole_number(value)) is not None:
+                yield str(name), number
+
+
+def whole_number(value: object) -> int | None:
+    """Return a limit as an endpoint may read it (some read `"300"` and 300.0), at least 1; None for other values."""
+    try:
+        return max(1, math.ceil(float(value))) if isinstance(value, int | float | str) else None
+    except (ValueError, OverflowError):
+        return None
 
 
 def check_size(given: Any) -> None:
