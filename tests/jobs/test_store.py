@@ -259,6 +259,21 @@ def test_what_can_be_read_of_a_damaged_database_is_kept(tmp_path: Path, page: in
     assert sorted(file.name for file in tmp_path.iterdir()) == ["in-flight", "job.db"]
 
 
+@pytest.mark.parametrize("page", range(2, 8))
+def test_a_database_that_was_cut_within_any_page_is_salvaged(tmp_path: Path, page: int) -> None:
+    path = tmp_path / "job.db"
+    store = JobStore(path, create=True)
+    store.put(spec={"a": 1})
+    store.settings_id({"model": "a"})
+    store.write([record_of(row, Completion(f"answer {row}" * 10)) for row in range(300)])
+    store.close()
+    path.write_bytes(path.read_bytes()[: (page - 1) * 4096 + 100])
+    salvage(path)
+    store = JobStore(path)
+    assert len(store.all_records()) < 300
+    store.close()
+
+
 def test_a_database_of_elsewhere_is_opened_where_files_cannot_be_locked_and_back(tmp_path: Path) -> None:
     for has_locks in (True, False, True):
         store = JobStore(tmp_path / "job.db", create=True, has_locks=has_locks)

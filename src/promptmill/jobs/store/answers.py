@@ -751,7 +751,8 @@ def _copy_others(old: JobStore, new: JobStore) -> None:
     """Copy settings and spare answers, as far as they can be read."""
     with contextlib.suppress(DamagedError):
         for id_, fingerprint in old.read("SELECT id, fingerprint FROM settings ORDER BY id"):
-            new.change(("INSERT INTO settings VALUES (?, ?)", [(id_, fingerprint)]))
+            if fingerprint is not None:  # a page that is cut short has zeros for its texts
+                new.change(("INSERT INTO settings VALUES (?, ?)", [(id_, fingerprint)]))
     place = 0
     with contextlib.suppress(DamagedError):
         while page := old.read(f"SELECT * FROM spare WHERE place >= ? ORDER BY place LIMIT {PAGE}", place):
