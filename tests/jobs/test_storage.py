@@ -16,7 +16,11 @@ import pytest
 
 from half_done import answers
 from promptmill.cli import main as cli
+from promptmill.config.loading import Configuration
 from promptmill.jobs.files import disk
+from promptmill.jobs.run import admission
+from promptmill.jobs.store.folder import JobFolders
+from promptmill.jobs.store.spec import JobRequest
 from replies import answer, choose, late, status
 from waiting import eventually
 
@@ -302,3 +306,15 @@ def test_no_secret_is_written(bench: Any) -> None:
     written = b"".join(file.read_bytes() for file in bench.folder.path.iterdir()) + bench.output.read_bytes()
     assert b"test-key-0123456789abcdef" not in written
     assert b"another-secret-value" not in written
+
+
+def test_a_job_is_found_by_its_id_where_the_users_folder_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("a file, so that nothing can be made below it")
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n')
+    block = {"base_url": "http://127.0.0.1:9/v1", "model_name": "m"}
+    plan = Configuration({"backend": "openai", "backend_configs": {"openai": block}}).plan
+    folders = JobFolders(tmp_path / "home" / "jobs", beside_outputs=True)
+    order = JobRequest(input=tmp_path / "in.jsonl", output=tmp_path / "out.jsonl")
+    job = admission.admit(order, plan, folders)
+    job.close()
+    assert folders.find(job.spec.job_id).path == job.folder.path

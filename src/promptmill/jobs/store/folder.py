@@ -291,6 +291,8 @@ class JobFolders:
     def __init__(self, root: Path, *, beside_outputs: bool = False) -> None:
         self.root = root
         self.beside_outputs = beside_outputs
+        self._unregistered: dict[str, Folder] = {}
+        """Jobs of this process that could not be registered, as where the user's folder is read-only."""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> JobFolders:
@@ -327,16 +329,18 @@ class JobFolders:
         return job_id if target is None or not is_copy else _new_id(target)
 
     def register(self, folder: Folder) -> None:
-        """Have a job that lies beside its output found by its id, as far as the user's folder can be written."""
+        """Have a job beside its output found by its id; by this process alone if the user's folder is read-only."""
         if folder.output_beside is None:
             return
-        with contextlib.suppress(OSError):
+        try:
             disk.make_private_folder(self.root)
             pointer = self.root / f"{folder.job_id}{_POINTER}"
             beside = pointer.with_suffix(".new")
             beside.write_text(str(folder.path.resolve()), encoding="utf-8")
             beside.chmod(disk.PRIVATE_FILE)
             disk.replace(beside, pointer)
+        except OSError:
+            self._unregistered[folder.job_id] = folder
 
     def unregister(self, folder: Folder) -> None:
         """Have a job that is to be removed found no more."""
@@ -347,7 +351,8 @@ class JobFolders:
     def find(self, job_id: str) -> Folder:
         """Return the folder of a job that exists. Raises `PromptmillError` (`invalid_input`)."""
         if _ID.fullmatch(job_id):
-            for folder in (Folder(self.root / job_id), self._pointed_at(self.root / f"{job_id}{_POINTER}")):
+            registered = self._pointed_at(self.root / f"{job_id}{_POINTER}")
+            for folder in (Folder(self.root / job_id), registered, self._unregistered.get(job_id)):
                 if folder is not None and (spec := folder.spec) is not None and spec.job_id == job_id:
                     return folder
         raise input_error(f"There is no job {job_id[:60]!r}. `promptmill jobs` and bulk_status list those there are.")
