@@ -282,6 +282,8 @@ def test_a_row_that_always_loses_its_connection_costs_only_its_own_answer(bench:
     bench.fail(code=1, concurrency=1)
     found = bench.status()
     assert (found["state"], found["done"], found["errors"]) == ("finished", 3, {"connection_lost": 1})
+    bench.fail("--again", "failed", code=1)  # alone, it still is no sign that the endpoint is gone
+    assert (bench.status()["state"], bench.status()["errors"]) == ("finished", {"connection_lost": 1})
 
 
 def test_max_failures_stops_early(bench: Any) -> None:

@@ -455,7 +455,7 @@ class Attempts(ConcurrencyShare):
                     self._limiter.serve()
                 with self.call.hold():
                     refused = await verdict
-            concerns_all = refused or self._is_gone(endpoint_state, decision)
+            concerns_all = refused or self._is_gone(item, endpoint_state, decision)
             return _failure(item, error, decision, concerns_all=concerns_all)
         if attribution.is_ended_by(decision):
             return _failure(item, error, decision, concerns_all=True)
@@ -472,16 +472,17 @@ class Attempts(ConcurrencyShare):
         self._flow.put_back(endpoint_state, decision, wait_s)
         return wait_s
 
-    def _is_gone(self, endpoint_state: EndpointState, decision: RetryDecision) -> bool:
+    def _is_gone(self, item: _Item, endpoint_state: EndpointState, decision: RetryDecision) -> bool:
         """Return whether a final failure shows that no endpoint is left, whether or not items remain to be sent.
 
         Where an endpoint has answered, a timeout may be due to the item: then only a lost connection counts. Where none
         ever has, a connection lost once is enough, as is a proxy without a server behind it: a call of many items ends
-        at `SEVERAL` of these, and a short one must not end otherwise.
+        at `SEVERAL` of these, and a short one must not end otherwise. An item that failed in an earlier run shows
+        nothing by this: it may be the only one left because it always loses its connection.
         """
         is_lost = decision.kind is FailureKind.LOST
-        states = self._limiter.endpoint_states
-        if (is_lost or decision.status == _NOTHING_BEHIND) and not any(state.health.successes for state in states):
+        has_answered = any(state.health.successes for state in self._limiter.endpoint_states)
+        if (is_lost or decision.status == _NOTHING_BEHIND) and not (has_answered or item.request.attempts):
             return True
         if decision.kind is FailureKind.ITEM or self._limiter.unusable() is None:
             return False
