@@ -57,6 +57,7 @@ def _request(extra=None, **sampling):
         ({"max_tokens": 10}, {"num_return_sequences": 4, "tool_choice": "auto", "choices": ["7"]}, 40),
         ({"max_tokens": 10}, {"generationConfig": {"candidateCount": 4}}, 40),
         ({"max_tokens": 10}, {"num_generations": 2, "best_of": 4}, 40),
+        ({"max_tokens": 10}, {"metadata": {"candidate": "7031", "n": "12", "source_tokens": "5000"}}, 10),
     ],
 )
 def test_the_worst_case_is_the_largest_limit_that_a_request_names(sampling, extra, tokens):
@@ -113,8 +114,9 @@ def test_a_request_for_what_the_endpoint_keeps_or_finds_has_no_worst_case(body):
 
 
 def test_a_request_for_a_response_has_a_worst_case():
+    image = {"type": "input_image", "image_url": "data:image/png;base64,AAAA", "file_id": None}  # as OpenAI's client says
     message = {"type": "message", "id": "msg_1", "role": "user", "content": [{"type": "input_text", "text": "file_id"}]}
-    body = {"input": [message], "tools": [{"type": "function", "name": "f"}], "previous_response_id": None}
+    body = {"input": [message, {"role": "user", "content": [image]}], "tools": [{"type": "function", "name": "f"}], "previous_response_id": None}
     assert worst_case(_response(**body)).completion_tokens == 10
 
 

@@ -246,6 +246,7 @@ def test_the_limit_of_tokens_applies_to_rows_without_one() -> None:
     assert body(_batch_line(max_tokens=None)) == {"max_tokens": 100}
     assert body(_batch_line(max_completion_tokens=7)) == {"max_completion_tokens": 7}
     assert body(_batch_line(max_tokens=7, skip_special_tokens=True, truncate_prompt_tokens=4000))["max_tokens"] == 7
+    assert body(_batch_line(max_tokens=7, metadata={"source_tokens": "5000"}))["max_tokens"] == 7
     assert body(_batch_line(num_tokens=500), extra={"num_tokens": 500})["num_tokens"] == 500, "the operator's own"
     assert body(_batch_line("/v1/completions")) == {"max_tokens": 100}
     assert body(_batch_line("/v1/responses")) == {"max_output_tokens": 100}

@@ -44,7 +44,7 @@ _LONGEST_ANSWER = ("max_tokens", "max_completion_tokens", "max_output_tokens", "
 # Names of the number of answers, which some endpoints obey and others ignore.
 _SEVERAL = re.compile(r"(?i)^n$|best_?of|sequences|generations|candidate|choices$|samples$")
 # Of a request for `/responses`: what names an earlier conversation, a stored prompt, or a file.
-_STORED, _FILES = ("previous_response_id", "conversation", "prompt"), frozenset({"file_id", "file_url"})
+_STORED, _FILES = ("previous_response_id", "conversation", "prompt"), ("file_id", "file_url")
 _OWN_TOOLS = frozenset({"function", "custom"})  # others bring texts into the prompt
 _LONGEST = 1 << 40  # tokens; a larger number does not limit anything
 # Factors of the standard price if only that is known: OpenAI's for most models. `fast` is the later name of `priority`.
@@ -411,7 +411,7 @@ def _is_elsewhere(body: Mapping[str, Any]) -> bool:
     while waiting:
         value = waiting.pop()
         if isinstance(value, Mapping):
-            if not _FILES.isdisjoint(value) or ("id" in value and value.keys() <= {"id", "type"}):
+            if any(value.get(name) for name in _FILES) or ("id" in value and value.keys() <= {"id", "type"}):
                 return True
             waiting += value.values()
         elif isinstance(value, list):

@@ -303,8 +303,12 @@ def named_models(extra: Mapping[str, Any]) -> list[str]:
 
 
 def numbers_of(body: Mapping[str, Any], names: re.Pattern[str]) -> Iterator[tuple[str, int]]:
-    """Yield the parameters with one of `names` in a request's body, or in an object of it such as `options`."""
-    for one in (body, *(value for value in body.values() if isinstance(value, Mapping))):
+    """Yield the parameters with one of `names` in a request's body, or in an object of it such as `options`.
+
+    `metadata` is left out: it holds the user's labels.
+    """
+    inner = (value for name, value in body.items() if name != "metadata" and isinstance(value, Mapping))
+    for one in (body, *inner):
         for name, value in one.items():
             if names.search(str(name)) and (number := whole_number(value)) is not None:
                 yield str(name), number
