@@ -200,6 +200,10 @@ def test_an_input_that_was_edited_while_the_job_ran_is_not_gone_on_with(bench: A
     said = " ".join((out + err).split())
     assert "has changed since" in said
     assert "go on with the same command" not in said
+    assert "or run it with --keep" in said
+    bench.upstream.reply = answer()
+    bench.succeed("--keep")
+    assert [row["answer"] for row in bench.answers()] == [f"echo: other {at}" for at in range(300)]
 
 
 @pytest.mark.thorough

@@ -523,7 +523,8 @@ def digest_of(file: InputFiles, size: int, halt: threading.Event) -> tuple[str, 
 
 def changed_while_running(spec: JobSpec) -> PromptmillError:
     """Return the error of an input that is not what the job has read."""
-    return input_error(f"{spec.input} has changed since job {spec.job_id} read it. Run the job again.")
+    changed = f"{spec.input} has changed since job {spec.job_id} read it. Put it back and run the job again"
+    return input_error(changed, Named("keep", text=", or run it with {}, which sends the rows that are new"), ".")
 
 
 def _changed_settings(begun: JobSpec, now: JobSpec, folder: Folder) -> list[str]:
