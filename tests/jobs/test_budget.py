@@ -211,6 +211,21 @@ def test_a_budget_has_no_room_for_what_is_set_aside(bench: Any) -> None:
     assert len(bench.upstream.seen) == 8
 
 
+def test_rows_in_flight_are_answered_before_a_full_budget_stops_the_job(bench: Any) -> None:
+    """The ninth row is too dear while eight others, which are paid for, are on their way."""
+    bench.upstream.reply = late(0.3, answer("two words"))
+    bench.write([{"prompt": f"{n}", "max_tokens": 300 if n == 8 else 3} for n in range(12)])
+    stopped = bench.run(*_options(0.5), concurrency=9, adaptive=False)
+    assert stopped.returncode == 75
+    assert "has no room" in bench.status()["reason"]
+    assert len(bench.upstream.seen) >= 8
+    assert [record.code for record in bench.records()] == [None] * len(bench.upstream.seen)
+    found = bench.status()
+    assert (found["cost"], found.get("cost_set_aside", 0)) == (pytest.approx(0.02 * len(bench.upstream.seen)), 0)
+    bench.succeed(*_options(9))
+    assert len(bench.upstream.seen) == 12, "nothing is sent twice"
+
+
 def test_a_new_round_keeps_what_the_job_has_spent(bench: Any) -> None:
     bench.upstream.reply = answer("two words")
     bench.prompts(20)

@@ -21,6 +21,7 @@ class World:
 
     def __init__(self, path: Path) -> None:
         self.reasons: list[PromptmillError] = []
+        self.no_room: list[PromptmillError] = []
         self.store = JobStore(path / "job.db", create=True)
         self.counts = JobCounts()
 
@@ -31,6 +32,7 @@ class World:
             self.counts,
             Call(),
             self.reasons.append,
+            self.no_room.append,
             failure_limit=None if limit is None else FailureLimit.parse(limit),
             recorded=recorded,
         )
@@ -54,6 +56,22 @@ async def returns(sink: StoreSink, row: int, outcome: Any) -> bool:
 def failure(code: Code, attempts: int) -> Failure:
     """Return a failure."""
     return Failure(PromptmillError(code, "why"), attempts)
+
+
+async def test_a_row_without_room_in_the_budget_cancels_no_other_and_is_kept_only_if_it_cost_something(
+    world: World,
+) -> None:
+    sink = world.sink("0")
+    assert await returns(sink, 0, failure(Code.BUDGET, 0))
+    assert await returns(sink, 1, replace(failure(Code.BUDGET, 2), cost=0.5))
+    assert await returns(sink, 2, Completion("answer"))
+    await sink.aclose()
+    refused, answered = world.store.record(1), world.store.record(2)
+    assert refused is not None
+    assert refused.outcome().cost == 0.5
+    assert world.store.record(0) is None
+    assert answered is not None
+    assert (len(world.no_room), world.reasons) == (2, [])
 
 
 async def test_outcomes_are_written_soon_and_a_full_batch_at_once(world: World) -> None:

@@ -93,7 +93,8 @@ class Runner:
         self._stopped: _JobStopped | None = None
         self._halt = threading.Event()
         """Set when a thread is to leave what it does."""
-        self._is_leaving = False
+        self._leaves_as: _JobStopped | None = None
+        """How the run ends once the rows in flight are answered; no more rows are taken."""
         self.progress = Progress(JobCounts(), Call(of_job=True) if stats is None else stats, job.folder.status)
         self.progress.counts.skips_empty = job.spec.skip_empty
         self.progress.course = Course(job.folder.course)
@@ -168,13 +169,24 @@ class Runner:
 
     def leave(self) -> bool:
         """Take no more rows and end as `interrupted` when those in flight are answered; return whether any are."""
-        self._is_leaving = self.progress.state == status.RUNNING and self.progress.stats.in_flight > 0
+        if self.progress.state != status.RUNNING or not self.progress.stats.in_flight:
+            return False
+        self._leaves_as = _JobStopped(status.INTERRUPTED)
         self._show()
-        return self._is_leaving
+        return True
+
+    def _end_without_room(self, error: PromptmillError) -> None:
+        """Take no more rows, for the budget has no room, and end as `stopped` when those in flight are answered."""
+        if self._leaves_as is None:
+            self._leaves_as = _JobStopped(status.STOPPED, error)
+            self._show()
 
     def _leaving(self) -> str:
+        if self._leaves_as is None:
+            return ""
         left = self.progress.stats.in_flight
-        return f"finishing {left} in flight; Ctrl-C again stops at once" if self._is_leaving else ""
+        again = "; Ctrl-C again stops at once" if self._leaves_as.error is None else ", for the budget has no more room"
+        return f"finishing {left} in flight{again}"
 
     def _close(self) -> None:
         if self.error is not None and self.error.code is Code.STORAGE:
@@ -233,8 +245,8 @@ class Runner:
                         replaced = await self._in_thread(functools.partial(self._job.folder.store.rows, again))
                         live.begin(self._job, lines, set(replaced), self._give_up)
                     await self._answer(rows, path)
-                    if self._is_leaving:
-                        raise _JobStopped(status.INTERRUPTED)
+                    if self._leaves_as is not None:
+                        raise self._leaves_as
                     if self._before_output is not None:
                         await self._before_output()
                     if await self._merge():
@@ -375,7 +387,7 @@ class Runner:
             job.spec.to_replace,
             limit,
             self._guard,
-            lambda: self._is_leaving,
+            lambda: self._leaves_as is not None,
             None if self._apart is None else _MOST_HELD,
         )
         sink = StoreSink(
@@ -383,12 +395,13 @@ class Runner:
             progress.counts,
             stats,
             self._give_up,
+            self._end_without_room,
             failure_limit=job.order.failure_limit,
             made=job.spec.made,
             recorded=self._recorded,
         )
         seen = await Answering(self.service, unanswered, sink, stats, self._give_up, job.plan.name, twins).run()
-        progress.total = progress.total if self._is_leaving else seen
+        progress.total = seen if self._leaves_as is None else progress.total
 
     def _limit_cost(self) -> None:
         """Let the rows cost what is left of the job's budget, where it has one."""

@@ -35,7 +35,6 @@ _DAMAGED = "is damaged. Run the job again: what can be read of it is kept"
 _ENDS_ALL = frozenset(
     {
         Code.INVALID_CONFIG,
-        Code.BUDGET,
         Code.DEADLINE,
         Code.REPLACED,
         Code.SHUTDOWN,
@@ -332,6 +331,7 @@ class StoreSink(Sink):
         counts: JobCounts,
         stats: Call,
         give_up: Callable[[PromptmillError], None],
+        no_room: Callable[[PromptmillError], None],
         *,
         failure_limit: FailureLimit | None = None,
         made: Made = FIRST,
@@ -339,6 +339,7 @@ class StoreSink(Sink):
     ) -> None:
         """`give_up` gets the error for which the job cannot go on, and cancels the run.
 
+        `no_room` gets the error of a row for which the budget has no room; the run takes no more rows then.
         `made` is noted in every record. `recorded` gets the rows that were recorded.
         """
         self._store = store
@@ -346,7 +347,7 @@ class StoreSink(Sink):
         self._stats = stats
         self.taken: dict[int, Taken] = {}
         """The rows on their way."""
-        self._give_up = give_up
+        self._give_up, self._no_room = give_up, no_room
         self._failures = _Failures(failure_limit)
         self._made = made
         self._recorded = recorded
@@ -363,6 +364,11 @@ class StoreSink(Sink):
         """
         if self._broken or (isinstance(outcome, Failure) and self._concerns_all(key, outcome)):
             raise asyncio.CancelledError
+        if isinstance(outcome, Failure) and outcome.error.code is Code.BUDGET:
+            self._no_room(outcome.error)  # the requests in flight are paid for: their rows are answered first
+            if not outcome.cost:
+                self.taken.pop(key, None)
+                return
         self._record(key, outcome)
         if self._store.waits_for_disk:
             waiting = self._waiting
@@ -531,7 +537,7 @@ class _Failures:
     def count(self, outcome: Outcome, counts: JobCounts) -> PromptmillError | None:
         """Count a row; return the error that ends the job if too many have failed."""
         self.rows += 1
-        if not isinstance(outcome, Failure):
+        if not isinstance(outcome, Failure) or outcome.error.code is Code.BUDGET:
             return None
         self.failed += not counts.skips(outcome.error.code)
         if self.limit is None or not self.limit.exceeded(self.failed, self.rows):
