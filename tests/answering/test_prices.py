@@ -114,9 +114,10 @@ def test_a_request_for_what_the_endpoint_keeps_or_finds_has_no_worst_case(body):
 
 
 def test_a_request_for_a_response_has_a_worst_case():
-    image = {"type": "input_image", "image_url": "data:image/png;base64,AAAA", "file_id": None}  # as OpenAI's client says
+    image = {"type": "input_image", "image_url": "data:image/png;base64,AAAA", "file_id": None}
     message = {"type": "message", "id": "msg_1", "role": "user", "content": [{"type": "input_text", "text": "file_id"}]}
-    body = {"input": [message, {"role": "user", "content": [image]}], "tools": [{"type": "function", "name": "f"}], "previous_response_id": None}
+    given = [message, {"role": "user", "content": [image]}]
+    body = {"input": given, "tools": [{"type": "function", "name": "f"}], "previous_response_id": None}
     assert worst_case(_response(**body)).completion_tokens == 10
 
 
