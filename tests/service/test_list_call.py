@@ -134,6 +134,19 @@ async def test_all_answers_together_have_a_limit_that_ends_the_call():
     assert not sink.missing, "the answer that is too much is there"
 
 
+async def test_rejected_answers_count_as_answers_do():
+    sink = list_call.ListSink(4, 1_000_000, 700_000)
+    wrong = PromptmillError(Code.INVALID_ANSWER, "Wrong.")
+    for key in range(3):
+        await sink.put(key, Failure(wrong, text="x" * 600_000, attempts=key))
+    await sink.put(3, Completion("x" * 60_000))
+    found = [outcome for outcome in sink.result(None) if isinstance(outcome, Failure)]
+    assert [(len(failure.text), failure.attempts) for failure in found] == [(600_000, 0), (0, 1), (0, 2)]
+    assert {failure.error.code for failure in found} == {Code.INVALID_ANSWER}
+    with pytest.raises(PromptmillError, match="answers of this call take more than 0 MiB"):
+        await sink.put(3, Failure(wrong, text="y" * 60_000))
+
+
 async def test_items_that_fail_alike_share_their_failure():
     sink = list_call.ListSink(5)
     said = PromptmillError(Code.BAD_REQUEST, "No.")

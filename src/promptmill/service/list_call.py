@@ -82,18 +82,22 @@ class ListSink(Sink):
     async def put(self, key: int, outcome: Outcome) -> None:
         """Keep the outcome of item `key`; a large answer that exceeds the limit of large answers becomes a failure.
 
+        A failure with such an answer keeps its error alone.
         Raises `PromptmillError` when the limit of all answers is reached; the call then sends no further request.
         """
-        if self._most_large is not None and isinstance(outcome, Completion):
-            size = self._size(outcome)
+        if self._most_large is not None and (isinstance(outcome, Completion) or outcome.text):
+            size = self._size(outcome) if isinstance(outcome, Completion) else sys.getsizeof(outcome.text)
             if size > _LARGE_ANSWER and self._large + size > self._most_large:
-                outcome = Failure(
-                    _too_large("large answers", self._most_large),
-                    outcome.attempts,
-                    outcome.latency_s,
-                    outcome.usage,
-                    cost=outcome.cost,
-                )
+                if isinstance(outcome, Failure):
+                    outcome = replace(outcome, text="")
+                else:
+                    outcome = Failure(
+                        _too_large("large answers", self._most_large),
+                        outcome.attempts,
+                        outcome.latency_s,
+                        outcome.usage,
+                        cost=outcome.cost,
+                    )
             else:
                 self._large += size if size > _LARGE_ANSWER else 0
                 self._all += size
