@@ -93,7 +93,7 @@ async def _cost(url: str, pairs: int, rows: int, in_flight: int, what: str) -> R
 async def _stored(service: Service, store: JobStore, stats: Call, file: RandomFile, source: Path) -> None:
     syncing = asyncio.ensure_future(_sync(store))
     rows = Rows(LineRange(file), source, RowReader("jsonl"), store, NEVER, None, _nothing)
-    sink = StoreSink(store, JobCounts(), stats, _give_up)
+    sink = StoreSink(store, JobCounts(), stats, _give_up, _give_up)
     await Answering(service, rows, sink, stats, _give_up, service.plan.name).run()
     syncing.cancel()
 

@@ -43,7 +43,7 @@ _NOT_UTF8 = "is not UTF-8 text."
 _FIRST_ROWS = 20
 _TEXTS = frozenset({"string", "large_string"})  # types of Arrow
 _SPACE = " \t\r\n"
-# How programs, ours among them, write a missing value as a cell of CSV or TSV, if not as an empty one.
+# Programs, ours among them, write a missing value of CSV or TSV as an empty cell or as one of these texts.
 _MISSING: Mapping[str, float | None] = MappingProxyType({"NaN": math.nan, "nan": math.nan, "null": None, "NULL": None})
 _NOTHING: Mapping[str, float | None] = MappingProxyType({})
 
