@@ -94,7 +94,7 @@ class Runner:
         self._halt = threading.Event()
         """Set when a thread is to leave what it does."""
         self._leaves_as: _JobStopped | None = None
-        """How the run ends once the rows in flight are answered; no more rows are taken."""
+        """The end of the run after the answers to the rows in flight, if no more rows are taken."""
         self.progress = Progress(JobCounts(), Call(of_job=True) if stats is None else stats, job.folder.status)
         self.progress.counts.skips_empty = job.spec.skip_empty
         self.progress.course = Course(job.folder.course)
