@@ -33,11 +33,19 @@ _LARGEST_HEAD = 64 * 1024
 _MOST_INTERIM = 32
 # An endpoint chooses the size of the chunks of its body, and each one costs time and memory. So more chunks than this
 # must have some size on average: the smallest event of a stream, a word in `choices` and `delta`, has 47 bytes.
-MOST_PIECES = 32_000
-SMALL_PIECE = 40
+_MOST_PIECES = 32_000
+_SMALL_PIECE = 40
 _MOST_MEMBERS = 128
 _NAME_LENGTH = len("content-encoding")
 T = TypeVar("T")
+
+
+def check_body(size: int, pieces: int) -> None:
+    """Raise `TransportError` for a body that is too large, or has too many small pieces."""
+    if size > LARGEST_BODY:
+        raise TooLargeError(f"more than {LARGEST_BODY} bytes")
+    if pieces > _MOST_PIECES and size < pieces * _SMALL_PIECE:
+        raise InvalidResponseError(f"more than {_MOST_PIECES} pieces of less than {_SMALL_PIECE} bytes")
 
 
 class Headers(Mapping[str, str]):
@@ -359,13 +367,10 @@ class Connection(asyncio.Protocol):
             response.body_size += len(body)
             response.framing -= len(body)
             response.beside_body = 0
-            if response.body_size > LARGEST_BODY:
-                raise TooLargeError(f"more than {LARGEST_BODY} bytes")
             response.body.append(body)
+            check_body(response.body_size, len(response.body))
             if response.body_size > SMALL_BODY:
                 self._hold(len(body))
-            if (pieces := len(response.body)) > MOST_PIECES and response.body_size < pieces * SMALL_PIECE:
-                raise InvalidResponseError(f"more than {MOST_PIECES} pieces of less than {SMALL_PIECE} bytes")
 
     def _hold(self, size: int) -> None:
         """Count the body, and stop reading it while other bodies have priority."""

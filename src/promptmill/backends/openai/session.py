@@ -15,14 +15,7 @@ from aiohttp.abc import AbstractStreamWriter
 from yarl import URL
 
 from promptmill.backends.openai import failures
-from promptmill.backends.openai.http_connection import (
-    MOST_PIECES,
-    SMALL_BODY,
-    SMALL_PIECE,
-    Headers,
-    HeldBody,
-    HttpResponse,
-)
+from promptmill.backends.openai.http_connection import SMALL_BODY, Headers, HeldBody, HttpResponse, check_body
 from promptmill.backends.openai.transport import Route
 
 # The slowest accepted upload; its duration is added to the timeouts.
@@ -122,11 +115,8 @@ async def _read(
         if not chunk:  # the end of a piece that was read before
             continue
         size += len(chunk)
-        if size > failures.LARGEST_BODY:
-            raise failures.TooLargeError(f"more than {failures.LARGEST_BODY} bytes")
         chunks.append(chunk)
-        if len(chunks) > MOST_PIECES and size < len(chunks) * SMALL_PIECE:
-            raise failures.InvalidResponseError(f"more than {MOST_PIECES} pieces of less than {SMALL_PIECE} bytes")
+        check_body(size, len(chunks))
         if on_data is not None:
             on_data(chunk)
         if size > SMALL_BODY:
