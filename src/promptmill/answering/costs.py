@@ -22,7 +22,14 @@ import orjson
 
 from promptmill.backends import registry
 from promptmill.backends.protocol import NO_USAGE, Answer, Call, Completion, Failure, Outcome, Usage, unmetered
-from promptmill.config.resolved_config import OTHER_LIMIT, ResolvedConfig, named_models, numbers_of, whole_number
+from promptmill.config.resolved_config import (
+    LONGEST_ANSWER,
+    OTHER_LIMIT,
+    ResolvedConfig,
+    named_models,
+    numbers_of,
+    whole_number,
+)
 from promptmill.core.errors import Code, Named, PromptmillError, config_error, input_error
 from promptmill.core.money import Budget, dollars
 from promptmill.core.request import Account, ImagePart, Request, TextPart
@@ -40,7 +47,7 @@ _PER_TURN, _PER_REQUEST, _PER_IMAGE = 16, 64, 16_400
 _MINI, _PER_IMAGE_OF_MINI = "4o-mini", 48_200
 _BYTES_PER_SOUND_TOKEN = 10  # even strongly compressed speech has more
 _MOST_MODELS = 1000  # that the rows of a file may name; a file with more of them names models by mistake
-_LONGEST_ANSWER = ("max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_tokens", "n_predict")
+_BOUNDS = (*LONGEST_ANSWER, "n_predict")  # of which a request within a budget needs one
 # Names of the number of answers, which some endpoints obey and others ignore.
 _SEVERAL = re.compile(r"(?i)^n$|best_?of|sequences|generations|candidate|choices$|samples$")
 # Of a request for `/responses`: what names an earlier conversation, a stored prompt, or a file.
@@ -385,16 +392,18 @@ def worst_case(request: Request, model: str = "") -> Usage:
     sampling, extra = request.sampling, request.extra
     if request.path == "/responses" and _is_elsewhere(extra):
         raise input_error("The item names content at the endpoint, or a tool that runs there: it can be of any length.")
-    limits = [whole_number(extra[name]) for name in _LONGEST_ANSWER if name in extra]
+    limits = [whole_number(extra[name]) for name in _BOUNDS if name in extra]
     if sampling.max_tokens is not None and extra.get("max_tokens", 0) is not None:
         limits.append(sampling.max_tokens)
-    longest = max((limit for limit in limits if limit is not None), default=None)
-    if request.path == "/embeddings":
-        longest = 0
-    elif longest is None or (longest := max(longest, _largest(extra, OTHER_LIMIT) if extra else 0)) > _LONGEST:
+    bounds = [limit for limit in limits if limit is not None]
+    answers, models = 1, [model]
+    if extra:  # most requests have no parameters of their own
+        bounds += [_largest(extra, OTHER_LIMIT)] if bounds else []
+        answers = max(1, _largest(extra, _SEVERAL)) * _prompts(request)
+        models += named_models(extra)
+    longest = 0 if request.path == "/embeddings" else max(bounds, default=_LONGEST + 1)
+    if longest > _LONGEST:
         raise _unbounded()
-    answers = max(1, _largest(extra, _SEVERAL)) * _prompts(request) if extra else 1
-    models = (model, *named_models(extra)) if extra else (model,)
     is_mini = any(_MINI in one for one in models)
     return Usage(_prompt_size(request, _PER_IMAGE_OF_MINI if is_mini else _PER_IMAGE), longest * answers)
 
