@@ -24,8 +24,8 @@ HOW_TO_INSTALL = (
 class Field:
     """An upstream on the outer core, and whatever is measured on the inner one."""
 
-    def __init__(self, fast: int, slow: int) -> None:
-        self.inner, self.outer = cores()
+    def __init__(self, inner: int | None, outer: int | None, fast: int, slow: int) -> None:
+        self.inner, self.outer = inner, outer
         self.fast, self.slow = (f"http://127.0.0.1:{port}/v1" for port in (fast, slow))
 
     def ours(self, url: str, in_flight: int) -> Server:
@@ -40,7 +40,7 @@ class Field:
 @contextlib.asynccontextmanager
 async def field(delay_ms: float = 50) -> AsyncIterator[Field]:
     """Start the upstream and end it."""
-    _, outer = cores()
+    inner, outer = cores()
     pin(outer)
     command = [sys.executable, "-m", "benchmarks.upstream", "--delay-ms", str(delay_ms)]
     if outer is not None:
@@ -48,7 +48,7 @@ async def field(delay_ms: float = 50) -> AsyncIterator[Field]:
     upstream = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, cwd=ROOT)
     try:
         fast, slow = map(int, (await upstream.stdout.readline()).split())
-        yield Field(fast, slow)
+        yield Field(inner, outer, fast, slow)
     finally:
         upstream.kill()
         await upstream.wait()
