@@ -85,22 +85,14 @@ class ListSink(Sink):
         A failure with such an answer keeps its error alone.
         Raises `PromptmillError` when the limit of all answers is reached; the call then sends no further request.
         """
-        if self._most_large is not None and (isinstance(outcome, Completion) or outcome.text):
-            size = self._size(outcome) if isinstance(outcome, Completion) else sys.getsizeof(outcome.text)
-            if size > _LARGE_ANSWER and self._large + size > self._most_large:
-                if isinstance(outcome, Failure):
-                    outcome = replace(outcome, text="")
-                else:
-                    outcome = Failure(
-                        _too_large("large answers", self._most_large),
-                        outcome.attempts,
-                        outcome.latency_s,
-                        outcome.usage,
-                        cost=outcome.cost,
-                    )
-            else:
-                self._large += size if size > _LARGE_ANSWER else 0
-                self._all += size
+        if self._most_large is not None:
+            size = self._size(outcome)
+            if size > _LARGE_ANSWER:
+                self._large += size
+                if self._large > self._most_large:
+                    self._large -= size
+                    outcome, size = _without_answer(outcome, self._most_large), 0
+            self._all += size
         self._outcomes[key] = outcome if isinstance(outcome, Completion) else self._shared(outcome)
         if self._most is not None and self._all > self._most:
             raise _too_large("answers", self._most)
@@ -128,17 +120,21 @@ class ListSink(Sink):
         self._failures[kind] = failure
         return failure
 
-    def _size(self, completion: Completion) -> int:
-        """Return the approximate size of an answer in memory, in bytes."""
-        size = sys.getsizeof(completion.text) + sys.getsizeof(completion.reasoning)
-        if completion.logprobs or completion.tool_calls:
+    def _size(self, outcome: Outcome) -> int:
+        """Return the approximate size of an answer in memory, in bytes; 0 for a failure without one."""
+        size = sys.getsizeof(outcome.text) if outcome.text else 0
+        if not isinstance(outcome, Completion):
+            return size
+        if outcome.reasoning:
+            size += sys.getsizeof(outcome.reasoning)
+        if outcome.logprobs or outcome.tool_calls:
             logprobs, tool_calls, known = self._sized
-            if logprobs is not completion.logprobs or tool_calls is not completion.tool_calls:
-                values = orjson.dumps((completion.logprobs, completion.tool_calls))
+            if logprobs is not outcome.logprobs or tool_calls is not outcome.tool_calls:
+                values = orjson.dumps((outcome.logprobs, outcome.tool_calls))
                 known = len(values) + _VALUE * sum(map(values.count, (b"{", b"[", b",")))
-                self._sized = completion.logprobs, completion.tool_calls, known
+                self._sized = outcome.logprobs, outcome.tool_calls, known
             size += known
-        return size + sum(map(sys.getsizeof, completion.answers[1:]))
+        return size + sum(map(sys.getsizeof, outcome.answers[1:])) if outcome.answers else size
 
     @property
     def missing(self) -> list[int]:
@@ -152,6 +148,14 @@ class ListSink(Sink):
             return [outcome for outcome in self._outcomes if outcome is not None]
         left = Failure(unanswered)
         return [left if outcome is None else outcome for outcome in self._outcomes]
+
+
+def _without_answer(outcome: Outcome, most: int) -> Failure:
+    """Return the failure for a large answer that exceeds `most`, the bytes of the large answers of a call."""
+    if isinstance(outcome, Failure):
+        return replace(outcome, text="")
+    error = _too_large("large answers", most)
+    return Failure(error, outcome.attempts, outcome.latency_s, outcome.usage, cost=outcome.cost)
 
 
 def _too_large(which: str, most: int) -> PromptmillError:

@@ -21,7 +21,8 @@ def _sent(profile, *messages, wanted=ASKED):
     endpoint = Endpoint("http://127.0.0.1:1/v1/chat/completions", "here", {}, (), profile, "")
     encoder = RequestEncoder(endpoint, "m", enable_thinking=None, stream=False)
     turns = tuple(Message(role, text) for role, text in messages) or (Message("user", "Hi"),)
-    body = encoder.encode(Request(0, Conversation(turns), Sampling(response_format=wanted)), {})
+    request = Request(0, Conversation(turns), Sampling(response_format=wanted))
+    body = encoder.encode(encoder.head(request), request.conversation, {})
     assert isinstance(body, bytes)
     return orjson.loads(body)
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gzip
 import ssl
+import time
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
@@ -89,7 +90,7 @@ async def served(answer: Answer) -> AsyncIterator[tuple[Server, Target]]:
 
 @contextlib.contextmanager
 def client(limit: int = 10, silence_s: float = 5.0):
-    made = RawHttpClient(limit, 2.0, silence_s, ssl.create_default_context)
+    made = RawHttpClient(limit, 2.0, silence_s, ssl.create_default_context, LoopThrottle(time.monotonic))
     try:
         yield made
     finally:

@@ -188,6 +188,8 @@ class _Item:
 
     request: Request
     attempts: int
+    permit: Permit | None = None
+    """That of its last attempt; of two twins, that of the one which brought the result."""
     tokens: int = 0
     """Its estimated size, where `tpm` is set."""
     counted: int = 0
@@ -292,10 +294,13 @@ class Attempts(ConcurrencyShare):
 
     async def answer(self, request: Request) -> Outcome:
         """Send the request until it has its outcome."""
-        limiter, item = self._limiter, _Item(request, request.attempts)
-        prepared = await self._prepared(item)
-        if isinstance(prepared, Failure):
-            return prepared
+        limiter, sender, item = self._limiter, self._sender, _Item(request, request.attempts)
+        try:
+            preparing = sender.prepare(request)
+            prepared = NOTHING if preparing is None else await preparing
+            item.tokens = _estimated_tokens(request) if limiter.counts_tokens else 0
+        except Exception as error:  # noqa: BLE001 (one item never ends the others)
+            return _unprepared(item, error)
         while True:
             if self._attribution is not None and self._attribution.ended:
                 return _failure(item, self._attribution.ended, concerns_all=True)
@@ -305,87 +310,71 @@ class Attempts(ConcurrencyShare):
                     permit = await limiter.enter(self, item.tokens, item.failed_at)
             except PromptmillError as error:
                 return _failure(item, error, concerns_all=True)
+            item.permit, before = permit, item.attempts
             try:
-                result, answering = await self._attempt(item, permit, prepared)
+                if not sender.ready:
+                    await sender.wait_ready()
+                    item.since = item.since or time.monotonic()
+                result = await self._attempt(item, permit, prepared)
                 if isinstance(result, Completion):
+                    answering = item.permit
                     now = answering.endpoint_state.succeeded(answering, result.usage.completion_tokens)
                 else:
                     result = self._explained(result, permit.endpoint_state)
                     counts = self._counts(item, permit, result)
             except PromptmillError as error:
+                self._uncount(item, before, error)
                 return _failure(item, error)
             finally:
                 limiter.leave(permit, self)
             if isinstance(result, Completion):
                 return self._completed(item, result, answering, now)
-            wait = await self._after_failure(item, permit, result, counts=counts)
-            if isinstance(wait, Failure):
-                return wait
-            if wait > 0:
-                with self.call.park():
-                    await asyncio.sleep(wait)
+            failure = await self._after_failure(item, permit, result, counts=counts)
+            if failure is not None:
+                return failure
 
-    async def _prepared(self, item: _Item) -> Prepared | Failure:
-        """Have the sender prepare the item before it takes a place at an endpoint; return the result or a failure."""
-        try:
-            preparing = self._sender.prepare(item.request)
-            prepared = NOTHING if preparing is None else await preparing
-            item.tokens = _estimated_tokens(item.request) if self._limiter.counts_tokens else 0
-        except PromptmillError as error:
-            if error.code is Code.STORAGE:  # the worker processes' spool, which every item needs
-                raise
-            return _failure(item, error)
-        except Exception as error:  # noqa: BLE001 (one item never ends the others)
-            return _failure(item, internal_error("The request could not be prepared", error))
-        return prepared
-
-    async def _attempt(self, item: _Item, permit: Permit, prepared: Prepared) -> tuple[_Result, Permit]:
-        """Send once; return the result and the permit of the request that brought it.
-
-        Raises `PromptmillError` for an error of the item itself.
-        """
-        sender, call = self._sender, self.call
-        now = permit.at
-        if not sender.ready:
-            await sender.wait_ready()
-            now = time.monotonic()
-        item.since = item.since or now
-        limit_s = self._settings.item_timeout
-        if limit_s is not None and now >= item.since + limit_s:
+    def _attempt(self, item: _Item, permit: Permit, prepared: Prepared) -> Awaitable[_Result]:
+        """Count an attempt and return it. It raises `PromptmillError` for an error of the item itself."""
+        call, request, limit_s = self.call, item.request, self._settings.item_timeout
+        item.since = item.since or permit.at
+        if limit_s is not None and time.monotonic() >= item.since + limit_s:
             raise _too_slow(limit_s)
         item.attempts += 1
         self.sent += 1
-        call.sending(item.request)
-        call.retries += item.attempts > 1
-        try:
-            if self._plain:
-                return await sender.send(item.request, permit.endpoint_state, prepared, fresh=item.stale), permit
-            return await self._send_bounded(item, permit, prepared)
-        except PromptmillError as error:
-            if error.code is Code.ITEM_TIMEOUT:
-                item.unmetered += 1
-            else:  # the item's own mistake, found before anything was sent
-                call.requests -= 1
-                call.retries -= item.attempts > 1
-                item.attempts -= 1
-            raise
+        call.sending(request)
+        if item.attempts > 1:
+            call.retries += 1
+        if self._plain:
+            return self._sender.send(request, permit.endpoint_state, prepared, fresh=item.stale)
+        return self._send_bounded(item, permit, prepared)
+
+    def _uncount(self, item: _Item, before: int, error: PromptmillError) -> None:
+        """Take back the attempt after so many before it, if any was begun: it ended with an error of the item."""
+        if item.attempts == before:
+            return
+        if error.code is Code.ITEM_TIMEOUT:
+            item.unmetered += 1
+        else:  # the item's own mistake, found before anything was sent
+            self.call.requests -= 1
+            self.call.retries -= item.attempts > 1
+            item.attempts -= 1
 
     def _completed(self, item: _Item, answer: Completion, permit: Permit, now: float) -> Completion:
         """Return `answer`, which came at `now` by `permit`, with the attempts, time and usage of its item."""
-        usage = answer.usage
         if self._limiter.counts_tokens:
-            self._limiter.charge_tokens(usage.prompt_tokens + usage.completion_tokens - item.tokens)
+            self._limiter.charge_tokens(answer.usage.prompt_tokens + answer.usage.completion_tokens - item.tokens)
         self._answered = True
         if self._attribution is not None:
             self._attribution.answered(permit)
-        if item.is_charged:
+        if item.unmetered or item.spent:
+            usage = answer.usage
             answer.unmetered = item.unmetered + (not answer.is_metered)
             answer.usage, answer.spent = usage + item.usage, (*item.spent, (usage, answer.tier))
         answer.attempts, answer.latency_s = item.attempts, round(now - item.since, 4)
         return answer
 
-    async def _send_bounded(self, item: _Item, permit: Permit, prepared: Prepared) -> tuple[_Result, Permit]:
-        """Send once, within `item_timeout`, perhaps with a twin; return the result and the permit that it came by."""
+    async def _send_bounded(self, item: _Item, permit: Permit, prepared: Prepared) -> _Result:
+        """Send once, within `item_timeout`, perhaps with a twin."""
 
         def send(endpoint_state: EndpointState) -> Awaitable[_Result]:
             return self._sender.send(item.request, endpoint_state, prepared, fresh=item.stale)
@@ -395,8 +384,9 @@ class Attempts(ConcurrencyShare):
         try:
             async with asyncio.timeout(left_s):
                 if self._hedge is None:
-                    return await send(permit.endpoint_state), permit
-                return await self._hedge.send(item, permit, send)
+                    return await send(permit.endpoint_state)
+                result, item.permit = await self._hedge.send(item, permit, send)
+                return result
         except TimeoutError:
             raise _too_slow(limit_s or 0) from None
 
@@ -429,8 +419,8 @@ class Attempts(ConcurrencyShare):
 
     async def _after_failure(
         self, item: _Item, permit: Permit, decision: RetryDecision, *, counts: bool
-    ) -> Failure | float:
-        """Return the seconds until the item is sent again, or its failure."""
+    ) -> Failure | None:
+        """Return the failure of an item, or None once it is to be sent again."""
         error, endpoint_state = decision.error, permit.endpoint_state
         settings = self._settings
         if not decision.may_be_billed:
@@ -470,7 +460,10 @@ class Attempts(ConcurrencyShare):
         if account is not None and decision.may_be_billed and not account.reserve_again():
             return _failure(item, PromptmillError(Code.BUDGET, "The budget has no room for another attempt."))
         self._flow.put_back(endpoint_state, decision, wait_s)
-        return wait_s
+        if wait_s > 0:
+            with self.call.park():
+                await asyncio.sleep(wait_s)
+        return None
 
     def _is_gone(self, item: _Item, endpoint_state: EndpointState, decision: RetryDecision) -> bool:
         """Return whether a final failure shows that no endpoint is left, whether or not items remain to be sent.
@@ -507,6 +500,15 @@ class Attempts(ConcurrencyShare):
 def _estimated_tokens(request: Request) -> int:
     """Return a rough estimate for `tpm`; the tokens that were really used are charged afterwards."""
     return sum(len(m.content) for m in request.conversation.messages if isinstance(m.content, str)) // 4
+
+
+def _unprepared(item: _Item, error: Exception) -> Failure:
+    """Return the failure of an item that could not be prepared. Raises the error that every item would have."""
+    if not isinstance(error, PromptmillError):
+        return _failure(item, internal_error("The request could not be prepared", error))
+    if error.code is Code.STORAGE:  # the worker processes' spool, which every item needs
+        raise error
+    return _failure(item, error)
 
 
 def _failure(

@@ -165,11 +165,12 @@ class _Trial:
         conversation = conversation_from_prompt("Say yes.", "the trial prompt")
         request = Request(0, conversation, sampling, self._plan.settings.extra_params)
         encoder = RequestEncoder(endpoint, model, enable_thinking=self._settings.enable_thinking, stream=False)
-        for name in encoder.refused(request):
+        head = encoder.head(request)
+        for name in head.refused:
             stage.warn(f"{endpoint.name} does not accept `{name}`; requests leave it out")
         started = time.monotonic()
         try:
-            response = await self._pool.send(endpoint, encoder.encode(request, {}))
+            response = await self._pool.send(endpoint, encoder.encode(head, conversation, {}))
             found: Any = read_response(response.status, response.headers, response.content(), endpoint)
         except (failures.TransportError, PromptmillError, OSError, ValueError) as error:
             found = failures.classify_exception(error, endpoint)

@@ -40,11 +40,12 @@ _OURS = frozenset({"messages", "stream", "stream_options"})
 _STREAM = {"stream": True, "stream_options": {"include_usage": True}}
 
 
-class _Head(NamedTuple):
+class Head(NamedTuple):
     """The part of a body that all requests with the same parameters share."""
 
     text: bytes
     refused: list[str]
+    """The parameters that the endpoint does not support."""
     words: str
     """Instructions to add to the conversation."""
     parameters: tuple[Sampling, Mapping[str, Any]]
@@ -59,46 +60,47 @@ class RequestEncoder:
         self._enable_thinking = enable_thinking
         self._stream = stream
         # keyed by identity, because a call's requests share the objects; a head keeps them, so an id is never reused
-        self._heads: dict[tuple[int, int], _Head] = {}
+        self._heads: dict[tuple[int, int], Head] = {}
         self._head_bytes = 0
-        self._last: _Head | None = None
+        self._last: Head | None = None
 
-    def refused(self, request: Request) -> list[str]:
-        """Return the names of the request's parameters that the endpoint does not support."""
-        if request.path:
-            return []
-        return self._head(request).refused
-
-    def encode(self, request: Request, images: Mapping[str, bytes], *, stream: bool = False) -> bytes | list[bytes]:
-        """Return the body, in pieces if it holds images. `images` maps sources to JSON strings, sent unchanged.
+    def encode(
+        self, head: Head, conversation: Conversation, images: Mapping[str, bytes], *, stream: bool = False
+    ) -> bytes | list[bytes]:
+        """Return the body of a chat, in pieces if it holds images, whose sources `images` maps to JSON strings.
 
         `stream` requests a streamed answer even if the configuration does not.
 
-        Raises `PromptmillError` (`invalid_input`) for text or parameters that JSON cannot carry.
+        Raises `PromptmillError` (`invalid_input`) for text that JSON cannot carry.
         """
+        text = head.text
+        if stream and not self._stream:
+            text = b"{%b,%b" % (orjson.dumps(_STREAM)[1:-1], text[1:])
+        if head.words:
+            conversation = _with_words(conversation, head.words)
         try:
-            if request.path:
-                return orjson.dumps({"model": self._model, **request.extra})
-            found = self._head(request)
-            head, conversation = found.text, request.conversation
-            if stream and not self._stream:
-                head = b"{%b,%b" % (orjson.dumps(_STREAM)[1:-1], head[1:])
-            messages = (_with_words(conversation, found.words) if found.words else conversation).messages
             if not images:
-                return b"".join((head, b"[", b",".join([_message(message) for message in messages]), b"]}"))
-            pieces = [head + b"["]
-            for message in messages:
+                messages = b",".join([_message(message) for message in conversation.messages])
+                return b"%b[%b]}" % (text, messages)
+            pieces = [text + b"["]
+            for message in conversation.messages:
                 pieces += _pieces(message, images)
                 pieces.append(b",")
             pieces[-1] = b"]}"
             return _merged(pieces)
         except (TypeError, orjson.JSONEncodeError):
-            check_encodable(request.conversation)
-            raise PromptmillError(
-                Code.INVALID_INPUT, "The request contains a value that JSON cannot represent, or is nested too deeply."
-            ) from None
+            check_encodable(conversation)
+            raise _unencodable() from None
 
-    def _head(self, request: Request) -> _Head:
+    def encode_body(self, request: Request) -> bytes:
+        """Return the body of a request for another path than chats. Raises as `encode` does."""
+        try:
+            return orjson.dumps({"model": self._model, **request.extra})
+        except (TypeError, orjson.JSONEncodeError):
+            raise _unencodable() from None
+
+    def head(self, request: Request) -> Head:
+        """Return the head of a chat's body. Raises `PromptmillError` (`invalid_input`) for what JSON cannot carry."""
         last, sampling, extra = self._last, request.sampling, request.extra
         if last is not None and last.parameters[0] is sampling and last.parameters[1] is extra:
             return last
@@ -114,7 +116,7 @@ class RequestEncoder:
                     "`sampling_params` or `extra_params` contain an unpaired surrogate, a number above 64 bits "
                     "or too deep nesting, which JSON cannot represent.",
                 ) from None
-            head = _Head(text[:-1] + b',"messages":', refused, words, (request.sampling, request.extra))
+            head = Head(text[:-1] + b',"messages":', refused, words, (request.sampling, request.extra))
             # each request may have its own parameters, and these a large schema
             if len(self._heads) >= _MOST_HEADS or self._head_bytes + len(text) > _MOST_HEAD_BYTES:
                 self._heads.clear()
@@ -149,6 +151,11 @@ class RequestEncoder:
         if self._stream:
             body |= _STREAM
         return body, refused + [name for name in extra if name in _OURS], words
+
+
+def _unencodable() -> PromptmillError:
+    said = "The request contains a value that JSON cannot represent, or is nested too deeply."
+    return PromptmillError(Code.INVALID_INPUT, said)
 
 
 def _message(message: Message) -> bytes:

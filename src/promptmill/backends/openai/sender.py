@@ -13,7 +13,6 @@ import codecs
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 import orjson
@@ -126,8 +125,9 @@ class LocalSender:
         if request.path:
             return await self._send_elsewhere(request, endpoint_state, fresh=fresh)
         endpoint, encoder = endpoint_state.endpoint, endpoint_state.encoder
+        head = encoder.head(request)
         warnings: tuple[str, ...] = ()
-        for name in encoder.refused(request):
+        for name in head.refused:
             text = f"{endpoint.name} takes no `{name}`"
             if self._unsupported_is_error:
                 raise PromptmillError(Code.UNSUPPORTED, f"{text}.")
@@ -140,14 +140,17 @@ class LocalSender:
                 f"{endpoint.name} fetches no images from the web.",
                 "Set `fetch_images: true` to have them fetched here, or give files.",
             )
-        body = encoder.encode(request, prepared, stream=preview is not None)
+        body = encoder.encode(head, request.conversation, prepared, stream=preview is not None)
         inline = request.sampling.reasoning == "inline"
         on_data = None if preview is None else StreamPreview(preview, inline=inline).feed
         response = await self._post(endpoint, body, fresh=fresh, on_data=on_data)
         if isinstance(response, RetryDecision):
             return response
-        read = partial(_answer_in, response, endpoint, keep_raw=self._call.keep_raw, inline=inline)
-        found = read() if response.is_soon_read else await self._pool.read_apart(read)
+        keep_raw = self._call.keep_raw
+        if response.is_soon_read:
+            found = _answer_in(response, endpoint, keep_raw=keep_raw, inline=inline)
+        else:
+            found = await self._pool.read_apart(_answer_in, response, endpoint, keep_raw=keep_raw, inline=inline)
         if isinstance(found, RetryDecision):
             if preview is not None and response.status in {400, 422}:
                 self._call.preview = None  # it may be the streaming that is refused
@@ -157,7 +160,8 @@ class LocalSender:
         if found.reasoning and not inline and (problem := found.unanswered):
             kind = FailureKind.TRANSIENT if found.finish_reason is None else FailureKind.ITEM
             return RetryDecision(kind, problem, usage=found.usage, tier=found.tier, unmetered=not found.is_metered)
-        found.warnings = warnings
+        if warnings:
+            found.warnings = warnings
         return found
 
     async def _post(
@@ -188,10 +192,10 @@ class LocalSender:
     ) -> Completion | RetryDecision:
         """Post the body of a request for another path than chats, and keep its response, both unchanged."""
         endpoint = elsewhere(endpoint_state.endpoint, request.path)
-        response = await self._post(endpoint, endpoint_state.encoder.encode(request, NOTHING), fresh=fresh)
+        response = await self._post(endpoint, endpoint_state.encoder.encode_body(request), fresh=fresh)
         if isinstance(response, RetryDecision):
             return response
-        found = await self._pool.read_apart(partial(_other_answer_in, response, endpoint))
+        found = await self._pool.read_apart(_other_answer_in, response, endpoint)
         if isinstance(found, Completion):
             _note_limit(response, endpoint_state)
         elif found.kind is FailureKind.ENDPOINT and response.status in {404, 405}:
@@ -218,7 +222,7 @@ def _answer_in(
     response: HttpResponse, endpoint: Endpoint, *, keep_raw: bool, inline: bool
 ) -> Completion | RetryDecision:
     """Return the answer in a response, its reasoning apart unless `inline`, or the decision about a failure."""
-    content = _content(response, endpoint)
+    content = _content(response, endpoint) if response.encoding else response.body
     if isinstance(content, RetryDecision):
         return content
     found = read_response(response.status, response.headers, content, endpoint, keep_raw=keep_raw)
@@ -251,7 +255,7 @@ def read_response(
 ) -> Completion | RetryDecision:
     """Return the answer in a response, or the decision about a failure. `keep_raw` keeps all fields of the answer."""
     try:
-        if excess := _excess(body):
+        if len(body) > _SMALL and (excess := _excess(body)):
             return _unreadable(endpoint, excess, b"")
         body = body.removeprefix(codecs.BOM_UTF8)
         if status >= 300 and len(body) > _LARGEST_ERROR:
@@ -271,7 +275,7 @@ def read_other_response(
     status: int, headers: Mapping[str, str], body: bytes, endpoint: Endpoint
 ) -> Completion | RetryDecision:
     """Return the response to a request for a path other than chats: its text, if any, and its payload."""
-    if excess := _excess(body):
+    if len(body) > _SMALL and (excess := _excess(body)):
         return _unreadable(endpoint, excess, b"")
     try:
         payload = orjson.loads(body)
@@ -290,8 +294,6 @@ def read_other_response(
 
 def _excess(body: bytes) -> str:
     """Return the description of a body that takes too much memory or time to read; `""` for any other."""
-    if len(body) <= _SMALL:
-        return ""
     if _NUMBER * body.count(b",") + _CONTAINER * (body.count(b"[") + body.count(b"{")) > _MOST_MEMORY:
         return f"a body whose values take more than {_MOST_MEMORY >> 20} MiB of memory"
     if _has_too_many_fields(body) and not body.lstrip().startswith(chat_completion.EVENT_STARTS):
@@ -370,9 +372,8 @@ def _ordinary(payload: dict[str, Any]) -> Completion | None:
     text = message.get("content")
     if type(text) is not str or not text:
         return None
-    for name, value in message.items():
-        if value and name not in _NO_MATTER:
-            return None
+    if not message.keys() <= _NO_MATTER and any(map(message.get, message.keys() - _NO_MATTER)):
+        return None
     return Completion(text, finish, _usage(payload.get("usage")), tier=_tier(payload))
 
 
@@ -522,18 +523,15 @@ def _detail(usage: dict[str, Any], group: str, name: str) -> int:
     return (_count(details, name) or 0) if isinstance(details, dict) else 0
 
 
-def _count(usage: Mapping[str, Any], *names: str) -> int | None:
-    """Return the largest of these counts, which some gateways give twice; None if none is given or one is invalid."""
-    most = None
-    for name in names:  # a comprehension with `all` and `max` costs 2 µs a reply
-        value = usage.get(name)
-        if value is None:
-            continue
-        if type(value) is not int or not 0 <= value <= _MOST_TOKENS:
-            return None
-        if most is None or value > most:
-            most = value
-    return most
+def _count(usage: Mapping[str, Any], name: str, other: str = "") -> int | None:
+    """Return a count, the larger one if it is given under the `other` name, too; None for a missing or invalid one."""
+    count = usage.get(name)
+    if other and usage.get(other) is not None:  # some gateways give both
+        second = _count(usage, other)
+        if count is None or second is None:
+            return second
+        count = max(count, second) if type(count) is int else None
+    return count if type(count) is int and 0 <= count <= _MOST_TOKENS else None
 
 
 def _loosely(body: bytes) -> Any:

@@ -15,9 +15,9 @@ import socket
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, ParamSpec, Protocol, TypeVar
 from urllib.request import getproxies, proxy_bypass
 
 import aiohappyeyeballs
@@ -36,6 +36,7 @@ from promptmill.backends.openai.http_connection import Answer, Connection, Heade
 from promptmill.config.settings import OpenAISettings
 from promptmill.system.runtime import descriptors
 
+P = ParamSpec("P")
 T = TypeVar("T")
 # Half a millisecond of work. If all of 256 waiting answers were taken up in one iteration of the event loop, a ping,
 # which needs ten iterations, would wait for ten such batches (0.3 s). Small batches are also a fifth faster, in the
@@ -149,22 +150,22 @@ class Pool:
         """Open nothing yet; must be created on the event loop. `connections` is the limit of open connections."""
         self._connect_s, self._silence_s = settings.timeout
         limit = settings.max_connections or connections
-        self._client = RawHttpClient(limit, self._connect_s, self._silence_s, trust_of_environment)
+        self._throttle = throttle or LoopThrottle(time.monotonic)
+        self._client = RawHttpClient(limit, self._connect_s, self._silence_s, trust_of_environment, self._throttle)
         self._limit = limit
         self._session: asyncio.Future[_Session] | None = None
         self._trust_env = settings.trust_env
-        self._throttle = throttle or LoopThrottle(time.monotonic)
         self._reading = asyncio.Lock()
         self._routes: dict[tuple[str, tuple[str, ...]], Route] = {}
 
-    async def send(
+    def send(
         self,
         endpoint: Endpoint,
         body: bytes | list[bytes],
         *,
         fresh: bool = False,
         on_data: Callable[[bytes], None] | None = None,
-    ) -> HttpResponse:
+    ) -> Awaitable[HttpResponse]:
         """Post `body`, whole or in pieces, on a new connection if `fresh`, and return the whole response.
 
         Waits for a turn if many requests start at the same time.
@@ -173,13 +174,18 @@ class Pool:
 
         Raises `TransportError` and the system's exceptions.
         """
-        if not self._throttle.pass_now():
-            await self._throttle.turn()
         route = self._route(endpoint)
         pieces = body if isinstance(body, list) else [body]
         length = sum(map(len, pieces))
         if route.target is not None and length <= _LARGEST_DIRECT_REQUEST and on_data is None:
-            return await self._client.post(route.target, pieces, length, fresh=fresh)
+            return self._client.post(route.target, pieces, length, fresh=fresh)
+        return self._post_over_session(route, pieces, length, on_data)
+
+    async def _post_over_session(
+        self, route: Route, pieces: list[bytes], length: int, on_data: Callable[[bytes], None] | None
+    ) -> HttpResponse:
+        if not self._throttle.pass_now():
+            await self._throttle.turn()
         session = await self._opened()
         return await session.post(route, pieces, length, on_data)
 
@@ -199,13 +205,13 @@ class Pool:
         except (TransportError, OSError, ValueError):
             return None
 
-    async def read_apart(self, read: Callable[[], T]) -> T:
-        """Run `read`, which parses a large body, in a thread and return its result.
+    async def read_apart(self, read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call `read`, which parses a large body, in a thread and return its result.
 
         One at a time, because values take several times the memory of their text.
         """
         async with self._reading:
-            return await asyncio.to_thread(read)
+            return await asyncio.to_thread(read, *args, **kwargs)
 
     def _route(self, endpoint: Endpoint) -> Route:
         route = self._routes.get((endpoint.url, endpoint.secrets))
@@ -241,12 +247,19 @@ class RawHttpClient:
     A request costs far less here than over aiohttp's session. One timer checks all connections for silence.
     """
 
-    def __init__(self, limit: int, connect_s: float, silence_s: float, trust: Callable[[], ssl.SSLContext]) -> None:
+    def __init__(
+        self,
+        limit: int,
+        connect_s: float,
+        silence_s: float,
+        trust: Callable[[], ssl.SSLContext],
+        throttle: LoopThrottle,
+    ) -> None:
         """Must be created on the event loop. `trust` returns the TLS context; it may block and runs in a thread."""
         self._loop = asyncio.get_running_loop()
         self.clock = self._loop.time
         self._limit, self._connect_s, self._silence_s = limit, connect_s, silence_s
-        self._trust = trust
+        self._trust, self._throttle = trust, throttle
         self._context: asyncio.Future[ssl.SSLContext] | None = None
         self._open: set[Connection] = set()
         self._connecting = 0
@@ -259,8 +272,10 @@ class RawHttpClient:
     async def post(self, target: Target, pieces: Sequence[bytes], length: int, *, fresh: bool = False) -> HttpResponse:
         """Post a body of these pieces, on a new connection if `fresh`.
 
-        Raises `TransportError` and the system's exceptions.
+        Waits for a turn if many requests start at the same time. Raises `TransportError` and the system's exceptions.
         """
+        if not self._throttle.pass_now():
+            await self._throttle.turn()
         connection = None if fresh else self._idle(target)
         if connection is None:
             connection = await self._new(target, fresh=fresh)
