@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from half_done import answers
+from promptmill.jobs.files.tables import CellWriter
 from replies import answer, by_prompt, choose, raw, status
 
 DATA = Path(__file__).parent / "data"
@@ -415,3 +418,16 @@ def test_a_table_resumes_too(bench: Any) -> None:
     assert [line.split(",")[:3] for line in bench.output.read_text().splitlines()[1:]] == [
         [str(at), f"prompt {at}", f"echo: prompt {at}"] for at in range(400)
     ]
+
+
+def test_a_row_is_written_as_csv_writes_it():
+    letters = [*'ab ,;|\t"\r\n', "é", "\udc80", ""]
+    chance = random.Random(0)
+    for delimiter in ",;\t|":
+        for _ in range(500):
+            cells = ["".join(chance.choices(letters, k=chance.randrange(6))) for _ in range(chance.randrange(2, 5))]
+            expected, found = io.StringIO(), io.BytesIO()
+            csv.writer(expected, delimiter=delimiter).writerow(cells)
+            CellWriter(found, delimiter).write(cells)
+            text = found.getvalue().decode("utf-8", "surrogateescape")
+            assert text == expected.getvalue().removesuffix("\r\n") + "\n"

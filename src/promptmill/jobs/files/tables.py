@@ -13,7 +13,7 @@ import os
 import re
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -26,6 +26,7 @@ from promptmill.jobs.files.disk import LONGEST_LINE, TOO_LONG
 from promptmill.jobs.files.row_files import InputFiles, Part
 
 _DELIMITERS = ",;\t|"
+_QUOTE, _TWO = '"', '""'
 _QUOTED = re.compile(r'"(?:[^"]|"")*("|$)')  # a delimiter inside separates nothing
 # A cell over more lines than this is a quote that is never closed. Its first line is the row, and the other lines are
 # read again: among them a cell has fewer lines, or a file of such quotes would be read thousands of times.
@@ -272,19 +273,26 @@ def readable(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-class Encoded:
-    """A text file for `csv` to write to, over a file of bytes. Rows end with a line feed.
+class CellWriter:
+    """Writes rows of cells into a file of bytes: the text that `csv.writer` writes, in less than half of the time.
 
-    With `lineterminator="\\n"`, `csv` leaves a lone carriage return unquoted before Python 3.13, and readers take it
-    for the end of a row.
+    `csv` looks each letter up in its line end. And with a line feed for its line end, it leaves a lone carriage return
+    unquoted before Python 3.13, which readers take for the end of a row.
     """
 
-    def __init__(self, out: IO[bytes]) -> None:
-        self._out = out
+    def __init__(self, out: IO[bytes], delimiter: str) -> None:
+        self._out, self._delimiter = out, delimiter
 
-    def write(self, text: str) -> int:
-        """Write a row that ends with `\\r\\n`."""
-        return self._out.write(text.removesuffix("\r\n").encode("utf-8", "surrogateescape") + b"\n")
+    def write(self, cells: Iterable[str]) -> None:
+        """Write a row, which has two cells at least."""
+        delimiter = self._delimiter
+        quoted = [
+            f'"{cell.replace(_QUOTE, _TWO)}"'
+            if delimiter in cell or _QUOTE in cell or "\n" in cell or "\r" in cell
+            else cell
+            for cell in cells
+        ]
+        self._out.write(f"{delimiter.join(quoted)}\n".encode("utf-8", "surrogateescape"))
 
 
 class ParquetTable:

@@ -11,7 +11,6 @@ whole input before anything is sent, so that every output and every page of a jo
 from __future__ import annotations
 
 import contextlib
-import csv
 import functools
 import itertools
 import json
@@ -37,8 +36,8 @@ from promptmill.jobs.files.row_files import InputFiles
 from promptmill.jobs.files.spool import HaltedError, cells_of, spool
 from promptmill.jobs.files.tables import (
     CellTable,
+    CellWriter,
     ColumnTypes,
-    Encoded,
     ParquetTable,
     distinct,
     objects,
@@ -456,13 +455,13 @@ def _write_cells(merge: Merge, out: IO[bytes], most: int) -> None:
     table = CellTable(merge.input, merge.spec.input_format)
     ours, width = _AnswerColumns(merge), len(table.header)
     delimiter = table.delimiter if merge.output_format == merge.spec.input_format else _DELIMITERS[merge.output_format]
-    writer = csv.writer(Encoded(out), delimiter=delimiter, lineterminator="\r\n")
-    writer.writerow([*table.header, *ours.names.values()])
+    writer = CellWriter(out, delimiter)
+    writer.write([*table.header, *ours.names.values()])
     for line, record in _answered(merge, most):
         own = cells_of(line)
         own += [""] * (width - len(own))
         own[width:width] = cells(ours.in_table(record), ours.names)
-        writer.writerow(own)
+        writer.write(own)
 
 
 def _write_objects(merge: Merge, out: IO[bytes], most: int) -> None:
@@ -474,10 +473,10 @@ def _write_objects(merge: Merge, out: IO[bytes], most: int) -> None:
         for row in _reading(merge)[1]:
             names.update(dict.fromkeys(row))
             _check_width(len(names))
-    writer = csv.writer(Encoded(out), delimiter=_DELIMITERS[merge.output_format], lineterminator="\r\n")
-    writer.writerow([*names, *ours.names.values()])
+    writer = CellWriter(out, _DELIMITERS[merge.output_format])
+    writer.write([*names, *ours.names.values()])
     for row, record in _rows(merge, most):
-        writer.writerow([*(cell(row.get(name)) for name in names), *cells(ours.in_table(record), ours.names)])
+        writer.write([*(cell(row.get(name)) for name in names), *cells(ours.in_table(record), ours.names)])
 
 
 def _check_width(columns: int) -> None:
