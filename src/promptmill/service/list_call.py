@@ -50,8 +50,8 @@ class ListSource(Source):
     @property
     def size(self) -> int:
         """The total length of all texts, in characters."""
-        texts = (message.content for item in self._items if isinstance(item, Conversation) for message in item.messages)
-        return sum(len(text) for text in texts if isinstance(text, str))
+        turns = (turn for item in self._items if isinstance(item, Conversation) for turn in item.messages)
+        return sum([len(turn.content) for turn in turns if isinstance(turn.content, str)])
 
     async def take(self, n: int) -> list[Request]:
         """Return the next up to `n` requests."""
@@ -144,8 +144,9 @@ class ListSink(Sink):
     def result(self, unanswered: PromptmillError | None) -> list[Outcome]:
         """Return the outcomes in order; items without one fail with `unanswered`."""
         if unanswered is None:
-            assert None not in self._outcomes, "a backend returned without settling every item"
-            return [outcome for outcome in self._outcomes if outcome is not None]
+            found = [outcome for outcome in self._outcomes if outcome is not None]
+            assert len(found) == len(self._outcomes), "a backend returned without settling every item"
+            return found
         left = Failure(unanswered)
         return [left if outcome is None else outcome for outcome in self._outcomes]
 

@@ -501,8 +501,9 @@ def _usage(usage: Any, *, answers: bool = True) -> Usage:
     """
     if not isinstance(usage, dict):
         return NO_USAGE
-    prompt = _count(usage, "prompt_tokens", "input_tokens")
-    completion = _count(usage, "completion_tokens", "output_tokens")
+    prompt, completion = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
+    if "input_tokens" in usage or "output_tokens" in usage:
+        prompt, completion = _larger(usage, prompt, "input_tokens"), _larger(usage, completion, "output_tokens")
     total = _count(usage, "total_tokens") or 0
     if not answers:
         prompt, completion = total if prompt is None else prompt, completion or 0
@@ -523,14 +524,15 @@ def _detail(usage: dict[str, Any], group: str, name: str) -> int:
     return (_count(details, name) or 0) if isinstance(details, dict) else 0
 
 
-def _count(usage: Mapping[str, Any], name: str, other: str = "") -> int | None:
-    """Return a count, the larger one if it is given under the `other` name, too; None for a missing or invalid one."""
+def _larger(usage: Mapping[str, Any], count: int | None, name: str) -> int | None:
+    """Return the larger one of a count and the one under another `name`: some gateways give both."""
+    other = _count(usage, name)
+    return other if count is None else max(count, other or 0)
+
+
+def _count(usage: Mapping[str, Any], name: str) -> int | None:
+    """Return a count; None for a missing or invalid one."""
     count = usage.get(name)
-    if other and usage.get(other) is not None:  # some gateways give both
-        second = _count(usage, other)
-        if count is None or second is None:
-            return second
-        count = max(count, second) if type(count) is int else None
     return count if type(count) is int and 0 <= count <= _MOST_TOKENS else None
 
 
