@@ -221,8 +221,11 @@ class RowReader:
         if not self.row_settings:
             row = {name: row[name] for name in CONTENT & row.keys()}
         conversation = _row(row, where, self.image_tag, self.image_position, column or "")
-        own, body = _own_parameters(row, where, self.model) if len(row) > 1 else (_NOTHING, _NOTHING)
-        conversation = conversation.with_system(_own_system_prompt(row, where) or self.system_prompt)
+        system_prompt, own, body = "", _NOTHING, _NOTHING
+        if len(row) > 1:
+            own, body = _own_parameters(row, where, self.model)
+            system_prompt = _own_system_prompt(row, where)
+        conversation = conversation.with_system(system_prompt or self.system_prompt)
         sampling = self.sampling.model_copy(update=replacing_choices(own)) if own else self.sampling
         return conversation, sampling, {**self.extra, **body} if body else self.extra
 

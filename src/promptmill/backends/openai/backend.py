@@ -366,7 +366,7 @@ class Attempts(ConcurrencyShare):
         self._answered = True
         if self._attribution is not None:
             self._attribution.answered(permit)
-        if item.unmetered or item.spent:
+        if item.is_charged:
             usage = answer.usage
             answer.unmetered = item.unmetered + (not answer.is_metered)
             answer.usage, answer.spent = usage + item.usage, (*item.spent, (usage, answer.tier))

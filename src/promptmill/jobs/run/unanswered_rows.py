@@ -207,9 +207,12 @@ class FileSource(Source):
         """Return up to `n` requests."""
         taken: list[Request] = []
         while not taken and await self._fill():
-            while self._ready and len(taken) < n and await self._has_space(waits=not taken):
-                line, about = self._ready.popleft()
+            while self._ready and len(taken) < n:
+                line, about = self._ready[0]
                 large = line.length > _LARGE
+                if large and not await self._has_space(line, waits=not taken):
+                    break
+                self._ready.popleft()
                 self.taken[line.row] = about._replace(size=line.length) if large else about
                 try:
                     taken.append(
@@ -221,12 +224,12 @@ class FileSource(Source):
                     await self._settle(line.row, Failure(error, about.attempts))
         return taken
 
-    async def _has_space(self, *, waits: bool) -> bool:
-        """Return whether the next row may be in flight with the others, or wait until it may."""
-        most, length = self._rows.most_held, self._ready[0][0].length
-        if most is None or length <= _LARGE:
+    async def _has_space(self, line: Line, *, waits: bool) -> bool:
+        """Return whether a large row may be in flight with the others, or wait until it may."""
+        most = self._rows.most_held
+        if most is None:
             return True
-        while (held := sum(about.size for about in self.taken.values())) and held + length > most:
+        while (held := sum(about.size for about in self.taken.values())) and held + line.length > most:
             if not waits:
                 return False
             await asyncio.sleep(_GATHER_S)
