@@ -108,6 +108,7 @@ def process_of(one: Any) -> psutil.Process:
 PROMPTS = [f"prompt {index}" for index in range(40)]
 
 
+@pytest.mark.thorough
 @pytest.mark.engine
 async def test_each_engine_sees_its_own_devices_and_both_answer(model: Path) -> None:
     async with two_engines(model, gpu_ids="0,1") as backend:

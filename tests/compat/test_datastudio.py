@@ -74,6 +74,7 @@ def test_arguments_of_the_workers_count_by_position_too(upstream):
     assert sent["chat_template_kwargs"] == {"enable_thinking": True}
 
 
+@pytest.mark.thorough
 def test_calls_of_several_threads_with_workers_all_end(upstream):
     api = MPOpenAIAPI("m", api_base=upstream.url, num_workers=3, thread_num=6)
     with ThreadPoolExecutor(6) as threads:

@@ -26,7 +26,7 @@ from waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 LAUNCHER = ROOT / "servers" / "generation" / "src" / "generation.py"
-pytestmark = pytest.mark.stdio
+pytestmark = [pytest.mark.stdio, pytest.mark.thorough]
 
 # As the server base of UltraRAG 0.3.0 writes it for its own generation server.
 BUILT = """\

@@ -9,6 +9,8 @@ from mcp_types import ElicitResult
 
 from served import Served
 
+pytestmark = pytest.mark.thorough
+
 
 @pytest.mark.parametrize("mode", ["legacy", "auto"])
 async def test_the_user_of_a_client_over_http_is_asked_before_a_job_that_costs_much(upstream, tmp_path, mode):

@@ -33,6 +33,8 @@ from server_process import ServerProcess, written
 from sure import sure
 from waiting import PATIENCE_S, eventually, until
 
+pytestmark = pytest.mark.thorough
+
 PROMPT = "a very private question about Mallory"
 _LABELS = {"provider", "model", "outcome", "le"}
 

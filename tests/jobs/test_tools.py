@@ -221,6 +221,7 @@ def _asked_of(asked: list[str], action: Literal["accept", "decline", "cancel"], 
     return answered
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("mode", ["legacy", "auto"])
 async def test_a_job_that_costs_more_than_the_operator_set_starts_when_its_user_agrees(
     bench: Any, tools: Any, priced: Service, mode: str
@@ -592,6 +593,7 @@ class Telling(Echo):
         return Completion(f"{self._model} at {request.sampling.temperature}", "stop")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "change", [{"sampling_params": {"temperature": 0.9}}, {"backend_configs": {"hf": {"model_name_or_path": "second"}}}]
 )

@@ -20,6 +20,8 @@ from served import TOKEN, Served, messages
 from server_process import written
 from waiting import eventually
 
+pytestmark = pytest.mark.thorough
+
 VERSION = "2026-07-28"
 META = {
     "io.modelcontextprotocol/protocolVersion": VERSION,

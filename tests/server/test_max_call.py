@@ -54,6 +54,7 @@ def _folders():
     return sorted(root.iterdir()) if root.exists() else []
 
 
+@pytest.mark.thorough
 async def test_nothing_is_lost_and_nothing_is_asked_twice(serve, upstream):
     upstream.reply = late(0.25, answer())
     prompts = [f"prompt {at}" for at in range(120)]
@@ -373,6 +374,7 @@ def test_after_sigkill_the_rest_is_there_to_be_resumed(upstream, tmp_path):
     assert {seen.json["messages"][0]["content"] for seen in upstream.seen} == {"be brief"}
 
 
+@pytest.mark.thorough
 def test_the_end_of_the_server_leaves_the_rest_interrupted_with_its_answers(upstream, tmp_path):
     upstream.reply = by_prompt({"stuck": hang()}, late(1.5, answer()))
     file = tmp_path / "parameter.yaml"

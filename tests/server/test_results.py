@@ -112,6 +112,7 @@ async def test_where_every_failure_is_an_error_so_is_an_answer_that_is_left_out(
     assert result.structured_content["ans_ls"][0] == LONG
 
 
+@pytest.mark.thorough
 async def test_reasoning_and_many_small_answers_are_counted(configuration, upstream):
     message = {"content": "yes", "reasoning_content": LONG}
     upstream.reply = raw(json.dumps({"choices": [{"message": message, "finish_reason": "stop"}]}).encode())

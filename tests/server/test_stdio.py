@@ -521,6 +521,7 @@ def test_an_engine_can_be_cancelled_shut_down_killed_and_left(engine):
         server.ends("EOF")
 
 
+@pytest.mark.thorough
 @posix
 @pytest.mark.engine
 def test_loading_blocks_nothing_and_is_told(engine):
@@ -618,6 +619,7 @@ def test_a_prompt_of_twenty_megabytes_is_answered(server, upstream):
     assert {len(seen.prompt) for seen in upstream.seen} == {20_000_000, 5}
 
 
+@pytest.mark.thorough
 def test_twenty_thousand_prompts_are_answered_in_order(server):
     prompts = [str(i) for i in range(20_000)]
     assert server.answers(*prompts) == [f"echo: {prompt}" for prompt in prompts]

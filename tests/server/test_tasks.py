@@ -263,6 +263,7 @@ def test_a_client_of_2025_11_25_gets_a_task_only_where_it_asks_for_one(older):
     assert "prompt_ls is missing" in wrong["error"]["message"]
 
 
+@pytest.mark.thorough
 def test_a_client_of_2025_11_25_follows_its_task_past_a_kill_and_fetches_the_result(older, upstream):
     upstream.reply = by_prompt({"slow": hang()}, answer())
     with older() as server:

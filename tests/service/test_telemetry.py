@@ -29,6 +29,8 @@ from server_process import written
 from sure import sure
 from waiting import PATIENCE_S, eventually, until
 
+pytestmark = pytest.mark.thorough
+
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACEPARENT = f"00-{TRACE}-{PARENT}-01"
 NEVER = {"OTEL_BSP_SCHEDULE_DELAY": "86400000", "OTEL_METRIC_EXPORT_INTERVAL": "86400000"}

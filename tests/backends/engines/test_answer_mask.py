@@ -15,6 +15,7 @@ from shapes import SHAPES
 pytestmark = pytest.mark.engine
 
 
+@pytest.mark.thorough
 def test_a_model_of_noise_keeps_to_two_hundred_schemas(desk, tiny_engine):
     formats = tuple(asking_for(shape.schema) for shape in SHAPES)
     outcomes = desk.ask(

@@ -93,6 +93,7 @@ def _take_weights(model, scratch) -> None:
         parameter.data.copy_(weights.reshape(parameter.shape))
 
 
+@pytest.mark.thorough
 def test_answers_of_a_batch_are_those_of_transformers(desk, engine, is_greedy):
     batched = desk.texts(engine, QUESTIONS, max_tokens=10)
     assert all(map(is_greedy, QUESTIONS, batched))

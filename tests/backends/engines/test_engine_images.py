@@ -79,6 +79,7 @@ def _answers(result):
     return result["structuredContent"]["ans_ls"]
 
 
+@pytest.mark.thorough
 def test_without_a_tag_images_follow_the_text_in_their_order(ask):
     asked = [("here", ["red", "blue"]), ("here", ["blue", "red"]), ("", ["green", "black", "white", "orange"])]
     assert _answers(ask(asked)) == ["here red blue", "here blue red", "green black white orange"]

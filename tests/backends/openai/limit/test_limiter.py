@@ -181,6 +181,7 @@ async def test_the_window_does_not_grow_when_more_in_flight_would_only_wait_for_
     assert await grown(0.001, busy=True, concurrency=256) == 64
 
 
+@pytest.mark.thorough
 async def test_the_search_for_the_limit_of_ones_own_server_counts_no_answer_while_this_process_is_the_limit():
     assert await grown(0.05, busy=False) > 256
     assert await grown(0.001, busy=True) == 64
