@@ -334,7 +334,7 @@ class Attempts(ConcurrencyShare):
                 return failure
 
     def _attempt(self, item: _Item, permit: Permit, prepared: Prepared) -> Awaitable[_Result]:
-        """Count an attempt and return it. It raises `PromptmillError` for an error of the item itself."""
+        """Count an attempt and return its result. Raises `PromptmillError` for an error of the item itself."""
         call, request, limit_s = self.call, item.request, self._settings.item_timeout
         item.since = item.since or permit.at
         if limit_s is not None and time.monotonic() >= item.since + limit_s:
@@ -349,7 +349,7 @@ class Attempts(ConcurrencyShare):
         return self._send_bounded(item, permit, prepared)
 
     def _uncount(self, item: _Item, before: int, error: PromptmillError) -> None:
-        """Take back the attempt after so many before it, if any was begun: it ended with an error of the item."""
+        """Correct the counts after an error of the item; `before` is the number of its attempts before this one."""
         if item.attempts == before:
             return
         if error.code is Code.ITEM_TIMEOUT:

@@ -67,8 +67,9 @@ class RequestEncoder:
     def encode(
         self, head: Head, conversation: Conversation, images: Mapping[str, bytes], *, stream: bool = False
     ) -> bytes | list[bytes]:
-        """Return the body of a chat, in pieces if it holds images, whose sources `images` maps to JSON strings.
+        """Return the body of a chat, in pieces if it holds images.
 
+        `images` maps sources to JSON strings, sent unchanged.
         `stream` requests a streamed answer even if the configuration does not.
 
         Raises `PromptmillError` (`invalid_input`) for text that JSON cannot carry.
