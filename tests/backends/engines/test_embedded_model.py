@@ -15,7 +15,6 @@ import pytest
 from promptmill.backends.engines import embedded_model
 from promptmill.core.errors import PromptmillError
 from sure import sure
-from waiting import eventually
 
 
 def silent(text: str) -> None:
@@ -133,11 +132,8 @@ def test_a_process_that_converts_beside_a_faster_one_takes_the_others_model(tmp_
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as slower:
         while "Converting" not in sure(slower.stdout).readline():
             assert slower.poll() is None
-        (scratch,) = target.parent.iterdir()
         shutil.copytree(usual, tmp_path / "copy")
         (tmp_path / "copy").rename(target)
-        made = scratch / "model" / "config.json"
-        eventually(lambda: made.exists() or slower.poll() is not None)
         assert sure(slower.stdout).read().strip() == str(target)
     assert slower.returncode == 0
     assert [entry.name for entry in target.parent.iterdir()] == [target.name]
