@@ -88,10 +88,9 @@ class ListSink(Sink):
         if self._most_large is not None:
             size = self._size(outcome)
             if size > _LARGE_ANSWER:
-                self._large += size
-                if self._large > self._most_large:
-                    self._large -= size
+                if self._large + size > self._most_large:
                     outcome, size = _without_answer(outcome, self._most_large), 0
+                self._large += size
             self._all += size
         self._outcomes[key] = outcome if isinstance(outcome, Completion) else self._shared(outcome)
         if self._most is not None and self._all > self._most:
@@ -122,11 +121,9 @@ class ListSink(Sink):
 
     def _size(self, outcome: Outcome) -> int:
         """Return the approximate size of an answer in memory, in bytes; 0 for a failure without one."""
-        size = sys.getsizeof(outcome.text) if outcome.text else 0
         if not isinstance(outcome, Completion):
-            return size
-        if outcome.reasoning:
-            size += sys.getsizeof(outcome.reasoning)
+            return sys.getsizeof(outcome.text) if outcome.text else 0
+        size = sys.getsizeof(outcome.text) + sys.getsizeof(outcome.reasoning)
         if outcome.logprobs or outcome.tool_calls:
             logprobs, tool_calls, known = self._sized
             if logprobs is not outcome.logprobs or tool_calls is not outcome.tool_calls:

@@ -11,7 +11,6 @@ import threading
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from operator import itemgetter
 from typing import NamedTuple, Protocol, TypeVar, cast, overload
 
 import aiohappyeyeballs
@@ -37,8 +36,7 @@ _MOST_INTERIM = 32
 _MOST_PIECES = 32_000
 _SMALL_PIECE = 40
 _MOST_MEMBERS = 128
-_ENCODING = b"content-encoding"
-_name, _value = itemgetter(0), itemgetter(1)  # of a header
+_NAME_LENGTH = len("content-encoding")
 T = TypeVar("T")
 
 
@@ -61,7 +59,7 @@ class Headers(Mapping[str, str]):
 
     def any_zero(self) -> bool:
         """Return whether any value is 0, without reading the names."""
-        return b"0" in map(bytes.strip, map(_value, self._raw))
+        return b"0" in [value.strip() for _, value in self._raw]
 
     def _all(self) -> dict[bytes, bytes]:
         if self._read is None:
@@ -370,8 +368,8 @@ class Connection(asyncio.Protocol):
             response.framing -= len(body)
             response.beside_body = 0
             response.body.append(body)
+            check_body(response.body_size, len(response.body))
             if response.body_size > SMALL_BODY:
-                check_body(response.body_size, len(response.body))
                 self._hold(len(body))
 
     def _hold(self, size: int) -> None:
@@ -459,11 +457,12 @@ class Connection(asyncio.Protocol):
     def _finish(self) -> None:
         response = self._response
         body = response.body[0] if len(response.body) == 1 else b"".join(response.body)
-        headers, encoding = response.headers, b""
+        headers = response.headers
         self._answered = True
-        if _ENCODING in map(bytes.lower, map(_name, headers)):
-            encodings = [value for name, value in headers if name.lower() == _ENCODING]
-            encoding = b",".join(encodings).strip().lower()
+        encodings = [
+            value for name, value in headers if len(name) == _NAME_LENGTH and name.lower() == b"content-encoding"
+        ]
+        encoding = b",".join(encodings).strip().lower() if encodings else b""
         self._end(HttpResponse(response.status, Headers(headers), body, response.held, encoding))
 
     def _end(self, result: HttpResponse | Exception) -> None:

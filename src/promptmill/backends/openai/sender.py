@@ -222,7 +222,7 @@ def _answer_in(
     response: HttpResponse, endpoint: Endpoint, *, keep_raw: bool, inline: bool
 ) -> Completion | RetryDecision:
     """Return the answer in a response, its reasoning apart unless `inline`, or the decision about a failure."""
-    content = _content(response, endpoint) if response.encoding else response.body
+    content = _content(response, endpoint)
     if isinstance(content, RetryDecision):
         return content
     found = read_response(response.status, response.headers, content, endpoint, keep_raw=keep_raw)
@@ -255,7 +255,7 @@ def read_response(
 ) -> Completion | RetryDecision:
     """Return the answer in a response, or the decision about a failure. `keep_raw` keeps all fields of the answer."""
     try:
-        if len(body) > _SMALL and (excess := _excess(body)):
+        if excess := _excess(body):
             return _unreadable(endpoint, excess, b"")
         body = body.removeprefix(codecs.BOM_UTF8)
         if status >= 300 and len(body) > _LARGEST_ERROR:
@@ -275,7 +275,7 @@ def read_other_response(
     status: int, headers: Mapping[str, str], body: bytes, endpoint: Endpoint
 ) -> Completion | RetryDecision:
     """Return the response to a request for a path other than chats: its text, if any, and its payload."""
-    if len(body) > _SMALL and (excess := _excess(body)):
+    if excess := _excess(body):
         return _unreadable(endpoint, excess, b"")
     try:
         payload = orjson.loads(body)
@@ -294,6 +294,8 @@ def read_other_response(
 
 def _excess(body: bytes) -> str:
     """Return the description of a body that takes too much memory or time to read; `""` for any other."""
+    if len(body) <= _SMALL:
+        return ""
     if _NUMBER * body.count(b",") + _CONTAINER * (body.count(b"[") + body.count(b"{")) > _MOST_MEMORY:
         return f"a body whose values take more than {_MOST_MEMORY >> 20} MiB of memory"
     if _has_too_many_fields(body) and not body.lstrip().startswith(chat_completion.EVENT_STARTS):
@@ -372,8 +374,9 @@ def _ordinary(payload: dict[str, Any]) -> Completion | None:
     text = message.get("content")
     if type(text) is not str or not text:
         return None
-    if not message.keys() <= _NO_MATTER and any(map(message.get, message.keys() - _NO_MATTER)):
-        return None
+    for name, value in message.items():
+        if value and name not in _NO_MATTER:
+            return None
     return Completion(text, finish, _usage(payload.get("usage")), tier=_tier(payload))
 
 
@@ -503,7 +506,8 @@ def _usage(usage: Any, *, answers: bool = True) -> Usage:
         return NO_USAGE
     prompt, completion = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
     if "input_tokens" in usage or "output_tokens" in usage:
-        prompt, completion = _larger(usage, prompt, "input_tokens"), _larger(usage, completion, "output_tokens")
+        prompt = _largest(usage, "prompt_tokens", "input_tokens")
+        completion = _largest(usage, "completion_tokens", "output_tokens")
     total = _count(usage, "total_tokens") or 0
     if not answers:
         prompt, completion = total if prompt is None else prompt, completion or 0
@@ -524,10 +528,11 @@ def _detail(usage: dict[str, Any], group: str, name: str) -> int:
     return (_count(details, name) or 0) if isinstance(details, dict) else 0
 
 
-def _larger(usage: Mapping[str, Any], count: int | None, name: str) -> int | None:
-    """Return the larger one of a count and the one under another `name`: some gateways give both."""
-    other = _count(usage, name)
-    return other if count is None else max(count, other or 0)
+def _largest(usage: Mapping[str, Any], *names: str) -> int | None:
+    """Return the largest of these counts, which some gateways give twice; None if none is given or one is invalid."""
+    given = [name for name in names if usage.get(name) is not None]
+    counts = [count for name in given if (count := _count(usage, name)) is not None]
+    return max(counts, default=None) if len(counts) == len(given) else None
 
 
 def _count(usage: Mapping[str, Any], name: str) -> int | None:

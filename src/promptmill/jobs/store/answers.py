@@ -65,9 +65,9 @@ _TABLES = {
     "spare": _ANSWER.replace("answer (row INTEGER PRIMARY KEY", "spare (place INTEGER PRIMARY KEY, row INTEGER"),
 }
 COLUMNS = ", ".join(Record._fields)
-_OPTIONAL = frozenset({"code", "reasoning", "more"})
-PUT = ",".join("nullif(?, '')" if name in _OPTIONAL else "?" for name in Record._fields)
-PUT = f"INSERT OR REPLACE INTO answer VALUES ({PUT})"
+_OPTIONAL = frozenset({"code", "more"})  # texts that are never empty
+_VALUES_OF_RECORD = ",".join("nullif(?, '')" if name in _OPTIONAL else "?" for name in Record._fields)
+PUT = f"INSERT OR REPLACE INTO answer VALUES ({_VALUES_OF_RECORD})"
 _SET_ASIDE = f"INSERT INTO spare ({COLUMNS}) SELECT {COLUMNS} FROM answer WHERE row = ? AND code IS NULL"
 # A job of release 0.1 has `digest` in the place of `asked`, and no settings or rounds. Its table `earlier` is `spare`
 # now.
@@ -687,10 +687,8 @@ def _bound(record: Record) -> tuple[Any, ...]:
 
     `sqlite3` asks None, bytes and a named tuple how to adapt them, which takes half as long as all the rest.
     """
-    row, attempts, latency_s, prompt, completion, code, retryable, finish, text, reasoning, more, asked, *rest = record
-    spent = (row, attempts, latency_s, prompt, completion)
-    question = None if asked is None else bytearray(asked)
-    return (*spent, code or "", retryable, finish, text, reasoning or "", more or "", question, *rest)
+    asked = None if record.asked is None else bytearray(record.asked)
+    return (*record[:5], record.code or "", *record[6:10], record.more or "", asked, *record[12:])
 
 
 def _page(cursor: sqlite3.Cursor) -> list[tuple[Any, ...]]:

@@ -167,7 +167,7 @@ def _fields(row: int, outcome: Outcome, asked: bytes | None, changed: Sequence[s
     if outcome.answered_by:
         more["answered_by"] = outcome.answered_by
     text = _json(more) if more else None
-    return (row, *spent, None, 0, outcome.finish_reason, outcome.text, outcome.reasoning or None, text, asked)
+    return (row, *spent, None, 0, outcome.finish_reason, outcome.text, outcome.reasoning, text, asked)
 
 
 def _checksum(fields: tuple[Any, ...]) -> int:

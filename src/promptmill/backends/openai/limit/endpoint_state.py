@@ -182,11 +182,10 @@ class EndpointState:
         health.successes += 1
         health.succeeded_at = load.sent
         health.newest_success = max(health.newest_success, permit.serial)
-        if health.trouble is not None:  # otherwise there is nothing to reset
-            health.losses = health.refusals = 0
-            health.suspected = health.trouble = None
-            pause.strikes = 0
-            pause.probe = None  # so that another can be sent while this one hangs
+        health.losses = health.refusals = 0
+        health.suspected = health.trouble = None
+        pause.strikes = 0
+        pause.probe = None  # so that another can be sent while this one hangs
         now = self._clock()
         answer_s = now - permit.at
         load.answer_s += _FADING * (answer_s - load.answer_s) if load.answer_s else answer_s
@@ -326,8 +325,7 @@ class EndpointState:
         """Give the endpoint a new chance, as a new call does."""
         health, pause = self.health, self.pause
         health.blocked = health.suspected = health.trouble = None
-        health.losses = health.refusals = pause.strikes = 0
-        pause.probe = None
+        health.refusals = pause.strikes = 0
         pause.until = 0.0
 
 
