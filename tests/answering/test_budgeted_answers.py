@@ -198,7 +198,6 @@ def test_what_a_job_will_cost_is_said_before_it_begins(job, upstream, capsys):
     assert not upstream.seen
 
 
-@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform == "win32", reason="kills with a signal")
 def test_a_budget_holds_over_kills(job, upstream):
     upstream.reply = late(0.05)

@@ -224,6 +224,7 @@ def hanging(server, upstream):
     return session, call
 
 
+@pytest.mark.thorough
 def test_an_open_stream_is_kept_alive_for_clients_that_hang_up_after_five_seconds(server, upstream):
     upstream.reply = by_prompt({"hang": hang()})
     session = server.session()

@@ -194,6 +194,7 @@ def certificate(tmp_path_factory):
     return self_signed(tmp_path_factory.mktemp("tls"))
 
 
+@pytest.mark.thorough
 async def test_over_tls_it_answers_and_without_it_does_not(certificate, upstream, tmp_path):
     from fastmcp import Client
 

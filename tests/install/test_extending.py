@@ -61,6 +61,7 @@ LEFT_OUT = ("authlib", "cyclopts", "jsonref", "jsonschema_path", "keyring", "ope
             "watchfiles", "websockets")  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_the_server_answers_with_what_the_base_install_brings(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         f"import sys\nclass Gone:\n    def find_spec(self, name, *_):\n        if name.split('.')[0] in {LEFT_OUT}:\n"

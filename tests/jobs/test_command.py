@@ -290,6 +290,7 @@ def test_the_summary_is_no_more_exact_than_its_latencies() -> None:
     assert "p50 0.022 s, p95 2 s, p99 120 s\n" in summary(found)
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(sys.platform == "win32", reason="a terminal")
 def test_a_terminal_shows_a_bar_and_a_file_gets_lines(bench: Any) -> None:
     bench.upstream.reply = late(0.2, answer())

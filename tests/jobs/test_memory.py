@@ -15,7 +15,6 @@ from peak import peak_bytes
 from replies import answer
 
 
-@pytest.mark.thorough
 @pytest.mark.skipif(not hasattr(os, "wait4"), reason="needs the peak memory of a child")
 def test_a_longer_file_takes_no_more_memory(bench: Any) -> None:
     def peak(rows: int) -> int:

@@ -106,7 +106,6 @@ def workers_of(process: Any) -> list[psutil.Process]:
         return []
 
 
-@pytest.mark.thorough
 @pytest.mark.timeout(600)
 def test_a_job_whose_workers_and_runner_are_killed_answers_each_row_once_in_order(bench: Any) -> None:
     seed = int(time.time())

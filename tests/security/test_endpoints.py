@@ -78,7 +78,6 @@ _anything = st.recursive(
 )
 
 
-@pytest.mark.thorough
 @pytest.mark.rule("E1")
 @settings(max_examples=500, deadline=None, database=None, derandomize=True)
 @given(body=_anything, code=st.sampled_from([200, 400, 401, 404, 429, 500, 503]), stream=st.booleans())

@@ -78,6 +78,7 @@ async def test_the_skill_is_a_resource_and_listed_with_its_digest(talk):
     assert file["uri"] in [str(found.uri) for found in await talk.client.list_resources()]
 
 
+@pytest.mark.thorough
 def test_a_client_of_2025_finds_the_skill_too(upstream, tmp_path):
     with Piped(written(tmp_path, upstream.url)) as server:
         assert server.initialize()["capabilities"]["extensions"] == {SKILLS: {}}

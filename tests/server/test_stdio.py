@@ -171,6 +171,7 @@ def test_what_is_printed_goes_to_stderr_and_nothing_else_reads_what_the_client_s
 # Progress
 
 
+@pytest.mark.thorough
 def test_progress_is_told_first_and_last(config, upstream):
     upstream.reply = late(0.1)
     with Piped(config(concurrency=1)) as server:

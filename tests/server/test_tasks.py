@@ -283,6 +283,7 @@ def test_a_client_of_2025_11_25_follows_its_task_past_a_kill_and_fetches_the_res
     assert ended["error"]["code"] == -32602
 
 
+@pytest.mark.thorough
 def test_a_client_of_2025_11_25_cancels_its_task_and_gets_the_answers_so_far(older, upstream):
     upstream.reply = by_prompt({"slow": hang()}, answer())
     with older() as server:

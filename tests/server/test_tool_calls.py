@@ -47,6 +47,7 @@ FAILED = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.stdio
 def test_a_failed_call_is_one_line_with_time_tool_client_and_code(config):
     with Piped(config) as server:
@@ -54,12 +55,14 @@ def test_a_failed_call_is_one_line_with_time_tool_client_and_code(config):
         assert all(LINE.match(line) for line in server.said().splitlines()), "and nothing else is said"
 
 
+@pytest.mark.thorough
 @pytest.mark.stdio
 def test_with_access_log_every_call_is_a_line(config):
     with Piped(config, "--access-log") as server:
         assert _called(server) == [("INFO", "tool=generate client=test/1 code=ok items=1 failed=0"), *FAILED]
 
 
+@pytest.mark.thorough
 @pytest.mark.http
 def test_with_access_log_over_http_every_request_is_a_line_too(upstream, tmp_path):
     with Served(written(tmp_path, upstream.url), "--access-log") as server:

@@ -132,6 +132,7 @@ def test_a_process_that_converts_beside_a_faster_one_takes_the_others_model(tmp_
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment) as slower:
         while "Converting" not in sure(slower.stdout).readline():
             assert slower.poll() is None
+        assert len([*target.parent.iterdir()]) == 1, "its scratch folder"
         shutil.copytree(usual, tmp_path / "copy")
         (tmp_path / "copy").rename(target)
         assert sure(slower.stdout).read().strip() == str(target)

@@ -64,7 +64,6 @@ def error_of(error: BaseException) -> PromptmillError:
     return error
 
 
-@pytest.mark.thorough
 @posix
 def test_a_killed_engine_ends_its_calls_and_the_next_one_works(desk, plan):
     before = engines()

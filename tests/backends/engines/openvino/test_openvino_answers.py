@@ -98,6 +98,7 @@ def test_an_answer_follows_a_json_schema(desk, engine):
     assert answer["city"] in {"Paris", "Rome"}
 
 
+@pytest.mark.thorough
 def test_a_schema_that_cannot_be_followed_costs_itself_alone(desk, engine):
     wanted = (None, schema({"type": "wrong"}), schema({"type": "wrong"}), schema(CITY))
     outcomes = desk.ask(engine, ["What is the capital of France?"] * 4, max_tokens=30, response_format=wanted)
