@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple, TypeAlias
 
+from promptmill.core.secret_text import KEY, KEY_RUN
+
 
 class Code(StrEnum):
     """Stable lower-case codes for programs. `docs/errors.md` explains each."""
@@ -191,12 +193,7 @@ def config_error(path: str | Named, *problem: str | Named) -> PromptmillError:
 # Characters that control a terminal or are invisible: C0, DEL and C1 except white space, and direction marks.
 _CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]|\r(?!\n)")
 _URL_USERINFO = re.compile(r"(?<=://)[^/\s@]+@")
-_BEARER = re.compile(r"(?i)\b(bearer\s+)[^\s\"',;]+")
-# A provider's prefix of keys, followed by a run of sixteen letters, or of ten letters and digits: ordinary names and
-# paths (`skip_special_tokens`, `hf_dataset_prompts_2024`) have no such run. There are two patterns because one would
-# search for the run again after each of many prefixes in one word.
-_KEY_PREFIXED = re.compile(r"\b(?:(?:sk|pk|rk|gsk|hf|xai|nvapi)[-_]|AIza)([A-Za-z0-9_-]{16,})")
-_KEY_RUN = re.compile(r"[A-Za-z0-9]{16}|(?=[A-Za-z0-9]{10})[A-Za-z]{0,9}[0-9]")
+_BEARER = re.compile(r"(?i)\b(bearer\s+|basic\s+(?=[A-Za-z]*[0-9])(?=[A-Za-z0-9+/=]{16}))[^\s\"',;]+")
 
 
 def without_controls(text: str) -> str:
@@ -211,7 +208,7 @@ def redact(text: str, secrets: tuple[str, ...] = ()) -> str:
             text = text.replace(secret, "[redacted]")
     text = _URL_USERINFO.sub("[redacted]@", text)
     text = _BEARER.sub(r"\1[redacted]", text)
-    return _KEY_PREFIXED.sub(lambda found: "[redacted]" if _KEY_RUN.search(found[1]) else found[0], text)
+    return KEY.sub(lambda found: "[redacted]" if KEY_RUN.search(found[1]) else found[0], text)
 
 
 def first_line(error: BaseException | str) -> str:

@@ -1,0 +1,208 @@
+"""Text that gives access: keys, tokens and passwords, recognised by their form or known as the server's own.
+
+`redact` (in `errors`) removes such text from messages, and more: any word after "bearer", the user of any URL. A
+message loses nothing by that. `SecretFinder` decides whether a file may be sent, and a file is not refused for a word:
+what it finds is a private key, or `redact` would remove it and it is random or a password.
+
+A file of rows may have gigabytes, so each form has a pattern that begins with a rare letter, which Python's `re` finds
+at memory speed: 0.6 s per gigabyte and pattern, against 14 s for one pattern that begins with any of the prefixes. Only
+what these find is compared with the form itself. Measured: 8 s per gigabyte for all, on one core.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+_SHORTEST_KEY = 8
+_LONGEST_WORD = 16  # letters of a key that is a word, such as the `ollama` or `not-needed` of local servers
+_TAIL = 64 << 10  # bytes: more than any key, also one whose letters are all escaped as \u0041
+_BEFORE = 16  # letters of the longest prefix of a key
+
+# Prefixes of keys, by their providers' documentation and the rules of gitleaks.
+_PREFIXES = (
+    *("sk", "pk", "rk", "gsk", "hf", "xai", "nvapi", "csk", "pplx", "tvly", "r8", "ghp", "gho", "ghu", "ghs", "ghr"),
+    *("github_pat", "glpat", "xoxa", "xoxb", "xoxe", "xoxo", "xoxp", "xoxr", "xoxs", "xapp", "npm", "pypi", "dckr_pat"),
+    *("dop_v1", "shpat", "shpca", "shppa", "shpss", "whsec", "lin_api", "figd", "sntrys", "sntryu"),
+)
+# A prefix is followed by a run of sixteen letters, or of ten letters and digits: ordinary names and paths
+# (`skip_special_tokens`, `hf_dataset_prompts_2024`) have no such run. There are two patterns because one would search
+# for the run again after each of many prefixes in one word.
+KEY = re.compile(
+    rf"(?a)\b(?:(?:{'|'.join(_PREFIXES)})[-_]|AIza|A[KS]IA|AGE-SECRET-KEY-1|ya29\.|SG\.|hvs\.|eyJ[\w-]{{10,999}}\.eyJ)"
+    r"([A-Za-z0-9_-]{16,})"
+)
+KEY_RUN = re.compile(r"[A-Za-z0-9]{16}|(?=[A-Za-z0-9]{10})[A-Za-z]{0,9}[0-9]")
+_BEARER = re.compile(r"(?ai)\b(?:bearer|basic)[ \t]+([A-Za-z0-9._~+/=-]{16,})")
+_DIGIT = re.compile(r"[0-9]")
+_OF_URL = r"""[^/\s@:?#"'<>,;(){}\[\]|\\]"""
+_PASSWORD_IN_URL = re.compile(rf"://{_OF_URL}{{0,200}}:({_OF_URL}{{3,200}})@")
+_PLACEHOLDER = re.compile(
+    r"(?i)(?:your|my|some|the|an?)?[-_ ]*(?:pass(?:word|wd)?|pwd|secret|token|key)\d?|x+|\*+|\.+|%\w"
+)
+
+# The patterns that begin with a rare letter: what may be a `KEY`, a `_BEARER`, a URL with a password, a private key.
+_RUN = rb"[A-Za-z0-9_-]{16}"
+_BEHIND_PREFIX = b"|".join(rb"(?<=%b.)" % name.encode() for name in _PREFIXES)
+_ANCHORS = tuple(
+    map(
+        re.compile,
+        (
+            rb"-(?:(?=%b)(?:%b)|----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY)" % (_RUN, _BEHIND_PREFIX),
+            rb"_(?=%b)(?:%b)" % (_RUN, _BEHIND_PREFIX),
+            rb"\.(?=%b)(?:(?<=ya29\.)|(?<=SG\.)|(?<=hvs\.))" % _RUN,
+            rb"A(?:KIA|SIA|Iza)" + _RUN,
+            rb"AGE-SECRET-KEY-1",
+            rb"eyJ[A-Za-z0-9_-]{10,999}\.eyJ" + _RUN,
+            rb"earer[ \t]+[A-Za-z0-9._~+/=-]{16}",
+            rb"EARER[ \t]+[A-Za-z0-9._~+/=-]{16}",
+            rb"asic[ \t]+[A-Za-z0-9._~+/=-]{16}",
+            rb"://" + _OF_URL.encode() + rb"{0,200}:" + _OF_URL.encode() + rb"{3,200}@",
+        ),
+    )
+)
+_PRIVATE_KEY = b"-----BEGIN "
+_BEHIND = 120  # bytes behind what an anchor finds that decide whether a key has a run of letters and digits
+
+# Names of fields that hold a password or a key: the columns of what password managers export, and of configurations.
+_FIELD = (
+    r"(?:login[_ -]?|user[_ -]?|db[_ -]?)?pass(?:word|wd|phrase)|pwd|(?:login[_ -]?)?totp|otp[_ -]?auth|"
+    r"(?:secret|api|private|access|encryption|signing|account)[_ -]?keys?(?:[_ -]?id)?|client[_ -]?secret|"
+    r"(?:access|refresh|auth|bearer|api|session)[_ -]?tokens?"
+)
+_FIELD_NAME = re.compile(rf"(?i)\s*(?:{_FIELD})\s*")
+# A value given to a name that ends so, as in settings.py, docker-compose.yml, appsettings.json and .env:
+#     DB_PASSWORD = "…"    "api_key": "…"    define('DB_PASSWORD', '…')    <password>…</password>    Password=…;
+_NAME_END = r"(?i:passw(?:or)?d|passphrase|pwd|secret(?:[_-]?key)?|token|key)"
+_QUOTED = re.compile(
+    rf"""{_NAME_END}["'`]?\s{{0,20}}(?::=|=>|[:=,])\s{{0,20}}[bru]?(["'`])([^"'`\s${{}}<>%\[][^"'`\s{{}}]{{5,500}})\1"""
+)
+_ELEMENT = re.compile(rf"{_NAME_END}>\s{{0,20}}([^<>\s${{}}]{{6,500}})\s{{0,20}}</")
+_IN_TEXT = re.compile(r"""(?i:password|pwd)\s?=\s?([^;"'\s${}<>%(]{4,500})(?=[;"'])""")
+# The same without quotes, on a line of its own: YAML, INI, properties, shell.
+_UNQUOTED = re.compile(
+    rf"""{_NAME_END}["']?[ \t]{{0,20}}[:=][ \t]{{0,20}}"""
+    r"""([^\s"'`${}<>%(\[|&*!#][^\s"'`{}()<>]{5,500})[ \t]{0,20}\r?$""",
+    re.MULTILINE,
+)
+_LINE_START = re.compile(r"""\s*(?:-\s+|export\s+|set\s+|ENV\s+|ARG\s+)?["']?[\w.-]*""")
+_WORDS = (b"passw", b"passphrase", b"pwd", b"secret", b"token", b"key")  # each `_NAME_END` begins with one
+_OF_KEYS = re.compile(r"(?i)(?:api|access|private|account|auth|encryption|signing)[_-]?")
+_LONGEST_NAME, _LONGEST_ASSIGNED = 120, 600  # characters
+_PASSWORD = re.compile(r"(?i)passw|passphrase|pwd")
+_WORD = re.compile(
+    r"_*[A-Za-z]+(?:[._-]+[A-Za-z]+)*[._-]*"
+)  # such as `request.token`, `Bearer`: the name of another value
+_NO_VALUE = re.compile(r"(?i)true|false|none|null|required|optional|string|\w+\.[a-z_.]+")
+_KUBERNETES = re.compile(rb"^kind:\s*[\"']?Secret\b", re.MULTILINE)
+
+
+class SecretFinder:
+    """Finds keys and passwords in the content of files. `own` are the server's own keys, headers and tokens."""
+
+    def __init__(self, own: Iterable[str] = ()) -> None:
+        self._own = tuple(secret.encode("utf-8", "replace") for secret in dict.fromkeys(own) if is_long_enough(secret))
+
+    def find(self, data: bytes) -> str:
+        """Return what a text holds, in words: "an API key"; `""` if there is nothing.
+
+        >>> SecretFinder().find(b"key: sk-proj-0123456789abcdefghij")
+        'an API key'
+        >>> SecretFinder().find(b"the ring bearer")
+        ''
+        """
+        if b"\0" in data:  # UTF-16 and UTF-32
+            data = data.replace(b"\0", b"")
+        if b"\\" in data:
+            data = _unescaped(data)
+        if any(secret in data for secret in self._own):
+            return "a key of this server"
+        for anchor in _ANCHORS:
+            for found in anchor.finditer(data):
+                near = data[max(0, found.start() - _BEFORE) : found.end() + _BEHIND]
+                if words := _kind_of(near):
+                    return words
+        return ""
+
+    def find_in(self, blocks: Iterable[bytes]) -> str:
+        """Return what a file holds that is read in `blocks`, as `find` does. A key may be cut by their borders."""
+        tail = b""
+        for block in blocks:
+            data = tail + block
+            if words := self.find(data):
+                return words
+            tail = data[-_TAIL:]
+        return ""
+
+
+def find_assigned(data: bytes, *, has_lines: bool) -> str:
+    """Return what the text of a program or a configuration gives to a name such as `DB_PASSWORD`, in words, or `""`.
+
+    `has_lines`: values need no quotes, as in YAML.
+    """
+    if _KUBERNETES.search(data):
+        return "a Secret of Kubernetes"
+    small = data.lower()
+    for word in _WORDS:
+        at = small.find(word)
+        while at >= 0:
+            line = small.rfind(b"\n", max(0, at - _LONGEST_NAME), at) + 1 or max(0, at - _LONGEST_NAME)
+            before, after = data[line:at].decode("latin-1"), data[at : at + _LONGEST_ASSIGNED].decode("latin-1")
+            if (word != b"key" or _ends_with(_OF_KEYS, before)) and _assigns(before, after, has_lines=has_lines):
+                return "a password or a key"
+            at = small.find(word, at + 1)
+    return ""
+
+
+def _assigns(before: str, after: str, *, has_lines: bool) -> bool:
+    """Return whether a secret is given to a name; `after` begins with the name's last word."""
+    found = _QUOTED.match(after) or _ELEMENT.match(after) or _IN_TEXT.match(after)
+    if found is not None and "," in after[: found.start(found.lastindex or 0)] and "define" not in before:
+        found = None  # a list of names
+    if found is None and has_lines and _LINE_START.fullmatch(before):
+        found = _UNQUOTED.match(after)
+    return found is not None and _is_secret(found[found.lastindex or 0], is_password=_PASSWORD.match(after) is not None)
+
+
+def _ends_with(pattern: re.Pattern[str], text: str) -> bool:
+    return any(pattern.fullmatch(text, len(text) - size) for size in range(3, min(len(text), 12) + 1))
+
+
+def find_field(names: Iterable[object]) -> str:
+    """Return the first of the names of columns or fields that holds passwords or keys; `""` if none does."""
+    return next((name for name in names if isinstance(name, str) and _FIELD_NAME.fullmatch(name)), "")
+
+
+def is_long_enough(secret: str) -> bool:
+    """Return whether a configured key is a secret: not the word that local servers take for one (`EMPTY`, `ollama`)."""
+    return len(secret) >= _SHORTEST_KEY and (len(secret) > _LONGEST_WORD or _DIGIT.search(secret) is not None)
+
+
+def _is_secret(value: str, *, is_password: bool) -> bool:
+    if _PLACEHOLDER.fullmatch(value) or _NO_VALUE.fullmatch(value):
+        return False
+    return is_password or not _WORD.fullmatch(value)
+
+
+def _kind_of(near: bytes) -> str:
+    text = near.decode("latin-1")
+    if _PRIVATE_KEY in near and "PRIVATE KEY" in text:
+        return "a private key"
+    if any(KEY_RUN.search(found[1]) for found in KEY.finditer(text)):
+        return "an API key"
+    if any(KEY_RUN.search(found[1]) and _DIGIT.search(found[1]) for found in _BEARER.finditer(text)):
+        return "a token"
+    if any(not _PLACEHOLDER.fullmatch(found[1]) for found in _PASSWORD_IN_URL.finditer(text)):
+        return "a URL with a password"
+    return ""
+
+
+_ESCAPE = re.compile(rb"\\u00([2-7][0-9A-Fa-f])")
+
+
+def _unescaped(data: bytes) -> bytes:
+    r"""Return JSON with `\/` and `\u002b` as the letters that they stand for: some programs write `/` and `+` so."""
+    data = data.replace(b"\\/", b"/")
+    if b"\\u00" in data:
+        data = _ESCAPE.sub(lambda found: bytes([int(found[1], 16)]), data)
+    return data

@@ -1,0 +1,145 @@
+"""What is found in the content of files: keys by their form, the server's own, and passwords; and what is not."""
+
+from __future__ import annotations
+
+import gzip
+
+import pytest
+
+from promptmill.core.errors import redact
+from promptmill.core.secret_text import SecretFinder, find_assigned, find_field
+
+OWN = "My0wn+Gateway/key_42"
+KEYS = [
+    "sk-proj-0123456789abcdefghij",
+    "sk_live_abcdefghijklmnop0123",
+    "hf_abcdefghijklmnopqrstuvwx",
+    "AIzaSyA-abcdefghijklmnopqrstuvwx",
+    "AKIA0123456789ABCDEF",
+    "ghp_0123456789abcdefghijABCDEFGHIJ012345",
+    "github_pat_0123456789abcdefghijkl",
+    "glpat-abcdefghijklmnopqrst",
+    "xoxb-123456789012-abcdefghijkl",
+    "SG.abcdefghijklmnopqrstuv",
+    "hvs.abcdefghijklmnopqrstuv",
+    "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3",
+    "Authorization: Bearer abcdef0123456789",
+    "AUTHORIZATION: BEARER abcdef0123456789",
+    "Authorization: Basic dXNlcjpwYXNzd29yZDEyMw==",
+    "postgres://me:hunter2@db.example/shop",
+]
+WORDS = [
+    "the ring bearer said that basic understanding is enough",
+    "task-based-approach-with-many-words and risk-1234567890123456",
+    "`skip_special_tokens`, hf_dataset_prompts_2024.jsonl, sk-learn-pipeline-config-v2-final",
+    "https://example.com/a?mail=me@example.com and git+ssh://git@github.com/x",
+    "http://user:password@proxy:8080 and https://user:PASSWORD@host",
+    "550e8400-e29b-41d4-a716-446655440000",
+]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_key_is_found_by_its_form_and_redaction_removes_it(key):
+    assert SecretFinder().find(f'a row,"with {key}", and more'.encode())
+    assert redact(key) != key
+
+
+@pytest.mark.parametrize("text", WORDS)
+def test_ordinary_words_are_no_keys(text):
+    assert not SecretFinder().find(text.encode())
+
+
+def test_a_private_key_is_found():
+    assert SecretFinder().find(b"-----BEGIN OPENSSH PRIVATE KEY-----\n") == "a private key"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_the_servers_own_keys_are_found_in_every_encoding(encoding):
+    assert SecretFinder([OWN]).find(f"the key is {OWN}.".encode(encoding)) == "a key of this server"
+
+
+def test_own_keys_are_found_as_json_escapes_them():
+    finder = SecretFinder([OWN])
+    assert finder.find(OWN.replace("/", "\\/").encode())
+    assert finder.find(OWN.replace("+", "\\u002B").encode())
+
+
+@pytest.mark.parametrize("key", ["EMPTY", "ollama", "not-needed", "dummy"])
+def test_a_word_in_the_place_of_a_key_is_no_secret(key):
+    assert not SecretFinder([key]).find(f"an {key} text".encode())
+
+
+def test_keys_are_found_across_the_borders_of_blocks():
+    finder, text = SecretFinder([OWN]), b"x" * 100
+    for secret in (OWN.encode(), KEYS[0].encode(), b"-----BEGIN RSA PRIVATE KEY-----"):
+        whole = text + b" " + secret + b" " + text
+        for size in (1, 7, 64, 105):
+            assert finder.find_in(whole[at : at + size] for at in range(0, len(whole), size)), (secret, size)
+
+
+def test_what_is_compressed_is_not_found():
+    """Whoever decompresses a file looks into what comes out; SECURITY.md names what nobody decompresses."""
+    assert not SecretFinder([OWN]).find(gzip.compress(OWN.encode()))
+
+
+@pytest.mark.parametrize(
+    ("text", "has_lines"),
+    [
+        ("SECRET_KEY = 'django-insecure-8x!k2'", False),
+        ("DATABASES = {'default': {'PASSWORD': 'hunter2'}}", False),
+        ("define( 'DB_PASSWORD', 'hunter2' );", False),
+        ('{"env": {"API_KEY": "abc123def456"}}', True),
+        ('{"ConnectionStrings": {"Default": "Server=db;User Id=sa;Password=Pa55w0rd!"}}', True),
+        ("<server><password>hunter2</password></server>", True),
+        ("db:\n  environment:\n    POSTGRES_PASSWORD: hunter2\n", True),
+        ("environment:\n  - POSTGRES_PASSWORD=hunter2\r\n", True),
+        ("export AWS_SECRET_ACCESS_KEY=wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY\n", True),
+        ("ENV API_KEY=abcdef123456\n", True),
+        ("apiVersion: v1\nkind: Secret\n", True),
+    ],
+)
+def test_a_password_that_a_file_gives_to_a_name_is_found(text, has_lines):
+    assert find_assigned(text.encode(), has_lines=has_lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "has_lines"),
+    [
+        ("token = request.headers.get('x')\npassword = getpass()\nself.token = token\npassword: str = ''\n", False),
+        ("password=password, token=token, api_key=api_key", False),
+        ("names = ['api_key', 'api_key_env', 'bos_token']", False),
+        ("eos_token = '<|im_end|>'\nunk_token: '[UNK]'", False),
+        ("password: ${PASSWORD}\ntoken: {{ token }}\napi_key: null\nsecret: your-secret\n", True),
+        ("password: settings.password\n", True),
+        ("The password: it is written on the wall.", True),
+    ],
+)
+def test_a_name_without_its_value_is_no_password(text, has_lines):
+    assert not find_assigned(text.encode(), has_lines=has_lines)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"token" * 100_000,
+        b"api_key" * 70_000,
+        b'password = "a' * 40_000,
+        b"_sk_" * 100_000,
+        b"://a:" * 100_000,
+        b"sk-" + b"a-" * 200_000,
+        b"secret" + b" " * 500_000,
+    ],
+)
+def test_no_text_takes_long(text):
+    """Half a megabyte takes less than a second; a pattern that goes back and forth would take minutes."""
+    assert not SecretFinder().find(text)
+    assert not find_assigned(text, has_lines=True)
+
+
+@pytest.mark.parametrize("name", ["password", "Login_Password", "otpauth", "api_key", "refresh_token", " PASSWORD "])
+def test_a_column_of_passwords_is_found_by_its_name(name):
+    assert find_field(["url", "username", name]) == name
+
+
+def test_other_columns_are_no_passwords():
+    assert not find_field(["text", "token", "tokens", "key", "key_points", "password_strength", "pass", 5, None])
