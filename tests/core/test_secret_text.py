@@ -74,7 +74,7 @@ def test_keys_are_found_across_the_borders_of_blocks():
     for secret in (OWN.encode(), KEYS[0].encode(), b"-----BEGIN RSA PRIVATE KEY-----"):
         whole = text + b" " + secret + b" " + text
         for size in (1, 7, 64, 105):
-            assert finder.find_in(whole[at : at + size] for at in range(0, len(whole), size)), (secret, size)
+            assert finder.find_in(whole[at : at + size] for at in range(0, len(whole), size))[0], (secret, size)
 
 
 def test_what_is_compressed_is_not_found():
@@ -143,3 +143,12 @@ def test_a_column_of_passwords_is_found_by_its_name(name):
 
 def test_other_columns_are_no_passwords():
     assert not find_field(["text", "token", "tokens", "key", "key_points", "password_strength", "pass", 5, None])
+
+
+def test_the_line_of_a_key_is_found_in_any_block():
+    lines = [b"an ordinary line" for _ in range(20_000)]
+    lines[15_432] = b"the key " + KEYS[0].encode()
+    whole = b"\n".join(lines)
+    blocks = (whole[at : at + 10_000] for at in range(0, len(whole), 10_000))
+    assert SecretFinder().find_in(blocks) == ("an API key", 15_433)
+    assert SecretFinder().find_in([b"ordinary"]) == ("", 0)

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.images.load import ImageRules, is_web, load_image
+from promptmill.system.call_files import FileRule
 
 ANYWHERE = ImageRules()
 FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF": "image/gif", "BMP": "", "TIFF": ""}
@@ -329,7 +330,7 @@ def test_only_files_inside_the_allowed_folders_are_read(picture, tmp_path):
     for folder in (inside, outside):
         folder.mkdir()
         (folder / "a.png").write_bytes(picture.read_bytes())
-    rules = ImageRules((inside.resolve(),))
+    rules = ImageRules(FileRule((inside.resolve(),)))
     assert load_image(str(inside / "a.png"), rules).data
     for escape in (outside / "a.png", inside / ".." / "inside-not" / "a.png", picture):
         assert "outside the folders of `allowed_roots`" in _problem(str(escape), rules)
@@ -344,7 +345,7 @@ def test_a_link_counts_as_what_it_points_to(picture, tmp_path):
     (tmp_path / "way-in.png").symlink_to(inside / "real.png")
     (inside / "real.png").write_bytes(picture.read_bytes())
     (inside / "loop.png").symlink_to(inside / "loop.png")
-    rules = ImageRules((inside.resolve(),))
+    rules = ImageRules(FileRule((inside.resolve(),)))
     assert "outside" in _problem(str(inside / "link.png"), rules)
     assert load_image(str(tmp_path / "way-in.png"), rules).data
     loop = _problem(str(inside / "loop.png"), rules)
@@ -352,7 +353,7 @@ def test_a_link_counts_as_what_it_points_to(picture, tmp_path):
 
 
 def test_no_folder_allowed_means_no_file_but_data_urls(picture):
-    nowhere = ImageRules(())
+    nowhere = ImageRules(FileRule(()))
     assert "outside" in _problem(str(picture), nowhere)
     url = f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
     assert load_image(url, nowhere).media_type == "image/png"

@@ -33,6 +33,7 @@ from promptmill.backends.protocol import Completion
 from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.request import Request, conversation_from_prompt
+from promptmill.jobs.caller import USER
 from promptmill.jobs.manage import call_job, detached
 from promptmill.jobs.manage.running_jobs import RunningJobs
 from promptmill.jobs.run import runner
@@ -41,6 +42,7 @@ from promptmill.jobs.store.folder import JobFolders, Lock
 from promptmill.jobs.store.records import record_of
 from promptmill.server import create_server
 from promptmill.service.service import Service
+from promptmill.system.call_files import FileRule
 from replies import answer, by_prompt, choose, late
 from replies import status as status_reply
 from waiting import eventually, until
@@ -408,7 +410,7 @@ async def test_a_caller_that_gives_up_while_a_job_is_admitted_does_not_keep_it(b
     bench.prompts(20)
     bench.folder.path.mkdir(parents=True)
     service = closing(Service(openai_configuration(bench.upstream.url)))
-    board = RunningJobs(service, lambda: [bench.path])
+    board = RunningJobs(service, lambda: FileRule((bench.path,)))
     other = Lock.take(bench.folder.lock)
     assert other is not None
     starting = asyncio.ensure_future(board.start(str(bench.input), str(bench.output), ""))
@@ -494,9 +496,8 @@ async def test_results_are_not_empty_because_the_input_is_gone(finished: Any, to
 async def test_jobs_of_other_folders_are_not_shown(finished: Any, tools: Any, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    configuration = openai_configuration(finished.upstream.url)
-    settings = configuration.plan.settings.model_copy(update={"allowed_roots": [str(elsewhere)]})
-    service = Service(configuration, plan=ResolvedConfig(settings, configuration.plan.operator))
+    raw = openai_configuration(finished.upstream.url)._raw
+    service = Service(Configuration({**raw, "allowed_roots": [str(elsewhere)]}))
     async with tools(service) as call:
         assert (await call("bulk_status"))["jobs"] == []
         with pytest.raises(ToolError, match="outside the folders"):
@@ -751,15 +752,15 @@ async def test_other_processes_read_and_write_the_files_of_a_job_on_a_local_engi
     bench.output = bench.path / "out.jsonl"
     assert [row["answer_1"] for row in bench.answers()] == ["local: Say a", "local: Say b"]
     looks = ["check_columns"] if suffix == "parquet" else []
-    assert steps == [*looks, "read_rows", "write_output", *looks]
+    assert steps == [*looks, "check_secrets", "read_rows", "write_output", *looks]
 
 
 @pytest.mark.parametrize("answered", [False, True])
 async def test_a_call_whose_runs_die_is_stopped_unless_they_answer_something(closing: Any, *, answered: bool) -> None:
     service = closing(_local())
-    board = RunningJobs(service, list)
+    board = RunningJobs(service, FileRule)
     items = [(at, conversation_from_prompt(f"p{at}", "prompt")) for at in range(9)]
-    job = call_job.write(items, "", service.plan, board.folders)
+    job = call_job.write(items, "", service.plan, board.folders, USER)
     job_id, launched = job.spec.job_id, 0
     job.close()
 
@@ -1023,10 +1024,22 @@ async def test_files_are_asked_one_by_one_without_their_content_in_any_result(be
         asked = {"files": ["docs", "docs/a.md"], "prompt": "Sum up {{path}}: {{content}}", "output_file": "out.jsonl"}
         job = await call("bulk_generate", **asked)
         assert job["files"] == 2
-        left_out = dict(one.split(": ", 1) for one in job["left_out"])
-        assert {Path(name).name for name in left_out} == {
-            *(".env", ".git", ".hidden.md", "id_rsa", "prod.env", "tls.pem", "client_secret_1.json", "key.md", "loop"),
-            *("link.md", "picture.md", "zeros.md", "large.md", "secret.md"),
+        left_out = {}
+        for one in job["left_out"]:
+            count, reason, names = one.split(": ", 2)
+            left_out[reason] = count, {Path(name).name for name in names.split(", ")}
+        assert left_out == {
+            "may hold secrets": (
+                "6 files left out",
+                {"id_rsa", "prod.env", "tls.pem", "client_secret_1.json", "key.md", "secret.md"},
+            ),
+            "is hidden": ("2 files left out", {".env", ".hidden.md"}),
+            "a folder that is passed over": ("1 file left out", {".git"}),
+            "leads outside the folders of `allowed_roots`": ("1 file left out", {"link.md"}),
+            "is not a file that is there": ("1 file left out", {"loop"}),
+            "is not UTF-8 text": ("1 file left out", {"picture.md"}),
+            "is not text": ("1 file left out", {"zeros.md"}),
+            "is larger than 1 MiB": ("1 file left out", {"large.md"}),
         }
         found = await ended(call, job["job_id"], "finished")
         page = await call("bulk_results", job_id=job["job_id"], with_input=True)

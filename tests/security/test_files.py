@@ -34,6 +34,7 @@ from promptmill.jobs.store.folder import JobFolders
 from promptmill.jobs.store.spec import JobRequest
 from promptmill.server import create_server
 from promptmill.service.service import Service
+from promptmill.system.call_files import FileRule
 from promptmill.system.safe_open import OutsideError, is_remote, open_regular
 from replies import answer
 from sure import sure
@@ -61,7 +62,7 @@ def outside(tmp_path):
 
 def _refusal(source, *roots):
     with pytest.raises(PromptmillError) as caught:
-        load_image(str(source), ImageRules(roots or None))
+        load_image(str(source), ImageRules(FileRule(roots or None)))
     return str(caught.value)
 
 
@@ -117,7 +118,7 @@ def test_links_count_as_what_they_lead_to(picture, outside):
     assert "outside the folders" in _refusal(root / "link.png", root)
     assert "outside the folders" in _refusal(root / "folder" / "b.png", root)
     assert "outside the folders" in _refusal(root / ".." / "outside" / "b.png", root)
-    assert load_image(str(outside.parent / "back.png"), ImageRules((root,))).media_type == "image/png"
+    assert load_image(str(outside.parent / "back.png"), ImageRules(FileRule((root,)))).media_type == "image/png"
 
 
 @pytest.mark.rule("F3")
@@ -218,8 +219,7 @@ def test_large_images_are_refused_before_they_are_decoded(tmp_path, picture):
 ATTACK = """
 import asyncio, sys, threading
 import psutil
-from promptmill.images.load import ImageCache
-from promptmill.images.load import ImageRules
+from promptmill.images.load import DecodeMemory, ImageCache, ImageRules
 
 process, peak, done = psutil.Process(), [0], threading.Event()
 
@@ -228,7 +228,7 @@ def watch():
         peak[0] = max(peak[0], process.memory_info().rss)
 
 async def work():
-    rules = ImageRules.of(None, 89_000_000, 64 << 20)
+    rules = ImageRules(memory=DecodeMemory(64 << 20))
     cache = ImageCache(rules, lambda image: image.data[:10], None)
     await cache.read(sys.argv[1])
     before = process.memory_info().rss
@@ -505,7 +505,7 @@ def test_an_input_that_becomes_a_link_while_its_job_is_admitted_is_not_opened(sw
     with pytest.raises(PromptmillError, match="became a link"):
         validation.check(plan, swapped, are_paths_resolved=True)
     with pytest.raises(PromptmillError, match="became a link"):
-        admission.check_columns(swapped)
+        admission.check_columns(swapped, FileRule())
 
 
 @pytest.mark.rule("F3")
@@ -524,8 +524,8 @@ def test_a_text_that_becomes_a_link_to_a_secret_in_the_same_folder_is_not_sent(w
         return found
 
     monkeypatch.setattr(os.path, "realpath", resolved)
-    with pytest.raises(PromptmillError, match="leads outside"):
-        list(WholeFiles(["note.txt"], [work_folder]).lines())
+    with pytest.raises(PromptmillError, match="is hidden"):
+        list(WholeFiles(["note.txt"], FileRule((work_folder,))).lines())
 
 
 @pytest.mark.rule("F11")

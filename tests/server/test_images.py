@@ -12,6 +12,12 @@ from PIL import Image
 from talk import codes, sent
 
 
+@pytest.fixture(autouse=True)
+def _among_the_pictures(tmp_path, monkeypatch):
+    """The server may read images in its working directory."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture
 def pictures(tmp_path):
     paths = []

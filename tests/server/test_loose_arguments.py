@@ -13,6 +13,12 @@ from promptmill.config.loading import Configuration
 from talk import sent, serving, text
 
 
+@pytest.fixture(autouse=True)
+def _among_the_pictures(tmp_path, monkeypatch):
+    """The server may read images in its working directory."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture
 def picture(tmp_path):
     Image.new("RGB", (4, 4), "red").save(tmp_path / "red.png")

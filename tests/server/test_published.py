@@ -99,12 +99,17 @@ async def test_the_slash_commands_lead_to_an_estimate_and_then_a_job(talk, tools
         assert set(re.findall(r"`(bulk_\w+)`", message.content.text)) <= tools.keys()
 
 
-async def test_the_calls_that_the_skill_shows_are_calls_of_its_tools(talk, tools, tmp_path, monkeypatch):
+async def test_the_calls_that_the_skill_shows_are_calls_of_its_tools(serve, tools, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    async with serve() as talk:
+        await _check_the_calls_of_the_skill(talk, tools, tmp_path)
+
+
+async def _check_the_calls_of_the_skill(talk, tools, tmp_path):
     (read,) = await talk.client.read_resource("skill://promptmill/SKILL.md")
     properties = tools["bulk_generate"].input_schema["properties"]
     calls = [json.loads(text) for text in re.findall(r"```json\n(.*?)\n```", read.text, re.DOTALL)]
     assert len(calls) == 2
-    monkeypatch.chdir(tmp_path)
     for call in calls:
         assert call.keys() <= properties.keys()
         (column,) = re.findall(r"\{\{(\w+)\}\}", call["prompt"])

@@ -108,9 +108,7 @@ class CachedAnswers:
         self._everything = everything and not is_shared
         self._is_shared = is_shared
         self._of_plan = _fingerprint_of(plan, is_shared=is_shared)
-        self._rules = ImageRules.of(
-            plan.settings.allowed_roots, plan.settings.max_image_pixels, plan.settings.max_image_memory
-        )
+        self._rules = ImageRules.of(plan.file_rule, plan.settings.max_image_pixels, plan.settings.max_image_memory)
         self._batches = _Batches(cache)
         self._flights: dict[tuple[Call | None, bytes], asyncio.Future[Completion | None]] = {}
         """Requests in flight, for several clients those of each call apart."""

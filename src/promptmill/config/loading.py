@@ -20,12 +20,15 @@ from pydantic import ValidationError
 from promptmill.config import backends, resolved_config
 from promptmill.config.backends import BACKENDS
 from promptmill.config.explain import explain, unknown_key
+from promptmill.config.own_secrets import secrets_in, secrets_of
 from promptmill.config.parameter_file import FILE_NAME, expand, find, parsed, read, without_unset
 from promptmill.config.resolved_config import ResolvedConfig, check_size
 from promptmill.config.settings import Settings
 from promptmill.core.errors import Named, PromptmillError, config_error
 from promptmill.core.request import Sampling
 from promptmill.core.wording import close_matches, shape
+from promptmill.system.call_files import FileRule
+from promptmill.system.state import private_folders
 
 TRUST_SWITCH = "set it in the configuration file, or start the server with `promptmill serve --trust-client`."
 _ASSIGNMENTS = Named("assignments")
@@ -56,12 +59,13 @@ class Configuration:
         origin: str = FILE_NAME,
         chosen: str = "",
         keyless: bool = False,
+        call_files: FileRule | None = None,
     ) -> None:
         """`raw` is the file's content with `${…}` expanded.
 
         `calls_replace` is for pipelines: a call's blocks and parameters replace the file's instead of merging, unknown
-        keys are dropped with a warning, and answers are not checked against `response_format`. For `chosen` and
-        `keyless` see `ResolvedConfig`. Raises `PromptmillError` (`invalid_config`).
+        keys are dropped with a warning, and answers are not checked against `response_format`. For `chosen`,
+        `keyless` and `call_files` see `ResolvedConfig`. Raises `PromptmillError` (`invalid_config`).
         """
         self._raw = raw
         self._trust_client = trust_client
@@ -69,6 +73,7 @@ class Configuration:
         self.origin = origin
         self._chosen = chosen
         self._keyless = keyless
+        self._call_files = call_files
         self.default = resolved_config.default_name(raw)
         """The name of the model for calls that name none."""
         self.names = tuple(resolved_config.names(raw))
@@ -97,7 +102,16 @@ class Configuration:
             raise error if file is None else config_error(f"models.{name}", error.message) from None
         chosen, keyless = (self._chosen, self._keyless) if file is None else ("", False)
         return ResolvedConfig(
-            operator, operator, frozenset(), self._trust_client, warnings, chosen, keyless, name=name, file=file
+            operator,
+            operator,
+            frozenset(),
+            self._trust_client,
+            warnings,
+            chosen,
+            keyless,
+            name=name,
+            file=file,
+            call_files=self._call_files,
         )
 
     def with_choice(self, values: Mapping[str, Any], chosen: str, *, keyless: bool) -> Configuration:
@@ -105,14 +119,24 @@ class Configuration:
         raw = dict(self._raw)
         for path, value in values.items():
             _put(raw, path.split("."), value)
-        return Configuration(
-            raw,
-            trust_client=self._trust_client,
-            calls_replace=self._calls_replace,
-            origin=self.origin,
-            chosen=chosen,
-            keyless=keyless,
-        )
+        return self._copy(raw, chosen=chosen, keyless=keyless)
+
+    def for_clients(self, secrets: Iterable[str] = ()) -> Configuration:
+        """Return the configuration for calls of clients, which may not use all files of this machine.
+
+        `secrets` are those of the server besides the keys in configuration and environment. A trusted client may use
+        the files that the operator may use.
+        """
+        if self._trust_client:
+            return self
+        whole = self.plan.file or self.plan.operator
+        keys = (*secrets_in(whole), *secrets_in(self.plan.operator), *secrets_of(os.environ), *secrets)
+        rule = FileRule.of_calls(whole.allowed_roots, [Path(self.origin), *private_folders()], keys)
+        return self._copy(self._raw, call_files=rule)
+
+    def _copy(self, raw: Mapping[str, Any], **changes: Any) -> Configuration:
+        kept = {name: getattr(self, f"_{name}") for name in ("trust_client", "calls_replace", "chosen", "keyless")}
+        return Configuration(raw, **{**kept, "origin": self.origin, "call_files": self._call_files, **changes})
 
     @classmethod
     def load(

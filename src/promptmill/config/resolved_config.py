@@ -19,6 +19,8 @@ from promptmill.config.settings import Block, ModelSettings, Settings
 from promptmill.core.errors import Named, PromptmillError, config_error, input_error
 from promptmill.core.request import BESIDE, Sampling, replacing_choices
 from promptmill.core.wording import close_matches
+from promptmill.system.call_files import FileRule
+from promptmill.system.safe_open import roots_of
 
 DEFAULT = "default"
 _WHICH_ENDPOINT = frozenset({"base_url", "provider"})
@@ -56,6 +58,13 @@ class ResolvedConfig:
     """The model's name in calls and rows."""
     file: Settings | None = None
     """The whole file's settings, if `operator` holds those of one of its models."""
+    call_files: FileRule | None = None
+    """The rule for the files of a client's calls; None in the operator's own programs."""
+
+    @cached_property
+    def file_rule(self) -> FileRule:
+        """The files that requests on this plan may use."""
+        return self.call_files or FileRule(roots_of(self.settings.allowed_roots))
 
     @cached_property
     def fallback(self) -> list[str]:

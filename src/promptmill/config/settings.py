@@ -410,8 +410,8 @@ class Settings(Block):
     )
     allowed_roots: list[str] | None = Field(
         None,
-        description="Folders in which calls may read images, and their jobs may read and write files. null: images "
-        "anywhere and jobs in the working directory; over HTTP: nowhere.",
+        description="Folders in which calls may read images, and their jobs may read and write files. null: the "
+        "working directory, unless it holds the home folder or is a drive's root; over HTTP: nowhere.",
     )
     fetch_images: bool = Field(
         False,

@@ -124,15 +124,20 @@ class SecretFinder:
                     return words
         return ""
 
-    def find_in(self, blocks: Iterable[bytes]) -> str:
-        """Return what a file holds that is read in `blocks`, as `find` does. A key may be cut by their borders."""
-        tail = b""
+    def find_in(self, blocks: Iterable[bytes]) -> tuple[str, int]:
+        """Return what a file holds that is read in `blocks`, as `find` does, and its line; 0 for an unknown one.
+
+        A key may be cut by the borders of blocks.
+        """
+        tail, lines = b"", 0
         for block in blocks:
             data = tail + block
             if words := self.find(data):
-                return words
+                places = (at for at, line in enumerate(data.split(b"\n"), lines + 1) if self.find(line))
+                return words, next(places, 0)
             tail = data[-_TAIL:]
-        return ""
+            lines += data.count(b"\n", 0, len(data) - len(tail))
+        return "", 0
 
 
 def find_assigned(data: bytes, *, has_lines: bool) -> str:

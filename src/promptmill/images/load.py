@@ -18,7 +18,7 @@ import sys
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +27,8 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
 from promptmill.core.errors import Code, PromptmillError, redact
-from promptmill.system.safe_open import LONGEST_PATH, NoFileError, OutsideError, home_expanded, open_regular, roots_of
+from promptmill.system.call_files import FileRule, RefusedError
+from promptmill.system.safe_open import LONGEST_PATH, NoFileError, OutsideError, home_expanded
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -101,16 +102,16 @@ def _map_large_blocks() -> None:
 
 @dataclass(frozen=True, slots=True)
 class ImageRules:
-    """Limits of reading: allowed folders (None: all), the most pixels of an image, and memory for decoding."""
+    """Limits of reading: the files that may be read, the most pixels of an image, and memory for decoding."""
 
-    allowed_roots: tuple[Path, ...] | None = None
+    files: FileRule = field(default_factory=FileRule)
     max_pixels: int = 89_000_000
     memory: DecodeMemory = field(default_factory=DecodeMemory, compare=False)
 
     @classmethod
-    def of(cls, allowed_roots: Sequence[str] | None, max_pixels: int, memory: int = _DEFAULT_BYTES) -> ImageRules:
-        """Return the rules for these settings; `~` in a folder is the user's home."""
-        return cls(roots_of(allowed_roots), max_pixels, DecodeMemory(memory))
+    def of(cls, files: FileRule, max_pixels: int, memory: int = _DEFAULT_BYTES) -> ImageRules:
+        """Return the rules with so many bytes of memory for decoding."""
+        return cls(files, max_pixels, DecodeMemory(memory))
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,15 +161,15 @@ def _encode_held(source: HeldImage) -> bytes:
 def _file(source: str, rules: ImageRules) -> tuple[str, bytes]:
     path = local_path(source)
     try:
-        with os.fdopen(open_regular(path, rules.allowed_roots), "rb") as file:
+        with os.fdopen(rules.files.open(path), "rb") as file:
             _probe(file.read(16), _whole(path))
             file.seek(0)
             size = os.fstat(file.fileno()).st_size
             data = b"" if size > _LARGEST_FILE else file.read(_LARGEST_FILE + 1)
     except OutsideError:
-        raise _unusable(
-            f"{_short_path(path)} is outside the folders of `allowed_roots`.", "Move it into one of them."
-        ) from None
+        raise _unusable(f"{_short_path(path)} is outside {rules.files.words}.", "Move it into one of them.") from None
+    except RefusedError as error:
+        raise _unusable(f"{_short_path(path)} {error}, so calls may not use it.", "Name another image.") from None
     except NoFileError:
         if path.is_dir():
             raise _unusable(f"{_short_path(path)} is a folder.", "Name an image file in it.") from None

@@ -5,9 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -38,6 +37,7 @@ from mcp_types import (
 from pydantic import BaseModel, SecretStr
 
 from promptmill import __version__
+from promptmill.config.own_secrets import SECRET_NAME, secrets_in
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.config.settings import USUAL_KEYS
 from promptmill.core.errors import redact
@@ -79,7 +79,6 @@ _MODELS = "promptmill://models"
 _SKILL = "skill://promptmill/SKILL.md"
 _TASKS = ServerTasksCapability.model_validate({"cancel": {}, "requests": {"tools": {"call": {}}}})  # of 2025-11-25 only
 _SET = "[set]"
-_SECRET_NAME = re.compile(r"(?i)key|token(?!iz)|secret|passw|pwd|auth|credential|cookie|signature|header")
 
 
 def _icon() -> Icon:
@@ -109,12 +108,16 @@ def _announce_what_is_there(mcp: FastMCP) -> None:
     sdk_server.cache_hints = dict.fromkeys(_NEVER_CHANGE, _FRESH)
 
 
-def create_server(service: Service, *, locked: bool = False, telemetry: Telemetry | None = None) -> FastMCP:
-    """Return the app over `service`, which the caller created and closes.
+def create_server(
+    service: Service, *, locked: bool = False, telemetry: Telemetry | None = None, secrets: Iterable[str] = ()
+) -> FastMCP:
+    """Return the app over `service`, which the caller created and closes. From now on its calls are those of clients.
 
     `locked` leaves out the tools that change the model of the server, so that only the operator chooses it. `telemetry`
-    gets a span for each call of a tool.
+    gets a span for each call of a tool. `secrets` are those of the server besides the keys in configuration and
+    environment: no file that contains one is sent.
     """
+    service.serve_clients(secrets)
     mcp = FastMCP(
         "promptmill",
         version=__version__,
@@ -312,7 +315,7 @@ class _Shown:
         self._plan, self._settings = plan, plan.settings
         named = plan.settings.backend_configs.openai.api_key_env, plan.operator.backend_configs.openai.api_key_env
         variables = [os.environ.get(name, "") for name in (*USUAL_KEYS, *named) if name]
-        self._secrets = (*_secrets_in(plan.settings), *_secrets_in(plan.operator), *filter(None, variables))
+        self._secrets = (*secrets_in(plan.settings), *secrets_in(plan.operator), *filter(None, variables))
 
     def configuration(self) -> dict[str, Any]:
         """Return the settings in use, with the block of the chosen backend only."""
@@ -342,7 +345,7 @@ class _Shown:
                 return self.value(dict(value), secret=secret)
             case Mapping():
                 return {
-                    self._text(str(name)): self.value(inner, secret=secret or bool(_SECRET_NAME.search(str(name))))
+                    self._text(str(name)): self.value(inner, secret=secret or bool(SECRET_NAME.search(str(name))))
                     for name, inner in value.items()
                 }
             case list() | tuple() | set() | frozenset():
@@ -363,15 +366,3 @@ def _bare(url: str) -> str:
         return urlunsplit((parts.scheme, host, parts.path, "", ""))
     except ValueError:
         return _SET
-
-
-def _secrets_in(value: Any) -> Iterator[str]:
-    if isinstance(value, SecretStr):
-        yield value.get_secret_value()
-    elif isinstance(value, BaseModel):
-        for _, inner in value:
-            yield from _secrets_in(inner)
-        yield from _secrets_in(value.model_extra or {})
-    elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from _secrets_in(inner)

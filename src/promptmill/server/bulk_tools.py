@@ -6,7 +6,7 @@ import asyncio
 import functools
 import importlib
 import inspect
-from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -24,10 +24,10 @@ from promptmill.core.money import dollars
 from promptmill.http.json_response_workaround import RESPONSE, EitherResponse
 from promptmill.server import arguments
 from promptmill.server.results import INLINE, PAGE_CHARACTERS, most_bytes, page, page_characters, wants_copy
-from promptmill.server.tool_calls import tool
+from promptmill.server.tool_calls import caller_of, tool
 from promptmill.server.tools import plan_of_call
 from promptmill.service.service import Service
-from promptmill.system.safe_open import roots_of
+from promptmill.system.call_files import FileRule
 
 if TYPE_CHECKING:
     from promptmill.jobs.manage.running_jobs import RunningJobs
@@ -98,18 +98,20 @@ _SEVERAL = _object(
 def running_jobs_of(service: Service) -> Callable[[], RunningJobs]:
     """Return a function that returns the jobs of the server. The first use creates them: most servers run no jobs.
 
-    Jobs read and write files inside `allowed_roots`; if that is not set, inside the working directory.
+    A trusted client's jobs read and write files inside `allowed_roots`; if that is not set, in the working directory.
     """
 
-    def roots() -> Sequence[Path]:
-        named = roots_of(service.plan.settings.allowed_roots)
-        return [Path.cwd()] if named is None else named
+    def rule() -> FileRule:
+        plan = service.plan
+        if plan.call_files is not None:
+            return plan.call_files
+        return FileRule((Path.cwd().resolve(),)) if plan.file_rule.roots is None else plan.file_rule
 
     @functools.cache
     def running_jobs() -> RunningJobs:
         from promptmill.jobs.manage.running_jobs import RunningJobs
 
-        return RunningJobs(service, roots)
+        return RunningJobs(service, rule)
 
     return running_jobs
 
@@ -196,10 +198,6 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
         # the first import takes 0.4 s
         await asyncio.to_thread(importlib.import_module, "promptmill.jobs.manage.running_jobs")
         return running_jobs()
-
-    def client_of(ctx: Context) -> str:
-        """Return the session of a client if several clients share the server, else `""`."""
-        return ctx.session_id if service.is_shared else ""
 
     @tool(
         mcp,
@@ -339,7 +337,7 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
                 answer_column=answer_column,
                 plan=plan,
                 approve=_approval(ctx, plan, max_cost),
-                client=client_of(ctx),
+                caller=caller_of(ctx, service),
             )
         except PromptmillError as error:
             if error.code is Code.INVALID_INPUT:  # it names fields of the order
@@ -373,7 +371,7 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
         is `stopped` (see `reason`), `cancelled` or `interrupted`, call bulk_generate with its `input_file` and
         `output_file`.
         """
-        return await asyncio.to_thread((await jobs()).status, job_id, limit, client_of(ctx))
+        return await asyncio.to_thread((await jobs()).status, job_id, limit, caller_of(ctx, service))
 
     @tool(
         mcp,
@@ -419,7 +417,7 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
         Returns `rows`, `state`, and `next_offset`: null at the end. Rows without an outcome are left out; until
         `state` is `finished`, read again later from the first missing row.
         """
-        found = await asyncio.to_thread((await jobs()).results, job_id, offset, limit, only)
+        found = await asyncio.to_thread((await jobs()).results, job_id, offset, limit, only, caller_of(ctx, service))
         if not with_input:
             found["rows"] = _without_input(found["rows"], found.get("columns", {}))
         characters = page_characters(ctx) if max_characters == PAGE_CHARACTERS else max_characters
@@ -437,7 +435,8 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
     )
     async def answers(ctx: Context, job_id: str, offset: int = 0) -> str:
         try:
-            found = await asyncio.to_thread((await jobs()).results, job_id, max(0, offset), _MOST_ROWS)
+            caller = caller_of(ctx, service)
+            found = await asyncio.to_thread((await jobs()).results, job_id, max(0, offset), _MOST_ROWS, "all", caller)
         except PromptmillError as error:
             raise ResourceError(str(error)) from None
         found = page(found, min(most_bytes(ctx, service.plan) or _PAGE_BYTES, _PAGE_BYTES) - _ENVELOPE, copies=1)
@@ -452,9 +451,9 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
             title="End a job", readOnlyHint=False, destructiveHint=False, idempotentHint=True, openWorldHint=False
         ),
     )
-    async def bulk_cancel(job_id: arguments.JobId) -> dict[str, Any]:
+    async def bulk_cancel(ctx: Context, job_id: arguments.JobId) -> dict[str, Any]:
         """End a running job. Its answers are kept and can be read; bulk_generate with the same files resumes it.
 
         Returns the same as bulk_status.
         """
-        return await (await jobs()).cancel(job_id)
+        return await (await jobs()).cancel(job_id, caller_of(ctx, service))

@@ -7,9 +7,8 @@
                                 ◀── tasks/cancel: ends it
 
 A task is the job of a call (`jobs.manage.call_job`), and its id is the job's, which is random. All that is known about
-a task is in the job's folder, so any server of the same user answers for it. A task from HTTP belongs to the token that
-its client sent. A task never has the status `failed`, which is for errors of the protocol: a job that stopped is a
-result, with the answers so far.
+a task is in the job's folder, so any server of the same user answers for it, to the owner of the job. A task never has
+the status `failed`, which is for errors of the protocol: a job that stopped is a result, with the answers so far.
 
 In the form of 2025-11-25 the client decides that a call is a task, with `task` in its parameters, and fetches the
 result with `tasks/result`. The SDK lets no handle of that form pass, so `Tasks.in_old_form` writes it after the SDK.
@@ -18,7 +17,6 @@ result with `tasks/result`. The SDK lets no handle of that form pass, so `Tasks.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -45,7 +43,9 @@ from pydantic import BaseModel
 from promptmill.backends.protocol import COUNTERS, Call, Failure, Outcome
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.jobs.caller import Caller
 from promptmill.server.results import result_of
+from promptmill.server.tool_calls import owner_of
 from promptmill.service.service import Service
 
 if TYPE_CHECKING:
@@ -78,11 +78,9 @@ def limit_s(ctx: Context, prompts: int) -> float | None:
     return 0.0 if prompts >= _LARGE else _SOON_S
 
 
-def note(ctx: Context, prompts: int, plan: ResolvedConfig) -> dict[str, Any]:
+def note(prompts: int, plan: ResolvedConfig) -> dict[str, Any]:
     """Return the facts that make the job of a call a task."""
-    context = ctx.request_context
     return {
-        "owner": _owner(None if context is None else context.request),
         "prompts": prompts,
         "model": plan.name,
         "chosen": plan.chosen,
@@ -183,7 +181,7 @@ class Tasks(ServerExtension):
         """End a task; one that has ended stays as it is."""
         task = await self._found(ctx, params.task_id)
         if not task.has_ended:
-            await self._running_jobs().cancel(params.task_id, also_interrupted=True)
+            await self._running_jobs().cancel(params.task_id, _caller(ctx), also_interrupted=True)
         elif ctx.protocol_version == _OLD:
             raise MCPError(INVALID_PARAMS, "The task has ended.")
         return await self._get(ctx, params) if ctx.protocol_version == _OLD else {"resultType": "complete"}
@@ -196,14 +194,14 @@ class Tasks(ServerExtension):
         name = None if ctx.request is None else ctx.request.headers.get("mcp-name")
         if name not in {None, task_id}:
             raise MCPError(HEADER_MISMATCH, "The header Mcp-Name is not the task's id.")
-        folders = self._running_jobs().folders
+        running_jobs = self._running_jobs()
 
         def found() -> _Task | None:
             try:
-                task = _Task(folders.find(task_id))
+                task = _Task(running_jobs.find(task_id, _caller(ctx)))
             except PromptmillError:
                 return None
-            return task if task.note.get("owner") == _owner(ctx.request) and not task.is_expired else None
+            return None if not task.note or task.is_expired else task
 
         if (task := await asyncio.to_thread(found)) is None:
             raise MCPError(INVALID_PARAMS, f"There is no task {task_id[:60]!r}.")
@@ -301,9 +299,8 @@ class _Task:
         return stats
 
 
-def _owner(request: Any) -> str:
-    """Return the owner of the tasks of a request: over HTTP a digest of its token, else `""` for this user."""
-    return "" if request is None else hashlib.sha256(request.headers.get("authorization", "").encode()).hexdigest()
+def _caller(ctx: ServerRequestContext[Any, Any]) -> Caller:
+    return Caller(owner=owner_of(ctx.request))
 
 
 def _time(seconds: float) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import hashlib
 import inspect
 import logging
 import math
@@ -38,6 +39,7 @@ from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.core.request import Sampling
 from promptmill.core.wording import close_matches, shape
 from promptmill.http.json_response_workaround import RESPONSE
+from promptmill.jobs.caller import Caller
 from promptmill.service.service import Service
 from promptmill.service.telemetry import Telemetry
 from promptmill.system.logs import CALLS
@@ -428,6 +430,18 @@ class ReportedProgress:
         left = math.floor(self.number) + 1 - self.number
         more = round(self.number + _STEP, 3) if left > 2 * _STEP else self.number + left / 2
         self.number = max(done, more)
+
+
+def caller_of(ctx: Context, service: Service) -> Caller:
+    """Return the client of a call."""
+    context = ctx.request_context
+    owner = owner_of(None if context is None else context.request)
+    return Caller(ctx.session_id if service.is_shared else "", owner)
+
+
+def owner_of(request: Any) -> str:
+    """Return the owner of what an HTTP request makes: a digest of its token; `""` without a request, for this user."""
+    return "" if request is None else hashlib.sha256(request.headers.get("authorization", "").encode()).hexdigest()
 
 
 def _is_wanted(ctx: Context) -> bool:

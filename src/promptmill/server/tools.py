@@ -22,7 +22,7 @@ from promptmill.core.money import Budget
 from promptmill.core.request import Conversation, is_longer
 from promptmill.server import arguments, tasks
 from promptmill.server.results import ANSWERS, ANSWERS_IN_SHORT, INLINE, result_of
-from promptmill.server.tool_calls import tool, with_progress
+from promptmill.server.tool_calls import caller_of, tool, with_progress
 from promptmill.service.service import Service
 
 if TYPE_CHECKING:
@@ -247,12 +247,14 @@ class _Answers:
                 f"send at most {most:,}, or fewer prompts in a call."
             )
 
+        caller = caller_of(ctx, service)
+
         async def keep(outcomes: Sequence[Outcome]) -> str:
             await asyncio.to_thread(_import_jobs)
             from promptmill.jobs.manage import call_job
 
             asked = system_prompt or plan.settings.system_prompt
-            return await call_job.keep(self._running_jobs(), items, outcomes, asked, plan)
+            return await call_job.keep(self._running_jobs(), items, outcomes, asked, plan, caller=caller)
 
         limit_s, task_s = plan.settings.max_call_s, tasks.limit_s(ctx, len(items))
         if task_s is not None:
@@ -265,8 +267,8 @@ class _Answers:
         from promptmill.jobs.manage.call_job import DeadlineCall
 
         plan = await service.settled(plan)  # a job stores its backend and model
-        task = None if task_s is None else tasks.note(ctx, len(items), plan)
-        call = DeadlineCall(service, self._running_jobs(), items, stats, system_prompt, plan, limit_s, task)
+        task = None if task_s is None else tasks.note(len(items), plan)
+        call = DeadlineCall(service, self._running_jobs(), items, stats, system_prompt, plan, limit_s, caller, task)
         try:
             outcomes = await with_progress(ctx, service, stats, call.outcomes())
             job_id, spent = call.go_on()

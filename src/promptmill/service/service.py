@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
@@ -65,6 +65,15 @@ class Service:
         self._models.add(configuration.default, plan or configuration.plan)
         self._deciding = asyncio.Lock()
         self._closed = False
+
+    def serve_clients(self, secrets: Iterable[str] = ()) -> None:
+        """Restrict the files of all calls, before the first one, as those of clients; see `system.call_files`.
+
+        `secrets` are those of the server besides the keys in configuration and environment.
+        """
+        self._configuration = self._configuration.for_clients(secrets)
+        model = self._model()
+        model.plan = replace(model.plan, call_files=self._configuration.plan.call_files)
 
     @property
     def plan(self) -> ResolvedConfig:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
@@ -22,8 +22,10 @@ class NoFileError(Exception):
     """The path exists but is not a regular file: a folder, a pipe, a device."""
 
 
-def open_regular(path: Path, roots: Sequence[Path] | None) -> int:
+def open_regular(path: Path, roots: Sequence[Path] | None, check: Callable[[Path], None] = lambda _: None) -> int:
     """Return a descriptor of the regular file that `path` leads to, inside one of `roots` (resolved; None: anywhere).
+
+    `check` gets the resolved path before it is opened, and the path of the open file, and raises to refuse it.
 
     Never waits for a pipe's writer. Raises `OutsideError`, `NoFileError`, `OSError`.
     """
@@ -37,14 +39,18 @@ def open_regular(path: Path, roots: Sequence[Path] | None) -> int:
         raise FileNotFoundError(path) from None
     if roots is not None and not is_inside(resolved, roots):
         raise OutsideError
+    check(resolved)
     if not stat.S_ISREG(resolved.stat().st_mode):  # opening a device may have an effect
         raise NoFileError
     descriptor = os.open(resolved, _FLAGS)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise NoFileError
-        if roots is not None and not is_inside(_place_of(descriptor, resolved), roots):
-            raise OutsideError
+        if roots is not None:
+            place = _place_of(descriptor, resolved)
+            if not is_inside(place, roots):
+                raise OutsideError
+            check(place)
     except BaseException:
         os.close(descriptor)
         raise
@@ -62,7 +68,7 @@ def is_inside(path: Path, roots: Sequence[Path]) -> bool:
         return True
     # on case-insensitive systems one folder has several spellings
     return sys.platform in {"darwin", "win32"} and any(
-        _same(above, root) for above in (path, *path.parents) for root in roots
+        is_same(above, root) for above in (path, *path.parents) for root in roots
     )
 
 
@@ -97,7 +103,8 @@ def is_remote(path: str, platform: str = sys.platform) -> bool:
     return platform == "win32" and path[:2].replace("/", "\\") == "\\\\"
 
 
-def _same(one: Path, other: Path) -> bool:
+def is_same(one: Path, other: Path) -> bool:
+    """Return whether both paths lead to the same file or folder; False if one of them is missing."""
     try:
         return one.samefile(other)
     except OSError:

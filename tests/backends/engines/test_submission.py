@@ -16,6 +16,7 @@ from promptmill.core.errors import PromptmillError
 from promptmill.core.request import Request, Sampling, conversation_from_messages, conversation_from_prompt
 from promptmill.images.load import ImageRules, WebImages
 from promptmill.system import frames
+from promptmill.system.call_files import FileRule
 
 
 @pytest.fixture
@@ -143,11 +144,11 @@ async def test_an_image_that_cannot_be_had_is_the_items_error(submitted, source,
 
 async def test_the_rules_of_the_settings_hold(submitted, paint, tmp_path):
     conversation = conversation_from_prompt("x", "").with_images([paint("red")], None)
-    for rules in (ImageRules.of([str(tmp_path / "elsewhere")], 100), ImageRules.of(None, 23)):
+    for rules in (ImageRules(FileRule((tmp_path / "elsewhere",)), 100), ImageRules(max_pixels=23)):
         with pytest.raises(PromptmillError) as caught:
             await submitted(conversation, rules)
         assert caught.value.code == "invalid_image"
-    assert (await submitted(conversation, ImageRules.of([str(tmp_path)], 24)))["images"]
+    assert (await submitted(conversation, ImageRules(FileRule((tmp_path,)), 24)))["images"]
 
 
 async def test_a_model_that_reads_only_text_never_has_an_image_read(submitted):

@@ -55,7 +55,7 @@ def create(plan: ResolvedConfig) -> EngineHost:
         "trust_remote_code": trusts_remote_code(plan),
         "unsupported": plan.settings.unsupported,
     }
-    rules = ImageRules.of(plan.settings.allowed_roots, plan.settings.max_image_pixels, plan.settings.max_image_memory)
+    rules = ImageRules.of(plan.file_rule, plan.settings.max_image_pixels, plan.settings.max_image_memory)
     environment = _environment(getattr(block, "gpu_ids", None), plan.replicas)
     return EngineHost(plan.backend, options, environment, rules)
 

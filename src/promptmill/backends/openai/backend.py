@@ -101,7 +101,7 @@ class OpenAIBackend:
     def _rules(self) -> ImageRules:
         """The rules of images, made for the first one; all calls share its memory."""
         settings = self._plan.settings
-        return ImageRules.of(settings.allowed_roots, settings.max_image_pixels, settings.max_image_memory)
+        return ImageRules.of(self._plan.file_rule, settings.max_image_pixels, settings.max_image_memory)
 
     async def load(self, report: Callable[[str], None]) -> None:
         """Make the pool; nothing is sent."""

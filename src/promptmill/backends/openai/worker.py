@@ -32,6 +32,7 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request, Sampling
 from promptmill.images.load import HeldImage, ImageRules, WebImages
 from promptmill.system import frames
+from promptmill.system.call_files import FileRule
 from promptmill.system.runtime import run, stay_responsive
 
 _KEPT_BYTES = 4 * 1024 * 1024  # of images; a worker is to stay small, and there may be many
@@ -55,7 +56,7 @@ class Worker:
         self._reported: set[str] = set()
         endpoints = [_endpoint(fields) for fields in job["endpoints"]]
         self._endpoint_states = endpoint_states(endpoints, settings.model_name or "", settings, time.monotonic)
-        rules = ImageRules.of(job["allowed_roots"], job["max_image_pixels"], job["max_image_memory"])
+        rules = ImageRules.of(FileRule.unpacked(job["files"]), job["max_image_pixels"], job["max_image_memory"])
         fetcher = WebImages() if job["fetch_images"] else None
         self._sender = LocalSender(
             Pool(settings, room_for_connections(settings.concurrency)),

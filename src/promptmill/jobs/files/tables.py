@@ -368,6 +368,39 @@ def objects(batch: Any) -> list[dict[str, Any]]:
     return found
 
 
+def texts_in(batch: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the columns of a record batch with texts or bytes at any depth: the name, and all of them as lines."""
+    import pyarrow as pa
+    from pyarrow import compute
+
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        for values in _texts_of(column):
+            found = values.cast(pa.large_binary()).drop_null()
+            whole = pa.ListArray.from_arrays(pa.array([0, len(found)], pa.int32()), found)
+            yield name, compute.binary_join(whole, pa.scalar(b"\n", pa.large_binary()))[0].as_buffer().to_pybytes()
+
+
+def _texts_of(array: Any) -> Iterator[Any]:
+    """Yield the arrays of texts or bytes in an Arrow array."""
+    import pyarrow as pa
+
+    types, kind = pa.types, array.type
+    if isinstance(kind, pa.BaseExtensionType):
+        yield from _texts_of(array.storage)
+    elif types.is_dictionary(kind):
+        yield from _texts_of(array.dictionary)
+    elif types.is_struct(kind):
+        for inner in array.flatten():
+            yield from _texts_of(inner)
+    elif types.is_map(kind):
+        yield from _texts_of(array.keys)
+        yield from _texts_of(array.items)
+    elif types.is_nested(kind):  # lists of any kind
+        yield from _texts_of(array.flatten())
+    elif not types.is_primitive(kind) and not types.is_decimal(kind) and not types.is_null(kind):
+        yield array
+
+
 _Kind: TypeAlias = "str | list[_Kind] | dict[str, _Kind] | None"
 """The type of all values of a field: None while they are null; a list or an object holds the types of its parts."""
 

@@ -4,9 +4,8 @@
     a pattern    a file that it finds and that cannot be sent is left out, with the reason
     a folder     the pattern `folder/**`
 
-Files that are likely to hold secrets are never sent. Their names are those that the tools against leaks look for, and
-the ignore lists of coding agents contain: environment files, keys, key stores, credentials; and everything hidden. A
-file with a private key in it is not sent either, whatever its name is.
+`system.call_files` has the rule that decides which files are sent. It holds for `files` of a trusted client, too: a
+pattern finds files that its author has not seen.
 """
 
 from __future__ import annotations
@@ -14,34 +13,41 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import orjson
 
 from promptmill.core.errors import PromptmillError, input_error
+from promptmill.core.secret_text import find_assigned
 from promptmill.core.wording import counted
-from promptmill.system.safe_open import (
-    LONGEST_PATH,
-    NoFileError,
-    OutsideError,
-    home_expanded,
-    is_inside,
-    open_regular,
-)
+from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule, RefusedError
+from promptmill.system.safe_open import LONGEST_PATH, NoFileError, OutsideError, home_expanded
 
-_SECRET = re.compile(
-    r"(?i)(\.env|\.?env\..*|.*\.env|env|dotenv|id_(rsa|dsa|ecdsa|ed25519)(_sk)?(\.pub)?|.*_(rsa|dsa|ecdsa|ed25519)|"
-    r"known_hosts|authorized_keys|.*\.(pem|key|ppk|p8|p12|pfx|pkcs12|jks|keystore|kdbx?|asc|gpg|ovpn|tfvars(\.json)?|"
-    r"tfstate|agekey|kubeconfig)|kubeconfig.*|"
-    r".*(credentials?|secrets?|passwords?|passwd|shadow|htpasswd|(api|access|root)[-_]?keys?|service[-_]?account|"
-    r"client[-_]secret|firebase[-_]adminsdk).{0,120}\.(json|ya?ml|toml|ini|cfg|conf|txt|csv|xml|properties)|"
-    r".*tokens?\.(json|txt|pickle)|(.*[-_])?(credentials?|secrets?|passwords?|passwd|shadow|htpasswd|api[-_]?keys?|"
-    r"token)(\.\w+)?|_?netrc|pgpass.*|.*_history|wallet\.dat|logins\.json|login data|cookies(\.\w+)?|"
-    r"wp-config\.php)(~|[ .](bak|backup|old|orig|save|copy|swp|enc|j2|\d+))*"
-)
-_PRIVATE_KEY = re.compile(rb"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY")
 _PASSED_OVER = frozenset({"node_modules", "__pycache__", "venv"})  # other programs' files
+# Programs and prose, where a value without quotes is the name of another value, or a word.
+_QUOTES_VALUES = frozenset(
+    {
+        *(".py", ".pyi", ".js", ".mjs", ".ts", ".tsx", ".jsx", ".go", ".rs", ".java", ".kt", ".c", ".h", ".cc", ".cpp"),
+        *(
+            ".hpp",
+            ".cs",
+            ".rb",
+            ".php",
+            ".swift",
+            ".scala",
+            ".r",
+            ".jl",
+            ".lua",
+            ".md",
+            ".rst",
+            ".tex",
+            ".html",
+            ".ipynb",
+        ),
+    }
+)
 _MAGIC = re.compile(r"[*?\[]")
 _MOST_FILES = 10_000
 _MOST_LOOKED_AT = 200_000
@@ -50,19 +56,25 @@ _SHOWN = 20
 
 
 class WholeFiles:
-    """The files that `names` find inside `roots`, read once as lines of JSON."""
+    """The files that `names` find and that `rule` lets pass, read once as lines of JSON."""
 
-    def __init__(self, names: Sequence[str], roots: Sequence[Path]) -> None:
-        self._names, self._roots = names, roots
+    def __init__(self, names: Sequence[str], rule: FileRule) -> None:
+        self._names, self._rule = names, replace(rule, is_guarded=True)
+        self._finder = rule.finder
         self.count = 0
-        self._left_out: list[str] = []
+        self._left_out: dict[str, list[Path]] = {}
+        """The files that are left out, by the reason."""
         self._looked_at = 0
 
     @property
     def left_out(self) -> list[str]:
-        """The files that are left out and why, the first ones."""
-        more = len(self._left_out) - _SHOWN
-        return self._left_out[:_SHOWN] + ([f"… and {more:,} more"] if more > 0 else [])
+        """The files that are left out, by the reason: how many, and the first names."""
+        found = []
+        for reason, paths in self._left_out.items():
+            more = len(paths) - _SHOWN
+            names = ", ".join(map(str, paths[:_SHOWN])) + (f" and {more:,} more" if more > 0 else "")
+            found.append(f"{counted(len(paths), 'file')} left out: {reason}: {names}")
+        return found
 
     def lines(self) -> Iterator[bytes]:
         """Yield a line for each file, in the order of `names`. Raises `PromptmillError` (`invalid_input`)."""
@@ -78,7 +90,7 @@ class WholeFiles:
                 except PromptmillError as error:
                     if not is_found:
                         raise input_error(f"`files`: {path} {error.message}.") from None
-                    self._left_out.append(f"{path}: {error.message}")
+                    self._leave_out(path, error.message)
                     continue
                 self.count += 1
                 size += len(content)
@@ -90,6 +102,11 @@ class WholeFiles:
             why = f"; left out: {'; '.join(self.left_out)}" if self._left_out else "; correct the paths or patterns"
             raise input_error(f"`files` finds no file to send{why}.")
 
+    def _leave_out(self, path: Path, reason: str) -> None:
+        paths = self._left_out.setdefault(reason.partition(":")[0].partition(",")[0], [])
+        if path not in paths[-1:]:
+            paths.append(path)
+
     def _paths(self, name: str) -> Iterator[tuple[Path, bool]]:
         """Yield the paths that `name` finds, and whether a pattern found them."""
         if len(name) > LONGEST_PATH:
@@ -98,9 +115,7 @@ class WholeFiles:
         at = next((at for at, part in enumerate(path.parts) if _MAGIC.search(part)), len(path.parts))
         folder, parts = Path(*path.parts[:at]), path.parts[at:]
         try:
-            is_allowed = is_inside(folder.absolute().resolve(), self._roots)
-            if not is_allowed:
-                raise OutsideError
+            self._rule.resolved(folder)
             if not parts and not path.is_dir():
                 yield path, False
                 return
@@ -108,10 +123,10 @@ class WholeFiles:
                 raise input_error(f"`files`: {name:.200} has `..` behind a pattern; write the path without it.")
             for found in self._matches(folder, parts or ("**",)):
                 yield found, True
+        except RefusedError as error:
+            raise input_error(f"`files`: {name:.200} {error}; name other files.") from None
         except (OSError, ValueError, RuntimeError, OutsideError):
-            shown = ", ".join(map(str, self._roots)) or "none"
-            text = f"`files`: {name:.200} is outside the folders of `allowed_roots` ({shown}), or not a usable path."
-            raise input_error(text) from None
+            raise input_error(f"`files`: {name:.200} is outside {self._rule.words}, or not a usable path.") from None
 
     def _matches(self, folder: Path, parts: Sequence[str]) -> Iterator[Path]:
         """Yield the files below `folder` that match the pattern, in order. No link to a folder is followed."""
@@ -128,8 +143,7 @@ class WholeFiles:
             if first != "**" and not fnmatchcase(entry.name, first):
                 continue
             if is_folder and (entry.name.startswith(".") or entry.name in _PASSED_OVER):
-                if (why := f"{path}: a folder that is passed over") not in self._left_out:
-                    self._left_out.append(why)
+                self._leave_out(path, "a folder that is passed over")
             elif is_folder and (first == "**" or rest):
                 yield from self._matches(path, parts if first == "**" else rest)
             elif not is_folder and not rest:
@@ -137,27 +151,22 @@ class WholeFiles:
 
     def _read(self, path: Path) -> str:
         """Return the text of a file. Raises `PromptmillError` with the reason, as the predicate of a sentence."""
-        real = Path(os.path.realpath(path))  # a link is as secret as its target
-        below = next((real.relative_to(root) for root in self._roots if real.is_relative_to(root)), Path(real.name))
-        if any(part.startswith(".") for part in (*below.parts, path.name)):
-            raise input_error("is hidden")
-        if any(_SECRET.fullmatch(name) for name in (real.name, path.name)):
-            raise input_error("may hold secrets")
         try:
-            if not is_inside(real, self._roots):
-                raise OutsideError
-            with os.fdopen(open_regular(real, (real,)), "rb") as file:  # not what took this name since
+            with os.fdopen(self._rule.open(path), "rb") as file:
                 data = file.read(_LARGEST_FILE + 1)
         except OutsideError:
             raise input_error("leads outside the folders of `allowed_roots`") from None
+        except RefusedError as error:
+            raise input_error(str(error)) from None
         except (NoFileError, FileNotFoundError):
             raise input_error("is not a file that is there") from None
         except (OSError, ValueError) as error:
             raise input_error(f"cannot be read: {getattr(error, 'strerror', None) or 'not a usable path'}") from None
         if len(data) > _LARGEST_FILE:
             raise input_error(f"is larger than {_LARGEST_FILE >> 20} MiB")
-        if _PRIVATE_KEY.search(data):
-            raise input_error("holds a private key")
+        has_lines = path.suffix.lower() not in _QUOTES_VALUES
+        if words := self._finder.find(data) or find_assigned(data, has_lines=has_lines):
+            raise input_error(f"{MAY_HOLD_SECRETS}: {words}")
         try:
             text = data.decode("utf-8-sig")
         except ValueError:

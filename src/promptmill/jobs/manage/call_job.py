@@ -26,6 +26,7 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Conversation
 from promptmill.images import load as images
+from promptmill.jobs.caller import Caller
 from promptmill.jobs.files import disk
 from promptmill.jobs.files.row_files import InputFiles, Part
 from promptmill.jobs.manage.running_jobs import RunningJobs
@@ -38,7 +39,8 @@ from promptmill.jobs.store.spec import JobRequest, JobSpec, fingerprint
 from promptmill.service.driver import settle
 from promptmill.service.list_call import ListSink
 from promptmill.service.service import Service, too_long
-from promptmill.system.safe_open import is_inside, roots_of
+from promptmill.system.call_files import FileRule, RefusedError
+from promptmill.system.safe_open import OutsideError
 
 _BUFFER = 1 << 20
 _FORMAT = "messages"
@@ -61,6 +63,7 @@ class DeadlineCall:
         system_prompt: str,
         plan: ResolvedConfig,
         limit_s: float,
+        caller: Caller,
         task: Mapping[str, Any] | None = None,
     ) -> None:
         """`limit_s` counts from the start of `stats`; `plan` is the call's own.
@@ -73,6 +76,7 @@ class DeadlineCall:
         self._stats = stats
         self._plan = plan
         self._limit_s = limit_s
+        self._caller = caller
         self._task = task
         self._system_prompt = system_prompt or plan.settings.system_prompt
         self._job: Job | None = None
@@ -143,6 +147,7 @@ class DeadlineCall:
             self._system_prompt,
             self._plan,
             self._running_jobs.folders,
+            self._caller,
             max_cost=None if budget is None else budget.limit,
             task=self._task,
         )
@@ -191,6 +196,7 @@ def write(
     system_prompt: str,
     plan: ResolvedConfig,
     folders: JobFolders,
+    caller: Caller,
     *,
     settled: bool = False,
     max_cost: float | None = None,
@@ -201,7 +207,7 @@ def write(
     It survives the end of this process, but a power loss only after `_make_durable`. Raises `PromptmillError`
     (`storage`); nothing is left behind then.
     """
-    job_id = f"call-{secrets.token_hex(8)}"  # it cannot be guessed: whoever knows it can read the answers
+    job_id = f"call-{secrets.token_hex(8)}"  # it cannot be guessed: clients with the same token may know of each other
     folder = folders.of_call(job_id)
     with contextlib.ExitStack() as undo:
         try:
@@ -231,11 +237,12 @@ def write(
                 backend=plan.backend,
                 model=plan.model,
                 created=int(time.time()),
+                owner=caller.owner,
                 settled=settled,
             )
             folder.open()
             undo.callback(folder.close)
-            order = JobRequest(input=source, output=target, max_cost=max_cost)
+            order = JobRequest(input=source, output=target, max_cost=max_cost, owner=caller.owner)
             folder.put(spec=spec, request=order, status={"state": status.STARTING}, task=task)
         except OSError as error:
             raise PromptmillError(
@@ -264,6 +271,8 @@ async def keep(
     outcomes: Sequence[Outcome],
     system_prompt: str,
     plan: ResolvedConfig,
+    *,
+    caller: Caller,
 ) -> str:
     """Return the id of a job with the settled `outcomes` of `items`; it is finished, and its rows can be read.
 
@@ -277,7 +286,7 @@ async def keep(
 
     def written() -> Job:
         items = [(index, item) for index, item, _ in rows]
-        job = write(items, system_prompt, plan, running_jobs.folders, settled=True)
+        job = write(items, system_prompt, plan, running_jobs.folders, caller, settled=True)
         try:
             job.folder.store.write([record_of(row, outcome) for row, (_, _, outcome) in enumerate(rows)])
         except OSError as error:
@@ -295,11 +304,10 @@ def _write_lines(
 ) -> str:
     settings = plan.settings
     shared = {"sampling": settings.sampling_params.given(), "extra": dict(settings.extra_params)}
-    allowed = roots_of(settings.allowed_roots)
     digest = hashlib.sha256()
     with os.fdopen(disk.created(path), "wb", _BUFFER) as file:
         for index, item in items:
-            line = _line(index, item, system_prompt, shared, allowed)
+            line = _line(index, item, system_prompt, shared, plan.file_rule)
             digest.update(line)
             file.write(line)
     return digest.hexdigest()
@@ -310,12 +318,12 @@ def _line(
     item: Conversation | PromptmillError,
     system_prompt: str,
     shared: Mapping[str, Any],
-    roots: Sequence[Path] | None,
+    rule: FileRule,
 ) -> bytes:
     try:
         if isinstance(item, PromptmillError):
             raise item
-        messages = _portable(item.with_system(system_prompt), roots)
+        messages = _portable(item.with_system(system_prompt), rule)
     except PromptmillError as error:
         return orjson.dumps({"index": index, "problem": str(error)}, option=orjson.OPT_APPEND_NEWLINE)
     value = {"index": index, "messages": messages, **shared}
@@ -325,23 +333,26 @@ def _line(
         return json.dumps(value, default=str).encode() + b"\n"
 
 
-def _portable(conversation: Conversation, roots: Sequence[Path] | None) -> list[dict[str, Any]]:
+def _portable(conversation: Conversation, rule: FileRule) -> list[dict[str, Any]]:
     """Return the messages as another process can ask them: from another folder, with no wider rights to files."""
     messages = conversation.as_messages()
     for message in messages:
         for part in message["content"] if isinstance(message["content"], list) else ():
-            if part["type"] != "image_url" or (path := _resolved(part["image_url"]["url"])) is None:
-                continue
-            if roots is not None and not is_inside(path, roots):
-                raise PromptmillError(Code.INVALID_IMAGE, "An image is outside the folders of `allowed_roots`.", "")
-            part["image_url"]["url"] = str(path)
+            if part["type"] == "image_url" and (path := _resolved(part["image_url"]["url"], rule)) is not None:
+                part["image_url"]["url"] = str(path)
     return messages
 
 
-def _resolved(source: str) -> Path | None:
+def _resolved(source: str, rule: FileRule) -> Path | None:
+    """Return the path of a local image. Raises `PromptmillError` (`invalid_image`) if the rule refuses it."""
     if images.is_web(source) or source[:5].lower() == "data:":
         return None
     try:
-        return images.local_path(source).resolve()
+        return rule.resolved(images.local_path(source).absolute())
+    except OutsideError:
+        problem = f"is outside {rule.words}."
+    except RefusedError as error:
+        problem = f"{error}, so calls may not use it."
     except (OSError, RuntimeError, ValueError):
-        raise PromptmillError(Code.INVALID_IMAGE, "An image has a path that cannot be used.", "") from None
+        problem = "has a path that cannot be used."
+    raise PromptmillError(Code.INVALID_IMAGE, f"An image {problem}", "")

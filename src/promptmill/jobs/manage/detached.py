@@ -41,6 +41,7 @@ from promptmill.jobs.store.status import progress_lines
 from promptmill.service import telemetry
 from promptmill.service.service import Service
 from promptmill.system import frames, logs, runtime, subprocesses
+from promptmill.system.call_files import FileRule
 
 _LONGEST_LOG = 1 << 20
 _MODULE = "promptmill.jobs.manage.detached"
@@ -98,13 +99,14 @@ async def validated(plan: ResolvedConfig, order: JobRequest, folders: JobFolders
     return found
 
 
-async def check_columns(order: JobRequest) -> None:
+async def check_columns(order: JobRequest, rule: FileRule) -> None:
     """Do in another process what `admission.check_columns` does. Raises as `_done_apart`."""
-    await _done_apart({"step": "check_columns", "order": order.model_dump(mode="json")}, order.input.name)
+    told = {"step": "check_columns", "order": order.model_dump(mode="json"), "call_files": rule.packed()}
+    await _done_apart(told, order.input.name)
 
 
 async def apart(step: str, files: JobFiles) -> Any:
-    """Have another process do the step `merge.read_rows` or `merge.write_output`; return its result.
+    """Have another process do a step: `merge.check_secrets`, `read_rows` or `write_output`; return its result.
 
     Raises as the step and `_done_apart` do.
     """
@@ -116,6 +118,7 @@ async def apart(step: str, files: JobFiles) -> Any:
         "end": files.input.end,
         "limit": files.limit,
         "disk_share": files.disk_share,
+        "call_files": files.rule.packed(),
     }
     return await _done_apart(told, files.spec.input.name, note=files.note)
 
@@ -210,17 +213,17 @@ def _result(told: Mapping[str, Any], note: Note) -> Any:
         return validation.check(service.plan, order, service.row_models(service.plan), are_paths_resolved=True)
     if told["step"] == "check_columns":
         runtime.limit_computing(_STUCK_S)
-        return admission.check_columns(JobRequest.model_validate(told["order"]))
+        return admission.check_columns(JobRequest.model_validate(told["order"]), FileRule.unpacked(told["call_files"]))
     spec = JobSpec.model_validate(told["spec"])
     with contextlib.closing(row_files.opened(spec.parts, known=True, encoding=spec.encoding)) as file:
         if file.stamp() != tuple(told["stamp"]):
             raise admission.changed_while_running(spec)
         if told["end"] is not None:
             file.end = told["end"]
-        step = {each.__name__: each for each in (merge.read_rows, merge.write_output)}[told["step"]]
-        return step(
-            JobFiles(spec, Folder(Path(told["folder"])), file, told["limit"], note, _Watched(), told["disk_share"])
-        )
+        steps = (merge.check_secrets, merge.read_rows, merge.write_output)
+        step = {each.__name__: each for each in steps}[told["step"]]
+        rule, folder = FileRule.unpacked(told["call_files"]), Folder(Path(told["folder"]))
+        return step(JobFiles(spec, folder, file, told["limit"], note, _Watched(), told["disk_share"], rule))
 
 
 def _environment(told: Mapping[str, Any]) -> dict[str, str]:
@@ -273,6 +276,7 @@ def _packed(plan: ResolvedConfig, order: JobRequest, folders: JobFolders, **more
         "keyless": plan.keyless,
         "name": plan.name,
         "file": None if plan.file is None else _plain(plan.file),
+        "call_files": None if plan.call_files is None else plan.call_files.packed(),
         "order": order.model_dump(mode="json"),
         "root": str(folders.root),
         "beside_outputs": folders.beside_outputs,
@@ -298,6 +302,7 @@ def _unpacked(value: Mapping[str, Any]) -> tuple[Service, JobRequest, JobFolders
         keyless=value["keyless"],
         name=value["name"],
         file=None if file is None else Settings.model_validate(file),
+        call_files=_call_files(value),
     )
     create = None if order.ray is None else order.ray.create
     service = Service(_configuration(value), plan=plan, create=create, is_shared=value["is_shared"])
@@ -309,7 +314,11 @@ def _unpacked(value: Mapping[str, Any]) -> tuple[Service, JobRequest, JobFolders
 def _configuration(value: Mapping[str, Any]) -> Configuration:
     """Return the operator's configuration that was packed."""
     raw = value["operator"] if value["file"] is None else {**value["file"], "default_model": value["name"]}
-    return Configuration(raw, trust_client=value["trust_client"])
+    return Configuration(raw, trust_client=value["trust_client"], call_files=_call_files(value))
+
+
+def _call_files(value: Mapping[str, Any]) -> FileRule | None:
+    return None if value["call_files"] is None else FileRule.unpacked(value["call_files"])
 
 
 def _plain(settings: Settings) -> dict[str, Any]:

@@ -15,8 +15,11 @@ import orjson
 from promptmill.backends import rows
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.secret_text import find_field
+from promptmill.jobs.caller import USER, Caller
 from promptmill.jobs.files import row_files
 from promptmill.jobs.files.disk import Line, Lines, RandomFile
+from promptmill.jobs.files.row_secrets import OTHERWISE
 from promptmill.jobs.files.whole_files import WholeFiles
 from promptmill.jobs.manage import detached
 from promptmill.jobs.run import admission
@@ -25,12 +28,13 @@ from promptmill.jobs.run.merge import JobFiles
 from promptmill.jobs.run.runner import Runner
 from promptmill.jobs.store import status
 from promptmill.jobs.store.answers import FARTHEST_ROW, DamagedError, JobStore
-from promptmill.jobs.store.folder import Folder, JobFolders
+from promptmill.jobs.store.folder import Folder, JobFolders, no_job
 from promptmill.jobs.store.given_rows import GivenRows, lines_of, root_of
 from promptmill.jobs.store.records import Record, answer_fields
 from promptmill.jobs.store.spec import JobRequest, JobSpec
 from promptmill.service.service import Service
-from promptmill.system.safe_open import LONGEST_PATH, NoFileError, OutsideError, home_expanded, is_inside
+from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule, RefusedError
+from promptmill.system.safe_open import LONGEST_PATH, NoFileError, OutsideError, home_expanded, is_remote, real_path
 
 _LARGEST_MORE = 1 << 20
 _LARGEST_PAGE = 8 << 20
@@ -49,16 +53,14 @@ _FORMATS = frozenset({"jsonl", "csv", "tsv", "parquet"})
 class RunningJobs:
     """All jobs of this user that a server's callers may see. Jobs that run here end with the service."""
 
-    def __init__(
-        self, service: Service, roots: Callable[[], Sequence[Path]], folders: JobFolders | None = None
-    ) -> None:
-        """`roots` gives the folders whose files may be read and written; `folders` is where jobs live."""
+    def __init__(self, service: Service, rule: Callable[[], FileRule], folders: JobFolders | None = None) -> None:
+        """`rule` gives the rule for the files that are read and written; `folders` is where jobs live."""
         self._service = service
-        self._roots = roots
+        self._rule = rule
         self.folders = folders or JobFolders.from_environ()
         self._here: dict[str, asyncio.Task[None]] = {}
         self._own: dict[str, str] = {}
-        """Jobs of callers of this process whose files are ours, and the `client` of each."""
+        """Jobs of callers of this process whose files are ours, and the session of each."""
         self._validating = asyncio.Semaphore(_MOST_VALIDATED)
         self._apart = asyncio.Semaphore(_MOST_APART)
         self._runners = 0
@@ -75,14 +77,14 @@ class RunningJobs:
         validate: bool = False,
         plan: ResolvedConfig | None = None,
         approve: Callable[[float, float | None], Awaitable[None]] | None = None,
-        client: str = "",
+        caller: Caller = USER,
         **options: Any,
     ) -> dict[str, Any]:
         """Start a job, or go on with it, and return at once with its status. `options` are those of `JobRequest`.
 
         `prompts` are rows in place of an input file; they are kept with the jobs, and so are their answers if
         `output_file` is empty. So are `files`, of which each is a row, with its content for the prompt alone. The same
-        rows go on with the same job for the same `client` only, because no client may learn what another one asks.
+        rows go on with the same job for the same `caller` only, because no client may learn what another one asks.
 
         `plan` is the call's own, where it asks for more than the configuration says.
 
@@ -90,7 +92,7 @@ class RunningJobs:
         highest cost of the rows that are left, if a price is known, and raises to prevent the job.
 
         On the openai backend a process of its own runs it; otherwise it runs on this server's engine. Raises
-        `PromptmillError` (`invalid_input`) for what `admission` refuses and files outside the folders.
+        `PromptmillError` (`invalid_input`) for what `admission` and the rule on files refuse.
         """
         given: GivenRows | None = None
         if prompts is not None:
@@ -98,23 +100,26 @@ class RunningJobs:
                 raise input_error("`prompts` is an empty list; send at least one prompt.")
             name = "prompt" if options.get("prompt_template") is None else "text"
             lines = lines_of(prompts, name, "prompts")
-            given = await asyncio.to_thread(GivenRows.write, self.folders, lines, ".jsonl", apart=client)
+            given = await asyncio.to_thread(GivenRows.write, self.folders, lines, ".jsonl", apart=caller.session)
         notes: dict[str, Any] = {}
         if files is not None:
-            found = WholeFiles(files, self._roots())
-            given = await asyncio.to_thread(GivenRows.write, self.folders, found.lines(), ".jsonl", apart=client)
+            found = WholeFiles(files, self._rule())
+            given = await asyncio.to_thread(
+                GivenRows.write, self.folders, found.lines(), ".jsonl", apart=caller.session
+            )
             options["prompt_only"] = ("content",)
             notes = {"files": found.count, **({"left_out": found.left_out} if found.left_out else {})}
         order = JobRequest(
-            input=self._allowed(input_file, "input_file") if given is None else given.input,
-            output=self._allowed(output_file, "output_file") if output_file or given is None else Path("-"),
+            input=self._allowed(input_file, "input_file", caller) if given is None else given.input,
+            output=self._allowed(output_file, "output_file", caller) if output_file or given is None else Path("-"),
+            owner=None if given is None else caller.owner,
             system_prompt=system_prompt,
             **options,
         )
         plan = await self._service.settled(plan or self._service.plan)
         if given is not None and not output_file:
             order = order.model_copy(update={"output": given.output(plan, order, ".jsonl")})
-            self._own[self.folders.id_of(self.folders.of(order.input, order.output))] = client
+            self._own[self.folders.id_of(self.folders.of(order.input, order.output))] = caller.session
         if validate or approve is not None:
             async with self._validating:
                 checked = await detached.validated(plan, order, self.folders)
@@ -123,7 +128,7 @@ class RunningJobs:
                 return about | notes | checked
             assert approve is not None
             await self._approved(approve, order, checked)
-        job = await self._admitted(order, plan, are_columns_checked=await self._are_columns_checked(order))
+        job = await self._admitted(order, plan, are_columns_checked=await self._are_columns_checked(order, plan))
         folder = job.folder
         with contextlib.ExitStack() as held:
             held.callback(job.close)
@@ -155,7 +160,7 @@ class RunningJobs:
         A job whose runs die again and again without another answer is stopped instead. Raises `PromptmillError` like
         `start`, also when a process runs the job.
         """
-        order = self._find(job_id).request
+        order = self.folders.find(job_id).request
         if order is None:
             raise input_error(f"Job {job_id} has no order to go on with.")
         job = await self._admitted(order, await self._service.settled(plan))
@@ -229,14 +234,14 @@ class RunningJobs:
 
         return ended
 
-    async def _are_columns_checked(self, order: JobRequest) -> bool:
+    async def _are_columns_checked(self, order: JobRequest, plan: ResolvedConfig) -> bool:
         """Check the columns of Parquet in another process: a crafted schema can end the one that reads it."""
         if row_files.format_by_suffix(order.input, "input_file") != "parquet":
             return False
         folder = self.folders.of(order.input, order.target)
         if await asyncio.to_thread(lambda: folder.spec) is None:
             async with self._apart:
-                await detached.check_columns(order)
+                await detached.check_columns(order, plan.file_rule)
         return True
 
     async def _admitted(self, order: JobRequest, plan: ResolvedConfig, *, are_columns_checked: bool = False) -> Job:
@@ -261,25 +266,27 @@ class RunningJobs:
             admitting.add_done_callback(let_go)
             raise
 
-    def status(self, job_id: str | None, limit: int = _MOST_LISTED, client: str = "") -> dict[str, Any]:
+    def status(self, job_id: str | None, limit: int = _MOST_LISTED, caller: Caller = USER) -> dict[str, Any]:
         """Return the status of one job, or the newest as `{"jobs": […], "more": how many there are besides}`.
 
-        Jobs on rows that came in a call are listed for their `client` only.
+        Jobs on rows that came in a call are listed for their session only.
         """
         if job_id is not None:
-            return status.read(self._find(job_id))
-        found = status.read_all(self.folders.all(), partial(self._is_listed, client=client))
+            return status.read(self.find(job_id, caller))
+        found = status.read_all(self.folders.all(), partial(self._is_listed, caller=caller))
         return {"jobs": found[:limit], "more": max(0, len(found) - limit)}
 
-    def results(self, job_id: str, offset: int, limit: int, only: Only = "all") -> dict[str, Any]:
+    def results(
+        self, job_id: str, offset: int, limit: int, only: Only = "all", caller: Caller = USER
+    ) -> dict[str, Any]:
         """Return answered rows from row `offset` (from 0) on, in input order; also before the job's end. Blocks.
 
         `only` leaves out rows that failed, or those that did not.
 
         `next_offset` is where to go on, None at the end of the input; rows without an answer yet are left out.
         """
-        folder, spec = self._found(job_id)
-        fields = _index if spec.of_call else _fields
+        folder, spec = self._found(job_id, caller)
+        fields = _index if spec.of_call else partial(_fields, self._rule())
         found: list[dict[str, Any]] = []
         names = spec.columns or {}
         size, after = 0, None
@@ -303,12 +310,12 @@ class RunningJobs:
             "next_offset": after,
         }
 
-    async def cancel(self, job_id: str, *, also_interrupted: bool = False) -> dict[str, Any]:
+    async def cancel(self, job_id: str, caller: Caller = USER, *, also_interrupted: bool = False) -> dict[str, Any]:
         """End a job if it runs, within about a second; what is answered is kept.
 
         `also_interrupted`: also if it runs nowhere now, so that its task does not go on.
         """
-        folder = self._find(job_id)
+        folder = self.find(job_id, caller)
         if folder.request_cancel(even_if_it_runs_nowhere=also_interrupted):
             await asyncio.to_thread(folder.wait_for_end, _WAIT_S)
         return status.read(folder)
@@ -349,60 +356,81 @@ class RunningJobs:
 
         run.add_done_callback(ended)
 
-    def _find(self, job_id: str) -> Folder:
-        return self._found(job_id)[0]
+    def find(self, job_id: str, caller: Caller) -> Folder:
+        """Return the folder of a job that its caller may see. Raises `PromptmillError` (`invalid_input`)."""
+        return self._found(job_id, caller)[0]
 
-    def _found(self, job_id: str) -> tuple[Folder, JobSpec]:
+    def _found(self, job_id: str, caller: Caller) -> tuple[Folder, JobSpec]:
         folder = self.folders.find(job_id)
         spec = folder.known_spec()  # read once: its folder could be another one by the second time
+        if not self._is_owner(folder, spec, caller):
+            raise no_job(job_id)
         if not self._may_see(folder, spec):
-            raise input_error(f"Job {job_id} has files outside the folders that may be used here.")
+            raise input_error(f"Job {job_id} has files outside the folders that may be used here, or other such files.")
         return folder, spec
 
-    def _is_listed(self, folder: Folder, spec: JobSpec, client: str) -> bool:
-        is_ours = spec.of_call or self._is_given(spec.output)
-        return self._own.get(spec.job_id) == client if is_ours else self._may_see(folder, spec)
+    def _is_listed(self, folder: Folder, spec: JobSpec, caller: Caller) -> bool:
+        if spec.of_call or self._is_given(spec.output):
+            return self._own.get(spec.job_id) == caller.session
+        return self._is_owner(folder, spec, caller) and self._may_see(folder, spec)
+
+    def _is_owner(self, folder: Folder, spec: JobSpec, caller: Caller) -> bool:
+        """Return whether a job is its caller's, or everybody's: those on files are."""
+        owner = spec.owner
+        if owner is None and (spec.of_call or self._is_given(spec.output)):  # of an older release
+            owner = (folder.task or {}).get("owner", "")
+        return owner is None or owner == caller.owner
 
     def _may_see(self, folder: Folder, spec: JobSpec) -> bool:
-        # a client that knows the id of a job whose files are ours made that job, or has the id from its maker
         if spec.of_call and folder.output_beside is None:
             return True
         paths = (spec.output, *(part.path for part in spec.parts))
-        return all(self._inside(path) or self._is_given(path) for path in paths)
+        return all(self._is_given(path) or self._passes(path) for path in paths)
 
-    def _allowed(self, text: str, name: str) -> Path:
+    def _allowed(self, text: str, name: str, caller: Caller) -> Path:
         if len(text) > LONGEST_PATH:
             raise input_error(f"{name} has {len(text):,} characters; no path is that long.")
+        rule, path = self._rule(), home_expanded(text)
         try:
-            path = home_expanded(text).absolute().resolve()
+            if self._is_own_call(path, caller):
+                return real_path(path)
+            real = rule.resolved(path)
         except (OSError, ValueError, RuntimeError):
             raise input_error(f"{name} is not a usable path.") from None
-        admission.check_name(path)
-        if self.folders.owner(path) is not None:
-            return path
-        if not self._inside(path):
-            raise self._outside(name)
-        kind = row_files.format_by_suffix(path, name)
+        except OutsideError:
+            raise input_error(f"{name} is outside {rule.words}. Use a file inside.") from None
+        except RefusedError as error:
+            raise input_error(f"{name} {error}. {OTHERWISE}") from None
+        admission.check_name(real)
+        kind = row_files.format_by_suffix(real, name)
         if kind not in _FORMATS:  # the user's texts and JSON files are no concern of a caller
             whole = "; `files` sends whole texts." if (name, kind) == ("input_file", "txt") else "."
             raise input_error(
                 f"{name} is a .{kind} file; use one of .jsonl, .csv, .tsv, .parquet here: others may be a program's"
                 f"{whole}"
             )
-        if row_files.is_several(path):
+        if row_files.is_several(real):
             raise input_error(f"{name} is a folder or a pattern; name a file.")
-        return path
+        return real
 
-    def _outside(self, name: str) -> PromptmillError:
-        shown = ", ".join(str(root) for root in self._roots()) or "none"
-        return input_error(f"{name} is outside the folders of `allowed_roots` ({shown}). Use a file inside.")
+    def _is_own_call(self, path: Path, caller: Caller) -> bool:
+        """Return whether `path` is the input or output of a call of the caller's own that became a job."""
+        if is_remote(str(path)):
+            return False
+        folder = self.folders.owner(real_path(path))
+        return folder is not None and self._is_owner(folder, folder.known_spec(), caller)
+
+    def _passes(self, path: Path) -> bool:
+        """Return whether the rule on files lets a resolved path pass."""
+        try:
+            self._rule().check(path)
+        except (OutsideError, RefusedError):
+            return False
+        return True
 
     def _is_given(self, path: Path) -> bool:
         """Return whether a file is one of ours, with rows that came in a call or their answers."""
         return path.is_relative_to(root_of(self.folders).resolve())
-
-    def _inside(self, path: Path) -> bool:
-        return is_inside(path, self._roots())
 
 
 def _dies_again(job: Job) -> bool:
@@ -481,15 +509,22 @@ def _index(line: Line) -> dict[str, Any]:
     return {"index": rows.load(line.data or b"", "")["index"]}
 
 
-def _fields(line: Line) -> dict[str, Any]:
-    """Return the row's own fields, as far as they can be sent; `{}` for a row that is too large for a page."""
+def _fields(rule: FileRule, line: Line) -> dict[str, Any]:
+    """Return the row's own fields, as far as they can be sent; `{}` for a row that is too large for a page.
+
+    A row of a job of the operator's may hold secrets, which are left out.
+    """
     if _size(line.data or b"") > _LARGEST_PAGE:
         return {}
     try:
         value = rows.load(rows.row_of(line.data or b""), "")
         if isinstance(value, list):  # the cells of a table
             value = rows.load(rows.question(line.data or b""), "")
-        orjson.dumps(value)
+        text = orjson.dumps(value)
     except (PromptmillError, TypeError):
         return {}
-    return value if isinstance(value, dict) else {}
+    if not isinstance(value, dict):
+        return {}
+    if rule.is_guarded and (find_field(value) or rule.finder.find(text)):
+        return {"left_out": f"The row's fields {MAY_HOLD_SECRETS}."}
+    return value

@@ -18,7 +18,7 @@ from promptmill.answers.schema import schema_of
 from promptmill.backends import registry
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
-from promptmill.jobs.files import disk, row_files, spool
+from promptmill.jobs.files import disk, row_files, row_secrets, spool
 from promptmill.jobs.files.prompt_template import PromptTemplate
 from promptmill.jobs.files.row_files import InputFiles
 from promptmill.jobs.store import status
@@ -38,12 +38,13 @@ from promptmill.jobs.store.spec import (
     stamp,
     without_lengths,
 )
+from promptmill.system.call_files import FileRule
 from promptmill.system.safe_open import real_path
 
 _ONCE = MappingProxyType({"again": None, "keep": False, "from_job": None, "overwrite": False})
 """Fields that hold for one order; a job that is resumed by its id keeps the others."""
 _OF_THE_JOB = (
-    *("created", "working_folder", "sha256", "size", "mtime_ns", "lines", "columns", "settings_read"),
+    *("created", "owner", "working_folder", "sha256", "size", "mtime_ns", "lines", "columns", "settings_read"),
     *("settings", "kept", "changed", "round", "again", "to_bind"),
 )
 """Fields of the job that an order does not change."""
@@ -129,6 +130,8 @@ def admit(
     with contextlib.ExitStack() as opened:
         file = row_files.opened(parts, known=folder.spec is not None, encoding=order.encoding)
         opened.callback(file.close)
+        if not plan.file_rule.is_own(source):  # else its rows came in a call
+            row_secrets.check_beginning(file, plan.file_rule)
         try:
             wanted = spec_of(folder, (source, target), file, plan, order, job_id=folders.id_of(folder))
             is_asked = folder.spec is None or (order.prompt_template is None and wanted.input_format == "jsonl")
@@ -349,14 +352,19 @@ def spec_of(
         model=plan.model,
         provider=registry.provider_of(plan),
         created=int(time.time()),
+        owner=order.owner,
         working_folder=Path.cwd(),
     )
 
 
-def check_columns(order: JobRequest) -> None:
-    """Raise `PromptmillError` (`invalid_input`) if the input of a new job of a call lacks a column of the prompt."""
+def check_columns(order: JobRequest, rule: FileRule) -> None:
+    """Raise `PromptmillError` (`invalid_input`) if the input of a new job of a call lacks a column of the prompt.
+
+    Or if it has one that `rule` refuses.
+    """
     _, _, parts = paths_of(order, are_resolved=True)
     with contextlib.closing(row_files.opened(parts, known=False, encoding=order.encoding)) as file:
+        row_secrets.check_columns(file, rule)
         input_format = row_files.format_of_input(file)
         _check_fields(order, input_format)
         _check_columns(order, file, input_format)

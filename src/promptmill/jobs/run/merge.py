@@ -30,7 +30,7 @@ from promptmill.backends import rows as rows_
 from promptmill.config import backends
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.wording import mended
-from promptmill.jobs.files import disk, row_files
+from promptmill.jobs.files import disk, row_files, row_secrets
 from promptmill.jobs.files.disk import Lines, RandomFile
 from promptmill.jobs.files.row_files import InputFiles
 from promptmill.jobs.files.spool import HaltedError, cells_of, spool
@@ -58,6 +58,7 @@ from promptmill.jobs.store.records import (
     jsonl_line,
 )
 from promptmill.jobs.store.spec import WHOLE_REQUESTS, JobSpec
+from promptmill.system.call_files import FileRule
 
 if TYPE_CHECKING:
     from promptmill.jobs.run.schema_columns import SchemaColumns
@@ -92,6 +93,17 @@ class JobFiles:
     """Set when a step is to leave what it does."""
     disk_share: float = 1.0
     """The share of the free disk that rows written as lines may take."""
+    rule: FileRule = field(default_factory=FileRule)
+    """Decides about secrets in the rows."""
+
+
+def check_secrets(files: JobFiles) -> None:
+    """Look for secrets in the rows. Blocks, about 10 s per gigabyte.
+
+    Raises `PromptmillError` (`invalid_input`); `HaltedError` once `halt` is set.
+    """
+    files.note("activity", "looking for keys and passwords")
+    row_secrets.check(files.input, files.rule, files.halt)
 
 
 def are_rows_read(spec: JobSpec, folder: Folder) -> bool:

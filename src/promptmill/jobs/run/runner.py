@@ -263,8 +263,10 @@ class Runner:
                 live.stop()
 
     async def _read_rows(self) -> None:
-        """Have the rows written as lines if need be, and the columns of the answers named."""
-        job = self._job
+        """Have the rows looked at and written as lines if need be, and the columns of the answers named."""
+        job, rule = self._job, self._job.plan.file_rule
+        if rule.is_guarded and not rule.is_own(job.spec.input):  # else the rows came in a call
+            await self._step(merge.check_secrets)
         if not merge.are_rows_read(job.spec, job.folder):
             try:
                 await self._step(merge.read_rows)
@@ -277,7 +279,16 @@ class Runner:
     async def _step(self, step: Callable[[JobFiles], T]) -> T:
         """Return the result of a step that reads the input."""
         job = self._job
-        files = JobFiles(job.spec, job.folder, job.input, job.order.limit, self._note, self._halt, job.disk_share)
+        files = JobFiles(
+            job.spec,
+            job.folder,
+            job.input,
+            job.order.limit,
+            self._note,
+            self._halt,
+            job.disk_share,
+            job.plan.file_rule,
+        )
         if self._apart is None:
             return await self._in_thread(lambda: step(files))
         found: T = await self._apart(step.__name__, files)

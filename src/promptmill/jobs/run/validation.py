@@ -17,7 +17,7 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.request import Conversation, TextPart, check_encodable
 from promptmill.images import load as images
-from promptmill.jobs.files import row_files
+from promptmill.jobs.files import row_files, row_secrets
 from promptmill.jobs.files.disk import TOO_LONG, Lines, RandomFile
 from promptmill.jobs.files.row_files import InputFiles
 from promptmill.jobs.files.spool import cells_of
@@ -52,6 +52,8 @@ def check(
     with contextlib.ExitStack() as opened:
         file = row_files.opened(parts, known=False, encoding=order.encoding)
         opened.callback(file.close)
+        if not plan.file_rule.is_own(source):  # else its rows came in a call
+            row_secrets.check(file, plan.file_rule)
         folder = Folder(Path(opened.enter_context(TemporaryDirectory())))
         spec = admission.spec_of(folder, (source, target), file, plan, order, job_id="")
         row_files.check_installed(target, *(part.path for part in parts))
@@ -69,7 +71,7 @@ def check(
             row_settings=order.rows_set,
             may_name=may_name,
         )
-        rules = images.ImageRules.of(plan.settings.allowed_roots, plan.settings.max_image_pixels)
+        rules = images.ImageRules.of(plan.file_rule, plan.settings.max_image_pixels)
         found = {"format": input_format} | _check_lines(lines, reading, rules, order, ids)
         found["notes"] = list(
             merge.notes_on_columns(spec.model_copy(update=read["spec"]), is_grid=bool(order.variants))

@@ -44,6 +44,7 @@ from promptmill.jobs.files.row_files import InputFiles, Part
 from promptmill.jobs.store.answers import IN_FLIGHT, DamagedError, JobStore, salvage
 from promptmill.jobs.store.spec import CourseRecord, JobRequest, JobSpec, OutputRecord, StatusRecord, sound
 from promptmill.system.safe_open import real_path
+from promptmill.system.state import JOBS, VARIABLE, state_folder
 
 Model = TypeVar("Model", bound=BaseModel)
 HIDDEN = ".promptmill"
@@ -280,6 +281,11 @@ def _new_id(target: Path) -> str:
     return f"{slug}-{hashlib.sha256(str(target).encode('utf-8', 'surrogateescape')).hexdigest()[:10]}"
 
 
+def no_job(job_id: str) -> PromptmillError:
+    """Return the error of an id that no job has, or none that the caller may know of."""
+    return input_error(f"There is no job {job_id[:60]!r}. `promptmill jobs` and bulk_status list those there are.")
+
+
 class JobFolders:
     """The folders of all jobs of this user.
 
@@ -297,11 +303,7 @@ class JobFolders:
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> JobFolders:
         """Return those under `PROMPTMILL_STATE`, where it is set; else beside outputs."""
-        if named := environ.get("PROMPTMILL_STATE"):
-            return cls(Path(named).expanduser().absolute() / "jobs")
-        import platformdirs
-
-        return cls(platformdirs.user_state_path("promptmill") / "jobs", beside_outputs=True)
+        return cls(state_folder(environ) / JOBS, beside_outputs=not environ.get(VARIABLE))
 
     def of(self, source: Path, target: Path) -> Folder:
         """Return the folder of the job with output `target`, resolved like `source`; it need not exist."""
@@ -355,7 +357,7 @@ class JobFolders:
             for folder in (Folder(self.root / job_id), registered, self._unregistered.get(job_id)):
                 if folder is not None and (spec := folder.spec) is not None and spec.job_id == job_id:
                     return folder
-        raise input_error(f"There is no job {job_id[:60]!r}. `promptmill jobs` and bulk_status list those there are.")
+        raise no_job(job_id)
 
     def at(self, text: str) -> Folder:
         """Return the folder of the job with this id, with this output, or the only one whose id begins so.

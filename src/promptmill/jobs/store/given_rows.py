@@ -31,6 +31,7 @@ from promptmill.jobs.store.folder import JobFolders
 from promptmill.jobs.store.spec import JobRequest, digest, fingerprint, stamp
 from promptmill.system.installation import adding
 from promptmill.system.safe_open import make_private
+from promptmill.system.state import GIVEN
 
 _OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
 _SNIFFED = 4096
@@ -136,7 +137,7 @@ def _begins(whole: Path, part: Path) -> bool:
 
 def root_of(folders: JobFolders) -> Path:
     """Return where rows lie that are in no file of the user's."""
-    return folders.root.parent / "given"
+    return folders.root.parent / GIVEN
 
 
 def suffix_of(first: bytes) -> str:

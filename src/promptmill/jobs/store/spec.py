@@ -111,6 +111,8 @@ class JobRequest(BaseModel):
     """Where it is answered, if not here."""
     shard: str | None = None
     """`3/16`: only the third of sixteen ranges of the input, into a part file."""
+    owner: str | None = None
+    """The owner of a job on rows that came in a call, see `Caller`; None for files, which all clients share."""
 
     @model_validator(mode="before")
     @classmethod
@@ -227,6 +229,8 @@ class JobSpec(BaseModel):
     """Whether it keeps the outcomes of a call: then it sends no row again by itself, not even one that failed."""
     to_bind: Literal["questions", "rows"] | None = None
     """Whether answers are still to be bound to the rows (see `binding`): by what the rows ask, or by their numbers."""
+    owner: str | None = None
+    """See `JobRequest.owner`; None in jobs of older releases, too."""
     working_folder: Path | None = None
     """The folder of relative image paths, also when the job is resumed from another folder."""
 

@@ -1,0 +1,50 @@
+"""The server's own keys, headers and tokens: no text of a file that contains one of them is sent."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel, SecretStr
+
+SECRET_NAME = re.compile(r"(?i)key|token(?!iz)|secret|passw|pwd|auth|credential|cookie|signature|header")
+"""In the names of fields whose values are secrets."""
+_VARIABLE = re.compile(r"(?i).*(_|^)(key|token|secret|password|passwd|passphrase|credentials?)")
+_NO_SECRET = re.compile(r"[/~.].*|\w+://.*|.*\s.*")  # a path, a URL, a sentence
+_RANDOM = re.compile(r"(?=.*[0-9])[A-Za-z0-9._~+/=-]{20,}")
+_PARTS = re.compile(r"[\s;,]+|(?<!=)=(?!=|$)")  # of `Bearer KEY` and `session=…; id=…`
+_SHORTEST_PART = 12
+
+
+def secrets_in(value: Any, name: str = "") -> Iterator[str]:
+    """Yield the secrets in settings, a part of which is called `name`. Names of variables (`api_key_env`) are none."""
+    match value:
+        case SecretStr():
+            yield value.get_secret_value()
+        case BaseModel():
+            yield from secrets_in(dict(value) | (value.model_extra or {}))
+        case Mapping():
+            for key, inner in value.items():
+                yield from _headers(inner) if key == "headers" else secrets_in(inner, str(key))
+        case list() | tuple():
+            for inner in value:
+                yield from secrets_in(inner, name)
+        case str() if SECRET_NAME.search(name) and not name.endswith("_env"):
+            yield value
+
+
+def secrets_of(environ: Mapping[str, str]) -> Iterator[str]:
+    """Yield the keys, tokens and passwords in the environment, by the names of the variables."""
+    for name, value in environ.items():
+        if _VARIABLE.fullmatch(name) and not _NO_SECRET.fullmatch(value):
+            yield value
+
+
+def _headers(headers: Any) -> Iterator[str]:
+    """Yield the secrets in headers. Others (`X-Title`, `HTTP-Referer`) may occur in any file."""
+    for name, value in headers.items() if isinstance(headers, Mapping) else ():
+        text = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+        if SECRET_NAME.search(name) or _RANDOM.fullmatch(text):
+            yield text
+            yield from (part for part in _PARTS.split(text) if len(part) >= _SHORTEST_PART)

@@ -1,0 +1,187 @@
+"""Which files of this machine a call may use: one rule for all that calls name, whether to read or to write.
+
+**The attacker** is an agent that has read a poisoned page and now writes the arguments of calls. It names files
+directly, by patterns, by links, or in rows of a file. **The harm**: keys, passwords and transcripts of this machine are
+sent to an endpoint or back to the agent, or a file is planted where a shell or another agent will read it.
+
+A call may use a file
+
+    below a root            `allowed_roots`, else the working directory, unless that holds the whole disk
+    with no hidden part     below the root, `.git` as well as `.env`
+    of an ordinary name     none of those of environment files, keys, key stores, credentials and password exports
+    not promptmill's own    its configuration, any `parameter.yaml`, the folder of its jobs
+    without secrets in it   see `core.secret_text`; this counts for what is sent as text
+
+A link is as secret as its target, and its own name counts, too. The file that is opened is the file that was checked.
+The operator's command line and Python programs are not restricted: their rule has no roots, or those of
+`allowed_roots`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from promptmill.core.secret_text import SecretFinder
+from promptmill.system.safe_open import OutsideError, is_inside, is_remote, is_same, open_regular, real_path, roots_of
+
+_ROWS = r"json|jsonl|ndjson|ya?ml|toml|ini|cfg|conf|txt|csv|tsv|parquet|xml|properties"
+# The names that tools against leaks look for, and that the ignore lists of coding agents contain.
+_SECRET = re.compile(
+    r"(?i)(env|dotenv|(.*\.)?env(\..*)?|id_(rsa|dsa|ecdsa|ed25519)(_sk)?(\.pub)?|.*_(rsa|dsa|ecdsa|ed25519)|"
+    r"known_hosts|authorized_keys|.*\.(pem|key|ppk|p8|p12|pfx|pkcs12|jks|keystore|kdbx?|asc|gpg|ovpn|tfvars(\.json)?|"
+    r"tfstate|agekey|kubeconfig|1pif|1pux)|kubeconfig.*|"
+    r".*(credentials?|secrets?|passwords?|passwd|shadow|htpasswd|(api|access|root)[-_]?keys?|service[-_]?account|"
+    rf"client[-_]secret|firebase[-_]adminsdk).{{0,120}}\.({_ROWS})|"
+    rf".*(bitwarden|lastpass|1password|keepass|dashlane|nordpass|enpass|proton[-_ ]?pass|roboform).*\.({_ROWS}|html)|"
+    r".*tokens?\.(json|txt|pickle)|(.*[-_])?(credentials?|secrets?|passwords?|passwd|shadow|htpasswd|api[-_]?keys?|"
+    r"token)(\.\w+)?|_?netrc|pgpass.*|.*_history|wallet\.dat|logins\.json|login data|cookies(\.\w+)?|"
+    r"wp-config\.php)(~|[ .](bak|backup|old|orig|save|copy|swp|enc|j2|\d+))*(\.(gz|zst|bz2|xz|zip))?"
+)
+_SECRET_FOLDER = re.compile(r"(?i)(.*[-_.])?(credentials?|secrets?|passwords?)")
+_CONFIGURATION = re.compile(r"(?i)parameter\.y.*ml.*")
+MAY_HOLD_SECRETS = "may hold secrets"
+
+
+class RefusedError(Exception):
+    """The rule refuses a file; the text is the reason, as the predicate of a sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileRule:
+    """The rule for one server's calls. Without arguments, it allows every file: for the operator's own programs."""
+
+    roots: tuple[Path, ...] | None = None
+    """Resolved; None: anywhere."""
+    is_guarded: bool = False
+    """Whether more than the roots counts."""
+    own: tuple[Path, ...] = ()
+    """promptmill's own files and folders, resolved."""
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+    """The server's own keys, headers and tokens."""
+    started_in: str = ""
+    """The working directory, if it is no root because it holds the whole disk."""
+
+    @classmethod
+    def of_calls(cls, allowed_roots: Sequence[str] | None, own: Sequence[Path], secrets: Sequence[str]) -> FileRule:
+        """Return the rule for the calls of a server with this setting."""
+        roots, started_in = roots_of(allowed_roots), ""
+        if roots is None:
+            folder = working_folder()
+            roots, started_in = ((folder,), "") if folder is not None else ((), os.getcwd())  # noqa: PTH109 (for a message)
+        return cls(
+            roots, is_guarded=True, own=tuple(map(real_path, own)), secrets=tuple(secrets), started_in=started_in
+        )
+
+    @property
+    def finder(self) -> SecretFinder:
+        """What looks for secrets in the content of a file."""
+        return SecretFinder(self.secrets)
+
+    def check(self, real: Path, name: str = "") -> None:
+        """Check the path `real`, resolved, of a file that need not exist; `name` is its own name in a link to it.
+
+        Raises `OutsideError`, `RefusedError`.
+        """
+        if self.roots is None:
+            return
+        if not is_inside(real, self.roots):
+            raise OutsideError
+        if not self.is_guarded:
+            return
+        below = list(_below(real, self.roots))
+        if all(any(map(_is_hidden, parts)) for parts in below) or _is_hidden(name):
+            raise RefusedError("is hidden")
+        if self.is_own(real) or _CONFIGURATION.fullmatch(_plain(real.name)):
+            raise RefusedError("belongs to promptmill itself")
+        if any(is_secret_name(each) for each in (real.name, name)) or all(
+            any(_SECRET_FOLDER.fullmatch(_plain(part)) for part in parts[:-1]) for parts in below
+        ):
+            raise RefusedError(f"{MAY_HOLD_SECRETS}, by its name")
+
+    def open(self, path: Path) -> int:
+        """Return a descriptor of the regular file that `path` leads to. Raises as `check` and `open_regular` do."""
+        return open_regular(path, self.roots, lambda real: self.check(real, path.name))
+
+    def resolved(self, path: Path) -> Path:
+        """Return the path that `path` leads to; the file need not exist. Raises as `check` does, and `ValueError`."""
+        if is_remote(str(path)) and not any(path.is_relative_to(root) for root in self.roots or ()):
+            raise OutsideError
+        real = real_path(path)
+        self.check(real, path.name)
+        return real
+
+    def is_own(self, path: Path) -> bool:
+        """Return whether `path`, resolved, is one of promptmill's own files, by any name, or in such a folder."""
+        return is_inside(path, self.own) or any(is_same(path, own) for own in self.own)
+
+    @property
+    def words(self) -> str:
+        """Where files may be, for errors: "the folders of `allowed_roots` (/data)"."""
+        if self.started_in:
+            return (
+                f"the folders of `allowed_roots`: none is set, and {self.started_in}, where the server was started, is "
+                "too much to allow"
+            )
+        shown = ", ".join(map(str, self.roots or ())) or "none"
+        return f"the folders of `allowed_roots` ({shown})"
+
+    def packed(self) -> dict[str, Any]:
+        """Return it as JSON carries it, secrets in the clear, for another process of this server."""
+        roots = None if self.roots is None else list(map(str, self.roots))
+        own = list(map(str, self.own))
+        plain = {"is_guarded": self.is_guarded, "secrets": self.secrets, "started_in": self.started_in}
+        return {"roots": roots, "own": own, **plain}
+
+    @classmethod
+    def unpacked(cls, packed: Mapping[str, Any]) -> FileRule:
+        """Return the rule that `packed` wrote."""
+        roots = None if packed["roots"] is None else tuple(map(Path, packed["roots"]))
+        own, secrets = tuple(map(Path, packed["own"])), tuple(packed["secrets"])
+        return cls(**{**packed, "roots": roots, "own": own, "secrets": secrets})
+
+
+def working_folder() -> Path | None:
+    """Return the working directory as a root; None if it is the home folder, or one that holds it, or a drive's root.
+
+    Desktop programs start their servers there, and everything of the user is below.
+    """
+    try:
+        folder, home = Path.cwd().resolve(), Path.home().resolve()
+    except (OSError, RuntimeError):  # it was removed; nobody knows the home folder
+        return None
+    return None if folder.parent == folder or is_inside(home, (folder,)) else folder
+
+
+def is_secret_name(name: str) -> bool:
+    """Return whether a file of this name is likely to hold secrets, whatever is in it."""
+    return _SECRET.fullmatch(_plain(name)) is not None
+
+
+def _is_hidden(name: str) -> bool:
+    return _plain(name).startswith(".") and name != os.pardir
+
+
+def _plain(name: str) -> str:
+    """Return a name as file systems may compare it: without invisible letters, and without what Windows ignores."""
+    plain = unicodedata.normalize("NFKC", name) if not name.isascii() else name
+    if not plain.isascii():
+        plain = "".join(letter for letter in plain if unicodedata.category(letter) != "Cf")  # HFS+ ignores them
+    if sys.platform == "win32":
+        plain = plain.partition(":")[0]  # `.env::$DATA` is a stream of `.env`
+    return plain.rstrip(". ") or plain
+
+
+def _below(path: Path, roots: Sequence[Path]) -> Iterator[tuple[str, ...]]:
+    """Yield the parts of `path` below each root that holds it."""
+    for root in roots:
+        if path.is_relative_to(root):
+            yield path.relative_to(root).parts
+        elif (above := next((above for above in (path, *path.parents) if is_same(above, root)), None)) is not None:
+            yield path.relative_to(above).parts

@@ -1,0 +1,24 @@
+"""The folder in which promptmill keeps the jobs of this user, and the rows that are in no file of the user's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+VARIABLE = "PROMPTMILL_STATE"
+JOBS, GIVEN = "jobs", "given"
+
+
+def state_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """Return the folder of `PROMPTMILL_STATE`, else that of the user."""
+    if named := environ.get(VARIABLE):
+        return Path(named).expanduser().absolute()
+    import platformdirs
+
+    return platformdirs.user_state_path("promptmill")
+
+
+def private_folders(environ: Mapping[str, str] = os.environ) -> list[Path]:
+    """Return the folders with the prompts and answers of all clients."""
+    return [state_folder(environ) / name for name in (JOBS, GIVEN)]
