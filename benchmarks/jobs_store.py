@@ -94,7 +94,7 @@ async def _stored(service: Service, store: JobStore, stats: Call, file: RandomFi
     syncing = asyncio.ensure_future(_sync(store))
     rows = Rows(LineRange(file), source, RowReader("jsonl"), store, NEVER, None, _nothing)
     sink = StoreSink(store, JobCounts(), stats, _give_up, _give_up)
-    await Answering(service, rows, sink, stats, _give_up, service.plan.name).run()
+    await Answering(service, rows, sink, stats, _give_up, service.plan).run()
     syncing.cancel()
 
 

@@ -230,21 +230,22 @@ async def test_a_job_that_costs_more_than_the_operator_set_starts_when_its_user_
 ) -> None:
     asked: list[str] = []
     files = {"input_file": "in.jsonl", "output_file": "out.jsonl"}
-    async with tools(priced, mode=mode, elicitation_handler=_asked_of(asked, "accept", start=True)) as call:
+    async with tools(priced, mode=mode, elicitation_handler=_asked_of(asked, "accept", agree=True)) as call:
         job_id = (await call("bulk_generate", **files, limit=2))["job_id"]
         await ended(call, job_id, "finished")
         assert not asked, "six dollars at most"
         await call("bulk_generate", **files)
         await ended(call, job_id, "finished")
-        assert asked == ["This job costs about $0.00, at most $9.00. Start it?"], "two rows are answered"
+        earlier = "What was started without a question costs at most $6.00."
+        assert asked == [f"This job costs about $0.00, at most $9.00. {earlier} Start it?"], "two rows are answered"
         assert (await call("bulk_generate", **files))["message"] == "The job is finished already."
         await call("bulk_generate", **files, again="all", max_cost=5)
-        assert len(asked) == 1, "five dollars at most"
+        assert len(asked) == 1, "five dollars at most, since the question"
     assert len(bench.answers()) == 5
 
 
 @pytest.mark.parametrize("mode", ["legacy", "auto"])
-@pytest.mark.parametrize("answered", [("accept", {"start": False}), ("accept", {}), ("decline", {}), ("cancel", {})])
+@pytest.mark.parametrize("answered", [("accept", {"agree": False}), ("accept", {}), ("decline", {}), ("cancel", {})])
 async def test_a_job_does_not_start_unless_its_user_agrees(
     bench: Any, tools: Any, priced: Service, mode: str, answered: Any
 ) -> None:

@@ -87,7 +87,7 @@ def test_without_the_token_nothing_is_answered_but_the_health(server, upstream):
 
 
 @pytest.mark.rule("H3")
-def test_the_token_is_kept_as_a_digest_compared_in_constant_time_and_shown_nowhere(server, monkeypatch):
+def test_the_token_is_compared_as_a_digest_in_constant_time_and_shown_nowhere(server, monkeypatch):
     compared = []
     real = hmac.compare_digest
     monkeypatch.setattr(hmac, "compare_digest", lambda *both: compared.append(both) or real(*both))
@@ -96,7 +96,7 @@ def test_the_token_is_kept_as_a_digest_compared_in_constant_time_and_shown_nowhe
         kept.opens([(b"authorization", value)])
     kept.opens([])
     assert [len(one) for both in compared for one in both] == [32] * 10, "digests of one length, each time"
-    assert TOKEN not in str(vars(kept) if hasattr(kept, "__dict__") else kept._digest)
+    assert TOKEN not in str(vars(kept))
     server.session(BEARER).answers("x")
     server.ask("POST", "/mcp", {"Authorization": f"Bearer {TOKEN}x"})
     assert TOKEN not in server.said()

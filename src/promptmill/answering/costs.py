@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
@@ -45,6 +45,7 @@ _PER_TURN, _PER_REQUEST, _PER_IMAGE = 16, 64, 16_400
 # gpt-4o-mini counts 2,833 tokens and 5,667 for each of up to eight tiles, so that an image costs as much as with gpt-4o
 # (OpenAI, "Images and vision", calculating costs).
 _MINI, _PER_IMAGE_OF_MINI = "4o-mini", 48_200
+_BYTES_PER_TOKEN = 4  # of English text; a worse estimate for other scripts
 _BYTES_PER_SOUND_TOKEN = 10  # even strongly compressed speech has more
 _MOST_MODELS = 1000  # that the rows of a file may name; a file with more of them names models by mistake
 _BOUNDS = (*LONGEST_ANSWER, "n_predict")  # of which a request within a budget needs one
@@ -374,6 +375,31 @@ class _DearestPrice:
     def cost(self, usage: Usage, tier: str = "") -> float:
         """Return the cost of `usage`."""
         return max(price.cost(usage, tier) for price in self.prices)
+
+
+def cost_of(plan: ResolvedConfig, requests: Iterable[Request]) -> tuple[float, float | None] | None:
+    """Return the estimated cost of the prompts of requests and the highest cost of all; None if a price is unknown.
+
+    The highest cost is None without a limit of the answers, and does not count attempts that fail.
+    """
+    own = price_of(plan)
+    if own is None:
+        return None
+    settings, prices, tier = plan.settings, Prices(plan, own), tier_of(plan.settings.extra_params)
+    sampling = settings.sampling_params
+    is_checked = sampling.response_format is not None or sampling.choices is not None
+    times = (sampling.n or 1) * (1 + settings.schema_retries * is_checked)
+    estimated, most = 0.0, 0.0
+    for request in requests:
+        if (price := prices.of(request)) is None:
+            return None
+        prompt = _prompt_size(request, _PER_IMAGE)
+        estimated += price.cost(Usage(prompt // _BYTES_PER_TOKEN), tier)
+        try:
+            most += times * price.cost(worst_case(request, plan.model), _DEAREST.get(tier, tier))
+        except PromptmillError:
+            most = math.inf
+    return estimated, None if math.isinf(most) else most
 
 
 def tier_of(extra: Mapping[str, Any]) -> str:

@@ -136,6 +136,14 @@ def addresses(plan: ResolvedConfig) -> list[SplitResult]:
     return cast("list[SplitResult]", module.addresses(plan.block))
 
 
+def endpoints_of_call(plan: ResolvedConfig) -> list[str]:
+    """Return the endpoints that a call chose and the operator did not name; none for an engine."""
+    if not plan.record.needs_endpoint or not plan.from_call or plan.trust_client:
+        return []
+    module = importlib.import_module("promptmill.backends.openai.endpoint")
+    return cast("list[str]", module.endpoints_of_call(plan, os.environ))
+
+
 def provider_of(plan: ResolvedConfig) -> str:
     """Return the name of the provider at the plan's addresses; that of its backend for other hosts, and for engines."""
     module = importlib.import_module("promptmill.backends.openai.providers")

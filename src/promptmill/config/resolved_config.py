@@ -92,6 +92,10 @@ class ResolvedConfig:
         """The model in the chosen backend's block; `""` if it names none."""
         return getattr(self.block, self.record.model_key, None) or ""
 
+    def is_same_model(self, other: ResolvedConfig) -> bool:
+        """Return whether both plans are of the same backend and model."""
+        return (self.backend, self.model) == (other.backend, other.model)
+
     @property
     def replicas(self) -> int:
         """How many engines of the model run, each on its part of the GPUs."""

@@ -396,8 +396,8 @@ class Settings(Block):
     ask_above_cost: float | None = Field(
         None,
         ge=0,
-        description="Ask the user before a job of `bulk_generate` that may cost more US dollars, if the MCP client can "
-        "ask (elicitation). Requires a known price.",
+        description="Ask the user before a call or job if that and all that was started without a question may cost "
+        "more US dollars, if the MCP client can ask (elicitation). Requires a known price.",
     )
     call_timeout: float | None = Field(
         None, gt=0, description="Most seconds for a call; unanswered items are returned as errors."
@@ -412,6 +412,11 @@ class Settings(Block):
         None,
         description="Folders in which calls may read images, and their jobs may read and write files. null: the "
         "working directory, unless it holds the home folder or is a drive's root; over HTTP: nowhere.",
+    )
+    allowed_endpoints: list[str] = Field(
+        [],
+        description="Hosts or addresses that `generation_init` may choose for the text of local files. Others get it "
+        "only if the client's user agrees; the endpoints of this file and of PROMPTMILL_ENDPOINTS always do.",
     )
     fetch_images: bool = Field(
         False,

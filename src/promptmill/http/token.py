@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable, MutableMapping
 from pathlib import Path
 
+from pydantic import SecretStr
+
 from promptmill.core.errors import Named, config_error
 
 VARIABLE = "PROMPTMILL_HTTP_TOKEN"
@@ -18,9 +20,10 @@ HOW_TO_MAKE_ONE = f"Make one with: {_MAKE}"
 
 
 class Token:
-    """One secret. Only its digest is kept."""
+    """One secret. It is compared as a digest, and kept to recognise it in files that must not be sent."""
 
     def __init__(self, secret: str) -> None:
+        self.secret = SecretStr(secret)
         self._digest = _digest(secret.encode())
 
     def opens(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:

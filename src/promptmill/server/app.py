@@ -42,6 +42,7 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.config.settings import USUAL_KEYS
 from promptmill.core.errors import redact
 from promptmill.server.bulk_tools import add_bulk_tools, running_jobs_of
+from promptmill.server.questions import Questions
 from promptmill.server.tasks import Tasks
 from promptmill.server.tool_calls import CallLog, PlainArguments, refuse_long_names
 from promptmill.server.tools import add_answer_tools, add_engine_tools
@@ -131,8 +132,9 @@ def create_server(
     running_jobs = running_jobs_of(service)
     if not locked:
         add_engine_tools(mcp, service)
-    add_answer_tools(mcp, service, running_jobs)
-    add_bulk_tools(mcp, service, running_jobs)
+    questions = Questions()
+    add_answer_tools(mcp, service, running_jobs, questions)
+    add_bulk_tools(mcp, service, running_jobs, questions)
     mcp.add_extension(long_calls := Tasks(service, running_jobs))
     mcp._mcp_server.middleware.insert(0, refuse_long_names)
     mcp._mcp_server.middleware.append(long_calls.in_old_form)

@@ -6,23 +6,20 @@ import asyncio
 import functools
 import importlib
 import inspect
-from collections.abc import Awaitable, Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import orjson
 from fastmcp import Context, FastMCP
 from fastmcp.exceptions import ResourceError
-from fastmcp.tools import InputRequiredToolResult, ToolResult
-from mcp_types import ElicitRequest, ElicitRequestFormParams, ElicitResult, InputRequiredResult, ToolAnnotations
-from mcp_types.version import MODERN_PROTOCOL_VERSIONS
+from fastmcp.tools import ToolResult
+from mcp_types import ToolAnnotations
 from pydantic import BeforeValidator, Field
 
-from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, Named, PromptmillError, argument_name, input_error
-from promptmill.core.money import dollars
-from promptmill.http.json_response_workaround import RESPONSE, EitherResponse
 from promptmill.server import arguments
+from promptmill.server.questions import Questions
 from promptmill.server.results import INLINE, PAGE_CHARACTERS, most_bytes, page, page_characters, wants_copy
 from promptmill.server.tool_calls import caller_of, tool
 from promptmill.server.tools import plan_of_call
@@ -36,12 +33,6 @@ _MOST_ROWS = 1000
 _ENVELOPE = 4 << 10
 _OF_THE_ROW = {"left_out", "index", "id", "custom_id", "model", "path"}
 _PAGE_BYTES = 8 << 20
-_QUESTION = "cost"
-_YES_OR_NO: dict[str, Any] = {
-    "type": "object",
-    "properties": {"start": {"type": "boolean", "title": "Start the job", "default": True}},
-    "required": ["start"],
-}
 _NUMBER_OR_NULL = {"anyOf": [{"type": "integer"}, {"type": "null"}]}
 _STATUS: dict[str, Any] = {
     "job_id": {"type": "string"},
@@ -143,55 +134,9 @@ def _without_input(rows: list[dict[str, Any]], columns: Mapping[str, str]) -> li
     return [{name: value for name, value in row.items() if name in kept} for row in rows]
 
 
-class _UnansweredQuestion(Exception):  # noqa: N818 (no error: the client asks its user and repeats the call)
-    """The user has to answer before the job starts; `result` is the result of this call."""
-
-    def __init__(self, question: ElicitRequest) -> None:
-        super().__init__()
-        self.result = InputRequiredResult(input_requests={_QUESTION: question})
-
-
-def _approval(
-    ctx: Context, plan: ResolvedConfig, max_cost: float | None
-) -> Callable[[float, float | None], Awaitable[None]] | None:
-    """Return a function that asks the user about a job with this cost; None if the plan or the client has no questions.
-
-    The function raises `PromptmillError` (`budget`) unless the user agrees, and `_UnansweredQuestion` if the protocol
-    of the client has no requests of a server (2026-07-28): there the call ends with the question.
-    """
-    amount, session = plan.settings.ask_above_cost, ctx.session
-    able = None if session.client_capabilities is None else session.client_capabilities.elicitation
-    if amount is None or able is None or (able.form is None and able.url is not None):
-        return None
-    request = None if ctx.request_context is None else ctx.request_context.request
-    response: EitherResponse | None = None if request is None else request.scope.get(RESPONSE)
-    if response is not None:
-        response.stream()
-    limit = min((most for most in (max_cost, plan.settings.max_cost) if most is not None), default=None)
-
-    async def approve(estimated: float, most: float | None) -> None:
-        most = limit if most is None else most if limit is None else min(most, limit)
-        if (estimated if most is None else most) <= amount:
-            return
-        cost = f"about {dollars(estimated)}" + ("" if most is None else f", at most {dollars(most)}")
-        asked = ElicitRequestFormParams(message=f"This job costs {cost}. Start it?", requested_schema=_YES_OR_NO)
-        if session.protocol_version not in MODERN_PROTOCOL_VERSIONS:
-            answer = await session.elicit_form(asked.message, asked.requested_schema, ctx.request_id)
-        elif (given := (ctx.input_responses or {}).get(_QUESTION)) is None:
-            raise _UnansweredQuestion(ElicitRequest(params=asked))
-        else:
-            answer = ElicitResult.model_validate(given, from_attributes=True)
-        if answer.action != "accept" or not (answer.content or {}).get("start"):
-            raise PromptmillError(
-                Code.BUDGET,
-                f"The user did not agree to this job, which costs {cost}; nothing was sent.",
-                "Ask the user what to change: fewer rows (`limit`), a cheaper `model`, or `max_cost`.",
-            )
-
-    return approve
-
-
-def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], RunningJobs]) -> None:
+def add_bulk_tools(
+    mcp: FastMCP, service: Service, running_jobs: Callable[[], RunningJobs], questions: Questions
+) -> None:
     """Add the four tools and the resource of answers to the app."""
 
     async def jobs() -> RunningJobs:
@@ -317,6 +262,9 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
         """
         _check_source(input_file, output_file, prompts, files, prompt)
         plan = await plan_of_call(service, model, answer_schema, sampling_params, choices)
+        if (input_file or files is not None) and not validate:
+            await questions.check_endpoint(ctx, plan)
+        cost = None if validate else questions.cost(ctx, plan, max_cost, "This job")
         try:
             found = await (await jobs()).start(
                 input_file,
@@ -336,7 +284,7 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
                 max_cost=max_cost,
                 answer_column=answer_column,
                 plan=plan,
-                approve=_approval(ctx, plan, max_cost),
+                approve=None if cost is None else cost.approve,
                 caller=caller_of(ctx, service),
             )
         except PromptmillError as error:
@@ -344,8 +292,6 @@ def add_bulk_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], Ru
                 named = functools.partial(_argument_of, inspect.signature(bulk_generate).parameters)
                 raise input_error(error.worded(named)) from None
             raise
-        except _UnansweredQuestion as question:
-            return InputRequiredToolResult(question.result)
         return ToolResult(structured_content=found)
 
     @tool(

@@ -143,12 +143,15 @@ async def _serve_http(configuration: Configuration, bound: BoundServer) -> int:
 
     service = Service(configuration, is_shared=True)
     telemetry = exporting(service)
-    app = App(create_server(service, locked=True, telemetry=telemetry), bound.rules, Metrics(service))
+    token = bound.rules.token
+    secrets = [] if token is None else [token.secret.get_secret_value()]
+    server = create_server(service, locked=True, telemetry=telemetry, secrets=secrets)
+    app = App(server, bound.rules, Metrics(service))
     # half of the descriptors; the rest is for endpoints and files
     connections = min(_MOST_CONNECTIONS, descriptors(2 * _MOST_CONNECTIONS) // 2)
-    server = listener(app, connections=connections, tls=bound.tls, access_log=bound.access_log)
+    listening = listener(app, connections=connections, tls=bound.tls, access_log=bound.access_log)
     stay_responsive()
-    serving = asyncio.ensure_future(server.serve(bound.sockets))
+    serving = asyncio.ensure_future(listening.serve(bound.sockets))
     tidying = asyncio.ensure_future(_tidy(service, lambda: app.answered))
     announce(bound.greeting)
     await signals.wait_for_one_or(serving)
@@ -157,11 +160,11 @@ async def _serve_http(configuration: Configuration, bound: BoundServer) -> int:
     async def end() -> None:
         await service.aclose()  # running calls end with their answers so far
         await app.end_sessions()
-        if not server.is_quiet:  # it checks ten times a second whether to end
+        if not listening.is_quiet:  # it checks ten times a second whether to end
             await asyncio.wait({serving})
 
     app.close()
-    server.stop()
+    listening.stop()
     until = asyncio.get_running_loop().time() + _CLOSE_S
     await asyncio.wait({asyncio.ensure_future(end())}, timeout=_CLOSE_S + _LAST_WORDS_S / 2)
     await _export_rest(telemetry, until)

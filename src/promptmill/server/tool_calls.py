@@ -17,18 +17,24 @@ import re
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 import anyio
 from fastmcp import Context, FastMCP
 from fastmcp.exceptions import ResourceError, ToolError, ValidationError
 from fastmcp.resources import ResourceResult
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
-from fastmcp.tools import ToolResult
+from fastmcp.tools import InputRequiredToolResult, ToolResult
 from mcp.server.context import CallNext as SdkCallNext
 from mcp.server.context import HandlerResult, ServerRequestContext
 from mcp.shared.exceptions import MCPError
-from mcp_types import INVALID_PARAMS, METHOD_NOT_FOUND, CallToolRequestParams, ReadResourceRequestParams
+from mcp_types import (
+    INVALID_PARAMS,
+    METHOD_NOT_FOUND,
+    CallToolRequestParams,
+    InputRequiredResult,
+    ReadResourceRequestParams,
+)
 from pydantic import ValidationError as PydanticValidationError
 
 from promptmill.backends.protocol import Call
@@ -71,6 +77,14 @@ class CodedToolError(ToolError):
         self.code = code
 
 
+class UnansweredQuestion(Exception):  # noqa: N818 (no error: the client asks its user and repeats the call)
+    """The user has to answer before the call goes on; `result` is the result of this one."""
+
+    def __init__(self, result: InputRequiredResult) -> None:
+        super().__init__()
+        self.result = result
+
+
 def tool(mcp: FastMCP, **options: Any) -> Callable[[Callable[P, Awaitable[T]]], Callable[P, Awaitable[T]]]:
     """Return a decorator that adds a function to `mcp` as a tool, with its docstring as the description.
 
@@ -84,6 +98,8 @@ def tool(mcp: FastMCP, **options: Any) -> Callable[[Callable[P, Awaitable[T]]], 
                 return await function(*args, **kwargs)
             except PromptmillError as error:
                 raise CodedToolError(redact(str(error)), error.code) from None
+            except UnansweredQuestion as question:
+                return cast("T", InputRequiredToolResult(question.result))
 
         wrapper.__doc__ = (
             ""  # FastMCP would import griffe to search it for parameters, which adds 90 ms to a server's start

@@ -12,6 +12,7 @@ from fastmcp import Context, FastMCP
 from fastmcp.tools import ToolResult
 from mcp_types import TextContent, ToolAnnotations
 
+from promptmill.answering.costs import cost_of
 from promptmill.answers.schema import with_schema
 from promptmill.backends.protocol import Call, Outcome
 from promptmill.config.backends import AUTO
@@ -19,8 +20,10 @@ from promptmill.config.loading import Overrides
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.money import Budget
-from promptmill.core.request import Conversation, is_longer
+from promptmill.core.request import Conversation, Request, is_longer
+from promptmill.jobs.caller import Caller
 from promptmill.server import arguments, tasks
+from promptmill.server.questions import Questions
 from promptmill.server.results import ANSWERS, ANSWERS_IN_SHORT, INLINE, result_of
 from promptmill.server.tool_calls import caller_of, tool, with_progress
 from promptmill.service.service import Service
@@ -34,9 +37,11 @@ _SHORT_SETTINGS = 2000  # characters of settings that take less than a milliseco
 _KEPT = "The backend is still `{}`, as the configuration names it; give `backend` to choose another."
 
 
-def add_answer_tools(mcp: FastMCP, service: Service, running_jobs: Callable[[], RunningJobs]) -> None:
+def add_answer_tools(
+    mcp: FastMCP, service: Service, running_jobs: Callable[[], RunningJobs], questions: Questions
+) -> None:
     """Add the three tools to the app; `running_jobs` continues the items that are unanswered at the time limit."""
-    answers = _Answers(service, running_jobs)
+    answers = _Answers(service, running_jobs, questions)
 
     @tool(
         mcp,
@@ -224,9 +229,10 @@ def _stats(total: int, max_cost: float | None) -> Call:
 class _Answers:
     """The common part of the three tools: answers a list of conversations and builds the result."""
 
-    def __init__(self, service: Service, running_jobs: Callable[[], RunningJobs]) -> None:
+    def __init__(self, service: Service, running_jobs: Callable[[], RunningJobs], questions: Questions) -> None:
         self._service = service
         self._running_jobs = running_jobs
+        self._questions = questions
 
     async def of(
         self,
@@ -248,6 +254,28 @@ class _Answers:
             )
 
         caller = caller_of(ctx, service)
+        cost = self._questions.cost(ctx, plan, None if stats.budget is None else stats.budget.limit, "This call")
+        if cost is not None and (costs := await asyncio.to_thread(_costs, items, system_prompt, plan)) is not None:
+            await cost.approve(*costs)
+        job_id = None
+        try:
+            result, job_id = await self._answered(ctx, items, stats, system_prompt, plan, caller)
+        finally:
+            if cost is not None and job_id is None:  # else the job may cost the rest
+                cost.settle(max(stats.cost or 0.0, stats.spent))
+        return result
+
+    async def _answered(  # noqa: PLR0917 (all that a call is)
+        self,
+        ctx: Context,
+        items: Sequence[Conversation | PromptmillError],
+        stats: Call,
+        system_prompt: str,
+        plan: ResolvedConfig,
+        caller: Caller,
+    ) -> tuple[ToolResult, str | None]:
+        """Return the result, and the id of the job that continues the call."""
+        service = self._service
 
         async def keep(outcomes: Sequence[Outcome]) -> str:
             await asyncio.to_thread(_import_jobs)
@@ -262,7 +290,7 @@ class _Answers:
         if limit_s is None:
             work = service.generate(items, stats, system_prompt=system_prompt, plan=plan)
             outcomes: Sequence[Outcome] = await with_progress(ctx, service, stats, work)
-            return await result_of(ctx, outcomes, stats, plan, keep)
+            return await result_of(ctx, outcomes, stats, plan, keep), None
         await asyncio.to_thread(_import_jobs)
         from promptmill.jobs.manage.call_job import DeadlineCall
 
@@ -275,5 +303,15 @@ class _Answers:
         finally:
             await call.abandon()
         if task is not None and job_id is not None:
-            return await tasks.started(ctx, self._running_jobs(), job_id)
-        return await result_of(ctx, outcomes, spent, plan, keep, job_id=job_id)
+            return await tasks.started(ctx, self._running_jobs(), job_id), job_id
+        return await result_of(ctx, outcomes, spent, plan, keep, job_id=job_id), job_id
+
+
+def _costs(
+    items: Sequence[Conversation | PromptmillError], system_prompt: str, plan: ResolvedConfig
+) -> tuple[float, float | None] | None:
+    """Return the estimated and the highest cost of a call, None for an unknown price. Blocks."""
+    settings = plan.settings
+    system = system_prompt or settings.system_prompt
+    asked = (item.with_system(system) for item in items if isinstance(item, Conversation))
+    return cost_of(plan, (Request(0, item, settings.sampling_params, settings.extra_params) for item in asked))

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeAlias
 
 from promptmill.answering.fallback import NotLoadedError, Router
@@ -249,15 +250,18 @@ class Service:
             return error
         return None
 
-    async def run(self, source: Source, sink: Sink, stats: Call, name: str | None = None) -> None:
-        """Answer the requests of `source` with the model `name`, without `call_timeout`; `sink` gets the outcomes.
+    async def run(self, source: Source, sink: Sink, stats: Call, of_job: ResolvedConfig | None = None) -> None:
+        """Answer the requests of `source`, without `call_timeout`; `sink` gets the outcomes.
+
+        `of_job` is the plan of a job: another model that was loaded in its place gets none of its rows, because the
+        user may not have allowed files there.
 
         Raises `PromptmillError` when the model cannot be loaded or no request can continue.
         """
-        plan = self.plan_of(name)
+        plan = self.plan_of(None if of_job is None else of_job.name)
         try:
             with self._counted(plan, stats, sink) as observed:
-                await self._run(plan, source, observed, stats)
+                await self._run(plan, source, observed, stats, of_job)
         except NotLoadedError as error:
             raise error.reason from None
 
@@ -301,20 +305,22 @@ class Service:
             raise unknown_model(name, configuration.names)
         return self._models.add(name, configuration.plan_of(name))
 
-    async def _run(self, plan: ResolvedConfig, source: Source, sink: Sink, call: Call) -> None:
+    async def _run(
+        self, plan: ResolvedConfig, source: Source, sink: Sink, call: Call, of_job: ResolvedConfig | None = None
+    ) -> None:
         """Run a call on the model of `plan`, the models that its requests name, and their fallbacks.
 
         Raises `NotLoadedError`, or the error that ended the run.
         """
-        driver = Driver(source, sink, call)
+        driver, enter = Driver(source, sink, call), partial(self._enter, of_job=of_job)
         if plan.fallback or len(self.models) > 1:
-            router = Router(plan.name, self.plan_of, frozenset({*self.offered, DEFAULT}), self._enter, call)
+            router = Router(plan.name, self.plan_of, frozenset({*self.offered, DEFAULT}), enter, call)
             try:
                 await driver.run(router.answer, router)
             finally:
                 await router.aclose()
             return
-        model, share = await self._enter(plan.name, call, driver.stoppable)
+        model, share = await enter(plan.name, call, driver.stoppable)
         try:
             await driver.run(model.answer, share)
         except PromptmillError as error:
@@ -323,7 +329,9 @@ class Service:
         finally:
             await model.leave(call)
 
-    async def _enter(self, name: str, call: Call, run: Stoppable) -> tuple[Loaded, Share]:
+    async def _enter(
+        self, name: str, call: Call, run: Stoppable, of_job: ResolvedConfig | None = None
+    ) -> tuple[Loaded, Share]:
         """Load the model `name` if necessary and enter it. Raises `NotLoadedError`, or the error of the entry."""
         model = self._model(name)
         for last_try in (False, True):
@@ -333,6 +341,8 @@ class Service:
                 loaded = await model.load()
             except PromptmillError as error:
                 raise NotLoadedError(error) from None
+            if of_job is not None and name == of_job.name and not of_job.is_same_model(loaded.plan):
+                raise PromptmillError(Code.REPLACED, "Another model was loaded before the job began.")
             call.chosen = call.chosen or loaded.plan.chosen
             try:
                 return loaded, loaded.enter(call, run)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from promptmill.backends.openai.providers import ProviderProfile, profile_at, profile_of
 from promptmill.config.settings import USUAL_KEYS, OpenAISettings
-from promptmill.core.errors import Named, config_error, looks_like_key, redact
+from promptmill.core.errors import Named, PromptmillError, config_error, looks_like_key, redact
 from promptmill.core.wording import close_matches
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ _SWITCHES = (
 )
 _VARIABLE = re.compile(r"[A-Z]{1,20}|[A-Z][A-Z0-9]{0,14}(_[A-Z0-9]{1,15})+")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, section 5.6.2
+_OF_AN_ACCOUNT = frozenset({"api_key", "headers"})
 _FRAMING = frozenset(
     {"content-length", "transfer-encoding", "connection", "keep-alive", "upgrade", "expect", "te", "trailer"}
 )
@@ -259,6 +261,36 @@ def elsewhere(endpoint: Endpoint, path: str) -> Endpoint:
     url = urlsplit(endpoint.url)
     base = url.path.removesuffix("/").removesuffix(COMPLETIONS)
     return replace(endpoint, url=urlunsplit(url._replace(path=base + path)))
+
+
+def endpoints_of_call(plan: ResolvedConfig, environ: Mapping[str, str]) -> list[str]:
+    """Return the endpoints of the plan that a call chose, without queries: the operator named neither of these.
+
+    An endpoint of the operator's with a key or headers of a call is another account there. One on this machine is no
+    exception: programs of other users, containers and tunnels listen on its loopback interface, too.
+    """
+    own = plan.file or plan.operator
+    blocks = [plan.operator.backend_configs.openai, own.backend_configs.openai]
+    blocks += [model.openai for model in own.models.values() if model.openai is not None]
+    named: set[str] = set()
+    for block in blocks:
+        with contextlib.suppress(PromptmillError):  # a model of the file that cannot be used
+            named.update(map(_origin, addresses(block)))
+    is_of_call = bool(_OF_AN_ACCOUNT & plan.from_call)
+    return [
+        f"{url.scheme}://{url.netloc}{url.path.removesuffix(COMPLETIONS)}"
+        for url in addresses(plan.settings.backend_configs.openai)
+        if is_of_call
+        or not (_origin(url) in named or _is_listed(url, environ) or _is_allowed(url, own.allowed_endpoints))
+    ]
+
+
+def _is_allowed(url: SplitResult, listed: Sequence[str]) -> bool:
+    """Return whether `allowed_endpoints` has the address, its host with the port, or its host."""
+    names = {url.hostname, url.netloc.lower()}
+    return any(
+        _origin(parsed(entry)) == _origin(url) if "://" in entry else entry.strip().lower() in names for entry in listed
+    )
 
 
 def _is_listed(url: SplitResult, environ: Mapping[str, str]) -> bool:

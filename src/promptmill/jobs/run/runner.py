@@ -411,7 +411,7 @@ class Runner:
             made=job.spec.made,
             recorded=self._recorded,
         )
-        seen = await Answering(self.service, unanswered, sink, stats, self._give_up, job.plan.name, twins).run()
+        seen = await Answering(self.service, unanswered, sink, stats, self._give_up, job.plan, twins).run()
         progress.total = seen if self._leaves_as is None else progress.total
 
     def _limit_cost(self) -> None:
@@ -426,8 +426,7 @@ class Runner:
     def _reading(self) -> RowReader:
         """Return how rows are read, those that name another model too. Raises `PromptmillError` (`replaced`)."""
         plan = self._job.plan
-        now = self.service.plan_of(plan.name)
-        if (now.backend, now.model) != (plan.backend, plan.model):
+        if not plan.is_same_model(self.service.plan_of(plan.name)):
             raise PromptmillError(Code.REPLACED, "Another model was loaded before the job began.")
         reader, offered = self._reader(plan), self.service.offered
         names = [name for name in self.service.usable if name in offered]

@@ -66,8 +66,8 @@ class Answering:
     sink: StoreSink
     stats: Call
     give_up: Callable[[PromptmillError], None]
-    model: str
-    """The name of the model that answers rows which name none."""
+    plan: ResolvedConfig
+    """The job's: its model answers the rows which name none."""
     twins: Twins | None = None
     """Rows that have the answer of another row; None to send all."""
 
@@ -95,7 +95,7 @@ class Answering:
         self.stats.file, self.stats.keep_raw = source.file, self.rows.reading.keep_raw
         self.stats.size = source.file.path.stat().st_size
         try:
-            await self.service.run(source, self.sink, self.stats, self.model)
+            await self.service.run(source, self.sink, self.stats, self.plan)
         finally:
             await source.aclose()
         await self.sink.aclose()

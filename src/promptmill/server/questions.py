@@ -1,0 +1,165 @@
+"""Questions to the user of a client (MCP elicitation): before a call that may cost much, or that sends files elsewhere.
+
+An agent writes the arguments of a call, but its user's answer comes from the client's program, past the agent.
+
+In the protocol of 2025 the server sends its question while the call waits. In that of 2026-07-28 the call ends with the
+question (`UnansweredQuestion`), and the client repeats it with the answer.
+
+A client that has no elicitation cannot be asked: then a cost is not limited by `ask_above_cost`, which is a courtesy,
+and files are not sent, which is a protection.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from fastmcp import Context
+from mcp_types import ElicitRequest, ElicitRequestFormParams, ElicitResult, InputRequiredResult
+from mcp_types.version import MODERN_PROTOCOL_VERSIONS
+
+from promptmill.backends import registry
+from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.money import dollars
+from promptmill.http.json_response_workaround import RESPONSE, EitherResponse
+from promptmill.server.tool_calls import UnansweredQuestion, owner_of
+
+_COST, _FILES = "cost", "files"
+_ANSWER = "agree"
+_MOST_SESSIONS = 2000  # as many as HTTP has
+
+
+async def is_agreed(ctx: Context, name: str, question: str, title: str) -> bool:
+    """Return whether the user agrees; the client must be `able_to_ask`. `title` labels the box to tick.
+
+    Raises `UnansweredQuestion`. `name` tells the questions of one call apart.
+    """
+    session, request = ctx.session, None if ctx.request_context is None else ctx.request_context.request
+    form = {"type": "object", "properties": {_ANSWER: {"type": "boolean", "title": title, "default": True}}}
+    asked = ElicitRequestFormParams(message=question, requested_schema={**form, "required": [_ANSWER]})
+    response: EitherResponse | None = None if request is None else request.scope.get(RESPONSE)
+    if session.protocol_version not in MODERN_PROTOCOL_VERSIONS:
+        if response is not None:
+            response.stream()
+        answer = await session.elicit_form(asked.message, asked.requested_schema, ctx.request_id)
+    elif (given := (ctx.input_responses or {}).get(name)) is None:
+        raise UnansweredQuestion(InputRequiredResult(input_requests={name: ElicitRequest(params=asked)}))
+    else:
+        answer = ElicitResult.model_validate(given, from_attributes=True)
+    return answer.action == "accept" and bool((answer.content or {}).get(_ANSWER))
+
+
+def is_able_to_ask(ctx: Context) -> bool:
+    """Return whether the client can show a question to its user."""
+    capabilities = ctx.session.client_capabilities
+    able = None if capabilities is None else capabilities.elicitation
+    return able is not None and not (able.form is None and able.url is not None)
+
+
+class Questions:
+    """What the users of a server's clients were asked, and what was started without a question."""
+
+    def __init__(self) -> None:
+        self._unasked: OrderedDict[str, float] = OrderedDict()
+        """US dollars that each session has spent at most since its user was asked last."""
+        self._agreed: list[tuple[object, ...]] = []
+        """Endpoints to which the user lets files be sent, with the key and headers."""
+
+    async def check_endpoint(self, ctx: Context, plan: ResolvedConfig) -> None:
+        """Ask before the text of local files goes to an endpoint that a call chose.
+
+        Raises `PromptmillError` (`invalid_input`) unless the user agrees, for as long as the server runs.
+        """
+        chosen, block = registry.endpoints_of_call(plan), plan.block
+        agreement = (chosen, getattr(block, "api_key", None), getattr(block, "headers", None))
+        if not chosen or agreement in self._agreed:
+            return
+        where = ", ".join(chosen)
+        remedy = (
+            "The operator may list it in `allowed_endpoints` of the configuration, or name it there as `base_url` with "
+            "its key and headers"
+        )
+        if not is_able_to_ask(ctx):
+            raise input_error(
+                f"The endpoint {where}, or the key or headers for it, came with a call of generation_init, and it gets "
+                f"no text of local files. {remedy}; `prompts` sends texts of the call."
+            )
+        question = (
+            f"A call chose the endpoint {where}, or the key or headers for it; the configuration does not name them. "
+            "Send the text of files of this machine there, now and until the server ends?"
+        )
+        if not await is_agreed(ctx, _FILES, question, "Send the text of files there"):
+            raise input_error(f"The user did not agree to send the text of files to {where}. {remedy}.")
+        self._agreed.append(agreement)
+
+    def cost(self, ctx: Context, plan: ResolvedConfig, max_cost: float | None, what: str) -> CostQuestion | None:
+        """Return the question about the cost of a call; None if operator or client has none."""
+        if plan.settings.ask_above_cost is None or not is_able_to_ask(ctx):
+            return None
+        limits = [limit for limit in (max_cost, plan.settings.max_cost) if limit is not None]
+        return CostQuestion(self, ctx, what, plan.settings.ask_above_cost, min(limits, default=None), _session(ctx))
+
+    def add(self, session: str, amount: float) -> float:
+        """Add to what a session has started without a question; return the sum."""
+        sum_ = max(0.0, self._unasked.pop(session, 0.0) + amount)
+        self._unasked[session] = sum_
+        if len(self._unasked) > _MOST_SESSIONS:
+            self._unasked.popitem(last=False)
+        return sum_
+
+
+@dataclass(slots=True)
+class CostQuestion:
+    """The question about one call, and what the call counts for in the sum of its session."""
+
+    questions: Questions
+    ctx: Context
+    what: str
+    amount: float
+    """Of `ask_above_cost`."""
+    limit: float | None
+    """Of `max_cost`."""
+    session: str
+    counted: float = 0.0
+
+    async def approve(self, estimated: float, most: float | None) -> None:
+        """Ask the user if this call, with all that was started without a question, may cost more than the amount.
+
+        `most` is the highest cost, None if it is unknown. Raises `PromptmillError` (`budget`) unless the user agrees.
+        """
+        most = self.limit if most is None else most if self.limit is None else min(most, self.limit)
+        before = self.questions.add(self.session, 0.0)
+        if most is not None and before + most <= self.amount:
+            self.questions.add(self.session, most)
+            self.counted = most
+            return
+        cost = f"about {dollars(estimated)}" + (
+            ", and at most an unknown amount, because `max_tokens` is not set"
+            if most is None
+            else f", at most {dollars(most)}"
+        )
+        earlier = f" What was started without a question costs at most {dollars(before)}." if before else ""
+        if not await is_agreed(self.ctx, _COST, f"{self.what} costs {cost}.{earlier} Start it?", "Start it"):
+            raise PromptmillError(
+                Code.BUDGET,
+                f"The user did not agree to this call, which costs {cost}; nothing was sent.",
+                "Ask the user what to change: fewer prompts or rows, a cheaper `model`, or `max_cost`.",
+            )
+        self.questions.add(self.session, -before)
+
+    def settle(self, cost: float) -> None:
+        """Count what the call has cost in place of the most that it could have cost."""
+        if self.counted:
+            self.questions.add(self.session, cost - self.counted)
+            self.counted = 0.0
+
+
+def _session(ctx: Context) -> str:
+    """Return the name of a client's session; of one without sessions (2026-07-28), its token and address."""
+    request = None if ctx.request_context is None else ctx.request_context.request
+    if request is None:
+        return ""
+    if ctx.session.protocol_version not in MODERN_PROTOCOL_VERSIONS:
+        return ctx.session_id
+    return f"{owner_of(request)}@{request.client.host if request.client else ''}"

@@ -1,0 +1,298 @@
+"""Where the text of files may go, and what a session may spend, without the word of the client's user."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from fastmcp import Client
+from mcp_types import ElicitResult
+from PIL import Image
+
+from fakes import FakeBackend
+from promptmill.backends import registry
+from promptmill.backends.protocol import Completion
+from promptmill.config.loading import Configuration, Overrides
+from promptmill.jobs.run.runner import Runner
+from promptmill.server import create_server
+from promptmill.server.questions import Questions
+from promptmill.service.service import Service
+from replies import answer, status
+from talk import Talk, codes, serving, text
+
+PRICE = {"price": {"input": 0, "output": 1_000_000}, "sampling_params": {"max_tokens": 1}}
+"""Each answer costs two dollars, its highest cost is one."""
+MODES = pytest.mark.parametrize("mode", ["legacy", "auto"])
+
+
+class User:
+    """A user behind a client with elicitation."""
+
+    def __init__(self, *, agrees=True):
+        self.agrees, self.asked = agrees, []
+
+    async def __call__(self, message, *_):
+        self.asked.append(message)
+        return ElicitResult(action="accept", content={"agree": True}) if self.agrees else ElicitResult(action="decline")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "note.txt").write_text("the text of a file")
+    (tmp_path / "in.csv").write_text("text\nthe text of a row\n")
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    return tmp_path
+
+
+def _raw(upstream, **top):
+    block = {"base_url": upstream.url, "model_name": "m", "retries": 1, "base_delay": 0.01}
+    return {"backend": "openai", "backend_configs": {"openai": block}, **top}
+
+
+FILES = (
+    {"files": ["note.txt"], "prompt": "{{content}}"},
+    {"input_file": "in.csv", "output_file": "out.csv", "prompt": "{{text}}"},
+)
+
+
+async def _ended(talk, job_id):
+    while (found := (await talk("bulk_status", job_id=job_id)).structured_content)["state"] not in {
+        *("finished", "stopped", "interrupted"),
+    }:
+        await asyncio.sleep(0.02)
+    return found
+
+
+def _sent(upstream):
+    return "".join(json.dumps(seen.json) for seen in upstream.seen)
+
+
+# The endpoint that a call chose
+
+
+@pytest.mark.rule("F25")
+@pytest.mark.parametrize("block", ["base_url", "api_key", "headers", "one more"])
+async def test_an_endpoint_that_a_call_chose_gets_no_text_of_files(folder, upstream, upstreams, block):
+    """The attack: two calls, and the operator's files are at an address of the attacker's choice."""
+    theirs = upstreams()
+    chosen = {
+        "base_url": {"base_url": theirs.url},
+        "one more": {"base_url": [upstream.url, theirs.url]},
+        "api_key": {"api_key": "the-key-of-the-attacker-1"},
+        "headers": {"headers": {"X-Forward-To": theirs.url}},
+    }[block]
+    async with serving(Configuration(_raw(upstream))) as talk:
+        await talk.init(backend_configs={"openai": chosen})
+        for asked in FILES:
+            said = await talk.error("bulk_generate", **asked)
+            assert "came with a call of generation_init, and it gets no text of local files" in said
+            assert "`allowed_endpoints`" in said
+        assert not upstream.seen + theirs.seen
+        job = await talk("bulk_generate", prompts=["the call's own text"])
+        await _ended(talk, job.structured_content["job_id"])
+        assert await talk.answers("also its own") == ["echo: also its own"]
+        pictures = await talk("multimodal_generate", prompt_ls=["x"], multimodal_path=[["a.png"]])
+        assert pictures.structured_content["ans_ls"] == ["echo: x"], "pipelines choose their endpoint like this"
+    assert "the text of a" not in _sent(upstream) + _sent(theirs)
+
+
+@pytest.mark.rule("F25")
+@MODES
+async def test_it_gets_them_when_the_user_of_the_client_agrees(folder, upstream, upstreams, mode):
+    theirs, user = upstreams(), User()
+    options = {"mode": mode, "elicitation_handler": user}
+    async with serving(Configuration(_raw(upstream, **PRICE, ask_above_cost=0.5)), **options) as talk:
+        await talk.init(backend_configs={"openai": {"base_url": theirs.url}})
+        for asked in FILES:
+            job = await talk("bulk_generate", **asked)
+            assert not job.is_error, text(job)
+            await _ended(talk, job.structured_content["job_id"])
+        endpoints, costs = ([one for one in user.asked if word in one] for word in ("endpoint", "costs"))
+        assert len(endpoints) == 1, "once for an endpoint"
+        assert theirs.url in endpoints[0]
+        assert len(costs) == 2, "which is another question"
+        await talk.init(backend_configs={"openai": {"base_url": theirs.url, "api_key": "the-key-of-the-attacker-1"}})
+        await talk("bulk_generate", **FILES[0], validate=True)
+        assert len(user.asked) == 3, "nothing is sent"
+        await talk("bulk_generate", **FILES[0])
+        assert [one for one in user.asked if "endpoint" in one] == endpoints * 2, (
+            "with another key it is another account"
+        )
+    assert "the text of a file" in _sent(theirs)
+    assert not upstream.seen
+
+
+@pytest.mark.rule("F25")
+@MODES
+async def test_it_gets_none_when_the_user_declines(folder, upstream, upstreams, mode):
+    theirs, user = upstreams(), User(agrees=False)
+    async with serving(Configuration(_raw(upstream)), mode=mode, elicitation_handler=user) as talk:
+        await talk.init(backend_configs={"openai": {"base_url": theirs.url}})
+        for asked in FILES:
+            assert "The user did not agree to send the text of files" in await talk.error("bulk_generate", **asked)
+        assert (await talk("bulk_status")).structured_content["jobs"] == []
+    assert len(user.asked) == 2
+    assert not theirs.seen
+
+
+@pytest.mark.rule("F25")
+def test_the_operator_names_endpoints_in_four_places(upstream, monkeypatch):
+    other = {"other": {"openai": {"base_url": "https://other.example/v1", "model_name": "m"}}}
+    allowed = ["https://listed.example:8443", "host.example", "localhost:11434"]
+    configuration = Configuration(_raw(upstream, models=other, allowed_endpoints=allowed))
+    monkeypatch.setenv("PROMPTMILL_ENDPOINTS", "environment.example")
+
+    def chosen(url):
+        return registry.endpoints_of_call(configuration.overlaid(Overrides("openai", {"openai": {"base_url": url}})))
+
+    for url in (
+        *(upstream.url, "https://other.example/v2", "https://listed.example:8443/v1", "http://host.example:9/v1"),
+        *("HTTPS://HOST.example/v1", "http://localhost:11434/v1", "https://environment.example/v1"),
+    ):
+        assert chosen(url) == [], url
+    for url in (
+        *("https://listed.example/v1", "http://listed.example:8443/v1", "http://localhost:11435/v1"),
+        *(
+            "http://127.0.0.1:1/v1",
+            "https://api.openai.com/v1",
+            "https://x.host.example/v1",
+            "https://host.example.x/v1",
+        ),
+    ):
+        assert chosen(url) == [url.removesuffix("/")], url
+    assert registry.endpoints_of_call(configuration.plan) == []
+    assert registry.endpoints_of_call(configuration.overlaid(Overrides("openai", {"openai": {"retries": 2}}))) == []
+    assert chosen("https://user-chosen.example/v1?key=abc") == ["https://user-chosen.example/v1"]
+
+
+@pytest.mark.rule("F25")
+async def test_rows_for_a_local_engine_do_not_go_to_an_endpoint_that_is_loaded_in_its_place(
+    folder, upstream, closing, monkeypatch
+):
+    """The job looks for equal rows first; meanwhile another call chooses an endpoint."""
+
+    class Echo(FakeBackend):
+        async def answer(self, request, call):
+            return Completion("local")
+
+    async def create(plan):
+        return Echo() if plan.record.is_engine else await registry.create(plan)
+
+    raw = {"backend": "hf", "backend_configs": {"hf": {"model_name_or_path": "some-model"}}}
+    service, looked, real = closing(Service(Configuration(raw), create=create)), asyncio.Event(), Runner._found_twins
+    goes_on = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def slowly(self, rows, reading):
+        loop.call_soon_threadsafe(looked.set)
+        asyncio.run_coroutine_threadsafe(goes_on.wait(), loop).result()
+        return real(self, rows, reading)
+
+    monkeypatch.setattr(Runner, "_found_twins", slowly)
+    async with Client(create_server(service)) as client:
+        talk = Talk(client)
+        job = await talk("bulk_generate", **FILES[0], dedupe=True)
+        await looked.wait()
+        await talk.init(backend_configs={"openai": {"base_url": upstream.url, "model_name": "some-model"}})
+        goes_on.set()
+        found = await _ended(talk, job.structured_content["job_id"])
+    assert found["state"] == "interrupted"
+    assert "Another model was loaded" in found["reason"]
+    assert not upstream.seen
+
+
+# The cost
+
+
+@pytest.mark.rule("M1")
+@MODES
+async def test_every_tool_asks_before_a_call_that_may_cost_more(folder, upstream, mode):
+    user = User(agrees=False)
+    message = {"role": "user", "content": "x"}
+    calls: dict[str, dict[str, Any]] = {
+        "generate": {"prompt_ls": ["x"] * 7},
+        "multimodal_generate": {"prompt_ls": ["x"] * 7, "multimodal_path": [["a.png"]] * 7},
+        "multiturn_generate": {"messages": [message], "sampling_params": {"max_tokens": 7}},
+        "bulk_generate": {"prompts": [f"x {number}" for number in range(7)]},
+    }
+    async with serving(
+        Configuration(_raw(upstream, **PRICE, ask_above_cost=6)), mode=mode, elicitation_handler=user
+    ) as talk:
+        for tool, arguments in calls.items():
+            said = await talk.error(tool, **arguments)
+            assert "The user did not agree to this call, which costs about $0.00, at most $7.00; nothing" in said, tool
+        assert len(user.asked) == len(calls), "the same prompts through another tool are another question"
+        assert not upstream.seen
+        assert len(await talk.answers("six", *"54321")) == 6
+        user.agrees = True
+        assert len(await talk.answers(*"7654321")) == 7
+
+
+@pytest.mark.rule("M1")
+@MODES
+async def test_the_sum_of_small_calls_is_asked_about(upstream, mode):
+    user = User(agrees=False)
+    async with serving(
+        Configuration(_raw(upstream, **PRICE, ask_above_cost=6)), mode=mode, elicitation_handler=user
+    ) as talk:
+        for number in range(3):
+            assert await talk.answers(f"{number}") == [f"echo: {number}"]  # two dollars each
+        assert user.asked == []
+        assert "nothing was sent" in await talk.error("generate", prompt_ls=["one too many"])
+        earlier = "What was started without a question costs at most $6.00."
+        assert user.asked == [f"This call costs about $0.00, at most $1.00. {earlier} Start it?"]
+        assert "nothing was sent" in await talk.error("bulk_generate", prompts=["also too many"])
+        user.agrees = True
+        assert await talk.answers("agreed") == ["echo: agreed"]
+        asked = len(user.asked)
+        for number in range(3):
+            assert await talk.answers(f"{number}") == [f"echo: {number}"]
+        assert len(user.asked) == asked, "the user has seen the sum, which begins anew"
+    assert len(upstream.seen) == 7
+
+
+@pytest.mark.rule("M1")
+async def test_calls_at_the_same_time_are_one_sum(upstream):
+    user = User(agrees=False)
+    async with serving(Configuration(_raw(upstream, **PRICE, ask_above_cost=6)), elicitation_handler=user) as talk:
+        found = await asyncio.gather(*(talk("generate", prompt_ls=[f"{number}"]) for number in range(9)))
+    assert sum(result.is_error for result in found) == 3
+    assert len(upstream.seen) == 6
+
+
+@pytest.mark.rule("M1")
+async def test_a_call_that_cost_nothing_counts_for_nothing(upstream):
+    user = User(agrees=False)
+    async with serving(Configuration(_raw(upstream, **PRICE, ask_above_cost=6)), elicitation_handler=user) as talk:
+        upstream.reply = status(400, "no")
+        for _ in range(3):
+            assert set(codes(await talk("generate", prompt_ls=[*"654321"])).values()) == {"bad_request"}
+        upstream.reply = answer()
+        assert len(await talk.answers(*"654321")) == 6
+    assert user.asked == []
+
+
+@pytest.mark.rule("M1")
+async def test_a_call_without_max_tokens_may_cost_any_amount(upstream):
+    user = User(agrees=False)
+    raw = _raw(upstream, price=PRICE["price"], ask_above_cost=6)
+    async with serving(Configuration(raw), elicitation_handler=user) as talk:
+        assert "`max_tokens` is not set" in await talk.error("generate", prompt_ls=["x"])
+        assert await talk.answers("x", sampling_params={"max_tokens": 1}) == ["echo: x"]
+    async with serving(Configuration({**raw, "ask_above_cost": None}), elicitation_handler=user) as talk:
+        assert await talk.answers("x") == ["echo: x"]
+    async with serving(Configuration(raw)) as talk:
+        assert await talk.answers("x") == ["echo: x"], "a client that cannot ask"
+    assert len(user.asked) == 1
+
+
+@pytest.mark.rule("M1")
+def test_each_of_many_sessions_has_a_sum_of_its_own():
+    questions = Questions()
+    for number in range(3000):
+        assert questions.add(f"{number}", 1.0) == 1.0
+    assert questions.add("2999", 1.0) == 2.0
+    assert len(questions._unasked) == 2000
