@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import platformdirs
 import pytest
 
 from promptmill.cli import main as cli
+from promptmill.cli.options import configuration_of
 
 OTHERS = """\
 {
@@ -36,6 +38,8 @@ def install(file, tmp_path, monkeypatch):
     empty = tmp_path / "empty"
     empty.mkdir()
     monkeypatch.chdir(empty)
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path))
     return lambda *arguments: cli.main(["install", "claude-desktop", "--file", str(file), *arguments])
 
 
@@ -48,7 +52,61 @@ def test_the_entry_starts_us_by_absolute_paths(install, file):
     entry = _servers(file)["promptmill"]
     assert Path(entry["command"]).is_absolute()
     assert Path(entry["command"]).parent == Path(sys.executable).parent
-    assert entry["args"][-3:] == ["serve", "--set", "max_call_s=50"]
+    folder = file.parent / "promptmill"
+    roots = f"allowed_roots={json.dumps([str(folder)])}"
+    assert entry["args"][-5:] == ["serve", "--set", roots, "--set", "max_call_s=50"]
+    assert folder.is_dir()
+
+
+def test_the_entry_names_a_folder_of_the_users_choice(install, file, tmp_path, monkeypatch):
+    """Claude Desktop starts servers in `/`, where calls may use no file."""
+    chosen = tmp_path / "größe of mine"
+    assert install("--folder", str(chosen)) == 0
+    assert chosen.is_dir()
+    args = _servers(file)["promptmill"]["args"]
+    assert f"allowed_roots={json.dumps([str(chosen)], ensure_ascii=False)}" in args
+    once = file.read_bytes()
+    assert install() == 0
+    assert file.read_bytes() == once, "a later run keeps it"
+    assert not (tmp_path / "promptmill").exists()
+    arguments = argparse.Namespace(config=None, set=[args[args.index("--set") + 1]], backend=None, model=None)
+    monkeypatch.setattr("promptmill.cli.options._overrides", lambda *_: {})
+    assert configuration_of(arguments).plan.operator.allowed_roots == [str(chosen)]
+
+
+def test_a_person_at_a_terminal_is_asked_for_the_folder(install, file, tmp_path, monkeypatch):
+    asked = []
+
+    def answered(prompt, answer="~/for mill"):
+        asked.append(prompt)
+        return answer
+
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", answered)
+    assert install("--dry-run") == 0
+    assert not asked
+    assert install() == 0
+    assert asked == [f"Folder [{tmp_path / 'promptmill'}]: "]
+    assert (tmp_path / "for mill").is_dir()
+    assert install("--name", "other") == 0
+    assert len(asked) == 2
+    assert f'allowed_roots=["{tmp_path / "for mill"}"]' in _servers(file)["other"]["args"]
+
+
+@pytest.mark.parametrize("folder", ["/", "~", "~/.."])
+def test_a_folder_that_holds_everything_is_refused(install, file, capsys, folder):
+    before = file.read_bytes()
+    assert install("--folder", folder) == 2
+    assert "holds all files of the user; name a folder for this purpose" in capsys.readouterr().err
+    assert file.read_bytes() == before
+
+
+def test_a_configuration_with_folders_needs_no_other(install, file, tmp_path):
+    config = tmp_path / "mine.yaml"
+    config.write_text("allowed_roots: [/data]\n")
+    assert install("--config", str(config)) == 0
+    assert "allowed_roots" not in str(_servers(file)["promptmill"]["args"])
+    assert not (tmp_path / "promptmill").exists()
 
 
 def test_everything_else_stays_in_its_order(install, file):
@@ -103,7 +161,7 @@ def test_undo_takes_the_entry_out_alone(install, file):
 def test_a_configuration_of_the_working_directory_is_named_by_its_whole_path(install, file):
     Path("parameter.yaml").write_text("backend: openai\n")
     assert install() == 0
-    assert _servers(file)["promptmill"]["args"][-4:-2] == ["--config", str(Path.cwd() / "parameter.yaml")]
+    assert _servers(file)["promptmill"]["args"][-6:-4] == ["--config", str(Path.cwd() / "parameter.yaml")]
 
 
 @pytest.mark.parametrize(("content", "said"), [(None, "There is no"), ("bakend: hf", "did you mean backend?")])

@@ -201,7 +201,7 @@ JSON_FILES = {
 }
 
 
-def test_a_file_with_comments_gets_the_entry_as_a_person_would_write_it():
+def test_a_file_with_comments_gets_the_entry_as_a_person_would_write_it(home):
     file = next(client for client in CLIENTS if client.name == "vscode").file()
     file.write_text(JSON_FILES["comments"])
     assert _install("vscode") == 0
@@ -216,7 +216,9 @@ def test_a_file_with_comments_gets_the_entry_as_a_person_would_write_it():
     "promptmill": {{
       "type": "stdio",
 {command}      "args": [
-        "serve"
+        "serve",
+        "--set",
+        "allowed_roots=[\\"{home / "promptmill"}\\"]"
       ]
     }}
   }},
@@ -355,3 +357,14 @@ def test_an_entry_that_ends_with_a_checkout_is_noted(tmp_path):
     assert _lost_with(package) == ""
     (tmp_path / "checkout" / ".git").mkdir()
     assert _lost_with(package).splitlines()[1] == f"  uv tool install {tmp_path / 'checkout'}"
+
+
+@pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.name)
+def test_a_client_without_projects_gets_a_folder(client, home, tmp_path):
+    """Others start servers in the folder of the user's project."""
+    assert _install(client.name) == 0
+    text = client.file().read_text()
+    assert ("allowed_roots" in text) is not client.has_project
+    assert (home / "promptmill").is_dir() is not client.has_project
+    assert _install(client.name, "--folder", str(tmp_path / "other")) == 0
+    assert "other" in client.file().read_text()

@@ -2,7 +2,8 @@
 
 `CLIENTS` holds the MCP clients as rows of data: each one's configuration file, and the form of its entries. They were
 read in each client's own documentation in November 2026: claude.com/docs (Claude Desktop and Claude Code),
-cursor.com/docs, code.visualstudio.com/docs, developers.openai.com/codex, geminicli.com, docs.windsurf.com.
+cursor.com/docs, code.visualstudio.com/docs, developers.openai.com/codex, geminicli.com, docs.windsurf.com. Where they
+start servers: modelcontextprotocol.io/docs/tools/debugging (Claude Desktop: `/`), microsoft/vscode #250078 (home).
 
 `promptmill install ultrarag CHECKOUT` replaces the checkout's generation server by our launcher, and nothing else. One
 file changes, and the checkout tracks it: `git checkout` restores the original and leaves no other trace.
@@ -11,7 +12,9 @@ file changes, and the checkout tracks it: `git checkout` restores the original a
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
+import json
 import os
 import re
 import shlex
@@ -24,9 +27,11 @@ from typing import Any
 from promptmill.config import loading, parameter_file
 from promptmill.core.errors import PromptmillError, config_error, looks_like_key
 from promptmill.install import client_file
-from promptmill.install.steps import Step, keep_at, put_back, remove, write
+from promptmill.install.steps import Step, keep_at, make_folder, put_back, remove, write
+from promptmill.system.call_files import holds_everything
 
 _MAX_CALL_S = 50  # several clients give up a call after a minute
+_FOLDER = "allowed_roots="
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SERVER = Path("servers", "generation")
 _LAUNCHER = _SERVER / "src" / "generation.py"
@@ -55,6 +60,8 @@ class Client:
     """The form of a reference to an environment variable; None if the client has none."""
     gives_up: bool = False
     """Whether it gives up a call after about a minute."""
+    has_project: bool = False
+    """Whether it starts servers in the folder of the user's project; others start them in `/` or the home folder."""
     afterwards: str = ""
     """The user's next step."""
 
@@ -92,6 +99,7 @@ CLIENTS: Sequence[Client] = (
         _home(".claude.json"),
         more={"type": "stdio"},
         variable="${%s}",
+        has_project=True,
         afterwards="`claude mcp list` shows it; a running session sees it after a restart.",
     ),
     Client("cursor", "Cursor", _home(".cursor", "mcp.json"), variable="${env:%s}", gives_up=True),
@@ -110,6 +118,7 @@ CLIENTS: Sequence[Client] = (
         _codex,
         key="mcp_servers",
         gives_up=True,
+        has_project=True,
         variable="%s",
         afterwards="`codex mcp list` shows it.",
     ),
@@ -118,6 +127,7 @@ CLIENTS: Sequence[Client] = (
         "Gemini CLI",
         _home(".gemini", "settings.json"),
         variable="$%s",
+        has_project=True,
         afterwards="`gemini mcp list` shows it.",
     ),
     Client(
@@ -144,6 +154,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         )
         target.add_argument(
             "--file", type=Path, metavar="PATH", help=f"{client.title}'s file, if it is not the usual one"
+        )
+        target.add_argument(
+            "--folder", type=Path, metavar="PATH", help="the folder whose files calls may use, made if it is missing"
         )
         target.add_argument("--name", default="promptmill", help="the entry's name (promptmill)")
         target.add_argument(
@@ -173,14 +186,22 @@ def _client(arguments: argparse.Namespace) -> int:
     if arguments.undo:
         steps = client_file.undo(file, client.key, arguments.name)
         return _apply(steps, f"{file} has no entry {arguments.name}.", arguments)
-    added = client_entry(client, _named_configuration(arguments.config), arguments.env)
-    try:
+    named, configuration = _named_configuration(arguments.config)
+    folder = arguments.folder and _usable(arguments.folder)
+    there: Mapping[str, Any] = {}
+    with contextlib.suppress(PromptmillError):  # the steps below raise it again
         there = client_file.entry_in(file, client.key, arguments.name)
-        result = client_file.over(there, added)
+    if folder is None and not client.has_project and configuration.plan.operator.allowed_roots is None:
+        folder = _folder_of(there) or _asked_folder(client, is_dry=arguments.dry_run)
+    added = client_entry(client, named, arguments.env, folder)
+    result = client_file.over(there, added)
+    try:
         steps = client_file.install(file, client.key, arguments.name, added)
     except PromptmillError:
         print(_entry_text(file, arguments, added))  # for adding it by hand
         raise
+    if folder is not None and not folder.is_dir():
+        steps = [make_folder(folder), *steps]
     code = _apply(steps, f"{file} has this entry already.", arguments)
     keys = "" if result.get("env") or result.get("env_vars") else _KEYS if client.variable else _KEYS_BY_HAND
     more = ["--undo restores the earlier entry." if there else "", keys, client.afterwards] if steps else []
@@ -234,15 +255,43 @@ def _usual_file(client: Client) -> Path:
     )
 
 
-def _named_configuration(given: Path | None) -> Path | None:
-    """Return the configuration file for the entry; None for one that promptmill finds from any working directory.
+def _usable(folder: Path) -> Path:
+    """Return the absolute path of a folder for files. Raises `PromptmillError` for one that holds everything."""
+    folder = folder.expanduser().absolute()
+    if holds_everything(folder):
+        raise config_error("--folder", f"{folder} holds all files of the user; name a folder for this purpose.")
+    return folder
+
+
+def _folder_of(entry: Mapping[str, Any]) -> Path | None:
+    """Return the folder that an earlier entry names."""
+    arguments = entry.get("args")
+    for argument in arguments if isinstance(arguments, list) else ():
+        if str(argument).startswith(_FOLDER):
+            with contextlib.suppress(ValueError, IndexError, TypeError):
+                return Path(json.loads(str(argument).removeprefix(_FOLDER))[0])
+    return None
+
+
+def _asked_folder(client: Client, *, is_dry: bool) -> Path:
+    """Return the folder that the user names, by default one in the home folder."""
+    usual = Path.home() / "promptmill"
+    if is_dry or not sys.stdin.isatty():
+        return usual
+    print(f"{client.title} starts servers where calls may use no file. Which folder may they use?")
+    answer = input(f"Folder [{usual}]: ").strip()
+    return _usable(Path(answer)) if answer else usual
+
+
+def _named_configuration(given: Path | None) -> tuple[Path | None, loading.Configuration]:
+    """Return the configuration file for the entry, and what it holds; None if promptmill finds it from any folder.
 
     Raises `PromptmillError` when the file is missing or invalid.
     """
     found = parameter_file.find(given)
-    loading.Configuration.load(found)
+    configuration = loading.Configuration.load(found)
     depends = given or os.environ.get("PROMPTMILL_CONFIG") or found == Path(parameter_file.FILE_NAME)
-    return found if depends else None
+    return found if depends else None, configuration
 
 
 def _ultrarag(arguments: argparse.Namespace) -> int:
@@ -265,17 +314,21 @@ def _apply(steps: Sequence[Step], otherwise: str, arguments: argparse.Namespace)
     return 0
 
 
-def client_entry(client: Client, configuration: Path | None = None, variables: Sequence[str] = ()) -> dict[str, Any]:
+def client_entry(
+    client: Client, configuration: Path | None = None, variables: Sequence[str] = (), folder: Path | None = None
+) -> dict[str, Any]:
     """Return the entry that starts our server in `client`, by absolute paths: desktop programs lack your PATH.
 
-    `variables` are names of environment variables that the entry passes on; their values are never written. Raises
-    `PromptmillError` (`invalid_config`) if the client cannot refer to variables.
+    `variables` are names of environment variables that the entry passes on; their values are never written. `folder` is
+    that of `allowed_roots`. Raises `PromptmillError` (`invalid_config`) if the client cannot refer to variables.
     """
     script = Path(sys.executable).with_name("promptmill.exe" if sys.platform == "win32" else "promptmill")
     start = [str(script)] if script.is_file() else [sys.executable, "-P", "-m", "promptmill"]
     arguments = [*start[1:], "serve"]
     if configuration is not None:
         arguments += ["--config", str(configuration.absolute())]
+    if folder is not None:
+        arguments += ["--set", f"{_FOLDER}{json.dumps([str(folder)], ensure_ascii=False)}"]
     if client.gives_up:
         arguments += ["--set", f"max_call_s={_MAX_CALL_S}"]
     found: dict[str, Any] = {**client.more, "command": start[0], "args": arguments}

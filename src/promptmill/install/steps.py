@@ -58,6 +58,11 @@ def write(file: Path, content: bytes, words: str = "") -> Step:
     return Step(words or f"write {file}", lambda: _write(file, content))
 
 
+def make_folder(folder: Path) -> Step:
+    """Make `folder`, for this user alone."""
+    return Step(f"make the folder {folder}", lambda: make_private(folder))
+
+
 def remove(file: Path) -> Step:
     """Remove `file`."""
     return Step(f"remove {file}", file.unlink)

@@ -153,10 +153,19 @@ def working_folder() -> Path | None:
     Desktop programs start their servers there, and everything of the user is below.
     """
     try:
-        folder, home = Path.cwd().resolve(), Path.home().resolve()
-    except (OSError, RuntimeError):  # it was removed; nobody knows the home folder
+        folder = Path.cwd().resolve()
+    except OSError:  # it was removed
         return None
-    return None if folder.parent == folder or is_inside(home, (folder,)) else folder
+    return None if holds_everything(folder) else folder
+
+
+def holds_everything(folder: Path) -> bool:
+    """Return whether a folder is a drive's root or holds the home folder."""
+    folder = real_path(folder)
+    try:
+        return folder.parent == folder or is_inside(Path.home().resolve(), (folder,))
+    except (OSError, RuntimeError):  # nobody knows the home folder
+        return True
 
 
 def is_secret_name(name: str) -> bool:
