@@ -46,7 +46,8 @@ def configuration() -> str:
         "`LLM_API_KEY`, else from `OPENAI_API_KEY`. A key from the environment goes only to an endpoint that you "
         "named: in the configuration file, in `PROMPTMILL_ENDPOINTS=host,…`, on this machine, or a known provider's over https. A "
         "`base_url` that only a call named gets no key, and not the file's `api_key` or `headers` either. "
-        "`promptmill serve --trust-client` removes this limit for a client that is your own program.",
+        "`promptmill serve --trust-client` removes this limit for a client that is your own program. Which endpoints get "
+        "[text of local files](bulk.md#which-files-a-call-may-use) is another question.",
     ]
     return _page(parts)
 
