@@ -96,6 +96,9 @@ def test_what_is_compressed_is_not_found():
         ("export AWS_SECRET_ACCESS_KEY=wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY\n", True),
         ("ENV API_KEY=abcdef123456\n", True),
         ("apiVersion: v1\nkind: Secret\n", True),
+        ("machine api.example login me password hunter2", True),
+        ("root:$6$abcdefgh$0123456789:19000:0:99999:7:::", True),
+        ("PuTTY-User-Key-File-3: ssh-ed25519", True),
     ],
 )
 def test_a_password_that_a_file_gives_to_a_name_is_found(text, has_lines):
@@ -136,13 +139,29 @@ def test_no_text_takes_long(text):
     assert not find_assigned(text, has_lines=True)
 
 
-@pytest.mark.parametrize("name", ["password", "Login_Password", "otpauth", "api_key", "refresh_token", " PASSWORD "])
+@pytest.mark.parametrize(
+    "name", ["password", "Login_Password", "otpauth", "api_key", "refresh_token", " PASSWORD ", "GITHUB_TOKEN"]
+)
 def test_a_column_of_passwords_is_found_by_its_name(name):
     assert find_field(["url", "username", name]) == name
 
 
 def test_other_columns_are_no_passwords():
-    assert not find_field(["text", "token", "tokens", "key", "key_points", "password_strength", "pass", 5, None])
+    assert not find_field(
+        [
+            "text",
+            "token",
+            "tokens",
+            "key",
+            "key_points",
+            "password_strength",
+            "pass",
+            "PRIMARY_KEY",
+            "input_token",
+            5,
+            None,
+        ]
+    )
 
 
 def test_the_line_of_a_key_is_found_in_any_block():

@@ -111,6 +111,22 @@ def test_the_configurations_key_and_headers_go_to_its_own_endpoint_alone(url):
     assert KEY not in str(elsewhere)
 
 
+@pytest.mark.rule("K2")
+async def test_secrets_in_extra_parameters_stay_with_the_operators_endpoint(upstream, upstreams):
+    theirs = upstreams()
+    extra = {"api_key": KEY, "inner": {"user_token": KEY, "n_tokens": 3}, "min_tokens": 2, "stop_token_ids": [7]}
+    block = {"base_url": upstream.url, "model_name": "m"}
+    raw = {"backend": "openai", "backend_configs": {"openai": block}, "extra_params": extra}
+    async with serving(Configuration(raw)) as talk:
+        for chosen in ({"retries": 2}, {"base_url": upstream.url}, {"base_url": theirs.url}):
+            await talk.init(backend_configs={"openai": chosen})
+            assert await talk.answers("x") == ["echo: x"]
+    assert [seen.json["api_key"] for seen in upstream.seen] == [KEY, KEY]
+    (sent,) = [seen.json for seen in theirs.seen]
+    assert KEY not in str(sent)
+    assert (sent["inner"], sent["min_tokens"], sent["stop_token_ids"]) == ({"n_tokens": 3}, 2, [7])
+
+
 @pytest.mark.rule("K3")
 @pytest.mark.parametrize("name", ["OTHER_SECRET", "PATH", "AWS_SECRET_ACCESS_KEY", "OPENAI_API_KEY_FILE", "${X}"])
 def test_a_call_reads_no_other_variable_by_its_name(name):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from typing import Any
 
 import pytest
@@ -12,9 +13,11 @@ from mcp_types import ElicitResult
 from PIL import Image
 
 from fakes import FakeBackend
+from promptmill.answering import costs
 from promptmill.backends import registry
 from promptmill.backends.protocol import Completion
 from promptmill.config.loading import Configuration, Overrides
+from promptmill.jobs.files.whole_files import WholeFiles
 from promptmill.jobs.run.runner import Runner
 from promptmill.server import create_server
 from promptmill.server.questions import Questions
@@ -204,6 +207,34 @@ async def test_rows_for_a_local_engine_do_not_go_to_an_endpoint_that_is_loaded_i
     assert not upstream.seen
 
 
+@pytest.mark.rule("F25")
+async def test_an_endpoint_that_is_chosen_while_files_are_read_gets_none(folder, upstream, upstreams, monkeypatch):
+    """Until its first use, a configuration without a model is open, and another call could fill it in."""
+    theirs = upstreams()
+    for each in (upstream, theirs):
+        each.models = ["m"]
+    raw = _raw(upstream)
+    del raw["backend_configs"]["openai"]["model_name"]
+    reading, goes_on = threading.Event(), threading.Event()
+    real = WholeFiles.lines
+
+    def slowly(self):
+        reading.set()
+        goes_on.wait(10)
+        return real(self)
+
+    monkeypatch.setattr(WholeFiles, "lines", slowly)
+    async with serving(Configuration(raw)) as talk:
+        starting = asyncio.ensure_future(talk("bulk_generate", **FILES[0]))
+        await asyncio.to_thread(reading.wait, 10)
+        await talk.init(backend_configs={"openai": {"base_url": theirs.url}})
+        goes_on.set()
+        job = await starting
+        await _ended(talk, job.structured_content["job_id"])
+    assert "the text of a file" in _sent(upstream)
+    assert "the text" not in _sent(theirs)
+
+
 # The cost
 
 
@@ -287,6 +318,29 @@ async def test_a_call_without_max_tokens_may_cost_any_amount(upstream):
     async with serving(Configuration(raw)) as talk:
         assert await talk.answers("x") == ["echo: x"], "a client that cannot ask"
     assert len(user.asked) == 1
+
+
+@pytest.mark.rule("M1")
+@pytest.mark.parametrize("chosen", [{"model_name": "an-unknown-model"}, {"base_url": "here", "model_name": "unknown"}])
+async def test_a_model_of_a_call_without_a_known_price_may_cost_any_amount(folder, upstream, monkeypatch, chosen):
+    """The operator knows the price of the configured model; a call chooses another one."""
+    user, real = User(agrees=False), costs._listed
+    monkeypatch.setattr(
+        costs, "_listed", lambda model, plan: costs.FlatPrice(0, 1e6, 0) if model == "m" else real(model, plan)
+    )
+    raw = _raw(upstream, sampling_params={"max_tokens": 1}, ask_above_cost=6)
+    async with serving(Configuration(raw), elicitation_handler=user) as talk:
+        assert await talk.answers("x") == ["echo: x"]
+        block = {name: upstream.url if value == "here" else value for name, value in chosen.items()}
+        await talk.init(backend_configs={"openai": block})
+        unknown = "costs an unknown amount, because the price of its model is not known"
+        assert unknown in await talk.error("generate", prompt_ls=["x"])
+        assert unknown in await talk.error("bulk_generate", prompts=["x"])
+    del raw["ask_above_cost"]
+    monkeypatch.setattr(costs, "_listed", real)
+    async with serving(Configuration({**raw, "ask_above_cost": 6}), elicitation_handler=user) as talk:
+        assert await talk.answers("x") == ["echo: x"], "nobody knows the price of the operator's model either"
+    assert len(user.asked) == 2
 
 
 @pytest.mark.rule("M1")

@@ -377,14 +377,14 @@ class _DearestPrice:
         return max(price.cost(usage, tier) for price in self.prices)
 
 
-def cost_of(plan: ResolvedConfig, requests: Iterable[Request]) -> tuple[float, float | None] | None:
+def cost_of(plan: ResolvedConfig, requests: Iterable[Request]) -> tuple[float | None, float | None]:
     """Return the estimated cost of the prompts of requests and the highest cost of all; None if a price is unknown.
 
-    The highest cost is None without a limit of the answers, and does not count attempts that fail.
+    The highest cost is also None without a limit of the answers, and does not count attempts that fail.
     """
     own = price_of(plan)
     if own is None:
-        return None
+        return None, None
     settings, prices, tier = plan.settings, Prices(plan, own), tier_of(plan.settings.extra_params)
     sampling = settings.sampling_params
     is_checked = sampling.response_format is not None or sampling.choices is not None
@@ -392,7 +392,7 @@ def cost_of(plan: ResolvedConfig, requests: Iterable[Request]) -> tuple[float, f
     estimated, most = 0.0, 0.0
     for request in requests:
         if (price := prices.of(request)) is None:
-            return None
+            return None, None
         prompt = _prompt_size(request, _PER_IMAGE)
         estimated += price.cost(Usage(prompt // _BYTES_PER_TOKEN), tier)
         try:

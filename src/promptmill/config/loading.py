@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from promptmill.config import backends, resolved_config
 from promptmill.config.backends import BACKENDS
 from promptmill.config.explain import explain, unknown_key
-from promptmill.config.own_secrets import secrets_in, secrets_of
+from promptmill.config.own_secrets import secrets_in, secrets_of, without_secrets
 from promptmill.config.parameter_file import FILE_NAME, expand, find, parsed, read, without_unset
 from promptmill.config.resolved_config import ResolvedConfig, check_size
 from promptmill.config.settings import Settings
@@ -219,6 +219,8 @@ class Configuration:
             if (given := getattr(overrides, key)) or self._calls_replace:
                 raw[key] = given
         from_call = frozenset(overrides.backend_configs.get(name) or ())
+        if not (self._trust_client or overrides.extra_params) and _is_elsewhere(name, mine.get(name) or {}, operator):
+            raw["extra_params"] = without_secrets(raw.get("extra_params") or {})
         settings, warnings = self._settings_of(raw, name)
         plan = replace(self.plan, settings=settings, operator=operator, from_call=from_call, warnings=warnings)
         if name != self.backend or from_call & {"base_url", "provider"}:
@@ -254,6 +256,15 @@ class Configuration:
         if unknown and placed.get("unsupported") == "error":
             raise config_error("", " ".join(warnings))
         return _validate(placed), tuple(warnings)
+
+
+def _is_elsewhere(backend: str, block: Mapping[str, Any], operator: Settings) -> bool:
+    """Return whether a call's block has another address than the operator's, who may have put keys into parameters."""
+    if backend not in BACKENDS or not BACKENDS[backend].needs_endpoint:
+        return False
+    own = operator.backend_configs.openai
+    address = block.get("base_url") or []
+    return (block.get("provider"), [address] if isinstance(address, str) else address) != (own.provider, own.base_url)
 
 
 def _is_right(content: Mapping[str, Any], environ: Mapping[str, str]) -> bool:

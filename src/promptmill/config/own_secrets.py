@@ -48,3 +48,17 @@ def _headers(headers: Any) -> Iterator[str]:
         if SECRET_NAME.search(name) or _RANDOM.fullmatch(text):
             yield text
             yield from (part for part in _PARTS.split(text) if len(part) >= _SHORTEST_PART)
+
+
+def without_secrets(value: Any) -> Any:
+    """Return parameters without the texts whose names are those of secrets."""
+    match value:
+        case Mapping():
+            return {
+                name: without_secrets(inner)
+                for name, inner in value.items()
+                if not (isinstance(inner, str) and SECRET_NAME.search(str(name)))
+            }
+        case list() | tuple():
+            return [without_secrets(inner) for inner in value]
+    return value

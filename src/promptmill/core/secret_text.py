@@ -70,7 +70,8 @@ _FIELD = (
     r"(?:secret|api|private|access|encryption|signing|account)[_ -]?keys?(?:[_ -]?id)?|client[_ -]?secret|"
     r"(?:access|refresh|auth|bearer|api|session)[_ -]?tokens?"
 )
-_FIELD_NAME = re.compile(rf"(?i)\s*(?:{_FIELD})\s*")
+_VARIABLE = r"[A-Z0-9_]+_(?:PASSWORD|PASSWD|SECRET|TOKEN)|[A-Z0-9_]*(?:API|ACCESS|PRIVATE|SECRET)_KEY"
+_FIELD_NAME = re.compile(rf"\s*(?:(?i:{_FIELD})|{_VARIABLE})\s*")
 # A value given to a name that ends so, as in settings.py, docker-compose.yml, appsettings.json and .env:
 #     DB_PASSWORD = "…"    "api_key": "…"    define('DB_PASSWORD', '…')    <password>…</password>    Password=…;
 _NAME_END = r"(?i:passw(?:or)?d|passphrase|pwd|secret(?:[_-]?key)?|token|key)"
@@ -94,7 +95,13 @@ _WORD = re.compile(
     r"_*[A-Za-z]+(?:[._-]+[A-Za-z]+)*[._-]*"
 )  # such as `request.token`, `Bearer`: the name of another value
 _NO_VALUE = re.compile(r"(?i)true|false|none|null|required|optional|string|\w+\.[a-z_.]+")
-_KUBERNETES = re.compile(rb"^kind:\s*[\"']?Secret\b", re.MULTILINE)
+# Files of secrets by their form: a Secret of Kubernetes, .netrc, shadow and htpasswd, a key of PuTTY.
+_FILES = (
+    re.compile(rb"kind:[ \t]*[\"']?Secret\b"),
+    re.compile(rb"machine\s+\S{1,200}\s+login\s+\S{1,200}\s+password\s"),
+    re.compile(rb":\$(?:apr1|[156y]|2[aby])\$[./A-Za-z0-9$]{8}"),
+    re.compile(rb"PuTTY-User-Key-File-\d"),
+)
 
 
 class SecretFinder:
@@ -145,8 +152,8 @@ def find_assigned(data: bytes, *, has_lines: bool) -> str:
 
     `has_lines`: values need no quotes, as in YAML.
     """
-    if _KUBERNETES.search(data):
-        return "a Secret of Kubernetes"
+    if any(form.search(data) for form in _FILES):
+        return "passwords or keys, by its form"
     small = data.lower()
     for word in _WORDS:
         at = small.find(word)

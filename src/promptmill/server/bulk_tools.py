@@ -263,6 +263,7 @@ def add_bulk_tools(
         _check_source(input_file, output_file, prompts, files, prompt)
         plan = await plan_of_call(service, model, answer_schema, sampling_params, choices)
         if (input_file or files is not None) and not validate:
+            plan = await service.settled(plan)  # another call could choose an endpoint while the model is still open
             await questions.check_endpoint(ctx, plan)
         cost = None if validate else questions.cost(ctx, plan, max_cost, "This job")
         try:

@@ -11,13 +11,15 @@ and files are not sent, which is a protection.
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fastmcp import Context
 from mcp_types import ElicitRequest, ElicitRequestFormParams, ElicitResult, InputRequiredResult
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
+from promptmill.answering.costs import price_of
 from promptmill.backends import registry
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, input_error
@@ -98,7 +100,7 @@ class Questions:
         if plan.settings.ask_above_cost is None or not is_able_to_ask(ctx):
             return None
         limits = [limit for limit in (max_cost, plan.settings.max_cost) if limit is not None]
-        return CostQuestion(self, ctx, what, plan.settings.ask_above_cost, min(limits, default=None), _session(ctx))
+        return CostQuestion(self, ctx, plan, what, min(limits, default=None), _session(ctx))
 
     def add(self, session: str, amount: float) -> float:
         """Add to what a session has started without a question; return the sum."""
@@ -115,30 +117,30 @@ class CostQuestion:
 
     questions: Questions
     ctx: Context
+    plan: ResolvedConfig
     what: str
-    amount: float
-    """Of `ask_above_cost`."""
     limit: float | None
     """Of `max_cost`."""
     session: str
     counted: float = 0.0
 
-    async def approve(self, estimated: float, most: float | None) -> None:
+    async def approve(self, estimated: float | None, most: float | None) -> None:
         """Ask the user if this call, with all that was started without a question, may cost more than the amount.
 
-        `most` is the highest cost, None if it is unknown. Raises `PromptmillError` (`budget`) unless the user agrees.
+        `most` is the highest cost, None if it is unknown. `estimated` is None for an unknown price, about which the
+        user is asked only if a call chose the model. Raises `PromptmillError` (`budget`) unless the user agrees.
         """
+        amount = self.plan.settings.ask_above_cost
+        operators = replace(self.plan, settings=self.plan.operator)
+        if amount is None or (estimated is None and await asyncio.to_thread(price_of, operators) is None):
+            return
         most = self.limit if most is None else most if self.limit is None else min(most, self.limit)
         before = self.questions.add(self.session, 0.0)
-        if most is not None and before + most <= self.amount:
+        if most is not None and before + most <= amount:
             self.questions.add(self.session, most)
             self.counted = most
             return
-        cost = f"about {dollars(estimated)}" + (
-            ", and at most an unknown amount, because `max_tokens` is not set"
-            if most is None
-            else f", at most {dollars(most)}"
-        )
+        cost = _words(estimated, most)
         earlier = f" What was started without a question costs at most {dollars(before)}." if before else ""
         if not await is_agreed(self.ctx, _COST, f"{self.what} costs {cost}.{earlier} Start it?", "Start it"):
             raise PromptmillError(
@@ -153,6 +155,16 @@ class CostQuestion:
         if self.counted:
             self.questions.add(self.session, cost - self.counted)
             self.counted = 0.0
+
+
+def _words(estimated: float | None, most: float | None) -> str:
+    if most is not None:
+        return (
+            f"at most {dollars(most)}" if estimated is None else f"about {dollars(estimated)}, at most {dollars(most)}"
+        )
+    if estimated is None:
+        return "an unknown amount, because the price of its model is not known"
+    return f"about {dollars(estimated)}, and at most an unknown amount, because `max_tokens` is not set"
 
 
 def _session(ctx: Context) -> str:

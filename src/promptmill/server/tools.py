@@ -255,8 +255,8 @@ class _Answers:
 
         caller = caller_of(ctx, service)
         cost = self._questions.cost(ctx, plan, None if stats.budget is None else stats.budget.limit, "This call")
-        if cost is not None and (costs := await asyncio.to_thread(_costs, items, system_prompt, plan)) is not None:
-            await cost.approve(*costs)
+        if cost is not None:
+            await cost.approve(*await asyncio.to_thread(_costs, items, system_prompt, plan))
         job_id = None
         try:
             result, job_id = await self._answered(ctx, items, stats, system_prompt, plan, caller)
@@ -309,8 +309,8 @@ class _Answers:
 
 def _costs(
     items: Sequence[Conversation | PromptmillError], system_prompt: str, plan: ResolvedConfig
-) -> tuple[float, float | None] | None:
-    """Return the estimated and the highest cost of a call, None for an unknown price. Blocks."""
+) -> tuple[float | None, float | None]:
+    """Return the estimated and the highest cost of a call, None for an unknown one. Blocks."""
     settings = plan.settings
     system = system_prompt or settings.system_prompt
     asked = (item.with_system(system) for item in items if isinstance(item, Conversation))

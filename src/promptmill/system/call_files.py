@@ -24,7 +24,7 @@ import re
 import sys
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,11 @@ class FileRule:
     def finder(self) -> SecretFinder:
         """What looks for secrets in the content of a file."""
         return SecretFinder(self.secrets)
+
+    @property
+    def without_secrets(self) -> FileRule:
+        """The rule for a process that reads no text, and needs no keys."""
+        return replace(self, secrets=())
 
     def check(self, real: Path, name: str = "") -> None:
         """Check the path `real`, resolved, of a file that need not exist; `name` is its own name in a link to it.

@@ -28,7 +28,7 @@ import secrets
 import sys
 import tempfile
 from collections.abc import Awaitable, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -112,7 +112,7 @@ class FanOut:
             "input": None if call.file is None else (str(call.file.path), call.file.reader),
             "keep_raw": call.keep_raw,
             "unsupported": plan.settings.unsupported,
-            "files": replace(plan.file_rule, secrets=()).packed(),  # it reads images alone
+            "files": plan.file_rule.without_secrets.packed(),  # it reads images alone
             "max_image_pixels": plan.settings.max_image_pixels,
             "max_image_memory": plan.settings.max_image_memory // workers,
             "fetch_images": plan.settings.fetch_images,

@@ -101,7 +101,11 @@ async def validated(plan: ResolvedConfig, order: JobRequest, folders: JobFolders
 
 async def check_columns(order: JobRequest, rule: FileRule) -> None:
     """Do in another process what `admission.check_columns` does. Raises as `_done_apart`."""
-    told = {"step": "check_columns", "order": order.model_dump(mode="json"), "call_files": rule.packed()}
+    told = {
+        "step": "check_columns",
+        "order": order.model_dump(mode="json"),
+        "call_files": rule.without_secrets.packed(),
+    }
     await _done_apart(told, order.input.name)
 
 

@@ -8,14 +8,14 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import orjson
 
 from promptmill.backends import rows
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, input_error
-from promptmill.core.secret_text import find_field
+from promptmill.core.secret_text import SecretFinder, find_field
 from promptmill.jobs.caller import USER, Caller
 from promptmill.jobs.files import row_files
 from promptmill.jobs.files.disk import Line, Lines, RandomFile
@@ -47,6 +47,8 @@ _MOST_APART = 8  # steps of jobs at a time, likewise
 _MOST_RUNNERS = 16  # likewise, of a hundred megabytes or more
 _DISK_SHARE = 0.5  # of the free disk, for the rows of one job
 Only = Literal["all", "answers", "failed"]
+Approve: TypeAlias = Callable[[float | None, float | None], Awaitable[None]]
+"""Gets the estimated and the highest cost of a job, None for an unknown one, and raises to prevent the job."""
 _FORMATS = frozenset({"jsonl", "csv", "tsv", "parquet"})
 
 
@@ -76,7 +78,7 @@ class RunningJobs:
         files: Sequence[str] | None = None,
         validate: bool = False,
         plan: ResolvedConfig | None = None,
-        approve: Callable[[float, float | None], Awaitable[None]] | None = None,
+        approve: Approve | None = None,
         caller: Caller = USER,
         **options: Any,
     ) -> dict[str, Any]:
@@ -88,8 +90,8 @@ class RunningJobs:
 
         `plan` is the call's own, where it asks for more than the configuration says.
 
-        `validate` starts nothing and returns what is found in the file instead. `approve` gets the estimated and the
-        highest cost of the rows that are left, if a price is known, and raises to prevent the job.
+        `validate` starts nothing and returns what is found in the file instead. `approve` gets the cost of the rows
+        that have no answer yet.
 
         On the openai backend a process of its own runs it; otherwise it runs on this server's engine. Raises
         `PromptmillError` (`invalid_input`) for what `admission` and the rule on files refuse.
@@ -141,18 +143,16 @@ class RunningJobs:
         await self._launch(job)
         return {"job_id": job.spec.job_id, "message": "Ask bulk_status how far it is."} | notes | status.read(folder)
 
-    async def _approved(
-        self, approve: Callable[[float, float | None], Awaitable[None]], order: JobRequest, checked: Mapping[str, Any]
-    ) -> None:
-        """Call `approve` with the cost of the rows that an earlier job of these files has not answered."""
+    async def _approved(self, approve: Approve, order: JobRequest, checked: Mapping[str, Any]) -> None:
+        """Call `approve` with the cost of the rows that an earlier job of these files has not answered, if known."""
         estimated, most, left = checked.get("estimated_cost"), checked.get("most_cost"), 1.0
         if order.again != "all":
             folder = self.folders.of(order.input, order.output)
             found = await asyncio.to_thread(lambda: folder.status)
             answered: int = found.get("done", 0) - found.get("failed", 0)
             left = max(0, checked["rows"] - answered) / max(1, checked["rows"])
-        if estimated is not None and left:
-            await approve(estimated * left, None if most is None else most * left)
+        if left:
+            await approve(*(None if cost is None else cost * left for cost in (estimated, most)))
 
     async def resume(self, job_id: str, plan: ResolvedConfig) -> None:
         """Go on with a job, as its last order says; `plan` is that of its model.
@@ -286,7 +286,9 @@ class RunningJobs:
         `next_offset` is where to go on, None at the end of the input; rows without an answer yet are left out.
         """
         folder, spec = self._found(job_id, caller)
-        fields = _index if spec.of_call else partial(_fields, self._rule())
+        fields = (
+            _index if spec.of_call else partial(_fields, rule.finder if (rule := self._rule()).is_guarded else None)
+        )
         found: list[dict[str, Any]] = []
         names = spec.columns or {}
         size, after = 0, None
@@ -509,7 +511,7 @@ def _index(line: Line) -> dict[str, Any]:
     return {"index": rows.load(line.data or b"", "")["index"]}
 
 
-def _fields(rule: FileRule, line: Line) -> dict[str, Any]:
+def _fields(finder: SecretFinder | None, line: Line) -> dict[str, Any]:
     """Return the row's own fields, as far as they can be sent; `{}` for a row that is too large for a page.
 
     A row of a job of the operator's may hold secrets, which are left out.
@@ -525,6 +527,6 @@ def _fields(rule: FileRule, line: Line) -> dict[str, Any]:
         return {}
     if not isinstance(value, dict):
         return {}
-    if rule.is_guarded and (find_field(value) or rule.finder.find(text)):
+    if finder is not None and (find_field(value) or finder.find(text)):
         return {"left_out": f"The row's fields {MAY_HOLD_SECRETS}."}
     return value
