@@ -221,7 +221,7 @@ async def test_an_endpoint_that_is_chosen_while_files_are_read_gets_none(folder,
     def slowly(self):
         reading.set()
         goes_on.wait(10)
-        return real(self)
+        yield from real(self)
 
     monkeypatch.setattr(WholeFiles, "lines", slowly)
     async with serving(Configuration(raw)) as talk:
