@@ -520,6 +520,22 @@ async def test_a_server_in_a_folder_that_holds_everything_allows_no_file(tmp_pat
         assert named.structured_content["rows"] == 1
 
 
+@posix
+@pytest.mark.rule("F23")
+async def test_a_server_whose_folder_was_removed_answers_and_allows_no_file(tmp_path, monkeypatch, serve):
+    (tmp_path / "gone").mkdir()
+    (tmp_path / "in.csv").write_text("text\na\n")
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    async with serve() as talk:
+        assert await talk.answers("no file") == ["echo: no file"]
+        for name in (str(tmp_path / "in.csv"), "in.csv"):
+            for source in ({"files": [name]}, {"input_file": name, "output_file": "out.csv"}):
+                assert "`allowed_roots`: none is set" in await talk.error("bulk_generate", **source, prompt="{{text}}")
+        result = await talk("multimodal_generate", prompt_ls=["x"], multimodal_path=[[str(tmp_path / "in.csv")]])
+        assert "`allowed_roots`: none is set" in text(result)
+
+
 # The operator's own programs
 
 

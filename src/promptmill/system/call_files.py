@@ -6,15 +6,14 @@ sent to an endpoint or back to the agent, or a file is planted where a shell or 
 
 A call may use a file
 
-    below a root            `allowed_roots`, else the working directory, unless that holds the whole disk
+    below a root            `allowed_roots`, else the working directory, unless that holds the home folder
     with no hidden part     below the root, `.git` as well as `.env`
     of an ordinary name     none of those of environment files, keys, key stores, credentials and password exports
     not promptmill's own    its configuration, any `parameter.yaml`, the folder of its jobs
     without secrets in it   see `core.secret_text`; this counts for what is sent as text
 
 A link is as secret as its target, and its own name counts, too. The file that is opened is the file that was checked.
-The operator's command line and Python programs are not restricted: their rule has no roots, or those of
-`allowed_roots`.
+The operator's command line and Python programs may use every file, unless `allowed_roots` restricts their images.
 """
 
 from __future__ import annotations
@@ -29,7 +28,16 @@ from pathlib import Path
 from typing import Any
 
 from promptmill.core.secret_text import SecretFinder
-from promptmill.system.safe_open import OutsideError, is_inside, is_remote, is_same, open_regular, real_path, roots_of
+from promptmill.system.safe_open import (
+    CASE_COUNTS,
+    OutsideError,
+    is_inside,
+    is_remote,
+    is_same,
+    open_regular,
+    real_path,
+    roots_of,
+)
 
 _ROWS = r"json|jsonl|ndjson|ya?ml|toml|ini|cfg|conf|txt|csv|tsv|parquet|xml|properties"
 # The names that tools against leaks look for, and that the ignore lists of coding agents contain.
@@ -66,22 +74,26 @@ class FileRule:
     secrets: tuple[str, ...] = field(default=(), repr=False)
     """The server's own keys, headers and tokens."""
     started_in: str = ""
-    """The working directory, if it is no root because it holds the whole disk."""
+    """The working directory, if it is too much for a root."""
 
     @classmethod
     def of_calls(cls, allowed_roots: Sequence[str] | None, own: Sequence[Path], secrets: Sequence[str]) -> FileRule:
-        """Return the rule for the calls of a server with this setting."""
+        """Return the rule for the calls of a server with this setting.
+
+        Without the setting, the root is the working directory. Desktop programs start their servers in `/` or in the
+        home folder, where this would be everything that the user has: then there is no root.
+        """
         roots, started_in = roots_of(allowed_roots), ""
         if roots is None:
-            folder = working_folder()
-            roots, started_in = ((folder,), "") if folder is not None else ((), os.getcwd())  # noqa: PTH109 (for a message)
+            folder = real_path(Path())
+            roots, started_in = ((), str(folder)) if holds_everything(folder) else ((folder,), "")
         return cls(
             roots, is_guarded=True, own=tuple(map(real_path, own)), secrets=tuple(secrets), started_in=started_in
         )
 
     @property
     def finder(self) -> SecretFinder:
-        """What looks for secrets in the content of a file."""
+        """Finds secrets in the content of files."""
         return SecretFinder(self.secrets)
 
     @property
@@ -90,7 +102,7 @@ class FileRule:
         return replace(self, secrets=())
 
     def check(self, real: Path, name: str = "") -> None:
-        """Check the path `real`, resolved, of a file that need not exist; `name` is its own name in a link to it.
+        """Check the resolved path `real` of a file that may be missing; `name` is the name of a link to it.
 
         Raises `OutsideError`, `RefusedError`.
         """
@@ -115,7 +127,7 @@ class FileRule:
         return open_regular(path, self.roots, lambda real: self.check(real, path.name))
 
     def resolved(self, path: Path) -> Path:
-        """Return the path that `path` leads to; the file need not exist. Raises as `check` does, and `ValueError`."""
+        """Return the path that `path` leads to; the file may be missing. Raises as `check` does, and `ValueError`."""
         if is_remote(str(path)) and not any(path.is_relative_to(root) for root in self.roots or ()):
             raise OutsideError
         real = real_path(path)
@@ -152,24 +164,12 @@ class FileRule:
         return cls(**{**packed, "roots": roots, "own": own, "secrets": secrets})
 
 
-def working_folder() -> Path | None:
-    """Return the working directory as a root; None if it is the home folder, or one that holds it, or a drive's root.
-
-    Desktop programs start their servers there, and everything of the user is below.
-    """
-    try:
-        folder = Path.cwd().resolve()
-    except OSError:  # it was removed
-        return None
-    return None if holds_everything(folder) else folder
-
-
 def holds_everything(folder: Path) -> bool:
     """Return whether a folder is a drive's root or holds the home folder."""
     folder = real_path(folder)
     try:
         return folder.parent == folder or is_inside(Path.home().resolve(), (folder,))
-    except (OSError, RuntimeError):  # nobody knows the home folder
+    except (OSError, RuntimeError):  # the home folder is unknown
         return True
 
 
@@ -197,5 +197,5 @@ def _below(path: Path, roots: Sequence[Path]) -> Iterator[tuple[str, ...]]:
     for root in roots:
         if path.is_relative_to(root):
             yield path.relative_to(root).parts
-        elif (above := next((above for above in (path, *path.parents) if is_same(above, root)), None)) is not None:
-            yield path.relative_to(above).parts
+        elif not CASE_COUNTS:  # the root may have another spelling in the path
+            yield from (path.relative_to(above).parts for above in (path, *path.parents) if is_same(above, root))

@@ -10,6 +10,8 @@ from pathlib import Path
 
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
 _LONGEST_ON_MACOS = 1024
+CASE_COUNTS = sys.platform not in {"darwin", "win32"}
+"""Whether `A` and `a` are two files; otherwise one folder has several spellings."""
 LONGEST_PATH = 4096
 """The longest path of a call, in characters. To resolve one of a million folders would take hours."""
 
@@ -66,18 +68,19 @@ def is_inside(path: Path, roots: Sequence[Path]) -> bool:
     """Return whether `path` lies in one of `roots`, both resolved."""
     if any(path.is_relative_to(root) for root in roots):
         return True
-    # on case-insensitive systems one folder has several spellings
-    return sys.platform in {"darwin", "win32"} and any(
-        is_same(above, root) for above in (path, *path.parents) for root in roots
-    )
+    return not CASE_COUNTS and any(is_same(above, root) for above in (path, *path.parents) for root in roots)
 
 
 def real_path(path: Path) -> Path:
     """Return the absolute path that `path` leads to; a link that leads to itself stays as it is.
 
-    `Path.resolve` raises `RuntimeError` for such a link before Python 3.13.
+    `Path.resolve` raises `RuntimeError` for such a link before Python 3.13. A relative path stays relative if the
+    working directory was removed: it is in no root then.
     """
-    return Path(os.path.realpath(path))
+    try:
+        return Path(os.path.realpath(path))
+    except FileNotFoundError:
+        return path
 
 
 def make_private(path: Path) -> None:

@@ -11,7 +11,7 @@ JOBS, GIVEN = "jobs", "given"
 
 
 def state_folder(environ: Mapping[str, str] = os.environ) -> Path:
-    """Return the folder of `PROMPTMILL_STATE`, else that of the user."""
+    """Return the folder in `PROMPTMILL_STATE`, else the user's."""
     if named := environ.get(VARIABLE):
         return Path(named).expanduser().absolute()
     import platformdirs
