@@ -236,7 +236,7 @@ async def test_a_job_that_costs_more_than_the_operator_set_starts_when_its_user_
         assert not asked, "six dollars at most"
         await call("bulk_generate", **files)
         await ended(call, job_id, "finished")
-        earlier = "What was started without a question costs at most $6.00."
+        earlier = "Earlier calls without a question cost at most $6.00."
         assert asked == [f"This job costs about $0.00, at most $9.00. {earlier} Start it?"], "two rows are answered"
         assert (await call("bulk_generate", **files))["message"] == "The job is finished already."
         await call("bulk_generate", **files, again="all", max_cost=5)

@@ -273,7 +273,7 @@ async def test_the_sum_of_small_calls_is_asked_about(upstream, mode):
             assert await talk.answers(f"{number}") == [f"echo: {number}"]  # two dollars each
         assert user.asked == []
         assert "nothing was sent" in await talk.error("generate", prompt_ls=["one too many"])
-        earlier = "What was started without a question costs at most $6.00."
+        earlier = "Earlier calls without a question cost at most $6.00."
         assert user.asked == [f"This call costs about $0.00, at most $1.00. {earlier} Start it?"]
         assert "nothing was sent" in await talk.error("bulk_generate", prompts=["also too many"])
         user.agrees = True

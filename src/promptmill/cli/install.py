@@ -284,7 +284,7 @@ def _asked_folder(client: Client, *, is_dry: bool) -> Path:
 
 
 def _named_configuration(given: Path | None) -> tuple[Path | None, loading.Configuration]:
-    """Return the configuration file for the entry, and what it holds; None if promptmill finds it from any folder.
+    """Return the configuration file for the entry, and its content; no file if promptmill finds it from any folder.
 
     Raises `PromptmillError` when the file is missing or invalid.
     """
@@ -320,7 +320,7 @@ def client_entry(
     """Return the entry that starts our server in `client`, by absolute paths: desktop programs lack your PATH.
 
     `variables` are names of environment variables that the entry passes on; their values are never written. `folder` is
-    that of `allowed_roots`. Raises `PromptmillError` (`invalid_config`) if the client cannot refer to variables.
+    the one of `allowed_roots`. Raises `PromptmillError` (`invalid_config`) if the client cannot refer to variables.
     """
     script = Path(sys.executable).with_name("promptmill.exe" if sys.platform == "win32" else "promptmill")
     start = [str(script)] if script.is_file() else [sys.executable, "-P", "-m", "promptmill"]

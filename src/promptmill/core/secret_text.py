@@ -2,7 +2,7 @@
 
 `redact` (in `errors`) removes such text from messages, and more: any word after "bearer", the user of any URL. A
 message loses nothing by that. `SecretFinder` decides whether a file may be sent, and a file is not refused for a word:
-what it finds is a private key, or `redact` would remove it and it is random or a password.
+it finds private keys, and those texts for `redact` that are random or passwords.
 
 A file of rows may have gigabytes, so each form has a pattern that begins with a rare letter, which Python's `re` finds
 at memory speed: 0.6 s per gigabyte and pattern, against 14 s for one pattern that begins with any of the prefixes. Only
@@ -41,7 +41,7 @@ _PLACEHOLDER = re.compile(
     r"(?i)(?:your|my|some|the|an?)?[-_ ]*(?:pass(?:word|wd)?|pwd|secret|token|key)\d?|x+|\*+|\.+|%\w"
 )
 
-# The patterns that begin with a rare letter: what may be a `KEY`, a `_BEARER`, a URL with a password, a private key.
+# The patterns that begin with a rare letter, for a `KEY`, a `_BEARER`, a URL with a password, a private key.
 _RUN = rb"[A-Za-z0-9_-]{16}"
 _BEHIND_PREFIX = b"|".join(rb"(?<=%b.)" % name.encode() for name in _PREFIXES)
 _ANCHORS = tuple(
@@ -213,7 +213,7 @@ _ESCAPE = re.compile(rb"\\u00([2-7][0-9A-Fa-f])")
 
 
 def _unescaped(data: bytes) -> bytes:
-    r"""Return JSON with `\/` and `\u002b` as the letters that they stand for: some programs write `/` and `+` so."""
+    r"""Return JSON with `/` and `+` in place of `\/` and `\u002b`, as some programs write them."""
     data = data.replace(b"\\/", b"/")
     if b"\\u00" in data:
         data = _ESCAPE.sub(lambda found: bytes([int(found[1], 16)]), data)

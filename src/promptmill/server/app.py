@@ -112,7 +112,7 @@ def _announce_what_is_there(mcp: FastMCP) -> None:
 def create_server(
     service: Service, *, locked: bool = False, telemetry: Telemetry | None = None, secrets: Iterable[str] = ()
 ) -> FastMCP:
-    """Return the app over `service`, which the caller created and closes. From now on its calls are those of clients.
+    """Return the app over `service`, which the caller created and closes. From now on it restricts files for clients.
 
     `locked` leaves out the tools that change the model of the server, so that only the operator chooses it. `telemetry`
     gets a span for each call of a tool. `secrets` are those of the server besides the keys in configuration and

@@ -1,12 +1,12 @@
 """Questions to the user of a client (MCP elicitation): before a call that may cost much, or that sends files elsewhere.
 
-An agent writes the arguments of a call, but its user's answer comes from the client's program, past the agent.
+An agent writes the arguments of a call, but the client's program returns the user's answer.
 
-In the protocol of 2025 the server sends its question while the call waits. In that of 2026-07-28 the call ends with the
-question (`UnansweredQuestion`), and the client repeats it with the answer.
+In the protocol of 2025 the server sends its question while the call waits. In the protocol of 2026-07-28 the call ends
+with the question (`UnansweredQuestion`), and the client repeats the call with the answer.
 
-A client that has no elicitation cannot be asked: then a cost is not limited by `ask_above_cost`, which is a courtesy,
-and files are not sent, which is a protection.
+Without elicitation, `ask_above_cost` does not limit a client: the operator has `max_cost` for that. Files are not sent:
+nothing else protects them.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _MOST_SESSIONS = 2000  # as many as HTTP has
 
 
 async def is_agreed(ctx: Context, name: str, question: str, title: str) -> bool:
-    """Return whether the user agrees; the client must be `able_to_ask`. `title` labels the box to tick.
+    """Return whether the user agrees. The client must be able to ask; `title` is the label of its box.
 
-    Raises `UnansweredQuestion`. `name` tells the questions of one call apart.
+    `name` distinguishes the questions of one call. Raises `UnansweredQuestion`.
     """
     session, request = ctx.session, None if ctx.request_context is None else ctx.request_context.request
     form = {"type": "object", "properties": {_ANSWER: {"type": "boolean", "title": title, "default": True}}}
@@ -60,13 +60,13 @@ def is_able_to_ask(ctx: Context) -> bool:
 
 
 class Questions:
-    """What the users of a server's clients were asked, and what was started without a question."""
+    """The answers of the users of a server's clients, and the cost of the calls without a question."""
 
     def __init__(self) -> None:
         self._unasked: OrderedDict[str, float] = OrderedDict()
-        """US dollars that each session has spent at most since its user was asked last."""
+        """By session: the highest cost, in US dollars, of the calls without a question since the last question."""
         self._agreed: list[tuple[object, ...]] = []
-        """Endpoints to which the user lets files be sent, with the key and headers."""
+        """Endpoints that may get the text of files, with the key and the headers."""
 
     async def check_endpoint(self, ctx: Context, plan: ResolvedConfig) -> None:
         """Ask before the text of local files goes to an endpoint that a call chose.
@@ -103,17 +103,16 @@ class Questions:
         return CostQuestion(self, ctx, plan, what, min(limits, default=None), _session(ctx))
 
     def add(self, session: str, amount: float) -> float:
-        """Add to what a session has started without a question; return the sum."""
-        sum_ = max(0.0, self._unasked.pop(session, 0.0) + amount)
-        self._unasked[session] = sum_
+        """Add to the cost of a session's calls without a question; return the sum."""
+        total = self._unasked[session] = max(0.0, self._unasked.pop(session, 0.0) + amount)
         if len(self._unasked) > _MOST_SESSIONS:
             self._unasked.popitem(last=False)
-        return sum_
+        return total
 
 
 @dataclass(slots=True)
 class CostQuestion:
-    """The question about one call, and what the call counts for in the sum of its session."""
+    """The question about the cost of one call, and the share of the call in the sum of its session."""
 
     questions: Questions
     ctx: Context
@@ -125,10 +124,10 @@ class CostQuestion:
     counted: float = 0.0
 
     async def approve(self, estimated: float | None, most: float | None) -> None:
-        """Ask the user if this call, with all that was started without a question, may cost more than the amount.
+        """Ask the user if this call and the earlier ones without a question may cost more than `ask_above_cost`.
 
-        `most` is the highest cost, None if it is unknown. `estimated` is None for an unknown price, about which the
-        user is asked only if a call chose the model. Raises `PromptmillError` (`budget`) unless the user agrees.
+        `most` is the highest cost, None if it is unknown. `estimated` is None for an unknown price: then only a model
+        that a call chose leads to a question. Raises `PromptmillError` (`budget`) unless the user agrees.
         """
         amount = self.plan.settings.ask_above_cost
         operators = replace(self.plan, settings=self.plan.operator)
@@ -141,7 +140,7 @@ class CostQuestion:
             self.counted = most
             return
         cost = _words(estimated, most)
-        earlier = f" What was started without a question costs at most {dollars(before)}." if before else ""
+        earlier = f" Earlier calls without a question cost at most {dollars(before)}." if before else ""
         if not await is_agreed(self.ctx, _COST, f"{self.what} costs {cost}.{earlier} Start it?", "Start it"):
             raise PromptmillError(
                 Code.BUDGET,
@@ -151,7 +150,7 @@ class CostQuestion:
         self.questions.add(self.session, -before)
 
     def settle(self, cost: float) -> None:
-        """Count what the call has cost in place of the most that it could have cost."""
+        """Replace the highest cost of the call by its real cost."""
         if self.counted:
             self.questions.add(self.session, cost - self.counted)
             self.counted = 0.0

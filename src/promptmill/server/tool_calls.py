@@ -78,7 +78,7 @@ class CodedToolError(ToolError):
 
 
 class UnansweredQuestion(Exception):  # noqa: N818 (no error: the client asks its user and repeats the call)
-    """The user has to answer before the call goes on; `result` is the result of this one."""
+    """The user has to answer before the call can run; `result` is the result of this one."""
 
     def __init__(self, result: InputRequiredResult) -> None:
         super().__init__()

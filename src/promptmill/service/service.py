@@ -68,7 +68,7 @@ class Service:
         self._closed = False
 
     def serve_clients(self, secrets: Iterable[str] = ()) -> None:
-        """Restrict the files of all calls, before the first one, as those of clients; see `system.call_files`.
+        """Restrict the files of all calls to the rule for clients, see `system.call_files`; before the first call.
 
         `secrets` are those of the server besides the keys in configuration and environment.
         """
@@ -253,8 +253,8 @@ class Service:
     async def run(self, source: Source, sink: Sink, stats: Call, of_job: ResolvedConfig | None = None) -> None:
         """Answer the requests of `source`, without `call_timeout`; `sink` gets the outcomes.
 
-        `of_job` is the plan of a job: another model that was loaded in its place gets none of its rows, because the
-        user may not have allowed files there.
+        `of_job` is the plan of a job: a model that was loaded in its place gets no row, because files may not be
+        allowed there.
 
         Raises `PromptmillError` when the model cannot be loaded or no request can continue.
         """

@@ -1,8 +1,7 @@
 """Keys and passwords in a file of rows, which a call may then not use; `system.call_files` has the reason.
 
-The content is looked at, not the prompts that are made of it: the author of a template could take a key apart. All
-columns count, because a result may show the whole row. The names of columns count, too: a column `password` is what
-password managers export.
+The content is checked, not the prompts: the author of a template could take a key apart. All columns count, because a
+result may show the whole row. The names of columns count, too: password managers export a column `password`.
 
 The beginning is checked before a call returns, so that a refusal is its error and no error quotes a column that is a
 password. The whole content is checked by the run of the job, before its first request.
@@ -40,7 +39,7 @@ def check(files: InputFiles, rule: FileRule, halt: threading.Event | None = None
 
 
 def check_columns(files: InputFiles, rule: FileRule) -> None:
-    """Raise `PromptmillError` (`invalid_input`) if the names of the columns of Parquet are those of secrets."""
+    """Raise `PromptmillError` (`invalid_input`) if a column of Parquet has the name of a secret."""
     if rule.is_guarded and _is_parquet(files):
         _refuse_fields(files, 0, _names_in(ParquetTable(files).schema))
 

@@ -46,6 +46,7 @@ _MOST_VALIDATED = 2  # at a time: each is a process
 _MOST_APART = 8  # steps of jobs at a time, likewise
 _MOST_RUNNERS = 16  # likewise, of a hundred megabytes or more
 _DISK_SHARE = 0.5  # of the free disk, for the rows of one job
+_NAME_ANOTHER = "Name another file."
 Only = Literal["all", "answers", "failed"]
 Approve: TypeAlias = Callable[[float | None, float | None], Awaitable[None]]
 """Gets the estimated and the highest cost of a job, None for an unknown one, and raises to prevent the job."""
@@ -402,7 +403,7 @@ class RunningJobs:
         except OutsideError:
             raise input_error(f"{name} is outside {rule.words}. Use a file inside.") from None
         except RefusedError as error:
-            raise input_error(f"{name} {error}. {OTHERWISE}") from None
+            raise input_error(f"{name} {error}. {OTHERWISE if name == 'input_file' else _NAME_ANOTHER}") from None
         admission.check_name(real)
         kind = row_files.format_by_suffix(real, name)
         if kind not in _FORMATS:  # the user's texts and JSON files are no concern of a caller
