@@ -316,3 +316,31 @@ def test_a_run_that_keeps_earlier_answers_counts_its_own_requests(bench: Any) ->
     assert "  requests  3, 0 of them retries" in bench.run().stdout
     bench.prompts(5)
     assert "  requests  2 in the last run, 5 in all, 0 of them retries" in bench.run().stdout
+
+
+_HUGE = "x" * (6 << 20)
+
+
+@pytest.mark.parametrize("name", ["in.csv", "in.jsonl"])
+def test_a_row_that_is_too_long_with_its_prompt_fails_alone_and_keeps_its_cells(bench: Any, name: str) -> None:
+    rows = [{"id": str(at), "text": text} for at, text in enumerate(("a", _HUGE, "c"))]
+    bench.input = bench.path / name
+    lines = (
+        map(json.dumps, rows) if name == "in.jsonl" else ["id,text", *(f"{row['id']},{row['text']}" for row in rows)]
+    )
+    bench.input.write_text("\n".join([*lines, ""]))
+    said = bench.fail("--prompt", "{{text}}" * 10, code=1)
+    assert "2 answered, 1 failed" in said
+    assert "it is longer than 64 MiB with its prompt" in said
+    written = bench.answers()
+    assert [{name: row[name] for name in ("id", "text")} for row in written] == rows
+    assert [bool(row["answer"]) for row in written] == [True, False, True]
+
+
+def test_a_line_that_is_too_long_says_so_where_a_template_asks_it(bench: Any) -> None:
+    bench.write([{"text": "a"}, {"text": "x" * (64 << 20)}, {"text": "c"}])
+    said = bench.fail("--prompt", "Say {{text}}", code=1)
+    assert "line 2: it is longer than 64 MiB." in said
+    failed = bench.answers()[1]
+    assert "line 2: it is longer than 64 MiB." in failed["error"]["message"]
+    assert not any("problem" in field for field in failed), "fields of the input and of the answer alone"

@@ -15,14 +15,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any, TypeVar
 
 from promptmill.answering.cached import AnswerCache, CachedAnswers, SameRequests, path_of
 from promptmill.answering.costs import BudgetedAnswers, price_of, unknown_price
 from promptmill.answers.checker import Checker
 from promptmill.answers.reasoning import split_marked
-from promptmill.answers.schema import AnswerSchema, Choices, SchemaCache
+from promptmill.answers.schema import AnswerSchema, Choices, SchemaCache, choices_of
 from promptmill.backends.protocol import NO_USAGE, Answer, Backend, Call, Completion, Failure, Outcome, Share, sum_of
 from promptmill.config.backends import BACKENDS
 from promptmill.config.resolved_config import ResolvedConfig
@@ -31,7 +30,7 @@ from promptmill.core.money import Budget
 from promptmill.core.request import Conversation, Message, Request, Sampling
 
 T = TypeVar("T")
-_OURS = frozenset({"reasoning"})  # promptmill applies these itself, for every backend
+_OURS = frozenset({"reasoning", "choices"})  # promptmill applies these itself, for every backend
 _MOST_SAMPLINGS = 128  # each may hold a schema of a megabyte
 _LONG = 1 << 16  # characters; the marks of reasoning in longer texts are searched for in a thread
 _LONGEST_QUOTED = 1 << 17  # characters of a wrong answer that are sent back to the model
@@ -303,14 +302,12 @@ class _StructuredAnswers:
 
 
 def _with_schema(sampling: Sampling) -> tuple[Sampling, Choices]:
-    """Return the parameters that request one of the choices of `sampling` by a schema."""
-    made = _choices_of(tuple(sampling.choices or ()))
-    return sampling.model_copy(update={"choices": None, "response_format": made.response_format}), made
+    """Return the parameters that request one of the choices of `sampling` by a schema, too.
 
-
-@lru_cache(maxsize=_MOST_SAMPLINGS)  # rows with parameters of their own have equal choices
-def _choices_of(choices: tuple[str, ...]) -> Choices:
-    return Choices(choices)
+    An engine constrains its answer to `choices` itself; other backends read only `response_format`.
+    """
+    made = choices_of(tuple(sampling.choices or ()))
+    return sampling.model_copy(update={"response_format": made.response_format}), made
 
 
 async def _check(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self, TypeAlias
 
 from promptmill.answers.reasoning import CHANNEL_MARKS, TAGS, answer_so_far, split_channels, split_reasoning
+from promptmill.answers.schema import Choices
 from promptmill.backends.engines.submission import special_tokens
 from promptmill.backends.engines.tool_use import ToolUse
 from promptmill.core.errors import PromptmillError
@@ -36,6 +37,8 @@ class GrowingAnswer:
     thinks: bool = False  # the prompt ends inside reasoning
     inline: bool = False  # reasoning stays in the answer's text
     tools: ToolUse | None = None
+    choices: Choices | None = None
+    """Set if the prompt ends with `Choices.OPENING`, and the model writes one of the endings."""
     logprobs: list[dict[str, Any]] | None = None
     """The log probabilities of its tokens, if requested."""
     top_logprobs: int = 0
@@ -44,7 +47,7 @@ class GrowingAnswer:
     tokens: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     text: str | None = None
-    """The answer up to a stop string; None until one occurs."""
+    """The answer, once a stop string or the only possible choice ends it before its last token does."""
     mishaps: int = 0
     answered: bool = False
     started: float | None = None
@@ -72,7 +75,9 @@ class GrowingAnswer:
     def accept(self, token: int) -> bool:
         """Take the next token; return whether the answer is complete with it."""
         self.tokens.append(token)
-        if self.stops:
+        if self.choices is not None:
+            self.text = self.choices.completed(self.texts.decode(self.tokens).rstrip(BROKEN))
+        elif self.stops:
             self.text = _text_before_stop(self.tokens, self.stops, self.texts.decode)
         if token in self.ends or self.text is not None:
             self.finish_reason = "stop"
@@ -85,7 +90,7 @@ class GrowingAnswer:
         text = self.text
         ended = bool(self.tokens) and self.tokens[-1] in self.ends
         if text is None:
-            text = _whole_text(self.tokens[:-1] if ended else self.tokens, self.texts.decode)
+            text = self._written(self.tokens[:-1] if ended else self.tokens)
         found = answer_parts(text, self._split, self.tools, inline=self.inline)
         parts = outcome_fields(
             found,
@@ -97,6 +102,10 @@ class GrowingAnswer:
         )
         return self._address() | parts
 
+    def _written(self, tokens: Sequence[int]) -> str:
+        opening = "" if self.choices is None else self.choices.OPENING
+        return opening + _whole_text(tokens, self.texts.decode)
+
     def _split(self, text: str) -> tuple[str | None, str]:
         return self.texts.split(text, opened=self.thinks)
 
@@ -105,7 +114,7 @@ class GrowingAnswer:
         if not self.live or (now := time.monotonic()) - self.shown_at < PREVIEW_EVERY_S:
             return None
         self.shown_at = now
-        text = _whole_text(self.tokens, self.texts.decode)
+        text = self._written(self.tokens)
         answer = text if self.inline else answer_so_far(self._split(text)[1])
         return {"type": "preview", "run": self.run, "id": self.number, "text": answer} if answer else None
 

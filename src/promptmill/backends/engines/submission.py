@@ -9,12 +9,16 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from warnings import catch_warnings, simplefilter
 
+from promptmill.answers.reasoning import opens_reasoning
+from promptmill.answers.schema import Choices, choices_of
 from promptmill.backends.engines.chat_template import NO_TEMPLATE
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.wording import shape
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from promptmill.backends.engines.tool_use import ToolUse
 
 CHARACTERS_PER_TOKEN = 16
 """An upper bound: a text with more characters per token of context is measured by its beginning only."""
@@ -96,6 +100,16 @@ def template_options(
         elif value is not False:  # a model without that switch does not think anyway
             left_out.append(name)
     return {"add_generation_prompt": True, **options}
+
+
+def choices_after(prompt: str, sampling: Mapping[str, Any], tools: ToolUse | None) -> Choices | None:
+    """Return the choices of a request if its answer may begin with `Choices.OPENING` right after `prompt`; else None.
+
+    An answer that begins with reasoning, or that may call tools, is constrained or checked by its `response_format`.
+    """
+    if not sampling.get("choices") or tools is not None or opens_reasoning(prompt):
+        return None
+    return choices_of(tuple(sampling["choices"]))
 
 
 def is_known_format(wanted: Mapping[str, Any] | None) -> bool:

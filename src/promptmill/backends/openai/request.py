@@ -131,7 +131,8 @@ class RequestEncoder:
         # extra parameters go first, as in the `openai` package's `extra_body`
         given = {name: value for name, value in extra.items() if name not in _OURS}
         ours = sampling.given()
-        ours.pop("reasoning", None)  # an instruction for reading the answer, not for the endpoint
+        for name in ("reasoning", "choices"):  # how to read the answer; `response_format` requests the choices
+            ours.pop(name, None)
         if not isinstance(template := given.get("chat_template_kwargs") or {}, Mapping):
             raise PromptmillError(
                 Code.INVALID_INPUT, f"`chat_template_kwargs` is {shape(template)}.", "Send an object, or leave it out."

@@ -91,7 +91,7 @@ def spool(
             for line in lines:
                 if halt is not None and halt.is_set():
                     raise HaltedError
-                size += out.write(line + b"\n")
+                size += out.write(_fitting(line) + b"\n")
                 if most_bytes is not None and size > most_bytes:
                     raise _too_large(most_bytes)
                 count += 1
@@ -103,6 +103,19 @@ def spool(
         raise
     disk.sync_folder(target.parent)
     return count
+
+
+def _fitting(line: bytes) -> bytes:
+    """Return `line`; in place of one that no reader takes, a failure with its row."""
+    if len(line) <= LONGEST_LINE:
+        return line
+    problem = orjson.dumps({rows.PROBLEM: f"it {TOO_LONG} with its prompt."})
+    row = rows.row_of(line)
+    if row.startswith(b"["):
+        row = _as_json(cells_of(line))
+    if row is line or len(problem) + len(row) >= LONGEST_LINE:
+        row = b"[]" if row.startswith(b"[") else b"{}"
+    return rows.with_row(problem, row)
 
 
 def discard(target: Path) -> None:
@@ -142,7 +155,7 @@ def objects_in(path: Path, encoding: str | None = None, *, strict: bool = False)
             return
         for number, line in enumerate(_json_lines(files), 1):
             if line.strip():
-                value = rows.load(line, f"line {number}")
+                value = rows.load(rows.question(line), f"line {number}")
                 if isinstance(value, dict) and rows.PROBLEM in value:
                     raise input_error(f"line {number}: {value[rows.PROBLEM]}")
                 yield value if isinstance(value, dict) else {"row": value}
@@ -331,6 +344,10 @@ def _kept(row: CellRow, asked: list[tuple[int, str]], question: Mapping[str, Any
     for at, name in asked:
         if at < len(row.cells) and question.get(name) is row.cells[at]:
             cells[at] = [name]
+    return _as_json(cells)
+
+
+def _as_json(cells: list[Any]) -> bytes:
     try:
         return orjson.dumps(cells)
     except TypeError:  # not UTF-8
@@ -469,7 +486,7 @@ def _text_lines(stream: IO[bytes]) -> Iterator[bytes]:
         if len(line) > LONGEST_LINE:
             while line and not line.endswith(b"\n"):
                 line = stream.readline(_BLOCK)
-            line = orjson.dumps({rows.PROBLEM: f"it {TOO_LONG}."})
+            line = rows.with_row(orjson.dumps({rows.PROBLEM: f"it {TOO_LONG}."}), b"{}")
         yield (line.removeprefix(rows.BOM) if first else line).removesuffix(b"\n")
         first = False
 

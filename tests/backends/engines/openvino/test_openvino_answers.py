@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 
+import jsonschema
 import pytest
 
 from promptmill.core.errors import PromptmillError
+from shapes import SHAPES
 from waiting import until
 
 pytest.importorskip("openvino_genai")
@@ -36,11 +38,18 @@ def _of_lengths(*lengths):
 
 
 def _held(wanted):
-    """Return the schema that the pipeline is given, and whether a warning tells that it is not all."""
-    from promptmill.backends.engines.openvino.prompt import Grammars
+    """Return the form and text of the grammar that the pipeline is given, and whether it omits parts of the schema."""
+    from promptmill.backends.engines.openvino.grammars import Grammars
 
     warnings: list[str] = []
-    return json.loads(Grammars().of(wanted, warnings)), bool(warnings)
+    grammar = Grammars().of_schema(wanted, warnings)
+    return grammar.form, grammar.text, bool(warnings)
+
+
+def _strict(wanted):
+    from promptmill.backends.engines.openvino.strict_json import StrictJson
+
+    return "grammar", StrictJson(wanted).text
 
 
 @pytest.mark.parametrize(
@@ -48,25 +57,42 @@ def _held(wanted):
     [
         CITY,
         _of_lengths(10, 20, 30),
-        {"type": "array", "items": {"type": "string", "pattern": "^[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}$"}},
-        {"type": "object", "properties": {f"f{i}": {"type": "string"} for i in range(200)}},
+        _of_lengths(*[80] * 50),
+        _of_lengths(300, 10_000),
         {"properties": {"pattern": {"type": "string"}, "maxLength": {"const": {"maxLength": 9_999}}}},
         {"enum": [f"value {i}" for i in range(4_000)]},
+        {"type": "array", "items": {"type": "string", "pattern": "^[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}$"}},
     ],
 )
-def test_a_schema_that_is_soon_compiled_is_held_to_whole(wanted):
-    assert _held(wanted) == (wanted, False)
+def test_a_schema_that_is_soon_compiled_is_held_to_whole_and_without_white_space(wanted):
+    assert _held(wanted) == (*_strict(wanted), False)
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"type": "string", "format": "date"},
+        {"type": "object", "properties": {f"f{i}": {"type": "string"} for i in range(200)}},
+    ],
+)
+def test_openvinos_own_grammar_holds_to_formats_and_to_many_optional_fields(wanted):
+    form, text, omits = _held(wanted)
+    assert (form, json.loads(text), omits) == ("json_schema", wanted, False)
 
 
 def test_lengths_and_patterns_that_take_long_are_left_to_the_check_of_the_answer():
-    held, told = _held(_of_lengths(*range(1, 51)))
-    assert told
-    lengths = [field.get("maxLength") for field in held["properties"].values()]
-    assert lengths == [*range(1, 14), *[None] * 37], "the short ones cost little"
+    wanted = _of_lengths(*range(1, 51))
+    for field in list(wanted["properties"].values())[13:]:
+        del field["maxLength"]  # the short ones cost little
+    assert _held(_of_lengths(*range(1, 51))) == (*_strict(wanted), True)
+    assert _held({"type": "string", "pattern": "^(([a-z]{1,50} ){1,50};){1,50}$"}) == (
+        *_strict({"type": "string"}),
+        True,
+    )
     for limit in ({"maxLength": 500}, {"minLength": 500}, {"pattern": "^(([a-z]{1,50} ){1,50};){1,50}$"}):
-        assert _held({"type": "string", **limit}) == ({"type": "string"}, True)
-        names = {"propertyNames": {"type": "string", **limit}}
-        assert _held({"type": "object", **names}) == ({"type": "object", "propertyNames": {"type": "string"}}, True)
+        form, text, omits = _held({"type": "object", "propertyNames": {"type": "string", **limit}})
+        assert (form, json.loads(text)) == ("json_schema", {"type": "object", "propertyNames": {"type": "string"}})
+        assert omits
 
 
 @pytest.mark.parametrize(
@@ -96,6 +122,28 @@ def test_an_answer_follows_a_json_schema(desk, engine):
     answer = json.loads(text)
     assert set(answer) == {"city", "old"}
     assert answer["city"] in {"Paris", "Rome"}
+
+
+def test_no_white_space_fills_an_answer_until_its_limit(desk, engine):
+    tags = {"type": "array", "items": {"type": "string", "maxLength": 12}, "minItems": 1, "maxItems": 3}
+    fields = {"name": {"type": "string", "maxLength": 20}, "tags": tags, "score": {"type": "integer", "maximum": 5}}
+    wanted = {"type": "object", "properties": fields, "required": [*fields], "additionalProperties": False}
+    prompts = [f"Review {name}'s book." for name in ("Ada", "Bob", "Carla", "Dmitri")]
+    texts = desk.texts(engine, prompts, max_tokens=100, response_format=schema(wanted))
+    assert [set(json.loads(text)) for text in texts] == [set(fields)] * 4, "half of them were blank lines"
+    assert "\n" not in "".join(texts)
+
+
+@pytest.mark.thorough
+def test_every_answer_that_ends_satisfies_its_schema(desk, engine):
+    formats = tuple(schema(shape.schema) for shape in SHAPES)
+    outcomes = desk.ask(engine, ["x"] * len(SHAPES), max_tokens=160, temperature=1.0, seed=7, response_format=formats)
+    ended = [
+        (shape, outcome) for shape, outcome in zip(SHAPES, outcomes, strict=True) if outcome.finish_reason == "stop"
+    ]
+    for shape, outcome in ended:
+        jsonschema.validate(json.loads(outcome.text), shape.schema)
+    assert len(ended) > 180, "the others are cut off inside a text without a limit"
 
 
 @pytest.mark.thorough

@@ -75,6 +75,16 @@ def test_an_answer_is_shown_while_it_grows_to_whoever_wants_that(desk, vllm):
     assert outcome.usage.completion_tokens == 60
 
 
+def test_choices_complete_the_beginning_of_the_answer_in_the_prompt(desk, vllm):
+    prompts = ["Is this positive or negative? I love it!", "Is this positive or negative? I hate it."]
+    outcomes = desk.ask(vllm, prompts, max_tokens=2, choices=["positive", "negative"])
+    assert {json.loads(outcome.text)["answer"] for outcome in outcomes} <= {"positive", "negative"}
+    assert [(outcome.finish_reason, outcome.usage.completion_tokens) for outcome in outcomes] == [("stop", 2)] * 2
+    (cut,) = desk.ask(vllm, ["Which?"], max_tokens=1, choices=["a very long label", "a very long text"])
+    assert cut.finish_reason == "length"
+    assert cut.text.startswith('{"answer": "a')
+
+
 def test_an_answer_that_is_cut_says_so(desk, vllm):
     (outcome,) = desk.ask(vllm, ["Hi!"], ENDLESS, max_tokens=5)
     assert outcome.finish_reason == "length"

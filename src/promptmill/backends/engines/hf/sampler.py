@@ -11,7 +11,7 @@ import copy
 import json
 import math
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from promptmill.answers.reasoning import closes_reasoning
-from promptmill.answers.schema import schema_of
+from promptmill.answers.schema import Choices, schema_of
 from promptmill.core.errors import Code, PromptmillError, first_line
 from promptmill.system.installation import adding
 
@@ -186,6 +186,7 @@ class AnswerMasks:
         self._ends = sorted(ends)
         self._vocabulary: Any = None
         self._grammars: OrderedDict[str, str] = OrderedDict()
+        """Compiled grammars by their sources: JSON schemas, and lists of choices."""
 
     def of(self, wanted: Mapping[str, Any] | None, *, thinks: bool) -> AnswerMask | None:
         """Return the mask for an answer in the `response_format` `wanted`; None if it is not JSON.
@@ -196,6 +197,19 @@ class AnswerMasks:
         schema = schema_of(wanted)
         if schema is None:
             return None
+        content = json.dumps(schema)
+        return self._mask(
+            json.dumps(schema, sort_keys=True),
+            lambda matcher: matcher.grammar_from_json_schema(content, overrides=_OVERRIDES),
+            waits=thinks,
+        )
+
+    def of_choices(self, choices: Choices) -> AnswerMask:
+        """Return the mask for the rest of an answer whose beginning is `choices.OPENING`. Raises as `of` does."""
+        alternatives = " | ".join(json.dumps(ending, ensure_ascii=False) for ending in choices.endings)
+        return self._mask(alternatives, lambda matcher: matcher.grammar_from_lark(f"start: {alternatives}"))
+
+    def _mask(self, source: str, make: Callable[[Any], str], *, waits: bool = False) -> AnswerMask:
         try:
             from llguidance import LLMatcher
         except ImportError:
@@ -206,23 +220,16 @@ class AnswerMasks:
             ) from None
         if self._vocabulary is None:
             self._vocabulary = _vocabulary(self._tokenizer, self._ends)
-        grammar = self._grammar(schema, LLMatcher)
+        if (grammar := self._grammars.get(source)) is None:
+            grammar = make(LLMatcher)
+            if problem := LLMatcher.validate_grammar(grammar, self._vocabulary):
+                raise _not_held(problem)
+            if len(self._grammars) >= _MOST_GRAMMARS:
+                self._grammars.popitem(last=False)
+            self._grammars[source] = grammar
+        self._grammars.move_to_end(source)
         matcher = LLMatcher(self._vocabulary, grammar, log_level=0)
-        return AnswerMask(matcher, self._vocabulary.vocab_size, self._ends, self._tokenizer, waits=thinks)
-
-    def _grammar(self, schema: Mapping[str, Any], matcher: Any) -> str:
-        """Return the grammar of `schema`, compiled once. Raises `PromptmillError` (`unsupported`)."""
-        content = json.dumps(schema, sort_keys=True)
-        if (known := self._grammars.get(content)) is not None:
-            self._grammars.move_to_end(content)
-            return known
-        grammar: str = matcher.grammar_from_json_schema(json.dumps(schema), overrides=_OVERRIDES)
-        if problem := matcher.validate_grammar(grammar, self._vocabulary):
-            raise _not_held(problem)
-        if len(self._grammars) >= _MOST_GRAMMARS:
-            self._grammars.popitem(last=False)
-        self._grammars[content] = grammar
-        return grammar
+        return AnswerMask(matcher, self._vocabulary.vocab_size, self._ends, self._tokenizer, waits=waits)
 
 
 def _vocabulary(tokenizer: Any, ends: list[int]) -> Any:
@@ -249,7 +256,7 @@ def _not_held(problem: str) -> PromptmillError:
 
 
 class AnswerMask:
-    """The token mask of one answer: allows only tokens that can still lead to JSON of the schema."""
+    """The token mask of one answer: allows only tokens that can still lead to a text of its grammar."""
 
     def __init__(self, matcher: Any, known: int, ends: list[int], tokenizer: Any, *, waits: bool) -> None:
         """`known` is the number of tokens that the matcher knows."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 TAKES = frozenset(
     {
         *("temperature", "top_p", "top_k", "min_p", "seed", "max_tokens", "stop", "response_format", "reasoning"),
-        *("presence_penalty", "frequency_penalty", "repetition_penalty"),
+        *("presence_penalty", "frequency_penalty", "repetition_penalty", "choices"),
     }
 )
 """The sampling parameters that this engine maps."""
@@ -99,6 +99,9 @@ class SequenceBuilder:
         if tools is not None:
             options["tools"] = tools.offered
         text, special = self._prompt_text(message["messages"], options, warnings)
+        thinks = opens_reasoning(text)
+        if (choices := submission.choices_after(text, sampling, tools)) is not None:
+            text += choices.OPENING
         stops, ends = submission.split_stops(sampling.get("stop") or (), self._special, warnings)
         if not message["extra"].get("ignore_eos"):
             ends |= self._model.ends
@@ -116,9 +119,8 @@ class SequenceBuilder:
         tokens, image_inputs = self._encode(text, message, special=special)
         limit = self._limit(longest, len(tokens))
         choice.constraints = self._model.constraints.processors_for(tokens, limit)
-        thinks = opens_reasoning(text)
         wanted = tools.response_format if tools else sampling.get("response_format")
-        choice.mask = self._masks.of(wanted, thinks=thinks)
+        choice.mask = self._masks.of(wanted, thinks=thinks) if choices is None else self._masks.of_choices(choices)
         top_logprobs = submission.wanted_logprobs(message["extra"])
         return RunningSequence.of(
             message,
@@ -131,6 +133,7 @@ class SequenceBuilder:
             image_inputs=image_inputs,
             stops=stops,
             thinks=thinks,
+            choices=choices,
             logprobs=None if top_logprobs is None else [],
             top_logprobs=top_logprobs or 0,
             warnings=warnings,

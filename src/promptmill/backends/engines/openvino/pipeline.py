@@ -6,7 +6,7 @@
 
 The loop keeps `Model.rows` rows in the pipeline, and up to as many again, so that a call without any gets a place at
 once. It reads the new tokens after each step and stops rows at stop strings, which the pipeline does not know. A failed
-step breaks the pipeline, so its rows start over in a new one. A row whose schema was used for the first time is taken
+step breaks the pipeline, so its rows start over in a new one. A row whose grammar was used for the first time is taken
 for the cause and gets the error; so is a row that took part in `_MISHAPS` failed steps.
 """
 
@@ -35,6 +35,7 @@ from promptmill.backends.engines.growing_answer import GrowingAnswer, logprob_en
 from promptmill.backends.engines.hardware import check_memory
 from promptmill.backends.engines.model_loading import load_failure
 from promptmill.backends.engines.openvino.gguf_file import GGUFFile, NotReadableError
+from promptmill.backends.engines.openvino.grammars import Grammar
 from promptmill.backends.engines.openvino.location import ADVICE, WITH_IMAGES
 from promptmill.backends.engines.submission import pictures, too_long
 from promptmill.core.errors import Code, PromptmillError, input_error, redact
@@ -184,8 +185,8 @@ class Row(GrowingAnswer):
     sight: Sight | None = None
     counted: int | None = None
     """The number of prompt tokens including images, once the pipeline has reported it."""
-    schema: str | None = None
-    """The JSON schema that constrains its answer."""
+    grammar: Grammar | None = None
+    """The constraint of its answer."""
     handle: Any = None
     """`openvino_genai.GenerationHandle` while it runs."""
 
@@ -243,8 +244,8 @@ class Decoder:
         self._channel = channel
         self._running: list[Row] = []
         self._numbers = 0
-        self._good_schemas: set[str] = set()
-        self._bad_schemas: dict[str, PromptmillError] = {}
+        self._good_grammars: set[Grammar] = set()
+        self._bad_grammars: dict[Grammar, PromptmillError] = {}
 
     def run(self) -> NoReturn:
         """Work until the process ends."""
@@ -268,7 +269,7 @@ class Decoder:
         self._running = [row for row in self._running if not self._waiting.is_cancelled(row.run)]
 
     def _admit(self) -> None:
-        """Add the next rows to the pipeline. A row with a new schema is added last: a bad schema breaks the step."""
+        """Add the next rows to the pipeline. A row with a new grammar is added last: a bad one breaks the step."""
         while not any(self._is_on_trial(row) for row in self._running):
             running = Counter(row.run for row in self._running)
             free = self._model.rows - len(self._running)
@@ -276,7 +277,7 @@ class Decoder:
             if row is None:
                 return
             row.started = row.started or time.monotonic()
-            if row.schema is not None and (error := self._bad_schemas.get(row.schema)) is not None:
+            if row.grammar is not None and (error := self._bad_grammars.get(row.grammar)) is not None:
                 self._answer(row, row.failure(error))
                 continue
             self._numbers += 1
@@ -293,7 +294,7 @@ class Decoder:
                 return  # encoding images takes long, and the other rows wait for their next token
 
     def _is_on_trial(self, row: Row) -> bool:
-        return row.schema is not None and row.schema not in self._good_schemas
+        return row.grammar is not None and row.grammar not in self._good_grammars
 
     def _read(self, row: Row) -> bool:
         """Read a row's new tokens after a step; return whether the row is finished."""
@@ -319,8 +320,8 @@ class Decoder:
         return True
 
     def _read_tokens(self, row: Row) -> None:
-        if row.schema is not None:
-            self._good_schemas.add(row.schema)
+        if row.grammar is not None:
+            self._good_grammars.add(row.grammar)
         for output in row.handle.read().values():
             for token, logprob in zip(output.generated_ids, output.generated_log_probs, strict=True):
                 if row.logprobs is not None:
@@ -346,8 +347,8 @@ class Decoder:
                 continue
             row.handle, row.tokens = None, []
             row.logprobs = None if row.logprobs is None else []
-            if row in on_trial and row.schema is not None:
-                self._bad_schemas[row.schema] = failure = _bad_schema(error)
+            if row in on_trial and row.grammar is not None:
+                self._bad_grammars[row.grammar] = failure = _bad_grammar(error)
                 self._answer(row, row.failure(failure))
                 continue
             row.mishaps += not on_trial
@@ -358,7 +359,7 @@ class Decoder:
         self._model.renew()
 
 
-def _bad_schema(error: Exception) -> PromptmillError:
+def _bad_grammar(error: Exception) -> PromptmillError:
     said = re.search(r"\.cc:\d+: (.+)", str(error))  # xgrammar puts a source location first
     reason = redact(said[1])[:200].rstrip(".") if said else _last_sentence(error)
     return input_error(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -18,15 +17,15 @@ from promptmill.backends.engines import submission, tool_use
 from promptmill.backends.engines.chat_template import ChatTemplate, prompt_text, text_turn
 from promptmill.backends.engines.growing_answer import Texts
 from promptmill.backends.engines.model_loading import load_failure
+from promptmill.backends.engines.openvino.grammars import Grammar, Grammars
 from promptmill.backends.engines.openvino.pipeline import Model, Row, Sight
 from promptmill.backends.engines.tool_use import ToolReader
-from promptmill.core.errors import PromptmillError, input_error
 from promptmill.system.frames import Frame
 
 TAKES = frozenset(
     {
         *("temperature", "top_p", "top_k", "min_p", "seed", "max_tokens", "stop", "response_format", "reasoning"),
-        *("presence_penalty", "frequency_penalty", "repetition_penalty"),
+        *("presence_penalty", "frequency_penalty", "repetition_penalty", "choices"),
     }
 )
 """The sampling parameters that this engine maps."""
@@ -36,16 +35,6 @@ _NO_LIMIT = 2**64 - 1
 _UNLIMITED = 2**63  # larger values among OpenVINO's defaults mean "not set"
 _SEEDS = 2**32
 
-# OpenVINO compiles a grammar inside a step; all rows wait for it, and it cannot be interrupted. Measured on one core
-# with a vocabulary of 49,152 tokens: a length or counted repeat that unrolls to 100 places takes 1.1 s, to 500 or more
-# 3.5 s; 800 optional properties take 6 s, 2,500 take 77 s; 240 KB of required properties take 0.8 s.
-_MOST_WORK = 100  # hundredths of a second of one core
-_MOST_OF_A_LENGTH = 350
-_SQUARES_PER_WORK = 1000
-_CHARACTERS_PER_WORK = 3000
-_MOST_GRAMMARS = 64
-_MAPS_OF_SCHEMAS = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
-_VALUES = frozenset({"enum", "const", "default", "examples"})
 _TAG = re.compile("<ov_genai_(?:image|video)_[0-9]+>")
 _SEEN = re.compile("image|img|vision|video|audio", re.IGNORECASE)  # in names of special tokens
 _WORD = "promptmillword"  # a word that no template contains
@@ -84,13 +73,18 @@ class PromptBuilder:
             wanted = tools.response_format
         if not submission.is_known_format(wanted):
             left_out.append("response_format")
-        found = schema_of(wanted)
-        schema = None if found is None else self._grammars.of(found, warnings)
         top_logprobs = submission.wanted_logprobs(extra)
         if top_logprobs:
             left_out.append("top_logprobs")  # OpenVINO reports the chosen token only
         submission.warn_of_left_out(left_out, "openvino", warnings)
         text, special = self._prompt_text(message["messages"], options, warnings)
+        choices = submission.choices_after(text, sampling, tools)
+        grammar = None
+        if choices is not None:
+            text += choices.OPENING
+            grammar = self._grammars.of_choices(choices)
+        elif (schema := schema_of(wanted)) is not None:
+            grammar = self._grammars.of_schema(schema, warnings)
         stops, ends = submission.split_stops(sampling.get("stop") or (), self._model.tokenizer.special, warnings)
         longest = submission.longest_answer(sampling, extra)
         if self._refuse:
@@ -102,7 +96,7 @@ class PromptBuilder:
             sight = Sight(text, message.get("images", ()))
             text = self._tags.bare(text, len(sight.images))
         tokens = self._encode(text, sight, special=special)
-        config = self._config(sampling, schema, ends)
+        config = self._config(sampling, grammar, ends)
         config.logprobs = int(top_logprobs is not None)
         limit = self._limit(longest or config.max_new_tokens, len(tokens))
         # only the pipeline knows the tokens of images, so it limits the total length; the row limits its answer
@@ -118,11 +112,12 @@ class PromptBuilder:
             ends=ends,
             stops=stops,
             thinks=opens_reasoning(text),
+            choices=choices,
             logprobs=None if top_logprobs is None else [],
             warnings=warnings,
             config=config,
             sight=sight,
-            schema=schema,
+            grammar=grammar,
         )
 
     def _has_switch(self, name: str) -> bool:
@@ -158,7 +153,7 @@ class PromptBuilder:
         most = submission.DEFAULT_MAX_TOKENS if wanted > _UNLIMITED else wanted
         return most if self._model.context is None else min(most, self._model.context - used)
 
-    def _config(self, sampling: Mapping[str, Any], schema: str | None, ends: frozenset[int]) -> Any:
+    def _config(self, sampling: Mapping[str, Any], grammar: Grammar | None, ends: frozenset[int]) -> Any:
         """Return the generation settings: the request's, else the model's generation defaults."""
         config = self._model.defaults()
         drawing = submission.draws(sampling, by_default=config.do_sample)
@@ -181,119 +176,9 @@ class PromptBuilder:
         config.stop_token_ids = set(ends)
         config.eos_token_id = min(ends, default=min(self._model.ends, default=0))
         config.structured_output_config = (
-            None if schema is None else openvino_genai.StructuredOutputConfig(json_schema=schema)
+            None if grammar is None else openvino_genai.StructuredOutputConfig(**{grammar.form: grammar.text})
         )
         return config
-
-
-class Grammars:
-    """Reduces JSON schemas to the part whose grammar OpenVINO compiles within about a second."""
-
-    def __init__(self) -> None:
-        self._known: OrderedDict[str, tuple[str, bool]] = OrderedDict()
-
-    def of(self, wanted: Mapping[str, Any], warnings: list[str]) -> str:
-        """Return `wanted` as JSON, without lengths and patterns that take too long to compile; warn about these.
-
-        Complete answers are validated against all of `wanted`. Raises `PromptmillError` (`invalid_input`) for a schema
-        that still takes too long.
-        """
-        text = json.dumps(wanted)
-        if text not in self._known:
-            if len(self._known) >= _MOST_GRAMMARS:
-                self._known.popitem(last=False)
-            self._known[text] = _within_reach(text)
-        self._known.move_to_end(text)
-        schema, whole = self._known[text]
-        if not whole:
-            warnings.append(
-                "The openvino backend generates answers without the longest `minLength`, `maxLength` and `pattern` of "
-                "this schema, whose grammar takes too long to compile; the answers are checked against them."
-            )
-        return schema
-
-
-def _within_reach(text: str) -> tuple[str, bool]:
-    """Return the part of the schema `text` that compiles in time, and whether it is the whole schema."""
-    schema = json.loads(text)
-    work = len(text) / _CHARACTERS_PER_WORK
-    limits: dict[tuple[Any, ...], list[dict[str, Any]]] = {}  # equal limits are compiled once
-    for node in _schemas(schema):
-        properties, required = node.get("properties"), node.get("required")
-        if isinstance(properties, dict):
-            names = {name for name in required if isinstance(name, str)} if isinstance(required, list) else ()
-            optional = len(properties.keys() - names)
-            work += optional**2 / _SQUARES_PER_WORK
-            if work > _MOST_WORK:
-                raise _too_much(f"{optional:,} optional properties")
-        if isinstance(named := node.get("patternProperties"), dict):
-            work += sum(map(_repeats, named))
-        for keywords in (("minLength", "maxLength"), ("pattern",)):
-            if any(word in node for word in keywords):
-                limits.setdefault(tuple(str(node.get(word)) for word in keywords), []).append(node)
-    if work > _MOST_WORK:
-        raise _too_much(f"{len(text):,} characters, or long patterns of property names")
-    whole = True
-    for limit, nodes in sorted(limits.items(), key=lambda entry: _work_of(entry[0])):
-        work += _work_of(limit)
-        if work > _MOST_WORK:
-            whole = False
-            for node in nodes:
-                for word in ("minLength", "maxLength") if len(limit) == 2 else ("pattern",):
-                    node.pop(word, None)
-    return (text if whole else json.dumps(schema)), whole
-
-
-def _schemas(schema: Any) -> Iterator[dict[str, Any]]:
-    """Yield `schema` and all schemas inside it."""
-    left = [schema]
-    while left:
-        node = left.pop()
-        if isinstance(node, list):
-            left += node
-        elif isinstance(node, dict):
-            yield node
-            for key, value in node.items():
-                if key in _MAPS_OF_SCHEMAS and isinstance(value, dict):
-                    left += value.values()
-                elif key not in _VALUES:
-                    left.append(value)
-
-
-def _work_of(limit: tuple[str, ...]) -> int:
-    if len(limit) == 1:
-        return _repeats(limit[0])
-    return min(_MOST_OF_A_LENGTH, max((int(number) for number in limit if number.isdecimal()), default=0))
-
-
-def _repeats(pattern: str) -> int:
-    """Return the number of places to which a pattern's counted repeats unroll; nested repeats multiply."""
-    groups, last, in_class = [0], 0, False
-    for piece in re.findall(r"\\.|\{\d+(?:,\d*)?\}|.", pattern, re.DOTALL):
-        if in_class:
-            in_class, last = piece != "]", 0
-        elif piece == "[":
-            in_class = True
-        elif piece == "(":
-            groups.append(0)
-        elif piece == ")" and len(groups) > 1:
-            last = groups.pop()
-            groups[-1] += last
-        elif len(piece) > 2 and piece[0] == "{":
-            count = max(int(number[:10]) for number in piece[1:-1].split(",") if number)
-            unrolled = min(count * max(1, last), 10**9)
-            groups[-1] += unrolled - last
-            last = unrolled
-        else:
-            last = 0
-    return sum(groups)
-
-
-def _too_much(what: str) -> PromptmillError:
-    return input_error(
-        f"This JSON schema takes too long to prepare on the openvino backend: it has {what}.",
-        hint="Name properties in `required`, or split the schema.",
-    )
 
 
 class TaggedImages:

@@ -17,7 +17,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from promptmill.answers.reasoning import opens_reasoning
-from promptmill.answers.schema import schema_of
+from promptmill.answers.schema import Choices, schema_of
 from promptmill.backends.engines import submission, tool_use
 from promptmill.backends.engines.chat_template import NO_TEMPLATE, plain_text, text_turn
 from promptmill.backends.engines.tool_use import ToolReader, ToolUse
@@ -33,7 +33,7 @@ SAME_NAME = (
     *("temperature", "top_p", "top_k", "min_p", "seed"),
     *("presence_penalty", "frequency_penalty", "repetition_penalty", "max_tokens"),
 )
-TAKES = frozenset({*SAME_NAME, "stop", "response_format", "reasoning"})
+TAKES = frozenset({*SAME_NAME, "stop", "response_format", "reasoning", "choices"})
 """The sampling parameters that this engine maps."""
 # The parameters of vLLM that a request may set; those that change the number or form of its answers are left out.
 _PARAMETERS = frozenset(
@@ -62,6 +62,8 @@ class Prepared:
     inline: bool = False
     """Whether reasoning stays in the answer's text."""
     tools: ToolUse | None = None
+    choices: Choices | None = None
+    """Set if the prompt ends with `Choices.OPENING`."""
 
 
 class PromptBuilder:
@@ -73,6 +75,7 @@ class PromptBuilder:
         self._model = engine.model_config
         self._tokenizer: Any = engine.renderer.tokenizer
         self._refuse = options["unsupported"] == "error"
+        self._parses_reasoning = bool(options.get("reasoning_parser"))  # its models reason first
         config = self._model.hf_config
         names = ("image_token_id", "image_token_index")
         self._image_token = next((token for name in names if (token := getattr(config, name, None)) is not None), None)
@@ -107,6 +110,12 @@ class PromptBuilder:
         adapter = self._adapter(extra.get("lora"))
         prompt = await self._render(message, options, extra, warnings)
         tokens: list[int] = prompt["prompt_token_ids"]
+        end_of_prompt = self._tokenizer.decode(tokens[-_TAIL:])
+        choices = None if self._parses_reasoning else submission.choices_after(end_of_prompt, sampling, tools)
+        if choices is not None:
+            tokens += self._tokenizer.encode(choices.OPENING, add_special_tokens=False)
+            sampling = {**sampling, "response_format": None}  # the prompt contains the beginning of that
+            extra = {**extra, "guided_choice": choices.endings}
         room = self._model.max_model_len - len(tokens)
         if room <= 0:
             raise submission.too_long(str(len(tokens)), self._model.max_model_len, images="images" in message)
@@ -117,8 +126,16 @@ class PromptBuilder:
         if self._refuse:
             submission.refuse(warnings)
         params.logprobs = submission.wanted_logprobs(extra)
-        thinks = opens_reasoning(self._tokenizer.decode(tokens[-_TAIL:]))
-        return Prepared(prompt, params, adapter, options, thinks, sampling.get("reasoning") == "inline", tools)
+        return Prepared(
+            prompt,
+            params,
+            adapter,
+            options,
+            thinks=opens_reasoning(end_of_prompt),
+            inline=sampling.get("reasoning") == "inline",
+            tools=tools,
+            choices=choices,
+        )
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of `tokens`."""

@@ -282,15 +282,19 @@ def outcome(output: Any, reader: Reader, prepared: Prepared, decode: Callable[[S
             f"vLLM stopped the answer: {answer.finish_reason}.",
             "The reason is in its log above; usually it could not compile a grammar.",
         )
+    text, reason = reader.shown(answer.text), answer.finish_reason
+    if prepared.choices is not None:
+        chosen = prepared.choices.completed(answer.text.rstrip(growing_answer.BROKEN))
+        text, reason = (chosen, "stop") if chosen else (prepared.choices.OPENING + text, reason)
     found = growing_answer.answer_parts(
-        reader.shown(answer.text),
+        text,
         lambda text: reader.split(text, answer.token_ids),
         prepared.tools,
         inline=prepared.inline,
     )
     return growing_answer.outcome_fields(
         found,
-        reason=answer.finish_reason,
+        reason=reason,
         ended=answer.finish_reason == "stop" and not isinstance(answer.stop_reason, str),  # that is a stop string
         logprobs=None if answer.logprobs is None else _logprobs(answer, decode, prepared.params.logprobs),
         prompt_tokens=len(output.prompt_token_ids or ()),
