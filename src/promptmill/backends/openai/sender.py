@@ -500,7 +500,9 @@ def _prompt_filtered(payload: Mapping[str, Any]) -> bool:
 def _usage(usage: Any, *, answers: bool = True) -> Usage:
     """Return the usage that an endpoint reports; none if a count is missing or no number of tokens.
 
-    Without `answers`, the count of the answer may be missing: embeddings have none.
+    A prompt of 0 tokens is a missing count, too: gateways send zeros, some of them next to a `total_tokens`, which does
+    not say how much of it was the answer. Without `answers`, the count of the answer may be missing: embeddings have
+    none.
     """
     if not isinstance(usage, dict):
         return NO_USAGE
@@ -510,8 +512,8 @@ def _usage(usage: Any, *, answers: bool = True) -> Usage:
         completion = _largest(usage, "completion_tokens", "output_tokens")
     total = _count(usage, "total_tokens") or 0
     if not answers:
-        prompt, completion = total if prompt is None else prompt, completion or 0
-    if prompt is None or completion is None:
+        prompt, completion = prompt or total, completion or 0
+    if not prompt or completion is None:
         return NO_USAGE
     if len(usage) == 3 and prompt + completion == total:  # no details then
         return Usage(prompt, completion)
@@ -559,7 +561,8 @@ def _unreadable(endpoint: Endpoint, found: str, body: bytes) -> RetryDecision:
         f"{endpoint.name} answered with {_page(body) if page else found}.",
         wrong_address(endpoint) if page else None,
     )
-    return RetryDecision(FailureKind.TRANSIENT, error, status=200 if page else 0, unmetered=not page)
+    # a proxy may have put its page in the place of an answer, which is billed
+    return RetryDecision(FailureKind.TRANSIENT, error, status=200 if page else 0, unmetered=True)
 
 
 def _page(body: bytes) -> str:
