@@ -49,6 +49,7 @@ from promptmill.server.results import result_of
 from promptmill.service.service import Service
 
 if TYPE_CHECKING:
+    from promptmill.jobs.manage.call_job import CallTask
     from promptmill.jobs.manage.running_jobs import RunningJobs
     from promptmill.jobs.store.folder import Folder
 
@@ -78,16 +79,25 @@ def limit_s(ctx: Context, prompts: int) -> float | None:
     return 0.0 if prompts >= _LARGE else _SOON_S
 
 
-def note(ctx: Context, prompts: int, plan: ResolvedConfig) -> dict[str, Any]:
-    """Return the facts that make the job of a call a task."""
+def task_of(ctx: Context, prompts: int, plan: ResolvedConfig) -> CallTask:
+    """Return the task that a call may become."""
+    from promptmill.jobs.manage.call_job import CallTask
+
     context = ctx.request_context
-    return {
+    note = {
         "owner": _owner(None if context is None else context.request),
         "prompts": prompts,
         "model": plan.name,
         "chosen": plan.chosen,
         "expires": time.time() + _TTL_S,
     }
+    return CallTask(note, is_required=context is not None and context.protocol_version == _OLD)
+
+
+def session_of(ctx: Context) -> str:
+    """Return what counts as one client for the limits on jobs of calls."""
+    context = ctx.request_context
+    return _session(None if context is None else context.request)
 
 
 class Started(InputRequiredToolResult):
@@ -166,7 +176,7 @@ class Tasks(ServerExtension):
         """Return the state of a task, with its result at the end. Work that was interrupted goes on."""
         task = await self._found(ctx, params.task_id)
         if task.is_interrupted:
-            task = await self._resumed(task)
+            task = await self._resumed(task, _session(ctx.request))
         found = await asyncio.to_thread(task.as_dict)
         if ctx.protocol_version == _OLD:
             return _old(found)
@@ -209,13 +219,13 @@ class Tasks(ServerExtension):
             raise MCPError(INVALID_PARAMS, f"There is no task {task_id[:60]!r}.")
         return task
 
-    async def _resumed(self, task: _Task) -> _Task:
-        """Return the task after its job was resumed; if that is impossible, the task has stopped."""
+    async def _resumed(self, task: _Task, session: str) -> _Task:
+        """Return the task after its job was resumed or waits for a place; if that is impossible, it has stopped."""
         job_id, error = task.folder.job_id, None
         try:
-            await self._running_jobs().resume(job_id, self._service.offered_plan(task.note["model"]))
+            await self._running_jobs().resume(job_id, self._service.offered_plan(task.note["model"]), session)
         except PromptmillError as refused:
-            error = refused
+            error = None if refused.code is Code.RATE_LIMITED else refused  # then the next look tries again
         resumed = await asyncio.to_thread(lambda: _Task(task.folder))
         if error is not None and resumed.is_interrupted:
             resumed.status |= {"state": "stopped", "reason": str(error), "code": str(error.code)}
@@ -256,7 +266,7 @@ class _Task:
 
     @property
     def is_interrupted(self) -> bool:
-        """Whether the job could go on, and no process runs it."""
+        """Whether the job could go on, and no process runs it: it waits for a place, or its process has ended."""
         return not self.has_ended and self.status["state"] == "interrupted"
 
     @property
@@ -269,7 +279,7 @@ class _Task:
         status, created = self.status, float(self.status["created"])
         answered, failed = status.get("done", 0) - status.get("failed", 0), status.get("failed", 0)
         message = f"{answered:,} of {self.note['prompts']:,} prompts answered"
-        left_ms = int(1000 * (status.get("eta_s") or 0.0) / _POLLS)
+        left_ms = _POLL_MS[1] if self.is_interrupted else int(1000 * (status.get("eta_s") or 0.0) / _POLLS)
         over = "cancelled" if self.is_cancelled else "completed" if status["state"] in {"finished", "stopped"} else ""
         return {
             "taskId": self.folder.job_id,
@@ -304,6 +314,13 @@ class _Task:
 def _owner(request: Any) -> str:
     """Return the owner of the tasks of a request: over HTTP a digest of its token, else `""` for this user."""
     return "" if request is None else hashlib.sha256(request.headers.get("authorization", "").encode()).hexdigest()
+
+
+def _session(request: Any) -> str:
+    """Return what counts as one client: over HTTP a session, or without one an address; over stdio all calls."""
+    if request is None:
+        return ""
+    return request.headers.get("mcp-session-id") or (request.client.host if request.client else "")
 
 
 def _time(seconds: float) -> str:

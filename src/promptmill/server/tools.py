@@ -265,8 +265,8 @@ class _Answers:
         from promptmill.jobs.manage.call_job import DeadlineCall
 
         plan = await service.settled(plan)  # a job stores its backend and model
-        task = None if task_s is None else tasks.note(ctx, len(items), plan)
-        call = DeadlineCall(service, self._running_jobs(), items, stats, system_prompt, plan, limit_s, task)
+        session, task = tasks.session_of(ctx), None if task_s is None else tasks.task_of(ctx, len(items), plan)
+        call = DeadlineCall(service, self._running_jobs(), items, stats, system_prompt, plan, limit_s, session, task)
         try:
             outcomes = await with_progress(ctx, service, stats, call.outcomes())
             job_id, spent = call.go_on()
