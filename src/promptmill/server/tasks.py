@@ -95,7 +95,7 @@ def task_of(ctx: Context, prompts: int, plan: ResolvedConfig) -> CallTask:
 
 
 def session_of(ctx: Context) -> str:
-    """Return what counts as one client for the limits on jobs of calls."""
+    """Return the name of a client in the limits on jobs of calls."""
     context = ctx.request_context
     return _session(None if context is None else context.request)
 
@@ -266,7 +266,7 @@ class _Task:
 
     @property
     def is_interrupted(self) -> bool:
-        """Whether the job could go on, and no process runs it: it waits for a place, or its process has ended."""
+        """Whether no process runs the job, which is not finished: it waits for a place, or its process has ended."""
         return not self.has_ended and self.status["state"] == "interrupted"
 
     @property
@@ -317,7 +317,7 @@ def _owner(request: Any) -> str:
 
 
 def _session(request: Any) -> str:
-    """Return what counts as one client: over HTTP a session, or without one an address; over stdio all calls."""
+    """Return the name of a client: over HTTP the id of its session, or without one its address; over stdio `""`."""
     if request is None:
         return ""
     return request.headers.get("mcp-session-id") or (request.client.host if request.client else "")

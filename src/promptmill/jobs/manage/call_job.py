@@ -1,8 +1,7 @@
 """A call as a job: its prompts on disk, so that any process can take it up, and its answers once it is over.
 
-A call with a time limit (`DeadlineCall`) runs as a job from its start, and what is not done by then goes on. A job that
-has got no place until then (see `call_limits`) waits for one. If the client of the call takes tasks (`server.tasks`),
-the job is its task.
+A call with a time limit (`DeadlineCall`) is a job from its start, and the job continues after the limit. Without a
+place (see `call_limits`) the job waits for one. If the client takes tasks (`server.tasks`), the job is a task.
 """
 
 from __future__ import annotations
@@ -173,7 +172,7 @@ class DeadlineCall:
 
     @property
     def _limit(self) -> float:
-        """When the call returns and its job goes on."""
+        """When the call has to return, even if its job is not finished."""
         return self._stats.started + self._limit_s - self._margin_s(self._limit_s)
 
     @property
@@ -240,7 +239,7 @@ class DeadlineCall:
         return await self._deferred(close)
 
     async def _deferred(self, make_ready: Callable[[], None]) -> PromptmillError:
-        """Return the error of the items without an outcome at the time limit; the job is made ready to go on."""
+        """Prepare the job for its time without the call. Return the error of the items without an outcome."""
         if self._end < self._limit:
             return too_long(self._plan.settings.call_timeout)
         await asyncio.to_thread(make_ready)

@@ -154,9 +154,9 @@ class RunningJobs:
             await approve(estimated * left, None if most is None else most * left)
 
     async def resume(self, job_id: str, plan: ResolvedConfig, session: str = "") -> None:
-        """Resume the job of a call of `session`, as its last order says; `plan` is that of its model.
+        """Resume the job of a call with its last order and the `plan` of its model; without a place, it waits for one.
 
-        If there is no place for it, it waits for one. A job whose runs die again and again without another answer is
+        `session` is the one of the client that wants the job. A job whose runs die again and again without another answer is
         stopped instead. Raises `PromptmillError` like `start`, also when another process runs the job, and
         `rate_limited` if too many jobs are in progress.
         """
@@ -197,9 +197,9 @@ class RunningJobs:
                 await self._launch(job, place)
 
     async def _launch(self, job: Job, place: Place | None = None) -> None:
-        """Have an admitted job run: here if it is that of a call or needs this server's engine, else in a process.
+        """Run an admitted job: in this process if it needs the server's engine or comes from a call, else in its own.
 
-        `place` is that of the job of a call.
+        `place`: for a job that comes from a call.
         """
         with contextlib.ExitStack() as held:
             held.callback(job.close)
