@@ -147,8 +147,9 @@ def providers() -> str:
             "this machine at its usual address (or `OLLAMA_HOST`), a provider whose key is set and which has "
             "`model_name`, else the embedded model. The choice and its reason are in the log, in `_meta.chosen` and in the "
             "status, and stay the same until promptmill restarts. A server that was found in this way gets no key.",
-            "A waiting run reports the reason: `429 from api.example.com: rate limit, next try in 12 s (7 refusals so far)`, or "
-            "`waiting for api.example.com since 0:14, next try in 8 s`.",
+            "A waiting run reports the reason: `429 from api.example.com: rate limit, next try in 12 s (7 refusals so far); gives "
+            "up in 1:48 (patience)`, or `waiting for api.example.com since 0:14, next try in 8 s; gives up in 1:46 (patience)`: "
+            "an endpoint that has answered nothing for `patience` seconds is no longer used.",
             "\n".join(rows),
             "`promptmill providers` lists them, too, and shows which keys are set. The supported parameters of each provider: "
             "[provider-rows.md](maintainers/provider-rows.md). This page is written by `scripts/docs.py`.",

@@ -22,7 +22,7 @@ from promptmill.core.money import Budget
 from promptmill.core.request import conversation_from_prompt
 from promptmill.service import list_call
 from promptmill.service.service import Service
-from replies import answer, chaos, choose, closed, completion, hang, late, reset, status, then_close, truncated
+from replies import answer, chaos, choose, closed, completion, hang, html, late, reset, status, then_close, truncated
 from sure import sure
 from waiting import eventually, until
 
@@ -274,8 +274,8 @@ def _longest(seen):
     return max(seen.json.get(name, 1) for name in ("max_tokens", "max_completion_tokens"))
 
 
-def _writes_all(usage=True, tier=None):
-    """Answer with as many words as the request allows; count them, or not."""
+def _writes_all(usage=True, tier=None, counts_total=False):
+    """Answer with as many words as the request allows; count them, or not, or only together with the prompt's."""
 
     async def reply(exchange):
         seen = exchange.seen
@@ -283,6 +283,8 @@ def _writes_all(usage=True, tier=None):
         body |= {} if tier is None else {"service_tier": tier}
         if not usage:
             del body["usage"]
+        if counts_total:
+            body["usage"] |= {"prompt_tokens": 0, "completion_tokens": 0}
         await exchange.respond(200, {}, json.dumps(body).encode())
 
     return reply
@@ -300,31 +302,41 @@ def _billed(upstream, factor=1.0):
         ({"max_completion_tokens": -1_000_000_000}, _writes_all(), {}),
         ({"max_tokens": 1, "max_completion_tokens": 20}, _writes_all(), {}),
         ({}, _writes_all(usage=False), {}),
+        ({}, _writes_all(counts_total=True), {}),
         ({}, hang(), {"timeout": [5, 0.2], "retries": 5}),
         ({}, reset(), {"retries": 5}),
         ({}, truncated(), {"retries": 5}),
         ({}, then_close(truncated(0)), {"retries": 5}),
         ({}, hang(), {"item_timeout": 0.3}),
-        ({}, status(504), {"retries": 3}),
+        *[({}, status(code), {"retries": 3}) for code in (502, 504, 520)],
+        ({}, html(), {"retries": 3}),
+        ({}, html(502), {"retries": 3}),
         ({"service_tier": "priority"}, _writes_all(tier="priority"), {}),
         ({"service_tier": "auto"}, _writes_all(tier="priority"), {}),
         ({}, _writes_all(tier="priority"), {"provider": "openai"}),  # the tier of the project
         ({"service_tier": "flex"}, _writes_all(), {}),  # an endpoint without tiers
+        ({}, _writes_all(tier="flex"), {}),  # an endpoint with a tier that nobody named
     ],
     ids=[
         "negative",
         "two-limits",
         "no-usage",
+        "total",
         "silence",
         "reset",
         "cut-off",
         "empty",
         "item",
+        "lost",
         "gateway",
+        "cloudflare",
+        "page",
+        "lost-page",
         "tier",
         "auto",
         "project",
         "flex",
+        "unnamed",
     ],
 )
 def test_a_budget_holds_whatever_a_row_and_an_endpoint_do(job, upstream, tmp_path, capsys, fields, reply, block):
@@ -458,6 +470,14 @@ async def test_a_twin_is_charged_beside_the_request_that_it_overtakes(opened, up
 def _charged_of(seen):
     words = len(seen.prompt.split())
     return (words * PRICE["input"] + (words + 1) * PRICE["output"]) / 1_000_000
+
+
+async def test_zeros_beside_a_total_are_an_unknown_usage_which_is_charged_once(opened, upstream):
+    upstream.reply = _writes_all(counts_total=True)
+    budget = Budget(1.0)
+    await _ask(opened({"sampling_params": {"max_tokens": 20}}), 3, Call(total=3, budget=budget))
+    worst = (20 * PRICE["output"] + 200 * PRICE["input"]) / 1_000_000
+    assert _billed(upstream) <= budget.spent <= 3 * worst
 
 
 async def test_the_tier_that_served_an_answer_decides_about_its_price(opened, upstream):

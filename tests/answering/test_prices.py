@@ -7,12 +7,20 @@ from dataclasses import replace
 import pytest
 
 from fakes import openai_plan
-from promptmill.answering.costs import FlatPrice, charge, price_of, worst_case
+from promptmill.answering.costs import FlatPrice, Tiers, charge, price_of, worst_case
 from promptmill.backends.protocol import Completion, Failure, Usage
 from promptmill.config import resolved_config
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.request import Conversation, ImagePart, Message, Request, Sampling, conversation_from_prompt
+from promptmill.core.request import (
+    AudioPart,
+    Conversation,
+    ImagePart,
+    Message,
+    Request,
+    Sampling,
+    conversation_from_prompt,
+)
 from sure import sure
 
 
@@ -105,12 +113,30 @@ def _response(**body):
         {"input": [{"type": "function_call_output", "call_id": "1", "output": [{"file_id": "file-1"}]}]},
         {"input": [{"type": "item_reference", "id": "msg_1"}, {"role": "user", "content": "a"}]},
         {"tools": [{"type": "function", "name": "f"}, {"type": "web_search"}]},
+        {
+            "input": [
+                {"role": "user", "content": [{"type": "input_file", "file_data": "data:application/pdf;base64,A"}]}
+            ]
+        },
     ],
-    ids=["previous", "conversation", "prompt", "file", "url", "output", "reference", "search"],
+    ids=["previous", "conversation", "prompt", "file", "url", "output", "reference", "search", "pdf"],
 )
-def test_a_request_for_what_the_endpoint_keeps_or_finds_has_no_worst_case(body):
+def test_a_request_with_a_file_or_for_what_the_endpoint_keeps_or_finds_has_no_worst_case(body):
     with pytest.raises(PromptmillError, match="of any length"):
         worst_case(_response(**body))
+
+
+@pytest.mark.parametrize(
+    "request_with_audio",
+    [
+        Request(0, Conversation((Message("user", (AudioPart("AAAA", "wav"),)),)), Sampling(max_tokens=1)),
+        _request({"modalities": ["text", "audio"]}, max_tokens=1),
+    ],
+    ids=["chat", "answer"],
+)
+def test_a_request_with_audio_has_no_worst_case(request_with_audio):
+    with pytest.raises(PromptmillError, match="audio"):
+        worst_case(request_with_audio)
 
 
 def test_a_request_for_a_response_has_a_worst_case():
@@ -149,14 +175,18 @@ MILLION = Usage(1_000_000, 0)
         (Completion("a", usage=Usage(1_000_000, 1_000_000)), "", 3.0),
         (Completion("a", usage=Usage(1_000_000, 1_000_000)), "flex", 1.5),
         (Completion("a", usage=Usage(1_000_000, 1_000_000), tier="default"), "flex", 3.0),
-        (Completion("a", usage=Usage(1_000_000, 1_000_000), tier="flex"), "", 1.5),
+        (Completion("a", usage=Usage(1_000_000, 1_000_000), tier="flex"), "", 3.0),
+        (Completion("a", usage=Usage(1_000_000, 1_000_000), tier="flex"), "auto", 3.0),
+        (Completion("a", usage=Usage(1_000_000, 1_000_000), tier="flex"), "flex", 1.5),
+        (Completion("a", usage=Usage(1_000_000, 1_000_000), tier="priority"), "", 6.0),
         (Completion("a", usage=Usage(1_000_000, 1_000_000), tier="priority"), "fast", 6.0),
         (Completion("a"), "", WORST),
         (Completion("a", attempts=0), "", 0.0),
-        (Completion("a", usage=Usage(1_000_000, 0)), "", WORST + 1),
+        (Completion("a", usage=Usage(1_000_000, 0)), "", WORST),
         (Completion("", usage=Usage(1_000_000, 0)), "", 1.0),
-        (Completion("", "length", usage=Usage(1_000_000, 0)), "", WORST + 1),
-        (Completion("", usage=Usage(2_000_000, 0), spent=((MILLION, "flex"), (MILLION, ""))), "priority", 2.5),
+        (Completion("", "length", usage=Usage(1_000_000, 0)), "", WORST),
+        (Completion("", usage=Usage(2_000_000, 0), spent=((MILLION, "flex"), (MILLION, ""))), "flex", 1.0),
+        (Completion("", usage=Usage(2_000_000, 0), spent=((MILLION, "flex"), (MILLION, ""))), "priority", 3.0),
         (Failure(PromptmillError(Code.EMPTY_ANSWER, "x"), usage=MILLION, spent=((MILLION, "priority"),)), "", 2.0),
         (Completion("a", usage=Usage(1_000_000, 1_000_000), unmetered=4), "", 4 * WORST + 3),
         (Failure(PromptmillError(Code.TIMEOUT, "late"), 5, unmetered=5), "", 5 * WORST),
@@ -164,7 +194,24 @@ MILLION = Usage(1_000_000, 0)
     ],
 )
 def test_an_outcome_is_charged_by_its_usage_and_tier_and_unknown_usage_by_the_worst_case(outcome, requested, cost):
-    assert charge(outcome, FLAT, requested, WORST) == pytest.approx(cost)
+    assert charge(outcome, FLAT, Tiers(requested, requested), WORST) == pytest.approx(cost)
+
+
+@pytest.mark.parametrize(
+    ("served", "requested", "operators", "charged"),
+    [
+        ("flex", "", "flex", "flex"),
+        ("flex", "flex", "", "flex"),
+        ("flex", "", "", ""),
+        ("flex", "default", "priority", ""),
+        ("", "flex", "", ""),
+        ("", "flex", "flex", "flex"),
+        ("", "priority", "", "priority"),
+        ("priority", "flex", "flex", "priority"),
+    ],
+)
+def test_a_discount_applies_only_if_the_request_or_the_operator_named_its_tier(served, requested, operators, charged):
+    assert Tiers(requested, operators).charged(served) == charged
 
 
 @pytest.mark.parametrize(("tier", "factor"), [("", 1), ("default", 1), ("flex", 0.5), ("priority", 2), ("fast", 2)])

@@ -131,6 +131,37 @@ async def test_an_answer_beyond_what_clients_take_as_an_event_arrives_however_lo
     assert result.structured_content == {"ans_ls": ["ü" * 3_000_000]}
 
 
+@BOTH
+async def test_answers_in_any_script_arrive_as_an_event(server, upstream, mode):
+    """3 bytes of UTF-8 each, which the SDK would write as 6."""
+    upstream.reply = late(2.2, answer("你" * 30_000))
+    async with _client(server, mode) as client:
+        result = await client.call_tool("generate", {"prompt_ls": ["x"] * 10}, progress_handler=_nobody)
+    assert result.structured_content == {"ans_ls": ["你" * 30_000] * 10}
+
+
+@pytest.mark.parametrize("prompts", [["x"] * 12, ["x" * 400] * 12], ids=["few", "long"])
+async def test_a_program_with_an_agent_string_of_its_own_loses_no_answer(server, upstream, prompts):
+    import httpx2
+    from mcp import ClientSession
+    from mcp.client.streamable_http import streamable_http_client
+
+    upstream.reply = late(2.2, answer("y" * 100_000))
+    async with (
+        httpx2.AsyncClient(headers={"User-Agent": "my-app/1.0"}, timeout=60) as http_client,
+        streamable_http_client(server.url, http_client=http_client) as streams,
+        ClientSession(*streams) as session,
+    ):
+        await session.initialize()
+        found = await session.call_tool("generate", {"prompt_ls": prompts}, progress_callback=_nobody)
+        answers = found.structured_content["ans_ls"]
+        if job_id := found.structured_content.get("kept_job_id"):
+            arguments = {"job_id": job_id, "offset": answers.index(""), "max_characters": 1_000_000}
+            page = await session.call_tool("bulk_results", arguments)
+            answers = [*filter(None, answers), *(row["answer"] for row in page.structured_content["rows"])]
+    assert answers == ["y" * 100_000] * 12
+
+
 def test_other_clients_are_told_progress_of_large_calls_too(server, upstream):
     upstream.reply = late(0.7)
     session = server.session({"User-Agent": "node"})
@@ -225,14 +256,16 @@ def hanging(server, upstream):
 
 
 @pytest.mark.thorough
-def test_an_open_stream_is_kept_alive_for_clients_that_hang_up_after_five_seconds(server, upstream):
+@pytest.mark.parametrize(("agent", "sign"), [("node", b": ping"), ("python-httpx2/2", b" ")], ids=["stream", "json"])
+def test_an_open_response_is_kept_alive_for_clients_that_hang_up_after_five_seconds(server, upstream, agent, sign):
     upstream.reply = by_prompt({"hang": hang()})
-    session = server.session()
+    session = server.session({"User-Agent": agent})
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=5)  # of silence
     connection.request("POST", "/mcp", json.dumps(HANG).encode(), session.headers)
     response = connection.getresponse()
-    lines = iter(response.readline, b"")  # an event with an id comes first, to resume at
-    assert next(line for line in lines if line.startswith(b":")).startswith(b": ping")
+    said = b""  # an event with an id comes first, to resume at
+    while sign not in said:
+        said += sure(response.read(1))
     connection.close()
     session.close()
 

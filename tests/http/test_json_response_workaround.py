@@ -1,4 +1,4 @@
-"""A response to httpx2: a stream or one JSON body, chosen when the first of its contents is there."""
+"""A response to a client that may have a limit: a stream or one JSON body, chosen when its first contents are there."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ LARGE = CALL_WITH_PROGRESS + b" " * 5000
 OTHER = b'{"method":"subscriptions/listen"}'
 
 
-async def _sent(body, *events):
+async def _sent(body, *events, is_limited=True):
     """Return the content type, the whole body, and the largest result just before the last of `events`."""
-    response = EitherResponse(body)
+    response = EitherResponse(body, is_limited=is_limited)
     out = []
 
     async def send(message):
@@ -51,8 +51,14 @@ async def test_progress_and_long_silence_need_a_stream_whose_events_have_a_limit
     assert await _sent(body, *events) == (b"text/event-stream", b"".join(events), 1_000_000)
 
 
+async def test_a_client_of_unknown_limit_without_progress_has_a_stream_that_it_can_resume():
+    events = (PRIMING, PING, RESULT)
+    assert await _sent(CALL, *events, is_limited=False) == (b"text/event-stream", b"".join(events), 1_000_000)
+    assert (await _sent(LARGE, *events, is_limited=False))[0] == b"application/json"
+
+
 async def test_a_result_of_a_known_size_stays_json_when_a_ping_comes_before_it():
-    response = EitherResponse(CALL_WITH_PROGRESS)
+    response = EitherResponse(CALL_WITH_PROGRESS, is_limited=True)
     out = []
 
     async def send(message):
@@ -66,10 +72,22 @@ async def test_a_result_of_a_known_size_stays_json_when_a_ping_comes_before_it()
     assert [message["body"] for message in out[1:]] == [b" ", b'{"jsonrpc":"2.0","id":1,"result":{}}']
 
 
+async def test_an_event_has_its_texts_in_utf_8():
+    escaped = rb'data: {"id":1,"result":"\u4f60\ud83d\ude00"}' + b"\r\n\r\n"
+    half = rb'data: {"id":1,"result":"\ud83d"}' + b"\r\n\r\n"
+    _, body, _ = await _sent(CALL_WITH_PROGRESS, PROGRESS, escaped, half)
+    assert body == PROGRESS + 'data: {"id":1,"result":"你😀"}\r\n\r\n'.encode() + half
+
+
 @pytest.mark.parametrize(
-    ("method", "agent", "has_one"), [("POST", b"python-httpx2/2.16", True), ("GET", b"python-httpx2/2.16", False)]
+    "agent", [b"python-httpx2/2.16", b"Google ADK/2.13", b"my-app/1.0", b"node-red/4", b"Go-http-client/1.1", b""]
 )
-def test_only_requests_of_httpx2_get_one(method, agent, has_one):
-    scope = {"method": method, "headers": [(b"user-agent", agent)]}
-    assert (EitherResponse.to(scope, CALL) is not None) == has_one
-    assert EitherResponse.to({"method": method, "headers": [(b"user-agent", b"node")]}, CALL) is None
+def test_programs_that_are_not_known_to_come_without_a_limit_get_one(agent):
+    for method in ("POST", "GET"):
+        scope = {"method": method, "headers": [(b"user-agent", agent)] if agent else []}
+        assert (EitherResponse.to(scope, CALL) is not None) == (method == "POST")
+
+
+@pytest.mark.parametrize("agent", [b"python-httpx/0.28.1", b"node", b"claude-code/2.1.204 (cli)"])
+def test_programs_without_a_limit_get_none(agent):
+    assert EitherResponse.to({"method": "POST", "headers": [(b"user-agent", agent)]}, CALL) is None

@@ -775,7 +775,7 @@ async def test_a_call_whose_runs_die_is_stopped_unless_they_answer_something(clo
 
     with mock.patch.object(board, "_launch", dies):
         for _ in range(3):
-            await board.resume(job_id, service.plan)
+            await board.resume(job_id, service.plan, USER)
     found = board.status(job_id)
     assert (found["state"], launched) == (("interrupted", 3) if answered else ("stopped", 2))
     assert answered or "ended 3 times without another answer" in found["reason"]
@@ -1074,7 +1074,7 @@ async def test_a_server_runs_a_limited_number_of_jobs_in_processes_of_their_own(
         found = await asyncio.gather(*tried, return_exceptions=True)
         refused = [str(one) for one in found if isinstance(one, ToolError)]
         assert len(refused) == 2
-        assert "2 jobs of this server are running" in refused[0]
+        assert "runs as many jobs as it can" in refused[0]
         assert len(ends) == 2
         await asyncio.to_thread(ends[0])  # as the thread that waits for the process does
         await call("bulk_generate", prompts=["Prompt 5"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import orjson
 import psutil
@@ -18,7 +19,9 @@ from promptmill.backends.openai.failures import RetryDecision
 from promptmill.backends.openai.sender import read_response
 from promptmill.backends.protocol import Completion
 from promptmill.jobs.store.records import record_of
-from replies import bomb, by_prompt, huge, raw, status
+from replies import answer, bomb, by_prompt, huge, late, raw, status
+from upstream import GoneError
+from waiting import eventually
 
 
 def _nested(levels, inside=b'"x"', opening=b"[", closing=b"]"):
@@ -158,3 +161,17 @@ async def test_a_certificate_that_nobody_vouches_for_gets_no_request(upstreams, 
     result = await drive(["secret prompt"], base_url=secure.url.replace("http:", "https:"), retries=2)
     assert result.codes == {"tls"}
     assert not secure.seen
+
+
+@pytest.mark.rule("E8")
+async def test_a_second_response_to_a_request_is_no_answer_to_the_next_one(upstream):
+    async def twice(exchange):
+        for reply in (answer(), late(0.01)):
+            with contextlib.suppress(GoneError):
+                await reply(exchange)
+
+    upstream.reply = twice
+    async with opened(upstream.url, concurrency=1) as backend:
+        assert (await ask(backend, ["first"])).texts == ["echo: first"]
+        eventually(lambda: upstream.seen[0].ended)  # meanwhile the event loop reads nothing
+        assert (await ask(backend, ["second"])).texts == ["echo: second"]

@@ -225,17 +225,19 @@ def test_over_http_a_fast_call_or_one_without_progress_has_no_limit(served):
         assert response.headers["content-type"] == "application/json"
         assert result["structuredContent"] == {"ans_ls": ALL}
         assert json.loads(result["content"][0]["text"]) == result["structuredContent"]
-    other = served.session({"User-Agent": "anything"})
-    for number, progress in enumerate([False, True]):
-        response, result = _over_http(other, 30 + number, *FEW, progress=progress)
-        assert response.headers["content-type"] == "text/event-stream"
-        assert result["structuredContent"] == {"ans_ls": ALL}
+    for agent, kind in (("anything", "application/json"), ("node", "text/event-stream")):
+        other = served.session({"User-Agent": agent})
+        for number, progress in enumerate([False, True]):
+            response, result = _over_http(other, 30 + number, *FEW, progress=progress)
+            assert response.headers["content-type"] == kind
+            assert result["structuredContent"] == {"ans_ls": ALL}
 
 
 @pytest.mark.thorough
-def test_over_http_only_httpx2_has_a_limit_and_only_for_an_event_of_a_slow_call(served, upstream):
+@pytest.mark.parametrize("agent", ["python-httpx2/2.16", "anything"])
+def test_over_http_only_an_event_of_a_slow_call_has_a_limit(served, upstream, agent):
     upstream.reply = late(2.3, upstream.reply)
-    session = served.session({"User-Agent": "python-httpx2/2.16"})
+    session = served.session({"User-Agent": agent})
     response, result = _over_http(session, 20, *FEW, progress=True)
     assert response.headers["content-type"] == "text/event-stream"
     assert max(map(len, response.body.split(b"\n"))) < 1 << 20

@@ -7,6 +7,7 @@ import time
 from contextlib import asynccontextmanager
 from functools import partial
 
+import psutil
 import pytest
 from fastmcp import Client
 from mcp.shared.exceptions import MCPError
@@ -14,6 +15,7 @@ from mcp.shared.exceptions import MCPError
 from fakes import openai_configuration
 from piped import Piped
 from promptmill.config.loading import Configuration
+from promptmill.jobs.manage import call_limits
 from promptmill.jobs.manage.prune import prune
 from promptmill.jobs.store.folder import JobFolders
 from promptmill.server import create_server, tasks
@@ -182,6 +184,76 @@ async def test_another_server_goes_on_with_it(served, upstream):
     assert upstream.attempts.pop("prompt 9") == 2
     assert set(upstream.attempts.values()) == {1}
     assert sure(JobFolders.from_environ().find(task_id).request).max_cost == 5.0
+
+
+@pytest.fixture
+def one_place(monkeypatch):
+    monkeypatch.setattr(call_limits, "_MOST_OPEN", 1)
+
+
+def _opened(task_id):
+    """Return the files of a task that this process has open."""
+    folder = str(JobFolders.from_environ().find(task_id).path)
+    return [file.path for file in psutil.Process().open_files() if file.path.startswith(folder)]
+
+
+async def test_a_task_waits_for_its_place_with_its_files_closed(served, upstream, one_place):
+    upstream.reply = by_prompt({"prompt 9": hang()}, answer())
+    others = [f"other {at}" for at in range(tasks._LARGE)]
+    async with served(follows=False) as (client, tasking):
+        first, second = await _begun(client, tasking), await _begun(client, tasking, others)
+        await until(lambda: len(upstream.seen) == 100 and upstream.in_flight == 1)
+        assert _opened(first)
+        assert not _opened(second)
+        found = await ask(client, "get", second)
+        assert (found["status"], found["statusMessage"]) == ("working", "0 of 100 prompts answered")
+        listed = await client.call_tool("bulk_status", {"job_id": second})
+        assert listed.structured_content["state"] == "starting"
+        assert len(upstream.seen) == 100
+        await ask(client, "cancel", first)
+        found = await ended(client, second)
+        await until(lambda: not _opened(second))
+    assert found["result"]["structuredContent"] == {"ans_ls": [f"echo: {prompt}" for prompt in others]}
+    assert len(upstream.seen) == 200
+
+
+async def test_a_task_that_waits_for_its_place_can_be_cancelled(served, upstream, one_place):
+    upstream.reply = hang()
+    async with served(follows=False) as (client, tasking):
+        first, second, third = [await _begun(client, tasking) for _ in range(3)]
+        await ask(client, "cancel", second)
+        assert (await ask(client, "get", second))["status"] == "cancelled"
+        upstream.reply = answer()
+        await ask(client, "cancel", first)
+        assert (await ended(client, third))["status"] == "completed"
+        assert (await ask(client, "get", second))["status"] == "cancelled"
+
+
+async def test_another_server_resumes_tasks_that_waited_for_their_places(served, upstream, one_place):
+    upstream.reply = hang()
+    async with served(follows=False) as (client, tasking):
+        begun = [await _begun(client, tasking) for _ in range(3)]
+        await until(lambda: upstream.in_flight)
+    upstream.reply = answer()
+    async with served() as (client, _):
+        states = await asyncio.gather(*(ask(client, "get", task_id) for task_id in begun for _ in range(2)))
+        assert {state["status"] for state in states} <= {"working", "completed"}
+        found = await asyncio.gather(*(ended(client, task_id) for task_id in begun))
+    assert [one["result"]["structuredContent"] for one in found] == 3 * [{"ans_ls": ECHO}]
+
+
+async def test_a_task_too_many_is_refused_before_anything_is_sent(served, upstream, monkeypatch):
+    monkeypatch.setattr(call_limits, "_MOST_OF_SESSION", 1)
+    upstream.reply = by_prompt({"prompt 9": hang()}, answer())
+    async with served(follows=False) as (client, tasking):
+        task_id = await _begun(client, tasking)
+        await until(lambda: len(upstream.seen) == 100)
+        refused = await client.call_tool("generate", {"prompt_ls": ["a"]}, raise_on_error=False)
+        assert "Too many tasks of this client are in progress (1)" in text(refused)
+        assert len(upstream.seen) == 100
+        await ask(client, "cancel", task_id)
+        upstream.reply = answer()
+        await ended(client, await _begun(client, tasking))
 
 
 async def test_one_that_was_cancelled_while_no_server_ran_stays_so(served, upstream):

@@ -52,9 +52,17 @@ class Served(ServerProcess):
     """A server and its address."""
 
     def __init__(
-        self, config: Path, *arguments: str, listen: str = "127.0.0.1:0", environ: dict[str, str] | None = None
+        self,
+        config: Path,
+        *arguments: str,
+        listen: str = "127.0.0.1:0",
+        environ: dict[str, str] | None = None,
+        descriptors: int | None = None,
     ) -> None:
+        """`descriptors`: the limit of its open files, if it is not the usual one."""
         command = [sys.executable, "-m", "promptmill", "serve", "--config", str(config), "--http", listen, *arguments]
+        if descriptors is not None:
+            command = ["sh", "-c", f'ulimit -n {descriptors} && exec "$@"', "sh", *command]
         super().__init__(command, stdin=subprocess.DEVNULL, environ=environ)
         try:
             eventually(lambda: _GREETING.search(self.said()) or self.process.poll() is not None)

@@ -16,7 +16,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import orjson
 
@@ -32,11 +32,12 @@ from promptmill.config.resolved_config import (
 )
 from promptmill.core.errors import Code, Named, PromptmillError, config_error, input_error
 from promptmill.core.money import Budget, dollars
-from promptmill.core.request import Account, ImagePart, Request, TextPart
+from promptmill.core.request import Account, Request, TextPart
 from promptmill.system.installation import command_for
 
 _UNKNOWN_MODEL = "The cost leaves out rows that name a model whose price is not known."
 _UNKNOWN_USAGE = "The cost leaves out requests for which the endpoint reported no usage."
+_AUDIO_AS_TEXT = "The cost counts audio at the price of text, which is lower at most providers."
 _MILLION = 1_000_000
 _LONG_CONTEXT = 100_000  # tokens; several models cost more for prompts above some larger number
 # The most tokens of a prompt: a text has at most one token per byte; each turn adds roles and marks; an image has at
@@ -46,13 +47,14 @@ _PER_TURN, _PER_REQUEST, _PER_IMAGE = 16, 64, 16_400
 # (OpenAI, "Images and vision", calculating costs).
 _MINI, _PER_IMAGE_OF_MINI = "4o-mini", 48_200
 _BYTES_PER_TOKEN = 4  # of English text; a worse estimate for other scripts
-_BYTES_PER_SOUND_TOKEN = 10  # even strongly compressed speech has more
 _MOST_MODELS = 1000  # that the rows of a file may name; a file with more of them names models by mistake
 _BOUNDS = (*LONGEST_ANSWER, "n_predict")  # of which a request within a budget needs one
 # Names of the number of answers, which some endpoints obey and others ignore.
 _SEVERAL = re.compile(r"(?i)^n$|best_?of|sequences|generations|candidate|choices$|samples$")
-# Of a request for `/responses`: what names an earlier conversation, a stored prompt, or a file.
-_STORED, _FILES = ("previous_response_id", "conversation", "prompt"), ("file_id", "file_url")
+# Of a request for `/responses`: names of an earlier conversation and a stored prompt, and of files and audio. The pages
+# of a PDF may share content, so a small one may have any number of tokens; tokens of audio have another price.
+_STORED = ("previous_response_id", "conversation", "prompt")
+_FILES = ("file_id", "file_url", "file_data", "input_audio")
 _OWN_TOOLS = frozenset({"function", "custom"})  # others bring texts into the prompt
 _LONGEST = 1 << 40  # tokens; a larger number does not limit anything
 # Factors of the standard price if only that is known: OpenAI's for most models. `fast` is the later name of `priority`.
@@ -87,11 +89,13 @@ class BudgetedAnswers:
         outcome = await self._following(request, call)
         if unmetered(outcome):
             call.warn(_UNKNOWN_USAGE)
+        if _has_audio(request):
+            call.warn(_AUDIO_AS_TEXT)
         price = self._prices.of(request)
         if price is None:
             call.warn(_UNKNOWN_MODEL)
             return outcome
-        cost = charge(outcome, price, self._charged_tier(request), 0.0)
+        cost = charge(outcome, price, self._tiers(request), 0.0)
         call.charged(request, cost)
         if isinstance(outcome, Failure):
             return replace(outcome, cost=cost)
@@ -99,7 +103,8 @@ class BudgetedAnswers:
         return outcome
 
     async def _within_budget(self, request: Request, call: Call, budgets: Sequence[Budget]) -> Outcome:
-        tier = self._charged_tier(request)
+        tiers = self._tiers(request)
+        tier = tiers.charged()
         try:
             if (price := self._prices.of(request)) is None:
                 model = self._prices.unknown(request)[:60]
@@ -126,7 +131,7 @@ class BudgetedAnswers:
                 account.settle(cut_off)
                 call.spent += cut_off
                 raise
-            charged = charge(outcome, price, tier, worst)
+            charged = charge(outcome, price, tiers, worst)
             account.settle(charged)
             call.charged(request, charged)
             cost, usage = cost + charged, usage + outcome.usage
@@ -134,13 +139,8 @@ class BudgetedAnswers:
                 return replace(outcome, cost=cost, usage=usage)
             request = replace(request, attempts=outcome.attempts)
 
-    def _charged_tier(self, request: Request) -> str:
-        """Return the tier to charge if the answer reports none: the requested one, except a row's own discount.
-
-        Endpoints without tiers ignore the parameter and bill the standard price.
-        """
-        tier = tier_of(request.extra)
-        return "" if tier != self._tier and _TIERS.get(tier, 1.0) < 1.0 else tier
+    def _tiers(self, request: Request) -> Tiers:
+        return Tiers(tier_of(request.extra), self._tier)
 
     async def _wait_for_room(self, account: _BudgetAccount, call: Call, advise: Callable[[], None]) -> Failure | None:
         """Wait until the request's cost can be reserved; return the failure if no budget will ever allow it.
@@ -412,12 +412,20 @@ def worst_case(request: Request, model: str = "") -> Usage:
     """Return the highest possible usage of one attempt at `request`, which goes to `model` unless it names others.
 
     The longest answer is the largest of the request's limits, because it is not known which of them an endpoint obeys.
-    Raises `PromptmillError` for a request without a limit (`invalid_config`) and for one whose prompt has content that
-    only the endpoint knows (`invalid_input`).
+    Raises `PromptmillError` for a request without a limit (`invalid_config`), and for one whose prompt can have any
+    length or has a price that is not known (`invalid_input`).
     """
     sampling, extra = request.sampling, request.extra
-    if request.path == "/responses" and _is_elsewhere(extra):
-        raise input_error("The item names content at the endpoint, or a tool that runs there: it can be of any length.")
+    if request.path == "/responses" and _is_unbounded(extra):
+        raise input_error(
+            "The item has a file or audio, names content at the endpoint, or names a tool that runs there: it can be "
+            "of any length, which `max_cost` cannot bound. Send texts and images, or leave `max_cost` out."
+        )
+    if _has_audio(request):
+        raise input_error(
+            "The item has audio, whose price is not known to `max_cost`: it is many times that of text. Send its "
+            "transcript, or leave `max_cost` out."
+        )
     limits = [whole_number(extra[name]) for name in _BOUNDS if name in extra]
     if sampling.max_tokens is not None and extra.get("max_tokens", 0) is not None:
         limits.append(sampling.max_tokens)
@@ -434,8 +442,17 @@ def worst_case(request: Request, model: str = "") -> Usage:
     return Usage(_prompt_size(request, _PER_IMAGE_OF_MINI if is_mini else _PER_IMAGE), longest * answers)
 
 
-def _is_elsewhere(body: Mapping[str, Any]) -> bool:
-    """Return whether a request for `/responses` names content that the endpoint keeps or finds."""
+def _has_audio(request: Request) -> bool:
+    """Return whether a request has audio, or asks for an answer in audio."""
+    conversation, extra = request.conversation, request.extra
+    if conversation.has_audio or any("audio" in message.extra for message in conversation.messages if message.extra):
+        return True
+    wanted = extra.get("modalities") if extra else None
+    return isinstance(wanted, list) and "audio" in wanted
+
+
+def _is_unbounded(body: Mapping[str, Any]) -> bool:
+    """Return whether a request for `/responses` has a file or audio, or content that the endpoint keeps or finds."""
     tools = body.get("tools")
     if any(body.get(name) for name in _STORED) or (
         isinstance(tools, list)
@@ -477,7 +494,7 @@ def _prompt_size(request: Request, per_image: int) -> int:
             if isinstance(part, TextPart):
                 size += len(part.text.encode("utf-8", "replace"))
             else:
-                size += per_image if isinstance(part, ImagePart) else len(part.data) // _BYTES_PER_SOUND_TOKEN
+                size += per_image  # of audio there is no worst case
     form = request.sampling.response_format
     return size + (len(str(form).encode("utf-8", "replace")) if form else 0)
 
@@ -489,13 +506,34 @@ def _as_json(extra: Mapping[str, Any]) -> bytes:
         return str(extra).encode("utf-8", "replace")
 
 
-def charge(outcome: Outcome, price: Price, tier: str, worst: float) -> float:
-    """Return the cost of all requests sent for `outcome`, at the tier that each reply reports, else at `tier`.
+class Tiers(NamedTuple):
+    """The service tiers that a request and the operator named; `""` for none."""
+
+    requested: str = ""
+    operators: str = ""
+
+    def charged(self, served: str = "") -> str:
+        """Return the tier whose price an answer costs; `served` is the tier that it reports, `""` for none.
+
+        A discount applies only if the request or the operator named it, and a request's own only if the answer reports
+        it: endpoints without tiers ignore the parameter and bill the standard price.
+        """
+        tier = served or self.requested
+        is_named = tier in self if served else tier == self.operators
+        return tier if is_named or _TIERS.get(tier, 1.0) >= 1.0 else ""
+
+
+def charge(outcome: Outcome, price: Price, tiers: Tiers, worst: float) -> float:
+    """Return the cost of all requests sent for `outcome`, each at the tier that its reply reports.
 
     `worst` is the highest possible cost of one request; it is charged for each request without known usage.
     """
-    spent = outcome.spent or ((outcome.usage, outcome.tier if isinstance(outcome, Completion) else ""),)
-    return sum(price.cost(usage, served or tier) for usage, served in spent) + unmetered(outcome) * worst
+    spent = outcome.spent
+    if not spent and isinstance(outcome, Failure):
+        spent = ((outcome.usage, ""),)
+    elif not spent and isinstance(outcome, Completion) and outcome.is_metered:
+        spent = ((outcome.usage, outcome.tier),)
+    return sum(price.cost(usage, tiers.charged(served)) for usage, served in spent) + unmetered(outcome) * worst
 
 
 def _unbounded() -> PromptmillError:

@@ -18,7 +18,7 @@ import orjson
 from promptmill.cli.terminal import say
 from promptmill.core.errors import Code, without_controls
 from promptmill.core.money import dollars
-from promptmill.core.wording import counted, cut
+from promptmill.core.wording import counted, cut, duration
 from promptmill.jobs.store import status
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.spec import PART, JobRequest
@@ -280,7 +280,7 @@ def _bars(stream: TextIO) -> Iterator[Watch]:
 def _line(progress: Progress, width: int) -> str:
     """Return how far a job is in at most `width` characters: the less important is left out."""
     found = progress.as_dict()
-    elapsed, done, total = status.duration(found["seconds"]), found["done"], found["total"]
+    elapsed, done, total = duration(found["seconds"]), found["done"], found["total"]
     if progress.activity or progress.state != status.RUNNING:
         written = f", {found['written']:,} of {total:,} rows" if "written" in found else ""
         return f"{elapsed} {progress.activity or progress.state}{written}"[:width]
@@ -303,7 +303,7 @@ def _line(progress: Progress, width: int) -> str:
         "rate": f"{found['rows_per_second']:,.1f} rows/s",
         "cost": "" if cost is None else dollars(cost) + (f" of {dollars(most)}" if most is not None else ""),
         "in flight": status.in_flight(found),
-        "left": "" if found["eta_s"] is None else f"{status.duration(found['eta_s'])} left",
+        "left": "" if found["eta_s"] is None else f"{duration(found['eta_s'])} left",
     }
     kept: set[str] = set()
     for name in _IMPORTANT:

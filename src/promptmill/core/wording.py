@@ -40,6 +40,13 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def duration(seconds: float) -> str:
+    """Return `1:02:03`, or `2:03` below an hour."""
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
 def cut(text: str, most: int) -> str:
     """Return `text` if it has at most so many characters, else its beginning and an ellipsis."""
     return text if len(text) <= most else f"{text[: max(most - 1, 1)]}…"

@@ -1,14 +1,21 @@
-"""Workaround: send large results as one JSON response to clients that cannot take them as an event.
+"""Workaround: send large results as one JSON response to clients that may be unable to take them as an event.
 
-httpx2, which the Python SDK's 2.x client uses, ends an event stream at an event of 1 MiB: the call has been paid for,
-and its answers are lost. A JSON body has no such limit, but cannot carry progress. No other client has this limit.
+httpx2, which the Python SDK's 2.x client uses, ends an event stream at an event of 1 MiB, and Go's SDK at 16 MiB: the
+call has been paid for, and its answers are lost. A JSON body has no such limit, but cannot carry progress. A program
+chooses its `User-Agent` and its name itself, so only those that are known to come without a limit get long events.
 """
 
 from __future__ import annotations
 
+import re
+
+import orjson
 from starlette.types import Message, Scope, Send
 
 _LIMITED = b"httpx2"
+# The `User-Agent` of clients whose events have no limit: httpx, under the Python SDK's 1.x line and FastMCP up to 3;
+# Node's fetch, under the TypeScript SDK (which took an event of 60 MB) and the AI SDK; Claude Code.
+_WITHOUT_LIMIT = re.compile(rb"python-httpx/|claude-code/|(?:node|undici)$")
 _TOKEN = b'"progressToken"'
 _CALL = b'"tools/call"'
 _LARGE = 4 << 10  # dozens of prompts, whose answers together may be large
@@ -16,29 +23,31 @@ _NOTIFICATION = b'{"jsonrpc":"2.0","method":'
 _DATA = b"data: "
 _EVENT_BYTES = 1_000_000  # of 1,048,576, the event's other lines included
 RESPONSE = "promptmill.response"
-"""Key in a request's scope: its `EitherResponse`, if the client has the limit."""
+"""Key in a request's scope: its `EitherResponse`, if the client may have a limit."""
 
 
 class EitherResponse:
     """A response that becomes one JSON body or a stream of events when its first message is sent.
 
     If the result comes first, the response is JSON. Progress that the client requested needs a stream, and so does a
-    connection that would be silent for too long. A call without progress, or with a large request, is always JSON:
-    blanks keep its connection alive.
+    connection that would be silent for too long. A call with a large request, and one without progress by a client that
+    is known to have the limit, is always JSON: blanks keep its connection alive.
     """
 
-    def __init__(self, body: bytes) -> None:
-        """`body` is that of the request."""
-        self._json = _CALL in body and (len(body) > _LARGE or _TOKEN not in body)
+    def __init__(self, body: bytes, *, is_limited: bool) -> None:
+        """`body` is that of the request; `is_limited`: the client is known to have the limit."""
+        self._json = _CALL in body and (len(body) > _LARGE or (is_limited and _TOKEN not in body))
         self._is_stream = False
         self._held: list[Message] = []
         self._sent = False
 
     @classmethod
     def to(cls, scope: Scope, body: bytes) -> EitherResponse | None:
-        """Return the response to a request; None for a client without the limit."""
+        """Return the response to a request; None for a client without a limit."""
         agent = next((value for name, value in scope["headers"] if name == b"user-agent"), b"")
-        return cls(body) if scope["method"] == "POST" and _LIMITED in agent else None
+        if scope["method"] != "POST" or _WITHOUT_LIMIT.match(agent):
+            return None
+        return cls(body, is_limited=_LIMITED in agent)
 
     def stream(self) -> None:
         """Make the response a stream, in which the server can send the client a request of its own."""
@@ -76,6 +85,8 @@ class EitherResponse:
                 await send(event)
         if self._json and events:
             message = {**message, "body": response or b" "}  # a blank may stand before any JSON
+        elif events:
+            message = {**message, "body": _unescaped(events)}
         await send(message)
 
 
@@ -90,6 +101,23 @@ def _as_json(start: Message) -> Message:
 def _response(events: bytes) -> bytes:
     """Return the response among `events`; b"" without one."""
     return next((data for data in _data(events) if data and not data.startswith(_NOTIFICATION)), b"")
+
+
+def _unescaped(events: bytes) -> bytes:
+    r"""Return `events` with their JSON in UTF-8: the SDK writes six bytes (`\u4f60`) for what takes two or three."""
+    if b"\\u" not in events:
+        return events
+    return b"".join(map(_unescaped_line, events.splitlines(keepends=True)))
+
+
+def _unescaped_line(line: bytes) -> bytes:
+    if not line.startswith(_DATA) or b"\\u" not in line:
+        return line
+    data = line[len(_DATA) :].rstrip(b"\r\n")
+    try:
+        return _DATA + orjson.dumps(orjson.loads(data)) + line[len(_DATA) + len(data) :]
+    except ValueError:  # half a surrogate pair
+        return line
 
 
 def _is_empty(events: bytes) -> bool:

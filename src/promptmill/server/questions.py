@@ -25,7 +25,7 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.money import dollars
 from promptmill.http.json_response_workaround import RESPONSE, EitherResponse
-from promptmill.server.tool_calls import UnansweredQuestion, owner_of
+from promptmill.server.tool_calls import UnansweredQuestion, session_of
 
 _COST, _FILES = "cost", "files"
 _ANSWER = "agree"
@@ -100,7 +100,7 @@ class Questions:
         if plan.settings.ask_above_cost is None or not is_able_to_ask(ctx):
             return None
         limits = [limit for limit in (max_cost, plan.settings.max_cost) if limit is not None]
-        return CostQuestion(self, ctx, plan, what, min(limits, default=None), _session(ctx))
+        return CostQuestion(self, ctx, plan, what, min(limits, default=None), session_of(ctx))
 
     def add(self, session: str, amount: float) -> float:
         """Add to the cost of a session's calls without a question; return the sum."""
@@ -164,13 +164,3 @@ def _words(estimated: float | None, most: float | None) -> str:
     if estimated is None:
         return "an unknown amount, because the price of its model is not known"
     return f"about {dollars(estimated)}, and at most an unknown amount, because `max_tokens` is not set"
-
-
-def _session(ctx: Context) -> str:
-    """Return the name of a client's session; of one without sessions (2026-07-28), its token and address."""
-    request = None if ctx.request_context is None else ctx.request_context.request
-    if request is None:
-        return ""
-    if ctx.session.protocol_version not in MODERN_PROTOCOL_VERSIONS:
-        return ctx.session_id
-    return f"{owner_of(request)}@{request.client.host if request.client else ''}"

@@ -49,6 +49,7 @@ from promptmill.server.tool_calls import owner_of
 from promptmill.service.service import Service
 
 if TYPE_CHECKING:
+    from promptmill.jobs.manage.call_job import CallTask
     from promptmill.jobs.manage.running_jobs import RunningJobs
     from promptmill.jobs.store.folder import Folder
 
@@ -78,14 +79,18 @@ def limit_s(ctx: Context, prompts: int) -> float | None:
     return 0.0 if prompts >= _LARGE else _SOON_S
 
 
-def note(prompts: int, plan: ResolvedConfig) -> dict[str, Any]:
-    """Return the facts that make the job of a call a task."""
-    return {
+def task_of(ctx: Context, prompts: int, plan: ResolvedConfig) -> CallTask:
+    """Return the task that a call may become."""
+    from promptmill.jobs.manage.call_job import CallTask
+
+    context = ctx.request_context
+    note = {
         "prompts": prompts,
         "model": plan.name,
         "chosen": plan.chosen,
         "expires": time.time() + _TTL_S,
     }
+    return CallTask(note, is_required=context is not None and context.protocol_version == _OLD)
 
 
 class Started(InputRequiredToolResult):
@@ -164,7 +169,7 @@ class Tasks(ServerExtension):
         """Return the state of a task, with its result at the end. Work that was interrupted goes on."""
         task = await self._found(ctx, params.task_id)
         if task.is_interrupted:
-            task = await self._resumed(task)
+            task = await self._resumed(task, _caller(ctx))
         found = await asyncio.to_thread(task.as_dict)
         if ctx.protocol_version == _OLD:
             return _old(found)
@@ -207,13 +212,13 @@ class Tasks(ServerExtension):
             raise MCPError(INVALID_PARAMS, f"There is no task {task_id[:60]!r}.")
         return task
 
-    async def _resumed(self, task: _Task) -> _Task:
-        """Return the task after its job was resumed; if that is impossible, the task has stopped."""
+    async def _resumed(self, task: _Task, caller: Caller) -> _Task:
+        """Return the task after its job was resumed or waits for a place; if that is impossible, it has stopped."""
         job_id, error = task.folder.job_id, None
         try:
-            await self._running_jobs().resume(job_id, self._service.offered_plan(task.note["model"]))
+            await self._running_jobs().resume(job_id, self._service.offered_plan(task.note["model"]), caller)
         except PromptmillError as refused:
-            error = refused
+            error = None if refused.code is Code.RATE_LIMITED else refused  # then the next look tries again
         resumed = await asyncio.to_thread(lambda: _Task(task.folder))
         if error is not None and resumed.is_interrupted:
             resumed.status |= {"state": "stopped", "reason": str(error), "code": str(error.code)}
@@ -254,7 +259,7 @@ class _Task:
 
     @property
     def is_interrupted(self) -> bool:
-        """Whether the job could go on, and no process runs it."""
+        """Whether no process runs the job, which is not finished: it waits for a place, or its process has ended."""
         return not self.has_ended and self.status["state"] == "interrupted"
 
     @property
@@ -267,7 +272,7 @@ class _Task:
         status, created = self.status, float(self.status["created"])
         answered, failed = status.get("done", 0) - status.get("failed", 0), status.get("failed", 0)
         message = f"{answered:,} of {self.note['prompts']:,} prompts answered"
-        left_ms = int(1000 * (status.get("eta_s") or 0.0) / _POLLS)
+        left_ms = _POLL_MS[1] if self.is_interrupted else int(1000 * (status.get("eta_s") or 0.0) / _POLLS)
         over = "cancelled" if self.is_cancelled else "completed" if status["state"] in {"finished", "stopped"} else ""
         return {
             "taskId": self.folder.job_id,
@@ -300,7 +305,9 @@ class _Task:
 
 
 def _caller(ctx: ServerRequestContext[Any, Any]) -> Caller:
-    return Caller(owner=owner_of(ctx.request))
+    request = ctx.request
+    session = "" if request is None else request.headers.get("mcp-session-id", "")
+    return Caller(session, owner_of(request))
 
 
 def _time(seconds: float) -> str:

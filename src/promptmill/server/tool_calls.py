@@ -35,6 +35,7 @@ from mcp_types import (
     InputRequiredResult,
     ReadResourceRequestParams,
 )
+from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import ValidationError as PydanticValidationError
 
 from promptmill.backends.protocol import Call
@@ -452,7 +453,17 @@ def caller_of(ctx: Context, service: Service) -> Caller:
     """Return the client of a call."""
     context = ctx.request_context
     owner = owner_of(None if context is None else context.request)
-    return Caller(ctx.session_id if service.is_shared else "", owner)
+    return Caller(session_of(ctx) if service.is_shared else "", owner)
+
+
+def session_of(ctx: Context) -> str:
+    """Return the name of a client's session; of one without sessions (2026-07-28), its token and address."""
+    request = None if ctx.request_context is None else ctx.request_context.request
+    if request is None:
+        return ""
+    if ctx.session.protocol_version not in MODERN_PROTOCOL_VERSIONS:
+        return ctx.session_id
+    return f"{owner_of(request)}@{request.client.host if request.client else ''}"
 
 
 def owner_of(request: Any) -> str:

@@ -295,7 +295,7 @@ class _Answers:
         from promptmill.jobs.manage.call_job import DeadlineCall
 
         plan = await service.settled(plan)  # a job stores its backend and model
-        task = None if task_s is None else tasks.note(len(items), plan)
+        task = None if task_s is None else tasks.task_of(ctx, len(items), plan)
         call = DeadlineCall(service, self._running_jobs(), items, stats, system_prompt, plan, limit_s, caller, task)
         try:
             outcomes = await with_progress(ctx, service, stats, call.outcomes())

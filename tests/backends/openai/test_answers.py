@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 
 import orjson
 import pytest
@@ -246,6 +248,24 @@ async def test_connections_that_close_after_each_answer_cost_nothing(upstream, d
     upstream.reply = then_close(answer(), seconds)
     prompts = [str(i) for i in range(300)]
     assert (await drive(prompts, concurrency=16, retries=5)).texts == echoes(prompts)
+    assert set(upstream.attempts.values()) == {1}, "a request on a connection that is closed meanwhile is never read"
+
+
+@pytest.mark.thorough  # computes for half a minute
+async def test_under_load_an_endpoint_reads_each_prompt_once(upstream, drive):
+    """Whatever is sent again: requests to connections that the endpoint closes, or has not accepted yet."""
+    burning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(8)]
+    try:
+        for number in range(9):
+            upstream.reply = (then_close(answer(), 0.002), late(0.02), late(0.5))[number % 3]
+            prompts = [f"{number} {i}" for i in range(1000)]
+            assert (await drive(prompts, retries=5, timeout=[10, 60])).texts == echoes(prompts)
+    finally:
+        for process in burning:
+            process.kill()
+            process.wait()
+    assert set(upstream.attempts.values()) == {1}
+    assert len(upstream.attempts) == 9000
 
 
 async def test_idle_connections_that_the_server_closed_cost_nothing(upstream):

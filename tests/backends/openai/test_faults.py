@@ -113,7 +113,23 @@ FAULTS = [
     _row("empty choices", raw(b'{"choices": []}'), Code.EMPTY_ANSWER),
     _row("null content, no finish reason", answer(None, finish_reason=None), Code.EMPTY_ANSWER),
     _row("empty content, no finish reason", answer("", finish_reason=None), Code.EMPTY_ANSWER),
-    _row("no message", raw(b'{"choices": [{"index": 0, "message": null}]}'), Code.EMPTY_ANSWER),
+    _row(
+        "no message",
+        raw(b'{"choices": [{"index": 0, "message": null, "finish_reason": "stop"}]}'),
+        Code.BAD_RESPONSE,
+        says=("without a message",),
+    ),
+    _row("content of another shape", answer({"a": 1}), Code.BAD_RESPONSE, says=("`content`",)),
+    _row("parts of another shape", answer([{"a": 1}]), Code.BAD_RESPONSE, says=("`content`",)),
+    _row(
+        "content of another shape, streamed",
+        sse(b'data: {"choices": [{"delta": {"content": {"a": 1}}}]}'),
+        Code.BAD_RESPONSE,
+    ),
+    _row(
+        "calls of another shape", answer(None, message={"tool_calls": "x"}), Code.BAD_RESPONSE, says=("`tool_calls`",)
+    ),
+    _row("calls that are texts", answer("", message={"tool_calls": ["x"]}), Code.BAD_RESPONSE, says=("`tool_calls`",)),
     _row("a huge body", huge(96 << 20), Code.BAD_RESPONSE, says=("MiB",)),
     _row("a huge body behind gzip", huge(96 << 20, zipped=True), Code.BAD_RESPONSE, says=("MiB",)),
     # statuses that pass

@@ -236,6 +236,22 @@ async def test_two_equal_runs_share_evenly(upstream):
     assert done > 250
 
 
+async def test_a_refused_call_that_its_client_left_leaves_no_pause_to_the_next_one(upstream):
+    """The next call begins before the first one has ended, as over HTTP, where that takes 0.7 s."""
+    upstream.reply = status(429)
+    prompts = [f"prompt {i}" for i in range(12)]
+    async with opened(upstream.url, retries=5, base_delay=1, max_delay=30, patience=120) as backend:
+        refused = asyncio.create_task(ask(backend, ["refused"] * 12))
+        await asyncio.sleep(20)
+        upstream.reply = answer()
+        following = asyncio.create_task(ask(backend, prompts))
+        await asyncio.sleep(0)
+        refused.cancel()
+        result = await following
+    assert result.texts == echoes(prompts)
+    assert result.seconds < 1
+
+
 async def test_a_run_that_is_held_up_does_not_hold_up_another(upstream):
     upstream.reply = by_prompt({"bad": status(500, retry_after="5")}, late(0.002))
     async with opened(upstream.url, concurrency=8, max_delay=0.5) as backend:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gzip
+import socket
 import ssl
 import time
 import zlib
@@ -170,6 +171,25 @@ async def test_data_between_requests_is_not_taken_for_an_answer():
     found, server = await asked(answer, times=4, closes=True)
     assert [response.body for response in found if isinstance(response, HttpResponse)] == [b"1", b"2", b"3", b"4"]
     assert server.connections == 4
+
+
+def _same(writer: asyncio.StreamWriter) -> socket.socket:
+    return socket.fromfd(writer.get_extra_info("socket").fileno(), socket.AF_INET, socket.SOCK_STREAM)
+
+
+@pytest.mark.parametrize(
+    "arrives", [b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nunasked!", None], ids=["response", "end"]
+)
+async def test_a_connection_on_which_something_waits_to_be_read_is_not_used_again(arrives):
+    """The event loop is busy from the arrival to the next request, so that it has not read it by then."""
+    async with served(saying(OK)) as (server, target):
+        with client() as raw:
+            await raw.post(target, [b"{}"], 2)
+            with _same(server.writers[0]) as sock:
+                sock.shutdown(socket.SHUT_WR) if arrives is None else sock.send(arrives)
+                response = await raw.post(target, [b"{}"], 2)
+    assert response.body == b"ok"
+    assert len(server.requests) == server.connections == 2
 
 
 async def test_a_body_without_a_length_ends_with_the_connection():

@@ -369,7 +369,8 @@ class Attempts(ConcurrencyShare):
         if item.is_charged:
             usage = answer.usage
             answer.unmetered = item.unmetered + (not answer.is_metered)
-            answer.usage, answer.spent = usage + item.usage, (*item.spent, (usage, answer.tier))
+            own = [(usage, answer.tier)] if answer.is_metered else []
+            answer.usage, answer.spent = usage + item.usage, (*item.spent, *own)
         answer.attempts, answer.latency_s = item.attempts, round(now - item.since, 4)
         return answer
 

@@ -46,7 +46,7 @@ def _is_thinking(part: Any) -> bool:
 
 
 def text_of(part: Any, depth: int = 0) -> str:
-    """Return the text of a part; `""` for a part of another type. Raises `TypeError` for a value that is not a part."""
+    """Return the text of a part; `""` for a part with a `type` and no text. Raises `TypeError` for any other value."""
     if isinstance(part, str):
         return part
     if part is None:
@@ -60,7 +60,9 @@ def text_of(part: Any, depth: int = 0) -> str:
     for name in _INNER:
         if part.get(name) is not None:
             return text_of(part[name], depth + 1)
-    return ""
+    if "type" in part or not part.keys().isdisjoint(_INNER):
+        return ""
+    raise TypeError
 
 
 def _split_parts(content: Any) -> tuple[str, str]:
@@ -270,6 +272,8 @@ def _add_delta(
         elif name == "content" and isinstance(value, list):  # Mistral's reasoning models
             for part in value:
                 texts.setdefault("reasoning_content" if _is_thinking(part) else name, []).append(text_of(part))
+        elif name == "content" and value is not None and not isinstance(value, str):
+            raise TypeError
         elif name != "role" and isinstance(value, str):
             texts.setdefault(name, []).append(value)
 

@@ -7,6 +7,7 @@ socket through `httptools` to the future that the caller awaits, without a task 
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 import zlib
 from collections import deque
@@ -277,9 +278,14 @@ class _PartialResponse:
 
 
 class Connection(asyncio.Protocol):
-    """One connection. Data between requests closes it, because it would be taken for the answer to the next request."""
+    """One connection. Data between requests closes it, because it would be taken for the answer to the next request.
 
-    def __init__(self, owner: _Owner, target: Target) -> None:
+    HTTP/1.1 pairs responses with requests by their order alone. So a second response to a request cannot be detected if
+    it arrives when the next request has been sent: it is taken for the answer to that one.
+    """
+
+    def __init__(self, owner: _Owner, target: Target, sock: socket.socket) -> None:
+        """`sock` is the connected socket; its transport closes it."""
         self.target = target
         self.at = 0.0
         """The time at which data was last sent or received."""
@@ -289,6 +295,7 @@ class Connection(asyncio.Protocol):
         self.keep = True
         self._owner = owner
         self._clock = owner.clock
+        self._socket = sock
         self._transport: asyncio.Transport | None = None
         self._answered = False
         self._parser = httptools.HttpResponseParser(self)
@@ -418,6 +425,19 @@ class Connection(asyncio.Protocol):
             self.keep = False
 
     # the owner's
+
+    def is_quiet(self) -> bool:
+        """Return whether nothing has arrived that the event loop has yet to read: neither data nor the end.
+
+        Takes 2 µs of a request's some 200.
+        """
+        try:
+            self._socket.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
 
     def send(self, pieces: Sequence[bytes], length: int, answer: Answer) -> None:
         """Send a request with a body of these pieces; `answer` gets the response or the exception."""

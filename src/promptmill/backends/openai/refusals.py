@@ -24,8 +24,9 @@ _RATE_LIMITS = frozenset({420, 429})  # some servers send 420 instead of 429
 # balancers send 444, 460 and 499 when their own client has disconnected.
 _RETRIED = frozenset({408, 409, 423, 424, 425, 444, 460, 498, 499})
 _NEVER_RETRIED = frozenset({501, 505})
-# The endpoint, or a gateway in front of it, stopped waiting for the model, whose answer may still be billed.
-_GAVE_UP_WAITING = frozenset({408, 504, 524})
+# The endpoint, or a gateway in front of it, stopped waiting for the model (408, 504, 524), or got a response that it
+# could not pass on (502; 520 at Cloudflare): the answer is lost, but may be billed.
+_LOST_ANSWERS = frozenset({408, 502, 504, 520, 524})
 _LONGEST_REASON = 400
 _ERROR_FIELDS = ("message", "type", "param", "code")
 _LATER = "It is a limit of a day or more: start again after its reset, or use another key."
@@ -92,7 +93,7 @@ def classify_refusal(
     if cause is Cause.INPUT and meant < 500:  # a provider's one code for many mistakes
         cause = _first(body, Cause.FILTER, Cause.CONTEXT, Cause.TOO_LARGE, Cause.MODEL) or cause
     decision = replace(_decision(cause, meant, _message(status, body, endpoint), wait_s), status=meant)
-    if meant in _GAVE_UP_WAITING:
+    if meant in _LOST_ANSWERS:
         decision = replace(decision, unmetered=True)
     if (hint := _hint_of(status, headers, body, endpoint)) is not None:
         error = PromptmillError(decision.error.code, decision.error.message, hint)

@@ -444,21 +444,20 @@ def read_payload(
     choice = choices[0]
     if isinstance(choice.get("error"), dict):  # OpenRouter, if the provider behind it failed during the answer
         return replace(classify_refusal(200, headers, {"error": choice["error"]}, endpoint), **spent)
-    message = choice.get("message") or choice.get("delta")
-    if not isinstance(message, dict):
-        message = {"content": choice.get("text")}
     finish, ending = chat_completion.read_finish(choice.get("finish_reason"))
     if ending is Ending.FILTERED:
         return _filtered(endpoint, spent)
     if ending is Ending.BROKEN_OFF:
         error = PromptmillError(Code.SERVER_ERROR, f"{endpoint.name} broke off this answer ({finish:.60}).")
         return RetryDecision(FailureKind.TRANSIENT, error, **spent)
-    text, reasoning = chat_completion.read_message(message)
-    calls = message.get("tool_calls")
-    tool_calls = tuple(call for call in calls if isinstance(call, dict)) if isinstance(calls, list) else ()
     logprobs = choice.get("logprobs")
-    if (tool_calls or logprobs) and not chat_completion.can_go_on((tool_calls, logprobs)):
-        return _unreadable(endpoint, "tool calls or `logprobs` that JSON cannot represent", b"")
+    try:
+        message = _message(choice)
+        text, reasoning, tool_calls = _contents(message)
+        if (tool_calls or logprobs) and not chat_completion.can_go_on((tool_calls, logprobs)):
+            raise _ShapeError("tool calls or `logprobs` that JSON cannot represent")
+    except _ShapeError as found:
+        return replace(_unreadable(endpoint, str(found), b""), **spent)
     if not text and not tool_calls:
         if refusal := message.get("refusal"):
             text = chat_completion.text_of(refusal)
@@ -474,6 +473,33 @@ def read_payload(
         details=chat_completion.details_of(payload, choice, message) if keep_raw else None,
         tier=tier,
     )
+
+
+class _ShapeError(Exception):
+    """Describes what an answer has in the place of a message."""
+
+
+def _message(choice: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the message of a choice, also that of a stream or of a completion without chat. Raises `_ShapeError`."""
+    for name in ("message", "delta"):
+        if isinstance(message := choice.get(name), dict):
+            return message
+    if not isinstance(text := choice.get("text"), str):
+        raise _ShapeError("a choice without a message")
+    return {"content": text}
+
+
+def _contents(message: Mapping[str, Any]) -> tuple[str, str | None, tuple[Mapping[str, Any], ...]]:
+    """Return text, reasoning and tool calls of a message. Raises `_ShapeError`, for what looks like an empty answer."""
+    try:
+        text, reasoning = chat_completion.read_message(message)
+    except TypeError:
+        raise _ShapeError("a `content` that is not text") from None
+    calls = message.get("tool_calls")
+    tool_calls = tuple(call for call in calls if isinstance(call, dict)) if isinstance(calls, list) else ()
+    if calls and not (tool_calls or text):
+        raise _ShapeError("`tool_calls` that are not a list of objects")
+    return text, reasoning, tool_calls
 
 
 def _tier(payload: Mapping[str, Any]) -> str:
@@ -500,7 +526,9 @@ def _prompt_filtered(payload: Mapping[str, Any]) -> bool:
 def _usage(usage: Any, *, answers: bool = True) -> Usage:
     """Return the usage that an endpoint reports; none if a count is missing or no number of tokens.
 
-    Without `answers`, the count of the answer may be missing: embeddings have none.
+    A prompt of 0 tokens is a missing count, too: gateways send zeros, some of them next to a `total_tokens`, which does
+    not say how much of it was the answer. Without `answers`, the count of the answer may be missing: embeddings have
+    none.
     """
     if not isinstance(usage, dict):
         return NO_USAGE
@@ -510,8 +538,8 @@ def _usage(usage: Any, *, answers: bool = True) -> Usage:
         completion = _largest(usage, "completion_tokens", "output_tokens")
     total = _count(usage, "total_tokens") or 0
     if not answers:
-        prompt, completion = total if prompt is None else prompt, completion or 0
-    if prompt is None or completion is None:
+        prompt, completion = prompt or total, completion or 0
+    if not prompt or completion is None:
         return NO_USAGE
     if len(usage) == 3 and prompt + completion == total:  # no details then
         return Usage(prompt, completion)
@@ -559,7 +587,8 @@ def _unreadable(endpoint: Endpoint, found: str, body: bytes) -> RetryDecision:
         f"{endpoint.name} answered with {_page(body) if page else found}.",
         wrong_address(endpoint) if page else None,
     )
-    return RetryDecision(FailureKind.TRANSIENT, error, status=200 if page else 0, unmetered=not page)
+    # a proxy may have put its page in the place of an answer, which is billed
+    return RetryDecision(FailureKind.TRANSIENT, error, status=200 if page else 0, unmetered=True)
 
 
 def _page(body: bytes) -> str:

@@ -300,7 +300,7 @@ class RawHttpClient:
             connection = idle.pop()
             if connection.closed:
                 continue
-            if connection.at >= oldest:
+            if connection.at >= oldest and connection.is_quiet():
                 return connection
             connection.close()
         return None
@@ -338,7 +338,7 @@ class RawHttpClient:
                 except OSError as error:
                     target.resolved_at = 0.0
                     raise of_connecting(error) from error
-                connection = Connection(self, target)
+                connection = Connection(self, target, sock)
                 try:
                     await self._loop.create_connection(
                         lambda: connection,

@@ -1,7 +1,7 @@
 """A call as a job: its prompts on disk, so that any process can take it up, and its answers once it is over.
 
-A call with a time limit (`DeadlineCall`) runs as a job from its start, and what is not done by then goes on. If its
-client takes tasks (`server.tasks`), the job is the task of the call.
+A call with a time limit (`DeadlineCall`) is a job from its start, and the job continues after the limit. Without a
+place (see `call_limits`) the job waits for one. If the client takes tasks (`server.tasks`), the job is a task.
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -29,6 +31,7 @@ from promptmill.images import load as images
 from promptmill.jobs.caller import Caller
 from promptmill.jobs.files import disk
 from promptmill.jobs.files.row_files import InputFiles, Part
+from promptmill.jobs.manage.call_limits import Place
 from promptmill.jobs.manage.running_jobs import RunningJobs
 from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.runner import Runner
@@ -51,6 +54,15 @@ _END_S = 1.0
 _ITEM_S = 4e-5  # read from the database, then an entry in the result
 
 
+class CallTask(NamedTuple):
+    """The task that a call may become."""
+
+    note: Mapping[str, Any]
+    """The facts that its job keeps about it."""
+    is_required: bool
+    """Whether the client takes the handle of a task only, and no result."""
+
+
 class DeadlineCall:
     """One call with a limit after which it returns. `outcomes`, then `go_on`; `abandon` in any case."""
 
@@ -64,12 +76,9 @@ class DeadlineCall:
         plan: ResolvedConfig,
         limit_s: float,
         caller: Caller,
-        task: Mapping[str, Any] | None = None,
+        task: CallTask | None = None,
     ) -> None:
-        """`limit_s` counts from the start of `stats`; `plan` is the call's own.
-
-        `task` is the note about the task that the job is, if the client takes one.
-        """
+        """`limit_s` counts from the start of `stats`; `plan` is the call's own; `task` if its client takes one."""
         self._service = service
         self._running_jobs = running_jobs
         self._items = items
@@ -79,6 +88,7 @@ class DeadlineCall:
         self._caller = caller
         self._task = task
         self._system_prompt = system_prompt or plan.settings.system_prompt
+        self._place: Place | None = None
         self._job: Job | None = None
         self._run: asyncio.Task[object] | None = None
         self._answered = asyncio.Event()
@@ -87,57 +97,103 @@ class DeadlineCall:
     async def outcomes(self) -> list[Outcome]:
         """Return an outcome per item, before the time is over; items that go on have failed with code `deferred`.
 
-        Cancelling ends the work. Raises `PromptmillError` when the backend cannot be loaded.
+        Cancelling ends the work. Raises `PromptmillError` when the backend cannot be loaded, or too many jobs are in
+        progress (`rate_limited`).
         """
         if not any(isinstance(item, Conversation) for item in self._items):
             return await self._service.generate(self._items, self._stats, plan=self._plan)
-        writing = asyncio.ensure_future(asyncio.to_thread(self._written))
+        self._place = self._running_jobs.places.take(self._caller.session)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._left_s):
+                await self._place.ready()
         try:
-            self._job = await asyncio.shield(writing)
+            job = await self._opened()
         except PromptmillError as error:
+            if self._is_task_required:
+                raise
             self._stats.warn(f"The call could not become a job, which `max_call_s` and tasks need: {error}")
             return await self._service.generate(
                 self._items, self._stats, system_prompt=self._system_prompt, plan=self._plan
             )
-        except asyncio.CancelledError:
-            await asyncio.wait({writing})
-            if not writing.exception():
-                self._job = writing.result()
-            raise
         sink = ListSink(len(self._items))
         for index, item in enumerate(self._items):
             if isinstance(item, PromptmillError):
                 await settle(index, Failure(item), sink, self._stats)
-        runner = Runner(self._job, self._service, stats=self._stats, before_output=self._before_output)
-        self._run = asyncio.ensure_future(runner.run())
-        left = await self._until_limit(self._job, runner, self._run)
-        for record in await asyncio.to_thread(self._job.folder.store.all_records):
-            await sink.put(record.row, record.outcome())  # the job's run counted it
+        if self._place.is_ready:
+            runner = Runner(job, self._service, stats=self._stats, before_output=self._before_output)
+            self._run = asyncio.ensure_future(runner.run())
+            left = await self._until_limit(job, runner, self._run)
+            for record in await asyncio.to_thread(job.folder.store.all_records):
+                await sink.put(record.row, record.outcome())  # the job's run counted it
+        else:
+            left = await self._put_off(job)
         if left.code is not Code.DEFERRED:
             self._service.calls.unanswered(self._plan, left.code, len(sink.missing))
         return sink.result(left)
 
     def go_on(self) -> tuple[str | None, Call]:
         """Let the job have what is left; return its id, None when all is done, and what the call itself has cost."""
-        job, run = self._job, self._run
-        if job is None or run is None or not self._goes_on.is_set():
+        place, job, run = self._place, self._job, self._run
+        if place is None or job is None or not self._goes_on.is_set():
             return None, self._stats
-        self._job = self._run = None
-        self._running_jobs.adopt(job, run)
-        return job.spec.job_id, replace(self._stats, codes=dict(self._stats.codes), warnings=dict(self._stats.warnings))
+        self._place = self._job = self._run = None
+        job_id = job.spec.job_id
+        if run is None:
+            self._running_jobs.run_later(job_id, self._plan, place)
+        else:
+            self._running_jobs.adopt(job, run, place)
+        return job_id, replace(self._stats, codes=dict(self._stats.codes), warnings=dict(self._stats.warnings))
 
     async def abandon(self) -> None:
         """End the work and forget its job, unless it goes on. If all is answered, the job is gone then."""
-        job, run, self._job, self._run = self._job, self._run, None, None
-        if job is None:
-            return
+        place, job, run = self._place, self._job, self._run
+        self._place = self._job = self._run = None
+
+        def forget(_: object = None) -> None:
+            if job is not None:
+                discard(job)
+            if place is not None:
+                place.leave()
+
         if run is None or run.done():
-            discard(job)
+            forget()
         else:
             run.cancel()
-            run.add_done_callback(lambda _: discard(job))
+            run.add_done_callback(forget)
             if self._answered.is_set():  # else the server could end first, and leave the prompts on the disk
                 await asyncio.wait({run}, timeout=_END_S)
+
+    @property
+    def _is_task_required(self) -> bool:
+        return self._task is not None and self._task.is_required
+
+    @property
+    def _left_s(self) -> float:
+        """The seconds until the call has to return."""
+        return max(0.0, min(self._limit, self._end) - time.monotonic())
+
+    @property
+    def _limit(self) -> float:
+        """When the call has to return, even if its job is not finished."""
+        return self._stats.started + self._limit_s - self._margin_s(self._limit_s)
+
+    @property
+    def _end(self) -> float:
+        """When the call has to be over."""
+        most_s = self._plan.settings.call_timeout
+        return math.inf if most_s is None else self._stats.started + most_s
+
+    async def _opened(self) -> Job:
+        """Return the job, whose files are open. Raises `PromptmillError` (`storage`)."""
+        writing = asyncio.ensure_future(asyncio.to_thread(self._written))
+        try:
+            self._job = await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            await asyncio.wait({writing})
+            if not writing.exception():
+                self._job = writing.result()
+            raise
+        return self._job
 
     def _written(self) -> Job:
         """Return the job with all items, of which those without a request have failed already. Blocks."""
@@ -149,7 +205,7 @@ class DeadlineCall:
             self._running_jobs.folders,
             self._caller,
             max_cost=None if budget is None else budget.limit,
-            task=self._task,
+            task=None if self._task is None else self._task.note,
         )
         wrong = [(row, item) for row, item in enumerate(self._items) if isinstance(item, PromptmillError)]
         try:
@@ -166,25 +222,33 @@ class DeadlineCall:
 
     async def _until_limit(self, job: Job, runner: Runner, run: asyncio.Task[object]) -> PromptmillError:
         """Return, when the work or the time is over, the error of the items without an outcome."""
-        settings, began = self._plan.settings, self._stats.started
-        limit = began + self._limit_s - self._margin_s(self._limit_s)
-        end = None if settings.call_timeout is None else began + settings.call_timeout
         answered = asyncio.ensure_future(self._answered.wait())
         try:
-            await asyncio.wait(
-                {run, answered},
-                timeout=max(0.0, min(limit, end or limit) - time.monotonic()),
-                return_when=asyncio.FIRST_COMPLETED,
-            )
+            await asyncio.wait({run, answered}, timeout=self._left_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
             answered.cancel()
-        if run.done() or self._answered.is_set():
+        if (run.done() or self._answered.is_set()) and not self._is_task_required:
             return runner.error or PromptmillError(Code.SHUTDOWN, "The server is shutting down.")
-        if end is not None and end < limit:
-            return too_long(settings.call_timeout)
-        await asyncio.to_thread(_make_durable, job)
+        return await self._deferred(partial(_make_durable, job))
+
+    async def _put_off(self, job: Job) -> PromptmillError:
+        """Close the job, which has got no place in time. Return the error of its items."""
+
+        def close() -> None:
+            job.folder.put(status={"state": status.INTERRUPTED})  # no run of it has died
+            _make_durable(job)
+            job.close()
+
+        return await self._deferred(close)
+
+    async def _deferred(self, make_ready: Callable[[], None]) -> PromptmillError:
+        """Prepare the job for its time without the call. Return the error of the items without an outcome."""
+        if self._end < self._limit:
+            return too_long(self._plan.settings.call_timeout)
+        await asyncio.to_thread(make_ready)
         self._goes_on.set()
-        return PromptmillError(Code.DEFERRED, f"Goes on as job {job.spec.job_id}.", "")
+        assert self._job is not None
+        return PromptmillError(Code.DEFERRED, f"Goes on as job {self._job.spec.job_id}.", "")
 
     def _margin_s(self, limit_s: float) -> float:
         """Return how long before the limit to begin with what takes time then."""

@@ -22,6 +22,7 @@ from promptmill.jobs.files.disk import Line, Lines, RandomFile
 from promptmill.jobs.files.row_secrets import OTHERWISE
 from promptmill.jobs.files.whole_files import WholeFiles
 from promptmill.jobs.manage import detached
+from promptmill.jobs.manage.call_limits import Place, Places
 from promptmill.jobs.run import admission
 from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.merge import JobFiles
@@ -62,12 +63,15 @@ class RunningJobs:
         self._rule = rule
         self.folders = folders or JobFolders.from_environ()
         self._here: dict[str, asyncio.Task[None]] = {}
+        self._waiting: dict[str, asyncio.Task[None]] = {}
+        """The jobs of calls that wait for a place, or are about to run in it."""
         self._own: dict[str, str] = {}
         """Jobs of callers of this process whose files are ours, and the session of each."""
         self._validating = asyncio.Semaphore(_MOST_VALIDATED)
         self._apart = asyncio.Semaphore(_MOST_APART)
         self._runners = 0
         """Processes that run jobs for this one."""
+        self.places = Places.of_process(is_shared=service.is_shared)
 
     async def start(
         self,
@@ -155,36 +159,71 @@ class RunningJobs:
         if left:
             await approve(*(None if cost is None else cost * left for cost in (estimated, most)))
 
-    async def resume(self, job_id: str, plan: ResolvedConfig) -> None:
-        """Go on with a job, as its last order says; `plan` is that of its model.
+    async def resume(self, job_id: str, plan: ResolvedConfig, caller: Caller) -> None:
+        """Resume the job of a call with its last order and the `plan` of its model; without a place, it waits for one.
 
-        A job whose runs die again and again without another answer is stopped instead. Raises `PromptmillError` like
-        `start`, also when a process runs the job.
+        A job whose runs die again and again without another answer is
+        stopped instead. Raises `PromptmillError` like `start`, also when another process runs the job, and
+        `rate_limited` if too many jobs are in progress.
         """
-        order = self.folders.find(job_id).request
-        if order is None:
-            raise input_error(f"Job {job_id} has no order to go on with.")
-        job = await self._admitted(order, await self._service.settled(plan))
-        if job.finished or await asyncio.to_thread(_dies_again, job):
-            job.close()
-        else:
-            await self._launch(job)
+        if job_id not in self._here and job_id not in self._waiting:
+            place = self.places.take(caller.session)
+            resuming = self.run_later(job_id, plan, place)
+            if place.is_ready:
+                await asyncio.shield(resuming)
 
-    async def _launch(self, job: Job) -> None:
-        """Have an admitted job run: in a process of its own, or here if it needs this server's engine."""
+    def run_later(self, job_id: str, plan: ResolvedConfig, place: Place) -> asyncio.Task[None]:
+        """Run the job of a call, whose files are closed, when it gets its place; return the wait for that."""
+        waiting = self._waiting[job_id] = asyncio.ensure_future(self._go_on(job_id, plan, place))
+
+        def ended(_: asyncio.Task[None]) -> None:
+            del self._waiting[job_id]
+            if waiting.cancelled():  # perhaps before its first step
+                place.leave()
+            _report(job_id, waiting)
+
+        waiting.add_done_callback(ended)
+        self._show(job_id)
+        return waiting
+
+    async def _go_on(self, job_id: str, plan: ResolvedConfig, place: Place) -> None:
+        """Run the job of a call when it has its place."""
+        with contextlib.ExitStack() as held:
+            held.callback(place.leave)
+            await place.ready()
+            if self._service.state == "closed":
+                return
+            order = self.folders.find(job_id).request
+            if order is None:
+                raise input_error(f"Job {job_id} has no order to go on with.")
+            job = await self._admitted(order, await self._service.settled(plan))
+            held.callback(job.close)
+            if not job.finished and not await asyncio.to_thread(_dies_again, job):
+                held.pop_all()
+                await self._launch(job, place)
+
+    async def _launch(self, job: Job, place: Place | None = None) -> None:
+        """Run an admitted job: in this process if it needs the server's engine or comes from a call, else in its own.
+
+        `place`: for a job that comes from a call.
+        """
         with contextlib.ExitStack() as held:
             held.callback(job.close)
-            if self._runners >= _MOST_RUNNERS and not (job.plan.record.is_engine or job.spec.of_call):
+            if place is None and job.plan.record.is_engine:
+                place = self.places.take("")
+            if place is not None:
+                held.callback(place.leave)
+            if not (self._runners < _MOST_RUNNERS if place is None else place.is_ready):
                 raise PromptmillError(
                     Code.RATE_LIMITED,
-                    f"{self._runners} jobs of this server are running.",
+                    "This server runs as many jobs as it can at a time.",
                     "Start this one when one of them has ended.",
                 )
             status.write_starting(job.folder)
             job.disk_share = _DISK_SHARE
-            if job.plan.record.is_engine:
+            if place is not None:
                 held.pop_all()
-                self.run_here(job)
+                self.run_here(job, place)
                 return
             self._runners += 1
             held.callback(self._runner_ended)
@@ -273,7 +312,8 @@ class RunningJobs:
         Jobs on rows that came in a call are listed for their session only.
         """
         if job_id is not None:
-            return status.read(self.find(job_id, caller))
+            state = status.read(self.find(job_id, caller))
+            return state | {"state": status.STARTING} if job_id in self._waiting else state
         found = status.read_all(self.folders.all(), partial(self._is_listed, caller=caller))
         return {"jobs": found[:limit], "more": max(0, len(found) - limit)}
 
@@ -319,12 +359,17 @@ class RunningJobs:
         `also_interrupted`: also if it runs nowhere now, so that its task does not go on.
         """
         folder = self.find(job_id, caller)
-        if folder.request_cancel(even_if_it_runs_nowhere=also_interrupted):
+        if (waiting := self._waiting.get(job_id)) is not None:
+            waiting.cancel()
+        if folder.request_cancel(even_if_it_runs_nowhere=also_interrupted or waiting is not None):
             await asyncio.to_thread(folder.wait_for_end, _WAIT_S)
         return status.read(folder)
 
-    def run_here(self, job: Job) -> asyncio.Task[Any]:
-        """Run a job in this process; return its run. Other processes read its files, unless we wrote its requests."""
+    def run_here(self, job: Job, place: Place | None = None) -> asyncio.Task[Any]:
+        """Run a job in this process, in `place` if it has one; return its run.
+
+        Other processes read its files, unless we wrote its requests.
+        """
 
         async def apart(step: str, files: JobFiles) -> Any:
             async with self._apart:
@@ -341,23 +386,29 @@ class RunningJobs:
                 await runner.run()
 
         task = asyncio.ensure_future(run())
-        self.adopt(job, task)
+        self.adopt(job, task, place)
         return task
 
-    def adopt(self, job: Job, run: asyncio.Task[Any]) -> None:
-        """Look after a job that runs here until its end, and close it then."""
+    def adopt(self, job: Job, run: asyncio.Task[Any], place: Place | None = None) -> None:
+        """Look after a job that runs here until its end; then close it, and leave its place."""
         job_id = job.spec.job_id
         self._here[job_id] = run
-        if job.spec.of_call and not self._service.is_shared:
-            self._own[job_id] = ""
+        if job.spec.of_call:
+            self._show(job_id)
 
         def ended(done: asyncio.Task[Any]) -> None:
             job.close()
-            self._here.pop(job_id, None)
-            if not done.cancelled() and (error := done.exception()):
-                print(f"promptmill: job {job_id} ended: {type(error).__name__}", file=sys.stderr)
+            if place is not None:
+                place.leave()
+            del self._here[job_id]
+            _report(job_id, done)
 
         run.add_done_callback(ended)
+
+    def _show(self, job_id: str) -> None:
+        """List the job of a call for its client, if that is the only one."""
+        if not self._service.is_shared:
+            self._own[job_id] = ""
 
     def find(self, job_id: str, caller: Caller) -> Folder:
         """Return the folder of a job that its caller may see. Raises `PromptmillError` (`invalid_input`)."""
@@ -434,6 +485,12 @@ class RunningJobs:
     def _is_given(self, path: Path) -> bool:
         """Return whether a file is one of ours, with rows that came in a call or their answers."""
         return path.is_relative_to(root_of(self.folders).resolve())
+
+
+def _report(job_id: str, work: asyncio.Task[Any]) -> None:
+    """Print the error that ended the work on a job."""
+    if not work.cancelled() and (error := work.exception()):
+        print(f"promptmill: job {job_id} ended: {type(error).__name__}", file=sys.stderr)
 
 
 def _dies_again(job: Job) -> bool:

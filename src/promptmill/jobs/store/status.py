@@ -13,6 +13,7 @@ from typing import Any, TextIO, TypeAlias
 from promptmill import __version__
 from promptmill.backends.protocol import COUNTERS, Call
 from promptmill.core.money import dollars
+from promptmill.core.wording import duration
 from promptmill.jobs.store.answers import IN_FLIGHT, DamagedError, InFlight, JobStore
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.records import JobCounts
@@ -473,10 +474,3 @@ def figure(value: float) -> str:
 def took(seconds: float) -> str:
     """Return how long something has taken: `1.8 s`, or `2:03` from 100 seconds on."""
     return f"{figure(seconds)} s" if seconds < _SHORT_S else duration(seconds)
-
-
-def duration(seconds: float) -> str:
-    """Return `1:02:03`, or `2:03` below an hour."""
-    minutes, second = divmod(int(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

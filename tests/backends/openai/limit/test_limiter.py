@@ -220,6 +220,25 @@ async def test_a_new_call_is_sent_although_others_have_paused_the_endpoint():
     assert limiter.enter_now(a_share(limiter), 0, None) is None, "one at a time"
     endpoint.succeeded(probe)
     limiter.leave(probe, new)
+    assert limiter.enter_now(new, 0, None) is not None, "its answer ends the pause"
+
+
+async def test_an_answer_that_reports_a_used_up_limit_ends_no_pause():
+    clock = Clock()
+    endpoint = an_endpoint(clock)
+    limiter = Limiter([endpoint], 8, clock)
+    share = a_share(limiter)
+    refused = endpoint.enter(clock())
+    endpoint.failed(refused, RetryDecision(FailureKind.LOAD, PromptmillError(Code.RATE_LIMITED, "no"), 5.0), None)
+    endpoint.leave(refused)
+    clock.now += 6
+    probe = endpoint.enter(clock())
+    endpoint.used_up(20.0)
+    endpoint.succeeded(probe)
+    endpoint.leave(probe)
+    assert limiter.enter_now(share, 0, None) is None
+    clock.now += 20
+    assert limiter.enter_now(share, 0, None) is not None
 
 
 async def test_nobody_is_refused_who_was_never_sent():

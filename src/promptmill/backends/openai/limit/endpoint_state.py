@@ -99,6 +99,11 @@ class Pause:
     """When the next request may go to an endpoint, after strikes or at its request."""
 
     until: float = 0.0
+    used_up_until: float = 0.0
+    """The part of it that an answer reported; an answer to a request that was sent after the last strike ends the rest.
+
+    Otherwise a call that has ended would leave its pause to the next one.
+    """
     strikes: int = 0
     """Strikes in a row; while there are any, one request at a time probes the endpoint."""
     struck_at: int = 0
@@ -184,6 +189,8 @@ class EndpointState:
         health.newest_success = max(health.newest_success, permit.serial)
         health.losses = health.refusals = 0
         health.suspected = health.trouble = None
+        if pause.strikes and permit.serial > pause.struck_at:
+            pause.until = pause.used_up_until
         pause.strikes = 0
         pause.probe = None  # so that another can be sent while this one hangs
         now = self._clock()
@@ -286,7 +293,8 @@ class EndpointState:
     def used_up(self, wait_s: float) -> None:
         """Send nothing for `wait_s`: an answer reported that the limit of the minute is used up until then."""
         if wait_s <= min(_LONGEST_HEADER_WAIT_S, self.longest_wait_s):
-            self.pause.until = max(self.pause.until, self._clock() + wait_s)
+            self.pause.used_up_until = self._clock() + wait_s
+            self.pause.until = max(self.pause.until, self.pause.used_up_until)
 
     @property
     def is_down(self) -> bool:
@@ -316,17 +324,26 @@ class EndpointState:
         health = self.health
         if health.blocked or health.trouble is None:
             return health.blocked
-        never = not (health.successes or health.has_listened) and self.pause.strikes >= self._settings.retries
-        if never or self._clock() - health.trouble.since > self._settings.patience:
-            return health.trouble.last.error
-        return None
+        never = self.has_never_listened and self.pause.strikes >= self._settings.retries
+        return health.trouble.last.error if never or self.patience_s < 0 else None
+
+    @property
+    def has_never_listened(self) -> bool:
+        """Whether it has never accepted a connection."""
+        return not (self.health.successes or self.health.has_listened)
+
+    @property
+    def patience_s(self) -> float:
+        """The seconds until it becomes unusable if no request succeeds."""
+        trouble = self.health.trouble
+        return self._settings.patience - (0.0 if trouble is None else self._clock() - trouble.since)
 
     def forgive(self) -> None:
         """Give the endpoint a new chance, as a new call does."""
         health, pause = self.health, self.pause
         health.blocked = health.suspected = health.trouble = None
         health.refusals = pause.strikes = 0
-        pause.until = 0.0
+        pause.until = pause.used_up_until = 0.0
 
 
 def _is_searched(settings: OpenAISettings, endpoint: Endpoint) -> bool:

@@ -17,7 +17,7 @@ from promptmill.backends.openai.limit.adaptive_limit import QUIET_S
 from promptmill.backends.openai.limit.endpoint_state import EndpointState, Permit, Trouble
 from promptmill.backends.protocol import Call, ignored
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.wording import counted
+from promptmill.core.wording import counted, duration
 
 # A bucket's debt never exceeds this, because the usage that an endpoint reports may be wrong.
 _MOST_DEBT_S = 120
@@ -451,9 +451,8 @@ class CallFlow:
             return ""
         following = f"next try in {left_s:.0f} s" if left_s >= _SHORTEST_S else "trying now"
         if failure.kind is FailureKind.LOAD or is_new:
-            return f"{self._reason(state, failure)}, {following}{self._so_far()}"
-        minutes, seconds = divmod(int(now - since), 60)
-        return f"waiting for {state.endpoint.name} since {minutes}:{seconds:02}, {following}"
+            return f"{self._reason(state, failure)}, {following}{self._so_far()}{self._end(state)}"
+        return f"waiting for {state.endpoint.name} since {duration(now - since)}, {following}{self._end(state)}"
 
     def _without_answers(self, states: Sequence[EndpointState], now: float) -> str:
         """Return for how long no request has been answered; `""` while that is usual."""
@@ -479,13 +478,20 @@ class CallFlow:
             return ""
         left_s = self._due[0] - now
         following = f"in {left_s:.0f} s" if left_s >= _SHORTEST_S else "within a second"
-        return f"{self._reason(*self._last)}, next try {following}{self._so_far()}"
+        return f"{self._reason(*self._last)}, next try {following}{self._so_far()}{self._end(self._last[0])}"
 
     @staticmethod
     def _reason(state: EndpointState, failure: RetryDecision) -> str:
         words = _WORDS.get(failure.error.code, str(failure.error.code).replace("_", " "))
         status = f"{failure.status} from " if failure.status else ""
         return f"{status}{state.endpoint.name}: {words}"
+
+    @staticmethod
+    def _end(state: EndpointState) -> str:
+        """Return when the waiting ends, and the key that decides about it; `""` while requests succeed."""
+        if state.health.trouble is None or state.has_never_listened:
+            return ""
+        return f"; gives up in {duration(max(0.0, state.patience_s))} (`patience`)"
 
     def _so_far(self) -> str:
         refused = self._call.refused

@@ -1,0 +1,72 @@
+"""Places for the jobs of calls: how many run at a time, who is next, and how many may wait."""
+
+from __future__ import annotations
+
+import resource
+
+import pytest
+
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.jobs.manage import call_limits
+from promptmill.jobs.manage.call_limits import Places
+
+
+async def test_a_job_without_a_place_waits_until_another_leaves():
+    places = Places(1)
+    first, second, third = (places.take("a") for _ in range(3))
+    assert [first.is_ready, second.is_ready, third.is_ready] == [True, False, False]
+    first.leave()
+    first.leave()
+    await second.ready()
+    assert not third.is_ready
+
+
+async def test_one_that_leaves_the_queue_is_passed_over():
+    places = Places(1)
+    first, second, third = (places.take("a") for _ in range(3))
+    second.leave()
+    first.leave()
+    assert third.is_ready
+    assert not second.is_ready
+
+
+async def test_a_free_place_goes_to_the_session_with_the_fewest_running_jobs():
+    places = Places(3)
+    busy = [places.take("busy") for _ in range(6)]
+    other = places.take("other")
+    busy[0].leave()
+    assert other.is_ready
+    assert not busy[3].is_ready
+    busy[1].leave()
+    assert busy[3].is_ready
+
+
+async def test_a_session_leaves_half_of_the_places_of_a_shared_server_to_others(monkeypatch):
+    monkeypatch.setattr(call_limits, "_MOST_OPEN", 4)
+    shared, alone = Places.of_process(is_shared=True), Places.of_process(is_shared=False)
+    assert [shared.take("a").is_ready for _ in range(4)] == [True, True, False, False]
+    assert [shared.take("b").is_ready for _ in range(2)] == [True, True]
+    assert [alone.take("a").is_ready for _ in range(5)] == [True, True, True, True, False]
+
+
+async def test_too_many_jobs_in_progress_are_refused_by_session_and_by_server(monkeypatch):
+    monkeypatch.setattr(call_limits, "_MOST_OF_SESSION", 2)
+    monkeypatch.setattr(call_limits, "_MOST_IN_PROGRESS", 3)
+    places = Places(1)
+    first = places.take("a")
+    places.take("a")
+    with pytest.raises(PromptmillError, match=r"tasks of this client are in progress \(2\)") as refused:
+        places.take("a")
+    assert refused.value.code is Code.RATE_LIMITED
+    places.take("b")
+    with pytest.raises(PromptmillError, match=r"tasks of this server are in progress \(3\)"):
+        places.take("c")
+    first.leave()
+    assert not places.take("a").is_ready
+
+
+async def test_the_files_of_running_jobs_take_a_quarter_of_the_descriptors(monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 1024))
+    monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
+    places = Places.of_process(is_shared=False)
+    assert sum(places.take("a").is_ready for _ in range(100)) == 1024 // 4 // call_limits._FILES
