@@ -765,12 +765,13 @@ async def test_a_call_whose_runs_die_is_stopped_unless_they_answer_something(clo
     job_id, launched = job.spec.job_id, 0
     job.close()
 
-    async def dies(job: Any) -> None:
+    async def dies(job: Any, place: Any) -> None:
         nonlocal launched
         status.write_starting(job.folder)
         if answered:
             job.folder.store.write([record_of(launched, Completion("yes"))])
         job.close()
+        place.leave()
         launched += 1
 
     with mock.patch.object(board, "_launch", dies):
