@@ -125,10 +125,9 @@ def bundle(uv, npm, tmp_path_factory):
 
 
 @pytest.fixture
-def calm(tmp_path):
-    """The environment for a client: a home of its own, no colours."""
-    home = tmp_path / "home"
-    home.mkdir()
+def calm(tmp_path_factory):
+    """The environment for a client: a home of its own, outside the folder where it starts servers, no colours."""
+    home = tmp_path_factory.mktemp("home")
     bin_folder = str(Path(sys.executable).parent)
     return dict(os.environ) | {
         "HOME": str(home),

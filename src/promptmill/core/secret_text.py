@@ -53,7 +53,7 @@ _ANCHORS = tuple(
             rb"\.(?=%b)(?:(?<=ya29\.)|(?<=SG\.)|(?<=hvs\.))" % _RUN,
             rb"A(?:KIA|SIA|Iza)" + _RUN,
             rb"AGE-SECRET-KEY-1",
-            rb"eyJ[A-Za-z0-9_-]{10,999}\.eyJ" + _RUN,
+            rb"(?<![A-Za-z0-9_])eyJ[A-Za-z0-9_-]{10,999}\.eyJ" + _RUN,
             rb"earer[ \t]+[A-Za-z0-9._~+/=-]{16}",
             rb"EARER[ \t]+[A-Za-z0-9._~+/=-]{16}",
             rb"asic[ \t]+[A-Za-z0-9._~+/=-]{16}",

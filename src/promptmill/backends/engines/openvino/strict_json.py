@@ -49,7 +49,8 @@ _LARGEST = 10**18 - 1
 # OpenVINO takes 10 ms of processor time for each place of a repeat, and 0.2 s for each later token once a repeat has
 # more than about 128 places. Repeats of rules of at most this many places take 0.4 s, and 0.01 s a token.
 _LONGEST_REPEAT = 16
-_PIECE_OF_PATTERN = re.compile(r"\\.|\[\^?(?:\\.|[^\]\\])+\]|\(\?:|[*+?]\??|\{\d+(?:,\d*)?\}\??|.", re.DOTALL)
+# A class of characters holds at most 200, or a pattern of `[` alone would be read to its end from each of them.
+_PIECE_OF_PATTERN = re.compile(r"\\.|\[\^?(?:\\.|[^\]\\]){1,200}\]|\(\?:|[*+?]\??|\{\d+(?:,\d*)?\}\??|.", re.DOTALL)
 _CLASSES = {"d": "0-9", "w": "a-zA-Z0-9_"}
 _NEEDING_ESCAPE = '"\\' + "".join(map(chr, range(32)))  # in the texts of JSON
 _MISREAD = re.compile(
