@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import subprocess
@@ -20,8 +21,12 @@ from benchmarks.field import Field
 from benchmarks.jobs_store import report
 from benchmarks.measure import Row
 from promptmill.backends.protocol import Completion, Usage
-from promptmill.jobs.store.answers import JobStore
-from promptmill.jobs.store.records import record_of
+from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.records import Made, record_of
+from promptmill.jobs.store.rounds import Round, store_round
+
+_ANSWER = Completion("Paris is the capital of France, on the river Seine.", "stop", Usage(24, 12), latency_s=0.5)
+_AT_ONCE = 10_000
 
 
 async def finished(around: Field | None, pairs: int, lines: int = 1_000_000) -> list[Row]:
@@ -35,16 +40,10 @@ async def finished(around: Field | None, pairs: int, lines: int = 1_000_000) -> 
         block = {"base_url": "http://127.0.0.1:9/v1", "model_name": "bench", "api_key": "x"}
         (folder / "config.yaml").write_text(json.dumps({"backend": "openai", "backend_configs": {"openai": block}}))
         _run(folder, "--limit", "1", expect=75)  # makes the job's folder; nobody answers there
-        (job,) = (folder / "state" / "jobs").iterdir()
-        store = JobStore(job / "job.db", create=True)
-        answer = Completion("Paris is the capital of France, on the river Seine.", "stop", Usage(24, 12), latency_s=0.5)
-        half = [record_of(at, answer) for at in range(lines // 2)]
-        store.write(half)
-        store.close()
+        (database,) = (folder / "state" / "jobs").glob("*/job.db")
+        _answer(database, 0, lines // 2)
         opened_s = _run(folder, "--set", "backend_configs.openai.patience=0.1", expect=75)  # nobody answers there
-        store = JobStore(job / "job.db", create=True)
-        store.write([record_of(at, answer) for at in range(lines // 2, lines)])
-        store.close()
+        _answer(database, lines // 2, lines)
         merged_s = _run(folder, expect=0)
         again_s = _run(folder, expect=0)
     what = f"{lines:,} lines"
@@ -53,6 +52,17 @@ async def finished(around: Field | None, pairs: int, lines: int = 1_000_000) -> 
         Row("jobs_opened", f"until a half-done job of {what} has met an endpoint that is gone", opened_s, 5, unit=" s"),
         Row("jobs_merge", f"counting and writing the output of {what}", merged_s, unit=" s"),
     ]
+
+
+def _answer(database: Path, first: int, end: int) -> None:
+    """Answer rows, as a run before did."""
+    store = JobDatabase(database, write=True)
+    with contextlib.closing(store):
+        store_round(store, Round(1, "open", "first"))
+        for at in range(first, end, _AT_ONCE):
+            rows = store.rows(at, min(at + _AT_ONCE, end) - 1)
+            store.write([record_of(row.n, _ANSWER, row.asked, Made(round=1)) for row in rows])
+        store.sync()
 
 
 def _run(folder: Path, *arguments: str, expect: int) -> float:

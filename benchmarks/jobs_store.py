@@ -1,5 +1,7 @@
 """What a job's database costs: rows through the openai backend with it, against the same rows without.
 
+With it, the file is read into the database first.
+
 `python -m benchmarks.jobs_store [--rows N] [--pairs N]`
 """
 
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import shutil
 import statistics
 import tempfile
@@ -21,15 +24,33 @@ from benchmarks.client import OUT
 from benchmarks.field import Field, field
 from benchmarks.measure import Row, interleaved, own_cpu_s, pin, ratio
 from promptmill.backends.protocol import Call, Outcome
+from promptmill.backends.questions import RowRequests
 from promptmill.backends.rows import RowReader
 from promptmill.config.loading import Configuration
-from promptmill.jobs.files.disk import LineRange, RandomFile
-from promptmill.jobs.run.unanswered_rows import Answering, FileSource, Rows, StoreSink
-from promptmill.jobs.store.answers import NEVER, JobStore
-from promptmill.jobs.store.records import JobCounts
+from promptmill.core.request import Request
+from promptmill.jobs.ingest import Rules, ingest
+from promptmill.jobs.inputs.files import InputFiles, Part
+from promptmill.jobs.inputs.objects import input_of
+from promptmill.jobs.inputs.questions import questions_of
+from promptmill.jobs.run.live import LiveRound, OpenRows, StoreSink
+from promptmill.jobs.store.binding import Bound
+from promptmill.jobs.store.counts import JobCounts
+from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.rounds import Round
+from promptmill.jobs.store.spec import InputSpec, JobSpec, OutputSpec
 from promptmill.service.service import Service
 
-_SYNC_S = 0.9
+
+class Lines:
+    """The requests of a file of rows, without a database."""
+
+    def __init__(self, path: Path) -> None:
+        self._lines = enumerate(path.read_bytes().splitlines())
+        self._reader = RowReader("jsonl")
+
+    async def take(self, n: int) -> list[Request]:
+        """Return the next requests."""
+        return [self._reader.request(row, line) for row, line in itertools.islice(self._lines, n)]
 
 
 class NoSink:
@@ -60,20 +81,21 @@ async def _cost(url: str, pairs: int, rows: int, in_flight: int, what: str) -> R
     block = {"base_url": url, "model_name": "bench", "api_key": "x", "concurrency": in_flight, "num_workers": 1}
     service = Service(Configuration({"backend": "openai", "backend_configs": {"openai": block}}))
     used: dict[bool, list[float]] = {True: [], False: []}
+    reading: list[float] = []
 
     async def run(*, stored: bool) -> float:
         shutil.rmtree(folder / "job", ignore_errors=True)
         (folder / "job").mkdir()
-        file = RandomFile(source)
-        store = JobStore(folder / "job" / "job.db", create=True)
-        stats = Call()
+        store, stats = JobDatabase(folder / "job" / "job.db", write=True), Call()
         began, cpu = time.perf_counter(), own_cpu_s()
-        await (_stored if stored else _forgotten)(service, store, stats, file, source)
+        if stored:
+            reading.append(await _stored(service, store, stats, source))
+        else:
+            await service.run(Lines(source), NoSink(), stats)
         seconds = time.perf_counter() - began
         used[stored].append(own_cpu_s() - cpu)
-        assert (stats.done, stats.failed) == (rows, 0)
+        assert (stats.counts.done, stats.counts.failed) == (rows, 0)
         store.close()
-        file.close()
         return seconds
 
     try:
@@ -86,40 +108,44 @@ async def _cost(url: str, pairs: int, rows: int, in_flight: int, what: str) -> R
     value, spread = ratio(found["on"], found["off"])
     each = {stored: statistics.median(times) / rows * 1e6 for stored, times in used.items()}
     rates = [rows / statistics.median(found[name]) for name in ("on", "off")]
-    detail = f"{rates[0]:,.0f} / {rates[1]:,.0f} rows/s; CPU {each[True]:.0f} / {each[False]:.0f} µs a row"
+    detail = f"{rates[0]:,.0f} / {rates[1]:,.0f} rows/s; CPU {each[True]:.0f} / {each[False]:.0f} µs a row; "
+    detail += f"reading {statistics.median(reading) / rows * 1e6:.0f} µs a row"
     return Row("jobs_store", f"database on over off, {what}", value, 1.08, spread=spread, detail=detail, raw=found)
 
 
-async def _stored(service: Service, store: JobStore, stats: Call, file: RandomFile, source: Path) -> None:
-    syncing = asyncio.ensure_future(_sync(store))
-    rows = Rows(LineRange(file), source, RowReader("jsonl"), store, NEVER, None, _nothing)
-    sink = StoreSink(store, JobCounts(), stats, _give_up, _give_up)
-    await Answering(service, rows, sink, stats, _give_up, service.plan).run()
-    syncing.cancel()
+async def _stored(service: Service, store: JobDatabase, stats: Call, source: Path) -> float:
+    """Run a job; return the seconds in which it read its input."""
+    began = time.perf_counter()
+    spec, _ = await asyncio.to_thread(read, store, spec_of(source, "jsonl"))
+    seconds = time.perf_counter() - began
+    round_ = Round(1, "open", "first")
+    (questions,) = questions_of(spec.question, spec.input.format, spec.input.header)
+    rows = OpenRows(store, round_, spec.targets, [RowRequests(RowReader("jsonl"), questions)])
+    sink = StoreSink(store, JobCounts(), stats, _give_up, _give_up, made=[spec.targets[0].made(round_.id)])
+    await LiveRound(service, rows, sink, stats, _give_up, service.plan).run()
+    return seconds
 
 
-async def _forgotten(service: Service, store: JobStore, stats: Call, file: RandomFile, source: Path) -> None:
-    async def settle(row: int, outcome: Outcome) -> None:
-        raise AssertionError(row, outcome)
+def spec_of(source: Path, input_format: str) -> JobSpec:
+    """Return a job over a file."""
+    return JobSpec(
+        job_id="bench-0123456789",
+        created=0,
+        input=InputSpec(path=source, format=input_format),
+        output=OutputSpec(path=source.with_name("out.jsonl"), format="jsonl"),
+        backend="openai",
+        model="bench",
+    )
 
-    rows = Rows(LineRange(file), source, RowReader("jsonl"), store, NEVER, None, _nothing)
-    reader = FileSource(rows, {}, settle, _give_up)
-    await service.run(reader, NoSink(), stats)
-    await reader.aclose()
 
-
-def _nothing() -> None:
-    """Guard nothing."""
+def read(store: JobDatabase, spec: JobSpec) -> tuple[JobSpec, Bound]:
+    """Read the input of a job, again if it was read before."""
+    files = InputFiles([Part(spec.input.path)])
+    return ingest(store, spec, input_of(files, spec.input.format), Rules(), files)
 
 
 def _give_up(error: Exception) -> None:
     raise error
-
-
-async def _sync(store: JobStore) -> None:
-    while True:
-        await asyncio.to_thread(store.sync)
-        await asyncio.sleep(_SYNC_S)
 
 
 async def _main(arguments: argparse.Namespace) -> None:

@@ -22,7 +22,7 @@ from promptmill.backends.protocol import Call, Completion, Outcome, Sink, Usage
 from promptmill.config.loading import Configuration
 from promptmill.core.request import Conversation, Message
 from promptmill.http.metrics import Metrics
-from promptmill.jobs.store.folder import JobFolders
+from promptmill.jobs.store.index import JobFolders
 from promptmill.service.service import Counted, Service
 from promptmill.service.telemetry import MOST_SPANS, Telemetry
 
@@ -62,7 +62,7 @@ async def cost(around: Field, pairs: int, items: int = _ITEMS) -> list[Row]:
     async def run() -> float:
         began, call = own_cpu_s(), Call()
         await service.generate(conversations, call)
-        assert (call.done, call.failed) == (items, 0)
+        assert (call.counts.done, call.counts.failed) == (items, 0)
         return (own_cpu_s() - began) / items
 
     async def counted(outcome: Completion) -> float:

@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.field import Field
 from benchmarks.measure import Row, every_core, interleaved, ratio
 from promptmill.backends import registry
-from promptmill.backends.protocol import Backend, Call, Completion, Outcome, Source, Usage
+from promptmill.backends.protocol import Backend, Call, Completion, Facts, Outcome, Source, Usage
 from promptmill.cluster.ray_cluster import RayCluster, RemoteBackend, Report
 from promptmill.cluster.replicas import Replicas
 from promptmill.config.loading import Configuration
@@ -47,7 +47,7 @@ class Rows(Source):
 
 
 async def _seconds(backend: Backend, count: int, max_tokens: int | None = None) -> float:
-    rows, call, began = Rows(count, max_tokens), Call(total=count), time.perf_counter()
+    rows, call, began = Rows(count, max_tokens), Call(Facts(total=count)), time.perf_counter()
     share = backend.enter(call)
     try:
         await Driver(rows, rows, call).run(backend.answer, share)

@@ -20,7 +20,7 @@ from jsonschema import Draft202012Validator
 from benchmarks.field import Field
 from benchmarks.measure import Row, every_core, interleaved, ratio
 from promptmill.answers.schema import asking_for
-from promptmill.backends.protocol import Call, Completion
+from promptmill.backends.protocol import Call, Completion, Facts
 from promptmill.config.loading import Configuration
 from promptmill.core.request import conversation_from_prompt
 from promptmill.service.service import Service
@@ -96,7 +96,7 @@ async def _answered(service: Service, pairs: list[Pair]) -> dict[str, int]:
         plan = service.plan.with_sampling({"response_format": asking_for(schema)})
         item = conversation_from_prompt(f"schema {number} : answer in JSON.", "")
         async with room:
-            (outcome,) = await service.generate([item], Call(total=1), plan=plan)
+            (outcome,) = await service.generate([item], Call(Facts(total=1)), plan=plan)
         if not isinstance(outcome, Completion):
             found["failed"] += 1
             return
@@ -172,10 +172,10 @@ async def _mask(pairs: int) -> list[Row]:
             given = {"temperature": 0, "max_tokens": _TOKENS, **changes}
             plan = service.plan.with_sampling(given)
             items = [conversation_from_prompt(f"Write a long story about the number {n}.", "") for n in range(8)]
-            stats = Call(total=len(items))
+            stats = Call(Facts(total=len(items)))
             started = time.perf_counter()
             await service.generate(items, stats, plan=plan)
-            return stats.completion_tokens / (time.perf_counter() - started)
+            return stats.counts.completion_tokens / (time.perf_counter() - started)
 
         return tokens_per_s
 

@@ -18,7 +18,7 @@ from benchmarks.field import Field
 from benchmarks.measure import Row, interleaved, ratio
 from promptmill.backends.openai.backend import Attempts, OpenAIBackend
 from promptmill.backends.openai.workers import FanOut
-from promptmill.backends.protocol import Call, Completion
+from promptmill.backends.protocol import Call, Completion, Facts
 from promptmill.config.loading import Configuration
 from promptmill.core.request import Conversation, Message, Sampling
 from promptmill.service.driver import Driver
@@ -51,7 +51,7 @@ async def _run(field: Field, workers: int, items: Sequence[Conversation], cores:
     backend = OpenAIBackend(plan)
     await backend.load(lambda _: None)
     sink = ListSink(len(items))
-    call = Call(total=len(items))
+    call = Call(Facts(total=len(items)))
     # made here, because the backend makes none for one worker
     fan_out = FanOut(plan, backend._endpoints, call, workers=workers, concurrency=64 * workers)
     limiter, settings = backend._limiter, plan.settings.backend_configs.openai

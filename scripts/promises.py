@@ -27,7 +27,7 @@ from promptmill.cli.main import parser_of
 from promptmill.config.loading import Configuration
 from promptmill.config.settings import Settings
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.jobs.store.answers import JobStore
+from promptmill.jobs.store.database import JobDatabase
 from promptmill.server import create_server
 from promptmill.service.service import Service
 
@@ -119,7 +119,7 @@ def _tables() -> dict[str, list[str]]:
     """Return the tables of a job's database, with their columns."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "job.sqlite"
-        JobStore(path, create=True).close()
+        JobDatabase(path, write=True).close()
         database = sqlite3.connect(path)
         try:
             names = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]

@@ -23,12 +23,15 @@ FLOORS = (
     {"compat", "install"},
     {"server"},
     {"http"},
+    {"compare"},
+    {"report"},
     {"jobs"},
     {"service"},
     {"answering"},
     {"cluster"},
     {"backends.registry"},
     {"backends"},
+    {"backends.questions"},
     {"backends.rows"},
     {"backends.protocol"},
     {"backends.batch_lines"},
@@ -41,6 +44,7 @@ FLOORS = (
 SHARED = {
     "backends.batch_lines",
     "backends.protocol",
+    "backends.questions",
     "backends.registry",
     "backends.rows",
 }  # what the house may know of backends

@@ -14,7 +14,7 @@ import pytest
 from fakes import openai_configuration, openai_plan
 from promptmill.answering.costs import FlatPrice, price_of
 from promptmill.answers.schema import asking_for
-from promptmill.backends.protocol import Call, Completion, Usage
+from promptmill.backends.protocol import Call, Completion, Facts, Ledger, Usage
 from promptmill.cli.main import main
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError
@@ -43,7 +43,7 @@ def opened(upstream, closing):
 
 
 async def _ask(service, count, stats=None):
-    stats = stats or Call(total=count)
+    stats = stats or Call(Facts(total=count))
     items = [conversation_from_prompt(f"prompt number {number}", "a prompt") for number in range(count)]
     return await service.generate(items, stats), stats
 
@@ -60,7 +60,7 @@ def _charged(upstream):
 
 async def test_what_a_call_cost_is_known_to_the_token(opened, upstream):
     ((_, stats),) = await _asked(opened(), 5)
-    assert stats.cost == pytest.approx(_charged(upstream))
+    assert stats.counts.cost == pytest.approx(_charged(upstream))
 
 
 async def test_cached_prompt_tokens_have_a_price_of_their_own(opened, upstream):
@@ -74,7 +74,7 @@ async def test_cached_prompt_tokens_have_a_price_of_their_own(opened, upstream):
     upstream.reply = reply
     ((outcomes, stats),) = await _asked(opened({"price": PRICE | {"cached_input": 1.0}}), 1)
     assert outcomes[0].usage == Usage(100, 10, 80, 4)
-    assert stats.cost == pytest.approx((20 * 10 + 80 * 1 + 10 * 100) / 1_000_000)
+    assert stats.counts.cost == pytest.approx((20 * 10 + 80 * 1 + 10 * 100) / 1_000_000)
 
 
 @pytest.mark.parametrize(
@@ -99,10 +99,10 @@ async def test_retries_cost_nothing_that_the_budget_does_not_know_of(opened, ups
 
 
 async def test_a_call_may_have_a_budget_of_its_own(opened, upstream):
-    stats = Call(total=50, budget=Budget(LIMIT / 10))
+    stats = Call(Facts(total=50), ledger=Ledger(Budget(LIMIT / 10)))
     await _asked(opened(), 50, stats)
-    assert stats.codes["budget"] == 50 - len(upstream.seen)
-    assert stats.done == 50
+    assert stats.counts.codes["budget"] == 50 - len(upstream.seen)
+    assert stats.counts.done == 50
     assert 0 < _charged(upstream) <= LIMIT / 10
 
 
@@ -219,9 +219,9 @@ async def test_identical_requests_of_a_call_are_paid_once(opened, upstream):
     once, twice = opened(top, dedupe=True), opened(top)
     costs = []
     for service in (once, twice):
-        stats = Call(total=4)
+        stats = Call(Facts(total=4))
         await service.generate([conversation_from_prompt("same", "a prompt")] * 4, stats)
-        costs.append(stats.cost or 0.0)
+        costs.append(stats.counts.cost or 0.0)
     assert 0 < costs[1] == pytest.approx(4 * costs[0])
 
 
@@ -230,7 +230,7 @@ async def test_what_is_already_known_costs_nothing(opened, upstream, tmp_path):
     upstream.reply = answer()
     for cost in (pytest.approx(3 * (3 * 10 + 4 * 100) / 1_000_000), 0.0):
         ((_, stats),) = await _asked(opened(top), 3)
-        assert stats.cost == cost
+        assert stats.counts.cost == cost
 
 
 async def test_each_item_says_what_it_cost_and_together_they_are_the_calls_cost(opened, upstream):
@@ -238,22 +238,22 @@ async def test_each_item_says_what_it_cost_and_together_they_are_the_calls_cost(
     service = opened({"schema_retries": 1})
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
     plan = service.plan.with_sampling({"response_format": asking_for(schema)})
-    stats = Call(total=1)
+    stats = Call(Facts(total=1))
     item = conversation_from_prompt("prompt", "a prompt")
     outcomes = await service.generate([item], stats, plan=plan)
     (outcome,) = outcomes
     assert outcome.text == '{"a": 1}'
     assert len(upstream.seen) == 2
-    expected = FlatPrice(10.0, 100.0, 10.0).cost(Usage(stats.prompt_tokens, stats.completion_tokens))
-    assert stats.cost == pytest.approx(expected), "an answer that was asked for again is charged once each time"
-    assert outcome.cost == pytest.approx(stats.cost)
-    assert list_call.columns([outcome])["costs"] == [pytest.approx(stats.cost)]
+    expected = FlatPrice(10.0, 100.0, 10.0).cost(Usage(stats.counts.prompt_tokens, stats.counts.completion_tokens))
+    assert stats.counts.cost == pytest.approx(expected), "an answer that was asked for again is charged once each time"
+    assert outcome.cost == pytest.approx(stats.counts.cost)
+    assert list_call.columns([outcome])["costs"] == [pytest.approx(stats.counts.cost)]
 
 
 async def test_what_was_on_its_way_when_a_call_was_cancelled_is_charged_to_its_budget(opened, upstream):
     upstream.reply = hang()
     service, budget = opened({"sampling_params": {"max_tokens": 20}}, concurrency=1), Budget(1.0)
-    call = asyncio.ensure_future(_ask(service, 3, Call(total=3, budget=budget)))
+    call = asyncio.ensure_future(_ask(service, 3, Call(Facts(total=3), ledger=Ledger(budget))))
     await until(lambda: upstream.seen)
     call.cancel()
     await asyncio.wait({call})
@@ -450,17 +450,17 @@ async def test_an_item_whose_attempts_were_charged_is_sent_again_when_there_is_r
     ((outcomes, stats),) = await _asked(opened({"max_cost": 2.9 * worst}, concurrency=2), 2)
     assert [outcome.text for outcome in outcomes] == ["echo: prompt number 0", "echo: prompt number 1"]
     assert sorted(outcome.attempts for outcome in outcomes) == [1, 2]
-    assert stats.done == 2
-    assert stats.failed == 0
-    assert stats.codes == {}
-    assert stats.cost == pytest.approx(sum(outcome.cost for outcome in outcomes))
+    assert stats.counts.done == 2
+    assert stats.counts.failed == 0
+    assert stats.counts.codes == {}
+    assert stats.counts.cost == pytest.approx(sum(outcome.cost for outcome in outcomes))
     assert max(outcome.cost for outcome in outcomes) > 20 * PRICE["output"] / 1_000_000
 
 
 async def test_a_twin_is_charged_beside_the_request_that_it_overtakes(opened, upstream):
     upstream.reply = choose(lambda seen: hang() if seen.number == 40 else answer())
     budget = Budget(1.0)
-    stats = Call(total=60, budget=budget)
+    stats = Call(Facts(total=60), ledger=Ledger(budget))
     await _ask(opened({}, concurrency=4, hedge=True), 60, stats)
     answered = sum(_charged_of(seen) for seen in upstream.seen if seen.number != 40)
     assert budget.spent - answered > 20 * PRICE["output"] / 1_000_000
@@ -475,7 +475,7 @@ def _charged_of(seen):
 async def test_zeros_beside_a_total_are_an_unknown_usage_which_is_charged_once(opened, upstream):
     upstream.reply = _writes_all(counts_total=True)
     budget = Budget(1.0)
-    await _ask(opened({"sampling_params": {"max_tokens": 20}}), 3, Call(total=3, budget=budget))
+    await _ask(opened({"sampling_params": {"max_tokens": 20}}), 3, Call(Facts(total=3), ledger=Ledger(budget)))
     worst = (20 * PRICE["output"] + 200 * PRICE["input"]) / 1_000_000
     assert _billed(upstream) <= budget.spent <= 3 * worst
 
@@ -485,7 +485,7 @@ async def test_the_tier_that_served_an_answer_decides_about_its_price(opened, up
         upstream.seen.clear()
         upstream.reply = _writes_all(tier=served)
         ((_, stats),) = await _asked(opened({"extra_params": {"service_tier": "flex"}}), 3)
-        assert stats.cost == pytest.approx(_billed(upstream, factor))
+        assert stats.counts.cost == pytest.approx(_billed(upstream, factor))
 
 
 @pytest.mark.parametrize(("tier", "factor"), [("flex", 1.0), ("priority", 2.0)])
@@ -493,15 +493,15 @@ async def test_a_tier_that_no_answer_reports_costs_the_same_with_and_without_a_b
     upstream.reply = _writes_all()
     for budget in (None, Budget(1.0)):
         upstream.seen.clear()
-        service, stats = opened(), Call(total=1, budget=budget)
+        service, stats = opened(), Call(Facts(total=1), ledger=Ledger(budget))
         settings = service.plan.settings.model_copy(update={"extra_params": {"service_tier": tier}})
         item = conversation_from_prompt("prompt", "a prompt")
         await service.generate([item], stats, plan=replace(service.plan, settings=settings))
-        assert stats.cost == pytest.approx(_billed(upstream, factor))
+        assert stats.counts.cost == pytest.approx(_billed(upstream, factor))
 
 
 async def test_a_cost_without_a_budget_names_what_it_leaves_out(opened, upstream):
     upstream.reply = _writes_all(usage=False)
     ((_, stats),) = await _asked(opened(), 3)
-    assert stats.cost == 0
+    assert stats.counts.cost == 0
     assert any("no usage" in warning for warning in stats.warnings)

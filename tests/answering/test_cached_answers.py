@@ -16,7 +16,7 @@ import pytest
 from fakes import openai_configuration
 from promptmill.answering import cached
 from promptmill.answering.cached import AnswerCache
-from promptmill.backends.protocol import Call, Completion
+from promptmill.backends.protocol import Call, Completion, Facts
 from promptmill.cli.main import main
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code
@@ -36,7 +36,7 @@ class Asking:
         self.service = service
 
     async def ask(self, *prompts, images=(), stats=None, extra=None, keep_raw=False, **sampling):
-        stats = stats or Call(total=len(prompts), keep_raw=keep_raw)
+        stats = stats or Call(Facts(total=len(prompts), keep_raw=keep_raw))
         items = [conversation_from_prompt(prompt, "a prompt").with_images(images, None) for prompt in prompts]
         plan = self.service.plan.with_sampling({"temperature": 0} | sampling)
         if extra:
@@ -75,7 +75,13 @@ def in_turn(opened):
 async def test_what_was_answered_once_is_never_sent_again(in_turn, upstream):
     outcomes, stats = await in_turn((["a", "b"], {}))
     assert [outcome.text for outcome in outcomes] == ["echo: a", "echo: b"]
-    assert (stats.cached, stats.requests, stats.prompt_tokens, stats.done, stats.failed) == (2, 0, 0, 2, 0)
+    assert (
+        stats.counts.cached,
+        stats.counts.requests,
+        stats.counts.prompt_tokens,
+        stats.counts.done,
+        stats.counts.failed,
+    ) == (2, 0, 0, 2, 0)
     assert [outcome.attempts for outcome in outcomes] == [0, 0]
     assert len(upstream.seen) == 2
 
@@ -90,7 +96,7 @@ async def test_what_was_answered_once_is_never_sent_again(in_turn, upstream):
 )
 async def test_whatever_may_change_the_answer_is_part_of_what_is_looked_for(in_turn, upstream, second, options):
     _, stats = await in_turn((["a"], {}), second, **options)
-    assert (stats.cached, len(upstream.seen)) == (0, 2)
+    assert (stats.counts.cached, len(upstream.seen)) == (0, 2)
 
 
 async def test_another_model_has_answers_of_its_own(opened, upstream):
@@ -113,7 +119,7 @@ async def test_above_temperature_0_answers_are_kept_only_where_all_are(
 async def test_only_complete_answers_are_kept(in_turn, upstream, reply):
     upstream.reply = reply
     _, stats = await in_turn((["a"], {}))
-    assert (stats.cached, len(upstream.seen)) == (0, 2)
+    assert (stats.counts.cached, len(upstream.seen)) == (0, 2)
 
 
 async def test_an_image_that_changed_is_another_request(opened, upstream, tmp_path):
@@ -135,8 +141,8 @@ async def test_the_same_request_in_flight_in_several_calls_is_sent_once(opened, 
     for outcomes, _ in (found := result):
         assert [outcome.text for outcome in outcomes] == ["echo: a", "echo: b", "echo: a"]
     assert len(upstream.seen) == 2
-    assert sum(stats.cached for _, stats in found) == 10
-    assert sum(stats.requests for _, stats in found) == 2
+    assert sum(stats.counts.cached for _, stats in found) == 10
+    assert sum(stats.counts.requests for _, stats in found) == 2
 
 
 @pytest.mark.simulated
@@ -149,7 +155,7 @@ async def test_who_waited_for_a_call_that_was_cancelled_asks_itself(opened, upst
         await asyncio.sleep(0.1)
         first.cancel()
         (outcome,), stats = await second
-    assert (outcome.text, stats.requests) == ("second", 1)
+    assert (outcome.text, stats.counts.requests) == ("second", 1)
 
 
 async def test_who_waits_can_be_cancelled_alone(opened, upstream):
@@ -161,7 +167,7 @@ async def test_who_waits_can_be_cancelled_alone(opened, upstream):
         await answer()(exchange)
 
     upstream.reply = held
-    calls = [Call(total=1) for _ in range(2)]
+    calls = [Call(Facts(total=1)) for _ in range(2)]
     async with opened() as asking:
         first, second = (asyncio.ensure_future(asking.ask("a", stats=stats)) for stats in calls)
         await until(lambda: upstream.seen and calls[1].waits.held)
@@ -180,7 +186,7 @@ async def test_who_waited_for_a_request_that_failed_asks_itself(opened, upstream
 
     outcomes = [outcome for found, _ in result for outcome in found]
     assert sorted(isinstance(outcome, Completion) for outcome in outcomes) == [False, True]
-    assert [stats.requests for _, stats in result] == [1, 1]
+    assert [stats.counts.requests for _, stats in result] == [1, 1]
 
 
 async def test_without_the_key_nothing_is_kept(upstream, closing):
@@ -346,7 +352,7 @@ async def test_for_several_clients_equal_requests_of_two_calls_are_both_sent(ope
     async with opened(is_shared=True, dedupe=False) as asking:
         found = await asyncio.gather(*(asking.ask("a", "a") for _ in range(2)))
     assert len(upstream.seen) == 2
-    assert [(stats.requests, stats.in_flight) for _, stats in found] == [(2, 0), (2, 0)]
+    assert [(stats.counts.requests, stats.in_flight) for _, stats in found] == [(2, 0), (2, 0)]
 
 
 async def test_for_several_clients_random_answers_are_not_kept(opened, upstream):
@@ -394,13 +400,13 @@ async def test_answers_of_many_megabytes_are_not_kept(in_turn, upstream, monkeyp
     upstream.reply = by_prompt({"a": answer("x" * 2000)}, otherwise=answer("x" * 10))
     outcomes, stats = await in_turn((["a", "b"], {}))
     assert [len(outcome.text) for outcome in outcomes] == [2000, 10]
-    assert (stats.cached, stats.requests) == (1, 1)
+    assert (stats.counts.cached, stats.counts.requests) == (1, 1)
 
 
 async def test_answers_that_wait_for_the_disk_are_bounded(in_turn, upstream, monkeypatch):
     monkeypatch.setattr(cached, "_MOST_UNWRITTEN", 0)
     _, stats = await in_turn((["a", "b"], {}))
-    assert stats.cached == 0
+    assert stats.counts.cached == 0
 
 
 def test_cached_answers_are_read_in_pieces(monkeypatch):
@@ -414,4 +420,4 @@ async def test_all_hits_of_a_turn_are_found_in_pieces(in_turn, monkeypatch):
     monkeypatch.setattr(cached, "_PIECE", 1)
     outcomes, stats = await in_turn(([f"q{n}" for n in range(20)], {}))
     assert [outcome.text for outcome in outcomes] == [f"echo: q{n}" for n in range(20)]
-    assert stats.cached == 20
+    assert stats.counts.cached == 20

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from fakes import openai_configuration
-from promptmill.backends.protocol import Call, Completion, Failure
+from promptmill.backends.protocol import Call, Completion, Facts, Failure
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Sampling, conversation_from_prompt
 from promptmill.service.service import Service
@@ -24,7 +24,7 @@ def ask(upstream, closing):
         configuration = openai_configuration(upstream.url)
         configuration = type(configuration)({**configuration._raw, **(top or {})})
         service = closing(Service(configuration))
-        stats = Call(total=len(prompts))
+        stats = Call(Facts(total=len(prompts)))
         items = [conversation_from_prompt(prompt, "a prompt") for prompt in prompts]
         plan = service.plan.with_sampling({"choices": choices} | sampling)
         return await service.generate(items, stats, plan=plan), stats
@@ -36,7 +36,7 @@ async def test_the_endpoint_gets_a_schema_and_the_answer_is_the_word(ask, upstre
     upstream.reply = answer('{"answer": "positive"}')
     outcomes, stats = await ask(["How is it?"] * 3)
     assert [outcome.text for outcome in outcomes] == ["positive"] * 3
-    assert (stats.repaired, stats.asked_again, stats.requests) == (0, 0, 3)
+    assert (stats.counts.repaired, stats.counts.asked_again, stats.counts.requests) == (0, 0, 3)
     sent = upstream.seen[0].json
     assert "choices" not in sent
     assert sent["response_format"]["json_schema"]["schema"]["properties"]["answer"]["enum"] == MOODS
@@ -53,7 +53,7 @@ async def test_the_endpoint_gets_a_schema_and_the_answer_is_the_word(ask, upstre
 async def test_a_choice_in_another_form_is_repaired(ask, upstream, written):
     upstream.reply = answer(written)
     (outcome,), stats = await ask(["How is it?"])
-    assert (outcome.text, stats.repaired, stats.requests) == ("positive", 1, 1)
+    assert (outcome.text, stats.counts.repaired, stats.counts.requests) == ("positive", 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,12 @@ async def test_an_answer_in_doubt_is_requested_again(ask, upstream, written):
         lambda seen: answer('{"answer": "neutral"}' if seen.prompt.startswith("This answer") else written)
     )
     (outcome,), stats = await ask(["How is it?"])
-    assert (outcome.text, stats.repaired, stats.asked_again, stats.requests) == ("neutral", 0, 1, 2)
+    assert (outcome.text, stats.counts.repaired, stats.counts.asked_again, stats.counts.requests) == (
+        "neutral",
+        0,
+        1,
+        2,
+    )
 
 
 async def test_an_answer_that_is_no_choice_fails_with_its_text_kept(ask, upstream):
@@ -80,7 +85,7 @@ async def test_a_choice_padded_to_great_length_is_requested_again_and_never_empt
     upstream.reply = answer('{"answer":' + " " * 20_000 + '"positive"}')
     (outcome,), stats = await ask(["How is it?"])
     assert isinstance(outcome, Failure)
-    assert (outcome.error.code, stats.requests > 1) == (Code.INVALID_ANSWER, True)
+    assert (outcome.error.code, stats.counts.requests > 1) == (Code.INVALID_ANSWER, True)
 
 
 async def test_several_answers_and_inline_reasoning(ask, upstream):
@@ -95,7 +100,7 @@ async def test_a_cut_answer_that_may_be_a_longer_choice_fails(ask, upstream):
     (outcome,), stats = await ask(["How is it?"], ["pos", "positive"])
     assert isinstance(outcome, Failure)
     assert "max_tokens" in str(outcome.error)
-    assert stats.requests == 1
+    assert stats.counts.requests == 1
 
 
 async def test_choices_that_differ_by_case_are_not_repaired_to_each_other(ask, upstream):

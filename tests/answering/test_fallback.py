@@ -9,7 +9,7 @@ from contextlib import aclosing
 import pytest
 
 from fakes import DictSink, FakeBackend
-from promptmill.backends.protocol import Call, Completion, Failure, Source, Usage
+from promptmill.backends.protocol import Call, Completion, Facts, Failure, Source, Usage
 from promptmill.backends.rows import RowReader
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError
@@ -37,7 +37,7 @@ class Backend(FakeBackend):
         self.requests.append(request)
         self.shop.asked.append((self.plan.name, request.key))
         await asyncio.sleep(0)
-        call.requests += 1
+        call.counts.requests += 1
         return self._outcome(request)
 
     def _outcome(self, request):
@@ -90,7 +90,7 @@ def _hf(**more):
 
 
 async def _ask(shop, models, *prompts, stats=None):
-    stats = stats or Call(total=len(prompts))
+    stats = stats or Call(Facts(total=len(prompts)))
     async with aclosing(Service(Configuration({"models": models}), create=shop.create)) as service:
         return await service.generate([conversation_from_prompt(prompt, "p") for prompt in prompts], stats), stats
 
@@ -104,7 +104,7 @@ async def test_what_one_model_cannot_answer_the_next_one_does(code):
     assert (easy.text, easy.answered_by, easy.attempts) == ("a: easy", "a", 1)
     assert (hard.text, hard.answered_by, hard.attempts) == ("b: hard", "b", 2)
     assert hard.usage == Usage(2, 2), "what the first one charged counts"
-    assert (stats.done, stats.failed, stats.codes, stats.requests) == (2, 0, {}, 3)
+    assert (stats.counts.done, stats.counts.failed, stats.counts.codes, stats.counts.requests) == (2, 0, {}, 3)
 
 
 @pytest.mark.parametrize("code", [Code.INVALID_INPUT, Code.INVALID_IMAGE, Code.BUDGET])
@@ -113,7 +113,7 @@ async def test_what_no_model_can_help_stays_the_items_failure(code):
     shop.fails["a"] = (code, False)
     (outcome,), stats = await _ask(shop, {"a": _openai(fallback=["b"]), "b": _openai()}, "x")
     assert outcome.error.code is code
-    assert (stats.failed, stats.codes) == (1, {str(code): 1})
+    assert (stats.counts.failed, stats.counts.codes) == (1, {str(code): 1})
     assert "b" not in shop.made
 
 
@@ -124,7 +124,7 @@ async def test_a_model_that_is_given_up_is_asked_for_nothing_more():
     outcomes, stats = await _ask(shop, models, *(f"{at}" for at in range(50)))
     assert [outcome.text for outcome in outcomes] == [f"b: {at}" for at in range(50)]
     assert len([name for name, _ in shop.asked if name == "a"]) <= 3, "what it had taken"
-    assert (stats.done, stats.failed) == (50, 0)
+    assert (stats.counts.done, stats.counts.failed) == (50, 0)
 
 
 async def test_when_all_models_are_given_up_every_item_has_its_failure():
@@ -133,7 +133,7 @@ async def test_when_all_models_are_given_up_every_item_has_its_failure():
     models = {"a": _openai(fallback=["b"]), "b": _openai()}
     outcomes, stats = await _ask(shop, models, *(f"{at}" for at in range(50)))
     assert {outcome.error.code for outcome in outcomes} <= {Code.UNAUTHORIZED, Code.UNREACHABLE}
-    assert (stats.done, stats.failed) == (50, 50)
+    assert (stats.counts.done, stats.counts.failed) == (50, 50)
 
 
 async def test_a_model_that_cannot_be_loaded_is_stood_in_for():
@@ -156,7 +156,7 @@ async def test_the_last_models_failure_is_the_items():
     shop.fails = {"a": (Code.CONTEXT_LENGTH, False), "b": (Code.CONTENT_FILTER, False)}
     (outcome,), stats = await _ask(shop, {"a": _openai(fallback=["b"]), "b": _openai()}, "x")
     assert (outcome.error.code, outcome.attempts) == (Code.CONTENT_FILTER, 2)
-    assert (stats.done, stats.codes) == (1, {"content_filter": 1})
+    assert (stats.counts.done, stats.counts.codes) == (1, {"content_filter": 1})
 
 
 async def test_a_stand_in_is_asked_under_its_own_configuration(closing):
@@ -168,7 +168,7 @@ async def test_a_stand_in_is_asked_under_its_own_configuration(closing):
     }
     service = closing(Service(Configuration({"models": models}), create=shop.create))
     plan = service.plan_of("a").with_sampling({"max_tokens": 9})
-    await service.generate([conversation_from_prompt("x", "p")], Call(total=1), plan=plan)
+    await service.generate([conversation_from_prompt("x", "p")], Call(Facts(total=1)), plan=plan)
     (request,) = shop.made["b"].requests
     assert request.sampling.given() == {"temperature": 1, "max_tokens": 9}, "its own, under what the call brought"
     assert [message.content for message in request.conversation.messages] == ["B", "x"]
@@ -183,7 +183,16 @@ async def test_rows_go_to_the_model_that_they_name(closing):
     assert [getattr(sink.outcomes[key], "answered_by", None) for key in range(5)] == ["a", "b", "a", "a", "b"]
     extras = {request.key: request.extra for request in shop.made["a"].requests}
     assert extras == {0: {}, 2: {"model": "elsewhere"}, 3: {}}, "a name that is not ours is the endpoint's"
-    assert (stats.done, stats.requests, stats.prompt_tokens) == (5, 5, 5)
+    assert (stats.counts.done, stats.counts.requests, stats.counts.prompt_tokens) == (5, 5, 5)
+
+
+async def test_the_rounds_of_a_job_count_once_in_the_totals_of_the_service(closing):
+    shop = Shop()
+    service = closing(Service(Configuration({"models": {"a": _openai(), "b": _openai()}}), create=shop.create))
+    call = Call(Facts(of_job=True))
+    for rows in (Rows(None, None), Rows(None)):
+        await service.run(rows, DictSink(), call)
+    assert call.counts.done == service.calls.totals()["done"] == 3
 
 
 async def test_engines_that_do_not_fit_beside_each_other_take_turns_within_a_call(closing):
@@ -213,7 +222,7 @@ async def test_what_ends_a_call_ends_it_on_all_models(closing):
 
     configuration = Configuration({"models": {"a": _openai(fallback=["b"]), "b": _openai()}})
     service = closing(Service(configuration, create=create))
-    call = asyncio.ensure_future(service.generate([conversation_from_prompt("x", "p")], Call(total=1)))
+    call = asyncio.ensure_future(service.generate([conversation_from_prompt("x", "p")], Call(Facts(total=1))))
     await reached.wait()
     await service.aclose()
     (outcome,) = await call

@@ -8,7 +8,7 @@ import pytest
 
 from fakes import openai_configuration
 from promptmill.answers.schema import asking_for
-from promptmill.backends.protocol import Call, Completion, Failure
+from promptmill.backends.protocol import Call, Completion, Facts, Failure
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import conversation_from_prompt
 from promptmill.service.service import Service
@@ -27,7 +27,7 @@ def ask(upstream, closing):
         configuration = openai_configuration(upstream.url)
         configuration = type(configuration)({**configuration._raw, **(top or {})})
         service = closing(Service(configuration))
-        stats = Call(total=len(prompts))
+        stats = Call(Facts(total=len(prompts)))
         items = [conversation_from_prompt(prompt, "a prompt") for prompt in prompts]
         plan = service.plan.with_sampling({"response_format": asking_for(schema)} | sampling)
         return await service.generate(items, stats, plan=plan), stats
@@ -43,14 +43,14 @@ async def test_good_answers_pass_as_they_are(ask, upstream):
     upstream.reply = answer('{"name": "Ada"}')
     outcomes, stats = await ask(["Who?"] * 3)
     assert [outcome.text for outcome in outcomes] == ['{"name": "Ada"}'] * 3
-    assert (stats.repaired, stats.asked_again, stats.done, stats.requests) == (0, 0, 3, 3)
+    assert (stats.counts.repaired, stats.counts.asked_again, stats.counts.done, stats.counts.requests) == (0, 0, 3, 3)
 
 
 async def test_sloppy_answers_are_repaired_without_asking_again(ask, upstream):
     upstream.reply = answer('Sure:\n```json\n{"name": "Ada",}\n```')
     outcomes, stats = await ask(["Who?"])
     assert json.loads(outcomes[0].text) == {"name": "Ada"}
-    assert (stats.repaired, stats.asked_again, stats.requests) == (1, 0, 1)
+    assert (stats.counts.repaired, stats.counts.asked_again, stats.counts.requests) == (1, 0, 1)
 
 
 async def test_a_wrong_answer_is_asked_again_with_the_validators_words_and_all_tokens_count(ask, upstream):
@@ -62,9 +62,9 @@ async def test_a_wrong_answer_is_asked_again_with_the_validators_words_and_all_t
     assert [turn["role"] for turn in turns] == ["user", "assistant", "user"]
     assert turns[1]["content"] == '{"name": 5}'
     assert "$.name" in turns[2]["content"]
-    assert (stats.asked_again, stats.done, stats.failed, stats.requests) == (2, 2, 0, 4)
-    assert stats.prompt_tokens == sum(len(seen.prompt.split()) for seen in upstream.seen)
-    assert sum(outcome.usage.prompt_tokens for outcome in outcomes) == stats.prompt_tokens
+    assert (stats.counts.asked_again, stats.counts.done, stats.counts.failed, stats.counts.requests) == (2, 2, 0, 4)
+    assert stats.counts.prompt_tokens == sum(len(seen.prompt.split()) for seen in upstream.seen)
+    assert sum(outcome.usage.prompt_tokens for outcome in outcomes) == stats.counts.prompt_tokens
 
 
 async def test_an_answer_that_stays_wrong_fails_with_its_text_kept(ask, upstream):
@@ -73,7 +73,7 @@ async def test_an_answer_that_stays_wrong_fails_with_its_text_kept(ask, upstream
     assert isinstance(good, Completion)
     assert isinstance(bad, Failure)
     assert (bad.error.code, bad.text, bad.attempts) == (Code.INVALID_ANSWER, "I do not know.", 3)
-    assert (stats.done, stats.failed, stats.codes) == (2, 1, {"invalid_answer": 1})
+    assert (stats.counts.done, stats.counts.failed, stats.counts.codes) == (2, 1, {"invalid_answer": 1})
     # of several wrong answers the last alone is shown
     assert max(len(seen.json["messages"]) for seen in upstream.seen) == 3
 
@@ -84,7 +84,7 @@ async def test_an_answer_that_was_cut_off_is_never_asked_again(ask, upstream):
     assert outcome.error.code is Code.INVALID_ANSWER
     assert "max_tokens" in str(outcome.error)
     assert "maxItems" in outcome.error.hint
-    assert (stats.requests, stats.asked_again) == (1, 0)
+    assert (stats.counts.requests, stats.counts.asked_again) == (1, 0)
 
 
 async def test_an_answer_that_is_only_tool_calls_has_no_schema(ask, upstream):
@@ -111,7 +111,7 @@ async def test_json_mode_is_held_to_be_an_object(ask, upstream):
 async def test_a_schema_that_cannot_be_used_fails_its_items_before_anything_is_sent(ask, upstream):
     (outcome,), stats = await ask(["Who?"], {"type": "nonsense"})
     assert outcome.error.code is Code.INVALID_INPUT
-    assert (len(upstream.seen), stats.done, stats.failed) == (0, 1, 1)
+    assert (len(upstream.seen), stats.counts.done, stats.counts.failed) == (0, 1, 1)
 
 
 @pytest.mark.parametrize("manner", ["well", "sloppily", "wrongly"])
@@ -137,7 +137,7 @@ async def test_of_two_hundred_schemas_none_gets_an_answer_that_does_not_satisfy_
     for shape in SHAPES:
         plan = service.plan.with_sampling({"response_format": asking_for(shape.schema)})
         items = [conversation_from_prompt(shape.name, "the prompt")]
-        outcomes += await service.generate(items, Call(total=1), plan=plan)
+        outcomes += await service.generate(items, Call(Facts(total=1)), plan=plan)
     for shape, outcome in zip(SHAPES, outcomes, strict=True):
         if isinstance(outcome, Completion):
             jsonschema.validate(json.loads(outcome.text), shape.schema)

@@ -19,7 +19,7 @@ import byte_model
 from driving import ask, run
 from fakes import DictSink, ListSource
 from promptmill.backends.engines import hardware, host
-from promptmill.backends.protocol import Call
+from promptmill.backends.protocol import Call, Facts
 from promptmill.cli.main import main
 from promptmill.cluster import replicas
 from promptmill.cluster.replicas import Replicas
@@ -127,13 +127,13 @@ async def test_a_killed_engine_costs_no_answer_and_is_loaded_again(model: Path) 
     async with two_engines(model) as backend:
         killed = backend.ready[0]
         process = process_of(killed)
-        sink, call = DictSink(), Call(total=len(PROMPTS))
+        sink, call = DictSink(), Call(Facts(total=len(PROMPTS)))
         asking = asyncio.ensure_future(run(backend, ListSource(PROMPTS), sink, call))
         while not killed.in_flight:
             await asyncio.sleep(0)
         os.kill(process.pid, signal.SIGKILL)
         await asking
-        assert (call.done, call.failed) == (len(PROMPTS), 0)
+        assert (call.counts.done, call.counts.failed) == (len(PROMPTS), 0)
         await ready(backend, 2)
         assert process_of(killed).pid != process.pid
         # both die while they are idle

@@ -125,7 +125,7 @@ async def test_the_other_end_decides_when_all_that_is_left_waits_for_others() ->
     await backend.load(lambda _: None)
     result = await ask(backend, ["a", "b", "c"])
     assert result.codes == {"unauthorized"}
-    assert (result.stats.requests, len(result.failures)) == (3, 3)
+    assert (result.stats.counts.requests, len(result.failures)) == (3, 3)
     await backend.aclose()
 
 

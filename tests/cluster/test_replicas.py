@@ -16,7 +16,7 @@ import pytest
 from driving import run
 from fakes import FakeBackend
 from promptmill import __version__
-from promptmill.backends.protocol import Call, Completion, Failure, Outcome, Source, Usage
+from promptmill.backends.protocol import Call, Completion, Facts, Failure, Outcome, Source, Usage
 from promptmill.cluster import ray_cluster
 from promptmill.cluster.ray_cluster import LostError, RemoteBackend, Replica
 from promptmill.cluster.replicas import Replicas
@@ -111,7 +111,7 @@ def ran(links: Sequence[Here], count: int = 300) -> tuple[Rows, Call]:
     async def connect() -> Sequence[RemoteBackend]:
         return [RemoteBackend(link, ()) for link in links]
 
-    rows, stats = Rows(count), Call(total=count)
+    rows, stats = Rows(count), Call(Facts(total=count))
 
     async def work() -> None:
         backend = Replicas(connect)
@@ -136,7 +136,7 @@ def test_all_replicas_answer_and_each_row_once() -> None:
     rows, stats = ran(links)
     assert answered(rows)
     assert {*seen.values()} == {*links}
-    assert (stats.done, stats.requests, stats.in_flight) == (300, 300, 0)
+    assert (stats.counts.done, stats.counts.requests, stats.in_flight) == (300, 300, 0)
     assert [link.killed for link in links] == [[False]] * 3
 
 

@@ -18,14 +18,14 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from fakes import KEY, openai_configuration
-from promptmill.backends.protocol import Call
+from promptmill.backends.protocol import Call, Facts
 from promptmill.config.loading import Overrides
 from promptmill.core.errors import input_error
 from promptmill.core.request import Conversation, Message
 from promptmill.http.metrics import FAMILIES, Metrics, full_name
 from promptmill.jobs.manage.prune import remove
 from promptmill.jobs.store import status as job_status
-from promptmill.jobs.store.folder import JobFolders
+from promptmill.jobs.store.index import JobFolders
 from promptmill.service.service import Service
 from replies import answer, by_prompt, hang, late, status
 from served import BEARER, Served
@@ -117,7 +117,7 @@ async def test_each_family_is_named_and_typed_even_without_samples(service, fold
 async def test_a_running_call_shows_its_requests_and_their_limit(service, folders, upstream):
     upstream.reply = by_prompt({"slow": hang()}, answer())
     metrics = Metrics(service, folders)
-    call = asyncio.ensure_future(service.generate([conversation("slow"), conversation("b")], Call(total=2)))
+    call = asyncio.ensure_future(service.generate([conversation("slow"), conversation("b")], Call(Facts(total=2))))
     await until(lambda: upstream.in_flight == 1 and len(upstream.seen) == 2)
     while (page := read(await metrics.text()))["promptmill_items_total"]["answered"] < 1:
         await asyncio.sleep(0)
@@ -231,7 +231,7 @@ async def test_counters_of_jobs_never_fall_and_a_finished_job_is_read_once(
     first = read(await metrics.text())
     reads = noted(monkeypatch)
     for folder in JobFolders.from_environ().all():
-        if sure(folder.spec).input.stem == "one":
+        if sure(folder.spec).input.path.stem == "one":
             remove(folder)
     cached = read(await metrics.text())
     time = 10.0

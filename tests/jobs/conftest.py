@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,10 +18,13 @@ import pytest
 import half_done
 import killed
 from fakes import KEY
+from ingested import Ingested
 from promptmill.backends.protocol import Outcome
 from promptmill.cli import main as cli
 from promptmill.jobs.store import status
-from promptmill.jobs.store.folder import Folder, JobFolders
+from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.records import Record
 from replies import answer, late
 from upstream import Upstream
@@ -126,14 +129,14 @@ class Bench:
     @property
     def folder(self) -> Folder:
         """The job's folder."""
-        return JobFolders.from_environ().of(self.input.resolve(), self.output.resolve())
+        return JobFolders.from_environ().of(self.output.resolve())
 
     def records(self) -> list[Record]:
         """The sound records in the job's database."""
         if self.folder.spec is None:
             return []
         with self.folder.reading() as store:
-            return store.all_records()
+            return store.sound_records()
 
     def status(self) -> dict[str, Any]:
         """What anybody can read about the job."""
@@ -152,6 +155,14 @@ class Bench:
 
 
 @pytest.fixture
+def store(tmp_path: Path) -> Iterator[JobDatabase]:
+    """An empty database."""
+    database = JobDatabase(tmp_path / "job.db", write=True)
+    yield database
+    database.close()
+
+
+@pytest.fixture
 def bench(tmp_path: Path, upstream: Upstream) -> Iterator[Bench]:
     """A bench whose endpoint answers after 5 ms."""
     upstream.reply = late(0.005, answer())
@@ -160,3 +171,10 @@ def bench(tmp_path: Path, upstream: Upstream) -> Iterator[Bench]:
     found = Bench(work, upstream)
     yield found
     found.close()
+
+
+@pytest.fixture
+def ingested(tmp_path: Path) -> Iterator[Callable[..., Ingested]]:
+    """Make jobs without an endpoint, in `tmp_path`, of the files with these names."""
+    with contextlib.ExitStack() as opened:
+        yield lambda *given, **options: opened.enter_context(contextlib.closing(Ingested(tmp_path, *given, **options)))

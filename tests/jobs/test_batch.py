@@ -97,7 +97,7 @@ def test_a_custom_id_that_stands_there_twice_is_told(bench: Any) -> None:
     result = bench.run("--validate", "--json")
     assert result.returncode == 1
     assert json.loads(result.stdout)["problems"] == [
-        f"line {at} has the custom_id of line 1; give each line one of its own." for at in (3, 4)
+        f"line {at} has the custom_id of line 1; give each line its own." for at in (3, 4)
     ]
     found = bench.succeed()
     said = "2 line(s) repeat the `custom_id` of an earlier one, line 3 that of line 1 first"
@@ -105,7 +105,7 @@ def test_a_custom_id_that_stands_there_twice_is_told(bench: Any) -> None:
     assert [row["response"]["body"]["choices"][0]["message"]["content"] for row in bench.answers()] == [
         f"echo: {prompt}" for prompt in "abcd"
     ]
-    assert not bench.folder.duplicates.exists()
+    assert not bench.folder.database.with_name("duplicates").exists()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from promptmill.backends.protocol import Completion, Failure, Outcome, Usage
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.jobs.run.batch_output import batch_output
+from promptmill.jobs.export.batch_output import batch_output
 from promptmill.jobs.store.records import record_of
 
 ANTHROPIC = orjson.dumps({"custom_id": "a", "params": {"model": "claude", "max_tokens": 5, "messages": []}})

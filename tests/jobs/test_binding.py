@@ -2,54 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from promptmill.backends.protocol import Completion, Failure
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.jobs.store import binding
-from promptmill.jobs.store.answers import JobStore
-from promptmill.jobs.store.binding import Binding, Bound, Twins
-from promptmill.jobs.store.records import Made, record_of
+from promptmill.jobs.store import binding, statistics
+from promptmill.jobs.store.binding import BLOCK_ROWS, Bound, Slot
+from promptmill.jobs.store.database import HaltedError, JobDatabase
+from promptmill.jobs.store.records import SLOT, Made, record_of
 
 FAILURE = Failure(PromptmillError(Code.TIMEOUT, "Too slow."), attempts=2)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[JobStore]:
-    """An empty database."""
-    found = JobStore(tmp_path / "job.db", create=True)
-    yield found
-    found.close()
+NOW = Made(0, 3)
+ONE = (Slot(0, 0, [0]),)
 
 
 def asked(question: str) -> bytes:
-    """Return the digest of a question."""
-    return question.encode()
+    """Return the digests of a row's questions, a letter each; `-` asks nothing."""
+    return b"".join(bytes(16) if letter == "-" else letter.encode() * 16 for letter in question)
 
 
-def fill(store: JobStore, questions: Sequence[str], settings: int = 0) -> None:
+def fill(store: JobDatabase, questions: Sequence[str], settings: int = 0, slot: int = 0) -> None:
     """Record an answer for each question, which says who asked."""
     made = Made(settings)
-    store.write([record_of(row, Completion(f"{one} {row}"), asked(one), made) for row, one in enumerate(questions)])
+    store.write(
+        [record_of(n + slot * SLOT, Completion(f"{one} {n}"), asked(one), made) for n, one in enumerate(questions)]
+    )
 
 
-def bind(store: JobStore, questions: Sequence[str], *, halt_after: int | None = None, **options: object) -> Bound:
+def bind(
+    store: JobDatabase,
+    questions: Sequence[str],
+    slots: Sequence[Slot] = ONE,
+    check: Callable[[Bound], None] = lambda _: None,
+    *,
+    by_row: bool = False,
+    other: JobDatabase | None = None,
+    halt: threading.Event | None = None,
+) -> Bound:
     """Bind the answers to rows that ask this."""
-    found = Binding(store, [0], **options)  # type: ignore[arg-type]
-    rows = list(enumerate(map(asked, questions)))
-    for at in range(0, len(rows), 3):
-        found.note(rows[at : at + 3])
-    bound, pages = found.match(), iter(range(halt_after if halt_after is not None else 1 << 30))
-    found.apply(lambda: next(pages, None) is None, Made())
-    return bound
+    binding.begin(store)
+    rows = [(n, asked(one), None, one.encode()) for n, one in enumerate(questions)]
+    store.change(("INSERT INTO row_next VALUES (?, ?, ?, ?)", rows))
+    return binding.bind(store, slots, check, by_row=by_row, other=other, made=NOW, halt=halt)
 
 
-def answers(store: JobStore) -> dict[int, str]:
-    """Return the text of each row's answer."""
-    return {record.row: record.text for record in store.all_records()}
+def answers(store: JobDatabase) -> dict[int, str]:
+    """Return the text of each answer by its key."""
+    return {record.key: record.text for record in store.sound_records()}
 
 
 @pytest.mark.parametrize(
@@ -62,89 +65,119 @@ def answers(store: JobStore) -> dict[int, str]:
         ("abcd", "ab", {0: "a 0", 1: "b 1"}),
         ("abcd", "bcdbb", {0: "b 1", 1: "c 2", 2: "d 3"}),
         ("aaa", "xaaaa", {1: "a 1", 2: "a 2", 3: "a 0"}),
+        ("ab", "-a-b", {1: "a 0", 3: "b 1"}),
         ("abcd", "", {}),
         ("", "ab", {}),
     ],
 )
-def test_each_row_has_the_answer_to_its_question(store: JobStore, before: str, now: str, kept: dict[int, str]) -> None:
+def test_each_row_has_the_answer_to_its_question(
+    store: JobDatabase, before: str, now: str, kept: dict[int, str]
+) -> None:
     fill(store, before)
     assert bind(store, now) == Bound(len(now), len(before), len(kept))
     assert answers(store) == kept
-    bind(store, before)  # nothing is dropped
-    assert sorted(answers(store).values()) == [f"{one} {row}" for row, one in enumerate(before)]
+    assert [row.asked for row in store.rows()] == [asked(one) for one in now]
+    bind(store, before)  # nothing was deleted
+    assert sorted(answers(store).values()) == [f"{one} {n}" for n, one in enumerate(before)]
 
 
-def test_a_binding_that_is_interrupted_is_done_by_the_next_one(
-    store: JobStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(binding, "_PAGE", 2)
-    fill(store, "abcdefgh")
-    for pages in range(7):
-        bind(store, "hgfedcba", halt_after=pages)
-    bind(store, "hgfedcba")
-    assert answers(store) == {at: f"{one} {7 - at}" for at, one in enumerate("hgfedcba")}
+def refuse(_: Bound) -> None:
+    raise PromptmillError(Code.INVALID_INPUT, "No.", "")
 
 
-def test_answers_of_other_settings_and_failures_are_bound_to_no_other_row(store: JobStore) -> None:
+def test_a_binding_that_is_refused_or_halted_leaves_the_job_as_it_was(store: JobDatabase) -> None:
+    bind(store, "abc")
+    fill(store, "abc")
+    halt = threading.Event()
+    with pytest.raises(PromptmillError):
+        bind(store, "cab", check=refuse)
+    halt.set()
+    with pytest.raises(HaltedError):
+        bind(store, "cab" + "x" * 100_000, halt=halt)  # so many that a statement takes long
+    assert answers(store) == {0: "a 0", 1: "b 1", 2: "c 2"}
+    assert [row.cells for row in store.rows()] == [b"a", b"b", b"c"]
+    assert bind(store, "cab").kept == 3
+
+
+def test_answers_of_other_settings_and_failures_are_bound_to_no_other_row(store: JobDatabase) -> None:
     fill(store, "ab", settings=5)
     store.write([record_of(2, FAILURE, asked("c"))])
     assert bind(store, "cba").kept == 1
     assert answers(store) == {1: "b 1"}
-    assert store.counts().requests == 2 + 2
+    assert statistics.counts(store).requests == 2 + 2
+    assert bind(store, "abc", [Slot(0, 0, [0, 5])]).kept == 2
 
 
-def test_answers_stay_with_their_rows_where_all_questions_have_changed(store: JobStore) -> None:
+def test_answers_stay_with_their_rows_where_all_questions_have_changed(store: JobDatabase) -> None:
     fill(store, "abc")
-    bind(store, "xyz", by_row=True)
+    assert bind(store, "xyz", by_row=True) == Bound(3, 3, 3)
     assert answers(store) == {0: "a 0", 1: "b 1", 2: "c 2"}
     assert bind(store, "yzx").kept == 3
     assert answers(store) == {0: "b 1", 1: "c 2", 2: "a 0"}
+    assert bind(store, "yz", by_row=True).kept == 2
+    assert answers(store) == {0: "b 1", 1: "c 2"}
 
 
-def test_a_record_that_is_not_sound_is_bound_to_no_row(store: JobStore) -> None:
+def test_a_damaged_answer_stays_damaged_when_it_moves(store: JobDatabase) -> None:
     fill(store, "abc")
-    store.change(("UPDATE answer SET text = 'x' WHERE row = 1", [()]))
+    store.change(("UPDATE answer SET text = 'x' WHERE key = 1", [()]))
     bind(store, "bac")
     assert answers(store) == {1: "a 0", 2: "c 2"}
 
 
-def test_answers_of_another_job_count_where_there_are_none_and_cost_nothing(store: JobStore, tmp_path: Path) -> None:
-    other = JobStore(tmp_path / "other.db", create=True)
-    other.write([record_of(row, Completion("theirs", cost=1.0), asked(one)) for row, one in enumerate("cba")])
+def test_answers_of_another_job_count_where_there_are_none_and_cost_nothing(store: JobDatabase, tmp_path: Path) -> None:
+    other = JobDatabase(tmp_path / "other.db", write=True)
+    other.write([record_of(n, Completion("theirs", cost=1.0), asked(one)) for n, one in enumerate("cba")])
+    other.write([record_of(3, FAILURE, asked("d"))])
     fill(store, "a")
     store.write([record_of(1, FAILURE, asked("b"))])
-    found = Binding(store, [0])
-    found.offer(other)
-    found.note(list(enumerate(map(asked, "abcd"))))
-    assert found.match() == Bound(4, 1, 3)
-    found.apply(bool, Made(0, 3))
+    assert bind(store, "abcd", other=other) == Bound(4, 1, 3)
     assert answers(store) == {0: "a 0", 1: "theirs", 2: "theirs"}
-    assert store.cost() == 0
-    assert store.record(2).round == 3  # type: ignore[union-attr]
+    assert statistics.cost(store) == 0
+    assert [record.round for record in store.records()] == [0, 3, 3]
     other.close()
 
 
-def test_twins_get_the_answer_of_one_row_and_another_one_is_sent_where_it_failed(store: JobStore) -> None:
-    store.write([record_of(4, Completion("known"), asked("b"))])
-    twins = Twins(store)
-    twins.note(list(enumerate(map(asked, "abaaba"))))
-    twins.find()
-    assert twins.left_out(range(7)) == {1, 2, 3, 5}
-    assert twins.page(-1, "0") == [(1, 4, 0, False), (2, 0, 0, False), (3, 0, 0, False), (5, 0, 0, False)]
-    store.write([record_of(0, FAILURE, asked("a")), record_of(1, Completion("known"), asked("b"))])
-    assert twins.page(1, "0")[0] == (2, 0, 0, False)
-    assert twins.send_again()
-    assert twins.left_out(range(7)) == {0, 1, 3, 4, 5, 6}
-    assert twins.page(1, "0") == [(3, 2, 0, False), (5, 2, 0, False)]
+def test_each_slot_has_the_answers_to_its_own_prompt(store: JobDatabase) -> None:
+    slots = [Slot(0, 0, [0]), Slot(1, 1, [1]), Slot(2, 1, [2])]
+    fill(store, "ab")
+    fill(store, "xy", settings=1, slot=1)
+    fill(store, "xy", settings=2, slot=2)
+    assert bind(store, ["by", "ax", "cx"], slots) == Bound(9, 6, 6)
+    both = {SLOT: "y 1", SLOT + 1: "x 0", 2 * SLOT: "y 1", 2 * SLOT + 1: "x 0"}
+    assert answers(store) == {0: "b 1", 1: "a 0"} | both
+    assert bind(store, ["xa"], slots).kept == 0, "an answer of one prompt answers no other one"
 
 
-def test_settings_are_known_by_what_they_are(store: JobStore) -> None:
-    assert [store.settings_id({"a": one}) for one in ("x", "y", "x")] == [0, 1, 0]
+def test_numbers_of_rows_may_have_gaps(store: JobDatabase) -> None:
+    store.write([record_of(n, Completion(f"{n}"), asked(one)) for n, one in ((2, "a"), (5, "b"))])
+    binding.begin(store)
+    rows = [(n, asked(one), None, b"") for n, one in ((1, "b"), (4, "a"), (7, "c"))]
+    store.change(("INSERT INTO row_next VALUES (?, ?, ?, ?)", rows))
+    assert binding.bind(store, ONE, lambda _: None, made=NOW) == Bound(3, 2, 2)
+    assert answers(store) == {1: "5", 4: "2"}
 
 
-def test_an_answer_that_is_replaced_is_set_aside_and_counts(store: JobStore) -> None:
-    store.write([record_of(0, Completion("old", cost=0.5, attempts=1)), record_of(1, FAILURE)])
-    store.write([record_of(0, Completion("new", cost=0.25, attempts=1)), record_of(1, FAILURE)], [0, 1])
-    assert store.cost() == 0.75
-    assert store.counts().requests == 1 + 1 + 2
-    assert answers(store)[0] == "new"
+@pytest.mark.parametrize(
+    ("changed", "blocks"),
+    [
+        ({}, []),
+        ({3 * BLOCK_ROWS: "x"}, [3]),
+        ({BLOCK_ROWS - 1: "x", BLOCK_ROWS: "x"}, [0, 1]),
+        ({3 * BLOCK_ROWS: "a", 3 * BLOCK_ROWS + 1: "a"}, [3]),  # a row more
+        ({3 * BLOCK_ROWS: None}, [3]),  # a row less
+    ],
+)
+def test_blocks_with_other_rows_are_noted_once_an_output_was_written(
+    store: JobDatabase, changed: dict[int, str | None], blocks: list[int]
+) -> None:
+    before: dict[int, str | None] = dict.fromkeys(range(3 * BLOCK_ROWS + 1), "a")
+    now = [one for one in {**before, **changed}.values() if one is not None]
+    bind(store, "a" * len(before))
+    bind(store, now)
+    assert store.read("SELECT block FROM edited") == []
+    store.put(written={})
+    bind(store, "a" * len(before))
+    store.change(("DELETE FROM edited", [()]))
+    bind(store, now)
+    assert store.read("SELECT block FROM edited ORDER BY block") == [(block,) for block in blocks]

@@ -24,7 +24,8 @@ from promptmill.cli import bulk
 from promptmill.cli.options import Parser
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import BESIDE, Sampling
-from promptmill.jobs.manage import bulk_result
+from promptmill.jobs.export import answered
+from promptmill.jobs.manage import bulk_call, bulk_result
 from replies import answer, by_prompt, status
 from upstream import Upstream
 
@@ -154,15 +155,14 @@ def test_answers_of_an_earlier_run_do_not_hold_up_the_programs_loop(options: dic
 def test_the_rows_of_a_result_are_read_off_the_programs_loop(
     options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    output, readers, opened = tmp_path / "out.jsonl", set[str](), Path.open
+    readers, read = set[str](), answered.answered_rows
 
-    def watched(path: Path, *args: Any, **options: Any) -> Any:
-        if path.name == output.name:
-            readers.add(threading.current_thread().name)
-        return opened(path, *args, **options)
+    def watched(*args: Any) -> Any:
+        readers.add(threading.current_thread().name)
+        return read(*args)
 
-    monkeypatch.setattr(Path, "open", watched)
-    assert asyncio.run(promptmill.bulk_async(["a"], output, **options)).answers == ["echo: a"]
+    monkeypatch.setattr(bulk_call, "answered_rows", watched)
+    assert asyncio.run(promptmill.bulk_async(["a"], tmp_path / "out.jsonl", **options)).answers == ["echo: a"]
     assert (len(readers), "MainThread" in readers) == (1, False)
 
 

@@ -113,7 +113,7 @@ def test_it_goes_on_from_another_folder_with_nothing_but_its_id(bench: Any, tmp_
     secret = "backend_configs.openai.api_key=very-secret-1"
     begin(bench, "--set", secret, "--set", "sampling_params.temperature=0.25", "--max-tokens", "20")
     bench.upstream.reply = answer()
-    kept = bench.folder.request
+    kept = bench.folder.order.shown
     assert "very-secret-1" not in bench.folder.database.read_bytes().decode("latin-1")
     assert kept.command[-2:] == ["--config", str(bench.path / "config.yaml")]
     job_id = bench.folder.job_id

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from promptmill.jobs.store.records import OURS
+from promptmill.jobs.columns import OURS
 from replies import answer, choose, status
 
 GIVEN: dict[str, Any] = {
@@ -171,7 +171,7 @@ def test_rows_that_are_requests_set_what_they_name_and_the_summary_says_which(
 def test_whether_rows_set_their_own_is_a_setting_of_the_job(bench: Any) -> None:
     bench.write([{"text": "a", "model": "one"}, {"text": "b", "model": "two"}])
     bench.succeed("--prompt", "{{text}}", "--limit", "1")
-    assert "another row settings" in bench.fail("--prompt", "{{text}}", "--row-settings")
+    assert "keeps 0 of the 1 answers" in bench.fail("--prompt", "{{text}}", "--row-settings")
     bench.succeed("--prompt", "{{text}}", "--row-settings", "--keep")
     assert [seen.json["model"] for seen in bench.upstream.seen] == ["test-model", "two"]
 

@@ -356,7 +356,11 @@ def test_a_job_names_its_prompt_and_model(bench: Any) -> None:
 def test_jobs_needs_no_configuration_but_to_go_on(bench: Any) -> None:
     bench.prompts(2)
     bench.succeed()
-    assert bench.jobs(bench.folder.job_id, "--set", "no.such.key=1").returncode == 0
+    missing = ("--config", str(bench.path / "missing.yaml"))
+    assert bench.jobs(bench.folder.job_id, *missing).returncode == 0
+    assert bench.jobs(bench.folder.job_id, "--set", "max_cost=1", *missing).returncode == 0
+    unknown = bench.jobs(bench.folder.job_id, "--set", "no.such.key=1")
+    assert (unknown.returncode, "concurrency and max_cost can" in unknown.stderr) == (2, True), unknown.stderr
     assert bench.jobs("--prune", "7d", "--set", "no.such.key=1").returncode == 0
     refused = bench.jobs(bench.folder.job_id, "--resume", "--set", "no.such.key=1")
     assert (refused.returncode, "no: unknown key" in refused.stderr) == (2, True), refused.stderr

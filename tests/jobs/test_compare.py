@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from promptmill.jobs.manage.compared_files import text_of
-from promptmill.jobs.manage.comparison import kappa, mcnemar, paired_interval, wilson
+from promptmill.compare.files import text_of
+from promptmill.compare.statistics import kappa, mcnemar, paired_interval, wilson
 from replies import answer, choose, status
 
 LABELS = ("positive", "negative", "neutral")
@@ -503,8 +503,25 @@ def test_a_grid_that_cannot_be(bench: Any) -> None:
     assert "such as 'short=Classify: {{text}}'" in bench.fail("--prompt", "{{text}}", "--prompt", "b={{text}}")
     assert "has the name a twice" in bench.fail("--prompt", "a={{text}}", "--prompt", "a={{label}}")
     assert "--shard" in bench.fail("--prompt", "{{text}}", *two, "--shard", "1/2")
-    bench.write(["text,model", "a,b"], "in.csv")
-    assert "the columns `model` mean the model and settings" in bench.fail("--prompt", "{{text}}", *two)
-    bench.write(["text,label", "a,b,c"], "in.csv")
-    assert "has 3 cells, but the header has 2" in bench.fail("--prompt", "{{text}}", *two)
     assert not list(bench.path.glob("out*"))
+
+
+def test_a_grid_reads_rows_as_a_job_does(bench: Any) -> None:
+    """A column of the name of a setting is data, and a row that cannot be read fails alone, at each model."""
+    bench.write(["text,model", "a,b", "c,d,e"], "in.csv")
+    said = bench.fail("--prompt", "{{text}}", "--model", "weak", "--model", "good", code=1)
+    assert "has 3 cells, but the header has 2" in said
+    assert "2 answered, 2 failed" in said
+    assert {seen.json["model"] for seen in bench.upstream.seen} == {"weak", "good"}
+
+
+def test_the_models_of_a_grid_are_no_part_of_its_rows_whatever_their_column_is_called(bench: Any) -> None:
+    bench.upstream.reply = choose(lambda seen: answer(seen.json["model"]))
+    bench.write([{"prompt": "a", "model": "own"}, {"prompt": "b"}])
+    done = bench.run("--model", "weak", "--model", "good")
+    assert {(seen.prompt, seen.json["model"]) for seen in bench.upstream.seen} == {
+        (prompt, model) for prompt in "ab" for model in ("weak", "good")
+    }
+    assert "those of the job are called `model_1`" in done.stdout
+    assert "2 rows with different answers" in done.stdout
+    assert "model_1  weak" not in done.stdout

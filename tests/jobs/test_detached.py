@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from promptmill.jobs.manage import detached
+from promptmill.jobs.store.control import Control
+from promptmill.jobs.store.folder import Folder
 from promptmill.system import runtime
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such timer")
@@ -34,9 +36,8 @@ async def test_a_runner_may_go_on_computing_until_its_job_is_cancelled(tmp_path:
 
     monkeypatch.setattr(runtime, "limit_computing", limit)
     monkeypatch.setattr(detached, "_LOOK_S", 0.0)
-    cancel = tmp_path / "cancel"
-    job: Any = SimpleNamespace(folder=SimpleNamespace(cancel=cancel))
+    job: Any = SimpleNamespace(folder=Folder(tmp_path))
     watching = asyncio.ensure_future(detached._end_if_stuck(job))
     await looked.wait()
-    cancel.touch()
+    Control(cancel=True).write(tmp_path)
     await watching

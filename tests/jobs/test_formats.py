@@ -6,8 +6,6 @@ import csv
 import datetime as dt
 import decimal
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -208,35 +206,6 @@ def test_values_of_parquet_are_cells(bench: Any) -> None:
         "big": "0",
         "text": "1\r2",
     }
-
-
-_WITHOUT_PANDAS = """
-import json, sys
-from pathlib import Path
-
-class Missing:
-    def find_spec(self, name, *_):
-        if name.partition(".")[0] == "pandas":
-            raise ModuleNotFoundError(name)
-
-sys.meta_path.insert(0, Missing())
-from promptmill.jobs.files import row_files, spool
-
-source, target = map(Path, sys.argv[1:])
-files = row_files.opened([row_files.Part(source)], known=False)
-spool.spool(files, "parquet", target, prompt_template="{{text}} at {{at}}")
-print(json.dumps([row["at"] for row in spool.objects_in(source)]))
-"""
-
-
-def test_times_in_nanoseconds_are_asked_and_shown_without_pandas(tmp_path: Path) -> None:
-    at = pa.array([1_700_000_000_123_456_789, None], pa.timestamp("ns"))
-    parquet.write_table(pa.table({"text": ["a", "b"], "at": at}), source := tmp_path / "in.parquet")
-    command = [sys.executable, "-c", _WITHOUT_PANDAS, str(source), str(target := tmp_path / "rows")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == ["2023-11-14 22:13:20.123456789", None]
-    assert json.loads(target.read_text().splitlines()[0])["prompt"] == "a at 2023-11-14 22:13:20.123456789"
 
 
 def test_rows_that_are_left_out_or_cut_off_are_missing_in_every_format(bench: Any) -> None:

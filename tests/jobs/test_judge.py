@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from promptmill.jobs.manage.comparison import paired_interval, price
-from promptmill.jobs.store.answers import ANSWERED
-from promptmill.jobs.store.folder import JobFolders
-from promptmill.jobs.store.given_rows import root_of
+from promptmill.compare.statistics import paired_interval
+from promptmill.compare.words import price
+from promptmill.jobs.store.index import JobFolders
+from promptmill.jobs.store.rounds import ANSWERED
 from replies import answer, choose, hang, late, status
 from waiting import eventually
 
@@ -206,7 +206,7 @@ def test_a_judgement_goes_on_by_the_id_of_its_job(bench: Any) -> None:
     compare(bench, a, b, "--judge", "other", code=1)
     bench.upstream.reply = choose(longer)
     (job,) = [found["job_id"] for found in json.loads(bench.jobs("--json").stdout)["jobs"]]
-    assert job.startswith("a-verdicts-")
+    assert job.startswith("verdicts-")
     sent = len(bench.upstream.seen)
     done = bench.jobs(job, "--retry-failed")
     assert done.returncode == 0, done.stderr
@@ -224,8 +224,9 @@ def test_a_sample_and_then_the_rest(bench: Any) -> None:
     sample = {int(pair(seen)[0].split()[1]) for seen in bench.upstream.seen}
     assert len(sample) == 10
     assert max(sample) > 20  # not the first rows
-    (pairs,) = root_of(JobFolders.from_environ()).glob("*/pairs.jsonl")
-    assert pairs.read_text().count("\n") == 20
+    (folder,) = JobFolders.from_environ().all()
+    with folder.reading() as store:
+        assert store.row_count() == 10
     assert judge(bench, a, b)["pairs"][0]["judged"] == 40
     assert len(bench.upstream.seen) == 80
     assert judge(bench, a, b, "--limit", "10")["pairs"][0]["judged"] == 10

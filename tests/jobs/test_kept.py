@@ -118,7 +118,7 @@ def test_only_the_file_that_was_there_is_replaced_by_a_job_that_goes_on(bench: A
     assert bench.run("--overwrite", killed_at="merging").returncode == -signal.SIGKILL
     bench.output.write_text("precious")
     said = bench.fail()
-    assert "is not this job's own output; move it away to go on with job" in said
+    assert "is not this job's own output; move it away to resume job" in said
     assert "--overwrite replaces it" in said
     assert bench.output.read_text() == "precious"
     bench.output.unlink()

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from promptmill.jobs.store import folder
-from promptmill.jobs.store.folder import Lease, Lock
+from promptmill.jobs.store import lock
+from promptmill.jobs.store.lock import Lease, Lock
 from waiting import eventually
 
 NEVER_S = 3600.0
@@ -32,10 +32,10 @@ def make_old(path: Path) -> None:
 
 def test_a_lease_is_one_holders_until_it_is_released(tmp_path: Path) -> None:
     first = taken(tmp_path / "lease")
-    assert folder._is_alive(tmp_path / "lease")
+    assert lock._is_alive(tmp_path / "lease")
     assert Lease.take(tmp_path / "lease") is None
     first.release()
-    assert not folder._is_alive(tmp_path / "lease")
+    assert not lock._is_alive(tmp_path / "lease")
     taken(tmp_path / "lease").release()
     assert [path.name for path in tmp_path.iterdir()] == ["lease"]
 
@@ -43,17 +43,17 @@ def test_a_lease_is_one_holders_until_it_is_released(tmp_path: Path) -> None:
 def test_a_silent_holder_loses_its_lease_and_cannot_release_the_next_ones(tmp_path: Path) -> None:
     silent = taken(tmp_path / "lease")
     make_old(tmp_path / "lease")
-    assert not folder._is_alive(tmp_path / "lease")
+    assert not lock._is_alive(tmp_path / "lease")
     following = taken(tmp_path / "lease")
     silent.release()
-    assert folder._is_alive(tmp_path / "lease")
+    assert lock._is_alive(tmp_path / "lease")
     following.release()
 
 
 def test_a_holder_renews_its_lease_and_finds_out_that_another_one_has_it(tmp_path: Path) -> None:
     held = taken(tmp_path / "lease", beat_s=0.01)
     make_old(tmp_path / "lease")
-    eventually(lambda: folder._is_alive(tmp_path / "lease"))
+    eventually(lambda: lock._is_alive(tmp_path / "lease"))
     (tmp_path / "lease").write_text("another")
     eventually(lambda: held.lost)
     held.release()
@@ -68,16 +68,16 @@ def test_where_locks_are_refused_a_job_is_held_by_a_lease(tmp_path: Path, monkey
         raise OSError(errno.ENOLCK, "No locks available")
 
     path = tmp_path / "lock"
-    assert folder._has_locks(path)
+    assert lock.has_locks(path)
     monkeypatch.setattr(fcntl, "flock", refused)
     held = Lock.take(path)
     assert held is not None
     assert (held.descriptor, held.lost) == (None, False)
-    assert folder._is_held(path)
-    assert not folder._has_locks(path)
+    assert lock.is_held(path)
+    assert not lock.has_locks(path)
     assert Lock.take(path) is None
     held.release()
-    assert not folder._is_held(path)
+    assert not lock.is_held(path)
     again = Lock.take(path)
     assert again is not None
     again.release()

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from promptmill.core.errors import PromptmillError
-from promptmill.jobs.files.prompt_template import PromptTemplate
-from promptmill.jobs.store.spec import JobRequest
+from promptmill.jobs.inputs.template import template_of
+from promptmill.jobs.store.order import JobOrder
 from replies import answer, late, status
 from waiting import eventually
 
@@ -27,7 +27,7 @@ def test_the_column_that_was_missing_can_be_named_on_the_same_output(bench: Any)
     assert len(said.splitlines()) == 1  # the same command can only fail again
     bench.succeed("--prompt-column", "question")
     assert [row["answer_1"] for row in bench.answers()] == ["echo: What?", "echo: Who?"]
-    assert "prompt column was 'question', now not set" in bench.fail()
+    assert "names the one with the prompts" in bench.fail()
 
 
 def test_another_input_for_the_same_output_is_called_that(bench: Any) -> None:
@@ -125,7 +125,7 @@ def test_a_folder_as_output_and_other_settings_are_told(bench: Any) -> None:
 )
 def test_what_is_wrong_with_a_template_is_told_in_a_line(text: str, said: str) -> None:
     with pytest.raises(PromptmillError) as caught:
-        PromptTemplate(text)
+        template_of(text)
     assert str(caught.value).endswith(said)
 
 
@@ -133,11 +133,11 @@ def test_what_is_wrong_with_a_template_is_told_in_a_line(text: str, said: str) -
     "text", ["{{ row | tojson }}", "{% raw %}{{{% endraw %} {{x}}", '{"a": {{x}}}', "{{ {'a': x} }}"]
 )
 def test_what_only_looks_unclosed_is_a_template(text: str) -> None:
-    PromptTemplate(text)
+    template_of(text)
 
 
 def test_a_shard_beyond_the_last_is_told(tmp_path: Path) -> None:
-    order = JobRequest(input=tmp_path / "in.jsonl", output=tmp_path / "out.jsonl", shard="3/2")
+    order = JobOrder(inputs=(tmp_path / "in.jsonl",), output=tmp_path / "out.jsonl", shard="3/2")
     with pytest.raises(PromptmillError, match="3 is more than 2; the 2 shards are 1/2 to 2/2"):
         _ = order.cut
 
@@ -190,20 +190,37 @@ def test_what_is_no_file_of_rows_is_called_what_it_is(bench: Any, made: Any, sai
     assert said in bench.fail().replace("\n", " ").replace("  ", " ")
 
 
-def test_an_input_that_was_edited_while_the_job_ran_is_not_gone_on_with(bench: Any) -> None:
+def test_an_input_that_is_edited_while_the_job_runs_counts_for_the_next_run(bench: Any) -> None:
     bench.prompts(300)
     bench.upstream.reply = late(0.05, answer())
     process = bench.start()
     eventually(lambda: len(bench.records()) > 50)
     bench.write([{"prompt": f"other {at}"} for at in range(300)])
-    out, err = process.communicate(timeout=60)
-    said = " ".join((out + err).split())
-    assert "has changed since" in said
-    assert "go on with the same command" not in said
-    assert "or run it with --keep" in said
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert [row["answer"] for row in bench.answers()] == [f"echo: prompt {at}" for at in range(300)]
+    said = " ".join(bench.fail().split())
+    assert "has changed since, and keeps 0 of the 300 answers" in said
     bench.upstream.reply = answer()
     bench.succeed("--keep")
     assert [row["answer"] for row in bench.answers()] == [f"echo: other {at}" for at in range(300)]
+
+
+@pytest.mark.parametrize("options", [["--prompt", "Say {{text}}"], ["--prompt-column", "other"], ["other.jsonl"]])
+def test_a_refused_command_changes_nothing_however_often_it_is_given(bench: Any, options: list[str]) -> None:
+    bench.write([{"text": f"t{at}", "prompt": f"p{at}", "other": f"o{at}"} for at in range(3)])
+    first = bench.input
+    bench.succeed("--limit", "2")
+    if options == ["other.jsonl"]:
+        bench.input, options = bench.path / "other.jsonl", []
+        bench.input.write_text(first.read_text().replace(': "p', ': "q'))
+    before = [bench.folder.spec, bench.folder.order, bench.folder.result]
+    for _ in range(3):
+        assert "keeps 0 of the 2 answers of job" in bench.fail(*options)
+        assert [bench.folder.spec, bench.folder.order, bench.folder.result] == before
+    bench.input = first
+    bench.succeed()
+    assert len(bench.upstream.seen) == 3
 
 
 @pytest.mark.thorough
@@ -322,16 +339,16 @@ _HUGE = "x" * (6 << 20)
 
 
 @pytest.mark.parametrize("name", ["in.csv", "in.jsonl"])
-def test_a_row_that_is_too_long_with_its_prompt_fails_alone_and_keeps_its_cells(bench: Any, name: str) -> None:
+def test_a_row_whose_prompt_is_too_long_fails_alone_and_keeps_its_cells(bench: Any, name: str) -> None:
     rows = [{"id": str(at), "text": text} for at, text in enumerate(("a", _HUGE, "c"))]
     bench.input = bench.path / name
     lines = (
         map(json.dumps, rows) if name == "in.jsonl" else ["id,text", *(f"{row['id']},{row['text']}" for row in rows)]
     )
     bench.input.write_text("\n".join([*lines, ""]))
-    said = bench.fail("--prompt", "{{text}}" * 10, code=1)
+    said = bench.fail("--prompt", "{{text}}" * 12, code=1)
     assert "2 answered, 1 failed" in said
-    assert "it is longer than 64 MiB with its prompt" in said
+    assert "makes a prompt that is longer than 64 MiB" in said
     written = bench.answers()
     assert [{name: row[name] for name in ("id", "text")} for row in written] == rows
     assert [bool(row["answer"]) for row in written] == [True, False, True]

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.status import read as status_of
 from replies import answer, by_prompt, status
 from waiting import eventually
 
@@ -54,8 +56,13 @@ def command_of(bench: Any, arguments: Any, source: str, target: str) -> Any:
 
 
 def given(bench: Any) -> list[Path]:
-    """What is kept of rows that came over a pipe."""
+    """The temporary files of rows that came over a pipe."""
     return list((bench.path / "state" / "given").iterdir())
+
+
+def kept(bench: Any) -> list[Path]:
+    """The jobs that are kept, with their rows."""
+    return list((bench.path / "state" / "jobs").iterdir())
 
 
 def test_rows_come_and_go_over_pipes_and_nothing_is_left(bench: Any) -> None:
@@ -63,8 +70,7 @@ def test_rows_come_and_go_over_pipes_and_nothing_is_left(bench: Any) -> None:
     assert done.returncode == 0, done.stderr
     assert b"/given/" not in done.stderr, "a file that is gone"
     assert [json.loads(line)["answer"] for line in done.stdout.splitlines()] == ["echo: a", "echo: b"]
-    assert given(bench) == []
-    assert list((bench.path / "state" / "jobs").iterdir()) == []
+    assert (given(bench), kept(bench)) == ([], [])
 
 
 def test_a_line_of_text_is_a_prompt_and_answers_may_be_cells(bench: Any) -> None:
@@ -81,7 +87,7 @@ def test_what_a_job_over_pipes_has_paid_for_is_kept_until_the_same_rows_come_aga
         bench, rows, "--max-failures", "0", "--set", "backend_configs.openai.base_url=http://127.0.0.1:9/v1"
     )
     assert (stopped.returncode, stopped.stdout) == (75, b"")
-    assert len(given(bench)) == 1
+    assert (given(bench), len(kept(bench))) == ([], 1)
     done = piped(bench, rows, target="out.jsonl")
     assert done.returncode == 0, done.stderr
     assert len((bench.path / "out.jsonl").read_bytes().splitlines()) == 2
@@ -153,24 +159,26 @@ def test_a_job_whose_answers_nobody_reads_stops_and_keeps_them(bench: Any) -> No
         process.kill()
     assert process.returncode not in {0, -9}
     assert b"Standard output cannot be written" in said
-    assert len(given(bench)) == 1
+    assert given(bench) == []
+    (job,) = kept(bench)
+    assert status_of(Folder(job))["done"] >= 1
 
 
 def test_rows_that_nobody_came_back_for_are_pruned_with_their_job(bench: Any) -> None:
     gone = "backend_configs.openai.base_url=http://127.0.0.1:9/v1"
     piped(bench, b'{"prompt": "a"}\n', "--max-failures", "0", "--set", gone)
-    (kept,) = given(bench)
-    stray = kept.parent / "tmpstray"
-    stray.touch()
+    (job,) = kept(bench)
+    stray = bench.path / "state" / "given" / "tmpstray"
+    stray.mkdir()
 
     def prune(*arguments: str) -> None:
         command = [sys.executable, "-m", "promptmill", "jobs", "--prune", *arguments]
         state = os.environ | {"PROMPTMILL_STATE": str(bench.path / "state")}
         subprocess.run(command, cwd=bench.path, env=state, check=True, timeout=60)
 
-    prune("0m")  # the job could go on
-    assert given(bench) == [kept]
     prune("1h", "--unfinished")
-    assert given(bench) == [kept]
+    assert (given(bench), kept(bench)) == ([stray], [job])
+    prune("0m")  # the job could go on
+    assert (given(bench), kept(bench)) == ([], [job])
     prune("0m", "--unfinished")
-    assert given(bench) == []
+    assert kept(bench) == []

@@ -8,8 +8,8 @@ from promptmill.backends.protocol import Call
 from promptmill.cli.job_display import _SHORTEST_BAR, _line
 from promptmill.core.money import Budget
 from promptmill.jobs.store import status
-from promptmill.jobs.store.records import JobCounts
-from promptmill.jobs.store.status import MERGING, RUNNING, Course, Progress
+from promptmill.jobs.store.counts import JobCounts
+from promptmill.jobs.store.progress import FINISHED, MERGING, RUNNING, Course, Progress
 
 GONE = "waiting for api.example.com since 0:14, next try in 8 s"
 
@@ -45,7 +45,7 @@ def test_a_job_that_waits_says_for_what_and_invents_no_rate(progress):
 
 
 def test_a_job_that_goes_on_shows_window_and_refusals(progress):
-    progress.stats.flow, progress.stats.in_flight, progress.stats.refused = Flow(), 12, 7
+    progress.stats.flow, progress.stats.in_flight, progress.stats.counts.refused = Flow(), 12, 7
     line = status.line(progress.as_dict())
     assert "12 of 16 in flight, 7 refused" in line
     assert " rows/s" in line
@@ -53,7 +53,7 @@ def test_a_job_that_goes_on_shows_window_and_refusals(progress):
 
 
 def test_a_job_that_has_ended_waits_for_nothing(progress):
-    progress.stats.flow, progress.state = Flow(GONE), status.FINISHED
+    progress.stats.flow, progress.state = Flow(GONE), FINISHED
     assert "waiting" not in progress.as_dict()
 
 
@@ -130,7 +130,7 @@ def test_the_last_rows_name_for_what_they_wait(timed, clock):
 
 def test_the_bar_shows_answered_failed_retried_rate_cost_of_budget_and_time_left(timed, clock):
     clock.run(timed, 10, rows=100)
-    timed.stats.retries, timed.stats.cost, timed.stats.budget = 3, 0.016, Budget(5.0)
+    timed.stats.counts.retries, timed.stats.counts.cost, timed.stats.ledger.budget = 3, 0.016, Budget(5.0)
     timed.counts.fail("timeout", 2)
     wide = (
         "50 % 998 of 2,000 answered, 2 failed, 3 retried, 100.0 rows/s, $0.016 of $5.00, 16 of 16 in flight, 0:10 left"

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from promptmill.backends import questions
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.jobs.files import prompt_template
-from promptmill.jobs.files.prompt_template import PromptTemplate
+from promptmill.jobs.inputs import template
+from promptmill.jobs.inputs.template import template_of
 
 
 def _prompts(bench: Any) -> list[str]:
@@ -33,14 +34,14 @@ def _prompts(bench: Any) -> list[str]:
     ],
 )
 def test_a_row_is_written_into_the_template(text, row, prompt):
-    assert PromptTemplate(text).render(row) == prompt
+    assert template_of(text).render(row) == prompt
 
 
 @pytest.mark.parametrize("text", ["Say {{a}}", "{{ a | trim }}", "{{row.a}}", "{{ row['a'] }}!"])
 @pytest.mark.parametrize(("cell", "what"), [(None, "null"), (float("nan"), "NaN"), ("", "empty"), (" \n", "empty")])
 def test_a_cell_that_holds_nothing_is_an_error_unless_the_template_says_what_to_write_instead(text, cell, what):
     with pytest.raises(PromptmillError, match=f"its a is {what}") as raised:
-        PromptTemplate(text).render({"a": cell})
+        template_of(text).render({"a": cell})
     assert raised.value.code is Code.EMPTY_PROMPT
 
 
@@ -54,13 +55,13 @@ def test_a_cell_that_holds_nothing_is_an_error_unless_the_template_says_what_to_
         ("{{" + "(" * 5000 + "a" + ")" * 5000 + "}}", "is nested too deeply"),
         ("{% for x in a %}" * 30 + "{% endfor %}" * 30, "is nested too deeply"),
         ("{{" + "9" * 5000 + "}}{{a}}", "a number that is too large"),
-        ("{{a}}" * 5000, "has more than 5,000 placeholders"),
+        ("{{a|upper}}" * 5000, "has more than 5,000 placeholders"),
         ("x" * 1_000_001, "at most 1,000,000"),
     ],
 )
 def test_what_is_not_a_template_of_columns_is_told(text, said):
     with pytest.raises(PromptmillError, match=said):
-        PromptTemplate(text)
+        template_of(text)
 
 
 @pytest.mark.parametrize(
@@ -68,31 +69,35 @@ def test_what_is_not_a_template_of_columns_is_told(text, said):
 )
 def test_a_template_stays_in_its_sandbox_and_its_failure_is_the_rows(text):
     with pytest.raises(PromptmillError, match="`prompt`"):
-        PromptTemplate(text).render({"a": "x"})
+        template_of(text).render({"a": "x"})
 
 
 @pytest.mark.parametrize("text", ["{{ 'x' * 50000000 }}", "{% set b = 'x'|center(50000000) %}", "{{ 9 ** (9 ** 9) }}"])
 def test_a_server_that_checks_a_template_computes_nothing_in_it(text):
     tracemalloc.start()
     try:
-        PromptTemplate(text + "{{a}}")
+        template_of(text + "{{a}}")
         assert tracemalloc.get_traced_memory()[1] < 10_000_000
     finally:
         tracemalloc.stop()
 
 
 def test_a_prompt_that_no_line_holds_is_the_rows_failure_before_all_of_it_is_written(monkeypatch):
-    monkeypatch.setattr(prompt_template, "LONGEST_LINE", 1000)
-    template = PromptTemplate("{% for _ in range(99999) %}{% for _ in range(99999) %}{{a}}{% endfor %}{% endfor %}")
-    assert PromptTemplate("{{a}}").render({"a": "x" * 1000}) == "x" * 1000
+    monkeypatch.setattr(template, "LONGEST_ROW", 1000)
+    endless = template_of("{% for _ in range(99999) %}{% for _ in range(99999) %}{{a}}{% endfor %}{% endfor %}")
     with pytest.raises(PromptmillError, match="makes a prompt that is longer than 64 MiB"):
-        template.render({"a": "x"})
+        endless.render({"a": "x"})
+    monkeypatch.setattr(questions, "LONGEST_ROW", 1000)
+    plain = template_of("{{a}}")
+    assert plain.render({"a": "x" * 1000}) == "x" * 1000
+    with pytest.raises(PromptmillError, match="makes a prompt that is longer than 64 MiB"):
+        plain.render({"a": "x" * 1001})
 
 
 def test_a_power_that_takes_hours_is_the_rows_failure():
-    assert PromptTemplate("{{ 2 ** 3 }}{{a}}").render({"a": "x"}) == "8x"
+    assert template_of("{{ 2 ** 3 }}{{a}}").render({"a": "x"}) == "8x"
     with pytest.raises(PromptmillError, match="too large"):
-        PromptTemplate("{{ 9 ** (9 ** 9) }}{{a}}").render({"a": "x"})
+        template_of("{{ 9 ** (9 ** 9) }}{{a}}").render({"a": "x"})
 
 
 @pytest.mark.parametrize(
@@ -171,13 +176,16 @@ def test_a_row_asks_what_is_written_out_not_what_the_template_says(bench):
     assert [row["answer"] for row in bench.answers()] == ["echo: b", "echo: a", "echo: c"]
 
 
-def test_another_template_is_another_job_unless_it_is_accepted(bench):
+def test_another_prompt_is_another_job_unless_it_is_meant(bench):
     bench.write([{"text": "a"}, {"text": "bad"}])
     bench.succeed("--prompt", "{{text}}", "--limit", "1")
-    assert "was begun with another prompt template" in bench.fail("--prompt", "Say {{text}}")
+    said = "was another one, and the new one keeps 0 of the 1 answers"
+    assert said in bench.fail("--prompt", "Say {{text}}")
     bench.succeed("--prompt", "Say {{text}}", "--keep")
     assert _prompts(bench) == ["a", "Say bad"]
-    assert "last ran with another prompt template" in bench.fail("--prompt", "{{text}}")
+    assert said.replace("1", "2") in bench.fail("--prompt", "{{text}}!")
+    bench.succeed("--prompt", "Say {{text}}", "--again", "all")
+    assert _prompts(bench)[2:] == ["Say a", "Say bad"]
 
 
 def test_the_prompt_may_come_from_a_file(bench):

@@ -19,8 +19,10 @@ from promptmill.core.errors import PromptmillError
 from promptmill.jobs.manage import prune
 from promptmill.jobs.run import admission
 from promptmill.jobs.store import status
-from promptmill.jobs.store.folder import Folder, JobFolders, Lock
-from promptmill.jobs.store.spec import JobRequest
+from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.index import JobFolders
+from promptmill.jobs.store.lock import Lock
+from promptmill.jobs.store.order import Earlier, JobOrder
 from sure import sure
 
 DAY_S = 86_400
@@ -28,8 +30,7 @@ REMOVING = """
 import sys
 from pathlib import Path
 from promptmill.jobs.manage import prune
-from promptmill.jobs.store.folder import Folder
-from promptmill.jobs.store.folder import JobFolders
+from promptmill.jobs.store.index import JobFolders
 folders = JobFolders(Path(sys.argv[1]), beside_outputs=True)
 while True:
     prune.prune(folders, 0, unfinished=True)
@@ -137,7 +138,7 @@ def test_a_job_that_begins_while_old_ones_are_removed_is_never_among_them(bench)
     bench.prompts(3)
     folders = JobFolders.from_environ()
     plan = Configuration({"backend": "openai", "backend_configs": {"openai": {"model_name": "m"}}}).plan
-    order = JobRequest(input=bench.input, output=bench.output)
+    order = JobOrder(inputs=(bench.input,), output=bench.output)
     removing = subprocess.Popen([sys.executable, "-c", REMOVING, str(folders.root)])
     try:
         for _ in range(60):
@@ -159,7 +160,10 @@ def test_jobs_that_are_removed_or_begun_anew_at_that_moment_are_listed_or_not(be
     folders = JobFolders.from_environ()
     bench.prompts(3)
     plan = Configuration({"backend": "openai", "backend_configs": {"openai": {"model_name": "m"}}}).plan
-    orders = [JobRequest(input=bench.input, output=bench.path / f"{at}.jsonl", overwrite=True) for at in range(2)]
+    orders = [
+        JobOrder(inputs=(bench.input,), output=bench.path / f"{at}.jsonl", earlier=Earlier(overwrite=True))
+        for at in range(2)
+    ]
     ended = threading.Event()
 
     def begin():
@@ -167,7 +171,7 @@ def test_jobs_that_are_removed_or_begun_anew_at_that_moment_are_listed_or_not(be
             for order in orders:
                 with contextlib.suppress(PromptmillError):  # the other thread has files open that were removed
                     admission.admit(order, plan, folders).close()
-            shutil.rmtree(folders.of(bench.input.resolve(), orders[1].output.resolve()).path, ignore_errors=True)
+            shutil.rmtree(folders.of(orders[1].output.resolve()).path, ignore_errors=True)
 
     with ThreadPoolExecutor(1) as pool:
         beginning = pool.submit(begin)

@@ -1,49 +1,81 @@
+"""The outcome of a row as a record."""
+
 from __future__ import annotations
 
-import random
+from typing import Any
 
 import pytest
 
-from promptmill.core.errors import PromptmillError
-from promptmill.jobs.store.records import JobCounts
-from promptmill.jobs.store.spec import FailureLimit
+from promptmill.backends.protocol import Completion, Failure, Outcome, Usage
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.records import SLOT, Made, Record, copied, record_of
+
+ANSWER = Completion('h\u00e4llo "x"\n\u2028\0', "length", Usage(3, 4), "hm", ({"id": "1"},), attempts=2, latency_s=0.25)
+FAILURE = Failure(PromptmillError(Code.TIMEOUT, "Too slow."), attempts=3, latency_s=1e-05, usage=Usage(1, 0))
 
 
-def test_latencies_are_within_four_percent() -> None:
-    counts, chance = JobCounts(), random.Random(3)
-    seconds = sorted(chance.lognormvariate(0, 2) for _ in range(5000))
-    for one in seconds:
-        counts.latencies.count(one)
-    for share in (0.5, 0.95, 0.99):
-        assert counts.latencies.quantile(share) == pytest.approx(seconds[int(share * 5000) - 1], rel=0.04)
-
-
-def test_latencies_of_any_size_are_counted() -> None:
-    counts = JobCounts()
-    assert counts.latencies.quantile(0.5) is None
-    for one in (1e-9, 1e9):
-        counts.latencies.count(one)
-    assert counts.latencies.quantile(0.5) == pytest.approx(0.001, rel=0.05)
-    assert (counts.latencies.quantile(1.0) or 0) > 10_000
+def stored(store: JobDatabase, outcome: Outcome) -> Record:
+    """Return the record of an outcome, from the database."""
+    store.write([record_of(7 + SLOT, outcome, bytes(16), Made(3, 4))])
+    record = store.record(7 + SLOT)
+    assert record is not None
+    assert (record.row, record.slot, record.asked, record.settings, record.round) == (7, 1, bytes(16), 3, 4)
+    return record
 
 
 @pytest.mark.parametrize(
-    ("text", "failed", "settled", "exceeded"),
+    "outcome",
     [
-        ("0", 1, 1, True),
-        ("5", 5, 5, False),
-        ("5", 6, 1000, True),
-        ("10%", 2, 2, False),  # too few to say
-        ("10%", 2, 20, False),
-        ("10%", 3, 20, True),
-        ("2.5%", 3, 100, True),
+        ANSWER,
+        Completion("a"),
+        Completion(""),
+        Completion("a", logprobs={"content": []}, cost=0.5, answered_by="m"),
+        Completion("a", details={"body": {"id": "x"}}, answers=("a", "b"), usage=Usage(1, 1, 1, 1)),
     ],
 )
-def test_a_limit_of_failures_is_a_number_or_a_share(text: str, failed: int, settled: int, exceeded: bool) -> None:
-    assert FailureLimit.parse(text).exceeded(failed, settled) is exceeded
+def test_an_answer_comes_back_whole(store: JobDatabase, outcome: Completion) -> None:
+    assert stored(store, outcome).outcome() == outcome
 
 
-@pytest.mark.parametrize("text", ["", "x", "-1", "5 %%", "101%", "1.5"])
-def test_a_limit_of_failures_that_cannot_be_read_is_refused(text: str) -> None:
-    with pytest.raises(PromptmillError, match="neither a number nor a share"):
-        FailureLimit.parse(text)
+def test_a_failure_comes_back_with_its_costs(store: JobDatabase) -> None:
+    record = stored(store, FAILURE)
+    found = record.outcome()
+    assert isinstance(found, Failure)
+    assert (found.error.code, found.attempts, found.latency_s, found.usage) == (Code.TIMEOUT, 3, 1e-05, Usage(1, 0))
+    assert (record.text, record.retryable, record.more) == (str(FAILURE.error), 1, None)
+
+
+def test_half_a_surrogate_pair_becomes_the_replacement_character(store: JobDatabase) -> None:
+    record = stored(store, Completion("a\ud800b", tool_calls=({"name": "\udfff"},)))
+    assert record.text == "a\ufffdb"
+    assert record.extras["tool_calls"] == [{"name": "\ufffd"}]
+
+
+def test_a_number_of_tokens_that_no_integer_holds_is_cut(store: JobDatabase) -> None:
+    assert stored(store, Completion("a", usage=Usage(2**70, 1, 2**71))).prompt_tokens == 2**63 - 1
+
+
+def test_settings_that_changed_are_noted_in_answers() -> None:
+    made = Made(changed=("model",))
+    assert record_of(0, Completion("a"), made=made).extras == {"changed": ["model"]}
+    assert record_of(0, FAILURE, made=made).extras == {}
+
+
+def test_a_record_may_move_to_another_row_and_stays_sound() -> None:
+    record = record_of(0, ANSWER, b"a" * 16)
+    assert record._replace(key=5, asked=b"b" * 16, settings=2, round=9).is_sound
+    changes: list[dict[str, Any]] = [{"text": "b"}, {"latency_s": 0.5}, {"code": "a"}, {"more": None}]
+    for change in [*changes, {"reasoning": b"hm"}]:
+        assert not record._replace(**change).is_sound, change
+
+
+def test_a_copy_costs_nothing() -> None:
+    body = {"body": {"id": "x", "usage": {"prompt_tokens": 3}}}
+    copy = copied(Completion("a", "stop", Usage(3, 4), details=body, attempts=2, latency_s=0.5, cost=1.0), attempts=1)
+    assert copy == Completion("a", "stop", Usage(0, 0), details={"body": {"id": "x"}}, attempts=1, cost=0.0)
+    unknown = copied(Completion("a", usage=Usage(3, 4)))
+    assert isinstance(unknown, Completion)
+    assert unknown.cost is None, "where prices are unknown"
+    failure = copied(Failure(FAILURE.error, 3, 1.0, Usage(1, 0), cost=1.0), 2)
+    assert (failure.attempts, failure.latency_s, failure.usage, failure.cost) == (2, 0.0, Usage(0, 0), None)

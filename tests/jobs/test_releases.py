@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -75,3 +76,11 @@ def test_a_job_of_a_release_keeps_its_answers_when_its_rows_have_moved(job, tmp_
     kept = [f"kept {at}" for at in (3, 2, 1, 0)]
     assert answers_in(tmp_path / "out.jsonl") == ["other", *kept, *(f"new {at}" for at in range(4, 8))]
     assert len(upstream.seen) == 5
+
+
+@pytest.mark.parametrize("job", ["0.1.1.dev"], indirect=True)
+def test_a_job_with_a_prompt_keeps_its_answers(job, tmp_path, upstream):
+    job("bulk", "in.csv", "out.csv", "--prompt", "Say {{text}}", "--again", "failed", "--quiet")
+    rows = list(csv.DictReader((tmp_path / "out.csv").open()))
+    assert [row["answer"] for row in rows] == [*(f"kept {at}" for at in range(4)), *(f"new {at}" for at in range(4, 8))]
+    assert len(upstream.seen) == 4

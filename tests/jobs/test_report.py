@@ -19,10 +19,16 @@ from PIL import Image
 import browser
 from job_specs import spec_of
 from promptmill.backends.protocol import Completion, Failure, Outcome, Usage
+from promptmill.compare import page as comparison_page
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.jobs.manage import report
-from promptmill.jobs.store.folder import Folder, JobFolders
+from promptmill.jobs.ingest import Rules, ingest
+from promptmill.jobs.inputs.files import Part, opened
+from promptmill.jobs.inputs.objects import input_of
+from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.records import record_of
+from promptmill.jobs.store.spec import InputSpec, OutputSpec
+from promptmill.report import job, page, thumbnails
 from replies import answer, choose, late, status
 from waiting import eventually
 
@@ -120,9 +126,9 @@ def test_images_are_thumbnails(bench: Any) -> None:
 
 
 def test_thumbnails_and_rows_share_the_size_of_the_file(bench: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr(report, "_LARGEST", 150_000)
-    monkeypatch.setattr(report, "_LEAST", 1_000)
-    monkeypatch.setattr(report, "_PICTURES", 60_000)
+    monkeypatch.setattr(page, "_LARGEST", 150_000)
+    monkeypatch.setattr(page, "_LEAST", 1_000)
+    monkeypatch.setattr(thumbnails, "_PICTURES", 60_000)
     for at in range(12):
         Image.frombytes("RGB", (160, 160), os.urandom(160 * 160 * 3)).save(bench.path / f"{at}.png")
     bench.upstream.reply = choose(lambda seen: answer(base64.b64encode(os.urandom(300)).decode()))
@@ -180,40 +186,42 @@ def test_a_report_after_a_stop_and_its_runs(bench: Any) -> None:
     assert seconds == sorted(seconds)
 
 
-def test_an_edited_input_shows_answers_alone_where_they_are_not_its_own(bench: Any) -> None:
+def test_a_report_shows_what_was_asked_whatever_became_of_the_input(bench: Any) -> None:
     bench.prompts(4)
     bench.succeed()
-    lines = bench.input.read_text().splitlines()
-    bench.input.write_text("\n".join([lines[0], '{"prompt": "a question that is another one"}', *lines[2:]]) + "\n")
+    asked = [json.loads(line)["prompt"] for line in bench.input.read_text().splitlines()]
+    bench.input.write_text('{"prompt": "another question"}\n')
     reported(bench, str(bench.output), "-o", "r.html")
     data, rows = written(bench.path / "r.html")
-    assert data["notes"] == ["The input is not what the job has read; answers to other rows are shown alone."]
-    assert rows["asked"][1] == []
-    assert rows["asked"][2] == "prompt 2"
+    assert data["notes"] == []
+    assert [data["rows"]["before"] + text for text in rows["asked"]] == asked
 
 
 def made(path: Path, outcomes: list[Outcome], prompts: list[str]) -> Folder:
     """Return the folder of a job with these outcomes."""
     source, output = path / "in.jsonl", path / "out.jsonl"
     source.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
-    folder = JobFolders(path / "jobs", beside_outputs=True).of(source, output)
+    folder = JobFolders(path / "jobs", beside_outputs=True).of(output)
     folder.make()
     folder.open()
-    spec = spec_of("jsonl").model_copy(update={"input": source, "output": output, "size": source.stat().st_size})
+    files = opened([Part(source)])
+    own = {"input": InputSpec(path=source, format="jsonl"), "output": OutputSpec(path=output, format="jsonl")}
+    spec, _ = ingest(folder.store, spec_of("jsonl").model_copy(update=own), input_of(files, "jsonl"), Rules(), files)
     folder.put(spec=spec, status={"state": "finished", "total": len(outcomes)})
-    folder.store.write([record_of(at, outcome) for at, outcome in enumerate(outcomes)])
+    asked = [row.asked for row in folder.store.rows()]
+    folder.store.write([record_of(at, outcome, asked[at]) for at, outcome in enumerate(outcomes)])
     folder.close()
     return folder
 
 
 @pytest.mark.parametrize("length", [1, 300])
 def test_a_large_report_cuts_texts_first_and_then_leaves_out_rows(tmp_path, monkeypatch, length) -> None:
-    monkeypatch.setattr(report, "_LARGEST", 90_000)
-    monkeypatch.setattr(report, "_LEAST", 1_000)
+    monkeypatch.setattr(page, "_LARGEST", 90_000)
+    monkeypatch.setattr(page, "_LEAST", 1_000)
     texts = [base64.b64encode(os.urandom(length)).decode() for _ in range(600 if length > 1 else 20_000)]
     folder = made(tmp_path, [Completion(text) for text in texts], texts)
     target = tmp_path / "r.html"
-    found = report.write(folder, target)
+    found = job.write(folder, target)
     data, rows = written(target)
     assert 50_000 < target.stat().st_size <= 90_000
     assert len(rows["answer"]) == found.rows < found.total == len(texts)
@@ -223,9 +231,9 @@ def test_a_large_report_cuts_texts_first_and_then_leaves_out_rows(tmp_path, monk
 
 
 def test_only_a_sample_of_very_many_rows(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(report, "_MOST_ROWS", 50)
+    monkeypatch.setattr(job, "MOST_ROWS", 50)
     folder = made(tmp_path, [Completion("yes", usage=Usage(1, 1))] * 70, [f"prompt {at}" for at in range(70)])
-    found = report.write(folder, tmp_path / "r.html")
+    found = job.write(folder, tmp_path / "r.html")
     data, rows = written(tmp_path / "r.html")
     assert (found.rows, found.total) == (50, 70)
     assert data["rows"]["note"].startswith("A random sample of 50 of 70 rows; counts and charts are of all rows.")
@@ -238,7 +246,7 @@ def hostile(path: Path) -> Path:
     outcomes: list[Outcome] = [Completion(text) for text in HOSTILE for _ in range(3)]
     outcomes += [Failure(PromptmillError(Code.BAD_REQUEST, text, ""), 1) for text in HOSTILE]
     folder = made(path, outcomes, [f"{HOSTILE[at % len(HOSTILE)]} {at}" for at in range(len(outcomes))])
-    report.write(folder, path / "r.html")
+    job.write(folder, path / "r.html")
     return path / "r.html"
 
 
@@ -329,7 +337,7 @@ def test_the_page_of_a_comparison_of_one_file_and_one_of_very_many_rows(bench: A
     data, _ = written(bench.path / "r.html")
     assert [part["title"] for part in data["sections"]] == ["Right, by label (90 rows)"]
     assert [key for key, *_ in data["rows"]["filters"]] == ["wrong"]
-    monkeypatch.setattr(report, "_MOST_ROWS", 50)
+    monkeypatch.setattr(comparison_page, "MOST_ROWS", 50)
     compared(bench, labelled())
     data, rows = written(bench.path / "r.html")
     assert "A random sample of 50 of 90 rows" in data["rows"]["note"]

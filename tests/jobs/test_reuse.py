@@ -98,6 +98,19 @@ def test_another_output_and_format_reuse_the_answers_of_a_job(bench: Any) -> Non
     assert len(bench.upstream.seen) == 2
 
 
+def test_another_jobs_answers_take_the_place_of_failures_of_an_unchanged_input(bench: Any) -> None:
+    rows = bench.prompts(3)
+    own, bench.output = bench.output, bench.path / "other.jsonl"
+    bench.succeed()
+    other, bench.output = bench.output, own
+    bench.upstream.reply = choose(lambda seen: status(400, "no") if seen.prompt == rows[1]["prompt"] else answer())
+    bench.fail(code=1)
+    sent = len(bench.upstream.seen)
+    found = bench.succeed("--from", str(other))
+    assert (found["answered"], found["failed"], len(bench.upstream.seen)) == (3, 0, sent)
+    assert [row["answer"] for row in bench.answers()] == [f"echo: prompt {at}" for at in range(3)]
+
+
 def test_overwrite_takes_the_place_of_a_foreign_file_and_goes_on(bench: Any) -> None:
     halfway(bench)
     sent, done = len(bench.upstream.seen), len(bench.records())
@@ -118,10 +131,11 @@ def test_lines_that_are_appended_while_it_runs_are_left_and_done_later(bench: An
         file.write('{"id": 1500, "prompt": "more"}\n')
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    assert "the next run sends them" in json.loads(out)["warnings"][0]
+    assert json.loads(out)["total"] == 1500
     assert [row["id"] for row in bench.answers()] == [row["id"] for row in rows]
     sent = len(bench.upstream.seen)
-    bench.succeed()
+    assert sent == 1500
+    assert "1,500 of 1,501 rows keep their answers, 1 is new." in bench.succeed()["warnings"]
     assert len(bench.answers()) == 1501
     assert [seen.prompt for seen in bench.upstream.seen[sent:]] == ["more"]
 

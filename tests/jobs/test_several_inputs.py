@@ -25,7 +25,7 @@ def test_a_job_over_a_folder_goes_on_and_finds_out_what_changed(bench: Any) -> N
     assert bench.succeed(*options)["done"] == 3
     assert len(bench.upstream.seen) == 3
     (folder / "3.jsonl").write_text('{"q": "prompt 3", "id": 1}\n')
-    assert "another prompt column" in bench.fail("--prompt-column", "id")
+    assert "keeps 0 of the 3 answers" in bench.fail("--prompt-column", "id")
     bench.succeed("--prompt-column", "q")
     assert len(bench.upstream.seen) == 4
     assert [row["source_file"] for row in bench.answers()] == [f"{at}.jsonl" for at in range(4)]

@@ -10,11 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-
-from promptmill.jobs.files.disk import RandomFile
-from promptmill.jobs.run import shards
 
 
 def join(bench: Any, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -61,18 +56,29 @@ def test_a_shard_without_rows_and_a_single_missing_one_are_told_as_such(bench: A
     assert "run it with --shard 2/2" in join(bench).stderr
 
 
-def test_parts_of_another_job_and_a_changed_input_are_refused(bench: Any) -> None:
+def test_parts_of_another_job_or_another_input_are_refused(bench: Any) -> None:
     bench.prompts(6)
     bench.succeed("--shard", "1/2")
     bench.succeed("--shard", "2/2", "--temperature", "0.5")
     assert "of another input or other settings than part 1" in join(bench).stderr
     bench.succeed("--shard", "2/2", "--again", "all")
     bench.input.write_text(bench.input.read_text().replace("prompt 1", "prompt X"))
-    assert "has changed" in join(bench).stderr
+    bench.succeed("--shard", "2/2")
+    assert "of another input or other settings than part 1" in join(bench).stderr
     part = bench.output.with_name("out.jsonl.part-2-of-2")
     part.write_text("{}")
     assert "is not what its shard made last" in join(bench).stderr
     assert not bench.output.exists()
+
+
+def test_an_input_that_is_gone_is_not_needed_to_join_its_shards(bench: Any) -> None:
+    bench.write(['{"prompt": "a"}', "", '{"prompt": "b"}', "broken", '{"prompt": "c"}'])
+    for shard in ("1/3", "2/3", "3/3"):
+        assert bench.run("--shard", shard).returncode in {0, 1}
+    bench.input.unlink()
+    assert join(bench).returncode == 1
+    assert [row["answer"] for row in bench.answers()] == ["echo: a", "echo: b", "", "echo: c"]
+    assert bench.answers()[2]["error"]["message"].startswith("line 4")
 
 
 def test_a_table_is_cut_too_and_the_parts_may_have_moved(bench: Any, tmp_path: Path) -> None:
@@ -95,27 +101,6 @@ def test_a_table_is_cut_too_and_the_parts_may_have_moved(bench: Any, tmp_path: P
 def test_a_shard_that_cannot_be_is_refused(bench: Any, shard: str, said: str) -> None:
     bench.prompts(1)
     assert said in bench.fail("--shard", shard)
-
-
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.lists(st.integers(0, 30), max_size=40), st.integers(1, 9), st.booleans())
-def test_every_line_is_in_one_shard(lengths: list[int], count: int, ends: bool) -> None:
-    lines = [b"x" * length for length in lengths]
-    data = b"\n".join(lines) + (b"\n" if ends and lines else b"")
-    expected = data.removesuffix(b"\n").split(b"\n") if data else []
-
-    class Memory(RandomFile):
-        def __init__(self) -> None:
-            self.end = None
-
-        def read_at(self, offset: int, size: int) -> bytes:
-            return data[offset : offset + size]
-
-    ranges = [shards.lines_of(Memory(), len(data), at, count) for at in range(1, count + 1)]
-    assert b"".join(data[one.offset : one.file.end] for one in ranges) == data
-    numbers = [one.lines or 0 for one in ranges]
-    assert sum(numbers) == len(expected)
-    assert all(one.row == sum(numbers[:at]) for at, one in enumerate(ranges) if one.lines)
 
 
 def test_the_output_of_a_job_without_shards_has_no_parts(bench: Any) -> None:

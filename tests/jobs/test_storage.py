@@ -17,10 +17,10 @@ import pytest
 from half_done import answers
 from promptmill.cli import main as cli
 from promptmill.config.loading import Configuration
-from promptmill.jobs.files import disk
+from promptmill.jobs import disk
 from promptmill.jobs.run import admission
-from promptmill.jobs.store.folder import JobFolders
-from promptmill.jobs.store.spec import JobRequest
+from promptmill.jobs.store.index import JobFolders
+from promptmill.jobs.store.order import JobOrder
 from replies import answer, choose, late, status
 from waiting import eventually
 
@@ -44,7 +44,7 @@ def limited(size: int) -> Any:
 def test_a_full_disk_stops_the_job_and_loses_nothing(bench: Any) -> None:
     bench.prompts(2000)
     bench.upstream.reply = choose(lambda seen: status(400, "no") if seen.prompt[-1] in "37" else answer())
-    result = bench.run("--json", preexec_fn=limited(150_000))
+    result = bench.run("--json", preexec_fn=limited(500_000))
     assert result.returncode == 75
     assert "Traceback" not in result.stderr
     found = json.loads(result.stdout)
@@ -78,8 +78,9 @@ def test_a_disk_that_is_full_for_what_dedupe_remembers_stops_the_job_in_words(be
 
 @posix
 def test_a_disk_that_is_full_when_the_output_is_written_costs_no_request(bench: Any) -> None:
-    bench.write([{"prompt": f"p{at}", "carried": "x" * 40_000} for at in range(500)])
-    assert "file too large" in bench.fail(code=75, preexec_fn=limited(15_000_000))
+    bench.prompts(500)
+    bench.upstream.reply = answer("\x01" * 5_000)  # each is six bytes in the output, and one in the database
+    assert "file too large" in bench.fail(code=75, preexec_fn=limited(9_000_000))
     assert [path.name for path in bench.path.iterdir()] == ["in.jsonl", "config.yaml"] or not bench.output.exists()
     assert not list(bench.path.glob(".*partial"))
     sent = len(bench.upstream.seen)
@@ -117,7 +118,7 @@ def test_an_output_folder_that_cannot_be_written_is_said_before_anything_is_spen
 def test_an_output_folder_that_is_not_there_is_said(bench: Any) -> None:
     bench.prompts(3)
     bench.output = bench.path / "nowhere" / "out.jsonl"
-    assert "make it first" in bench.fail()
+    assert "create it first" in bench.fail()
     assert not bench.upstream.seen
 
 
@@ -172,11 +173,46 @@ def test_any_flipped_byte_is_found_out_or_harmless(bench: Any) -> None:
             (bench.folder.path / name).unlink(missing_ok=True)
 
 
+@pytest.mark.thorough
+@pytest.mark.parametrize("is_done", [False, True])
+def test_with_any_damaged_page_the_same_command_finishes_the_job(bench: Any, is_done: bool) -> None:
+    half_done(bench)
+    if is_done:
+        bench.succeed()
+    content = pages(bench)
+    with contextlib.closing(sqlite3.connect(bench.folder.database)) as other:
+        ((root,),) = other.execute("SELECT rootpage FROM sqlite_master WHERE name = 'answer'")
+    for page in range(1, len(content) // 4096):
+        at = page * 4096
+        bench.output.unlink(missing_ok=True)
+        bench.folder.database.write_bytes(content[:at] + b"\xff" * 16 + content[at + 16 :])
+        bench.upstream.seen.clear()
+        bench.succeed()
+        assert [row["answer"] for row in bench.answers()] == [f"echo: prompt {at}" for at in range(300)], page
+        if page + 1 != root:  # through which all answers are found
+            assert len(bench.upstream.seen) < 300, page
+        for name in ("job.db-wal", "job.db-shm"):
+            (bench.folder.path / name).unlink(missing_ok=True)
+
+
+def test_a_job_that_has_read_its_input_needs_it_no_longer(bench: Any) -> None:
+    half_done(bench)
+    bench.input.unlink()
+    bench.succeed()
+    assert [row["answer"] for row in bench.answers()] == [f"echo: prompt {at}" for at in range(300)]
+    assert bench.succeed()["requests"] == 300
+    assert bench.jobs(bench.folder.job_id, "--resume").returncode == 0
+    assert "There is no input file" in bench.fail("--prompt", "Another: {{prompt}}", "--again", "all")
+    bench.output = bench.path / "other.jsonl"
+    assert "There is no input file" in bench.fail()
+
+
 def test_of_a_damaged_database_is_kept_what_can_be_read(bench: Any) -> None:
     half_done(bench)
     count = len(bench.records())
     content = pages(bench)
-    content[5 * 4096 : 5 * 4096 + 8] = b"\xff" * 8  # the head of a page with answers
+    page = content.index(b"echo: prompt 40") // 4096 * 4096
+    content[page : page + 8] = b"\xff" * 8  # the head of a page with answers
     bench.folder.database.write_bytes(content)
     sent = len(bench.upstream.seen)
     found = bench.succeed()
@@ -191,7 +227,8 @@ def test_of_a_database_that_was_cut_short_is_kept_what_is_left(bench: Any, left:
     half_done(bench, 1500)
     count = len(bench.records())
     content = pages(bench)
-    bench.folder.database.write_bytes(content[: int(len(content) * left)])
+    rows = content.rindex(b'"prompt": "prompt')  # almost all answers are behind the rows
+    bench.folder.database.write_bytes(content[: rows + int((len(content) - rows) * left)])
     sent = len(bench.upstream.seen)
     found = bench.succeed()
     again = len(bench.upstream.seen) - sent
@@ -206,7 +243,7 @@ def test_a_record_that_is_damaged_while_the_job_runs_is_found_out_when_the_outpu
     process = bench.start("--json")
     eventually(lambda: len(bench.records()) > 100)
     with contextlib.closing(sqlite3.connect(bench.folder.database)) as other:
-        other.execute("UPDATE answer SET text = 'ECHO' WHERE row = 3")
+        other.execute("UPDATE answer SET text = 'ECHO' WHERE key = 3")
         other.commit()
     out, err = process.communicate(timeout=180)
     assert process.returncode == 0, err
@@ -314,7 +351,7 @@ def test_a_job_is_found_by_its_id_where_the_users_folder_cannot_be_written(tmp_p
     block = {"base_url": "http://127.0.0.1:9/v1", "model_name": "m"}
     plan = Configuration({"backend": "openai", "backend_configs": {"openai": block}}).plan
     folders = JobFolders(tmp_path / "home" / "jobs", beside_outputs=True)
-    order = JobRequest(input=tmp_path / "in.jsonl", output=tmp_path / "out.jsonl")
+    order = JobOrder(inputs=(tmp_path / "in.jsonl",), output=tmp_path / "out.jsonl")
     job = admission.admit(order, plan, folders)
     job.close()
     assert folders.find(job.spec.job_id).path == job.folder.path

@@ -8,6 +8,7 @@ import gzip
 import json
 import os
 import sys
+import threading
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,11 +17,12 @@ from PIL import Image
 from pyarrow import parquet
 
 from fakes import KEY
+from ingested import Ingested
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import PromptmillError
 from promptmill.images.load import ImageRules, load_image
-from promptmill.jobs.files.row_files import InputFiles, Part
-from promptmill.jobs.files.row_secrets import check, check_beginning
+from promptmill.jobs.inputs.files import InputFiles, Part
+from promptmill.jobs.inputs.row_secrets import check, check_beginning
 from promptmill.system.call_files import FileRule, RefusedError, is_secret_name
 from promptmill.system.safe_open import OutsideError
 from server_process import written
@@ -193,8 +195,8 @@ async def test_the_folder_of_jobs_is_no_folder_of_calls(tmp_path, monkeypatch, s
     monkeypatch.chdir(tmp_path)
     async with serve(top={"max_call_s": 0.001}) as talk:
         await talk("generate", prompt_ls=["the prompt of another client"])
-        (prompts,) = (tmp_path / "state" / "jobs").glob("call-*/prompts.jsonl")
-        for name in ("state/**", "state/jobs/*/prompts.jsonl", str(prompts)):
+        (database,) = (tmp_path / "state" / "jobs").glob("call-*/job.db")
+        for name in ("state/**", "state/jobs/*/job.db", str(database)):
             said = await talk.error("bulk_generate", files=[name], prompt="{{content}}")
             assert "belongs to promptmill itself" in said
     assert len(upstream.seen) <= 1
@@ -355,10 +357,7 @@ async def test_a_key_behind_the_beginning_of_a_large_file_stops_its_job_before_t
         (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = await outcome(input_file=name, output_file="out.jsonl", prompt="{{text}}", limit=5)
     assert (found["state"], found["done"]) == ("stopped", 0)
-    place = "column 'text'" if name == "in.parquet" else f"line {6001 if name == 'in.csv' else 6000}"
-    assert (
-        f"may hold secrets: a key of this server in {'the ' if name == 'in.parquet' else ''}{place}" in found["reason"]
-    )
+    assert "may hold secrets: a key of this server in row 6000" in found["reason"]
     assert not upstream.seen
 
 
@@ -423,15 +422,24 @@ KINDS = {
 }
 
 
+def _check(folder, rule):
+    """Check the rows of `a.parquet`."""
+    job = Ingested(folder, "a.parquet", templates=("{{number}}",))
+    try:
+        check(job.store, job.spec.input, rule, lambda _: None, threading.Event())
+    finally:
+        job.close()
+
+
 @pytest.mark.rule("F22")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_key_is_found_in_every_column_of_parquet(tmp_path, kind):
     path, rule = tmp_path / "a.parquet", FileRule((tmp_path,), is_guarded=True, secrets=(KEY,))
     _table(path, {"number": [1], "column": KINDS[kind]})
-    with pytest.raises(PromptmillError, match="a key of this server in the column 'column'"):
-        check(InputFiles([Part(path)]), rule)
+    with pytest.raises(PromptmillError, match="a key of this server in row 1"):
+        _check(tmp_path, rule)
     _table(path, {"number": [1, None], "column": [None, "fine"]})
-    check(InputFiles([Part(path)]), rule)
+    _check(tmp_path, rule)
 
 
 @pytest.mark.rule("F22")

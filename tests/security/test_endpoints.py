@@ -113,7 +113,7 @@ async def test_a_count_that_is_none_counts_nothing(drive, upstream, tokens):
     )
     result = await drive(["x"])
     assert result.texts == ["hi"]
-    assert (result.stats.prompt_tokens, result.stats.completion_tokens) == (0, 0)
+    assert (result.stats.counts.prompt_tokens, result.stats.counts.completion_tokens) == (0, 0)
 
 
 @pytest.mark.rule("E3")

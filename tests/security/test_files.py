@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from fastmcp import Client
+from fastmcp.exceptions import ToolError
 from PIL import Image
 
 from fakes import KEY, FakeBackend
@@ -24,14 +25,15 @@ from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.images.load import ImageRules, load_image
 from promptmill.install.steps import write
-from promptmill.jobs.files import disk
-from promptmill.jobs.files.disk import RandomFile
-from promptmill.jobs.files.whole_files import WholeFiles
+from promptmill.jobs import disk
+from promptmill.jobs.export import output
+from promptmill.jobs.inputs.files import InputFiles, Part
+from promptmill.jobs.inputs.whole_files import WholeFiles
 from promptmill.jobs.manage import detached
 from promptmill.jobs.manage.prune import prune
-from promptmill.jobs.run import admission, merge, validation
-from promptmill.jobs.store.folder import JobFolders
-from promptmill.jobs.store.spec import JobRequest
+from promptmill.jobs.run import admission, validation
+from promptmill.jobs.store.index import JobFolders
+from promptmill.jobs.store.order import JobOrder
 from promptmill.server import create_server
 from promptmill.service.service import Service
 from promptmill.system.call_files import FileRule
@@ -358,22 +360,16 @@ async def test_a_template_for_a_local_engine_takes_no_memory_of_the_server(closi
 async def test_the_rows_of_a_call_take_half_of_the_free_disk_at_most(closing, upstream, monkeypatch, backend):
     seen = []
 
-    def started(job, folders, ended, **_):
+    async def ingest(_, job, files, context):
         seen.append(job.disk_share)
-        ended()
-
-    async def apart(step, files):
-        seen.append(files.disk_share)
         raise PromptmillError(Code.STORAGE, "The disk is full.")
 
-    monkeypatch.setattr(detached, "start", started)
-    monkeypatch.setattr(detached, "apart", apart)
+    monkeypatch.setattr(detached.Apart, "ingest", ingest)
     blocks = {"openai": {"base_url": upstream.url, "model_name": "m"}, "hf": {"model_name_or_path": "m"}}
     service = closing(Service(Configuration({"backend": backend, "backend_configs": blocks})))
     async with Client(create_server(service)) as client:
-        await client.call_tool("bulk_generate", {"prompts": ["x"], "prompt": "{{text}}"})
-        while not seen:
-            await asyncio.sleep(0.01)
+        with pytest.raises(ToolError, match="The disk is full"):
+            await client.call_tool("bulk_generate", {"prompts": ["x"], "prompt": "{{text}}"})
     assert seen == [0.5]
 
 
@@ -426,7 +422,7 @@ def test_a_file_that_takes_the_name_meanwhile_stays_as_it_is(work_folder):
     partial.write_text("answers")
     (work_folder / "out.jsonl").write_text("precious")
     with pytest.raises(PromptmillError, match="made by another program"):
-        merge.publish(partial, work_folder / "out.jsonl", may_replace=False)
+        output.publish(partial, work_folder / "out.jsonl", may_replace=False)
     assert (work_folder / "out.jsonl").read_text() == "precious"
 
 
@@ -435,8 +431,8 @@ def test_a_file_that_takes_the_name_meanwhile_stays_as_it_is(work_folder):
 def test_a_link_under_the_name_of_the_unfinished_output_is_not_followed(shell, work_folder, tmp_path):
     victim = tmp_path / "victim"
     victim.write_text("precious")
-    job = JobFolders.from_environ().of(work_folder / "in.jsonl", work_folder / "out.jsonl")
-    merge.beside(work_folder / "out.jsonl", job.job_id).symlink_to(victim)
+    job = JobFolders.from_environ().of(work_folder / "out.jsonl")
+    output.beside(work_folder / "out.jsonl", job.job_id).symlink_to(victim)
     done = shell()
     assert done.returncode == 0, done.stderr
     assert victim.read_text() == "precious"
@@ -455,7 +451,7 @@ def test_a_folder_of_the_output_that_became_a_link_gets_nothing(tmp_path):
     inside.rmdir()
     inside.symlink_to(elsewhere)
     with pytest.raises(PromptmillError, match="not the folder that it was"):
-        merge.publish(elsewhere / ".partial", target, may_replace=True)
+        output.publish(elsewhere / ".partial", target, may_replace=True)
     assert not (elsewhere / "out.jsonl").exists()
 
 
@@ -467,7 +463,7 @@ def test_an_input_that_became_a_link_is_not_opened(work_folder, tmp_path):
     (work_folder / "in.jsonl").unlink()
     (work_folder / "in.jsonl").symlink_to(secret)
     with pytest.raises(OutsideError):
-        RandomFile.given(work_folder / "in.jsonl")
+        InputFiles([Part(work_folder / "in.jsonl")])
 
 
 @pytest.fixture
@@ -485,7 +481,7 @@ def swapped(work_folder, tmp_path, monkeypatch):
         return found
 
     monkeypatch.setattr(os.path, "realpath", resolved)
-    return JobRequest(input=given, output=work_folder / "out.jsonl")
+    return JobOrder(inputs=(given,), output=work_folder / "out.jsonl")
 
 
 @pytest.fixture
@@ -503,9 +499,7 @@ def test_an_input_that_becomes_a_link_while_its_job_is_admitted_is_not_opened(sw
     with pytest.raises(PromptmillError, match="became a link"):
         admission.admit(swapped, plan, JobFolders.from_environ(), are_paths_resolved=True)
     with pytest.raises(PromptmillError, match="became a link"):
-        validation.check(plan, swapped, are_paths_resolved=True)
-    with pytest.raises(PromptmillError, match="became a link"):
-        admission.check_columns(swapped, FileRule())
+        validation.check(plan, swapped, JobFolders.from_environ(), are_paths_resolved=True)
 
 
 @pytest.mark.rule("F3")
@@ -536,7 +530,7 @@ def test_an_input_of_a_call_that_becomes_a_folder_is_not_read(work_folder, plan)
     given.mkdir()
     (given / "a.jsonl").symlink_to("/etc/hostname")
     (given / "b.jsonl").write_text('{"prompt": "hi"}\n')
-    order = JobRequest(input=given, output=work_folder / "out.jsonl")
+    order = JobOrder(inputs=(given,), output=work_folder / "out.jsonl")
     with pytest.raises(PromptmillError, match="became a link or a folder"):
         admission.admit(order, plan, JobFolders.from_environ(), are_paths_resolved=True)
 
@@ -568,11 +562,16 @@ async def test_what_somebody_writes_into_a_jobs_database_opens_no_other_file(ser
     assert shell().returncode == 0
     secret = tmp_path / "secret.jsonl"
     secret.write_text('{"prompt": "hunter2"}\n')
-    job = JobFolders.from_environ().of(work_folder / "in.jsonl", work_folder / "out.jsonl")
+    job = JobFolders.from_environ().of(work_folder / "out.jsonl")
     spec = sure(job.spec)
-    for change in ({"input": secret}, {"input": secret, "input_format": "messages"}, {"output": secret}):
+    inputs = {"path": secret, "size": secret.stat().st_size}
+    for change in (
+        spec.with_input(**inputs),
+        spec.with_input(**inputs, format="messages"),
+        spec.with_output(path=secret),
+    ):
         job.open()
-        job.put(spec=spec.model_copy(update={**change, "size": secret.stat().st_size}))
+        job.put(spec=change)
         job.close()
         async with serve() as talk:
             assert "hunter2" not in str(
@@ -657,13 +656,13 @@ def test_a_state_folder_that_is_a_link_or_another_users_is_not_used(shell, work_
 
 @pytest.mark.rule("F13")
 @posix
-@pytest.mark.parametrize("planted", ["rows.spool", "job.db", "folder", "hidden", "owner"])
+@pytest.mark.parametrize("planted", ["job.db", "folder", "hidden", "owner"])
 async def test_a_job_folder_that_another_user_planted_is_not_read(
     serve, shell, work_folder, tmp_path, monkeypatch, planted
 ):
     assert shell("--prompt", "{{prompt}}").returncode == 0
     folder = work_folder / ".promptmill" / "out.jsonl.job"
-    job = JobFolders.from_environ().of(work_folder / "in.jsonl", work_folder / "out.jsonl")
+    job = JobFolders.from_environ().of(work_folder / "out.jsonl")
     job_id, elsewhere = job.job_id, tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "secrets.jsonl").write_text('{"prompt": "secret"}\n' * 2)
@@ -677,7 +676,7 @@ async def test_a_job_folder_that_another_user_planted_is_not_read(
             link.symlink_to(elsewhere / link.name)
         else:
             aside = (folder / planted).rename(elsewhere / planted)
-            (folder / planted).symlink_to(elsewhere / "secrets.jsonl" if planted == "rows.spool" else aside)
+            (folder / planted).symlink_to(aside)
         before = {path: path.stat().st_mtime_ns for path in elsewhere.rglob("*")}
         for tool in ("bulk_status", "bulk_results", "bulk_cancel"):
             assert "There is no job" in await talk.error(tool, job_id=job_id)
@@ -695,7 +694,7 @@ async def test_a_job_folder_that_another_user_planted_is_not_read(
 @pytest.mark.rule("F14")
 async def test_jobs_of_other_folders_are_not_shown(serve, shell, work_folder, tmp_path, monkeypatch):
     assert shell().returncode == 0
-    job = JobFolders.from_environ().of(work_folder / "in.jsonl", work_folder / "out.jsonl")
+    job = JobFolders.from_environ().of(work_folder / "out.jsonl")
     other = tmp_path / "other"
     other.mkdir()
     monkeypatch.chdir(other)

@@ -209,7 +209,7 @@ def test_a_job_writes_prompts_and_answers_only_into_its_own_private_folder_and_t
     files = [file for file in state.rglob("*") if file.is_file()]
     with_prompts = {file.name for file in files if PROMPT.encode() in file.read_bytes()}
     with_answers = {file.name for file in files if ANSWER.encode() in file.read_bytes()}
-    assert with_prompts <= {"rows.spool"}
+    assert with_prompts <= {"job.db", "job.db-wal"}
     assert with_answers <= {"job.db", "job.db-wal"}
     assert with_answers
     assert not any(KEY.encode() in file.read_bytes() for file in files)

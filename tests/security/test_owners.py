@@ -13,7 +13,7 @@ from mcp.shared.exceptions import MCPError
 
 from fakes import openai_configuration
 from promptmill.config.loading import Configuration
-from promptmill.jobs.store.folder import JobFolders
+from promptmill.jobs.store.index import JobFolders
 from promptmill.server import create_server, tasks, tool_calls
 from promptmill.service.service import Service
 from replies import answer, by_prompt, hang
@@ -28,14 +28,15 @@ MANY = [f"secret {at}" for at in range(tasks._LARGE)]
 
 def _tries(job_id, folder):
     """Return what another client may try with the id of a job, and with its folder."""
-    prompts, answers = str(folder.prompts), str(folder.answers)
+    database, answers = str(folder.database), str(folder.answers)
     return (
         ("bulk_status", {"job_id": job_id}),
         ("bulk_results", {"job_id": job_id}),
         ("bulk_results", {"job_id": job_id, "with_input": True}),
         ("bulk_cancel", {"job_id": job_id}),
-        ("bulk_generate", {"input_file": prompts, "output_file": answers}),
-        ("bulk_generate", {"files": [prompts, answers], "prompt": "{{content}}"}),
+        ("bulk_control", {"job_id": job_id, "resume": True}),
+        ("bulk_generate", {"input_file": database, "output_file": answers}),
+        ("bulk_generate", {"files": [database], "prompt": "{{content}}"}),
     )
 
 
@@ -66,7 +67,7 @@ async def test_the_job_of_a_task_is_its_owners_for_every_tool(served, upstream, 
         await talk("generate", prompt_ls=MANY)
         job_id = tasking.handles[0].task_id
         await until(lambda: len(upstream.seen) == 100)
-        folder = JobFolders.from_environ().of_call(job_id)
+        folder = JobFolders.from_environ().loose(job_id)
         async with served("another") as (other, _):
             for tool, arguments in _tries(job_id, folder):
                 said = await other.error(tool, **arguments)

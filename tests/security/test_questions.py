@@ -17,8 +17,8 @@ from promptmill.answering import costs
 from promptmill.backends import registry
 from promptmill.backends.protocol import Completion
 from promptmill.config.loading import Configuration, Overrides
-from promptmill.jobs.files.whole_files import WholeFiles
-from promptmill.jobs.run.runner import Runner
+from promptmill.jobs.inputs.whole_files import WholeFiles
+from promptmill.jobs.run.duplicates import Duplicates
 from promptmill.server import create_server
 from promptmill.server.questions import Questions
 from promptmill.service.service import Service
@@ -185,16 +185,16 @@ async def test_rows_for_a_local_engine_do_not_go_to_an_endpoint_that_is_loaded_i
         return Echo() if plan.record.is_engine else await registry.create(plan)
 
     raw = {"backend": "hf", "backend_configs": {"hf": {"model_name_or_path": "some-model"}}}
-    service, looked, real = closing(Service(Configuration(raw), create=create)), asyncio.Event(), Runner._found_twins
+    service, looked, real = closing(Service(Configuration(raw), create=create)), asyncio.Event(), Duplicates.prepare
     goes_on = asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    def slowly(self, rows, reading):
+    def slowly(self, round_):
         loop.call_soon_threadsafe(looked.set)
         asyncio.run_coroutine_threadsafe(goes_on.wait(), loop).result()
-        return real(self, rows, reading)
+        return real(self, round_)
 
-    monkeypatch.setattr(Runner, "_found_twins", slowly)
+    monkeypatch.setattr(Duplicates, "prepare", slowly)
     async with Client(create_server(service)) as client:
         talk = Talk(client)
         job = await talk("bulk_generate", **FILES[0], dedupe=True)

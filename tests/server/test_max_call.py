@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 from contextlib import aclosing, asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +20,8 @@ from promptmill.backends.protocol import Completion
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.jobs.store import status as job_status
-from promptmill.jobs.store.folder import JobFolders
+from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.index import JobFolders
 from promptmill.server import create_server
 from promptmill.service.service import Service
 from replies import answer, by_prompt, hang, late, status
@@ -175,7 +175,7 @@ async def test_a_client_that_cancels_before_the_limit_ends_all(serve, upstream):
     await until(lambda: not _folders())  # the last write of its job is made in a thread
 
 
-async def test_bulk_cancel_ends_the_rest_and_bulk_generate_goes_on_with_it(serve, upstream):
+async def test_bulk_cancel_ends_the_rest_and_bulk_control_resumes_it(serve, upstream):
     upstream.reply = by_prompt({"stuck": hang()}, late(0.05, answer()))
     async with serve(top=LIMIT) as talk:
         result = await talk("generate", prompt_ls=["a", "stuck", "b"])
@@ -184,7 +184,8 @@ async def test_bulk_cancel_ends_the_rest_and_bulk_generate_goes_on_with_it(serve
         await until(lambda: upstream.in_flight == 0)
         ended = await _finished(talk, job_id, "cancelled")
         upstream.reply = answer()
-        again = await talk("bulk_generate", input_file=ended["input_file"], output_file=ended["output_file"])
+        assert (ended["input_file"], ended["output_file"]) == ("call", None)
+        again = await talk("bulk_control", job_id=job_id, resume=True)
         assert again.structured_content["job_id"] == job_id, text(again)
         await _finished(talk, job_id)
         rows = await _rows(talk, job_id)
@@ -240,7 +241,7 @@ async def test_prompts_on_disk_are_private(serve, upstream):
     held = [
         file for file in path.iterdir() if b"prompt_tokens" in file.read_bytes() or b"messages" in file.read_bytes()
     ]
-    assert {"prompts.jsonl", "answers.jsonl", "job.db"} <= {file.name for file in held}
+    assert {file.name for file in held} == {"job.db"}
     assert not [file.name for file in held if file.stat().st_mode & 0o077]
 
 
@@ -266,7 +267,8 @@ async def test_images_are_found_from_anywhere_and_only_where_the_call_might_look
         await talk("bulk_cancel", job_id=result.structured_content["job_id"])
         await _finished(talk, result.structured_content["job_id"], "cancelled")
     (path,) = _folders()
-    lines = [json.loads(line) for line in (path / "prompts.jsonl").read_text().splitlines()]
+    with Folder(path).reading() as store:
+        lines = [json.loads(row.cells or b"") for row in store.rows()]
     assert lines[1]["messages"][0]["content"][1]["image_url"]["url"] == str((inside / "a.png").resolve())
     assert "allowed_roots" in lines[2]["problem"]
     assert "allowed_roots" in lines[3]["problem"]
@@ -325,8 +327,8 @@ async def test_an_engine_that_is_shut_down_leaves_the_rest_to_be_resumed():
         result = await talk("generate", prompt_ls=[f"p{at}" for at in range(24)])
         job_id = result.structured_content["job_id"]
         await talk("vllm_shutdown")
-        ended = await _finished(talk, job_id, "interrupted")
-        again = await talk("bulk_generate", input_file=ended["input_file"], output_file=ended["output_file"])
+        await _finished(talk, job_id, "interrupted")
+        again = await talk("bulk_control", job_id=job_id, resume=True)
         assert not again.is_error, text(again)
         await _finished(talk, job_id)
         rows = await _rows(talk, job_id)
@@ -362,8 +364,10 @@ def test_after_sigkill_the_rest_is_there_to_be_resumed(upstream, tmp_path):
     command += ["--config", str(tmp_path / "other.yaml")]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    summary = json.loads(done.stdout)
-    rows = [json.loads(line) for line in Path(summary["output_file"]).read_text().splitlines()]
+    assert json.loads(done.stdout)["output_file"] is None
+    export = [sys.executable, "-m", "promptmill", "jobs", found["job_id"], "--export", "answers.jsonl"]
+    subprocess.run(export, check=True, timeout=60, cwd=tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
     answers = dict(enumerate(found["ans_ls"])) | {row["index"]: row["answer"] for row in rows}
     assert answers == {at: f"echo: p{at}" for at in range(200)}
     assert [row["index"] for row in rows] == list(range(200))

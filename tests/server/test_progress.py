@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from promptmill.backends.protocol import Call
+from promptmill.backends.protocol import Call, Counts, Facts
 from promptmill.http.json_response_workaround import RESPONSE
 from promptmill.server.tool_calls import ReportedProgress, _count, _duration, _rate, with_progress
 from replies import answer, choose, late, status
@@ -29,23 +29,23 @@ def clock():
 
 
 def test_items_that_are_done_are_told_as_whole_numbers(clock):
-    told, stats = ReportedProgress(clock), Call(total=1000)
+    told, stats = ReportedProgress(clock), Call(Facts(total=1000))
     for done in (1, 250, 999):
-        stats.done = done
+        stats.counts.done = done
         assert told.is_news(stats, f"{done} done")
         assert told.number == done
 
 
 def test_the_last_item_is_told_at_the_end_and_not_before(clock):
-    told, stats = ReportedProgress(clock), Call(total=3)
-    stats.done = 3
+    told, stats = ReportedProgress(clock), Call(Facts(total=3))
+    stats.counts.done = 3
     assert not told.is_news(stats, "3 of 3 done")
     told.end(stats)
     assert told.number == 3
 
 
 def test_while_nothing_is_done_silence_ends_after_five_seconds_and_new_words_come_after_one(clock):
-    told, stats = ReportedProgress(clock), Call(total=3)
+    told, stats = ReportedProgress(clock), Call(Facts(total=3))
     clock.now += 4.9
     assert not told.is_news(stats, "starting")
     clock.now += 0.2
@@ -58,8 +58,8 @@ def test_while_nothing_is_done_silence_ends_after_five_seconds_and_new_words_com
 
 
 def test_a_number_always_grows_and_never_says_that_an_item_more_is_done(clock):
-    told, stats = ReportedProgress(clock), Call(total=9)
-    stats.done = 4
+    told, stats = ReportedProgress(clock), Call(Facts(total=9))
+    stats.counts.done = 4
     assert told.is_news(stats, "")
     before = told.number
     for _ in range(1020):
@@ -72,7 +72,7 @@ def test_a_number_always_grows_and_never_says_that_an_item_more_is_done(clock):
 
 
 def test_work_without_items_counts_seconds(clock):
-    told, stats = ReportedProgress(clock), Call(total=None)
+    told, stats = ReportedProgress(clock), Call(Facts(total=None))
     clock.now += 3.2
     assert told.is_news(stats, "loading")
     assert told.number == 3
@@ -83,9 +83,9 @@ def test_work_without_items_counts_seconds(clock):
 
 
 def test_words_hold_numbers_that_people_can_read():
-    stats = Call(total=1_000_000)
+    stats = Call(Facts(total=1_000_000))
     assert _count(stats) == "0 of 1,000,000 done"
-    stats.done, stats.failed, stats.retries = 12_345, 1, 2_000
+    stats.counts = Counts(done=12_345, codes={"timeout": 1}, retries=2_000)
     stats.started -= 100
     assert _count(stats).startswith("12,345 of 1,000,000 done, 1 failed, 2,000 retries, 123/s, about 2.2 h left")
 
@@ -148,5 +148,5 @@ async def test_a_call_whose_response_may_be_json_reports_nothing_in_its_first_tw
 
     scope = SimpleNamespace(meta={"progressToken": 1}, request=SimpleNamespace(scope={RESPONSE: object()}))
     ctx: Any = SimpleNamespace(request_context=scope, report_progress=report, activity="")
-    await with_progress(ctx, ctx, Call(total=1), asyncio.sleep(seconds))
+    await with_progress(ctx, ctx, Call(Facts(total=1)), asyncio.sleep(seconds))
     assert len(reported) == notes

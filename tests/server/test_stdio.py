@@ -475,7 +475,7 @@ def test_it_leaves_no_process_behind_that_reads_a_jobs_files(tmp_path, monkeypat
     endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}{{text}}"
     with Piped(file) as server:
         server.initialize()
-        server.result(server.call("bulk_generate", prompts=["a"], prompt=endless))
+        server.call("bulk_generate", prompts=["a"], prompt=endless)  # whose rows are read before its result
         eventually(server.family)
         server.ends(how)
 

@@ -17,7 +17,7 @@ from piped import Piped
 from promptmill.config.loading import Configuration
 from promptmill.jobs.manage import call_limits
 from promptmill.jobs.manage.prune import prune
-from promptmill.jobs.store.folder import JobFolders
+from promptmill.jobs.store.index import JobFolders
 from promptmill.server import create_server, tasks
 from promptmill.service.service import Service
 from replies import answer, by_prompt, hang, late, status
@@ -183,7 +183,7 @@ async def test_another_server_goes_on_with_it(served, upstream):
     assert found["result"]["_meta"]["requests"] == 101
     assert upstream.attempts.pop("prompt 9") == 2
     assert set(upstream.attempts.values()) == {1}
-    assert sure(JobFolders.from_environ().find(task_id).request).max_cost == 5.0
+    assert sure(JobFolders.from_environ().find(task_id).order).limits.max_cost == 5.0
 
 
 @pytest.fixture

@@ -69,6 +69,7 @@ BULK_TOOLS: dict[str, dict[str, Any]] = {
         "max_characters": 40_000,
     },
     "bulk_cancel": {"job_id": REQUIRED},
+    "bulk_control": {"job_id": REQUIRED, "paused": None, "concurrency": None, "max_cost": None, "resume": False},
 }
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from promptmill.backends.openai.discovery import _ollama_url, choose
 from promptmill.backends.openai.providers import profile_named
-from promptmill.backends.protocol import Call, Choice
+from promptmill.backends.protocol import Call, Choice, Facts
 from promptmill.config.loading import Configuration
 from promptmill.core.request import conversation_from_prompt
 from promptmill.service import choosing
@@ -164,7 +164,7 @@ async def test_a_model_that_cannot_be_found_out_is_asked_for_again_by_the_next_c
     service = closing(Service(configuration))
     items = [conversation_from_prompt("x", "prompt 1")]
     with pytest.raises(Exception, match="has a, b: name one"):
-        await service.generate(items, Call(total=1))
+        await service.generate(items, Call(Facts(total=1)))
     upstream.models = ["a"]
-    (outcome,) = await service.generate(items, Call(total=1))
+    (outcome,) = await service.generate(items, Call(Facts(total=1)))
     assert outcome.text == "echo: x"

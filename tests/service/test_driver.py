@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from fakes import DictSink, ListSource
-from promptmill.backends.protocol import Call, Completion, Failure, FixedShare, Usage
+from promptmill.backends.protocol import Call, Completion, Facts, Failure, FixedShare, Usage
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.service.driver import Driver
 
@@ -36,7 +36,7 @@ class Gate:
 
 
 def _run(answer, share, count, call=None, sink=None):
-    call, sink = call or Call(total=count), sink or DictSink()
+    call, sink = call or Call(Facts(total=count)), sink or DictSink()
     driver = Driver(ListSource(["x"] * count), sink, call)
     return driver, asyncio.ensure_future(driver.run(answer, share)), call, sink
 
@@ -55,7 +55,12 @@ async def test_as_many_answers_are_in_flight_as_the_share_says_and_each_outcome_
     await run
     assert gate.peak == 4
     assert sorted(sink.outcomes) == [*range(10)]
-    assert (call.done, call.failed, call.prompt_tokens, call.completion_tokens) == (10, 0, 10, 20)
+    assert (call.counts.done, call.counts.failed, call.counts.prompt_tokens, call.counts.completion_tokens) == (
+        10,
+        0,
+        10,
+        20,
+    )
 
 
 async def test_a_share_that_grows_starts_workers_and_one_that_shrinks_lets_them_end():
@@ -88,7 +93,7 @@ async def test_a_request_that_waits_for_a_time_holds_no_place_but_no_more_than_t
     assert waiting <= 2 * 2 + 2
     woken.set()
     await run
-    assert call.done == 100
+    assert call.counts.done == 100
 
 
 async def test_when_all_that_is_left_waits_for_others_the_share_decides():
@@ -100,16 +105,16 @@ async def test_when_all_that_is_left_waits_for_others_the_share_decides():
                 await verdict.wait()
         return Completion("x")
 
-    call, done = Call(total=8), []
+    call, done = Call(Facts(total=8)), []
 
     def decide():
-        done.append(call.done)
+        done.append(call.counts.done)
         verdict.set()
 
     _, run, *_ = _run(answer, Share(1, decide), 8, call)
     await run
     assert done[0] == 3, "not before the source has ended"
-    assert call.done == 8
+    assert call.counts.done == 8
 
 
 async def test_a_held_request_counts_against_no_bound_of_those_that_wait_for_a_time():
@@ -126,7 +131,7 @@ async def test_a_held_request_counts_against_no_bound_of_those_that_wait_for_a_t
 
     _, run, call, _ = _run(answer, Share(1), 60)
     await run
-    assert call.done == 60
+    assert call.counts.done == 60
 
 
 async def test_what_no_request_can_survive_ends_the_run_and_leaves_the_rest_without_an_outcome():
@@ -140,7 +145,7 @@ async def test_what_no_request_can_survive_ends_the_run_and_leaves_the_rest_with
     with pytest.raises(PromptmillError, match="gone"):
         await run
     assert set(sink.outcomes) == {0, 1, 2}
-    assert call.codes == {"timeout": 3}
+    assert call.counts.codes == {"timeout": 3}
 
 
 async def test_a_run_is_stopped_for_a_reason_and_cancelled_for_none():

@@ -77,7 +77,7 @@ def test_totals_count_tokens_over_time():
     stats = Call()
     for outcome in (GOOD, FILTERED):
         stats.count(outcome)
-    stats.requests, stats.retries, stats.started = 4, 2, stats.started - 10
+    stats.counts.requests, stats.counts.retries, stats.started = 4, 2, stats.started - 10
     totals = list_call.totals(stats)
     assert {name: totals[name] for name in ("requests", "retries", "prompt_tokens", "completion_tokens")} == {
         "requests": 4,

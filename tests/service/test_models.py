@@ -8,7 +8,7 @@ import pytest
 
 from fakes import FakeBackend
 from promptmill.backends.engines import hardware
-from promptmill.backends.protocol import Call, Completion
+from promptmill.backends.protocol import Call, Completion, Facts
 from promptmill.config.loading import Configuration, Overrides
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import conversation_from_prompt
@@ -60,7 +60,7 @@ def _service(engines, models, **top):
 
 async def _ask(service, name, *prompts):
     items = [conversation_from_prompt(prompt, "p") for prompt in prompts]
-    outcomes = await service.generate(items, Call(total=len(items)), plan=service.plan_of(name))
+    outcomes = await service.generate(items, Call(Facts(total=len(items))), plan=service.plan_of(name))
     return [outcome.text if isinstance(outcome, Completion) else outcome.error.code for outcome in outcomes]
 
 

@@ -10,7 +10,7 @@ import textwrap
 import pytest
 
 from promptmill.backends import registry
-from promptmill.backends.protocol import Call
+from promptmill.backends.protocol import Call, Facts
 from promptmill.config import backends
 from promptmill.config.loading import Configuration, Overrides
 from promptmill.core.errors import PromptmillError
@@ -98,7 +98,7 @@ async def test_images_do_not_reach_a_backend_that_reads_text(site):
 
 async def test_a_sampling_parameter_that_it_does_not_take_is_an_error_where_that_is_wanted(site, closing):
     service = closing(Service(configured(unsupported="error", sampling_params={"seed": 1})))
-    (outcome,) = await service.generate([conversation_from_prompt("x", "x")], Call(total=1))
+    (outcome,) = await service.generate([conversation_from_prompt("x", "x")], Call(Facts(total=1)))
     assert outcome.error.code == "unsupported"
     assert "seed" in outcome.error.message
 
@@ -111,7 +111,7 @@ async def test_every_parameter_is_named_that_its_record_does_not_name(site, name
         "reasoning_effort": "low",
         "enable_thinking": True,
     }
-    stats = Call(total=1)
+    stats = Call(Facts(total=1))
     service = closing(Service(configured(sampling_params={name: values.get(name, 1)})))
     await service.generate([conversation_from_prompt("x", "x")], stats)
     assert any(name in warning for warning in stats.warnings)
@@ -204,7 +204,7 @@ async def test_one_that_breaks_its_word_fails_the_items_in_words(site, code, sai
     before = module.read_text()
     body = before[before.index("        left = sorted") : before.index("    async def leave")]
     module.write_text(before.replace(body, f"        {code}\n\n"))
-    stats = Call(total=2)
+    stats = Call(Facts(total=2))
 
     service = closing(Service(configured()))
     outcomes = await service.generate([conversation_from_prompt(text, text) for text in "xy"], stats)

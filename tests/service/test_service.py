@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from fakes import FakeBackend
-from promptmill.backends.protocol import Call, Completion, Failure
+from promptmill.backends.protocol import Call, Completion, Facts, Failure
 from promptmill.config.loading import Configuration, Overrides
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.request import conversation_from_prompt
@@ -95,10 +95,10 @@ SAME_DEVICE = _hf(model_name_or_path="second", gpu_ids="0")
 
 
 async def _ask(service, *prompts, **options):
-    stats = Call(total=len(prompts))
+    stats = Call(Facts(total=len(prompts)))
     items = [item if isinstance(item, Exception) else conversation_from_prompt(item, "p") for item in prompts]
     outcomes = await service.generate(items, stats, **options)
-    assert stats.done <= len(prompts)
+    assert stats.counts.done <= len(prompts)
     return [outcome.text if isinstance(outcome, Completion) else outcome.error.code for outcome in outcomes]
 
 

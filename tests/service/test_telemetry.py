@@ -16,7 +16,7 @@ from collector import KEY as COLLECTOR_KEY
 from collector import Collector
 from fakes import openai_configuration
 from piped import Piped
-from promptmill.backends.protocol import DURATIONS_S, Call
+from promptmill.backends.protocol import DURATIONS_S, Call, Facts
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import Conversation, Message
@@ -253,7 +253,7 @@ async def test_the_span_of_a_call_has_the_code_of_what_ended_it(closing, collect
 
 
 async def test_a_run_of_a_job_counts_rows_apart(service, exports, collector):
-    await service.generate([conversation("a")], Call(of_job=True))
+    await service.generate([conversation("a")], Call(Facts(of_job=True)))
     await exports()
     assert [span.name for span in collector.spans()] == ["chat test-model", "job"]
     assert {"promptmill.job.rows", "promptmill.job.runs", "promptmill.job.requests"} <= set(collector.metrics())

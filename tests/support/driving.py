@@ -10,7 +10,7 @@ from typing import Any
 
 from fakes import DictSink, ListSource, openai_plan
 from promptmill.backends import registry
-from promptmill.backends.protocol import Backend, Call, Completion, Failure, Outcome, Sink, Source
+from promptmill.backends.protocol import Backend, Call, Completion, Facts, Failure, Outcome, Sink, Source
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import PromptmillError
 from promptmill.service.driver import Driver
@@ -66,7 +66,7 @@ async def ask(
     around: Any = None,
 ) -> Result:
     """Run `prompts` and check what is true of every run: one outcome per key, counters and ledger that add up."""
-    stats = stats or Call(total=len(prompts))
+    stats = stats or Call(Facts(total=len(prompts)))
     source, sink = source or ListSource(prompts), sink or DictSink()
     began = time.monotonic()
     raised = None
@@ -82,10 +82,10 @@ async def ask(
     outcomes = [sink.outcomes[key] for key in range(len(prompts))]
     assert stats.in_flight == 0
     if raised is None:
-        assert stats.done == len(prompts)
-        assert stats.failed == sum(isinstance(outcome, Failure) for outcome in outcomes)
-        assert stats.requests == sum(outcome.attempts for outcome in outcomes)
-        assert stats.retries == sum(max(0, outcome.attempts - 1) for outcome in outcomes)
+        assert stats.counts.done == len(prompts)
+        assert stats.counts.failed == sum(isinstance(outcome, Failure) for outcome in outcomes)
+        assert stats.counts.requests == sum(outcome.attempts for outcome in outcomes)
+        assert stats.counts.retries == sum(max(0, outcome.attempts - 1) for outcome in outcomes)
     return Result(outcomes, stats, seconds, raised)
 
 

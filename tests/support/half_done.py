@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from promptmill.backends import rows
 from promptmill.backends.protocol import Completion, Outcome, Usage
 from promptmill.config.loading import Configuration
-from promptmill.jobs.files import row_files
-from promptmill.jobs.files.disk import Line, Lines
+from promptmill.jobs.ingest import Rules
 from promptmill.jobs.run import admission
-from promptmill.jobs.run.admission import Job
-from promptmill.jobs.store import status
-from promptmill.jobs.store.folder import JobFolders
+from promptmill.jobs.store import progress, rounds
+from promptmill.jobs.store.index import JobFolders
+from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.records import record_of
-from promptmill.jobs.store.spec import JobRequest
+from promptmill.jobs.store.rounds import Round
 
 
 def answers(first: int, end: int) -> dict[int, Outcome]:
@@ -27,24 +24,22 @@ def answers(first: int, end: int) -> dict[int, Outcome]:
     }
 
 
-def _lines(job: Job) -> Iterator[Line]:
-    found = Lines(job.input.first)
-    while block := found.read():
-        yield from block
-
-
 def leaving(outcomes: Mapping[int, Outcome]) -> Callable[..., int]:
     """Return what takes the place of `promptmill.cli.bulk.run`: it leaves the job with these outcomes."""
 
-    def run(_arguments: Any, configuration: Configuration, order: JobRequest, **_: Any) -> int:
+    def run(_arguments: Any, configuration: Configuration, order: JobOrder, **_: Any) -> int:
         job = admission.admit(order, configuration.plan, JobFolders.from_environ())
         try:
-            admission.check_content(job, threading.Event())
-            kind = row_files.row_kind(job.spec.input_format)
-            lines = {line.row: rows.digest(kind, line.data or b"") for line in _lines(job)}
-            made = job.spec.made
-            job.folder.store.write([record_of(row, outcome, lines[row], made) for row, outcome in outcomes.items()])
-            job.folder.put(status={**job.folder.status, "state": status.RUNNING})
+            if (files := job.unread()) is not None:
+                admission.read(job, files, Rules())
+            store, again = job.folder.store, job.order.earlier.again
+            asked = {row.n: row.asked for row in store.rows()}
+            reason = "first" if again is None else f"again {again}"
+            round_ = Round(job.since + 1, "open" if again is None else reason, reason, since=job.since)
+            rounds.store_round(store, round_)
+            made = job.spec.targets[0].made(round_.id)
+            store.write([record_of(row, outcome, asked[row], made) for row, outcome in outcomes.items()])
+            job.folder.put(status={**job.folder.status, "state": progress.RUNNING})
         finally:
             job.close()
         return 0

@@ -6,12 +6,12 @@ import itertools
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from promptmill.cli.main import main
-from promptmill.jobs.run import merge
-from promptmill.jobs.store.answers import JobStore
+from promptmill.jobs.export import answered, output
+from promptmill.jobs.store.database import JobDatabase
 
 
 def passing(function: Callable[..., Any], before: str, after: str = "") -> Callable[..., Any]:
@@ -31,13 +31,23 @@ def passing(function: Callable[..., Any], before: str, after: str = "") -> Calla
     return between
 
 
+def passing_rows(function: Callable[..., Iterator[Any]], before: str) -> Callable[..., Iterator[Any]]:
+    """Return `function`, which yields rows, with a point before each row."""
+    row = passing(lambda found: found, before)
+
+    def between(*given: Any, **named: Any) -> Iterator[Any]:
+        return map(row, function(*given, **named))
+
+    return between
+
+
 if __name__ == "__main__":
     NAME, _, number = sys.argv[1].partition(":")
     NUMBER = int(number or 1)
     for owner, name, points in (
-        (JobStore, "write", ("before-write", "after-write")),
-        (merge.Merge, "answer", ("merging",)),
-        (merge, "publish", ("before-rename", "after-rename")),
+        (JobDatabase, "write", ("before-write", "after-write")),
+        (output, "publish", ("before-rename", "after-rename")),
     ):
         setattr(owner, name, passing(getattr(owner, name), *points))
+    vars(output)["answered_rows"] = passing_rows(answered.answered_rows, "merging")
     sys.exit(main(sys.argv[2:]))

@@ -177,8 +177,8 @@ class CachedAnswers:
             call.sending(request)
             latency_s = round(time.monotonic() - began, 4)
             return replace(answer, attempts=request.attempts + 1, latency_s=latency_s, cost=None, unmetered=0)
-        call.cached += 1
-        cost = None if call.cost is None else 0.0
+        call.counts.cached += 1
+        cost = None if call.counts.cost is None else 0.0
         return replace(answer, attempts=0, latency_s=0.0, usage=NO_USAGE, cost=cost, unmetered=0)
 
     async def _key(self, request: Request, call: Call) -> bytes | None:
@@ -187,7 +187,7 @@ class CachedAnswers:
         if any(images.is_web(source) for source in sources):
             return None  # the image at a URL may change
         try:
-            context = [self._of_plan, call.keep_raw]
+            context = [self._of_plan, call.facts.keep_raw]
             if self._is_shared:  # its price is part of the report
                 context.append(request.extra.get("service_tier"))
             asked = _request_digest(request, *context)

@@ -22,7 +22,18 @@ from promptmill.answering.costs import BudgetedAnswers, price_of, unknown_price
 from promptmill.answers.checker import Checker
 from promptmill.answers.reasoning import split_marked
 from promptmill.answers.schema import AnswerSchema, Choices, SchemaCache, choices_of
-from promptmill.backends.protocol import NO_USAGE, Answer, Backend, Call, Completion, Failure, Outcome, Share, sum_of
+from promptmill.backends.protocol import (
+    NO_USAGE,
+    Answer,
+    Backend,
+    Call,
+    Completion,
+    Failure,
+    Outcome,
+    Share,
+    Widening,
+    sum_of,
+)
 from promptmill.config.backends import BACKENDS
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, internal_error
@@ -85,12 +96,17 @@ class Chain:
 
     def enter(self, call: Call) -> Share:
         """Note that a call starts. Raises `PromptmillError`, also for a budget without a price (`invalid_config`)."""
-        if call.budget is not None and not self._is_priced:
+        if call.ledger.budget is not None and not self._is_priced:
             raise unknown_price(self._plan.model)
         share = self._backend.enter(call)
         if self._is_priced:
-            call.cost = call.cost or 0.0
+            call.counts.cost = call.counts.cost or 0.0
         return share
+
+    def widen(self, most: int) -> None:
+        """Allow so many requests in flight, if it is the backend that limits them."""
+        if isinstance(self._backend, Widening):
+            self._backend.widen(most)
 
     async def leave(self, call: Call) -> None:
         """Note that a call has ended, with no answer in flight."""
@@ -217,7 +233,7 @@ def _joined(found: Sequence[Outcome], call: Call) -> Outcome:
         call.warn(f"{len(failed)} of {len(found)} answers to a prompt failed: {failed[0].error.message}")
     texts = tuple(outcome.text if isinstance(outcome, Completion) else "" for outcome in found)
     joined = replace(answers[0], answers=texts, usage=usage, cost=cost, attempts=attempts, latency_s=latency_s)
-    return replace(joined, details=_details(found, answers[0])) if call.keep_raw else joined
+    return replace(joined, details=_details(found, answers[0])) if call.facts.keep_raw else joined
 
 
 def _details(found: Sequence[Outcome], first: Completion) -> dict[str, Any]:
@@ -293,7 +309,7 @@ class _StructuredAnswers:
                 break
             conversation = _with_complaint(request.conversation, outcome.text, problem, again=again > 0)
             request = request.changed(conversation=conversation, attempts=outcome.attempts)
-            call.asked_again += 1
+            call.counts.asked_again += 1
             outcome = await self._following(request, call)
         assert isinstance(outcome, Completion)
         wrong = f"does not satisfy its schema: {problem}" if choices is None else choices.why_none(outcome.text)
@@ -332,7 +348,7 @@ async def _check(
     chosen = choices.chosen(answer, complete=complete) if choices is not None else ""
     is_valid = schema.is_soon_valid(answer)
     if chosen:
-        call.repaired += not is_valid
+        call.counts.repaired += not is_valid
         return text[: text.rfind(answer)] + chosen, ""
     if is_valid:
         return text, ""
@@ -342,7 +358,7 @@ async def _check(
     right = checked.text if choices is None else choices.chosen(checked.text)
     if not right:  # a valid answer, but too long for `chosen`, such as one padded with blanks
         return text, "it is too long"
-    call.repaired += checked.repaired
+    call.counts.repaired += checked.repaired
     return text[: text.rfind(answer)] + right, ""
 
 

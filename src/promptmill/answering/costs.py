@@ -81,9 +81,10 @@ class BudgetedAnswers:
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
         """Answer a request within the budgets of the process and the call."""
-        if self._budget is None and call.budget is None:
+        if self._budget is None and call.ledger.budget is None:
             return self._priced(request, call)
-        return self._within_budget(request, call, [one for one in (self._budget, call.budget) if one is not None])
+        budgets = [budget for budget in (self._budget, call.ledger.budget) if budget is not None]
+        return self._within_budget(request, call, budgets)
 
     async def _priced(self, request: Request, call: Call) -> Outcome:
         outcome = await self._following(request, call)
@@ -96,7 +97,7 @@ class BudgetedAnswers:
             call.warn(_UNKNOWN_MODEL)
             return outcome
         cost = charge(outcome, price, self._tiers(request), 0.0)
-        call.charged(request, cost)
+        call.ledger.charged(request, cost)
         if isinstance(outcome, Failure):
             return replace(outcome, cost=cost)
         outcome.cost = cost
@@ -129,11 +130,11 @@ class BudgetedAnswers:
             except BaseException:
                 cut_off = account.open * worst
                 account.settle(cut_off)
-                call.spent += cut_off
+                call.ledger.spent += cut_off
                 raise
             charged = charge(outcome, price, tiers, worst)
             account.settle(charged)
-            call.charged(request, charged)
+            call.ledger.charged(request, charged)
             cost, usage = cost + charged, usage + outcome.usage
             if not isinstance(outcome, Failure) or outcome.error.code is not Code.BUDGET:
                 return replace(outcome, cost=cost, usage=usage)
@@ -181,10 +182,10 @@ def _advise(call: Call, most: Usage, worst: float, cost: Callable[[Usage], float
 
     `most` and `worst` are the highest usage and cost of a request, `cost` is that of any usage.
     """
-    answered = call.done - call.failed
+    answered = call.counts.done - call.counts.failed
     if answered < _ANSWERS_SEEN or any(warning.startswith(_RESERVES) for warning in call.warnings):
         return
-    enough = 10 * math.ceil(_TIMES_AVERAGE * call.completion_tokens / answered / 10) or 10
+    enough = 10 * math.ceil(_TIMES_AVERAGE * call.counts.completion_tokens / answered / 10) or 10
     lower = cost(Usage(most.prompt_tokens, enough))
     times = int(cost(most) / lower) if lower else 0
     if enough < most.completion_tokens and times > 1:

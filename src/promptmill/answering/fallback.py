@@ -184,7 +184,7 @@ class Router:
             outcome = replace(outcome, answered_by=name)
             if outcome.cost is None:
                 self._unpriced.add(name)
-            if self._unpriced and self._call.cost is not None:
+            if self._unpriced and self._call.counts.cost is not None:
                 names = ", ".join(sorted(self._unpriced))
                 self._call.warn(f"The cost leaves out answers of {names}, whose price is not known.")
         return outcome

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Mapping
@@ -189,11 +190,11 @@ class Sink(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
-    """The file that holds the rows of a call, for processes that read them by their `RowPlace`."""
+    """The database with the rows of a call, for processes that read them by their numbers."""
 
     path: Path
-    reader: Mapping[str, Any]
-    """The packed `RowReader` that turns its lines into requests."""
+    requests: Mapping[str, Any]
+    """The packed `RowRequests`, by which its rows become requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +254,8 @@ class Waits:
     """Requests that wait for other requests: a verdict, an identical request, a budget, a model that loads."""
     forked: int = 0
     """Answers in flight in addition to one per worker: a request for several answers has several."""
+    most: int = sys.maxsize
+    """The most answers in flight that the user allows; 0: the call is paused. After a change, call `freed`."""
     freed: Callable[[], None] = ignored
     """Set by the driver; called when a part of the share becomes free."""
 
@@ -273,13 +276,9 @@ class _Wait:
         setattr(self._waits, self._name, getattr(self._waits, self._name) - 1)
 
 
-@dataclass(slots=True, eq=False, weakref_slot=True)
-class Call:
-    """One running call: its identity for fair sharing, and its counters for progress and reports.
-
-    Each counter has one writer. The driver counts outcomes, the sender counts requests, and the functions around
-    `answer` count their own work. Times are seconds of `time.monotonic`.
-    """
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of a call before its first request."""
 
     total: int | None = None
     """The number of items, if known."""
@@ -290,11 +289,39 @@ class Call:
     keep_raw: bool = False
     """Whether answers keep the endpoint's other fields, for outputs of the Batch format."""
     of_job: bool = False
-    """Whether it is a run of a job, whose database has its counts."""
+    """Whether it is a round of a job, whose database has its counts."""
 
-    # counted by the driver
+
+@dataclass(slots=True)
+class Durations:
+    """How long items took, in seconds."""
+
+    counts: list[int] = field(default_factory=lambda: [0] * (len(DURATIONS_S) + 1))
+    """Items by the first of `DURATIONS_S` that they did not exceed; the last ones exceeded all."""
+    seconds: float = 0.0
+    """The sum of the times."""
+
+    def add(self, seconds: float) -> None:
+        """Count an item."""
+        self.counts[bisect_left(DURATIONS_S, seconds)] += 1
+        self.seconds += seconds
+
+    def __add__(self, other: Durations) -> Durations:
+        counts = [mine + its for mine, its in zip(self.counts, other.counts, strict=True)]
+        return Durations(counts, self.seconds + other.seconds)
+
+
+@dataclass(slots=True)
+class Counts:
+    """What a call counts. The counts of several calls add up: those of a job's rounds, and those of a server.
+
+    Each has one writer: the driver counts outcomes, the sender requests, the functions around `answer` their own work.
+
+    >>> (Counts(done=2, requests=3) + Counts(done=1, requests=1)).requests
+    4
+    """
+
     done: int = 0
-    failed: int = 0
     codes: dict[str, int] = field(default_factory=dict)
     """Failures by code."""
     prompt_tokens: int = 0
@@ -303,46 +330,119 @@ class Call:
     """Those of the prompt tokens that came from the provider's own cache."""
     cost: float | None = None
     """The cost so far, in US dollars; None for an unknown price."""
-    durations: list[int] = field(default_factory=lambda: [0] * (len(DURATIONS_S) + 1))
-    """Items that took time, by the first of `DURATIONS_S` that they did not exceed; the last ones exceeded all."""
-    seconds: float = 0.0
-    """The sum of the times of these items."""
-
-    # counted by the sender
+    durations: Durations = field(default_factory=Durations)
     requests: int = 0
     retries: int = 0
     refused: int = 0
     """Requests that an endpoint refused for load."""
-    in_flight: int = 0
-    flow: Flow | None = None
-    """Set while requests are sent to endpoints."""
-
-    # counted by the functions around `answer`
     cached: int = 0
     """Items answered without a request: from the cache, or by an identical request of another item or call."""
     repaired: int = 0
     """Structured answers whose JSON was repaired."""
     asked_again: int = 0
     """Structured answers that were requested again."""
-    spent: float = 0.0
-    """The cost of all requests so far, also of those for items without an outcome."""
+
+    @property
+    def failed(self) -> int:
+        """The number of failures."""
+        return sum(self.codes.values())
+
+    def fail(self, code: str, count: int = 1) -> None:
+        """Count failures."""
+        self.codes[code] = self.codes.get(code, 0) + count
+
+    def __add__(self, other: Counts) -> Counts:
+        total = Counts(
+            **{name: getattr(self, name) + getattr(other, name) for name in _ADDED},
+            cost=sum_of(self.cost, other.cost),
+            durations=self.durations + other.durations,
+            codes=dict(self.codes),
+        )
+        for code, count in other.codes.items():
+            total.fail(code, count)
+        return total
+
+    def __sub__(self, before: Counts) -> Counts:
+        """Return what was counted since `before`, an earlier copy of these counts."""
+        return self + Counts(
+            **{name: -getattr(before, name) for name in _ADDED},
+            cost=None if before.cost is None else -before.cost,
+            durations=Durations([-count for count in before.durations.counts], -before.durations.seconds),
+            codes={code: -count for code, count in before.codes.items()},
+        )
+
+    def count(self, outcome: Outcome) -> None:
+        """Count a finished item."""
+        self.done += 1
+        if not isinstance(outcome, Completion):
+            self.fail(str(outcome.error.code))
+        usage = outcome.usage
+        self.prompt_tokens += usage.prompt_tokens
+        self.completion_tokens += usage.completion_tokens
+        self.cached_tokens += usage.cached_tokens
+        if outcome.cost is not None:
+            self.cost = (self.cost or 0.0) + outcome.cost
+        if outcome.latency_s > 0.0:  # a copy of another answer took no time
+            self.durations.add(outcome.latency_s)
+
+
+_ADDED = ("done", *COUNTERS, "refused", "cached", "repaired", "asked_again")
+
+
+@dataclass(slots=True)
+class Ledger:
+    """The money of a call."""
 
     budget: Budget | None = None
     """The limit of the call's own cost."""
     journal: Journal | None = None
     """Set while requests are noted on disk."""
+    spent: float = 0.0
+    """The cost of all requests so far, in US dollars, also of those for items without an outcome."""
+
+    def sent(self, request: Request) -> None:
+        """Note that a request is about to be sent."""
+        most = 0.0 if request.account is None else request.account.sent()
+        if self.journal is not None:
+            self.journal.sent(request.key, request.choice, most)
+
+    def not_billed(self, request: Request) -> None:
+        """Note that the last request for an item was refused, which costs nothing."""
+        if request.account is not None:
+            request.account.not_billed()
+        if self.journal is not None:
+            self.journal.not_billed(request.key, request.choice)
+
+    def charged(self, request: Request, cost: float) -> None:
+        """Note that the requests for an item have ended, and what they cost together."""
+        self.spent += cost
+        if self.journal is not None:
+            self.journal.charged(request.key, request.choice, cost)
+
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class Call:
+    """One running call: its identity for fair sharing, its facts, counts and money."""
+
+    facts: Facts = Facts()
+    counts: Counts = field(default_factory=Counts)
+    ledger: Ledger = field(default_factory=Ledger)
+    waits: Waits = field(default_factory=Waits)
+    warnings: dict[str, None] = field(default_factory=dict)
+    """Deviations from the request, in order and without repeats."""
+    in_flight: int = 0
+    """Requests that are sent and not answered."""
+    flow: Flow | None = None
+    """Set while requests are sent to endpoints."""
     model: str = ""
     """The name of the model that answers, if there are several."""
-    started: float = field(default_factory=time.monotonic)
     chosen: str = ""
     """The backend and model that promptmill chose, if the configuration leaves them open."""
+    started: float = field(default_factory=time.monotonic)
+    """In seconds of `time.monotonic`."""
     preview: Callable[[str], None] | None = None
     """Gets the text of the answer so far while it grows; for a call of one item, where the backend can. A text that
     does not begin with the one before belongs to another attempt."""
-    warnings: dict[str, None] = field(default_factory=dict)
-    """Deviations from the request, in order and without repeats."""
-
-    waits: Waits = field(default_factory=Waits)
 
     def park(self) -> AbstractContextManager[None]:
         """Free the place of a request while it waits for a time."""
@@ -366,50 +466,27 @@ class Call:
 
     def sending(self, request: Request, requests: int = 1) -> None:
         """Count a request that is about to be sent; `requests` is 0 if another process counts it."""
-        self.requests += requests
-        most = 0.0 if request.account is None else request.account.sent()
-        if self.journal is not None:
-            self.journal.sent(request.key, request.choice, most)
+        self.counts.requests += requests
+        self.ledger.sent(request)
 
-    def not_billed(self, request: Request) -> None:
-        """Note that the last request for an item was refused, which costs nothing."""
-        if request.account is not None:
-            request.account.not_billed()
-        if self.journal is not None:
-            self.journal.not_billed(request.key, request.choice)
-
-    def charged(self, request: Request, cost: float) -> None:
-        """Note that the requests for an item have ended, and what they cost together."""
-        self.spent += cost
-        if self.journal is not None:
-            self.journal.charged(request.key, request.choice, cost)
+    def count(self, outcome: Outcome) -> None:
+        """Count a finished item."""
+        self.counts.count(outcome)
+        if (
+            isinstance(outcome, Completion)
+            and outcome.reasoning
+            and not outcome.text
+            and outcome.finish_reason == "length"
+        ):
+            self.warn(_CUT_WHILE_REASONING)
 
     def close(self) -> None:
         """Note that the call has ended: its cost includes what items without an outcome cost, unless it is a job's.
 
         A job sets that amount aside.
         """
-        if self.cost is not None and self.journal is None:
-            self.cost = max(self.cost, self.spent)
-
-    def count(self, outcome: Outcome) -> None:
-        """Count one finished item."""
-        self.done += 1
-        if not isinstance(outcome, Completion):
-            code = str(outcome.error.code)
-            self.failed += 1
-            self.codes[code] = self.codes.get(code, 0) + 1
-        elif outcome.reasoning and not outcome.text and outcome.finish_reason == "length":
-            self.warn(_CUT_WHILE_REASONING)
-        usage = outcome.usage
-        self.prompt_tokens += usage.prompt_tokens
-        self.completion_tokens += usage.completion_tokens
-        self.cached_tokens += usage.cached_tokens
-        if outcome.cost is not None:
-            self.cost = (self.cost or 0.0) + outcome.cost
-        if (latency_s := outcome.latency_s) > 0.0:  # a copy of another answer took no time
-            self.durations[bisect_left(DURATIONS_S, latency_s)] += 1
-            self.seconds += latency_s
+        if self.counts.cost is not None and self.ledger.journal is None:
+            self.counts.cost = max(self.counts.cost, self.ledger.spent)
 
 
 class Stoppable:
@@ -509,6 +586,15 @@ class Backend(Protocol):
 
     async def aclose(self) -> None:
         """Free all resources, without answers in flight. May be called twice; during `load`, that raises `shutdown`."""
+        ...
+
+
+@runtime_checkable
+class Widening(Protocol):
+    """A backend whose number of requests in flight may be raised while calls run."""
+
+    def widen(self, most: int) -> None:
+        """Allow so many requests in flight from now on, if that is more than before."""
         ...
 
 

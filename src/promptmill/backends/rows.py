@@ -7,8 +7,6 @@
 | `table` | what a row of CSV or Parquet asks, as `{field: value}` |
 | `messages` | `{"messages", "sampling", "extra"}`: our own request; without the last two if shared |
 | `messages` | `{"path", "extra"}`: a request for a path other than chats; or `{"problem"}` |
-
-A line that a job wrote may have two parts, the question and the row that it was made of (see `with_row`).
 """
 
 from __future__ import annotations
@@ -46,7 +44,6 @@ PROBLEM = "promptmill:problem"
 """The only field of a line for an unusable row; its value is the reason."""
 EMPTY = "promptmill:empty"
 """The same for a row whose prompt is empty."""
-_APART = b"\x1f"  # no JSON has it: in a text it would be escaped
 BOM = b"\xef\xbb\xbf"
 AS_UTF8 = "Save the file as UTF-8; if it is Latin-1: iconv -f latin1 -t utf-8 IN > OUT"
 _NOT_ASKED = b'{"promptmill:'  # `PROBLEM` or `EMPTY`
@@ -130,7 +127,7 @@ class RowReader:
 
     def request(self, row: int, line: bytes, attempts: int = 0) -> Request:
         """Return the request of line `row`. Raises as `read` does."""
-        if self.most_values is not None and may_exceed(self.most_values, question(line)):
+        if self.most_values is not None and may_exceed(self.most_values, line):
             raise input_error(f"{place(self.kind, row)} may hold more than {self.most_values:,} values.")
         other = self._other_request(row, line)
         if other is not None:
@@ -144,7 +141,7 @@ class RowReader:
 
         Raises `PromptmillError` (`invalid_input`, `unsupported`) naming the line.
         """
-        where, line = place(self.kind, row), question(line)
+        where = place(self.kind, row)
         if self.models and (other := self._named_model(line)) is not None:
             conversation, sampling, extra = self.models[other].read(row, line)
             return conversation, sampling, {**extra, "model": other}
@@ -269,39 +266,28 @@ def row_word(kind: str) -> str:
     return "row" if kind == "table" else "line"
 
 
-def with_row(asked: bytes, row: bytes) -> bytes:
-    """Return a line with a question and the row that it was made of, both JSON."""
-    return b"%b%b%b" % (asked, _APART, row)
-
-
 def may_exceed(most: int, line: bytes) -> bool:
     """Return whether the JSON of a line may hold more than `most` values; commas inside texts count, too."""
     return len(line) > most and sum(map(line.count, (b"[", b"{", b","))) > most
 
 
-def question(line: bytes) -> bytes:
-    """Return the question of a line."""
-    return line.partition(_APART)[0]
+def digest(
+    kind: str, line: bytes, prompt_column: str | None = None, *, row_settings: bool = True, value: Any = None
+) -> bytes | None:
+    """Return the digest of a question, 16 bytes, regardless of the row's other fields; None for a row without one.
 
-
-def row_of(line: bytes) -> bytes:
-    """Return the row that a line was made of; the line itself if it is the row."""
-    return line.rpartition(_APART)[2]
-
-
-def digest(kind: str, line: bytes, prompt_column: str | None = None, *, row_settings: bool = True) -> bytes | None:
-    """Return a digest of a line's request, regardless of its other fields; None for a line without a request.
-
-    `row_settings`: the row's settings are part of the request. The digest of a long line is that of its bytes, because
-    parsing it would take too long.
+    `row_settings`: the row's settings are part of the question. `value`: the parsed line, if the caller has it. The
+    digest of a long line is that of its bytes, because parsing it would take too long.
     """
-    line = question(line)
+    if line.startswith(_NOT_ASKED):
+        return None
     if kind == "table":  # such a line is a question and nothing else, its fields in order
-        return None if line.startswith(_NOT_ASKED) else hashlib.blake2b(line, digest_size=16).digest()
+        return hashlib.blake2b(line, digest_size=16).digest()
     if len(line) > _LONG:
         return hashlib.blake2b(line.strip(), digest_size=16).digest()
     try:
-        value = load(line, "")
+        if value is None:
+            value = load(line, "")
         if prompt_column is not None:
             value = _with_prompt(value, prompt_column)
         if kind == "batch":

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 import orjson
 
 from promptmill.backends import registry
-from promptmill.backends.protocol import Call, Completion, Failure, Outcome
+from promptmill.backends.protocol import Call, Completion, Facts, Failure, Outcome
 from promptmill.cli.options import Parser, add_answer_form, add_shared, note_once, stdin_text
 from promptmill.cli.terminal import complain, say
 from promptmill.config.loading import Configuration
@@ -172,7 +172,7 @@ def generate(
         _check_writable(output)
     registry.check_key(configuration.plan)
     note_once(configuration.plan)
-    stats = Call(total=len(prompts))
+    stats = Call(Facts(total=len(prompts)))
     live = None
     if len(prompts) == 1 and not as_json and output is None and sys.stdout.isatty():
         live = LiveAnswer(sys.stdout)
@@ -318,16 +318,16 @@ async def _show_progress(work: asyncio.Future[Any], service: Service, stats: Cal
     console = Console(stderr=True)
     doing = TextColumn("{task.description}")
     looks: tuple[ProgressColumn, ...] = (doing, BarColumn(_BAR), MofNCompleteColumn(), TimeElapsedColumn())
-    if stats.total == 1:
+    if stats.facts.total == 1:
         looks = (SpinnerColumn(), doing, TimeElapsedColumn())
     with Progress(*looks, console=console, transient=True) as progress:
         if live is not None:
             live.begins = progress.stop
-        bar = progress.add_task("answering", total=stats.total)
+        bar = progress.add_task("answering", total=stats.facts.total)
         while not work.done():
             await asyncio.wait({work}, timeout=_PAUSE_S)
-            doing_what = ("" if stats.done else service.activity) or stats.waiting or "answering"
-            progress.update(bar, total=stats.total, completed=stats.done, description=doing_what)
+            doing_what = ("" if stats.counts.done else service.activity) or stats.waiting or "answering"
+            progress.update(bar, total=stats.facts.total, completed=stats.counts.done, description=doing_what)
 
 
 class LiveAnswer:

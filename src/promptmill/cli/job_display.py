@@ -19,10 +19,11 @@ from promptmill.cli.terminal import say
 from promptmill.core.errors import Code, without_controls
 from promptmill.core.money import dollars
 from promptmill.core.wording import counted, cut, duration
+from promptmill.jobs.store import progress as states
 from promptmill.jobs.store import status
 from promptmill.jobs.store.folder import Folder
-from promptmill.jobs.store.spec import PART, JobRequest
-from promptmill.jobs.store.status import Progress, Watch
+from promptmill.jobs.store.order import PART, JobOrder
+from promptmill.jobs.store.progress import Progress, Watch
 
 _GO_ON = "  go on with the same command; what is answered is kept"
 _OF_THE_FILE = frozenset({Code.INVALID_INPUT, Code.EMPTY_PROMPT})
@@ -36,13 +37,13 @@ _COLUMNS = ("job", "state", "rows", "failed", "cost", "time", "files", "model", 
 _NUMBERS = frozenset({"rows", "failed", "cost", "time"})
 _UNITS = {"rows": " rows", "failed": " failed"}
 _GAP = 2
-_STYLES = {status.FINISHED: "green", status.RUNNING: "cyan", status.STOPPED: "red", status.INTERRUPTED: "yellow"}
+_STYLES = {states.FINISHED: "green", states.RUNNING: "cyan", states.STOPPED: "red", states.INTERRUPTED: "yellow"}
 
 
 def print_status(
     found: Mapping[str, Any],
     folder: Folder | None = None,
-    order: JobRequest | None = None,
+    order: JobOrder | None = None,
     *,
     as_json: bool,
     on_stderr: bool = False,
@@ -53,7 +54,7 @@ def print_status(
     `folder` holds messages of its failures, `order` the URLs of its files. `again`: see `summary`.
     """
     stream = sys.stderr if on_stderr else sys.stdout
-    found = {**found, **(order.urls if order is not None else {})}
+    found = {**found, **(order.shown.urls if order is not None else {})}
     if as_json:
         say(orjson.dumps(found).decode(), stream)
         return
@@ -62,8 +63,7 @@ def print_status(
     examples = {} if folder is None else status.examples(folder)
     if folder is not None and "results" not in found:  # they are counted when the output is written
         found["results"] = status.results(folder)
-    # what goes to a pipe was kept in a file of ours, which is gone in a moment
-    is_good = found["state"] == status.FINISHED and not found.get("failed")
+    is_good = found["state"] == states.FINISHED and not found.get("failed")
     mark = "✓ " if is_good and stream.isatty() and "utf" in stream.encoding.lower() else ""
     say(mark + summary(found, examples=examples, again=again, output=not on_stderr), stream, wrap=True)
 
@@ -82,11 +82,11 @@ def summary(
     """
     state, reason = found["state"], found.get("reason")
     files = title(found)
-    if state == status.FINISHED and found.get("total") == 0:
+    if state == states.FINISHED and found.get("total") == 0:
         return f"{files}: {_without_rows(found)}"
-    if state == status.STOPPED and not found.get("alive") and reason and status.answered(found) <= 0:
+    if state == states.STOPPED and not found.get("alive") and reason and status.answered(found) <= 0:
         return "\n".join([f"{files}: {state}: {reason}", *(_go_on(found, output=output)[:2] if again else ())])
-    if state == status.FINISHED:
+    if state == states.FINISHED:
         lines = [f"{files}: {_answered(found)} in {_by(found)}"]
     else:
         why = f": {reason}" if reason else ""
@@ -96,7 +96,7 @@ def summary(
     if found.get("errors"):
         lines.append(f"  errors    {', '.join(f'{count:,} {code}' for code, count in found['errors'].items())}")
     lines.extend(f"    {code}: {examples[code]}" for code in found.get("errors", ()) if code in examples)
-    if found.get("failed") and state == status.FINISHED:
+    if found.get("failed") and state == states.FINISHED:
         lines.extend(_failed(found))
     lines.extend(_noteworthy(found))
     run = f"{found['run_requests']:,} in the last run, " if "run_requests" in found else ""
@@ -117,16 +117,16 @@ def summary(
     lines.extend(f"  note      {warning}" for warning in found.get("warnings", ()))
     lines.append(f"  job       {found['job_id']}")
     lines.extend(f"  {name:9} {_short(found[name])}" for name in ("prompt", "system", "command") if found.get(name))
-    if state == status.FINISHED and output:
+    if state == states.FINISHED and output and found["output_file"]:
         lines.append(f"  output    {found['output_file']}")
-    elif state != status.FINISHED and not found.get("alive"):
+    elif state != states.FINISHED and not found.get("alive"):
         lines += _go_on(found, output=output) if again else ["  what is answered is kept"]
     return "\n".join(lines)
 
 
 def _go_on(found: Mapping[str, Any], *, output: bool) -> list[str]:
     """Return the commands after a stop, each on a line of its own. Copies of pipes and URLs need the first command."""
-    if not output or any("://" in str(found.get(name, "")) for name in ("input_file", "output_file")):
+    if not output or any("://" in str(found.get(name) or "") for name in ("input_file", "output_file")):
         return [_GO_ON]
     state = os.environ.get("PROMPTMILL_STATE")
     job = f"    promptmill jobs {found['job_id']}{f' --state {shlex.quote(state)}' if state else ''}"
@@ -140,7 +140,7 @@ def _go_on(found: Mapping[str, Any], *, output: bool) -> list[str]:
 
 def title(found: Mapping[str, Any]) -> str:
     """Return the names of a job's input and output."""
-    names = (found.get("input_file", ""), found.get("output_file", ""))
+    names = [name for name in (found.get("input_file", ""), found.get("output_file")) if name]
     return " → ".join(name.rstrip("/").rpartition("/")[2] if "://" in name else Path(name).name for name in names)
 
 
@@ -190,9 +190,10 @@ def _short(text: str) -> str:
 
 
 def _without_rows(found: Mapping[str, Any]) -> str:
-    if part := PART.search(found["output_file"]):
+    if part := PART.search(found["output_file"] or ""):
         return f"shard {int(part[1])} of {int(part[2])} holds no rows; that is all right"
-    return f"{found['input_file']} holds no rows, and so does the output {found['output_file']}"
+    to = f", and so does the output {found['output_file']}" if found["output_file"] else ""
+    return f"{found['input_file']} holds no rows{to}"
 
 
 def _noteworthy(found: Mapping[str, Any]) -> Iterator[str]:
@@ -270,7 +271,7 @@ def _bars(stream: TextIO) -> Iterator[Watch]:
             for warning in progress.stats.warnings.keys() - noted:  # a run may take hours, and its summary comes last
                 noted.add(warning)
                 bars.console.print(without_controls(f"note: {warning}"), highlight=False, markup=False)
-            done = progress.written if progress.state == status.MERGING else progress.counts.done
+            done = progress.written if progress.state == states.MERGING else progress.counts.done
             said = _line(progress, max(20, console.width - _SHORTEST_BAR - 1))
             bars.update(bar, total=progress.total, completed=done, said=said)
 
@@ -281,7 +282,7 @@ def _line(progress: Progress, width: int) -> str:
     """Return how far a job is in at most `width` characters: the less important is left out."""
     found = progress.as_dict()
     elapsed, done, total = duration(found["seconds"]), found["done"], found["total"]
-    if progress.activity or progress.state != status.RUNNING:
+    if progress.activity or progress.state != states.RUNNING:
         written = f", {found['written']:,} of {total:,} rows" if "written" in found else ""
         return f"{elapsed} {progress.activity or progress.state}{written}"[:width]
     if waiting := found.get("waiting"):
@@ -364,7 +365,7 @@ def _row(one: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
         "files": (title(one), ""),
         "model": (one.get("model") or "", ""),
         "begun": (time.strftime("%m-%d %H:%M", time.localtime(one["created"])), ""),
-        _PATH: (_relative(one["output_file"]), ""),
+        _PATH: (_relative(one["output_file"] or ""), ""),
     }
     return {name: (without_controls(text), style) for name, (text, style) in cells.items()}
 

@@ -12,24 +12,26 @@ from typing import TextIO
 
 import orjson
 
-from promptmill.backends.protocol import Call
+from promptmill.backends.protocol import Counts
 from promptmill.cli.bulk import remembered, run_and_compare
 from promptmill.cli.job_display import print_jobs, print_status
 from promptmill.cli.options import Parser, add_shared, configuration_of
 from promptmill.cli.terminal import OK, SOME_FAILED, say
 from promptmill.core.errors import config_error
 from promptmill.core.wording import counted
+from promptmill.jobs.export.join import join
+from promptmill.jobs.export.live_output import export
 from promptmill.jobs.manage import prune
-from promptmill.jobs.run import shards
-from promptmill.jobs.run.partial_output import export
-from promptmill.jobs.store import status
-from promptmill.jobs.store.folder import Folder, JobFolders
-from promptmill.jobs.store.spec import JobRequest
+from promptmill.jobs.store import progress, status
+from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.index import JobFolders
+from promptmill.jobs.store.order import JobOrder
 
 _CANCEL_WAIT_S = 3.0
 _FOLLOW_S = 1.0
 _FAILURES_SHOWN = 20
 _LINE_EVERY_S = 5.0
+_LIVE = ("concurrency", "max_cost")
 _LOOK_EVERY = 256  # rows
 
 
@@ -41,6 +43,9 @@ def add_jobs_options(jobs: Parser) -> None:
     doing.add_argument("--cancel", action="store_true", help="end the job; what is answered is kept")
     doing.add_argument("--resume", action="store_true", help="go on with the job, here")
     doing.add_argument("--retry-failed", action="store_true", help="send the rows that failed again, here")
+    doing.add_argument("--pause", action="store_true", help="send no further rows until --unpause")
+    doing.add_argument("--unpause", action="store_true", help="send rows again")
+    doing.add_argument("--watch", action="store_true", help="a board of all running jobs, until Ctrl-C")
     doing.add_argument("--export", type=Path, metavar="FILE", help="write the answers there are to FILE")
     doing.add_argument("--follow", action="store_true", help="show how far a job is until it ends")
     doing.add_argument(
@@ -58,6 +63,7 @@ def add_jobs_options(jobs: Parser) -> None:
         "promptmill jobs labels-ee43615806 --retry-failed     # with the command that the job remembers",
         "promptmill jobs labels-ee43615806 --export so-far.csv",
         "promptmill jobs --prune 30d",
+        "promptmill jobs labels-ee43615806 --set concurrency=50 --set max_cost=20    # of a job that runs elsewhere",
     )
     jobs.set_defaults(unconfigured=_run)
 
@@ -72,8 +78,14 @@ def _run(arguments: argparse.Namespace) -> int:
         if arguments.job_id is not None:
             raise config_error("--prune", "forgets all jobs older than AGE; leave out JOB_ID.")
         return _forget(arguments.prune, unfinished=arguments.unfinished, as_json=arguments.json)
+    if arguments.watch:
+        from promptmill.cli.job_board import watch  # imported where it is needed
+
+        return watch(JobFolders.from_environ())
     if arguments.resume or arguments.retry_failed:
         return _resume(arguments)
+    if arguments.pause or arguments.unpause or arguments.set:
+        return _control(_named(arguments.job_id, "to control"), arguments)
     if arguments.export is not None:
         job = _named(arguments.job_id, "whose answers to write")
         return _export(job, arguments.export, everything=arguments.all, as_json=arguments.json)
@@ -101,7 +113,7 @@ def _list(*, only_failed: bool, as_json: bool) -> int:
     """Show all jobs, the newest first."""
     found = status.read_all(JobFolders.from_environ().all())
     if only_failed:
-        found = [one for one in found if one["state"] == status.STOPPED or one.get("failed")]
+        found = [one for one in found if one["state"] == progress.STOPPED or one.get("failed")]
     if as_json:
         say(orjson.dumps({"jobs": found}).decode())
     elif found:
@@ -118,6 +130,22 @@ def _cancel(job: Folder, *, as_json: bool) -> int:
     else:
         print(f"promptmill: job {job.job_id} was not running.", file=sys.stderr)
     print_status(status.read(job), job, as_json=as_json)
+    return OK
+
+
+def _control(job: Folder, arguments: argparse.Namespace) -> int:
+    """Pause a job, let it go on, or change its limits, wherever it runs."""
+    changes: dict[str, str | bool] = {"paused": arguments.pause} if arguments.pause or arguments.unpause else {}
+    for assignment in arguments.set:
+        name, _, value = assignment.partition("=")
+        if name not in _LIVE:
+            raise config_error("--set", f"{name[:40]} cannot change while a job runs; {' and '.join(_LIVE)} can.")
+        changes[name] = value
+    job.change_control(**changes)
+    now = status.read(job)
+    if not now["alive"]:
+        print(f"promptmill: job {job.job_id} is not running; this holds when it is resumed.", file=sys.stderr)
+    print_status(now, job, as_json=arguments.json)
     return OK
 
 
@@ -147,7 +175,7 @@ def _follow(job: Folder, *, as_json: bool) -> int:
         told = line
         time.sleep(_FOLLOW_S)
     print_status(found, job, as_json=as_json)
-    return OK if found["state"] == status.FINISHED and not found.get("failed") else SOME_FAILED
+    return OK if found["state"] == progress.FINISHED and not found.get("failed") else SOME_FAILED
 
 
 def _export(job: Folder, target: Path, *, everything: bool, as_json: bool) -> int:
@@ -163,12 +191,13 @@ def _export(job: Folder, target: Path, *, everything: bool, as_json: bool) -> in
 def _resume(arguments: argparse.Namespace) -> int:
     """Resume a job in the foreground by its id, with its last order. Returns as `run` does."""
     job = _named(arguments.job_id, "to go on with")
-    spec, request = job.known_spec(), job.request
-    found = {"input": spec.input, "output": spec.output}  # where they are now
-    order = JobRequest(**found) if request is None else request.model_copy(update=found)
+    spec, order = job.known_spec(), job.order
+    inputs = order.inputs if order is not None and order.inputs[1:] else (spec.input.path,)
+    now = {"inputs": inputs, "output": spec.output.path}  # where they are now
+    order = JobOrder(**now) if order is None else order.model_copy(update=now)
     if arguments.retry_failed:
-        order = order.model_copy(update={"again": "failed"})
-    arguments = remembered(arguments, order.command)
+        order = order.with_earlier(again="failed")
+    arguments = remembered(arguments, order.shown.command)
     return run_and_compare(arguments, configuration_of(arguments), order, fixed=True)
 
 
@@ -197,11 +226,11 @@ def _join(arguments: argparse.Namespace) -> int:
     """Make one output of the parts of all shards. Returns 0 when all rows are answered, 1 when not."""
     output: Path = arguments.output
     was_there = output.exists() and not arguments.overwrite
-    counts = shards.join(
+    counts = join(
         JobFolders.from_environ(), output, overwrite=arguments.overwrite, passed=_written_lines(output.name, sys.stderr)
     )
     if arguments.json:
-        say(orjson.dumps({"output_file": str(output.absolute()), **counts.as_dict(Call())}).decode())
+        say(orjson.dumps({"output_file": str(output.absolute()), **counts.as_dict(Counts())}).decode())
     else:
         kept = ", which was there already" if was_there else ""
         say(f"{counted(counts.done, 'row')}, {counts.failed} failed, in {output}{kept}.")

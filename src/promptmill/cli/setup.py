@@ -15,7 +15,7 @@ from typing import NamedTuple
 import orjson
 
 from promptmill.backends import registry
-from promptmill.backends.protocol import Call, Failure, Step
+from promptmill.backends.protocol import Call, Facts, Failure, Step
 from promptmill.cli.options import Parser, add_shared, configuration_of, explained, option_of
 from promptmill.cli.terminal import say, wrapped
 from promptmill.config import backends
@@ -316,7 +316,7 @@ async def _try_stages(configuration: Configuration, report: Callable[[Step], Non
 async def _load_and_ask(configuration: Configuration, report: Callable[[Step], None]) -> None:
     """Load the engine and have it write one token."""
     plan = configuration.plan.with_sampling({"max_tokens": 1})
-    service, stats = Service(configuration), Call(total=1)
+    service, stats = Service(configuration), Call(Facts(total=1))
     try:
         started = time.monotonic()
         prompt = conversation_from_prompt("Say yes.", "the trial prompt")

@@ -1,6 +1,6 @@
 """`promptmill show`: some rows of a job, each prompt above its answer, or some rows of any file of rows.
 
-The rows of a job come from its database and its input, so that they are there while it runs. A file that no job made is
+The rows of a job come from its database, so that they are there while it runs. A file that no job made is
 read once. `promptmill report` writes all of a job into one HTML file.
 """
 
@@ -25,12 +25,14 @@ from promptmill.cli.options import Parser, at_least_one
 from promptmill.cli.terminal import columns, say, wrapped
 from promptmill.core.errors import Code, PromptmillError, without_controls
 from promptmill.core.wording import counted
-from promptmill.jobs.files import disk
-from promptmill.jobs.files.spool import objects_in
+from promptmill.jobs import disk
+from promptmill.jobs.inputs.objects import objects_in
 from promptmill.jobs.manage.job_rows import JobRow, JobRows
-from promptmill.jobs.store.answers import ANSWERED, DamagedError
-from promptmill.jobs.store.answers import failed as failed_rows
-from promptmill.jobs.store.folder import Folder, JobFolders
+from promptmill.jobs.store import statistics
+from promptmill.jobs.store.database import DamagedError
+from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.index import JobFolders
+from promptmill.jobs.store.rounds import ANSWERED
 
 _ROWS = 5
 _SEEDS = 10_000
@@ -71,7 +73,6 @@ class _Sample:
     total: int
     rows: Sequence[JobRow]
     about: Mapping[str, Any] = field(default_factory=dict)
-    note: str = ""
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -90,8 +91,6 @@ def _run(arguments: argparse.Namespace) -> int:
         found = {**sample.about, "total": sample.total, "seed": seed, "rows": [row.values for row in sample.rows]}
         say(orjson.dumps(found, default=str).decode())
         return 0
-    if sample.note:
-        print(f"promptmill: {sample.note}", file=sys.stderr)
     if not sample.rows:
         print(f"promptmill: {sample.title} has no rows to show yet.", file=sys.stderr)
         return 0
@@ -104,11 +103,11 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _report(arguments: argparse.Namespace) -> int:
     """Write the report of a job. Returns 0."""
-    from promptmill.jobs.manage import report  # imported where it is needed, as in bulk
+    from promptmill.report import job as job_report  # imported where it is needed, as in bulk
 
     folder = JobFolders.from_environ().at(arguments.job)
     given: Path | None = arguments.output
-    made = report.write(folder, report.default_path(folder) if given is None else given.expanduser())
+    made = job_report.write(folder, job_report.default_path(folder) if given is None else given.expanduser())
     path = made.path.absolute()
     if arguments.json:
         say(orjson.dumps({"file": str(path), "rows": made.rows, "total": made.total}).decode())
@@ -120,19 +119,18 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _of_job(folder: Folder, most: int, seed: int, *, failed_first: bool) -> _Sample:
-    """Return rows of a job. Raises `PromptmillError`, and as `JobStore` does."""
+    """Return rows of a job. Raises `PromptmillError`, and as `JobDatabase` does."""
     spec = folder.known_spec()
-    failed = failed_rows(skips_empty=spec.skip_empty)
+    skips_empty = spec.question.skip_empty
+    failed = statistics.is_failed(skips_empty=skips_empty)
     with folder.reading() as store:
         total = store.count(f"{ANSWERED} OR ({failed})")
-        found = store.failures(most, skips_empty=spec.skip_empty) if failed_first else []
+        records = statistics.failures(store, most, skips_empty=skips_empty) if failed_first else []
         where = ANSWERED if failed_first else f"{ANSWERED} OR ({failed})"
-        found += store.sample(most - len(found), seed, where)
-    rows_read = JobRows(folder, spec)
-    shown = {row.number: row for row in rows_read.read(sorted(found, key=lambda record: record.row))}
-    title = f"{spec.input.name} → {spec.output.name}"
-    ordered = [shown[record.row + 1] for record in found]
-    return _Sample(title, total, ordered, {"job_id": spec.job_id}, rows_read.note)
+        records += statistics.sample(store, most - len(records), seed, where)
+        rows = list(JobRows(store, folder.spec_in(store)).read(records))
+    to = f" → {spec.output.path.name}" if spec.output.format else ""
+    return _Sample(f"{spec.input.path.name}{to}", total, rows, {"job_id": spec.job_id})
 
 
 def _of_file(path: Path, most: int, seed: int, *, failed_first: bool) -> _Sample:

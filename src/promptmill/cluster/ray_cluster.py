@@ -242,7 +242,7 @@ class Replica:
         self._news.clear()
         call, share = self._call, self._share
         outcomes, self._outcomes = self._outcomes, []
-        refused, self._refused = call.refused - self._refused, call.refused
+        refused, self._refused = call.counts.refused - self._refused, call.counts.refused
         warnings = list(call.warnings)
         call.warnings.clear()
         return Report(outcomes, 1 if share is None else share.most, call.waits.held, refused, warnings)
@@ -374,8 +374,8 @@ class RemoteBackend:
             call.in_flight -= 1
             del self._open[number]
         sent = found.attempts - request.attempts
-        call.requests += sent
-        call.retries += max(0, sent - 1)
+        call.counts.requests += sent
+        call.counts.retries += max(0, sent - 1)
         return found
 
     async def leave(self, call: Call) -> None:
@@ -441,7 +441,7 @@ class RemoteBackend:
         has_changed = _most(report) != _most(self._last)
         self._last = report
         for call in self._shares:
-            call.refused += report.refused
+            call.counts.refused += report.refused
             for warning in report.warnings:
                 call.warn(warning)
         for number, found in report.outcomes:

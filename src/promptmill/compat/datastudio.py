@@ -25,7 +25,7 @@ from pydantic import ValidationError
 
 from promptmill.answers.reasoning import split_marked
 from promptmill.answers.schema import AnswerType, with_schema
-from promptmill.backends.protocol import Call, Completion, Failure, Outcome
+from promptmill.backends.protocol import Call, Completion, Facts, Failure, Outcome
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError, config_error, input_error
 from promptmill.core.request import (
@@ -396,7 +396,7 @@ class OpenAIAPI(BaseAPI):
         self, conversations: Sequence[Conversation], configuration: Configuration, sink: ListSink
     ) -> list[Outcome]:
         service = Service(configuration)
-        stats = Call(total=len(conversations))
+        stats = Call(Facts(total=len(conversations)))
         outcomes: list[Outcome] = []
         places: Sequence[int] = range(len(conversations))
         try:
@@ -406,7 +406,7 @@ class OpenAIAPI(BaseAPI):
                     places = [place for place in places if _lacks_object(outcomes[place])]
                     if not places:
                         break
-                    more = Call(total=len(places))
+                    more = Call(Facts(total=len(places)))
                     again = await service.generate([conversations[place] for place in places], more)
                     stats.warnings |= more.warnings
                     for place, outcome in zip(places, again, strict=True):
@@ -645,13 +645,13 @@ async def _draw_progress(stats: Call) -> None:
 
     looks = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*looks, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("Generating", total=stats.total)
+        bar = progress.add_task("Generating", total=stats.facts.total)
         try:
             while True:
                 await asyncio.sleep(_BAR_EVERY_S)
-                progress.update(bar, completed=stats.done)
+                progress.update(bar, completed=stats.counts.done)
         finally:
-            progress.update(bar, completed=stats.done)
+            progress.update(bar, completed=stats.counts.done)
 
 
 def _object_in(text: str) -> dict[str, Any] | None:

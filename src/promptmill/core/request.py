@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Annotated, Any, Literal, Protocol, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
@@ -414,13 +414,6 @@ class Sampling(BaseModel):
         return {name: value for name, value in self if value is not None}
 
 
-class RowPlace(NamedTuple):
-    """The place of a request's row in its call's input file, so that another process can read it there."""
-
-    offset: int
-    length: int
-
-
 class Account(Protocol):
     """The amount that a budget has set aside for one request. The sender reports each attempt here."""
 
@@ -456,8 +449,8 @@ class Request:
     attempts: int = 0
     path: str = ""
     """The path of a request that is not a chat, such as `/embeddings`; `extra` is all of its body."""
-    row: RowPlace | None = None
-    """Its place in the call's input file; None if it comes from no file or differs from its row."""
+    row: int | None = None
+    """The number of its row in the call's `InputFile`; None if it has no row there, or differs from it."""
     account: Account | None = None
     """Set if its cost is charged to a budget."""
     choice: int = 0

@@ -27,7 +27,9 @@ from typing import Any
 from promptmill.backends.protocol import DURATIONS_S
 from promptmill.core.errors import PromptmillError
 from promptmill.jobs.store import status
-from promptmill.jobs.store.folder import Folder, JobFolders
+from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.index import JobFolders
+from promptmill.jobs.store.progress import ALIVE
 from promptmill.jobs.store.status import answered
 from promptmill.service.service import Service
 from promptmill.service.telemetry import CALLS, Labels, ModelLabels, samples
@@ -103,7 +105,10 @@ class Metrics:
         for totals in self._service.calls.by_model():
             if not totals.of_job:
                 labels = self._labels.of_plan(totals.plan)
-                page.add_durations("gen_ai_client_operation_duration_seconds", totals.durations, totals.seconds, labels)
+                durations = totals.counts.durations
+                page.add_durations(
+                    "gen_ai_client_operation_duration_seconds", durations.counts, durations.seconds, labels
+                )
 
     def _of_jobs(self) -> str:
         """Return the families of jobs as text. Blocks."""
@@ -181,7 +186,7 @@ class _Jobs:
             found = list(self._folders.all())
         except PromptmillError:  # the folder of all jobs cannot be read now
             return
-        stamps = {folder.path: (folder, _stamp(folder)) for folder in found}
+        stamps = {folder.path: (folder, folder.stamp) for folder in found}
         left = [(folder, stamp) for folder, stamp in stamps.values() if stamp and not self._is_known(folder, stamp)]
         places = {path: place for place, path in enumerate(self._by_path)}
         left.sort(key=lambda one: places.get(one[0].path, -1))
@@ -206,21 +211,8 @@ class _Jobs:
         found = status.of(folder, spec, last)
         key = folder.path, spec.created
         job = self._by_job.setdefault(key, _JobSeen(spec.provider or spec.backend, spec.model))
-        job.note(found, None if found["state"] in status.ALIVE else stamp)
+        job.note(found, None if found["state"] in ALIVE else stamp)
         return job
-
-
-def _stamp(folder: Folder) -> object:
-    """Return the times and sizes of the database's files in `folder`, None without a database."""
-    found: list[tuple[int, int] | None] = []
-    for suffix in ("", "-wal"):
-        try:
-            about = folder.database.with_name(folder.database.name + suffix).stat()
-        except OSError:
-            found.append(None)
-        else:
-            found.append((about.st_mtime_ns, about.st_size))
-    return tuple(found) if found[0] else None
 
 
 class _Page:

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import importlib
 import inspect
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Awaitable, Callable, Container, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -49,7 +49,10 @@ _STATUS: dict[str, Any] = {
         "description": "Estimated seconds left; null if unknown.",
     },
     "input_file": {"type": "string"},
-    "output_file": {"type": "string", "description": "Complete when the state is `finished`."},
+    "output_file": {
+        "anyOf": [{"type": "string"}, {"type": "null"}],
+        "description": "Complete when the state is `finished`; null if bulk_results has the answers.",
+    },
 }
 _ROWS: dict[str, Any] = {
     "type": "object",
@@ -128,7 +131,7 @@ def _check_source(
 
 def _without_input(rows: list[dict[str, Any]], columns: Mapping[str, str]) -> list[dict[str, Any]]:
     """Return the answers of rows and their ids, without the input's other fields, which the client knows."""
-    from promptmill.jobs.store.records import OURS
+    from promptmill.jobs.columns import OURS
 
     kept = _OF_THE_ROW | {columns.get(name, name) for name in OURS}
     return [{name: value for name, value in row.items() if name in kept} for row in rows]
@@ -137,7 +140,7 @@ def _without_input(rows: list[dict[str, Any]], columns: Mapping[str, str]) -> li
 def add_bulk_tools(
     mcp: FastMCP, service: Service, running_jobs: Callable[[], RunningJobs], questions: Questions
 ) -> None:
-    """Add the four tools and the resource of answers to the app."""
+    """Add the tools of jobs and the resource of answers to the app."""
 
     async def jobs() -> RunningJobs:
         # the first import takes 0.4 s
@@ -267,23 +270,28 @@ def add_bulk_tools(
             await questions.check_endpoint(ctx, plan)
         cost = None if validate else questions.cost(ctx, plan, max_cost, "This job")
         try:
-            found = await (await jobs()).start(
-                input_file,
-                output_file,
-                system_prompt,
+            running = await jobs()
+            from promptmill.jobs.store.order import AnswerForm, Earlier, JobOrder, Limits, Question  # imported by it
+
+            order = JobOrder(
+                inputs=(Path(input_file or "rows"),),
+                output=Path(output_file),
+                question=Question(
+                    templates=(prompt,) if prompt else (),
+                    column=prompt_column or None,
+                    image_column=image_column or None,
+                ),
+                system_prompt=system_prompt,
+                form=AnswerForm(column=answer_column),
+                limits=Limits(rows=limit or None, max_failures=max_failures or None, max_cost=max_cost),
+                earlier=Earlier(again=again, keep=keep),
+                dedupe=dedupe,
+            )
+            found = await running.start(
+                order,
                 prompts=None if prompts is None else arguments.list_of(prompts, "prompts"),
                 files=files,
-                prompt_template=prompt or None,
-                prompt_column=prompt_column or None,
-                image_column=image_column or None,
                 validate=validate,
-                limit=limit or None,
-                again=again,
-                keep=keep,
-                max_failures=max_failures or None,
-                dedupe=dedupe,
-                max_cost=max_cost,
-                answer_column=answer_column,
                 plan=plan,
                 approve=None if cost is None else cost.approve,
                 caller=caller_of(ctx, service),
@@ -294,6 +302,14 @@ def add_bulk_tools(
                 raise input_error(error.worded(named)) from None
             raise
         return ToolResult(structured_content=found)
+
+    _add_tools_of_a_job(mcp, service, jobs, questions)
+
+
+def _add_tools_of_a_job(
+    mcp: FastMCP, service: Service, jobs: Callable[[], Awaitable[RunningJobs]], questions: Questions
+) -> None:
+    """Add the tools that take the `job_id` of `bulk_generate`, and the resource of answers."""
 
     @tool(
         mcp,
@@ -315,8 +331,8 @@ def add_bulk_tools(
         """Report a job's progress: `state`, rows `done` and `failed` of `total`, `errors` by code, time left `eta_s`.
 
         Jobs that are `starting`, `running` or `merging` need no further call. `finished` is final. To resume a job that
-        is `stopped` (see `reason`), `cancelled` or `interrupted`, call bulk_generate with its `input_file` and
-        `output_file`.
+        is `stopped` (see `reason`), `cancelled` or `interrupted`, call bulk_generate as before; for the job of another
+        tool's call, bulk_control with `resume`.
         """
         return await asyncio.to_thread((await jobs()).status, job_id, limit, caller_of(ctx, service))
 
@@ -404,3 +420,46 @@ def add_bulk_tools(
         Returns the same as bulk_status.
         """
         return await (await jobs()).cancel(job_id, caller_of(ctx, service))
+
+    @tool(
+        mcp,
+        output_schema=_object(_STATUS, "job_id", "state"),
+        annotations=ToolAnnotations(
+            title="Pause, resume or limit a job",
+            readOnlyHint=False,
+            destructiveHint=False,
+            idempotentHint=True,
+            openWorldHint=True,
+        ),
+    )
+    async def bulk_control(  # noqa: PLR0917 (the tool's signature)
+        ctx: Context,
+        job_id: arguments.JobId,
+        paused: Annotated[
+            bool | None,
+            Field(description="True: send no further rows. False: send them again. Unchanged unless given."),
+        ] = None,
+        concurrency: Annotated[
+            int | None, Field(ge=1, description="The most requests in flight at a time. Unchanged unless given.")
+        ] = None,
+        max_cost: Annotated[
+            float | None,
+            Field(ge=0, description="The most US dollars that all runs of the job may spend. Unchanged unless given."),
+        ] = None,
+        resume: Annotated[  # noqa: FBT002 (a tool's argument)
+            bool,
+            arguments.null_is(False),
+            Field(description="Run the job of a call that was stopped or interrupted; false unless given."),
+        ] = False,
+    ) -> dict[str, Any]:
+        """Pause a running job, let it go on, or change its limits, within two seconds.
+
+        Returns the same as bulk_status.
+        """
+        running, caller = await jobs(), caller_of(ctx, service)
+        wanted = (("paused", paused), ("concurrency", concurrency), ("max_cost", max_cost))
+        changes = {name: value for name, value in wanted if value is not None}
+        if max_cost is not None and (cost := questions.cost(ctx, service.plan, max_cost, "This job")) is not None:
+            await cost.approve(None, max_cost)
+        found = await asyncio.to_thread(functools.partial(running.control, job_id, caller, **changes))
+        return await running.resume_call(job_id, caller) if resume else found

@@ -40,7 +40,7 @@ from mcp_types import (
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import BaseModel
 
-from promptmill.backends.protocol import COUNTERS, Call, Failure, Outcome
+from promptmill.backends.protocol import COUNTERS, Call, Counts, Facts, Failure, Outcome
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.jobs.caller import Caller
@@ -59,7 +59,7 @@ _SOON_S = 5.0
 _TTL_S = 7 * 86_400
 _POLL_MS = (1000, 10_000)
 _POLLS = 10  # of the time that is left
-_COUNTED = ("done", "failed", *COUNTERS, "cost", "cached", "repaired", "asked_again")
+_COUNTED = ("done", *COUNTERS, "cost", "cached", "repaired", "asked_again")
 _OLD = "2025-11-25"
 _WANTED = "promptmill/task"  # in the `_meta` of a call: its client wants a task; in that of its result: the handle
 _RELATED = "io.modelcontextprotocol/related-task"
@@ -104,7 +104,7 @@ class Started(InputRequiredToolResult):
 
 async def started(ctx: Context, running_jobs: RunningJobs, job_id: str) -> ToolResult:
     """Return the handle of a job that is a task and durable."""
-    task = await asyncio.to_thread(lambda: _Task(running_jobs.folders.of_call(job_id)).as_dict())
+    task = await asyncio.to_thread(lambda: _Task(running_jobs.folders.loose(job_id)).as_dict())
     is_old = ctx.request_context is not None and ctx.request_context.protocol_version == _OLD
     return ToolResult([], meta={_WANTED: _old(task)}) if is_old else Started(task)
 
@@ -247,14 +247,14 @@ class _Task:
 
     def __init__(self, folder: Folder) -> None:
         """Raises `PromptmillError` (`invalid_input`) if there is no such job."""
-        from promptmill.jobs.store import status
+        from promptmill.jobs.store import progress, status
 
         self.folder = folder
         self.note: dict[str, Any] = folder.task or {}
         self.status = status.read(folder)
-        self.has_ended = self.status["state"] in status.ENDED - {status.INTERRUPTED}
-        self.is_cancelled = self.status["state"] == status.CANCELLED
-        if self.status["state"] == status.INTERRUPTED and folder.cancel.exists():  # killed while it was cancelled
+        self.has_ended = self.status["state"] in progress.ENDED - {progress.INTERRUPTED}
+        self.is_cancelled = self.status["state"] == progress.CANCELLED
+        if self.status["state"] == progress.INTERRUPTED and folder.control.cancel:  # killed while it was cancelled
             self.has_ended = self.is_cancelled = True
 
     @property
@@ -287,7 +287,7 @@ class _Task:
     def outcomes(self) -> list[Outcome]:
         """Return the outcome of each prompt; those without one failed with the reason why the job stopped. Blocks."""
         with self.folder.reading() as store:
-            records = {record.row: record for record in store.all_records()}
+            records = {record.key: record for record in store.sound_records()}
         reason = self.status.get("reason") or "The job has no answer."
         left = Failure(PromptmillError(Code(self.status.get("code", Code.INTERNAL)), reason, ""))
         prompts = range(self.note["prompts"])
@@ -295,9 +295,10 @@ class _Task:
 
     def stats(self, *, several_models: bool) -> Call:
         """Return the counts of the call, over all runs of its job."""
-        counts = {name: self.status[name] for name in _COUNTED if self.status.get(name) is not None}
+        counted = {name: self.status[name] for name in _COUNTED if self.status.get(name) is not None}
+        counts = Counts(codes=self.status.get("errors") or {}, **counted)
         began = time.monotonic() - self.status.get("seconds", 0.0)
-        stats = Call(total=self.note["prompts"], started=began, chosen=self.note["chosen"] or "", **counts)
+        stats = Call(Facts(self.note["prompts"]), counts, started=began, chosen=self.note["chosen"] or "")
         stats.model = self.note["model"] if several_models else ""
         for warning in self.status.get("warnings", ()):
             stats.warn(warning)

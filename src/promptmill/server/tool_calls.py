@@ -393,15 +393,16 @@ async def with_progress(ctx: Context, service: Service, stats: Call, work: Corou
         if _may_be_json(ctx) and (await asyncio.wait({task}, timeout=_FAST_S))[0]:
             return task.result()
         reported = ReportedProgress(time.monotonic)
-        await ctx.report_progress(0, stats.total, "starting")
+        await ctx.report_progress(0, stats.facts.total, "starting")
         while not task.done():
             await asyncio.wait({task}, timeout=_PAUSE_S)
             words = _status(service, stats)
             if not task.done() and reported.is_news(stats, words):
-                await ctx.report_progress(reported.number, stats.total, words)
-        if stats.total != 0:
+                await ctx.report_progress(reported.number, stats.facts.total, words)
+        if stats.facts.total != 0:
             reported.end(stats)
-            await ctx.report_progress(reported.number, stats.total, "ready" if stats.total is None else _count(stats))
+            words = "ready" if stats.facts.total is None else _count(stats)
+            await ctx.report_progress(reported.number, stats.facts.total, words)
         return task.result()
     finally:
         if not task.done():
@@ -427,7 +428,7 @@ class ReportedProgress:
         """Return whether to report `words` now, and note the report. The final number is reserved for `end`."""
         silent_s = self._clock() - self._at
         done = self._reached(stats)
-        if stats.total is not None and done >= stats.total:
+        if stats.facts.total is not None and done >= stats.facts.total:
             done = 0
         if done <= self.number and silent_s < (_SILENCE_S if words == self._words else _CHANGE_S):
             return False
@@ -440,7 +441,7 @@ class ReportedProgress:
         self._grow(self._reached(stats))
 
     def _reached(self, stats: Call) -> int:
-        return int(self._clock() - self._began) if stats.total is None else stats.done
+        return int(self._clock() - self._began) if stats.facts.total is None else stats.counts.done
 
     def _grow(self, done: int) -> None:
         """Set `number` to `done` if that is larger; else add a thousandth, without reaching the next whole number."""
@@ -482,23 +483,23 @@ def _may_be_json(ctx: Context) -> bool:
 
 
 def _status(service: Service, stats: Call) -> str:
-    if not stats.done and (activity := service.activity):
+    if not stats.counts.done and (activity := service.activity):
         return activity
-    return "loading" if stats.total is None else _count(stats)
+    return "loading" if stats.facts.total is None else _count(stats)
 
 
 def _count(stats: Call) -> str:
-    parts = [f"{stats.done:,} of {stats.total:,} done"]
-    if stats.failed:
-        parts.append(f"{stats.failed:,} failed")
-    if stats.retries:
-        parts.append(f"{stats.retries:,} retries")
+    parts = [f"{stats.counts.done:,} of {stats.facts.total:,} done"]
+    if stats.counts.failed:
+        parts.append(f"{stats.counts.failed:,} failed")
+    if stats.counts.retries:
+        parts.append(f"{stats.counts.retries:,} retries")
     if waiting := stats.waiting:
         parts.append(waiting)
-    elif stats.done:
-        rate = stats.done / max(0.001, time.monotonic() - stats.started)
+    elif stats.counts.done:
+        rate = stats.counts.done / max(0.001, time.monotonic() - stats.started)
         parts.append(_rate(rate))
-        if left := (stats.total or 0) - stats.done:
+        if left := (stats.facts.total or 0) - stats.counts.done:
             parts.append(f"about {_duration(left / rate)} left")
     return ", ".join(parts)
 

@@ -14,7 +14,7 @@ from mcp_types import TextContent, ToolAnnotations
 
 from promptmill.answering.costs import cost_of
 from promptmill.answers.schema import with_schema
-from promptmill.backends.protocol import Call, Outcome
+from promptmill.backends.protocol import Call, Facts, Ledger, Outcome
 from promptmill.config.backends import AUTO
 from promptmill.config.loading import Overrides
 from promptmill.config.resolved_config import ResolvedConfig
@@ -223,7 +223,7 @@ def _import_jobs() -> None:
 
 
 def _stats(total: int, max_cost: float | None) -> Call:
-    return Call(total=total, budget=None if max_cost is None else Budget(max_cost))
+    return Call(Facts(total=total), ledger=Ledger(None if max_cost is None else Budget(max_cost)))
 
 
 class _Answers:
@@ -254,7 +254,8 @@ class _Answers:
             )
 
         caller = caller_of(ctx, service)
-        cost = self._questions.cost(ctx, plan, None if stats.budget is None else stats.budget.limit, "This call")
+        budget = stats.ledger.budget
+        cost = self._questions.cost(ctx, plan, None if budget is None else budget.limit, "This call")
         if cost is not None:
             await cost.approve(*await asyncio.to_thread(_costs, items, system_prompt, plan))
         job_id = None
@@ -262,7 +263,7 @@ class _Answers:
             result, job_id = await self._answered(ctx, items, stats, system_prompt, plan, caller)
         finally:
             if cost is not None and job_id is None:  # else the job may cost the rest
-                cost.settle(max(stats.cost or 0.0, stats.spent))
+                cost.settle(max(stats.counts.cost or 0.0, stats.ledger.spent))
         return result
 
     async def _answered(  # noqa: PLR0917 (all that a call is)

@@ -46,6 +46,8 @@ class Driver:
         self._workers = 0
         self._taking = asyncio.Lock()
         self._closed = True
+        self._over = asyncio.Event()
+        """Set when the source has ended: until then a call that is paused has no worker."""
         self.stoppable = Stoppable()
         """Stops `run` from outside: `run` then raises the given reason."""
 
@@ -63,6 +65,8 @@ class Driver:
                 async with asyncio.TaskGroup() as self._group:
                     self._workers += 1
                     await self._work()  # the first worker needs no task; a call of one prompt has no other
+                    if not self._ended:
+                        await self._over.wait()
         except BaseExceptionGroup as group:
             raise _first(group) from None
         finally:
@@ -78,14 +82,19 @@ class Driver:
     @property
     def _may_take(self) -> bool:
         waits = self._waits
-        return not self._ended and waits.parked < 2 * self._share.most and waits.held < _MOST_HELD
+        return not self._ended and waits.parked < 2 * self._most and waits.held < _MOST_HELD
+
+    @property
+    def _most(self) -> int:
+        """The most answers to keep in flight."""
+        return min(self._share.most, self._waits.most)
 
     def _start_workers(self) -> None:
         """Start workers for waiting requests, up to the share; called when a part of the share becomes free."""
         if self._closed:
             return
         wanted = len(self._fresh) or (self._may_take and not self._taking.locked())
-        for _ in range(min(wanted, self._share.most - self._running)):
+        for _ in range(min(wanted, self._most - self._running)):
             work = self._work()
             try:
                 self._group.create_task(work)
@@ -100,7 +109,7 @@ class Driver:
         call, waits, share, sink, fresh = self._call, self._waits, self._share, self._sink, self._fresh
         try:
             # the share may shrink when another call starts
-            while self._workers + waits.forked - waits.parked - waits.held <= share.most:
+            while self._workers + waits.forked - waits.parked - waits.held <= min(share.most, waits.most):
                 if not fresh and (not self._may_take or not await self._take()):
                     break
                 request = fresh.popleft()
@@ -118,10 +127,12 @@ class Driver:
         async with self._taking:
             if self._fresh or not self._may_take:
                 return bool(self._fresh)
-            wanted = min(self._share.most, _MOST_TAKEN)
+            wanted = max(1, min(self._most, _MOST_TAKEN))
             requests = await self._source.take(wanted)
             await asyncio.sleep(0)  # the event loop must run, even for a list whose requests all fail at once
             self._ended = not requests
+            if self._ended:
+                self._over.set()
             self._short = len(requests) < wanted
             self._open += len(requests)
             self._fresh.extend(requests)

@@ -234,18 +234,18 @@ def totals(stats: Call) -> dict[str, Any]:
     """Return the totals of a call. `seconds` counts from its start; `tokens_per_second` counts answers' tokens."""
     seconds = time.monotonic() - stats.started
     found: dict[str, Any] = {
-        "requests": stats.requests,
-        "retries": stats.retries,
-        "prompt_tokens": stats.prompt_tokens,
-        "completion_tokens": stats.completion_tokens,
+        "requests": stats.counts.requests,
+        "retries": stats.counts.retries,
+        "prompt_tokens": stats.counts.prompt_tokens,
+        "completion_tokens": stats.counts.completion_tokens,
         "seconds": round(seconds, 3),
-        "tokens_per_second": round(stats.completion_tokens / seconds, 1) if seconds else 0.0,
+        "tokens_per_second": round(stats.counts.completion_tokens / seconds, 1) if seconds else 0.0,
     }
     if stats.model:
         found["model"] = stats.model
-    if stats.cost is not None:
-        found["cost"] = round(stats.cost, 9)
-    found |= {name: count for name in ("cached", "repaired", "asked_again") if (count := getattr(stats, name))}
+    if stats.counts.cost is not None:
+        found["cost"] = round(stats.counts.cost, 9)
+    found |= {name: count for name in ("cached", "repaired", "asked_again") if (count := getattr(stats.counts, name))}
     if stats.chosen:
         found["chosen"] = stats.chosen
     if stats.warnings:

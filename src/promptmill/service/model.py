@@ -345,6 +345,11 @@ class Loaded:
         self._no_calls.clear()
         return share
 
+    def widen(self, most: int) -> None:
+        """Allow so many requests in flight, if it is loaded and limits them itself."""
+        if self._chain is not None:
+            self._chain.widen(most)
+
     def note(self, error: PromptmillError) -> None:
         """Note the error for which a call cannot continue; after an engine's death the next call loads it again."""
         if error.code is Code.ENGINE_DIED:

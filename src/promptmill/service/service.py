@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 from promptmill.answering.fallback import NotLoadedError, Router
-from promptmill.backends.protocol import DURATIONS_S, Call, Failure, Outcome, Share, Sink, Source, Stoppable
+from promptmill.backends.protocol import Call, Counts, Failure, Outcome, Share, Sink, Source, Stoppable
 from promptmill.config.backends import AUTO
 from promptmill.config.loading import Configuration, Overrides
 from promptmill.config.resolved_config import DEFAULT, ResolvedConfig, unknown_model
@@ -115,6 +115,12 @@ class Service:
         if name and name not in {*self.offered, DEFAULT}:
             raise unknown_model(name, self.offered)
         return self.plan_of(name)
+
+    def widen(self, plan: ResolvedConfig, most: int) -> None:
+        """Allow so many requests in flight to the model of `plan`, if it is loaded and limits them itself."""
+        model = self._models.get(plan.name)
+        for loaded in () if model is None else model.all_loaded():
+            loaded.widen(most)
 
     def state_of(self, name: str) -> str:
         """Return the state of the model `name`: `not_loaded`, `loading`, `ready` or `failed`."""
@@ -238,11 +244,12 @@ class Service:
                 for index, item in enumerate(items):
                     if isinstance(item, PromptmillError):
                         await settle(index, Failure(item), observed, stats)
-                if stats.done == len(items):
+                if stats.counts.done == len(items):
                     return None
                 system = system_prompt or settings.system_prompt
                 source = ListSource(items, system, settings.sampling_params, settings.extra_params)
-                stats.size = source.size if len(items) <= _FEW else await asyncio.to_thread(lambda: source.size)
+                size = source.size if len(items) <= _FEW else await asyncio.to_thread(lambda: source.size)
+                stats.facts = replace(stats.facts, size=size)
                 await self._run(plan, source, observed, stats)
         except NotLoadedError as error:
             raise error.reason from None
@@ -286,7 +293,7 @@ class Service:
             stats.model = plan.name
         # a plan that leaves its model open is decided during the call
         now = (lambda: self._model(plan.name).plan) if plan.is_open else lambda: plan
-        counted = Counted(stats, now)
+        counted = Counted(stats, now, stats.counts + Counts())
         with self.calls.counted(counted), self.observe(counted, sink) as observed, contextlib.closing(stats):
             yield observed
 
@@ -360,10 +367,17 @@ def too_long(limit_s: float | None) -> PromptmillError:
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """A call in progress, and a function that returns its plan."""
+    """A call in progress, or a round of a job's, and a function that returns its plan."""
 
     call: Call
     plan: Callable[[], ResolvedConfig]
+    before: Counts = field(default_factory=Counts)
+    """What the call had counted before: a job has several rounds."""
+
+    @property
+    def counts(self) -> Counts:
+        """What is counted of it."""
+        return self.call.counts - self.before
 
 
 Observe: TypeAlias = Callable[[Counted, Sink], AbstractContextManager[Sink]]
@@ -380,22 +394,12 @@ class Totals:
     plan: ResolvedConfig | None
     of_job: bool
     calls: int = 0
-    counts: Counter[str] = field(default_factory=Counter)
-    codes: Counter[str] = field(default_factory=Counter)
-    cost: float | None = None
-    seconds: float = 0.0
-    durations: list[int] = field(default_factory=lambda: [0] * (len(DURATIONS_S) + 1))
-    """As a `Call` counts them."""
+    counts: Counts = field(default_factory=Counts)
 
-    def add(self, call: Call) -> None:
+    def add(self, counts: Counts) -> None:
         """Add a call."""
         self.calls += 1
-        self.counts.update({name: getattr(call, name) for name in (*_COUNTS, "refused", "cached_tokens")})
-        self.codes.update(call.codes)
-        if call.cost is not None:
-            self.cost = (self.cost or 0.0) + call.cost
-        self.seconds += call.seconds
-        self.durations = [mine + its for mine, its in zip(self.durations, call.durations, strict=True)]
+        self.counts = self.counts + counts
 
 
 class _ServiceStats:
@@ -416,13 +420,12 @@ class _ServiceStats:
             yield
         finally:
             del self._running[number]
-            _of_model(self._ended, counted.plan(), of_job=counted.call.of_job).add(counted.call)
+            _of_model(self._ended, counted.plan(), of_job=counted.call.facts.of_job).add(counted.counts)
 
     def unanswered(self, plan: ResolvedConfig, code: Code, count: int) -> None:
         """Count items without an answer when their call ended early."""
         totals = _of_model(self._ended, plan, of_job=False)
-        totals.counts.update(done=count, failed=count)
-        totals.codes[str(code)] += count
+        totals.counts = totals.counts + Counts(done=count, codes={str(code): count})
 
     @property
     def running(self) -> list[Counted]:
@@ -434,9 +437,9 @@ class _ServiceStats:
         now = time.monotonic()
         return [
             {
-                "done": stats.done,
-                "total": stats.total,
-                "failed": stats.failed,
+                "done": stats.counts.done,
+                "total": stats.facts.total,
+                "failed": stats.counts.failed,
                 "in_flight": stats.in_flight,
                 "seconds": round(now - stats.started, 1),
             }
@@ -445,22 +448,16 @@ class _ServiceStats:
 
     def by_model(self) -> list[Totals]:
         """Return the sums by model over all calls since the start, running ones included."""
-        found = {
-            key: replace(totals, counts=Counter(totals.counts), codes=Counter(totals.codes))
-            for key, totals in self._ended.items()
-        }
+        found = {key: replace(totals) for key, totals in self._ended.items()}
         for running in self._running.values():
-            _of_model(found, running.plan(), of_job=running.call.of_job).add(running.call)
+            _of_model(found, running.plan(), of_job=running.call.facts.of_job).add(running.counts)
         return list(found.values())
 
     def totals(self) -> dict[str, Any]:
         """Return the sums over all calls since the start, running ones included. `errors` counts failures by code."""
-        sums, codes = Counter[str](), Counter[str]()
-        for totals in self.by_model():
-            sums.update(totals.counts)
-            codes.update(totals.codes)
-        counts = {"calls": self._number} | {name: sums[name] for name in _COUNTS}
-        return counts | {"errors": dict(codes.most_common())}
+        total = sum((totals.counts for totals in self.by_model()), Counts())
+        counts = {"calls": self._number} | {name: getattr(total, name) for name in _COUNTS}
+        return counts | {"errors": dict(Counter(total.codes).most_common())}
 
 
 def _of_model(found: dict[tuple[object, ...], Totals], plan: ResolvedConfig, *, of_job: bool) -> Totals:

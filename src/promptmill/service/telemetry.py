@@ -77,6 +77,7 @@ _COUNTS = {
     "cached_tokens": "cached_input_tokens_total",
     "completion_tokens": "output_tokens_total",
 }
+_SPAN_NAMES = {"done": "items"}
 _MOST_MODELS = 50
 _LONGEST_LABEL = 100
 _OTHER = ("other", "other")
@@ -143,17 +144,17 @@ def samples(service: Service, labels_of: ModelLabels, *, of_job: bool) -> Iterat
             continue
         labels = labels_of.of_plan(totals.plan)
         yield Sample("calls_total", totals.calls, labels)
-        yield Sample("items_total", totals.counts["done"] - totals.counts["failed"], labels, "answered")
-        for code, count in totals.codes.items():
+        yield Sample("items_total", totals.counts.done - totals.counts.failed, labels, "answered")
+        for code, count in totals.counts.codes.items():
             yield Sample("items_total", count, labels, code)
         for name, family in _COUNTS.items():
-            yield Sample(family, totals.counts[name], labels)
-        if totals.cost is not None:
-            yield Sample("cost_dollars_total", totals.cost, labels)
+            yield Sample(family, getattr(totals.counts, name), labels)
+        if totals.counts.cost is not None:
+            yield Sample("cost_dollars_total", totals.counts.cost, labels)
     limits: dict[Labels, int] = {}
     for running in service.calls.running:
         call = running.call
-        if call.of_job is not of_job:
+        if call.facts.of_job is not of_job:
             continue
         labels = labels_of.of_plan(running.plan())
         yield Sample("calls_in_progress", 1, labels)
@@ -381,22 +382,16 @@ class Telemetry:
     def observe(self, counted: Counted, sink: Sink) -> Iterator[Sink]:
         """Give the block a span, and a sink that passes outcomes on to `sink` and notes them."""
         call = counted.call
-        with self._span("job" if call.of_job else "call", None) as span:
-            before = call.done, call.failed, call.requests, call.cached, call.cost or 0.0
+        with self._span("job" if call.facts.of_job else "call", None) as span:
             try:
                 yield _Observed(self, counted, sink, span)
             finally:
                 if span.is_recording():
-                    after = call.done, call.failed, call.requests, call.cached, call.cost or 0.0
-                    names = ("items", "failed", "requests", "cached", "cost")
+                    counts = counted.counts
                     span.set_attributes(_model(self.labels.of_plan(counted.plan())))
-                    span.set_attributes(
-                        {
-                            f"promptmill.{name}": now - then
-                            for name, now, then in zip(names, after, before, strict=True)
-                            if name != "cost" or call.cost is not None
-                        }
-                    )
+                    for name in ("done", "failed", "requests", "cached", "cost"):
+                        if (value := getattr(counts, name)) is not None:
+                            span.set_attribute(f"promptmill.{_SPAN_NAMES.get(name, name)}", value)
 
     @contextlib.contextmanager
     def tool_call(self, tool: str | None, carrier: Mapping[str, str]) -> Iterator[Callable[[str], None]]:

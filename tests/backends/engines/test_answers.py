@@ -129,8 +129,8 @@ def test_each_answer_tells_tokens_reason_and_time(desk, engine):
     assert 1 < ended.usage.completion_tokens <= 9
     assert ended.latency_s > 0
     assert (ended.attempts, ended.reasoning) == (1, None)
-    assert (desk.stats.done, desk.stats.requests, desk.stats.in_flight) == (2, 2, 0)
-    assert desk.stats.completion_tokens == ended.usage.completion_tokens + 9
+    assert (desk.stats.counts.done, desk.stats.counts.requests, desk.stats.in_flight) == (2, 2, 0)
+    assert desk.stats.counts.completion_tokens == ended.usage.completion_tokens + 9
 
 
 def test_no_special_token_is_ever_in_an_answer(desk, engine):
@@ -223,7 +223,7 @@ def test_bad_items_cost_themselves_alone(desk, engine):
     ]
     assert outcomes[1].attempts == 0
     assert "reads only text" in outcomes[2].error.message
-    assert (desk.stats.done, desk.stats.failed, desk.stats.in_flight) == (4, 2, 0)
+    assert (desk.stats.counts.done, desk.stats.counts.failed, desk.stats.in_flight) == (4, 2, 0)
 
 
 def test_what_cannot_travel_as_json_is_that_items_error(desk, engine):

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from promptmill.answers.schema import Choices
-from promptmill.backends.protocol import Call, Completion
+from promptmill.backends.protocol import Call, Completion, Facts
 from promptmill.config.loading import Configuration
 from promptmill.core.request import conversation_from_prompt
 from promptmill.service.service import Service
@@ -66,11 +66,11 @@ async def test_a_call_with_few_tokens_gets_choices(backend, closing):
     block = {"model_name_or_path": "smollm2-135m-instruct"}
     service = closing(Service(Configuration({"backend": backend, "backend_configs": {backend: block}})))
     plan = service.plan.with_sampling({"choices": MOODS, "max_tokens": 5, "temperature": 0})
-    call = Call(total=2)
+    call = Call(Facts(total=2))
     items = [conversation_from_prompt(f"Is it good? {text}", "") for text in ("I love it!", "I hate it.")]
     outcomes = await service.generate(items, call, plan=plan)
     assert all(isinstance(outcome, Completion) and outcome.text in MOODS for outcome in outcomes)
-    assert (call.repaired, call.asked_again, call.warnings) == (0, 0, {})
+    assert (call.counts.repaired, call.counts.asked_again, call.warnings) == (0, 0, {})
 
 
 @pytest.mark.thorough

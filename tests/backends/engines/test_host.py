@@ -196,7 +196,7 @@ def test_the_source_is_read_only_as_far_ahead_as_the_engine_needs(desk, tiny_eng
     async def bounded():
         call = desk.call(tiny_engine, ["Hi!"] * 5000, ENDLESS, max_tokens=400)
         running = await call.begun()
-        most = call.source.taken - call.stats.done
+        most = call.source.taken - call.stats.counts.done
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         assert 64 <= most <= 2 * 64
@@ -349,13 +349,13 @@ def test_a_crowd_of_calls_ends_with_every_answer(desk, tiny_engine):
     async def crowd():
         calls = [desk.call(host, ["a"] * (1 + i % 3), max_tokens=1 + i % 5) for i in range(40)]
         some = [asyncio.create_task(call.run()) for call in calls]
-        await until(lambda: any(call.stats.done for call in calls))
+        await until(lambda: any(call.stats.counts.done for call in calls))
         for task in some[::4]:
             task.cancel()
         ended = await asyncio.gather(*some, return_exceptions=True)
         for call, outcomes in zip(calls, ended, strict=True):
             assert call.stats.in_flight == 0
             if not isinstance(outcomes, BaseException):
-                assert len(outcomes) == call.stats.done
+                assert len(outcomes) == call.stats.counts.done
 
     desk.wait(crowd())

@@ -170,7 +170,7 @@ def test_an_image_that_takes_its_time_holds_up_its_own_item_alone(desk, make_eng
     async def given_up():
         call = _call(desk, host, conversations, [3] * 3)
         running = asyncio.create_task(call.run())
-        await until(lambda: call.stats.done >= 2)
+        await until(lambda: call.stats.counts.done >= 2)
         assert sorted(call.sink.outcomes) == [1, 2]
         assert call.stats.in_flight == 1
         running.cancel()

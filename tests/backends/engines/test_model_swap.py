@@ -8,7 +8,7 @@ import contextlib
 import psutil
 import pytest
 
-from promptmill.backends.protocol import Call, Completion
+from promptmill.backends.protocol import Call, Completion, Facts
 from promptmill.config.loading import Configuration
 from promptmill.core.request import conversation_from_prompt
 from promptmill.service.service import Service
@@ -36,7 +36,7 @@ def _service(tiny, chat_template, *models, **more):
 async def _ask(service, name, tokens=4):
     plan = service.plan_of(name).with_sampling({"max_tokens": tokens})
     item = conversation_from_prompt("x", "p")
-    (outcome,) = await service.generate([item], Call(total=1), plan=plan)
+    (outcome,) = await service.generate([item], Call(Facts(total=1)), plan=plan)
     assert isinstance(outcome, Completion), outcome
     return outcome.usage.completion_tokens
 

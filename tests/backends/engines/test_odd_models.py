@@ -60,7 +60,7 @@ def test_a_small_call_is_answered_beside_a_huge_one(desk, make_engine, tiny, kin
         huge = desk.call(host, ["long " * 4] * 40, {"ignore_eos": True}, max_tokens=400)
         task = await huge.begun()
         small = await desk.call(host, ["short"] * 2, {"ignore_eos": True}, max_tokens=4).run()
-        done = huge.stats.done
+        done = huge.stats.counts.done
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         return small, done

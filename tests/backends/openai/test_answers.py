@@ -227,7 +227,7 @@ async def test_usage_is_counted(upstream, drive, stream):
     upstream.reply = answer("a b c")
     result = await drive(["one two", "three"], stream=stream)
     assert result.outcomes[0].usage == Usage(2, 3)
-    assert (result.stats.prompt_tokens, result.stats.completion_tokens) == (3, 6)
+    assert (result.stats.counts.prompt_tokens, result.stats.counts.completion_tokens) == (3, 6)
 
 
 async def test_an_answer_without_usage_is_an_answer(upstream, drive):

@@ -15,7 +15,7 @@ from driving import ask, echoes, opened, run
 from fakes import DictSink, ListSource, openai_configuration
 from promptmill.backends.openai.session import Session
 from promptmill.backends.openai.transport import Route
-from promptmill.backends.protocol import Call
+from promptmill.backends.protocol import Call, Facts
 from promptmill.core.errors import PromptmillError
 from promptmill.service.service import Service
 from replies import answer, attempts, by_prompt, choose, drip, hang, late, status
@@ -31,7 +31,7 @@ HUNDRED = [f"prompt {i}" for i in range(100)]
 async def test_cancelling_closes_what_is_in_flight(upstream, reply, stream):
     upstream.reply = reply
     async with opened(upstream.url, concurrency=8, stream=stream, timeout=[2, 60]) as backend:
-        stats = Call(total=100)
+        stats = Call(Facts(total=100))
         task = asyncio.create_task(run(backend, ListSource(HUNDRED), DictSink(), stats))
         await until(lambda: upstream.in_flight == 8)
         task.cancel()

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -16,11 +17,12 @@ from PIL import Image
 
 from driving import ask, echoes, opened, run
 from fakes import KEY, DictSink, ListSource
+from ingested import Ingested
 from promptmill.backends.openai.workers import FanOut
-from promptmill.backends.protocol import Call, Failure, InputFile, Source
+from promptmill.backends.protocol import Call, Facts, Failure, InputFile, Source
 from promptmill.backends.rows import RowReader
 from promptmill.core.errors import Code
-from promptmill.core.request import Conversation, Message, Request, RowPlace, Sampling, conversation_from_prompt
+from promptmill.core.request import Conversation, Message, Request, Sampling, conversation_from_prompt
 from replies import answer, by_prompt, late, quota, reset, status
 from waiting import until
 
@@ -59,7 +61,7 @@ async def test_the_start_of_the_workers_is_no_part_of_an_items_time(upstream, dr
     result = await drive(PROMPTS, item_timeout=0.9, **BULK)
     assert result.texts == echoes(PROMPTS)
     assert max(outcome.latency_s for outcome in result.outcomes) < 0.9
-    assert result.stats.requests == len(upstream.seen) == len(PROMPTS)
+    assert result.stats.counts.requests == len(upstream.seen) == len(PROMPTS)
 
 
 async def test_a_failure_has_its_code_and_attempts_and_costs_no_other(upstream, drive):
@@ -161,7 +163,7 @@ async def test_images_are_read_and_encoded_by_the_workers(upstream, tmp_path):
             outcomes[key] = outcome
 
     async with opened(upstream.url, **BULK) as backend:
-        await run(backend, Items(), Sink(), Call(total=2))
+        await run(backend, Items(), Sink(), Call(Facts(total=2)))
     assert outcomes[0].text == "echo: p 0"
     assert upstream.seen[0].json["messages"][0]["content"][1]["image_url"]["url"].startswith("data:image/png;base64,")
     assert outcomes[1].error.code == Code.INVALID_IMAGE
@@ -185,7 +187,7 @@ async def test_requests_with_parameters_of_their_own_keep_them_and_their_attempt
         Request(1, conversation_from_prompt("b", "p"), Sampling(max_tokens=5), {"model": "two"}, attempts=2),
     )
     async with opened(upstream.url, **BULK) as backend:
-        await run(backend, source, sink, Call(total=2))
+        await run(backend, source, sink, Call(Facts(total=2)))
     assert [sink.outcomes[key].attempts for key in (0, 1)] == [1, 3]
     sent = {seen.prompt: seen.json for seen in upstream.seen}
     assert (sent["a"]["model"], sent["a"].get("temperature"), sent["a"].get("max_tokens")) == ("one", 0, None)
@@ -194,7 +196,7 @@ async def test_requests_with_parameters_of_their_own_keep_them_and_their_attempt
 
 async def test_a_large_call_with_nothing_left_to_ask_ends(upstream):
     async with opened(upstream.url, **BULK) as backend:
-        await run(backend, Listed(), DictSink(), Call(total=30_000))
+        await run(backend, Listed(), DictSink(), Call(Facts(total=30_000)))
     assert not upstream.seen
     assert not workers()
 
@@ -224,19 +226,20 @@ async def test_a_full_disk_ends_the_call_and_keeps_what_is_answered(upstream):
     assert result.answered > 30
 
 
-async def test_rows_of_a_file_are_read_where_they_lie(upstream, tmp_path):
-    rows = tmp_path / "rows.jsonl"
-    rows.write_bytes(b"".join(json.dumps({"prompt": f"row {i}"}).encode() + b"\n" for i in range(50)) + b"broken\n")
-    requests, offset = [], 0
-    for number, line in enumerate(rows.read_bytes().splitlines(keepends=True)):
-        request = Request(number, conversation_from_prompt("as the parent read it", "p"), Sampling())
-        request.row, offset = RowPlace(offset, len(line)), offset + len(line)
-        requests.append(request)
-    requests[4].attempts = 2
+async def test_workers_read_the_rows_of_a_job_in_its_database(upstream, tmp_path):
+    lines = [*(json.dumps({"prompt": f"row {i}"}) for i in range(50)), "broken"]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    job = Ingested(tmp_path, "rows.jsonl")
     reader = RowReader("jsonl", Sampling(temperature=0), {"tag": 1}, "Be short.")
-    sink, call = DictSink(), Call(size=1 << 30, file=InputFile(rows, reader.packed()))
+    requests = [
+        Request(n, conversation_from_prompt("as the parent read it", "p"), Sampling(), row=n) for n in range(51)
+    ]
+    requests[4].attempts = 2
+    file = InputFile(job.store.path, replace(job.requests, reader=reader).packed())
+    sink, call = DictSink(), Call(Facts(size=1 << 30, file=file))
     async with opened(upstream.url, **BULK) as backend:
         await run(backend, Listed(*requests), sink, call)
+    job.close()
     outcomes = sink.outcomes
     assert [outcomes[i].text for i in range(50)] == [f"echo: row {i}" for i in range(50)]
     assert outcomes[4].attempts == 3

@@ -12,7 +12,7 @@ import pytest
 
 from fakes import openai_configuration
 from promptmill.backends.openai import workers
-from promptmill.backends.protocol import Call, Completion
+from promptmill.backends.protocol import Call, Completion, Facts
 from promptmill.core.request import conversation_from_prompt
 from promptmill.service.service import Service
 from replies import answer, late
@@ -31,7 +31,7 @@ async def test_a_worker_that_is_stopped_is_replaced(
     service = closing(
         Service(openai_configuration(upstream.url, num_workers=2, bulk_threshold=1, concurrency=8, retries=1))
     )
-    stats = Call(total=200)
+    stats = Call(Facts(total=200))
     items = [conversation_from_prompt(f"prompt {at}", "x") for at in range(200)]
     answering = asyncio.ensure_future(service.generate(items, stats))
     await until(lambda: len(upstream.seen) > 20)

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from driving import ask, echoes, opened
-from promptmill.backends.protocol import Call
+from promptmill.backends.protocol import Call, Facts
 from replies import answer, at_most, at_rate, attempts, by_prompt, html, http_date, late, raw, status
 from waiting import until
 
@@ -211,12 +211,12 @@ async def test_a_small_run_beside_a_huge_one_gets_its_share(upstream):
     upstream.reply = late(0.01)
     huge, small = [f"huge {i}" for i in range(1000)], [f"small {i}" for i in range(5)]
     async with opened(upstream.url, concurrency=8) as backend:
-        stats = Call(total=len(huge))
+        stats = Call(Facts(total=len(huge)))
         running = asyncio.create_task(ask(backend, huge, stats))
-        await until(lambda: stats.done > 100)
-        before = stats.done
+        await until(lambda: stats.counts.done > 100)
+        before = stats.counts.done
         second = await ask(backend, small)
-        meanwhile = stats.done - before
+        meanwhile = stats.counts.done - before
         first = await running
     assert (first.texts, second.texts) == (echoes(huge), echoes(small))
     assert meanwhile < 100, f"{meanwhile} of the huge run went before 5 of the small one"
@@ -226,12 +226,12 @@ async def test_two_equal_runs_share_evenly(upstream):
     upstream.reply = late(0.005)
     prompts = [str(i) for i in range(600)]
     async with opened(upstream.url, concurrency=8) as backend:
-        all_stats = [Call(total=600), Call(total=600)]
+        all_stats = [Call(Facts(total=600)), Call(Facts(total=600))]
         first = asyncio.create_task(ask(backend, prompts, all_stats[0]))
         await asyncio.sleep(0)
         second = asyncio.create_task(ask(backend, prompts, all_stats[1]))
-        await until(lambda: all_stats[0].done > 400)
-        done = all_stats[1].done
+        await until(lambda: all_stats[0].counts.done > 400)
+        done = all_stats[1].counts.done
         await asyncio.gather(first, second)
     assert done > 250
 
@@ -279,10 +279,10 @@ async def test_no_more_is_taken_from_the_source_than_can_be_in_flight(upstream):
     upstream.reply = late(0.005)
     prompts = [str(i) for i in range(1500)]
     async with opened(upstream.url, concurrency=8) as backend:
-        source, stats, most = ListSource(prompts), Call(total=len(prompts)), 0
+        source, stats, most = ListSource(prompts), Call(Facts(total=len(prompts))), 0
         task = asyncio.create_task(ask(backend, prompts, stats, source))
         while not task.done():
-            most = max(most, source.taken - stats.done)
+            most = max(most, source.taken - stats.counts.done)
             assert len(asyncio.all_tasks()) < 60
             await asyncio.sleep(0.01)
         result = await task
@@ -295,7 +295,7 @@ async def test_a_slow_sink_is_waited_for(upstream):
 
     prompts = [str(i) for i in range(200)]
     async with opened(upstream.url, concurrency=4) as backend:
-        sink, stats = DictSink(delay_s=0.01), Call(total=len(prompts))
+        sink, stats = DictSink(delay_s=0.01), Call(Facts(total=len(prompts)))
         result = await ask(backend, prompts, stats, sink=sink)
     assert result.texts == echoes(prompts)
     assert result.seconds > 0.4

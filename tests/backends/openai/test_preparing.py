@@ -10,7 +10,7 @@ from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.limit.endpoint_state import endpoint_states
 from promptmill.backends.openai.limit.limiter import Limiter
 from promptmill.backends.openai.providers import profile_named
-from promptmill.backends.protocol import Call, Completion, Failure
+from promptmill.backends.protocol import Call, Completion, Facts, Failure
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code
 from promptmill.service.driver import Driver
@@ -41,7 +41,7 @@ async def test_it_costs_no_other_item():
     settings = OpenAISettings()
     endpoint = Endpoint("http://localhost/v1/chat/completions", "localhost", {}, (), profile_named("plain"))
     states = endpoint_states([endpoint], "m", settings, time.monotonic)
-    sink, call = DictSink(), Call(total=5)
+    sink, call = DictSink(), Call(Facts(total=5))
     limiter = Limiter(states, 2, time.monotonic, tpm=1_000_000)
     attempts = Attempts(call, settings=settings, concurrency=2, limiter=limiter, sender=Sender())
     await Driver(ListSource(["x"] * 5), sink, call).run(lambda request, _: attempts.answer(request), attempts)

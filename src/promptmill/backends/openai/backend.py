@@ -120,6 +120,16 @@ class OpenAIBackend:
         assert self._limiter is not None
         self._limiter.lease(share)
 
+    def widen(self, most: int) -> None:
+        """Allow so many requests in flight from now on, if that is more than before."""
+        if self._limiter is None or self._pool is None or most <= self._concurrency:
+            return
+        self._concurrency = max(self._concurrency, min(most, room_for_connections(most)))
+        self._limiter.widen(self._concurrency)
+        self._pool.widen(self._concurrency)
+        for attempts in self._calls.values():
+            attempts.widen(self._concurrency)
+
     def enter(self, call: Call) -> Attempts:
         """Note that a call starts. Raises `PromptmillError` (`shutdown`, `storage`, `invalid_input`)."""
         if self._pool is None or self._limiter is None:
@@ -170,9 +180,9 @@ class OpenAIBackend:
 
     def _is_worth_workers(self, call: Call) -> bool:
         """Return whether the call is large enough for workers; a file of any size gets them if `num_workers` is set."""
-        if (call.total or 0) >= self._settings.bulk_threshold or call.size >= _LARGE_BYTES:
+        if (call.facts.total or 0) >= self._settings.bulk_threshold or call.facts.size >= _LARGE_BYTES:
             return True
-        return call.file is not None and self._settings.num_workers is not None
+        return call.facts.file is not None and self._settings.num_workers is not None
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -260,6 +270,11 @@ class Attempts(ConcurrencyShare):
         if call.flow is None:
             call.flow = self
 
+    def widen(self, most: int) -> None:
+        """Use so many requests in flight."""
+        self.cap = self._sender.widen(most) if isinstance(self._sender, FanOut) else most
+        self._limiter.share_out()
+
     async def aclose(self) -> None:
         """Free the call's resources, once no answer is in flight."""
         if self.call.flow is self:
@@ -343,7 +358,7 @@ class Attempts(ConcurrencyShare):
         self.sent += 1
         call.sending(request)
         if item.attempts > 1:
-            call.retries += 1
+            call.counts.retries += 1
         if self._plain:
             return self._sender.send(request, permit.endpoint_state, prepared, fresh=item.stale)
         return self._send_bounded(item, permit, prepared)
@@ -355,8 +370,8 @@ class Attempts(ConcurrencyShare):
         if error.code is Code.ITEM_TIMEOUT:
             item.unmetered += 1
         else:  # the item's own mistake, found before anything was sent
-            self.call.requests -= 1
-            self.call.retries -= item.attempts > 1
+            self.call.counts.requests -= 1
+            self.call.counts.retries -= item.attempts > 1
             item.attempts -= 1
 
     def _completed(self, item: _Item, answer: Completion, permit: Permit, now: float) -> Completion:
@@ -399,7 +414,7 @@ class Attempts(ConcurrencyShare):
             return True
         if decision.kind is FailureKind.OURS:
             return False
-        self.call.refused += decision.kind is FailureKind.LOAD
+        self.call.counts.refused += decision.kind is FailureKind.LOAD
         before = item.failed_serial if item.failed_at is endpoint_state else None
         item.failed_serial = endpoint_state.load.sent
         forgiven = endpoint_state.failed(permit, decision, before)
@@ -425,7 +440,7 @@ class Attempts(ConcurrencyShare):
         error, endpoint_state = decision.error, permit.endpoint_state
         settings = self._settings
         if not decision.may_be_billed:
-            self.call.not_billed(item.request)
+            self.call.ledger.not_billed(item.request)
         if self._attribution is None:
             self._attribution = _Attribution(answered=self._answered)
         attribution = self._attribution
@@ -590,13 +605,13 @@ class _Hedge:
             item.unmetered += 1  # one of the two brings no answer
             self._share.sent += 1
             self._share.call.sending(item.request)
-            self._share.call.retries += 1
+            self._share.call.counts.retries += 1
             result = await send(permit.endpoint_state)
             if isinstance(result, Completion):
                 return result, permit
             item.charge(result, uncounted=False)
             if not result.may_be_billed:
-                self._share.call.not_billed(item.request)
+                self._share.call.ledger.not_billed(item.request)
             permit.endpoint_state.failed(permit, result, None)
             return None
         except PromptmillError:  # an error of the item, which the first request raises as well

@@ -146,7 +146,7 @@ class LocalSender:
         response = await self._post(endpoint, body, fresh=fresh, on_data=on_data)
         if isinstance(response, RetryDecision):
             return response
-        keep_raw = self._call.keep_raw
+        keep_raw = self._call.facts.keep_raw
         if response.is_soon_read:
             found = _answer_in(response, endpoint, keep_raw=keep_raw, inline=inline)
         else:

@@ -149,7 +149,8 @@ class Pool:
     def __init__(self, settings: OpenAISettings, connections: int, throttle: LoopThrottle | None = None) -> None:
         """Open nothing yet; must be created on the event loop. `connections` is the limit of open connections."""
         self._connect_s, self._silence_s = settings.timeout
-        limit = settings.max_connections or connections
+        self._max_connections = settings.max_connections
+        limit = self._max_connections or connections
         self._throttle = throttle or LoopThrottle(time.monotonic)
         self._client = RawHttpClient(limit, self._connect_s, self._silence_s, trust_of_environment, self._throttle)
         self._limit = limit
@@ -157,6 +158,11 @@ class Pool:
         self._trust_env = settings.trust_env
         self._reading = asyncio.Lock()
         self._routes: dict[tuple[str, tuple[str, ...]], Route] = {}
+
+    def widen(self, connections: int) -> None:
+        """Allow so many connections, which is more than before, unless `max_connections` is set."""
+        if self._max_connections is None:
+            self._client.widen(connections)
 
     def send(
         self,
@@ -268,6 +274,12 @@ class RawHttpClient:
         self._arrived: deque[tuple[Answer, HttpResponse | Exception]] = deque()
         self._period_s = min(1.0, silence_s / 4)
         self._closed = False
+
+    def widen(self, limit: int) -> None:
+        """Open so many connections, which is more than before."""
+        more, self._limit = limit - self._limit, limit
+        for _ in range(min(more, len(self._waiting))):
+            self._wake()
 
     async def post(self, target: Target, pieces: Sequence[bytes], length: int, *, fresh: bool = False) -> HttpResponse:
         """Post a body of these pieces, on a new connection if `fresh`.

@@ -25,7 +25,8 @@ from promptmill.backends.openai.request import ImageEncoder
 from promptmill.backends.openai.sender import NOTHING, LocalSender
 from promptmill.backends.openai.transport import Pool, room_for_connections
 from promptmill.backends.openai.workers import Ref, packed_result
-from promptmill.backends.protocol import Call
+from promptmill.backends.protocol import Call, Facts
+from promptmill.backends.questions import RowRequests, StoredRows
 from promptmill.backends.rows import RowReader
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code, PromptmillError
@@ -45,14 +46,14 @@ class Worker:
         """`job` is `workers.FanOut`'s first frame."""
         settings = OpenAISettings.model_validate(job["settings"])
         self._outgoing = outgoing
-        self._input: tuple[FileIO, RowReader] | None = None
+        self._input: tuple[StoredRows, RowRequests] | None = None
         if job["input"] is not None:
-            path, reader = job["input"]
-            self._input = FileIO(path), RowReader.unpacked(reader)
+            path, requests = job["input"]
+            self._input = StoredRows(path), RowRequests.unpacked(requests)
         self._spool = FileIO(job["spool"])
         self._held: str = job["held"]
         self._readers: dict[tuple[int, int], RowReader] = {}
-        self._call = Call(keep_raw=job["keep_raw"])
+        self._call = Call(Facts(keep_raw=job["keep_raw"]))
         self._reported: set[str] = set()
         endpoints = [_endpoint(fields) for fields in job["endpoints"]]
         self._endpoint_states = endpoint_states(endpoints, settings.model_name or "", settings, time.monotonic)
@@ -93,9 +94,11 @@ class Worker:
 
     def _request(self, key: int, ref: Ref) -> Request:
         if not ref.settings_length:
-            assert self._input is not None, "it has no input file"
-            file, reader = self._input
-            return reader.request(key, _read(file, ref.offset, ref.length))
+            assert self._input is not None, "the call has no database"
+            stored, requests = self._input
+            request = requests.request(ref.offset, *stored[ref.offset])
+            request.key = key
+            return request
         place = ref.settings_offset, ref.settings_length
         if place not in self._readers:
             settings = orjson.loads(_read(self._spool, *place))

@@ -67,13 +67,14 @@ _KEPT_SETTINGS = 1024
 
 
 class Ref(NamedTuple):
-    """The place of a payload, in bytes: in the call's input file, or in the spool together with its settings."""
+    """The place of a payload: a row of the call's database, or bytes in the spool, together with its settings."""
 
     offset: int
+    """In the spool; the number of a row."""
     length: int
     settings_offset: int = 0
     settings_length: int = 0
-    """0: it is a row of the input file."""
+    """0: it is a row."""
 
 
 class FanOut:
@@ -109,8 +110,8 @@ class FanOut:
         job = {
             "settings": settings.model_dump(mode="json", exclude={"api_key", "api_key_env", "headers"}),
             "endpoints": [_packed_endpoint(endpoint) for endpoint in endpoints],
-            "input": None if call.file is None else (str(call.file.path), call.file.reader),
-            "keep_raw": call.keep_raw,
+            "input": None if call.facts.file is None else (str(call.facts.file.path), call.facts.file.requests),
+            "keep_raw": call.facts.keep_raw,
             "unsupported": plan.settings.unsupported,
             "files": plan.file_rule.without_secrets.packed(),  # it reads images alone
             "max_image_pixels": plan.settings.max_image_pixels,
@@ -125,6 +126,13 @@ class FanOut:
         except TypeError:
             self._spool.close()
             raise unwritable_parameters() from None
+
+    def widen(self, concurrency: int) -> int:
+        """Let the workers have so many requests in flight together; return how many they may have."""
+        self._per_worker = max(self._per_worker, -(-concurrency // self._count))
+        self.capacity = self._count * self._per_worker
+        self._room.set()
+        return self.capacity
 
     async def aclose(self) -> None:
         """End the workers."""
@@ -143,8 +151,8 @@ class FanOut:
         await self._least_busy()
 
     def prepare(self, request: Request) -> Awaitable[Ref]:
-        """Return the request's place in a file; a request without one is written to the spool."""
-        return self._spool.write(request) if request.row is None else _known(Ref(*request.row))
+        """Return the request's place; a request without a row is written to the spool."""
+        return self._spool.write(request) if request.row is None else _known(Ref(request.row, 0))
 
     async def send(
         self, request: Request, endpoint_state: EndpointState, prepared: Ref, *, fresh: bool

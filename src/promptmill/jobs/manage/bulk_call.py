@@ -1,6 +1,9 @@
 """A job of a Python program: `promptmill.bulk`, and the same as a stream of rows, or async.
 
-The answers are kept however the program ends: the same call resumes the job.
+    rows ─▶ a temporary file ─▶ job.db ─▶ answers ─▶ the result
+
+The answers are kept however the program ends: the same call resumes the job. Without an output file, the job is removed
+when the program has its answers.
 """
 
 from __future__ import annotations
@@ -9,41 +12,42 @@ import asyncio
 import contextlib
 import functools
 import html
-import inspect
 import os
 import queue
 import re
+import shutil
 import sys
-import tempfile
 import threading
-from array import array
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, Unpack
 
-import orjson
 from pydantic import ValidationError
 
-from promptmill.answers.schema import AnswerType, with_schema
-from promptmill.backends import rows as rows_
+from promptmill.answers.schema import with_schema
 from promptmill.config import resolved_config
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.request import BESIDE, Sampling
-from promptmill.core.wording import close_matches
+from promptmill.jobs.export.answered import AnsweredRow, answered_rows, outcomes_so_far
+from promptmill.jobs.export.text import AnswerValues, OwnValues
+from promptmill.jobs.inputs import given as given_rows
+from promptmill.jobs.inputs.given import Given
+from promptmill.jobs.manage.bulk_options import DEFAULTS, NAMES, BulkOptions, default_of, takes_options
 from promptmill.jobs.manage.bulk_result import BulkResult, answer_of, lines_of
 from promptmill.jobs.run import admission
 from promptmill.jobs.run.admission import Job
-from promptmill.jobs.run.partial_output import export
-from promptmill.jobs.run.runner import Runner
-from promptmill.jobs.store import status
-from promptmill.jobs.store.answers import JobStore
-from promptmill.jobs.store.folder import Folder, JobFolders
-from promptmill.jobs.store.given_rows import GivenRows
-from promptmill.jobs.store.records import Record, answer_fields
-from promptmill.jobs.store.spec import Again, JobRequest, cluster_of
-from promptmill.jobs.store.status import Progress, Watch
+from promptmill.jobs.run.plan import resent
+from promptmill.jobs.run.runner import Hooks, Runner
+from promptmill.jobs.store import progress, status
+from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.index import JobFolders
+from promptmill.jobs.store.order import AnswerForm, Earlier, JobOrder, Limits, Question, cluster_of
+from promptmill.jobs.store.progress import Progress, Watch
+from promptmill.jobs.store.records import Record
+from promptmill.jobs.store.spec import JobSpec, digest
 from promptmill.service.service import Service
 from promptmill.system import runtime
 
@@ -56,108 +60,14 @@ _ARGUMENTS = {
     "model_name_or_path": "model",
     "default_model": "model",
     "response_format": "answer_schema",
+    "rows": "limit",  # of `Limits`
 }
 """Fields and keys whose arguments have other names."""
 _KEY_AT_START = re.compile(r"^(?:[^:]*: )?(?:\w+\.)*(\w+)(?=: )")
 
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def _takes(arguments: Callable[P, _Call]) -> Callable[[Callable[[Callable[[], _Call]], R]], Callable[P, R]]:
-    """Give a function that gets a call the arguments of the function `arguments`, which makes the call."""
-    signature = inspect.signature(arguments)
-
-    def taking(function: Callable[[Callable[[], _Call]], R]) -> Callable[P, R]:
-        returned = inspect.signature(function).return_annotation
-
-        @functools.wraps(function)
-        def called(*args: P.args, **options: P.kwargs) -> R:
-            for name in options.keys() - signature.parameters.keys():
-                near = close_matches(name, signature.parameters, 1)
-                meant = f"; did you mean {near[0]}?" if near else ""
-                raise TypeError(f"{function.__name__}() has no argument {name!r}{meant}")
-            try:
-                return function(functools.partial(arguments, *args, **options))
-            except PromptmillError as error:
-                raise error.with_traceback(None) from None  # its text says all; ours would fill a notebook's screen
-
-        called.__signature__ = signature.replace(return_annotation=returned)  # type: ignore[attr-defined]
-        return called
-
-    return taking
-
-
-def _call_of(
-    rows: Any,
-    output: str | Path | None = None,
-    *,
-    prompt: str | None = None,
-    prompt_column: str | None = None,
-    image_column: str | None = None,
-    encoding: str | None = None,
-    answer_column: str = "answer",
-    fields: bool = True,
-    row_settings: bool = False,
-    skip_empty: bool = False,
-    system_prompt: str = "",
-    choices: Sequence[str] | None = None,
-    answer_schema: AnswerType | None = None,
-    model: str | None = None,
-    base_url: str | Sequence[str] | None = None,
-    provider: str | None = None,
-    api_key: str | Sequence[str] | None = None,
-    api_key_env: str | None = None,
-    concurrency: int | None = None,
-    tier: Literal["default", "flex", "priority"] | None = None,
-    backend: str | None = None,
-    config: str | Path | None = None,
-    settings: Mapping[str, Any] | None = None,
-    limit: int | None = None,
-    shard: str | None = None,
-    max_cost: float | None = None,
-    max_failures: int | str | None = None,
-    dedupe: bool = False,
-    again: Again | None = None,
-    keep: bool = False,
-    from_job: str | Path | None = None,
-    overwrite: bool = False,
-    state: str | Path | None = None,
-    ray: str | None = None,
-    replicas: int = 1,
-    num_gpus: float = 0,
-    num_cpus: float = 1,
-    progress: bool | Callable[[Mapping[str, Any]], object] | None = None,
-    temperature: float | None = None,
-    top_p: float | None = None,
-    max_tokens: int | None = None,
-    stop: str | Sequence[str] | None = None,
-    n: int | None = None,
-    seed: int | None = None,
-    presence_penalty: float | None = None,
-    frequency_penalty: float | None = None,
-    response_format: Mapping[str, Any] | None = None,
-    reasoning_effort: str | None = None,
-    top_k: int | None = None,
-    min_p: float | None = None,
-    repetition_penalty: float | None = None,
-    enable_thinking: bool | None = None,
-    reasoning: Literal["separate", "inline"] | None = None,
-    tools: Sequence[Mapping[str, Any]] | None = None,
-    tool_choice: str | Mapping[str, Any] | None = None,
-    parallel_tool_calls: bool | None = None,
-    logprobs: bool | None = None,
-    top_logprobs: int | None = None,
-) -> _Call:
-    """Return the call with these arguments, its rows written down. Raises `PromptmillError`."""
-    given = {name: value for name, value in locals().items() if value is not None}
-    with _errors(given):
-        return _Call.of(given)
-
-
-@_takes(_call_of)
-def bulk(make: Callable[[], _Call]) -> BulkResult:
+@takes_options
+def bulk(rows: Any, output: str | Path | None = None, **options: Unpack[BulkOptions]) -> BulkResult:
     """Answer all rows and return them with their answers, in their order.
 
     `rows`: a column or a table of pandas, polars, pyarrow or `datasets`; a list or any iterable of texts, dicts as in a
@@ -179,13 +89,13 @@ def bulk(make: Callable[[], _Call]) -> BulkResult:
     Raises `PromptmillError` when the job stops. The answers until then, or until Ctrl-C, are kept: the same call
     resumes the job.
     """
-    return runtime.run_anywhere(_answered(make()))
+    return runtime.run_anywhere(_answered(_Call.of(rows, output, options)))
 
 
-@_takes(_call_of)
-async def bulk_async(make: Callable[[], _Call]) -> BulkResult:
+@takes_options
+async def bulk_async(rows: Any, output: str | Path | None = None, **options: Unpack[BulkOptions]) -> BulkResult:
     """Do what `bulk` does, inside a running event loop."""
-    return await _answered(await asyncio.to_thread(make))
+    return await _answered(await asyncio.to_thread(_Call.of, rows, output, options))
 
 
 async def _answered(call: _Call) -> BulkResult:
@@ -193,49 +103,53 @@ async def _answered(call: _Call) -> BulkResult:
         async with contextlib.aclosing(call.run()) as run:
             async for _ in run:
                 pass
-    return await asyncio.to_thread(call.result)
+        return await asyncio.to_thread(call.result)
 
 
-@_takes(_call_of)
-async def stream_async(make: Callable[[], _Call]) -> AsyncGenerator[dict[str, Any], None]:
+@takes_options
+async def stream_async(
+    rows: Any, output: str | Path | None = None, **options: Unpack[BulkOptions]
+) -> AsyncGenerator[dict[str, Any], None]:
     """Yield rows with their answers as they come; `row` is the row's index, from 0. Takes the arguments of `bulk`."""
-    async for row in _rows_of(await asyncio.to_thread(make)):
+    async for row in _rows_of(await asyncio.to_thread(_Call.of, rows, output, options)):
         yield row
 
 
 async def _rows_of(call: _Call) -> AsyncGenerator[dict[str, Any], None]:
     with _errors(call.given):
         async with contextlib.aclosing(call.run()) as run:
-            async for record in run:
-                yield call.row(record)
-    call.forget()
+            async for row in run:
+                yield row
+        await asyncio.to_thread(call.forget)
 
 
-@_takes(_call_of)
-def stream(make: Callable[[], _Call]) -> Generator[dict[str, Any], None, None]:
+@takes_options
+def stream(
+    rows: Any, output: str | Path | None = None, **options: Unpack[BulkOptions]
+) -> Generator[dict[str, Any], None, None]:
     """Do what `stream_async` does, for programs without an event loop. Closing the generator ends the job."""
-    found: queue.Queue[tuple[dict[str, Any] | None, BaseException | None]] = queue.Queue()
+    come: queue.Queue[tuple[dict[str, Any] | None, BaseException | None]] = queue.Queue()
     stop: list[Callable[[], object]] = []
 
     async def work() -> None:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None
         stop.append(lambda: loop.call_soon_threadsafe(task.cancel))
-        async for row in _rows_of(await asyncio.to_thread(make)):
-            found.put((row, None))
+        async for row in _rows_of(await asyncio.to_thread(_Call.of, rows, output, options)):
+            come.put((row, None))
 
     def run() -> None:
         try:
             runtime.run_anywhere(work())
-            found.put((None, None))
+            come.put((None, None))
         except BaseException as error:  # noqa: BLE001 (raised where the rows are taken)
-            found.put((None, error))
+            come.put((None, error))
 
     thread = threading.Thread(target=run, name="promptmill", daemon=True)
     thread.start()
     try:
         while True:
-            row, error = found.get()
+            row, error = come.get()
             if error is not None:
                 raise error
             if row is None:
@@ -265,14 +179,9 @@ def _errors(given: Collection[str]) -> Iterator[None]:
         text = " ".join([error.worded(_argument_of), *getattr(error, "__notes__", ())])
         if error.code is Code.INVALID_CONFIG:
             text = _KEY_AT_START.sub(argument, text)
-        found = PromptmillError(error.code, " ".join(text.split()), "")
-        found.said = error.said
-        raise found from None
-
-
-@functools.cache
-def _signature() -> inspect.Signature:
-    return inspect.signature(_call_of)
+        shown = PromptmillError(error.code, " ".join(text.split()), "")
+        shown.said = error.said
+        raise shown from None
 
 
 def _argument_of(named: Named) -> str:
@@ -281,194 +190,203 @@ def _argument_of(named: Named) -> str:
         return f"`promptmill jobs {named.value}`"
     key = named.field.rpartition(".")[2]
     name = _ARGUMENTS.get(key, key)
-    argument = _signature().parameters.get(name)
-    if argument is None:
+    if name not in NAMES:
         return f"`settings={{{named.field!r}: {named.value!r}}}`" if named.value != "" else f"`{named.field}`"
-    value = True if named.value == "" and argument.default is False else named.value
+    value = True if named.value == "" and default_of(name) is False else named.value
     return f"`{name}`" if value == "" else f"`{name}={value!r}`"
 
 
 @dataclass
 class _Call:
-    """One call: its rows in a file, its job and the result."""
+    """One call: its job, and the result."""
 
+    rows: Any
     given: Mapping[str, Any]
-    """The arguments, by name."""
+    """The options that were given, with the defaults of others."""
     configuration: Configuration
-    order: JobRequest
+    order: JobOrder
     folders: JobFolders
-    written: GivenRows | None
-    offsets: _Offsets
+    source: Given | None
+    """The rows in a temporary file, if they are in no file of the user's."""
+    written: contextlib.ExitStack
+    """Removes the temporary file."""
     is_loose: bool
+    """Whether the answers are wanted in no file."""
     watch: Watch | None
-    answer_schema: AnswerType | None = None
-    status: Mapping[str, Any] = field(default_factory=dict)
-    columns: Mapping[str, str] = field(default_factory=dict)
-    left_out: list[int] = field(default_factory=list)
     folder: Folder | None = None
     """The job's, once it is admitted."""
+    status: Mapping[str, Any] = field(default_factory=dict)
+    left_out: list[int] = field(default_factory=list)
+    """The rows without a prompt, with `skip_empty`."""
 
     @classmethod
-    def of(cls, given: Mapping[str, Any]) -> _Call:
-        """Return the call with the arguments `given`, its rows written down. Raises `PromptmillError`."""
-        rows, output, answer_schema = given["rows"], given.get("output"), given.get("answer_schema")
-        configuration = _configuration(given)
-        folders = JobFolders.from_environ({"PROMPTMILL_STATE": str(given["state"])} if "state" in given else os.environ)
-        asked = _order(given, folders)
-        source, more, written, offsets = Path(), [], None, _Offsets()
-        paths = _paths(rows)
-        if "shard" in given and (output is None or not paths):  # the parts are joined by their names
-            raise input_error(Named("shard"), " goes with rows in files, and with ", Named("output"), ".")
-        if isinstance(rows, str) and " " in rows and "*" not in rows and not Path(rows).exists():
-            raise input_error("rows is one text, and no file has this name; send a list to have it answered: [text].")
-        if paths:
-            source, *more = paths
-        else:
-            lines = lines_of(rows, "text" if "prompt_template" in asked else "prompt")
-            written = GivenRows.write(folders, map(offsets.passed, lines), ".jsonl")
-            source = written.input
-        target = None if output is None else Path(output).expanduser()
-        try:
-            order = JobRequest(input=source, more=tuple(more), output=target or Path("-"), **asked)
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise input_error(Named(str(first["loc"][0])), f" {first['msg'].removeprefix('Input ')}.") from None
-        if target is None:
-            beside = written or GivenRows.write(folders, [orjson.dumps(list(map(str, (source, *more))))], ".input")
-            written = beside
-            order = order.model_copy(update={"output": beside.output(configuration.plan, order, ".jsonl")})
-        watch = _watch(progress=given.get("progress"))
-        return cls(given, configuration, order, folders, written, offsets, target is None, watch, answer_schema)
+    def of(cls, rows: Any, output: str | Path | None, options: BulkOptions) -> _Call:
+        """Return a call, its rows written down. Raises `PromptmillError`."""
+        given = {**DEFAULTS, **{name: value for name, value in options.items() if value is not None}}
+        with _errors([*given, "rows"]), contextlib.ExitStack() as written:
+            configuration = _configuration(given)
+            state = {"PROMPTMILL_STATE": str(given["state"])} if "state" in given else os.environ
+            folders = JobFolders.from_environ(state)
+            paths, source = _paths(rows), None
+            if "shard" in given and (output is None or not paths):  # the parts are joined by their names
+                raise input_error(Named("shard"), " goes with rows in files, and with ", Named("output"), ".")
+            if isinstance(rows, str) and " " in rows and "*" not in rows and not Path(rows).exists():
+                raise input_error(
+                    "rows is one text, and no file has this name; send a list to have it answered: [text]."
+                )
+            if not paths:
+                lines = lines_of(rows, "text" if "prompt" in given else "prompt")
+                source = written.enter_context(given_rows.written(folders, lines, ".jsonl"))
+            target = Path("-") if output is None else Path(output).expanduser().absolute()
+            order = _order(given, paths or [Path("rows")], target, folders)
+            if output is None:
+                key = source or Given((), digest([str(path) for path in paths]))
+                job_id = given_rows.loose_id(key, configuration.plan, order)
+                order = order.model_copy(update={"output": folders.loose(job_id).answers})
+            watch = _watch(show=given.get("progress"))
+            return cls(rows, given, configuration, order, folders, source, written.pop_all(), output is None, watch)
 
-    async def run(self) -> AsyncGenerator[Record, None]:
-        """Run the job to its end and yield the records of its rows as they come. Raises `PromptmillError`."""
-        job = await asyncio.to_thread(admission.admit, self.order, self.configuration.plan, self.folders)
+    async def run(self) -> AsyncGenerator[dict[str, Any], None]:
+        """Run the job to its end and yield its rows as they are answered. Raises `PromptmillError`."""
+        with self.written:  # until the rows are read, at the beginning of the run
+            async with contextlib.aclosing(self._answered()) as answered:
+                async for row in answered:
+                    yield row
+
+    async def _answered(self) -> AsyncGenerator[dict[str, Any], None]:
+        admit = functools.partial(admission.admit, self.order, self.configuration.plan, self.folders, given=self.source)
+        job = await asyncio.to_thread(admit)
         self.folder = job.folder
         create = None if job.order.ray is None else job.order.ray.create
         service = Service(self.configuration, plan=job.plan, create=create)
         try:
             if job.finished:
-                async for record in _records(job.folder.store):
-                    if self._is_kept(job, record):
-                        yield record
-                self.columns = job.spec.columns or {}
+                async for page in _pages(job.folder.store):
+                    for row in await asyncio.to_thread(self._shown, job, page):
+                        yield row
                 self.status = status.read(job.folder)
                 return
-            async for record in self._run(job, service):
-                if self._is_kept(job, record):
-                    yield record
+            async with contextlib.aclosing(self._run(job, service)) as run:
+                async for row in run:
+                    yield row
         finally:
             job.close()
             await service.aclose()
 
-    async def _run(self, job: Job, service: Service) -> AsyncGenerator[Record, None]:
-        settled: asyncio.Queue[Sequence[int]] = asyncio.Queue()
+    async def _run(self, job: Job, service: Service) -> AsyncGenerator[dict[str, Any], None]:
+        recorded: asyncio.Queue[Sequence[int]] = asyncio.Queue()
         bound, passed = asyncio.Event(), asyncio.Event()
 
         async def before_answers() -> None:
             bound.set()
             await passed.wait()
 
-        runner = Runner(job, service, watch=self.watch, before_answers=before_answers, recorded=settled.put_nowait)
-        store = job.folder.store
+        hooks = Hooks(watch=self.watch, before_answers=before_answers, recorded=recorded.put_nowait)
+        runner, store = Runner(job, service, hooks), job.folder.store
         running = asyncio.ensure_future(runner.run())
-        running.add_done_callback(lambda _: settled.put_nowait(()))
+        running.add_done_callback(lambda _: recorded.put_nowait(()))
         running.add_done_callback(lambda _: bound.set())
         try:
-            await bound.wait()  # from now on each answer there is belongs to its row
-            async for record in _records(store, f"NOT ({job.spec.to_replace})"):
-                yield record
+            await bound.wait()  # from now on each answer belongs to its row
+            stays = f"NOT ({resent(job.order, job.since, job.spec.targets[0].counted)})"
+            async for page in _pages(store, stays):
+                for row in await asyncio.to_thread(self._shown, job, page):
+                    yield row
             passed.set()
-            while rows := await settled.get():
-                for record in store.records_at(rows):
-                    yield record
+            while keys := await recorded.get():
+                for row in self._shown(job, store.records_at(keys)):
+                    yield row
             await running
         finally:
             running.cancel()
             await asyncio.wait({running})
             self.status = status.read(job.folder)
-            self.columns = job.spec.columns or {}
         if runner.error is not None:
             if self.status.get("done"):
                 runner.error.add_note(_KEPT)
             raise runner.error
-        if self.status["state"] != status.FINISHED:
+        if self.status["state"] != progress.FINISHED:
             raise PromptmillError(Code.SHUTDOWN, f"The job ended as {self.status['state']}.", _KEPT)
 
-    def _is_kept(self, job: Job, record: Record) -> bool:
-        """Return whether a row is part of the result; what the columns are called is known once one is answered."""
-        self.columns = job.spec.columns or {}
-        if job.spec.leaves_out(record.code):
-            self.left_out.append(record.row)
-            return False
-        return True
-
-    def row(self, record: Record) -> dict[str, Any]:
-        """Return a row with its answer, as far as the row itself was given by the program."""
-        asked: dict[str, Any] = {}
-        if self.written is not None and record.row < len(self.offsets):
-            asked = self.offsets.read(self.written.input, record.row)
-        fields = answer_fields(record, self.columns)
-        name = self.columns.get("answer", "answer")
-        fields[name] = answer_of(fields[name], self.answer_schema)
-        return {self.columns.get("row", "row"): record.row, **asked, **fields}
+    def _shown(self, job: Job, records: Collection[Record] | Iterator[Record]) -> list[dict[str, Any]]:
+        """Return the rows of records, with their indexes; rows that are left out are not among them."""
+        form, shown = _Form(job.spec), []
+        for record in records:
+            if job.spec.leaves_out(record.code):
+                continue
+            (row,) = job.folder.store.row_page(record.key, record.key)
+            values = form.values(AnsweredRow(row, 0, record))
+            values[form.answer] = answer_of(values[form.answer], self.given.get("answer_schema"))
+            shown.append({form.row: record.key, **values})
+        return shown
 
     def result(self) -> BulkResult:
-        """Return the result, and remove the files that were made for the call."""
-        output = self.order.target
-        found: list[dict[str, Any]] = []
-        if self.is_loose or (self.written is not None and output.suffix in {".jsonl", ".ndjson"}):
-            found = _rows_in(output)
-        elif self.written is not None and self.folder is not None:
-            with tempfile.TemporaryDirectory() as place:  # a table or a compressed file: its rows, with their types
-                export(self.folder, copy := Path(place, "rows.jsonl"), failures=True)
-                found = _rows_in(copy)
+        """Return the result, and remove the job if its answers are wanted in no file."""
+        assert self.folder is not None
+        spec, shown = self.folder.known_spec(), []
+        if self.is_loose or self.source is not None:
+            form, expected = _Form(spec), 0
+            with self.folder.reading() as store:
+                for each in answered_rows(store, spec, outcomes_so_far):
+                    self.left_out += range(expected, each.row.n)
+                    expected = each.row.n + 1
+                    shown.append(form.values(each))
+                self.left_out += range(expected, store.row_count())
         self.forget()
-        output_file = None if self.is_loose else output
-        return BulkResult(
-            self.status, found, self.columns, output_file, self.given["rows"], self.answer_schema, self.left_out
-        )
+        output = None if self.is_loose else spec.output.path
+        names = spec.output.names or {}
+        schema = self.given.get("answer_schema")
+        return BulkResult(self.status, shown, names, output, self.rows, schema, self.left_out)
 
     def forget(self) -> None:
-        """Remove the rows that were written for the job, which is done."""
-        if self.written is not None:
-            self.written.forget(self.order.output if self.is_loose else None)
+        """Remove the job if its answers are wanted in no file. Blocks."""
+        if self.is_loose and self.folder is not None:
+            shutil.rmtree(self.folder.path, ignore_errors=True)
 
 
-def _rows_in(file: Path) -> list[dict[str, Any]]:
-    with file.open("rb") as lines:
-        return [rows_.load(line, "") for line in lines]
+class _Form:
+    """How a row with its answer becomes a dict, as a line of JSON has it."""
+
+    def __init__(self, spec: JobSpec) -> None:
+        self._own, self._answers = OwnValues(spec), AnswerValues(spec, "jsonl")
+        names = spec.output.names or {}
+        self.row, self.answer = names.get("row", "row"), names.get("answer", "answer")
+
+    def values(self, answered: AnsweredRow) -> dict[str, Any]:
+        """Return the fields of the row and of its answer."""
+        return self._own.of(answered.row) | self._answers.in_json(answered)
 
 
-async def _records(store: JobStore, where: str = "1") -> AsyncGenerator[Record, None]:
-    """Yield the records of earlier runs, which may be millions: they are read in a thread."""
+async def _pages(store: JobDatabase, where: str = "1") -> AsyncGenerator[list[Record], None]:
+    """Yield the records that meet a condition, which may be millions: they are read in a thread."""
     first = 0
     while page := await asyncio.to_thread(store.page, first, where):
-        for record in page:
-            yield record
-        first = page[-1].row + 1
+        yield page
+        first = page[-1].key + 1
 
 
 def _paths(rows: object) -> list[Path]:
     """Return the paths of the files that `rows` names, `[]` for rows themselves."""
     if isinstance(rows, str | Path):
-        return [Path(rows).expanduser()]
-    return rows if isinstance(rows, list) and all(isinstance(row, Path) for row in rows) else []
+        return [Path(rows).expanduser().absolute()]
+    if isinstance(rows, list) and rows and all(isinstance(row, Path) for row in rows):
+        return [row.expanduser().absolute() for row in rows]
+    return []
 
 
-def _watch(*, progress: bool | Callable[[Mapping[str, Any]], object] | None) -> Watch | None:
+def _watch(*, show: bool | Callable[[Mapping[str, Any]], object] | None) -> Watch | None:
     """Return the function that shows the progress, None if nothing is shown."""
-    if callable(progress):
+    if callable(show):
 
-        def show(found: Progress) -> None:
-            progress(found.as_dict())
+        def tell(now: Progress) -> None:
+            show(now.as_dict())
 
-        return show
-    if progress is False:
+        return tell
+    if show is False:
         return None
     if (shell := _notebook()) is not None:
         return _bar(shell)
-    return status.progress_lines("bulk", sys.stderr) if progress or sys.stderr.isatty() else None
+    return status.progress_lines("bulk", sys.stderr) if show or sys.stderr.isatty() else None
 
 
 def _notebook() -> Any:
@@ -484,32 +402,59 @@ def _bar(ipython: Any) -> Watch:
     handle.display({"text/plain": ""}, raw=True)
     shown: list[str] = []
 
-    def show(found: Progress) -> None:
-        about = found.as_dict()
-        text = f"{about['state']}, {status.line(about)}"
+    def show(now: Progress) -> None:
+        counts = now.as_dict()
+        text = f"{counts['state']}, {status.line(counts)}"
         if shown != [text]:
             shown[:] = [text]
-            size = "" if about.get("total") is None else f' max="{about["total"] or 1}" value="{about.get("done", 0)}"'
+            total = counts.get("total")
+            size = "" if total is None else f' max="{total or 1}" value="{counts.get("done", 0)}"'
             bar = f"<progress{size}></progress> {html.escape(text)}"
             handle.update({"text/plain": text, "text/html": bar}, raw=True)
 
     return show
 
 
-def _order(given: Mapping[str, Any], folders: JobFolders) -> dict[str, Any]:
-    """Return the fields of the order that arguments name. Raises `PromptmillError`."""
-    found = {name: given[name] for name in JobRequest.model_fields.keys() & given.keys() - {"output", "ray"}}
-    if "prompt" in given:
-        found["prompt_template"] = given["prompt"]
-    if "max_failures" in given:
-        found["max_failures"] = str(given["max_failures"])
-    if "from_job" in given:
-        found["from_job"] = folders.at(str(given["from_job"])).database
-    return found | {"ray": cluster_of(given.get("ray"), given["replicas"], given["num_gpus"], given["num_cpus"])}
+def _order(given: Mapping[str, Any], inputs: Sequence[Path], output: Path, folders: JobFolders) -> JobOrder:
+    """Return the order that the options make. Raises `PromptmillError`."""
+    ray = cluster_of(given.get("ray"), given["replicas"], given["num_gpus"], given["num_cpus"])
+    most_failures = given.get("max_failures")
+    try:
+        return JobOrder(
+            inputs=tuple(inputs),
+            output=output,
+            encoding=given.get("encoding"),
+            question=Question(
+                templates=(given["prompt"],) if "prompt" in given else (),
+                column=given.get("prompt_column"),
+                image_column=given.get("image_column"),
+                row_settings=given["row_settings"],
+                skip_empty=given["skip_empty"],
+            ),
+            system_prompt=given["system_prompt"],
+            form=AnswerForm(column=given["answer_column"], fields=given["fields"]),
+            limits=Limits(
+                rows=given.get("limit"),
+                max_failures=None if most_failures is None else str(most_failures),
+                max_cost=given.get("max_cost"),
+            ),
+            earlier=Earlier(
+                again=given.get("again"),
+                keep=given["keep"],
+                from_job=folders.at(str(given["from_job"])).database if "from_job" in given else None,
+                overwrite=given["overwrite"],
+            ),
+            dedupe=given["dedupe"],
+            shard=given.get("shard"),
+            ray=ray,
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise input_error(Named(str(first["loc"][0])), f" {first['msg'].removeprefix('Input ')}.") from None
 
 
 def _configuration(given: Mapping[str, Any]) -> Configuration:
-    """Return the configuration that arguments name. Raises `PromptmillError`."""
+    """Return the configuration that the options name. Raises `PromptmillError`."""
     endpoint = {name: given[name] for name in _OF_THE_ENDPOINT if name in given}
     config, backend, settings = given.get("config"), given.get("backend"), given.get("settings", {})
     sampling = {name: given[name] for name in Sampling.model_fields.keys() | BESIDE if name in given}
@@ -522,25 +467,3 @@ def _configuration(given: Mapping[str, Any]) -> Configuration:
         return chosen | {tuple(path.split(".")): value for path, value in settings.items()}
 
     return Configuration.load(None if config is None else Path(config), backend=backend, values=values)
-
-
-class _Offsets:
-    """The offsets of the lines of a file, collected while it is written."""
-
-    def __init__(self) -> None:
-        self._at = array("Q", [0])
-
-    def __len__(self) -> int:
-        return len(self._at) - 1
-
-    def passed(self, line: bytes) -> bytes:
-        """Count `line` and return it."""
-        self._at.append(self._at[-1] + len(line))
-        return line
-
-    def read(self, file: Path, row: int) -> dict[str, Any]:
-        """Return the object in line `row` of `file`."""
-        with file.open("rb") as opened:
-            opened.seek(self._at[row])
-            found: dict[str, Any] = orjson.loads(opened.read(self._at[row + 1] - self._at[row]))
-            return found

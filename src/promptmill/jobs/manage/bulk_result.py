@@ -22,9 +22,9 @@ from promptmill.backends import rows as rows_
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.money import dollars
 from promptmill.core.wording import counted, cut, shape
-from promptmill.jobs.files.tables import distinct
-from promptmill.jobs.store import given_rows
-from promptmill.jobs.store.records import OURS
+from promptmill.jobs.columns import OURS
+from promptmill.jobs.inputs import given
+from promptmill.jobs.inputs.questions import distinct
 
 _AT_ONCE = 1024
 _ANSWERS = ("answer", "error", "finish_reason")
@@ -78,7 +78,7 @@ class BulkResult:
         found: dict[str, _Column] = {}
         as_text = any(row[answers] and isinstance(row[answers], str) for row in self.rows)  # `fields` is False
         if self.answer_schema is not None and not as_text:
-            from promptmill.jobs.run.schema_columns import SchemaColumns  # other results do not need it
+            from promptmill.jobs.export.schema_columns import SchemaColumns  # other results do not need it
 
             of_schema = SchemaColumns(json_schema_of(self.answer_schema), apart=True)
             objects = [row[answers] if isinstance(row[answers], Mapping) else {} for row in self.rows]
@@ -141,7 +141,7 @@ def lines_of(rows: Any, name: str = "prompt") -> Iterator[bytes]:
 
     `name` is the field of a text. Bytes and Pillow's images become base64. Raises `PromptmillError` (`invalid_input`).
     """
-    return given_rows.lines_of(_rows(rows, name), name, "rows", _as_json)
+    return given.lines_of(_rows(rows, name), name, "rows", _as_json)
 
 
 def _rows(rows: Any, name: str) -> Iterable[Any]:

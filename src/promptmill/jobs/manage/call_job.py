@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import math
-import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,29 +21,31 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from promptmill.backends.protocol import Call, Failure, Outcome
+from promptmill.backends.protocol import Call, Counts, Failure, Outcome
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Conversation
 from promptmill.images import load as images
+from promptmill.jobs import disk
 from promptmill.jobs.caller import Caller
-from promptmill.jobs.files import disk
-from promptmill.jobs.files.row_files import InputFiles, Part
+from promptmill.jobs.ingest import Rules, ingest
+from promptmill.jobs.inputs.row import Lines
 from promptmill.jobs.manage.call_limits import Place
 from promptmill.jobs.manage.running_jobs import RunningJobs
 from promptmill.jobs.run.admission import Job
-from promptmill.jobs.run.runner import Runner
-from promptmill.jobs.store import status
-from promptmill.jobs.store.folder import JobFolders, Lock
+from promptmill.jobs.run.runner import Hooks, Runner
+from promptmill.jobs.store import progress
+from promptmill.jobs.store.index import JobFolders
+from promptmill.jobs.store.lock import Lock
+from promptmill.jobs.store.order import JobOrder, Limits
 from promptmill.jobs.store.records import record_of
-from promptmill.jobs.store.spec import JobRequest, JobSpec, fingerprint
+from promptmill.jobs.store.spec import InputSpec, JobSpec, OutputSpec, Target, fingerprint
 from promptmill.service.driver import settle
 from promptmill.service.list_call import ListSink
 from promptmill.service.service import Service, too_long
 from promptmill.system.call_files import FileRule, RefusedError
 from promptmill.system.safe_open import OutsideError
 
-_BUFFER = 1 << 20
 _FORMAT = "messages"
 # The time before the tool is called, and from the last look to the result on the wire; measured: half of it.
 _LEAST_MARGIN_S = 1.0
@@ -120,11 +120,12 @@ class DeadlineCall:
             if isinstance(item, PromptmillError):
                 await settle(index, Failure(item), sink, self._stats)
         if self._place.is_ready:
-            runner = Runner(job, self._service, stats=self._stats, before_output=self._before_output)
+            hooks = Hooks(before_output=self._before_output)
+            runner = Runner(job, self._service, hooks, stats=self._stats)
             self._run = asyncio.ensure_future(runner.run())
             left = await self._until_limit(job, runner, self._run)
-            for record in await asyncio.to_thread(job.folder.store.all_records):
-                await sink.put(record.row, record.outcome())  # the job's run counted it
+            for record in await asyncio.to_thread(job.folder.store.sound_records):
+                await sink.put(record.key, record.outcome())  # the job's run counted it
         else:
             left = await self._put_off(job)
         if left.code is not Code.DEFERRED:
@@ -142,7 +143,7 @@ class DeadlineCall:
             self._running_jobs.run_later(job_id, self._plan, place)
         else:
             self._running_jobs.adopt(job, run, place)
-        return job_id, replace(self._stats, codes=dict(self._stats.codes), warnings=dict(self._stats.warnings))
+        return job_id, replace(self._stats, counts=self._stats.counts + Counts(), warnings=dict(self._stats.warnings))
 
     async def abandon(self) -> None:
         """End the work and forget its job, unless it goes on. If all is answered, the job is gone then."""
@@ -197,7 +198,7 @@ class DeadlineCall:
 
     def _written(self) -> Job:
         """Return the job with all items, of which those without a request have failed already. Blocks."""
-        budget = self._stats.budget
+        budget = self._stats.ledger.budget
         job = write(
             list(enumerate(self._items)),
             self._system_prompt,
@@ -209,7 +210,9 @@ class DeadlineCall:
         )
         wrong = [(row, item) for row, item in enumerate(self._items) if isinstance(item, PromptmillError)]
         try:
-            job.folder.store.write([record_of(row, Failure(error), made=job.spec.made) for row, error in wrong])
+            job.folder.store.write(
+                [record_of(row, Failure(error), made=job.spec.targets[0].made(1)) for row, error in wrong]
+            )
         except OSError as error:
             discard(job)
             raise PromptmillError(Code.STORAGE, f"The job cannot be written: {disk.why(error)}.", "") from None
@@ -235,7 +238,7 @@ class DeadlineCall:
         """Close the job, which has got no place in time. Return the error of its items."""
 
         def close() -> None:
-            job.folder.put(status={"state": status.INTERRUPTED})  # no run of it has died
+            job.folder.put(status={"state": progress.INTERRUPTED})  # no run of it has died
             _make_durable(job)
             job.close()
 
@@ -272,53 +275,44 @@ def write(
     (`storage`); nothing is left behind then.
     """
     job_id = f"call-{secrets.token_hex(8)}"  # it cannot be guessed: clients with the same token may know of each other
-    folder = folders.of_call(job_id)
+    folder = folders.loose(job_id)
     with contextlib.ExitStack() as undo:
         try:
             disk.make_private_folder(folders.root)
             folder.make()
             undo.callback(shutil.rmtree, folder.path, ignore_errors=True)
             lock = Lock.take(folder.lock)
-            assert lock is not None, "nobody else knows this folder"
+            assert lock is not None, "no other process knows this folder"
             undo.callback(lock.release)
-            digest = _write_lines(folder.prompts, items, system_prompt, plan)
-            file = InputFiles([Part(folder.prompts.resolve())])
-            undo.callback(file.close)
-            size, mtime_ns = file.stamp()
-            source, target = folder.prompts.resolve(), folder.answers.resolve()
+            store = folder.open()
+            undo.callback(folder.close)
+            order = JobOrder(inputs=(Path("call"),), output=folder.answers, limits=Limits(max_cost=max_cost))
+            order = order.model_copy(update={"owner": caller.owner})
+            target = Target(settings=store.settings_id(found := fingerprint(plan, "", _FORMAT)), fingerprint=found)
             spec = JobSpec(
                 job_id=job_id,
-                input=source,
-                output=target,
-                input_format=_FORMAT,
-                output_format="jsonl",
-                size=size,
-                mtime_ns=mtime_ns,
-                sha256=digest,
-                lines=len(items),
-                columns={},
-                fingerprint=fingerprint(plan, "", _FORMAT),
+                created=int(time.time()),
+                input=InputSpec(path=Path("call"), format=_FORMAT),
+                output=OutputSpec(path=folder.answers, format=""),
+                targets=(target,),
                 backend=plan.backend,
                 model=plan.model,
-                created=int(time.time()),
                 owner=caller.owner,
                 settled=settled,
             )
-            folder.open()
-            undo.callback(folder.close)
-            order = JobRequest(input=source, output=target, max_cost=max_cost, owner=caller.owner)
-            folder.put(spec=spec, request=order, status={"state": status.STARTING}, task=task)
+            folder.put(spec=spec, order=order, status={"state": progress.STARTING}, task=task)
+            spec, _ = ingest(store, spec, Lines(_lines(items, system_prompt, plan)), Rules())
+            folder.put(spec=spec)
         except OSError as error:
             raise PromptmillError(
                 Code.STORAGE, f"The folder of jobs {folders.root} cannot be written: {disk.why(error)}.", ""
             ) from None
         undo.pop_all()
-    return Job(folder, spec, order, plan, file, lock)
+    return Job(folder, spec, order, plan, lock)
 
 
 def _make_durable(job: Job) -> None:
     """Return when the job would survive a power loss. Blocks. Raises `OSError`."""
-    disk.sync_path(job.folder.prompts)
     job.folder.store.sync()
     disk.sync_folder(job.folder.path)
 
@@ -352,7 +346,7 @@ async def keep(
         items = [(index, item) for index, item, _ in rows]
         job = write(items, system_prompt, plan, running_jobs.folders, caller, settled=True)
         try:
-            job.folder.store.write([record_of(row, outcome) for row, (_, _, outcome) in enumerate(rows)])
+            job.folder.store.write([record_of(index, outcome) for index, _, outcome in rows])
         except OSError as error:
             discard(job)
             raise PromptmillError(Code.STORAGE, f"The answers cannot be kept: {disk.why(error)}.", "") from None
@@ -363,22 +357,17 @@ async def keep(
     return job.spec.job_id
 
 
-def _write_lines(
-    path: Path, items: Sequence[tuple[int, Conversation | PromptmillError]], system_prompt: str, plan: ResolvedConfig
-) -> str:
+def _lines(
+    items: Sequence[tuple[int, Conversation | PromptmillError]], system_prompt: str, plan: ResolvedConfig
+) -> Iterator[tuple[int, bytes]]:
+    """Yield the items of a call as rows, with their places in the call."""
     settings = plan.settings
     shared = {"sampling": settings.sampling_params.given(), "extra": dict(settings.extra_params)}
-    digest = hashlib.sha256()
-    with os.fdopen(disk.created(path), "wb", _BUFFER) as file:
-        for index, item in items:
-            line = _line(index, item, system_prompt, shared, plan.file_rule)
-            digest.update(line)
-            file.write(line)
-    return digest.hexdigest()
+    for index, item in items:
+        yield index, _line(item, system_prompt, shared, plan.file_rule)
 
 
 def _line(
-    index: int,
     item: Conversation | PromptmillError,
     system_prompt: str,
     shared: Mapping[str, Any],
@@ -389,12 +378,12 @@ def _line(
             raise item
         messages = _portable(item.with_system(system_prompt), rule)
     except PromptmillError as error:
-        return orjson.dumps({"index": index, "problem": str(error)}, option=orjson.OPT_APPEND_NEWLINE)
-    value = {"index": index, "messages": messages, **shared}
+        return orjson.dumps({"problem": str(error)})
+    value = {"messages": messages, **shared}
     try:
-        return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS)
+        return orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS)
     except TypeError:  # half a surrogate pair and the like: its request reports the error
-        return json.dumps(value, default=str).encode() + b"\n"
+        return json.dumps(value, default=str).encode()
 
 
 def _portable(conversation: Conversation, rule: FileRule) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO
@@ -29,14 +30,26 @@ from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.config.settings import Settings
 from promptmill.core.errors import Code, PromptmillError, input_error, redact
-from promptmill.jobs.files import disk, row_files
-from promptmill.jobs.run import admission, merge, validation
-from promptmill.jobs.run.admission import Job
-from promptmill.jobs.run.merge import JobFiles, Note
-from promptmill.jobs.run.runner import Runner, until_ended
-from promptmill.jobs.store.answers import DamagedError
-from promptmill.jobs.store.folder import Folder, JobFolders, Lock
-from promptmill.jobs.store.spec import JobRequest, JobSpec
+from promptmill.jobs import disk, ingest
+from promptmill.jobs.export import output
+from promptmill.jobs.export.answered import UnansweredError
+from promptmill.jobs.inputs import files as input_files
+from promptmill.jobs.inputs import row_secrets
+from promptmill.jobs.inputs.files import InputFiles, Part
+from promptmill.jobs.inputs.first_rows import check_columns as check_columns_here
+from promptmill.jobs.inputs.first_rows import format_of_input
+from promptmill.jobs.inputs.given import Given
+from promptmill.jobs.run import admission, validation
+from promptmill.jobs.run.admission import Change, Job
+from promptmill.jobs.run.runner import Hooks, Runner, until_ended
+from promptmill.jobs.run.steps import Context, Steps, write
+from promptmill.jobs.store.binding import Bound
+from promptmill.jobs.store.database import DamagedError
+from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.index import JobFolders
+from promptmill.jobs.store.lock import Lock
+from promptmill.jobs.store.order import Earlier, JobOrder
+from promptmill.jobs.store.spec import JobSpec
 from promptmill.jobs.store.status import progress_lines
 from promptmill.service import telemetry
 from promptmill.service.service import Service
@@ -66,10 +79,18 @@ def start(
     Raises `PromptmillError` (`storage`).
     """
     folder = job.folder
-    order = job.order.model_copy(update={"input": job.spec.input, "output": job.spec.output})
+    order = job.order.model_copy(update={"output": job.spec.output.path})
     inherited = None if sys.platform == "win32" else job.lock.descriptor
     folder.close()  # one process writes
-    told = _packed(job.plan, order, folders, lock=inherited, is_shared=is_shared, disk_share=job.disk_share)
+    told = _packed(
+        job.plan,
+        order,
+        folders,
+        lock=inherited,
+        is_shared=is_shared,
+        disk_share=job.disk_share,
+        most_cost=job.most_cost,
+    )
     environment = _environment(told) | telemetry.inherited()
     try:
         if folder.log.exists() and folder.log.stat().st_size > _LONGEST_LOG:
@@ -92,43 +113,73 @@ def start(
     threading.Thread(target=wait, name=f"job {job.spec.job_id}", daemon=True).start()
 
 
-async def validated(plan: ResolvedConfig, order: JobRequest, folders: JobFolders) -> dict[str, Any]:
+async def validated(plan: ResolvedConfig, order: JobOrder, folders: JobFolders, given: Given | None) -> dict[str, Any]:
     """Return the findings of `validation.check`, which another process makes. Raises as `_done_apart`."""
-    told = _packed(plan, order, folders) | {"step": "check"}
-    found: dict[str, Any] = await _done_apart(told, order.input.name, _environment(told))
+    told = _packed(plan, order, folders) | {"step": "check", "given": _packed_given(given)}
+    found: dict[str, Any] = await _done_apart(told, order.inputs[0].name, _environment(told))
     return found
 
 
-async def check_columns(order: JobRequest, rule: FileRule) -> None:
-    """Do in another process what `admission.check_columns` does. Raises as `_done_apart`."""
-    told = {
-        "step": "check_columns",
-        "order": order.model_dump(mode="json"),
-        "call_files": rule.without_secrets.packed(),
-    }
-    await _done_apart(told, order.input.name)
+def _packed_given(given: Given | None) -> Any:
+    return None if given is None else [[str(part.path) for part in given.parts], given.key, given.name]
 
 
-async def apart(step: str, files: JobFiles) -> Any:
-    """Have another process do a step: `merge.check_secrets`, `read_rows` or `write_output`; return its result.
+async def check_columns(order: JobOrder, rule: FileRule) -> None:
+    """Do in another process what `first_rows.check_columns` does, and `row_secrets`. Raises as `_done_apart`."""
+    told = {"step": "check_columns", "order": order.model_dump(mode="json"), "rule": rule.without_secrets.packed()}
+    await _done_apart(told, order.inputs[0].name)
 
-    Raises as the step and `_done_apart` do.
-    """
-    told = {
-        "step": step,
-        "spec": files.spec.model_dump(mode="json"),
-        "folder": str(files.folder.path),
-        "stamp": files.input.stamp(),
-        "end": files.input.end,
-        "limit": files.limit,
-        "disk_share": files.disk_share,
-        "call_files": files.rule.packed(),
-    }
-    return await _done_apart(told, files.spec.input.name, note=files.note)
+
+class Apart(Steps):
+    """Has another process do the steps of a job; meanwhile the job's database belongs to that process."""
+
+    def __init__(self, places: asyncio.Semaphore) -> None:
+        """`places` bounds the number of these processes."""
+        self._places = places
+
+    async def ingest(self, job: Job, files: InputFiles, context: Context) -> Bound:
+        """Read the input. Raises as `Change.read` and `_done_apart`."""
+        change = job.change
+        told = {
+            "step": "ingest",
+            "spec": job.spec.model_dump(mode="json"),
+            "parts": [[str(part.path), dict(part.columns)] for part in files.parts],
+            "before": None if change.before is None else change.before.model_dump(mode="json"),
+            "earlier": change.earlier.model_dump(mode="json"),
+            "since": change.since,
+            "disk_share": job.disk_share,
+        }
+        found = await self._done(told, job, context)
+        job.was_read(JobSpec.model_validate(found["spec"]))
+        return Bound(**found["bound"])
+
+    async def check_secrets(self, job: Job, context: Context) -> None:
+        """Look for secrets in the rows. Raises as `row_secrets.check` and `_done_apart`."""
+        told = {"step": "check_secrets", "rule": job.plan.file_rule.packed()}
+        await self._done(told, job, context)
+
+    async def export(self, job: Job, context: Context) -> output.Written:
+        """Write the output. Raises as `output.write_output` and `_done_apart`."""
+        told = {"step": "export", "limit": job.order.limits.rows}
+        found = await self._done(told, job, context)
+        return output.Written(Path(found.pop("partial")), **found)
+
+    async def _done(self, told: Mapping[str, Any], job: Job, context: Context) -> Any:
+        folder = job.folder
+        folder.close()
+        try:
+            async with self._places:
+                named = {**told, "folder": str(folder.path)}
+                return await _done_apart(named, job.spec.input.path.name, note=context.note)
+        finally:
+            folder.open()
 
 
 async def _done_apart(
-    told: Mapping[str, Any], name: str, environment: Mapping[str, str] | None = None, note: Note | None = None
+    told: Mapping[str, Any],
+    name: str,
+    environment: Mapping[str, str] | None = None,
+    note: Callable[[int], None] | None = None,
 ) -> Any:
     """Return the result of a step that a process with limited memory and time does; it ends with this call.
 
@@ -145,7 +196,7 @@ async def _done_apart(
             await process.stdin.drain()  # and stays open: its end is the end of the step
         while (said := await frames.receive(process.stdout)) is not None:
             if "note" in said and note is not None:
-                note(*said["note"])
+                note(said["note"])
             elif "error" in said:
                 raise frames.unpacked_error(said["error"])
             elif "raised" in said:
@@ -161,7 +212,7 @@ async def _done_apart(
 
 
 _RAISED: Mapping[str, type[Exception]] = MappingProxyType(
-    {error.__name__: error for error in (merge.UnansweredError, DamagedError)}
+    {error.__name__: error for error in (UnansweredError, DamagedError)}
 )
 
 
@@ -191,7 +242,7 @@ def _do_step(told: Mapping[str, Any], incoming: BinaryIO, outgoing: BinaryIO) ->
     threading.Thread(target=end_with_other, daemon=True).start()
     runtime.limit_memory(_STEP_BYTES)
     try:
-        found = _result(told, lambda name, value: say(note=[name, value]))
+        found = _result(told, lambda count: say(note=count))
     except PromptmillError as error:
         say(error=frames.packed_error(error))
     except OSError as error:
@@ -209,25 +260,40 @@ def _do_step(told: Mapping[str, Any], incoming: BinaryIO, outgoing: BinaryIO) ->
         say(found=found)
 
 
-def _result(told: Mapping[str, Any], note: Note) -> Any:
+def _result(told: Mapping[str, Any], note: Callable[[int], None]) -> Any:
     """Return the result of a step. Raises as the step does."""
     if told["step"] == "check":
         runtime.limit_computing(_VALIDATION_S)
-        service, order, _, _ = _unpacked(told)
-        return validation.check(service.plan, order, service.row_models(service.plan), are_paths_resolved=True)
+        service, order, folders, _ = _unpacked(told)
+        given = None
+        if told["given"] is not None:
+            paths, key, name = told["given"]
+            given = Given([Part(Path(path)) for path in paths], key, name)
+        may_name = service.row_models(service.plan)
+        return validation.check(service.plan, order, folders, may_name, given=given, are_paths_resolved=True)
     if told["step"] == "check_columns":
         runtime.limit_computing(_STUCK_S)
-        return admission.check_columns(JobRequest.model_validate(told["order"]), FileRule.unpacked(told["call_files"]))
-    spec = JobSpec.model_validate(told["spec"])
-    with contextlib.closing(row_files.opened(spec.parts, known=True, encoding=spec.encoding)) as file:
-        if file.stamp() != tuple(told["stamp"]):
-            raise admission.changed_while_running(spec)
-        if told["end"] is not None:
-            file.end = told["end"]
-        steps = (merge.check_secrets, merge.read_rows, merge.write_output)
-        step = {each.__name__: each for each in steps}[told["step"]]
-        rule, folder = FileRule.unpacked(told["call_files"]), Folder(Path(told["folder"]))
-        return step(JobFiles(spec, folder, file, told["limit"], note, _Watched(), told["disk_share"], rule))
+        order = JobOrder.model_validate(told["order"])
+        files = input_files.opened(input_files.find(order.inputs, order.output), encoding=order.encoding)
+        row_secrets.check_columns(files, FileRule.unpacked(told["rule"]))
+        return check_columns_here(order.question, format_of_input(files), files)
+    folder = Folder(Path(told["folder"]))
+    store = folder.open()
+    with contextlib.closing(folder):
+        if told["step"] == "check_secrets":
+            rule = FileRule.unpacked(told["rule"])
+            return row_secrets.check(store, folder.known_spec().input, rule, note, _Watched())
+        if told["step"] == "export":
+            rules = output.Rules(told["limit"], note, _Watched())
+            written = write(store, folder.known_spec(), rules, folder.result)
+            return asdict(written) | {"partial": str(written.partial)}
+        spec, before = JobSpec.model_validate(told["spec"]), told["before"]
+        before = None if before is None else JobSpec.model_validate(before)
+        change = Change(before, Earlier.model_validate(told["earlier"]), told["since"])
+        parts = [Part(Path(path), columns) for path, columns in told["parts"]]
+        files = input_files.opened(parts, known=True, encoding=spec.input.encoding)
+        spec, bound = change.read(store, spec, files, ingest.Rules(note, _Watched(), told["disk_share"]))
+        return {"spec": spec.model_dump(mode="json"), "bound": asdict(bound)}
 
 
 def _environment(told: Mapping[str, Any]) -> dict[str, str]:
@@ -269,7 +335,7 @@ def _popen(log: int, environment: Mapping[str, str], **options: Any) -> subproce
     return subprocess.Popen(command_line, stdin=subprocess.PIPE, **options)  # noqa: S603
 
 
-def _packed(plan: ResolvedConfig, order: JobRequest, folders: JobFolders, **more: Any) -> dict[str, Any]:
+def _packed(plan: ResolvedConfig, order: JobOrder, folders: JobFolders, **more: Any) -> dict[str, Any]:
     """Return everything as plain values, secrets in the clear; `lock`, in `more`, is the inherited descriptor."""
     value = {
         "settings": _plain(plan.settings),
@@ -292,10 +358,10 @@ def _packed(plan: ResolvedConfig, order: JobRequest, folders: JobFolders, **more
     return plain
 
 
-def _unpacked(value: Mapping[str, Any]) -> tuple[Service, JobRequest, JobFolders, Lock | None]:
+def _unpacked(value: Mapping[str, Any]) -> tuple[Service, JobOrder, JobFolders, Lock | None]:
     """Return a service with the plan that was packed, the order, where jobs live, and the job's lock."""
     operator, file = Settings.model_validate(value["operator"]), value["file"]
-    order = JobRequest.model_validate(value["order"])
+    order = JobOrder.model_validate(value["order"])
     settings = Settings.model_validate(value["settings"])
     plan = ResolvedConfig(
         settings,
@@ -345,7 +411,7 @@ async def _end_if_stuck(job: Job) -> None:
 
     A template of a call may compute for hours, and so holds its thread or, in one operation, the whole process.
     """
-    while not job.folder.cancel.exists():
+    while not job.folder.control.cancel:
         runtime.limit_computing(_STUCK_S)
         await asyncio.sleep(_LOOK_S)
 
@@ -354,7 +420,7 @@ async def _run(job: Job, service: Service) -> None:
     watching = asyncio.ensure_future(_end_if_stuck(job))
     try:
         watch = progress_lines(job.spec.job_id, sys.stderr)
-        found, _, _ = await until_ended(Runner(job, service, watch=watch))
+        found, _, _ = await until_ended(Runner(job, service, Hooks(watch=watch)))
         if found["reason"]:
             print(f"{job.spec.job_id}: {found['reason']}", file=sys.stderr)
     finally:
@@ -379,13 +445,14 @@ def main() -> int:
     if service.plan.backend in {*BACKENDS, AUTO}:  # how much another package's backend needs is not known
         runtime.limit_memory(_RUNNER_BYTES)
     try:
-        job = admission.admit(order, service.plan, folders, lock, are_paths_resolved=True)
+        plans = admission.plans_of(order, _configuration(told))
+        job = admission.admit(order, service.plan, folders, lock, plans=plans, are_paths_resolved=True)
     except PromptmillError as error:
         print(f"promptmill: {redact(str(error))}", file=sys.stderr)
         return 2
     try:
         if not job.finished:
-            job.disk_share = told["disk_share"]
+            job.disk_share, job.most_cost = told["disk_share"], told["most_cost"]
             runtime.run(_run(job, service))
     finally:
         job.close()

@@ -1,29 +1,24 @@
-"""Rows of a job as people read them: what each row asks, with its answer or error.
-
-They come from the job's database and its input, so that they are there while it runs.
-"""
+"""Rows of a job as people read them: each question with its answer or error."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
-from promptmill.backends import rows
+from promptmill.backends.questions import RowRequests
 from promptmill.backends.rows import RowReader
 from promptmill.config.backends import OTHER_PATHS
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import AudioPart, ImagePart, Message
-from promptmill.jobs.files import row_files
-from promptmill.jobs.files.disk import Line, Lines, RandomFile
-from promptmill.jobs.store.folder import Folder
-from promptmill.jobs.store.records import Record, answer_fields
+from promptmill.jobs.columns import answer_fields
+from promptmill.jobs.inputs.formats import row_kind
+from promptmill.jobs.inputs.questions import questions_of
+from promptmill.jobs.store.database import JobDatabase, Row
+from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.spec import JobSpec
-
-CHANGED = "The input is not what the job has read; answers to other rows are shown alone."
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,51 +38,30 @@ class JobRow:
 
 
 class JobRows:
-    """Reads the rows of a job, and notes whether its input has changed."""
+    """Reads the rows of a job with their answers."""
 
-    def __init__(self, folder: Folder, spec: JobSpec) -> None:
-        self.note = ""
-        self._folder = folder
-        self._spec = spec
-        self._reader = RowReader(
-            row_files.row_kind(spec.input_format),
+    def __init__(self, store: JobDatabase, spec: JobSpec) -> None:
+        self._store, self._spec = store, spec
+        reader = RowReader(
+            row_kind(spec.input.format),
             paths=OTHER_PATHS,
-            prompt_column=spec.prompt_column if spec.input_format == "jsonl" else None,
-            row_settings=spec.rows_set,
+            prompt_column=spec.question.column if spec.input.format == "jsonl" else None,
+            row_settings=spec.question.rows_set,
         )
+        is_read = spec.output.names is not None
+        questions = questions_of(spec.question, spec.input.format, spec.input.header) if is_read else []
+        self._requests = [RowRequests(reader, one, at) for at, one in enumerate(questions)]
 
     def read(self, records: Iterable[Record]) -> Iterator[JobRow]:
-        """Yield the row of each record; they are in the order of their rows."""
-        with contextlib.ExitStack() as opened:
-            lines = self._opened(opened)
-            block: list[Line] = []
-            for record in records:
-                while lines is not None and (not block or block[-1].row < record.row):
-                    lines.skip(record.row - (block[-1].row + 1 if block else 0))
-                    if not (block := lines.read()):
-                        lines = None
-                line = None if lines is None else block[record.row - block[0].row].data or b""
-                if line is None or record.asked not in {None, self._reader.digest(line)}:  # edited since
-                    self.note, line = CHANGED, None
-                yield self._row(record, line)
+        """Yield the row of each record."""
+        for record in records:
+            stored = self._store.row_page(record.row, record.row)
+            yield self._row(record, stored[0] if stored else None)
 
-    def _opened(self, opened: contextlib.ExitStack) -> Lines | None:
-        """Return the lines of the input, None if it is not what the job has read."""
-        folder, spec = self._folder, self._spec
-        try:
-            if spec.spooled:
-                file = RandomFile(folder.rows)
-                opened.callback(file.close)
-                return Lines(file)
-            files = row_files.opened(spec.parts, known=True)
-            opened.callback(files.close)
-            return None if files.stamp()[0] < spec.size or spec.to_bind is not None else Lines(files.first)
-        except (OSError, PromptmillError):
-            return None
-
-    def _row(self, record: Record, line: bytes | None) -> JobRow:
-        """Return a row: what it asks, as far as `line` is known, and its record."""
-        asked, prompt, images = ([], None, ()) if line is None else self._question(record.row, line)
+    def _row(self, record: Record, row: Row | None) -> JobRow:
+        """Return a row with its record; `row` is None if it was not read yet."""
+        number, target = record.row + 1, self._spec.targets[record.slot]
+        asked, prompt, images = ([], None, ()) if row is None else self._question(row, target.prompt)
         fields = answer_fields(record)
         answers = [str(fields["answer"])]
         if several := fields.get("answers"):
@@ -97,17 +71,17 @@ class JobRows:
         if fields.get("reasoning"):
             asked = [*asked, ("thought", fields["reasoning"])]
         error = "" if record.code is None else f"{record.code}: {record.text}"
-        values = {"row": record.row + 1, "prompt": prompt, **fields}
-        return JobRow(
-            record.row + 1, asked, [] if error else answers, error, values, round(record.latency_s, 3), images
-        )
+        variant = {"variant": target.name} if target.name else {}
+        values = {"row": number, **variant, "prompt": prompt, **fields}
+        asked = [*(("variant", target.name) for _ in variant), *asked]
+        return JobRow(number, asked, [] if error else answers, error, values, round(record.latency_s, 3), images)
 
-    def _question(self, row: int, line: bytes) -> tuple[list[tuple[str, str]], Any, Sequence[str]]:
-        """Return the question of a line as texts with labels and for programs, and the sources of its images."""
+    def _question(self, row: Row, prompt: int) -> tuple[list[tuple[str, str]], Any, Sequence[str]]:
+        """Return a question as texts with labels and for programs, and the sources of its images."""
         try:
-            request = self._reader.request(row, line)
+            request = self._requests[prompt].request(row.n, row.line, row.cells or b"")
         except PromptmillError:  # the record holds the error
-            text = rows.row_of(line).decode(errors="replace")
+            text = (row.cells or b"").decode(errors="replace")
             return [("row", text)], text, ()
         if request.path:
             body = dict(request.extra)

@@ -1,4 +1,4 @@
-"""Old jobs forgotten. Never one that runs, and one that could still go on only when asked for."""
+"""Removes old jobs: never a running one, and one that could be resumed only on request."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import time
 from pathlib import Path
 
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
-from promptmill.jobs.files import disk
-from promptmill.jobs.run import merge
-from promptmill.jobs.store import status
-from promptmill.jobs.store.folder import Folder, JobFolders, Lock
-from promptmill.jobs.store.given_rows import GivenRows
+from promptmill.jobs import disk
+from promptmill.jobs.export import output
+from promptmill.jobs.inputs import given
+from promptmill.jobs.store import progress, status
+from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.index import JobFolders
+from promptmill.jobs.store.lock import Lock
 
 _UNITS_S = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
@@ -29,9 +31,9 @@ def age_s(text: str) -> float:
 def prune(folders: JobFolders, older_than_s: float, *, unfinished: bool) -> list[str]:
     """Remove the folders of jobs in which nothing has happened for `older_than_s`; return their ids.
 
-    With `unfinished` also those of jobs that could go on, answers included. A finished job's output file is the user's
-    and stays, unless the job was a call, whose answers lie in its folder. A task is kept as long as its client may ask
-    for it, unless `unfinished`. Raises `PromptmillError` (`storage`).
+    With `unfinished`, also jobs that could be resumed, with their answers. A finished job's output file is the user's
+    and stays. A task is kept as long as its client may ask for it, unless `unfinished`. Raises `PromptmillError`
+    (`storage`).
     """
     before = time.time() - older_than_s
     removed = []
@@ -41,14 +43,14 @@ def prune(folders: JobFolders, older_than_s: float, *, unfinished: bool) -> list
             if folder is not None and _is_forgotten(folder, before, unfinished=unfinished):
                 removed.append(path.stem)
                 folder = None
-            if folder is None:  # the job is gone from where this says
+            if folder is None:  # the job was moved or removed
                 path.unlink(missing_ok=True)
         except (FileNotFoundError, IsADirectoryError):  # another process removes it
             continue
         except OSError as error:
             raise PromptmillError(Code.STORAGE, f"{path} cannot be removed: {disk.why(error)}.", "") from None
     with contextlib.suppress(OSError):  # the next time
-        GivenRows.prune(folders, before)
+        given.prune(folders, before)
     return removed
 
 
@@ -79,18 +81,18 @@ def _is_forgotten(folder: Folder, before: float, *, unfinished: bool) -> bool:
 
 
 def _is_done(folder: Folder) -> bool:
-    """Return whether nothing could go on here: no job any more, or one whose output holds every row."""
+    """Return whether nothing could be resumed here: the job is gone, or its output holds every row."""
     spec, result = folder.spec, folder.result
     if spec is None:
         return not folder.database.exists()
-    is_whole = result is not None and result.holds(spec.lines)  # None: not known, so that only all will do
-    return is_whole and status.read(folder)["state"] == status.FINISHED
+    is_whole = result is not None and result.holds(folder.row_count)  # None: unknown, so that only all will do
+    return is_whole and status.read(folder)["state"] == progress.FINISHED
 
 
 def remove(folder: Folder) -> None:
-    """Remove all of the job; the caller holds its lock, so no process begins it before it is gone."""
+    """Remove all files of a job; the caller holds its lock, so no process begins it before it is gone."""
     if (spec := folder.spec) is not None:
-        merge.discard(spec.output, spec.job_id)
+        output.discard(spec.output.path, spec.job_id)
     for file in folder.path.iterdir():
         if file != folder.lock:
             file.unlink()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
+import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import orjson
 
@@ -17,25 +18,31 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.secret_text import SecretFinder, find_field
 from promptmill.jobs.caller import USER, Caller
-from promptmill.jobs.files import row_files
-from promptmill.jobs.files.disk import Line, Lines, RandomFile
-from promptmill.jobs.files.row_secrets import OTHERWISE
-from promptmill.jobs.files.whole_files import WholeFiles
+from promptmill.jobs.columns import answer_fields, variant_values
+from promptmill.jobs.export.answered import answered_rows
+from promptmill.jobs.export.text import OwnValues
+from promptmill.jobs.inputs import files as input_files
+from promptmill.jobs.inputs import formats
+from promptmill.jobs.inputs import given as given_rows
+from promptmill.jobs.inputs.given import Given
+from promptmill.jobs.inputs.row_secrets import OTHERWISE
+from promptmill.jobs.inputs.whole_files import WholeFiles
 from promptmill.jobs.manage import detached
 from promptmill.jobs.manage.call_limits import Place, Places
 from promptmill.jobs.run import admission
 from promptmill.jobs.run.admission import Job
-from promptmill.jobs.run.merge import JobFiles
-from promptmill.jobs.run.runner import Runner
-from promptmill.jobs.store import status
-from promptmill.jobs.store.answers import FARTHEST_ROW, DamagedError, JobStore
-from promptmill.jobs.store.folder import Folder, JobFolders, no_job
-from promptmill.jobs.store.given_rows import GivenRows, lines_of, root_of
-from promptmill.jobs.store.records import Record, answer_fields
-from promptmill.jobs.store.spec import JobRequest, JobSpec
+from promptmill.jobs.run.runner import Hooks, Runner
+from promptmill.jobs.run.steps import HERE, Context
+from promptmill.jobs.store import progress, statistics, status
+from promptmill.jobs.store.database import DamagedError, JobDatabase, Row
+from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.index import JobFolders, no_job
+from promptmill.jobs.store.order import JobOrder
+from promptmill.jobs.store.records import SLOT, Record
+from promptmill.jobs.store.spec import JobSpec, digest
 from promptmill.service.service import Service
 from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule, RefusedError
-from promptmill.system.safe_open import LONGEST_PATH, NoFileError, OutsideError, home_expanded, is_remote, real_path
+from promptmill.system.safe_open import LONGEST_PATH, OutsideError, home_expanded
 
 _LARGEST_MORE = 1 << 20
 _LARGEST_PAGE = 8 << 20
@@ -48,6 +55,7 @@ _MOST_APART = 8  # steps of jobs at a time, likewise
 _MOST_RUNNERS = 16  # likewise, of a hundred megabytes or more
 _DISK_SHARE = 0.5  # of the free disk, for the rows of one job
 _NAME_ANOTHER = "Name another file."
+T = TypeVar("T")
 Only = Literal["all", "answers", "failed"]
 Approve: TypeAlias = Callable[[float | None, float | None], Awaitable[None]]
 """Gets the estimated and the highest cost of a job, None for an unknown one, and raises to prevent the job."""
@@ -68,16 +76,15 @@ class RunningJobs:
         self._own: dict[str, str] = {}
         """Jobs of callers of this process whose files are ours, and the session of each."""
         self._validating = asyncio.Semaphore(_MOST_VALIDATED)
-        self._apart = asyncio.Semaphore(_MOST_APART)
+        self._places = asyncio.Semaphore(_MOST_APART)
+        self._apart = detached.Apart(self._places)
         self._runners = 0
         """Processes that run jobs for this one."""
         self.places = Places.of_process(is_shared=service.is_shared)
 
     async def start(
         self,
-        input_file: str,
-        output_file: str,
-        system_prompt: str,
+        order: JobOrder,
         *,
         prompts: Sequence[Any] | None = None,
         files: Sequence[str] | None = None,
@@ -85,13 +92,13 @@ class RunningJobs:
         plan: ResolvedConfig | None = None,
         approve: Approve | None = None,
         caller: Caller = USER,
-        **options: Any,
     ) -> dict[str, Any]:
-        """Start a job, or go on with it, and return at once with its status. `options` are those of `JobRequest`.
+        """Start the job of `order`, or resume it, and return at once with its status.
 
-        `prompts` are rows in place of an input file; they are kept with the jobs, and so are their answers if
-        `output_file` is empty. So are `files`, of which each is a row, with its content for the prompt alone. The same
-        rows go on with the same job for the same `caller` only, because no client may learn what another one asks.
+        The paths of `order` are those that a call names, relative or not; an output without a name is `.`. `prompts`
+        are rows in place of an input file. So are `files`, of which each is a row, with its content for the prompt
+        alone. Without an output, their answers are in the job's database. The same rows resume the same job for the
+        same `caller` only, because no client may learn what another one asks.
 
         `plan` is the call's own, where it asks for more than the configuration says.
 
@@ -101,58 +108,94 @@ class RunningJobs:
         On the openai backend a process of its own runs it; otherwise it runs on this server's engine. Raises
         `PromptmillError` (`invalid_input`) for what `admission` and the rule on files refuse.
         """
-        given: GivenRows | None = None
-        if prompts is not None:
-            if not prompts:
-                raise input_error("`prompts` is an empty list; send at least one prompt.")
-            name = "prompt" if options.get("prompt_template") is None else "text"
-            lines = lines_of(prompts, name, "prompts")
-            given = await asyncio.to_thread(GivenRows.write, self.folders, lines, ".jsonl", apart=caller.session)
         notes: dict[str, Any] = {}
-        if files is not None:
-            found = WholeFiles(files, self._rule())
-            given = await asyncio.to_thread(
-                GivenRows.write, self.folders, found.lines(), ".jsonl", apart=caller.session
-            )
-            options["prompt_only"] = ("content",)
-            notes = {"files": found.count, **({"left_out": found.left_out} if found.left_out else {})}
-        order = JobRequest(
-            input=self._allowed(input_file, "input_file", caller) if given is None else given.input,
-            output=self._allowed(output_file, "output_file", caller) if output_file or given is None else Path("-"),
-            owner=None if given is None else caller.owner,
-            system_prompt=system_prompt,
-            **options,
-        )
-        plan = await self._service.settled(plan or self._service.plan)
-        if given is not None and not output_file:
-            order = order.model_copy(update={"output": given.output(plan, order, ".jsonl")})
-            self._own[self.folders.id_of(self.folders.of(order.input, order.output))] = caller.session
-        if validate or approve is not None:
-            async with self._validating:
-                checked = await detached.validated(plan, order, self.folders)
-            if validate:
-                about = {"job_id": "", "state": "validated", "message": "Nothing was sent and no job was made."}
-                return about | notes | checked
-            assert approve is not None
-            await self._approved(approve, order, checked)
-        job = await self._admitted(order, plan, are_columns_checked=await self._are_columns_checked(order, plan))
-        folder = job.folder
-        with contextlib.ExitStack() as held:
-            held.callback(job.close)
+        async with contextlib.AsyncExitStack() as opened:
+            source = None
+            if prompts is not None:
+                if not prompts:
+                    raise input_error("`prompts` is an empty list; send at least one prompt.")
+                lines = given_rows.lines_of(prompts, "text" if order.question.templates else "prompt", "prompts")
+                source = await self._given(lines, caller, opened)
+            if files is not None:
+                found = WholeFiles(files, self._rule())
+                source = await self._given(found.lines(), caller, opened)
+                question = order.question.model_copy(update={"prompt_only": ("content",)})
+                order = order.model_copy(update={"question": question})
+                notes = {"files": found.count, **({"left_out": found.left_out} if found.left_out else {})}
+            is_loose = order.output == Path()
+            plan = await self._service.settled(plan or self._service.plan)
+            order = self._resolved(order, source, caller)
+            if is_loose:
+                assert source is not None
+                job_id = given_rows.loose_id(source, plan, order)
+                order = order.model_copy(update={"output": self.folders.loose(job_id).answers})
+                self._own[job_id] = caller.session
+            running = await asyncio.to_thread(self._running, order)
+            if running is not None and not validate:
+                return running | notes
+            if validate or approve is not None:
+                async with self._validating:
+                    checked = await detached.validated(plan, order, self.folders, source)
+                if validate:
+                    message = "Nothing was sent and no job was made."
+                    return {"job_id": "", "state": "validated", "message": message} | notes | checked
+                assert approve is not None
+                await self._approved(approve, order, checked)
+            job = await self._admitted(order, plan, source)
             if job.finished:
                 job.close()
-                return (
-                    {"job_id": job.spec.job_id, "message": "The job is finished already."} | notes | status.read(folder)
-                )
-            held.pop_all()
-        await self._launch(job)
-        return {"job_id": job.spec.job_id, "message": "Ask bulk_status how far it is."} | notes | status.read(folder)
+                return self._status_of(job, "The job is finished already.") | notes
+            with contextlib.ExitStack() as held:
+                held.callback(job.close)
+                if job.given is not None:
+                    await self._read(job)
+                held.pop_all()
+            await self._launch(job)
+        return self._status_of(job, "Ask bulk_status how far it is.") | notes
 
-    async def _approved(self, approve: Approve, order: JobRequest, checked: Mapping[str, Any]) -> None:
+    async def _given(self, lines: Iterator[bytes], caller: Caller, opened: contextlib.AsyncExitStack) -> Given:
+        """Return rows that came in a call, in a file as long as `opened` is."""
+        writing = given_rows.written(self.folders, lines, ".jsonl")
+        source = await asyncio.to_thread(writing.__enter__)
+        opened.push_async_callback(asyncio.to_thread, writing.__exit__, None, None, None)
+        return source._replace(key=digest(source.key, caller.session))
+
+    def _resolved(self, order: JobOrder, source: Given | None, caller: Caller) -> JobOrder:
+        """Return an order with the resolved paths of the files that a call names. Raises `PromptmillError`."""
+        changes: dict[str, Any] = {}
+        if source is None:
+            changes["inputs"] = (self._allowed(str(order.inputs[0]), "input_file"),)
+        else:
+            changes["owner"] = caller.owner
+        if order.output != Path():
+            changes["output"] = self._allowed(str(order.output), "output_file")
+        return order.model_copy(update=changes)
+
+    def _running(self, order: JobOrder) -> dict[str, Any] | None:
+        """Return the status of the job of an order if a process runs it as this order says. Blocks."""
+        folder = self.folders.of(order.target)
+        if order != folder.order:  # `earlier` is not stored, so one with `again` differs
+            return None
+        now = status.read(folder)
+        if not now["alive"] or now["state"] not in progress.ALIVE:  # it may be about to leave
+            return None
+        return {"job_id": folder.job_id, "message": "The job is running already."} | now
+
+    def _status_of(self, job: Job, message: str) -> dict[str, Any]:
+        return {"job_id": job.spec.job_id, "message": message} | status.read(job.folder)
+
+    async def _read(self, job: Job) -> None:
+        """Have another process read the rows of a call into the job's database."""
+        files = await asyncio.to_thread(job.unread)
+        if files is not None:
+            halt = threading.Event()
+            await self._apart.ingest(job, files, Context(_in_thread, halt, lambda _: None))
+
+    async def _approved(self, approve: Approve, order: JobOrder, checked: Mapping[str, Any]) -> None:
         """Call `approve` with the cost of the rows that an earlier job of these files has not answered, if known."""
         estimated, most, left = checked.get("estimated_cost"), checked.get("most_cost"), 1.0
-        if order.again != "all":
-            folder = self.folders.of(order.input, order.output)
+        if order.earlier.again != "all":
+            folder = self.folders.of(order.output)
             found = await asyncio.to_thread(lambda: folder.status)
             answered: int = found.get("done", 0) - found.get("failed", 0)
             left = max(0, checked["rows"] - answered) / max(1, checked["rows"])
@@ -162,9 +205,8 @@ class RunningJobs:
     async def resume(self, job_id: str, plan: ResolvedConfig, caller: Caller) -> None:
         """Resume the job of a call with its last order and the `plan` of its model; without a place, it waits for one.
 
-        A job whose runs die again and again without another answer is
-        stopped instead. Raises `PromptmillError` like `start`, also when another process runs the job, and
-        `rate_limited` if too many jobs are in progress.
+        A job whose runs die again and again without another answer is stopped instead. Raises `PromptmillError` like
+        `start`, also when another process runs the job, and `rate_limited` if too many jobs are in progress.
         """
         if job_id not in self._here and job_id not in self._waiting:
             place = self.places.take(caller.session)
@@ -172,9 +214,19 @@ class RunningJobs:
             if place.is_ready:
                 await asyncio.shield(resuming)
 
+    async def resume_call(self, job_id: str, caller: Caller) -> dict[str, Any]:
+        """Resume the job of a call; return its status. Raises `PromptmillError` like `resume`."""
+        folder, spec = self._found(job_id, caller)
+        if not spec.of_call:
+            raise input_error(f"Job {job_id} is not the job of a call; call bulk_generate as before to resume it.")
+        note = folder.task or {}
+        plan = self._service.offered_plan(note["model"]) if "model" in note else self._service.plan
+        await self.resume(job_id, plan, caller)
+        return status.read(folder)
+
     def run_later(self, job_id: str, plan: ResolvedConfig, place: Place) -> asyncio.Task[None]:
         """Run the job of a call, whose files are closed, when it gets its place; return the wait for that."""
-        waiting = self._waiting[job_id] = asyncio.ensure_future(self._go_on(job_id, plan, place))
+        waiting = self._waiting[job_id] = asyncio.ensure_future(self._run_in(place, job_id, plan))
 
         def ended(_: asyncio.Task[None]) -> None:
             del self._waiting[job_id]
@@ -186,17 +238,19 @@ class RunningJobs:
         self._show(job_id)
         return waiting
 
-    async def _go_on(self, job_id: str, plan: ResolvedConfig, place: Place) -> None:
+    async def _run_in(self, place: Place, job_id: str, plan: ResolvedConfig) -> None:
         """Run the job of a call when it has its place."""
         with contextlib.ExitStack() as held:
             held.callback(place.leave)
             await place.ready()
             if self._service.state == "closed":
                 return
-            order = self.folders.find(job_id).request
+            folder = self.folders.find(job_id)
+            order = folder.order
             if order is None:
-                raise input_error(f"Job {job_id} has no order to go on with.")
-            job = await self._admitted(order, await self._service.settled(plan))
+                raise input_error(f"Job {job_id} has no order to resume.")
+            order = order.model_copy(update={"output": folder.known_spec().output.path})
+            job = await self._admitted(order, await self._service.settled(plan), None)
             held.callback(job.close)
             if not job.finished and not await asyncio.to_thread(_dies_again, job):
                 held.pop_all()
@@ -220,7 +274,6 @@ class RunningJobs:
                     "Start this one when one of them has ended.",
                 )
             status.write_starting(job.folder)
-            job.disk_share = _DISK_SHARE
             if place is not None:
                 held.pop_all()
                 self.run_here(job, place)
@@ -259,9 +312,10 @@ class RunningJobs:
         if budget is None:
             return lambda: None
         before = await asyncio.to_thread(status.spent, folder)
-        wanted = job.order.max_cost
+        now = folder.control.max_cost
+        wanted = job.order.limits.max_cost if now is None else now
         lent = budget.lend(None if wanted is None else wanted - before)
-        job.order = job.order.model_copy(update={"max_cost": before + lent})
+        job.most_cost = before + lent
         loop = asyncio.get_running_loop()
 
         def ended() -> None:
@@ -274,18 +328,20 @@ class RunningJobs:
 
         return ended
 
-    async def _are_columns_checked(self, order: JobRequest, plan: ResolvedConfig) -> bool:
+    async def _are_columns_checked(self, order: JobOrder, plan: ResolvedConfig) -> bool:
         """Check the columns of Parquet in another process: a crafted schema can end the one that reads it."""
-        if row_files.format_by_suffix(order.input, "input_file") != "parquet":
+        path = order.inputs[0]
+        if not path.is_absolute() or formats.format_by_suffix(path, "input_file") != "parquet":
             return False
-        folder = self.folders.of(order.input, order.target)
+        folder = self.folders.of(order.target)
         if await asyncio.to_thread(lambda: folder.spec) is None:
-            async with self._apart:
+            async with self._places:
                 await detached.check_columns(order, plan.file_rule)
         return True
 
-    async def _admitted(self, order: JobRequest, plan: ResolvedConfig, *, are_columns_checked: bool = False) -> Job:
+    async def _admitted(self, order: JobOrder, plan: ResolvedConfig, given: Given | None) -> Job:
         """Return the job of `order`, whose paths are resolved; close it if its caller left meanwhile."""
+        are_columns_checked = given is None and await self._are_columns_checked(order, plan)
 
         def let_go(done: asyncio.Future[Job]) -> None:
             if not done.cancelled() and not done.exception():
@@ -296,12 +352,15 @@ class RunningJobs:
             order,
             plan,
             self.folders,
+            given=given,
             are_columns_checked=are_columns_checked,
             are_paths_resolved=True,
         )
         admitting = asyncio.ensure_future(asyncio.to_thread(admit))
         try:
-            return await asyncio.shield(admitting)
+            job = await asyncio.shield(admitting)
+            job.disk_share = _DISK_SHARE
+            return job
         except asyncio.CancelledError:
             admitting.add_done_callback(let_go)
             raise
@@ -313,7 +372,7 @@ class RunningJobs:
         """
         if job_id is not None:
             state = status.read(self.find(job_id, caller))
-            return state | {"state": status.STARTING} if job_id in self._waiting else state
+            return state | {"state": progress.STARTING} if job_id in self._waiting else state
         found = status.read_all(self.folders.all(), partial(self._is_listed, caller=caller))
         return {"jobs": found[:limit], "more": max(0, len(found) - limit)}
 
@@ -324,34 +383,46 @@ class RunningJobs:
 
         `only` leaves out rows that failed, or those that did not.
 
-        `next_offset` is where to go on, None at the end of the input; rows without an answer yet are left out.
+        `next_offset` is that of the next page, None at the end of the input; rows without an answer yet are left out.
         """
-        folder, spec = self._found(job_id, caller)
-        fields = (
-            _index if spec.of_call else partial(_fields, rule.finder if (rule := self._rule()).is_guarded else None)
-        )
+        folder, _ = self._found(job_id, caller)
+        rule = self._rule()
         found: list[dict[str, Any]] = []
-        names = spec.columns or {}
-        size, after = 0, None
         with folder.reading() as store:
-            for line, record in _rows(folder, spec, store, min(offset, FARTHEST_ROW)):
-                if len(found) >= limit or size > _LARGEST_PAGE:
-                    after = line.row
+            spec = folder.spec_in(store)
+            names = spec.output.names or {}
+            fields = _Fields(spec, rule.finder if rule.is_guarded else None)
+            size, last, after = 0, -1, None
+            for each in answered_rows(
+                store, spec, partial(_wanted, only), min(offset, SLOT), _end_of_answers(store, spec)
+            ):
+                if each.row.n != last and (len(found) >= limit or size > _LARGEST_PAGE):
+                    after = each.row.n
                     break
-                if record is not None and _is_wanted(record, only) and not spec.leaves_out(record.code):
-                    answered = _answer_fields(record, names)
-                    found.append({names.get("row", "row"): line.row} | fields(line) | answered)
-                    size += _size(line.data or b"") + _size(orjson.dumps(answered))
-        told = status.read(folder)
+                answered = _answer_fields(each.record, names)
+                own = fields.of(each.row) | variant_values(spec, each.slot)
+                found.append({names.get("row", "row"): each.row.n} | own | answered)
+                size += _size(each.row.cells or b"") + _size(orjson.dumps(answered))
+                last = each.row.n
+        now = status.read(folder)
         return {
             "job_id": job_id,
-            "state": told["state"],
-            "done": told.get("done", 0),
-            "total": told.get("total"),
+            "state": now["state"],
+            "done": now.get("done", 0),
+            "total": now.get("total"),
             **({"columns": names} if names else {}),
             "rows": found,
             "next_offset": after,
         }
+
+    def control(self, job_id: str, caller: Caller = USER, **changes: Any) -> dict[str, Any]:
+        """Pause a job, let it go on, or change its limits; `changes` are fields of `Control`. Blocks.
+
+        A change takes effect within two seconds, and holds for later runs. Raises `PromptmillError` (`invalid_input`).
+        """
+        folder = self.find(job_id, caller)
+        folder.change_control(**changes)
+        return status.read(folder)
 
     async def cancel(self, job_id: str, caller: Caller = USER, *, also_interrupted: bool = False) -> dict[str, Any]:
         """End a job if it runs, within about a second; what is answered is kept.
@@ -371,19 +442,10 @@ class RunningJobs:
         Other processes read its files, unless we wrote its requests.
         """
 
-        async def apart(step: str, files: JobFiles) -> Any:
-            async with self._apart:
-                return await detached.apart(step, files)
-
         async def run() -> None:
             with job.folder.log.open("a") as log:
-                runner = Runner(
-                    job,
-                    self._service,
-                    watch=status.progress_lines(job.spec.job_id, log),
-                    apart=None if job.spec.of_call else apart,
-                )
-                await runner.run()
+                hooks = Hooks(watch=status.progress_lines(job.spec.job_id, log))
+                await Runner(job, self._service, hooks, steps=HERE if job.spec.of_call else self._apart).run()
 
         task = asyncio.ensure_future(run())
         self.adopt(job, task, place)
@@ -419,35 +481,33 @@ class RunningJobs:
         spec = folder.known_spec()  # read once: its folder could be another one by the second time
         if not self._is_owner(folder, spec, caller):
             raise no_job(job_id)
-        if not self._may_see(folder, spec):
+        if not self._may_see(spec):
             raise input_error(f"Job {job_id} has files outside the folders that may be used here, or other such files.")
         return folder, spec
 
     def _is_listed(self, folder: Folder, spec: JobSpec, caller: Caller) -> bool:
-        if spec.of_call or self._is_given(spec.output):
+        if self._is_loose(spec):
             return self._own.get(spec.job_id) == caller.session
-        return self._is_owner(folder, spec, caller) and self._may_see(folder, spec)
+        return self._is_owner(folder, spec, caller) and self._may_see(spec)
 
     def _is_owner(self, folder: Folder, spec: JobSpec, caller: Caller) -> bool:
         """Return whether a job is its caller's, or everybody's: those on files are."""
         owner = spec.owner
-        if owner is None and (spec.of_call or self._is_given(spec.output)):  # of an older release
+        if owner is None and self._is_loose(spec):  # of an older release
             owner = (folder.task or {}).get("owner", "")
         return owner is None or owner == caller.owner
 
-    def _may_see(self, folder: Folder, spec: JobSpec) -> bool:
-        if spec.of_call and folder.output_beside is None:
-            return True
-        paths = (spec.output, *(part.path for part in spec.parts))
-        return all(self._is_given(path) or self._passes(path) for path in paths)
+    def _may_see(self, spec: JobSpec) -> bool:
+        paths = [*(part.path for part in spec.input.parts if spec.input.is_file)]
+        if not self._is_loose(spec):
+            paths.append(spec.output.path)
+        return all(map(self._passes, paths))
 
-    def _allowed(self, text: str, name: str, caller: Caller) -> Path:
+    def _allowed(self, text: str, name: str) -> Path:
         if len(text) > LONGEST_PATH:
             raise input_error(f"{name} has {len(text):,} characters; no path is that long.")
         rule, path = self._rule(), home_expanded(text)
         try:
-            if self._is_own_call(path, caller):
-                return real_path(path)
             real = rule.resolved(path)
         except (OSError, ValueError, RuntimeError):
             raise input_error(f"{name} is not a usable path.") from None
@@ -456,23 +516,16 @@ class RunningJobs:
         except RefusedError as error:
             raise input_error(f"{name} {error}. {OTHERWISE if name == 'input_file' else _NAME_ANOTHER}") from None
         admission.check_name(real)
-        kind = row_files.format_by_suffix(real, name)
+        kind = formats.format_by_suffix(real, name)
         if kind not in _FORMATS:  # the user's texts and JSON files are no concern of a caller
             whole = "; `files` sends whole texts." if (name, kind) == ("input_file", "txt") else "."
             raise input_error(
                 f"{name} is a .{kind} file; use one of .jsonl, .csv, .tsv, .parquet here: others may be a program's"
                 f"{whole}"
             )
-        if row_files.is_several(real):
+        if input_files.is_several(real):
             raise input_error(f"{name} is a folder or a pattern; name a file.")
         return real
-
-    def _is_own_call(self, path: Path, caller: Caller) -> bool:
-        """Return whether `path` is the input or output of a call of the caller's own that became a job."""
-        if is_remote(str(path)):
-            return False
-        folder = self.folders.owner(real_path(path))
-        return folder is not None and self._is_owner(folder, folder.known_spec(), caller)
 
     def _passes(self, path: Path) -> bool:
         """Return whether the rule on files lets a resolved path pass."""
@@ -482,9 +535,9 @@ class RunningJobs:
             return False
         return True
 
-    def _is_given(self, path: Path) -> bool:
-        """Return whether a file is one of ours, with rows that came in a call or their answers."""
-        return path.is_relative_to(root_of(self.folders).resolve())
+    def _is_loose(self, spec: JobSpec) -> bool:
+        """Return whether the answers of a job are in no file: its rows came in a call."""
+        return self.folders.owner(spec.output.path) is not None
 
 
 def _report(job_id: str, work: asyncio.Task[Any]) -> None:
@@ -496,15 +549,15 @@ def _report(job_id: str, work: asyncio.Task[Any]) -> None:
 def _dies_again(job: Job) -> bool:
     """Count the last run if it died; return whether so many died without another answer that the job is stopped."""
     folder = job.folder
-    if folder.status.get("state") not in status.ALIVE:  # its end was noted
+    if folder.status.get("state") not in progress.ALIVE:  # its end was noted
         return False
-    before, done = folder.store.get("deaths") or {}, folder.store.counts().done
+    before, done = folder.store.get("deaths") or {}, statistics.counts(folder.store).done
     times = 1 + (before["times"] if before.get("done") == done else 0)
     folder.put(deaths={"done": done, "times": times})
     if times < _MOST_DEATHS:
         return False
     reason = f"The process that ran the job ended {times} times without another answer, perhaps for lack of memory."
-    folder.put(status={**folder.status, "state": status.STOPPED, "reason": reason})
+    folder.put(status={**folder.status, "state": progress.STOPPED, "reason": reason})
     return True
 
 
@@ -520,39 +573,18 @@ def _answer_fields(record: Record, names: Mapping[str, str]) -> dict[str, Any]:
     return answer_fields(record._replace(more=None), names) | {"left_out": left_out}
 
 
-def _rows(folder: Folder, spec: JobSpec, store: JobStore, first: int) -> Iterator[tuple[Line, Record | None]]:
-    """Yield the lines from row `first` on with their records, None for those without a sound one.
+def _end_of_answers(store: JobDatabase, spec: JobSpec) -> int:
+    """Return the number after that of the last row with an answer: the rest of a large input is not read."""
+    query = "SELECT coalesce(max(key), -1) FROM answer WHERE key BETWEEN ? AND ?"
+    firsts = [slot * SLOT for slot in range(len(spec.targets))]
+    return max(int(store.read(query, first, first + SLOT - 1)[0][0]) - first for first in firsts) + 1
 
-    The first line behind the last record is the last one: the rest of a large input is not read.
-    """
-    try:
-        file = RandomFile(folder.rows) if spec.spooled else RandomFile.given(spec.input)
-    except (FileNotFoundError, OutsideError, NoFileError):
-        if spec.spooled:
-            return  # nothing is answered yet
-        raise input_error(  # gone, or a link to something else now
-            f"{spec.input} is not there any more, and rows are read from it; put it back. "
-            "What is answered is kept, and a finished job's output has all of it."
-        ) from None
-    try:
-        if spec.to_bind == "questions" or (not spec.spooled and file.stamp()[0] != spec.size):
-            # the answers are those to other rows
-            raise admission.changed_while_running(spec)
-        lines = Lines(file)
-        lines.skip(first)
-        records = store.records(first)
-        record = next(records, None)
-        while block := lines.read():
-            for line in block:
-                while record is not None and record.row < line.row:
-                    record = next(records, None)
-                if not line.blank:
-                    is_its_own = record is not None and record.row == line.row and record.is_sound
-                    yield line, record if is_its_own else None
-                    if record is None:
-                        return
-    finally:
-        file.close()
+
+def _wanted(only: Only, key: int, record: Record | None) -> Record | None:
+    del key
+    if record is None or (only != "all" and (record.code is None) != (only == "answers")):
+        return None
+    return record
 
 
 def _size(text: bytes) -> int:
@@ -560,31 +592,24 @@ def _size(text: bytes) -> int:
     return len(text) + _VALUE * text.count(b",")
 
 
-def _is_wanted(record: Record, only: Only) -> bool:
-    return only == "all" or (record.code is None) == (only == "answers")
+class _Fields:
+    """The own fields of a job's rows, as far as they can be sent."""
+
+    def __init__(self, spec: JobSpec, finder: SecretFinder | None) -> None:
+        """`finder` finds the secrets that a row of the operator's job may hold; None: they are no matter."""
+        self._spec, self._finder = spec, finder
+        self._own = OwnValues(spec)
+
+    def of(self, row: Row) -> dict[str, Any]:
+        """Return the fields of a row; `{}` for one that is too large for a page, or unreadable."""
+        if _size(row.cells or b"") > _LARGEST_PAGE:
+            return {}
+        text = rows.json_line(self._own.of(row))
+        value: dict[str, Any] = orjson.loads(text)
+        if self._finder is not None and (find_field(value) or self._finder.find(text)):
+            return {"left_out": f"The row's fields {MAY_HOLD_SECRETS}."}
+        return value
 
 
-def _index(line: Line) -> dict[str, Any]:
-    """Return which item of its call the row is; the caller has the prompt."""
-    return {"index": rows.load(line.data or b"", "")["index"]}
-
-
-def _fields(finder: SecretFinder | None, line: Line) -> dict[str, Any]:
-    """Return the row's own fields, as far as they can be sent; `{}` for a row that is too large for a page.
-
-    A row of a job of the operator's may hold secrets, which are left out.
-    """
-    if _size(line.data or b"") > _LARGEST_PAGE:
-        return {}
-    try:
-        value = rows.load(rows.row_of(line.data or b""), "")
-        if isinstance(value, list):  # the cells of a table
-            value = rows.load(rows.question(line.data or b""), "")
-        text = orjson.dumps(value)
-    except (PromptmillError, TypeError):
-        return {}
-    if not isinstance(value, dict):
-        return {}
-    if finder is not None and (find_field(value) or finder.find(text)):
-        return {"left_out": f"The row's fields {MAY_HOLD_SECRETS}."}
-    return value
+async def _in_thread(work: Callable[[], T]) -> T:
+    return await asyncio.to_thread(work)

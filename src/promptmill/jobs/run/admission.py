@@ -1,157 +1,211 @@
-"""Admission of a job: all that is validated before anything is sent, and the errors of orders that it refuses."""
+"""Admission of a job: everything that is checked before a row is sent, and the errors of orders that are refused."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from promptmill.answers.schema import schema_of
 from promptmill.backends import registry
+from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
-from promptmill.jobs.files import disk, row_files, row_secrets, spool
-from promptmill.jobs.files.prompt_template import PromptTemplate
-from promptmill.jobs.files.row_files import InputFiles
-from promptmill.jobs.store import status
-from promptmill.jobs.store.answers import ANSWERED, DamagedError
+from promptmill.jobs import disk
+from promptmill.jobs.columns import OURS
+from promptmill.jobs.ingest import Bind, Rules, ingest, rebind
+from promptmill.jobs.inputs import files as input_files
+from promptmill.jobs.inputs import formats, row_secrets
+from promptmill.jobs.inputs.files import InputFiles, Part
+from promptmill.jobs.inputs.first_rows import check_columns, format_of_input
+from promptmill.jobs.inputs.given import Given
+from promptmill.jobs.inputs.objects import input_of
+from promptmill.jobs.inputs.template import template_of
+from promptmill.jobs.store import progress, rounds, statistics
 from promptmill.jobs.store.binding import Bound
-from promptmill.jobs.store.folder import Folder, JobFolders, Lock
-from promptmill.jobs.store.records import OURS
+from promptmill.jobs.store.database import DamagedError, JobDatabase
+from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.index import JobFolders
+from promptmill.jobs.store.lock import Lock
+from promptmill.jobs.store.order import Earlier, JobOrder
+from promptmill.jobs.store.rounds import ANSWERED
 from promptmill.jobs.store.spec import (
     WHOLE_REQUESTS,
-    JobRequest,
+    InputSpec,
     JobSpec,
     OutputRecord,
-    digest,
+    OutputSpec,
+    Target,
     fingerprint,
-    other_models,
+    plain_sampling,
     sampling_of_0_1,
     stamp,
-    without_lengths,
 )
-from promptmill.system.call_files import FileRule
 from promptmill.system.safe_open import real_path
 
-_ONCE = MappingProxyType({"again": None, "keep": False, "from_job": None, "overwrite": False})
-"""Fields that hold for one order; a job that is resumed by its id keeps the others."""
-_OF_THE_JOB = (
-    *("created", "owner", "working_folder", "sha256", "size", "mtime_ns", "lines", "columns", "settings_read"),
-    *("settings", "kept", "changed", "round", "again", "to_bind"),
-)
-"""Fields of the job that an order does not change."""
 _LONGEST_COLUMN = 200
-_OF_LINES = ("input_format", "encoding", "spooled", "prompt_column", "prompt_template", "image_column", "rows_set")
-"""Fields that decide which line a row becomes, and the question of the line."""
 _OF_ROWS = " goes with rows, not with a file of whole requests."
 _FOREIGN = "Its owner could read or change the answers: remove it, or name another output."
 _TRIES = 100
-_LONGEST_ADDED = len("." + ".0123456789" + ".partial")  # to the output's name, by what lies beside it
+_LONGEST_ADDED = len("." + ".0123456789" + ".partial")  # to the output's name, by the files beside it
 _SHOWN_NAME = 40
 _LEAVES_S = 5.0
 _SEND_ALL = Named("again", "all")
+_AS_READ = ("size", "version", "sha256", "header", "delimiter", "taken", "settings_read", "arrow_schema")
+"""The facts about an input that reading it has shown."""
 _FEWEST = 20  # answers of an input; losing fewer of them costs next to nothing
 
 
 @dataclass(slots=True)
 class Job:
-    """A job that this process may run: its folder locked, its database and its input open."""
+    """A job that this process may run: its folder is locked, and its database is open."""
 
     folder: Folder
     spec: JobSpec
-    order: JobRequest
+    order: JobOrder
     plan: ResolvedConfig
     """Its model and settings, which later changes of the configuration do not affect."""
-    input: InputFiles
     lock: Lock
+    since: int = 0
+    """The id of the last round before the order."""
     before: JobSpec | None = None
-    """The job before this order."""
-    seen: tuple[int, int] | None = None
-    """Size and time of the input when its content was last compared."""
+    """The job before the order."""
+    given: InputFiles | None = None
+    """Rows that are in no file of the user's, and that are to be read while these files exist."""
+    most_cost: float | None = None
+    """The most that all its runs may spend of the budget of the server that started this one; None: any amount."""
     disk_share: float = 1.0
-    """The share of the free disk that its rows may take as lines."""
+    """The share of the free disk that its rows may take."""
 
     @property
     def finished(self) -> bool:
-        """Whether there is nothing left to do, and everybody can read so."""
-        return self.has_output and self.folder.status.get("state") == status.FINISHED
+        """Whether nothing is left to do, and the status says so."""
+        return self.has_output and self.folder.status.get("state") == progress.FINISHED
 
     @property
     def has_output(self) -> bool:
         """Whether this job has made the output, with all rows of the order."""
-        result, spec = self.folder.result, self.spec
-        if result is None or spec.again is not None or spec.to_bind is not None or self.order.from_job is not None:
+        result, spec, earlier = self.folder.result, self.spec, self.order.earlier
+        if result is None or earlier.again is not None or not spec.is_read or earlier.from_job is not None:
             return False
-        return result.finished and result.holds(self.order.limit) and result.is_still(self.spec.output)
+        is_there = not spec.output.format or result.is_still(spec.output.path)
+        return result.finished and result.holds(self.order.limits.rows) and is_there
+
+    def put(self, spec: JobSpec, **values: Any) -> None:
+        """Store the job, with other values. Raises as `JobDatabase` does."""
+        self.spec = spec
+        self.folder.put(spec=spec, **values)
+
+    @property
+    def change(self) -> Change:
+        """What the order changes about the rows."""
+        return Change(self.before, self.order.earlier, self.since)
+
+    def was_read(self, spec: JobSpec) -> None:
+        """Store the job after its input was read: the output has the rows of the input as it was."""
+        made = self.folder.result
+        self.put(spec, before=None, output=made and made.model_copy(update={"finished": False}))
+
+    def unread(self, halt: threading.Event | None = None) -> InputFiles | None:
+        """Return the files of the input if they have changed since they were read, or were not read. Blocks.
+
+        A file with its earlier size and time counts as unchanged. Raises `PromptmillError`, `OSError`, `HaltedError`.
+        """
+        given, self.given = self.given, None
+        files = self._unread_files(halt) if given is None else given
+        if files is None:
+            self.folder.put(before=None)
+        return files
+
+    def _unread_files(self, halt: threading.Event | None) -> InputFiles | None:
+        spec = self.spec
+        if not spec.input.is_file:
+            if not spec.is_read:
+                raise input_error(f"The rows of job {spec.job_id} were not read to their end; run it with its rows.")
+            return None
+        if not all(part.path.exists() for part in spec.input.parts) and spec.is_read:
+            return None  # it was read, and may be deleted
+        files = input_files.opened(spec.input.parts, known=self.before is not None, encoding=spec.input.encoding)
+        size, version = files.stamp()
+        if spec.is_read and (size, version) == (spec.input.size, spec.input.version):
+            return None
+        digest = files.sha256(halt)
+        is_same = spec.is_read and digest == spec.input.sha256
+        self.spec = spec.with_input(size=size, version=version, sha256=digest)
+        if is_same:
+            self.put(self.spec)
+        return None if is_same else files
 
     def close(self) -> None:
-        """Close the files and let others have the job."""
-        self.input.close()
+        """Close the database and let others have the job."""
         self.folder.close()
         self.lock.release()
 
 
 def admit(
-    order: JobRequest,
+    order: JobOrder,
     plan: ResolvedConfig,
     folders: JobFolders,
     lock: Lock | None = None,
     *,
+    given: Given | None = None,
+    plans: Mapping[str, ResolvedConfig] | None = None,
     fixed: bool = False,
     are_columns_checked: bool = False,
     are_paths_resolved: bool = False,
 ) -> Job:
-    """Return the job of `order`, new or found again, its lock taken, unless it was taken before.
+    """Return the job of `order`, new or known, with its lock taken, unless `lock` is passed.
 
-    `fixed`: its settings must be those that it was begun with, whatever it has answered. `are_columns_checked`: see
-    `check_columns`. `are_paths_resolved`: see `paths_of`.
+    `given`: its rows, if they are in no file of the user's; see `Job.given`. `plans`: the plans of the models that
+    its variants name. `fixed`: its settings must be those of its first run, whatever it has answered.
+    `are_columns_checked`: see `check_columns`. `are_paths_resolved`: see `paths_of`.
 
-    Raises `PromptmillError`: `invalid_input` when it runs already, when its answers were made with other settings
-    (model, sampling, prompt), or when input or output cannot be used, `storage`. Nothing is changed then.
+    Raises `PromptmillError`: `invalid_input` if the job is running, if its answers were made under other settings
+    (model, sampling, system prompt), or if input or output cannot be used; `storage`. Nothing is changed then.
     """
     registry.check_name(plan.backend)
-    source, target, parts = paths_of(order, are_resolved=are_paths_resolved)
-    for path in (source, target, *(part.path for part in parts)):
-        _check_is_text(path)
-    folder = folders.of(source, target)
-    check_output_path(order, target, parts)
-    for part in parts:
-        row_files.format_by_suffix(part.path, "input file")
-    row_files.format_by_suffix(order.whole_output, "output file")
-    row_files.check_installed(order.whole_output, *(part.path for part in parts))
+    if given is not None:
+        order = order.model_copy(update={"inputs": (Path(given.name),)})
+    places = paths_of(order, folders, given, are_resolved=are_paths_resolved)
+    folder = folders.of(places.target)
+    places = _without_deleted(places, folder.spec)
+    if not places.is_loose:
+        check_output_path(order, places.target, places.parts)
+        formats.format_by_suffix(order.whole_output, "output file")
+        formats.check_installed(order.whole_output)
+    formats.check_installed(*(part.path for part in places.parts))
+    if places.source.is_absolute() and places.parts:
+        row_secrets.check_beginning(places.files(known=folder.spec is not None), plan.file_rule)
     with contextlib.ExitStack() as opened:
-        file = row_files.opened(parts, known=folder.spec is not None, encoding=order.encoding)
-        opened.callback(file.close)
-        if not plan.file_rule.is_own(source):  # else its rows came in a call
-            row_secrets.check_beginning(file, plan.file_rule)
         try:
-            wanted = spec_of(folder, (source, target), file, plan, order, job_id=folders.id_of(folder))
-            is_asked = folder.spec is None or (order.prompt_template is None and wanted.input_format == "jsonl")
-            if is_asked and not are_columns_checked:
-                _check_columns(order, file, wanted.input_format)
+            wanted = spec_of(folders.id_of(folder), places, plan, order, plans or {}, known=folder.spec)
+            is_new = folder.spec is None or not (order.question.templates or wanted.input.format != "jsonl")
+            if is_new and not are_columns_checked and places.parts:
+                check_columns(order.question, wanted.input.format, places.files(known=folder.spec is not None))
             _check_output(folder, wanted, order)
-            if not folders.beside_outputs:
-                disk.make_private_folder(folders.root)  # what is above is the user's own affair
+            if not folders.beside_outputs or places.is_loose:
+                disk.make_private_folder(folders.root)  # the folders above it are the user's affair
             is_ours = lock is not None
             lock = lock or _locked(folder)
             if lock is None:
-                status_of = Named("status", folder.job_id, "{} shows how far it is.")
+                status_of = Named("status", folder.job_id, "{} shows its progress.")
                 raise input_error(f"Job {folder.job_id} is running already; ", status_of)
             opened.callback(lock.release)
             opened.callback(folder.close)
-            _open_database(folder, order)
-            begun = folder.spec
-            spec = _begin_or_go_on(folder, wanted, order, fixed=fixed)
-            if not is_ours:  # else it is for the run that begins
-                folder.cancel.unlink(missing_ok=True)
+            begun, spec, since = _opened(folder, order, lambda: _begun(folder, wanted, order, plan, fixed=fixed))
+            if not is_ours:  # else the wish is for the run that begins
+                folder.control.changed(cancel=False).write(folder.path)
+            job = Job(folder, spec, order, plan, lock, since, begun)
+            if given is not None and given.parts and not (spec.is_read and spec.input.sha256 == given.key):
+                job.spec, job.given = spec.with_input(sha256=given.key), places.files(known=False)
+            if job.given is not None or (begun is not None and _has_changed(begun, wanted, places)):
+                _unfinish(folder)
         except OSError as error:
             raise PromptmillError(
                 Code.STORAGE,
@@ -163,33 +217,85 @@ def admit(
             raise input_error(damaged, _SEND_ALL, " starts a new one.") from None
         folders.register(folder)
         if getattr(plan.block, "dedupe", False):
-            plan, order = _without_own_dedupe(plan), order.model_copy(update={"dedupe": True})
-        job = Job(folder, spec, order, plan, file, lock, begun)
-        if job.has_output:  # else it is checked when it runs
-            check_content(job, threading.Event())
+            job.plan, job.order = _without_own_dedupe(plan), order.model_copy(update={"dedupe": True})
         opened.pop_all()
         return job
 
 
-def paths_of(order: JobRequest, *, are_resolved: bool) -> tuple[Path, Path, list[row_files.Part]]:
-    """Return the resolved input and output of `order`, and the files of the input.
+class _Begun(NamedTuple):
+    """A job before an order and with it, and the id of the last round before it."""
 
-    Links are followed once: a job describes the files that it opens, whatever takes their names meanwhile.
-    `are_resolved`: the paths of the order were resolved and checked before, so none may be a link now.
+    before: JobSpec | None
+    spec: JobSpec
+    since: int
+
+
+def _last_round(store: JobDatabase, order: JobOrder) -> int:
+    """Return the id of the last round before the order. An order `again` that was interrupted goes on."""
+    known = rounds.stored_rounds(store)
+    if not known:
+        return 0
+    last, again = known[-1], f"again {order.earlier.again}"
+    goes_on = not last.done and any(round_.since == last.since and round_.ordered == again for round_ in known)
+    return last.since if goes_on else last.id
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """The resolved paths of an order."""
+
+    source: Path
+    """The input; not absolute if the rows are in no file of the user's."""
+    target: Path
+    parts: Sequence[Part]
+    """The files of the input; none if the rows are in the database alone."""
+    is_loose: bool
+    """Whether the answers are wanted in no file."""
+    encoding: str | None = None
+
+    def files(self, *, known: bool) -> InputFiles:
+        """Return the files of the input. Raises `PromptmillError` (`invalid_input`)."""
+        return input_files.opened(self.parts, known=known, encoding=self.encoding)
+
+
+def paths_of(order: JobOrder, folders: JobFolders, given: Given | None = None, *, are_resolved: bool = False) -> Places:
+    """Return the resolved paths of `order`.
+
+    Links are followed once: a job describes the files that it opens, whatever takes their names later. `are_resolved`:
+    the paths of the order were resolved and checked before, so none may be a link now.
 
     Raises `PromptmillError` (`invalid_input`).
     """
     target = real_path(order.target)
-    check_name(target, is_output=True)
-    for path in (order.input, *order.more):
-        check_name(path.absolute())
-    parts = row_files.find([order.input, *order.more], target)
-    if are_resolved and [target, *(part.path for part in parts)] != [order.target, order.input]:
+    is_loose = folders.owner(target) is not None
+    if not is_loose:
+        check_name(target, is_output=True)
+        _check_is_text(target)
+    if given is not None:
+        return Places(Path(given.name), target, given.parts, is_loose, order.encoding)
+    if not order.inputs[0].is_absolute():  # rows that were given to the order that began the job
+        return Places(order.inputs[0], target, (), is_loose)
+    for path in order.inputs:
+        check_name(path)
+    parts = input_files.find(order.inputs, target)
+    if are_resolved and [target, *(part.path for part in parts)] != [order.target, *order.inputs]:
         raise input_error("Input or output became a link or a folder while the job was started.")
-    return real_path(order.input) if parts[0].columns else parts[0].path, target, parts
+    for part in parts:
+        _check_is_text(part.path)
+        formats.format_by_suffix(part.path, "input file")
+    source = real_path(order.inputs[0]) if parts[0].columns else parts[0].path
+    return Places(source, target, parts, is_loose, order.encoding)
 
 
-def check_output_path(order: JobRequest, target: Path, parts: Sequence[row_files.Part]) -> None:
+def _without_deleted(places: Places, known: JobSpec | None) -> Places:
+    """Return the places of a job without its input where that was read and then deleted: the job has its rows."""
+    if not places.source.is_absolute():  # rows that are given again may be other rows
+        return places
+    is_read = known is not None and known.is_read and known.input.path == places.source
+    return replace(places, parts=()) if is_read and not places.source.exists() else places
+
+
+def check_output_path(order: JobOrder, target: Path, parts: Sequence[Part]) -> None:
     """Raise `PromptmillError` (`invalid_input`) for an output that is a part of the input, or not writable."""
     if any(part.path == target for part in parts):
         raise input_error("Input and output are the same file; name another output.")
@@ -198,12 +304,64 @@ def check_output_path(order: JobRequest, target: Path, parts: Sequence[row_files
             f"The output {order.output} is a folder; name a file in it, {order.output / 'answers.jsonl'}."
         )
     if not target.parent.is_dir():
-        raise input_error(f"There is no folder {target.parent} for the output; make it first.")
+        raise input_error(f"There is no folder {target.parent} for the output; create it first.")
     try:
         with tempfile.TemporaryFile(dir=target.parent):
             pass
     except OSError as error:
         raise input_error(f"The output cannot be written into {target.parent}: {disk.why(error)}.") from None
+
+
+def plans_of(order: JobOrder, configuration: Configuration) -> dict[str, ResolvedConfig]:
+    """Return the plans of the models that the variants of an order name. Raises `PromptmillError`."""
+    named = {variant.model for variant in order.variants} & {*configuration.names}
+    return {name: configuration.plan_of(name) for name in named}
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What an order changes about the rows of a job."""
+
+    before: JobSpec | None
+    """The job before the order."""
+    earlier: Earlier
+    since: int
+    """The id of the last round before the order."""
+
+    def read(self, store: JobDatabase, spec: JobSpec, files: InputFiles, rules: Rules) -> tuple[JobSpec, Bound]:
+        """Read the input into the database, and bind the answers to its rows; return the job, and the counts. Blocks.
+
+        Raises as `ingest` and `check_bound` do; then nothing is changed.
+        """
+
+        def check(bound: Bound) -> None:
+            if self.before is not None and not (self.earlier.keep or self.earlier.again == "all"):
+                check_bound(self.before, spec, bound)
+
+        with self._other() as other:
+            bind = Bind(check, other, self.since)
+            return ingest(store, spec, input_of(files, spec.input.format), rules, files, bind=bind)
+
+    def rebind(self, store: JobDatabase, spec: JobSpec, halt: threading.Event) -> Bound:
+        """Bind the answers of another job to the rows that were read before. Blocks. Raises as `JobDatabase` does."""
+        with self._other() as other:
+            return rebind(store, spec, Bind(other=other, round=self.since), halt)
+
+    @contextlib.contextmanager
+    def _other(self) -> Iterator[JobDatabase | None]:
+        """Give the job whose answers count, too."""
+        if self.earlier.from_job is None:
+            yield None
+            return
+        with contextlib.closing(JobDatabase(self.earlier.from_job)) as other:
+            yield other
+
+
+def read(job: Job, files: InputFiles, rules: Rules) -> Bound:
+    """Read the input of a job, see `Change.read`."""
+    spec, bound = job.change.read(job.folder.store, job.spec, files, rules)
+    job.was_read(spec)
+    return bound
 
 
 def _without_own_dedupe(plan: ResolvedConfig) -> ResolvedConfig:
@@ -214,24 +372,27 @@ def _without_own_dedupe(plan: ResolvedConfig) -> ResolvedConfig:
     return replace(plan, settings=plan.settings.model_copy(update={"backend_configs": configs}))
 
 
-def _open_database(folder: Folder, order: JobRequest) -> None:
+def _opened(folder: Folder, order: JobOrder, begin: Callable[[], _Begun]) -> _Begun:
+    """Open the database, and return what `begin` does: of a damaged database, with its readable part."""
     try:
         folder.open()
-        folder.store.get("spec")
+        folder.store.get("spec")  # else a damaged description would be none
+        return begin()
     except DamagedError:
         try:
             folder.salvage()
         except DamagedError:
-            if order.again != "all":
+            if order.earlier.again != "all":
                 raise
             folder.forget()
             folder.open()
+        return begin()
 
 
 def _locked(folder: Folder) -> Lock | None:
-    """Return the lock of the job in `folder`, which is made if need be; None when another process has it.
+    """Return the lock of the job in `folder`, which is created if it is missing; None if another process has it.
 
-    A process that has said how the job ended is about to leave, and is waited for.
+    A process whose job has ended by its status is about to leave: wait for it.
     """
     end, tries = time.monotonic() + _LEAVES_S, _TRIES
     while True:
@@ -243,7 +404,7 @@ def _locked(folder: Folder) -> Lock | None:
             if not tries:
                 raise
             continue
-        if lock is not None or folder.status.get("state") not in status.ENDED or time.monotonic() > end:
+        if lock is not None or folder.status.get("state") not in progress.ENDED or time.monotonic() > end:
             return lock
 
 
@@ -265,22 +426,25 @@ def _check_is_text(path: Path) -> None:
         raise input_error(f"{shown} has a name that is not UTF-8 text; rename it.")
 
 
-def _check_fields(order: JobRequest, input_format: str) -> None:
+def check_fields(order: JobOrder, input_format: str) -> None:
     """Raise `PromptmillError` (`invalid_input`) for fields that are wrong, or do not go together or with the format."""
-    _ = order.failure_limit, order.cut
+    _ = order.limits.failures, order.cut
+    question = order.question
     if input_format in WHOLE_REQUESTS:
         given = {
-            "prompt_column": order.prompt_column is not None,
-            "answer_column": order.answer_column != "answer",
-            "prompt": order.prompt_template is not None,
+            "prompt_column": question.column is not None,
+            "answer_column": order.form.column != "answer",
+            "prompt": bool(question.templates),
         }
         for name in filter(given.get, given):
             raise input_error(Named(name), _OF_ROWS)
-    if order.prompt_template is not None and order.prompt_column is not None:
+    if question.templates and question.column is not None:
         raise input_error(
             Named("prompt"), " goes without ", Named("prompt_column"), "; name the column in the prompt: {{column}}."
         )
-    _check_answer_column(order.answer_column)
+    for text in question.templates:
+        template_of(text, has_images=question.image_column is not None)
+    _check_answer_column(order.form.column)
 
 
 def _check_answer_column(name: str) -> None:
@@ -295,92 +459,86 @@ def _check_answer_column(name: str) -> None:
 
 
 def spec_of(
-    folder: Folder,
-    paths: tuple[Path, Path],
-    file: InputFiles,
-    plan: ResolvedConfig,
-    order: JobRequest,
-    *,
     job_id: str,
+    places: Places,
+    plan: ResolvedConfig,
+    order: JobOrder,
+    plans: Mapping[str, ResolvedConfig],
+    *,
+    known: JobSpec | None = None,
 ) -> JobSpec:
-    """Return the job of `order`, from the input to the output that `paths` name. Raises `PromptmillError`."""
-    source, target = paths
-    own = source == folder.prompts.resolve()
-    input_format = "messages" if own else row_files.format_of_input(file)
-    is_direct = row_files.is_read_directly(file, input_format)
-    _check_fields(order, input_format)
-    if order.prompt_template is not None:
-        PromptTemplate(order.prompt_template, image_column=order.image_column)
-    output_format = row_files.format_of_output(order.whole_output, input_format)
-    size, mtime_ns = file.stamp()
-    settings = fingerprint(plan, order.system_prompt, input_format)
-    image_column = [] if order.image_column is None else [order.image_column]
-    settings["prompt_template"] = digest(order.prompt_template, *image_column)
-    settings["row_settings"] = digest(order.rows_set)
+    """Return the job of `order`. `known` is the job as it was stored. Raises `PromptmillError`."""
+    if places.parts:
+        files = places.files(known=known is not None)
+        input_format = format_of_input(files)
+        size, version = (0, 0) if not places.source.is_absolute() else files.stamp()
+    elif known is not None:
+        input_format, size, version = known.input.format, known.input.size, known.input.version
+    else:
+        input_format, size, version = "messages", 0, 0
+    check_fields(order, input_format)
+    output_format = "" if places.is_loose else formats.format_of_output(order.whole_output, input_format)
     if order.shard is not None and input_format == "messages":
         raise input_error(Named("shard"), " goes with files of rows, not with a call's.")
     return JobSpec(
         job_id=job_id,
-        input=source,
-        files=[part for part in file.parts if part.columns],
-        output=target,
-        input_format=input_format,
-        output_format=output_format,
-        spooled=not own and (order.prompt_template is not None or not is_direct),
-        prompt_column=order.prompt_column,
-        prompt_template=order.prompt_template,
-        prompt_only=order.prompt_only,
-        image_column=order.image_column,
-        answer_column=order.answer_column,
-        encoding=order.encoding,
-        answer_schema=None if input_format in WHOLE_REQUESTS else _schema_of(plan),
-        fields=order.fields,
-        rows_set=order.rows_set,
-        skip_empty=order.skip_empty,
-        shard=order.shard,
-        size=size,
-        mtime_ns=mtime_ns,
-        sampling_of_0_1=sampling_of_0_1(plan),
-        fingerprint=settings,
-        sampling={
-            name: value
-            for name, value in without_lengths(plan.settings.sampling_params.given()).items()
-            if isinstance(value, bool | int | float | str)
-        },
-        models=other_models(plan),
+        created=int(time.time()),
+        input=InputSpec(
+            path=places.source,
+            files=_files_of(places, known),
+            format=input_format,
+            encoding=order.encoding,
+            size=size,
+            version=version,
+        ),
+        question=order.question,
+        output=OutputSpec(
+            path=places.target,
+            format=output_format,
+            form=order.form,
+            answer_schema=None if input_format in WHOLE_REQUESTS else _schema_of(plan),
+            shard=order.shard,
+        ),
+        targets=targets_of(plan, order, input_format, plans),
         backend=plan.backend,
         model=plan.model,
         provider=registry.provider_of(plan),
-        created=int(time.time()),
         owner=order.owner,
         working_folder=Path.cwd(),
     )
 
 
-def check_columns(order: JobRequest, rule: FileRule) -> None:
-    """Raise `PromptmillError` (`invalid_input`) if the input of a new job of a call lacks a column of the prompt.
-
-    Or if it has one that `rule` refuses.
-    """
-    _, _, parts = paths_of(order, are_resolved=True)
-    with contextlib.closing(row_files.opened(parts, known=False, encoding=order.encoding)) as file:
-        row_secrets.check_columns(file, rule)
-        input_format = row_files.format_of_input(file)
-        _check_fields(order, input_format)
-        _check_columns(order, file, input_format)
+def _files_of(places: Places, known: JobSpec | None) -> tuple[Part, ...]:
+    """Return the files of an input that is more than one file."""
+    if not places.source.is_absolute():
+        return ()
+    if not places.parts and known is not None:
+        return known.input.files
+    return tuple(part for part in places.parts if part.columns)
 
 
-def _check_columns(order: JobRequest, file: InputFiles, input_format: str) -> None:
-    is_direct = row_files.is_read_directly(file, input_format)
-    if input_format in row_files.TABLES or (input_format == "jsonl" and is_direct):
-        spool.check_columns(
-            file,
-            input_format,
-            prompt_column=order.prompt_column,
-            prompt_template=order.prompt_template,
-            image_column=order.image_column,
-            row_settings=order.rows_set,
+def targets_of(
+    plan: ResolvedConfig, order: JobOrder, input_format: str, plans: Mapping[str, ResolvedConfig]
+) -> tuple[Target, ...]:
+    """Return what answers each row: one target, or one for each variant."""
+    if not order.variants:
+        found = fingerprint(plan, order.system_prompt, input_format)
+        return (Target(fingerprint=found, sampling=plain_sampling(plan)),)
+    return tuple(
+        Target(
+            name=variant.name,
+            model=variant.model,
+            prompt=variant.prompt,
+            fingerprint=fingerprint(
+                own := plans.get(variant.model, plan),
+                order.system_prompt,
+                input_format,
+                "" if variant.model in plans else variant.model,
+            ),
+            sampling=plain_sampling(own),
         )
+        for variant in order.variants
+    )
 
 
 def _schema_of(plan: ResolvedConfig) -> dict[str, Any] | None:
@@ -391,180 +549,152 @@ def _schema_of(plan: ResolvedConfig) -> dict[str, Any] | None:
     return None if schema is None else dict(schema)
 
 
-def _check_output(folder: Folder, wanted: JobSpec, order: JobRequest) -> None:
-    """Raise `PromptmillError` (`invalid_input`) when something is at the output that may not be replaced."""
-    if order.overwrite or not wanted.output.exists():
+def _check_output(folder: Folder, wanted: JobSpec, order: JobOrder) -> None:
+    """Raise `PromptmillError` (`invalid_input`) if a file at the output may not be replaced."""
+    output = wanted.output.path
+    if order.earlier.overwrite or not wanted.output.format or not output.exists():
         return
     made, begun = folder.result, folder.spec
-    if made is None or not made.is_own(wanted.output):
-        away = (
-            "name another file, or move it away" if begun is None else f"move it away to go on with job {begun.job_id}"
-        )
+    if made is None or not made.is_own(output):
+        away = "name another file, or move it away" if begun is None else f"move it away to resume job {begun.job_id}"
         overwrite = Named("overwrite", text="; {} replaces it")
-        raise input_error(f"{wanted.output} exists and is not this job's own output; {away}", overwrite, ".")
+        raise input_error(f"{output} exists and is not this job's own output; {away}", overwrite, ".")
 
 
-def _begin_or_go_on(folder: Folder, wanted: JobSpec, order: JobRequest, *, fixed: bool) -> JobSpec:
-    """Return the job as it is from now on; the caller holds its lock and has its database open."""
+def _begun(folder: Folder, wanted: JobSpec, order: JobOrder, plan: ResolvedConfig, *, fixed: bool) -> _Begun:
+    """Have the job begin with this order; the caller holds its lock and has its database open."""
+    folder.roll_back()
+    since = _last_round(folder.store, order)
     _check_output(folder, wanted, order)  # as it is now
-    begun, made = folder.spec, folder.result
-    if made is None or not made.is_own(wanted.output):
-        there = stamp(wanted.output)
+    begun, made, output = folder.spec, folder.result, wanted.output.path
+    if wanted.output.format and (made is None or not made.is_own(output)):
+        there = stamp(output)
         if there is not None:  # it may be replaced
             made = OutputRecord(size=there[0], mtime_ns=there[1], limit=0, finished=False)
     if begun is None:
-        is_new = folder.store.is_empty  # else its description was damaged, and its answers were not
-        spec = wanted.model_copy(
-            update={
-                "settings": folder.store.settings_id(_identity(wanted)),
-                "to_bind": None if is_new else "questions",
-                "again": None if is_new else order.again,
-                "round": int(order.again is not None),
-            }
-        )
+        is_new = folder.store.is_empty  # else the description was damaged, and the answers were not
+        targets = [_with_settings(folder, target, target.fingerprint) for target in wanted.targets]
+        spec = wanted.model_copy(update={"targets": tuple(targets), "to_bind": None if is_new else "questions"})
     else:
-        spec = _gone_on(folder, begun, wanted, order, fixed=fixed)
+        spec = _resumed(folder, begun, wanted, order, plan, fixed=fixed)
         if made is not None:
-            _check_limit(made, wanted.output, order)
-            is_same = begun.shape == spec.shape
-            binds = spec.to_bind is not None or order.from_job is not None
-            if spec.again is not None or spec.settings != begun.settings or binds or not is_same:
+            _check_limit(made, output, order)
+            earlier = order.earlier
+            is_same = begun.shape == spec.shape and begun.targets == spec.targets
+            if earlier.again is not None or earlier.from_job is not None or not spec.is_read or not is_same:
                 made = made.model_copy(update={"finished": False})  # until the new answers are in it, too
-    request = order.model_copy(update={**_ONCE, "input": wanted.input, "output": wanted.output})
-    folder.put(spec=spec, request=request, output=made)
-    return spec
+    stored = order.model_copy(update={"earlier": Earlier(), "output": wanted.output.path})
+    values = {"spec": spec, "order": stored, "output": made}
+    before = None if begun is None else {name: folder.store.get(name) for name in values}
+    folder.put(before=before, **values)
+    return _Begun(begun, spec, since)
 
 
-def _gone_on(folder: Folder, begun: JobSpec, wanted: JobSpec, order: JobRequest, *, fixed: bool) -> JobSpec:
-    """Return the job that was `begun` with what is `wanted` of it now. Raises `PromptmillError` (`invalid_input`)."""
-    changed = _changed_settings(begun, wanted, folder)
-    sends_all = order.again == "all" or _has_nothing(folder)
-    if changed and (fixed or not (order.keep or sends_all)):
-        raise _settings_conflict(begun, wanted, changed, fixed=fixed)
-    spec = wanted.model_copy(update={name: getattr(begun, name) for name in _OF_THE_JOB})
-    if changed:
-        folder.store.settings_id(_identity(begun))  # of a job of release 0.1 it is not noted yet
-        settings = folder.store.settings_id(_identity(wanted))
-        kept = [] if sends_all else sorted({*begun.kept, begun.settings} - {settings})
-        noted = [] if sends_all else sorted({*begun.changed, *changed})
-        spec = spec.model_copy(update={"settings": settings, "kept": kept, "changed": noted})
-    else:
-        spec = spec.model_copy(update={name: getattr(begun, name) for name in ("fingerprint", "sampling")})
-    if order.again is not None and order.again != begun.again:  # else the round that was interrupted goes on
-        spec = spec.model_copy(update={"round": begun.round + 1, "again": order.again})
-    elif order.keep and order.again is None and begun.again == "all":
-        spec = spec.model_copy(update={"again": None})
-    if any(getattr(begun, name) != getattr(spec, name) for name in _OF_LINES):
-        by = "questions" if begun.input_format != spec.input_format or begun.to_bind == "questions" else "rows"
-        spec = spec.model_copy(update={"lines": None, "columns": None, "settings_read": [], "to_bind": by})
-    elif begun.shape != spec.shape:
-        spec = spec.model_copy(update={"columns": None})
-    return spec
+def _has_changed(begun: JobSpec, wanted: JobSpec, places: Places) -> bool:
+    """Return whether the input is not the one that the job has read. A file with its earlier size and time is."""
+    before, now = begun.input, wanted.input
+    if not now.is_file or not begun.is_read or (before.size, before.version) == (now.size, now.version):
+        return False
+    return places.files(known=True).sha256() != before.sha256
 
 
-def _identity(spec: JobSpec) -> dict[str, Any]:
-    """Return the values that identify settings."""
-    return {**spec.fingerprint, "prompt_column": spec.prompt_column, "models": spec.models}
+def _unfinish(folder: Folder) -> None:
+    """Note that the output of a job does not hold what it will."""
+    if (made := folder.result) is not None:
+        folder.put(output=made.model_copy(update={"finished": False}))
+
+
+def _with_settings(folder: Folder, target: Target, identity: Mapping[str, Any]) -> Target:
+    return target.model_copy(update={"settings": folder.store.settings_id(identity)})
+
+
+def _resumed(
+    folder: Folder, begun: JobSpec, wanted: JobSpec, order: JobOrder, plan: ResolvedConfig, *, fixed: bool
+) -> JobSpec:
+    """Return the job that had `begun`, as it is now `wanted`. Raises `PromptmillError` (`invalid_input`)."""
+    sends_all = order.earlier.again == "all" or _has_nothing(folder)
+    by_name = {target.name: target for target in begun.targets}
+    targets = []
+    for at, target in enumerate(wanted.targets):
+        before = by_name.get(target.name)
+        if before is None or (before.prompt != target.prompt and at >= len(begun.targets)):
+            targets.append(_with_settings(folder, target, target.fingerprint))
+            continue
+        changed = _changed_settings(before, target, plan, folder)
+        if changed and (fixed or not (order.earlier.keep or sends_all)):
+            raise _settings_conflict(begun, before, wanted, target, changed, fixed=fixed)
+        targets.append(_target_now(folder, before, target, changed, sends_all=sends_all))
+    spec = wanted.model_copy(
+        update={
+            **{name: getattr(begun, name) for name in ("created", "owner", "working_folder")},
+            "targets": tuple(targets),
+        }
+    )
+    known, now = begun.input, wanted.input
+    facts = {name: getattr(known, name) for name in _AS_READ}
+    spec = spec.model_copy(update={"input": now.model_copy(update=facts)})
+    is_same_reading = (
+        begun.question == wanted.question
+        and (known.format, known.encoding) == (now.format, now.encoding)
+        and [target.name for target in begun.targets] == [target.name for target in wanted.targets]
+    )
+    if is_same_reading:
+        names = begun.output.names if begun.shape == wanted.shape else None
+        return spec.with_output(names=names).model_copy(update={"to_bind": begun.to_bind})
+    by_row = order.earlier.keep and known.format == now.format and begun.to_bind is None
+    return spec.with_output(names=None).model_copy(update={"to_bind": "rows" if by_row else "questions"})
+
+
+def _target_now(folder: Folder, before: Target, target: Target, changed: Sequence[str], *, sends_all: bool) -> Target:
+    """Return a target of a job that is resumed."""
+    if not changed:
+        kept = ("fingerprint", "sampling", "settings", "kept", "changed")
+        return target.model_copy(update={name: getattr(before, name) for name in kept})
+    folder.store.settings_id(before.fingerprint)  # a job of release 0.1 has not stored it yet
+    found = _with_settings(folder, target, target.fingerprint)
+    if sends_all:
+        return found
+    ids = tuple(sorted({*before.kept, before.settings} - {found.settings}))
+    return found.model_copy(update={"kept": ids, "changed": tuple(sorted({*before.changed, *changed}))})
 
 
 def _has_nothing(folder: Folder) -> bool:
     """Return whether the job that is open has no answer and cost nothing, so that sending all rows loses nothing."""
     last = folder.status
     paid = any(last.get(name) for name in ("cost", "cost_set_aside", "prompt_tokens", "completion_tokens"))
-    return not paid and last.get("state") not in status.ALIVE and not folder.store.page(0, ANSWERED, most=1)
+    return not paid and last.get("state") not in progress.ALIVE and not folder.store.page(0, ANSWERED, size=1)
 
 
-def check_content(job: Job, halt: threading.Event) -> None:
-    """Read the input through and note in the job's spec what was found. Blocks, about a second per gigabyte.
-
-    A file with the size and time it had is believed. Of another one the answers are to be bound to its rows. Does
-    nothing more once `halt` is set.
-    """
-    spec, found = job.spec, job.input.stamp()
-    if spec.sha256 is not None and found in {(spec.size, spec.mtime_ns), job.seen}:
-        return
-    sha256, lines = digest_of(job.input, found[0], halt)
-    if halt.is_set():
-        return
-    job.seen = found
-    made = job.folder.result
-    update: dict[str, Any] = {"sha256": sha256, "size": found[0], "mtime_ns": found[1]}
-    if not spec.spooled:
-        update["lines"] = lines
-    if spec.sha256 not in {None, sha256}:
-        update |= {"lines": update.get("lines"), "columns": None, "settings_read": [], "to_bind": "questions"}
-        if made is not None:
-            made = made.model_copy(update={"finished": False})  # it has the rows of the input as it was
-    job.spec = spec.model_copy(update=update)
-    job.folder.put(spec=job.spec, output=made)
+def _changed_settings(before: Target, now: Target, plan: ResolvedConfig, folder: Folder) -> list[str]:
+    """Return the names of the settings that differ from those under which the answers were made."""
+    known = before.fingerprint
+    changed = [name for name, value in now.fingerprint.items() if name != "models" and known.get(name, value) != value]
+    if "sampling" in changed and known["sampling"] == sampling_of_0_1(plan):
+        changed.remove("sampling")
+    models = known.get("models", {})
+    others = {name for name, value in now.fingerprint.get("models", {}).items() if models.get(name, value) != value}
+    if others:
+        changed += [f"models.{name}" for name in sorted(others & statistics.answering_models(folder.store))]
+    return changed
 
 
-def check_unchanged(job: Job, halt: threading.Event) -> bool:
-    """Return whether lines were appended to the input since it was read through, which are left. Blocks.
-
-    Raises `PromptmillError` (`invalid_input`) when it does not begin with what was read.
-    """
-    spec, found = job.spec, job.input.stamp()
-    if found in {(spec.size, spec.mtime_ns), job.seen}:
-        return False
-    sha256, _ = digest_of(job.input, spec.size, halt)
-    if halt.is_set():
-        return False
-    if sha256 != spec.sha256:
-        raise changed_while_running(spec)
-    job.seen = found
-    if found[0] == spec.size:
-        return False
-    job.input.end = spec.size
-    return True
-
-
-def digest_of(file: InputFiles, size: int, halt: threading.Event) -> tuple[str, int]:
-    """Return the digest of the first `size` bytes of the input, as many as there are, and its lines. Blocks."""
-    sha256, lines, offset, last = hashlib.sha256(), 0, 0, b"\n"
-    while not halt.is_set() and (block := file.read_at(offset, min(1 << 20, size - offset))):
-        sha256.update(block)
-        lines += block.count(b"\n")
-        offset, last = offset + len(block), block[-1:]
-    return sha256.hexdigest(), lines + (last != b"\n")
-
-
-def changed_while_running(spec: JobSpec) -> PromptmillError:
-    """Return the error of an input that is not what the job has read."""
-    changed = f"{spec.input} has changed since job {spec.job_id} read it. Put it back and run the job again"
-    return input_error(changed, Named("keep", text=", or run it with {}, which sends the rows that are new"), ".")
-
-
-def _changed_settings(begun: JobSpec, now: JobSpec, folder: Folder) -> list[str]:
-    """Return the names of the settings that are not those that the job's answers were made with."""
-    found = [name for name, value in now.fingerprint.items() if begun.fingerprint.get(name, value) != value]
-    if "sampling" in found and begun.fingerprint["sampling"] == now.sampling_of_0_1:
-        found.remove("sampling")
-    if begun.prompt_column != now.prompt_column:
-        found.append("prompt_column")
-    others = {name for name, value in now.models.items() if begun.models.get(name, value) != value}
-    return found + [f"models.{name}" for name in sorted(others & folder.store.answering_models())] if others else found
-
-
-def _settings_conflict(begun: JobSpec, now: JobSpec, changed: list[str], *, fixed: bool) -> PromptmillError:
-    """Return the error of `changed` settings, with what they were and are as far as the job's description holds it."""
-    pairs = [
-        (name.replace("_", " "), getattr(begun, name), getattr(now, name))
-        for name in ("model", "backend", "prompt_column", "prompt_template")
-        if name in changed
-    ]
-    if "sampling" in changed and begun.sampling is not None and now.sampling is not None:
-        names = dict.fromkeys([*begun.sampling, *now.sampling])
-        pairs += [(name, begun.sampling.get(name), now.sampling.get(name)) for name in names]
+def _settings_conflict(
+    begun: JobSpec, before: Target, wanted: JobSpec, now: Target, changed: Sequence[str], *, fixed: bool
+) -> PromptmillError:
+    """Return the error of `changed` settings, with their values before and now as far as the job stores them."""
+    pairs = [(name, getattr(begun, name), getattr(wanted, name)) for name in ("model", "backend") if name in changed]
+    if "sampling" in changed and before.sampling is not None and now.sampling is not None:
+        names = dict.fromkeys([*before.sampling, *now.sampling])
+        pairs += [(name, before.sampling.get(name), now.sampling.get(name)) for name in names]
     changes = ", ".join(f"{name} was {_shown(was)}, now {_shown(is_)}" for name, was, is_ in pairs if was != is_)
     others = ", ".join(name.replace("_", " ") for name in changed)
-    ran = "last ran" if begun.changed else "was begun"
+    ran = "last ran" if before.changed else "was begun"
     conflict = f"Job {begun.job_id} {ran} with another {others}{f' ({changes})' if changes else ''}, "
     if fixed:
         remedy: list[str | Named] = ["Use the options or the configuration file of its first run."]
     else:
         keep = Named("keep", text="{} counts its answers all the same; ")
-        remedy = ["Set it as it was to go on; ", keep, _SEND_ALL, " sends every row again."]
+        remedy = ["Set it as it was to resume; ", keep, _SEND_ALL, " sends every row again."]
     return input_error(f"{conflict}and answers are not mixed. ", *remedy)
 
 
@@ -572,37 +702,41 @@ def _shown(value: Any) -> str:
     return "not set" if value is None else f"{value!r:.60}"
 
 
-def check_bound(begun: JobSpec, given: Path, bound: Bound) -> None:
-    """Raise `PromptmillError` (`invalid_input`) when an input that was mistaken would send most rows again.
+def check_bound(begun: JobSpec, spec: JobSpec, bound: Bound) -> None:
+    """Raise `PromptmillError` (`invalid_input`) if an order that may be a mistake would send most rows again.
 
-    That is one which loses more than half of the job's answers, 20 at least unless it is another file, and more than
-    half of whose rows have no answer.
+    That is an order that loses more than half of the job's answers, 20 at least unless the input is another file, while
+    more than half of the rows have no answer.
     """
-    fewest = _FEWEST if given == begun.input else 1
+    given, asked = spec.input.path, begun.question != spec.question
+    fewest = _FEWEST if given == begun.input.path and not asked else 1
     if bound.answers < fewest or 2 * bound.kept >= bound.answers or 2 * bound.kept >= bound.rows:
         return
     kept = f"keeps {bound.kept:,} of the {bound.answers:,} answers of job {begun.job_id}"
-    if given == begun.input:
+    if asked:
+        conflict = f"The prompt of job {begun.job_id} was another one, and the new one {kept}. Name another output"
+    elif given == begun.input.path:
         conflict = f"{given} has changed since, and {kept}. Put it back, or name another output"
-    elif given.name == begun.input.name:  # a copy of what a URL names, or a file of that name in another folder
+    elif given.name == begun.input.path.name:  # a copy of what a URL names, or a file of that name in another folder
         conflict = (
-            f"{begun.output} is the output of another {given.name}, or it has changed since: {begun.input}. "
+            f"{begun.output.path} is the output of another {given.name}, or it has changed since: {begun.input.path}. "
             f"The input {kept}; name another output"
         )
     else:
-        conflict = f"{begun.output} is the output of another input, {begun.input}; name another output. "
+        conflict = f"{begun.output.path} is the output of another input, {begun.input.path}; name another output. "
         conflict += f"{given.name} {kept}"
     keep = Named("keep", text="; {} keeps those and sends the other rows")
     raise input_error(conflict, keep, "; ", _SEND_ALL, " sends every row.")
 
 
-def _check_limit(made: OutputRecord, output: Path, order: JobRequest) -> None:
-    """Raise `PromptmillError` (`invalid_input`) when rows of the output that was made would not be in the next one."""
-    if order.limit is None or not made.is_own(output) or (made.limit is not None and made.limit <= order.limit):
+def _check_limit(made: OutputRecord, output: Path, order: JobOrder) -> None:
+    """Raise `PromptmillError` (`invalid_input`) if the next output would lack rows of the present one."""
+    limit = order.limits.rows
+    if limit is None or not made.is_own(output) or (made.limit is not None and made.limit <= limit):
         return
-    if not made.finished or order.again or not made.is_still(output):
+    if not made.finished or order.earlier.again or not made.is_still(output):
         name = Named("limit")
         raise input_error(
-            f"{output} holds more rows than ", name, f" {order.limit} asks for, and would lose them. Leave ", name,
+            f"{output} holds more rows than ", name, f" {limit} asks for, and would lose them. Leave ", name,
             " out, or name another output.",
         )  # fmt: skip

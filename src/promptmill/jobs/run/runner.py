@@ -1,4 +1,4 @@
-"""Runs one job in this process: what is unanswered goes through the service, what is answered becomes the output."""
+"""Runs one job in this process: reads its input, runs its rounds, and writes its output."""
 
 from __future__ import annotations
 
@@ -9,49 +9,56 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
-from promptmill.backends.protocol import Call
+from promptmill.backends.protocol import Call, Facts
+from promptmill.backends.questions import RowRequests
 from promptmill.backends.rows import RowReader
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.core.money import Budget
 from promptmill.core.wording import counted
-from promptmill.jobs.files import disk, spool
-from promptmill.jobs.files.disk import Line, LineRange, Lines, RandomFile
-from promptmill.jobs.run import admission, merge, shards
+from promptmill.jobs import columns, disk
+from promptmill.jobs.export import output
+from promptmill.jobs.export.answered import UnansweredError
+from promptmill.jobs.export.live_output import LiveOutput
+from promptmill.jobs.inputs.formats import row_kind
+from promptmill.jobs.inputs.questions import questions_of
 from promptmill.jobs.run.admission import Job
-from promptmill.jobs.run.merge import JobFiles
-from promptmill.jobs.run.partial_output import LiveOutput
-from promptmill.jobs.run.unanswered_rows import Answering, Rows, StoreSink, row_reader
-from promptmill.jobs.store import status
-from promptmill.jobs.store.answers import FARTHEST_ROW, NEVER, DamagedError, JobStore
-from promptmill.jobs.store.binding import Binding, Bound, Twins
-from promptmill.jobs.store.records import JobCounts
-from promptmill.jobs.store.spec import JobSpec, OutputRecord
-from promptmill.jobs.store.status import Course, Progress, Watch
+from promptmill.jobs.run.duplicates import Duplicates
+from promptmill.jobs.run.live import LiveRound, OpenRows, StoreSink
+from promptmill.jobs.run.plan import Situation, next_round
+from promptmill.jobs.run.steps import HERE, Context, Steps
+from promptmill.jobs.store import progress as states
+from promptmill.jobs.store import rounds, statistics
+from promptmill.jobs.store.binding import Bound
+from promptmill.jobs.store.control import Control
+from promptmill.jobs.store.counts import JobCounts
+from promptmill.jobs.store.database import DamagedError
+from promptmill.jobs.store.progress import Course, Progress, Watch
+from promptmill.jobs.store.records import SLOT
+from promptmill.jobs.store.rounds import NEVER, Round
+from promptmill.jobs.store.spec import JobSpec, OutputRecord, system_prompt_of
 from promptmill.service.service import Service
 from promptmill.system.runtime import stay_responsive
 
 T = TypeVar("T")
-Apart: TypeAlias = Callable[[str, JobFiles], Awaitable[Any]]
-"""Does a step (`read_rows`, `write_output`) in another process. Raises as the step does."""
 _LOOK_S = 0.2
-_MOST_HELD = 64 << 20
+_HELD_BYTES = 64 << 20
 _MOST_VALUES = 300_000  # of a row that a server reads for a call: they take 0.1 s
 _STATUS_S = 1.0
-# A record that turns out damaged when the output is written is done again, but not without end.
-_ROUNDS = 3
-_SALVAGED = "The job's database was damaged; rows whose answers were lost are done again."
+_UNANSWERED = "SELECT EXISTS (SELECT 1 FROM row LEFT JOIN answer ON key = n WHERE n < ? AND key IS NULL)"
+_TRIES = 3  # records that turn out damaged when the output is written are made again, but not without end
+_SALVAGED = "The job's database was damaged; rows whose answers were lost are sent again."
 _LEAVING_S = 60.0
-_GO_ON = "Run the job again: what can be read of it is kept."
+_AGAIN = "Run the job again: its readable part is kept."
 
 
-class _JobStopped(Exception):  # noqa: N818 (how a run ends early, told to the runner alone)
-    """The job's new `state`, and why when it is an `error`."""
+class _JobStopped(Exception):  # noqa: N818 (how a run ends early; it never leaves the runner)
+    """The job's new `state`, and the reason if it is an `error`."""
 
     def __init__(self, state: str, error: PromptmillError | None = None) -> None:
         super().__init__(state)
@@ -59,44 +66,53 @@ class _JobStopped(Exception):  # noqa: N818 (how a run ends early, told to the r
         self.error = error
 
 
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What the owner of a run does at its turns."""
+
+    watch: Watch | None = None
+    """Gets the progress several times a second."""
+    before_answers: Callable[[], Awaitable[None]] | None = None
+    """Waited for before any row is sent."""
+    before_output: Callable[[], Awaitable[None]] | None = None
+    """Waited for when all rows are done."""
+    recorded: Callable[[Sequence[int]], None] | None = None
+    """Gets the keys that were recorded."""
+    live: LiveOutput | None = None
+    """Writes the rows while they come."""
+
+
 class Runner:
-    """One run of a job that `admission` let in. The caller made job and service, and closes them."""
+    """One run of a job that was admitted. The caller made job and service, and closes them."""
 
     def __init__(
         self,
         job: Job,
         service: Service,
+        hooks: Hooks = Hooks(),
         *,
-        watch: Watch | None = None,
         stats: Call | None = None,
-        before_answers: Callable[[], Awaitable[None]] | None = None,
-        before_output: Callable[[], Awaitable[None]] | None = None,
-        recorded: Callable[[Sequence[int]], None] | None = None,
-        live: LiveOutput | None = None,
-        apart: Apart | None = None,
+        steps: Steps = HERE,
     ) -> None:
-        """`watch` gets the progress several times a second; `stats` counts the costs of this run.
+        """`stats` counts the costs of this run. `steps` does the steps that read the input and write the output.
 
-        `before_answers` is waited for before any row is sent, `before_output` when all are answered. `recorded` gets
-        the rows that were recorded, and `live` writes them while they come. `apart` does the steps that read the input,
-        for a job whose input and template may be hostile. Needs a running event loop.
+        Needs a running event loop.
         """
         self._job = job
         self.service = service
-        self._watch = watch
-        self._before_answers = before_answers
-        self._before_output = before_output
-        self._live = live
-        self._apart = apart
-        self._recorded = recorded if live is None else live.recorded
+        self._hooks = hooks
+        self._steps = steps
         self._working: asyncio.Task[None] | None = None
         self._stopped: _JobStopped | None = None
         self._halt = threading.Event()
-        """Set when a thread is to leave what it does."""
+        """Set when a thread is to end its work."""
         self._leaves_as: _JobStopped | None = None
-        """The end of the run after the answers to the rows in flight, if no more rows are taken."""
-        self.progress = Progress(JobCounts(), Call(of_job=True) if stats is None else stats, job.folder.status)
-        self.progress.counts.skips_empty = job.spec.skip_empty
+        """The end of the run after the rows in flight, if no more rows are taken."""
+        self._end = SLOT
+        """The number of the first row that is not wanted."""
+        self._context = Context(self._in_thread, self._halt, self._pass_rows)
+        self.progress = Progress(JobCounts(), Call(Facts(of_job=True)) if stats is None else stats, job.folder.status)
+        self.progress.counts.skips_empty = job.spec.question.skip_empty
         self.progress.course = Course(job.folder.course)
 
     @property
@@ -105,25 +121,25 @@ class Runner:
         return None if self._stopped is None else self._stopped.error
 
     async def run(self) -> dict[str, Any]:
-        """Run until the output is there or something ends it; returns the final status.
+        """Run until the output is written or something ends the run; return the final status.
 
-        Its `state` is `finished`, `stopped` (`reason` and `self.error` say why) or `cancelled`; when the service or
-        this task is ended, `interrupted`. Whatever happens, what is answered is kept, and the job can be run again.
+        Its `state` is `finished`, `stopped` (`reason` and `self.error` say why) or `cancelled`; if the service or this
+        task is ended, `interrupted`. In any case the answers are kept, and the job can be run again.
         """
         progress = self.progress
         self._working = asyncio.ensure_future(self._work())
         looking_after = asyncio.ensure_future(self._look_after())
         try:
             await self._until_stopped(self._working)
-            progress.state = status.FINISHED
+            progress.state = states.FINISHED
         except _JobStopped as ended:
             self._stopped, progress.state = ended, ended.state
             progress.reason = redact(str(ended.error)) if ended.error else ""
         except asyncio.CancelledError:
-            progress.state = status.INTERRUPTED
+            progress.state = states.INTERRUPTED
             raise
         except BaseException as error:
-            progress.state = status.STOPPED
+            progress.state = states.STOPPED
             progress.reason = f"A bug in promptmill ({type(error).__name__}); please report it."
             raise
         finally:
@@ -131,7 +147,7 @@ class Runner:
             looking_after.cancel()
             await asyncio.wait({looking_after})
             await self._in_thread(self._close)
-            self._tell()
+            self._report()
         return self.progress.as_dict()
 
     async def _until_stopped(self, working: asyncio.Task[None]) -> None:
@@ -139,7 +155,7 @@ class Runner:
         try:
             await asyncio.wait({working})
         except asyncio.CancelledError:
-            if self._stopped is None:  # else it is ending, which a second time would cut short
+            if self._stopped is None:  # else it is ending, which a second request would cut short
                 working.cancel()
             await asyncio.wait({working})
             raise
@@ -157,7 +173,7 @@ class Runner:
             self._working.cancel()
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        """Run what blocks in a thread; when the run ends before, `_halt` asks it to leave, and it is waited for."""
+        """Run blocking work in a thread; if the run ends before it, `_halt` asks it to end, and it is waited for."""
         thread = asyncio.ensure_future(asyncio.to_thread(work))
         try:
             return await asyncio.shield(thread)
@@ -168,362 +184,411 @@ class Runner:
             raise
 
     def leave(self) -> bool:
-        """Take no more rows and end as `interrupted` when those in flight are answered; return whether any are."""
-        if self.progress.state != status.RUNNING or not self.progress.stats.in_flight:
+        """Take no more rows and end as `interrupted` after the rows in flight; return whether there are any."""
+        if self.progress.state != states.RUNNING or not self.progress.stats.in_flight:
             return False
-        self._leaves_as = _JobStopped(status.INTERRUPTED)
+        self._leaves_as = _JobStopped(states.INTERRUPTED)
         self._show()
         return True
 
     def _end_without_room(self, error: PromptmillError) -> None:
-        """Take no more rows, for the budget has no room, and end as `stopped` when those in flight are answered."""
+        """Take no more rows, because the budget has no room, and end as `stopped` after the rows in flight."""
         if self._leaves_as is None:
-            self._leaves_as = _JobStopped(status.STOPPED, error)
+            self._leaves_as = _JobStopped(states.STOPPED, error)
             self._show()
 
     def _leaving(self) -> str:
         if self._leaves_as is None:
             return ""
-        left = self.progress.stats.in_flight
-        again = "; Ctrl-C again stops at once" if self._leaves_as.error is None else ", for the budget has no more room"
-        return f"finishing {left} in flight{again}"
+        remaining = self.progress.stats.in_flight
+        again = "; Ctrl-C again stops at once" if self._leaves_as.error is None else ", as the budget has no more room"
+        return f"finishing {remaining} in flight{again}"
 
     def _close(self) -> None:
+        job = self._job
         if self.error is not None and self.error.code is Code.STORAGE:
-            with contextlib.suppress(OSError, DamagedError):  # what was not written is not kept, whatever came of it
-                spec, counts = self._job.spec, self.progress.counts
-                counts.replace(self._job.folder.store.counts(spec.to_replace, skips_empty=spec.skip_empty))
+            with contextlib.suppress(OSError, DamagedError):  # outcomes that were not written do not count
+                counts = self.progress.counts
+                counts.replace(statistics.counts(job.folder.store, skips_empty=job.spec.question.skip_empty))
+        if self.progress.state == states.FINISHED:
+            with contextlib.suppress(OSError, DamagedError):  # the next run finds that the last round has no rows
+                rounds.end(job.folder.store)
         self._keep(self._status())
         with contextlib.suppress(OSError, DamagedError):
-            self._job.folder.store.sync()
+            job.folder.store.sync()
         with contextlib.suppress(OSError):
-            self._job.folder.cancel.unlink(missing_ok=True)
+            job.folder.control.changed(cancel=False).write(job.folder.path)
 
     async def _work(self) -> None:
-        job = self._job
         try:
-            if job.has_output:  # ended between the output's rename and its last words
-                merge.discard(job.spec.output, job.spec.job_id)
-                await self._count(NEVER)
-                self.progress.total = self.progress.counts.done
-                self.progress.columns = job.spec.columns or {}
-                await self._in_thread(self._count_values)
-                return
-            self._enter(status.STARTING, "reading the input")
-            await self._in_thread(lambda: admission.check_content(job, self._halt))
-            with contextlib.ExitStack() as opened:
-                await self._read_rows()
-                path = job.folder.rows if job.spec.spooled else job.spec.input
-                lines = opened.enter_context(job.folder.lines(job.input, job.spec))
-                rows, shard = LineRange(lines, lines=job.spec.lines), job.order.cut
-                if shard is not None:
-                    rows = await self._in_thread(functools.partial(shards.cut, job, shard))
-                    opened.callback(rows.file.close)
-                await self._bind(rows)
-                if self._before_answers is not None:
-                    await self._before_answers()
-                await self._rounds(lines, rows, path)
+            await self._answer()
         except PromptmillError as error:
             gone = error.code in {Code.SHUTDOWN, Code.REPLACED}
-            raise _JobStopped(status.INTERRUPTED if gone else status.STOPPED, error) from None
+            raise _JobStopped(states.INTERRUPTED if gone else states.STOPPED, error) from None
         except OSError as error:
-            unusable = f"A file of the job cannot be used: {disk.why(error)}."
-            raise _JobStopped(status.STOPPED, PromptmillError(Code.STORAGE, unusable)) from None
+            which = f"The job's file {error.filename}" if error.filename else "A file of the job"
+            unusable = f"{which} cannot be used: {disk.why(error)}."
+            raise _JobStopped(states.STOPPED, PromptmillError(Code.STORAGE, unusable)) from None
         except DamagedError:
-            damaged = f"The job's database {job.folder.database} is damaged."
-            raise _JobStopped(status.STOPPED, PromptmillError(Code.STORAGE, damaged, _GO_ON)) from None
+            damaged = f"The job's database {self._job.folder.database} is damaged."
+            raise _JobStopped(states.STOPPED, PromptmillError(Code.STORAGE, damaged, _AGAIN)) from None
 
-    async def _rounds(self, lines: RandomFile, rows: LineRange, path: Path) -> None:
-        """Have the rows answered and the output written, again where records turn out to be damaged."""
-        live = self._live
+    async def _answer(self) -> None:
+        """Read the input, run round after round and write the output, again where the database is damaged."""
+        live = self._hooks.live
+        is_read = False
         try:
-            for _ in range(_ROUNDS):
+            for _ in range(_TRIES):
                 try:
-                    again = self._job.spec.to_replace
-                    await self._count(again)
-                    if live is not None:
-                        replaced = await self._in_thread(functools.partial(self._job.folder.store.rows, again))
-                        live.begin(self._job, lines, set(replaced), self._give_up)
-                    await self._answer(rows, path)
-                    if self._leaves_as is not None:
-                        raise self._leaves_as
-                    if self._before_output is not None:
-                        await self._before_output()
-                    if await self._merge():
+                    if self._job.has_output:  # ended between the output's rename and its last status
+                        await self._count_again()
+                        return
+                    if not is_read:
+                        await self._read_input()
+                        is_read = True
+                    await self._rounds()
+                    if await self._export():
                         if live is not None:
                             await self._in_thread(functools.partial(live.wait, self._halt))
                         return
-                    await self._drop_unsound()
+                    await self._drop_damaged()
                 except DamagedError:
-                    await self._in_thread(self._job.folder.salvage)
-                    self.progress.notes.append(_SALVAGED)
+                    await self._salvage()
+                    is_read = False
             raise PromptmillError(Code.STORAGE, "The job's database is damaged again and again.")
         finally:
             if live is not None:
                 live.stop()
 
-    async def _read_rows(self) -> None:
-        """Have the rows looked at and written as lines if need be, and the columns of the answers named."""
-        job, rule = self._job, self._job.plan.file_rule
-        if rule.is_guarded and not rule.is_own(job.spec.input):  # else the rows came in a call
-            await self._step(merge.check_secrets)
-        if not merge.are_rows_read(job.spec, job.folder):
-            try:
-                await self._step(merge.read_rows)
-            except BaseException:
-                spool.discard(job.folder.rows)
-                raise
-        self.progress.columns = job.spec.columns or {}
-        self.progress.notes += merge.notes_on_columns(job.spec, is_grid=bool(job.order.variants))
+    async def _count_again(self) -> None:
+        """Count what a run did that ended before its last status."""
+        spec, progress = self._job.spec, self.progress
+        if spec.output.format:
+            output.discard(spec.output.path, spec.job_id)
+        await self._count(NEVER)
+        progress.total = progress.counts.done
+        progress.columns = spec.output.names or {}
+        await self._in_thread(self._count_values)
 
-    async def _step(self, step: Callable[[JobFiles], T]) -> T:
-        """Return the result of a step that reads the input."""
+    async def _salvage(self) -> None:
+        """Go on with the readable part of the database. Rows that are lost are read from the input again."""
         job = self._job
-        files = JobFiles(
-            job.spec,
-            job.folder,
-            job.input,
-            job.order.limit,
-            self._note,
-            self._halt,
-            job.disk_share,
-            job.plan.file_rule,
-        )
-        if self._apart is None:
-            return await self._in_thread(lambda: step(files))
-        found: T = await self._apart(step.__name__, files)
+        await self._in_thread(job.folder.salvage)
+        job.spec = job.folder.known_spec()
+        self.progress.notes.append(_SALVAGED)
+
+    def _limit_rows(self) -> None:
+        """Find the number of rows that are wanted, and the last one. Blocks."""
+        job = self._job
+        self._end = output.end_of(job.folder.store, job.order.limits.rows)
+        ((rows,),) = job.folder.store.read("SELECT count(*) FROM row WHERE n < ?", self._end)
+        self.progress.total = rows * len(job.spec.targets)
+
+    async def _read_input(self) -> None:
+        """Read the input if it has changed, and bind the answers to its rows."""
+        job, progress = self._job, self.progress
+        self._enter(states.STARTING, "reading the input")
+        files = await self._in_thread(lambda: job.unread(self._halt))
+        store = job.folder.store
+        if files is None and job.order.earlier.from_job is not None:
+            self._note_kept(await self._in_thread(lambda: job.change.rebind(store, job.spec, self._halt)))
+        if files is not None:
+            if lost := store.in_flight.most:  # requests whose rows may be others now
+                progress.earlier.charge(lost)
+                self._show()
+            store.in_flight.settle()
+            try:
+                bound = await self._steps.ingest(job, files, self._context)
+            except PromptmillError:
+                job.folder.roll_back()  # the same command is refused again, and the one before it resumes the job
+                raise
+            self._note_kept(bound)
+        await self._check_secrets()
+        progress.columns = job.spec.output.names or {}
+        progress.notes += [note for note in columns.notes(job.spec) if note not in progress.notes]
+        await self._in_thread(self._limit_rows)
+        if self._hooks.before_answers is not None:
+            await self._hooks.before_answers()
+
+    def _note_kept(self, bound: Bound) -> None:
+        if (bound.answers or bound.kept) and self._job.order.earlier.again != "all":
+            kept, of = f"{bound.kept:,}", counted(bound.rows, "row")
+            are = "is" if bound.new == 1 else "are"
+            self.progress.notes.append(f"{kept} of {of} keep their answers, {bound.new:,} {are} new.")
+
+    async def _check_secrets(self) -> None:
+        """Look for keys and passwords in the rows of a file that a call named, once for each content."""
+        job, content = self._job, {"sha256": self._job.spec.input.sha256}
+        if not job.plan.file_rule.is_guarded or not job.spec.input.is_file:
+            return
+        if await self._in_thread(lambda: job.folder.store.get("secrets_checked")) != content:
+            self._enter(states.STARTING, "looking for keys and passwords")
+            await self._steps.check_secrets(job, self._context)
+            job.folder.put(secrets_checked=content)
+
+    async def _rounds(self) -> None:
+        """Run round after round, and count the records."""
+        duplicates = self._duplicates()
+        while (round_ := await self._in_thread(functools.partial(self._next_round, duplicates))) is not None:
+            await self._run_round(round_, duplicates)
+            if self._leaves_as is not None:
+                raise self._leaves_as
+        if self._hooks.before_output is not None:
+            await self._hooks.before_output()
+        await self._count(NEVER)
+
+    def _next_round(self, duplicates: Duplicates | None) -> Round | None:
+        """Return the next round, stored. Blocks."""
+        job = self._job
+        store, spec = job.folder.store, job.spec
+        if spec.settled and job.order.earlier.again is None:
+            return None
+
+        def has_rows(round_: Round) -> bool:
+            if duplicates is not None:
+                duplicates.prepare(round_)
+            return any(self._open_rows(round_, slot, "SELECT 1", "LIMIT 1") for slot in round_.slots)
+
+        known = rounds.stored_rounds(store)
+        now = Situation(job.order, known, job.since, len(spec.targets), has_rows)
+        found = next_round(now)
+        if found is not None and known and found.id != known[-1].id:
+            rounds.store_round(store, replace(known[-1], done=True))
+        if found is not None and found not in known:
+            rounds.store_round(store, found)
         return found
 
-    def _note(self, name: str, value: Any) -> None:
-        """Take notice of what a step reports; for any thread."""
-        job = self._job
-        match name:
-            case "activity":
-                self._enter(self.progress.state, value)
-            case "passed":
-                self.progress.pass_row(value)
-            case "spec":
-                job.spec = job.spec.model_copy(update=value)
-                job.folder.put(spec=job.spec)
+    def _open_rows(self, round_: Round, slot: int, select: str, rest: str = "") -> list[tuple[Any, ...]]:
+        condition = round_.condition(self._job.spec.targets[slot].counted, slot)
+        query = f"{select} FROM {rounds.join_of(slot)} WHERE row.n < ? AND ({condition}) {rest}"
+        return self._job.folder.store.read(query, self._end)
 
-    async def _count(self, again: str) -> None:
-        """Count the answers; rows whose record meets `again` are not done."""
+    def _duplicates(self) -> Duplicates | None:
+        job = self._job
+        if not job.order.dedupe:
+            return None
+        requests = self._requests()
+
+        def is_repeatable(n: int, slot: int) -> bool:
+            try:
+                (row,) = job.folder.store.row_page(n, n)
+                request = requests[slot].request(n, row.line, row.cells or b"")
+            except PromptmillError:
+                return False
+            # a temperature in the extra parameters takes precedence
+            return not request.path and request.extra.get("temperature", request.sampling.temperature) == 0
+
+        return Duplicates(job.folder.store, job.spec, is_repeatable)
+
+    async def _run_round(self, round_: Round, duplicates: Duplicates | None) -> None:
+        """Have the rows of a round answered and recorded."""
+        job, progress = self._job, self.progress
+        store, stats, spec = job.folder.store, progress.stats, job.spec
+        is_open = await self._in_thread(lambda: self._count_open(round_))
+        progress.round = round_.reason
+        stats.facts = replace(stats.facts, total=is_open)
+        progress.begin_rates()
+        self._enter(states.RUNNING)
+        if round_.way == "copy":
+            assert duplicates is not None
+            await self._in_thread(lambda: duplicates.copy(round_))
+        else:
+            self._limit_cost()
+            stats.ledger.journal = store.in_flight
+            live = self._hooks.live
+            if live is not None:
+                replaced = [
+                    key
+                    for slot in round_.slots
+                    for (key,) in self._open_rows(round_, slot, "SELECT answer.key", "AND answer.key IS NOT NULL")
+                ]
+                live.begin(job.folder, spec, replaced, self._end, self._give_up)
+            open_rows = OpenRows(
+                store,
+                round_,
+                spec.targets,
+                self._requests(),
+                self._end,
+                lambda: self._leaves_as is not None,
+                None if self._steps is HERE else _HELD_BYTES,
+            )
+            sink = StoreSink(
+                store,
+                progress.counts,
+                stats,
+                self._give_up,
+                self._end_without_room,
+                failure_limit=job.order.limits.failures,
+                made=[target.made(round_.id) for target in spec.targets],
+                recorded=self._recorded,
+            )
+            await LiveRound(self.service, open_rows, sink, stats, self._give_up, job.plan).run()
+
+    def _recorded(self, keys: Sequence[int]) -> None:
+        if self._hooks.live is not None:
+            self._hooks.live.recorded(keys)
+        if self._hooks.recorded is not None:
+            self._hooks.recorded(keys)
+
+    def _count_open(self, round_: Round) -> int:
+        """Count the open rows of a round, and the records of all others. Blocks."""
+        store, targets, progress = self._job.folder.store, self._job.spec.targets, self.progress
+        remaining = 0
+        for slot in round_.slots:
+            ((count,),) = self._open_rows(round_, slot, "SELECT count(*)")
+            remaining += count
+        conditions = [
+            f"(answer.key / {SLOT} = {slot} AND ({round_.condition(targets[slot].counted, slot)}))"
+            for slot in round_.slots
+        ]
+        progress.count(store, " OR ".join(conditions), self._end)
+        return remaining
+
+    async def _count(self, is_open: str) -> None:
+        """Count the records; those that meet `is_open` are not done."""
         self._enter(self.progress.state, "counting the answers")
         store = self._job.folder.store
-        await self._in_thread(lambda: self.progress.count(store, again))
+        await self._in_thread(lambda: self.progress.count(store, is_open, self._end))
 
-    async def _bind(self, rows: LineRange) -> None:
-        """Bind the answers there are to the rows, where the input or what its rows ask has changed."""
-        job = self._job
-        if job.spec.to_bind is None and job.order.from_job is None:
-            return
-        self._enter(self.progress.state, "finding the answers of the rows")
-        store, before = job.folder.store, job.before or job.spec
-        if lost := store.in_flight.most:  # whose rows may be others now
-            self.progress.earlier.charge(lost)
-            self._show()
-        store.in_flight.settle()
-        bound = await self._in_thread(lambda: self._bound(rows, before))
-        if self._halt.is_set():
-            return
-        job.spec = job.spec.model_copy(update={"to_bind": None})
-        job.folder.put(spec=job.spec)
-        if job.order.again != "all":
-            kept, of = f"{bound.kept:,}", counted(bound.rows, "row")
-            self.progress.notes.append(f"{kept} of {of} keep their answers, {_new(bound)} new.")
-
-    def _bound(self, rows: LineRange, before: JobSpec) -> Bound:
-        """Bind the answers and return the counts. Blocks. After an error the job is as it was `before`."""
-        job, reading = self._job, self._reader(self._job.plan)
-        binding = Binding(job.folder.store, job.spec.counted, by_row=job.spec.to_bind == "rows")
-        with contextlib.ExitStack() as opened:
-            if job.order.from_job is not None:
-                other = JobStore(job.order.from_job)
-                opened.callback(other.close)
-                binding.offer(other)
-            for block in self._blocks(rows):
-                binding.note([(line.row, None if line.data is None else reading.digest(line.data)) for line in block])
-            bound = binding.match()
-            if not (job.order.keep or job.spec.again == "all"):
-                try:
-                    admission.check_bound(before, job.spec.input, bound)
-                except PromptmillError:
-                    job.folder.put(spec=before.model_copy(update={"lines": None if before.spooled else before.lines}))
-                    raise
-            binding.apply(self._halt.is_set, job.spec.made)
-        return bound
-
-    def _found_twins(self, rows: LineRange, reading: RowReader) -> Twins:
-        """Return the rows that ask what another row asks, at temperature 0. Blocks."""
-        twins, left = Twins(self._job.folder.store), self._job.order.limit
-        for block in self._blocks(rows):
-            found = block if left is None else block[:left]
-            left = None if left is None else left - len(found)
-            asking = [(line.row, asked) for line in found if (asked := _question(reading, line)) is not None]
-            twins.note(asking)
-        twins.find()
-        return twins
-
-    def _blocks(self, rows: LineRange) -> Iterator[list[Line]]:
-        """Yield the lines that are not blank, block by block, until the run is to halt."""
-        found = Lines(rows.file, rows.row, rows.offset)
-        while not self._halt.is_set() and (block := found.read()):
-            yield [line for line in block if not line.blank]
-
-    async def _drop_unsound(self) -> None:
+    async def _drop_damaged(self) -> None:
         store = self._job.folder.store
-        if damaged := await self._in_thread(store.drop_unsound):
+        if damaged := await self._in_thread(store.drop_damaged):
             self.progress.notes.append(
-                f"{damaged} damaged record(s) in the job's database are not trusted; their rows are done again."
+                f"{damaged} damaged record(s) in the job's database are not trusted; their rows are sent again."
             )
 
-    async def _answer(self, rows: LineRange, path: Path) -> None:
-        """Have every unanswered row answered and recorded."""
-        job, progress, limit = self._job, self.progress, self._job.order.limit
-        store, stats = job.folder.store, progress.stats
-        progress.total = rows.lines if limit is None or rows.lines is None else min(limit, rows.lines)
-        stats.total = None if progress.total is None else max(0, progress.total - progress.counts.done)
-        progress.begin_rates()
-        self._enter(status.RUNNING)
-        self._limit_cost()
-        stats.journal = store.in_flight
-        reading, twins = self._reading(), None
-        if job.order.dedupe:
-            twins = await self._in_thread(lambda: self._found_twins(rows, reading))
-        unanswered = Rows(
-            rows,
-            path,
-            reading,
-            store,
-            job.spec.to_replace,
-            limit,
-            self._guard,
-            lambda: self._leaves_as is not None,
-            None if self._apart is None else _MOST_HELD,
-        )
-        sink = StoreSink(
-            store,
-            progress.counts,
-            stats,
-            self._give_up,
-            self._end_without_room,
-            failure_limit=job.order.failure_limit,
-            made=job.spec.made,
-            recorded=self._recorded,
-        )
-        seen = await Answering(self.service, unanswered, sink, stats, self._give_up, job.plan, twins).run()
-        progress.total = seen if self._leaves_as is None else progress.total
-
     def _limit_cost(self) -> None:
-        """Let the rows cost what is left of the job's budget, where it has one."""
-        order, stats, progress = self._job.order, self.progress.stats, self.progress
-        limit = self._job.plan.operator.max_cost if order.max_cost is None else order.max_cost
-        if limit is None or stats.budget is not None:
+        """Set the call's budget to the unspent part of the job's."""
+        job, stats, progress = self._job, self.progress.stats, self.progress
+        limit = self._most_cost(job.folder.control)
+        if limit is None or stats.ledger.budget is not None:
             return
+        stats.ledger.budget = Budget(limit, progress.cost or 0.0, job.folder.store.in_flight.most)
 
-        stats.budget = Budget(limit, progress.cost or 0.0, self._job.folder.store.in_flight.most)
+    def _most_cost(self, control: Control) -> float | None:
+        """Return the most that all runs of the job may spend, None for any amount."""
+        job = self._job
+        wanted = (control.max_cost, job.order.limits.max_cost, job.plan.operator.max_cost)
+        limits = [
+            *[most for most in wanted if most is not None][:1],
+            *([] if job.most_cost is None else [job.most_cost]),
+        ]
+        return min(limits, default=None)
 
-    def _reading(self) -> RowReader:
-        """Return how rows are read, those that name another model too. Raises `PromptmillError` (`replaced`)."""
-        plan = self._job.plan
+    def _requests(self) -> list[RowRequests]:
+        """Return how rows become requests, by the slot. Raises `PromptmillError` (`replaced`)."""
+        job, plan = self._job, self._job.plan
         if not plan.is_same_model(self.service.plan_of(plan.name)):
             raise PromptmillError(Code.REPLACED, "Another model was loaded before the job began.")
         reader, offered = self._reader(plan), self.service.offered
         names = [name for name in self.service.usable if name in offered]
-        if len(names) < 2:
-            return reader
-        return replace(reader, models={name: self._reader(self.service.plan_of(name).capped) for name in names})
+        if len(names) > 1:
+            reader = replace(reader, models={name: self._reader(self.service.plan_of(name).capped) for name in names})
+        questions = questions_of(job.spec.question, job.spec.input.format, job.spec.input.header)
+        found = []
+        for target in job.spec.targets:
+            own, extra = reader, {}
+            if target.model:
+                own, extra = reader.models.get(target.model, reader), {"model": target.model}
+            found.append(RowRequests(own, questions[target.prompt], target.prompt, extra))
+        return found
 
     def _reader(self, plan: ResolvedConfig) -> RowReader:
         job, spec = self._job, self._job.spec
-        reader = row_reader(
+        return reader_of(
             plan,
-            spec.input_format,
-            system_prompt=job.order.system_prompt,
-            prompt_column=spec.prompt_column,
-            row_settings=spec.rows_set,
-            begun_in=spec.working_folder,
+            spec,
+            job.order.system_prompt,
             may_name=self.service.row_models(plan),
+            most_values=None if self._steps is HERE else _MOST_VALUES,
         )
-        return reader if self._apart is None else replace(reader, most_values=_MOST_VALUES)
 
-    async def _merge(self) -> bool:
-        """Write the output and give it its name; False when some row turns out to have no answer after all.
+    async def _export(self) -> bool:
+        """Write the output and give it its name; return False if some row turns out to have no sound answer.
 
-        No file is left when it raises.
+        If it raises, no file remains.
         """
-        self._enter(status.MERGING, "writing the output")
+        self._enter(states.MERGING, "writing the output")
         job, spec, folder = self._job, self._job.spec, self._job.folder
-        self._guard()
-        try:
-            partial, counts = await self._write_output()
-        except merge.UnansweredError:
-            return False
-        except BaseException:  # it may have been written whole at that very moment
-            merge.discard(spec.output, spec.job_id)
-            raise
         made = folder.result
-        is_own = made is not None and made.is_own(spec.output)
-        folder.put(output=OutputRecord.of(partial, job.order.limit, spec.output if is_own else None))
-        try:
-            merge.publish(partial, spec.output, may_replace=job.order.overwrite or is_own)
-        except (PromptmillError, OSError):
-            partial.unlink(missing_ok=True)
-            raise
-        job.spec = spec.model_copy(update={"again": None})  # the round is finished
-        folder.put(spec=job.spec)
-        self.progress.counts, self.progress.is_counted = counts, True
+        is_own = made is not None and made.is_own(spec.output.path)
+        limit = job.order.limits.rows
+        if not spec.output.format:
+            ((unanswered,),) = await self._in_thread(lambda: folder.store.read(_UNANSWERED, self._end))
+            if unanswered:
+                return False
+            folder.put(output=OutputRecord(size=0, mtime_ns=0, limit=limit))
+        else:
+            try:
+                written = await self._steps.export(job, self._context)
+            except UnansweredError:
+                return False
+            except BaseException:  # the run may end after the file was written
+                output.discard(spec.output.path, spec.job_id)
+                raise
+            record = OutputRecord.of(written.partial, limit, spec.output.path if is_own else None)
+            folder.put(output=record, written=written.blocks)
+            if written.warning:
+                self.progress.notes.append(written.warning)
+            try:
+                output.publish(written.partial, spec.output.path, may_replace=job.order.earlier.overwrite or is_own)
+            except (PromptmillError, OSError):
+                written.partial.unlink(missing_ok=True)
+                raise
+            await self._in_thread(lambda: folder.store.change(("DELETE FROM edited", [()])))
+        self.progress.counts = await self._in_thread(self._final_counts)
+        self.progress.is_counted = True
         self.progress.earlier.lost = folder.store.in_flight.requests_lost
         return True
 
-    async def _write_output(self) -> tuple[Path, JobCounts]:
-        """Write the output beside its place; return where it lies, and the counts of what is in it."""
-        spec, store = self._job.spec, self._job.folder.store
+    def _final_counts(self) -> JobCounts:
+        self._count_values()
+        skips_empty = self._job.spec.question.skip_empty
+        return statistics.counts(self._job.folder.store, before=self._end, skips_empty=skips_empty)
 
-        def counts(rows: int = FARTHEST_ROW) -> JobCounts:
-            self._count_values(rows)
-            return store.counts(before=rows, skips_empty=spec.skip_empty)
+    def _count_values(self) -> None:
+        """Count the different answers to the wanted rows. Blocks."""
+        by_field = self._job.spec.output.answer_schema is not None
+        self.progress.results = statistics.results(self._job.folder.store, self._end, by_field=by_field)
 
-        if spec.shard is not None:
-            return await self._in_thread(lambda: (shards.write_part(store, spec), counts()))
-        found = await self._step(merge.write_output)
-        if found["warning"]:
-            self.progress.notes.append(found["warning"])
-        return Path(found["partial"]), await self._in_thread(lambda: counts(found["rows"]))
-
-    def _count_values(self, rows: int = FARTHEST_ROW) -> None:
-        """Count the different answers to the first `rows` of the input. Blocks."""
-        by_field = self._job.spec.answer_schema is not None
-        self.progress.results = self._job.folder.store.results(rows, by_field=by_field)
-
-    def _guard(self) -> None:
-        """Raise `PromptmillError` when the input has changed since it was read; for any thread."""
-        job = self._job
-        if admission.check_unchanged(job, self._halt):
-            self.progress.stats.warn("Lines were appended to the input while the job ran; the next run sends them.")
+    def _pass_rows(self, count: int) -> None:
+        self.progress.pass_row(count)
 
     def _give_up(self, error: PromptmillError) -> None:
-        self._stop(_JobStopped(status.STOPPED, error))
+        self._stop(_JobStopped(states.STOPPED, error))
 
     async def _look_after(self) -> None:
-        """Show the progress, and end the run when the job is cancelled."""
+        """Show the progress, and follow the wishes of other processes."""
         shown = 0.0
         while True:
-            if self._job.folder.cancel.exists():
-                self._stop(_JobStopped(status.CANCELLED))
+            self._follow(self._job.folder.control)
             if self._job.lock.lost:
                 self._give_up(PromptmillError(Code.STORAGE, "Another process has taken the job over.", ""))
             if time.monotonic() - shown >= _STATUS_S:
                 shown = time.monotonic()
                 self.progress.sample()
-                # in a thread, for a large commit of answers may hold the database meanwhile
+                # in a thread, because a large commit of answers may hold the database
                 found = self._status()
                 entered = self.progress.state, self.progress.activity
                 await self._in_thread(functools.partial(self._keep, found))
                 if entered != (self.progress.state, self.progress.activity):  # kept meanwhile, and perhaps before it
                     self._keep(self._status())
-            self._tell()
+            self._report()
             await asyncio.sleep(_LOOK_S)
+
+    def _follow(self, control: Control) -> None:
+        """Do what other processes want of the run."""
+        if control.cancel:
+            self._stop(_JobStopped(states.CANCELLED))
+        stats, limit = self.progress.stats, self._most_cost(control)
+        self.progress.is_paused = control.paused
+        if control.concurrency is not None:
+            self.service.widen(self._job.plan, control.concurrency)
+        if stats.ledger.budget is not None and limit is not None and limit != stats.ledger.budget.limit:
+            stats.ledger.budget.limit = limit
+        if stats.waits.most != control.most:
+            stats.waits.most = control.most
+            stats.waits.freed()
 
     def _enter(self, state: str, activity: str = "") -> None:
         self.progress.state, self.progress.activity = state, activity
@@ -531,43 +596,63 @@ class Runner:
 
     def _show(self) -> None:
         self._keep(self._status())
-        self._tell()
+        self._report()
 
     def _status(self) -> dict[str, Mapping[str, Any]]:
-        """Bring the progress up to date; return it as the job's `status`, and the `course` when it has a new sample."""
-        progress, in_flight = self.progress, self._job.folder.store.in_flight
-        budget, is_running = progress.stats.budget, progress.state == status.RUNNING
+        """Bring the progress up to date; return it as the job's `status`, and the `course` if it has a new sample."""
+        progress = self.progress
+        if not self._job.folder.is_open:
+            return {}
+        in_flight, budget = self._job.folder.store.in_flight, progress.stats.ledger.budget
+        is_running = progress.state == states.RUNNING
         if is_running:
-            progress.activity = self._leaving() or ("" if progress.stats.done else self.service.activity)
+            progress.activity = self._leaving() or ("" if progress.stats.counts.done else self.service.activity)
         progress.set_aside = budget.set_aside if budget is not None and is_running else in_flight.most
         found = progress.as_dict() | ({} if self.error is None else {"code": str(self.error.code)})
         return {"status": found, **({"course": progress.course.as_dict()} if progress.course.note(found) else {})}
 
     def _keep(self, found: Mapping[str, Mapping[str, Any]]) -> None:
-        with contextlib.suppress(OSError, DamagedError):  # the next write of answers reports it in clearer words
-            self._job.folder.put(**found)
+        if found and self._job.folder.is_open:
+            with contextlib.suppress(OSError, DamagedError):  # the next write of answers reports it in clearer words
+                self._job.folder.put(**found)
 
-    def _tell(self) -> None:
-        if self._watch:
+    def _report(self) -> None:
+        if self._hooks.watch:
             with contextlib.suppress(OSError):  # a closed terminal is no reason to end a job
-                self._watch(self.progress)
+                self._hooks.watch(self.progress)
 
 
-def _new(bound: Bound) -> str:
-    new = bound.rows - bound.kept
-    return f"{new:,} {'is' if new == 1 else 'are'}"
+def reader_of(
+    plan: ResolvedConfig,
+    spec: JobSpec,
+    system_prompt: str,
+    *,
+    may_name: frozenset[str] | None = None,
+    most_values: int | None = None,
+) -> RowReader:
+    """Return how questions become requests to the model of `plan`.
 
-
-def _question(reading: RowReader, line: Line) -> bytes | None:
-    """Return the digest of what a row asks where its answer is the same each time, None where it is not."""
-    try:
-        request = reading.request(line.row, line.data or b"")
-        # one in the extra parameters counts first
-        if request.path or request.extra.get("temperature", request.sampling.temperature) != 0:
-            return None
-        return reading.digest(line.data or b"")
-    except PromptmillError:
-        return None
+    `may_name` are the models that a row may name, None: any. `most_values`: see `RowReader`.
+    """
+    settings, folder = plan.settings, spec.working_folder
+    input_format = spec.input.format
+    return RowReader(
+        row_kind(input_format),
+        settings.sampling_params,
+        settings.extra_params,
+        system_prompt_of(plan, system_prompt, input_format),
+        settings.image_tag,
+        "" if folder is None or folder == Path.cwd() else str(folder),
+        "" if plan.record.any_model else plan.model or plan.backend,
+        plan.record.other_paths,
+        keep_raw=input_format == "batch",
+        image_position=settings.image_position,
+        prompt_column=spec.question.column if input_format == "jsonl" else None,
+        row_settings=spec.question.rows_set,
+        may_name=may_name,
+        most_tokens=None if plan.trust_client else plan.operator.client_limits.max_tokens,
+        most_values=most_values,
+    )
 
 
 async def until_ended(runner: Runner) -> tuple[dict[str, Any], PromptmillError | None, bool]:

@@ -12,7 +12,7 @@ from promptmill.backends.openai.limit.endpoint_state import EndpointState
 from promptmill.backends.openai.limit.limiter import CallFlow, ConcurrencyShare, Limiter
 from promptmill.backends.openai.providers import profile_at
 from promptmill.backends.openai.request import RequestEncoder
-from promptmill.backends.protocol import Call
+from promptmill.backends.protocol import Call, Facts
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code, PromptmillError
 from sure import sure
@@ -37,13 +37,13 @@ class Bench:
         settings = OpenAISettings(base_delay=0)
         self.state = EndpointState(endpoint, encoder, settings, self.clock, random.Random(1))
         self.limiter = Limiter([self.state], 64, self.clock, **limits)
-        self.stats = Call(total=10)
+        self.stats = Call(Facts(total=10))
         self.share = ConcurrencyShare(self.limiter, self.stats, 64)
         self.flow = CallFlow(self.limiter, self.stats, self.clock, self.clock())
 
     def fails(self, decision):
         permit = sure(self.limiter.enter_now(self.share, 0, None))
-        self.stats.refused += decision.kind is FailureKind.LOAD
+        self.stats.counts.refused += decision.kind is FailureKind.LOAD
         self.state.failed(permit, decision, None)
         self.limiter.leave(permit, self.share)
 
@@ -85,7 +85,7 @@ async def test_an_endpoint_that_takes_requests_and_never_answers_is_said_with_wh
     assert bench.flow.waiting() == "", "answers may take as long"
     bench.clock.now += 2
     assert bench.flow.waiting() == ("no answer from api.example.com for 11 s; an attempt fails after 600 s (`timeout`)")
-    bench.stats.done += 1
+    bench.stats.counts.done += 1
     assert bench.flow.waiting() == "", "others are answered"
 
 

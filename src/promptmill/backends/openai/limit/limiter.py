@@ -167,6 +167,16 @@ class Limiter:
         self._capacity = 1
         self._sharing = False
 
+    def widen(self, concurrency: int) -> None:
+        """Allow so many requests in flight, which is more than before."""
+        self._concurrency = concurrency
+        for state in self.endpoint_states:
+            state.load.limit.most = max(state.load.limit.most, concurrency)
+
+    def share_out(self) -> None:
+        """Compute the shares again soon."""
+        self._share_out_soon()
+
     def open(self, share: ConcurrencyShare) -> None:
         """Note that a call begins; the first one gives every endpoint a new chance."""
         if not self._shares:
@@ -456,8 +466,8 @@ class CallFlow:
 
     def _without_answers(self, states: Sequence[EndpointState], now: float) -> str:
         """Return for how long no request has been answered; `""` while that is usual."""
-        if self._call.done != self._done:
-            self._done, self._quiet_since = self._call.done, now
+        if self._call.counts.done != self._done:
+            self._done, self._quiet_since = self._call.counts.done, now
         quiet_s = now - self._quiet_since
         if quiet_s < _QUIET_S:
             return ""
@@ -494,5 +504,5 @@ class CallFlow:
         return f"; gives up in {duration(max(0.0, state.patience_s))} (`patience`)"
 
     def _so_far(self) -> str:
-        refused = self._call.refused
+        refused = self._call.counts.refused
         return f" ({counted(refused, 'refusal')} so far)" if refused else ""

@@ -1,0 +1,321 @@
+"""Questions of rows: the question of a row as JSON, computed from the row's cells.
+
+Any process computes them in the same way, so a job does not store a prompt that consists of a fixed text and cells. A
+prompt with expressions is computed once, when the input is read, and stored: its template may take any time.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import math
+import re
+import sqlite3
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Protocol
+from urllib.parse import quote
+
+import orjson
+
+from promptmill.backends import rows
+from promptmill.backends.rows import IMAGES, RowReader
+from promptmill.core.bounds import LONGEST_ROW, TOO_LONG
+from promptmill.core.errors import Code, Named, PromptmillError, input_error
+from promptmill.core.request import Request
+from promptmill.core.values import loads
+
+PROMPT = Named("prompt")
+_WAIT_S = 5.0  # for the writer of the database
+NOT_UTF8 = "is not UTF-8 text."
+_APART = b"\x1f"  # no JSON contains it: in a text it would be escaped
+# Programs write a missing value of CSV or TSV as an empty cell or as one of these texts.
+_MISSING: Mapping[str, float | None] = MappingProxyType({"NaN": math.nan, "nan": math.nan, "null": None, "NULL": None})
+_PLACE = re.compile(r"\{\{\s*(?:(?P<name>[^\W\d]\w*)|row\[(?P<quote>[\"'])(?P<column>[^\"'\\{}]+)(?P=quote)\])\s*\}\}")
+_NOT_PLAIN = re.compile(r"\{[%#]|\{\{|\}\}")
+_RESERVED = frozenset(
+    {
+        "true",
+        "false",
+        "none",
+        "True",
+        "False",
+        "None",
+        "not",
+        "and",
+        "or",
+        "in",
+        "is",
+        "if",
+        "else",
+        "row",
+        "loop",
+        "self",
+    }
+)
+
+
+class Template(Protocol):
+    """A prompt with places for the fields of a row."""
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The fields that it uses; `row` for all of them."""
+        ...
+
+    def render(self, row: Mapping[str, Any]) -> str:
+        """Return the prompt of a row. Raises `PromptmillError` (`invalid_input`, `empty_prompt`)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PlainTemplate:
+    """A prompt of texts and places alone, without filters and expressions: `Classify: {{text}}`."""
+
+    parts: tuple[str, ...]
+    """A text, the name of a field, a text, …"""
+
+    @classmethod
+    def of(cls, text: str) -> PlainTemplate | None:
+        """Return the template, None for a text with expressions.
+
+        >>> PlainTemplate.of("Classify: {{text}}").render({"text": "Great!"})
+        'Classify: Great!'
+        """
+        text = re.sub(r"\r\n?", "\n", text)  # as Jinja does
+        parts, end = list[str](), 0
+        for place in _PLACE.finditer(text):
+            parts += [text[end : place.start()], place["name"] or place["column"]]
+            end = place.end()
+            if place["name"] in _RESERVED:
+                return None
+        parts.append(text[end:])
+        return None if any(map(_NOT_PLAIN.search, parts[::2])) else cls(tuple(parts))
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The fields that it uses."""
+        return frozenset(self.parts[1::2])
+
+    def render(self, row: Mapping[str, Any]) -> str:
+        """Return the prompt of a row. Raises `PromptmillError` (`invalid_input`, `empty_prompt`)."""
+        texts = [*self.parts]
+        try:
+            for at in range(1, len(texts), 2):
+                value = row[texts[at]]
+                texts[at] = (
+                    value if type(value) is str and value and not value.isspace() else cell_text(value, texts[at])
+                )
+        except KeyError as error:
+            raise input_error(PROMPT, f": {error.args[0]!r} is undefined.") from None
+        text = "".join(texts)
+        if len(text) > LONGEST_ROW:
+            raise input_error(PROMPT, f" makes a prompt that {TOO_LONG}.")
+        return text
+
+
+def cell_text(value: Any, name: str) -> str:
+    """Return a value as the text of a prompt. Raises `PromptmillError` (`empty_prompt`) for an empty one."""
+    if what := rows.emptiness(value):
+        raise PromptmillError(Code.EMPTY_PROMPT, f"its {name} is {what}.")
+    if isinstance(value, str):
+        return value
+    return orjson.dumps(value, default=str).decode() if isinstance(value, dict | list | bool) else str(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """How the question of a row follows from its cells, for one prompt."""
+
+    columns: tuple[tuple[int, str], ...] | None = None
+    """Of a table, the place and the field of each cell that is used; None: rows are JSON objects."""
+    template: Template | None = None
+    fields: tuple[str, ...] = ()
+    """The fields besides the prompt that are part of the question: settings and images."""
+    column: str | None = None
+    """The column that is the field `prompt`, for messages."""
+    image_column: str | None = None
+    are_texts: bool = False
+    """Whether all cells are texts: then lists are written as JSON, and empty settings are left out."""
+    has_missing: bool = False
+    """Whether some texts, such as `NaN`, stand for missing values."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether any process may compute them, in a time in proportion to the row's size."""
+        return self.template is None or isinstance(self.template, PlainTemplate)
+
+    def line(self, cells: bytes) -> bytes:
+        """Return the question of a stored row as JSON. Raises `PromptmillError` as `of` does."""
+        if self.columns is None:
+            return cells if self.template is None else rows.json_line(self.of(rows.load(cells, "")))[:-1]
+        values = loads(cells)
+        return question_json(self.of({name: values[at] for at, name in self.columns}))
+
+    def of(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the question of a row, given by its fields. Raises `PromptmillError` (`invalid_input`)."""
+        if self.has_missing and not _MISSING.keys().isdisjoint(row.values()):
+            row = {name: _MISSING.get(value, value) for name, value in row.items()}
+        if self.template is None:
+            return self._of_columns(row)
+        question = self._settings(row) if self.fields else {}
+        try:
+            question["prompt"] = self.template.render(row)
+            if self.image_column is not None:
+                question["images"] = self._images(row, self.image_column)
+            return question
+        except PromptmillError as error:
+            if error.code is Code.EMPTY_PROMPT:
+                return {rows.EMPTY: error.message}
+            raise
+
+    def _of_columns(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        if self.column is not None and (what := rows.emptiness(row.get("prompt"))):
+            return {rows.EMPTY: f"its {self.column} is {what}."}
+        if self.are_texts:
+            return _read(row, has_messages="messages" in row)
+        images = {name: row[name] for name in IMAGES if name in row}
+        question = {name: value for name, value in row.items() if name not in images}
+        for name in ("messages", "prompt"):
+            if isinstance(question.get(name), list):
+                question[name] = _without_nulls(question[name])
+        return question | images
+
+    def _settings(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the fields besides the prompt that are part of the question."""
+        own = {name: row[name] for name in self.fields if name in row}
+        return _read(own, has_messages=True) if self.are_texts else own
+
+    @staticmethod
+    def _images(row: Mapping[str, Any], column: str) -> Any:
+        value = row.get(column)
+        if what := rows.emptiness(value):
+            raise PromptmillError(Code.EMPTY_PROMPT, f"its {column} is {what}.")
+        if isinstance(value, str) and value.lstrip().startswith("["):
+            with contextlib.suppress(orjson.JSONDecodeError):  # else it is the name of a file
+                return orjson.loads(value)
+        return value
+
+    def packed(self) -> dict[str, Any]:
+        """Return it as JSON carries it, for another process."""
+        plain = self if self.is_plain else replace(self, template=None)  # the questions of a template are stored
+        return asdict(plain)
+
+    @classmethod
+    def unpacked(cls, packed: Mapping[str, Any]) -> Questions:
+        """Return the questions that `packed` wrote."""
+        template, columns = packed["template"], packed["columns"]
+        return cls(
+            **{
+                **packed,
+                "columns": None if columns is None else tuple((at, name) for at, name in columns),
+                "template": None if template is None else PlainTemplate(tuple(template["parts"])),
+                "fields": tuple(packed["fields"]),
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RowRequests:
+    """How stored rows become requests. It has plain values only, so that it can be sent to other processes."""
+
+    reader: RowReader
+    questions: Questions
+    prompt: int = 0
+    """The index of the prompt, of the questions that are stored."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Parameters that are added to each request."""
+
+    def request(self, n: int, line: bytes | None, cells: bytes, attempts: int = 0) -> Request:
+        """Return the request of row `n`. Raises `PromptmillError` (`invalid_input`, `unsupported`) naming the row."""
+        text = self.questions.line(cells) if line is None else question_of(line, self.prompt)
+        request = self.reader.request(n, text, attempts)
+        return request.changed(extra={**request.extra, **self.extra}) if self.extra else request
+
+    def packed(self) -> dict[str, Any]:
+        """Return it as JSON carries it, for another process."""
+        questions = self.questions.packed()
+        return {
+            "reader": self.reader.packed(),
+            "questions": questions,
+            "prompt": self.prompt,
+            "extra": dict(self.extra),
+        }
+
+    @classmethod
+    def unpacked(cls, packed: Mapping[str, Any]) -> RowRequests:
+        """Return the value that `packed` wrote."""
+        reader, questions = RowReader.unpacked(packed["reader"]), Questions.unpacked(packed["questions"])
+        return cls(reader, questions, packed["prompt"], packed["extra"])
+
+
+class StoredRows:
+    """The rows in the database of a job, read by another process."""
+
+    def __init__(self, path: Path) -> None:
+        self._connection = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", timeout=_WAIT_S, uri=True)
+
+    def __getitem__(self, n: int) -> tuple[bytes | None, bytes]:
+        """Return the questions and the cells of row `n`. Raises `sqlite3.Error`."""
+        line, cells = self._connection.execute("SELECT line, cells FROM row WHERE n = ?", (n,)).fetchone()
+        return line, cells
+
+
+def question_json(question: Mapping[str, Any]) -> bytes:
+    """Return a question as JSON; images may be bytes. Raises `PromptmillError` (`invalid_input`) for other values."""
+    try:
+        if "images" not in question and "image" not in question:
+            return orjson.dumps(question)
+        orjson.dumps({name: value for name, value in question.items() if name not in IMAGES})
+        return orjson.dumps(question, default=_as_base64)
+    except TypeError:
+        raise input_error("prompt, messages or images hold values that are not text.") from None
+
+
+def joined(questions: Sequence[bytes]) -> bytes:
+    """Return the questions of a row, one for each prompt, as one stored line."""
+    return _APART.join(questions)
+
+
+def question_of(line: bytes, prompt: int) -> bytes:
+    """Return the question with this index of a stored line."""
+    return line.split(_APART, prompt + 1)[prompt]
+
+
+def _read(row: Mapping[str, Any], *, has_messages: bool) -> dict[str, Any]:
+    """Return texts as fields of a question, without null values; lists are written as JSON."""
+    question: dict[str, Any] = {}
+    for name, cell in row.items():
+        value = cell
+        if rows.is_null(value) and (name != "prompt" or has_messages):
+            continue  # with both columns, the messages may be the question
+        if name == "messages" or (name in IMAGES and isinstance(value, str) and value.lstrip().startswith("[")):
+            try:
+                value = orjson.loads(value)
+            except orjson.JSONDecodeError as error:
+                raise input_error(f"{name} is not valid JSON: {error.msg}.") from None
+        question[name] = value
+    return question
+
+
+def _without_nulls(value: Any) -> Any:
+    """Return messages without the nulls that a column's type adds to them, for fields of other messages."""
+    match value:
+        case dict():
+            return {
+                name: _without_nulls(inner)
+                for name, inner in value.items()
+                if inner is not None or name == "content"  # null next to tool calls
+            }
+        case list():
+            return [_without_nulls(inner) for inner in value]
+    return value
+
+
+def _as_base64(value: object) -> str:
+    """Return the bytes of an image as base64."""
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    raise TypeError

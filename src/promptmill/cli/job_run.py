@@ -1,0 +1,203 @@
+"""A job that runs in the foreground: its progress on the terminal, its summary, and the exit code of its command."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from promptmill.cli import options
+from promptmill.cli.job_display import print_status, progress_display
+from promptmill.cli.options import note_once
+from promptmill.cli.terminal import OK, SOME_FAILED, TERMINATED, TRY_AGAIN, USAGE, complain, say
+from promptmill.config.loading import Configuration
+from promptmill.config.parameter_file import is_shipped
+from promptmill.core.errors import Code, PromptmillError, redact
+from promptmill.core.wording import counted
+from promptmill.jobs.export.live_output import LiveOutput
+from promptmill.jobs.inputs.given import Given
+from promptmill.jobs.inputs.objects import readable_objects_in
+from promptmill.jobs.inputs.questions import unsent_image
+from promptmill.jobs.manage import prune
+from promptmill.jobs.run import admission
+from promptmill.jobs.run.admission import Job
+from promptmill.jobs.run.runner import Hooks, Runner, until_ended
+from promptmill.jobs.store import progress, status
+from promptmill.jobs.store.index import JobFolders
+from promptmill.jobs.store.order import JobOrder
+from promptmill.service import choosing
+from promptmill.service.service import Service
+from promptmill.system import runtime
+
+# Assignments that may hold a key, unless the value is a variable's name.
+_SECRET, _REFERENCE = re.compile(r"api_key(?!_env)|headers|token(?!s)"), re.compile(r"[\w.]+=\$\{\w+\}")
+_OF_FILES = ("--schema", "--report")  # of a command that is remembered
+# A new job that ends so is removed, unless it has one of `_KEPT`: a typo leaves nothing.
+_TYPOS = frozenset({Code.INVALID_CONFIG, Code.INVALID_INPUT, Code.MISSING_DEPENDENCY, Code.NOT_FOUND})
+_KEPT = ("done", "prompt_tokens", "cost", "cost_set_aside")
+
+
+def run(
+    arguments: argparse.Namespace,
+    configuration: Configuration,
+    order: JobOrder,
+    *,
+    given: Given | None = None,
+    live: LiveOutput | None = None,
+    fixed: bool = False,
+    is_step: bool = False,
+) -> int:
+    """Run a job in the foreground, or resume it, as the options `json` and `quiet` say.
+
+    `given`: see `admission.admit`. `live` gets the answers while it runs, and stderr all else. `fixed`: see
+    `admission.admit`. `is_step`: the job is a part of another command, which has stdout; of a job that finishes, only
+    the progress is shown.
+
+    Returns 0 when all rows are answered, 1 when not, 75 when it stopped and the same command may help later.
+    """
+    configuration, as_json, on_stderr = decided(configuration), arguments.json, live is not None or is_step
+    folders = JobFolders.from_environ()
+    plans = admission.plans_of(order, configuration)
+    job = admission.admit(order, configuration.plan, folders, given=given, plans=plans, fixed=fixed)
+    quiet = getattr(arguments, "quiet", False)
+    if not quiet:
+        note_once(configuration.plan)
+
+    def tell(now: Mapping[str, Any], *, again: bool = True) -> None:
+        if is_step and now["state"] == progress.FINISHED and not now.get("failed"):
+            return
+        now = {**now, "alive": False}
+        print_status(now, job.folder, order, as_json=as_json, on_stderr=on_stderr, again=again)
+
+    try:
+        about = status.read(job.folder)
+        warn_of_input(job)
+        if job.finished:
+            if not as_json and not is_step:
+                print(f"promptmill: job {job.spec.job_id} is finished already.{_kept(job)}", file=sys.stderr)
+            tell(about)
+            return SOME_FAILED if about.get("failed") else OK
+        try:
+            ended, error, terminated = runtime.run(_job_run(configuration, job, live, as_json=as_json, quiet=quiet))
+        except KeyboardInterrupt:
+            tell(status.read(job.folder))
+            raise
+        if error is not None:
+            ended = ended | {"reason": _reason(error, arguments, configuration)}
+        is_typo = _is_typo(error, job, ended)
+        if is_typo:
+            job.folder.close()
+            folders.unregister(job.folder)
+            prune.remove(job.folder)
+        has_answers = not is_typo and job.folder.path.exists()
+        if as_json or has_answers:
+            tell(about | ended, again=error is None or error.retryable)
+        else:
+            complain(ended["reason"])
+    finally:
+        _write_report(arguments, job, on_stderr=on_stderr)
+        job.close()
+    return TERMINATED if terminated else _exit_code(ended, error)
+
+
+def decided(configuration: Configuration) -> Configuration:
+    """Return the configuration with backend and model, which are part of a job."""
+    if not configuration.plan.is_open:
+        return configuration
+    return runtime.run(choosing.decided(configuration))
+
+
+def warn_of_input(job: Job) -> None:
+    """Print a warning if cells are paths of images, but no image is sent; or if lines of several texts are the rows."""
+    spec = job.spec
+    if job.finished:
+        return
+    if spec.input.format == "txt" and len(spec.input.parts) > 1:
+        lines = f"each line of the {len(spec.input.parts):,} text files is a row"
+        say(f"warning: {lines}; for whole files, write a table of their texts", sys.stderr, wrap=True)
+    path = spec.input.parts[0].path
+    if spec.question.image_column is not None or not spec.input.is_file or not path.exists():
+        return
+    if column := unsent_image(readable_objects_in(path, spec.input.encoding)):
+        unsent = f"the cells of {column} are paths of images, but no image is sent"
+        say(f"warning: {unsent}; to send them: --image-column {column}", sys.stderr, wrap=True)
+
+
+def remembered_command(given: Sequence[str], configuration: Configuration) -> list[str]:
+    """Return a command line for a run from any folder, without keys: a job is resumed with it by its id."""
+    words, kept = iter(given), []
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option not in {"--set", "--config", *_OF_FILES}:
+            kept.append(redact(word))
+            continue
+        value = value if equals else next(words)
+        if option in _OF_FILES:
+            kept += [option, str(Path(value).absolute())]
+        elif option == "--set" and (_SECRET.search(value) is None or _REFERENCE.fullmatch(value)):
+            kept += [option, redact(value)]
+    file = Path(configuration.origin).absolute()
+    return kept if is_shipped(file) or not file.is_file() else [*kept, "--config", str(file)]
+
+
+def _exit_code(ended: Mapping[str, Any], error: PromptmillError | None) -> int:
+    if error is not None and error.code in _TYPOS - {Code.NOT_FOUND}:
+        return USAGE
+    if error is not None and error.retryable:
+        return TRY_AGAIN
+    return OK if ended["state"] == progress.FINISHED and not ended["failed"] else SOME_FAILED
+
+
+def _is_typo(error: PromptmillError | None, job: Job, ended: Mapping[str, Any]) -> bool:
+    """Return whether a typo has ended a new job before it did anything, so that it leaves nothing."""
+    is_wrong = error is not None and error.code in _TYPOS and job.before is None
+    return is_wrong and not any(ended.get(name) for name in _KEPT)
+
+
+def _reason(error: PromptmillError, arguments: argparse.Namespace, configuration: Configuration) -> str:
+    """Return why a job stopped, with the options and files that its user has named."""
+    if meant := runtime.run(choosing.meant_model(configuration.plan, error, "--model NAME")):
+        return f"{error.message} {meant[0].upper()}{meant[1:]}"
+    return redact(options.explained(error, arguments, configuration).worded(options.option_of))
+
+
+def _kept(job: Job) -> str:
+    """Return a sentence about an output that holds more rows than this order wants, else `""`."""
+    result, limit = job.folder.result, job.order.limits.rows
+    if limit is None or result is None or result.limit == limit:
+        return ""
+    rows = "all rows" if result.limit is None else counted(result.limit, "row")
+    return f" Its output already holds {rows}, and is left unchanged."
+
+
+def _write_report(arguments: argparse.Namespace, job: Job, *, on_stderr: bool) -> None:
+    """Write the report that `arguments` ask for, if they do and the job was not a typo."""
+    if getattr(arguments, "report", None) is None or not job.folder.database.exists():
+        return
+    from promptmill.report import job as job_report  # imported where it is needed: few jobs write one
+
+    try:
+        written = job_report.write(job.folder, arguments.report)
+        say(str(written), sys.stderr if on_stderr or arguments.json else sys.stdout)
+    except PromptmillError as error:  # the answers are there all the same
+        complain(str(error))
+
+
+async def _job_run(
+    configuration: Configuration,
+    job: Job,
+    live: LiveOutput | None,
+    *,
+    as_json: bool,
+    quiet: bool,
+) -> tuple[dict[str, Any], PromptmillError | None, bool]:
+    create = None if job.order.ray is None else job.order.ray.create
+    service = Service(configuration, plan=job.plan, create=create)
+    try:
+        with progress_display(job.spec.job_id, as_json=as_json, quiet=quiet) as watch:
+            return await until_ended(Runner(job, service, Hooks(watch=watch, live=live)))
+    finally:
+        await service.aclose()

@@ -1,0 +1,75 @@
+"""Statistics of paired proportions: agreement, intervals and tests, each with its source."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+
+_Z = 1.959963984540054  # of the normal distribution, for 95 %
+INTERVAL = "Newcombe's score interval for paired proportions (1998, method 10)"
+TEST = "exact McNemar test, two-sided"
+
+
+def kappa(pairs: Mapping[tuple[str, str], int]) -> float | None:
+    """Return Cohen's kappa, (po - pe) / (1 - pe), of the counts of pairs; None where only one answer occurs.
+
+    J. Cohen, A coefficient of agreement for nominal scales, Educational and Psychological Measurement 20 (1960), 37-46.
+    """
+    rows = sum(pairs.values())
+    ours, theirs = Counter[str](), Counter[str]()
+    for (one, other), count in pairs.items():
+        ours[one] += count
+        theirs[other] += count
+    agree = sum(count for (one, other), count in pairs.items() if one == other)
+    expected = sum(count * theirs[value] for value, count in ours.items())
+    return None if expected == rows * rows else (agree * rows - expected) / (rows * rows - expected)
+
+
+def wilson(hits: int, rows: int) -> tuple[float, float]:
+    """Return the 95 % score interval of a proportion.
+
+    E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927), 209-212.
+    """
+    share, square = hits / rows, _Z * _Z
+    middle = (hits + square / 2) / (rows + square)
+    half = _Z * math.sqrt(rows * share * (1 - share) + square / 4) / (rows + square)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def paired_interval(both: int, first: int, second: int, neither: int) -> tuple[float, float]:
+    """Return the 95 % interval of the difference of two proportions over the same rows, of which `first` hit one alone.
+
+    R. G. Newcombe, Improved confidence intervals for the difference between binomial proportions based on paired data,
+    Statistics in Medicine 17 (1998), 2635-2650, method 10: the score intervals of both proportions are squared and
+    added, less their correlation phi with a correction for continuity.
+    """
+    rows = both + first + second + neither
+    one, other = (both + first) / rows, (both + second) / rows
+    (low, high), (lower, higher) = wilson(both + first, rows), wilson(both + second, rows)
+    margins = (both + first) * (second + neither) * (both + second) * (first + neither)
+    cross = float(both * neither - first * second)
+    cross = max(cross - rows / 2, 0.0) if cross >= 0 else cross
+    phi = cross / math.sqrt(margins) if margins else 0.0
+
+    def width(ours: float, theirs: float) -> float:
+        return math.sqrt(max(0.0, ours * ours - 2 * phi * ours * theirs + theirs * theirs))
+
+    return one - other - width(one - low, higher - other), one - other + width(high - one, other - lower)
+
+
+def mcnemar(first: int, second: int) -> float:
+    """Return the p-value of the exact McNemar test: two-sided, binomial over the rows that only one of two has right.
+
+    Q. McNemar, Note on the sampling error of the difference between correlated proportions, Psychometrika 12 (1947),
+    153-157; exact as in A. Agresti, Categorical Data Analysis, section 11.1.
+    """
+    rows, fewer = first + second, min(first, second)
+    term, tail = 1.0, 0.0
+    for hits in range(fewer, -1, -1):  # each term of the tail, in units of the largest
+        tail += term
+        term *= hits / (rows - hits + 1)
+        if term < tail * 1e-17:
+            break
+    largest = math.lgamma(rows + 1) - math.lgamma(fewer + 1) - math.lgamma(rows - fewer + 1) - rows * math.log(2)
+    return min(1.0, 2 * tail * math.exp(largest))

@@ -1,0 +1,94 @@
+"""Values of a row as JSON, without loss: what JSON has no form for is an object with one tagged field.
+
+>>> dumps([1, "a", None, b"\\x00", dt.date(2025, 1, 2)])
+b'[1,"a",null,{"promptmill:bytes":"AA=="},{"promptmill:date":"2025-01-02"}]'
+>>> loads(_)
+[1, 'a', None, b'\\x00', datetime.date(2025, 1, 2)]
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import decimal
+import json
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import orjson
+
+_TAG = "promptmill:"
+_TAGGED = _TAG.encode()
+# orjson would write dates in its own way, large numbers not at all, and NaN as null
+_OPTIONS = orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_SUBCLASS
+_PLAIN: Sequence[Callable[[Any], Any]] = (str, int, float, list, dict)
+_MICROSECOND = dt.timedelta(microseconds=1)
+_READERS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
+    {
+        "bytes": base64.b64decode,
+        "datetime": dt.datetime.fromisoformat,
+        "date": dt.date.fromisoformat,
+        "time": dt.time.fromisoformat,
+        "duration": lambda value: int(value) * _MICROSECOND,
+        "decimal": decimal.Decimal,
+        "integer": int,
+        "text": str,
+    }
+)
+
+
+def dumps(value: Any, *, finite: bool = True) -> bytes:
+    """Return a value as JSON; `finite`: it holds neither NaN nor infinity, which are written as Python does otherwise.
+
+    A value of an unknown type is its text.
+    """
+    if finite:
+        try:
+            return orjson.dumps(value, _tagged, _OPTIONS)
+        except TypeError:  # a number beyond 64 bits, or bytes that are not UTF-8
+            pass
+    return json.dumps(value, default=_tagged, separators=(",", ":")).encode()
+
+
+def loads(data: bytes) -> Any:
+    """Return the value that `dumps` wrote."""
+    try:
+        value = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        value = json.loads(data)
+    return _untagged(value) if _TAGGED in data else value
+
+
+def _tagged(value: object) -> Any:
+    match value:
+        case bytes() | bytearray() | memoryview():
+            return {f"{_TAG}bytes": base64.b64encode(value).decode()}
+        case dt.datetime():
+            return {f"{_TAG}datetime": value.isoformat()}
+        case dt.date():
+            return {f"{_TAG}date": value.isoformat()}
+        case dt.time():
+            return {f"{_TAG}time": value.isoformat()}
+        case dt.timedelta():
+            return {f"{_TAG}duration": value // _MICROSECOND}
+        case decimal.Decimal():
+            return {f"{_TAG}decimal": str(value)}
+        case str() | int() | float() | list() | dict():  # a subclass
+            return next(kind(value) for kind in _PLAIN if isinstance(value, kind))  # type: ignore[arg-type]
+        case tuple() | set() | frozenset():
+            return list(value)
+    return str(value)
+
+
+def _untagged(value: Any) -> Any:
+    match value:
+        case list():
+            return list(map(_untagged, value))
+        case dict():
+            if len(value) == 1:
+                ((name, inner),) = value.items()
+                if name.startswith(_TAG) and (reader := _READERS.get(name.removeprefix(_TAG))) is not None:
+                    return reader(inner)
+            return {name: _untagged(inner) for name, inner in value.items()}
+    return value

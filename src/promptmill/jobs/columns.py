@@ -1,0 +1,130 @@
+"""The columns that a job adds to a row: the answer, its error, its usage, …, and their names.
+
+A row keeps its own columns: where the input has `answer`, the job's column is `answer_1`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from promptmill.core.errors import input_error
+from promptmill.jobs.inputs.formats import TABLES
+from promptmill.jobs.store.records import Record
+from promptmill.jobs.store.spec import JobSpec
+
+if TYPE_CHECKING:
+    from promptmill.jobs.export.schema_columns import SchemaColumns
+
+ANSWER_FIELDS = ("answer", "error", "usage", "finish_reason")
+EXTRA_FIELDS = ("answers", "reasoning", "tool_calls", "logprobs", "cost", "answered_by", "changed")
+"""Fields that only some models or requests have."""
+VARIANT, MODEL = "variant", "model"
+"""Columns of a job with several answers to each row: the name of the way, and its model."""
+OURS = (*ANSWER_FIELDS, *EXTRA_FIELDS, "row", "surplus_cells")
+"""The usual names of the columns that a job adds; `row`, its number, only where rows are not in a file."""
+FIELD = "answer."
+"""The prefix of the key of a column that holds a field of the answers: the field may have the name of another one."""
+_MOST_OF_A_NAME = 100  # columns, numbered
+
+
+def answer_fields(record: Record, names: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
+    """Return `ANSWER_FIELDS` of a record, and those of `EXTRA_FIELDS` that it has.
+
+    `names`: the names of the columns that are not the usual ones.
+    """
+    failed = record.code is not None
+    fields: dict[str, Any] = {
+        "answer": "" if failed else record.text,
+        "error": {
+            "code": record.code,
+            "message": record.text,
+            "retryable": bool(record.retryable),
+            "attempts": record.attempts,
+        }
+        if failed
+        else None,
+        "usage": {"prompt_tokens": record.prompt_tokens, "completion_tokens": record.completion_tokens},
+        "finish_reason": record.finish_reason,
+    }
+    if record.reasoning is not None:
+        fields["reasoning"] = record.reasoning
+    if record.more is not None:
+        extras = record.extras
+        fields["usage"] |= extras.get("tokens", {})
+        fields |= {name: extras[name] for name in EXTRA_FIELDS if name in extras}
+    return {names.get(name, name): value for name, value in fields.items()} if names else fields
+
+
+def variant_fields(spec: JobSpec) -> Sequence[str]:
+    """Return the columns that tell the answers to a row apart."""
+    if not spec.is_grid:
+        return ()
+    return (MODEL, VARIANT) if len({target.model for target in spec.targets}) > 1 else (VARIANT,)
+
+
+def variant_values(spec: JobSpec, slot: int) -> dict[str, str]:
+    """Return the values of these columns for the answers in a slot, by their names in the output."""
+    names, target = spec.output.names or {}, spec.targets[slot]
+    values = {MODEL: target.model, VARIANT: target.name}
+    return {names.get(name, name): values[name] for name in variant_fields(spec)}
+
+
+def schema_columns(spec: JobSpec) -> SchemaColumns | None:
+    """Return the columns of a job whose answers have a schema."""
+    if spec.output.answer_schema is None:
+        return None
+    from promptmill.jobs.export.schema_columns import SchemaColumns  # other jobs do not need it
+
+    return SchemaColumns(spec.output.answer_schema, apart=spec.output.form.fields)
+
+
+def wanted_names(spec: JobSpec) -> dict[str, str]:
+    """Return the usual names of the job's columns by their keys, those first that get a name first."""
+    wanted = {name: spec.output.form.column if name == "answer" else name for name in (*OURS, *variant_fields(spec))}
+    schema = schema_columns(spec)
+    if schema is None:
+        return wanted
+    if schema.names and spec.output.format in TABLES:  # it has no `answer`
+        answer = wanted.pop("answer")
+        return wanted | schema.names | {"answer": answer}
+    return wanted | schema.names
+
+
+def unusual_names(wanted: Mapping[str, str], taken: Container[str]) -> dict[str, str]:
+    """Return the names of the job's columns that are not the usual ones; `taken` are the input's.
+
+    Raises `PromptmillError` (`invalid_input`) if the input has all the names of a column.
+    """
+    names: dict[str, str] = {}
+    for key, name in wanted.items():
+        used = names.values()
+        free = next((each for each in candidates(name) if each not in taken and each not in used), None)
+        if free is None:
+            raise input_error(f"The input has {_MOST_OF_A_NAME} columns `{name}`, `{name}_1`, …; rename some of them.")
+        names[key] = free
+    return {key: name for key, name in names.items() if name != _usual(key)}
+
+
+def candidates(name: str) -> Iterator[str]:
+    """Yield the names that a column with this usual name may have."""
+    yield name
+    for number in range(1, _MOST_OF_A_NAME):
+        yield f"{name}_{number}"
+
+
+def notes(spec: JobSpec) -> Iterator[str]:
+    """Yield sentences for the summary: columns with unusual names, and columns that are settings."""
+    names = spec.output.names or {}
+    wanted = {key: spec.output.form.column if key == "answer" else _usual(key) for key in names}
+    moved = {wanted[key]: new for key, new in names.items() if new != wanted[key]}
+    if moved:
+        theirs, ours = (", ".join(f"`{name}`" for name in names) for names in (moved, moved.values()))
+        yield f"The input has columns {theirs} of its own; those of the job are called {ours}."
+    if spec.input.settings_read:
+        yield f"Read as settings of each row: {', '.join(f'`{name}`' for name in spec.input.settings_read)}."
+
+
+def _usual(key: str) -> str:
+    return key.removeprefix(FIELD)

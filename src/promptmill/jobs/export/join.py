@@ -1,0 +1,138 @@
+"""The outputs of shards, joined when all shards are done.
+
+A shard is a job of its own with every N-th row of the input (see `order.Shard`). Its output is a part file,
+`OUT.part-03-of-16`, which states its job and that it is done; its answers stay in its database.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import filecmp
+import glob
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import orjson
+
+from promptmill.core.errors import Code, Named, PromptmillError, input_error
+from promptmill.jobs import disk
+from promptmill.jobs.export import output
+from promptmill.jobs.export.answered import UnansweredError, joined_rows
+from promptmill.jobs.inputs import formats
+from promptmill.jobs.store import statistics
+from promptmill.jobs.store.counts import JobCounts
+from promptmill.jobs.store.database import DamagedError, JobDatabase
+from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.index import JobFolders
+from promptmill.jobs.store.order import PART
+from promptmill.jobs.store.spec import JobSpec
+from promptmill.system.safe_open import real_path
+
+
+def write_part(store: JobDatabase, spec: JobSpec) -> output.Written:
+    """Write the part file of a shard beside its place. Raises `UnansweredError`, `OSError`."""
+    rows = store.row_count()
+    for record in store.records():
+        if not record.is_sound:
+            raise UnansweredError(record.key)
+    if store.count("1") < rows:
+        raise UnansweredError
+    about = {
+        "sha256": spec.input.sha256,
+        "settings": spec.targets[0].fingerprint,
+        "shard": spec.output.shard,
+        "rows": rows,
+    }
+    with output.partial_file(spec, spec.output.path) as (partial, out):
+        out.write(orjson.dumps(about, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SORT_KEYS))
+    return output.Written(partial, rows)
+
+
+def join(
+    folders: JobFolders, path: Path, *, overwrite: bool, passed: Callable[[int], None] = lambda _: None
+) -> JobCounts:
+    """Write the output of all shards, in the order of the input, whole or not at all; return its counts.
+
+    `passed` gets the number of rows that are written. An output with the same content stays.
+
+    Raises `PromptmillError` (`invalid_input`) if parts are missing, unfinished or of other jobs; `storage`.
+    """
+    target = real_path(path)
+    parts = _parts(folders, target)
+    spec = parts[0][1]
+    try:
+        with contextlib.ExitStack() as opened:
+            stores = [opened.enter_context(folder.reading()) for folder, _ in parts]
+            output_format = formats.format_of_output(target, spec.input.format)
+            rows = output.noted(joined_rows(stores, spec), output.Rules(note=passed))
+            partial = output.write(stores, spec, target, output_format, rows)
+            if target.exists() and not overwrite:
+                try:
+                    is_same = filecmp.cmp(partial, target, shallow=False)
+                finally:
+                    partial.unlink()
+                if not is_same:
+                    replaces = Named("overwrite", text="; {} replaces it")
+                    raise input_error(f"{target} exists and is not what these parts make", replaces, ".")
+            else:
+                output.publish(partial, target, may_replace=overwrite)
+            return _counts(stores, skips_empty=spec.question.skip_empty)
+    except UnansweredError as missing:
+        raise input_error(
+            f"Row {missing.args[0] + 1} has no sound answer; run its shard again, which sends the missing rows."
+        ) from None
+    except OSError as error:
+        raise PromptmillError(Code.STORAGE, f"{target} cannot be written: {disk.why(error)}.") from None
+    except DamagedError as error:
+        raise PromptmillError(Code.STORAGE, f"A shard's database is damaged ({error}); run the shard again.") from None
+
+
+def _parts(folders: JobFolders, target: Path) -> list[tuple[Folder, JobSpec]]:
+    """Return the folder of each shard, in their order, all of one job and finished."""
+    found: dict[int, Path] = {}
+    counts: set[int] = set()
+    for path in target.parent.glob(f"{glob.escape(target.name)}.part-*-of-*"):
+        if match := PART.fullmatch(path.name.removeprefix(target.name)):
+            found[int(match[1])] = path
+            counts.add(int(match[2]))
+    if not found:
+        if target.exists() and folders.of(target).result is not None:
+            raise input_error(f"{target.name} is a job's own output; there are no parts of it to join.")
+        each = Named("shard", "I/N")
+        raise input_error(f"There are no parts of {target.name} in {target.parent}; run each shard with ", each, ".")
+    if len(counts) > 1:
+        raise input_error(
+            f"There are parts of {target.name} cut in {' and in '.join(map(str, sorted(counts)))}; remove those of one."
+        )
+    (count,) = counts
+    if missing := [str(at) for at in range(1, count + 1) if at not in found]:
+        shard = Named("shard", f"{missing[0] if len(missing) == 1 else 'I'}/{count}")
+        which = f"part {missing[0]} is" if len(missing) == 1 else f"parts {', '.join(missing[:20])} are"
+        raise input_error(f"Of the {count} parts of {target.name}, {which} not done yet; run it with ", shard, ".")
+    parts = []
+    for _, path in sorted(found.items()):
+        folder = folders.of(path)
+        spec, made = folder.spec, folder.result
+        if spec is None or made is None:
+            raise input_error(f"The database of {path.name} is not at {folder.path}; move it there with its part.")
+        if not made.finished or not made.is_still(path):
+            raise input_error(f"{path.name} is not what its shard made last; run the shard again.")
+        parts.append((folder, spec))
+    first = parts[0][1]
+    for (_, spec), path in zip(parts, (found[at] for at in sorted(found)), strict=True):
+        if _identity(spec) != _identity(first):
+            raise input_error(f"{path.name} in {path.parent} is of another input or other settings than part 1.")
+    return parts
+
+
+def _identity(spec: JobSpec) -> tuple[object, ...]:
+    """Return the facts that all shards of a job have in common."""
+    question, names = spec.question, spec.output.names
+    return spec.input.sha256, spec.input.format, spec.targets[0].fingerprint, question, names, spec.shape
+
+
+def _counts(stores: Sequence[JobDatabase], *, skips_empty: bool) -> JobCounts:
+    whole = JobCounts(skips_empty=skips_empty)
+    for store in stores:
+        whole.add(statistics.counts(store, skips_empty=skips_empty))
+    return whole

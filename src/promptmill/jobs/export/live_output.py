@@ -1,0 +1,134 @@
+"""The output of a job on a stream, row by row while the job runs, and the export of answers before its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import IO
+
+from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.jobs import disk
+from promptmill.jobs.export import output
+from promptmill.jobs.export.answered import Following, answered_rows, answers_so_far, outcomes_so_far
+from promptmill.jobs.inputs import formats
+from promptmill.jobs.store import statistics
+from promptmill.jobs.store.database import DamagedError, HaltedError
+from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.spec import JobSpec
+from promptmill.system.safe_open import real_path
+
+_LOOK_S = 0.2
+FORMATS = frozenset({"jsonl", "json", "batch"})
+"""Formats that can be written before all rows are answered; the columns of a table depend on every answer."""
+
+
+class LiveOutput:
+    """Writes in a thread, so that a slow reader of the stream does not delay the job."""
+
+    def __init__(self, out: IO[bytes], name: Path) -> None:
+        """`name` ends with the suffix of the stream's format."""
+        self._out, self._name = out, name
+        self._following: Following | None = None
+        self._thread: threading.Thread | None = None
+        self._error: OSError | None = None
+
+    def begin(
+        self,
+        folder: Folder,
+        spec: JobSpec,
+        replaced: Collection[int],
+        end: int,
+        give_up: Callable[[PromptmillError], None],
+    ) -> None:
+        """Start to write the rows before `end`, unless that is started.
+
+        The records with the keys `replaced` are about to be replaced. `give_up` gets the error of a stream that is
+        closed. Needs a running event loop.
+        """
+        output_format = formats.format_of_output(self._name, spec.input.format)
+        if self._thread is not None or output_format not in FORMATS:
+            return
+        self._following = following = Following(lambda: folder.store, replaced)
+        loop = asyncio.get_running_loop()
+
+        def write() -> None:
+            try:
+                with formats.compressed(self._out, formats.compression_of(self._name)) as content:
+
+                    def flush() -> None:
+                        content.flush()
+                        self._out.flush()
+
+                    following.before_waiting = flush
+                    rows = answered_rows(folder.store, spec, following, 0, end)
+                    output.write_rows([folder.store], spec, content, output_format, rows)
+                self._out.flush()
+            except HaltedError:
+                pass
+            except OSError as error:
+                self._error = error
+                problem = f"Standard output cannot be written: {disk.why(error)}."
+                with contextlib.suppress(RuntimeError):  # the loop is closed: the job has ended
+                    loop.call_soon_threadsafe(give_up, PromptmillError(Code.STORAGE, problem, ""))
+
+        # not a thread of the loop: the process can end while the stream is not read
+        self._thread = threading.Thread(target=write, name="promptmill-output", daemon=True)
+        self._thread.start()
+
+    def recorded(self, keys: Sequence[int]) -> None:
+        """Write the rows with these keys, which were recorded, when all rows before them are written."""
+        if self._following is not None:
+            self._following.recorded(keys)
+
+    @property
+    def has_written(self) -> bool:
+        """Whether all rows are written."""
+        return self._thread is not None and not self._thread.is_alive() and self._error is None
+
+    def wait(self, halt: threading.Event) -> None:
+        """Wait until all rows are written, or `halt` is set. Blocks."""
+        while self._thread is not None and self._thread.is_alive() and not halt.is_set():
+            self._thread.join(_LOOK_S)
+
+    def stop(self) -> None:
+        """Write no more rows."""
+        if self._following is not None:
+            self._following.stop()
+
+
+def export(folder: Folder, target: Path, *, failures: bool) -> int:
+    """Write the answered rows of a job to `target`, in the order of the input; return the number of answers.
+
+    With `failures` all rows: failed ones with their errors, rows without an answer with the code `deferred`. The job
+    may be running. Raises `PromptmillError` (`invalid_input`, `storage`).
+    """
+    spec, target = folder.known_spec(), real_path(target)
+    if target.exists():
+        raise input_error(f"{target} exists; name another file.")
+    output_format = formats.format_of_output(target, spec.input.format)
+    formats.check_installed(target)
+    try:
+        with folder.reading() as store:
+            spec = folder.spec_in(store)
+            if spec.output.names is None:
+                raise input_error(f"The input of job {spec.job_id} was not read yet; run the job first.")
+            rows = answered_rows(store, spec, outcomes_so_far if failures else answers_so_far)
+            partial = output.write([store], spec, target, output_format, rows)
+            try:
+                output.publish(partial, target, may_replace=False)
+            finally:
+                with contextlib.suppress(OSError):
+                    partial.unlink(missing_ok=True)
+            counts = statistics.counts(store)
+            return counts.done - counts.failed
+    except OSError as error:
+        raise PromptmillError(Code.STORAGE, f"{target} cannot be written: {disk.why(error)}.") from None
+    except DamagedError:
+        raise PromptmillError(
+            Code.STORAGE,
+            f"The database {folder.database} is damaged.",
+            "Run the job again: its readable answers are kept.",
+        ) from None

@@ -1,0 +1,265 @@
+"""The output of a job: written beside its place, and given its name in one step.
+
+    row ⋈ answer ─▶ rows in the order of the input ─▶ .answers.csv.….partial ─▶ answers.csv
+
+Blocks of rows that have not changed since the job wrote the output before are copied from that file (`_Blocks`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import itertools
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import orjson
+
+from promptmill.core.errors import PromptmillError, input_error
+from promptmill.jobs import disk
+from promptmill.jobs.export.answered import AnsweredRow, answered_rows, every_answer
+from promptmill.jobs.export.batch_output import CustomIds
+from promptmill.jobs.export.text import TextForm, text_form, write_text
+from promptmill.jobs.inputs import formats
+from promptmill.jobs.store import statistics
+from promptmill.jobs.store.binding import BLOCK_ROWS
+from promptmill.jobs.store.database import HaltedError, JobDatabase
+from promptmill.jobs.store.records import SLOT
+from promptmill.jobs.store.spec import JobSpec, OutputRecord
+
+_BUFFER = 1 << 20
+_LOOK_ROWS = 1024  # rows between two reports
+_COPIED = frozenset({"csv", "tsv", "jsonl"})
+"""Formats whose rows are the same bytes wherever they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How an output is written."""
+
+    limit: int | None = None
+    """Only the first rows, this many."""
+    note: Callable[[int], None] = lambda _: None
+    """Gets the number of rows so far."""
+    halt: threading.Event = field(default_factory=threading.Event)
+    """Set when the run has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """An output beside its place."""
+
+    partial: Path
+    end: int
+    """The number of the first row that it does not hold."""
+    warning: str = ""
+    """A sentence about repeated ids of a Batch file."""
+    blocks: Mapping[str, Any] | None = None
+    """The blocks of rows that may be copied the next time, to be stored as `written`."""
+
+
+def write_output(store: JobDatabase, spec: JobSpec, rules: Rules, own: OutputRecord | None = None) -> Written:
+    """Write the output of a job beside its place. Blocks. `own` is the record of the file that it wrote before.
+
+    Raises `UnansweredError`, `HaltedError`, `OSError`, and as `JobDatabase` does.
+    """
+    end, target = end_of(store, rules.limit), spec.output.path
+    rows = noted(answered_rows(store, spec, every_answer, 0, end), rules)
+    if spec.input.format == "batch":
+        with contextlib.closing(CustomIds(store.path.with_name("duplicates"))) as ids:
+            partial = write([store], spec, target, spec.output.format, rows, ids=ids)
+            return Written(partial, end, ids.warning)
+    if spec.output.format not in _COPIED or formats.compression_of(target):
+        return Written(write([store], spec, target, spec.output.format, rows), end)
+    form = text_form(spec, spec.output.format, statistics.extra_fields(store), store.rows())
+    blocks = _Blocks(store, spec, form, own)
+    with partial_file(spec, target) as (partial, out):
+        return Written(partial, end, blocks=blocks.write(out, end, rules))
+
+
+def write(
+    stores: Sequence[JobDatabase],
+    spec: JobSpec,
+    target: Path,
+    output_format: str,
+    answered: Iterable[AnsweredRow],
+    *,
+    ids: CustomIds | None = None,
+) -> Path:
+    """Write the rows of databases beside `target`; return the path. Raises as `answered`, and `OSError`."""
+    compression = formats.compression_of(target)
+    with partial_file(spec, target) as (partial, out), formats.compressed(out, compression) as content:
+        write_rows(stores, spec, content, output_format, answered, ids=ids)
+    return partial
+
+
+def write_rows(
+    stores: Sequence[JobDatabase],
+    spec: JobSpec,
+    out: IO[bytes],
+    output_format: str,
+    answered: Iterable[AnsweredRow],
+    *,
+    ids: CustomIds | None = None,
+) -> None:
+    """Write rows into a file. Raises as `answered`, and `OSError`."""
+    extra: set[str] = set()
+    if output_format in formats.TABLES:
+        extra = {name for store in stores for name in statistics.extra_fields(store)}
+    stored = itertools.chain.from_iterable(store.rows() for store in stores)
+    if output_format == "parquet":
+        from promptmill.jobs.export.parquet_file import write_parquet  # imported where it is needed
+
+        write_parquet(out, spec, extra, stored, answered)
+        return
+    write_text(out, text_form(spec, output_format, extra, stored, ids), output_format, answered)
+
+
+def noted(answered: Iterator[AnsweredRow], rules: Rules) -> Iterator[AnsweredRow]:
+    """Yield rows, and report their number now and then. Raises `HaltedError`."""
+    for count, each in enumerate(answered):
+        if count % _LOOK_ROWS == 0:
+            rules.note(count)
+            if rules.halt.is_set():
+                raise HaltedError
+        yield each
+
+
+def end_of(store: JobDatabase, limit: int | None) -> int:
+    """Return the number of the row after the first `limit` rows."""
+    if limit is None:
+        return SLOT
+    following = store.read("SELECT n FROM row ORDER BY n LIMIT 1 OFFSET ?", limit)
+    return int(following[0][0]) if following else SLOT
+
+
+class _Blocks:
+    """An output of text in blocks of rows: the blocks that have not changed are copied from the file before.
+
+    The job stores, for each block, the number of bytes and a sum over the checksums of its answers. Table `edited` has
+    the blocks with other rows than then (see `binding`).
+    """
+
+    def __init__(self, store: JobDatabase, spec: JobSpec, form: TextForm, own: OutputRecord | None) -> None:
+        self._store, self._spec, self._form = store, spec, form
+        names = orjson.dumps([spec.output.names, spec.output.format, *map(repr, spec.shape)])
+        self._identity = hashlib.blake2b(form.header + names, digest_size=16).hexdigest()
+        stored = store.get("written")
+        self._known: Mapping[int, tuple[int, int, int]] = {}
+        if stored is not None and own is not None and own.is_still(spec.output.path):
+            self._known = self._read(stored)
+
+    def _read(self, stored: Mapping[str, Any]) -> dict[int, tuple[int, int, int]]:
+        """Return offset, size and sum of the blocks that may be copied."""
+        if stored["identity"] != self._identity:
+            return {}
+        edited = {block for (block,) in self._store.read("SELECT block FROM edited")}
+        known, at = {}, len(self._form.header)
+        for block, size, checksum in stored["blocks"]:
+            if block not in edited:
+                known[block] = at, size, checksum
+            at += size
+        return known
+
+    def write(self, out: IO[bytes], end: int, rules: Rules) -> dict[str, Any]:
+        """Write the rows before `end`; return the blocks to store. Raises as `answered_rows`."""
+        store, row, blocks, count = self._store, self._form.row, [], 0
+        out.write(self._form.header)
+        ((last,),) = store.read("SELECT coalesce(max(n), -1) FROM row WHERE n < ?", end)
+        source = self._spec.output.path.open("rb") if self._known else contextlib.nullcontext(io.BytesIO())
+        with source as earlier:
+            for block in range(last // BLOCK_ROWS + 1):
+                first = block * BLOCK_ROWS
+                following = min(first + BLOCK_ROWS, end)
+                checksum = self._checksum(first, following)
+                offset, size, known = self._known.get(block, (0, 0, None))
+                if known == checksum and following == first + BLOCK_ROWS:
+                    earlier.seek(offset)
+                    out.write(earlier.read(size))
+                    count += BLOCK_ROWS
+                else:
+                    size = 0
+                    for each in answered_rows(store, self._spec, every_answer, first, following):
+                        size += out.write(row(each))
+                        count += 1
+                blocks.append((block, size, checksum))
+                rules.note(count)
+                if rules.halt.is_set():
+                    raise HaltedError
+        return {"identity": self._identity, "blocks": blocks}
+
+    def _checksum(self, first: int, end: int) -> int:
+        """Return a sum over the answers of a block."""
+        query = "SELECT coalesce(sum(checksum * (1 + key % 1021)), 0) FROM answer WHERE key BETWEEN ? AND ?"
+        sums = (
+            self._store.read(query, slot * SLOT + first, slot * SLOT + end - 1)[0][0]
+            for slot in range(len(self._spec.targets))
+        )
+        return sum(sums)
+
+
+@contextlib.contextmanager
+def partial_file(spec: JobSpec, target: Path) -> Iterator[tuple[Path, IO[bytes]]]:
+    """Give a new file beside `target`; it is on the disk after the block, and removed if the block raises."""
+    check_folder(target)
+    partial = beside(target, spec.job_id)
+    try:
+        mode = disk.PRIVATE_FILE if spec.of_call else disk.PUBLIC_FILE
+        partial.unlink(missing_ok=True)  # perhaps a link, which is never written to
+        with os.fdopen(disk.created(partial, mode), "wb", _BUFFER) as out:
+            yield partial, out
+            out.flush()
+            disk.sync_file(out)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
+
+
+def check_folder(target: Path) -> None:
+    """Raise `PromptmillError` (`invalid_input`) if the resolved path `target` leads over a link now."""
+    if target.parent.resolve() != target.parent:
+        raise input_error(f"{target.parent} is not the folder that it was; put it back and run the job again.")
+
+
+def beside(target: Path, job_id: str) -> Path:
+    """Return the path of an output before it gets its name: in the same folder, so on the same file system."""
+    return target.with_name(f".{target.name}.{job_id[-10:]}.partial")
+
+
+def discard(target: Path, job_id: str) -> None:
+    """Remove the file that an interrupted run may have left beside its output."""
+    with contextlib.suppress(OSError, PromptmillError):
+        check_folder(target)
+        beside(target, job_id).unlink(missing_ok=True)
+
+
+def publish(partial: Path, target: Path, *, may_replace: bool) -> None:
+    """Give an output its name in one step, and wait until the name is on the disk.
+
+    Raises `PromptmillError` (`invalid_input`) if another file has the name by now, or the folder was replaced;
+    `OSError`.
+    """
+    check_folder(target)
+    if may_replace:
+        partial.replace(target)
+    else:
+        _place(partial, target)
+    disk.sync_folder(target.parent)
+
+
+def _place(partial: Path, target: Path) -> None:
+    try:
+        os.link(partial, target)  # unlike a rename, never over an existing file
+    except OSError as error:
+        if isinstance(error, FileExistsError) or target.exists():
+            taken = f"{target} was made by another program meanwhile; move it away and run the job again."
+            raise input_error(taken) from None
+        partial.replace(target)  # a file system without hard links
+    else:
+        partial.unlink()

@@ -1,0 +1,258 @@
+"""Parquet as an output: columns of a Parquet input keep their types and metadata, others get a type of their values."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
+
+import orjson
+
+from promptmill.backends import rows
+from promptmill.core import values
+from promptmill.jobs.export.answered import AnsweredRow
+from promptmill.jobs.export.text import AnswerValues, OwnValues, check_width
+from promptmill.jobs.inputs.parquet import unpacked_schema, without_nanoseconds
+from promptmill.jobs.store.database import Row
+from promptmill.jobs.store.spec import JobSpec
+
+if TYPE_CHECKING:
+    from promptmill.jobs.export.schema_columns import SchemaColumns
+
+_GROUP_BYTES = 4 << 20
+_ROWS_AT_ONCE = 4096
+_VALUES_AT_ONCE = 32  # how often a page's size is looked at: one of 1,024 images, as by default, is large
+_INTEGER, _LONG, _MIXED = "integer", "long", "mixed"
+_SCALARS = MappingProxyType({str: "string", bool: "boolean", int: _INTEGER, float: "number"})
+_WIDER = MappingProxyType({frozenset((_INTEGER, _LONG)): _LONG, frozenset((_INTEGER, "number")): "number"})
+_EXACT = 1 << 53  # a float holds every whole number up to it
+_LARGEST = 1 << 63
+_DEEPEST = 20
+_MOST_PARTS = 100  # fields of an object; one with more has keys for names
+
+
+def write_parquet(
+    out: IO[bytes], spec: JobSpec, extra: Iterable[str], stored: Iterable[Row], answered: Iterable[AnsweredRow]
+) -> None:
+    """Write rows with their answers. `extra`, `stored`: see `text.text_form`. Raises as `answered`, and `OSError`."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    answers = AnswerValues(spec, "parquet", extra)
+    kinds = _arrow_types(answers)
+    own = _ArrowColumns(spec) if spec.input.arrow_schema else _TypedColumns(spec, stored)
+    fields = [*own.schema, *(pa.field(answers.names[key], kind) for key, kind in kinds.items())]
+    schema = pa.schema(fields, metadata=own.schema.metadata)
+    with parquet.ParquetWriter(out, schema, write_batch_size=_VALUES_AT_ONCE) as writer:
+        for group in _groups(answered):
+            found = [answers.in_table(each) for each in group]
+            ours = [
+                pa.array([_arrow_value(answers.schema, key, one.get(key)) for one in found], kind)
+                for key, kind in kinds.items()
+            ]
+            batch = own.batch([each.row for each in group])
+            writer.write_table(pa.Table.from_batches([pa.record_batch([*batch.columns, *ours], schema=schema)]))
+        writer.write_table(schema.empty_table())
+
+
+def _groups(answered: Iterable[AnsweredRow]) -> Iterator[list[AnsweredRow]]:
+    """Yield the rows of each row group, a few megabytes."""
+    group: list[AnsweredRow] = []
+    size = 0
+    for each in answered:
+        group.append(each)
+        size += len(each.row.cells or b"") + len(each.record.text)
+        if size >= _GROUP_BYTES or len(group) >= _ROWS_AT_ONCE:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+class _ArrowColumns:
+    """The columns of a Parquet input."""
+
+    def __init__(self, spec: JobSpec) -> None:
+        self.schema = unpacked_schema(spec.input.arrow_schema)
+
+    def batch(self, stored: Sequence[Row]) -> Any:
+        """Return rows as a record batch."""
+        import pyarrow as pa
+
+        cells = [values.loads(row.cells or b"[]") for row in stored]
+        columns = [_arrow_array([row[at] for row in cells], field.type) for at, field in enumerate(self.schema)]
+        return pa.record_batch(columns, schema=self.schema)
+
+
+class _TypedColumns:
+    """The columns of other inputs, by the values of all rows."""
+
+    def __init__(self, spec: JobSpec, stored: Iterable[Row]) -> None:
+        self._own, self._types = OwnValues(spec), ColumnTypes()
+        if spec.input.format == "batch" or spec.input.header:
+            texts = dict.fromkeys(self._own.names_in(stored), "")
+            self._types.include({name: [""] if name == self._own.surplus else "" for name in texts})
+        else:
+            for row in stored:
+                self._types.include(self._own.of(row))
+                check_width(len(self._types))
+        self.schema = self._types.schema()
+
+    def batch(self, stored: Sequence[Row]) -> Any:
+        """Return rows as a record batch."""
+        return self._types.batch([self._own.of(row) for row in stored])
+
+
+def _arrow_array(column: list[Any], kind: Any) -> Any:
+    """Return the values of a column, as `ParquetTable` gave them, in its Arrow type."""
+    import pyarrow as pa
+    from pyarrow import compute
+
+    kinds, plain = pa.types, without_nanoseconds(kind)
+    if kinds.is_dictionary(kind):
+        return _arrow_array(column, kind.value_type).cast(kind)
+    if kinds.is_map(kind):
+        column = [value and [tuple(pair) for pair in value] for value in column]
+    if plain == kind:
+        return pa.array(column, kind)
+    if kinds.is_struct(kind):
+        inner = [_arrow_array([value and value[field.name] for value in column], field.type) for field in kind]
+        return pa.StructArray.from_arrays(inner, fields=list(kind), mask=pa.array([value is None for value in column]))
+    if kinds.is_nested(kind):
+        values_ = _arrow_array(list(itertools.chain.from_iterable(filter(None, column))), kind.value_type)
+        ends = itertools.accumulate(len(value or ()) for value in column)
+        starts = [None if value is None else at for value, at in zip(column, (0, *ends), strict=False)]
+        of_kind = pa.LargeListArray if kinds.is_large_list(kind) else pa.ListArray
+        return of_kind.from_arrays([*starts, len(values_)], values_).cast(kind)
+    found = pa.array(column, plain)
+    if kinds.is_time(kind):  # Arrow casts texts of days and times alone
+        found = compute.binary_join_element_wise("1970-01-01", found, " ").cast(pa.timestamp("ns"))
+    return found.cast(kind)
+
+
+def _arrow_types(answers: AnswerValues) -> dict[str, Any]:
+    """Return the Arrow types of the columns of answers, by their keys."""
+    import pyarrow as pa
+
+    error = pa.struct(
+        [("code", pa.string()), ("message", pa.string()), ("retryable", pa.bool_()), ("attempts", pa.int64())]
+    )
+    usage = pa.struct([("prompt_tokens", pa.int64()), ("completion_tokens", pa.int64())])
+    structs = {"error": error, "usage": usage}
+    schema = answers.schema
+    return {
+        key: schema.arrow_type(key) if schema is not None and key in schema.names else structs.get(key, pa.string())
+        for key in answers.names
+    }
+
+
+def _arrow_value(schema: SchemaColumns | None, key: str, value: Any) -> Any:
+    """Return a value of the column `key` in its Arrow type; in a column of texts, a value with parts is JSON."""
+    if schema is not None and key in schema.names:
+        return schema.arrow_value(key, value)
+    is_plain = isinstance(value, str | None) or key in {"error", "usage"}
+    return value if is_plain else orjson.dumps(value).decode()
+
+
+_Kind: TypeAlias = "str | list[_Kind] | dict[str, _Kind] | None"
+"""The type of all values of a field: None while they are null; a list or an object holds the types of its parts."""
+
+
+class ColumnTypes:
+    """The columns of a Parquet file for rows of JSON: the type of a column is that of all of its values.
+
+    A column of values of different types is one of texts, with JSON for those that are no text. So is one with whole
+    numbers beyond 64 bits, and one with whole numbers that its fractions' type cannot hold.
+    """
+
+    def __init__(self) -> None:
+        self._kinds: dict[str, _Kind] = {}
+
+    def __len__(self) -> int:
+        return len(self._kinds)
+
+    def include(self, row: Mapping[str, Any]) -> None:
+        """Have columns for the fields of `row`, and types for its values."""
+        for name, value in row.items():
+            known = self._kinds.setdefault(name, None)
+            if known != _MIXED and (kind := _kind_of(value, _DEEPEST)) != known:
+                self._kinds[name] = _joined(known, kind)
+
+    def schema(self) -> Any:
+        """Return the Arrow schema of the columns."""
+        import pyarrow as pa
+
+        return pa.schema([(name, _arrow_type(kind)) for name, kind in self._kinds.items()])
+
+    def batch(self, found: Sequence[Mapping[str, Any]]) -> Any:
+        """Return rows as a record batch of this schema."""
+        import pyarrow as pa
+
+        schema = self.schema()
+        columns = []
+        for (name, kind), field in zip(self._kinds.items(), schema, strict=True):
+            values = [row.get(name) for row in found]
+            columns.append(pa.array(values if _is_plain(kind) else [_value(kind, one) for one in values], field.type))
+        return pa.record_batch(columns, schema=schema)
+
+
+def _kind_of(value: Any, levels: int) -> _Kind:
+    kind = _SCALARS.get(type(value))
+    if kind == _INTEGER:
+        return kind if abs(value) <= _EXACT else _LONG if -_LARGEST <= value < _LARGEST else _MIXED
+    if kind is not None or value is None:
+        return kind
+    if not levels:
+        return _MIXED
+    if isinstance(value, dict):
+        found = {name: _kind_of(inner, levels - 1) for name, inner in value.items()}
+        return found if len(found) <= _MOST_PARTS else _MIXED
+    inner: _Kind = None
+    for one in value:
+        inner = _joined(inner, _kind_of(one, levels - 1))
+    return _MIXED if inner == _MIXED else [inner]
+
+
+def _joined(one: _Kind, other: _Kind) -> _Kind:
+    """Return the kind of a column with values of both kinds."""
+    if one is None or other is None or one == other:
+        return other if one is None else one
+    if isinstance(one, dict) and isinstance(other, dict):
+        found = {name: _joined(one.get(name), other.get(name)) for name in {**one, **other}}
+        return found if len(found) <= _MOST_PARTS else _MIXED
+    if isinstance(one, list) and isinstance(other, list):
+        inner = _joined(one[0], other[0])
+        return _MIXED if inner == _MIXED else [inner]
+    if isinstance(one, str) and isinstance(other, str):
+        return _WIDER.get(frozenset((one, other)), _MIXED)
+    return _MIXED
+
+
+def _arrow_type(kind: _Kind) -> Any:
+    import pyarrow as pa
+
+    if isinstance(kind, list):
+        return pa.list_(_arrow_type(kind[0]))
+    if isinstance(kind, dict) and kind:
+        return pa.struct([(name, _arrow_type(inner)) for name, inner in kind.items()])
+    types = {"boolean": pa.bool_(), _INTEGER: pa.int64(), _LONG: pa.int64(), "number": pa.float64()}
+    return types.get(kind, pa.string()) if isinstance(kind, str) else pa.string()
+
+
+def _is_plain(kind: _Kind) -> bool:
+    """Return whether values of this kind are stored as they are."""
+    if isinstance(kind, dict):
+        return bool(kind) and all(map(_is_plain, kind.values()))
+    return _is_plain(kind[0]) if isinstance(kind, list) else kind != _MIXED
+
+
+def _value(kind: _Kind, value: Any) -> Any:
+    """Return a value as it is stored: JSON where the column is one of texts."""
+    if value is None or (kind != _MIXED and _is_plain(kind)):
+        return value
+    if isinstance(kind, list):
+        return [_value(kind[0], one) for one in value]
+    if isinstance(kind, dict) and kind:
+        return {name: _value(inner, value.get(name)) for name, inner in kind.items()}
+    return value if isinstance(value, str) else rows.json_line(value)[:-1].decode()

@@ -1,0 +1,191 @@
+"""Answers under a JSON Schema in an output: each field is a column of a table, and in JSON an answer is an object.
+
+The stored answers stay as the model wrote them. An output has one form of each: the fields in the order of the schema,
+without white space, so that equal answers are equal texts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from promptmill.answers.reasoning import split_marked
+from promptmill.core.wording import mended
+from promptmill.jobs.columns import FIELD
+
+_DEEPEST = 20
+_SHOWN = 200
+_LARGEST_INT = 2**63
+_KINDS = {"string": str, "integer": int, "number": float, "boolean": bool}
+
+
+class UnreadableError(ValueError):
+    """An answer is not JSON: it was made without the schema."""
+
+
+class SchemaColumns:
+    """The columns of the answers under `schema`."""
+
+    def __init__(self, schema: Mapping[str, Any], *, apart: bool) -> None:
+        """`apart`: fields are columns of a table and answers are objects in JSON; else each answer is a JSON text."""
+        self._schema = schema
+        self._apart = apart
+        properties = _resolved(schema, schema).get("properties")
+        found = properties if apart and isinstance(properties, Mapping) else {}
+        self._fields: Mapping[str, Any] = {str(name): _resolved(inner, schema) for name, inner in found.items()}
+        self.names = {f"{FIELD}{name}": name for name in self._fields}
+        """The usual names of the columns of a table, by their keys."""
+
+    def in_json(self, found: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the fields of a row's answer, as `columns.answer_fields` makes them, for a row of JSON."""
+        changed = dict(found)
+        if found["error"] is not None:
+            return changed | {"answer": None if self._apart else ""}
+        try:
+            value = self._read(found["answer"]) if found["answer"] else None
+        except UnreadableError:
+            return changed
+        changed["answer"] = value if self._apart else self._written(value)
+        if "answers" in found:
+            changed["answers"] = [self._one_of_several(text) for text in found["answers"]]
+        return changed
+
+    def in_table(self, found: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the same for a row of a table: a value for each column."""
+        changed = self.in_json(found)
+        value = changed["answer"]
+        if not self.names:
+            if isinstance(found["answer"], str) and not isinstance(value, str | None):
+                changed["answer"] = self._written(value)
+            return changed
+        del changed["answer"]
+        if isinstance(value, Mapping):
+            changed |= {key: value.get(name) for key, name in self.names.items()}
+        elif value is not None:
+            problem = f"The answer was made without the schema, so its fields are not known: {str(value)[:_SHOWN]}"
+            changed["error"] = {"code": "invalid_answer", "message": problem, "retryable": False, "attempts": 0}
+        return changed
+
+    def arrow_type(self, key: str) -> Any:
+        """Return the Arrow type of the column `key`; text for values of several types, which are JSON."""
+        import pyarrow as pa
+
+        field = self._fields[self.names[key]]
+        types = {"string": pa.string(), "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}
+        kind = _kind(field, self._schema)
+        if kind != "array":
+            return types.get(kind, pa.string())
+        inner = _kind(_resolved(field.get("items"), self._schema), self._schema)
+        return pa.list_(types[inner]) if inner in types else pa.string()
+
+    def arrow_value(self, key: str, value: Any) -> Any:
+        """Return a value of the column `key` in the Arrow type; None for a value that the type cannot hold."""
+        field = self._fields[self.names[key]]
+        kind = _kind(field, self._schema)
+        inner = _kind(_resolved(field.get("items"), self._schema), self._schema) if kind == "array" else ""
+        if inner in _KINDS and isinstance(value, list):
+            return [_scalar(inner, one) for one in value]
+        if kind in _KINDS:
+            return _scalar(kind, value)
+        return value if isinstance(value, str | None) else self._written(value)
+
+    def _read(self, text: str) -> Any:
+        try:
+            value = _loaded(text)
+        except ValueError:
+            try:
+                value = _loaded(split_marked(text)[1])
+            except ValueError:
+                raise UnreadableError from None
+        return _ordered(value, self._schema, self._schema, _DEEPEST)
+
+    def _one_of_several(self, text: str) -> Any:
+        try:
+            value = self._read(text) if text else None
+        except UnreadableError:
+            return text
+        return value if self._apart else self._written(value)
+
+    @staticmethod
+    def _written(value: Any) -> str:
+        return "" if value is None else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _loaded(text: str) -> Any:
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError:  # also a number beyond 64 bits, and half a surrogate pair
+        try:
+            value = mended(json.loads(text))
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
+    return value
+
+
+def _resolved(schema: Any, root: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the schema that `schema` refers to, without the alternative `null`; empty for one of several."""
+    for _ in range(_DEEPEST):
+        if not isinstance(schema, Mapping):
+            break
+        if isinstance(reference := schema.get("$ref"), str):
+            found: Any = root
+            for part in reference.removeprefix("#").strip("/").split("/") if reference.strip("#/") else ():
+                name = part.replace("~1", "/").replace("~0", "~")
+                found = found.get(name) if isinstance(found, Mapping) else None
+            schema = found
+            continue
+        several: list[Any] = []
+        for name in ("anyOf", "oneOf", "allOf"):
+            if isinstance(schema.get(name), list):
+                several = schema[name]
+                break
+        meant = [one for one in several if one != {"type": "null"}]
+        if len(meant) != 1 or "properties" in schema:
+            return schema
+        schema = meant[0]
+    return {}
+
+
+def _kind(schema: Mapping[str, Any], root: Mapping[str, Any]) -> str:
+    """Return the type of the values of a resolved schema; `""` for several types."""
+    kinds = schema.get("type")
+    named = {kinds} if isinstance(kinds, str) else set(kinds) if isinstance(kinds, list) else set()
+    if not named:
+        values = (
+            schema["enum"] if isinstance(schema.get("enum"), list) else [schema[x] for x in ("const",) if x in schema]
+        )
+        names = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
+        named = {names.get(type(value), "object") for value in values}
+    if not named and isinstance(several := schema.get("anyOf", schema.get("oneOf")), list):
+        named = {_kind(_resolved(one, root), root) for one in several}
+    named -= {"null"}
+    if named == {"integer", "number"}:
+        return "number"
+    return named.pop() if len(named) == 1 else ""
+
+
+def _scalar(kind: str, value: Any) -> Any:
+    """Return a value of this kind; None for another one, and for a number that the type of the column cannot hold."""
+    if kind == "number" and type(value) is int:
+        value = float(value) if abs(value) < _LARGEST_INT else None
+    if type(value) is not _KINDS[kind]:
+        return None
+    return value if type(value) is not int or -_LARGEST_INT <= value < _LARGEST_INT else None
+
+
+def _ordered(value: Any, schema: Any, root: Mapping[str, Any], levels: int) -> Any:
+    """Return `value` with the fields of objects in the schema's order, others behind them by name."""
+    if type(value) is float and value.is_integer() and _kind(_resolved(schema, root), root) == "integer":
+        return int(value)
+    if not levels or not isinstance(value, dict | list):
+        return value
+    schema = _resolved(schema, root)
+    if isinstance(value, list):
+        return [_ordered(one, schema.get("items"), root, levels - 1) for one in value]
+    properties = schema.get("properties")
+    known: Mapping[str, Any] = properties if isinstance(properties, Mapping) else {}
+    names = [*(name for name in known if name in value), *sorted(value.keys() - known.keys())]
+    return {name: _ordered(value[name], known.get(name), root, levels - 1) for name in names}

@@ -1,0 +1,271 @@
+"""Outputs as text: CSV, TSV, lines of JSON, arrays of JSON, and the lines of Batch files."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import IO, Any
+
+from promptmill.backends import rows
+from promptmill.config import backends
+from promptmill.core import values
+from promptmill.core.errors import PromptmillError, input_error
+from promptmill.core.wording import mended
+from promptmill.jobs import columns
+from promptmill.jobs.columns import ANSWER_FIELDS, EXTRA_FIELDS, MODEL, VARIANT, answer_fields
+from promptmill.jobs.export.answered import AnsweredRow
+from promptmill.jobs.export.batch_output import CustomIds, batch_output
+from promptmill.jobs.inputs.cells import readable
+from promptmill.jobs.inputs.formats import CELLS, TABLES
+from promptmill.jobs.inputs.questions import distinct
+from promptmill.jobs.store.database import Row
+from promptmill.jobs.store.spec import WHOLE_REQUESTS, JobSpec
+
+DELIMITERS = MappingProxyType({"csv": ",", "tsv": "\t"})
+CUSTOM_ID, INDEX = "custom_id", "index"
+MOST_FIELDS = 10_000
+"""Columns of a table made of rows of JSON: a file with more has keys for names."""
+_QUOTE, _TWO = '"', '""'
+_LONG_NUMBER = re.compile(rb"\d{20}")  # orjson makes a fraction of a number beyond 64 bits
+
+
+class OwnValues:
+    """The values of a row itself, by the names of its columns."""
+
+    def __init__(self, spec: JobSpec, ids: CustomIds | None = None) -> None:
+        """`ids` collects the ids of a Batch file."""
+        self._spec, self._ids = spec, ids
+        self._names = distinct(list(map(readable, spec.input.header)))
+        self.surplus = (spec.output.names or {}).get("surplus_cells", "surplus_cells")
+        """The column of the cells that the header of a table has no names for."""
+        forms = {"batch": self._of_batch, "messages": self._of_call, **dict.fromkeys(TABLES, self._of_cells)}
+        self.of: Callable[[Row], dict[str, Any]] = forms.get(spec.input.format, json_object)
+        """Returns the values of a row; `{}` for an unreadable row of JSON, which has an error already."""
+
+    def names_in(self, stored: Iterable[Row]) -> list[str]:
+        """Return the columns of all rows. Raises `PromptmillError` (`invalid_input`) for too many."""
+        if self._spec.input.format == "batch":
+            return [CUSTOM_ID]
+        if self._spec.of_call:
+            return [INDEX]
+        names = dict.fromkeys(self._names)
+        for row in stored:
+            if not self._names or row.line is not None:  # of a table, only a row with an error has surplus cells
+                names |= dict.fromkeys(self.of(row))
+                check_width(len(names) - len(self._names))
+        return list(names)
+
+    def _of_cells(self, row: Row) -> dict[str, Any]:
+        cells = values.loads(row.cells or b"[]")
+        if self._spec.input.format in CELLS:
+            cells = list(map(readable, cells))
+        found = dict(zip(self._names, cells, strict=False))
+        if len(cells) > len(self._names):
+            found[self.surplus] = cells[len(self._names) :]
+        return found
+
+    @staticmethod
+    def _of_call(row: Row) -> dict[str, Any]:
+        """Return the place of the item in its call, which has the prompt."""
+        return {INDEX: row.n}
+
+    def _of_batch(self, row: Row) -> dict[str, Any]:
+        """Return the column of a line of a Batch file in a table: its id, which Gemini calls `key`."""
+        asked = json_object(row)
+        value = asked.get(CUSTOM_ID, asked.get("key"))
+        if self._ids is not None and isinstance(value, str):
+            self._ids.note(value, row.n)
+        return {CUSTOM_ID: value if isinstance(value, str | None) else cell(value)}
+
+
+class AnswerValues:
+    """The columns of the answers in an output, and the values of a row in them."""
+
+    def __init__(self, spec: JobSpec, output_format: str, extra: Iterable[str] = ()) -> None:
+        """`extra`: the optional fields that some answer has."""
+        self._spec, self._renamed = spec, spec.output.names or {}
+        self.schema = schema = columns.schema_columns(spec)
+        self._variants = columns.variant_fields(spec)
+        usual = [*ANSWER_FIELDS, *(name for name in EXTRA_FIELDS if name in extra)]
+        names = dict(zip(usual, usual, strict=True))
+        if schema is not None and schema.names:
+            names = {**schema.names, **{name: name for name in usual if name != "answer"}}
+        names = {**{name: name for name in self._variants}, **names}
+        self.names = {key: self._renamed.get(key, name) for key, name in names.items()}
+        """The columns of a table, by their keys."""
+        self.is_table = output_format in TABLES
+
+    def in_json(self, answered: AnsweredRow) -> dict[str, Any]:
+        """Return the fields of a row of JSON, by their names in the output."""
+        if self.schema is None and not self._variants:
+            return answer_fields(answered.record, self._renamed)
+        fields = answer_fields(answered.record)
+        if self.schema is not None:
+            fields = self.schema.in_json(fields)
+        fields = {**self._variant(answered), **fields}
+        return {self._renamed.get(name, name): value for name, value in fields.items()}
+
+    def in_table(self, answered: AnsweredRow) -> dict[str, Any]:
+        """Return the values of a row of a table, by the keys of their columns."""
+        record = answered.record
+        fields = answer_fields(record)
+        if not fields["answer"] and (payload := record.extras.get("details", {}).get("payload")) is not None:
+            fields["answer"] = cell(payload)  # embeddings that a line of a Batch file asks for
+        if self.schema is not None:
+            fields = self.schema.in_table(fields)
+        return {**self._variant(answered), **fields} if self._variants else fields
+
+    def in_cells(self, answered: AnsweredRow) -> list[str]:
+        """Return the values of a row of a table as cells of CSV: an error as `code: message`, objects as JSON."""
+        fields = self.in_table(answered)
+        error = fields["error"]
+        text = f"{error['code']}: {error['message']}" if error else ""
+        return [text if name == "error" else cell(fields.get(name)) for name in self.names]
+
+    def _variant(self, answered: AnsweredRow) -> dict[str, str]:
+        if not self._variants:
+            return {}
+        target = self._spec.targets[answered.slot]
+        values_ = {MODEL: target.model, VARIANT: target.name}
+        return {name: values_[name] for name in self._variants}
+
+
+@dataclass(frozen=True, slots=True)
+class TextForm:
+    """How rows become text."""
+
+    row: Callable[[AnsweredRow], bytes]
+    """Returns the bytes of a row, with a line end."""
+    header: bytes = b""
+    """The bytes before the first row."""
+
+
+def text_form(
+    spec: JobSpec, output_format: str, extra: Iterable[str], stored: Iterable[Row], ids: CustomIds | None = None
+) -> TextForm:
+    """Return the form of an output.
+
+    `extra`: see `AnswerValues`. `stored`: all rows, whose fields are the columns of a table made of rows of JSON. `ids`
+    collects the ids of a Batch file.
+    """
+    answers, own = AnswerValues(spec, output_format, extra), OwnValues(spec, ids)
+    if output_format in DELIMITERS:
+        delimiter = DELIMITERS[output_format]
+        if spec.input.format in CELLS:
+            delimiter = spec.input.delimiter if output_format == spec.input.format else delimiter
+            header = cells_line([*spec.input.header, *answers.names.values()], delimiter)
+            return TextForm(functools.partial(_cells_of_cells, len(spec.input.header), answers, delimiter), header)
+        names = own.names_in(stored)
+        header = cells_line([*names, *answers.names.values()], delimiter)
+        return TextForm(functools.partial(_cells, names, own, answers, delimiter), header)
+    if spec.input.format == "batch":
+        return TextForm(functools.partial(_batch_line, spec, ids))
+    if spec.input.format in TABLES or spec.input.format in WHOLE_REQUESTS:
+        return TextForm(lambda answered: rows.json_line(own.of(answered.row) | answers.in_json(answered)))
+    return TextForm(lambda answered: json_line(answered.row.cells or b"", answers.in_json(answered)))
+
+
+def write_text(out: IO[bytes], form: TextForm, output_format: str, answered: Iterable[AnsweredRow]) -> None:
+    """Write rows, all of an output. Raises as `answered`, and `OSError`."""
+    write, row = out.write, form.row
+    if output_format != "json":
+        write(form.header)
+        for each in answered:
+            write(row(each))
+        return
+    separator = b"[\n"
+    for each in answered:
+        write(separator + row(each).removesuffix(b"\n"))
+        separator = b",\n"
+    write(b"[]\n" if separator == b"[\n" else b"\n]\n")
+
+
+def _cells_of_cells(width: int, answers: AnswerValues, delimiter: str, answered: AnsweredRow) -> bytes:
+    """Return a row of cells with its answer; surplus cells come last."""
+    own = rows.load(answered.row.cells or b"[]", "")
+    surplus = own[width:]
+    own[width:] = [""] * (width - len(own))
+    return cells_line([*own, *answers.in_cells(answered), *surplus], delimiter)
+
+
+def _cells(names: list[str], own: OwnValues, answers: AnswerValues, delimiter: str, answered: AnsweredRow) -> bytes:
+    row = own.of(answered.row)
+    return cells_line([*(cell(row.get(name)) for name in names), *answers.in_cells(answered)], delimiter)
+
+
+def _batch_line(spec: JobSpec, ids: CustomIds | None, answered: AnsweredRow) -> bytes:
+    takes_model = backends.record(spec.backend).any_model  # then the line's own model answered it
+    found = batch_output(
+        answered.row.cells or b"",
+        answered.record,
+        job_id=spec.job_id,
+        model=spec.model,
+        created=spec.created,
+        takes_model=takes_model,
+    )
+    if ids is not None and isinstance(found.get(CUSTOM_ID), str):
+        ids.note(found[CUSTOM_ID], answered.row.n)
+    return rows.json_line(found)
+
+
+def cells_line(cells: Iterable[str], delimiter: str) -> bytes:
+    """Return a row of two cells or more as `csv.writer` writes it, in less than half of its time.
+
+    `csv` looks each letter up in its line end. And with a line feed for its line end, it leaves a lone carriage return
+    unquoted before Python 3.13, which readers take for the end of a row.
+    """
+    quoted = [
+        f'"{cell.replace(_QUOTE, _TWO)}"'
+        if delimiter in cell or _QUOTE in cell or "\n" in cell or "\r" in cell
+        else cell
+        for cell in cells
+    ]
+    return f"{delimiter.join(quoted)}\n".encode("utf-8", "surrogateescape")
+
+
+def cell(value: Any) -> str:
+    """Return a value as a CSV cell; a value that is no text is JSON, bytes are base64."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float) and not math.isfinite(value):
+        return json.dumps(value)
+    text = rows.json_line(value)[:-1].decode()
+    return text[1:-1] if text[0] == '"' else text  # a date, a decimal or bytes, which JSON has as texts
+
+
+def json_line(line: bytes, fields: Mapping[str, Any]) -> bytes:
+    """Return the output line of a line of JSON: its own bytes, with the answer's `fields` after them."""
+    line = line.strip()
+    try:
+        value = rows.load(line, "")
+    except PromptmillError:
+        value = None
+    if not isinstance(value, dict):  # the error names the line
+        return rows.json_line(fields)
+    return b"%b%b%b" % (line[:-1].rstrip(), b"," if value else b"", rows.json_line(fields)[1:])
+
+
+def json_object(row: Row) -> dict[str, Any]:
+    """Return a row of JSON; `{}` for an unreadable one, which has an error already."""
+    own = row.cells or b""
+    try:
+        value = json.loads(own) if _LONG_NUMBER.search(own) else rows.load(own, "")
+    except (PromptmillError, ValueError, RecursionError):
+        return {}
+    if not isinstance(value, dict):
+        return {}
+    found: dict[str, Any] = mended(value) if b"\\u" in own else value  # half a surrogate pair
+    return found
+
+
+def check_width(count: int) -> None:
+    """Raise `PromptmillError` (`invalid_input`) for a table of too many columns."""
+    if count > MOST_FIELDS:
+        raise input_error(f"The rows have more than {MOST_FIELDS:,} different fields; name the output .jsonl.")

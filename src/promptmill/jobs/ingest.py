@@ -1,0 +1,330 @@
+"""Reads the input of a job, once, into the table `row` of its database, and binds the answers to the rows.
+
+    input ─▶ rows ─▶ questions, digests ─▶ row_next ─ bind ─▶ row
+
+From then on the job works from its database alone: the input may be edited or deleted. A row keeps its own columns: if
+it has one called `answer`, the answers are in `answer_1`. These names are chosen here, for the whole input, so that
+every output and every page of a job has the same names.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from promptmill.backends import rows
+from promptmill.backends.questions import Questions, joined, question_json
+from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.jobs import columns
+from promptmill.jobs.inputs.cells import readable
+from promptmill.jobs.inputs.files import InputFiles, check_ratio
+from promptmill.jobs.inputs.formats import TABLES, compression_of, row_kind
+from promptmill.jobs.inputs.json_lines import is_array
+from promptmill.jobs.inputs.questions import columns_of, distinct, questions_of
+from promptmill.jobs.inputs.row import WHOLE, Extent, Input, InputRow, Stretch, Window, digest_of
+from promptmill.jobs.inputs.template import check_names
+from promptmill.jobs.store import binding
+from promptmill.jobs.store.binding import Bound, Slot
+from promptmill.jobs.store.database import HaltedError, JobDatabase
+from promptmill.jobs.store.order import Shard
+from promptmill.jobs.store.spec import WHOLE_REQUESTS, JobSpec
+
+_DatabaseRow: TypeAlias = tuple[int, bytes, bytes | None, bytes]
+"""The columns of table `row`."""
+_NO_QUESTION = bytes(16)
+_PROBLEM = f'{{"{rows.PROBLEM}":'.encode()
+_QUOTES = 4  # times that a row may be longer with its quotes and commas
+_LOOKED_AT = 100  # rows of JSON in which a column of the prompt must occur at least once
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How an input is read."""
+
+    note: Callable[[int], None] = lambda _: None
+    """Gets the number of rows so far."""
+    halt: threading.Event = field(default_factory=threading.Event)
+    """Set when the run has ended."""
+    disk_share: float = 1.0
+    """The share of the free disk that the rows may take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """How answers are bound to the rows that were read."""
+
+    check: Callable[[Bound], None] = lambda _: None
+    """May raise to leave the job as it was."""
+    other: JobDatabase | None = None
+    """A job whose answers count for rows without an answer."""
+    round: int = 0
+    """The round that the records of these answers name."""
+
+    def rows(self, store: JobDatabase, spec: JobSpec, halt: threading.Event) -> Bound:
+        """Bind the answers of a job to the rows that were read."""
+        slots = [Slot(at, target.prompt, target.counted) for at, target in enumerate(spec.targets)]
+        made = spec.targets[0].made(self.round)
+        by_row = spec.to_bind == "rows"
+        return binding.bind(store, slots, self.check, by_row=by_row, other=self.other, made=made, halt=halt)
+
+
+def ingest(
+    store: JobDatabase,
+    spec: JobSpec,
+    source: Input,
+    rules: Rules,
+    files: InputFiles | None = None,
+    *,
+    bind: Bind = Bind(),
+) -> tuple[JobSpec, Bound]:
+    """Read the rows of `source` into the database; return the job with its columns, and the counts of the binding.
+
+    `files` are the files of the source, if it has any: the stretches at their beginning and end that have not changed
+    since they were read are not parsed again. Blocks.
+
+    Raises `PromptmillError`: `invalid_input` for a file that is not of its format or lacks a column, `storage` for more
+    rows than `rules` permit; `OSError`; `DamagedError`; `HaltedError`; the errors of `bind.check`.
+    """
+    binding.begin(store)
+    try:
+        reader = _Reader(spec, source, rules, files)
+        known = _Known.of(store, spec, source, files)
+        stretches = [*known.head]
+        known.copy_head(store)
+        for page, stretch in reader.pages(known.window):
+            store.change(("INSERT INTO row_next VALUES (?, ?, ?, ?)", page))
+            stretches.append((stretch.extent, stretch.digest))
+        known.copy_tail(store, sum((extent.rows for extent, _ in stretches)))
+        spec = reader.finished()
+        parts = [[*extent, digest.hex()] for extent, digest in (*stretches, *known.tail)]
+        store.put(stretches_next={"of": parts, "rows": store.read("SELECT count(*) FROM row_next")[0][0]})
+        bound = bind.rows(store, spec, rules.halt)
+    except BaseException:
+        store.change(("DROP TABLE IF EXISTS row_next", [()]), ("DELETE FROM job WHERE name = ?", [("stretches_next",)]))
+        raise
+    return spec.model_copy(update={"to_bind": None}), bound
+
+
+def rebind(store: JobDatabase, spec: JobSpec, bind: Bind, halt: threading.Event) -> Bound:
+    """Bind answers to the rows that a job has read. Blocks. Raises as `binding.bind`."""
+    binding.begin(store)
+    store.change(("INSERT INTO row_next SELECT * FROM row", [()]))
+    store.put(stretches_next=store.get("stretches"))
+    return bind.rows(store, spec, halt)
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """The stretches of an input that have not changed since it was read: at its beginning, and at its end."""
+
+    head: Sequence[tuple[Extent, bytes]] = ()
+    tail: Sequence[tuple[Extent, bytes]] = ()
+    window: Window = WHOLE
+    """The part between them, which is to be parsed."""
+    first_of_tail: int = 0
+    """The number that the first row of the tail had."""
+
+    @classmethod
+    def of(cls, store: JobDatabase, spec: JobSpec, source: Input, files: InputFiles | None) -> _Known:
+        """Return the stretches; none if the input was read in another way. Raises `OSError`."""
+        is_plain = files is not None and not compression_of(files.parts[0].path)  # others are read from their beginning
+        stored = store.get("stretches") if spec.is_read and is_plain else None
+        if stored is None or files is None or tuple(source.header) != spec.input.header:
+            return cls()
+        known = [(Extent(*extent), bytes.fromhex(digest)) for *extent, digest in stored["of"]]
+        head = tail = 0
+        with files.stream() as stream:
+            if is_array(files.parts[0].path, stream):
+                return cls()
+            stream.seek(0)
+            for extent, digest in known:
+                data = stream.read(extent.size)
+                if digest_of(data) != digest or not data.endswith(b"\n"):  # else its last line may go on now
+                    break
+                head += 1
+            end = stream.seek(0, os.SEEK_END)
+            before = _total(known[:head])
+            while tail < len(known) - max(head, 1):  # the first one may have the header
+                extent, digest = known[-1 - tail]
+                if not extent.size or end - extent.size < max(before.size, 1):
+                    break
+                stream.seek(end - extent.size - 1)
+                if stream.read(1) != b"\n" or digest_of(stream.read(extent.size)) != digest:
+                    break
+                end, tail = end - extent.size, tail + 1
+        first = _total(known[: len(known) - tail]).rows
+        # of problems, which may be others now
+        names_lines = "SELECT 1 FROM row WHERE n >= ? AND substr(line, 1, ?) = ? LIMIT 1"
+        if spec.output.shard is not None or (tail and store.read(names_lines, first, len(_PROBLEM), _PROBLEM)):
+            return cls(known[:head], (), Window(before))  # the rows of a shard may be others, too
+        return cls(known[:head], known[len(known) - tail :], Window(before, end), first)
+
+    def copy_head(self, store: JobDatabase) -> None:
+        """Copy the rows of the head into `row_next`."""
+        store.change(("INSERT INTO row_next SELECT * FROM row WHERE n < ?", [(self.window.before.rows,)]))
+
+    def copy_tail(self, store: JobDatabase, first: int) -> None:
+        """Copy the rows of the tail into `row_next`; `first` is the number of the first one."""
+        if self.tail:
+            query = "INSERT INTO row_next SELECT n + ?, asked, line, cells FROM row WHERE n >= ?"
+            store.change((query, [(first - self.first_of_tail, self.first_of_tail)]))
+
+
+def _total(stretches: Sequence[tuple[Extent, bytes]]) -> Extent:
+    return functools.reduce(Extent.__add__, (extent for extent, _ in stretches), Extent())
+
+
+class _Reader:
+    """Makes the rows of the database from those of an input."""
+
+    def __init__(self, spec: JobSpec, source: Input, rules: Rules, files: InputFiles | None) -> None:
+        self._spec, self._source, self._rules = spec, source, rules
+        self._size = None if files is None else files.stamp()[0]
+        self._kind = row_kind(spec.input.format)
+        self._questions = questions_of(spec.question, spec.input.format, source.header)
+        self._columns = columns_of(self._questions)
+        self._shard = None if spec.output.shard is None else Shard.parse(spec.output.shard)
+        self._is_table = spec.input.format in TABLES
+        self._stores_questions = not all(one.is_plain for one in self._questions) or (
+            len(self._questions) > 1 or bool(spec.question.prompt_only)
+        )
+        self._names = _Names(spec, source.header)
+        self._most_bytes, self._is_whole = None, True
+        if rules.disk_share < 1.0:
+            self._most_bytes = int(shutil.disk_usage(spec.output.path.parent).free * rules.disk_share)
+
+    def pages(self, window: Window) -> Iterator[tuple[list[_DatabaseRow], Stretch]]:
+        """Yield the rows of the database, stretch by stretch."""
+        total, size, self._is_whole = 0, 0, window == WHOLE
+        row_of = self._table_row if self._is_table else self._object_row
+        for stretch in self._source.stretches(self._columns, window):
+            if self._rules.halt.is_set():
+                raise HaltedError
+            if self._size is not None:
+                size += sum(len(row.cells) for row in stretch.rows)
+                check_ratio(size // _QUOTES, self._size)
+            page = [row_of(row) for row in stretch.rows if self._has(row)]
+            if self._most_bytes is not None:
+                total += sum(len(cells) + len(line or b"") for _, _, line, cells in page)
+                if total > self._most_bytes:
+                    raise _too_large(self._most_bytes)
+            yield page, stretch
+            if stretch.rows:
+                self._rules.note(stretch.rows[-1].n + 1)
+
+    def finished(self) -> JobSpec:
+        """Return the job with its columns, once all rows were read."""
+        if self._is_whole:  # else the rows that have the columns may not be among those that were read
+            self._names.check_templates(self._questions)
+        source = self._source
+        return self._names.named().with_input(arrow_schema=source.arrow_schema, delimiter=source.delimiter)
+
+    def _has(self, row: InputRow) -> bool:
+        """Return whether the job has a row; one of another shard counts for the names of the columns alone."""
+        if self._shard is None or self._shard.has(row.n):
+            return True
+        if not self._is_table:
+            self._object(row)
+        return False
+
+    def _object(self, row: InputRow) -> Any:
+        """Return the value of a row of JSON, None for an unreadable one, and take notice of its fields."""
+        try:
+            value = rows.load(row.cells, "")
+        except PromptmillError:  # the reader of the line reports it
+            return None
+        if isinstance(value, dict):
+            self._names.see(value)
+        return value
+
+    def _table_row(self, row: InputRow) -> _DatabaseRow:
+        """Return a row of a table."""
+        n, cells, fields, problem = row
+        asked, line = [], []
+        for one in self._questions:
+            try:
+                if problem or fields is None:
+                    raise input_error(problem)
+                text = question_json(one.of(fields))
+            except PromptmillError as error:
+                problem = error.message
+                text = question_json({rows.PROBLEM: problem})
+            asked.append(rows.digest("table", text) or _NO_QUESTION)
+            line.append(text)
+        stores = problem or self._stores_questions
+        return n, b"".join(asked), joined(line) if stores else None, cells
+
+    def _object_row(self, row: InputRow) -> _DatabaseRow:
+        """Return a row that is a JSON object, or a whole request."""
+        n, cells, _, problem = row
+        question, count = self._spec.question, len(self._questions)
+        if problem:
+            return n, _NO_QUESTION * count, joined([question_json({rows.PROBLEM: problem})] * count), cells
+        value = self._object(row)
+        if not question.templates or not isinstance(value, dict):
+            line = joined([cells] * count) if question.templates else None
+            digest = rows.digest(self._kind, cells, question.column, row_settings=question.rows_set, value=value)
+            return n, (digest or _NO_QUESTION) * count, line, cells
+        asked, lines, is_stored = [], [], self._stores_questions
+        for one in self._questions:
+            try:
+                text = rows.json_line(one.of(value))[:-1]
+            except PromptmillError as error:
+                is_stored, text = True, question_json({rows.PROBLEM: error.message})
+            asked.append(rows.digest("jsonl", text, row_settings=question.rows_set) or _NO_QUESTION)
+            lines.append(text)
+        if question.prompt_only:
+            cells = rows.json_line({name: value[name] for name in value if name not in question.prompt_only})[:-1]
+        return n, b"".join(asked), joined(lines) if is_stored else None, cells
+
+
+class _Names:
+    """The names of the job's own columns, which differ from the input's, and the columns that are settings."""
+
+    def __init__(self, spec: JobSpec, header: Sequence[str]) -> None:
+        self._spec, self._header = spec, header
+        self._wanted = columns.wanted_names(spec)
+        names = (name for wanted in self._wanted.values() for name in columns.candidates(wanted))
+        self._watched = frozenset(names) | rows.SETTINGS
+        self._settings = {*spec.input.settings_read}
+        self._seen: dict[str, None] = {}
+        """The fields of the first objects."""
+        self._count = 0
+        self._taken = {*spec.input.taken}
+        if header:
+            self._taken = self._settings = {*header, *distinct(list(map(readable, header)))}
+        self._is_open = not header and spec.input.format not in WHOLE_REQUESTS
+
+    def see(self, row: Mapping[str, Any]) -> None:
+        """Take notice of the fields of a row that is an object."""
+        self._count += 1
+        if self._count <= _LOOKED_AT:
+            self._seen.update(dict.fromkeys(row))
+        if self._is_open and not self._watched.isdisjoint(row):
+            names = self._watched.intersection(row)
+            self._taken |= names
+            self._settings.update(name for name in names & rows.SETTINGS if not rows.is_null(row[name]))
+
+    def check_templates(self, questions: Sequence[Questions]) -> None:
+        """Raise `PromptmillError` (`invalid_input`) if no first row has a column of a template."""
+        if not self._header and self._count:
+            for one in questions:
+                check_names(() if one.template is None else one.template.names, self._seen)
+
+    def named(self) -> JobSpec:
+        """Return the job with the names of its columns."""
+        question = self._spec.question
+        read = sorted(self._settings & rows.SETTINGS - {question.column}) if question.rows_set else []
+        taken = () if self._header else tuple(sorted(self._taken))
+        spec = self._spec.with_input(header=tuple(self._header), settings_read=tuple(read), taken=taken)
+        return spec.with_output(names=columns.unusual_names(self._wanted, self._taken))
+
+
+def _too_large(most_bytes: int) -> PromptmillError:
+    problem = f"The rows with their prompts take more than {most_bytes:,} bytes, the most that this job may write here."
+    return PromptmillError(Code.STORAGE, problem, "Free disk space, shorten the template, or split the input.")

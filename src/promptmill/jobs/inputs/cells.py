@@ -1,0 +1,404 @@
+"""Tables of cells: CSV, TSV and plain text as rows under one header.
+
+A file is read in pieces of whole lines, and `csv` parses a piece in one step. A piece that ends within a quoted cell is
+parsed again with the text after it. From the first misplaced quote on, a file is parsed line by line: the row of the
+quote is its first line, and has an error.
+
+Bytes that are not UTF-8 are carried through cells unchanged.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import itertools
+import re
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import IO, NamedTuple
+
+from promptmill.backends import rows
+from promptmill.backends.questions import NOT_UTF8
+from promptmill.core import values
+from promptmill.core.bounds import LONGEST_ROW, TOO_LONG
+from promptmill.core.errors import Named, input_error
+from promptmill.jobs.inputs.files import InputFiles, Part
+from promptmill.jobs.inputs.row import WHOLE, Extent, InputRow, Stretch, Window, digest_of
+
+_DELIMITERS = ",;\t|"
+_SEP = re.compile(rb"sep=([,;\t|])\r?(?:\n|$)")  # the first line of a table that Excel wrote for another country
+_QUOTED = re.compile(r'"(?:[^"]|"")*("|$)')  # a delimiter inside separates nothing
+# A cell over more lines than this is a quote that is never closed. Its first line is the row, and the other lines are
+# read again: among them a cell has fewer lines, or a file of such quotes would be read thousands of times.
+_MOST_LINES = 10_000
+_MOST_DOUBTFUL_LINES = 32
+_MOST_COLUMNS = 100_000
+_LONGEST_HEADER = 2 << 20
+_PIECE = 1 << 18  # bytes: some thousand rows, so that a piece costs little more than its rows
+_LONGEST_PIECE = 4 << 20  # bytes that are parsed again for the sake of a quoted cell at their end
+_AT_ONCE = 1024  # rows
+_TOO_LONG = "is longer than"
+_UNCLOSED = "opens a quote that is not closed"
+
+
+class _Header(NamedTuple):
+    """The first row of a file."""
+
+    names: list[str]
+    delimiter: str
+
+
+@dataclass(slots=True)
+class _Page:
+    """Rows of a file that were parsed together."""
+
+    rows: list[list[str]]
+    extent: Extent = field(default_factory=Extent)
+    digest: bytes = b""
+    problems: Mapping[int, str] = field(default_factory=dict)
+    """By the index of the row."""
+    lines: Sequence[int] = ()
+    """The last line of each row in its file; empty if it is to be computed from `text`."""
+    text: str = ""
+    delimiter: str = ""
+    first_line: int = 0
+    """The number of lines before `text`."""
+
+    def line_of(self, at: int) -> int:
+        """Return the last line, from 1, of the row with this index."""
+        if not self.lines:
+            reader = csv.reader(io.StringIO(self.text, newline=""), delimiter=self.delimiter)
+            ends = [self.first_line + reader.line_num for row in reader if row]
+            self.lines = ends[len(ends) - len(self.rows) :]  # without the header
+        return self.lines[at]
+
+
+class CellTable:
+    """The rows of all files of an input under one header: columns of the same name are one column."""
+
+    arrow_schema = ""
+
+    def __init__(self, files: InputFiles, kind: str) -> None:
+        """`kind` is `csv`, `tsv` or `txt`. Raises `PromptmillError` (`invalid_input`)."""
+        csv.field_size_limit(LONGEST_ROW)
+        self._files = files
+        self._kind = kind
+        self._is_utf8 = files.encoding is not None
+        """Whether some text showed that it is UTF-8, or the user says which encoding it has."""
+        self._headers: list[_Header] = []
+        for at, part in enumerate(files.parts):
+            with files.stream(at) as stream:
+                self._headers.append(self._header(_Pieces(stream, files.encoding, _LONGEST_HEADER), part.path.name))
+        if not any(header.names for header in self._headers):
+            raise input_error(f"{files.parts[0].path.name} has no header: its first line, with the columns, is empty.")
+        self.delimiter = self._headers[0].delimiter
+        self.header = [*self._headers[0].names]
+        known = set(self.header)
+        for header, part in zip(self._headers, files.parts, strict=True):
+            self.header += [name for name in dict.fromkeys((*header.names, *part.columns)) if name not in known]
+            known.update(self.header)
+        if len(self.header) > _MOST_COLUMNS:
+            raise input_error(f"The input has more than {_MOST_COLUMNS:,} columns, which no readable table has.")
+
+    def stretches(self, columns: Sequence[tuple[int, str]], window: Window = WHOLE) -> Iterator[Stretch]:
+        """Yield the rows; see `Input`."""
+        n, wrong, first_wrong, dumps = window.before.rows, 0, 0, values.dumps
+        for at, part in enumerate(self._files.parts):
+            names = self._headers[at].names
+            places = _places(names, part, self.header)
+            for page in self._pages(at, window):
+                found = []
+                for index, cells in enumerate(page.rows):
+                    own, surplus, problem = cells, list[str](), page.problems.get(index, "")
+                    if problem or len(cells) != len(names):
+                        own, surplus = cells[: len(names)], cells[len(names) :]
+                        problem = problem or _wrong_width(len(cells), len(names))
+                    if places is not None:
+                        own = _fitted(own, places)
+                    fields = {} if problem else {name: own[place] for place, name in columns}
+                    for name, text in fields.items():
+                        if text.isascii():
+                            continue
+                        if is_utf8(text):
+                            self._is_utf8 = True
+                            continue
+                        problem = f"{readable(name)} {NOT_UTF8} {rows.AS_UTF8}"
+                        first_wrong, wrong = first_wrong or page.line_of(index), wrong + 1
+                        break
+                    if problem:
+                        problem = _placed(problem, page.line_of(index))
+                    found.append(InputRow(n, dumps([*own, *surplus] if surplus else own), fields, problem))
+                    n += 1
+                yield Stretch(found, page.extent, page.digest)
+        if wrong and not self._is_utf8:
+            count = "a row is" if wrong == 1 else f"{wrong:,} rows are"
+            raise input_error(
+                f"The input is not UTF-8 text: {count} in another encoding, the first in line {first_wrong}",
+                Named("encoding", "latin-1", "; {} reads it as Latin-1"),
+                Named("encoding", "utf-8", "; with {} such a row is a failure"),
+                ".",
+            )
+
+    def _header(self, pieces: _Pieces, name: str) -> _Header:
+        if self._kind == "txt":
+            return _Header(["prompt"], "")
+        lines = itertools.chain.from_iterable(io.StringIO(piece.text, newline="") for piece in pieces)
+        first = next(lines, "")
+        likely = "\t" if self._kind == "tsv" else max(_DELIMITERS, key=_QUOTED.sub("", first).count)
+        delimiter = pieces.delimiter or likely
+        record = _Record(itertools.chain([first] if first else [], lines), _LONGEST_HEADER)
+        try:
+            return _Header(next(csv.reader(record, delimiter=delimiter, strict=True), []), delimiter)
+        except csv.Error as error:
+            if record.taken > 1:
+                raise input_error(f"The header of {name} {_quote_problem(error, record.taken)}.") from None
+            return _Header(next(csv.reader([record.only_first()], delimiter=delimiter)), delimiter)
+
+    def _pages(self, at: int, window: Window) -> Iterator[_Page]:
+        """Yield the rows of a file, without empty ones."""
+        delimiter = self._headers[at].delimiter
+        with self._files.stream(at) as stream:
+            pieces = _Pieces(stream, self._files.encoding, LONGEST_ROW, window)
+            for piece in pieces:
+                text, extent = piece.text, piece.extent
+                digest = digest_of(piece.data) if pieces.is_utf8 and len(self._files.parts) == 1 else b""
+                if self._kind == "txt":
+                    numbered = enumerate(io.StringIO(text, newline=""), piece.line + 1)
+                    lines = [(line.rstrip("\r\n"), number) for number, line in numbered if line.strip()]
+                    extent = extent._replace(rows=len(lines))
+                    yield _Page([[line] for line, _ in lines], extent, digest, lines=[number for _, number in lines])
+                    continue
+                try:
+                    found = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
+                    if extent.lines - len(found) > _MOST_LINES and any(map(_is_endless, found)):
+                        raise csv.Error(_UNCLOSED)
+                except csv.Error as error:
+                    if "end of data" in str(error) and len(text) < _LONGEST_PIECE and pieces.extend(piece):
+                        continue
+                    yield from self._doubtful(pieces.rest(piece), at, piece.line, has_header=piece.begins)
+                    return
+                if piece.begins:
+                    del found[:1]
+                found = list(filter(None, found))
+                extent = extent._replace(rows=len(found))
+                yield _Page(found, extent, digest, text=text, delimiter=delimiter, first_line=piece.line)
+
+    def _doubtful(self, lines: Iterator[str], at: int, first_line: int, *, has_header: bool) -> Iterator[_Page]:
+        """Yield the rest of the rows of a file with a misplaced quote: the row of the quote is its first line."""
+        names, delimiter = self._headers[at]
+        if has_header:
+            next(csv.reader(record := _Record(lines, LONGEST_ROW), delimiter=delimiter), None)
+            first_line = record.number
+        record = _Record(lines, LONGEST_ROW, first_line)
+        reader = csv.reader(record, delimiter=delimiter, strict=True)
+        page, problems = _Page([], lines=(ends := [])), dict[int, str]()
+        while True:
+            record.begin()
+            try:
+                cells = next(reader, None)
+            except csv.Error as error:
+                taken = record.taken
+                cells = record.only_first().rstrip("\r\n").split(delimiter)
+                if self._kind == "csv" or len(cells) != len(names):  # in TSV a quote may be an ordinary letter
+                    problems[len(page.rows)] = _quote_problem(error, taken)
+            if cells:
+                page.rows.append(cells)
+                ends.append(record.number)
+            if cells is None or len(page.rows) >= _AT_ONCE:
+                page.problems, page.extent = problems, Extent(rows=len(page.rows))
+                yield page
+                page, problems = _Page([], lines=(ends := [])), {}
+            if cells is None:
+                return
+
+
+class _Piece(NamedTuple):
+    """Whole lines of a file."""
+
+    data: bytes
+    text: str
+    line: int
+    """The number of lines before it."""
+    begins: bool
+    """Whether it is the beginning of the file."""
+    skipped: int = 0
+    """Lines at its beginning that are not in `text`."""
+
+    @property
+    def extent(self) -> Extent:
+        """Its size."""
+        text = self.text
+        ends = text.count("\n") + text.count("\r") - text.count("\r\n")
+        return Extent(len(self.data), 0, self.skipped + ends)
+
+
+class _Pieces:
+    """A file in pieces of whole lines."""
+
+    def __init__(self, stream: IO[bytes], encoding: str | None, longest: int, window: Window = WHOLE) -> None:
+        """`longest`: bytes of a line."""
+        self._encoding, self._longest = encoding, longest
+        self.is_utf8 = encoding is None or codecs.lookup(encoding).name == "utf-8"
+        self._read = stream.read
+        if not self.is_utf8:
+            text = io.TextIOWrapper(stream, encoding=encoding, newline="")
+
+            def read(size: int = -1) -> bytes:
+                return text.read(size).encode("utf-8", "surrogatepass")
+
+            self._read = read
+        self._at, self._end, self._line = window.before.size, window.end, window.before.lines
+        if self._at:
+            stream.seek(self._at)
+        self._begins = not self._at
+        self.delimiter = ""
+        """The text between cells that the file itself names, once its beginning is read."""
+        self._rest = self._again = b""
+        self._has_ended = False
+
+    def __iter__(self) -> Iterator[_Piece]:
+        """Yield the pieces. Raises `PromptmillError` (`invalid_input`) for a line that is too long, and other text."""
+        while data := self._next():
+            text, skipped = data, 0
+            if self._begins:
+                text = data.removeprefix(rows.BOM)
+                if named := _SEP.match(text):
+                    self.delimiter, text, skipped = named[1].decode(), text[named.end() :], 1
+            piece = _Piece(data, text.decode("utf-8", "surrogateescape"), self._line + skipped, self._begins, skipped)
+            yield piece
+            if not self._again:
+                self._begins = False
+                self._line += piece.extent.lines
+
+    def extend(self, piece: _Piece) -> bool:
+        """Let the next piece be the last one with the text after it; return whether there is more text."""
+        self._again = b"" if self._has_ended else piece.data
+        return not self._has_ended
+
+    def rest(self, piece: _Piece) -> Iterator[str]:
+        """Yield the lines of the last piece and of all pieces after it."""
+        for each in itertools.chain([piece], self):
+            yield from io.StringIO(each.text, newline="")
+
+    def _next(self) -> bytes:
+        begun, data = len(self._again), self._again + self._rest
+        self._again = self._rest = b""
+        while True:
+            block = self._block(max(_PIECE, begun))
+            data += block
+            end = max(data.rfind(b"\n"), data.rfind(b"\r", 0, -1)) + 1  # a \r at the end may be half of a \r\n
+            if not block or end > begun:
+                break
+            if len(data) - begun > self._longest:
+                line = self._line + data.count(b"\n", 0, begun) + 1
+                raise input_error(f"Line {line} of the input {_too_long(self._longest)}; no table has such a line.")
+        self._has_ended = not block
+        if block:
+            data, self._rest = data[:end], data[end:]
+        return data
+
+    def _block(self, size: int) -> bytes:
+        try:
+            block = self._read(size if self._end is None else min(size, self._end - self._at))
+        except UnicodeError as error:
+            problem = f" is not that of the input: {error}, after line {self._line}."
+            raise input_error(Named("encoding", self._encoding), problem) from None
+        self._at += len(block)
+        return block
+
+
+def _quote_problem(error: csv.Error, lines: int) -> str:
+    """Return the problem of a misplaced quote in a row of so many lines."""
+    never = lines > 1 or "end of data" in str(error)
+    return _UNCLOSED if never and _TOO_LONG not in str(error) else f"has a quote that does not belong there: {error}"
+
+
+def _wrong_width(cells: int, width: int) -> str:
+    quote = ". Put a cell that holds the separator into double quotes" if cells > width else ""
+    return f"has {cells} cells, but the header has {width}{quote}"
+
+
+class _Record:
+    """The lines of a file. Those after the first line of a record can be given back, to be read again."""
+
+    def __init__(self, lines: Iterator[str], longest: int = LONGEST_ROW, number: int = 0) -> None:
+        self._lines = lines
+        self._longest = longest
+        self._back: deque[str] = deque()
+        self._taken: list[str] = []
+        self._size = 0
+        self._most = _MOST_LINES
+        self._doubtful = 0  # up to this line, the misplaced quote may be an earlier one
+        self.number = number
+        """The number of the last line that was read."""
+
+    def __iter__(self) -> _Record:
+        return self
+
+    def __next__(self) -> str:
+        line = self._back.popleft() if self._back else next(self._lines)
+        self._taken.append(line)
+        self.number += 1
+        self._size += len(line)
+        if len(self._taken) > self._most:
+            raise csv.Error(_UNCLOSED)
+        if self._size > self._longest:
+            raise csv.Error(f"the cell {_too_long(self._longest)}")
+        return line
+
+    @property
+    def taken(self) -> int:
+        """The number of lines of the record so far."""
+        return len(self._taken)
+
+    def begin(self) -> None:
+        """Start a record."""
+        self._taken, self._size = [], 0
+        self._most = _MOST_LINES if self.number >= self._doubtful else _MOST_DOUBTFUL_LINES
+
+    def only_first(self) -> str:
+        """Return the first line of the record as the whole record; the other lines are read again."""
+        first, *others = self._taken
+        self._doubtful = max(self._doubtful, self.number)
+        self._back.extendleft(reversed(others))
+        self.number -= len(others)
+        return first
+
+
+def _places(own: list[str], part: Part, header: list[str]) -> list[int | str] | None:
+    """Return, for each column of the table, its place in the file or its value; None if the columns are the same."""
+    if own == header and not part.columns:
+        return None
+    places = {name: at for at, name in reversed([*enumerate(own)])}
+    return [places.get(name, part.columns.get(name, "")) for name in header]
+
+
+def _fitted(cells: list[str], places: list[int | str]) -> list[str]:
+    """Return the cells of a row in the columns of the table."""
+    return [place if isinstance(place, str) else cells[place] if place < len(cells) else "" for place in places]
+
+
+def _is_endless(cells: list[str]) -> bool:
+    """Return whether a cell has more lines than a cell may have."""
+    return any(cell.count("\n") > _MOST_LINES for cell in cells)
+
+
+def _too_long(longest: int) -> str:
+    return TOO_LONG if longest == LONGEST_ROW else f"{_TOO_LONG} {longest >> 20} MiB"
+
+
+def _placed(problem: str, line: int) -> str:
+    what, _, todo = problem.removesuffix(".").partition(". ")
+    return f"{what} (line {line}).{todo and f' {todo}.'}"
+
+
+def is_utf8(text: str) -> bool:
+    """Return whether `text`, read from a table, was UTF-8."""
+    return text.isascii() or not any("\udc80" <= letter <= "\udcff" for letter in text)
+
+
+def readable(text: str) -> str:
+    """Return a cell with the replacement character for bytes that are not UTF-8."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -1,0 +1,267 @@
+"""The files of an input: which ones a path, a folder or a pattern names, and their content, read as one."""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import hashlib
+import io
+import itertools
+import os
+import tempfile
+import threading
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import IO, Any
+from urllib.parse import unquote
+
+from promptmill.core.errors import Named, PromptmillError, input_error
+from promptmill.core.wording import close_matches
+from promptmill.jobs.disk import why
+from promptmill.jobs.inputs.formats import SUFFIXES, compression_of, plain
+from promptmill.jobs.store.database import HaltedError
+from promptmill.system.safe_open import NoFileError, OutsideError, open_regular, real_path
+
+FILE_COLUMN = "source_file"
+_NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
+_COPY = 1 << 20
+_BUFFER = 1 << 18
+_HARMLESS_BYTES = 1 << 30
+_MOST_RATIO = 200  # rows that differ in a number alone have a ratio of about 100
+_OF_IMAGES = (" For images, write a table with a column of their paths: ", Named("image_column"), ".")
+_MOST_LOOKED_AT = 1000
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+"""The suffixes of images."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One file."""
+
+    path: Path
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Columns that its path adds to its rows: `source_file`, and folders such as `year=2025`."""
+
+
+def find(given: Sequence[Path], output: Path) -> list[Part]:
+    """Return the files of the paths, folders and patterns `given`, in their order; those of a folder by name.
+
+    A single path of a file is that file, whether it exists or not. In a folder, files of other kinds, hidden ones,
+    `output` and the folders of jobs are left out. Raises `PromptmillError` (`invalid_input`) when there is none.
+    """
+    for path in given:
+        _check_kind(path)
+    if len(given) == 1 and not is_several(given[0]):
+        return [Part(real_path(given[0]))]
+    found: list[tuple[Path, Mapping[str, str]]] = []
+    for path in given:
+        if path.is_dir():
+            new = [(file, _partitions(file.relative_to(path).parts[:-1])) for file in _inside(path, output)]
+        elif is_several(path):
+            matched = sorted(Path(name) for name in glob.glob(str(path), recursive=True))  # noqa: PTH207 (an absolute one)
+            new = [(file, _NO_COLUMNS) for file in matched if _counts(file, output)]
+        else:
+            new = [(path, _NO_COLUMNS)]
+        if not new:
+            holds = f"There is no file of rows at {path}; it may hold {', '.join(SUFFIXES)} files."
+            raise input_error(holds, *(_OF_IMAGES if _has_images(path) else ()))
+        found += new
+    paths = [real_path(path) for path, _ in found]
+    common = Path(os.path.commonpath([path.parent for path in paths]))
+    return [
+        Part(path, {FILE_COLUMN: path.relative_to(common).as_posix(), **columns})
+        for path, (_, columns) in zip(paths, found, strict=True)
+    ]
+
+
+def _has_images(path: Path) -> bool:
+    """Return whether a folder or a pattern finds an image among its first files."""
+    found = path.iterdir() if path.is_dir() else map(Path, glob.iglob(str(path), recursive=True))  # noqa: PTH207 (an absolute one)
+    return any(one.name.lower().endswith(IMAGES) for one in itertools.islice(found, _MOST_LOOKED_AT))
+
+
+def _check_kind(path: Path) -> None:
+    """Raise `PromptmillError` (`invalid_input`) for a path that is often given by mistake for a file of rows."""
+    if path.is_symlink() and not path.exists():
+        raise input_error(f"{path} is a link to {path.readlink()}, which does not exist.")
+    if path.is_fifo():
+        raise input_error(f"{path} is a pipe; `-` in its place reads rows from standard input: … | promptmill bulk -")
+    if (path / "dataset_dict.json").is_file() or ((path / "state.json").is_file() and any(path.glob("*.arrow"))):
+        raise input_error(
+            f"{path} is a folder that `save_to_disk` of the library datasets wrote; write rows with "
+            '`dataset.to_parquet("rows.parquet")` instead.'
+        )
+
+
+def is_several(path: Path) -> bool:
+    """Return whether `path` is a folder or a pattern."""
+    return path.is_dir() or (glob.has_magic(str(path)) and not path.exists())
+
+
+def _inside(folder: Path, output: Path) -> list[Path]:
+    found = []
+    for name, folders, files in os.walk(folder):
+        folders[:] = sorted(one for one in folders if not one.startswith((".", "_")))
+        found += [path for path in (Path(name, file) for file in files) if _counts(path, output)]
+    return sorted(found)
+
+
+def _counts(path: Path, output: Path) -> bool:
+    """Return whether a file of a folder belongs to the input: writers add `_SUCCESS` and hidden files."""
+    if path.name.startswith((".", "_")) or not _is_known(path) or not path.is_file():
+        return False
+    return real_path(path) != output
+
+
+def _partitions(folders: Sequence[str]) -> Mapping[str, str]:
+    pairs = (folder.partition("=") for folder in folders if "=" in folder)
+    return {unquote(name): unquote(value) for name, _, value in pairs if value != "__HIVE_DEFAULT_PARTITION__"}
+
+
+class InputFiles:
+    """The files of an input, opened one after the other."""
+
+    def __init__(self, parts: Sequence[Part], encoding: str | None = None) -> None:
+        """`encoding` is that of their text, None for UTF-8. Raises `OSError`, `NoFileError`, `OutsideError`."""
+        self.parts = tuple(parts)
+        self.encoding = encoding
+        for part in parts[:1]:
+            os.close(open_regular(part.path, (part.path,)))
+
+    def stamp(self) -> tuple[int, int]:
+        """Return `(size in bytes, version)`: for one file, the version is the time of its last change in ns."""
+        found = [part.path.stat() for part in self.parts]
+        if len(found) == 1:
+            return found[0].st_size, found[0].st_mtime_ns
+        names = [dict(part.columns) for part in self.parts]
+        seen = repr([names, *((stat.st_size, stat.st_mtime_ns) for stat in found)]).encode()
+        return sum(stat.st_size for stat in found), int.from_bytes(hashlib.blake2b(seen, digest_size=7).digest())
+
+    def sha256(self, halt: threading.Event | None = None) -> str:
+        """Return the digest of the content and of the columns that paths add. Blocks, about a second per gigabyte.
+
+        Raises `OSError`, `HaltedError`.
+        """
+        digest = hashlib.sha256()
+        for part in self.parts:
+            if part.columns:
+                digest.update(repr(dict(part.columns)).encode())
+            with self._opened(part) as file:
+                while block := file.read(_COPY):
+                    digest.update(block)
+                    if halt is not None and halt.is_set():
+                        raise HaltedError
+        return digest.hexdigest()
+
+    @contextmanager
+    def stream(self, at: int = 0, *, seekable: bool = False) -> Iterator[IO[bytes]]:
+        """Give the decompressed content of one file; `seekable` for a reader that seeks."""
+        part = self.parts[at]
+        kind = compression_of(part.path)
+        with self._opened(part) as file:
+            if not kind:
+                yield file
+                return
+            with _compression_errors(part.path):
+                stream = decompressed(file, kind)
+                if not seekable:
+                    yield stream
+                    return
+                with tempfile.TemporaryFile() as copy:
+                    while block := stream.read(_COPY):
+                        copy.write(block)
+                    copy.seek(0)
+                    yield copy
+
+    @staticmethod
+    def _opened(part: Part) -> IO[bytes]:
+        """Open a file without a link anywhere on its path."""
+        return os.fdopen(open_regular(part.path, (part.path,)), "rb", _BUFFER)
+
+
+def opened(parts: Sequence[Part], *, known: bool = False, encoding: str | None = None) -> InputFiles:
+    """Return the files of an input; `known`: an earlier run of the job read them. Raises `PromptmillError`."""
+    source = parts[0].path
+    try:
+        return InputFiles(parts, encoding)
+    except (NoFileError, OutsideError):  # outside: the path has just become a link
+        raise input_error(f"{source} is not a regular file.") from None
+    except FileNotFoundError as error:
+        missing = Path(error.filename or source)
+        gone = "The answers so far are kept; put it back and run the job again." if known else "Check the path."
+        raise input_error(f"There is no input file {missing}. {_nearest(missing) or gone}") from None
+    except OSError as error:
+        raise input_error(f"{source} cannot be read: {why(error)}.") from None
+
+
+def _nearest(missing: Path) -> str:
+    """Return a hint with the file of rows whose name is nearest to that of a missing one."""
+    with suppress(OSError):
+        names = [path.name for path in missing.parent.iterdir() if _is_known(path)]
+        if near := close_matches(missing.name, names, n=1):
+            return f"Did you mean {missing.with_name(near[0])}?"
+    return ""
+
+
+def _is_known(path: Path) -> bool:
+    """Return whether the file has the suffix of a file of rows."""
+    return plain(path).suffix.lower() in SUFFIXES
+
+
+def decompressed(stream: IO[bytes], kind: str) -> IO[bytes]:
+    """Return the decompressed content of `stream`; several members or frames count as one.
+
+    Reading raises `PromptmillError` (`invalid_input`) when the content is too large for its compressed size.
+    """
+    if kind == "gz":
+        return io.BufferedReader(_Readable(stream, gzip.GzipFile(fileobj=stream, mode="rb")))
+    import pyarrow as pa
+
+    return io.BufferedReader(_Readable(stream, pa.CompressedInputStream(pa.PythonFile(stream, "r"), "zstd")))
+
+
+def check_ratio(size: int, compressed_size: int) -> None:
+    """Raise `PromptmillError` (`invalid_input`) if the content is so large for its compressed size as in an attack."""
+    if size > _HARMLESS_BYTES and size > _MOST_RATIO * compressed_size:
+        raise input_error(
+            f"The input decompresses to more than {_MOST_RATIO} times its size, which files of rows do not; decompress "
+            "it yourself if you trust it."
+        )
+
+
+@contextmanager
+def _compression_errors(path: Path) -> Iterator[None]:
+    """Turn errors of a damaged compressed file into a `PromptmillError` (`invalid_input`) that names it."""
+    try:
+        yield
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise _broken(path, error) from None
+    except OSError as error:
+        if error.errno is None:  # pyarrow's; those of the disk have a number
+            raise _broken(path, error) from None
+        raise
+
+
+def _broken(path: Path, error: Exception) -> PromptmillError:
+    return input_error(f"{path.name} is not a whole {path.suffix} file: {str(error).splitlines()[0]:.200}.")
+
+
+class _Readable(io.RawIOBase):
+    """A decompressing `stream` over the file `packed`, as a Python file whose size is checked."""
+
+    def __init__(self, packed: IO[bytes], stream: Any) -> None:
+        self._packed, self._stream, self._size = packed, stream, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._stream.read(len(buffer))
+        buffer[: len(data)] = data
+        self._size += len(data)
+        check_ratio(self._size, self._packed.tell())
+        return len(data)

@@ -1,0 +1,77 @@
+"""A look at the first rows of an input: its format, its columns, and images that are not sent."""
+
+from __future__ import annotations
+
+import codecs
+from types import MappingProxyType
+
+from promptmill.backends.batch_lines import is_batch
+from promptmill.core.errors import Named, input_error
+from promptmill.jobs.inputs.cells import CellTable
+from promptmill.jobs.inputs.files import InputFiles
+from promptmill.jobs.inputs.formats import CELLS, compression_of, format_by_suffix
+from promptmill.jobs.inputs.json_lines import first_objects, is_array
+from promptmill.jobs.inputs.questions import check_first_objects, questions_of
+from promptmill.jobs.store.order import Question
+
+# First bytes of other files that are named like a text file.
+_SIGNS = MappingProxyType(
+    {
+        b"\x1f\x8b": "compressed with gzip; name it {}.gz",
+        b"\x28\xb5\x2f\xfd": "compressed with zstd; name it {}.zst",
+        b"PK\x03\x04": "a ZIP archive or a spreadsheet such as .xlsx; unpack it, or save its sheet as CSV",
+        b"PAR1": "a Parquet file; give it the suffix .parquet",
+    }
+)
+
+
+def format_of_input(files: InputFiles) -> str:
+    """Return `jsonl`, `batch`, `csv`, `tsv`, `txt` or `parquet`, by suffix and first lines.
+
+    Raises `PromptmillError` (`invalid_input`) for another suffix, files of several kinds, and text that is not UTF-8
+    throughout.
+    """
+    kinds = {_as_read(format_by_suffix(part.path, "input file")): part.path.name for part in files.parts}
+    if len(kinds) > 1:
+        (one, first), (other, second) = list(kinds.items())[:2]
+        raise input_error(f"The input holds both {one} ({first}) and {other} files ({second}); name those of one kind.")
+    (kind,) = kinds
+    path = files.parts[0].path
+    with files.stream() as stream:
+        start = stream.read(4)
+    if files.encoding is not None and kind not in CELLS:
+        raise input_error(Named("encoding"), f" goes with {', '.join(sorted(CELLS))} files; {kind} has its own.")
+    if files.encoding is None and start[:2] in {
+        codecs.BOM_UTF16_LE,
+        codecs.BOM_UTF16_BE,
+    }:  # as `>` of some shells writes
+        raise input_error(f"The input file {path.name} is UTF-16 text; save it as UTF-8.")
+    if kind != "parquet" and (found := next((what for sign, what in _SIGNS.items() if start.startswith(sign)), None)):
+        once_more = found.startswith("compressed") and compression_of(path)
+        what = "compressed twice; decompress it once" if once_more else found.format(path.name)
+        raise input_error(f"The input file {path.name} is {what}.")
+    return "batch" if kind == "jsonl" and _is_batch(files) else kind
+
+
+def check_columns(question: Question, input_format: str, files: InputFiles) -> None:
+    """Raise `PromptmillError` (`invalid_input`) if the input lacks a column of the prompt."""
+    if input_format in CELLS:
+        questions_of(question, input_format, CellTable(files, input_format).header)
+    elif input_format == "parquet":
+        from promptmill.jobs.inputs.parquet import ParquetTable  # imported where it is needed
+
+        questions_of(question, input_format, ParquetTable(files).header)
+    elif input_format == "jsonl" and len(files.parts) == 1:
+        check_first_objects(question, first_objects(files))
+
+
+def _as_read(kind: str) -> str:
+    return "jsonl" if kind == "json" else kind
+
+
+def _is_batch(files: InputFiles) -> bool:
+    with files.stream() as stream:
+        if is_array(files.parts[0].path, stream):
+            return False
+    first = next(first_objects(files), None)
+    return first is not None and is_batch(first)

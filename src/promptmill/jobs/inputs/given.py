@@ -1,0 +1,143 @@
+"""Rows that are in no file of the user's: from standard input, from a program, or at a URL.
+
+They are written into a temporary file, from which the job's database is made, and which is then removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import orjson
+
+from promptmill.backends import rows as rows_
+from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.errors import Code, Named, PromptmillError, input_error
+from promptmill.core.wording import shape
+from promptmill.jobs import disk
+from promptmill.jobs.inputs.files import Part
+from promptmill.jobs.store.index import JobFolders
+from promptmill.jobs.store.order import JobOrder
+from promptmill.jobs.store.spec import digest, fingerprint
+from promptmill.system.state import GIVEN
+
+_OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
+_SNIFFED = 4096
+_BLOCK = 1 << 20
+_LONGEST_SLUG = 40  # an id has 60 characters at most
+
+
+class Given(NamedTuple):
+    """Rows that are in no file of the user's."""
+
+    parts: Sequence[Part]
+    """Temporary files with the rows; none if the job has read the same rows before."""
+    key: str
+    """The digest of their content."""
+    name: str = "rows"
+    """The name of the input in messages; it is not a path."""
+
+
+@contextlib.contextmanager
+def written(folders: JobFolders, blocks: Iterable[bytes], suffix: str, name: str = "rows") -> Iterator[Given]:
+    """Give rows whose bytes come in blocks, in a file that ends with `suffix`. Raises `PromptmillError` (`storage`)."""
+    root = root_of(folders)
+    try:
+        disk.make_private_folder(root)
+        place = Path(tempfile.mkdtemp(dir=root))
+        file, content = place / f"{name}{suffix}", hashlib.sha256(suffix.encode())
+        try:
+            with os.fdopen(disk.created(file), "wb") as out:
+                for block in blocks:
+                    content.update(block)
+                    out.write(block)
+            yield Given([Part(file.resolve())], content.hexdigest(), name)
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+    except OSError as error:
+        raise PromptmillError(Code.STORAGE, f"{root} cannot be written: {disk.why(error)}.") from None
+
+
+def root_of(folders: JobFolders) -> Path:
+    """Return the folder of temporary files."""
+    return folders.root.parent / GIVEN
+
+
+def loose_id(given: Given, plan: ResolvedConfig, order: JobOrder) -> str:
+    """Return the id of the job that answers given rows into no file: equal rows, questions and settings are one job."""
+    settings = fingerprint(plan, order.system_prompt, "jsonl")
+    question = order.question.model_dump(mode="json")
+    variants = [variant.model_dump() for variant in order.variants]
+    return f"{_slug(given.name)}-{digest(given.key, settings, question, variants, order.limits.rows)}"
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:_LONGEST_SLUG].strip("-") or "rows"
+
+
+def prune(folders: JobFolders, before: float) -> None:
+    """Remove temporary files from before that time that no job uses any more. Raises `OSError`."""
+    root = root_of(folders).resolve()
+    used = {spec.output.path.parent for folder in folders.all() if (spec := folder.spec) is not None}
+    with contextlib.suppress(FileNotFoundError):
+        for path in root.iterdir():
+            if path not in used and path.stat().st_mtime <= before:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def suffix_of(first: bytes) -> str:
+    """Return the suffix for what begins with these bytes. Raises `PromptmillError` (`invalid_input`)."""
+    if first.startswith(b"PAR1"):
+        return ".parquet"
+    match first.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]:
+        case b"{" | b"":
+            return ".jsonl"
+        case b"[":
+            return ".json"
+    known = Named("input_format", "txt")
+    raise input_error("Standard input is not JSON; name its format: ", known, ", csv, tsv, jsonl.gz, …")
+
+
+def blocks_of_stdin(descriptor: int) -> Iterable[bytes]:
+    """Yield blocks of standard input; the first one is large enough to recognise the format."""
+    first = b""
+    while len(first) < _SNIFFED and (block := os.read(descriptor, _BLOCK)):
+        first += block
+    yield first
+    while block := os.read(descriptor, _BLOCK):
+        yield block
+
+
+def lines_of(
+    rows: Iterable[Any], name: str, argument: str, default: Callable[[Any], Any] | None = None
+) -> Iterator[bytes]:
+    """Yield the rows of an argument as lines of JSON: texts, whose field is `name`, rows with fields, and messages.
+
+    None and NaN are texts that are missing. `default` returns the JSON form of what has none, None for a missing value.
+    Raises `PromptmillError` (`invalid_input`).
+    """
+    for index, row in enumerate(rows):
+        match row:
+            case str():
+                found: Mapping[Any, Any] = {name: row}
+            case {"role": str(), "content": _} if len(row) == 2 and name == "prompt":  # without a template: a message
+                found = {"messages": [row]}
+            case Mapping():
+                found = row
+            case list() | tuple():
+                found = {"messages": row}
+            case _ if rows_.emptiness(row) or (default is not None and default(row) is None):
+                found = {name: None}
+            case _:
+                raise input_error(f"{argument}[{index}] is {shape(row)}; send a text, a row or a list of messages.")
+        try:
+            yield orjson.dumps(found, option=_OPTIONS, default=default)
+        except TypeError as error:
+            raise input_error(f"{argument}[{index}] cannot be written as JSON: {error}.") from None

@@ -1,0 +1,196 @@
+"""JSON as rows: lines of objects, arrays of objects, and the lines of Batch files."""
+
+from __future__ import annotations
+
+import codecs
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import orjson
+
+from promptmill.backends import rows
+from promptmill.core.bounds import LONGEST_ROW, TOO_LONG
+from promptmill.core.errors import PromptmillError, input_error
+from promptmill.jobs.inputs.files import InputFiles
+from promptmill.jobs.inputs.formats import format_by_suffix
+from promptmill.jobs.inputs.row import WHOLE, Extent, InputRow, Stretch, Window, digest_of
+
+_LOOKED_AT = 100  # lines
+_FIRST_BYTES, _FIRST_BYTES_OF_ALL = 1 << 20, 4 << 20
+_LIST_OF_ROWS = re.compile(rb'\s*"([\w-]{1,40})"\s*:\s*\[\s*\{')
+_BLOCK = 1 << 20
+_PIECE = 1 << 18  # bytes: so many rows that a piece costs little more than they do
+_AT_ONCE = 256  # items
+_SPACE = " \t\r\n"
+
+
+class JsonLines:
+    """The rows of all files, with the columns that the path of a file adds. A row's number counts blank lines, too."""
+
+    header: Sequence[str] = ()
+    arrow_schema = delimiter = ""
+
+    def __init__(self, files: InputFiles) -> None:
+        self._files = files
+
+    def stretches(self, columns: Sequence[tuple[int, str]] = (), window: Window = WHOLE) -> Iterator[Stretch]:
+        """Yield the rows; see `Input`."""
+        del columns
+        n = window.before.rows
+        for at, part in enumerate(self._files.parts):
+            with self._files.stream(at) as stream:
+                is_list = is_array(part.path, stream)
+            with self._files.stream(at) as stream:
+                pieces = _pages(_items(stream, part.path.name)) if is_list else _pieces(stream, window)
+                for plain, data in pieces:
+                    lines = [line and _with(line, part.columns) for line in plain] if part.columns else plain
+                    found = [_row(number, line) for number, line in enumerate(lines, n) if line is None or line.strip()]
+                    digest = digest_of(data) if data and len(self._files.parts) == 1 else b""
+                    yield Stretch(found, Extent(len(data), len(lines), len(lines)), digest)
+                    n += len(lines)
+
+
+def _row(n: int, line: bytes | None) -> InputRow:
+    return InputRow(n, b"{}", problem=f"it {TOO_LONG}.") if line is None else InputRow(n, line)
+
+
+def _pages(lines: Iterator[bytes]) -> Iterator[tuple[list[bytes | None], bytes]]:
+    while page := list(itertools.islice(lines, _AT_ONCE)):
+        yield [*page], b""
+
+
+def _pieces(stream: IO[bytes], window: Window) -> Iterator[tuple[list[bytes | None], bytes]]:
+    """Yield the lines of a file in pieces, with their bytes; None for a line that is too long."""
+    at, begins = window.before.size, not window.before.size
+    if at:
+        stream.seek(at)
+    while data := stream.read(_PIECE if window.end is None else min(_PIECE, window.end - at)):
+        lines: list[bytes | None] = [*data.split(b"\n")]
+        size = len(data)
+        if not data.endswith(b"\n"):
+            rest = stream.readline(LONGEST_ROW + 1)
+            data += rest
+            size += len(rest)
+            last = data[data.rfind(b"\n", 0, -1) + 1 :].removesuffix(b"\n")
+            lines[-1] = last if len(last) <= LONGEST_ROW else None
+            while rest and not rest.endswith(b"\n"):  # the rest of a line that is too long
+                rest = stream.readline(_PIECE)
+                size += len(rest)
+                data = b"" if rest else data
+        else:
+            lines.pop()
+        if begins and lines[0] is not None:
+            lines[0] = lines[0].removeprefix(rows.BOM)
+        at, begins = at + size, False
+        yield lines, data
+
+
+def first_objects(files: InputFiles) -> Iterator[dict[str, Any]]:
+    """Yield the objects in the first lines; unreadable lines are left out."""
+    size = 0
+    with files.stream() as stream:
+        for _ in range(_LOOKED_AT):
+            line = stream.readline(_FIRST_BYTES)
+            size += len(line)
+            if size > _FIRST_BYTES_OF_ALL:
+                return
+            try:
+                value = rows.load(line.strip(), "")
+            except PromptmillError:
+                continue
+            if isinstance(value, dict):
+                yield value
+
+
+def is_array(path: Path, stream: IO[bytes]) -> bool:
+    """Return whether a JSON file, whose beginning is read, is an array of rows; else it has one in each line.
+
+    Raises `PromptmillError` (`invalid_input`) for an object over several lines.
+    """
+    if format_by_suffix(path, "input file") not in {"json", "jsonl"}:
+        return False
+    first = stream.readline(_FIRST_BYTES).removeprefix(rows.BOM)
+    while first and not first.strip():
+        first = stream.readline(_FIRST_BYTES)
+    if first.strip() == b"{":
+        if found := _LIST_OF_ROWS.match(stream.readline(_FIRST_BYTES) + stream.readline(_FIRST_BYTES)):
+            raise input_error(f"{path.name} holds one JSON object; save the list in {found[1].decode()!r} alone.")
+        raise input_error(f"{path.name} holds one JSON object; write an array of rows, or one object per line.")
+    return first.lstrip().startswith(b"[")
+
+
+def _with(line: bytes, columns: Mapping[str, str]) -> bytes:
+    try:
+        value = rows.load(line, "")
+    except PromptmillError:
+        return line
+    if not isinstance(value, dict) or not (new := {name: columns[name] for name in columns if name not in value}):
+        return line
+    return b"%b%b%b" % (line.strip()[:-1].rstrip(), b"," if value else b"", orjson.dumps(new)[1:])
+
+
+def _items(stream: IO[bytes], name: str) -> Iterator[bytes]:
+    """Yield the items of an array, each as it is written but in one line; memory for a block and one item."""
+    decoder, text = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8-sig")(errors="surrogateescape")
+    held, at, block, is_open, is_first = "", 0, _BLOCK, False, True
+    before = 0  # characters that were dropped, for messages
+
+    def more() -> bool:
+        nonlocal held, at, block, before
+        data = stream.read(block)
+        held, before, at = held[at:] + text.decode(data, final=not data), before + at, 0
+        return bool(data)
+
+    def skip() -> str:
+        """Return the next character that is not white space, "" at the end."""
+        nonlocal at
+        while True:
+            while at < len(held) and held[at] in _SPACE:
+                at += 1
+            if at < len(held):
+                return held[at]
+            if not more():
+                return ""
+
+    def wrong(place: int, why: str) -> PromptmillError:
+        return input_error(f"{name} is not a valid JSON array: {why} at character {before + place + 1}.")
+
+    while True:
+        sign = skip()
+        if not is_open:
+            is_open, at = True, at + 1  # the opening bracket
+            continue
+        if sign == "]":
+            at += 1
+            if skip():
+                raise wrong(at, "there is more text after its end")
+            return
+        if not is_first:
+            if sign != ",":
+                raise wrong(at, "a comma or the closing bracket is missing")
+            at += 1
+            sign = skip()
+        while True:
+            try:
+                _, end = decoder.raw_decode(held, at)
+                problem = "" if end < len(held) else "it ends too early"  # a number may continue in the next block
+            except (json.JSONDecodeError, RecursionError) as error:
+                problem = getattr(error, "msg", "too deep a nesting")
+                place = getattr(error, "pos", at)
+                if place < len(held) - 16 and not problem.startswith("Unterminated string"):
+                    raise wrong(place, problem) from None
+            if not problem:
+                break
+            if len(held) - at > LONGEST_ROW:
+                raise wrong(at, f"the item {TOO_LONG},")
+            block *= 2
+            if not more():
+                raise wrong(at, problem)
+        block, item = _BLOCK, held[at:end]
+        at, is_first = end, False
+        # line breaks inside texts are escaped: these separate the parts of the item
+        yield item.replace("\r", " ").replace("\n", " ").encode("utf-8", "surrogateescape")

@@ -1,0 +1,190 @@
+"""The questions of an input: the columns that its prompts, settings and images come from."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from promptmill.backends import rows
+from promptmill.backends.questions import Questions
+from promptmill.backends.rows import CONTENT, IMAGES, NAMES
+from promptmill.core.errors import Named, input_error
+from promptmill.core.wording import close_matches
+from promptmill.jobs.inputs import files as input_files
+from promptmill.jobs.inputs.cells import is_utf8, readable
+from promptmill.jobs.inputs.formats import CELLS, TABLES
+from promptmill.jobs.inputs.template import ROW, check_names, template_of
+from promptmill.jobs.store.order import Question
+
+_PROMPTS = frozenset({"prompt", "messages"})
+# Usual names of the field with the prompt; errors suggest the first one that the rows have.
+_USUAL = ("question", "text", "input", "query", "instruction", "content", "user", "request")
+_FIRST_ROWS = 20
+
+
+def questions_of(question: Question, input_format: str, header: Sequence[str]) -> list[Questions]:
+    """Return the questions of a row, one for each prompt. `header`: the columns of a table, empty for objects.
+
+    Raises `PromptmillError` (`invalid_input`) for a template or a column that does not fit.
+    """
+    read = NAMES if question.rows_set else CONTENT
+    if question.image_column is not None:
+        read -= frozenset(IMAGES)
+    if not question.templates:
+        return [_of_columns(question, input_format, header, read)]
+    fields = read - _PROMPTS
+    return [_of_template(text, question, input_format, header, fields) for text in question.templates]
+
+
+def _of_template(
+    text: str, question: Question, input_format: str, header: Sequence[str], fields: frozenset[str]
+) -> Questions:
+    template = template_of(text, has_images=question.image_column is not None)
+    columns = None
+    if input_format in TABLES:
+        names = ["text"] if input_format == "txt" and "text" in template.names else header
+        check_names(template.names, names)
+        image_column = _images_of(question)
+        check_names(image_column, names, Named("image_column"))
+        wanted = {*template.names, *fields, *image_column}
+        _check_once(names, wanted)
+        takes_all = ROW in template.names
+        columns = tuple((at, name) for at, name in enumerate(distinct(names)) if takes_all or name in wanted)
+        fields = fields & {name for _, name in columns}
+    return Questions(
+        columns,
+        template,
+        tuple(sorted(fields)),
+        image_column=question.image_column,
+        are_texts=input_format in CELLS,
+        has_missing=input_format in {"csv", "tsv"},
+    )
+
+
+def _of_columns(question: Question, input_format: str, header: Sequence[str], read: frozenset[str]) -> Questions:
+    column = question.column
+    if input_format not in TABLES:
+        return Questions()
+    meant = list(header)
+    if column is not None:
+        if column not in header:
+            raise input_error(f"The input has no column {column!r}; its columns: {_listed(header)}.")
+        meant = ["prompt" if name == column else "" if name in _PROMPTS else name for name in header]
+        _check_once(header, {column})
+    _check_once(meant, read)
+    if not _PROMPTS & {*meant}:
+        if not all(map(is_utf8, header)):
+            latin = Named("encoding", "latin-1", ", or add {}")
+            raise input_error(f"The first line of the input is not UTF-8 text. {rows.AS_UTF8}", latin, ".")
+        hint = Named("prompt_column", text=" {} names the one with the prompts.")
+        raise input_error(f"The input has no column `prompt` or `messages`; its columns: {_listed(header)}.", hint)
+    columns = sorted((name, at) for at, name in enumerate(meant) if name in read)  # moved columns change nothing
+    return Questions(
+        tuple((at, name) for name, at in columns),
+        column=column,
+        are_texts=input_format in CELLS,
+        has_missing=input_format in {"csv", "tsv"},
+    )
+
+
+def columns_of(questions: Sequence[Questions]) -> list[tuple[int, str]]:
+    """Return the cells that some of the questions use, in the order of the question where there is one."""
+    if len(questions) == 1:
+        return list(questions[0].columns or ())
+    return sorted({column for one in questions for column in one.columns or ()})
+
+
+def check_first_objects(question: Question, objects: Iterable[Mapping[str, Any]]) -> None:
+    """Raise `PromptmillError` (`invalid_input`) if no row of JSON has a prompt, or a column of the template.
+
+    `objects` are the first rows: one row without a prompt is that row's failure.
+    """
+    if question.templates:
+        if seen := {name for row in objects for name in row}:
+            for one in questions_of(question, "jsonl", ()):
+                assert one.template is not None
+                check_names(one.template.names, seen)
+                check_names(_images_of(question), seen, Named("image_column"))
+        return
+    column = question.column
+    asked = {column} if column is not None else {"prompt", "messages"}
+    names: dict[str, None] = {}
+    read: list[Mapping[str, Any]] = []
+    for row in objects:
+        names |= dict.fromkeys(row)
+        read.append(row)
+        if len(read) > 1 and asked & names.keys():
+            return
+    inner = _rows_inside(read[0]) if len(read) == 1 and not names.keys() & set(_USUAL) else ""
+    if inner and not (asked - {inner}) & names.keys():
+        raise input_error(f"The file holds one object, whose rows are in the list {inner!r}: save that list alone.")
+    if not names or asked & names.keys():
+        return
+    shown = ", ".join(name[:40] for name in list(names)[:10])
+    if column is not None:
+        near = close_matches(column, names, n=1, cutoff=0.5)
+        meant = ["did you mean ", Named("prompt_column", near[0]), "?"] if near else [f"the rows have: {shown}."]
+        raise input_error(f"No row has {column[:60]!r}; ", *meant)
+    lacks = f"No row has `prompt` or `messages`; the rows have: {shown}."
+    usual = next((name for name in _USUAL if name in names), None)
+    hint = Named("prompt_column", usual or "NAME", ", or name it with {}")
+    raise input_error(f"{lacks} Rename {usual or 'the one with the prompts'} to `prompt` in the file", hint, ".")
+
+
+def unsent_image(first_rows: Iterator[Mapping[str, Any]]) -> str:
+    """Return the column whose cells are paths of images; `""` if there is none, or images are sent.
+
+    `first_rows` are those of an input without a column of images.
+    """
+    for row in itertools.islice(first_rows, _FIRST_ROWS):
+        if not row.keys().isdisjoint(IMAGES):
+            return ""
+        for name, cell in row.items():
+            if isinstance(cell, str) and cell.lower().endswith(input_files.IMAGES) and os.path.isfile(cell):  # noqa: PTH113 (too long a name is no error)
+                return name
+    return ""
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """Return distinct names for the fields of an object: of columns of the same name, the later ones get a number."""
+    known, found, counts = frozenset(names), dict[str, None](), dict[str, int]()
+    for name in names:
+        new = name
+        while new in found or (new != name and new in known):
+            counts[name] = counts.get(name, 1) + 1
+            new = f"{name}_{counts[name]}"
+        found[new] = None
+    return list(found)
+
+
+def _images_of(question: Question) -> set[str]:
+    return set() if question.image_column is None else {question.image_column}
+
+
+def _rows_inside(row: Mapping[str, Any]) -> str:
+    """Return the name of the only field that is a list of objects, `""` if there is no such field or several."""
+    lists = [
+        name
+        for name, value in row.items()
+        if isinstance(value, list)
+        and value
+        and isinstance(value[0], dict)
+        and "role" not in value[0]
+        and name != "tools"
+    ]
+    return lists[0][:40] if len(lists) == 1 else ""
+
+
+def _check_once(names: Sequence[str], read: Collection[str]) -> None:
+    """Raise `PromptmillError` (`invalid_input`) if two of the columns have one of the names that are read."""
+    counts = Counter(names)
+    twice = {name for name in read if counts[name] > 1}
+    if twice:
+        raise input_error(f"The input has two columns `{min(twice)[:60]}`; rename one of them.")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(readable(name)[:40] for name in names[:10]) or "none"

@@ -1,0 +1,183 @@
+"""Inputs and outputs by URL: `s3://…` and everything that `fsspec` supports.
+
+An input is fetched before its rows are read, and an output is uploaded at the end of its job: a database cannot be in
+an object store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import hashlib
+import posixpath
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from promptmill.core.errors import Code, Named, PromptmillError, input_error, redact
+from promptmill.jobs import disk
+from promptmill.jobs.inputs import files
+from promptmill.jobs.inputs.given import Given, root_of
+from promptmill.jobs.store.index import JobFolders
+from promptmill.jobs.store.spec import stamp
+from promptmill.system.installation import adding
+from promptmill.system.safe_open import make_private
+
+# Stores that write an object whole or not at all; in others, it gets its name at the end.
+_ATOMIC = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci", "memory"})
+_ETAGS = ("ETag", "etag", "md5Hash", "generation")
+Say = Callable[[str], None]
+
+
+@contextlib.contextmanager
+def fetched(folders: JobFolders, urls: Sequence[str], say: Say, known: str = "") -> Iterator[Given]:
+    """Give copies of the objects at `urls`, patterns included. Raises `PromptmillError`.
+
+    `known`: the digest of objects that need not be fetched again.
+    """
+    with _errors(urls[0]):
+        objects = [(fs, path, _version(fs, path), url) for url in urls for fs, path in _expand(url)]
+        if not objects:
+            raise input_error(f"There is nothing at {redact(urls[0])}.")
+        common = posixpath.commonpath([posixpath.dirname(path) for _, path, *_ in objects])
+        is_single = len(objects) == 1 and not glob.has_magic(urls[0])
+        digest = hashlib.sha256(orjson.dumps([[url, path, key] for _, path, key, url in objects])).hexdigest()
+        name = posixpath.basename(objects[0][1] if is_single else urls[0].rstrip("/")) or "rows"
+    if digest == known:
+        yield Given((), digest, name)
+        return
+    root = root_of(folders)
+    disk.make_private_folder(root)
+    place = Path(tempfile.mkdtemp(dir=root)).resolve()
+    try:
+        with _errors(urls[0]):
+            for fs, path, key, url in objects:
+                _fetch(fs, path, key, url, place / posixpath.relpath(path, common or "."), place=place, say=say)
+        names = [place / posixpath.relpath(path, common or ".") for _, path, *_ in objects]
+        parts = [files.Part(names[0])] if is_single else files.find([place], place / "output")
+        yield Given(parts, digest, name)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _fetch(fs: Any, path: str, key: str, url: str, target: Path, *, place: Path, say: Say) -> None:
+    say(f"fetching {redact(url)}")
+    if not target.resolve().is_relative_to(place):
+        raise input_error(f"{redact(url)} has a name that a file cannot have.")
+    make_private(target.parent)
+    fs.get_file(path, str(target))
+    fs.invalidate_cache()
+    if _version(fs, path) != key:
+        raise input_error(f"{redact(url)} changed while it was fetched; run the job again.")
+
+
+def _expand(url: str) -> Iterator[tuple[Any, str]]:
+    fs, path = _open(url)
+    if glob.has_magic(path):
+        yield from ((fs, one) for one in sorted(fs.glob(path)))
+    else:
+        yield fs, path
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteOutput:
+    """An output by URL, and the local file that the job writes."""
+
+    url: str
+    local: Path
+
+    @classmethod
+    def of(cls, folders: JobFolders, url: str) -> RemoteOutput:
+        """Return the output at `url`; its local file is the same for the same URL. Raises `PromptmillError`."""
+        _, path = _open(url)
+        folder = root_of(folders) / hashlib.sha256(url.encode()).hexdigest()[:20]
+        disk.make_private_folder(folder.parent)
+        disk.make_private_folder(folder)
+        return cls(url, folder.resolve() / posixpath.basename(path))
+
+    def check(self, *, may_replace: bool) -> None:
+        """Raise `PromptmillError` (`invalid_input`) if the URL has an object of another origin."""
+        with _errors(self.url):
+            key = self._key()
+        if key is not None and not may_replace and key != (self._read_note() or {}).get("key"):
+            overwrite = Named("overwrite", text="; {} replaces it")
+            raise input_error(
+                f"{redact(self.url)} exists and is not this job's own output; name another", overwrite, "."
+            )
+
+    def deliver(self, say: Say) -> None:
+        """Upload the file, whole or not at all, unless the URL has it. Raises `PromptmillError` (`storage`)."""
+        with _errors(self.url):
+            told, made = self._read_note(), stamp(self.local)
+            if told is not None and told["stamp"] == list(made or ()) and told["key"] == self._key():
+                return
+            say(f"writing {redact(self.url)}")
+            fs, path = _open(self.url)
+            protocols = {fs.protocol} if isinstance(fs.protocol, str) else {*fs.protocol}
+            if protocols & _ATOMIC:
+                fs.put_file(str(self.local), path)
+            else:
+                beside = f"{path}.partial"
+                fs.put_file(str(self.local), beside)
+                fs.mv(beside, path)
+            self._note.write_bytes(orjson.dumps({"key": self._key(), "stamp": made}))
+
+    @property
+    def _note(self) -> Path:
+        return self.local.with_name("delivered")
+
+    def _read_note(self) -> dict[str, Any] | None:
+        with contextlib.suppress(OSError, orjson.JSONDecodeError):
+            found: dict[str, Any] = orjson.loads(self._note.read_bytes())
+            return found
+        return None
+
+    def _key(self) -> str | None:
+        """Return the version of the object, None if there is no object."""
+        fs, path = _open(self.url)
+        fs.invalidate_cache()
+        return _version(fs, path) if fs.exists(path) else None
+
+
+def _version(fs: Any, path: str) -> str:
+    """Return the version of an object: its etag, or the key that the store has instead."""
+    about = fs.info(path)
+    etag = next((about[name] for name in _ETAGS if about.get(name)), None)
+    return str(fs.ukey(path)) if etag is None else f"{etag} {about.get('size')}"
+
+
+def _open(url: str) -> tuple[Any, str]:
+    protocol = url.partition("://")[0].lower()
+    extra = "s3" if protocol in {"s3", "s3a"} else "fsspec"
+    try:
+        from fsspec.core import url_to_fs
+
+        fs, path = url_to_fs(url)
+    except ImportError as error:
+        raise PromptmillError(
+            Code.MISSING_DEPENDENCY, f"{protocol}:// needs a package: {error}".removesuffix(".") + ".", adding(extra)
+        ) from None
+    except ValueError as error:
+        raise input_error(f"{redact(url)} is not a URL of a file: {error}") from None
+    return fs, str(path)
+
+
+@contextlib.contextmanager
+def _errors(url: str) -> Iterator[None]:
+    """Turn the exceptions of a store into `PromptmillError`."""
+    try:
+        yield
+    except PromptmillError:
+        raise
+    except FileNotFoundError:
+        raise input_error(f"There is nothing at {redact(url)}.") from None
+    except PermissionError as error:
+        raise input_error(f"{redact(url)} may not be used: {redact(str(error)):.200}") from None
+    except Exception as error:  # noqa: BLE001 (botocore's, aiohttp's, …)
+        said = redact(str(error).splitlines()[0]) if str(error) else type(error).__name__
+        raise PromptmillError(Code.STORAGE, f"{redact(url)} cannot be used: {said:.200}", "Try again.") from None

@@ -1,0 +1,106 @@
+"""Rows of an input, as its format gives them: stretch by stretch."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+_AT_ONCE = 64  # lines of any size
+
+
+class InputRow(NamedTuple):
+    """A row as its format gives it."""
+
+    n: int
+    """Its number: the index of its line in a file of lines, its index among the rows of a table."""
+    cells: bytes
+    """The row itself: its line of JSON, or the array of its cells."""
+    fields: Mapping[str, Any] | None = None
+    """Of a table: the fields that were asked for."""
+    problem: str = ""
+    """The reason why the row cannot be sent."""
+
+
+class Extent(NamedTuple):
+    """The size of a part of an input."""
+
+    size: int = 0
+    """In bytes."""
+    rows: int = 0
+    """How many numbers its rows take."""
+    lines: int = 0
+
+    def __add__(self, other: tuple[int, ...]) -> Extent:  # type: ignore[override]
+        return Extent(*(one + its for one, its in zip(self, other, strict=True)))
+
+
+class Stretch(NamedTuple):
+    """Some rows of an input, one after the other, that are committed together."""
+
+    rows: Sequence[InputRow]
+    extent: Extent = Extent()
+    digest: bytes = b""
+    """The digest of its bytes; `b""` where the input cannot be read from the middle."""
+
+
+class Window(NamedTuple):
+    """The part of an input to read."""
+
+    before: Extent = Extent()
+    """The part before it; a table's first part has its header."""
+    end: int | None = None
+    """The offset in bytes at which it ends; None: at the end."""
+
+
+WHOLE = Window()
+
+
+class Input(Protocol):
+    """The rows of an input, read once from beginning to end."""
+
+    @property
+    def header(self) -> Sequence[str]:
+        """The columns of a table; none for rows that are JSON objects."""
+        ...
+
+    @property
+    def arrow_schema(self) -> str:
+        """The schema of Parquet, see `parquet.packed_schema`; `""` for other formats."""
+        ...
+
+    @property
+    def delimiter(self) -> str:
+        """The text between cells; `""` for other formats."""
+        ...
+
+    def stretches(self, columns: Sequence[tuple[int, str]], window: Window = WHOLE) -> Iterator[Stretch]:
+        """Yield the rows, each with the fields `columns`: the place of the cell in the header, and the field's name.
+
+        `window` is a part between two stretches. Raises `PromptmillError` (`invalid_input`) for a file that is not of
+        its format, and `OSError`.
+        """
+        ...
+
+
+def digest_of(data: bytes) -> bytes:
+    """Return the digest of a stretch."""
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+class Lines:
+    """Rows that a call has as lines of JSON, with their numbers."""
+
+    header: Sequence[str] = ()
+    arrow_schema = delimiter = ""
+
+    def __init__(self, lines: Iterable[tuple[int, bytes]]) -> None:
+        self._lines = lines
+
+    def stretches(self, columns: Sequence[tuple[int, str]] = (), window: Window = WHOLE) -> Iterator[Stretch]:
+        """Yield the lines, some at a time."""
+        del columns, window
+        lines = iter(self._lines)
+        while page := [InputRow(n, line) for n, line in itertools.islice(lines, _AT_ONCE)]:
+            yield Stretch(page)

@@ -1,0 +1,181 @@
+"""Prompts with expressions: `{{ text | truncate(200) }}`, `{% if label %}…{% endif %}`, in a sandbox of Jinja."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import orjson
+from jinja2 import Environment, StrictUndefined, TemplateError, UndefinedError, nodes, pass_context
+from jinja2.meta import TrackingCodeGenerator
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+
+from promptmill.backends import rows
+from promptmill.backends.questions import PROMPT, PlainTemplate, Template
+from promptmill.core.bounds import LONGEST_ROW, TOO_LONG
+from promptmill.core.errors import Code, Named, PromptmillError, input_error
+from promptmill.core.wording import close_matches, mended
+
+ROW = "row"
+"""The name of all fields together, for names such as `row["my column"]`."""
+_CELL = "promptmill_cell"  # a filter
+_OPEN = re.compile(r"\{\{(?![%#{])([^{}\"']*)(?:\}(?!\})|$)")  # a place that is not closed
+_NO_FILTER = re.compile(r"No (filter|test) named '([^']*)'")
+_LONGEST, _MOST_PARTS = 1_000_000, 5_000  # Python compiles a template in one step that nothing interrupts
+_LARGEST_POWER_BITS = 10_000
+
+
+def template_of(text: str, *, has_images: bool = False) -> Template:
+    """Return the template of a prompt; with `has_images`, it may name no column.
+
+    Raises `PromptmillError` (`invalid_input`) for an invalid one.
+    """
+    if place := _OPEN.search(text):
+        raise input_error(PROMPT, f": a }}}} is missing behind {{{{{place[1].rstrip()[:60]}.")
+    if len(text) > _LONGEST:
+        raise input_error(PROMPT, f" has {len(text):,} characters; a template has at most {_LONGEST:,}.")
+    template = PlainTemplate.of(text) or ExpressionTemplate(text)
+    if not template.names and not has_images:
+        single = re.search(r"\{(\w+)\}", text)
+        name = single[1][:40] if single else "text"
+        raise input_error(PROMPT, f" names no column; write it in double braces, such as {{{{{name}}}}}.")
+    return template
+
+
+def check_names(names: Iterable[str], columns: Iterable[str], field: Named = PROMPT) -> None:
+    """Raise `PromptmillError` (`invalid_input`), with the nearest column, for a name that is not a column."""
+    known = list(columns)
+    for name in sorted({*names} - {ROW, *known}):
+        near = close_matches(name, known, n=1, cutoff=0.5)
+        shown = ", ".join(mended(column)[:40] for column in known[:10]) or "none"
+        meant = f"did you mean {mended(near[0])}?" if near else f"its columns: {shown}."
+        raise input_error(field, f": the input has no column {name[:60]!r}; {meant}")
+
+
+class ExpressionTemplate:
+    """A template with filters, expressions or statements."""
+
+    def __init__(self, text: str) -> None:
+        """Compile the template. Raises `PromptmillError` (`invalid_input`)."""
+        environment = _environment()
+        try:
+            parsed = environment.parse(text)
+            if sum(1 for _ in parsed.find_all(nodes.Node)) > _MOST_PARTS:
+                raise input_error(PROMPT, f" has more than {_MOST_PARTS:,} placeholders and expressions; use fewer.")
+            self.names = _names(parsed, environment)
+            self._template = environment.from_string(_checked(parsed, self.names))
+        except TemplateError as error:
+            raise input_error(PROMPT, f" is not a template: {_why(error, environment)}") from None
+        except (RecursionError, SyntaxError, ValueError) as error:
+            nested = isinstance(error, RecursionError | SyntaxError)
+            why = "it is nested too deeply" if nested else "it holds a number that is too large"
+            raise input_error(PROMPT, f" is not a template: {why}.") from None
+
+    def render(self, row: Mapping[str, Any]) -> str:
+        """Return the prompt of a row. Raises `PromptmillError` (`invalid_input`, `empty_prompt`)."""
+        pieces, size = [], 0
+        try:
+            for piece in self._template.generate({ROW: row, **row}):
+                size += len(piece)
+                if size > LONGEST_ROW:
+                    raise input_error(PROMPT, f" makes a prompt that {TOO_LONG}.")
+                pieces.append(piece)
+            return "".join(pieces)
+        except UndefinedError as error:
+            raise input_error(PROMPT, f": {error.message}.") from None
+        except PromptmillError:
+            raise
+        except MemoryError:
+            raise input_error(PROMPT, " takes more memory than the job has.") from None
+        except Exception as error:  # noqa: BLE001 (any error of a template is that row's failure)
+            raise input_error(PROMPT, f" cannot be written out: {type(error).__name__}: {error}"[:300]) from None
+
+
+def _environment() -> Environment:
+    """Return a sandbox that compiles a template, as a server does, without computing its expressions.
+
+    It folds no constants in expressions (`optimized`) or in the text (a `finalize` that takes the context).
+    """
+    environment = ImmutableSandboxedEnvironment(
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+        finalize=pass_context(_as_text),
+        autoescape=False,
+        optimized=False,
+    )
+    environment.intercepted_binops = frozenset({"**"})
+    environment.binop_table["**"] = _power
+    environment.filters[_CELL] = _not_empty
+    return environment
+
+
+def _power(left: Any, right: Any) -> Any:
+    """Return `left ** right`. Raises `SecurityError` for a whole number that takes long to compute."""
+    if isinstance(left, int) and isinstance(right, int) and left.bit_length() * right > _LARGEST_POWER_BITS:
+        raise SecurityError("the result of ** is too large")
+    return left**right
+
+
+def _names(template: nodes.Template, environment: Environment) -> frozenset[str]:
+    """Return the names that `template` does not set itself."""
+    found = TrackingCodeGenerator(environment)
+    found.optimizer = None  # it would compute expressions
+    found.visit(template)
+    return frozenset(found.undeclared_identifiers)
+
+
+def _checked(template: nodes.Template, cells: frozenset[str]) -> nodes.Template:
+    """Return `template` with a check around each placeholder that is one of `cells`, filtered or not.
+
+    Expressions and `default` are left alone: they state the text for an empty cell.
+    """
+    for output in template.find_all(nodes.Output):
+        for at, place in enumerate(output.nodes):
+            inner, last, filters = place, None, set()
+            while isinstance(inner, nodes.Filter) and inner.node is not None:
+                filters.add(inner.name)
+                inner, last = inner.node, inner
+            if (name := _cell(inner, cells)) and not filters & {"default", "d"}:
+                checked = nodes.Filter(inner, _CELL, [nodes.Const(name)], [], None, None, lineno=inner.lineno)
+                checked.set_environment(template.environment)
+                if last is None:
+                    output.nodes[at] = checked
+                else:
+                    last.node = checked
+    return template
+
+
+def _cell(node: nodes.Expr, cells: frozenset[str]) -> str:
+    """Return the name of the cell that an expression is: `name`, `row.name` or `row["name"]`; else `""`."""
+    if isinstance(node, nodes.Name):
+        return str(node.name) if node.name in cells - {ROW} else ""
+    if isinstance(node, nodes.Getattr | nodes.Getitem) and isinstance(node.node, nodes.Name) and node.node.name == ROW:
+        if isinstance(node, nodes.Getattr):
+            return str(node.attr)
+        return str(node.arg.value) if isinstance(node.arg, nodes.Const) else ""
+    return ""
+
+
+def _not_empty(value: Any, name: str) -> Any:
+    if what := rows.emptiness(value):
+        raise PromptmillError(Code.EMPTY_PROMPT, f"its {name} is {what}.")
+    return value
+
+
+def _why(error: TemplateError, environment: Environment) -> str:
+    """Return the error of a template in one line, with the nearest filter."""
+    said = (error.message or type(error).__name__).splitlines()[0].rstrip(".")
+    found = _NO_FILTER.match(said)
+    if found is None:
+        return f"{said}."
+    near = close_matches(found[2], environment.filters if found[1] == "filter" else environment.tests, n=1)
+    return f"there is no {found[1]} {found[2]!r}; {f'did you mean {near[0]}?' if near else 'leave it out.'}"
+
+
+def _as_text(_: Context, value: Any) -> Any:
+    """Return a value as text of a prompt: `""` for null, JSON for a list, an object or a boolean."""
+    if value is None:
+        return ""
+    return orjson.dumps(value, default=str).decode() if isinstance(value, dict | list | bool) else value

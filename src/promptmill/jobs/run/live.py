@@ -1,0 +1,509 @@
+"""A round that sends requests: a source of open rows, a sink of outcomes, and both with a service in between."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import heapq
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from promptmill.backends.protocol import Call, Completion, Failure, InputFile, Outcome, Sink, Source, sum_of
+from promptmill.backends.questions import RowRequests
+from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.request import Request
+from promptmill.jobs import disk
+from promptmill.jobs.store.counts import JobCounts
+from promptmill.jobs.store.database import PAGE, DamagedError, JobDatabase, is_cut, limited
+from promptmill.jobs.store.order import FailureLimit
+from promptmill.jobs.store.records import FIRST, SLOT, Made, record_of
+from promptmill.jobs.store.rounds import Round, join_of
+from promptmill.jobs.store.spec import Target
+from promptmill.service.driver import settle
+from promptmill.service.service import Service
+
+_NO_QUESTION = bytes(16)
+_LARGE = 32 * 1024  # bytes of a question that is not parsed on the event loop
+_WINDOW = 4096  # row numbers of a query: a query over more would hold the database too long
+_LARGEST_BATCH, _MOST_CHARACTERS = 64, 1 << 20
+_GATHER_S = 0.005
+_SYNC_S = 0.9  # from one start to the next, so that data is on the disk at least every second
+_DAMAGED = "is damaged. Run the job again: its readable part is kept"
+# Never the fault of one row: the key, the account, the way to the host, the end of the process.
+_ENDS_ALL = frozenset({Code.INVALID_CONFIG, Code.DEADLINE, Code.REPLACED, Code.SHUTDOWN})
+# The same if the row was not sent: then the whole endpoint has failed.
+_ENDS_UNSENT = frozenset(
+    {
+        Code.UNREACHABLE,
+        Code.CONNECTION_LOST,
+        Code.RATE_LIMITED,
+        Code.SERVER_ERROR,
+        Code.BAD_RESPONSE,
+        Code.TIMEOUT,
+        Code.NAME_RESOLUTION,
+        Code.NO_FILE_DESCRIPTORS,
+        Code.ENGINE_DIED,
+        Code.NOT_FOUND,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LiveRound:
+    """Has the rows of a round answered. `give_up` gets the error that stops the job, and cancels the task."""
+
+    service: Service
+    rows: OpenRows
+    sink: StoreSink
+    stats: Call
+    give_up: Callable[[PromptmillError], None]
+    plan: ResolvedConfig
+    """The job's: its model answers the rows which name none."""
+
+    async def run(self) -> None:
+        """Answer every open row."""
+        syncing = asyncio.ensure_future(self.sink.keep_synced())
+        source = RowSource(self.rows, self.sink, self.stats, self.give_up)
+        self.stats.facts = replace(
+            self.stats.facts,
+            file=self.rows.file,
+            keep_raw=self.rows.requests[0].reader.keep_raw,
+            size=self.rows.store.path.stat().st_size,
+        )
+        try:
+            await self.service.run(source, self.sink, self.stats, self.plan)
+        finally:
+            await source.aclose()
+            syncing.cancel()
+            try:
+                await self.sink.aclose()
+            finally:
+                await asyncio.wait({syncing})
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRows:
+    """The rows of a round that are still to be sent."""
+
+    store: JobDatabase
+    round: Round
+    targets: Sequence[Target]
+    """What answers the rows, by the slot."""
+    requests: Sequence[RowRequests]
+    """How rows become requests, by the slot."""
+    end: int = SLOT
+    """The number of the first row that does not count."""
+    enough: Callable[[], bool] = bool
+    """Whether no further row is to be taken."""
+    held_bytes: int | None = None
+    """The most bytes of large rows in flight, if more than one row is; None: any number."""
+
+    @property
+    def file(self) -> InputFile | None:
+        """The database, for processes that read its rows by themselves; None if they cannot."""
+        if not self.store.is_shared or len(self.requests) > 1:
+            return None
+        return InputFile(self.store.path, self.requests[0].packed())
+
+    def pages(self) -> Iterator[list[OpenRow]]:
+        """Yield the rows in pages, in the order of the input and of the slots; a page may be empty."""
+        ((last,),) = self.store.read("SELECT coalesce(max(n), -1) FROM row WHERE n < ?", self.end)
+        for first in range(0, last + 1, _WINDOW):
+            following = min(first + _WINDOW, last + 1)
+            slots = [self._window(slot, first, following) for slot in self.round.slots]
+            yield from slots[0] if len(slots) == 1 else _paged(heapq.merge(*map(_flat, slots), key=lambda row: row.n))
+
+    def _window(self, slot: int, first: int, following: int) -> Iterator[list[OpenRow]]:
+        """Yield the rows of a slot from `first` to before `following`."""
+        condition = self.round.condition(self.targets[slot].counted, slot)
+        query = (
+            "SELECT row.n, row.asked, row.line, row.cells, answer.attempts, "
+            f"answer.key IS NOT NULL AND answer.code IS NULL FROM {join_of(slot)} "
+            f"WHERE row.n >= ? AND row.n < ? AND ({condition}) ORDER BY row.n"
+        )
+        texts = slice(2, 4)
+        at = 16 * self.targets[slot].prompt
+        while first < following:
+            found = self.store.read(query, first, following, fetched=functools.partial(limited, texts=texts))
+            yield [
+                OpenRow(
+                    n,
+                    slot,
+                    None if (digest := asked[at : at + 16]) == _NO_QUESTION else digest,
+                    line,
+                    cells,
+                    0 if is_answered else attempts or 0,  # the attempts of an answer stay with it
+                    bool(is_answered),
+                )
+                for n, asked, line, cells, attempts, is_answered in found
+            ]
+            if not found or not is_cut(found, texts):
+                return
+            first = found[-1][0] + 1
+
+
+def _flat(pages: Iterator[list[OpenRow]]) -> Iterator[OpenRow]:
+    return itertools.chain.from_iterable(pages)
+
+
+def _paged(found: Iterator[OpenRow]) -> Iterator[list[OpenRow]]:
+    while page := list(itertools.islice(found, PAGE)):
+        yield page
+
+
+class OpenRow(NamedTuple):
+    """A row that is to be sent to the target of a slot."""
+
+    n: int
+    slot: int
+    asked: bytes | None
+    """The digest of its question, None if it has none."""
+    line: bytes | None
+    cells: bytes
+    attempts: int
+    """Made for it by earlier runs."""
+    answered: bool
+    """Whether it has an answer, which a new one replaces."""
+
+    @property
+    def key(self) -> int:
+        """The key of its answer."""
+        return self.n + self.slot * SLOT
+
+    @property
+    def size(self) -> int:
+        """The size of its question in bytes."""
+        return len(self.cells if self.line is None else self.line)
+
+
+class RowSource(Source):
+    """Reads the open rows in a thread, one page ahead. A row without a valid request fails here."""
+
+    def __init__(
+        self, rows_: OpenRows, sink: StoreSink, call: Call, give_up: Callable[[PromptmillError], None]
+    ) -> None:
+        """`sink` gets the rows that were taken, and failures; `give_up` the reason why reading cannot continue."""
+        self._rows, self._sink, self._call, self._give_up = rows_, sink, call, give_up
+        self._pages = rows_.pages()
+        self._ready: deque[OpenRow] = deque()
+        self._ahead: asyncio.Future[list[OpenRow] | None] | None = None
+        self._has_ended = False
+
+    async def take(self, n: int) -> list[Request]:
+        """Return up to `n` requests."""
+        requests: list[Request] = []
+        while not requests and await self._fill():
+            while self._ready and len(requests) < n:
+                row = self._ready[0]
+                is_large = row.size > _LARGE
+                if is_large and not await self._has_space(row, waits=not requests):
+                    break
+                self._ready.popleft()
+                self._sink.taken[row.key] = row
+                try:
+                    requests.append(await asyncio.to_thread(self._request, row) if is_large else self._request(row))
+                except PromptmillError as error:
+                    outcome = Failure(error, row.attempts)
+                    await settle(row.key, outcome, self._sink.without_request, self._call)
+        return requests
+
+    async def aclose(self) -> None:
+        """Wait until no thread reads the database for this source."""
+        if self._ahead is not None:
+            await asyncio.wait({self._ahead})
+
+    def _request(self, row: OpenRow) -> Request:
+        request = self._rows.requests[row.slot].request(row.n, row.line, row.cells, row.attempts)
+        request.key, request.row = row.key, row.n
+        return request
+
+    async def _has_space(self, row: OpenRow, *, waits: bool) -> bool:
+        """Return whether a large row may be in flight with the others, or wait until it may."""
+        most = self._rows.held_bytes
+        if most is None:
+            return True
+        while (held := sum(taken.size for taken in self._sink.taken.values() if taken.size > _LARGE)) and (
+            held + row.size > most
+        ):
+            if not waits:
+                return False
+            await asyncio.sleep(_GATHER_S)
+        return True
+
+    async def _fill(self) -> bool:
+        """Have open rows ready; return whether there are any."""
+        if self._rows.enough():
+            self._ready.clear()
+            return False
+        while not self._ready and not self._has_ended:
+            ahead = self._ahead or self._read_ahead()
+            try:
+                page = await asyncio.shield(ahead)
+            except PromptmillError as error:
+                self._give_up(error)
+                raise asyncio.CancelledError from None  # `give_up` is cancelling this run
+            self._has_ended = page is None
+            self._ready.extend(page or ())
+            self._ahead = None if self._has_ended else self._read_ahead()
+        return bool(self._ready)
+
+    def _read_ahead(self) -> asyncio.Future[list[OpenRow] | None]:
+        future = asyncio.ensure_future(asyncio.to_thread(self._page))
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return future
+
+    def _page(self) -> list[OpenRow] | None:
+        try:
+            return next(self._pages, None)
+        except (OSError, DamagedError) as error:
+            why = disk.why(error) if isinstance(error, OSError) else "it is damaged"
+            path = self._rows.store.path
+            raise PromptmillError(Code.STORAGE, f"The job's database {path} cannot be read: {why}.") from None
+
+
+_UNKNOWN = OpenRow(0, 0, None, None, b"", 0, answered=False)
+
+
+class StoreSink(Sink):
+    """Writes outcomes in commits of up to 64: with more rows than that in flight, at most 5 ms after the first outcome.
+
+    So a killed process pays twice for what was in flight and, if that is more than 64 rows, for at most 64 outcomes of
+    the last 5 ms. A commit costs as much CPU as the encoding of 20 outcomes. With fewer rows in flight, a commit has
+    the outcomes of one turn of the event loop. Where a commit waits for the disk, `put` waits for the commit, which is
+    made in a thread, and the outcomes that come meanwhile are in the next one.
+    """
+
+    def __init__(
+        self,
+        store: JobDatabase,
+        counts: JobCounts,
+        stats: Call,
+        give_up: Callable[[PromptmillError], None],
+        no_room: Callable[[PromptmillError], None],
+        *,
+        failure_limit: FailureLimit | None = None,
+        made: Sequence[Made] = (FIRST,),
+        recorded: Callable[[Sequence[int]], None] | None = None,
+    ) -> None:
+        """`give_up` gets the error for which the job cannot go on, and cancels the run.
+
+        `no_room` gets the error of a row for which the budget has no room; the run takes no more rows then.
+        `made` has the note of the records, by the slot. `recorded` gets the rows that were recorded.
+        """
+        self._store = store
+        self._counts = counts
+        self._stats = stats
+        self.taken: dict[int, OpenRow] = {}
+        """The rows in flight, by their keys."""
+        self._give_up, self._no_room = give_up, no_room
+        self._failures = _Failures(failure_limit)
+        self._made = made
+        self._recorded = recorded
+        self._waiting = _Waiting()
+        self._committing: asyncio.Task[None] | None = None
+        self._broken = False
+        self._loop = asyncio.get_running_loop()
+
+    async def put(self, key: int, outcome: Outcome) -> None:
+        """Record the outcome with this key.
+
+        Raises `CancelledError` once the job was given up, because of this outcome or because nothing can be recorded:
+        then `give_up` is cancelling the run.
+        """
+        if self._broken or (isinstance(outcome, Failure) and self._concerns_all(key, outcome)):
+            raise asyncio.CancelledError
+        if isinstance(outcome, Failure) and outcome.error.code is Code.BUDGET:
+            self._no_room(outcome.error)  # the requests in flight are paid for: their rows are answered first
+            if not outcome.cost:
+                self.taken.pop(key, None)
+                return
+        self._record(key, outcome)
+        if self._store.waits_for_disk:
+            waiting = self._waiting
+            if waiting.committed is None:
+                waiting.committed = self._loop.create_future()
+            await asyncio.shield(waiting.committed)
+
+    @property
+    def without_request(self) -> Sink:
+        """The sink of rows for which no request is sent: no outcome of theirs stops the job, and none waits."""
+        return _WithoutRequest(self._record)
+
+    def _record(self, key: int, outcome: Outcome) -> None:
+        if (lost := self._store.in_flight.lost.get(key)) is not None:
+            requests = self._store.in_flight.charged_again.get(key, 0)
+            outcome = self._with_lost(outcome, requests, lost.open, lost.most, lost.cost)
+        batch = self._waiting.outcomes
+        if not batch:
+            is_soon = self._store.waits_for_disk or len(self.taken) <= _LARGEST_BATCH
+            self._loop.call_later(0.0 if is_soon else _GATHER_S, self._gathered, batch)
+        batch.append((key, outcome))
+        if (error := self._failures.count(outcome, self._counts)) is not None:
+            self._give_up(error)
+        waiting = self._waiting
+        waiting.characters += len(outcome.text)
+        is_full = len(batch) >= _LARGEST_BATCH or waiting.characters >= _MOST_CHARACTERS
+        if is_full and not self._store.waits_for_disk:
+            self._flush()
+
+    def _with_lost(self, outcome: Outcome, requests: int, count: int, most: float, known: float) -> Outcome:
+        """Return the outcome, of so many `requests`, with the cost of those of earlier runs that are in no record.
+
+        It is `known` for requests that had ended. Those `count` that a kill cut off cost as much as one of the answer,
+        else the `most`.
+        """
+        cost = most
+        if isinstance(outcome, Completion) and outcome.cost is not None and requests:
+            like_it = count * outcome.cost / requests
+            cost = min(like_it, most or like_it)
+        cost += known
+        if self._stats.ledger.budget is not None:
+            self._stats.ledger.budget.free(most + known, cost)
+        if not cost:
+            return outcome
+        self._stats.counts.cost = (self._stats.counts.cost or 0.0) + cost
+        return replace(outcome, cost=(outcome.cost or 0.0) + cost)
+
+    async def keep_synced(self) -> None:
+        """Bring what is written to the disk itself, at least once a second, until this is cancelled."""
+        while not self._broken:
+            began = time.monotonic()
+            syncing = asyncio.ensure_future(asyncio.to_thread(self._store.sync))
+            try:
+                await asyncio.shield(syncing)
+            except asyncio.CancelledError:
+                await asyncio.wait({syncing})  # the database is closed after this
+                syncing.exception()
+                raise
+            except FileNotFoundError:
+                self._break("was removed while the job ran", "Run the job again; it begins anew.")
+            except OSError as error:
+                self._break(f"cannot be kept: {disk.why(error)}")
+            except DamagedError:
+                self._break(_DAMAGED)
+            await asyncio.sleep(max(0.0, began + _SYNC_S - time.monotonic()))
+
+    async def aclose(self) -> None:
+        """Write what was put."""
+        if self._committing is not None:
+            await asyncio.wait({self._committing})
+        self._flush()
+
+    def _gathered(self, batch: Sequence[tuple[int, Outcome]]) -> None:
+        if batch is not self._waiting.outcomes:  # it was full earlier
+            return
+        if not self._store.waits_for_disk:
+            self._flush()
+        elif self._committing is None and self._waiting.outcomes:
+            self._committing = self._loop.create_task(self._commit())
+
+    async def _commit(self) -> None:
+        """Write batch after batch in a thread, until nothing waits."""
+        while self._waiting.outcomes:
+            waiting, self._waiting = self._waiting, _Waiting()
+            await asyncio.to_thread(self._write, waiting.outcomes)
+            self._count(waiting.outcomes)
+            if waiting.committed is not None:
+                waiting.committed.set_result(None)
+        self._committing = None
+
+    def _flush(self) -> None:
+        if batch := self._waiting.outcomes:
+            self._waiting = _Waiting()
+            self._write(batch)
+            self._count(batch)
+
+    def _write(self, batch: Sequence[tuple[int, Outcome]]) -> None:
+        if self._broken:
+            return
+        taken, made = self.taken, self._made
+        replaced = [row for row, _ in batch if taken.get(row, _UNKNOWN).answered]
+        again = [row for row, _ in batch if taken.get(row, _UNKNOWN).attempts]
+        try:
+            earlier = {record.key: record.outcome() for record in self._store.records_at(again)}
+            outcomes = [(row, _with_earlier(outcome, earlier.get(row))) for row, outcome in batch]
+            # all of a batch at once: encoding each when it comes costs half as much again, for its code is cold then
+            records = [
+                record_of(row, outcome, taken.get(row, _UNKNOWN).asked, made[row // SLOT]) for row, outcome in outcomes
+            ]
+            self._store.write(records, replaced)
+        except OSError as error:
+            self._break(f"cannot be written: {disk.why(error)}")
+        except DamagedError:
+            self._break(_DAMAGED)
+
+    def _break(self, reason: str, hint: str | None = None) -> None:
+        error = PromptmillError(Code.STORAGE, f"The job's database {self._store.path} {reason}.", hint)
+        self._loop.call_soon_threadsafe(self._give_up, error)
+        self._broken = True  # last: whoever sees it ends by it, and the reason is to be known then
+
+    def _count(self, batch: Sequence[tuple[int, Outcome]]) -> None:
+        if self._broken:
+            return
+        self._store.in_flight.recorded([row for row, _ in batch])
+        if self._recorded is not None:
+            self._recorded([row for row, _ in batch])
+        for row, outcome in batch:
+            self.taken.pop(row, None)
+            self._counts.count(outcome)
+
+    def _concerns_all(self, row: int, failure: Failure) -> bool:
+        """Return whether the job is to stop instead of counting this failure, having said so."""
+        code = failure.error.code
+        if code in _ENDS_UNSENT and not failure.concerns_all:
+            concerns_all = failure.attempts == self.taken.get(row, _UNKNOWN).attempts
+        else:
+            concerns_all = failure.concerns_all or code in _ENDS_ALL
+        if concerns_all:
+            self._give_up(failure.error)
+        return concerns_all
+
+
+def _with_earlier(outcome: Outcome, before: Outcome | None) -> Outcome:
+    """Return the outcome with the usage and cost of the row's outcome `before`, which it takes the place of."""
+    if before is None:
+        return outcome
+    return replace(outcome, usage=before.usage + outcome.usage, cost=sum_of(before.cost, outcome.cost))
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """Outcomes that are not written, and what those wait for that must be on the disk."""
+
+    outcomes: list[tuple[int, Outcome]] = field(default_factory=list)
+    characters: int = 0
+    """Of their texts."""
+    committed: asyncio.Future[None] | None = None
+
+
+@dataclass(slots=True)
+class _Failures:
+    """How many rows of this run failed, against the job's limit."""
+
+    limit: FailureLimit | None
+    failed: int = 0
+    rows: int = 0
+
+    def count(self, outcome: Outcome, counts: JobCounts) -> PromptmillError | None:
+        """Count a row; return the error that ends the job if too many have failed."""
+        self.rows += 1
+        if not isinstance(outcome, Failure) or outcome.error.code is Code.BUDGET:
+            return None
+        self.failed += not counts.skips(outcome.error.code)
+        if self.limit is None or not self.limit.exceeded(self.failed, self.rows):
+            return None
+        said = f"{self.failed} of {self.rows} rows failed, more than `max_failures` allows."
+        return PromptmillError(outcome.error.code, f"{said} The last one: {outcome.error}", "")
+
+
+@dataclass(frozen=True, slots=True)
+class _WithoutRequest(Sink):
+    record: Callable[[int, Outcome], None]
+
+    async def put(self, key: int, outcome: Outcome) -> None:
+        self.record(key, outcome)

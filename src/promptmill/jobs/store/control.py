@@ -1,0 +1,63 @@
+"""What other processes want of a running job, in a file beside its database: only the runner writes the database.
+
+    cancel        end the run
+    paused        send no further rows
+    concurrency   the most requests in flight
+    max_cost      the most that all runs together may spend
+
+All but `cancel` hold for later runs, too.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from pathlib import Path
+from typing import Any
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from promptmill.jobs import disk
+
+_NAME = "control"
+
+
+class Control(BaseModel):
+    """The wishes for a run."""
+
+    model_config = ConfigDict(frozen=True)
+
+    cancel: bool = False
+    paused: bool = False
+    concurrency: int | None = Field(None, ge=1)
+    max_cost: float | None = Field(None, ge=0)
+
+    @property
+    def most(self) -> int:
+        """The most answers in flight."""
+        return 0 if self.paused else sys.maxsize if self.concurrency is None else self.concurrency
+
+    @classmethod
+    def read(cls, folder: Path) -> Control:
+        """Return the wishes for the job in `folder`; a missing or damaged file has none."""
+        try:
+            return cls.model_validate(orjson.loads((folder / _NAME).read_bytes()))
+        except (OSError, ValueError, ValidationError):
+            return cls()
+
+    def changed(self, **changes: Any) -> Control:
+        """Return the wishes with these changes. Raises `ValidationError`."""
+        return Control.model_validate({**self.model_dump(), **changes})
+
+    def write(self, folder: Path) -> None:
+        """Store the wishes, all at once. Raises `OSError`."""
+        path = folder / _NAME
+        if self == Control():
+            path.unlink(missing_ok=True)
+            return
+        beside = folder / f"{_NAME}.{secrets.token_hex(4)}"
+        with os.fdopen(disk.created(beside), "wb") as file:
+            file.write(orjson.dumps(self.model_dump()))
+        disk.replace(beside, path)

@@ -1,0 +1,426 @@
+"""One job's SQLite database, `job.db`: the rows of its input, its rounds, and every paid answer.
+
+    job       name → JSON: `spec` (the job), `order` (the last order), `output` (the file that it made), `status` (its
+              progress, about once a second), `course` (samples of it, for a report), `task` (see `server.tasks`);
+              `before` (the first three before an order whose input is still to be read), `stretches` (of the input,
+              see `ingest`), `written` (the blocks of the output), `secrets_checked` (the input without secrets)
+    row       the input, read once: see `Row`. `row_next` is the input while it is read again
+    settings  id → JSON: the settings under which answers were made
+    round     id → JSON: the rounds of the job, see `rounds`; `chosen` has the rows of a round that were drawn once
+    edited    the blocks of rows that have changed since the output was written, see `export.output`
+    answer    the deciding answer of a row, by its key; see `records.Record` for the columns
+    spare     the same columns: paid answers that no row has now, because the row was edited or has a newer answer
+
+Nothing ever deletes a paid answer.
+
+The process that holds the job's lock is the only writer. How a commit reaches the disk depends on the file system:
+
+* Where processes can share memory, the database is in WAL mode: a commit is one write that does not wait for the disk,
+  and readers never block it. `sync`, called about once a second from a thread, brings the log to the disk; so a power
+  loss costs at most the last second.
+* Network file systems, and those that refuse locks, cannot do that. There a rollback journal is truncated at each
+  commit, which waits for the disk. `waits_for_disk` is True, and the writer commits in a thread.
+
+SQLite finds damage to its own structure, but not to the content of a cell. So each answer has a checksum, which is
+compared when the output is written; a row whose record is damaged is sent again. `salvage` repairs a damaged file.
+
+The file may come from anywhere: its schema is not trusted, and a file with another schema is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import orjson
+
+from promptmill.jobs import disk
+from promptmill.jobs.store.in_flight import InFlight
+from promptmill.jobs.store.records import SLOT, Record
+
+LAST_KEY = 1 << 62
+_ANSWER = (
+    "CREATE TABLE answer (key INTEGER PRIMARY KEY, attempts INTEGER, latency_s REAL, prompt_tokens INTEGER, "
+    "completion_tokens INTEGER, code TEXT, retryable INTEGER, finish_reason TEXT, text TEXT, reasoning TEXT, "
+    "more TEXT, asked BLOB, checksum INTEGER, settings INTEGER, round INTEGER)"
+)
+_ROW = "CREATE TABLE row (n INTEGER PRIMARY KEY, asked BLOB, line BLOB, cells BLOB)"
+TABLES = {
+    "job": "CREATE TABLE job (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    "row": _ROW,
+    "settings": "CREATE TABLE settings (id INTEGER PRIMARY KEY, fingerprint TEXT NOT NULL)",
+    "round": "CREATE TABLE round (id INTEGER PRIMARY KEY, value TEXT NOT NULL)",
+    "chosen": "CREATE TABLE chosen (round INTEGER, n INTEGER, PRIMARY KEY (round, n)) WITHOUT ROWID",
+    "edited": "CREATE TABLE edited (block INTEGER PRIMARY KEY)",
+    "answer": _ANSWER,
+    "spare": _ANSWER.replace("answer (key INTEGER PRIMARY KEY", "spare (place INTEGER PRIMARY KEY, key INTEGER"),
+}
+ROW_NEXT = _ROW.replace("TABLE row", "TABLE row_next")
+COLUMNS = ", ".join(Record._fields)
+_OPTIONAL = frozenset({"code", "more"})  # texts that are never empty
+_VALUES_OF_RECORD = ",".join("nullif(?, '')" if name in _OPTIONAL else "?" for name in Record._fields)
+PUT = f"INSERT OR REPLACE INTO answer VALUES ({_VALUES_OF_RECORD})"
+_SET_ASIDE = f"INSERT INTO spare ({COLUMNS}) SELECT {COLUMNS} FROM answer WHERE key = ? AND code IS NULL"
+PAGE = 256  # records read at once: a long read would keep the writer waiting
+_WAIT_S = 5.0  # for other programs
+_AT_ONCE = 16  # records, of any size
+_PAGE_BYTES = 4 << 20  # of their texts; a page ends with the record that exceeds it
+_TEXTS = slice(Record._fields.index("text"), Record._fields.index("more") + 1)
+_STEPS_BETWEEN_LOOKS = 1_000_000  # of SQLite's machine: some milliseconds
+_WAL_CHECKPOINT = 4 << 20  # bytes of the log: a checkpoint of fewer pages costs a sync all the same
+_LONGEST_WAL = 64 << 20
+_ERRORS = {
+    sqlite3.SQLITE_FULL: (errno.ENOSPC, "no space left on the disk"),
+    sqlite3.SQLITE_BUSY: (errno.EBUSY, "another program keeps it locked"),
+    sqlite3.SQLITE_READONLY: (errno.EROFS, "it is read-only"),
+    sqlite3.SQLITE_CANTOPEN: (errno.EACCES, "it cannot be opened"),
+}
+
+
+class DamagedError(Exception):
+    """The database is malformed, or is not the database of a job."""
+
+
+class OldDatabaseError(Exception):
+    """The database was made by an older release, see `upgrade`."""
+
+
+class HaltedError(Exception):
+    """The run has ended, and needs no result."""
+
+
+class Row(NamedTuple):
+    """A row of the input."""
+
+    n: int
+    """Its number: the index of its line in a file of lines, its index among the rows of a table."""
+    asked: bytes | None
+    """The digests of its questions, 16 bytes for each prompt of the job; zeros for a row that asks nothing."""
+    line: bytes | None
+    """Its questions as JSON, one for each prompt, where they do not follow from `cells`."""
+    cells: bytes | None
+    """The row itself: its line of JSON, or the array of its cells."""
+
+
+class JobDatabase:
+    """The open database of one job, for any thread.
+
+    Every method that reads or writes raises `OSError` if the disk or another program prevents it, and `DamagedError`.
+    """
+
+    def __init__(self, path: Path, *, write: bool = False, has_locks: bool = True) -> None:
+        """Open the database. `write`: for the only writer, which holds the job's lock; a missing file is created.
+
+        `has_locks`: whether files can be locked there. Raises `FileNotFoundError`, `DamagedError`, `OSError`.
+        """
+        if write:
+            with contextlib.suppress(FileExistsError):
+                os.close(disk.created(path))
+        elif not path.exists():
+            raise FileNotFoundError(path)
+        self.path = path
+        self._has_locks = has_locks
+        self._lock = threading.Lock()
+        self._syncing: sqlite3.Connection | None = None
+        self._in_flight: InFlight | None = None
+        self._connection = self._connected(_WAIT_S)
+        try:
+            with self._errors():
+                self._prepare(write=write)
+            if write:
+                self._in_flight = InFlight(InFlight.beside(path))
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def in_flight(self) -> InFlight:
+        """The ledger of the requests in flight, for the only writer."""
+        assert self._in_flight is not None, "it is open for reading"
+        return self._in_flight
+
+    # ---- table job
+
+    def get(self, name: str) -> dict[str, Any] | None:
+        """Return the object under `name` in table `job`, None if it is missing or malformed."""
+        values = self.read("SELECT value FROM job WHERE name = ?", name)
+        try:
+            value = orjson.loads(values[0][0]) if values else None
+        except orjson.JSONDecodeError:
+            return None
+        return value if isinstance(value, dict) else None
+
+    def put(self, **values: Mapping[str, Any] | None) -> None:
+        """Store `values` under their names in table `job` in one transaction; None removes a value."""
+        kept = [
+            (name, orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode())
+            for name, value in values.items()
+            if value is not None
+        ]
+        gone = [(name,) for name, value in values.items() if value is None]
+        self.change(("INSERT OR REPLACE INTO job VALUES (?, ?)", kept), ("DELETE FROM job WHERE name = ?", gone))
+
+    def settings_id(self, fingerprint: Mapping[str, Any]) -> int:
+        """Return the id of the settings with this fingerprint; new settings are stored."""
+        text = orjson.dumps(fingerprint, option=orjson.OPT_SORT_KEYS).decode()
+        query = "SELECT id FROM settings WHERE fingerprint = ? ORDER BY id"
+        if not (ids := self.read(query, text)):
+            self.change(("INSERT INTO settings SELECT coalesce(max(id) + 1, 0), ? FROM settings", [(text,)]))
+            ids = self.read(query, text)
+        return int(ids[0][0])
+
+    # ---- table row
+
+    def rows(self, first: int = 0, last: int = SLOT) -> Iterator[Row]:
+        """Yield the rows whose numbers are `first` to `last`, in order, about a megabyte at a time."""
+        while first <= last and (page := self.row_page(first, last)):
+            yield from page
+            first = page[-1].n + 1
+
+    def row_page(self, first: int, last: int = SLOT) -> list[Row]:
+        """Return the first of these rows: up to `PAGE` rows, fewer if they are long."""
+        query = f"SELECT n, asked, line, cells FROM row WHERE n BETWEEN ? AND ? ORDER BY n LIMIT {PAGE}"
+        page = self.read(query, first, last, fetched=functools.partial(limited, texts=slice(2, 4)))
+        _check_order([row[0] for row in page], first)
+        return list(map(Row._make, page))
+
+    def row_count(self) -> int:
+        """Return the number of rows."""
+        ((count,),) = self.read("SELECT count(*) FROM row")
+        return int(count)
+
+    # ---- table answer
+
+    def write(self, records: Sequence[Record], replaced: Sequence[int] = ()) -> None:
+        """Store `records` in place of the records with their keys; all of them, or none if it raises.
+
+        The answers with the keys `replaced` become spare.
+        """
+        self.change((_SET_ASIDE, [(key,) for key in replaced]), (PUT, map(bound, records)))
+
+    def drop_damaged(self) -> int:
+        """Delete the damaged records; return their number."""
+        keys = [(record.key,) for record in self.records() if not record.is_sound]
+        self.change(("DELETE FROM answer WHERE key = ?", keys))
+        return len(keys)
+
+    def record(self, key: int) -> Record | None:
+        """Return the record with this key, None if there is no sound one."""
+        return next(self.records_at([key]), None)
+
+    def records(self, first: int = 0, where: str = "1") -> Iterator[Record]:
+        """Yield records from key `first` on, in order, damaged ones too. Records written meanwhile may be included."""
+        while page := self.page(first, where):
+            yield from page
+            first = page[-1].key + 1
+
+    def records_at(self, keys: Sequence[int]) -> Iterator[Record]:
+        """Yield the sound records with these keys, in order."""
+        ordered = sorted(keys)
+        for at in range(0, len(ordered), _AT_ONCE):
+            some = ordered[at : at + _AT_ONCE]
+            query = f"SELECT {COLUMNS} FROM answer WHERE key IN ({','.join('?' * len(some))}) ORDER BY key"
+            records = map(Record._make, self.read(query, *some))
+            yield from (record for record in records if record.is_sound)
+
+    def sound_records(self) -> list[Record]:
+        """Return every sound record, for a job that fits in memory."""
+        return [record for record in self.records() if record.is_sound]
+
+    def page(self, first: int, where: str = "1", size: int = PAGE) -> list[Record]:
+        """Return up to `size` records from key `first` on, damaged ones too; fewer if their texts are long."""
+        query = f"SELECT {COLUMNS} FROM answer WHERE key >= ? AND ({where}) ORDER BY key LIMIT {size}"
+        records = list(map(Record._make, self.read(query, first, fetched=functools.partial(limited, texts=_TEXTS))))
+        _check_order([record.key for record in records], first)
+        return records
+
+    def keys(self, where: str, rest: str = "") -> list[int]:
+        """Return the keys of the records that meet a condition; `rest` orders and limits them."""
+        return [key for (key,) in self.read(f"SELECT key FROM answer WHERE {where} {rest}")]
+
+    def count(self, where: str) -> int:
+        """Return how many records meet a condition."""
+        ((count,),) = self.read(f"SELECT count(*) FROM answer WHERE {where}")
+        return int(count)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the job has no record."""
+        return not self.page(0, size=1)
+
+    # ---- the file
+
+    def sync(self) -> None:
+        """Return when everything written so far is on the disk itself. For a thread other than the writer's."""
+        if self.waits_for_disk:
+            return
+        wal = self.path.with_name(f"{self.path.name}-wal")
+        disk.sync_path(wal)
+        if wal.stat().st_size < _WAL_CHECKPOINT:
+            return
+        if self._syncing is None:
+            self._syncing = self._connected(0)  # the writer does not wait for it, and it does not wait for a reader
+        with self._errors():
+            self._syncing.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            if wal.stat().st_size > _LONGEST_WAL:  # a log that is written all the time never begins again by itself
+                self._syncing.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    def close(self) -> None:
+        """Close; a second call does nothing."""
+        with self._lock:
+            if self._syncing is not None:
+                self._syncing.close()
+            if self._in_flight is not None:
+                self._in_flight.close()
+            with contextlib.suppress(sqlite3.Error):  # on a full disk the log remains, and the next opening reads it
+                self._connection.close()
+
+    def read(
+        self,
+        query: str,
+        *values: Any,
+        fetched: Callable[[sqlite3.Cursor], list[tuple[Any, ...]]] = sqlite3.Cursor.fetchall,
+    ) -> list[tuple[Any, ...]]:
+        """Return the results of a query. A text that is not UTF-8 has replacement characters."""
+        with self._lock, self._errors():
+            try:
+                return fetched(self._connection.execute(query, values))
+            except sqlite3.OperationalError as error:
+                if "decode" not in str(error):
+                    raise
+                # the checksum finds the damage; decoding all texts in this way would take twice as long
+                self._connection.text_factory = functools.partial(str, encoding="utf-8", errors="replace")
+                return fetched(self._connection.execute(query, values))
+
+    def define(self, name: str, function: Callable[[Any], Any]) -> None:
+        """Let queries use a function of one argument, whose result depends on the argument alone."""
+        self._connection.create_function(name, 1, function, deterministic=True)
+
+    def change(self, *work: tuple[str, Iterable[Any]]) -> None:
+        """Run each statement once for each of its tuples of values, all in one transaction."""
+        with self.transaction() as connection:
+            for statement, values in work:
+                connection.executemany(statement, values)
+
+    @contextlib.contextmanager
+    def transaction(self, halt: threading.Event | None = None) -> Iterator[sqlite3.Connection]:
+        """Give the connection within a transaction: all changes happen, or none if the block raises.
+
+        Raises `HaltedError` once `halt` is set, also within a long statement.
+        """
+        connection = self._connection
+        with self._lock, self._errors():
+            if halt is not None:
+                connection.set_progress_handler(halt.is_set, _STEPS_BETWEEN_LOOKS)
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException as error:
+                with contextlib.suppress(sqlite3.Error):  # a full disk has rolled it back already
+                    connection.execute("ROLLBACK")
+                if halt is not None and halt.is_set() and isinstance(error, sqlite3.OperationalError):
+                    raise HaltedError from None
+                raise
+            finally:
+                connection.set_progress_handler(None, 0)
+
+    def _connected(self, wait_s: float) -> sqlite3.Connection:
+        options = "mode=rw" if self._has_locks else "mode=rw&vfs=unix-none"
+        with self._errors():
+            return sqlite3.connect(
+                f"file:{quote(str(self.path))}?{options}",
+                timeout=wait_s,
+                isolation_level=None,
+                check_same_thread=False,
+                uri=True,
+            )
+
+    def _prepare(self, *, write: bool) -> None:
+        run = self._connection.execute
+        if not self._has_locks:
+            run("PRAGMA locking_mode=EXCLUSIVE")  # first, or a log from elsewhere could not be read
+        for setting in ("trusted_schema=OFF", "cell_size_check=ON", "cache_size=-4096"):
+            run(f"PRAGMA {setting}")
+        schema = dict(run("SELECT name, replace(sql, '\"', '') FROM sqlite_master WHERE sql IS NOT NULL"))
+        schema.pop("row_next", None)
+        if schema and schema != TABLES:
+            if "answer" in schema and "row" not in schema:
+                raise OldDatabaseError
+            raise DamagedError(f"{self.path} is not the database of a job of this version")
+        ((page,),) = run("PRAGMA page_size")
+        if write and self.path.stat().st_size % page:  # SQLite would take the missing part of the last page for zeros
+            raise DamagedError(f"{self.path} was cut short")
+        if write:
+            shares = self._has_locks and disk.can_share_memory(self.path.parent)
+            run(f"PRAGMA journal_mode={'WAL' if shares else 'TRUNCATE'}").fetchall()
+            run("BEGIN IMMEDIATE")
+            for statement in () if schema else TABLES.values():
+                run(statement)
+            run("COMMIT")
+        elif not schema:
+            raise FileNotFoundError(self.path)  # its maker was killed before it created a table
+        ((mode,),) = run("PRAGMA journal_mode")
+        self.is_shared = self._has_locks
+        """Whether other processes can read it while this one writes."""
+        self.waits_for_disk = mode != "wal"
+        """Whether a commit waits for the disk, which takes too long for an event loop."""
+        run("PRAGMA synchronous=NORMAL")
+        run("PRAGMA wal_autocheckpoint=0")  # `sync` does it in a thread
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            raise database_error(error, self.path) from None
+
+
+def database_error(error: sqlite3.Error, path: Path) -> OSError | DamagedError:
+    """Return SQLite's error about the database at `path` as one of those that `JobDatabase` raises."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
+        return DamagedError(str(error))
+    number, why = _ERRORS.get(code, (errno.EIO, str(error)))
+    return OSError(number, why, str(path))
+
+
+def _check_order(keys: Sequence[int], first: int) -> None:
+    """Raise `DamagedError` if keys from `first` on are out of order: a page of a file that was cut short has zeros."""
+    if keys and keys[-1] < first + len(keys) - 1:
+        raise DamagedError("its records are out of order")
+
+
+def bound(record: Record) -> tuple[Any, ...]:
+    """Return the values of a record for `PUT`.
+
+    `sqlite3` looks up an adapter for None, bytes and a named tuple, which takes half as long as all the rest.
+    """
+    asked = None if record.asked is None else bytearray(record.asked)
+    return (*record[:5], record.code or "", *record[6:10], record.more or "", asked, *record[12:])
+
+
+def is_cut(results: Sequence[tuple[Any, ...]], texts: slice) -> bool:
+    """Return whether `limited` may have left out results behind these."""
+    return sum(len(text) for result in results for text in result[texts] if text) > _PAGE_BYTES
+
+
+def limited(cursor: sqlite3.Cursor, texts: slice) -> list[tuple[Any, ...]]:
+    """Return the results of a query up to the one with which the columns `texts` exceed `_PAGE_BYTES`."""
+    results: list[tuple[Any, ...]] = []
+    room = _PAGE_BYTES
+    with contextlib.closing(cursor):
+        for result in cursor:
+            results.append(result)
+            room -= sum(map(len, filter(None, result[texts])))
+            if room < 0:
+                break
+    return results

@@ -1,0 +1,163 @@
+"""The ledger of the requests in flight: a memory-mapped file beside the database, which survives a kill."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from promptmill.jobs import disk
+
+_NAME = "in-flight"
+_SLOT = struct.Struct("<qiidd")
+_FREE = bytes(_SLOT.size)
+_SLOTS = 256
+_MOST_IN_FLIGHT = 64 << 20  # bytes; no job has a million requests in flight
+LAST_KEY_OF_ROW = 1 << 48  # the bits above it number the choices of a request for several answers
+
+
+class _Slot(NamedTuple):
+    """A slot of `InFlight`."""
+
+    row: int = 0
+    requests: int = 0
+    open: int = 0
+    most: float = 0.0
+    cost: float = 0.0
+
+    def changed(self, requests: int, open_: int, most: float, cost: float = 0.0) -> _Slot:
+        """Return the slot with these changes of its counts and amounts."""
+        left = self.open + open_
+        return _Slot(self.row, self.requests + requests, left, self.most + most if left else 0.0, self.cost + cost)
+
+
+class InFlight:
+    """The rows with a request sent and no record yet, in a memory-mapped file, which survives a kill.
+
+    Each row has a slot: its number + 1 (0: the slot is free), the number of requests sent, how many of them are open
+    (they may be billed, and no reply is known), the most that these cost, and what the others have cost. The first slot
+    counts requests of earlier runs whose rows have a record now.
+    """
+
+    @staticmethod
+    def beside(database: Path) -> Path:
+        """Return the path of the ledger of a job's database."""
+        return database.with_name(_NAME)
+
+    def __init__(self, path: Path) -> None:
+        """Open the file; a missing one is created. Raises `OSError`."""
+        with contextlib.suppress(FileExistsError):
+            os.close(disk.created(path))
+        self._file = path.open("r+b")
+        size = self._file.seek(0, os.SEEK_END)
+        if size > _MOST_IN_FLIGHT:
+            self._file.close()
+            raise OSError(errno.EFBIG, f"the file {path.name} in it is not that of a job")
+        self._slots: dict[int, int] = {}
+        self._open: dict[int, dict[int, tuple[int, float]]] = {}
+        """The open requests of this run by row and choice, and the most that they cost."""
+        self._free: list[int] = []
+        self._map = self._mapped(max(_SLOTS, size // _SLOT.size))
+        self.lost: dict[int, _Slot] = {}
+        """The rows that earlier runs had on their way."""
+        self.charged_again: dict[int, int] = {}
+        """How many requests of this run were charged, by row, for these rows."""
+        self._settled = self._get(0).requests
+        for at in range(1, len(self._map) // _SLOT.size):
+            slot = self._get(at)
+            if slot.row > 0:
+                self._slots[slot.row - 1] = at
+                self.lost[slot.row - 1] = slot
+            else:
+                self._free.append(at)
+
+    def sent(self, key: int, choice: int, most: float) -> None:
+        """Note a request for the row of `key`, which can cost `most`."""
+        row = key & (LAST_KEY_OF_ROW - 1)
+        at = self._slots.get(row)
+        if at is not None:
+            self._put(at, self._get(at).changed(1, 1, most))
+            choices = self._open.setdefault(row, {})
+            count, before = choices.get(choice, (0, 0.0))
+            choices[choice] = count + 1, before + most
+            return
+        if not self._free:
+            count = len(self._map) // _SLOT.size
+            self._map.close()
+            self._map = self._mapped(2 * count)
+            self._free.extend(range(count, 2 * count))
+        at = self._slots[row] = self._free.pop()
+        _SLOT.pack_into(self._map, at * _SLOT.size, row + 1, 1, 1, most, 0.0)  # a `_Slot` takes 0.4 µs of each row
+        self._open[row] = {choice: (1, most)}
+
+    def not_billed(self, key: int, choice: int) -> None:
+        """Note that the last request for the row of `key` was refused, which costs nothing."""
+        row = key & (LAST_KEY_OF_ROW - 1)
+        count, most = self._open.get(row, {}).get(choice, (0, 0.0))
+        if count:
+            each = most / count
+            self._open[row][choice] = count - 1, most - each
+            self._put(self._slots[row], self._get(self._slots[row]).changed(0, -1, -each))
+
+    def charged(self, key: int, choice: int, cost: float) -> None:
+        """Note that the open requests for the row of `key` have ended, and what they cost together."""
+        row = key & (LAST_KEY_OF_ROW - 1)
+        if (at := self._slots.get(row)) is not None:
+            count, most = self._open.get(row, {}).pop(choice, (0, 0.0))
+            self._put(at, self._get(at).changed(0, -count, -most, cost))
+            if row in self.lost:
+                self.charged_again[row] = self.charged_again.get(row, 0) + count
+
+    def recorded(self, rows: Iterable[int]) -> None:
+        """Forget rows that have a record now."""
+        for row in rows:
+            if row in self.lost:
+                self._settled += self.lost.pop(row).requests
+                self.charged_again.pop(row, None)
+                self._put(0, _Slot(requests=self._settled))
+            if (at := self._slots.pop(row, None)) is not None:
+                self._map[at * _SLOT.size : (at + 1) * _SLOT.size] = _FREE
+                self._free.append(at)
+            self._open.pop(row, None)
+
+    def settle(self) -> None:
+        """Forget all rows. Their requests still count."""
+        self.recorded(tuple(self._slots))
+
+    @property
+    def requests_lost(self) -> int:
+        """The number of requests of earlier runs that are in no record."""
+        return self._settled + sum(slot.requests for slot in self.lost.values())
+
+    @property
+    def most(self) -> float:
+        """The most that the requests of all rows without a record cost."""
+        slots = [self._get(at) for at in tuple(self._slots.values())]
+        return sum(slot.most + slot.cost for slot in slots)
+
+    @staticmethod
+    def most_in(path: Path) -> float:
+        """Return `most` as the file at `path` has it. Raises `OSError`."""
+        written = path.read_bytes()
+        whole = written[: len(written) // _SLOT.size * _SLOT.size]  # a full disk may have cut the last one
+        return sum(slot.most + slot.cost for slot in map(_Slot._make, _SLOT.iter_unpack(whole)))
+
+    def close(self) -> None:
+        """Close the file; a second time does nothing."""
+        self._map.close()
+        self._file.close()
+
+    def _get(self, at: int) -> _Slot:
+        return _Slot(*_SLOT.unpack_from(self._map, at * _SLOT.size))
+
+    def _put(self, at: int, slot: _Slot) -> None:
+        _SLOT.pack_into(self._map, at * _SLOT.size, *slot)
+
+    def _mapped(self, slots: int) -> mmap.mmap:
+        self._file.truncate(slots * _SLOT.size)
+        return mmap.mmap(self._file.fileno(), slots * _SLOT.size)

@@ -1,0 +1,230 @@
+"""The order for a job: what the user asks for in one command or call."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from promptmill.cluster.ray_cluster import RayCluster
+from promptmill.core.errors import Named, config_error, input_error
+
+Again: TypeAlias = Literal["failed", "truncated", "all"]
+
+PART = re.compile(r"\.part-(\d+)-of-(\d+)")
+_SHARD = re.compile(r"(\d{1,6})/(\d{1,6})")
+_FIRST_ROWS = 20  # a share of failures means nothing before this many rows
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+@dataclass(frozen=True, slots=True)
+class FailureLimit:
+    """How many failures end a run: more than `count`, or more than `percent` of the finished rows."""
+
+    count: int | None = None
+    percent: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> FailureLimit:
+        """Read `100` or `5%`. Raises `PromptmillError` (`invalid_input`)."""
+        if re.fullmatch(r"\d+", text):
+            return cls(count=int(text))
+        if (share := re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text)) and float(share[1]) <= 100:
+            return cls(percent=float(share[1]))
+        raise input_error(Named("max_failures"), f" {text[:20]!r} is neither a number nor a share such as 5%.")
+
+    def exceeded(self, failed: int, finished: int) -> bool:
+        """Return whether `failed` of `finished` rows are too many."""
+        if self.count is not None and failed > self.count:
+            return True
+        return self.percent is not None and finished >= _FIRST_ROWS and failed > finished * self.percent / 100
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One of `count` parts of the rows: every `count`-th row, from row `number` (from 1) on."""
+
+    number: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Read `3/16`. Raises `PromptmillError` (`invalid_input`)."""
+        parts = _SHARD.fullmatch(text)
+        if parts is None:
+            raise input_error(Named("shard"), f" {text[:20]!r} is not I/N, such as 3/16, from 1 on.")
+        number, count = int(parts[1]), int(parts[2])
+        if not 1 <= number <= count:
+            wrong = f"{number} is more than {count}" if number else "the first is 1"
+            known = f"the {count} shards are 1/{count} to {count}/{count}"
+            raise input_error(Named("shard"), f" {text}: {wrong}; {known}.")
+        return cls(number, count)
+
+    def has(self, n: int) -> bool:
+        """Return whether row `n` (from 0) belongs to it."""
+        return n % self.count == self.number - 1
+
+    def of(self, output: Path) -> Path:
+        """Return the file of this part of `output`."""
+        return output.with_name(f"{output.name}.part-{self.number:0{len(str(self.count))}}-of-{self.count}")
+
+
+class Question(_Frozen):
+    """The questions of each row."""
+
+    templates: tuple[str, ...] = ()
+    """Prompts with fields of the row in double braces; several are asked about each row."""
+    column: str | None = None
+    """The field with the prompt, if its name is not `prompt`."""
+    image_column: str | None = None
+    """The field with the paths or URLs of a row's images."""
+    prompt_only: tuple[str, ...] = ()
+    """Fields that only the prompt reads; the output leaves them out."""
+    row_settings: bool = False
+    """Whether rows set their model, sampling, … also with a template or a column."""
+    skip_empty: bool = False
+    """Whether rows without a prompt are left out, instead of being failures."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _template_of_column(cls, values: Any) -> Any:
+        """With a column of images, the column of the prompts is a template, too."""
+        if not values.get("image_column") or values.get("templates"):
+            return values
+        column = orjson.dumps(values.get("column") or "prompt").decode()
+        return {**values, "templates": (f"{{{{ row[{column}] }}}}",), "column": None}
+
+    @property
+    def rows_set(self) -> bool:
+        """Whether rows set their model, sampling, …; with a template or a column, only if `row_settings` is set."""
+        return self.row_settings or not (self.templates or self.column is not None)
+
+    @property
+    def prompts(self) -> int:
+        """The number of questions of each row."""
+        return max(1, len(self.templates))
+
+
+class AnswerForm(_Frozen):
+    """The form of the answers in the output."""
+
+    column: str = "answer"
+    """The column of the answers; another one where the input has a column of this name."""
+    fields: bool = True
+    """Whether the fields of answers under a schema are columns (in JSON: objects), or each answer is a JSON text."""
+
+
+class Limits(_Frozen):
+    """The limits of a job."""
+
+    rows: int | None = Field(None, ge=1)
+    """Only the first rows, this many."""
+    max_failures: str | None = None
+    max_cost: float | None = Field(None, ge=0)
+    """The most that all runs together may spend; None: as the configuration says."""
+
+    @property
+    def failures(self) -> FailureLimit | None:
+        """`max_failures`, read."""
+        return None if self.max_failures is None else FailureLimit.parse(self.max_failures)
+
+
+class Variant(_Frozen):
+    """One of several ways to answer each row, with a slot of its own."""
+
+    name: str
+    model: str = ""
+    """The model; `""` for that of the configuration."""
+    prompt: int = 0
+    """The index of its template."""
+
+
+class Earlier(_Frozen):
+    """How an order treats answers that exist already. It applies once; resuming a job by its id does not repeat it."""
+
+    again: Again | None = None
+    """The rows that are sent again; their answers stay until the new ones arrive."""
+    keep: bool = False
+    """Whether answers under other settings count (later rows note it), and the loss of most answers is meant."""
+    from_job: Path | None = None
+    """The database of another job, whose answers count for rows with the same question."""
+    overwrite: bool = False
+    """Whether a file at `output` that the job did not make is replaced."""
+
+
+class Shown(_Frozen):
+    """How the user named a job, for messages."""
+
+    command: list[str] = []
+    """The arguments of the command line that gave the last order, without keys; empty for a program's."""
+    urls: Mapping[str, str] = {}
+    """The URLs behind the local files `input_file` and `output_file`, without secrets."""
+
+
+class JobOrder(_Frozen):
+    """One job and how to run it this time."""
+
+    inputs: tuple[Path, ...]
+    """Absolute paths of files, folders and patterns, whose rows follow one another; or the name of rows in no file."""
+    output: Path
+    encoding: str | None = None
+    """The encoding of CSV, TSV or text, such as `cp1252`; None for UTF-8, which is checked."""
+    question: Question = Question()
+    system_prompt: str = ""
+    form: AnswerForm = AnswerForm()
+    limits: Limits = Limits()
+    earlier: Earlier = Earlier()
+    dedupe: bool = False
+    variants: tuple[Variant, ...] = ()
+    reason: str = "first"
+    """The reason of the rounds that send rows without an answer."""
+    shard: str | None = None
+    """`3/16`: only this part of the rows, into a part file."""
+    ray: RayCluster | None = None
+    """The cluster that answers, if it is not this machine."""
+    shown: Shown = Shown()
+    owner: str | None = None
+    """The owner of a job on rows that came in a call, see `Caller`; None for files, which all clients share."""
+
+    @property
+    def cut(self) -> Shard | None:
+        """`shard`, read. Raises `PromptmillError` (`invalid_input`)."""
+        if self.shard is None:
+            return None
+        shard = Shard.parse(self.shard)
+        if self.limits.rows is not None:
+            raise input_error(Named("shard"), " goes without ", Named("limit"), ".")
+        return shard
+
+    @property
+    def target(self) -> Path:
+        """The file that the job writes: `output`, or the shard's part of it."""
+        shard = self.cut
+        return self.output if shard is None or PART.search(self.output.name) else shard.of(self.output)
+
+    @property
+    def whole_output(self) -> Path:
+        """The output that all shards make together."""
+        return self.output if self.shard is None else self.output.with_name(PART.sub("", self.output.name))
+
+    def with_earlier(self, **changes: Any) -> JobOrder:
+        """Return the order with other values of `earlier`."""
+        return self.model_copy(update={"earlier": self.earlier.model_copy(update=changes)})
+
+
+def cluster_of(address: str | None, replicas: int, gpus: float, cpus: float) -> RayCluster | None:
+    """Return the Ray cluster at `address`, None without one. Raises `PromptmillError` (`invalid_config`)."""
+    if address is not None:
+        return RayCluster(address, replicas, gpus, cpus)
+    if (replicas, gpus, cpus) != (1, 0, 1):
+        names = Named("replicas"), ", ", Named("num_gpus"), " and ", Named("num_cpus")
+        raise config_error("", *names, " go with ", Named("ray", "ADDRESS"), " alone.")
+    return None

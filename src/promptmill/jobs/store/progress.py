@@ -1,0 +1,308 @@
+"""The live picture of one run of a job."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+from promptmill import __version__
+from promptmill.backends.protocol import COUNTERS, Call, Counts
+from promptmill.jobs.store import statistics
+from promptmill.jobs.store.counts import JobCounts
+from promptmill.jobs.store.database import JobDatabase
+
+STARTING, RUNNING, MERGING = "starting", "running", "merging"
+FINISHED, STOPPED, CANCELLED, INTERRUPTED = "finished", "stopped", "cancelled", "interrupted"
+ALIVE = frozenset({STARTING, RUNNING, MERGING})
+ENDED = frozenset({FINISHED, STOPPED, CANCELLED, INTERRUPTED})
+_BESIDE = ("cached", "repaired", "asked_again")
+COUNTS = (
+    *("total", "done", "answered", "failed", "errors", "skipped", "truncated", "empty", *COUNTERS, "latency_s", "cost"),
+    *_BESIDE,
+)
+"""The keys of `Progress.as_dict` that count the whole job, over all its runs."""
+_RATE_OVER_S = 30.0
+_SHORTEST_WAIT_S = 2.0  # of the last rows
+_SAMPLES = 300
+_SAMPLE_EVERY_S = 1.0
+_RUNS = 50
+
+
+class Progress:
+    """The live picture of one run. Times are of `time.monotonic`, so a clock that is set does no harm."""
+
+    def __init__(
+        self,
+        counts: JobCounts,
+        stats: Call,
+        earlier: Mapping[str, Any] = MappingProxyType({}),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`earlier` is the status that the run before left."""
+        self.counts = counts
+        self.stats = stats
+        self.state = STARTING
+        self.activity = ""
+        self.round = ""
+        """The reason of the present round."""
+        self.reason = ""
+        self.total: int | None = None
+        self.written = 0
+        """Rows of the output that are written."""
+        self.notes: list[str] = []
+        self.results: Mapping[str, Any] = {}
+        """The counts of different answers, see `statistics.results`; empty until the output is written."""
+        self.columns: Mapping[str, str] = {}
+        """The names of columns of the output that are not the usual ones."""
+        self.is_paused = False
+        """Whether the user has paused the job."""
+        self.set_aside = 0.0
+        """The most that requests cost whose rows have no record."""
+        self.earlier = Earlier(earlier)
+        self.course = Course()
+        self.is_counted = False
+        """Whether `counts` includes the costs of this run, because all records were counted again."""
+        self._times = _Times(clock)
+
+    def count(self, store: JobDatabase, is_open: str, before: int) -> None:
+        """Count the records of the rows below `before`; those that meet `is_open` are not done. Blocks.
+
+        Raises as `JobDatabase` does.
+        """
+        self.counts = statistics.counts(store, is_open, before, skips_empty=self.counts.skips_empty)
+        self.earlier.count(store)
+
+    @property
+    def cost(self) -> float | None:
+        """The cost of all runs, None where the price is unknown."""
+        now, before = self.stats.counts.cost, self.earlier.cost
+        return None if now is None and before is None else round((now or 0.0) + (before or 0.0), 9)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all runs."""
+        return self.earlier.seconds + self._times.seconds
+
+    def pass_row(self, rows: int) -> None:
+        """Take notice that so many rows of the output are written."""
+        self.written = rows
+
+    def begin_rates(self) -> None:
+        """Have the rates count from here: what is done already was done by earlier runs."""
+        self._times.begin()
+        self.sample()
+
+    def sample(self) -> None:
+        """Note how far it is, about once a second, for the rates."""
+        left = None if self.total is None else self.total - self.counts.done
+        is_last = left is not None and 0 < left <= self.stats.in_flight
+        self._times.sample(
+            self.counts.done, self.stats.counts.completion_tokens, waits=bool(self.stats.waiting), is_last=is_last
+        )
+
+    def rates(self) -> tuple[float, float]:
+        """Return rows and answers' tokens per second, lately."""
+        return self._times.per_second(self.counts.done, self.stats.counts.completion_tokens)
+
+    def eta_s(self) -> float | None:
+        """Return the seconds left at the rate of the last seconds without pauses, None when they are unknown."""
+        rate, _ = self.rates()
+        if self.total is None or rate <= 0:
+            return None
+        return max(0.0, (self.total - self.counts.done) / rate)
+
+    @property
+    def waiting(self) -> str:
+        """The reason why the job is stalled, or which rows are the last ones; `""` while others are sent."""
+        if self.state != RUNNING:
+            return ""
+        if self.is_paused:
+            remaining = self.stats.in_flight
+            return f"paused, after {remaining:,} in flight" if remaining else "paused"
+        return self.stats.waiting or self._last_rows()
+
+    def _last_rows(self) -> str:
+        """Return for what the last rows wait, and how long, once all of them are in flight for some seconds."""
+        since_s, flow = self._times.last_s, self.stats.flow
+        left = 0 if self.total is None else self.total - self.counts.done
+        if since_s < _SHORTEST_WAIT_S or flow is None or not 0 < left <= self.stats.in_flight:
+            return ""
+        usual_s = self.counts.latencies.quantile(0.95) or 0.0
+        how_long = f"{usual_s:.0f} s each" if usual_s >= since_s else f"{since_s:.0f} s so far"
+        which = "row waits" if left == 1 else f"{left:,} rows wait"
+        return f"the last {which} for {flow.where or 'the endpoint'} ({how_long})"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the picture for people and programs."""
+        rate, tokens = self.rates()
+        earlier = self.earlier
+        waiting, budget = self.waiting, self.stats.ledger.budget
+        eta_s = self.eta_s() if self.state == RUNNING and not waiting else None
+        counts = self.counts.as_dict(Counts() if self.is_counted else self.stats.counts)
+        # until the answers are counted, those that the run before left
+        left = {} if earlier.is_added else {name: earlier.status[name] for name in COUNTS if name in earlier.status}
+        set_aside = round(self.set_aside, 9)
+        return {
+            "state": self.state,
+            "reason": self.reason,
+            "activity": self.activity,
+            **({"round": self.round} if self.round else {}),
+            **({"paused": True} if self.is_paused else {}),
+            "total": self.total,
+            **counts,
+            "requests": counts["requests"] + earlier.lost,
+            **({"run_requests": self.stats.counts.requests} if earlier.seconds else {}),
+            **({"columns": dict(self.columns)} if self.columns else {}),
+            **({"results": dict(self.results)} if self.results else {}),
+            **({} if self.cost is None else {"cost": self.cost}),
+            **({} if budget is None else {"max_cost": budget.limit}),
+            **({"cost_set_aside": set_aside} if set_aside or "cost_set_aside" in earlier.status else {}),
+            **({"cost_forgotten": earlier.forgotten} if earlier.forgotten else {}),
+            **{
+                name: count
+                for name in _BESIDE
+                if (count := earlier.status.get(name, 0) + getattr(self.stats.counts, name))
+            },
+            **({"written": self.written} if self.state == MERGING else {}),
+            "in_flight": self.stats.in_flight if self.state == RUNNING else 0,
+            **({"window": self.stats.flow.limit} if self.stats.flow is not None and self.state == RUNNING else {}),
+            **({"refused": self.stats.counts.refused} if self.stats.counts.refused else {}),
+            **({"waiting": waiting} if waiting else {}),
+            "rows_per_second": round(rate, 2),
+            "tokens_per_second": round(tokens, 1),
+            "eta_s": None if eta_s is None else round(eta_s, 1),
+            "seconds": round(self.seconds, 2),
+            "updated": time.time(),
+            "warnings": [*self.notes, *self.stats.warnings],
+        } | left
+
+
+Watch: TypeAlias = Callable[[Progress], None]
+"""Gets the progress several times a second."""
+
+
+class Earlier:
+    """The seconds, costs and counts of the earlier runs of the job."""
+
+    def __init__(self, status: Mapping[str, Any] = MappingProxyType({})) -> None:
+        self.status = status
+        self.is_added = False
+        """Whether the answers are counted; until then, the counts of `status` are the job's."""
+        self.lost = 0
+        """Requests that no record counts."""
+        seconds, forgotten = status.get("seconds"), status.get("cost_forgotten")
+        self.seconds = float(seconds) if isinstance(seconds, int | float) else 0.0
+        self.forgotten = float(forgotten) if isinstance(forgotten, int | float) else 0.0
+        """The cost of requests whose rows are unknown, because the input changed after a kill."""
+        self.cost: float | None = status.get("cost")
+
+    def charge(self, cost: float) -> None:
+        """Add what requests cost whose rows are not known any more."""
+        self.cost = (self.cost or 0.0) + cost
+        self.forgotten += cost
+
+    def count(self, store: JobDatabase) -> None:
+        """Add, once, what a run that was killed did not show. Blocks. Raises as `JobDatabase` does."""
+        if self.is_added:
+            return
+        if self.status.get("state") in ALIVE:
+            self.cost = max(statistics.cost(store) + self.forgotten, self.cost or 0.0) or self.cost
+        self.lost = store.in_flight.requests_lost
+        self.is_added = True
+
+
+class _Times:
+    """When the run began, and how fast it was over the last seconds in which it was not stalled.
+
+    The rates are of a clock that stands still while the run waits: after an outage of an hour, a rate over the last
+    half minute of any other clock would be next to nothing.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._began = clock()
+        self._samples: deque[tuple[float, int, int]] = deque()
+        self._paused_s = 0.0
+        self._paused_since: float | None = None
+        self._last_since: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """The time since the run began."""
+        return self._clock() - self._began
+
+    @property
+    def last_s(self) -> float:
+        """For how long the last rows have been in flight, as far as samples show it; 0 while others are to be sent."""
+        return 0.0 if self._last_since is None else self._clock() - self._last_since
+
+    def begin(self) -> None:
+        """Forget the samples."""
+        self._samples.clear()
+
+    def sample(self, rows: int, tokens: int, *, waits: bool, is_last: bool) -> None:
+        """Note how far the job is, about once a second: `waits` while it is stalled, `is_last` at its last rows."""
+        now = self._clock()
+        if not is_last:
+            self._last_since = None
+        elif self._last_since is None:
+            self._last_since = now
+        if waits and self._samples:  # it has waited since some time after the sample before
+            if self._paused_since is None:
+                self._paused_since = self._samples[-1][0] + self._paused_s
+            return
+        if self._paused_since is not None:
+            self._paused_s += now - self._paused_since
+            self._paused_since = None
+        self._samples.append((now - self._paused_s, rows, tokens))
+        while len(self._samples) > 2 and self._samples[0][0] < now - self._paused_s - _RATE_OVER_S:
+            self._samples.popleft()
+
+    def per_second(self, rows: int, tokens: int) -> tuple[float, float]:
+        """Return rows and answers' tokens per second, now that there are so many."""
+        if not self._samples:
+            return 0.0, 0.0
+        then, rows_then, tokens_then = self._samples[0]
+        now = self._clock() if self._paused_since is None else self._paused_since
+        seconds = max(now - self._paused_s - then, 0.001)
+        return max(0.0, (rows - rows_then) / seconds), max(0.0, (tokens - tokens_then) / seconds)
+
+
+class Course:
+    """The course of a job's runs in a bounded number of samples, which are further apart in a longer job."""
+
+    def __init__(self, earlier: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """`earlier` is the course that the run before left."""
+        self._samples: list[list[float | None]] = list(earlier.get("samples", ()))
+        self._runs: list[Mapping[str, Any]] = list(earlier.get("runs", ()))
+        self._every_s = float(earlier.get("every_s", _SAMPLE_EVERY_S))
+        self._has_begun = False
+
+    def note(self, status: Mapping[str, Any]) -> bool:
+        """Take a sample of a status if one is due; return whether it was."""
+        seconds, has_ended = status["seconds"], status["state"] in ENDED
+        if not self._has_begun:
+            if status["state"] != RUNNING:
+                return False
+            self._has_begun = True
+            began = {"at": seconds, "began": round(status["updated"]), "version": __version__}
+            self._runs = [*self._runs[-_RUNS + 1 :], began]
+        elif not has_ended and seconds - (self._samples[-1][0] or 0) < self._every_s:
+            return False
+        names = ("seconds", "done", "failed", "in_flight", "window", "refused")
+        self._samples.append([*map(status.get, names), int("waiting" in status)])
+        if len(self._samples) > _SAMPLES:
+            self._samples = self._samples[::2]
+            self._every_s *= 2
+        return True
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return `runs`, `samples` and the seconds between two of them.
+
+        A sample has the seconds of all runs so far, the rows done and failed, the requests in flight, their limit, the
+        refusals in this run, and whether the job waited.
+        """
+        return {"runs": self._runs, "samples": self._samples, "every_s": self._every_s}

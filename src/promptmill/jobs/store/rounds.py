@@ -1,0 +1,126 @@
+"""A job is a list of rounds: some rows, each sent once to one or more targets, for a reason.
+
+    id  rows          slots   reason          done
+    1   open          0       first           yes     every row that had no answer
+    2   again failed  0       again failed    no      interrupted: the next run resumes it
+
+A round is stored before its first request, and its rows are a rule: a condition on the answer that a row has in a slot
+(`RULES`). The rule refers to rounds before the order, and a new answer has the round's id. So a row leaves the
+rule once its answer is stored, and the rule selects the same remaining rows after a kill. `plan.next_round` decides
+which round comes next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
+from typing import Annotated
+
+import orjson
+from pydantic import Field, TypeAdapter
+
+from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.records import SLOT
+
+NEVER = "0"
+ANSWERED = "answer.code IS NULL"
+FAILED = "answer.code IS NOT NULL"
+TRUNCATED = "answer.finish_reason IS 'length'"
+ONCE, DUPLICATE, OF_ANY = " once", " duplicate", " duplicate of any"
+_IS_MISSING = "(answer.key IS NULL OR answer.settings NOT IN ({settings}))"
+_ORDERED = {
+    "open": f"({_IS_MISSING} OR (answer.retryable AND answer.round <= {{since}}))",
+    "again failed": f"({FAILED} AND answer.round <= {{since}})",
+    "again truncated": f"({TRUNCATED} AND answer.round <= {{since}})",
+    "again all": "(answer.key IS NULL OR answer.round <= {since})",
+}
+_IS_DUPLICATE = "row.n + {base} IN (SELECT key FROM temp.duplicate)"
+RULES: Mapping[str, str] = MappingProxyType(
+    {
+        **_ORDERED,
+        **{
+            f"{name}{ONCE}": f"{rule} AND row.n + {{base}} NOT IN (SELECT key FROM temp.unsent)"
+            for name, rule in _ORDERED.items()
+        },
+        **{f"{name}{suffix}": _IS_DUPLICATE for name in _ORDERED for suffix in (DUPLICATE, OF_ANY)},
+        "chosen": f"{_IS_MISSING} AND row.n IN (SELECT n FROM chosen WHERE chosen.round = {{id}})",
+    }
+)
+"""The rows of a round, by the name of the rule: a condition on `row` and the row's `answer` in a slot, if any.
+
+`id` is the round's, `since` that of the last round before the order, `settings` the ids whose answers count, `base` the
+key of the slot's first row. Rules that end in `ONCE`, `DUPLICATE` or `OF_ANY` divide the rows of the rule before that
+by their questions; the temporary tables are those of `run.duplicates`.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """Some rows of a job, each to be sent once to the targets in `slots`."""
+
+    id: int
+    rows: str
+    """The name of one of `RULES`."""
+    reason: str
+    """The purpose in a word or two, which status and report show."""
+    slots: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0,)
+    since: int = 0
+    """The id of the last round before the order that this round belongs to."""
+    way: str = "live"
+    """`live`: requests are sent; `copy`: duplicates get the answer of an equal row."""
+    done: bool = False
+    """Whether another round followed, or the job finished."""
+
+    @property
+    def ordered(self) -> str:
+        """The rule that the order means, whatever the round takes of its rows."""
+        for suffix in (ONCE, DUPLICATE, OF_ANY):
+            if self.rows.endswith(suffix):
+                return self.rows.removesuffix(suffix)
+        return self.rows
+
+    @property
+    def is_by_question(self) -> bool:
+        """Whether its rows depend on the questions of other rows, see `run.duplicates`."""
+        return self.ordered != self.rows
+
+    def condition(self, settings: Iterable[int], slot: int = 0) -> str:
+        """Return the condition of its rows in a slot; `settings` are the ids whose answers count there."""
+        ids = ", ".join(str(int(each)) for each in settings)
+        return RULES[self.rows].format(id=int(self.id), since=int(self.since), settings=ids, base=int(slot) * SLOT)
+
+
+_ROUND = TypeAdapter(Round)
+
+
+def stored_rounds(store: JobDatabase) -> list[Round]:
+    """Return the rounds of a job, in order. Raises as `JobDatabase` does."""
+    return [_round(id_, value) for id_, value in store.read("SELECT id, value FROM round ORDER BY id")]
+
+
+def _round(id_: int, text: str) -> Round:
+    """Return a stored round; one that is damaged counts as done, and answers with its id keep their place in time."""
+    try:
+        found = _ROUND.validate_python({"id": id_, **orjson.loads(text)})
+    except (TypeError, ValueError):
+        found = None
+    return Round(id_, "open", "", done=True) if found is None or found.rows not in RULES else found
+
+
+def store_round(store: JobDatabase, round_: Round) -> None:
+    """Store a round, or its new state. Raises as `JobDatabase` does."""
+    value = asdict(round_)
+    id_ = value.pop("id")
+    store.change(("INSERT OR REPLACE INTO round VALUES (?, ?)", [(id_, orjson.dumps(value).decode())]))
+
+
+def end(store: JobDatabase) -> None:
+    """Note that the job has finished. Raises as `JobDatabase` does."""
+    if known := stored_rounds(store):
+        store_round(store, replace(known[-1], done=True))
+
+
+def join_of(slot: int) -> str:
+    """Return `row` joined with its `answer` in a slot, for a query."""
+    return f"row LEFT JOIN answer ON answer.key = row.n + {slot * SLOT}"

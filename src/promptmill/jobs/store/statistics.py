@@ -1,0 +1,222 @@
+"""Figures of a job, computed by queries of its database: counts, costs, latencies, and the different answers."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from promptmill.backends.protocol import COUNTERS
+from promptmill.core.errors import Code
+from promptmill.jobs.store.counts import JobCounts
+from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.records import SLOT, Record
+from promptmill.jobs.store.rounds import ANSWERED, FAILED, NEVER, TRUNCATED
+
+_PRIME = (1 << 31) - 1
+_SHOWN_VALUES = 8
+_LONGEST_VALUE = 40  # characters
+_LONG_VALUE = 1000  # characters; a longer answer is grouped by its digest
+_SAMPLES = 65_536  # latencies become quantiles, for which these are enough
+_MOST_COUNTED = 1 << 53  # a cell of a database from elsewhere may hold infinity or a text, which is above any number
+_IS_LATENCY = "latency_s BETWEEN 0 AND 1e9"
+_IS_BEFORE = f"answer.key % {SLOT} < ?"
+# A row with several answers takes as many requests without a retry. Few rows have any, so JSON is read for those alone.
+_MORE = "CASE WHEN json_valid(more) THEN more END"  # NULL where a record is damaged, which the export finds
+_WANTED = f"CASE WHEN instr(more, '\"wanted\":') THEN coalesce(json_extract({_MORE}, '$.wanted'), 1) ELSE 1 END"
+_RETRIES = f"max(attempts - {_WANTED}, 0)"
+_CACHED = f"CASE WHEN instr(more, '\"cached_tokens\":') THEN json_extract({_MORE}, '$.tokens.cached_tokens') END"
+_PAID = f"""(
+    SELECT attempts, prompt_tokens, completion_tokens, more FROM answer WHERE {_IS_BEFORE}
+    UNION ALL SELECT attempts, prompt_tokens, completion_tokens, more FROM spare
+)"""
+_IS_EMPTY = f"{ANSWERED} AND trim(text) = '' AND json_extract({_MORE}, '$.tool_calls') IS NULL"
+_IS_OBJECT = "CASE WHEN json_valid(text) THEN json_type(text) END = 'object'"
+_FIRST_ANSWERS = 256
+_MOST_FIELDS = 20
+_KINDS = MappingProxyType(
+    {
+        frozenset({"text"}): "text",
+        **dict.fromkeys((frozenset({"true"}), frozenset({"false"}), frozenset({"true", "false"})), "boolean"),
+        **dict.fromkeys((frozenset({"integer"}), frozenset({"real"}), frozenset({"integer", "real"})), "number"),
+    }
+)
+# One value more than is shown, and null, reveal that there are too many.
+_VALUES = f"SELECT * FROM (SELECT {{0}}, f{{0}}, count(*), 0 FROM answers GROUP BY f{{0}} LIMIT {_SHOWN_VALUES + 2})"
+_NUMBERS = "SELECT {0}, min(f{0}), max(f{0}), avg(f{0}) FROM answers WHERE typeof(f{0}) IN ('integer', 'real')"
+ALL_ROWS = SLOT
+
+
+def is_failed(*, skips_empty: bool) -> str:
+    """Return the condition of failed records; with `skips_empty`, records of rows without a prompt do not count."""
+    return f"answer.code != '{Code.EMPTY_PROMPT}'" if skips_empty else FAILED
+
+
+def counts(store: JobDatabase, is_open: str = NEVER, before: int = ALL_ROWS, *, skips_empty: bool = False) -> JobCounts:
+    """Count the records of the rows below `before`. Records that meet `is_open` count with their costs, not as done.
+
+    `skips_empty`: rows without a prompt are not failures.
+    """
+    records = f"FROM answer LEFT JOIN row ON row.n = answer.key % {SLOT} WHERE {_IS_BEFORE}"
+    done = f"{records} AND NOT ({is_open})"
+    found = JobCounts(skips_empty=skips_empty)
+    summed = ("attempts", _RETRIES, "prompt_tokens", "completion_tokens", _CACHED)
+    (spent,) = store.read(f"SELECT {', '.join(f'total({each})' for each in summed)} FROM {_PAID}", before)
+    for name, total in zip(COUNTERS, spent, strict=True):
+        setattr(found, name, int(max(0, min(total or 0, _MOST_COUNTED))))
+    ((found.done,),) = store.read(f"SELECT count(*) {done}", before)
+    for code, count in store.read(f"SELECT code, count(*) {done} AND {FAILED} GROUP BY code", before):
+        found.fail(code, count)
+    ((found.truncated,),) = store.read(f"SELECT count(*) {done} AND {TRUNCATED}", before)
+    ((found.empty,),) = store.read(f"SELECT count(*) {done} AND {_IS_EMPTY}", before)
+    every = 1 + found.done // _SAMPLES
+    sampled = f"SELECT latency_s {records} AND {ANSWERED} AND answer.key % {every} = 0 AND {_IS_LATENCY}"
+    for (latency_s,) in store.read(sampled, before):
+        found.latencies.count(latency_s)
+    return found
+
+
+def results(store: JobDatabase, before: int = ALL_ROWS, *, by_field: bool = False) -> dict[str, Any]:
+    """Count the different answers: their number and lengths, and the rows with each of the commonest short ones.
+
+    `different`, `shortest` and `longest` (characters), and, where short answers repeat, `values`: the number of rows by
+    answer. `{}` without answers. Spaces around an answer do not count. `by_field`, for answers under a schema: also
+    `fields`, see `_fields`. 1,000,000 rows take 1 to 2 s, and as much again for the fields; SQLite sorts them on disk.
+    """
+    store.define("digest", _digest)
+    text = "trim(text, char(9, 10, 13, 32))"
+    value = f"CASE WHEN length(text) > {_LONG_VALUE} THEN digest({text}) ELSE {text} END"
+    # materialized, or SQLite would sort the texts themselves
+    grouped = f"""
+        WITH answers AS MATERIALIZED (
+            SELECT {value} AS value, length({text}) AS length FROM answer WHERE {_IS_BEFORE} AND {ANSWERED}
+        ), grouped AS (SELECT value, min(length) AS length, count(*) AS rows FROM answers GROUP BY value)
+    """
+    summed = f"{grouped} SELECT count(*), min(length), max(length), total(rows) FROM grouped"
+    ((different, shortest, longest, rows),) = store.read(summed, before)
+    if not different:
+        return {}
+    found = {"different": different, "shortest": shortest, "longest": longest}
+    if by_field and (fields := _fields(store, before)):
+        found["fields"] = fields
+    repeats = different < rows if different <= _SHOWN_VALUES else 2 * different <= rows
+    if longest > _LONGEST_VALUE or not (repeats or rows == 1):
+        return found
+    commonest = f"{grouped} SELECT value, rows FROM grouped ORDER BY rows DESC, value LIMIT {_SHOWN_VALUES}"
+    return found | {"values": dict(store.read(commonest, before))}
+
+
+def _fields(store: JobDatabase, before: int) -> dict[str, Any]:
+    """Count the values of the fields of answers that are objects of JSON.
+
+    Of a field with a few short values, `values`: the number of rows by value; of numbers, `min`, `max` and `mean`.
+    Other fields are left out, as far as possible by the first answers alone.
+    """
+    first = f"SELECT text FROM answer WHERE {_IS_BEFORE} AND {ANSWERED} AND {_IS_OBJECT} LIMIT {_FIRST_ANSWERS}"
+    grouped = f"""
+        SELECT key, group_concat(DISTINCT type), count(DISTINCT atom)
+        FROM (SELECT json_each.* FROM ({first}), json_each(text)) GROUP BY key ORDER BY min(id)
+    """
+    kinds: dict[str, str] = {}
+    for name, types, different in store.read(grouped, before):
+        kind = _KINDS.get(frozenset(types.split(",")) - {"null"}, "")
+        if kind and '"' not in name and (kind == "number" or different <= _SHOWN_VALUES):
+            kinds[name] = kind
+    kinds = dict(list(kinds.items())[:_MOST_FIELDS])
+    if not kinds:
+        return {}
+    columns = ", ".join(f"json_extract(text, ?) AS f{at}" for at in range(len(kinds)))
+    answers = f"SELECT {columns} FROM answer WHERE {_IS_BEFORE} AND {ANSWERED} AND {_IS_OBJECT}"
+    counted = " UNION ALL ".join(
+        (_NUMBERS if kind == "number" else _VALUES).format(at) for at, kind in enumerate(kinds.values())
+    )
+    paths = [f'$."{name}"' for name in kinds]
+    groups: dict[int, list[tuple[Any, ...]]] = {}
+    for at, *group in store.read(f"WITH answers AS MATERIALIZED ({answers}) {counted}", *paths, before):
+        groups.setdefault(at, []).append(tuple(group))
+    found = {name: _field(kind, groups.get(at, [])) for at, (name, kind) in enumerate(kinds.items())}
+    return {name: field for name, field in found.items() if field}
+
+
+def _field(kind: str, groups: Sequence[tuple[Any, ...]]) -> dict[str, Any]:
+    """Return the counts of a field from the groups of its values; `{}` for a field with many or long values."""
+    if kind == "number":
+        ((low, high, mean),) = groups
+        return {} if low is None else {"min": low, "max": high, "mean": float(f"{mean:.4g}")}
+    names = {0: "false", 1: "true"} if kind == "boolean" else {}
+    values = [(names.get(value, str(value)), rows) for value, rows, _ in groups if value is not None]
+    if not values or len(values) > _SHOWN_VALUES or max(len(value) for value, _ in values) > _LONGEST_VALUE:
+        return {}
+    missing = [("null", count) for value, count, _ in groups if value is None]
+    if all(count == 1 for _, count in values) and len(values + missing) > 1:
+        return {}
+    return {"values": dict(sorted(values, key=lambda pair: (-pair[1], pair[0])) + missing)}
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def sample(store: JobDatabase, size: int, seed: int, where: str) -> Iterator[Record]:
+    """Yield up to `size` sound records that meet a condition, drawn at random by `seed`, in order."""
+    chance = random.Random(seed)  # noqa: S311 (it chooses rows)
+    mixed = f"((key % {_PRIME} * {chance.randrange(1, _PRIME)} + {chance.randrange(_PRIME)}) % {_PRIME})"
+    order = f"{mixed} * {mixed} % {_PRIME}"  # without the square, rows would be evenly spaced
+    yield from store.records_at(store.keys(where, f"ORDER BY {order}, key LIMIT {max(0, size)}"))
+
+
+def at_most(store: JobDatabase, size: int, seed: int, where: str) -> Iterator[Record]:
+    """Yield the sound records that meet a condition, in order; a sample of `size` if there are more."""
+    if store.count(where) > size:
+        yield from sample(store, size, seed, where)
+        return
+    yield from (record for record in store.records(where=where) if record.is_sound)
+
+
+def spread(store: JobDatabase) -> list[tuple[float, int, int]]:
+    """Return latency, characters and tokens of answers: of all, or of some thousands at equal distances."""
+    every = 1 + store.count(ANSWERED) // _SAMPLES
+    query = f"""
+        SELECT latency_s, length(text), completion_tokens FROM answer
+        WHERE {ANSWERED} AND key % {every} = 0 AND {_IS_LATENCY}
+    """
+    return [(latency_s, length, tokens) for latency_s, length, tokens in store.read(query)]
+
+
+def examples(store: JobDatabase) -> dict[str, str]:
+    """Return the message of the first failure of each code."""
+    query = f"SELECT code, text, min(key) FROM answer WHERE {FAILED} GROUP BY code"
+    return {code: text for code, text, _ in store.read(query)}
+
+
+def failures(store: JobDatabase, size: int, *, skips_empty: bool = False) -> list[Record]:
+    """Return the first `size` failed records, in order; with `skips_empty`, not those of rows without a prompt."""
+    return store.page(0, is_failed(skips_empty=skips_empty), size)
+
+
+def rounds(store: JobDatabase) -> dict[int, int]:
+    """Return how many answers and failures each round has made."""
+    query = "SELECT round, count(*) FROM (SELECT round FROM answer UNION ALL SELECT round FROM spare) GROUP BY round"
+    return dict(store.read(query))
+
+
+def answering_models(store: JobDatabase) -> set[str]:
+    """Return the names of the models that records name as the answering one."""
+    query = f"SELECT DISTINCT json_extract({_MORE}, '$.answered_by') FROM answer WHERE more IS NOT NULL"
+    return {name for (name,) in store.read(query) if name}
+
+
+def cost(store: JobDatabase) -> float:
+    """Return the cost of all answers, spare ones too, as far as their prices were known."""
+    query = f"SELECT sum(json_extract({_MORE}, '$.cost')) FROM {_PAID} WHERE more IS NOT NULL"
+    return store.read(query, ALL_ROWS)[0][0] or 0.0
+
+
+def extra_fields(store: JobDatabase) -> set[str]:
+    """Return the names of the optional fields that some answer has: `reasoning`, and those in `more`."""
+    found = {name for (name,) in store.read(f"SELECT DISTINCT json_each.key FROM answer, json_each({_MORE})")}
+    if store.read("SELECT 1 FROM answer WHERE reasoning IS NOT NULL LIMIT 1"):
+        found.add("reasoning")
+    return found

@@ -1,0 +1,262 @@
+"""The report of a job, also while it runs.
+
+job.db: status, course, counts, rows with their answers ─▶ data ─▶ `report.html` ─▶ the file
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from promptmill.backends.protocol import Counts
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.money import dollars
+from promptmill.core.wording import counted, cut
+from promptmill.jobs import disk
+from promptmill.jobs.manage.job_rows import JobRow, JobRows
+from promptmill.jobs.store import progress, rounds, statistics, status
+from promptmill.jobs.store.database import DamagedError, JobDatabase
+from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.rounds import ANSWERED
+from promptmill.jobs.store.spec import JobSpec
+from promptmill.report import page
+from promptmill.report.page import MOST_ROWS, Report, made_by, when
+from promptmill.report.rows import LENGTHS, TEXTS, Filter, PageRows, some_parts
+from promptmill.report.thumbnails import Thumbnails
+
+_SEED = 1
+_FAILED, _CUT = 1, 2
+_LONGEST_FACT = 20_000
+_BINS = 24
+_OF_ROWS = frozenset({"done", "answered", "failed", "errors", "skipped", "truncated", "empty"})
+_SHOWN_SHARE = 0.99  # a histogram ends there, for one answer may take a hundred times as long
+_QUANTILES = {"median": 0.5, "p95": 0.95}
+
+
+def default_path(folder: Folder) -> Path:
+    """Return the file of a report that has no other name: next to the job's output, or in the current folder."""
+    spec = folder.known_spec()
+    if not spec.output.format:
+        return Path(f"{spec.job_id}.report.html")
+    return spec.output.path.with_name(f"{spec.output.path.name}.report.html")
+
+
+def write(folder: Folder, target: Path) -> Report:
+    """Write the report of a job to `target`, all at once. Raises `PromptmillError`."""
+    page.check(target)
+    try:
+        text, rows, total = _page(folder)
+        page.put(target, text)
+    except (OSError, DamagedError) as error:
+        why = disk.why(error) if isinstance(error, OSError) else "its database is damaged"
+        raise PromptmillError(Code.STORAGE, f"There is no report of job {folder.job_id}: {why}.", "") from None
+    return Report(target, rows, total)
+
+
+def _page(folder: Folder) -> tuple[bytes, int, int]:
+    """Return the report, the number of its rows, and of how many they are."""
+    spec, found = folder.known_spec(), status.read(folder) | status.asked(folder)
+    pictures, skips_empty = Thumbnails(str(spec.working_folder or spec.input.path.parent)), spec.question.skip_empty
+    with folder.reading() as store:
+        results = statistics.results(store, by_field=spec.output.answer_schema is not None)
+        examples, spread = statistics.examples(store), statistics.spread(store)
+        counts = statistics.counts(store, skips_empty=skips_empty).as_dict(Counts())
+        made_in = _rounds(store)
+        where = f"{ANSWERED} OR ({statistics.is_failed(skips_empty=skips_empty)})"
+        total = store.count(where)
+        drawn = statistics.at_most(store, MOST_ROWS, _SEED, where)
+        rows = _rows(pictures.of(JobRows(store, folder.spec_in(store)).read(drawn)), min(total, MOST_ROWS))
+    found |= {name: count for name, count in counts.items() if name in _OF_ROWS}
+    data = {
+        **_heading(found),
+        "notes": list(found.get("warnings", ())),
+        "tiles": _tiles(found),
+        "answers": _of_answers(results),
+        "values": [] if "fields" in results else list(results.get("values", {}).items()),
+        "fields": [_field(name, field) for name, field in results.get("fields", {}).items()],
+        "failures": [
+            (code, count, *_example(code, examples.get(code, ""))) for code, count in found.get("errors", {}).items()
+        ],
+        "sections": [],
+        "thumbnails": pictures.found,
+        "course": (course := folder.course),
+        "spreads": _spreads(spread),
+        "run": _run(course, spec, {**found, "rounds": made_in}),
+        "made": made_by(),
+    }
+    rows.filters = _filters(failed=bool(data["failures"]), cut=any(state & _CUT for state in rows.state))
+    to = f" → {spec.output.path.name}" if spec.output.format else ""
+    title, so_far = f"{spec.input.path.name}{to}", " so far" if found["state"] in progress.ALIVE else ""
+    return page.filled(title, data, rows, total, so_far), len(rows.number), total
+
+
+def _rows(found: Iterator[JobRow], count: int) -> PageRows:
+    """Return `count` rows. Their texts are cut off where they would take too much memory."""
+    rows, most = PageRows(), max(LENGTHS[-1], min(LENGTHS[0], TEXTS // max(1, 2 * count)))
+    for row in found:
+        is_cut = row.values["finish_reason"] == "length"
+        answers = [cut(text, most) for text in ([row.error] if row.error else row.answers)]
+        labelled = some_parts(row.asked, most, from_end=True)
+        is_prompt = [label for label, _ in labelled] == ["prompt"]
+        rows.add(
+            row.number,
+            _FAILED if row.error else _CUT if is_cut else 0,
+            labelled[0][1] if is_prompt else labelled,
+            answers[0] if len(answers) == 1 else answers,
+            seconds=row.seconds,
+            tokens=row.values["usage"]["completion_tokens"],
+        )
+    rows.leave_out_template()
+    return rows
+
+
+def _rounds(store: JobDatabase) -> str:
+    """Return the rounds of a job with the number of answers and failures that each has made; `""` for a single one."""
+    counts, known = statistics.rounds(store), rounds.stored_rounds(store)
+    lines = [f"{round_.id} {round_.reason}: {counted(counts.get(round_.id, 0), 'row')}" for round_ in known]
+    return "\n".join(lines) if len(lines) > 1 else ""
+
+
+def _filters(*, failed: bool, cut: bool) -> list[Filter]:
+    """Return the filters for the rows of a job."""
+    found = [("answered", "Answered", _FAILED, 0)] if failed or cut else []
+    found += [("failed", "Failed", _FAILED, _FAILED)] if failed else []
+    return found + ([("cut", "Cut off", _CUT, _CUT)] if cut else [])
+
+
+def _heading(found: Mapping[str, Any]) -> dict[str, str]:
+    """Return the state, its colour and a sentence."""
+    state, files = found["state"], f"{status.answered(found):,} answered"
+    moods = {progress.FINISHED: "warn" if found.get("failed") else "good", progress.STOPPED: "bad"}
+    mood = moods.get(state, "blue" if state in progress.ALIVE else "warn")
+    if found.get("failed"):
+        files += f", {found['failed']:,} failed"
+    if (total := found.get("total")) is not None and state != progress.FINISHED:
+        files += f" of {counted(total, 'row')}"
+    summary = f"{files} in {status.took(found.get('seconds', 0))}"
+    if found.get("model"):
+        summary += f" by {found['model']}"
+    if found.get("cost") is not None:
+        summary += f", {dollars(found['cost'])}"
+    if found.get("reason"):
+        summary += f": {found['reason']}"
+    if state in progress.ALIVE:
+        summary += "; the job was running when this report was made"
+    return {"state": state, "mood": mood, "summary": summary}
+
+
+def _tiles(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return the main figures: a name, the figure, and a remark."""
+    seconds, done, cost = found.get("seconds", 0), found.get("done", 0), found.get("cost")
+    total, answered = found.get("total"), status.answered(found)
+    tiles = [
+        ("Answered", f"{answered:,}", f"of {total:,}" if total not in {None, answered} else ""),
+        ("Failed", f"{found.get('failed', 0):,}", _share(found.get("failed", 0), done)),
+        ("Time", status.took(seconds), f"{status.figure(done / seconds)} rows/s" if seconds and done else ""),
+    ]
+    if cost is not None:
+        most, each = found.get("max_cost"), f"{dollars(1000 * cost / done)} per 1,000 rows" if done else ""
+        tiles.append(("Cost", dollars(cost), f"of {dollars(most)}" if most is not None else each))
+    cached = found.get("cached_tokens", 0)
+    remark = f"{cached:,} from the provider's cache" if cached else ""
+    tiles.append(("Tokens in", f"{found.get('prompt_tokens', 0):,}", remark))
+    out = found.get("completion_tokens", 0)
+    tiles.append(("Tokens out", f"{out:,}", f"{status.figure(out / answered)} per answer" if answered and out else ""))
+    tiles.append(("Requests", f"{found.get('requests', 0):,}", f"{found.get('retries', 0):,} retries"))
+    if hits := found.get("cached"):
+        tiles.append(("From the cache", f"{hits:,}", _share(hits, done)))
+    for name, label in (("truncated", "Cut off"), ("empty", "Empty"), ("skipped", "Skipped")):
+        if found.get(name):
+            tiles.append((label, f"{found[name]:,}", "by max_tokens" if name == "truncated" else ""))
+    return tiles
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{status.figure(100 * part / whole)} %" if part and whole else ""
+
+
+def _of_answers(results: Mapping[str, Any]) -> str:
+    """Return a sentence on the different answers."""
+    if not results:
+        return "There are no answers yet."
+    different = results["different"]
+    others = different - len(results.get("values", {}))
+    kinds = counted(different, "different answer")
+    more = f", {others:,} of them not shown here" if "values" in results and others else ""
+    return f"{kinds}{more}; {status.lengths(results)}."
+
+
+def _field(name: str, field: Mapping[str, Any]) -> tuple[str, list[tuple[str, int]], str]:
+    """Return the name of a field of the answers, its values, and the range of its numbers."""
+    if "values" in field:
+        return name, list(field["values"].items()), ""
+    return name, [], status.span(field)
+
+
+def _example(code: str, text: str) -> tuple[str, str]:
+    """Return the message of a failure with this code without its remedy, and the remedy."""
+    try:
+        error = PromptmillError(Code(code), "")
+    except ValueError:
+        return text, ""
+    later = " The same request may succeed later." if error.retryable else ""
+    return text.removesuffix(error.hint).rstrip(), error.hint + later
+
+
+def _spreads(found: Sequence[tuple[float, int, int]]) -> list[dict[str, Any]]:
+    """Return histograms of latencies, lengths and tokens of answers."""
+    kinds = (("Latency", "s"), ("Length of answers", "characters"), ("Tokens of answers", "tokens"))
+    return [
+        _histogram(title, unit, values)
+        for (title, unit), values in zip(kinds, zip(*found, strict=True), strict=False)
+        if any(values)
+    ]
+
+
+def _histogram(title: str, unit: str, values: Sequence[float]) -> dict[str, Any]:
+    ordered = sorted(value for value in values if value is not None)
+    shares = {name: ordered[min(len(ordered) - 1, int(share * len(ordered)))] for name, share in _QUANTILES.items()}
+    to = ordered[min(len(ordered) - 1, math.ceil(_SHOWN_SHARE * len(ordered)))] or ordered[-1]
+    bins = min(_BINS, int(to)) if unit != "s" and to >= 1 else _BINS
+    counts = [0] * bins
+    for value in ordered:
+        counts[min(bins - 1, int(bins * value / to))] += 1
+    words = ", ".join(f"{name} {status.figure(value)}" for name, value in shares.items())
+    return {
+        "title": title,
+        "unit": unit,
+        "to": to,
+        "counts": counts,
+        "beyond": ordered[-1] > to,
+        "words": f"{words}, longest {status.figure(ordered[-1])} {unit}",
+    }
+
+
+def _run(course: Mapping[str, Any], spec: JobSpec, found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the facts about the run, by their names."""
+    runs = course.get("runs", [])
+    versions = dict.fromkeys(run["version"] for run in runs)
+    facts = {
+        "Command": found.get("command", ""),
+        "Model": f"{spec.model} ({spec.backend})" if spec.model else spec.backend,
+        "Prompt": found.get("prompt", ""),
+        "System prompt": found.get("system", ""),
+        "Sampling": ", ".join(f"{name} {value}" for name, value in (spec.targets[0].sampling or {}).items()),
+        "Answers' schema": ""
+        if spec.output.answer_schema is None
+        else orjson.dumps(spec.output.answer_schema).decode(),
+        "Input": str(spec.input.path),
+        "Output": str(spec.output.path) if spec.output.format else "",
+        "Rounds": found["rounds"],
+        "Begun": when(spec.created),
+        "Runs": "\n".join(f"{when(run['began'])}, after {status.took(run['at'])}" for run in runs)
+        if len(runs) > 1
+        else "",
+        "Version": f"promptmill {', '.join(versions)}" if versions else "",
+        "Job": spec.job_id,
+    }
+    return [(label, cut(text, _LONGEST_FACT)) for label, text in facts.items() if text]

@@ -1,0 +1,123 @@
+"""A page of figures and rows: one HTML file, for a job or a comparison.
+
+The file makes no request, and nothing in it can run but its own script:
+
+* `report.html` is the whole page. Its policy permits its one script and its one style, by their digests.
+* The data is JSON in two elements that no browser executes. The script makes text nodes of it, never HTML.
+* The rows are columns of texts, deflated, which the browser inflates by itself. `_LARGEST` bounds the file:
+  long texts are cut off first, then some rows are left out. The page states both.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import os
+import re
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from promptmill import __version__
+from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.wording import counted
+from promptmill.jobs import disk
+from promptmill.report.rows import LENGTHS, PageRows
+
+MOST_ROWS = 100_000
+"""The most rows of a page."""
+_LARGEST = 5_000_000  # bytes of the file
+_SPARE = 1_000  # for the words on rows that have no room
+_LEAST = 100_000  # bytes of deflated rows, whatever else there is
+_MARK = b'<meta name="generator" content="promptmill report">'
+_HEAD = 4096  # bytes, within which an earlier report has the mark
+_TEMPLATE = Path(__file__).with_name("report.html")
+_PLACE = re.compile(r"\{\{(\w+)\}\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A report that was written."""
+
+    path: Path
+    rows: int
+    total: int
+    """The rows with an answer or a failure; `rows` of them are in the report."""
+
+    def __str__(self) -> str:
+        some = f"{self.rows:,} of " if self.rows < self.total else ""
+        return f"report of {some}{counted(self.total, 'row')}: {self.path}"
+
+    def show(self) -> None:
+        """Open it in the browser."""
+        import webbrowser  # imported where it is needed
+
+        webbrowser.open(self.path.absolute().as_uri())
+
+
+def check(target: Path) -> None:
+    """Raise `PromptmillError` unless a report can be written to `target`: an earlier report there is replaced."""
+    try:
+        with target.open("rb") as file:
+            is_report = _MARK in file.read(_HEAD)
+    except FileNotFoundError:
+        if target.parent.is_dir():
+            return
+        raise input_error(f"There is no folder {target.parent} for the report.") from None
+    except OSError as error:
+        raise PromptmillError(Code.STORAGE, f"The report {target} cannot be written: {disk.why(error)}.", "") from None
+    if not is_report:
+        raise input_error(f"{target} exists and is no report; name another file for the report, or remove it.")
+
+
+def put(target: Path, text: bytes) -> None:
+    """Write a file, all at once. Raises `OSError`."""
+    beside = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    try:
+        with os.fdopen(disk.created(beside, 0o666), "wb") as file:
+            file.write(text)
+        disk.replace(beside, target)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def filled(title: str, data: Mapping[str, Any], rows: PageRows, total: int, so_far: str = "") -> bytes:
+    """Return the page with its data, and as many of its rows, `total`, as there is room for."""
+    about = rows.about(total, LENGTHS[0], so_far)
+    room = _LARGEST - len(_page_of(title, {**data, "rows": about}, b"")) - _SPARE
+    packed, cut_at = rows.packed(max(_LEAST, room * 3 // 4))
+    return _page_of(title, {**data, "rows": rows.about(total, cut_at, so_far)}, packed)
+
+
+def _page_of(title: str, data: Mapping[str, Any], packed: bytes) -> bytes:
+    """Return the page with these data and rows."""
+    template = _TEMPLATE.read_text(encoding="utf-8")
+    style = template.partition("<style>")[2].partition("</style>")[0]
+    script = template.rpartition("<script>")[2].partition("</script>")[0]
+    policy = f"default-src 'none'; script-src {_source(script)}; style-src {_source(style)}; img-src data:"
+    parts = {
+        "policy": f"{policy}; base-uri 'none'; form-action 'none'",
+        "title": html.escape(title),
+        "data": orjson.dumps(data, default=str).decode().replace("<", "\\u003c"),
+        "rows": base64.b64encode(packed).decode(),
+    }
+    return _PLACE.sub(lambda found: parts[found[1]], template).encode("utf-8", "replace")
+
+
+def _source(text: str) -> str:
+    """Return the source of a policy that permits this script or style alone."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def made_by() -> str:
+    return f"Made by promptmill {__version__} on {when(time.time())}. This file makes no request to any host."
+
+
+def when(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))

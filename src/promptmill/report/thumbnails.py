@@ -1,0 +1,54 @@
+"""Small images for a page."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+from collections.abc import Iterable, Iterator
+
+from promptmill.core.errors import PromptmillError
+from promptmill.images.load import ImageRules, from_folder, is_web, load_image
+from promptmill.jobs.manage.job_rows import JobRow
+
+_MOST_IMAGES, _IMAGE_SIDE = 200, 160
+_PICTURES = 1_000_000  # characters of all thumbnails
+
+
+class Thumbnails:
+    """The first image of each of the first answered rows that have one, made small: the job could read it."""
+
+    def __init__(self, folder: str) -> None:
+        self.found: dict[str, str] = {}
+        """JPEG in base64, by the number of the row."""
+        self._folder = folder
+        self._rules = ImageRules()
+        self._room = _PICTURES
+
+    @property
+    def _has_room(self) -> bool:
+        return len(self.found) < _MOST_IMAGES and self._room > 0
+
+    def of(self, rows: Iterable[JobRow]) -> Iterator[JobRow]:
+        """Yield the rows, whose images are looked at."""
+        for row in rows:
+            if row.images and not row.error and self._has_room and not is_web(row.images[0]):
+                with contextlib.suppress(PromptmillError, OSError):  # it is not there any more
+                    image = load_image(from_folder(row.images[0], self._folder), self._rules)
+                    picture = base64.b64encode(_small(image.data)).decode()
+                    self._room -= len(picture)
+                    if self._room >= 0:
+                        self.found[str(row.number)] = picture
+            yield row
+
+
+def _small(data: bytes) -> bytes:
+    """Return an image as a small JPEG."""
+    from PIL import Image
+
+    made = io.BytesIO()
+    with Image.open(io.BytesIO(data)) as image:
+        image.draft("RGB", (_IMAGE_SIDE, _IMAGE_SIDE))
+        image.thumbnail((_IMAGE_SIDE, _IMAGE_SIDE))
+        image.convert("RGB").save(made, "JPEG", quality=60)
+    return made.getvalue()

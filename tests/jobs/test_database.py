@@ -1,0 +1,177 @@
+"""The database of one job: what goes in comes out, whatever happens to the file."""
+
+from __future__ import annotations
+
+import sqlite3
+import stat
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from promptmill.backends.protocol import Completion, Failure, Outcome, Usage
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.jobs import disk
+from promptmill.jobs.store.database import DamagedError, JobDatabase, OldDatabaseError
+from promptmill.jobs.store.records import record_of
+
+ANSWER = Completion('h\u00e4llo "x"\n\u2028\0', "length", Usage(3, 4), "hm", ({"id": "1"},), attempts=2, latency_s=0.25)
+FAILURE = Failure(PromptmillError(Code.TIMEOUT, "Too slow."), attempts=3, latency_s=1e-05, usage=Usage(1, 0))
+
+
+def fill(store: JobDatabase, *outcomes: Outcome) -> None:
+    """Record outcomes, one per row."""
+    store.write([record_of(row, outcome, bytes([row % 256] * 16)) for row, outcome in enumerate(outcomes)])
+
+
+def test_a_later_record_replaces_an_earlier_one(store: JobDatabase) -> None:
+    fill(store, FAILURE, ANSWER)
+    store.write([record_of(0, Completion("better", attempts=4))])
+    assert [record.text for record in store.sound_records()] == ["better", ANSWER.text]
+
+
+def test_a_latency_at_the_edge_of_a_page_and_every_row_are_read_in_order(store: JobDatabase) -> None:
+    store.write([record_of(key, Completion(f"{key}")) for key in range(1000, -1, -1)])
+    assert [record.key for record in store.records()] == list(range(1001))
+    assert [record.key for record in store.records(998)] == [998, 999, 1000]
+    assert [record.key for record in store.page(3, "key <= 5", 10)] == [3, 4, 5]
+
+
+def test_documents_are_kept_replaced_and_removed(store: JobDatabase) -> None:
+    store.put(spec={"a": 1}, status={"b": 2})
+    store.put(spec={"a": 3}, status=None)
+    assert (store.get("spec"), store.get("status"), store.get("output")) == ({"a": 3}, None, None)
+    assert store.is_empty
+    fill(store, ANSWER)
+    assert not store.is_empty
+
+
+def test_a_reader_beside_the_writer_sees_what_was_written(store: JobDatabase) -> None:
+    fill(store, ANSWER)
+    reader = JobDatabase(store.path)
+    assert len(reader.sound_records()) == 1
+    store.write([record_of(1, ANSWER)])
+    assert len(reader.sound_records()) == 2
+    reader.close()
+
+
+def test_the_log_does_not_grow_without_end(store: JobDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("promptmill.jobs.store.database._WAL_CHECKPOINT", 1 << 16)
+    monkeypatch.setattr("promptmill.jobs.store.database._LONGEST_WAL", 1 << 18)
+    largest = 0
+    for at in range(400):
+        store.write([record_of(key, Completion("x" * 500)) for key in range(at * 16, at * 16 + 16)])
+        if at % 20 == 0:
+            store.sync()
+        largest = max(largest, store.path.with_name("job.db-wal").stat().st_size)
+    assert not store.waits_for_disk
+    assert largest < 1 << 20
+    assert len(store.sound_records()) == 6400
+
+
+def test_what_is_no_database_of_a_job_is_damaged_or_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        JobDatabase(tmp_path / "gone.db")
+    (tmp_path / "empty.db").touch()
+    with pytest.raises(FileNotFoundError):
+        JobDatabase(tmp_path / "empty.db")
+    (tmp_path / "text.db").write_text("text" * 2000)
+    with pytest.raises(DamagedError):
+        JobDatabase(tmp_path / "text.db")
+    for name, schema, error in (
+        ("old", "CREATE TABLE answer (row INTEGER)", OldDatabaseError),
+        ("other", "CREATE TABLE answers (row INTEGER)", DamagedError),
+    ):
+        with sqlite3.connect(tmp_path / f"{name}.db") as other:
+            other.execute(schema)
+        other.close()
+        for write in (True, False):
+            with pytest.raises(error):
+                JobDatabase(tmp_path / f"{name}.db", write=write)
+
+
+def test_a_record_that_is_not_what_was_written_is_not_sound(store: JobDatabase) -> None:
+    fill(store, ANSWER, ANSWER, ANSWER)
+    for column, value in [
+        ("text", "b"),
+        ("finish_reason", "stop"),
+        ("latency_s", 0.5),
+        ("more", "{}"),
+        ("code", "a"),
+    ]:
+        fill(store, ANSWER, ANSWER, ANSWER)
+        with sqlite3.connect(store.path) as other:
+            other.execute(f"UPDATE answer SET {column} = ? WHERE key = 1", (value,))
+        other.close()
+        assert store.record(1) is None, column
+        assert store.drop_damaged() == 1
+        assert [record.key for record in store.sound_records()] == [0, 2]
+
+
+def test_a_text_that_is_not_utf_8_is_damage_of_its_record_alone(store: JobDatabase) -> None:
+    fill(store, ANSWER, ANSWER)
+    store._connection.execute("UPDATE answer SET text = CAST(x'ff41' AS TEXT) WHERE key = 1")
+    assert [(record.row, record.text, record.is_sound) for record in store.records()] == [
+        (0, ANSWER.text, True),
+        (1, "\ufffdA", False),
+    ]
+    assert store.drop_damaged() == 1
+
+
+def test_a_full_disk_loses_nothing_that_was_written(store: JobDatabase) -> None:
+    fill(store, ANSWER)
+    ((size,),) = store._connection.execute("PRAGMA page_count")
+    store._connection.execute(f"PRAGMA max_page_count={size}")
+    with pytest.raises(OSError, match="no space left") as full:
+        store.write([record_of(key, Completion("x" * 5000)) for key in range(1, 9)])
+    assert full.value.filename == str(store.path)
+    store._connection.execute("PRAGMA max_page_count=100000")
+    store.write([record_of(9, ANSWER)])
+    assert [record.key for record in store.sound_records()] == [0, 9]
+
+
+def test_a_database_of_elsewhere_is_opened_where_files_cannot_be_locked_and_back(tmp_path: Path) -> None:
+    for has_locks in (True, False, True):
+        store = JobDatabase(tmp_path / "job.db", write=True, has_locks=has_locks)
+        assert store.waits_for_disk is not has_locks
+        store.write([record_of(int(has_locks), ANSWER)])
+        store.close()
+    store = JobDatabase(tmp_path / "job.db", has_locks=False)
+    assert len(store.sound_records()) == 2
+    store.close()
+
+
+def test_a_network_file_system_has_no_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    if sys.platform != "linux":
+        pytest.skip("others do not say")
+    mounts = [
+        "22 1 0:20 / / rw - ext4 /dev/sda rw",
+        "23 22 0:21 / /home rw - nfs4 server:/home rw",
+        "24 22 0:22 / /a\\040b rw shared:1 - fuse.sshfs x rw",
+    ]
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: "\n".join(mounts))
+    found = {name: disk.can_share_memory(Path(name)) for name in ("/tmp", "/home/me", "/homes", "/a b/c")}
+    assert found == {"/tmp": True, "/home/me": False, "/homes": True, "/a b/c": False}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no modes there")
+def test_its_files_are_for_this_user_alone(store: JobDatabase) -> None:
+    fill(store, ANSWER)
+    modes: dict[str, Any] = {file.name: stat.S_IMODE(file.stat().st_mode) for file in store.path.parent.iterdir()}
+    assert set(modes.values()) == {0o600}
+    assert "job.db-wal" in modes
+
+
+@pytest.mark.parametrize(
+    "long",
+    [
+        Completion("a" * (3 << 20)),
+        Completion("a", reasoning="b" * (3 << 20)),
+        Completion("", tool_calls=({"function": {"name": "f", "arguments": "a" * (3 << 20)}},)),
+    ],
+)
+def test_a_page_of_long_texts_is_short_and_the_pages_together_have_all(store: JobDatabase, long: Completion) -> None:
+    fill(store, *[long] * 4, Completion("b"), Completion("c"))
+    assert [record.key for record in store.page(0)] == [0, 1]
+    assert [record.key for record in store.records()] == list(range(6))

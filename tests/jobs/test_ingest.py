@@ -1,0 +1,200 @@
+"""The input of a job in its database: read once, and again as far as it has changed."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ingested import Ingested, packed
+from promptmill.backends import rows
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.jobs.ingest import Rules
+from promptmill.jobs.inputs import cells, json_lines
+from promptmill.jobs.store.database import HaltedError, Row
+
+Ingest = Callable[..., Ingested]
+LINES: dict[str, Sequence[str]] = {
+    "jsonl": [
+        '{"prompt": "a"}\n',
+        '{"prompt": "b"}\r\n',
+        f'{{"prompt": "{"c" * 40}"}}\n',
+        '{"x": 1}\n',
+        "\n",
+        "broken\n",
+    ],
+    "txt": ["a\n", "bc\n", "\n", f"{'d' * 40}\n", "e\r\n", "\u00e9\n"],
+    "csv": [
+        *("a,1\n", '"b\nc",2\n', "\n", '"d ""e""",3\r\n', f"{'f' * 40},4\n", "\u00e9,5\n"),
+        *("surplus,6,7\n", "missing\n", 'g"h,8\n', '"i"j,9\n'),
+    ],
+}
+HEADER = {"csv": "prompt,k\n"}
+
+
+@pytest.fixture(autouse=True)
+def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have files of a few lines in several stretches."""
+    monkeypatch.setattr(cells, "_PIECE", 24)
+    monkeypatch.setattr(json_lines, "_PIECE", 24)
+
+
+def reread(ingested: Ingest, path: Path, before: str, now: str, **options: Any) -> tuple[list[Row], list[Row]]:
+    """Return the rows of a file that was edited and read again, and those of the same file read once."""
+    path.write_text(before, encoding="utf-8", newline="")
+    job = ingested(path.name, **options)
+    path.write_text(now, encoding="utf-8", newline="")
+    job.read()
+    return job.rows, ingested(path.name, **options).rows
+
+
+@pytest.mark.parametrize(
+    ("kind", "before", "now"),
+    [
+        ("txt", "a\nb", "a\nbc\n"),
+        ("txt", "a\nb", "a\nb\nc\n"),
+        ("txt", f"{'a' * 30}\n{'b' * 30}\n", f"{'a' * 30}\nx{'b' * 30}\n"),
+        ("txt", "a\n", "x\na\n"),
+        ("jsonl", '{"prompt": "a"},\n{"prompt": "b"}\n]\n', '[\n{"prompt": "a"},\n{"prompt": "b"}\n]\n'),
+        ("csv", "prompt,k\na,1\n", "prompt,k\nb,2\nprompt,k\na,1\n"),
+        (
+            "csv",
+            f"prompt,k\n{'a' * 30},1\n{'b' * 30},2\n{'c' * 30},3\n",
+            f'prompt,k\n"x"y,1\n{"b" * 30},2\n{"c" * 30},3\n',
+        ),
+        ("csv", f"prompt,k\n{'a' * 30},1\n{'b' * 30},2\nc\n", f"prompt,k\n{'b' * 30},2\nc\n"),
+    ],
+)
+def test_an_edited_file_is_read_as_if_for_the_first_time(
+    ingested: Ingest, tmp_path: Path, kind: str, before: str, now: str
+) -> None:
+    again, once = reread(ingested, tmp_path / f"in.{kind}", before, now)
+    assert again == once
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("kind", LINES)
+def test_a_file_with_any_edit_is_read_as_if_for_the_first_time(ingested: Ingest, tmp_path: Path, kind: str) -> None:
+    for seed in range(300):
+        chance = random.Random(seed)
+        lines = chance.choices(LINES[kind], k=chance.randrange(1, 12))
+        edited = [*lines]
+        for _ in range(chance.randrange(1, 3)):
+            at = chance.randrange(len(edited) + 1)
+            edited[at : at + chance.randrange(2)] = chance.choices(LINES[kind], k=chance.randrange(2))
+        texts = [HEADER.get(kind, "") + "".join(found) for found in (lines, edited)]
+        before, now = (text.rstrip("\n") if chance.random() < 0.3 else text for text in texts)
+        again, once = reread(ingested, tmp_path / f"in.{kind}", before, now)
+        assert again == once, (seed, before, now)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_new_rows_at_the_end_are_read_alone_unless_the_file_is_compressed(
+    ingested: Ingest, tmp_path: Path, kind: str, suffix: str
+) -> None:
+    counts: list[int] = []
+    header, line = HEADER.get(kind, ""), LINES[kind][2 if kind == "jsonl" else 4]
+    path = tmp_path / f"in.{kind}{suffix}"
+    packed(path, (header + line * 20).encode())
+    job = ingested(path.name, rules=Rules(note=counts.append))
+    assert counts[-1] == 20
+    del counts[:]
+    packed(path, (header + line * 22).encode())
+    job.read()
+    assert [row.n for row in job.rows] == list(range(22))
+    assert counts[0] >= 21 or suffix
+
+
+def test_a_long_line_in_the_middle_is_read_once(
+    ingested: Ingest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_lines, "LONGEST_ROW", 100)
+    lines = [f'{{"prompt": "{at}{"x" * 40}"}}\n' for at in range(6)]
+    long = f'{{"prompt": "{"y" * 200}"}}\n'
+    again, once = reread(ingested, tmp_path / "in.jsonl", "".join(lines), "".join([*lines[:3], long, *lines[3:]]))
+    assert again == once
+    assert len(again) == 7
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_rows_of_a_shard_are_those_of_the_file_as_it_is_now(ingested: Ingest, tmp_path: Path, kind: str) -> None:
+    header, line = HEADER.get(kind, ""), LINES[kind][2 if kind == "jsonl" else 4]
+    for shard in ("1/2", "2/2"):
+        texts = header + line * 6, header + line * 2 + LINES[kind][0] + line * 4
+        again, once = reread(ingested, tmp_path / f"in.{kind}", *texts, shard=shard)
+        assert again == once
+
+
+def test_every_shard_names_the_columns_by_all_rows(ingested: Ingest, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b", "answer": 1}\n{"prompt": "c", "seed": 5}\n')
+    found = [ingested("in.jsonl", shard=f"{at}/3").spec for at in (1, 2, 3)]
+    assert [spec.output.names for spec in found] == [{"answer": "answer_1"}] * 3
+    assert [spec.input.settings_read for spec in found] == [("seed",)] * 3
+
+
+def test_new_rows_that_lack_a_column_of_the_prompt_fail_alone(ingested: Ingest, tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"text": "aaaaaaaaaaaaaaaaaa"}\n')
+    job = ingested(path.name, templates=("Say {{text}}",))
+    path.write_text(path.read_text() + '{"other": "b"}\n')
+    job.read()
+    assert job.asked[1] == {rows.PROBLEM: "`prompt`: 'text' is undefined."}
+    with pytest.raises(PromptmillError, match="no column 'txt'; did you mean text"):
+        ingested(path.name, templates=("Say {{txt}}",))
+
+
+@pytest.mark.parametrize("reason", ["halt", "another format"])
+def test_a_reading_that_does_not_come_to_its_end_leaves_the_rows_as_they_were(
+    ingested: Ingest, tmp_path: Path, reason: str
+) -> None:
+    halt, path = threading.Event(), tmp_path / "in.csv"
+    path.write_text("prompt\na\n")
+    job = ingested(path.name, rules=Rules(halt=halt))
+    before = job.rows
+    path.write_bytes(b"prompt\nb\n\xe9\n")
+    if reason == "halt":
+        halt.set()
+    with pytest.raises(HaltedError if reason == "halt" else PromptmillError):
+        job.read()
+    assert job.rows == before
+    halt.clear()
+    path.write_text("prompt\nb\n")
+    job.read()
+    assert job.asked == [{"prompt": "b"}]
+
+
+def test_the_rows_of_a_call_take_only_so_much_of_the_disk(
+    ingested: Ingest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Usage:
+        free = 90_000
+
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Usage)
+    (tmp_path / "in.csv").write_text("text\n" + "word\n" * 100)
+    with pytest.raises(PromptmillError, match="more than 9,000 bytes") as raised:
+        ingested("in.csv", rules=Rules(disk_share=0.1), templates=("x" * 90 + "{{text|upper}}",))
+    assert raised.value.code is Code.STORAGE
+
+
+@pytest.mark.parametrize("field", ['"answer": 1', '"\\u0061nswer": 1'])
+def test_a_column_of_the_job_has_another_name_than_any_field_of_the_input(
+    ingested: Ingest, tmp_path: Path, field: str
+) -> None:
+    lines = ['{"prompt": "a"}\n'] * 500
+    (tmp_path / "in.jsonl").write_text("".join(lines) + f'{{"prompt": "z", {field}, "answer_1": 2}}\n')
+    assert ingested("in.jsonl").spec.output.names == {"answer": "answer_2"}
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "txt"])
+def test_rows_know_nothing_of_a_file_that_is_gone(ingested: Ingest, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"in.{kind}"
+    path.write_text(HEADER.get(kind, "") + "".join(LINES[kind][:2]))
+    job = ingested(path.name)
+    path.unlink()
+    assert job.asked[0] == {"prompt": "a"}
+    assert len(job.write("out.jsonl").splitlines()) == 2

@@ -1,0 +1,392 @@
+"""A round that sends requests: open rows are taken in order, and outcomes are recorded in batches."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ingested import Ingested
+from promptmill.backends.protocol import Call, Completion, Failure, Outcome
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.jobs.run.live import OpenRow, OpenRows, RowSource, StoreSink
+from promptmill.jobs.store import statistics
+from promptmill.jobs.store.counts import JobCounts
+from promptmill.jobs.store.database import DamagedError, JobDatabase
+from promptmill.jobs.store.order import FailureLimit
+from promptmill.jobs.store.records import SLOT, Made, record_of
+from promptmill.jobs.store.rounds import Round
+from promptmill.jobs.store.spec import Target
+
+Ingest = Callable[..., Ingested]
+
+
+class World:
+    """A sink over a database."""
+
+    def __init__(self, store: JobDatabase) -> None:
+        self.reasons: list[PromptmillError] = []
+        self.no_room: list[PromptmillError] = []
+        self.store = store
+        self.counts = JobCounts()
+        self.call = Call()
+
+    def sink(
+        self,
+        limit: str | None = None,
+        recorded: Callable[[Sequence[int]], None] | None = None,
+        made: Sequence[Made] = (Made(),),
+    ) -> StoreSink:
+        """Return a sink."""
+        return StoreSink(
+            self.store,
+            self.counts,
+            self.call,
+            self.reasons.append,
+            self.no_room.append,
+            failure_limit=None if limit is None else FailureLimit.parse(limit),
+            recorded=recorded,
+            made=made,
+        )
+
+    def source(self, job: Ingested, sink: StoreSink, rows: str = "open", **options: Any) -> RowSource:
+        """Return a source of the rows of a job that meet a rule in round 5."""
+        targets = options.pop("targets", (Target(),))
+        round_ = Round(5, rows, "first", tuple(range(len(targets))), since=4)
+        requests = [job.requests for _ in targets]
+        return RowSource(
+            OpenRows(job.store, round_, targets, requests, **options), sink, self.call, self.reasons.append
+        )
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """An empty database."""
+    found = World(JobDatabase(tmp_path / "job.db", write=True))
+    yield found
+    found.store.close()
+
+
+@pytest.fixture
+def rows(ingested: Ingest, tmp_path: Path) -> Ingested:
+    """Rows 0 to 9999, but line 5 is blank and line 6 is broken."""
+    lines = [json.dumps({"prompt": f"prompt {at}", "carried": "x" * 100}) for at in range(10_000)]
+    lines[5], lines[6] = " ", "{"
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    return ingested("in.jsonl")
+
+
+async def keys(source: RowSource, n: int = 100) -> list[int]:
+    """Take everything."""
+    found: list[int] = []
+    while requests := await source.take(n):
+        assert len(requests) <= n
+        found += [request.key for request in requests]
+    assert await source.take(n) == []
+    await source.aclose()
+    return found
+
+
+async def test_rows_come_in_order_and_broken_ones_fail_without_a_request(rows: Ingested) -> None:
+    world = World(rows.store)
+    sink = world.sink()
+    assert await keys(world.source(rows, sink)) == [at for at in range(10_000) if at not in {5, 6}]
+    await sink.aclose()
+    (record,) = rows.store.sound_records()
+    assert (record.row, record.code, record.text[:6]) == (6, Code.INVALID_INPUT, "line 7")
+
+
+async def test_answered_rows_are_left_out_and_retryable_failures_bring_their_attempts(rows: Ingested) -> None:
+    world = World(rows.store)
+    failures = [failure(Code.TIMEOUT, 3), failure(Code.BAD_REQUEST, 1)]
+    outcomes: list[Outcome] = [Completion("a"), *failures, Completion("b", "length")]
+    rows.store.write([record_of(row, outcome) for row, outcome in enumerate(outcomes)])
+    source = world.source(rows, world.sink())
+    requests = await source.take(2)
+    assert [(request.key, request.row, request.attempts) for request in requests] == [(1, 1, 3), (4, 4, 0)]
+    assert [request.conversation.as_messages()[0]["content"] for request in requests] == ["prompt 1", "prompt 4"]
+    await source.aclose()
+    again = world.source(rows, sink := world.sink(), "again truncated")
+    (request,) = await again.take(10)
+    assert (request.key, request.attempts, sink.taken[3].answered) == (3, 0, True)
+    await again.aclose()
+
+
+async def test_a_limit_ends_at_its_row(rows: Ingested) -> None:
+    world = World(rows.store)
+    assert await keys(world.source(rows, world.sink(), end=9)) == [0, 1, 2, 3, 4, 7, 8]
+
+
+async def test_no_row_is_taken_once_there_are_enough(rows: Ingested) -> None:
+    enough: list[int] = []
+    world = World(rows.store)
+    source = world.source(rows, world.sink(), enough=lambda: bool(enough))
+    assert len(await source.take(3)) == 3
+    enough.append(1)
+    assert await source.take(3) == []
+    await source.aclose()
+
+
+async def test_the_slots_of_a_row_are_sent_one_after_the_other(rows: Ingested) -> None:
+    world = World(rows.store)
+    rows.store.write([record_of(1, Completion("a")), record_of(SLOT + 2, Completion("b"), made=Made(settings=7))])
+    targets = (Target(name="x"), Target(name="y", settings=7))
+    sink = world.sink(made=(Made(), Made(settings=7)))
+    found = await keys(world.source(rows, sink, targets=targets, end=5))
+    assert found == [0, SLOT, SLOT + 1, 2, 3, SLOT + 3, 4, SLOT + 4]
+    assert len(await keys(world.source(rows, sink, targets=targets))) == 2 * 9998 - 2
+    await sink.aclose()
+    assert [(record.row, record.slot, record.settings) for record in rows.store.records(where="code IS NOT NULL")] == [
+        (6, 0, 0),
+        (6, 1, 7),
+    ]
+
+
+async def test_an_answer_of_other_settings_is_no_answer_of_a_row(rows: Ingested) -> None:
+    world = World(rows.store)
+    rows.store.write([record_of(row, Completion("a"), made=Made(settings=row)) for row in range(4)])
+    source = world.source(rows, world.sink(), targets=(Target(settings=1, kept=(3,)),))
+    assert [request.key for request in await source.take(3)] == [0, 2, 4]
+    await source.aclose()
+
+
+@pytest.mark.parametrize(("gone", "said"), [("file", "cannot be read: "), ("damage", "cannot be read: it is damaged.")])
+async def test_a_database_that_cannot_be_read_ends_the_run(rows: Ingested, gone: str, said: str) -> None:
+    def read(*_: Any, **__: Any) -> Any:
+        raise OSError(5, "Input/output error") if gone == "file" else DamagedError
+
+    world = World(rows.store)
+    rows.store.read = read
+    source = world.source(rows, world.sink())
+    with pytest.raises(asyncio.CancelledError):
+        await source.take(10)
+    await source.aclose()
+    (error,) = world.reasons
+    assert error.code is Code.STORAGE
+    assert said in error.message
+
+
+async def test_large_rows_are_in_flight_only_up_to_some_bytes(ingested: Ingest, tmp_path: Path) -> None:
+    texts = ["a", "b" * 40_000, "c" * 40_000, "d", "e" * 40_000]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    job = ingested("in.jsonl")
+    world = World(job.store)
+    sink = world.sink()
+    source = world.source(job, sink, held_bytes=50_000)
+    assert [request.key for request in await source.take(10)] == [0, 1]
+    waiting = asyncio.ensure_future(source.take(10))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    await sink.put(1, Completion("b"))
+    assert [request.key for request in await waiting] == [2, 3]
+    await sink.put(2, Completion("c"))
+    assert [request.key for request in await source.take(10)] == [4]
+    await source.aclose()
+    await sink.aclose()
+
+
+async def test_a_row_larger_than_the_most_bytes_is_sent_alone(ingested: Ingest, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": "b" * 40_000}) + "\n")
+    job = ingested("in.jsonl")
+    world = World(job.store)
+    assert await keys(world.source(job, world.sink(), held_bytes=10)) == [0]
+
+
+async def returns(sink: StoreSink, row: int, outcome: Any) -> bool:
+    """Put an outcome; return whether it was taken, False when the run is to end by it."""
+    putting = asyncio.ensure_future(sink.put(row, outcome))
+    await asyncio.wait({putting})
+    return not putting.cancelled()
+
+
+def failure(code: Code, attempts: int) -> Failure:
+    """Return a failure."""
+    return Failure(PromptmillError(code, "why"), attempts)
+
+
+def taken(attempts: int = 0, *, answered: bool = False) -> OpenRow:
+    """Return a row that was sent before."""
+    return OpenRow(0, 0, None, None, b"{}", attempts, answered=answered)
+
+
+async def test_a_row_without_room_in_the_budget_cancels_no_other_and_is_kept_only_if_it_cost_something(
+    world: World,
+) -> None:
+    sink = world.sink("0")
+    assert await returns(sink, 0, failure(Code.BUDGET, 0))
+    assert await returns(sink, 1, replace(failure(Code.BUDGET, 2), cost=0.5))
+    assert await returns(sink, 2, Completion("answer"))
+    await sink.aclose()
+    refused, answered = world.store.record(1), world.store.record(2)
+    assert refused is not None
+    assert refused.outcome().cost == 0.5
+    assert world.store.record(0) is None
+    assert answered is not None
+    assert (len(world.no_room), world.reasons) == (2, [])
+
+
+async def test_outcomes_are_written_soon_and_a_full_batch_at_once(world: World) -> None:
+    written = asyncio.Event()
+    sink = world.sink(recorded=lambda rows: written.set() if 99 in rows else None)
+    for row in range(100):
+        await sink.put(row, Completion(f"answer {row}"))
+    assert world.counts.done == 64, "a full batch does not wait"
+    await written.wait()
+    record = world.store.record(99)
+    assert record is not None
+    assert record.text == "answer 99"
+
+
+@pytest.mark.parametrize(
+    ("code", "attempts", "recorded"),
+    [
+        (Code.UNAUTHORIZED, 1, True),
+        (Code.INSUFFICIENT_QUOTA, 2, True),
+        (Code.SHUTDOWN, 1, False),
+        (Code.REPLACED, 0, False),
+        (Code.UNREACHABLE, 0, False),
+        (Code.RATE_LIMITED, 0, False),
+        (Code.NAME_RESOLUTION, 0, False),
+        (Code.UNREACHABLE, 3, True),
+        (Code.RATE_LIMITED, 5, True),
+        (Code.TIMEOUT, 1, True),
+        (Code.INVALID_INPUT, 0, True),
+        (Code.INVALID_IMAGE, 0, True),
+        (Code.BAD_REQUEST, 1, True),
+        (Code.CONTENT_FILTER, 1, True),
+    ],
+)
+async def test_only_what_is_the_rows_own_fault_is_recorded(
+    world: World, code: Code, attempts: int, *, recorded: bool
+) -> None:
+    sink = world.sink()
+    assert await returns(sink, 0, failure(code, attempts)) is recorded
+    await sink.aclose()
+    assert (world.counts.done, world.counts.failed) == ((1, 1) if recorded else (0, 0))
+    assert [error.code for error in world.reasons] == ([] if recorded else [code])
+
+
+@pytest.mark.parametrize("code", [Code.UNAUTHORIZED, Code.INSUFFICIENT_QUOTA, Code.TLS, Code.BAD_REQUEST])
+async def test_what_the_backend_says_concerns_all_stops_the_job(world: World, code: Code) -> None:
+    refused = Failure(PromptmillError(code, "refused"), 1, concerns_all=True)
+    assert not await returns(world.sink(), 0, refused)
+    assert [error.code for error in world.reasons] == [code]
+
+
+async def test_a_row_that_was_sent_only_by_an_earlier_run_was_not_sent(world: World) -> None:
+    sink = world.sink()
+    await sink.put(0, failure(Code.UNREACHABLE, 3))
+    await sink.aclose()
+    again, later = world.sink(), world.sink()
+    again.taken[0] = later.taken[0] = taken(3)
+    assert not await returns(again, 0, failure(Code.UNREACHABLE, 3))
+    assert await returns(later, 0, failure(Code.UNREACHABLE, 4))
+
+
+async def test_a_later_record_replaces_an_earlier_one(world: World) -> None:
+    sink = world.sink()
+    await sink.put(0, failure(Code.TIMEOUT, 3))
+    await sink.put(1, Completion("one"))
+    await sink.put(0, Completion("better", attempts=4))
+    await sink.aclose()
+    found = statistics.counts(world.store)
+    assert (found.done, found.failed, found.codes, found.requests) == (2, 0, {}, 5)
+    record = world.store.record(0)
+    assert record is not None
+    assert record.text == "better"
+
+
+async def test_the_earlier_failures_of_a_batch_are_read_at_once(world: World) -> None:
+    rows = range(10)
+    sink = world.sink()
+    for row in rows:
+        await sink.put(row, replace(failure(Code.TIMEOUT, 1), cost=0.5))
+    await sink.aclose()
+    reads: list[str] = []
+    read = world.store.read
+
+    def counted(query: str, *rest: Any, **more: Any) -> Any:
+        reads.append(query)
+        return read(query, *rest, **more)
+
+    world.store.read = counted
+    again = world.sink()
+    again.taken.update({row: taken(1) for row in rows})
+    for row in rows:
+        await again.put(row, Completion("better", cost=1.0, attempts=2))
+    await again.aclose()
+    assert len(reads) == 1
+    assert {record.outcome().cost for record in world.store.sound_records()} == {1.5}
+
+
+async def test_where_a_commit_waits_for_the_disk_puts_wait_and_share_it(tmp_path: Path) -> None:
+    world = World(JobDatabase(tmp_path / "job.db", write=True, has_locks=False))
+    commits: list[int] = []
+    write = world.store.write
+
+    def counted(records: Any, replaced: Any = ()) -> None:
+        commits.append(len(records))
+        write(records, replaced)
+
+    world.store.write = counted
+    assert world.store.waits_for_disk
+    sink = world.sink()
+    await asyncio.gather(*(sink.put(row, Completion(f"answer {row}")) for row in range(40)))
+    assert world.counts.done == 40
+    assert len(world.store.sound_records()) == 40
+    await sink.aclose()
+    assert sum(commits) == 40
+    assert len(commits) <= 3
+    world.store.close()
+
+
+async def test_too_many_failures_end_the_job_but_are_kept(world: World) -> None:
+    sink = world.sink("2")
+    for row in range(3):
+        assert await returns(sink, row, failure(Code.BAD_REQUEST, 1))
+    await sink.aclose()
+    assert world.counts.failed == 3
+    assert "3 of 3 rows failed, more than `max_failures` allows. The last one: why" in world.reasons[0].message
+
+
+async def test_a_record_has_the_question_of_its_row_and_the_note_of_its_slot(world: World) -> None:
+    sink = world.sink(made=(Made(1, 5), Made(2, 5, ["model"])))
+    for key in (3, SLOT + 3):
+        sink.taken[key] = taken()._replace(n=3, slot=key // SLOT, asked=bytes([key // SLOT] * 16))
+        await sink.put(key, Completion("a"))
+    await sink.aclose()
+    found = [(one.row, one.slot, one.asked, one.settings, one.round) for one in world.store.sound_records()]
+    assert found == [(3, 0, bytes(16), 1, 5), (3, 1, bytes([1] * 16), 2, 5)]
+    assert not sink.taken
+
+
+async def test_an_answer_that_is_replaced_is_kept_as_spare(world: World) -> None:
+    sink = world.sink()
+    await sink.put(0, Completion("old"))
+    await sink.aclose()
+    sink.taken[0] = taken(answered=True)
+    await sink.put(0, Completion("new"))
+    await sink.aclose()
+    assert [record.text for record in world.store.sound_records()] == ["new"]
+    assert world.store.read("SELECT text FROM spare") == [("old",)]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), DamagedError("malformed")])
+async def test_a_database_that_cannot_be_written_stops_the_job(
+    world: World, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(world.store, "write", write)
+    sink = world.sink()
+    assert await returns(sink, 0, Completion("a"))
+    await sink.aclose()
+    await asyncio.sleep(0)
+    assert not await returns(sink, 1, Completion("b"))
+    assert ([error.code for error in world.reasons], world.counts.done) == ([Code.STORAGE], 0)

@@ -1,0 +1,205 @@
+"""Parquet in and out: any type of column, files under one schema, a few rows at a time."""
+
+from __future__ import annotations
+
+import datetime as dt
+import decimal
+import io
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from ingested import Ingested
+from promptmill.backends import rows
+from promptmill.core.errors import PromptmillError
+from promptmill.jobs.inputs import files as input_files
+from promptmill.jobs.inputs.files import InputFiles, Part
+from promptmill.jobs.inputs.parquet import ParquetTable
+
+Ingest = Callable[..., Ingested]
+NANOSECOND = 1_700_000_000_123_456_789
+NESTED = pa.struct([("at", pa.timestamp("ns")), ("took", pa.list_(pa.duration("ns"))), ("x", pa.float64())])
+COLUMNS: dict[str, Any] = {
+    "texts": pa.array(["a", None, ""]),
+    "large texts": pa.array(["a", None, ""], pa.large_string()),
+    "categories": pa.array(["a", None, "b"]).dictionary_encode(),
+    "bytes": pa.array([b"\xff", None, b""]),
+    "small numbers": pa.array([-1, None, 127], pa.int8()),
+    "large numbers": pa.array([2**64 - 1, None, 0], pa.uint64()),
+    "fractions": pa.array([math.nan, None, -math.inf]),
+    "short fractions": pa.array([1.5, None, math.inf], pa.float32()),
+    "decimals": pa.array([decimal.Decimal("1.50"), None, decimal.Decimal(-2)], pa.decimal128(9, 2)),
+    "booleans": pa.array([True, None, False]),
+    "days": pa.array([dt.date(2024, 2, 29), None, dt.date(1, 1, 1)]),
+    "times": pa.array([NANOSECOND, None, 0], pa.timestamp("ns")),
+    "times of a zone": pa.array([NANOSECOND, None, -1], pa.timestamp("ns", "Europe/Berlin")),
+    "short times": pa.array([NANOSECOND // 1000, None, 0], pa.timestamp("us", "Europe/Berlin")),
+    "times of day": pa.array([1_700_000_000_123, None, 0], pa.time64("ns")),
+    "durations": pa.array([1_000_000_001, None, -1], pa.duration("ns")),
+    "short durations": pa.array([1_000_001, None, -1], pa.duration("us")),
+    "lists": pa.array([[1.5, math.nan], None, []]),
+    "lists of times": pa.array([[NANOSECOND, None], None, [0]], pa.large_list(pa.timestamp("ns", "UTC"))),
+    "lists of times of day": pa.array([[1], None, []], pa.list_(pa.time64("ns"))),
+    "lists of two": pa.array([[1, 2], None, [3, 4]], pa.list_(pa.int64(), 2)),
+    "objects": pa.array([{"at": NANOSECOND, "took": [1, None], "x": math.nan}, None, {"at": None}], NESTED),
+    "maps": pa.array([[("a", math.nan)], None, []], pa.map_(pa.string(), pa.float64())),
+    "nothing": pa.nulls(3),
+}
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_a_column_of_any_type_is_the_same_in_the_output(ingested: Ingest, tmp_path: Path, name: str) -> None:
+    parquet.write_table(pa.table({"prompt": ["a", "b", "c"], "column": COLUMNS[name]}), tmp_path / "in.parquet")
+    (tmp_path / "out.parquet").write_bytes(ingested("in.parquet").write("out.parquet"))
+    before, after = (parquet.read_table(tmp_path / f"{file}.parquet").column("column") for file in ("in", "out"))
+    assert (after.type, str(after.to_pylist())) == (before.type, str(before.to_pylist()))
+
+
+_WITHOUT_PANDAS = """
+import json, sys
+from pathlib import Path
+
+class Missing:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] == "pandas":
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Missing())
+from promptmill.jobs.inputs.objects import objects_in
+print(json.dumps([row["at"] for row in objects_in(Path(sys.argv[1]))]))
+"""
+
+
+def test_times_in_nanoseconds_are_texts_with_and_without_pandas(ingested: Ingest, tmp_path: Path) -> None:
+    at = pa.array([NANOSECOND, NANOSECOND // 1000 * 1000, 1_700_000_000_000_000_000, None], pa.timestamp("ns"))
+    parquet.write_table(pa.table({"text": ["a", "b", "c", "d"], "at": at}), tmp_path / "in.parquet")
+    expected = ["2023-11-14 22:13:20.123456789", "2023-11-14 22:13:20.123456", "2023-11-14 22:13:20"]
+    command = [sys.executable, "-c", _WITHOUT_PANDAS, str(tmp_path / "in.parquet")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [*expected, None]
+    job = ingested("in.parquet", templates=("{{text}} at {{at}}",))
+    prompts = [f"{text} at {time}" for text, time in zip("abc", expected, strict=True)]
+    assert [row.get("prompt") or row[rows.EMPTY] for row in job.asked] == [*prompts, "its at is null."]
+
+
+def test_a_parquet_file_keeps_its_metadata(ingested: Ingest, tmp_path: Path) -> None:
+    """Such as those of Hugging Face's `datasets`."""
+    info = {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
+    kinds = [
+        pa.field("label", pa.int64(), metadata={"unit": "class"}),
+        ("prompt", pa.int32()),
+        ("messages", pa.string()),
+    ]
+    messages = [None, json.dumps([{"role": "user", "content": "hello"}]), None]
+    table = pa.table(
+        {"label": [0, 1, 0], "prompt": [7, None, 8], "messages": messages},
+        pa.schema(kinds, metadata={b"huggingface": json.dumps(info).encode()}),
+    )
+    parquet.write_table(table, tmp_path / "in.parquet")
+    job = ingested("in.parquet")
+    requests = [job.requests.request(row.n, row.line, row.cells or b"") for row in job.rows]
+    assert [one.conversation.as_messages()[0]["content"] for one in requests] == ["7", "hello", "8"]
+    out = parquet.read_table(io.BytesIO(job.write("out.parquet")))
+    assert json.loads(out.schema.metadata[b"huggingface"]) == info
+    assert out.schema.field("label").metadata == {b"unit": b"class"}
+    assert out["answer"].to_pylist() == ["A0", "A1", "A2"]
+
+
+def test_partitioned_parquet_is_one_table_with_its_partitions_and_files(ingested: Ingest, tmp_path: Path) -> None:
+    for day, kind in ((1, pa.int32()), (2, pa.int64())):
+        (tmp_path / f"day=0{day}").mkdir()
+        table = pa.table({"prompt": [f"p{day}"], "n": pa.array([day], kind)})
+        parquet.write_table(table, tmp_path / f"day=0{day}" / "part-0.parquet")
+    out = parquet.read_table(io.BytesIO(ingested(".").write("out.parquet"))).to_pylist()
+    assert [(row["prompt"], row["n"], row["day"], row["source_file"], row["answer"]) for row in out] == [
+        ("p1", 1, "01", "day=01/part-0.parquet", "A0"),
+        ("p2", 2, "02", "day=02/part-0.parquet", "A1"),
+    ]
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+def test_a_parquet_file_without_rows_has_an_output_without_rows(ingested: Ingest, tmp_path: Path, suffix: str) -> None:
+    table = pa.table({"prompt": pa.array([], pa.string()), "n": pa.array([], pa.int8())})
+    target = tmp_path / f"in.parquet{suffix}"
+    from promptmill.jobs.inputs import formats
+
+    with target.open("wb") as out, formats.compressed(out, formats.compression_of(target)) as file:
+        parquet.write_table(table, file)
+    out_table = parquet.read_table(io.BytesIO(ingested(target.name).write("out.parquet")))
+    assert (out_table.num_rows, out_table.schema.field("n").type) == (0, pa.int8())
+
+
+def test_rows_that_repeat_a_large_value_of_a_small_file_are_read_a_few_at_a_time(tmp_path: Path) -> None:
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * 500, pa.int32()), pa.array(["a" * (1 << 20)]))
+    usual = pa.array([f"some words {at}" for at in range(500)])
+    for name, prompts in (("large", column), ("usual", usual)):
+        table = pa.table({"prompt": prompts})
+        parquet.write_table(table, tmp_path / f"{name}.parquet", compression="brotli", store_schema=False)
+    sizes = {}
+    for name in ("large", "usual"):
+        table = ParquetTable(InputFiles([Part(tmp_path / f"{name}.parquet")]))
+        sizes[name] = [len(stretch.rows) for stretch in table.stretches([])]
+    assert (tmp_path / "large.parquet").stat().st_size < 1000
+    assert max(sizes["large"]) <= 16
+    assert sum(sizes["large"]) == 500
+    assert sizes["usual"] == [500]
+
+
+def test_rows_that_become_far_more_than_their_file_are_refused(
+    ingested: Ingest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(input_files, "_HARMLESS_BYTES", 1 << 20)
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * 500, pa.int32()), pa.array(["a" * (1 << 16)]))
+    parquet.write_table(pa.table({"prompt": column}), tmp_path / "a.parquet", compression="brotli", store_schema=False)
+    with pytest.raises(PromptmillError, match="decompresses to more than 200 times its size"):
+        ingested("a.parquet")
+
+
+def test_a_table_of_many_columns_looks_its_schema_up_once(
+    ingested: Ingest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = pa.table({"prompt": ["a", "b"]} | {f"c{at}": [1, 2] for at in range(300)})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    looked_up = []
+
+    class Counted(parquet.ParquetFile):
+        @property
+        def schema_arrow(self) -> Any:
+            looked_up.append(1)
+            return super().schema_arrow
+
+    monkeypatch.setattr(parquet, "ParquetFile", Counted)
+    assert ingested("a.parquet").asked == [{"prompt": "a"}, {"prompt": "b"}]
+    assert len(looked_up) < 10
+
+
+def test_a_parquet_file_with_two_columns_of_a_name_is_refused_before_it_is_paid(
+    ingested: Ingest, tmp_path: Path
+) -> None:
+    columns = [pa.array(["a"]), pa.array(["b"]), pa.array(["c"])]
+    parquet.write_table(pa.Table.from_arrays(columns, ["prompt", "x", "x"]), tmp_path / "a.parquet")
+    with pytest.raises(PromptmillError, match="two columns 'x'"):
+        ingested("a.parquet")
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b'{"prompt": "a"}', "is not a Parquet file; name it"),
+        (b"PAR1" + b"x" * 40, "is damaged or cut off"),
+        (b"", "is not"),
+    ],
+)
+def test_a_file_that_is_no_parquet_is_refused(ingested: Ingest, tmp_path: Path, data: bytes, said: str) -> None:
+    (tmp_path / "a.parquet").write_bytes(data)
+    with pytest.raises(PromptmillError, match=said):
+        ingested("a.parquet")

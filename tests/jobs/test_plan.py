@@ -1,0 +1,223 @@
+"""Which round comes next, after any history."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as some
+
+from promptmill.jobs.run.plan import Situation, next_round, resent
+from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.order import JobOrder
+from promptmill.jobs.store.records import SLOT
+from promptmill.jobs.store.rounds import Round, join_of
+from promptmill.jobs.store.spec import Target
+from rounds_bench import RoundsBench, order_of
+
+PLAIN, DEDUPE = order_of(), order_of(dedupe=True)
+KINDS = (None, "failed", "truncated", "all")
+EVERY = "aatftp-q-pq"
+TWO = (Target(name="x", settings=1), Target(name="y", prompt=1, settings=2))
+
+
+def history(*rounds: str, interrupted: bool = False) -> list[Round]:
+    """Return rounds with these rules, all done or all but the last."""
+    count = len(rounds)
+    return [Round(n, rows, "", done=n < count or not interrupted) for n, rows in enumerate(rounds, 1)]
+
+
+@pytest.mark.parametrize(
+    ("order", "rounds", "since", "empty", "expected"),
+    [
+        (PLAIN, [], 0, "", (1, "open")),
+        (PLAIN, [], 0, "open", None),
+        (PLAIN, history("open"), 1, "", (2, "open")),
+        (order_of("all"), [], 0, "", (1, "again all")),
+        (order_of("failed"), history("open", "again failed"), 1, "again failed", (3, "open")),
+        (DEDUPE, [], 0, "", (1, "open duplicate")),
+        (DEDUPE, [], 0, "open duplicate", (1, "open once")),
+        (DEDUPE, history("open once"), 0, "open duplicate", (2, "open once")),
+        (DEDUPE, history("open once", "open once"), 0, "", (3, "open duplicate of any")),
+        (DEDUPE, history("open once", "open once"), 0, "open duplicate of any", None),
+        (DEDUPE, history("open once", "open once"), 2, "open duplicate", (3, "open once")),
+        (order_of("failed", dedupe=True), history("open once"), 1, "again failed duplicate", (2, "again failed once")),
+    ],
+)
+def test_an_order_has_its_rounds_one_after_the_other(
+    order: JobOrder, rounds: Sequence[Round], since: int, empty: str, expected: tuple[int, str] | None
+) -> None:
+    found = next_round(Situation(order, rounds, since, 2, lambda round_: round_.rows != empty))
+    assert (found and (found.id, found.rows)) == expected
+    if found is not None:
+        assert (found.slots, found.since, found.done) == ((0, 1), since, False)
+        assert found.way == ("copy" if "duplicate" in found.rows else "live")
+
+
+@pytest.mark.parametrize(
+    ("order", "rows", "since", "resumed"),
+    [
+        (PLAIN, "open", 2, True),
+        (PLAIN, "again all", 2, True),
+        (PLAIN, "chosen", 2, True),
+        (order_of("failed"), "open", 2, False),
+        (order_of("failed"), "open", 1, True),  # it is the order's own
+        (order_of("failed"), "again failed", 1, True),
+        (order_of("failed"), "again truncated", 2, True),
+        (order_of("all"), "again failed", 2, False),
+        (order_of("all"), "again all", 1, True),
+        (DEDUPE, "open", 2, False),
+        (DEDUPE, "again failed", 2, True),
+        (DEDUPE, "open once", 2, True),
+        (DEDUPE, "open duplicate", 2, True),
+        (PLAIN, "open once", 2, False),
+        (PLAIN, "open duplicate", 2, False),
+        (order_of("failed", dedupe=True), "again failed once", 1, True),
+        (order_of("all", dedupe=True), "again failed once", 2, False),
+    ],
+)
+def test_an_interrupted_round_is_resumed_unless_the_order_covers_its_rows(
+    order: JobOrder, rows: str, since: int, resumed: bool
+) -> None:
+    rounds = history("open", rows, interrupted=True)
+    found = next_round(Situation(order, rounds, since, 1, lambda _: True))
+    assert found is not None
+    assert (found == rounds[-1]) is resumed
+    assert found.id == (2 if resumed else 3)
+
+
+def test_a_round_of_a_slot_that_the_job_has_no_more_is_not_resumed() -> None:
+    of_two = Round(1, "open", "", (0, 1))
+    assert next_round(Situation(PLAIN, [of_two], 1, 2, lambda _: True)) == of_two
+    assert next_round(Situation(PLAIN, [of_two], 1, 1, lambda _: True)) == Round(2, "open", "first", (0,), 1)
+
+
+def test_an_interrupted_round_without_rows_is_over() -> None:
+    rounds = history("open", "again failed", interrupted=True)
+    found = next_round(Situation(PLAIN, rounds, 2, 1, lambda round_: round_.id > 2))
+    assert found == Round(3, "open", "first", since=2)
+
+
+def test_a_job_sends_each_row_once_and_the_next_run_those_that_may_pass(store: JobDatabase) -> None:
+    bench = RoundsBench(store, "atfpq-")
+    assert bench.run(PLAIN) == [("open", [0, 1, 2, 3, 4, 5])]
+    assert bench.run(PLAIN) == [("open", [3, 4])]
+    assert bench.run(order_of("failed")) == [("again failed", [2, 3, 5])]
+    assert bench.run(order_of("truncated")) == [("again truncated", [1]), ("open", [3])]
+    assert bench.run(order_of("all")) == [("again all", [0, 1, 2, 3, 4, 5])]
+    assert bench.answers() == {0: "a 14", 1: "t 15", 2: "bad_request", 3: "timeout", 4: "timeout", 5: "bad_request"}
+
+
+def test_rows_that_were_added_are_sent_in_every_slot_and_only_they(store: JobDatabase) -> None:
+    bench = RoundsBench(store, ["aa", "ap"], TWO)
+    assert bench.run(PLAIN) == [("open", [0, SLOT, 1, SLOT + 1])]
+    bench.add(7, ["fa"])
+    assert bench.run(PLAIN) == [("open", [SLOT + 1, 7, SLOT + 7])]
+    bench.spec = bench.spec.model_copy(update={"targets": (TWO[0], TWO[1].model_copy(update={"settings": 5}))})
+    assert bench.run(PLAIN) == [("open", [SLOT, SLOT + 1, SLOT + 7])]
+
+
+def test_with_dedupe_one_of_several_rows_is_sent_and_another_one_if_it_failed(store: JobDatabase) -> None:
+    bench = RoundsBench(store, "apfaqfpqp-")
+    assert bench.run(DEDUPE) == [
+        ("open once", [0, 1, 2, 4, 9]),
+        ("open duplicate", [3, 5]),
+        ("open once", [6, 7]),
+        ("open duplicate of any", [8]),
+    ]
+    answers = bench.answers()
+    assert (answers[0], answers[3]) == ("a 1", "a 1")
+    assert {n for n, said in answers.items() if said == "bad_request"} == {2, 5, 9}
+    assert {n for n, said in answers.items() if said == "timeout"} == {1, 4, 6, 7, 8}
+    assert bench.run(DEDUPE)[:2] == [("open once", [1, 4]), ("open duplicate", [7])]
+
+
+@pytest.mark.parametrize("again", KINDS[1:])
+def test_an_order_again_with_dedupe_sends_each_question_once(store: JobDatabase, again: str) -> None:
+    bench = RoundsBench(store, "atfatf")
+    bench.run(PLAIN)
+    before = bench.asked
+    expected = {"failed": [[2], [5]], "truncated": [[1], [4]], "all": [[0, 1, 2], [3, 4, 5]]}[again]
+    once, duplicates = f"again {again} once", f"again {again} duplicate"
+    assert bench.run(order_of(again, dedupe=True)) == [(once, expected[0]), (duplicates, expected[1])]
+    assert bench.asked == before + len(expected[0])
+    answers = bench.answers()
+    assert [answers[n] for n in expected[0]] == [answers[n] for n in expected[1]]
+
+
+def test_with_dedupe_a_row_gets_the_answer_that_an_equal_one_has(store: JobDatabase) -> None:
+    bench = RoundsBench(store, "at")
+    bench.run(PLAIN)
+    bench.add(2, "aat")
+    assert bench.run(DEDUPE) == [("open duplicate", [2, 3, 4])]
+
+
+@pytest.mark.parametrize(("again", "dedupe"), list(product(KINDS, (False, True))))
+def test_a_job_that_was_killed_goes_on_with_the_same_round_and_the_same_rows(
+    tmp_path: Path, again: str | None, dedupe: bool
+) -> None:
+    order, first = order_of(again, dedupe=dedupe), order_of(dedupe=dedupe)
+
+    def begun(name: str) -> RoundsBench:
+        bench = RoundsBench(JobDatabase(tmp_path / name, write=True), [f"{one}{one}" for one in EVERY], TWO)
+        if again is not None:
+            bench.run(first)
+        return bench
+
+    whole = begun("whole")
+    planned = whole.run(order)
+    requests = sum(len(keys) for rows, keys in planned if "duplicate" not in rows)
+    for killed_after in range(1, requests + 1):
+        bench = begun(f"{killed_after}")
+        done, resumed = bench.run(order, killed_after), bench.run(order)
+        (rows, keys), following = done[-1], planned[len(done) :]
+        assert done[:-1] == planned[: len(done) - 1]
+        rest = planned[len(done) - 1][1][len(keys) :]
+        assert (rows, keys + rest) == planned[len(done) - 1]
+        ahead = [(rows, rest), *following] if rest else following
+        if again is None:  # repeated, it is a new order, which sends failures that may pass: the round is the same
+            resumed, ahead = resumed[: bool(rest)], ahead[: bool(rest)]
+        assert resumed == ahead
+        assert bench.answers().keys() == whole.answers().keys()
+        bench.store.close()
+    whole.store.close()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    questions=some.lists(some.sampled_from("atfpq-"), max_size=8),
+    orders=some.lists(
+        some.tuples(some.sampled_from(KINDS), some.booleans(), some.none() | some.integers(0, 6)), max_size=5
+    ),
+)
+def test_after_any_orders_and_kills_the_next_run_finishes_the_job(
+    tmp_path_factory: pytest.TempPathFactory, questions: list[str], orders: list[tuple[str | None, bool, int | None]]
+) -> None:
+    store = JobDatabase(tmp_path_factory.mktemp("job") / "job.db", write=True)
+    bench = RoundsBench(store, questions)
+    for again, dedupe, killed_after in orders:
+        for rows, keys in bench.run(order_of(again, dedupe=dedupe), killed_after):
+            assert len(set(keys)) == len(keys), rows
+    bench.run(PLAIN)
+    answers = bench.answers()
+    assert sorted(answers) == list(range(len(questions)))
+    assert all(answers[n][0] == one for n, one in enumerate(questions) if one in "at")
+    before = bench.asked
+    assert {key for _, keys in bench.run(PLAIN) for key in keys} <= {
+        n for n, one in enumerate(questions) if one in "pq"
+    }
+    assert bench.asked - before <= sum(one in "pq" for one in questions)
+    store.close()
+
+
+@pytest.mark.parametrize("again", KINDS)
+def test_the_rows_that_an_order_sends_are_known_before_its_first_round(store: JobDatabase, again: str | None) -> None:
+    bench = RoundsBench(store, "atfpq-")
+    bench.run(PLAIN)
+    bench.add(6, "a")
+    condition = resent(order_of(again), 1, [0])
+    known = [n for (n,) in store.read(f"SELECT n FROM {join_of(0)} WHERE {condition} ORDER BY n")]
+    assert known == sorted({key for _, keys in bench.run(order_of(again)) for key in keys})

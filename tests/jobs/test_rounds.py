@@ -1,0 +1,103 @@
+"""The rules that select the rows of a round, and the rounds that a job stores."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from promptmill.backends.protocol import Completion, Outcome
+from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.records import SLOT, Made, record_of
+from promptmill.jobs.store.rounds import RULES, Round, join_of, store_round, stored_rounds
+from rounds_bench import FINAL, PASSING
+
+ANSWER, TRUNCATED = Completion("a", "stop"), Completion("a", "length")
+SINCE, NOW = 4, 5
+STATES: list[tuple[str, Outcome | None, Made]] = [
+    ("missing", None, Made()),
+    ("answer", ANSWER, Made(0, 1)),
+    ("of other settings", ANSWER, Made(7, 1)),
+    ("truncated", TRUNCATED, Made(0, SINCE)),
+    ("truncated now", TRUNCATED, Made(0, NOW)),
+    ("final", FINAL, Made(0, SINCE)),
+    ("final now", FINAL, Made(0, NOW)),
+    ("passing", PASSING, Made(0, SINCE)),
+    ("passing now", PASSING, Made(0, NOW)),
+    ("answer now", ANSWER, Made(0, NOW)),
+]
+
+
+def selected(store: JobDatabase, rows: str, slot: int) -> list[str]:
+    """Return the states of the rows that a rule selects."""
+    condition = Round(NOW, rows, "", since=SINCE).condition([0, 3], slot)
+    return [STATES[n][0] for (n,) in store.read(f"SELECT n FROM {join_of(slot)} WHERE {condition} ORDER BY n")]
+
+
+@pytest.mark.parametrize("slot", [0, 2])
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ("open", "missing, of other settings, passing"),
+        ("again failed", "final, passing"),
+        ("again truncated", "truncated"),
+        ("again all", "missing, answer, of other settings, truncated, final, passing"),
+        ("chosen", "missing"),
+        ("open once", "missing, passing"),
+        ("again all once", "missing, answer, truncated, final, passing"),
+        ("open duplicate", "answer"),
+    ],
+)
+def test_a_rule_selects_rows_by_their_answer_in_the_slot(
+    store: JobDatabase, rows: str, slot: int, expected: str
+) -> None:
+    store.change(("INSERT INTO row VALUES (?, NULL, NULL, '')", [(n,) for n in range(len(STATES))]))
+    for n, (_, outcome, made) in enumerate(STATES):
+        if outcome is not None:
+            store.write([record_of(n + slot * SLOT, outcome, None, made)])
+        others = (n + other * SLOT for other in range(3) if other != slot)  # which would select no row
+        store.write([record_of(key, ANSWER, None, Made(0, NOW)) for key in others])
+    store.change(
+        ("INSERT INTO chosen VALUES (?, ?)", [(NOW, 0), (NOW, 1), (SINCE, 2)]),
+        ("CREATE TEMP TABLE unsent (key INTEGER)", [()]),
+        ("INSERT INTO temp.unsent VALUES (?)", [(slot * SLOT + 2,), ((slot + 1) * SLOT,)]),
+        ("CREATE TEMP TABLE duplicate (key INTEGER)", [()]),
+        ("INSERT INTO temp.duplicate VALUES (?)", [(slot * SLOT + 1,), ((slot + 1) * SLOT,)]),
+    )
+    assert selected(store, rows, slot) == expected.split(", ")
+
+
+@pytest.mark.parametrize("rows", [rule for rule in RULES if "duplicate" not in rule])
+@pytest.mark.parametrize("outcome", [ANSWER, TRUNCATED, FINAL, PASSING])
+def test_a_row_leaves_every_rule_once_its_round_has_recorded_it(
+    store: JobDatabase, rows: str, outcome: Outcome
+) -> None:
+    store.change(("INSERT INTO row VALUES (0, NULL, NULL, '')", [()]), ("CREATE TEMP TABLE unsent (key INTEGER)", [()]))
+    store.write([record_of(0, outcome, None, Made(0, NOW))])
+    assert selected(store, rows, 0) == []
+
+
+def test_rounds_come_back_in_order_and_as_they_were_stored_last(store: JobDatabase) -> None:
+    first, second = Round(1, "open", "first", (0, 1), done=True), Round(2, "open duplicate", "duplicate", way="copy")
+    for round_ in (second, replace(first, done=False), first):
+        store_round(store, round_)
+    assert stored_rounds(store) == [first, second]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"rows": "1) OR (1", "reason": ""}',
+        '{"rows": "open", "reason": "", "slots": ["x"]}',
+        '{"rows": "open", "reason": "", "slots": [-1]}',
+        '{"rows": "open", "reason": "", "slots": []}',
+        '{"rows": "open", "reason": "", "since": "soon"}',
+    ],
+)
+def test_a_damaged_round_counts_as_done_and_keeps_its_place(store: JobDatabase, value: str) -> None:
+    store_round(store, Round(1, "open", "first"))
+    store.change(("INSERT INTO round VALUES (2, ?)", [(value,)]))
+    assert [(round_.id, round_.done) for round_ in stored_rounds(store)] == [(1, False), (2, True)]

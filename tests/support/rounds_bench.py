@@ -1,0 +1,118 @@
+"""A job without a service: its rounds are planned and recorded as `run.runner` does it, and a script answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from job_specs import spec_of
+from promptmill.backends.protocol import Completion, Failure, Outcome
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.jobs.run.admission import _last_round
+from promptmill.jobs.run.duplicates import Duplicates
+from promptmill.jobs.run.live import OpenRow, OpenRows
+from promptmill.jobs.run.runner import Runner
+from promptmill.jobs.store import rounds
+from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.order import Earlier, JobOrder
+from promptmill.jobs.store.records import SLOT, record_of
+from promptmill.jobs.store.rounds import Round
+from promptmill.jobs.store.spec import Target
+
+FINAL = Failure(PromptmillError(Code.BAD_REQUEST, "No."), attempts=1)
+PASSING = Failure(PromptmillError(Code.TIMEOUT, "Too slow."), attempts=1)
+
+
+def order_of(again: Any = None, *, dedupe: bool = False) -> JobOrder:
+    """Return an order."""
+    return JobOrder(inputs=(Path("/in"),), output=Path("/out"), earlier=Earlier(again=again), dedupe=dedupe)
+
+
+class RoundsBench:
+    """A job whose rows ask a letter for each prompt: `a` is answered, `t` cut short, `f` fails, `-` asks nothing.
+
+    `p` fails for a reason that may pass; so does `q` the first time, and is answered after that.
+    """
+
+    def __init__(self, store: JobDatabase, questions: Sequence[str], targets: Sequence[Target] = (Target(),)) -> None:
+        self.store = store
+        self.spec = spec_of("jsonl").model_copy(update={"targets": tuple(targets)})
+        self.asked = 0
+        self.add(0, questions)
+
+    def add(self, first: int, questions: Sequence[str]) -> None:
+        """Add rows to the input, from this number on."""
+        rows = [
+            (n, b"".join(map(self._digest, letters)), None, letters.encode())
+            for n, letters in enumerate(questions, first)
+        ]
+        self.store.change(("INSERT INTO row VALUES (?, ?, ?, ?)", rows))
+
+    def run(self, order: JobOrder, killed_after: int | None = None) -> list[tuple[str, list[int]]]:
+        """Run the job; return the rule of each round with the keys that were sent or copied.
+
+        A run is killed after so many requests.
+        """
+        left, made = killed_after, list[tuple[str, list[int]]]()
+        for round_, planned in self.rounds(order):
+            if left == 0:
+                return made
+            keys: list[int] = []
+            made.append((round_.rows, keys))
+            if planned is not None:
+                before = {record.key: record.round for record in self.store.records()}
+                planned.copy(round_)
+                keys += [one.key for one in self.store.records() if one.round != before.get(one.key)]
+            else:
+                for row in self.open_rows(round_):
+                    if left == 0:
+                        return made
+                    left = None if left is None else left - 1
+                    keys.append(row.key)
+                    self._record(round_, row)
+        if left != 0:
+            rounds.end(self.store)
+        return made
+
+    def rounds(self, order: JobOrder) -> Iterator[tuple[Round, Duplicates | None]]:
+        """Yield the rounds of a run, those that copy with the duplicates."""
+        job = SimpleNamespace(order=order, spec=self.spec, since=_last_round(self.store, order))
+        job.folder = SimpleNamespace(store=self.store)
+        runner: Any = SimpleNamespace(_job=job, _end=SLOT)
+        runner._open_rows = lambda *given: Runner._open_rows(runner, *given)
+        duplicates = Duplicates(self.store, self.spec, lambda *_: True) if order.dedupe else None
+        for _ in range(20):
+            if (round_ := Runner._next_round(runner, duplicates)) is None:
+                return
+            yield round_, duplicates if round_.way == "copy" else None
+        raise AssertionError("rounds without end")
+
+    def open_rows(self, round_: Round) -> list[OpenRow]:
+        """Return the rows that a round is still to send."""
+        return [row for page in OpenRows(self.store, round_, self.spec.targets, []).pages() for row in page]
+
+    def answers(self) -> dict[int, str]:
+        """Return the text of each answer, or the code of the failure, by its key."""
+        return {record.key: record.code or record.text for record in self.store.sound_records()}
+
+    def _record(self, round_: Round, row: OpenRow) -> None:
+        letter = row.cells.decode()[self.spec.targets[row.slot].prompt]
+        self.asked += 1
+        made = self.spec.targets[row.slot].made(round_.id)
+        record = record_of(row.key, self._outcome(letter, row), row.asked, made)
+        self.store.write([record], [row.key] if row.answered else [])
+
+    def _outcome(self, letter: str, row: OpenRow) -> Outcome:
+        answer = Completion(f"{letter} {self.asked}", "stop", attempts=row.attempts + 1)
+        fails_now = letter == "q" and not row.attempts
+        failed = {"f": FINAL, "p": PASSING, "-": FINAL}.get(letter, PASSING if fails_now else None)
+        if failed is not None:
+            return replace(failed, attempts=row.attempts + 1)
+        return replace(answer, finish_reason="length") if letter == "t" else answer
+
+    @staticmethod
+    def _digest(letter: str) -> bytes:
+        return bytes(16) if letter == "-" else letter.encode() * 16
