@@ -16,7 +16,7 @@ from everyday import everyday
 from fakes import openai_plan
 from promptmill.backends.openai.endpoint import endpoints
 from promptmill.backends.openai.failures import RetryDecision
-from promptmill.backends.openai.sender import read_response
+from promptmill.backends.openai.reply import read_response
 from promptmill.backends.protocol import Completion
 from promptmill.jobs.store.records import record_of
 from replies import answer, bomb, by_prompt, huge, late, raw, status

@@ -21,7 +21,7 @@ from multidict import CIMultiDict
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.failures import FailureKind, RetryDecision
 from promptmill.backends.openai.providers import PLAIN, profile_named
-from promptmill.backends.openai.sender import read_response, with_reasoning_apart
+from promptmill.backends.openai.reply import read_response, with_reasoning_apart
 from promptmill.backends.protocol import Completion
 
 _ROWS = [orjson.loads(line) for line in (Path(__file__).parent / "evidence.jsonl").read_bytes().splitlines()]

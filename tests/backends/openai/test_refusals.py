@@ -12,7 +12,7 @@ from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.failures import RetryDecision, classify_exception
 from promptmill.backends.openai.providers import profile_at
 from promptmill.backends.openai.refusals import with_key_hint, with_scheme_hint
-from promptmill.backends.openai.sender import read_response
+from promptmill.backends.openai.reply import read_response
 from promptmill.core.errors import Code, PromptmillError
 
 _URL = "http://127.0.0.1:8000/v1/chat/completions"

@@ -14,7 +14,7 @@ from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.failures import LARGEST_BODY, RetryDecision
 from promptmill.backends.openai.http_connection import Headers, HttpResponse
 from promptmill.backends.openai.providers import profile_named
-from promptmill.backends.openai.sender import _answer_in, read_other_response, read_payload, read_response
+from promptmill.backends.openai.reply import answer_in, read_other_response, read_payload, read_response
 from promptmill.backends.protocol import Completion
 
 ENDPOINT = Endpoint("http://localhost/v1/chat/completions", "localhost", {}, (), profile_named("plain"))
@@ -83,7 +83,7 @@ def test_a_compressed_body_that_expands_too_far_leaves_nothing_in_memory():
     bomb = HttpResponse(200, Headers(()), gzip.compress(bytes(LARGEST_BODY + 1)), encoding=b"gzip")
     tracemalloc.start()
     try:
-        found = [_answer_in(bomb, ENDPOINT, keep_raw=False, inline=False) for _ in range(3)]
+        found = [answer_in(bomb, ENDPOINT, keep_raw=False, inline=False) for _ in range(3)]
         held, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

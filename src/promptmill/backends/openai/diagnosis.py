@@ -14,8 +14,8 @@ from promptmill.backends.openai import failures
 from promptmill.backends.openai.discovery import ModelList, base_url, connected, read_models, which_models
 from promptmill.backends.openai.endpoint import Endpoint, endpoints
 from promptmill.backends.openai.refusals import SPOKE_TLS, with_key_hint
+from promptmill.backends.openai.reply import read_response, with_reasoning_apart
 from promptmill.backends.openai.request import RequestEncoder
-from promptmill.backends.openai.sender import read_response, with_reasoning_apart
 from promptmill.backends.openai.transport import Pool, proxy_of, trust_of_environment
 from promptmill.backends.protocol import Step
 from promptmill.config.resolved_config import ResolvedConfig

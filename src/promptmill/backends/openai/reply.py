@@ -1,0 +1,471 @@
+"""The answer in a response: OpenAI's format for chat completions and its variants, and errors with any status.
+
+`read_response` returns a `Completion` or a `RetryDecision`. An ordinary answer (text only) takes a short path. All
+other bodies go through the long one: streams, answers wrapped by gateways, invalid UTF-8, errors with status 200.
+
+Format: platform.openai.com/docs/api-reference/chat; reasoning fields as vLLM, DeepSeek and OpenRouter send them.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import orjson
+
+from promptmill.answers.reasoning import split_marked
+from promptmill.backends.openai import chat_completion
+from promptmill.backends.openai.chat_completion import Ending
+from promptmill.backends.openai.endpoint import Endpoint
+from promptmill.backends.openai.error_body import read_error
+from promptmill.backends.openai.failures import FailureKind, RetryDecision, TransportError, classify_exception
+from promptmill.backends.openai.http_connection import HttpResponse
+from promptmill.backends.openai.refusals import classify_refusal, wrong_address
+from promptmill.backends.protocol import NO_USAGE, Completion, Usage
+from promptmill.core.errors import Code, PromptmillError, without_controls, without_frames
+from promptmill.core.wording import mended
+
+_ERROR_FIELDS = frozenset(
+    {"message", "msg", "detail", "code", "status", "errors", "error_msg", "success", "title", "Response"}
+)
+_NO_MATTER = frozenset({"role", "content", "refusal", "annotations"})
+"""Fields of a message that add nothing to its text."""
+_ENDS = frozenset({"stop", "length"})
+# The memory that the values of a JSON body take, estimated by its separators: a number some 32 bytes, an object or list
+# up to 200. Small bodies cannot hold many.
+_MOST_MEMORY = 128 << 20
+_NUMBER, _CONTAINER = 32, 200
+_SMALL = 256 * 1024
+_LARGEST_ERROR = 1 << 20
+# No other thread runs while a JSON text is read: 500,000 different names take 0.2 s. The lenient reader takes longer.
+_MOST_FIELDS = 500_000
+_LARGEST_MENDED = 2 << 20
+_MOST_EVENTS = 150_000  # of a stream: answers have fewer tokens
+_MOST_TOKENS = 2**24  # more than any context; the count is charged to `tpm`
+
+
+def _content(response: HttpResponse, endpoint: Endpoint) -> bytes | RetryDecision:
+    """Return the decompressed body of a response, or the decision about a failure."""
+    try:
+        return response.content()
+    except TransportError as error:
+        without_frames(error)  # the frames hold the decompressed bytes
+        return classify_exception(error, endpoint)
+
+
+def answer_in(
+    response: HttpResponse, endpoint: Endpoint, *, keep_raw: bool, inline: bool
+) -> Completion | RetryDecision:
+    """Return the answer in a response, its reasoning apart unless `inline`, or the decision about a failure."""
+    content = _content(response, endpoint)
+    if isinstance(content, RetryDecision):
+        return content
+    found = read_response(response.status, response.headers, content, endpoint, keep_raw=keep_raw)
+    if inline or isinstance(found, RetryDecision):
+        return found
+    text = found.text
+    if "<" in text or "[" in text or "◁" in text:  # every mark around reasoning contains one of these
+        return with_reasoning_apart(found)
+    return found
+
+
+def with_reasoning_apart(completion: Completion) -> Completion:
+    """Return `completion` with the reasoning in its text moved to `reasoning`."""
+    reasoning, text = split_marked(completion.text, already=completion.reasoning is not None)
+    if text == completion.text:
+        return completion
+    return replace(completion, text=text, reasoning=completion.reasoning or reasoning)
+
+
+def other_answer_in(response: HttpResponse, endpoint: Endpoint) -> Completion | RetryDecision:
+    """Return the response to a request for a path other than chats, or the decision about a failure."""
+    content = _content(response, endpoint)
+    if isinstance(content, RetryDecision):
+        return content
+    return read_other_response(response.status, response.headers, content, endpoint)
+
+
+def read_response(
+    status: int, headers: Mapping[str, str], body: bytes, endpoint: Endpoint, *, keep_raw: bool = False
+) -> Completion | RetryDecision:
+    """Return the answer in a response, or the decision about a failure. `keep_raw` keeps all fields of the answer."""
+    try:
+        if excess := _excess(body):
+            return _unreadable(endpoint, excess, b"")
+        body = body.removeprefix(codecs.BOM_UTF8)
+        if status >= 300 and len(body) > _LARGEST_ERROR:
+            return classify_refusal(status, headers, _text(body), endpoint)
+        try:
+            payload = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            payload = None
+        if status == 200 and not keep_raw and type(payload) is dict and (completion := _ordinary(payload)) is not None:
+            return completion
+        return _read_other_form(status, headers, body, payload, endpoint, keep_raw=keep_raw)
+    except Exception:  # noqa: BLE001 (no response, such as one nested too deeply, may end the run)
+        return _unreadable(endpoint, "an unreadable response", b"")
+
+
+def read_other_response(
+    status: int, headers: Mapping[str, str], body: bytes, endpoint: Endpoint
+) -> Completion | RetryDecision:
+    """Return the response to a request for a path other than chats: its text, if any, and its payload."""
+    if excess := _excess(body):
+        return _unreadable(endpoint, excess, b"")
+    try:
+        payload = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        payload = None
+    if status >= 300 or (isinstance(payload, dict) and payload.get("error") and _is_error(payload)):
+        return _refused(status, headers, payload if payload is not None else _text(body), endpoint)
+    if not isinstance(payload, dict):
+        return _unreadable(endpoint, "a body that is not a JSON object", body.strip())
+    if not chat_completion.can_go_on(payload):
+        return _unreadable(endpoint, "a body that is nested too deeply", b"")
+    details = {"payload": payload}
+    usage = _usage(payload.get("usage"), answers="choices" in payload or "output" in payload)
+    return Completion(_text_of_other(payload), "stop", usage, details=details, tier=_tier(payload))
+
+
+def _excess(body: bytes) -> str:
+    """Return the description of a body that takes too much memory or time to read; `""` for any other."""
+    if len(body) <= _SMALL:
+        return ""
+    if _NUMBER * body.count(b",") + _CONTAINER * (body.count(b"[") + body.count(b"{")) > _MOST_MEMORY:
+        return f"a body whose values take more than {_MOST_MEMORY >> 20} MiB of memory"
+    if _has_too_many_fields(body) and not body.lstrip().startswith(chat_completion.EVENT_STARTS):
+        return f"a body of more than {_MOST_FIELDS:,} fields"
+    return ""
+
+
+def _has_too_many_fields(data: bytes) -> bool:
+    return len(data) > _MOST_FIELDS and data.count(b":") > _MOST_FIELDS
+
+
+def _text_of_other(payload: Mapping[str, Any]) -> str:
+    """Return the text of a completion, or of a response of OpenAI's Responses API."""
+    match payload:
+        case {"choices": [{"text": str(text)}, *_]}:
+            return text
+        case {"output": list(items)}:
+            parts = [part for item in items if isinstance(item, dict) for part in item.get("content") or ()]
+            return "".join(
+                part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str)
+            )
+    return ""
+
+
+def _read_other_form(
+    status: int, headers: Mapping[str, str], body: bytes, payload: Any, endpoint: Endpoint, *, keep_raw: bool
+) -> Completion | RetryDecision:
+    if 200 <= status < 300:
+        if payload is None and chat_completion.is_stream(headers.get("Content-Type", ""), body):
+            return _read_stream(headers, body, endpoint, keep_raw=keep_raw)
+        payload = _unwrapped(_loosely(body) if payload is None else payload)
+        if isinstance(payload, dict):
+            return read_payload(payload, headers, endpoint, keep_raw=keep_raw)
+        text = body.strip()
+        if not text or text[:1] in b"<{[":
+            return _unreadable(endpoint, "an empty body" if not text else "a body that is not a JSON object", text)
+        return replace(classify_refusal(status, headers, _text(text), endpoint), unmetered=True)
+    if payload is None and chat_completion.is_stream("", body):
+        payload = chat_completion.first_event(body)
+    if payload is None:
+        payload = _loosely(body)
+    return _refused(status, headers, payload if payload is not None else _text(body), endpoint)
+
+
+def _refused(status: int, headers: Mapping[str, str], payload: Any, endpoint: Endpoint) -> RetryDecision:
+    """Return the decision about an error, with the usage of an answer that broke off.
+
+    An error costs nothing, unless it reports a usage or comes with a part of an answer.
+    """
+    decision = classify_refusal(status, headers, payload, endpoint)
+    if not isinstance(payload, dict):
+        return decision
+    usage = _usage(payload.get("usage"))
+    return replace(
+        decision,
+        usage=usage,
+        tier=_tier(payload),
+        unmetered=not usage.prompt_tokens and (decision.unmetered or bool(payload.get("choices"))),
+    )
+
+
+def _ordinary(payload: dict[str, Any]) -> Completion | None:
+    """Return the answer in an object of the usual form with text only; None for any other.
+
+    `read_payload` gives the same result but takes four times as long.
+    """
+    choices = payload.get("choices")
+    if type(choices) is not list or not choices or _is_error(payload):
+        return None
+    choice = choices[0]
+    if type(choice) is not dict or choice.get("error") or choice.get("logprobs"):
+        return None
+    message, finish = choice.get("message"), choice.get("finish_reason")
+    if type(message) is not dict or type(finish) is not str or finish not in _ENDS:
+        return None
+    text = message.get("content")
+    if type(text) is not str or not text:
+        return None
+    for name, value in message.items():
+        if value and name not in _NO_MATTER:
+            return None
+    return Completion(text, finish, _usage(payload.get("usage")), tier=_tier(payload))
+
+
+def _unwrapped(payload: Any) -> Any:
+    """Remove the wrapping that gateways add to a completion or error: a list, a JSON string, another object."""
+    if isinstance(payload, str):
+        payload = _loosely(payload.encode("utf-8", "replace"))
+    if isinstance(payload, list) and len(payload) == 1:
+        payload = payload[0]
+    if isinstance(payload, dict) and "choices" not in payload:
+        for name in ("data", "result", "response", "body", "output"):
+            inner = payload.get(name)
+            if isinstance(inner, dict) and isinstance(inner.get("choices"), list):
+                return {"usage": payload.get("usage"), **inner}
+        if isinstance(payload.get("message"), dict) and payload.get("done") is True:  # Ollama's own form
+            choice = {"message": payload["message"], "finish_reason": payload.get("done_reason")}
+            usage = {"prompt_tokens": payload.get("prompt_eval_count"), "completion_tokens": payload.get("eval_count")}
+            return {"choices": [choice], "usage": usage}
+    return payload
+
+
+def _read_stream(
+    headers: Mapping[str, str], body: bytes, endpoint: Endpoint, *, keep_raw: bool
+) -> Completion | RetryDecision:
+    if max(map(body.count, (b"\n", b"\r"))) > 2 * _MOST_EVENTS:
+        return _unreadable(endpoint, f"a stream of more than {_MOST_EVENTS:,} events", b"")
+    try:
+        return read_payload(_assembled(body), headers, endpoint, keep_raw=keep_raw)
+    except chat_completion.CutOffError:
+        error = PromptmillError(
+            Code.CONNECTION_LOST, f"{endpoint.name} ended the stream before the answer was complete."
+        )
+        return RetryDecision(FailureKind.TRANSIENT, error, unmetered=True)
+    except (ValueError, TypeError, AttributeError, KeyError):
+        return _unreadable(endpoint, "a stream with an unreadable event", b"")
+
+
+def _assembled(body: bytes) -> dict[str, Any]:
+    try:
+        return chat_completion.assemble(body, _load)
+    except orjson.JSONDecodeError:
+        # repaired only after assembly, because two events may hold the halves of one surrogate pair
+        completion: dict[str, Any] = mended(chat_completion.assemble(body, _load_leniently))
+        return completion
+
+
+def read_payload(
+    payload: dict[str, Any], headers: Mapping[str, str], endpoint: Endpoint, *, keep_raw: bool = False
+) -> Completion | RetryDecision:
+    """Return the answer in a chat completion object, or the decision about a failure. `keep_raw` keeps all its fields.
+
+    The text is the endpoint's, unchanged; `answers.reasoning` separates reasoning from it.
+    """
+    choices = payload.get("choices")
+    if _is_error(payload):
+        return _refused(200, headers, payload, endpoint)
+    if not isinstance(choices, list):
+        if _ERROR_FIELDS.isdisjoint(payload):
+            return _unreadable(endpoint, "no `choices`", b"")
+        return _refused(200, headers, payload, endpoint)
+    usage, tier = _usage(payload.get("usage")), _tier(payload)
+    spent: dict[str, Any] = {"usage": usage, "tier": tier, "unmetered": not usage.prompt_tokens}  # of a failed reply
+    if not choices or not isinstance(choices[0], dict):
+        return _without_choice(payload, endpoint, spent)
+    choice = choices[0]
+    if isinstance(choice.get("error"), dict):  # OpenRouter, if the provider behind it failed during the answer
+        return replace(classify_refusal(200, headers, {"error": choice["error"]}, endpoint), **spent)
+    finish, ending = chat_completion.read_finish(choice.get("finish_reason"))
+    if ending is Ending.FILTERED:
+        return _filtered(endpoint, spent)
+    if ending is Ending.BROKEN_OFF:
+        error = PromptmillError(Code.SERVER_ERROR, f"{endpoint.name} broke off this answer ({finish:.60}).")
+        return RetryDecision(FailureKind.TRANSIENT, error, **spent)
+    logprobs = choice.get("logprobs")
+    try:
+        message = _message(choice)
+        text, reasoning, tool_calls = _contents(message)
+        if (tool_calls or logprobs) and not chat_completion.can_go_on((tool_calls, logprobs)):
+            raise _ShapeError("tool calls or `logprobs` that JSON cannot represent")
+    except _ShapeError as found:
+        return replace(_unreadable(endpoint, str(found), b""), **spent)
+    if not text and not tool_calls:
+        if refusal := message.get("refusal"):
+            text = chat_completion.text_of(refusal)
+        elif finish is None:
+            return _empty(endpoint, spent)
+    return Completion(
+        text,
+        finish,
+        usage,
+        reasoning,
+        tool_calls,
+        logprobs=logprobs if isinstance(logprobs, dict) else None,
+        details=chat_completion.details_of(payload, choice, message) if keep_raw else None,
+        tier=tier,
+    )
+
+
+class _ShapeError(Exception):
+    """Describes what an answer has in the place of a message."""
+
+
+def _message(choice: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the message of a choice, also that of a stream or of a completion without chat. Raises `_ShapeError`."""
+    for name in ("message", "delta"):
+        if isinstance(message := choice.get(name), dict):
+            return message
+    if not isinstance(text := choice.get("text"), str):
+        raise _ShapeError("a choice without a message")
+    return {"content": text}
+
+
+def _contents(message: Mapping[str, Any]) -> tuple[str, str | None, tuple[Mapping[str, Any], ...]]:
+    """Return text, reasoning and tool calls of a message. Raises `_ShapeError`, for what looks like an empty answer."""
+    try:
+        text, reasoning = chat_completion.read_message(message)
+    except TypeError:
+        raise _ShapeError("a `content` that is not text") from None
+    calls = message.get("tool_calls")
+    tool_calls = tuple(call for call in calls if isinstance(call, dict)) if isinstance(calls, list) else ()
+    if calls and not (tool_calls or text):
+        raise _ShapeError("`tool_calls` that are not a list of objects")
+    return text, reasoning, tool_calls
+
+
+def _tier(payload: Mapping[str, Any]) -> str:
+    """Return the service tier in an answer: OpenAI's field, or Anthropic's in the usage."""
+    tier = payload.get("service_tier")
+    if tier is None and isinstance(usage := payload.get("usage"), dict):
+        tier = usage.get("service_tier")
+    return tier.lower() if isinstance(tier, str) else ""
+
+
+def _is_error(payload: Mapping[str, Any]) -> bool:
+    """Return whether a body reports an error, regardless of its status and its `choices`."""
+    if payload.get("error") or payload.get("error_code") or payload.get("object") == "error":
+        return True
+    base = payload.get("base_resp")  # MiniMax
+    return isinstance(base, dict) and base.get("status_code", 0) not in {0, "0", None}
+
+
+def _prompt_filtered(payload: Mapping[str, Any]) -> bool:
+    results = payload.get("prompt_filter_results")
+    return bool(results) and b'"filtered":true' in orjson.dumps(results)
+
+
+def _usage(usage: Any, *, answers: bool = True) -> Usage:
+    """Return the usage that an endpoint reports; none if a count is missing or no number of tokens.
+
+    A prompt of 0 tokens is a missing count, too: gateways send zeros, some of them next to a `total_tokens`, which does
+    not say how much of it was the answer. Without `answers`, the count of the answer may be missing: embeddings have
+    none.
+    """
+    if not isinstance(usage, dict):
+        return NO_USAGE
+    prompt, completion = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
+    if "input_tokens" in usage or "output_tokens" in usage:
+        prompt = _largest(usage, "prompt_tokens", "input_tokens")
+        completion = _largest(usage, "completion_tokens", "output_tokens")
+    total = _count(usage, "total_tokens") or 0
+    if not answers:
+        prompt, completion = prompt or total, completion or 0
+    if not prompt or completion is None:
+        return NO_USAGE
+    if len(usage) == 3 and prompt + completion == total:  # no details then
+        return Usage(prompt, completion)
+    cached = _detail(usage, "prompt_tokens_details", "cached_tokens") or _count(usage, "prompt_cache_hit_tokens") or 0
+    reasoning = _detail(usage, "completion_tokens_details", "reasoning_tokens")
+    # xAI and Gemini bill the reasoning as output and count it in the total only
+    completion = max(completion, total - prompt, completion + reasoning if reasoning > completion else 0)
+    return Usage(prompt, completion, min(cached, prompt), min(reasoning, completion))
+
+
+def _detail(usage: dict[str, Any], group: str, name: str) -> int:
+    """Return a count of the usage details."""
+    details = usage.get(group)
+    return (_count(details, name) or 0) if isinstance(details, dict) else 0
+
+
+def _largest(usage: Mapping[str, Any], *names: str) -> int | None:
+    """Return the largest of these counts, which some gateways give twice; None if none is given or one is invalid."""
+    given = [name for name in names if usage.get(name) is not None]
+    counts = [count for name in given if (count := _count(usage, name)) is not None]
+    return max(counts, default=None) if len(counts) == len(given) else None
+
+
+def _count(usage: Mapping[str, Any], name: str) -> int | None:
+    """Return a count; None for a missing or invalid one."""
+    count = usage.get(name)
+    return count if type(count) is int and 0 <= count <= _MOST_TOKENS else None
+
+
+def _loosely(body: bytes) -> Any:
+    try:
+        return mended(_load_leniently(body))
+    except ValueError:
+        return None
+
+
+def _text(body: bytes) -> str:
+    return body[:4096].decode("utf-8", "replace")
+
+
+def _unreadable(endpoint: Endpoint, found: str, body: bytes) -> RetryDecision:
+    page = body.lstrip()[:1] == b"<"
+    error = PromptmillError(
+        Code.BAD_RESPONSE,
+        f"{endpoint.name} answered with {_page(body) if page else found}.",
+        wrong_address(endpoint) if page else None,
+    )
+    # a proxy may have put its page in the place of an answer, which is billed
+    return RetryDecision(FailureKind.TRANSIENT, error, status=200 if page else 0, unmetered=True)
+
+
+def _page(body: bytes) -> str:
+    """Return the description of a web page for a message, with its title if it has one."""
+    title = " ".join(without_controls(read_error(_text(body)).shown).split())[:60]
+    return f"a web page ({title})" if title else "a web page"
+
+
+def _without_choice(payload: Mapping[str, Any], endpoint: Endpoint, spent: Mapping[str, Any]) -> RetryDecision:
+    if _prompt_filtered(payload):  # before the model read it
+        return replace(_filtered(endpoint, spent), unmetered=False)
+    return _empty(endpoint, spent)
+
+
+def _filtered(endpoint: Endpoint, spent: Mapping[str, Any]) -> RetryDecision:
+    error = PromptmillError(Code.CONTENT_FILTER, f"{endpoint.name} filtered this answer.")
+    return RetryDecision(FailureKind.ITEM, error, **spent)
+
+
+def _empty(endpoint: Endpoint, spent: Mapping[str, Any]) -> RetryDecision:
+    error = PromptmillError(Code.EMPTY_ANSWER, f"{endpoint.name} gave an empty answer.")
+    return RetryDecision(FailureKind.TRANSIENT, error, **spent)
+
+
+def _load(data: bytes) -> Any:
+    """Return the value of an event. Raises `ValueError`."""
+    if _has_too_many_fields(data):
+        raise ValueError("too many fields")
+    return orjson.loads(data)
+
+
+def _load_leniently(data: bytes) -> Any:
+    """Return the value of `data`, which orjson refused: unpaired surrogates (llama.cpp cuts emojis) or invalid UTF-8.
+
+    Unpaired surrogates remain, because the other half may follow. Raises `ValueError`.
+    """
+    if len(data) > _LARGEST_MENDED:
+        raise ValueError("too large")
+    try:
+        return json.loads(data.decode("utf-8", "replace"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
