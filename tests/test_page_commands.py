@@ -26,6 +26,7 @@ NOT_RUN = {
     "s3://": "needs a bucket; tests/jobs have a store on loopback",
     "install ultrarag CHECKOUT": "needs a checkout of UltraRAG; tests/install/test_ultrarag.py makes one",
     "serve --http": "serves until it is ended; tests/http have servers that end",
+    "jobs --watch": "a board until Ctrl-C; tests/cli have one that ends",
 }
 ICON = ROOT / "src" / "promptmill" / "server" / "icon.png"
 _MAC = "Library/Application Support/"
