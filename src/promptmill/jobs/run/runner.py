@@ -53,6 +53,7 @@ _STATUS_S = 1.0
 _UNANSWERED = "SELECT EXISTS (SELECT 1 FROM row LEFT JOIN answer ON key = n WHERE n < ? AND key IS NULL)"
 _TRIES = 3  # records that turn out damaged when the output is written are made again, but not without end
 _SALVAGED = "The job's database was damaged; rows whose answers were lost are sent again."
+_NO_BUDGET = "`max_cost` has no effect on this run: it needs a known price and `max_tokens`."
 _LEAVING_S = 60.0
 _AGAIN = "Run the job again: its readable part is kept."
 
@@ -108,6 +109,8 @@ class Runner:
         """Set when a thread is to end its work."""
         self._leaves_as: _JobStopped | None = None
         """The end of the run after the rows in flight, if no more rows are taken."""
+        self._takes_no_more = False
+        """Whether the present round ends after the rows in flight, and begins again within a budget."""
         self._end = SLOT
         """The number of the first row that is not wanted."""
         self._context = Context(self._in_thread, self._halt, self._pass_rows)
@@ -385,7 +388,7 @@ class Runner:
         job, progress = self._job, self.progress
         store, stats, spec = job.folder.store, progress.stats, job.spec
         is_open = await self._in_thread(lambda: self._count_open(round_))
-        progress.round = round_.reason
+        progress.round, self._takes_no_more = round_.reason, False
         stats.facts = replace(stats.facts, total=is_open)
         progress.begin_rates()
         self._enter(states.RUNNING)
@@ -409,7 +412,7 @@ class Runner:
                 spec.targets,
                 self._requests(),
                 self._end,
-                lambda: self._leaves_as is not None,
+                lambda: self._leaves_as is not None or self._takes_no_more,
                 None if self._steps is HERE else _HELD_BYTES,
             )
             sink = StoreSink(
@@ -584,11 +587,22 @@ class Runner:
         self.progress.is_paused = control.paused
         if control.concurrency is not None:
             self.service.widen(self._job.plan, control.concurrency)
-        if stats.ledger.budget is not None and limit is not None and limit != stats.ledger.budget.limit:
-            stats.ledger.budget.limit = limit
+        if limit is not None:
+            self._set_limit(limit)
         if stats.waits.most != control.most:
             stats.waits.most = control.most
             stats.waits.freed()
+
+    def _set_limit(self, limit: float) -> None:
+        """Limit what the job spends from now on."""
+        budget, progress = self.progress.stats.ledger.budget, self.progress
+        if budget is not None:
+            budget.limit = limit
+        elif progress.state == states.RUNNING and progress.stats.in_flight:
+            if progress.cost is not None and self._job.plan.settings.sampling_params.max_tokens is not None:
+                self._takes_no_more = True  # requests in flight have reserved nothing
+            elif _NO_BUDGET not in progress.notes:
+                progress.notes.append(_NO_BUDGET)
 
     def _enter(self, state: str, activity: str = "") -> None:
         self.progress.state, self.progress.activity = state, activity

@@ -1,0 +1,139 @@
+"""Control of a job from another process while it runs: pause, limits, and the board of running jobs."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from replies import answer, late
+from waiting import eventually
+
+PRICE = ("--set", "price={input: 0, output: 1000000}", "--max-tokens", "10")
+
+
+def running(bench: Any, *arguments: str, rows: int = 3000) -> subprocess.Popen[str]:
+    """Return a job that runs, with answers after 20 ms."""
+    bench.upstream.reply = late(0.02, answer())
+    bench.prompts(rows)
+    process = bench.start(*arguments, concurrency=8)
+    eventually(lambda: len(bench.upstream.seen) > 40)
+    return process
+
+
+def steer(bench: Any, *arguments: str) -> dict[str, Any]:
+    """Change what a job does, as from another terminal; return its status."""
+    done = bench.jobs(bench.folder.job_id, *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def is_paused(bench: Any) -> bool:
+    status = bench.folder.status
+    return bool(status.get("paused")) and not status["in_flight"]
+
+
+def test_a_job_is_paused_and_goes_on(bench: Any) -> None:
+    process = running(bench, rows=600)
+    steer(bench, "--pause")
+    eventually(lambda: is_paused(bench))
+    assert bench.folder.status["waiting"] == "paused"
+    sent = len(bench.upstream.seen)
+    assert sent < 600
+    steer(bench, "--unpause")
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert len(bench.upstream.seen) == 600
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+def test_a_pause_survives_a_kill(bench: Any) -> None:
+    process = running(bench, rows=600)
+    steer(bench, "--pause")
+    eventually(lambda: is_paused(bench))
+    process.kill()
+    process.communicate()
+    sent = len(bench.upstream.seen)
+    again = bench.start(concurrency=8)
+    eventually(lambda: bench.folder.status.get("alive", True) and is_paused(bench))
+    assert len(bench.upstream.seen) == sent
+    steer(bench, "--unpause")
+    again.communicate(timeout=60)
+    assert again.returncode == 0
+    assert len(bench.upstream.seen) == 600
+
+
+def test_fewer_and_more_requests_are_in_flight(bench: Any) -> None:
+    process = running(bench, rows=2000)
+    steer(bench, "--set", "concurrency=2")
+    eventually(lambda: {seen.in_flight for seen in bench.upstream.seen[-30:]} <= {1, 2})
+    bench.upstream.peak = 0
+    steer(bench, "--set", "concurrency=32")
+    eventually(lambda: bench.upstream.peak > 8)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+
+
+def test_a_lower_budget_stops_a_job_and_a_higher_one_lets_it_go_on(bench: Any) -> None:
+    process = running(bench, *PRICE, rows=600)
+    spent = bench.folder.status.get("cost") or 0.0
+    steer(bench, "--set", f"max_cost={spent + 100}")
+    process.communicate(timeout=60)
+    assert process.returncode == 75
+    status = bench.folder.status
+    assert status["cost"] <= max(spent + 100, 10 * len(bench.upstream.seen))
+    assert len(bench.upstream.seen) < 600
+    steer(bench, "--set", "max_cost=1000000")
+    assert bench.run(*PRICE).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("wish", "said"),
+    [
+        ("model=x", "model cannot change while a job runs; concurrency and max_cost can."),
+        ("concurrency=0", "concurrency"),
+        ("max_cost=much", "--max-cost: Input should be a valid number"),
+    ],
+)
+def test_what_cannot_change_is_refused_with_what_can(bench: Any, wish: str, said: str) -> None:
+    bench.prompts(3)
+    bench.succeed()
+    done = bench.jobs(bench.folder.job_id, "--set", wish)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_wish_for_a_job_that_does_not_run_holds_when_it_is_resumed(bench: Any) -> None:
+    bench.prompts(3)
+    bench.succeed()
+    done = bench.jobs(bench.folder.job_id, "--pause")
+    assert "is not running; this holds when it is resumed." in done.stderr
+    assert bench.folder.control.paused
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGINT")
+def test_the_board_shows_running_jobs_until_ctrl_c(bench: Any) -> None:
+    process = running(bench)
+    python, *command = bench.command("--watch", command="jobs")
+    board = subprocess.Popen(
+        [python, *command], cwd=bench.path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert board.stdout is not None
+    line = board.stdout.readline()
+    assert bench.folder.job_id in line
+    assert " of 3,000 answered" in line
+    steer(bench, "--pause")
+    eventually(lambda: is_paused(bench))
+    while "paused" not in board.stdout.readline():
+        pass
+    board.send_signal(signal.SIGINT)
+    _, said = board.communicate(timeout=60)
+    assert board.returncode == 0
+    assert not said
+    assert process.poll() is None, "the job runs on"
