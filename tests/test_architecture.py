@@ -1,4 +1,4 @@
-"""The direction of the arrows, what an import costs, and which names may stand where. See docs/architecture.md."""
+"""What an import costs, and which names may stand where. `scripts/check` checks the direction of imports."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib.metadata
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -15,39 +16,6 @@ from mcp import Client, StdioServerParameters
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "promptmill"
 
-# From the top floor to the ground. A module imports from lower floors and from its own package.
-FLOORS = (
-    {"__main__"},
-    {"cli"},
-    {"api"},
-    {"compat", "install"},
-    {"server"},
-    {"http"},
-    {"compare"},
-    {"report"},
-    {"jobs"},
-    {"service"},
-    {"answering"},
-    {"cluster"},
-    {"backends.registry"},
-    {"backends"},
-    {"backends.questions"},
-    {"backends.rows"},
-    {"backends.protocol"},
-    {"backends.batch_lines"},
-    {"config"},
-    {"images"},
-    {"answers"},
-    {"system"},
-    {"core"},
-)
-SHARED = {
-    "backends.batch_lines",
-    "backends.protocol",
-    "backends.questions",
-    "backends.registry",
-    "backends.rows",
-}  # what the house may know of backends
 HEAVY = {"torch", "transformers", "vllm", "aiohttp", "PIL", "pyarrow", "pandas", "numpy", "safetensors", "gguf", "rich"}
 HEAVY |= {"openvino", "openvino_genai"}
 # Modules that are themselves imported only on load, and those of an engine only in its own process.
@@ -100,57 +68,17 @@ def _run_on_import(node: ast.AST):
         yield from _run_on_import(child)
 
 
-def _ours(file: Path) -> set[str]:
-    """Return which of our modules `file` imports."""
-    found = set()
-    for name in _imports(file):
-        module = name.removeprefix("promptmill.") if name.startswith("promptmill.") else ""
-        while module and module not in MODULES:
-            module = module.rpartition(".")[0]
-        found.add(module)
-    return found - {""}
+def _package(module: str) -> str:
+    return module.split(".", maxsplit=1)[0]
 
 
-def _floor(module: str) -> int:
-    """Return the floor of a module, counted from the top: that of the longest name that leads to it."""
-    while module:
-        for number, names in enumerate(FLOORS):
-            if module in names:
-                return number
-        module = module.rpartition(".")[0]
-    return len(FLOORS)
-
-
-def _room(module: str) -> str:
-    return ".".join(module.split(".")[:2]) if module.startswith("backends.") else module.split(".", maxsplit=1)[0]
-
-
-@pytest.mark.parametrize("module", sorted(filter(None, MODULES)))
-def test_arrows_run_downwards_only(module):
-    assert _floor(module) < len(FLOORS), "a new module needs a floor in FLOORS"
-    for other in _ours(MODULES[module]):
-        same_room = _room(module) == _room(other)
-        assert _floor(other) > _floor(module) or same_room, f"{module} may not import {other}"
-
-
-@pytest.mark.parametrize("module", sorted(module for module in MODULES if module.startswith("backends.")))
-def test_backends_never_import_each_other(module):
-    rooms = {_room(other) for other in _ours(MODULES[module]) if other.startswith("backends.")}
-    assert rooms <= {_room(module), *SHARED}
-
-
-@pytest.mark.parametrize("room", ["server", "cli", "compat"])
-def test_who_talks_to_people_never_imports_a_backend(room):
-    modules = [module for module in MODULES if _room(module) == room]
-    assert modules
-    for module in modules:
-        assert not {other for other in _ours(MODULES[module]) if other.startswith("backends.")} - SHARED
-
-
-@pytest.mark.parametrize("module", sorted(filter(None, MODULES)))
-def test_nothing_heavy_is_imported_at_the_top_of_a_file(module):
-    heavy = {name.partition(".")[0] for name in _imports(MODULES[module], top_level=True)} & HEAVY
-    assert not {name for name in heavy if not module.startswith(AT_HOME.get(name, ()))}
+def test_nothing_heavy_is_imported_at_the_top_of_a_file():
+    heavy = {
+        (module, name)
+        for module, file in MODULES.items()
+        for name in {name.partition(".")[0] for name in _imports(file, top_level=True)} & HEAVY
+    }
+    assert not {(module, name) for module, name in heavy if not module.startswith(AT_HOME.get(name, ()))}
 
 
 @pytest.mark.parametrize(
@@ -196,25 +124,20 @@ def test_importing_prints_nothing():
     assert (done.stdout, done.stderr) == (b"", b"")
 
 
-@pytest.mark.parametrize("module", sorted(module for module in MODULES if _room(module) not in {"server", "compat"}))
-def test_the_names_of_the_wire_live_and_die_in_the_server(module):
-    text = MODULES[module].read_text(encoding="utf-8")
-    wire = set(re.findall(r"prompt_ls|ans_ls|multimodal_path", text))
+def test_the_names_of_the_wire_live_and_die_in_the_server():
+    texts = {module: file.read_text(encoding="utf-8") for module, file in MODULES.items()}
+    users = {module for module, text in texts.items() if re.search(r"prompt_ls|ans_ls|multimodal_path", text)}
     # the shell prints the same JSON as the server sends, for programs that read either
-    assert wire <= ({"ans_ls"} if module == "cli.generate" else set())
+    assert {module for module in users if _package(module) not in {"server", "compat"}} == {"cli.generate"}
 
 
-def _has_no_options(module: str) -> bool:
-    """Return whether `module` neither has a command line of its own nor makes commands."""
-    return module not in {"compat.ultrarag", "system.installation"} and _room(module) != "cli"
-
-
-@pytest.mark.parametrize("module", sorted(filter(_has_no_options, MODULES)))
-def test_only_the_command_line_names_its_options(module):
+def test_only_the_command_line_names_its_options():
     """It replaces names of arguments and keys by its options, see `core.errors.Named`. Whole commands may be named."""
-    text = re.sub(r"`(promptmill|pip|optimum-cli) [^`]*`", "", MODULES[module].read_text(encoding="utf-8"))
-    found = re.findall(r"(?<!-)--[a-z][a-z-]*", text)
-    assert not found
+    for module, file in MODULES.items():
+        if module in {"compat.ultrarag", "system.installation"} or _package(module) == "cli":
+            continue  # it has a command line of its own, or makes commands
+        text = re.sub(r"`(promptmill|pip|optimum-cli) [^`]*`", "", file.read_text(encoding="utf-8"))
+        assert not re.findall(r"(?<!-)--[a-z][a-z-]*", text), module
 
 
 def test_names_under_servers_hide_no_importable_module():
@@ -234,10 +157,10 @@ def test_no_file_is_called_by_what_it_is_not():
 
 def test_the_page_about_the_house_names_every_package_from_the_top_floor_to_the_ground():
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    listed = re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
-    rooms = {module.split(".", maxsplit=1)[0] for module in MODULES if module} - {"__main__"}
-    assert set(listed) == rooms
-    assert [_floor(room) for room in listed] == sorted(_floor(room) for room in listed)
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    floors = settings["tool"]["importlinter"]["contracts"][0]["layers"]
+    packages = [name for floor in floors for name in floor.split(" | ")]
+    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == packages[1:]
 
 
 @pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])
