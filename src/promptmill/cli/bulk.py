@@ -146,7 +146,7 @@ class _Grid:
     """Several answers to each row: one for each model, prompt, or pair of both."""
 
     templates: tuple[str, ...]
-    """The prompts; empty for the one of `--prompt`."""
+    """The prompts by name; empty if `--prompt` has a single one."""
     variants: tuple[Variant, ...]
 
     @classmethod
@@ -315,7 +315,7 @@ def run_and_compare(
 
 
 def remembered(arguments: argparse.Namespace, command: Sequence[str]) -> argparse.Namespace:
-    """Return `arguments`, and those of the earlier `command` for options that are not given."""
+    """Return `arguments`; an option that is not given has its value of the earlier `command`."""
     if not command:
         return arguments
     parser = Parser("promptmill bulk")
@@ -355,8 +355,8 @@ def _detach(configuration: Configuration, order: JobOrder, source: Given | None,
 def _printed(arguments: argparse.Namespace, configuration: Configuration, order: JobOrder, source: Given | None) -> int:
     """Run a job whose answers go to standard output, in the order of the input. Returns as `run` does.
 
-    Rows are printed as they are answered; those of a table, whose columns depend on all of them, at the end of the job.
-    What is said of it goes to stderr. A job that stops is resumed when the same rows come again.
+    Rows are printed as they are answered; a table, whose columns depend on all rows, at the end of the job.
+    Messages go to stderr. A job that stops is resumed when the same rows come again.
     """
     folders, configuration = JobFolders.from_environ(), decided(configuration)
     name = Path(f"answers.{arguments.output_format.lstrip('.') or 'jsonl'}")
@@ -425,7 +425,7 @@ def _is_paid(plan: ResolvedConfig) -> bool:
 
 
 def _teller(arguments: argparse.Namespace) -> Callable[[str], None]:
-    """Return a function that says what is done with a URL, unless the user wants no progress."""
+    """Return a function that prints the progress of a transfer, unless the user wants no progress."""
 
     def tell(text: str) -> None:
         if not arguments.quiet:

@@ -159,7 +159,7 @@ def _write_report(
 
 
 def _judgement(arguments: argparse.Namespace, rows: ComparedRows, folders: JobFolders) -> tuple[Judgement, int]:
-    """Have the pairs judged by a job, which goes on where it was. Returns the verdicts there are, and its exit code."""
+    """Have a job judge the pairs, which an earlier run may have begun. Returns the verdicts, and its exit code."""
     asked = argparse.Namespace(**{**vars(arguments), "choices": [*judge.VERDICTS], "report": None})
     configuration = configuration_of(asked)
     try:

@@ -32,7 +32,7 @@ _PAUSE_S = 0.2
 _LOOK_S = 1.0
 _REPORT_EVERY_S = 10.0
 _LONGEST_SHOWN = 60
-_BAR = 10  # leaves room for why nothing goes on
+_BAR = 10  # leaves room for the reason of a wait
 _FILES = frozenset({".jsonl", ".csv", ".tsv", ".txt", ".json", ".parquet", ".md"})
 # A word of a language that puts spaces between words: a question in Chinese has none.
 _WORD = re.compile(r"[\x21-\u024f]{1,20}")
@@ -77,7 +77,7 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
 
 
 def _read_prompts(given: Sequence[str], *, lines: bool) -> list[str]:
-    """Return the prompts: `given`, where `-` or none at all stands for stdin; with `lines` each line of it is one."""
+    """Return the prompts: `given`, or stdin for `-` or no prompt; with `lines`, each line of stdin is a prompt."""
     for prompt in given:
         if any("\udc80" <= character <= "\udcff" for character in prompt):  # how Python passes other bytes on
             raise config_error(
@@ -165,8 +165,8 @@ def generate(
 ) -> int:
     """Answer `prompts` and print the answers in order, or write them to `output`.
 
-    Returns 0 when all are answered, else 1; 130 after Ctrl-C, with what was answered until then. Raises
-    `PromptmillError` for an `output` that cannot be written, before anything is asked.
+    Returns 0 when all are answered, else 1; 130 after Ctrl-C, with the answers until then. Raises
+    `PromptmillError` for an `output` that cannot be written, before a request is sent.
     """
     if output is not None:
         _check_writable(output)

@@ -2,8 +2,9 @@
 
 `CLIENTS` holds the MCP clients as rows of data: each one's configuration file, and the form of its entries. They were
 read in each client's own documentation in November 2026: claude.com/docs (Claude Desktop and Claude Code),
-cursor.com/docs, code.visualstudio.com/docs, developers.openai.com/codex, geminicli.com, docs.windsurf.com. Where they
-start servers: modelcontextprotocol.io/docs/tools/debugging (Claude Desktop: `/`), microsoft/vscode #250078 (home).
+cursor.com/docs, code.visualstudio.com/docs, developers.openai.com/codex, geminicli.com, docs.windsurf.com. The folders
+in which they start servers: modelcontextprotocol.io/docs/tools/debugging (Claude Desktop: `/`), microsoft/vscode
+#250078 (home).
 
 `promptmill install ultrarag CHECKOUT` replaces the checkout's generation server by our launcher, and nothing else. One
 file changes, and the checkout tracks it: `git checkout` restores the original and leaves no other trace.
@@ -320,7 +321,7 @@ def client_entry(
     """Return the entry that starts our server in `client`, by absolute paths: desktop programs lack your PATH.
 
     `variables` are names of environment variables that the entry passes on; their values are never written. `folder` is
-    the one of `allowed_roots`. Raises `PromptmillError` (`invalid_config`) if the client cannot refer to variables.
+    set as `allowed_roots`. Raises `PromptmillError` (`invalid_config`) if the client cannot refer to variables.
     """
     script = Path(sys.executable).with_name("promptmill.exe" if sys.platform == "win32" else "promptmill")
     start = [str(script)] if script.is_file() else [sys.executable, "-P", "-m", "promptmill"]

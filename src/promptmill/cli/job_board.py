@@ -128,7 +128,7 @@ def _table(jobs: Sequence[Mapping[str, Any]], width: int) -> Any:
 
 
 def _now(job: Mapping[str, Any]) -> str:
-    """Return what a job does now, in a few words."""
+    """Return the activity of a job in a few words."""
     parts = [f"{job['failed']:,} failed"] if job.get("failed") else []
     if job.get("waiting"):
         parts.insert(0, job["waiting"])

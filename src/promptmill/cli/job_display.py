@@ -207,7 +207,7 @@ def _noteworthy(found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _failed(found: Mapping[str, Any]) -> list[str]:
-    """Return remedies for failed rows: those with errors in the file need a correction, others can be sent again."""
+    """Return remedies for failed rows: rows with errors in the file need a correction, others can be sent again."""
     errors = found.get("errors", {})
     lines, name = [], Path(found["input_file"]).name
     if Code.INVALID_IMAGE in errors:  # a row does not change with the file that it names
@@ -371,7 +371,7 @@ def _row(one: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
 
 
 def _relative(path: str) -> str:
-    """Return a path from the working directory on, where it lies in there."""
+    """Return a path, relative to the working directory if it is inside."""
     try:
         return str(Path(path).relative_to(Path.cwd()))
     except ValueError:

@@ -134,7 +134,7 @@ def _cancel(job: Folder, *, as_json: bool) -> int:
 
 
 def _control(job: Folder, arguments: argparse.Namespace) -> int:
-    """Pause a job, let it go on, or change its limits, wherever it runs."""
+    """Pause or continue a job, or change its limits, in whatever process it runs."""
     changes: dict[str, str | bool] = {"paused": arguments.pause} if arguments.pause or arguments.unpause else {}
     for assignment in arguments.set:
         name, _, value = assignment.partition("=")

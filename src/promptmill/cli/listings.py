@@ -1,4 +1,4 @@
-"""`promptmill models`, `providers` and `cache`: lists of what can answer, and of the answers that are kept."""
+"""`promptmill models`, `providers` and `cache`: lists of models and providers, and the cache of answers."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ _NEAR = 0.88  # PROMPTMILL_PROVIDER, which a user's file may read, is below it
 
 
 def _misspelled(environ: Mapping[str, str]) -> list[str]:
-    """Return a note about each variable whose name is nearly one of ours."""
+    """Return a note about each variable with a misspelt name of ours."""
     ours = [name for name in environ if name.upper().startswith("PROMPTMI") and name not in _VARIABLES]
     return [
         f"Unknown variable {name:.60}; did you mean {near[0]}?"

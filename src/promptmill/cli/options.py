@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # imported where it is needed: it takes a tenth of a second
     from promptmill.config.resolved_config import ResolvedConfig
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
-_SHORTEST_GUESSED = 4  # to what is shorter nearly everything is near
+_SHORTEST_GUESSED = 4  # nearly every name is near to a shorter one
 _LONGEST_SHOWN = 20
 _KINDS = ("COMMAND", "CLIENT")  # arguments whose errors name the kind of word
 _SETS = {
@@ -72,14 +72,14 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, "exit_on_error": False, **options})
         self._given: Sequence[str] = ()
-        self.set_defaults(parser=self)  # that of the command in use, in the end
+        self.set_defaults(parser=self)  # the parser of the command wins
 
     def show_examples(self, *lines: str) -> None:
         """Have the help end with these lines."""
         self.epilog, self.formatter_class = "\n  ".join(("examples:", *lines)), argparse.RawDescriptionHelpFormatter
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse as argparse does; the parser of the command in use reports what it does not know."""
+        """Parse as argparse does; the parser of the command reports unknown arguments."""
         arguments, unknown = self.parse_known_args(args, namespace)
         if unknown:
             arguments.parser._refuse_unknown(unknown)

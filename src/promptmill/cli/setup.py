@@ -257,7 +257,7 @@ def add_check_options(parser: Parser) -> None:
 def _check(arguments: argparse.Namespace, configuration: Configuration) -> int:
     """Try the configuration, with a one-token call at the end. Returns 0, or 2 if a stage fails.
 
-    `arguments` are those of the command line, `json` among them.
+    `arguments` are the command line's, with `json`.
     """
     as_json = arguments.json
     steps: list[Step] = []

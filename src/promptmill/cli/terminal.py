@@ -13,7 +13,7 @@ from typing import TextIO
 from promptmill.core.errors import without_controls
 
 OK, SOME_FAILED, USAGE, TRY_AGAIN, TERMINATED = 0, 1, 2, 75, 143
-"""Exit codes of the commands; the last two are those of sysexits.h (EX_TEMPFAIL) and of a process ended by SIGTERM."""
+"""Exit codes of the commands; the last two are from sysexits.h (EX_TEMPFAIL) and of a process that SIGTERM ended."""
 
 _COLUMNS = 80
 _RUN = " Run: "  # precedes a command at the end of an error

@@ -136,7 +136,7 @@ def _fields(spec: JobSpec) -> Mapping[str, str]:
 
 
 def text_of(value: Any) -> str:
-    """Return a value as the text that stands for it in every format: `1`, `true`, JSON of lists and objects."""
+    """Return a value as text, the same for every format: `1`, `true`, JSON of lists and objects."""
     match value:
         case None:
             return ""
@@ -293,7 +293,7 @@ def _is_silent(file: ComparedFile, scan: _Scan) -> bool:
 def _other_capitals(right: Sequence[str], values: Sequence[Sequence[str]]) -> dict[str, str]:
     """Return the spelling in `values` of each right answer that differs from them in capitals alone.
 
-    Where capitals tell right answers or answers apart, they count.
+    Capitals count if two answers, or two right answers, differ in nothing else.
     """
     spelled: dict[str, set[str]] = {}
     for one in {answer for own in values for answer in own}:
@@ -354,7 +354,7 @@ class ComparedRows:
 
     @property
     def differing(self) -> list[int]:
-        """The rows whose answers differ; those of one file: from the right answer."""
+        """The rows whose answers differ; of a single file, from the right answer."""
         several = self.values if len(self.values) > 1 else [*self.values, self.right]
         return [at for at, row in enumerate(zip(*several, strict=True)) if len(set(row)) > 1]
 

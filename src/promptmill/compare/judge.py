@@ -49,7 +49,7 @@ class Pairs:
 
     rows: ComparedRows
     others: Mapping[int, Sequence[int]]
-    """By the row: the files whose answer differs from that of the first file."""
+    """By the row: the files whose answer is not the first file's."""
 
     @classmethod
     def of(cls, rows: ComparedRows, limit: int | None) -> Pairs:

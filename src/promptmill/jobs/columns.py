@@ -30,7 +30,7 @@ _MOST_OF_A_NAME = 100  # columns, numbered
 
 
 def answer_fields(record: Record, names: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
-    """Return `ANSWER_FIELDS` of a record, and those of `EXTRA_FIELDS` that it has.
+    """Return the `ANSWER_FIELDS` of a record, and the `EXTRA_FIELDS` that it has.
 
     `names`: the names of the columns that are not the usual ones.
     """

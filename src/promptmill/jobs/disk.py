@@ -15,7 +15,7 @@ from promptmill.system.safe_open import make_private
 
 PRIVATE_FOLDER = 0o700
 PRIVATE_FILE = 0o600
-PUBLIC_FILE = 0o666  # less what the user's umask takes away
+PUBLIC_FILE = 0o666  # before the user's umask
 _READ_S = 0.5
 _PAUSE_S = 0.005
 _BINARY = getattr(os, "O_BINARY", 0)
@@ -111,7 +111,7 @@ def sync_path(path: Path) -> None:
 
 
 def can_share_memory(folder: Path) -> bool:
-    """Return whether processes of all machines that see `folder` are those of this one: no network file system.
+    """Return whether only this machine's processes see `folder`: it is on no network file system.
 
     Only Linux reports it; other systems are assumed to.
     """

@@ -44,7 +44,7 @@ _LOOKED_AT = 100  # rows of JSON in which a column of the prompt must occur at l
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How an input is read."""
+    """The rules for reading an input."""
 
     note: Callable[[int], None] = lambda _: None
     """Gets the number of rows so far."""
@@ -56,7 +56,7 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Bind:
-    """How answers are bound to the rows that were read."""
+    """The rules for binding answers to the rows that were read."""
 
     check: Callable[[Bound], None] = lambda _: None
     """May raise to leave the job as it was."""
@@ -144,7 +144,7 @@ class _Known:
             stream.seek(0)
             for extent, digest in known:
                 data = stream.read(extent.size)
-                if digest_of(data) != digest or not data.endswith(b"\n"):  # else its last line may go on now
+                if digest_of(data) != digest or not data.endswith(b"\n"):  # else its last line may be longer now
                     break
                 head += 1
             end = stream.seek(0, os.SEEK_END)
@@ -180,7 +180,7 @@ def _total(stretches: Sequence[tuple[Extent, bytes]]) -> Extent:
 
 
 class _Reader:
-    """Makes the rows of the database from those of an input."""
+    """Makes rows of the database from rows of an input."""
 
     def __init__(self, spec: JobSpec, source: Input, rules: Rules, files: InputFiles | None) -> None:
         self._spec, self._source, self._rules = spec, source, rules
@@ -225,7 +225,7 @@ class _Reader:
         return self._names.named().with_input(arrow_schema=source.arrow_schema, delimiter=source.delimiter)
 
     def _has(self, row: InputRow) -> bool:
-        """Return whether the job has a row; one of another shard counts for the names of the columns alone."""
+        """Return whether the job has a row; a row of another shard counts only for the names of the columns."""
         if self._shard is None or self._shard.has(row.n):
             return True
         if not self._is_table:

@@ -66,7 +66,7 @@ class PageRows:
     def packed(self, most: int) -> tuple[bytes, int]:
         """Return the rows, deflated to `most` bytes, and the length after which texts are cut off, 0 if none is.
 
-        Where they have no room, some are left out at random, and no longer part of this object.
+        If they have no room, some are left out at random and removed from this object.
         """
         longest = max((len(text) for text in self._texts()), default=0)
         lengths = [longest, *(length for length in LENGTHS if length < longest)]

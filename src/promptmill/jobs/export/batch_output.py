@@ -1,4 +1,4 @@
-"""The output of a Batch file: lines in the format of its provider, and its ids, each of which stands there once."""
+"""The output of a Batch file: lines in the format of its provider, and its ids, each of which is unique."""
 
 from __future__ import annotations
 
@@ -233,7 +233,7 @@ def _function_call(call: Mapping[str, Any]) -> tuple[str, Any]:
 
 
 class CustomIds:
-    """The ids of rows, such as the `custom_id`s of a Batch file, each of which is to stand there once."""
+    """The ids of rows, such as the `custom_id`s of a Batch file, each of which must be unique."""
 
     def __init__(self, path: Path) -> None:
         """Begin with nothing, in a file of its own at `path`."""

@@ -40,7 +40,7 @@ _COPIED = frozenset({"csv", "tsv", "jsonl"})
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How an output is written."""
+    """The rules for writing an output."""
 
     limit: int | None = None
     """Only the first rows, this many."""

@@ -160,7 +160,7 @@ _Kind: TypeAlias = "str | list[_Kind] | dict[str, _Kind] | None"
 
 
 class ColumnTypes:
-    """The columns of a Parquet file for rows of JSON: the type of a column is that of all of its values.
+    """The columns of a Parquet file for rows of JSON: a column has the type of its values.
 
     A column of values of different types is one of texts, with JSON for those that are no text. So is one with whole
     numbers beyond 64 bits, and one with whole numbers that its fractions' type cannot hold.
@@ -248,7 +248,7 @@ def _is_plain(kind: _Kind) -> bool:
 
 
 def _value(kind: _Kind, value: Any) -> Any:
-    """Return a value as it is stored: JSON where the column is one of texts."""
+    """Return a value as it is stored: JSON in a column of texts."""
     if value is None or (kind != _MIXED and _is_plain(kind)):
         return value
     if isinstance(kind, list):

@@ -137,7 +137,7 @@ class AnswerValues:
 
 @dataclass(frozen=True, slots=True)
 class TextForm:
-    """How rows become text."""
+    """The functions that make text of rows."""
 
     row: Callable[[AnsweredRow], bytes]
     """Returns the bytes of a row, with a line end."""

@@ -48,7 +48,7 @@ class Part:
 
 
 def find(given: Sequence[Path], output: Path) -> list[Part]:
-    """Return the files of the paths, folders and patterns `given`, in their order; those of a folder by name.
+    """Return the files of the paths, folders and patterns `given`, in their order; the files of a folder by name.
 
     A single path of a file is that file, whether it exists or not. In a folder, files of other kinds, hidden ones,
     `output` and the folders of jobs are left out. Raises `PromptmillError` (`invalid_input`) when there is none.
@@ -126,7 +126,7 @@ class InputFiles:
     """The files of an input, opened one after the other."""
 
     def __init__(self, parts: Sequence[Part], encoding: str | None = None) -> None:
-        """`encoding` is that of their text, None for UTF-8. Raises `OSError`, `NoFileError`, `OutsideError`."""
+        """`encoding` is the encoding of their text, None for UTF-8. Raises `OSError`, `NoFileError`, `OutsideError`."""
         self.parts = tuple(parts)
         self.encoding = encoding
         for part in parts[:1]:
@@ -199,7 +199,7 @@ def opened(parts: Sequence[Part], *, known: bool = False, encoding: str | None =
 
 
 def _nearest(missing: Path) -> str:
-    """Return a hint with the file of rows whose name is nearest to that of a missing one."""
+    """Return a hint with the file of rows whose name is nearest to the missing one."""
     with suppress(OSError):
         names = [path.name for path in missing.parent.iterdir() if _is_known(path)]
         if near := close_matches(missing.name, names, n=1):
@@ -241,7 +241,7 @@ def _compression_errors(path: Path) -> Iterator[None]:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise _broken(path, error) from None
     except OSError as error:
-        if error.errno is None:  # pyarrow's; those of the disk have a number
+        if error.errno is None:  # pyarrow's error; an error of the disk has a number
             raise _broken(path, error) from None
         raise
 

@@ -120,7 +120,7 @@ def lines_of(
 ) -> Iterator[bytes]:
     """Yield the rows of an argument as lines of JSON: texts, whose field is `name`, rows with fields, and messages.
 
-    None and NaN are texts that are missing. `default` returns the JSON form of what has none, None for a missing value.
+    None and NaN are texts that are missing. `default` returns the JSON form of other values, None for missing ones.
     Raises `PromptmillError` (`invalid_input`).
     """
     for index, row in enumerate(rows):

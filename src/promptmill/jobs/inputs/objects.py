@@ -32,7 +32,7 @@ def input_of(files: InputFiles, input_format: str) -> Input:
 
 
 def objects_in(path: Path, encoding: str | None = None) -> Iterator[Mapping[str, Any]]:
-    """Yield the rows of a file as objects, those of a table by its columns. Raises `PromptmillError`, `OSError`."""
+    """Yield the rows of a file as objects; columns of a table are fields. Raises `PromptmillError`, `OSError`."""
     formats.check_installed(path)
     files = input_files.opened(input_files.find([path.absolute()], path), encoding=encoding)
     source = input_of(files, format_of_input(files))

@@ -100,7 +100,7 @@ class ParquetTable:
             is_plain = sys.platform == "linux" and not compression_of(self._files.parts[at].path)
             path = Path(f"/proc/self/fd/{stream.fileno()}") if is_plain else stream
             try:
-                # without a buffer, and with what is read ahead, the column of a whole row group would be in memory
+                # else pyarrow reads ahead, and holds the column of a whole row group in memory
                 file = parquet.ParquetFile(path, pre_buffer=False, buffer_size=_PAGE_BYTES)
             except (pa.ArrowException, OSError) as error:
                 raise input_error(_unreadable(self._files.parts[at].path, stream, error)) from None

@@ -137,7 +137,7 @@ def check_first_objects(question: Question, objects: Iterable[Mapping[str, Any]]
 def unsent_image(first_rows: Iterator[Mapping[str, Any]]) -> str:
     """Return the column whose cells are paths of images; `""` if there is none, or images are sent.
 
-    `first_rows` are those of an input without a column of images.
+    `first_rows`: of an input without a column of images.
     """
     for row in itertools.islice(first_rows, _FIRST_ROWS):
         if not row.keys().isdisjoint(IMAGES):

@@ -18,7 +18,7 @@ class InputRow(NamedTuple):
     cells: bytes
     """The row itself: its line of JSON, or the array of its cells."""
     fields: Mapping[str, Any] | None = None
-    """Of a table: the fields that were asked for."""
+    """Of a table: the requested fields."""
     problem: str = ""
     """The reason why the row cannot be sent."""
 

@@ -46,7 +46,7 @@ def check_beginning(files: InputFiles, rule: FileRule) -> None:
 
 
 def check_columns(files: InputFiles, rule: FileRule) -> None:
-    """Raise `PromptmillError` (`invalid_input`) if the names of the columns of Parquet are those of secrets."""
+    """Raise `PromptmillError` (`invalid_input`) if columns of Parquet have names of secrets."""
     if rule.is_guarded and _is_parquet(files):
         from promptmill.jobs.inputs.parquet import ParquetTable  # imported where it is needed
 

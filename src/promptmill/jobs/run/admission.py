@@ -85,7 +85,7 @@ class Job:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is left to do, and the status says so."""
+        """Whether the job is done and its status is `finished`."""
         return self.has_output and self.folder.status.get("state") == progress.FINISHED
 
     @property
@@ -104,7 +104,7 @@ class Job:
 
     @property
     def change(self) -> Change:
-        """What the order changes about the rows."""
+        """The change of the rows by the order."""
         return Change(self.before, self.order.earlier, self.since)
 
     def was_read(self, spec: JobSpec) -> None:
@@ -163,7 +163,7 @@ def admit(
     """Return the job of `order`, new or known, with its lock taken, unless `lock` is passed.
 
     `given`: its rows, if they are in no file of the user's; see `Job.given`. `plans`: the plans of the models that
-    its variants name. `fixed`: its settings must be those of its first run, whatever it has answered.
+    its variants name. `fixed`: its settings must be as in its first run, even without an answer.
     `are_columns_checked`: see `check_columns`. `are_paths_resolved`: see `paths_of`.
 
     Raises `PromptmillError`: `invalid_input` if the job is running, if its answers were made under other settings
@@ -231,7 +231,7 @@ class _Begun(NamedTuple):
 
 
 def _last_round(store: JobDatabase, order: JobOrder) -> int:
-    """Return the id of the last round before the order. An order `again` that was interrupted goes on."""
+    """Return the id of the last round before the order. An interrupted order `again` is resumed."""
     known = rounds.stored_rounds(store)
     if not known:
         return 0
@@ -320,7 +320,7 @@ def plans_of(order: JobOrder, configuration: Configuration) -> dict[str, Resolve
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What an order changes about the rows of a job."""
+    """The change of a job's rows by an order."""
 
     before: JobSpec | None
     """The job before the order."""
@@ -373,7 +373,7 @@ def _without_own_dedupe(plan: ResolvedConfig) -> ResolvedConfig:
 
 
 def _opened(folder: Folder, order: JobOrder, begin: Callable[[], _Begun]) -> _Begun:
-    """Open the database, and return what `begin` does: of a damaged database, with its readable part."""
+    """Open the database, repaired if it is damaged, and return the result of `begin`."""
     try:
         folder.open()
         folder.store.get("spec")  # else a damaged description would be none
@@ -520,7 +520,7 @@ def _files_of(places: Places, known: JobSpec | None) -> tuple[Part, ...]:
 def targets_of(
     plan: ResolvedConfig, order: JobOrder, input_format: str, plans: Mapping[str, ResolvedConfig]
 ) -> tuple[Target, ...]:
-    """Return what answers each row: one target, or one for each variant."""
+    """Return the targets of each row: one, or one for each variant."""
     if not order.variants:
         found = fingerprint(plan, order.system_prompt, input_format)
         return (Target(fingerprint=found, sampling=plain_sampling(plan)),)
@@ -591,7 +591,7 @@ def _begun(folder: Folder, wanted: JobSpec, order: JobOrder, plan: ResolvedConfi
 
 
 def _has_changed(begun: JobSpec, wanted: JobSpec, places: Places) -> bool:
-    """Return whether the input is not the one that the job has read. A file with its earlier size and time is."""
+    """Return whether the input has changed since the job read it; not if size and time are the same."""
     before, now = begun.input, wanted.input
     if not now.is_file or not begun.is_read or (before.size, before.version) == (now.size, now.version):
         return False
@@ -599,7 +599,7 @@ def _has_changed(begun: JobSpec, wanted: JobSpec, places: Places) -> bool:
 
 
 def _unfinish(folder: Folder) -> None:
-    """Note that the output of a job does not hold what it will."""
+    """Note that the output of a job lacks some of its rows."""
     if (made := folder.result) is not None:
         folder.put(output=made.model_copy(update={"finished": False}))
 
@@ -666,7 +666,7 @@ def _has_nothing(folder: Folder) -> bool:
 
 
 def _changed_settings(before: Target, now: Target, plan: ResolvedConfig, folder: Folder) -> list[str]:
-    """Return the names of the settings that differ from those under which the answers were made."""
+    """Return the names of the settings that have changed since the answers were made."""
     known = before.fingerprint
     changed = [name for name, value in now.fingerprint.items() if name != "models" and known.get(name, value) != value]
     if "sampling" in changed and known["sampling"] == sampling_of_0_1(plan):
@@ -717,7 +717,7 @@ def check_bound(begun: JobSpec, spec: JobSpec, bound: Bound) -> None:
         conflict = f"The prompt of job {begun.job_id} was another one, and the new one {kept}. Name another output"
     elif given == begun.input.path:
         conflict = f"{given} has changed since, and {kept}. Put it back, or name another output"
-    elif given.name == begun.input.path.name:  # a copy of what a URL names, or a file of that name in another folder
+    elif given.name == begun.input.path.name:  # a copy from a URL, or a file of that name in another folder
         conflict = (
             f"{begun.output.path} is the output of another {given.name}, or it has changed since: {begun.input.path}. "
             f"The input {kept}; name another output"

@@ -1,9 +1,9 @@
-"""Rows with the same question at temperature 0: one of them is sent, and the others get its answer.
+"""Rows with the same question at temperature 0: the first is sent, and the others get its answer.
 
 Two temporary tables hold the state of the rules `… once` and `… duplicate` (see `rounds.RULES`):
 
     unsent      open rows that are not sent: an equal row is sent, or has an answer
-    duplicate   open rows whose answer is that of the row `first`, which has a record
+    duplicate   open rows that get the answer of the row `first`
 """
 
 from __future__ import annotations

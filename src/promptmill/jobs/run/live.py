@@ -93,9 +93,9 @@ class OpenRows:
     store: JobDatabase
     round: Round
     targets: Sequence[Target]
-    """What answers the rows, by the slot."""
+    """The targets of the rows, by the slot."""
     requests: Sequence[RowRequests]
-    """How rows become requests, by the slot."""
+    """The functions that make requests of rows, by the slot."""
     end: int = SLOT
     """The number of the first row that does not count."""
     enough: Callable[[], bool] = bool
@@ -270,12 +270,12 @@ _UNKNOWN = OpenRow(0, 0, None, None, b"", 0, answered=False)
 
 
 class StoreSink(Sink):
-    """Writes outcomes in commits of up to 64: with more rows than that in flight, at most 5 ms after the first outcome.
+    """Writes outcomes in commits of up to 64: with more rows in flight, at most 5 ms after the first outcome.
 
     So a killed process pays twice for what was in flight and, if that is more than 64 rows, for at most 64 outcomes of
     the last 5 ms. A commit costs as much CPU as the encoding of 20 outcomes. With fewer rows in flight, a commit has
-    the outcomes of one turn of the event loop. Where a commit waits for the disk, `put` waits for the commit, which is
-    made in a thread, and the outcomes that come meanwhile are in the next one.
+    the outcomes of one turn of the event loop. If a commit waits for the disk, `put` waits for the commit, which is
+    made in a thread. Outcomes that come meanwhile are in the next commit.
     """
 
     def __init__(
@@ -290,7 +290,7 @@ class StoreSink(Sink):
         made: Sequence[Made] = (FIRST,),
         recorded: Callable[[Sequence[int]], None] | None = None,
     ) -> None:
-        """`give_up` gets the error for which the job cannot go on, and cancels the run.
+        """`give_up` gets the error that stops the job, and cancels the run.
 
         `no_room` gets the error of a row for which the budget has no room; the run takes no more rows then.
         `made` has the note of the records, by the slot. `recorded` gets the rows that were recorded.
@@ -312,8 +312,8 @@ class StoreSink(Sink):
     async def put(self, key: int, outcome: Outcome) -> None:
         """Record the outcome with this key.
 
-        Raises `CancelledError` once the job was given up, because of this outcome or because nothing can be recorded:
-        then `give_up` is cancelling the run.
+        Raises `CancelledError` after `give_up`, which is cancelling the run: because of this outcome, or because
+        outcomes cannot be recorded.
         """
         if self._broken or (isinstance(outcome, Failure) and self._concerns_all(key, outcome)):
             raise asyncio.CancelledError
@@ -352,7 +352,7 @@ class StoreSink(Sink):
             self._flush()
 
     def _with_lost(self, outcome: Outcome, requests: int, count: int, most: float, known: float) -> Outcome:
-        """Return the outcome, of so many `requests`, with the cost of those of earlier runs that are in no record.
+        """Return the outcome of so many `requests`, with the cost of earlier runs' requests that are in no record.
 
         It is `known` for requests that had ended. Those `count` that a kill cut off cost as much as one of the answer,
         else the `most`.
@@ -370,7 +370,7 @@ class StoreSink(Sink):
         return replace(outcome, cost=(outcome.cost or 0.0) + cost)
 
     async def keep_synced(self) -> None:
-        """Bring what is written to the disk itself, at least once a second, until this is cancelled."""
+        """Bring written outcomes to the disk at least once a second, until this is cancelled."""
         while not self._broken:
             began = time.monotonic()
             syncing = asyncio.ensure_future(asyncio.to_thread(self._store.sync))

@@ -9,8 +9,8 @@ an order, each only if it has rows:
 2. `again …`: the rows that the order sends again
 3. `first`: the rows without an answer, and failures of earlier runs that may pass
 
-With `dedupe`, only one of several rows with the same question is sent, and a round `duplicate` copies its answer to the
-others; where it failed for a reason that may pass, one more row is sent.
+With `dedupe`, only the first of several rows with the same question is sent, and a round `duplicate` copies its answer
+to the others; if it failed for a reason that may pass, the next of them is sent.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _is_resumed(last: Round, now: Situation) -> bool:
 
 
 def _wanted(order: JobOrder, own: Sequence[Round]) -> Iterator[tuple[str, str, str]]:
-    """Yield the rule, the reason and the way of the rounds that may come next; `own` are those of the order so far."""
+    """Yield the rule, the reason and the way of the rounds that may come next; `own` are the order's rounds so far."""
     again = order.earlier.again
     for rows in ("open",) if again is None else (f"again {again}", "open"):
         reason = order.reason if rows == "open" else rows

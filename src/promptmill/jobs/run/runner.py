@@ -69,7 +69,7 @@ class _JobStopped(Exception):  # noqa: N818 (how a run ends early; it never leav
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """What the owner of a run does at its turns."""
+    """Functions of the owner of a run, called at its turns."""
 
     watch: Watch | None = None
     """Gets the progress several times a second."""
@@ -264,7 +264,7 @@ class Runner:
                 live.stop()
 
     async def _count_again(self) -> None:
-        """Count what a run did that ended before its last status."""
+        """Count the outcomes of a run that ended before its last status."""
         spec, progress = self._job.spec, self.progress
         if spec.output.format:
             output.discard(spec.output.path, spec.job_id)
@@ -274,7 +274,7 @@ class Runner:
         await self._in_thread(self._count_values)
 
     async def _salvage(self) -> None:
-        """Go on with the readable part of the database. Rows that are lost are read from the input again."""
+        """Continue with the readable part of the database. Rows that are lost are read from the input again."""
         job = self._job
         await self._in_thread(job.folder.salvage)
         job.spec = job.folder.known_spec()
@@ -594,7 +594,7 @@ class Runner:
             stats.waits.freed()
 
     def _set_limit(self, limit: float) -> None:
-        """Limit what the job spends from now on."""
+        """Limit the spending of the job from now on."""
         budget, progress = self.progress.stats.ledger.budget, self.progress
         if budget is not None:
             budget.limit = limit
@@ -672,8 +672,8 @@ def reader_of(
 async def until_ended(runner: Runner) -> tuple[dict[str, Any], PromptmillError | None, bool]:
     """Run a job until its end, SIGTERM or Ctrl-C. Returns its status, why it stopped early, and whether SIGTERM came.
 
-    The process is the job's own, and exports to OpenTelemetry what it does. The first Ctrl-C lets what is in flight
-    come to its end, for a minute: it will be paid for. Raises `KeyboardInterrupt` after Ctrl-C.
+    The process is the job's own and exports to OpenTelemetry. After the first Ctrl-C, the requests in flight have a
+    minute to end: they will be paid for. Raises `KeyboardInterrupt` after Ctrl-C.
     """
     if not any(name.startswith("OTEL_") for name in os.environ):
         return await _until_ended(runner)

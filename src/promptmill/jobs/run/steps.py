@@ -1,7 +1,7 @@
 """The steps of a job that read files: its input becomes rows, and rows become its output.
 
 They need the path of the job's database and nothing else. So a server has another process do them for a call
-(`manage.detached`): a template, or a file that somebody else made, may take any amount of memory and time.
+(`manage.detached`): a template, or a file of another person, may take any amount of memory and time.
 """
 
 from __future__ import annotations

@@ -175,7 +175,7 @@ def _counts(connection: Connection, slots: int) -> Bound:
 
 
 def _place(connection: Connection, other: JobDatabase | None, made: Made) -> None:
-    """Give the matched rows their answers; those of another job cost nothing here."""
+    """Give the matched rows their answers; answers of another job cost nothing here."""
     columns = ", ".join(f"spare.{name}" for name in Record._fields[1:])
     connection.execute(
         f"INSERT OR REPLACE INTO answer SELECT matched.key, {columns} FROM temp.matched "

@@ -1,4 +1,4 @@
-"""What other processes want of a running job, in a file beside its database: only the runner writes the database.
+"""The wishes of other processes for a running job, in the file `control`: only the runner writes the database.
 
     cancel        end the run
     paused        send no further rows

@@ -70,7 +70,7 @@ class JobCounts:
         self.prompt_tokens = 0
         self.completion_tokens = 0
         self.cached_tokens = 0
-        """Those of the prompt tokens that came from the provider's own cache."""
+        """Prompt tokens that came from the provider's own cache."""
         self._codes: dict[str, int] = {}
         self.latencies = Latencies()
 
@@ -125,7 +125,7 @@ class JobCounts:
         return dict(sorted(found, key=lambda item: (-item[1], item[0])))
 
     def as_dict(self, run: Counts) -> dict[str, Any]:
-        """Return the counts for people and programs, with what the present run costs, which `run` counts."""
+        """Return the counts for people and programs, with the counts of the present `run`."""
         return {
             "done": self.done,
             "answered": self.answered,

@@ -13,7 +13,7 @@
 
 Nothing ever deletes a paid answer.
 
-The process that holds the job's lock is the only writer. How a commit reaches the disk depends on the file system:
+The process that holds the job's lock is the only writer. The file system decides how a commit reaches the disk:
 
 * Where processes can share memory, the database is in WAL mode: a commit is one write that does not wait for the disk,
   and readers never block it. `sync`, called about once a second from a thread, brings the log to the disk; so a power
@@ -414,7 +414,7 @@ def is_cut(results: Sequence[tuple[Any, ...]], texts: slice) -> bool:
 
 
 def limited(cursor: sqlite3.Cursor, texts: slice) -> list[tuple[Any, ...]]:
-    """Return the results of a query up to the one with which the columns `texts` exceed `_PAGE_BYTES`."""
+    """Return the results of a query until the columns `texts` exceed `_PAGE_BYTES`."""
     results: list[tuple[Any, ...]] = []
     room = _PAGE_BYTES
     with contextlib.closing(cursor):

@@ -10,7 +10,7 @@
 
 There is one hidden folder for each folder of outputs, and not the user's state folder: jobs follow their files when
 these are moved, copied or mounted elsewhere, so nothing is sent again there, and their rows take room on the disk that
-holds the files already. Its permissions are those of the folder around it, so users who share a folder share this one
+holds the files already. It has the permissions of the folder around it, so users who share a folder share this one
 too; each job in it is private.
 """
 
@@ -71,7 +71,7 @@ class Folder:
 
     @property
     def job_id(self) -> str:
-        """The job's id, also that of a job that has not begun."""
+        """The job's id; a job that has not begun has one, too."""
         if self.output_beside is None:
             return self.path.name
         spec = self.spec
@@ -282,7 +282,7 @@ class Folder:
 
     @property
     def control(self) -> Control:
-        """What other processes want of the run."""
+        """The wishes of other processes for the run."""
         return Control.read(self.path)
 
     @property

@@ -39,9 +39,9 @@ class _Slot(NamedTuple):
 class InFlight:
     """The rows with a request sent and no record yet, in a memory-mapped file, which survives a kill.
 
-    Each row has a slot: its number + 1 (0: the slot is free), the number of requests sent, how many of them are open
-    (they may be billed, and no reply is known), the most that these cost, and what the others have cost. The first slot
-    counts requests of earlier runs whose rows have a record now.
+    Each row has a slot: its number + 1 (0: the slot is free), the number of requests sent, the number of open ones (they
+    may be billed, and no reply is known), the most that these cost, and the cost of the others. The first slot counts
+    requests of earlier runs whose rows have a record now.
     """
 
     @staticmethod
@@ -105,7 +105,7 @@ class InFlight:
             self._put(self._slots[row], self._get(self._slots[row]).changed(0, -1, -each))
 
     def charged(self, key: int, choice: int, cost: float) -> None:
-        """Note that the open requests for the row of `key` have ended, and what they cost together."""
+        """Note that the open requests for the row of `key` have ended, and their cost."""
         row = key & (LAST_KEY_OF_ROW - 1)
         if (at := self._slots.get(row)) is not None:
             count, most = self._open.get(row, {}).pop(choice, (0, 0.0))

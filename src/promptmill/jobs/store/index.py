@@ -25,8 +25,8 @@ def no_job(job_id: str) -> PromptmillError:
 class JobFolders:
     """The folders of all jobs of this user.
 
-    A job lies in the hidden folder beside its output, and under `root` is only a file `<job_id>.path` that says where;
-    a call that became a job has no such place and lies under `root` itself. So do all jobs where the operator named a
+    A job is in the hidden folder of its output's folder, and a file `<job_id>.path` under `root` has its path; a call
+    that became a job has no output and is under `root` itself. So do all jobs where the operator named a
     folder for them.
     """
 
@@ -38,7 +38,7 @@ class JobFolders:
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> JobFolders:
-        """Return those under `PROMPTMILL_STATE`, where it is set; else beside outputs."""
+        """Return the jobs under `PROMPTMILL_STATE`, if it is set; else beside outputs."""
         return cls(state_folder(environ) / JOBS, beside_outputs=not environ.get(VARIABLE))
 
     def of(self, target: Path) -> Folder:
@@ -149,7 +149,7 @@ class JobFolders:
             ) from None
 
     def folder_at(self, path: Path) -> Folder | None:
-        """Return the folder that an entry of `paths` stands for, None when it is gone."""
+        """Return the folder of an entry of `paths`, None when it is gone."""
         return self._pointed_at(path) if path.suffix == _POINTER else Folder(path)
 
     @staticmethod

@@ -1,7 +1,7 @@
 """The lock of a job: one process at a time runs it.
 
-The system frees the lock when its process ends. Where the file system refuses locks (some network file systems), a
-lease that has to be renewed takes its place. `filelock` was tried: a lock cannot be handed to a child process with it.
+The system frees the lock when its process ends. If the file system refuses locks (some network file systems do), a
+lease takes its place, which has to be renewed. `filelock` was tried: with it, no child process can take over a lock.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Lock:
                 _lease_of(path).unlink(missing_ok=True)  # from where it could not be locked
                 return cls(descriptor)
             os.close(descriptor)
-            if held:  # its holder removed it, with the job: what is there now, if anything, is another file
+            if held:  # its holder removed it, with the job: a file of that name is another one
                 continue
             if time.monotonic() > end:
                 return None
@@ -176,7 +176,7 @@ class Lease:
 
 
 def _is_alive(path: Path, *, lapse_s: float = _LAPSE_S) -> bool:
-    """Return whether a process has the lease at `path`. Its age is that of the file system's own clock."""
+    """Return whether a process has the lease at `path`. Its age is by the file system's own clock."""
     if not _holder(path):
         return False
     probe = path.with_name(f"{path.name}.{secrets.token_hex(8)}")

@@ -1,4 +1,4 @@
-"""The order for a job: what the user asks for in one command or call."""
+"""The order for a job: the wishes of one command or call."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Question(_Frozen):
     """The questions of each row."""
 
     templates: tuple[str, ...] = ()
-    """Prompts with fields of the row in double braces; several are asked about each row."""
+    """Prompts with fields of the row in double braces; each row is sent with each of them."""
     column: str | None = None
     """The field with the prompt, if its name is not `prompt`."""
     image_column: str | None = None
@@ -138,22 +138,22 @@ class Limits(_Frozen):
 
 
 class Variant(_Frozen):
-    """One of several ways to answer each row, with a slot of its own."""
+    """A way to answer each row, if there are several; it has its own slot."""
 
     name: str
     model: str = ""
-    """The model; `""` for that of the configuration."""
+    """The model; `""` for the configuration's."""
     prompt: int = 0
     """The index of its template."""
 
 
 class Earlier(_Frozen):
-    """How an order treats answers that exist already. It applies once; resuming a job by its id does not repeat it."""
+    """The treatment of answers that exist already. It applies once; resuming a job by its id does not repeat it."""
 
     again: Again | None = None
     """The rows that are sent again; their answers stay until the new ones arrive."""
     keep: bool = False
-    """Whether answers under other settings count (later rows note it), and the loss of most answers is meant."""
+    """Whether answers under other settings count (later rows note it), and most answers may be lost."""
     from_job: Path | None = None
     """The database of another job, whose answers count for rows with the same question."""
     overwrite: bool = False
@@ -161,7 +161,7 @@ class Earlier(_Frozen):
 
 
 class Shown(_Frozen):
-    """How the user named a job, for messages."""
+    """The user's names for a job, for messages."""
 
     command: list[str] = []
     """The arguments of the command line that gave the last order, without keys; empty for a program's."""

@@ -91,7 +91,7 @@ class Progress:
         self.written = rows
 
     def begin_rates(self) -> None:
-        """Have the rates count from here: what is done already was done by earlier runs."""
+        """Have the rates count from here: earlier runs did the rows that are done already."""
         self._times.begin()
         self.sample()
 
@@ -205,7 +205,7 @@ class Earlier:
         self.forgotten += cost
 
     def count(self, store: JobDatabase) -> None:
-        """Add, once, what a run that was killed did not show. Blocks. Raises as `JobDatabase` does."""
+        """Add, once, the counts that a killed run did not show. Blocks. Raises as `JobDatabase` does."""
         if self.is_added:
             return
         if self.status.get("state") in ALIVE:

@@ -69,7 +69,7 @@ class Record(NamedTuple):
 
     @property
     def is_sound(self) -> bool:
-        """Whether the outcome is what was written."""
+        """Whether the outcome is undamaged."""
         try:
             return self.checksum == checksum(tuple(self)[_CONTENT])
         except TypeError:  # a value is not even of its type
@@ -118,7 +118,7 @@ def record_of(key: int, outcome: Outcome, asked: bytes | None = None, made: Made
 
 
 def copied(outcome: Outcome, attempts: int = 0) -> Outcome:
-    """Return the outcome of another row or job as that of a row which costs nothing beyond its own `attempts`."""
+    """Return the outcome of another row or job for a row which costs nothing beyond its own `attempts`."""
     if not isinstance(outcome, Completion):
         return Failure(outcome.error, attempts)
     details = outcome.details

@@ -84,12 +84,12 @@ class OutputSpec(_Frozen):
 
 
 class Target(_Frozen):
-    """What answers the rows of a slot: a model with its settings, and one of the prompts."""
+    """The target of a slot's rows: a model with its settings, and a prompt."""
 
     name: str = ""
     """The name of the variant; `""` in a job with one target."""
     model: str = ""
-    """The model; `""` for that of the configuration."""
+    """The model; `""` for the configuration's."""
     prompt: int = 0
     """The index of the prompt."""
     settings: int = 0
@@ -122,7 +122,7 @@ class JobSpec(_Frozen):
     question: Question = Question()
     output: OutputSpec
     targets: tuple[Target, ...] = (Target(),)
-    """What answers each row, one target for each slot."""
+    """The targets of each row, one for each slot."""
     backend: str
     model: str
     provider: str = ""
@@ -130,7 +130,7 @@ class JobSpec(_Frozen):
     settled: bool = False
     """Whether it holds the outcomes of a call that has ended: then no row is sent, not even one that failed."""
     to_bind: Literal["questions", "rows"] | None = None
-    """How answers are to be bound when the input is read again: by their questions, or by their rows."""
+    """The way to bind answers when the input is read again: by their questions, or by their rows."""
     owner: str | None = None
     """See `JobOrder.owner`; None in jobs of older releases, too."""
     working_folder: Path | None = None

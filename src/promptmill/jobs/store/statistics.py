@@ -192,7 +192,7 @@ def examples(store: JobDatabase) -> dict[str, str]:
 
 
 def failures(store: JobDatabase, size: int, *, skips_empty: bool = False) -> list[Record]:
-    """Return the first `size` failed records, in order; with `skips_empty`, not those of rows without a prompt."""
+    """Return the first `size` failed records, in order; with `skips_empty`, without rows that have no prompt."""
     return store.page(0, is_failed(skips_empty=skips_empty), size)
 
 
@@ -215,7 +215,7 @@ def cost(store: JobDatabase) -> float:
 
 
 def extra_fields(store: JobDatabase) -> set[str]:
-    """Return the names of the optional fields that some answer has: `reasoning`, and those in `more`."""
+    """Return the names of the optional fields that some answer has: `reasoning`, and the fields in `more`."""
     found = {name for (name,) in store.read(f"SELECT DISTINCT json_each.key FROM answer, json_each({_MORE})")}
     if store.read("SELECT 1 FROM answer WHERE reasoning IS NOT NULL LIMIT 1"):
         found.add("reasoning")
