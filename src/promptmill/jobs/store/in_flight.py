@@ -39,8 +39,8 @@ class _Slot(NamedTuple):
 class InFlight:
     """The rows with a request sent and no record yet, in a memory-mapped file, which survives a kill.
 
-    Each row has a slot: its number + 1 (0: the slot is free), the number of requests sent, the number of open ones (they
-    may be billed, and no reply is known), the most that these cost, and the cost of the others. The first slot counts
+    Each row has a slot: its number + 1 (0: the slot is free), the number of requests sent, how many are open (these may
+    be billed, and no reply is known), the most that these cost, and the cost of the others. The first slot counts
     requests of earlier runs whose rows have a record now.
     """
 
