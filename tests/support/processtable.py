@@ -22,7 +22,7 @@ def child_with(argument: str) -> psutil.Process:
 
 def gone(processes: Iterable[psutil.Process]) -> bool:
     """Return whether none of the processes is left; one that only waits to be waited for counts as gone."""
-    return not [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    return not any(map(_lives, processes))
 
 
 def ports(processes: Iterable[psutil.Process]) -> set[int]:
@@ -38,3 +38,10 @@ def ports(processes: Iterable[psutil.Process]) -> set[int]:
 def taken_ports() -> set[int]:
     """Return the TCP ports that anybody on this machine listens at."""
     return {entry.laddr.port for entry in psutil.net_connections("tcp") if entry.status == psutil.CONN_LISTEN}
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # it ended in between
+        return False
