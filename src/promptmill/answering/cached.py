@@ -95,9 +95,9 @@ _Warn: TypeAlias = Callable[[str], None]
 
 
 class CachedAnswers:
-    """Returns cached answers, and sends identical requests only once; for several clients, those of one call.
+    """Returns cached answers, and sends identical requests only once; of several clients, only within a call.
 
-    It keeps complete answers of requests at temperature 0; with `everything`, those of all requests of one user.
+    It keeps complete answers of requests at temperature 0; with `everything`, of all requests of one user.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class CachedAnswers:
         self._rules = ImageRules.of(plan.file_rule, plan.settings.max_image_pixels, plan.settings.max_image_memory)
         self._batches = _Batches(cache)
         self._flights: dict[tuple[Call | None, bytes], asyncio.Future[Completion | None]] = {}
-        """Requests in flight, for several clients those of each call apart."""
+        """Requests in flight, for several clients by call."""
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
         """Answer a request; one whose answer may differ the next time passes through.
@@ -357,7 +357,7 @@ def _is_repeatable(request: Request) -> bool:
 
 
 def _is_of_one_request(answer: Completion, request: Request) -> bool:
-    """Return whether `answer` can stand for that of another request.
+    """Return whether `answer` can be the answer to another request.
 
     It cannot if its usage includes failed attempts, or if it has the endpoint's name and time of the response.
     """

@@ -337,7 +337,7 @@ async def _check(
 ) -> tuple[str, str]:
     """Return the text of an answer, repaired if necessary, and its problem; `""` for a valid answer.
 
-    Of `choices`, the text is the one that was chosen.
+    Under `choices`, the text is the choice.
     """
     # inline reasoning stays before the answer, but the schema does not apply to it
     text = outcome.text

@@ -5,7 +5,7 @@ this reservation up, so the sender reserves the amount again before it retries (
 does not allow that, the item returns with its cost so far, and waits here until other items have cost less than they
 reserved.
 
-The price of a model is the operator's, else that of `genai-prices`; it is never guessed.
+The price of a model comes from the operator, else from `genai-prices`; it is never guessed.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ _ANSWERS_SEEN, _TIMES_AVERAGE = 10, 4  # so many answers show how long they are;
 
 
 class BudgetedAnswers:
-    """Adds the cost to each outcome. `budget` is that of the process; `Call.budget` is that of the call or job."""
+    """Adds the cost to each outcome. `budget` is the process's; `Ledger.budget` is the call's or job's."""
 
     def __init__(self, following: Answer, plan: ResolvedConfig, price: Price, budget: Budget | None) -> None:
         self._following = following
@@ -180,7 +180,7 @@ class BudgetedAnswers:
 def _advise(call: Call, most: Usage, worst: float, cost: Callable[[Usage], float]) -> None:
     """Warn, once, that reservations for long answers keep a budget full while the answers are short.
 
-    `most` and `worst` are the highest usage and cost of a request, `cost` is that of any usage.
+    `most` and `worst` are the highest usage and cost of a request, `cost` returns the cost of a usage.
     """
     answered = call.counts.done - call.counts.failed
     if answered < _ANSWERS_SEEN or any(warning.startswith(_RESERVES) for warning in call.warnings):
@@ -424,7 +424,7 @@ def worst_case(request: Request, model: str = "") -> Usage:
         )
     if _has_audio(request):
         raise input_error(
-            "The item has audio, whose price is not known to `max_cost`: it is many times that of text. Send its "
+            "The item has audio, whose price is not known to `max_cost`: it costs many times as much as text. Send its "
             "transcript, or leave `max_cost` out."
         )
     limits = [whole_number(extra[name]) for name in _BOUNDS if name in extra]
@@ -473,7 +473,7 @@ def _is_unbounded(body: Mapping[str, Any]) -> bool:
 
 
 def _largest(extra: Mapping[str, Any], names: re.Pattern[str]) -> int:
-    """Return the largest number that one of `names` has in a body, or in an object of it such as `options`."""
+    """Return the largest number under any of `names` in a body, or in an object of it such as `options`."""
     return max((number for _, number in numbers_of(extra, names)), default=0)
 
 

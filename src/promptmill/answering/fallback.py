@@ -332,7 +332,7 @@ def _reason(error: PromptmillError | NotLoadedError) -> PromptmillError:
 def adapted(request: Request, before: ResolvedConfig, now: ResolvedConfig) -> Request:
     """Return `request`, which was made for the model of `before`, in the form for the model of `now`.
 
-    The request's own parameters stay; parameters from the configuration are replaced by those of `now`.
+    The request's own parameters stay; parameters from the configuration are replaced by the parameters of `now`.
     """
     if before is now:
         return request

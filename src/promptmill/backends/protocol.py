@@ -22,7 +22,7 @@ _CUT_WHILE_REASONING = (
 )
 
 DURATIONS_S = tuple(0.01 * 2**step for step in range(14))
-"""The bounds in which durations are counted: those of OpenTelemetry's conventions for generative models."""
+"""The bounds in which durations are counted, from OpenTelemetry's conventions for generative models."""
 COUNTERS = ("requests", "retries", "prompt_tokens", "completion_tokens", "cached_tokens")
 """The counters of a `Call` that a job adds up over its runs."""
 
@@ -117,7 +117,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An item without an answer. `attempts` counts the requests sent for it; `usage` is that of rejected answers.
+    """An item without an answer. `attempts` counts the requests sent for it; `usage` is for rejected answers.
 
     `text` is the rejected answer of the model, if any.
     `concerns_all`: all later items would fail in the same way (a refused key, an endpoint that is unusable).
@@ -168,7 +168,7 @@ class Journal(Protocol):
         ...
 
     def charged(self, key: int, choice: int, cost: float) -> None:
-        """Note that the item's requests so far have ended, and what they cost together."""
+        """Note that the item's requests so far have ended, and their cost."""
         ...
 
 
@@ -278,7 +278,7 @@ class _Wait:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What is known of a call before its first request."""
+    """The facts about a call before its first request."""
 
     total: int | None = None
     """The number of items, if known."""
@@ -313,7 +313,7 @@ class Durations:
 
 @dataclass(slots=True)
 class Counts:
-    """What a call counts. The counts of several calls add up: those of a job's rounds, and those of a server.
+    """The counts of a call. They add up: over a job's rounds, and over a server's calls.
 
     Each has one writer: the driver counts outcomes, the sender requests, the functions around `answer` their own work.
 
@@ -327,7 +327,7 @@ class Counts:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
-    """Those of the prompt tokens that came from the provider's own cache."""
+    """Prompt tokens that came from the provider's own cache."""
     cost: float | None = None
     """The cost so far, in US dollars; None for an unknown price."""
     durations: Durations = field(default_factory=Durations)
@@ -363,7 +363,7 @@ class Counts:
         return total
 
     def __sub__(self, before: Counts) -> Counts:
-        """Return what was counted since `before`, an earlier copy of these counts."""
+        """Return the counts since `before`, an earlier copy."""
         return self + Counts(
             **{name: -getattr(before, name) for name in _ADDED},
             cost=None if before.cost is None else -before.cost,
@@ -414,7 +414,7 @@ class Ledger:
             self.journal.not_billed(request.key, request.choice)
 
     def charged(self, request: Request, cost: float) -> None:
-        """Note that the requests for an item have ended, and what they cost together."""
+        """Note that the requests for an item have ended, and their cost."""
         self.spent += cost
         if self.journal is not None:
             self.journal.charged(request.key, request.choice, cost)

@@ -127,7 +127,7 @@ def cell_text(value: Any, name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Questions:
-    """How the question of a row follows from its cells, for one prompt."""
+    """Makes the question of a row from its cells, for one prompt."""
 
     columns: tuple[tuple[int, str], ...] | None = None
     """Of a table, the place and the field of each cell that is used; None: rows are JSON objects."""
@@ -140,7 +140,7 @@ class Questions:
     are_texts: bool = False
     """Whether all cells are texts: then lists are written as JSON, and empty settings are left out."""
     has_missing: bool = False
-    """Whether some texts, such as `NaN`, stand for missing values."""
+    """Whether some texts, such as `NaN`, mean missing values."""
 
     @property
     def is_plain(self) -> bool:
@@ -219,7 +219,7 @@ class Questions:
 
 @dataclass(frozen=True, slots=True)
 class RowRequests:
-    """How stored rows become requests. It has plain values only, so that it can be sent to other processes."""
+    """Makes requests of stored rows. It has plain values only, so that it can be sent to other processes."""
 
     reader: RowReader
     questions: Questions

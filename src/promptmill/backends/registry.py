@@ -145,7 +145,7 @@ def endpoints_of_call(plan: ResolvedConfig) -> list[str]:
 
 
 def provider_of(plan: ResolvedConfig) -> str:
-    """Return the name of the provider at the plan's addresses; that of its backend for other hosts, and for engines."""
+    """Return the name of the provider at the plan's addresses; its backend's for other hosts, and for engines."""
     module = importlib.import_module("promptmill.backends.openai.providers")
     try:
         profiles = {module.profile_at(url).name for url in addresses(plan)}

@@ -68,7 +68,7 @@ _STRUCTURED = frozenset({_SCHEMA, "response_format", "tools", "tool_choice", "st
 NAMES = frozenset({"prompt", "messages", "n", _SCHEMA, *_ROW_SAMPLING, *_ROW_BODY, *_SYSTEM, *IMAGES})
 """All fields that are part of a row's request; all others belong to the caller and are ignored."""
 CONTENT = frozenset({"prompt", "messages", *IMAGES})
-"""Those of `NAMES` that form the prompt."""
+"""The `NAMES` that form the prompt."""
 SETTINGS = NAMES - CONTENT
 """The others: model, sampling, system prompt, …"""
 # The first bytes of images, in base64; shorter texts are paths.
@@ -149,7 +149,7 @@ class RowReader:
         conversation, sampling, extra = self._plain_row(line, where) if is_plain else self._request_line(line, where)
         if self.folder:
             conversation = conversation.with_sources(lambda source: images.from_folder(source, self.folder))
-        if self.kind != "messages":  # those of a call were checked before
+        if self.kind != "messages":  # a call's were checked before
             sampling = self._limited(sampling, extra, where)
         return conversation, sampling, extra
 
@@ -181,7 +181,7 @@ class RowReader:
     def _check_models(self, extra: Mapping[str, Any], where: str) -> None:
         if self.may_name is None:
             return
-        named = {*named_models(extra)} - {*named_models(self.extra)}  # those of the configuration are the operator's
+        named = {*named_models(extra)} - {*named_models(self.extra)}  # names in the configuration are the operator's
         if self.may_name >= named:
             return
         known = ", ".join(sorted(self.may_name))
@@ -277,7 +277,7 @@ def digest(
     """Return the digest of a question, 16 bytes, regardless of the row's other fields; None for a row without one.
 
     `row_settings`: the row's settings are part of the question. `value`: the parsed line, if the caller has it. The
-    digest of a long line is that of its bytes, because parsing it would take too long.
+    digest of a long line is its bytes' digest, because parsing it would take too long.
     """
     if line.startswith(_NOT_ASKED):
         return None

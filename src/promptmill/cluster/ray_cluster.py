@@ -321,7 +321,7 @@ class RemoteBackend:
     """A backend that works in another process. `leases` gives it its part of `rpm` and `tpm`, if they are set."""
 
     def __init__(self, link: Link, arguments: tuple[Any, ...], leases: RateLeases | None = None) -> None:
-        """`arguments` are those of `Replica.load`."""
+        """`arguments` are for `Replica.load`."""
         self._link, self._arguments, self._leases = link, arguments, leases
         self._last = Report([], 1)
         self._shares: dict[Call, _RemoteShare] = {}
@@ -460,7 +460,7 @@ class RemoteBackend:
 
 
 def _most(report: Report) -> int:
-    """Return the most requests to send: twice what the backend takes at once, and those that are held (no place)."""
+    """Return the most requests to send: twice what the backend takes at once, and the held ones (no place)."""
     return 2 * max(1, min(report.most, _MOST_AT_ONCE)) + report.held
 
 

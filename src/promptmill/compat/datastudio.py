@@ -1,7 +1,7 @@
 """Python classes over the openai backend: `OpenAIAPI`, and `MPOpenAIAPI` for work that several processes share.
 
-Constructor arguments and their defaults are those of DataStudio's classes with the same names, so that programs written
-for those run on promptmill. Both classes use the server's backend. `BaseAPI` is their base class, for programs
+Constructors have the arguments and defaults of DataStudio's classes with the same names, so that programs for these run
+on promptmill. Both classes use the server's backend. `BaseAPI` is their base class, for programs
 with their own client.
 """
 
@@ -266,7 +266,7 @@ class OpenAIAPI(BaseAPI):
         seconds to connect and of silence, `thread_num` requests in flight. Of several keys and ports each takes its
         share. None leaves a parameter to the endpoint, and a number out of its usual range is the endpoint's to refuse.
         `image_key_name` is a key under which parts hold their images; `openai_format` is for `prepare_inputs` alone.
-        `kwargs` go into the request body. What is set on the object afterwards counts from the next call on. Raises
+        `kwargs` go into the request body. Attributes that are set later count from the next call on. Raises
         `PromptmillError` (`invalid_config`).
         """
         super().__init__(
@@ -305,8 +305,8 @@ class OpenAIAPI(BaseAPI):
         An input is a text; a part such as `{"type": "text" | "image", "value": …}`, an image by its path, URL, base64
         or bytes, as one of Pillow's or an array; an OpenAI message; or a list of texts, parts or messages that belong
         together. `kwargs` override sampling or go into the request body. With `return_dict` an answer is the object
-        that its JSON holds; one without is asked for again, `retry` times in all. Every answer satisfies
-        `answer_schema`, a JSON Schema, or is an instance of it, a pydantic class. Raises
+        that its JSON holds; an answer without an object is requested again, `retry` times in all. Every answer
+        satisfies `answer_schema`, a JSON Schema, or is an instance of it, a pydantic class. Raises
         `PromptmillError` (`invalid_input`); at Ctrl-C `InterruptedCall`, which has the answers so far.
         """
         conversations = [

@@ -381,7 +381,7 @@ def _write(parameter_file: str, tools: Sequence[Tool]) -> None:
 
 
 def _entry(tool: Tool, parameters: Collection[str]) -> dict[str, Any]:
-    """Return a tool's input map and output list. `$name` stands for the value of that key of the parameter file."""
+    """Return a tool's input map and output list. `$name` means the value of that key of the parameter file."""
 
     def source(name: str) -> str:
         return f"${name}" if name in parameters else name

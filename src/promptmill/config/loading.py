@@ -124,8 +124,8 @@ class Configuration:
     def for_clients(self, secrets: Iterable[str] = ()) -> Configuration:
         """Return the configuration for calls of clients, which may not use all files of this machine.
 
-        `secrets` are those of the server besides the keys in configuration and environment. A trusted client may use
-        the files that the operator may use.
+        `secrets` are the server's further secrets, besides keys in configuration and environment. A trusted client may
+        use the files that the operator may use.
         """
         if self._trust_client:
             return self
@@ -367,7 +367,7 @@ def _move_parameters(
 
     Unknown `sampling_params` move to `extra_params`, whose own values win. For an engine of this machine, known
     parameters move the other way, too. Raises `PromptmillError` (`invalid_config`) under `unsupported: error`, and,
-    unless `of_pipeline`, for a name that is nearly one of ours (in `extra_params` such a name is allowed).
+    unless `of_pipeline`, for a misspelt name of ours (in `extra_params` such a name is allowed).
 
     A pipeline's `response_format` moves to `extra_params`: the endpoint gets it, and answers are not checked.
     """

@@ -51,7 +51,7 @@ def _headers(headers: Any) -> Iterator[str]:
 
 
 def without_secrets(value: Any) -> Any:
-    """Return parameters without the texts whose names are those of secrets."""
+    """Return parameters without the texts whose names are names of secrets."""
     match value:
         case Mapping():
             return {

@@ -57,7 +57,7 @@ class ResolvedConfig:
     name: str = DEFAULT
     """The model's name in calls and rows."""
     file: Settings | None = None
-    """The whole file's settings, if `operator` holds those of one of its models."""
+    """The whole file's settings, if `operator` holds the settings of a single model."""
     call_files: FileRule | None = None
     """The rule for the files of a client's calls; None in the operator's own programs."""
 

@@ -111,7 +111,7 @@ class SecretFinder:
         self._own = tuple(secret.encode("utf-8", "replace") for secret in dict.fromkeys(own) if is_long_enough(secret))
 
     def find(self, data: bytes) -> str:
-        """Return what a text holds, in words: "an API key"; `""` if there is nothing.
+        """Return the kind of secret in a text: "an API key"; `""` if there is none.
 
         >>> SecretFinder().find(b"key: sk-proj-0123456789abcdefghij")
         'an API key'
@@ -132,7 +132,7 @@ class SecretFinder:
         return ""
 
     def find_in(self, blocks: Iterable[bytes]) -> tuple[str, int]:
-        """Return what a file holds that is read in `blocks`, as `find` does, and its line; 0 for an unknown one.
+        """Return the kind of secret in a file that is read in `blocks`, as `find` does, and its line, 0 if unknown.
 
         A key may be cut by the borders of blocks.
         """

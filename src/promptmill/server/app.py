@@ -115,7 +115,7 @@ def create_server(
     """Return the app over `service`, which the caller created and closes. From now on it restricts files for clients.
 
     `locked` leaves out the tools that change the model of the server, so that only the operator chooses it. `telemetry`
-    gets a span for each call of a tool. `secrets` are those of the server besides the keys in configuration and
+    gets a span for each call of a tool. `secrets` are the server's further secrets, besides keys in configuration and
     environment: no file that contains one is sent.
     """
     service.serve_clients(secrets)
@@ -127,7 +127,7 @@ def create_server(
         website_url=_WEBSITE,
         icons=[_icon()],
         middleware=[CallLog(telemetry), PlainArguments()],
-        dereference_schemas=False,  # what a schema refers to stands in it
+        dereference_schemas=False,  # a schema contains its references
     )
     running_jobs = running_jobs_of(service)
     if not locked:

@@ -184,7 +184,7 @@ def add_bulk_tools(
         prompt: Annotated[
             str | None,
             Field(
-                description="A template of the prompts; {{name}} stands for the row's field of that name. Left out: "
+                description="A template of the prompts; {{name}} means the row's field of that name. Left out: "
                 "the rows hold their prompts.",
                 examples=["Is this review positive? {{text}}"],
             ),
@@ -452,7 +452,7 @@ def _add_tools_of_a_job(
             Field(description="Run the job of a call that was stopped or interrupted; false unless given."),
         ] = False,
     ) -> dict[str, Any]:
-        """Pause a running job, let it go on, or change its limits, within two seconds.
+        """Pause or continue a running job, or change its limits, within two seconds.
 
         Returns the same as bulk_status.
         """

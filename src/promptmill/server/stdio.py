@@ -5,7 +5,7 @@
   the other version, so here a `server/discover` at the start is a separate conversation.
 * A request that cannot be read gets an error reply. The SDK drops such lines, and their senders wait for ever.
 * `last_answers` waits until the client has read the answers of its calls, so that they arrive before the process ends.
-  The SDK does not report what it has written, so it writes into our `_Pipe`.
+  The SDK does not report its writes, so it writes into our `_Pipe`.
 * A client that has left gets no more messages.
 
 The SDK tries to read a line as each kind of message in turn. Compared with a reader of our own, a valid call of 20 MB

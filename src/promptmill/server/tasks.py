@@ -61,7 +61,7 @@ _POLL_MS = (1000, 10_000)
 _POLLS = 10  # of the time that is left
 _COUNTED = ("done", *COUNTERS, "cost", "cached", "repaired", "asked_again")
 _OLD = "2025-11-25"
-_WANTED = "promptmill/task"  # in the `_meta` of a call: its client wants a task; in that of its result: the handle
+_WANTED = "promptmill/task"  # in the `_meta` of a call: its client wants a task; in its result's: the handle
 _RELATED = "io.modelcontextprotocol/related-task"
 _CAPABILITY: dict[str, Any] = {"requiredCapabilities": {"extensions": {EXTENSION: {}}}}
 
@@ -94,7 +94,7 @@ def task_of(ctx: Context, prompts: int, plan: ResolvedConfig) -> CallTask:
 
 
 class Started(InputRequiredToolResult):
-    """The result of a call that became a task: FastMCP sends what it holds in place of a tool's result."""
+    """The result of a call that became a task: FastMCP sends its content in place of a tool's result."""
 
     input_required: Any
 
@@ -166,7 +166,7 @@ class Tasks(ServerExtension):
         return {**result, "_meta": {**result.get("_meta", {}), _RELATED: {"taskId": params.task_id}}}
 
     async def _get(self, ctx: ServerRequestContext[Any, Any], params: _TaskParams) -> dict[str, Any]:
-        """Return the state of a task, with its result at the end. Work that was interrupted goes on."""
+        """Return the state of a task, with its result at the end. Interrupted work is resumed."""
         task = await self._found(ctx, params.task_id)
         if task.is_interrupted:
             task = await self._resumed(task, _caller(ctx))
@@ -183,7 +183,7 @@ class Tasks(ServerExtension):
         return {"resultType": "complete"}
 
     async def _cancel(self, ctx: ServerRequestContext[Any, Any], params: _TaskParams) -> dict[str, Any]:
-        """End a task; one that has ended stays as it is."""
+        """End a task; a task that has ended stays unchanged."""
         task = await self._found(ctx, params.task_id)
         if not task.has_ended:
             await self._running_jobs().cancel(params.task_id, _caller(ctx), also_interrupted=True)
@@ -285,7 +285,7 @@ class _Task:
         }
 
     def outcomes(self) -> list[Outcome]:
-        """Return the outcome of each prompt; those without one failed with the reason why the job stopped. Blocks."""
+        """Return the outcome of each prompt; prompts without one failed with the reason why the job stopped. Blocks."""
         with self.folder.reading() as store:
             records = {record.key: record for record in store.sound_records()}
         reason = self.status.get("reason") or "The job has no answer."

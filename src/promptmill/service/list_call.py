@@ -69,7 +69,7 @@ class ListSink(Sink):
     """The outcomes of a call, by position."""
 
     def __init__(self, size: int, most_large: int | None = None, most: int | None = None) -> None:
-        """`most_large` limits the bytes of large answers, `most` those of all answers; None: no limit."""
+        """`most_large` limits the bytes of large answers, `most` the bytes of all answers; None: no limit."""
         self._outcomes: list[Outcome | None] = [None] * size
         self._most_large, self._most = most_large, most
         self._large = self._all = 0
@@ -97,7 +97,7 @@ class ListSink(Sink):
             raise _too_large("answers", self._most)
 
     def _shared(self, failure: Failure) -> Failure:
-        """Return `failure` with the error of an earlier one that says the same: all items may fail alike.
+        """Return `failure` with the error of an earlier one with the same words: all items may fail alike.
 
         If too many errors each say something else, further ones share an error without their message.
         """
@@ -182,7 +182,7 @@ def several(outcomes: Sequence[Outcome]) -> list[list[str]]:
 def errors(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     """Return an entry per failed item: index, code, message, retryable, attempts; `text` if the model returned a text.
 
-    Hundreds of thousands of items may share one failure, such as that of a budget: beyond some number, a run of them
+    Hundreds of thousands of items may share one failure, such as a full budget: beyond some number, a run of them
     is one entry with `index` and `last`.
     """
     found: list[dict[str, Any]] = []

@@ -70,7 +70,7 @@ class Service:
     def serve_clients(self, secrets: Iterable[str] = ()) -> None:
         """Restrict the files of all calls to the rule for clients, see `system.call_files`; before the first call.
 
-        `secrets` are those of the server besides the keys in configuration and environment.
+        `secrets` are the server's further secrets, besides keys in configuration and environment.
         """
         self._configuration = self._configuration.for_clients(secrets)
         model = self._model()
@@ -372,11 +372,11 @@ class Counted:
     call: Call
     plan: Callable[[], ResolvedConfig]
     before: Counts = field(default_factory=Counts)
-    """What the call had counted before: a job has several rounds."""
+    """The counts of the call before: a job has several rounds."""
 
     @property
     def counts(self) -> Counts:
-        """What is counted of it."""
+        """The counts of this call or round."""
         return self.call.counts - self.before
 
 

@@ -9,7 +9,7 @@ Export is off, and nothing of OpenTelemetry's SDK is imported, unless its standa
 providers are not the global ones: spans of libraries, whose exceptions may quote a prompt or a key, are not exported.
 Ours hold numbers, codes, and the names of providers, models and tools, never a text of a call or an answer.
 
-Names, units and bounds of `gen_ai.…` are those of the semantic conventions for generative AI
+Names, units and bounds of `gen_ai.…` follow the semantic conventions for generative AI
 (github.com/open-telemetry/semantic-conventions-genai: docs/gen-ai/gen-ai-metrics.md and gen-ai-spans.md, whose status
 is Development; read 2026-11).
 """
@@ -119,7 +119,7 @@ class Sample(NamedTuple):
 
 
 class ModelLabels:
-    """The labels of models: the first fifty have one of their own, all others share one."""
+    """The labels of models: each of the first fifty has its own, all others share one."""
 
     def __init__(self) -> None:
         self._named: set[Labels] = set()
@@ -133,7 +133,7 @@ class ModelLabels:
         return labels
 
     def of_plan(self, plan: ResolvedConfig | None) -> Labels:
-        """Return the labels of the plan's model; None stands for all models beyond those that are counted apart."""
+        """Return the labels of the plan's model; None means all models that are not counted apart."""
         return _OTHER if plan is None else self.of(registry.provider_of(plan), plan.model)
 
 
@@ -211,7 +211,7 @@ def exporting(service: Service, environ: Mapping[str, str] = os.environ) -> Tele
 def _exporter(signal: str, name: str, environ: Mapping[str, str]) -> Any:
     """Return a new exporter, which reads its own variables. Raises `ImportError` or `ValueError`."""
     signals = _SIGNALS[signal]
-    if name != "otlp":  # that of the console would write into the protocol
+    if name != "otlp":  # the console's would write into the protocol
         raise ValueError(f"OTEL_{signals}_EXPORTER is not otlp or none.")
     protocol = environ.get(f"{_OTLP}_{signals}_PROTOCOL") or environ.get(f"{_OTLP}_PROTOCOL") or "http/protobuf"
     kind = {"http/protobuf": "http", "grpc": "grpc"}.get(protocol.strip())
@@ -259,7 +259,7 @@ async def exported(service: Service, environ: Mapping[str, str] = os.environ) ->
 def _context(carrier: Mapping[str, str]) -> Context:
     """Return the present context, with the span that `carrier` names as the current one, if it does.
 
-    What else the client sends of the trace is its own text, which is not exported.
+    Further text of the client about the trace is not exported.
     """
     from opentelemetry.context import get_current
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -271,7 +271,7 @@ class Telemetry:
     """The export of one service's spans and metrics. It belongs to the running event loop."""
 
     def __init__(self, service: Service, exporters: Mapping[str, Any], environ: Mapping[str, str]) -> None:
-        """`exporters`: one of spans (`trace`), one of metrics (`metric`), or one of them alone."""
+        """`exporters`: of spans (`trace`), of metrics (`metric`), or both."""
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
         from opentelemetry.sdk.util.instrumentation import InstrumentationScope
@@ -351,7 +351,7 @@ class Telemetry:
         return sdk.MetricsData([sdk.ResourceMetrics(self._resource, scopes, "")])
 
     def _in_thread(self, work: Callable[[], None]) -> asyncio.Future[None]:
-        """Run `work` in a thread of its own: the end of the process would wait for one of the event loop's."""
+        """Run `work` in its own thread: the end of the process would wait for a thread of the event loop's."""
         ended: asyncio.Future[None] = self._loop.create_future()
 
         def end() -> None:

@@ -8,9 +8,9 @@ A call may use a file
 
     below a root            `allowed_roots`, else the working directory, unless that holds the home folder
     with no hidden part     below the root, `.git` as well as `.env`
-    of an ordinary name     none of those of environment files, keys, key stores, credentials and password exports
+    of an ordinary name     no name of environment files, keys, key stores, credentials and password exports
     not promptmill's own    its configuration, any `parameter.yaml`, the folder of its jobs
-    without secrets in it   see `core.secret_text`; this counts for what is sent as text
+    without secrets in it   see `core.secret_text`; this counts for files that are sent as text
 
 A link is as secret as its target, and its own name counts, too. The file that is opened is the file that was checked.
 The operator's command line and Python programs may use every file, unless `allowed_roots` restricts their images.
@@ -140,7 +140,7 @@ class FileRule:
 
     @property
     def words(self) -> str:
-        """Where files may be, for errors: "the folders of `allowed_roots` (/data)"."""
+        """The places of files, for errors: "the folders of `allowed_roots` (/data)"."""
         if self.started_in:
             return (
                 f"the folders of `allowed_roots`: none is set, and {self.started_in}, where the server was started, is "

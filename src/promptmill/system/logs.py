@@ -1,4 +1,4 @@
-"""Logs on stderr: our own, and those of FastMCP."""
+"""Logs on stderr: ours and FastMCP's."""
 
 from __future__ import annotations
 

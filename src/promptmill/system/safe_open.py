@@ -17,7 +17,7 @@ LONGEST_PATH = 4096
 
 
 class OutsideError(Exception):
-    """The file lies outside the allowed roots; existence is not disclosed."""
+    """The file is outside the allowed roots; existence is not disclosed."""
 
 
 class NoFileError(Exception):
@@ -65,7 +65,7 @@ def roots_of(folders: Sequence[str] | None) -> tuple[Path, ...] | None:
 
 
 def is_inside(path: Path, roots: Sequence[Path]) -> bool:
-    """Return whether `path` lies in one of `roots`, both resolved."""
+    """Return whether `path` is in one of `roots`, both resolved."""
     if any(path.is_relative_to(root) for root in roots):
         return True
     return not CASE_COUNTS and any(is_same(above, root) for above in (path, *path.parents) for root in roots)

@@ -160,7 +160,7 @@ def remove_scratch() -> None:
 def environment() -> dict[str, str]:
     """Return the environment for a child that imports this package (also from a checkout), without API keys.
 
-    Workers receive keys over their pipe. Engines run other people's code and need no keys, nor that of a collector.
+    Workers receive keys over their pipe. Engines run other people's code and need no keys, nor a collector's.
     """
     environment = {name: value for name, value in os.environ.items() if not _KEY.search(name.upper())}
     root = Path(__file__).parents[2]

@@ -217,7 +217,7 @@ class ReasoningMarkers:
     """The special tokens that must stay in an answer's text because they delimit its reasoning."""
 
     def __init__(self, tokenizer: Any, also: Collection[str] = ()) -> None:
-        """`tokenizer` is the model's; `also` are further marks to keep, such as those of tool calls."""
+        """`tokenizer` is the model's; `also` are further marks to keep, such as marks of tool calls."""
         special = special_tokens(tokenizer)
         self._channels = {"<|channel|>", "<|message|>"} <= special.keys()
         marks = (*(CHANNEL_MARKS if self._channels else TAGS), *also)

@@ -194,8 +194,8 @@ class EngineHost:
     async def _submit(self, number: int, request: Request, call: Call, share: EngineShare) -> None:
         """Write a request into the pipe. Raises the request's own error, or the reason why the engine is gone.
 
-        One request of a call at a time, for a frame may be large and the pipe full; of those with images several, so
-        that a slow disk or host holds up its own request alone.
+        One request of a call at a time, for a frame may be large and the pipe full; of requests with images several, so
+        that a slow disk or host delays only its own request.
         """
         async with share.reading if request.conversation.images else share.writing:
             frame = await share.submissions.frame(number, request)
@@ -323,7 +323,7 @@ class EngineProcess:
 
 
 async def _group_gone(pid: int) -> None:
-    """Wait until what a killed process had started is gone too, with its memory and ports; not for long."""
+    """Wait, not for long, until the children of a killed process are gone, too, with their memory and ports."""
     for _ in range(100):
         if not subprocesses.group_exists(pid):
             return
@@ -401,7 +401,7 @@ class Submissions:
         return _packed({"type": "submit", "run": self._run, "id": number, "path": request.path, "body": body})
 
     def close(self) -> None:
-        """Stop what is still being read or fetched."""
+        """Stop reading and fetching images."""
         self._image_cache.close()
 
 
@@ -471,7 +471,7 @@ def _outcome_of(message: Frame, request: Request) -> Outcome:
 
 
 # vLLM's arguments that a call may set: numbers, switches and names from closed lists, which change how much, how fast
-# and in which number format the model computes. All others are reserved for the operator, including those of later
+# and in which number format the model computes. All others are reserved for the operator, also arguments of later
 # versions of vLLM: they may import code (`spec_model: "module.Class"`), read and write files, or open connections.
 ENGINE_ARGUMENTS = frozenset(
     {

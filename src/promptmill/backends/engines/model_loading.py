@@ -282,7 +282,7 @@ def in_known_words(text: str, *, trusted: bool) -> PromptmillError | None:
 
 
 def missing_package(error: Exception | str, extra: str) -> PromptmillError:
-    """Return the error for a model that needs a missing package; `error` is that of the import."""
+    """Return the error for a model that needs a missing package; `error` is the import's."""
     return PromptmillError(
         Code.MISSING_DEPENDENCY,
         f"The model needs a package that is not installed: {first_sentence(error)}",

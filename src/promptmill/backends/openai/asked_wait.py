@@ -35,7 +35,7 @@ _DATE = re.compile(
     r"\d{4}-\d{2}-\d{2}(?:T|\s+(?:at\s+)?)\d{2}:\d{2}(?::\d{2}(?:\.\d+)?)?\s*(?:Z|UTC|GMT|[+-]\d{2}:?\d{2})?",
     re.IGNORECASE,
 )
-# A time counts as a wait only if one of these words stands before it in the same sentence.
+# A time counts as a wait only behind one of these words in the same sentence.
 _ASKING = re.compile(
     r"(?:again|retry|wait|reset|replenish|available|access|cool ?down|delay|until|请|等待|恢复|重置|解除)",
     re.IGNORECASE,

@@ -199,7 +199,7 @@ class _Item:
     request: Request
     attempts: int
     permit: Permit | None = None
-    """That of its last attempt; of two twins, that of the one which brought the result."""
+    """The permit of its last attempt; of two twins, of the twin that brought the result."""
     tokens: int = 0
     """Its estimated size, where `tpm` is set."""
     counted: int = 0
@@ -484,7 +484,7 @@ class Attempts(ConcurrencyShare):
     def _is_gone(self, item: _Item, endpoint_state: EndpointState, decision: RetryDecision) -> bool:
         """Return whether a final failure shows that no endpoint is left, whether or not items remain to be sent.
 
-        Where an endpoint has answered, a timeout may be due to the item: then only a lost connection counts. Where none
+        If an endpoint has answered, a timeout may be due to the item: then only a lost connection counts. If none
         ever has, a connection lost once is enough, as is a proxy without a server behind it: a call of many items ends
         at `SEVERAL` of these, and a short one must not end otherwise. An item that failed in an earlier run shows
         nothing by this: it may be the only one left because it always loses its connection.
@@ -595,7 +595,7 @@ class _Hedge:
         """Send once more, to another endpoint if there is one; return None if that brings no answer."""
         try:
             permit = await self._limiter.enter(self._share, item.tokens, slow)
-        except PromptmillError:  # no endpoint is usable: the first request goes on
+        except PromptmillError:  # no endpoint is usable: the first request continues
             return None
         try:
             account = item.request.account

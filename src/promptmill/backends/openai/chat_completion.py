@@ -176,7 +176,7 @@ def can_go_on(value: Any) -> bool:
         text = orjson.dumps(value)
         if text.count(b"{") + text.count(b"[") <= _DEEPEST_JSON:
             return True
-        for _ in range(_DEEPEST_ORJSON - _DEEPEST_JSON):  # wrapped until orjson's limit stands for ours
+        for _ in range(_DEEPEST_ORJSON - _DEEPEST_JSON):  # wrapped until orjson's limit is ours
             value = [value]
         return bool(orjson.dumps(value))
     except TypeError:

@@ -31,7 +31,7 @@ _OF_AN_ACCOUNT = frozenset({"api_key", "headers"})
 _FRAMING = frozenset(
     {"content-length", "transfer-encoding", "connection", "keep-alive", "upgrade", "expect", "te", "trailer"}
 )
-# Several servers may share one address; the operator's key belongs to the one that the operator named.
+# Several servers may share one address; the operator's key belongs to the server that the operator named.
 _OF_THE_OPERATOR = frozenset({"host", "proxy-authorization", "proxy-connection", "forwarded", "x-forwarded-host"})
 # Mistakes in pasted keys.
 _QUOTES = "\"'`\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb"

@@ -52,7 +52,7 @@ class ErrorBody:
 
     @property
     def status(self) -> int | None:
-        """The HTTP status that the body names, where it differs from that of the response."""
+        """The HTTP status that the body names, if the response has another one."""
         for name in _NUMBERED:
             if 400 <= (number := self.numbers.get(name, 0)) < 600:
                 return number

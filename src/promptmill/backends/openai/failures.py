@@ -1,7 +1,7 @@
 """Failed attempts: the decision on each, and the exceptions of transports, from which decisions are made.
 
-A `RetryDecision` states what a failure affects and when to try again; the loop in `backend` waits and retries.
-`classify_exception` makes it from an exception, `refusals` from an error response.
+A `RetryDecision` states the scope of a failure and the time of the next attempt; the loop in `backend` waits and
+retries. `classify_exception` makes it from an exception, `refusals` from an error response.
 
 Both transports raise `TransportError` for an attempt without a complete response. The system's exceptions
 (`ssl.SSLError`, `socket.gaierror`, other `OSError`s) may pass unchanged.
@@ -57,7 +57,7 @@ class RetryDecision:
 
     `wait_s`: the wait that the endpoint requested, if any. `stale`: the server had closed the kept connection, so the
     next attempt needs a new one and no wait. `usage`: the cost of an unusable answer, and `tier`: the service tier that
-    served it. `status`: the HTTP status, or the one that the body names; 0 without one. `unmetered`: the request was
+    served it. `status`: the HTTP status, or the status that the body names; 0 without one. `unmetered`: the request was
     sent and may be billed, but no usage was reported.
     """
 

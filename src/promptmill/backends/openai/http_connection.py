@@ -414,7 +414,7 @@ class Connection(asyncio.Protocol):
             raise InvalidResponseError("an unasked-for upgrade")
         if 100 <= status < 200:
             response.interim += 1
-            if response.interim > _MOST_INTERIM:  # each one resets the timeout of silence, so they could go on forever
+            if response.interim > _MOST_INTERIM:  # each resets the timeout of silence, so they could come for ever
                 raise InvalidResponseError("interim responses without end")
             response.headers.clear()
             response.in_body = False

@@ -1,4 +1,4 @@
-"""Classify error responses: what failed, whether and when to retry, whom the failure affects, and what the user can do.
+"""Classify error responses: cause, time of the next attempt, requests that the failure affects, and remedy.
 
 status, body → cause (the provider's own codes, else words and status) → kind, code and wait → hint
 """

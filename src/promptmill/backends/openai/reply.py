@@ -318,7 +318,7 @@ class _ShapeError(Exception):
 
 
 def _message(choice: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the message of a choice, also that of a stream or of a completion without chat. Raises `_ShapeError`."""
+    """Return the message of a choice, also of a stream or of a completion without chat. Raises `_ShapeError`."""
     for name in ("message", "delta"):
         if isinstance(message := choice.get(name), dict):
             return message

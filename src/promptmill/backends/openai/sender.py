@@ -39,7 +39,7 @@ class Sender(Protocol):
     def prepare(self, request: Request) -> Awaitable[Prepared] | None:
         """Prepare the request before it takes a place at an endpoint; return an awaitable of the result for `send`.
 
-        None, the usual case, stands for `NOTHING`. The awaitable raises the request's own error.
+        None, the usual case, means `NOTHING`. The awaitable raises the request's own error.
         """
         ...
 
@@ -167,7 +167,7 @@ class LocalSender:
         if isinstance(found, Completion):
             _note_limit(response, endpoint_state)
         elif found.kind is FailureKind.ENDPOINT and response.status in {404, 405}:
-            return replace(found, kind=FailureKind.ITEM)  # it lacks this route, but may have that of chats
+            return replace(found, kind=FailureKind.ITEM)  # it lacks this route, but may have the route of chats
         return found
 
 

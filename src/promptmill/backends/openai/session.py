@@ -147,7 +147,7 @@ def _our_errors(limits_s: tuple[float, float]) -> Iterator[None]:
 
 
 def translated(error: Exception, limits_s: tuple[float, float]) -> Exception:
-    """Return an exception of aiohttp as one of ours or the system's.
+    """Return an exception of aiohttp as an exception of ours or the system's.
 
     `limits_s`: the timeouts of connecting and of silence.
     """

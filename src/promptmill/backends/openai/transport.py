@@ -59,7 +59,7 @@ _HAPPY_EYEBALLS_S = 0.25
 
 
 class _Session(Protocol):
-    """The methods of `session.Session`; the type stands here because that module is imported only on first use."""
+    """The methods of `session.Session`; the type is here because that module is imported only on first use."""
 
     async def post(
         self, route: Route, pieces: list[bytes], length: int, on_data: Callable[[bytes], None] | None
@@ -73,7 +73,7 @@ class _Session(Protocol):
 class LoopThrottle:
     """Lets `_STARTS_PER_TURN` requests start per iteration of the event loop, over all calls, and measures its load.
 
-    Where this process is what limits the rate, more requests in flight only wait for it. A limit that grows all the
+    If this process limits the rate, more requests in flight only wait for it. A limit that grows all the
     same costs a fifth of the rate. Times are seconds of `clock`.
     """
 
@@ -87,7 +87,7 @@ class LoopThrottle:
         self._load = 0.0
 
     def pass_now(self) -> bool:
-        """Return whether the caller may go on in this iteration; if not, it awaits `turn`."""
+        """Return whether the caller may continue in this iteration; if not, it awaits `turn`."""
         if not self._left:
             return False
         self._left -= 1
@@ -240,7 +240,7 @@ class Pool:
         return session
 
     async def aclose(self) -> None:
-        """Close all connections, including those with a request in flight."""
+        """Close all connections, also with a request in flight."""
         self._client.close()
         if self._session is not None:
             session = await self._session
@@ -446,7 +446,7 @@ class RawHttpClient:
             self._watch = self._loop.call_later(self._period_s, self._look)
 
     def close(self) -> None:
-        """Close all connections, including those with a request in flight."""
+        """Close all connections, also with a request in flight."""
         self._closed = True
         if self._watch is not None:
             self._watch.cancel()

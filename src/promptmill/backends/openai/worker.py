@@ -40,7 +40,7 @@ _KEPT_BYTES = 4 * 1024 * 1024  # of images; a worker is to stay small, and there
 
 
 class Worker:
-    """Makes attempts and reports their results, those of one iteration of the event loop in one frame."""
+    """Makes attempts and reports their results, one frame for an iteration of the event loop."""
 
     def __init__(self, job: Mapping[str, Any], outgoing: asyncio.WriteTransport) -> None:
         """`job` is `workers.FanOut`'s first frame."""
@@ -177,7 +177,7 @@ async def _report_alive(outgoing: asyncio.WriteTransport, every_s: float) -> Non
 
 
 def main() -> None:
-    """Run the worker; exits without clean-up, the operating system closes what is open."""
+    """Run the worker; exits without clean-up: the operating system closes files and connections."""
     assert _PIPES is not None
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     try:

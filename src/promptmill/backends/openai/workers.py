@@ -297,7 +297,7 @@ async def _known(ref: Ref) -> Ref:
 
 
 class Spool:
-    """A private file of requests that stand in no input file, for worker processes to read.
+    """A private file of requests that are in no input file, for worker processes to read.
 
     Each distinct pair of sampling and extra parameters is written once, as nearly all requests of a call share theirs.
     """
@@ -359,7 +359,7 @@ class Spool:
 
     def close(self) -> None:
         """Remove the file."""
-        with contextlib.suppress(OSError):  # what is not on a full disk yet
+        with contextlib.suppress(OSError):  # the disk is full
             self._file.close()
         if self.path.suffix:
             with contextlib.suppress(PermissionError):  # Windows, while a worker that is just ending has it open

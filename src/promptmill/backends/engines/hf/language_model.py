@@ -55,7 +55,7 @@ class _Forward:
 
     @classmethod
     def of(cls, network: Any) -> _Forward:
-        """Return those of `network`."""
+        """Return the features of `network`."""
         accepted = inspect.signature(network.forward).parameters
         return cls(
             takes_positions="position_ids" in accepted,
@@ -109,7 +109,7 @@ class LanguageModel:
     def new_cache(self) -> Cache:
         """Return an empty cache for rows that join a running batch.
 
-        All layers keep all columns, even those with a sliding window: the mask hides the columns before the window.
+        All layers keep all columns, even layers with a sliding window: the mask hides the columns before the window.
         """
         return plain_cache(self._layers)
 
@@ -381,7 +381,7 @@ def _attention(
 ) -> Any:
     """Compute as `sdpa_attention_forward` does: `(rows, heads, 1, width)` queries → `(rows, 1, heads, width)`.
 
-    Where several query heads share one head of the cache, transformers copies the cache for each of them. For a single
+    If several query heads share a head of the cache, transformers copies the cache for each of them. For a single
     new token, the heads of a group can be treated as several tokens instead: the same sums without the copy, five times
     as fast in bfloat16 on a CPU (8 rows, 100 to 1,500 columns, 9 query heads on 3).
     """

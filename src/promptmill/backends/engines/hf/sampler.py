@@ -310,7 +310,7 @@ class Constraints:
     """A model's generation defaults as transformers' logits processors: forced and banned tokens, n-gram rules, …"""
 
     def __init__(self, network: Any, ends: Collection[int], device: torch.device) -> None:
-        """`ends` are the tokens that end an answer; `device` is that of the scores."""
+        """`ends` are the tokens that end an answer; `device` has the scores."""
         self._network = network
         self._device = device
         self._defaults = defaults = copy.deepcopy(network.generation_config)

@@ -171,7 +171,7 @@ class Sight:
     """The prompt of a model that reads images: text and images in place of tokens."""
 
     text: str
-    """The prompt, with OpenVINO's tags where its images stand."""
+    """The prompt, with OpenVINO's tags in place of its images."""
     images: Sequence[str]
     """Files in base64; decoded, waiting rows would take many times the memory."""
 

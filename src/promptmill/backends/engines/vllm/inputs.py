@@ -27,7 +27,7 @@ from promptmill.system.frames import Frame
 
 _EXTRA = frozenset({"chat_template_kwargs", "mm_processor_kwargs", "lora", *tool_use.NAMES, *submission.LOGPROBS})
 _MISTRALS = "{{ tools }} tool_calls [TOOL_CALLS]"
-"""Stands in for the template of a Mistral tokenizer, which formats chats in code and takes tools."""
+"""Takes the place of the template of a Mistral tokenizer, which formats chats in code and takes tools."""
 _TAIL = 8  # tokens in which a template may open a thought
 SAME_NAME = (
     *("temperature", "top_p", "top_k", "min_p", "seed"),

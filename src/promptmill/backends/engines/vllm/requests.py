@@ -42,7 +42,7 @@ class EngineGoneError(Exception):
 
 
 class _Run:
-    """The requests of one call: those that wait, and those in vLLM."""
+    """The requests of one call, both waiting and in vLLM."""
 
     def __init__(self) -> None:
         self.waiting: deque[Frame] = deque()

@@ -10,8 +10,8 @@ The limiter gives a request a *permit* if five rules all allow it, and makes it 
 
 1 to 3 are rules of the calls (`limiter.py`). 4 and 5 are rules of an endpoint (`endpoint_state.py`), whose state is
 three values: `Load` (how many requests it has and may have), `Health` (whether it is of any use) and `Pause` (when the
-next request may go). With several endpoints, a request goes to the one with the most room, and not to the one where it
-failed last if another is available.
+next request may go). With several endpoints, a request goes to the endpoint with the most room, and not to the one
+where it failed last if another is available.
 
 The adaptive limit (`adaptive_limit.py`) doubles until requests are refused, then finds out whether a lower limit makes
 refusals rarer. If so, it stays there and tries a little more from time to time. If not, the refusals are random, and it

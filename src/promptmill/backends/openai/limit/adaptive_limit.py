@@ -2,8 +2,8 @@
 
 `AdaptiveLimit` finds the endpoint's own limit by its refusals. It doubles per round trip until more requests are
 refused than an endpoint refuses at random. Then it tries a lower limit. If refusals stop, that is the endpoint's
-limit; from then on a little more is tried from time to time. If they go on at the same rate, they do not depend on the
-number in flight, and the limit returns to where it was and grows again.
+limit; from then on a little more is tried from time to time. If refusals continue at the same rate, they do not
+depend on the number in flight, and the limit returns to where it was and grows again.
 
 Each refusal closes one place at once, and answers reopen closed places, so that nothing storms during a trial. The
 doubling is TCP's slow start (V. Jacobson, 1988). The trial is what keeps random refusals, which shared providers
@@ -384,7 +384,7 @@ class ThroughputSearch:
             self._decide()
 
     def waits(self, waiting: float, in_flight: int) -> None:
-        """Note the number of requests that wait inside the server, ours (`in_flight`) and those of other clients."""
+        """Note the number of requests that wait inside the server, ours (`in_flight`) and other clients'."""
         if waiting > 0.05 * in_flight:
             self._doubling = False
             self._base = None

@@ -206,7 +206,7 @@ class Limiter:
             asyncio.get_running_loop().call_soon(self._share_out)
 
     def _share_out(self) -> None:
-        """Give each call the smaller of what it needs and what the others get (max-min fairness)."""
+        """Give each call as much as it needs, and at most as much as the others get (max-min fairness)."""
         self._sharing = False
         left = self._capacity = self.room
         modest_first = sorted(self._shares, key=lambda share: math.inf if share.wanted is None else share.wanted)
@@ -394,7 +394,7 @@ class Limiter:
             state.forgive()
 
     def _refuse_all(self, error: PromptmillError) -> None:
-        """Refuse all waiting requests, except those of calls that have sent nothing yet."""
+        """Refuse all waiting requests, except of calls that have sent nothing yet."""
         waiting = self._waiting
         self._waiting = {share: queue for share, queue in waiting.items() if not share.has_sent}
         for share, queue in waiting.items():
