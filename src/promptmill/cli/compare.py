@@ -167,6 +167,7 @@ def _judgement(arguments: argparse.Namespace, rows: ComparedRows, folders: JobFo
         configuration = job_run.decided(configuration)
         criterion, pairs = arguments.criterion.strip(), Pairs.of(rows, arguments.limit)
         about = {"criterion": criterion, "model": configuration.plan.model, "requests": 0, "seconds": 0.0}
+        about |= {"tagged": pairs.tagged} if pairs.tagged else {}
         if not pairs.others:
             return Judgement(about, {}), OK
         earlier = Earlier(again=arguments.again)
@@ -286,6 +287,8 @@ def _judge(judge: Mapping[str, Any], width: int) -> Iterator[str]:
         yield ""
         yield cut(f"judged by {judge['model']}: {' '.join(judge['criterion'].split())}", width)
         yield from words.judged(pair)
+    if tagged := judge.get("tagged"):
+        yield f"{counted(tagged, 'pair')} not judged: an answer contains the tag that ends the answers for the judge"
     yield words.price(judge)
 
 
