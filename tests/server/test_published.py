@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from mcp import MCPError
-from mcp_types import EmptyResult, Request, Result, SetLevelRequest, SetLevelRequestParams
+from mcp_types import INVALID_PARAMS, EmptyResult, Request, Result, SetLevelRequest, SetLevelRequestParams
 from PIL import Image
 from pydantic import ConfigDict
 
@@ -75,7 +75,8 @@ async def test_the_skill_is_a_resource_and_listed_with_its_digest(talk):
     assert read.mime_type == "text/markdown"
     assert file["digest"] == f"sha256:{hashlib.sha256(read.text.encode()).hexdigest()}"
     assert file["size"] == len(read.text.encode())
-    assert file["uri"] in [str(found.uri) for found in await talk.client.list_resources()]
+    (listed,) = [found for found in await talk.client.list_resources() if str(found.uri) == file["uri"]]
+    assert {"name": listed.name, "description": listed.description} == skill["frontmatter"]
 
 
 @pytest.mark.thorough
@@ -97,6 +98,19 @@ async def test_the_slash_commands_lead_to_an_estimate_and_then_a_job(talk, tools
         assert "as {{column}}" in message.content.text
         assert message.content.text.index("validate: true") < message.content.text.index("without `validate`")
         assert set(re.findall(r"`(bulk_\w+)`", message.content.text)) <= tools.keys()
+
+
+async def test_wrong_arguments_of_prompts_and_resources_are_named(talk, caplog):
+    for asked, said in (
+        (talk.client.get_prompt("bulk", {"file": "a.csv"}), "The prompt bulk needs `question`."),
+        (talk.client.get_prompt("compare"), "needs `file` and `question` and `models`."),
+        (talk.client.read_resource("promptmill://jobs/a-1234567890/answers?offset=abc"), "`offset` is 'abc'"),
+        (talk.client.read_resource("promptmill://jobs/a-1234567890/answers?offset="), "`offset` is ''"),
+    ):
+        with pytest.raises(MCPError, match=said) as raised:
+            await asked
+        assert raised.value.error.code == INVALID_PARAMS
+    assert not caplog.records, "no stack trace on stderr"
 
 
 async def test_the_calls_that_the_skill_shows_are_calls_of_its_tools(serve, tools, tmp_path, monkeypatch):

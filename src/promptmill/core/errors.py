@@ -190,8 +190,10 @@ def config_error(path: str | Named, *problem: str | Named) -> PromptmillError:
     return PromptmillError(Code.INVALID_CONFIG, (*place, *problem), "")
 
 
-# Characters that control a terminal or are invisible: C0, DEL and C1 except white space, and direction marks.
-_CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]|\r(?!\n)")
+# Characters that control a terminal or are invisible: C0, DEL and C1 except white space, direction marks, and U+200B.
+_CONTROLS = re.compile(
+    r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\u061c\u200b\u200e\u200f\u202a-\u202e\u2066-\u2069]|\r(?!\n)"
+)
 _URL_USERINFO = re.compile(r"(?<=://)[^/\s@]+@")
 _BEARER = re.compile(r"(?i)\b(bearer\s+|basic\s+(?=[A-Za-z]*[0-9])(?=[A-Za-z0-9+/=]{16}))[^\s\"',;]+")
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 import orjson
 import yaml
 from fastmcp import FastMCP
 from fastmcp.apps.config import UI_EXTENSION_ID
 from fastmcp.prompts import Prompt
+from fastmcp.prompts.base import PromptResult
+from fastmcp.resources.base import ResourceResult
 from fastmcp.server.extensions import MethodBinding, ServerExtension
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 from mcp.server.caching import CacheHint
@@ -23,6 +26,7 @@ from mcp.shared.exceptions import MCPError
 from mcp_types import (
     INVALID_PARAMS,
     Annotations,
+    GetPromptRequestParams,
     Icon,
     InitializeRequest,
     InitializeResult,
@@ -126,7 +130,7 @@ def create_server(
         mask_error_details=True,
         website_url=_WEBSITE,
         icons=[_icon()],
-        middleware=[CallLog(telemetry), PlainArguments()],
+        middleware=[CallLog(telemetry), PlainArguments(), _CheckedArguments()],
         dereference_schemas=False,  # a schema contains its references
     )
     running_jobs = running_jobs_of(service)
@@ -201,17 +205,23 @@ def _skill_entry() -> dict[str, Any]:
     """Return the skill's address, its head, and the digest of its only file."""
     content = _SKILL_FILE.read_bytes()
     file = {"uri": _SKILL, "digest": f"sha256:{hashlib.sha256(content).hexdigest()}", "size": len(content)}
-    head = content.decode().split("---\n")[1]
-    return {"uri": _SKILL, "frontmatter": yaml.safe_load(head), "resources": [file]}
+    return {"uri": _SKILL, "frontmatter": _skill_head(), "resources": [file]}
+
+
+def _skill_head() -> dict[str, str]:
+    """Return the front matter of the skill: `name` and `description`."""
+    head: dict[str, str] = yaml.safe_load(_SKILL_FILE.read_text(encoding="utf-8").split("---\n")[1])
+    return head
 
 
 def _add_skill(mcp: FastMCP) -> None:
+    head = _skill_head()
+
     @mcp.resource(
         _SKILL,
-        name="skill",
+        name=head["name"],
+        description=head["description"],
         title="Work with promptmill: files, labels, comparisons",
-        description="A skill for agents: label a file, extract fields by a schema, compare models. Read it before work "
-        "on more than a few prompts.",
         mime_type="text/markdown",
         annotations=Annotations(audience=["assistant"]),
     )
@@ -220,6 +230,35 @@ def _add_skill(mcp: FastMCP) -> None:
 
     mcp.add_extension(_Skills())
     mcp.add_middleware(_SkillAnnounced())
+
+
+class _CheckedArguments(Middleware):
+    """Answers wrong arguments of prompts and resources with -32602; FastMCP logs a stack trace, and answers -32603."""
+
+    async def on_get_prompt(
+        self,
+        context: MiddlewareContext[GetPromptRequestParams],
+        call_next: CallNext[GetPromptRequestParams, PromptResult],
+    ) -> PromptResult:
+        """Name the arguments that are missing."""
+        fastmcp, given = context.fastmcp_context, context.message.arguments or {}
+        prompt = None if fastmcp is None else await fastmcp.fastmcp.get_prompt(context.message.name)
+        if prompt is not None:
+            required = [argument.name for argument in prompt.arguments or () if argument.required]
+            if missing := [f"`{name}`" for name in required if name not in given]:
+                raise MCPError(INVALID_PARAMS, f"The prompt {prompt.name} needs {' and '.join(missing)}.")
+        return await call_next(context)
+
+    async def on_read_resource(
+        self,
+        context: MiddlewareContext[ReadResourceRequestParams],
+        call_next: CallNext[ReadResourceRequestParams, ResourceResult],
+    ) -> ResourceResult:
+        """Name an `offset` that is no number."""
+        for offset in parse_qs(urlsplit(str(context.message.uri)).query, keep_blank_values=True).get("offset", ()):
+            if not re.fullmatch("[0-9]{1,18}", offset):
+                raise MCPError(INVALID_PARAMS, f"`offset` is {offset[:40]!r}; it is the number of a row, from 0.")
+        return await call_next(context)
 
 
 class _SkillAnnounced(Middleware):
