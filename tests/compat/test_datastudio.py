@@ -547,3 +547,21 @@ def test_an_address_has_one_of_its_two_names(kind: type[OpenAIAPI]) -> None:
     assert kind("m", base_url="http://localhost:1/v1").api_base == "http://localhost:1/v1"
     with pytest.raises(PromptmillError, match="another name"):
         kind("m", base_url="http://localhost:1/v1", api_base="http://localhost:2/v1")
+
+
+def test_a_key_comes_from_the_variable_that_datastudio_reads(upstream, monkeypatch):
+    monkeypatch.setenv("LLM_API_KEY", "of-another-program")
+    monkeypatch.setenv("OPENAI_API_KEY", "of-datastudio")
+    OpenAIAPI("m", api_base=upstream.url).generate(["x"])
+    assert upstream.seen[0].headers["authorization"] == "Bearer of-datastudio"
+
+
+def test_any_number_of_threads_is_accepted(upstream):
+    assert OpenAIAPI("m", key="k", api_base=upstream.url, thread_num=200_000).generate(["x"]) == ["echo: x"]
+
+
+def test_an_empty_answer_is_a_failed_one(upstream):
+    upstream.reply = answer("", finish_reason="stop")
+    api = OpenAIAPI("m", key="k", api_base=upstream.url, retry=1)
+    assert api.generate(["x"]) == [api.fail_msg]
+    assert api.generate_inner("x")[:2] == (-1, api.fail_msg)

@@ -184,7 +184,10 @@ class Sink(Protocol):
     """Takes the outcomes of a call."""
 
     async def put(self, key: int, outcome: Outcome) -> None:
-        """Take the outcome of `key`, once per key. It returns late to slow the call down (back-pressure)."""
+        """Take the outcome of `key`, once per key. It returns late to slow the call down (back-pressure).
+
+        Raises `PromptmillError` if it takes no further outcome; it has taken this one.
+        """
         ...
 
 

@@ -13,6 +13,7 @@ import base64
 import contextlib
 import inspect
 import logging
+import os
 import random
 import sys
 import time
@@ -52,6 +53,7 @@ _SAMPLING = (
 # Arguments of the classes that programs also pass to calls, where they are not part of a request.
 _OF_THE_CLASS = frozenset({"fail_msg", "image_key_name", "openai_format", "return_dict", "use_system_proxy"})
 _MOST_CONNECTIONS = 16384
+_MOST_IN_FLIGHT = 65_536  # the largest `concurrency`; a larger `thread_num` means: all at once
 _MOST_ATTEMPTS = 100
 _LAST_PORT = 65535
 _OF_WORKERS = ("num_workers", "worker_concurrency")
@@ -258,7 +260,7 @@ class OpenAIAPI(BaseAPI):
         openai_format: bool = True,
         **kwargs: Any,
     ) -> None:
-        """`key` falls back to LLM_API_KEY and OPENAI_API_KEY; without `api_base`, `port` means this machine.
+        """`key` falls back to OPENAI_API_KEY and LLM_API_KEY; without `api_base`, `port` means this machine.
 
         `base_url` is another name of `api_base`.
 
@@ -363,8 +365,8 @@ class OpenAIAPI(BaseAPI):
         return {
             "model_name": self.model,
             "base_url": self.api_base or local or "https://api.openai.com/v1",
-            "api_key": self.key if isinstance(self.key, str | None) else list(self.key),
-            "concurrency": self.thread_num,
+            "api_key": self._key,
+            "concurrency": min(self.thread_num, _MOST_IN_FLIGHT),
             "adaptive": False,  # a program that sets `thread_num` expects it from the first request on
             "max_connections": self.max_connections or min(self.thread_num, _MOST_CONNECTIONS),
             "retries": min(max(self.retry, 1), _MOST_ATTEMPTS),
@@ -374,6 +376,13 @@ class OpenAIAPI(BaseAPI):
             "trust_env": self.use_system_proxy,
             "bulk_threshold": 2**31,
         }
+
+    @property
+    def _key(self) -> str | list[str] | None:
+        """The keys; as in DataStudio, OPENAI_API_KEY comes first without one."""
+        if self.key is None:
+            return os.environ.get("OPENAI_API_KEY") or None
+        return self.key if isinstance(self.key, str) else list(self.key)
 
     def _sharing(self) -> Mapping[str, Any]:
         """Return the settings for sharing a call's inputs among several processes."""
@@ -427,6 +436,9 @@ class OpenAIAPI(BaseAPI):
             except ValidationError as error:  # a validator of the class can refuse an answer that its schema allows
                 self._log("error", f"input {index}: the answer is not a valid {answer_schema.__name__}: {error}")
                 return self.fail_msg
+        if outcome.is_empty:
+            self._log("error", f"input {index}: the answer is empty")
+            return self.fail_msg
         if not self.return_dict:
             return outcome.text
         found = _object_in(split_marked(outcome.text)[1])

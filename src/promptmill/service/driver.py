@@ -20,6 +20,7 @@ import asyncio
 from collections import deque
 
 from promptmill.backends.protocol import Answer, Call, Outcome, Share, Sink, Source, Stoppable, ignored
+from promptmill.core.errors import PromptmillError
 from promptmill.core.request import Request
 
 _MOST_TAKEN = 256
@@ -29,7 +30,11 @@ _MOST_HELD = 1024
 
 async def settle(key: int, outcome: Outcome, sink: Sink, call: Call) -> None:
     """Put the outcome of item `key` into the sink and count it. No other function counts outcomes."""
-    await sink.put(key, outcome)
+    try:
+        await sink.put(key, outcome)
+    except PromptmillError:  # it has taken this one, and takes no more
+        call.count(outcome)
+        raise
     call.count(outcome)
 
 
