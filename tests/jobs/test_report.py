@@ -170,6 +170,18 @@ def test_a_file_that_is_no_report_stays_and_nothing_is_sent(bench: Any) -> None:
     assert "There is no job" in reported(bench, "nothing", code=2)
 
 
+def test_the_report_of_another_job_stays(bench: Any) -> None:
+    bench.prompts(3)
+    bench.succeed("--report", "r.html")
+    before = (bench.path / "r.html").read_bytes()
+    reported(bench, str(bench.output), "-o", "r.html")
+    bench.output = bench.path / "other.jsonl"
+    bench.succeed()
+    said = reported(bench, str(bench.output), "-o", "r.html", code=2)
+    assert "is the report of 'in.jsonl → out.jsonl'; name another file" in said
+    assert len((bench.path / "r.html").read_bytes()) == pytest.approx(len(before), rel=0.1)
+
+
 def test_a_report_after_a_stop_and_its_runs(bench: Any) -> None:
     bench.upstream.reply = choose(lambda seen: answer() if seen.number <= 20 else status(401, "no key"))
     bench.prompts(40)
@@ -340,6 +352,7 @@ def test_the_page_of_a_comparison_of_one_file_and_one_of_very_many_rows(bench: A
     assert [part["title"] for part in data["sections"]] == ["Right, by label (90 rows)"]
     assert [key for key, *_ in data["rows"]["filters"]] == ["wrong"]
     monkeypatch.setattr(comparison_page, "MOST_ROWS", 50)
+    (bench.path / "r.html").unlink()
     compared(bench, labelled())
     data, rows = written(bench.path / "r.html")
     assert "A random sample of 50 of 90 rows" in data["rows"]["note"]

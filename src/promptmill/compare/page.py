@@ -23,12 +23,12 @@ _MOST_VALUES, _LONGEST_VALUE = 12, 24  # of a table
 
 def write(target: Path, found: Mapping[str, Any], rows: ComparedRows, judgement: Judgement | None) -> Report:
     """Write the page of a comparison, whose figures are `found`. Raises `PromptmillError`."""
-    page.check(target)
     total = found["rows"]
     chosen = figures.at_random(range(total))[:MOST_ROWS] if total > MOST_ROWS else range(total)
     shown = _rows(found, figures.side_by_side(rows, judgement, chosen), len(chosen))
     files = found["files"]
     title = ", ".join(file["title"] for file in files)
+    page.check(target, title)
     differ = f"{found['differ']:,} {'differ' if len(files) > 1 else 'wrong'}"
     data = {
         "state": "comparison",

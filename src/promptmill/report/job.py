@@ -47,7 +47,7 @@ def default_path(folder: Folder) -> Path:
 
 def write(folder: Folder, target: Path) -> Report:
     """Write the report of a job to `target`, all at once. Raises `PromptmillError`."""
-    page.check(target)
+    page.check(target, _title(folder.known_spec()))
     try:
         text, rows, total = _page(folder)
         page.put(target, text)
@@ -55,6 +55,11 @@ def write(folder: Folder, target: Path) -> Report:
         why = disk.why(error) if isinstance(error, OSError) else "its database is damaged"
         raise PromptmillError(Code.STORAGE, f"There is no report of job {folder.job_id}: {why}.", "") from None
     return Report(target, rows, total)
+
+
+def _title(spec: JobSpec) -> str:
+    to = f" → {spec.output.path.name}" if spec.output.format else ""
+    return f"{spec.input.path.name}{to}"
 
 
 def _page(folder: Folder) -> tuple[bytes, int, int]:
@@ -89,8 +94,7 @@ def _page(folder: Folder) -> tuple[bytes, int, int]:
         "made": made_by(),
     }
     rows.filters = _filters(failed=bool(data["failures"]), cut=any(state & _CUT for state in rows.state))
-    to = f" → {spec.output.path.name}" if spec.output.format else ""
-    title, so_far = f"{spec.input.path.name}{to}", " so far" if found["state"] in progress.ALIVE else ""
+    title, so_far = _title(spec), " so far" if found["state"] in progress.ALIVE else ""
     return page.filled(title, data, rows, total, so_far), len(rows.number), total
 
 

@@ -26,7 +26,7 @@ import orjson
 
 from promptmill import __version__
 from promptmill.core.errors import Code, PromptmillError, input_error
-from promptmill.core.wording import counted
+from promptmill.core.wording import counted, cut
 from promptmill.jobs import disk
 from promptmill.report.rows import LENGTHS, PageRows
 
@@ -37,6 +37,7 @@ _SPARE = 1_000  # for the words on rows that have no room
 _LEAST = 100_000  # bytes of deflated rows, whatever else there is
 _MARK = b'<meta name="generator" content="promptmill report">'
 _HEAD = 4096  # bytes, within which an earlier report has the mark
+_LONGEST_TITLE = 300
 _TEMPLATE = Path(__file__).with_name("report.html")
 _PLACE = re.compile(r"\{\{(\w+)\}\}")
 
@@ -61,19 +62,22 @@ class Report:
         webbrowser.open(self.path.absolute().as_uri())
 
 
-def check(target: Path) -> None:
-    """Raise `PromptmillError` unless a report can be written to `target`: an earlier report there is replaced."""
+def check(target: Path, title: str = "") -> None:
+    """Raise `PromptmillError` unless a report can be written to `target`: it replaces only one with its title."""
     try:
         with target.open("rb") as file:
-            is_report = _MARK in file.read(_HEAD)
+            head = file.read(_HEAD)
     except FileNotFoundError:
         if target.parent.is_dir():
             return
         raise input_error(f"There is no folder {target.parent} for the report.") from None
     except OSError as error:
         raise PromptmillError(Code.STORAGE, f"The report {target} cannot be written: {disk.why(error)}.", "") from None
-    if not is_report:
+    if _MARK not in head:
         raise input_error(f"{target} exists and is no report; name another file for the report, or remove it.")
+    earlier = html.unescape(head.partition(b"<title>")[2].partition(b"</title>")[0].decode("utf-8", "replace"))
+    if title and earlier != _title(title):
+        raise input_error(f"{target} is the report of {earlier!r}; name another file for this one, or remove it.")
 
 
 def put(target: Path, text: bytes) -> None:
@@ -103,11 +107,16 @@ def _page_of(title: str, data: Mapping[str, Any], packed: bytes) -> bytes:
     policy = f"default-src 'none'; script-src {_source(script)}; style-src {_source(style)}; img-src data:"
     parts = {
         "policy": f"{policy}; base-uri 'none'; form-action 'none'",
-        "title": html.escape(title),
+        "title": html.escape(_title(title)),
         "data": orjson.dumps(data, default=str).decode().replace("<", "\\u003c"),
         "rows": base64.b64encode(packed).decode(),
     }
     return _PLACE.sub(lambda found: parts[found[1]], template).encode("utf-8", "replace")
+
+
+def _title(text: str) -> str:
+    """Return a title that fits the head of a file."""
+    return cut(" ".join(text.split()), _LONGEST_TITLE)
 
 
 def _source(text: str) -> str:
