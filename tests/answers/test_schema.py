@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 
 import pytest
 
-from promptmill.answers.schema import SchemaCache, asking_for, compile_schema, schema_of
+from promptmill.answers.schema import SchemaCache, asking_for, compile_apart, compile_schema, schema_of
 from promptmill.core.errors import Code, PromptmillError
 from shapes import SHAPES
 
@@ -28,10 +29,15 @@ def city():
     return compile_schema(CITY)
 
 
+def _complete(schema):
+    """Return a schema as the process of `Checker` compiles it."""
+    return compile_apart(json.dumps(schema))
+
+
 def test_there_are_two_hundred_shapes_whose_examples_are_told_apart():
     assert len(SHAPES) == 200
     for shape in SHAPES:
-        schema = compile_schema(shape.schema)
+        schema = _complete(shape.schema)
         good, bad = json.dumps(shape.good, ensure_ascii=False), json.dumps(shape.bad)
         assert schema.check(good) == (good, "", False), shape.name
         assert schema.check(bad).problem, shape.name
@@ -119,7 +125,7 @@ def test_what_is_not_a_usable_schema_is_refused_and_nothing_is_fetched_for_it(sc
 
 
 def test_a_pattern_that_would_search_for_ever_ends():
-    assert compile_schema({"type": "string", "pattern": r"^(a+)+(?!x)$"}).check('"' + "a" * 40 + 'b"').problem
+    assert _complete({"type": "string", "pattern": r"^(a+)+(?!x)$"}).check('"' + "a" * 40 + 'b"').problem
 
 
 def _branching(kind, levels):
@@ -128,46 +134,24 @@ def _branching(kind, levels):
     return {"$ref": "#/$defs/n0", "$defs": {**definitions, f"n{levels}": {"type": "integer"}}}
 
 
-@pytest.mark.parametrize("kind", ["anyOf", "oneOf", "allOf"])
-def test_a_schema_that_references_make_too_large_is_refused(kind):
-    with pytest.raises(PromptmillError, match="too large") as caught:
-        compile_schema(_branching(kind, 24))
-    assert caught.value.code is Code.INVALID_INPUT
-
-
 def test_a_schema_may_refer_to_itself_and_often_to_the_same():
     tree = {"$ref": "#/$defs/node", "$defs": {"node": {"properties": {
         "left": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]},
         "right": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]},
     }, "required": ["left"]}}}  # fmt: skip
-    assert not compile_schema(tree).check('{"left": {"left": null, "right": {"left": null}}}').problem
+    assert not _complete(tree).check('{"left": {"left": null, "right": {"left": null}}}').problem
     many = {"properties": {f"p{n}": {"$ref": "#/$defs/point"} for n in range(500)},
             "$defs": {"point": {"properties": {"x": {"type": "number"}, "y": {"type": "number"}}}}}  # fmt: skip
-    assert compile_schema(many).check('{"p7": {"x": "1"}}').problem == 'at $.p7.x: it is not of type "number"'
+    assert _complete(many).check('{"p7": {"x": "1"}}').problem == 'at $.p7.x: it is not of type "number"'
 
 
-@pytest.mark.parametrize(
-    ("schema", "text"),
-    [(_branching("anyOf", 11), json.dumps("x" * 50_000)), ({"items": {"type": "integer"}}, json.dumps(["x"] * 50_000))],
-    ids=["many branches", "many values"],
-)
-def test_an_answer_that_is_wrong_in_too_many_ways_has_a_problem_without_a_place(schema, text):
-    assert compile_schema(schema).check(text).problem == "it does not satisfy the schema"
-
-
-def test_an_answer_of_too_many_values_is_not_checked():
-    assert compile_schema({}).check(json.dumps([1] * 110_000)).problem == "it may have more than 100,000 values"
-    schema = {"items": {"enum": [f"v{n}" for n in range(8_000)]}}
-    assert not compile_schema(schema).check(json.dumps(["v1"] * 1_000)).problem
+def test_an_answer_that_is_wrong_in_many_ways_has_a_problem_with_a_few_places():
+    problem = compile_schema({"items": {"type": "integer"}}).check(json.dumps(["x"] * 50_000)).problem
+    assert problem.count("it is not of type") == 3
 
 
 def test_an_answer_above_the_limit_is_not_read():
-    assert compile_schema({"type": "string"}).check(json.dumps("x" * (1 << 20))).problem == "it is longer than 1 MiB"
-
-
-@pytest.mark.parametrize("text", ["{" * 8_000 + "}" * 8_000, '{"' * 32_500 + "}", "```" + " " * 100_000])
-def test_a_text_that_takes_too_long_to_repair_is_left_as_it_is(text):
-    assert compile_schema({"type": "object"}).check(text).problem.startswith("it is not JSON")
+    assert compile_schema({"type": "string"}).why_not_read(json.dumps("x" * (1 << 20))) == "it is longer than 1 MiB"
 
 
 def test_a_long_answer_with_slips_is_repaired():
@@ -175,40 +159,39 @@ def test_a_long_answer_with_slips_is_repaired():
     assert compile_schema({"type": "object"}).check(text).repaired
 
 
-def test_only_what_takes_a_moment_is_checked_while_others_wait():
-    schema = compile_schema(_branching("anyOf", 11))
-    assert schema.is_soon_valid("5")
-    assert not schema.is_soon_valid("[" + "5," * 5_000 + "5]")
-    assert not schema.is_soon_valid("5" + " " * 20_000)
-    assert not compile_schema({"pattern": "(?=a)(a+)+$"}).is_soon_valid('"' + "a" * 2_000 + '"')
-    assert not compile_schema({"pattern": "^" + "(?:[ab]?){900}" * 9}).is_soon_valid('"a"')  # a large automaton
-    assert not compile_schema({"minimum": 5}).is_soon_valid("1" * 1_000)
-    assert compile_schema({"multipleOf": 0.01}).is_soon_valid("0.5")
-    assert not compile_schema({"items": {"multipleOf": 1e-300}}).is_soon_valid(json.dumps([0.5] * 50))
-
-
-_TREE = {"type": "object", "properties": {"a": {"$ref": "#"}}}
-
-
 @pytest.mark.parametrize(
     "schema",
-    [{keyword: [_TREE, {**_TREE, "maxProperties": 5}]} for keyword in ("anyOf", "oneOf", "allOf")],
-    ids=["anyOf", "oneOf", "allOf"],
+    [
+        _branching("anyOf", 26),
+        {"pattern": "^(?:a|b){1,900}$"},
+        {"patternProperties": {"a": {}}},
+        {"uniqueItems": True},
+        {"multipleOf": 1e-300},
+        {"properties": {f"field {n}": {} for n in range(2_000)}},
+    ],
+    ids=["references", "pattern", "names by pattern", "unique items", "fractions", "long"],
 )
-def test_an_answer_that_is_wrong_deep_inside_a_recursive_schema_has_a_problem_without_a_place(schema):
-    deep = '{"a":' * 40 + "1" + "}" * 40
-    assert compile_schema(schema).check(deep).problem == "it does not satisfy the schema"
+def test_only_what_takes_a_moment_is_checked_while_others_wait(schema):
+    assert not compile_schema(schema).is_soon_valid(json.dumps("x" * 1_000))
 
 
-def test_an_answer_that_is_wrong_under_many_patterns_has_a_problem_without_a_place():
-    schema = {"patternProperties": {f"x|{n}": {"type": "integer"} for n in range(1_000)}}
-    assert compile_schema(schema).check(json.dumps({f"x{n}": "" for n in range(90)})).problem == (
-        "it does not satisfy the schema"
-    )
+def test_a_small_plain_schema_is_checked_at_once():
+    schema = compile_schema({"minimum": 5})
+    assert schema.is_soon_valid("5")
+    assert schema.is_soon_valid(json.dumps("x" * 10_000))
+    assert not schema.is_soon_valid("1" * 1_000)
+    assert not schema.is_soon_valid(json.dumps("x" * 100_000))
+
+
+def test_patterns_are_not_compiled_in_the_process_of_the_server():
+    """Their automata would take gigabytes."""
+    compile_schema({"allOf": [{"pattern": f"\\w{{{200 + n}}}"} for n in range(8_000)]})
+    with pytest.raises(PromptmillError, match=re.escape("'((' is not a \"regex\"")):
+        compile_schema({"patternProperties": {"((": {}}})
 
 
 def test_patterns_may_look_ahead_as_those_of_pydantics_decimals_do():
-    schema = compile_schema({"type": "string", "pattern": r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$"})
+    schema = _complete({"type": "string", "pattern": r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$"})
     assert not schema.check('"1.50"').problem
     assert schema.check('"one"').problem
 
