@@ -225,5 +225,4 @@ async def test_large_schemas_that_each_come_once_are_not_all_kept():
         large = {"title": str(number), "properties": {f"field {n}": {} for n in range(8_000)}}
         asked.append(asking_for(large))
         assert await cache.of(asked[-1]) is await cache.of(asked[-1])
-    assert sum(len(schema.content) for schema in cache._by_content.values()) <= 1 << 20
     assert len(cache._by_id) < 20

@@ -12,17 +12,18 @@ import pytest
 
 from fakes import openai_configuration
 from promptmill.http.address import Address, HostAllowlist
-from promptmill.http.app import App, HttpError, LargeBodies, Rules, Share, read_body
+from promptmill.http.app import App, HttpError, Rules, read_body
 from promptmill.http.listener import Connection, listener
 from promptmill.http.metrics import Metrics
 from promptmill.server import create_server
 from promptmill.service.service import Service
+from promptmill.system.memory import Memory
 from replies import answer, by_prompt, hang
 from served import VERSION
 from waiting import until
 
 MB = 1 << 20
-ROOMY = Share(LargeBodies(MB))
+ROOMY = Memory(MB).hold()
 LONE_CALL = (
     "POST /mcp HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     "Accept: application/json, text/event-stream\r\nMcp-Protocol-Version: 2026-07-28\r\n"
@@ -212,10 +213,11 @@ def _call_of(size):
     return (LONE_CALL % len(body)).encode() + body
 
 
-async def test_large_bodies_have_a_limit_together_until_their_calls_end(upstream):
+async def test_large_bodies_have_a_limit_together_until_their_calls_end(upstream, monkeypatch):
+    monkeypatch.setattr("promptmill.http.app._ROOM_S", 0.1)
     upstream.reply = hang()
     async with hosted(upstream, max_body=8 * MB) as (app, port):
-        app._bodies = bodies = LargeBodies(9 * MB, room_s=0.1)
+        app._bodies = bodies = Memory(9 * MB)
         _, held = await asyncio.open_connection("127.0.0.1", port)
         held.write(_call_of(6 * MB))
         await until(lambda: upstream.in_flight == 1)
@@ -228,7 +230,7 @@ async def test_large_bodies_have_a_limit_together_until_their_calls_end(upstream
         await until(lambda: upstream.in_flight == 2)
         for writer in (held, small):
             writer.close()
-        await until(lambda: bodies.free == 9 * MB)
+        await until(lambda: not bodies.held)
         upstream.reply = answer("ok")
         assert (await _said(port, _call_of(5 * MB))).startswith(b"HTTP/1.1 200 ")
 
@@ -236,7 +238,7 @@ async def test_large_bodies_have_a_limit_together_until_their_calls_end(upstream
 async def test_a_call_of_a_session_keeps_its_memory_when_its_client_disconnects(upstream):
     upstream.reply = hang()
     async with hosted(upstream, max_body=8 * MB) as (app, port):
-        app._bodies = bodies = LargeBodies(9 * MB)
+        app._bodies = bodies = Memory(9 * MB)
         _, session, _ = await _post(port, HELLO)
         call = {"name": "generate", "arguments": {"prompt_ls": ["x" * 6 * MB]}}
         message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call}
@@ -244,10 +246,10 @@ async def test_a_call_of_a_session_keeps_its_memory_when_its_client_disconnects(
         await until(lambda: upstream.in_flight == 1)
         posting.cancel()
         await until(lambda: not app._calls)
-        assert bodies.free < 3 * MB
+        assert bodies.held > 6 * MB
         end = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}}
         await _post(port, end, **{"Mcp-Session-Id": session})
-        await until(lambda: bodies.free == 9 * MB)
+        await until(lambda: not bodies.held)
 
 
 async def test_a_stream_holds_no_body(upstream):
@@ -261,20 +263,22 @@ async def test_a_stream_holds_no_body(upstream):
         assert (await _said(port, head.encode())).startswith(b"HTTP/1.1 413 ")
 
 
-async def test_a_large_body_that_drips_holds_what_has_arrived_alone(upstream):
+async def test_a_large_body_that_drips_holds_what_has_arrived_alone(upstream, monkeypatch):
+    monkeypatch.setattr("promptmill.http.app._ROOM_S", 0.1)
     upstream.reply = answer("ok")
     async with hosted(upstream, max_body=8 * MB) as (app, port):
-        app._bodies = bodies = LargeBodies(12 * MB, room_s=0.1)
+        app._bodies = bodies = Memory(12 * MB)
         _, slow = await asyncio.open_connection("127.0.0.1", port)
         slow.write(_call_of(7 * MB)[: 5 * MB])
-        await until(lambda: bodies.free < 8 * MB)
+        await until(lambda: bodies.held > 4 * MB)
         assert (await _said(port, _call_of(6 * MB))).startswith(b"HTTP/1.1 200 ")
         slow.close()
-        await until(lambda: bodies.free == 12 * MB)
+        await until(lambda: not bodies.held)
 
 
-async def test_of_bodies_that_wait_for_each_other_the_last_one_is_read():
-    bodies = LargeBodies(12 * MB, room_s=0.05)
+async def test_of_bodies_that_wait_for_each_other_the_last_one_is_read(monkeypatch):
+    monkeypatch.setattr("promptmill.http.app._ROOM_S", 0.05)
+    bodies = Memory(12 * MB)
 
     async def read():
         left = iter(range(9, -1, -1))
@@ -283,12 +287,12 @@ async def test_of_bodies_that_wait_for_each_other_the_last_one_is_read():
             await asyncio.sleep(0)
             return {"type": "http.request", "body": b"x" * MB, "more_body": bool(next(left))}
 
-        with Share(bodies) as share:
+        with bodies.hold() as share:
             return await read_body(receive, 10 * MB, share, declared=None)
 
     found = await asyncio.gather(read(), read(), return_exceptions=True)
     assert sorted(len(one) if isinstance(one, bytes) else getattr(one, "status", 0) for one in found) == [503, 10 * MB]
-    assert bodies.free == 12 * MB
+    assert not bodies.held
 
 
 async def test_beyond_the_most_connections_one_is_told_so(upstream):

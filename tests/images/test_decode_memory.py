@@ -1,46 +1,13 @@
-"""Decoding has a bound in bytes, for all threads together."""
+"""Images of sixteen bits."""
 
 from __future__ import annotations
 
-import threading
 from typing import Literal
 
 import pytest
 from PIL import Image
 
-from promptmill.images.load import DecodeMemory, ImageRules, load_image
-
-
-def test_who_needs_more_than_is_free_waits_until_it_is():
-    memory = DecodeMemory(100)
-    inside, go, order = threading.Event(), threading.Event(), []
-
-    def first():
-        with memory.reserved(60):
-            inside.set()
-            go.wait()
-            order.append("first")
-
-    def second():
-        inside.wait()
-        go.set()
-        with memory.reserved(60):
-            order.append("second")
-
-    threads = [threading.Thread(target=work) for work in (first, second)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert order == ["first", "second"]
-
-
-def test_what_is_larger_than_the_limit_is_decoded_alone_and_an_error_frees_its_part():
-    memory = DecodeMemory(100)
-    with pytest.raises(ValueError, match="broken"), memory.reserved(1000):
-        raise ValueError("broken")
-    with memory.reserved(100):
-        pass
+from promptmill.images.load import ImageRules, load_image
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I;16B"])

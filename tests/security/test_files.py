@@ -221,7 +221,8 @@ def test_large_images_are_refused_before_they_are_decoded(tmp_path, picture):
 ATTACK = """
 import asyncio, sys, threading
 import psutil
-from promptmill.images.load import DecodeMemory, ImageCache, ImageRules
+from promptmill.images.load import ImageCache, ImageRules
+from promptmill.system.memory import Memory
 
 process, peak, done = psutil.Process(), [0], threading.Event()
 
@@ -230,7 +231,7 @@ def watch():
         peak[0] = max(peak[0], process.memory_info().rss)
 
 async def work():
-    rules = ImageRules(memory=DecodeMemory(64 << 20))
+    rules = ImageRules(memory=Memory(64 << 20))
     cache = ImageCache(rules, lambda image: image.data[:10], None)
     await cache.read(sys.argv[1])
     before = process.memory_info().rss

@@ -38,7 +38,7 @@ _ANY_TIME = re.compile(
 _SOON = 16 << 20
 _READING = 256  # reading an answer takes as long as checking it under a schema of this length
 _MOST_PROBLEMS = 3
-_MOST_KEPT, _MOST_KEPT_CHARACTERS = 32, 1 << 20  # a compiled schema takes thirty times its text
+_KEPT = 16  # compiled schemas; one takes thirty times its text
 _LONGEST_ANSWER = 1 << 20
 _SHOWN = 60
 _LONGEST_PROBLEM = 300
@@ -466,15 +466,13 @@ class SchemaCache:
     def __init__(self) -> None:
         # by identity, because a call's items share the object; the object is kept too, so that its id is not reused
         self._by_id: dict[int, tuple[Mapping[str, Any], asyncio.Task[AnswerSchema] | None]] = {}
-        self._by_content: dict[str, AnswerSchema] = {}
-        self._kept = 0  # characters of the schemas in `_by_content`
         self._turn = asyncio.Lock()  # several threads that compile at a time would leave the event loop little time
 
     async def of(self, wanted: Mapping[str, Any]) -> AnswerSchema | None:
         """Return the compiled schema of `wanted`; None if it requests no JSON. Raises like `compile_schema`."""
         known = self._by_id.get(id(wanted))
         if known is None:
-            if len(self._by_id) >= _MOST_KEPT:  # each row may have its own
+            if len(self._by_id) >= _KEPT:  # each row may have its own
                 self._by_id.clear()
             schema = schema_of(wanted)
             compiling = None if schema is None else asyncio.ensure_future(self._compiled(schema))
@@ -483,20 +481,12 @@ class SchemaCache:
 
     async def _compiled(self, schema: Mapping[str, Any]) -> AnswerSchema:
         async with self._turn:
-            content, found = await asyncio.to_thread(self._known_or_compiled, schema)
-        if content not in self._by_content:
-            if len(self._by_content) >= _MOST_KEPT or self._kept + len(content) > _MOST_KEPT_CHARACTERS:
-                self._by_id.clear()
-                self._by_content.clear()
-                self._kept = 0
-            self._by_content[content] = found
-            self._kept += len(content)
-        return found
+            return await asyncio.to_thread(lambda: _compiled(_content_of(schema, "response_format")))
 
-    def _known_or_compiled(self, schema: Mapping[str, Any]) -> tuple[str, AnswerSchema]:
-        """Return the text of `schema`, and `schema` compiled. Blocks."""
-        content = _content_of(schema, "response_format")
-        return content, self._by_content.get(content) or compile_schema(schema, "response_format")
+
+@lru_cache(maxsize=_KEPT)
+def _compiled(content: str) -> AnswerSchema:
+    return compile_schema(json.loads(content), "response_format")
 
 
 def _read_json(text: str) -> Any:

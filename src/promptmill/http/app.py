@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
-from typing import Self
 
 import orjson
 from fastmcp import FastMCP
@@ -30,6 +29,7 @@ from promptmill.http.json_response_workaround import RESPONSE, EitherResponse
 from promptmill.http.metrics import TYPE, Metrics
 from promptmill.http.sessions import IDLE_S, MOST_SESSIONS, LostCalls, Sessions, is_lone_call
 from promptmill.http.token import Token
+from promptmill.system.memory import Held, Memory
 
 PATH = "/mcp"
 HEALTH = "/healthz"
@@ -158,7 +158,7 @@ class App(Pages):
             max_sessions=max_sessions,
             max_request_body_size=rules.max_body,
         )
-        self._bodies = LargeBodies(max(_LARGE_BODIES, rules.max_body))
+        self._bodies = Memory(max(_LARGE_BODIES, rules.max_body))
         server.add_middleware(_BodyMemory())
         self._inner = self._mounted()
         self._lost_calls = LostCalls(self._respond)
@@ -186,10 +186,10 @@ class App(Pages):
         if (refusal := _visitor(scope)) is not None:
             await refusal(scope, receive, send)
             return
-        with self._counted(scope), Share(self._bodies) as share:
+        with self._counted(scope), self._bodies.hold() as share:
             await self._call(scope, receive, send, share)
 
-    async def _call(self, scope: Scope, receive: Receive, send: Send, share: Share) -> None:
+    async def _call(self, scope: Scope, receive: Receive, send: Send, share: Held) -> None:
         limit = self._rules.max_body if scope["method"] == "POST" else _BESIDE_CALLS
         body = await read_body(receive, limit, share, declared=_header(scope, b"content-length"))
         inside = {**scope, "path": PATH, "raw_path": PATH.encode()}
@@ -317,57 +317,23 @@ class _BodyMemory(Middleware):
             return await call_next(context)
 
 
-class LargeBodies:
-    """The memory for bodies above 4 MiB: at most `most_bytes` for all calls in progress.
+async def _grow(held: Held, size: int) -> None:
+    """Hold `size` bytes, if that is a large body. Raises `HttpError` 503 if there is no room in time.
 
-    A body takes memory as it arrives, so a slow client holds no more than it has sent. If there is no room for
-    `room_s` seconds, the request gets 503, and what it held goes to the others: of bodies that wait for each other
-    the last one gets all it needs.
+    What a refused body held goes to the others.
     """
-
-    def __init__(self, most_bytes: int, room_s: float = _ROOM_S) -> None:
-        self.free = most_bytes
-        self.room_s = room_s
-        self.freed = asyncio.Event()
-
-
-class Share:
-    """The share of one call in `LargeBodies`: a context that several parts of the call enter; the last one frees it."""
-
-    def __init__(self, bodies: LargeBodies) -> None:
-        self._bodies = bodies
-        self._users = 0
-        self.size = 0
-
-    def __enter__(self) -> Self:
-        self._users += 1
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._users -= 1
-        if not self._users:
-            self._bodies.free += self.size
-            self.size = 0
-            self._bodies.freed.set()
-            self._bodies.freed = asyncio.Event()
-
-    async def grow(self, size: int) -> None:
-        """Hold `size` bytes, if that is a large body. Raises `HttpError` 503 if there is no room in time."""
-        if size <= _LARGE_BODY:
-            return
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._bodies.room_s):
-                while size - self.size > self._bodies.free:
-                    await self._bodies.freed.wait()
-        if size - self.size > self._bodies.free:  # another one may have timed out just before
-            message = "The server is busy with other large requests; send this one again later, or fewer prompts."
-            raise HttpError(503, message, {"retry-after": str(_RETRY_S)})
-        self._bodies.free -= size - self.size
-        self.size = size
+    if size <= _LARGE_BODY:
+        return
+    room = held.grow(size - held.size)
+    if not room.done():
+        await asyncio.wait({asyncio.wrap_future(room)}, timeout=_ROOM_S)
+    if not room.done():
+        message = "The server is busy with other large requests; send this one again later, or fewer prompts."
+        raise HttpError(503, message, {"retry-after": str(_RETRY_S)})
 
 
 async def read_body(
-    receive: Receive, limit: int, share: Share, *, declared: bytes | None, grace_s: float = _GRACE_S
+    receive: Receive, limit: int, share: Held, *, declared: bytes | None, grace_s: float = _GRACE_S
 ) -> bytes:
     """Return the body. Nothing beyond `limit` bytes is ever held.
 
@@ -400,7 +366,7 @@ async def read_body(
         if values.found > _MOST_VALUES:
             raise HttpError(413, f"The request holds more than {_MOST_VALUES:,} values; send fewer prompts at once.")
         before = time()
-        await share.grow(size)
+        await _grow(share, size)
         began += time() - before
         chunks.append(chunk)
         if not message.get("more_body", False):

@@ -15,10 +15,9 @@ import io
 import os
 import re
 import sys
-import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +27,7 @@ from urllib.request import url2pathname
 
 from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.system.call_files import FileRule, RefusedError
+from promptmill.system.memory import Memory
 from promptmill.system.safe_open import LONGEST_PATH, NoFileError, OutsideError, home_expanded
 
 if TYPE_CHECKING:
@@ -64,32 +64,6 @@ _LARGE = 32 << 20
 _M_MMAP_THRESHOLD = -3  # malloc.h
 
 
-class DecodeMemory:
-    """The memory for decoding. Threads wait for their turn; an image above the limit is decoded alone."""
-
-    def __init__(self, limit: int = _DEFAULT_BYTES) -> None:
-        self.limit = limit
-        self._free = limit
-        self._turn = threading.Lock()  # first come, first served: smaller images do not overtake a large one
-        self._changed = threading.Condition()
-
-    @contextlib.contextmanager
-    def reserved(self, size: int) -> Iterator[None]:
-        """Wait until `size` bytes are free and hold them for the block. Blocks: call it off the event loop."""
-        held = min(size, self.limit)
-        with self._turn, self._changed:
-            self._changed.wait_for(lambda: self._free >= held)
-            self._free -= held
-        if size >= _LARGE:
-            _map_large_blocks()
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._free += held
-                self._changed.notify()
-
-
 def _map_large_blocks() -> None:
     """Make glibc map each block of 4 MiB or more separately, so that freed memory returns to the system.
 
@@ -106,12 +80,12 @@ class ImageRules:
 
     files: FileRule = field(default_factory=FileRule)
     max_pixels: int = 89_000_000
-    memory: DecodeMemory = field(default_factory=DecodeMemory, compare=False)
+    memory: Memory = field(default_factory=lambda: Memory(_DEFAULT_BYTES), compare=False)
 
     @classmethod
     def of(cls, files: FileRule, max_pixels: int, memory: int = _DEFAULT_BYTES) -> ImageRules:
         """Return the rules with so many bytes of memory for decoding."""
-        return cls(files, max_pixels, DecodeMemory(memory))
+        return cls(files, max_pixels, Memory(memory))
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +240,10 @@ def _check(data: bytes, name: str, rules: ImageRules) -> ImageFile:
                 media_type = _FORMATS[_kind(image)]
                 if media_type and not _needs_rewriting(image):
                     return ImageFile(data, media_type)
-                with rules.memory.reserved(width * height * _BYTES_PER_PIXEL):
+                size = width * height * _BYTES_PER_PIXEL
+                with rules.memory.hold(size):
+                    if size >= _LARGE:
+                        _map_large_blocks()
                     return ImageFile(_rewritten(image), "image/png")
     except PromptmillError:
         raise

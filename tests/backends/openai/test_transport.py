@@ -10,7 +10,6 @@ import ssl
 import time
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from functools import partial
 
 import pytest
 from multidict import CIMultiDict
@@ -27,7 +26,7 @@ from promptmill.backends.openai.failures import (
     UnreachableError,
     was_sent,
 )
-from promptmill.backends.openai.http_connection import BODIES_IN_FLIGHT, BodiesInFlight, HeldBody, HttpResponse, Target
+from promptmill.backends.openai.http_connection import BODIES_IN_FLIGHT, HttpResponse, Target
 from promptmill.backends.openai.session import Session
 from promptmill.backends.openai.transport import LoopThrottle, RawHttpClient, Route
 from waiting import until
@@ -451,49 +450,6 @@ def test_a_header_cannot_break_out(value):
 )
 def test_the_host_is_named_as_servers_expect(url, host):
     assert b"\r\nHost: %b\r\n" % host in Target(URL(url), {}).head(0)
-
-
-async def test_above_the_limit_one_large_body_goes_on_at_a_time_and_each_arrives():
-    bodies = BodiesInFlight(1_000)
-    resumed = []
-    first, second, third = (HeldBody(partial(resumed.append, n), bodies) for n in range(3))
-    assert first.add(900)
-    assert second.add(900)  # it goes on alone
-    assert not first.add(100)
-    assert not third.add(100)
-    assert second.add(5_000)
-    second.free()
-    await asyncio.sleep(0)
-    assert resumed == [0]  # 1,100 bytes are still there
-    first.free()
-    await asyncio.sleep(0)
-    assert resumed == [0, 2]
-    assert bodies.held == 100
-    del third
-    assert bodies.held == 0
-
-
-async def test_a_body_that_waits_and_is_left_frees_its_bytes():
-    bodies = BodiesInFlight(1_000)
-    first, second = (HeldBody(asyncio.Event().set, bodies) for _ in range(2))
-    assert first.add(2_000)
-    assert not second.add(100)
-    second.free()
-    first.free()
-    assert bodies.held == 0
-
-
-async def test_a_body_that_is_complete_waits_no_more_and_is_freed_with_its_response():
-    bodies = BodiesInFlight(1_000)
-    first, second = (HeldBody(asyncio.Event().set, bodies) for _ in range(2))
-    assert first.add(2_000)
-    assert not second.add(100)
-    second.complete()
-    del second
-    assert bodies.held == 2_000
-    first.complete()
-    del first
-    assert bodies.held == 0
 
 
 async def test_large_bodies_are_counted_until_they_are_read_and_small_ones_are_not():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import threading
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from promptmill.backends.openai.failures import (
     TransportError,
     mark_sent,
 )
+from promptmill.system.memory import Held, Memory
 
 _LARGEST_TOGETHER = 64 * 1024 * 1024
 SMALL_BODY = 64 * 1024
@@ -88,91 +88,9 @@ class Headers(Mapping[str, str]):
         return len(self._all())
 
 
-class BodiesInFlight:
-    """Limits the bytes of all large response bodies in this process.
-
-    Bodies up to 64 KiB are not counted and never wait. Above the limit, only one body at a time is read further, so
-    that bodies complete one after the other instead of blocking each other. Event loops in several threads share it.
-    """
-
-    def __init__(self, limit: int) -> None:
-        """`limit` is in bytes. The one body that is read above it exceeds it by `LARGEST_BODY` at most."""
-        self._limit = limit
-        self._held = 0
-        self._first = 0  # the `id` of the one body that is read above the limit; a reference would keep it alive
-        self._waiting: deque[HeldBody] = deque()
-        self._lock = threading.RLock()  # a body may be freed while another one is counted
-
-    @property
-    def held(self) -> int:
-        """The number of counted bytes."""
-        return self._held
-
-    def add(self, body: HeldBody, size: int) -> bool:
-        """Count `size` more bytes of `body`. Return whether to read on; if not, its `resume` is called later."""
-        with self._lock:
-            self._held += size
-            if self._held <= self._limit or self._first in {0, id(body)}:
-                if self._held > self._limit:
-                    self._first = id(body)
-                return True
-            if body not in self._waiting:
-                self._waiting.append(body)
-            return False
-
-    def complete(self, body: HeldBody) -> None:
-        """Record that `body` is complete and no longer waits."""
-        with self._lock:
-            if body in self._waiting:
-                self._waiting.remove(body)
-
-    def free(self, body: HeldBody, size: int) -> None:
-        """Remove a body of `size` bytes from the count."""
-        with self._lock:
-            self._held -= size
-            if self._first == id(body):
-                self._first = 0
-            if body in self._waiting:
-                self._waiting.remove(body)
-            while self._waiting and (self._held <= self._limit or not self._first):
-                going_on = self._waiting.popleft()
-                if self._held > self._limit:
-                    self._first = id(going_on)
-                if not going_on.loop.is_closed():
-                    going_on.loop.call_soon_threadsafe(going_on.resume)
-
-
 # One per process, because the limit protects the memory of the process, across backends and event loops.
-BODIES_IN_FLIGHT = BodiesInFlight(_LARGEST_TOGETHER)
-
-
-class HeldBody:
-    """Counts the bytes of one body for as long as this object exists."""
-
-    def __init__(self, resume: Callable[[], None], bodies: BodiesInFlight = BODIES_IN_FLIGHT) -> None:
-        """Must be created on the event loop on which `resume` is to be called."""
-        self.loop = asyncio.get_running_loop()
-        self.resume = resume
-        self._bodies = bodies
-        self._size = 0
-
-    def add(self, size: int) -> bool:
-        """Count `size` more bytes. Return whether to read further; if not, `resume` is called later."""
-        self._size += size
-        return self._bodies.add(self, size)
-
-    def complete(self) -> None:
-        """Stop waiting: the body is complete. Its bytes count until this object is freed."""
-        self.resume = _nothing
-        self._bodies.complete(self)
-
-    def free(self) -> None:
-        """Stop counting and waiting."""
-        size, self._size = self._size, 0
-        if size:
-            self._bodies.free(self, size)
-
-    __del__ = free
+BODIES_IN_FLIGHT = Memory(_LARGEST_TOGETHER, one_beyond=True)
+"""The response bodies of more than `SMALL_BODY` bytes, until they are read."""
 
 
 class HttpResponse(NamedTuple):
@@ -181,7 +99,7 @@ class HttpResponse(NamedTuple):
     status: int
     headers: Headers
     body: bytes
-    held: HeldBody | None = None
+    held: Held | None = None
     encoding: bytes = b""
 
     @property
@@ -274,7 +192,7 @@ class _PartialResponse:
         self.headers: list[tuple[bytes, bytes]] = []
         self.body: list[bytes] = []
         self.started = self.in_body = self.complete = self.waits = False
-        self.held: HeldBody | None = None
+        self.held: Held | None = None
 
 
 class Connection(asyncio.Protocol):
@@ -383,13 +301,17 @@ class Connection(asyncio.Protocol):
         """Count the body, and stop reading it while other bodies have priority."""
         response = self._response
         if response.held is None:
-            response.held = HeldBody(self._come_first)
+            response.held = BODIES_IN_FLIGHT.hold()
             size = response.body_size
-        response.waits = not response.held.add(size)
+        room = response.held.grow(size)
+        response.waits = not room.done()
+        if response.waits:
+            loop = asyncio.get_running_loop()
+            room.add_done_callback(lambda _: loop.is_closed() or loop.call_soon_threadsafe(self._come_first, response))
 
-    def _come_first(self) -> None:
-        self._response.waits = False
-        self._read_on(self._response)
+    def _come_first(self, response: _PartialResponse) -> None:
+        response.waits = False
+        self._read_on(response)
 
     def _pause(self) -> None:
         """Read no more of a large body in this turn of the event loop: uvloop reads up to 8 MB of each connection."""
@@ -398,7 +320,7 @@ class Connection(asyncio.Protocol):
         assert response.held is not None
         self._transport.pause_reading()
         if not response.waits:
-            response.held.loop.call_soon(self._read_on, response)
+            asyncio.get_running_loop().call_soon(self._read_on, response)
 
     def _read_on(self, response: _PartialResponse) -> None:
         if response is self._response and response.held is not None and not response.waits and not self.closed:
@@ -491,7 +413,7 @@ class Connection(asyncio.Protocol):
         held, response.held, response.body = response.held, None, []
         if held is not None and self._transport is not None:
             if isinstance(result, HttpResponse):
-                held.complete()
+                held.stop_waiting()
             else:
                 held.free()
             self._transport.resume_reading()

@@ -15,8 +15,9 @@ from aiohttp.abc import AbstractStreamWriter
 from yarl import URL
 
 from promptmill.backends.openai import failures
-from promptmill.backends.openai.http_connection import SMALL_BODY, Headers, HeldBody, HttpResponse, check_body
+from promptmill.backends.openai.http_connection import BODIES_IN_FLIGHT, SMALL_BODY, Headers, HttpResponse, check_body
 from promptmill.backends.openai.transport import Route
+from promptmill.system.memory import Held
 
 # The slowest accepted upload; its duration is added to the timeouts.
 _SLOWEST_UPLOAD_BYTES_S = 50_000
@@ -101,15 +102,14 @@ class Session:
 
 async def _read(
     content: aiohttp.StreamReader, on_data: Callable[[bytes], None] | None, silence_s: float
-) -> tuple[bytes, HeldBody | None]:
+) -> tuple[bytes, Held | None]:
     """Return the body and, if it is large, the object that counts it; `on_data` gets each piece.
 
     After a `TooLargeError` the connection is unusable.
     """
     chunks: list[bytes] = []
     size = 0
-    held: HeldBody | None = None
-    may_go_on = asyncio.Event()
+    held: Held | None = None
     while not content.at_eof():
         chunk, _ = await content.readchunk()
         if not chunk:  # the end of a piece that was read before
@@ -120,12 +120,12 @@ async def _read(
         if on_data is not None:
             on_data(chunk)
         if size > SMALL_BODY:
-            counted, held = held is not None, held or HeldBody(may_go_on.set)
-            may_go_on.clear()
-            if not held.add(len(chunk) if counted else size):
+            counted, held = held is not None, held or BODIES_IN_FLIGHT.hold()
+            room = held.grow(len(chunk) if counted else size)
+            if not room.done():
                 try:
                     async with asyncio.timeout(silence_s):
-                        await may_go_on.wait()
+                        await asyncio.shield(asyncio.wrap_future(room))
                 except BaseException:
                     held.free()
                     raise

@@ -1,0 +1,97 @@
+"""The account of memory: bytes that several holders share, in any threads and event loops."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from concurrent.futures import Future
+from typing import NamedTuple, Self
+
+
+class Memory:
+    """`limit` bytes. Who finds no room waits, first come, first served, so that no small one overtakes a large one.
+
+    What needs more than the limit waits until nothing else is held. With `one_beyond`, one holder at a time goes on
+    beyond the limit instead: for things that grow, of which each may have a part and all may wait for the rest.
+    """
+
+    def __init__(self, limit: int, *, one_beyond: bool = False) -> None:
+        self.held = 0
+        self._limit, self._one_beyond = limit, one_beyond
+        self._beyond = 0  # the `id` of the holder beyond the limit; a reference would keep it alive
+        self._waiting: deque[_Waiting] = deque()
+        self._lock = threading.RLock()  # a holder may be freed while another one is counted
+
+    def hold(self, size: int = 0) -> Held:
+        """Return a holder; it waits for its first `size` bytes, which blocks."""
+        held = Held(self)
+        if size:
+            held.grow(size).result()
+        return held
+
+    def _go_on(self) -> None:
+        """Give all that may go on what they wait for."""
+        while self._waiting:
+            first = self._waiting[0]
+            if self.held and self.held + first.size > self._limit:
+                if not self._one_beyond or self._beyond not in {0, id(first.holder)}:
+                    return
+                self._beyond = id(first.holder)
+            self._give(self._waiting.popleft())
+
+    def _give(self, waiting: _Waiting) -> None:
+        self.held += waiting.size
+        waiting.holder.size += waiting.size
+        waiting.room.set_result(None)
+
+
+class Held:
+    """What one holder has of a `Memory`, until `free`, the end of all its `with` blocks, or its own end."""
+
+    def __init__(self, memory: Memory) -> None:
+        self.size = 0
+        self._memory = memory
+        self._users = 0
+
+    def grow(self, size: int) -> Future[None]:
+        """Take `size` more bytes. The result is done when there is room."""
+        memory, waiting = self._memory, _Waiting(self, size, Future())
+        with memory._lock:
+            if memory._beyond == id(self):
+                memory._give(waiting)
+            else:
+                memory._waiting.append(waiting)
+                memory._go_on()
+        return waiting.room
+
+    def stop_waiting(self) -> None:
+        """Give up what there is no room for."""
+        with self._memory._lock:
+            self._memory._waiting = deque(one for one in self._memory._waiting if one.holder is not self)
+            self._memory._go_on()
+
+    def free(self) -> None:
+        """Return all bytes, and wait for no more."""
+        with self._memory._lock:
+            self._memory.held -= self.size
+            self.size = 0
+            if self._memory._beyond == id(self):
+                self._memory._beyond = 0
+            self.stop_waiting()
+
+    __del__ = free
+
+    def __enter__(self) -> Self:
+        self._users += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._users -= 1
+        if not self._users:
+            self.free()
+
+
+class _Waiting(NamedTuple):
+    holder: Held
+    size: int
+    room: Future[None]
