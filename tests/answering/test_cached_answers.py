@@ -396,17 +396,11 @@ async def test_extra_parameters_may_raise_the_temperature(opened, upstream):
 
 
 async def test_answers_of_many_megabytes_are_not_kept(in_turn, upstream, monkeypatch):
-    monkeypatch.setattr(cached, "_LARGEST", 1000)
+    monkeypatch.setattr(cached, "LARGEST_KEPT", 1000)
     upstream.reply = by_prompt({"a": answer("x" * 2000)}, otherwise=answer("x" * 10))
     outcomes, stats = await in_turn((["a", "b"], {}))
     assert [len(outcome.text) for outcome in outcomes] == [2000, 10]
     assert (stats.counts.cached, stats.counts.requests) == (1, 1)
-
-
-async def test_answers_that_wait_for_the_disk_are_bounded(in_turn, upstream, monkeypatch):
-    monkeypatch.setattr(cached, "_MOST_UNWRITTEN", 0)
-    _, stats = await in_turn((["a", "b"], {}))
-    assert stats.counts.cached == 0
 
 
 def test_cached_answers_are_read_in_pieces(monkeypatch):

@@ -82,7 +82,7 @@ async def test_an_answer_that_is_no_choice_fails_with_its_text_kept(ask, upstrea
 
 
 async def test_a_choice_padded_to_great_length_is_requested_again_and_never_empty(ask, upstream):
-    upstream.reply = answer('{"answer":' + " " * 20_000 + '"positive"}')
+    upstream.reply = answer('{"answer":' + " " * 1_100_000 + '"positive"}')
     (outcome,), stats = await ask(["How is it?"])
     assert isinstance(outcome, Failure)
     assert (outcome.error.code, stats.counts.requests > 1) == (Code.INVALID_ANSWER, True)

@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from promptmill.answers.schema import SchemaCache, asking_for, compile_apart, compile_schema, schema_of
+from promptmill.answers.schema import SchemaCache, asking_for, compile_schema, schema_of
 from promptmill.core.errors import Code, PromptmillError
 from shapes import SHAPES
 
@@ -29,15 +29,10 @@ def city():
     return compile_schema(CITY)
 
 
-def _complete(schema):
-    """Return a schema as the process of `Checker` compiles it."""
-    return compile_apart(json.dumps(schema))
-
-
 def test_there_are_two_hundred_shapes_whose_examples_are_told_apart():
     assert len(SHAPES) == 200
     for shape in SHAPES:
-        schema = _complete(shape.schema)
+        schema = compile_schema(shape.schema)
         good, bad = json.dumps(shape.good, ensure_ascii=False), json.dumps(shape.bad)
         assert schema.check(good) == (good, "", False), shape.name
         assert schema.check(bad).problem, shape.name
@@ -125,7 +120,7 @@ def test_what_is_not_a_usable_schema_is_refused_and_nothing_is_fetched_for_it(sc
 
 
 def test_a_pattern_that_would_search_for_ever_ends():
-    assert _complete({"type": "string", "pattern": r"^(a+)+(?!x)$"}).check('"' + "a" * 40 + 'b"').problem
+    assert compile_schema({"type": "string", "pattern": r"^(a+)+(?!x)$"}).check('"' + "a" * 40 + 'b"').problem
 
 
 def _branching(kind, levels):
@@ -139,10 +134,10 @@ def test_a_schema_may_refer_to_itself_and_often_to_the_same():
         "left": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]},
         "right": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]},
     }, "required": ["left"]}}}  # fmt: skip
-    assert not _complete(tree).check('{"left": {"left": null, "right": {"left": null}}}').problem
+    assert not compile_schema(tree).check('{"left": {"left": null, "right": {"left": null}}}').problem
     many = {"properties": {f"p{n}": {"$ref": "#/$defs/point"} for n in range(500)},
             "$defs": {"point": {"properties": {"x": {"type": "number"}, "y": {"type": "number"}}}}}  # fmt: skip
-    assert _complete(many).check('{"p7": {"x": "1"}}').problem == 'at $.p7.x: it is not of type "number"'
+    assert compile_schema(many).check('{"p7": {"x": "1"}}').problem == 'at $.p7.x: it is not of type "number"'
 
 
 def test_an_answer_that_is_wrong_in_many_ways_has_a_problem_with_a_few_places():
@@ -191,7 +186,7 @@ def test_patterns_are_not_compiled_in_the_process_of_the_server():
 
 
 def test_patterns_may_look_ahead_as_those_of_pydantics_decimals_do():
-    schema = _complete({"type": "string", "pattern": r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$"})
+    schema = compile_schema({"type": "string", "pattern": r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$"})
     assert not schema.check('"1.50"').problem
     assert schema.check('"one"').problem
 

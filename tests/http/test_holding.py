@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import socket
 
 import h11
 import pytest
@@ -13,7 +12,7 @@ import pytest
 from fakes import openai_configuration
 from promptmill.http.address import Address, HostAllowlist
 from promptmill.http.app import App, HttpError, Rules, read_body
-from promptmill.http.listener import Connection, listener
+from promptmill.http.listener import listener
 from promptmill.http.metrics import Metrics
 from promptmill.server import create_server
 from promptmill.service.service import Service
@@ -31,14 +30,6 @@ LONE_CALL = (
 )
 
 
-class Hasty(Connection):
-    """The times of the real one, made for tests."""
-
-    head_s = 0.3
-    unread_s = 0.3
-    stall_s = 0.5
-
-
 @contextlib.asynccontextmanager
 async def hosted(upstream, *, max_body=1 << 20, connections=100, **limits):
     """Serve in this event loop; yields the app and its port. Afterwards nothing of it runs any more."""
@@ -47,7 +38,7 @@ async def hosted(upstream, *, max_body=1 << 20, connections=100, **limits):
     service = Service(openai_configuration(upstream.url))
     rules = Rules(HostAllowlist(address, sockets), None, max_body)
     app = App(create_server(service, locked=True), rules, Metrics(service), **limits)
-    server = listener(app, connections=connections, tls=None, connection=Hasty)
+    server = listener(app, connections=connections, tls=None)
     port = sockets[0].getsockname()[1]
     serving = asyncio.ensure_future(server.serve(sockets))
     try:
@@ -90,53 +81,13 @@ async def _said(port, *pieces, pause_s=0.0):
     return bytes(said)
 
 
-@pytest.mark.parametrize(
-    "pieces",
-    [
-        [],
-        [b"GET /healthz HT"],
-        [b"GET /healthz HTTP/1.1\r\n", *[b"X: y\r\n"] * 20],
-    ],
-)
-async def test_a_head_that_does_not_come_ends_its_connection(upstream, pieces):
-    async with hosted(upstream) as (_, port):
-        result = await _said(port, *pieces, pause_s=0.1)
-
-    assert result == b""
-
-
-async def test_a_second_head_that_does_not_come_ends_it_too(upstream):
-    whole = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    async with hosted(upstream) as (_, port):
-        result = await _said(port, whole, whole + b"GET /he", b"al", pause_s=0.1)
-
-    assert result.count(b"ok\n") == 2
-
-
 async def test_a_kept_connection_serves_on(upstream):
     whole = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
     async with hosted(upstream) as (_, port):
         pieces = [whole] * 5 + [whole.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")]
-        result = await _said(port, *pieces, pause_s=0.2)  # longer in all than a head may take
+        result = await _said(port, *pieces, pause_s=0.01)
 
     assert result.count(b"ok\n") == 6
-
-
-async def test_who_goes_on_sending_what_was_refused_is_cut_off(upstream):
-    head = b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
-    async with hosted(upstream) as (_, port):
-        result = await _said(port, head, *[b"5\r\nhello\r\n"] * 20, pause_s=0.1)
-
-    assert result.startswith(b"HTTP/1.1 404 ")
-
-
-def _count(client):
-    got = 0
-    client.settimeout(20)
-    with contextlib.suppress(ConnectionError):
-        while piece := client.recv(1 << 20):
-            got += len(piece)
-    return got
 
 
 async def test_other_calls_are_answered_between_the_pieces_of_chunks_of_one_byte(upstream, monkeypatch):
@@ -158,27 +109,6 @@ async def test_other_calls_are_answered_between_the_pieces_of_chunks_of_one_byte
     assert sum(parsed) > 120_000
 
 
-async def test_who_does_not_read_an_answer_is_cut_off(upstream):
-    upstream.reply = answer("x" * 15_000_000)
-    params = {"name": "generate", "arguments": {"prompt_ls": ["a" * 5000]}}
-    meta = {"io.modelcontextprotocol/protocolVersion": "2026-07-28", "io.modelcontextprotocol/clientCapabilities": {}}
-    body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params | {"_meta": meta}}).encode()
-    head = (
-        "POST /mcp HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        "Accept: application/json, text/event-stream\r\nMcp-Protocol-Version: 2026-07-28\r\n"
-        f"Mcp-Method: tools/call\r\nMcp-Name: generate\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
-    async with hosted(upstream) as (app, port):
-        with socket.create_connection(("127.0.0.1", port)) as client:
-            client.sendall(head.encode() + body)
-            await until(lambda: upstream.seen)
-            await asyncio.wait_for(app._quiet.wait(), 20)
-            await asyncio.sleep(2 * Hasty.stall_s)
-            result = await asyncio.to_thread(_count, client)
-
-    assert result < 15_000_000
-
-
 @pytest.mark.parametrize(("declared", "chunks"), [(None, 3), (b"999", 0)])
 async def test_a_body_is_held_no_further_than_the_limit(declared, chunks):
     taken = []
@@ -191,16 +121,6 @@ async def test_a_body_is_held_no_further_than_the_limit(declared, chunks):
         await read_body(receive, 100, ROOMY, declared=declared)
     assert refused.value.status == 413
     assert len(taken) == chunks
-
-
-async def test_a_body_that_drips_is_refused():
-    async def receive():
-        await asyncio.sleep(0.05)
-        return {"type": "http.request", "body": b"x", "more_body": True}
-
-    with pytest.raises(HttpError) as refused:
-        await read_body(receive, 100_000, ROOMY, declared=None, grace_s=0.3)
-    assert refused.value.status == 408
 
 
 def _call_of(size):

@@ -121,7 +121,7 @@ def test_a_file_of_unclosed_quotes_is_read_a_few_times_and_not_once_for_each_quo
             return super().__next__()
 
     monkeypatch.setattr(cells, "_Record", Counted)
-    monkeypatch.setattr(cells, "_MOST_LINES", 1000)
+    monkeypatch.setattr(cells, "MOST_LINES", 1000)
     rows_of_quotes = 3000
     (tmp_path / "in.csv").write_text("id,prompt\n1,fine\n" + 'a","b\n' * rows_of_quotes)
     first, *others = ingested("in.csv").asked
@@ -217,7 +217,7 @@ def test_no_table_has_a_line_beyond_measure(
     suffix: str,
 ) -> None:
     monkeypatch.setattr(cells, "LONGEST_ROW", 3000)
-    monkeypatch.setattr(cells, "_LONGEST_HEADER", 3000)
+    monkeypatch.setattr(cells, "LONGEST_HEADER", 3000)
     monkeypatch.setattr(cells, "_PIECE", 500)
     packed(tmp_path / (name + suffix), (content % ("a" * 9000)).encode())
     with pytest.raises(PromptmillError, match=said):
@@ -227,7 +227,7 @@ def test_no_table_has_a_line_beyond_measure(
 def test_the_header_of_a_table_is_only_so_long(
     ingested: Ingest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cells, "_LONGEST_HEADER", 1000)
+    monkeypatch.setattr(cells, "LONGEST_HEADER", 1000)
     monkeypatch.setattr(cells, "_PIECE", 500)
     for text in ("x" * 2000 + ",prompt\n", '"' + "x\n" * 501):
         (tmp_path / "in.csv").write_text(text)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.in_flight import LAST_KEY_OF_ROW, InFlight
 
 
@@ -77,10 +75,3 @@ def test_the_cost_of_a_file_that_was_cut_is_read_as_far_as_it_goes(path: Path, l
     assert InFlight.most_in(path) == 2.0
     path.write_bytes(path.read_bytes()[:-5])
     assert InFlight.most_in(path) in {0.0, 2.0}
-
-
-def test_a_file_that_is_too_large_is_refused_unread(store: JobDatabase) -> None:
-    store.close()
-    os.truncate(InFlight.beside(store.path), 1 << 40)
-    with pytest.raises(OSError, match="is not that of a job"):
-        JobDatabase(store.path, write=True)

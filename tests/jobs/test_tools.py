@@ -1056,7 +1056,7 @@ async def test_a_column_of_images_is_sent_with_a_prompt(bench: Any, tools: Any) 
 
 async def test_a_server_runs_a_limited_number_of_jobs_in_processes_of_their_own(tools, monkeypatch):
     ends: list[Callable[[], None]] = []
-    monkeypatch.setattr("promptmill.jobs.manage.running_jobs._MOST_RUNNERS", 2)
+    monkeypatch.setattr("promptmill.jobs.manage.running_jobs.MOST_RUNNERS", 2)
     monkeypatch.setattr(detached, "start", lambda _job, _folders, ended, **_: ends.append(ended))
     async with tools() as call:
         tried = [call("bulk_generate", prompts=[f"Prompt {number}"]) for number in range(4)]

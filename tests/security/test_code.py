@@ -214,22 +214,6 @@ def test_the_launch_file_trusts_a_client_only_when_it_is_run_as_pipelines_run_it
 
 
 @pytest.mark.rule("C4")
-@pytest.mark.parametrize("bomb", ["nested", "merged", "itself"])
-def test_a_small_file_cannot_stand_for_a_large_one(tmp_path, bomb):
-    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
-    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
-    if bomb == "merged":
-        lines = ["a0: &a0 {x: 1}"]
-        lines += [f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}" for n in range(1, 12)]
-    elif bomb == "itself":
-        lines = ["extra_params: &a [*a]"]
-    file = tmp_path / "parameter.yaml"
-    file.write_text("\n".join(lines))
-    with pytest.raises(PromptmillError, match=r"aliases|deeply"):
-        Configuration.load(file)
-
-
-@pytest.mark.rule("C4")
 @pytest.mark.parametrize(
     "tag", ["!!python/object/apply:os.system ['true']", "!!python/name:os.system", "!!python/module:os"]
 )

@@ -172,7 +172,7 @@ async def test_the_failures_that_a_call_compares_have_a_limit():
 
 @pytest.mark.parametrize("in_message", [True, False])
 async def test_the_errors_of_items_that_each_fail_differently_have_a_limit(monkeypatch, in_message):
-    monkeypatch.setattr(list_call, "_MOST_UNSHARED", 100_000)
+    monkeypatch.setattr(list_call, "MOST_LARGE", 100_000)
     sink = list_call.ListSink(3000)
     for key in range(3000):
         error = PromptmillError(Code.BAD_REQUEST, f"No {key if in_message else 0}.")

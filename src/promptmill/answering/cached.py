@@ -37,6 +37,7 @@ import orjson
 
 from promptmill.backends.protocol import NO_USAGE, Answer, Call, Completion, Outcome, Usage
 from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.bounds import LARGEST_KEPT
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request
 from promptmill.images import load as images
@@ -44,12 +45,8 @@ from promptmill.images.load import ImageRules, load_image
 from promptmill.system.safe_open import make_private
 
 FILE_NAME = "answers.sqlite"
-_MOST_BYTES = 1 << 30
-_MOST_AGE_S = 30 * 24 * 3600.0
 _LOOK_AFTER = 1000  # answers written between two checks of the file's size and age
 _AT_ONCE = 500  # SQLite takes at least 999 parameters
-_LARGEST = 2 << 20  # bytes of an answer that is kept; only endpoints without a limit of tokens send larger ones
-_MOST_UNWRITTEN = 64 << 20
 _PIECE = 1 << 20  # bytes of answers that are read at a time, and are with their callers before the next are
 _DELETE_OLDEST = """
 DELETE FROM answers
@@ -212,7 +209,6 @@ class _Batches:
         self._wanted: dict[bytes, asyncio.Future[Completion | None]] = {}
         self._unwritten: dict[bytes, bytes] = {}
         """Answers that are not on disk yet."""
-        self._unwritten_bytes = 0
         self._to_keep: list[tuple[bytes, bytes, _Warn]] = []
         self._looking: set[asyncio.Task[None]] = set()
         self._keeping: asyncio.Task[None] | None = None
@@ -237,10 +233,9 @@ class _Batches:
             packed = _packed(answer)
         except TypeError:  # a value outside of JSON
             return
-        if len(packed) > _LARGEST or self._unwritten_bytes + len(packed) > _MOST_UNWRITTEN:
+        if len(packed) > LARGEST_KEPT:
             return
         self._unwritten[key] = packed
-        self._unwritten_bytes += len(packed)
         self._to_keep.append((key, packed, warn))
         if self._keeping is None or self._keeping.done():
             self._keeping = asyncio.ensure_future(self._keep_all())
@@ -270,8 +265,8 @@ class _Batches:
 
         try:
             sizes = await asyncio.to_thread(self._cache.sizes, list(wanted))
-            settle(dict.fromkeys([key for key in wanted if sizes.get(key, _LARGEST + 1) > _LARGEST]))
-            for keys in _pieces({key: size for key, size in sizes.items() if size <= _LARGEST}):
+            settle(dict.fromkeys([key for key in wanted if sizes.get(key, LARGEST_KEPT + 1) > LARGEST_KEPT]))
+            for keys in _pieces({key: size for key, size in sizes.items() if size <= LARGEST_KEPT}):
                 settle(await asyncio.to_thread(self._read, keys))
         except PromptmillError as error:
             for future in wanted.values():
@@ -291,9 +286,8 @@ class _Batches:
             except PromptmillError as error:
                 for warn in {warn for _, _, warn in some}:
                     warn(f"{error} The answers were not kept.")
-            for key, packed, _ in some:
+            for key, _, _ in some:
                 self._unwritten.pop(key, None)
-                self._unwritten_bytes -= len(packed)
 
 
 def _pieces(sizes: Mapping[bytes, int]) -> Iterator[list[bytes]]:
@@ -441,7 +435,7 @@ def path_of(wanted: bool | str) -> Path:  # noqa: FBT001 (as the configuration s
 class AnswerCache:
     """Bytes by key. All methods block and may be called from any thread; they raise `PromptmillError` (`storage`)."""
 
-    def __init__(self, path: Path, *, most_bytes: int = _MOST_BYTES, most_age_s: float = _MOST_AGE_S) -> None:
+    def __init__(self, path: Path, *, most_bytes: int = 1 << 30, most_age_s: float = 30 * 24 * 3600.0) -> None:
         """Open the file at `path`, or create it; no answer is read yet."""
         self.path = path
         self._most_bytes = most_bytes

@@ -36,15 +36,14 @@ from promptmill.backends.protocol import (
 )
 from promptmill.config.backends import BACKENDS
 from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.bounds import LONGEST_ANSWER, MOST_KEPT
 from promptmill.core.errors import Code, PromptmillError, internal_error
 from promptmill.core.money import Budget
 from promptmill.core.request import Conversation, Message, Request, Sampling
 
 T = TypeVar("T")
 _OURS = frozenset({"reasoning", "choices"})  # promptmill applies these itself, for every backend
-_MOST_SAMPLINGS = 128  # each may hold a schema of a megabyte
 _LONG = 1 << 16  # characters; the marks of reasoning in longer texts are searched for in a thread
-_LONGEST_QUOTED = 1 << 17  # characters of a wrong answer that are sent back to the model
 
 
 class Chain:
@@ -211,7 +210,7 @@ def _once(
 ) -> T:
     """Return the result of `make` in `made`: the same object for all requests with the same `sampling` and `place`."""
     if (id(sampling), place) not in made:
-        if len(made) >= _MOST_SAMPLINGS:  # each row has its own parameters
+        if len(made) >= MOST_KEPT:  # each row has its own parameters
             made.clear()
         made[id(sampling), place] = sampling, make()
     return made[id(sampling), place][1]
@@ -369,7 +368,7 @@ def _with_complaint(conversation: Conversation, answer: str, problem: str, *, ag
         f"This answer does not satisfy the required JSON schema: {problem}. "
         "Answer again with the corrected JSON alone, without any other words."
     )
-    return Conversation((*messages, Message("assistant", answer[:_LONGEST_QUOTED]), Message("user", complaint)))
+    return Conversation((*messages, Message("assistant", answer[:LONGEST_ANSWER]), Message("user", complaint)))
 
 
 # A small model fills a list or text without an end until `max_tokens`.

@@ -23,13 +23,14 @@ import orjson
 from promptmill.backends import registry
 from promptmill.backends.protocol import NO_USAGE, Answer, Call, Completion, Failure, Outcome, Usage, unmetered
 from promptmill.config.resolved_config import (
-    LONGEST_ANSWER,
     OTHER_LIMIT,
+    TOKEN_LIMITS,
     ResolvedConfig,
     named_models,
     numbers_of,
     whole_number,
 )
+from promptmill.core.bounds import MOST_TOKENS
 from promptmill.core.errors import Code, Named, PromptmillError, config_error, input_error
 from promptmill.core.money import Budget, dollars
 from promptmill.core.request import Account, Request, TextPart
@@ -47,8 +48,7 @@ _PER_TURN, _PER_REQUEST, _PER_IMAGE = 16, 64, 16_400
 # (OpenAI, "Images and vision", calculating costs).
 _MINI, _PER_IMAGE_OF_MINI = "4o-mini", 48_200
 _BYTES_PER_TOKEN = 4  # of English text; a worse estimate for other scripts
-_MOST_MODELS = 1000  # that the rows of a file may name; a file with more of them names models by mistake
-_BOUNDS = (*LONGEST_ANSWER, "n_predict")  # of which a request within a budget needs one
+_BOUNDS = (*TOKEN_LIMITS, "n_predict")  # of which a request within a budget needs one
 # Names of the number of answers, which some endpoints obey and others ignore.
 _SEVERAL = re.compile(r"(?i)^n$|best_?of|sequences|generations|candidate|choices$|samples$")
 # Of a request for `/responses`: names of an earlier conversation and a stored prompt, and of files and audio. The pages
@@ -56,7 +56,6 @@ _SEVERAL = re.compile(r"(?i)^n$|best_?of|sequences|generations|candidate|choices
 _STORED = ("previous_response_id", "conversation", "prompt")
 _FILES = ("file_id", "file_url", "file_data", "input_audio")
 _OWN_TOOLS = frozenset({"function", "custom"})  # others bring texts into the prompt
-_LONGEST = 1 << 40  # tokens; a larger number does not limit anything
 # Factors of the standard price if only that is known: OpenAI's for most models. `fast` is the later name of `priority`.
 _TIERS = {"flex": 0.5, "priority": 2.0, "fast": 2.0}
 # The dearest tier that may serve a request for another one: the provider's account decides about `auto`, and at OpenAI
@@ -361,8 +360,6 @@ class Prices:
 
     def _of_other(self, model: str) -> Price | None:
         if model not in self._others:
-            if len(self._others) >= _MOST_MODELS:
-                return None
             self._others[model] = _listed(model, self._plan)
         return self._others[model]
 
@@ -436,8 +433,8 @@ def worst_case(request: Request, model: str = "") -> Usage:
         bounds += [_largest(extra, OTHER_LIMIT)] if bounds else []
         answers = max(1, _largest(extra, _SEVERAL)) * _prompts(request)
         models += named_models(extra)
-    longest = 0 if request.path == "/embeddings" else max(bounds, default=_LONGEST + 1)
-    if longest > _LONGEST:
+    longest = 0 if request.path == "/embeddings" else max(bounds, default=MOST_TOKENS + 1)
+    if longest > MOST_TOKENS:
         raise _unbounded()
     is_mini = any(_MINI in one for one in models)
     return Usage(_prompt_size(request, _PER_IMAGE_OF_MINI if is_mini else _PER_IMAGE), longest * answers)

@@ -18,7 +18,8 @@ import signal
 from typing import BinaryIO
 from weakref import WeakKeyDictionary
 
-from promptmill.answers.schema import AnswerSchema, Checked, compile_apart
+from promptmill.answers.schema import AnswerSchema, Checked
+from promptmill.core.bounds import MOST_KEPT
 from promptmill.system import frames, runtime, subprocesses
 
 _START_S = 30.0
@@ -26,7 +27,6 @@ _START_S = 30.0
 _CHECK_S = 1.0
 _REPLY_S = 10.0  # on the clock
 _MEMORY = 1 << 30
-_KEPT = 32  # compiled schemas
 
 
 class Checker:
@@ -89,7 +89,7 @@ class Checker:
             subprocesses.end_group(process.pid)
 
 
-_compiled = functools.lru_cache(maxsize=_KEPT)(compile_apart)
+_compiled = functools.lru_cache(maxsize=MOST_KEPT)(AnswerSchema)
 
 
 def _serve(incoming: BinaryIO, outgoing: BinaryIO) -> None:

@@ -10,14 +10,14 @@ A repair extracts JSON from an answer with text around it or slips in writing, i
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
+from promptmill.core.bounds import LONGEST_ANSWER, LONGEST_SCHEMA, MOST_KEPT
 from promptmill.core.errors import input_error
 from promptmill.core.request import is_longer
 from promptmill.core.wording import close_matches, shape
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 AnswerType: TypeAlias = "Mapping[str, Any] | type[BaseModel]"
 """A JSON Schema, or a pydantic class: answers become instances of it."""
 
-_LONGEST_SCHEMA = 256 * 1024  # characters; larger ones are data
 _LONG_NUMBER = re.compile(r"[0-9]{32}")  # a comparison with an integer of thousands of digits takes a millisecond
 # Keywords that make the time of a check, or the memory of a compiled schema, more than a product of two lengths.
 _ANY_TIME = re.compile(
@@ -37,11 +36,8 @@ _ANY_TIME = re.compile(
 # Length of the schema times length of the answer; so much is checked on the event loop within 10 ms.
 _SOON = 16 << 20
 _READING = 256  # reading an answer takes as long as checking it under a schema of this length
-_MOST_PROBLEMS = 3
-_KEPT = 16  # compiled schemas; one takes thirty times its text
-_LONGEST_ANSWER = 1 << 20
+_KEPT = MOST_KEPT // 4  # a compiled schema takes thirty times its text
 _SHOWN = 60
-_LONGEST_PROBLEM = 300
 # `fancy-regex` supports lookaround (patterns of pydantic's `Decimal` use it); the limit ends endless matching
 _BACKTRACKS = 10_000
 _TYPES = ("string", "number", "integer", "boolean", "object", "array", "null")
@@ -66,21 +62,16 @@ _ABOUT = frozenset(
 )
 """Further keywords that tools read or write."""
 _ALIKE = 0.8
-_MOST_COMPARED = 50  # names with so many others: it takes time
 
 # platform.openai.com/docs/guides/structured-outputs
 _AN_OBJECT: Mapping[str, Any] = {"type": "object"}
 _FORM = '{"type": "json_schema", "json_schema": {"name": …, "schema": {…}}}'
 
-_MOST_CHOICES = 128  # different lists of choices that are kept
-_LONGEST_CHOICE = 16 * 1024  # characters of an answer that is one
 _CHOICE = "answer"  # the field of the object that holds a choice
 _AROUND_CHOICE = " \t\r\n\"'`*_.\u201c\u201d\u2018\u2019\u201e\u00ab\u00bb"  # quotes, emphasis, a final stop
 
 _FENCE = "```"
 _LANGUAGE = re.compile(r"[ \t]*(?:json5|jsonc|json|JSON)?")
-_LONGEST_REPAIRED = 1 << 17  # characters
-_MOST_CANDIDATES = 16
 _ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
 # A repair may change these marks of JSON only, never a word or a number.
 _MARKS = re.compile(r"[\s{}\[\]\"'`:,\\]+")
@@ -94,29 +85,33 @@ class Checked(NamedTuple):
     repaired: bool = False
 
 
-@dataclass(frozen=True, slots=True)
 class AnswerSchema:
     """A schema that answers must satisfy. Make one with `compile_schema`."""
 
-    content: str
-    """The schema as JSON text."""
-    _validator: Any
-    """None if only the process of `Checker` compiles the schema."""
+    def __init__(self, content: str, quick: Any = None) -> None:
+        """`quick` is the validator of a schema whose checks take little time; other schemas compile at first use."""
+        self.content = content
+        """The schema as JSON text."""
+        self._quick = quick
+
+    @functools.cached_property
+    def _validator(self) -> Any:
+        return self._quick or _validator_of(json.loads(self.content))
 
     def is_soon_valid(self, text: str) -> bool:
         """Return whether `text` satisfies the schema; False also if the check would take over some milliseconds."""
         work = max(len(self.content), _READING) * len(text)
-        if self._validator is None or work > _SOON or _LONG_NUMBER.search(text):
+        if self._quick is None or work > _SOON or _LONG_NUMBER.search(text):
             return False
         try:
-            return bool(self._validator.is_valid(_read_json(text)))
+            return bool(self._quick.is_valid(_read_json(text)))
         except ValueError:
             return False
 
     @staticmethod
     def why_not_read(text: str) -> str:
         """Return why the answer `text` is too large to be checked; `""` if it is not."""
-        return f"it is longer than {_LONGEST_ANSWER >> 20} MiB" if len(text) > _LONGEST_ANSWER else ""
+        return f"it is longer than {LONGEST_ANSWER >> 20} MiB" if len(text) > LONGEST_ANSWER else ""
 
     def check(self, text: str, *, complete: bool = True) -> Checked:
         """Return the answer `text` unchanged if it satisfies the schema, else repaired, else with its problem.
@@ -150,9 +145,9 @@ class AnswerSchema:
 
     def _problem(self, value: Any) -> str:
         problems = []
-        for error in itertools.islice(self._validator.iter_errors(value), _MOST_PROBLEMS):
+        for error in itertools.islice(self._validator.iter_errors(value), 3):
             place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.instance_path)
-            problems.append(f"at ${place}: {error.message}"[:_LONGEST_PROBLEM])
+            problems.append(f"at ${place}: {error.message}"[:300])
         return "; ".join(problems)
 
     def _without_nulls(self, value: Any) -> Iterator[Any]:
@@ -196,19 +191,14 @@ def compile_schema(schema: Mapping[str, Any], where: str = "answer_schema") -> A
     return AnswerSchema(content, None if _ANY_TIME.search(content) else validator)
 
 
-def compile_apart(content: str) -> AnswerSchema:
-    """Return the schema of a `compile_schema`, complete; for a process with limits. Raises `ValueError`."""
-    return AnswerSchema(content, _validator_of(json.loads(content)))
-
-
 def _content_of(schema: Mapping[str, Any], where: str) -> str:
     """Return `schema` as JSON text. Raises `PromptmillError` (`invalid_input`) for one that is too long."""
     try:
-        content = "" if is_longer(schema, _LONGEST_SCHEMA) else json.dumps(schema)
+        content = "" if is_longer(schema, LONGEST_SCHEMA) else json.dumps(schema)
     except (ValueError, TypeError, RecursionError) as error:
         raise input_error(f"{where} is not a usable JSON Schema: {_why_not_usable(error, schema)}") from None
-    if not 0 < len(content) <= _LONGEST_SCHEMA:
-        raise input_error(f"{where} is longer than {_LONGEST_SCHEMA >> 10} KiB; send a shorter schema.")
+    if not 0 < len(content) <= LONGEST_SCHEMA:
+        raise input_error(f"{where} is longer than {LONGEST_SCHEMA >> 10} KiB; send a shorter schema.")
     return content
 
 
@@ -263,8 +253,9 @@ def _misspelt(schema: Mapping[str, Any]) -> str:
 
     JSON Schema ignores unknown keywords, so the schema would be valid, and every answer or none would satisfy it.
     """
-    for path, name, known in itertools.islice(_unknown(schema), _MOST_COMPARED):
-        if near := close_matches(name, itertools.islice(known, _MOST_COMPARED), 1, _ALIKE):
+    # names with so many others: it takes time
+    for path, name, known in itertools.islice(_unknown(schema), 50):
+        if near := close_matches(name, itertools.islice(known, 50), 1, _ALIKE):
             return f"has a mistake: {_dotted(path)[:100]}: {name!r:.40}; did you mean {near[0]:.40}?"
     return ""
 
@@ -375,7 +366,7 @@ class Choices:
         A choice in a sentence is in doubt ("not positive"), and in an answer that is not `complete`, one that is the
         beginning of another one.
         """
-        if len(answer) > _LONGEST_CHOICE:
+        if len(answer) > LONGEST_ANSWER:
             return ""
         text = next(_fenced(answer), answer).strip()
         try:
@@ -402,11 +393,11 @@ class Choices:
     def why_none(self, answer: str) -> str:
         """Return the problem of an answer that is not one of the choices, as the predicate of a sentence."""
         listed, start = ", ".join(self._choices), " ".join(answer[:_SHOWN].split())
-        shown = listed if len(listed) <= _LONGEST_PROBLEM else f"{listed[:_LONGEST_PROBLEM]}…"
+        shown = listed if len(listed) <= 300 else f"{listed[:300]}…"
         return f"is none of the choices {shown}; it {f'begins with {start!r}' if start else 'is empty'}"
 
 
-@lru_cache(maxsize=_MOST_CHOICES)  # rows with parameters of their own have equal choices
+@functools.lru_cache(maxsize=MOST_KEPT)  # rows with parameters of their own have equal choices
 def choices_of(texts: tuple[str, ...]) -> Choices:
     """Return the choices `texts`."""
     return Choices(texts)
@@ -484,7 +475,7 @@ class SchemaCache:
             return await asyncio.to_thread(lambda: _compiled(_content_of(schema, "response_format")))
 
 
-@lru_cache(maxsize=_KEPT)
+@functools.lru_cache(maxsize=_KEPT)
 def _compiled(content: str) -> AnswerSchema:
     return compile_schema(json.loads(content), "response_format")
 
@@ -517,8 +508,6 @@ def _candidates(text: str) -> Iterator[Any]:
 
     If there are none, slips (trailing commas, single quotes, missing quotes) are corrected, but never a word.
     """
-    if len(text) > _LONGEST_REPAIRED:
-        return
     parts = list(_fenced(text)) or [text]
     seen = False
     for part in parts:
@@ -546,13 +535,12 @@ def _values(text: str) -> Iterator[Any]:
         return
     except ValueError:
         pass
-    place = found = 0
-    while found < _MOST_CANDIDATES and (start := _next_bracket(text, place)) >= 0:
+    place = 0
+    while (start := _next_bracket(text, place)) >= 0:
         try:
             value, place = _DECODER.raw_decode(text, start)
         except (ValueError, RecursionError):
             return  # an unclosed bracket may contain all that follows: `_mended` handles it
-        found += 1
         yield value
 
 

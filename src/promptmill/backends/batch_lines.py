@@ -23,7 +23,7 @@ from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.wording import shape
 
 CHAT = "/chat/completions"
-LONGEST = MappingProxyType({"/completions": "max_tokens", "/responses": "max_output_tokens"})
+TOKEN_LIMITS = MappingProxyType({"/completions": "max_tokens", "/responses": "max_output_tokens"})
 """The parameter that limits the answer, by the path of a request that is not a chat."""
 _UPPER = re.compile(r"(?<=[a-z])([A-Z])")
 _OF_NO_EFFECT = frozenset({"metadata", "service_tier", "stream", "safety_settings", "labels", "model"})

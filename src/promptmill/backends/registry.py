@@ -17,14 +17,14 @@ from promptmill.core.errors import Named, PromptmillError, config_error, redact
 from promptmill.core.wording import close_matches
 
 _HUB_KEYS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-_LONGEST_NAME = 200  # characters that are looked at for a key
 
 
 def check_name(name: str) -> None:
     """Raise `PromptmillError` (`invalid_config`) if no backend has this name."""
     if not is_named(name):
         rows = {row[0]: row[1] for row in providers() if row[0] not in BACKENDS}
-        shown = f"{redact(name[:_LONGEST_NAME]):.40}"
+        # characters that are looked at for a key
+        shown = f"{redact(name[:200]):.40}"
         known = [*BACKENDS, *installed(), AUTO]
         plain = name.lower()
         if plain in {"transformers", "huggingface", "hugging-face"}:

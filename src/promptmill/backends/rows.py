@@ -26,7 +26,7 @@ from pydantic import ValidationError
 from promptmill.answers.schema import asking_for
 from promptmill.backends import batch_lines
 from promptmill.backends.batch_lines import BatchLine
-from promptmill.config.resolved_config import LONGEST_ANSWER, OTHER_LIMIT, named_models, numbers_of
+from promptmill.config.resolved_config import OTHER_LIMIT, TOKEN_LIMITS, named_models, numbers_of
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.request import (
     Conversation,
@@ -159,7 +159,7 @@ class RowReader:
         most = self.most_tokens
         if most is None:
             return sampling
-        asked = {"max_tokens": sampling.max_tokens, **{name: extra[name] for name in extra.keys() & LONGEST_ANSWER}}
+        asked = {"max_tokens": sampling.max_tokens, **{name: extra[name] for name in extra.keys() & TOKEN_LIMITS}}
         ours = {"max_tokens": self.sampling.max_tokens, **self.extra}
         _check_tokens({name: value for name, value in asked.items() if value != ours.get(name)}, most, where)
         _check_limits({name: value for name, value in extra.items() if value != ours.get(name)}, most, where)
@@ -173,9 +173,9 @@ class RowReader:
         self._check_models(body, where)
         if most is None:
             return body
-        _check_tokens({name: body[name] for name in body.keys() & LONGEST_ANSWER}, most, where)
+        _check_tokens({name: body[name] for name in body.keys() & TOKEN_LIMITS}, most, where)
         _check_limits(body, most, where)
-        name = batch_lines.LONGEST.get(line.path)
+        name = batch_lines.TOKEN_LIMITS.get(line.path)
         return body if name is None or body.get(name) is not None else {**body, name: most}
 
     def _check_models(self, extra: Mapping[str, Any], where: str) -> None:

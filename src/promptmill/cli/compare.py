@@ -34,9 +34,7 @@ from promptmill.jobs.store.order import Earlier, Limits, Shown
 from promptmill.report import page as report_page
 
 _ROWS = 5
-_MOST_VALUES = 8  # of a table
 _NARROW = 60  # columns; below, each class has lines of its own
-_LONGEST_VALUE = 12  # characters, as the head of a column
 _ABOUT = ("job_id", "model", "cost", "cost_set_aside", "seconds", "requests", "prompt_tokens", "completion_tokens")
 _OF_THE_MODEL = ("backend", "model", "base_url", "provider", "key_env", "temperature", "max_tokens", "concurrency")
 _JUDGING = ("limit", "max_cost", "again", "set", *_OF_THE_MODEL)
@@ -218,11 +216,11 @@ def _table(pair: Mapping[str, Any], width: int) -> Iterator[str]:
     """Yield the cross-tabulation of the commonest answers."""
     (one, other), changes = pair["of"], pair["changes"]
     values = figures.commonest(changes)
-    heads = {value: cut(" ".join(value.split()), _LONGEST_VALUE) for value in values[:_MOST_VALUES]}
+    heads = {value: cut(" ".join(value.split()), 12) for value in values[:8]}
     first = max(map(len, (*heads.values(), "others", f"{one} ↓ {other} →"))) + 2
     kept, room = list[str](), width - first - len("others") - 2
-    for value in values[:_MOST_VALUES]:
-        room -= max(len(heads[value]), 5) + 2
+    for value, head in heads.items():
+        room -= max(len(head), 5) + 2
         if room < 0:
             break
         kept.append(value)
@@ -256,7 +254,7 @@ def _gold(gold: Mapping[str, Any], width: int) -> Iterator[str]:
 def _classes(files: Sequence[Mapping[str, Any]], width: int) -> Iterator[str]:
     """Yield the figures by class."""
     classes = files[0]["classes"]
-    shown = classes[:_MOST_VALUES]
+    shown = classes[:8]
     yield ""
     yield from _class_lines(files, shown, width) if width < _NARROW else _class_table(files, shown, width)
     if len(classes) > len(shown):

@@ -31,7 +31,6 @@ from promptmill.system import runtime
 _PAUSE_S = 0.2
 _LOOK_S = 1.0
 _REPORT_EVERY_S = 10.0
-_LONGEST_SHOWN = 60
 _BAR = 10  # leaves room for the reason of a wait
 _FILES = frozenset({".jsonl", ".csv", ".tsv", ".txt", ".json", ".parquet", ".md"})
 # A word of a language that puts spaces between words: a question in Chinese has none.
@@ -106,7 +105,7 @@ def _refuse_unquoted(prompts: Sequence[str]) -> None:
     if "-" in prompts or len(words) < (2 if words == list(prompts) else 3):
         return
     whole = " ".join(prompts)
-    shown = whole if len(whole) <= _LONGEST_SHOWN else f"{whole[:_LONGEST_SHOWN].rsplit(' ', 1)[0]} …"
+    shown = whole if len(whole) <= 60 else f"{whole[:60].rsplit(' ', 1)[0]} …"
     raise config_error(
         "",
         f"these are {len(prompts)} prompts, and each would be answered by itself. Put quotes around one prompt: "

@@ -31,7 +31,6 @@ from promptmill.install import client_file
 from promptmill.install.steps import Step, keep_at, make_folder, put_back, remove, write
 from promptmill.system.call_files import holds_everything
 
-_MAX_CALL_S = 50  # several clients give up a call after a minute
 _FOLDER = "allowed_roots="
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SERVER = Path("servers", "generation")
@@ -331,7 +330,8 @@ def client_entry(
     if folder is not None:
         arguments += ["--set", f"{_FOLDER}{json.dumps([str(folder)], ensure_ascii=False)}"]
     if client.gives_up:
-        arguments += ["--set", f"max_call_s={_MAX_CALL_S}"]
+        # several clients give up a call after a minute
+        arguments += ["--set", "max_call_s=50"]
     found: dict[str, Any] = {**client.more, "command": start[0], "args": arguments}
     if variables and client.variable is None:
         raise config_error(

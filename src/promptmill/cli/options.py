@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from promptmill.cli.terminal import complain, say
 from promptmill.config.backends import BACKENDS
 from promptmill.core.errors import Code, Named, PromptmillError, argument_name, config_error, looks_like_key, redact
-from promptmill.core.wording import close_matches
+from promptmill.core.wording import close_matches, cut
 
 if TYPE_CHECKING:  # imported where it is needed: it takes a tenth of a second
     from promptmill.config.loading import Configuration
@@ -26,7 +26,6 @@ if TYPE_CHECKING:  # imported where it is needed: it takes a tenth of a second
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _SHORTEST_GUESSED = 4  # nearly every name is near to a shorter one
-_LONGEST_SHOWN = 20
 _KINDS = ("COMMAND", "CLIENT")  # arguments whose errors name the kind of word
 _SETS = {
     "base_url": "base_url",
@@ -119,7 +118,7 @@ class Parser(argparse.ArgumentParser):
         """Leave because of `words` that no argument takes. The values of options are not shown: one may be a key."""
         names = list(dict.fromkeys(word.partition("=")[0] for word in words if word.startswith("-")))
         if not names:
-            self._leave(f"{_shorten(redact(words[0]))!r} is an argument too many")
+            self._leave(f"{cut(redact(words[0]), 20)!r} is an argument too many")
         message, key = f"unknown option {', '.join(names)}", names[0].lstrip("-").replace("-", "_")
         if _is_sampling(key):
             self._leave(f"{message}; `--set sampling_params.{key}=…` sets it")
@@ -132,21 +131,17 @@ class Parser(argparse.ArgumentParser):
         known, name = [str(one) for one in action.choices], str(action.metavar)
         hint = _did_you_mean(value, known)
         if name not in _KINDS:
-            raise argparse.ArgumentError(action, f"{value[:_LONGEST_SHOWN]!r} is none of {', '.join(known)}{hint}")
+            raise argparse.ArgumentError(action, f"{value[:20]!r} is none of {', '.join(known)}{hint}")
         hint = hint or f"; {name.lower()}s: {', '.join(known)}"
         if name == "COMMAND" and " " in value:  # a prompt
-            hint = f"; to have it answered: promptmill generate {_shorten(value)!r}"
-        raise argparse.ArgumentError(action, f"unknown {name.lower()} {_shorten(value)!r}{hint}")
+            hint = f"; to have it answered: promptmill generate {cut(value, 20)!r}"
+        raise argparse.ArgumentError(action, f"unknown {name.lower()} {cut(value, 20)!r}{hint}")
 
 
 def _did_you_mean(word: str, known: Iterable[str], most: int = 2) -> str:
     """Return the hint that names the nearest of the words `known`, at most so many; empty where none is near."""
     near = close_matches(word, known, n=most, cutoff=0.55) if len(word) >= _SHORTEST_GUESSED else []
     return f"; did you mean {' or '.join(near)}?" if near else ""
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN].rstrip()}…"
 
 
 def _is_sampling(name: str) -> bool:

@@ -24,7 +24,7 @@ from promptmill.config.loading import Configuration
 from promptmill.config.parameter_file import FILE_NAME
 from promptmill.core.errors import PromptmillError, config_error, redact, without_controls
 from promptmill.core.request import conversation_from_prompt
-from promptmill.core.wording import counted
+from promptmill.core.wording import counted, listed
 from promptmill.service import choosing
 from promptmill.service.service import Service
 from promptmill.system import runtime
@@ -38,7 +38,6 @@ Where should prompts be answered?
 _EMBEDDED = "smollm2-135m-instruct"
 _LOCAL = "localhost:11434"
 _ONLY = "the only one it has"
-_MOST_SHOWN = 12
 _OF_THIS_MACHINE = "http://127.0.0.1"
 _LOOK_S = 0.2
 
@@ -143,7 +142,7 @@ def _model_at(url: str) -> str:
         raise config_error("", error.message.replace("backend_configs.openai.base_url", "its address", 1)) from None
     if len(names) < 2:
         return _ask("The model, as the server calls it", _ONLY, "--model", unasked=_ONLY if names else None)
-    has = f"it has {', '.join(names[:_MOST_SHOWN])}{', …' if len(names) > _MOST_SHOWN else ''}"
+    has = f"it has {listed(names)}"
     say(f"{has[0].upper()}{has[1:]}", wrap=True)
     return _ask("The model", names[0], f"--model: {has}")
 

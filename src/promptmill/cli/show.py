@@ -36,7 +36,6 @@ from promptmill.jobs.store.rounds import ANSWERED
 
 _ROWS = 5
 _SEEDS = 10_000
-_LONGEST = 2_000  # characters of a text, unless --full is given
 _LABEL = 8
 _LAST = ("answer", "error")
 _HIDDEN = frozenset({"usage", "finish_reason", "cost"})
@@ -49,7 +48,7 @@ def add_options(show: Parser) -> None:
     show.add_argument("--rows", type=at_least_one, default=_ROWS, metavar="N", help=f"so many rows; else {_ROWS}")
     show.add_argument("--seed", type=int, metavar="N", help="the same rows each time; printed with the rows")
     show.add_argument("--failed", action="store_true", help="rows that failed first")
-    show.add_argument("--full", action="store_true", help=f"texts of more than {_LONGEST:,} characters, too")
+    show.add_argument("--full", action="store_true", help="texts of more than 2,000 characters, too")
     show.add_argument("--state", type=Path, metavar="DIR", help="where jobs are kept, as for bulk")
     show.add_argument("--json", action="store_true", help="print the rows as JSON")
     show.set_defaults(unconfigured=_run)
@@ -200,7 +199,7 @@ def _print(sample: _Sample, how: str, *, full: bool) -> None:
 
 def _add(text: Any, label: str, content: str, style: str, width: int, *, full: bool) -> None:
     """Add a text with its label; `width` 0: do not wrap it."""
-    cut = 0 if full else max(0, len(content) - _LONGEST)
+    cut = 0 if full else max(0, len(content) - 2000)
     content = content[: len(content) - cut] + (f" … {cut:,} more characters (--full)" if cut else "")
     lines = content.expandtabs(4).splitlines() or [""]
     label = without_controls(label) if width else label

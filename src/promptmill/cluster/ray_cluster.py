@@ -34,7 +34,6 @@ _REACHED_S = 10
 _SILENCE_S = 60.0
 """Without a report for so long, the process has stopped or its machine is gone."""
 _ALIVE_S = 5.0
-_MOST_AT_ONCE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -461,7 +460,7 @@ class RemoteBackend:
 
 def _most(report: Report) -> int:
     """Return the most requests to send: twice what the backend takes at once, and the held ones (no place)."""
-    return 2 * max(1, min(report.most, _MOST_AT_ONCE)) + report.held
+    return 2 * max(1, min(report.most, 256)) + report.held
 
 
 class RateLeases:

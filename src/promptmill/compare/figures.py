@@ -16,8 +16,6 @@ from promptmill.compare.files import ComparedFile, ComparedRows
 from promptmill.compare.statistics import INTERVAL, TEST, kappa, mcnemar, paired_interval, wilson
 from promptmill.core.errors import input_error
 
-_MOST_CHANGES = 200
-_MOST_CLASSES = 50
 _FEW = 20  # so many different answers are labels also of few rows, unless nearly all differ
 TIE, CONTRADICTION, HALF = "tie", "contradiction", "half"
 """Verdicts without a winner: a tie in both orders, the other answer in the other order, a winner in one order alone."""
@@ -126,7 +124,7 @@ def _agreement(ours: Sequence[str], theirs: Sequence[str]) -> dict[str, Any]:
         return found
     found |= {"agreement": agree / rows, "kappa": kappa(pairs)}
     if _are_labels(ours, rows) and _are_labels(theirs, rows):
-        common = pairs.most_common(_MOST_CHANGES)
+        common = pairs.most_common(200)
         found["changes"] = [{"from": one, "to": other, "rows": count} for (one, other), count in common]
     return found
 
@@ -154,7 +152,7 @@ def _against(rows: ComparedRows) -> dict[str, Any]:
         if classes:
             by_class = _by_class(truth, own, classes)
             found["macro_f1"] = sum(one["f1"] for one in by_class) / len(by_class)
-            found["classes"] = by_class[:_MOST_CLASSES]
+            found["classes"] = by_class[:50]
         of_files.append(found)
     differences = [
         _difference(files[0], is_right[0], other, hits) for other, hits in zip(files[1:], is_right[1:], strict=True)

@@ -11,8 +11,6 @@ from promptmill.core.money import dollars
 from promptmill.core.wording import counted, cut
 from promptmill.jobs.store import status
 
-_LONGEST_SHOWN = 20
-
 
 def made(file: Mapping[str, Any], rows: int) -> str:
     """Return how a file was made: `40 answered in 1.8 s by good-1, $0.004`."""
@@ -44,7 +42,7 @@ def spelled(gold: Mapping[str, Any]) -> Iterator[str]:
     if capitals := gold.get("capitals"):
         (one, its), *_ = capitals.items()
         more = f", and {len(capitals) - 1:,} more" if len(capitals) > 1 else ""
-        yield f"capitals do not count: {cut(one, _LONGEST_SHOWN)} is {cut(its, _LONGEST_SHOWN)}{more}"
+        yield f"capitals do not count: {cut(one, 20)} is {cut(its, 20)}{more}"
 
 
 def right_of(file: Mapping[str, Any]) -> str:

@@ -52,13 +52,9 @@ _SAMPLING = (
 )
 # Arguments of the classes that programs also pass to calls, where they are not part of a request.
 _OF_THE_CLASS = frozenset({"fail_msg", "image_key_name", "openai_format", "return_dict", "use_system_proxy"})
-_MOST_CONNECTIONS = 16384
-_MOST_IN_FLIGHT = 65_536  # the largest `concurrency`; a larger `thread_num` means: all at once
-_MOST_ATTEMPTS = 100
 _LAST_PORT = 65535
 _OF_WORKERS = ("num_workers", "worker_concurrency")
 _KINDS = frozenset({"str", "dict", "liststr", "listdict"})
-_MOST_THREADS = 384
 _BAR_EVERY_S = 0.2
 _IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 _SUFFICES_AS_IMAGE = ("data:image/", "file://")
@@ -90,7 +86,7 @@ class BaseAPI(abc.ABC):
         wait: float = 5,
         timeout: tuple[float, float] = (30, 1800),
         logger: Any = None,
-        thread_num: int = _MOST_THREADS,
+        thread_num: int = 384,
         fail_msg: str = _FAIL_MESSAGE,
         openai_format: bool = True,
         image_key_name: str = "image",
@@ -366,10 +362,10 @@ class OpenAIAPI(BaseAPI):
             "model_name": self.model,
             "base_url": self.api_base or local or "https://api.openai.com/v1",
             "api_key": self._key,
-            "concurrency": min(self.thread_num, _MOST_IN_FLIGHT),
+            "concurrency": min(self.thread_num, 65_536),  # the largest `concurrency`
             "adaptive": False,  # a program that sets `thread_num` expects it from the first request on
-            "max_connections": self.max_connections or min(self.thread_num, _MOST_CONNECTIONS),
-            "retries": min(max(self.retry, 1), _MOST_ATTEMPTS),
+            "max_connections": self.max_connections or min(self.thread_num, 16384),
+            "retries": min(max(self.retry, 1), 100),
             "base_delay": min(1.0, self.wait),
             "max_delay": self.wait,
             "timeout": self.timeout,

@@ -13,7 +13,6 @@ from promptmill.config.settings import BackendConfigs, Settings
 from promptmill.core.request import Sampling
 from promptmill.core.wording import close_matches, shape
 
-_MOST_PROBLEMS = 10
 _NUMBER = re.compile(r"-?\d+(?:[.,]\d+)?(?:[eE][+-]?\d{1,2})?")
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 _OLLAMA = "Ollama is an endpoint: `backend: openai` and `backend_configs: {openai: {base_url: localhost:11434}}`."
@@ -63,7 +62,7 @@ def explain(error: ValidationError, model: type[BaseModel], above: str = "", raw
             if path == "backend_configs" and isinstance(problem["input"], list):
                 got += '; remove the "- " before each name in it'
             lines.setdefault(path, f"{message}{got}.")
-    lines_shown = [f"{above}{path:.200}: {text}" for path, text in list(lines.items())[:_MOST_PROBLEMS]]
+    lines_shown = [f"{above}{path:.200}: {text}" for path, text in list(lines.items())[:10]]
     more = len(lines) - len(lines_shown)
     return " ".join([*lines_shown, f"And {more} more."] if more else lines_shown)
 

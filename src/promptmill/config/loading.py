@@ -26,7 +26,7 @@ from promptmill.config.resolved_config import ResolvedConfig, check_size
 from promptmill.config.settings import Settings
 from promptmill.core.errors import Named, PromptmillError, config_error
 from promptmill.core.request import Sampling
-from promptmill.core.wording import close_matches, shape
+from promptmill.core.wording import close_matches, listed, shape
 from promptmill.system.call_files import FileRule
 from promptmill.system.state import private_folders
 
@@ -303,7 +303,7 @@ def _check_limits(plan: ResolvedConfig, overrides: Overrides) -> None:
             raise config_error("extra_params", f"a call may choose only these models: {known}.")
     if limits.max_tokens is not None:
         plan.within_limits(overrides.sampling_params)
-        for name in resolved_config.LONGEST_ANSWER:
+        for name in resolved_config.TOKEN_LIMITS:
             if name in overrides.extra_params:
                 raise config_error(
                     f"extra_params.{name}", "write it as `max_tokens` in `sampling_params`: this server limits it."
@@ -355,7 +355,6 @@ _CLIENT_OPTIONS = {
 _BODY = "extra_body"
 # In `extra_params` the endpoint defines the meaning of `enable_thinking` and `reasoning`.
 _STAY = frozenset({"enable_thinking", "reasoning", "response_format"})
-_MOST_NAMES = 8
 # Names too different from ours for a close match: transformers, Ollama, llama.cpp, OpenAI's Responses API.
 _MEANT = dict.fromkeys(("max_new_tokens", "num_predict", "n_predict", "max_output_tokens"), "max_tokens")
 
@@ -418,8 +417,7 @@ def _listed(names: Iterable[str]) -> str:
     for name in names:
         near = _nearest(name) or _MEANT.get(name, "")
         shown.append(f"{name:.60}" + (f" (did you mean {near}?)" if near else ""))
-    more = f", and {len(shown) - _MOST_NAMES} more" if len(shown) > _MOST_NAMES else ""
-    return ", ".join(shown[:_MOST_NAMES]) + more + (" is" if len(shown) == 1 else " are")
+    return listed(shown, 8) + (" is" if len(shown) == 1 else " are")
 
 
 # UltraRAG's fourth backend (0.3.0.3): https://github.com/OpenBMB/UltraRAG/pull/496

@@ -16,7 +16,6 @@ from promptmill.core.wording import shape
 
 FILE_NAME = "parameter.yaml"
 _VARIABLE = "PROMPTMILL_CONFIG"
-_MOST_NODES = 100_000
 _NAMED = re.compile(
     r"\$?\$\{([A-Za-z_][A-Za-z0-9_]*)(:-([^}]*))?(?:\}|(\Z))"
 )  # as in shells; `$${name}` stays `${name}`
@@ -27,16 +26,7 @@ _BRACKETS = {"}": "{", "]": "["}
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses duplicate keys, of which PyYAML would silently keep the last, and bounds the size.
-
-    An alias takes a few bytes and repeats all that it names, so a few nested lines can expand beyond all memory.
-    """
-
-    def get_single_node(self) -> yaml.Node | None:
-        node = super().get_single_node()
-        if node is not None and _written_out(node, {}) > _MOST_NODES:
-            raise config_error("", f"its aliases expand to more than {_MOST_NODES} values; write fewer.")
-        return node
+    """Refuses duplicate keys, of which PyYAML would silently keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, *options: Any, **named: Any) -> dict[Any, Any]:
         seen: set[object] = set()
@@ -52,18 +42,6 @@ class _Loader(yaml.SafeLoader):
                 raise config_error(f"line {key_node.start_mark.line + 1}", f"the key {key} occurs twice; keep one.")
             seen.add(key)
         return super().construct_mapping(node, *options, **named)
-
-
-def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
-    """Return the number of nodes of `node` with aliases expanded. Raises `RecursionError` if it contains itself."""
-    if id(node) not in known:
-        size = 1
-        if isinstance(node, yaml.SequenceNode):
-            size += sum(_written_out(inner, known) for inner in node.value)
-        elif isinstance(node, yaml.MappingNode):
-            size += sum(_written_out(inner, known) for pair in node.value for inner in pair)
-        known[id(node)] = size
-    return known[id(node)]
 
 
 def find(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Path:

@@ -16,6 +16,7 @@ from promptmill.config import backends
 from promptmill.config.backends import AUTO, BackendRecord
 from promptmill.config.explain import explain
 from promptmill.config.settings import Block, ModelSettings, Settings
+from promptmill.core.bounds import LONGEST_SETTINGS
 from promptmill.core.errors import Named, PromptmillError, config_error, input_error
 from promptmill.core.request import BESIDE, Sampling, replacing_choices
 from promptmill.core.wording import close_matches
@@ -28,12 +29,10 @@ _OF_AN_ENDPOINT: Mapping[str, Any] = MappingProxyType(
     {"provider": None, "base_url": [], "api_key": None, "api_key_env": None, "headers": {}}
 )
 _OWN = ("system_prompt", "image_tag", "idle_unload")
-LONGEST_ANSWER = ("max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_tokens")
+TOKEN_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_tokens")
 """Names of the parameter for the longest answer, in tokens, at endpoints and engines."""
 OTHER_LIMIT = re.compile(r"(?i)^(?!.*prompt).*(tokens|predict|max_?length)")
 """Names of limits that some endpoints obey and others ignore."""
-_MOST_VALUES = 20_000  # of one call: each invalid value would become an error of half a kilobyte
-_MOST_TEXT = 1 << 20  # characters of one call's settings: each of its requests repeats them
 
 
 @dataclass(frozen=True)
@@ -337,17 +336,17 @@ def whole_number(value: object) -> int | None:
 
 def check_size(given: Any) -> None:
     """Raise `PromptmillError` (`invalid_config`) when the settings of a call hold too many values or too much text."""
-    waiting, most, characters = [given], _MOST_VALUES, 0
-    while waiting:
+    waiting, left = [given], LONGEST_SETTINGS
+    while waiting and left >= 0:
         value = waiting.pop()
+        left -= 50
         if isinstance(value, str):
-            characters += len(value)
-        elif isinstance(value, Mapping | list | tuple):
-            if len(waiting) + len(value) > most:
-                raise config_error("", f"The call contains more than {_MOST_VALUES:,} values; send fewer.")
-            most -= len(value)
-            if isinstance(value, Mapping):
-                characters += sum(len(name) for name in value if isinstance(name, str))
-            waiting += value.values() if isinstance(value, Mapping) else value
-    if characters > _MOST_TEXT:
-        raise config_error("", f"The settings of the call have more than {_MOST_TEXT:,} characters; send shorter ones.")
+            left -= len(value)
+        elif isinstance(value, Mapping):
+            waiting += [*value, *value.values()]
+        elif isinstance(value, list | tuple):
+            left -= len(value)
+            waiting += value
+    if left < 0:
+        most = f"{LONGEST_SETTINGS:,} characters, or too many values"
+        raise config_error("", f"The settings of the call have more than {most}; send shorter ones.")

@@ -1,13 +1,88 @@
-"""Every bound of promptmill, once, with its reason.
+"""The bounds on data that others send, once each, with their reasons.
 
 A bound names the attacker or the accident that it is for. The three parts are the three sources of untrusted data.
+Floods of requests and slow clients are a reverse proxy's: see SECURITY.md.
 """
 
 from __future__ import annotations
 
+# ---- a client of a shared server
+
+MOST_SHARED = 64 << 20
+"""Bytes of one kind that a server holds for all its clients, so that no one of them fills its memory: large request
+bodies in progress, events of sessions, answers of clients that left; and of one call: its answers."""
+MOST_LARGE = 32 << 20
+"""Bytes of a call's answers above 64 KiB, and of its errors: its result holds several copies of them."""
+MOST_VALUES = 300_000
+"""JSON values of a request: each takes up to 130 bytes, and blocks the event loop for 0.3 µs while it is parsed."""
+MOST_ROWS = 1000
+"""Rows of a page, and items of a call with details of their own: more would hold up everything else."""
+MOST_SESSIONS = 2000
+"""Sessions: a client that disappears leaves one of some 40 KiB behind, for half an hour."""
+LARGEST_PAGE = 8 << 20
+"""Bytes of a page of a job's rows: further fields and rows are left to the next page or the output."""
+MOST_MODELS = 50
+"""Models that are counted apart, because a client can name any number of them."""
+MOST_RUNNERS = 16
+"""Jobs of calls that run at a time, each in a process of a hundred megabytes or more. Half as many processes read and
+write files of calls."""
+LONGEST_SETTINGS = 1 << 20
+"""Characters of a call's settings, fifty more for each value: each of its requests repeats them."""
+LONGEST_SCHEMA = 256 << 10
+"""Characters of a JSON Schema, which takes thirty times as much memory once it is compiled."""
+MOST_CHOICES = 1000
+"""Texts of which an answer is one: each request repeats them."""
+MOST_KEPT = 64
+"""Things made from a call's parameters that are kept for the next call, such as grammars and lists of choices."""
+LONGEST_PATH = 4096
+"""Characters of a path: to resolve one of a million folders would take hours."""
+LARGEST_FILE = 256 << 20
+"""Bytes of an image's file, and of one item for an engine: the file is read whole."""
+
+# ---- a reply of an endpoint
+
+LARGEST_BODY = 16 << 20
+"""Bytes of a response's body, unpacked: no answer is as large, and a broken server may send without end."""
+MOST_BODIES = 64 << 20
+"""Bytes of all large bodies that arrive at a time, so that an endpoint's cannot fill the memory together."""
+MOST_MEMORY = 128 << 20
+"""Bytes that the values of a body take in memory: a hostile body of brackets takes a hundred times its size."""
+MOST_FIELDS = 500_000
+"""Fields of a body: no other thread runs while it is read, and so many different names take 0.2 s."""
+MOST_EVENTS = 150_000
+"""Events of a stream, and pieces of a body, each of which costs time: answers have fewer tokens."""
+LARGEST_HEAD = 64 << 10
+"""Bytes of the head of a response or a request, which may never end."""
+LARGEST_ERROR = 1 << 20
+"""Bytes of an error's body that is read as JSON: servers quote the whole request, but its text is enough."""
+LONGEST_ERROR = 16 << 10
+"""Characters of an error that are searched for its cause: searches of more would hold up other requests."""
+MOST_LEAVES = 2000
+"""Values of an error that are searched for its cause or its wait, for the same reason."""
+LONGEST_ANSWER = 1 << 20
+"""Characters of an answer under a schema, which is checked, repaired and quoted."""
+LARGEST_KEPT = 2 << 20
+"""Bytes of an answer that the cache keeps, or that is read leniently: only endless answers are larger."""
+MOST_TOKENS = 1 << 24
+"""Tokens that an endpoint may report: more than any context, and the count is charged to `tpm`."""
+
 # ---- a row of a file
 
 LONGEST_ROW = 64 << 20
-"""Bytes of a line, of a cell, and of a prompt made of cells. An image of 30 million pixels in base64 is below it, and
-sixteen such rows in flight fit the memory of a small machine."""
+"""Bytes of a line, of a cell, of a prompt made of cells, and of an image from the web. An image of 30 million pixels in
+base64 is below it, and sixteen such rows in flight fit the memory of a small machine."""
 TOO_LONG = "is longer than 64 MiB"
+MOST_FILES = 10_000
+"""Files that patterns find; twenty times as many are looked at, so that `/**` ends."""
+LONGEST_COLUMN = 200
+"""Characters of a column's name that a call chooses: each row of the output repeats it."""
+MOST_COLUMNS = 100_000
+"""Columns of an input: a file that is no table has any number."""
+MOST_NAMES = 10_000
+"""Different fields of rows that become columns of a table: each row repeats all of them."""
+LONGEST_HEADER = 2 << 20
+"""Bytes of a header with the names of all columns."""
+MOST_LINES = 10_000
+"""Lines of a quoted cell: a quote that is never closed takes the rest of the file."""
+DEEPEST = 20
+"""Levels of nested fields that become typed columns."""

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Protocol, TypeAlias
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
+from promptmill.core.bounds import MOST_CHOICES
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.wording import shape
 
@@ -23,8 +24,6 @@ _SYSTEM_ROLES = frozenset({"system", "developer"})
 _ACCEPTED = 'Send a string, {"content": "…"}, {"text": "…"} or {"role": "user", "content": "…"}.'
 BESIDE = frozenset({"tools", "tool_choice", "parallel_tool_calls", "logprobs", "top_logprobs"})
 """OpenAI parameters that a call may put into `sampling_params`, and that are sent with `extra_params`."""
-
-_MOST_CHOICES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,8 +351,8 @@ def list_of_choices(value: object) -> object:
     choices = [str(one).strip() for one in value]
     if len(choices) < 2 or not all(choices) or len(set(choices)) < len(choices):
         raise PydanticCustomError("choices", "should be at least two different texts")
-    if len(choices) > _MOST_CHOICES:
-        raise PydanticCustomError("choices", "should be at most {most} texts", {"most": _MOST_CHOICES})
+    if len(choices) > MOST_CHOICES:
+        raise PydanticCustomError("choices", "should be at most {most} texts", {"most": MOST_CHOICES})
     return choices
 
 

@@ -15,7 +15,6 @@ import re
 from collections.abc import Iterable
 
 _SHORTEST_KEY = 8
-_LONGEST_WORD = 16  # letters of a key that is a word, such as the `ollama` or `not-needed` of local servers
 _TAIL = 64 << 10  # bytes: more than any key, also one whose letters are all escaped as \u0041
 _BEFORE = 16  # letters of the longest prefix of a key
 
@@ -187,7 +186,8 @@ def find_field(names: Iterable[object]) -> str:
 
 def is_long_enough(secret: str) -> bool:
     """Return whether a configured key is a secret: not the word that local servers take for one (`EMPTY`, `ollama`)."""
-    return len(secret) >= _SHORTEST_KEY and (len(secret) > _LONGEST_WORD or _DIGIT.search(secret) is not None)
+    # letters of a key that is a word, such as the `ollama` or `not-needed` of local servers
+    return len(secret) >= _SHORTEST_KEY and (len(secret) > 16 or _DIGIT.search(secret) is not None)
 
 
 def _is_secret(value: str, *, is_password: bool) -> bool:

@@ -18,6 +18,8 @@ from typing import Any
 
 import orjson
 
+INT64 = range(-(2**63), 2**63)
+"""The whole numbers that tables and databases hold."""
 _TAG = "promptmill:"
 _TAGGED = _TAG.encode()
 # orjson would write dates in its own way, large numbers not at all, and NaN as null

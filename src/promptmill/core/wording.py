@@ -5,11 +5,9 @@ from __future__ import annotations
 import difflib
 import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-_LONGEST_COMPARED = 100  # characters
-_MOST_COMPARED = 2000
 # in pieces, because no other thread runs while one is replaced
 _SURROGATES = re.compile("(?:[\ud800-\udbff][\udc00-\udfff]?|[\udc00-\udfff]){1,10000}")
 
@@ -38,6 +36,16 @@ def shape(value: object) -> str:
 def counted(number: int, noun: str) -> str:
     """Return `1 answer`, `1,200 answers`: a number with its noun, whose plural ends in s."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def listed(names: Sequence[str], most: int = 12) -> str:
+    """Return the first names, and how many others there are.
+
+    >>> listed(["a", "b", "c", "d"], 2)
+    'a, b and 2 more'
+    """
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def duration(seconds: float) -> str:
@@ -73,11 +81,11 @@ def close_matches(name: str, known: Iterable[str], n: int = 3, cutoff: float = 0
 
     Long names have no matches: a comparison takes time in proportion to the product of the lengths.
     """
-    if len(name) > _LONGEST_COMPARED:
+    if len(name) > 100:
         return []
     short: dict[str, list[str]] = {}
-    for one in itertools.islice(known, _MOST_COMPARED):
-        if len(one) <= _LONGEST_COMPARED:
+    for one in itertools.islice(known, 2000):
+        if len(one) <= 100:
             short.setdefault(one.lower(), []).append(one)
     near = difflib.get_close_matches(name.lower(), short, n, cutoff)
     return [one for folded in near for one in short[folded]][:n]

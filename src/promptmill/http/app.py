@@ -24,10 +24,11 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from promptmill.core.bounds import MOST_SESSIONS, MOST_SHARED, MOST_VALUES
 from promptmill.http.address import HostAllowlist
 from promptmill.http.json_response_workaround import RESPONSE, EitherResponse
 from promptmill.http.metrics import TYPE, Metrics
-from promptmill.http.sessions import IDLE_S, MOST_SESSIONS, LostCalls, Sessions, is_lone_call
+from promptmill.http.sessions import IDLE_S, LostCalls, Sessions, is_lone_call
 from promptmill.http.token import Token
 from promptmill.system.memory import Held, Memory
 
@@ -47,14 +48,9 @@ _NOT_OURS = (
 _TO_VISITORS = "promptmill is running; this address is for MCP clients: promptmill install CLIENT\n"
 _NO_MESSAGE = "The body is not a single JSON-RPC 2.0 request, notification or response."
 
-_GRACE_S = 30.0
-_BYTES_A_SECOND = 16 << 10  # slower than any connection in use today
 _DIGITS = 18
-# Each value takes up to 130 bytes of memory, and blocks the event loop for 0.3 µs in the SDK's parser.
-_MOST_VALUES = 300_000
 # A call takes about six times the size of its body in memory.
 _LARGE_BODY = 4 << 20
-_LARGE_BODIES = 64 << 20
 _BESIDE_CALLS = 4 << 10  # of a GET or DELETE, which needs no body: a stream would keep it as long as its client stays
 _ROOM_S = 2.0  # some clients disconnect after five seconds of silence
 _RETRY_S = 30
@@ -158,7 +154,7 @@ class App(Pages):
             max_sessions=max_sessions,
             max_request_body_size=rules.max_body,
         )
-        self._bodies = Memory(max(_LARGE_BODIES, rules.max_body))
+        self._bodies = Memory(max(MOST_SHARED, rules.max_body))
         server.add_middleware(_BodyMemory())
         self._inner = self._mounted()
         self._lost_calls = LostCalls(self._respond)
@@ -320,7 +316,7 @@ class _BodyMemory(Middleware):
 async def _grow(held: Held, size: int) -> None:
     """Hold `size` bytes, if that is a large body. Raises `HttpError` 503 if there is no room in time.
 
-    What a refused body held goes to the others.
+    The end of a refused request frees its bytes.
     """
     if size <= _LARGE_BODY:
         return
@@ -332,30 +328,20 @@ async def _grow(held: Held, size: int) -> None:
         raise HttpError(503, message, {"retry-after": str(_RETRY_S)})
 
 
-async def read_body(
-    receive: Receive, limit: int, share: Held, *, declared: bytes | None, grace_s: float = _GRACE_S
-) -> bytes:
+async def read_body(receive: Receive, limit: int, share: Held, *, declared: bytes | None) -> bytes:
     """Return the body. Nothing beyond `limit` bytes is ever held.
 
     Raises `HttpError` 413 as soon as the body is known to exceed `limit` (at once if `declared`, the Content-Length,
-    does) or to hold more than 300,000 values, 408 if after `grace_s` seconds it is slower than 16 KiB a second, and
-    503 if `share` finds no room for it. Raises `ConnectionError` when the client leaves.
+    does) or to hold more than 300,000 values, and 503 if `share` finds no room for it. Raises `ConnectionError` when
+    the client leaves.
     """
     if declared is not None and declared.isdigit() and (len(declared) > _DIGITS or int(declared) > limit):
         raise _too_large(limit)
     chunks: list[bytes] = []
     values = _ValueCount()
     size = 0
-    time = asyncio.get_running_loop().time
-    began = time()
     while True:
-        try:
-            async with asyncio.timeout_at(began + grace_s + size / _BYTES_A_SECOND):
-                message = await receive()
-        except TimeoutError:
-            raise HttpError(
-                408, "The request's body arrived too slowly; send it again over a faster connection."
-            ) from None
+        message = await receive()
         if message["type"] != "http.request":
             raise ConnectionError
         chunk = message.get("body", b"")
@@ -363,11 +349,9 @@ async def read_body(
         if size > limit:
             raise _too_large(limit)
         values.add(chunk)
-        if values.found > _MOST_VALUES:
-            raise HttpError(413, f"The request holds more than {_MOST_VALUES:,} values; send fewer prompts at once.")
-        before = time()
+        if values.found > MOST_VALUES:
+            raise HttpError(413, f"The request holds more than {MOST_VALUES:,} values; send fewer prompts at once.")
         await _grow(share, size)
-        began += time() - before
         chunks.append(chunk)
         if not message.get("more_body", False):
             return b"".join(chunks)

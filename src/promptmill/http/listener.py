@@ -1,4 +1,4 @@
-"""uvicorn in one process, without its signal handlers, and with limits on idle connections."""
+"""uvicorn in one process, without its signal handlers, and in turns with other work."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import uvicorn
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from promptmill.core.bounds import LARGEST_HEAD
 from promptmill.core.errors import Named, config_error
 from promptmill.http.app import Pages
 
 _KEEP_ALIVE_S = 75  # longer than clients' pools keep a connection, so that they never reuse one that we have closed
-_LARGEST_HEAD = 64 << 10
 _PIECE = 4 << 10  # of chunks of one byte, h11 parses about 700 in it, in 10 ms
 _SPARE = 64  # connections above the limit that still get a 503 instead of being dropped
 
@@ -37,7 +37,7 @@ class _Flow(FlowControl):
 
 
 class Connection(H11Protocol):
-    """One connection, closed when its client only holds it. h11 refuses ambiguous heads.
+    """One connection. h11 refuses ambiguous heads.
 
     Heads and chunks are parsed piece by piece, each in a turn of the event loop of its own: uvloop reads up to 8 MB at
     once, and h11 takes seconds for that many chunks of one byte.
@@ -45,35 +45,22 @@ class Connection(H11Protocol):
 
     flow: _Flow
 
-    head_s = 15.0  # from the connection, or the first byte of a further request, until its headers are there
-    unread_s = 5.0  # for a client to read why its body was refused
-    stall_s = 120.0  # for a client that does not read its answer
-    _limit: asyncio.TimerHandle | None = None
-    _stalled: asyncio.TimerHandle | None = None
-    _idle = False
     _arrived = b""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the time limit for the head; drop the connection if there are far too many."""
+        """Drop the connection if there are far too many."""
         super().connection_made(transport)
         self.flow = _Flow(transport)
         if self.limit_concurrency is not None and len(self.connections) > self.limit_concurrency + _SPARE:
             transport.abort()
-            return
-        self._close_in(self.head_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Cancel the timers."""
+        """Drop the data that waits to be parsed."""
         self._arrived = b""
-        self._stop_waiting()
-        self._go_on()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Start the time limit for the head of a further request; parse the data, or its first piece."""
-        if self._idle:
-            self._idle = False
-            self._close_in(self.head_s)
+        """Parse the data, or its first piece."""
         if self._arrived:
             self._arrived += data
             self.transport.pause_reading()
@@ -105,47 +92,6 @@ class Connection(H11Protocol):
         """Return whether a body arrives whose length is known, which is parsed at once."""
         return self.conn.their_state is h11.SEND_BODY and all(name != b"transfer-encoding" for name, _ in self.headers)
 
-    def handle_events(self) -> None:
-        """End the time limit once the head has arrived."""
-        before = self.cycle
-        super().handle_events()
-        if self.cycle is not before and self.cycle is not None and not self.cycle.response_complete:
-            self._stop_waiting()
-
-    def on_response_complete(self) -> None:
-        """Wait for the next request, or close when the client continues to send a refused body."""
-        before = self.cycle
-        super().on_response_complete()
-        if self.cycle is not before or self.transport.is_closing():
-            return
-        self._idle = self.conn.their_state is h11.IDLE
-        if not self._idle:
-            self._close_in(self.unread_s)
-
-    def pause_writing(self) -> None:
-        """Start the time limit for a client that does not read."""
-        super().pause_writing()
-        self._stalled = self.loop.call_later(self.stall_s, self.transport.abort)
-
-    def resume_writing(self) -> None:
-        """End that limit: the client reads again."""
-        self._go_on()
-        super().resume_writing()
-
-    def _close_in(self, seconds: float) -> None:
-        self._stop_waiting()
-        self._limit = self.loop.call_later(seconds, self.transport.close)
-
-    def _stop_waiting(self) -> None:
-        if self._limit is not None:
-            self._limit.cancel()
-            self._limit = None
-
-    def _go_on(self) -> None:
-        if self._stalled is not None:
-            self._stalled.cancel()
-            self._stalled = None
-
 
 class Listener(uvicorn.Server):
     """Serves until `stop`. `server/process.py` handles the signals."""
@@ -176,12 +122,11 @@ def listener(
     connections: int,
     tls: ssl.SSLContext | None,
     access_log: bool = False,
-    connection: type[Connection] = Connection,
 ) -> Listener:
     """Return a server of `app` for at most `connections` at a time; `access_log`: log each request."""
     config = uvicorn.Config(
         app,
-        http=connection,
+        http=Connection,
         ws="none",
         lifespan="on",
         log_config=None,
@@ -192,7 +137,7 @@ def listener(
         limit_concurrency=connections,
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=None,  # the process has its own limits
-        h11_max_incomplete_event_size=_LARGEST_HEAD,
+        h11_max_incomplete_event_size=LARGEST_HEAD,
         ssl_context_factory=None if tls is None else lambda _config, _default: tls,
     )
     if access_log:

@@ -21,15 +21,13 @@ from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 from mcp_types import JSONRPCError, JSONRPCMessage, JSONRPCResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from promptmill.core.bounds import MOST_SHARED
+
 IDLE_S = 1800.0
-# A client that disappears leaves its session behind: some 40 KiB, for half an hour.
-MOST_SESSIONS = 2000
-_MOST_EVENT_BYTES = 64 << 20
 _EACH = 1024  # bytes of an event beside its JSON
 # Closing the connection is also how a client cancels a call, and then the work has to stop within a second.
 _RUNS_ON_S = 0.7
 _KEPT_S = 60.0
-_MOST_CALL_BYTES = 64 << 20
 _UNIQUE = 16  # shortest id that two clients do not choose by chance
 _IDENTIFYING = (b"authorization", b"accept", b"mcp-protocol-version", b"user-agent")
 
@@ -84,7 +82,7 @@ class Events:
     FastMCP's store writes each event as JSON and reads it again; this one keeps the message itself.
     """
 
-    def __init__(self, most_bytes: int = _MOST_EVENT_BYTES) -> None:
+    def __init__(self, most_bytes: int = MOST_SHARED) -> None:
         self._most_bytes = most_bytes
         self._bytes = 0
         self._events: OrderedDict[str, _Event] = OrderedDict()
@@ -159,7 +157,7 @@ class LostCalls:
         *,
         runs_on_s: float = _RUNS_ON_S,
         kept_s: float = _KEPT_S,
-        most_bytes: int = _MOST_CALL_BYTES,
+        most_bytes: int = MOST_SHARED,
     ) -> None:
         self._app = app
         self._runs_on_s, self._kept_s, self._most_bytes = runs_on_s, kept_s, most_bytes

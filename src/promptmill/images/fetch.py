@@ -14,10 +14,10 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import ThreadedResolver
 from yarl import URL
 
+from promptmill.core.bounds import LONGEST_ROW
 from promptmill.core.errors import Code, PromptmillError
 
 _REDIRECTS = 5
-_LARGEST = 64 * 1024 * 1024
 _UNICAST = ipaddress.IPv6Network(
     "2000::/3"
 )  # the only globally routable unicast block; the rest is local, embedded or reserved
@@ -116,8 +116,8 @@ async def _body(response: aiohttp.ClientResponse, url: str) -> str:
     data = bytearray()
     async for chunk in response.content.iter_any():
         data += chunk
-        if len(data) > _LARGEST:
-            raise _failure(url, f"more than {_LARGEST // 2**20} MiB")
+        if len(data) > LONGEST_ROW:
+            raise _failure(url, f"more than {LONGEST_ROW // 2**20} MiB")
     return "data:;base64," + base64.b64encode(data).decode()
 
 

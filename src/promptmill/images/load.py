@@ -25,10 +25,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
+from promptmill.core.bounds import LARGEST_FILE, LONGEST_PATH
 from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.system.call_files import FileRule, RefusedError
 from promptmill.system.memory import Memory
-from promptmill.system.safe_open import LONGEST_PATH, NoFileError, OutsideError, home_expanded
+from promptmill.system.safe_open import NoFileError, OutsideError, home_expanded
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -39,9 +40,6 @@ _FORMATS = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "GIF
 _PLUGINS = ("PIL.TiffImagePlugin", "PIL.WebPImagePlugin")  # otherwise the first such image has Pillow import all of its
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w=.+-]+)*),", re.ASCII)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://", re.ASCII)
-_LONGEST_QUOTE = 80
-_LONGEST_FILE_URL = 12 * LONGEST_PATH  # a character has up to four bytes, each written as %XX
-_LARGEST_FILE = 256 * 1024 * 1024
 _BYTES_PER_PIXEL = 12  # of the decoded, the rotated or converted, and the written image
 _SHORTEST_BASE64 = 64
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]++={0,2}\s*", re.ASCII)
@@ -139,7 +137,7 @@ def _file(source: str, rules: ImageRules) -> tuple[str, bytes]:
             _probe(file.read(16), _whole(path))
             file.seek(0)
             size = os.fstat(file.fileno()).st_size
-            data = b"" if size > _LARGEST_FILE else file.read(_LARGEST_FILE + 1)
+            data = b"" if size > LARGEST_FILE else file.read(LARGEST_FILE + 1)
     except OutsideError:
         raise _unusable(f"{_short_path(path)} is outside {rules.files.words}.", "Move it into one of them.") from None
     except RefusedError as error:
@@ -152,8 +150,8 @@ def _file(source: str, rules: ImageRules) -> tuple[str, bytes]:
         raise _unusable(f"There is no image file at {_short_path(path)}.", "Check the path.") from None
     except OSError as error:
         raise _unusable(f"{_short_path(path)} cannot be read: {error.strerror or type(error).__name__}.") from None
-    if max(size, len(data)) > _LARGEST_FILE:
-        raise _unusable(f"{_whole(path)} is larger than {_LARGEST_FILE // 2**20} MiB.")
+    if max(size, len(data)) > LARGEST_FILE:
+        raise _unusable(f"{_whole(path)} is larger than {LARGEST_FILE // 2**20} MiB.")
     return _whole(path), data
 
 
@@ -169,7 +167,8 @@ def local_path(source: str) -> Path:
 
 def _local_path(source: str) -> Path:
     if source[:5].lower() == "file:":
-        if len(source) > _LONGEST_FILE_URL:
+        # a character has up to four bytes, each written as %XX
+        if len(source) > 12 * LONGEST_PATH:
             raise ValueError("no path is that long")
         parts = urlsplit(source)
         if parts.netloc not in {"", "localhost"}:
@@ -187,8 +186,8 @@ def _local_path(source: str) -> Path:
 def _short_path(path: Path) -> str:
     """Return the path for a message. A long one (perhaps base64 without a `data:` head) is shortened."""
     text = str(path)
-    if len(text) > _LONGEST_QUOTE:
-        return f"{text[: _LONGEST_QUOTE // 4]}…{text[-_LONGEST_QUOTE * 3 // 4 :]}"
+    if len(text) > 80:
+        return f"{text[: 80 // 4]}…{text[-80 * 3 // 4 :]}"
     return _whole(path)
 
 

@@ -26,7 +26,6 @@ OURS = (*ANSWER_FIELDS, *EXTRA_FIELDS, "row", "surplus_cells")
 """The usual names of the columns that a job adds; `row`, its number, only where rows are not in a file."""
 FIELD = "answer."
 """The prefix of the key of a column that holds a field of the answers: the field may have the name of another one."""
-_MOST_OF_A_NAME = 100  # columns, numbered
 
 
 def answer_fields(record: Record, names: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
@@ -102,7 +101,7 @@ def unusual_names(wanted: Mapping[str, str], taken: Container[str]) -> dict[str,
         used = names.values()
         free = next((each for each in candidates(name) if each not in taken and each not in used), None)
         if free is None:
-            raise input_error(f"The input has {_MOST_OF_A_NAME} columns `{name}`, `{name}_1`, …; rename some of them.")
+            raise input_error(f"The input has 100 columns `{name}`, `{name}_1`, …; rename some of them.")
         names[key] = free
     return {key: name for key, name in names.items() if name != _usual(key)}
 
@@ -110,7 +109,7 @@ def unusual_names(wanted: Mapping[str, str], taken: Container[str]) -> dict[str,
 def candidates(name: str) -> Iterator[str]:
     """Yield the names that a column with this usual name may have."""
     yield name
-    for number in range(1, _MOST_OF_A_NAME):
+    for number in range(1, 100):
         yield f"{name}_{number}"
 
 

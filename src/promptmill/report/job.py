@@ -30,7 +30,6 @@ from promptmill.report.thumbnails import Thumbnails
 
 _SEED = 1
 _FAILED, _CUT = 1, 2
-_LONGEST_FACT = 20_000
 _BINS = 24
 _OF_ROWS = frozenset({"done", "answered", "failed", "errors", "skipped", "truncated", "empty"})
 _SHOWN_SHARE = 0.99  # a histogram ends there, for one answer may take a hundred times as long
@@ -263,4 +262,4 @@ def _run(course: Mapping[str, Any], spec: JobSpec, found: Mapping[str, Any]) -> 
         "Version": f"promptmill {', '.join(versions)}" if versions else "",
         "Job": spec.job_id,
     }
-    return [(label, cut(text, _LONGEST_FACT)) for label, text in facts.items() if text]
+    return [(label, cut(text, 20_000)) for label, text in facts.items() if text]

@@ -14,7 +14,6 @@ from promptmill.core.wording import counted, cut
 
 LENGTHS = (20_000, 8_000, 4_000, 2_000, 1_000, 600, 400, 300, 200, 140, 100, 80)  # of a text, at most
 TEXTS = 64_000_000  # characters of all rows, in memory
-_MOST_PARTS = 40  # of a row: turns of a conversation, or columns
 _ROOMY = 4  # so many parts may each be as long as a text may be
 _TRIED = 2_000  # rows, which show how well texts are deflated
 _WORD_BEGUN = re.compile(r"(?<!\w)\w+\Z")
@@ -150,8 +149,9 @@ class PageRows:
 
 
 def some_parts(parts: Sequence[tuple[str, str]], most: int, *, from_end: bool = False) -> list[tuple[str, str]]:
-    """Return texts with labels, cut off: the first `_MOST_PARTS`, or the last. With many, each has less room."""
-    left_out = max(0, len(parts) - _MOST_PARTS)
+    """Return texts with labels, cut off: the first 40, or the last. With many, each has less room."""
+    # of a row: turns of a conversation, or columns
+    left_out = max(0, len(parts) - 40)
     kept = parts[left_out:] if from_end else parts[: len(parts) - left_out]
     each = max(LENGTHS[-1], min(most, _ROOMY * most // max(1, len(kept))))
     found = [(cut(label, LENGTHS[-1]), cut(text, each)) for label, text in kept]

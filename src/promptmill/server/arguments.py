@@ -15,6 +15,7 @@ import orjson
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from promptmill.config.backends import BACKENDS
+from promptmill.core.bounds import MOST_VALUES
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.request import (
     Conversation,
@@ -28,7 +29,6 @@ from promptmill.core.wording import shape
 
 T = TypeVar("T")
 _SHORT = 20_000  # characters, or values, of prompts that take a millisecond to read
-_MOST_VALUES = 300_000  # the limit for a request over HTTP, which counts only values outside of texts
 _PART = {
     "type": "object",
     "description": '{"type": "text", "text": "…"} or {"type": "image_url", "image_url": {"url": "…"}}.',
@@ -61,8 +61,8 @@ def _as_list_or_object(value: object) -> object:
     """
     if not isinstance(value, str) or value.lstrip()[:1] not in {"[", "{"}:
         return value
-    if len(value) > _MOST_VALUES and sum(map(value.count, "[{,")) > _MOST_VALUES:
-        raise ValueError(f"is a text that may hold more than {_MOST_VALUES:,} values; send a list or an object.")
+    if len(value) > MOST_VALUES and sum(map(value.count, "[{,")) > MOST_VALUES:
+        raise ValueError(f"is a text that may hold more than {MOST_VALUES:,} values; send a list or an object.")
     try:
         return orjson.loads(value)
     except orjson.JSONDecodeError:
@@ -277,12 +277,12 @@ async def conversations_with_images(
 
     def read() -> list[Conversation | PromptmillError]:
         sources: list[list[str]] = []
-        left = _MOST_VALUES
+        left = MOST_VALUES
         for index, item in enumerate(images):
             sources.append(_sources(item, f"multimodal_path[{index}]"))
             left -= len(sources[-1])
             if left < 0:
-                raise input_error(f"multimodal_path holds more than {_MOST_VALUES:,} images; send fewer at once.")
+                raise input_error(f"multimodal_path holds more than {MOST_VALUES:,} images; send fewer at once.")
         if len(sources) != len(prompts):
             raise input_error(
                 f"multimodal_path has {len(sources)} entries but prompt_ls has {len(prompts)}; "

@@ -17,6 +17,7 @@ from fastmcp.tools import ToolResult
 from mcp_types import ToolAnnotations
 from pydantic import BeforeValidator, Field
 
+from promptmill.core.bounds import MOST_ROWS
 from promptmill.core.errors import Code, Named, PromptmillError, argument_name, input_error
 from promptmill.server import arguments
 from promptmill.server.questions import Questions
@@ -29,7 +30,6 @@ from promptmill.system.call_files import FileRule
 if TYPE_CHECKING:
     from promptmill.jobs.manage.running_jobs import RunningJobs
 
-_MOST_ROWS = 1000
 _ENVELOPE = 4 << 10
 _OF_THE_ROW = {"left_out", "index", "id", "custom_id", "model", "path"}
 _PAGE_BYTES = 8 << 20
@@ -324,7 +324,7 @@ def _add_tools_of_a_job(
         ] = None,
         limit: Annotated[
             int,
-            Field(ge=1, le=_MOST_ROWS, description="The largest number of jobs to list; 20 unless given."),
+            Field(ge=1, le=MOST_ROWS, description="The largest number of jobs to list; 20 unless given."),
             arguments.null_is(20),
         ] = 20,
     ) -> dict[str, Any]:
@@ -352,7 +352,7 @@ def _add_tools_of_a_job(
         ] = 0,
         limit: Annotated[
             int,
-            Field(ge=1, le=_MOST_ROWS, description="The largest number of rows to return; 50 unless given."),
+            Field(ge=1, le=MOST_ROWS, description="The largest number of rows to return; 50 unless given."),
             arguments.null_is(50),
         ] = 50,
         with_input: Annotated[  # noqa: FBT002 (a tool's argument)
@@ -399,7 +399,7 @@ def _add_tools_of_a_job(
     async def answers(ctx: Context, job_id: str, offset: int = 0) -> str:
         try:
             caller = caller_of(ctx, service)
-            found = await asyncio.to_thread((await jobs()).results, job_id, max(0, offset), _MOST_ROWS, "all", caller)
+            found = await asyncio.to_thread((await jobs()).results, job_id, max(0, offset), MOST_ROWS, "all", caller)
         except PromptmillError as error:
             raise ResourceError(str(error)) from None
         found = page(found, min(most_bytes(ctx, service.plan) or _PAGE_BYTES, _PAGE_BYTES) - _ENVELOPE, copies=1)

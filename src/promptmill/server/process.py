@@ -28,7 +28,6 @@ _ENDING_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK")
 # Clients send SIGTERM 2 s after closing stdin and SIGKILL 2 s later (facts about the MCP SDKs).
 _LAST_WORDS_S = 0.5
 _CLOSE_S = 1.5
-_MOST_CONNECTIONS = 4096
 _SCRAPERS = 16
 _TIDY_S = 10.0
 _MUCH = 5_000  # items in progress: a garbage collection of more would cause a noticeable pause
@@ -148,7 +147,7 @@ async def _serve_http(configuration: Configuration, bound: BoundServer) -> int:
     server = create_server(service, locked=True, telemetry=telemetry, secrets=secrets)
     app = App(server, bound.rules, Metrics(service))
     # half of the descriptors; the rest is for endpoints and files
-    connections = min(_MOST_CONNECTIONS, descriptors(2 * _MOST_CONNECTIONS) // 2)
+    connections = descriptors(8192) // 2  # the other half is for files and endpoints
     listening = listener(app, connections=connections, tls=bound.tls, access_log=bound.access_log)
     stay_responsive()
     serving = asyncio.ensure_future(listening.serve(bound.sockets))

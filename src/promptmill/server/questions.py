@@ -22,6 +22,7 @@ from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from promptmill.answering.costs import price_of
 from promptmill.backends import registry
 from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.bounds import MOST_SESSIONS
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.money import dollars
 from promptmill.http.json_response_workaround import RESPONSE, EitherResponse
@@ -29,7 +30,6 @@ from promptmill.server.tool_calls import UnansweredQuestion, session_of
 
 _COST, _FILES = "cost", "files"
 _ANSWER = "agree"
-_MOST_SESSIONS = 2000  # as many as HTTP has
 
 
 async def is_agreed(ctx: Context, name: str, question: str, title: str) -> bool:
@@ -105,7 +105,7 @@ class Questions:
     def add(self, session: str, amount: float) -> float:
         """Add to the cost of a session's calls without a question; return the sum."""
         total = self._unasked[session] = max(0.0, self._unasked.pop(session, 0.0) + amount)
-        if len(self._unasked) > _MOST_SESSIONS:
+        if len(self._unasked) > MOST_SESSIONS:
             self._unasked.popitem(last=False)
         return total
 

@@ -48,7 +48,6 @@ _FOLLOW_UP_S = 0.5
 _READING_S = 5.0  # for a client to read a large answer: later, a signal waits for nothing
 _POLL_S = 0.01
 _PIECE_BYTES = 16 << 10
-_MOST_DIGITS = 4000  # Python refuses to parse many more digits
 # An unclosed string extends to the end of the line, so that its end is searched for only once.
 _PIECE = re.compile(r'"(?:[^"\\]|\\.)*+"?|[{}\[\]:]|-?\d+')
 _NO_CLIENT = (
@@ -337,7 +336,8 @@ def _is_id(value: Any) -> bool:
 
 
 def _number(text: str) -> int | None:
-    return int(text) if len(text) <= _MOST_DIGITS else None
+    # Python refuses to parse many more digits
+    return int(text) if len(text) <= 4000 else None
 
 
 def _id_of_request(error: ValidationError) -> int | str | None:

@@ -56,11 +56,6 @@ P = ParamSpec("P")
 _log = logging.getLogger(CALLS)
 _OK, _CANCELLED = "code=ok", "code=cancelled"
 _STRANGE = re.compile(r"[^\w.@+-]")  # names come from the client: no spaces, no line feeds
-_LONGEST_NAME = 40
-_LONGEST_QUOTED = 100
-_LONGEST_URI = 2000  # characters
-_MOST_ARGUMENTS = 50  # each unknown argument adds an error
-_MOST_PROBLEMS = 5
 _IMAGES = frozenset({"image", "images", "image_path", "image_paths", "image_url", "image_urls", "pictures"})
 _PAUSE_S = 0.5
 _FAST_S = 2.0
@@ -209,7 +204,7 @@ def _carrier(context: MiddlewareContext[CallToolRequestParams]) -> Mapping[str, 
 
 
 def _name(text: str) -> str:
-    return _STRANGE.sub("_", text[:_LONGEST_NAME]) or "-"
+    return _STRANGE.sub("_", text[:40]) or "-"
 
 
 class PlainArguments(Middleware):
@@ -226,7 +221,8 @@ class PlainArguments(Middleware):
         self, context: MiddlewareContext[CallToolRequestParams], call_next: CallNext[CallToolRequestParams, ToolResult]
     ) -> ToolResult:
         arguments = context.message.arguments or {}
-        if len(arguments) > _MOST_ARGUMENTS:
+        # each unknown argument adds an error
+        if len(arguments) > 50:
             raise CodedToolError(f"The call has {len(arguments)} arguments; see the tool's input schema.")
         schema = await self._schema(context)
         backend = arguments.get("backend")
@@ -251,7 +247,7 @@ class PlainArguments(Middleware):
         call_next: CallNext[ReadResourceRequestParams, ResourceResult],
     ) -> ResourceResult:
         """Refuse a long URI, which FastMCP would compare with its templates for seconds, on the event loop."""
-        if (length := len(context.message.uri)) > _LONGEST_URI:
+        if (length := len(context.message.uri)) > 2000:
             raise ResourceError(f"The URI has {length:,} characters; no resource has such a long one.")
         return await call_next(context)
 
@@ -274,8 +270,8 @@ async def refuse_long_names(ctx: ServerRequestContext[Any, Any], call_next: SdkC
     """Middleware of the SDK: refuse a method or prompt with a very long name, which other code quotes whole."""
     name = (ctx.params or {}).get("name") if ctx.method == "prompts/get" else ""
     for kind, text, code in (("method", ctx.method, METHOD_NOT_FOUND), ("prompt", name, INVALID_PARAMS)):
-        if isinstance(text, str) and len(text) > _LONGEST_QUOTED and ctx.request_id is not None:
-            raise MCPError(code, f"Unknown {kind}: {text[:_LONGEST_QUOTED]!r}… ({len(text):,} characters).")
+        if isinstance(text, str) and len(text) > 100 and ctx.request_id is not None:
+            raise MCPError(code, f"Unknown {kind}: {text[:100]!r}… ({len(text):,} characters).")
     return await call_next(ctx)
 
 
@@ -342,8 +338,8 @@ def _where(name: str, properties: Mapping[str, Any]) -> str:
 
 def _joined(lines: Sequence[str]) -> str:
     """Return the first problems in one text, and the number of the others."""
-    more = len(lines) - _MOST_PROBLEMS
-    return " ".join([*lines[:_MOST_PROBLEMS], f"And {more} more."] if more > 0 else lines)
+    more = len(lines) - 5
+    return " ".join([*lines[:5], f"And {more} more."] if more > 0 else lines)
 
 
 def _wrong_values(error: PydanticValidationError) -> str:

@@ -18,6 +18,7 @@ from promptmill.backends.protocol import Call, Facts, Ledger, Outcome
 from promptmill.config.backends import AUTO
 from promptmill.config.loading import Overrides
 from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.bounds import MOST_SHARED
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.money import Budget
 from promptmill.core.request import Conversation, Request, is_longer
@@ -31,8 +32,6 @@ from promptmill.service.service import Service
 if TYPE_CHECKING:
     from promptmill.jobs.manage.running_jobs import RunningJobs
 
-_MOST_IN_FLIGHT = 128  # requests of a call that may hold its system prompt at the same time
-_LONGEST_REPEATED = 64 << 20  # characters
 _SHORT_SETTINGS = 2000  # characters of settings that take less than a millisecond
 _KEPT = "The backend is still `{}`, as the configuration names it; give `backend` to choose another."
 
@@ -247,7 +246,8 @@ class _Answers:
         Raises `PromptmillError`.
         """
         service = self._service
-        if (most := _LONGEST_REPEATED // max(1, min(len(items), _MOST_IN_FLIGHT))) < len(system_prompt):
+        # 128 requests of a call may hold its system prompt at the same time
+        if (most := MOST_SHARED // max(1, min(len(items), 128))) < len(system_prompt):
             raise input_error(
                 f"system_prompt has {len(system_prompt):,} characters, and each of {len(items):,} requests repeats it; "
                 f"send at most {most:,}, or fewer prompts in a call."

@@ -15,11 +15,10 @@ from promptmill.config.backends import AUTO, BACKENDS
 from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.wording import close_matches
+from promptmill.core.wording import close_matches, listed
 
 # The package that each engine needs; the first engine that has it runs the embedded model.
 _ENGINES = (("openvino", "openvino_genai"), ("hf", "torch"))
-_MOST_NAMED = 12
 _LOG = logging.getLogger("promptmill.choice")
 
 
@@ -83,8 +82,7 @@ async def meant_model(plan: ResolvedConfig, error: PromptmillError, how: str) ->
         return ""
     if near := close_matches(plan.model, names, n=3, cutoff=0.4):
         return f"did you mean {' or '.join(near)}? {how} chooses it."
-    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-    return f"the endpoint has {', '.join(names[:_MOST_NAMED])}{more}: name one with {how}."
+    return f"the endpoint has {listed(names)}: name one with {how}."
 
 
 def local_engine() -> str:

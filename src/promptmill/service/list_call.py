@@ -12,21 +12,12 @@ from typing import Any
 import orjson
 
 from promptmill.backends.protocol import Call, Completion, Failure, Outcome, Sink, Source, Usage
+from promptmill.core.bounds import MOST_LARGE, MOST_ROWS
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Conversation, Request, Sampling
 
-_LONGEST_COLUMNS = 1000
-_MOST_REPEATED = 1000
-"""Items that repeat the message of one error; hundreds of thousands may share the error."""
-_MOST_KINDS = 100  # of failures that share an error
-_MOST_UNSHARED = 16 * 1024 * 1024
-"""Bytes in memory, about, of all errors of a call that are not shared, because each says something else."""
 _ERROR = 1024  # bytes in memory of an error beside its texts
 _LARGE_ANSWER = 64 * 1024  # bytes in memory
-MOST_LARGE = 32 * 1024 * 1024
-"""Bytes in memory of all large answers of a call: several copies of its result are written."""
-MOST_SHARED = 64 * 1024 * 1024
-"""Bytes in memory of all answers of a call, on a server that several clients share."""
 _VALUE = 100
 """Bytes in memory of a value in tool calls and `logprobs`, with its name."""
 
@@ -104,12 +95,13 @@ class ListSink(Sink):
         error = failure.error
         kind = error.code, str(error)
         known = self._failures.get(kind)
-        if known is None and len(self._failures) < _MOST_KINDS:
+        # of failures that share an error
+        if known is None and len(self._failures) < 100:
             self._failures[kind] = failure
             return failure
         if known is None or known.error.said != error.said:
             self._unshared += _ERROR + len(kind[1]) + len(str(error.said))
-            if self._unshared <= _MOST_UNSHARED:
+            if self._unshared <= MOST_LARGE:
                 return failure
             kind = error.code, ""
             known = self._failures.setdefault(kind, Failure(_unsaid(error.code)))
@@ -195,7 +187,7 @@ def errors(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
         known = shared.get(id(outcome.error)) or shared.setdefault(id(outcome.error), [0, str(outcome.error)])
         known[0] += 1
         shown = id(outcome.error), outcome.attempts, outcome.text
-        if shown == before and known[0] > _MOST_REPEATED + 1:
+        if shown == before and known[0] > MOST_ROWS + 1:
             found[-1]["last"] = index
             continue
         before = shown
@@ -206,7 +198,7 @@ def errors(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
             "retryable": outcome.error.retryable,
             "attempts": outcome.attempts,
         }
-        if known[0] == _MOST_REPEATED:
+        if known[0] == MOST_ROWS:
             known[1] = f"The same as for item {index}."
         found.append(entry | {"text": outcome.text} if outcome.text else entry)
     return found
@@ -254,11 +246,11 @@ def totals(stats: Call) -> dict[str, Any]:
 
 
 def columns(outcomes: Sequence[Outcome]) -> dict[str, list[Any]]:
-    """Return per-item lists in order; empty for calls of more than `_LONGEST_COLUMNS` items.
+    """Return per-item lists in order; empty for calls of more than `MOST_ROWS` items.
 
     `reasoning`, `tool_calls`, `logprobs`, `costs` and `answered_by` are included only when some item has them.
     """
-    if len(outcomes) > _LONGEST_COLUMNS:
+    if len(outcomes) > MOST_ROWS:
         return {}
 
     def column(value: Callable[[Completion], Any]) -> list[Any]:

@@ -17,12 +17,13 @@ from promptmill.backends.protocol import Call, Counts, Failure, Outcome, Share, 
 from promptmill.config.backends import AUTO
 from promptmill.config.loading import Configuration, Overrides
 from promptmill.config.resolved_config import DEFAULT, ResolvedConfig, unknown_model
+from promptmill.core.bounds import MOST_LARGE, MOST_MODELS, MOST_SHARED
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.core.money import Budget
 from promptmill.core.request import Conversation
 from promptmill.service import choosing
 from promptmill.service.driver import Driver, settle
-from promptmill.service.list_call import MOST_LARGE, MOST_SHARED, ListSink, ListSource
+from promptmill.service.list_call import ListSink, ListSource
 from promptmill.service.model import Create, Loaded, Model, Models
 
 _DRAIN_S = 30.0
@@ -31,7 +32,6 @@ _COUNTS = (
     *("done", "failed", "requests", "retries", "prompt_tokens", "completion_tokens"),
     *("cached", "repaired", "asked_again"),
 )
-_MOST_MODELS = 50  # whose calls are counted apart: a client can name any number of models
 
 
 class Service:
@@ -464,6 +464,6 @@ def _of_model(found: dict[tuple[object, ...], Totals], plan: ResolvedConfig, *, 
     """Return the sums of the plan's model, new ones if need be."""
     block = plan.block
     key = plan.backend, plan.model, getattr(block, "provider", None), *getattr(block, "base_url", ()), of_job
-    if key not in found and len(found) >= _MOST_MODELS:
+    if key not in found and len(found) >= MOST_MODELS:
         return found.setdefault((of_job,), Totals(None, of_job))
     return found.setdefault(key, Totals(plan, of_job))

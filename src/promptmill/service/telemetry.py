@@ -34,6 +34,7 @@ from promptmill import __version__
 from promptmill.backends import registry
 from promptmill.backends.protocol import DURATIONS_S, Completion, Outcome, Sink
 from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.bounds import MOST_MODELS
 from promptmill.core.errors import Code, redact
 from promptmill.service.service import Counted, Service
 from promptmill.system.logs import announce
@@ -78,8 +79,6 @@ _COUNTS = {
     "completion_tokens": "output_tokens_total",
 }
 _SPAN_NAMES = {"done": "items"}
-_MOST_MODELS = 50
-_LONGEST_LABEL = 100
 _OTHER = ("other", "other")
 
 # The conventions have names of their own for these providers.
@@ -126,8 +125,8 @@ class ModelLabels:
 
     def of(self, provider: str, model: str) -> Labels:
         """Return the labels of a model."""
-        labels = provider[:_LONGEST_LABEL], redact(model[: 2 * _LONGEST_LABEL])[:_LONGEST_LABEL]
-        if labels not in self._named and len(self._named) >= _MOST_MODELS:
+        labels = provider[:100], redact(model[: 2 * 100])[:100]
+        if labels not in self._named and len(self._named) >= MOST_MODELS:
             return _OTHER
         self._named.add(labels)
         return labels

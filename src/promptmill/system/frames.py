@@ -17,7 +17,6 @@ from promptmill.core.errors import Code, Named, PromptmillError
 Frame: TypeAlias = dict[str, Any]
 
 _LENGTH = struct.Struct("<I")
-_LONGEST = 1 << 30  # bytes; a larger length means that the stream is out of sync
 
 
 class OutOfStepError(Exception):
@@ -51,7 +50,8 @@ async def receive(stream: asyncio.StreamReader) -> Frame | None:
 
 def _body_length(head: bytes) -> int:
     (length,) = _LENGTH.unpack(head)
-    if length > _LONGEST:
+    # bytes; a larger length means that the stream is out of sync
+    if length > 1 << 30:
         raise OutOfStepError
     return int(length)
 

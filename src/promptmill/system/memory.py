@@ -9,10 +9,10 @@ from typing import NamedTuple, Self
 
 
 class Memory:
-    """`limit` bytes. Who finds no room waits, first come, first served, so that no small one overtakes a large one.
+    """`limit` bytes. Holders wait for room in the order in which they ask, so that no small one overtakes a large one.
 
-    What needs more than the limit waits until nothing else is held. With `one_beyond`, one holder at a time goes on
-    beyond the limit instead: for things that grow, of which each may have a part and all may wait for the rest.
+    A holder that needs more than the limit waits until it is alone. With `one_beyond`, one holder at a time may exceed
+    the limit instead: bodies that arrive in pieces would otherwise all wait for each other.
     """
 
     def __init__(self, limit: int, *, one_beyond: bool = False) -> None:
@@ -30,7 +30,7 @@ class Memory:
         return held
 
     def _go_on(self) -> None:
-        """Give all that may go on what they wait for."""
+        """Give the holders that wait their bytes, as far as there is room."""
         while self._waiting:
             first = self._waiting[0]
             if self.held and self.held + first.size > self._limit:
@@ -46,7 +46,7 @@ class Memory:
 
 
 class Held:
-    """What one holder has of a `Memory`, until `free`, the end of all its `with` blocks, or its own end."""
+    """The bytes of one holder. `free`, the end of all its `with` blocks, or its own end returns them."""
 
     def __init__(self, memory: Memory) -> None:
         self.size = 0
@@ -65,7 +65,7 @@ class Held:
         return waiting.room
 
     def stop_waiting(self) -> None:
-        """Give up what there is no room for."""
+        """Withdraw all requests for bytes that wait for room."""
         with self._memory._lock:
             self._memory._waiting = deque(one for one in self._memory._waiting if one.holder is not self)
             self._memory._go_on()

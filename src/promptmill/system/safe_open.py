@@ -8,12 +8,11 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from promptmill.core.bounds import LONGEST_PATH
+
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
-_LONGEST_ON_MACOS = 1024
 CASE_COUNTS = sys.platform not in {"darwin", "win32"}
 """Whether `A` and `a` are two files; otherwise one folder has several spellings."""
-LONGEST_PATH = 4096
-"""The longest path of a call, in characters. To resolve one of a million folders would take hours."""
 
 
 class OutsideError(Exception):
@@ -122,7 +121,7 @@ def _place_of(descriptor: int, resolved: Path) -> Path:
         if sys.platform == "darwin":
             import fcntl
 
-            found = fcntl.fcntl(descriptor, fcntl.F_GETPATH, bytes(_LONGEST_ON_MACOS))
+            found = fcntl.fcntl(descriptor, fcntl.F_GETPATH, bytes(1024))
             return Path(os.fsdecode(found.split(b"\0", 1)[0]))
     except OSError:  # no /proc here
         pass

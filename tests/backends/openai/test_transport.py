@@ -17,7 +17,6 @@ from yarl import URL
 
 from promptmill.backends.openai import http_connection
 from promptmill.backends.openai.failures import (
-    LARGEST_BODY,
     InvalidResponseError,
     SilenceTimeoutError,
     StaleError,
@@ -29,6 +28,7 @@ from promptmill.backends.openai.failures import (
 from promptmill.backends.openai.http_connection import BODIES_IN_FLIGHT, HttpResponse, Target
 from promptmill.backends.openai.session import Session
 from promptmill.backends.openai.transport import LoopThrottle, RawHttpClient, Route
+from promptmill.core.bounds import LARGEST_BODY
 from waiting import until
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -245,7 +245,7 @@ async def test_a_new_connection_that_ends_without_a_byte_is_not():
         b"HTTP/1.1 200 OK\r\nContent-Length: two\r\n\r\nok",
         b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok",
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
-        b"HTTP/1.1 103 Early Hints\r\n\r\n" * 100,
+        b"HTTP/1.1 103 Early Hints\r\n\r\n" * 5_000,
         b"HTTP/1.1 200 OK\r\n" + b"X-Filler: 0123456789\r\n" * 10_000,
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nok\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n" + b"X-Filler: 0123456789\r\n" * 30_000,
@@ -267,7 +267,10 @@ async def test_chunks_with_more_beside_them_than_a_body_may_have_are_refused(mon
 
 @pytest.mark.parametrize(("size", "taken"), [(2, False), (39, False), (47, True)])
 @pytest.mark.parametrize("ours", [True, False])
-async def test_a_body_of_very_many_small_chunks_is_refused_before_it_fills_the_memory(closing, size, taken, ours):
+async def test_a_body_of_very_many_small_chunks_is_refused_before_it_fills_the_memory(
+    closing, size, taken, ours, monkeypatch
+):
+    monkeypatch.setattr(http_connection, "MOST_EVENTS", 30_000)
     chunks = (b"%x\r\n%b\r\n" % (size, b"." * size)) * 40_000
     said = saying(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n")
     async with served(said) as (_, target):

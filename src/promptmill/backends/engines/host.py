@@ -30,6 +30,7 @@ from promptmill.backends.engines.embedded_model import cache_folder
 from promptmill.backends.protocol import Call, Completion, Failure, FixedShare, Outcome, Usage
 from promptmill.config.loading import TRUST_SWITCH
 from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.bounds import LARGEST_FILE
 from promptmill.core.errors import Code, PromptmillError, config_error, input_error
 from promptmill.core.request import ImagePart, Message, Request, TextPart, check_encodable
 from promptmill.core.wording import close_matches
@@ -39,7 +40,6 @@ from promptmill.system.frames import Frame
 
 _CHILD = "promptmill.backends.engines.child"
 _READ_AT_ONCE = 8  # items of a call whose images are in our memory, on their way from the disk into the pipe
-_LONGEST_ITEM = 256 << 20  # bytes
 
 
 def create(plan: ResolvedConfig) -> EngineHost:
@@ -406,7 +406,7 @@ class Submissions:
 
 
 def _check_size(size: int) -> None:
-    if size > _LONGEST_ITEM:
+    if size > LARGEST_FILE:
         raise PromptmillError(Code.REQUEST_TOO_LARGE, f"The item takes {size >> 20} MiB, more than any model reads.")
 
 

@@ -26,7 +26,7 @@ CHARACTERS_PER_TOKEN = 16
 DEFAULT_MAX_TOKENS = 1024
 """Longest answer if neither the request nor the model's generation defaults limit it."""
 
-LONGEST = ("max_tokens", "max_completion_tokens", "max_new_tokens")
+TOKEN_LIMITS = ("max_tokens", "max_completion_tokens", "max_new_tokens")
 """Names in `extra_params` for the longest answer; the second is OpenAI's newer name, the third transformers'."""
 
 _TEMPLATES = ("enable_thinking", "reasoning_effort")
@@ -43,7 +43,7 @@ def longest_answer(sampling: Mapping[str, Any], extra: Mapping[str, Any]) -> int
     """Return the request's limit of answer tokens, None without one. Raises `PromptmillError` (`invalid_input`)."""
     if (limit := sampling.get("max_tokens")) is not None:
         return int(limit)
-    for name in LONGEST:
+    for name in TOKEN_LIMITS:
         if (value := extra.get(name)) is None:
             continue
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:

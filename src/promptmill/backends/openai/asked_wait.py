@@ -15,6 +15,8 @@ from datetime import UTC, datetime, timedelta, timezone
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from promptmill.core.bounds import MOST_LEAVES
+
 _UNITS = {
     "ms": 0.001, "msec": 0.001, "millisecond": 0.001, "毫秒": 0.001,
     "s": 1, "sec": 1, "second": 1, "秒": 1, "秒钟": 1,
@@ -60,7 +62,6 @@ _FIELDS: Mapping[str, float | None] = {
 }  # fmt: skip
 # The headers of an answer that report a limit: the remainder, and the time of its reset.
 _LIMITS = tuple((f"x-ratelimit-remaining-{what}", f"x-ratelimit-reset-{what}") for what in ("requests", "tokens"))
-_MOST_VALUES = 500
 _NONSENSE_S = 100 * 365 * 86400.0
 
 
@@ -123,12 +124,12 @@ def _from_fields(payload: Any, now: float) -> float | None:
 
 def _fields(payload: Any) -> Iterator[tuple[str, Any]]:
     """Yield names and values of all objects in `payload`, within bounds."""
-    waiting, left = [payload], _MOST_VALUES
+    waiting, left = [payload], MOST_LEAVES
     while waiting and left:
         value = waiting.pop()
         left -= 1
         if isinstance(value, Mapping):
-            for name, inner in itertools.islice(value.items(), _MOST_VALUES):
+            for name, inner in itertools.islice(value.items(), MOST_LEAVES):
                 yield str(name), inner
                 waiting.append(inner)
         elif isinstance(value, list):

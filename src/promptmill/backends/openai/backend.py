@@ -49,7 +49,6 @@ from promptmill.images.load import ImageRules, WebImages
 from promptmill.system.runtime import usable_cores
 
 _LARGE_BYTES = 256 * 1024 * 1024
-_MOST_WORKERS = 8
 # An item fails after this many times `retries` attempts, even if most of them did not count against it.
 _HARD_CAP = 5
 _NOTHING_BEHIND = 502  # a proxy's answer where its server is gone
@@ -109,7 +108,7 @@ class OpenAIBackend:
         report(f"using {model} at {', '.join(endpoint.name for endpoint in self._endpoints)}")
         wanted = most_in_flight(settings, self._endpoints)
         self._concurrency = min(wanted, room_for_connections(wanted))
-        self._workers = settings.num_workers or min(usable_cores(), _MOST_WORKERS)
+        self._workers = settings.num_workers or min(usable_cores(), 8)
         throttle = LoopThrottle(time.monotonic)
         states = endpoint_states(self._endpoints, model, settings, time.monotonic, throttle)
         self._limiter = Limiter(states, self._concurrency, time.monotonic, rpm=settings.rpm, tpm=settings.tpm)

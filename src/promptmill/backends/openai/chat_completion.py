@@ -21,15 +21,10 @@ from promptmill.answers.reasoning import answer_so_far
 _REASONING = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts", "reasoning_text")
 _THINKING_PARTS = frozenset({"thinking", "reasoning", "reasoning_text", "thought", "redacted_thinking"})
 _INNER = ("text", "thinking", "reasoning", "content", "summary", "parts", "value")
-_DEEPEST = 8
-_LONGEST_REASON = 200  # characters; a search through a longer one would hold up everything else
-_DEEPEST_JSON = 32  # levels of nesting; deeper values are measured, because each encoder on their way has its own limit
-_DEEPEST_ORJSON = 254
 # Fields that `Completion` has itself, or that are equal in every answer.
 _PAYLOAD = frozenset({"object", "choices", "error"})
 _CHOICE = frozenset({"index", "message", "text", "finish_reason", "logprobs"})
 _MESSAGE = frozenset({"role", "content", "reasoning_content", "reasoning", "tool_calls"})
-_MOST_CALLS = 10_000  # of tools, in a stream
 _END = b"[DONE]"
 EVENT_STARTS = (b"data:", b"event:", b"id:", b"retry:", b":")
 
@@ -51,7 +46,7 @@ def text_of(part: Any, depth: int = 0) -> str:
         return part
     if part is None:
         return ""
-    if depth > _DEEPEST:
+    if depth > 8:
         raise TypeError
     if isinstance(part, list):
         return "".join(text_of(inner, depth + 1) for inner in part)
@@ -141,7 +136,8 @@ def read_finish(reason: object) -> tuple[str | None, Ending]:
         reason = reason.get("type")
     if not isinstance(reason, str) or not reason:
         return None, Ending.WHOLE
-    reason = reason[:_LONGEST_REASON]
+    # characters; a search through a longer one would hold up everything else
+    reason = reason[:200]
     word = reason.strip().lower().replace("-", "_").replace(" ", "_")
     if word in _STOP:
         return "stop", Ending.WHOLE
@@ -174,9 +170,10 @@ def can_go_on(value: Any) -> bool:
     """Return whether files, frames and results can hold `value`: it is valid JSON and not nested too deeply."""
     try:
         text = orjson.dumps(value)
-        if text.count(b"{") + text.count(b"[") <= _DEEPEST_JSON:
+        # levels of nesting; deeper values are measured, because each encoder on their way has its own limit
+        if text.count(b"{") + text.count(b"[") <= 32:
             return True
-        for _ in range(_DEEPEST_ORJSON - _DEEPEST_JSON):  # wrapped until orjson's limit is ours
+        for _ in range(254 - 32):  # wrapped until orjson's limit is ours
             value = [value]
         return bool(orjson.dumps(value))
     except TypeError:
@@ -310,8 +307,6 @@ class _Call:
 def _add_calls(calls: dict[int, _Call], pieces: Any) -> None:
     for piece in pieces:
         index = piece.get("index", 0)
-        if index not in calls and len(calls) >= _MOST_CALLS:
-            raise ValueError("too many tool calls")
         calls.setdefault(index, _Call()).add(piece)
 
 

@@ -22,7 +22,9 @@ from promptmill.backends.openai.transport import Pool
 from promptmill.backends.protocol import Choice
 from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.bounds import LARGEST_BODY
 from promptmill.core.errors import Code, Named, PromptmillError, config_error, without_controls
+from promptmill.core.wording import listed
 
 _BLOCK = "backend_configs.openai"
 _BY_NAME = Named("model_name", text=" ({})")
@@ -31,9 +33,6 @@ _PROVIDER_S = 5.0
 _MODEL_S = 15.0
 # The configured key and headers belong to the configured endpoint; no other endpoint gets them.
 _NOTHING_OF_ANOTHER: Mapping[str, Any] = MappingProxyType({"api_key": None, "api_key_env": None, "headers": {}})
-_LARGEST_PAGE = 8 << 20  # routers list hundreds of models with their descriptions
-_MOST_SHOWN = 12
-_LONGEST_NAME = 120
 _NATIVE_S = 2.0
 _OWNERS = {"vllm": "vLLM", "sglang": "SGLang", "llamacpp": "llama.cpp"}
 
@@ -283,9 +282,7 @@ class ModelList:
         return candidates[0] if len(candidates) == 1 else None
 
     def __str__(self) -> str:
-        names = [model.name for model in self.models]
-        more = f" and {len(names) - _MOST_SHOWN} more" if len(names) > _MOST_SHOWN else ""
-        return ", ".join(names[:_MOST_SHOWN]) + more
+        return listed([model.name for model in self.models])
 
 
 def base_url(endpoint: Endpoint) -> str:
@@ -304,7 +301,7 @@ async def read_models(pool: Pool, endpoint: Endpoint) -> ModelList:
     """
     base = base_url(endpoint)
     try:
-        status, headers, body = await pool.page(endpoint, f"{base}/models", _LARGEST_PAGE)
+        status, headers, body = await pool.page(endpoint, f"{base}/models", LARGEST_BODY)
     except (TransportError, OSError, ValueError) as error:
         raise classify_exception(error, endpoint).error from None
     payload = _json(body)
@@ -336,7 +333,7 @@ async def _own(pool: Pool, endpoint: Endpoint, base: str, entries: Sequence[Mapp
     async def native(path: str) -> Any:
         try:
             async with asyncio.timeout(_NATIVE_S):
-                status, _, body = await pool.page(endpoint, f"{root}{path}", _LARGEST_PAGE)
+                status, _, body = await pool.page(endpoint, f"{root}{path}", LARGEST_BODY)
         except (TransportError, OSError, ValueError):  # an optional page, which only another server has
             return None
         return _json(body) if status == 200 else None
@@ -355,8 +352,8 @@ async def _own(pool: Pool, endpoint: Endpoint, base: str, entries: Sequence[Mapp
         return ModelList(_of_lm_studio(found), "LM Studio")
     if isinstance(_field(info, "model_id"), str):
         context = _count(_field(info, "max_total_tokens"))
-        listed = models or [ListedModel(str(_field(info, "model_id"))[:_LONGEST_NAME])]
-        return ModelList(tuple(replace(model, context=context) for model in listed), "text-generation-inference")
+        served = models or [ListedModel(_short(str(_field(info, "model_id"))))]
+        return ModelList(tuple(replace(model, context=context) for model in served), "text-generation-inference")
     return ModelList(tuple(models))
 
 
@@ -365,7 +362,7 @@ def _of_ollama(models: Sequence[ListedModel], tags: Any, running: Any) -> tuple[
     loaded = {str(_field(entry, "name")): _count(_field(entry, "context_length")) for entry in _listed(running)}
     tagged = {str(_field(entry, "name")): _field(_field(entry, "details"), "family") for entry in _listed(tags)}
     names = [name for name in tagged if "bert" not in str(tagged[name])] or [model.name for model in models]
-    return tuple(ListedModel(name[:_LONGEST_NAME], loaded.get(name), name in loaded) for name in names)
+    return tuple(ListedModel(_short(name), loaded.get(name), name in loaded) for name in names)
 
 
 def _of_lm_studio(entries: Sequence[Mapping[str, Any]]) -> tuple[ListedModel, ...]:
@@ -393,7 +390,7 @@ def _listed(payload: Any) -> list[Any]:
 
 def _name(entry: Mapping[str, Any]) -> str:
     name = entry.get("id")
-    return without_controls(name)[:_LONGEST_NAME] if isinstance(name, str) else ""
+    return _short(without_controls(name)) if isinstance(name, str) else ""
 
 
 def _context(entry: Mapping[str, Any]) -> int | None:
@@ -417,3 +414,7 @@ def _json(body: bytes) -> Any:
 
 def _text(body: bytes) -> str:
     return body[:4096].decode("utf-8", "replace")
+
+
+def _short(name: str) -> str:
+    return name[:120]

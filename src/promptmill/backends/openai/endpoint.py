@@ -46,10 +46,8 @@ _PLACEHOLDER = re.compile(
 WHERE = "backend_configs.openai.base_url"
 COMPLETIONS = "/chat/completions"
 _LIKE = "write it like http://localhost:8000/v1."
-_LONGEST_SHOWN = 100
 # Other characters are refused: one URL parser may end the host at a character that another one includes in it.
 _HOST = re.compile(r"[\w.-]+|[0-9a-f:.]+(%[\w.-]+)?")
-_LONGEST_PORT = 5
 _PORT = re.compile(r":([^/:@\]]*)(?=/|$)")
 _SCHEME = re.compile(r"(https?)(?::/?(?!/)|:/{3,}|//+)(?=[\w\[])", re.IGNORECASE)  # HTTP:/X, HTTP:X, HTTP:///X, HTTP//X
 _OTHER_API = re.compile(r"(/completions|/responses|/messages|/embeddings|/models)$")
@@ -407,7 +405,7 @@ def _no_port(url: str, error: ValueError) -> str:
     if found and "out of range" in str(error):
         return f"port {found[1][:12]} is above 65535."
     if found and found[1] and not found[1].isdigit():
-        if len(found[1]) > _LONGEST_PORT:  # it may be a password: the user may have forgotten the @ after it
+        if len(found[1]) > 5:  # it may be a password: the user may have forgotten the @ after it
             return f"has a port that is not a number; {_LIKE}"
         return f"{_display(url)}has the port {found[1]!r}, which is not a number; {_LIKE}"
     return f"{_display(url)}is not a URL; {_LIKE}"
@@ -420,4 +418,4 @@ def _meant(url: str) -> str:
 def _display(url: str) -> str:
     """Return a URL and a space, to start a sentence about it; `""` for a URL that may contain a password."""
     url = url.partition("?")[0]
-    return "" if "@" in url or redact(url) != url else f"{url[:_LONGEST_SHOWN]} "
+    return "" if "@" in url or redact(url) != url else f"{url[:100]} "

@@ -15,6 +15,8 @@ from typing import Any
 
 import orjson
 
+from promptmill.core.bounds import LONGEST_ERROR, MOST_LEAVES
+
 _MESSAGES = ("message", "msg", "detail", "error_msg", "status_msg", "error", "errors", "title", "reason", "err")
 _CODES = frozenset({"code", "type", "status", "reason", "error_code", "error_type", "status_code", "statuscode",
                     "http_code", "param", "limit_source", "errorcode", "object"})  # fmt: skip
@@ -27,12 +29,6 @@ _URL = re.compile(r"https?://\S+")
 _TITLE = re.compile(r"<title[^<>]*>([^<]*)", re.IGNORECASE)
 # An unclosed script extends to the end of the text, so that the search does not start again inside it.
 _MARKUP = re.compile(r"<(?:script|style).*?(?:</(?:script|style)>|\Z)|<[^<>]*>", re.IGNORECASE | re.DOTALL)
-# Providers state the problem first; quotations follow it.
-_LONGEST_LEAF = 1000
-_MOST_LEAVES = 200
-_LONGEST_TEXT = 16 * 1024
-_LONGEST_NESTED = 64 * 1024  # of JSON inside a string
-_MOST_NESTED = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +57,9 @@ class ErrorBody:
 
 def read_error(payload: Any) -> ErrorBody:
     """Return the contents of an error body; `payload` is the parsed body, or its text."""
-    payload = _parsed(payload, [_MOST_NESTED])
+    payload = _parsed(payload, [MOST_LEAVES])
     if isinstance(payload, str):
-        payload = payload[:_LONGEST_TEXT]
+        payload = payload[:LONGEST_ERROR]
         page = payload.lstrip()[:1] == "<"
         title = _TITLE.search(payload)
         shown = (title[1].strip() if title else "") if page else payload
@@ -75,7 +71,7 @@ def read_error(payload: Any) -> ErrorBody:
     for name, value in _leaves(payload):
         field = name.lower()
         if isinstance(value, str):
-            leaves.append(value[:_LONGEST_LEAF])
+            leaves.append(value[:1000])  # providers state the problem first; quotations follow it
             if field in _CODES:
                 codes.add(value.lower()[:100])
         if field in _CODES and not isinstance(value, bool) and name not in numbers:
@@ -84,7 +80,7 @@ def read_error(payload: Any) -> ErrorBody:
                 codes.add(str(value))
             elif isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
                 numbers[name] = int(value)
-    shown = _message(payload)[:_LONGEST_TEXT] or ", ".join(sorted(codes))
+    shown = _message(payload)[:LONGEST_ERROR] or ", ".join(sorted(codes))
     return ErrorBody(shown, *_searched(leaves), frozenset(codes), numbers, payload)
 
 
@@ -97,7 +93,8 @@ def _parsed(value: Any, left: list[int], depth: int = 0) -> Any:
     if depth > 6 or left[0] < 0:
         return value
     if isinstance(value, str):
-        value = value[:_LONGEST_NESTED]
+        # of JSON inside a string
+        value = value[: 64 * 1024]
     if isinstance(value, str) and (start := value.find("{")) >= 0 and '"' in value[start : start + 20]:
         try:
             inner = orjson.loads(value[start : value.rfind("}") + 1])
@@ -115,13 +112,13 @@ def _parsed(value: Any, left: list[int], depth: int = 0) -> Any:
 def _leaves(payload: Any) -> Iterator[tuple[str, Any]]:
     """Yield values with the names of their fields, outer ones first, within bounds."""
     level: list[tuple[str, Any]] = [("", payload)]
-    left = _MOST_LEAVES
+    left = MOST_LEAVES
     while level and left > 0:
         below: list[tuple[str, Any]] = []
         for name, value in level:
             left -= 1
             if isinstance(value, dict):
-                fields = itertools.islice(value.items(), _MOST_LEAVES)
+                fields = itertools.islice(value.items(), MOST_LEAVES)
                 below += [(str(key), inner) for key, inner in fields if str(key).lower() not in _QUOTING]
             elif isinstance(value, list):
                 below += [(name, inner) for inner in value[:50]]
@@ -132,7 +129,7 @@ def _leaves(payload: Any) -> Iterator[tuple[str, Any]]:
 
 def _searched(leaves: list[str]) -> tuple[str, str]:
     """Return `text` and `words`. Links are removed from `words`: their paths say nothing about the request."""
-    text = "\n".join(leaves)[:_LONGEST_TEXT].lower()
+    text = "\n".join(leaves)[:LONGEST_ERROR].lower()
     return text, _QUOTED.sub(" ", _URL.sub(" ", text))
 
 
@@ -150,7 +147,7 @@ def _message(value: Any) -> str:
         return f"{found}: {more}" if found and more and more != found else found or more
     if isinstance(value, list):
         return "; ".join(filter(None, map(_message, value[:20])))
-    return value[:_LONGEST_TEXT].strip() if isinstance(value, str) else ""
+    return value[:LONGEST_ERROR].strip() if isinstance(value, str) else ""
 
 
 class Cause(Enum):

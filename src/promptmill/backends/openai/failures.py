@@ -18,10 +18,9 @@ from enum import Enum, auto
 
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.protocol import NO_USAGE, Usage
+from promptmill.core.bounds import LARGEST_BODY
 from promptmill.core.errors import Code, PromptmillError
 
-# Larger than any answer of a model; a longer body is an attack or comes from a wrong URL.
-LARGEST_BODY = 16 * 1024 * 1024
 _NO_CONNECTION = "Check host and port in `base_url`, and whether a firewall blocks them; otherwise raise `timeout`."
 _LESS = (
     "Request less at once: a lower `max_tokens` or `n`; for embeddings, fewer inputs per line, or "

@@ -18,25 +18,20 @@ import httptools
 from yarl import URL
 
 from promptmill.backends.openai.failures import (
-    LARGEST_BODY,
     InvalidResponseError,
     StaleError,
     TooLargeError,
     TransportError,
     mark_sent,
 )
+from promptmill.core.bounds import LARGEST_BODY, LARGEST_HEAD, MOST_BODIES, MOST_EVENTS
 from promptmill.system.memory import Held, Memory
 
-_LARGEST_TOGETHER = 64 * 1024 * 1024
 SMALL_BODY = 64 * 1024
 """The size of an ordinary answer's body. Bodies up to this size are not counted."""
-_LARGEST_HEAD = 64 * 1024
-_MOST_INTERIM = 32
-# An endpoint chooses the size of the chunks of its body, and each one costs time and memory. So more chunks than this
-# must have some size on average: the smallest event of a stream, a word in `choices` and `delta`, has 47 bytes.
-_MOST_PIECES = 32_000
+# An endpoint chooses the size of the chunks of its body, and each one costs time and memory. So more chunks than
+# `MOST_EVENTS` have some size on average: the smallest event of a stream, a word in `choices`, has 47 bytes.
 _SMALL_PIECE = 40
-_MOST_MEMBERS = 128
 _NAME_LENGTH = len("content-encoding")
 T = TypeVar("T")
 
@@ -45,8 +40,8 @@ def check_body(size: int, pieces: int) -> None:
     """Raise `TransportError` for a body that is too large, or has too many small pieces."""
     if size > LARGEST_BODY:
         raise TooLargeError(f"more than {LARGEST_BODY} bytes")
-    if pieces > _MOST_PIECES and size < pieces * _SMALL_PIECE:
-        raise InvalidResponseError(f"more than {_MOST_PIECES} pieces of less than {_SMALL_PIECE} bytes")
+    if pieces > MOST_EVENTS and size < pieces * _SMALL_PIECE:
+        raise InvalidResponseError(f"more than {MOST_EVENTS} pieces of less than {_SMALL_PIECE} bytes")
 
 
 class Headers(Mapping[str, str]):
@@ -89,7 +84,7 @@ class Headers(Mapping[str, str]):
 
 
 # One per process, because the limit protects the memory of the process, across backends and event loops.
-BODIES_IN_FLIGHT = Memory(_LARGEST_TOGETHER, one_beyond=True)
+BODIES_IN_FLIGHT = Memory(MOST_BODIES, one_beyond=True)
 """The response bodies of more than `SMALL_BODY` bytes, until they are read."""
 
 
@@ -177,14 +172,13 @@ class _PartialResponse:
         "headers",
         "held",
         "in_body",
-        "interim",
         "started",
         "status",
         "waits",
     )
 
     def __init__(self) -> None:
-        self.status = self.body_size = self.interim = 0
+        self.status = self.body_size = 0
         self.beside_body = 0
         """Size of what came after the last piece of the head or the body."""
         self.framing = 0
@@ -244,7 +238,7 @@ class Connection(asyncio.Protocol):
                 return
         if response.complete:
             self._finish()
-        elif response.beside_body > _LARGEST_HEAD:
+        elif response.beside_body > LARGEST_HEAD:
             self._end(InvalidResponseError("a head, a trailer or a size of a chunk without an end"))
         elif response.framing > LARGEST_BODY:
             self._end(TooLargeError(f"more than {LARGEST_BODY} bytes beside the body"))
@@ -335,12 +329,9 @@ class Connection(asyncio.Protocol):
         if status == 101:
             raise InvalidResponseError("an unasked-for upgrade")
         if 100 <= status < 200:
-            response.interim += 1
-            if response.interim > _MOST_INTERIM:  # each resets the timeout of silence, so they could come for ever
-                raise InvalidResponseError("interim responses without end")
             response.headers.clear()
             response.in_body = False
-            response.beside_body = 0
+            response.beside_body = response.framing  # all interim responses together count as one head
             return
         response.complete = True
         if not self._parser.should_keep_alive():
@@ -426,10 +417,6 @@ class Connection(asyncio.Protocol):
             self._owner.deliver(answer, result)
 
 
-def _nothing() -> None:
-    """Do nothing: the reading of a complete body needs no resumption."""
-
-
 def _decoded(body: bytes, encoding: bytes) -> bytes:
     """Return the content of a body that a server compressed although no request asks for it."""
     if encoding in {b"", b"identity"}:
@@ -439,7 +426,7 @@ def _decoded(body: bytes, encoding: bytes) -> bytes:
     window_bits = 16 + zlib.MAX_WBITS if encoding.endswith(b"gzip") else zlib.MAX_WBITS
     plain: list[bytes] = []
     left = LARGEST_BODY
-    for _ in range(_MOST_MEMBERS):  # a gzip file may have several
+    for _ in range(128):  # a gzip file may have several
         unpacker = zlib.decompressobj(window_bits)
         plain.append(unpacker.decompress(body, left + 1))
         left -= len(plain[-1])

@@ -17,6 +17,7 @@ from promptmill.backends.openai.asked_wait import asked_wait_s
 from promptmill.backends.openai.endpoint import COMPLETIONS, Endpoint, is_placeholder_key, names_key_variable
 from promptmill.backends.openai.error_body import Cause, ErrorBody, read_error
 from promptmill.backends.openai.failures import FailureKind, RetryDecision
+from promptmill.core.bounds import LONGEST_ERROR
 from promptmill.core.errors import Code, Named, PromptmillError, redact, without_controls
 
 _RATE_LIMITS = frozenset({420, 429})  # some servers send 420 instead of 429
@@ -27,10 +28,8 @@ _NEVER_RETRIED = frozenset({501, 505})
 # The endpoint, or a gateway in front of it, stopped waiting for the model (408, 504, 524), or got a response that it
 # could not pass on (502; 520 at Cloudflare): the answer is lost, but may be billed.
 _LOST_ANSWERS = frozenset({408, 502, 504, 520, 524})
-_LONGEST_REASON = 400
 _ERROR_FIELDS = ("message", "type", "param", "code")
 _LATER = "It is a limit of a day or more: start again after its reset, or use another key."
-_LONGEST_READ = 1 << 14
 
 _FINAL = {
     Cause.FILTER: Code.CONTENT_FILTER,
@@ -112,7 +111,7 @@ def _fields(body: ErrorBody, endpoint: Endpoint) -> dict[str, Any]:
     found = {name: inner[name] for name in _ERROR_FIELDS if isinstance(inner.get(name), str | int)}
     shown = {"message": body.shown} | found
     return {
-        name: redact(without_controls(value[:_LONGEST_READ]), endpoint.secrets)[:_LONGEST_REASON]
+        name: redact(without_controls(value[:LONGEST_ERROR]), endpoint.secrets)[:400]
         if isinstance(value, str)
         else value
         for name, value in shown.items()
@@ -151,10 +150,10 @@ def with_wait_hint(decision: RetryDecision, now: float) -> RetryDecision:
 
 
 def _message(status: int, body: ErrorBody, endpoint: Endpoint) -> str:
-    reason = " ".join(without_controls(body.shown[:_LONGEST_READ]).split())
+    reason = " ".join(without_controls(body.shown[:LONGEST_ERROR]).split())
     reason = redact(reason, endpoint.secrets)
-    if len(reason) > _LONGEST_REASON:
-        reason = reason[:_LONGEST_REASON] + "…"
+    if len(reason) > 400:
+        reason = reason[:400] + "…"
     named = f" {body.status}" if body.status else ""
     verb = f"answered {status}" if status >= 300 else f"sent an error{named} with status {status}"
     message = f"{endpoint.name} {verb}{f': {reason}' if reason else ''}"

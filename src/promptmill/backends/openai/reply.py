@@ -25,6 +25,7 @@ from promptmill.backends.openai.failures import FailureKind, RetryDecision, Tran
 from promptmill.backends.openai.http_connection import HttpResponse
 from promptmill.backends.openai.refusals import classify_refusal, wrong_address
 from promptmill.backends.protocol import NO_USAGE, Completion, Usage
+from promptmill.core.bounds import LARGEST_ERROR, LARGEST_KEPT, MOST_EVENTS, MOST_FIELDS, MOST_MEMORY, MOST_TOKENS
 from promptmill.core.errors import Code, PromptmillError, without_controls, without_frames
 from promptmill.core.wording import mended
 
@@ -36,15 +37,8 @@ _NO_MATTER = frozenset({"role", "content", "refusal", "annotations"})
 _ENDS = frozenset({"stop", "length"})
 # The memory that the values of a JSON body take, estimated by its separators: a number some 32 bytes, an object or list
 # up to 200. Small bodies cannot hold many.
-_MOST_MEMORY = 128 << 20
 _NUMBER, _CONTAINER = 32, 200
 _SMALL = 256 * 1024
-_LARGEST_ERROR = 1 << 20
-# No other thread runs while a JSON text is read: 500,000 different names take 0.2 s. The lenient reader takes longer.
-_MOST_FIELDS = 500_000
-_LARGEST_MENDED = 2 << 20
-_MOST_EVENTS = 150_000  # of a stream: answers have fewer tokens
-_MOST_TOKENS = 2**24  # more than any context; the count is charged to `tpm`
 
 
 def _content(response: HttpResponse, endpoint: Endpoint) -> bytes | RetryDecision:
@@ -96,7 +90,7 @@ def read_response(
         if excess := _excess(body):
             return _unreadable(endpoint, excess, b"")
         body = body.removeprefix(codecs.BOM_UTF8)
-        if status >= 300 and len(body) > _LARGEST_ERROR:
+        if status >= 300 and len(body) > LARGEST_ERROR:
             return classify_refusal(status, headers, _text(body), endpoint)
         try:
             payload = orjson.loads(body)
@@ -134,15 +128,15 @@ def _excess(body: bytes) -> str:
     """Return the description of a body that takes too much memory or time to read; `""` for any other."""
     if len(body) <= _SMALL:
         return ""
-    if _NUMBER * body.count(b",") + _CONTAINER * (body.count(b"[") + body.count(b"{")) > _MOST_MEMORY:
-        return f"a body whose values take more than {_MOST_MEMORY >> 20} MiB of memory"
+    if _NUMBER * body.count(b",") + _CONTAINER * (body.count(b"[") + body.count(b"{")) > MOST_MEMORY:
+        return f"a body whose values take more than {MOST_MEMORY >> 20} MiB of memory"
     if _has_too_many_fields(body) and not body.lstrip().startswith(chat_completion.EVENT_STARTS):
-        return f"a body of more than {_MOST_FIELDS:,} fields"
+        return f"a body of more than {MOST_FIELDS:,} fields"
     return ""
 
 
 def _has_too_many_fields(data: bytes) -> bool:
-    return len(data) > _MOST_FIELDS and data.count(b":") > _MOST_FIELDS
+    return len(data) > MOST_FIELDS and data.count(b":") > MOST_FIELDS
 
 
 def _text_of_other(payload: Mapping[str, Any]) -> str:
@@ -239,8 +233,8 @@ def _unwrapped(payload: Any) -> Any:
 def _read_stream(
     headers: Mapping[str, str], body: bytes, endpoint: Endpoint, *, keep_raw: bool
 ) -> Completion | RetryDecision:
-    if max(map(body.count, (b"\n", b"\r"))) > 2 * _MOST_EVENTS:
-        return _unreadable(endpoint, f"a stream of more than {_MOST_EVENTS:,} events", b"")
+    if max(map(body.count, (b"\n", b"\r"))) > 2 * MOST_EVENTS:
+        return _unreadable(endpoint, f"a stream of more than {MOST_EVENTS:,} events", b"")
     try:
         return read_payload(_assembled(body), headers, endpoint, keep_raw=keep_raw)
     except chat_completion.CutOffError:
@@ -404,7 +398,7 @@ def _largest(usage: Mapping[str, Any], *names: str) -> int | None:
 def _count(usage: Mapping[str, Any], name: str) -> int | None:
     """Return a count; None for a missing or invalid one."""
     count = usage.get(name)
-    return count if type(count) is int and 0 <= count <= _MOST_TOKENS else None
+    return count if type(count) is int and 0 <= count <= MOST_TOKENS else None
 
 
 def _loosely(body: bytes) -> Any:
@@ -463,7 +457,7 @@ def _load_leniently(data: bytes) -> Any:
 
     Unpaired surrogates remain, because the other half may follow. Raises `ValueError`.
     """
-    if len(data) > _LARGEST_MENDED:
+    if len(data) > LARGEST_KEPT:
         raise ValueError("too large")
     try:
         return json.loads(data.decode("utf-8", "replace"))

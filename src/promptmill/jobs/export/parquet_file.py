@@ -11,6 +11,7 @@ import orjson
 
 from promptmill.backends import rows
 from promptmill.core import values
+from promptmill.core.bounds import DEEPEST
 from promptmill.jobs.export.answered import AnsweredRow
 from promptmill.jobs.export.text import AnswerValues, OwnValues, check_width
 from promptmill.jobs.inputs.parquet import unpacked_schema, without_nanoseconds
@@ -27,8 +28,6 @@ _INTEGER, _LONG, _MIXED = "integer", "long", "mixed"
 _SCALARS = MappingProxyType({str: "string", bool: "boolean", int: _INTEGER, float: "number"})
 _WIDER = MappingProxyType({frozenset((_INTEGER, _LONG)): _LONG, frozenset((_INTEGER, "number")): "number"})
 _EXACT = 1 << 53  # a float holds every whole number up to it
-_LARGEST = 1 << 63
-_DEEPEST = 20
 _MOST_PARTS = 100  # fields of an object; one with more has keys for names
 
 
@@ -176,7 +175,7 @@ class ColumnTypes:
         """Have columns for the fields of `row`, and types for its values."""
         for name, value in row.items():
             known = self._kinds.setdefault(name, None)
-            if known != _MIXED and (kind := _kind_of(value, _DEEPEST)) != known:
+            if known != _MIXED and (kind := _kind_of(value, DEEPEST)) != known:
                 self._kinds[name] = _joined(known, kind)
 
     def schema(self) -> Any:
@@ -200,7 +199,7 @@ class ColumnTypes:
 def _kind_of(value: Any, levels: int) -> _Kind:
     kind = _SCALARS.get(type(value))
     if kind == _INTEGER:
-        return kind if abs(value) <= _EXACT else _LONG if -_LARGEST <= value < _LARGEST else _MIXED
+        return kind if abs(value) <= _EXACT else _LONG if value in values.INT64 else _MIXED
     if kind is not None or value is None:
         return kind
     if not levels:

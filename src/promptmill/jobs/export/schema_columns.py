@@ -13,12 +13,12 @@ from typing import Any
 import orjson
 
 from promptmill.answers.reasoning import split_marked
+from promptmill.core.bounds import DEEPEST
+from promptmill.core.values import INT64
 from promptmill.core.wording import mended
 from promptmill.jobs.columns import FIELD
 
-_DEEPEST = 20
 _SHOWN = 200
-_LARGEST_INT = 2**63
 _KINDS = {"string": str, "integer": int, "number": float, "boolean": bool}
 
 
@@ -100,7 +100,7 @@ class SchemaColumns:
                 value = _loaded(split_marked(text)[1])
             except ValueError:
                 raise UnreadableError from None
-        return _ordered(value, self._schema, self._schema, _DEEPEST)
+        return _ordered(value, self._schema, self._schema, DEEPEST)
 
     def _one_of_several(self, text: str) -> Any:
         try:
@@ -127,7 +127,7 @@ def _loaded(text: str) -> Any:
 
 def _resolved(schema: Any, root: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the schema that `schema` refers to, without the alternative `null`; empty for one of several."""
-    for _ in range(_DEEPEST):
+    for _ in range(DEEPEST):
         if not isinstance(schema, Mapping):
             break
         if isinstance(reference := schema.get("$ref"), str):
@@ -170,10 +170,10 @@ def _kind(schema: Mapping[str, Any], root: Mapping[str, Any]) -> str:
 def _scalar(kind: str, value: Any) -> Any:
     """Return a value of this kind; None for another one, and for a number that the type of the column cannot hold."""
     if kind == "number" and type(value) is int:
-        value = float(value) if abs(value) < _LARGEST_INT else None
+        value = float(value) if value in INT64 else None
     if type(value) is not _KINDS[kind]:
         return None
-    return value if type(value) is not int or -_LARGEST_INT <= value < _LARGEST_INT else None
+    return value if type(value) is not int or value in INT64 else None
 
 
 def _ordered(value: Any, schema: Any, root: Mapping[str, Any], levels: int) -> Any:

@@ -14,6 +14,7 @@ from typing import IO, Any
 from promptmill.backends import rows
 from promptmill.config import backends
 from promptmill.core import values
+from promptmill.core.bounds import MOST_NAMES
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.wording import mended
 from promptmill.jobs import columns
@@ -28,8 +29,6 @@ from promptmill.jobs.store.spec import WHOLE_REQUESTS, JobSpec
 
 DELIMITERS = MappingProxyType({"csv": ",", "tsv": "\t"})
 CUSTOM_ID, INDEX = "custom_id", "index"
-MOST_FIELDS = 10_000
-"""Columns of a table made of rows of JSON: a file with more has keys for names."""
 _QUOTE, _TWO = '"', '""'
 _LONG_NUMBER = re.compile(rb"\d{20}")  # orjson makes a fraction of a number beyond 64 bits
 
@@ -267,5 +266,5 @@ def json_object(row: Row) -> dict[str, Any]:
 
 def check_width(count: int) -> None:
     """Raise `PromptmillError` (`invalid_input`) for a table of too many columns."""
-    if count > MOST_FIELDS:
-        raise input_error(f"The rows have more than {MOST_FIELDS:,} different fields; name the output .jsonl.")
+    if count > MOST_NAMES:
+        raise input_error(f"The rows have more than {MOST_NAMES:,} different fields; name the output .jsonl.")

@@ -22,7 +22,7 @@ from typing import IO, NamedTuple
 from promptmill.backends import rows
 from promptmill.backends.questions import NOT_UTF8
 from promptmill.core import values
-from promptmill.core.bounds import LONGEST_ROW, TOO_LONG
+from promptmill.core.bounds import LONGEST_HEADER, LONGEST_ROW, MOST_COLUMNS, MOST_LINES, TOO_LONG
 from promptmill.core.errors import Named, input_error
 from promptmill.jobs.inputs.files import InputFiles, Part
 from promptmill.jobs.inputs.row import WHOLE, Extent, InputRow, Stretch, Window, digest_of
@@ -30,12 +30,9 @@ from promptmill.jobs.inputs.row import WHOLE, Extent, InputRow, Stretch, Window,
 _DELIMITERS = ",;\t|"
 _SEP = re.compile(rb"sep=([,;\t|])\r?(?:\n|$)")  # the first line of a table that Excel wrote for another country
 _QUOTED = re.compile(r'"(?:[^"]|"")*("|$)')  # a delimiter inside separates nothing
-# A cell over more lines than this is a quote that is never closed. Its first line is the row, and the other lines are
+# A cell over more than `MOST_LINES` is a quote that is never closed. Its first line is the row, and the other lines are
 # read again: among them a cell has fewer lines, or a file of such quotes would be read thousands of times.
-_MOST_LINES = 10_000
 _MOST_DOUBTFUL_LINES = 32
-_MOST_COLUMNS = 100_000
-_LONGEST_HEADER = 2 << 20
 _PIECE = 1 << 18  # bytes: some thousand rows, so that a piece costs little more than its rows
 _LONGEST_PIECE = 4 << 20  # bytes that are parsed again for the sake of a quoted cell at their end
 _AT_ONCE = 1024  # rows
@@ -90,7 +87,7 @@ class CellTable:
         self._headers: list[_Header] = []
         for at, part in enumerate(files.parts):
             with files.stream(at) as stream:
-                self._headers.append(self._header(_Pieces(stream, files.encoding, _LONGEST_HEADER), part.path.name))
+                self._headers.append(self._header(_Pieces(stream, files.encoding, LONGEST_HEADER), part.path.name))
         if not any(header.names for header in self._headers):
             raise input_error(f"{files.parts[0].path.name} has no header: its first line, with the columns, is empty.")
         self.delimiter = self._headers[0].delimiter
@@ -99,8 +96,8 @@ class CellTable:
         for header, part in zip(self._headers, files.parts, strict=True):
             self.header += [name for name in dict.fromkeys((*header.names, *part.columns)) if name not in known]
             known.update(self.header)
-        if len(self.header) > _MOST_COLUMNS:
-            raise input_error(f"The input has more than {_MOST_COLUMNS:,} columns, which no readable table has.")
+        if len(self.header) > MOST_COLUMNS:
+            raise input_error(f"The input has more than {MOST_COLUMNS:,} columns, which no readable table has.")
 
     def stretches(self, columns: Sequence[tuple[int, str]], window: Window = WHOLE) -> Iterator[Stretch]:
         """Yield the rows; see `Input`."""
@@ -148,7 +145,7 @@ class CellTable:
         first = next(lines, "")
         likely = "\t" if self._kind == "tsv" else max(_DELIMITERS, key=_QUOTED.sub("", first).count)
         delimiter = pieces.delimiter or likely
-        record = _Record(itertools.chain([first] if first else [], lines), _LONGEST_HEADER)
+        record = _Record(itertools.chain([first] if first else [], lines), LONGEST_HEADER)
         try:
             return _Header(next(csv.reader(record, delimiter=delimiter, strict=True), []), delimiter)
         except csv.Error as error:
@@ -172,7 +169,7 @@ class CellTable:
                     continue
                 try:
                     found = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
-                    if extent.lines - len(found) > _MOST_LINES and any(map(_is_endless, found)):
+                    if extent.lines - len(found) > MOST_LINES and any(map(_is_endless, found)):
                         raise csv.Error(_UNCLOSED)
                 except csv.Error as error:
                     if "end of data" in str(error) and len(text) < _LONGEST_PIECE and pieces.extend(piece):
@@ -329,7 +326,7 @@ class _Record:
         self._back: deque[str] = deque()
         self._taken: list[str] = []
         self._size = 0
-        self._most = _MOST_LINES
+        self._most = MOST_LINES
         self._doubtful = 0  # up to this line, the misplaced quote may be an earlier one
         self.number = number
         """The number of the last line that was read."""
@@ -356,7 +353,7 @@ class _Record:
     def begin(self) -> None:
         """Start a record."""
         self._taken, self._size = [], 0
-        self._most = _MOST_LINES if self.number >= self._doubtful else _MOST_DOUBTFUL_LINES
+        self._most = MOST_LINES if self.number >= self._doubtful else _MOST_DOUBTFUL_LINES
 
     def only_first(self) -> str:
         """Return the first line of the record as the whole record; the other lines are read again."""
@@ -382,7 +379,7 @@ def _fitted(cells: list[str], places: list[int | str]) -> list[str]:
 
 def _is_endless(cells: list[str]) -> bool:
     """Return whether a cell has more lines than a cell may have."""
-    return any(cell.count("\n") > _MOST_LINES for cell in cells)
+    return any(cell.count("\n") > MOST_LINES for cell in cells)
 
 
 def _too_long(longest: int) -> str:

@@ -33,7 +33,6 @@ _BUFFER = 1 << 18
 _HARMLESS_BYTES = 1 << 30
 _MOST_RATIO = 200  # rows that differ in a number alone have a ratio of about 100
 _OF_IMAGES = (" For images, write a table with a column of their paths: ", Named("image_column"), ".")
-_MOST_LOOKED_AT = 1000
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 """The suffixes of images."""
 
@@ -81,7 +80,7 @@ def find(given: Sequence[Path], output: Path) -> list[Part]:
 def _has_images(path: Path) -> bool:
     """Return whether a folder or a pattern finds an image among its first files."""
     found = path.iterdir() if path.is_dir() else map(Path, glob.iglob(str(path), recursive=True))  # noqa: PTH207 (an absolute one)
-    return any(one.name.lower().endswith(IMAGES) for one in itertools.islice(found, _MOST_LOOKED_AT))
+    return any(one.name.lower().endswith(IMAGES) for one in itertools.islice(found, 1000))
 
 
 def _check_kind(path: Path) -> None:

@@ -31,7 +31,6 @@ from promptmill.system.state import GIVEN
 _OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
 _SNIFFED = 4096
 _BLOCK = 1 << 20
-_LONGEST_SLUG = 40  # an id has 60 characters at most
 
 
 class Given(NamedTuple):
@@ -79,7 +78,8 @@ def loose_id(given: Given, plan: ResolvedConfig, order: JobOrder) -> str:
 
 
 def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:_LONGEST_SLUG].strip("-") or "rows"
+    # an id has 60 characters at most
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-") or "rows"
 
 
 def prune(folders: JobFolders, before: float) -> None:

@@ -18,7 +18,6 @@ from promptmill.jobs.inputs.formats import compression_of
 from promptmill.jobs.inputs.row import WHOLE, InputRow, Stretch, Window
 
 _MAGIC = b"PAR1"
-_MOST_ROWS = 4096
 _BATCH_BYTES = 1 << 20
 _EXPANDED_BYTES = 16 << 20
 _SMALL_DICTIONARY = 4 << 10
@@ -182,7 +181,7 @@ def _rows_at_once(file: Any, stream: IO[bytes], columns: set[str]) -> int:
     A value that is in a chunk's dictionary once may be the value of every row: the number is low enough for that.
     Raises `PromptmillError` (`invalid_input`).
     """
-    rows = _MOST_ROWS
+    rows = 4096
     for at in range(file.num_row_groups):
         group, size, largest = file.metadata.row_group(at), 0, 0
         for chunk in (group.column(number) for number in range(group.num_columns)):

@@ -10,7 +10,7 @@ import orjson
 from jinja2 import Environment, StrictUndefined, TemplateError, UndefinedError, nodes, pass_context
 from jinja2.meta import TrackingCodeGenerator
 from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from promptmill.backends import rows
 from promptmill.backends.questions import PROMPT, PlainTemplate, Template
@@ -24,7 +24,6 @@ _CELL = "promptmill_cell"  # a filter
 _OPEN = re.compile(r"\{\{(?![%#{])([^{}\"']*)(?:\}(?!\})|$)")  # a place that is not closed
 _NO_FILTER = re.compile(r"No (filter|test) named '([^']*)'")
 _LONGEST, _MOST_PARTS = 1_000_000, 5_000  # Python compiles a template in one step that nothing interrupts
-_LARGEST_POWER_BITS = 10_000
 
 
 def template_of(text: str, *, has_images: bool = False) -> Template:
@@ -105,17 +104,8 @@ def _environment() -> Environment:
         autoescape=False,
         optimized=False,
     )
-    environment.intercepted_binops = frozenset({"**"})
-    environment.binop_table["**"] = _power
     environment.filters[_CELL] = _not_empty
     return environment
-
-
-def _power(left: Any, right: Any) -> Any:
-    """Return `left ** right`. Raises `SecurityError` for a whole number that takes long to compute."""
-    if isinstance(left, int) and isinstance(right, int) and left.bit_length() * right > _LARGEST_POWER_BITS:
-        raise SecurityError("the result of ** is too large")
-    return left**right
 
 
 def _names(template: nodes.Template, environment: Environment) -> frozenset[str]:

@@ -19,11 +19,12 @@ from pathlib import Path
 
 import orjson
 
+from promptmill.core.bounds import LONGEST_PATH, MOST_FILES
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.secret_text import find_assigned
 from promptmill.core.wording import counted
 from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule, RefusedError
-from promptmill.system.safe_open import LONGEST_PATH, NoFileError, OutsideError, home_expanded
+from promptmill.system.safe_open import NoFileError, OutsideError, home_expanded
 
 _PASSED_OVER = frozenset({"node_modules", "__pycache__", "venv"})  # other programs' files
 # Programs and prose, where a value without quotes is the name of another value, or a word.
@@ -49,8 +50,6 @@ _QUOTES_VALUES = frozenset(
     }
 )
 _MAGIC = re.compile(r"[*?\[]")
-_MOST_FILES = 10_000
-_MOST_LOOKED_AT = 200_000
 _LARGEST_FILE, _LARGEST = 1 << 20, 256 << 20
 _SHOWN = 20
 
@@ -94,8 +93,8 @@ class WholeFiles:
                     continue
                 self.count += 1
                 size += len(content)
-                if self.count > _MOST_FILES or size > _LARGEST:
-                    most = f"{counted(_MOST_FILES, 'file')} or {_LARGEST >> 20} MiB"
+                if self.count > MOST_FILES or size > _LARGEST:
+                    most = f"{counted(MOST_FILES, 'file')} or {_LARGEST >> 20} MiB"
                     raise input_error(f"`files` finds more than {most}; use narrower patterns.")
                 yield orjson.dumps({"path": str(path), "content": content}, option=orjson.OPT_APPEND_NEWLINE)
         if not self.count:
@@ -136,8 +135,8 @@ class WholeFiles:
         with os.scandir(folder) as entries:
             found = sorted(entries, key=lambda entry: entry.name)
         self._looked_at += len(found)
-        if self._looked_at > _MOST_LOOKED_AT:
-            raise input_error(f"`files` looks at more than {_MOST_LOOKED_AT:,} files; use narrower patterns.")
+        if self._looked_at > 20 * MOST_FILES:
+            raise input_error(f"`files` looks at more than {20 * MOST_FILES:,} files; use narrower patterns.")
         for entry in found:
             path, is_folder = folder / entry.name, entry.is_dir(follow_symlinks=False)
             if first != "**" and not fnmatchcase(entry.name, first):

@@ -28,8 +28,6 @@ from promptmill.jobs.inputs.questions import distinct
 
 _AT_ONCE = 1024
 _ANSWERS = ("answer", "error", "finish_reason")
-_MOST_SHOWN = 10  # rows, in a notebook
-_LONGEST_CELL = 300
 
 
 @dataclass(frozen=True, repr=False)
@@ -94,7 +92,8 @@ class BulkResult:
         """Return the result as a notebook shows it: the counts and the first rows, without any external request."""
         found = [f"<p>{html.escape(self._summary)}</p>"]
         ours = [self.columns.get(name, name) for name in _ANSWERS]
-        shown = self.rows[:_MOST_SHOWN]
+        # rows, in a notebook
+        shown = self.rows[:10]
         inner = dict.fromkeys(name for row in shown for name in row if name in ours or not self._is_ours(name))
         names = [
             name for name in inner if name not in ours[1:] or any(row.get(name) not in (None, "stop") for row in shown)
@@ -237,7 +236,7 @@ def _without(rows: Any, left_out: Collection[int]) -> Any:
 def _cells(values: Iterable[Any], tag: str) -> str:
     """Return the cells of a row of an HTML table, long ones cut off."""
     texts = ("" if value is None else str(_cell(value)) for value in values)
-    return "".join(f'<{tag} style="text-align: left">{html.escape(cut(text, _LONGEST_CELL))}</{tag}>' for text in texts)
+    return "".join(f'<{tag} style="text-align: left">{html.escape(cut(text, 300))}</{tag}>' for text in texts)
 
 
 def _cell(value: Any) -> str | None:

@@ -56,7 +56,6 @@ from promptmill.service.service import Service
 from promptmill.system import frames, logs, runtime, subprocesses
 from promptmill.system.call_files import FileRule
 
-_LONGEST_LOG = 1 << 20
 _MODULE = "promptmill.jobs.manage.detached"
 _STEP_BYTES, _RUNNER_BYTES = 2 << 30, 4 << 30
 _VALIDATION_S = 300
@@ -93,7 +92,7 @@ def start(
     )
     environment = _environment(told) | telemetry.inherited()
     try:
-        if folder.log.exists() and folder.log.stat().st_size > _LONGEST_LOG:
+        if folder.log.exists() and folder.log.stat().st_size > 1 << 20:
             folder.log.unlink()
         log = os.open(folder.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, disk.PRIVATE_FILE)
         try:

@@ -15,6 +15,7 @@ import orjson
 
 from promptmill.backends import rows
 from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.bounds import LARGEST_PAGE, LONGEST_PATH, MOST_RUNNERS
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.secret_text import SecretFinder, find_field
 from promptmill.jobs.caller import USER, Caller
@@ -42,17 +43,10 @@ from promptmill.jobs.store.records import SLOT, Record
 from promptmill.jobs.store.spec import JobSpec, digest
 from promptmill.service.service import Service
 from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule, RefusedError
-from promptmill.system.safe_open import LONGEST_PATH, OutsideError, home_expanded
+from promptmill.system.safe_open import OutsideError, home_expanded
 
-_LARGEST_MORE = 1 << 20
-_LARGEST_PAGE = 8 << 20
 _VALUE = 24  # bytes of text that take as long on the event loop as a value; a page has up to 300,000 values
 _WAIT_S = 1.0
-_MOST_DEATHS = 3
-_MOST_LISTED = 20
-_MOST_VALIDATED = 2  # at a time: each is a process
-_MOST_APART = 8  # steps of jobs at a time, likewise
-_MOST_RUNNERS = 16  # likewise, of a hundred megabytes or more
 _DISK_SHARE = 0.5  # of the free disk, for the rows of one job
 _NAME_ANOTHER = "Name another file."
 T = TypeVar("T")
@@ -75,8 +69,8 @@ class RunningJobs:
         """The jobs of calls that wait for a place, or are about to run in it."""
         self._own: dict[str, str] = {}
         """Jobs of callers of this process whose files are ours, and the session of each."""
-        self._validating = asyncio.Semaphore(_MOST_VALIDATED)
-        self._places = asyncio.Semaphore(_MOST_APART)
+        self._validating = asyncio.Semaphore(MOST_RUNNERS // 2)
+        self._places = asyncio.Semaphore(MOST_RUNNERS // 2)
         self._apart = detached.Apart(self._places)
         self._runners = 0
         """Processes that run jobs for this one."""
@@ -267,7 +261,7 @@ class RunningJobs:
                 place = self.places.take("")
             if place is not None:
                 held.callback(place.leave)
-            if not (self._runners < _MOST_RUNNERS if place is None else place.is_ready):
+            if not (self._runners < MOST_RUNNERS if place is None else place.is_ready):
                 raise PromptmillError(
                     Code.RATE_LIMITED,
                     "This server runs as many jobs as it can at a time.",
@@ -365,7 +359,7 @@ class RunningJobs:
             admitting.add_done_callback(let_go)
             raise
 
-    def status(self, job_id: str | None, limit: int = _MOST_LISTED, caller: Caller = USER) -> dict[str, Any]:
+    def status(self, job_id: str | None, limit: int = 20, caller: Caller = USER) -> dict[str, Any]:
         """Return the status of one job, or the newest as `{"jobs": […], "more": how many there are besides}`.
 
         Jobs on rows that came in a call are listed for their session only.
@@ -396,7 +390,7 @@ class RunningJobs:
             for each in answered_rows(
                 store, spec, partial(_wanted, only), min(offset, SLOT), _end_of_answers(store, spec)
             ):
-                if each.row.n != last and (len(found) >= limit or size > _LARGEST_PAGE):
+                if each.row.n != last and (len(found) >= limit or size > LARGEST_PAGE):
                     after = each.row.n
                     break
                 answered = _answer_fields(each.record, names)
@@ -554,7 +548,7 @@ def _dies_again(job: Job) -> bool:
     before, done = folder.store.get("deaths") or {}, statistics.counts(folder.store).done
     times = 1 + (before["times"] if before.get("done") == done else 0)
     folder.put(deaths={"done": done, "times": times})
-    if times < _MOST_DEATHS:
+    if times < 3:
         return False
     reason = f"The process that ran the job ended {times} times without another answer, perhaps for lack of memory."
     folder.put(status={**folder.status, "state": progress.STOPPED, "reason": reason})
@@ -567,7 +561,7 @@ def _answer_fields(record: Record, names: Mapping[str, str]) -> dict[str, Any]:
     Their values would take many times their size in memory, and seconds of the event loop to send.
     """
     size = len(record.more or "")
-    if size <= _LARGEST_MORE and _size((record.more or "").encode()) <= _LARGEST_PAGE:
+    if _size((record.more or "").encode()) <= LARGEST_PAGE // 8:
         return answer_fields(record, names)
     left_out = f"`logprobs`, `tool_calls` and the like take {size:,} bytes; they are in the job's output file."
     return answer_fields(record._replace(more=None), names) | {"left_out": left_out}
@@ -602,7 +596,7 @@ class _Fields:
 
     def of(self, row: Row) -> dict[str, Any]:
         """Return the fields of a row; `{}` for one that is too large for a page, or unreadable."""
-        if _size(row.cells or b"") > _LARGEST_PAGE:
+        if _size(row.cells or b"") > LARGEST_PAGE:
             return {}
         text = rows.json_line(self._own.of(row))
         value: dict[str, Any] = orjson.loads(text)

@@ -16,6 +16,7 @@ from promptmill.answers.schema import schema_of
 from promptmill.backends import registry
 from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.bounds import LONGEST_COLUMN
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.jobs import disk
 from promptmill.jobs.columns import OURS
@@ -49,11 +50,10 @@ from promptmill.jobs.store.spec import (
 )
 from promptmill.system.safe_open import real_path
 
-_LONGEST_COLUMN = 200
 _OF_ROWS = " goes with rows, not with a file of whole requests."
 _FOREIGN = "Its owner could read or change the answers: remove it, or name another output."
 _TRIES = 100
-_LONGEST_ADDED = len("." + ".0123456789" + ".partial")  # to the output's name, by the files beside it
+_ADDED = "." + ".0123456789" + ".partial"  # to the output's name, by the files beside it
 _SHOWN_NAME = 40
 _LEAVES_S = 5.0
 _SEND_ALL = Named("again", "all")
@@ -411,7 +411,7 @@ def _locked(folder: Folder) -> Lock | None:
 def check_name(path: Path, *, is_output: bool = False) -> None:
     """Raise `PromptmillError` (`invalid_input`) for a name that is longer than the file system takes."""
     try:
-        (path.with_name(path.name + "-" * _LONGEST_ADDED) if is_output else path).lstat()
+        (path.with_name(path.name + _ADDED) if is_output else path).lstat()
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             shown = path.name if len(path.name) > _SHOWN_NAME else str(path)
@@ -454,8 +454,8 @@ def _check_answer_column(name: str) -> None:
         raise input_error(field, f": {name} is the name of another column of the output; choose another name.")
     if not name.strip() or not name.isprintable():
         raise input_error(field, ": give the column a name of printable characters.")
-    if len(name) > _LONGEST_COLUMN:  # each row of the output repeats it
-        raise input_error(field, f" has {len(name):,} characters; a name has at most {_LONGEST_COLUMN}.")
+    if len(name) > LONGEST_COLUMN:  # each row of the output repeats it
+        raise input_error(field, f" has {len(name):,} characters; a name has at most {LONGEST_COLUMN}.")
 
 
 def spec_of(

@@ -18,6 +18,7 @@ from promptmill.backends.protocol import Call, Facts
 from promptmill.backends.questions import RowRequests
 from promptmill.backends.rows import RowReader
 from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.bounds import MOST_VALUES
 from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.core.money import Budget
 from promptmill.core.wording import counted
@@ -48,7 +49,6 @@ from promptmill.system.runtime import stay_responsive
 T = TypeVar("T")
 _LOOK_S = 0.2
 _HELD_BYTES = 64 << 20
-_MOST_VALUES = 300_000  # of a row that a server reads for a call: they take 0.1 s
 _STATUS_S = 1.0
 _UNANSWERED = "SELECT EXISTS (SELECT 1 FROM row LEFT JOIN answer ON key = n WHERE n < ? AND key IS NULL)"
 _TRIES = 3  # records that turn out damaged when the output is written are made again, but not without end
@@ -503,7 +503,7 @@ class Runner:
             spec,
             job.order.system_prompt,
             may_name=self.service.row_models(plan),
-            most_values=None if self._steps is HERE else _MOST_VALUES,
+            most_values=None if self._steps is HERE else MOST_VALUES,
         )
 
     async def _export(self) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import mmap
 import os
 import struct
@@ -17,7 +16,6 @@ _NAME = "in-flight"
 _SLOT = struct.Struct("<qiidd")
 _FREE = bytes(_SLOT.size)
 _SLOTS = 256
-_MOST_IN_FLIGHT = 64 << 20  # bytes; no job has a million requests in flight
 LAST_KEY_OF_ROW = 1 << 48  # the bits above it number the choices of a request for several answers
 
 
@@ -55,9 +53,6 @@ class InFlight:
             os.close(disk.created(path))
         self._file = path.open("r+b")
         size = self._file.seek(0, os.SEEK_END)
-        if size > _MOST_IN_FLIGHT:
-            self._file.close()
-            raise OSError(errno.EFBIG, f"the file {path.name} in it is not that of a job")
         self._slots: dict[int, int] = {}
         self._open: dict[int, dict[int, tuple[int, float]]] = {}
         """The open requests of this run by row and choice, and the most that they cost."""

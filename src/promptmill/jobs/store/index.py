@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.wording import listed
 from promptmill.jobs import disk
 from promptmill.jobs.store.folder import HIDDEN, ID, SUFFIX, Folder, new_id
 from promptmill.system.safe_open import real_path
 from promptmill.system.state import JOBS, VARIABLE, state_folder
 
-_MOST_NAMED = 5
 _POINTER = ".path"
 
 
@@ -128,8 +128,7 @@ class JobFolders:
     def _names(self) -> str:
         """Return which jobs there are, the newest first."""
         names = [path.stem for path in sorted(self.paths(), key=lambda path: -path.lstat().st_mtime)]
-        more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
-        return f"jobs here: {', '.join(names[:_MOST_NAMED])}{more}." if names else "there are no jobs here."
+        return f"jobs here: {listed(names, 5)}." if names else "there are no jobs here."
 
     def all(self) -> Iterator[Folder]:
         """Yield the folders where jobs are or were, by name. Raises `PromptmillError` (`storage`)."""

@@ -15,7 +15,6 @@ from promptmill.core.wording import mended
 
 SLOT = 1 << 40
 """The distance between the keys of two answers to the same row; no input has as many rows."""
-_LARGEST_INT = 2**63 - 1
 _CONTENT = slice(1, 11)  # the columns of which the checksum is: an answer may move to another row, which asks the same
 
 
@@ -133,13 +132,13 @@ def _fields(outcome: Outcome, changed: Sequence[str]) -> tuple[Any, ...]:
     spent = (
         outcome.attempts,
         float(outcome.latency_s),
-        min(usage.prompt_tokens, _LARGEST_INT),
-        min(usage.completion_tokens, _LARGEST_INT),
+        usage.prompt_tokens,
+        usage.completion_tokens,
     )
     more: dict[str, Any] = {} if outcome.cost is None else {"cost": round(outcome.cost, 9)}
     if usage.cached_tokens or usage.reasoning_tokens:
         apart = {"cached_tokens": usage.cached_tokens, "reasoning_tokens": usage.reasoning_tokens}
-        more["tokens"] = {name: min(count, _LARGEST_INT) for name, count in apart.items() if count}
+        more["tokens"] = {name: count for name, count in apart.items() if count}
     if outcome.wanted > 1:
         more["wanted"] = outcome.wanted
     if not isinstance(outcome, Completion):

@@ -12,7 +12,6 @@ from promptmill.jobs import disk
 from promptmill.jobs.store.database import LAST_KEY, PAGE, DamagedError, JobDatabase
 
 _HEADER = 100  # bytes; sqlite.org/fileformat.html
-_LONGEST = 1 << 40
 _VALUES = ("spec", "order", "output", "status", "course", "task")
 
 
@@ -101,5 +100,5 @@ def _restore_length(path: Path) -> None:
             return
         page = int.from_bytes(header[16:18], "big")
         wanted = int.from_bytes(header[28:32], "big") * (page if page > 1 else 1 << 16)
-        if file.seek(0, os.SEEK_END) < wanted <= _LONGEST:
+        if file.seek(0, os.SEEK_END) < wanted <= 1 << 40:
             file.truncate(wanted)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
-from promptmill.config.resolved_config import DEFAULT, LONGEST_ANSWER, ResolvedConfig
+from promptmill.config.resolved_config import DEFAULT, TOKEN_LIMITS, ResolvedConfig
 from promptmill.core import values
 from promptmill.core.errors import Code, unwritable_parameters
 from promptmill.jobs.inputs.files import Part
@@ -263,7 +263,7 @@ def _sampling(plan: ResolvedConfig) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def without_lengths(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return parameters without those that limit the length of an answer."""
-    return {name: value for name, value in values.items() if name not in LONGEST_ANSWER}
+    return {name: value for name, value in values.items() if name not in TOKEN_LIMITS}
 
 
 def _other_models(plan: ResolvedConfig) -> dict[str, str]:

@@ -20,7 +20,6 @@ _SHOWN_VALUES = 8
 _LONGEST_VALUE = 40  # characters
 _LONG_VALUE = 1000  # characters; a longer answer is grouped by its digest
 _SAMPLES = 65_536  # latencies become quantiles, for which these are enough
-_MOST_COUNTED = 1 << 53  # a cell of a database from elsewhere may hold infinity or a text, which is above any number
 _IS_LATENCY = "latency_s BETWEEN 0 AND 1e9"
 _IS_BEFORE = f"answer.key % {SLOT} < ?"
 # A row with several answers takes as many requests without a retry. Few rows have any, so JSON is read for those alone.
@@ -34,7 +33,6 @@ _IS_EMPTY = f"{ANSWERED} AND trim(text) = '' AND json_extract({_MORE}, '$.tool_c
 _COUNTED = (FAILED, TRUNCATED, f"({_IS_EMPTY})")
 _IS_OBJECT = "CASE WHEN json_valid(text) THEN json_type(text) END = 'object'"
 _FIRST_ANSWERS = 256
-_MOST_FIELDS = 20
 _KINDS = MappingProxyType(
     {
         frozenset({"text"}): "text",
@@ -66,7 +64,7 @@ def counts(store: JobDatabase, is_open: str = NEVER, before: int = ALL_ROWS, *, 
     ((done, failed, truncated, empty, *spent),) = store.read(f"SELECT {sums}, {paid} {records}", before)
     (before_them,) = store.read(f"SELECT {paid} FROM spare AS answer")
     for name, total, more in zip(COUNTERS, spent, before_them, strict=True):
-        setattr(found, name, int(max(0, min(total + more, _MOST_COUNTED))))
+        setattr(found, name, int(max(0, min(total + more, 1 << 53))))
     found.done, found.truncated, found.empty = int(done), int(truncated), int(empty)
     if failed:
         for code, count in store.read(
@@ -126,7 +124,7 @@ def _fields(store: JobDatabase, before: int) -> dict[str, Any]:
         kind = _KINDS.get(frozenset(types.split(",")) - {"null"}, "")
         if kind and '"' not in name and (kind == "number" or different <= _SHOWN_VALUES):
             kinds[name] = kind
-    kinds = dict(list(kinds.items())[:_MOST_FIELDS])
+    kinds = dict(list(kinds.items())[:20])
     if not kinds:
         return {}
     columns = ", ".join(f"json_extract(text, ?) AS f{at}" for at in range(len(kinds)))

@@ -20,6 +20,7 @@ import torch
 
 from promptmill.answers.reasoning import closes_reasoning
 from promptmill.answers.schema import Choices, schema_of
+from promptmill.core.bounds import MOST_KEPT
 from promptmill.core.errors import Code, PromptmillError, first_line
 from promptmill.system.installation import adding
 
@@ -27,7 +28,6 @@ from promptmill.system.installation import adding
 # step of a small model, and these nearly always include the nucleus.
 _CANDIDATES = 256
 _GREEDY_BELOW = 1e-5  # a lower temperature leaves no choice, and its scores overflow float32
-_MOST_GRAMMARS = 64
 _TAIL = 12  # tokens in which the end of a reasoning block is looked for
 # Small models write endless white space if the grammar allows it.
 _OVERRIDES = {"whitespace_pattern": r"[ ]?"}
@@ -224,7 +224,7 @@ class AnswerMasks:
             grammar = make(LLMatcher)
             if problem := LLMatcher.validate_grammar(grammar, self._vocabulary):
                 raise _not_held(problem)
-            if len(self._grammars) >= _MOST_GRAMMARS:
+            if len(self._grammars) >= MOST_KEPT:
                 self._grammars.popitem(last=False)
             self._grammars[source] = grammar
         self._grammars.move_to_end(source)

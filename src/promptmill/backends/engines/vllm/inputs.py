@@ -277,7 +277,7 @@ def _structure(wanted: Mapping[str, Any] | None, extra: Mapping[str, Any], left_
 
 def _known_names() -> frozenset[str]:
     """Return the names in `extra_params` that go into `SamplingParams`."""
-    return _PARAMETERS | frozenset(_GUIDED) | frozenset(submission.LONGEST)
+    return _PARAMETERS | frozenset(_GUIDED) | frozenset(submission.TOKEN_LIMITS)
 
 
 def _bad_parameter(error: Exception) -> PromptmillError:

@@ -26,6 +26,8 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 from urllib.parse import urlsplit
 
+from promptmill.core.bounds import LARGEST_BODY
+
 # A refusal comes at once, an answer after seconds: places that were taken this long ago without a refusal are granted.
 QUIET_S = 0.2
 _START = 64
@@ -53,7 +55,6 @@ _STEP = 0.1
 _FEWEST_ANSWERS = 32
 _BUSY = 0.8
 _PAGE_S = 1.0
-_LARGEST_PAGE = 4 * 1024 * 1024
 # A sample of the text format: name, perhaps labels, value. One line per engine or model, to be added up.
 _WAITING = re.compile(
     rb"^(?:vllm:num_requests_waiting|sglang:num_queue_reqs|llamacpp:requests_deferred|tgi_queue_size)"
@@ -450,5 +451,5 @@ def waiting_in(page: bytes) -> float | None:
 async def waiting_at(pages: Pages, url: str) -> float | None:
     """Return the number of requests that wait inside the server at `url`; None if it does not publish it."""
     parts = urlsplit(url)
-    page = await pages.get(f"{parts.scheme}://{parts.netloc}/metrics", _LARGEST_PAGE, _PAGE_S)
+    page = await pages.get(f"{parts.scheme}://{parts.netloc}/metrics", LARGEST_BODY, _PAGE_S)
     return None if page is None else waiting_in(page)

@@ -16,11 +16,6 @@ from promptmill.backends.openai.transport import LoopThrottle
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code, PromptmillError
 
-# A probe of a lost endpoint costs almost nothing, but a longer wait would delay the run.
-_LONGEST_PROBE_PAUSE_S = 5.0
-# A limit per minute is whole again after a minute; headers that name a longer wait are about days, and are believed
-# only in a refusal.
-_LONGEST_HEADER_WAIT_S = 60.0
 # As many refusals in a row, without a success, concern the endpoint and not single items. A filter that refuses a third
 # of all prompts does so once in 40 million.
 SEVERAL = 16
@@ -277,7 +272,8 @@ class EndpointState:
         refused = decision.error.code in {Code.UNREACHABLE, Code.NAME_RESOLUTION}
         health.has_listened = health.has_listened or not refused
         # the first probe goes at once: a connection closed between requests is not an outage
-        self._strike(permit, decision, self.pause.strikes, min(self._settings.max_delay, _LONGEST_PROBE_PAUSE_S))
+        # a probe of a lost endpoint costs almost nothing, but a longer wait would delay the run
+        self._strike(permit, decision, self.pause.strikes, min(self._settings.max_delay, 5.0))
         return health.successes > 0 or (refused and health.has_listened)
 
     def _strike(self, permit: Permit, decision: RetryDecision, failures: int, longest_s: float) -> None:
@@ -292,7 +288,9 @@ class EndpointState:
 
     def used_up(self, wait_s: float) -> None:
         """Send nothing for `wait_s`: an answer reported that the limit of the minute is used up until then."""
-        if wait_s <= min(_LONGEST_HEADER_WAIT_S, self.longest_wait_s):
+        # A limit per minute is whole again after a minute; headers that name a longer wait are about days, and are
+        # believed only in a refusal.
+        if wait_s <= min(60.0, self.longest_wait_s):
             self.pause.used_up_until = self._clock() + wait_s
             self.pause.until = max(self.pause.until, self.pause.used_up_until)
 
