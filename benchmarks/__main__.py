@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 import platform
+import subprocess
 import time
 from collections.abc import Awaitable, Callable
 
@@ -92,7 +93,7 @@ def main() -> None:
     if unknown := set(arguments.names) - set(CASES):
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
     rows = uvloop.run(_run(arguments.names or list(CASES), arguments.pairs))
-    found = {"at": time.strftime("%Y-%m-%d %H:%M"), "python": platform.python_version(), "load": os.getloadavg()}
+    found = {"measured": measured(), "python": platform.python_version(), "load": os.getloadavg()}
     results = OUT / "results.json"
     before = orjson.loads(results.read_bytes()) if results.exists() else {}
     for name in arguments.names or CASES:  # what was not run again stays
@@ -118,8 +119,16 @@ async def _run(names: list[str], pairs: int) -> list[Row]:
         sign = "≤" if row.better == "<=" else "≥"
         target = "" if row.target is None else f"{sign} {row.target:.3g}{'' if row.unit == 'x' else ' ' + row.unit}"
         table.add_row(row.case, row.what, _value(row), _spread(row), target, met, row.detail)
+    table.caption = f"measured at {measured()}"
     console.print(table)
     return rows
+
+
+def measured() -> str:
+    """Return the commit and the day, as the tables of docs/performance.md name them."""
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=8"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "no commit"
+    return f"{commit}, {time.strftime('%Y-%m-%d')}"
 
 
 def _value(row: Row) -> str:
