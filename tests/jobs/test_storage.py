@@ -6,11 +6,14 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import sqlite3
+import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -21,6 +24,7 @@ from promptmill.jobs import disk
 from promptmill.jobs.run import admission
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder
+from promptmill.system import frames
 from replies import answer, choose, late, status
 from waiting import eventually
 
@@ -62,6 +66,37 @@ def test_a_full_disk_stops_the_job_and_loses_nothing(bench: Any) -> None:
     assert bench.run().returncode == 1
     assert len(bench.answers()) == 2000
     assert len(bench.upstream.seen) == 2000 + sent - found["done"]
+
+
+@posix
+def test_a_disk_that_is_full_while_the_input_is_read_is_named_with_the_remedy(bench: Any) -> None:
+    bench.prompts(20_000)
+    found = json.loads(bench.run("--json", preexec_fn=limited(300_000)).stdout)
+    assert found["reason"].startswith(f"The job's file {bench.folder.database} cannot be used: ")
+    assert "Free space there" in found["reason"]
+    with mock.patch("promptmill.jobs.run.admission.ingest", side_effect=OSError(28, "No space left on device")):
+        found = json.loads(bench.run("--json").stdout)  # of a temporary file, which has no name
+    assert f"The job's folder {bench.folder.path} cannot be used: no space left" in found["reason"]
+
+
+@posix
+def test_a_step_in_another_process_names_what_is_full(tmp_path: Path) -> None:
+    told = frames.packed({"step": "export", "folder": str(tmp_path), "limit": None})
+    command = [sys.executable, "-m", "promptmill.jobs.manage.detached"]
+    pipe = subprocess.PIPE
+    limit = limited(4096)
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, preexec_fn=limit) as step:  # noqa: PLW1509 (see `Bench`)
+        incoming: Any = step.stdin
+        outgoing: Any = step.stdout
+        incoming.write(told)  # and stays open: its end is the end of the step
+        incoming.flush()
+        said = frames.read(outgoing)
+    assert said is not None
+    error = frames.unpacked_error(said["error"])
+    assert error.message.startswith(f"The job's file {tmp_path / 'job.db'} cannot be used: ")
+    assert "Free space there" in error.hint
+    unnamed = disk.unusable(OSError(28, "No space left on device"), tmp_path)  # of a temporary file
+    assert unnamed.message == f"The job's folder {tmp_path} cannot be used: no space left on device."
 
 
 @posix
@@ -205,6 +240,48 @@ def test_a_job_that_has_read_its_input_needs_it_no_longer(bench: Any) -> None:
     assert "There is no input file" in bench.fail("--prompt", "Another: {{prompt}}", "--again", "all")
     bench.output = bench.path / "other.jsonl"
     assert "There is no input file" in bench.fail()
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "pattern", "files"])
+def test_an_unfinished_job_whose_input_was_deleted_is_finished_by_its_path_and_by_its_id(bench: Any, kind: str) -> None:
+    data = bench.path / "data"
+    data.mkdir()
+    for at in range(2):
+        (data / f"{at}.csv").write_text("text\n" + "".join(f"{at} {n}\n" for n in range(5)))
+    inputs = {"file": ["0.csv"], "folder": [""], "pattern": ["*.csv"], "files": ["0.csv", "1.csv"]}[kind]
+    bench.output = bench.path / "out.csv"
+    command = bench.command("--prompt", "Is it? {{text}}")
+    at = command.index(str(bench.input))
+    command[at : at + 1] = [str(data / name) for name in inputs]
+    assert bench.here([*command, "--limit", "2"]).returncode == 0
+    if kind == "files":
+        (data / "1.csv").unlink()
+    else:
+        shutil.rmtree(data)
+    again = bench.here(command)
+    assert again.returncode == 0, again.stderr
+    written = bench.output.read_text()
+    rows = 5 if kind == "file" else 10
+    assert (written.count("echo: Is it? "), len(bench.upstream.seen)) == (rows, rows)
+    bench.output.unlink()
+    assert bench.jobs(bench.folder.job_id, "--resume").returncode == 0
+    assert bench.output.read_text() == written
+    assert len(bench.upstream.seen) == rows
+    command[command.index(str(bench.output))] = str(bench.path / "new.csv")
+    new = bench.here(command)
+    assert new.returncode == 2
+    missing = {"pattern": "There is no file of rows at", "folder": "The input file data has no suffix"}
+    assert missing.get(kind, "There is no input file") in new.stderr
+
+
+def test_a_name_that_is_added_to_the_inputs_must_exist(bench: Any) -> None:
+    first = bench.write(['{"prompt": "a"}'], "a.jsonl")
+    bench.succeed()
+    command = bench.command()
+    at = command.index(str(first))
+    mistaken = bench.here([*command[: at + 1], str(bench.path / "typo.jsonl"), *command[at + 1 :]])
+    assert mistaken.returncode == 2
+    assert "There is no input file" in mistaken.stderr
 
 
 def test_of_a_damaged_database_is_kept_what_can_be_read(bench: Any) -> None:

@@ -154,7 +154,8 @@ def _exit_code(ended: Mapping[str, Any], error: PromptmillError | None) -> int:
 def _is_typo(error: PromptmillError | None, job: Job, ended: Mapping[str, Any]) -> bool:
     """Return whether a typo has ended a new job before it did anything, so that it leaves nothing."""
     is_wrong = error is not None and error.code in _TYPOS and job.before is None
-    return is_wrong and not any(ended.get(name) for name in _KEPT)
+    # the description of a job that has answers may have been damaged
+    return is_wrong and not any(ended.get(name) for name in _KEPT) and job.folder.store.is_empty
 
 
 def _reason(error: PromptmillError, arguments: argparse.Namespace, configuration: Configuration) -> str:

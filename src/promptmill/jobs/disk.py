@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import IO
 
+from promptmill.core.errors import Code, PromptmillError
 from promptmill.system.safe_open import make_private
 
 PRIVATE_FOLDER = 0o700
@@ -140,6 +141,13 @@ def sync_folder(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def unusable(error: OSError, folder: Path | str | None) -> PromptmillError:
+    """Return the error of a job whose files cannot be used; its `folder` is named if `error` names no file."""
+    place = f"The job's folder {folder}" if folder else "A file of the job"
+    place = f"The job's file {error.filename}" if error.filename else place
+    return PromptmillError(Code.STORAGE, f"{place} cannot be used: {why(error)}.")
 
 
 def why(error: OSError) -> str:

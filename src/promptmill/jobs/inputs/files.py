@@ -130,6 +130,8 @@ class InputFiles:
         self.encoding = encoding
         for part in parts[:1]:
             os.close(open_regular(part.path, (part.path,)))
+        for part in parts[1:]:
+            part.path.stat()
 
     def stamp(self) -> tuple[int, int]:
         """Return `(size in bytes, version)`: for one file, the version is the time of its last change in ns."""

@@ -245,8 +245,7 @@ def _do_step(told: Mapping[str, Any], incoming: BinaryIO, outgoing: BinaryIO) ->
     except PromptmillError as error:
         say(error=frames.packed_error(error))
     except OSError as error:
-        unusable = PromptmillError(Code.STORAGE, f"A file of the job cannot be used: {disk.why(error)}.")
-        say(error=frames.packed_error(unusable))
+        say(error=frames.packed_error(disk.unusable(error, told.get("folder"))))
     except MemoryError:
         large = f"The input takes more than {_STEP_BYTES >> 30} GiB of memory to read; split its rows."
         say(error=frames.packed_error(input_error(large)))

@@ -172,22 +172,22 @@ def admit(
     registry.check_name(plan.backend)
     if given is not None:
         order = order.model_copy(update={"inputs": (Path(given.name),)})
-    places = paths_of(order, folders, given, are_resolved=are_paths_resolved)
+    places = paths_of(order, folders, given, are_resolved=are_paths_resolved, may_be_deleted=True)
     folder = folders.of(places.target)
-    places = _without_deleted(places, folder.spec)
+    is_known = folder.database.exists()
     if not places.is_loose:
         check_output_path(order, places.target, places.parts)
         formats.format_by_suffix(order.whole_output, "output file")
         formats.check_installed(order.whole_output)
     formats.check_installed(*(part.path for part in places.parts))
     if places.source.is_absolute() and places.parts:
-        row_secrets.check_beginning(places.files(known=folder.spec is not None), plan.file_rule)
+        row_secrets.check_beginning(places.files(known=is_known), plan.file_rule)
     with contextlib.ExitStack() as opened:
         try:
             wanted = spec_of(folders.id_of(folder), places, plan, order, plans or {}, known=folder.spec)
             is_new = folder.spec is None or not (order.question.templates or wanted.input.format != "jsonl")
             if is_new and not are_columns_checked and places.parts:
-                check_columns(order.question, wanted.input.format, places.files(known=folder.spec is not None))
+                check_columns(order.question, wanted.input.format, places.files(known=is_known))
             _check_output(folder, wanted, order)
             if not folders.beside_outputs or places.is_loose:
                 disk.make_private_folder(folders.root)  # the folders above it are the user's affair
@@ -258,11 +258,19 @@ class Places:
         return input_files.opened(self.parts, known=known, encoding=self.encoding)
 
 
-def paths_of(order: JobOrder, folders: JobFolders, given: Given | None = None, *, are_resolved: bool = False) -> Places:
+def paths_of(
+    order: JobOrder,
+    folders: JobFolders,
+    given: Given | None = None,
+    *,
+    are_resolved: bool = False,
+    may_be_deleted: bool = False,
+) -> Places:
     """Return the resolved paths of `order`.
 
     Links are followed once: a job describes the files that it opens, whatever takes their names later. `are_resolved`:
-    the paths of the order were resolved and checked before, so none may be a link now.
+    the paths of the order were resolved and checked before, so none may be a link now. `may_be_deleted`: an input that
+    the job has read, and of which a file is missing, has no parts.
 
     Raises `PromptmillError` (`invalid_input`).
     """
@@ -277,22 +285,37 @@ def paths_of(order: JobOrder, folders: JobFolders, given: Given | None = None, *
         return Places(order.inputs[0], target, (), is_loose)
     for path in order.inputs:
         check_name(path)
-    parts = input_files.find(order.inputs, target)
-    if are_resolved and [target, *(part.path for part in parts)] != [order.target, *order.inputs]:
+    parts = _present(order, target, folders.of(target) if may_be_deleted else None)
+    if are_resolved and [target, *(part.path for part in parts)] != [order.target, *(order.inputs if parts else ())]:
         raise input_error("Input or output became a link or a folder while the job was started.")
     for part in parts:
         _check_is_text(part.path)
         formats.format_by_suffix(part.path, "input file")
-    source = real_path(order.inputs[0]) if parts[0].columns else parts[0].path
+    source = real_path(order.inputs[0]) if not parts or parts[0].columns else parts[0].path
     return Places(source, target, parts, is_loose, order.encoding)
 
 
-def _without_deleted(places: Places, known: JobSpec | None) -> Places:
-    """Return the places of a job without its input where that was read and then deleted: the job has its rows."""
-    if not places.source.is_absolute():  # rows that are given again may be other rows
-        return places
-    is_read = known is not None and known.is_read and known.input.path == places.source
-    return replace(places, parts=()) if is_read and not places.source.exists() else places
+def _present(order: JobOrder, target: Path, folder: Folder | None) -> Sequence[Part]:
+    """Return the files of the input; none if one was deleted that the job in `folder` has read: it has its rows.
+
+    Raises `PromptmillError` (`invalid_input`).
+    """
+    is_read = folder is not None and _has_read(folder, order.inputs)
+    try:
+        parts = input_files.find(order.inputs, target)
+    except PromptmillError:
+        if not is_read:
+            raise
+        return ()
+    return () if is_read and not all(part.path.exists() for part in parts) else parts
+
+
+def _has_read(folder: Folder, inputs: Sequence[Path]) -> bool:
+    """Return whether the job in `folder` has read the input of these names."""
+    known, order = folder.spec, folder.order
+    if known is None or not known.is_read or known.input.path != real_path(inputs[0]):
+        return False
+    return not inputs[1:] or (order is not None and order.inputs == inputs)  # else a name may be a mistake
 
 
 def check_output_path(order: JobOrder, target: Path, parts: Sequence[Part]) -> None:
@@ -593,7 +616,9 @@ def _begun(folder: Folder, wanted: JobSpec, order: JobOrder, plan: ResolvedConfi
 def _has_changed(begun: JobSpec, wanted: JobSpec, places: Places) -> bool:
     """Return whether the input has changed since the job read it; not if size and time are the same."""
     before, now = begun.input, wanted.input
-    if not now.is_file or not begun.is_read or (before.size, before.version) == (now.size, now.version):
+    if not places.parts or not now.is_file or not begun.is_read:
+        return False
+    if (before.size, before.version) == (now.size, now.version):
         return False
     return places.files(known=True).sha256() != before.sha256
 

@@ -19,7 +19,7 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request
 from promptmill.jobs import disk
 from promptmill.jobs.store.counts import JobCounts
-from promptmill.jobs.store.database import PAGE, DamagedError, JobDatabase, is_cut, limited
+from promptmill.jobs.store.database import PAGE, DamagedError, JobDatabase, check_rows, is_cut, limited
 from promptmill.jobs.store.order import FailureLimit
 from promptmill.jobs.store.records import FIRST, SLOT, Made, record_of
 from promptmill.jobs.store.rounds import Round, join_of
@@ -33,7 +33,6 @@ _WINDOW = 4096  # row numbers of a query: a query over more would hold the datab
 _LARGEST_BATCH, _MOST_CHARACTERS = 64, 1 << 20
 _GATHER_S = 0.005
 _SYNC_S = 0.9  # from one start to the next, so that data is on the disk at least every second
-_DAMAGED = "is damaged. Run the job again: its readable part is kept"
 # Never the fault of one row: the key, the account, the way to the host, the end of the process.
 _ENDS_ALL = frozenset({Code.INVALID_CONFIG, Code.DEADLINE, Code.REPLACED, Code.SHUTDOWN})
 # The same if the row was not sent: then the whole endpoint has failed.
@@ -66,7 +65,7 @@ class LiveRound:
     """The job's: its model answers the rows which name none."""
 
     async def run(self) -> None:
-        """Answer every open row."""
+        """Answer every open row. Raises `DamagedError`."""
         syncing = asyncio.ensure_future(self.sink.keep_synced())
         source = RowSource(self.rows, self.sink, self.stats, self.give_up)
         self.stats.facts = replace(
@@ -75,8 +74,14 @@ class LiveRound:
             keep_raw=self.rows.requests[0].reader.keep_raw,
             size=self.rows.store.path.stat().st_size,
         )
+        answering = asyncio.ensure_future(self.service.run(source, self.sink, self.stats, self.plan))
+        self.sink.on_damage = answering.cancel
         try:
-            await self.service.run(source, self.sink, self.stats, self.plan)
+            await answering
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not self.sink.is_damaged or (task is not None and task.cancelling()):
+                raise
         finally:
             await source.aclose()
             syncing.cancel()
@@ -84,6 +89,8 @@ class LiveRound:
                 await self.sink.aclose()
             finally:
                 await asyncio.wait({syncing})
+        if self.sink.is_damaged:
+            raise DamagedError("its answers cannot be written")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +137,7 @@ class OpenRows:
         at = 16 * self.targets[slot].prompt
         while first < following:
             found = self.store.read(query, first, following, fetched=functools.partial(limited, texts=texts))
+            check_rows(found, first)
             yield [
                 OpenRow(
                     n,
@@ -260,10 +268,9 @@ class RowSource(Source):
     def _page(self) -> list[OpenRow] | None:
         try:
             return next(self._pages, None)
-        except (OSError, DamagedError) as error:
-            why = disk.why(error) if isinstance(error, OSError) else "it is damaged"
-            path = self._rows.store.path
-            raise PromptmillError(Code.STORAGE, f"The job's database {path} cannot be read: {why}.") from None
+        except OSError as error:
+            unreadable = f"The job's database {self._rows.store.path} cannot be read: {disk.why(error)}."
+            raise PromptmillError(Code.STORAGE, unreadable) from None
 
 
 _UNKNOWN = OpenRow(0, 0, None, None, b"", 0, answered=False)
@@ -308,6 +315,9 @@ class StoreSink(Sink):
         self._committing: asyncio.Task[None] | None = None
         self._broken = False
         self._loop = asyncio.get_running_loop()
+        self.is_damaged = False
+        """Whether nothing can be recorded because the database is damaged."""
+        self.on_damage: Callable[[], object] = lambda: None
 
     async def put(self, key: int, outcome: Outcome) -> None:
         """Record the outcome with this key.
@@ -385,7 +395,7 @@ class StoreSink(Sink):
             except OSError as error:
                 self._break(f"cannot be kept: {disk.why(error)}")
             except DamagedError:
-                self._break(_DAMAGED)
+                self._break_damaged()
             await asyncio.sleep(max(0.0, began + _SYNC_S - time.monotonic()))
 
     async def aclose(self) -> None:
@@ -435,12 +445,16 @@ class StoreSink(Sink):
         except OSError as error:
             self._break(f"cannot be written: {disk.why(error)}")
         except DamagedError:
-            self._break(_DAMAGED)
+            self._break_damaged()
 
     def _break(self, reason: str, hint: str | None = None) -> None:
         error = PromptmillError(Code.STORAGE, f"The job's database {self._store.path} {reason}.", hint)
         self._loop.call_soon_threadsafe(self._give_up, error)
         self._broken = True  # last: whoever sees it ends by it, and the reason is to be known then
+
+    def _break_damaged(self) -> None:
+        self.is_damaged = self._broken = True
+        self._loop.call_soon_threadsafe(self.on_damage)
 
     def _count(self, batch: Sequence[tuple[int, Outcome]]) -> None:
         if self._broken:

@@ -19,7 +19,7 @@ from promptmill.backends.questions import RowRequests
 from promptmill.backends.rows import RowReader
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import MOST_VALUES
-from promptmill.core.errors import Code, PromptmillError, redact
+from promptmill.core.errors import Code, Named, PromptmillError, input_error, redact
 from promptmill.core.money import Budget
 from promptmill.core.wording import counted
 from promptmill.jobs import columns, disk
@@ -42,7 +42,7 @@ from promptmill.jobs.store.database import DamagedError
 from promptmill.jobs.store.progress import Course, Progress, Watch
 from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.rounds import NEVER, Round
-from promptmill.jobs.store.spec import JobSpec, OutputRecord, system_prompt_of
+from promptmill.jobs.store.spec import UNREAD, JobSpec, OutputRecord, system_prompt_of
 from promptmill.service.service import Service
 from promptmill.system.runtime import stay_responsive
 
@@ -54,6 +54,7 @@ _UNANSWERED = "SELECT EXISTS (SELECT 1 FROM row LEFT JOIN answer ON key = n WHER
 _TRIES = 3  # records that turn out damaged when the output is written are made again, but not without end
 _SALVAGED = "The job's database was damaged; rows whose answers were lost are sent again."
 _NO_BUDGET = "`max_cost` has no effect on this run: it needs a known price and `max_tokens`."
+_MOST_NAMED = 5  # places of lost rows in a sentence
 _LEAVING_S = 60.0
 _AGAIN = "Run the job again: its readable part is kept."
 
@@ -103,6 +104,7 @@ class Runner:
         self.service = service
         self._hooks = hooks
         self._steps = steps
+        self._given = job.given
         self._working: asyncio.Task[None] | None = None
         self._stopped: _JobStopped | None = None
         self._halt = threading.Event()
@@ -209,7 +211,7 @@ class Runner:
 
     def _close(self) -> None:
         job = self._job
-        if self.error is not None and self.error.code is Code.STORAGE:
+        if self.error is not None and self.error.code is Code.STORAGE and job.folder.is_open:
             with contextlib.suppress(OSError, DamagedError):  # outcomes that were not written do not count
                 counts = self.progress.counts
                 counts.replace(statistics.counts(job.folder.store, skips_empty=job.spec.question.skip_empty))
@@ -218,7 +220,8 @@ class Runner:
                 rounds.end(job.folder.store)
         self._keep(self._status())
         with contextlib.suppress(OSError, DamagedError):
-            job.folder.store.sync()
+            if job.folder.is_open:  # it is not, if it cannot be repaired
+                job.folder.store.sync()
         with contextlib.suppress(OSError):
             job.folder.control.changed(cancel=False).write(job.folder.path)
 
@@ -229,10 +232,8 @@ class Runner:
             gone = error.code in {Code.SHUTDOWN, Code.REPLACED}
             raise _JobStopped(states.INTERRUPTED if gone else states.STOPPED, error) from None
         except OSError as error:
-            which = f"The job's file {error.filename}" if error.filename else "A file of the job"
-            unusable = f"{which} cannot be used: {disk.why(error)}."
-            raise _JobStopped(states.STOPPED, PromptmillError(Code.STORAGE, unusable)) from None
-        except DamagedError:
+            raise _JobStopped(states.STOPPED, disk.unusable(error, self._job.folder.path)) from None
+        except DamagedError:  # and cannot be repaired
             damaged = f"The job's database {self._job.folder.database} is damaged."
             raise _JobStopped(states.STOPPED, PromptmillError(Code.STORAGE, damaged, _AGAIN)) from None
 
@@ -277,8 +278,8 @@ class Runner:
         """Continue with the readable part of the database. Rows that are lost are read from the input again."""
         job = self._job
         await self._in_thread(job.folder.salvage)
-        job.spec = job.folder.known_spec()
-        self.progress.notes.append(_SALVAGED)
+        job.put(job.spec.with_input(**UNREAD))
+        job.given = self._given
 
     def _limit_rows(self) -> None:
         """Find the number of rows that are wanted, and the last one. Blocks."""
@@ -291,6 +292,8 @@ class Runner:
         """Read the input if it has changed, and bind the answers to its rows."""
         job, progress = self._job, self.progress
         self._enter(states.STARTING, "reading the input")
+        if job.folder.is_salvaged and _SALVAGED not in progress.notes:
+            progress.notes.append(_SALVAGED)
         files = await self._in_thread(lambda: job.unread(self._halt))
         store = job.folder.store
         if files is None and job.order.earlier.from_job is not None:
@@ -306,6 +309,7 @@ class Runner:
                 job.folder.roll_back()  # the same command is refused again, and the one before it resumes the job
                 raise
             self._note_kept(bound)
+        self._check_lost_rows()
         await self._check_secrets()
         progress.columns = job.spec.output.names or {}
         progress.notes += [note for note in columns.notes(job.spec) if note not in progress.notes]
@@ -318,6 +322,22 @@ class Runner:
             kept, of = f"{bound.kept:,}", counted(bound.rows, "row")
             are = "is" if bound.new == 1 else "are"
             self.progress.notes.append(f"{kept} of {of} keep their answers, {bound.new:,} {are} new.")
+
+    def _check_lost_rows(self) -> None:
+        """Raise `PromptmillError` (`invalid_input`) if rows were lost, unless the order accepts it."""
+        job = self._job
+        if (lost := job.folder.rows_lost) is None:
+            return
+        at = ", ".join(map(_place, lost["at"][:_MOST_NAMED])) + (", …" if lost["at"][_MOST_NAMED:] else "")
+        count, of = counted(lost["rows"], "row"), job.spec.job_id
+        problem = f"{count} of job {of} were lost with a damaged part of its database: {at}. "
+        if not job.order.earlier.keep:
+            back = f"Put {job.spec.input.path} back" if job.spec.input.is_file else "Run it with its rows"
+            raise input_error(
+                problem, f"{back} and run the job again", Named("keep", text="; {} goes on without them"), "."
+            )
+        self.progress.notes.append(problem + "The output lacks them.")
+        job.folder.accept_lost_rows()
 
     async def _check_secrets(self) -> None:
         """Look for keys and passwords in the rows of a file that a call named, once for each content."""
@@ -634,6 +654,14 @@ class Runner:
         if self._hooks.watch:
             with contextlib.suppress(OSError):  # a closed terminal is no reason to end a job
                 self._hooks.watch(self.progress)
+
+
+def _place(rows: tuple[int, int | None]) -> str:
+    """Return the place of lost rows, given the numbers of the first and the last one."""
+    first, last = rows
+    if last is None:
+        return f"row {first + 1:,} and those behind it"
+    return f"row {first + 1:,}" if first == last else f"rows {first + 1:,} to {last + 1:,}"
 
 
 def reader_of(

@@ -32,6 +32,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import operator
 import os
 import sqlite3
 import threading
@@ -185,11 +186,11 @@ class JobDatabase:
             yield from page
             first = page[-1].n + 1
 
-    def row_page(self, first: int, last: int = SLOT) -> list[Row]:
-        """Return the first of these rows: up to `PAGE` rows, fewer if they are long."""
-        query = f"SELECT n, asked, line, cells FROM row WHERE n BETWEEN ? AND ? ORDER BY n LIMIT {PAGE}"
+    def row_page(self, first: int, last: int = SLOT, size: int = PAGE) -> list[Row]:
+        """Return the first of these rows: up to `size` rows, fewer if they are long."""
+        query = f"SELECT n, asked, line, cells FROM row WHERE n BETWEEN ? AND ? ORDER BY n LIMIT {size}"
         page = self.read(query, first, last, fetched=functools.partial(limited, texts=slice(2, 4)))
-        _check_order([row[0] for row in page], first)
+        check_rows(page, first)
         return list(map(Row._make, page))
 
     def row_count(self) -> int:
@@ -239,7 +240,7 @@ class JobDatabase:
         """Return up to `size` records from key `first` on, damaged ones too; fewer if their texts are long."""
         query = f"SELECT {COLUMNS} FROM answer WHERE key >= ? AND ({where}) ORDER BY key LIMIT {size}"
         records = list(map(Record._make, self.read(query, first, fetched=functools.partial(limited, texts=_TEXTS))))
-        _check_order([record.key for record in records], first)
+        check_order([record.key for record in records], first)
         return records
 
     def keys(self, where: str, rest: str = "") -> list[int]:
@@ -393,9 +394,19 @@ def database_error(error: sqlite3.Error, path: Path) -> OSError | DamagedError:
     return OSError(number, why, str(path))
 
 
-def _check_order(keys: Sequence[int], first: int) -> None:
-    """Raise `DamagedError` if keys from `first` on are out of order: a page of a file that was cut short has zeros."""
-    if keys and keys[-1] < first + len(keys) - 1:
+def check_rows(rows: Sequence[tuple[Any, ...]], first: int) -> None:
+    """Raise `DamagedError` if rows from number `first` on are out of order, or lack what every row has.
+
+    A page of which a part is zeros looks so to SQLite. Each of `rows` begins with the columns of `Row`.
+    """
+    check_order([row[0] for row in rows], first)
+    if any(row[1] is None or row[3] is None for row in rows):
+        raise DamagedError("its rows are not whole")
+
+
+def check_order(keys: Sequence[int], first: int) -> None:
+    """Raise `DamagedError` if keys from `first` on are out of order."""
+    if keys and (keys[0] < first or any(map(operator.ge, keys, keys[1:]))):
         raise DamagedError("its records are out of order")
 
 

@@ -60,6 +60,8 @@ class Folder:
         """The nominal input of the job of a call, whose rows are in the database alone."""
         self.answers = path / "answers.jsonl"
         """The output of the job of a call."""
+        self.is_salvaged = False
+        """Whether the database was damaged when it was open here."""
         self._store: JobDatabase | None = None
 
     @property
@@ -144,8 +146,11 @@ class Folder:
     def salvage(self) -> None:
         """Replace a damaged database that is open here by a new one with its readable part."""
         self.close()
-        salvage(self.database, has_locks=has_locks(self.lock))
-        self.open()
+        try:
+            salvage(self.database, has_locks=has_locks(self.lock))
+            self.is_salvaged = True
+        finally:
+            self.open()
 
     def forget(self) -> None:
         """Remove the database."""
@@ -272,6 +277,17 @@ class Folder:
         """The number of rows of the input, None if it was not read."""
         stretches = self._get("stretches")[0]
         return None if stretches is None else stretches.get("rows")
+
+    @property
+    def rows_lost(self) -> Mapping[str, Any] | None:
+        """The number of rows that were lost (`rows`), and the first and last number of each place (`at`), if any."""
+        stretches = self._get("stretches")[0]
+        return None if stretches is None else stretches.get("lost")
+
+    def accept_lost_rows(self) -> None:
+        """Forget which rows of the job that is open here were lost. Raises as `put` does."""
+        if (stretches := self.store.get("stretches")) is not None:
+            self.put(stretches={name: value for name, value in stretches.items() if name != "lost"})
 
     # ---- the run
 

@@ -1,18 +1,39 @@
-"""Repairs a damaged database: a new one gets everything that can be read."""
+"""Repairs a damaged database: a new one gets everything that can be read.
+
+answers    every sound one, before and behind the damaged places; failures only of requests: a damaged row fails, too
+rows       those that can be read; the others are noted as lost, and read again if the input still exists
+settings   as far as they can be read; ids of answers are kept for the settings that cannot
+rounds     the same: a round that cannot be read counts as done
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
+
+import orjson
 
 from promptmill.jobs import disk
-from promptmill.jobs.store.database import LAST_KEY, PAGE, DamagedError, JobDatabase
+from promptmill.jobs.store.database import LAST_KEY, PAGE, DamagedError, JobDatabase, Row, check_order
+from promptmill.jobs.store.spec import UNREAD
 
+_Keyed = TypeVar("_Keyed", bound=tuple[Any, ...])
+_Read: TypeAlias = Callable[[int, int], list[_Keyed]]
+"""Returns the first results with keys from the first argument on, in order, at most as many as the second."""
 _HEADER = 100  # bytes; sqlite.org/fileformat.html
 _VALUES = ("spec", "order", "output", "status", "course", "task")
+_KEYS = {"settings": "id", "round": "id", "spare": "place"}
+_UNKNOWN_SETTINGS = """
+    INSERT OR IGNORE INTO settings
+    SELECT settings, '' FROM answer WHERE settings IS NOT NULL UNION SELECT settings, '' FROM spare
+"""
+_UNKNOWN_ROUNDS = """
+    INSERT OR IGNORE INTO round
+    SELECT round, '{}' FROM answer WHERE round > 0 UNION SELECT round, '{}' FROM spare WHERE round > 0
+"""
 
 
 def salvage(path: Path, *, has_locks: bool = True) -> None:
@@ -21,75 +42,146 @@ def salvage(path: Path, *, has_locks: bool = True) -> None:
     Raises `OSError`; `DamagedError` if the file is no database.
     """
     beside = path.with_name(f"{path.name}.new")
-    for suffix in ("", "-wal", "-shm", "-journal"):
-        path.with_name(beside.name + suffix).unlink(missing_ok=True)
+    _remove(beside)
     _restore_length(path)
-    with (
-        contextlib.closing(JobDatabase(path, has_locks=has_locks)) as old,
-        contextlib.closing(JobDatabase(beside, write=True, has_locks=has_locks)) as new,
-    ):
-        for name in _VALUES:
-            with contextlib.suppress(DamagedError):
-                if (value := old.get(name)) is not None:
-                    new.put(**{name: value})
-        for table in ("settings", "round", "chosen"):
-            with contextlib.suppress(DamagedError):
-                _copy(new, table, old.read(f"SELECT * FROM {table}"))
-        with contextlib.suppress(DamagedError):
-            place = 0
-            while page := old.read("SELECT * FROM spare WHERE place >= ? ORDER BY place LIMIT ?", place, PAGE):
-                _copy(new, "spare", page)
-                place = page[-1][0] + 1
-        _copy_rows(old, new)
-        _copy_answers(old, new)
-    for suffix in ("-wal", "-shm", "-journal"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)  # it would be taken for the new file's log
+    try:
+        with (
+            contextlib.closing(JobDatabase(path, has_locks=has_locks)) as old,
+            contextlib.closing(JobDatabase(beside, write=True, has_locks=has_locks)) as new,
+        ):
+            _copy_all(old, new)
+    except BaseException:  # it would take the room on a full disk
+        _remove(beside)
+        raise
+    _remove(path, but_itself=True)  # its log would be taken for the new file's
     disk.replace(beside, path)
 
 
+def _remove(path: Path, *, but_itself: bool = False) -> None:
+    for suffix in ("-wal", "-shm", "-journal") if but_itself else ("", "-wal", "-shm", "-journal"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def _copy_all(old: JobDatabase, new: JobDatabase) -> None:
+    for name in _VALUES:
+        with contextlib.suppress(DamagedError):
+            if (value := old.get(name)) is not None:
+                new.put(**{name: value})
+    for table, key in _KEYS.items():
+        for page in _readable(_reader(old, table, key)):
+            _copy(new, table, page)
+    with contextlib.suppress(DamagedError):
+        _copy(new, "chosen", old.read("SELECT * FROM chosen"))
+    for records in _readable(lambda first, most: old.page(first, size=most)):
+        new.write([record for record in records if record.is_sound and (record.code is None or record.attempts)])
+    _copy_rows(old, new)
+    _add_unknown(new)
+
+
+def _reader(old: JobDatabase, table: str, key: str) -> _Read[tuple[Any, ...]]:
+    """Return what reads a table, whose last column is never NULL, by its first column `key`."""
+    query = f"SELECT * FROM {table} WHERE {key} >= ? ORDER BY {key} LIMIT ?"
+
+    def read(first: int, most: int) -> list[tuple[Any, ...]]:
+        results = old.read(query, first, most)
+        check_order([result[0] for result in results], first)
+        if any(result[-1] is None for result in results):
+            raise DamagedError("its texts are zeros of a page that was cut short")
+        return results
+
+    return read
+
+
 def _copy(new: JobDatabase, table: str, values: Sequence[tuple[Any, ...]]) -> None:
-    """Copy rows of a table, without those whose texts are zeros of a page that was cut short."""
-    whole = [row for row in values if row[-1] is not None]
-    if whole:
-        new.change((f"INSERT OR IGNORE INTO {table} VALUES ({','.join('?' * len(whole[0]))})", whole))
+    if values:
+        new.change((f"INSERT OR IGNORE INTO {table} VALUES ({','.join('?' * len(values[0]))})", values))
+
+
+def _readable(read: _Read[_Keyed], lost: Callable[[int, int | None], None] = lambda *_: None) -> Iterator[list[_Keyed]]:
+    """Yield all pages that can be read. `lost` gets the first and the last key of a place between them; None: all."""
+    first, damaged = 0, None
+    while first <= LAST_KEY:
+        for most in (PAGE, 1):
+            with contextlib.suppress(DamagedError):
+                page = read(first, most)
+                break
+            damaged = first if damaged is None else damaged
+        else:
+            first = _behind(read, first)
+            continue
+        if not page:
+            break
+        if damaged is not None and page[0][0] > damaged:
+            lost(damaged, page[0][0] - 1)
+        yield page
+        first = page[-1][0] + 1
+        damaged = None if most > 1 else first
+    if damaged is not None:
+        lost(damaged, None)
+
+
+def _behind(read: _Read[_Keyed], first: int) -> int:
+    """Return the first key behind the damaged place at `first`, `LAST_KEY + 1` if there is none."""
+
+    def is_damaged(key: int) -> bool:
+        try:
+            read(key, 1)
+        except DamagedError:
+            return True
+        return False
+
+    bad, step = first, 1
+    while bad + step <= LAST_KEY and is_damaged(bad + step):
+        bad, step = bad + step, 2 * step
+    good = min(bad + step, LAST_KEY + 1)
+    while good - bad > 1:
+        middle = (bad + good) // 2
+        bad, good = (middle, good) if is_damaged(middle) else (bad, middle)
+    return good
 
 
 def _copy_rows(old: JobDatabase, new: JobDatabase) -> None:
-    """Copy the rows of the input: all of them, or none.
+    """Copy the rows of the input that can be read, and note the others as lost.
 
-    No checksum tells whether they are sound. So the input is read again, if it still exists or if rows are missing.
+    No checksum tells whether they are sound. So the input is read again if it still exists.
     """
-    count = -1
+
+    def read(first: int, most: int) -> list[Row]:
+        page = old.row_page(first, size=most)
+        if any(b"\0" in (row.cells or b"") for row in page):  # JSON has none
+            raise DamagedError("a row has zeros of a page that was cut short")
+        return page
+
+    at: list[tuple[int, int | None]] = []
+    for page in _readable(read, lambda *place: at.append(place)):
+        _copy(new, "row", page)
+    known: Mapping[str, Any] = {}
     with contextlib.suppress(DamagedError):
-        first = 0
-        while page := old.row_page(first):
-            new.change(("INSERT OR IGNORE INTO row VALUES (?, ?, ?, ?)", page))
-            first = page[-1].n + 1
-        count = (old.get("stretches") or {}).get("rows", -1)
+        known = old.get("stretches") or {}
+    rows, lost = new.row_count(), known.get("lost") or {}
+    missing = known.get("rows", rows) - rows + lost.get("rows", 0)
+    stretches: dict[str, Any] = {"of": [], "rows": rows}
+    if missing or at:
+        stretches["lost"] = {"rows": missing, "at": [*lost.get("at", ()), *at]}
     spec = new.get("spec") or {}
-    if count == new.row_count():
-        new.put(stretches={"of": [], "rows": count})
-    else:
-        new.change(("DELETE FROM row", [()]))
-        if isinstance(spec.get("output"), dict):
-            spec = {**spec, "output": {**spec["output"], "names": None}}
     if isinstance(spec.get("input"), dict):
-        new.put(spec={**spec, "input": {**spec["input"], "size": 0, "version": 0, "sha256": ""}})
+        new.put(spec={**spec, "input": {**spec["input"], **UNREAD}})
+    if known or rows:
+        new.put(stretches=stretches)
 
 
-def _copy_answers(old: JobDatabase, new: JobDatabase) -> None:
-    """Copy the sound records, as far as they can be found behind a damaged place."""
-    first, step, size = 0, 1, PAGE
-    while first < LAST_KEY:
-        try:
-            while page := old.page(first, size=size):
-                new.write([record for record in page if record.is_sound])
-                first, step = page[-1].key + 1, 1
-            return
-        except DamagedError:
-            if size == 1:
-                first, step = first + step, step * 2
-            size = 1
+def _add_unknown(new: JobDatabase) -> None:
+    """Keep the ids that answers have of settings and rounds that were lost: no others may get them."""
+    spec = new.get("spec") or {}
+    targets = [target for target in spec.get("targets") or () if isinstance(target, dict)]
+    known = [
+        (target["settings"], orjson.dumps(target["fingerprint"], option=orjson.OPT_SORT_KEYS).decode())
+        for target in targets
+        if target.get("fingerprint") and isinstance(target.get("settings"), int)
+    ]
+    new.change(
+        ("INSERT OR IGNORE INTO settings VALUES (?, ?)", known), (_UNKNOWN_SETTINGS, [()]), (_UNKNOWN_ROUNDS, [()])
+    )
 
 
 def _restore_length(path: Path) -> None:

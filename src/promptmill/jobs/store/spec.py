@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeAlias
 
 import orjson
@@ -22,6 +23,8 @@ WHOLE_REQUESTS = frozenset({"batch", "messages"})
 _DECIDES = {"model_name", "model_name_or_path", "gguf_file", "base_url", "provider", "enable_thinking"}
 """The keys of a model's block that decide about its answers."""
 _LAST_TIME = 10**11  # the year 5138
+UNREAD: Mapping[str, Any] = MappingProxyType({"size": 0, "version": 0, "sha256": ""})
+"""Of `InputSpec`: whatever the input is, it is another one than the job has read."""
 _Names: TypeAlias = Annotated[
     tuple[str, ...],
     BeforeValidator(lambda names: values.loads(names.encode()) if isinstance(names, str) else names),
