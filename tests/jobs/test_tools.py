@@ -720,9 +720,9 @@ async def test_other_processes_read_and_write_the_files_of_a_job_on_a_local_engi
     steps: list[str] = []
     done_apart = detached._done_apart
 
-    async def done(told: Any, *rest: Any, **options: Any) -> Any:
-        steps.append(told["step"])
-        return await done_apart(told, *rest, **options)
+    async def done(call: Any, *rest: Any, **options: Any) -> Any:
+        steps.append(call.func.__name__)
+        return await done_apart(call, *rest, **options)
 
     monkeypatch.setattr(detached, "_done_apart", done)
     rows = pa.table({"text": ["a", "b"], "answer": ["x", "y"]})
@@ -742,8 +742,8 @@ async def test_other_processes_read_and_write_the_files_of_a_job_on_a_local_engi
             await call("bulk_generate", **refused)
     bench.output = bench.path / "out.jsonl"
     assert [row["answer_1"] for row in bench.answers()] == ["local: Say a", "local: Say b"]
-    looks = ["check_columns"] if suffix == "parquet" else []
-    assert steps == [*looks, "ingest", "check_secrets", "export", *looks]
+    looks = ["_check_columns"] if suffix == "parquet" else []
+    assert steps == [*looks, "_ingest", "_check_secrets", "_export", *looks]
 
 
 @pytest.mark.parametrize("answered", [False, True])

@@ -41,7 +41,7 @@ from promptmill.jobs.manage import detached
 from promptmill.jobs.run import admission
 from promptmill.jobs.store import status
 from promptmill.jobs.store.index import JobFolders
-from promptmill.jobs.store.order import AnswerForm, Earlier, JobOrder, Limits, Question, Shown, Variant, cluster_of
+from promptmill.jobs.store.order import JobOrder, Shown, Variant
 from promptmill.jobs.store.spec import digest
 from promptmill.system.installation import command_for
 from promptmill.system.safe_open import real_path
@@ -184,29 +184,11 @@ def _named_prompts(prompts: Sequence[str]) -> dict[str, str]:
 
 def _order_of(arguments: argparse.Namespace, inputs: Sequence[Path], output: Path) -> JobOrder:
     """Return the order that the options make. Raises `PromptmillError`."""
-    grid, template = _Grid.of(arguments), _template(arguments)
-    templates = () if template is None else (template,)
+    grid = _Grid.of(arguments)
     other = JobFolders.from_environ().at(arguments.from_job).database if arguments.from_job else None
-    return JobOrder(
-        inputs=tuple(inputs),
-        output=output,
-        encoding=arguments.encoding,
-        question=Question(
-            templates=grid.templates if grid is not None and grid.templates else templates,
-            column=arguments.prompt_column,
-            image_column=arguments.image_column,
-            row_settings=arguments.row_settings,
-            skip_empty=arguments.skip_empty,
-        ),
-        system_prompt=arguments.system,
-        form=AnswerForm(column=arguments.answer_column, fields=arguments.fields),
-        limits=Limits(rows=arguments.limit, max_failures=arguments.max_failures, max_cost=arguments.max_cost),
-        earlier=Earlier(again=arguments.again, keep=arguments.keep, from_job=other, overwrite=arguments.overwrite),
-        dedupe=arguments.dedupe,
-        variants=() if grid is None else grid.variants,
-        shard=arguments.shard,
-        ray=cluster_of(arguments.ray, arguments.replicas, arguments.num_gpus, arguments.num_cpus),
-    )
+    prompt = grid.templates if grid is not None and grid.templates else _template(arguments)
+    named = {"prompt": prompt, "system_prompt": arguments.system, "from_job": other}
+    return JobOrder.of(inputs, output, vars(arguments) | named, variants=() if grid is None else grid.variants)
 
 
 def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:

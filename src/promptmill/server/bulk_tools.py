@@ -271,22 +271,22 @@ def add_bulk_tools(
         cost = None if validate else questions.cost(ctx, plan, max_cost, "This job")
         try:
             running = await jobs()
-            from promptmill.jobs.store.order import AnswerForm, Earlier, JobOrder, Limits, Question  # imported by it
+            from promptmill.jobs.store.order import JobOrder  # imported by it
 
-            order = JobOrder(
-                inputs=(Path(input_file or "rows"),),
-                output=Path(output_file),
-                question=Question(
-                    templates=(prompt,) if prompt else (),
-                    column=prompt_column or None,
-                    image_column=image_column or None,
-                ),
-                system_prompt=system_prompt,
-                form=AnswerForm(column=answer_column),
-                limits=Limits(rows=limit or None, max_failures=max_failures or None, max_cost=max_cost),
-                earlier=Earlier(again=again, keep=keep),
-                dedupe=dedupe,
-            )
+            options = {
+                "prompt": prompt or None,
+                "prompt_column": prompt_column or None,
+                "image_column": image_column or None,
+                "system_prompt": system_prompt,
+                "answer_column": answer_column,
+                "limit": limit or None,
+                "max_failures": max_failures or None,
+                "max_cost": max_cost,
+                "again": again,
+                "keep": keep,
+                "dedupe": dedupe,
+            }
+            order = JobOrder.of([Path(input_file or "rows")], Path(output_file), options)
             found = await running.start(
                 order,
                 prompts=None if prompts is None else arguments.list_of(prompts, "prompts"),

@@ -34,7 +34,7 @@ from promptmill.jobs.export.answered import AnsweredRow, answered_rows, outcomes
 from promptmill.jobs.export.text import AnswerValues, OwnValues
 from promptmill.jobs.inputs import given as given_rows
 from promptmill.jobs.inputs.given import Given
-from promptmill.jobs.manage.bulk_options import DEFAULTS, NAMES, BulkOptions, default_of, takes_options
+from promptmill.jobs.manage.bulk_options import BulkOptions, takes_options
 from promptmill.jobs.manage.bulk_result import BulkResult, answer_of, lines_of
 from promptmill.jobs.run import admission
 from promptmill.jobs.run.admission import Job
@@ -44,7 +44,7 @@ from promptmill.jobs.store import progress, status
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
-from promptmill.jobs.store.order import AnswerForm, Earlier, JobOrder, Limits, Question, cluster_of
+from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.progress import Progress, Watch
 from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.spec import JobSpec, digest
@@ -74,17 +74,29 @@ def bulk(rows: Any, output: str | Path | None = None, **options: Unpack[BulkOpti
     file of rows, or lists of messages; the path of a file, a folder or a pattern, as a text or a `pathlib.Path`.
     `output`: a file to write; with a path as `rows`, the result's `rows` and `answers` are then empty.
 
-    `prompt`: what to ask of each row, such as "Classify: {{text}}". A placeholder names a field; a text of a list is
-    the field `text`, a value of a column has the column's name. Without it, `prompt_column` or the field `prompt` is
-    asked. `choices`: what the answers may be. `answer_schema`: a JSON Schema, or a pydantic class, whose instances
-    `answers` then are.
+    The options, all by name:
 
-    `model`, `base_url`, `provider`, `api_key`, …: the model; else the configuration's. `config`: a configuration file;
-    `settings`: values by the paths of their keys, {"backend_configs.openai.rpm": 60}. The names of the other arguments
-    are those of the options of `promptmill bulk` and of OpenAI's parameters.
-
-    `progress`: True for progress in a notebook or on stderr, False for none, or a function that gets the status several
-    times a second.
+    * Rows. `prompt`: what to ask of each row, such as "Classify: {{text}}"; a placeholder names a field, a text of a
+      list is the field `text`, and a value of a column has the column's name. Without it, the field `prompt_column`
+      ("prompt") is asked. `system_prompt`. `image_column`: paths or URLs of images. `encoding`: of CSV and text.
+      `row_settings=True`: rows set their own model and sampling. `skip_empty=True`: leave rows without a prompt out.
+      `limit`: only the first rows. `shard`: one part of the rows, "3/16".
+    * Answers. `choices`: what they may be. `answer_schema`: a JSON Schema, or a pydantic class, whose instances
+      `answers` then are; or OpenAI's `response_format`. `answer_column` ("answer"): their column. `fields=False`: JSON
+      texts, not a column for each field of the schema. `n`: answers to each row. `reasoning`: "separate" or "inline".
+      `logprobs`, `top_logprobs`.
+    * Model, else the configuration's. `model`, `base_url` (one or several), `provider`, `api_key`, `api_key_env`: the
+      name of a variable; `concurrency`: requests in flight; `tier`: "default", "flex" or "priority". `backend`.
+      `config`: a configuration file. `settings`: values by the paths of keys, {"backend_configs.openai.rpm": 60}.
+    * Sampling. `temperature`, `top_p`, `max_tokens`, `stop`, `seed`, `presence_penalty`, `frequency_penalty`,
+      `reasoning_effort`, `top_k`, `min_p`, `repetition_penalty`, `enable_thinking`.
+    * Tools. `tools`, `tool_choice`, `parallel_tool_calls`: as OpenAI has them.
+    * Job. `max_cost`: dollars. `max_failures`: 100 or "5%". `dedupe=True`: send equal rows at temperature 0 once.
+      `again`: "failed", "truncated" or "all" rows of an earlier run. `keep=True`: answers under other settings count.
+      `from_job`: another job, whose answers count. `overwrite=True`: replace a file that this job did not write.
+      `state`: the folder of jobs. `progress`: True for progress in a notebook or on stderr, False for none, or a
+      function that gets the status several times a second.
+    * Ray. `ray`: the address of a cluster. `replicas` (1), `num_gpus` (0) and `num_cpus` (1) for each of them.
 
     Raises `PromptmillError` when the job stops. The answers until then, or until Ctrl-C, are kept: the same call
     resumes the job.
@@ -190,9 +202,10 @@ def _argument_of(named: Named) -> str:
         return f"`promptmill jobs {named.value}`"
     key = named.field.rpartition(".")[2]
     name = _ARGUMENTS.get(key, key)
-    if name not in NAMES:
+    options = BulkOptions.__annotations__
+    if name not in options:
         return f"`settings={{{named.field!r}: {named.value!r}}}`" if named.value != "" else f"`{named.field}`"
-    value = True if named.value == "" and default_of(name) is False else named.value
+    value = True if named.value == "" and options[name].__forward_arg__ == "bool" else named.value
     return f"`{name}`" if value == "" else f"`{name}={value!r}`"
 
 
@@ -202,7 +215,7 @@ class _Call:
 
     rows: Any
     given: Mapping[str, Any]
-    """The options that were given, with the defaults of others."""
+    """The options that were given."""
     configuration: Configuration
     order: JobOrder
     folders: JobFolders
@@ -222,7 +235,7 @@ class _Call:
     @classmethod
     def of(cls, rows: Any, output: str | Path | None, options: BulkOptions) -> _Call:
         """Return a call, its rows written down. Raises `PromptmillError`."""
-        given = {**DEFAULTS, **{name: value for name, value in options.items() if value is not None}}
+        given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
         with _errors([*given, "rows"]), contextlib.ExitStack() as written:
             configuration = _configuration(given)
             state = {"PROMPTMILL_STATE": str(given["state"])} if "state" in given else os.environ
@@ -417,37 +430,10 @@ def _bar(ipython: Any) -> Watch:
 
 def _order(given: Mapping[str, Any], inputs: Sequence[Path], output: Path, folders: JobFolders) -> JobOrder:
     """Return the order that the options make. Raises `PromptmillError`."""
-    ray = cluster_of(given.get("ray"), given["replicas"], given["num_gpus"], given["num_cpus"])
-    most_failures = given.get("max_failures")
+    if "from_job" in given:
+        given = {**given, "from_job": folders.at(str(given["from_job"])).database}
     try:
-        return JobOrder(
-            inputs=tuple(inputs),
-            output=output,
-            encoding=given.get("encoding"),
-            question=Question(
-                templates=(given["prompt"],) if "prompt" in given else (),
-                column=given.get("prompt_column"),
-                image_column=given.get("image_column"),
-                row_settings=given["row_settings"],
-                skip_empty=given["skip_empty"],
-            ),
-            system_prompt=given["system_prompt"],
-            form=AnswerForm(column=given["answer_column"], fields=given["fields"]),
-            limits=Limits(
-                rows=given.get("limit"),
-                max_failures=None if most_failures is None else str(most_failures),
-                max_cost=given.get("max_cost"),
-            ),
-            earlier=Earlier(
-                again=given.get("again"),
-                keep=given["keep"],
-                from_job=folders.at(str(given["from_job"])).database if "from_job" in given else None,
-                overwrite=given["overwrite"],
-            ),
-            dedupe=given["dedupe"],
-            shard=given.get("shard"),
-            ray=ray,
-        )
+        return JobOrder.of(inputs, output, given)
     except ValidationError as error:
         first = error.errors()[0]
         raise input_error(Named(str(first["loc"][0])), f" {first['msg'].removeprefix('Input ')}.") from None

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import orjson
@@ -32,21 +33,19 @@ from promptmill.jobs.ingest import Rules, ingest
 from promptmill.jobs.inputs.row import Lines
 from promptmill.jobs.manage.call_limits import Place
 from promptmill.jobs.manage.running_jobs import RunningJobs
+from promptmill.jobs.run import admission
 from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.runner import Hooks, Runner
 from promptmill.jobs.store import progress
 from promptmill.jobs.store.index import JobFolders
-from promptmill.jobs.store.lock import Lock
 from promptmill.jobs.store.order import JobOrder, Limits
 from promptmill.jobs.store.records import record_of
-from promptmill.jobs.store.spec import InputSpec, JobSpec, OutputSpec, Target, fingerprint
 from promptmill.service.driver import settle
 from promptmill.service.list_call import ListSink
 from promptmill.service.service import Service, too_long
 from promptmill.system.call_files import FileRule, RefusedError
 from promptmill.system.safe_open import OutsideError
 
-_FORMAT = "messages"
 # The time before the tool is called, and from the last look to the result on the wire; measured: half of it.
 _LEAST_MARGIN_S = 1.0
 _MARGIN_SHARE = 0.05
@@ -199,24 +198,16 @@ class DeadlineCall:
     def _written(self) -> Job:
         """Return the job with all items, of which those without a request have failed already. Blocks."""
         budget = self._stats.ledger.budget
-        job = write(
+        return write(
             list(enumerate(self._items)),
             self._system_prompt,
             self._plan,
             self._running_jobs.folders,
             self._caller,
+            outcomes={row: Failure(item) for row, item in enumerate(self._items) if isinstance(item, PromptmillError)},
             max_cost=None if budget is None else budget.limit,
             task=None if self._task is None else self._task.note,
         )
-        wrong = [(row, item) for row, item in enumerate(self._items) if isinstance(item, PromptmillError)]
-        try:
-            job.folder.store.write(
-                [record_of(row, Failure(error), made=job.spec.targets[0].made(1)) for row, error in wrong]
-            )
-        except OSError as error:
-            discard(job)
-            raise PromptmillError(Code.STORAGE, f"The job cannot be written: {disk.why(error)}.", "") from None
-        return job
 
     async def _before_output(self) -> None:
         """Wait until the call returns without its answers: else no file with them is needed."""
@@ -265,50 +256,38 @@ def write(
     folders: JobFolders,
     caller: Caller,
     *,
+    outcomes: Mapping[int, Outcome] = MappingProxyType({}),
     settled: bool = False,
     max_cost: float | None = None,
     task: Mapping[str, Any] | None = None,
 ) -> Job:
     """Write `items`, each with its place in the call, as a job that this user alone can read, and open it. Blocks.
 
-    It survives the end of this process, but a power loss only after `_make_durable`. Raises `PromptmillError`
-    (`storage`); nothing is left behind then.
+    `outcomes` are those that items have already. The job survives the end of this process, but a power loss only after
+    `_make_durable`. Raises `PromptmillError` (`storage`); nothing is left behind then.
     """
     job_id = f"call-{secrets.token_hex(8)}"  # it cannot be guessed: clients with the same token may know of each other
     folder = folders.loose(job_id)
-    with contextlib.ExitStack() as undo:
-        try:
-            disk.make_private_folder(folders.root)
-            folder.make()
-            undo.callback(shutil.rmtree, folder.path, ignore_errors=True)
-            lock = Lock.take(folder.lock)
-            assert lock is not None, "no other process knows this folder"
-            undo.callback(lock.release)
-            store = folder.open()
-            undo.callback(folder.close)
-            order = JobOrder(inputs=(Path("call"),), output=folder.answers, limits=Limits(max_cost=max_cost))
-            order = order.model_copy(update={"owner": caller.owner})
-            target = Target(settings=store.settings_id(found := fingerprint(plan, "", _FORMAT)), fingerprint=found)
-            spec = JobSpec(
-                job_id=job_id,
-                created=int(time.time()),
-                input=InputSpec(path=Path("call"), format=_FORMAT),
-                output=OutputSpec(path=folder.answers, format=""),
-                targets=(target,),
-                backend=plan.backend,
-                model=plan.model,
-                owner=caller.owner,
-                settled=settled,
-            )
-            folder.put(spec=spec, order=order, status={"state": progress.STARTING}, task=task)
-            spec, _ = ingest(store, spec, Lines(_lines(items, system_prompt, plan)), Rules())
-            folder.put(spec=spec)
-        except OSError as error:
-            raise PromptmillError(
-                Code.STORAGE, f"The folder of jobs {folders.root} cannot be written: {disk.why(error)}.", ""
-            ) from None
-        undo.pop_all()
-    return Job(folder, spec, order, plan, lock)
+    order = JobOrder(
+        inputs=(Path("call"),), output=folder.answers, limits=Limits(max_cost=max_cost), owner=caller.owner
+    )
+    job = None
+    try:
+        job = admission.admit(order, plan, folders)
+        job.folder.put(status={"state": progress.STARTING}, task=task)
+        spec, _ = ingest(job.folder.store, job.spec, Lines(_lines(items, system_prompt, plan)), Rules())
+        job.put(spec.model_copy(update={"settled": settled}))
+        made = spec.targets[0].made(1)
+        job.folder.store.write([record_of(row, outcome, made=made) for row, outcome in outcomes.items()])
+    except BaseException as error:
+        if job is not None:
+            job.close()
+        shutil.rmtree(folder.path, ignore_errors=True)
+        if isinstance(error, OSError):
+            problem = f"The folder of jobs {folders.root} cannot be written: {disk.why(error)}."
+            raise PromptmillError(Code.STORAGE, problem, "") from None
+        raise
+    return job
 
 
 def _make_durable(job: Job) -> None:
@@ -336,22 +315,21 @@ async def keep(
 
     Raises `PromptmillError` (`storage`).
     """
-    rows = [
-        (index, item, outcome)
-        for index, (item, outcome) in enumerate(zip(items, outcomes, strict=True))
+    outcomes_of = {
+        index: outcome
+        for index, outcome in enumerate(outcomes)
         if not (isinstance(outcome, Failure) and outcome.error.code is Code.DEFERRED)
-    ]
-
-    def written() -> Job:
-        items = [(index, item) for index, item, _ in rows]
-        job = write(items, system_prompt, plan, running_jobs.folders, caller, settled=True)
-        try:
-            job.folder.store.write([record_of(index, outcome) for index, _, outcome in rows])
-        except OSError as error:
-            discard(job)
-            raise PromptmillError(Code.STORAGE, f"The answers cannot be kept: {disk.why(error)}.", "") from None
-        return job
-
+    }
+    written = partial(
+        write,
+        [(index, items[index]) for index in outcomes_of],
+        system_prompt,
+        plan,
+        running_jobs.folders,
+        caller,
+        outcomes=outcomes_of,
+        settled=True,
+    )
     job = await asyncio.shield(asyncio.ensure_future(asyncio.to_thread(written)))
     await asyncio.wait({running_jobs.run_here(job)})  # which finds every row answered, and writes the output
     return job.spec.job_id

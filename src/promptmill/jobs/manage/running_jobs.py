@@ -9,7 +9,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias
 
 import orjson
 
@@ -49,7 +49,6 @@ _VALUE = 24  # bytes of text that take as long on the event loop as a value; a p
 _WAIT_S = 1.0
 _DISK_SHARE = 0.5  # of the free disk, for the rows of one job
 _NAME_ANOTHER = "Name another file."
-T = TypeVar("T")
 Only = Literal["all", "answers", "failed"]
 Approve: TypeAlias = Callable[[float | None, float | None], Awaitable[None]]
 """Gets the estimated and the highest cost of a job, None for an unknown one, and raises to prevent the job."""
@@ -182,8 +181,7 @@ class RunningJobs:
         """Have another process read the rows of a call into the job's database."""
         files = await asyncio.to_thread(job.unread)
         if files is not None:
-            halt = threading.Event()
-            await self._apart.ingest(job, files, Context(_in_thread, halt, lambda _: None))
+            await self._apart.ingest(job, files, Context(asyncio.to_thread, threading.Event(), lambda _: None))
 
     async def _approved(self, approve: Approve, order: JobOrder, checked: Mapping[str, Any]) -> None:
         """Call `approve` with the cost of the rows that an earlier job of these files has not answered, if known."""
@@ -603,7 +601,3 @@ class _Fields:
         if self._finder is not None and (find_field(value) or self._finder.find(text)):
             return {"left_out": f"The row's fields {MAY_HOLD_SECRETS}."}
         return value
-
-
-async def _in_thread(work: Callable[[], T]) -> T:
-    return await asyncio.to_thread(work)

@@ -27,7 +27,7 @@ T = TypeVar("T")
 class InThread(Protocol):
     """Runs blocking work in a thread."""
 
-    def __call__(self, work: Callable[[], T]) -> Awaitable[T]:
+    def __call__(self, work: Callable[[], T], /) -> Awaitable[T]:
         """Return the result of the work."""
         ...
 

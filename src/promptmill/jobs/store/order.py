@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -194,6 +194,38 @@ class JobOrder(_Frozen):
     owner: str | None = None
     """The owner of a job on rows that came in a call, see `Caller`; None for files, which all clients share."""
 
+    @classmethod
+    def of(cls, inputs: Iterable[Path], output: Path, options: Mapping[str, Any], **more: Any) -> JobOrder:
+        """Return the order that `options` of `promptmill.bulk` make; one that is None has its default.
+
+        `prompt` may also be several templates.
+
+        Raises `ValidationError`, and `PromptmillError` (`invalid_config`).
+        """
+
+        def given(**names: str) -> dict[str, Any]:
+            return {field: options[name] for field, name in names.items() if options.get(name) is not None}
+
+        failures, prompt = options.get("max_failures"), options.get("prompt")
+        prompts = () if prompt is None else (prompt,) if isinstance(prompt, str) else prompt
+        return cls(
+            inputs=tuple(inputs),
+            output=output,
+            question=Question(
+                templates=prompts,
+                **given(column="prompt_column", image_column="image_column"),
+                **given(row_settings="row_settings", skip_empty="skip_empty"),
+            ),
+            form=AnswerForm(**given(column="answer_column", fields="fields")),
+            limits=Limits(
+                max_failures=None if failures is None else str(failures), **given(rows="limit", max_cost="max_cost")
+            ),
+            earlier=Earlier(**given(again="again", keep="keep", from_job="from_job", overwrite="overwrite")),
+            ray=_cluster(**given(address="ray", replicas="replicas", gpus="num_gpus", cpus="num_cpus")),
+            **given(encoding="encoding", system_prompt="system_prompt", dedupe="dedupe", shard="shard"),
+            **more,
+        )
+
     @property
     def cut(self) -> Shard | None:
         """`shard`, read. Raises `PromptmillError` (`invalid_input`)."""
@@ -220,7 +252,7 @@ class JobOrder(_Frozen):
         return self.model_copy(update={"earlier": self.earlier.model_copy(update=changes)})
 
 
-def cluster_of(address: str | None, replicas: int, gpus: float, cpus: float) -> RayCluster | None:
+def _cluster(address: str | None = None, replicas: int = 1, gpus: float = 0, cpus: float = 1) -> RayCluster | None:
     """Return the Ray cluster at `address`, None without one. Raises `PromptmillError` (`invalid_config`)."""
     if address is not None:
         return RayCluster(address, replicas, gpus, cpus)
