@@ -35,7 +35,7 @@ from promptmill.jobs.manage.call_limits import Place
 from promptmill.jobs.manage.running_jobs import RunningJobs
 from promptmill.jobs.run import admission
 from promptmill.jobs.run.admission import Job
-from promptmill.jobs.run.runner import Hooks, Runner
+from promptmill.jobs.run.runner import Runner
 from promptmill.jobs.store import progress
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder, Limits
@@ -49,7 +49,6 @@ from promptmill.system.safe_open import OutsideError
 # The time before the tool is called, and from the last look to the result on the wire; measured: half of it.
 _LEAST_MARGIN_S = 1.0
 _MARGIN_SHARE = 0.05
-_END_S = 1.0
 _ITEM_S = 4e-5  # read from the database, then an entry in the result
 
 
@@ -90,8 +89,7 @@ class DeadlineCall:
         self._place: Place | None = None
         self._job: Job | None = None
         self._run: asyncio.Task[object] | None = None
-        self._answered = asyncio.Event()
-        self._goes_on = asyncio.Event()
+        self._goes_on = False
 
     async def outcomes(self) -> list[Outcome]:
         """Return an outcome per item, before the time is over; items that go on have failed with code `deferred`.
@@ -119,10 +117,13 @@ class DeadlineCall:
             if isinstance(item, PromptmillError):
                 await settle(index, Failure(item), sink, self._stats)
         if self._place.is_ready:
-            hooks = Hooks(before_output=self._before_output)
-            runner = Runner(job, self._service, hooks, stats=self._stats)
+            runner = Runner(job, self._service, stats=self._stats)
             self._run = asyncio.ensure_future(runner.run())
-            left = await self._until_limit(job, runner, self._run)
+            await asyncio.wait({self._run}, timeout=self._left_s)
+            if self._run.done() and not self._is_task_required:
+                left = runner.error or PromptmillError(Code.SHUTDOWN, "The server is shutting down.")
+            else:
+                left = await self._deferred(partial(_make_durable, job))
             for record in await asyncio.to_thread(job.folder.store.sound_records):
                 await sink.put(record.key, record.outcome())  # the job's run counted it
         else:
@@ -134,7 +135,7 @@ class DeadlineCall:
     def go_on(self) -> tuple[str | None, Call]:
         """Let the job have what is left; return its id, None when all is done, and what the call itself has cost."""
         place, job, run = self._place, self._job, self._run
-        if place is None or job is None or not self._goes_on.is_set():
+        if place is None or job is None or not self._goes_on:
             return None, self._stats
         self._place = self._job = self._run = None
         job_id = job.spec.job_id
@@ -160,8 +161,6 @@ class DeadlineCall:
         else:
             run.cancel()
             run.add_done_callback(forget)
-            if self._answered.is_set():  # else the server could end first, and leave the prompts on the disk
-                await asyncio.wait({run}, timeout=_END_S)
 
     @property
     def _is_task_required(self) -> bool:
@@ -209,22 +208,6 @@ class DeadlineCall:
             task=None if self._task is None else self._task.note,
         )
 
-    async def _before_output(self) -> None:
-        """Wait until the call returns without its answers: else no file with them is needed."""
-        self._answered.set()
-        await self._goes_on.wait()
-
-    async def _until_limit(self, job: Job, runner: Runner, run: asyncio.Task[object]) -> PromptmillError:
-        """Return, when the work or the time is over, the error of the items without an outcome."""
-        answered = asyncio.ensure_future(self._answered.wait())
-        try:
-            await asyncio.wait({run, answered}, timeout=self._left_s, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            answered.cancel()
-        if (run.done() or self._answered.is_set()) and not self._is_task_required:
-            return runner.error or PromptmillError(Code.SHUTDOWN, "The server is shutting down.")
-        return await self._deferred(partial(_make_durable, job))
-
     async def _put_off(self, job: Job) -> PromptmillError:
         """Close the job, which has got no place in time. Return the error of its items."""
 
@@ -240,7 +223,7 @@ class DeadlineCall:
         if self._end < self._limit:
             return too_long(self._plan.settings.call_timeout)
         await asyncio.to_thread(make_ready)
-        self._goes_on.set()
+        self._goes_on = True
         assert self._job is not None
         return PromptmillError(Code.DEFERRED, f"Goes on as job {self._job.spec.job_id}.", "")
 

@@ -76,8 +76,6 @@ class Hooks:
     """Gets the progress several times a second."""
     before_answers: Callable[[], Awaitable[None]] | None = None
     """Waited for before any row is sent."""
-    before_output: Callable[[], Awaitable[None]] | None = None
-    """Waited for when all rows are done."""
     recorded: Callable[[Sequence[int]], None] | None = None
     """Gets the keys that were recorded."""
     live: LiveOutput | None = None
@@ -356,8 +354,6 @@ class Runner:
             await self._run_round(round_, duplicates)
             if self._leaves_as is not None:
                 raise self._leaves_as
-        if self._hooks.before_output is not None:
-            await self._hooks.before_output()
         await self._count(NEVER)
 
     def _next_round(self, duplicates: Duplicates | None) -> Round | None:
