@@ -138,7 +138,7 @@ class Bench:
         with self.folder.reading() as store:
             return store.sound_records()
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> Any:
         """What anybody can read about the job."""
         return status.read(self.folder)
 

@@ -271,7 +271,7 @@ def test_the_summary_shows_the_results(bench: Any, texts: list[str], shown: str)
 
 
 def test_the_summary_shows_price_and_answers_that_were_cut_off() -> None:
-    about = {"job_id": "x", "state": "finished", "input_file": "/in/reviews.csv", "output_file": "/out/labels.csv"}
+    about: Any = {"job_id": "x", "state": "finished", "input_file": "/in/reviews.csv", "output_file": "/out/labels.csv"}
     counts = {"total": 300, "done": 300, "failed": 0, "seconds": 1.8, "cost": 0.004, "truncated": 3}
     found = about | counts | {"model": "good-1", "results": {"different": 300, "shortest": 12, "longest": 480}}
     first, second, *_ = summary(found).splitlines()
@@ -286,7 +286,7 @@ def test_the_results_of_a_stopped_job_are_those_of_its_answers_so_far(bench: Any
 
 
 def test_the_summary_is_no_more_exact_than_its_latencies() -> None:
-    found = {"job_id": "x", "state": "stopped", "latency_s": {"p50": 0.0217, "p95": 1.9767, "p99": 123.4}}
+    found: Any = {"job_id": "x", "state": "stopped", "latency_s": {"p50": 0.0217, "p95": 1.9767, "p99": 123.4}}
     assert "p50 0.022 s, p95 2 s, p99 120 s\n" in summary(found)
 
 

@@ -10,6 +10,7 @@ from promptmill.core.money import Budget
 from promptmill.jobs.store import status
 from promptmill.jobs.store.counts import JobCounts
 from promptmill.jobs.store.progress import FINISHED, MERGING, RUNNING, Course, Progress
+from promptmill.jobs.store.status_record import RunStatus
 
 GONE = "waiting for api.example.com since 0:14, next try in 8 s"
 
@@ -148,12 +149,20 @@ def test_the_course_of_a_long_job_has_a_bounded_number_of_samples() -> None:
     for second in range(2000):
         course.note({"state": "running", "seconds": float(second), "updated": 1e9, "done": second, "failed": 1})
     assert not course.note({"state": "running", "seconds": 1999.5, "updated": 1e9})
-    waits = {"state": "stopped", "seconds": 2000.0, "updated": 1e9, "done": 1999, "failed": 1, "waiting": "no answer"}
-    assert course.note({**waits, "in_flight": 3, "window": 8, "refused": 2})
+    waits: RunStatus = {
+        "state": "stopped",
+        "seconds": 2000.0,
+        "updated": 1e9,
+        "done": 1999,
+        "failed": 1,
+        "waiting": "no answer",
+    }
+    waits |= {"in_flight": 3, "window": 8, "refused": 2}
+    assert course.note(waits)
     found = course.as_dict()
     assert 150 <= len(found["samples"]) <= 300
     assert found["every_s"] == 8
-    seconds = [sample[0] for sample in found["samples"]]
+    seconds = [sample[0] or 0.0 for sample in found["samples"]]
     assert seconds == sorted(seconds)
     assert seconds[0] == 0
     assert found["samples"][-1] == [2000.0, 1999, 1, 3, 8, 2, 1]

@@ -179,7 +179,7 @@ def _judgement(arguments: argparse.Namespace, rows: ComparedRows, folders: JobFo
     folder = folders.of(order.output)
     if folder.spec is None or not folder.spec.is_read:  # it has sent nothing
         return Judgement(about, {}), code
-    now = status.read(folder)
+    now: Mapping[str, object] = status.read(folder)
     about |= {name: now[name] for name in _ABOUT if name in now}
     return Judgement(about, judge.verdicts_in(folder, pairs)), code
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from promptmill.core.wording import duration
 from promptmill.jobs.store import status
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
+from promptmill.jobs.store.status_record import Status
 
 _EVERY_S = 2.0  # a redraw takes some milliseconds, and the board may use one percent of a core
 _LISTED_EVERY = 5  # rounds between two looks for new jobs
@@ -32,7 +33,7 @@ class _Seen:
     """A job as it was read last."""
 
     stamp: object
-    status: Mapping[str, Any]
+    status: Status
 
 
 class Board:
@@ -45,7 +46,7 @@ class Board:
         self._listed: list[Folder] = []
         self._rounds = 0
 
-    def look(self) -> list[Mapping[str, Any]]:
+    def look(self) -> list[Status]:
         """Return the status of each job, the newest first."""
         if self._rounds % _LISTED_EVERY == 0:
             self._listed = list(self._folders.all())
@@ -61,7 +62,7 @@ class Board:
         return sorted(shown, key=lambda job: -job["created"])
 
     @staticmethod
-    def _read(folder: Folder) -> Mapping[str, Any]:
+    def _read(folder: Folder) -> Status:
         spec, last = folder.spec_and_status()
         return {} if spec is None else status.of(folder, spec, last)
 
@@ -101,7 +102,7 @@ def _print(board: Board) -> None:
         time.sleep(_EVERY_S)
 
 
-def _table(jobs: Sequence[Mapping[str, Any]], width: int) -> Any:
+def _table(jobs: Sequence[Status], width: int) -> Any:
     from rich.table import Table
     from rich.text import Text
 
@@ -127,17 +128,17 @@ def _table(jobs: Sequence[Mapping[str, Any]], width: int) -> Any:
     return table
 
 
-def _now(job: Mapping[str, Any]) -> str:
+def _now(job: Status) -> str:
     """Return the activity of a job in a few words."""
     parts = [f"{job['failed']:,} failed"] if job.get("failed") else []
     if job.get("waiting"):
         parts.insert(0, job["waiting"])
     elif job["state"] == "running":
         parts.insert(0, f"{job['rows_per_second']:,.1f} rows/s, {status.in_flight(job)}")
-        if job.get("eta_s") is not None:
-            parts.append(f"{duration(job['eta_s'])} left")
+        if (eta_s := job.get("eta_s")) is not None:
+            parts.append(f"{duration(eta_s)} left")
     if job.get("round") not in {None, "", "first"}:
         parts.append(f"round: {job['round']}")
-    if job.get("cost") is not None:
-        parts.append(dollars(job["cost"]))
+    if (cost := job.get("cost")) is not None:
+        parts.append(dollars(cost))
     return ", ".join(parts)

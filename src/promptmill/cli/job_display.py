@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TextIO
+from typing import TextIO, cast
 
 import orjson
 
@@ -24,6 +24,7 @@ from promptmill.jobs.store import status
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.order import PART, JobOrder
 from promptmill.jobs.store.progress import Progress, Watch
+from promptmill.jobs.store.status_record import FieldResults, Status
 
 _GO_ON = "  go on with the same command; what is answered is kept"
 _OF_THE_FILE = frozenset({Code.INVALID_INPUT, Code.EMPTY_PROMPT})
@@ -41,7 +42,7 @@ _STYLES = {states.FINISHED: "green", states.RUNNING: "cyan", states.STOPPED: "re
 
 
 def print_status(
-    found: Mapping[str, Any],
+    found: Status,
     folder: Folder | None = None,
     order: JobOrder | None = None,
     *,
@@ -54,7 +55,7 @@ def print_status(
     `folder` holds messages of its failures, `order` the URLs of its files. `again`: see `summary`.
     """
     stream = sys.stderr if on_stderr else sys.stdout
-    found = {**found, **(order.shown.urls if order is not None else {})}
+    found = cast("Status", {**found, **(order.shown.urls if order is not None else {})})
     if as_json:
         say(orjson.dumps(found).decode(), stream)
         return
@@ -69,7 +70,7 @@ def print_status(
 
 
 def summary(
-    found: Mapping[str, Any],
+    found: Status,
     *,
     examples: Mapping[str, str] = MappingProxyType({}),
     again: bool = True,
@@ -124,7 +125,7 @@ def summary(
     return "\n".join(lines)
 
 
-def _go_on(found: Mapping[str, Any], *, output: bool) -> list[str]:
+def _go_on(found: Status, *, output: bool) -> list[str]:
     """Return the commands after a stop, each on a line of its own. Copies of pipes and URLs need the first command."""
     if not output or any("://" in str(found.get(name) or "") for name in ("input_file", "output_file")):
         return [_GO_ON]
@@ -138,25 +139,25 @@ def _go_on(found: Mapping[str, Any], *, output: bool) -> list[str]:
     ]
 
 
-def title(found: Mapping[str, Any]) -> str:
+def title(found: Status) -> str:
     """Return the names of a job's input and output."""
     names = [name for name in (found.get("input_file", ""), found.get("output_file")) if name]
     return " → ".join(name.rstrip("/").rpartition("/")[2] if "://" in name else Path(name).name for name in names)
 
 
-def _answered(found: Mapping[str, Any]) -> str:
+def _answered(found: Status) -> str:
     """Return `19 answered, 1 failed`."""
     failed = found.get("failed", 0)
     return f"{status.answered(found):,} answered" + (f", {failed:,} failed" if failed else "")
 
 
-def _by(found: Mapping[str, Any]) -> str:
+def _by(found: Status) -> str:
     """Return how long a job has taken, by which model, and its price."""
     by = f" by {model}" if (model := found.get("model")) else ""
     return f"{status.took(found.get('seconds', 0))}{by}{status.paid(found)}"
 
 
-def results(found: Mapping[str, Any]) -> str:
+def results(found: Status) -> str:
     """Return a line on the answers: `positive 125, negative 88`, or `300 different, 12 to 480 characters`."""
     what = found.get("results")
     if not what:
@@ -171,7 +172,7 @@ def results(found: Mapping[str, Any]) -> str:
     return f"{what['different']:,} different, {status.lengths(what)}{truncated}"
 
 
-def _field(field: Mapping[str, Any]) -> str:
+def _field(field: FieldResults) -> str:
     """Return the values of a field: `positive 12, negative 8`, or the range of its numbers and their mean."""
     if values := field.get("values"):
         return ", ".join(f"{_value(value)} {count:,}" for value, count in values.items())
@@ -189,14 +190,14 @@ def _short(text: str) -> str:
     return cut(" ".join(text.split()), _SHORT_TEXT)
 
 
-def _without_rows(found: Mapping[str, Any]) -> str:
+def _without_rows(found: Status) -> str:
     if part := PART.search(found["output_file"] or ""):
         return f"shard {int(part[1])} of {int(part[2])} holds no rows; that is all right"
     to = f", and so does the output {found['output_file']}" if found["output_file"] else ""
     return f"{found['input_file']} holds no rows{to}"
 
 
-def _noteworthy(found: Mapping[str, Any]) -> Iterator[str]:
+def _noteworthy(found: Status) -> Iterator[str]:
     """Yield lines on rows that are not failed, and yet not answered as one expects."""
     if skipped := found.get("skipped"):
         yield f"  skipped   {counted(skipped, 'empty row')}, not in the output"
@@ -206,7 +207,7 @@ def _noteworthy(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"  empty     {empty:,} answered without a word: look at `finish_reason`, and at the prompt or model"
 
 
-def _failed(found: Mapping[str, Any]) -> list[str]:
+def _failed(found: Status) -> list[str]:
     """Return remedies for failed rows: rows with errors in the file need a correction, others can be sent again."""
     errors = found.get("errors", {})
     lines, name = [], Path(found["input_file"]).name
@@ -313,7 +314,7 @@ def _line(progress: Progress, width: int) -> str:
     return ", ".join(text for name, text in parts.items() if name in kept) or parts["answered"][:width]
 
 
-def print_jobs(found: Iterable[Mapping[str, Any]], target: TextIO | None = None) -> None:
+def print_jobs(found: Iterable[Status], target: TextIO | None = None) -> None:
     """Print a row for each job to `target`, else to stdout.
 
     On a terminal it is as wide as the screen, in colour; the columns without room make a line below each row.
@@ -352,7 +353,7 @@ def _aligned(name: str, text: str, widths: Mapping[str, int]) -> str:
     return text.rjust(widths[name]) if name in _NUMBERS else text.ljust(widths[name])
 
 
-def _row(one: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+def _row(one: Status) -> dict[str, tuple[str, str]]:
     """Return each column's text and its style."""
     total, done, failed, cost = one.get("total"), one.get("done", 0), one.get("failed", 0), one.get("cost")
     cells = {

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from promptmill.cli import options
 from promptmill.cli.job_display import print_status, progress_display
@@ -28,6 +27,7 @@ from promptmill.jobs.run.runner import Hooks, Runner, until_ended
 from promptmill.jobs.store import progress, status
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder
+from promptmill.jobs.store.status_record import RunStatus, Status
 from promptmill.service import choosing
 from promptmill.service.service import Service
 from promptmill.system import runtime
@@ -66,7 +66,7 @@ def run(
     if not quiet:
         note_once(configuration.plan)
 
-    def tell(now: Mapping[str, Any], *, again: bool = True) -> None:
+    def tell(now: Status, *, again: bool = True) -> None:
         if is_step and now["state"] == progress.FINISHED and not now.get("failed"):
             return
         now = {**now, "alive": False}
@@ -94,7 +94,7 @@ def run(
             prune.remove(job.folder)
         has_answers = not is_typo and job.folder.path.exists()
         if as_json or has_answers:
-            tell(about | ended, again=error is None or error.retryable)
+            tell({**about, **ended}, again=error is None or error.retryable)
         else:
             complain(ended["reason"])
     finally:
@@ -143,7 +143,7 @@ def remembered_command(given: Sequence[str], configuration: Configuration) -> li
     return kept if is_shipped(file) or not file.is_file() else [*kept, "--config", str(file)]
 
 
-def _exit_code(ended: Mapping[str, Any], error: PromptmillError | None) -> int:
+def _exit_code(ended: RunStatus, error: PromptmillError | None) -> int:
     if error is not None and error.code in _TYPOS - {Code.NOT_FOUND}:
         return USAGE
     if error is not None and error.retryable:
@@ -151,7 +151,7 @@ def _exit_code(ended: Mapping[str, Any], error: PromptmillError | None) -> int:
     return OK if ended["state"] == progress.FINISHED and not ended["failed"] else SOME_FAILED
 
 
-def _is_typo(error: PromptmillError | None, job: Job, ended: Mapping[str, Any]) -> bool:
+def _is_typo(error: PromptmillError | None, job: Job, ended: RunStatus) -> bool:
     """Return whether a typo has ended a new job before it did anything, so that it leaves nothing."""
     is_wrong = error is not None and error.code in _TYPOS and job.before is None
     # the description of a job that has answers may have been damaged
@@ -194,7 +194,7 @@ async def _job_run(
     *,
     as_json: bool,
     quiet: bool,
-) -> tuple[dict[str, Any], PromptmillError | None, bool]:
+) -> tuple[RunStatus, PromptmillError | None, bool]:
     create = None if job.order.ray is None else job.order.ray.create
     service = Service(configuration, plan=job.plan, create=create)
     try:

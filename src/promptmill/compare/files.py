@@ -72,7 +72,7 @@ class ComparedFile:
         own = {names.get(key, name) for key, name in usual.items()}
         answer = names.get("answer", spec.output.form.column)
         column = names.get(f"{FIELD}{wanted}", wanted) if f"{FIELD}{wanted}" in fields else wanted
-        about = status.read(folder)
+        about: Mapping[str, object] = status.read(folder)
         kept = ("job_id", "model", "cost", "seconds", "prompt_tokens", "completion_tokens")
         return cls(
             letter,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 from promptmill.compare.figures import CONTRADICTION, HALF, TIE
 from promptmill.compare.statistics import INTERVAL, TEST
 from promptmill.core.money import dollars
 from promptmill.core.wording import counted, cut
 from promptmill.jobs.store import status
+from promptmill.jobs.store.status_record import RunStatus
 
 
 def made(file: Mapping[str, Any], rows: int) -> str:
@@ -87,7 +88,7 @@ def judged(pair: Mapping[str, Any]) -> Iterator[str]:
 def price(judge: Mapping[str, Any]) -> str:
     """Return the requests, the time and the cost of a judgement."""
     requests = counted(judge.get("requests", 0), "request")
-    return f"the judge: {requests} in {status.took(judge.get('seconds', 0))}{status.paid(judge)}"
+    return f"the judge: {requests} in {status.took(judge.get('seconds', 0))}{status.paid(cast('RunStatus', judge))}"
 
 
 def said(row: Mapping[str, Any]) -> str:

@@ -22,7 +22,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 from promptmill.backends.protocol import DURATIONS_S
 from promptmill.core.errors import PromptmillError
@@ -31,6 +30,7 @@ from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.progress import ALIVE
 from promptmill.jobs.store.status import answered
+from promptmill.jobs.store.status_record import Status
 from promptmill.service.service import Service
 from promptmill.service.telemetry import CALLS, Labels, ModelLabels, samples
 
@@ -130,13 +130,13 @@ class Metrics:
         failed: Mapping[str, int] = found.get("errors") or {}
         for outcome, count in {"answered": answered(found), "skipped": found.get("skipped", 0), **failed}.items():
             page.add("job_rows", count, labels, outcome)
-        if found.get("total") is not None:
-            page.add("job_rows_left", max(0, found["total"] - found.get("done", 0)), labels)
+        if (total := found.get("total")) is not None:
+            page.add("job_rows_left", max(0, total - found.get("done", 0)), labels)
         page.add("job_rows_cached", found.get("cached", 0), labels)
         if found["alive"]:
             page.add("job_rows_per_second", found.get("rows_per_second") or 0.0, labels)
             page.add("job_requests_in_flight", found.get("in_flight") or 0, labels)
-            page.add("job_requests_in_flight_limit", found.get("window", 0), labels)
+            page.add("job_requests_in_flight_limit", found.get("window") or 0, labels)
             page.add("jobs_waiting", bool(found.get("waiting")), labels)
 
 
@@ -145,12 +145,12 @@ class _JobSeen:
 
     def __init__(self, provider: str, model: str) -> None:
         self.provider, self.model = provider, model
-        self.status: dict[str, Any] = {}
+        self.status: Status = {}
         self.stamp: object = None
         """The state of the database's files; None while the job runs, which changes them."""
         self.most: dict[str, float] = {}
 
-    def note(self, found: dict[str, Any], stamp: object) -> None:
+    def note(self, found: Status, stamp: object) -> None:
         """Take over a status."""
         self.status, self.stamp = found, stamp
         for name in _OF_JOBS:

@@ -6,9 +6,9 @@ job.db: status, course, counts, rows with their answers ─▶ data ─▶ `repo
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import orjson
 
@@ -23,6 +23,7 @@ from promptmill.jobs.store.database import DamagedError, JobDatabase
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.rounds import ANSWERED
 from promptmill.jobs.store.spec import JobSpec
+from promptmill.jobs.store.status_record import CourseRecord, FieldResults, Results, Status
 from promptmill.report import page
 from promptmill.report.page import MOST_ROWS, Report, made_by, when
 from promptmill.report.rows import LENGTHS, TEXTS, Filter, PageRows, some_parts
@@ -30,6 +31,7 @@ from promptmill.report.thumbnails import Thumbnails
 
 _SEED = 1
 _FAILED, _CUT = 1, 2
+_RARE: Sequence[tuple[Literal["empty", "skipped"], str]] = (("empty", "Empty"), ("skipped", "Skipped"))
 _BINS = 24
 _OF_ROWS = frozenset({"done", "answered", "failed", "errors", "skipped", "truncated", "empty"})
 _SHOWN_SHARE = 0.99  # a histogram ends there, for one answer may take a hundred times as long
@@ -74,7 +76,7 @@ def _page(folder: Folder) -> tuple[bytes, int, int]:
         total = store.count(where)
         drawn = statistics.at_most(store, MOST_ROWS, _SEED, where)
         rows = _rows(pictures.of(JobRows(store, folder.spec_in(store)).read(drawn)), min(total, MOST_ROWS))
-    found |= {name: count for name, count in counts.items() if name in _OF_ROWS}
+    found |= cast("Status", {name: count for name, count in counts.items() if name in _OF_ROWS})
     data = {
         **_heading(found),
         "notes": list(found.get("warnings", ())),
@@ -89,7 +91,7 @@ def _page(folder: Folder) -> tuple[bytes, int, int]:
         "thumbnails": pictures.found,
         "course": (course := folder.course),
         "spreads": _spreads(spread),
-        "run": _run(course, spec, {**found, "rounds": made_in}),
+        "run": _run(course, spec, found, made_in),
         "made": made_by(),
     }
     rows.filters = _filters(failed=bool(data["failures"]), cut=any(state & _CUT for state in rows.state))
@@ -131,7 +133,7 @@ def _filters(*, failed: bool, cut: bool) -> list[Filter]:
     return found + ([("cut", "Cut off", _CUT, _CUT)] if cut else [])
 
 
-def _heading(found: Mapping[str, Any]) -> dict[str, str]:
+def _heading(found: Status) -> dict[str, str]:
     """Return the state, its colour and a sentence."""
     state, files = found["state"], f"{status.answered(found):,} answered"
     moods = {progress.FINISHED: "warn" if found.get("failed") else "good", progress.STOPPED: "bad"}
@@ -143,8 +145,8 @@ def _heading(found: Mapping[str, Any]) -> dict[str, str]:
     summary = f"{files} in {status.took(found.get('seconds', 0))}"
     if found.get("model"):
         summary += f" by {found['model']}"
-    if found.get("cost") is not None:
-        summary += f", {dollars(found['cost'])}"
+    if (cost := found.get("cost")) is not None:
+        summary += f", {dollars(cost)}"
     if found.get("reason"):
         summary += f": {found['reason']}"
     if state in progress.ALIVE:
@@ -152,7 +154,7 @@ def _heading(found: Mapping[str, Any]) -> dict[str, str]:
     return {"state": state, "mood": mood, "summary": summary}
 
 
-def _tiles(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def _tiles(found: Status) -> list[tuple[str, str, str]]:
     """Return the main figures: a name, the figure, and a remark."""
     seconds, done, cost = found.get("seconds", 0), found.get("done", 0), found.get("cost")
     total, answered = found.get("total"), status.answered(found)
@@ -172,9 +174,9 @@ def _tiles(found: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     tiles.append(("Requests", f"{found.get('requests', 0):,}", f"{found.get('retries', 0):,} retries"))
     if hits := found.get("cached"):
         tiles.append(("From the cache", f"{hits:,}", _share(hits, done)))
-    for name, label in (("truncated", "Cut off"), ("empty", "Empty"), ("skipped", "Skipped")):
-        if found.get(name):
-            tiles.append((label, f"{found[name]:,}", "by max_tokens" if name == "truncated" else ""))
+    if cut_off := found.get("truncated"):
+        tiles.append(("Cut off", f"{cut_off:,}", "by max_tokens"))
+    tiles += [(label, f"{found.get(name):,}", "") for name, label in _RARE if found.get(name)]
     return tiles
 
 
@@ -182,7 +184,7 @@ def _share(part: int, whole: int) -> str:
     return f"{status.figure(100 * part / whole)} %" if part and whole else ""
 
 
-def _of_answers(results: Mapping[str, Any]) -> str:
+def _of_answers(results: Results) -> str:
     """Return a sentence on the different answers."""
     if not results:
         return "There are no answers yet."
@@ -193,7 +195,7 @@ def _of_answers(results: Mapping[str, Any]) -> str:
     return f"{kinds}{more}; {status.lengths(results)}."
 
 
-def _field(name: str, field: Mapping[str, Any]) -> tuple[str, list[tuple[str, int]], str]:
+def _field(name: str, field: FieldResults) -> tuple[str, list[tuple[str, int]], str]:
     """Return the name of a field of the answers, its values, and the range of its numbers."""
     if "values" in field:
         return name, list(field["values"].items()), ""
@@ -239,7 +241,7 @@ def _histogram(title: str, unit: str, values: Sequence[float]) -> dict[str, Any]
     }
 
 
-def _run(course: Mapping[str, Any], spec: JobSpec, found: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _run(course: CourseRecord, spec: JobSpec, found: Status, made_in: str) -> list[tuple[str, str]]:
     """Return the facts about the run, by their names."""
     runs = course.get("runs", [])
     versions = dict.fromkeys(run["version"] for run in runs)
@@ -254,7 +256,7 @@ def _run(course: Mapping[str, Any], spec: JobSpec, found: Mapping[str, Any]) -> 
         else orjson.dumps(spec.output.answer_schema).decode(),
         "Input": str(spec.input.path),
         "Output": str(spec.output.path) if spec.output.format else "",
-        "Rounds": found["rounds"],
+        "Rounds": made_in,
         "Begun": when(spec.created),
         "Runs": "\n".join(f"{when(run['began'])}, after {status.took(run['at'])}" for run in runs)
         if len(runs) > 1

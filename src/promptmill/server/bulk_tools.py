@@ -419,7 +419,7 @@ def _add_tools_of_a_job(
 
         Returns the same as bulk_status.
         """
-        return await (await jobs()).cancel(job_id, caller_of(ctx, service))
+        return dict(await (await jobs()).cancel(job_id, caller_of(ctx, service)))
 
     @tool(
         mcp,
@@ -462,4 +462,4 @@ def _add_tools_of_a_job(
         if max_cost is not None and (cost := questions.cost(ctx, service.plan, max_cost, "This job")) is not None:
             await cost.approve(None, max_cost)
         found = await asyncio.to_thread(functools.partial(running.control, job_id, caller, **changes))
-        return await running.resume_call(job_id, caller) if resume else found
+        return dict(await running.resume_call(job_id, caller) if resume else found)

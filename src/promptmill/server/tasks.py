@@ -221,7 +221,7 @@ class Tasks(ServerExtension):
             error = None if refused.code is Code.RATE_LIMITED else refused  # then the next look tries again
         resumed = await asyncio.to_thread(lambda: _Task(task.folder))
         if error is not None and resumed.is_interrupted:
-            resumed.status |= {"state": "stopped", "reason": str(error), "code": str(error.code)}
+            resumed.status |= {"state": "stopped", "reason": str(error), "code": error.code}
         return resumed
 
     async def _result(self, task: _Task) -> dict[str, Any]:
@@ -295,7 +295,7 @@ class _Task:
 
     def stats(self, *, several_models: bool) -> Call:
         """Return the counts of the call, over all runs of its job."""
-        counted = {name: self.status[name] for name in _COUNTED if self.status.get(name) is not None}
+        counted: dict[str, Any] = {name: count for name, count in self.status.items() if name in _COUNTED and count}
         counts = Counts(codes=self.status.get("errors") or {}, **counted)
         began = time.monotonic() - self.status.get("seconds", 0.0)
         stats = Call(Facts(self.note["prompts"]), counts, started=began, chosen=self.note["chosen"] or "")

@@ -41,6 +41,7 @@ from promptmill.jobs.store.index import JobFolders, no_job
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.records import SLOT, Record
 from promptmill.jobs.store.spec import JobSpec, digest
+from promptmill.jobs.store.status_record import Status
 from promptmill.service.service import Service
 from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule, RefusedError
 from promptmill.system.safe_open import OutsideError, home_expanded
@@ -164,7 +165,7 @@ class RunningJobs:
             changes["output"] = self._allowed(str(order.output), "output_file")
         return order.model_copy(update=changes)
 
-    def _running(self, order: JobOrder) -> dict[str, Any] | None:
+    def _running(self, order: JobOrder) -> Status | None:
         """Return the status of the job of an order if a process runs it as this order says. Blocks."""
         folder = self.folders.of(order.target)
         if order != folder.order:  # `earlier` is not stored, so one with `again` differs
@@ -174,7 +175,7 @@ class RunningJobs:
             return None
         return {"job_id": folder.job_id, "message": "The job is running already."} | now
 
-    def _status_of(self, job: Job, message: str) -> dict[str, Any]:
+    def _status_of(self, job: Job, message: str) -> Status:
         return {"job_id": job.spec.job_id, "message": message} | status.read(job.folder)
 
     async def _read(self, job: Job) -> None:
@@ -206,7 +207,7 @@ class RunningJobs:
             if place.is_ready:
                 await asyncio.shield(resuming)
 
-    async def resume_call(self, job_id: str, caller: Caller) -> dict[str, Any]:
+    async def resume_call(self, job_id: str, caller: Caller) -> Status:
         """Resume the job of a call; return its status. Raises `PromptmillError` like `resume`."""
         folder, spec = self._found(job_id, caller)
         if not spec.of_call:
@@ -363,8 +364,8 @@ class RunningJobs:
         Jobs on rows that came in a call are listed for their session only.
         """
         if job_id is not None:
-            state = status.read(self.find(job_id, caller))
-            return state | {"state": progress.STARTING} if job_id in self._waiting else state
+            waits = {"state": progress.STARTING} if job_id in self._waiting else {}
+            return {**status.read(self.find(job_id, caller)), **waits}
         found = status.read_all(self.folders.all(), partial(self._is_listed, caller=caller))
         return {"jobs": found[:limit], "more": max(0, len(found) - limit)}
 
@@ -407,7 +408,7 @@ class RunningJobs:
             "next_offset": after,
         }
 
-    def control(self, job_id: str, caller: Caller = USER, **changes: Any) -> dict[str, Any]:
+    def control(self, job_id: str, caller: Caller = USER, **changes: Any) -> Status:
         """Pause a job, let it go on, or change its limits; `changes` are fields of `Control`. Blocks.
 
         A change takes effect within two seconds, and holds for later runs. Raises `PromptmillError` (`invalid_input`).
@@ -416,7 +417,7 @@ class RunningJobs:
         folder.change_control(**changes)
         return status.read(folder)
 
-    async def cancel(self, job_id: str, caller: Caller = USER, *, also_interrupted: bool = False) -> dict[str, Any]:
+    async def cancel(self, job_id: str, caller: Caller = USER, *, also_interrupted: bool = False) -> Status:
         """End a job if it runs, within about a second; what is answered is kept.
 
         `also_interrupted`: also if it runs nowhere now, so that its task does not go on.

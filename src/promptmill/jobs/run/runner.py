@@ -43,6 +43,7 @@ from promptmill.jobs.store.progress import Course, Progress, Watch
 from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.rounds import NEVER, Round
 from promptmill.jobs.store.spec import UNREAD, JobSpec, OutputRecord, system_prompt_of
+from promptmill.jobs.store.status_record import RunStatus
 from promptmill.service.service import Service
 from promptmill.system.runtime import stay_responsive
 
@@ -123,7 +124,7 @@ class Runner:
         """The error that stopped the run early."""
         return None if self._stopped is None else self._stopped.error
 
-    async def run(self) -> dict[str, Any]:
+    async def run(self) -> RunStatus:
         """Run until the output is written or something ends the run; return the final status.
 
         Its `state` is `finished`, `stopped` (`reason` and `self.error` say why) or `cancelled`; if the service or this
@@ -628,7 +629,7 @@ class Runner:
         self._keep(self._status())
         self._report()
 
-    def _status(self) -> dict[str, Mapping[str, Any]]:
+    def _status(self) -> dict[str, Mapping[str, object]]:
         """Bring the progress up to date; return it as the job's `status`, and the `course` if it has a new sample."""
         progress = self.progress
         if not self._job.folder.is_open:
@@ -638,10 +639,12 @@ class Runner:
         if is_running:
             progress.activity = self._leaving() or ("" if progress.stats.counts.done else self.service.activity)
         progress.set_aside = budget.set_aside if budget is not None and is_running else in_flight.most
-        found = progress.as_dict() | ({} if self.error is None else {"code": str(self.error.code)})
+        found = progress.as_dict()
+        if self.error is not None:
+            found["code"] = self.error.code
         return {"status": found, **({"course": progress.course.as_dict()} if progress.course.note(found) else {})}
 
-    def _keep(self, found: Mapping[str, Mapping[str, Any]]) -> None:
+    def _keep(self, found: Mapping[str, Mapping[str, object]]) -> None:
         if found and self._job.folder.is_open:
             with contextlib.suppress(OSError, DamagedError):  # the next write of answers reports it in clearer words
                 self._job.folder.put(**found)
@@ -693,7 +696,7 @@ def reader_of(
     )
 
 
-async def until_ended(runner: Runner) -> tuple[dict[str, Any], PromptmillError | None, bool]:
+async def until_ended(runner: Runner) -> tuple[RunStatus, PromptmillError | None, bool]:
     """Run a job until its end, SIGTERM or Ctrl-C. Returns its status, why it stopped early, and whether SIGTERM came.
 
     The process is the job's own and exports to OpenTelemetry. After the first Ctrl-C, the requests in flight have a
@@ -707,7 +710,7 @@ async def until_ended(runner: Runner) -> tuple[dict[str, Any], PromptmillError |
         return await _until_ended(runner)
 
 
-async def _until_ended(runner: Runner) -> tuple[dict[str, Any], PromptmillError | None, bool]:
+async def _until_ended(runner: Runner) -> tuple[RunStatus, PromptmillError | None, bool]:
     stay_responsive()
     loop = asyncio.get_running_loop()
     work = asyncio.ensure_future(runner.run())

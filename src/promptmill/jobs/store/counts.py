@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import cast
 
 from promptmill.backends.protocol import COUNTERS, Counts, Failure, Outcome
 from promptmill.core.errors import Code
+from promptmill.jobs.store.status_record import RunStatus
 
 _STEP = math.log(1.04)
 _SHORTEST_S = 0.001
@@ -124,9 +125,9 @@ class JobCounts:
         found = tuple(self._codes.items())  # at once: a thread may be counting
         return dict(sorted(found, key=lambda item: (-item[1], item[0])))
 
-    def as_dict(self, run: Counts) -> dict[str, Any]:
+    def as_dict(self, run: Counts) -> RunStatus:
         """Return the counts for people and programs, with the counts of the present `run`."""
-        return {
+        counts = {
             "done": self.done,
             "answered": self.answered,
             "failed": self.failed,
@@ -139,3 +140,4 @@ class JobCounts:
                 name: self.latencies.quantile(share) for name, share in (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
             },
         }
+        return cast("RunStatus", counts)

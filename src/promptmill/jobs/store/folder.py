@@ -38,7 +38,7 @@ from promptmill.jobs.store.lock import has_locks, is_held
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.salvage import salvage
 from promptmill.jobs.store.spec import JobSpec, OutputRecord
-from promptmill.jobs.store.status_record import CourseRecord, StatusRecord, sound
+from promptmill.jobs.store.status_record import CourseRecord, RunStatus, sound
 
 Model = TypeVar("Model", bound=BaseModel)
 HIDDEN = ".promptmill"
@@ -191,7 +191,7 @@ class Folder:
         except (OSError, DamagedError):
             return [None] * len(names)
 
-    def put(self, **values: BaseModel | Mapping[str, Any] | None) -> None:
+    def put(self, **values: BaseModel | Mapping[str, object] | None) -> None:
         """Store `spec`, `output`, `order`, … of the job that is open here: all of them or, if it raises, none.
 
         Raises as `JobDatabase` does.
@@ -212,11 +212,11 @@ class Folder:
         """The job, None if there is none or its description is damaged."""
         return self.spec_and_status()[0]
 
-    def spec_and_status(self) -> tuple[JobSpec | None, Mapping[str, Any]]:
+    def spec_and_status(self) -> tuple[JobSpec | None, RunStatus]:
         """Return the job and its status, which the database is opened for once."""
         spec, status = self._get("spec", "status")
         found = _valid(JobSpec, spec)
-        return None if found is None else self._moved(found), sound(status or {}, StatusRecord)
+        return None if found is None else self._moved(found), sound(status or {}, RunStatus)
 
     def spec_in(self, store: JobDatabase) -> JobSpec:
         """Return the job as the database `store`, which `reading` gave, describes it. Raises `PromptmillError`."""
@@ -258,12 +258,12 @@ class Folder:
         return _valid(JobOrder, *self._get("order"))
 
     @property
-    def status(self) -> Mapping[str, Any]:
+    def status(self) -> RunStatus:
         """The status that its runner wrote last."""
-        return sound(self._get("status")[0] or {}, StatusRecord)
+        return sound(self._get("status")[0] or {}, RunStatus)
 
     @property
-    def course(self) -> Mapping[str, Any]:
+    def course(self) -> CourseRecord:
         """The course of its runs, see `status.Course`."""
         return sound(self._get("course")[0] or {}, CourseRecord)
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import TypeAlias, cast
 
 from promptmill import __version__
 from promptmill.backends.protocol import COUNTERS, Call, Counts
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.counts import JobCounts
 from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.status_record import CourseRecord, Results, RunNote, RunStatus
 
 STARTING, RUNNING, MERGING = "starting", "running", "merging"
 FINISHED, STOPPED, CANCELLED, INTERRUPTED = "finished", "stopped", "cancelled", "interrupted"
@@ -38,7 +38,7 @@ class Progress:
         self,
         counts: JobCounts,
         stats: Call,
-        earlier: Mapping[str, Any] = MappingProxyType({}),
+        earlier: RunStatus | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`earlier` is the status that the run before left."""
@@ -53,7 +53,7 @@ class Progress:
         self.written = 0
         """Rows of the output that are written."""
         self.notes: list[str] = []
-        self.results: Mapping[str, Any] = {}
+        self.results: Results = {}
         """The counts of different answers, see `statistics.results`; empty until the output is written."""
         self.columns: Mapping[str, str] = {}
         """The names of columns of the output that are not the usual ones."""
@@ -61,7 +61,7 @@ class Progress:
         """Whether the user has paused the job."""
         self.set_aside = 0.0
         """The most that requests cost whose rows have no record."""
-        self.earlier = Earlier(earlier)
+        self.earlier = Earlier(earlier or {})
         self.course = Course()
         self.is_counted = False
         """Whether `counts` includes the costs of this run, because all records were counted again."""
@@ -135,7 +135,7 @@ class Progress:
         which = "row waits" if left == 1 else f"{left:,} rows wait"
         return f"the last {which} for {flow.where or 'the endpoint'} ({how_long})"
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> RunStatus:
         """Return the picture for people and programs."""
         rate, tokens = self.rates()
         earlier = self.earlier
@@ -143,9 +143,9 @@ class Progress:
         eta_s = self.eta_s() if self.state == RUNNING and not waiting else None
         counts = self.counts.as_dict(Counts() if self.is_counted else self.stats.counts)
         # until the answers are counted, those that the run before left
-        left = {} if earlier.is_added else {name: earlier.status[name] for name in COUNTS if name in earlier.status}
+        left = {} if earlier.is_added else {name: count for name, count in earlier.status.items() if name in COUNTS}
         set_aside = round(self.set_aside, 9)
-        return {
+        status = {
             "state": self.state,
             "reason": self.reason,
             "activity": self.activity,
@@ -177,7 +177,8 @@ class Progress:
             "seconds": round(self.seconds, 2),
             "updated": time.time(),
             "warnings": [*self.notes, *self.stats.warnings],
-        } | left
+        }
+        return cast("RunStatus", status | left)
 
 
 Watch: TypeAlias = Callable[[Progress], None]
@@ -187,15 +188,14 @@ Watch: TypeAlias = Callable[[Progress], None]
 class Earlier:
     """The seconds, costs and counts of the earlier runs of the job."""
 
-    def __init__(self, status: Mapping[str, Any] = MappingProxyType({})) -> None:
+    def __init__(self, status: RunStatus) -> None:
         self.status = status
         self.is_added = False
         """Whether the answers are counted; until then, the counts of `status` are the job's."""
         self.lost = 0
         """Requests that no record counts."""
-        seconds, forgotten = status.get("seconds"), status.get("cost_forgotten")
-        self.seconds = float(seconds) if isinstance(seconds, int | float) else 0.0
-        self.forgotten = float(forgotten) if isinstance(forgotten, int | float) else 0.0
+        self.seconds = status.get("seconds", 0.0)
+        self.forgotten = status.get("cost_forgotten", 0.0)
         """The cost of requests whose rows are unknown, because the input changed after a kill."""
         self.cost: float | None = status.get("cost")
 
@@ -274,32 +274,34 @@ class _Times:
 class Course:
     """The course of a job's runs in a bounded number of samples, which are further apart in a longer job."""
 
-    def __init__(self, earlier: Mapping[str, Any] = MappingProxyType({})) -> None:
+    def __init__(self, earlier: CourseRecord | None = None) -> None:
         """`earlier` is the course that the run before left."""
-        self._samples: list[list[float | None]] = list(earlier.get("samples", ()))
-        self._runs: list[Mapping[str, Any]] = list(earlier.get("runs", ()))
-        self._every_s = float(earlier.get("every_s", _SAMPLE_EVERY_S))
+        earlier = earlier or {}
+        self._samples = list(earlier.get("samples", ()))
+        self._runs = list(earlier.get("runs", ()))
+        self._every_s = earlier.get("every_s", _SAMPLE_EVERY_S)
         self._has_begun = False
 
-    def note(self, status: Mapping[str, Any]) -> bool:
+    def note(self, status: RunStatus) -> bool:
         """Take a sample of a status if one is due; return whether it was."""
         seconds, has_ended = status["seconds"], status["state"] in ENDED
         if not self._has_begun:
             if status["state"] != RUNNING:
                 return False
             self._has_begun = True
-            began = {"at": seconds, "began": round(status["updated"]), "version": __version__}
+            began: RunNote = {"at": seconds, "began": round(status["updated"]), "version": __version__}
             self._runs = [*self._runs[-_RUNS + 1 :], began]
         elif not has_ended and seconds - (self._samples[-1][0] or 0) < self._every_s:
             return False
-        names = ("seconds", "done", "failed", "in_flight", "window", "refused")
-        self._samples.append([*map(status.get, names), int("waiting" in status)])
+        rows = status["seconds"], status.get("done"), status.get("failed")
+        flow = status.get("in_flight"), status.get("window"), status.get("refused")
+        self._samples.append([*rows, *flow, int("waiting" in status)])
         if len(self._samples) > _SAMPLES:
             self._samples = self._samples[::2]
             self._every_s *= 2
         return True
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> CourseRecord:
         """Return `runs`, `samples` and the seconds between two of them.
 
         A sample has the seconds of all runs so far, the rows done and failed, the requests in flight, their limit, the

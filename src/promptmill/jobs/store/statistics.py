@@ -14,6 +14,7 @@ from promptmill.jobs.store.counts import JobCounts
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.records import SLOT, Record
 from promptmill.jobs.store.rounds import ANSWERED, FAILED, NEVER, TRUNCATED
+from promptmill.jobs.store.status_record import FieldResults, Results
 
 _PRIME = (1 << 31) - 1
 _SHOWN_VALUES = 8
@@ -78,7 +79,7 @@ def counts(store: JobDatabase, is_open: str = NEVER, before: int = ALL_ROWS, *, 
     return found
 
 
-def results(store: JobDatabase, before: int = ALL_ROWS, *, by_field: bool = False) -> dict[str, Any]:
+def results(store: JobDatabase, before: int = ALL_ROWS, *, by_field: bool = False) -> Results:
     """Count the different answers: their number and lengths, and the rows with each of the commonest short ones.
 
     `different`, `shortest` and `longest` (characters), and, where short answers repeat, `values`: the number of rows by
@@ -98,7 +99,7 @@ def results(store: JobDatabase, before: int = ALL_ROWS, *, by_field: bool = Fals
     ((different, shortest, longest, rows),) = store.read(summed, before)
     if not different:
         return {}
-    found = {"different": different, "shortest": shortest, "longest": longest}
+    found: Results = {"different": different, "shortest": shortest, "longest": longest}
     if by_field and (fields := _fields(store, before)):
         found["fields"] = fields
     repeats = different < rows if different <= _SHOWN_VALUES else 2 * different <= rows
@@ -108,7 +109,7 @@ def results(store: JobDatabase, before: int = ALL_ROWS, *, by_field: bool = Fals
     return found | {"values": dict(store.read(commonest, before))}
 
 
-def _fields(store: JobDatabase, before: int) -> dict[str, Any]:
+def _fields(store: JobDatabase, before: int) -> dict[str, FieldResults]:
     """Count the values of the fields of answers that are objects of JSON.
 
     Of a field with a few short values, `values`: the number of rows by value; of numbers, `min`, `max` and `mean`.
@@ -140,7 +141,7 @@ def _fields(store: JobDatabase, before: int) -> dict[str, Any]:
     return {name: field for name, field in found.items() if field}
 
 
-def _field(kind: str, groups: Sequence[tuple[Any, ...]]) -> dict[str, Any]:
+def _field(kind: str, groups: Sequence[tuple[Any, ...]]) -> FieldResults:
     """Return the counts of a field from the groups of its values; `{}` for a field with many or long values."""
     if kind == "number":
         ((low, high, mean),) = groups

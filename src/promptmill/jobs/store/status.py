@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import shlex
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TextIO
+from collections.abc import Callable, Iterable
+from typing import TextIO
 
 from promptmill.core.money import dollars
 from promptmill.core.wording import duration
@@ -16,6 +16,7 @@ from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.in_flight import InFlight
 from promptmill.jobs.store.progress import ALIVE, INTERRUPTED, MERGING, RUNNING, STARTING, Earlier, Progress, Watch
 from promptmill.jobs.store.spec import JobSpec
+from promptmill.jobs.store.status_record import FieldResults, Results, RunStatus, Status
 
 _LINE_EVERY_S = 5.0
 _SHORT_S = 100
@@ -38,7 +39,7 @@ def write_starting(folder: Folder) -> None:
     folder.put(status={**folder.status, "state": STARTING, "reason": "", "updated": time.time()})
 
 
-def read(folder: Folder) -> dict[str, Any]:
+def read(folder: Folder) -> Status:
     """Return the status of the job in `folder`. A running job that no process runs was interrupted.
 
     Raises `PromptmillError` (`invalid_input`) when it was removed meanwhile.
@@ -49,35 +50,36 @@ def read(folder: Folder) -> dict[str, Any]:
     return of(folder, spec, last)
 
 
-def of(folder: Folder, spec: JobSpec, last: Mapping[str, Any]) -> dict[str, Any]:
+def of(folder: Folder, spec: JobSpec, last: RunStatus) -> Status:
     """Return the same of the job `spec`, whose runner wrote the status `last`."""
-    found: dict[str, Any] = {"state": INTERRUPTED, **last}
+    now: RunStatus = {"state": INTERRUPTED}
+    now |= last
     alive = folder.alive
-    if not alive and found["state"] in ALIVE:
-        found.pop("waiting", None)
-        found |= {"state": INTERRUPTED, "in_flight": 0, "eta_s": None, "rows_per_second": 0.0, "tokens_per_second": 0.0}
+    if not alive and now["state"] in ALIVE:
+        now.pop("waiting", None)
+        now |= {"state": INTERRUPTED, "in_flight": 0, "eta_s": None, "rows_per_second": 0.0, "tokens_per_second": 0.0}
     output = str(spec.output.path) if spec.output.format else None
-    about: dict[str, Any] = {"job_id": spec.job_id, "input_file": str(spec.input.path), "output_file": output}
-    about |= {"model": spec.model, "backend": spec.backend, "created": spec.created}
-    return about | found | {"alive": alive}
+    job: Status = {"job_id": spec.job_id, "input_file": str(spec.input.path), "output_file": output}
+    job |= {"model": spec.model, "backend": spec.backend, "created": spec.created}
+    return {**job, **now, "alive": alive}
 
 
-def asked(folder: Folder) -> dict[str, str]:
+def asked(folder: Folder) -> Status:
     """Return the prompt of the job in `folder` (a template, or the column that holds it) and its system prompt."""
     spec, order = folder.spec, folder.order
     prompt = ""
     if spec is not None:
         column = spec.question.column
         prompt = " / ".join(spec.question.templates) or ("" if column is None else f"column {column}")
-    found = {"prompt": prompt, "system": "" if order is None else order.system_prompt}
+    found: Status = {"prompt": prompt} if prompt else {}
+    if order is not None and order.system_prompt:
+        found["system"] = order.system_prompt
     if order is not None and order.shown.command:
         found["command"] = shlex.join(["promptmill", *order.shown.command])
-    return {name: text for name, text in found.items() if text}
+    return found
 
 
-def read_all(
-    folders: Iterable[Folder], is_shown: Callable[[Folder, JobSpec], bool] = lambda *_: True
-) -> list[dict[str, Any]]:
+def read_all(folders: Iterable[Folder], is_shown: Callable[[Folder, JobSpec], bool] = lambda *_: True) -> list[Status]:
     """Return the status of each job that is still there and `is_shown`, the newest first."""
     found = []
     for folder in folders:
@@ -96,7 +98,7 @@ def examples(folder: Folder) -> dict[str, str]:
         return {}
 
 
-def results(folder: Folder) -> dict[str, Any]:
+def results(folder: Folder) -> Results:
     """Return the counts of the answers so far, see `statistics.results`; `{}` if the database cannot be read."""
     spec = folder.spec
     try:
@@ -106,7 +108,7 @@ def results(folder: Folder) -> dict[str, Any]:
         return {}
 
 
-def failures(folder: Folder, most: int) -> list[dict[str, Any]]:
+def failures(folder: Folder, most: int) -> list[dict[str, str | int | None]]:
     """Return `row` (from 1), `code` and `message` of the first `most` failed rows. Raises as `JobDatabase` does."""
     spec = folder.spec
     with folder.reading() as store:
@@ -135,7 +137,7 @@ def progress_lines(job_id: str, stream: TextIO) -> Watch:
     return watch
 
 
-def line(status: Mapping[str, Any]) -> str:
+def line(status: RunStatus) -> str:
     """Return one line on how far a job is."""
     total = status.get("total")
     parts = [
@@ -150,18 +152,18 @@ def line(status: Mapping[str, Any]) -> str:
         parts.append(f"{status['rows_per_second']:.1f} rows/s")
         parts.append(f"{status['tokens_per_second']:.0f} tokens/s")
         parts.append(in_flight(status))
-        if status.get("eta_s") is not None:
-            parts.append(f"{duration(status['eta_s'])} left")
+        if (eta_s := status.get("eta_s")) is not None:
+            parts.append(f"{duration(eta_s)} left")
     return ", ".join(parts)
 
 
-def answered(status: Mapping[str, Any]) -> int:
+def answered(status: RunStatus) -> int:
     """Return how many rows have an answer."""
     done = status.get("done", 0) - status.get("failed", 0) - status.get("skipped", 0)
     return int(status.get("answered", done))  # a job of an earlier release has not counted them
 
 
-def paid(status: Mapping[str, Any]) -> str:
+def paid(status: RunStatus) -> str:
     """Return `, $0.02`, with the amount that is set aside; `""` where the price is unknown."""
     aside = status.get("cost_set_aside")
     if status.get("cost") is None and not aside:
@@ -170,23 +172,23 @@ def paid(status: Mapping[str, Any]) -> str:
     return f", {dollars(status.get('cost') or 0.0)}{more}"
 
 
-def in_flight(status: Mapping[str, Any]) -> str:
+def in_flight(status: RunStatus) -> str:
     """Return how many requests are in flight, of how many that may be, and how many were refused for load."""
     window, refused = status.get("window"), status.get("refused")
     of = "" if window is None else f" of {window}"
     return f"{status['in_flight']}{of} in flight" + (f", {refused} refused" if refused else "")
 
 
-def lengths(results: Mapping[str, Any]) -> str:
+def lengths(results: Results) -> str:
     """Return the range of the lengths of the answers, whose counts are `results`."""
     shortest, longest = results["shortest"], results["longest"]
     found = f"{shortest:,}" if shortest == longest else f"{shortest:,}\N{EN DASH}{longest:,}"
     return f"{found} {'character' if longest == 1 else 'characters'}"
 
 
-def span(field: Mapping[str, Any]) -> str:
+def span(field: FieldResults) -> str:
     """Return the range and the mean of the numbers in a field of the answers."""
-    low, high, mean = (f"{field[name]:,.6g}" for name in ("min", "max", "mean"))
+    low, high, mean = (f"{number:,.6g}" for number in (field["min"], field["max"], field["mean"]))
     return low if low == high else f"{low}\N{EN DASH}{high}, mean {mean}"
 
 

@@ -1,71 +1,157 @@
-"""The types of the fields of a status and a course: a job's folder may come from anywhere."""
+"""The status of a job and the course of its runs, as its runner stores them and all others read them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeAlias
+from types import MappingProxyType
+from typing import Annotated, Any, TypeAlias, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from promptmill.core.errors import Code
 
+T = TypeVar("T")
 _MOST = 10**15
 _LAST_TIME = 10**11  # the year 5138
-_Number: TypeAlias = Annotated[int, Field(ge=-_MOST, le=_MOST)] | Annotated[float, Field(ge=-_MOST, le=_MOST)]
+_Count: TypeAlias = Annotated[int, Field(ge=-_MOST, le=_MOST)]
+_Number: TypeAlias = Annotated[float, Field(ge=-_MOST, le=_MOST)]
+_KNOWN = ConfigDict(extra="forbid")
 
 
-class _Results(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True)
-    __pydantic_extra__: dict[str, _Number] = Field(init=False)
+class FieldResults(TypedDict, total=False):
+    """The answers' values of one field: a few values with their numbers of rows, or the range of its numbers."""
 
-    values: dict[str, int] = {}
-    fields_: dict[str, dict[str, _Number | dict[str, int]]] = Field({}, alias="fields")
-
-
-class StatusRecord(BaseModel):
-    """The kinds of the fields of a status: those that are not listed here are numbers."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-    __pydantic_extra__: dict[str, _Number | None] = Field(init=False)
-
-    state: str = ""
-    reason: str = ""
-    activity: str = ""
-    waiting: str = ""
-    round: str = ""
-    paused: bool = False
-    code: Annotated[Code, Field(strict=False)] = Code.INTERNAL
-    errors: dict[str, int] = {}
-    latency_s: dict[str, _Number | None] = {}
-    results: _Results = Field(default_factory=_Results)
-    columns: dict[str, str] = {}
-    warnings: list[str] = []
-    updated: Annotated[float, Field(ge=0, le=_LAST_TIME)] = 0.0
+    values: dict[str, int]
+    min: _Number
+    max: _Number
+    mean: _Number
 
 
-class _Run(BaseModel):
-    model_config = ConfigDict(extra="allow", strict=True)
+class Results(TypedDict, total=False):
+    """The different answers: how many, how long, and the rows of the commonest, if there are few."""
+
+    different: _Count
+    shortest: _Count
+    longest: _Count
+    values: dict[str, int]
+    fields: dict[str, FieldResults]
+
+
+class _State(TypedDict, total=False):
+    state: str
+    reason: str
+    """Why it stopped."""
+    code: Annotated[Code, BeforeValidator(Code)]
+    """That of the error that stopped it."""
+    activity: str
+    round: str
+    """The reason of the present round."""
+    paused: bool
+    waiting: str
+    warnings: list[str]
+    columns: dict[str, str]
+    """The names of columns of the output that are not the usual ones."""
+    results: Results
+    seconds: _Number
+    """Of all runs."""
+    updated: Annotated[float, Field(ge=0, le=_LAST_TIME)]
+
+
+class _Rows(TypedDict, total=False):
+    total: _Count | None
+    done: _Count
+    """Rows with an outcome, failed ones included."""
+    answered: _Count
+    failed: _Count
+    errors: dict[str, int]
+    """Failures by their code."""
+    skipped: _Count
+    truncated: _Count
+    empty: _Count
+    cached: _Count
+    repaired: _Count
+    asked_again: _Count
+    written: _Count
+    """Rows of the output so far."""
+
+
+class _Requests(TypedDict, total=False):
+    requests: _Count
+    run_requests: _Count
+    retries: _Count
+    prompt_tokens: _Count
+    completion_tokens: _Count
+    cached_tokens: _Count
+    latency_s: dict[str, _Number | None]
+    cost: _Number | None
+    max_cost: _Number | None
+    cost_set_aside: _Number
+    cost_forgotten: _Number
+
+
+class _Flow(TypedDict, total=False):
+    in_flight: _Count
+    window: _Count | None
+    refused: _Count
+    rows_per_second: _Number
+    tokens_per_second: _Number
+    eta_s: _Number | None
+
+
+class RunStatus(_State, _Rows, _Requests, _Flow, total=False):
+    """The part of a status that a runner writes."""
+
+    __pydantic_config__ = _KNOWN  # type: ignore[misc]
+
+
+class Status(RunStatus, total=False):
+    """The status of a job."""
+
+    job_id: str
+    input_file: str
+    output_file: str | None
+    model: str
+    backend: str
+    created: int
+    alive: bool
+    """Whether a process runs it now."""
+    prompt: str
+    system: str
+    command: str
+    """The command line that gave the last order."""
+    message: str
+    """A sentence on what a call has done."""
+
+
+class RunNote(TypedDict):
+    """The beginning of a run."""
 
     at: _Number
+    """The seconds of earlier runs."""
     began: Annotated[int, Field(ge=0, le=_LAST_TIME)]
     version: str
 
 
-class CourseRecord(BaseModel):
-    """The kinds of the fields of a course."""
+class CourseRecord(TypedDict, total=False):
+    """The course of all runs, see `Course`."""
 
-    model_config = ConfigDict(strict=True)
+    __pydantic_config__ = _KNOWN  # type: ignore[misc]
+    runs: list[RunNote]
+    samples: list[Annotated[list[_Number | None], Field(min_length=7, max_length=7)]]
+    every_s: Annotated[float, Field(gt=0, le=_MOST)]
 
-    runs: list[_Run] = []
-    samples: list[Annotated[list[_Number | None], Field(min_length=7, max_length=7)]] = []
-    every_s: Annotated[float, Field(gt=0, le=_MOST)] = 1.0
+
+_CHECKERS: Mapping[object, TypeAdapter[Any]] = MappingProxyType(
+    {kind: TypeAdapter[Any](kind) for kind in (RunStatus, CourseRecord)}
+)
 
 
-def sound(found: Mapping[str, Any], kinds: type[BaseModel]) -> dict[str, Any]:
-    """Return the fields of `found` that are of their kinds. A job's folder may come from anywhere."""
+def sound(stored: Mapping[str, Any], kind: type[T]) -> T:
+    """Return the known fields of a stored record that are of their kinds. A job's folder may come from anywhere."""
+    wrong: set[object] = set()
     try:
-        kinds.model_validate(found)
+        _CHECKERS[kind].validate_python(stored, strict=True)
     except ValidationError as error:
         wrong = {problem["loc"][0] for problem in error.errors(include_url=False, include_input=False)}
-        return {name: value for name, value in found.items() if name not in wrong}
-    return dict(found)
+    return cast("T", {name: value for name, value in stored.items() if name not in wrong})
