@@ -14,7 +14,7 @@ from promptmill.config.backends import AUTO, BACKENDS, installed, is_named
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.config.settings import USUAL_KEYS
 from promptmill.core.errors import Named, PromptmillError, config_error, redact
-from promptmill.core.wording import close_matches
+from promptmill.core.wording import close_matches, did_you_mean
 
 _HUB_KEYS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
@@ -35,17 +35,16 @@ def check_name(name: str) -> None:
                 "there is no backend litellm here; openai reaches the same providers: `backend: openai` and "
                 "`backend_configs: {openai: {provider: …, model_name: …}}`.",
             )
-        meant = [] if plain in rows else close_matches(plain, known, n=1)
-        if not meant and (near := close_matches(plain, rows, n=1)):
+        is_backend = plain not in rows and close_matches(plain, known, 1)
+        if not is_backend and (near := close_matches(plain, rows, 1)):
             kind = "server" if rows[near[0]].startswith("http://") else "provider"
             raise config_error(
                 "backend",
                 f"{shown} is not a backend but a {kind}, which the backend openai asks: `backend: openai` and "
                 f"`backend_configs: {{openai: {{provider: {near[0]}, model_name: …}}}}`.",
             )
-        meant = meant or close_matches(plain, known, n=1, cutoff=0.5)
-        said = f"did you mean {meant[0]}?" if meant else f"known backends: {', '.join(known)}."
-        raise config_error("backend", f"there is no backend {shown}; {said}")
+        meant = did_you_mean(plain, known, f"known backends: {', '.join(known)}.")
+        raise config_error("backend", f"there is no backend {shown}; {meant}")
 
 
 async def create(plan: ResolvedConfig) -> Backend:

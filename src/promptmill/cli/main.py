@@ -15,7 +15,7 @@ from promptmill import __version__
 from promptmill.cli.options import Parser, configuration_of, option_of
 from promptmill.cli.terminal import OK, SOME_FAILED, USAGE, LostOutputError, complain, flush, say
 from promptmill.core.errors import PromptmillError
-from promptmill.core.wording import close_matches
+from promptmill.core.wording import did_you_mean
 
 if TYPE_CHECKING:  # imported where it is needed: it takes a tenth of a second
     from promptmill.config.loading import Configuration
@@ -99,9 +99,9 @@ def _misspelled(environ: Mapping[str, str]) -> list[str]:
     """Return a note about each variable with a misspelt name of ours."""
     ours = [name for name in environ if name.upper().startswith("PROMPTMI") and name not in _VARIABLES]
     return [
-        f"Unknown variable {name:.60}; did you mean {near[0]}?"
+        f"Unknown variable {name:.60}; {meant}"
         for name in sorted(ours)
-        if (near := close_matches(name.upper(), _VARIABLES, n=1, cutoff=_NEAR))
+        if (meant := did_you_mean(name.upper(), _VARIABLES, likeness=_NEAR))
     ]
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from promptmill.cli.terminal import complain, say
 from promptmill.config.backends import BACKENDS
 from promptmill.core.errors import Code, Named, PromptmillError, argument_name, config_error, looks_like_key, redact
-from promptmill.core.wording import close_matches, cut
+from promptmill.core.wording import cut, did_you_mean
 
 if TYPE_CHECKING:  # imported where it is needed: it takes a tenth of a second
     from promptmill.config.loading import Configuration
@@ -122,14 +122,14 @@ class Parser(argparse.ArgumentParser):
         message, key = f"unknown option {', '.join(names)}", names[0].lstrip("-").replace("-", "_")
         if _is_sampling(key):
             self._leave(f"{message}; `--set sampling_params.{key}=…` sets it")
-        self._leave(message + _did_you_mean(names[0], self._options, 1))
+        self._leave(message + _meant(names[0], self._options, 1))
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """Refuse a value that is not among the action's choices, and name the nearest choice."""
         if action.choices is None or value in action.choices:
             return
         known, name = [str(one) for one in action.choices], str(action.metavar)
-        hint = _did_you_mean(value, known)
+        hint = _meant(value, known)
         if name not in _KINDS:
             raise argparse.ArgumentError(action, f"{value[:20]!r} is none of {', '.join(known)}{hint}")
         hint = hint or f"; {name.lower()}s: {', '.join(known)}"
@@ -138,10 +138,10 @@ class Parser(argparse.ArgumentParser):
         raise argparse.ArgumentError(action, f"unknown {name.lower()} {cut(value, 20)!r}{hint}")
 
 
-def _did_you_mean(word: str, known: Iterable[str], most: int = 2) -> str:
+def _meant(word: str, known: Iterable[str], most: int = 2) -> str:
     """Return the hint that names the nearest of the words `known`, at most so many; empty where none is near."""
-    near = close_matches(word, known, n=most, cutoff=0.55) if len(word) >= _SHORTEST_GUESSED else []
-    return f"; did you mean {' or '.join(near)}?" if near else ""
+    meant = did_you_mean(word, known, likeness=0.55, most=most) if len(word) >= _SHORTEST_GUESSED else ""
+    return meant and f"; {meant}"
 
 
 def _is_sampling(name: str) -> bool:

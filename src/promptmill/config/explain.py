@@ -165,5 +165,5 @@ def unknown_key(location: list[int | str], model: type[BaseModel], raw: Mapping[
     meant = {name: name for name in known}
     if model is not Sampling:
         meant = {name: f"sampling_params.{name}" for name in Sampling.model_fields} | meant
-    near = close_matches(str(key), meant, n=1, cutoff=0.5)
+    near = close_matches(str(key), meant, n=1)
     return "unknown key; " + (f"did you mean {meant[near[0]]}?" if near else f"known keys: {', '.join(known)}.")

@@ -300,7 +300,7 @@ def unknown_model(name: str, known: Iterable[str], where: str | Named = "model")
 
 
 def _unknown(name: str, known: Sequence[str]) -> str:
-    near = close_matches(name, known, n=len(known) or 1, cutoff=0.5)
+    near = close_matches(name, known, n=len(known) or 1)
     ordered = [*near, *(other for other in known if other not in near)]
     return f"there is no model {name[:60]!r}; models here: {', '.join(ordered[:50])}."
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+_ALIKE = 0.5  # difflib's ratio, the share of letters in common: below it, any two short names look alike
 # in pieces, because no other thread runs while one is replaced
 _SURROGATES = re.compile("(?:[\ud800-\udbff][\udc00-\udfff]?|[\udc00-\udfff]){1,10000}")
 
@@ -76,7 +77,19 @@ def _joined(surrogates: re.Match[str]) -> str:
     return surrogates[0].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def close_matches(name: str, known: Iterable[str], n: int = 3, cutoff: float = 0.6) -> list[str]:
+def did_you_mean(
+    name: str, known: Iterable[str], otherwise: str = "", *, likeness: float = _ALIKE, most: int = 1
+) -> str:
+    """Return a question with up to `most` of the names `known` that look like `name`; `otherwise` if none does.
+
+    >>> did_you_mean("temprature", ["temperature", "seed"])
+    'did you mean temperature?'
+    """
+    near = close_matches(name, known, most, likeness)
+    return f"did you mean {' or '.join(near)}?" if near else otherwise
+
+
+def close_matches(name: str, known: Iterable[str], n: int = 3, cutoff: float = _ALIKE) -> list[str]:
     """Return up to `n` of the names `known` that look like `name`, the best first; capitals do not count.
 
     Long names have no matches: a comparison takes time in proportion to the product of the lengths.

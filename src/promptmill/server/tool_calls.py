@@ -44,7 +44,7 @@ from promptmill.config.backends import AUTO
 from promptmill.config.settings import BackendConfigs
 from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.core.request import Sampling
-from promptmill.core.wording import close_matches, shape
+from promptmill.core.wording import did_you_mean, shape
 from promptmill.http.json_response_workaround import RESPONSE
 from promptmill.jobs.caller import Caller
 from promptmill.service.service import Service
@@ -332,8 +332,8 @@ def _where(name: str, properties: Mapping[str, Any]) -> str:
         return ": multimodal_generate takes images."
     if name == "messages" and "prompt_ls" in properties:
         return ": multiturn_generate takes messages."
-    near = close_matches(name, properties, n=1, cutoff=0.5)
-    return f"; did you mean {near[0]}?" if near else f"; it takes {', '.join(properties) or 'none'}."
+    known = f"it takes {', '.join(properties) or 'none'}."
+    return f"; {did_you_mean(name, properties, known)}"
 
 
 def _joined(lines: Sequence[str]) -> str:

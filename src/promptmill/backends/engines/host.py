@@ -33,11 +33,12 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LARGEST_FILE
 from promptmill.core.errors import Code, PromptmillError, config_error, input_error
 from promptmill.core.request import ImagePart, Message, Request, TextPart, check_encodable
-from promptmill.core.wording import close_matches
+from promptmill.core.wording import did_you_mean
 from promptmill.images.load import ImageCache, ImageFile, ImageRules, WebImages
 from promptmill.system import frames, subprocesses
 from promptmill.system.frames import Frame
 
+_NEARLY_EQUAL = 0.8  # names of the engine's own, which we do not know, are likely to be less alike
 _CHILD = "promptmill.backends.engines.child"
 _READ_AT_ONCE = 8  # items of a call whose images are in our memory, on their way from the disk into the pipe
 
@@ -519,11 +520,9 @@ def check_arguments(plan: ResolvedConfig) -> None:
     allowed = ENGINE_ARGUMENTS | WHICH_MODEL | (ours.keys() - _OPERATORS_FOLDERS)
     for name in sorted(plan.from_call - allowed):
         if name not in operator or block.get(name) != operator[name]:
-            near = close_matches(name, allowed, n=1, cutoff=0.8)
-            meant = f"did you mean {near[0]}? Otherwise " if near else ""
-            raise config_error(
-                f"backend_configs.{plan.backend}.{name:.60}", f"a call may not set this; {meant}{TRUST_SWITCH}"
-            )
+            meant = did_you_mean(name, allowed, likeness=_NEARLY_EQUAL)
+            switch = f"{meant} Otherwise {TRUST_SWITCH}" if meant else TRUST_SWITCH
+            raise config_error(f"backend_configs.{plan.backend}.{name:.60}", f"a call may not set this; {switch}")
 
 
 def _check_spelling(backend: str, extra: Mapping[str, Any]) -> None:
@@ -533,10 +532,13 @@ def _check_spelling(backend: str, extra: Mapping[str, Any]) -> None:
     """
     path, problems = "", []
     for name in extra:
-        near = close_matches(name, _BRINGS_NO_CODE, n=1, cutoff=0.8)
-        meant = "model_name_or_path" if name == "model" else near[0] if near else name
-        if meant != name:
-            problems.append(f"{f'{name:.60}: ' if path else ''}unknown key; did you mean {meant}?")
+        if name in _BRINGS_NO_CODE:
+            continue
+        meant = did_you_mean(name, _BRINGS_NO_CODE, likeness=_NEARLY_EQUAL)
+        if name == "model":
+            meant = "did you mean model_name_or_path?"
+        if meant:
+            problems.append(f"{f'{name:.60}: ' if path else ''}unknown key; {meant}")
             path = path or f"backend_configs.{backend}.{name:.60}"
     if problems:
         raise config_error(path, " ".join(problems))

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 from urllib.parse import SplitResult
 
 from promptmill.backends.openai.error_body import Cause, ErrorBody
-from promptmill.core.wording import close_matches
+from promptmill.core.wording import did_you_mean
 
 JsonForm: TypeAlias = Literal["strict", "schema", "object", "words"]
 """`strict`: a schema in OpenAI's strict subset; `schema`: any; `object`: JSON mode; `words`: no `response_format`."""
@@ -610,8 +610,7 @@ def profile_of(name: str) -> ProviderProfile:
     found = profile_named(_ALIASES.get(wanted, wanted))
     if found is PLAIN:
         known = [profile.name for profile in PROFILES]
-        near = close_matches(wanted, [*known, *_ALIASES], n=1, cutoff=0.5)
-        raise KeyError(f"did you mean {near[0]}?" if near else f"known providers: {', '.join(known)}.")
+        raise KeyError(did_you_mean(wanted, [*known, *_ALIASES], f"known providers: {', '.join(known)}."))
     return found
 
 

@@ -125,7 +125,7 @@ def check_first_objects(question: Question, objects: Iterable[Mapping[str, Any]]
         return
     shown = ", ".join(name[:40] for name in list(names)[:10])
     if column is not None:
-        near = close_matches(column, names, n=1, cutoff=0.5)
+        near = close_matches(column, names, n=1)
         meant = ["did you mean ", Named("prompt_column", near[0]), "?"] if near else [f"the rows have: {shown}."]
         raise input_error(f"No row has {column[:60]!r}; ", *meant)
     lacks = f"No row has `prompt` or `messages`; the rows have: {shown}."

@@ -16,7 +16,7 @@ from promptmill.backends import rows
 from promptmill.backends.questions import PROMPT, PlainTemplate, Template
 from promptmill.core.bounds import LONGEST_ROW, TOO_LONG
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
-from promptmill.core.wording import close_matches, mended
+from promptmill.core.wording import did_you_mean, mended
 
 ROW = "row"
 """The name of all fields together, for names such as `row["my column"]`."""
@@ -47,9 +47,8 @@ def check_names(names: Iterable[str], columns: Iterable[str], field: Named = PRO
     """Raise `PromptmillError` (`invalid_input`), with the nearest column, for a name that is not a column."""
     known = list(columns)
     for name in sorted({*names} - {ROW, *known}):
-        near = close_matches(name, known, n=1, cutoff=0.5)
         shown = ", ".join(mended(column)[:40] for column in known[:10]) or "none"
-        meant = f"did you mean {mended(near[0])}?" if near else f"its columns: {shown}."
+        meant = did_you_mean(name, map(mended, known), f"its columns: {shown}.")
         raise input_error(field, f": the input has no column {name[:60]!r}; {meant}")
 
 
@@ -160,8 +159,8 @@ def _why(error: TemplateError, environment: Environment) -> str:
     found = _NO_FILTER.match(said)
     if found is None:
         return f"{said}."
-    near = close_matches(found[2], environment.filters if found[1] == "filter" else environment.tests, n=1)
-    return f"there is no {found[1]} {found[2]!r}; {f'did you mean {near[0]}?' if near else 'leave it out.'}"
+    known = environment.filters if found[1] == "filter" else environment.tests
+    return f"there is no {found[1]} {found[2]!r}; {did_you_mean(found[2], known, 'leave it out.')}"
 
 
 def _as_text(_: Context, value: Any) -> Any:

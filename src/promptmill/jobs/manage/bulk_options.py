@@ -9,7 +9,7 @@ from typing import Any, Literal, ParamSpec, TypedDict, TypeVar
 
 from promptmill.answers.schema import AnswerType
 from promptmill.core.errors import PromptmillError
-from promptmill.core.wording import close_matches
+from promptmill.core.wording import did_you_mean
 from promptmill.jobs.store.order import Again
 
 P = ParamSpec("P")
@@ -134,6 +134,4 @@ def check_names(function: str, options: Iterable[str]) -> None:
     """Raise `TypeError`, with the nearest name, for an argument that `function` does not have."""
     known = BulkOptions.__annotations__
     for name in {*options} - known.keys() - {"rows", "output"}:
-        near = close_matches(name, known, 1)
-        meant = f"; did you mean {near[0]}?" if near else ""
-        raise TypeError(f"{function}() has no argument {name!r}{meant}")
+        raise TypeError(f"{function}() has no argument {name!r}; {did_you_mean(name, known, 'see help(bulk)')}")

@@ -21,7 +21,7 @@ from promptmill.backends.engines import hardware
 from promptmill.backends.engines.hardware import check_memory, missing_gpus
 from promptmill.backends.engines.model_loading import Location, in_known_words, load_failure, missing_package
 from promptmill.core.errors import PromptmillError, config_error, first_sentence
-from promptmill.core.wording import close_matches
+from promptmill.core.wording import did_you_mean
 from promptmill.system.safe_open import home_expanded
 
 _CACHED_TOKENS = 64 * 1024  # capacity of a CPU's cache, unless one longest prompt needs more
@@ -177,9 +177,9 @@ def _check_names(given: Mapping[str, Any]) -> None:
     for name in given:
         if name in known:
             continue
-        near = close_matches(name, known, n=1, cutoff=0.5)
-        meant = _MEANT.get(name) or (near[0] if near else None)
-        advice = f"did you mean {meant}?" if meant else "see vLLM's documentation of its engine arguments."
+        advice = did_you_mean(
+            _MEANT.get(name, name), {*known, *_MEANT.values()}, "see vLLM's documentation of its engine arguments."
+        )
         raise config_error(f"backend_configs.vllm.{name:.60}", f"unknown engine argument of vLLM; {advice}")
 
 
@@ -190,9 +190,8 @@ def _check_parser(given: Mapping[str, Any]) -> None:
     name = given.get("reasoning_parser")
     if not name or name in known:
         return
-    near = close_matches(str(name), known, n=1, cutoff=0.5)
-    advice = f"did you mean {near[0]}? There" if near else "there"
-    raise config_error(_PARSER, f"unknown reasoning parser of vLLM; {advice} are {', '.join(known)}.")
+    there = f"there are {', '.join(known)}."
+    raise config_error(_PARSER, f"unknown reasoning parser of vLLM; {did_you_mean(str(name), known, there)}")
 
 
 def unfit_parser(why: str) -> PromptmillError:
