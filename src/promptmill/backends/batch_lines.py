@@ -20,6 +20,7 @@ import orjson
 
 from promptmill.config.backends import OTHER_PATHS
 from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
 
 CHAT = "/chat/completions"
@@ -37,10 +38,10 @@ class BatchLine(NamedTuple):
     """A request: `path` follows the endpoint's `/v1`; `body` is in the format of that path."""
 
     path: str
-    body: Mapping[str, Any]
+    body: JsonObject
 
 
-def is_batch(line: Mapping[str, Any]) -> bool:
+def is_batch(line: JsonObject) -> bool:
     """Return whether a line is a whole request of a Batch file."""
     if "custom_id" in line:
         return "body" in line or "params" in line
@@ -48,14 +49,14 @@ def is_batch(line: Mapping[str, Any]) -> bool:
     return isinstance(request, Mapping) and "contents" in request
 
 
-def provider_of(line: Mapping[str, Any]) -> Provider:
+def provider_of(line: JsonObject) -> Provider:
     """Return the provider of a line's format."""
     if "params" in line and "body" not in line:
         return "anthropic"
     return "gemini" if "request" in line and "custom_id" not in line else "openai"
 
 
-def read(line: Mapping[str, Any], where: str) -> BatchLine:
+def read(line: JsonObject, where: str) -> BatchLine:
     """Return a line's request. Raises `PromptmillError` (`invalid_input`, `unsupported`) that starts with `where`."""
     try:
         match provider_of(line):
@@ -80,12 +81,12 @@ def read(line: Mapping[str, Any], where: str) -> BatchLine:
         raise input_error(f"{where} does not have the format of its provider's Batch files.") from None
 
 
-def _check_id(line: Mapping[str, Any]) -> None:
+def _check_id(line: JsonObject) -> None:
     if not isinstance(line.get("custom_id"), str):
         raise input_error(f"custom_id is {shape(line.get('custom_id'))}; give each line its own text.")
 
 
-def _object(value: Any, name: str) -> dict[str, Any]:
+def _object(value: Any, name: str) -> JsonDict:
     if not isinstance(value, dict):
         raise input_error(f"{name} is {shape(value)}; send an object.")
     return value
@@ -98,9 +99,9 @@ def _unsupported(what: str) -> PromptmillError:
 # Anthropic
 
 
-def _of_anthropic(params: Mapping[str, Any]) -> dict[str, Any]:
-    body: dict[str, Any] = {}
-    messages: list[dict[str, Any]] = []
+def _of_anthropic(params: JsonObject) -> JsonDict:
+    body: JsonDict = {}
+    messages: list[JsonDict] = []
     for name, value in params.items():
         match name:
             case "model" | "max_tokens" | "temperature" | "top_p" | "top_k":
@@ -123,13 +124,13 @@ def _of_anthropic(params: Mapping[str, Any]) -> dict[str, Any]:
     return body | {"messages": messages}
 
 
-def _anthropic_messages(message: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _anthropic_messages(message: JsonObject) -> list[JsonDict]:
     role, content = message["role"], message["content"]
     if isinstance(content, str):
         return [{"role": role, "content": content}]
-    found: list[dict[str, Any]] = []
-    parts: list[dict[str, Any]] = []
-    calls: list[dict[str, Any]] = []
+    found: list[JsonDict] = []
+    parts: list[JsonDict] = []
+    calls: list[JsonDict] = []
     for block in content:
         match block["type"]:
             case "text":
@@ -153,14 +154,14 @@ def _anthropic_messages(message: Mapping[str, Any]) -> list[dict[str, Any]]:
     return found + _message(role, parts, calls)
 
 
-def _anthropic_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
+def _anthropic_tool(tool: JsonObject) -> JsonDict:
     if "input_schema" not in tool:
         raise _unsupported(f"the tool {tool.get('type')!r} runs only at its provider")
     about = {"name": tool["name"], "description": tool.get("description", ""), "parameters": tool["input_schema"]}
     return {"type": "function", "function": about}
 
 
-def _anthropic_choice(choice: Mapping[str, Any]) -> Any:
+def _anthropic_choice(choice: JsonObject) -> Any:
     if choice["type"] == "tool":
         return {"type": "function", "function": {"name": choice["name"]}}
     return {"any": "required"}.get(choice["type"], choice["type"])
@@ -169,9 +170,9 @@ def _anthropic_choice(choice: Mapping[str, Any]) -> Any:
 # Gemini
 
 
-def _of_gemini(request: Mapping[str, Any]) -> dict[str, Any]:
-    body: dict[str, Any] = {}
-    messages: list[dict[str, Any]] = []
+def _of_gemini(request: JsonObject) -> JsonDict:
+    body: JsonDict = {}
+    messages: list[JsonDict] = []
     for given, value in request.items():
         match _snake(given):
             case "contents":
@@ -191,13 +192,13 @@ def _of_gemini(request: Mapping[str, Any]) -> dict[str, Any]:
     return body | {"messages": messages}
 
 
-def _gemini_messages(content: Any) -> list[dict[str, Any]]:
+def _gemini_messages(content: Any) -> list[JsonDict]:
     if isinstance(content, str):
         return [{"role": "user", "content": content}]
     role = "assistant" if content.get("role") == "model" else "user"
-    found: list[dict[str, Any]] = []
-    parts: list[dict[str, Any]] = []
-    calls: list[dict[str, Any]] = []
+    found: list[JsonDict] = []
+    parts: list[JsonDict] = []
+    calls: list[JsonDict] = []
     for part in content["parts"]:
         for given, value in part.items():
             match _snake(given):
@@ -222,8 +223,8 @@ def _gemini_messages(content: Any) -> list[dict[str, Any]]:
     return found + _message(role, parts, calls)
 
 
-def _gemini_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    body: dict[str, Any] = {}
+def _gemini_config(config: JsonObject) -> JsonDict:
+    body: JsonDict = {}
     schema, as_json = None, False
     for given, value in config.items():
         match _snake(given):
@@ -248,7 +249,7 @@ def _gemini_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return body
 
 
-def _gemini_tools(group: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _gemini_tools(group: JsonObject) -> list[JsonDict]:
     declared = group.get("functionDeclarations") or group.get("function_declarations")
     if declared is None:
         raise _unsupported(f"the tool {next(iter(group), '')!r} runs only at its provider")
@@ -286,7 +287,7 @@ def _data(kind: str, data: str) -> str:
     return f"data:{kind};base64,{data}"
 
 
-def _call(identity: str, name: str, arguments: Any) -> dict[str, Any]:
+def _call(identity: str, name: str, arguments: Any) -> JsonDict:
     return {
         "id": identity,
         "type": "function",
@@ -294,7 +295,7 @@ def _call(identity: str, name: str, arguments: Any) -> dict[str, Any]:
     }
 
 
-def _message(role: str, parts: list[dict[str, Any]], calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _message(role: str, parts: list[JsonDict], calls: list[JsonDict]) -> list[JsonDict]:
     """Return a list with the message, empty without parts and calls. If all parts are text, its content is a string."""
     if not parts and not calls:
         return []

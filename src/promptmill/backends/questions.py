@@ -25,7 +25,7 @@ from promptmill.backends.rows import IMAGES, RowReader
 from promptmill.core.bounds import LONGEST_ROW, TOO_LONG
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.request import Request
-from promptmill.core.values import loads
+from promptmill.core.values import JsonDict, JsonObject, loads
 
 PROMPT = Named("prompt")
 _WAIT_S = 5.0  # for the writer of the database
@@ -65,7 +65,7 @@ class Template(Protocol):
         """The fields that it uses; `row` for all of them."""
         ...
 
-    def render(self, row: Mapping[str, Any]) -> str:
+    def render(self, row: JsonObject) -> str:
         """Return the prompt of a row. Raises `PromptmillError` (`invalid_input`, `empty_prompt`)."""
         ...
 
@@ -99,7 +99,7 @@ class PlainTemplate:
         """The fields that it uses."""
         return frozenset(self.parts[1::2])
 
-    def render(self, row: Mapping[str, Any]) -> str:
+    def render(self, row: JsonObject) -> str:
         """Return the prompt of a row. Raises `PromptmillError` (`invalid_input`, `empty_prompt`)."""
         texts = [*self.parts]
         try:
@@ -154,7 +154,7 @@ class Questions:
         values = loads(cells)
         return question_json(self.of({name: values[at] for at, name in self.columns}))
 
-    def of(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    def of(self, row: JsonObject) -> JsonDict:
         """Return the question of a row, given by its fields. Raises `PromptmillError` (`invalid_input`)."""
         if self.has_missing and not _MISSING.keys().isdisjoint(row.values()):
             row = {name: _MISSING.get(value, value) for name, value in row.items()}
@@ -171,7 +171,7 @@ class Questions:
                 return {rows.EMPTY: error.message}
             raise
 
-    def _of_columns(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    def _of_columns(self, row: JsonObject) -> JsonDict:
         if self.column is not None and (what := rows.emptiness(row.get("prompt"))):
             return {rows.EMPTY: f"its {self.column} is {what}."}
         if self.are_texts:
@@ -183,13 +183,13 @@ class Questions:
                 question[name] = _without_nulls(question[name])
         return question | images
 
-    def _settings(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    def _settings(self, row: JsonObject) -> JsonDict:
         """Return the fields besides the prompt that are part of the question."""
         own = {name: row[name] for name in self.fields if name in row}
         return _read(own, has_messages=True) if self.are_texts else own
 
     @staticmethod
-    def _images(row: Mapping[str, Any], column: str) -> Any:
+    def _images(row: JsonObject, column: str) -> Any:
         value = row.get(column)
         if what := rows.emptiness(value):
             raise PromptmillError(Code.EMPTY_PROMPT, f"its {column} is {what}.")
@@ -198,13 +198,13 @@ class Questions:
                 return orjson.loads(value)
         return value
 
-    def packed(self) -> dict[str, Any]:
+    def packed(self) -> JsonDict:
         """Return it as JSON carries it, for another process."""
         plain = self if self.is_plain else replace(self, template=None)  # the questions of a template are stored
         return asdict(plain)
 
     @classmethod
-    def unpacked(cls, packed: Mapping[str, Any]) -> Questions:
+    def unpacked(cls, packed: JsonObject) -> Questions:
         """Return the questions that `packed` wrote."""
         template, columns = packed["template"], packed["columns"]
         return cls(
@@ -225,7 +225,7 @@ class RowRequests:
     questions: Questions
     prompt: int = 0
     """The index of the prompt, of the questions that are stored."""
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    extra: JsonObject = field(default_factory=dict)
     """Parameters that are added to each request."""
 
     def request(self, n: int, line: bytes | None, cells: bytes, attempts: int = 0) -> Request:
@@ -234,7 +234,7 @@ class RowRequests:
         request = self.reader.request(n, text, attempts)
         return request.changed(extra={**request.extra, **self.extra}) if self.extra else request
 
-    def packed(self) -> dict[str, Any]:
+    def packed(self) -> JsonDict:
         """Return it as JSON carries it, for another process."""
         questions = self.questions.packed()
         return {
@@ -245,7 +245,7 @@ class RowRequests:
         }
 
     @classmethod
-    def unpacked(cls, packed: Mapping[str, Any]) -> RowRequests:
+    def unpacked(cls, packed: JsonObject) -> RowRequests:
         """Return the value that `packed` wrote."""
         reader, questions = RowReader.unpacked(packed["reader"]), Questions.unpacked(packed["questions"])
         return cls(reader, questions, packed["prompt"], packed["extra"])
@@ -263,7 +263,7 @@ class StoredRows:
         return line, cells
 
 
-def question_json(question: Mapping[str, Any]) -> bytes:
+def question_json(question: JsonObject) -> bytes:
     """Return a question as JSON; images may be bytes. Raises `PromptmillError` (`invalid_input`) for other values."""
     try:
         if "images" not in question and "image" not in question:
@@ -284,9 +284,9 @@ def question_of(line: bytes, prompt: int) -> bytes:
     return line.split(_APART, prompt + 1)[prompt]
 
 
-def _read(row: Mapping[str, Any], *, has_messages: bool) -> dict[str, Any]:
+def _read(row: JsonObject, *, has_messages: bool) -> JsonDict:
     """Return texts as fields of a question, without null values; lists are written as JSON."""
-    question: dict[str, Any] = {}
+    question: JsonDict = {}
     for name, cell in row.items():
         value = cell
         if rows.is_null(value) and (name != "prompt" or has_messages):

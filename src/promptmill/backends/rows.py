@@ -37,6 +37,7 @@ from promptmill.core.request import (
     conversation_from_prompt,
     replacing_choices,
 )
+from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
 from promptmill.images import load as images
 
@@ -51,13 +52,13 @@ _SAMPLING_NAMES = frozenset(Sampling.model_fields)
 _LONG = 32 * 1024
 _FOR_CHAT = re.compile(rb'"url"\s*:\s*"(/v1)?/chat/completions"')  # inside a text the quotes would be escaped
 _OF_NO_REQUEST = frozenset({"custom_id", "key", "method", "metadata"})
-_NOTHING: Mapping[str, Any] = {}
+_NOTHING: JsonObject = {}
 _NO_CONVERSATION, _NO_SAMPLING = Conversation(()), Sampling()
 # Some tools write these on every line; `stream` changes the transport of an answer, not the answer.
 _BATCH_IGNORED = frozenset({"messages", "stream", "stream_options"})
 
 
-Asked: TypeAlias = tuple[Conversation, Sampling, Mapping[str, Any]]
+Asked: TypeAlias = tuple[Conversation, Sampling, JsonObject]
 # `reasoning` is also a field of answers, and an output may be the input of another run; `choices` is often data.
 _ROW_SAMPLING = frozenset(Sampling.model_fields) - {"reasoning", "n", "choices"}
 _ROW_BODY = frozenset({"model", "tools", "tool_choice", "max_completion_tokens"})
@@ -82,7 +83,7 @@ class RowReader:
 
     kind: str
     sampling: Sampling = field(default_factory=Sampling)
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    extra: JsonObject = field(default_factory=dict)
     system_prompt: str = ""
     image_tag: str | None = None
     folder: str = ""
@@ -111,7 +112,7 @@ class RowReader:
         """Return the digest of a line that this reader reads."""
         return digest(self.kind, line, self.prompt_column, row_settings=self.row_settings)
 
-    def packed(self) -> dict[str, Any]:
+    def packed(self) -> JsonDict:
         """Return it as JSON carries it, for another process. A row that names another model is not read there."""
         plain = {
             name.name: getattr(self, name.name) for name in fields(self) if name.name not in {"sampling", "models"}
@@ -120,7 +121,7 @@ class RowReader:
         return plain | sets | {"sampling": self.sampling.given(), "extra": dict(self.extra)}
 
     @classmethod
-    def unpacked(cls, packed: Mapping[str, Any]) -> RowReader:
+    def unpacked(cls, packed: JsonObject) -> RowReader:
         """Return the reader that `packed` wrote."""
         sets = {name: frozenset(packed[name]) for name in ("paths", "may_name") if packed[name] is not None}
         return cls(**{**packed, **sets, "sampling": Sampling.model_validate(packed["sampling"])})
@@ -153,7 +154,7 @@ class RowReader:
             sampling = self._limited(sampling, extra, where)
         return conversation, sampling, extra
 
-    def _limited(self, sampling: Sampling, extra: Mapping[str, Any], where: str) -> Sampling:
+    def _limited(self, sampling: Sampling, extra: JsonObject, where: str) -> Sampling:
         """Return a row's sampling within `client_limits`. Raises `PromptmillError` for a row that exceeds them."""
         self._check_models(extra, where)
         most = self.most_tokens
@@ -167,7 +168,7 @@ class RowReader:
             return sampling.model_copy(update={"max_tokens": most})
         return sampling
 
-    def _limited_body(self, line: BatchLine, where: str) -> Mapping[str, Any]:
+    def _limited_body(self, line: BatchLine, where: str) -> JsonObject:
         """Return the body of a request for a path other than chats, within the same limits."""
         body, most = line.body, self.most_tokens
         self._check_models(body, where)
@@ -178,7 +179,7 @@ class RowReader:
         name = batch_lines.TOKEN_LIMITS.get(line.path)
         return body if name is None or body.get(name) is not None else {**body, name: most}
 
-    def _check_models(self, extra: Mapping[str, Any], where: str) -> None:
+    def _check_models(self, extra: JsonObject, where: str) -> None:
         if self.may_name is None:
             return
         named = {*named_models(extra)} - {*named_models(self.extra)}  # names in the configuration are the operator's
@@ -300,7 +301,7 @@ def digest(
     return hashlib.blake2b(text, digest_size=16).digest()
 
 
-def _with_prompt(row: Mapping[str, Any], column: str) -> dict[str, Any]:
+def _with_prompt(row: JsonObject, column: str) -> JsonDict:
     """Return a row with the field `column` as its prompt, or as its messages."""
     asked = row.get(column)
     rest = {name: value for name, value in row.items() if name not in {"prompt", "messages", column}}
@@ -320,7 +321,7 @@ def _are_messages(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(one, dict) and "role" in one for one in value)
 
 
-def _object(line: bytes, where: str) -> dict[str, Any]:
+def _object(line: bytes, where: str) -> JsonDict:
     value = load(line, where)
     if not isinstance(value, dict):
         raise input_error(f"{where} is {shape(value)}. Write one JSON object per line.")
@@ -348,7 +349,7 @@ def load(line: bytes, where: str) -> Any:
         raise input_error(f"{where} is not valid JSON: {reason}.{plain}") from None
 
 
-def json_line(value: Mapping[str, Any]) -> bytes:
+def json_line(value: JsonObject) -> bytes:
     """Return `value` as a line of JSON."""
     try:
         return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE, default=_as_text)
@@ -361,14 +362,14 @@ def _as_text(value: object) -> str:
     return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 
-def _check_tokens(asked: Mapping[str, Any], most: int, where: str) -> None:
+def _check_tokens(asked: JsonObject, most: int, where: str) -> None:
     """Raise `PromptmillError` (`invalid_input`) if one of the lengths `asked` is invalid or above `most`."""
     for name, value in asked.items():
         if value is not None and (type(value) is not int or not 1 <= value <= most):
             raise input_error(f"{where}: {name} must be 1 to {most} tokens on this server.")
 
 
-def _check_limits(body: Mapping[str, Any], most: int, where: str) -> None:
+def _check_limits(body: JsonObject, most: int, where: str) -> None:
     """Raise `PromptmillError` (`invalid_input`) if `body` has a limit above `most` under any name."""
     _check_tokens({name: limit for name, limit in numbers_of(body, OTHER_LIMIT) if limit > most}, most, where)
 
@@ -378,9 +379,7 @@ def _is_endpoints(name: str, value: object) -> bool:
     return name == "reasoning" and not isinstance(value, str)
 
 
-def _row(
-    row: Mapping[str, Any], where: str, image_tag: str | None, position: ImagePosition, column: str = ""
-) -> Conversation:
+def _row(row: JsonObject, where: str, image_tag: str | None, position: ImagePosition, column: str = "") -> Conversation:
     """Return the conversation of a row; `column` is the original field of the prompt or messages."""
     prompt, messages, sources = row.get("prompt"), row.get("messages"), _own_images(row, where)
     if "prompt" in row and "messages" not in row and (what := emptiness(prompt)) and (column or not sources):
@@ -420,7 +419,7 @@ def _conversation(messages: object, where: str) -> Conversation:
     return conversation_from_messages(messages, where)
 
 
-def _batch(row: Mapping[str, Any], where: str) -> Asked:
+def _batch(row: JsonObject, where: str) -> Asked:
     path, body = batch_lines.read(row, where)
     if path != batch_lines.CHAT:
         able = "the openai and vllm backends" if path == "/embeddings" else "the openai backend"
@@ -436,7 +435,7 @@ def _batch(row: Mapping[str, Any], where: str) -> Asked:
         raise input_error(f"{where}: body.{name}: {problem['msg'].removeprefix('Input ')}.") from None
 
 
-def _own_parameters(row: Mapping[str, Any], where: str, loaded_model: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def _own_parameters(row: JsonObject, where: str, loaded_model: str) -> tuple[JsonDict, JsonDict]:
     """Return the row's own sampling parameters, validated, and its fields for the request's body.
 
     `loaded_model`: the only available model; `""` if the endpoint has several. Raises `PromptmillError`
@@ -472,7 +471,7 @@ def _own_parameters(row: Mapping[str, Any], where: str, loaded_model: str) -> tu
         raise input_error(f"{where}: {name}: {problem['msg'].removeprefix('Input ')}.") from None
 
 
-def _own_system_prompt(row: Mapping[str, Any], where: str) -> str:
+def _own_system_prompt(row: JsonObject, where: str) -> str:
     """Return the row's own system prompt, `""` for none. Raises `PromptmillError` (`invalid_input`)."""
     for name in _SYSTEM:
         value = row.get(name)
@@ -483,7 +482,7 @@ def _own_system_prompt(row: Mapping[str, Any], where: str) -> str:
     return ""
 
 
-def _own_images(row: Mapping[str, Any], where: str) -> list[str]:
+def _own_images(row: JsonObject, where: str) -> list[str]:
     """Return the sources of a row's images: paths, URLs, `data:` URLs. Raises `PromptmillError` (`invalid_input`)."""
     return [source for name in IMAGES if name in row for source in _sources(row[name], f"{where}: {name}")]
 

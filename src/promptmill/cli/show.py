@@ -24,6 +24,7 @@ import orjson
 from promptmill.cli.options import Parser, at_least_one
 from promptmill.cli.terminal import columns, say, wrapped
 from promptmill.core.errors import Code, PromptmillError, without_controls
+from promptmill.core.values import JsonObject
 from promptmill.core.wording import counted
 from promptmill.jobs import disk
 from promptmill.jobs.inputs.objects import objects_in
@@ -71,7 +72,7 @@ class _Sample:
     title: str
     total: int
     rows: Sequence[JobRow]
-    about: Mapping[str, Any] = field(default_factory=dict)
+    about: JsonObject = field(default_factory=dict)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -135,8 +136,8 @@ def _of_job(folder: Folder, most: int, seed: int, *, failed_first: bool) -> _Sam
 def _of_file(path: Path, most: int, seed: int, *, failed_first: bool) -> _Sample:
     """Return rows of a file that no job made, in one pass. Raises `PromptmillError`."""
     chance = random.Random(seed)  # noqa: S311 (it chooses rows)
-    kept: list[tuple[int, Mapping[str, Any]]] = []
-    failed: list[tuple[int, Mapping[str, Any]]] = []
+    kept: list[tuple[int, JsonObject]] = []
+    failed: list[tuple[int, JsonObject]] = []
     total = 0
     for row in objects_in(path):
         total += 1
@@ -151,7 +152,7 @@ def _of_file(path: Path, most: int, seed: int, *, failed_first: bool) -> _Sample
     return _Sample(path.name, total, [_file_row(*one) for one in chosen], {"file": str(path.absolute())})
 
 
-def _file_row(number: int, row: Mapping[str, Any]) -> JobRow:
+def _file_row(number: int, row: JsonObject) -> JobRow:
     """Return a row of a file: its columns, and its answer last."""
     error = row.get("error")
     if isinstance(error, Mapping):

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, get_args
+from typing import get_args
 
 from pydantic import BaseModel, ValidationError
 
 from promptmill.config.settings import BackendConfigs, Settings
 from promptmill.core.request import Sampling
+from promptmill.core.values import JsonObject
 from promptmill.core.wording import close_matches, shape
 
 _NUMBER = re.compile(r"-?\d+(?:[.,]\d+)?(?:[eE][+-]?\d{1,2})?")
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
+_NOTHING: JsonObject = MappingProxyType({})
 _OLLAMA = "Ollama is an endpoint: `backend: openai` and `backend_configs: {openai: {base_url: localhost:11434}}`."
 # Names of other programs → our hint.
 _ALIASES = {
@@ -38,7 +38,7 @@ _ALIASES = {
 }
 
 
-def explain(error: ValidationError, model: type[BaseModel], above: str = "", raw: Mapping[str, Any] = _NOTHING) -> str:
+def explain(error: ValidationError, model: type[BaseModel], above: str = "", raw: JsonObject = _NOTHING) -> str:
     """Return the problems of `error`, key by key. Numbers are the only values that they quote.
 
     For an unknown key the nearest known one is named. `above` is the path of `model` itself; `raw` is its input.
@@ -133,7 +133,7 @@ def _elsewhere(key: str, known: list[str]) -> str:
     return f"it belongs below backend_configs.{' or '.join(blocks)}." if blocks else ""
 
 
-def _model_key(known: list[str], raw: Mapping[str, Any]) -> str:
+def _model_key(known: list[str], raw: JsonObject) -> str:
     """Return the key to write instead of `model`: one of its block's keys `known`, or one that fits `raw`."""
     if key := next((key for key in ("model_name", "model_name_or_path") if key in known), ""):
         return f"did you mean {key}?"
@@ -151,7 +151,7 @@ def _model_key(known: list[str], raw: Mapping[str, Any]) -> str:
     return f"the model is named below the backend: `backend_configs: {{{backend}: {{{key}: …}}}}`."
 
 
-def unknown_key(location: list[int | str], model: type[BaseModel], raw: Mapping[str, Any] = _NOTHING) -> str:
+def unknown_key(location: list[int | str], model: type[BaseModel], raw: JsonObject = _NOTHING) -> str:
     """Explain the key at `location`, which `model` lacks: the key that was probably meant, or all known keys."""
     *parents, key = location
     for parent in parents:

@@ -26,15 +26,16 @@ from promptmill.config.resolved_config import ResolvedConfig, check_size
 from promptmill.config.settings import Settings
 from promptmill.core.errors import Named, PromptmillError, config_error
 from promptmill.core.request import Sampling
+from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import close_matches, listed, shape
 from promptmill.system.call_files import FileRule
 from promptmill.system.state import private_folders
 
 TRUST_SWITCH = "set it in the configuration file, or start the server with `promptmill serve --trust-client`."
 _ASSIGNMENTS = Named("assignments")
-Values = Callable[[Mapping[str, Any]], Mapping[tuple[str, ...], Any]]
+Values = Callable[[JsonObject], Mapping[tuple[str, ...], Any]]
 # Clients on a network may neither read files nor occupy the engine for ever, unless the operator allows it.
-HTTP_DEFAULTS: Mapping[str, Any] = MappingProxyType({"call_timeout": 3600, "allowed_roots": []})
+HTTP_DEFAULTS: JsonObject = MappingProxyType({"call_timeout": 3600, "allowed_roots": []})
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +43,9 @@ class Overrides:
     """The arguments of `generation_init`. They come from a client: nothing here is expanded or trusted."""
 
     backend: str | None = None
-    backend_configs: Mapping[str, Any] = field(default_factory=dict)
-    sampling_params: Mapping[str, Any] = field(default_factory=dict)
-    extra_params: Mapping[str, Any] = field(default_factory=dict)
+    backend_configs: JsonObject = field(default_factory=dict)
+    sampling_params: JsonObject = field(default_factory=dict)
+    extra_params: JsonObject = field(default_factory=dict)
 
 
 class Configuration:
@@ -52,7 +53,7 @@ class Configuration:
 
     def __init__(
         self,
-        raw: Mapping[str, Any],
+        raw: JsonObject,
         *,
         trust_client: bool = False,
         calls_replace: bool = False,
@@ -114,7 +115,7 @@ class Configuration:
             call_files=self._call_files,
         )
 
-    def with_choice(self, values: Mapping[str, Any], chosen: str, *, keyless: bool) -> Configuration:
+    def with_choice(self, values: JsonObject, chosen: str, *, keyless: bool) -> Configuration:
         """Return the configuration with `values`, by dotted path, in place of `backend: auto`."""
         raw = dict(self._raw)
         for path, value in values.items():
@@ -134,7 +135,7 @@ class Configuration:
         rule = FileRule.of_calls(whole.allowed_roots, [Path(self.origin), *private_folders()], keys)
         return self._copy(self._raw, call_files=rule)
 
-    def _copy(self, raw: Mapping[str, Any], **changes: Any) -> Configuration:
+    def _copy(self, raw: JsonObject, **changes: Any) -> Configuration:
         kept = {name: getattr(self, f"_{name}") for name in ("trust_client", "calls_replace", "chosen", "keyless")}
         return Configuration(raw, **{**kept, "origin": self.origin, "call_files": self._call_files, **changes})
 
@@ -143,13 +144,13 @@ class Configuration:
         cls,
         path: Path | None = None,
         *,
-        content: Mapping[str, Any] | None = None,
+        content: JsonObject | None = None,
         assignments: Iterable[str] = (),
         backend: str | None = None,
         values: Values = lambda _: {},
         trust_client: bool = False,
         calls_replace: bool = False,
-        defaults: Mapping[str, Any] = MappingProxyType({}),
+        defaults: JsonObject = MappingProxyType({}),
         environ: Mapping[str, str] = os.environ,
     ) -> Configuration:
         """Read the file that `find` finds; `assignments` are `key.path=value`, `value` in YAML.
@@ -242,7 +243,7 @@ class Configuration:
             if overrides.backend_configs.get(other) and not self._trust_client:
                 raise config_error(f"backend_configs.{other}", f"a call may not set this; {TRUST_SWITCH}")
 
-    def _settings_of(self, raw: Mapping[str, Any], backend: str) -> tuple[Settings, tuple[str, ...]]:
+    def _settings_of(self, raw: JsonObject, backend: str) -> tuple[Settings, tuple[str, ...]]:
         placed, warnings = _move_parameters(without_unset(dict(raw), backend), backend, of_pipeline=self._calls_replace)
         if not self._calls_replace:
             return _validate(placed), tuple(warnings)
@@ -258,7 +259,7 @@ class Configuration:
         return _validate(placed), tuple(warnings)
 
 
-def _is_elsewhere(backend: str, block: Mapping[str, Any], operator: Settings) -> bool:
+def _is_elsewhere(backend: str, block: JsonObject, operator: Settings) -> bool:
     """Return whether a call's block has another address than the operator's, who may have put keys into parameters."""
     if backend not in BACKENDS or not BACKENDS[backend].needs_endpoint:
         return False
@@ -267,7 +268,7 @@ def _is_elsewhere(backend: str, block: Mapping[str, Any], operator: Settings) ->
     return (block.get("provider"), [address] if isinstance(address, str) else address) != (own.provider, own.base_url)
 
 
-def _is_right(content: Mapping[str, Any], environ: Mapping[str, str]) -> bool:
+def _is_right(content: JsonObject, environ: Mapping[str, str]) -> bool:
     """Return whether a file's content is a valid configuration by itself."""
     try:
         Configuration(expand(content, environ))
@@ -276,12 +277,12 @@ def _is_right(content: Mapping[str, Any], environ: Mapping[str, str]) -> bool:
     return True
 
 
-def _backend_of(raw: Mapping[str, Any]) -> Any:
+def _backend_of(raw: JsonObject) -> Any:
     name = raw.get("backend") or Settings.model_fields["backend"].default
     return name.strip().lower() if isinstance(name, str) else name
 
 
-def _without(values: Mapping[str, Any], place: Sequence[int | str]) -> dict[str, Any]:
+def _without(values: JsonObject, place: Sequence[int | str]) -> JsonDict:
     """Return `values` without the key at `place`."""
     key, *rest = place
     if rest:
@@ -313,7 +314,7 @@ def _check_limits(plan: ResolvedConfig, overrides: Overrides) -> None:
                 raise config_error(f"extra_params.{name:.60}", f"must be at most {limits.max_tokens} on this server.")
 
 
-def _assign(raw: dict[str, Any], assignment: str) -> None:
+def _assign(raw: JsonDict, assignment: str) -> None:
     path, equals, text = assignment.partition("=")
     if not equals or not path.strip():
         raise config_error(_ASSIGNMENTS, "write key.path=value, such as backend_configs.openai.concurrency=8.")
@@ -326,7 +327,7 @@ def _assign(raw: dict[str, Any], assignment: str) -> None:
     _put(raw, path.strip().split("."), value)
 
 
-def _put(raw: dict[str, Any], path: Sequence[str], value: Any) -> None:
+def _put(raw: JsonDict, path: Sequence[str], value: Any) -> None:
     """Set the key at `path`, and create the mappings above it."""
     *parents, last = path
     block = raw
@@ -336,7 +337,7 @@ def _put(raw: dict[str, Any], path: Sequence[str], value: Any) -> None:
     block[last] = value
 
 
-def _validate(raw: Mapping[str, Any]) -> Settings:
+def _validate(raw: JsonObject) -> Settings:
     try:
         return Settings.model_validate(dict(raw))
     except ValidationError as error:
@@ -359,9 +360,7 @@ _STAY = frozenset({"enable_thinking", "reasoning", "response_format"})
 _MEANT = dict.fromkeys(("max_new_tokens", "num_predict", "n_predict", "max_output_tokens"), "max_tokens")
 
 
-def _move_parameters(
-    raw: Mapping[str, Any], backend: str, *, of_pipeline: bool = False
-) -> tuple[dict[str, Any], list[str]]:
+def _move_parameters(raw: JsonObject, backend: str, *, of_pipeline: bool = False) -> tuple[JsonDict, list[str]]:
     """Return `raw`, the content of a configuration, with every parameter in its place, and warnings about the moves.
 
     Unknown `sampling_params` move to `extra_params`, whose own values win. For an engine of this machine, known
@@ -448,7 +447,7 @@ _ADDRESSES = {
 _ANY_SERVER = frozenset({"custom_openai", "hosted_vllm", "litellm_proxy", "lm_studio", "openai_like"})
 
 
-def without_litellm(values: Mapping[str, Any]) -> dict[str, Any]:
+def without_litellm(values: JsonObject) -> JsonDict:
     """Return `values`, which may have `backend` and `backend_configs`, with `openai` in place of `litellm`.
 
     The block `litellm` is dropped if another backend is used. `drop_params` has no counterpart: parameters that a
@@ -471,7 +470,7 @@ def without_litellm(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, "backend": "openai", "backend_configs": {**kept, "openai": block}}
 
 
-def _endpoint_of(name: object, *, has_address: bool) -> dict[str, Any]:
+def _endpoint_of(name: object, *, has_address: bool) -> JsonDict:
     """Return the keys of `openai` for a model's name in LiteLLM. Raises `PromptmillError` (`invalid_config`)."""
     path = f"backend_configs.{_LITELLM}"
     prefix, slash, model = name.partition("/") if isinstance(name, str) else ("", "", "")

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from promptmill.core.errors import PromptmillError, config_error
+from promptmill.core.values import JsonDict
 from promptmill.core.wording import shape
 
 FILE_NAME = "parameter.yaml"
@@ -106,7 +107,7 @@ def line_of(file: Path, keys: Sequence[str]) -> int | None:
     return line
 
 
-def read(file: Path) -> dict[str, Any]:
+def read(file: Path) -> JsonDict:
     """Return the keys and values of a YAML file. Raises `PromptmillError` (`invalid_config`) with the line."""
     text = ""
     try:
@@ -166,7 +167,7 @@ def _is_literal(found: re.Match[str]) -> bool:
     return found[0].startswith("$$")
 
 
-def without_unset(raw: dict[str, Any], backend: str) -> dict[str, Any]:
+def without_unset(raw: JsonDict, backend: str) -> JsonDict:
     """Return `raw`, a result of `expand`, without the unset variables in blocks of other backends than `backend`.
 
     Raises `PromptmillError` (`invalid_config`) for an unset variable elsewhere.

@@ -19,13 +19,14 @@ from promptmill.config.settings import Block, ModelSettings, Settings
 from promptmill.core.bounds import LONGEST_SETTINGS
 from promptmill.core.errors import Named, PromptmillError, config_error, input_error
 from promptmill.core.request import BESIDE, Sampling, replacing_choices
+from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import close_matches
 from promptmill.system.call_files import FileRule
 from promptmill.system.safe_open import roots_of
 
 DEFAULT = "default"
 _WHICH_ENDPOINT = frozenset({"base_url", "provider"})
-_OF_AN_ENDPOINT: Mapping[str, Any] = MappingProxyType(
+_OF_AN_ENDPOINT: JsonObject = MappingProxyType(
     {"provider": None, "base_url": [], "api_key": None, "api_key_env": None, "headers": {}}
 )
 _OWN = ("system_prompt", "image_tag", "idle_unload")
@@ -110,7 +111,7 @@ class ResolvedConfig:
         """The model that the configuration names for the chosen backend."""
         return replace(self, settings=self.operator).model
 
-    def with_sampling(self, changes: Mapping[str, Any]) -> ResolvedConfig:
+    def with_sampling(self, changes: JsonObject) -> ResolvedConfig:
         """Return the plan of a call with `changes` to `sampling_params`; null removes a parameter.
 
         `changes` may include tools and `logprobs`. Raises `PromptmillError` (`invalid_config`).
@@ -133,7 +134,7 @@ class ResolvedConfig:
         """The plan of a call without sampling parameters, within `client_limits`."""
         return self.within_limits({})
 
-    def within_limits(self, asked: Mapping[str, Any]) -> ResolvedConfig:
+    def within_limits(self, asked: JsonObject) -> ResolvedConfig:
         """Return the plan of a call with the sampling parameters `asked`, within `client_limits`.
 
         Raises `PromptmillError` (`invalid_config`) when `asked` exceeds them.
@@ -150,13 +151,13 @@ class ResolvedConfig:
         return replace(self, settings=self.settings.model_copy(update={"sampling_params": capped}))
 
 
-def named(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+def named(raw: JsonObject) -> JsonObject:
     """Return the block `models` of a file's content, by the models' names."""
     found = raw.get("models")
     return found if isinstance(found, Mapping) else {}
 
 
-def default_name(raw: Mapping[str, Any]) -> str:
+def default_name(raw: JsonObject) -> str:
     """Return the name of the model for calls that name none; `raw` is the content of the file."""
     models = named(raw)
     if chosen := raw.get("default_model"):
@@ -166,14 +167,14 @@ def default_name(raw: Mapping[str, Any]) -> str:
     return DEFAULT if raw.get("backend") or raw.get("backend_configs") else str(next(iter(models)))
 
 
-def names(raw: Mapping[str, Any]) -> list[str]:
+def names(raw: JsonObject) -> list[str]:
     """Return the names of all models, the default one first."""
     first = default_name(raw)
     own = [DEFAULT] if raw.get("backend") or raw.get("backend_configs") else []
     return list(dict.fromkeys([first, *named(raw), *own]))
 
 
-def raw_of(raw: Mapping[str, Any], name: str) -> dict[str, Any]:
+def raw_of(raw: JsonObject, name: str) -> JsonDict:
     """Return the content of the file as if `name` were its only model.
 
     A model has its own block and inherits nothing from the file's: that key, address and price belong to another model.
@@ -184,7 +185,7 @@ def raw_of(raw: Mapping[str, Any], name: str) -> dict[str, Any]:
     own_keys = ModelSettings.model_fields.keys() - backends.BACKENDS.keys()
     block = next((key for key in model if key not in own_keys and backends.is_named(key)), None)
     backend = model.get("backend") or block
-    own: dict[str, Any] = {
+    own: JsonDict = {
         "backend": backend,
         "backend_configs": {backend: model.get(block) or {}} if block else {},
         "sampling_params": {**(raw.get("sampling_params") or {}), **(model.get("sampling_params") or {})},
@@ -194,7 +195,7 @@ def raw_of(raw: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {**raw, **own, **{key: model[key] for key in _OWN if model.get(key) is not None}}
 
 
-def endpoint_over(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def endpoint_over(own: JsonObject, given: JsonObject) -> JsonDict:
     """Return the keys of `openai` in `given`, which override the file's block `own`.
 
     A provider in `given` means that provider's address instead of the file's, and an address replaces the file's
@@ -213,12 +214,12 @@ _FLEX = {"timeout": [10, 900], "patience": 86_400, "max_delay": 300}
 
 
 def settings_of(
-    raw: Mapping[str, Any],
+    raw: JsonObject,
     *,
     backend: str | None,
-    endpoint: Mapping[str, Any],
+    endpoint: JsonObject,
     model: str | None,
-    sampling: Mapping[str, Any],
+    sampling: JsonObject,
     tier: str | None = None,
 ) -> dict[tuple[str, ...], Any]:
     """Return the settings for choices of the command line, by their paths.
@@ -270,7 +271,7 @@ def settings_of(
     return found
 
 
-def leave_to_all(raw: dict[str, Any], parameter: str) -> None:
+def leave_to_all(raw: JsonDict, parameter: str) -> None:
     """Remove a sampling parameter from every model's own block, so that the file's value applies."""
     if found := named(raw):
         raw["models"] = {name: _without(model, parameter) for name, model in found.items()}
@@ -305,7 +306,7 @@ def _unknown(name: str, known: Sequence[str]) -> str:
     return f"there is no model {name[:60]!r}; models here: {', '.join(ordered[:50])}."
 
 
-def named_models(extra: Mapping[str, Any]) -> list[str]:
+def named_models(extra: JsonObject) -> list[str]:
     """Return the models that a request's body names: `model`, and the alternatives that routers accept."""
     found = [extra.get("model")]
     for name in ("models", "fallbacks"):  # OpenRouter and LiteLLM
@@ -314,7 +315,7 @@ def named_models(extra: Mapping[str, Any]) -> list[str]:
     return [str(name) for name in found if name is not None]
 
 
-def numbers_of(body: Mapping[str, Any], names: re.Pattern[str]) -> Iterator[tuple[str, int]]:
+def numbers_of(body: JsonObject, names: re.Pattern[str]) -> Iterator[tuple[str, int]]:
     """Yield the parameters with one of `names` in a request's body, or in an object of it such as `options`.
 
     `metadata` is left out: it holds the user's labels.

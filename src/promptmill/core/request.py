@@ -17,6 +17,7 @@ from pydantic_core import PydanticCustomError
 
 from promptmill.core.bounds import MOST_CHOICES
 from promptmill.core.errors import PromptmillError, input_error
+from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
 
 ROLES = frozenset({"system", "user", "assistant", "developer", "tool"})
@@ -63,7 +64,7 @@ class Message:
 
     role: str
     content: str | tuple[Part, ...] | None
-    extra: Mapping[str, Any] | None = None
+    extra: JsonObject | None = None
 
     @property
     def images(self) -> list[ImagePart]:
@@ -72,7 +73,7 @@ class Message:
             return []
         return [part for part in self.content if isinstance(part, ImagePart)]
 
-    def as_openai(self) -> dict[str, Any]:
+    def as_openai(self) -> JsonDict:
         """Return the turn as an OpenAI message."""
         content: object = self.content
         if isinstance(content, tuple):
@@ -80,7 +81,7 @@ class Message:
         return {**(self.extra or {}), "role": self.role, "content": content}
 
 
-def _openai_part(part: Part) -> dict[str, Any]:
+def _openai_part(part: Part) -> JsonDict:
     match part:
         case TextPart(text):
             return {"type": "text", "text": text}
@@ -111,7 +112,7 @@ class Conversation:
         contents = [message.content for message in self.messages if isinstance(message.content, tuple)]
         return any(isinstance(part, AudioPart) for content in contents for part in content)
 
-    def as_messages(self) -> list[dict[str, Any]]:
+    def as_messages(self) -> list[JsonDict]:
         """Return the turns as OpenAI messages, the inverse of `conversation_from_messages`."""
         return [message.as_openai() for message in self.messages]
 
@@ -360,7 +361,7 @@ def _none_for_one(value: int | None) -> int | None:
     return None if value == 1 else value
 
 
-def replacing_choices(changes: Mapping[str, Any]) -> dict[str, Any]:
+def replacing_choices(changes: JsonObject) -> JsonDict:
     """Return `changes` to parameters; a `response_format` among them also takes the place of earlier `choices`."""
     return ({} if changes.get("response_format") is None else {"choices": None}) | dict(changes)
 
@@ -389,9 +390,7 @@ class Sampling(BaseModel):
     frequency_penalty: float | None = Field(
         None, ge=-2, le=2, description="Make tokens less likely, in proportion to their occurrences."
     )
-    response_format: dict[str, Any] | None = Field(
-        None, description="OpenAI's `response_format`: JSON mode or a schema."
-    )
+    response_format: JsonDict | None = Field(None, description="OpenAI's `response_format`: JSON mode or a schema.")
     choices: Annotated[list[str] | None, BeforeValidator(list_of_choices)] = Field(
         None, description="The answer is one of these texts; takes the place of `response_format`."
     )
@@ -408,7 +407,7 @@ class Sampling(BaseModel):
         None, description="Like the key `reasoning` of the configuration, which it overrides."
     )
 
-    def given(self) -> dict[str, Any]:
+    def given(self) -> JsonDict:
         """Return the parameters that are set, by name."""
         return {name: value for name, value in self if value is not None}
 
@@ -444,7 +443,7 @@ class Request:
     key: int
     conversation: Conversation
     sampling: Sampling
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    extra: JsonObject = field(default_factory=dict)
     attempts: int = 0
     path: str = ""
     """The path of a request that is not a chat, such as `/embeddings`; `extra` is all of its body."""

@@ -14,12 +14,17 @@ import decimal
 import json
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 import orjson
 
 INT64 = range(-(2**63), 2**63)
 """The whole numbers that tables and databases hold."""
+JsonObject: TypeAlias = Mapping[str, Any]
+"""Any object of JSON that somebody else has written: a row, a schema, a tool, a provider's line or answer."""
+JsonDict: TypeAlias = dict[str, Any]
+"""The same, to be changed or to be written."""
+
 _TAG = "promptmill:"
 _TAGGED = _TAG.encode()
 # orjson would write dates in its own way, large numbers not at all, and NaN as null

@@ -13,13 +13,14 @@ import functools
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from promptmill.backends import rows
 from promptmill.backends.questions import Questions, joined, question_json
 from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.values import JsonObject
 from promptmill.jobs import columns
 from promptmill.jobs.inputs.cells import readable
 from promptmill.jobs.inputs.files import InputFiles, check_ratio
@@ -300,7 +301,7 @@ class _Names:
             self._taken = self._settings = {*header, *distinct(list(map(readable, header)))}
         self._is_open = not header and spec.input.format not in WHOLE_REQUESTS
 
-    def see(self, row: Mapping[str, Any]) -> None:
+    def see(self, row: JsonObject) -> None:
         """Take notice of the fields of a row that is an object."""
         self._count += 1
         if self._count <= _LOOKED_AT:

@@ -19,6 +19,7 @@ from pydantic import BeforeValidator, Field
 
 from promptmill.core.bounds import MOST_ROWS
 from promptmill.core.errors import Code, Named, PromptmillError, argument_name, input_error
+from promptmill.core.values import JsonDict
 from promptmill.server import arguments
 from promptmill.server.questions import Questions
 from promptmill.server.results import INLINE, PAGE_CHARACTERS, most_bytes, page, page_characters, wants_copy
@@ -34,7 +35,7 @@ _ENVELOPE = 4 << 10
 _OF_THE_ROW = {"left_out", "index", "id", "custom_id", "model", "path"}
 _PAGE_BYTES = 8 << 20
 _NUMBER_OR_NULL = {"anyOf": [{"type": "integer"}, {"type": "null"}]}
-_STATUS: dict[str, Any] = {
+_STATUS: JsonDict = {
     "job_id": {"type": "string"},
     "state": {
         "type": "string",
@@ -54,7 +55,7 @@ _STATUS: dict[str, Any] = {
         "description": "Complete when the state is `finished`; null if bulk_results has the answers.",
     },
 }
-_ROWS: dict[str, Any] = {
+_ROWS: JsonDict = {
     "type": "object",
     "properties": {
         "job_id": {"type": "string"},
@@ -80,7 +81,7 @@ _ROWS: dict[str, Any] = {
 }
 
 
-def _object(properties: dict[str, Any], *required: str) -> dict[str, Any]:
+def _object(properties: JsonDict, *required: str) -> JsonDict:
     return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": True}
 
 
@@ -129,7 +130,7 @@ def _check_source(
         raise input_error("`files` needs a `prompt`, such as: Summarize this file. {{content}}")
 
 
-def _without_input(rows: list[dict[str, Any]], columns: Mapping[str, str]) -> list[dict[str, Any]]:
+def _without_input(rows: list[JsonDict], columns: Mapping[str, str]) -> list[JsonDict]:
     """Return the answers of rows and their ids, without the input's other fields, which the client knows."""
     from promptmill.jobs.columns import OURS
 
@@ -327,7 +328,7 @@ def _add_tools_of_a_job(
             Field(ge=1, le=MOST_ROWS, description="The largest number of jobs to list; 20 unless given."),
             arguments.null_is(20),
         ] = 20,
-    ) -> dict[str, Any]:
+    ) -> JsonDict:
         """Report a job's progress: `state`, rows `done` and `failed` of `total`, `errors` by code, time left `eta_s`.
 
         Jobs that are `starting`, `running` or `merging` need no further call. `finished` is final. To resume a job that
@@ -414,7 +415,7 @@ def _add_tools_of_a_job(
             title="End a job", readOnlyHint=False, destructiveHint=False, idempotentHint=True, openWorldHint=False
         ),
     )
-    async def bulk_cancel(ctx: Context, job_id: arguments.JobId) -> dict[str, Any]:
+    async def bulk_cancel(ctx: Context, job_id: arguments.JobId) -> JsonDict:
         """End a running job. Its answers are kept and can be read; bulk_generate with the same files resumes it.
 
         Returns the same as bulk_status.
@@ -451,7 +452,7 @@ def _add_tools_of_a_job(
             arguments.null_is(False),
             Field(description="Run the job of a call that was stopped or interrupted; false unless given."),
         ] = False,
-    ) -> dict[str, Any]:
+    ) -> JsonDict:
         """Pause or continue a running job, or change its limits, within two seconds.
 
         Returns the same as bulk_status.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from mcp_types import ContentBlock, Implementation, ResourceLink, TextContent
 from promptmill.backends.protocol import Call, Completion, Failure, Outcome
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.values import JsonDict, JsonObject
 from promptmill.http.json_response_workaround import RESPONSE, EitherResponse
 from promptmill.service import choosing, list_call
 
@@ -39,7 +40,7 @@ PAGE_CHARACTERS = 40_000  # some 10,000 tokens; clients cut or refuse a result o
 _PAGES = {"codex-mcp-client": 9_000}  # it cuts what exceeds 10,000 bytes out of the middle of a result
 # Their models get the structured content and never see the text (seen in these versions and later ones).
 _WITHOUT_TEXT = {"claude-code": (2, 1, 121), "codex-mcp-client": (0, 169)}
-ANSWERS: dict[str, Any] = {
+ANSWERS: JsonDict = {
     "type": "object",
     "properties": {
         "ans_ls": {
@@ -104,20 +105,20 @@ def _undescribed(schema: Any) -> Any:
     return {name: _undescribed(inner) for name, inner in schema.items() if name != "description"}
 
 
-ANSWERS_IN_SHORT: dict[str, Any] = _undescribed(ANSWERS)
+ANSWERS_IN_SHORT: JsonDict = _undescribed(ANSWERS)
 """The same schema without descriptions, for the other tools: a client has all schemas in its context at once."""
 
 
 def _result(
     outcomes: Sequence[Outcome],
-    errors: Sequence[Mapping[str, Any]],
+    errors: Sequence[JsonObject],
     stats: Call,
     *,
     is_error: bool,
     job_id: str | None,
 ) -> ToolResult:
     """Return a result without content."""
-    structured: dict[str, Any] = {"ans_ls": list_call.answers(outcomes)}
+    structured: JsonDict = {"ans_ls": list_call.answers(outcomes)}
     meta = list_call.totals(stats) | list_call.columns(outcomes)
     if several := list_call.several(outcomes):
         structured["answers"] = several
@@ -290,7 +291,7 @@ def _message_bytes(result: ToolResult) -> int:
     return _ENVELOPE + sum(map(_json_bytes, (result.structured_content or {}, result.meta or {}, {"": texts})))
 
 
-def _json_bytes(found: Mapping[str, Any]) -> int:
+def _json_bytes(found: JsonObject) -> int:
     """Return the size of `found` as JSON; in pieces, because no other thread runs while orjson writes one value."""
     size = 0
     for name, value in found.items():
@@ -368,7 +369,7 @@ def _left_out(outcomes: Sequence[Outcome], count: int, kept_id: str, uri: str, m
     )
 
 
-def page(found: Mapping[str, Any], most: int, copies: int) -> dict[str, Any]:
+def page(found: JsonObject, most: int, copies: int) -> JsonDict:
     """Return a page with as many of a job's rows as fit into `most` bytes; the message has each row `copies` times.
 
     It always has the first row, whatever its size; `next_offset` is the first row of the next page.

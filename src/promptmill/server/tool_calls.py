@@ -44,6 +44,7 @@ from promptmill.config.backends import AUTO
 from promptmill.config.settings import BackendConfigs
 from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.core.request import Sampling
+from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import did_you_mean, shape
 from promptmill.http.json_response_workaround import RESPONSE
 from promptmill.jobs.caller import Caller
@@ -166,7 +167,7 @@ class CallLog(Middleware):
 def _end_of(result: ToolResult) -> str:
     structured = result.structured_content or {}
     answers, errors = structured.get("ans_ls"), structured.get("errors") or ()
-    entries: list[dict[str, Any]] = errors if isinstance(errors, list) else []  # a job's `errors` are counts by code
+    entries: list[JsonDict] = errors if isinstance(errors, list) else []  # a job's `errors` are counts by code
     codes: Counter[str] = Counter()
     for entry in entries:
         codes[entry["code"]] += entry.get("last", entry["index"]) - entry["index"] + 1
@@ -215,7 +216,7 @@ class PlainArguments(Middleware):
     """
 
     def __init__(self) -> None:
-        self._schemas: dict[str, dict[str, Any]] = {}
+        self._schemas: dict[str, JsonDict] = {}
 
     async def on_call_tool(
         self, context: MiddlewareContext[CallToolRequestParams], call_next: CallNext[CallToolRequestParams, ToolResult]
@@ -251,7 +252,7 @@ class PlainArguments(Middleware):
             raise ResourceError(f"The URI has {length:,} characters; no resource has such a long one.")
         return await call_next(context)
 
-    async def _schema(self, context: MiddlewareContext[CallToolRequestParams]) -> dict[str, Any]:
+    async def _schema(self, context: MiddlewareContext[CallToolRequestParams]) -> JsonDict:
         """Return the input schema of the called tool; tools never change while the server runs."""
         name = context.message.name
         if name not in self._schemas:
@@ -275,10 +276,10 @@ async def refuse_long_names(ctx: ServerRequestContext[Any, Any], call_next: SdkC
     return await call_next(ctx)
 
 
-def _wrong_names_and_kinds(arguments: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
+def _wrong_names_and_kinds(arguments: JsonObject, schema: JsonObject) -> str:
     if not schema:
         return ""  # FastMCP reports that the tool is missing
-    properties: dict[str, Any] = schema.get("properties", {})
+    properties: JsonDict = schema.get("properties", {})
     lines = [
         _missing(name, _kinds(properties.get(name, {}))) for name in schema.get("required", ()) if name not in arguments
     ]
@@ -292,7 +293,7 @@ def _wrong_names_and_kinds(arguments: Mapping[str, Any], schema: Mapping[str, An
     return _joined(lines) if lines else ""
 
 
-def _kinds(argument: Mapping[str, Any]) -> list[str]:
+def _kinds(argument: JsonObject) -> list[str]:
     """Return the JSON types that an argument may have."""
     return [kind["type"] for kind in (argument, *argument.get("anyOf", ())) if "type" in kind]
 
@@ -308,12 +309,12 @@ def _of_another_kind(name: str, value: object, kind: str) -> str:
     return f"{name} is {shape(value)}; send {_WANTED.get(kind, kind)}."
 
 
-def _unknown(name: str, properties: Mapping[str, Any]) -> str:
+def _unknown(name: str, properties: JsonObject) -> str:
     """Return the error for an unknown argument of a tool with these `properties`."""
     return f"{name:.100} is not an argument of this tool{_where(name, properties)}"
 
 
-def _where(name: str, properties: Mapping[str, Any]) -> str:
+def _where(name: str, properties: JsonObject) -> str:
     """Return the right place of an unknown argument, or the argument with a similar name."""
     if name in Sampling.model_fields and "sampling_params" in properties:
         return f': it goes into sampling_params, {{"{name}": …}}.'

@@ -14,6 +14,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from promptmill.core.errors import PromptmillError, first_line, input_error
+from promptmill.core.values import JsonDict, JsonObject
 
 NO_TEMPLATE = (
     "The model has no chat template: a lone user turn goes in as plain text, several turns as `User: …` and "
@@ -39,7 +40,7 @@ class ChatTemplate:
         self._tokens = dict(tokens)
         self._template = environment.from_string(source)
 
-    def render(self, turns: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> str:
+    def render(self, turns: Sequence[JsonObject], options: JsonObject) -> str:
         """Return the prompt of `turns`. Raises the template's own errors."""
         text: str = self._template.render(
             messages=turns, **{**self._tokens, "tools": None, "documents": None, **options}
@@ -73,9 +74,9 @@ def _now(form: str) -> str:
 
 
 def prompt_text(
-    turns: list[dict[str, Any]],
+    turns: list[JsonDict],
     template: str | None,
-    render: Callable[[list[dict[str, Any]]], str],
+    render: Callable[[list[JsonDict]], str],
     warnings: list[str],
 ) -> tuple[str, bool]:
     """Return the prompt of `turns`, and whether the tokenizer should add its own special tokens to it.
@@ -101,7 +102,7 @@ def _refusal(error: Exception) -> PromptmillError:
     )
 
 
-def render_turns(render: Callable[[list[dict[str, Any]]], str], turns: list[dict[str, Any]]) -> str:
+def render_turns(render: Callable[[list[JsonDict]], str], turns: list[JsonDict]) -> str:
     """Render `turns`, in whose tool calls the arguments are JSON text, as in OpenAI's format.
 
     Most chat templates take objects; a template that joins texts, such as DeepSeek's, gets the text.
@@ -131,7 +132,7 @@ def _with_objects(calls: Sequence[Any]) -> Iterator[Any]:
         yield {**call, "function": {**function, "arguments": arguments}}
 
 
-def text_turn(message: Mapping[str, Any]) -> dict[str, Any]:
+def text_turn(message: JsonObject) -> JsonDict:
     """Return `message` with its content as one text, the form for templates of text models."""
     content = message["content"]
     if isinstance(content, list):
@@ -139,7 +140,7 @@ def text_turn(message: Mapping[str, Any]) -> dict[str, Any]:
     return {**message, "content": content or ""}
 
 
-def plain_text(turns: Sequence[Mapping[str, Any]]) -> str:
+def plain_text(turns: Sequence[JsonObject]) -> str:
     """Return the prompt of `turns` for a model without a template; their contents are texts."""
     if [turn["role"] for turn in turns if turn["role"] not in {"system", "developer"}] == ["user"]:
         return "\n\n".join(turn["content"] for turn in turns if turn["content"])

@@ -14,20 +14,21 @@ import re
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jinja2
 import jinja2.meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
 
 NAMES = frozenset({"tools", "tool_choice", "parallel_tool_calls"})
 """The names in `extra_params` that concern tools."""
 _ADVICE = "Choose a model that was trained to call tools, or send the request without tools."
 _ENVIRONMENT = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
-Tools: TypeAlias = Mapping[str, Mapping[str, Any]]
+Tools: TypeAlias = Mapping[str, JsonObject]
 """The JSON Schemas of the tools' parameters, by the tools' names."""
 Found: TypeAlias = tuple[str, list[tuple[str, object]]]
 """The text without the calls, and the calls: names and arguments."""
@@ -60,7 +61,7 @@ _BETWEEN_CALLS = re.compile(r"[ \n\t;,]*")
 class ToolUse:
     """The tools of one request."""
 
-    offered: Sequence[Mapping[str, Any]]
+    offered: Sequence[JsonObject]
     """In OpenAI's format."""
     form: Form
     must: bool
@@ -74,7 +75,7 @@ class ToolUse:
         return {function["name"]: function.get("parameters") or {"type": "object"} for function in functions}
 
     @property
-    def response_format(self) -> Mapping[str, Any] | None:
+    def response_format(self) -> JsonObject | None:
         """The schema that constrains the answer to calls if a call is required, else None.
 
         None also if the request has a `response_format`: the answer may be calls instead, and is validated afterwards.
@@ -84,7 +85,7 @@ class ToolUse:
         schema = _schema_of_calls(self._schemas, single=self.single)
         return {"type": "json_schema", "json_schema": {"name": "calls", "schema": schema}}
 
-    def read(self, text: str) -> tuple[str, list[dict[str, Any]]]:
+    def read(self, text: str) -> tuple[str, list[JsonDict]]:
         """Return the answer without its calls, and the calls."""
         if self.must:
             try:
@@ -105,7 +106,7 @@ class ToolReader:
         self._takes = bool(template) and "tools" in _variables(self._source)
         self.form = form_of(self._source)
 
-    def use(self, extra: Mapping[str, Any], messages: Iterable[Mapping[str, Any]]) -> ToolUse | None:
+    def use(self, extra: JsonObject, messages: Iterable[JsonObject]) -> ToolUse | None:
         """Return the tools of a request, None without any.
 
         Raises `PromptmillError` (`unsupported`) if the model's template has no place for them or for the calls of
@@ -140,7 +141,7 @@ def _variables(source: str) -> set[str]:
         return {"tools"} if "tools" in source else set()
 
 
-def _check_tools(tools: object) -> list[dict[str, Any]]:
+def _check_tools(tools: object) -> list[JsonDict]:
     if not isinstance(tools, list):
         raise input_error(f"tools is {shape(tools)}; send a list of OpenAI's tools.")
     for at, tool in enumerate(tools):
@@ -153,7 +154,7 @@ def _check_tools(tools: object) -> list[dict[str, Any]]:
     return tools
 
 
-def _chosen(choice: object, tools: list[dict[str, Any]]) -> str | None:
+def _chosen(choice: object, tools: list[JsonDict]) -> str | None:
     """Return the name of the only tool that may be called. Raises `PromptmillError` (`invalid_input`)."""
     match choice:
         case None | "auto" | "required":
@@ -166,8 +167,8 @@ def _chosen(choice: object, tools: list[dict[str, Any]]) -> str | None:
     )
 
 
-def _schema_of_calls(schemas: Tools, *, single: bool) -> dict[str, Any]:
-    shared: dict[str, Any] = {}
+def _schema_of_calls(schemas: Tools, *, single: bool) -> JsonDict:
+    shared: JsonDict = {}
     calls = []
     for name, parameters in schemas.items():
         own = {key: value for key, value in parameters.items() if key != "$defs"}
@@ -180,7 +181,7 @@ def _schema_of_calls(schemas: Tools, *, single: bool) -> dict[str, Any]:
                 "additionalProperties": False,
             }
         )
-    schema: dict[str, Any] = {"type": "array", "minItems": 1, "items": {"anyOf": calls} if len(calls) > 1 else calls[0]}
+    schema: JsonDict = {"type": "array", "minItems": 1, "items": {"anyOf": calls} if len(calls) > 1 else calls[0]}
     return schema | ({"maxItems": 1} if single else {}) | ({"$defs": shared} if shared else {})
 
 
@@ -236,7 +237,7 @@ def _json_calls(text: str, _: Tools | None = None) -> list[tuple[str, object]]:
     return calls
 
 
-def _name_and_arguments(call: Mapping[str, Any]) -> tuple[str, object]:
+def _name_and_arguments(call: JsonObject) -> tuple[str, object]:
     inner = call.get("function")
     call = inner if isinstance(inner, dict) else call
     name = call.get("name") or call.get("tool_name") or inner
@@ -245,10 +246,10 @@ def _name_and_arguments(call: Mapping[str, Any]) -> tuple[str, object]:
     return name, next((call[key] for key in ("arguments", "parameters") if key in call), {})
 
 
-def _typed(arguments: list[tuple[str, str]], schema: Mapping[str, Any]) -> dict[str, Any]:
+def _typed(arguments: list[tuple[str, str]], schema: JsonObject) -> JsonDict:
     """Convert arguments written as text: JSON becomes its value, except where the schema has a string."""
     properties = schema.get("properties") or {}
-    found: dict[str, Any] = {}
+    found: JsonDict = {}
     for name, text in ((name.strip(), text) for name, text in arguments):
         found[name] = text
         if (properties.get(name) or {}).get("type") != "string":
@@ -362,7 +363,7 @@ def form_of(template: str) -> Form:
     return next((form for form in _FORMS if form.shown in template), BARE_FORM)
 
 
-def read_calls(text: str, form: Form, tools: Tools) -> tuple[str, list[dict[str, Any]]]:
+def read_calls(text: str, form: Form, tools: Tools) -> tuple[str, list[JsonDict]]:
     """Return the text without the calls, and the calls in OpenAI's format; an unreadable text stays as it is."""
     if not any(mark in text for mark in form.marks) and form is not BARE_FORM and not form.before_reasoning:
         return text, []
@@ -374,7 +375,7 @@ def read_calls(text: str, form: Form, tools: Tools) -> tuple[str, list[dict[str,
     return (rest.strip(), found) if found else (text, [])
 
 
-def _call_of(name: str, arguments: object) -> dict[str, Any]:
+def _call_of(name: str, arguments: object) -> JsonDict:
     """Return a call in OpenAI's format. Raises `TypeError` for arguments that are not JSON values."""
     written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
     # nine letters and digits: Mistral's chat templates refuse any other id in later turns

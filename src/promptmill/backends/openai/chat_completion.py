@@ -9,13 +9,14 @@ reasoning fields.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from enum import Enum, auto
 from typing import Any
 
 import orjson
 
 from promptmill.answers.reasoning import answer_so_far
+from promptmill.core.values import JsonDict, JsonObject
 
 # vLLM, SGLang, DeepSeek, Qwen; OpenRouter, newer vLLM, Ollama; Anthropic's format through gateways.
 _REASONING = ("reasoning_content", "reasoning", "thinking", "thought", "thoughts", "reasoning_text")
@@ -29,7 +30,7 @@ _END = b"[DONE]"
 EVENT_STARTS = (b"data:", b"event:", b"id:", b"retry:", b":")
 
 
-def read_message(message: Mapping[str, Any]) -> tuple[str, str | None]:
+def read_message(message: JsonObject) -> tuple[str, str | None]:
     """Return `(text, reasoning)` of a message, the text unchanged. Raises `TypeError` for content that is not text."""
     text, thought = _split_parts(message.get("content"))
     return text, _reasoning(message) or thought or None
@@ -69,7 +70,7 @@ def _split_parts(content: Any) -> tuple[str, str]:
     return text, "".join(text_of(part) for part in parts if _is_thinking(part))
 
 
-def _reasoning(message: Mapping[str, Any]) -> str | None:
+def _reasoning(message: JsonObject) -> str | None:
     for name in _REASONING:
         if found := _optional(message.get(name)):
             return found
@@ -150,9 +151,7 @@ def read_finish(reason: object) -> tuple[str | None, Ending]:
     return reason, Ending.WHOLE
 
 
-def details_of(
-    payload: Mapping[str, Any], choice: Mapping[str, Any], message: Mapping[str, Any]
-) -> dict[str, Any] | None:
+def details_of(payload: JsonObject, choice: JsonObject, message: JsonObject) -> JsonDict | None:
     """Return the other fields of an answer's `body`, `choice` and `message`, for outputs of the Batch format.
 
     None if there are none, or if they are nested too deeply for a file.
@@ -162,7 +161,7 @@ def details_of(
     return kept if can_go_on(kept) else None
 
 
-def _rest(value: Mapping[str, Any], known: frozenset[str]) -> dict[str, Any]:
+def _rest(value: JsonObject, known: frozenset[str]) -> JsonDict:
     return {name: inner for name, inner in value.items() if name not in known and inner is not None}
 
 
@@ -202,7 +201,7 @@ def first_event(body: bytes) -> Any:
     return None
 
 
-def assemble(body: bytes, load: Callable[[bytes], Any] = orjson.loads) -> dict[str, Any]:
+def assemble(body: bytes, load: Callable[[bytes], Any] = orjson.loads) -> JsonDict:
     """Return the completion object of a whole stream, or the first event that reports an error; `load` reads JSON.
 
     After a part of an answer, the event has that part's usage and `choices`.
@@ -210,8 +209,8 @@ def assemble(body: bytes, load: Callable[[bytes], Any] = orjson.loads) -> dict[s
     Raises `CutOffError` for a stream with neither a finish reason nor an end mark, `ValueError` for invalid JSON and
     for too many tool calls.
     """
-    completion: dict[str, Any] = {}
-    message: dict[str, Any] = {}
+    completion: JsonDict = {}
+    message: JsonDict = {}
     texts: dict[str, list[str]] = {}
     calls: dict[int, _Call] = {}
     logprobs: dict[str, list[Any]] = {}
@@ -258,9 +257,7 @@ def _events(body: bytes) -> Iterator[bytes]:
         yield b"\n".join(lines)
 
 
-def _add_delta(
-    delta: dict[str, Any], message: dict[str, Any], texts: dict[str, list[str]], calls: dict[int, _Call]
-) -> None:
+def _add_delta(delta: JsonDict, message: JsonDict, texts: dict[str, list[str]], calls: dict[int, _Call]) -> None:
     for name, value in delta.items():
         if name == "tool_calls":
             _add_calls(calls, value or ())
@@ -287,11 +284,11 @@ class _Call:
     __slots__ = ("_arguments", "_fields", "_name")
 
     def __init__(self) -> None:
-        self._fields: dict[str, Any] = {"type": "function"}
+        self._fields: JsonDict = {"type": "function"}
         self._name: list[str] = []
         self._arguments: list[str] = []
 
-    def add(self, piece: dict[str, Any]) -> None:
+    def add(self, piece: JsonDict) -> None:
         """Take the next piece."""
         self._fields |= {name: piece[name] for name in ("id", "type") if piece.get(name)}
         function = piece.get("function") or {}
@@ -299,7 +296,7 @@ class _Call:
             if part := function.get(name):
                 parts.append(part)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> JsonDict:
         """Return the whole call."""
         return {**self._fields, "function": {"name": "".join(self._name), "arguments": "".join(self._arguments)}}
 

@@ -24,6 +24,7 @@ from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LARGEST_BODY
 from promptmill.core.errors import Code, Named, PromptmillError, config_error, without_controls
+from promptmill.core.values import JsonObject
 from promptmill.core.wording import listed
 
 _BLOCK = "backend_configs.openai"
@@ -32,7 +33,7 @@ _LOCAL_S = 2.0
 _PROVIDER_S = 5.0
 _MODEL_S = 15.0
 # The configured key and headers belong to the configured endpoint; no other endpoint gets them.
-_NOTHING_OF_ANOTHER: Mapping[str, Any] = MappingProxyType({"api_key": None, "api_key_env": None, "headers": {}})
+_NOTHING_OF_ANOTHER: JsonObject = MappingProxyType({"api_key": None, "api_key_env": None, "headers": {}})
 _NATIVE_S = 2.0
 _OWNERS = {"vllm": "vLLM", "sglang": "SGLang", "llamacpp": "llama.cpp"}
 
@@ -111,7 +112,7 @@ class _Candidate:
     """An endpoint that may be chosen. `values` are the settings of its `openai` block."""
 
     name: str
-    values: Mapping[str, Any]
+    values: JsonObject
     plan: ResolvedConfig
     is_local: bool
 
@@ -234,9 +235,7 @@ def _providers(
     ]
 
 
-def _candidate(
-    configuration: Configuration, name: str, values: Mapping[str, Any], *, is_local: bool = False
-) -> _Candidate:
+def _candidate(configuration: Configuration, name: str, values: JsonObject, *, is_local: bool = False) -> _Candidate:
     put = {f"{_BLOCK}.{key}": value for key, value in values.items()} | {"backend": "openai"}
     return _Candidate(name, values, configuration.with_choice(put, "", keyless=is_local).plan, is_local)
 
@@ -323,7 +322,7 @@ def _no_list(endpoint: Endpoint, status: int) -> PromptmillError:
     return PromptmillError(Code.NOT_FOUND, f"{endpoint.name} {what} for {urlsplit(base_url(endpoint)).path}/models.")
 
 
-async def _own(pool: Pool, endpoint: Endpoint, base: str, entries: Sequence[Mapping[str, Any]]) -> ModelList:
+async def _own(pool: Pool, endpoint: Endpoint, base: str, entries: Sequence[JsonObject]) -> ModelList:
     """Return the models of one of the operator's own servers, with the context and state that its pages report."""
     owner = next((str(entry.get("owned_by")) for entry in entries), "")
     whole = {name for entry in entries if not entry.get("parent") and (name := _name(entry))}  # else LoRA adapters
@@ -365,7 +364,7 @@ def _of_ollama(models: Sequence[ListedModel], tags: Any, running: Any) -> tuple[
     return tuple(ListedModel(_short(name), loaded.get(name), name in loaded) for name in names)
 
 
-def _of_lm_studio(entries: Sequence[Mapping[str, Any]]) -> tuple[ListedModel, ...]:
+def _of_lm_studio(entries: Sequence[JsonObject]) -> tuple[ListedModel, ...]:
     return tuple(
         ListedModel(
             name,
@@ -377,7 +376,7 @@ def _of_lm_studio(entries: Sequence[Mapping[str, Any]]) -> tuple[ListedModel, ..
     )
 
 
-def _entries(payload: Any) -> list[Mapping[str, Any]] | None:
+def _entries(payload: Any) -> list[JsonObject] | None:
     """Return the entries of a list of models: OpenAI's form, or Together's, which is the bare list."""
     found = payload.get("data") if isinstance(payload, dict) else payload
     return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else None
@@ -388,12 +387,12 @@ def _listed(payload: Any) -> list[Any]:
     return found if isinstance(found, list) else []
 
 
-def _name(entry: Mapping[str, Any]) -> str:
+def _name(entry: JsonObject) -> str:
     name = entry.get("id")
     return _short(without_controls(name)) if isinstance(name, str) else ""
 
 
-def _context(entry: Mapping[str, Any]) -> int | None:
+def _context(entry: JsonObject) -> int | None:
     return _count(entry.get("max_model_len")) or _count(_field(entry.get("meta"), "n_ctx_train"))
 
 

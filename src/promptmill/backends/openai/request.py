@@ -31,6 +31,7 @@ from promptmill.core.request import (
     TextPart,
     check_encodable,
 )
+from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
 from promptmill.images.load import KEPT_BYTES, ImageCache, ImageFile, ImageRules, WebImages, is_web
 
@@ -48,7 +49,7 @@ class Head(NamedTuple):
     """The parameters that the endpoint does not support."""
     words: str
     """Instructions to add to the conversation."""
-    parameters: tuple[Sampling, Mapping[str, Any]]
+    parameters: tuple[Sampling, JsonObject]
 
 
 class RequestEncoder:
@@ -127,7 +128,7 @@ class RequestEncoder:
         self._last = head
         return head
 
-    def _parameters(self, sampling: Sampling, extra: Mapping[str, Any]) -> tuple[dict[str, Any], list[str], str]:
+    def _parameters(self, sampling: Sampling, extra: JsonObject) -> tuple[JsonDict, list[str], str]:
         # extra parameters go first, as in the `openai` package's `extra_body`
         given = {name: value for name, value in extra.items() if name not in _OURS}
         ours = sampling.given()
@@ -198,7 +199,7 @@ def _merged(pieces: Iterable[bytes]) -> list[bytes]:
     return [*merged, b"".join(small)]
 
 
-def asked_of(form: JsonForm, wanted: Mapping[str, Any]) -> tuple[Mapping[str, Any] | None, str]:
+def asked_of(form: JsonForm, wanted: JsonObject) -> tuple[JsonObject | None, str]:
     """Return the `response_format` for a provider of this `form`, and the instructions for the prompt.
 
     Raises `PromptmillError` (`invalid_input`) for a `json_schema` without a schema.
@@ -214,7 +215,7 @@ def asked_of(form: JsonForm, wanted: Mapping[str, Any]) -> tuple[Mapping[str, An
     return ({"type": "json_object"} if form == "object" else None), words
 
 
-def _strictly(wanted: Mapping[str, Any]) -> Mapping[str, Any]:
+def _strictly(wanted: JsonObject) -> JsonObject:
     block = wanted["json_schema"]
     if not block.get("strict"):
         return wanted
@@ -322,7 +323,7 @@ class _InexpressibleError(Exception):
     """Strict mode cannot express the schema."""
 
 
-def strict_form(schema: Mapping[str, Any]) -> dict[str, Any] | None:
+def strict_form(schema: JsonObject) -> JsonDict | None:
     """Return `schema` in the form of strict mode; None if strict mode cannot express it.
 
     An answer that satisfies the result satisfies `schema`, with two exceptions: optional fields may be null, and
@@ -335,7 +336,7 @@ def strict_form(schema: Mapping[str, Any]) -> dict[str, Any] | None:
     return found if found.get("type") == "object" and "anyOf" not in found else None
 
 
-def _with_root(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+def _with_root(schema: JsonObject) -> JsonObject:
     """Return `schema` with the reference at its root replaced: strict mode requires an object there."""
     reference = schema.get("$ref")
     for name in _DEFINITIONS:
@@ -346,10 +347,10 @@ def _with_root(schema: Mapping[str, Any]) -> Mapping[str, Any]:
     return schema
 
 
-def _node(schema: Any) -> dict[str, Any]:
+def _node(schema: Any) -> JsonDict:
     if not isinstance(schema, Mapping) or _INEXPRESSIBLE & schema.keys():
         raise _InexpressibleError
-    node: dict[str, Any] = {}
+    node: JsonDict = {}
     words = []
     for key, value in schema.items():
         if (
@@ -377,13 +378,13 @@ def _node(schema: Any) -> dict[str, Any]:
     return node
 
 
-def _options(key: str, value: Any, *, taken: bool) -> list[dict[str, Any]]:
+def _options(key: str, value: Any, *, taken: bool) -> list[JsonDict]:
     if taken or (key == "allOf" and len(value) != 1):
         raise _InexpressibleError
     return [_node(option) for option in value]
 
 
-def _close(node: dict[str, Any]) -> None:
+def _close(node: JsonDict) -> None:
     """Require all fields of an object and allow no others; an optional field may be null."""
     properties = node.get("properties")
     if not properties or node.get("type", "object") != "object":
@@ -400,6 +401,6 @@ def _close(node: dict[str, Any]) -> None:
     node["additionalProperties"] = False
 
 
-def _or_null(node: dict[str, Any]) -> dict[str, Any]:
+def _or_null(node: JsonDict) -> JsonDict:
     description = {name: node.pop(name) for name in ("description",) if name in node}
     return {"anyOf": [node, {"type": "null"}], **description}

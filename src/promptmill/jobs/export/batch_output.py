@@ -16,6 +16,7 @@ import orjson
 from promptmill.backends import rows
 from promptmill.backends.batch_lines import provider_of
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.values import JsonDict, JsonObject
 from promptmill.jobs.store.records import Record
 
 _ANTHROPIC_REASONS = {
@@ -54,9 +55,7 @@ _AT_ONCE = 1024
 _SETTINGS = ("PRAGMA journal_mode=OFF", "PRAGMA synchronous=OFF", "PRAGMA cache_size=-4096")
 
 
-def batch_output(
-    line: bytes, record: Record, *, job_id: str, model: str, created: int, takes_model: bool
-) -> dict[str, Any]:
+def batch_output(line: bytes, record: Record, *, job_id: str, model: str, created: int, takes_model: bool) -> JsonDict:
     """Return the output of a Batch line.
 
     `takes_model`: the line's own model answered it, where it names one.
@@ -91,9 +90,9 @@ class _Answer:
     text: str
     finish_reason: str | None
     reasoning: str | None
-    tool_calls: Sequence[Mapping[str, Any]]
-    logprobs: Mapping[str, Any] | None
-    details: Mapping[str, Any]
+    tool_calls: Sequence[JsonObject]
+    logprobs: JsonObject | None
+    details: JsonObject
 
 
 def _answers(record: Record) -> list[_Answer]:
@@ -110,7 +109,7 @@ def _model_name(body: Any, model: str, *, takes_model: bool) -> str:
     return str((takes_model and isinstance(body, dict) and body.get("model")) or model)
 
 
-def _of_openai(record: Record, number: str, model: str, created: int) -> dict[str, Any]:
+def _of_openai(record: Record, number: str, model: str, created: int) -> JsonDict:
     """Return `response` and `error` (platform.openai.com/docs/api-reference/batch/request-output)."""
     extras = record.extras
     if record.code is not None:
@@ -142,13 +141,13 @@ def _of_openai(record: Record, number: str, model: str, created: int) -> dict[st
     return {"response": _response(number, answered | said), "error": None}
 
 
-def _response(number: str, body: Mapping[str, Any]) -> dict[str, Any]:
+def _response(number: str, body: JsonObject) -> JsonDict:
     return {"status_code": 200, "request_id": f"req_{number}", "body": body}
 
 
-def _openai_choice(answer: _Answer) -> dict[str, Any]:
+def _openai_choice(answer: _Answer) -> JsonDict:
     said = answer.details.get("message", {})
-    message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None, **said}
+    message: JsonDict = {"role": "assistant", "content": answer.text, "refusal": None, **said}
     if message["refusal"] == answer.text:  # other outputs have it as the answer; this format has a field for it
         message["content"] = None
     if answer.reasoning is not None:
@@ -156,7 +155,7 @@ def _openai_choice(answer: _Answer) -> dict[str, Any]:
     if answer.tool_calls:
         message["tool_calls"] = answer.tool_calls
         message["content"] = answer.text or None
-    details: dict[str, Any] = answer.details.get("choice", {})
+    details: JsonDict = answer.details.get("choice", {})
     return details | {
         "index": answer.index,
         "message": message,
@@ -165,12 +164,12 @@ def _openai_choice(answer: _Answer) -> dict[str, Any]:
     }
 
 
-def _of_anthropic(record: Record, number: str, model: str) -> dict[str, Any]:
+def _of_anthropic(record: Record, number: str, model: str) -> JsonDict:
     """Return a result (docs.anthropic.com/en/api/retrieving-message-batch-results)."""
     if record.code is not None:
         kind, _ = _ERRORS.get(record.code, _THE_SERVICE)
         return {"type": "errored", "error": {"type": "error", "error": {"type": kind, "message": record.text}}}
-    content: list[dict[str, Any]] = [{"type": "text", "text": record.text}] if record.text else []
+    content: list[JsonDict] = [{"type": "text", "text": record.text}] if record.text else []
     calls = record.extras.get("tool_calls", ())
     for call in calls:
         name, given = _function_call(call)
@@ -191,7 +190,7 @@ def _of_anthropic(record: Record, number: str, model: str) -> dict[str, Any]:
     return {"type": "succeeded", "message": message}
 
 
-def _of_gemini(record: Record, number: str, model: str) -> dict[str, Any]:
+def _of_gemini(record: Record, number: str, model: str) -> JsonDict:
     """Return `response`, a GenerateContentResponse, or `error`, a google.rpc.Status."""
     if record.code is not None:
         _, number_of_code = _ERRORS.get(record.code, _THE_SERVICE)
@@ -210,8 +209,8 @@ def _of_gemini(record: Record, number: str, model: str) -> dict[str, Any]:
     return {"response": response}
 
 
-def _gemini_candidate(answer: _Answer) -> dict[str, Any]:
-    parts: list[dict[str, Any]] = [{"text": answer.text}] if answer.text else []
+def _gemini_candidate(answer: _Answer) -> JsonDict:
+    parts: list[JsonDict] = [{"text": answer.text}] if answer.text else []
     for call in answer.tool_calls:
         name, given = _function_call(call)
         parts.append({"functionCall": {"name": name, "args": given}})
@@ -222,7 +221,7 @@ def _gemini_candidate(answer: _Answer) -> dict[str, Any]:
     }
 
 
-def _function_call(call: Mapping[str, Any]) -> tuple[str, Any]:
+def _function_call(call: JsonObject) -> tuple[str, Any]:
     """Return the name of the function that is called, and its arguments as an object as far as they are one."""
     function = call.get("function", {})
     text = function.get("arguments") or "{}"

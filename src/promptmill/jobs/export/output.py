@@ -16,11 +16,12 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import orjson
 
 from promptmill.core.errors import PromptmillError, input_error
+from promptmill.core.values import JsonDict, JsonObject
 from promptmill.jobs import disk
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows, every_answer
 from promptmill.jobs.export.batch_output import CustomIds
@@ -59,7 +60,7 @@ class Written:
     """The number of the first row that it does not hold."""
     warning: str = ""
     """A sentence about repeated ids of a Batch file."""
-    blocks: Mapping[str, Any] | None = None
+    blocks: JsonObject | None = None
     """The blocks of rows that may be copied the next time, to be stored as `written`."""
 
 
@@ -154,7 +155,7 @@ class _Blocks:
         if stored is not None and own is not None and own.is_still(spec.output.path):
             self._known = self._read(stored)
 
-    def _read(self, stored: Mapping[str, Any]) -> dict[int, tuple[int, int, int]]:
+    def _read(self, stored: JsonObject) -> dict[int, tuple[int, int, int]]:
         """Return offset, size and sum of the blocks that may be copied."""
         if stored["identity"] != self._identity:
             return {}
@@ -166,7 +167,7 @@ class _Blocks:
             at += size
         return known
 
-    def write(self, out: IO[bytes], end: int, rules: Rules) -> dict[str, Any]:
+    def write(self, out: IO[bytes], end: int, rules: Rules) -> JsonDict:
         """Write the rows before `end`; return the blocks to store. Raises as `answered_rows`."""
         store, row, blocks, count = self._store, self._form.row, [], 0
         out.write(self._form.header)

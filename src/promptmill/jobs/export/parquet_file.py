@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
@@ -12,6 +12,7 @@ import orjson
 from promptmill.backends import rows
 from promptmill.core import values
 from promptmill.core.bounds import DEEPEST
+from promptmill.core.values import JsonDict, JsonObject
 from promptmill.jobs.export.answered import AnsweredRow
 from promptmill.jobs.export.text import AnswerValues, OwnValues, check_width
 from promptmill.jobs.inputs.parquet import unpacked_schema, without_nanoseconds
@@ -130,7 +131,7 @@ def _arrow_array(column: list[Any], kind: Any) -> Any:
     return found.cast(kind)
 
 
-def _arrow_types(answers: AnswerValues) -> dict[str, Any]:
+def _arrow_types(answers: AnswerValues) -> JsonDict:
     """Return the Arrow types of the columns of answers, by their keys."""
     import pyarrow as pa
 
@@ -171,7 +172,7 @@ class ColumnTypes:
     def __len__(self) -> int:
         return len(self._kinds)
 
-    def include(self, row: Mapping[str, Any]) -> None:
+    def include(self, row: JsonObject) -> None:
         """Have columns for the fields of `row`, and types for its values."""
         for name, value in row.items():
             known = self._kinds.setdefault(name, None)
@@ -184,7 +185,7 @@ class ColumnTypes:
 
         return pa.schema([(name, _arrow_type(kind)) for name, kind in self._kinds.items()])
 
-    def batch(self, found: Sequence[Mapping[str, Any]]) -> Any:
+    def batch(self, found: Sequence[JsonObject]) -> Any:
         """Return rows as a record batch of this schema."""
         import pyarrow as pa
 

@@ -14,7 +14,7 @@ import orjson
 
 from promptmill.answers.reasoning import split_marked
 from promptmill.core.bounds import DEEPEST
-from promptmill.core.values import INT64
+from promptmill.core.values import INT64, JsonDict, JsonObject
 from promptmill.core.wording import mended
 from promptmill.jobs.columns import FIELD
 
@@ -29,17 +29,17 @@ class UnreadableError(ValueError):
 class SchemaColumns:
     """The columns of the answers under `schema`."""
 
-    def __init__(self, schema: Mapping[str, Any], *, apart: bool) -> None:
+    def __init__(self, schema: JsonObject, *, apart: bool) -> None:
         """`apart`: fields are columns of a table and answers are objects in JSON; else each answer is a JSON text."""
         self._schema = schema
         self._apart = apart
         properties = _resolved(schema, schema).get("properties")
         found = properties if apart and isinstance(properties, Mapping) else {}
-        self._fields: Mapping[str, Any] = {str(name): _resolved(inner, schema) for name, inner in found.items()}
+        self._fields: JsonObject = {str(name): _resolved(inner, schema) for name, inner in found.items()}
         self.names = {f"{FIELD}{name}": name for name in self._fields}
         """The usual names of the columns of a table, by their keys."""
 
-    def in_json(self, found: Mapping[str, Any]) -> dict[str, Any]:
+    def in_json(self, found: JsonObject) -> JsonDict:
         """Return the fields of a row's answer, as `columns.answer_fields` makes them, for a row of JSON."""
         changed = dict(found)
         if found["error"] is not None:
@@ -53,7 +53,7 @@ class SchemaColumns:
             changed["answers"] = [self._one_of_several(text) for text in found["answers"]]
         return changed
 
-    def in_table(self, found: Mapping[str, Any]) -> dict[str, Any]:
+    def in_table(self, found: JsonObject) -> JsonDict:
         """Return the same for a row of a table: a value for each column."""
         changed = self.in_json(found)
         value = changed["answer"]
@@ -125,7 +125,7 @@ def _loaded(text: str) -> Any:
     return value
 
 
-def _resolved(schema: Any, root: Mapping[str, Any]) -> Mapping[str, Any]:
+def _resolved(schema: Any, root: JsonObject) -> JsonObject:
     """Return the schema that `schema` refers to, without the alternative `null`; empty for one of several."""
     for _ in range(DEEPEST):
         if not isinstance(schema, Mapping):
@@ -149,7 +149,7 @@ def _resolved(schema: Any, root: Mapping[str, Any]) -> Mapping[str, Any]:
     return {}
 
 
-def _kind(schema: Mapping[str, Any], root: Mapping[str, Any]) -> str:
+def _kind(schema: JsonObject, root: JsonObject) -> str:
     """Return the type of the values of a resolved schema; `""` for several types."""
     kinds = schema.get("type")
     named = {kinds} if isinstance(kinds, str) else set(kinds) if isinstance(kinds, list) else set()
@@ -176,7 +176,7 @@ def _scalar(kind: str, value: Any) -> Any:
     return value if type(value) is not int or value in INT64 else None
 
 
-def _ordered(value: Any, schema: Any, root: Mapping[str, Any], levels: int) -> Any:
+def _ordered(value: Any, schema: Any, root: JsonObject, levels: int) -> Any:
     """Return `value` with the fields of objects in the schema's order, others behind them by name."""
     if type(value) is float and value.is_integer() and _kind(_resolved(schema, root), root) == "integer":
         return int(value)
@@ -186,6 +186,6 @@ def _ordered(value: Any, schema: Any, root: Mapping[str, Any], levels: int) -> A
     if isinstance(value, list):
         return [_ordered(one, schema.get("items"), root, levels - 1) for one in value]
     properties = schema.get("properties")
-    known: Mapping[str, Any] = properties if isinstance(properties, Mapping) else {}
+    known: JsonObject = properties if isinstance(properties, Mapping) else {}
     names = [*(name for name in known if name in value), *sorted(value.keys() - known.keys())]
     return {name: _ordered(value[name], known.get(name), root, levels - 1) for name in names}

@@ -6,7 +6,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import IO, Any
@@ -16,6 +16,7 @@ from promptmill.config import backends
 from promptmill.core import values
 from promptmill.core.bounds import MOST_NAMES
 from promptmill.core.errors import PromptmillError, input_error
+from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import mended
 from promptmill.jobs import columns
 from promptmill.jobs.columns import ANSWER_FIELDS, EXTRA_FIELDS, MODEL, VARIANT, answer_fields
@@ -43,7 +44,7 @@ class OwnValues:
         self.surplus = (spec.output.names or {}).get("surplus_cells", "surplus_cells")
         """The column of the cells that the header of a table has no names for."""
         forms = {"batch": self._of_batch, "messages": self._of_call, **dict.fromkeys(TABLES, self._of_cells)}
-        self.of: Callable[[Row], dict[str, Any]] = forms.get(spec.input.format, json_object)
+        self.of: Callable[[Row], JsonDict] = forms.get(spec.input.format, json_object)
         """Returns the values of a row; `{}` for an unreadable row of JSON, which has an error already."""
 
     def names_in(self, stored: Iterable[Row]) -> list[str]:
@@ -59,7 +60,7 @@ class OwnValues:
                 check_width(len(names) - len(self._names))
         return list(names)
 
-    def _of_cells(self, row: Row) -> dict[str, Any]:
+    def _of_cells(self, row: Row) -> JsonDict:
         cells = values.loads(row.cells or b"[]")
         if self._spec.input.format in CELLS:
             cells = list(map(readable, cells))
@@ -69,11 +70,11 @@ class OwnValues:
         return found
 
     @staticmethod
-    def _of_call(row: Row) -> dict[str, Any]:
+    def _of_call(row: Row) -> JsonDict:
         """Return the place of the item in its call, which has the prompt."""
         return {INDEX: row.n}
 
-    def _of_batch(self, row: Row) -> dict[str, Any]:
+    def _of_batch(self, row: Row) -> JsonDict:
         """Return the column of a line of a Batch file in a table: its id, which Gemini calls `key`."""
         asked = json_object(row)
         value = asked.get(CUSTOM_ID, asked.get("key"))
@@ -99,7 +100,7 @@ class AnswerValues:
         """The columns of a table, by their keys."""
         self.is_table = output_format in TABLES
 
-    def in_json(self, answered: AnsweredRow) -> dict[str, Any]:
+    def in_json(self, answered: AnsweredRow) -> JsonDict:
         """Return the fields of a row of JSON, by their names in the output."""
         if self.schema is None and not self._variants:
             return answer_fields(answered.record, self._renamed)
@@ -109,7 +110,7 @@ class AnswerValues:
         fields = {**self._variant(answered), **fields}
         return {self._renamed.get(name, name): value for name, value in fields.items()}
 
-    def in_table(self, answered: AnsweredRow) -> dict[str, Any]:
+    def in_table(self, answered: AnsweredRow) -> JsonDict:
         """Return the values of a row of a table, by the keys of their columns."""
         record = answered.record
         fields = answer_fields(record)
@@ -239,7 +240,7 @@ def cell(value: Any) -> str:
     return text[1:-1] if text[0] == '"' else text  # a date, a decimal or bytes, which JSON has as texts
 
 
-def json_line(line: bytes, fields: Mapping[str, Any]) -> bytes:
+def json_line(line: bytes, fields: JsonObject) -> bytes:
     """Return the output line of a line of JSON: its own bytes, with the answer's `fields` after them."""
     line = line.strip()
     try:
@@ -251,7 +252,7 @@ def json_line(line: bytes, fields: Mapping[str, Any]) -> bytes:
     return b"%b%b%b" % (line[:-1].rstrip(), b"," if value else b"", rows.json_line(fields)[1:])
 
 
-def json_object(row: Row) -> dict[str, Any]:
+def json_object(row: Row) -> JsonDict:
     """Return a row of JSON; `{}` for an unreadable one, which has an error already."""
     own = row.cells or b""
     try:
@@ -260,7 +261,7 @@ def json_object(row: Row) -> dict[str, Any]:
         return {}
     if not isinstance(value, dict):
         return {}
-    found: dict[str, Any] = mended(value) if b"\\u" in own else value  # half a surrogate pair
+    found: JsonDict = mended(value) if b"\\u" in own else value  # half a surrogate pair
     return found
 
 

@@ -8,13 +8,14 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import orjson
 
 from promptmill.backends import rows
 from promptmill.core.bounds import LONGEST_ROW, TOO_LONG
 from promptmill.core.errors import PromptmillError, input_error
+from promptmill.core.values import JsonDict
 from promptmill.jobs.inputs.files import InputFiles
 from promptmill.jobs.inputs.formats import format_by_suffix
 from promptmill.jobs.inputs.row import WHOLE, Extent, InputRow, Stretch, Window, digest_of
@@ -89,7 +90,7 @@ def _pieces(stream: IO[bytes], window: Window) -> Iterator[tuple[list[bytes | No
         yield lines, data
 
 
-def first_objects(files: InputFiles) -> Iterator[dict[str, Any]]:
+def first_objects(files: InputFiles) -> Iterator[JsonDict]:
     """Yield the objects in the first lines; unreadable lines are left out."""
     size = 0
     with files.stream() as stream:

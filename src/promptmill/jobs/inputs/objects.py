@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from promptmill.backends import rows
 from promptmill.core import values
 from promptmill.core.errors import PromptmillError, input_error
+from promptmill.core.values import JsonObject
 from promptmill.jobs.inputs import files as input_files
 from promptmill.jobs.inputs import formats
 from promptmill.jobs.inputs.cells import CellTable
@@ -31,7 +31,7 @@ def input_of(files: InputFiles, input_format: str) -> Input:
     return JsonLines(files)
 
 
-def objects_in(path: Path, encoding: str | None = None) -> Iterator[Mapping[str, Any]]:
+def objects_in(path: Path, encoding: str | None = None) -> Iterator[JsonObject]:
     """Yield the rows of a file as objects; columns of a table are fields. Raises `PromptmillError`, `OSError`."""
     formats.check_installed(path)
     files = input_files.opened(input_files.find([path.absolute()], path), encoding=encoding)
@@ -43,7 +43,7 @@ def objects_in(path: Path, encoding: str | None = None) -> Iterator[Mapping[str,
             yield _of_cells(row, header) if header else _of_json(row)
 
 
-def readable_objects_in(path: Path, encoding: str | None = None) -> Iterator[Mapping[str, Any]]:
+def readable_objects_in(path: Path, encoding: str | None = None) -> Iterator[JsonObject]:
     """Yield the first rows of a file as objects; unreadable ones are left out."""
     with contextlib.suppress(PromptmillError, OSError):
         files = input_files.opened(input_files.find([path.absolute()], path), encoding=encoding)
@@ -51,11 +51,11 @@ def readable_objects_in(path: Path, encoding: str | None = None) -> Iterator[Map
         yield from objects_in(path, encoding) if is_table else first_objects(files)
 
 
-def _of_cells(row: InputRow, header: list[str]) -> Mapping[str, Any]:
+def _of_cells(row: InputRow, header: list[str]) -> JsonObject:
     return row.fields or dict(zip(header, values.loads(row.cells), strict=False))
 
 
-def _of_json(row: InputRow) -> Mapping[str, Any]:
+def _of_json(row: InputRow) -> JsonObject:
     where = f"line {row.n + 1}"
     if row.problem:
         raise input_error(f"{where}: {row.problem}")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from promptmill.backends import rows
 from promptmill.backends.questions import Questions
 from promptmill.backends.rows import CONTENT, IMAGES, NAMES
 from promptmill.core.errors import Named, input_error
+from promptmill.core.values import JsonObject
 from promptmill.core.wording import close_matches
 from promptmill.jobs.inputs import files as input_files
 from promptmill.jobs.inputs.cells import is_utf8, readable
@@ -97,7 +97,7 @@ def columns_of(questions: Sequence[Questions]) -> list[tuple[int, str]]:
     return sorted({column for one in questions for column in one.columns or ()})
 
 
-def check_first_objects(question: Question, objects: Iterable[Mapping[str, Any]]) -> None:
+def check_first_objects(question: Question, objects: Iterable[JsonObject]) -> None:
     """Raise `PromptmillError` (`invalid_input`) if no row of JSON has a prompt, or a column of the template.
 
     `objects` are the first rows: one row without a prompt is that row's failure.
@@ -112,7 +112,7 @@ def check_first_objects(question: Question, objects: Iterable[Mapping[str, Any]]
     column = question.column
     asked = {column} if column is not None else {"prompt", "messages"}
     names: dict[str, None] = {}
-    read: list[Mapping[str, Any]] = []
+    read: list[JsonObject] = []
     for row in objects:
         names |= dict.fromkeys(row)
         read.append(row)
@@ -134,7 +134,7 @@ def check_first_objects(question: Question, objects: Iterable[Mapping[str, Any]]
     raise input_error(f"{lacks} Rename {usual or 'the one with the prompts'} to `prompt` in the file", hint, ".")
 
 
-def unsent_image(first_rows: Iterator[Mapping[str, Any]]) -> str:
+def unsent_image(first_rows: Iterator[JsonObject]) -> str:
     """Return the column whose cells are paths of images; `""` if there is none, or images are sent.
 
     `first_rows`: of an input without a column of images.
@@ -164,7 +164,7 @@ def _images_of(question: Question) -> set[str]:
     return set() if question.image_column is None else {question.image_column}
 
 
-def _rows_inside(row: Mapping[str, Any]) -> str:
+def _rows_inside(row: JsonObject) -> str:
     """Return the name of the only field that is a list of objects, `""` if there is no such field or several."""
     lists = [
         name

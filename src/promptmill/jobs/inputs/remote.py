@@ -20,6 +20,7 @@ from typing import Any
 import orjson
 
 from promptmill.core.errors import Code, Named, PromptmillError, input_error, redact
+from promptmill.core.values import JsonDict
 from promptmill.jobs import disk
 from promptmill.jobs.inputs import files
 from promptmill.jobs.inputs.given import Given, root_of
@@ -131,9 +132,9 @@ class RemoteOutput:
     def _note(self) -> Path:
         return self.local.with_name("delivered")
 
-    def _read_note(self) -> dict[str, Any] | None:
+    def _read_note(self) -> JsonDict | None:
         with contextlib.suppress(OSError, orjson.JSONDecodeError):
-            found: dict[str, Any] = orjson.loads(self._note.read_bytes())
+            found: JsonDict = orjson.loads(self._note.read_bytes())
             return found
         return None
 

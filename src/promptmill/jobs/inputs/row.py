@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+from promptmill.core.values import JsonObject
 
 _AT_ONCE = 64  # lines of any size
 
@@ -17,7 +19,7 @@ class InputRow(NamedTuple):
     """Its number: the index of its line in a file of lines, its index among the rows of a table."""
     cells: bytes
     """The row itself: its line of JSON, or the array of its cells."""
-    fields: Mapping[str, Any] | None = None
+    fields: JsonObject | None = None
     """Of a table: the requested fields."""
     problem: str = ""
     """The reason why the row cannot be sent."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import orjson
@@ -16,6 +16,7 @@ from promptmill.backends import rows
 from promptmill.backends.questions import PROMPT, PlainTemplate, Template
 from promptmill.core.bounds import LONGEST_ROW, TOO_LONG
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
+from promptmill.core.values import JsonObject
 from promptmill.core.wording import did_you_mean, mended
 
 ROW = "row"
@@ -71,7 +72,7 @@ class ExpressionTemplate:
             why = "it is nested too deeply" if nested else "it holds a number that is too large"
             raise input_error(PROMPT, f" is not a template: {why}.") from None
 
-    def render(self, row: Mapping[str, Any]) -> str:
+    def render(self, row: JsonObject) -> str:
         """Return the prompt of a row. Raises `PromptmillError` (`invalid_input`, `empty_prompt`)."""
         pieces, size = [], 0
         try:

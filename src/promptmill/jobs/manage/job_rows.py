@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from promptmill.backends.rows import RowReader
 from promptmill.config.backends import OTHER_PATHS
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import AudioPart, ImagePart, Message
+from promptmill.core.values import JsonObject
 from promptmill.jobs.columns import answer_fields
 from promptmill.jobs.inputs.formats import row_kind
 from promptmill.jobs.inputs.questions import questions_of
@@ -30,7 +31,7 @@ class JobRow:
     asked: Sequence[tuple[str, str]]
     answers: Sequence[str]
     error: str
-    values: Mapping[str, Any]
+    values: JsonObject
     seconds: float = 0.0
     """The latency of its answer."""
     images: Sequence[str] = ()

@@ -13,13 +13,13 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import orjson
 from pydantic import ValidationError
 
 from promptmill.core.errors import PromptmillError
+from promptmill.core.values import JsonDict, JsonObject
 from promptmill.jobs.store.database import COLUMNS, TABLES, DamagedError, JobDatabase, database_error
 from promptmill.jobs.store.records import Record, checksum
 from promptmill.jobs.store.spec import JobSpec
@@ -66,7 +66,7 @@ def copied(path: Path, moved: Callable[[JobSpec], JobSpec], *, has_locks: bool =
             yield store
 
 
-def values_of(path: Path, *, has_locks: bool = True) -> dict[str, Any]:
+def values_of(path: Path, *, has_locks: bool = True) -> JsonDict:
     """Return the values of table `job` as they are now stored. Raises `OSError`, `DamagedError`."""
     with _connected(path, has_locks=has_locks) as connection:
         return _values(dict(connection.execute("SELECT name, value FROM job")))
@@ -127,13 +127,13 @@ def _upgrade(connection: sqlite3.Connection) -> None:
     )
 
 
-def _rows(connection: sqlite3.Connection, table: str) -> Iterator[dict[str, Any]]:
+def _rows(connection: sqlite3.Connection, table: str) -> Iterator[JsonDict]:
     rows = connection.execute(f"SELECT * FROM {table}")
     names = [column[0] for column in rows.description]
     return (dict(zip(names, row, strict=True)) for row in rows)
 
 
-def _record(row: Mapping[str, Any]) -> Record:
+def _record(row: JsonObject) -> Record:
     """Return a record with the checksum that it has now; a damaged one stays damaged."""
     asked = row.get("asked", row.get("digest"))
     fields = (row["row"], *(row[name] for name in Record._fields[1 : _CHECKED - 1]), asked)
@@ -146,12 +146,12 @@ def _record(row: Mapping[str, Any]) -> Record:
     return Record._make((*fields, check, row.get("settings", 0), row.get("round", 0)))
 
 
-def _settings(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(fingerprint: JsonObject) -> JsonDict:
     """Return a fingerprint without the parts that are now in the digests of the questions."""
     return {name: value for name, value in fingerprint.items() if name not in _NOT_SETTINGS}
 
 
-def _values(stored: Mapping[str, str]) -> dict[str, Any]:
+def _values(stored: Mapping[str, str]) -> JsonDict:
     """Return the values of table `job` as they are now stored, without those that are damaged."""
     values = {"order" if name == "request" else name: _loaded(text) for name, text in stored.items()}
     for name, upgraded in (("spec", _spec), ("order", _order)):
@@ -162,7 +162,7 @@ def _values(stored: Mapping[str, str]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _loaded(text: str) -> dict[str, Any] | None:
+def _loaded(text: str) -> JsonDict | None:
     """Return the object that a text of JSON is, None for another text."""
     try:
         value = orjson.loads(text)
@@ -171,7 +171,7 @@ def _loaded(text: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _question(old: Mapping[str, Any], *, row_settings: bool) -> dict[str, Any]:
+def _question(old: JsonObject, *, row_settings: bool) -> JsonDict:
     template = old.get("prompt_template")
     return {
         "templates": [] if template is None else [template],
@@ -183,7 +183,7 @@ def _question(old: Mapping[str, Any], *, row_settings: bool) -> dict[str, Any]:
     }
 
 
-def _spec(old: Mapping[str, Any]) -> dict[str, Any]:
+def _spec(old: JsonObject) -> JsonDict:
     asks = old.get("prompt_template") is not None or old.get("prompt_column") is not None
     target = {
         "settings": old.get("settings", 0),
@@ -218,7 +218,7 @@ def _spec(old: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _order(old: Mapping[str, Any]) -> dict[str, Any]:
+def _order(old: JsonObject) -> JsonDict:
     return {
         "inputs": [old["input"], *old.get("more", ())],
         "output": old["output"],

@@ -15,6 +15,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from promptmill.core.values import JsonObject
+
 _IGNORED = frozenset(
     {"title", "description", "default", "examples", "example", "deprecated", "readOnly", "writeOnly", "uniqueItems"}
     | {"$comment", "$schema", "$id", "$defs", "definitions"}
@@ -128,13 +130,13 @@ class StrictJson:
             self._rules[rule] = self._of(target, open_references | {reference})
         return self._references[reference]
 
-    def _boolean(self, _: Mapping[str, Any]) -> str:
+    def _boolean(self, _: JsonObject) -> str:
         return '("true" | "false")'
 
-    def _null(self, _: Mapping[str, Any]) -> str:
+    def _null(self, _: JsonObject) -> str:
         return '"null"'
 
-    def _object(self, node: Mapping[str, Any]) -> str:
+    def _object(self, node: JsonObject) -> str:
         fields, required = node.get("properties") or {}, frozenset(node.get("required") or ())
         others = node.get("additionalProperties", not fields)  # as in OpenVINO's grammar
         if not required <= fields.keys():
@@ -156,7 +158,7 @@ class StrictJson:
             following = self._rule(f'(", " {pair})? {following}')
         return self._rule(f'{_OPENING} ({_either(beginnings)})? "}}"' if beginnings else '"{}"')
 
-    def _array(self, node: Mapping[str, Any]) -> str:
+    def _array(self, node: JsonObject) -> str:
         least, most = node.get("minItems", 0), node.get("maxItems")
         if most == 0:
             return '"[]"'
@@ -164,7 +166,7 @@ class StrictJson:
         items = f'{item} (", " {item}){{{max(least - 1, 0)},{"" if most is None else most - 1}}}'
         return self._rule(f'"[" {items} "]"' if least else f'"[" ({items})? "]"')
 
-    def _string(self, node: Mapping[str, Any]) -> str:
+    def _string(self, node: JsonObject) -> str:
         least, most = node.get("minLength", 0), node.get("maxLength")
         if "pattern" in node:
             if least or most is not None:
@@ -192,7 +194,7 @@ class StrictJson:
         half = (count + 1) // 2
         return f"({self._rule(self._exactly(half))})? {self._at_most(count - half)}"
 
-    def _integer(self, node: Mapping[str, Any]) -> str:
+    def _integer(self, node: JsonObject) -> str:
         if not node.keys() & _BOUNDS:
             return "integer"
         low = max(
@@ -209,7 +211,7 @@ class StrictJson:
         positive = [_whole(max(low, 0), high)] if high >= 0 else []
         return self._rule(_either([*negative, *positive]))
 
-    def _number(self, node: Mapping[str, Any]) -> str:
+    def _number(self, node: JsonObject) -> str:
         if not node.keys() & _BOUNDS:
             return "number"
         lows = [(node[name], name in _EXCLUSIVE) for name in ("minimum", "exclusiveMinimum") if name in node]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from promptmill.backends.engines import submission, tool_use
 from promptmill.backends.engines.chat_template import NO_TEMPLATE, plain_text, text_turn
 from promptmill.backends.engines.tool_use import ToolReader, ToolUse
 from promptmill.core.errors import PromptmillError, first_line, input_error
+from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
 from promptmill.system.frames import Frame
 
@@ -56,7 +57,7 @@ class Prepared:
     prompt: Any
     params: SamplingParams
     lora: LoRARequest | None
-    template_options: Mapping[str, Any]
+    template_options: JsonObject
     thinks: bool
     """Whether the prompt ends inside reasoning."""
     inline: bool = False
@@ -69,7 +70,7 @@ class Prepared:
 class PromptBuilder:
     """Turns submitted requests into prompts, with the model's own template and defaults."""
 
-    def __init__(self, engine: AsyncLLM, options: Mapping[str, Any]) -> None:
+    def __init__(self, engine: AsyncLLM, options: JsonObject) -> None:
         """`options` are the `vllm` block of the configuration."""
         self._renderer = engine.renderer
         self._model = engine.model_config
@@ -155,9 +156,7 @@ class PromptBuilder:
             raise input_error(f"extra_params.lora names no adapter of this engine; {known}.")
         return self._adapters[name]
 
-    async def _render(
-        self, message: Frame, options: Mapping[str, Any], extra: Mapping[str, Any], warnings: list[str]
-    ) -> Any:
+    async def _render(self, message: Frame, options: JsonObject, extra: JsonObject, warnings: list[str]) -> Any:
         images = submission.pictures(message.get("images", ()))
         turns = [_turn(turn, images) for turn in message["messages"]]
         try:
@@ -179,7 +178,7 @@ class PromptBuilder:
         self._check_images(prompt, len(images))
         return prompt
 
-    def _check_images(self, prompt: Mapping[str, Any], sent: int) -> None:
+    def _check_images(self, prompt: JsonObject, sent: int) -> None:
         """Raise if the template placed fewer or more images than were sent: vLLM would answer about a wrong prompt."""
         placed = (prompt.get("mm_placeholders") or {}).get("image", ())
         if len(placed) != sent:
@@ -195,7 +194,7 @@ class PromptBuilder:
             raise input_error("The prompt's text contains the model's image token; remove it.")
 
 
-def _turn(message: Mapping[str, Any], images: list[Any]) -> dict[str, Any]:
+def _turn(message: JsonObject, images: list[Any]) -> JsonDict:
     content = message["content"]
     if not isinstance(content, list) or all(part["type"] == "text" for part in content):
         return text_turn(message)
@@ -216,13 +215,13 @@ def _refusal(error: Exception) -> PromptmillError:
 class _SamplingMap:
     """Turns sampling parameters and `extra_params` into vLLM's `SamplingParams`, for one model."""
 
-    def __init__(self, tokenizer: Any, defaults: Mapping[str, Any]) -> None:
+    def __init__(self, tokenizer: Any, defaults: JsonObject) -> None:
         """`defaults` are the model's own generation defaults, under vLLM's names."""
         self._defaults = dict(defaults)
         self._special = submission.special_tokens(tokenizer)
 
     def params(
-        self, sampling: Mapping[str, Any], extra: Mapping[str, Any], room: int, left_out: list[str], warnings: list[str]
+        self, sampling: JsonObject, extra: JsonObject, room: int, left_out: list[str], warnings: list[str]
     ) -> SamplingParams:
         """Return the parameters of one request, whose answer has at most `room` tokens.
 
@@ -259,7 +258,7 @@ def _stops(given: object) -> list[str]:
     return stops
 
 
-def _structure(wanted: Mapping[str, Any] | None, extra: Mapping[str, Any], left_out: list[str]) -> Any:
+def _structure(wanted: JsonObject | None, extra: JsonObject, left_out: list[str]) -> Any:
     """Return vLLM's `structured_outputs` for OpenAI's `response_format`, or for an older name of it."""
     given = {new: extra[old] for old, new in _GUIDED.items() if extra.get(old) is not None}
     kind = (wanted or {}).get("type")
