@@ -6,6 +6,10 @@ cursor.com/docs, code.visualstudio.com/docs, developers.openai.com/codex, gemini
 in which they start servers: modelcontextprotocol.io/docs/tools/debugging (Claude Desktop: `/`), microsoft/vscode
 #250078 (home).
 
+A client that has a command for it writes a new entry itself. An entry that replaces another one is written into the
+file, because these commands keep neither the other one's fields nor a copy of it. VS Code's `--add-mcp` has no
+counterpart that removes an entry.
+
 `promptmill install ultrarag CHECKOUT` replaces the checkout's generation server by our launcher, and nothing else. One
 file changes, and the checkout tracks it: `git checkout` restores the original and leaves no other trace.
 """
@@ -19,16 +23,18 @@ import json
 import os
 import re
 import shlex
+import shutil
+import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from promptmill.config import loading, parameter_file
 from promptmill.core.errors import PromptmillError, config_error, looks_like_key
+from promptmill.core.values import JsonDict, JsonObject
 from promptmill.install import client_file
-from promptmill.install.steps import Step, keep_at, make_folder, put_back, remove, write
+from promptmill.install.steps import Step, backup_of, keep_at, make_folder, put_back, remove, write
 from promptmill.system.call_files import holds_everything
 
 _FOLDER = "allowed_roots="
@@ -47,6 +53,50 @@ entry yourself, or set `api_key` in the configuration file. A server without key
 
 
 @dataclass(frozen=True, slots=True)
+class Command:
+    """A client's own command for its entries, tried with Claude Code 2.1, Codex 0.169 and Gemini CLI 0.61."""
+
+    program: str
+    add: Callable[[str, JsonObject], Sequence[str]]
+    """Returns the arguments that add an entry with a name."""
+    remove: Sequence[str]
+    """The arguments that remove an entry, before its name."""
+    lacks: frozenset[str] = frozenset()
+    """Fields of entries that it cannot write."""
+
+    def step(self, arguments: Sequence[str]) -> Step | None:
+        """Return the step that runs the command; None if it is not on the PATH, or a batch file.
+
+        cmd.exe would read the quotes and percent signs of an entry in its own way.
+        """
+        path = shutil.which(self.program)
+        if path is None or Path(path).suffix.lower() in {".cmd", ".bat"}:
+            return None
+        words = f"run {shlex.join([self.program, *arguments])}"
+
+        def act() -> None:
+            done = subprocess.run([path, *arguments], check=False, capture_output=True, text=True, errors="replace")  # noqa: S603
+            if done.returncode:
+                said = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["it gave no reason"]
+                raise config_error("", f"{words} failed: {said[0]} With --file the entry is written into the file.")
+
+        return Step(words, act)
+
+
+def _claude(name: str, entry: JsonObject) -> Sequence[str]:
+    return ["mcp", "add-json", "-s", "user", name, json.dumps(entry, ensure_ascii=False)]
+
+
+def _gemini(name: str, entry: JsonObject) -> Sequence[str]:
+    variables = [f"-e={variable}={value}" for variable, value in entry.get("env", {}).items()]
+    return ["mcp", "add", "-s", "user", *variables, name, entry["command"], "--", *entry["args"]]
+
+
+def _codex_command(name: str, entry: JsonObject) -> Sequence[str]:
+    return ["mcp", "add", name, "--", entry["command"], *entry["args"]]
+
+
+@dataclass(frozen=True, slots=True)
 class Client:
     """One client. `file` returns its configuration file; `key` is the key of the servers there."""
 
@@ -54,7 +104,7 @@ class Client:
     title: str
     file: Callable[[], Path]
     key: str = "mcpServers"
-    more: Mapping[str, Any] = field(default_factory=dict)
+    more: JsonObject = field(default_factory=dict)
     """Further fields of each entry."""
     variable: str | None = None
     """The form of a reference to an environment variable; None if the client has none."""
@@ -64,6 +114,7 @@ class Client:
     """Whether it starts servers in the folder of the user's project; others start them in `/` or the home folder."""
     afterwards: str = ""
     """The user's next step."""
+    command: Command | None = None
 
 
 def _home(*parts: str) -> Callable[[], Path]:
@@ -101,6 +152,7 @@ CLIENTS: Sequence[Client] = (
         variable="${%s}",
         has_project=True,
         afterwards="`claude mcp list` shows it; a running session sees it after a restart.",
+        command=Command("claude", _claude, ("mcp", "remove", "-s", "user")),
     ),
     Client("cursor", "Cursor", _home(".cursor", "mcp.json"), variable="${env:%s}", gives_up=True),
     Client(
@@ -121,6 +173,7 @@ CLIENTS: Sequence[Client] = (
         has_project=True,
         variable="%s",
         afterwards="`codex mcp list` shows it.",
+        command=Command("codex", _codex_command, ("mcp", "remove"), frozenset({"env_vars"})),
     ),
     Client(
         "gemini-cli",
@@ -129,6 +182,7 @@ CLIENTS: Sequence[Client] = (
         variable="$%s",
         has_project=True,
         afterwards="`gemini mcp list` shows it.",
+        command=Command("gemini", _gemini, ("mcp", "remove", "-s", "user")),
     ),
     Client(
         "windsurf",
@@ -183,12 +237,15 @@ def _client(arguments: argparse.Namespace) -> int:
     file = arguments.file or (client.file() if arguments.dry_run else _usual_file(client))
     if not file.parent.is_dir() and not arguments.dry_run:
         raise config_error("--file", f"there is no folder {file.parent}; correct the path, or create the folder first.")
+    command = None if arguments.file else client.command
     if arguments.undo:
         steps = client_file.undo(file, client.key, arguments.name)
+        if steps and command is not None and not backup_of(file).exists():
+            steps = _by_command(command, [*command.remove, arguments.name], steps)
         return _apply(steps, f"{file} has no entry {arguments.name}.", arguments)
     named, configuration = _named_configuration(arguments.config)
     folder = arguments.folder and _usable(arguments.folder)
-    there: Mapping[str, Any] = {}
+    there: JsonObject = {}
     with contextlib.suppress(PromptmillError):  # the steps below raise it again
         there = client_file.entry_in(file, client.key, arguments.name)
     if folder is None and not client.has_project and configuration.plan.operator.allowed_roots is None:
@@ -200,6 +257,8 @@ def _client(arguments: argparse.Namespace) -> int:
     except PromptmillError:
         print(_entry_text(file, arguments, added))  # for adding it by hand
         raise
+    if command is not None and not there and not command.lacks & added.keys():
+        steps = _by_command(command, command.add(arguments.name, added), steps)
     if folder is not None and not folder.is_dir():
         steps = [make_folder(folder), *steps]
     code = _apply(steps, f"{file} has this entry already.", arguments)
@@ -215,7 +274,13 @@ def _client(arguments: argparse.Namespace) -> int:
     return code
 
 
-def _entry_text(file: Path, arguments: argparse.Namespace, entry: Mapping[str, Any]) -> str:
+def _by_command(command: Command, arguments: Sequence[str], steps: list[Step]) -> list[Step]:
+    """Return the client's own command, or the `steps` in its place where it cannot be run."""
+    own = command.step(arguments)
+    return steps if own is None else [own]
+
+
+def _entry_text(file: Path, arguments: argparse.Namespace, entry: JsonObject) -> str:
     text = client_file.written(file, arguments.client.key, arguments.name, entry)
     return f"The entry:\n{text.rstrip()}"
 
@@ -263,7 +328,7 @@ def _usable(folder: Path) -> Path:
     return folder
 
 
-def _folder_of(entry: Mapping[str, Any]) -> Path | None:
+def _folder_of(entry: JsonObject) -> Path | None:
     """Return the folder that an earlier entry names."""
     arguments = entry.get("args")
     for argument in arguments if isinstance(arguments, list) else ():
@@ -316,7 +381,7 @@ def _apply(steps: Sequence[Step], otherwise: str, arguments: argparse.Namespace)
 
 def client_entry(
     client: Client, configuration: Path | None = None, variables: Sequence[str] = (), folder: Path | None = None
-) -> dict[str, Any]:
+) -> JsonDict:
     """Return the entry that starts our server in `client`, by absolute paths: desktop programs lack your PATH.
 
     `variables` are names of environment variables that the entry passes on; their values are never written. `folder` is
@@ -332,7 +397,7 @@ def client_entry(
     if client.gives_up:
         # several clients give up a call after a minute
         arguments += ["--set", "max_call_s=50"]
-    found: dict[str, Any] = {**client.more, "command": start[0], "args": arguments}
+    found: JsonDict = {**client.more, "command": start[0], "args": arguments}
     if variables and client.variable is None:
         raise config_error(
             "--env",

@@ -1,15 +1,20 @@
-"""The entry of an MCP server in a client's file, JSON or TOML: added and removed without a change to any other byte."""
+"""The entry of an MCP server in a client's file, JSON or TOML: added and removed without a change to any other byte.
+
+Libraries were tried in November 2026. For JSON: json5kit knows no /* comments */, json-with-comments drops all of them,
+and json-five keeps them in a tree that has to be edited node by node. For TOML: tomlkit keeps comments, but mixes line
+ends in a file of Windows, and leaves an empty line behind when an entry is removed.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 import tomllib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from promptmill.core.errors import config_error
+from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
 from promptmill.install.steps import Step, backup_of, keep, put_back, remove, write
 
@@ -22,7 +27,7 @@ _DECODER = json.JSONDecoder()
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
-def install(file: Path, key: str, name: str, added: Mapping[str, Any]) -> list[Step]:
+def install(file: Path, key: str, name: str, added: JsonObject) -> list[Step]:
     """Return the steps that put `added` under `name` into the object `key` of `file`; none if it is there already.
 
     Other fields of an existing entry, such as a timeout, stay; `env` is merged. Raises `PromptmillError` when the file
@@ -39,14 +44,14 @@ def install(file: Path, key: str, name: str, added: Mapping[str, Any]) -> list[S
     return [*keep(file), _rewrite(file, key, found.with_entry(name, entry), words)]
 
 
-def written(file: Path, key: str, name: str, entry: Mapping[str, Any]) -> str:
+def written(file: Path, key: str, name: str, entry: JsonObject) -> str:
     """Return `entry` as it is written into `file`."""
     if file.suffix == ".toml":
         return _TomlFile("", {}, key).with_entry(name, entry)
     return json.dumps({name: entry}, indent=2, ensure_ascii=False)
 
 
-def over(there: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
+def over(there: JsonObject, added: JsonObject) -> JsonDict:
     """Return an existing entry overridden by `added`."""
     entry = {**there, **added}
     if "env" in added and isinstance(there.get("env"), dict):
@@ -54,7 +59,7 @@ def over(there: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
     return entry
 
 
-def entry_in(file: Path, key: str, name: str) -> Mapping[str, Any]:
+def entry_in(file: Path, key: str, name: str) -> JsonObject:
     """Return the entry `name` of `file`, empty if there is none. Raises like `install`."""
     found = _read(file, key).servers.get(name)
     return found if isinstance(found, dict) else {}
@@ -128,7 +133,7 @@ class _JsonFile(NamedTuple):
     text: str
     bare: str
     plain: str
-    content: dict[str, Any]
+    content: JsonDict
     key: str
 
     @classmethod
@@ -146,12 +151,12 @@ class _JsonFile(NamedTuple):
         return cls(text, bare, plain, content, key)
 
     @property
-    def servers(self) -> dict[str, Any]:
+    def servers(self) -> JsonDict:
         """The entries by their names."""
-        found: dict[str, Any] = self.content.get(self.key, {})
+        found: JsonDict = self.content.get(self.key, {})
         return found
 
-    def with_entry(self, name: str, entry: Mapping[str, Any]) -> str:
+    def with_entry(self, name: str, entry: JsonObject) -> str:
         """Return the text with `entry` under `name`."""
         if self.key not in self.content:
             return self._with_member((), self.key, {name: entry})
@@ -183,7 +188,7 @@ class _JsonFile(NamedTuple):
         old, new = before._members(self.key)[0][name], self._members(self.key)[0][name]
         return self.text[: new.value] + before.text[old.value : old.end] + self.text[new.end :]
 
-    def _with_member(self, path: tuple[str, ...], name: str, value: Mapping[str, Any]) -> str:
+    def _with_member(self, path: tuple[str, ...], name: str, value: JsonObject) -> str:
         """Return the text with a new member at the end of the object at `path`."""
         text = self.text
         line, depth = _line_end(text), len(path) + 1
@@ -247,9 +252,9 @@ def _blank(match: re.Match[str]) -> str:
     return found if found.startswith('"') else re.sub(r"[^\n]", " ", found)
 
 
-def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_twins(pairs: list[tuple[str, Any]]) -> JsonDict:
     """Return `pairs` as an object. Raises `ValueError` for a key that occurs twice: one of the values would be lost."""
-    found: dict[str, Any] = {}
+    found: JsonDict = {}
     for key, value in pairs:
         if key in found:
             raise ValueError(f"the key {key} occurs twice in one object")
@@ -261,7 +266,7 @@ class _TomlFile(NamedTuple):
     """A TOML file, in which each entry is a table `[key.name]`, with tables below it, such as `env`."""
 
     text: str
-    content: dict[str, Any]
+    content: JsonDict
     key: str
 
     @classmethod
@@ -273,12 +278,12 @@ class _TomlFile(NamedTuple):
             raise ValueError(f"it is not valid TOML: {error}") from None
 
     @property
-    def servers(self) -> dict[str, Any]:
+    def servers(self) -> JsonDict:
         """The entries by their names."""
-        found: dict[str, Any] = self.content.get(self.key, {})
+        found: JsonDict = self.content.get(self.key, {})
         return found
 
-    def with_entry(self, name: str, entry: Mapping[str, Any]) -> str:
+    def with_entry(self, name: str, entry: JsonObject) -> str:
         """Return the text with `entry` under `name`; tables below it stay."""
         line = _line_end(self.text)
         table = f"[{self.key}.{name if _PLAIN_KEY.fullmatch(name) else json.dumps(name)}]{line}"
