@@ -27,6 +27,7 @@ from promptmill.cli.main import parser_of
 from promptmill.config.loading import Configuration
 from promptmill.config.settings import Settings
 from promptmill.core.errors import Code, PromptmillError
+from promptmill.jobs.manage.bulk_options import BulkOptions
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.server import create_server
 from promptmill.service.service import Service
@@ -139,6 +140,8 @@ def _names(module: Any) -> Iterator[tuple[str, str]]:
     for name in module.__all__:
         value = getattr(importlib.import_module(module.__name__), name)
         yield name, _signature(value)
+        if name == "bulk":
+            yield f"{name}(**options)", ", ".join(sorted(BulkOptions.__annotations__))
         if isinstance(value, type):
             for below, method in vars(value).items():
                 if not below.startswith("_") and callable(method):

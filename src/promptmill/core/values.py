@@ -21,7 +21,7 @@ import orjson
 INT64 = range(-(2**63), 2**63)
 """The whole numbers that tables and databases hold."""
 JsonObject: TypeAlias = Mapping[str, Any]
-"""Any object of JSON that somebody else has written: a row, a schema, a tool, a provider's line or answer."""
+"""Any object of JSON from outside: a row, a schema, a tool, a provider's line or answer."""
 JsonDict: TypeAlias = dict[str, Any]
 """The same, to be changed or to be written."""
 

@@ -78,10 +78,10 @@ def bulk(rows: Any, output: str | Path | None = None, **options: Unpack[BulkOpti
 
     * Rows. `prompt`: what to ask of each row, such as "Classify: {{text}}"; a placeholder names a field, a text of a
       list is the field `text`, and a value of a column has the column's name. Without it, the field `prompt_column`
-      ("prompt") is asked. `system_prompt`. `image_column`: paths or URLs of images. `encoding`: of CSV and text.
+      ("prompt") holds the prompt. `system_prompt`. `image_column`: paths or URLs of images. `encoding` of CSV and text.
       `row_settings=True`: rows set their own model and sampling. `skip_empty=True`: leave rows without a prompt out.
       `limit`: only the first rows. `shard`: one part of the rows, "3/16".
-    * Answers. `choices`: what they may be. `answer_schema`: a JSON Schema, or a pydantic class, whose instances
+    * Answers. `choices`: the possible answers. `answer_schema`: a JSON Schema, or a pydantic class, whose instances
       `answers` then are; or OpenAI's `response_format`. `answer_column` ("answer"): their column. `fields=False`: JSON
       texts, not a column for each field of the schema. `n`: answers to each row. `reasoning`: "separate" or "inline".
       `logprobs`, `top_logprobs`.

@@ -17,7 +17,7 @@ R = TypeVar("R")
 
 
 class RowOptions(TypedDict, total=False):
-    """What is asked of each row."""
+    """The rows and their prompts."""
 
     prompt: str | None
     prompt_column: str | None
@@ -60,7 +60,7 @@ class ModelOptions(TypedDict, total=False):
 
 
 class SamplingOptions(TypedDict, total=False):
-    """OpenAI's parameters, and those of engines."""
+    """The parameters of OpenAI and of engines."""
 
     temperature: float | None
     top_p: float | None

@@ -3,9 +3,9 @@
     to run a job     it outlives whoever started it; what it says goes to the job's `log`
     for one step     it reads a call's files or template for a server, with limited memory and time, and ends with it
 
-It calls one function of this module, `_run_job` or one of `_STEPS`, whose name and arguments come over standard input:
-so no key of the configuration stands on a command line. Of the environment's keys it inherits those of its own models
-alone; for a step, none.
+It calls a function of this module, `_run_job` or a function in `_STEPS`. The function's name and arguments come over
+standard input, so that no command line shows a key of the configuration. A runner inherits the environment's keys for
+its models, a step inherits no key.
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ def _revealed(value: object) -> object:
             return value.get_secret_value()
         case JobOrder() | JobSpec():
             return value.model_dump(mode="json")
-        case BaseModel():  # what was not given stays so: some keys mean something by being there
+        case BaseModel():  # keys that are not set stay unset: the presence of some decides
             return value.model_dump(exclude_unset=True)
         case Path():
             return str(value)
@@ -240,7 +240,7 @@ def _revealed(value: object) -> object:
 
 
 def _environment(plan: ResolvedConfig) -> dict[str, str]:
-    """Return the variables that a process with this plan needs: no key but those of the models that it may use."""
+    """Return the variables that a process with this plan needs. Keys of models that it may not use are left out."""
     configuration = _configuration(plan)
     limits, plans = configuration.plan.operator.client_limits, {}
     names = list(configuration.names if limits.models is None or plan.trust_client else limits.models)

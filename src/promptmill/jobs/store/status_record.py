@@ -43,7 +43,7 @@ class _State(TypedDict, total=False):
     reason: str
     """Why it stopped."""
     code: Annotated[Code, BeforeValidator(Code)]
-    """That of the error that stopped it."""
+    """The code of the error that stopped it."""
     activity: str
     round: str
     """The reason of the present round."""
@@ -121,7 +121,7 @@ class Status(RunStatus, total=False):
     command: str
     """The command line that gave the last order."""
     message: str
-    """A sentence on what a call has done."""
+    """A sentence about the call that returns this status."""
 
 
 class RunNote(TypedDict):
