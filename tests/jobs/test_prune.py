@@ -14,15 +14,21 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from fakes import openai_configuration
+from promptmill.backends.protocol import Completion
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import PromptmillError
+from promptmill.core.request import conversation_from_prompt
+from promptmill.jobs.caller import Caller
 from promptmill.jobs.manage import prune
+from promptmill.jobs.manage.call_job import write
 from promptmill.jobs.run import admission
 from promptmill.jobs.store import status
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.lock import Lock
 from promptmill.jobs.store.order import Earlier, JobOrder
+from promptmill.jobs.store.spec import OutputRecord
 from sure import sure
 
 DAY_S = 86_400
@@ -211,3 +217,29 @@ def test_a_tilde_in_the_state_folders_name_is_the_users_home(tmp_path, monkeypat
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     assert JobFolders.from_environ({"PROMPTMILL_STATE": "~/jobs of mine"}).root == tmp_path / "jobs of mine" / "jobs"
+
+
+def _kept_call(folders, number, *, is_finished=True):
+    """Return the folder of a call's job, the older the lower its number."""
+    items = [(0, conversation_from_prompt(f"prompt {number}", ""))]
+    plan = openai_configuration("http://127.0.0.1:9/v1").plan
+    job = write(items, "", plan, folders, Caller("a client"), outcomes={0: Completion("yes")}, settled=True)
+    made = OutputRecord(size=0, mtime_ns=0, limit=None, finished=True)
+    job.folder.put(output=made, status={"state": "finished" if is_finished else "interrupted", "updated": number})
+    job.close()
+    for file in (*job.folder.path.iterdir(), job.folder.path):
+        os.utime(file, (number, number))
+    return job.folder.path
+
+
+@pytest.mark.parametrize("bound", ["MOST_CALL_JOBS", "LARGEST_CALL_JOBS"])
+def test_the_oldest_finished_jobs_of_calls_make_room(tmp_path, monkeypatch, bound):
+    folders = JobFolders(tmp_path)
+    kept = [_kept_call(folders, number, is_finished=number != 1) for number in range(1, 6)]
+    assert prune.make_room(folders) == [], "there is room"
+    size = sum(file.stat().st_size for path in kept for file in path.iterdir()) / 5
+    monkeypatch.setattr(prune, bound, 3 if bound == "MOST_CALL_JOBS" else 3.5 * size)
+    assert prune.make_room(folders) == [], "it has just looked"
+    monkeypatch.setattr(prune, "_LOOK_AGAIN", {})
+    assert prune.make_room(folders) == [path.name for path in kept[1:3]]
+    assert [path.exists() for path in kept] == [True, False, False, True, True], "an unfinished one stays"

@@ -19,6 +19,10 @@ MOST_ROWS = 1000
 """Rows of a page, and items of a call with details of their own: more would hold up everything else."""
 MOST_SESSIONS = 2000
 """Sessions: a client that disappears leaves one of some 40 KiB behind, for half an hour."""
+MOST_CALL_JOBS = 10_000
+"""Jobs of calls on the disk: each task and each long call leaves one for a week."""
+LARGEST_CALL_JOBS = 4 << 30
+"""Bytes of the jobs of calls on the disk, for the same reason; the oldest finished ones make room for new ones."""
 LARGEST_PAGE = 8 << 20
 """Bytes of a page of a job's rows: further fields and rows are left to the next page or the output."""
 MOST_MODELS = 50

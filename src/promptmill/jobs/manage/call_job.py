@@ -31,6 +31,7 @@ from promptmill.jobs import disk
 from promptmill.jobs.caller import Caller
 from promptmill.jobs.ingest import Rules, ingest
 from promptmill.jobs.inputs.row import Lines
+from promptmill.jobs.manage import prune
 from promptmill.jobs.manage.call_limits import Place
 from promptmill.jobs.manage.running_jobs import RunningJobs
 from promptmill.jobs.run import admission
@@ -256,6 +257,7 @@ def write(
     )
     job = None
     try:
+        prune.make_room(folders)
         job = admission.admit(order, plan, folders)
         job.folder.put(status={"state": progress.STARTING}, task=task)
         spec, _ = ingest(job.folder.store, job.spec, Lines(_lines(items, system_prompt, plan)), Rules())

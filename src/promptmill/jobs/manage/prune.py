@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+from promptmill.core.bounds import LARGEST_CALL_JOBS, MOST_CALL_JOBS
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.jobs import disk
 from promptmill.jobs.export import output
@@ -17,6 +18,9 @@ from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.lock import Lock
 
+_LOOK_S = 60.0
+_LOOK_AGAIN: dict[Path, float] = {}
+"""When to look for jobs of calls again, by the folder of all jobs."""
 _UNITS_S = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
@@ -52,6 +56,47 @@ def prune(folders: JobFolders, older_than_s: float, *, unfinished: bool) -> list
     with contextlib.suppress(OSError):  # the next time
         given.prune(folders, before)
     return removed
+
+
+def make_room(folders: JobFolders) -> list[str]:
+    """Remove finished jobs of calls, the oldest first, until the others are within the bounds; return their ids.
+
+    Looks once a minute, because a look at thousands of folders takes some 50 ms. Raises `OSError`.
+    """
+    if time.monotonic() < _LOOK_AGAIN.get(folders.root, 0.0):
+        return []
+    _LOOK_AGAIN[folders.root] = time.monotonic() + _LOOK_S
+    jobs = sorted(_sized(path) for path in folders.root.glob("call-*") if path.is_dir())
+    count, size, removed = len(jobs), sum(size for _, size, _ in jobs), []
+    for _, its, path in jobs:
+        if count <= MOST_CALL_JOBS and size <= LARGEST_CALL_JOBS:
+            break
+        with contextlib.suppress(OSError):
+            if _removed(Folder(path)):
+                removed.append(path.name)
+                count, size = count - 1, size - its
+    return removed
+
+
+def _sized(path: Path) -> tuple[float, int, Path]:
+    """Return the time of the last change in a folder, its bytes, and its path."""
+    found = path.stat().st_mtime, 0
+    for file in path.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # removed just now
+            stat = file.stat()
+            found = max(found[0], stat.st_mtime), found[1] + stat.st_size
+    return *found, path
+
+
+def _removed(folder: Folder) -> bool:
+    """Remove a finished job that no process has; return whether it is gone."""
+    if not _is_done(folder) or (lock := Lock.take(folder.lock)) is None:
+        return False
+    try:
+        remove(folder)
+    finally:
+        lock.release()
+    return not folder.path.exists()
 
 
 def _is_forgotten(folder: Folder, before: float, *, unfinished: bool) -> bool:
