@@ -14,11 +14,11 @@ from promptmill.jobs.manage.call_limits import Places
 async def test_a_job_without_a_place_waits_until_another_leaves():
     places = Places(1)
     first, second, third = (places.take("a") for _ in range(3))
-    assert [first.is_ready, second.is_ready, third.is_ready] == [True, False, False]
+    assert [first.entry.is_set(), second.entry.is_set(), third.entry.is_set()] == [True, False, False]
     first.leave()
     first.leave()
-    await second.ready()
-    assert not third.is_ready
+    await second.entry.wait()
+    assert not third.entry.is_set()
 
 
 async def test_one_that_leaves_the_queue_is_passed_over():
@@ -26,8 +26,8 @@ async def test_one_that_leaves_the_queue_is_passed_over():
     first, second, third = (places.take("a") for _ in range(3))
     second.leave()
     first.leave()
-    assert third.is_ready
-    assert not second.is_ready
+    assert third.entry.is_set()
+    assert not second.entry.is_set()
 
 
 async def test_a_free_place_goes_to_the_session_with_the_fewest_running_jobs():
@@ -35,18 +35,18 @@ async def test_a_free_place_goes_to_the_session_with_the_fewest_running_jobs():
     busy = [places.take("busy") for _ in range(6)]
     other = places.take("other")
     busy[0].leave()
-    assert other.is_ready
-    assert not busy[3].is_ready
+    assert other.entry.is_set()
+    assert not busy[3].entry.is_set()
     busy[1].leave()
-    assert busy[3].is_ready
+    assert busy[3].entry.is_set()
 
 
 async def test_a_session_leaves_half_of_the_places_of_a_shared_server_to_others(monkeypatch):
     monkeypatch.setattr(call_limits, "_MOST_OPEN", 4)
     shared, alone = Places.of_process(is_shared=True), Places.of_process(is_shared=False)
-    assert [shared.take("a").is_ready for _ in range(4)] == [True, True, False, False]
-    assert [shared.take("b").is_ready for _ in range(2)] == [True, True]
-    assert [alone.take("a").is_ready for _ in range(5)] == [True, True, True, True, False]
+    assert [shared.take("a").entry.is_set() for _ in range(4)] == [True, True, False, False]
+    assert [shared.take("b").entry.is_set() for _ in range(2)] == [True, True]
+    assert [alone.take("a").entry.is_set() for _ in range(5)] == [True, True, True, True, False]
 
 
 async def test_too_many_jobs_in_progress_are_refused_by_session_and_by_server(monkeypatch):
@@ -62,11 +62,11 @@ async def test_too_many_jobs_in_progress_are_refused_by_session_and_by_server(mo
     with pytest.raises(PromptmillError, match=r"tasks of this server are in progress \(3\)"):
         places.take("c")
     first.leave()
-    assert not places.take("a").is_ready
+    assert not places.take("a").entry.is_set()
 
 
 async def test_the_files_of_running_jobs_take_a_quarter_of_the_descriptors(monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 1024))
     monkeypatch.setattr(resource, "setrlimit", lambda *_: None)
     places = Places.of_process(is_shared=False)
-    assert sum(places.take("a").is_ready for _ in range(100)) == 1024 // 4 // call_limits._FILES
+    assert sum(places.take("a").entry.is_set() for _ in range(100)) == 1024 // 4 // call_limits._FILES

@@ -103,7 +103,7 @@ class DeadlineCall:
         self._place = self._running_jobs.places.take(self._caller.session)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._left_s):
-                await self._place.ready()
+                await self._place.entry.wait()
         try:
             job = await self._opened()
         except PromptmillError as error:
@@ -117,7 +117,7 @@ class DeadlineCall:
         for index, item in enumerate(self._items):
             if isinstance(item, PromptmillError):
                 await settle(index, Failure(item), sink, self._stats)
-        if self._place.is_ready:
+        if self._place.entry.is_set():
             runner = Runner(job, self._service, stats=self._stats)
             self._run = asyncio.ensure_future(runner.run())
             await asyncio.wait({self._run}, timeout=self._left_s)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.system.runtime import descriptors
@@ -24,7 +25,7 @@ class Places:
 
     ```
     place = places.take(session)
-    await place.ready()
+    await place.entry.wait()
     ...  # the job runs
     place.leave()
     ```
@@ -63,13 +64,12 @@ class Places:
                     f"Too many tasks of {whose} are in progress ({count:,}); nothing was sent.",
                     "Try again when some of them have ended.",
                 )
-        place = Place(self, session)
+        place = Place(session, self._left)
         self._queue[place] = None
         self._fill()
         return place
 
-    def left(self, place: Place) -> None:
-        """Forget a place that its job has left."""
+    def _left(self, place: Place) -> None:
         self._queue.pop(place, None)
         self._taken.pop(place, None)
         self._fill()
@@ -84,30 +84,18 @@ class Places:
             place = min(allowed, key=lambda place: running[place.session])  # the oldest of them
             del self._queue[place]
             self._taken[place] = None
-            place.let_in()
+            place.entry.set()
 
 
 class Place:
     """The place of one job, from `Places.take` until `leave`."""
 
-    def __init__(self, places: Places, session: str) -> None:
+    def __init__(self, session: str, leave: Callable[[Place], None]) -> None:
         self.session = session
-        self._places = places
-        self._ready = asyncio.Event()
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether the job may open its files."""
-        return self._ready.is_set()
-
-    async def ready(self) -> None:
-        """Wait until the job may open its files."""
-        await self._ready.wait()
-
-    def let_in(self) -> None:
-        """Let the job open its files."""
-        self._ready.set()
+        self.entry = asyncio.Event()
+        """Set when the job may open its files."""
+        self._leave = leave
 
     def leave(self) -> None:
         """Leave the place or the queue; a second call does nothing."""
-        self._places.left(self)
+        self._leave(self)

@@ -90,7 +90,7 @@ def start(
         _run_job,
         plan=job.plan,
         order=job.order.model_copy(update={"output": job.spec.output.path}),
-        places=(folders.root, folders.beside_outputs),
+        folders=folders,
         lock=inherited,
         is_shared=is_shared,
         disk_share=job.disk_share,
@@ -120,8 +120,7 @@ def start(
 
 async def validated(plan: ResolvedConfig, order: JobOrder, folders: JobFolders, given: Given | None) -> dict[str, Any]:
     """Return the findings of `validation.check`, which another process makes. Raises as `_done_apart`."""
-    places = folders.root, folders.beside_outputs
-    call = functools.partial(_check, plan=plan, order=order, places=places, given=given)
+    call = functools.partial(_check, plan=plan, order=order, folders=folders, given=given)
     return await _done_apart(call, order.inputs[0].name, _environment(plan))
 
 
@@ -296,12 +295,9 @@ class _Watched(threading.Event):
 Note: TypeAlias = Callable[[int], None]
 
 
-def _check(
-    _: Note, plan: ResolvedConfig, order: JobOrder, places: tuple[Path, bool], given: Given | None
-) -> dict[str, Any]:
+def _check(_: Note, plan: ResolvedConfig, order: JobOrder, folders: JobFolders, given: Given | None) -> dict[str, Any]:
     runtime.limit_computing(_VALIDATION_S)
     may_name = Service(_configuration(plan), plan=plan).row_models(plan)
-    folders = JobFolders(places[0], beside_outputs=places[1])
     return validation.check(plan, order, folders, may_name, given=given, are_paths_resolved=True)
 
 
@@ -378,7 +374,7 @@ def _run_job(
     plan: ResolvedConfig,
     order: JobOrder,
     *,
-    places: tuple[Path, bool],
+    folders: JobFolders,
     lock: int | None,
     is_shared: bool,
     disk_share: float,
@@ -390,7 +386,7 @@ def _run_job(
     service = Service(configuration, plan=plan, create=create, is_shared=is_shared)
     if plan.backend in {*BACKENDS, AUTO}:  # how much another package's backend needs is not known
         runtime.limit_memory(_RUNNER_BYTES)
-    folders, own_lock = JobFolders(places[0], beside_outputs=places[1]), None if lock is None else Lock.adopt(lock)
+    own_lock = None if lock is None else Lock.adopt(lock)
     try:
         plans = admission.plans_of(order, configuration)
         job = admission.admit(order, plan, folders, own_lock, plans=plans, are_paths_resolved=True)

@@ -204,7 +204,7 @@ class RunningJobs:
         if job_id not in self._here and job_id not in self._waiting:
             place = self.places.take(caller.session)
             resuming = self.run_later(job_id, plan, place)
-            if place.is_ready:
+            if place.entry.is_set():
                 await asyncio.shield(resuming)
 
     async def resume_call(self, job_id: str, caller: Caller) -> Status:
@@ -235,7 +235,7 @@ class RunningJobs:
         """Run the job of a call when it has its place."""
         with contextlib.ExitStack() as held:
             held.callback(place.leave)
-            await place.ready()
+            await place.entry.wait()
             if self._service.state == "closed":
                 return
             folder = self.folders.find(job_id)
@@ -260,7 +260,7 @@ class RunningJobs:
                 place = self.places.take("")
             if place is not None:
                 held.callback(place.leave)
-            if not (self._runners < MOST_RUNNERS if place is None else place.is_ready):
+            if not (self._runners < MOST_RUNNERS if place is None else place.entry.is_set()):
                 raise PromptmillError(
                     Code.RATE_LIMITED,
                     "This server runs as many jobs as it can at a time.",

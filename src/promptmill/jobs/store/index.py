@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from promptmill.core.errors import Code, PromptmillError, input_error
@@ -22,6 +24,7 @@ def no_job(job_id: str) -> PromptmillError:
     return input_error(f"There is no job {job_id[:60]!r}. `promptmill jobs` and bulk_status list those there are.")
 
 
+@dataclass(frozen=True)
 class JobFolders:
     """The folders of all jobs of this user.
 
@@ -30,11 +33,13 @@ class JobFolders:
     folder for them.
     """
 
-    def __init__(self, root: Path, *, beside_outputs: bool = False) -> None:
-        self.root = root
-        self.beside_outputs = beside_outputs
-        self._unregistered: dict[str, Folder] = {}
+    root: Path
+    beside_outputs: bool = field(default=False, kw_only=True)
+
+    @cached_property
+    def _unregistered(self) -> dict[str, Folder]:
         """Jobs of this process that could not be registered, as where the user's folder is read-only."""
+        return {}
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> JobFolders:
