@@ -81,7 +81,7 @@ def test_a_disk_that_is_full_while_the_input_is_read_is_named_with_the_remedy(be
 
 @posix
 def test_a_step_in_another_process_names_what_is_full(tmp_path: Path) -> None:
-    told = frames.packed({"step": "export", "folder": str(tmp_path), "limit": None})
+    told = frames.packed({"call": "_export", "arguments": {"folder": str(tmp_path), "limit": None}})
     command = [sys.executable, "-m", "promptmill.jobs.manage.detached"]
     pipe = subprocess.PIPE
     limit = limited(4096)
