@@ -32,6 +32,9 @@ def split_reasoning(text: str, *, opened: bool = False) -> tuple[str | None, str
 
     `opened`: the prompt itself ended with the opening mark, as in some chat templates. If a block never closes (an
     answer cut at its length), all of the text is reasoning and the answer is empty.
+
+    >>> split_reasoning("<think>France?</think>Paris")
+    ('France?', 'Paris')
     """
     if opened:
         closing = _CLOSING.search(text)

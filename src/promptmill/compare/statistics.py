@@ -15,6 +15,9 @@ def kappa(pairs: Mapping[tuple[str, str], int]) -> float | None:
     """Return Cohen's kappa, (po - pe) / (1 - pe), of the counts of pairs; None where only one answer occurs.
 
     J. Cohen, A coefficient of agreement for nominal scales, Educational and Psychological Measurement 20 (1960), 37-46.
+
+    >>> kappa({("yes", "yes"): 20, ("yes", "no"): 5, ("no", "yes"): 10, ("no", "no"): 15})
+    0.4
     """
     rows = sum(pairs.values())
     ours, theirs = Counter[str](), Counter[str]()
@@ -30,6 +33,9 @@ def wilson(hits: int, rows: int) -> tuple[float, float]:
     """Return the 95 % score interval of a proportion.
 
     E. B. Wilson, Probable inference, the law of succession, and statistical inference, JASA 22 (1927), 209-212.
+
+    >>> [round(end, 3) for end in wilson(81, 263)]
+    [0.255, 0.366]
     """
     share, square = hits / rows, _Z * _Z
     middle = (hits + square / 2) / (rows + square)
@@ -43,6 +49,9 @@ def paired_interval(both: int, first: int, second: int, neither: int) -> tuple[f
     R. G. Newcombe, Improved confidence intervals for the difference between binomial proportions based on paired data,
     Statistics in Medicine 17 (1998), 2635-2650, method 10: the score intervals of both proportions are squared and
     added, less their correlation phi with a correction for continuity.
+
+    >>> [round(end, 3) for end in paired_interval(both=36, first=12, second=2, neither=0)]
+    [0.057, 0.34]
     """
     rows = both + first + second + neither
     one, other = (both + first) / rows, (both + second) / rows
@@ -63,6 +72,9 @@ def mcnemar(first: int, second: int) -> float:
 
     Q. McNemar, Note on the sampling error of the difference between correlated proportions, Psychometrika 12 (1947),
     153-157; exact as in A. Agresti, Categorical Data Analysis, section 11.1.
+
+    >>> round(mcnemar(2, 10), 4)
+    0.0386
     """
     rows, fewer = first + second, min(first, second)
     term, tail = 1.0, 0.0

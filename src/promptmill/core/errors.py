@@ -204,7 +204,11 @@ def without_controls(text: str) -> str:
 
 
 def redact(text: str, secrets: tuple[str, ...] = ()) -> str:
-    """Return `text` without `secrets`, userinfo in URLs, bearer tokens and words that look like API keys."""
+    """Return `text` without `secrets`, userinfo in URLs, bearer tokens and words that look like API keys.
+
+    >>> redact("https://ada:word@example.com refused the header Authorization: Bearer abcdef")
+    'https://[redacted]@example.com refused the header Authorization: Bearer [redacted]'
+    """
     for secret in secrets:
         if len(secret) >= 4:
             text = text.replace(secret, "[redacted]")

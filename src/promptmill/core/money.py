@@ -69,6 +69,10 @@ class Budget:
 
 
 def dollars(amount: float) -> str:
-    """Return an amount of US dollars with two significant digits: `$1,234.50`, `$0.012`, `$0.000072`."""
+    """Return an amount of US dollars with two significant digits: `$1,234.50`, `$0.012`, `$0.000072`.
+
+    >>> dollars(1234.5), dollars(0.0000721)
+    ('$1,234.50', '$0.000072')
+    """
     places = _DIGITS if amount <= 0 else max(_DIGITS, _DIGITS - 1 - math.floor(math.log10(amount)))
     return f"${amount:,.{places}f}"

@@ -14,7 +14,11 @@ _SURROGATES = re.compile("(?:[\ud800-\udbff][\udc00-\udfff]?|[\udc00-\udfff]){1,
 
 
 def shape(value: object) -> str:
-    """Return the kind of `value` in a few words, never its content."""
+    """Return the kind of `value` in a few words, never its content.
+
+    >>> shape({"key": 1})
+    "an object with the keys 'key'"
+    """
     match value:
         case None:
             return "null"
@@ -35,7 +39,11 @@ def shape(value: object) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """Return `1 answer`, `1,200 answers`: a number with its noun, whose plural ends in s."""
+    """Return `1 answer`, `1,200 answers`: a number with its noun, whose plural ends in s.
+
+    >>> counted(1200, "answer")
+    '1,200 answers'
+    """
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
@@ -50,14 +58,22 @@ def listed(names: Sequence[str], most: int = 12) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return `1:02:03`, or `2:03` below an hour."""
+    """Return `1:02:03`, or `2:03` below an hour.
+
+    >>> duration(3723)
+    '1:02:03'
+    """
     minutes, second = divmod(int(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
 def cut(text: str, most: int) -> str:
-    """Return `text` if it has at most so many characters, else its beginning and an ellipsis."""
+    """Return `text` if it has at most so many characters, else its beginning and an ellipsis.
+
+    >>> cut("a long text", 7)
+    'a long…'
+    """
     return text if len(text) <= most else f"{text[: max(most - 1, 1)]}…"
 
 

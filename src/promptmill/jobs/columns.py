@@ -107,7 +107,12 @@ def unusual_names(wanted: Mapping[str, str], taken: Container[str]) -> dict[str,
 
 
 def candidates(name: str) -> Iterator[str]:
-    """Yield the names that a column with this usual name may have."""
+    """Yield the names that a column with this usual name may have.
+
+    >>> from itertools import islice
+    >>> list(islice(candidates("answer"), 3))
+    ['answer', 'answer_1', 'answer_2']
+    """
     yield name
     for number in range(1, 100):
         yield f"{name}_{number}"

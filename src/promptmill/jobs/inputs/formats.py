@@ -36,7 +36,11 @@ _OUTPUTS = ("jsonl", "json", "csv", "tsv", "parquet")
 
 
 def format_by_suffix(path: Path, role: str) -> str:
-    """Return the format by the suffix. Raises `PromptmillError` (`invalid_input`) for an unknown suffix."""
+    """Return the format by the suffix. Raises `PromptmillError` (`invalid_input`) for an unknown suffix.
+
+    >>> format_by_suffix(Path("Labels.CSV.gz"), "output file")
+    'csv'
+    """
     suffix = plain(path).suffix
     kind = SUFFIXES.get(suffix.lower())
     if kind is None:
@@ -53,7 +57,11 @@ def format_by_suffix(path: Path, role: str) -> str:
 
 
 def compression_of(path: Path) -> str:
-    """Return `gz`, `zst`, or `""` for a file that is not compressed."""
+    """Return `gz`, `zst`, or `""` for a file that is not compressed.
+
+    >>> compression_of(Path("answers.jsonl.gz"))
+    'gz'
+    """
     return COMPRESSED.get(path.suffix.lower(), "")
 
 

@@ -25,7 +25,11 @@ _UNITS_S = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
 def age_s(text: str) -> float:
-    """Read `30m`, `12h`, `7d` or `2w`. Raises `PromptmillError` (`invalid_input`)."""
+    """Read `30m`, `12h`, `7d` or `2w`. Raises `PromptmillError` (`invalid_input`).
+
+    >>> age_s("1.5h")
+    5400.0
+    """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([mhdw])", text.strip())
     if found is None:
         raise input_error(Named("prune"), f" {text[:20]!r} is not a valid age; write 30m, 12h, 7d or 2w.")

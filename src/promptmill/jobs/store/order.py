@@ -57,7 +57,11 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> Shard:
-        """Read `3/16`. Raises `PromptmillError` (`invalid_input`)."""
+        """Read `3/16`. Raises `PromptmillError` (`invalid_input`).
+
+        >>> [n for n in range(10) if Shard.parse("2/4").has(n)]
+        [1, 5, 9]
+        """
         parts = _SHARD.fullmatch(text)
         if parts is None:
             raise input_error(Named("shard"), f" {text[:20]!r} is not I/N, such as 3/16, from 1 on.")
