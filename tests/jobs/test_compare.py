@@ -525,3 +525,4 @@ def test_the_models_of_a_grid_are_no_part_of_its_rows_whatever_their_column_is_c
     assert "those of the job are called `model_1`" in done.stdout
     assert "2 rows with different answers" in done.stdout
     assert "model_1  weak" not in done.stdout
+    assert "Read as settings" not in done.stdout, "the models of the grid are asked"

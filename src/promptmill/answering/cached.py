@@ -127,7 +127,7 @@ class CachedAnswers:
         await self._batches.flush()
 
     async def aclose(self) -> None:
-        """Write what is to be kept, and close the cache."""
+        """Write the last answers, and close the cache."""
         await self._batches.aclose()
 
     async def _once(self, request: Request, call: Call) -> Outcome:
@@ -246,7 +246,7 @@ class _Batches:
             await asyncio.wait({self._keeping})
 
     async def aclose(self) -> None:
-        """Write what is to be kept, and close the cache."""
+        """Write the last answers, and close the cache."""
         await self.flush()
         await asyncio.to_thread(self._cache.close)
 

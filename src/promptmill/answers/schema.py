@@ -504,7 +504,7 @@ def _written(value: Any) -> str:
 
 
 def _candidates(text: str) -> Iterator[Any]:
-    """Yield the values that `text` may mean: those in its code fences, else objects and lists between prose.
+    """Yield the values that `text` may mean: its code fences, else objects and lists between prose.
 
     If there are none, slips (trailing commas, single quotes, missing quotes) are corrected, but never a word.
     """

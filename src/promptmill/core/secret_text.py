@@ -147,7 +147,7 @@ class SecretFinder:
 
 
 def find_assigned(data: bytes, *, has_lines: bool) -> str:
-    """Return what the text of a program or a configuration gives to a name such as `DB_PASSWORD`, in words, or `""`.
+    """Return the kind of secret that a program or a configuration gives to a name such as `DB_PASSWORD`, or `""`.
 
     `has_lines`: values need no quotes, as in YAML.
     """

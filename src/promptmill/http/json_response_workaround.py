@@ -35,7 +35,7 @@ class EitherResponse:
     """
 
     def __init__(self, body: bytes, *, is_limited: bool) -> None:
-        """`body` is that of the request; `is_limited`: the client is known to have the limit."""
+        """`body` is the request's; `is_limited`: the client is known to have the limit."""
         self._json = _CALL in body and (len(body) > _LARGE or (is_limited and _TOKEN not in body))
         self._is_stream = False
         self._held: list[Message] = []
@@ -84,7 +84,7 @@ class EitherResponse:
             for event in () if self._json else held:
                 await send(event)
         if self._json and events:
-            message = {**message, "body": response or b" "}  # a blank may stand before any JSON
+            message = {**message, "body": response or b" "}  # JSON may begin with a blank
         elif events:
             message = {**message, "body": _unescaped(events)}
         await send(message)

@@ -7,9 +7,9 @@ job keeps in the job's database, whichever process runs the job:
                                                                  ├──▶ text
     jobs of this user        job.db of each ──▶ thread, 5 s ─────┘
 
-So the rows of detached jobs count, before and after a restart of the server. Rows are gauges: they say what the
-databases hold, and fall when a job is removed or sends its failed rows again. Requests, tokens and cost of jobs never
-fall during the life of a server: those of a removed job stay.
+So the rows of detached jobs count, before and after a restart of the server. Rows are gauges: they are the databases'
+rows, and fall when a job is removed or sends its failed rows again. Requests, tokens and cost of jobs never
+fall during the life of a server: a removed job's stay.
 
 No label has a value from a prompt. Of the models, the first fifty have a label of their own; the rest is `other`.
 """
@@ -35,7 +35,7 @@ from promptmill.service.service import Service
 from promptmill.service.telemetry import CALLS, Labels, ModelLabels, samples
 
 TYPE = "text/plain; version=0.0.4; charset=utf-8"
-# name → type and help, in the order of the page; `promptmill_` stands before each name without a prefix of its own.
+# name → type and help, in the order of the page; names without a prefix get `promptmill_`.
 FAMILIES: Mapping[str, tuple[str, str]] = {
     "start_time_seconds": ("gauge", "Unix time at which this process started."),
     **{name: (kind, text) for name, (kind, _, text) in CALLS.items()},
@@ -54,7 +54,7 @@ FAMILIES: Mapping[str, tuple[str, str]] = {
     "job_requests_in_flight": ("gauge", "Requests of running jobs in flight."),
     "job_requests_in_flight_limit": ("gauge", "Most requests of running jobs that may be in flight now."),
     "jobs_waiting": ("gauge", "Running jobs that are stalled."),
-    "jobs_unread": ("gauge", "Jobs whose database could not be read in time; the next scrape goes on with them."),
+    "jobs_unread": ("gauge", "Jobs whose database could not be read in time; the next scrape begins with them."),
 }
 _OF_JOBS = {
     "requests": "job_requests_total",
@@ -179,7 +179,7 @@ class _Jobs:
         return list(self._by_job.values())
 
     def read(self) -> None:
-        """Read what has changed, for two seconds at most, the jobs that were not read longest first. Blocks."""
+        """Read changed jobs for two seconds at most, those first that were read longest ago. Blocks."""
         self._folders = self._folders or JobFolders.from_environ()
         end = self._clock() + _READ_S
         try:

@@ -1,4 +1,4 @@
-"""Sessions of clients over HTTP, and what a client gets back after its connection broke.
+"""Sessions of clients over HTTP, and the events that a client gets after its connection broke.
 
 A client with a session asks for the events after the last one that it has seen: `Events` keeps the newest of all
 sessions. A client without a session (the protocol has such calls since 2026-07-28) sends the same request again:
@@ -133,7 +133,7 @@ class SessionEvents(EventStore):
 
 
 def _size(message: JSONRPCMessage | None) -> int:
-    """Return a message's approximate size in memory: that of its JSON."""
+    """Return a message's approximate size in memory: its JSON's."""
     held = message.result if isinstance(message, JSONRPCResponse) else None
     if isinstance(message, JSONRPCError):
         held = {"message": message.error.message, "data": message.error.data}

@@ -1,7 +1,7 @@
 """Load images from paths, URLs or memory as bytes that models read: PNG, JPEG, WebP or GIF.
 
 A file that is not an image is never read beyond its header, and never sent. `ImageCache` loads and keeps the images of
-a call, those of the web by way of `WebImages`.
+a call, images of the web by way of `WebImages`.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ def _rewrite(file: Path, key: str, text: str, words: str = "") -> Step:
 
 
 def _parsed(text: str, key: str, suffix: str) -> _File:
-    """Return the file with this text; `key` is that of the servers. Raises `ValueError`, `RecursionError`."""
+    """Return the file with this text; `key` is the servers'. Raises `ValueError`, `RecursionError`."""
     found = _TomlFile.parse(text, key) if suffix == ".toml" else _JsonFile.parse(text, key)
     if not isinstance(found.servers, dict):
         raise ValueError(f"{key} should be an object, not {shape(found.servers)}")

@@ -9,7 +9,7 @@ class Caller(NamedTuple):
     """Two names of one client: one for the time of its session, and one that its next session has, too."""
 
     session: str = ""
-    """The session, if several clients share the server. A list of jobs has those of its own session."""
+    """The session, if several clients share the server. A list of jobs has its session's jobs."""
     owner: str = ""
     """Over HTTP a digest of the token, over stdio `""` for this user. Only the owner of a job on rows that came in a
     call may see, read and end it."""

@@ -126,8 +126,10 @@ def notes(spec: JobSpec) -> Iterator[str]:
     if moved:
         theirs, ours = (", ".join(f"`{name}`" for name in names) for names in (moved, moved.values()))
         yield f"The input has columns {theirs} of its own; those of the job are called {ours}."
-    if spec.input.settings_read:
-        yield f"Read as settings of each row: {', '.join(f'`{name}`' for name in spec.input.settings_read)}."
+    asked = {target.model for target in spec.targets if spec.is_grid}
+    read = [name for name in spec.input.settings_read if name != MODEL or len(asked) < 2]  # else the grid's models
+    if read:
+        yield f"Read as settings of each row: {', '.join(f'`{name}`' for name in read)}."
 
 
 def _usual(key: str) -> str:

@@ -34,7 +34,7 @@ class PageRows:
     seconds: list[float] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     before: str = ""
-    """The common beginning of all prompts, such as that of their template; `asked` leaves it out."""
+    """The common beginning of all prompts, such as their template's; `asked` leaves it out."""
     after: str = ""
     left_out: int = 0
     """Rows that the size of the file has no room for."""

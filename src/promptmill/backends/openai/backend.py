@@ -8,8 +8,8 @@ concerns the item alone (final), this attempt alone (try again, counted against 
 when the endpoint can take it; not counted as long as other items are not answered either). An item fails after
 `retries` counted attempts, and in any case after five times as many.
 
-A refusal that would concern every item, such as that of a key, is held back until it is known whom it concerns: see
-`_Attribution`.
+A refusal that may concern every item, such as a refused key, is held back until other items have shown whether it does:
+see `_Attribution`.
 """
 
 from __future__ import annotations

@@ -358,7 +358,7 @@ class _Call:
 
 
 class _Form:
-    """How a row with its answer becomes a dict, as a line of JSON has it."""
+    """Makes a dict of a row with its answer, as a line of JSON has it."""
 
     def __init__(self, spec: JobSpec) -> None:
         self._own, self._answers = OwnValues(spec), AnswerValues(spec, "jsonl")

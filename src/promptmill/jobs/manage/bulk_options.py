@@ -1,4 +1,4 @@
-"""The keyword arguments of `promptmill.bulk` and its kin: those of `promptmill bulk` and of OpenAI's parameters."""
+"""The keyword arguments of `promptmill.bulk` and its kin: the options of `promptmill bulk`, and OpenAI's parameters."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ class BulkResult:
 def answer_of(answer: Any, answer_schema: AnswerType | None) -> Any:
     """Return a row's answer, `""` for none: with a schema an object, or an instance of its class.
 
-    Raises what a validator of the class raises that its schema cannot tell.
+    Raises the errors of the class's own validators, which its schema lacks.
     """
     if answer is None or answer == "":
         return ""
@@ -157,7 +157,9 @@ def _rows(rows: Any, name: str) -> Iterable[Any]:
     if hasattr(rows, "iter_rows"):  # polars
         return rows.iter_rows(named=True)  # type: ignore[no-any-return]
     if hasattr(rows, "to_dict") and hasattr(rows, "iloc"):  # pandas
-        if not getattr(getattr(rows, "columns", None), "is_unique", True):  # its rows would lose those of the same name
+        if not getattr(
+            getattr(rows, "columns", None), "is_unique", True
+        ):  # its rows would lose fields of the same name
             rows = rows.set_axis(distinct([str(name) for name in rows.columns]), axis=1)
         return (row for at in range(0, len(rows), _AT_ONCE) for row in rows.iloc[at : at + _AT_ONCE].to_dict("records"))
     if hasattr(rows, "to_pylist") or hasattr(rows, "tolist"):  # a column of pyarrow, an array of numpy

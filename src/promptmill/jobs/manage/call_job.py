@@ -93,7 +93,7 @@ class DeadlineCall:
         self._goes_on = False
 
     async def outcomes(self) -> list[Outcome]:
-        """Return an outcome per item, before the time is over; items that go on have failed with code `deferred`.
+        """Return an outcome per item, before the time is over; items for the job have failed with code `deferred`.
 
         Cancelling ends the work. Raises `PromptmillError` when the backend cannot be loaded, or too many jobs are in
         progress (`rate_limited`).
@@ -134,7 +134,7 @@ class DeadlineCall:
         return sink.result(left)
 
     def go_on(self) -> tuple[str | None, Call]:
-        """Let the job have what is left; return its id, None when all is done, and what the call itself has cost."""
+        """Let the job have the rest; return its id, None when all is done, and the counts of the call itself."""
         place, job, run = self._place, self._job, self._run
         if place is None or job is None or not self._goes_on:
             return None, self._stats
@@ -147,7 +147,7 @@ class DeadlineCall:
         return job_id, replace(self._stats, counts=self._stats.counts + Counts(), warnings=dict(self._stats.warnings))
 
     async def abandon(self) -> None:
-        """End the work and forget its job, unless it goes on. If all is answered, the job is gone then."""
+        """End the work and forget its job, unless the job continues. If all is answered, the job is gone then."""
         place, job, run = self._place, self._job, self._run
         self._place = self._job = self._run = None
 
@@ -196,7 +196,7 @@ class DeadlineCall:
         return self._job
 
     def _written(self) -> Job:
-        """Return the job with all items, of which those without a request have failed already. Blocks."""
+        """Return the job with all items, of which items without a request have failed already. Blocks."""
         budget = self._stats.ledger.budget
         return write(
             list(enumerate(self._items)),

@@ -96,7 +96,7 @@ class RunningJobs:
 
         `plan` is the call's own, where it asks for more than the configuration says.
 
-        `validate` starts nothing and returns what is found in the file instead. `approve` gets the cost of the rows
+        `validate` starts nothing and returns the findings in the file instead. `approve` gets the cost of the rows
         that have no answer yet.
 
         On the openai backend a process of its own runs it; otherwise it runs on this server's engine. Raises
@@ -297,9 +297,9 @@ class RunningJobs:
         self._runners -= 1
 
     async def _budgeted(self, job: Job) -> Callable[[], None]:
-        """Let the job, which another process runs, spend what the server's budget has room for.
+        """Let the job, which another process runs, spend the free part of the server's budget.
 
-        Returns what to call when that process has ended: it charges what the job has spent, and frees the rest.
+        Returns a function for the end of that process: it charges the job's spending, and frees the rest.
         """
         budget, folder = self._service.budget, job.folder
         if budget is None:
@@ -322,7 +322,7 @@ class RunningJobs:
         return ended
 
     async def _are_columns_checked(self, order: JobOrder, plan: ResolvedConfig) -> bool:
-        """Check the columns of Parquet in another process: a crafted schema can end the one that reads it."""
+        """Check the columns of Parquet in another process: a crafted schema can end its reader."""
         path = order.inputs[0]
         if not path.is_absolute() or formats.format_by_suffix(path, "input_file") != "parquet":
             return False
@@ -376,7 +376,7 @@ class RunningJobs:
 
         `only` leaves out rows that failed, or those that did not.
 
-        `next_offset` is that of the next page, None at the end of the input; rows without an answer yet are left out.
+        `next_offset` is the next page's, None at the end of the input; rows without an answer yet are left out.
         """
         folder, _ = self._found(job_id, caller)
         rule = self._rule()
@@ -409,7 +409,7 @@ class RunningJobs:
         }
 
     def control(self, job_id: str, caller: Caller = USER, **changes: Any) -> Status:
-        """Pause a job, let it go on, or change its limits; `changes` are fields of `Control`. Blocks.
+        """Pause or continue a job, or change its limits; `changes` are fields of `Control`. Blocks.
 
         A change takes effect within two seconds, and holds for later runs. Raises `PromptmillError` (`invalid_input`).
         """
@@ -418,9 +418,9 @@ class RunningJobs:
         return status.read(folder)
 
     async def cancel(self, job_id: str, caller: Caller = USER, *, also_interrupted: bool = False) -> Status:
-        """End a job if it runs, within about a second; what is answered is kept.
+        """End a job if it runs, within about a second; answers are kept.
 
-        `also_interrupted`: also if it runs nowhere now, so that its task does not go on.
+        `also_interrupted`: also if it runs nowhere now, so that its task is not resumed.
         """
         folder = self.find(job_id, caller)
         if (waiting := self._waiting.get(job_id)) is not None:
@@ -567,7 +567,7 @@ def _answer_fields(record: Record, names: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _end_of_answers(store: JobDatabase, spec: JobSpec) -> int:
-    """Return the number after that of the last row with an answer: the rest of a large input is not read."""
+    """Return the number behind the last row with an answer: the rest of a large input is not read."""
     query = "SELECT coalesce(max(key), -1) FROM answer WHERE key BETWEEN ? AND ?"
     firsts = [slot * SLOT for slot in range(len(spec.targets))]
     return max(int(store.read(query, first, first + SLOT - 1)[0][0]) - first for first in firsts) + 1

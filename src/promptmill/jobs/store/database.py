@@ -395,7 +395,7 @@ def database_error(error: sqlite3.Error, path: Path) -> OSError | DamagedError:
 
 
 def check_rows(rows: Sequence[tuple[Any, ...]], first: int) -> None:
-    """Raise `DamagedError` if rows from number `first` on are out of order, or lack what every row has.
+    """Raise `DamagedError` if rows from number `first` on are out of order, or lack a value that every row has.
 
     A page of which a part is zeros looks so to SQLite. Each of `rows` begins with the columns of `Row`.
     """

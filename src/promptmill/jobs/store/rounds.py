@@ -51,7 +51,7 @@ RULES: Mapping[str, str] = MappingProxyType(
 
 `id` is the round's, `since` that of the last round before the order, `settings` the ids whose answers count, `base` the
 key of the slot's first row. Rules that end in `ONCE`, `DUPLICATE` or `OF_ANY` divide the rows of the rule before that
-by their questions; the temporary tables are those of `run.duplicates`.
+by their questions; the temporary tables are from `run.duplicates`.
 """
 
 

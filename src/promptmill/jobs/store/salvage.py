@@ -79,7 +79,7 @@ def _copy_all(old: JobDatabase, new: JobDatabase) -> None:
 
 
 def _reader(old: JobDatabase, table: str, key: str) -> _Read[tuple[Any, ...]]:
-    """Return what reads a table, whose last column is never NULL, by its first column `key`."""
+    """Return a function that reads a table, whose last column is never NULL, by its first column `key`."""
     query = f"SELECT * FROM {table} WHERE {key} >= ? ORDER BY {key} LIMIT ?"
 
     def read(first: int, most: int) -> list[tuple[Any, ...]]:

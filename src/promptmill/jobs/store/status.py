@@ -25,7 +25,7 @@ _SHORT_S = 100
 def spent(folder: Folder) -> float:
     """Return the cost of a job, with the highest possible cost of its requests without a record. Blocks.
 
-    Its status may lack what a runner that was killed spent last. Raises `OSError` and `DamagedError`.
+    Its status may lack the last spending of a killed runner. Raises `OSError` and `DamagedError`.
     """
     found = folder.status
     earlier = Earlier(found)

@@ -95,7 +95,7 @@ class SamplerState:
         if self.repetition_penalty != 1:
             if self._seen is None:
                 self._seen = torch.zeros_like(scores, dtype=torch.bool)
-                self._seen[[token for token in prompt if token < len(scores)]] = True  # image tokens may lie beyond
+                self._seen[[token for token in prompt if token < len(scores)]] = True  # image tokens may be beyond
             self._seen[tokens[self._counted :]] = True
             weaker = torch.where(scores > 0, scores / self.repetition_penalty, scores * self.repetition_penalty)
             torch.where(self._seen, weaker, scores, out=scores)
@@ -151,7 +151,7 @@ def _drawn(scaled: Any, choices: list[SamplerState]) -> list[int]:
 
 
 def _from_candidates(shares: Any, choice: SamplerState, number: float, *, last: bool) -> int | None:
-    """Return the place drawn from the likeliest `shares`, in descending order; None if the cut may lie beyond them."""
+    """Return the place drawn from the likeliest `shares`, in descending order; None if the cut may be beyond them."""
     kept = shares[: choice.top_k] if choice.top_k > 0 else shares
     complete = last or (0 < choice.top_k <= len(shares))
     mass = float(kept.sum()) if complete else 1.0
