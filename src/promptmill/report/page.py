@@ -37,7 +37,6 @@ _SPARE = 1_000  # for the words on rows that have no room
 _LEAST = 100_000  # bytes of deflated rows, whatever else there is
 _MARK = b'<meta name="generator" content="promptmill report">'
 _HEAD = 4096  # bytes, within which an earlier report has the mark
-_LONGEST_TITLE = 300
 _TEMPLATE = Path(__file__).with_name("report.html")
 _PLACE = re.compile(r"\{\{(\w+)\}\}")
 
@@ -116,7 +115,7 @@ def _page_of(title: str, data: Mapping[str, Any], packed: bytes) -> bytes:
 
 def _title(text: str) -> str:
     """Return a title that fits the head of a file."""
-    return cut(" ".join(text.split()), _LONGEST_TITLE)
+    return cut(" ".join(text.split()), 300)
 
 
 def _source(text: str) -> str:

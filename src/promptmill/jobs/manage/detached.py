@@ -266,7 +266,7 @@ def _configuration(plan: ResolvedConfig) -> Configuration:
 def _spawn(log: int, job: Job, inherited: int | None, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     def spawn(**options: Any) -> subprocess.Popen[bytes]:
         options |= {"env": environment, "stdout": log, "stderr": log}
-        return subprocess.Popen([sys.executable, "-P", "-m", _MODULE], stdin=subprocess.PIPE, **options)  # noqa: S603
+        return subprocess.Popen([sys.executable, "-P", "-m", _MODULE], stdin=subprocess.PIPE, **options)
 
     if inherited is None:
         job.lock.release()  # the runner takes it itself

@@ -21,7 +21,7 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import MOST_VALUES
 from promptmill.core.errors import Code, Named, PromptmillError, input_error, redact
 from promptmill.core.money import Budget
-from promptmill.core.wording import counted
+from promptmill.core.wording import counted, listed
 from promptmill.jobs import columns, disk
 from promptmill.jobs.export import output
 from promptmill.jobs.export.answered import UnansweredError
@@ -55,7 +55,6 @@ _UNANSWERED = "SELECT EXISTS (SELECT 1 FROM row LEFT JOIN answer ON key = n WHER
 _TRIES = 3  # records that turn out damaged when the output is written are made again, but not without end
 _SALVAGED = "The job's database was damaged; rows whose answers were lost are sent again."
 _NO_BUDGET = "`max_cost` has no effect on this run: it needs a known price and `max_tokens`."
-_MOST_NAMED = 5  # places of lost rows in a sentence
 _LEAVING_S = 60.0
 _AGAIN = "Run the job again: its readable part is kept."
 
@@ -327,7 +326,7 @@ class Runner:
         job = self._job
         if (lost := job.folder.rows_lost) is None:
             return
-        at = ", ".join(map(_place, lost["at"][:_MOST_NAMED])) + (", …" if lost["at"][_MOST_NAMED:] else "")
+        at = listed(list(map(_place, lost["at"])), 5)
         count, of = counted(lost["rows"], "row"), job.spec.job_id
         problem = f"{count} of job {of} were lost with a damaged part of its database: {at}. "
         if not job.order.earlier.keep:
