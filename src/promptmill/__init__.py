@@ -19,3 +19,8 @@ def __getattr__(name: str) -> Any:
 
         return getattr(bulk_call, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return the names of the programs' interface, also before their first use."""
+    return [*__all__, "__version__"]

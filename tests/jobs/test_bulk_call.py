@@ -514,3 +514,9 @@ def test_tools_and_logprobs_go_through_and_come_back(
     (row,) = promptmill.bulk(["b"], tools=tools, model="fast", config=config, progress=False).rows
     assert row["tool_calls"] == [call]
     assert [(seen.json["model"], seen.json["tools"]) for seen in upstream.seen] == [("m", tools), ("small", tools)]
+
+
+def test_completion_shows_the_names_of_the_interface() -> None:
+    names = set(dir(promptmill))
+    assert names == {*promptmill.__all__, "__version__"}
+    assert all(hasattr(promptmill, name) for name in names)
