@@ -190,8 +190,9 @@ def _check_parser(given: Mapping[str, Any]) -> None:
     name = given.get("reasoning_parser")
     if not name or name in known:
         return
-    there = f"there are {', '.join(known)}."
-    raise config_error(_PARSER, f"unknown reasoning parser of vLLM; {did_you_mean(str(name), known, there)}")
+    meant = did_you_mean(str(name), known)
+    advice = f"{meant} There" if meant else "there"
+    raise config_error(_PARSER, f"unknown reasoning parser of vLLM; {advice} are {', '.join(known)}.")
 
 
 def unfit_parser(why: str) -> PromptmillError:
