@@ -214,6 +214,17 @@ def test_a_round_that_was_killed_goes_on_with_any_command(bench: Any) -> None:
     assert bench.upstream.attempts["prompt 4"] == 2
 
 
+def test_a_run_of_several_rounds_counts_each_request_once(bench: Any) -> None:
+    bench.upstream.reply = by_prompt({"prompt 3": status(400)})
+    bench.prompts(10)
+    bench.fail("--limit", "5", code=1)
+    bench.upstream.reply = by_prompt({"prompt 9": status(400)})
+    bench.fail("--again", "failed", "--max-failures", "0", code=1, concurrency=1)
+    found = bench.status()
+    assert (found["state"], found["round"]) == ("stopped", "first")  # the second round of this run
+    assert found["requests"] == len(bench.upstream.seen) == 5 + 1 + 5
+
+
 def test_an_interrupted_job_takes_up_its_retryable_failures(bench: Any) -> None:
     bench.prompts(30)
     failed = Failure(PromptmillError(Code.SERVER_ERROR, "status 500"), attempts=3)

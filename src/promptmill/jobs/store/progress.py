@@ -70,10 +70,16 @@ class Progress:
     def count(self, store: JobDatabase, is_open: str, before: int) -> None:
         """Count the records of the rows below `before`; those that meet `is_open` are not done. Blocks.
 
+        Later counts change the rows alone: their records also have the requests of this run, which `stats` counts.
+
         Raises as `JobDatabase` does.
         """
-        self.counts = statistics.counts(store, is_open, before, skips_empty=self.counts.skips_empty)
-        self.earlier.count(store)
+        counts = statistics.counts(store, is_open, before, skips_empty=self.counts.skips_empty)
+        if self.earlier.is_added:
+            self.counts.replace(counts)
+        else:
+            self.counts = counts
+            self.earlier.count(store)
 
     @property
     def cost(self) -> float | None:
@@ -205,9 +211,7 @@ class Earlier:
         self.forgotten += cost
 
     def count(self, store: JobDatabase) -> None:
-        """Add, once, the counts that a killed run did not show. Blocks. Raises as `JobDatabase` does."""
-        if self.is_added:
-            return
+        """Add the counts that a killed run did not show. Blocks. Raises as `JobDatabase` does."""
         if self.status.get("state") in ALIVE:
             self.cost = max(statistics.cost(store) + self.forgotten, self.cost or 0.0) or self.cost
         self.lost = store.in_flight.requests_lost
