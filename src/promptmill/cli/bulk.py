@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import orjson
 
@@ -42,12 +42,12 @@ from promptmill.jobs.run import admission
 from promptmill.jobs.store import status
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder, Shown, Variant
+from promptmill.jobs.store.rounds import Again
 from promptmill.jobs.store.spec import digest
 from promptmill.system.installation import command_for
 from promptmill.system.safe_open import real_path
 
 _TIERS = ("default", "flex", "priority")
-_AGAIN = ("failed", "truncated", "all")
 _OF_THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
 _SAID_EVERY_S = 10.0
 _NAMED = re.compile(r"([\w.-]{1,40})=(.*)", re.DOTALL)
@@ -103,7 +103,9 @@ def add_options(bulk: Parser) -> None:
     group.add_argument("--dedupe", action="store_true", help="send identical rows at temperature 0 once")
     group = bulk.add_argument_group("a job that has answers")
     group.add_argument(
-        "--again", choices=_AGAIN, help="send these rows again; their answers stay until the new ones are there"
+        "--again",
+        choices=get_args(Again),
+        help="send these rows again; their answers stay until the new ones are there",
     )
     group.add_argument(
         "--keep", action="store_true", help="count answers made under other settings, which later rows note"

@@ -20,6 +20,7 @@ from pydantic import BeforeValidator, Field
 from promptmill.core.bounds import MOST_ROWS
 from promptmill.core.errors import Code, Named, PromptmillError, argument_name, input_error
 from promptmill.core.values import JsonDict
+from promptmill.jobs.store.rounds import Again
 from promptmill.server import arguments
 from promptmill.server.questions import Questions
 from promptmill.server.results import INLINE, PAGE_CHARACTERS, most_bytes, page, page_characters, wants_copy
@@ -219,7 +220,7 @@ def add_bulk_tools(
             int, Field(ge=0, description="Process only the first N rows; all unless given."), arguments.null_is(0)
         ] = 0,
         again: Annotated[
-            Literal["failed", "truncated", "all"] | None,
+            Again | None,
             Field(
                 description="Rows of an earlier job of these files to send again: the failed ones, those cut off at "
                 "max_tokens, or all. The old answers stay until the new ones arrive. None unless given."

@@ -10,7 +10,7 @@ from typing import Any, Literal, ParamSpec, TypedDict, TypeVar
 from promptmill.answers.schema import AnswerType
 from promptmill.core.errors import PromptmillError
 from promptmill.core.wording import did_you_mean
-from promptmill.jobs.store.order import Again
+from promptmill.jobs.store.rounds import Again
 
 P = ParamSpec("P")
 R = TypeVar("R")

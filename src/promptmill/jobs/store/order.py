@@ -6,15 +6,14 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from promptmill.cluster.ray_cluster import RayCluster
 from promptmill.core.errors import Named, config_error, input_error
-
-Again: TypeAlias = Literal["failed", "truncated", "all"]
+from promptmill.jobs.store.rounds import Again
 
 PART = re.compile(r"\.part-(\d+)-of-(\d+)")
 _SHARD = re.compile(r"(\d{1,6})/(\d{1,6})")

@@ -15,13 +15,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
-from typing import Annotated
+from typing import Annotated, Literal, TypeAlias
 
 import orjson
 from pydantic import Field, TypeAdapter
 
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.records import SLOT
+
+Again: TypeAlias = Literal["failed", "truncated", "all"]
+"""The rules `again …`, by which an order sends rows again."""
 
 NEVER = "0"
 ANSWERED = "answer.code IS NULL"
