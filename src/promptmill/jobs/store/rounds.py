@@ -4,6 +4,8 @@
     1   open          0       first           yes     every row that had no answer
     2   again failed  0       again failed    no      interrupted: the next run resumes it
 
+A slot is the place of one answer to each row; a job that compares models or prompts has several.
+
 A round is stored before its first request, and its rows are a rule: a condition on the answer that a row has in a slot
 (`RULES`). The rule refers to rounds before the order, and a new answer has the round's id. So a row leaves the
 rule once its answer is stored, and the rule selects the same remaining rows after a kill. `plan.next_round` decides
@@ -103,7 +105,7 @@ def stored_rounds(store: JobDatabase) -> list[Round]:
 
 
 def _round(id_: int, text: str) -> Round:
-    """Return a stored round; one that is damaged counts as done, and answers with its id keep their place in time."""
+    """Return a stored round. A damaged one counts as done: later rounds have later ids than its answers."""
     try:
         found = _ROUND.validate_python({"id": id_, **orjson.loads(text)})
     except (TypeError, ValueError):
