@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Caller(NamedTuple):
-    """Two names of one client: one for the time of its session, and one that its next session has, too."""
+    """A client: its session, and its owner, which later sessions share."""
 
     session: str = ""
     """The session, if several clients share the server. A list of jobs has its session's jobs."""

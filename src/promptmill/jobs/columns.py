@@ -57,7 +57,7 @@ def answer_fields(record: Record, names: Mapping[str, str] = MappingProxyType({}
 
 
 def variant_fields(spec: JobSpec) -> Sequence[str]:
-    """Return the columns that tell the answers to a row apart."""
+    """Return the columns that identify an answer among the answers to a row."""
     if not spec.is_grid:
         return ()
     return (MODEL, VARIANT) if len({target.model for target in spec.targets}) > 1 else (VARIANT,)
@@ -76,11 +76,11 @@ def schema_columns(spec: JobSpec) -> SchemaColumns | None:
         return None
     from promptmill.jobs.export.schema_columns import SchemaColumns  # other jobs do not need it
 
-    return SchemaColumns(spec.output.answer_schema, apart=spec.output.form.fields)
+    return SchemaColumns(spec.output.answer_schema, by_field=spec.output.form.fields)
 
 
 def wanted_names(spec: JobSpec) -> dict[str, str]:
-    """Return the usual names of the job's columns by their keys, those first that get a name first."""
+    """Return the usual names of the job's columns by their keys, in the order in which columns choose their names."""
     wanted = {name: spec.output.form.column if name == "answer" else name for name in (*OURS, *variant_fields(spec))}
     schema = schema_columns(spec)
     if schema is None:

@@ -121,14 +121,14 @@ def rebind(store: JobDatabase, spec: JobSpec, bind: Bind, halt: threading.Event)
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """The stretches of an input that have not changed since it was read: at its beginning, and at its end."""
+    """The unchanged stretches at the beginning and at the end of an input that was read before."""
 
     head: Sequence[tuple[Extent, bytes]] = ()
     tail: Sequence[tuple[Extent, bytes]] = ()
     window: Window = WHOLE
-    """The part between them, which is to be parsed."""
+    """The part between head and tail, which is parsed again."""
     first_of_tail: int = 0
-    """The number that the first row of the tail had."""
+    """The number of the tail's first row when the input was read before."""
 
     @classmethod
     def of(cls, store: JobDatabase, spec: JobSpec, source: Input, files: InputFiles | None) -> _Known:

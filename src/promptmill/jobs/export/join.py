@@ -30,7 +30,7 @@ from promptmill.system.safe_open import real_path
 
 
 def write_part(store: JobDatabase, spec: JobSpec) -> output.Written:
-    """Write the part file of a shard beside its place. Raises `UnansweredError`, `OSError`."""
+    """Write the part file of a shard to a temporary file. Raises `UnansweredError`, `OSError`."""
     rows = store.row_count()
     for record in store.records():
         if not record.is_sound:
@@ -53,7 +53,7 @@ def join(
 ) -> JobCounts:
     """Write the output of all shards, in the order of the input, whole or not at all; return its counts.
 
-    `passed` gets the number of rows that are written. An output with the same content stays.
+    `passed` gets the number of rows that are written. A file with the same content is not replaced.
 
     Raises `PromptmillError` (`invalid_input`) if parts are missing, unfinished or of other jobs; `storage`.
     """

@@ -1,4 +1,4 @@
-"""The output of a job: written beside its place, and given its name in one step.
+"""The output of a job: written to a temporary file in its folder, and renamed in one step.
 
     row ⋈ answer ─▶ rows in the order of the input ─▶ .answers.csv.….partial ─▶ answers.csv
 
@@ -36,7 +36,7 @@ from promptmill.jobs.store.spec import JobSpec, OutputRecord
 _BUFFER = 1 << 20
 _LOOK_ROWS = 1024  # rows between two reports
 _COPIED = frozenset({"csv", "tsv", "jsonl"})
-"""Formats whose rows are the same bytes wherever they are."""
+"""Formats in which the bytes of a row do not depend on other rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +53,11 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """An output beside its place."""
+    """An output that still has its temporary name."""
 
     partial: Path
     end: int
-    """The number of the first row that it does not hold."""
+    """The number of the row after its last one."""
     warning: str = ""
     """A sentence about repeated ids of a Batch file."""
     blocks: JsonObject | None = None
@@ -65,7 +65,7 @@ class Written:
 
 
 def write_output(store: JobDatabase, spec: JobSpec, rules: Rules, own: OutputRecord | None = None) -> Written:
-    """Write the output of a job beside its place. Blocks. `own` is the record of the file that it wrote before.
+    """Write the output of a job to a temporary file. Blocks. `own` is the record of the job's earlier output.
 
     Raises `UnansweredError`, `HaltedError`, `OSError`, and as `JobDatabase` does.
     """
@@ -92,7 +92,7 @@ def write(
     *,
     ids: CustomIds | None = None,
 ) -> Path:
-    """Write the rows of databases beside `target`; return the path. Raises as `answered`, and `OSError`."""
+    """Write the rows of databases to a temporary file; return its path. Raises as `answered`, and `OSError`."""
     compression = formats.compression_of(target)
     with partial_file(spec, target) as (partial, out), formats.compressed(out, compression) as content:
         write_rows(stores, spec, content, output_format, answered, ids=ids)
@@ -206,7 +206,7 @@ class _Blocks:
 
 @contextlib.contextmanager
 def partial_file(spec: JobSpec, target: Path) -> Iterator[tuple[Path, IO[bytes]]]:
-    """Give a new file beside `target`; it is on the disk after the block, and removed if the block raises."""
+    """Open a temporary file for `target`. It is synced after the block, and removed if the block raises."""
     check_folder(target)
     partial = beside(target, spec.job_id)
     try:
@@ -229,12 +229,12 @@ def check_folder(target: Path) -> None:
 
 
 def beside(target: Path, job_id: str) -> Path:
-    """Return the path of an output before it gets its name: in the same folder, so on the same file system."""
+    """Return the temporary path of an output, in its folder: a rename needs the same file system."""
     return target.with_name(f".{target.name}.{job_id[-10:]}.partial")
 
 
 def discard(target: Path, job_id: str) -> None:
-    """Remove the file that an interrupted run may have left beside its output."""
+    """Remove the temporary file of an interrupted run, if there is one."""
     with contextlib.suppress(OSError, PromptmillError):
         check_folder(target)
         beside(target, job_id).unlink(missing_ok=True)

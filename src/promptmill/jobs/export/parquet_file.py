@@ -162,8 +162,8 @@ _Kind: TypeAlias = "str | list[_Kind] | dict[str, _Kind] | None"
 class ColumnTypes:
     """The columns of a Parquet file for rows of JSON: a column has the type of its values.
 
-    A column of values of different types is one of texts, with JSON for those that are no text. So is one with whole
-    numbers beyond 64 bits, and one with whole numbers that its fractions' type cannot hold.
+    A column is a column of texts, with JSON for other values, if its values differ in type, if a whole number exceeds
+    64 bits, or if it has fractions and a whole number that a fraction's type cannot hold.
     """
 
     def __init__(self) -> None:

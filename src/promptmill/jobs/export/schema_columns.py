@@ -29,12 +29,12 @@ class UnreadableError(ValueError):
 class SchemaColumns:
     """The columns of the answers under `schema`."""
 
-    def __init__(self, schema: JsonObject, *, apart: bool) -> None:
-        """`apart`: fields are columns of a table and answers are objects in JSON; else each answer is a JSON text."""
+    def __init__(self, schema: JsonObject, *, by_field: bool) -> None:
+        """`by_field`: a table has a column for each field, and JSON has objects; otherwise an answer is a JSON text."""
         self._schema = schema
-        self._apart = apart
+        self._by_field = by_field
         properties = _resolved(schema, schema).get("properties")
-        found = properties if apart and isinstance(properties, Mapping) else {}
+        found = properties if by_field and isinstance(properties, Mapping) else {}
         self._fields: JsonObject = {str(name): _resolved(inner, schema) for name, inner in found.items()}
         self.names = {f"{FIELD}{name}": name for name in self._fields}
         """The usual names of the columns of a table, by their keys."""
@@ -43,18 +43,18 @@ class SchemaColumns:
         """Return the fields of a row's answer, as `columns.answer_fields` makes them, for a row of JSON."""
         changed = dict(found)
         if found["error"] is not None:
-            return changed | {"answer": None if self._apart else ""}
+            return changed | {"answer": None if self._by_field else ""}
         try:
             value = self._read(found["answer"]) if found["answer"] else None
         except UnreadableError:
             return changed
-        changed["answer"] = value if self._apart else self._written(value)
+        changed["answer"] = value if self._by_field else self._written(value)
         if "answers" in found:
             changed["answers"] = [self._one_of_several(text) for text in found["answers"]]
         return changed
 
     def in_table(self, found: JsonObject) -> JsonDict:
-        """Return the same for a row of a table: a value for each column."""
+        """Return the fields of a row's answer for a row of a table: a value for each column."""
         changed = self.in_json(found)
         value = changed["answer"]
         if not self.names:
@@ -107,7 +107,7 @@ class SchemaColumns:
             value = self._read(text) if text else None
         except UnreadableError:
             return text
-        return value if self._apart else self._written(value)
+        return value if self._by_field else self._written(value)
 
     @staticmethod
     def _written(value: Any) -> str:

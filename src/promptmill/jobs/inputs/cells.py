@@ -307,7 +307,7 @@ class _Pieces:
 
 
 def _quote_problem(error: csv.Error, lines: int) -> str:
-    """Return the problem of a misplaced quote in a row of so many lines."""
+    """Return the problem of a misplaced quote in a row of `lines` lines."""
     never = lines > 1 or "end of data" in str(error)
     return _UNCLOSED if never and _TOO_LONG not in str(error) else f"has a quote that does not belong there: {error}"
 

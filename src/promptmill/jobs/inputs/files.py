@@ -49,8 +49,10 @@ class Part:
 def find(given: Sequence[Path], output: Path) -> list[Part]:
     """Return the files of the paths, folders and patterns `given`, in their order; the files of a folder by name.
 
-    A single path of a file is that file, whether it exists or not. In a folder, files of other kinds, hidden ones,
-    `output` and the folders of jobs are left out. Raises `PromptmillError` (`invalid_input`) when there is none.
+    A single path that is neither folder nor pattern is returned even if no such file exists. In a folder, files of
+    other kinds, hidden files, `output` and the folders of jobs are left out.
+
+    Raises `PromptmillError` (`invalid_input`) if there is no file.
     """
     for path in given:
         _check_kind(path)

@@ -70,7 +70,7 @@ def plain(path: Path) -> Path:
 
 
 def format_of_output(path: Path, input_format: str) -> str:
-    """Return the format of the output. Raises `PromptmillError` (`invalid_input`) for one that is not possible."""
+    """Return the format of the output. Raises `PromptmillError` (`invalid_input`) if an output cannot have it."""
     kind = format_by_suffix(path, "output file")
     if kind not in _OUTPUTS:
         possible = ", ".join(f".{kind}" for kind in _OUTPUTS)

@@ -127,7 +127,7 @@ def lines_of(
         match row:
             case str():
                 found: Mapping[Any, Any] = {name: row}
-            case {"role": str(), "content": _} if len(row) == 2 and name == "prompt":  # without a template: a message
+            case {"role": str(), "content": _} if len(row) == 2 and name == "prompt":  # no template: one message
                 found = {"messages": [row]}
             case Mapping():
                 found = row

@@ -149,7 +149,7 @@ def unsent_image(first_rows: Iterator[JsonObject]) -> str:
 
 
 def distinct(names: Sequence[str]) -> list[str]:
-    """Return distinct names for the fields of an object: of columns of the same name, the later ones get a number."""
+    """Return distinct names for the columns: a repeated name gets a number, as in `x`, `x_2`."""
     known, found, counts = frozenset(names), dict[str, None](), dict[str, int]()
     for name in names:
         new = name
@@ -179,7 +179,7 @@ def _rows_inside(row: JsonObject) -> str:
 
 
 def _check_once(names: Sequence[str], read: Collection[str]) -> None:
-    """Raise `PromptmillError` (`invalid_input`) if two of the columns have one of the names that are read."""
+    """Raise `PromptmillError` (`invalid_input`) if a column that is read occurs twice."""
     counts = Counter(names)
     twice = {name for name in read if counts[name] > 1}
     if twice:

@@ -1,4 +1,4 @@
-"""Keys and passwords in a file of rows, which a call may then not use; `system.call_files` has the reason.
+"""Keys and passwords in a file of rows: a call may not use such a file, see `system.call_files` for the reason.
 
 The content is checked, not the prompts: the author of a template could take a key apart. All columns count, because a
 result may show the whole row. The names of columns count, too: password managers export a column `password`.

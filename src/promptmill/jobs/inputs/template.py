@@ -20,7 +20,7 @@ from promptmill.core.values import JsonObject
 from promptmill.core.wording import did_you_mean, mended
 
 ROW = "row"
-"""The name of all fields together, for names such as `row["my column"]`."""
+"""The variable that holds all fields of a row: `row["my column"]`."""
 _CELL = "promptmill_cell"  # a filter
 _OPEN = re.compile(r"\{\{(?![%#{])([^{}\"']*)(?:\}(?!\})|$)")  # a place that is not closed
 _NO_FILTER = re.compile(r"No (filter|test) named '([^']*)'")

@@ -78,7 +78,7 @@ class BulkResult:
         if self.answer_schema is not None and not as_text:
             from promptmill.jobs.export.schema_columns import SchemaColumns  # other results do not need it
 
-            of_schema = SchemaColumns(json_schema_of(self.answer_schema), apart=True)
+            of_schema = SchemaColumns(json_schema_of(self.answer_schema), by_field=True)
             objects = [row[answers] if isinstance(row[answers], Mapping) else {} for row in self.rows]
             for key, name in of_schema.names.items():
                 values = [of_schema.arrow_value(key, one.get(name)) for one in objects]
@@ -138,7 +138,9 @@ def answer_of(answer: Any, answer_schema: AnswerType | None) -> Any:
 def lines_of(rows: Any, name: str = "prompt") -> Iterator[bytes]:
     """Return `rows` as lines of JSON: texts, dicts, lists of messages, a column or a table.
 
-    `name` is the field of a text. Bytes and Pillow's images become base64. Raises `PromptmillError` (`invalid_input`).
+    A text becomes an object with the field `name`, bytes and Pillow's images become base64.
+
+    Raises `PromptmillError` (`invalid_input`).
     """
     return given.lines_of(_rows(rows, name), name, "rows", _as_json)
 
@@ -150,7 +152,7 @@ def _rows(rows: Any, name: str) -> Iterable[Any]:
         if name == "text" and isinstance(rows.name, str) and rows.name:
             name = rows.name
         return ({name: value} for value in rows)
-    if hasattr(rows, "features") and hasattr(rows, "with_format"):  # of `datasets`: its images as they are kept
+    if hasattr(rows, "features") and hasattr(rows, "with_format"):  # `datasets`; arrow keeps images as stored
         return (row for table in rows.with_format("arrow").iter(_AT_ONCE) for row in table.to_pylist())
     if hasattr(rows, "to_batches"):  # pyarrow
         return (row for batch in rows.to_batches(_AT_ONCE) for row in batch.to_pylist())

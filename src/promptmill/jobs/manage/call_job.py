@@ -47,7 +47,7 @@ from promptmill.service.service import Service, too_long
 from promptmill.system.call_files import FileRule, RefusedError
 from promptmill.system.safe_open import OutsideError
 
-# The time before the tool is called, and from the last look to the result on the wire; measured: half of it.
+# The time outside of the tool (dispatch, result on the wire). Twice the measured values.
 _LEAST_MARGIN_S = 1.0
 _MARGIN_SHARE = 0.05
 _ITEM_S = 4e-5  # read from the database, then an entry in the result
@@ -247,8 +247,8 @@ def write(
 ) -> Job:
     """Write `items`, each with its place in the call, as a job that this user alone can read, and open it. Blocks.
 
-    `outcomes` are those that items have already. The job survives the end of this process, but a power loss only after
-    `_make_durable`. Raises `PromptmillError` (`storage`); nothing is left behind then.
+    `outcomes` are of the items that have one. The job survives the end of this process, but a power loss only after
+    `_make_durable`. Raises `PromptmillError` (`storage`) and removes its files then.
     """
     job_id = f"call-{secrets.token_hex(8)}"  # it cannot be guessed: clients with the same token may know of each other
     folder = folders.loose(job_id)

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.system.runtime import descriptors
 
-_FILES = 8  # of a running job: lock, input, database (twice), its log and index, requests in flight (twice)
-_FILES_SHARE = 4  # of the descriptors: over HTTP half of them are for clients, and endpoints need some, too
+_FILES = 8  # open files of a running job: lock, input, database (2), its log and index, ledger (2)
+_FILES_SHARE = 4  # jobs take 1/4 of the descriptors: over HTTP clients have 1/2, and endpoints need some
 _MOST_OPEN = 256  # each takes a megabyte of memory
-# A waiting job takes a few kilobytes of memory. No session may take all places in the queue from the others.
+# Bounds of the queue: a waiting job takes a few kilobytes of memory, and one session may fill half of it.
 _MOST_OF_SESSION, _MOST_IN_PROGRESS = 1000, 2000
 
 

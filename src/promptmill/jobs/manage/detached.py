@@ -78,8 +78,8 @@ def start(
 ) -> None:
     """Start a runner for a job that was admitted, and hand it over, lock and all.
 
-    `ended` is called in a thread when the runner has ended, if this process lives until then. `is_shared` is that of
-    the `Service` which starts it.
+    `ended` is called in a thread when the runner has ended, if this process lives until then. `is_shared`: see
+    `Service`.
 
     Raises `PromptmillError` (`storage`).
     """

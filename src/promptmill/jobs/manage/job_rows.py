@@ -78,7 +78,7 @@ class JobRows:
         return JobRow(number, asked, [] if error else answers, error, values, round(record.latency_s, 3), images)
 
     def _question(self, row: Row, prompt: int) -> tuple[list[tuple[str, str]], Any, Sequence[str]]:
-        """Return a question as texts with labels and for programs, and the sources of its images."""
+        """Return a question as labelled texts (for people), as JSON (for programs), and the sources of its images."""
         try:
             request = self._requests[prompt].request(row.n, row.line, row.cells or b"")
         except PromptmillError:  # the record holds the error

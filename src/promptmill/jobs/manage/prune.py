@@ -1,4 +1,4 @@
-"""Removes old jobs: never a running one, and one that could be resumed only on request."""
+"""Removes old jobs: never a running job, and an unfinished one only on request."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ _DISK_SHARE = 0.5  # of the free disk, for the rows of one job
 _NAME_ANOTHER = "Name another file."
 Only = Literal["all", "answers", "failed"]
 Approve: TypeAlias = Callable[[float | None, float | None], Awaitable[None]]
-"""Gets the estimated and the highest cost of a job, None for an unknown one, and raises to prevent the job."""
+"""Gets the estimated and the highest cost of a job (None: unknown). It raises to prevent the job."""
 _FORMATS = frozenset({"jsonl", "csv", "tsv", "parquet"})
 
 
@@ -374,7 +374,7 @@ class RunningJobs:
     ) -> dict[str, Any]:
         """Return answered rows from row `offset` (from 0) on, in input order; also before the job's end. Blocks.
 
-        `only` leaves out rows that failed, or those that did not.
+        `only`: only answered rows, or only failed ones.
 
         `next_offset` is the next page's, None at the end of the input; rows without an answer yet are left out.
         """
@@ -484,7 +484,7 @@ class RunningJobs:
         return self._is_owner(folder, spec, caller) and self._may_see(spec)
 
     def _is_owner(self, folder: Folder, spec: JobSpec, caller: Caller) -> bool:
-        """Return whether a job is its caller's, or everybody's: those on files are."""
+        """Return whether a job is its caller's. A job on files is everybody's."""
         owner = spec.owner
         if owner is None and self._is_loose(spec):  # of an older release
             owner = (folder.task or {}).get("owner", "")
@@ -540,7 +540,7 @@ def _report(job_id: str, work: asyncio.Task[Any]) -> None:
 
 
 def _dies_again(job: Job) -> bool:
-    """Count the last run if it died; return whether so many died without another answer that the job is stopped."""
+    """Count the last run if it died; return whether to stop the job: too many runs died without a new answer."""
     folder = job.folder
     if folder.status.get("state") not in progress.ALIVE:  # its end was noted
         return False

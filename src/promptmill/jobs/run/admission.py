@@ -315,7 +315,7 @@ def _has_read(folder: Folder, inputs: Sequence[Path]) -> bool:
     known, order = folder.spec, folder.order
     if known is None or not known.is_read or known.input.path != real_path(inputs[0]):
         return False
-    return not inputs[1:] or (order is not None and order.inputs == inputs)  # else a name may be a mistake
+    return not inputs[1:] or (order is not None and order.inputs == inputs)  # a missing file may be a misspelt name
 
 
 def check_output_path(order: JobOrder, target: Path, parts: Sequence[Part]) -> None:
@@ -399,7 +399,7 @@ def _opened(folder: Folder, order: JobOrder, begin: Callable[[], _Begun]) -> _Be
     """Open the database, repaired if it is damaged, and return the result of `begin`."""
     try:
         folder.open()
-        folder.store.get("spec")  # else a damaged description would be none
+        folder.store.get("spec")  # raises if it is damaged; `folder.spec` would be None
         return begin()
     except DamagedError:
         try:

@@ -95,7 +95,7 @@ class Duplicates:
         return replace(round_, rows=round_.ordered).condition(self._spec.targets[slot].counted, slot)
 
     def _records(self, round_: Round, slot: int, which: str) -> str:
-        """Return the query of the first record of each question, of those that meet a condition."""
+        """Return the query of the first record of each question, among the records that meet `which`."""
         settings = ", ".join(map(str, self._spec.targets[slot].counted))
         of_slot = f"key BETWEEN {slot * SLOT} AND {slot * SLOT + SLOT - 1} AND settings IN ({settings})"
         is_answer = f"({ANSWERED} AND NOT {self._is_open(round_, slot)})"

@@ -62,7 +62,7 @@ class LiveRound:
     stats: Call
     give_up: Callable[[PromptmillError], None]
     plan: ResolvedConfig
-    """The job's: its model answers the rows which name none."""
+    """The plan of the job; its model answers the rows that name no model."""
 
     async def run(self) -> None:
         """Answer every open row. Raises `DamagedError`."""
@@ -104,11 +104,11 @@ class OpenRows:
     requests: Sequence[RowRequests]
     """The functions that make requests of rows, by the slot."""
     end: int = SLOT
-    """The number of the first row that does not count."""
+    """The number of the first row beyond the order's limit."""
     enough: Callable[[], bool] = bool
-    """Whether no further row is to be taken."""
+    """Whether to take no more rows."""
     held_bytes: int | None = None
-    """The most bytes of large rows in flight, if more than one row is; None: any number."""
+    """The most bytes of large rows in flight, None for no limit. A single row may exceed it."""
 
     @property
     def file(self) -> InputFile | None:
@@ -174,7 +174,7 @@ class OpenRow(NamedTuple):
     line: bytes | None
     cells: bytes
     attempts: int
-    """Made for it by earlier runs."""
+    """The attempts of earlier runs."""
     answered: bool
     """Whether it has an answer, which a new one replaces."""
 
@@ -362,10 +362,10 @@ class StoreSink(Sink):
             self._flush()
 
     def _with_lost(self, outcome: Outcome, requests: int, count: int, most: float, known: float) -> Outcome:
-        """Return the outcome of so many `requests`, with the cost of earlier runs' requests that are in no record.
+        """Return the outcome with the cost of the requests that earlier runs sent for its row and did not record.
 
-        It is `known` for requests that had ended. Those `count` that a kill cut off cost as much as one of the answer,
-        else the `most`.
+        `known` is the cost of those that had ended. The `count` requests that a kill cut off count as much as each of
+        the `requests` of the answer, or together as `most`.
         """
         cost = most
         if isinstance(outcome, Completion) and outcome.cost is not None and requests:
@@ -487,7 +487,7 @@ def _with_earlier(outcome: Outcome, before: Outcome | None) -> Outcome:
 
 @dataclass(slots=True)
 class _Waiting:
-    """Outcomes that are not written, and what those wait for that must be on the disk."""
+    """Outcomes that are not written yet, and the future that their senders wait for, if commits wait for the disk."""
 
     outcomes: list[tuple[int, Outcome]] = field(default_factory=list)
     characters: int = 0

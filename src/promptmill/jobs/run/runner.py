@@ -108,11 +108,11 @@ class Runner:
         self._halt = threading.Event()
         """Set when a thread is to end its work."""
         self._leaves_as: _JobStopped | None = None
-        """The end of the run after the rows in flight, if no more rows are taken."""
+        """The state at the end of a run that takes no more rows, once no row is in flight."""
         self._takes_no_more = False
-        """Whether the present round ends after the rows in flight, and begins again within a budget."""
+        """Whether the present round ends once no row is in flight, and is resumed with a budget."""
         self._end = SLOT
-        """The number of the first row that is not wanted."""
+        """The number of the first row beyond the order's limit."""
         self._context = Context(self._in_thread, self._halt, self._pass_rows)
         self.progress = Progress(JobCounts(), Call(Facts(of_job=True)) if stats is None else stats, job.folder.status)
         self.progress.counts.skips_empty = job.spec.question.skip_empty
@@ -280,7 +280,7 @@ class Runner:
         job.given = self._given
 
     def _limit_rows(self) -> None:
-        """Find the number of rows that are wanted, and the last one. Blocks."""
+        """Apply the order's limit of rows: set the end and the total. Blocks."""
         job = self._job
         self._end = output.end_of(job.folder.store, job.order.limits.rows)
         ((rows,),) = job.folder.store.read("SELECT count(*) FROM row WHERE n < ?", self._end)

@@ -55,12 +55,12 @@ class Steps(Protocol):
         ...
 
     async def export(self, job: Job, context: Context) -> output.Written:
-        """Write the output beside its place. Raises as `output.write_output`."""
+        """Write the output to a temporary file. Raises as `output.write_output`."""
         ...
 
 
 def write(store: JobDatabase, spec: JobSpec, rules: output.Rules, own: OutputRecord | None) -> output.Written:
-    """Write the output of a job, or the part of a shard, beside its place. Blocks. Raises as `output.write_output`."""
+    """Write the output or the shard's part of it to a temporary file. Blocks. Raises as `output.write_output`."""
     return join.write_part(store, spec) if spec.output.shard else output.write_output(store, spec, rules, own)
 
 

@@ -30,7 +30,7 @@ class Latencies:
             self._steps[0] += 1
 
     def sample(self, latency_s: float) -> None:
-        """Count one latency of so many, which is enough while a job runs; all are counted at its end."""
+        """Count every eighth latency, which is enough while a job runs; all are counted at its end."""
         self._unsampled += 1
         if self._unsampled == _SAMPLED:
             self._unsampled = 0

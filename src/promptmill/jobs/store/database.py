@@ -413,14 +413,14 @@ def check_order(keys: Sequence[int], first: int) -> None:
 def bound(record: Record) -> tuple[Any, ...]:
     """Return the values of a record for `PUT`.
 
-    `sqlite3` looks up an adapter for None, bytes and a named tuple, which takes half as long as all the rest.
+    None, bytes and a named tuple are replaced, because `sqlite3` looks for an adapter of each: 1/3 of a write's time.
     """
     asked = None if record.asked is None else bytearray(record.asked)
     return (*record[:5], record.code or "", *record[6:10], record.more or "", asked, *record[12:])
 
 
 def is_cut(results: Sequence[tuple[Any, ...]], texts: slice) -> bool:
-    """Return whether `limited` may have left out results behind these."""
+    """Return whether more results may follow those that `limited` returned."""
     return sum(len(text) for result in results for text in result[texts] if text) > _PAGE_BYTES
 
 

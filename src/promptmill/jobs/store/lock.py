@@ -48,10 +48,10 @@ class Lock:
                 taken = Lease.take(_lease_of(path))
                 return None if taken is None else cls(-1, taken)
             if held and _is_at(descriptor, path):
-                _lease_of(path).unlink(missing_ok=True)  # from where it could not be locked
+                _lease_of(path).unlink(missing_ok=True)  # of a file system without locks
                 return cls(descriptor)
             os.close(descriptor)
-            if held:  # its holder removed it, with the job: a file of that name is another one
+            if held:  # the job was removed meanwhile, with this file: open a new one
                 continue
             if time.monotonic() > end:
                 return None
@@ -64,12 +64,12 @@ class Lock:
 
     @property
     def descriptor(self) -> int | None:
-        """The open file that holds the lock; whoever inherits it holds the lock as well. None where there is none."""
+        """The open file that holds the lock, None for a lease. A process that inherits the file holds the lock, too."""
         return None if self._lease or self._descriptor < 0 else self._descriptor
 
     @property
     def lost(self) -> bool:
-        """Whether another process has the job by now."""
+        """Whether another process has taken the job over."""
         return self._lease is not None and self._lease.lost
 
     def release(self) -> None:

@@ -1,4 +1,4 @@
-"""The live picture of one run of a job."""
+"""The progress of one run of a job, while it runs."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ STARTING, RUNNING, MERGING = "starting", "running", "merging"
 FINISHED, STOPPED, CANCELLED, INTERRUPTED = "finished", "stopped", "cancelled", "interrupted"
 ALIVE = frozenset({STARTING, RUNNING, MERGING})
 ENDED = frozenset({FINISHED, STOPPED, CANCELLED, INTERRUPTED})
-_BESIDE = ("cached", "repaired", "asked_again")
+_UNRECORDED = ("cached", "repaired", "asked_again")
 COUNTS = (
     *("total", "done", "answered", "failed", "errors", "skipped", "truncated", "empty", *COUNTERS, "latency_s", "cost"),
-    *_BESIDE,
+    *_UNRECORDED,
 )
 """The keys of `Progress.as_dict` that count the whole job, over all its runs."""
 _RATE_OVER_S = 30.0
@@ -32,7 +32,7 @@ _RUNS = 50
 
 
 class Progress:
-    """The live picture of one run. Times are of `time.monotonic`, so a clock that is set does no harm."""
+    """The progress of one run. It uses `time.monotonic`, so changes of the system's clock do no harm."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class Progress:
         earlier: RunStatus | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`earlier` is the status that the run before left."""
+        """`earlier` is the status of the previous run."""
         self.counts = counts
         self.stats = stats
         self.state = STARTING
@@ -93,16 +93,16 @@ class Progress:
         return self.earlier.seconds + self._times.seconds
 
     def pass_row(self, rows: int) -> None:
-        """Take notice that so many rows of the output are written."""
+        """Note the number of rows of the output that are written."""
         self.written = rows
 
     def begin_rates(self) -> None:
-        """Have the rates count from here: earlier runs did the rows that are done already."""
+        """Begin the rates anew: rows that are done already are not part of them."""
         self._times.begin()
         self.sample()
 
     def sample(self) -> None:
-        """Note how far it is, about once a second, for the rates."""
+        """Note the counts for the rates, about once a second."""
         left = None if self.total is None else self.total - self.counts.done
         is_last = left is not None and 0 < left <= self.stats.in_flight
         self._times.sample(
@@ -110,11 +110,11 @@ class Progress:
         )
 
     def rates(self) -> tuple[float, float]:
-        """Return rows and answers' tokens per second, lately."""
+        """Return rows and completion tokens per second, over the last seconds."""
         return self._times.per_second(self.counts.done, self.stats.counts.completion_tokens)
 
     def eta_s(self) -> float | None:
-        """Return the seconds left at the rate of the last seconds without pauses, None when they are unknown."""
+        """Return the remaining seconds at the present rate, None if it is unknown."""
         rate, _ = self.rates()
         if self.total is None or rate <= 0:
             return None
@@ -122,7 +122,7 @@ class Progress:
 
     @property
     def waiting(self) -> str:
-        """The reason why the job is stalled, or which rows are the last ones; `""` while others are sent."""
+        """The reason why the job is stalled, or a text about its last rows; `""` while more rows are sent."""
         if self.state != RUNNING:
             return ""
         if self.is_paused:
@@ -131,7 +131,7 @@ class Progress:
         return self.stats.waiting or self._last_rows()
 
     def _last_rows(self) -> str:
-        """Return for what the last rows wait, and how long, once all of them are in flight for some seconds."""
+        """Return a text about the last rows, once all have been in flight for some seconds: their number and wait."""
         since_s, flow = self._times.last_s, self.stats.flow
         left = 0 if self.total is None else self.total - self.counts.done
         if since_s < _SHORTEST_WAIT_S or flow is None or not 0 < left <= self.stats.in_flight:
@@ -142,13 +142,13 @@ class Progress:
         return f"the last {which} for {flow.where or 'the endpoint'} ({how_long})"
 
     def as_dict(self) -> RunStatus:
-        """Return the picture for people and programs."""
+        """Return the status of the run, as it is stored and shown."""
         rate, tokens = self.rates()
         earlier = self.earlier
         waiting, budget = self.waiting, self.stats.ledger.budget
         eta_s = self.eta_s() if self.state == RUNNING and not waiting else None
         counts = self.counts.as_dict(Counts() if self.is_counted else self.stats.counts)
-        # until the answers are counted, those that the run before left
+        # until the answers are counted, the counts of the previous run
         left = {} if earlier.is_added else {name: count for name, count in earlier.status.items() if name in COUNTS}
         set_aside = round(self.set_aside, 9)
         status = {
@@ -169,7 +169,7 @@ class Progress:
             **({"cost_forgotten": earlier.forgotten} if earlier.forgotten else {}),
             **{
                 name: count
-                for name in _BESIDE
+                for name in _UNRECORDED
                 if (count := earlier.status.get(name, 0) + getattr(self.stats.counts, name))
             },
             **({"written": self.written} if self.state == MERGING else {}),
@@ -266,7 +266,7 @@ class _Times:
             self._samples.popleft()
 
     def per_second(self, rows: int, tokens: int) -> tuple[float, float]:
-        """Return rows and answers' tokens per second, now that there are so many."""
+        """Return rows and completion tokens per second, given their present numbers."""
         if not self._samples:
             return 0.0, 0.0
         then, rows_then, tokens_then = self._samples[0]
@@ -279,7 +279,7 @@ class Course:
     """The course of a job's runs in a bounded number of samples, which are further apart in a longer job."""
 
     def __init__(self, earlier: CourseRecord | None = None) -> None:
-        """`earlier` is the course that the run before left."""
+        """`earlier` is the course of the earlier runs."""
         earlier = earlier or {}
         self._samples = list(earlier.get("samples", ()))
         self._runs = list(earlier.get("runs", ()))

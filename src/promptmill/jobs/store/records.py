@@ -15,7 +15,7 @@ from promptmill.core.wording import mended
 
 SLOT = 1 << 40
 """The distance between the keys of two answers to the same row; no input has as many rows."""
-_CONTENT = slice(1, 11)  # the columns of which the checksum is: an answer may move to another row, which asks the same
+_CONTENT = slice(1, 11)  # the columns in the checksum; without the key, because an answer may move to an equal row
 
 
 class Made(NamedTuple):
@@ -71,7 +71,7 @@ class Record(NamedTuple):
         """Whether the outcome is undamaged."""
         try:
             return self.checksum == checksum(tuple(self)[_CONTENT])
-        except TypeError:  # a value is not even of its type
+        except TypeError:  # damage changed the type of a value
             return False
 
     @property
@@ -137,8 +137,8 @@ def _fields(outcome: Outcome, changed: Sequence[str]) -> tuple[Any, ...]:
     )
     more: dict[str, Any] = {} if outcome.cost is None else {"cost": round(outcome.cost, 9)}
     if usage.cached_tokens or usage.reasoning_tokens:
-        apart = {"cached_tokens": usage.cached_tokens, "reasoning_tokens": usage.reasoning_tokens}
-        more["tokens"] = {name: count for name, count in apart.items() if count}
+        tokens = {"cached_tokens": usage.cached_tokens, "reasoning_tokens": usage.reasoning_tokens}
+        more["tokens"] = {name: count for name, count in tokens.items() if count}
     if outcome.wanted > 1:
         more["wanted"] = outcome.wanted
     if not isinstance(outcome, Completion):

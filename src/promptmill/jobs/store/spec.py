@@ -131,7 +131,7 @@ class JobSpec(_Frozen):
     provider: str = ""
     """The name of the provider, for metrics."""
     settled: bool = False
-    """Whether it holds the outcomes of a call that has ended: then no row is sent, not even one that failed."""
+    """Whether the call that the job belongs to has ended: then no row is sent, not even a failed one."""
     to_bind: Literal["questions", "rows"] | None = None
     """The way to bind answers when the input is read again: by their questions, or by their rows."""
     owner: str | None = None

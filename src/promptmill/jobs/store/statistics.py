@@ -113,7 +113,7 @@ def _fields(store: JobDatabase, before: int) -> dict[str, FieldResults]:
     """Count the values of the fields of answers that are objects of JSON.
 
     Of a field with a few short values, `values`: the number of rows by value; of numbers, `min`, `max` and `mean`.
-    Other fields are left out, as far as possible by the first answers alone.
+    Other fields are left out; the first answers are enough to recognize most of them.
     """
     first = f"SELECT text FROM answer WHERE {_IS_BEFORE} AND {ANSWERED} AND {_IS_OBJECT} LIMIT {_FIRST_ANSWERS}"
     grouped = f"""

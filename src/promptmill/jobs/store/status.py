@@ -25,7 +25,7 @@ _SHORT_S = 100
 def spent(folder: Folder) -> float:
     """Return the cost of a job, with the highest possible cost of its requests without a record. Blocks.
 
-    Its status may lack the last spending of a killed runner. Raises `OSError` and `DamagedError`.
+    The stored status may lack the last costs of a killed runner. Raises `OSError` and `DamagedError`.
     """
     found = folder.status
     earlier = Earlier(found)
@@ -51,7 +51,7 @@ def read(folder: Folder) -> Status:
 
 
 def of(folder: Folder, spec: JobSpec, last: RunStatus) -> Status:
-    """Return the same of the job `spec`, whose runner wrote the status `last`."""
+    """Return the status of the job `spec`; `last` is the status that its runner wrote."""
     now: RunStatus = {"state": INTERRUPTED}
     now |= last
     alive = folder.alive
@@ -160,7 +160,7 @@ def line(status: RunStatus) -> str:
 def answered(status: RunStatus) -> int:
     """Return how many rows have an answer."""
     done = status.get("done", 0) - status.get("failed", 0) - status.get("skipped", 0)
-    return int(status.get("answered", done))  # a job of an earlier release has not counted them
+    return int(status.get("answered", done))  # jobs of earlier releases have no such count
 
 
 def paid(status: RunStatus) -> str:
@@ -173,14 +173,14 @@ def paid(status: RunStatus) -> str:
 
 
 def in_flight(status: RunStatus) -> str:
-    """Return how many requests are in flight, of how many that may be, and how many were refused for load."""
+    """Return a text about the requests: how many are in flight, their limit, and how many were refused for load."""
     window, refused = status.get("window"), status.get("refused")
     of = "" if window is None else f" of {window}"
     return f"{status['in_flight']}{of} in flight" + (f", {refused} refused" if refused else "")
 
 
 def lengths(results: Results) -> str:
-    """Return the range of the lengths of the answers, whose counts are `results`."""
+    """Return the lengths of the shortest and the longest answer, as text."""
     shortest, longest = results["shortest"], results["longest"]
     found = f"{shortest:,}" if shortest == longest else f"{shortest:,}\N{EN DASH}{longest:,}"
     return f"{found} {'character' if longest == 1 else 'characters'}"
