@@ -1,4 +1,4 @@
-"""`promptmill compare`: the answers of several files to the same rows, against each other and against right answers.
+"""`promptmill compare` compares the answers of several files to the same rows, also with right answers.
 
 `figures` computes the figures. Text in 80 columns shows the most important ones, `--json` prints all, and
 `--report` writes a page with all rows side by side. A judge is an ordinary job whose rows are the pairs of answers.
@@ -126,13 +126,13 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def show_variants(output: Path, column: str = VARIANT) -> None:
-    """Print the comparison of the variants in a job's output, which `column` tells apart, once it is there."""
+    """Print the comparison of the variants in a job's output, if it exists; `column` has the variant of each row."""
     if not output.exists():
         return
     try:
         file = ComparedFile.of("A", str(output), JobFolders.from_environ(), None)
         found = figures.figures(ComparedRows.of(file.parts(column), None, None), most=_ROWS)
-    except PromptmillError as error:  # such as no answer at all, or fields of a schema
+    except PromptmillError as error:  # e.g. no row has an answer, or the answers are fields
         say(f"promptmill: {error.worded(option_of)} Run: promptmill compare {output} --by {column}", sys.stderr)
         return
     say("\n".join(["", *_text(found, columns(sys.stdout))]), wrap=True)

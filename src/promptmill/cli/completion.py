@@ -22,7 +22,7 @@ SHELLS = {
 }
 """The installation of the script, by shell."""
 
-_PATHS = ("input", "output", "image")  # paths that may be something else as well
+_PATHS = ("input", "output", "image")  # arguments that are a path, or also a URL or `-`
 _LISTED = {"job_id": "promptmill jobs 2>/dev/null | sed '1d; s/ .*//'", "model": "promptmill models | sed 's/ .*//'"}
 
 

@@ -99,7 +99,7 @@ def _refuse_unquoted(prompts: Sequence[str]) -> None:
     """Raise `PromptmillError` for prompts that look like one whose quotes were forgotten: each word would be paid for.
 
     Other programs (`aichat`, `mods`) join words, or take one prompt alone (`llm`); here each argument is a prompt.
-    Several questions of one word each are seldom meant, and a script's have --json.
+    Real calls seldom have several prompts of one word each, and those of scripts use --json.
     """
     words = [prompt for prompt in prompts if _WORD.fullmatch(prompt)]
     if "-" in prompts or len(words) < (2 if words == list(prompts) else 3):
@@ -212,7 +212,7 @@ def _as_json(outcomes: Sequence[Outcome], stats: Call) -> str:
 
 
 def _write(write: Callable[[TextIO], None], output: Path | None) -> bool:
-    """Have the answers written to `output`, else to stdout; where that fails, to stdout after all, and return False."""
+    """Write the answers to `output`, or to stdout without one. If `output` fails, use stdout and return False."""
     if output is None:
         write(sys.stdout)
         return True

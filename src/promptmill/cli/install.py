@@ -1,14 +1,14 @@
 """The command `promptmill install CLIENT`: print each step, and apply it unless it is a dry run.
 
-`CLIENTS` holds the MCP clients as rows of data: each one's configuration file, and the form of its entries. They were
-read in each client's own documentation in November 2026: claude.com/docs (Claude Desktop and Claude Code),
-cursor.com/docs, code.visualstudio.com/docs, developers.openai.com/codex, geminicli.com, docs.windsurf.com. The folders
-in which they start servers: modelcontextprotocol.io/docs/tools/debugging (Claude Desktop: `/`), microsoft/vscode
-#250078 (home).
+`CLIENTS` has a row for each MCP client: its configuration file, the form of its entries, and the folder in which it
+starts servers. The sources, read in November 2026, are the documentation of each client: claude.com/docs (Claude
+Desktop and Claude Code), cursor.com/docs, code.visualstudio.com/docs, developers.openai.com/codex, geminicli.com,
+docs.windsurf.com; for the folders also modelcontextprotocol.io/docs/tools/debugging (Claude Desktop: `/`) and
+microsoft/vscode #250078 (home).
 
-A client that has a command for it writes a new entry itself. An entry that replaces another one is written into the
-file, because these commands keep neither the other one's fields nor a copy of it. VS Code's `--add-mcp` has no
-counterpart that removes an entry.
+If the client has a command that adds entries, that command writes a new entry. An entry that replaces an earlier one is
+written into the file directly, because the commands drop the earlier entry's fields and keep no copy. VS Code's
+`--add-mcp` has no counterpart that removes an entry.
 
 `promptmill install ultrarag CHECKOUT` replaces the checkout's generation server by our launcher, and nothing else. One
 file changes, and the checkout tracks it: `git checkout` restores the original and leaves no other trace.
@@ -62,7 +62,7 @@ class Command:
     remove: Sequence[str]
     """The arguments that remove an entry, before its name."""
     lacks: frozenset[str] = frozenset()
-    """Fields of entries that it cannot write."""
+    """The fields of an entry that the command cannot write."""
 
     def step(self, arguments: Sequence[str]) -> Step | None:
         """Return the step that runs the command; None if it is not on the PATH, or a batch file.
@@ -109,9 +109,9 @@ class Client:
     variable: str | None = None
     """The form of a reference to an environment variable; None if the client has none."""
     gives_up: bool = False
-    """Whether it gives up a call after about a minute."""
+    """Whether the client gives up a call after about a minute."""
     has_project: bool = False
-    """Whether it starts servers in the folder of the user's project; others start them in `/` or the home folder."""
+    """Whether the client starts servers in the folder of the user's project; others use `/` or the home folder."""
     afterwards: str = ""
     """The user's next step."""
     command: Command | None = None

@@ -92,7 +92,7 @@ _VARIABLES = tuple(
         *("BASE_URL", "MODEL", "API_KEY", "TORCH_INDEX"),
     )
 )
-_NEAR = 0.88  # PROMPTMILL_PROVIDER, which a user's file may read, is below it
+_NEAR = 0.88  # above the similarity of PROMPTMILL_PROVIDER, a plausible name in a user's file
 
 
 def _misspelled(environ: Mapping[str, str]) -> list[str]:

@@ -249,7 +249,7 @@ def add_endpoint(parser: argparse._ActionsContainer) -> None:
 
 
 def configuration_of(arguments: argparse.Namespace) -> Configuration:
-    """Return it: the file with the options above it. Raises `PromptmillError` (`invalid_config`)."""
+    """Return the file with the options in place of its values. Raises `PromptmillError` (`invalid_config`)."""
     from promptmill.config.loading import HTTP_DEFAULTS, Configuration
 
     if arguments.backend is not None:

@@ -100,7 +100,7 @@ def _unchecked(text: str) -> str:
 
 
 def _is_unchecked(file: Path) -> bool:
-    """Return whether `file` is as `init` wrote it before a check that failed, so that nothing is lost with it."""
+    """Return whether `file` is unchanged since `init` wrote it and its check failed; it may be replaced then."""
     try:
         first, _, text = file.read_text(encoding="utf-8").partition("\n")
     except (OSError, ValueError):

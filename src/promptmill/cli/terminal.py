@@ -45,7 +45,7 @@ def complain(text: str) -> None:
     if stream.isatty():
         shown = wrapped(without_controls(problem), columns(stream))
         problem = shown if os.environ.get("NO_COLOR") else shown.replace("error:", f"{_RED}error:{_PLAIN}", 1)
-    if run:  # not broken, so that it can be copied
+    if run:  # in one line, so that it can be copied
         problem += f"{_RUN.rstrip()}\n  {without_controls(command)}"
     stream.write(f"{problem}\n")
 

@@ -92,7 +92,7 @@ def side_by_side(rows: ComparedRows, judgement: Judgement | None, wanted: Collec
 
 
 def at_random(rows: Iterable[int]) -> list[int]:
-    """Return rows in an order that looks random. Two rows have the same order each time, whatever others there are."""
+    """Return rows in pseudo-random order. The order of two rows does not depend on the other rows."""
     return sorted(rows, key=lambda at: hashlib.sha256(b"%d" % at).digest())
 
 

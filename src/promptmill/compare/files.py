@@ -98,7 +98,7 @@ class ComparedFile:
         return (row for row in objects_in(self.path) if text_of(row.get(column)) == value)
 
     def parts(self, by: str) -> list[ComparedFile]:
-        """Return the parts of the file that the column `by` tells apart. Raises `PromptmillError` (`invalid_input`)."""
+        """Return a part of the file for each value of the column `by`. Raises `PromptmillError` (`invalid_input`)."""
         values = dict.fromkeys(text_of(row.get(by)) for row in objects_in(self.path))
         if not 2 <= len(values) <= len(LETTERS):
             raise input_error(
@@ -174,11 +174,11 @@ def _scanned(file: ComparedFile) -> _Scan:
 
 @dataclass(frozen=True, slots=True)
 class _Identity:
-    """The columns by which rows of the files are the same row; none: the place."""
+    """The key columns, by which rows of the files are matched; empty: by position."""
 
     columns: Sequence[str]
     must_be_unique: bool = False
-    """Whether they are only some of the columns that the files share."""
+    """Whether the files share more columns than these."""
 
     @property
     def words(self) -> str:
@@ -354,7 +354,7 @@ class ComparedRows:
 
     @property
     def differing(self) -> list[int]:
-        """The rows whose answers differ; of a single file, from the right answer."""
+        """The rows whose answers differ; for a single file, the rows whose answer differs from the right one."""
         several = self.values if len(self.values) > 1 else [*self.values, self.right]
         return [at for at, row in enumerate(zip(*several, strict=True)) if len(set(row)) > 1]
 

@@ -1,7 +1,7 @@
 """A model that judges: which of two different answers to a row is better.
 
-The judge's job has a row for each pair of answers, and two questions for each row, one in either order of the answers.
-It is a job like any other, whose answers are in no file; equal files, criteria and judges are the same job.
+The judge's job has a row for each pair of answers, and two questions for each row, one for each order of the answers.
+It is an ordinary job without an output file; equal files, criteria and judges resume the same job.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Pairs:
 
     @classmethod
     def of(cls, rows: ComparedRows, limit: int | None) -> Pairs:
-        """Return the pairs in `limit` rows at random: these are the first ones of all."""
+        """Return the pairs of `limit` random rows. A higher limit adds rows to these."""
         tag = digest(_named(rows))[:8]
         others, tagged = {}, 0
         for at in rows.differing:
@@ -139,7 +139,7 @@ def job_of(
 
 
 def verdicts_in(folder: Folder, pairs: Pairs) -> dict[tuple[int, int], tuple[str, str]]:
-    """Return the verdicts on each pair in either order, `""` for none. Raises as `JobDatabase` does."""
+    """Return the verdicts on each pair in both orders, `""` for a missing one. Raises as `JobDatabase` does."""
     places = pairs.places
     found = dict.fromkeys(places, ("", ""))
     with folder.reading() as store:

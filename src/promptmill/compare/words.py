@@ -54,7 +54,7 @@ def right_of(file: Mapping[str, Any]) -> str:
 
 
 def differs(found: Mapping[str, Any]) -> Iterator[str]:
-    """Yield by how much one file is better than another against the right answers, with its price."""
+    """Yield the differences between two files: in accuracy, cost and time."""
     (one, other), (only_one, only_other) = found["of"], found["only_right"]
     yield _less(found, "points")
     yield f"{only_one:,} only {one} has right, {only_other:,} only {other}; {_probability(found)}"
