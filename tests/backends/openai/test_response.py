@@ -81,7 +81,7 @@ def test_only_the_start_of_a_long_finish_reason_is_read():
 
 
 def test_a_compressed_body_that_expands_too_far_leaves_nothing_in_memory():
-    bomb = HttpResponse(200, Headers(()), gzip.compress(bytes(LARGEST_BODY + 1)), encoding=b"gzip")
+    bomb = HttpResponse(200, Headers({}), gzip.compress(bytes(LARGEST_BODY + 1)), encoding=b"gzip")
     tracemalloc.start()
     try:
         found = [answer_in(bomb, ENDPOINT, keep_raw=False, inline=False) for _ in range(3)]

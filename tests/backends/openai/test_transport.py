@@ -323,6 +323,20 @@ async def test_an_invalid_compression_is_reported_when_the_content_is_read(encod
     assert was_sent(caught.value), "it may be billed"
 
 
+async def test_a_json_object_is_no_compressed_body_whatever_its_head_says():
+    (response,), _ = await asked(saying(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}"))
+    assert isinstance(response, HttpResponse)
+    assert response.is_soon_read
+    assert response.content() == b"{}"
+
+
+async def test_of_equal_headers_the_first_counts():
+    said = b"HTTP/1.1 200 OK\r\nRetry-After: 1\r\nretry-after: 2\r\nRetry-After: 3\r\nContent-Length: 2\r\n\r\nok"
+    (response,), _ = await asked(saying(said))
+    assert isinstance(response, HttpResponse)
+    assert response.headers["Retry-After"] == "1"
+
+
 async def test_a_large_body_is_read_a_piece_per_turn_of_the_event_loop():
     turns = 0
 

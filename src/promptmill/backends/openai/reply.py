@@ -32,6 +32,7 @@ from promptmill.core.wording import mended
 _ERROR_FIELDS = frozenset(
     {"message", "msg", "detail", "code", "status", "errors", "error_msg", "success", "title", "Response"}
 )
+_ERROR_SIGNS = frozenset({"error", "error_code", "base_resp"})
 _NO_MATTER = frozenset({"role", "content", "refusal", "annotations"})
 """Fields of a message that add nothing to its text."""
 _ENDS = frozenset({"stop", "length"})
@@ -54,7 +55,7 @@ def answer_in(
     response: HttpResponse, endpoint: Endpoint, *, keep_raw: bool, inline: bool
 ) -> Completion | RetryDecision:
     """Return the answer in a response, its reasoning apart unless `inline`, or the decision about a failure."""
-    content = _content(response, endpoint)
+    content = _content(response, endpoint) if response.encoding else response.body
     if isinstance(content, RetryDecision):
         return content
     found = read_response(response.status, response.headers, content, endpoint, keep_raw=keep_raw)
@@ -87,7 +88,7 @@ def read_response(
 ) -> Completion | RetryDecision:
     """Return the answer in a response, or the decision about a failure. `keep_raw` keeps all fields of the answer."""
     try:
-        if excess := _excess(body):
+        if len(body) > _SMALL and (excess := _excess(body)):
             return _unreadable(endpoint, excess, b"")
         body = body.removeprefix(codecs.BOM_UTF8)
         if status >= 300 and len(body) > LARGEST_ERROR:
@@ -209,7 +210,9 @@ def _ordinary(payload: dict[str, Any]) -> Completion | None:
     for name, value in message.items():
         if value and name not in _NO_MATTER:
             return None
-    return Completion(text, finish, _usage(payload.get("usage")), tier=_tier(payload))
+    answer = Completion(text, finish, _usage(payload.get("usage")))
+    answer.tier = _tier(payload)  # an argument by name takes longer
+    return answer
 
 
 def _unwrapped(payload: Any) -> Any:
@@ -344,7 +347,11 @@ def _tier(payload: Mapping[str, Any]) -> str:
 
 def _is_error(payload: Mapping[str, Any]) -> bool:
     """Return whether a body reports an error, regardless of its status and its `choices`."""
-    if payload.get("error") or payload.get("error_code") or payload.get("object") == "error":
+    if payload.get("object") == "error":
+        return True
+    if _ERROR_SIGNS.isdisjoint(payload):
+        return False
+    if payload.get("error") or payload.get("error_code"):
         return True
     base = payload.get("base_resp")  # MiniMax
     return isinstance(base, dict) and base.get("status_code", 0) not in {0, "0", None}
@@ -364,6 +371,15 @@ def _usage(usage: Any, *, answers: bool = True) -> Usage:
     """
     if not isinstance(usage, dict):
         return NO_USAGE
+    prompt, completion, total = usage.get("prompt_tokens"), usage.get("completion_tokens"), usage.get("total_tokens")
+    if (
+        len(usage) == 3  # no details
+        and type(prompt) is type(completion) is int
+        and prompt + completion == total
+        and 0 < prompt <= MOST_TOKENS
+        and 0 <= completion <= MOST_TOKENS
+    ):
+        return Usage(prompt, completion)
     prompt, completion = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
     if "input_tokens" in usage or "output_tokens" in usage:
         prompt = _largest(usage, "prompt_tokens", "input_tokens")
@@ -373,8 +389,6 @@ def _usage(usage: Any, *, answers: bool = True) -> Usage:
         prompt, completion = prompt or total, completion or 0
     if not prompt or completion is None:
         return NO_USAGE
-    if len(usage) == 3 and prompt + completion == total:  # no details then
-        return Usage(prompt, completion)
     cached = _detail(usage, "prompt_tokens_details", "cached_tokens") or _count(usage, "prompt_cache_hit_tokens") or 0
     reasoning = _detail(usage, "completion_tokens_details", "reasoning_tokens")
     # xAI and Gemini bill the reasoning as output and count it in the total only

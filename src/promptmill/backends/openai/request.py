@@ -22,6 +22,7 @@ from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.providers import JsonForm, translate
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import (
+    ROLES,
     AudioPart,
     Conversation,
     ImagePart,
@@ -37,6 +38,7 @@ from promptmill.images.load import KEPT_BYTES, ImageCache, ImageFile, ImageRules
 
 _LARGE_PIECE = 32 * 1024
 _MOST_HEADS, _MOST_HEAD_BYTES = 1024, 4 << 20  # kept; the parameters that they are made of take several times as much
+_STARTS = {role: b'{"role":"%b","content":' % role.encode() for role in ROLES}
 _OURS = frozenset({"messages", "stream", "stream_options"})
 _STREAM = {"stream": True, "stream_options": {"include_usage": True}}
 
@@ -50,6 +52,8 @@ class Head(NamedTuple):
     words: str
     """Instructions to add to the conversation."""
     parameters: tuple[Sampling, JsonObject]
+    inline: bool
+    """Whether reasoning is part of the answer's text."""
 
 
 class RequestEncoder:
@@ -82,9 +86,8 @@ class RequestEncoder:
             conversation = _with_words(conversation, head.words)
         try:
             if not images:
-                messages = b",".join([_message(message) for message in conversation.messages])
-                return b"%b[%b]}" % (text, messages)
-            pieces = [text + b"["]
+                return text + b",".join(map(_message, conversation.messages)) + b"]}"
+            pieces = [text]
             for message in conversation.messages:
                 pieces += _pieces(message, images)
                 pieces.append(b",")
@@ -118,7 +121,8 @@ class RequestEncoder:
                     "`sampling_params` or `extra_params` contain an unpaired surrogate, a number above 64 bits "
                     "or too deep nesting, which JSON cannot represent.",
                 ) from None
-            head = Head(text[:-1] + b',"messages":', refused, words, (request.sampling, request.extra))
+            inline = sampling.reasoning == "inline"
+            head = Head(text[:-1] + b',"messages":[', refused, words, (sampling, extra), inline)
             # each request may have its own parameters, and these a large schema
             if len(self._heads) >= _MOST_HEADS or self._head_bytes + len(text) > _MOST_HEAD_BYTES:
                 self._heads.clear()
@@ -163,7 +167,8 @@ def _unencodable() -> PromptmillError:
 
 def _message(message: Message) -> bytes:
     if not message.extra and isinstance(message.content, str):
-        return b'{"role":"%b","content":%b}' % (message.role.encode(), orjson.dumps(message.content))
+        start = _STARTS.get(message.role) or b'{"role":"%b","content":' % message.role.encode()
+        return start + orjson.dumps(message.content) + b"}"
     return b"".join(_pieces(message, {}))
 
 

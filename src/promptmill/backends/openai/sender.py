@@ -13,7 +13,7 @@ from promptmill.backends.openai.failures import FailureKind, RetryDecision, clas
 from promptmill.backends.openai.http_connection import HttpResponse
 from promptmill.backends.openai.limit.endpoint_state import EndpointState
 from promptmill.backends.openai.reply import answer_in, other_answer_in
-from promptmill.backends.openai.request import ImageEncoder
+from promptmill.backends.openai.request import Head, ImageEncoder
 from promptmill.backends.openai.transport import Pool
 from promptmill.backends.protocol import Call, Completion
 from promptmill.core.errors import Code, PromptmillError, without_frames
@@ -94,13 +94,7 @@ class LocalSender:
             return await self._send_elsewhere(request, endpoint_state, fresh=fresh)
         endpoint, encoder = endpoint_state.endpoint, endpoint_state.encoder
         head = encoder.head(request)
-        warnings: tuple[str, ...] = ()
-        for name in head.refused:
-            text = f"{endpoint.name} takes no `{name}`"
-            if self._unsupported_is_error:
-                raise PromptmillError(Code.UNSUPPORTED, f"{text}.")
-            warnings += (f"{text}; it was left out.",)
-            self._call.warn(warnings[-1])
+        warnings = self._warnings_of(head, endpoint) if head.refused else ()
         preview = self._call.preview
         if prepared and endpoint.profile.images == "data" and self._passes_on(request.conversation.images):
             raise PromptmillError(
@@ -109,11 +103,12 @@ class LocalSender:
                 "Set `fetch_images: true` to have them fetched here, or give files.",
             )
         body = encoder.encode(head, request.conversation, prepared, stream=preview is not None)
-        inline = request.sampling.reasoning == "inline"
+        inline = head.inline
         on_data = None if preview is None else StreamPreview(preview, inline=inline).feed
-        response = await self._post(endpoint, body, fresh=fresh, on_data=on_data)
-        if isinstance(response, RetryDecision):
-            return response
+        try:  # not in a function of its own: each coroutine takes some 2,000 instructions
+            response = await self._pool.send(endpoint, body, fresh=fresh, on_data=on_data)
+        except Exception as error:  # noqa: BLE001 (every exception is classified, so that one item never ends a call)
+            return _decision_on(error, endpoint)
         keep_raw = self._call.facts.keep_raw
         if response.is_soon_read:
             found = answer_in(response, endpoint, keep_raw=keep_raw, inline=inline)
@@ -132,20 +127,15 @@ class LocalSender:
             found.warnings = warnings
         return found
 
-    async def _post(
-        self,
-        endpoint: Endpoint,
-        body: bytes | list[bytes],
-        *,
-        fresh: bool,
-        on_data: Callable[[bytes], None] | None = None,
-    ) -> HttpResponse | RetryDecision:
-        """Return the response, or the decision about an attempt without one."""
-        try:
-            return await self._pool.send(endpoint, body, fresh=fresh, on_data=on_data)
-        except Exception as error:  # noqa: BLE001 (every exception is classified, so that one item never ends a call)
-            without_frames(error)
-            return classify_exception(error, endpoint)
+    def _warnings_of(self, head: Head, endpoint: Endpoint) -> tuple[str, ...]:
+        """Warn about the parameters that the endpoint refuses, or raise the error that the operator wants instead."""
+        texts = [f"{endpoint.name} takes no `{name}`" for name in head.refused]
+        if self._unsupported_is_error:
+            raise PromptmillError(Code.UNSUPPORTED, f"{texts[0]}.")
+        warnings = tuple(f"{text}; it was left out." for text in texts)
+        for warning in warnings:
+            self._call.warn(warning)
+        return warnings
 
     def _passes_on(self, images: Sequence[ImagePart]) -> bool:
         return self._image_encoder is not None and self._image_encoder.passes_on(images)
@@ -160,15 +150,23 @@ class LocalSender:
     ) -> Completion | RetryDecision:
         """Post the body of a request for another path than chats, and keep its response, both unchanged."""
         endpoint = elsewhere(endpoint_state.endpoint, request.path)
-        response = await self._post(endpoint, endpoint_state.encoder.encode_body(request), fresh=fresh)
-        if isinstance(response, RetryDecision):
-            return response
+        body = endpoint_state.encoder.encode_body(request)
+        try:
+            response = await self._pool.send(endpoint, body, fresh=fresh)
+        except Exception as error:  # noqa: BLE001 (as above)
+            return _decision_on(error, endpoint)
         found = await self._pool.read_apart(other_answer_in, response, endpoint)
         if isinstance(found, Completion):
             _note_limit(response, endpoint_state)
         elif found.kind is FailureKind.ENDPOINT and response.status in {404, 405}:
             return replace(found, kind=FailureKind.ITEM)  # it lacks this route, but may have the route of chats
         return found
+
+
+def _decision_on(error: Exception, endpoint: Endpoint) -> RetryDecision:
+    """Return the decision about an attempt without a response."""
+    without_frames(error)
+    return classify_exception(error, endpoint)
 
 
 def _note_limit(response: HttpResponse, endpoint_state: EndpointState) -> None:

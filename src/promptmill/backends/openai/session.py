@@ -83,7 +83,7 @@ class Session:
                 except failures.TooLargeError:
                     response.close()
                     raise
-                return HttpResponse(response.status, Headers(response.raw_headers), body, held)
+                return HttpResponse(response.status, _headers_of(response), body, held)
 
     async def get(self, route: Route, url: URL, largest: int) -> HttpResponse:
         """Return a page with up to `largest` bytes of its body."""
@@ -93,7 +93,7 @@ class Session:
             )
             async with getting as response:
                 body = await response.content.read(largest)
-                return HttpResponse(response.status, Headers(response.raw_headers), body)
+                return HttpResponse(response.status, _headers_of(response), body)
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -130,6 +130,10 @@ async def _read(
                     held.free()
                     raise
     return b"".join(chunks), held
+
+
+def _headers_of(response: aiohttp.ClientResponse) -> Headers:
+    return Headers(dict(reversed(response.raw_headers)))
 
 
 @contextlib.contextmanager

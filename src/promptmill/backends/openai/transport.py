@@ -158,6 +158,7 @@ class Pool:
         self._trust_env = settings.trust_env
         self._reading = asyncio.Lock()
         self._routes: dict[tuple[str, tuple[str, ...]], Route] = {}
+        self._last: tuple[Endpoint, Route] | None = None
 
     def widen(self, connections: int) -> None:
         """Allow so many connections, which is more than before, unless `max_connections` is set."""
@@ -180,9 +181,12 @@ class Pool:
 
         Raises `TransportError` and the system's exceptions.
         """
-        route = self._route(endpoint)
-        pieces = body if isinstance(body, list) else [body]
-        length = sum(map(len, pieces))
+        last = self._last
+        route = last[1] if last is not None and last[0] is endpoint else self._route(endpoint)
+        if isinstance(body, bytes):
+            pieces, length = [body], len(body)
+        else:
+            pieces, length = body, sum(map(len, body))
         if route.target is not None and length <= _LARGEST_DIRECT_REQUEST and on_data is None:
             return self._client.post(route.target, pieces, length, fresh=fresh)
         return self._post_over_session(route, pieces, length, on_data)
@@ -223,6 +227,7 @@ class Pool:
         route = self._routes.get((endpoint.url, endpoint.secrets))
         if route is None:
             route = self._routes[endpoint.url, endpoint.secrets] = _route_to(endpoint, trust_env=self._trust_env)
+        self._last = endpoint, route
         return route
 
     async def _opened(self) -> _Session:
@@ -292,17 +297,14 @@ class RawHttpClient:
         if connection is None:
             connection = await self._new(target, fresh=fresh)
             connection.keep = not fresh
-        answer: asyncio.Future[HttpResponse] = self._loop.create_future()
+        answer: Answer = self._loop.create_future()
         connection.send(pieces, length, answer)
         try:
             return await answer
-        except asyncio.CancelledError as error:
+        except BaseException as error:
             mark_sent(error)
-            if connection.answer is answer:
+            if connection.answer is answer:  # cancelled
                 connection.close()
-            raise
-        except Exception as error:
-            mark_sent(error)
             raise
 
     def _idle(self, target: Target) -> Connection | None:
@@ -312,7 +314,7 @@ class RawHttpClient:
             connection = idle.pop()
             if connection.closed:
                 continue
-            if connection.at >= oldest and connection.is_quiet():
+            if connection.at >= oldest and not connection.has_arrived():
                 return connection
             connection.close()
         return None
