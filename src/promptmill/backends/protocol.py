@@ -380,9 +380,10 @@ class Counts:
         if not isinstance(outcome, Completion):
             self.fail(str(outcome.error.code))
         usage = outcome.usage
-        self.prompt_tokens += usage.prompt_tokens
-        self.completion_tokens += usage.completion_tokens
-        self.cached_tokens += usage.cached_tokens
+        if usage is not NO_USAGE:
+            self.prompt_tokens += usage.prompt_tokens
+            self.completion_tokens += usage.completion_tokens
+            self.cached_tokens += usage.cached_tokens
         if outcome.cost is not None:
             self.cost = (self.cost or 0.0) + outcome.cost
         if outcome.latency_s > 0.0:  # a copy of another answer took no time

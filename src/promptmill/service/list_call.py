@@ -41,18 +41,28 @@ class ListSource(Source):
     @property
     def size(self) -> int:
         """The total length of all texts, in characters."""
-        turns = (turn for item in self._items if isinstance(item, Conversation) for turn in item.messages)
-        return sum([len(turn.content) for turn in turns if isinstance(turn.content, str)])
+        size = 0
+        for item in self._items:
+            if isinstance(item, Conversation):
+                for turn in item.messages:
+                    if isinstance(turn.content, str):
+                        size += len(turn.content)
+        return size
 
     async def take(self, n: int) -> list[Request]:
         """Return the next up to `n` requests."""
         requests: list[Request] = []
-        while len(requests) < n and self._next < len(self._items):
-            item = self._items[self._next]
-            if isinstance(item, Conversation):
-                conversation = item.with_system(self._system_prompt)
-                requests.append(Request(self._next, conversation, self._sampling, self._extra))
-            self._next += 1
+        items, system, sampling, extra = self._items, self._system_prompt, self._sampling, self._extra
+        while self._next < len(items):
+            first = self._next
+            self._next = min(len(items), first + n - len(requests))
+            requests += [
+                Request(key, item.with_system(system) if system else item, sampling, extra)
+                for key, item in enumerate(items[first : self._next], first)
+                if isinstance(item, Conversation)
+            ]
+            if len(requests) == n:
+                break
         return requests
 
 
@@ -115,7 +125,9 @@ class ListSink(Sink):
         """Return the approximate size of an answer in memory, in bytes; 0 for a failure without one."""
         if not isinstance(outcome, Completion):
             return sys.getsizeof(outcome.text) if outcome.text else 0
-        size = sys.getsizeof(outcome.text) + sys.getsizeof(outcome.reasoning)
+        size = sys.getsizeof(outcome.text)
+        if outcome.reasoning:
+            size += sys.getsizeof(outcome.reasoning)
         if outcome.logprobs or outcome.tool_calls:
             logprobs, tool_calls, known = self._sized
             if logprobs is not outcome.logprobs or tool_calls is not outcome.tool_calls:

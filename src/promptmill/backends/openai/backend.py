@@ -21,7 +21,7 @@ import time
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeAlias
 
@@ -191,12 +191,10 @@ class OpenAIBackend:
                 await resource.aclose()
 
 
-@dataclass(slots=True, eq=False)
 class _Item:
     """A request and the ledger of its attempts: `attempts` sent in all, `counted` against `retries`."""
 
-    request: Request
-    attempts: int
+    # on the class, because the first attempt at most items is the only one and changes few of them
     permit: Permit | None = None
     """The permit of its last attempt; of two twins, of the twin that brought the result."""
     tokens: int = 0
@@ -210,10 +208,14 @@ class _Item:
     stale: bool = False
     since: float = 0.0
     """When it was first given a place at an endpoint; 0: not yet."""
-    spent: list[Spent] = field(default_factory=list)
+    spent: tuple[Spent, ...] = ()
     """The usage of its attempts that brought no answer."""
     unmetered: int = 0
     """Its attempts that may be billed although no usage was reported for them."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.attempts = request.attempts
 
     @property
     def is_charged(self) -> bool:
@@ -228,7 +230,7 @@ class _Item:
     def charge(self, decision: RetryDecision, *, uncounted: bool = True) -> None:
         """Add an attempt without an answer; not `uncounted`: it counts as unmetered already."""
         if decision.usage != NO_USAGE:
-            self.spent.append((decision.usage, decision.tier))
+            self.spent += ((decision.usage, decision.tier),)
         self.unmetered += decision.unmetered - (not uncounted)
 
     def is_refused_for_load(self, endpoint_state: EndpointState) -> bool:
@@ -259,6 +261,7 @@ class Attempts(ConcurrencyShare):
         self._settings, self._sender = settings, sender
         self._rng = rng or random.SystemRandom()
         self._hedge = _Hedge(limiter, self) if settings.hedge else None
+        self._item_timeout = settings.item_timeout
         self._plain = self._hedge is None and settings.item_timeout is None
         """Whether an attempt is one request, however long it takes."""
         self._attribution: _Attribution | None = None
@@ -308,7 +311,7 @@ class Attempts(ConcurrencyShare):
 
     async def answer(self, request: Request) -> Outcome:
         """Send the request until it has its outcome."""
-        limiter, sender, item = self._limiter, self._sender, _Item(request, request.attempts)
+        limiter, sender, item = self._limiter, self._sender, _Item(request)
         try:
             preparing = sender.prepare(request)
             prepared = NOTHING if preparing is None else await preparing
@@ -349,8 +352,9 @@ class Attempts(ConcurrencyShare):
 
     def _attempt(self, item: _Item, permit: Permit, prepared: Prepared) -> Awaitable[_Result]:
         """Count an attempt and return its result. Raises `PromptmillError` for an error of the item itself."""
-        call, request, limit_s = self.call, item.request, self._settings.item_timeout
-        item.since = item.since or permit.at
+        call, request, limit_s = self.call, item.request, self._item_timeout
+        if not item.since:
+            item.since = permit.at
         if limit_s is not None and time.monotonic() >= item.since + limit_s:
             raise _too_slow(limit_s)
         item.attempts += 1
@@ -385,7 +389,8 @@ class Attempts(ConcurrencyShare):
             answer.unmetered = item.unmetered + (not answer.is_metered)
             own = [(usage, answer.tier)] if answer.is_metered else []
             answer.usage, answer.spent = usage + item.usage, (*item.spent, *own)
-        answer.attempts, answer.latency_s = item.attempts, round(now - item.since, 4)
+        answer.attempts = item.attempts
+        answer.latency_s = int((now - item.since) * 10_000 + 0.5) / 10_000  # a fifth of the time of `round`
         return answer
 
     async def _send_bounded(self, item: _Item, permit: Permit, prepared: Prepared) -> _Result:
@@ -534,7 +539,7 @@ def _failure(
         item.charge(last)
     age_s = round(time.monotonic() - item.since, 4) if item.since else 0.0
     failure = Failure(error, item.attempts, age_s, item.usage, concerns_all=concerns_all)
-    return replace(failure, unmetered=item.unmetered, spent=tuple(item.spent)) if item.is_charged else failure
+    return replace(failure, unmetered=item.unmetered, spent=item.spent) if item.is_charged else failure
 
 
 def _too_slow(limit_s: float) -> PromptmillError:

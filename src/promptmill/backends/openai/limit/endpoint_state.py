@@ -157,9 +157,9 @@ class EndpointState:
     def enter(self, now: float) -> Permit:
         """Take a place for one request."""
         load = self.load
-        load.in_flight += 1
-        load.sent += 1
-        permit = Permit(self, now, load.sent, load.limit.taken(load.in_flight), self._throttle.idle_s(now))
+        load.in_flight = in_flight = load.in_flight + 1
+        load.sent = serial = load.sent + 1
+        permit = Permit(self, now, serial, load.limit.taken(in_flight), self._throttle.idle_s(now))
         if self.pause.strikes:
             self.pause.probe = permit
         return permit
@@ -178,16 +178,12 @@ class EndpointState:
 
         Returns the time.
         """
-        load, health, pause = self.load, self.health, self.pause
+        load, health = self.load, self.health
         health.successes += 1
         health.succeeded_at = load.sent
         health.newest_success = max(health.newest_success, permit.serial)
-        health.losses = health.refusals = 0
-        health.suspected = health.trouble = None
-        if pause.strikes and permit.serial > pause.struck_at:
-            pause.until = pause.used_up_until
-        pause.strikes = 0
-        pause.probe = None  # so that another can be sent while this one hangs
+        if health.trouble is not None or health.losses or self.pause.strikes:
+            self._recovered(permit)
         now = self._clock()
         answer_s = now - permit.at
         load.answer_s += _FADING * (answer_s - load.answer_s) if load.answer_s else answer_s
@@ -199,6 +195,16 @@ class EndpointState:
             search.answered(permit.round_number, load.in_flight, answer_s, tokens)
         limit.accepted(permit.round_number, may_grow=may_grow)
         return now
+
+    def _recovered(self, permit: Permit) -> None:
+        """End the trouble: the request of `permit` succeeded."""
+        health, pause = self.health, self.pause
+        health.losses = health.refusals = 0
+        health.suspected = health.trouble = None
+        if pause.strikes and permit.serial > pause.struck_at:
+            pause.until = pause.used_up_until
+        pause.strikes = 0
+        pause.probe = None  # so that another can be sent while this one hangs
 
     async def watch_load(self, pages: Pages) -> None:
         """Report to the search once a second how many requests wait at the server, for as long as it publishes that."""
