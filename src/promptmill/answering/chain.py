@@ -170,13 +170,19 @@ class _SeveralAnswers:
     def __init__(self, following: Answer) -> None:
         """`following` answers requests without `n`."""
         self._following = following
+        self._passed: Sampling | None = None
+        """The newest parameters without `n`. Most requests share theirs, and reading `n` takes 500 instructions."""
         self._single: dict[tuple[int, int], tuple[Sampling, Sampling]] = {}
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
         """Answer a request; one without `n` is passed on."""
-        if request.sampling.n is None:
+        sampling = request.sampling
+        if sampling is self._passed:
             return self._following(request, call)
-        return self._each(request, request.sampling.n, call)
+        if sampling.n is None:
+            self._passed = sampling
+            return self._following(request, call)
+        return self._each(request, sampling.n, call)
 
     async def _each(self, request: Request, n: int, call: Call) -> Outcome:
         async def one(place: int) -> Outcome:
@@ -261,6 +267,8 @@ class _StructuredAnswers:
 
     def __init__(self, following: Answer, *, retries: int) -> None:
         self._following = following
+        self._passed: Sampling | None = None
+        """The newest parameters without a schema, as above."""
         self._retries = retries
         self._checks: tuple[SchemaCache, Checker] | None = None
         """Created for the first request with a schema."""
@@ -274,10 +282,13 @@ class _StructuredAnswers:
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
         """Answer a request; one without a schema is passed on."""
         sampling = request.sampling
+        if sampling is self._passed:
+            return self._following(request, call)
         if sampling.choices is not None:
             changed, choices = _once(self._choices, sampling, lambda: _with_schema(sampling))
             return self._checked(request.changed(sampling=changed), call, choices)
         if sampling.response_format is None:
+            self._passed = sampling
             return self._following(request, call)
         return self._checked(request, call)
 

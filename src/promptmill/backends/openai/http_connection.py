@@ -56,8 +56,8 @@ class Headers(Mapping[str, str]):
         self._read: dict[bytes, bytes] | None = None
 
     def any_zero(self) -> bool:
-        """Return whether any value is 0, without reading the names."""
-        return b"0" in map(bytes.strip, self._raw.values())
+        """Return whether any value begins with 0, without reading the names."""
+        return b"\n0" in b"\n".join((b"", *self._raw.values()))
 
     def _all(self) -> dict[bytes, bytes]:
         if self._read is None:
@@ -209,7 +209,7 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._status = 0
         self._headers: Headers | None = None
-        """Its headers once they are complete; what the parser reports afterwards is a trailer or another response."""
+        """Its headers once they are complete. Later ones belong to a trailer or to another response."""
         self._last = -1
         """The number of pieces of its body, once it is complete."""
         self._pieces: _Pieces | None = None
@@ -278,7 +278,7 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._last >= 0:
             return
-        if self._status < 200:
+        if 100 <= self._status < 200:
             if self._status == 101:
                 raise InvalidResponseError("an unasked-for upgrade")
             self._headers = None  # an interim response

@@ -195,17 +195,15 @@ def _ordinary(payload: dict[str, Any]) -> Completion | None:
 
     `read_payload` gives the same result but takes four times as long.
     """
-    choices = payload.get("choices")
-    if type(choices) is not list or not choices or _is_error(payload):
+    try:
+        choice = payload["choices"][0]
+        message, finish = choice["message"], choice["finish_reason"]
+        text = message["content"]
+    except (LookupError, TypeError):
         return None
-    choice = choices[0]
-    if type(choice) is not dict or choice.get("error") or choice.get("logprobs"):
+    if type(text) is not str or not text or type(finish) is not str or finish not in _ENDS:
         return None
-    message, finish = choice.get("message"), choice.get("finish_reason")
-    if type(message) is not dict or type(finish) is not str or finish not in _ENDS:
-        return None
-    text = message.get("content")
-    if type(text) is not str or not text:
+    if choice.get("error") or choice.get("logprobs") or _is_error(payload):
         return None
     for name, value in message.items():
         if value and name not in _NO_MATTER:

@@ -133,7 +133,10 @@ async def _read(
 
 
 def _headers_of(response: aiohttp.ClientResponse) -> Headers:
-    return Headers(dict(reversed(response.raw_headers)))
+    headers: dict[bytes, bytes] = {}
+    for name, value in response.raw_headers:
+        headers.setdefault(name, value)
+    return Headers(headers)
 
 
 @contextlib.contextmanager

@@ -355,7 +355,7 @@ class Limiter:
         share.call.in_flight += 1
         permit = state.enter(now)
         load = state.load
-        if load.limit.may_double and not load.watched and load.in_flight >= load.limit.size:
+        if not load.watched and load.limit.may_double and load.in_flight >= load.limit.size:
             load.watched = True
             asyncio.get_running_loop().call_later(QUIET_S, self._widen_if_quiet, state, permit.round_number)
         return permit
