@@ -99,6 +99,8 @@ class AnswerValues:
         self.names = {key: self._renamed.get(key, name) for key, name in names.items()}
         """The columns of a table, by their keys."""
         self.is_table = output_format in TABLES
+        self._is_usual = schema is None and not self._variants
+        """Whether the cells of most rows are in the record as they are."""
 
     def in_json(self, answered: AnsweredRow) -> JsonDict:
         """Return the fields of a row of JSON, by their names in the output."""
@@ -122,6 +124,15 @@ class AnswerValues:
 
     def in_cells(self, answered: AnsweredRow) -> list[str]:
         """Return the values of a row of a table as cells of CSV: an error as `code: message`, objects as JSON."""
+        record = answered.record
+        if self._is_usual and record.code is None and record.more is None:
+            texts = {
+                "answer": record.text,
+                "usage": _usage_cell(record.prompt_tokens, record.completion_tokens),
+                "finish_reason": record.finish_reason or "",
+                "reasoning": record.reasoning or "",
+            }
+            return [texts.get(name, "") for name in self.names]
         fields = self.in_table(answered)
         error = fields["error"]
         text = f"{error['code']}: {error['message']}" if error else ""
@@ -190,7 +201,8 @@ def _cells_of_cells(width: int, answers: AnswerValues, delimiter: str, answered:
     own = rows.load(answered.row.cells or b"[]", "")
     surplus = own[width:]
     own[width:] = [""] * (width - len(own))
-    return cells_line([*own, *answers.in_cells(answered), *surplus], delimiter)
+    line = [_joined(own, delimiter), _joined([*answers.in_cells(answered), *surplus], delimiter)]
+    return f"{delimiter.join(line)}\n".encode("utf-8", "surrogateescape")
 
 
 def _cells(names: list[str], own: OwnValues, answers: AnswerValues, delimiter: str, answered: AnsweredRow) -> bytes:
@@ -219,13 +231,28 @@ def cells_line(cells: Iterable[str], delimiter: str) -> bytes:
     `csv` looks each letter up in its line end. And with a line feed for its line end, it leaves a lone carriage return
     unquoted before Python 3.13, which readers take for the end of a row.
     """
+    return f"{_joined(list(cells), delimiter)}\n".encode("utf-8", "surrogateescape")
+
+
+def _joined(cells: list[str], delimiter: str) -> str:
+    """Return cells as a part of a row."""
+    text = delimiter.join(cells)
+    if (
+        _QUOTE not in text and "\n" not in text and "\r" not in text and text.count(delimiter) == len(cells) - 1
+    ):  # most rows: one look at all cells takes less time than a look at each
+        return text
     quoted = [
         f'"{cell.replace(_QUOTE, _TWO)}"'
         if delimiter in cell or _QUOTE in cell or "\n" in cell or "\r" in cell
         else cell
         for cell in cells
     ]
-    return f"{delimiter.join(quoted)}\n".encode("utf-8", "surrogateescape")
+    return delimiter.join(quoted)
+
+
+@functools.lru_cache(maxsize=1024)
+def _usage_cell(prompt_tokens: int, completion_tokens: int) -> str:
+    return cell({"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens})
 
 
 def cell(value: Any) -> str:

@@ -431,7 +431,9 @@ def limited(cursor: sqlite3.Cursor, texts: slice) -> list[tuple[Any, ...]]:
     with contextlib.closing(cursor):
         for result in cursor:
             results.append(result)
-            room -= sum(map(len, filter(None, result[texts])))
+            for text in result[texts]:
+                if text:
+                    room -= len(text)
             if room < 0:
                 break
     return results
