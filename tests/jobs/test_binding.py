@@ -39,15 +39,27 @@ def bind(
     slots: Sequence[Slot] = ONE,
     check: Callable[[Bound], None] = lambda _: None,
     *,
+    replaced: range = binding.ALL_ROWS,
     by_row: bool = False,
     other: JobDatabase | None = None,
     halt: threading.Event | None = None,
 ) -> Bound:
-    """Bind the answers to rows that ask this."""
+    """Bind the answers to rows that ask this, in place of those with the numbers `replaced`."""
     binding.begin(store)
-    rows = [(n, asked(one), None, one.encode()) for n, one in enumerate(questions)]
+    rows = [(n, asked(one), None, one.encode()) for n, one in enumerate(questions, replaced.start)]
     store.change(("INSERT INTO row_next VALUES (?, ?, ?, ?)", rows))
-    return binding.bind(store, slots, check, by_row=by_row, other=other, made=NOW, halt=halt)
+    return binding.bind(store, slots, check, replaced=replaced, by_row=by_row, other=other, made=NOW, halt=halt)
+
+
+def test_rows_beside_the_replaced_ones_stay_and_may_take_their_answers(store: JobDatabase) -> None:
+    bind(store, "abcdb")
+    fill(store, "abcd")  # row 4 has no answer yet
+    assert bind(store, "xy", replaced=range(1, 3)) == Bound(5, 4, 3)
+    assert [row.cells for row in store.rows()] == [b"a", b"x", b"y", b"d", b"b"]
+    assert answers(store) == {0: "a 0", 3: "d 3", 4: "b 1"}
+    assert bind(store, "z", replaced=range(4, SLOT)) == Bound(5, 3, 2)
+    assert bind(store, "", replaced=range(0)) == Bound(5, 2, 2)
+    assert [row.cells for row in store.rows()] == [b"a", b"x", b"y", b"d", b"z"]
 
 
 def answers(store: JobDatabase) -> dict[int, str]:

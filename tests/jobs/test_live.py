@@ -119,7 +119,7 @@ async def test_answered_rows_are_left_out_and_retryable_failures_bring_their_att
 
 async def test_a_limit_ends_at_its_row(rows: Ingested) -> None:
     world = World(rows.store)
-    assert await keys(world.source(rows, world.sink(), end=9)) == [0, 1, 2, 3, 4, 7, 8]
+    assert await keys(world.source(rows, world.sink(), among=range(9))) == [0, 1, 2, 3, 4, 7, 8]
 
 
 async def test_no_row_is_taken_once_there_are_enough(rows: Ingested) -> None:
@@ -137,7 +137,7 @@ async def test_the_slots_of_a_row_are_sent_one_after_the_other(rows: Ingested) -
     rows.store.write([record_of(1, Completion("a")), record_of(SLOT + 2, Completion("b"), made=Made(settings=7))])
     targets = (Target(name="x"), Target(name="y", settings=7))
     sink = world.sink(made=(Made(), Made(settings=7)))
-    found = await keys(world.source(rows, sink, targets=targets, end=5))
+    found = await keys(world.source(rows, sink, targets=targets, among=range(5)))
     assert found == [0, SLOT, SLOT + 1, 2, 3, SLOT + 3, 4, SLOT + 4]
     assert len(await keys(world.source(rows, sink, targets=targets))) == 2 * 9998 - 2
     await sink.aclose()

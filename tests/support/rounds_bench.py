@@ -81,8 +81,9 @@ class RoundsBench:
         """Yield the rounds of a run, those that copy with the duplicates."""
         job = SimpleNamespace(order=order, spec=self.spec, since=_last_round(self.store, order))
         job.folder = SimpleNamespace(store=self.store)
-        runner: Any = SimpleNamespace(_job=job, _end=SLOT)
+        runner: Any = SimpleNamespace(_job=job, _end=SLOT, _open={})
         runner._open_rows = lambda *given: Runner._open_rows(runner, *given)
+        runner._find_open = lambda *given: Runner._find_open(runner, *given)
         duplicates = Duplicates(self.store, self.spec, lambda *_: True) if order.dedupe else None
         for _ in range(20):
             if (round_ := Runner._next_round(runner, duplicates)) is None:

@@ -33,6 +33,7 @@ from promptmill.jobs.store import binding
 from promptmill.jobs.store.binding import Bound, Slot
 from promptmill.jobs.store.database import HaltedError, JobDatabase
 from promptmill.jobs.store.order import Shard
+from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.spec import WHOLE_REQUESTS, JobSpec
 
 _DatabaseRow: TypeAlias = tuple[int, bytes, bytes | None, bytes]
@@ -66,12 +67,14 @@ class Bind:
     round: int = 0
     """The round that the records of these answers name."""
 
-    def rows(self, store: JobDatabase, spec: JobSpec, halt: threading.Event) -> Bound:
-        """Bind the answers of a job to the rows that were read."""
+    def rows(self, store: JobDatabase, spec: JobSpec, replaced: range, halt: threading.Event) -> Bound:
+        """Bind the answers of a job to the rows that were read in place of those with the numbers `replaced`."""
         slots = [Slot(at, target.prompt, target.counted) for at, target in enumerate(spec.targets)]
         made = spec.targets[0].made(self.round)
         by_row = spec.to_bind == "rows"
-        return binding.bind(store, slots, self.check, by_row=by_row, other=self.other, made=made, halt=halt)
+        return binding.bind(
+            store, slots, self.check, replaced=replaced, by_row=by_row, other=self.other, made=made, halt=halt
+        )
 
 
 def ingest(
@@ -96,15 +99,14 @@ def ingest(
         reader = _Reader(spec, source, rules, files)
         known = _Known.of(store, spec, source, files)
         stretches = [*known.head]
-        known.copy_head(store)
         for page, stretch in reader.pages(known.window):
             store.change(("INSERT INTO row_next VALUES (?, ?, ?, ?)", page))
             stretches.append((stretch.extent, stretch.digest))
-        known.copy_tail(store, sum((extent.rows for extent, _ in stretches)))
+        replaced = known.replaced(store, _total(stretches).rows)
         spec = reader.finished()
         parts = [[*extent, digest.hex()] for extent, digest in (*stretches, *known.tail)]
-        store.put(stretches_next={"of": parts, "rows": store.read("SELECT count(*) FROM row_next")[0][0]})
-        bound = bind.rows(store, spec, rules.halt)
+        store.put(stretches_next={"of": parts})
+        bound = bind.rows(store, spec, replaced, rules.halt)
     except BaseException:
         store.change(("DROP TABLE IF EXISTS row_next", [()]), ("DELETE FROM job WHERE name = ?", [("stretches_next",)]))
         raise
@@ -114,9 +116,8 @@ def ingest(
 def rebind(store: JobDatabase, spec: JobSpec, bind: Bind, halt: threading.Event) -> Bound:
     """Bind answers to the rows that a job has read. Blocks. Raises as `binding.bind`."""
     binding.begin(store)
-    store.change(("INSERT INTO row_next SELECT * FROM row", [()]))
     store.put(stretches_next=store.get("stretches"))
-    return bind.rows(store, spec, halt)
+    return bind.rows(store, spec, range(0), halt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,15 +166,18 @@ class _Known:
             return cls(known[:head], (), Window(before))  # the rows of a shard may be others, too
         return cls(known[:head], known[len(known) - tail :], Window(before, end), first)
 
-    def copy_head(self, store: JobDatabase) -> None:
-        """Copy the rows of the head into `row_next`."""
-        store.change(("INSERT INTO row_next SELECT * FROM row WHERE n < ?", [(self.window.before.rows,)]))
+    def replaced(self, store: JobDatabase, first: int) -> range:
+        """Return the numbers of the rows that `row_next` replaces; `first` is the number of the tail's first row now.
 
-    def copy_tail(self, store: JobDatabase, first: int) -> None:
-        """Copy the rows of the tail into `row_next`; `first` is the number of the first one."""
+        The rows of a tail that has other numbers now are copied into `row_next`, too.
+        """
+        begin = self.window.before.rows
+        if self.tail and first == self.first_of_tail:
+            return range(begin, first)
         if self.tail:
             query = "INSERT INTO row_next SELECT n + ?, asked, line, cells FROM row WHERE n >= ?"
             store.change((query, [(first - self.first_of_tail, self.first_of_tail)]))
+        return range(begin, SLOT)
 
 
 def _total(stretches: Sequence[tuple[Extent, bytes]]) -> Extent:

@@ -103,8 +103,8 @@ class OpenRows:
     """The targets of the rows, by the slot."""
     requests: Sequence[RowRequests]
     """The functions that make requests of rows, by the slot."""
-    end: int = SLOT
-    """The number of the first row beyond the order's limit."""
+    among: range = range(SLOT)
+    """The numbers that they may have."""
     enough: Callable[[], bool] = bool
     """Whether to take no more rows."""
     held_bytes: int | None = None
@@ -119,8 +119,8 @@ class OpenRows:
 
     def pages(self) -> Iterator[list[OpenRow]]:
         """Yield the rows in pages, in the order of the input and of the slots; a page may be empty."""
-        ((last,),) = self.store.read("SELECT coalesce(max(n), -1) FROM row WHERE n < ?", self.end)
-        for first in range(0, last + 1, _WINDOW):
+        ((last,),) = self.store.read("SELECT coalesce(max(n), -1) FROM row WHERE n < ?", self.among.stop)
+        for first in range(self.among.start, last + 1, _WINDOW):
             following = min(first + _WINDOW, last + 1)
             slots = [self._window(slot, first, following) for slot in self.round.slots]
             yield from slots[0] if len(slots) == 1 else _paged(heapq.merge(*map(_flat, slots), key=lambda row: row.n))

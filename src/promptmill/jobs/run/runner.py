@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from promptmill.backends.protocol import Call, Facts
 from promptmill.backends.questions import RowRequests
@@ -68,6 +68,17 @@ class _JobStopped(Exception):  # noqa: N818 (how a run ends early; it never leav
         self.error = error
 
 
+class Open(NamedTuple):
+    """The open rows of a round in a slot."""
+
+    rows: int
+    """How many there are."""
+    first: int
+    """The number of the first one."""
+    last: int
+    """The number of the last one; -1 if there is none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Hooks:
     """Functions of the owner of a run, called at its turns."""
@@ -113,6 +124,8 @@ class Runner:
         """Whether the present round ends once no row is in flight, and is resumed with a budget."""
         self._end = SLOT
         """The number of the first row beyond the order's limit."""
+        self._open: dict[tuple[str, int, int], Open] = {}
+        """The open rows when they were last looked for, by the rule, its `since`, and the slot."""
         self._context = Context(self._in_thread, self._halt, self._pass_rows)
         self.progress = Progress(JobCounts(), Call(Facts(of_job=True)) if stats is None else stats, job.folder.status)
         self.progress.counts.skips_empty = job.spec.question.skip_empty
@@ -350,11 +363,15 @@ class Runner:
     async def _rounds(self) -> None:
         """Run round after round, and count the records."""
         duplicates = self._duplicates()
+        self._open = {}
+        is_counted = False
         while (round_ := await self._in_thread(functools.partial(self._next_round, duplicates))) is not None:
             await self._run_round(round_, duplicates)
+            is_counted = round_.way == "live"  # outcome by outcome
             if self._leaves_as is not None:
                 raise self._leaves_as
-        await self._count(NEVER)
+        if not is_counted:
+            await self._count(NEVER)
 
     def _next_round(self, duplicates: Duplicates | None) -> Round | None:
         """Return the next round, stored. Blocks."""
@@ -366,7 +383,7 @@ class Runner:
         def has_rows(round_: Round) -> bool:
             if duplicates is not None:
                 duplicates.prepare(round_)
-            return any(self._open_rows(round_, slot, "SELECT 1", "LIMIT 1") for slot in round_.slots)
+            return sum(self._find_open(round_, slot).rows for slot in round_.slots) > 0
 
         known = rounds.stored_rounds(store)
         now = Situation(job.order, known, job.since, len(spec.targets), has_rows)
@@ -377,10 +394,24 @@ class Runner:
             rounds.store_round(store, found)
         return found
 
-    def _open_rows(self, round_: Round, slot: int, select: str, rest: str = "") -> list[tuple[Any, ...]]:
+    def _find_open(self, round_: Round, slot: int) -> Open:
+        """Find the rows of a round that are open in a slot, and remember where they are. Blocks.
+
+        Within a run, a row of a rule leaves it and none joins it, unless the rule depends on other rows: so the rows
+        that remain are among those of the last time.
+        """
+        rule = (round_.rows, round_.since, slot)
+        known = self._open.get(rule)
+        first, last = (0, self._end - 1) if known is None or round_.is_by_question else (known.first, known.last)
+        ((count, first, last),) = self._open_rows(round_, slot, "count(*), min(row.n), max(row.n)", first, last)
+        self._open[rule] = Open(count, first or 0, -1 if last is None else last)
+        return self._open[rule]
+
+    def _open_rows(self, round_: Round, slot: int, select: str, first: int, last: int) -> list[tuple[Any, ...]]:
+        """Return a query of the rows of a round in a slot, of those with the numbers `first` to `last`. Blocks."""
         condition = round_.condition(self._job.spec.targets[slot].counted, slot)
-        query = f"{select} FROM {rounds.join_of(slot)} WHERE row.n < ? AND ({condition}) {rest}"
-        return self._job.folder.store.read(query, self._end)
+        query = f"SELECT {select} FROM {rounds.join_of(slot)} WHERE row.n BETWEEN ? AND ? AND ({condition})"
+        return self._job.folder.store.read(query, first, last)
 
     def _duplicates(self) -> Duplicates | None:
         job = self._job
@@ -403,9 +434,9 @@ class Runner:
         """Have the rows of a round answered and recorded."""
         job, progress = self._job, self.progress
         store, stats, spec = job.folder.store, progress.stats, job.spec
-        is_open = await self._in_thread(lambda: self._count_open(round_))
+        opens = await self._in_thread(lambda: self._count_open(round_))
         progress.round, self._takes_no_more = round_.reason, False
-        stats.facts = replace(stats.facts, total=is_open)
+        stats.facts = replace(stats.facts, total=sum(found.rows for found in opens))
         progress.begin_rates()
         self._enter(states.RUNNING)
         if round_.way == "copy":
@@ -418,8 +449,9 @@ class Runner:
             if live is not None:
                 replaced = [
                     key
-                    for slot in round_.slots
-                    for (key,) in self._open_rows(round_, slot, "SELECT answer.key", "AND answer.key IS NOT NULL")
+                    for slot, found in zip(round_.slots, opens, strict=True)
+                    for (key,) in self._open_rows(round_, slot, "answer.key", found.first, found.last)
+                    if key is not None
                 ]
                 live.begin(job.folder, spec, replaced, self._end, self._give_up)
             open_rows = OpenRows(
@@ -427,7 +459,7 @@ class Runner:
                 round_,
                 spec.targets,
                 self._requests(),
-                self._end,
+                range(min(found.first for found in opens if found.rows), max(found.last for found in opens) + 1),
                 lambda: self._leaves_as is not None or self._takes_no_more,
                 None if self._steps is HERE else _HELD_BYTES,
             )
@@ -449,19 +481,17 @@ class Runner:
         if self._hooks.recorded is not None:
             self._hooks.recorded(keys)
 
-    def _count_open(self, round_: Round) -> int:
-        """Count the open rows of a round, and the records of all others. Blocks."""
-        store, targets, progress = self._job.folder.store, self._job.spec.targets, self.progress
-        remaining = 0
-        for slot in round_.slots:
-            ((count,),) = self._open_rows(round_, slot, "SELECT count(*)")
-            remaining += count
+    def _count_open(self, round_: Round) -> list[Open]:
+        """Return the open rows of a round in its slots, and count the records of all others. Blocks."""
+        targets = self._job.spec.targets
+        opens = [self._open[round_.rows, round_.since, slot] for slot in round_.slots]
         conditions = [
-            f"(answer.key / {SLOT} = {slot} AND ({round_.condition(targets[slot].counted, slot)}))"
-            for slot in round_.slots
+            f"(answer.key BETWEEN {slot * SLOT + found.first} AND {slot * SLOT + found.last} "
+            f"AND ({round_.condition(targets[slot].counted, slot)}))"
+            for slot, found in zip(round_.slots, opens, strict=True)
         ]
-        progress.count(store, " OR ".join(conditions), self._end)
-        return remaining
+        self.progress.count(self._job.folder.store, " OR ".join(conditions), self._end)
+        return opens
 
     async def _count(self, is_open: str) -> None:
         """Count the records; those that meet `is_open` are not done."""

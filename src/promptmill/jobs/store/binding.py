@@ -1,6 +1,7 @@
 """Binds the rows of an input to the answers that a job has: a row has the answers to its own questions.
 
-The input was read into `row_next`. A question is known by its digest, which an answer stores as `asked`:
+The rows that may have changed were read into `row_next`; those before and behind them stay. A question is known by its
+digest, which an answer stores as `asked`:
 
     answers before       0 a   1 b   2 c   3 d
     row_next             0 a   1 x   2 b   3 c   4 d
@@ -11,7 +12,8 @@ The input was read into `row_next`. A question is known by its digest, which an 
     `matched`                        2 b   3 c   4 d     wanted rows with a loose, a spare or another job's answer
 
 Rows with the same question take its answers in their order. Loose answers become spare, matched rows get theirs, and
-`row_next` takes the place of `row`, all in one transaction: a killed process leaves the job as it was.
+the rows of `row_next` take the place of those in `row`, all in one transaction: a killed process leaves the job as it
+was.
 """
 
 from __future__ import annotations
@@ -34,18 +36,32 @@ _TABLES = {
     "offered": "place INTEGER PRIMARY KEY, asked BLOB",
     "matched": "key INTEGER PRIMARY KEY, place INTEGER, is_offered INTEGER",
 }
-_ASKED = f"nullif(substr(row_next.asked, :at, {_DIGEST}), zeroblob({_DIGEST}))"
+ALL_ROWS = range(SLOT)
+_ASKED = f"nullif(substr({{0}}.asked, :at, {_DIGEST}), zeroblob({_DIGEST}))"
+_ASKED_NEXT = _ASKED.format("row_next")
+_IS_REPLACED = "row.n BETWEEN :begin AND :end"
+_COUNT_BESIDE = """
+    SELECT (SELECT count(*) FROM row WHERE n < :begin) + (SELECT count(*) FROM row WHERE n > :end)
+"""
 _LOOSE = f"""
     INSERT INTO temp.loose
     SELECT answer.key FROM answer LEFT JOIN row_next ON row_next.n = answer.key - :first
-    WHERE answer.key BETWEEN :first AND :last
-    AND (row_next.n IS NULL OR ({_ASKED} IS NOT answer.asked AND NOT :by_row))
+    WHERE answer.key BETWEEN :first + :begin AND :first + :end
+    AND (row_next.n IS NULL OR ({_ASKED_NEXT} IS NOT answer.asked AND NOT :by_row))
 """
 _WANTED = f"""
     INSERT INTO temp.wanted
-    SELECT row_next.n + :first, {_ASKED} FROM row_next LEFT JOIN answer ON answer.key = row_next.n + :first
-    WHERE {_ASKED} IS NOT NULL
-    AND (answer.key IS NULL OR ({_ASKED} IS NOT answer.asked AND NOT :by_row) OR (answer.code IS NOT NULL AND :offers))
+    SELECT row_next.n + :first, {_ASKED_NEXT} FROM row_next LEFT JOIN answer ON answer.key = row_next.n + :first
+    WHERE {_ASKED_NEXT} IS NOT NULL AND (
+        answer.key IS NULL OR ({_ASKED_NEXT} IS NOT answer.asked AND NOT :by_row)
+        OR (answer.code IS NOT NULL AND :offers)
+    )
+"""
+_WANTED_BESIDE = f"""
+    INSERT INTO temp.wanted
+    SELECT row.n + :first, {_ASKED.format("row")} FROM row LEFT JOIN answer ON answer.key = row.n + :first
+    WHERE NOT {_IS_REPLACED} AND {_ASKED.format("row")} IS NOT NULL
+    AND (answer.key IS NULL OR (answer.code IS NOT NULL AND :offers))
 """
 _MATCHED = """
     INSERT INTO temp.matched
@@ -60,9 +76,10 @@ _MATCHED = """
              WHERE code IS NULL AND settings IN ({settings}) AND asked IN (SELECT asked FROM temp.wanted)
              UNION ALL SELECT place, 1, asked FROM temp.offered WHERE place BETWEEN :first AND :last)) AS available
     USING (asked, nth)
+    ORDER BY wanting.key
 """
 _RENAMED = f"""
-    UPDATE answer SET asked = (SELECT {_ASKED} FROM row_next WHERE row_next.n = answer.key - :first)
+    UPDATE answer SET asked = (SELECT {_ASKED_NEXT} FROM row_next WHERE row_next.n = answer.key - :first)
     WHERE key BETWEEN :first AND :last
 """
 
@@ -70,7 +87,8 @@ _RENAMED = f"""
 _EDITED = f"""
     INSERT OR IGNORE INTO edited
     SELECT DISTINCT n / {BLOCK_ROWS} FROM row_next LEFT JOIN row USING (n) WHERE row.cells IS NOT row_next.cells
-    UNION SELECT DISTINCT n / {BLOCK_ROWS} FROM row LEFT JOIN row_next USING (n) WHERE row_next.n IS NULL
+    UNION SELECT DISTINCT n / {BLOCK_ROWS} FROM row LEFT JOIN row_next USING (n)
+    WHERE {_IS_REPLACED} AND row_next.n IS NULL
 """
 
 
@@ -105,12 +123,13 @@ def bind(
     slots: Sequence[Slot],
     check: Callable[[Bound], None],
     *,
+    replaced: range = ALL_ROWS,
     by_row: bool = False,
     other: JobDatabase | None = None,
     made: Made,
     halt: threading.Event | None = None,
 ) -> Bound:
-    """Bind the answers to `row_next`, which then takes the place of `row`. Blocks.
+    """Bind the answers to `row_next`, which then takes the place of the rows with the numbers `replaced`. Blocks.
 
     `check` may raise to leave everything unchanged. `by_row`: the input is the same and its questions are not; an
     answer stays with its row. Answers of the job `other` count for rows without an answer, with the note `made`.
@@ -125,16 +144,21 @@ def bind(
         ((base,),) = run("SELECT coalesce(max(place), 0) + 1 FROM spare")
         if other is not None:
             _offer(connection, other)
+        window = {"begin": replaced.start, "end": replaced.stop - 1}
         for slot in slots:
             first, at = slot.number * SLOT, 1 + slot.prompt * _DIGEST
             values = {"first": first, "last": first + SLOT - 1, "at": at, "base": base}
-            values |= {"by_row": by_row, "offers": other is not None}
+            values |= {"by_row": by_row, "offers": other is not None} | window
             run(_LOOSE, values)
             run(_WANTED, values)
+            if replaced != ALL_ROWS:
+                run(_WANTED_BESIDE, values)
             run(_MATCHED.format(settings=", ".join(str(int(each)) for each in slot.settings)), values)
             if by_row:
                 run(_RENAMED, values)
-        counts = _counts(connection, len(slots))
+        ((beside,),) = run(_COUNT_BESIDE, window)
+        ((rows,),) = run("SELECT ? + count(*) FROM row_next", (beside,))
+        counts = _counts(connection, rows * len(slots))
         check(counts)
         run(
             f"INSERT INTO spare (place, {COLUMNS}) SELECT ? + key, {COLUMNS} FROM answer "
@@ -144,10 +168,16 @@ def bind(
         run("DELETE FROM answer WHERE key IN (SELECT key FROM temp.loose)")
         _place(connection, other, made)
         if run("SELECT 1 FROM job WHERE name = 'written'").fetchone():
-            run(_EDITED)
-        run("DROP TABLE row")
-        run("ALTER TABLE row_next RENAME TO row")
-        run("INSERT OR REPLACE INTO job SELECT 'stretches', value FROM job WHERE name = 'stretches_next'")
+            run(_EDITED, window)
+        if beside:
+            run(f"DELETE FROM row WHERE {_IS_REPLACED}", window)
+            run("INSERT INTO row SELECT * FROM row_next")
+            run("DROP TABLE row_next")
+        else:
+            run("DROP TABLE row")
+            run("ALTER TABLE row_next RENAME TO row")
+        counted = "json_set(value, '$.rows', ?)"
+        run(f"INSERT OR REPLACE INTO job SELECT 'stretches', {counted} FROM job WHERE name = 'stretches_next'", (rows,))
         run("DELETE FROM job WHERE name = 'stretches_next'")
     return counts
 
@@ -166,12 +196,11 @@ def _offer(connection: Connection, other: JobDatabase) -> None:
         place = page[-1][0] + 1
 
 
-def _counts(connection: Connection, slots: int) -> Bound:
-    ((rows,),) = connection.execute("SELECT count(*) FROM row_next")
+def _counts(connection: Connection, rows: int) -> Bound:
     ((answers,),) = connection.execute("SELECT count(*) FROM answer WHERE code IS NULL")
     ((loose,),) = connection.execute("SELECT count(*) FROM answer JOIN temp.loose USING (key) WHERE code IS NULL")
     ((matched,),) = connection.execute("SELECT count(*) FROM temp.matched")
-    return Bound(rows * slots, answers, answers - loose + matched)
+    return Bound(rows, answers, answers - loose + matched)
 
 
 def _place(connection: Connection, other: JobDatabase | None, made: Made) -> None:

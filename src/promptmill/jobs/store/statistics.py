@@ -25,13 +25,14 @@ _IS_LATENCY = "latency_s BETWEEN 0 AND 1e9"
 _IS_BEFORE = f"answer.key % {SLOT} < ?"
 # A row with several answers takes as many requests without a retry. Few rows have any, so JSON is read for those alone.
 _MORE = "CASE WHEN json_valid(more) THEN more END"  # NULL where a record is damaged, which the export finds
+# `CASE` computes nothing for the records that its condition excludes; `AND` may compute both of its sides.
 _WANTED = f"CASE WHEN instr(more, '\"wanted\":') THEN coalesce(json_extract({_MORE}, '$.wanted'), 1) ELSE 1 END"
-_RETRIES = f"max(attempts - {_WANTED}, 0)"
+_RETRIES = f"CASE WHEN attempts > 1 THEN max(attempts - {_WANTED}, 0) END"
 _CACHED = f"CASE WHEN instr(more, '\"cached_tokens\":') THEN json_extract({_MORE}, '$.tokens.cached_tokens') END"
 _PAID = ("attempts", _RETRIES, "prompt_tokens", "completion_tokens", _CACHED)
 """The sums of records that are `COUNTERS`."""
-_IS_EMPTY = f"{ANSWERED} AND trim(text) = '' AND json_extract({_MORE}, '$.tool_calls') IS NULL"
-_COUNTED = (FAILED, TRUNCATED, f"({_IS_EMPTY})")
+_IS_EMPTY = f"CASE WHEN {ANSWERED} AND trim(text) = '' THEN json_extract({_MORE}, '$.tool_calls') IS NULL END"
+_DONE = f"count(*), total({FAILED}), total({TRUNCATED}), total({_IS_EMPTY})"
 _IS_OBJECT = "CASE WHEN json_valid(text) THEN json_type(text) END = 'object'"
 _FIRST_ANSWERS = 256
 _KINDS = MappingProxyType(
@@ -55,23 +56,27 @@ def is_failed(*, skips_empty: bool) -> str:
 def counts(store: JobDatabase, is_open: str = NEVER, before: int = ALL_ROWS, *, skips_empty: bool = False) -> JobCounts:
     """Count the records of the rows below `before`. Records that meet `is_open` count with their costs, not as done.
 
-    `skips_empty`: rows without a prompt are not failures.
+    A condition that names a range of keys is read in that range alone. `skips_empty`: rows without a prompt are not
+    failures.
     """
     join = f"LEFT JOIN row ON row.n = answer.key % {SLOT}" if "row." in is_open else ""  # it doubles the time of a scan
-    records, is_done = f"FROM answer {join} WHERE {_IS_BEFORE}", f"NOT ({is_open})"
+    records = f"FROM answer WHERE {_IS_BEFORE}"
+    open_records = f"FROM answer {join} WHERE {_IS_BEFORE} AND ({is_open})"
     found = JobCounts(skips_empty=skips_empty)
-    sums = ", ".join(f"total({is_done}{which})" for which in ("", *(f" AND {each}" for each in _COUNTED)))
     paid = ", ".join(f"total({each})" for each in _PAID)
-    ((done, failed, truncated, empty, *spent),) = store.read(f"SELECT {sums}, {paid} {records}", before)
+    ((*all_, spent),) = [(*row[:4], row[4:]) for row in store.read(f"SELECT {_DONE}, {paid} {records}", before)]
+    (not_done,) = store.read(f"SELECT {_DONE} {open_records}", before)
+    done, failed, truncated, empty = (int(one - its) for one, its in zip(all_, not_done, strict=True))
     (before_them,) = store.read(f"SELECT {paid} FROM spare AS answer")
     for name, total, more in zip(COUNTERS, spent, before_them, strict=True):
         setattr(found, name, int(max(0, min(total + more, 1 << 53))))
-    found.done, found.truncated, found.empty = int(done), int(truncated), int(empty)
+    found.done, found.truncated, found.empty = done, truncated, empty
     if failed:
-        for code, count in store.read(
-            f"SELECT code, count(*) {records} AND {is_done} AND {FAILED} GROUP BY code", before
-        ):
-            found.fail(code, count)
+        by_code = f"SELECT code, count(*) {{}} AND {FAILED} GROUP BY code"
+        still_open = dict(store.read(by_code.format(open_records), before))
+        for code, count in store.read(by_code.format(records), before):
+            if count > still_open.get(code, 0):
+                found.fail(code, count - still_open.get(code, 0))
     every = 1 + found.done // _SAMPLES
     sampled = f"SELECT latency_s {records} AND {ANSWERED} AND answer.key % {every} = 0 AND {_IS_LATENCY}"
     for (latency_s,) in store.read(sampled, before):
@@ -218,7 +223,7 @@ def cost(store: JobDatabase) -> float:
 
 def extra_fields(store: JobDatabase) -> set[str]:
     """Return the names of the optional fields that some answer has: `reasoning`, and the fields in `more`."""
-    found = {name for (name,) in store.read(f"SELECT DISTINCT json_each.key FROM answer, json_each({_MORE})")}
-    if store.read("SELECT 1 FROM answer WHERE reasoning IS NOT NULL LIMIT 1"):
-        found.add("reasoning")
-    return found
+    ((has_more, has_reasoning),) = store.read("SELECT max(more IS NOT NULL), max(reasoning IS NOT NULL) FROM answer")
+    query = f"SELECT DISTINCT json_each.key FROM answer, json_each({_MORE})"
+    found = {name for (name,) in store.read(query)} if has_more else set[str]()
+    return found | {"reasoning"} if has_reasoning else found
