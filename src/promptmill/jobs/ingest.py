@@ -68,7 +68,7 @@ class Bind:
     """The round that the records of these answers name."""
 
     def rows(self, store: JobDatabase, spec: JobSpec, replaced: range, halt: threading.Event) -> Bound:
-        """Bind the answers of a job to the rows that were read in place of those with the numbers `replaced`."""
+        """Bind the answers of a job to its rows; the rows with the numbers `replaced` were read again."""
         slots = [Slot(at, target.prompt, target.counted) for at, target in enumerate(spec.targets)]
         made = spec.targets[0].made(self.round)
         by_row = spec.to_bind == "rows"

@@ -397,8 +397,8 @@ class Runner:
     def _find_open(self, round_: Round, slot: int) -> Open:
         """Find the rows of a round that are open in a slot, and remember where they are. Blocks.
 
-        Within a run, a row of a rule leaves it and none joins it, unless the rule depends on other rows: so the rows
-        that remain are among those of the last time.
+        Within a run, rows leave a rule and none joins it, unless the rule depends on other rows. So a search looks only
+        where the last one found rows.
         """
         rule = (round_.rows, round_.since, slot)
         known = self._open.get(rule)
@@ -408,7 +408,7 @@ class Runner:
         return self._open[rule]
 
     def _open_rows(self, round_: Round, slot: int, select: str, first: int, last: int) -> list[tuple[Any, ...]]:
-        """Return a query of the rows of a round in a slot, of those with the numbers `first` to `last`. Blocks."""
+        """Return a query of the rows `first` to `last`, as far as a round has them in a slot. Blocks."""
         condition = round_.condition(self._job.spec.targets[slot].counted, slot)
         query = f"SELECT {select} FROM {rounds.join_of(slot)} WHERE row.n BETWEEN ? AND ? AND ({condition})"
         return self._job.folder.store.read(query, first, last)
