@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -213,6 +214,7 @@ def test_a_csv_is_read_and_written_with_all_its_columns(bench: Any) -> None:
     bench.upstream.reply = by_prompt({"bad": status(400, "no")})
     bench.fail(code=1)
     with bench.output.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        assert file.read(1) == "\ufeff"  # as in the input
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["id", "prompt", "note", "answer", "error", "usage", "finish_reason"]
     assert [row["id"] for row in rows] == ["1", "2", "3", "4"]
@@ -385,8 +387,8 @@ def test_a_table_without_a_prompt_is_refused(bench: Any) -> None:
 def test_a_table_that_is_not_utf8_is_refused(bench: Any) -> None:
     bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
     bench.input.write_text("id,pr\xe9sentation\n1,hello\n", encoding="latin-1")
-    assert "Save the file as UTF-8; if it is Latin-1: iconv" in bench.fail()
-    assert "Save the file as UTF-8" in bench.fail("--validate")
+    assert "--encoding cp1252 reads text of Windows" in bench.fail()
+    assert "--encoding cp1252 reads text of Windows" in bench.fail("--validate")
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
@@ -395,9 +397,22 @@ def test_utf16_is_refused_before_anything_is_spent(bench: Any, suffix: str, enco
     bench.input, bench.output = bench.path / f"in{suffix}", bench.path / f"out{suffix}"
     text = "prompt\nhello\n" if suffix == ".csv" else '{"prompt": "hello"}\n'
     bench.input.write_text(f"\ufeff{text}" if encoding == "utf-16-be" else text, encoding=encoding)
-    assert "is UTF-16 text; save it as UTF-8" in bench.fail()
-    assert "is UTF-16 text; save it as UTF-8" in bench.fail("--validate")
+    remedy = "--encoding utf-16 reads it" if suffix == ".csv" else "save it as UTF-8"
+    assert f"is UTF-16 text; {remedy}" in bench.fail()
+    assert f"is UTF-16 text; {remedy}" in bench.fail("--validate")
     assert not bench.upstream.seen
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "utf-16-le", "utf-8-sig"])
+def test_a_table_from_windows_keeps_its_signs_and_opens_in_excel(bench: Any, encoding: str) -> None:
+    bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
+    bench.input.write_bytes("Umsatz €;text\r\n5 €;“tea”\r\n".encode(encoding))
+    options = [] if encoding == "utf-8-sig" else ["--encoding", encoding]
+    bench.succeed("--prompt", "{{text}} {{Umsatz €}}", *options)
+    assert [seen.prompt for seen in bench.upstream.seen] == ["“tea” 5 €"]
+    written = bench.output.read_bytes()
+    assert written.startswith(codecs.BOM_UTF8) == (encoding != "utf-16-le")  # which has no mark itself
+    assert "5 €;“tea”;echo: “tea” 5 €" in written.decode()
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])

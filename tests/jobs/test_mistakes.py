@@ -86,7 +86,7 @@ def test_a_stop_that_the_same_command_cannot_help_is_one_line(bench: Any) -> Non
         ("in.jsonl.gz", gzip.compress(gzip.compress(b"{}")), "in.jsonl.gz is compressed twice; decompress it once"),
         ("in.csv", b"PK\x03\x04rest", "save its sheet as CSV"),
         ("in.xlsx", b"PK\x03\x04rest", "is a spreadsheet; save it as CSV"),
-        ("in.csv", "prompt\nGrüße\n".encode("latin-1"), "--encoding latin-1 reads it as Latin-1"),
+        ("in.csv", "prompt\nGrüße\n".encode("latin-1"), "--encoding cp1252 reads text of Windows"),
         ("in.csv", b"prompt,b\nx,y,z\n", "Put a cell that holds the separator into double quotes"),
     ],
     ids=["gzip", "gzip twice", "zip", "spreadsheet", "latin-1", "separator"],
@@ -314,7 +314,7 @@ def test_a_file_in_latin_1_is_reported_before_the_first_request_and_read_with_it
     bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
     bench.input.write_bytes("id,prompt\n1,tea\n2,caf\xe9\n".encode("latin-1"))
     said = bench.fail()
-    assert "a row is in another encoding, the first in line 3; --encoding latin-1 reads it as Latin-1" in said
+    assert "a row is in another encoding, the first in line 3; --encoding cp1252 reads text of Windows" in said
     assert (bench.folder.path.exists(), bench.upstream.seen) == (False, [])
     bench.succeed("--encoding", "latin-1")
     assert "2,caf\xe9,echo: caf\xe9" in bench.output.read_text(encoding="utf-8")

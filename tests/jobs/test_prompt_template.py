@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import promptmill
 from promptmill.backends import questions
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.jobs.inputs import template
@@ -35,6 +36,54 @@ def _prompts(bench: Any) -> list[str]:
 )
 def test_a_row_is_written_into_the_template(text, row, prompt):
     assert template_of(text).render(row) == prompt
+
+
+@pytest.mark.parametrize(
+    ("text", "column"),
+    [
+        ("Say {{mail body}}", "mail body"),
+        ("Say {{ mail body | trim }}", "mail body"),
+        ("Say {{mail body}}", " mail\nbody "),
+        ("Say {{-mail-body-}}", "mail-body"),
+        ("Say {{2024}}", "2024"),
+        ("Say {{Umsatz (€)}}", "Umsatz (€)"),
+        ('Say {{it\'s "so"}}', 'it\'s "so"'),
+        ("Say {{a|b}}", "a|b"),
+        ("Say {{in}}", "in"),
+        ("Say {{row.a}}", "row.a"),
+    ],
+)
+def test_a_place_that_is_the_name_of_a_column_means_the_column(text, column):
+    made = template_of(text, [column, "mail", "a", "row"])
+    row = {column: "tea", "mail": 5, "a": 7}
+    assert made.render(row).replace(" ", "") == "Saytea"
+
+
+def test_a_place_that_is_no_column_stays_an_expression():
+    assert template_of("{{ a - b }} {{ 2024 }}", ["a", "b", "c d"]).render({"a": 3, "b": 1}) == "2 2024"
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "rows"])
+def test_a_column_has_any_name_in_every_form_of_an_input(bench: Any, form: str) -> None:
+    row, prompt = {"mail body": "tea", "Umsatz (€)": "5", "mail": "x", "body": "y"}, "{{mail body}} {{Umsatz (€)}}"
+    if form == "rows":
+        model = {"model": "m", "base_url": bench.upstream.url, "api_key": "none"}
+        assert not promptmill.bulk([row], prompt=prompt, progress=False, **model).failed
+    else:
+        bench.input = bench.path / f"in.{form}"
+        lines = [",".join(row), ",".join(row.values())] if form == "csv" else [json.dumps(row)]
+        bench.input.write_text("\n".join(lines))
+        bench.succeed("--prompt", prompt)
+    assert _prompts(bench) == ["tea 5"]
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+@pytest.mark.parametrize("place", ["mail boddy", "mail-boddy"])
+def test_a_mistyped_name_is_answered_with_the_nearest_column(bench: Any, form: str, place: str) -> None:
+    bench.input = bench.path / f"in.{form}"
+    bench.input.write_text("id,mail body\n1,tea\n" if form == "csv" else '{"id": 1, "mail body": "tea"}\n')
+    said = bench.fail("--prompt", f"{{{{{place}}}}}")
+    assert f"the input has no column '{place}'; did you mean mail body?" in said
 
 
 @pytest.mark.parametrize("text", ["Say {{a}}", "{{ a | trim }}", "{{row.a}}", "{{ row['a'] }}!"])

@@ -35,7 +35,7 @@ _APART = b"\x1f"  # no JSON contains it: in a text it would be escaped
 _MISSING: Mapping[str, float | None] = MappingProxyType({"NaN": math.nan, "nan": math.nan, "null": None, "NULL": None})
 _PLACE = re.compile(r"\{\{\s*(?:(?P<name>[^\W\d]\w*)|row\[(?P<quote>[\"'])(?P<column>[^\"'\\{}]+)(?P=quote)\])\s*\}\}")
 _NOT_PLAIN = re.compile(r"\{[%#]|\{\{|\}\}")
-_RESERVED = frozenset(
+RESERVED = frozenset(
     {
         "true",
         "false",
@@ -55,6 +55,7 @@ _RESERVED = frozenset(
         "self",
     }
 )
+"""Words of a template that are no names."""
 
 
 class Template(Protocol):
@@ -89,7 +90,7 @@ class PlainTemplate:
         for place in _PLACE.finditer(text):
             parts += [text[end : place.start()], place["name"] or place["column"]]
             end = place.end()
-            if place["name"] in _RESERVED:
+            if place["name"] in RESERVED:
                 return None
         parts.append(text[end:])
         return None if any(map(_NOT_PLAIN.search, parts[::2])) else cls(tuple(parts))

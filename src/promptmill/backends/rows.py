@@ -46,7 +46,7 @@ PROBLEM = "promptmill:problem"
 EMPTY = "promptmill:empty"
 """The same for a row whose prompt is empty."""
 BOM = b"\xef\xbb\xbf"
-AS_UTF8 = "Save the file as UTF-8; if it is Latin-1: iconv -f latin1 -t utf-8 IN > OUT"
+AS_UTF8 = "Save the file as UTF-8; if it is from Windows: iconv -f cp1252 -t utf-8 IN > OUT"
 _NOT_ASKED = b'{"promptmill:'  # `PROBLEM` or `EMPTY`
 _SAMPLING_NAMES = frozenset(Sampling.model_fields)
 _LONG = 32 * 1024

@@ -90,7 +90,7 @@ def add_options(bulk: Parser) -> None:
     group = bulk.add_argument_group("files")
     group.add_argument("--input-format", default="", metavar="NAME", help="of stdin, unless it is JSON: txt, csv.gz, …")
     group.add_argument(
-        "--encoding", type=_encoding, metavar="NAME", help="of CSV, TSV and text, if not UTF-8: latin-1, cp1252, …"
+        "--encoding", type=_encoding, metavar="NAME", help="of CSV, TSV and text, if not UTF-8: cp1252, utf-16, …"
     )
     group.add_argument("--output-format", default="", metavar="NAME", help="on stdout: jsonl, json, csv, …")
     group.add_argument("--overwrite", action="store_true", help="replace OUTPUT even if the job did not make it")
@@ -139,7 +139,7 @@ def _encoding(text: str) -> str:
     try:
         "".encode(text)
     except (LookupError, ValueError):
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} is no encoding; use latin-1, cp1252, utf-16, …") from None
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is no encoding; use cp1252, utf-16, latin-1, …") from None
     return text
 
 

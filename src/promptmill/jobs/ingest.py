@@ -9,11 +9,12 @@ every output and every page of a job has the same names.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -28,7 +29,7 @@ from promptmill.jobs.inputs.formats import TABLES, compression_of, row_kind
 from promptmill.jobs.inputs.json_lines import is_array
 from promptmill.jobs.inputs.questions import columns_of, distinct, questions_of
 from promptmill.jobs.inputs.row import WHOLE, Extent, Input, InputRow, Stretch, Window, digest_of
-from promptmill.jobs.inputs.template import check_names
+from promptmill.jobs.inputs.template import check_names, special_columns
 from promptmill.jobs.store import binding
 from promptmill.jobs.store.binding import Bound, Slot
 from promptmill.jobs.store.database import HaltedError, JobDatabase
@@ -191,17 +192,30 @@ class _Reader:
         self._spec, self._source, self._rules = spec, source, rules
         self._size = None if files is None else files.stamp()[0]
         self._kind = row_kind(spec.input.format)
-        self._questions = questions_of(spec.question, spec.input.format, source.header)
-        self._columns = columns_of(self._questions)
+        self._fields: tuple[str, ...] = spec.input.fields
+        self._questions: Sequence[Questions] = ()
+        self._columns: Sequence[tuple[int, str]] = ()
+        self._stores_questions = False
         self._shard = None if spec.output.shard is None else Shard.parse(spec.output.shard)
         self._is_table = spec.input.format in TABLES
-        self._stores_questions = not all(one.is_plain for one in self._questions) or (
-            len(self._questions) > 1 or bool(spec.question.prompt_only)
-        )
+        if self._is_table:
+            self._prepare(())
         self._names = _Names(spec, source.header)
         self._most_bytes, self._is_whole = None, True
         if rules.disk_share < 1.0:
             self._most_bytes = int(shutil.disk_usage(spec.output.path.parent).free * rules.disk_share)
+
+    def _prepare(self, first: Sequence[InputRow]) -> None:
+        """Make the questions. `first`: rows that are objects; a template may name any of their fields."""
+        spec = self._spec
+        seen = _fields_of(first[:_LOOKED_AT])
+        fields = {name for text in spec.question.templates for name in special_columns(text, seen)}
+        self._fields = tuple(sorted(fields.union(self._fields)))
+        self._questions = questions_of(spec.question, spec.input.format, self._source.header or self._fields)
+        self._columns = columns_of(self._questions)
+        self._stores_questions = not all(one.is_plain for one in self._questions) or (
+            len(self._questions) > 1 or bool(spec.question.prompt_only)
+        )
 
     def pages(self, window: Window) -> Iterator[tuple[list[_DatabaseRow], Stretch]]:
         """Yield the rows of the database, stretch by stretch."""
@@ -210,6 +224,8 @@ class _Reader:
         for stretch in self._source.stretches(self._columns, window):
             if self._rules.halt.is_set():
                 raise HaltedError
+            if not self._questions:
+                self._prepare(stretch.rows)
             if self._size is not None:
                 size += sum(len(row.cells) for row in stretch.rows)
                 check_ratio(size // _QUOTES, self._size)
@@ -226,8 +242,7 @@ class _Reader:
         """Return the job with its columns, once all rows were read."""
         if self._is_whole:  # else the rows that have the columns may not be among those that were read
             self._names.check_templates(self._questions)
-        source = self._source
-        return self._names.named().with_input(arrow_schema=source.arrow_schema, delimiter=source.delimiter)
+        return self._names.named().with_input(fields=self._fields, **self._source.style._asdict())
 
     def _has(self, row: InputRow) -> bool:
         """Return whether the job has a row; a row of another shard counts only for the names of the columns."""
@@ -239,10 +254,7 @@ class _Reader:
 
     def _object(self, row: InputRow) -> Any:
         """Return the value of a row of JSON, None for an unreadable one, and take notice of its fields."""
-        try:
-            value = rows.load(row.cells, "")
-        except PromptmillError:  # the reader of the line reports it
-            return None
+        value = _value(row)
         if isinstance(value, dict):
             self._names.see(value)
         return value
@@ -286,6 +298,18 @@ class _Reader:
         if question.prompt_only:
             cells = rows.json_line({name: value[name] for name in value if name not in question.prompt_only})[:-1]
         return n, b"".join(asked), joined(lines) if is_stored else None, cells
+
+
+def _value(row: InputRow) -> Any:
+    """Return the value of a row of JSON, None for an unreadable one, which the reader of the line reports."""
+    with contextlib.suppress(PromptmillError):
+        return rows.load(row.cells, "")
+    return None
+
+
+def _fields_of(rows_: Iterable[InputRow]) -> set[str]:
+    """Return the fields of rows that are objects."""
+    return {name for row in rows_ if isinstance(value := _value(row), dict) for name in value}
 
 
 class _Names:

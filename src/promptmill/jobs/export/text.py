@@ -166,13 +166,13 @@ def text_form(
     """
     answers, own = AnswerValues(spec, output_format, extra), OwnValues(spec, ids)
     if output_format in DELIMITERS:
-        delimiter = DELIMITERS[output_format]
+        delimiter, mark = DELIMITERS[output_format], rows.BOM if spec.input.has_bom else b""
         if spec.input.format in CELLS:
             delimiter = spec.input.delimiter if output_format == spec.input.format else delimiter
-            header = cells_line([*spec.input.header, *answers.names.values()], delimiter)
+            header = mark + cells_line([*spec.input.header, *answers.names.values()], delimiter)
             return TextForm(functools.partial(_cells_of_cells, len(spec.input.header), answers, delimiter), header)
         names = own.names_in(stored)
-        header = cells_line([*names, *answers.names.values()], delimiter)
+        header = mark + cells_line([*names, *answers.names.values()], delimiter)
         return TextForm(functools.partial(_cells, names, own, answers, delimiter), header)
     if spec.input.format == "batch":
         return TextForm(functools.partial(_batch_line, spec, ids))

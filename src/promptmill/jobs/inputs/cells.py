@@ -25,7 +25,7 @@ from promptmill.core import values
 from promptmill.core.bounds import LONGEST_HEADER, LONGEST_ROW, MOST_COLUMNS, MOST_LINES, TOO_LONG
 from promptmill.core.errors import Named, input_error
 from promptmill.jobs.inputs.files import InputFiles, Part
-from promptmill.jobs.inputs.row import WHOLE, Extent, InputRow, Stretch, Window, digest_of
+from promptmill.jobs.inputs.row import WHOLE, Extent, InputRow, Stretch, Style, Window, digest_of
 
 _DELIMITERS = ",;\t|"
 _SEP = re.compile(rb"sep=([,;\t|])\r?(?:\n|$)")  # the first line of a table that Excel wrote for another country
@@ -33,6 +33,8 @@ _QUOTED = re.compile(r'"(?:[^"]|"")*("|$)')  # a delimiter inside separates noth
 # A cell over more than `MOST_LINES` is a quote that is never closed. Its first line is the row, and the other lines are
 # read again: among them a cell has fewer lines, or a file of such quotes would be read thousands of times.
 _MOST_DOUBTFUL_LINES = 32
+WINDOWS = "cp1252"
+"""The encoding of files that are not UTF-8, most likely: all printable text of Latin-1 is the same in it."""
 _PIECE = 1 << 18  # bytes: some thousand rows, so that a piece costs little more than its rows
 _LONGEST_PIECE = 4 << 20  # bytes that are parsed again for the sake of a quoted cell at their end
 _AT_ONCE = 1024  # rows
@@ -75,8 +77,6 @@ class _Page:
 class CellTable:
     """The rows of all files of an input under one header: columns of the same name are one column."""
 
-    arrow_schema = ""
-
     def __init__(self, files: InputFiles, kind: str) -> None:
         """`kind` is `csv`, `tsv` or `txt`. Raises `PromptmillError` (`invalid_input`)."""
         csv.field_size_limit(LONGEST_ROW)
@@ -90,7 +90,7 @@ class CellTable:
                 self._headers.append(self._header(_Pieces(stream, files.encoding, LONGEST_HEADER), part.path.name))
         if not any(header.names for header in self._headers):
             raise input_error(f"{files.parts[0].path.name} has no header: its first line, with the columns, is empty.")
-        self.delimiter = self._headers[0].delimiter
+        self.style = Style(self._headers[0].delimiter, _has_bom(files))
         self.header = [*self._headers[0].names]
         known = set(self.header)
         for header, part in zip(self._headers, files.parts, strict=True):
@@ -133,7 +133,7 @@ class CellTable:
             count = "a row is" if wrong == 1 else f"{wrong:,} rows are"
             raise input_error(
                 f"The input is not UTF-8 text: {count} in another encoding, the first in line {first_wrong}",
-                Named("encoding", "latin-1", "; {} reads it as Latin-1"),
+                Named("encoding", WINDOWS, "; {} reads text of Windows and Excel, and Latin-1"),
                 Named("encoding", "utf-8", "; with {} such a row is a failure"),
                 ".",
             )
@@ -362,6 +362,14 @@ class _Record:
         self._back.extendleft(reversed(others))
         self.number -= len(others)
         return first
+
+
+def _has_bom(files: InputFiles) -> bool:
+    """Return whether the first file has a byte-order mark, or the encoding is one that Windows alone uses."""
+    with files.stream() as stream:
+        start = stream.read(3)
+    is_windows = files.encoding is not None and codecs.lookup(files.encoding).name.startswith("cp125")
+    return is_windows or start.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
 
 
 def _places(own: list[str], part: Part, header: list[str]) -> list[int | str] | None:

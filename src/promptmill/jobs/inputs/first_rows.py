@@ -41,11 +41,9 @@ def format_of_input(files: InputFiles) -> str:
         start = stream.read(4)
     if files.encoding is not None and kind not in CELLS:
         raise input_error(Named("encoding"), f" goes with {', '.join(sorted(CELLS))} files; {kind} has its own.")
-    if files.encoding is None and start[:2] in {
-        codecs.BOM_UTF16_LE,
-        codecs.BOM_UTF16_BE,
-    }:  # as `>` of some shells writes
-        raise input_error(f"The input file {path.name} is UTF-16 text; save it as UTF-8.")
+    if files.encoding is None and (name := _utf_16(start)):  # of Excel's "Unicode text", and of `>` in some shells
+        reads = Named("encoding", name, "; {} reads it") if kind in CELLS else "; save it as UTF-8"
+        raise input_error(f"The input file {path.name} is UTF-16 text", reads, ".")
     if kind != "parquet" and (found := next((what for sign, what in _SIGNS.items() if start.startswith(sign)), None)):
         once_more = found.startswith("compressed") and compression_of(path)
         what = "compressed twice; decompress it once" if once_more else found.format(path.name)
@@ -63,6 +61,13 @@ def check_columns(question: Question, input_format: str, files: InputFiles) -> N
         questions_of(question, input_format, ParquetTable(files).header)
     elif input_format == "jsonl" and len(files.parts) == 1:
         check_first_objects(question, first_objects(files))
+
+
+def _utf_16(start: bytes) -> str:
+    """Return the encoding of UTF-16 text by its first bytes, `""` for other text."""
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    return {b"\1\0": "utf-16-le", b"\0\1": "utf-16-be"}.get(bytes(map(bool, start[:2])), "")
 
 
 def _as_read(kind: str) -> str:

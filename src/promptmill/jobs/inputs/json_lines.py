@@ -18,7 +18,7 @@ from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.values import JsonDict
 from promptmill.jobs.inputs.files import InputFiles
 from promptmill.jobs.inputs.formats import format_by_suffix
-from promptmill.jobs.inputs.row import WHOLE, Extent, InputRow, Stretch, Window, digest_of
+from promptmill.jobs.inputs.row import WHOLE, Extent, InputRow, Stretch, Style, Window, digest_of
 
 _LOOKED_AT = 100  # lines
 _FIRST_BYTES, _FIRST_BYTES_OF_ALL = 1 << 20, 4 << 20
@@ -33,7 +33,7 @@ class JsonLines:
     """The rows of all files, with the columns that the path of a file adds. A row's number counts blank lines, too."""
 
     header: Sequence[str] = ()
-    arrow_schema = delimiter = ""
+    style = Style()
 
     def __init__(self, files: InputFiles) -> None:
         self._files = files

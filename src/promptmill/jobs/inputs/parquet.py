@@ -15,7 +15,7 @@ from promptmill.core.bounds import LONGEST_ROW, TOO_LONG
 from promptmill.core.errors import input_error
 from promptmill.jobs.inputs.files import InputFiles, check_ratio
 from promptmill.jobs.inputs.formats import compression_of
-from promptmill.jobs.inputs.row import WHOLE, InputRow, Stretch, Window
+from promptmill.jobs.inputs.row import WHOLE, InputRow, Stretch, Style, Window
 
 _MAGIC = b"PAR1"
 _BATCH_BYTES = 1 << 20
@@ -27,8 +27,6 @@ _PAGE_BYTES = 1 << 20
 
 class ParquetTable:
     """The rows of all files of an input under one schema; columns of the same name are one column."""
-
-    delimiter = ""
 
     def __init__(self, files: InputFiles) -> None:
         """Read the files' schemas. Raises `PromptmillError` (`invalid_input`)."""
@@ -55,9 +53,9 @@ class ParquetTable:
             raise input_error(f"The Parquet files have columns of different kinds: {error}") from None
 
     @property
-    def arrow_schema(self) -> str:
-        """The schema, packed."""
-        return packed_schema(self.schema)
+    def style(self) -> Style:
+        """The schema."""
+        return Style(arrow_schema=packed_schema(self.schema))
 
     @property
     def header(self) -> list[str]:

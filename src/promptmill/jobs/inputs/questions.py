@@ -7,16 +7,15 @@ import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
-from promptmill.backends import rows
 from promptmill.backends.questions import Questions
 from promptmill.backends.rows import CONTENT, IMAGES, NAMES
-from promptmill.core.errors import Named, input_error
+from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import close_matches
 from promptmill.jobs.inputs import files as input_files
-from promptmill.jobs.inputs.cells import is_utf8, readable
+from promptmill.jobs.inputs.cells import WINDOWS, is_utf8, readable
 from promptmill.jobs.inputs.formats import CELLS, TABLES
-from promptmill.jobs.inputs.template import ROW, check_names, template_of
+from promptmill.jobs.inputs.template import ROW, check_names, check_places, template_of
 from promptmill.jobs.store.order import Question
 
 _PROMPTS = frozenset({"prompt", "messages"})
@@ -25,8 +24,10 @@ _USUAL = ("question", "text", "input", "query", "instruction", "content", "user"
 _FIRST_ROWS = 20
 
 
-def questions_of(question: Question, input_format: str, header: Sequence[str]) -> list[Questions]:
-    """Return the questions of a row, one for each prompt. `header`: the columns of a table, empty for objects.
+def questions_of(question: Question, input_format: str, names: Sequence[str]) -> list[Questions]:
+    """Return the questions of a row, one for each prompt.
+
+    `names` are the columns of a table; of objects, the fields that the templates name.
 
     Raises `PromptmillError` (`invalid_input`) for a template or a column that does not fit.
     """
@@ -34,15 +35,20 @@ def questions_of(question: Question, input_format: str, header: Sequence[str]) -
     if question.image_column is not None:
         read -= frozenset(IMAGES)
     if not question.templates:
-        return [_of_columns(question, input_format, header, read)]
+        return [_of_columns(question, input_format, names, read)]
     fields = read - _PROMPTS
-    return [_of_template(text, question, input_format, header, fields) for text in question.templates]
+    return [_of_template(text, question, input_format, names, fields) for text in question.templates]
 
 
 def _of_template(
     text: str, question: Question, input_format: str, header: Sequence[str], fields: frozenset[str]
 ) -> Questions:
-    template = template_of(text, has_images=question.image_column is not None)
+    names = ["text", *header] if input_format == "txt" else header
+    if input_format in TABLES:
+        if not text.isascii() and not all(map(is_utf8, header)):
+            raise _no_utf8_header()
+        check_places(text, names)
+    template = template_of(text, names, has_images=question.image_column is not None)
     columns = None
     if input_format in TABLES:
         names = ["text"] if input_format == "txt" and "text" in template.names else header
@@ -77,8 +83,7 @@ def _of_columns(question: Question, input_format: str, header: Sequence[str], re
     _check_once(meant, read)
     if not _PROMPTS & {*meant}:
         if not all(map(is_utf8, header)):
-            latin = Named("encoding", "latin-1", ", or add {}")
-            raise input_error(f"The first line of the input is not UTF-8 text. {rows.AS_UTF8}", latin, ".")
+            raise _no_utf8_header()
         hint = Named("prompt_column", text=" {} names the one with the prompts.")
         raise input_error(f"The input has no column `prompt` or `messages`; its columns: {_listed(header)}.", hint)
     columns = sorted((name, at) for at, name in enumerate(meant) if name in read)  # moved columns change nothing
@@ -88,6 +93,11 @@ def _of_columns(question: Question, input_format: str, header: Sequence[str], re
         are_texts=input_format in CELLS,
         has_missing=input_format in {"csv", "tsv"},
     )
+
+
+def _no_utf8_header() -> PromptmillError:
+    windows = Named("encoding", WINDOWS, "; {} reads text of Windows and Excel, and Latin-1")
+    return input_error("The first line of the input is not UTF-8 text", windows, ".")
 
 
 def columns_of(questions: Sequence[Questions]) -> list[tuple[int, str]]:
@@ -104,7 +114,9 @@ def check_first_objects(question: Question, objects: Iterable[JsonObject]) -> No
     """
     if question.templates:
         if seen := {name for row in objects for name in row}:
-            for one in questions_of(question, "jsonl", ()):
+            for text in question.templates:
+                check_places(text, [*seen])
+            for one in questions_of(question, "jsonl", [*seen]):
                 assert one.template is not None
                 check_names(one.template.names, seen)
                 check_names(_images_of(question), seen, Named("image_column"))

@@ -59,6 +59,18 @@ class Window(NamedTuple):
 WHOLE = Window()
 
 
+class Style(NamedTuple):
+    """The style of the files of an input."""
+
+    delimiter: str = ""
+    """The text between cells."""
+    has_bom: bool = False
+    """Whether text begins with a byte-order mark, or comes from a program that needs one: Excel takes UTF-8 without a
+    mark for cp1252."""
+    arrow_schema: str = ""
+    """The schema of Parquet, see `parquet.packed_schema`."""
+
+
 class Input(Protocol):
     """The rows of an input, read once from beginning to end."""
 
@@ -68,13 +80,8 @@ class Input(Protocol):
         ...
 
     @property
-    def arrow_schema(self) -> str:
-        """The schema of Parquet, see `parquet.packed_schema`; `""` for other formats."""
-        ...
-
-    @property
-    def delimiter(self) -> str:
-        """The text between cells; `""` for other formats."""
+    def style(self) -> Style:
+        """The style of its files, which an output of the same format keeps."""
         ...
 
     def stretches(self, columns: Sequence[tuple[int, str]], window: Window = WHOLE) -> Iterator[Stretch]:
@@ -95,7 +102,7 @@ class Lines:
     """Rows that a call has as lines of JSON, with their numbers."""
 
     header: Sequence[str] = ()
-    arrow_schema = delimiter = ""
+    style = Style()
 
     def __init__(self, lines: Iterable[tuple[int, bytes]]) -> None:
         self._lines = lines

@@ -1,9 +1,14 @@
-"""Prompts with expressions: `{{ text | truncate(200) }}`, `{% if label %}…{% endif %}`, in a sandbox of Jinja."""
+"""Prompts with places for columns: `{{mail body}}`, `{{ text | truncate(200) }}`, `{% if label %}…{% endif %}`.
+
+A place that is the name of a column means that column, whatever its letters are. All else is an expression of Jinja, in
+a sandbox.
+"""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -13,7 +18,7 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from promptmill.backends import rows
-from promptmill.backends.questions import PROMPT, PlainTemplate, Template
+from promptmill.backends.questions import PROMPT, RESERVED, PlainTemplate, Template
 from promptmill.core.bounds import LONGEST_ROW, TOO_LONG
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.values import JsonObject
@@ -23,15 +28,20 @@ ROW = "row"
 """The variable that holds all fields of a row: `row["my column"]`."""
 _CELL = "promptmill_cell"  # a filter
 _OPEN = re.compile(r"\{\{(?![%#{])([^{}\"']*)(?:\}(?!\})|$)")  # a place that is not closed
+_PLACE = re.compile(r"\{\{-?(?![%#{])\s*([^{}]+?)\s*-?\}\}")
 _NO_FILTER = re.compile(r"No (filter|test) named '([^']*)'")
 _LONGEST, _MOST_PARTS = 1_000_000, 5_000  # Python compiles a template in one step that nothing interrupts
 
 
-def template_of(text: str, *, has_images: bool = False) -> Template:
-    """Return the template of a prompt; with `has_images`, it may name no column.
+def template_of(text: str, columns: Iterable[str] = (), *, has_images: bool = False) -> Template:
+    """Return the template of a prompt for rows with these columns; with `has_images`, it may name no column.
 
     Raises `PromptmillError` (`invalid_input`) for an invalid one.
+
+    >>> template_of("Answer: {{mail body}}", ["mail body"]).render({"mail body": "Hello!"})
+    'Answer: Hello!'
     """
+    text = _with_columns(text, _special(columns))
     if place := _OPEN.search(text):
         raise input_error(PROMPT, f": a }}}} is missing behind {{{{{place[1].rstrip()[:60]}.")
     if len(text) > _LONGEST:
@@ -42,6 +52,64 @@ def template_of(text: str, *, has_images: bool = False) -> Template:
         name = single[1][:40] if single else "text"
         raise input_error(PROMPT, f" names no column; write it in double braces, such as {{{{{name}}}}}.")
     return template
+
+
+def places_in(text: str) -> list[str]:
+    """Return the texts between double braces, which may be the names of columns."""
+    return _PLACE.findall(text)
+
+
+def special_columns(text: str, columns: Iterable[str]) -> list[str]:
+    """Return the columns in places of `text` whose names could be read as an expression."""
+    special = _special(columns)
+    return sorted({special[_name(found[2])] for found in _places_of(special).finditer(text)}) if special else []
+
+
+def _special(columns: Iterable[str]) -> dict[str, str]:
+    """Return the columns whose names are not ordinary ones, by the name as `_name` returns it."""
+    meant = {_name(column): column for column in reversed([*columns]) if column.strip()}
+    return {
+        name: column for name, column in meant.items() if name != column or not name.isidentifier() or name in RESERVED
+    }
+
+
+def _name(text: str) -> str:
+    """Return a name without white space around it, and with single blanks within: a header's is hard to see."""
+    return " ".join(text.split())
+
+
+def _places_of(special: Iterable[str]) -> re.Pattern[str]:
+    """Return the pattern of the places of columns, filtered or not; group 2 is the name."""
+    words = (r"\s+".join(map(re.escape, name.split())) for name in sorted(special, key=len, reverse=True))
+    return re.compile(rf"(\{{\{{-?)\s*({'|'.join(words)})\s*(?=\||-?\}}\}})")
+
+
+def _with_columns(text: str, special: Mapping[str, str]) -> str:
+    """Return a prompt with each place of one of these columns as an expression: `row["mail body"]`."""
+    if not special:
+        return text
+
+    def expression(place: re.Match[str]) -> str:
+        return f"{place[1]} {ROW}[{json.dumps(special[_name(place[2])], ensure_ascii=False)}] "
+
+    return _places_of(special).sub(expression, text)
+
+
+def check_places(text: str, columns: Sequence[str]) -> None:
+    """Raise `PromptmillError` (`invalid_input`) for a place that looks like the name of a column and is none."""
+    known = {_name(column) for column in columns}
+    for place in map(_name, places_in(text)):
+        name = _name(place.partition("|")[0])
+        if place in known or name in known or name.isidentifier():
+            continue
+        try:
+            names = _names(_environment().parse(f"{{{{ {place} }}}}"), _environment())
+        except TemplateError as error:
+            if _NO_FILTER.match(error.message or ""):
+                continue
+            names = frozenset({name})
+        if not names <= {*known, ROW}:
+            check_names([name], columns)
 
 
 def check_names(names: Iterable[str], columns: Iterable[str], field: Named = PROMPT) -> None:

@@ -50,7 +50,7 @@ class JobRows:
             row_settings=spec.question.rows_set,
         )
         is_read = spec.output.names is not None
-        questions = questions_of(spec.question, spec.input.format, spec.input.header) if is_read else []
+        questions = questions_of(spec.question, spec.input.format, spec.input.names) if is_read else []
         self._requests = [RowRequests(reader, one, at) for at, one in enumerate(questions)]
 
     def read(self, records: Iterable[Record]) -> Iterator[JobRow]:

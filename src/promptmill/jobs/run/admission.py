@@ -27,7 +27,7 @@ from promptmill.jobs.inputs.files import InputFiles, Part
 from promptmill.jobs.inputs.first_rows import check_columns, format_of_input
 from promptmill.jobs.inputs.given import Given
 from promptmill.jobs.inputs.objects import input_of
-from promptmill.jobs.inputs.template import template_of
+from promptmill.jobs.inputs.template import places_in, template_of
 from promptmill.jobs.store import progress, rounds, statistics
 from promptmill.jobs.store.binding import Bound
 from promptmill.jobs.store.database import DamagedError, JobDatabase
@@ -57,7 +57,18 @@ _ADDED = "." + ".0123456789" + ".partial"  # to the output's name, by the files 
 _SHOWN_NAME = 40
 _LEAVES_S = 5.0
 _SEND_ALL = Named("again", "all")
-_AS_READ = ("size", "version", "sha256", "header", "delimiter", "taken", "settings_read", "arrow_schema")
+_AS_READ = (
+    "size",
+    "version",
+    "sha256",
+    "header",
+    "fields",
+    "delimiter",
+    "has_bom",
+    "taken",
+    "settings_read",
+    "arrow_schema",
+)
 """The facts about an input that reading it has shown."""
 _FEWEST = 20  # answers of an input; losing fewer of them costs next to nothing
 
@@ -466,7 +477,7 @@ def check_fields(order: JobOrder, input_format: str) -> None:
             Named("prompt"), " goes without ", Named("prompt_column"), "; name the column in the prompt: {{column}}."
         )
     for text in question.templates:
-        template_of(text, has_images=question.image_column is not None)
+        template_of(text, places_in(text), has_images=question.image_column is not None)  # any place may be a column
     _check_answer_column(order.form.column)
 
 

@@ -533,7 +533,7 @@ class Runner:
         names = [name for name in self.service.usable if name in offered]
         if len(names) > 1:
             reader = replace(reader, models={name: self._reader(self.service.plan_of(name).capped) for name in names})
-        questions = questions_of(job.spec.question, job.spec.input.format, job.spec.input.header)
+        questions = questions_of(job.spec.question, job.spec.input.format, job.spec.input.names)
         found = []
         for target in job.spec.targets:
             own, extra = reader, {}

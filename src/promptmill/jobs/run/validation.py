@@ -98,7 +98,7 @@ def _check_rows(
     rules = images.ImageRules.of(plan.file_rule, plan.settings.max_image_pixels)
     own, kind = OwnValues(spec), row_kind(spec.input.format)
     reader = reader_of(plan, spec.model_copy(update={"working_folder": None}), order.system_prompt, may_name=may_name)
-    questions = questions_of(spec.question, spec.input.format, spec.input.header)
+    questions = questions_of(spec.question, spec.input.format, spec.input.names)
     requests = [RowRequests(reader, one, at) for at, one in enumerate(questions)]
     id_name = "custom_id" if kind == "batch" else "id"
     for row in store.rows(last=end_of(store, order.limits.rows) - 1):

@@ -54,12 +54,21 @@ class InputSpec(_Frozen):
     """The columns of a table."""
     delimiter: str = ""
     """Between the cells of CSV and TSV."""
+    has_bom: bool = False
+    """Whether outputs of text begin with a byte-order mark, see `Style`."""
+    fields: _Names = ()
+    """Of rows that are JSON objects, the fields whose names in a prompt could be read as an expression: `mail-body`."""
     taken: tuple[str, ...] = ()
     """Of rows that are JSON objects, the fields with names that a column of the job could have."""
     settings_read: tuple[str, ...] = ()
     """Its columns that are settings of each row."""
     arrow_schema: str = ""
     """For Parquet, its schema: base64 of Arrow's own form."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The columns that a prompt may name by any name."""
+        return self.header or self.fields
 
     @property
     def is_file(self) -> bool:
