@@ -257,18 +257,6 @@ def test_paths_of_images_that_are_not_sent_are_a_warning(bench: Any) -> None:
     assert "--image-column" not in bench.run("--prompt", "Describe {{id}}.").stderr
 
 
-def test_lines_of_several_texts_are_rows_with_a_warning(bench: Any) -> None:
-    (bench.path / "mails").mkdir()
-    for name in "ab":
-        (bench.path / "mails" / f"{name}.txt").write_text("Hello,\nBye\n")
-    bench.input = bench.path / "mails"
-    said = "each line of the 2 text files is a row"
-    assert said in bench.run("--prompt", "Summarize: {{text}}").stderr
-    assert said not in bench.run("--prompt", "Summarize: {{text}}").stderr  # it is finished
-    bench.input, bench.output = bench.path / "mails" / "a.txt", bench.path / "one.jsonl"
-    assert said not in bench.run("--prompt", "Summarize: {{text}}").stderr
-
-
 def test_rows_of_json_become_a_table_with_a_column_for_each_field(bench: Any) -> None:
     rows = [
         {"prompt": "a", "n": 1},

@@ -15,7 +15,7 @@ from promptmill.backends.protocol import Completion, Failure, Outcome
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.jobs.export import output
 from promptmill.jobs.export.answered import UnansweredError, answered_rows, every_answer
-from promptmill.jobs.inputs.objects import objects_in
+from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.store.binding import BLOCK_ROWS
 from promptmill.jobs.store.database import HaltedError
 from promptmill.jobs.store.records import SLOT, record_of

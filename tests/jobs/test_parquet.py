@@ -73,7 +73,7 @@ class Missing:
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, Missing())
-from promptmill.jobs.inputs.objects import objects_in
+from promptmill.jobs.inputs.any_format import objects_in
 print(json.dumps([row["at"] for row in objects_in(Path(sys.argv[1]))]))
 """
 

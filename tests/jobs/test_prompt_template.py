@@ -12,7 +12,7 @@ import promptmill
 from promptmill.backends import questions
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.jobs.inputs import template
-from promptmill.jobs.inputs.template import template_of
+from promptmill.jobs.inputs.template import check_names_some, template_of
 
 
 def _prompts(bench: Any) -> list[str]:
@@ -109,8 +109,12 @@ def test_a_cell_that_holds_nothing_is_an_error_unless_the_template_says_what_to_
     ],
 )
 def test_what_is_not_a_template_of_columns_is_told(text, said):
-    with pytest.raises(PromptmillError, match=said):
+    def check() -> None:
         template_of(text)
+        check_names_some(text, str)
+
+    with pytest.raises(PromptmillError, match=said):
+        check()
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,8 @@ from promptmill.backends.protocol import Completion, Failure, Outcome, Usage
 from promptmill.compare import page as comparison_page
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.jobs.ingest import Rules, ingest
+from promptmill.jobs.inputs.any_format import input_of
 from promptmill.jobs.inputs.files import Part, opened
-from promptmill.jobs.inputs.objects import input_of
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.records import record_of

@@ -8,6 +8,7 @@ import gzip
 import importlib
 import json
 import os
+import re
 import sqlite3
 import sys
 import threading
@@ -24,6 +25,7 @@ from fastmcp import Client
 from fastmcp.client.transports import StdioTransport
 from fastmcp.exceptions import ToolError
 from mcp_types import ElicitResult, Implementation
+from PIL import Image
 from pyarrow import parquet
 
 from fakes import FakeBackend, openai_configuration
@@ -921,7 +923,7 @@ async def test_a_row_may_have_a_column_called_role(bench: Any, tools: Any) -> No
         ({"files": ".env", "prompt": "{{content}}"}, "`files`: .env is hidden"),
         ({"files": ["server.key"], "prompt": "{{content}}"}, "server.key may hold secrets"),
         ({"files": ["gone.md"], "prompt": "{{content}}"}, "gone.md is not a file that is there"),
-        ({"files": ["*.md"], "prompt": "{{content}}"}, "finds no file to send"),
+        ({"files": ["*.md"], "prompt": "{{content}}"}, "No file to send"),
         ({"files": ["/etc/hosts"], "prompt": "{{content}}"}, "outside the folders of `allowed_roots`"),
         ({"files": ["/etc/*"], "prompt": "{{content}}"}, "outside the folders of `allowed_roots`"),
         ({"files": ["*/../../*"], "prompt": "{{content}}"}, "has `..` behind a pattern"),
@@ -1016,7 +1018,7 @@ async def test_files_are_asked_one_by_one_without_their_content_in_any_result(be
         assert job["files"] == 2
         left_out = {}
         for one in job["left_out"]:
-            count, reason, names = one.split(": ", 2)
+            count, reason, names = re.split(", as (?:it|each) |: ", one)
             left_out[reason] = count, {Path(name).name for name in names.split(", ")}
         assert left_out == {
             "may hold secrets": (
@@ -1024,7 +1026,7 @@ async def test_files_are_asked_one_by_one_without_their_content_in_any_result(be
                 {"id_rsa", "prod.env", "tls.pem", "client_secret_1.json", "key.md", "secret.md"},
             ),
             "is hidden": ("2 files left out", {".env", ".hidden.md"}),
-            "a folder that is passed over": ("1 file left out", {".git"}),
+            "is a folder that is passed over": ("1 file left out", {".git"}),
             "leads outside the folders of `allowed_roots`": ("1 file left out", {"link.md"}),
             "is not a file that is there": ("1 file left out", {"loop"}),
             "is not UTF-8 text": ("1 file left out", {"picture.md"}),
@@ -1041,6 +1043,20 @@ async def test_files_are_asked_one_by_one_without_their_content_in_any_result(be
     assert "the text" not in json.dumps([job, found, without_answers])
     assert all("content" not in row for row in bench.answers())
     assert [row["path"] for row in bench.answers()] == ["docs/a.md", "docs/more/b.md"]
+
+
+async def test_each_image_of_a_folder_is_asked_about_by_a_prompt_without_the_content(bench: Any, tools: Any) -> None:
+    (bench.path / "pictures").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (8, 8)).save(bench.path / "pictures" / name)
+    async with tools() as call:
+        job = await call("bulk_generate", files=["pictures"], prompt="Describe the picture.")
+        assert job["files"] == 2
+        await ended(call, job["job_id"], "finished")
+        page = await call("bulk_results", job_id=job["job_id"], with_input=True)
+    assert [seen.json["messages"][-1]["content"][-1]["type"] for seen in bench.upstream.seen] == ["image_url"] * 2
+    assert [row["path"] for row in page["rows"]] == ["pictures/a.png", "pictures/b.png"]
+    assert "base64" not in json.dumps(page)
 
 
 async def test_a_column_of_images_is_sent_with_a_prompt(bench: Any, tools: Any) -> None:

@@ -185,7 +185,7 @@ async def test_the_configuration_is_no_file_of_calls_by_any_name(tmp_path, monke
             said = await talk.error("bulk_generate", files=[name], prompt="{{content}}")
             assert "api_key" not in said
         found = await talk.error("bulk_generate", files=["**"], prompt="{{content}}")
-        assert "3 files left out: belongs to promptmill itself" in found
+        assert "3 files left out, as each belongs to promptmill itself" in found
     assert not upstream.seen
 
 

@@ -33,7 +33,7 @@ from promptmill.jobs.manage import detached
 from promptmill.jobs.manage.prune import prune
 from promptmill.jobs.run import admission, validation
 from promptmill.jobs.store.index import JobFolders
-from promptmill.jobs.store.order import JobOrder
+from promptmill.jobs.store.order import JobOrder, Question
 from promptmill.server import create_server
 from promptmill.service.service import Service
 from promptmill.system.call_files import FileRule
@@ -520,7 +520,7 @@ def test_a_text_that_becomes_a_link_to_a_secret_in_the_same_folder_is_not_sent(w
 
     monkeypatch.setattr(os.path, "realpath", resolved)
     with pytest.raises(PromptmillError, match="is hidden"):
-        list(WholeFiles(["note.txt"], FileRule((work_folder,))).lines())
+        list(WholeFiles(["note.txt"], FileRule((work_folder,)), Question(templates=("{{content}}",))).lines())
 
 
 @pytest.mark.rule("F11")

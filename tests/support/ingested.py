@@ -13,8 +13,7 @@ from promptmill.jobs.export import output
 from promptmill.jobs.ingest import Rules, ingest
 from promptmill.jobs.inputs import files as input_files
 from promptmill.jobs.inputs import formats
-from promptmill.jobs.inputs.first_rows import format_of_input
-from promptmill.jobs.inputs.objects import input_of
+from promptmill.jobs.inputs.any_format import format_of_input, input_of
 from promptmill.jobs.inputs.questions import questions_of
 from promptmill.jobs.store.database import JobDatabase, Row
 from promptmill.jobs.store.order import Question

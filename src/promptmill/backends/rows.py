@@ -86,8 +86,8 @@ class RowReader:
     extra: JsonObject = field(default_factory=dict)
     system_prompt: str = ""
     image_tag: str | None = None
-    folder: str = ""
-    """The folder of relative image paths; `""` for the working directory."""
+    folders: tuple[str, ...] = ()
+    """The folders of relative image paths: the input's, and the one that the job was started in."""
     model: str = ""
     """The only model that a row may name; `""` if the endpoint has several."""
     paths: frozenset[str] = frozenset()
@@ -124,7 +124,8 @@ class RowReader:
     def unpacked(cls, packed: JsonObject) -> RowReader:
         """Return the reader that `packed` wrote."""
         sets = {name: frozenset(packed[name]) for name in ("paths", "may_name") if packed[name] is not None}
-        return cls(**{**packed, **sets, "sampling": Sampling.model_validate(packed["sampling"])})
+        folders = tuple(packed["folders"])
+        return cls(**{**packed, **sets, "folders": folders, "sampling": Sampling.model_validate(packed["sampling"])})
 
     def request(self, row: int, line: bytes, attempts: int = 0) -> Request:
         """Return the request of line `row`. Raises as `read` does."""
@@ -148,8 +149,8 @@ class RowReader:
             return conversation, sampling, {**extra, "model": other}
         is_plain = self.kind in {"jsonl", "table"}
         conversation, sampling, extra = self._plain_row(line, where) if is_plain else self._request_line(line, where)
-        if self.folder:
-            conversation = conversation.with_sources(lambda source: images.from_folder(source, self.folder))
+        if self.folders:
+            conversation = conversation.with_sources(lambda source: images.from_folder(source, self.folders))
         if self.kind != "messages":  # a call's were checked before
             sampling = self._limited(sampling, extra, where)
         return conversation, sampling, extra

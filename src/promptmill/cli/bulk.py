@@ -37,6 +37,7 @@ from promptmill.jobs.ingest import Rules
 from promptmill.jobs.inputs.formats import check_installed, compressed, compression_of, format_of_output
 from promptmill.jobs.inputs.given import Given, blocks_of_stdin, loose_id, suffix_of, written
 from promptmill.jobs.inputs.remote import RemoteOutput, fetched
+from promptmill.jobs.inputs.whole_files import written_whole
 from promptmill.jobs.manage import detached
 from promptmill.jobs.run import admission
 from promptmill.jobs.store import status
@@ -80,6 +81,11 @@ def add_options(bulk: Parser) -> None:
         "--row-settings", action="store_true", help="with --prompt, --prompt-column: rows set their model, system, …"
     )
     group.add_argument("--skip-empty", action="store_true", help="leave out rows that ask nothing; else they fail")
+    group.add_argument(
+        "--each",
+        choices=("file", "line"),
+        help="what a prompt asks about; unless given, each file of a folder of texts or images, and each row of tables",
+    )
     group = bulk.add_argument_group("answers")
     options.add_answer_form(group)
     group.add_argument(
@@ -127,7 +133,8 @@ def add_options(bulk: Parser) -> None:
         "promptmill bulk reviews.csv labels.csv --prompt 'Is this positive? {{text}}' "
         "--choices positive,negative,neutral",
         "promptmill bulk orders.txt orders.csv --prompt 'Extract the order: {{text}}' --schema order.json",
-        "promptmill bulk pictures.csv captions.csv --prompt 'Describe the picture.' --image-column path",
+        "promptmill bulk mails/ topics.csv --prompt 'What is this about? {{content}}'      # each file",
+        "promptmill bulk pictures/ captions.csv --prompt 'Describe the picture.'      # each image",
         "promptmill bulk reviews.csv labels.csv --prompt 'Is this positive? {{text}}' --model small-1 --model good-1",
         "promptmill bulk reviews.csv labels.csv --prompt a='Is it good? {{text}}' --prompt b='Classify: {{text}}'",
         "promptmill bulk prompts.jsonl answers.jsonl --limit 20      # the same command without --limit does the rest",
@@ -217,6 +224,10 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
         output = Path(name).expanduser() if remote is None else remote.local
         order = _order_of(arguments, paths or [Path("rows")], output.absolute())
         order = order.model_copy(update={"shown": Shown(command=command, urls=urls)})
+        if source is None:
+            order, source, left_out = written_whole(order, folders, arguments.each, opened)
+            for text in left_out:
+                say(text, sys.stderr, wrap=True)
         if name == "-":
             return _printed(arguments, configuration, order, source)
         if arguments.validate:

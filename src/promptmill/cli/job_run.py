@@ -17,9 +17,9 @@ from promptmill.config.parameter_file import is_shipped
 from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.core.wording import counted
 from promptmill.jobs.export.live_output import LiveOutput
+from promptmill.jobs.inputs.any_format import image_column
+from promptmill.jobs.inputs.files import opened
 from promptmill.jobs.inputs.given import Given
-from promptmill.jobs.inputs.objects import readable_objects_in
-from promptmill.jobs.inputs.questions import unsent_image
 from promptmill.jobs.manage import prune
 from promptmill.jobs.run import admission
 from promptmill.jobs.run.admission import Job
@@ -111,17 +111,13 @@ def decided(configuration: Configuration) -> Configuration:
 
 
 def warn_of_input(job: Job) -> None:
-    """Print a warning if cells are paths of images, but no image is sent; or if lines of several texts are the rows."""
+    """Print a warning if cells are paths of images, but no image is sent."""
     spec = job.spec
-    if job.finished:
+    is_sent = spec.question.image_column is not None or job.finished
+    if is_sent or not spec.input.is_file or not spec.input.parts[0].path.exists():
         return
-    if spec.input.format == "txt" and len(spec.input.parts) > 1:
-        lines = f"each line of the {len(spec.input.parts):,} text files is a row"
-        say(f"warning: {lines}; for whole files, write a table of their texts", sys.stderr, wrap=True)
-    path = spec.input.parts[0].path
-    if spec.question.image_column is not None or not spec.input.is_file or not path.exists():
-        return
-    if column := unsent_image(readable_objects_in(path, spec.input.encoding)):
+    files = opened(spec.input.parts[:1], encoding=spec.input.encoding)
+    if column := image_column(files, spec.input.format, only_existing=True):
         unsent = f"the cells of {column} are paths of images, but no image is sent"
         say(f"warning: {unsent}; to send them: --image-column {column}", sys.stderr, wrap=True)
 

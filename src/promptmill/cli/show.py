@@ -27,7 +27,7 @@ from promptmill.core.errors import Code, PromptmillError, without_controls
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import counted
 from promptmill.jobs import disk
-from promptmill.jobs.inputs.objects import objects_in
+from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.manage.job_rows import JobRow, JobRows
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import DamagedError

@@ -23,8 +23,8 @@ from promptmill.core.errors import Named, input_error
 from promptmill.core.wording import close_matches, counted
 from promptmill.jobs import columns
 from promptmill.jobs.columns import FIELD, MODEL, OURS, VARIANT
+from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.inputs.formats import TABLES
-from promptmill.jobs.inputs.objects import objects_in
 from promptmill.jobs.store import status
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.spec import JobSpec

@@ -17,7 +17,7 @@ import re
 import sys
 import warnings
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,11 +99,12 @@ def is_web(source: str) -> bool:
     return source[:8].lower().startswith(("http://", "https://"))
 
 
-def from_folder(source: str, folder: str) -> str:
-    """Return `source` relative to `folder`: a relative path is joined to it, any other source stays."""
+def from_folder(source: str, folders: Sequence[str]) -> str:
+    """Return a relative path in the first of `folders` that has it, else in the last one; any other source stays."""
     if source.startswith("~") or source[:5].lower() in {"data:", "file:"} or _URL.match(source):
         return source
-    return os.path.join(folder, source)  # noqa: PTH118 (pathlib would change the spelling of a path)
+    paths = [os.path.join(folder, source) for folder in folders]  # noqa: PTH118 (pathlib would change the spelling of a path)
+    return next(filter(os.path.exists, paths), paths[-1])
 
 
 def load_image(source: str, rules: ImageRules) -> ImageFile:

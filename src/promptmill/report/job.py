@@ -66,7 +66,7 @@ def _title(spec: JobSpec) -> str:
 def _page(folder: Folder) -> tuple[bytes, int, int]:
     """Return the report, the number of its rows, and of how many they are."""
     spec, found = folder.known_spec(), status.read(folder) | status.asked(folder)
-    pictures, skips_empty = Thumbnails(str(spec.working_folder or spec.input.path.parent)), spec.question.skip_empty
+    pictures, skips_empty = Thumbnails(spec.image_folders), spec.question.skip_empty
     with folder.reading() as store:
         results = statistics.results(store, by_field=spec.output.answer_schema is not None)
         examples, spread = statistics.examples(store), statistics.spread(store)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from promptmill.core.errors import PromptmillError
 from promptmill.images.load import ImageRules, from_folder, is_web, load_image
@@ -18,10 +18,10 @@ _PICTURES = 1_000_000  # characters of all thumbnails
 class Thumbnails:
     """The first image of each of the first answered rows that have one, made small: the job could read it."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folders: Sequence[str]) -> None:
         self.found: dict[str, str] = {}
         """JPEG in base64, by the number of the row."""
-        self._folder = folder
+        self._folders = folders
         self._rules = ImageRules()
         self._room = _PICTURES
 
@@ -34,7 +34,7 @@ class Thumbnails:
         for row in rows:
             if row.images and not row.error and self._has_room and not is_web(row.images[0]):
                 with contextlib.suppress(PromptmillError, OSError):  # it is not there any more
-                    image = load_image(from_folder(row.images[0], self._folder), self._rules)
+                    image = load_image(from_folder(row.images[0], self._folders), self._rules)
                     picture = base64.b64encode(_small(image.data)).decode()
                     self._room -= len(picture)
                     if self._room >= 0:

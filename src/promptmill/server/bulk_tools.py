@@ -210,9 +210,10 @@ def add_bulk_tools(
             BeforeValidator(lambda files: [files] if isinstance(files, str) else files),
             arguments.Loose,
             Field(
-                description="Paths, folders or patterns of text files inside the server's folders, if `input_file` is "
-                "left out: `prompt` goes out for each file, with {{content}} and {{path}}. Contents are sent to the "
-                "model and not returned. Hidden files and those that may hold secrets are left out.",
+                description="Paths, folders or patterns of text files or images inside the server's folders, if "
+                "`input_file` is left out: `prompt` goes out for each text, with {{content}} and {{path}}; without "
+                "{{content}}, for each image. Contents are sent to the model and not returned. Hidden files and those "
+                "that may hold secrets are left out.",
                 examples=[["docs/**/*.md"]],
             ),
         ] = None,

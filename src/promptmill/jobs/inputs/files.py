@@ -60,11 +60,12 @@ def find(given: Sequence[Path], output: Path) -> list[Part]:
         return [Part(real_path(given[0]))]
     found: list[tuple[Path, Mapping[str, str]]] = []
     for path in given:
-        if path.is_dir():
-            new = [(file, _partitions(file.relative_to(path).parts[:-1])) for file in _inside(path, output)]
-        elif is_several(path):
-            matched = sorted(Path(name) for name in glob.glob(str(path), recursive=True))  # noqa: PTH207 (an absolute one)
-            new = [(file, _NO_COLUMNS) for file in matched if _counts(file, output)]
+        if is_several(path):
+            files = filter(_is_known, all_files(path, output))
+            is_folder = path.is_dir()
+            new = [
+                (file, _partitions(file.relative_to(path).parts[:-1]) if is_folder else _NO_COLUMNS) for file in files
+            ]
         else:
             new = [(path, _NO_COLUMNS)]
         if not new:
@@ -103,19 +104,21 @@ def is_several(path: Path) -> bool:
     return path.is_dir() or (glob.has_magic(str(path)) and not path.exists())
 
 
-def _inside(folder: Path, output: Path) -> list[Path]:
-    found = []
-    for name, folders, files in os.walk(folder):
-        folders[:] = sorted(one for one in folders if not one.startswith((".", "_")))
-        found += [path for path in (Path(name, file) for file in files) if _counts(path, output)]
-    return sorted(found)
+def all_files(given: Path, output: Path | None = None) -> list[Path]:
+    """Return the files of a path, a folder or a pattern, by name; hidden ones and `output` are left out."""
+    if not given.is_dir():
+        found = map(Path, glob.glob(str(given), recursive=True)) if is_several(given) else [given]  # noqa: PTH207 (an absolute one)
+        return sorted(path for path in found if _counts(path, output))
+    inside = []
+    for name, folders, files in os.walk(given):
+        folders[:] = sorted(folder for folder in folders if not folder.startswith((".", "_")))
+        inside += [path for path in (Path(name, file) for file in files) if _counts(path, output)]
+    return sorted(inside)
 
 
-def _counts(path: Path, output: Path) -> bool:
+def _counts(path: Path, output: Path | None) -> bool:
     """Return whether a file of a folder belongs to the input: writers add `_SUCCESS` and hidden files."""
-    if path.name.startswith((".", "_")) or not _is_known(path) or not path.is_file():
-        return False
-    return real_path(path) != output
+    return not path.name.startswith((".", "_")) and path.is_file() and (output is None or real_path(path) != output)
 
 
 def _partitions(folders: Sequence[str]) -> Mapping[str, str]:

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from promptmill.backends.questions import Questions
 from promptmill.backends.rows import CONTENT, IMAGES, NAMES
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import close_matches
-from promptmill.jobs.inputs import files as input_files
 from promptmill.jobs.inputs.cells import WINDOWS, is_utf8, readable
 from promptmill.jobs.inputs.formats import CELLS, TABLES
-from promptmill.jobs.inputs.template import ROW, check_names, check_places, template_of
+from promptmill.jobs.inputs.template import ROW, check_names, mistyped_names_named, template_of
 from promptmill.jobs.store.order import Question
 
 _PROMPTS = frozenset({"prompt", "messages"})
 # Usual names of the field with the prompt; errors suggest the first one that the rows have.
 _USUAL = ("question", "text", "input", "query", "instruction", "content", "user", "request")
-_FIRST_ROWS = 20
 
 
 def questions_of(question: Question, input_format: str, names: Sequence[str]) -> list[Questions]:
@@ -44,15 +40,15 @@ def _of_template(
     text: str, question: Question, input_format: str, header: Sequence[str], fields: frozenset[str]
 ) -> Questions:
     names = ["text", *header] if input_format == "txt" else header
-    if input_format in TABLES:
-        if not text.isascii() and not all(map(is_utf8, header)):
-            raise _no_utf8_header()
-        check_places(text, names)
-    template = template_of(text, names, has_images=question.image_column is not None)
+    if input_format in TABLES and not text.isascii() and not all(map(is_utf8, header)):
+        raise _no_utf8_header()
+    with mistyped_names_named(text, names):
+        template = template_of(text, names)
+        if input_format in TABLES:
+            names = ["text"] if input_format == "txt" and "text" in template.names else header
+            check_names(template.names, names)
     columns = None
     if input_format in TABLES:
-        names = ["text"] if input_format == "txt" and "text" in template.names else header
-        check_names(template.names, names)
         image_column = _images_of(question)
         check_names(image_column, names, Named("image_column"))
         wanted = {*template.names, *fields, *image_column}
@@ -114,12 +110,10 @@ def check_first_objects(question: Question, objects: Iterable[JsonObject]) -> No
     """
     if question.templates:
         if seen := {name for row in objects for name in row}:
+            check_names(_images_of(question), seen, Named("image_column"))
             for text in question.templates:
-                check_places(text, [*seen])
-            for one in questions_of(question, "jsonl", [*seen]):
-                assert one.template is not None
-                check_names(one.template.names, seen)
-                check_names(_images_of(question), seen, Named("image_column"))
+                with mistyped_names_named(text, [*seen]):
+                    check_names(template_of(text, seen).names, seen)
         return
     column = question.column
     asked = {column} if column is not None else {"prompt", "messages"}
@@ -144,20 +138,6 @@ def check_first_objects(question: Question, objects: Iterable[JsonObject]) -> No
     usual = next((name for name in _USUAL if name in names), None)
     hint = Named("prompt_column", usual or "NAME", ", or name it with {}")
     raise input_error(f"{lacks} Rename {usual or 'the one with the prompts'} to `prompt` in the file", hint, ".")
-
-
-def unsent_image(first_rows: Iterator[JsonObject]) -> str:
-    """Return the column whose cells are paths of images; `""` if there is none, or images are sent.
-
-    `first_rows`: of an input without a column of images.
-    """
-    for row in itertools.islice(first_rows, _FIRST_ROWS):
-        if not row.keys().isdisjoint(IMAGES):
-            return ""
-        for name, cell in row.items():
-            if isinstance(cell, str) and cell.lower().endswith(input_files.IMAGES) and os.path.isfile(cell):  # noqa: PTH113 (too long a name is no error)
-                return name
-    return ""
 
 
 def distinct(names: Sequence[str]) -> list[str]:

@@ -16,9 +16,9 @@ from typing import Any
 from promptmill.core import values
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.secret_text import find_field
+from promptmill.jobs.inputs.any_format import format_of_input
 from promptmill.jobs.inputs.cells import CellTable
 from promptmill.jobs.inputs.files import InputFiles
-from promptmill.jobs.inputs.first_rows import format_of_input
 from promptmill.jobs.inputs.formats import CELLS, format_by_suffix
 from promptmill.jobs.inputs.json_lines import first_objects
 from promptmill.jobs.store.database import HaltedError, JobDatabase

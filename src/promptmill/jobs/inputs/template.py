@@ -6,9 +6,10 @@ a sandbox.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -22,10 +23,12 @@ from promptmill.backends.questions import PROMPT, RESERVED, PlainTemplate, Templ
 from promptmill.core.bounds import LONGEST_ROW, TOO_LONG
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.values import JsonObject
-from promptmill.core.wording import did_you_mean, mended
+from promptmill.core.wording import close_matches, did_you_mean, mended
 
 ROW = "row"
 """The variable that holds all fields of a row: `row["my column"]`."""
+_MOST_LOOKED_AT = 100  # places of a template with an error
+_ALIKE = 0.7  # difflib's ratio: `a - b` is no misspelt `a`
 _CELL = "promptmill_cell"  # a filter
 _OPEN = re.compile(r"\{\{(?![%#{])([^{}\"']*)(?:\}(?!\})|$)")  # a place that is not closed
 _PLACE = re.compile(r"\{\{-?(?![%#{])\s*([^{}]+?)\s*-?\}\}")
@@ -33,8 +36,8 @@ _NO_FILTER = re.compile(r"No (filter|test) named '([^']*)'")
 _LONGEST, _MOST_PARTS = 1_000_000, 5_000  # Python compiles a template in one step that nothing interrupts
 
 
-def template_of(text: str, columns: Iterable[str] = (), *, has_images: bool = False) -> Template:
-    """Return the template of a prompt for rows with these columns; with `has_images`, it may name no column.
+def template_of(text: str, columns: Iterable[str] = ()) -> Template:
+    """Return the template of a prompt for rows with these columns.
 
     Raises `PromptmillError` (`invalid_input`) for an invalid one.
 
@@ -46,12 +49,21 @@ def template_of(text: str, columns: Iterable[str] = (), *, has_images: bool = Fa
         raise input_error(PROMPT, f": a }}}} is missing behind {{{{{place[1].rstrip()[:60]}.")
     if len(text) > _LONGEST:
         raise input_error(PROMPT, f" has {len(text):,} characters; a template has at most {_LONGEST:,}.")
-    template = PlainTemplate.of(text) or ExpressionTemplate(text)
-    if not template.names and not has_images:
+    return PlainTemplate.of(text) or ExpressionTemplate(text)
+
+
+def check_names_some(text: str, image_column: Callable[[], str]) -> None:
+    """Raise `PromptmillError` (`invalid_input`) for a prompt that is the same for all rows.
+
+    `image_column` returns the column of the input that may hold paths of images, or `""`.
+    """
+    if not template_of(text, places_in(text)).names:
         single = re.search(r"\{(\w+)\}", text)
         name = single[1][:40] if single else "text"
-        raise input_error(PROMPT, f" names no column; write it in double braces, such as {{{{{name}}}}}.")
-    return template
+        column = image_column()
+        images = Named("image_column", column, f"; to ask about the images in {column}: {{}}")
+        problem = f" names no column; write it in double braces, such as {{{{{name}}}}}"
+        raise input_error(PROMPT, problem, *([images] if column else []), ".")
 
 
 def places_in(text: str) -> list[str]:
@@ -95,21 +107,21 @@ def _with_columns(text: str, special: Mapping[str, str]) -> str:
     return _places_of(special).sub(expression, text)
 
 
-def check_places(text: str, columns: Sequence[str]) -> None:
-    """Raise `PromptmillError` (`invalid_input`) for a place that looks like the name of a column and is none."""
-    known = {_name(column) for column in columns}
-    for place in map(_name, places_in(text)):
-        name = _name(place.partition("|")[0])
-        if place in known or name in known or name.isidentifier():
-            continue
-        try:
-            names = _names(_environment().parse(f"{{{{ {place} }}}}"), _environment())
-        except TemplateError as error:
-            if _NO_FILTER.match(error.message or ""):
-                continue
-            names = frozenset({name})
-        if not names <= {*known, ROW}:
-            check_names([name], columns)
+@contextlib.contextmanager
+def mistyped_names_named(text: str, columns: Sequence[str]) -> Iterator[None]:
+    """Turn an error of a template, in the block, into one that names the column which a place is almost the name of.
+
+    `{{mail boddy}}` is no expression, and `{{mail-boddy}}` is one of two unknown names.
+    """
+    try:
+        yield
+    except PromptmillError as error:
+        known = {_name(column) for column in columns}
+        for place in places_in(text)[:_MOST_LOOKED_AT]:
+            name = _name(place.partition("|")[0])
+            if name not in known and not name.isidentifier() and close_matches(name, known, 1, _ALIKE):
+                check_names([name], columns)
+        raise error from None
 
 
 def check_names(names: Iterable[str], columns: Iterable[str], field: Named = PROMPT) -> None:

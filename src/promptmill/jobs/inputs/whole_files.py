@@ -1,15 +1,19 @@
-"""Whole files as rows: `{"path": …, "content": …}`, for prompts that ask about each file of a list.
+"""Whole files as rows, for prompts that ask about each file: `{"path": …, "content": …}`, or `{…, "images": […]}`.
+
+A prompt with `{{content}}` asks about the text of each file, any other prompt about each image.
 
     a path       a file that cannot be sent is an error
     a pattern    a file that it finds and that cannot be sent is left out, with the reason
     a folder     the pattern `folder/**`
 
-`system.call_files` has the rule that decides which files are sent. It holds for `files` of a trusted client, too: a
-pattern finds files that its author has not seen.
+`system.call_files` has the rule that decides which files of a call are sent. It holds for `files` of a trusted client,
+too: a pattern finds files that its author has not seen. The operator's own files are those that `files.find` finds.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -20,9 +24,15 @@ from pathlib import Path
 import orjson
 
 from promptmill.core.bounds import LONGEST_PATH, MOST_FILES
-from promptmill.core.errors import PromptmillError, input_error
+from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.secret_text import find_assigned
+from promptmill.core.values import JsonDict
 from promptmill.core.wording import counted
+from promptmill.jobs.inputs.files import IMAGES, all_files, is_several
+from promptmill.jobs.inputs.formats import SUFFIXES, plain
+from promptmill.jobs.inputs.given import Given, written
+from promptmill.jobs.store.index import JobFolders
+from promptmill.jobs.store.order import JobOrder, Question
 from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule, RefusedError
 from promptmill.system.safe_open import NoFileError, OutsideError, home_expanded
 
@@ -49,17 +59,67 @@ _QUOTES_VALUES = frozenset(
         ),
     }
 )
+_CONTENT = re.compile(r"\{[{%][^}]*\bcontent\b")
+_LOOKED_AT = 1000  # files, to find out what a folder holds
 _MAGIC = re.compile(r"[*?\[]")
 _LARGEST_FILE, _LARGEST = 1 << 20, 256 << 20
 _SHOWN = 20
 
 
+def are_asked_whole(given: Sequence[Path], each: str | None) -> bool:
+    """Return whether each file of the paths, folders and patterns `given` is a row.
+
+    `each` is `file` or `line`, what the user asks for. By default these are: several files of which none is a table,
+    and a single image.
+    """
+    if each is not None:
+        return each == "file"
+    if len(given) == 1 and not is_several(given[0]):
+        return given[0].suffix.lower() in IMAGES
+    found = itertools.islice(itertools.chain.from_iterable(map(all_files, given)), _LOOKED_AT)
+    kinds = {SUFFIXES.get(plain(path).suffix.lower(), "") for path in found}
+    return bool(kinds) and kinds <= {"txt", ""}
+
+
+def question_of(question: Question) -> Question:
+    """Return the question for whole files: about their text, or about the images that they are."""
+    if not question.templates:
+        example = Named("prompt", "Summarize this file. {{content}}", ", such as {}")
+        raise input_error("The files need a ", Named("prompt"), example, ".")
+    if asks_content(question):
+        return question.model_copy(update={"prompt_only": ("content",)})
+    return question.model_copy(update={"prompt_only": ("images",), "image_column": "images"})
+
+
+def asks_content(question: Question) -> bool:
+    """Return whether a prompt uses the text of the files."""
+    return any(map(_CONTENT.search, question.templates))
+
+
+def written_whole(
+    order: JobOrder, folders: JobFolders, each: str | None, opened: contextlib.ExitStack
+) -> tuple[JobOrder, Given | None, Sequence[str]]:
+    """Return an order, its rows as long as `opened` is if each file is a row, and the files that are left out.
+
+    Raises `PromptmillError` (`invalid_input`, `storage`).
+    """
+    if not are_asked_whole(order.inputs, each):
+        return order, None, ()
+    first = order.inputs[0]
+    name = first.name if len(order.inputs) == 1 and not _MAGIC.search(first.name) else first.parent.name
+    order = order.model_copy(update={"question": question_of(order.question)})
+    found = OwnFiles(order.inputs, order.output, order.question)
+    source = opened.enter_context(written(folders, found.lines(), ".jsonl", name or "files"))
+    return order.model_copy(update={"inputs": (Path(source.name),)}), source, found.left_out
+
+
 class WholeFiles:
     """The files that `names` find and that `rule` lets pass, read once as lines of JSON."""
 
-    def __init__(self, names: Sequence[str], rule: FileRule) -> None:
+    def __init__(self, names: Sequence[str], rule: FileRule, question: Question) -> None:
         self._names, self._rule = names, replace(rule, is_guarded=True)
         self._finder = rule.finder
+        self._row = self._text_row if asks_content(question) else self._image_row
         self.count = 0
         self._left_out: dict[str, list[Path]] = {}
         """The files that are left out, by the reason."""
@@ -72,34 +132,45 @@ class WholeFiles:
         for reason, paths in self._left_out.items():
             more = len(paths) - _SHOWN
             names = ", ".join(map(str, paths[:_SHOWN])) + (f" and {more:,} more" if more > 0 else "")
-            found.append(f"{counted(len(paths), 'file')} left out: {reason}: {names}")
+            found.append(
+                f"{counted(len(paths), 'file')} left out, as {'each' if paths[1:] else 'it'} {reason}: {names}"
+            )
         return found
 
     def lines(self) -> Iterator[bytes]:
         """Yield a line for each file, in the order of `names`. Raises `PromptmillError` (`invalid_input`)."""
-        seen: set[Path] = set()
         size = 0
+        for path, is_found in self._each():
+            try:
+                row = self._row(path)
+            except PromptmillError as error:
+                if not is_found:
+                    raise input_error(f"`files`: {path} {error.message}.") from None
+                self._leave_out(path, error.message)
+                continue
+            self.count += 1
+            line = orjson.dumps({"path": str(path), **row}, option=orjson.OPT_APPEND_NEWLINE)
+            size += len(line)
+            self._check_size(size)
+            yield line
+        if not self.count:
+            why = "; ".join(self.left_out) or "correct the paths or patterns"
+            raise input_error(f"No file to send; {why}.")
+
+    def _each(self) -> Iterator[tuple[Path, bool]]:
+        """Yield each file once, and whether a pattern found it."""
+        seen: set[Path] = set()
         for name in self._names:
             for path, is_found in self._paths(name):
-                if path in seen:
-                    continue
-                seen.add(path)
-                try:
-                    content = self._read(path)
-                except PromptmillError as error:
-                    if not is_found:
-                        raise input_error(f"`files`: {path} {error.message}.") from None
-                    self._leave_out(path, error.message)
-                    continue
-                self.count += 1
-                size += len(content)
-                if self.count > MOST_FILES or size > _LARGEST:
-                    most = f"{counted(MOST_FILES, 'file')} or {_LARGEST >> 20} MiB"
-                    raise input_error(f"`files` finds more than {most}; use narrower patterns.")
-                yield orjson.dumps({"path": str(path), "content": content}, option=orjson.OPT_APPEND_NEWLINE)
-        if not self.count:
-            why = f"; left out: {'; '.join(self.left_out)}" if self._left_out else "; correct the paths or patterns"
-            raise input_error(f"`files` finds no file to send{why}.")
+                if path not in seen:
+                    seen.add(path)
+                    yield path, is_found
+
+    def _check_size(self, size: int) -> None:
+        """Raise `PromptmillError` (`invalid_input`) for more than a client may have read in one call."""
+        if self.count > MOST_FILES or size > _LARGEST:
+            most = f"{counted(MOST_FILES, 'file')} or {_LARGEST >> 20} MiB"
+            raise input_error(f"`files` finds more than {most}; use narrower patterns.")
 
     def _leave_out(self, path: Path, reason: str) -> None:
         paths = self._left_out.setdefault(reason.partition(":")[0].partition(",")[0], [])
@@ -142,17 +213,45 @@ class WholeFiles:
             if first != "**" and not fnmatchcase(entry.name, first):
                 continue
             if is_folder and (entry.name.startswith(".") or entry.name in _PASSED_OVER):
-                self._leave_out(path, "a folder that is passed over")
+                self._leave_out(path, "is a folder that is passed over")
             elif is_folder and (first == "**" or rest):
                 yield from self._matches(path, parts if first == "**" else rest)
             elif not is_folder and not rest:
                 yield path
 
-    def _read(self, path: Path) -> str:
-        """Return the text of a file. Raises `PromptmillError` with the reason, as the predicate of a sentence."""
+    def _image_row(self, path: Path) -> JsonDict:
+        """Return the row of an image, which is read when it is sent. Raises as `_text_row` does."""
+        if path.suffix.lower() not in IMAGES:
+            raise input_error("is no image; a prompt with {{content}} asks about the text of each file")
+        self._read(path, 0)
+        return {"images": [str(path.absolute())]}
+
+    def _text_row(self, path: Path) -> JsonDict:
+        """Return the row of a text. Raises `PromptmillError` with the reason, as the predicate of a sentence."""
+        if path.suffix.lower() in IMAGES:
+            raise input_error("is an image; a prompt without {{content}} asks about each image")
+        data = self._read(path, _LARGEST_FILE + 1)
+        if len(data) > _LARGEST_FILE:
+            raise input_error(f"is larger than {_LARGEST_FILE >> 20} MiB")
+        self._check_secrets(path, data)
+        try:
+            text = data.decode("utf-8-sig")
+        except ValueError:
+            raise input_error("is not UTF-8 text") from None
+        if "\0" in text:
+            raise input_error("is not text")
+        return {"content": text}
+
+    def _check_secrets(self, path: Path, data: bytes) -> None:
+        has_lines = path.suffix.lower() not in _QUOTES_VALUES
+        if words := self._finder.find(data) or find_assigned(data, has_lines=has_lines):
+            raise input_error(f"{MAY_HOLD_SECRETS}: {words}")
+
+    def _read(self, path: Path, most: int) -> bytes:
+        """Return the first bytes of a file. Raises as `_text_row` does."""
         try:
             with os.fdopen(self._rule.open(path), "rb") as file:
-                data = file.read(_LARGEST_FILE + 1)
+                return file.read(most)
         except OutsideError:
             raise input_error("leads outside the folders of `allowed_roots`") from None
         except RefusedError as error:
@@ -161,15 +260,25 @@ class WholeFiles:
             raise input_error("is not a file that is there") from None
         except (OSError, ValueError) as error:
             raise input_error(f"cannot be read: {getattr(error, 'strerror', None) or 'not a usable path'}") from None
-        if len(data) > _LARGEST_FILE:
-            raise input_error(f"is larger than {_LARGEST_FILE >> 20} MiB")
-        has_lines = path.suffix.lower() not in _QUOTES_VALUES
-        if words := self._finder.find(data) or find_assigned(data, has_lines=has_lines):
-            raise input_error(f"{MAY_HOLD_SECRETS}: {words}")
-        try:
-            text = data.decode("utf-8-sig")
-        except ValueError:
-            raise input_error("is not UTF-8 text") from None
-        if "\0" in text:
-            raise input_error("is not text")
-        return text
+
+
+class OwnFiles(WholeFiles):
+    """The operator's own files, of any number and content; hidden ones and `output` are left out."""
+
+    def __init__(self, given: Sequence[Path], output: Path, question: Question) -> None:
+        super().__init__([], FileRule(), question)
+        self._given, self._output = given, output
+
+    def _each(self) -> Iterator[tuple[Path, bool]]:
+        """Yield each file, relative to the working directory where it is inside of it."""
+        here = Path.cwd()
+        for path in self._given:
+            several = is_several(path)
+            for file in all_files(path, self._output) if several else [path]:
+                yield file.relative_to(here) if file.is_relative_to(here) else file, several
+
+    def _check_size(self, size: int) -> None:
+        """Take any number of files."""
+
+    def _check_secrets(self, path: Path, data: bytes) -> None:
+        """Send what the operator names."""

@@ -18,6 +18,7 @@ import re
 import shutil
 import sys
 import threading
+import warnings
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +35,7 @@ from promptmill.jobs.export.answered import AnsweredRow, answered_rows, outcomes
 from promptmill.jobs.export.text import AnswerValues, OwnValues
 from promptmill.jobs.inputs import given as given_rows
 from promptmill.jobs.inputs.given import Given
+from promptmill.jobs.inputs.whole_files import written_whole
 from promptmill.jobs.manage.bulk_options import BulkOptions, takes_options
 from promptmill.jobs.manage.bulk_result import BulkResult, answer_of, lines_of
 from promptmill.jobs.run import admission
@@ -78,7 +80,8 @@ def bulk(rows: Any, output: str | Path | None = None, **options: Unpack[BulkOpti
 
     * Rows. `prompt`: what to ask of each row, such as "Classify: {{text}}"; a placeholder names a field, a text of a
       list is the field `text`, and a value of a column has the column's name. Without it, the field `prompt_column`
-      ("prompt") holds the prompt. `system_prompt`. `image_column`: paths or URLs of images. `encoding` of CSV and text.
+      ("prompt") holds the prompt. `system_prompt`. `image_column`: paths or URLs of images. `each`: "file" or "line",
+      what is a row of a folder; by default each file of texts or images. `encoding` of CSV and text.
       `row_settings=True`: rows set their own model and sampling. `skip_empty=True`: leave rows without a prompt out.
       `limit`: only the first rows. `shard`: one part of the rows, "3/16".
     * Answers. `choices`: the possible answers. `answer_schema`: a JSON Schema, or a pydantic class, whose instances
@@ -252,6 +255,10 @@ class _Call:
                 source = written.enter_context(given_rows.written(folders, lines, ".jsonl"))
             target = Path("-") if output is None else Path(output).expanduser().absolute()
             order = _order(given, paths or [Path("rows")], target, folders)
+            if paths:
+                order, source, left_out = written_whole(order, folders, given.get("each"), written)
+                for text in left_out:
+                    warnings.warn(text, stacklevel=3)
             if output is None:
                 key = source or Given((), digest([str(path) for path in paths]))
                 job_id = given_rows.loose_id(key, configuration.plan, order)

@@ -22,6 +22,7 @@ class RowOptions(TypedDict, total=False):
     prompt: str | None
     prompt_column: str | None
     image_column: str | None
+    each: Literal["file", "line"] | None
     encoding: str | None
     row_settings: bool
     skip_empty: bool

@@ -37,9 +37,9 @@ from promptmill.jobs.export import output
 from promptmill.jobs.export.answered import UnansweredError
 from promptmill.jobs.inputs import files as input_files
 from promptmill.jobs.inputs import row_secrets
+from promptmill.jobs.inputs.any_format import check_columns as check_columns_here
+from promptmill.jobs.inputs.any_format import format_of_input
 from promptmill.jobs.inputs.files import InputFiles, Part
-from promptmill.jobs.inputs.first_rows import check_columns as check_columns_here
-from promptmill.jobs.inputs.first_rows import format_of_input
 from promptmill.jobs.inputs.given import Given
 from promptmill.jobs.run import admission, validation
 from promptmill.jobs.run.admission import Change, Job

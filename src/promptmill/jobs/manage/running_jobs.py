@@ -27,7 +27,7 @@ from promptmill.jobs.inputs import formats
 from promptmill.jobs.inputs import given as given_rows
 from promptmill.jobs.inputs.given import Given
 from promptmill.jobs.inputs.row_secrets import OTHERWISE
-from promptmill.jobs.inputs.whole_files import WholeFiles
+from promptmill.jobs.inputs.whole_files import WholeFiles, question_of
 from promptmill.jobs.manage import detached
 from promptmill.jobs.manage.call_limits import Place, Places
 from promptmill.jobs.run import admission
@@ -90,9 +90,9 @@ class RunningJobs:
         """Start the job of `order`, or resume it, and return at once with its status.
 
         The paths of `order` are those that a call names, relative or not; an output without a name is `.`. `prompts`
-        are rows in place of an input file. So are `files`, of which each is a row, with its content for the prompt
-        alone. Without an output, their answers are in the job's database. The same rows resume the same job for the
-        same `caller` only, because no client may learn what another one asks.
+        are rows in place of an input file. So are `files`, of which each is a row, its content or its image for the
+        prompt alone. Without an output, their answers are in the job's database. The same rows resume the same job for
+        the same `caller` only, because no client may learn what another one asks.
 
         `plan` is the call's own, where it asks for more than the configuration says.
 
@@ -111,10 +111,9 @@ class RunningJobs:
                 lines = given_rows.lines_of(prompts, "text" if order.question.templates else "prompt", "prompts")
                 source = await self._given(lines, caller, opened)
             if files is not None:
-                found = WholeFiles(files, self._rule())
+                order = order.model_copy(update={"question": question_of(order.question)})
+                found = WholeFiles(files, self._rule(), order.question)
                 source = await self._given(found.lines(), caller, opened)
-                question = order.question.model_copy(update={"prompt_only": ("content",)})
-                order = order.model_copy(update={"question": question})
                 notes = {"files": found.count, **({"left_out": found.left_out} if found.left_out else {})}
             is_loose = order.output == Path()
             plan = await self._service.settled(plan or self._service.plan)

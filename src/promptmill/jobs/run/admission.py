@@ -23,11 +23,10 @@ from promptmill.jobs.columns import OURS
 from promptmill.jobs.ingest import Bind, Rules, ingest, rebind
 from promptmill.jobs.inputs import files as input_files
 from promptmill.jobs.inputs import formats, row_secrets
+from promptmill.jobs.inputs.any_format import check_columns, format_of_input, image_column, input_of
 from promptmill.jobs.inputs.files import InputFiles, Part
-from promptmill.jobs.inputs.first_rows import check_columns, format_of_input
 from promptmill.jobs.inputs.given import Given
-from promptmill.jobs.inputs.objects import input_of
-from promptmill.jobs.inputs.template import places_in, template_of
+from promptmill.jobs.inputs.template import check_names_some, places_in, template_of
 from promptmill.jobs.store import progress, rounds, statistics
 from promptmill.jobs.store.binding import Bound
 from promptmill.jobs.store.database import DamagedError, JobDatabase
@@ -477,7 +476,7 @@ def check_fields(order: JobOrder, input_format: str) -> None:
             Named("prompt"), " goes without ", Named("prompt_column"), "; name the column in the prompt: {{column}}."
         )
     for text in question.templates:
-        template_of(text, places_in(text), has_images=question.image_column is not None)  # any place may be a column
+        template_of(text, places_in(text))  # any place may be a column
     _check_answer_column(order.form.column)
 
 
@@ -511,6 +510,9 @@ def spec_of(
     else:
         input_format, size, version = "messages", 0, 0
     check_fields(order, input_format)
+    if order.question.image_column is None:
+        for text in order.question.templates:
+            check_names_some(text, lambda: image_column(places.files(known=known is not None), input_format))
     output_format = "" if places.is_loose else formats.format_of_output(order.whole_output, input_format)
     if order.shard is not None and input_format == "messages":
         raise input_error(Named("shard"), " goes with files of rows, not with a call's.")

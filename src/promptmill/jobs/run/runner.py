@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from promptmill.backends.protocol import Call, Facts
@@ -704,7 +703,7 @@ def reader_of(
 
     `may_name` are the models that a row may name, None: any. `most_values`: see `RowReader`.
     """
-    settings, folder = plan.settings, spec.working_folder
+    settings = plan.settings
     input_format = spec.input.format
     return RowReader(
         row_kind(input_format),
@@ -712,7 +711,7 @@ def reader_of(
         settings.extra_params,
         system_prompt_of(plan, system_prompt, input_format),
         settings.image_tag,
-        "" if folder is None or folder == Path.cwd() else str(folder),
+        spec.image_folders,
         "" if plan.record.any_model else plan.model or plan.backend,
         plan.record.other_paths,
         keep_raw=input_format == "batch",

@@ -23,9 +23,9 @@ from promptmill.jobs.export.output import end_of
 from promptmill.jobs.export.text import OwnValues
 from promptmill.jobs.ingest import Rules, ingest
 from promptmill.jobs.inputs import formats, row_secrets
+from promptmill.jobs.inputs.any_format import input_of
 from promptmill.jobs.inputs.formats import row_kind
 from promptmill.jobs.inputs.given import Given
-from promptmill.jobs.inputs.objects import input_of
 from promptmill.jobs.inputs.questions import questions_of
 from promptmill.jobs.run import admission
 from promptmill.jobs.run.runner import reader_of

@@ -146,7 +146,15 @@ class JobSpec(_Frozen):
     owner: str | None = None
     """See `JobOrder.owner`; None in jobs of older releases, too."""
     working_folder: Path | None = None
-    """The folder of relative image paths, also when the job is resumed from another folder."""
+    """The folder that the job was started in."""
+
+    @property
+    def image_folders(self) -> tuple[str, ...]:
+        """The folders of relative image paths: the input's, and the one that the job was started in."""
+        here = Path.cwd()
+        folders = [self.input.path.parent] if self.input.is_file else []
+        folders.append(self.working_folder or here)
+        return () if {*folders} == {here} else tuple(map(str, folders))
 
     @property
     def is_read(self) -> bool:

@@ -49,7 +49,7 @@ def copied(path: Path, moved: Callable[[JobSpec], JobSpec], *, has_locks: bool =
     """
     from promptmill.jobs.ingest import Rules, ingest
     from promptmill.jobs.inputs import files
-    from promptmill.jobs.inputs.objects import input_of
+    from promptmill.jobs.inputs.any_format import input_of
 
     with tempfile.TemporaryDirectory(prefix="promptmill-") as place:
         copy = Path(place, path.name)

@@ -1,0 +1,143 @@
+"""Files of any format: their format, their columns, and their rows, as an `Input` and as objects."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import MappingProxyType
+
+from promptmill.backends import rows
+from promptmill.backends.batch_lines import is_batch
+from promptmill.core import values
+from promptmill.core.errors import Named, PromptmillError, input_error
+from promptmill.core.values import JsonObject
+from promptmill.jobs.inputs.cells import CellTable
+from promptmill.jobs.inputs.files import IMAGES, InputFiles, find, opened
+from promptmill.jobs.inputs.formats import CELLS, TABLES, check_installed, compression_of, format_by_suffix
+from promptmill.jobs.inputs.json_lines import JsonLines, first_objects, is_array
+from promptmill.jobs.inputs.questions import check_first_objects, distinct, questions_of
+from promptmill.jobs.inputs.row import Input
+from promptmill.jobs.store.order import Question
+
+_FIRST_ROWS = 20
+# First bytes of other files that are named like a text file.
+_SIGNS = MappingProxyType(
+    {
+        b"\x1f\x8b": "compressed with gzip; name it {}.gz",
+        b"\x28\xb5\x2f\xfd": "compressed with zstd; name it {}.zst",
+        b"PK\x03\x04": "a ZIP archive or a spreadsheet such as .xlsx; unpack it, or save its sheet as CSV",
+        b"PAR1": "a Parquet file; give it the suffix .parquet",
+    }
+)
+
+
+def format_of_input(files: InputFiles) -> str:
+    """Return `jsonl`, `batch`, `csv`, `tsv`, `txt` or `parquet`, by suffix and first lines.
+
+    Raises `PromptmillError` (`invalid_input`) for another suffix, files of several kinds, and text that is not UTF-8
+    throughout.
+    """
+    kinds = {_as_read(format_by_suffix(part.path, "input file")): part.path.name for part in files.parts}
+    if len(kinds) > 1:
+        (one, first), (other, second) = list(kinds.items())[:2]
+        raise input_error(f"The input holds both {one} ({first}) and {other} files ({second}); name those of one kind.")
+    (kind,) = kinds
+    path = files.parts[0].path
+    with files.stream() as stream:
+        start = stream.read(4)
+    if files.encoding is not None and kind not in CELLS:
+        raise input_error(Named("encoding"), f" goes with {', '.join(sorted(CELLS))} files; {kind} has its own.")
+    if files.encoding is None and (name := _utf_16(start)):  # of Excel's "Unicode text", and of `>` in some shells
+        reads = Named("encoding", name, "; {} reads it") if kind in CELLS else "; save it as UTF-8"
+        raise input_error(f"The input file {path.name} is UTF-16 text", reads, ".")
+    if kind != "parquet" and (found := next((what for sign, what in _SIGNS.items() if start.startswith(sign)), None)):
+        once_more = found.startswith("compressed") and compression_of(path)
+        what = "compressed twice; decompress it once" if once_more else found.format(path.name)
+        raise input_error(f"The input file {path.name} is {what}.")
+    return "batch" if kind == "jsonl" and _is_batch(files) else kind
+
+
+def check_columns(question: Question, input_format: str, files: InputFiles) -> None:
+    """Raise `PromptmillError` (`invalid_input`) if the input lacks a column of the prompt."""
+    if input_format in TABLES:
+        questions_of(question, input_format, input_of(files, input_format).header)
+    elif input_format == "jsonl" and len(files.parts) == 1:
+        check_first_objects(question, first_objects(files))
+
+
+def input_of(files: InputFiles, input_format: str) -> Input:
+    """Return the rows of files. Raises `PromptmillError` (`invalid_input`)."""
+    if input_format in CELLS:
+        return CellTable(files, input_format)
+    if input_format == "parquet":
+        from promptmill.jobs.inputs.parquet import ParquetTable  # imported where it is needed
+
+        return ParquetTable(files)
+    return JsonLines(files)
+
+
+def objects_of(source: Input) -> Iterator[JsonObject]:
+    """Yield rows as objects; columns of a table are fields. Raises `PromptmillError`, `OSError`."""
+    header = distinct(source.header)
+    columns = list(enumerate(header))
+    for stretch in source.stretches(columns):
+        for row in stretch.rows:
+            if header:
+                yield row.fields or dict(zip(header, values.loads(row.cells), strict=False))
+                continue
+            where = f"line {row.n + 1}"
+            if row.problem:
+                raise input_error(f"{where}: {row.problem}")
+            value = rows.load(row.cells, where)
+            yield value if isinstance(value, dict) else {"row": value}
+
+
+def objects_in(path: Path, encoding: str | None = None) -> Iterator[JsonObject]:
+    """Return the rows of a file as objects; columns of a table are fields. Raises `PromptmillError`, `OSError`."""
+    check_installed(path)
+    files = opened(find([path.absolute()], path), encoding=encoding)
+    return objects_of(input_of(files, format_of_input(files)))
+
+
+def image_column(files: InputFiles, input_format: str, *, only_existing: bool = False) -> str:
+    """Return the column whose first cells are paths or URLs of images; `""` if there is none, or rows have `images`.
+
+    `only_existing`: only paths of files that are there, next to the input or in the working directory.
+    """
+    with contextlib.suppress(PromptmillError, OSError):
+        source = input_of(files, input_format)
+        objects = objects_of(source) if source.header else first_objects(files)
+        folders = (files.parts[0].path.parent, Path.cwd())
+        for row in itertools.islice(objects, _FIRST_ROWS):
+            if not row.keys().isdisjoint(rows.IMAGES):
+                return ""
+            for name, cell in row.items():
+                if not isinstance(cell, str) or not cell.lower().endswith(IMAGES):
+                    continue
+                # too long a name is no error
+                if not only_existing or any(os.path.isfile(os.path.join(folder, cell)) for folder in folders):  # noqa: PTH113, PTH118
+                    return name
+    return ""
+
+
+def _utf_16(start: bytes) -> str:
+    """Return the encoding of UTF-16 text by its first bytes, `""` for other text."""
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    return {b"\1\0": "utf-16-le", b"\0\1": "utf-16-be"}.get(bytes(map(bool, start[:2])), "")
+
+
+def _as_read(kind: str) -> str:
+    return "jsonl" if kind == "json" else kind
+
+
+def _is_batch(files: InputFiles) -> bool:
+    with files.stream() as stream:
+        if is_array(files.parts[0].path, stream):
+            return False
+    first = next(first_objects(files), None)
+    return first is not None and is_batch(first)

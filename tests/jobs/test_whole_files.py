@@ -1,0 +1,103 @@
+"""Folders of texts and images: each file is a row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import promptmill
+
+
+@pytest.fixture
+def mails(bench: Any) -> Path:
+    folder = bench.path / "mails"
+    (folder / "new").mkdir(parents=True)
+    (folder / "a.txt").write_text("Dear Ann,\nhello")
+    (folder / "new" / "b.md").write_text("Dear Bob,\nhello")
+    (folder / ".hidden.txt").write_text("hidden")
+    (folder / "zeros.bin").write_bytes(b"\0\0")
+    return folder
+
+
+@pytest.fixture
+def pictures(bench: Any) -> Path:
+    folder = bench.path / "pictures"
+    folder.mkdir()
+    for name in ("a.png", "b.jpg"):
+        Image.new("RGB", (8, 8)).save(folder / name)
+    return folder
+
+
+def _asked(bench: Any) -> list[str]:
+    return [seen.prompt for seen in bench.upstream.seen]
+
+
+def _images(bench: Any) -> int:
+    parts = [part for seen in bench.upstream.seen for part in seen.json["messages"][-1]["content"]]
+    return sum(part["type"] == "image_url" for part in parts)
+
+
+def test_a_prompt_asks_about_each_text_of_a_folder(bench: Any, mails: Path) -> None:
+    bench.input = mails
+    bench.succeed("--prompt", "Extract: {{content}}")
+    assert _asked(bench) == ["Extract: Dear Ann,\nhello", "Extract: Dear Bob,\nhello"]
+    assert [{*row} for row in bench.answers()] == [{"path", "answer", "error", "usage", "finish_reason"}] * 2
+    assert [Path(row["path"]).name for row in bench.answers()] == ["a.txt", "b.md"]
+    assert bench.succeed("--prompt", "Extract: {{content}}")["done"] == 2
+    assert len(bench.upstream.seen) == 2  # the same command sends nothing again
+
+
+def test_each_line_of_the_texts_is_a_row_if_the_user_says_so(bench: Any, mails: Path) -> None:
+    bench.input = mails
+    bench.succeed("--prompt", "Extract: {{text}}", "--each", "line")
+    assert _asked(bench) == ["Extract: Dear Ann,", "Extract: hello"]
+
+
+def test_each_file_of_any_kind_is_a_row_if_the_user_says_so(bench: Any) -> None:
+    bench.input = bench.write(['{"a": 1}'], "in.json")
+    bench.succeed("--prompt", "Sum up: {{content}}", "--each", "file")
+    assert _asked(bench) == ['Sum up: {"a": 1}\n']
+
+
+def test_a_folder_with_tables_has_their_rows(bench: Any, mails: Path) -> None:
+    (mails / "rows.csv").write_text("prompt\nhi\n")
+    (mails / "a.txt").unlink()
+    bench.input = mails
+    bench.succeed()
+    assert _asked(bench) == ["hi"]
+
+
+def test_a_prompt_without_the_content_asks_about_each_image_of_a_folder(bench: Any, pictures: Path) -> None:
+    (pictures / "note.txt").write_text("no image")
+    bench.input, bench.output = pictures, bench.path / "captions.csv"
+    said = bench.run("--prompt", "Describe the picture.").stderr
+    assert "1 file left out, as it is no image" in said
+    assert _images(bench) == 2
+    header, *rows = bench.output.read_text().splitlines()
+    assert header.startswith("path,answer")
+    assert [row.split(",")[0].endswith(name) for row, name in zip(rows, ("a.png", "b.jpg"), strict=True)] == [True] * 2
+
+
+def test_python_asks_about_each_file_of_a_folder_too(bench: Any, mails: Path) -> None:
+    options = {"model": "m", "base_url": bench.upstream.url, "api_key": "none", "progress": False}
+    with pytest.warns(UserWarning, match="zeros.bin"):
+        found = promptmill.bulk(str(mails), prompt="Extract: {{content}}", **options)
+    assert found.answers == ["echo: Extract: Dear Ann,\nhello", "echo: Extract: Dear Bob,\nhello"]
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_a_constant_prompt_for_a_column_of_images_is_told_the_option(bench: Any, form: str) -> None:
+    bench.input = bench.path / f"in.{form}"
+    bench.input.write_text("id,scan\n1,a.png\n" if form == "csv" else '{"id": 1, "scan": "a.png"}\n')
+    said = bench.fail("--prompt", "Describe the picture.")
+    assert "to ask about the images in scan: --image-column scan" in said
+
+
+def test_a_relative_path_of_an_image_is_looked_for_next_to_the_input_first(bench: Any, pictures: Path) -> None:
+    bench.input = pictures / "in.csv"
+    bench.input.write_text("path\na.png\npictures/b.jpg\n")  # the second one is in the working directory
+    bench.succeed("--prompt", "Describe the picture.", "--image-column", "path")
+    assert _images(bench) == 2
