@@ -29,8 +29,8 @@ from promptmill.backends.rows import RowReader
 from promptmill.config.loading import Configuration
 from promptmill.core.request import Request
 from promptmill.jobs.ingest import Rules, ingest
-from promptmill.jobs.inputs.files import InputFiles, Part
 from promptmill.jobs.inputs.any_format import input_of
+from promptmill.jobs.inputs.files import InputFiles, Part
 from promptmill.jobs.inputs.questions import questions_of
 from promptmill.jobs.run.live import LiveRound, OpenRows, StoreSink
 from promptmill.jobs.store.binding import Bound
