@@ -394,7 +394,7 @@ def test_an_error_is_one_line_with_the_names_of_the_arguments(
 def test_an_error_of_an_earlier_job_names_the_argument_with_its_value(options: dict[str, Any], tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     promptmill.bulk(["a"], output, temperature=0, **options)
-    with pytest.raises(PromptmillError, match=r"`keep=True` counts .*`again='all'` sends every row again"):
+    with pytest.raises(PromptmillError, match=r"`again='all'` sends every row again; `keep=True` keeps"):
         promptmill.bulk(["a"], output, temperature=1, **options)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from promptmill.cli import job_run
 from promptmill.core.errors import PromptmillError
 from promptmill.jobs.inputs.template import template_of
 from promptmill.jobs.store.order import JobOrder
@@ -38,7 +39,7 @@ def test_another_input_for_the_same_output_is_called_that(bench: Any) -> None:
     bench.input = bench.path / "other.jsonl"
     for text in ['{"prompt": "another"}\n', first.read_text().replace("prompt ", "PROMPT ")]:  # the same size, too
         bench.input.write_text(text)
-        assert f"is the output of another input, {first}; name another output" in bench.fail()
+        assert f"is the output of another input, {first}." in bench.fail()
     bench.input = first
     bench.succeed()
     assert (bench.output.read_bytes(), len(bench.upstream.seen)) == (made, 3)
@@ -221,6 +222,31 @@ def test_a_refused_command_changes_nothing_however_often_it_is_given(bench: Any,
     bench.input = first
     bench.succeed()
     assert len(bench.upstream.seen) == 3
+
+
+@pytest.mark.parametrize(("answer", "sent"), [("a", 6), ("k", 3), ("o", 6), ("", 3)])
+def test_a_user_at_a_terminal_is_asked_what_a_changed_prompt_means(
+    bench: Any, monkeypatch: pytest.MonkeyPatch, answer: str, sent: int
+) -> None:
+    bench.write([{"text": f"t{at}"} for at in range(3)])
+    bench.succeed("--prompt", "One: {{text}}")
+    monkeypatch.setattr(job_run, "_is_terminal", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda: answer)
+    result = bench.run("--prompt", "Two: {{text}}", "--quiet")
+    assert result.returncode == (0 if answer else 2)
+    assert len(bench.upstream.seen) == sent
+    other = bench.output.with_name(f"{bench.output.stem}-2{bench.output.suffix}")
+    assert other.exists() == (answer == "o")
+    said = "Two" if answer == "a" else "One"
+    assert [row["answer"] for row in bench.answers()] == [f"echo: {said}: t{at}" for at in range(3)]
+
+
+def test_elsewhere_the_message_begins_with_the_command_that_sends_every_row_again(bench: Any) -> None:
+    bench.write([{"text": "tea"}])
+    bench.succeed("--prompt", "One: {{text}}")
+    said = bench.fail("--prompt", "Two: {{text}}")
+    assert "error: `promptmill bulk " in said
+    assert "--again all` sends every row again. The prompt of job" in said
 
 
 @pytest.mark.thorough

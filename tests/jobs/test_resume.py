@@ -84,7 +84,7 @@ def test_an_input_that_loses_most_answers_is_refused_unless_it_is_meant(bench: A
     bench.write([{"prompt": f"other {at}"} for at in range(30)] + rows[:10])
     said = bench.fail()
     assert "keeps 10 of the 40 answers of job" in said
-    assert "--keep keeps those and sends the other rows; --again all sends every row" in said
+    assert "--keep keeps the answers that there are, and sends the other rows" in said
     assert (bench.output.read_bytes(), len(bench.upstream.seen)) == (made, 40)
     changed = bench.input.read_text()
     bench.input.write_text(text)
@@ -377,7 +377,7 @@ def test_figures_of_a_job_hold_over_its_runs(bench: Any) -> None:
     text = bench.input.read_text()
     bench.write([{"id": row["id"], "prompt": row["prompt"].replace("prompt", "PROMPT")} for row in rows])
     said = bench.fail()
-    assert "rows      100 of 300 answered" in said
+    assert "keeps 0 of the 100 answers" in said
     assert bench.status()["done"] == 100
     bench.input.write_text(text)
     bench.upstream.reply = answer()

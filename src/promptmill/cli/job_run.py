@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +24,7 @@ from promptmill.jobs.inputs.files import opened
 from promptmill.jobs.inputs.given import Given
 from promptmill.jobs.manage import prune
 from promptmill.jobs.run import admission
-from promptmill.jobs.run.admission import Job
+from promptmill.jobs.run.admission import ChangedError, Job
 from promptmill.jobs.run.runner import Hooks, Runner, until_ended
 from promptmill.jobs.store import progress, status
 from promptmill.jobs.store.index import JobFolders
@@ -56,8 +58,68 @@ def run(
     `admission.admit`. `is_step`: the job is a part of another command, which has stdout; of a job that finishes, only
     the progress is shown.
 
-    Returns 0 when all rows are answered, 1 when not, 75 when it stopped and the same command may help later.
+    If the job had other settings, another prompt or another input, the user is asked what is meant, at a terminal.
+
+    Returns 0 when all rows are answered, 1 when not, 75 when it stopped and the same command may help later. Raises
+    `PromptmillError` as `admission.admit`.
     """
+    while True:
+        try:
+            return _run(arguments, configuration, order, given=given, live=live, fixed=fixed, is_step=is_step)
+        except ChangedError as error:
+            if is_step or live is not None or arguments.json or not _is_terminal():
+                raise _with_command(error, arguments) from None
+            order = _chosen(error, order)
+
+
+def _is_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def _with_command(error: ChangedError, arguments: argparse.Namespace) -> PromptmillError:
+    """Return the error with the command that sends every row again, if there is one, in front."""
+    if arguments.given[:1] != ["bulk"] or arguments.json:
+        return error
+    command = f"promptmill {redact(shlex.join(arguments.given))} --again all"
+    return PromptmillError(error.code, [f"`{command}` sends every row again. ", *error.parts], admission.OTHER_WAYS)
+
+
+def _chosen(error: ChangedError, order: JobOrder) -> JobOrder:
+    """Return the order that the user chooses at the terminal. Raises `error` if the user chooses none."""
+    other = _free_name(order.output)
+    say(error.worded(lambda _: None).partition(". ")[0] + ".", sys.stderr, wrap=True)
+    say("  a  send every row again", sys.stderr)
+    say("  k  keep the answers that there are, and send the other rows", sys.stderr)
+    say(f"  o  write another output: {other.name}", sys.stderr)
+    print("a, k or o (Enter ends the command): ", end="", file=sys.stderr, flush=True)
+    match input().strip().lower()[:1]:
+        case "a":
+            return order.with_earlier(again="all")
+        case "k":
+            return order.with_earlier(keep=True)
+        case "o":
+            return order.model_copy(update={"output": other})
+    raise error
+
+
+def _free_name(path: Path) -> Path:
+    """Return the first of `labels-2.csv`, `labels-3.csv`, … that does not exist."""
+    stem, dot, suffixes = path.name.partition(".")
+    names = (path.with_name(f"{stem}-{number}{dot}{suffixes}") for number in itertools.count(2))
+    return next(name for name in names if not name.exists())
+
+
+def _run(
+    arguments: argparse.Namespace,
+    configuration: Configuration,
+    order: JobOrder,
+    *,
+    given: Given | None,
+    live: LiveOutput | None,
+    fixed: bool,
+    is_step: bool,
+) -> int:
+    """Do what `run` does. Raises `ChangedError`."""
     configuration, as_json, on_stderr = decided(configuration), arguments.json, live is not None or is_step
     folders = JobFolders.from_environ()
     plans = admission.plans_of(order, configuration)
@@ -85,6 +147,8 @@ def run(
         except KeyboardInterrupt:
             tell(status.read(job.folder))
             raise
+        if isinstance(error, ChangedError) and not as_json:
+            raise error
         if error is not None:
             ended = ended | {"reason": _reason(error, arguments, configuration)}
         is_typo = _is_typo(error, job, ended)

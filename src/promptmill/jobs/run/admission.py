@@ -56,6 +56,12 @@ _ADDED = "." + ".0123456789" + ".partial"  # to the output's name, by the files 
 _SHOWN_NAME = 40
 _LEAVES_S = 5.0
 _SEND_ALL = Named("again", "all")
+OTHER_WAYS = (
+    Named("keep", text="{} keeps the answers that there are, and sends the other rows; "),
+    "another output leaves this one as it is.",
+)
+"""What a caller may do instead of sending every row again; see `ChangedError`."""
+_WAYS = (_SEND_ALL, " sends every row again; ", *OTHER_WAYS)
 _AS_READ = (
     "size",
     "version",
@@ -70,6 +76,13 @@ _AS_READ = (
 )
 """The facts about an input that reading it has shown."""
 _FEWEST = 20  # answers of an input; losing fewer of them costs next to nothing
+
+
+class ChangedError(PromptmillError):
+    """An order would send most rows of its job again, as its settings, its prompt or its input are others than before.
+
+    The caller decides what is meant.
+    """
 
 
 @dataclass(slots=True)
@@ -727,13 +740,10 @@ def _settings_conflict(
     changes = ", ".join(f"{name} was {_shown(was)}, now {_shown(is_)}" for name, was, is_ in pairs if was != is_)
     others = ", ".join(name.replace("_", " ") for name in changed)
     ran = "last ran" if before.changed else "was begun"
-    conflict = f"Job {begun.job_id} {ran} with another {others}{f' ({changes})' if changes else ''}, "
+    conflict = f"Job {begun.job_id} {ran} with another {others}{f' ({changes})' if changes else ''}."
     if fixed:
-        remedy: list[str | Named] = ["Use the options or the configuration file of its first run."]
-    else:
-        keep = Named("keep", text="{} counts its answers all the same; ")
-        remedy = ["Set it as it was to resume; ", keep, _SEND_ALL, " sends every row again."]
-    return input_error(f"{conflict}and answers are not mixed. ", *remedy)
+        return input_error(f"{conflict} Use the options or the configuration file of its first run.")
+    return ChangedError(Code.INVALID_INPUT, conflict, _WAYS)
 
 
 def _shown(value: Any) -> str:
@@ -741,7 +751,7 @@ def _shown(value: Any) -> str:
 
 
 def check_bound(begun: JobSpec, spec: JobSpec, bound: Bound) -> None:
-    """Raise `PromptmillError` (`invalid_input`) if an order that may be a mistake would send most rows again.
+    """Raise `ChangedError` if an order that may be a mistake would send most rows again.
 
     That is an order that loses more than half of the job's answers, 20 at least unless the input is another file, while
     more than half of the rows have no answer.
@@ -752,19 +762,17 @@ def check_bound(begun: JobSpec, spec: JobSpec, bound: Bound) -> None:
         return
     kept = f"keeps {bound.kept:,} of the {bound.answers:,} answers of job {begun.job_id}"
     if asked:
-        conflict = f"The prompt of job {begun.job_id} was another one, and the new one {kept}. Name another output"
+        conflict = f"The prompt of job {begun.job_id} was another one, and the new one {kept}."
     elif given == begun.input.path:
-        conflict = f"{given} has changed since, and {kept}. Put it back, or name another output"
+        conflict = f"{given} has changed since, and {kept}."
     elif given.name == begun.input.path.name:  # a copy from a URL, or a file of that name in another folder
         conflict = (
             f"{begun.output.path} is the output of another {given.name}, or it has changed since: {begun.input.path}. "
-            f"The input {kept}; name another output"
+            f"The input {kept}."
         )
     else:
-        conflict = f"{begun.output.path} is the output of another input, {begun.input.path}; name another output. "
-        conflict += f"{given.name} {kept}"
-    keep = Named("keep", text="; {} keeps those and sends the other rows")
-    raise input_error(conflict, keep, "; ", _SEND_ALL, " sends every row.")
+        conflict = f"{begun.output.path} is the output of another input, {begun.input.path}. {given.name} {kept}."
+    raise ChangedError(Code.INVALID_INPUT, conflict, _WAYS)
 
 
 def _check_limit(made: OutputRecord, output: Path, order: JobOrder) -> None:
