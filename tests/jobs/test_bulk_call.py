@@ -176,7 +176,7 @@ def test_the_answers_to_given_rows_are_in_the_result_whatever_file_is_written(
     upstream.reply = answer('{"n": 7}')
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
     for _ in range(2):  # the second call finds the job finished
-        found = promptmill.bulk(rows, output, prompt="{{text}}", skip_empty=True, answer_schema=schema, **options)
+        found = promptmill.bulk(rows, output, prompt="{{text}}", skip_empty=True, schema=schema, **options)
         assert found.answers == [{"n": 7}, {"n": 7}]
         assert [row["k"] for row in found.rows] == [1, 3]
     assert (found.output, output.exists(), len(upstream.seen)) == (output, True, 2)
@@ -337,7 +337,7 @@ def test_columns_of_pandas_polars_numpy_and_pyarrow_are_asked(options: dict[str,
     assert promptmill.bulk(str(tmp_path / "in.csv"), prompt="{{stars}}", **options).answers == ["echo: 5", "echo: 1"]
 
 
-_OTHERWISE = {"set": "settings", "key_env": "api_key_env", "system": "system_prompt", "schema": "answer_schema"}
+_OTHERWISE = {"set": "settings", "key_env": "api_key_env", "schema_fields": "fields"}
 _NOT_IN_PYTHON = {  # a file's text, what stdin and stdout are, what the screen shows
     *("help", "input", "prompt_file", "input_format", "output_format", "quiet", "detach", "validate", "json", "report"),
 }
@@ -366,9 +366,9 @@ def test_the_help_names_the_options_of_the_command_and_all_parameters() -> None:
         (["a"], {"max_failures": "few"}, "`max_failures` 'few' is neither"),
         (["a"], {"concurrency": 0}, "`concurrency`"),
         (["a"], {"num_gpus": 1}, "`num_gpus`"),
-        (["a"], {"answer_schema": {"type": "objet"}}, "answer_schema"),
-        (["a"], {"answer_schema": {"name": "Ada"}}, "answer_schema is an example, not a JSON Schema"),
-        (["a"], {"answer_schema": {"propertys": {}, "type": "object"}}, "'propertys'; did you mean properties?"),
+        (["a"], {"schema": {"type": "objet"}}, "schema"),
+        (["a"], {"schema": {"name": "Ada"}}, "`schema` is an example, not a JSON Schema"),
+        (["a"], {"schema": {"propertys": {}, "type": "object"}}, "'propertys'; did you mean properties?"),
         (["a"], {"settings": {"backend_configs.openai.rpn": 1}}, "rpn"),
         ("gone.csv", {}, "gone.csv"),
         ("What is the capital of France?", {}, "send a list to have it answered: [text]"),
@@ -470,14 +470,14 @@ def test_answers_of_a_pydantic_class_are_its_instances(options: dict[str, Any], 
         name: str
 
     upstream.reply = by_prompt({"France": answer('{"name": "Paris"}'), "bad": status(400, "no")})
-    result = promptmill.bulk(["France", "bad"], answer_schema=City, **options)
+    result = promptmill.bulk(["France", "bad"], schema=City, **options)
     assert result.answers == [City(name="Paris"), ""]
     assert [row["answer"] for row in result.rows] == [{"name": "Paris"}, None]
     assert upstream.seen[0].json["response_format"]["type"] == "json_schema"
-    (row,) = promptmill.stream(["France"], answer_schema=City, **options)
+    (row,) = promptmill.stream(["France"], schema=City, **options)
     assert row["answer"] == City(name="Paris")
     schema = City.model_json_schema()
-    assert promptmill.bulk(["France", "bad"], answer_schema=schema, **options).answers == [{"name": "Paris"}, ""]
+    assert promptmill.bulk(["France", "bad"], schema=schema, **options).answers == [{"name": "Paris"}, ""]
 
 
 def test_fields_of_answers_are_columns_of_the_table(options: dict[str, Any], upstream: Upstream) -> None:
@@ -492,7 +492,7 @@ def test_fields_of_answers_are_columns_of_the_table(options: dict[str, Any], ups
         {"France": answer('{"k": 1, "people": 2, "sights": ["Louvre"]}')}, otherwise=status(400, "no")
     )
     table = pa.table({"prompt": ["France", "bad"], "k": ["a", "b"]})
-    found = promptmill.bulk(table, answer_schema=City, **options).table()
+    found = promptmill.bulk(table, schema=City, **options).table()
     assert found.schema.names == ["prompt", "k", "k_1", "people", "sights", "error", "finish_reason"]
     assert found["k_1"].to_pylist() == [1, None]
     assert found.schema.field("people").type == pa.float64()

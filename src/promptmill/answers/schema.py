@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from promptmill.core.bounds import LONGEST_ANSWER, LONGEST_SCHEMA, MOST_KEPT
-from promptmill.core.errors import input_error
+from promptmill.core.errors import Named, input_error
 from promptmill.core.request import is_longer
 from promptmill.core.wording import close_matches, shape
 
@@ -418,9 +418,9 @@ def with_schema(options: Mapping[str, Any], answer_schema: AnswerType | None) ->
     if answer_schema is None:
         return options
     if options.get("choices") is not None:
-        raise input_error("choices and answer_schema exclude each other; give one of them.")
+        raise input_error(Named("choices"), " and ", Named("answer_schema"), " exclude each other; give one of them.")
     if isinstance(answer_schema, Mapping) and (wrong := why_no_schema(answer_schema)):
-        raise input_error(f"answer_schema {wrong}")
+        raise input_error(Named("answer_schema"), f" {wrong}")
     schema = json_schema_of(answer_schema)
     compile_schema(schema)
     return {**options, "response_format": asking_for(schema)}

@@ -196,7 +196,7 @@ def _order_of(arguments: argparse.Namespace, inputs: Sequence[Path], output: Pat
     grid = _Grid.of(arguments)
     other = JobFolders.from_environ().at(arguments.from_job).database if arguments.from_job else None
     prompt = grid.templates if grid is not None and grid.templates else _template(arguments)
-    named = {"prompt": prompt, "system_prompt": arguments.system, "from_job": other}
+    named = {"prompt": prompt, "system_prompt": options.system_prompt_of(arguments), "from_job": other}
     return JobOrder.of(inputs, output, vars(arguments) | named, variants=() if grid is None else grid.variants)
 
 

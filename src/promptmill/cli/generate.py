@@ -17,7 +17,7 @@ import orjson
 
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Completion, Facts, Failure, Outcome
-from promptmill.cli.options import Parser, add_answer_form, add_shared, note_once, stdin_text
+from promptmill.cli.options import Parser, add_answer_form, add_shared, note_once, stdin_text, system_prompt_of
 from promptmill.cli.terminal import complain, say
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError, config_error, without_controls
@@ -69,7 +69,7 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     return generate(
         configuration,
         [_prompt_with_images(prompt, arguments.image) for prompt in prompts],
-        system_prompt=arguments.system,
+        system_prompt=system_prompt_of(arguments),
         as_json=arguments.json,
         output=arguments.output,
     )

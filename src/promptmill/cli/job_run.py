@@ -195,7 +195,7 @@ def remembered_command(given: Sequence[str], configuration: Configuration) -> li
             kept.append(redact(word))
             continue
         value = value if equals else next(words)
-        if option in _OF_FILES:
+        if option in _OF_FILES or (option == "--choices" and Path(value).is_file()):
             kept += [option, str(Path(value).absolute())]
         elif option == "--set" and (_SECRET.search(value) is None or _REFERENCE.fullmatch(value)):
             kept += [option, redact(value)]

@@ -50,8 +50,21 @@ _OPTIONS = {"from_job": "from", "assignments": "set"}
 def add_answer_form(parser: argparse._ActionsContainer) -> None:
     """Add the options that bind the form of the answers."""
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--choices", type=_choices, metavar="A,B,…", help="every answer is one of these texts")
+    form.add_argument(
+        "--choices",
+        action=_ChoicesAction,
+        metavar="A,B,…",
+        help="every answer is one of these texts; a file of labels and definitions: labels.csv",
+    )
     form.add_argument("--schema", type=Path, metavar="FILE", help="a JSON Schema that every answer must satisfy")
+    form.add_argument(
+        "--fields",
+        dest="schema_fields",
+        metavar="A,B:TYPE,…",
+        help="the same in one line: name,amount:number,day:date",
+    )
+    parser.add_argument("--choices-many", action="store_true", help="with --choices: any number of them")
+    parser.set_defaults(definitions="")
 
 
 def text_of(option: str, file: Path) -> str:
@@ -183,13 +196,23 @@ def _temperature(text: str) -> float:
     return value
 
 
-def _choices(text: str) -> object:
-    from promptmill.core.request import list_of_choices  # imported where it is needed, as above
+class _ChoicesAction(argparse.Action):
+    """Reads the labels of `--choices`, and their definitions if it names a file."""
 
-    try:
-        return list_of_choices(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{error}, such as yes,no") from None
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        from promptmill.jobs.inputs.short_forms import labels_of  # imported where it is needed, as above
+
+        del parser, option_string
+        try:
+            labels = labels_of(values)
+        except PromptmillError as error:
+            raise argparse.ArgumentError(self, error.message) from None
+        namespace.choices, namespace.definitions = list(labels.texts), labels.definitions
+
+
+def system_prompt_of(arguments: argparse.Namespace) -> str:
+    """Return the system prompt of the options: `--system`, and the definitions of the labels."""
+    return "\n\n".join(filter(None, (arguments.system, arguments.definitions)))
 
 
 def _variable(text: str) -> str:
@@ -284,24 +307,27 @@ def _check_backend(name: str) -> None:
 
 
 def _schema(arguments: argparse.Namespace) -> dict[tuple[str, ...], Any]:
-    """Return the settings for answers that keep to `--schema FILE`. Raises `PromptmillError`."""
+    """Return the settings for answers of the form that the options name. Raises `PromptmillError`."""
     file: Path | None = getattr(arguments, "schema", None)
-    if file is None:
+    fields: str | None = getattr(arguments, "schema_fields", None)
+    is_many = getattr(arguments, "choices_many", False)
+    if file is None and fields is None and not is_many:
         return {}
-    from promptmill.answers.schema import asking_for, compile_schema, why_no_schema, why_not_json
-    from promptmill.core.wording import shape
+    from promptmill.answers.schema import asking_for
+    from promptmill.jobs.inputs.short_forms import schema_in, schema_of_fields, schema_of_many
 
-    if str(file).startswith("{") and not os.path.isfile(file):  # noqa: PTH113 (too long a name is no error)
+    if is_many and arguments.choices is None:
+        raise config_error("--choices-many", "goes with --choices.")
+    if file is not None and str(file).startswith("{") and not os.path.isfile(file):  # noqa: PTH113 (too long a name is no error)
         raise config_error("--schema", "takes a file; write the schema into one: --schema schema.json")
+    option = "--choices" if is_many else "--fields" if file is None else "--schema"
     try:
-        schema = json.loads(text_of("--schema", file))
-    except json.JSONDecodeError as error:
-        raise config_error("--schema", f"{file} cannot be read: it is not JSON: {why_not_json(error)}.") from None
-    if not isinstance(schema, dict):
-        raise config_error("--schema", f"{file} holds {shape(schema)}; write a JSON Schema object into it.")
-    if wrong := why_no_schema(schema):
-        raise config_error("--schema", f"{file} {wrong}")
-    compile_schema(schema, str(file))
+        if is_many:
+            schema = schema_of_many(arguments.choices)
+        else:
+            schema = schema_of_fields(fields or "") if file is None else schema_in(file)
+    except PromptmillError as error:
+        raise config_error(option, error.message) from None
     return {("sampling_params", "response_format"): asking_for(schema), ("sampling_params", "choices"): None}
 
 

@@ -35,6 +35,7 @@ from promptmill.jobs.export.answered import AnsweredRow, answered_rows, outcomes
 from promptmill.jobs.export.text import AnswerValues, OwnValues
 from promptmill.jobs.inputs import given as given_rows
 from promptmill.jobs.inputs.given import Given
+from promptmill.jobs.inputs.short_forms import labels_of, schema_in, schema_of_fields, schema_of_many
 from promptmill.jobs.inputs.whole_files import written_whole
 from promptmill.jobs.manage.bulk_options import BulkOptions, takes_options
 from promptmill.jobs.manage.bulk_result import BulkResult, answer_of, lines_of
@@ -61,7 +62,9 @@ _ARGUMENTS = {
     "model_name": "model",
     "model_name_or_path": "model",
     "default_model": "model",
-    "response_format": "answer_schema",
+    "response_format": "schema",
+    "system_prompt": "system",
+    "answer_schema": "schema",
     "rows": "limit",  # of `Limits`
 }
 """Fields and keys whose arguments have other names."""
@@ -80,13 +83,15 @@ def bulk(rows: Any, output: str | Path | None = None, **options: Unpack[BulkOpti
 
     * Rows. `prompt`: what to ask of each row, such as "Classify: {{text}}"; a placeholder names a field, a text of a
       list is the field `text`, and a value of a column has the column's name. Without it, the field `prompt_column`
-      ("prompt") holds the prompt. `system_prompt`. `image_column`: paths or URLs of images. `each`: "file" or "line",
-      what is a row of a folder; by default each file of texts or images. `encoding` of CSV and text.
+      ("prompt") holds the prompt. `system`: the system prompt. `image_column`: paths or URLs of images. `each`: "file"
+      or "line", what is a row of a folder; by default each file of texts or images. `encoding` of CSV and text.
       `row_settings=True`: rows set their own model and sampling. `skip_empty=True`: leave rows without a prompt out.
       `limit`: only the first rows. `shard`: one part of the rows, "3/16".
-    * Answers. `choices`: the possible answers. `answer_schema`: a JSON Schema, or a pydantic class, whose instances
-      `answers` then are; or OpenAI's `response_format`. `answer_column` ("answer"): their column. `fields=False`: JSON
-      texts, not a column for each field of the schema. `n`: answers to each row. `reasoning`: "separate" or "inline".
+    * Answers. `choices`: the possible answers; a dict or a file also defines them. `choices_many=True`: any number
+      of them. `schema`: a JSON Schema, a file with one, or a pydantic class, whose instances `answers` then are; or
+      OpenAI's `response_format`. `fields="customer,amount:number"`: a schema in one line; `fields=False`: JSON texts,
+      not a column for each field of the schema. `answer_column` ("answer"): their column. `n`: answers to each row.
+      `reasoning`: "separate" or "inline".
       `logprobs`, `top_logprobs`.
     * Model, else the configuration's. `model`, `base_url` (one or several), `provider`, `api_key`, `api_key_env`: the
       name of a variable; `concurrency`: requests in flight; `tier`: "default", "flex" or "priority". `backend`.
@@ -240,6 +245,7 @@ class _Call:
         """Return a call, its rows written down. Raises `PromptmillError`."""
         given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
         with _errors([*given, "rows"]), contextlib.ExitStack() as written:
+            given |= _answer_forms(given)
             configuration = _configuration(given)
             state = {"PROMPTMILL_STATE": str(given["state"])} if "state" in given else os.environ
             folders = JobFolders.from_environ(state)
@@ -336,7 +342,7 @@ class _Call:
                 continue
             (row,) = job.folder.store.row_page(record.key, record.key)
             values = form.values(AnsweredRow(row, 0, record))
-            values[form.answer] = answer_of(values[form.answer], self.given.get("answer_schema"))
+            values[form.answer] = answer_of(values[form.answer], self.given.get("schema"))
             shown.append({form.row: record.key, **values})
         return shown
 
@@ -355,7 +361,7 @@ class _Call:
         self.forget()
         output = None if self.is_loose else spec.output.path
         names = spec.output.names or {}
-        schema = self.given.get("answer_schema")
+        schema = self.given.get("schema")
         return BulkResult(self.status, shown, names, output, self.rows, schema, self.left_out)
 
     def forget(self) -> None:
@@ -435,8 +441,28 @@ def _bar(ipython: Any) -> Watch:
     return show
 
 
+def _answer_forms(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the long forms of the options that say what an answer may be. Raises `PromptmillError`."""
+    long: dict[str, Any] = {}
+    if "choices" in given:
+        labels = labels_of(given["choices"])
+        long["choices"] = list(labels.texts)
+        if labels.definitions:
+            long["system"] = "\n\n".join(filter(None, (given.get("system"), labels.definitions)))
+        if given.get("choices_many"):
+            long |= {"choices": None, "schema": schema_of_many(labels.texts)}
+    elif given.get("choices_many"):
+        raise input_error(Named("choices_many"), " goes with ", Named("choices"), ".")
+    if isinstance(fields := given.get("fields"), str):
+        long |= {"schema": schema_of_fields(fields), "fields": True}
+    if isinstance(schema := given.get("schema"), str | Path):
+        long["schema"] = schema_in(Path(schema).expanduser())
+    return long
+
+
 def _order(given: Mapping[str, Any], inputs: Sequence[Path], output: Path, folders: JobFolders) -> JobOrder:
     """Return the order that the options make. Raises `PromptmillError`."""
+    given = {**given, "system_prompt": given.get("system")}
     if "from_job" in given:
         given = {**given, "from_job": folders.at(str(given["from_job"])).database}
     try:
@@ -451,7 +477,7 @@ def _configuration(given: Mapping[str, Any]) -> Configuration:
     endpoint = {name: given[name] for name in _OF_THE_ENDPOINT if name in given}
     config, backend, settings = given.get("config"), given.get("backend"), given.get("settings", {})
     sampling = {name: given[name] for name in Sampling.model_fields.keys() | BESIDE if name in given}
-    sampling = dict(with_schema(sampling, given.get("answer_schema")))
+    sampling = dict(with_schema(sampling, given.get("schema")))
 
     def values(raw: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
         chosen = resolved_config.settings_of(

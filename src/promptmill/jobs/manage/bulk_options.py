@@ -26,7 +26,7 @@ class RowOptions(TypedDict, total=False):
     encoding: str | None
     row_settings: bool
     skip_empty: bool
-    system_prompt: str
+    system: str
     limit: int | None
     shard: str | None
 
@@ -34,11 +34,12 @@ class RowOptions(TypedDict, total=False):
 class AnswerOptions(TypedDict, total=False):
     """The form of the answers."""
 
-    choices: Sequence[str] | None
-    answer_schema: AnswerType | None
+    choices: str | Path | Sequence[str] | Mapping[str, str] | None
+    choices_many: bool
+    schema: AnswerType | str | Path | None
     response_format: Mapping[str, Any] | None
     answer_column: str
-    fields: bool
+    fields: bool | str
     n: int | None
     reasoning: Literal["separate", "inline"] | None
     logprobs: bool | None

@@ -1,0 +1,147 @@
+"""Short forms of what an answer may be: fields in one line, labels with their definitions.
+
+customer,amount:number,date:date ─▶ a JSON Schema of an object
+labels.csv ─▶ the labels, and a text for the system prompt that defines them
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+from promptmill.answers.schema import compile_schema, why_no_schema, why_not_json
+from promptmill.core.errors import input_error
+from promptmill.core.request import list_of_choices
+from promptmill.core.values import JsonDict
+from promptmill.core.wording import did_you_mean, shape
+
+MANY = "labels"
+"""The field of an answer that holds several labels."""
+_TYPES: Mapping[str, JsonDict] = MappingProxyType(
+    {
+        "text": {"type": "string"},
+        "number": {"type": "number"},
+        "integer": {"type": "integer"},
+        "boolean": {"type": "boolean"},
+        "date": {"type": "string", "format": "date"},
+        "time": {"type": "string", "format": "date-time"},
+        "list": {"type": "array", "items": {"type": "string"}},
+    }
+)
+_FIELD = re.compile(r"\s*([^:,?]+?)\s*(?::\s*([^,?]+?)\s*)?(\?)?\s*")
+_LABELS = ("label", "labels", "choice", "name", "class", "category")
+_DEFINITIONS = ("definition", "description", "meaning", "text", "explanation")
+_FILES = (".csv", ".tsv", ".txt", ".jsonl", ".json", ".parquet", ".xlsx")
+
+
+class Labels(NamedTuple):
+    """The labels of which one is the answer."""
+
+    texts: Sequence[str]
+    definitions: str = ""
+    """A text for the system prompt that defines them; `""` without definitions."""
+
+
+def schema_of_fields(text: str) -> JsonDict:
+    """Return the JSON Schema of an object with these fields. Raises `PromptmillError` (`invalid_input`).
+
+    A field is `NAME`, `NAME:TYPE` or `NAME:one|of|these`; with `?` behind it, the field may be null.
+
+    >>> schema_of_fields("customer,amount:number?")["properties"]
+    {'customer': {'type': 'string'}, 'amount': {'type': ['number', 'null']}}
+    """
+    fields: dict[str, JsonDict] = {}
+    for part in text.split(","):
+        found = _FIELD.fullmatch(part)
+        if found is None:
+            raise input_error(f"{part.strip()[:40]!r} is no field; write NAME or NAME:TYPE, such as amount:number.")
+        name, kind, optional = found.groups()
+        if name in fields:
+            raise input_error(f"The field {name[:40]} is there twice.")
+        fields[name] = _type(kind or "text", is_optional=bool(optional))
+    return {"type": "object", "properties": fields, "required": [*fields], "additionalProperties": False}
+
+
+def _type(kind: str, *, is_optional: bool) -> JsonDict:
+    if "|" in kind:
+        options: list[str | None] = [option.strip() for option in kind.split("|")]
+        return {"enum": [*options, *([None] if is_optional else [])]}
+    known = _TYPES.get(kind)
+    if known is None:
+        types = f"the types are {', '.join(_TYPES)}, and a|b|c for one of several texts."
+        raise input_error(f"There is no type {kind[:40]!r}; {did_you_mean(kind, _TYPES, types)}")
+    return {**known, "type": [known["type"], "null"]} if is_optional else dict(known)
+
+
+def schema_in(path: Path) -> JsonDict:
+    """Return the JSON Schema in a file. Raises `PromptmillError` (`invalid_input`)."""
+    try:
+        schema = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise input_error(f"{path} cannot be read: {error.strerror}; check the path.") from None
+    except json.JSONDecodeError as error:
+        raise input_error(f"{path} cannot be read: it is not JSON: {why_not_json(error)}.") from None
+    except ValueError:
+        raise input_error(f"{path} cannot be read: it is not UTF-8 text.") from None
+    if not isinstance(schema, dict):
+        raise input_error(f"{path} holds {shape(schema)}; write a JSON Schema object into it.")
+    if wrong := why_no_schema(schema):
+        raise input_error(f"{path} {wrong}")
+    compile_schema(schema, str(path))
+    return schema
+
+
+def labels_of(choices: str | Path | Sequence[str] | Mapping[str, str]) -> Labels:
+    """Return the labels of a list, of a text with commas, of a file, or of an object with their definitions.
+
+    A file has the labels in its column `label`, or in its first one, and the definitions in the column `definition`, or
+    in the one behind it. Raises `PromptmillError` (`invalid_input`).
+    """
+    if isinstance(choices, Mapping):
+        return _labels(choices.items())
+    if isinstance(choices, Path) or (isinstance(choices, str) and choices.lower().endswith(_FILES)):
+        return _labels(_in_file(Path(choices).expanduser()))
+    return _labels((text, "") for text in _listed(choices))
+
+
+def schema_of_many(labels: Sequence[str]) -> JsonDict:
+    """Return the JSON Schema of an answer with several labels, or none."""
+    several = {"type": "array", "items": {"type": "string", "enum": [*labels]}, "maxItems": len(labels)}
+    return {"type": "object", "properties": {MANY: several}, "required": [MANY], "additionalProperties": False}
+
+
+def _labels(pairs: Iterable[tuple[str, str]]) -> Labels:
+    defined = [(str(label).strip(), " ".join(str(definition or "").split())) for label, definition in pairs]
+    texts = _listed([label for label, _ in defined])
+    if not any(definition for _, definition in defined):
+        return Labels(texts)
+    lines = [f"- {label}: {definition}" if definition else f"- {label}" for label, definition in defined]
+    return Labels(texts, "The labels:\n" + "\n".join(lines))
+
+
+def _listed(choices: object) -> Sequence[str]:
+    try:
+        found = list_of_choices(choices)
+    except ValueError as error:
+        raise input_error(f"The choices {str(error).removeprefix('should ')}, such as yes,no.") from None
+    assert isinstance(found, list)
+    return found
+
+
+def _in_file(path: Path) -> Iterable[tuple[str, str]]:
+    from promptmill.jobs.inputs.any_format import objects_in  # most calls have no such file
+
+    try:
+        rows = list(objects_in(path))
+    except OSError as error:
+        raise input_error(f"{path} cannot be read: {error.strerror}; check the path.") from None
+    names = list(rows[0]) if rows else []
+    label = next((name for name in names if name.strip().lower() in _LABELS), names[0] if names else "")
+    others = names[names.index(label) + 1 :] if names else []
+    definition = next((name for name in names if name.strip().lower() in _DEFINITIONS and name != label), None)
+    definition = definition or next(iter(others), "")
+    return [(row.get(label, ""), row.get(definition, "")) for row in rows]

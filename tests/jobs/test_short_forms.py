@@ -1,0 +1,100 @@
+"""`--fields`, and labels with definitions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import promptmill
+from promptmill.core.errors import PromptmillError
+from promptmill.jobs.inputs.short_forms import labels_of, schema_of_fields
+from replies import answer
+
+
+def test_fields_in_one_line_are_a_schema() -> None:
+    schema = schema_of_fields("customer, amount: number, date:date?, kind:a | b?, tags:list")
+    assert schema == {
+        "type": "object",
+        "properties": {
+            "customer": {"type": "string"},
+            "amount": {"type": "number"},
+            "date": {"type": ["string", "null"], "format": "date"},
+            "kind": {"enum": ["a", "b", None]},
+            "tags": {"type": "array", "items": {"type": "string"}},
+        },
+        "required": ["customer", "amount", "date", "kind", "tags"],
+        "additionalProperties": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a,,b", "'' is no field"),
+        ("a:numbr", "no type 'numbr'; did you mean number?"),
+        ("a:x", "the types are text, number"),
+        ("a,a", "The field a is there twice"),
+    ],
+)
+def test_a_wrong_field_is_answered_with_the_remedy(text: str, said: str) -> None:
+    with pytest.raises(PromptmillError, match=said):
+        schema_of_fields(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("labels.csv", "label,definition\ngood,It praises.\nbad,It complains.\n"),
+        ("labels.csv", "Kategorie;Bedeutung\ngood;It praises.\nbad;It complains.\n"),
+        (
+            "labels.jsonl",
+            '{"description": "It praises.", "name": "good"}\n{"name": "bad", "description": "It complains."}',
+        ),
+    ],
+)
+def test_labels_and_their_definitions_are_read_from_a_file(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    labels = labels_of(tmp_path / name)
+    assert labels.texts == ["good", "bad"]
+    assert labels.definitions == "The labels:\n- good: It praises.\n- bad: It complains."
+
+
+def test_a_list_of_labels_has_no_definitions(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("good\nbad\n")
+    assert labels_of(tmp_path / "labels.txt") == labels_of("good, bad") == (["good", "bad"], "")
+
+
+def test_definitions_go_into_the_system_prompt(bench: Any) -> None:
+    bench.write([{"text": "nice"}])
+    (bench.path / "labels.csv").write_text("label,definition\ngood,It praises.\nbad,It complains.\n")
+    bench.upstream.reply = answer('{"answer": "good"}')
+    options = ("--prompt", "{{text}}", "--choices", str(bench.path / "labels.csv"), "--system", "Be strict.")
+    bench.succeed(*options)
+    system = bench.upstream.seen[0].json["messages"][0]
+    assert system == {
+        "role": "system",
+        "content": "Be strict.\n\nThe labels:\n- good: It praises.\n- bad: It complains.",
+    }
+    assert [row["answer"] for row in bench.answers()] == ["good"]
+
+
+def test_several_labels_may_be_the_answer(bench: Any) -> None:
+    bench.write([{"text": "nice"}])
+    bench.upstream.reply = answer('{"labels": ["good", "new"]}')
+    bench.succeed("--prompt", "{{text}}", "--choices", "good,bad,new", "--choices-many")
+    assert bench.answers()[0]["answer"] == {"labels": ["good", "new"]}
+    assert "--choices-many: goes with --choices" in bench.fail("--prompt", "{{text}}", "--choices-many")
+
+
+def test_python_has_the_same_short_forms(bench: Any) -> None:
+    bench.upstream.reply = answer(json.dumps({"name": "Paris", "people": 2}))
+    options = {"model": "m", "base_url": bench.upstream.url, "api_key": "none", "progress": False}
+    found = promptmill.bulk(["France"], fields="name,people:integer", **options)
+    assert found.answers == [{"name": "Paris", "people": 2}]
+    bench.upstream.reply = answer('{"answer": "good"}')
+    found = promptmill.bulk(["nice"], choices={"good": "It praises.", "bad": "It complains."}, **options)
+    assert found.answers == ["good"]
+    assert "It praises." in bench.upstream.seen[-1].json["messages"][0]["content"]
