@@ -42,7 +42,7 @@ def test_the_output_has_the_order_of_the_input_and_appears_by_a_rename(job: Inge
     partial = write(job)
     assert not job.target.exists()
     assert partial.parent == job.target.parent
-    before = OutputRecord.of(partial, None)
+    before = OutputRecord.of(output.stamp_of(partial, job.target), None)
     output.publish(partial, job.target, may_replace=False)
     assert before.is_still(job.target)
     found = [json.loads(line) for line in job.target.read_text().splitlines()]
@@ -140,7 +140,7 @@ class Rewritten:
         made = job.store.get("output")
         own = None if made is None else OutputRecord.model_validate(made)
         written = output.write_output(job.store, job.spec, output.Rules(limit), own)
-        record = OutputRecord.of(written.partial, limit, job.target)
+        record = OutputRecord.of(written.stamp, limit, job.target)
         job.store.put(output=record.model_dump(mode="json"), written=written.blocks)
         output.publish(written.partial, job.target, may_replace=True)
         job.store.change(("DELETE FROM edited", [()]))

@@ -60,7 +60,7 @@ def add_options(bulk: Parser) -> None:
         "input",
         nargs="+",
         metavar="INPUT",
-        help=".jsonl, .json, .txt, .csv, .tsv, .parquet, .gz and .zst of them; folders, patterns, URLs; several; -",
+        help=".csv, .xlsx, .parquet, .jsonl, .txt, .db, …; FILE.xlsx#SHEET, FILE.db#TABLE; folders, patterns, URLs; -",
     )
     bulk.add_argument(
         "output", metavar="OUTPUT", help="written atomically when all rows are done, in input order; or -"
@@ -98,6 +98,7 @@ def add_options(bulk: Parser) -> None:
     group.add_argument(
         "--encoding", type=_encoding, metavar="NAME", help="of CSV, TSV and text, if not UTF-8: cp1252, utf-16, …"
     )
+    group.add_argument("--sql", metavar="QUERY", help="the rows of INPUT, a database: 'select id, body from mails'")
     group.add_argument("--output-format", default="", metavar="NAME", help="on stdout: jsonl, json, csv, …")
     group.add_argument("--overwrite", action="store_true", help="replace OUTPUT even if the job did not make it")
     group.add_argument("--state", type=Path, metavar="DIR", help="keep the job in DIR instead of beside OUTPUT")

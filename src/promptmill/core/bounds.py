@@ -78,6 +78,8 @@ base64 is below it, and sixteen such rows in flight fit the memory of a small ma
 TOO_LONG = "is longer than 64 MiB"
 MOST_FILES = 10_000
 """Files that patterns find; twenty times as many are looked at, so that `/**` ends."""
+LARGEST_WORKBOOK = 512 << 20
+"""Bytes of XML in a workbook: a sheet is read whole, into five times its size. A million short rows have 100 MB."""
 LONGEST_COLUMN = 200
 """Characters of a column's name that a call chooses: each row of the output repeats it."""
 MOST_COLUMNS = 100_000

@@ -70,6 +70,13 @@ def variant_values(spec: JobSpec, slot: int) -> dict[str, str]:
     return {names.get(name, name): values[name] for name in variant_fields(spec)}
 
 
+def own_names(spec: JobSpec) -> set[str]:
+    """Return the names that the columns of a job may have in its output."""
+    schema, names = schema_columns(spec), spec.output.names or {}
+    usual = dict.fromkeys((*OURS, *variant_fields(spec))) if schema is None else {**dict.fromkeys(OURS), **schema.names}
+    return {names.get(key, name or key) for key, name in usual.items()}
+
+
 def schema_columns(spec: JobSpec) -> SchemaColumns | None:
     """Return the columns of a job whose answers have a schema."""
     if spec.output.answer_schema is None:

@@ -45,7 +45,7 @@ def write_part(store: JobDatabase, spec: JobSpec) -> output.Written:
     }
     with output.partial_file(spec, spec.output.path) as (partial, out):
         out.write(orjson.dumps(about, option=orjson.OPT_APPEND_NEWLINE | orjson.OPT_SORT_KEYS))
-    return output.Written(partial, rows)
+    return output.Written(partial, output.stamp_of(partial, spec.output.path), rows)
 
 
 def join(
@@ -65,7 +65,7 @@ def join(
             stores = [opened.enter_context(folder.reading()) for folder, _ in parts]
             output_format = formats.format_of_output(target, spec.input.format)
             rows = output.noted(joined_rows(stores, spec), output.Rules(note=passed))
-            partial = output.write(stores, spec, target, output_format, rows)
+            partial, _ = output.write(stores, spec, target, output_format, rows)
             if target.exists() and not overwrite:
                 try:
                     is_same = filecmp.cmp(partial, target, shallow=False)

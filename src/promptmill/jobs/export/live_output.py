@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from promptmill.core.errors import Code, PromptmillError, input_error
-from promptmill.jobs import disk
+from promptmill.jobs import disk, members
 from promptmill.jobs.export import output
 from promptmill.jobs.export.answered import Following, answered_rows, answers_so_far, outcomes_so_far
 from promptmill.jobs.inputs import formats
@@ -106,7 +106,7 @@ def export(folder: Folder, target: Path, *, failures: bool) -> int:
     may be running. Raises `PromptmillError` (`invalid_input`, `storage`).
     """
     spec, target = folder.known_spec(), real_path(target)
-    if target.exists():
+    if members.stamp(target) is not None:
         raise input_error(f"{target} exists; name another file.")
     output_format = formats.format_of_output(target, spec.input.format)
     formats.check_installed(target)
@@ -116,7 +116,7 @@ def export(folder: Folder, target: Path, *, failures: bool) -> int:
             if spec.output.names is None:
                 raise input_error(f"The input of job {spec.job_id} was not read yet; run the job first.")
             rows = answered_rows(store, spec, outcomes_so_far if failures else answers_so_far)
-            partial = output.write([store], spec, target, output_format, rows)
+            partial, _ = output.write([store], spec, target, output_format, rows)
             try:
                 output.publish(partial, target, may_replace=False)
             finally:

@@ -8,6 +8,7 @@ Blocks of rows that have not changed since the job wrote the output before are c
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import itertools
@@ -22,14 +23,15 @@ import orjson
 
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.values import JsonDict, JsonObject
-from promptmill.jobs import disk
+from promptmill.jobs import disk, members
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows, every_answer
 from promptmill.jobs.export.batch_output import CustomIds
-from promptmill.jobs.export.text import TextForm, text_form, write_text
+from promptmill.jobs.export.sql_file import copy_table, write_table
+from promptmill.jobs.export.text import TableForm, TextForm, text_form, write_text
 from promptmill.jobs.inputs import formats
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.binding import BLOCK_ROWS
-from promptmill.jobs.store.database import HaltedError, JobDatabase
+from promptmill.jobs.store.database import HaltedError, JobDatabase, Row
 from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.spec import JobSpec, OutputRecord
 
@@ -56,6 +58,8 @@ class Written:
     """An output that still has its temporary name."""
 
     partial: Path
+    stamp: tuple[int, int]
+    """The stamp that the output will have, see `members.stamp`."""
     end: int
     """The number of the row after its last one."""
     warning: str = ""
@@ -73,14 +77,26 @@ def write_output(store: JobDatabase, spec: JobSpec, rules: Rules, own: OutputRec
     rows = noted(answered_rows(store, spec, every_answer, 0, end), rules)
     if spec.input.format == "batch":
         with contextlib.closing(CustomIds(store.path.with_name("duplicates"))) as ids:
-            partial = write([store], spec, target, spec.output.format, rows, ids=ids)
-            return Written(partial, end, ids.warning)
+            partial, _ = write([store], spec, target, spec.output.format, rows, ids=ids)
+            return Written(partial, stamp_of(partial, target), end, ids.warning)
     if spec.output.format not in _COPIED or formats.compression_of(target):
-        return Written(write([store], spec, target, spec.output.format, rows), end)
+        partial, warning = write([store], spec, target, spec.output.format, rows)
+        return Written(partial, stamp_of(partial, target), end, warning)
     form = text_form(spec, spec.output.format, statistics.extra_fields(store), store.rows())
     blocks = _Blocks(store, spec, form, own)
     with partial_file(spec, target) as (partial, out):
-        return Written(partial, end, blocks=blocks.write(out, end, rules))
+        written = blocks.write(out, end, rules)
+    return Written(partial, stamp_of(partial, target), end, blocks=written)
+
+
+def stamp_of(partial: Path, target: Path) -> tuple[int, int]:
+    """Return the stamp that the output at `target` will have, once it is what `partial` is now. Raises `OSError`."""
+    file, table = members.split(target)
+    is_table = table and file.suffix.lower() in members.DATABASES
+    found = members.table_stamp(partial, table) if is_table else members.stamp(partial)
+    if found is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(partial))
+    return found
 
 
 def write(
@@ -91,12 +107,49 @@ def write(
     answered: Iterable[AnsweredRow],
     *,
     ids: CustomIds | None = None,
-) -> Path:
-    """Write the rows of databases to a temporary file; return its path. Raises as `answered`, and `OSError`."""
+) -> tuple[Path, str]:
+    """Write the rows of databases to a temporary file; return its path, and a warning or `""`.
+
+    Raises as `answered`, and `OSError`.
+    """
     compression = formats.compression_of(target)
-    with partial_file(spec, target) as (partial, out), formats.compressed(out, compression) as content:
-        write_rows(stores, spec, content, output_format, answered, ids=ids)
-    return partial
+    with partial_file(spec, target) as (partial, out):
+        if output_format == "sql":
+            write_table(partial, members.split(target)[1], _table_form(stores, spec), answered)
+            return partial, ""
+        if output_format == "xlsx":
+            return partial, _write_workbook(stores, spec, out, answered, target)
+        with formats.compressed(out, compression) as content:
+            write_rows(stores, spec, content, output_format, answered, ids=ids)
+    return partial, ""
+
+
+def _extra(stores: Sequence[JobDatabase]) -> set[str]:
+    """Return the optional fields that some answer has."""
+    return {name for store in stores for name in statistics.extra_fields(store)}
+
+
+def _table_form(stores: Sequence[JobDatabase], spec: JobSpec) -> TableForm:
+    return TableForm.of(spec, spec.output.format, _extra(stores), _stored(stores))
+
+
+def _stored(stores: Sequence[JobDatabase]) -> Iterator[Row]:
+    return itertools.chain.from_iterable(store.rows() for store in stores)
+
+
+def _write_workbook(
+    stores: Sequence[JobDatabase],
+    spec: JobSpec,
+    out: IO[bytes],
+    answered: Iterable[AnsweredRow],
+    target: Path | None = None,
+) -> str:
+    """Write rows into a workbook; return a warning or `""`. Raises as `WorkbookWriter.write`."""
+    from promptmill.jobs.export.workbook_file import WorkbookWriter  # few jobs write one
+
+    writer = WorkbookWriter(spec, _table_form(stores, spec))
+    writer.write(out, answered, target)
+    return writer.warning
 
 
 def write_rows(
@@ -109,10 +162,11 @@ def write_rows(
     ids: CustomIds | None = None,
 ) -> None:
     """Write rows into a file. Raises as `answered`, and `OSError`."""
-    extra: set[str] = set()
-    if output_format in formats.TABLES:
-        extra = {name for store in stores for name in statistics.extra_fields(store)}
-    stored = itertools.chain.from_iterable(store.rows() for store in stores)
+    if output_format == "xlsx":
+        _write_workbook(stores, spec, out, answered)
+        return
+    extra = _extra(stores) if output_format in formats.TABLES else set()
+    stored = _stored(stores)
     if output_format == "parquet":
         from promptmill.jobs.export.parquet_file import write_parquet  # imported where it is needed
 
@@ -247,10 +301,13 @@ def publish(partial: Path, target: Path, *, may_replace: bool) -> None:
     `OSError`.
     """
     check_folder(target)
-    if may_replace:
-        partial.replace(target)
+    file, member = members.split(target)
+    if member and file.suffix.lower() in members.DATABASES:
+        copy_table(partial, target)
+    elif may_replace:
+        partial.replace(file)
     else:
-        _place(partial, target)
+        _place(partial, file)
     disk.sync_folder(target.parent)
 
 

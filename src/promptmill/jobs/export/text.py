@@ -6,7 +6,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import IO, Any
@@ -144,6 +144,22 @@ class AnswerValues:
         target = self._spec.targets[answered.slot]
         values_ = {MODEL: target.model, VARIANT: target.name}
         return {name: values_[name] for name in self._variants}
+
+
+@dataclass(frozen=True, slots=True)
+class TableForm:
+    """The columns of a table with typed values."""
+
+    own: OwnValues
+    answers: AnswerValues
+    names: Sequence[str]
+    """The rows' own columns."""
+
+    @classmethod
+    def of(cls, spec: JobSpec, output_format: str, extra: Iterable[str], stored: Iterable[Row]) -> TableForm:
+        """Return the form of an output. `extra`, `stored`: see `text_form`."""
+        own = OwnValues(spec)
+        return cls(own, AnswerValues(spec, output_format, extra), own.names_in(stored))
 
 
 @dataclass(frozen=True, slots=True)

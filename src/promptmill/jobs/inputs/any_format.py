@@ -6,7 +6,7 @@ import codecs
 import contextlib
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import MappingProxyType
 
@@ -21,15 +21,17 @@ from promptmill.jobs.inputs.formats import CELLS, TABLES, check_installed, compr
 from promptmill.jobs.inputs.json_lines import JsonLines, first_objects, is_array
 from promptmill.jobs.inputs.questions import check_first_objects, distinct, questions_of
 from promptmill.jobs.inputs.row import Input
+from promptmill.jobs.inputs.sql_table import SqlTable
 from promptmill.jobs.store.order import Question
 
 _FIRST_ROWS = 20
+_BINARY = frozenset({"parquet", "xlsx", "sql"})
 # First bytes of other files that are named like a text file.
 _SIGNS = MappingProxyType(
     {
         b"\x1f\x8b": "compressed with gzip; name it {}.gz",
         b"\x28\xb5\x2f\xfd": "compressed with zstd; name it {}.zst",
-        b"PK\x03\x04": "a ZIP archive or a spreadsheet such as .xlsx; unpack it, or save its sheet as CSV",
+        b"PK\x03\x04": "a ZIP archive or a workbook; unpack it, or name it {}.xlsx",
         b"PAR1": "a Parquet file; give it the suffix .parquet",
     }
 )
@@ -51,10 +53,12 @@ def format_of_input(files: InputFiles) -> str:
         start = stream.read(4)
     if files.encoding is not None and kind not in CELLS:
         raise input_error(Named("encoding"), f" goes with {', '.join(sorted(CELLS))} files; {kind} has its own.")
-    if files.encoding is None and (name := _utf_16(start)):  # of Excel's "Unicode text", and of `>` in some shells
+    if (
+        files.encoding is None and kind not in _BINARY and (name := _utf_16(start))
+    ):  # of Excel's "Unicode text", and of `>` in some shells
         reads = Named("encoding", name, "; {} reads it") if kind in CELLS else "; save it as UTF-8"
         raise input_error(f"The input file {path.name} is UTF-16 text", reads, ".")
-    if kind != "parquet" and (found := next((what for sign, what in _SIGNS.items() if start.startswith(sign)), None)):
+    if kind not in _BINARY and (found := next((what for sign, what in _SIGNS.items() if start.startswith(sign)), None)):
         once_more = found.startswith("compressed") and compression_of(path)
         what = "compressed twice; decompress it once" if once_more else found.format(path.name)
         raise input_error(f"The input file {path.name} is {what}.")
@@ -69,14 +73,20 @@ def check_columns(question: Question, input_format: str, files: InputFiles) -> N
         check_first_objects(question, first_objects(files))
 
 
-def input_of(files: InputFiles, input_format: str) -> Input:
-    """Return the rows of files. Raises `PromptmillError` (`invalid_input`)."""
+def input_of(files: InputFiles, input_format: str, without: Collection[str] = ()) -> Input:
+    """Return the rows of files; of a workbook `without` some columns. Raises `PromptmillError` (`invalid_input`)."""
     if input_format in CELLS:
         return CellTable(files, input_format)
     if input_format == "parquet":
         from promptmill.jobs.inputs.parquet import ParquetTable  # imported where it is needed
 
         return ParquetTable(files)
+    if input_format == "xlsx":
+        from promptmill.jobs.inputs.workbook import SheetTable  # as above
+
+        return SheetTable(files, without)
+    if input_format == "sql":
+        return SqlTable(files)
     return JsonLines(files)
 
 

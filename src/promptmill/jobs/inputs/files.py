@@ -23,6 +23,7 @@ from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.wording import close_matches
 from promptmill.jobs.disk import why
 from promptmill.jobs.inputs.formats import SUFFIXES, compression_of, plain
+from promptmill.jobs.members import DATABASES, file_of, split
 from promptmill.jobs.store.database import HaltedError
 from promptmill.system.safe_open import NoFileError, OutsideError, open_regular, real_path
 
@@ -44,6 +45,8 @@ class Part:
     path: Path
     columns: Mapping[str, str] = field(default_factory=dict)
     """Columns that its path adds to its rows: `source_file`, and folders such as `year=2025`."""
+    member: str = ""
+    """The sheet, the table or the query whose rows count; `""`: the only one."""
 
 
 def find(given: Sequence[Path], output: Path) -> list[Part]:
@@ -57,11 +60,12 @@ def find(given: Sequence[Path], output: Path) -> list[Part]:
     for path in given:
         _check_kind(path)
     if len(given) == 1 and not is_several(given[0]):
-        return [Part(real_path(given[0]))]
+        path, member = split(given[0])
+        return [Part(real_path(path), member=member)]
     found: list[tuple[Path, Mapping[str, str]]] = []
     for path in given:
         if is_several(path):
-            files = filter(_is_known, all_files(path, output))
+            files = (file for file in all_files(path, output) if _is_known(file) and file.suffix not in DATABASES)
             is_folder = path.is_dir()
             new = [
                 (file, _partitions(file.relative_to(path).parts[:-1]) if is_folder else _NO_COLUMNS) for file in files
@@ -72,11 +76,12 @@ def find(given: Sequence[Path], output: Path) -> list[Part]:
             holds = f"There is no file of rows at {path}; it may hold {', '.join(SUFFIXES)} files."
             raise input_error(holds, *(_OF_IMAGES if _has_images(path) else ()))
         found += new
-    paths = [real_path(path) for path, _ in found]
+    members = [split(path)[1] for path, _ in found]
+    paths = [real_path(file_of(path)) for path, _ in found]
     common = Path(os.path.commonpath([path.parent for path in paths]))
     return [
-        Part(path, {FILE_COLUMN: path.relative_to(common).as_posix(), **columns})
-        for path, (_, columns) in zip(paths, found, strict=True)
+        Part(path, {FILE_COLUMN: path.relative_to(common).as_posix(), **columns}, member)
+        for path, member, (_, columns) in zip(paths, members, found, strict=True)
     ]
 
 
@@ -118,7 +123,8 @@ def all_files(given: Path, output: Path | None = None) -> list[Path]:
 
 def _counts(path: Path, output: Path | None) -> bool:
     """Return whether a file of a folder belongs to the input: writers add `_SUCCESS` and hidden files."""
-    return not path.name.startswith((".", "_")) and path.is_file() and (output is None or real_path(path) != output)
+    hidden = (".", "_", "~$")  # `~$` is Excel's mark of a workbook that is open
+    return not path.name.startswith(hidden) and path.is_file() and (output is None or real_path(path) != output)
 
 
 def _partitions(folders: Sequence[str]) -> Mapping[str, str]:
@@ -141,9 +147,9 @@ class InputFiles:
     def stamp(self) -> tuple[int, int]:
         """Return `(size in bytes, version)`: for one file, the version is the time of its last change in ns."""
         found = [part.path.stat() for part in self.parts]
-        if len(found) == 1:
+        if len(found) == 1 and not self.parts[0].member:
             return found[0].st_size, found[0].st_mtime_ns
-        names = [dict(part.columns) for part in self.parts]
+        names = [(part.member, dict(part.columns)) for part in self.parts]
         seen = repr([names, *((stat.st_size, stat.st_mtime_ns) for stat in found)]).encode()
         return sum(stat.st_size for stat in found), int.from_bytes(hashlib.blake2b(seen, digest_size=7).digest())
 
@@ -154,8 +160,8 @@ class InputFiles:
         """
         digest = hashlib.sha256()
         for part in self.parts:
-            if part.columns:
-                digest.update(repr(dict(part.columns)).encode())
+            if part.columns or part.member:
+                digest.update(repr((part.member, dict(part.columns))).encode())
             with self._opened(part) as file:
                 while block := file.read(_COPY):
                     digest.update(block)

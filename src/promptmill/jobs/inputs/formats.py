@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import IO, Any, cast
 
 from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.jobs import members
 from promptmill.system.installation import adding
 
 SUFFIXES = MappingProxyType(
@@ -22,6 +23,8 @@ SUFFIXES = MappingProxyType(
         ".csv": "csv",
         ".tsv": "tsv",
         ".parquet": "parquet",
+        **members.WORKBOOKS,
+        **members.DATABASES,
     }
 )
 """Each may be followed by one of `COMPRESSED`."""
@@ -29,10 +32,20 @@ COMPRESSED = MappingProxyType({".gz": "gz", ".zst": "zst"})
 LINES = frozenset({"jsonl", "batch", "messages"})
 """Formats of an input whose rows are lines of JSON."""
 CELLS = frozenset({"csv", "tsv", "txt"})
-TABLES = CELLS | {"parquet"}
+TABLES = CELLS | {"parquet", "xlsx", "sql"}
 _LEVEL = 6  # gzip's own default; Python's is 9, three times slower for one percent
-_SHEETS = frozenset({".xlsx", ".xls", ".ods", ".xlsm"})
-_OUTPUTS = ("jsonl", "json", "csv", "tsv", "parquet")
+_OUTPUTS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".xlsx", ".db#TABLE")
+_WRITTEN = frozenset({"jsonl", "json", "csv", "tsv", "parquet", "xlsx", "sql"})
+_ONLY_READ = frozenset({".xls", ".xlsb", ".xlsm", ".ods"})
+_PACKAGES = MappingProxyType(
+    {
+        ".parquet": "pyarrow",
+        ".zst": "pyarrow",
+        ".duckdb": "duckdb",
+        **dict.fromkeys(members.WORKBOOKS, "python_calamine"),
+    }
+)
+"""The module that reads or writes files of a suffix."""
 
 
 def format_by_suffix(path: Path, role: str) -> str:
@@ -44,11 +57,6 @@ def format_by_suffix(path: Path, role: str) -> str:
     suffix = plain(path).suffix
     kind = SUFFIXES.get(suffix.lower())
     if kind is None:
-        if suffix.lower() in _SHEETS and role.startswith("output"):
-            named = path.with_suffix(".csv").name
-            raise input_error(f"Spreadsheets are not written: name the {role} {named}, which every spreadsheet opens.")
-        if suffix.lower() in _SHEETS:
-            raise input_error(f"The {role} {path.name} is a spreadsheet; save it as CSV (or .tsv, .parquet, .jsonl).")
         found = f"ends with {suffix!r:.20}" if suffix else "has no suffix"
         raise input_error(
             f"The {role} {path.name} {found}; use one of {', '.join(SUFFIXES)}, with .gz or .zst behind it or not."
@@ -66,15 +74,17 @@ def compression_of(path: Path) -> str:
 
 
 def plain(path: Path) -> Path:
-    return path.with_suffix("") if compression_of(path) else path
+    """Return the file without the suffix of its compression, and without the table in it."""
+    return path.with_suffix("") if compression_of(path) else members.file_of(path)
 
 
 def format_of_output(path: Path, input_format: str) -> str:
     """Return the format of the output. Raises `PromptmillError` (`invalid_input`) if an output cannot have it."""
-    kind = format_by_suffix(path, "output file")
-    if kind not in _OUTPUTS:
-        possible = ", ".join(f".{kind}" for kind in _OUTPUTS)
-        raise input_error(f"An output ends with {possible}, not {plain(path).suffix}: a row has several columns.")
+    kind, suffix = format_by_suffix(path, "output file"), plain(path).suffix.lower()
+    if kind not in _WRITTEN or suffix in _ONLY_READ:
+        raise input_error(f"An output ends with {', '.join(_OUTPUTS)}, not {suffix}.")
+    if kind == "sql" and not members.split(path)[1]:
+        raise input_error(f"The output {path.name} is a database; name a table in it: '{path.name}#answers'.")
     return "batch" if input_format == "batch" and kind == "jsonl" else kind
 
 
@@ -86,10 +96,12 @@ def row_kind(input_format: str) -> str:
 def check_installed(*paths: Path) -> None:
     """Raise `PromptmillError` (`missing_dependency`) when some of `paths` cannot be read or written here."""
     for path in paths:
-        needed = next((suffix for suffix in (".parquet", ".zst") if suffix in path.name.lower()), None)
-        if needed is not None and importlib.util.find_spec("pyarrow") is None:
-            name = "Parquet" if needed == ".parquet" else needed
-            raise PromptmillError(Code.MISSING_DEPENDENCY, f"{name} files need pyarrow.", adding("files"))
+        suffixes = {suffix.lower() for suffix in (path.suffix, plain(path).suffix)}
+        for suffix in suffixes & _PACKAGES.keys():
+            if importlib.util.find_spec(module := _PACKAGES[suffix]) is None:
+                name = "Parquet" if suffix == ".parquet" else suffix
+                package = module.replace("_", "-")
+                raise PromptmillError(Code.MISSING_DEPENDENCY, f"{name} files need {package}.", adding("files"))
 
 
 @contextmanager

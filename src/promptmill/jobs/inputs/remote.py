@@ -24,8 +24,8 @@ from promptmill.core.values import JsonDict
 from promptmill.jobs import disk
 from promptmill.jobs.inputs import files
 from promptmill.jobs.inputs.given import Given, root_of
+from promptmill.jobs.members import stamp
 from promptmill.jobs.store.index import JobFolders
-from promptmill.jobs.store.spec import stamp
 from promptmill.system.installation import adding
 from promptmill.system.safe_open import make_private
 

@@ -16,7 +16,7 @@ from typing import Any
 from promptmill.core import values
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.secret_text import find_field
-from promptmill.jobs.inputs.any_format import format_of_input
+from promptmill.jobs.inputs.any_format import format_of_input, input_of
 from promptmill.jobs.inputs.cells import CellTable
 from promptmill.jobs.inputs.files import InputFiles
 from promptmill.jobs.inputs.formats import CELLS, format_by_suffix
@@ -25,6 +25,7 @@ from promptmill.jobs.store.database import HaltedError, JobDatabase
 from promptmill.jobs.store.spec import InputSpec
 from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule
 
+_PACKED = frozenset({"parquet", "xlsx"})  # calls may name no database
 _BLOCK = 1 << 20
 _BYTES = b"promptmill:bytes"  # the tag of `values`
 _BEGINNING = 4 << 20  # most files of a call are smaller; it takes 30 ms
@@ -32,8 +33,8 @@ OTHERWISE = "Name another file, or answer this one with `promptmill bulk` in a s
 
 
 def check_beginning(files: InputFiles, rule: FileRule) -> None:
-    """Raise `PromptmillError` (`invalid_input`) for secrets in the first megabytes, unless the file is Parquet."""
-    if not rule.is_guarded or _is_parquet(files):
+    """Raise `PromptmillError` (`invalid_input`) for secrets in the first megabytes of text."""
+    if not rule.is_guarded or _format(files) in _PACKED:
         return
     with files.stream() as stream:
         blocks = (stream.read(_BLOCK) for _ in range(_BEGINNING // _BLOCK))
@@ -46,8 +47,10 @@ def check_beginning(files: InputFiles, rule: FileRule) -> None:
 
 
 def check_columns(files: InputFiles, rule: FileRule) -> None:
-    """Raise `PromptmillError` (`invalid_input`) if columns of Parquet have names of secrets."""
-    if rule.is_guarded and _is_parquet(files):
+    """Raise `PromptmillError` (`invalid_input`) if columns of Parquet or of a sheet have names of secrets."""
+    if rule.is_guarded and _format(files) == "xlsx":
+        _check_names(files.parts[0].path.name, input_of(files, "xlsx").header)
+    if rule.is_guarded and _format(files) == "parquet":
         from promptmill.jobs.inputs.parquet import ParquetTable  # imported where it is needed
 
         _check_names(files.parts[0].path.name, _names_in(ParquetTable(files).schema))
@@ -99,8 +102,8 @@ def _bytes_in(value: Any) -> Iterator[bytes]:
                 yield from _bytes_in(inner)
 
 
-def _is_parquet(files: InputFiles) -> bool:
-    return format_by_suffix(files.parts[0].path, "input file") == "parquet"
+def _format(files: InputFiles) -> str:
+    return format_by_suffix(files.parts[0].path, "input file")
 
 
 def _names_of_texts(value: Any) -> Iterator[str]:

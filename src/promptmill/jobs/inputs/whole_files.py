@@ -78,7 +78,7 @@ def are_asked_whole(given: Sequence[Path], each: str | None) -> bool:
         return given[0].suffix.lower() in IMAGES
     found = itertools.islice(itertools.chain.from_iterable(map(all_files, given)), _LOOKED_AT)
     kinds = {SUFFIXES.get(plain(path).suffix.lower(), "") for path in found}
-    return bool(kinds) and kinds <= {"txt", ""}
+    return bool(kinds) and kinds <= {"txt", "", "sql"}  # Windows keeps `Thumbs.db` among pictures
 
 
 def question_of(question: Question) -> Question:

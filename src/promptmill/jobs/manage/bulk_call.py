@@ -84,8 +84,9 @@ def bulk(rows: Any, output: str | Path | None = None, **options: Unpack[BulkOpti
     * Rows. `prompt`: what to ask of each row, such as "Classify: {{text}}"; a placeholder names a field, a text of a
       list is the field `text`, and a value of a column has the column's name. Without it, the field `prompt_column`
       ("prompt") holds the prompt. `system`: the system prompt. `image_column`: paths or URLs of images. `each`: "file"
-      or "line", what is a row of a folder; by default each file of texts or images. `encoding` of CSV and text.
-      `row_settings=True`: rows set their own model and sampling. `skip_empty=True`: leave rows without a prompt out.
+      or "line", what is a row of a folder; by default each file of texts or images. `encoding` of CSV and text. `sql`:
+      the query whose rows are asked, of a database. `row_settings=True`: rows set their own model and sampling.
+      `skip_empty=True`: leave rows without a prompt out.
       `limit`: only the first rows. `shard`: one part of the rows, "3/16".
     * Answers. `choices`: the possible answers; a dict or a file also defines them. `choices_many=True`: any number
       of them. `schema`: a JSON Schema, a file with one, or a pydantic class, whose instances `answers` then are; or

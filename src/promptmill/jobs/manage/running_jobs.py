@@ -18,6 +18,7 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LARGEST_PAGE, LONGEST_PATH, MOST_RUNNERS
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.secret_text import SecretFinder, find_field
+from promptmill.jobs import members
 from promptmill.jobs.caller import USER, Caller
 from promptmill.jobs.columns import answer_fields, variant_values
 from promptmill.jobs.export.answered import answered_rows
@@ -53,7 +54,7 @@ _NAME_ANOTHER = "Name another file."
 Only = Literal["all", "answers", "failed"]
 Approve: TypeAlias = Callable[[float | None, float | None], Awaitable[None]]
 """Gets the estimated and the highest cost of a job (None: unknown). It raises to prevent the job."""
-_FORMATS = frozenset({"jsonl", "csv", "tsv", "parquet"})
+_FORMATS = frozenset({"jsonl", "csv", "tsv", "parquet", "xlsx"})
 
 
 class RunningJobs:
@@ -500,7 +501,9 @@ class RunningJobs:
             raise input_error(f"{name} has {len(text):,} characters; no path is that long.")
         rule, path = self._rule(), home_expanded(text)
         try:
-            real = rule.resolved(path)
+            file, member = members.split(path)
+            real = rule.resolved(file)
+            real = real.with_name(f"{real.name}#{member}") if member else real
         except (OSError, ValueError, RuntimeError):
             raise input_error(f"{name} is not a usable path.") from None
         except OutsideError:
@@ -512,8 +515,8 @@ class RunningJobs:
         if kind not in _FORMATS:  # the user's texts and JSON files are no concern of a caller
             whole = "; `files` sends whole texts." if (name, kind) == ("input_file", "txt") else "."
             raise input_error(
-                f"{name} is a .{kind} file; use one of .jsonl, .csv, .tsv, .parquet here: others may be a program's"
-                f"{whole}"
+                f"{name} is a .{kind} file; use one of .jsonl, .csv, .tsv, .parquet, .xlsx here: others may be a "
+                f"program's{whole}"
             )
         if input_files.is_several(real):
             raise input_error(f"{name} is a folder or a pattern; name a file.")

@@ -18,7 +18,7 @@ from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LONGEST_COLUMN
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
-from promptmill.jobs import disk
+from promptmill.jobs import columns, disk, members
 from promptmill.jobs.columns import OURS
 from promptmill.jobs.ingest import Bind, Rules, ingest, rebind
 from promptmill.jobs.inputs import files as input_files
@@ -27,6 +27,7 @@ from promptmill.jobs.inputs.any_format import check_columns, format_of_input, im
 from promptmill.jobs.inputs.files import InputFiles, Part
 from promptmill.jobs.inputs.given import Given
 from promptmill.jobs.inputs.template import check_names_some, places_in, template_of
+from promptmill.jobs.inputs.workbook import sheet_names
 from promptmill.jobs.store import progress, rounds, statistics
 from promptmill.jobs.store.binding import Bound
 from promptmill.jobs.store.database import DamagedError, JobDatabase
@@ -45,7 +46,6 @@ from promptmill.jobs.store.spec import (
     fingerprint,
     plain_sampling,
     sampling_of_0_1,
-    stamp,
 )
 from promptmill.system.safe_open import real_path
 
@@ -154,6 +154,8 @@ class Job:
             return None
         if not all(part.path.exists() for part in spec.input.parts) and spec.is_read:
             return None  # it was read, and may be deleted
+        if _is_own_work(self.folder, spec):
+            return None
         files = input_files.opened(spec.input.parts, known=self.before is not None, encoding=spec.input.encoding)
         size, version = files.stamp()
         if spec.is_read and (size, version) == (spec.input.size, spec.input.version):
@@ -227,7 +229,8 @@ def admit(
             job = Job(folder, spec, order, plan, lock, since, begun)
             if given is not None and given.parts and not (spec.is_read and spec.input.sha256 == given.key):
                 job.spec, job.given = spec.with_input(sha256=given.key), places.files(known=False)
-            if job.given is not None or (begun is not None and _has_changed(begun, wanted, places)):
+            has_changed = begun is not None and not _is_own_work(folder, begun) and _has_changed(begun, wanted, places)
+            if job.given is not None or has_changed:
                 _unfinish(folder)
         except OSError as error:
             raise PromptmillError(
@@ -309,12 +312,14 @@ def paths_of(
     for path in order.inputs:
         check_name(path)
     parts = _present(order, target, folders.of(target) if may_be_deleted else None)
-    if are_resolved and [target, *(part.path for part in parts)] != [order.target, *(order.inputs if parts else ())]:
+    files = [*map(members.file_of, order.inputs)] if parts else []
+    if are_resolved and [target, *(part.path for part in parts)] != [order.target, *files]:
         raise input_error("Input or output became a link or a folder while the job was started.")
     for part in parts:
         _check_is_text(part.path)
         formats.format_by_suffix(part.path, "input file")
-    source = real_path(order.inputs[0]) if not parts or parts[0].columns else parts[0].path
+    is_file = parts and not parts[0].columns and not members.split(order.inputs[0])[1]
+    source = parts[0].path if is_file else real_path(order.inputs[0])
     return Places(source, target, parts, is_loose, order.encoding)
 
 
@@ -326,6 +331,8 @@ def _present(order: JobOrder, target: Path, folder: Folder | None) -> Sequence[P
     is_read = folder is not None and _has_read(folder, order.inputs)
     try:
         parts = input_files.find(order.inputs, target)
+        if order.sql is not None:
+            parts = [replace(part, member=order.sql) for part in parts]
     except PromptmillError:
         if not is_read:
             raise
@@ -343,7 +350,7 @@ def _has_read(folder: Folder, inputs: Sequence[Path]) -> bool:
 
 def check_output_path(order: JobOrder, target: Path, parts: Sequence[Part]) -> None:
     """Raise `PromptmillError` (`invalid_input`) for an output that is a part of the input, or not writable."""
-    if any(part.path == target for part in parts):
+    if any(part.path == members.file_of(target) and not _may_hold_both(part, target) for part in parts):
         raise input_error("Input and output are the same file; name another output.")
     if target.is_dir():
         raise input_error(
@@ -356,6 +363,12 @@ def check_output_path(order: JobOrder, target: Path, parts: Sequence[Part]) -> N
             pass
     except OSError as error:
         raise input_error(f"The output cannot be written into {target.parent}: {disk.why(error)}.") from None
+
+
+def _may_hold_both(part: Part, target: Path) -> bool:
+    """Return whether a file may be input and output: another table, or a workbook that gets columns of answers."""
+    suffix = part.path.suffix.lower()
+    return suffix == ".xlsx" or (suffix in members.DATABASES and members.split(target)[1] != part.member)
 
 
 def plans_of(order: JobOrder, configuration: Configuration) -> dict[str, ResolvedConfig]:
@@ -386,7 +399,8 @@ class Change:
 
         with self._other() as other:
             bind = Bind(check, other, self.since)
-            return ingest(store, spec, input_of(files, spec.input.format), rules, files, bind=bind)
+            own = columns.own_names(self.before) if self.before is not None and spec.fills_input else ()
+            return ingest(store, spec, input_of(files, spec.input.format, own), rules, files, bind=bind)
 
     def rebind(self, store: JobDatabase, spec: JobSpec, halt: threading.Event) -> Bound:
         """Bind the answers of another job to the rows that were read before. Blocks. Raises as `JobDatabase` does."""
@@ -563,7 +577,7 @@ def _files_of(places: Places, known: JobSpec | None) -> tuple[Part, ...]:
         return ()
     if not places.parts and known is not None:
         return known.input.files
-    return tuple(part for part in places.parts if part.columns)
+    return tuple(part for part in places.parts if part.columns or part.member)
 
 
 def targets_of(
@@ -601,10 +615,16 @@ def _schema_of(plan: ResolvedConfig) -> dict[str, Any] | None:
 def _check_output(folder: Folder, wanted: JobSpec, order: JobOrder) -> None:
     """Raise `PromptmillError` (`invalid_input`) if a file at the output may not be replaced."""
     output = wanted.output.path
-    if order.earlier.overwrite or not wanted.output.format or not output.exists():
+    if order.earlier.overwrite or not wanted.output.format or members.stamp(output) is None:
         return
     made, begun = folder.result, folder.spec
+    has_written = made is not None and made.limit != 0
+    if wanted.fills_input and not has_written:
+        return  # the answers become new columns
+    file, member = members.split(output)
     if made is None or not made.is_own(output):
+        if member and not has_written and file.suffix.lower() == ".xlsx" and member not in sheet_names(file):
+            return  # the other sheets stay
         away = "name another file, or move it away" if begun is None else f"move it away to resume job {begun.job_id}"
         overwrite = Named("overwrite", text="; {} replaces it")
         raise input_error(f"{output} exists and is not this job's own output; {away}", overwrite, ".")
@@ -617,7 +637,7 @@ def _begun(folder: Folder, wanted: JobSpec, order: JobOrder, plan: ResolvedConfi
     _check_output(folder, wanted, order)  # as it is now
     begun, made, output = folder.spec, folder.result, wanted.output.path
     if wanted.output.format and (made is None or not made.is_own(output)):
-        there = stamp(output)
+        there = members.stamp(output)
         if there is not None:  # it may be replaced
             made = OutputRecord(size=there[0], mtime_ns=there[1], limit=0, finished=False)
     if begun is None:
@@ -647,6 +667,13 @@ def _has_changed(begun: JobSpec, wanted: JobSpec, places: Places) -> bool:
     if (before.size, before.version) == (now.size, now.version):
         return False
     return places.files(known=True).sha256() != before.sha256
+
+
+def _is_own_work(folder: Folder, spec: JobSpec) -> bool:
+    """Return whether the input is the workbook that the job itself has written its answers into, unchanged since."""
+    made = folder.result
+    is_written = made is not None and made.limit != 0 and spec.fills_input and spec.is_read
+    return is_written and made is not None and made.is_still(spec.output.path)
 
 
 def _unfinish(folder: Folder) -> None:

@@ -21,7 +21,7 @@ from promptmill.core.bounds import MOST_VALUES
 from promptmill.core.errors import Code, Named, PromptmillError, input_error, redact
 from promptmill.core.money import Budget
 from promptmill.core.wording import counted, listed
-from promptmill.jobs import columns, disk
+from promptmill.jobs import columns, disk, members
 from promptmill.jobs.export import output
 from promptmill.jobs.export.answered import UnansweredError
 from promptmill.jobs.export.live_output import LiveOutput
@@ -574,12 +574,14 @@ class Runner:
             except BaseException:  # the run may end after the file was written
                 output.discard(spec.output.path, spec.job_id)
                 raise
-            record = OutputRecord.of(written.partial, limit, spec.output.path if is_own else None)
+            record = OutputRecord.of(written.stamp, limit, spec.output.path if is_own else None)
             folder.put(output=record, written=written.blocks)
             if written.warning:
                 self.progress.notes.append(written.warning)
             try:
-                output.publish(written.partial, spec.output.path, may_replace=job.order.earlier.overwrite or is_own)
+                has_other_sheets = bool(members.split(spec.output.path)[1])  # which were copied
+                may_replace = is_own or (not spec.fills_input and (job.order.earlier.overwrite or has_other_sheets))
+                output.publish(written.partial, spec.output.path, may_replace=may_replace)
             except (PromptmillError, OSError):
                 written.partial.unlink(missing_ok=True)
                 raise

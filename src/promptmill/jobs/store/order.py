@@ -178,6 +178,8 @@ class JobOrder(_Frozen):
     inputs: tuple[Path, ...]
     """Absolute paths of files, folders and patterns, whose rows follow one another; or the name of rows in no file."""
     output: Path
+    sql: str | None = None
+    """The query whose rows are asked, of an input that is a database."""
     encoding: str | None = None
     """The encoding of CSV, TSV or text, such as `cp1252`; None for UTF-8, which is checked."""
     question: Question = Question()
@@ -225,7 +227,7 @@ class JobOrder(_Frozen):
             ),
             earlier=Earlier(**given(again="again", keep="keep", from_job="from_job", overwrite="overwrite")),
             ray=_cluster(**given(address="ray", replicas="replicas", gpus="num_gpus", cpus="num_cpus")),
-            **given(encoding="encoding", system_prompt="system_prompt", dedupe="dedupe", shard="shard"),
+            **given(sql="sql", encoding="encoding", system_prompt="system_prompt", dedupe="dedupe", shard="shard"),
             **more,
         )
 

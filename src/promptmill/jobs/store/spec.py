@@ -14,7 +14,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from promptmill.config.resolved_config import DEFAULT, TOKEN_LIMITS, ResolvedConfig
 from promptmill.core import values
 from promptmill.core.errors import Code, unwritable_parameters
+from promptmill.jobs import members
 from promptmill.jobs.inputs.files import Part
+from promptmill.jobs.members import stamp
 from promptmill.jobs.store.order import AnswerForm, Question
 from promptmill.jobs.store.records import Made
 
@@ -149,6 +151,14 @@ class JobSpec(_Frozen):
     """The folder that the job was started in."""
 
     @property
+    def fills_input(self) -> bool:
+        """Whether the answers become columns of the sheet that the rows come from."""
+        source, (file, sheet) = self.input, members.split(self.output.path)
+        if source.format != "xlsx" or self.output.format != "xlsx" or len(source.parts) > 1:
+            return False
+        return source.parts[0].path == file and sheet in {"", source.parts[0].member}
+
+    @property
     def image_folders(self) -> tuple[str, ...]:
         """The folders of relative image paths: the input's, and the one that the job was started in."""
         here = Path.cwd()
@@ -203,11 +213,9 @@ class OutputRecord(_Frozen):
     """Size and time of the job's own file that had the name before, and still has it if the job was killed then."""
 
     @classmethod
-    def of(cls, partial: Path, limit: int | None, own: Path | None = None) -> OutputRecord:
-        """Return the record of an output file; a rename over the job's `own` old file does not change it."""
-        status = partial.stat()
-        replaces = None if own is None else stamp(own)
-        return cls(size=status.st_size, mtime_ns=status.st_mtime_ns, limit=limit, replaces=replaces)
+    def of(cls, made: tuple[int, int], limit: int | None, own: Path | None = None) -> OutputRecord:
+        """Return the record of an output with this stamp, which takes the place of the job's `own` old one."""
+        return cls(size=made[0], mtime_ns=made[1], limit=limit, replaces=None if own is None else stamp(own))
 
     def holds(self, limit: int | None) -> bool:
         """Return whether the first `limit` rows are in it, None for all."""
@@ -221,15 +229,6 @@ class OutputRecord(_Frozen):
         """Return whether the file at `path` is this output or the file that it was going to replace, unchanged."""
         current = stamp(path)
         return current is not None and current in {(self.size, self.mtime_ns), self.replaces}
-
-
-def stamp(path: Path) -> tuple[int, int] | None:
-    """Return `(size in bytes, time of the last change in ns)` of the file at `path`, None if it is missing."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns
 
 
 # ---- settings

@@ -1,0 +1,72 @@
+"""Tables of SQLite databases as outputs: written into a file of its own, then copied in one transaction."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from promptmill.core.errors import input_error
+from promptmill.jobs import members
+from promptmill.jobs.export.answered import AnsweredRow
+from promptmill.jobs.export.text import TableForm, cell
+from promptmill.jobs.members import quoted
+
+_PLAIN = frozenset({str, int, float, type(None), bytes})
+_LARGEST = 1 << 63  # of SQLite's integers
+_WAIT_S = 60.0  # for another writer of the user's database
+
+
+def write_table(path: Path, table: str, form: TableForm, answered: Iterable[AnsweredRow]) -> None:
+    """Write rows into a table of the new database at `path`. Raises as `answered`, and `sqlite3.Error`."""
+    names, own, answers = form.names, form.own, form.answers
+    columns = [*names, *answers.names.values()]
+    if len({name.casefold() for name in columns}) < len(columns):
+        raise input_error("Two columns have names that differ in capitals alone, which no table of SQLite has.")
+
+    def rows() -> Iterator[list[Any]]:
+        for each in answered:
+            row, fields = own.of(each.row), answers.in_table(each)
+            error = fields["error"]
+            fields["error"] = f"{error['code']}: {error['message']}" if error else None
+            yield [_value(value) for value in (*map(row.get, names), *map(fields.get, answers.names))]
+
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode = OFF")
+        connection.execute("BEGIN")
+        connection.execute(f"CREATE TABLE {quoted(table)} ({', '.join(map(quoted, columns))})")
+        places = ", ".join("?" * len(columns))
+        connection.executemany(f"INSERT INTO {quoted(table)} VALUES ({places})", rows())  # noqa: S608 (a quoted name)
+        connection.execute("COMMIT")
+
+
+def copy_table(source: Path, target: Path) -> None:
+    """Put the table of the database at `source` into the place that `target` names, in one transaction, and remove it.
+
+    Raises `OSError`.
+    """
+    file, table = members.split(target)
+    try:
+        with contextlib.closing(sqlite3.connect(file, timeout=_WAIT_S, isolation_level=None)) as connection:
+            connection.execute("ATTACH ? AS made", (str(source),))
+            ((statement,),) = connection.execute("SELECT sql FROM made.sqlite_master WHERE name = ?", (table,))
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute(f"DROP TABLE IF EXISTS main.{quoted(table)}")
+            connection.execute(statement)
+            name = quoted(table)
+            connection.execute(f"INSERT INTO main.{name} SELECT * FROM made.{name}")  # noqa: S608 (a quoted name)
+            connection.execute("COMMIT")
+    except sqlite3.Error as error:
+        raise OSError(None, str(error), str(file)) from None
+    source.unlink()
+
+
+def _value(value: Any) -> Any:
+    """Return a value as SQLite holds it: lists and objects are JSON, true and false 1 and 0."""
+    if type(value) is bool:
+        return int(value)
+    if type(value) not in _PLAIN or (type(value) is int and not -_LARGEST <= value < _LARGEST):
+        return cell(value)
+    return value

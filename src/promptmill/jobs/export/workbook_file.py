@@ -1,0 +1,138 @@
+"""Workbooks as outputs, written by openpyxl: a new one, or a sheet or columns of one that keeps all else.
+
+labels.xlsx              a new workbook with the sheet `answers`
+book.xlsx#Labels         the sheet `Labels`; other sheets of the book stay
+the input itself         the answers become columns of its sheet, behind its own; its formats stay
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from promptmill.core.errors import input_error
+from promptmill.jobs import members
+from promptmill.jobs.export.answered import AnsweredRow
+from promptmill.jobs.export.text import TableForm, cell
+from promptmill.jobs.inputs.workbook import header_row
+from promptmill.jobs.store.spec import JobSpec
+
+_SHEET = "answers"
+_MOST_ROWS = 1_048_575  # besides the header: Excel's limit
+_LONGEST_CELL = 32_767  # characters: Excel's limit
+_CUT = "… [cut]"
+_DATE = re.compile(r"\d{4}-\d\d-\d\d( \d\d:\d\d:\d\d(\.\d+)?)?")
+_PLAIN = frozenset({int, float, bool, type(None)})
+
+
+class WorkbookWriter:
+    """Writes the rows of a job into a workbook."""
+
+    def __init__(self, spec: JobSpec, form: TableForm) -> None:
+        self._spec, self._form = spec, form
+        self.cut = 0
+        """Cells that were longer than a cell may be."""
+
+    def write(self, out: IO[bytes], answered: Iterable[AnsweredRow], target: Path | None = None) -> None:
+        """Write the workbook; `target` is its path later. Raises `PromptmillError`, `OSError`, and as `answered`.
+
+        Of a workbook that exists, the parts that are not written are copied from `target`.
+        """
+        import openpyxl
+
+        file, name = (Path(), "") if target is None else members.split(target)
+        if target == self._spec.output.path and self._spec.fills_input:
+            book = openpyxl.load_workbook(file)
+            self._fill_columns(book[_sheet_of(self._spec, book)], answered)
+        elif name and file.exists():
+            book = openpyxl.load_workbook(file)
+            at = book.sheetnames.index(name) if name in book.sheetnames else len(book.sheetnames)
+            if name in book.sheetnames:
+                del book[name]
+            self._fill(book.create_sheet(name, at), answered)
+        else:
+            book = openpyxl.Workbook(write_only=True)
+            self._fill(book.create_sheet(name or _SHEET), answered)
+        book.save(out)
+
+    def _fill(self, sheet: Any, answered: Iterable[AnsweredRow]) -> None:
+        names = self._form.names
+        sheet.append([self._cell(sheet, name) for name in (*names, *self._form.answers.names.values())])
+        for count, each in enumerate(answered):
+            if count == _MOST_ROWS:
+                raise input_error(f"A sheet holds {_MOST_ROWS:,} rows at most; name the output .csv or .parquet.")
+            row = self._form.own.of(each.row)
+            own = [self._cell(sheet, self._as_date(row.get(name))) for name in names]
+            sheet.append([*own, *(self._cell(sheet, value) for value in self._values(each))])
+
+    def _fill_columns(self, sheet: Any, answered: Iterable[AnsweredRow]) -> None:
+        first = header_row([[place.value for place in row] for row in sheet.iter_rows(max_row=_LOOKED_AT)]) + 1
+        heads = {place.value: place.column for place in sheet[first] if place.value is not None}
+        columns = {}
+        for name in self._form.answers.names.values():
+            columns[name] = heads.get(name) or max([0, *heads.values()]) + 1
+            heads[name] = columns[name]
+            sheet.cell(first, columns[name], name)
+        for each in answered:
+            for column, value in zip(columns.values(), self._values(each), strict=True):
+                place = sheet.cell(first + 1 + each.row.n, column)
+                place.value = self._plain(value)
+                if isinstance(value, str):
+                    place.data_type = "s"  # a text that begins with = is no formula
+
+    def _as_date(self, value: Any) -> Any:
+        """Return the date that a text of a workbook was, any other value as it is."""
+        if self._spec.input.format == "xlsx" and isinstance(value, str) and _DATE.fullmatch(value):
+            with contextlib.suppress(ValueError):  # such as 2026-02-31, which was a text
+                return dt.datetime.fromisoformat(value) if value[10:] else dt.date.fromisoformat(value)
+        return value
+
+    def _values(self, each: AnsweredRow) -> list[Any]:
+        fields = self._form.answers.in_table(each)
+        error = fields["error"]
+        text = f"{error['code']}: {error['message']}" if error else None
+        return [text if key == "error" else fields.get(key) for key in self._form.answers.names]
+
+    def _cell(self, sheet: Any, value: Any) -> Any:
+        from openpyxl.cell import WriteOnlyCell
+
+        plain = self._plain(value)
+        if not isinstance(plain, str):
+            return plain
+        place = WriteOnlyCell(sheet, plain)
+        place.data_type = "s"  # as above
+        return place
+
+    def _plain(self, value: Any) -> Any:
+        """Return a value as a cell holds it: lists and objects are JSON, and a text has Excel's length at most."""
+        from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
+
+        if type(value) in _PLAIN or isinstance(value, dt.date):
+            return value
+        text = ILLEGAL_CHARACTERS_RE.sub("\N{REPLACEMENT CHARACTER}", cell(value))
+        if len(text) > _LONGEST_CELL:
+            self.cut += 1
+            text = text[: _LONGEST_CELL - len(_CUT)] + _CUT
+        return text
+
+    @property
+    def warning(self) -> str:
+        """A sentence about cells that were cut, `""` without one."""
+        if not self.cut:
+            return ""
+        cells = "1 cell was" if self.cut == 1 else f"{self.cut:,} cells were"
+        return f"{cells} cut at Excel's {_LONGEST_CELL:,} characters; `promptmill jobs ID --export FILE.csv` has all."
+
+
+_LOOKED_AT = 1000  # rows above the header
+
+
+def _sheet_of(spec: JobSpec, book: Any) -> str:
+    """Return the name of the sheet that the job read: the named one, else the only one with values."""
+    named = spec.input.parts[0].member
+    names: Sequence[str] = book.sheetnames
+    return named or next(name for name in names if book[name].max_row > 1 or book[name]["A1"].value is not None)

@@ -1,0 +1,142 @@
+"""Tables and queries of databases as rows: SQLite by the standard library, `.duckdb` files by DuckDB.
+
+mails.db#inbox                                        the table
+--sql 'select id, body from inbox' mails.db           the rows of a query
+--sql "select * from 's3://bucket/*.parquet'" duckdb: what DuckDB reads without a file of its own
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import decimal
+import sqlite3
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from promptmill.core import values
+from promptmill.core.errors import Named, PromptmillError, input_error
+from promptmill.core.wording import did_you_mean, listed
+from promptmill.jobs.inputs.files import InputFiles
+from promptmill.jobs.inputs.row import WHOLE, Extent, InputRow, Stretch, Style, Window
+from promptmill.jobs.members import quoted
+
+_AT_ONCE = 1024  # rows
+_TABLES = "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite_%' ORDER BY name"
+_DUCKDB_TABLES = "SELECT table_name FROM information_schema.tables ORDER BY table_name"
+_QUERY = "select "
+
+
+class SqlTable:
+    """The rows of a table or of a query."""
+
+    style = Style()
+
+    def __init__(self, files: InputFiles) -> None:
+        """Find out the columns. Raises `PromptmillError` (`invalid_input`)."""
+        if len(files.parts) > 1:
+            raise input_error("Several databases are not read together; name one of them.")
+        (part,) = files.parts
+        self._path, self._is_duckdb = part.path, part.path.suffix.lower() == ".duckdb"
+        with self._connected() as connection:
+            self._query = part.member if is_query(part.member) else self._of_table(connection, part.member)
+            cursor = self._run(connection)
+            self.header = [str(column[0]) for column in cursor.description]
+
+    def stretches(self, columns: Sequence[tuple[int, str]], window: Window = WHOLE) -> Iterator[Stretch]:
+        """Yield the rows; see `Input`. A query is never read from the middle."""
+        del window
+        n = 0
+        with self._connected() as connection:
+            cursor = self._run(connection)
+            while page := self._fetched(cursor):
+                found = []
+                for row in page:
+                    cells = [*row] if all(type(cell) in _PLAIN for cell in row) else [*map(_value, row)]
+                    found.append(InputRow(n, values.dumps(cells), {name: cells[place] for place, name in columns}))
+                    n += 1
+                yield Stretch(found, Extent(rows=len(found)))
+
+    @contextlib.contextmanager
+    def _connected(self) -> Iterator[Any]:
+        try:
+            connection = _duckdb(self._path) if self._is_duckdb else connected(self._path)
+        except sqlite3.Error as error:
+            raise self._failed(error) from None
+        with contextlib.closing(connection):
+            yield connection
+
+    def _of_table(self, connection: Any, name: str) -> str:
+        """Return the query of all rows of a table. Raises `PromptmillError` (`invalid_input`)."""
+        file = self._path.name
+        try:
+            tables = [row[0] for row in connection.execute(_DUCKDB_TABLES if self._is_duckdb else _TABLES).fetchall()]
+        except sqlite3.Error as error:
+            raise self._failed(error) from None
+        if not name and len(tables) != 1:
+            if not tables:
+                raise input_error(f"{file} has no table.")
+            query = Named("sql", "select …", ", or give a query: {}")
+            raise input_error(
+                f"{file} has the tables {listed(tables)}; name one of them: '{file}#{tables[0]}'", query, "."
+            )
+        if name and name not in tables:
+            meant = did_you_mean(name, tables, f"it has {listed(tables) or 'none'}.")
+            raise input_error(f"{file} has no table {name[:60]!r}; {meant}")
+        return f"SELECT * FROM {quoted(name or tables[0])}"  # noqa: S608 (a quoted name)
+
+    def _run(self, connection: Any) -> Any:
+        try:
+            return connection.execute(self._query)
+        except Exception as error:  # noqa: BLE001 (DuckDB's errors have a class of their own)
+            raise self._failed(error) from None
+
+    def _fetched(self, cursor: Any) -> list[Any]:
+        try:
+            return list(cursor.fetchmany(_AT_ONCE))
+        except Exception as error:  # noqa: BLE001 (as above)
+            raise self._failed(error) from None
+
+    def _failed(self, error: Exception) -> PromptmillError:
+        said = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+        return input_error(f"{self._path.name} cannot be read: {said}.")
+
+
+_PLAIN = frozenset({str, int, float, bool, type(None), bytes})
+
+
+def is_query(member: str) -> bool:
+    """Return whether the part of a database is a query, not the name of a table."""
+    return member.lstrip().lower().startswith((_QUERY, "with ", "from ", "values ")) or "\n" in member
+
+
+def connected(path: Path) -> sqlite3.Connection:
+    """Return a connection that reads a SQLite database. Raises `sqlite3.Error`."""
+    return sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)
+
+
+def _duckdb(path: Path) -> Any:
+    import duckdb
+
+    try:
+        return duckdb.connect(str(path), read_only=True)
+    except duckdb.Error as error:
+        raise input_error(f"{path.name} cannot be read: {str(error).splitlines()[0][:300]}.") from None
+
+
+def _value(cell: Any) -> Any:
+    """Return a value of a database as JSON has it; a time as ISO text."""
+    match cell:
+        case dt.datetime():
+            return cell.isoformat(" ")
+        case dt.date() | dt.time():
+            return cell.isoformat()
+        case decimal.Decimal():
+            return int(cell) if cell == cell.to_integral_value() and cell.as_tuple().exponent == 0 else float(cell)
+        case dict():
+            return {str(name): _value(inner) for name, inner in cell.items()}
+        case list() | tuple():
+            return [_value(inner) for inner in cell]
+    return cell if type(cell) in _PLAIN else str(cell)

@@ -1,0 +1,134 @@
+"""Sheets of workbooks as rows: `.xlsx`, `.xlsm`, `.xlsb`, `.xls` and `.ods`, read by python-calamine.
+
+A sheet is read as a whole: its parts are compressed XML, and a cell may refer to any text of the workbook. The first
+row with a value is the header, and a row's number is its place below it. Formulas are read by the values that the
+program stored.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import io
+import zipfile
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from promptmill.core import values
+from promptmill.core.bounds import LARGEST_WORKBOOK
+from promptmill.core.errors import input_error
+from promptmill.core.wording import did_you_mean, listed
+from promptmill.jobs.inputs.files import InputFiles
+from promptmill.jobs.inputs.row import WHOLE, Extent, InputRow, Stretch, Style, Window
+
+_AT_ONCE = 1024  # rows
+_MIDNIGHT = dt.time()
+
+
+class SheetTable:
+    """The rows of one sheet of each file, under one header; columns of the same name are one column."""
+
+    style = Style()
+
+    def __init__(self, files: InputFiles, without: Collection[str] = ()) -> None:
+        """Read the sheets, `without` some columns. Raises `PromptmillError` (`invalid_input`)."""
+        self._sheets = []
+        self.header: list[str] = []
+        for at, part in enumerate(files.parts):
+            with files.stream(at, seekable=True) as stream:
+                names, rows = _sheet(io.BytesIO(stream.read()), part.path.name, part.member)
+            own = [place for place, name in enumerate(names) if name not in without]
+            self._sheets.append(([names[place] for place in own], own, rows, part))
+            self.header += [
+                name for name in (*(names[place] for place in own), *part.columns) if name not in self.header
+            ]
+
+    def stretches(self, columns: Sequence[tuple[int, str]], window: Window = WHOLE) -> Iterator[Stretch]:
+        """Yield the rows; see `Input`. A sheet is never read from the middle."""
+        del window
+        before = 0
+        for names, own, rows, part in self._sheets:
+            places = dict(zip(reversed(names), reversed(own), strict=True))
+            taken = [(places.get(name), part.columns.get(name)) for name in self.header]
+            for first in range(0, len(rows), _AT_ONCE):
+                found = []
+                for n, row in enumerate(rows[first : first + _AT_ONCE], before + first):
+                    if any(value is not None for value in row):
+                        cells = [default if place is None else row[place] for place, default in taken]
+                        found.append(InputRow(n, values.dumps(cells), {name: cells[place] for place, name in columns}))
+                yield Stretch(found, Extent(rows=len(rows[first : first + _AT_ONCE])))
+            before += len(rows)
+
+
+def _sheet(stream: io.BytesIO, file: str, wanted: str) -> tuple[list[str], list[list[Any]]]:
+    """Return the header and the rows of a sheet. Raises `PromptmillError` (`invalid_input`)."""
+    import python_calamine
+
+    _check_size(stream, file)
+    try:
+        workbook = python_calamine.CalamineWorkbook.from_filelike(stream)
+    except python_calamine.PasswordError:
+        raise input_error(f"{file} is protected by a password; save a copy without one.") from None
+    except (python_calamine.CalamineError, zipfile.BadZipFile) as error:
+        raise input_error(f"{file} is no workbook that can be read: {str(error)[:200]}.") from None
+    names = [sheet.name for sheet in workbook.sheets_metadata if sheet.typ is python_calamine.SheetTypeEnum.WorkSheet]
+    if wanted and wanted not in names:
+        raise input_error(
+            f"{file} has no sheet {wanted[:60]!r}; {did_you_mean(wanted, names, f'it has {listed(names)}.')}"
+        )
+    full = [name for name in names if wanted in {"", name} and workbook.get_sheet_by_name(name).total_height]
+    if not wanted and len(full) > 1:
+        raise input_error(f"{file} has the sheets {listed(full)}; name one of them: '{file}#{full[0]}'.")
+    if not full:
+        raise input_error(f"{f'The sheet {wanted[:60]} of {file}' if wanted else file} is empty.")
+    try:
+        grid = workbook.get_sheet_by_name(full[0]).to_python(skip_empty_area=False)
+    except python_calamine.CalamineError as error:
+        raise input_error(f"The sheet {full[0][:60]} of {file} cannot be read: {str(error)[:200]}.") from None
+    rows = [[_value(cell) for cell in row] for row in grid]
+    first = header_row(rows)
+    header = ["" if value is None else str(value) for value in rows[first]]
+    return [name or f"column_{at}" for at, name in enumerate(header, 1)], rows[first + 1 :]
+
+
+def sheet_names(path: Path) -> Sequence[str]:
+    """Return the names of the sheets of a workbook. Raises `PromptmillError` (`invalid_input`)."""
+    import python_calamine
+
+    try:
+        return python_calamine.CalamineWorkbook.from_path(str(path)).sheet_names
+    except (python_calamine.CalamineError, zipfile.BadZipFile) as error:
+        raise input_error(f"{path.name} is no workbook that can be read: {str(error)[:200]}.") from None
+
+
+def header_row(rows: Iterable[Sequence[Any]]) -> int:
+    """Return the index of the first row with a value."""
+    return next(at for at, row in enumerate(rows) if any(value is not None for value in row))
+
+
+def _check_size(stream: io.BytesIO, file: str) -> None:
+    """Raise `PromptmillError` (`invalid_input`) for a compressed workbook that would fill the memory."""
+    if not zipfile.is_zipfile(stream):  # .xls
+        return
+    with zipfile.ZipFile(stream) as packed:
+        size = sum(part.file_size for part in packed.infolist())
+    if size > LARGEST_WORKBOOK:
+        most = f"{LARGEST_WORKBOOK >> 20} MiB"
+        raise input_error(f"{file} unpacks to {size >> 20:,} MiB, more than {most}; save its sheet as CSV.")
+    stream.seek(0)
+
+
+def _value(cell: Any) -> Any:
+    """Return the value of a cell: a text, a number, true or false, None for an empty one; a time as ISO text."""
+    match cell:
+        case "":
+            return None
+        case float():
+            return int(cell) if cell.is_integer() else cell
+        case dt.datetime():
+            return cell.date().isoformat() if cell.time() == _MIDNIGHT else cell.isoformat(" ")
+        case dt.date() | dt.time():
+            return cell.isoformat()
+        case dt.timedelta():
+            return str(cell)
+    return cell
