@@ -321,11 +321,12 @@ def test_a_parquet_file_with_messages_and_images_becomes_jsonl(bench: Any) -> No
         (
             "in.jsonl",
             "out.txt",
-            "An output ends with .jsonl, .json, .csv, .tsv, .parquet, not .txt: a row has several columns.",
+            "An output ends with .jsonl, .json, .csv, .tsv, .parquet, .xlsx, .db#TABLE, not .txt.",
         ),
         ("in.jsonl", "in.jsonl", "Input and output are the same file"),
         ("in.parquet", "out.jsonl", "in.parquet is not a Parquet file; name it by what it holds"),
-        ("in.jsonl", "out.xlsx", "Spreadsheets are not written: name the output file out.csv"),
+        ("in.jsonl", "out.ods", "An output ends with .jsonl, .json, .csv, .tsv, .parquet, .xlsx, .db#TABLE, not .ods."),
+        ("in.jsonl", "out.db", "The output out.db is a database; name a table in it: 'out.db#answers'"),
     ],
 )
 def test_files_that_cannot_be_are_said_before_anything_is_spent(

@@ -54,7 +54,7 @@ def test_other_choices_are_another_sampling(bench: Any) -> None:
 
 def test_choices_that_cannot_be_used_are_refused_by_the_options_name(bench: Any) -> None:
     bench.prompts(2)
-    assert "--choices: should be at least two different texts" in bench.fail("--choices", "a")
+    assert "--choices: The choices should be at least two different texts" in bench.fail("--choices", "a")
     assert "not allowed with" in bench.fail("--choices", "a,b", "--schema", "x.json")
     assert not bench.upstream.seen
 

@@ -85,8 +85,8 @@ def test_a_stop_that_the_same_command_cannot_help_is_one_line(bench: Any) -> Non
     [
         ("in.jsonl", gzip.compress(b'{"prompt": "a"}\n', mtime=0), "is compressed with gzip; name it in.jsonl.gz"),
         ("in.jsonl.gz", gzip.compress(gzip.compress(b"{}")), "in.jsonl.gz is compressed twice; decompress it once"),
-        ("in.csv", b"PK\x03\x04rest", "save its sheet as CSV"),
-        ("in.xlsx", b"PK\x03\x04rest", "is a spreadsheet; save it as CSV"),
+        ("in.csv", b"PK\x03\x04rest", "a ZIP archive or a workbook; unpack it, or give it the suffix .xlsx"),
+        ("in.xlsx", b"PK\x03\x04rest", "in.xlsx is no workbook that can be read"),
         ("in.csv", "prompt\nGrüße\n".encode("latin-1"), "--encoding cp1252 reads text of Windows"),
         ("in.csv", b"prompt,b\nx,y,z\n", "Put a cell that holds the separator into double quotes"),
     ],

@@ -101,7 +101,7 @@ def is_web(source: str) -> bool:
 
 def from_folder(source: str, folders: Sequence[str]) -> str:
     """Return a relative path in the first of `folders` that has it, else in the last one; any other source stays."""
-    if source.startswith("~") or source[:5].lower() in {"data:", "file:"} or _URL.match(source):
+    if not folders or source.startswith("~") or source[:5].lower() in {"data:", "file:"} or _URL.match(source):
         return source
     paths = [os.path.join(folder, source) for folder in folders]  # noqa: PTH118 (pathlib would change the spelling of a path)
     return next(filter(os.path.exists, paths), paths[-1])

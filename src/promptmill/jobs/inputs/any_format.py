@@ -31,7 +31,7 @@ _SIGNS = MappingProxyType(
     {
         b"\x1f\x8b": "compressed with gzip; name it {}.gz",
         b"\x28\xb5\x2f\xfd": "compressed with zstd; name it {}.zst",
-        b"PK\x03\x04": "a ZIP archive or a workbook; unpack it, or name it {}.xlsx",
+        b"PK\x03\x04": "a ZIP archive or a workbook; unpack it, or give it the suffix .xlsx",
         b"PAR1": "a Parquet file; give it the suffix .parquet",
     }
 )

@@ -46,7 +46,14 @@ class Part:
     columns: Mapping[str, str] = field(default_factory=dict)
     """Columns that its path adds to its rows: `source_file`, and folders such as `year=2025`."""
     member: str = ""
-    """The sheet, the table or the query whose rows count; `""`: the only one."""
+    """The sheet or the table whose rows count; `""`: the only one."""
+    query: str = ""
+    """Of a database, the query whose rows count."""
+
+    @property
+    def within(self) -> str:
+        """The part of the file whose rows count."""
+        return self.query or self.member
 
 
 def find(given: Sequence[Path], output: Path) -> list[Part]:
@@ -147,9 +154,9 @@ class InputFiles:
     def stamp(self) -> tuple[int, int]:
         """Return `(size in bytes, version)`: for one file, the version is the time of its last change in ns."""
         found = [part.path.stat() for part in self.parts]
-        if len(found) == 1 and not self.parts[0].member:
+        if len(found) == 1 and not self.parts[0].within:
             return found[0].st_size, found[0].st_mtime_ns
-        names = [(part.member, dict(part.columns)) for part in self.parts]
+        names = [(part.within, dict(part.columns)) for part in self.parts]
         seen = repr([names, *((stat.st_size, stat.st_mtime_ns) for stat in found)]).encode()
         return sum(stat.st_size for stat in found), int.from_bytes(hashlib.blake2b(seen, digest_size=7).digest())
 
@@ -160,8 +167,8 @@ class InputFiles:
         """
         digest = hashlib.sha256()
         for part in self.parts:
-            if part.columns or part.member:
-                digest.update(repr((part.member, dict(part.columns))).encode())
+            if part.columns or part.within:
+                digest.update(repr((part.within, dict(part.columns))).encode())
             with self._opened(part) as file:
                 while block := file.read(_COPY):
                     digest.update(block)

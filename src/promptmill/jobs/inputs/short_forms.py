@@ -127,7 +127,7 @@ def _listed(choices: object) -> Sequence[str]:
     try:
         found = list_of_choices(choices)
     except ValueError as error:
-        raise input_error(f"The choices {str(error).removeprefix('should ')}, such as yes,no.") from None
+        raise input_error(f"The choices {error}, such as yes,no.") from None
     assert isinstance(found, list)
     return found
 

@@ -26,7 +26,6 @@ from promptmill.jobs.members import quoted
 _AT_ONCE = 1024  # rows
 _TABLES = "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite_%' ORDER BY name"
 _DUCKDB_TABLES = "SELECT table_name FROM information_schema.tables ORDER BY table_name"
-_QUERY = "select "
 
 
 class SqlTable:
@@ -41,7 +40,7 @@ class SqlTable:
         (part,) = files.parts
         self._path, self._is_duckdb = part.path, part.path.suffix.lower() == ".duckdb"
         with self._connected() as connection:
-            self._query = part.member if is_query(part.member) else self._of_table(connection, part.member)
+            self._query = part.query or self._of_table(connection, part.member)
             cursor = self._run(connection)
             self.header = [str(column[0]) for column in cursor.description]
 
@@ -105,11 +104,6 @@ class SqlTable:
 
 
 _PLAIN = frozenset({str, int, float, bool, type(None), bytes})
-
-
-def is_query(member: str) -> bool:
-    """Return whether the part of a database is a query, not the name of a table."""
-    return member.lstrip().lower().startswith((_QUERY, "with ", "from ", "values ")) or "\n" in member
 
 
 def connected(path: Path) -> sqlite3.Connection:

@@ -108,10 +108,10 @@ def header_row(rows: Iterable[Sequence[Any]]) -> int:
 
 def _check_size(stream: io.BytesIO, file: str) -> None:
     """Raise `PromptmillError` (`invalid_input`) for a compressed workbook that would fill the memory."""
-    if not zipfile.is_zipfile(stream):  # .xls
-        return
-    with zipfile.ZipFile(stream) as packed:
-        size = sum(part.file_size for part in packed.infolist())
+    size = 0
+    if zipfile.is_zipfile(stream):  # all but .xls
+        with zipfile.ZipFile(stream) as packed:
+            size = sum(part.file_size for part in packed.infolist())
     if size > LARGEST_WORKBOOK:
         most = f"{LARGEST_WORKBOOK >> 20} MiB"
         raise input_error(f"{file} unpacks to {size >> 20:,} MiB, more than {most}; save its sheet as CSV.")

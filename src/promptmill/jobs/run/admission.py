@@ -332,7 +332,7 @@ def _present(order: JobOrder, target: Path, folder: Folder | None) -> Sequence[P
     try:
         parts = input_files.find(order.inputs, target)
         if order.sql is not None:
-            parts = [replace(part, member=order.sql) for part in parts]
+            parts = [replace(part, query=order.sql) for part in parts]
     except PromptmillError:
         if not is_read:
             raise
@@ -368,7 +368,7 @@ def check_output_path(order: JobOrder, target: Path, parts: Sequence[Part]) -> N
 def _may_hold_both(part: Part, target: Path) -> bool:
     """Return whether a file may be input and output: another table, or a workbook that gets columns of answers."""
     suffix = part.path.suffix.lower()
-    return suffix == ".xlsx" or (suffix in members.DATABASES and members.split(target)[1] != part.member)
+    return suffix == ".xlsx" or (suffix in members.DATABASES and members.split(target)[1] not in {"", part.member})
 
 
 def plans_of(order: JobOrder, configuration: Configuration) -> dict[str, ResolvedConfig]:
@@ -577,7 +577,7 @@ def _files_of(places: Places, known: JobSpec | None) -> tuple[Part, ...]:
         return ()
     if not places.parts and known is not None:
         return known.input.files
-    return tuple(part for part in places.parts if part.columns or part.member)
+    return tuple(part for part in places.parts if part.columns or part.within)
 
 
 def targets_of(

@@ -1,0 +1,219 @@
+"""Workbooks and databases as inputs and outputs."""
+
+from __future__ import annotations
+
+import csv
+import datetime as dt
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import openpyxl
+import pandas as pd
+import pytest
+from openpyxl.styles import Font
+
+from half_done import answers
+from promptmill.core.errors import PromptmillError
+from promptmill.jobs import members
+from promptmill.jobs.inputs.any_format import objects_in
+from promptmill.jobs.inputs.formats import format_of_output
+from replies import answer
+
+_DATA = Path(__file__).parent / "data"
+_PROMPT = ("--prompt", "Say {{body}}")
+
+
+def _workbook(path: Path) -> None:
+    book = openpyxl.Workbook()
+    sheet = book.active
+    assert sheet is not None
+    sheet.title = "Mails"
+    sheet.append(["id", "body", "day", "formula"])
+    sheet.append([1, "tea", dt.date(2026, 1, 5), "=1+1"])
+    sheet.append([])
+    sheet.append([2.5, "milk", dt.datetime.fromisoformat("2026-02-03 04:05"), None])
+    sheet["A1"].font = Font(bold=True)
+    notes = book.create_sheet("Notes")
+    notes.append(["kept"])
+    notes.append([7])
+    book.save(path)
+
+
+def _cells(path: Path, sheet: str) -> list[tuple[Any, ...]]:
+    return list(openpyxl.load_workbook(path)[sheet].iter_rows(values_only=True))
+
+
+@pytest.fixture
+def book(bench: Any) -> Path:
+    bench.input = bench.path / "book.xlsx"
+    _workbook(bench.input)
+    return bench.input
+
+
+def _database(bench: Any, rows: int = 3) -> Path:
+    path: Path = bench.path / "mails.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE inbox (id INTEGER, body TEXT, size REAL)")
+        connection.execute("CREATE TABLE other (x)")
+        connection.executemany("INSERT INTO inbox VALUES (?, ?, ?)", [(at, f"t{at}", at / 2) for at in range(rows)])
+    connection.close()
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["xlsx", "ods", "xls"])
+def test_a_sheet_that_another_program_wrote_is_read_as_it_shows_it(suffix: str) -> None:
+    rows = list(objects_in(_DATA / f"libre.{suffix}"))  # LibreOffice 7.4
+    assert rows[0] == {
+        "id": 1, "mail body": 'Grüße, "Ann"', "day": "2026-01-05", "amount": 3, "share": 0.25, "empty": None,
+    }  # fmt: skip
+    assert [row["amount"] for row in rows] == [3, 2.5, 1_000_000]
+    assert rows[1]["mail body"] == "two\nlines"
+
+
+def test_a_sheet_of_pandas_is_read(tmp_path: Path) -> None:
+    times = pd.to_datetime(["2026-01-05 00:00", "2026-01-06 07:08"])
+    frame = pd.DataFrame({"a": [1, None], "when": times, "ok": [True, False]})
+    frame.to_excel(tmp_path / "in.xlsx", index=False)
+    assert list(objects_in(tmp_path / "in.xlsx")) == [
+        {"a": 1, "when": "2026-01-05", "ok": True},
+        {"a": None, "when": "2026-01-06 07:08:00", "ok": False},
+    ]
+
+
+def test_a_sheet_is_answered_into_a_table(bench: Any, book: Path) -> None:
+    bench.input, bench.output = book.with_name("book.xlsx#Mails"), bench.path / "out.csv"
+    bench.succeed(*_PROMPT)
+    with bench.output.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["id"], row["day"], row["answer"]) for row in rows] == [
+        ("1", "2026-01-05", "echo: Say tea"),
+        ("2.5", "2026-02-03 04:05:00", "echo: Say milk"),
+    ]
+
+
+def test_a_workbook_with_several_sheets_and_a_sheet_that_is_not_there_are_told(bench: Any, book: Path) -> None:
+    assert "book.xlsx has the sheets Mails, Notes; name one of them: 'book.xlsx#Mails'" in bench.fail(*_PROMPT)
+    bench.input = book.with_name("book.xlsx#Mail")
+    assert "has no sheet 'Mail'; did you mean Mails?" in bench.fail(*_PROMPT)
+    assert not bench.upstream.seen
+
+
+def test_answers_become_columns_of_the_sheet_itself_and_all_else_stays(bench: Any, book: Path) -> None:
+    bench.input, bench.output = book.with_name("book.xlsx#Mails"), book
+    bench.succeed(*_PROMPT)
+    rows = _cells(book, "Mails")
+    assert rows[0][:6] == ("id", "body", "day", "formula", "answer", "error")
+    assert [row[4] for row in rows[1:]] == ["echo: Say tea", None, "echo: Say milk"]
+    assert (rows[1][3], openpyxl.load_workbook(book)["Mails"]["A1"].font.bold) == ("=1+1", True)
+    assert _cells(book, "Notes") == [("kept",), (7,)]
+    assert bench.succeed(*_PROMPT)["done"] == 2
+    assert len(bench.upstream.seen) == 2  # the answers in it are no new input
+
+
+def test_rows_that_are_added_to_an_answered_sheet_are_answered_into_the_same_columns(bench: Any, book: Path) -> None:
+    bench.input, bench.output = book.with_name("book.xlsx#Mails"), book
+    bench.succeed(*_PROMPT)
+    changed = openpyxl.load_workbook(book)
+    changed["Mails"].append([3, "wine"])
+    changed.save(book)
+    assert "is not this job's own output" in bench.fail(*_PROMPT)  # its answers may have been corrected by hand
+    bench.succeed(*_PROMPT, "--overwrite")
+    rows = _cells(book, "Mails")
+    assert rows[0].count("answer") == 1
+    assert [row[4] for row in rows[1:]] == ["echo: Say tea", None, "echo: Say milk", "echo: Say wine"]
+    assert len(bench.upstream.seen) == 3
+
+
+def test_a_sheet_is_added_to_a_workbook_and_no_sheet_is_lost(bench: Any, book: Path) -> None:
+    bench.input, bench.output = book.with_name("book.xlsx#Mails"), book.with_name("book.xlsx#Labels")
+    bench.succeed(*_PROMPT)
+    assert openpyxl.load_workbook(book).sheetnames == ["Mails", "Notes", "Labels"]
+    assert [row[4] for row in _cells(book, "Labels")] == ["answer", "echo: Say tea", "echo: Say milk"]
+    bench.output = book.with_name("book.xlsx#Notes")
+    assert "exists and is not this job's own output" in bench.fail(*_PROMPT)
+
+
+def test_a_new_workbook_has_numbers_dates_and_texts_that_are_no_formulas(bench: Any, book: Path) -> None:
+    bench.upstream.reply = answer("=1+1")
+    bench.input, bench.output = book.with_name("book.xlsx#Mails"), bench.path / "out.xlsx"
+    bench.succeed(*_PROMPT)
+    sheet = openpyxl.load_workbook(bench.output)["answers"]
+    assert (sheet["A2"].value, sheet["C2"].value, sheet["E2"].value) == (
+        1,
+        dt.datetime.fromisoformat("2026-01-05"),
+        "=1+1",
+    )
+    assert sheet["E2"].data_type == "s"
+    assert [row["answer"] for row in objects_in(bench.output)] == ["=1+1"] * 2
+
+
+def test_a_text_that_is_longer_than_a_cell_is_cut_with_a_note(bench: Any, book: Path) -> None:
+    bench.upstream.reply = answer("x" * 40_000)
+    bench.input, bench.output = book.with_name("book.xlsx#Mails"), bench.path / "out.xlsx"
+    said = bench.run(*_PROMPT).stdout
+    assert "2 cells were cut at Excel's 32,767 characters" in " ".join(said.split())
+
+
+def test_a_table_of_a_database_is_answered_into_another_one(bench: Any) -> None:
+    database = _database(bench)
+    bench.input, bench.output = database.with_name("mails.db#inbox"), database.with_name("mails.db#labels")
+    bench.succeed(*_PROMPT)
+    with sqlite3.connect(database) as connection:
+        rows = connection.execute("SELECT id, size, answer, error FROM labels ORDER BY id").fetchall()
+        assert rows == [(at, at / 2, f"echo: Say t{at}", None) for at in range(3)]
+        assert connection.execute("SELECT count(*) FROM inbox").fetchone() == (3,)
+        connection.execute("INSERT INTO inbox VALUES (3, 't3', 0)")
+    bench.succeed(*_PROMPT)
+    assert len(bench.upstream.seen) == 4
+    bench.output = database.with_name("mails.db#other")
+    assert "exists and is not this job's own output" in bench.fail(*_PROMPT)
+
+
+def test_a_query_is_an_input_and_a_killed_job_goes_on_with_it(bench: Any) -> None:
+    bench.input, bench.output = _database(bench, 40), bench.path / "out.csv"
+    query = ("--sql", "SELECT id, body FROM inbox WHERE id < 30 ORDER BY id DESC", *_PROMPT)
+    bench.half_done(answers(0, 2), *query)
+    bench.succeed(*query)
+    assert len(bench.upstream.seen) == 28
+    bench.succeed("--sql", "SELECT id, body FROM inbox WHERE id < 31", *_PROMPT)
+    assert len(bench.upstream.seen) == 29
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("mails.db", [], "mails.db has the tables inbox, other; name one of them: 'mails.db#inbox'"),
+        ("mails.db#inbx", [], "mails.db has no table 'inbx'; did you mean inbox?"),
+        ("mails.db", ["--sql", "SELECT nosuch FROM inbox"], "mails.db cannot be read: no such column: nosuch"),
+        ("mails.db", ["--sql", "DELETE FROM inbox"], "mails.db cannot be read: attempt to write a readonly database"),
+    ],
+)
+def test_a_wrong_table_or_query_is_told_before_anything_is_sent(
+    bench: Any, name: str, options: list[str], said: str
+) -> None:
+    bench.input = _database(bench).with_name(name)
+    assert said in bench.fail(*_PROMPT, *options)
+    assert not bench.upstream.seen
+
+
+def test_a_duckdb_file_is_read(bench: Any) -> None:
+    duckdb = pytest.importorskip("duckdb")
+    bench.input = bench.path / "in.duckdb"
+    with duckdb.connect(str(bench.input)) as connection:
+        connection.execute("CREATE TABLE t AS SELECT 1 AS id, 'tea' AS body, DATE '2026-01-05' AS day, [1, 2] AS list")
+    bench.succeed(*_PROMPT)
+    row = bench.answers()[0]
+    assert (row["day"], row["list"], row["answer"]) == ("2026-01-05", [1, 2], "echo: Say tea")
+
+
+def test_a_database_without_a_table_is_no_output(tmp_path: Path) -> None:
+    with pytest.raises(PromptmillError, match="is a database; name a table in it"):
+        format_of_output(tmp_path / "out.db", "csv")
+
+
+def test_a_name_with_a_mark_that_is_a_file_is_that_file(tmp_path: Path) -> None:
+    (tmp_path / "a.xlsx#b").touch()
+    assert members.split(tmp_path / "a.xlsx#b") == (tmp_path / "a.xlsx#b", "")
+    assert members.split(tmp_path / "a.xlsx#c") == (tmp_path / "a.xlsx", "c")
+    assert members.split(tmp_path / "notes#1.csv") == (tmp_path / "notes#1.csv", "")
