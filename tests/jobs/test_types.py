@@ -21,7 +21,9 @@ _ROW = re.compile(r"\| `(.+?)` \| (?:`(.+?)`|empty) \| `(.+?)` \| `(.+?)` \| `(.
 def _table() -> list[tuple[str, ...]]:
     text = _PAGE.read_text()
     begin = text.index("| JSON | CSV, TSV |")
-    return [(*row.groups(""),) for row in map(_ROW.fullmatch, text[begin : text.index("\n\n", begin)].split("\n")) if row]
+    return [
+        (*row.groups(""),) for row in map(_ROW.fullmatch, text[begin : text.index("\n\n", begin)].split("\n")) if row
+    ]
 
 
 def _of_csv(path: Path) -> list[Any]:

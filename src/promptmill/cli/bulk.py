@@ -104,6 +104,9 @@ def add_options(bulk: Parser) -> None:
     group.add_argument("--state", type=Path, metavar="DIR", help="keep the job in DIR instead of beside OUTPUT")
     group = bulk.add_argument_group("limits")
     group.add_argument("--limit", type=at_least_one, metavar="N", help="only the first N rows")
+    group.add_argument(
+        "--sample", type=at_least_one, metavar="N", help="only N rows, drawn at random; without it, later, the others"
+    )
     group.add_argument("--max-cost", type=amount, metavar="AMOUNT", help="most that all runs of the job may spend")
     group.add_argument("--max-failures", metavar="N|P%", help="stop when more rows than this have failed")
     group.add_argument("--tier", choices=_TIERS, help="service tier; flex: half the price, slower, waits for capacity")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import random
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -42,6 +43,7 @@ _DatabaseRow: TypeAlias = tuple[int, bytes, bytes | None, bytes]
 _NO_QUESTION = bytes(16)
 _PROBLEM = f'{{"{rows.PROBLEM}":'.encode()
 _QUOTES = 4  # times that a row may be longer with its quotes and commas
+_SEED = 0  # one for all jobs: two models on a sample of one input answer the same rows
 _LOOKED_AT = 100  # rows of JSON in which a column of the prompt must occur at least once
 
 
@@ -106,12 +108,23 @@ def ingest(
         replaced = known.replaced(store, _total(stretches).rows)
         spec = reader.finished()
         parts = [[*extent, digest.hex()] for extent, digest in (*stretches, *known.tail)]
+        if spec.question.sample is not None:
+            _draw(store, spec.question.sample)
+            parts = []  # the next reading begins anew
         store.put(stretches_next={"of": parts})
         bound = bind.rows(store, spec, replaced, rules.halt)
     except BaseException:
         store.change(("DROP TABLE IF EXISTS row_next", [()]), ("DELETE FROM job WHERE name = ?", [("stretches_next",)]))
         raise
     return spec.model_copy(update={"to_bind": None}), bound
+
+
+def _draw(store: JobDatabase, count: int) -> None:
+    """Keep so many of the rows that were read, drawn at random."""
+    numbers = [n for (n,) in store.read("SELECT n FROM row_next ORDER BY n")]
+    if count < len(numbers):
+        drawn = set(random.Random(_SEED).sample(numbers, count))  # noqa: S311 (no secret)
+        store.change(("DELETE FROM row_next WHERE n = ?", [(n,) for n in numbers if n not in drawn]))
 
 
 def rebind(store: JobDatabase, spec: JobSpec, bind: Bind, halt: threading.Event) -> Bound:
@@ -140,6 +153,8 @@ class _Known:
         if stored is None or files is None or tuple(source.header) != spec.input.header:
             return cls()
         known = [(Extent(*extent), bytes.fromhex(digest)) for *extent, digest in stored["of"]]
+        if not known or spec.question.sample is not None:
+            return cls()
         head = tail = 0
         with files.stream() as stream:
             if is_array(files.parts[0].path, stream):

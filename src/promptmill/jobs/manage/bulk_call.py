@@ -87,7 +87,7 @@ def bulk(rows: Any, output: str | Path | None = None, **options: Unpack[BulkOpti
       or "line", what is a row of a folder; by default each file of texts or images. `encoding` of CSV and text. `sql`:
       the query whose rows are asked, of a database. `row_settings=True`: rows set their own model and sampling.
       `skip_empty=True`: leave rows without a prompt out.
-      `limit`: only the first rows. `shard`: one part of the rows, "3/16".
+      `limit`: only the first rows. `sample`: only so many, drawn at random. `shard`: one part of the rows, "3/16".
     * Answers. `choices`: the possible answers; a dict or a file also defines them. `choices_many=True`: any number
       of them. `schema`: a JSON Schema, a file with one, or a pydantic class, whose instances `answers` then are; or
       OpenAI's `response_format`. `fields="customer,amount:number"`: a schema in one line; `fields=False`: JSON texts,

@@ -29,6 +29,7 @@ class RowOptions(TypedDict, total=False):
     skip_empty: bool
     system: str
     limit: int | None
+    sample: int | None
     shard: str | None
 
 

@@ -504,6 +504,8 @@ def check_fields(order: JobOrder, input_format: str) -> None:
         )
     for text in question.templates:
         template_of(text, places_in(text))  # any place may be a column
+    if question.sample is not None and (order.limits.rows is not None or order.shard is not None):
+        raise input_error(Named("sample"), " goes without ", Named("limit"), " and ", Named("shard"), ".")
     _check_answer_column(order.form.column)
 
 
@@ -648,6 +650,7 @@ def _begun(folder: Folder, wanted: JobSpec, order: JobOrder, plan: ResolvedConfi
         spec = _resumed(folder, begun, wanted, order, plan, fixed=fixed)
         if made is not None:
             _check_limit(made, output, order)
+            _check_sample(begun, made, output, order)
             earlier = order.earlier
             is_same = begun.shape == spec.shape and begun.targets == spec.targets
             if earlier.again is not None or earlier.from_job is not None or not spec.is_read or not is_same:
@@ -800,6 +803,14 @@ def check_bound(begun: JobSpec, spec: JobSpec, bound: Bound) -> None:
     else:
         conflict = f"{begun.output.path} is the output of another input, {begun.input.path}. {given.name} {kept}."
     raise ChangedError(Code.INVALID_INPUT, conflict, _WAYS)
+
+
+def _check_sample(begun: JobSpec, made: OutputRecord, output: Path, order: JobOrder) -> None:
+    """Raise `PromptmillError` (`invalid_input`) if a sample would take the place of an output with more rows."""
+    before, now = begun.question.sample, order.question.sample
+    if now is not None and made.is_own(output) and made.limit != 0 and (before is None or before > now):
+        name = Named("sample")
+        raise input_error(f"{output} holds more rows than ", name, f" {now}, and would lose them; name another output.")
 
 
 def _check_limit(made: OutputRecord, output: Path, order: JobOrder) -> None:

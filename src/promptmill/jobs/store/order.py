@@ -95,6 +95,8 @@ class Question(_Frozen):
     """Whether rows set their model, sampling, … also with a template or a column."""
     skip_empty: bool = False
     """Whether rows without a prompt are left out, instead of being failures."""
+    sample: int | None = Field(None, ge=1)
+    """Only so many rows, drawn at random: always the same ones of an input."""
 
     @model_validator(mode="before")
     @classmethod
@@ -219,7 +221,7 @@ class JobOrder(_Frozen):
             question=Question(
                 templates=prompts,
                 **given(column="prompt_column", image_column="image_column"),
-                **given(row_settings="row_settings", skip_empty="skip_empty"),
+                **given(row_settings="row_settings", skip_empty="skip_empty", sample="sample"),
             ),
             form=AnswerForm(**given(column="answer_column", fields="fields")),
             limits=Limits(
