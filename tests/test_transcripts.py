@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import os
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+from pages import blocks, commands
 
 ROOT = Path(__file__).parent.parent
 _RESULT = re.compile(r'^\{"ans_ls":.*$', re.MULTILINE)
@@ -42,3 +49,26 @@ def test_what_pages_show_as_printed_is_printed():
     for page, text in pages.items():
         shown = _without_answers(page.read_text(encoding="utf-8"))
         assert shown == _without_answers(text), f"{page.name}: .venv/bin/python scripts/transcripts.py"
+
+
+@pytest.mark.thorough
+@pytest.mark.engine
+def test_the_first_command_of_the_readme_gives_a_new_user_the_labels_that_it_shows(tmp_path):
+    pytest.importorskip("openvino_genai")
+    rows, labels = blocks("README.md", "csv")[:2]
+    (tmp_path / "reviews.csv").write_text(rows)
+    environment = os.environ | {"PROMPTMILL_STATE": str(tmp_path / "state"), "PROMPTMILL_CONFIG": ""}
+    done = subprocess.run(
+        [sys.executable, "-m", "promptmill", *commands("README.md")[0]],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    made = list(csv.DictReader(io.StringIO((tmp_path / "labels.csv").read_text())))
+    shown = list(csv.DictReader(io.StringIO(labels)))
+    assert [(row["id"], row["text"], row["answer"]) for row in made] == [
+        (row["id"], row["text"], row["answer"]) for row in shown
+    ]
+    assert "a small model for trying out" in done.stdout

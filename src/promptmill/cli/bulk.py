@@ -134,8 +134,8 @@ def add_options(bulk: Parser) -> None:
     group.add_argument("--num-gpus", type=float, default=0, metavar="N", help="with --ray: GPUs of each replica")
     group.add_argument("--num-cpus", type=float, default=1, metavar="N", help="with --ray: cores of each replica")
     bulk.show_examples(
-        "promptmill bulk reviews.csv labels.csv --prompt 'Is this positive? {{text}}' "
-        "--choices positive,negative,neutral",
+        "promptmill bulk reviews.csv labels.csv --prompt 'Is this positive or negative? {{text}}' "
+        "--choices positive,negative",
         "promptmill bulk orders.txt orders.csv --prompt 'Extract the order: {{text}}' --schema order.json",
         "promptmill bulk mails/ topics.csv --prompt 'What is this about? {{content}}'      # each file",
         "promptmill bulk pictures/ captions.csv --prompt 'Describe the picture.'      # each image",

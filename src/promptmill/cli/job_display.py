@@ -15,7 +15,7 @@ from typing import TextIO, cast
 
 import orjson
 
-from promptmill.cli.terminal import say
+from promptmill.cli.terminal import EMBEDDED, say
 from promptmill.core.errors import Code, without_controls
 from promptmill.core.money import dollars
 from promptmill.core.wording import counted, cut, duration
@@ -154,6 +154,7 @@ def _answered(found: Status) -> str:
 def _by(found: Status) -> str:
     """Return how long a job has taken, by which model, and its price."""
     by = f" by {model}" if (model := found.get("model")) else ""
+    by += ", a small model for trying out," if model == EMBEDDED else ""
     return f"{status.took(found.get('seconds', 0))}{by}{status.paid(found)}"
 
 

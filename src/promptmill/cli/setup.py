@@ -17,7 +17,7 @@ import orjson
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Facts, Failure, Step
 from promptmill.cli.options import Parser, add_shared, configuration_of, explained, option_of
-from promptmill.cli.terminal import say, wrapped
+from promptmill.cli.terminal import EMBEDDED, say, wrapped
 from promptmill.config import backends
 from promptmill.config.backends import AUTO
 from promptmill.config.loading import Configuration
@@ -35,7 +35,6 @@ Where should prompts be answered?
   2  by a provider, with your key: OpenAI, OpenRouter, Mistral, …
   3  here, by a small model on this machine's processor
 """
-_EMBEDDED = "smollm2-135m-instruct"
 _LOCAL = "localhost:11434"
 _ONLY = "the only one it has"
 _OF_THIS_MACHINE = "http://127.0.0.1"
@@ -129,7 +128,7 @@ def _answers_from(arguments: argparse.Namespace) -> Answers:
     if where == "2":
         return _provider(arguments, provider or "openai")
     backend = arguments.backend or choosing.local_engine()
-    model = arguments.model or _ask("The model: a folder, a model hub name, or", _EMBEDDED, "--model")
+    model = arguments.model or _ask("The model: a folder, a model hub name, or", EMBEDDED, "--model")
     return Answers(backend, [("model_name_or_path", model, "a folder, a model hub name, or the embedded model")])
 
 
