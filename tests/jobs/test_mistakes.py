@@ -284,7 +284,7 @@ def test_an_option_that_cannot_take_effect_is_refused_by_its_name(bench: Any, ar
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--all"], "--all: goes with --export FILE alone."),
+        (["out.jsonl", "--all"], "--all: goes with --export FILE, or without JOB_ID."),
         (["--unfinished"], "--unfinished: goes with --prune AGE alone."),
         (["out.jsonl", "--prune", "7d"], "--prune: forgets all jobs older than AGE; leave out JOB_ID."),
         (["--follow"], "name the job to follow; `promptmill jobs` lists them."),

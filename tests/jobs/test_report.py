@@ -57,6 +57,19 @@ def reported(bench: Any, *arguments: str, code: int = 0) -> str:
     return str(done.stdout if code == 0 else done.stderr)
 
 
+def test_a_job_with_several_models_is_listed_and_reported_with_all_of_them(bench: Any) -> None:
+    bench.prompts(4)
+    bench.succeed("--model", "small", "--model", "good", "--report", "r.html")
+    status = bench.status()
+    assert (status["model"], status["variants"]) == ("small, good", ["small", "good"])
+    assert "4 × 2" in bench.here([sys.executable, "-m", "promptmill", "jobs"]).stdout  # noqa: RUF001 (a product)
+    data, _ = written(bench.path / "r.html")
+    assert [label for _, label, _, _ in data["rows"]["filters"]] == ["small", "good"]
+    facts = dict(data["run"])
+    assert facts["Variants"] == "small: 4 answered\ngood: 4 answered"
+    assert facts["Model"].startswith("small, good (")
+
+
 def test_a_report_has_the_run_its_figures_and_its_rows(bench: Any) -> None:
     words = ["positive", "negative", "positive"]
     bench.upstream.reply = choose(

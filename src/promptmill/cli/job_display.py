@@ -49,8 +49,9 @@ def print_status(
     as_json: bool,
     on_stderr: bool = False,
     again: bool = True,
+    quiet: bool = False,
 ) -> None:
-    """Print the status of a job: as JSON, or its summary.
+    """Print the status of a job: as JSON, or its summary, of which `quiet` keeps the first line.
 
     `folder` holds messages of its failures, `order` the URLs of its files. `again`: see `summary`.
     """
@@ -66,7 +67,11 @@ def print_status(
         found["results"] = status.results(folder)
     is_good = found["state"] == states.FINISHED and not found.get("failed")
     mark = "✓ " if is_good and stream.isatty() and "utf" in stream.encoding.lower() else ""
-    say(mark + summary(found, examples=examples, again=again, output=not on_stderr), stream, wrap=True)
+    text = summary(found, examples=examples, again=again, output=not on_stderr)
+    say(mark + (text.partition("\n")[0] if quiet else text), stream, wrap=True)
+
+
+_FEWEST_FOR_P99 = 100  # rows: of fewer, it is the slowest one
 
 
 def summary(
@@ -113,7 +118,11 @@ def summary(
     latency = found.get("latency_s") or {}
     if latency.get("p50") is not None:
         # latencies are counted in steps of 4 %
-        shown = ", ".join(f"{name} {status.figure(float(f'{seconds:.2g}'))} s" for name, seconds in latency.items())
+        shown = ", ".join(
+            f"{name} {status.figure(float(f'{seconds:.2g}'))} s"
+            for name, seconds in latency.items()
+            if name != "p99" or found.get("done", 0) >= _FEWEST_FOR_P99
+        )
         lines.append(f"  latency   {shown}")
     lines.extend(f"  note      {warning}" for warning in found.get("warnings", ()))
     lines.append(f"  job       {found['job_id']}")
@@ -357,10 +366,15 @@ def _aligned(name: str, text: str, widths: Mapping[str, int]) -> str:
 def _row(one: Status) -> dict[str, tuple[str, str]]:
     """Return each column's text and its style."""
     total, done, failed, cost = one.get("total"), one.get("done", 0), one.get("failed", 0), one.get("cost")
+    count = len(one.get("variants", ())) or 1
+    if count > 1 and total is not None and not total % count:  # 600 answers to 300 rows
+        rows = f"{done:,}/" * (done != total) + f"{total // count:,} × {count}"  # noqa: RUF001 (the sign of a product)
+    else:
+        rows = f"{done:,}" if total in {None, done} else f"{done:,}/{total:,}"
     cells = {
         "job": (one["job_id"], ""),
         "state": (one["state"], _STYLES.get(one["state"], "")),
-        "rows": (f"{done:,}" if total in {None, done} else f"{done:,}/{total:,}", ""),
+        "rows": (rows, ""),
         "failed": (f"{failed:,}", "red" if failed else "dim"),
         "cost": ("" if cost is None else dollars(cost), ""),
         "time": (status.took(one.get("seconds", 0)), ""),

@@ -132,7 +132,7 @@ def _run(
         if is_step and now["state"] == progress.FINISHED and not now.get("failed"):
             return
         now = {**now, "alive": False}
-        print_status(now, job.folder, order, as_json=as_json, on_stderr=on_stderr, again=again)
+        print_status(now, job.folder, order, as_json=as_json, on_stderr=on_stderr, again=again, quiet=quiet)
 
     try:
         about = status.read(job.folder)

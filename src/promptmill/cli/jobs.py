@@ -33,6 +33,7 @@ _FAILURES_SHOWN = 20
 _LINE_EVERY_S = 5.0
 _LIVE = ("concurrency", "max_cost")
 _LOOK_EVERY = 256  # rows
+_NEWEST = 20  # jobs that are listed
 
 
 def add_jobs_options(jobs: Parser) -> None:
@@ -52,7 +53,7 @@ def add_jobs_options(jobs: Parser) -> None:
         "--failed", action="store_true", help="only jobs that failed or have failed rows; with JOB_ID its failed rows"
     )
     doing.add_argument("--prune", metavar="AGE", help="forget finished jobs older than AGE (30m, 12h, 7d, 2w)")
-    group.add_argument("--all", action="store_true", help="with --export: failed and unanswered rows as well")
+    group.add_argument("--all", action="store_true", help="all jobs; with --export: failed and unanswered rows as well")
     group.add_argument("--unfinished", action="store_true", help="with --prune: also jobs that could still go on")
     jobs.add_argument("--state", type=Path, metavar="DIR", help="where jobs are kept, as for bulk")
     jobs.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -70,8 +71,8 @@ def add_jobs_options(jobs: Parser) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     """Run `jobs`, where only going on with one needs the configuration."""
-    if arguments.all and arguments.export is None:
-        raise config_error("--all", "goes with --export FILE alone.")
+    if arguments.all and arguments.export is None and arguments.job_id is not None:
+        raise config_error("--all", "goes with --export FILE, or without JOB_ID.")
     if arguments.unfinished and arguments.prune is None:
         raise config_error("--unfinished", "goes with --prune AGE alone.")
     if arguments.prune is not None:
@@ -94,7 +95,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.cancel:
         return _cancel(_named(arguments.job_id, "to cancel"), as_json=arguments.json)
     if arguments.job_id is None:
-        return _list(only_failed=arguments.failed, as_json=arguments.json)
+        return _list(only_failed=arguments.failed, is_all=arguments.all, as_json=arguments.json)
     job = _named(arguments.job_id)
     if arguments.failed:
         return _failures(job, as_json=arguments.json)
@@ -109,15 +110,17 @@ def _named(job_id: str | None, purpose: str = "") -> Folder:
     return JobFolders.from_environ().at(job_id)
 
 
-def _list(*, only_failed: bool, as_json: bool) -> int:
-    """Show all jobs, the newest first."""
+def _list(*, only_failed: bool, is_all: bool, as_json: bool) -> int:
+    """Show the newest jobs, or all, the newest first."""
     found = status.read_all(JobFolders.from_environ().all())
     if only_failed:
         found = [one for one in found if one["state"] == progress.STOPPED or one.get("failed")]
     if as_json:
         say(orjson.dumps({"jobs": found}).decode())
     elif found:
-        print_jobs(found)
+        print_jobs(found if is_all else found[:_NEWEST])
+        if len(found) > _NEWEST and not is_all:
+            say(f"and {len(found) - _NEWEST:,} older ones: promptmill jobs --all")
     else:
         print("promptmill: there are no jobs.", file=sys.stderr)
     return OK

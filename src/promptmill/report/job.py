@@ -31,6 +31,7 @@ from promptmill.report.thumbnails import Thumbnails
 
 _SEED = 1
 _FAILED, _CUT = 1, 2
+_OF_SLOT, _SLOTS = 4, 0xFF0  # the bits of the state that hold the index of the target
 _RARE: Sequence[tuple[Literal["empty", "skipped"], str]] = (("empty", "Empty"), ("skipped", "Skipped"))
 _BINS = 24
 _OF_ROWS = frozenset({"done", "answered", "failed", "errors", "skipped", "truncated", "empty"})
@@ -71,7 +72,7 @@ def _page(folder: Folder) -> tuple[bytes, int, int]:
         results = statistics.results(store, by_field=spec.output.answer_schema is not None)
         examples, spread = statistics.examples(store), statistics.spread(store)
         counts = statistics.counts(store, skips_empty=skips_empty).as_dict(Counts())
-        made_in = _rounds(store)
+        made_in, by_variant = _rounds(store), _variants(store, spec)
         where = f"{ANSWERED} OR ({statistics.is_failed(skips_empty=skips_empty)})"
         total = store.count(where)
         drawn = statistics.at_most(store, MOST_ROWS, _SEED, where)
@@ -91,10 +92,13 @@ def _page(folder: Folder) -> tuple[bytes, int, int]:
         "thumbnails": pictures.found,
         "course": (course := folder.course),
         "spreads": _spreads(spread),
-        "run": _run(course, spec, found, made_in),
+        "run": _run(course, spec, found, made_in, by_variant),
         "made": made_by(),
     }
     rows.filters = _filters(failed=bool(data["failures"]), cut=any(state & _CUT for state in rows.state))
+    if spec.is_grid:
+        names = enumerate(target.name for target in spec.targets)
+        rows.filters += [(f"variant-{slot}", name, _SLOTS, slot << _OF_SLOT) for slot, name in names]
     title, so_far = _title(spec), " so far" if found["state"] in progress.ALIVE else ""
     return page.filled(title, data, rows, total, so_far), len(rows.number), total
 
@@ -109,7 +113,7 @@ def _rows(found: Iterator[JobRow], count: int) -> PageRows:
         is_prompt = [label for label, _ in labelled] == ["prompt"]
         rows.add(
             row.number,
-            _FAILED if row.error else _CUT if is_cut else 0,
+            (_FAILED if row.error else _CUT if is_cut else 0) | row.slot << _OF_SLOT,
             labelled[0][1] if is_prompt else labelled,
             answers[0] if len(answers) == 1 else answers,
             seconds=row.seconds,
@@ -124,6 +128,18 @@ def _rounds(store: JobDatabase) -> str:
     counts, known = statistics.rounds(store), rounds.stored_rounds(store)
     lines = [f"{round_.id} {round_.reason}: {counted(counts.get(round_.id, 0), 'row')}" for round_ in known]
     return "\n".join(lines) if len(lines) > 1 else ""
+
+
+def _variants(store: JobDatabase, spec: JobSpec) -> str:
+    """Return the variants of a job with the number of answers and failures of each; `""` for a single one."""
+    if not spec.is_grid:
+        return ""
+    found = statistics.slots(store)
+    lines = []
+    for slot, target in enumerate(spec.targets):
+        answered, failed = found.get(slot, (0, 0))
+        lines.append(f"{target.name}: {answered:,} answered" + (f", {failed:,} failed" if failed else ""))
+    return "\n".join(lines)
 
 
 def _filters(*, failed: bool, cut: bool) -> list[Filter]:
@@ -241,13 +257,14 @@ def _histogram(title: str, unit: str, values: Sequence[float]) -> dict[str, Any]
     }
 
 
-def _run(course: CourseRecord, spec: JobSpec, found: Status, made_in: str) -> list[tuple[str, str]]:
+def _run(course: CourseRecord, spec: JobSpec, found: Status, made_in: str, by_variant: str) -> list[tuple[str, str]]:
     """Return the facts about the run, by their names."""
     runs = course.get("runs", [])
     versions = dict.fromkeys(run["version"] for run in runs)
     facts = {
         "Command": found.get("command", ""),
-        "Model": f"{spec.model} ({spec.backend})" if spec.model else spec.backend,
+        "Model": f"{spec.models} ({spec.backend})" if spec.models else spec.backend,
+        "Variants": by_variant,
         "Prompt": found.get("prompt", ""),
         "System prompt": found.get("system", ""),
         "Sampling": ", ".join(f"{name} {value}" for name, value in (spec.targets[0].sampling or {}).items()),

@@ -36,6 +36,8 @@ class JobRow:
     """The latency of its answer."""
     images: Sequence[str] = ()
     """The sources of its images."""
+    slot: int = 0
+    """The index of its target."""
 
 
 class JobRows:
@@ -75,7 +77,9 @@ class JobRows:
         variant = {"variant": target.name} if target.name else {}
         values = {"row": number, **variant, "prompt": prompt, **fields}
         asked = [*(("variant", target.name) for _ in variant), *asked]
-        return JobRow(number, asked, [] if error else answers, error, values, round(record.latency_s, 3), images)
+        return JobRow(
+            number, asked, [] if error else answers, error, values, round(record.latency_s, 3), images, record.slot
+        )
 
     def _question(self, row: Row, prompt: int) -> tuple[list[tuple[str, str]], Any, Sequence[str]]:
         """Return a question as labelled texts (for people), as JSON (for programs), and the sources of its images."""

@@ -172,6 +172,11 @@ class JobSpec(_Frozen):
         return self.output.names is not None and self.to_bind is None
 
     @property
+    def models(self) -> str:
+        """The names of all its models."""
+        return ", ".join(dict.fromkeys(target.model or self.model for target in self.targets))
+
+    @property
     def is_grid(self) -> bool:
         """Whether each row has several answers."""
         return len(self.targets) > 1

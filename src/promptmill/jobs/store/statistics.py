@@ -208,6 +208,12 @@ def rounds(store: JobDatabase) -> dict[int, int]:
     return dict(store.read(query))
 
 
+def slots(store: JobDatabase) -> dict[int, tuple[int, int]]:
+    """Return how many answers, and how many failures, each slot has."""
+    query = f"SELECT key / {SLOT}, sum(code IS NULL), sum(code IS NOT NULL) FROM answer GROUP BY 1"
+    return {slot: (answered, failed) for slot, answered, failed in store.read(query)}
+
+
 def answering_models(store: JobDatabase) -> set[str]:
     """Return the names of the models that records name as the answering one."""
     query = f"SELECT DISTINCT json_extract({_MORE}, '$.answered_by') FROM answer WHERE more IS NOT NULL"

@@ -60,7 +60,8 @@ def of(folder: Folder, spec: JobSpec, last: RunStatus) -> Status:
         now |= {"state": INTERRUPTED, "in_flight": 0, "eta_s": None, "rows_per_second": 0.0, "tokens_per_second": 0.0}
     output = str(spec.output.path) if spec.output.format else None
     job: Status = {"job_id": spec.job_id, "input_file": str(spec.input.path), "output_file": output}
-    job |= {"model": spec.model, "backend": spec.backend, "created": spec.created}
+    job |= {"variants": [target.name for target in spec.targets]} if spec.is_grid else {}
+    job |= {"model": spec.models, "backend": spec.backend, "created": spec.created}
     return {**job, **now, "alive": alive}
 
 

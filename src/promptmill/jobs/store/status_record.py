@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Annotated, Any, TypeAlias, TypeVar, cast
 
@@ -112,6 +112,9 @@ class Status(RunStatus, total=False):
     input_file: str
     output_file: str | None
     model: str
+    """Its model; of several, all names with commas."""
+    variants: Sequence[str]
+    """The names of the ways in which each row is asked, if there are several."""
     backend: str
     created: int
     alive: bool
