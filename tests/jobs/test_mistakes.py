@@ -95,7 +95,7 @@ def test_a_stop_that_the_same_command_cannot_help_is_one_line(bench: Any) -> Non
 def test_a_file_that_is_something_else_is_told(bench: Any, name: str, data: bytes, said: str) -> None:
     bench.input = bench.path / name
     bench.input.write_bytes(data)
-    result = bench.run("--quiet")
+    result = bench.run()
     assert result.returncode in {1, 2}
     assert said in result.stdout + result.stderr
 

@@ -7,7 +7,6 @@ labels.csv ─▶ the labels, and a text for the system prompt that defines them
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -32,7 +31,6 @@ _TYPES: Mapping[str, JsonDict] = MappingProxyType(
         "list": {"type": "array", "items": {"type": "string"}},
     }
 )
-_FIELD = re.compile(r"\s*([^:,?]+?)\s*(?::\s*([^,?]+?)\s*)?(\?)?\s*")
 _LABELS = ("label", "labels", "choice", "name", "class", "category")
 _DEFINITIONS = ("definition", "description", "meaning", "text", "explanation")
 _FILES = (".csv", ".tsv", ".txt", ".jsonl", ".json", ".parquet", ".xlsx")
@@ -56,10 +54,10 @@ def schema_of_fields(text: str) -> JsonDict:
     """
     fields: dict[str, JsonDict] = {}
     for part in text.split(","):
-        found = _FIELD.fullmatch(part)
-        if found is None:
+        stated, optional, rest = part.strip().partition("?")
+        name, colon, kind = (piece.strip() for piece in stated.partition(":"))
+        if not name or rest or (colon and not kind):
             raise input_error(f"{part.strip()[:40]!r} is no field; write NAME or NAME:TYPE, such as amount:number.")
-        name, kind, optional = found.groups()
         if name in fields:
             raise input_error(f"The field {name[:40]} is there twice.")
         fields[name] = _type(kind or "text", is_optional=bool(optional))

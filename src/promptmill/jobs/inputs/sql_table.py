@@ -1,8 +1,6 @@
 """Tables and queries of databases as rows: SQLite by the standard library, `.duckdb` files by DuckDB.
 
-mails.db#inbox                                        the table
---sql 'select id, body from inbox' mails.db           the rows of a query
---sql "select * from 's3://bucket/*.parquet'" duckdb: what DuckDB reads without a file of its own
+A part of an input is a table of the database, `mails.db#inbox`, or has a query, whose rows count.
 """
 
 from __future__ import annotations

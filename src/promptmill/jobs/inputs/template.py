@@ -31,7 +31,7 @@ _MOST_LOOKED_AT = 100  # places of a template with an error
 _ALIKE = 0.7  # difflib's ratio: `a - b` is no misspelt `a`
 _CELL = "promptmill_cell"  # a filter
 _OPEN = re.compile(r"\{\{(?![%#{])([^{}\"']*)(?:\}(?!\})|$)")  # a place that is not closed
-_PLACE = re.compile(r"\{\{-?(?![%#{])\s*([^{}]+?)\s*-?\}\}")
+_PLACE = re.compile(r"\{\{([^{}]+)\}\}")
 _NO_FILTER = re.compile(r"No (filter|test) named '([^']*)'")
 _LONGEST, _MOST_PARTS = 1_000_000, 5_000  # Python compiles a template in one step that nothing interrupts
 
@@ -68,7 +68,7 @@ def check_names_some(text: str, image_column: Callable[[], str]) -> None:
 
 def places_in(text: str) -> list[str]:
     """Return the texts between double braces, which may be the names of columns."""
-    return _PLACE.findall(text)
+    return [place.strip("-").strip() for place in _PLACE.findall(text) if place[0] not in "%#"]
 
 
 def special_columns(text: str, columns: Iterable[str]) -> list[str]:

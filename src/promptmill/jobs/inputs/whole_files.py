@@ -59,7 +59,7 @@ _QUOTES_VALUES = frozenset(
         ),
     }
 )
-_CONTENT = re.compile(r"\{[{%][^}]*\bcontent\b")
+_CONTENT = re.compile(r"\{[{%][^{}]*\bcontent\b")
 _LOOKED_AT = 1000  # files, to find out what a folder holds
 _MAGIC = re.compile(r"[*?\[]")
 _LARGEST_FILE, _LARGEST = 1 << 20, 256 << 20
