@@ -286,7 +286,12 @@ def test_the_results_of_a_stopped_job_are_those_of_its_answers_so_far(bench: Any
 
 
 def test_the_summary_is_no_more_exact_than_its_latencies() -> None:
-    found: Any = {"job_id": "x", "state": "stopped", "done": 100, "latency_s": {"p50": 0.0217, "p95": 1.9767, "p99": 123.4}}
+    found: Any = {
+        "job_id": "x",
+        "state": "stopped",
+        "done": 100,
+        "latency_s": {"p50": 0.0217, "p95": 1.9767, "p99": 123.4},
+    }
     assert "p50 0.022 s, p95 2 s, p99 120 s\n" in summary(found)
     assert "p50 0.022 s, p95 2 s\n" in summary(found | {"done": 99})  # of which p99 is the slowest
 
