@@ -28,7 +28,7 @@ from promptmill.core.wording import close_matches, did_you_mean, mended
 ROW = "row"
 """The variable that holds all fields of a row: `row["my column"]`."""
 _MOST_LOOKED_AT = 100  # places of a template with an error
-_ALIKE = 0.7  # difflib's ratio: `a - b` is no misspelt `a`
+_ALIKE = 0.7  # share of letters in common: `a - b` is no misspelt `a`
 _CELL = "promptmill_cell"  # a filter
 _OPEN = re.compile(r"\{\{(?![%#{])([^{}\"']*)(?:\}(?!\})|$)")  # a place that is not closed
 _PLACE = re.compile(r"\{\{([^{}]+)\}\}")
