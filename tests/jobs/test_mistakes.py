@@ -270,6 +270,7 @@ def test_a_folder_that_is_removed_while_the_job_runs_is_called_removed(bench: An
     [
         (["--input-format", "csv"], "--input-format: goes with `-` as INPUT alone"),
         (["--output-format", "csv"], "--output-format: goes with `-` as OUTPUT alone"),
+        (["--sql", "SELECT 1"], "--sql goes with a database, without a table: mails.db."),
         (["--replicas", "3"], "--replicas, --num-gpus and --num-cpus go with --ray ADDRESS alone."),
         (["--max-cost", "-1"], "--max-cost: '-1' must be at least 0"),
         (["--max-cost", "nan"], "--max-cost: 'nan' must be at least 0"),
@@ -279,6 +280,11 @@ def test_a_folder_that_is_removed_while_the_job_runs_is_called_removed(bench: An
 def test_an_option_that_cannot_take_effect_is_refused_by_its_name(bench: Any, arguments: list[str], said: str) -> None:
     bench.prompts(1)
     assert said in bench.fail(*arguments, "--quiet")
+
+
+def test_rows_on_stdin_are_no_files_to_choose_from(bench: Any) -> None:
+    bench.input = Path("-")
+    assert "--each: goes with files and folders of this machine." in bench.fail("--each", "line")
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,19 @@ def test_several_labels_may_be_the_answer(bench: Any) -> None:
     assert "--choices-many: goes with --choices" in bench.fail("--prompt", "{{text}}", "--choices-many")
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"fields": "name", "schema": {"type": "object"}}, "`schema` goes without `fields`"),
+        ({"choices": ["a", "b"], "schema": {"type": "object"}}, "`choices` goes without `schema`"),
+        ({"each": "line"}, "`each` goes with files and folders"),
+    ],
+)
+def test_an_option_in_python_that_cannot_take_effect_is_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(PromptmillError, match=said):
+        promptmill.bulk(["France"], model="m", progress=False, **options)
+
+
 def test_python_has_the_same_short_forms(bench: Any) -> None:
     bench.upstream.reply = answer(json.dumps({"name": "Paris", "people": 2}))
     options = {"model": "m", "base_url": bench.upstream.url, "api_key": "none", "progress": False}

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 from unittest import mock
 
+import pandas as pd
 import psutil
 import pyarrow as pa
 import pytest
@@ -450,6 +451,7 @@ async def test_files_outside_the_roots_are_refused(bench: Any, tools: Any, tmp_p
             ("mine.txt", "o.jsonl", "others may be a program's; `files` sends whole texts"),
             ("in.jsonl", "out.jsonl", "is not this job's own output"),
             ("gone.jsonl", "o.jsonl", "There is no input file"),
+            ("in.jsonl", ".", "output_file work has no suffix"),
             ("in.jsonl\0", "o.jsonl", "not a usable path"),
             ("x" * 300 + ".jsonl", "o.jsonl", "The name xxx.* is too long"),
             ("in.jsonl", "x" * 300 + ".jsonl", "The name xxx.* is too long"),
@@ -715,7 +717,7 @@ async def test_a_template_for_a_local_engine_that_computes_for_ever_ends_with_it
     assert gone(detached_children())
 
 
-@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet", "xlsx"])
 async def test_other_processes_read_and_write_the_files_of_a_job_on_a_local_engine(
     bench: Any, tools: Any, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -733,6 +735,8 @@ async def test_other_processes_read_and_write_the_files_of_a_job_on_a_local_engi
         parquet.write_table(rows, source)
     elif suffix == "csv":
         source.write_text("text,answer\na,x\nb,y\n")
+    elif suffix == "xlsx":
+        pd.DataFrame(rows.to_pylist()).to_excel(source, index=False)
     else:
         bench.write(rows.to_pylist())
     async with tools(_local()) as call:
@@ -744,7 +748,7 @@ async def test_other_processes_read_and_write_the_files_of_a_job_on_a_local_engi
             await call("bulk_generate", **refused)
     bench.output = bench.path / "out.jsonl"
     assert [row["answer_1"] for row in bench.answers()] == ["local: Say a", "local: Say b"]
-    looks = ["_check_columns"] if suffix == "parquet" else []
+    looks = ["_check_columns"] if suffix in {"parquet", "xlsx"} else []
     assert steps == [*looks, "_ingest", "_check_secrets", "_export", *looks]
 
 

@@ -16,9 +16,10 @@ from openpyxl.styles import Font
 from half_done import answers
 from promptmill.core.errors import PromptmillError
 from promptmill.jobs import members
+from promptmill.jobs.export import output
 from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.inputs.formats import format_of_output
-from replies import answer
+from replies import answer, choose
 
 _DATA = Path(__file__).parent / "data"
 _PROMPT = ("--prompt", "Say {{body}}")
@@ -170,6 +171,31 @@ def test_a_table_of_a_database_is_answered_into_another_one(bench: Any) -> None:
     assert "exists and is not this job's own output" in bench.fail(*_PROMPT)
 
 
+def test_a_table_that_another_program_made_meanwhile_is_not_replaced(bench: Any) -> None:
+    database = _database(bench)
+    bench.input, bench.output = database.with_name("mails.db#inbox"), database.with_name("mails.db#labels")
+
+    def make(_: Any) -> Any:
+        with sqlite3.connect(database) as connection:
+            connection.execute("CREATE TABLE IF NOT EXISTS Labels (precious)")
+        return answer("x")
+
+    bench.upstream.reply = choose(make)
+    assert "mails.db#labels was made by another program meanwhile" in " ".join(bench.fail(*_PROMPT).split())
+    with sqlite3.connect(database) as connection:
+        assert [name for _, name, *_ in connection.execute("PRAGMA table_info(labels)")] == ["precious"]
+
+
+def test_a_workbook_that_is_saved_while_a_sheet_is_written_is_not_replaced(tmp_path: Path, book: Path) -> None:
+    partial, target = tmp_path / "partial", book.with_name("book.xlsx#Labels")
+    partial.write_bytes(b"a copy of the book, and the sheet")
+    copied = members.stamp(target)
+    book.write_bytes(b"saved by a user")
+    with pytest.raises(PromptmillError, match="was changed by another program meanwhile; run the job again"):
+        output.publish(partial, target, may_replace=True, copied=copied)
+    assert book.read_bytes() == b"saved by a user"
+
+
 def test_a_query_is_an_input_and_a_killed_job_goes_on_with_it(bench: Any) -> None:
     bench.input, bench.output = _database(bench, 40), bench.path / "out.csv"
     query = ("--sql", "SELECT id, body FROM inbox WHERE id < 30 ORDER BY id DESC", *_PROMPT)
@@ -186,6 +212,7 @@ def test_a_query_is_an_input_and_a_killed_job_goes_on_with_it(bench: Any) -> Non
         ("mails.db", [], "mails.db has the tables inbox, other; name one of them: 'mails.db#inbox'"),
         ("mails.db#inbx", [], "mails.db has no table 'inbx'; did you mean inbox?"),
         ("mails.db", ["--sql", "SELECT nosuch FROM inbox"], "mails.db cannot be read: no such column: nosuch"),
+        ("mails.db#inbox", ["--sql", "SELECT id FROM inbox"], "--sql goes with a database, without a table"),
         ("mails.db", ["--sql", "DELETE FROM inbox"], "mails.db cannot be read: attempt to write a readonly database"),
     ],
 )

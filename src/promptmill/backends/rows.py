@@ -87,7 +87,7 @@ class RowReader:
     system_prompt: str = ""
     image_tag: str | None = None
     folders: tuple[str, ...] = ()
-    """The folders of relative image paths: the input's, and the one that the job was started in."""
+    """The folders to look for images in: that of the input, then that in which the job was started."""
     model: str = ""
     """The only model that a row may name; `""` if the endpoint has several."""
     paths: frozenset[str] = frozenset()

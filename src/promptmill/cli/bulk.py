@@ -256,6 +256,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise config_error("", "`-` goes without --detach, --validate and --shard.")
     if "-" in arguments.input and arguments.input[1:]:
         raise config_error("", "`-` goes without further inputs.")
+    if arguments.each and (urls or "-" in arguments.input):
+        raise config_error("--each", "goes with files and folders of this machine.")
     if arguments.input_format and "-" not in arguments.input:
         raise config_error("--input-format", "goes with `-` as INPUT alone; a file is read by its suffix.")
     if arguments.output_format and arguments.output != "-":

@@ -15,7 +15,8 @@ from typing import TextIO, cast
 
 import orjson
 
-from promptmill.cli.terminal import EMBEDDED, say
+from promptmill.cli.terminal import say
+from promptmill.config.backends import EMBEDDED
 from promptmill.core.errors import Code, without_controls
 from promptmill.core.money import dollars
 from promptmill.core.wording import counted, cut, duration

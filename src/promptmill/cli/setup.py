@@ -17,9 +17,9 @@ import orjson
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Facts, Failure, Step
 from promptmill.cli.options import Parser, add_shared, configuration_of, explained, option_of
-from promptmill.cli.terminal import EMBEDDED, say, wrapped
+from promptmill.cli.terminal import say, wrapped
 from promptmill.config import backends
-from promptmill.config.backends import AUTO
+from promptmill.config.backends import AUTO, EMBEDDED
 from promptmill.config.loading import Configuration
 from promptmill.config.parameter_file import FILE_NAME
 from promptmill.core.errors import PromptmillError, config_error, redact, without_controls

@@ -15,8 +15,6 @@ from promptmill.core.errors import without_controls
 OK, SOME_FAILED, USAGE, TRY_AGAIN, TERMINATED = 0, 1, 2, 75, 143
 """Exit codes of the commands; the last two are from sysexits.h (EX_TEMPFAIL) and of a process that SIGTERM ended."""
 
-EMBEDDED = "smollm2-135m-instruct"
-"""The model that answers where no other is configured."""
 _COLUMNS = 80
 _RUN = " Run: "  # precedes a command at the end of an error
 _RED, _PLAIN = "\x1b[1;31m", "\x1b[0m"

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 GROUP = "promptmill.backends"
+EMBEDDED = "smollm2-135m-instruct"
+"""The model that answers where no other is configured, see `promptmill.backends.engines.embedded_model`."""
 OTHER_PATHS = frozenset({"/embeddings", "/completions", "/responses", "/score", "/rerank"})
 """Paths whose requests and responses pass through an endpoint unchanged."""
 

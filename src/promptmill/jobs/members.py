@@ -1,6 +1,6 @@
 """Tables inside of files: `labels.xlsx#Sheet2` is a sheet of a workbook, `mails.db#inbox` a table of a database.
 
-Such a path stands for the table wherever a file is named. `file_of` returns the file.
+Such a path may stand wherever the path of a file may.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import sqlite3
 from pathlib import Path
 from types import MappingProxyType
 from urllib.parse import quote
+
+from promptmill.core.errors import PromptmillError, input_error
 
 WORKBOOKS = MappingProxyType({".xlsx": "xlsx", ".xlsm": "xlsx", ".xlsb": "xlsx", ".xls": "xlsx", ".ods": "xlsx"})
 DATABASES = MappingProxyType({".db": "sql", ".sqlite": "sql", ".sqlite3": "sql", ".duckdb": "sql"})
@@ -34,14 +36,20 @@ def file_of(path: Path) -> Path:
     return split(path)[0]
 
 
-def stamp(path: Path) -> tuple[int, int] | None:
-    """Return what changes when the output at `path` changes, None if it is missing.
+def is_table(path: Path) -> bool:
+    """Return whether a path names a table of a database."""
+    file, member = split(path)
+    return bool(member) and file.suffix.lower() in DATABASES
 
-    Of a file this is `(size in bytes, time of the last change in ns)`, of a table `(rows, digest of its rows)`: other
-    programs may change other tables of the database.
+
+def stamp(path: Path) -> tuple[int, int] | None:
+    """Return two numbers that change with the output at `path`, None if there is no output.
+
+    Those of a file are its size in bytes and the time of its last change in ns. Those of a table are its number of rows
+    and their digest, for other tables in its file may change.
     """
     file, member = split(path)
-    if not member or file.suffix.lower() not in DATABASES:
+    if not is_table(path):
         try:
             status = file.stat()
         except OSError:
@@ -54,13 +62,23 @@ def table_stamp(file: Path, table: str) -> tuple[int, int] | None:
     """Return the number of rows and the digest of a table of a SQLite database, None if it is missing."""
     digest, count = hashlib.blake2b(digest_size=7), 0
     try:
-        with contextlib.closing(sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)) as connection:
+        with contextlib.closing(connected(file)) as connection:
             for row in connection.execute(f"SELECT * FROM {quoted(table)}"):  # noqa: S608 (a quoted name)
                 digest.update(repr(row).encode("utf-8", "surrogatepass"))
                 count += 1
     except sqlite3.Error:
         return None
     return count, int.from_bytes(digest.digest())
+
+
+def taken(target: Path) -> PromptmillError:
+    """Return the error for an output whose name another program has taken since the job began."""
+    return input_error(f"{target} was made by another program meanwhile; move it away and run the job again.")
+
+
+def connected(file: Path) -> sqlite3.Connection:
+    """Return a connection that reads a SQLite database. Raises `sqlite3.Error`."""
+    return sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)
 
 
 def quoted(name: str) -> str:

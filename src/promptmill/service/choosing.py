@@ -9,9 +9,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
-from promptmill.backends.engines import embedded_model
 from promptmill.backends.protocol import Choice
-from promptmill.config.backends import AUTO, BACKENDS
+from promptmill.config.backends import AUTO, BACKENDS, EMBEDDED
 from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
@@ -97,14 +96,14 @@ def is_installed(engine: str) -> bool:
 
 def is_embedded(plan: ResolvedConfig) -> bool:
     """Return whether the embedded model answers."""
-    return plan.record.is_engine and plan.model == embedded_model.NAME
+    return plan.record.is_engine and plan.model == EMBEDDED
 
 
 def _embedded(configuration: Configuration, choice: Choice) -> Choice:
     """Return the choice if no endpoint works: an engine on this machine with the embedded model."""
     engine = local_engine()
     block = getattr(configuration.plan.settings.backend_configs, engine)
-    model = block.model_name_or_path or embedded_model.NAME
+    model = block.model_name_or_path or EMBEDDED
     values = {"backend": engine, f"backend_configs.{engine}.model_name_or_path": model}
     return Choice(values, f"{engine} with {model}: no endpoint can be used", choice.against, keyless=False)
 

@@ -28,6 +28,7 @@ from promptmill.backends import registry
 from promptmill.backends.engines import embedded_model, hardware
 from promptmill.backends.protocol import Answer, Backend, Call, Share, Stoppable
 from promptmill.cluster import replicas
+from promptmill.config.backends import EMBEDDED
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.config.settings import OpenVINOSettings
 from promptmill.core.errors import Code, PromptmillError
@@ -448,6 +449,6 @@ def _enough_memory(plan: ResolvedConfig) -> bool:
 
 def _weights(model: str) -> int:
     """Return the bytes of a model's weights, 0 if unknown."""
-    if model == embedded_model.NAME:
+    if model == EMBEDDED:
         return embedded_model.WEIGHTS_BYTES
     return hardware.weights(Path(model))

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from promptmill.backends.engines import embedded_model
+from promptmill.config.backends import EMBEDDED
 from promptmill.core.errors import PromptmillError
 from sure import sure
 
@@ -104,7 +105,7 @@ def test_a_cache_that_cannot_be_written_is_said(tmp_path, monkeypatch, index):
 
 
 def test_remains_of_a_killed_conversion_are_removed(cache, index):
-    old, new = (cache / f".{embedded_model.NAME}-{name}" for name in ("old", "new"))
+    old, new = (cache / f".{EMBEDDED}-{name}" for name in ("old", "new"))
     for folder in (old, new):
         folder.mkdir(parents=True)
     os.utime(old, (0, 0))

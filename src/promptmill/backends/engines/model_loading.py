@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from promptmill.backends.engines import embedded_model
+from promptmill.config.backends import EMBEDDED
 from promptmill.core.errors import Code, Named, PromptmillError, Words, first_sentence
 from promptmill.system.installation import adding, command_for_package
 from promptmill.system.safe_open import home_expanded
@@ -99,11 +100,11 @@ def locate(
     `require` raises if the engine's packages are missing. It is called after a path is checked, and before the network
     is used. Raises `PromptmillError` (`engine_load_failed`, `missing_dependency`).
     """
-    here = None if name == embedded_model.NAME else _on_disk(name, gguf_file, form)
+    here = None if name == EMBEDDED else _on_disk(name, gguf_file, form)
     require()
     if here is not None:
         return here
-    if name == embedded_model.NAME:
+    if name == EMBEDDED:
         return Location(str(embedded_model.model_folder(report, form.embedded)))
     _check_hub(name, form.files if gguf_file is None else (gguf_file,), form.advice)
     return Location(name, gguf_file)
@@ -214,7 +215,7 @@ def _require_hub() -> None:
         raise PromptmillError(
             Code.MISSING_DEPENDENCY,
             "Models of the hub need huggingface_hub, which is not installed.",
-            f"Install it, or give the path of a model on this machine's disk, or {embedded_model.NAME}, which needs no "
+            f"Install it, or give the path of a model on this machine's disk, or {EMBEDDED}, which needs no "
             f"hub. Run: {command_for_package('huggingface_hub')}",
         )
 

@@ -66,6 +66,8 @@ class Written:
     """A sentence about repeated ids of a Batch file."""
     blocks: JsonObject | None = None
     """The blocks of rows that may be copied the next time, to be stored as `written`."""
+    copied: tuple[int, int] | None = None
+    """The stamp of the workbook whose other sheets it has."""
 
 
 def write_output(store: JobDatabase, spec: JobSpec, rules: Rules, own: OutputRecord | None = None) -> Written:
@@ -80,8 +82,10 @@ def write_output(store: JobDatabase, spec: JobSpec, rules: Rules, own: OutputRec
             partial, _ = write([store], spec, target, spec.output.format, rows, ids=ids)
             return Written(partial, stamp_of(partial, target), end, ids.warning)
     if spec.output.format not in _COPIED or formats.compression_of(target):
+        has_copies = spec.output.format == "xlsx" and members.split(target)[1] and not spec.fills_input
+        copied = members.stamp(target) if has_copies else None
         partial, warning = write([store], spec, target, spec.output.format, rows)
-        return Written(partial, stamp_of(partial, target), end, warning)
+        return Written(partial, stamp_of(partial, target), end, warning, copied=copied)
     form = text_form(spec, spec.output.format, statistics.extra_fields(store), store.rows())
     blocks = _Blocks(store, spec, form, own)
     with partial_file(spec, target) as (partial, out):
@@ -91,9 +95,8 @@ def write_output(store: JobDatabase, spec: JobSpec, rules: Rules, own: OutputRec
 
 def stamp_of(partial: Path, target: Path) -> tuple[int, int]:
     """Return the stamp that the output at `target` will have, once it is what `partial` is now. Raises `OSError`."""
-    file, table = members.split(target)
-    is_table = table and file.suffix.lower() in members.DATABASES
-    found = members.table_stamp(partial, table) if is_table else members.stamp(partial)
+    _, table = members.split(target)
+    found = members.table_stamp(partial, table) if members.is_table(target) else members.stamp(partial)
     if found is None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(partial))
     return found
@@ -294,20 +297,21 @@ def discard(target: Path, job_id: str) -> None:
         beside(target, job_id).unlink(missing_ok=True)
 
 
-def publish(partial: Path, target: Path, *, may_replace: bool) -> None:
+def publish(partial: Path, target: Path, *, may_replace: bool, copied: tuple[int, int] | None = None) -> None:
     """Give an output its name in one step, and wait until the name is on the disk.
 
-    Raises `PromptmillError` (`invalid_input`) if another file has the name by now, or the folder was replaced;
-    `OSError`.
+    `copied`: see `Written`. Raises `PromptmillError` (`invalid_input`) if another file or table has the name by now,
+    the workbook was saved meanwhile, or the folder was replaced; `OSError`.
     """
     check_folder(target)
-    file, member = members.split(target)
-    if member and file.suffix.lower() in members.DATABASES:
-        copy_table(partial, target)
-    elif may_replace:
-        partial.replace(file)
+    if copied is not None and members.stamp(target) != copied:
+        raise input_error(f"{target} was changed by another program meanwhile; run the job again.")
+    if members.is_table(target):
+        copy_table(partial, target, may_replace=may_replace)
+    elif may_replace or copied is not None:
+        partial.replace(members.file_of(target))
     else:
-        _place(partial, file)
+        _place(partial, members.file_of(target))
     disk.sync_folder(target.parent)
 
 
@@ -316,8 +320,7 @@ def _place(partial: Path, target: Path) -> None:
         os.link(partial, target)  # unlike a rename, never over an existing file
     except OSError as error:
         if isinstance(error, FileExistsError) or target.exists():
-            taken = f"{target} was made by another program meanwhile; move it away and run the job again."
-            raise input_error(taken) from None
+            raise members.taken(target) from None
         partial.replace(target)  # a file system without hard links
     else:
         partial.unlink()

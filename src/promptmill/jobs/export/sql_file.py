@@ -16,6 +16,7 @@ from promptmill.jobs.members import quoted
 
 _PLAIN = frozenset({str, int, float, type(None), bytes})
 _LARGEST = 1 << 63  # of SQLite's integers
+_TABLE = "SELECT 1 FROM main.sqlite_master WHERE name = ? COLLATE NOCASE"
 _WAIT_S = 60.0  # for another writer of the user's database
 
 
@@ -42,10 +43,10 @@ def write_table(path: Path, table: str, form: TableForm, answered: Iterable[Answ
         connection.execute("COMMIT")
 
 
-def copy_table(source: Path, target: Path) -> None:
+def copy_table(source: Path, target: Path, *, may_replace: bool) -> None:
     """Put the table of the database at `source` into the place that `target` names, in one transaction, and remove it.
 
-    Raises `OSError`.
+    Raises `PromptmillError` (`invalid_input`) if a table has the name by now and may not be replaced; `OSError`.
     """
     file, table = members.split(target)
     try:
@@ -53,7 +54,10 @@ def copy_table(source: Path, target: Path) -> None:
             connection.execute("ATTACH ? AS made", (str(source),))
             ((statement,),) = connection.execute("SELECT sql FROM made.sqlite_master WHERE name = ?", (table,))
             connection.execute("BEGIN IMMEDIATE")
-            connection.execute(f"DROP TABLE IF EXISTS main.{quoted(table)}")
+            if may_replace:
+                connection.execute(f"DROP TABLE IF EXISTS main.{quoted(table)}")
+            elif connection.execute(_TABLE, (table,)).fetchone():
+                raise members.taken(target)
             connection.execute(statement)
             name = quoted(table)
             connection.execute(f"INSERT INTO main.{name} SELECT * FROM made.{name}")  # noqa: S608 (a quoted name)

@@ -90,7 +90,7 @@ class CellTable:
                 self._headers.append(self._header(_Pieces(stream, files.encoding, LONGEST_HEADER), part.path.name))
         if not any(header.names for header in self._headers):
             raise input_error(f"{files.parts[0].path.name} has no header: its first line, with the columns, is empty.")
-        self.style = Style(self._headers[0].delimiter, _has_bom(files))
+        self.style = Style(self._headers[0].delimiter, _wants_bom(files))
         self.header = [*self._headers[0].names]
         known = set(self.header)
         for header, part in zip(self._headers, files.parts, strict=True):
@@ -364,8 +364,8 @@ class _Record:
         return first
 
 
-def _has_bom(files: InputFiles) -> bool:
-    """Return whether the first file has a byte-order mark, or the encoding is one that Windows alone uses."""
+def _wants_bom(files: InputFiles) -> bool:
+    """Return whether Excel needs a byte-order mark in the output: the first file has one, or is from Windows."""
     with files.stream() as stream:
         start = stream.read(3)
     is_windows = files.encoding is not None and codecs.lookup(files.encoding).name.startswith("cp125")

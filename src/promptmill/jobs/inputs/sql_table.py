@@ -12,14 +12,13 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from promptmill.core import values
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.wording import did_you_mean, listed
 from promptmill.jobs.inputs.files import InputFiles
 from promptmill.jobs.inputs.row import WHOLE, Extent, InputRow, Stretch, Style, Window
-from promptmill.jobs.members import quoted
+from promptmill.jobs.members import connected, quoted
 
 _AT_ONCE = 1024  # rows
 _TABLES = "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite_%' ORDER BY name"
@@ -102,11 +101,6 @@ class SqlTable:
 
 
 _PLAIN = frozenset({str, int, float, bool, type(None), bytes})
-
-
-def connected(path: Path) -> sqlite3.Connection:
-    """Return a connection that reads a SQLite database. Raises `sqlite3.Error`."""
-    return sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)
 
 
 def _duckdb(path: Path) -> Any:

@@ -31,7 +31,7 @@ _MOST_LOOKED_AT = 100  # places of a template with an error
 _ALIKE = 0.7  # share of letters in common: `a - b` is no misspelt `a`
 _CELL = "promptmill_cell"  # a filter
 _OPEN = re.compile(r"\{\{(?![%#{])([^{}\"']*)(?:\}(?!\})|$)")  # a place that is not closed
-_PLACE = re.compile(r"\{\{([^{}]+)\}\}")
+_PLACE = re.compile(r"\{\{(-?)([^{}]+?)(-?)\}\}")  # a `-` removes the white space around the place
 _NO_FILTER = re.compile(r"No (filter|test) named '([^']*)'")
 _LONGEST, _MOST_PARTS = 1_000_000, 5_000  # Python compiles a template in one step that nothing interrupts
 
@@ -44,11 +44,11 @@ def template_of(text: str, columns: Iterable[str] = ()) -> Template:
     >>> template_of("Answer: {{mail body}}", ["mail body"]).render({"mail body": "Hello!"})
     'Answer: Hello!'
     """
+    if len(text) > _LONGEST:
+        raise input_error(PROMPT, f" has {len(text):,} characters; a template has at most {_LONGEST:,}.")
     text = _with_columns(text, _special(columns))
     if place := _OPEN.search(text):
         raise input_error(PROMPT, f": a }}}} is missing behind {{{{{place[1].rstrip()[:60]}.")
-    if len(text) > _LONGEST:
-        raise input_error(PROMPT, f" has {len(text):,} characters; a template has at most {_LONGEST:,}.")
     return PlainTemplate.of(text) or ExpressionTemplate(text)
 
 
@@ -68,13 +68,13 @@ def check_names_some(text: str, image_column: Callable[[], str]) -> None:
 
 def places_in(text: str) -> list[str]:
     """Return the texts between double braces, which may be the names of columns."""
-    return [place.strip("-").strip() for place in _PLACE.findall(text) if place[0] not in "%#"]
+    return [place.strip() for _, place, _ in _PLACE.findall(text) if place[0] not in "%#"]
 
 
 def special_columns(text: str, columns: Iterable[str]) -> list[str]:
     """Return the columns in places of `text` whose names could be read as an expression."""
     special = _special(columns)
-    return sorted({special[_name(found[2])] for found in _places_of(special).finditer(text)}) if special else []
+    return sorted({found[0] for place in _PLACE.finditer(text) if (found := _column_in(place[2], special))})
 
 
 def _special(columns: Iterable[str]) -> dict[str, str]:
@@ -90,21 +90,25 @@ def _name(text: str) -> str:
     return " ".join(text.split())
 
 
-def _places_of(special: Iterable[str]) -> re.Pattern[str]:
-    """Return the pattern of the places of columns, filtered or not; group 2 is the name."""
-    words = (r"\s+".join(map(re.escape, name.split())) for name in sorted(special, key=len, reverse=True))
-    return re.compile(rf"(\{{\{{-?)\s*({'|'.join(words)})\s*(?=\||-?\}}\}})")
+def _column_in(place: str, special: Mapping[str, str]) -> tuple[str, str] | None:
+    """Return the column that a place means, and its filters: the whole place is the name, or what precedes a `|`."""
+    pieces = place.split("|", max((name.count("|") for name in special), default=0) + 1)
+    for end in range(len(pieces), 0, -1):
+        if (column := special.get(_name("|".join(pieces[:end])))) is not None:
+            return column, "".join(f"|{piece}" for piece in pieces[end:])
+    return None
 
 
 def _with_columns(text: str, special: Mapping[str, str]) -> str:
     """Return a prompt with each place of one of these columns as an expression: `row["mail body"]`."""
-    if not special:
-        return text
 
     def expression(place: re.Match[str]) -> str:
-        return f"{place[1]} {ROW}[{json.dumps(special[_name(place[2])], ensure_ascii=False)}] "
+        if (found := _column_in(place[2], special)) is None:
+            return place[0]
+        column, filters = found
+        return f"{{{{{place[1]} {ROW}[{json.dumps(column, ensure_ascii=False)}]{filters} {place[3]}}}}}"
 
-    return _places_of(special).sub(expression, text)
+    return _PLACE.sub(expression, text) if special else text
 
 
 @contextlib.contextmanager

@@ -60,7 +60,7 @@ _QUOTES_VALUES = frozenset(
     }
 )
 _CONTENT = re.compile(r"\{[{%][^{}]*\bcontent\b")
-_LOOKED_AT = 1000  # files, to find out what a folder holds
+_LOOKED_AT = 1000  # files of a folder, for a table among them
 _MAGIC = re.compile(r"[*?\[]")
 _LARGEST_FILE, _LARGEST = 1 << 20, 256 << 20
 _SHOWN = 20
@@ -69,8 +69,8 @@ _SHOWN = 20
 def are_asked_whole(given: Sequence[Path], each: str | None) -> bool:
     """Return whether each file of the paths, folders and patterns `given` is a row.
 
-    `each` is `file` or `line`, what the user asks for. By default these are: several files of which none is a table,
-    and a single image.
+    `each` is the user's choice, `file` or `line`. Without one, each file is a row if it is an image, or if there are
+    several and none is a table.
     """
     if each is not None:
         return each == "file"
@@ -281,4 +281,4 @@ class OwnFiles(WholeFiles):
         """Take any number of files."""
 
     def _check_secrets(self, path: Path, data: bytes) -> None:
-        """Send what the operator names."""
+        """Check nothing: these are the user's own files."""

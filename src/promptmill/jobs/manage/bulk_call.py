@@ -257,6 +257,8 @@ class _Call:
                 raise input_error(
                     "rows is one text, and no file has this name; send a list to have it answered: [text]."
                 )
+            if "each" in given and not paths:
+                raise input_error(Named("each"), " goes with files and folders.")
             if not paths:
                 lines = lines_of(rows, "text" if "prompt" in given else "prompt")
                 source = written.enter_context(given_rows.written(folders, lines, ".jsonl"))
@@ -445,6 +447,9 @@ def _bar(ipython: Any) -> Watch:
 def _answer_forms(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the long forms of the options that say what an answer may be. Raises `PromptmillError`."""
     long: dict[str, Any] = {}
+    forms = [name for name in ("choices", "schema", "fields") if given.get(name, True) is not True]
+    if forms[1:]:
+        raise input_error(Named(forms[0]), " goes without ", Named(forms[1]), ".")
     if "choices" in given:
         labels = labels_of(given["choices"])
         long["choices"] = list(labels.texts)

@@ -116,11 +116,9 @@ class RunningJobs:
                 found = WholeFiles(files, self._rule(), order.question)
                 source = await self._given(found.lines(), caller, opened)
                 notes = {"files": found.count, **({"left_out": found.left_out} if found.left_out else {})}
-            is_loose = order.output == Path()
             plan = await self._service.settled(plan or self._service.plan)
             order = self._resolved(order, source, caller)
-            if is_loose:
-                assert source is not None
+            if source is not None and order.output == Path():
                 job_id = given_rows.loose_id(source, plan, order)
                 order = order.model_copy(update={"output": self.folders.loose(job_id).answers})
                 self._own[job_id] = caller.session
@@ -161,7 +159,7 @@ class RunningJobs:
             changes["inputs"] = (self._allowed(str(order.inputs[0]), "input_file"),)
         else:
             changes["owner"] = caller.owner
-        if order.output != Path():
+        if source is None or order.output != Path():
             changes["output"] = self._allowed(str(order.output), "output_file")
         return order.model_copy(update=changes)
 
@@ -322,9 +320,9 @@ class RunningJobs:
         return ended
 
     async def _are_columns_checked(self, order: JobOrder, plan: ResolvedConfig) -> bool:
-        """Check the columns of Parquet in another process: a crafted schema can end its reader."""
+        """Check the columns of a Parquet file or workbook in another process: a crafted file can end its reader."""
         path = order.inputs[0]
-        if not path.is_absolute() or formats.format_by_suffix(path, "input_file") != "parquet":
+        if not path.is_absolute() or formats.format_by_suffix(path, "input_file") not in {"parquet", "xlsx"}:
             return False
         folder = self.folders.of(order.target)
         if await asyncio.to_thread(lambda: folder.spec) is None:

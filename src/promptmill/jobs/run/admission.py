@@ -79,10 +79,7 @@ _FEWEST = 20  # answers of an input; losing fewer of them costs next to nothing
 
 
 class ChangedError(PromptmillError):
-    """An order would send most rows of its job again, as its settings, its prompt or its input are others than before.
-
-    The caller decides what is meant.
-    """
+    """An order that would send most rows of its job again, since its settings, prompt or input have changed."""
 
 
 @dataclass(slots=True)
@@ -306,7 +303,7 @@ def paths_of(
         check_name(target, is_output=True)
         _check_is_text(target)
     if given is not None:
-        return Places(Path(given.name), target, given.parts, is_loose, order.encoding)
+        return Places(Path(given.name), target, _with_query(given.parts, order.sql), is_loose, order.encoding)
     if not order.inputs[0].is_absolute():  # rows that were given to the order that began the job
         return Places(order.inputs[0], target, (), is_loose)
     for path in order.inputs:
@@ -330,14 +327,21 @@ def _present(order: JobOrder, target: Path, folder: Folder | None) -> Sequence[P
     """
     is_read = folder is not None and _has_read(folder, order.inputs)
     try:
-        parts = input_files.find(order.inputs, target)
-        if order.sql is not None:
-            parts = [replace(part, query=order.sql) for part in parts]
+        parts = _with_query(input_files.find(order.inputs, target), order.sql)
     except PromptmillError:
         if not is_read:
             raise
         return ()
     return () if is_read and not all(part.path.exists() for part in parts) else parts
+
+
+def _with_query(parts: Sequence[Part], sql: str | None) -> Sequence[Part]:
+    """Return the databases of an input with the query for their rows. Raises `PromptmillError` for other files."""
+    if sql is None:
+        return parts
+    if any(part.member or part.path.suffix.lower() not in members.DATABASES for part in parts):
+        raise input_error(Named("sql"), " goes with a database, without a table: mails.db.")
+    return [replace(part, query=sql) for part in parts]
 
 
 def _has_read(folder: Folder, inputs: Sequence[Path]) -> bool:
@@ -367,8 +371,9 @@ def check_output_path(order: JobOrder, target: Path, parts: Sequence[Part]) -> N
 
 def _may_hold_both(part: Part, target: Path) -> bool:
     """Return whether a file may be input and output: another table, or a workbook that gets columns of answers."""
-    suffix = part.path.suffix.lower()
-    return suffix == ".xlsx" or (suffix in members.DATABASES and members.split(target)[1] not in {"", part.member})
+    if members.is_table(target):
+        return members.split(target)[1] != part.member
+    return part.path.suffix.lower() == ".xlsx"
 
 
 def plans_of(order: JobOrder, configuration: Configuration) -> dict[str, ResolvedConfig]:

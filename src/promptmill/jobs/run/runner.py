@@ -21,7 +21,7 @@ from promptmill.core.bounds import MOST_VALUES
 from promptmill.core.errors import Code, Named, PromptmillError, input_error, redact
 from promptmill.core.money import Budget
 from promptmill.core.wording import counted, listed
-from promptmill.jobs import columns, disk, members
+from promptmill.jobs import columns, disk
 from promptmill.jobs.export import output
 from promptmill.jobs.export.answered import UnansweredError
 from promptmill.jobs.export.live_output import LiveOutput
@@ -579,9 +579,8 @@ class Runner:
             if written.warning:
                 self.progress.notes.append(written.warning)
             try:
-                has_other_sheets = bool(members.split(spec.output.path)[1])  # which were copied
-                may_replace = is_own or (not spec.fills_input and (job.order.earlier.overwrite or has_other_sheets))
-                output.publish(written.partial, spec.output.path, may_replace=may_replace)
+                may_replace = is_own or (job.order.earlier.overwrite and not spec.fills_input)
+                output.publish(written.partial, spec.output.path, may_replace=may_replace, copied=written.copied)
             except (PromptmillError, OSError):
                 written.partial.unlink(missing_ok=True)
                 raise

@@ -181,7 +181,7 @@ class JobOrder(_Frozen):
     """Absolute paths of files, folders and patterns, whose rows follow one another; or the name of rows in no file."""
     output: Path
     sql: str | None = None
-    """The query whose rows are asked, of an input that is a database."""
+    """The query of a database that is the input: the rows of its result are the rows of the job."""
     encoding: str | None = None
     """The encoding of CSV, TSV or text, such as `cp1252`; None for UTF-8, which is checked."""
     question: Question = Question()

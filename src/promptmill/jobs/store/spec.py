@@ -160,7 +160,7 @@ class JobSpec(_Frozen):
 
     @property
     def image_folders(self) -> tuple[str, ...]:
-        """The folders of relative image paths: the input's, and the one that the job was started in."""
+        """The folders to look for images in: that of the input, then that in which the job was started."""
         here = Path.cwd()
         folders = [self.input.path.parent] if self.input.is_file else []
         folders.append(self.working_folder or here)

@@ -112,9 +112,9 @@ class Status(RunStatus, total=False):
     input_file: str
     output_file: str | None
     model: str
-    """Its model; of several, all names with commas."""
+    """The name of its model; several have commas between them."""
     variants: Sequence[str]
-    """The names of the ways in which each row is asked, if there are several."""
+    """With several models or prompts, the name of each pair."""
     backend: str
     created: int
     alive: bool
