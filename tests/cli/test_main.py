@@ -290,6 +290,17 @@ def test_a_narrow_terminal_gets_the_providers_without_urls(promptmill, monkeypat
         assert max(map(len, out.splitlines())) <= width
 
 
+def test_models_fold_on_a_narrow_terminal(promptmill, upstream, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    for module in ("listings", "terminal"):
+        monkeypatch.setattr(f"promptmill.cli.{module}.columns", lambda _: 40)
+    long = "--set=models.a-model-with-a-rather-long-name={openai: {model_name: someone/with-a-long-name-8b}}"
+    code, out, err = promptmill("models", long)
+    assert code == 0, err
+    assert "a-model-with-a-rather-long-name" in out
+    assert max(map(len, out.splitlines())) <= 40
+
+
 def test_a_system_prompt_may_be_given(promptmill, upstream):
     assert promptmill("generate", "--system", "be brief", "x")[0] == 0
     assert upstream.seen[0].json["messages"][0] == {"role": "system", "content": "be brief"}

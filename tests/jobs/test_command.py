@@ -387,6 +387,41 @@ def test_a_killed_job_reads_as_interrupted(bench: Any) -> None:
     assert (found["state"], found["alive"], found["in_flight"]) == ("interrupted", False, 0)
 
 
+def test_a_killed_job_reports_what_its_database_contains(bench: Any) -> None:
+    bench.upstream.reply = choose(lambda seen: late(0.002, answer()))
+    bench.prompts(5000)
+    process = bench.start()
+    eventually(lambda: len(bench.upstream.seen) > 600)
+    process.kill()
+    process.communicate()
+    records = len(bench.records())
+    assert 0 < records < 5000
+    found = json.loads(bench.jobs(str(bench.output), "--json").stdout)
+    assert (found["state"], found["done"], found["answered"]) == ("interrupted", records, records)
+    assert found["requests"] >= records
+    assert f"{records:,}/5,000" in bench.jobs().stdout
+    assert f"  rows      {records:,} of 5,000 answered, 0 failed\n" in bench.jobs(str(bench.output)).stdout
+
+
+def test_jobs_shows_the_newest_twenty_and_how_to_see_all(bench: Any) -> None:
+    bench.prompts(1)
+    for at in range(22):
+        bench.output = bench.path / f"out-{at}.jsonl"
+        bench.half_done(answers(0, 1))
+    lines = bench.jobs().stdout.splitlines()
+    assert len(lines) == 22
+    assert lines[-1] == "and 2 older ones: promptmill jobs --all"
+    assert len(bench.jobs("--all").stdout.splitlines()) == 23
+    assert len(json.loads(bench.jobs("--json").stdout)["jobs"]) == 22
+
+
+def test_quiet_prints_the_first_line_of_the_summary(bench: Any) -> None:
+    bench.prompts(3)
+    done = bench.run("--quiet")
+    assert re.fullmatch(r"in\.jsonl → out\.jsonl: 3 answered in .* by test-model\n", done.stdout)
+    assert not done.stderr
+
+
 def test_a_backend_that_is_not_there_is_refused_before_a_job_begins(tmp_path):
     (tmp_path / "in.jsonl").write_text('{"prompt": "x"}\n')
     words = [sys.executable, "-m", "promptmill", "bulk", "in.jsonl", "out.jsonl", "--backend", "opnai"]

@@ -21,6 +21,7 @@ from promptmill.system import runtime
 
 _NAME_WIDTH, _URL_WIDTH = 12, 58  # columns of the list of providers where stdout is no terminal
 _SHORTEST_URL = 10
+_MODEL_WIDTH = 24
 
 
 def add_models_options(parser: Parser) -> None:
@@ -43,13 +44,14 @@ def _show_models(arguments: argparse.Namespace, configuration: Configuration) ->
     if arguments.json:
         say(orjson.dumps(found).decode())
         return 0
+    width = min(_MODEL_WIDTH, columns(sys.stdout) // 3)
     for model in found:
         name = f"{model['name']}{' (default)' if model['is_default'] else ''}"
         if "reason" in model:
-            say(f"{name:24} {model['reason']}")
+            say(f"{name:{width}} {model['reason']}", wrap=True)
             continue
         fallback = f", then {', '.join(model['fallback'])}" if "fallback" in model else ""
-        say(f"{name:24} {model['backend']:9} {model['model'] or 'no model named'}{fallback}")
+        say(f"{name:{width}} {model['backend']:9} {model['model'] or 'no model named'}{fallback}", wrap=True)
     return 0
 
 
@@ -83,7 +85,7 @@ def _show_providers(arguments: argparse.Namespace) -> int:
     room = columns(sys.stdout) - _NAME_WIDTH - max(map(len, keys)) - 2 if sys.stdout.isatty() else _URL_WIDTH
     for (name, base_url, *_), key in zip(rows, keys, strict=True):
         url = f" {cut(base_url or 'needs base_url', room):{room}}" if room >= _SHORTEST_URL else ""
-        say(f"{name:{_NAME_WIDTH}}{url} {key}")
+        say(f"{name:{_NAME_WIDTH}}{url} {key}", wrap=True)
     return 0
 
 

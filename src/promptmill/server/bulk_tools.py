@@ -323,7 +323,10 @@ def _add_tools_of_a_job(
         ctx: Context,
         job_id: Annotated[
             str | None,
-            Field(description="The job. Left out: the newest jobs, as a list `jobs`.", examples=["prompts-1f0c9a7b2e"]),
+            Field(
+                description="The job's id, or its output file. Left out: the newest jobs, as a list `jobs`.",
+                examples=["prompts-1f0c9a7b2e"],
+            ),
         ] = None,
         limit: Annotated[
             int,

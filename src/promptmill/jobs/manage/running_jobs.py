@@ -212,7 +212,7 @@ class RunningJobs:
             raise input_error(f"Job {job_id} is not the job of a call; call bulk_generate as before to resume it.")
         note = folder.task or {}
         plan = self._service.offered_plan(note["model"]) if "model" in note else self._service.plan
-        await self.resume(job_id, plan, caller)
+        await self.resume(spec.job_id, plan, caller)
         return status.read(folder)
 
     def run_later(self, job_id: str, plan: ResolvedConfig, place: Place) -> asyncio.Task[None]:
@@ -362,8 +362,9 @@ class RunningJobs:
         Jobs on rows that came in a call are listed for their session only.
         """
         if job_id is not None:
-            waits = {"state": progress.STARTING} if job_id in self._waiting else {}
-            return {**status.read(self.find(job_id, caller)), **waits}
+            folder, spec = self._found(job_id, caller)
+            waits = {"state": progress.STARTING} if spec.job_id in self._waiting else {}
+            return {**status.read(folder), **waits}
         found = status.read_all(self.folders.all(), partial(self._is_listed, caller=caller))
         return {"jobs": found[:limit], "more": max(0, len(found) - limit)}
 
@@ -397,7 +398,7 @@ class RunningJobs:
                 last = each.row.n
         now = status.read(folder)
         return {
-            "job_id": job_id,
+            "job_id": now["job_id"],
             "state": now["state"],
             "done": now.get("done", 0),
             "total": now.get("total"),
@@ -420,8 +421,8 @@ class RunningJobs:
 
         `also_interrupted`: also if it runs nowhere now, so that its task is not resumed.
         """
-        folder = self.find(job_id, caller)
-        if (waiting := self._waiting.get(job_id)) is not None:
+        folder, spec = self._found(job_id, caller)
+        if (waiting := self._waiting.get(spec.job_id)) is not None:
             waiting.cancel()
         if folder.request_cancel(even_if_it_runs_nowhere=also_interrupted or waiting is not None):
             await asyncio.to_thread(folder.wait_for_end, _WAIT_S)
@@ -464,15 +465,20 @@ class RunningJobs:
             self._own[job_id] = ""
 
     def find(self, job_id: str, caller: Caller) -> Folder:
-        """Return the folder of a job that its caller may see. Raises `PromptmillError` (`invalid_input`)."""
+        """Return the folder of a job that its caller may see, by its id or its output.
+
+        Raises `PromptmillError` (`invalid_input`).
+        """
         return self._found(job_id, caller)[0]
 
     def _found(self, job_id: str, caller: Caller) -> tuple[Folder, JobSpec]:
-        folder = self.folders.find(job_id)
+        folder = self.folders.named(job_id)
         spec = folder.known_spec()  # read once: its folder could be another one by the second time
         if not self._is_owner(folder, spec, caller):
             raise no_job(job_id)
         if not self._may_see(spec):
+            if job_id != spec.job_id:  # or a client could find out which files other folders have
+                raise no_job(job_id)
             raise input_error(f"Job {job_id} has files outside the folders that may be used here, or other such files.")
         return folder, spec
 

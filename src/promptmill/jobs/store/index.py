@@ -100,18 +100,21 @@ class JobFolders:
                     return folder
         raise no_job(job_id)
 
+    def named(self, text: str) -> Folder:
+        """Return the folder of the job with this id or this output. Raises as `find` does."""
+        if not ID.fullmatch(text) or (Path(text).exists() and not (self.root / text).exists()):
+            folder = self.of(real_path(Path(text).expanduser()))
+            if folder.spec is not None:
+                return folder
+        return self.find(text)
+
     def at(self, text: str) -> Folder:
         """Return the folder of the job with this id, with this output, or the only one whose id begins so.
 
         Raises as `find` does.
         """
-        if not ID.fullmatch(text) or (Path(text).exists() and not (self.root / text).exists()):
-            target = real_path(Path(text))
-            folder = self.of(target)
-            if folder.spec is not None:
-                return folder
         try:
-            return self.find(text)
+            return self.named(text)
         except PromptmillError as error:
             near = [path.stem for path in self.paths() if text and path.stem.startswith(text) and self.folder_at(path)]
             if len(near) == 1:
