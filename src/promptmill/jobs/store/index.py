@@ -102,7 +102,8 @@ class JobFolders:
 
     def named(self, text: str) -> Folder:
         """Return the folder of the job with this id or this output. Raises as `find` does."""
-        if not ID.fullmatch(text) or (Path(text).exists() and not (self.root / text).exists()):
+        is_path = not ID.fullmatch(text) or (Path(text).exists() and not (self.root / text).exists())
+        if is_path and "\0" not in text:  # no file has such a name
             folder = self.of(real_path(Path(text).expanduser()))
             if folder.spec is not None:
                 return folder
