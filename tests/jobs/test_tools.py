@@ -136,7 +136,7 @@ async def test_a_job_is_started_watched_read_and_found_again(bench: Any, tools: 
         assert [job["job_id"] for job in (await call("bulk_status"))["jobs"]] == [job_id]
         assert (await call("bulk_status", job_id="out.jsonl"))["job_id"] == job_id
         assert (await call("bulk_results", job_id="out.jsonl", limit=1))["job_id"] == job_id
-        with pytest.raises(ToolError, match="There is no job 'in.jsonl'"):
+        with pytest.raises(ToolError, match=r"There is no job 'in\.jsonl'"):
             await call("bulk_status", job_id="in.jsonl")
     assert [row["id"] for row in bench.answers()] == [row["id"] for row in rows]
     assert len(bench.upstream.seen) == 120
