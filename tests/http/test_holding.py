@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 
-import h11
 import pytest
 
 from fakes import openai_configuration
@@ -88,25 +87,6 @@ async def test_a_kept_connection_serves_on(upstream):
         result = await _said(port, *pieces, pause_s=0.01)
 
     assert result.count(b"ok\n") == 6
-
-
-async def test_other_calls_are_answered_between_the_pieces_of_chunks_of_one_byte(upstream, monkeypatch):
-    parsed = []
-
-    def receive_data(self, data):
-        parsed.append(len(data))
-        return whole(self, data)
-
-    async with hosted(upstream) as (_, port):
-        whole = h11.Connection.receive_data
-        monkeypatch.setattr(h11.Connection, "receive_data", receive_data)
-        body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "ping", "params": {"_meta": {"a": "x" * 20_000}}})
-        head = LONE_CALL.replace("Content-Length: %d", "Transfer-Encoding: chunked").replace("tools/call", "ping")
-        chunks = "".join(f"1\r\n{character}\r\n" for character in body)
-        said = await _said(port, f"{head}{chunks}0\r\n\r\n".encode())
-    assert b'"id":1' in said, said
-    assert max(parsed) <= 4096
-    assert sum(parsed) > 120_000
 
 
 @pytest.mark.parametrize(("declared", "chunks"), [(None, 3), (b"999", 0)])

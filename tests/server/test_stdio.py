@@ -685,18 +685,6 @@ def test_what_is_no_request_does_no_harm(server, line):
 
 
 @pytest.mark.parametrize(
-    ("method", "params", "code"),
-    [("x" * 100_000, {}, -32601), ("prompts/get", {"name": "x" * 100_000}, -32602)],
-    ids=["method", "prompt"],
-)
-def test_a_very_long_name_is_not_quoted_whole(server, method, params, code):
-    error = server.reply(server.request(method, **params))["error"]
-    assert error["code"] == code
-    assert "100,000 characters" in error["message"]
-    assert len(str(error)) < 300
-
-
-@pytest.mark.parametrize(
     ("prompts", "answers"),
     [
         (["\0"], ["echo: \0"]),

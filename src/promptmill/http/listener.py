@@ -1,17 +1,14 @@
-"""uvicorn in one process, without its signal handlers, and in turns with other work."""
+"""uvicorn in one process, without its signal handlers."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
 
-import h11
 import uvicorn
-from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from promptmill.core.bounds import LARGEST_HEAD
@@ -19,78 +16,6 @@ from promptmill.core.errors import Named, config_error
 from promptmill.http.app import Pages
 
 _KEEP_ALIVE_S = 75  # longer than clients' pools keep a connection, so that they never reuse one that we have closed
-_PIECE = 4 << 10  # of chunks of one byte, h11 parses about 700 in it, in 10 ms
-_SPARE = 64  # connections above the limit that still get a 503 instead of being dropped
-
-
-class _Flow(FlowControl):
-    """Reads on only when the pieces that have arrived are parsed."""
-
-    pieces_wait = False
-
-    def resume_reading(self) -> None:
-        """Read on, or as soon as the pieces are parsed."""
-        if self.pieces_wait:
-            self.read_paused = False
-        else:
-            super().resume_reading()
-
-
-class Connection(H11Protocol):
-    """One connection. h11 refuses ambiguous heads.
-
-    Heads and chunks are parsed piece by piece, each in a turn of the event loop of its own: uvloop reads up to 8 MB at
-    once, and h11 takes seconds for that many chunks of one byte.
-    """
-
-    flow: _Flow
-
-    _arrived = b""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Drop the connection if there are far too many."""
-        super().connection_made(transport)
-        self.flow = _Flow(transport)
-        if self.limit_concurrency is not None and len(self.connections) > self.limit_concurrency + _SPARE:
-            transport.abort()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Drop the data that waits to be parsed."""
-        self._arrived = b""
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        """Parse the data, or its first piece."""
-        if self._arrived:
-            self._arrived += data
-            self.transport.pause_reading()
-        elif len(data) <= _PIECE or self._is_in_sized_body():
-            super().data_received(data)
-        else:
-            self._arrived = data
-            self.flow.pieces_wait = True
-            self.transport.pause_reading()
-            self._parse_piece()
-
-    def _parse_piece(self) -> None:
-        """Parse the next piece, and soon the others."""
-        if not self._arrived:
-            return  # the connection was lost
-        size = len(self._arrived) if self._is_in_sized_body() else _PIECE
-        piece, self._arrived = self._arrived[:size], self._arrived[size:]
-        super().data_received(piece)
-        if self.transport.is_closing():
-            self._arrived = b""
-        elif self._arrived:
-            self.loop.call_soon(self._parse_piece)
-        else:
-            self.flow.pieces_wait = False
-            if not self.flow.read_paused:
-                self.transport.resume_reading()
-
-    def _is_in_sized_body(self) -> bool:
-        """Return whether a body arrives whose length is known, which is parsed at once."""
-        return self.conn.their_state is h11.SEND_BODY and all(name != b"transfer-encoding" for name, _ in self.headers)
 
 
 class Listener(uvicorn.Server):
@@ -112,7 +37,7 @@ class Listener(uvicorn.Server):
             (connection.cycle is not None and not connection.cycle.response_complete)
             or connection.transport.get_write_buffer_size()
             for connection in self.server_state.connections
-            if isinstance(connection, Connection)
+            if isinstance(connection, H11Protocol)
         )
 
 
@@ -126,7 +51,7 @@ def listener(
     """Return a server of `app` for at most `connections` at a time; `access_log`: log each request."""
     config = uvicorn.Config(
         app,
-        http=Connection,
+        http=H11Protocol,  # it refuses ambiguous heads
         ws="none",
         lifespan="on",
         log_config=None,

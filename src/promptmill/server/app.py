@@ -48,7 +48,7 @@ from promptmill.core.errors import redact
 from promptmill.server.bulk_tools import add_bulk_tools, running_jobs_of
 from promptmill.server.questions import Questions
 from promptmill.server.tasks import Tasks
-from promptmill.server.tool_calls import CallLog, PlainArguments, refuse_long_names
+from promptmill.server.tool_calls import CallLog, PlainArguments
 from promptmill.server.tools import add_answer_tools, add_engine_tools
 from promptmill.service.service import Service
 from promptmill.service.telemetry import Telemetry
@@ -140,7 +140,6 @@ def create_server(
     add_answer_tools(mcp, service, running_jobs, questions)
     add_bulk_tools(mcp, service, running_jobs, questions)
     mcp.add_extension(long_calls := Tasks(service, running_jobs))
-    mcp._mcp_server.middleware.insert(0, refuse_long_names)
     mcp._mcp_server.middleware.append(long_calls.in_old_form)
     _add_status(mcp, service)
     _add_skill(mcp)

@@ -25,12 +25,7 @@ from fastmcp.exceptions import ResourceError, ToolError, ValidationError
 from fastmcp.resources import ResourceResult
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 from fastmcp.tools import InputRequiredToolResult, ToolResult
-from mcp.server.context import CallNext as SdkCallNext
-from mcp.server.context import HandlerResult, ServerRequestContext
-from mcp.shared.exceptions import MCPError
 from mcp_types import (
-    INVALID_PARAMS,
-    METHOD_NOT_FOUND,
     CallToolRequestParams,
     InputRequiredResult,
     ReadResourceRequestParams,
@@ -265,15 +260,6 @@ class PlainArguments(Middleware):
                 return {}
             self._schemas[name] = tool.parameters
         return self._schemas[name]
-
-
-async def refuse_long_names(ctx: ServerRequestContext[Any, Any], call_next: SdkCallNext) -> HandlerResult:
-    """Middleware of the SDK: refuse a method or prompt with a very long name, which other code quotes whole."""
-    name = (ctx.params or {}).get("name") if ctx.method == "prompts/get" else ""
-    for kind, text, code in (("method", ctx.method, METHOD_NOT_FOUND), ("prompt", name, INVALID_PARAMS)):
-        if isinstance(text, str) and len(text) > 100 and ctx.request_id is not None:
-            raise MCPError(code, f"Unknown {kind}: {text[:100]!r}… ({len(text):,} characters).")
-    return await call_next(ctx)
 
 
 def _wrong_names_and_kinds(arguments: JsonObject, schema: JsonObject) -> str:
