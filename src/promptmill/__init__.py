@@ -5,15 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from promptmill.comparison.call import Comparison, compare
     from promptmill.jobs.manage.bulk_call import bulk, bulk_async, stream, stream_async
     from promptmill.jobs.manage.bulk_result import BulkResult
 
 __version__ = "0.1.0"
-__all__ = ["BulkResult", "bulk", "bulk_async", "stream", "stream_async"]
+__all__ = ["BulkResult", "Comparison", "bulk", "bulk_async", "compare", "stream", "stream_async"]
 
 
 def __getattr__(name: str) -> Any:
     """Import each name of the programs' interface at its first use: the server starts often and does not use them."""
+    if name in {"Comparison", "compare"}:
+        from promptmill.comparison import call
+
+        return getattr(call, name)
     if name in __all__:
         from promptmill.jobs.manage import bulk_call
 

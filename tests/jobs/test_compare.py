@@ -16,8 +16,10 @@ from typing import Any
 
 import pytest
 
-from promptmill.compare.files import text_of
-from promptmill.compare.statistics import kappa, mcnemar, paired_interval, wilson
+import promptmill
+from promptmill.comparison.figures import _difference
+from promptmill.comparison.files import ComparedFile, text_of
+from promptmill.comparison.statistics import kappa, mcnemar, paired_interval, wilson
 from replies import answer, choose, status
 
 LABELS = ("positive", "negative", "neutral")
@@ -140,7 +142,7 @@ def test_two_files_against_right_answers(bench: Any) -> None:
     assert difference["interval"][0] < difference["difference"] < difference["interval"][1] < 0
     assert difference["p"] < 0.001
     assert found["differ"] == 300 - agree
-    assert found["differing"][0].keys() == {"row", "own", "gold", "answers"}
+    assert found["differing"][0].keys() == {"row", "heading", "own", "gold", "answers", "differs", "wrong"}
 
 
 def test_precision_recall_and_f1_by_class(bench: Any) -> None:
@@ -163,8 +165,8 @@ def test_the_text_fits_a_terminal(bench: Any) -> None:
         every.append(write(bench.path / f"{name}{'-long' * 20}.csv", rows))
     lines = compare(bench, *every, "--gold", "label").splitlines()
     assert max(map(len, lines)) <= 80
-    assert sum(line.startswith("B less A: ") for line in lines) == 1
-    assert sum(line.startswith("C less A: ") for line in lines) == 1
+    assert sum(line.startswith("B minus A: ") for line in lines) == 1
+    assert sum(line.startswith("C minus A: ") for line in lines) == 1
     assert any("exact McNemar" in line for line in lines)
     assert any("Newcombe" in line for line in lines)
     assert lines[3] == "90 rows, matched by text, label"
@@ -251,20 +253,19 @@ def test_the_same_row_twice_is_matched_in_order(bench: Any) -> None:
 
 def test_files_of_other_rows_are_refused(bench: Any) -> None:
     rows = labelled(30, 0.9)
-    a, fewer = write(bench.path / "a.csv", rows), write(bench.path / "fewer.csv", rows[:20])
-    said = compare(bench, a, fewer, code=2)
-    assert "not hold the same rows: a.csv has 30 rows, fewer.csv has 20 rows." in said
+    a = write(bench.path / "a.csv", rows)
     other = write(bench.path / "other.csv", [{**row, "text": f"other {row['text']}", "label": "x"} for row in rows])
     assert "do not hold the same rows: `text`, `label` differ." in compare(bench, a, other, code=2)
     # one column is the same, but does not tell rows apart
     partly = write(bench.path / "partly.csv", [{**row, "text": f"other {row['text']}"} for row in rows])
     assert "several rows with the same `label`" in compare(bench, a, partly, code=2)
+    other_texts = [{"text": f"other {row['text']}", "answer": "x"} for row in rows[:20]]
+    said = compare(bench, a, write(bench.path / "few.csv", other_texts), code=2)
+    assert "not hold the same rows: a.csv has 30 rows, few.csv has 20 rows." in said
     crossed = [{**row, "label": rows[at - 1]["label"]} for at, row in enumerate(rows)]
     crossed[0]["label"], crossed[1]["label"] = crossed[1]["label"], crossed[0]["label"]
-    said = compare(bench, a, write(bench.path / "crossed.csv", crossed), code=2)
-    assert "by text, label: 29 rows are in a.csv and not in crossed.csv, such as row 2." in said
-    some = write(bench.path / "some.csv", rows[:-1])
-    assert "1 row is in a.csv and not in some.csv, such as row 30." in compare(bench, a, some, "--id", "text", code=2)
+    found = figures(bench, a, write(bench.path / "crossed.csv", crossed))
+    assert (found["rows"], found["matched"]) == (30, "by text")
     twice = write(bench.path / "twice.jsonl", [{"id": 1, "answer": "x"}, {"id": 1, "answer": "y"}])
     assert "several rows with the same `id`, the second is row 2" in compare(bench, twice, twice, code=2)
     grid = [{"id": 1, "variant": name, "answer": "x", "label": "x"} for name in "ab"]
@@ -275,8 +276,10 @@ def test_files_of_other_rows_are_refused(bench: Any) -> None:
 def test_columns_that_are_not_there(bench: Any) -> None:
     a = write(bench.path / "a.csv", labelled(9, 1))
     assert "No row of a.csv has an answer in `nix`" in compare(bench, a, a, "--field", "nix", code=2)
-    assert "No file has a column nix; there are `text`" in compare(bench, a, a, "--gold", "nix", code=2)
-    assert "No file has a column LABEL; did you mean label?" in compare(bench, a, a, "--gold", "LABEL", code=2)
+    assert "No file has a column nix, and there is no file of this name; there are `text`" in compare(
+        bench, a, a, "--gold", "nix", code=2
+    )
+    assert "no file of this name; did you mean label?" in compare(bench, a, a, "--gold", "LABEL", code=2)
     assert "a.csv has no column nix; it has `text`" in compare(bench, a, a, "--id", "nix", code=2)
     assert "two files, or one with --gold" in compare(bench, a, code=2)
     assert "There is no file nix.csv" in compare(bench, a, "nix.csv", code=2)
@@ -350,6 +353,167 @@ def test_values_are_the_same_text_in_every_format() -> None:
     assert list(map(text_of, values)) == ["", "x", "true", "3", "3", "0.5", "", '{"a":[2],"b":1}']
 
 
+# ---- right answers in a file of their own
+
+
+def sampled(bench: Any, rows: int = 300, known: int = 200) -> tuple[Path, list[dict[str, Any]]]:
+    """Write `a.csv` without right answers; return it, and the right answers of a sample of its rows."""
+    every = [{"id": at, **row} for at, row in enumerate(labelled(rows, 0.8))]
+    path = write(bench.path / "a.csv", [{name: row[name] for name in ("id", "text", "answer")} for row in every])
+    sample = random.Random(1).sample(every, known)
+    return path, [{name: row[name] for name in ("id", "text", "label", "answer")} for row in sample]
+
+
+@pytest.mark.parametrize("key", ["id", "text"])
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "tsv"])
+def test_right_answers_for_a_sample_of_the_rows(bench: Any, key: str, suffix: str) -> None:
+    a, sample = sampled(bench)
+    gold = write(bench.path / f"gold.{suffix}", [{key: row[key], "label": row["label"]} for row in sample])
+    found = figures(bench, a, "--gold", gold)["gold"]
+    assert (found["rows"], found["of"], found["matched"]) == (200, 300, f"by {key}")
+    assert found["files"][0]["right"] == sum(row["label"] == row["answer"] for row in sample)
+    assert f"200 of 300 rows have a right answer, matched by {key}" in compare(bench, a, "--gold", gold)
+
+
+def test_right_answers_in_a_file_with_another_separator(bench: Any) -> None:
+    a, sample = sampled(bench)
+    gold = bench.path / "gold.csv"
+    gold.write_text("".join(["text;verdict\n", *(f"{row['text']};{row['label']}\n" for row in sample)]))
+    found = figures(bench, a, "--gold", gold)["gold"]
+    assert (found["rows"], found["matched"]) == (200, "by text")
+
+
+def test_the_column_of_right_answers_of_a_file(bench: Any) -> None:
+    a, sample = sampled(bench)
+    gold = write(bench.path / "g.csv", [{"id": row["id"], "one": "x", "two": row["label"]} for row in sample])
+    right = sum(row["label"] == row["answer"] for row in sample)
+    assert figures(bench, a, "--gold", f"{gold}:two")["gold"]["files"][0]["right"] == right
+    assert "Name the one with the right answers: --gold g.csv:COLUMN." in compare(bench, a, "--gold", gold, code=2)
+    assert "g.csv has no column three; it has `id`, `one`" in compare(bench, a, "--gold", f"{gold}:three", code=2)
+
+
+def test_equal_rows_have_the_same_right_answer_unless_it_is_not_clear(bench: Any) -> None:
+    a = write(bench.path / "a.csv", [{"text": text, "answer": "x"} for text in ("ok", "ok", "no")])
+    gold = write(bench.path / "gold.csv", [{"text": "ok", "label": "x"}, {"text": "no", "label": "y"}])
+    found = figures(bench, a, "--gold", gold)["gold"]
+    assert (found["rows"], found["files"][0]["right"]) == (3, 2)
+    write(gold, [{"text": "ok", "label": "x"}, {"text": "ok", "label": "y"}])
+    assert "several right answers for the same `text`, the second is in row 2" in compare(
+        bench, a, "--gold", gold, code=2
+    )
+    write(gold, [{"text": "other", "label": "x"}])
+    assert "No row of a.csv has a right answer in gold.csv, by text." in compare(bench, a, "--gold", gold, code=2)
+
+
+def test_files_are_compared_on_the_rows_that_they_share(bench: Any) -> None:
+    rows = labelled(30, 0.9)
+    a, b = write(bench.path / "a.csv", rows), write(bench.path / "b.csv", list(reversed(rows[5:])))
+    found = figures(bench, a, b)
+    assert (found["rows"], found["matched"], [file["rows"] for file in found["files"]]) == (25, "by text", [30, 25])
+    assert (found["pairs"][0]["agree"], found["differ"]) == (25, 0)
+    text = compare(bench, a, b)
+    assert "25 rows, matched by text: those that are in both files; A has 30, B has 25" in text
+    other = write(bench.path / "c.csv", [{**row, "answer": "other"} for row in rows[28:]])
+    assert [row["row"] for row in figures(bench, a, other)["differing"]] == [29, 30]
+
+
+# ---- fields, numbers, lists and long texts
+
+ITEMS = [("ACME", 12.5, ["a", "b"]), ("Bolt", 100, ["c"]), ("Core", 7, []), ("Dune", 3.25, ["d", "e"])]
+
+
+def extracted(*changes: tuple[int, str, Any]) -> list[dict[str, Any]]:
+    """Return rows with an object as their answer, with these fields changed."""
+    rows: list[dict[str, Any]] = [
+        {"text": f"mail {at}", "answer": {"customer": customer, "amount": amount, "items": items}}
+        for at, (customer, amount, items) in enumerate(ITEMS)
+    ]
+    for at, name, value in changes:
+        rows[at]["answer"][name] = value
+    return rows
+
+
+def test_the_fields_of_answers_are_compared_one_by_one(bench: Any) -> None:
+    a = write(bench.path / "a.jsonl", extracted())
+    changed = extracted((0, "amount", 12.51), (1, "items", ["c", "c"]), (3, "items", ["e", "d"]), (2, "customer", "X"))
+    b = write(bench.path / "b.jsonl", changed)
+
+    def shares(*options: str) -> dict[str, float]:
+        (pair,) = figures(bench, a, b, *options)["pairs"]
+        return {"all": pair["agreement"], **{field["field"]: field["agreement"] for field in pair["fields"]}}
+
+    assert shares() == {"all": 0.5, "customer": 0.75, "amount": 0.75, "items": 1}
+    assert shares("--tolerance", "0.01") == {"all": 0.75, "customer": 0.75, "amount": 1, "items": 1}
+    assert shares("--tolerance", "1%")["amount"] == 1
+    text = compare(bench, a, b)
+    assert "customer 75.0 % \N{MIDDLE DOT} amount 75.0 % \N{MIDDLE DOT} items 100.0 %" in text
+    assert "\nmail 2 (row 3)\n" in text
+    assert "\N{NOT EQUAL TO} customer: Core amount: 7 items: []" in text
+    assert figures(bench, a, b, "--field", "customer")["pairs"][0]["agreement"] == 0.75
+    two = figures(bench, a, b, "--field", "customer", "--field", "items")["pairs"][0]["fields"]
+    assert [field["field"] for field in two] == ["customer", "items"]
+    assert "neither an amount such as 0.01 nor a share" in compare(bench, a, b, "--tolerance", "much", code=2)
+
+
+def test_right_answers_of_fields_are_the_columns_of_a_file(bench: Any) -> None:
+    a = write(bench.path / "a.jsonl", extracted())
+    b = write(bench.path / "b.jsonl", extracted((0, "amount", 12.51), (2, "customer", "X")))
+    rows = [
+        {"text": f"mail {at}", "customer": customer, "amount": f"{amount:.2f}"}
+        for at, (customer, amount, _) in enumerate(ITEMS[:3])
+    ]
+    gold = figures(bench, a, b, "--gold", write(bench.path / "gold.csv", rows))["gold"]
+    assert (gold["rows"], gold["of"], gold["matched"]) == (3, 4, "by text")
+    assert {field["field"]: [file["right"] for file in field["files"]] for field in gold["fields"]} == {
+        "customer": [3, 2],
+        "amount": [3, 2],
+    }
+    assert [file["right"] for file in gold["files"]] == [3, 1]
+    text = compare(bench, a, b, "--gold", "gold.csv")
+    assert "B  customer 66.7 % \N{MIDDLE DOT} amount 66.7 %" in text
+    assert "customer: B minus A: \N{MINUS SIGN}33.3 points" in text
+
+
+def test_long_texts_have_lengths_and_no_kappa(bench: Any) -> None:
+    a = write(bench.path / "a.jsonl", [{"id": at, "answer": f"The parcel {at} came late."} for at in range(40)])
+    b = write(bench.path / "b.jsonl", [{"id": at, "answer": f"Parcel {at} was late"} for at in range(40)])
+    (pair,) = figures(bench, a, b)["pairs"]
+    assert "kappa" not in pair
+    assert pair["similarity"] == pytest.approx(6 / 9)
+    text = compare(bench, a, b)
+    assert "40 of 40 differ" in text
+    assert "A  median length 24 characters (23 to 24)" in text
+    assert "`--judge MODEL --criterion" in text
+    assert "kappa" not in text
+
+
+@pytest.mark.parametrize(("before", "after", "shown"), [(0.02, 0.03, False), (10, 10.4, False), (10, 11, True)])
+def test_a_difference_in_time_is_shown_if_it_is_more_than_noise(before: float, after: float, shown: bool) -> None:
+    files = [
+        ComparedFile(label, Path(label), about={"seconds": seconds}) for label, seconds in (("A", before), ("B", after))
+    ]
+    difference = _difference(files[0], [True, False], files[1], [True, True])
+    assert ("seconds" in difference) == shown
+
+
+# ---- Python
+
+
+def test_a_comparison_in_python(bench: Any) -> None:
+    a, sample = sampled(bench)
+    gold = write(bench.path / "gold.csv", [{"text": row["text"], "label": row["label"]} for row in sample])
+    made = promptmill.compare(a, gold=gold)
+    assert made.figures["gold"]["rows"] == 200
+    assert made.rows[0].keys() >= {"row", "heading", "own", "gold", "answers"}
+    assert "200 of 300 rows have a right answer" in made._repr_html_()
+    assert repr(made).startswith("<Comparison: 300 rows")
+    lists = [[{"id": at, "answer": answer} for at in range(4)] for answer in ("x", "y")]
+    assert promptmill.compare(lists).figures["pairs"][0]["agreement"] == 0
+    assert {"compare", "Comparison"} <= {*dir(promptmill)}
+    with pytest.raises(promptmill.core.errors.PromptmillError, match="`gold`"):
+        promptmill.compare(a)
+
+
 # ---- jobs
 
 
@@ -379,7 +543,6 @@ def test_cost_and_time_of_jobs_and_the_cost_of_a_point(bench: Any) -> None:
     text = compare(bench, *ids, "--gold", "label")
     assert "A  cheap.csv: 40 answered in " in text
     assert " for each point gained\n" in text
-    assert "\nB takes " in text
     backwards = figures(bench, bench.path / "dear.csv", bench.path / "cheap.csv", "--gold", "label")
     assert backwards["gold"]["differences"][0]["cost_per_point"] == pytest.approx(difference["cost_per_point"])
 
@@ -445,11 +608,10 @@ def test_several_models_are_one_job_that_ends_with_the_comparison(bench: Any) ->
     words(bench)
     options = ("--prompt", "{{text}}?", "--model", "weak", "--model", "good", "--set", "price={input: 9, output: 9}")
     done = grid(bench, *options)
-    assert "in.csv → out.csv: 24 answered in" in done.stdout
-    assert " by 2 variants" in done.stdout
+    assert "in.csv → out.csv: 12 rows × 2 variants: 24 answered in" in done.stdout  # noqa: RUF001 (a product)
     assert "settings of each row" not in done.stdout  # no column of the user is one
-    assert "A  weak: 12 answered" in done.stdout
-    assert "A and B agree in 50.0 % of 12 rows" in done.stdout
+    assert "\nweak: 12 answered" in done.stdout
+    assert "weak and good agree in 50.0 % of 12 rows" in done.stdout
     with bench.output.open(newline="") as file:
         found = list(csv.DictReader(file))
     assert [(row["text"], row["model"], row["variant"]) for row in found[:3]] == [
@@ -493,8 +655,8 @@ def test_a_grid_goes_on_by_its_id_and_limits_rows_of_the_input(bench: Any) -> No
     (job,) = [found["job_id"] for found in json.loads(bench.jobs("--json").stdout)["jobs"]]
     done = bench.jobs(job, "--retry-failed")
     assert done.returncode == 0, done.stderr
-    assert "A and B agree in 50.0 % of 12 rows" in done.stdout
-    assert "in.csv → out.csv: 24 answered" in done.stdout
+    assert "weak and good agree in 50.0 % of 12 rows" in done.stdout
+    assert "in.csv → out.csv: 12 rows × 2 variants: 24 answered" in done.stdout  # noqa: RUF001 (a product)
 
 
 def test_a_grid_that_cannot_be(bench: Any) -> None:

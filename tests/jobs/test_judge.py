@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from promptmill.compare.statistics import paired_interval
-from promptmill.compare.words import price
+from promptmill.comparison.statistics import paired_interval
+from promptmill.comparison.words import price
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.rounds import ANSWERED
 from replies import answer, choose, hang, late, status
@@ -87,7 +87,7 @@ def test_each_pair_is_judged_in_both_orders_and_equal_answers_are_not(bench: Any
     text = compare(bench, a, b, "--judge", "good", *price).stdout
     assert len(bench.upstream.seen) == 20  # what is judged is not paid again
     assert "A wins 0 (0.0 %), B wins 10 (100.0 %), ties 0 (0.0 %)" in text
-    assert "B less A: +100.0 points of wins, 95 % interval" in text
+    assert "B minus A: +100.0 points of wins, 95 % interval" in text
     assert "Newcombe" in text
     assert re.search(r"\nthe judge: 20 requests in \S+ s, \$\d", text)
     assert "judge    B is better" in text

@@ -19,7 +19,7 @@ from PIL import Image
 import browser
 from job_specs import spec_of
 from promptmill.backends.protocol import Completion, Failure, Outcome, Usage
-from promptmill.compare import page as comparison_page
+from promptmill.comparison import page as comparison_page
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.jobs.ingest import Rules, ingest
 from promptmill.jobs.inputs.any_format import input_of
@@ -50,6 +50,18 @@ def written(file: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return json.loads(found["data"]), json.loads(zlib.decompress(base64.b64decode(found["packed"])))
 
 
+def column(data: dict[str, Any], rows: dict[str, Any], name: str) -> list[Any]:
+    """Return the cells of a column."""
+    names = [each["name"] for each in data["rows"]["columns"]]
+    return list(rows["cells"][names.index(name)])
+
+
+def counts_of(data: dict[str, Any], title: str = "") -> dict[str, int]:
+    """Return the numbers of the bars with this title."""
+    (bars,) = (bars for name, _, bars, _ in data["counts"] if name == title)
+    return {name: count for name, count, _ in bars}
+
+
 def reported(bench: Any, *arguments: str, code: int = 0) -> str:
     """Return what `promptmill report` prints."""
     done = bench.here([sys.executable, "-m", "promptmill", "report", *arguments])
@@ -63,11 +75,34 @@ def test_a_job_with_several_models_is_listed_and_reported_with_all_of_them(bench
     status = bench.status()
     assert (status["model"], status["variants"]) == ("small, good", ["small", "good"])
     assert "4 × 2" in bench.here([sys.executable, "-m", "promptmill", "jobs"]).stdout  # noqa: RUF001 (a product)
-    data, _ = written(bench.path / "r.html")
-    assert [label for _, label, _, _ in data["rows"]["filters"]] == ["small", "good"]
+    data, rows = written(bench.path / "r.html")
+    assert data["rows"]["note"] == "All 8 answers to 4 rows."
+    assert rows["steps"] == [1, 0, 1, 0, 1, 0, 1, 0]
+    assert column(data, rows, "model") == ["small", "good"] * 4
+    assert counts_of(data, "Answers by model") == {"small": 4, "good": 4}
+    assert dict(data["run"])["Model"].startswith("small, good (")
+    shown = bench.here([sys.executable, "-m", "promptmill", "show", str(bench.output), "--rows", "8"]).stdout
+    assert shown.startswith("in.jsonl → out.jsonl: 8 of 8 answers to 4 rows\n")
+    assert shown.count("model   small") == shown.count("model   good") == 4
+    listed = bench.jobs(bench.folder.job_id).stdout
+    assert listed.startswith("in.jsonl → out.jsonl: 4 rows × 2 variants: 8 answered in ")  # noqa: RUF001 (a product)
+    assert listed.partition("\n")[0].endswith(" by small, good")
+
+
+def test_a_report_counts_by_model_and_by_prompt(bench: Any) -> None:
+    bench.upstream.reply = choose(
+        lambda seen: status(400, "no") if seen.json["model"] == "good" and "Rate" in seen.prompt else answer("yes")
+    )
+    bench.prompts(3)
+    grid = ("--model", "small", "--model", "good", "--prompt", "ask=Is {{id}} good?", "--prompt", "rate=Rate {{id}}")
+    bench.fail(*grid, "--report", "r.html", code=1)
+    data, rows = written(bench.path / "r.html")
+    bars = {title: bars for title, _, bars, _ in data["counts"]}
+    assert bars["Answers by model"] == [["small", 6, ""], ["good", 3, "3 failed"]]
+    assert bars["Answers by prompt"] == [["ask", 6, ""], ["rate", 3, "3 failed"]]
+    assert column(data, rows, "prompt name")[:4] == ["ask", "rate"] * 2
     facts = dict(data["run"])
-    assert facts["Variants"] == "small: 4 answered\ngood: 4 answered"
-    assert facts["Model"].startswith("small, good (")
+    assert (facts["Prompt ask"], facts["Prompt rate"]) == ("Is {{id}} good?", "Rate {{id}}")
 
 
 def test_a_report_has_the_run_its_figures_and_its_rows(bench: Any) -> None:
@@ -85,7 +120,7 @@ def test_a_report_has_the_run_its_figures_and_its_rows(bench: Any) -> None:
     assert tiles["Answered"] == "19"
     assert tiles["Failed"] == "1"
     assert tiles["Requests"] == "20"
-    assert dict(data["values"]) == {"positive": 12, "negative": 7}
+    assert counts_of(data) == {"positive": 12, "negative": 7}
     ((code, count, example, advice),) = data["failures"]
     assert (code, count) == ("bad_request", 1)
     assert "400" in example
@@ -97,18 +132,19 @@ def test_a_report_has_the_run_its_figures_and_its_rows(bench: Any) -> None:
     assert facts["Model"] == "test-model (openai)"
     assert facts["Command"].startswith("promptmill bulk ")
     assert facts["Version"].startswith("promptmill ")
-    assert data["fields"] == []
     assert {one["title"] for one in data["spreads"]} >= {"Latency", "Length of answers"}
     assert all(sum(one["counts"]) == 19 for one in data["spreads"])
     samples = data["course"]["samples"]
     assert len(samples) >= 2
     assert samples[-1][1:3] == [20, 1]
-    assert (data["rows"]["before"], data["rows"]["after"]) == ("Is it good? row ", " now")
+    assert data["rows"]["templates"] == [["Is it good? ", "text", " now"]]
     assert data["rows"]["note"] == "All 20 rows."
-    assert rows["asked"] == [str(at) for at in range(20)]
+    assert column(data, rows, "prompt") == [0] * 20
+    assert column(data, rows, "text") == [f"row {at}" for at in range(20)]
     assert rows["state"] == [int(at == 9) for at in range(20)]
-    assert rows["answer"][0] == "positive"
-    assert rows["answer"][9].startswith("bad_request: ")
+    assert column(data, rows, "answer")[0] == "positive"
+    assert column(data, rows, "answer")[9] is None
+    assert column(data, rows, "error")[9].startswith("bad_request: ")
 
 
 def test_the_values_of_the_fields_of_a_schema(bench: Any) -> None:
@@ -120,10 +156,31 @@ def test_the_values_of_the_fields_of_a_schema(bench: Any) -> None:
     (bench.path / "schema.json").write_text(json.dumps(schema))
     bench.prompts(10)
     bench.succeed("--schema", "schema.json", "--report", "r.html")
-    data, _ = written(bench.path / "r.html")
-    assert data["fields"][0] == ["mood", [["a", 5], ["b", 5]], ""]
-    assert data["fields"][1][0] == "stars"
-    assert data["values"] == []
+    data, rows = written(bench.path / "r.html")
+    assert data["counts"][0] == ["mood", "mood", [["a", 5, ""], ["b", 5, ""]], ""]
+    assert data["counts"][1][:2] == ["stars", "stars"]
+    assert len(data["counts"]) == 2
+    assert sorted(column(data, rows, "stars")) == list(range(1, 11))
+
+
+def test_a_report_has_letters_where_answers_and_rows_have_escapes(bench: Any) -> None:
+    bench.upstream.reply = answer(r'{"name":"Ren\u00e9","tags":["\u00e9"]}')
+    bench.write([r'{"id": 1, "tags": ["\u00e9t\u00e9"], "prompt": "Qui?"}'])
+    bench.succeed("--report", "r.html")
+    data, rows = written(bench.path / "r.html")
+    assert column(data, rows, "answer") == ['{"name":"René","tags":["é"]}']
+    assert counts_of(data) == {'{"name":"René","tags":["é"]}': 1}
+    assert column(data, rows, "tags") == ['["été"]']
+    schema = {"properties": {"name": {"type": "string"}, "tags": {"type": "array", "items": {"type": "string"}}}}
+    (bench.path / "schema.json").write_text(json.dumps(schema))
+    bench.output = bench.path / "fields.jsonl"
+    bench.succeed("--schema", "schema.json", "--report", "s.html")
+    data, rows = written(bench.path / "s.html")
+    assert column(data, rows, "name") == ["René"]
+    assert column(data, rows, "tags_1") == ['["é"]']
+    assert "u00e9" not in (bench.path / "s.html").read_text()
+    shown = bench.here([sys.executable, "-m", "promptmill", "show", str(bench.output)]).stdout
+    assert "René" in shown
 
 
 def test_images_are_thumbnails(bench: Any) -> None:
@@ -133,6 +190,7 @@ def test_images_are_thumbnails(bench: Any) -> None:
     bench.fail("--prompt", "Describe it.", "--image-column", "path", "--report", "r.html", code=1)
     data, rows = written(bench.path / "r.html")
     assert list(data["thumbnails"]) == ["1"]
+    assert [one["name"] for one in data["rows"]["columns"] if one["images"]] == ["path"]
     with Image.open(io.BytesIO(base64.b64decode(data["thumbnails"]["1"]))) as image:
         assert (image.format, image.size) == ("JPEG", (160, 107))
     assert rows["state"] == [0, 1, 0]
@@ -151,7 +209,7 @@ def test_thumbnails_and_rows_share_the_size_of_the_file(bench: Any, monkeypatch:
     data, rows = written(bench.path / "r.html")
     assert 2 <= len(data["thumbnails"]) < 12
     assert sum(map(len, data["thumbnails"].values())) <= 60_000
-    assert 0 < len(rows["answer"]) <= 150
+    assert 0 < len(rows["state"]) <= 150
     assert "are cut off" in data["rows"]["note"]
     assert (bench.path / "r.html").stat().st_size <= 150_000
 
@@ -165,7 +223,7 @@ def test_a_report_while_the_job_runs_and_one_in_place_of_it(bench: Any) -> None:
     data, rows = written(Path(f"{bench.output}.report.html"))
     assert data["state"] == "running"
     assert "the job was running" in data["summary"]
-    assert len(rows["answer"]) == 50
+    assert len(rows["state"]) == 50
     found = json.loads(reported(bench, bench.folder.job_id, "--json"))
     assert found == {"file": f"{bench.output}.report.html", "rows": 50, "total": 50}
 
@@ -206,7 +264,7 @@ def test_a_report_after_a_stop_and_its_runs(bench: Any) -> None:
     bench.succeed("--report", "r.html")
     data, rows = written(bench.path / "r.html")
     assert len(data["course"]["runs"]) == 2
-    assert len(rows["answer"]) == 40
+    assert len(rows["state"]) == 40
     seconds = [sample[0] for sample in data["course"]["samples"]]
     assert seconds == sorted(seconds)
 
@@ -219,7 +277,7 @@ def test_a_report_shows_what_was_asked_whatever_became_of_the_input(bench: Any) 
     reported(bench, str(bench.output), "-o", "r.html")
     data, rows = written(bench.path / "r.html")
     assert data["notes"] == []
-    assert [data["rows"]["before"] + text for text in rows["asked"]] == asked
+    assert [data["rows"]["before"] + text for text in column(data, rows, "prompt")] == asked
 
 
 def made(path: Path, outcomes: list[Outcome], prompts: list[str]) -> Folder:
@@ -249,7 +307,7 @@ def test_a_large_report_cuts_texts_first_and_then_leaves_out_rows(tmp_path, monk
     found = job.write(folder, target)
     data, rows = written(target)
     assert 50_000 < target.stat().st_size <= 90_000
-    assert len(rows["answer"]) == found.rows < found.total == len(texts)
+    assert len(rows["state"]) == found.rows < found.total == len(texts)
     assert f"A random sample of {found.rows:,} of {found.total:,} rows" in data["rows"]["note"]
     assert ("Texts of more than 80 characters" in data["rows"]["note"]) == (length == 300)
     assert found.rows > 200
@@ -261,9 +319,9 @@ def test_only_a_sample_of_very_many_rows(tmp_path, monkeypatch) -> None:
     found = job.write(folder, tmp_path / "r.html")
     data, rows = written(tmp_path / "r.html")
     assert (found.rows, found.total) == (50, 70)
-    assert data["rows"]["note"].startswith("A random sample of 50 of 70 rows; counts and charts are of all rows.")
-    assert dict(data["values"]) == {"yes": 70}
-    assert len(rows["answer"]) == 50
+    assert data["rows"]["note"].startswith("A random sample of 50 of 70 rows; counts and charts are of all.")
+    assert counts_of(data) == {"yes": 70}
+    assert len(rows["state"]) == 50
 
 
 def hostile(path: Path) -> Path:
@@ -344,9 +402,8 @@ def test_the_page_of_a_comparison_has_the_figures_of_its_text(bench: Any) -> Non
     ]
     assert [value for _, value, _ in data["tiles"]] == ["66.7 %", "88.9 %", "6\N{EN DASH}27"]
     assert figures["judge"]["pairs"][0]["wins"] == [6, 27]
-    assert data["rows"]["labels"] == ["A", "B", "label", "judge"]
-    assert rows["answer"][3] == ["maybe", "yes", "yes", "B is better"]
-    assert rows["asked"][3] == [["text", "row 3"]]
+    assert [one["name"] for one in data["rows"]["columns"]] == ["text", "A", "B", "label", "judge"]
+    assert [cells[3] for cells in rows["cells"]] == ["row 3", "maybe", "yes", "yes", "B is better"]
     counts = {
         key: sum((state & mask) == wanted for state in rows["state"])
         for key, _, mask, wanted in data["rows"]["filters"]
@@ -362,14 +419,14 @@ def test_the_page_of_a_comparison_of_one_file_and_one_of_very_many_rows(bench: A
     del files["b.jsonl"]
     compared(bench, files, "--gold", "label")
     data, _ = written(bench.path / "r.html")
-    assert [part["title"] for part in data["sections"]] == ["Right, by label (90 rows)"]
+    assert [part["title"] for part in data["sections"]] == ["Right, by label"]
     assert [key for key, *_ in data["rows"]["filters"]] == ["wrong"]
     monkeypatch.setattr(comparison_page, "MOST_ROWS", 50)
     (bench.path / "r.html").unlink()
     compared(bench, labelled())
     data, rows = written(bench.path / "r.html")
     assert "A random sample of 50 of 90 rows" in data["rows"]["note"]
-    assert len(rows["answer"]) == 50
+    assert len(rows["state"]) == 50
     (bench.path / "r.html").write_text("mine")
     done = bench.here([sys.executable, "-m", "promptmill", "compare", "a.jsonl", "b.jsonl", "--report", "r.html"])
     assert "exists and is no report" in done.stderr
@@ -379,16 +436,17 @@ def test_the_page_of_a_comparison_of_one_file_and_one_of_very_many_rows(bench: A
 def test_of_a_row_with_very_many_columns_or_turns_some_are_shown(bench: Any) -> None:
     columns = {f"column {at}": "x" * 50_000 for at in range(100)}
     compared(bench, {name: [columns | {"answer": name, "id": 1}] for name in ("a.jsonl", "b.jsonl")})
-    _, rows = written(bench.path / "r.html")
-    assert [name for name, _ in rows["asked"][0]] == [*(f"column {at}" for at in range(40)), "…"]
-    assert rows["asked"][0][-1][1] == "61 more"
-    assert sum(len(text) for _, text in rows["asked"][0]) < 100_000
+    data, rows = written(bench.path / "r.html")
+    names = [one["name"] for one in data["rows"]["columns"]]
+    assert names == ["id", *(f"column {at}" for at in range(39)), "A", "B"]
+    assert data["rows"]["note"].endswith("61 further columns of the input are left out.")
+    assert {len(cells[0]) for cells in rows["cells"][1:40]} == {20_000}
     turns = [{"role": ("user", "assistant")[at % 2], "content": f"turn {at}"} for at in range(101)]
     bench.write([{"messages": turns}])
     bench.succeed("--report", "s.html")
-    _, rows = written(bench.path / "s.html")
-    assert rows["asked"][0][0] == ["…", "61 more"]
-    assert rows["asked"][0][-1] == ["user", "turn 100"]
+    (asked,) = column(*written(bench.path / "s.html"), "prompt")
+    assert asked[0] == ["…", "61 more"]
+    assert asked[-1] == ["user", "turn 100"]
 
 
 @pytest.fixture
@@ -415,14 +473,15 @@ async def test_a_browser_shows_a_comparison_side_by_side_and_runs_nothing(hostil
         assert await page.until("document.getElementById('count').textContent") == "42 rows"
         for width, scheme in itertools.product((1200, 390), ("light", "dark")):
             await page.look(width, 844, scheme)
-            await page.until("document.querySelectorAll('.row').length > 5")
+            await page.run("rowsBox.scrollIntoView()")
+            await page.until("document.querySelectorAll('#table tbody tr[tabindex]').length > 5")
             assert await page.run("document.documentElement.scrollWidth") <= width
             if folder := os.environ.get("REPORT_PICTURES"):
                 (Path(folder) / f"comparison-{scheme}-{width}.png").write_bytes(await page.picture())
         await page.run("buttons.differ.click()")
         differ = await page.run("document.getElementById('count').textContent")
         assert re.fullmatch(r"\d+ of 42 rows", differ)
-        await page.run("document.querySelector('.row').click()")
+        await page.run("document.querySelector('#table tbody tr[tabindex]').click()")
         assert await page.run("document.querySelectorAll('dialog .beside > div').length") == 4
         assert "contradicts itself" in await page.run("document.querySelector('dialog').textContent")
         await page.run("document.querySelector('dialog [aria-label=close]').click()")
@@ -437,6 +496,76 @@ async def test_a_browser_shows_a_comparison_side_by_side_and_runs_nothing(hostil
         assert {url.partition(":")[0] for url in page.requests} <= {"file", "data"}
 
 
+async def press(page: browser.Page, key: str) -> None:
+    """Press a key, in whatever has the focus."""
+    text = {"text": "\r" if key == "Enter" else key} if len(key) == 1 or key == "Enter" else {}
+    code = {"Enter": 13, "Escape": 27, "ArrowRight": 39}.get(key, 0)
+    await page.send("Input.dispatchKeyEvent", type="keyDown", key=key, windowsVirtualKeyCode=code, **text)
+    await page.send("Input.dispatchKeyEvent", type="keyUp", key=key)
+
+
+FIRST_CELLS = "[...document.querySelectorAll('#table tbody tr[tabindex] td:nth-child(2)')].map(td => td.textContent)"
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(not browser.BROWSER, reason="needs Chromium")
+async def test_the_table_sorts_hides_and_finds_by_address_and_keys(tmp_path) -> None:
+    prompts = [f"{name} {at}" for at, name in enumerate(("zebra", "Éclair", "apple", "10", "echo"))]
+    job.write(made(tmp_path, [Completion(text) for text in ("9", "10", "", "-1", "2.5")], prompts), tmp_path / "r.html")
+    async with browser.opened() as page:
+        await page.look(1280, 900, "light")
+        await page.open(tmp_path / "r.html")
+        assert await page.until("document.getElementById('count').textContent") == "5 rows"
+        await page.run("rowsBox.scrollIntoView()")
+        await page.run("document.querySelectorAll('#table th button')[1].click()")
+        assert await page.run(FIRST_CELLS) == ["10 3", "apple 2", "echo 4", "Éclair 1", "zebra 0"]
+        await page.run("document.querySelectorAll('#table th button')[2].click()")
+        second = FIRST_CELLS.replace("child(2)", "child(3)")
+        assert await page.run(second) == ["-1", "2.5", "9", "10", ""]
+        await page.run("document.querySelectorAll('#table th button')[2].click()")
+        assert await page.run(second) == ["10", "9", "2.5", "-1", ""]
+        await page.run("boxes[columns.findIndex(column => column.name === 'prompt')].click()")
+        assert await page.run(FIRST_CELLS) == ["10", "9", "2.5", "-1", ""]
+        assert await page.run("location.hash") == "#sort=answer&down=1&column=answer"
+
+        await page.run("document.body.focus()")
+        await press(page, "/")
+        assert await page.run("document.activeElement.id") == "search"
+        for letter in "ÉCLAIR":
+            await page.send("Input.insertText", text=letter)
+        await page.until("document.getElementById('count').textContent === '1 of 5 rows'")
+        address = await page.run("location.href")
+        await press(page, "Escape")
+        assert await page.run("document.getElementById('count').textContent") == "5 rows"
+
+        for key in "jjkj":
+            await press(page, key)
+        assert await page.run("document.querySelector('tr.here td:nth-child(2)').textContent") == "9"
+        await press(page, "Enter")
+        assert await page.run("title.textContent") == "Row 1"
+        await press(page, "j")
+        assert await page.run("title.textContent") == "Row 5"
+        await press(page, "Escape")
+        assert not await page.run("dialog.open")
+        before = await page.run("seen.map(share)")
+        assert len(before) == 1
+
+        await page.run(f"location.href = {address!r}")
+        await page.until("document.getElementById('count').textContent === '1 of 5 rows'")
+        assert await page.run("[search.value, seen.length]") == ["ÉCLAIR", 1]
+        await page.run("change({search: 'no such text', columns: null})")
+        assert await page.run("document.querySelector('.nothing').textContent") == "Nothing found. Show all rows"
+        await page.run("document.querySelector('.nothing button').click()")
+        wide = "[...document.querySelectorAll('#table th')].map(th => th.offsetWidth)"
+        _, left, right = await page.run(wide)
+        await page.run("document.querySelector('.edge').focus()")
+        await press(page, "ArrowRight")
+        assert [each - was for each, was in zip((await page.run(wide))[1:], (left, right), strict=True)] == [16, -16]
+        inner = "[...main.querySelectorAll('*')].filter(one => /auto|scroll/.test(getComputedStyle(one).overflowY))"
+        assert await page.run(f"{inner}.length") == 0
+        assert not page.complaints
+
+
 @pytest.mark.thorough
 @pytest.mark.skipif(not browser.BROWSER, reason="needs Chromium")
 async def test_a_browser_shows_searches_and_filters_and_runs_nothing(tmp_path) -> None:
@@ -446,7 +575,8 @@ async def test_a_browser_shows_searches_and_filters_and_runs_nothing(tmp_path) -
         assert await page.until("document.getElementById('count').textContent") == "28 rows"
         for width, scheme in itertools.product((1200, 390), ("light", "dark")):
             await page.look(width, 844, scheme)
-            await page.until("document.querySelectorAll('.row').length > 5")
+            await page.run("rowsBox.scrollIntoView()")
+            await page.until("document.querySelectorAll('#table tbody tr[tabindex]').length > 5")
             assert await page.run("document.documentElement.scrollWidth") <= width
             colour = await page.run("getComputedStyle(document.body).backgroundColor")
             assert colour == ("rgb(15, 18, 21)" if scheme == "dark" else "rgb(246, 247, 249)")
@@ -454,7 +584,7 @@ async def test_a_browser_shows_searches_and_filters_and_runs_nothing(tmp_path) -
                 (Path(folder) / f"report-{scheme}-{width}.png").write_bytes(await page.picture())
         await page.run("buttons.failed.click()")
         assert await page.run("document.getElementById('count').textContent") == "7 of 28 rows"
-        await page.run("document.querySelector('.row').click()")
+        await page.run("document.querySelector('#table tbody tr[tabindex]').click()")
         assert HOSTILE[0] in await page.run("document.querySelector('dialog').textContent")
         await page.run("document.querySelector('dialog [aria-label=close]').click()")
         await page.run("buttons.all.click()")

@@ -19,11 +19,12 @@ from promptmill.cli import job_run
 from promptmill.cli.job_run import remembered_command
 from promptmill.cli.options import Parser, add_shared, amount, at_least_one, configuration_of, explained, option_of
 from promptmill.cli.terminal import OK, columns, say
-from promptmill.compare import figures, judge, words
-from promptmill.compare import page as compared_page
-from promptmill.compare.figures import Judgement
-from promptmill.compare.files import LETTERS, ComparedFile, ComparedRows
-from promptmill.compare.judge import Pairs
+from promptmill.comparison import figures, judge, words
+from promptmill.comparison import page as compared_page
+from promptmill.comparison.call import order_of, rows_of
+from promptmill.comparison.figures import Judgement
+from promptmill.comparison.files import LETTERS, ComparedFile, ComparedRows, ComparisonOrder
+from promptmill.comparison.judge import Pairs
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.core.wording import counted, cut
 from promptmill.jobs import disk
@@ -46,8 +47,21 @@ def add_options(compare: Parser) -> None:
         "files", nargs="+", metavar="FILE|JOB", help="outputs of the same rows, or their jobs; any file of rows"
     )
     group = compare.add_argument_group("rows and columns")
-    group.add_argument("--gold", metavar="COLUMN", help="the column with the right answers, in any of the files")
-    group.add_argument("--field", metavar="NAME", help="compare this column, or field of the answers; else the answers")
+    group.add_argument(
+        "--gold",
+        metavar="COLUMN|FILE",
+        help="right answers, of all or some rows: a column of any of the files, or a file: gold.csv, gold.csv:COLUMN",
+    )
+    group.add_argument(
+        "--field",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="compare this column, or field of the answers; may be repeated; else all fields, or the answers",
+    )
+    group.add_argument(
+        "--tolerance", metavar="N|P%", help="numbers that differ by no more than this are the same, such as 0.01 or 1%%"
+    )
     group.add_argument("--id", metavar="COLUMN", help="the column by which rows are the same; else id, or all of them")
     group.add_argument("--by", metavar="COLUMN", help="compare the rows of one file that this column tells apart")
     group.add_argument("--state", type=Path, metavar="DIR", help="where jobs are kept, as for bulk")
@@ -76,15 +90,10 @@ def _run(arguments: argparse.Namespace) -> int:
     """Print the comparison. Returns 0, or the exit code of the judge's job."""
     _check(arguments)
     folders = JobFolders.from_environ()
-    files = [
-        ComparedFile.of(letter, what, folders, arguments.field)
-        for letter, what in zip(LETTERS, arguments.files, strict=False)
-    ]
-    if arguments.by is not None:
-        files = files[0].parts(arguments.by)
+    order = order_of(vars(arguments))
     judgement, code = None, OK
     try:
-        rows = ComparedRows.of(files, arguments.gold, arguments.id)
+        rows = rows_of(arguments.files, order, folders)
         if arguments.criterion is not None:
             judgement, code = _judgement(arguments, rows, folders)
             if code != OK and not judgement.said:
@@ -130,8 +139,8 @@ def show_variants(output: Path, column: str = VARIANT) -> None:
     if not output.exists():
         return
     try:
-        file = ComparedFile.of("A", str(output), JobFolders.from_environ(), None)
-        found = figures.figures(ComparedRows.of(file.parts(column), None, None), most=_ROWS)
+        file = ComparedFile.of("A", str(output), JobFolders.from_environ())
+        found = figures.figures(ComparedRows.of(file.parts(column), ComparisonOrder()), most=_ROWS)
     except PromptmillError as error:  # e.g. no row has an answer, or the answers are fields
         say(f"promptmill: {error.worded(option_of)} Run: promptmill compare {output} --by {column}", sys.stderr)
         return
@@ -198,17 +207,22 @@ def _command(arguments: argparse.Namespace) -> list[str]:
 def _text(found: Mapping[str, Any], width: int) -> Iterator[str]:
     """Yield the lines for people."""
     for file in found["files"]:
-        yield cut(f"{file['name']}  {file['title']}: {words.made(file, found['rows'])}", width)
-    yield f"{counted(found['rows'], 'row')}, matched {found['matched']}"
+        yield cut(words.headline(file, found["rows"]), width)
+    yield words.matched(found)
     for pair in found["pairs"]:
         yield ""
-        yield from words.agreed(pair, found["rows"])
+        yield from words.agreed(pair, found)
         if pair.get("changes") and pair["agree"] < pair["rows"]:
             yield from _table(pair, width)
+    if words.is_free_text(found) and "judge" not in found:
+        yield "`--judge MODEL --criterion 'is the better summary'` says which is better"
     if "gold" in found:
         yield from _gold(found["gold"], width)
     if "judge" in found:
         yield from _judge(found["judge"], width)
+    if notes := list(words.methods(found)):
+        yield ""
+        yield from (f"  {note}" for note in notes)
     yield from _rows(found, width)
 
 
@@ -240,12 +254,16 @@ def _table(pair: Mapping[str, Any], width: int) -> Iterator[str]:
 def _gold(gold: Mapping[str, Any], width: int) -> Iterator[str]:
     yield ""
     has_classes = "macro_f1" in gold["files"][0]
-    yield f"right, by {gold['column']} ({counted(gold['rows'], 'row')}){'' if has_classes else ', word for word'}"
+    is_whole = not has_classes and "fields" not in gold
+    yield f"right, by {gold['column']}{', word for word' if is_whole else ''}"
+    yield words.have_right(gold)
     yield from words.spelled(gold)
-    for file in gold["files"]:
-        yield f"{file['name']}  {words.right_of(file)}"
+    yield from words.right_lines(gold)
     if has_classes:
         yield from _classes(gold["files"], width)
+    if "fields" in gold and gold["differences"]:
+        yield ""
+        yield from words.differs_by_field(gold)
     for difference in gold["differences"]:
         yield ""
         yield from words.differs(difference)
@@ -262,13 +280,14 @@ def _classes(files: Sequence[Mapping[str, Any]], width: int) -> Iterator[str]:
 
 
 def _class_table(files: Sequence[Mapping[str, Any]], shown: Sequence[Mapping[str, Any]], width: int) -> Iterator[str]:
-    first = min(max(len("class"), *(len(one["class"]) for one in shown)), width - 50)
-    yield f"{'class':{first}}  {'rows':>7}     precision  recall    F1"
+    name = max(len(file["name"]) for file in files)
+    first = max(5, min(max(len("class"), *(len(one["class"]) for one in shown)), width - 49 - name))
+    yield f"{'class':{first}}  {'rows':>7}  {'':{name}}  precision  recall    F1"
     for at, one in enumerate(shown):
         for file in files:
             its = file["classes"][at]
             head = f"{cut(one['class'], first):{first}}  {one['rows']:7,}" if file is files[0] else " " * (first + 9)
-            yield f"{head}  {file['name']}       {its['precision']:.2f}    {its['recall']:.2f}  {its['f1']:.2f}"
+            yield f"{head}  {file['name']:{name}}       {its['precision']:.2f}    {its['recall']:.2f}  {its['f1']:.2f}"
 
 
 def _class_lines(files: Sequence[Mapping[str, Any]], shown: Sequence[Mapping[str, Any]], width: int) -> Iterator[str]:
@@ -299,10 +318,11 @@ def _rows(found: Mapping[str, Any], width: int) -> Iterator[str]:
     which = "with different answers" if len(found["files"]) > 1 else "with a wrong answer"
     yield f"{of}{counted(found['differ'], 'row')} {which}"
     for row in found["differing"]:
+        yield cut(f"{row['heading']} (row {row['row']:,})" if row["heading"] else f"row {row['row']:,}", width)
         gold = {"gold": row["gold"]} if "gold" in row else {}
         said = {"judge": words.said(row)} if "verdicts" in row else {}
-        texts = {**row["own"], **gold, **row["answers"], **said}
-        names = {name: cut(name, 8) for name in texts}
-        for at, (name, text) in enumerate(texts.items()):
-            head = f"row {row['row']:,}" if not at else ""
-            yield cut(f"{head:9} {names[name]:8} {' '.join(text.split()) or '(no answer)'}", width)
+        own = {name: text for name, text in row["own"].items() if " ".join(text.split()) != row["heading"]}
+        answers = {**gold, **row["answers"]}
+        texts = {**own, **{name: words.one_text(answer, row) for name, answer in answers.items()}, **said}
+        for name, text in texts.items():
+            yield cut(f"{'':9} {cut(name, 8):8} {' '.join(text.split()) or '(no answer)'}", width)

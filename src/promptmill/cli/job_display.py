@@ -61,8 +61,6 @@ def print_status(
     if as_json:
         say(orjson.dumps(found).decode(), stream)
         return
-    if order is not None and order.variants:
-        found["model"] = counted(len(order.variants), "variant")
     examples = {} if folder is None else status.examples(folder)
     if folder is not None and "results" not in found:  # they are counted when the output is written
         found["results"] = status.results(folder)
@@ -97,7 +95,7 @@ def summary(
         lines = [f"{files}: {_answered(found)} in {_by(found)}"]
     else:
         why = f": {reason}" if reason else ""
-        lines = [f"{files}: {state} after {_by(found)}{why}", f"  rows      {status.line(found)}"]
+        lines = [f"{files}: {state} after {_by(found)}{why}", f"  rows      {status.times(found)}{status.line(found)}"]
     if shown := results(found):
         lines.append(f"  answers   {shown}")
     if found.get("errors"):
@@ -158,7 +156,7 @@ def title(found: Status) -> str:
 def _answered(found: Status) -> str:
     """Return `19 answered, 1 failed`."""
     failed = found.get("failed", 0)
-    return f"{status.answered(found):,} answered" + (f", {failed:,} failed" if failed else "")
+    return f"{status.times(found)}{status.answered(found):,} answered" + (f", {failed:,} failed" if failed else "")
 
 
 def _by(found: Status) -> str:
@@ -367,11 +365,9 @@ def _aligned(name: str, text: str, widths: Mapping[str, int]) -> str:
 def _row(one: Status) -> dict[str, tuple[str, str]]:
     """Return each column's text and its style."""
     total, done, failed, cost = one.get("total"), one.get("done", 0), one.get("failed", 0), one.get("cost")
-    count = len(one.get("variants", ())) or 1
-    if count > 1 and total is not None and not total % count:  # 600 answers to 300 rows
-        rows = f"{done:,}/" * (done != total) + f"{total // count:,} × {count}"  # noqa: RUF001 (the sign of a product)
-    else:
-        rows = f"{done:,}" if total in {None, done} else f"{done:,}/{total:,}"
+    rows = f"{done:,}" if total in {None, done} else f"{done:,}/{total:,}"
+    if (asked := status.rows_of_input(one)) is not None:
+        rows = f"{done:,}/" * (done != total) + f"{asked:,} × {len(one['variants'])}"  # noqa: RUF001 (a product)
     cells = {
         "job": (one["job_id"], ""),
         "state": (one["state"], _STYLES.get(one["state"], "")),

@@ -38,7 +38,7 @@ _NEWEST = 20  # jobs that are listed
 
 def add_jobs_options(jobs: Parser) -> None:
     """Add the options of the command."""
-    jobs.add_argument("job_id", nargs="?", metavar="JOB_ID", help="one job; all without it")
+    jobs.add_argument("job_id", nargs="?", metavar="JOB_ID", help="one job, or its output; the newest 20 without it")
     group = jobs.add_argument_group("what to do", "without any of these: show how far jobs are")
     doing = group.add_mutually_exclusive_group()
     doing.add_argument("--cancel", action="store_true", help="end the job; what is answered is kept")

@@ -29,7 +29,7 @@ from promptmill.core.wording import counted
 from promptmill.jobs import disk
 from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.manage.job_rows import JobRow, JobRows
-from promptmill.jobs.store import statistics
+from promptmill.jobs.store import statistics, status
 from promptmill.jobs.store.database import DamagedError
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
@@ -73,6 +73,8 @@ class _Sample:
     total: int
     rows: Sequence[JobRow]
     about: JsonObject = field(default_factory=dict)
+    several: str = ""
+    """Of a job with several answers to each row: ` to 300 rows`."""
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -129,8 +131,11 @@ def _of_job(folder: Folder, most: int, seed: int, *, failed_first: bool) -> _Sam
         where = ANSWERED if failed_first else f"{ANSWERED} OR ({failed})"
         records += statistics.sample(store, most - len(records), seed, where)
         rows = list(JobRows(store, folder.spec_in(store)).read(records))
+    rows.sort(key=lambda row: (failed_first and not row.error, row.number))  # the answers to a row together
+    rows_of_input = status.rows_of_input(status.read(folder))
     to = f" → {spec.output.path.name}" if spec.output.format else ""
-    return _Sample(f"{spec.input.path.name}{to}", total, rows, {"job_id": spec.job_id})
+    several = "" if rows_of_input is None else f" to {counted(rows_of_input, 'row')}"
+    return _Sample(f"{spec.input.path.name}{to}", total, rows, {"job_id": spec.job_id}, several)
 
 
 def _of_file(path: Path, most: int, seed: int, *, failed_first: bool) -> _Sample:
@@ -175,11 +180,13 @@ def _print(sample: _Sample, how: str, *, full: bool) -> None:
     width = columns(sys.stdout) if on_terminal else 0
     console = Console(file=sys.stdout, width=width or None)
     text = Text()
-    title = f"{sample.title}: {len(sample.rows)} of {counted(sample.total, 'row')}{how}"
+    noun = "answer" if sample.several else "row"
+    title = f"{sample.title}: {len(sample.rows)} of {counted(sample.total, noun)}{sample.several}{how}"
     text.append(f"{wrapped(without_controls(title), width) if width else title}\n", "bold")
     for row in sample.rows:
         text.append(f"\nrow {row.number:,}\n", "bold")
-        for label, content in row.asked:
+        thought = [("thought", row.thought)] if row.thought else []
+        for label, content in (*row.variant, *row.asked, *thought):
             _add(text, label, content, "", width, full=full)
         for answer in row.answers:
             _add(text, "answer", answer, "green", width, full=full)

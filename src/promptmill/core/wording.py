@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 _ALIKE = 0.5  # difflib's ratio, the share of letters in common: below it, any two short names look alike
+_ESCAPES = re.compile(r"(?<!\\)(?:\\u[0-9a-fA-F]{4})+")
 # in pieces, because no other thread runs while one is replaced
 _SURROGATES = re.compile("(?:[\ud800-\udbff][\udc00-\udfff]?|[\udc00-\udfff]){1,10000}")
 
@@ -75,6 +77,28 @@ def cut(text: str, most: int) -> str:
     'a long…'
     """
     return text if len(text) <= most else f"{text[: max(most - 1, 1)]}…"
+
+
+def unescaped(text: str) -> str:
+    """Return a text; of JSON, with the letters that models write as escapes: é for `\\u00e9`. All else stays.
+
+    >>> unescaped('{"name": "Ren\\\\u00e9"}')
+    '{"name": "René"}'
+    """
+    if "\\u" not in text or text.lstrip()[:1] not in {"{", "["}:
+        return text
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return _ESCAPES.sub(_letters, text)
+
+
+def _letters(escapes: re.Match[str]) -> str:
+    letters = json.loads(f'"{escapes[0]}"')
+    # a quote or a line end stays an escape, and so does half a surrogate pair
+    is_text = all(letter >= "\xa0" and not "\ud800" <= letter <= "\udfff" for letter in letters)
+    return letters if is_text else escapes[0]
 
 
 def mended(value: Any) -> Any:

@@ -6,18 +6,19 @@ job.db: status, course, counts, rows with their answers ─▶ data ─▶ `repo
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import orjson
 
 from promptmill.backends.protocol import Counts
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.money import dollars
-from promptmill.core.wording import counted, cut
+from promptmill.core.wording import counted, cut, unescaped
 from promptmill.jobs import disk
-from promptmill.jobs.manage.job_rows import JobRow, JobRows
+from promptmill.jobs.columns import FIELD, MODEL
+from promptmill.jobs.manage.job_rows import JobRows
 from promptmill.jobs.store import progress, rounds, statistics, status
 from promptmill.jobs.store.database import DamagedError, JobDatabase
 from promptmill.jobs.store.folder import Folder
@@ -25,17 +26,18 @@ from promptmill.jobs.store.rounds import ANSWERED
 from promptmill.jobs.store.spec import JobSpec
 from promptmill.jobs.store.status_record import CourseRecord, FieldResults, Results, Status
 from promptmill.report import page
+from promptmill.report.job_table import CUT, FAILED, PROMPT_NAME, JobTable, variant_names
 from promptmill.report.page import MOST_ROWS, Report, made_by, when
-from promptmill.report.rows import LENGTHS, TEXTS, Filter, PageRows, some_parts
+from promptmill.report.rows import Filter
 from promptmill.report.thumbnails import Thumbnails
 
 _SEED = 1
-_FAILED, _CUT = 1, 2
-_OF_SLOT, _SLOTS = 4, 0xFF0  # the bits of the state that hold the index of the target
 _RARE: Sequence[tuple[Literal["empty", "skipped"], str]] = (("empty", "Empty"), ("skipped", "Skipped"))
 _BINS = 24
 _OF_ROWS = frozenset({"done", "answered", "failed", "errors", "skipped", "truncated", "empty"})
 _SHOWN_SHARE = 0.99  # a histogram ends there, for one answer may take a hundred times as long
+Bars: TypeAlias = tuple[str, str, list[tuple[str, int, str]], str]
+"""A title, the column whose values are counted, the values with their numbers and a remark, and a sentence."""
 _QUANTILES = {"median": 0.5, "p95": 0.95}
 
 
@@ -51,12 +53,12 @@ def write(folder: Folder, target: Path) -> Report:
     """Write the report of a job to `target`, all at once. Raises `PromptmillError`."""
     page.check(target, _title(folder.known_spec()))
     try:
-        text, rows, total = _page(folder)
+        text, shown = _page(folder)
         page.put(target, text)
     except (OSError, DamagedError) as error:
         why = disk.why(error) if isinstance(error, OSError) else "its database is damaged"
         raise PromptmillError(Code.STORAGE, f"There is no report of job {folder.job_id}: {why}.", "") from None
-    return Report(target, rows, total)
+    return Report(target, *shown)
 
 
 def _title(spec: JobSpec) -> str:
@@ -64,63 +66,56 @@ def _title(spec: JobSpec) -> str:
     return f"{spec.input.path.name}{to}"
 
 
-def _page(folder: Folder) -> tuple[bytes, int, int]:
-    """Return the report, the number of its rows, and of how many they are."""
+def _page(folder: Folder) -> tuple[bytes, tuple[int, int, str]]:
+    """Return the report, the number of its rows, of how many they are, and their noun."""
     spec, found = folder.known_spec(), status.read(folder) | status.asked(folder)
     pictures, skips_empty = Thumbnails(spec.image_folders), spec.question.skip_empty
     with folder.reading() as store:
         results = statistics.results(store, by_field=spec.output.answer_schema is not None)
         examples, spread = statistics.examples(store), statistics.spread(store)
         counts = statistics.counts(store, skips_empty=skips_empty).as_dict(Counts())
-        made_in, by_variant = _rounds(store), _variants(store, spec)
+        made_in, by_slot = _rounds(store), statistics.slots(store) if spec.is_grid else {}
         where = f"{ANSWERED} OR ({statistics.is_failed(skips_empty=skips_empty)})"
         total = store.count(where)
         drawn = statistics.at_most(store, MOST_ROWS, _SEED, where)
-        rows = _rows(pictures.of(JobRows(store, folder.spec_in(store)).read(drawn)), min(total, MOST_ROWS))
+        table = JobTable(folder.spec_in(store), statistics.extra_fields(store))
+        for row in pictures.of(JobRows(store, table.spec).read(drawn)):
+            table.add(row)
+    rows = table.finished(has_images=bool(pictures.found))
     found |= cast("Status", {name: count for name, count in counts.items() if name in _OF_ROWS})
+    failures = found.get("errors", {})
     data = {
         **_heading(found),
         "notes": list(found.get("warnings", ())),
         "tiles": _tiles(found),
         "answers": _of_answers(results),
-        "values": [] if "fields" in results else list(results.get("values", {}).items()),
-        "fields": [_field(name, field) for name, field in results.get("fields", {}).items()],
-        "failures": [
-            (code, count, *_example(code, examples.get(code, ""))) for code, count in found.get("errors", {}).items()
+        "counts": [
+            *_of_variants(spec, by_slot),
+            *([] if "fields" in results else _of_values(table.name_of("answer"), results)),
+            *(_of_field(table, name, field) for name, field in results.get("fields", {}).items()),
         ],
+        "failures": [(code, count, *_example(code, examples.get(code, ""))) for code, count in failures.items()],
         "sections": [],
         "thumbnails": pictures.found,
         "course": (course := folder.course),
         "spreads": _spreads(spread),
-        "run": _run(course, spec, found, made_in, by_variant),
+        "run": _run(course, spec, found, made_in),
         "made": made_by(),
     }
-    rows.filters = _filters(failed=bool(data["failures"]), cut=any(state & _CUT for state in rows.state))
-    if spec.is_grid:
-        names = enumerate(target.name for target in spec.targets)
-        rows.filters += [(f"variant-{slot}", name, _SLOTS, slot << _OF_SLOT) for slot, name in names]
+    rows.filters = _filters(failed=bool(failures), cut=any(state & CUT for state in rows.state))
+    rows.images_note = pictures.note
+    if (rows_of_input := status.rows_of_input(found)) is not None:
+        rows.noun, rows.rows_of_input = "answer", rows_of_input
     title, so_far = _title(spec), " so far" if found["state"] in progress.ALIVE else ""
-    return page.filled(title, data, rows, total, so_far), len(rows.number), total
+    return page.filled(title, data, rows, total, so_far), (len(rows.number), total, rows.noun)
 
 
-def _rows(found: Iterator[JobRow], count: int) -> PageRows:
-    """Return `count` rows. Their texts are cut off where they would take too much memory."""
-    rows, most = PageRows(), max(LENGTHS[-1], min(LENGTHS[0], TEXTS // max(1, 2 * count)))
-    for row in found:
-        is_cut = row.values["finish_reason"] == "length"
-        answers = [cut(text, most) for text in ([row.error] if row.error else row.answers)]
-        labelled = some_parts(row.asked, most, from_end=True)
-        is_prompt = [label for label, _ in labelled] == ["prompt"]
-        rows.add(
-            row.number,
-            (_FAILED if row.error else _CUT if is_cut else 0) | row.slot << _OF_SLOT,
-            labelled[0][1] if is_prompt else labelled,
-            answers[0] if len(answers) == 1 else answers,
-            seconds=row.seconds,
-            tokens=row.values["usage"]["completion_tokens"],
-        )
-    rows.leave_out_template()
-    return rows
+def _prompts(spec: JobSpec, found: Status) -> dict[str, str]:
+    """Return the prompts by their labels."""
+    if not spec.question.templates[1:]:
+        return {"Prompt": found.get("prompt", "")}
+    names = {target.prompt: variant_names(spec, slot)[PROMPT_NAME] for slot, target in enumerate(spec.targets)}
+    return {f"Prompt {names[at]}": text for at, text in enumerate(spec.question.templates)}
 
 
 def _rounds(store: JobDatabase) -> str:
@@ -130,34 +125,36 @@ def _rounds(store: JobDatabase) -> str:
     return "\n".join(lines) if len(lines) > 1 else ""
 
 
-def _variants(store: JobDatabase, spec: JobSpec) -> str:
-    """Return the variants of a job with the number of answers and failures of each; `""` for a single one."""
-    if not spec.is_grid:
-        return ""
-    found = statistics.slots(store)
-    lines = []
-    for slot, target in enumerate(spec.targets):
-        answered, failed = found.get(slot, (0, 0))
-        lines.append(f"{target.name}: {answered:,} answered" + (f", {failed:,} failed" if failed else ""))
-    return "\n".join(lines)
+def _of_variants(spec: JobSpec, by_slot: Mapping[int, tuple[int, int]]) -> Iterator[Bars]:
+    """Yield the numbers of answers by model and by prompt, of a job with several."""
+    for column, title in ((MODEL, "Answers by model"), (PROMPT_NAME, "Answers by prompt")):
+        names = [variant_names(spec, slot).get(column, "") for slot in range(len(spec.targets))]
+        sums = {name: [0, 0] for name in names if name}
+        for slot, name in enumerate(names):
+            for at, count in enumerate(by_slot.get(slot, (0, 0)) if name else ()):
+                sums[name][at] += count
+        if sums:
+            bars = [(name, done, f"{failed:,} failed" if failed else "") for name, (done, failed) in sums.items()]
+            yield title, column, bars, ""
 
 
 def _filters(*, failed: bool, cut: bool) -> list[Filter]:
     """Return the filters for the rows of a job."""
-    found = [("answered", "Answered", _FAILED, 0)] if failed or cut else []
-    found += [("failed", "Failed", _FAILED, _FAILED)] if failed else []
-    return found + ([("cut", "Cut off", _CUT, _CUT)] if cut else [])
+    filters = [("answered", "Answered", FAILED, 0)] if failed or cut else []
+    filters += [("failed", "Failed", FAILED, FAILED)] if failed else []
+    return filters + ([("cut", "Cut off", CUT, CUT)] if cut else [])
 
 
 def _heading(found: Status) -> dict[str, str]:
     """Return the state, its colour and a sentence."""
-    state, files = found["state"], f"{status.answered(found):,} answered"
+    state, several = found["state"], status.times(found)
+    files = f"{several}{status.answered(found):,} answered"
     moods = {progress.FINISHED: "warn" if found.get("failed") else "good", progress.STOPPED: "bad"}
     mood = moods.get(state, "blue" if state in progress.ALIVE else "warn")
     if found.get("failed"):
         files += f", {found['failed']:,} failed"
     if (total := found.get("total")) is not None and state != progress.FINISHED:
-        files += f" of {counted(total, 'row')}"
+        files += f" of {total:,}" if several else f" of {counted(total, 'row')}"
     summary = f"{files} in {status.took(found.get('seconds', 0))}"
     if found.get("model"):
         summary += f" by {found['model']}"
@@ -211,11 +208,18 @@ def _of_answers(results: Results) -> str:
     return f"{kinds}{more}; {status.lengths(results)}."
 
 
-def _field(name: str, field: FieldResults) -> tuple[str, list[tuple[str, int]], str]:
-    """Return the name of a field of the answers, its values, and the range of its numbers."""
+def _of_values(column: str, results: Results) -> Iterator[Bars]:
+    """Yield the commonest answers with their numbers, if there are few."""
+    if values := results.get("values"):
+        yield "", column, [(unescaped(value), count, "") for value, count in values.items()], ""
+
+
+def _of_field(table: JobTable, name: str, field: FieldResults) -> Bars:
+    """Return the values of a field of the answers with their numbers, or the range of its numbers."""
+    column = table.name_of(FIELD + name)
     if "values" in field:
-        return name, list(field["values"].items()), ""
-    return name, [], status.span(field)
+        return name, column, [(value, count, "") for value, count in field["values"].items()], ""
+    return name, column, [], status.span(field)
 
 
 def _example(code: str, text: str) -> tuple[str, str]:
@@ -257,15 +261,14 @@ def _histogram(title: str, unit: str, values: Sequence[float]) -> dict[str, Any]
     }
 
 
-def _run(course: CourseRecord, spec: JobSpec, found: Status, made_in: str, by_variant: str) -> list[tuple[str, str]]:
+def _run(course: CourseRecord, spec: JobSpec, found: Status, made_in: str) -> list[tuple[str, str]]:
     """Return the facts about the run, by their names."""
     runs = course.get("runs", [])
     versions = dict.fromkeys(run["version"] for run in runs)
     facts = {
         "Command": found.get("command", ""),
         "Model": f"{spec.models} ({spec.backend})" if spec.models else spec.backend,
-        "Variants": by_variant,
-        "Prompt": found.get("prompt", ""),
+        **_prompts(spec, found),
         "System prompt": found.get("system", ""),
         "Sampling": ", ".join(f"{name} {value}" for name, value in (spec.targets[0].sampling or {}).items()),
         "Answers' schema": ""

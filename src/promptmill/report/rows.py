@@ -1,162 +1,243 @@
-"""The rows of a page, as columns of texts: these are deflated better than rows."""
+"""The rows of a page, column by column: these are deflated better than rows."""
 
 from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeAlias
 
 import orjson
 
 from promptmill.core.wording import counted, cut
+from promptmill.jobs.inputs.questions import distinct
 
 LENGTHS = (20_000, 8_000, 4_000, 2_000, 1_000, 600, 400, 300, 200, 140, 100, 80)  # of a text, at most
-TEXTS = 64_000_000  # characters of all rows, in memory
+MOST_COLUMNS = 40  # of the input: more are no table that a person reads
+OWN = "own."
+"""The prefix of the keys of the input's columns."""
+_MOST_NAMES = 1_000  # columns of the input that are counted, where rows of JSON have names without end
+_TEXTS = 64_000_000  # characters of all rows, in memory
 _ROOMY = 4  # so many parts may each be as long as a text may be
 _TRIED = 2_000  # rows, which show how well texts are deflated
 _WORD_BEGUN = re.compile(r"(?<!\w)\w+\Z")
+Cell: TypeAlias = str | int | float | Sequence[str | tuple[str, str]] | None
+"""A value; a list of several answers; or the turns of a conversation, with their roles."""
 Filter: TypeAlias = tuple[str, str, int, int]
 """The key and the label of a button, a mask, and what of it the state of a row has that the button shows."""
 
 
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of the table."""
+
+    key: str
+    name: str
+    kind: Literal["own", "prompt", "variant", "answer", "error", "figure"]
+    """`own`: of the input. `variant`: the model, or the name of the prompt."""
+    wrong: int = 0
+    """The bit of a row's state that shows its cell as wrong."""
+    has_images: bool = False
+    """Whether its cells show the thumbnails."""
+    is_hidden: bool = False
+    """Whether it is shown only when the user chooses it."""
+
+
 @dataclass(slots=True)
 class PageRows:
-    """The rows of a report, as columns: these are deflated better than rows."""
+    """The rows of a page."""
 
+    columns: list[Column] = field(default_factory=list)
     number: list[int] = field(default_factory=list)
     state: list[int] = field(default_factory=list)
     """Bits, which `filters` select."""
-    asked: list[str | list[tuple[str, str]]] = field(default_factory=list)
-    """The prompt, or texts with labels."""
-    answer: list[str | list[str]] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
+    cells: list[list[Cell]] = field(default_factory=list)
+    """The cells of each column."""
+    templates: Sequence[Sequence[str]] = ()
+    """Prompts whose places are columns of the table: a text, the name of a column, a text, … Where the cell of the
+    prompt is a number, this template makes the prompt."""
     before: str = ""
-    """The common beginning of all prompts, such as their template's; `asked` leaves it out."""
+    """The common beginning of all prompts, such as the first text of their template; the cells leave it out."""
     after: str = ""
-    left_out: int = 0
-    """Rows that the size of the file has no room for."""
     filters: Sequence[Filter] = ()
-    labels: Sequence[str] | None = None
-    """The names of the answers of a comparison, of the right one, and of the verdict."""
-    wrong: Sequence[int] = ()
-    """The bit of each answer that shows it as wrong, or 0."""
+    noun: str = "row"
+    rows_of_input: int = 0
+    """The number of rows of the input, if rows have several answers."""
+    images_note: str = ""
+    rows_left_out: int = 0
+    """The rows that the size of the file has no room for."""
+    longest: int = LENGTHS[0]
+    """The length after which texts are cut off."""
+    is_cut: bool = False
+    own: dict[str, None] = field(default_factory=dict)
+    """The columns of the input that are in the table."""
+    _own_left_out: set[str] = field(default_factory=set)
+    _size: int = 0
+    """The characters of all texts."""
 
-    def add(
-        self,
-        number: int,
-        state: int,
-        asked: str | list[tuple[str, str]],
-        answer: str | list[str],
-        *,
-        seconds: float = 0,
-        tokens: int = 0,
-    ) -> None:
-        """Add a row."""
+    def add_column(self, column: Column, at: int) -> None:
+        """Insert a column; the rows that are there already have no value in it."""
+        self.columns.insert(at, column)
+        self.cells.insert(at, [None] * len(self.number))
+
+    def has_own(self, name: str, *, has_images: bool = False) -> bool:
+        """Return whether the table has this column of the input; a new one is added behind the others, if it may."""
+        if name in self.own:
+            return True
+        if len(self.own) >= MOST_COLUMNS:
+            if len(self._own_left_out) < _MOST_NAMES:
+                self._own_left_out.add(name)
+            return False
+        self.add_column(Column(OWN + name, name, "own", has_images=has_images), len(self.own))
+        self.own[name] = None
+        return True
+
+    def add(self, number: int, state: int, values: Mapping[str, Cell]) -> None:
+        """Add a row, whose values are given by the keys of their columns."""
         self.number.append(number)
         self.state.append(state)
-        self.asked.append(asked)
-        self.answer.append(answer)
-        self.seconds.append(seconds)
-        self.tokens.append(tokens)
+        for column, cells in zip(self.columns, self.cells, strict=True):
+            value = values.get(column.key)
+            if isinstance(value, str | Sequence):
+                length = len(value) if isinstance(value, str) else max(map(len, _texts(value)), default=0)
+                if length > self.longest:
+                    value, self.is_cut = _cut(value, self.longest), True
+                self._size += min(length, self.longest)
+            cells.append(value)
+        if self._size > _TEXTS and self.longest > LENGTHS[-1]:
+            self._shorten()
 
-    def packed(self, most: int) -> tuple[bytes, int]:
-        """Return the rows, deflated to `most` bytes, and the length after which texts are cut off, 0 if none is.
+    def place(self, key: str) -> int:
+        """Return the index of a column."""
+        return next(at for at, column in enumerate(self.columns) if column.key == key)
 
-        If they have no room, some are left out at random and removed from this object.
-        """
-        longest = max((len(text) for text in self._texts()), default=0)
-        lengths = [longest, *(length for length in LENGTHS if length < longest)]
-        tried = self._some(range(0, len(self.number), 1 + len(self.number) // _TRIED))
-        room = most * len(tried.number) // max(1, len(self.number))
-        while lengths[1:] and len(tried._deflated(lengths[0])) > room:
-            lengths.pop(0)
-        while len(packed := self._deflated(lengths[0])) > most:
-            if lengths[1:]:
-                lengths.pop(0)
-            else:
-                self._drop(len(self.number) * most // len(packed) * 97 // 100)
-        return packed, lengths[0] if lengths[0] < longest else 0
+    def name_columns(self) -> None:
+        """Give each column a name of its own."""
+        names = distinct([column.name for column in self.columns])
+        self.columns = [replace(column, name=name) for column, name in zip(self.columns, names, strict=True)]
 
-    def about(self, total: int, cut_at: int, so_far: str) -> dict[str, Any]:
-        """Return the facts for the page, of `total` rows."""
-        shown = len(self.number)
-        note = f"{'All ' if total > 1 else ''}{counted(shown, 'row')}{so_far}."
-        if shown < total:
-            why = f" for the size of this file ({counted(self.left_out, 'row')} left out)" if self.left_out else ""
-            note = f"A random sample of {shown:,} of {counted(total, 'row')}{why}; counts and charts are of all rows."
-        if cut_at:
-            note += f" Texts of more than {cut_at:,} characters are cut off."
-        found = {"note": note, "before": self.before, "after": self.after}
-        return found | {"filters": self.filters, "labels": self.labels, "wrong": self.wrong}
+    def drop_empty(self, keys: Sequence[str]) -> None:
+        """Remove these columns if no row has a value in them."""
+        for key in keys:
+            place = self.place(key)
+            if all(value in (None, "") for value in self.cells[place]):
+                del self.columns[place], self.cells[place]
 
-    def leave_out_template(self) -> None:
-        """Leave out how all prompts begin and end."""
-        prompts = [text for text in self.asked if isinstance(text, str)]
-        if len(prompts) < 2 or len(prompts) < len(self.asked):
+    def sort(self) -> None:
+        """Order the rows by their numbers."""
+        self._keep(sorted(range(len(self.number)), key=self.number.__getitem__))
+
+    def leave_out_template(self, key: str) -> None:
+        """Leave out how all prompts begin and end, in the column with this key."""
+        place = self.place(key)
+        prompts = [value for value in self.cells[place] if isinstance(value, str)]
+        if len(prompts) < 2 or len(prompts) < len(self.number):
             return
         self.before = _WORD_BEGUN.sub("", _common_start(prompts))
-        left = [text[len(self.before) :][::-1] for text in prompts]
-        self.after = _WORD_BEGUN.sub("", _common_start(left))[::-1]
+        ends = [text[len(self.before) :][::-1] for text in prompts]
+        self.after = _WORD_BEGUN.sub("", _common_start(ends))[::-1]
         end = -len(self.after) or None
-        self.asked = [text[len(self.before) : end] for text in prompts]
+        self.cells[place] = [text[len(self.before) : end] for text in prompts]
 
-    def _texts(self) -> Iterator[str]:
-        for asked in self.asked:
-            yield from [asked] if isinstance(asked, str) else (text for _, text in asked)
-        for answer in self.answer:
-            yield from [answer] if isinstance(answer, str) else answer
+    def packed(self, most: int) -> bytes:
+        """Return the rows, deflated to `most` bytes. Texts are cut off first, then rows are left out at random."""
+        tried = self._some(range(0, len(self.number), 1 + len(self.number) // _TRIED))
+        room = most * len(tried.number) // max(1, len(self.number))
+        while len(tried._deflated(self.longest)) > room and self._shorter():
+            pass
+        while len(packed := self._deflated(self.longest)) > most:
+            if not self._shorter():
+                self._drop(len(self.number) * most // len(packed) * 97 // 100)
+        return packed
+
+    def facts(self, total: int, so_far: str) -> dict[str, Any]:
+        """Return the facts for the page, of `total` rows."""
+        shown = len(self.number)
+        of = f" to {counted(self.rows_of_input, 'row')}" if self.rows_of_input else ""
+        note = f"{'All ' if total > 1 else ''}{counted(shown, self.noun)}{of}{so_far}."
+        if shown < total:
+            dropped = counted(self.rows_left_out, self.noun)
+            why = f" for the size of this file ({dropped} left out)" if self.rows_left_out else ""
+            drawn = f"A random sample of {shown:,} of {counted(total, self.noun)}{of}"
+            note = f"{drawn}{why}; counts and charts are of all."
+        if self.is_cut:
+            note += f" Texts of more than {self.longest:,} characters are cut off."
+        if hidden := len(self._own_left_out):
+            note += f" {counted(hidden, 'further column')} of the input {'is' if hidden == 1 else 'are'} left out."
+        note += self.images_note
+        columns = [
+            {"name": one.name, "kind": one.kind, "wrong": one.wrong, "images": one.has_images, "hidden": one.is_hidden}
+            for one in self.columns
+        ]
+        prompts = {"before": self.before, "after": self.after, "templates": self.templates}
+        return {"note": note, "noun": self.noun, "columns": columns, "filters": self.filters, **prompts}
+
+    def _shorter(self) -> bool:
+        """Cut off texts after the next shorter length; return whether there is one."""
+        texts = (text for cells in self.cells for value in cells for text in _texts(value))
+        present = max(map(len, texts), default=0)
+        shorter = [length for length in LENGTHS if length < min(present, self.longest)]
+        if shorter:
+            self.longest, self.is_cut = shorter[0], True
+        return bool(shorter)
+
+    def _shorten(self) -> None:
+        """Cut off texts until half of the room is free."""
+        while self._size > _TEXTS // 2 and self._shorter():
+            self.cells = [[_cut(value, self.longest) for value in cells] for cells in self.cells]
+            self._size = sum(sum(map(len, _texts(value))) for cells in self.cells for value in cells)
 
     def _some(self, places: Sequence[int]) -> PageRows:
         return PageRows(
+            self.columns,
             [self.number[at] for at in places],
             [self.state[at] for at in places],
-            [self.asked[at] for at in places],
-            [self.answer[at] for at in places],
-            [self.seconds[at] for at in places],
-            [self.tokens[at] for at in places],
-            self.before,
-            self.after,
+            [[cells[at] for at in places] for cells in self.cells],
         )
+
+    def _keep(self, places: Sequence[int]) -> None:
+        some = self._some(places)
+        self.number, self.state, self.cells = some.number, some.state, some.cells
 
     def _drop(self, kept: int) -> None:
         """Keep so many rows, evenly spaced."""
         every = len(self.number) / max(1, kept)
-        some = self._some([int(at * every) for at in range(kept)])
-        self.left_out += len(self.number) - kept
-        self.number, self.state, self.asked = some.number, some.state, some.asked
-        self.answer, self.seconds, self.tokens = some.answer, some.seconds, some.tokens
+        self.rows_left_out += len(self.number) - kept
+        self._keep([int(at * every) for at in range(kept)])
 
     def _deflated(self, length: int) -> bytes:
         """Return the columns, texts cut off after `length` characters."""
         columns = {
             "steps": [now - before for before, now in zip([0, *self.number], self.number, strict=False)],
             "state": self.state,
-            "asked": [
-                cut(asked, length) if isinstance(asked, str) else [(name, cut(text, length)) for name, text in asked]
-                for asked in self.asked
-            ],
-            "answer": [
-                cut(answer, length) if isinstance(answer, str) else [cut(text, length) for text in answer]
-                for answer in self.answer
-            ],
-            "seconds": self.seconds,
-            "tokens": self.tokens,
+            "cells": [[_cut(value, length) for value in cells] for cells in self.cells],
         }
         return zlib.compress(orjson.dumps(columns), 9)
 
 
-def some_parts(parts: Sequence[tuple[str, str]], most: int, *, from_end: bool = False) -> list[tuple[str, str]]:
-    """Return texts with labels, cut off: the first 40, or the last. With many, each has less room."""
-    # of a row: turns of a conversation, or columns
-    left_out = max(0, len(parts) - 40)
-    kept = parts[left_out:] if from_end else parts[: len(parts) - left_out]
+def last_turns(turns: Sequence[tuple[str, str]], most: int = LENGTHS[0]) -> Sequence[tuple[str, str]]:
+    """Return the last 40 turns of a conversation, cut off. With many, each has less room."""
+    left_out = max(0, len(turns) - MOST_COLUMNS)
+    kept = turns[left_out:]
     each = max(LENGTHS[-1], min(most, _ROOMY * most // max(1, len(kept))))
-    found = [(cut(label, LENGTHS[-1]), cut(text, each)) for label, text in kept]
-    more = [("…", f"{left_out:,} more")] if left_out else []
-    return [*more, *found] if from_end else [*found, *more]
+    shown = [(cut(role, LENGTHS[-1]), cut(text, each)) for role, text in kept]
+    return [*([("…", f"{left_out:,} more")] if left_out else []), *shown]
+
+
+def _texts(value: Cell) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Sequence):
+        yield from (part if isinstance(part, str) else part[1] for part in value)
+
+
+def _cut(value: Cell, length: int) -> Cell:
+    if isinstance(value, str):
+        return cut(value, length)
+    if not isinstance(value, Sequence):
+        return value
+    return [cut(part, length) if isinstance(part, str) else (part[0], cut(part[1], length)) for part in value]
 
 
 def _common_start(texts: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ import io
 from collections.abc import Iterable, Iterator, Sequence
 
 from promptmill.core.errors import PromptmillError
+from promptmill.core.wording import counted
 from promptmill.images.load import ImageRules, from_folder, is_web, load_image
 from promptmill.jobs.manage.job_rows import JobRow
 
@@ -24,6 +25,7 @@ class Thumbnails:
         self._folders = folders
         self._rules = ImageRules()
         self._room = _PICTURES
+        self._without: set[int] = set()
 
     @property
     def _has_room(self) -> bool:
@@ -32,7 +34,10 @@ class Thumbnails:
     def of(self, rows: Iterable[JobRow]) -> Iterator[JobRow]:
         """Yield the rows, whose images are looked at."""
         for row in rows:
-            if row.images and not row.error and self._has_room and not is_web(row.images[0]):
+            has_image = row.images and not row.error and not is_web(row.images[0]) and str(row.number) not in self.found
+            if has_image and not self._has_room:
+                self._without.add(row.number)
+            elif has_image:
                 with contextlib.suppress(PromptmillError, OSError):  # it is not there any more
                     image = load_image(from_folder(row.images[0], self._folders), self._rules)
                     picture = base64.b64encode(_small(image.data)).decode()
@@ -40,6 +45,11 @@ class Thumbnails:
                     if self._room >= 0:
                         self.found[str(row.number)] = picture
             yield row
+
+    @property
+    def note(self) -> str:
+        """A sentence about the images that have no room, if there are any."""
+        return f" The images of {counted(len(self._without), 'row')} have no room." if self._without else ""
 
 
 def _small(data: bytes) -> bytes:

@@ -14,7 +14,9 @@ from promptmill.config.backends import OTHER_PATHS
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import AudioPart, ImagePart, Message
 from promptmill.core.values import JsonObject
-from promptmill.jobs.columns import answer_fields
+from promptmill.core.wording import unescaped
+from promptmill.jobs.columns import answer_fields, variant_values
+from promptmill.jobs.export.answered import AnsweredRow
 from promptmill.jobs.inputs.formats import row_kind
 from promptmill.jobs.inputs.questions import questions_of
 from promptmill.jobs.store.database import JobDatabase, Row
@@ -29,6 +31,7 @@ class JobRow:
     number: int
     """From 1."""
     asked: Sequence[tuple[str, str]]
+    """The question: its prompt, or the turns of its conversation."""
     answers: Sequence[str]
     error: str
     values: JsonObject
@@ -36,8 +39,11 @@ class JobRow:
     """The latency of its answer."""
     images: Sequence[str] = ()
     """The sources of its images."""
-    slot: int = 0
-    """The index of its target."""
+    variant: Sequence[tuple[str, str]] = ()
+    """Of a row with several answers: the model of this one and the variant, by the names of their columns."""
+    thought: str = ""
+    answered: AnsweredRow | None = None
+    """The row as the job stores it; None for a row that it has not read, or of a file that no job made."""
 
 
 class JobRows:
@@ -63,22 +69,27 @@ class JobRows:
 
     def _row(self, record: Record, row: Row | None) -> JobRow:
         """Return a row with its record; `row` is None if it was not read yet."""
-        number, target = record.row + 1, self._spec.targets[record.slot]
-        asked, prompt, images = ([], None, ()) if row is None else self._question(row, target.prompt)
+        number, spec = record.row + 1, self._spec
+        asked, prompt, images = ([], None, ()) if row is None else self._question(row, spec.targets[record.slot].prompt)
         fields = answer_fields(record)
-        answers = [str(fields["answer"])]
+        answers = [unescaped(str(fields["answer"]))]
         if several := fields.get("answers"):
-            answers = [one if isinstance(one, str) else orjson.dumps(one).decode() for one in several]
+            answers = [unescaped(each) if isinstance(each, str) else orjson.dumps(each).decode() for each in several]
         elif not answers[0] and "tool_calls" in fields:
             answers = [orjson.dumps(fields["tool_calls"]).decode()]
-        if fields.get("reasoning"):
-            asked = [*asked, ("thought", fields["reasoning"])]
         error = "" if record.code is None else f"{record.code}: {record.text}"
-        variant = {"variant": target.name} if target.name else {}
-        values = {"row": number, **variant, "prompt": prompt, **fields}
-        asked = [*(("variant", target.name) for _ in variant), *asked]
+        variant = variant_values(spec, record.slot)
         return JobRow(
-            number, asked, [] if error else answers, error, values, round(record.latency_s, 3), images, record.slot
+            number,
+            asked,
+            [] if error else answers,
+            error,
+            {"row": number, **variant, "prompt": prompt, **fields},
+            round(record.latency_s, 3),
+            images,
+            [*variant.items()],
+            fields.get("reasoning") or "",
+            None if row is None else AnsweredRow(row, record.slot, record),
         )
 
     def _question(self, row: Row, prompt: int) -> tuple[list[tuple[str, str]], Any, Sequence[str]]:

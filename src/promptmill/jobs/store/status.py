@@ -10,7 +10,7 @@ from typing import Any, TextIO, cast
 
 from promptmill.backends.protocol import COUNTERS, Counts
 from promptmill.core.money import dollars
-from promptmill.core.wording import duration
+from promptmill.core.wording import counted, duration
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import DamagedError
 from promptmill.jobs.store.folder import Folder
@@ -178,6 +178,19 @@ def answered(status: RunStatus) -> int:
     """Return how many rows have an answer."""
     done = status.get("done", 0) - status.get("failed", 0) - status.get("skipped", 0)
     return int(status.get("answered", done))  # jobs of earlier releases have no such count
+
+
+def rows_of_input(status: Status) -> int | None:
+    """Return the number of rows where each has several answers; None otherwise: `total` is the number then."""
+    total, variants = status.get("total"), status.get("variants")
+    return total // len(variants) if total is not None and variants else None
+
+
+def times(status: Status) -> str:
+    """Return `300 rows x 2 variants: `, with a sign of multiplication; `""` for a job with one answer to each row."""
+    if (rows := rows_of_input(status)) is None:
+        return ""
+    return f"{counted(rows, 'row')} × {counted(len(status['variants']), 'variant')}: "  # noqa: RUF001 (a product)
 
 
 def paid(status: RunStatus) -> str:

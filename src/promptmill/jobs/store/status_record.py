@@ -114,7 +114,7 @@ class Status(RunStatus, total=False):
     model: str
     """The name of its model; several have commas between them."""
     variants: Sequence[str]
-    """With several models or prompts, the name of each pair."""
+    """With several models or prompts, the name of each pair: then all counts are of answers."""
     backend: str
     created: int
     alive: bool

@@ -14,8 +14,8 @@ from typing import Any
 
 import orjson
 
-from promptmill.compare.figures import TIE, at_random
-from promptmill.compare.files import ComparedRows
+from promptmill.comparison.figures import TIE, at_random
+from promptmill.comparison.files import ComparedRows
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.jobs.inputs import given
 from promptmill.jobs.inputs.given import Given
@@ -61,9 +61,10 @@ class Pairs:
         """Return the pairs of `limit` random rows. A higher limit adds rows to these."""
         tag = digest(_named(rows))[:8]
         others, tagged = {}, 0
+        texts = [rows.texts(file) for file in range(len(rows.files))]
         for at in rows.differing:
-            first, *its = (own[at] for own in rows.values)
-            differ = [place for place, other in enumerate(its, 1) if first and other and other != first]
+            first, *its = (own[at] for own in texts)
+            differ = [place for place, other in enumerate(its, 1) if first and other and not rows.same(at, 0, place)]
             plain = [place for place in differ if tag not in first and tag not in its[place - 1]]
             tagged += len(differ) - len(plain)
             if plain:
@@ -79,12 +80,10 @@ class Pairs:
         """Yield the rows of the judge's job. They are read in one order and sent in another, so a file holds them."""
         with tempfile.TemporaryFile() as file:
             places = {}
+            texts = [self.rows.texts(file) for file in range(len(self.rows.files))]
             for at, own in self.rows.read(self.others):
                 begin = file.tell()
-                file.writelines(
-                    _line(own, self.rows.values[0][at], self.rows.values[other][at], self.tag)
-                    for other in self.others[at]
-                )
+                file.writelines(_line(own, texts[0][at], texts[other][at], self.tag) for other in self.others[at])
                 places[at] = begin, file.tell() - begin
             for at in self.others:
                 begin, size = places[at]
@@ -94,7 +93,9 @@ class Pairs:
 
 def _named(rows: ComparedRows) -> list[tuple[Any, ...]]:
     """Return the files as the user named them: the same ones are judged by the same job."""
-    return [(str(file.path.absolute()), file.only, file.answer, file.within) for file in rows.files]
+    fields = [column.name for column in rows.columns]
+    field = fields[0] if len(fields) == 1 else fields
+    return [(str(file.path.absolute()), file.only, file.answer, field) for file in rows.files]
 
 
 def _line(own: Mapping[str, str], one: str, other: str, tag: str) -> bytes:

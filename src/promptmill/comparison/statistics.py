@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 _Z = 1.959963984540054  # of the normal distribution, for 95 %
 INTERVAL = "Newcombe's score interval for paired proportions (1998, method 10)"
+SHARE_INTERVAL = "Wilson's score interval (1927)"
 TEST = "exact McNemar test, two-sided"
 
 

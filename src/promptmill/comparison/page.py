@@ -6,26 +6,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from promptmill.compare import figures, words
-from promptmill.compare.figures import CONTRADICTION, Judgement
-from promptmill.compare.files import ComparedRows
+from promptmill.comparison import figures, words
+from promptmill.comparison.figures import CONTRADICTION, Judgement
+from promptmill.comparison.files import ComparedRows
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.wording import counted, cut
+from promptmill.core.wording import cut
 from promptmill.jobs import disk
 from promptmill.report import page
 from promptmill.report.page import MOST_ROWS, Report, made_by
-from promptmill.report.rows import LENGTHS, TEXTS, PageRows, some_parts
+from promptmill.report.rows import OWN, Column, PageRows
 
 _DIFFER, _WRONG = 1, 2
+_ANSWER, _GOLD, _JUDGE = "answer.", "right", "judgement"  # keys of columns; an answer's ends with its label
 _BETTER = {CONTRADICTION: "Contradicts itself"}
 _MOST_VALUES, _LONGEST_VALUE = 12, 24  # of a table
+_LONGEST_FACT = 2_000  # characters of a prompt: more fills the page
 
 
 def write(target: Path, found: Mapping[str, Any], rows: ComparedRows, judgement: Judgement | None) -> Report:
     """Write the page of a comparison, whose figures are `found`. Raises `PromptmillError`."""
     total = found["rows"]
     chosen = figures.at_random(range(total))[:MOST_ROWS] if total > MOST_ROWS else range(total)
-    shown = _rows(found, figures.side_by_side(rows, judgement, chosen), len(chosen))
+    shown = _rows(found, figures.side_by_side(rows, judgement, chosen))
     files = found["files"]
     title = ", ".join(file["title"] for file in files)
     page.check(target, title)
@@ -33,18 +35,18 @@ def write(target: Path, found: Mapping[str, Any], rows: ComparedRows, judgement:
     data = {
         "state": "comparison",
         "mood": "blue",
-        "summary": f"{counted(total, 'row')}, matched {found['matched']}; {differ}",
+        "summary": f"{words.matched(found)}; {differ}",
         "notes": [],
         "tiles": list(_tiles(found)),
         "answers": "",
-        "values": [],
-        "fields": [],
+        "counts": [],
         "failures": [],
-        "sections": list(_sections(found, shown.labels or ())),
+        "sections": list(_sections(found, {column.key: column.name for column in shown.columns})),
         "thumbnails": {},
         "course": {},
         "spreads": [],
-        "run": [(file["name"], f"{file['file']}\n{words.made(file, total)}") for file in files],
+        "run": [(file["name"], _made(file, total)) for file in files],
+        "footnotes": list(words.methods(found)),
         "made": made_by(),
     }
     try:
@@ -58,7 +60,8 @@ def _tiles(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Yield the main figure of each file."""
     right = {file["name"]: file for file in found.get("gold", {}).get("files", ())}
     for file in found["files"]:
-        label, made = f"{file['name']} {file['title']}", words.made(file, found["rows"])
+        label = file["title"] if file["name"] == file["title"] else f"{file['name']} {file['title']}"
+        made = words.made(file, found["rows"])
         if file["name"] in right:
             yield label, words.percent(right[file["name"]]["accuracy"]), f"right; {made}"
         else:
@@ -69,39 +72,69 @@ def _tiles(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
             yield f"Judged, {' and '.join(pair['of'])}", wins, f"better answers; {pair['ties']:,} ties"
 
 
-def _sections(found: Mapping[str, Any], labels: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Yield the figures: lines of text and tables."""
+def _sections(found: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """Yield the figures: bars with their intervals, lines of text, and tables; footnotes name the methods."""
     for pair in found["pairs"]:
-        tables = [_crossed(pair, labels)] if pair.get("changes") else []
+        bars = [(field["field"], *_span(field, "agreement")) for field in pair.get("fields", [])]
+        bars += [("all fields" if bars else "agree", *_span(pair, "agreement"))] if "interval" in pair else []
+        tables = [_crossed(pair, names)] if pair.get("changes") else []
         title = f"Agreement of {' and '.join(pair['of'])}"
-        yield {"title": title, "lines": list(words.agreed(pair, found["rows"])), "tables": tables}
+        yield _section(title, list(words.agreed(pair, found)), bars, tables)
     if gold := found.get("gold"):
-        lines = [*words.spelled(gold), *(f"{file['name']}  {words.right_of(file)}" for file in gold["files"])]
+        bars = [
+            (f"{field['field']}, {file['name']}", *_span(file, "accuracy"))
+            for field in gold.get("fields", [])
+            for file in field["files"]
+        ]
+        every = "all fields, " if bars else ""
+        bars += [(f"{every}{file['name']}", *_span(file, "accuracy")) for file in gold["files"]]
+        lines = [words.have_right(gold), *words.spelled(gold), *words.right_lines(gold), *words.differs_by_field(gold)]
         for difference in gold["differences"]:
             lines += words.differs(difference)
-        title = f"Right, by {gold['column']} ({counted(gold['rows'], 'row')})"
-        yield {"title": title, "lines": lines, "tables": list(_classes(gold["files"]))}
+        yield _section(f"Right, by {gold['column']}", lines, bars, list(_classes(gold["files"])))
     if judge := found.get("judge"):
         lines = [judge["criterion"]]
         for pair in judge["pairs"]:
             lines += words.judged(pair)
-        yield {"title": f"Judged by {judge['model']}", "lines": [*lines, words.price(judge)], "tables": []}
+        yield _section(f"Judged by {judge['model']}", [*lines, words.price(judge)])
 
 
-def _crossed(pair: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
+def _section(
+    title: str,
+    lines: Sequence[str],
+    bars: Sequence[tuple[str, float, float, float]] = (),
+    tables: Sequence[dict[str, Any]] = (),
+) -> dict[str, Any]:
+    return {"title": title, "lines": lines, "bars": bars, "tables": tables}
+
+
+def _span(figure: Mapping[str, Any], name: str) -> tuple[float, float, float]:
+    """Return a share with the ends of its interval."""
+    low, high = figure["interval"]
+    return figure[name], low, high
+
+
+def _made(file: Mapping[str, Any], total: int) -> str:
+    """Return where the answers of a file are, and how they were made: its command, model, prompt and sampling."""
+    facts = [f"{name}: {cut(text, _LONGEST_FACT)}" for name, text in file.get("made", {}).items()]
+    return "\n".join([file["file"], words.made(file, total), *facts])
+
+
+def _crossed(pair: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     """Return the cross-tabulation of two files; the other answers have the value None."""
     (one, other), every = pair["of"], figures.commonest(pair["changes"])
     kept = every[:_MOST_VALUES]
     cells = figures.tabulated(pair["changes"], kept)
     values = [*kept, *([""] if len(kept) < len(every) else [])]
     names = [" ".join(cut(value, _LONGEST_VALUE).split()) or "others" for value in values]
+    shown_in = [columns[_ANSWER + label] for label in (one, other)]
     return {
         "head": [f"{one} ↓ {other} →", *names],
         "rows": [
             [name, *(f"{cells[value, to]:,}" if cells[value, to] else "·" for to in values)]
             for name, value in zip(names, values, strict=True)
         ],
-        "answers": {"values": [value or None for value in values], "places": [labels.index(one), labels.index(other)]},
+        "answers": {"values": [value or None for value in values], "columns": shown_in},
     }
 
 
@@ -117,24 +150,32 @@ def _classes(files: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     yield {"head": ["class", "rows", "", "precision", "recall", "F1"], "rows": rows, "answers": None}
 
 
-def _rows(found: Mapping[str, Any], rows: Iterator[Mapping[str, Any]], count: int) -> PageRows:
+def _rows(found: Mapping[str, Any], rows: Iterator[Mapping[str, Any]]) -> PageRows:
     """Return the rows of a comparison: the answers, the right one and the verdict side by side."""
     letters = [file["name"] for file in found["files"]]
     wrong = {letter: 4 << at for at, letter in enumerate(letters)} if "gold" in found else {}
     kinds = [*letters, CONTRADICTION] if "judge" in found else []
     bits = {kind: 4 << len(letters) + at for at, kind in enumerate(kinds)}
-    most = max(LENGTHS[-1], min(LENGTHS[0], TEXTS // max(1, (1 + len(letters)) * count)))
+    column = found["gold"]["column"] if wrong else ""
     shown = PageRows()
+    for at, letter in enumerate(letters):
+        shown.add_column(Column(_ANSWER + letter, letter, "answer", wrong.get(letter, 0)), at)
+    for key, name in ((_GOLD, column), (_JUDGE, "judge" if bits else "")):
+        if name:
+            shown.add_column(Column(key, name, "answer"), len(shown.columns))
     for row in rows:
-        answers, gold = row["answers"], row.get("gold", "")
-        is_wrong = [letter for letter, answer in answers.items() if gold and answer != gold]
-        state = _DIFFER * (len(set(answers.values())) > 1) + _WRONG * bool(is_wrong)
-        state += sum(wrong[letter] for letter in is_wrong)
+        is_wrong = row["wrong"] if wrong else []
         verdicts = set(row.get("verdicts", {}).values())
-        texts = [*answers.values(), *([gold] if wrong else []), *([words.said(row)] if bits else [])]
-        state += sum(bit for kind, bit in bits.items() if kind in verdicts)
-        asked, answers = some_parts(list(row["own"].items()), most), [cut(text, most) for text in texts]
-        shown.add(row["row"], state, asked, answers)
+        state = _DIFFER * row["differs"] + _WRONG * bool(is_wrong)
+        state += sum(wrong[label] for label in is_wrong) + sum(bit for kind, bit in bits.items() if kind in verdicts)
+        # the heading first, which names the row
+        own = sorted(row["own"].items(), key=lambda item: " ".join(item[1].split()) != row["heading"])
+        values = {OWN + name: text for name, text in own if shown.has_own(name)}
+        values |= {_ANSWER + label: words.one_text(answer, row) for label, answer in row["answers"].items()}
+        values[_GOLD] = words.one_text(row.get("gold", ""), row)
+        values[_JUDGE] = words.said(row) if bits else ""
+        shown.add(row["row"], state, values)
+    shown.name_columns()
     every = 0
     for state in shown.state:
         every |= state
@@ -142,7 +183,4 @@ def _rows(found: Mapping[str, Any], rows: Iterator[Mapping[str, Any]], count: in
     filters += [(f"wrong{letter}", f"{letter} wrong", bit) for letter, bit in wrong.items() if len(letters) > 1]
     filters += [(f"better{kind}", _BETTER.get(kind, f"{kind} is better"), bit) for kind, bit in bits.items()]
     shown.filters = [(key, label, bit, bit) for key, label, bit in filters if every & bit]
-    column = found["gold"]["column"] if wrong else ""
-    shown.labels = [*letters, *([column] if wrong else []), *(["judge"] if bits else [])]
-    shown.wrong = [wrong.get(label, 0) for label in letters] + [0] * (len(shown.labels) - len(letters))
     return shown

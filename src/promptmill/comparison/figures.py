@@ -1,0 +1,324 @@
+"""The figures of a comparison: agreement, right answers, a judge's verdicts, and how two files differ in these.
+
+`figures` computes all of them once. The text and the page of a comparison show them, in the same `words`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from promptmill.comparison.files import ComparedColumn, ComparedFile, ComparedRows, heading_of
+from promptmill.comparison.statistics import INTERVAL, TEST, kappa, mcnemar, paired_interval, wilson
+from promptmill.comparison.values import SIMILARITY, similarity
+from promptmill.core.errors import input_error
+
+_FEW = 20  # so many different answers are labels also of few rows, unless nearly all differ
+_NOISE_S, _NOISE = 0.1, 0.05  # a second run of the same job differs by as much
+TIE, CONTRADICTION, HALF = "tie", "contradiction", "half"
+"""Verdicts without a winner: a tie in both orders, the other answer in the other order, a winner in one order alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """The verdicts of a judge; each pair of answers is shown to it in both orders."""
+
+    about: Mapping[str, Any]
+    """`criterion`, and facts of the job that asked it: `model`, `cost`, …"""
+    said: Mapping[tuple[int, int], tuple[str, str]]
+    """By the row and the place of the file that the first one is compared with: `first`, `second` or `tie` where the
+    first file's answer comes first, and where it comes second; `""` for none."""
+
+    def verdict(self, at: int, other: int, letters: tuple[str, str]) -> str:
+        """Return the letter of the file that has the better answer in both orders, another verdict, or `""`."""
+        one, swapped = self.said.get((at, other), ("", ""))
+        if not one or not swapped:
+            return ""
+        if TIE in (one, swapped):
+            return TIE if one == swapped else HALF
+        return CONTRADICTION if one == swapped else letters[one == "second"]
+
+
+def figures(rows: ComparedRows, judgement: Judgement | None = None, most: int = 0) -> dict[str, Any]:
+    """Return the figures of a comparison, and the first rows that differ, `most` of them.
+
+    Raises `PromptmillError` (`invalid_input`) without any right answer.
+    """
+    files = rows.files
+    found: dict[str, Any] = {
+        "rows": len(rows.places),
+        "matched": rows.matched,
+        "files": [
+            {
+                "name": file.label,
+                "file": str(file.path.absolute()),
+                **({} if file.only is None else {file.only[0]: file.only[1]}),
+                "title": file.name,
+                **file.about,
+                **({"made": dict(file.made)} if file.made else {}),
+                "rows": size,
+                "answered": sum(map(bool, texts)),
+                **_lengths(texts),
+            }
+            for file, size, texts in zip(files, rows.sizes, map(rows.texts, range(len(files))), strict=True)
+        ],
+        "pairs": [_agreement(rows, *places) for places in itertools.combinations(range(len(files)), 2)],
+    }
+    if rows.has_right:
+        found["gold"] = _against(rows)
+    if judgement is not None:
+        found["judge"] = {
+            **judgement.about,
+            "pairs": [_judged(rows, judgement, other) for other in range(1, len(files))],
+        }
+    differ = rows.differing
+    return found | {"differ": len(differ), "differing": list(side_by_side(rows, judgement, differ[:most]))}
+
+
+def _lengths(texts: Sequence[str]) -> dict[str, Any]:
+    """Return the number of characters of the shortest, the median and the longest answer."""
+    sizes = sorted(len(text) for text in texts if text)
+    return {"characters": [sizes[0], sizes[len(sizes) // 2], sizes[-1]]} if sizes else {}
+
+
+def side_by_side(rows: ComparedRows, judgement: Judgement | None, wanted: Collection[int]) -> Iterator[dict[str, Any]]:
+    """Yield rows with their heading and own columns, the right answer, all answers and the verdicts on them.
+
+    With several fields, answers are objects, and `differing_fields` names those that are not the same.
+    """
+    labels, columns = [file.label for file in rows.files], rows.columns
+
+    def answer(values: Sequence[str]) -> Any:
+        return dict(zip((column.name for column in columns), values, strict=True)) if rows.has_fields else values[0]
+
+    for at, own in rows.read(wanted):
+        found: dict[str, Any] = {"row": rows.places[at] + 1, "heading": heading_of(own), "own": own}
+        if rows.has_right:
+            found["gold"] = answer([column.right[at] for column in columns])
+        found["answers"] = {
+            label: answer([column.values[file][at] for column in columns]) for file, label in enumerate(labels)
+        }
+        found["differs"] = not all(rows.same(at, 0, other) for other in range(1, len(labels)))
+        if rows.has_right:
+            found["wrong"] = [label for file, label in enumerate(labels) if not rows.is_right(at, file)]
+        if rows.has_fields:
+            found["differing_fields"] = [column.name for column in columns if not _is_same(column, at)]
+        if judgement is not None:
+            pairs = enumerate(labels[1:], 1)
+            found["verdicts"] = {label: judgement.verdict(at, other, (labels[0], label)) for other, label in pairs}
+        yield found
+
+
+def _is_same(column: ComparedColumn, at: int) -> bool:
+    """Return whether all files have the same value in a row, and the right one if it is known."""
+    first, *others = [values[at] for values in column.values]
+    expected = [*others, *([column.right[at]] if column.right and column.right[at] else [])]
+    return all(column.same(first, value) for value in expected)
+
+
+def at_random(rows: Iterable[int]) -> list[int]:
+    """Return rows in pseudo-random order. The order of two rows does not depend on the other rows."""
+    return sorted(rows, key=lambda at: hashlib.sha256(b"%d" % at).digest())
+
+
+def commonest(changes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the answers of a cross-tabulation, the commonest first."""
+    counts: Counter[str] = Counter()
+    for change in changes:
+        counts[change["from"]] += change["rows"]
+        counts[change["to"]] += change["rows"]
+    return [value for value, _ in counts.most_common()]
+
+
+def tabulated(changes: Sequence[Mapping[str, Any]], kept: Collection[str]) -> Counter[tuple[str, str]]:
+    """Return the counts of a cross-tabulation; answers that are not `kept` are `""`."""
+    cells: Counter[tuple[str, str]] = Counter()
+    for change in changes:
+        one, other = (it if it in kept else "" for it in (change["from"], change["to"]))
+        cells[one, other] += change["rows"]
+    return cells
+
+
+def _agreement(rows: ComparedRows, one: int, other: int) -> dict[str, Any]:
+    """Return how far two files agree, over the rows that both have answered, and what became what."""
+    answered = [bool(ours and theirs) for ours, theirs in zip(rows.texts(one), rows.texts(other), strict=True)]
+    of = {"of": [rows.files[one].label, rows.files[other].label]}
+    if not rows.has_fields:
+        return of | _column_agreement(rows.columns[0], one, other)
+    total = sum(answered)
+    agree = sum(rows.same(at, one, other) for at, both in enumerate(answered) if both)
+    found: dict[str, Any] = of | {"rows": total, "agree": agree}
+    if not total:
+        return found
+    fields = [
+        {"field": column.name, "kind": column.kind, **_column_agreement(column, one, other, answered)}
+        for column in rows.columns
+    ]
+    return found | {"agreement": agree / total, "interval": wilson(agree, total), "fields": fields}
+
+
+def _column_agreement(
+    column: ComparedColumn, one: int, other: int, answered: Sequence[bool] | None = None
+) -> dict[str, Any]:
+    """Return how far two files agree in a column. `answered`: the rows that count; None: those with both values."""
+    ours, theirs = column.values[one], column.values[other]
+    both = [bool(a and b) for a, b in zip(ours, theirs, strict=True)] if answered is None else answered
+    pairs = Counter((a, b) for a, b, counts in zip(ours, theirs, both, strict=True) if counts)
+    rows = pairs.total()
+    agree = sum(count for pair, count in pairs.items() if column.same(*pair))
+    found: dict[str, Any] = {"rows": rows, "agree": agree}
+    if not rows:
+        return found
+    found |= {"agreement": agree / rows, "interval": wilson(agree, rows)}
+    if column.is_exact and _are_labels(ours, rows) and _are_labels(theirs, rows):
+        common = pairs.most_common(200)
+        changes = [{"from": a, "to": b, "rows": count} for (a, b), count in common]
+        return found | {"kappa": kappa(pairs), "changes": changes}
+    return found | _nearness(column, pairs)
+
+
+def _nearness(column: ComparedColumn, pairs: Mapping[tuple[str, str], int]) -> dict[str, Any]:
+    """Return the mean similarity of texts or lists, or the mean difference of numbers."""
+    if column.kind == "number":
+        known = {pair: count for pair, count in pairs.items() if all(pair)}
+        total = sum(abs(float(a) - float(b)) * count for (a, b), count in known.items())
+        return {"mean_difference": total / sum(known.values())} if known else {}
+    total = sum(similarity(a, b, column.kind) * count for (a, b), count in pairs.items())
+    return {"similarity": total / sum(pairs.values()), "similarity_method": SIMILARITY}
+
+
+def _are_labels(values: Sequence[str], rows: int) -> bool:
+    """Return whether answers repeat, so that counting them says something."""
+    different = len(set(values))
+    return 4 * different <= rows or (different <= _FEW and 3 * different <= 2 * rows)
+
+
+def _against(rows: ComparedRows) -> dict[str, Any]:
+    """Return the figures against the right answers: of the rows that have one. A row without an answer is wrong."""
+    known = [at for at in range(len(rows.places)) if any(column.right[at] for column in rows.columns)]
+    if not known:
+        raise input_error(f"The column {rows.gold} is empty in all rows.")
+    hits = [[rows.is_right(at, file) for at in known] for file in range(len(rows.files))]
+    found: dict[str, Any] = {"column": rows.gold, "rows": len(known), "of": len(rows.places)}
+    if rows.gold_matched:
+        found["matched"] = rows.gold_matched
+    if not rows.has_fields:
+        return found | _column_against(rows, rows.columns[0])
+    fields = [
+        {"field": column.name, "kind": column.kind, **_column_against(rows, column)}
+        for column in rows.columns
+        if any(column.right)
+    ]
+    files = [{"name": file.label, **_share(own)} for file, own in zip(rows.files, hits, strict=True)]
+    return found | {"files": files, "fields": fields, "differences": _differences(rows, hits)}
+
+
+def _column_against(rows: ComparedRows, column: ComparedColumn) -> dict[str, Any]:
+    """Return the figures of one column against its right values."""
+    known = [at for at, value in enumerate(column.right) if value]
+    truth = [column.right[at] for at in known]
+    every = [[own[at] for at in known] for own in column.values]
+    hits = [[column.same(value, right) for value, right in zip(own, truth, strict=True)] for own in every]
+    are_labels = column.is_exact and _are_labels(truth, len(truth))
+    classes = [value for value, _ in Counter(truth).most_common()] if are_labels else []
+    of_files = []
+    for file, own, is_right in zip(rows.files, every, hits, strict=True):
+        found: dict[str, Any] = {"name": file.label, **_share(is_right)}
+        if classes:
+            by_class = _by_class(truth, own, classes)
+            found["macro_f1"] = sum(one["f1"] for one in by_class) / len(by_class)
+            found["classes"] = by_class[:50]
+        else:
+            found |= _nearness(column, Counter(zip(own, truth, strict=True)))
+        of_files.append(found)
+    return {
+        "rows": len(known),
+        **({"capitals": dict(column.capitals)} if column.capitals else {}),
+        "files": of_files,
+        "differences": _differences(rows, hits),
+    }
+
+
+def _share(hits: Sequence[bool]) -> dict[str, Any]:
+    """Return how many answers are right, and their share with its interval."""
+    right = sum(hits)
+    return {"right": right, "accuracy": right / len(hits), "interval": wilson(right, len(hits))}
+
+
+def _differences(rows: ComparedRows, hits: Sequence[Sequence[bool]]) -> list[dict[str, Any]]:
+    """Return how the other files differ from the first."""
+    first, *others = zip(rows.files, hits, strict=True)
+    return [_difference(*first, *other) for other in others]
+
+
+def _by_class(truth: Sequence[str], own: Sequence[str], classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Return precision, recall and F1 of each class; 0 where a class was never answered, as scikit-learn has it."""
+    counts, answered = Counter(truth), Counter(own)
+    hits = Counter(one for one, other in zip(truth, own, strict=True) if one == other)
+    found = []
+    for value in classes:
+        precision = hits[value] / answered[value] if answered[value] else 0.0
+        recall = hits[value] / counts[value]
+        f1 = 2 * hits[value] / (counts[value] + answered[value])
+        found.append({"class": value, "rows": counts[value], "precision": precision, "recall": recall, "f1": f1})
+    return found
+
+
+def _difference(one: ComparedFile, ours: Sequence[bool], other: ComparedFile, theirs: Sequence[bool]) -> dict[str, Any]:
+    """Return by how much the accuracy of `other` is higher."""
+    table = Counter(zip(theirs, ours, strict=True))
+    both, only_other, only_one, neither = (
+        table[it] for it in ((True, True), (True, False), (False, True), (False,) * 2)
+    )
+    found = {"of": [one.label, other.label], **_paired(both, only_other, only_one, neither)}
+    found["only_right"] = [only_one, only_other]
+    before, after = one.about.get("cost"), other.about.get("cost")
+    if before is not None and after is not None:
+        found["cost"] = more = after - before
+        points = 100 * found["difference"]
+        found["cost_per_point"] = more / points if more * points > 0 else None
+    before, after = one.about.get("seconds"), other.about.get("seconds")
+    if before is not None and after is not None and abs(after - before) > max(_NOISE_S, _NOISE * max(before, after)):
+        found["seconds"] = after - before
+    return found
+
+
+def _judged(rows: ComparedRows, judgement: Judgement, other: int) -> dict[str, Any]:
+    """Return the verdicts on a file and the first one. The winner of a row has the better answer in both orders."""
+    letters = rows.files[0].label, rows.files[other].label
+    texts = zip(rows.texts(0), rows.texts(other), strict=True)
+    both = [(at, rows.same(at, 0, other)) for at, (ours, theirs) in enumerate(texts) if ours and theirs]
+    differ = [at for at, is_same in both if not is_same]
+    verdicts = Counter(judgement.verdict(at, other, letters) for at in differ)
+    judged = len(differ) - verdicts[""]
+    wins = [verdicts[letter] for letter in letters]
+    always = Counter(
+        judgement.said[at, other][0] for at in differ if judgement.verdict(at, other, letters) == CONTRADICTION
+    )
+    ties = judged - sum(wins)
+    found = {
+        "of": list(letters),
+        "rows": len(both),
+        "differ": len(differ),
+        "judged": judged,
+        "wins": wins,
+        "ties": ties,
+    }
+    found |= {"half": verdicts[HALF], "contradictions": verdicts[CONTRADICTION]}
+    found["always"] = [always["first"], always["second"]]
+    return found | (_paired(0, wins[1], wins[0], ties) if judged else {})
+
+
+def _paired(both: int, first: int, second: int, neither: int) -> dict[str, Any]:
+    """Return the difference of two proportions over the same rows, of which `first` hit one alone."""
+    return {
+        "difference": (first - second) / (both + first + second + neither),
+        "interval": paired_interval(both, first, second, neither),
+        "interval_method": INTERVAL,
+        "p": mcnemar(first, second),
+        "p_method": TEST,
+    }

@@ -1,0 +1,725 @@
+"""Files of answers to the same rows, read for a comparison.
+
+    files ──► _scanned: columns ──► _identity: which columns make rows the same ──► _read: answers and right answers
+              of each file      └─► _lookup: right answers of a file of their own ──┘ of each file ──► `ComparedRows`
+
+The files are read twice, so that the columns of the rows are never all in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from promptmill.comparison.values import Kind, Tolerance, canonical, kind_of
+from promptmill.core.errors import Named, input_error
+from promptmill.core.wording import close_matches, counted, cut
+from promptmill.jobs import columns
+from promptmill.jobs.columns import FIELD, MODEL, OURS, VARIANT
+from promptmill.jobs.inputs.any_format import objects_in
+from promptmill.jobs.store import status
+from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.index import JobFolders
+from promptmill.jobs.store.spec import JobSpec
+
+LETTERS = "ABCDEFGHIJ"
+_IDS = ("id", "custom_id")
+_RIGHT = ("label", "gold", "answer")  # usual names of the column of right answers
+_MOST_FIELDS = 50  # of answers: a table of fields fits a page
+_LONGEST_LABEL = 24  # characters of a variant's name, which heads columns and lines
+_NAME_A_COLUMN = " Name a column that identifies rows: ", Named("id"), "."
+_NAME_VARIANTS = " It has several answers to each row; to compare these: ", Named("by", VARIANT), "."
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonOrder:
+    """The wishes of one comparison."""
+
+    gold: str | None = None
+    """The right answers: a column of any of the files, a file, or `FILE:COLUMN`."""
+    fields: Sequence[str] = ()
+    """The columns, or fields of the answers, to compare; empty: all fields, or the answers."""
+    id: str | None = None
+    """The column by which rows are the same."""
+    by: str | None = None
+    """The column whose values divide the rows of one file into parts to compare."""
+    tolerance: Tolerance = field(default_factory=Tolerance)
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedFile:
+    """A file of answers; `label` names it in the text."""
+
+    label: str
+    path: Path
+    answer: str = "answer"
+    """The column of the answers."""
+    fields: Mapping[str, str] = field(default_factory=dict)
+    """The fields of the answers, and the columns that hold them in a table."""
+    error: str = "error"
+    ours: Collection[str] = OURS
+    """The columns that are not the row's own."""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """The status of the job that made it."""
+    made: Mapping[str, str] = field(default_factory=dict)
+    """How the job made it: its command, model, prompt and sampling."""
+    cost: str = "cost"
+    only: tuple[str, str] | None = None
+    """The column and the value of the rows that count; None: all rows."""
+    variants: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """`made` of each variant of a job with several answers to each row."""
+
+    @classmethod
+    def of(cls, label: str, what: str, folders: JobFolders) -> ComparedFile:
+        """Return the file that `what` names. Raises `PromptmillError`."""
+        folder = folders.maker(what)
+        spec = None if folder is None else folder.spec
+        if folder is None or spec is None:
+            return cls(label, Path(what).expanduser())
+        output = spec.output.path
+        if not output.exists():
+            raise input_error(
+                f"Job {spec.job_id} has written no output yet. Run `promptmill jobs {spec.job_id} --export FILE`."
+            )
+        names, fields = spec.output.names or {}, _fields(spec)
+        own = {names.get(key, key) for key in (*OURS, *columns.variant_fields(spec))} | {*fields.values()}
+        answer = names.get("answer", spec.output.form.column)
+        about: Mapping[str, object] = status.read(folder)
+        kept = ("job_id", "model", "cost", "seconds", "prompt_tokens", "completion_tokens")
+        made = [_made(folder, spec, slot) for slot in range(len(spec.targets))]
+        return cls(
+            label,
+            output,
+            answer=answer,
+            fields=fields,
+            error=names.get("error", "error"),
+            cost=names.get("cost", "cost"),
+            ours=own | {answer},
+            about={name: about[name] for name in kept if name in about},
+            made=made[0],
+            variants={target.name: facts for target, facts in zip(spec.targets, made, strict=True) if target.name},
+        )
+
+    @property
+    def name(self) -> str:
+        """The name for people."""
+        return self.path.name if self.only is None else self.only[1]
+
+    def rows(self) -> Iterator[Row]:
+        """Yield the rows that count."""
+        if self.only is None:
+            return objects_in(self.path)
+        column, value = self.only
+        return (row for row in objects_in(self.path) if text_of(row.get(column)) == value)
+
+    def parts(self, by: str) -> list[ComparedFile]:
+        """Return a part of the file for each value of the column `by`. Raises `PromptmillError` (`invalid_input`)."""
+        values = list(dict.fromkeys(text_of(row.get(by)) for row in objects_in(self.path)))
+        if not 2 <= len(values) <= len(LETTERS):
+            raise input_error(
+                f"The column {by:.60} of {self.path.name} has {counted(len(values), 'value')}; 2 to {len(LETTERS)} "
+                "parts can be compared."
+            )
+        labels = [cut(" ".join(value.split()), _LONGEST_LABEL) for value in values]
+        if not all(labels) or len(set(labels)) < len(labels):
+            labels = list(LETTERS[: len(values)])
+        ours = {*self.ours, by, *([MODEL] if by == VARIANT else [])}
+        return [
+            replace(self, label=label, only=(by, value), ours=ours, about={}, made=self.variants.get(value, {}))
+            for label, value in zip(labels, values, strict=True)
+        ]
+
+    def value_of(self, row: Row, name: str) -> str:
+        """Return a field of a row's answer as a text, or the whole answer for `""`; `""` for none."""
+        if row.get(self.error):
+            return ""
+        answer = row.get(self.answer)
+        if not name:
+            return text_of(answer).strip()
+        if (fields := _object(answer)) is not None:
+            return text_of(fields.get(name)).strip()
+        is_lost = answer is None and self.answer in row  # then a column of this name is the row's own
+        return "" if is_lost else text_of(row.get(self.fields.get(name, name))).strip()
+
+
+def _object(answer: Any) -> Mapping[str, Any] | None:
+    """Return an answer that is an object, or the JSON text of one, as a job without `fields` writes it."""
+    if isinstance(answer, str) and answer.startswith("{"):
+        with contextlib.suppress(orjson.JSONDecodeError):
+            answer = orjson.loads(answer)
+    return answer if isinstance(answer, Mapping) else None
+
+
+def _fields(spec: JobSpec) -> dict[str, str]:
+    """Return the fields of the answers, and their columns in a table."""
+    if spec.output.answer_schema is None:
+        return {}
+    from promptmill.jobs.export.schema_columns import SchemaColumns  # other jobs do not need it
+
+    names = spec.output.names or {}
+    usual = SchemaColumns(spec.output.answer_schema, by_field=True).names
+    return {name: names.get(f"{FIELD}{name}", name) for name in usual.values()}
+
+
+def _made(folder: Folder, spec: JobSpec, slot: int) -> dict[str, str]:
+    """Return the command, the model, the prompt and the sampling of the answers in a slot."""
+    asked, target = status.asked(folder), spec.targets[slot]
+    templates = spec.question.templates
+    facts = {
+        "command": asked.get("command", ""),
+        "model": target.model or spec.model or spec.backend,
+        "prompt": templates[target.prompt] if target.prompt < len(templates) else asked.get("prompt", ""),
+        "system prompt": asked.get("system", ""),
+        "sampling": ", ".join(f"{name} {value}" for name, value in (target.sampling or {}).items()),
+    }
+    return {name: text for name, text in facts.items() if text}
+
+
+def text_of(value: Any) -> str:
+    """Return a value as text, the same for every format: `1`, `true`, JSON of lists and objects."""
+    match value:
+        case None:
+            return ""
+        case str():
+            return value
+        case bool():
+            return "true" if value else "false"
+        case float():
+            return "" if math.isnan(value) else str(int(value)) if value.is_integer() else repr(value)
+        case int():
+            return str(value)
+    return orjson.dumps(value, default=str, option=orjson.OPT_SORT_KEYS).decode()
+
+
+# ---- which rows are the same
+
+
+@dataclass(frozen=True, slots=True)
+class _Scan:
+    """The rows of a file; each column has a sum over its cells that does not depend on their order."""
+
+    rows: int
+    sums: Mapping[str, int]
+    fields: Mapping[str, None]
+    """The fields of answers that are objects."""
+
+
+def _scanned(file: ComparedFile) -> _Scan:
+    rows, sums, fields = 0, dict[str, int](), dict.fromkeys(file.fields)
+    for row in file.rows():
+        rows += 1
+        for name, value in row.items():
+            text = text_of(value)
+            sums[name] = sums.get(name, 0) + (hash(text) if text else 0)
+        if not file.fields and len(fields) < _MOST_FIELDS:
+            fields |= dict.fromkeys(_object(row.get(file.answer)) or ())
+    return _Scan(rows, sums, fields)
+
+
+@dataclass(frozen=True, slots=True)
+class _Identity:
+    """The key columns, by which rows of the files are matched; empty: by position."""
+
+    columns: Sequence[str]
+    is_sure: bool = True
+    """Whether the files surely hold the same rows; otherwise a row may be in some of them, and its key is unique."""
+
+    @property
+    def words(self) -> str:
+        """The name of the rule, such as `by id`."""
+        named = ", ".join(self.columns[:3]) + (", …" if len(self.columns) > 3 else "")
+        return f"by {named}" if self.columns else "by place"
+
+    def key(self, row: Row, at: int) -> int:
+        """Return the key of row number `at`."""
+        return _key(row, self.columns) if self.columns else at
+
+
+def _key(row: Row, names: Sequence[str]) -> int:
+    return hash(tuple(text_of(row.get(name)).strip() for name in names))
+
+
+def _identity(files: Sequence[ComparedFile], scans: Sequence[_Scan], key: str | None, gold: str) -> _Identity:
+    """Return the rule for equal rows; `gold` may be the column of the right answers.
+
+    Raises `PromptmillError` (`invalid_input`) for files of other rows.
+    """
+    if key is not None:
+        for file, scan in zip(files, scans, strict=True):
+            _check_column(file, scan, key)
+        return _Identity([key], is_sure=False)
+    ours = {gold}.union(*(file.ours for file in files))
+    shared = [name for name in scans[0].sums if all(name in scan.sums for scan in scans)]
+    own = [name for name in shared if name not in ours]
+    if named := next((name for name in _IDS if name in own), None):
+        return _Identity([named], is_sure=False)
+    own = [name for name in shared if name not in ours - {gold}]
+    same = [name for name in own if len({scan.sums[name] for scan in scans}) == 1]
+    are_as_many = len({scan.rows for scan in scans}) == 1
+    if are_as_many and same == own:
+        return _Identity(same)
+    if unique := _unique(files, [name for name in own if name != gold]):
+        return _Identity([unique], is_sure=False)
+    if are_as_many and same:
+        return _Identity(same, is_sure=False)
+    counts = ", ".join(f"{file.name} has {counted(scan.rows, 'row')}" for file, scan in zip(files, scans, strict=True))
+    differ = f"{_listed(own)} {'differs' if len(own) == 1 else 'differ'}"
+    raise input_error(f"The files do not hold the same rows: {differ if are_as_many else counts}.", *_NAME_A_COLUMN)
+
+
+def _check_column(file: ComparedFile, scan: _Scan, name: str) -> None:
+    if name not in scan.sums:
+        raise input_error(f"{file.name} has no column {name:.60}; it has {_listed(scan.sums)}.")
+
+
+def _unique(files: Sequence[ComparedFile], names: Sequence[str]) -> str:
+    """Return the column whose values identify the rows of each file and of which most are in all files, else `""`."""
+    keys: dict[str, list[set[int]]] = {name: [set() for _ in files] for name in names}
+    for at, file in enumerate(files):
+        for row in file.rows():
+            for name in list(keys):
+                if (key := _key(row, [name])) in keys[name][at]:
+                    del keys[name]
+                else:
+                    keys[name][at].add(key)
+    common = {name: len(set[int].intersection(*own)) for name, own in keys.items()}
+    return max((name for name, count in common.items() if count), key=lambda name: common[name], default="")
+
+
+def _listed(names: Collection[str]) -> str:
+    shown = ", ".join(f"`{name:.40}`" for name in itertools.islice(names, 12))
+    return shown + (", …" if len(names) > 12 else "")
+
+
+# ---- right answers
+
+
+@dataclass(frozen=True, slots=True)
+class _Gold:
+    """The source of the right answers."""
+
+    name: str
+    """The column or the file."""
+    file: ComparedFile
+    scan: _Scan
+    column: str | None
+    """The column that was named."""
+    at: int | None = None
+    """The compared file whose rows have them; None: `file` is a file of its own."""
+
+
+def _gold_of(
+    order: ComparisonOrder, files: Sequence[ComparedFile], scans: Sequence[_Scan], folders: JobFolders | None
+) -> _Gold:
+    """Return the source that `order` names. Raises `PromptmillError` (`invalid_input`)."""
+    gold = order.gold or ""
+    having = [at for at, scan in enumerate(scans) if gold in scan.sums]
+    if having:
+        silent = [at for at in having if _is_silent(files[at], scans[at], order.fields)]
+        at = silent[0] if silent else having[0]
+        is_apart = bool(silent) and len(files) > 1
+        return _Gold(gold, files[at], scans[at], gold, None if is_apart else at)
+    path, _, column = gold.rpartition(":")
+    for name, named in ((gold, None), (path, column)):
+        if folders is not None and name and Path(name).expanduser().is_file():
+            file = ComparedFile.of("", name, folders)
+            scan = _scanned(file)
+            if named is not None:
+                _check_column(file, scan, named)
+            return _Gold(file.name, file, scan, named)
+    names = list(dict.fromkeys(name for scan in scans for name in scan.sums))
+    near = close_matches(gold, names, n=1)
+    meant = f"did you mean {near[0]:.60}?" if near else f"there are {_listed(names)}."
+    raise input_error(f"No file has a column {gold:.60}, and there is no file of this name; {meant}")
+
+
+def _is_silent(file: ComparedFile, scan: _Scan, fields: Sequence[str]) -> bool:
+    """Return whether a file has no answers: it is no job's output, and has no column to compare."""
+    return not file.about and not file.fields and scan.sums.keys().isdisjoint([file.answer, *fields])
+
+
+def _gold_values(gold: _Gold, fields: Sequence[str], own: Collection[str]) -> Callable[[Row], list[str]]:
+    """Return a function that returns the right answers in a row, one for each of `fields`.
+
+    `own`: the columns of the compared files. Raises `PromptmillError` (`invalid_input`).
+    """
+    file, names = gold.file, gold.scan.sums
+    if gold.column is None and (fields != [""]):
+        known = [name for name in fields if file.fields.get(name, name) in names or name in gold.scan.fields]
+        if known:
+            return lambda row: [file.value_of(row, name) if name in known else "" for name in fields]
+    column = gold.column or _right_column(gold, own)
+    if len(fields) == 1 and fields != [""]:
+        return lambda row: [text_of((_object(row.get(column)) or {fields[0]: row.get(column)}).get(fields[0])).strip()]
+    if len(fields) == 1:
+        return lambda row: [text_of(row.get(column)).strip()]
+
+    def values(row: Row) -> list[str]:
+        found = _object(row.get(column))
+        if found is None and text_of(row.get(column)):
+            raise input_error(
+                f"The column {column:.60} has one right answer to each row, but the answers have the fields "
+                f"{_listed(fields)}. Name one of them: ",
+                Named("field"),
+                ", or a file with columns of these names: ",
+                Named("gold", "FILE"),
+                ".",
+            )
+        return [text_of((found or {}).get(name)).strip() for name in fields]
+
+    return values
+
+
+def _right_column(gold: _Gold, own: Collection[str]) -> str:
+    """Return the column of the right answers of a file of their own. Raises `PromptmillError` (`invalid_input`)."""
+    names = gold.scan.sums
+    if usual := next((name for name in _RIGHT if name in names), None):
+        return usual
+    others = [name for name in names if name not in own and name not in _IDS]
+    if len(others) == 1:
+        return others[0]
+    raise input_error(
+        f"{gold.name} has the columns {_listed(names)}. Name the one with the right answers: ",
+        Named("gold", f"{gold.name}:COLUMN"),
+        ".",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Lookup:
+    """The right answers of a file of their own, by the keys of their rows."""
+
+    identity: _Identity
+    values: Mapping[int, list[str]]
+
+    def of(self, row: Row, at: int) -> list[str] | None:
+        """Return the right answers to row number `at` of the first compared file."""
+        return self.values.get(self.identity.key(row, at))
+
+
+def _lookup(gold: _Gold, file: ComparedFile, scan: _Scan, fields: Sequence[str], key: str | None) -> _Lookup:
+    """Return the right answers for the rows of `file`. Raises `PromptmillError` (`invalid_input`)."""
+    values_of = _gold_values(gold, fields, scan.sums)
+    names = gold.scan.sums
+    if key is not None:
+        _check_column(gold.file, gold.scan, key)
+        candidates = [[key]]
+    else:
+        used = {gold.column or "", *fields, *gold.file.ours, *file.ours}
+        used |= set() if gold.column or fields != [""] else {_right_column(gold, scan.sums)}
+        shared = [name for name in scan.sums if name in names and name not in used]
+        ids = [[name] for name in _IDS if name in shared]
+        candidates = ids[:1] or [*([shared] if len(shared) > 1 else []), *([name] for name in shared)]
+    if not candidates:
+        if gold.scan.rows != scan.rows:
+            raise input_error(
+                f"{gold.name} has no column of {file.name} that identifies rows; {file.name} has {_listed(scan.sums)}.",
+                *_NAME_A_COLUMN,
+            )
+        candidates = [[]]
+    identities = [_Identity(names) for names in candidates]
+    tables, second = _tables(gold.file, identities, values_of)
+    matched: list[set[int]] = [set() for _ in candidates]
+    for at, row in enumerate(file.rows()):
+        for place, identity in enumerate(identities):
+            if (table := tables[place]) is not None and (own := identity.key(row, at)) in table:
+                matched[place].add(own)
+    best = max(range(len(candidates)), key=lambda place: len(matched[place]))
+    table = tables[best]
+    if table is None:
+        raise input_error(
+            f"{gold.name} has several right answers for the same {_listed(candidates[best])}, the second is in row "
+            f"{second}.",
+            *_NAME_A_COLUMN,
+        )
+    if not matched[best]:
+        raise input_error(
+            f"No row of {file.name} has a right answer in {gold.name}, {identities[best].words}.", *_NAME_A_COLUMN
+        )
+    return _Lookup(identities[best], table)
+
+
+def _tables(
+    file: ComparedFile, identities: Sequence[_Identity], values_of: Callable[[Row], list[str]]
+) -> tuple[list[dict[int, list[str]] | None], int]:
+    """Return the right answers by each key, and the last row that showed that a key does not identify rows.
+
+    A key that has several right answers has no table.
+    """
+    tables: list[dict[int, list[str]] | None] = [{} for _ in identities]
+    second = 0
+    for at, row in enumerate(file.rows()):
+        if not any(right := values_of(row)):
+            continue
+        for place, (identity, table) in enumerate(zip(identities, tables, strict=True)):
+            if table is not None and table.setdefault(identity.key(row, at), right) != right:
+                tables[place], second = None, at + 1
+    return tables, second
+
+
+# ---- answers
+
+
+@dataclass(slots=True)
+class _Answers:
+    """The answers of a file in the order of its rows, and what identifies each row."""
+
+    keys: list[int]
+    places: list[int]
+    """The number of each row in the file, from 0."""
+    values: list[list[str]]
+    """The fields of each answer."""
+    right: list[list[str]]
+    cost: float | None = None
+    """The sum over the rows, if they have their costs."""
+
+    def at(self, order: Sequence[int]) -> _Answers:
+        """Return some of the rows."""
+        right = [self.right[at] for at in order] if self.right else []
+        places, values = [self.places[at] for at in order], [self.values[at] for at in order]
+        return _Answers([self.keys[at] for at in order], places, values, right, self.cost)
+
+
+def _read(
+    file: ComparedFile,
+    identity: _Identity,
+    fields: Sequence[str],
+    right_of: Callable[[Row, int], list[str] | None] | None,
+) -> _Answers:
+    """Read a file. Raises `PromptmillError` (`invalid_input`)."""
+    found, costs, none = _Answers([], [], [], []), list[float](), [""] * len(fields)
+    seen: Counter[int] = Counter()
+    for at, row in enumerate(file.rows()):
+        own = identity.key(row, at)
+        if own in seen and not identity.is_sure:
+            which = (
+                f"{file.name} has several rows with the same {_listed(identity.columns)}, the second is row {at + 1}."
+            )
+            is_grid = file.only is None and VARIANT in row
+            raise input_error(which, *(_NAME_VARIANTS if is_grid else _NAME_A_COLUMN))
+        found.keys.append(hash((own, seen[own])))  # the n-th of equal rows is the n-th in each file
+        found.places.append(at)
+        seen[own] += 1
+        found.values.append([file.value_of(row, name) for name in fields])
+        with contextlib.suppress(ValueError, TypeError):  # empty, or a column of the user's
+            costs.append(float(row.get(file.cost) or ""))
+        if right_of is not None:
+            found.right.append(right_of(row, at) or none)
+    if not any(map(any, found.values)):
+        which = file.answer if fields == [""] else "`, `".join(fields)
+        problem = f"No row of {file.name} has an answer in `{which}`; name a column to compare: "
+        raise input_error(problem, Named("field"), f". It has {_listed(_scanned(file).sums)}.")
+    found.cost = sum(costs) if costs else None
+    return found
+
+
+def _matched(files: Sequence[ComparedFile], every: Sequence[_Answers], identity: _Identity) -> list[_Answers]:
+    """Return the answers to the rows that all files share, in the order of the first file.
+
+    Raises `PromptmillError` (`invalid_input`) if there is no such row.
+    """
+    places = [{key: at for at, key in enumerate(answers.keys)} for answers in every]
+    shared = [key for key in every[0].keys if all(key in own for own in places[1:])]
+    if not shared:
+        names = " and ".join(file.name for file in files[:2])
+        raise input_error(f"{names} have no row in common, {identity.words}.", *_NAME_A_COLUMN)
+    return [answers.at([own[key] for key in shared]) for answers, own in zip(every, places, strict=True)]
+
+
+# ---- the rows of a comparison
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedColumn:
+    """One field of the answers, or the whole answers, of all files."""
+
+    name: str
+    """The field; `""` for the whole answers."""
+    kind: Kind
+    values: Sequence[Sequence[str]]
+    """The value of each row, by file; `""` for none."""
+    right: Sequence[str]
+    """The right value of each row, spelled as the files spell it, `""` for none; empty without right answers."""
+    capitals: Mapping[str, str]
+    """Right values whose letters are larger or smaller in the files, and how the files spell them."""
+    tolerance: Tolerance
+
+    @classmethod
+    def of(
+        cls, name: str, values: Sequence[Sequence[str]], right: Sequence[str], tolerance: Tolerance
+    ) -> ComparedColumn:
+        """Return a column of these values."""
+        kind = kind_of(itertools.chain(right, *values))
+        values = [[canonical(value, kind) for value in own] for own in values]
+        right = [canonical(value, kind) for value in right]
+        capitals = _other_capitals(right, values)
+        return cls(name, kind, values, [capitals.get(value, value) for value in right], capitals, tolerance)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether two values are the same only if their texts are."""
+        return self.kind != "number" or not self.tolerance.amount
+
+    def same(self, value: str, other: str) -> bool:
+        """Return whether two values are the same."""
+        if value == other or self.is_exact or not value or not other:
+            return value == other
+        return self.tolerance.allows(value, other)
+
+
+def _other_capitals(right: Sequence[str], values: Sequence[Sequence[str]]) -> dict[str, str]:
+    """Return the spelling in `values` of each right answer that differs from them in capitals alone.
+
+    Capitals count if two answers, or two right answers, differ in nothing else.
+    """
+    spelled: dict[str, set[str]] = {}
+    for answer in {answer for own in values for answer in own}:
+        spelled.setdefault(answer.casefold(), set()).add(answer)
+    wanted = Counter(answer.casefold() for answer in set(right))
+    found = {}
+    for answer in dict.fromkeys(right):
+        folded = answer.casefold()
+        if wanted[folded] == 1 and len(spelled.get(folded, ())) == 1 and answer not in spelled[folded]:
+            (found[answer],) = spelled[folded]
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedRows:
+    """The answers of several files to the same rows, in the order of the first file."""
+
+    files: Sequence[ComparedFile]
+    columns: Sequence[ComparedColumn]
+    """The fields that are compared, or the whole answers."""
+    places: Sequence[int]
+    """The number of each row in the first file, from 0."""
+    sizes: Sequence[int]
+    """The number of rows of each file; not all may be in all files."""
+    gold: str
+    """The column or the file with the right answers, `""` without any."""
+    gold_matched: str
+    """The rule by which a file of right answers was matched, such as `by id`; `""` if they are in a compared file."""
+    gold_columns: Collection[str]
+    """The columns that the rows do not show: those of the right answers."""
+    matched: str
+    """The rule by which rows of several files are the same, such as `by id`."""
+
+    @classmethod
+    def of(
+        cls, files: Sequence[ComparedFile], order: ComparisonOrder, folders: JobFolders | None = None
+    ) -> ComparedRows:
+        """Read the files. `folders`: where jobs are, for a file of right answers; None: `gold` is a column.
+
+        Raises `PromptmillError` (`invalid_input`) if the files have no rows in common; `OSError`.
+        """
+        scans = [_scanned(file) for file in files]
+        gold = None if order.gold is None else _gold_of(order, files, scans, folders)
+        if gold is not None and gold.at is None and gold.file in files:  # it is named among the files
+            kept = [at for at, file in enumerate(files) if file is not gold.file]
+            files, scans = [files[at] for at in kept], [scans[at] for at in kept]
+            files = [replace(file, label=label) for file, label in zip(files, LETTERS, strict=False)]
+        fields = list(order.fields) or _shared_fields(scans) or [""]
+        files = [replace(file, ours={*file.ours, file.answer, *order.fields}) for file in files]
+        aligned = gold.column or "" if gold is not None and gold.at is not None else ""
+        identity = _identity(files, scans, order.id, aligned)
+        rights: list[Callable[[Row, int], list[str] | None] | None] = [None] * len(files)
+        gold_matched = ""
+        if gold is not None and gold.at is not None:
+            values_of = _gold_values(gold, fields, scans[0].sums)
+            rights[gold.at] = lambda row, _: values_of(row)
+        elif gold is not None:
+            lookup = _lookup(gold, files[0], scans[0], fields, order.id)
+            rights[0], gold_matched = lookup.of, lookup.identity.words
+        answers = [_read(file, identity, fields, right) for file, right in zip(files, rights, strict=True)]
+        # each column may have the same values in all files, but next to other values
+        is_crossed = len(identity.columns) > 1 and len({frozenset(own.keys) for own in answers}) > 1
+        if is_crossed and (unique := _unique(files, identity.columns)):
+            identity = _Identity([unique], is_sure=False)
+            answers = [_read(file, identity, fields, right) for file, right in zip(files, rights, strict=True)]
+        files = [
+            file if own.cost is None else replace(file, about={"cost": own.cost, **file.about})
+            for file, own in zip(files, answers, strict=True)
+        ]
+        every = _matched(files, answers, identity)
+        right = next((own.right for own in every if own.right), [])
+        compared = [
+            ComparedColumn.of(
+                name,
+                [[values[at] for values in own.values] for own in every],
+                [values[at] for values in right],
+                order.tolerance,
+            )
+            for at, name in enumerate(fields)
+        ]
+        sizes = [scan.rows for scan in scans]
+        name = "" if gold is None else gold.name
+        columns_ = {aligned} if aligned else set()
+        return cls(files, compared, every[0].places, sizes, name, gold_matched, columns_, identity.words)
+
+    @property
+    def has_fields(self) -> bool:
+        """Whether the answers have fields that are compared one by one."""
+        return len(self.columns) > 1
+
+    @property
+    def has_right(self) -> bool:
+        """Whether there are right answers."""
+        return bool(self.gold)
+
+    def texts(self, file: int) -> Sequence[str]:
+        """Return the answers of a file, each as one text, `""` for none."""
+        if len(self.columns) == 1:
+            return self.columns[0].values[file]
+        own = [column.values[file] for column in self.columns]
+        return ["\n".join(self._lines(values)) if any(values) else "" for values in zip(*own, strict=True)]
+
+    def _lines(self, values: Sequence[str]) -> Iterator[str]:
+        return (f"{column.name}: {value}" for column, value in zip(self.columns, values, strict=True))
+
+    def same(self, at: int, file: int, other: int) -> bool:
+        """Return whether two files have the same answer to a row."""
+        return all(column.same(column.values[file][at], column.values[other][at]) for column in self.columns)
+
+    def is_right(self, at: int, file: int) -> bool:
+        """Return whether each value of an answer is right, as far as there is a right one."""
+        return all(
+            column.same(column.values[file][at], column.right[at]) for column in self.columns if column.right[at]
+        )
+
+    @property
+    def differing(self) -> list[int]:
+        """The rows whose answers differ; for a single file, the rows whose answer differs from the right one."""
+        rows = range(len(self.places))
+        if len(self.files) == 1:
+            return [at for at in rows if not self.is_right(at, 0)]
+        return [at for at in rows if not all(self.same(at, 0, other) for other in range(1, len(self.files)))]
+
+    def read(self, wanted: Collection[int]) -> Iterator[tuple[int, dict[str, str]]]:
+        """Yield each row in `wanted` with its own columns, as the first file has them."""
+        ours = {*self.gold_columns}.union(*(file.ours for file in self.files))
+        rows = {self.places[at]: at for at in wanted}
+        for place, row in enumerate(itertools.islice(self.files[0].rows(), max(rows, default=-1) + 1)):
+            if place in rows:
+                yield rows[place], {name: text_of(value) for name, value in row.items() if name not in ours}
+
+
+def _shared_fields(scans: Sequence[_Scan]) -> list[str]:
+    """Return the fields that the answers of all files have."""
+    return [name for name in scans[0].fields if all(name in scan.fields for scan in scans)]
+
+
+def heading_of(own: Mapping[str, str]) -> str:
+    """Return the id of a row or its first text, `""` for none."""
+    named = next((own[name] for name in _IDS if own.get(name)), None)
+    if named is None:
+        named = next((text for text in own.values() if text and kind_of([text]) == "text"), "")
+    return " ".join(named.split())

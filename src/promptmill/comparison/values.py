@@ -1,0 +1,120 @@
+"""Values of answers: when two of them are the same, and how similar different ones are.
+
+Values are texts, as `text_of` in `files` writes them. The kind of a column follows from all of its values.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from typing import Literal, TypeAlias
+
+import orjson
+
+from promptmill.core.errors import Named, input_error
+
+Kind: TypeAlias = Literal["text", "number", "list"]
+SIMILARITY = "mean F1 of the words in common, or of the items of lists (SQuAD)"
+# "007" is a name, not a number; more digits than this are no measurement
+_NUMBER = re.compile(r"[+-]?(0|[1-9]\d{0,30})(\.\d{1,30})?([eE][+-]?\d{1,2})?")
+_WIDE = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # scripts without spaces: each letter counts as a word
+_WORD = re.compile(rf"[{_WIDE}]|[^\W{_WIDE}]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """The largest difference of two numbers that are the same: an amount, or a share of the larger one."""
+
+    amount: Decimal = Decimal()
+    is_share: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Tolerance:
+        """Read `0.01` or `1%`. Raises `PromptmillError` (`invalid_input`).
+
+        >>> Tolerance.parse("1%").allows("200", "198")
+        True
+        """
+        number, percent, rest = text.strip().partition("%")
+        with contextlib.suppress(InvalidOperation):
+            amount = Decimal(number.strip())
+            if amount.is_finite() and amount >= 0 and not rest:
+                return cls(amount / 100 if percent else amount, bool(percent))
+        raise input_error(
+            Named("tolerance"), f" {text[:20]!r} is neither an amount such as 0.01 nor a share such as 1%."
+        )
+
+    def allows(self, value: str, other: str) -> bool:
+        """Return whether two numbers are the same."""
+        ours, theirs = Decimal(value), Decimal(other)
+        most = self.amount * max(abs(ours), abs(theirs)) if self.is_share else self.amount
+        return abs(ours - theirs) <= most
+
+
+def kind_of(values: Iterable[str]) -> Kind:
+    """Return the kind of all `values`; those that are `""` do not count.
+
+    >>> kind_of(["12.50", "7"]), kind_of(["007", "7"]), kind_of(['["a"]', '[]'])
+    ('number', 'text', 'list')
+    """
+    kinds: set[Kind] = set()
+    for value in values:
+        if not value:
+            continue
+        if _NUMBER.fullmatch(value):
+            kinds.add("number")
+        elif value.startswith("[") and items(value) is not None:
+            kinds.add("list")
+        else:
+            return "text"
+        if len(kinds) > 1:
+            return "text"
+    return kinds.pop() if kinds else "text"
+
+
+def items(value: str) -> list[str] | None:
+    """Return the items of a list in JSON as texts, None for another text."""
+    try:
+        found = orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return None
+    if not isinstance(found, list):
+        return None
+    return [
+        item if isinstance(item, str) else orjson.dumps(item, option=orjson.OPT_SORT_KEYS).decode() for item in found
+    ]
+
+
+def canonical(value: str, kind: Kind) -> str:
+    """Return the one text for values that are the same without a tolerance.
+
+    >>> canonical("12.50", "number"), canonical('["b","a","b"]', "list")
+    ('12.5', '["a","b"]')
+    """
+    if not value or kind == "text":
+        return value
+    if kind == "number":
+        text = f"{Decimal(value):f}"
+        text = text.rstrip("0").rstrip(".") if "." in text else text
+        return "0" if text in {"-0", "+0", ""} else text
+    return orjson.dumps(sorted(set(items(value) or ()))).decode()
+
+
+def similarity(value: str, other: str, kind: Kind) -> float:
+    """Return the F1 of the words of two texts, or of the items of two lists; capitals and punctuation do not count.
+
+    P. Rajpurkar et al., SQuAD: 100,000+ questions for machine comprehension of text, EMNLP 2016, section 6.1.
+
+    >>> similarity("The food was cold.", "Cold food", "text")
+    0.6666666666666666
+    """
+    if kind == "list":
+        ours, theirs = Counter(set(items(value) or ())), Counter(set(items(other) or ()))
+    else:
+        ours, theirs = (Counter(_WORD.findall(text.casefold())) for text in (value, other))
+    size = ours.total() + theirs.total()
+    return 2 * (ours & theirs).total() / size if size else 1.0

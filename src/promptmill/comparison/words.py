@@ -1,0 +1,251 @@
+"""The figures of a comparison in words, for the text and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, cast
+
+from promptmill.comparison.figures import CONTRADICTION, HALF, TIE
+from promptmill.comparison.statistics import INTERVAL, SHARE_INTERVAL, TEST
+from promptmill.comparison.values import SIMILARITY
+from promptmill.core.money import dollars
+from promptmill.core.wording import counted, cut
+from promptmill.jobs.store import status
+from promptmill.jobs.store.status_record import RunStatus
+
+DIFFERS = "\N{NOT EQUAL TO} "
+"""Marks a field in which answers differ."""
+
+
+def made(file: Mapping[str, Any], rows: int) -> str:
+    """Return how a file was made: `40 answered in 1.8 s by good-1, $0.004`."""
+    parts = [f"{file['answered']:,} answered"]
+    if missing := rows - file["answered"]:
+        parts.append(f"{missing:,} not")
+    said = ", ".join(parts)
+    if "seconds" in file:
+        said += f" in {status.took(file['seconds'])}"
+    if file.get("model"):
+        said += f" by {file['model']}"
+    return said + (f", {dollars(file['cost'])}" if file.get("cost") is not None else "")
+
+
+def headline(file: Mapping[str, Any], rows: int) -> str:
+    """Return the name of a file, its title, and how it was made."""
+    title = "" if file["name"] == file["title"] else f"  {file['title']}"
+    return f"{file['name']}{title}: {made(file, rows)}"
+
+
+def matched(found: Mapping[str, Any]) -> str:
+    """Return how many rows are compared, by which key: `300 rows, matched by id`."""
+    rows, files = found["rows"], found["files"]
+    said = f"{counted(rows, 'row')}, matched {found['matched']}"
+    if all(file["rows"] == rows for file in files):
+        return said
+    sizes = ", ".join(f"{file['name']} has {file['rows']:,}" for file in files)
+    return f"{said}: those that are in {'both files' if len(files) == 2 else 'all files'}; {sizes}"
+
+
+def agreed(pair: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
+    """Yield how far two files agree."""
+    one, other = pair["of"]
+    rows: int = found["rows"]
+    if not pair["rows"]:
+        yield f"{one} and {other} have answered no row in common"
+        return
+    both = f" that both answered (of {rows:,})" if pair["rows"] < rows else ""
+    if "fields" in pair:
+        yield f"{one} and {other} agree, of {counted(pair['rows'], 'row')}{both}:"
+        yield by_field((field["field"], field["agreement"]) for field in pair["fields"])
+        yield f"all fields {percent(pair['agreement'])}"
+        return
+    if "similarity" in pair and not _is_label_like(pair):
+        yield f"{pair['rows'] - pair['agree']:,} of {pair['rows']:,} differ{both}; similarity {pair['similarity']:.2f}"
+        for file in found["files"]:
+            if file["name"] in pair["of"]:
+                low, middle, high = file["characters"]
+                yield f"{file['name']}  median length {middle:,} characters ({low:,} to {high:,})"
+        return
+    yield f"{one} and {other} agree in {percent(pair['agreement'])} of {counted(pair['rows'], 'row')}{both}"
+    if "mean_difference" in pair:
+        yield f"mean difference {pair['mean_difference']:.4g}"
+    if pair.get("kappa") is not None:
+        yield f"Cohen's kappa {pair['kappa']:.2f}: 1 is full agreement, 0 that of chance"
+
+
+def is_free_text(found: Mapping[str, Any]) -> bool:
+    """Return whether answers are texts of which hardly two are the same, so that a judge says more than counts."""
+    return any("similarity" in pair and not _is_label_like(pair) for pair in found["pairs"])
+
+
+def _is_label_like(pair: Mapping[str, Any]) -> bool:
+    """Return whether so many answers are the same that their share says something: half of them."""
+    return bool(2 * pair["agree"] > pair["rows"])
+
+
+def by_field(shares: Iterable[tuple[str, float]]) -> str:
+    """Return shares by field: `customer 83.0 % · amount 91.0 %`."""
+    return " · ".join(f"{cut(name, 24)} {percent(share)}" for name, share in shares)
+
+
+def have_right(gold: Mapping[str, Any]) -> str:
+    """Return how many rows have a right answer, and by which key a file of right answers was matched."""
+    rows = (
+        f"{gold['rows']:,} of {gold['of']:,} rows have"
+        if gold["rows"] < gold["of"]
+        else (f"all {gold['of']:,} rows have" if gold["of"] > 1 else "the row has")
+    )
+    return f"{rows} a right answer{', matched ' + gold['matched'] if 'matched' in gold else ''}"
+
+
+def spelled(gold: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the note on right answers in other capitals than the answers, if there are any."""
+    if capitals := gold.get("capitals"):
+        (one, its), *_ = capitals.items()
+        more = f", and {len(capitals) - 1:,} more" if len(capitals) > 1 else ""
+        yield f"capitals do not count: {cut(one, 20)} is {cut(its, 20)}{more}"
+
+
+def right_of(file: Mapping[str, Any]) -> str:
+    """Return how many answers of a file are right."""
+    low, high = (percent(one) for one in file["interval"])
+    f1 = f", macro F1 {file['macro_f1']:.2f}" if "macro_f1" in file else ""
+    near = f", similarity {file['similarity']:.2f}" if "similarity" in file else ""
+    if "mean_difference" in file:
+        near = f", mean difference {file['mean_difference']:.4g}"
+    return f"{percent(file['accuracy'])} ({file['right']:,}; 95 % interval {low} to {high}){f1}{near}"
+
+
+def right_lines(gold: Mapping[str, Any]) -> Iterator[str]:
+    """Yield how many answers of each file are right; with fields, each of these."""
+    for at, file in enumerate(gold["files"]):
+        if fields := gold.get("fields"):
+            yield f"{file['name']}  {by_field((field['field'], field['files'][at]['accuracy']) for field in fields)}"
+            yield f"{file['name']}  all fields {right_of(file)}"
+        else:
+            yield f"{file['name']}  {right_of(file)}"
+
+
+def differs_by_field(gold: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the differences of each field."""
+    for field in gold.get("fields", ()):
+        for difference in field["differences"]:
+            yield f"{cut(field['field'], 24)}: {_less(difference, 'points')}; {_probability(difference)}"
+
+
+def differs(found: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the differences between two files: in accuracy, cost and time."""
+    (one, other), (only_one, only_other) = found["of"], found["only_right"]
+    yield _less(found, "points")
+    yield f"{only_one:,} only {one} has right, {only_other:,} only {other}; {_probability(found)}"
+    if "cost" in found:
+        yield f"{other} costs {_more(dollars(abs(found['cost'])), found['cost'])}{_per_point(found)}"
+    if "seconds" in found:
+        yield f"{other} takes {_more(status.took(abs(found['seconds'])), found['seconds'])}"
+
+
+def judged(pair: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the verdicts on two files."""
+    (one, other), rows = pair["of"], pair["judged"]
+    of = f" of {pair['differ']:,}" if pair["judged"] < pair["differ"] else ""
+    yield f"{one} and {other}: {rows:,}{of} rows with different answers judged, in both orders"
+    if not rows:
+        return
+    wins, others = [_share(count, rows) for count in pair["wins"]], _share(pair["ties"], rows)
+    yield f"{one} wins {wins[0]}, {other} wins {wins[1]}, ties {others}"
+    yield f"{_share(pair['contradictions'], rows)} contradict: the other answer when the order is swapped"
+    if pair["contradictions"]:
+        first, second = pair["always"]
+        yield f"  always the first answer: {first:,}, always the second: {second:,}; counted as ties"
+    if pair["half"]:
+        yield f"{_share(pair['half'], rows)} have a winner in one order alone; counted as ties"
+    yield _less(pair, "points of wins")
+    yield _probability(pair)
+
+
+def one_text(answer: Any, row: Mapping[str, Any]) -> str:
+    """Return an answer as a text; a sign marks the fields in which the answers to the row differ."""
+    if isinstance(answer, str):
+        return answer
+    return "\n".join(
+        f"{DIFFERS if name in row['differing_fields'] else ''}{name}: {value}" for name, value in answer.items()
+    )
+
+
+def price(judge: Mapping[str, Any]) -> str:
+    """Return the requests, the time and the cost of a judgement."""
+    requests = counted(judge.get("requests", 0), "request")
+    return f"the judge: {requests} in {status.took(judge.get('seconds', 0))}{status.paid(cast('RunStatus', judge))}"
+
+
+def said(row: Mapping[str, Any]) -> str:
+    """Return the verdicts on a row in words."""
+    verdicts = row["verdicts"].items()
+    return "; ".join(_verdict(its) if len(verdicts) == 1 else f"{other}: {_verdict(its)}" for other, its in verdicts)
+
+
+def _verdict(said: str) -> str:
+    words = {TIE: "a tie", CONTRADICTION: "contradicts itself", HALF: "a winner in one order alone", "": "not judged"}
+    return words.get(said, f"{said} is better")
+
+
+def _less(found: Mapping[str, Any], unit: str) -> str:
+    (one, other), (low, high) = found["of"], found["interval"]
+    return (
+        f"{other} minus {one}: {_points(found['difference'])} {unit}, 95 % interval {_points(low)} to {_points(high)}"
+    )
+
+
+def _probability(found: Mapping[str, Any]) -> str:
+    low, high = found["interval"]
+    p = f"p = {found['p']:.2g}" if found["p"] >= 0.0001 else "p < 0.0001"
+    return f"{p}{'' if low > 0 or high < 0 else '; no difference is shown'}"
+
+
+def methods(found: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the names of the statistical methods behind the figures, as footnotes."""
+    gold, judge = found.get("gold", {}), found.get("judge", {})
+    if gold.get("differences") or any("difference" in pair for pair in judge.get("pairs", ())):
+        yield f"interval: {INTERVAL}"
+        yield f"p: {TEST}"
+    if gold:
+        yield f"interval of a share: {SHARE_INTERVAL}"
+    if _has_similarity(found):
+        yield f"similarity: {SIMILARITY}"
+
+
+def _has_similarity(found: object) -> bool:
+    """Return whether a figure anywhere in `found` is a similarity."""
+    match found:
+        case Mapping():
+            return "similarity" in found or any(map(_has_similarity, found.values()))
+        case list():
+            return any(map(_has_similarity, found))
+    return False
+
+
+def _share(part: int, rows: int) -> str:
+    return f"{part:,} ({percent(part / rows)})"
+
+
+def _per_point(found: Mapping[str, Any]) -> str:
+    """Return the price of each point that the dearer one gains."""
+    if found["cost_per_point"] is not None:
+        return f": {dollars(found['cost_per_point'])} for each point gained"
+    if not found["cost"] or not found["difference"]:
+        return ""
+    better = found["of"][found["difference"] > 0]
+    return f", and {better} is the better one"
+
+
+def _more(amount: str, difference: float) -> str:
+    return f"{amount} {'more' if difference > 0 else 'less'}" if difference else "the same"
+
+
+def percent(share: float) -> str:
+    """Return a share as a percentage."""
+    return f"{100 * share:.1f} %"
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.1f}".replace("-", "\N{MINUS SIGN}")
