@@ -26,7 +26,7 @@ from promptmill.core.request import BESIDE, Sampling
 from promptmill.jobs.export import answered
 from promptmill.jobs.manage import bulk_call, bulk_result
 from promptmill.jobs.manage.bulk_options import BulkOptions
-from replies import answer, by_prompt, status
+from replies import answer, by_prompt, choose, status
 from upstream import Upstream
 
 
@@ -520,3 +520,22 @@ def test_completion_shows_the_names_of_the_interface() -> None:
     names = set(dir(promptmill))
     assert names == {*promptmill.__all__, "__version__"}
     assert all(hasattr(promptmill, name) for name in names)
+
+
+def test_several_models_and_prompts_in_python(options: dict[str, Any], upstream: Upstream) -> None:
+    endpoint = {name: value for name, value in options.items() if name != "model"}
+    upstream.reply = choose(lambda seen: answer(f"{seen.json['model']} {seen.prompt}"))
+    made = promptmill.bulk(
+        ["a", "b"], model=["weak", "good"], prompt={"asked": "{{text}}?", "shouted": "{{text}}!"}, **endpoint
+    )
+    names = ["weak/asked", "weak/shouted", "good/asked", "good/shouted"]
+    assert [(row["text"], row["variant"]) for row in made.rows] == [(text, name) for text in "ab" for name in names]
+    assert made.answers[:4] == ["weak a?", "weak a!", "good a?", "good a!"]
+    assert made.variants == names
+    compared = promptmill.compare(made, by="variant")
+    assert [file["name"] for file in compared.figures["files"]] == names
+    rows = list(promptmill.stream(["a"], model=["weak", "good"], **endpoint))
+    assert {(row["row"], row["variant"], row["answer"]) for row in rows} == {
+        (0, "weak", "weak a"),
+        (0, "good", "good a"),
+    }

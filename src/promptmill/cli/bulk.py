@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
@@ -42,7 +41,7 @@ from promptmill.jobs.manage import detached
 from promptmill.jobs.run import admission
 from promptmill.jobs.store import status
 from promptmill.jobs.store.index import JobFolders
-from promptmill.jobs.store.order import JobOrder, Shown, Variant
+from promptmill.jobs.store.order import JobOrder, Shown
 from promptmill.jobs.store.rounds import Again
 from promptmill.jobs.store.spec import digest
 from promptmill.system.installation import command_for
@@ -154,33 +153,6 @@ def _encoding(text: str) -> str:
     return text
 
 
-@dataclass(frozen=True, slots=True)
-class _Grid:
-    """Several answers to each row: one for each model, prompt, or pair of both."""
-
-    templates: tuple[str, ...]
-    """The prompts by name; empty if `--prompt` has a single one."""
-    variants: tuple[Variant, ...]
-
-    @classmethod
-    def of(cls, arguments: argparse.Namespace) -> _Grid | None:
-        """Return the grid that several `--model` and `--prompt` make. Raises `PromptmillError` (`invalid_config`)."""
-        models = list(dict.fromkeys(getattr(arguments, "models", None) or []))
-        prompts = list(dict.fromkeys(getattr(arguments, "prompts", None) or []))
-        if len(models) < 2 and len(prompts) < 2:
-            return None
-        if arguments.shard:
-            raise config_error("--shard", "goes without several models or prompts.")
-        texts = _named_prompts(prompts) if len(prompts) > 1 else {}
-        several = models if len(models) > 1 else [""]
-        variants = (
-            Variant(name="/".join(filter(None, (model, name))), model=model, prompt=at)
-            for model in several
-            for at, name in enumerate(texts or [""])
-        )
-        return cls(tuple(texts.values()), tuple(variants))
-
-
 def _named_prompts(prompts: Sequence[str]) -> dict[str, str]:
     """Return the texts of several `--prompt NAME=TEXT`. Raises `PromptmillError` (`invalid_config`)."""
     found = {}
@@ -197,11 +169,13 @@ def _named_prompts(prompts: Sequence[str]) -> dict[str, str]:
 
 def _order_of(arguments: argparse.Namespace, inputs: Sequence[Path], output: Path) -> JobOrder:
     """Return the order that the options make. Raises `PromptmillError`."""
-    grid = _Grid.of(arguments)
     other = JobFolders.from_environ().at(arguments.from_job).database if arguments.from_job else None
-    prompt = grid.templates if grid is not None and grid.templates else _template(arguments)
-    named = {"prompt": prompt, "system_prompt": options.system_prompt_of(arguments), "from_job": other}
-    return JobOrder.of(inputs, output, vars(arguments) | named, variants=() if grid is None else grid.variants)
+    prompts = list(dict.fromkeys(getattr(arguments, "prompts", None) or []))
+    models = getattr(arguments, "models", None) or arguments.model
+    prompt = _named_prompts(prompts) if len(prompts) > 1 else _template(arguments)
+    system = options.system_prompt_of(arguments)
+    named = {"prompt": prompt, "model": models, "system_prompt": system, "from_job": other}
+    return JobOrder.of(inputs, output, vars(arguments) | named)
 
 
 def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:

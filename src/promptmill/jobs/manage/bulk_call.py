@@ -82,7 +82,8 @@ def bulk(rows: Any, output: str | Path | None = None, **options: Unpack[BulkOpti
     The options, all by name:
 
     * Rows. `prompt`: what to ask of each row, such as "Classify: {{text}}"; a placeholder names a field, a text of a
-      list is the field `text`, and a value of a column has the column's name. Without it, the field `prompt_column`
+      list is the field `text`, and a value of a column has the column's name; several, {"short": "…", "long": "…"},
+      are each asked, and `variant` names the prompt of an answer. Without it, the field `prompt_column`
       ("prompt") holds the prompt. `system`: the system prompt. `image_column`: paths or URLs of images. `each`: "file"
       or "line", what is a row of a folder; by default each file of texts or images. `encoding` of CSV and text. `sql`:
       the query whose rows are asked, of a database. `row_settings=True`: rows set their own model and sampling.
@@ -94,9 +95,10 @@ def bulk(rows: Any, output: str | Path | None = None, **options: Unpack[BulkOpti
       not a column for each field of the schema. `answer_column` ("answer"): their column. `n`: answers to each row.
       `reasoning`: "separate" or "inline".
       `logprobs`, `top_logprobs`.
-    * Model, else the configuration's. `model`, `base_url` (one or several), `provider`, `api_key`, `api_key_env`: the
-      name of a variable; `concurrency`: requests in flight; `tier`: "default", "flex" or "priority". `backend`.
-      `config`: a configuration file. `settings`: values by the paths of keys, {"backend_configs.openai.rpm": 60}.
+    * Model, else the configuration's. `model`: with several, each row is sent to each, and `variant` names the model of
+      an answer; `base_url` (one or several), `provider`, `api_key`, `api_key_env`: the name of a variable;
+      `concurrency`: requests in flight; `tier`: "default", "flex" or "priority". `backend`. `config`: a configuration
+      file. `settings`: values by the paths of keys, {"backend_configs.openai.rpm": 60}.
     * Sampling. `temperature`, `top_p`, `max_tokens`, `stop`, `seed`, `presence_penalty`, `frequency_penalty`,
       `reasoning_effort`, `top_k`, `min_p`, `repetition_penalty`, `enable_thinking`.
     * Tools. `tools`, `tool_choice`, `parallel_tool_calls`: as OpenAI has them.
@@ -283,7 +285,10 @@ class _Call:
                     yield row
 
     async def _answered(self) -> AsyncGenerator[dict[str, Any], None]:
-        admit = functools.partial(admission.admit, self.order, self.configuration.plan, self.folders, given=self.source)
+        plans = admission.plans_of(self.order, self.configuration)
+        admit = functools.partial(
+            admission.admit, self.order, self.configuration.plan, self.folders, given=self.source, plans=plans
+        )
         job = await asyncio.to_thread(admit)
         self.folder = job.folder
         create = None if job.order.ray is None else job.order.ray.create
@@ -317,7 +322,8 @@ class _Call:
         running.add_done_callback(lambda _: bound.set())
         try:
             await bound.wait()  # from now on each answer belongs to its row
-            stays = f"NOT ({resent(job.order, job.since, job.spec.targets[0].counted)})"
+            counted = [settings for target in job.spec.targets for settings in target.counted]
+            stays = f"NOT ({resent(job.order, job.since, counted)})"
             async for page in _pages(store, stays):
                 for row in await asyncio.to_thread(self._shown, job, page):
                     yield row
@@ -343,10 +349,10 @@ class _Call:
         for record in records:
             if job.spec.leaves_out(record.code):
                 continue
-            (row,) = job.folder.store.row_page(record.key, record.key)
-            values = form.values(AnsweredRow(row, 0, record))
+            (row,) = job.folder.store.row_page(record.row, record.row)
+            values = form.values(AnsweredRow(row, record.slot, record))
             values[form.answer] = answer_of(values[form.answer], self.given.get("schema"))
-            shown.append({form.row: record.key, **values})
+            shown.append({form.row: record.row, **values})
         return shown
 
     def result(self) -> BulkResult:
@@ -365,7 +371,8 @@ class _Call:
         output = None if self.is_loose else spec.output.path
         names = spec.output.names or {}
         schema = self.given.get("schema")
-        return BulkResult(self.status, shown, names, output, self.rows, schema, self.left_out)
+        variants = [target.name for target in spec.targets] if spec.is_grid else []
+        return BulkResult(self.status, shown, names, output, self.rows, schema, self.left_out, variants)
 
     def forget(self) -> None:
         """Remove the job if its answers are wanted in no file. Blocks."""
@@ -485,9 +492,12 @@ def _configuration(given: Mapping[str, Any]) -> Configuration:
     sampling = {name: given[name] for name in Sampling.model_fields.keys() | BESIDE if name in given}
     sampling = dict(with_schema(sampling, given.get("schema")))
 
+    models = given.get("model")
+    model = models if models is None or isinstance(models, str) else next(iter(models), None)
+
     def values(raw: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
         chosen = resolved_config.settings_of(
-            raw, backend=backend, endpoint=endpoint, model=given.get("model"), sampling=sampling, tier=given.get("tier")
+            raw, backend=backend, endpoint=endpoint, model=model, sampling=sampling, tier=given.get("tier")
         )
         return chosen | {tuple(path.split(".")): value for path, value in settings.items()}
 

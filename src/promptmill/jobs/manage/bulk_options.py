@@ -19,7 +19,7 @@ R = TypeVar("R")
 class RowOptions(TypedDict, total=False):
     """The rows and their prompts."""
 
-    prompt: str | None
+    prompt: str | Mapping[str, str] | None
     prompt_column: str | None
     image_column: str | None
     each: Literal["file", "line"] | None
@@ -51,7 +51,7 @@ class AnswerOptions(TypedDict, total=False):
 class ModelOptions(TypedDict, total=False):
     """The model that answers; without any of these, the configuration's."""
 
-    model: str | None
+    model: str | Sequence[str] | None
     base_url: str | Sequence[str] | None
     provider: str | None
     api_key: str | Sequence[str] | None

@@ -45,6 +45,8 @@ class BulkResult:
     answer_schema: AnswerType | None = None
     left_out: Sequence[int] = ()
     """Rows without a prompt, with `skip_empty`."""
+    variants: Sequence[str] = ()
+    """The names of the models and prompts, if each row has several answers, which `variant` tells apart."""
 
     @cached_property
     def answers(self) -> list[Any]:
@@ -72,6 +74,8 @@ class BulkResult:
 
         A column that was given becomes the first column of a table. The fields of answers under a schema are columns.
         """
+        if self.variants:
+            raise input_error("Each row has several answers; `rows` of the result has one item for each of them.")
         answers = self.columns.get("answer", "answer")
         found: dict[str, _Column] = {}
         as_text = any(row[answers] and isinstance(row[answers], str) for row in self.rows)  # `fields` is False

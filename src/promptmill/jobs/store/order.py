@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -205,21 +205,26 @@ class JobOrder(_Frozen):
     def of(cls, inputs: Iterable[Path], output: Path, options: Mapping[str, Any], **more: Any) -> JobOrder:
         """Return the order that `options` of `promptmill.bulk` make; one that is None has its default.
 
-        `prompt` may also be several templates.
+        `prompt` may also be several templates by their names, and `model` several models: each row gets an answer of
+        each model to each prompt.
 
-        Raises `ValidationError`, and `PromptmillError` (`invalid_config`).
+        Raises `ValidationError`, and `PromptmillError` (`invalid_config`, `invalid_input`).
         """
 
         def given(**names: str) -> dict[str, Any]:
             return {field: options[name] for field, name in names.items() if options.get(name) is not None}
 
-        failures, prompt = options.get("max_failures"), options.get("prompt")
-        prompts = () if prompt is None else (prompt,) if isinstance(prompt, str) else prompt
+        failures, prompt, model = (options.get(name) for name in ("max_failures", "prompt", "model"))
+        prompts = {} if prompt is None else {"": prompt} if isinstance(prompt, str) else dict(prompt)
+        models = [model] if model is None or isinstance(model, str) else list(dict.fromkeys(model))
+        variants = _variants(models if len(models) > 1 else [""], list(prompts) if len(prompts) > 1 else [""])
+        if variants and options.get("shard"):
+            raise input_error(Named("shard"), " goes without several models or prompts.")
         return cls(
             inputs=tuple(inputs),
             output=output,
             question=Question(
-                templates=prompts,
+                templates=tuple(prompts.values()),
                 **given(column="prompt_column", image_column="image_column"),
                 **given(row_settings="row_settings", skip_empty="skip_empty", sample="sample"),
             ),
@@ -229,6 +234,7 @@ class JobOrder(_Frozen):
             ),
             earlier=Earlier(**given(again="again", keep="keep", from_job="from_job", overwrite="overwrite")),
             ray=_cluster(**given(address="ray", replicas="replicas", gpus="num_gpus", cpus="num_cpus")),
+            variants=variants,
             **given(sql="sql", encoding="encoding", system_prompt="system_prompt", dedupe="dedupe", shard="shard"),
             **more,
         )
@@ -257,6 +263,21 @@ class JobOrder(_Frozen):
     def with_earlier(self, **changes: Any) -> JobOrder:
         """Return the order with other values of `earlier`."""
         return self.model_copy(update={"earlier": self.earlier.model_copy(update=changes)})
+
+
+def _variants(models: Sequence[str], prompts: Sequence[str]) -> tuple[Variant, ...]:
+    """Return a variant for each pair of a model and the name of a prompt, none for a single pair.
+
+    >>> [variant.name for variant in _variants(["small", "good"], ["a", "b"])]
+    ['small/a', 'small/b', 'good/a', 'good/b']
+    """
+    if len(models) == len(prompts) == 1:
+        return ()
+    return tuple(
+        Variant(name="/".join(filter(None, (model, name))), model=model, prompt=at)
+        for model in models
+        for at, name in enumerate(prompts)
+    )
 
 
 def _cluster(address: str | None = None, replicas: int = 1, gpus: float = 0, cpus: float = 1) -> RayCluster | None:
