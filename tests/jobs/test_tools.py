@@ -726,13 +726,13 @@ async def test_other_processes_read_and_write_the_files_of_a_job_on_a_local_engi
     bench: Any, tools: Any, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[str] = []
-    done_apart = detached._done_apart
+    done_apart = detached.done_apart
 
     async def done(call: Any, *rest: Any, **options: Any) -> Any:
         steps.append(call.func.__name__)
         return await done_apart(call, *rest, **options)
 
-    monkeypatch.setattr(detached, "_done_apart", done)
+    monkeypatch.setattr(detached, "done_apart", done)
     rows = pa.table({"text": ["a", "b"], "answer": ["x", "y"]})
     source = bench.path / f"in.{suffix}"
     if suffix == "parquet":
@@ -1109,3 +1109,38 @@ async def test_the_modules_of_jobs_are_imported_off_the_event_loop(tools, monkey
         with contextlib.suppress(ToolError):
             await call(tool, **given)
     assert imported["promptmill.jobs.manage.running_jobs"] != threading.get_ident()
+
+
+async def test_an_agent_compares_files_and_right_answers(tools: Any, bench: Any) -> None:
+    for name, wrong in (("a", 0), ("b", 2)):
+        rows = [{"id": at, "answer": "no" if at < wrong else "yes"} for at in range(10)]
+        bench.write(rows, f"{name}.jsonl")
+    (bench.path / "gold.csv").write_text("id,label\n" + "".join(f"{at},yes\n" for at in range(5)))
+    async with tools() as call:
+        found = await call("compare", files=["a.jsonl", "b.jsonl"], gold="gold.csv", limit=1)
+        assert (found["rows_compared"], found["matched"], found["pairs"][0]["agree"]) == (10, "by id", 8)
+        assert (found["gold"]["rows"], [file["right"] for file in found["gold"]["files"]]) == (5, [5, 3])
+        assert [row["answers"] for row in found["rows"]] == [{"A": "yes", "B": "no"}]
+        assert found["differ"] == 2
+
+
+async def test_a_comparison_of_a_call_reads_and_returns_no_secrets(tools: Any, bench: Any, tmp_path: Path) -> None:
+    rows = [{"id": at, "note": "sk-proj-0123456789abcdefghij" if at else "", "answer": "x"} for at in range(9)]
+    bench.write(rows, "a.jsonl")
+    bench.write([{**row, "answer": "y"} for row in rows], "b.jsonl")
+    outside = tmp_path / "gold.csv"
+    outside.write_text("id,label\n0,x\n")
+    async with tools() as call:
+        files = ["a.jsonl", "b.jsonl"]
+        found = await call("compare", files=files)
+        assert [row.get("left_out") for row in found["rows"]] == [None, *["The row may hold secrets."] * 8]
+        assert "sk-proj" not in json.dumps(found)
+        for arguments, problem in (
+            ({"files": files, "gold": str(outside)}, "gold is outside"),
+            ({"files": [str(outside), "b.jsonl"]}, "files is outside"),
+            ({"files": files, "field": "note"}, "hold an API key"),
+            ({"files": files, "field": "password"}, "may hold secrets, by its name"),
+            ({"files": ["a.jsonl"]}, "`gold` or `by`"),
+        ):
+            with pytest.raises(ToolError, match=problem):
+                await call("compare", **arguments)

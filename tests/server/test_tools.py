@@ -68,6 +68,15 @@ BULK_TOOLS: dict[str, dict[str, Any]] = {
         "only": "all",
         "max_characters": 40_000,
     },
+    "compare": {
+        "files": REQUIRED,
+        "gold": None,
+        "field": None,
+        "by": None,
+        "tolerance": None,
+        "id": None,
+        "limit": 10,
+    },
     "bulk_cancel": {"job_id": REQUIRED},
     "bulk_control": {"job_id": REQUIRED, "paused": None, "concurrency": None, "max_cost": None, "resume": False},
 }
@@ -140,7 +149,7 @@ async def test_what_tools_list_shows_is_enough_to_call_them(serve, upstream, tmp
 
 async def test_hints_tell_who_only_reads_and_who_may_forget_answers(talk):
     hints = {name: tool.annotations for name, tool in (await _tools(talk)).items()}
-    reading = {"generate", "multiturn_generate", "bulk_status", "bulk_results"}
+    reading = {"generate", "multiturn_generate", "bulk_status", "bulk_results", "compare"}
     assert {name for name, hint in hints.items() if hint.read_only_hint} == reading
     assert {name for name, hint in hints.items() if hint.destructive_hint} == {"bulk_generate"}
     assert all(hint.title for hint in hints.values())

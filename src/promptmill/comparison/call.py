@@ -34,8 +34,12 @@ def order_of(options: Mapping[str, Any]) -> ComparisonOrder:
     )
 
 
-def rows_of(files: Sequence[str], order: ComparisonOrder, folders: JobFolders) -> ComparedRows:
-    """Return the rows of files or jobs side by side. Raises `PromptmillError` (`invalid_input`), `OSError`."""
+def rows_of(
+    files: Sequence[str], order: ComparisonOrder, folders: JobFolders, *, may_read_gold: bool = True
+) -> ComparedRows:
+    """Return the rows of files or jobs side by side. `may_read_gold`: `gold` may be a file.
+
+    Raises `PromptmillError` (`invalid_input`), `OSError`."""
     if len(files) > len(LETTERS):
         raise input_error(f"{len(files)} files are too many: compare takes at most {len(LETTERS)}.")
     if order.by is not None and len(files) > 1:
@@ -45,7 +49,7 @@ def rows_of(files: Sequence[str], order: ComparisonOrder, folders: JobFolders) -
     compared = [ComparedFile.of(label, name, folders) for label, name in zip(LETTERS, files, strict=False)]
     if order.by is not None:
         compared = compared[0].parts(order.by)
-    return ComparedRows.of(compared, order, folders)
+    return ComparedRows.of(compared, order, folders if may_read_gold else None)
 
 
 @dataclass(frozen=True, repr=False)

@@ -86,6 +86,31 @@ def _object(properties: JsonDict, *required: str) -> JsonDict:
     return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": True}
 
 
+_COMPARISON = _object(
+    {
+        "rows_compared": {"type": "integer"},
+        "matched": {"type": "string", "description": "The key by which rows are the same, such as `by id`."},
+        "files": {"type": "array", "items": {"type": "object", "additionalProperties": True}},
+        "pairs": {
+            "type": "array",
+            "description": "How far two files agree; `changes`: which answer became which.",
+            "items": {"type": "object", "additionalProperties": True},
+        },
+        "gold": {
+            "type": "object",
+            "description": "The figures against the right answers.",
+            "additionalProperties": True,
+        },
+        "rows": {
+            "type": "array",
+            "description": "Rows whose answers differ, with their number from 1.",
+            "items": {"type": "object", "additionalProperties": True},
+        },
+    },
+    "rows_compared",
+    "files",
+    "rows",
+)
 _SEVERAL = _object(
     {**_STATUS, "jobs": {"type": "array", "items": {"$ref": "#"}}}
 )  # each has the schema of a single one
@@ -394,6 +419,70 @@ def _add_tools_of_a_job(
         if (most := most_bytes(ctx, service.plan)) is not None:
             found = await asyncio.to_thread(page, found, most - _ENVELOPE, copies=2)
         return ToolResult(None if wants_copy(ctx) else "The rows are in the structured content.", found)
+
+    @tool(
+        mcp,
+        output_schema=_COMPARISON,
+        meta=INLINE,
+        annotations=ToolAnnotations(title="Compare answers", readOnlyHint=True, openWorldHint=False),
+    )
+    async def compare(  # noqa: PLR0917 (the tool's signature)
+        ctx: Context,
+        files: Annotated[
+            list[str],
+            BeforeValidator(lambda files: [files] if isinstance(files, str) else files),
+            arguments.Loose,
+            Field(
+                description="Two or more outputs of the same rows, or ids of their jobs; one with `gold` or `by`.",
+                examples=[["labels-a.csv", "labels-b.csv"]],
+            ),
+        ],
+        gold: Annotated[
+            str | None,
+            Field(
+                description="The right answers of all or some rows: a column of any of the files, a file, or "
+                "`FILE:COLUMN`. None unless given.",
+                examples=["label", "gold.csv"],
+            ),
+        ] = None,
+        field: Annotated[
+            list[str] | None,
+            BeforeValidator(lambda names: [names] if isinstance(names, str) else names),
+            arguments.Loose,
+            Field(
+                description="The columns, or fields of the answers, to compare; left out: all fields, or the answers."
+            ),
+        ] = None,
+        by: Annotated[
+            str | None,
+            Field(description="The column whose values divide the rows of one file, such as `variant`."),
+        ] = None,
+        tolerance: Annotated[
+            str | None,
+            BeforeValidator(lambda value: str(value) if isinstance(value, int | float) else value),
+            Field(description="Numbers that differ by no more are the same; 0 unless given.", examples=["0.01", "1%"]),
+        ] = None,
+        id: Annotated[  # noqa: A002 (a tool's argument)
+            str | None, Field(description="The column that identifies rows; left out: `id`, or the shared columns.")
+        ] = None,
+        limit: Annotated[
+            int,
+            Field(ge=0, le=MOST_ROWS, description="The largest number of rows that differ to return; 10 unless given."),
+            arguments.null_is(10),
+        ] = 10,
+    ) -> ToolResult:
+        """Compare answers to the same rows: agreement, and with `gold` accuracy, F1 and paired differences.
+
+        Returns the figures, and in `rows` the first rows whose answers differ. Sends nothing to a model.
+        """
+        from promptmill.comparison import apart  # imported by the first use: most servers compare nothing
+
+        options = {"field": field, "by": by, "tolerance": tolerance, "id": id}
+        found = await apart.compared(
+            await jobs(), caller_of(ctx, service), files, gold=gold, limit=limit, options=options
+        )
+        found = await asyncio.to_thread(page, found, page_characters(ctx), copies=1)
+        return ToolResult(None if wants_copy(ctx) else "The figures are in the structured content.", found)
 
     @mcp.resource(
         "promptmill://jobs/{job_id}/answers{?offset}",

@@ -119,14 +119,14 @@ def start(
 
 
 async def validated(plan: ResolvedConfig, order: JobOrder, folders: JobFolders, given: Given | None) -> dict[str, Any]:
-    """Return the findings of `validation.check`, which another process makes. Raises as `_done_apart`."""
+    """Return the findings of `validation.check`, which another process makes. Raises as `done_apart`."""
     call = functools.partial(_check, plan=plan, order=order, folders=folders, given=given)
-    return await _done_apart(call, order.inputs[0].name, _environment(plan))
+    return await done_apart(call, order.inputs[0].name, _environment(plan))
 
 
 async def check_columns(order: JobOrder, rule: FileRule) -> None:
-    """Do in another process what `first_rows.check_columns` does, and `row_secrets`. Raises as `_done_apart`."""
-    await _done_apart(functools.partial(_check_columns, order=order, rule=rule.without_secrets), order.inputs[0].name)
+    """Do in another process what `first_rows.check_columns` does, and `row_secrets`. Raises as `done_apart`."""
+    await done_apart(functools.partial(_check_columns, order=order, rule=rule.without_secrets), order.inputs[0].name)
 
 
 class Apart(Steps):
@@ -137,7 +137,7 @@ class Apart(Steps):
         self._places = places
 
     async def ingest(self, job: Job, files: InputFiles, context: Context) -> Bound:
-        """Read the input. Raises as `Change.read` and `_done_apart`."""
+        """Read the input. Raises as `Change.read` and `done_apart`."""
         call = functools.partial(
             _ingest, spec=job.spec, parts=files.parts, change=job.change, disk_share=job.disk_share
         )
@@ -146,11 +146,11 @@ class Apart(Steps):
         return bound
 
     async def check_secrets(self, job: Job, context: Context) -> None:
-        """Look for secrets in the rows. Raises as `row_secrets.check` and `_done_apart`."""
+        """Look for secrets in the rows. Raises as `row_secrets.check` and `done_apart`."""
         await self._done(functools.partial(_check_secrets, rule=job.plan.file_rule), job, context)
 
     async def export(self, job: Job, context: Context) -> output.Written:
-        """Write the output. Raises as `output.write_output` and `_done_apart`."""
+        """Write the output. Raises as `output.write_output` and `done_apart`."""
         return await self._done(functools.partial(_export, limit=job.order.limits.rows), job, context)
 
     async def _done(self, call: functools.partial[T], job: Job, context: Context) -> T:
@@ -159,23 +159,24 @@ class Apart(Steps):
         try:
             async with self._places:
                 on_folder = functools.partial(call, folder=folder.path)
-                return await _done_apart(on_folder, job.spec.input.path.name, note=context.note)
+                return await done_apart(on_folder, job.spec.input.path.name, note=context.note)
         finally:
             folder.open()
 
 
-async def _done_apart(
+async def done_apart(
     call: functools.partial[T],
     name: str,
     environment: Mapping[str, str] | None = None,
     note: Callable[[int], None] | None = None,
+    module: str = _MODULE,
 ) -> T:
-    """Return the result of a call of one of `_STEPS` that a process with limited memory and time does for this one.
+    """Return the result of a step of `module`, which a process with limited memory and time does for this one.
 
     Raises `PromptmillError`, also if the process ended: `invalid_input`, naming the input `name`.
     """
     process = await subprocesses.start(
-        _MODULE, subprocesses.bare_environment(()) if environment is None else environment
+        module, subprocesses.bare_environment(()) if environment is None else environment
     )
     assert process.stdin is not None
     assert process.stdout is not None
@@ -424,7 +425,7 @@ async def _end_if_stuck(job: Job) -> None:
         await asyncio.sleep(_LOOK_S)
 
 
-def main() -> int:
+def main(steps: Mapping[str, Callable[..., object]] = _STEPS) -> int:
     """Do the call that standard input describes."""
     incoming, outgoing = subprocesses.private_pipes()
     called = frames.read(incoming)
@@ -432,7 +433,7 @@ def main() -> int:
         return 2
     subprocesses.lower_priority()
     logs.to_stderr()
-    step, packed = _STEPS.get(called["call"]), called["arguments"]
+    step, packed = steps.get(called["call"]), called["arguments"]
     if step is not None:
         _do_step(step, packed, incoming, outgoing)
         return 0

@@ -77,6 +77,11 @@ class RunningJobs:
         """Processes that run jobs for this one."""
         self.places = Places.of_process(is_shared=service.is_shared)
 
+    @property
+    def rule(self) -> FileRule:
+        """The rule for the files that calls read and write."""
+        return self._rule()
+
     async def start(
         self,
         order: JobOrder,
@@ -156,11 +161,11 @@ class RunningJobs:
         """Return an order with the resolved paths of the files that a call names. Raises `PromptmillError`."""
         changes: dict[str, Any] = {}
         if source is None:
-            changes["inputs"] = (self._allowed(str(order.inputs[0]), "input_file"),)
+            changes["inputs"] = (self.allowed(str(order.inputs[0]), "input_file"),)
         else:
             changes["owner"] = caller.owner
         if source is None or order.output != Path():
-            changes["output"] = self._allowed(str(order.output), "output_file")
+            changes["output"] = self.allowed(str(order.output), "output_file")
         return order.model_copy(update=changes)
 
     def _running(self, order: JobOrder) -> Status | None:
@@ -407,6 +412,18 @@ class RunningJobs:
             "next_offset": after,
         }
 
+    def output_of(self, job_id: str, caller: Caller) -> Path:
+        """Return the output of a job that its caller may see. Raises `PromptmillError` (`invalid_input`). Blocks."""
+        _, spec = self._found(job_id, caller)
+        if self._is_loose(spec):
+            raise input_error(f"Job {job_id} has no output file; run it with `output_file`.")
+        return spec.output.path
+
+    async def apart(self, call: partial[dict[str, Any]], name: str, module: str) -> dict[str, Any]:
+        """Return the result of a step of `module` in a process of its own. Raises as `detached.done_apart` does."""
+        async with self._places:
+            return await detached.done_apart(call, name, module=module)
+
     def control(self, job_id: str, caller: Caller = USER, **changes: Any) -> Status:
         """Pause or continue a job, or change its limits; `changes` are fields of `Control`. Blocks.
 
@@ -500,7 +517,11 @@ class RunningJobs:
             paths.append(spec.output.path)
         return all(map(self._passes, paths))
 
-    def _allowed(self, text: str, name: str) -> Path:
+    def allowed(self, text: str, name: str) -> Path:
+        """Return the resolved path of a file of rows that a call names in its argument `name`.
+
+        Raises `PromptmillError` (`invalid_input`) for a file that the rule on files refuses.
+        """
         if len(text) > LONGEST_PATH:
             raise input_error(f"{name} has {len(text):,} characters; no path is that long.")
         rule, path = self._rule(), home_expanded(text)

@@ -216,7 +216,7 @@ class JobOrder(_Frozen):
 
         failures, prompt, model = (options.get(name) for name in ("max_failures", "prompt", "model"))
         prompts = {} if prompt is None else {"": prompt} if isinstance(prompt, str) else dict(prompt)
-        models = [model] if model is None or isinstance(model, str) else list(dict.fromkeys(model))
+        models = [] if model is None or isinstance(model, str) else list(dict.fromkeys(model))
         variants = _variants(models if len(models) > 1 else [""], list(prompts) if len(prompts) > 1 else [""])
         if variants and options.get("shard"):
             raise input_error(Named("shard"), " goes without several models or prompts.")
