@@ -448,7 +448,7 @@ def test_the_fields_of_answers_are_compared_one_by_one(bench: Any) -> None:
     text = compare(bench, a, b)
     assert "customer 75.0 % \N{MIDDLE DOT} amount 75.0 % \N{MIDDLE DOT} items 100.0 %" in text
     assert "\nmail 2 (row 3)\n" in text
-    assert "\N{NOT EQUAL TO} customer: Core amount: 7 items: []" in text
+    assert "\N{NOT EQUAL TO} customer: Core; amount: 7; items: []" in text
     assert figures(bench, a, b, "--field", "customer")["pairs"][0]["agreement"] == 0.75
     two = figures(bench, a, b, "--field", "customer", "--field", "items")["pairs"][0]["fields"]
     assert [field["field"] for field in two] == ["customer", "items"]

@@ -323,6 +323,11 @@ def _rows(found: Mapping[str, Any], width: int) -> Iterator[str]:
         said = {"judge": words.said(row)} if "verdicts" in row else {}
         own = {name: text for name, text in row["own"].items() if " ".join(text.split()) != row["heading"]}
         answers = {**gold, **row["answers"]}
-        texts = {**own, **{name: words.one_text(answer, row) for name, answer in answers.items()}, **said}
+        texts = {**own, **{name: _in_a_line(answer, row) for name, answer in answers.items()}, **said}
         for name, text in texts.items():
             yield cut(f"{'':9} {cut(name, 8):8} {' '.join(text.split()) or '(no answer)'}", width)
+
+
+def _in_a_line(answer: Any, row: Mapping[str, Any]) -> str:
+    text = words.one_text(answer, row)
+    return text if isinstance(answer, str) else "; ".join(text.split("\n"))

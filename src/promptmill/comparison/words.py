@@ -167,9 +167,8 @@ def one_text(answer: Any, row: Mapping[str, Any]) -> str:
     """Return an answer as a text; a sign marks the fields in which the answers to the row differ."""
     if isinstance(answer, str):
         return answer
-    return "\n".join(
-        f"{DIFFERS if name in row['differing_fields'] else ''}{name}: {value}" for name, value in answer.items()
-    )
+    differing = row["differing_fields"]
+    return "\n".join(f"{DIFFERS * (name in differing)}{name}: {value}" for name, value in answer.items() if value)
 
 
 def price(judge: Mapping[str, Any]) -> str:

@@ -293,8 +293,7 @@ Compare the models {models} on the file {file} with promptmill, for this questio
 own in the folder of the file; `prompt` asks the question and names columns as {{{{column}}}}. Report the cost of \
 each, and ask whether to start.
 2. Make the same calls without `validate`, and call `bulk_status` until all are `finished`.
-3. With a shell, run `promptmill compare OUTPUT OUTPUT --gold COLUMN`; leave the last option out if no column has the \
-right answers. Without a shell, read the same rows of the jobs with `bulk_results` and count how often they agree.
+3. Call `compare` with the outputs as `files`, and with the column of the right answers as `gold` if there is one.
 4. Say which model is better, whether the difference may be chance, and what each costs. The resource {skill} \
 explains more.\
 """
