@@ -455,7 +455,7 @@ def _add_tools_of_a_job(
         ] = None,
         by: Annotated[
             str | None,
-            Field(description="The column whose values divide the rows of one file, such as `variant`."),
+            Field(description="The column that divides the rows of one file, such as `variant`; none unless given."),
         ] = None,
         tolerance: Annotated[
             str | None,
