@@ -536,6 +536,8 @@ def test_cost_and_time_of_jobs_and_the_cost_of_a_point(bench: Any) -> None:
     found = figures(bench, *ids, "--gold", "label")
     cheap, dear = found["files"]
     assert (cheap["model"], dear["model"]) == ("cheap", "dear")
+    assert dear["made"] == {**dear["made"], "model": "dear", "prompt": "{{text}}?"}
+    assert dear["made"]["command"].startswith("promptmill bulk ")
     (difference,) = found["gold"]["differences"]
     assert difference["difference"] == pytest.approx(5 / 40)
     assert difference["cost"] == pytest.approx(dear["cost"] - cheap["cost"])
@@ -572,6 +574,10 @@ def test_one_field_of_a_schema(bench: Any, suffix: str) -> None:
     assert found["pairs"][0]["agree"] == 20
     assert found["gold"]["files"][0]["accuracy"] == 1
     assert figures(bench, *outputs, "--field", "stars")["pairs"][0]["agree"] == 0
+    (pair,) = figures(bench, *outputs)["pairs"]
+    assert [(field["field"], field["agree"]) for field in pair["fields"]] == [("mood", 20), ("stars", 0)]
+    (pair,) = figures(bench, *outputs, "--tolerance", "1")["pairs"]
+    assert pair["agree"] == 20
 
 
 def test_a_job_without_an_output(bench: Any) -> None:

@@ -71,7 +71,7 @@ class ComparedFile:
     about: Mapping[str, Any] = field(default_factory=dict)
     """The status of the job that made it."""
     made: Mapping[str, str] = field(default_factory=dict)
-    """How the job made it: its command, model, prompt and sampling."""
+    """The command, model, prompt and sampling of the job that made it."""
     cost: str = "cost"
     only: tuple[str, str] | None = None
     """The column and the value of the rows that count; None: all rows."""
@@ -609,7 +609,7 @@ class ComparedRows:
     gold_matched: str
     """The rule by which a file of right answers was matched, such as `by id`; `""` if they are in a compared file."""
     gold_columns: Collection[str]
-    """The columns that the rows do not show: those of the right answers."""
+    """The columns of the right answers, which the rows do not show."""
     matched: str
     """The rule by which rows of several files are the same, such as `by id`."""
 

@@ -168,7 +168,7 @@ def _rows(found: Mapping[str, Any], rows: Iterator[Mapping[str, Any]]) -> PageRo
         verdicts = set(row.get("verdicts", {}).values())
         state = _DIFFER * row["differs"] + _WRONG * bool(is_wrong)
         state += sum(wrong[label] for label in is_wrong) + sum(bit for kind, bit in bits.items() if kind in verdicts)
-        # the heading first, which names the row
+        # the heading first: it names the row
         own = sorted(row["own"].items(), key=lambda item: " ".join(item[1].split()) != row["heading"])
         values = {OWN + name: text for name, text in own if shown.has_own(name)}
         values |= {_ANSWER + label: words.one_text(answer, row) for label, answer in row["answers"].items()}

@@ -93,7 +93,7 @@ _COMPARISON = _object(
         "files": {"type": "array", "items": {"type": "object", "additionalProperties": True}},
         "pairs": {
             "type": "array",
-            "description": "How far two files agree; `changes`: which answer became which.",
+            "description": "The agreement of two files; `changes` counts each pair of answers.",
             "items": {"type": "object", "additionalProperties": True},
         },
         "gold": {
