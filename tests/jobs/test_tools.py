@@ -31,6 +31,7 @@ from pyarrow import parquet
 
 from fakes import FakeBackend, openai_configuration
 from half_done import answers
+from pdf_files import pdf_of_texts
 from processtable import gone
 from promptmill.backends.protocol import Completion
 from promptmill.config.loading import Configuration
@@ -1001,6 +1002,29 @@ async def test_a_pattern_of_megabytes_is_refused_before_it_is_compiled(bench: An
     async with tools() as call:
         with pytest.raises(ToolError, match="no path is that long"):
             await call("bulk_generate", files=["*" + "?" * 5000], prompt="{{content}}")
+
+
+async def test_pdfs_are_asked_as_text_or_as_images_of_their_pages(bench: Any, tools: Any) -> None:
+    pdf_of_texts(bench.path / "a.pdf", ["Invoice 1", "Total 10"])
+    async with tools() as call:
+        job = await call("bulk_generate", files=["*.pdf"], prompt="Extract.")
+        assert "1 PDF sent as text" in job["pdf"]
+        await ended(call, job["job_id"], "finished")
+        job = await call("bulk_generate", files=["a.pdf"], prompt="Extract.", pdf="images")
+        assert "pdf" not in job
+        await ended(call, job["job_id"], "finished")
+        with pytest.raises(ToolError, match='`pdf: "images"`, the prompt has no'):
+            await call("bulk_generate", files=["a.pdf"], prompt="{{content}}", pdf="images")
+    asked = [seen.json["messages"][-1]["content"] for seen in bench.upstream.seen]
+    assert asked[0] == "Extract.\n\nInvoice 1\n\nTotal 10"
+    assert [part["type"] for part in asked[1]].count("image_url") == 2
+
+
+async def test_the_text_of_a_pdf_with_a_key_is_not_sent(bench: Any, tools: Any) -> None:
+    pdf_of_texts(bench.path / "a.pdf", ["password: hunter2Zq81xTy"])
+    async with tools() as call:
+        with pytest.raises(ToolError, match="may hold secrets"):
+            await call("bulk_generate", files=["a.pdf"], prompt="{{content}}")
 
 
 async def test_files_are_asked_one_by_one_without_their_content_in_any_result(bench: Any, tools: Any) -> None:

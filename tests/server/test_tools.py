@@ -50,6 +50,7 @@ BULK_TOOLS: dict[str, dict[str, Any]] = {
         "image_column": None,
         "prompts": None,
         "files": None,
+        "pdf": None,
         "limit": 0,
         "again": None,
         "keep": False,

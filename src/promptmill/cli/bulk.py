@@ -85,6 +85,11 @@ def add_options(bulk: Parser) -> None:
         choices=("file", "line"),
         help="what a prompt asks about; unless given, each file of a folder of texts or images, and each row of tables",
     )
+    group.add_argument(
+        "--pdf",
+        choices=("text", "images"),
+        help="what is sent of PDFs; unless given, their text, or the pages of scans",
+    )
     group = bulk.add_argument_group("answers")
     options.add_answer_form(group)
     group.add_argument(
@@ -126,23 +131,28 @@ def add_options(bulk: Parser) -> None:
     group.add_argument("--quiet", action="store_true", help="show no progress")
     group.add_argument("--report", type=Path, metavar="FILE", help="write a report, one HTML file, at the end")
     group.add_argument("--json", action="store_true", help="print the result as JSON")
-    group = bulk.add_argument_group("several machines")
-    group.add_argument("--shard", metavar="I/N", help="only this part of the rows, for `promptmill join OUTPUT`")
-    group.add_argument("--ray", metavar="ADDRESS", help="answer on a Ray cluster: HOST:PORT, or auto")
-    group.add_argument("--replicas", type=at_least_one, default=1, metavar="N", help="with --ray: so many of the model")
-    group.add_argument("--num-gpus", type=float, default=0, metavar="N", help="with --ray: GPUs of each replica")
-    group.add_argument("--num-cpus", type=float, default=1, metavar="N", help="with --ray: cores of each replica")
+    _add_machines(bulk)
     bulk.show_examples(
         "promptmill bulk reviews.csv labels.csv --prompt 'Is this positive or negative? {{text}}' "
         "--choices positive,negative",
         "promptmill bulk orders.txt orders.csv --prompt 'Extract the order: {{text}}' --schema order.json",
         "promptmill bulk mails/ topics.csv --prompt 'What is this about? {{content}}'      # each file",
+        "promptmill bulk invoices/*.pdf out.csv --schema invoice.json --prompt 'Extract the invoice.'",
         "promptmill bulk pictures/ captions.csv --prompt 'Describe the picture.'      # each image",
         "promptmill bulk reviews.csv labels.csv --prompt 'Is this positive? {{text}}' --model small-1 --model good-1",
         "promptmill bulk reviews.csv labels.csv --prompt a='Is it good? {{text}}' --prompt b='Classify: {{text}}'",
         "promptmill bulk prompts.jsonl answers.jsonl --limit 20      # the same command without --limit does the rest",
     )
     bulk.set_defaults(command=_run)
+
+
+def _add_machines(bulk: Parser) -> None:
+    group = bulk.add_argument_group("several machines")
+    group.add_argument("--shard", metavar="I/N", help="only this part of the rows, for `promptmill join OUTPUT`")
+    group.add_argument("--ray", metavar="ADDRESS", help="answer on a Ray cluster: HOST:PORT, or auto")
+    group.add_argument("--replicas", type=at_least_one, default=1, metavar="N", help="with --ray: so many of the model")
+    group.add_argument("--num-gpus", type=float, default=0, metavar="N", help="with --ray: GPUs of each replica")
+    group.add_argument("--num-cpus", type=float, default=1, metavar="N", help="with --ray: cores of each replica")
 
 
 def _encoding(text: str) -> str:
@@ -203,7 +213,7 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
         order = _order_of(arguments, paths or [Path("rows")], output.absolute())
         order = order.model_copy(update={"shown": Shown(command=command, urls=urls)})
         if source is None:
-            order, source, left_out = written_whole(order, folders, arguments.each, opened)
+            order, source, left_out = written_whole(order, folders, arguments.each, opened, as_pdf=arguments.pdf)
             for text in left_out:
                 say(text, sys.stderr, wrap=True)
         if name == "-":

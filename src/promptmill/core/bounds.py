@@ -80,6 +80,10 @@ MOST_FILES = 10_000
 """Files that patterns find; twenty times as many are looked at, so that `/**` ends."""
 LARGEST_WORKBOOK = 512 << 20
 """Bytes of XML in a workbook: a sheet is read whole, into five times its size. A million short rows have 100 MB."""
+LARGEST_PDF_TEXT = 1 << 20
+"""Characters of a PDF's text, as of any file that is sent whole: no model reads more."""
+MOST_PDF_PAGES = 100
+"""Pages of a PDF whose images one request carries: providers take 50 to 500, and each takes some 300 KB of memory."""
 LONGEST_COLUMN = 200
 """Characters of a column's name that a call chooses: each row of the output repeats it."""
 MOST_COLUMNS = 100_000

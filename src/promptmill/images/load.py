@@ -21,12 +21,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
 from promptmill.core.bounds import LARGEST_FILE, LONGEST_PATH
 from promptmill.core.errors import Code, PromptmillError, redact
+from promptmill.images import pdf
 from promptmill.system.call_files import FileRule, RefusedError
 from promptmill.system.memory import Memory
 from promptmill.system.safe_open import NoFileError, OutsideError, home_expanded
@@ -104,14 +105,15 @@ def from_folder(source: str, folders: Sequence[str]) -> str:
     if not folders or source.startswith("~") or source[:5].lower() in {"data:", "file:"} or _URL.match(source):
         return source
     paths = [os.path.join(folder, source) for folder in folders]  # noqa: PTH118 (pathlib would change the spelling of a path)
-    return next(filter(os.path.exists, paths), paths[-1])
+    return next((path for path in paths if os.path.exists(pdf.split(path)[0])), paths[-1])  # noqa: PTH110 (a text)
 
 
 def load_image(source: str, rules: ImageRules) -> ImageFile:
     """Return the image at a local path, `file:` URL or `data:` URL, or one in memory. Blocks: call it off the loop.
 
     BMP and TIFF become PNG, and so do animations (their first frame), CMYK and 16-bit images, and images that EXIF
-    rotates; any other image stays byte for byte. Raises `PromptmillError` (`invalid_image`).
+    rotates; any other image stays byte for byte. `scan.pdf#page=3` is a page of a PDF. Raises `PromptmillError`
+    (`invalid_image`; `missing_dependency` for a PDF).
     """
     if isinstance(source, HeldImage):
         name, data = "the image in memory", _encode_held(source)
@@ -132,9 +134,12 @@ def _encode_held(source: HeldImage) -> bytes:
 
 
 def _file(source: str, rules: ImageRules) -> tuple[str, bytes]:
+    source, page = pdf.split(source)
     path = local_path(source)
     try:
         with os.fdopen(rules.files.open(path), "rb") as file:
+            if path.suffix.lower() == pdf.SUFFIX:
+                return _whole(path), _pdf_page(file, page, _whole(path))
             _probe(file.read(16), _whole(path))
             file.seek(0)
             size = os.fstat(file.fileno()).st_size
@@ -154,6 +159,20 @@ def _file(source: str, rules: ImageRules) -> tuple[str, bytes]:
     if max(size, len(data)) > LARGEST_FILE:
         raise _unusable(f"{_whole(path)} is larger than {LARGEST_FILE // 2**20} MiB.")
     return _whole(path), data
+
+
+def _pdf_page(file: BinaryIO, page: int | None, name: str) -> bytes:
+    """Return the image of a page. Raises `PromptmillError` (`invalid_image`, `missing_dependency`)."""
+    try:
+        if page:
+            return pdf.READER.page(file, page)
+        pages = pdf.READER.pages(file)
+    except pdf.PdfError as error:
+        raise _unusable(f"{name} {error}.") from None
+    if page == 0:
+        raise _unusable(f"{name} has no text: it may be a scan.", "Send its pages as images (the option `pdf`).")
+    first = pdf.page_of(Path(name).name, 1)
+    raise _unusable(f"{name} is a PDF of {pages:,} page{'s'[: pages > 1]}.", f"Name one of its pages, such as {first}.")
 
 
 def local_path(source: str) -> Path:

@@ -235,12 +235,16 @@ def add_bulk_tools(
             BeforeValidator(lambda files: [files] if isinstance(files, str) else files),
             arguments.Loose,
             Field(
-                description="Paths, folders or patterns of text files or images inside the server's folders, if "
+                description="Paths, folders or patterns of texts, images or PDFs inside the server's folders, if "
                 "`input_file` is left out: `prompt` goes out for each text, with {{content}} and {{path}}; without "
                 "{{content}}, for each image. Contents are sent to the model and not returned. Hidden files and those "
                 "that may hold secrets are left out.",
                 examples=[["docs/**/*.md"]],
             ),
+        ] = None,
+        pdf: Annotated[
+            Literal["text", "images"] | None,
+            Field(description="What is sent of PDFs in `files`; left out: their text, or the pages of scans."),
         ] = None,
         limit: Annotated[
             int, Field(ge=0, description="Process only the first N rows; all unless given."), arguments.null_is(0)
@@ -319,6 +323,7 @@ def add_bulk_tools(
                 order,
                 prompts=None if prompts is None else arguments.list_of(prompts, "prompts"),
                 files=files,
+                as_pdf=pdf,
                 validate=validate,
                 plan=plan,
                 approve=None if cost is None else cost.approve,

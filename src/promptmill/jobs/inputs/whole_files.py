@@ -2,6 +2,10 @@
 
 A prompt with `{{content}}` asks about the text of each file, any other prompt about each image.
 
+A PDF is a text or images. By default it is its text if it has any, else the images of its pages: nothing here knows
+whether a model reads images, and every model reads text. Without `{{content}}`, the text comes behind the prompt. With
+PDFs, each row has both fields.
+
     a path       a file that cannot be sent is an error
     a pattern    a file that it finds and that cannot be sent is left out, with the reason
     a folder     the pattern `folder/**`
@@ -20,14 +24,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import BinaryIO, Literal
 
 import orjson
 
-from promptmill.core.bounds import LONGEST_PATH, MOST_FILES
+from promptmill.core.bounds import LARGEST_PDF_TEXT, LONGEST_PATH, MOST_FILES, MOST_PDF_PAGES
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.secret_text import find_assigned
 from promptmill.core.values import JsonDict
 from promptmill.core.wording import counted
+from promptmill.images import pdf
 from promptmill.jobs.inputs.files import IMAGES, all_files, is_several
 from promptmill.jobs.inputs.formats import SUFFIXES, plain
 from promptmill.jobs.inputs.given import Given, written
@@ -64,6 +70,10 @@ _LOOKED_AT = 1000  # files of a folder, for a table among them
 _MAGIC = re.compile(r"[*?\[]")
 _LARGEST_FILE, _LARGEST = 1 << 20, 256 << 20
 _SHOWN = 20
+_IN_IMAGES = "(in the images)"
+"""The `content` of a row whose file is sent as images beside texts."""
+PdfForm = Literal["text", "images"]
+"""The form in which PDFs are sent."""
 
 
 def are_asked_whole(given: Sequence[Path], each: str | None) -> bool:
@@ -75,17 +85,25 @@ def are_asked_whole(given: Sequence[Path], each: str | None) -> bool:
     if each is not None:
         return each == "file"
     if len(given) == 1 and not is_several(given[0]):
-        return given[0].suffix.lower() in IMAGES
+        return given[0].suffix.lower() in {*IMAGES, pdf.SUFFIX}
     found = itertools.islice(itertools.chain.from_iterable(map(all_files, given)), _LOOKED_AT)
     kinds = {SUFFIXES.get(plain(path).suffix.lower(), "") for path in found}
     return bool(kinds) and kinds <= {"txt", "", "sql"}  # Windows keeps `Thumbs.db` among pictures
 
 
-def question_of(question: Question) -> Question:
+def question_of(question: Question, *, has_pdfs: bool = False, as_pdf: PdfForm | None = None) -> Question:
     """Return the question for whole files: about their text, or about the images that they are."""
     if not question.templates:
         example = Named("prompt", "Summarize this file. {{content}}", ", such as {}")
         raise input_error("The files need a ", Named("prompt"), example, ".")
+    if has_pdfs and as_pdf == "images" and asks_content(question):
+        raise input_error("With ", Named("pdf", "images"), ", the prompt has no {{content}}: the pages are images.")
+    if has_pdfs and as_pdf != "images":
+        templates = question.templates
+        if not asks_content(question):
+            templates = tuple(f"{text}\n\n{{{{content}}}}" for text in templates)
+        both = {"prompt_only": ("content", "images"), "image_column": "images", "templates": templates}
+        return question.model_copy(update=both)
     if asks_content(question):
         return question.model_copy(update={"prompt_only": ("content",)})
     return question.model_copy(update={"prompt_only": ("images",), "image_column": "images"})
@@ -97,9 +115,14 @@ def asks_content(question: Question) -> bool:
 
 
 def written_whole(
-    order: JobOrder, folders: JobFolders, each: str | None, opened: contextlib.ExitStack
+    order: JobOrder,
+    folders: JobFolders,
+    each: str | None,
+    opened: contextlib.ExitStack,
+    *,
+    as_pdf: PdfForm | None = None,
 ) -> tuple[JobOrder, Given | None, Sequence[str]]:
-    """Return an order, its rows as long as `opened` is if each file is a row, and the files that are left out.
+    """Return an order, its rows as long as `opened` is if each file is a row, and notes: files left out, forms of PDFs.
 
     Raises `PromptmillError` (`invalid_input`, `storage`).
     """
@@ -107,19 +130,24 @@ def written_whole(
         return order, None, ()
     first = order.inputs[0]
     name = first.name if len(order.inputs) == 1 and not _MAGIC.search(first.name) else first.parent.name
-    order = order.model_copy(update={"question": question_of(order.question)})
-    found = OwnFiles(order.inputs, order.output, order.question)
+    has_pdfs = OwnFiles(order.inputs, order.output, order.question).has_pdfs()
+    question = question_of(order.question, has_pdfs=has_pdfs, as_pdf=as_pdf)
+    order = order.model_copy(update={"question": question})
+    found = OwnFiles(order.inputs, order.output, order.question, as_pdf)
     source = opened.enter_context(written(folders, found.lines(), ".jsonl", name or "files"))
-    return order.model_copy(update={"inputs": (Path(source.name),)}), source, found.left_out
+    return order.model_copy(update={"inputs": (Path(source.name),)}), source, [*found.left_out, *found.forms]
 
 
 class WholeFiles:
     """The files that `names` find and that `rule` lets pass, read once as lines of JSON."""
 
-    def __init__(self, names: Sequence[str], rule: FileRule, question: Question) -> None:
+    def __init__(self, names: Sequence[str], rule: FileRule, question: Question, as_pdf: PdfForm | None = None) -> None:
         self._names, self._rule = names, replace(rule, is_guarded=True)
         self._finder = rule.finder
+        self._has_both = {*question.prompt_only} == {"content", "images"}
         self._row = self._text_row if asks_content(question) else self._image_row
+        self._as_pdf = as_pdf
+        self._pdf_forms = dict.fromkeys(("text", "images"), 0)
         self.count = 0
         self._left_out: dict[str, list[Path]] = {}
         """The files that are left out, by the reason."""
@@ -137,12 +165,33 @@ class WholeFiles:
             )
         return found
 
+    @property
+    def forms(self) -> list[str]:
+        """The forms of the PDFs, if the user has chosen none."""
+        texts, images = self._pdf_forms.values()
+        if self._as_pdf is not None or not texts + images:
+            return []
+        parts = [f"{counted(texts, 'PDF')} sent as text"] if texts else []
+        parts += [f"{counted(images, 'PDF')} without text sent as images of the pages"] if images else []
+        return [f"{', '.join(parts)}; the option `pdf` (text or images) chooses"]
+
+    def has_pdfs(self) -> bool:
+        """Return whether a file is a PDF. Raises as `lines` does."""
+        return any(path.suffix.lower() == pdf.SUFFIX for path, _ in self._each())
+
     def lines(self) -> Iterator[bytes]:
         """Yield a line for each file, in the order of `names`. Raises `PromptmillError` (`invalid_input`)."""
         size = 0
         for path, is_found in self._each():
             try:
-                row = self._row(path)
+                if path.suffix.lower() == pdf.SUFFIX:
+                    row = self._pdf_row(path)
+                elif self._has_both:
+                    is_image = path.suffix.lower() in IMAGES
+                    row = {"content": _IN_IMAGES, **self._image_row(path)} if is_image else self._text_row(path)
+                    row = {"images": [], **row}
+                else:
+                    row = self._row(path)
             except PromptmillError as error:
                 if not is_found:
                     raise input_error(f"`files`: {path} {error.message}.") from None
@@ -226,6 +275,31 @@ class WholeFiles:
         self._read(path, 0)
         return {"images": [str(path.absolute())]}
 
+    def _pdf_row(self, path: Path) -> JsonDict:
+        """Return the row of a PDF. If it cannot be read, its source is no image, and the row fails with the reason.
+
+        Raises as `_text_row` does, and `PromptmillError` (`missing_dependency`).
+        """
+        pdf.check_installed()
+        source = str(path.absolute())
+        images, text = [source], ""
+        with self._opened(path) as file, contextlib.suppress(pdf.PdfError):
+            if self._as_pdf != "images":
+                text = pdf.READER.text(file)
+            if self._as_pdf == "text":
+                images = [pdf.text_of(source)]
+            elif not text:
+                images = [pdf.page_of(source, page + 1) for page in range(pdf.READER.pages(file))]
+        if len(text) > LARGEST_PDF_TEXT:
+            raise input_error(f"has more than {LARGEST_PDF_TEXT >> 20} million characters of text")
+        if len(images) > MOST_PDF_PAGES:
+            raise input_error(f"has {len(images):,} pages, more than the {MOST_PDF_PAGES} images of one request")
+        self._check_secrets(path.with_suffix(".txt"), text.encode())
+        if text or images[0] != source:  # otherwise it cannot be read
+            self._pdf_forms["text" if text else "images"] += 1
+        row: JsonDict = {"images": [] if text else images}
+        return {"content": text or _IN_IMAGES, **row} if self._has_both else row
+
     def _text_row(self, path: Path) -> JsonDict:
         """Return the row of a text. Raises `PromptmillError` with the reason, as the predicate of a sentence."""
         if path.suffix.lower() in IMAGES:
@@ -249,9 +323,14 @@ class WholeFiles:
 
     def _read(self, path: Path, most: int) -> bytes:
         """Return the first bytes of a file. Raises as `_text_row` does."""
+        with self._opened(path) as file:
+            return file.read(most)
+
+    @contextlib.contextmanager
+    def _opened(self, path: Path) -> Iterator[BinaryIO]:
         try:
             with os.fdopen(self._rule.open(path), "rb") as file:
-                return file.read(most)
+                yield file
         except OutsideError:
             raise input_error("leads outside the folders of `allowed_roots`") from None
         except RefusedError as error:
@@ -265,8 +344,8 @@ class WholeFiles:
 class OwnFiles(WholeFiles):
     """The operator's own files, of any number and content; hidden ones and `output` are left out."""
 
-    def __init__(self, given: Sequence[Path], output: Path, question: Question) -> None:
-        super().__init__([], FileRule(), question)
+    def __init__(self, given: Sequence[Path], output: Path, question: Question, as_pdf: PdfForm | None = None) -> None:
+        super().__init__([], FileRule(), question, as_pdf)
         self._given, self._output = given, output
 
     def _each(self) -> Iterator[tuple[Path, bool]]:

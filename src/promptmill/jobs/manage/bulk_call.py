@@ -85,7 +85,8 @@ def bulk(rows: Any, output: str | Path | None = None, **options: Unpack[BulkOpti
       list is the field `text`, and a value of a column has the column's name; several, {"short": "…", "long": "…"},
       are each asked, and `variant` names the prompt of an answer. Without it, the field `prompt_column`
       ("prompt") holds the prompt. `system`: the system prompt. `image_column`: paths or URLs of images. `each`: "file"
-      or "line", what is a row of a folder; by default each file of texts or images. `encoding` of CSV and text. `sql`:
+      or "line", what is a row of a folder; by default each file of texts or images. `pdf`:
+      "text" or "images", what is sent of PDFs. `encoding` of CSV and text. `sql`:
       the query whose rows are asked, of a database. `row_settings=True`: rows set their own model and sampling.
       `skip_empty=True`: leave rows without a prompt out.
       `limit`: only the first rows. `sample`: only so many, drawn at random. `shard`: one part of the rows, "3/16".
@@ -267,7 +268,9 @@ class _Call:
             target = Path("-") if output is None else Path(output).expanduser().absolute()
             order = _order(given, paths or [Path("rows")], target, folders)
             if paths:
-                order, source, left_out = written_whole(order, folders, given.get("each"), written)
+                order, source, left_out = written_whole(
+                    order, folders, given.get("each"), written, as_pdf=given.get("pdf")
+                )
                 for text in left_out:
                     warnings.warn(text, stacklevel=3)
             if output is None:

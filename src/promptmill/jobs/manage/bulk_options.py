@@ -23,6 +23,7 @@ class RowOptions(TypedDict, total=False):
     prompt_column: str | None
     image_column: str | None
     each: Literal["file", "line"] | None
+    pdf: Literal["text", "images"] | None
     sql: str | None
     encoding: str | None
     row_settings: bool

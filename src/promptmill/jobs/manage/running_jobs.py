@@ -28,7 +28,7 @@ from promptmill.jobs.inputs import formats
 from promptmill.jobs.inputs import given as given_rows
 from promptmill.jobs.inputs.given import Given
 from promptmill.jobs.inputs.row_secrets import OTHERWISE
-from promptmill.jobs.inputs.whole_files import WholeFiles, question_of
+from promptmill.jobs.inputs.whole_files import PdfForm, WholeFiles, question_of
 from promptmill.jobs.manage import detached
 from promptmill.jobs.manage.call_limits import Place, Places
 from promptmill.jobs.run import admission
@@ -88,6 +88,7 @@ class RunningJobs:
         *,
         prompts: Sequence[Any] | None = None,
         files: Sequence[str] | None = None,
+        as_pdf: PdfForm | None = None,
         validate: bool = False,
         plan: ResolvedConfig | None = None,
         approve: Approve | None = None,
@@ -117,10 +118,13 @@ class RunningJobs:
                 lines = given_rows.lines_of(prompts, "text" if order.question.templates else "prompt", "prompts")
                 source = await self._given(lines, caller, opened)
             if files is not None:
-                order = order.model_copy(update={"question": question_of(order.question)})
-                found = WholeFiles(files, self._rule(), order.question)
+                has_pdfs = await asyncio.to_thread(WholeFiles(files, self._rule(), order.question).has_pdfs)
+                question = question_of(order.question, has_pdfs=has_pdfs, as_pdf=as_pdf)
+                order = order.model_copy(update={"question": question})
+                found = WholeFiles(files, self._rule(), question, as_pdf)
                 source = await self._given(found.lines(), caller, opened)
                 notes = {"files": found.count, **({"left_out": found.left_out} if found.left_out else {})}
+                notes |= {"pdf": found.forms[0]} if found.forms else {}
             plan = await self._service.settled(plan or self._service.plan)
             order = self._resolved(order, source, caller)
             if source is not None and order.output == Path():

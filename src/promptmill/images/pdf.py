@@ -1,0 +1,307 @@
+"""The text and the pages of PDF files, read in a process of its own that is used again.
+
+**The attacker** is the author of a PDF. **The harm**: the parser, which is written in C++, crashes, or takes memory or
+time without end. The process is ended then, and that PDF alone fails.
+
+A file is sent to the process once, and its pages are asked for one by one: no process holds more than one of them.
+
+To the process: `{"size": …}` and so many bytes, a file; then for it `{"page": …}`, or `{"page": 0}` for its text.
+From it: `{"pages": …}`, `{"image": …}` in base64 or `{"text": …}`; or `{"problem": …}`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import importlib.util
+import io
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from promptmill.core.bounds import LARGEST_FILE, LARGEST_PDF_TEXT, MOST_KEPT
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.system import frames, runtime, subprocesses
+from promptmill.system.installation import adding
+
+SUFFIX = ".pdf"
+_NAMED = re.compile(r"(?is)(.+\.pdf)#(?:page=(\d{1,9})|(text))")
+_START_S = 30.0
+# Of processor time. A page of a scan in 600 dpi takes 0.5 s, the text of 1,000 pages 2 s.
+_COMPUTING_S = 20.0
+_REPLY_S = 60.0  # on the clock, for a busy machine
+_MEMORY = 1 << 30  # a file of `LARGEST_FILE`, and a decoded scan of 100 million pixels
+_DPI = 200
+_LONGEST = 2048  # pixels of a side: providers make larger images smaller
+_QUALITY = 90  # of JPEG: small letters stay sharp
+_LOST = "takes too much time or memory to read, or is damaged"
+
+
+class PdfError(Exception):
+    """A PDF that cannot be read; the text is the reason, as the predicate of a sentence."""
+
+
+def page_of(source: str, page: int) -> str:
+    """Return the source of an image: a page, from 1, of the PDF at `source`."""
+    return f"{source}#page={page}"
+
+
+def text_of(source: str) -> str:
+    """Return the source that stands for the missing text of a PDF: it is no image, and an error says so."""
+    return f"{source}#text"
+
+
+def split(source: str) -> tuple[str, int | None]:
+    """Return the file of `source`, and the page of a PDF: 0 for its text, None if it names no page.
+
+    >>> split("scans/a.pdf#page=3")
+    ('scans/a.pdf', 3)
+    """
+    if (match := _NAMED.fullmatch(source)) is None:
+        return source, None
+    return match[1], int(match[2] or 0)
+
+
+def check_installed() -> None:
+    """Raise `PromptmillError` (`missing_dependency`) when PDF files cannot be read here."""
+    if importlib.util.find_spec("pypdfium2") is None:
+        raise PromptmillError(Code.MISSING_DEPENDENCY, "PDF files need pypdfium2.", adding("files"))
+
+
+class PdfReader:
+    """Reads PDF files in its process, which the first file starts. Any thread may use it, one at a time."""
+
+    def __init__(self) -> None:
+        self._turn = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._held: object = None
+        """The file that the process holds."""
+        self._pages = 0
+        self._lost: OrderedDict[object, None] = OrderedDict()
+        """Files that ended the process: their next pages would take as long."""
+
+    def pages(self, file: BinaryIO) -> int:
+        """Return the number of pages. Raises `PdfError`; and `PromptmillError` (`missing_dependency`)."""
+        with self._turn:
+            self._hold(file)
+            return self._pages
+
+    def text(self, file: BinaryIO) -> str:
+        """Return the text layer. Raises as `pages` does."""
+        with self._turn:
+            self._hold(file)
+            return str(self._reply({"page": 0})["text"])
+
+    def page(self, file: BinaryIO, page: int) -> bytes:
+        """Return page `page`, from 1, as a JPEG. Raises as `pages` does."""
+        import pybase64
+
+        with self._turn:
+            self._hold(file)
+            if not 1 <= page <= self._pages:
+                raise PdfError(f"has no page {page}, but {self._pages:,}")
+            return bytes(pybase64.b64decode(self._reply({"page": page})["image"]))
+
+    def _hold(self, file: BinaryIO) -> None:
+        """Send a file to the process, unless it holds it."""
+        about = os.fstat(file.fileno())
+        key = (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns)
+        if key in self._lost:
+            raise PdfError(_LOST)
+        if about.st_size > LARGEST_FILE:
+            raise PdfError(f"is larger than {LARGEST_FILE >> 20} MiB")
+        if self._process is not None and self._process.poll() is None and self._held == key:
+            return
+        self._held = key
+        try:
+            self._pages = int(self._reply({"size": about.st_size}, file)["pages"])
+        except PdfError:
+            self._held = None
+            raise
+
+    def _reply(self, question: frames.Frame, file: BinaryIO | None = None) -> frames.Frame:
+        """Return the reply of the process. Raises `PdfError`."""
+        if self._process is None or self._process.poll() is not None:
+            check_installed()
+            self._process = _started()
+            with _ended_after(_START_S, self._process):
+                assert self._process.stdout is not None
+                if _read(self._process.stdout) is None:
+                    self.end()
+                    raise PdfError("cannot be read, as no process for it starts")
+        process = self._process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        reply = None
+        with _ended_after(_REPLY_S, process):
+            with contextlib.suppress(OSError):  # it ended
+                process.stdin.write(frames.packed(question))
+                if file is not None:
+                    file.seek(0)
+                    shutil.copyfileobj(file, process.stdin, 1 << 20)
+                process.stdin.flush()
+            reply = _read(process.stdout)
+        if reply is None:
+            self._lost[self._held] = None
+            while len(self._lost) > MOST_KEPT:
+                self._lost.popitem(last=False)
+            self.end()
+            raise PdfError(_LOST)
+        if problem := reply.get("problem"):
+            raise PdfError(problem)
+        return reply
+
+    def end(self) -> None:
+        """End the process, even while it reads."""
+        process, self._process, self._held = self._process, None, None
+        if process is not None:
+            if process.poll() is None:
+                subprocesses.end_group(process.pid)
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                with contextlib.suppress(OSError):
+                    assert pipe is not None
+                    pipe.close()
+
+
+READER = PdfReader()
+"""The reader of this process."""
+atexit.register(READER.end)
+
+
+def _started() -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        (sys.executable, "-P", "-m", __name__),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=subprocesses.environment(),
+        start_new_session=True,
+        creationflags=subprocesses.group_creation_flags(),
+    )
+
+
+def _read(pipe: Any) -> frames.Frame | None:
+    try:
+        return frames.read(pipe)
+    except (OSError, frames.OutOfStepError):
+        return None
+
+
+@contextlib.contextmanager
+def _ended_after(seconds: float, process: subprocess.Popen[bytes]) -> Iterator[None]:
+    timer = threading.Timer(seconds, subprocesses.end_group, (process.pid,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _serve(incoming: BinaryIO, outgoing: BinaryIO) -> None:
+    """Read files until the other side closes."""
+    import pypdfium2
+
+    def send(message: frames.Frame) -> None:
+        outgoing.write(frames.packed(message))
+        outgoing.flush()
+
+    importlib.import_module("PIL.JpegImagePlugin")  # the time of a page does not include it
+    send({})
+    document = None
+    while (asked := frames.read(incoming)) is not None:
+        content = incoming.read(asked["size"]) if "size" in asked else b""
+        runtime.limit_computing(_COMPUTING_S)
+        try:
+            if "size" in asked:
+                if document is not None:
+                    document.close()
+                document = None
+                document = _opened(content)
+                reply: frames.Frame = {"pages": len(document)}
+            elif page := asked["page"]:
+                reply = {"image": _image(document, page)}
+            else:
+                reply = {"text": _text(document)}
+        except PdfError as error:
+            reply = {"problem": str(error)}
+        except pypdfium2.PdfiumError:
+            reply = {"problem": "is damaged"}
+        except MemoryError:
+            reply = {"problem": "takes too much memory to read"}
+        except Exception as error:  # noqa: BLE001 (no file may end the process)
+            reply = {"problem": f"cannot be read ({type(error).__name__})"}
+        runtime.limit_computing(0.0)
+        send(reply)
+
+
+def _opened(content: bytes) -> Any:
+    """Return the document. Raises `PdfError`, `PdfiumError`."""
+    import pypdfium2
+    import pypdfium2.raw
+
+    if not content:
+        raise PdfError("is empty")
+    try:
+        document = pypdfium2.PdfDocument(content)
+    except pypdfium2.PdfiumError as error:
+        if getattr(error, "err_code", 0) == pypdfium2.raw.FPDF_ERR_PASSWORD:
+            raise PdfError("is encrypted; save a copy without a password") from None
+        raise PdfError("is damaged, or no PDF") from None
+    if not len(document):
+        raise PdfError("has no page")
+    return document
+
+
+def _text(document: Any) -> str:
+    """Return the text of all pages, with an empty line between them; one character too many of a text too long."""
+    texts, size = [], 0
+    for at in range(len(document)):
+        page = document[at]
+        layer = page.get_textpage()
+        text = layer.get_text_range().replace("\r\n", "\n").replace("\0", "").strip()
+        layer.close()
+        page.close()
+        if text:
+            text = text.encode("utf-8", "replace").decode()  # half a surrogate pair
+            texts.append(text)
+            size += len(text)
+        if size > LARGEST_PDF_TEXT:
+            break
+    return "\n\n".join(texts)[: LARGEST_PDF_TEXT + 1]
+
+
+def _image(document: Any, number: int) -> str:
+    """Return a page as a JPEG in base64."""
+    import pybase64
+
+    page = document[number - 1]
+    try:
+        longest = max(*page.get_size(), 1.0)
+        image = page.render(scale=min(_DPI / 72, _LONGEST / longest)).to_pil()
+    finally:
+        page.close()
+    out = io.BytesIO()
+    image.convert("RGB").save(out, "JPEG", quality=_QUALITY)
+    return str(pybase64.b64encode_as_string(out.getvalue()))
+
+
+def main() -> None:
+    """Serve the process that started this one."""
+    incoming, outgoing = subprocesses.private_pipes()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other process handles Ctrl-C
+    subprocesses.lower_priority()
+    runtime.limit_memory(_MEMORY)
+    _serve(incoming, outgoing)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

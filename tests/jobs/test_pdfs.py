@@ -1,0 +1,167 @@
+"""PDF files as rows: their text, or the images of their pages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+import promptmill
+from pdf_files import pdf_of_texts, scan
+from promptmill.core.errors import PromptmillError
+from promptmill.images import pdf
+from promptmill.images.load import ImageRules, load_image
+
+
+@pytest.fixture
+def invoices(bench: Any) -> Path:
+    folder = bench.path / "invoices"
+    folder.mkdir()
+    pdf_of_texts(folder / "a.pdf", ["Invoice 1", "Total 10"])
+    pdf_of_texts(folder / "b.pdf", ["Invoice 2"])
+    bench.input = folder
+    return folder
+
+
+def _asked(bench: Any) -> list[tuple[str, int]]:
+    """Return the text and the number of images of each request."""
+    asked = []
+    for seen in bench.upstream.seen:
+        content = seen.json["messages"][-1]["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        images = [part for part in parts if part["type"] == "image_url"]
+        asked.append(("".join(part.get("text", "") for part in parts), len(images)))
+    return sorted(asked)  # requests may overtake each other
+
+
+def test_the_text_of_a_pdf_is_the_content_or_comes_behind_the_prompt(bench: Any, invoices: Path) -> None:
+    said = bench.run("--prompt", "Extract the invoice.").stderr
+    assert "2 PDFs sent as text" in said
+    assert _asked(bench) == [
+        ("Extract the invoice.\n\nInvoice 1\n\nTotal 10", 0),
+        ("Extract the invoice.\n\nInvoice 2", 0),
+    ]
+    assert [{*row} for row in bench.answers()] == [{"path", "answer", "error", "usage", "finish_reason"}] * 2
+    assert bench.succeed("--prompt", "Extract the invoice.")["done"] == 2
+    assert len(bench.upstream.seen) == 2  # the same command sends nothing again
+
+
+def test_the_content_of_a_prompt_is_the_text_of_a_single_pdf(bench: Any, invoices: Path) -> None:
+    bench.input = invoices / "b.pdf"
+    bench.succeed("--prompt", "Sum up {{content}}!")
+    assert _asked(bench) == [("Sum up Invoice 2!", 0)]
+
+
+def test_the_pages_of_a_pdf_are_the_images_of_its_row_if_the_user_says_so(bench: Any, invoices: Path) -> None:
+    said = bench.run("--prompt", "Extract the invoice.", "--pdf", "images").stderr
+    assert "sent as" not in said
+    assert _asked(bench) == [("Extract the invoice.", 1), ("Extract the invoice.", 2)]
+
+
+def test_a_scan_is_sent_as_images_beside_pdfs_with_text(bench: Any, invoices: Path) -> None:
+    scan(invoices / "c.pdf", pages=3)
+    said = " ".join(bench.run("--prompt", "Extract: {{content}}").stderr.split())
+    assert "2 PDFs sent as text, 1 PDF without text sent as images of the pages" in said
+    assert ("Extract: (in the images)", 3) in _asked(bench)
+
+
+def test_a_scan_without_text_fails_as_its_own_row_under_text(bench: Any, invoices: Path) -> None:
+    scan(invoices / "c.pdf")
+    bench.run("--prompt", "Extract: {{content}}", "--pdf", "text")
+    *texts, failed = bench.answers()
+    assert [row["error"] for row in texts] == [None, None]
+    assert "c.pdf has no text: it may be a scan" in str(failed["error"])
+    assert "the option `pdf`" in str(failed["error"])
+
+
+def test_a_pdf_that_cannot_be_read_fails_as_its_own_row(bench: Any, invoices: Path) -> None:
+    (invoices / "c.pdf").write_bytes(b"%PDF-1.7\nnothing")
+    (invoices / "d.pdf").write_bytes(b"")
+    pdf_of_texts(invoices / "e.pdf", ["secret"], password="x")
+    for form in ([], ["--pdf", "text"], ["--pdf", "images"]):
+        bench.output = bench.path / f"out{len(form)}{form[-1:]}.jsonl"
+        bench.run("--prompt", "Extract the invoice.", *form)
+        errors = [str(row["error"]) for row in bench.answers()]
+        assert errors[:2] == ["None", "None"]
+        assert "c.pdf is damaged, or no PDF" in errors[2]
+        assert "d.pdf is empty" in errors[3]
+        assert "e.pdf is encrypted; save a copy without a password" in errors[4]
+
+
+def test_a_prompt_with_the_content_and_images_is_refused(bench: Any, invoices: Path) -> None:
+    assert "the prompt has no {{content}}" in bench.fail("--prompt", "Extract: {{content}}", "--pdf", "images")
+
+
+def test_a_column_of_images_names_pages_of_pdfs_next_to_the_input(bench: Any, invoices: Path) -> None:
+    bench.input = invoices / "in.csv"
+    bench.input.write_text("scan\na.pdf#page=2\na.pdf#page=3\na.pdf\n")
+    bench.run("--prompt", "Describe.", "--image-column", "scan")
+    assert _asked(bench) == [("Describe.", 1)]
+    errors = [str(row["error"]) for row in bench.answers()]
+    assert "a.pdf has no page 3, but 2" in errors[1]
+    assert "Name one of its pages, such as a.pdf#page=1" in errors[2]
+
+
+def test_a_pdf_of_libreoffice_has_its_text(bench: Any) -> None:
+    bench.input = Path(__file__).parent / "data" / "libre.pdf"
+    bench.succeed("--prompt", "Sum up: {{content}}")
+    assert '1 Grüße, "Ann" 2026-01-05 3 25.00%' in _asked(bench)[0][0]
+
+
+def test_python_asks_about_pdfs_too(bench: Any, invoices: Path) -> None:
+    options = {"model": "m", "base_url": bench.upstream.url, "api_key": "none", "progress": False}
+    result = promptmill.bulk(str(invoices), prompt="Extract: {{content}}", pdf="text", **options)
+    assert result.answers == ["echo: Extract: Invoice 1\n\nTotal 10", "echo: Extract: Invoice 2"]
+
+
+def test_a_pdf_with_more_pages_than_a_request_carries_is_left_out(bench: Any, invoices: Path) -> None:
+    scan(invoices / "long.pdf", pages=101)
+    said = " ".join(bench.run("--prompt", "Describe.", "--pdf", "images").stderr.split())
+    assert "has 101 pages" in said
+
+
+def test_a_pdf_that_ends_the_reader_fails_and_the_next_one_is_read(tmp_path: Path, monkeypatch: Any) -> None:
+    reader = pdf.PdfReader()
+    bad, good = pdf_of_texts(tmp_path / "bad.pdf", ["x"]), pdf_of_texts(tmp_path / "good.pdf", ["hello"])
+    try:
+        with bad.open("rb") as file:
+            assert reader.pages(file) == 1
+            process = reader._process
+            assert process is not None
+            process.kill()
+            process.wait()
+            reader._process = cast("Any", _Dead(process))  # it ends during the question
+            with pytest.raises(pdf.PdfError, match="too much time or memory"):
+                reader.text(file)
+            with pytest.raises(pdf.PdfError, match="too much time or memory"):  # without another try
+                reader.text(file)
+        with good.open("rb") as file:
+            assert reader.text(file) == "hello"
+    finally:
+        reader.end()
+
+
+class _Dead:
+    """A process that has ended without notice."""
+
+    def __init__(self, process: Any) -> None:
+        self.stdin, self.stdout, self.pid, self.wait = process.stdin, process.stdout, process.pid, process.wait
+        self._polls = 0
+
+    def poll(self) -> int | None:
+        self._polls += 1
+        return None if self._polls < 3 else -9
+
+
+def test_a_missing_package_is_named_with_the_command_that_adds_it(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(PromptmillError, match="PDF files need pypdfium2") as caught:
+        pdf.check_installed()
+    assert "files" in str(caught.value)
+
+
+def test_a_page_is_an_image_that_models_read(tmp_path: Path) -> None:
+    path = pdf_of_texts(tmp_path / "a.pdf", ["x"])
+    image = load_image(f"file://{path}#page=1", ImageRules())
+    assert image.media_type == "image/jpeg"
