@@ -247,7 +247,7 @@ def test_a_missing_file_is_named_with_its_whole_path(tmp_path, monkeypatch):
         ("empty.png", b"", "is empty"),
         ("secret.png", b"root:x:0:0:root:/root:/bin/bash\n", "is not an image"),
         ("drawing.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is not an image"),
-        ("page.pdf", b"%PDF-1.7\n", "is not an image"),
+        ("page.pdf", b"%PDF-1.7\n", "is damaged, or no PDF"),
         ("cut.png", _bytes(_picture(), "PNG")[:20], "broken image"),
         ("signature.jpg", b"\xff\xd8\xff" + b"x" * 100, "broken image"),
         ("bm.txt", b"BM is how this text begins", "broken image"),
