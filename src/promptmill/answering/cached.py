@@ -46,7 +46,8 @@ from promptmill.system.safe_open import make_private
 
 FILE_NAME = "answers.sqlite"
 _LOOK_AFTER = 1000  # answers written between two checks of the file's size and age
-_AT_ONCE = 500  # SQLite takes at least 999 parameters
+_ANSWER = "SELECT answer FROM answers WHERE key = ? AND made > ?"
+_SIZE = "SELECT length(answer) FROM answers WHERE key = ? AND made > ?"
 _PIECE = 1 << 20  # bytes of answers that are read at a time, and are with their callers before the next are
 _DELETE_OLDEST = """
 DELETE FROM answers
@@ -456,22 +457,17 @@ class AnswerCache:
 
     def sizes(self, keys: Sequence[bytes]) -> dict[bytes, int]:
         """Return the bytes of each cached answer, by key, that is not too old."""
-        return self._found(keys, "length(answer)")
+        return self._found(keys, _SIZE)
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         """Return the cached answers, by key, that are not too old."""
-        return self._found(keys, "answer")
+        return self._found(keys, _ANSWER)
 
-    def _found(self, keys: Sequence[bytes], wanted: str) -> dict[bytes, Any]:
-        found: dict[bytes, Any] = {}
+    def _found(self, keys: Sequence[bytes], query: str) -> dict[bytes, Any]:
         since = time.time() - self._most_age_s
         with self._lock, self._storage_errors():
-            for start in range(0, len(keys), _AT_ONCE):
-                some = keys[start : start + _AT_ONCE]
-                marks = ",".join("?" * len(some))
-                query = f"SELECT key, {wanted} FROM answers WHERE key IN ({marks}) AND made > ?"  # noqa: S608 (ours)
-                found.update(self._db.execute(query, (*some, since)))
-        return found
+            rows = ((key, self._db.execute(query, (key, since)).fetchone()) for key in keys)
+            return {key: row[0] for key, row in rows if row is not None}
 
     def put(self, answers: Iterable[tuple[bytes, bytes]]) -> None:
         """Write `answers`, and delete the oldest ones when there are too many."""

@@ -27,6 +27,7 @@ from promptmill.service.list_call import ListSink
 from promptmill.service.service import Service
 from promptmill.service.telemetry import exported
 from promptmill.system import runtime
+from promptmill.system.safe_open import is_file
 
 _PAUSE_S = 0.2
 _LOOK_S = 1.0
@@ -123,7 +124,7 @@ def _refuse_mistaken(prompts: Sequence[str], *, images: bool) -> None:
         raise config_error("", "the prompt is empty; a shell variable in it may not be set.")
     if len(prompts) != 1 or "\n" in (file := prompts[0]):
         return
-    if Path(file).suffix.lower() in _FILES and os.path.isfile(file):  # noqa: PTH113 (a long prompt is no error to it)
+    if Path(file).suffix.lower() in _FILES and is_file(file):
         shown = shlex.quote(file)
         raise config_error(
             "",

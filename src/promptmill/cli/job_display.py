@@ -367,7 +367,7 @@ def _row(one: Status) -> dict[str, tuple[str, str]]:
     total, done, failed, cost = one.get("total"), one.get("done", 0), one.get("failed", 0), one.get("cost")
     rows = f"{done:,}" if total in {None, done} else f"{done:,}/{total:,}"
     if (asked := status.rows_of_input(one)) is not None:
-        rows = f"{done:,}/" * (done != total) + f"{asked:,} × {len(one['variants'])}"  # noqa: RUF001 (a product)
+        rows = f"{done:,}/" * (done != total) + f"{asked:,} \N{MULTIPLICATION SIGN} {len(one['variants'])}"
     cells = {
         "job": (one["job_id"], ""),
         "state": (one["state"], _STYLES.get(one["state"], "")),

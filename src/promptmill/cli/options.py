@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import itertools
 import json
-import os
 import re
 import shlex
 import sys
@@ -19,6 +18,7 @@ from promptmill.cli.terminal import complain, say
 from promptmill.config.backends import BACKENDS
 from promptmill.core.errors import Code, Named, PromptmillError, argument_name, config_error, looks_like_key, redact
 from promptmill.core.wording import cut, did_you_mean
+from promptmill.system.safe_open import is_file
 
 if TYPE_CHECKING:  # imported where it is needed: it takes a tenth of a second
     from promptmill.config.loading import Configuration
@@ -318,7 +318,7 @@ def _schema(arguments: argparse.Namespace) -> dict[tuple[str, ...], Any]:
 
     if is_many and arguments.choices is None:
         raise config_error("--choices-many", "goes with --choices.")
-    if file is not None and str(file).startswith("{") and not os.path.isfile(file):  # noqa: PTH113 (too long a name is no error)
+    if file is not None and str(file).startswith("{") and not is_file(file):
         raise config_error("--schema", "takes a file; write the schema into one: --schema schema.json")
     option = "--choices" if is_many else "--fields" if file is None else "--schema"
     try:

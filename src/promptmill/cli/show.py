@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import os
 import pydoc
-import random
 import secrets
 import shutil
 import sys
@@ -140,7 +139,7 @@ def _of_job(folder: Folder, most: int, seed: int, *, failed_first: bool) -> _Sam
 
 def _of_file(path: Path, most: int, seed: int, *, failed_first: bool) -> _Sample:
     """Return rows of a file that no job made, in one pass. Raises `PromptmillError`."""
-    chance = random.Random(seed)  # noqa: S311 (it chooses rows)
+    chance = statistics.chance(seed)
     kept: list[tuple[int, JsonObject]] = []
     failed: list[tuple[int, JsonObject]] = []
     total = 0

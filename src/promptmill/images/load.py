@@ -30,7 +30,7 @@ from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.images import pdf
 from promptmill.system.call_files import FileRule, RefusedError
 from promptmill.system.memory import Memory
-from promptmill.system.safe_open import NoFileError, OutsideError, home_expanded
+from promptmill.system.safe_open import NoFileError, OutsideError, home_expanded, is_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -104,8 +104,10 @@ def from_folder(source: str, folders: Sequence[str]) -> str:
     """Return a relative path in the first of `folders` that has it, else in the last one; any other source stays."""
     if not folders or source.startswith("~") or source[:5].lower() in {"data:", "file:"} or _URL.match(source):
         return source
-    paths = [os.path.join(folder, source) for folder in folders]  # noqa: PTH118 (pathlib would change the spelling of a path)
-    return next((path for path in paths if os.path.exists(pdf.split(path)[0])), paths[-1])  # noqa: PTH110 (a text)
+    if Path(source).is_absolute():
+        return source
+    paths = [f"{folder}/{source}" for folder in folders]
+    return next((path for path in paths if is_file(pdf.split(path)[0])), paths[-1])
 
 
 def load_image(source: str, rules: ImageRules) -> ImageFile:

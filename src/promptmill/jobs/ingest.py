@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import random
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,7 +30,7 @@ from promptmill.jobs.inputs.json_lines import is_array
 from promptmill.jobs.inputs.questions import columns_of, distinct, questions_of
 from promptmill.jobs.inputs.row import WHOLE, Extent, Input, InputRow, Stretch, Window, digest_of
 from promptmill.jobs.inputs.template import check_names, special_columns
-from promptmill.jobs.store import binding
+from promptmill.jobs.store import binding, statistics
 from promptmill.jobs.store.binding import Bound, Slot
 from promptmill.jobs.store.database import HaltedError, JobDatabase
 from promptmill.jobs.store.order import Shard
@@ -123,7 +122,7 @@ def _draw(store: JobDatabase, count: int) -> None:
     """Keep so many of the rows that were read, drawn at random."""
     numbers = [n for (n,) in store.read("SELECT n FROM row_next ORDER BY n")]
     if count < len(numbers):
-        drawn = set(random.Random(_SEED).sample(numbers, count))  # noqa: S311 (no secret)
+        drawn = set(statistics.chance(_SEED).sample(numbers, count))
         store.change(("DELETE FROM row_next WHERE n = ?", [(n,) for n in numbers if n not in drawn]))
 
 

@@ -63,7 +63,7 @@ def table_stamp(file: Path, table: str) -> tuple[int, int] | None:
     digest, count = hashlib.blake2b(digest_size=7), 0
     try:
         with contextlib.closing(connected(file)) as connection:
-            for row in connection.execute(f"SELECT * FROM {quoted(table)}"):  # noqa: S608 (a quoted name)
+            for row in connection.execute(all_of(table)):
                 digest.update(repr(row).encode("utf-8", "surrogatepass"))
                 count += 1
     except sqlite3.Error:
@@ -79,6 +79,11 @@ def taken(target: Path) -> PromptmillError:
 def connected(file: Path) -> sqlite3.Connection:
     """Return a connection that reads a SQLite database. Raises `sqlite3.Error`."""
     return sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)
+
+
+def all_of(table: str) -> str:
+    """Return the query for all rows of a table."""
+    return f"SELECT * FROM {quoted(table)}"  # noqa: S608 (a quoted name)
 
 
 def quoted(name: str) -> str:

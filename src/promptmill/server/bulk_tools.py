@@ -185,8 +185,9 @@ def add_bulk_tools(
             openWorldHint=True,
         ),
     )
-    async def bulk_generate(  # noqa: PLR0917 (the tool's signature)
+    async def bulk_generate(
         ctx: Context,
+        *,
         input_file: Annotated[
             str,
             arguments.null_is(""),
@@ -256,7 +257,7 @@ def add_bulk_tools(
                 "max_tokens, or all. The old answers stay until the new ones arrive. None unless given."
             ),
         ] = None,
-        keep: Annotated[  # noqa: FBT002 (a tool's argument)
+        keep: Annotated[
             bool,
             arguments.null_is(False),
             Field(description="Keep answers made with other settings; later rows note the change. False unless given."),
@@ -266,12 +267,12 @@ def add_bulk_tools(
             arguments.null_is(""),
             Field(description="Stop when more rows than this fail; never unless given.", examples=["100", "5%"]),
         ] = "",
-        dedupe: Annotated[  # noqa: FBT002 (a tool's argument)
+        dedupe: Annotated[
             bool,
             arguments.null_is(False),
             Field(description="Send identical rows at temperature 0 only once; false unless given."),
         ] = False,
-        validate: Annotated[  # noqa: FBT002 (a tool's argument)
+        validate: Annotated[
             bool,
             arguments.null_is(False),
             Field(description="Only check the rows and estimate tokens, without sending requests; false unless given."),
@@ -378,8 +379,9 @@ def _add_tools_of_a_job(
         meta=INLINE,
         annotations=ToolAnnotations(title="Read a job's answers", readOnlyHint=True, openWorldHint=False),
     )
-    async def bulk_results(  # noqa: PLR0917 (the tool's signature)
+    async def bulk_results(
         ctx: Context,
+        *,
         job_id: arguments.JobId,
         offset: Annotated[
             int,
@@ -391,7 +393,7 @@ def _add_tools_of_a_job(
             Field(ge=1, le=MOST_ROWS, description="The largest number of rows to return; 50 unless given."),
             arguments.null_is(50),
         ] = 50,
-        with_input: Annotated[  # noqa: FBT002 (a tool's argument)
+        with_input: Annotated[
             bool,
             arguments.null_is(False),
             Field(description="Also return the fields of the input rows; false unless given."),
@@ -431,8 +433,9 @@ def _add_tools_of_a_job(
         meta=INLINE,
         annotations=ToolAnnotations(title="Compare answers", readOnlyHint=True, openWorldHint=False),
     )
-    async def compare(  # noqa: PLR0917 (the tool's signature)
+    async def compare(
         ctx: Context,
+        *,
         files: Annotated[
             list[str],
             BeforeValidator(lambda files: [files] if isinstance(files, str) else files),
@@ -532,8 +535,9 @@ def _add_tools_of_a_job(
             openWorldHint=True,
         ),
     )
-    async def bulk_control(  # noqa: PLR0917 (the tool's signature)
+    async def bulk_control(
         ctx: Context,
+        *,
         job_id: arguments.JobId,
         paused: Annotated[
             bool | None,
@@ -546,7 +550,7 @@ def _add_tools_of_a_job(
             float | None,
             Field(ge=0, description="The most US dollars that all runs of the job may spend. Unchanged unless given."),
         ] = None,
-        resume: Annotated[  # noqa: FBT002 (a tool's argument)
+        resume: Annotated[
             bool,
             arguments.null_is(False),
             Field(description="Run the job of a call that was stopped or interrupted; false unless given."),

@@ -260,17 +260,20 @@ class _Answers:
             await cost.approve(*await asyncio.to_thread(_costs, items, system_prompt, plan))
         job_id = None
         try:
-            result, job_id = await self._answered(ctx, items, stats, system_prompt, plan, caller)
+            result, job_id = await self._answered(
+                ctx, items, stats, system_prompt=system_prompt, plan=plan, caller=caller
+            )
         finally:
             if cost is not None and job_id is None:  # else the job may cost the rest
                 cost.settle(max(stats.counts.cost or 0.0, stats.ledger.spent))
         return result
 
-    async def _answered(  # noqa: PLR0917 (all that a call is)
+    async def _answered(
         self,
         ctx: Context,
         items: Sequence[Conversation | PromptmillError],
         stats: Call,
+        *,
         system_prompt: str,
         plan: ResolvedConfig,
         caller: Caller,

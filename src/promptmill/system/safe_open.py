@@ -23,6 +23,14 @@ class NoFileError(Exception):
     """The path exists but is not a regular file: a folder, a pipe, a device."""
 
 
+def is_file(path: str | Path) -> bool:
+    """Return whether a file is at `path`, which may be any text, such as a long prompt."""
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def open_regular(path: Path, roots: Sequence[Path] | None, check: Callable[[Path], None] = lambda _: None) -> int:
     """Return a descriptor of the regular file that `path` leads to, inside one of `roots` (resolved; None: anywhere).
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from promptmill.core.errors import input_error
+from promptmill.core.values import INT64
 from promptmill.jobs import members
 from promptmill.jobs.export.answered import AnsweredRow
 from promptmill.jobs.export.text import TableForm, cell
 from promptmill.jobs.members import quoted
 
 _PLAIN = frozenset({str, int, float, type(None), bytes})
-_LARGEST = 1 << 63  # of SQLite's integers
 _TABLE = "SELECT 1 FROM main.sqlite_master WHERE name = ? COLLATE NOCASE"
 _WAIT_S = 60.0  # for another writer of the user's database
 
@@ -52,15 +52,13 @@ def copy_table(source: Path, target: Path, *, may_replace: bool) -> None:
     try:
         with contextlib.closing(sqlite3.connect(file, timeout=_WAIT_S, isolation_level=None)) as connection:
             connection.execute("ATTACH ? AS made", (str(source),))
-            ((statement,),) = connection.execute("SELECT sql FROM made.sqlite_master WHERE name = ?", (table,))
             connection.execute("BEGIN IMMEDIATE")
             if may_replace:
                 connection.execute(f"DROP TABLE IF EXISTS main.{quoted(table)}")
             elif connection.execute(_TABLE, (table,)).fetchone():
                 raise members.taken(target)
-            connection.execute(statement)
             name = quoted(table)
-            connection.execute(f"INSERT INTO main.{name} SELECT * FROM made.{name}")  # noqa: S608 (a quoted name)
+            connection.execute(f"CREATE TABLE main.{name} AS SELECT * FROM made.{name}")  # noqa: S608 (a quoted name)
             connection.execute("COMMIT")
     except sqlite3.Error as error:
         raise OSError(None, str(error), str(file)) from None
@@ -71,6 +69,6 @@ def _value(value: Any) -> Any:
     """Return a value as SQLite holds it: lists and objects are JSON, true and false 1 and 0."""
     if type(value) is bool:
         return int(value)
-    if type(value) not in _PLAIN or (type(value) is int and not -_LARGEST <= value < _LARGEST):
+    if type(value) not in _PLAIN or (type(value) is int and value not in INT64):
         return cell(value)
     return value

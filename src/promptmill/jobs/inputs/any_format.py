@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import contextlib
 import itertools
-import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from types import MappingProxyType
@@ -23,6 +22,7 @@ from promptmill.jobs.inputs.questions import check_first_objects, distinct, ques
 from promptmill.jobs.inputs.row import Input
 from promptmill.jobs.inputs.sql_table import SqlTable
 from promptmill.jobs.store.order import Question
+from promptmill.system.safe_open import is_file
 
 _FIRST_ROWS = 20
 _BINARY = frozenset({"parquet", "xlsx", "sql"})
@@ -128,8 +128,7 @@ def image_column(files: InputFiles, input_format: str, *, only_existing: bool = 
             for name, cell in row.items():
                 if not isinstance(cell, str) or not cell.lower().endswith(IMAGES):
                     continue
-                # too long a name is no error
-                if not only_existing or any(os.path.isfile(os.path.join(folder, cell)) for folder in folders):  # noqa: PTH113, PTH118
+                if not only_existing or any(is_file(folder / cell) for folder in folders):
                     return name
     return ""
 

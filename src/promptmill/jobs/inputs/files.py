@@ -94,7 +94,7 @@ def find(given: Sequence[Path], output: Path) -> list[Part]:
 
 def _has_images(path: Path) -> bool:
     """Return whether a folder or a pattern finds an image among its first files."""
-    found = path.iterdir() if path.is_dir() else map(Path, glob.iglob(str(path), recursive=True))  # noqa: PTH207 (an absolute one)
+    found = path.iterdir() if path.is_dir() else _matching(path)
     return any(one.name.lower().endswith(IMAGES) for one in itertools.islice(found, 1000))
 
 
@@ -119,13 +119,17 @@ def is_several(path: Path) -> bool:
 def all_files(given: Path, output: Path | None = None) -> list[Path]:
     """Return the files of a path, a folder or a pattern, by name; hidden ones and `output` are left out."""
     if not given.is_dir():
-        found = map(Path, glob.glob(str(given), recursive=True)) if is_several(given) else [given]  # noqa: PTH207 (an absolute one)
+        found = _matching(given) if is_several(given) else [given]
         return sorted(path for path in found if _counts(path, output))
     inside = []
     for name, folders, files in os.walk(given):
         folders[:] = sorted(folder for folder in folders if not folder.startswith((".", "_")))
         inside += [path for path in (Path(name, file) for file in files) if _counts(path, output)]
     return sorted(inside)
+
+
+def _matching(pattern: Path) -> Iterator[Path]:
+    return map(Path, glob.iglob(str(pattern), recursive=True))  # noqa: PTH207 (an absolute one)
 
 
 def _counts(path: Path, output: Path | None) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import decimal
-import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.wording import did_you_mean, listed
 from promptmill.jobs.inputs.files import InputFiles
 from promptmill.jobs.inputs.row import WHOLE, Extent, InputRow, Stretch, Style, Window
-from promptmill.jobs.members import connected, quoted
+from promptmill.jobs.members import all_of, connected
 
 _AT_ONCE = 1024  # rows
 _TABLES = "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite_%' ORDER BY name"
@@ -38,7 +37,7 @@ class SqlTable:
         self._path, self._is_duckdb = part.path, part.path.suffix.lower() == ".duckdb"
         with self._connected() as connection:
             self._query = part.query or self._of_table(connection, part.member)
-            cursor = self._run(connection)
+            cursor = connection.execute(self._query)
             self.header = [str(column[0]) for column in cursor.description]
 
     def stretches(self, columns: Sequence[tuple[int, str]], window: Window = WHOLE) -> Iterator[Stretch]:
@@ -46,8 +45,8 @@ class SqlTable:
         del window
         n = 0
         with self._connected() as connection:
-            cursor = self._run(connection)
-            while page := self._fetched(cursor):
+            cursor = connection.execute(self._query)
+            while page := list(cursor.fetchmany(_AT_ONCE)):
                 found = []
                 for row in page:
                     cells = [*row] if all(type(cell) in _PLAIN for cell in row) else [*map(_value, row)]
@@ -57,20 +56,20 @@ class SqlTable:
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[Any]:
+        """Give a connection; its errors in the block, and those of a query, become `PromptmillError`."""
         try:
-            connection = _duckdb(self._path) if self._is_duckdb else connected(self._path)
-        except sqlite3.Error as error:
-            raise self._failed(error) from None
-        with contextlib.closing(connection):
-            yield connection
+            with contextlib.closing(_duckdb(self._path) if self._is_duckdb else connected(self._path)) as connection:
+                yield connection
+        except (PromptmillError, GeneratorExit):
+            raise
+        except Exception as error:  # noqa: BLE001 (DuckDB's errors have a class of their own)
+            said = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+            raise input_error(f"{self._path.name} cannot be read: {said}.") from None
 
     def _of_table(self, connection: Any, name: str) -> str:
         """Return the query of all rows of a table. Raises `PromptmillError` (`invalid_input`)."""
         file = self._path.name
-        try:
-            tables = [row[0] for row in connection.execute(_DUCKDB_TABLES if self._is_duckdb else _TABLES).fetchall()]
-        except sqlite3.Error as error:
-            raise self._failed(error) from None
+        tables = [row[0] for row in connection.execute(_DUCKDB_TABLES if self._is_duckdb else _TABLES).fetchall()]
         if not name and len(tables) != 1:
             if not tables:
                 raise input_error(f"{file} has no table.")
@@ -81,23 +80,7 @@ class SqlTable:
         if name and name not in tables:
             meant = did_you_mean(name, tables, f"it has {listed(tables) or 'none'}.")
             raise input_error(f"{file} has no table {name[:60]!r}; {meant}")
-        return f"SELECT * FROM {quoted(name or tables[0])}"  # noqa: S608 (a quoted name)
-
-    def _run(self, connection: Any) -> Any:
-        try:
-            return connection.execute(self._query)
-        except Exception as error:  # noqa: BLE001 (DuckDB's errors have a class of their own)
-            raise self._failed(error) from None
-
-    def _fetched(self, cursor: Any) -> list[Any]:
-        try:
-            return list(cursor.fetchmany(_AT_ONCE))
-        except Exception as error:  # noqa: BLE001 (as above)
-            raise self._failed(error) from None
-
-    def _failed(self, error: Exception) -> PromptmillError:
-        said = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
-        return input_error(f"{self._path.name} cannot be read: {said}.")
+        return all_of(name or tables[0])
 
 
 _PLAIN = frozenset({str, int, float, bool, type(None), bytes})
@@ -106,10 +89,7 @@ _PLAIN = frozenset({str, int, float, bool, type(None), bytes})
 def _duckdb(path: Path) -> Any:
     import duckdb
 
-    try:
-        return duckdb.connect(str(path), read_only=True)
-    except duckdb.Error as error:
-        raise input_error(f"{path.name} cannot be read: {str(error).splitlines()[0][:300]}.") from None
+    return duckdb.connect(str(path), read_only=True)
 
 
 def _value(cell: Any) -> Any:

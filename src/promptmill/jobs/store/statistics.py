@@ -165,10 +165,15 @@ def _digest(text: str) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
+def chance(seed: int) -> random.Random:
+    """Return a source of random numbers, the same ones for each seed."""
+    return random.Random(seed)  # noqa: S311 (it chooses rows)
+
+
 def sample(store: JobDatabase, size: int, seed: int, where: str) -> Iterator[Record]:
     """Yield up to `size` sound records that meet a condition, drawn at random by `seed`, in order."""
-    chance = random.Random(seed)  # noqa: S311 (it chooses rows)
-    mixed = f"((key % {_PRIME} * {chance.randrange(1, _PRIME)} + {chance.randrange(_PRIME)}) % {_PRIME})"
+    draw = chance(seed)
+    mixed = f"((key % {_PRIME} * {draw.randrange(1, _PRIME)} + {draw.randrange(_PRIME)}) % {_PRIME})"
     order = f"{mixed} * {mixed} % {_PRIME}"  # without the square, rows would be evenly spaced
     yield from store.records_at(store.keys(where, f"ORDER BY {order}, key LIMIT {max(0, size)}"))
 

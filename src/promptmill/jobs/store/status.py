@@ -190,7 +190,7 @@ def times(status: Status) -> str:
     """Return `300 rows x 2 variants: `, with a sign of multiplication; `""` for a job with one answer to each row."""
     if (rows := rows_of_input(status)) is None:
         return ""
-    return f"{counted(rows, 'row')} × {counted(len(status['variants']), 'variant')}: "  # noqa: RUF001 (a product)
+    return f"{counted(rows, 'row')} \N{MULTIPLICATION SIGN} {counted(len(status['variants']), 'variant')}: "
 
 
 def paid(status: RunStatus) -> str:
