@@ -438,14 +438,14 @@ def test_of_a_row_with_very_many_columns_or_turns_some_are_shown(bench: Any) -> 
     compared(bench, {name: [columns | {"answer": name, "id": 1}] for name in ("a.jsonl", "b.jsonl")})
     data, rows = written(bench.path / "r.html")
     names = [one["name"] for one in data["rows"]["columns"]]
-    assert names == ["id", *(f"column {at}" for at in range(39)), "A", "B"]
-    assert data["rows"]["note"].endswith("61 further columns of the input are left out.")
-    assert {len(cells[0]) for cells in rows["cells"][1:40]} == {20_000}
+    assert names == ["id", *(f"column {at}" for at in range(49)), "A", "B"]
+    assert data["rows"]["note"].endswith("51 further columns of the input are left out.")
+    assert {len(cells[0]) for cells in rows["cells"][1:50]} == {20_000}
     turns = [{"role": ("user", "assistant")[at % 2], "content": f"turn {at}"} for at in range(101)]
     bench.write([{"messages": turns}])
     bench.succeed("--report", "s.html")
     (asked,) = column(*written(bench.path / "s.html"), "prompt")
-    assert asked[0] == ["…", "61 more"]
+    assert asked[0] == ["…", "51 more"]
     assert asked[-1] == ["user", "turn 100"]
 
 

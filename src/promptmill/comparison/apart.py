@@ -20,7 +20,7 @@ from promptmill.comparison.call import order_of, rows_of
 from promptmill.core.errors import input_error
 from promptmill.core.secret_text import find_field
 from promptmill.core.values import JsonDict
-from promptmill.core.wording import cut
+from promptmill.core.wording import LONGEST_SHOWN, MOST_SHOWN, cut
 from promptmill.jobs.caller import Caller
 from promptmill.jobs.inputs.formats import SUFFIXES
 from promptmill.jobs.manage import detached
@@ -33,8 +33,6 @@ from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule
 
 _MODULE = "promptmill.comparison.apart"
 _COMPUTING_S = 300  # as for the validation of a file
-_LONGEST_TEXT = 2_000  # characters of a cell: twenty rows with a few columns fit the result of a tool
-_MOST_VALUES = 50  # of a cross-tabulation; the command line prints more
 
 
 async def compared(
@@ -108,11 +106,11 @@ def _short(value: Any) -> Any:
     """Return a value with its texts and lists cut off."""
     match value:
         case str():
-            return cut(value, _LONGEST_TEXT)
+            return cut(value, LONGEST_SHOWN)
         case dict():
             return {name: _short(inner) for name, inner in value.items()}
         case list() | tuple():
-            return [_short(inner) for inner in value[:_MOST_VALUES]]
+            return [_short(inner) for inner in value[:MOST_SHOWN]]
     return value
 
 

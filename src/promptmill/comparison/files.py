@@ -21,7 +21,7 @@ import orjson
 
 from promptmill.comparison.values import Kind, Tolerance, canonical, kind_of
 from promptmill.core.errors import Named, input_error
-from promptmill.core.wording import close_matches, counted, cut
+from promptmill.core.wording import MOST_SHOWN, close_matches, counted, cut
 from promptmill.jobs import columns
 from promptmill.jobs.columns import FIELD, MODEL, OURS, VARIANT
 from promptmill.jobs.inputs.any_format import objects_in
@@ -33,7 +33,6 @@ from promptmill.jobs.store.spec import JobSpec
 LETTERS = "ABCDEFGHIJ"
 _IDS = ("id", "custom_id")
 _RIGHT = ("label", "gold", "answer")  # usual names of the column of right answers
-_MOST_FIELDS = 50  # of answers: a table of fields fits a page
 _LONGEST_LABEL = 24  # characters of a variant's name, which heads columns and lines
 _NAME_A_COLUMN = " Name a column that identifies rows: ", Named("id"), "."
 _NAME_VARIANTS = " It has several answers to each row; to compare these: ", Named("by", VARIANT), "."
@@ -220,7 +219,7 @@ def _scanned(file: ComparedFile) -> _Scan:
         for name, value in row.items():
             text = text_of(value)
             sums[name] = sums.get(name, 0) + (hash(text) if text else 0)
-        if not file.fields and len(fields) < _MOST_FIELDS:
+        if not file.fields and len(fields) < MOST_SHOWN:
             fields |= dict.fromkeys(_object(row.get(file.answer)) or ())
     return _Scan(rows, sums, fields)
 

@@ -10,7 +10,7 @@ from promptmill.comparison import figures, words
 from promptmill.comparison.figures import CONTRADICTION, Judgement
 from promptmill.comparison.files import ComparedRows
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.core.wording import cut
+from promptmill.core.wording import LONGEST_SHOWN, cut
 from promptmill.jobs import disk
 from promptmill.report import page
 from promptmill.report.page import MOST_ROWS, Report, made_by
@@ -20,7 +20,6 @@ _DIFFER, _WRONG = 1, 2
 _ANSWER, _GOLD, _JUDGE = "answer.", "right", "judgement"  # keys of columns; an answer's ends with its label
 _BETTER = {CONTRADICTION: "Contradicts itself"}
 _MOST_VALUES, _LONGEST_VALUE = 12, 24  # of a table
-_LONGEST_FACT = 2_000  # characters of a prompt: more fills the page
 
 
 def write(target: Path, found: Mapping[str, Any], rows: ComparedRows, judgement: Judgement | None) -> Report:
@@ -116,7 +115,7 @@ def _span(figure: Mapping[str, Any], name: str) -> tuple[float, float, float]:
 
 def _made(file: Mapping[str, Any], total: int) -> str:
     """Return where the answers of a file are, and how they were made: its command, model, prompt and sampling."""
-    facts = [f"{name}: {cut(text, _LONGEST_FACT)}" for name, text in file.get("made", {}).items()]
+    facts = [f"{name}: {cut(text, LONGEST_SHOWN)}" for name, text in file.get("made", {}).items()]
     return "\n".join([file["file"], words.made(file, total), *facts])
 
 

@@ -9,6 +9,7 @@ from promptmill.comparison.figures import CONTRADICTION, HALF, TIE
 from promptmill.comparison.statistics import INTERVAL, SHARE_INTERVAL, TEST
 from promptmill.comparison.values import SIMILARITY
 from promptmill.core.money import dollars
+from promptmill.core.values import JsonObject
 from promptmill.core.wording import counted, cut
 from promptmill.jobs.store import status
 from promptmill.jobs.store.status_record import RunStatus
@@ -17,7 +18,7 @@ DIFFERS = "\N{NOT EQUAL TO} "
 """Marks a field in which answers differ."""
 
 
-def made(file: Mapping[str, Any], rows: int) -> str:
+def made(file: JsonObject, rows: int) -> str:
     """Return how a file was made: `40 answered in 1.8 s by good-1, $0.004`."""
     parts = [f"{file['answered']:,} answered"]
     if missing := rows - file["answered"]:
@@ -30,13 +31,13 @@ def made(file: Mapping[str, Any], rows: int) -> str:
     return said + (f", {dollars(file['cost'])}" if file.get("cost") is not None else "")
 
 
-def headline(file: Mapping[str, Any], rows: int) -> str:
+def headline(file: JsonObject, rows: int) -> str:
     """Return the name of a file, its title, and how it was made."""
     title = "" if file["name"] == file["title"] else f"  {file['title']}"
     return f"{file['name']}{title}: {made(file, rows)}"
 
 
-def matched(found: Mapping[str, Any]) -> str:
+def matched(found: JsonObject) -> str:
     """Return how many rows are compared, by which key: `300 rows, matched by id`."""
     rows, files = found["rows"], found["files"]
     said = f"{counted(rows, 'row')}, matched {found['matched']}"
@@ -46,7 +47,7 @@ def matched(found: Mapping[str, Any]) -> str:
     return f"{said}: those that are in {'both files' if len(files) == 2 else 'all files'}; {sizes}"
 
 
-def agreed(pair: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
+def agreed(pair: JsonObject, found: JsonObject) -> Iterator[str]:
     """Yield how far two files agree."""
     one, other = pair["of"]
     rows: int = found["rows"]
@@ -73,12 +74,12 @@ def agreed(pair: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
         yield f"Cohen's kappa {pair['kappa']:.2f}: 1 is full agreement, 0 that of chance"
 
 
-def is_free_text(found: Mapping[str, Any]) -> bool:
+def is_free_text(found: JsonObject) -> bool:
     """Return whether answers are texts of which hardly two are the same, so that a judge says more than counts."""
     return any("similarity" in pair and not _is_label_like(pair) for pair in found["pairs"])
 
 
-def _is_label_like(pair: Mapping[str, Any]) -> bool:
+def _is_label_like(pair: JsonObject) -> bool:
     """Return whether so many answers are the same that their share says something: half of them."""
     return bool(2 * pair["agree"] > pair["rows"])
 
@@ -88,7 +89,7 @@ def by_field(shares: Iterable[tuple[str, float]]) -> str:
     return " · ".join(f"{cut(name, 24)} {percent(share)}" for name, share in shares)
 
 
-def have_right(gold: Mapping[str, Any]) -> str:
+def have_right(gold: JsonObject) -> str:
     """Return how many rows have a right answer, and by which key a file of right answers was matched."""
     rows = (
         f"{gold['rows']:,} of {gold['of']:,} rows have"
@@ -98,7 +99,7 @@ def have_right(gold: Mapping[str, Any]) -> str:
     return f"{rows} a right answer{', matched ' + gold['matched'] if 'matched' in gold else ''}"
 
 
-def spelled(gold: Mapping[str, Any]) -> Iterator[str]:
+def spelled(gold: JsonObject) -> Iterator[str]:
     """Yield the note on right answers in other capitals than the answers, if there are any."""
     if capitals := gold.get("capitals"):
         (one, its), *_ = capitals.items()
@@ -106,7 +107,7 @@ def spelled(gold: Mapping[str, Any]) -> Iterator[str]:
         yield f"capitals do not count: {cut(one, 20)} is {cut(its, 20)}{more}"
 
 
-def right_of(file: Mapping[str, Any]) -> str:
+def right_of(file: JsonObject) -> str:
     """Return how many answers of a file are right."""
     low, high = (percent(one) for one in file["interval"])
     f1 = f", macro F1 {file['macro_f1']:.2f}" if "macro_f1" in file else ""
@@ -116,7 +117,7 @@ def right_of(file: Mapping[str, Any]) -> str:
     return f"{percent(file['accuracy'])} ({file['right']:,}; 95 % interval {low} to {high}){f1}{near}"
 
 
-def right_lines(gold: Mapping[str, Any]) -> Iterator[str]:
+def right_lines(gold: JsonObject) -> Iterator[str]:
     """Yield how many answers of each file are right; with fields, each of these."""
     for at, file in enumerate(gold["files"]):
         if fields := gold.get("fields"):
@@ -126,14 +127,14 @@ def right_lines(gold: Mapping[str, Any]) -> Iterator[str]:
             yield f"{file['name']}  {right_of(file)}"
 
 
-def differs_by_field(gold: Mapping[str, Any]) -> Iterator[str]:
+def differs_by_field(gold: JsonObject) -> Iterator[str]:
     """Yield the differences of each field."""
     for field in gold.get("fields", ()):
         for difference in field["differences"]:
             yield f"{cut(field['field'], 24)}: {_less(difference, 'points')}; {_probability(difference)}"
 
 
-def differs(found: Mapping[str, Any]) -> Iterator[str]:
+def differs(found: JsonObject) -> Iterator[str]:
     """Yield the differences between two files: in accuracy, cost and time."""
     (one, other), (only_one, only_other) = found["of"], found["only_right"]
     yield _less(found, "points")
@@ -144,7 +145,7 @@ def differs(found: Mapping[str, Any]) -> Iterator[str]:
         yield f"{other} takes {_more(status.took(abs(found['seconds'])), found['seconds'])}"
 
 
-def judged(pair: Mapping[str, Any]) -> Iterator[str]:
+def judged(pair: JsonObject) -> Iterator[str]:
     """Yield the verdicts on two files."""
     (one, other), rows = pair["of"], pair["judged"]
     of = f" of {pair['differ']:,}" if pair["judged"] < pair["differ"] else ""
@@ -163,7 +164,7 @@ def judged(pair: Mapping[str, Any]) -> Iterator[str]:
     yield _probability(pair)
 
 
-def one_text(answer: Any, row: Mapping[str, Any]) -> str:
+def one_text(answer: Any, row: JsonObject) -> str:
     """Return an answer as a text; a sign marks the fields in which the answers to the row differ."""
     if isinstance(answer, str):
         return answer
@@ -171,13 +172,13 @@ def one_text(answer: Any, row: Mapping[str, Any]) -> str:
     return "\n".join(f"{DIFFERS * (name in differing)}{name}: {value}" for name, value in answer.items() if value)
 
 
-def price(judge: Mapping[str, Any]) -> str:
+def price(judge: JsonObject) -> str:
     """Return the requests, the time and the cost of a judgement."""
     requests = counted(judge.get("requests", 0), "request")
     return f"the judge: {requests} in {status.took(judge.get('seconds', 0))}{status.paid(cast('RunStatus', judge))}"
 
 
-def said(row: Mapping[str, Any]) -> str:
+def said(row: JsonObject) -> str:
     """Return the verdicts on a row in words."""
     verdicts = row["verdicts"].items()
     return "; ".join(_verdict(its) if len(verdicts) == 1 else f"{other}: {_verdict(its)}" for other, its in verdicts)
@@ -188,20 +189,20 @@ def _verdict(said: str) -> str:
     return words.get(said, f"{said} is better")
 
 
-def _less(found: Mapping[str, Any], unit: str) -> str:
+def _less(found: JsonObject, unit: str) -> str:
     (one, other), (low, high) = found["of"], found["interval"]
     return (
         f"{other} minus {one}: {_points(found['difference'])} {unit}, 95 % interval {_points(low)} to {_points(high)}"
     )
 
 
-def _probability(found: Mapping[str, Any]) -> str:
+def _probability(found: JsonObject) -> str:
     low, high = found["interval"]
     p = f"p = {found['p']:.2g}" if found["p"] >= 0.0001 else "p < 0.0001"
     return f"{p}{'' if low > 0 or high < 0 else '; no difference is shown'}"
 
 
-def methods(found: Mapping[str, Any]) -> Iterator[str]:
+def methods(found: JsonObject) -> Iterator[str]:
     """Yield the names of the statistical methods behind the figures, as footnotes."""
     gold, judge = found.get("gold", {}), found.get("judge", {})
     if gold.get("differences") or any("difference" in pair for pair in judge.get("pairs", ())):
@@ -227,7 +228,7 @@ def _share(part: int, rows: int) -> str:
     return f"{part:,} ({percent(part / rows)})"
 
 
-def _per_point(found: Mapping[str, Any]) -> str:
+def _per_point(found: JsonObject) -> str:
     """Return the price of each point that the dearer one gains."""
     if found["cost_per_point"] is not None:
         return f": {dollars(found['cost_per_point'])} for each point gained"

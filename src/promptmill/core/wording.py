@@ -9,6 +9,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+LONGEST_SHOWN = 2_000
+"""Characters of a cell, a prompt or a path on a page or in a tool's result: a longer one takes the room of others."""
+MOST_SHOWN = 50
+"""Columns, fields or values in one table: more are no table that a person reads."""
 _ALIKE = 0.5  # difflib's ratio, the share of letters in common: below it, any two short names look alike
 _ESCAPES = re.compile(r"(?<!\\)(?:\\u[0-9a-fA-F]{4})+")
 # in pieces, because no other thread runs while one is replaced

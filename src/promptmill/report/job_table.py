@@ -11,7 +11,7 @@ from typing import Any
 from promptmill.backends.questions import PlainTemplate
 from promptmill.backends.rows import IMAGES
 from promptmill.core.values import JsonObject
-from promptmill.core.wording import cut, unescaped
+from promptmill.core.wording import LONGEST_SHOWN, cut, unescaped
 from promptmill.jobs.columns import EXTRA_FIELDS, FIELD, MODEL
 from promptmill.jobs.export.answered import AnsweredRow
 from promptmill.jobs.export.text import AnswerValues, OwnValues, cell
@@ -25,8 +25,6 @@ FAILED, CUT = 1, 2
 PROMPT_NAME = "prompt name"
 """The column of the names of the prompts, in a job with several."""
 _ASKED, _ANSWER, _ERROR, _IMAGE, _SECONDS, _TOKENS = "asked", "answer", "error", "image", "seconds", "tokens"
-_LONGEST_OTHER = 2_000  # characters of a cell that no prompt has: prompts and answers need the room
-_LONGEST_PATH = 500  # of an image: more is the image itself
 _SAFE = 1 << 53  # JavaScript has no whole numbers beyond
 
 
@@ -113,9 +111,9 @@ class JobTable:
                 continue
             if is_image:
                 text = cell(value)
-                cells[OWN + name] = text if len(text) <= _LONGEST_PATH else "[image]"
+                cells[OWN + name] = text if len(text) <= LONGEST_SHOWN else "[image]"  # it is the image itself
             else:
-                cells[OWN + name] = cell(value) if name in self._in_prompts else _plain(value, _LONGEST_OTHER)
+                cells[OWN + name] = cell(value) if name in self._in_prompts else _plain(value, LONGEST_SHOWN)
         return cells
 
     def _asked_cell(self, row: JobRow, own: JsonObject, prompt: int) -> Cell:

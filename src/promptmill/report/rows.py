@@ -10,14 +10,13 @@ from typing import Any, Literal, TypeAlias
 
 import orjson
 
-from promptmill.core.wording import counted, cut
+from promptmill.core.bounds import MOST_NAMES
+from promptmill.core.wording import MOST_SHOWN, counted, cut
 from promptmill.jobs.inputs.questions import distinct
 
 LENGTHS = (20_000, 8_000, 4_000, 2_000, 1_000, 600, 400, 300, 200, 140, 100, 80)  # of a text, at most
-MOST_COLUMNS = 40  # of the input: more are no table that a person reads
 OWN = "own."
 """The prefix of the keys of the input's columns."""
-_MOST_NAMES = 1_000  # columns of the input that are counted, where rows of JSON have names without end
 _TEXTS = 64_000_000  # characters of all rows, in memory
 _ROOMY = 4  # so many parts may each be as long as a text may be
 _TRIED = 2_000  # rows, which show how well texts are deflated
@@ -85,8 +84,8 @@ class PageRows:
         """Return whether the table has this column of the input; a new one is added behind the others, if it may."""
         if name in self.own:
             return True
-        if len(self.own) >= MOST_COLUMNS:
-            if len(self._own_left_out) < _MOST_NAMES:
+        if len(self.own) >= MOST_SHOWN:
+            if len(self._own_left_out) < MOST_NAMES:
                 self._own_left_out.add(name)
             return False
         self.add_column(Column(OWN + name, name, "own", has_images=has_images), len(self.own))
@@ -218,7 +217,7 @@ class PageRows:
 
 def last_turns(turns: Sequence[tuple[str, str]], most: int = LENGTHS[0]) -> Sequence[tuple[str, str]]:
     """Return the last 40 turns of a conversation, cut off. With many, each has less room."""
-    left_out = max(0, len(turns) - MOST_COLUMNS)
+    left_out = max(0, len(turns) - MOST_SHOWN)
     kept = turns[left_out:]
     each = max(LENGTHS[-1], min(most, _ROOMY * most // max(1, len(kept))))
     shown = [(cut(role, LENGTHS[-1]), cut(text, each)) for role, text in kept]

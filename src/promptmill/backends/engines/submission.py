@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 CHARACTERS_PER_TOKEN = 16
 """An upper bound: a text with more characters per token of context is measured by its beginning only."""
 
-DEFAULT_MAX_TOKENS = 1024
+USUAL_TOKENS = 1024
 """Longest answer if neither the request nor the model's generation defaults limit it."""
 
 TOKEN_LIMITS = ("max_tokens", "max_completion_tokens", "max_new_tokens")

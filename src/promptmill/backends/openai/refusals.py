@@ -44,7 +44,9 @@ _ENDPOINTS = {
 }
 # Replies to plain HTTP on a TLS port, by nginx, Apache, Go, Tomcat, Node behind a balancer.
 SPOKE_TLS = ("https port", "ssl-enabled", "requires tls", "https server")
-_MAX_TOKENS = re.compile(r"max_(?:completion_|output_)?tokens.{0,80}(?:large|at most|maximum|exceed|less than|between)")
+_TOO_MANY_TOKENS = re.compile(
+    r"max_(?:completion_|output_)?tokens.{0,80}(?:large|at most|maximum|exceed|less than|between)"
+)
 _NO_IMAGES = re.compile(
     r"not (?:a )?multimodal|(?:not|n't) (?:support|accept|have) (?:image|vision|multimodal)"
     r"|(?:image|vision).{0,40}not supported|no endpoints found that support image"
@@ -313,7 +315,7 @@ def _forbidden(body: ErrorBody) -> str | None:
 def _refused(body: ErrorBody) -> str | None:
     if "max_completion_tokens' instead" in body.text:
         return "Set `sampling_params.max_tokens: null` and `extra_params.max_completion_tokens: N`."
-    if _MAX_TOKENS.search(body.text):
+    if _TOO_MANY_TOKENS.search(body.text):
         return "Lower `max_tokens`."
     if name := _REFUSED_OPTION.search(body.text):
         return _LEAVE_OUT[name[1]]

@@ -27,7 +27,6 @@ from promptmill.core.wording import close_matches, did_you_mean, mended
 
 ROW = "row"
 """The variable that holds all fields of a row: `row["my column"]`."""
-_MOST_LOOKED_AT = 100  # places of a template with an error
 _ALIKE = 0.7  # share of letters in common: `a - b` is no misspelt `a`
 _CELL = "promptmill_cell"  # a filter
 _OPEN = re.compile(r"\{\{(?![%#{])([^{}\"']*)(?:\}(?!\})|$)")  # a place that is not closed
@@ -121,10 +120,10 @@ def mistyped_names_named(text: str, columns: Sequence[str]) -> Iterator[None]:
         yield
     except PromptmillError as error:
         known = {_name(column) for column in columns}
-        for place in places_in(text)[:_MOST_LOOKED_AT]:
-            name = _name(place.partition("|")[0])
-            if name not in known and not name.isidentifier() and close_matches(name, known, 1, _ALIKE):
-                check_names([name], columns)
+        names = (_name(place.partition("|")[0]) for place in places_in(text))
+        unknown = next((name for name in names if name not in known and not name.isidentifier()), "")
+        if unknown and close_matches(unknown, known, 1, _ALIKE):
+            check_names([unknown], columns)
         raise error from None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Annotated, Any, TypeAlias, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
@@ -12,10 +12,7 @@ from typing_extensions import TypedDict
 from promptmill.core.errors import Code
 
 T = TypeVar("T")
-_MOST = 10**15
 _LAST_TIME = 10**11  # the year 5138
-_Count: TypeAlias = Annotated[int, Field(ge=-_MOST, le=_MOST)]
-_Number: TypeAlias = Annotated[float, Field(ge=-_MOST, le=_MOST)]
 _KNOWN = ConfigDict(extra="forbid")
 
 
@@ -23,17 +20,17 @@ class FieldResults(TypedDict, total=False):
     """The answers' values of one field: a few values with their numbers of rows, or the range of its numbers."""
 
     values: dict[str, int]
-    min: _Number
-    max: _Number
-    mean: _Number
+    min: float
+    max: float
+    mean: float
 
 
 class Results(TypedDict, total=False):
     """The different answers: how many, how long, and the rows of the commonest, if there are few."""
 
-    different: _Count
-    shortest: _Count
-    longest: _Count
+    different: int
+    shortest: int
+    longest: int
     values: dict[str, int]
     fields: dict[str, FieldResults]
 
@@ -53,50 +50,50 @@ class _State(TypedDict, total=False):
     columns: dict[str, str]
     """The names of columns of the output that are not the usual ones."""
     results: Results
-    seconds: _Number
+    seconds: float
     """Of all runs."""
     updated: Annotated[float, Field(ge=0, le=_LAST_TIME)]
 
 
 class _Rows(TypedDict, total=False):
-    total: _Count | None
-    done: _Count
+    total: int | None
+    done: int
     """Rows with an outcome, failed ones included."""
-    answered: _Count
-    failed: _Count
+    answered: int
+    failed: int
     errors: dict[str, int]
     """Failures by their code."""
-    skipped: _Count
-    truncated: _Count
-    empty: _Count
-    cached: _Count
-    repaired: _Count
-    asked_again: _Count
-    written: _Count
+    skipped: int
+    truncated: int
+    empty: int
+    cached: int
+    repaired: int
+    asked_again: int
+    written: int
     """Rows of the output so far."""
 
 
 class _Requests(TypedDict, total=False):
-    requests: _Count
-    run_requests: _Count
-    retries: _Count
-    prompt_tokens: _Count
-    completion_tokens: _Count
-    cached_tokens: _Count
-    latency_s: dict[str, _Number | None]
-    cost: _Number | None
-    max_cost: _Number | None
-    cost_set_aside: _Number
-    cost_forgotten: _Number
+    requests: int
+    run_requests: int
+    retries: int
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    latency_s: dict[str, float | None]
+    cost: float | None
+    max_cost: float | None
+    cost_set_aside: float
+    cost_forgotten: float
 
 
 class _Flow(TypedDict, total=False):
-    in_flight: _Count
-    window: _Count | None
-    refused: _Count
-    rows_per_second: _Number
-    tokens_per_second: _Number
-    eta_s: _Number | None
+    in_flight: int
+    window: int | None
+    refused: int
+    rows_per_second: float
+    tokens_per_second: float
+    eta_s: float | None
 
 
 class RunStatus(_State, _Rows, _Requests, _Flow, total=False):
@@ -130,7 +127,7 @@ class Status(RunStatus, total=False):
 class RunNote(TypedDict):
     """The beginning of a run."""
 
-    at: _Number
+    at: float
     """The seconds of earlier runs."""
     began: Annotated[int, Field(ge=0, le=_LAST_TIME)]
     version: str
@@ -141,8 +138,8 @@ class CourseRecord(TypedDict, total=False):
 
     __pydantic_config__ = _KNOWN  # type: ignore[misc]
     runs: list[RunNote]
-    samples: list[Annotated[list[_Number | None], Field(min_length=7, max_length=7)]]
-    every_s: Annotated[float, Field(gt=0, le=_MOST)]
+    samples: list[Annotated[list[float | None], Field(min_length=7, max_length=7)]]
+    every_s: Annotated[float, Field(gt=0)]
 
 
 _CHECKERS: Mapping[object, TypeAdapter[Any]] = MappingProxyType(

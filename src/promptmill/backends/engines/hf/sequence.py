@@ -209,7 +209,7 @@ class SequenceBuilder:
         return tokens
 
     def _limit(self, wanted: int | None, used: int) -> int:
-        most = wanted or self._model.defaults.max_new_tokens or submission.DEFAULT_MAX_TOKENS
+        most = wanted or self._model.defaults.max_new_tokens or submission.USUAL_TOKENS
         return int(most) if self._model.context is None else min(int(most), self._model.context - used)
 
 

@@ -152,7 +152,7 @@ class PromptBuilder:
         return tokens
 
     def _limit(self, wanted: int, used: int) -> int:
-        most = submission.DEFAULT_MAX_TOKENS if wanted > _UNLIMITED else wanted
+        most = submission.USUAL_TOKENS if wanted > _UNLIMITED else wanted
         return most if self._model.context is None else min(most, self._model.context - used)
 
     def _config(self, sampling: Mapping[str, Any], grammar: Grammar | None, ends: frozenset[int]) -> Any:

@@ -234,9 +234,7 @@ class _SamplingMap:
         if structure := _structure(sampling.get("response_format"), extra, left_out):
             values["structured_outputs"] = structure
         longest = (
-            submission.longest_answer(sampling, extra)
-            or self._defaults.get("max_tokens")
-            or submission.DEFAULT_MAX_TOKENS
+            submission.longest_answer(sampling, extra) or self._defaults.get("max_tokens") or submission.USUAL_TOKENS
         )
         values["max_tokens"] = min(longest, room)
         # vLLM strips special tokens from the text in which it looks for stop strings
