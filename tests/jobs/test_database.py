@@ -58,7 +58,7 @@ def test_a_reader_beside_the_writer_sees_what_was_written(store: JobDatabase) ->
 
 def test_the_log_does_not_grow_without_end(store: JobDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("promptmill.jobs.store.database._WAL_CHECKPOINT", 1 << 16)
-    monkeypatch.setattr("promptmill.jobs.store.database._LONGEST_WAL", 1 << 18)
+    monkeypatch.setattr("promptmill.jobs.store.database._WAL_TRUNCATE", 1 << 18)
     largest = 0
     for at in range(400):
         store.write([record_of(key, Completion("x" * 500)) for key in range(at * 16, at * 16 + 16)])

@@ -19,7 +19,7 @@ from typing import Any
 
 import orjson
 
-from promptmill.comparison.values import Kind, Tolerance, canonical, kind_of
+from promptmill.comparison.values import LABEL, Kind, Tolerance, canonical, kind_of
 from promptmill.core.errors import Named, input_error
 from promptmill.core.wording import MOST_SHOWN, close_matches, counted, cut
 from promptmill.jobs import columns
@@ -33,7 +33,7 @@ from promptmill.jobs.store.spec import JobSpec
 LETTERS = "ABCDEFGHIJ"
 _IDS = ("id", "custom_id")
 _RIGHT = ("label", "gold", "answer")  # usual names of the column of right answers
-_LONGEST_LABEL = 24  # characters of a variant's name, which heads columns and lines
+
 _NAME_A_COLUMN = " Name a column that identifies rows: ", Named("id"), "."
 _NAME_VARIANTS = " It has several answers to each row; to compare these: ", Named("by", VARIANT), "."
 Row = Mapping[str, Any]
@@ -128,7 +128,7 @@ class ComparedFile:
                 f"The column {by:.60} of {self.path.name} has {counted(len(values), 'value')}; 2 to {len(LETTERS)} "
                 "parts can be compared."
             )
-        labels = [cut(" ".join(value.split()), _LONGEST_LABEL) for value in values]
+        labels = [cut(" ".join(value.split()), LABEL) for value in values]
         if not all(labels) or len(set(labels)) < len(labels):
             labels = list(LETTERS[: len(values)])
         ours = {*self.ours, by, *([MODEL] if by == VARIANT else [])}

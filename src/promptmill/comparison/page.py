@@ -9,6 +9,7 @@ from typing import Any
 from promptmill.comparison import figures, words
 from promptmill.comparison.figures import CONTRADICTION, Judgement
 from promptmill.comparison.files import ComparedRows
+from promptmill.comparison.values import LABEL
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.wording import LONGEST_SHOWN, cut
 from promptmill.jobs import disk
@@ -19,7 +20,7 @@ from promptmill.report.rows import OWN, Column, PageRows
 _DIFFER, _WRONG = 1, 2
 _ANSWER, _GOLD, _JUDGE = "answer.", "right", "judgement"  # keys of columns; an answer's ends with its label
 _BETTER = {CONTRADICTION: "Contradicts itself"}
-_MOST_VALUES, _LONGEST_VALUE = 12, 24  # of a table
+_SHOWN_VALUES = 12  # of a table
 
 
 def write(target: Path, found: Mapping[str, Any], rows: ComparedRows, judgement: Judgement | None) -> Report:
@@ -122,10 +123,10 @@ def _made(file: Mapping[str, Any], total: int) -> str:
 def _crossed(pair: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     """Return the cross-tabulation of two files; the other answers have the value None."""
     (one, other), every = pair["of"], figures.commonest(pair["changes"])
-    kept = every[:_MOST_VALUES]
+    kept = every[:_SHOWN_VALUES]
     cells = figures.tabulated(pair["changes"], kept)
     values = [*kept, *([""] if len(kept) < len(every) else [])]
-    names = [" ".join(cut(value, _LONGEST_VALUE).split()) or "others" for value in values]
+    names = [" ".join(cut(value, LABEL).split()) or "others" for value in values]
     shown_in = [columns[_ANSWER + label] for label in (one, other)]
     return {
         "head": [f"{one} ↓ {other} →", *names],
@@ -145,7 +146,7 @@ def _classes(files: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     for same in zip(*(file["classes"] for file in files), strict=True):
         for file, one in zip(files, same, strict=True):
             figures = (f"{one[name]:.2f}" for name in ("precision", "recall", "f1"))
-            rows.append([cut(one["class"], _LONGEST_VALUE), f"{one['rows']:,}", file["name"], *figures])
+            rows.append([cut(one["class"], LABEL), f"{one['rows']:,}", file["name"], *figures])
     yield {"head": ["class", "rows", "", "precision", "recall", "F1"], "rows": rows, "answers": None}
 
 

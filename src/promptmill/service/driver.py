@@ -23,7 +23,7 @@ from promptmill.backends.protocol import Answer, Call, Outcome, Share, Sink, Sou
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import Request
 
-_MOST_TAKEN = 256
+_TAKEN_AT_ONCE = 256
 _MOST_HELD = 1024
 """The driver takes no request while this many are held, so that memory stays bounded while they wait for a slow one."""
 
@@ -132,7 +132,7 @@ class Driver:
         async with self._taking:
             if self._fresh or not self._may_take:
                 return bool(self._fresh)
-            wanted = max(1, min(self._most, _MOST_TAKEN))
+            wanted = max(1, min(self._most, _TAKEN_AT_ONCE))
             requests = await self._source.take(wanted)
             await asyncio.sleep(0)  # the event loop must run, even for a list whose requests all fail at once
             self._ended = not requests

@@ -64,7 +64,7 @@ _STRAGGLER = 2
 _PERCENTILE = 0.95
 _KEPT_TIMES = 200
 _FEWEST_ANSWERS = 20
-_MOST_TWINS = 0.05
+_TWIN_SHARE = 0.05
 _LOG = logging.getLogger(__name__)
 
 
@@ -574,7 +574,7 @@ class _Hedge:
         twin: asyncio.Future[tuple[_Result, Permit] | None] | None = None
         try:
             await asyncio.wait({first}, timeout=self.wait_s)
-            if not first.done() and self._twins < _MOST_TWINS * self._sent:
+            if not first.done() and self._twins < _TWIN_SHARE * self._sent:
                 self._twins += 1
                 twin = asyncio.ensure_future(self._twin(item, permit.endpoint_state, send))
                 await asyncio.wait({first, twin}, return_when=asyncio.FIRST_COMPLETED)

@@ -47,7 +47,7 @@ _STARTS_PER_TURN = 2 * _ANSWERS_PER_TURN
 _LOAD_MEMORY_S = 0.25
 _SATURATED = 0.8
 # The session writes larger bodies piece by piece and waits while the endpoint reads slowly.
-_LARGEST_DIRECT_REQUEST = 1024 * 1024
+_DIRECT_BYTES = 1024 * 1024
 # Descriptors for everything except connections: stdio, the engine's pipes, open files.
 _SPARE_DESCRIPTORS = 64
 # uvicorn, which serves vLLM and SGLang, closes a connection after 5 s without a request. We close earlier, so that no
@@ -187,7 +187,7 @@ class Pool:
             pieces, length = [body], len(body)
         else:
             pieces, length = body, sum(map(len, body))
-        if route.target is not None and length <= _LARGEST_DIRECT_REQUEST and on_data is None:
+        if route.target is not None and length <= _DIRECT_BYTES and on_data is None:
             return self._client.post(route.target, pieces, length, fresh=fresh)
         return self._post_over_session(route, pieces, length, on_data)
 

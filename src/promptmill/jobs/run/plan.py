@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.rounds import DUPLICATE, OF_ANY, ONCE, Round
 
-_MOST_SENT = 2
+_TRIES = 2
 """Rows with the same question that a run sends, one after the other, if the first one fails for a passing reason."""
 
 
@@ -74,8 +74,8 @@ def _wanted(order: JobOrder, own: Sequence[Round]) -> Iterator[tuple[str, str, s
             yield rows, reason, "live"
             continue
         sent = sum(round_.rows == rows + ONCE for round_ in own)
-        yield rows + (OF_ANY if sent == _MOST_SENT else DUPLICATE), "duplicate", "copy"
-        if sent < _MOST_SENT:
+        yield rows + (OF_ANY if sent == _TRIES else DUPLICATE), "duplicate", "copy"
+        if sent < _TRIES:
             yield rows + ONCE, reason, "live"
 
 

@@ -77,7 +77,7 @@ _PAGE_BYTES = 4 << 20  # of their texts; a page ends with the record that exceed
 _TEXTS = slice(Record._fields.index("text"), Record._fields.index("more") + 1)
 _STEPS_BETWEEN_LOOKS = 1_000_000  # of SQLite's machine: some milliseconds
 _WAL_CHECKPOINT = 4 << 20  # bytes of the log: a checkpoint of fewer pages costs a sync all the same
-_LONGEST_WAL = 64 << 20
+_WAL_TRUNCATE = 64 << 20
 _ERRORS = {
     sqlite3.SQLITE_FULL: (errno.ENOSPC, "no space left on the disk"),
     sqlite3.SQLITE_BUSY: (errno.EBUSY, "another program keeps it locked"),
@@ -271,7 +271,7 @@ class JobDatabase:
             self._syncing = self._connected(0)  # the writer does not wait for it, and it does not wait for a reader
         with self._errors():
             self._syncing.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-            if wal.stat().st_size > _LONGEST_WAL:  # a log that is written all the time never begins again by itself
+            if wal.stat().st_size > _WAL_TRUNCATE:  # a log that is written all the time never begins again by itself
                 self._syncing.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def close(self) -> None:

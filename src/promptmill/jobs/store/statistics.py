@@ -18,7 +18,7 @@ from promptmill.jobs.store.status_record import FieldResults, Results
 
 _PRIME = (1 << 31) - 1
 _SHOWN_VALUES = 8
-_LONGEST_VALUE = 40  # characters
+_SHORT_VALUE = 40  # characters
 _LONG_VALUE = 1000  # characters; a longer answer is grouped by its digest
 _SAMPLES = 65_536  # latencies become quantiles, for which these are enough
 _IS_LATENCY = "latency_s BETWEEN 0 AND 1e9"
@@ -108,7 +108,7 @@ def results(store: JobDatabase, before: int = ALL_ROWS, *, by_field: bool = Fals
     if by_field and (fields := _fields(store, before)):
         found["fields"] = fields
     repeats = different < rows if different <= _SHOWN_VALUES else 2 * different <= rows
-    if longest > _LONGEST_VALUE or not (repeats or rows == 1):
+    if longest > _SHORT_VALUE or not (repeats or rows == 1):
         return found
     commonest = f"{grouped} SELECT value, rows FROM grouped ORDER BY rows DESC, value LIMIT {_SHOWN_VALUES}"
     return found | {"values": dict(store.read(commonest, before))}
@@ -153,7 +153,7 @@ def _field(kind: str, groups: Sequence[tuple[Any, ...]]) -> FieldResults:
         return {} if low is None else {"min": low, "max": high, "mean": float(f"{mean:.4g}")}
     names = {0: "false", 1: "true"} if kind == "boolean" else {}
     values = [(names.get(value, str(value)), rows) for value, rows, _ in groups if value is not None]
-    if not values or len(values) > _SHOWN_VALUES or max(len(value) for value, _ in values) > _LONGEST_VALUE:
+    if not values or len(values) > _SHOWN_VALUES or max(len(value) for value, _ in values) > _SHORT_VALUE:
         return {}
     missing = [("null", count) for value, count, _ in groups if value is None]
     if all(count == 1 for _, count in values) and len(values + missing) > 1:

@@ -34,7 +34,7 @@ _START = 64
 # While the limit doubles, this share of refusals does not start a trial …
 _TOLERATED = 0.1
 # … and refusals beyond this share never count as random.
-_MOST_RANDOM = 0.2
+_RANDOM_BELOW = 0.2
 _CUT = 0.85
 _GENTLE_CUT = 0.95
 # A trial is over when the share of refusals before it would have brought this many, or after so many limits' worth of
@@ -294,7 +294,7 @@ class AdaptiveLimit:
     def _judge(self, trial: _Trial, *, answered: bool) -> None:
         """End the trial once it has shown whether the lower limit helps."""
         now, before = self._level, trial.before
-        if now.exceeds(_MOST_RANDOM, 2):
+        if now.exceeds(_RANDOM_BELOW, 2):
             return self._try_less(_CUT)
         if now.refused >= 0.6 * _TELLING and (now.share >= 0.5 * before.share or trial.limit <= self._limit):
             return self._return_from(trial)
@@ -312,7 +312,7 @@ class AdaptiveLimit:
     def _return_from(self, trial: _Trial) -> None:
         """Restore the limit from before the trial: the refusals do not depend on the limit."""
         now, before = self._level, trial.before
-        if before.share <= _MOST_RANDOM:
+        if before.share <= _RANDOM_BELOW:
             now.sent += before.sent
             now.refused += before.refused
         self._random = max(self._random, now.share)
