@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import stat
 import sys
@@ -13,6 +14,7 @@ import pytest
 from promptmill.backends.protocol import Completion, Failure, Outcome, Usage
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.jobs import disk
+from promptmill.jobs.store import binding
 from promptmill.jobs.store.database import DamagedError, JobDatabase, OldDatabaseError
 from promptmill.jobs.store.records import record_of
 
@@ -89,6 +91,14 @@ def test_what_is_no_database_of_a_job_is_damaged_or_not_there(tmp_path: Path) ->
         for write in (True, False):
             with pytest.raises(error):
                 JobDatabase(tmp_path / f"{name}.db", write=write)
+
+
+def test_what_a_kill_left_of_a_reading_is_gone_for_the_next_writer(store: JobDatabase) -> None:
+    binding.begin(store)
+    store.close()
+    for write, expected in ((False, 1), (True, 0)):
+        with contextlib.closing(JobDatabase(store.path, write=write)) as opened:
+            assert opened.read("SELECT count(*) FROM sqlite_master WHERE name = 'row_next'") == [(expected,)]
 
 
 def test_a_record_that_is_not_what_was_written_is_not_sound(store: JobDatabase) -> None:

@@ -352,7 +352,7 @@ class JobDatabase:
         for setting in ("trusted_schema=OFF", "cell_size_check=ON", "cache_size=-4096"):
             run(f"PRAGMA {setting}")
         schema = dict(run("SELECT name, replace(sql, '\"', '') FROM sqlite_master WHERE sql IS NOT NULL"))
-        schema.pop("row_next", None)
+        was_killed = schema.pop("row_next", None) is not None
         if schema and schema != TABLES:
             if "answer" in schema and "row" not in schema:
                 raise OldDatabaseError
@@ -366,6 +366,8 @@ class JobDatabase:
             run("BEGIN IMMEDIATE")
             for statement in () if schema else TABLES.values():
                 run(statement)
+            if was_killed:  # while it read its input: the next reading begins anew
+                run("DROP TABLE row_next")
             run("COMMIT")
         elif not schema:
             raise FileNotFoundError(self.path)  # its maker was killed before it created a table
