@@ -10,11 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
-from promptmill.jobs.run.plan import Situation, next_round, resent
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.records import SLOT
-from promptmill.jobs.store.rounds import Round, join_of
+from promptmill.jobs.store.rounds import Round, Situation, join_of, next_round, resent
 from promptmill.jobs.store.spec import Target
 from rounds_bench import RoundsBench, order_of
 

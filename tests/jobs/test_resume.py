@@ -394,3 +394,15 @@ def test_rates_are_those_of_this_run() -> None:
     progress.begin_rates()
     assert progress.rates() == (0.0, 0.0)
     assert progress.eta_s() is None
+
+
+def test_a_row_that_moves_keeps_its_newest_answer(bench: Any) -> None:
+    bench.upstream.reply = answer("old")
+    bench.write([{"prompt": "a"}, {"prompt": "b"}])
+    bench.succeed()
+    bench.upstream.reply = answer("new")
+    bench.succeed("--again", "all")
+    bench.write([{"prompt": "c"}, {"prompt": "b"}, {"prompt": "a"}])
+    bench.succeed()
+    assert [row["answer"] for row in bench.answers()] == ["new", "new", "new"]
+    assert len(bench.upstream.seen) == 5

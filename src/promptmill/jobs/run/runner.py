@@ -30,7 +30,6 @@ from promptmill.jobs.inputs.questions import questions_of
 from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.duplicates import Duplicates
 from promptmill.jobs.run.live import LiveRound, OpenRows, StoreSink
-from promptmill.jobs.run.plan import Situation, next_round
 from promptmill.jobs.run.steps import HERE, Context, Steps
 from promptmill.jobs.store import progress as states
 from promptmill.jobs.store import rounds, statistics
@@ -40,8 +39,8 @@ from promptmill.jobs.store.counts import JobCounts
 from promptmill.jobs.store.database import DamagedError
 from promptmill.jobs.store.progress import Course, Progress, Watch
 from promptmill.jobs.store.records import SLOT
-from promptmill.jobs.store.rounds import NEVER, Round
-from promptmill.jobs.store.spec import UNREAD, JobSpec, OutputRecord, system_prompt_of
+from promptmill.jobs.store.rounds import NEVER, Round, Situation, next_round
+from promptmill.jobs.store.spec import UNREAD, JobSpec, OutputRecord, Target, digest, system_prompt_of
 from promptmill.jobs.store.status_record import RunStatus
 from promptmill.service.service import Service
 from promptmill.system.runtime import stay_responsive
@@ -416,7 +415,7 @@ class Runner:
         job = self._job
         if not job.order.dedupe:
             return None
-        requests = self._requests()
+        requests = self._requests(job.spec.targets)
 
         def is_repeatable(n: int, slot: int) -> bool:
             try:
@@ -432,7 +431,8 @@ class Runner:
     async def _run_round(self, round_: Round, duplicates: Duplicates | None) -> None:
         """Have the rows of a round answered and recorded."""
         job, progress = self._job, self.progress
-        store, stats, spec = job.folder.store, progress.stats, job.spec
+        store, stats = job.folder.store, progress.stats
+        targets = await self._in_thread(lambda: self._targets(round_))
         opens = await self._in_thread(lambda: self._count_open(round_))
         progress.round, self._takes_no_more = round_.reason, False
         stats.facts = replace(stats.facts, total=sum(found.rows for found in opens))
@@ -452,12 +452,12 @@ class Runner:
                     for (key,) in self._open_rows(round_, slot, "answer.key", found.first, found.last)
                     if key is not None
                 ]
-                live.begin(job.folder, spec, replaced, self._end, self._give_up)
+                live.begin(job.folder, job.spec, replaced, self._end, self._give_up)
             open_rows = OpenRows(
                 store,
                 round_,
-                spec.targets,
-                self._requests(),
+                targets,
+                self._requests(targets),
                 range(min(found.first for found in opens if found.rows), max(found.last for found in opens) + 1),
                 lambda: self._leaves_as is not None or self._takes_no_more,
                 None if self._steps is HERE else _HELD_BYTES,
@@ -469,10 +469,23 @@ class Runner:
                 self._give_up,
                 self._end_without_room,
                 failure_limit=job.order.limits.failures,
-                made=[target.made(round_.id) for target in spec.targets],
+                made=[target.made(round_.id, round_.model) for target in targets],
                 recorded=self._recorded,
             )
             await LiveRound(self.service, open_rows, sink, stats, self._give_up, job.plan).run()
+
+    def _targets(self, round_: Round) -> Sequence[Target]:
+        """Return the targets of a round, by the slot; the answers of its own model count from now on. Blocks."""
+        job = self._job
+        if not round_.model:
+            return job.spec.targets
+        store, targets = job.folder.store, [*job.spec.targets]
+        counted = [*targets]
+        for slot in round_.slots:
+            settings = store.settings_id(targets[slot].fingerprint | {"model": digest(round_.model)})
+            counted[slot], targets[slot] = targets[slot].answered_by(round_.model, settings)
+        job.put(job.spec.model_copy(update={"targets": tuple(counted)}))
+        return targets
 
     def _recorded(self, keys: Sequence[int]) -> None:
         if self._hooks.live is not None:
@@ -523,8 +536,8 @@ class Runner:
         ]
         return min(limits, default=None)
 
-    def _requests(self) -> list[RowRequests]:
-        """Return how rows become requests, by the slot. Raises `PromptmillError` (`replaced`)."""
+    def _requests(self, targets: Sequence[Target]) -> list[RowRequests]:
+        """Return how rows become requests to targets, by the slot. Raises `PromptmillError` (`replaced`)."""
         job, plan = self._job, self._job.plan
         if not plan.is_same_model(self.service.plan_of(plan.name)):
             raise PromptmillError(Code.REPLACED, "Another model was loaded before the job began.")
@@ -534,7 +547,7 @@ class Runner:
             reader = replace(reader, models={name: self._reader(self.service.plan_of(name).capped) for name in names})
         questions = questions_of(job.spec.question, job.spec.input.format, job.spec.input.names)
         found = []
-        for target in job.spec.targets:
+        for target in targets:
             own, extra = reader, {}
             if target.model:
                 own, extra = reader.models.get(target.model, reader), {"model": target.model}

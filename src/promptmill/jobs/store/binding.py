@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from sqlite3 import Connection
 
-from promptmill.jobs.store.database import COLUMNS, PUT, ROW_NEXT, JobDatabase, bound
+from promptmill.jobs.store.database import COLUMNS, LAST_KEY, PUT, ROW_NEXT, JobDatabase, bound
 from promptmill.jobs.store.records import SLOT, Made, Record, copied, record_of
 
 _DIGEST = 16
@@ -63,18 +63,20 @@ _WANTED_BESIDE = f"""
     WHERE NOT {_IS_REPLACED} AND {_ASKED.format("row")} IS NOT NULL
     AND (answer.key IS NULL OR (answer.code IS NOT NULL AND :offers))
 """
-_MATCHED = """
+# an answer that decided until now comes before spare ones, of which the latest comes first
+_MATCHED = f"""
     INSERT INTO temp.matched
     SELECT wanting.key, available.place, available.is_offered FROM
         (SELECT key, asked, row_number() OVER (PARTITION BY asked ORDER BY key) AS nth
          FROM temp.wanted WHERE key BETWEEN :first AND :last) AS wanting
     JOIN
-        (SELECT place, is_offered, asked, row_number() OVER (PARTITION BY asked ORDER BY is_offered, place) AS nth FROM
-            (SELECT :base + key AS place, 0 AS is_offered, asked FROM answer JOIN temp.loose USING (key)
-             WHERE key BETWEEN :first AND :last AND code IS NULL AND settings IN ({settings})
-             UNION ALL SELECT place, 0, asked FROM spare
-             WHERE code IS NULL AND settings IN ({settings}) AND asked IN (SELECT asked FROM temp.wanted)
-             UNION ALL SELECT place, 1, asked FROM temp.offered WHERE place BETWEEN :first AND :last)) AS available
+        (SELECT place, is_offered, asked, row_number() OVER (PARTITION BY asked ORDER BY is_offered, turn) AS nth FROM
+            (SELECT :base + key AS place, 0 AS is_offered, asked, key AS turn FROM answer JOIN temp.loose USING (key)
+             WHERE key BETWEEN :first AND :last AND code IS NULL AND settings IN ({{settings}})
+             UNION ALL SELECT place, 0, asked, {LAST_KEY} - place FROM spare
+             WHERE code IS NULL AND settings IN ({{settings}}) AND asked IN (SELECT asked FROM temp.wanted)
+             UNION ALL SELECT place, 1, asked, place FROM temp.offered
+             WHERE place BETWEEN :first AND :last)) AS available
     USING (asked, nth)
     ORDER BY wanting.key
 """

@@ -25,6 +25,8 @@ class Made(NamedTuple):
     round: int = 0
     changed: Sequence[str] = ()
     """Settings that have changed since the job's first run."""
+    model: str = ""
+    """The model of the round, if it has one of its own."""
 
 
 FIRST = Made()
@@ -107,7 +109,7 @@ class Record(NamedTuple):
 
 def record_of(key: int, outcome: Outcome, asked: bytes | None = None, made: Made = FIRST) -> Record:
     """Return the record of the outcome with this key. Half a surrogate pair becomes the replacement character."""
-    fields = _fields(outcome, made.changed)
+    fields = _fields(outcome, made)
     try:
         check = checksum(fields)
     except TypeError:  # no file can hold half a surrogate pair
@@ -127,7 +129,7 @@ def copied(outcome: Outcome, attempts: int = 0) -> Outcome:
     return replace(outcome, usage=NO_USAGE, attempts=attempts, latency_s=0.0, details=details, cost=cost)
 
 
-def _fields(outcome: Outcome, changed: Sequence[str]) -> tuple[Any, ...]:
+def _fields(outcome: Outcome, made: Made) -> tuple[Any, ...]:
     usage = outcome.usage
     spent = (
         outcome.attempts,
@@ -147,8 +149,8 @@ def _fields(outcome: Outcome, changed: Sequence[str]) -> tuple[Any, ...]:
             more["response"] = error.said
         text = _json(more) if more else None
         return (*spent, str(error.code), int(error.retryable), None, str(error), None, text)
-    if changed:
-        more["changed"] = list(changed)
+    if made.changed:
+        more["changed"] = list(made.changed)
     if outcome.tool_calls:
         more["tool_calls"] = outcome.tool_calls
     if outcome.logprobs is not None:
@@ -157,8 +159,8 @@ def _fields(outcome: Outcome, changed: Sequence[str]) -> tuple[Any, ...]:
         more["details"] = outcome.details
     if outcome.answers:
         more["answers"] = outcome.answers
-    if outcome.answered_by:
-        more["answered_by"] = outcome.answered_by
+    if model := outcome.answered_by or made.model:
+        more["answered_by"] = model
     text = _json(more) if more else None
     return (*spent, None, 0, outcome.finish_reason, outcome.text, outcome.reasoning, text)
 

@@ -8,22 +8,36 @@ A slot is the place of one answer to each row; a job that compares models or pro
 
 A round is stored before its first request, and its rows are a rule: a condition on the answer that a row has in a slot
 (`RULES`). The rule refers to rounds before the order, and a new answer has the round's id. So a row leaves the
-rule once its answer is stored, and the rule selects the same remaining rows after a kill. `plan.next_round` decides
-which round comes next.
+rule once its answer is stored, and the rule selects the same remaining rows after a kill.
+
+    order, rounds so far, open rows ─▶ next_round ─▶ Round | None
+
+`next_round` is a pure function of the database and the order, so a killed job computes the same next round. The rounds
+of an order, each only if it has rows:
+
+1. the last round, if it was interrupted
+2. `again …`: the rows that the order sends again
+3. `first`: the rows without an answer, and failures of earlier runs that may pass
+
+With `dedupe`, only the first of several rows with the same question is sent, and a round `duplicate` copies its answer
+to the others; if it failed for a reason that may pass, the next of them is sent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
-from typing import Annotated, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 import orjson
 from pydantic import Field, TypeAdapter
 
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.records import SLOT
+
+if TYPE_CHECKING:
+    from promptmill.jobs.store.order import JobOrder
 
 Again: TypeAlias = Literal["failed", "truncated", "all"]
 """The rules `again …`, by which an order sends rows again."""
@@ -40,6 +54,8 @@ _ORDERED = {
     "again truncated": f"({TRUNCATED} AND answer.round <= {{since}})",
     "again all": "(answer.key IS NULL OR answer.round <= {since})",
 }
+_TRIES = 2
+"""Rows with the same question that a run sends, one after the other, if the first one fails for a passing reason."""
 _IS_DUPLICATE = "row.n + {base} IN (SELECT key FROM temp.duplicate)"
 RULES: Mapping[str, str] = MappingProxyType(
     {
@@ -74,6 +90,8 @@ class Round:
     """The id of the last round before the order that this round belongs to."""
     way: str = "live"
     """`live`: requests are sent; `copy`: duplicates get the answer of an equal row."""
+    model: str = ""
+    """The model that answers in place of the target's; `""` for the target's own."""
     done: bool = False
     """Whether another round followed, or the job finished."""
 
@@ -94,6 +112,63 @@ class Round:
         """Return the condition of its rows in a slot; `settings` are the ids whose answers count there."""
         ids = ", ".join(str(int(each)) for each in settings)
         return RULES[self.rows].format(id=int(self.id), since=int(self.since), settings=ids, base=int(slot) * SLOT)
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """The facts that decide about the next round."""
+
+    order: JobOrder
+    rounds: Sequence[Round]
+    since: int
+    """The id of the last round before the order."""
+    slots: int
+    """The number of answers to each row."""
+    has_rows: Callable[[Round], bool]
+    """Whether some row of the job meets the rule of a round."""
+
+
+def next_round(now: Situation) -> Round | None:
+    """Return the next round of a job, None if every row is done."""
+    rounds = now.rounds
+    if rounds and not rounds[-1].done and _is_resumed(rounds[-1], now) and now.has_rows(rounds[-1]):
+        return rounds[-1]
+    own = [round_ for round_ in rounds if round_.id > now.since]
+    first = Round(rounds[-1].id + 1 if rounds else 1, "open", "", tuple(range(now.slots)), now.since)
+    return next(filter(now.has_rows, _wanted(now.order, own, first)), None)
+
+
+def _is_resumed(last: Round, now: Situation) -> bool:
+    """Return whether an order resumes an interrupted round; the rounds of an order `again` may have all its rows."""
+    order = now.order
+    if max(last.slots) >= now.slots or (last.is_by_question and not order.dedupe):
+        return False
+    if last.rows == "open" and order.dedupe:  # which sends fewer of its rows
+        return False
+    if order.earlier.again is None or last.id > now.since:
+        return True
+    return order.earlier.again != "all" and last.rows.startswith("again")
+
+
+def _wanted(order: JobOrder, own: Sequence[Round], first: Round) -> Iterator[Round]:
+    """Yield the rounds that may come next, like `first` but for their rows; `own` are the order's rounds so far."""
+    again = order.earlier.again
+    for rows in ("open",) if again is None else (f"again {again}", "open"):
+        live = replace(first, rows=rows, reason=order.reason if rows == "open" else rows)
+        if not order.dedupe:
+            yield live
+            continue
+        sent = sum(round_.rows == rows + ONCE for round_ in own)
+        yield replace(live, rows=rows + (OF_ANY if sent == _TRIES else DUPLICATE), reason="duplicate", way="copy")
+        if sent < _TRIES:
+            yield replace(live, rows=rows + ONCE)
+
+
+def resent(order: JobOrder, since: int, settings: Iterable[int], slot: int = 0) -> str:
+    """Return the condition of the rows in a slot that an order sends; `since` is the last round before it."""
+    rules = ["open"] if order.earlier.again is None else ["open", f"again {order.earlier.again}"]
+    first = Round(since + 1, "", "", since=since)
+    return " OR ".join(replace(first, rows=rule).condition(settings, slot) for rule in rules)
 
 
 _ROUND = TypeAdapter(Round)

@@ -122,9 +122,20 @@ class Target(_Frozen):
         """The ids of the settings whose answers count."""
         return [self.settings, *self.kept]
 
-    def made(self, round_: int) -> Made:
-        """Return the note of the records of a round."""
-        return Made(self.settings, round_, self.changed)
+    def answered_by(self, model: str, settings: int) -> tuple[Target, Target]:
+        """Return the target once answers of another model count, too, and the target of a round of that model.
+
+        `settings` is the id of the target's settings with that model.
+        """
+        if settings == self.settings:
+            return self, self
+        counted = self.model_copy(update={"kept": tuple(sorted({*self.kept, settings}))})
+        own = {"model": model, "settings": settings, "kept": tuple(sorted({*self.kept, self.settings}))}
+        return counted, self.model_copy(update=own)
+
+    def made(self, round_: int, model: str = "") -> Made:
+        """Return the note of the records of a round, which has a `model` of its own or not."""
+        return Made(self.settings, round_, self.changed, model)
 
 
 class JobSpec(_Frozen):
