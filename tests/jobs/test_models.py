@@ -131,7 +131,7 @@ def asks_long_answers_again(monkeypatch: pytest.MonkeyPatch) -> None:
         yield from wanted(order, own, first)
         yield replace(first, rows="long", reason="long", model="large")
 
-    monkeypatch.setattr(rounds, "RULES", rounds.RULES | {"long": f"({ANSWERED} AND length(text) > 500 AND {is_new})"})
+    monkeypatch.setattr(rounds, "RULES", {**rounds.RULES, "long": f"({ANSWERED} AND length(text) > 500 AND {is_new})"})
     monkeypatch.setattr(rounds, "_wanted", with_long)
 
 
