@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from promptmill.backends.rows import PROBLEM, RowReader
+from promptmill.backends.rows import PROBLEM, RowImages, RowLimits, RowReader
 from promptmill.config.backends import OTHER_PATHS
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import ImagePart, Sampling, TextPart
@@ -36,7 +36,7 @@ def test_images_follow_the_prompt(images: Any) -> None:
 
 
 def test_images_replace_the_tag() -> None:
-    conversation, *_ = read("jsonl", {"prompt": "<i> and", "images": ["a.png"]}, image_tag="<i>")
+    conversation, *_ = read("jsonl", {"prompt": "<i> and", "images": ["a.png"]}, images=RowImages("<i>"))
     assert conversation.messages[0].content == (ImagePart("a.png"), TextPart(" and"))
 
 
@@ -67,7 +67,7 @@ def test_a_malformed_line_is_named_by_its_number(row: Any, said: str) -> None:
 
 def test_more_tags_than_images_name_the_line() -> None:
     with pytest.raises(PromptmillError, match="line 7: The prompt contains the image tag 2"):
-        read("jsonl", {"prompt": "<i><i>", "images": ["a.png"]}, image_tag="<i>")
+        read("jsonl", {"prompt": "<i><i>", "images": ["a.png"]}, images=RowImages("<i>"))
 
 
 def test_numbers_that_only_pythons_parser_reads_are_accepted() -> None:
@@ -232,14 +232,16 @@ def _batch_line(path: str = "/v1/chat/completions", **body: Any) -> dict[str, An
     ],
 )
 def test_a_row_above_the_limit_of_tokens_fails(kind: str, row: Any) -> None:
-    reader = RowReader(kind, paths=OTHER_PATHS, most_tokens=100)
+    reader = RowReader(kind, paths=OTHER_PATHS, limits=RowLimits(tokens=100))
     with pytest.raises(PromptmillError, match=r"(line|row) 7: max_\w*tokens\w* must be 1 to 100 tokens on this server"):
         reader.request(6, json.dumps(row).encode())
 
 
 def test_the_limit_of_tokens_applies_to_rows_without_one() -> None:
     def body(row: Any, kind: str = "batch", **more: Any) -> dict[str, Any]:
-        asked = RowReader(kind, paths=OTHER_PATHS, most_tokens=100, **more).request(6, json.dumps(row).encode())
+        asked = RowReader(kind, paths=OTHER_PATHS, limits=RowLimits(tokens=100), **more).request(
+            6, json.dumps(row).encode()
+        )
         return {name: value for name, value in {**asked.sampling.given(), **asked.extra}.items() if "tokens" in name}
 
     assert body(_batch_line()) == {"max_tokens": 100}
@@ -267,7 +269,7 @@ def test_the_limit_of_tokens_applies_to_rows_without_one() -> None:
     ],
 )
 def test_a_row_names_only_models_that_a_call_may_choose(kind: str, row: Any) -> None:
-    reader = RowReader(kind, paths=OTHER_PATHS, may_name=frozenset({"fast"}))
+    reader = RowReader(kind, paths=OTHER_PATHS, limits=RowLimits(models=frozenset({"fast"})))
     line = row if isinstance(row, bytes) else json.dumps(row).encode()
     with pytest.raises(PromptmillError, match="line 7: there is no model 'dear'; models here: fast"):
         reader.request(6, line)
@@ -275,7 +277,7 @@ def test_a_row_names_only_models_that_a_call_may_choose(kind: str, row: Any) -> 
 
 
 def test_models_that_the_configuration_names_itself_are_no_choice_of_a_row() -> None:
-    reader = RowReader("jsonl", extra={"models": ["dear", "dearer"]}, may_name=frozenset({"fast"}))
+    reader = RowReader("jsonl", extra={"models": ["dear", "dearer"]}, limits=RowLimits(models=frozenset({"fast"})))
     assert reader.request(0, b'{"prompt": "a"}').extra["models"] == ["dear", "dearer"]
     with pytest.raises(PromptmillError, match="there is no model 'other'"):
         reader.request(0, b'{"prompt": "a", "model": "other"}')

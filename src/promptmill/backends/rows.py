@@ -17,7 +17,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeAlias
 
 import orjson
@@ -39,7 +39,7 @@ from promptmill.core.request import (
 )
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
-from promptmill.images import load as images
+from promptmill.images.load import from_folder
 
 PROBLEM = "promptmill:problem"
 """The only field of a line for an unusable row; its value is the reason."""
@@ -78,6 +78,28 @@ _SHORTEST_BASE64 = 64
 
 
 @dataclass(frozen=True, slots=True)
+class RowImages:
+    """Where the images of rows are: in the prompt, and on the disk."""
+
+    tag: str | None = None
+    position: ImagePosition = "after"
+    folders: tuple[str, ...] = ()
+    """The folders to look for images in: that of the input, then that in which the job was started."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowLimits:
+    """The limits of what a row may request; None: any."""
+
+    models: frozenset[str] | None = None
+    """The models that a row may name, by the operator's `client_limits`."""
+    tokens: int | None = None
+    """The largest `max_tokens` of a row, by the same limits; also the default."""
+    values: int | None = None
+    """The most values of a row. While JSON is parsed, its process does nothing else."""
+
+
+@dataclass(frozen=True, slots=True)
 class RowReader:
     """Reads the lines of one file as requests. It has plain values only, so that it can be sent to other processes."""
 
@@ -85,28 +107,20 @@ class RowReader:
     sampling: Sampling = field(default_factory=Sampling)
     extra: JsonObject = field(default_factory=dict)
     system_prompt: str = ""
-    image_tag: str | None = None
-    folders: tuple[str, ...] = ()
-    """The folders to look for images in: that of the input, then that in which the job was started."""
+    images: RowImages = RowImages()
     model: str = ""
     """The only model that a row may name; `""` if the endpoint has several."""
     paths: frozenset[str] = frozenset()
     """The paths other than chats that a Batch line may request."""
     keep_raw: bool = False
     """Whether an answer keeps the endpoint's other fields, for outputs of the Batch format."""
-    image_position: ImagePosition = "after"
     prompt_column: str | None = None
     """The field of a `jsonl` row that holds the prompt, if its name is not `prompt`."""
     row_settings: bool = True
     """Whether plain rows (not whole requests) may set their own model, sampling, system prompt, …"""
     models: Mapping[str, RowReader] = field(default_factory=dict)
     """The readers of rows that name another model, by its name."""
-    may_name: frozenset[str] | None = None
-    """The models that a row may name, by the operator's `client_limits`; None: any."""
-    most_tokens: int | None = None
-    """The largest `max_tokens` of a row, by the same limits; also the default."""
-    most_values: int | None = None
-    """The most values of a row; None: any number. While JSON is parsed, its process does nothing else."""
+    limits: RowLimits = RowLimits()
 
     def digest(self, line: bytes) -> bytes | None:
         """Return the digest of a line that this reader reads."""
@@ -114,23 +128,28 @@ class RowReader:
 
     def packed(self) -> JsonDict:
         """Return it as JSON carries it, for another process. A row that names another model is not read there."""
-        plain = {
-            name.name: getattr(self, name.name) for name in fields(self) if name.name not in {"sampling", "models"}
-        }
-        sets = {name: sorted(value) for name, value in plain.items() if isinstance(value, frozenset)}
-        return plain | sets | {"sampling": self.sampling.given(), "extra": dict(self.extra)}
+        plain = asdict(replace(self, sampling=_NO_SAMPLING, extra={}, models={}))
+        if self.limits.models is not None:
+            plain["limits"]["models"] = sorted(self.limits.models)
+        return plain | {"paths": sorted(self.paths), "sampling": self.sampling.given(), "extra": dict(self.extra)}
 
     @classmethod
     def unpacked(cls, packed: JsonObject) -> RowReader:
         """Return the reader that `packed` wrote."""
-        sets = {name: frozenset(packed[name]) for name in ("paths", "may_name") if packed[name] is not None}
-        folders = tuple(packed["folders"])
-        return cls(**{**packed, **sets, "folders": folders, "sampling": Sampling.model_validate(packed["sampling"])})
+        images, limits = packed["images"], packed["limits"]
+        names = limits["models"]
+        parts = {
+            "paths": frozenset(packed["paths"]),
+            "images": RowImages(**{**images, "folders": tuple(images["folders"])}),
+            "limits": RowLimits(**{**limits, "models": None if names is None else frozenset(names)}),
+            "sampling": Sampling.model_validate(packed["sampling"]),
+        }
+        return cls(**{**packed, **parts})
 
     def request(self, row: int, line: bytes, attempts: int = 0) -> Request:
         """Return the request of line `row`. Raises as `read` does."""
-        if self.most_values is not None and may_exceed(self.most_values, line):
-            raise input_error(f"{place(self.kind, row)} may hold more than {self.most_values:,} values.")
+        if self.limits.values is not None and may_exceed(self.limits.values, line):
+            raise input_error(f"{place(self.kind, row)} may hold more than {self.limits.values:,} values.")
         other = self._other_request(row, line)
         if other is not None:
             body = self._limited_body(other, place(self.kind, row))
@@ -149,8 +168,8 @@ class RowReader:
             return conversation, sampling, {**extra, "model": other}
         is_plain = self.kind in {"jsonl", "table"}
         conversation, sampling, extra = self._plain_row(line, where) if is_plain else self._request_line(line, where)
-        if self.folders:
-            conversation = conversation.with_sources(lambda source: images.from_folder(source, self.folders))
+        if folders := self.images.folders:
+            conversation = conversation.with_sources(lambda source: from_folder(source, folders))
         if self.kind != "messages":  # a call's were checked before
             sampling = self._limited(sampling, extra, where)
         return conversation, sampling, extra
@@ -158,7 +177,7 @@ class RowReader:
     def _limited(self, sampling: Sampling, extra: JsonObject, where: str) -> Sampling:
         """Return a row's sampling within `client_limits`. Raises `PromptmillError` for a row that exceeds them."""
         self._check_models(extra, where)
-        most = self.most_tokens
+        most = self.limits.tokens
         if most is None:
             return sampling
         asked = {"max_tokens": sampling.max_tokens, **{name: extra[name] for name in extra.keys() & TOKEN_LIMITS}}
@@ -171,7 +190,7 @@ class RowReader:
 
     def _limited_body(self, line: BatchLine, where: str) -> JsonObject:
         """Return the body of a request for a path other than chats, within the same limits."""
-        body, most = line.body, self.most_tokens
+        body, most = line.body, self.limits.tokens
         self._check_models(body, where)
         if most is None:
             return body
@@ -181,13 +200,15 @@ class RowReader:
         return body if name is None or body.get(name) is not None else {**body, name: most}
 
     def _check_models(self, extra: JsonObject, where: str) -> None:
-        if self.may_name is None:
+        if self.limits.models is None:
             return
         named = {*named_models(extra)} - {*named_models(self.extra)}  # names in the configuration are the operator's
-        if self.may_name >= named:
+        if self.limits.models >= named:
             return
-        known = ", ".join(sorted(self.may_name))
-        raise input_error(f"{where}: there is no model {min(named - self.may_name)[:60]!r}; models here: {known:.500}.")
+        known = ", ".join(sorted(self.limits.models))
+        raise input_error(
+            f"{where}: there is no model {min(named - self.limits.models)[:60]!r}; models here: {known:.500}."
+        )
 
     def _other_request(self, row: int, line: bytes) -> BatchLine | None:
         """Return the request of a line for a path other than chats; None for a chat, or an unreadable line."""
@@ -219,7 +240,7 @@ class RowReader:
             row = _with_prompt(row, column)
         if not self.row_settings:
             row = {name: row[name] for name in CONTENT & row.keys()}
-        conversation = _row(row, where, self.image_tag, self.image_position, column or "")
+        conversation = _row(row, where, self.images, column or "")
         system_prompt, own, body = "", _NOTHING, _NOTHING
         if len(row) > 1:
             own, body = _own_parameters(row, where, self.model)
@@ -380,7 +401,7 @@ def _is_endpoints(name: str, value: object) -> bool:
     return name == "reasoning" and not isinstance(value, str)
 
 
-def _row(row: JsonObject, where: str, image_tag: str | None, position: ImagePosition, column: str = "") -> Conversation:
+def _row(row: JsonObject, where: str, images: RowImages, column: str = "") -> Conversation:
     """Return the conversation of a row; `column` is the original field of the prompt or messages."""
     prompt, messages, sources = row.get("prompt"), row.get("messages"), _own_images(row, where)
     if "prompt" in row and "messages" not in row and (what := emptiness(prompt)) and (column or not sources):
@@ -401,7 +422,7 @@ def _row(row: JsonObject, where: str, image_tag: str | None, position: ImagePosi
     if not sources:
         return conversation
     try:
-        return conversation.with_images(sources, image_tag, position)
+        return conversation.with_images(sources, images.tag, images.position)
     except PromptmillError as error:
         raise PromptmillError(error.code, f"{where}: {error.message}", error.hint) from None
 

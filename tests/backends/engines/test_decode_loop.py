@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from promptmill.backends.engines.growing_answer import Texts
+from promptmill.backends.engines.growing_answer import AnswerForm, Ending, Texts
 from promptmill.backends.engines.hf.decode_loop import Decoder
 from promptmill.backends.engines.hf.language_model import LanguageModel
 from promptmill.backends.engines.hf.sampler import SamplerState
@@ -50,10 +50,9 @@ def test_a_prompt_that_cannot_even_begin_costs_no_other(model):
             run=1,
             number=number,
             prompt=[5 + number] * 9,
-            limit=200,
-            ends=frozenset(),
+            ending=Ending(200),
             choice=SamplerState(),
-            texts=Texts(model.tokenizer),
+            form=AnswerForm(Texts(model.tokenizer)),
         )
         for number in range(4)
     ]
@@ -62,10 +61,9 @@ def test_a_prompt_that_cannot_even_begin_costs_no_other(model):
             run=2,
             number=4,
             prompt=[7] * 9,
-            limit=5,
-            ends=frozenset(),
+            ending=Ending(5),
             choice=SamplerState(),
-            texts=Texts(model.tokenizer),
+            form=AnswerForm(Texts(model.tokenizer)),
             image_inputs=ImageInputs({}, {"marks": torch.zeros((1, 30))}),
         )
     )

@@ -11,7 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from promptmill.backends.engines.growing_answer import Texts
+from promptmill.backends.engines.growing_answer import AnswerForm, Ending, Texts
 from promptmill.backends.engines.hf.decode_loop import Decoder, GenerateLoop
 from promptmill.backends.engines.hf.language_model import load_model
 from promptmill.backends.engines.hf.sampler import SamplerState
@@ -106,10 +106,9 @@ def _answers(model, prompts: list[list[int]], lengths: tuple[int, ...], batch_si
             run=1,
             number=n,
             prompt=prompt,
-            limit=lengths[n],
-            ends=frozenset(),
+            ending=Ending(lengths[n]),
             choice=SamplerState(),
-            texts=Texts(model.tokenizer),
+            form=AnswerForm(Texts(model.tokenizer)),
         )
         for n, prompt in enumerate(prompts)
     ]

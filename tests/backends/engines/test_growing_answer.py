@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from promptmill.backends.engines.growing_answer import GrowingAnswer, Texts
+from promptmill.backends.engines.growing_answer import AnswerForm, Ending, GrowingAnswer, Texts
 
 TEXT = "日本語 ✓ und ü é 👩\u200d👩\u200d👧 the end\nသူသည်ကျောင်းသို့သွားသည်။ နောက်"
 BROKEN = "\N{REPLACEMENT CHARACTER}"
@@ -47,26 +47,26 @@ def _cut(tokenizer, tokens: list[int], stops: list[str]) -> str | None:
 @pytest.mark.parametrize("kind", ["pieces and bytes", "bytes"])
 def test_an_answer_is_cut_before_the_first_stop_string_whatever_its_tokens(kind):
     tokenizer, chance = _vocabulary(kind), random.Random(7)
-    texts = Texts(tokenizer)
+    form = AnswerForm(Texts(tokenizer))
     tokens = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
     whole = tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
     for _ in range(150):
         first = chance.randrange(len(whole) - 4)
         stops = [whole[first : first + chance.randint(1, 4)], "never"]
-        row = GrowingAnswer(run=1, number=1, prompt=[5], texts=texts, limit=10**6, ends=frozenset(), stops=stops)
+        row = GrowingAnswer(run=1, number=1, prompt=[5], form=form, ending=Ending(10**6, stops=stops))
         ended = next((n for n, token in enumerate(tokens) if row.accept(token)), None)
         assert ended is not None, stops
-        assert row.text == _cut(tokenizer, tokens, stops)
+        assert row.outcome()["text"] == _cut(tokenizer, tokens, stops)
 
 
 @pytest.mark.parametrize("kind", ["pieces and bytes", "bytes"])
 def test_an_answer_that_ends_in_half_a_character_keeps_those_before_it(kind):
     tokenizer = _vocabulary(kind)
-    texts = Texts(tokenizer)
+    form = AnswerForm(Texts(tokenizer))
     tokens = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
     complete = ""
     for limit in range(1, len(tokens) + 1):
-        row = GrowingAnswer(run=1, number=1, prompt=[5], texts=texts, limit=limit, ends=frozenset())
+        row = GrowingAnswer(run=1, number=1, prompt=[5], form=form, ending=Ending(limit))
         assert [row.accept(token) for token in tokens[:limit]][-1]
         so_far = tokenizer.decode(tokens[:limit], clean_up_tokenization_spaces=False)
         complete = complete if BROKEN in so_far else so_far

@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from promptmill.backends.engines.hf.sampler import SamplerState, choose
+from promptmill.backends.engines.hf.sampler import Penalties, SamplerState, choose
 from sure import sure
 
 
@@ -86,14 +86,14 @@ def test_penalties_follow_their_definitions():
     scores = torch.randn(1, 50)
     prompt, tokens = [3, 7, 7], [11, 11, 4]
     mine = scores[0].clone()
-    SamplerState(repetition_penalty=1.7).penalise(mine, prompt, tokens)
+    Penalties(repetition=1.7).apply(mine, prompt, tokens)
     theirs = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([prompt + tokens]), scores.clone())
     assert torch.equal(mine, theirs[0])
 
-    choice = SamplerState(presence_penalty=0.5, frequency_penalty=0.25)
+    penalties = Penalties(presence=0.5, frequency=0.25)
     for upto in range(len(tokens) + 1):  # token by token, as the decode loop does
         mine = scores[0].clone()
-        choice.penalise(mine, prompt, tokens[:upto])
+        penalties.apply(mine, prompt, tokens[:upto])
     expected = scores[0].clone()
     expected[11] -= 0.5 + 2 * 0.25
     expected[4] -= 0.5 + 0.25

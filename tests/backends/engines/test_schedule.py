@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("torch")
 
 from promptmill.backends.engines import hardware
-from promptmill.backends.engines.growing_answer import Texts
+from promptmill.backends.engines.growing_answer import AnswerForm, Ending, Texts
 from promptmill.backends.engines.hf.decode_loop import Decoder
 from promptmill.backends.engines.hf.language_model import LanguageModel
 from promptmill.backends.engines.hf.sampler import SamplerState
@@ -20,7 +20,7 @@ from promptmill.backends.engines.hf.sequence import RunningSequence
 
 def row(run: int, length: int = 10) -> RunningSequence:
     return RunningSequence(
-        run=run, number=0, prompt=[0] * length, limit=5, ends=frozenset(), choice=SamplerState(), texts=Texts(None)
+        run=run, number=0, prompt=[0] * length, form=AnswerForm(Texts(None)), ending=Ending(5), choice=SamplerState()
     )
 
 
@@ -139,10 +139,9 @@ def test_a_long_row_waits_until_memory_has_room_for_all(tiny):
             run=run,
             number=number,
             prompt=prompt,
-            limit=limit,
-            ends=frozenset(),
+            ending=Ending(limit),
             choice=choice,
-            texts=Texts(model.tokenizer),
+            form=AnswerForm(Texts(model.tokenizer)),
         )
 
     model, schedule, channel = loaded(tiny()), Schedule(), cast("Any", Channel())

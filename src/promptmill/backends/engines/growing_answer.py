@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -23,49 +24,76 @@ BROKEN = "\N{REPLACEMENT CHARACTER}"
 """The decoded form of an incomplete character at the end of a text."""
 
 
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Where an answer ends: after `limit` tokens, with a token of `ends`, or before a stop string."""
+
+    limit: int
+    ends: frozenset[int] = frozenset()
+    stops: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerForm:
+    """How the tokens of an answer become its text, reasoning and tool calls."""
+
+    texts: Texts
+    thinks: bool = False
+    """Whether the prompt ends inside reasoning."""
+    inline: bool = False
+    """Whether reasoning stays in the answer's text."""
+    tools: ToolUse | None = None
+    choices: Choices | None = None
+    """Set if the prompt ends with `Choices.OPENING`, and the model writes one of the endings."""
+
+    def written(self, tokens: Sequence[int]) -> str:
+        """Return the text of `tokens`, reasoning and tool calls included."""
+        opening = "" if self.choices is None else self.choices.OPENING
+        return opening + _whole_text(tokens, self.texts.decode)
+
+    def cut(self, tokens: Sequence[int], stops: Sequence[str]) -> str | None:
+        """Return the text of an answer that its last token ends early, by a stop string or the only possible choice."""
+        if self.choices is not None:
+            return self.choices.completed(self.texts.decode(tokens).rstrip(BROKEN))
+        return _text_before_stop(tokens, stops, self.texts.decode) if stops else None
+
+    def parts(self, text: str) -> dict[str, Any]:
+        """Return `text`, `reasoning` and `tool_calls` of a complete answer."""
+        return answer_parts(text, self._split, self.tools, inline=self.inline)
+
+    def preview(self, tokens: Sequence[int]) -> str:
+        """Return the answer's text so far."""
+        text = self.written(tokens)
+        return text if self.inline else answer_so_far(self._split(text)[1])
+
+    def _split(self, text: str) -> tuple[str | None, str]:
+        return self.texts.split(text, opened=self.thinks)
+
+
 @dataclass(slots=True, eq=False, kw_only=True)
 class GrowingAnswer:
-    """A request and its answer so far. `limit` is the longest answer in tokens."""
+    """A request and its answer so far."""
 
     run: int
     number: int
     prompt: list[int]
-    texts: Texts
-    limit: int
-    ends: frozenset[int]
-    stops: Sequence[str] = ()
-    thinks: bool = False  # the prompt ends inside reasoning
-    inline: bool = False  # reasoning stays in the answer's text
-    tools: ToolUse | None = None
-    choices: Choices | None = None
-    """Set if the prompt ends with `Choices.OPENING`, and the model writes one of the endings."""
+    form: AnswerForm
+    ending: Ending
     logprobs: list[dict[str, Any]] | None = None
     """The log probabilities of its tokens, if requested."""
-    top_logprobs: int = 0
-    """The number of likeliest tokens to report at each position, in addition to the chosen one."""
     warnings: Sequence[str] = ()
     tokens: list[int] = field(default_factory=list)
     finish_reason: str | None = None
-    text: str | None = None
-    """The answer, once a stop string or the only possible choice ends it before its last token does."""
     mishaps: int = 0
-    answered: bool = False
     started: float | None = None
-    live: bool = False
-    """Whether previews of the growing answer are requested."""
-    shown_at: float = 0.0
+    preview_at: float = math.inf
+    """When the next preview is due, by `time.monotonic`; infinite if none is requested."""
 
     @classmethod
-    def of(cls, message: Frame, tools: ToolUse | None, **fields: Any) -> Self:
+    def of(cls, message: Frame, form: AnswerForm, ending: Ending, **fields: Any) -> Self:
         """Return the row of a `submit` message, with the fields that the engine computes."""
-        return cls(
-            run=message["run"],
-            number=message["id"],
-            inline=message["sampling"].get("reasoning") == "inline",
-            live=message.get("live", False) and tools is None,
-            tools=tools,
-            **fields,
-        )
+        preview_at = 0.0 if message.get("live") and form.tools is None else math.inf
+        return cls(run=message["run"], number=message["id"], form=form, ending=ending, preview_at=preview_at, **fields)
 
     @property
     def prompt_tokens(self) -> int:
@@ -75,25 +103,20 @@ class GrowingAnswer:
     def accept(self, token: int) -> bool:
         """Take the next token; return whether the answer is complete with it."""
         self.tokens.append(token)
-        if self.choices is not None:
-            self.text = self.choices.completed(self.texts.decode(self.tokens).rstrip(BROKEN))
-        elif self.stops:
-            self.text = _text_before_stop(self.tokens, self.stops, self.texts.decode)
-        if token in self.ends or self.text is not None:
+        if token in self.ending.ends or self.form.cut(self.tokens, self.ending.stops) is not None:
             self.finish_reason = "stop"
-        elif len(self.tokens) >= self.limit:
+        elif len(self.tokens) >= self.ending.limit:
             self.finish_reason = "length"
         return self.finish_reason is not None
 
     def outcome(self) -> Frame:
         """Return the message that carries the finished answer."""
-        text = self.text
-        ended = bool(self.tokens) and self.tokens[-1] in self.ends
+        ended = bool(self.tokens) and self.tokens[-1] in self.ending.ends
+        text = self.form.cut(self.tokens, self.ending.stops)
         if text is None:
-            text = self._written(self.tokens[:-1] if ended else self.tokens)
-        found = answer_parts(text, self._split, self.tools, inline=self.inline)
+            text = self.form.written(self.tokens[:-1] if ended else self.tokens)
         parts = outcome_fields(
-            found,
+            self.form.parts(text),
             reason=self.finish_reason,
             ended=ended,
             logprobs=self.logprobs,
@@ -102,21 +125,13 @@ class GrowingAnswer:
         )
         return self._address() | parts
 
-    def _written(self, tokens: Sequence[int]) -> str:
-        opening = "" if self.choices is None else self.choices.OPENING
-        return opening + _whole_text(tokens, self.texts.decode)
-
-    def _split(self, text: str) -> tuple[str | None, str]:
-        return self.texts.split(text, opened=self.thinks)
-
     def preview(self) -> Frame | None:
         """Return a message with the answer so far, at most every `PREVIEW_EVERY_S`; None otherwise."""
-        if not self.live or (now := time.monotonic()) - self.shown_at < PREVIEW_EVERY_S:
+        if self.preview_at == math.inf or (now := time.monotonic()) < self.preview_at:
             return None
-        self.shown_at = now
-        text = self._written(self.tokens)
-        answer = text if self.inline else answer_so_far(self._split(text)[1])
-        return {"type": "preview", "run": self.run, "id": self.number, "text": answer} if answer else None
+        self.preview_at = now + PREVIEW_EVERY_S
+        text = self.form.preview(self.tokens)
+        return {"type": "preview", "run": self.run, "id": self.number, "text": text} if text else None
 
     def failure(self, error: PromptmillError) -> Frame:
         """Return the message that reports `error` instead of an answer."""

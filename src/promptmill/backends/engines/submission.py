@@ -14,6 +14,7 @@ from promptmill.answers.schema import Choices, choices_of
 from promptmill.backends.engines.chat_template import NO_TEMPLATE
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.wording import shape
+from promptmill.system.frames import Frame
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -66,6 +67,11 @@ def wanted_logprobs(extra: Mapping[str, Any]) -> int | None:
     if not isinstance(asked, bool | None):
         raise input_error(f"logprobs is {shape(asked)}; send true or false.")
     return most if asked or (most and asked is None) else None
+
+
+def is_inline(message: Frame) -> bool:
+    """Return whether the reasoning of a `submit` message's answer stays in its text."""
+    return bool(message["sampling"].get("reasoning") == "inline")
 
 
 def unknown_names(extra: Mapping[str, Any], known: Container[str]) -> list[str]:

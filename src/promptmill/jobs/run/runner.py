@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from promptmill.backends.protocol import Call, Facts
 from promptmill.backends.questions import RowRequests
-from promptmill.backends.rows import RowReader
+from promptmill.backends.rows import RowImages, RowLimits, RowReader
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import MOST_VALUES
 from promptmill.core.errors import Code, Named, PromptmillError, input_error, redact
@@ -713,10 +713,7 @@ def reader_of(
     may_name: frozenset[str] | None = None,
     most_values: int | None = None,
 ) -> RowReader:
-    """Return how questions become requests to the model of `plan`.
-
-    `may_name` are the models that a row may name, None: any. `most_values`: see `RowReader`.
-    """
+    """Return how questions become requests to the model of `plan`; `may_name` and `most_values`: see `RowLimits`."""
     settings = plan.settings
     input_format = spec.input.format
     return RowReader(
@@ -724,17 +721,13 @@ def reader_of(
         settings.sampling_params,
         settings.extra_params,
         system_prompt_of(plan, system_prompt, input_format),
-        settings.image_tag,
-        spec.image_folders,
+        RowImages(settings.image_tag, settings.image_position, spec.image_folders),
         "" if plan.record.any_model else plan.model or plan.backend,
         plan.record.other_paths,
         keep_raw=input_format == "batch",
-        image_position=settings.image_position,
         prompt_column=spec.question.column if input_format == "jsonl" else None,
         row_settings=spec.question.rows_set,
-        may_name=may_name,
-        most_tokens=None if plan.trust_client else plan.operator.client_limits.max_tokens,
-        most_values=most_values,
+        limits=RowLimits(may_name, None if plan.trust_client else plan.operator.client_limits.max_tokens, most_values),
     )
 
 

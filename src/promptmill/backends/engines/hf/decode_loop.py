@@ -290,7 +290,7 @@ class Decoder(DecodeLoop):
 
 def _longest(rows: list[RunningSequence]) -> int:
     """Return the longest possible length of any of `rows`; every row takes that many columns of the cache."""
-    return max((len(row.prompt) + row.limit for row in rows), default=0)
+    return max((len(row.prompt) + row.ending.limit for row in rows), default=0)
 
 
 def _offset(positions: Any, rows: list[RunningSequence]) -> Any:
@@ -420,7 +420,7 @@ class GenerateLoop(DecodeLoop):
             generation_config=GenerationConfig(
                 do_sample=False,
                 pad_token_id=0,
-                max_new_tokens=max(row.limit - len(row.tokens) for row in rows),
+                max_new_tokens=max(row.ending.limit - len(row.tokens) for row in rows),
             ),
             logits_processor=LogitsProcessorList([self._choose]),
             stopping_criteria=StoppingCriteriaList([self._ended]),
@@ -462,7 +462,7 @@ def _free_unused_memory() -> None:
 def _logprobs(row: RunningSequence, token: int, found: Any) -> dict[str, Any]:
     values, tokens = found.topk(min(row.top_logprobs, len(found)))
     likeliest = zip(tokens.tolist(), values.tolist(), strict=True)
-    return logprob_entry(row.texts.decode, token, float(found[token]), likeliest)
+    return logprob_entry(row.form.texts.decode, token, float(found[token]), likeliest)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

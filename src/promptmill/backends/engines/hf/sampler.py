@@ -50,6 +50,35 @@ _UNSUPPORTED_WHEN_SAMPLING = {
 
 
 @dataclass(slots=True)
+class Penalties:
+    """A row's penalties for tokens that it has already, and which it has."""
+
+    repetition: float = 1.0
+    presence: float = 0.0
+    frequency: float = 0.0
+    _seen: Any = None
+    _counts: Any = None
+    _counted: int = 0  # tokens of the answer in `_seen` and `_counts`
+
+    def apply(self, scores: Any, prompt: list[int], tokens: list[int]) -> None:
+        """Change the row's `scores`, `(vocabulary,)`, in place."""
+        if self.repetition != 1:
+            if self._seen is None:
+                self._seen = torch.zeros_like(scores, dtype=torch.bool)
+                self._seen[[token for token in prompt if token < len(scores)]] = True  # image tokens may be beyond
+            self._seen[tokens[self._counted :]] = True
+            weaker = torch.where(scores > 0, scores / self.repetition, scores * self.repetition)
+            torch.where(self._seen, weaker, scores, out=scores)
+        if self.presence or self.frequency:
+            if self._counts is None:
+                self._counts = torch.zeros_like(scores)
+            for token in tokens[self._counted :]:
+                self._counts[token] += 1
+            scores -= self.frequency * self._counts + self.presence * (self._counts > 0)
+        self._counted = len(tokens)
+
+
+@dataclass(slots=True)
 class SamplerState:
     """A row's sampling parameters, and the state of its choices so far."""
 
@@ -57,18 +86,13 @@ class SamplerState:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
+    penalties: Penalties = field(default_factory=Penalties)
     seed: int | None = None
     constraints: Any = None
     """The result of `Constraints.processors_for`; None without constraints."""
     mask: AnswerMask | None = None
     """Rules tokens out that would violate the schema; applied last."""
     _generator: Any = None
-    _seen: Any = None
-    _counts: Any = None
-    _counted: int = field(default=0)  # tokens of the answer in `_seen` and `_counts`
 
     @property
     def greedy(self) -> bool:
@@ -92,20 +116,7 @@ class SamplerState:
 
     def penalise(self, scores: Any, prompt: list[int], tokens: list[int]) -> None:
         """Apply penalties, constraints and mask to the row's `scores`, `(vocabulary,)`, in place."""
-        if self.repetition_penalty != 1:
-            if self._seen is None:
-                self._seen = torch.zeros_like(scores, dtype=torch.bool)
-                self._seen[[token for token in prompt if token < len(scores)]] = True  # image tokens may be beyond
-            self._seen[tokens[self._counted :]] = True
-            weaker = torch.where(scores > 0, scores / self.repetition_penalty, scores * self.repetition_penalty)
-            torch.where(self._seen, weaker, scores, out=scores)
-        if self.presence_penalty or self.frequency_penalty:
-            if self._counts is None:
-                self._counts = torch.zeros_like(scores)
-            for token in tokens[self._counted :]:
-                self._counts[token] += 1
-            scores -= self.frequency_penalty * self._counts + self.presence_penalty * (self._counts > 0)
-        self._counted = len(tokens)
+        self.penalties.apply(scores, prompt, tokens)
         if self.constraints is not None:
             whole = torch.tensor([prompt + tokens], device=scores.device)
             scores.copy_(self.constraints(whole, scores.unsqueeze(0)).squeeze(0))

@@ -93,7 +93,7 @@ class Schedule(WaitingRows[RunningSequence]):
 
     def _is_alone(self, row: RunningSequence) -> bool:
         """Return whether it is taken alone: it failed with others, has images, resumes, or may cross the border."""
-        crosses = self._border is not None and len(row.prompt) + row.limit > self._border
+        crosses = self._border is not None and len(row.prompt) + row.ending.limit > self._border
         return crosses or row.kept is not None or bool(row.mishaps) or row.image_inputs is not None
 
 

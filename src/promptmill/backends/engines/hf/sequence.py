@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from promptmill.answers.reasoning import opens_reasoning
 from promptmill.backends.engines import submission, tool_use
 from promptmill.backends.engines.chat_template import prompt_text, text_turn
-from promptmill.backends.engines.growing_answer import GrowingAnswer, Texts
+from promptmill.backends.engines.growing_answer import AnswerForm, Ending, GrowingAnswer, Texts
 from promptmill.backends.engines.hf.language_model import LanguageModel
 from promptmill.backends.engines.hf.pooled_cache import KeysValues
-from promptmill.backends.engines.hf.sampler import AnswerMasks, SamplerState
+from promptmill.backends.engines.hf.sampler import AnswerMasks, Penalties, SamplerState
 from promptmill.backends.engines.tool_use import ToolReader
 from promptmill.core.errors import input_error
 from promptmill.core.wording import shape
@@ -56,6 +56,9 @@ class RunningSequence(GrowingAnswer):
     """The keys and values computed before it was paused."""
     turns: int = 0
     """Tokens computed since it joined the batch."""
+    answered: bool = False
+    top_logprobs: int = 0
+    """The number of likeliest tokens to report at each position, in addition to the chosen one."""
 
     @property
     def sequence(self) -> list[int]:
@@ -122,18 +125,14 @@ class SequenceBuilder:
         wanted = tools.response_format if tools else sampling.get("response_format")
         choice.mask = self._masks.of(wanted, thinks=thinks) if choices is None else self._masks.of_choices(choices)
         top_logprobs = submission.wanted_logprobs(message["extra"])
+        texts = self._tool_texts if tools else self._texts
         return RunningSequence.of(
             message,
-            tools,
+            AnswerForm(texts, thinks, submission.is_inline(message), tools, choices),
+            Ending(limit, ends, stops),
             prompt=tokens,
-            texts=self._tool_texts if tools else self._texts,
-            limit=limit,
-            ends=ends,
             choice=choice,
             image_inputs=image_inputs,
-            stops=stops,
-            thinks=thinks,
-            choices=choices,
             logprobs=None if top_logprobs is None else [],
             top_logprobs=top_logprobs or 0,
             warnings=warnings,
@@ -182,9 +181,11 @@ class SequenceBuilder:
             top_k=max(0, int(given("top_k", 0))),
             top_p=float(given("top_p", 1.0)),
             min_p=float(given("min_p", 0.0)),
-            repetition_penalty=float(given("repetition_penalty", 1.0)),
-            presence_penalty=float(sampling.get("presence_penalty") or 0.0),
-            frequency_penalty=float(sampling.get("frequency_penalty") or 0.0),
+            penalties=Penalties(
+                float(given("repetition_penalty", 1.0)),
+                float(sampling.get("presence_penalty") or 0.0),
+                float(sampling.get("frequency_penalty") or 0.0),
+            ),
             seed=sampling.get("seed"),
         )
 

@@ -323,7 +323,7 @@ class Decoder:
         for output in row.handle.read().values():
             for token, logprob in zip(output.generated_ids, output.generated_log_probs, strict=True):
                 if row.logprobs is not None:
-                    row.logprobs.append(logprob_entry(row.texts.decode, token, logprob))
+                    row.logprobs.append(logprob_entry(row.form.texts.decode, token, logprob))
                 if row.accept(token):
                     break
             if row.finish_reason is None and output.finish_reason != GenerationFinishReason.NONE:
@@ -331,7 +331,6 @@ class Decoder:
                 row.finish_reason = "stop" if stopped else "length"
 
     def _answer(self, row: Row, outcome: Any) -> None:
-        row.answered = True
         row.handle = None
         self._channel.send(outcome)
 

@@ -15,7 +15,7 @@ from promptmill.answers.reasoning import opens_reasoning
 from promptmill.answers.schema import schema_of
 from promptmill.backends.engines import submission, tool_use
 from promptmill.backends.engines.chat_template import ChatTemplate, prompt_text, text_turn
-from promptmill.backends.engines.growing_answer import Texts
+from promptmill.backends.engines.growing_answer import AnswerForm, Ending, Texts
 from promptmill.backends.engines.model_loading import load_failure
 from promptmill.backends.engines.openvino.grammars import Grammar, Grammars
 from promptmill.backends.engines.openvino.pipeline import Model, Row, Sight
@@ -105,16 +105,12 @@ class PromptBuilder:
         config.max_length = self._model.context or _NO_LIMIT
         config.max_new_tokens = limit if sight is None or self._model.context is None else _NO_LIMIT
         config.apply_chat_template = sight is not None and not special  # `pipeline` sets one that changes nothing
+        texts = self._tool_texts if tools else self._texts
         return Row.of(
             message,
-            tools,
+            AnswerForm(texts, opens_reasoning(text), submission.is_inline(message), tools, choices),
+            Ending(limit, ends, stops),
             prompt=tokens,
-            texts=self._tool_texts if tools else self._texts,
-            limit=limit,
-            ends=ends,
-            stops=stops,
-            thinks=opens_reasoning(text),
-            choices=choices,
             logprobs=None if top_logprobs is None else [],
             warnings=warnings,
             config=config,

@@ -133,7 +133,7 @@ class PromptBuilder:
             adapter,
             options,
             thinks=opens_reasoning(end_of_prompt),
-            inline=sampling.get("reasoning") == "inline",
+            inline=submission.is_inline(message),
             tools=tools,
             choices=choices,
         )
