@@ -1,8 +1,15 @@
-"""The client of a call, as jobs know it."""
+"""The client of a call, and the call, as jobs know them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
+
+from promptmill.backends.protocol import Call
+from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.errors import PromptmillError
+from promptmill.core.request import Conversation
 
 
 class Caller(NamedTuple):
@@ -17,3 +24,14 @@ class Caller(NamedTuple):
 
 USER = Caller()
 """The user of this machine, over stdio."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallWork:
+    """The items of a call, their settings and their counts."""
+
+    items: Sequence[Conversation | PromptmillError]
+    stats: Call
+    system_prompt: str
+    plan: ResolvedConfig
+    caller: Caller

@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fastmcp import Context, FastMCP
@@ -22,7 +23,7 @@ from promptmill.core.bounds import MOST_SHARED
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.money import Budget
 from promptmill.core.request import Conversation, Request, is_longer
-from promptmill.jobs.caller import Caller
+from promptmill.jobs.caller import CallWork
 from promptmill.server import arguments, tasks
 from promptmill.server.questions import Questions
 from promptmill.server.results import ANSWERS, ANSWERS_IN_SHORT, INLINE, result_of
@@ -260,47 +261,36 @@ class _Answers:
             await cost.approve(*await asyncio.to_thread(_costs, items, system_prompt, plan))
         job_id = None
         try:
-            result, job_id = await self._answered(
-                ctx, items, stats, system_prompt=system_prompt, plan=plan, caller=caller
-            )
+            work = CallWork(items, stats, system_prompt or plan.settings.system_prompt, plan, caller)
+            result, job_id = await self._answered(ctx, work)
         finally:
             if cost is not None and job_id is None:  # else the job may cost the rest
                 cost.settle(max(stats.counts.cost or 0.0, stats.ledger.spent))
         return result
 
-    async def _answered(
-        self,
-        ctx: Context,
-        items: Sequence[Conversation | PromptmillError],
-        stats: Call,
-        *,
-        system_prompt: str,
-        plan: ResolvedConfig,
-        caller: Caller,
-    ) -> tuple[ToolResult, str | None]:
+    async def _answered(self, ctx: Context, work: CallWork) -> tuple[ToolResult, str | None]:
         """Return the result, and the id of the job that continues the call."""
-        service = self._service
+        service, stats, plan = self._service, work.stats, work.plan
 
         async def keep(outcomes: Sequence[Outcome]) -> str:
             await asyncio.to_thread(_import_jobs)
             from promptmill.jobs.manage import call_job
 
-            asked = system_prompt or plan.settings.system_prompt
-            return await call_job.keep(self._running_jobs(), items, outcomes, asked, plan, caller=caller)
+            return await call_job.keep(self._running_jobs(), replace(work, plan=plan), outcomes)
 
-        limit_s, task_s = plan.settings.max_call_s, tasks.limit_s(ctx, len(items))
+        limit_s, task_s = plan.settings.max_call_s, tasks.limit_s(ctx, len(work.items))
         if task_s is not None:
             limit_s = min(task_s, limit_s or math.inf)
         if limit_s is None:
-            work = service.generate(items, stats, system_prompt=system_prompt, plan=plan)
-            outcomes: Sequence[Outcome] = await with_progress(ctx, service, stats, work)
+            answering = service.generate(work.items, stats, system_prompt=work.system_prompt, plan=plan)
+            outcomes: Sequence[Outcome] = await with_progress(ctx, service, stats, answering)
             return await result_of(ctx, outcomes, stats, plan, keep), None
         await asyncio.to_thread(_import_jobs)
         from promptmill.jobs.manage.call_job import DeadlineCall
 
         plan = await service.settled(plan)  # a job stores its backend and model
-        task = None if task_s is None else tasks.task_of(ctx, len(items), plan)
-        call = DeadlineCall(service, self._running_jobs(), items, stats, system_prompt, plan, limit_s, caller, task)
+        task = None if task_s is None else tasks.task_of(ctx, len(work.items), plan)
+        call = DeadlineCall(service, self._running_jobs(), replace(work, plan=plan), limit_s, task)
         try:
             outcomes = await with_progress(ctx, service, stats, call.outcomes())
             job_id, spent = call.go_on()

@@ -28,7 +28,7 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Conversation
 from promptmill.images import load as images
 from promptmill.jobs import disk
-from promptmill.jobs.caller import Caller
+from promptmill.jobs.caller import Caller, CallWork
 from promptmill.jobs.ingest import Rules, ingest
 from promptmill.jobs.inputs.row import Lines
 from promptmill.jobs.manage import prune
@@ -65,28 +65,20 @@ class CallTask(NamedTuple):
 class DeadlineCall:
     """One call with a limit after which it returns. `outcomes`, then `go_on`; `abandon` in any case."""
 
-    def __init__(  # noqa: PLR0917 (all that a call is)
+    def __init__(
         self,
         service: Service,
         running_jobs: RunningJobs,
-        items: Sequence[Conversation | PromptmillError],
-        stats: Call,
-        system_prompt: str,
-        plan: ResolvedConfig,
+        work: CallWork,
         limit_s: float,
-        caller: Caller,
         task: CallTask | None = None,
     ) -> None:
-        """`limit_s` counts from the start of `stats`; `plan` is the call's own; `task` if its client takes one."""
+        """`limit_s` counts from the start of `work.stats`; `task` if the call's client takes one."""
         self._service = service
         self._running_jobs = running_jobs
-        self._items = items
-        self._stats = stats
-        self._plan = plan
+        self._work = work
         self._limit_s = limit_s
-        self._caller = caller
         self._task = task
-        self._system_prompt = system_prompt or plan.settings.system_prompt
         self._place: Place | None = None
         self._job: Job | None = None
         self._run: asyncio.Task[object] | None = None
@@ -98,9 +90,9 @@ class DeadlineCall:
         Cancelling ends the work. Raises `PromptmillError` when the backend cannot be loaded, or too many jobs are in
         progress (`rate_limited`).
         """
-        if not any(isinstance(item, Conversation) for item in self._items):
-            return await self._service.generate(self._items, self._stats, plan=self._plan)
-        self._place = self._running_jobs.places.take(self._caller.session)
+        if not any(isinstance(item, Conversation) for item in self._work.items):
+            return await self._answered_here()
+        self._place = self._running_jobs.places.take(self._work.caller.session)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._left_s):
                 await self._place.entry.wait()
@@ -109,16 +101,14 @@ class DeadlineCall:
         except PromptmillError as error:
             if self._is_task_required:
                 raise
-            self._stats.warn(f"The call could not become a job, which `max_call_s` and tasks need: {error}")
-            return await self._service.generate(
-                self._items, self._stats, system_prompt=self._system_prompt, plan=self._plan
-            )
-        sink = ListSink(len(self._items))
-        for index, item in enumerate(self._items):
+            self._work.stats.warn(f"The call could not become a job, which `max_call_s` and tasks need: {error}")
+            return await self._answered_here()
+        sink = ListSink(len(self._work.items))
+        for index, item in enumerate(self._work.items):
             if isinstance(item, PromptmillError):
-                await settle(index, Failure(item), sink, self._stats)
+                await settle(index, Failure(item), sink, self._work.stats)
         if self._place.entry.is_set():
-            runner = Runner(job, self._service, stats=self._stats)
+            runner = Runner(job, self._service, stats=self._work.stats)
             self._run = asyncio.ensure_future(runner.run())
             await asyncio.wait({self._run}, timeout=self._left_s)
             if self._run.done() and not self._is_task_required:
@@ -130,21 +120,28 @@ class DeadlineCall:
         else:
             left = await self._put_off(job)
         if left.code is not Code.DEFERRED:
-            self._service.calls.unanswered(self._plan, left.code, len(sink.missing))
+            self._service.calls.unanswered(self._work.plan, left.code, len(sink.missing))
         return sink.result(left)
+
+    async def _answered_here(self) -> list[Outcome]:
+        """Return the outcomes without a job."""
+        work = self._work
+        return await self._service.generate(work.items, work.stats, system_prompt=work.system_prompt, plan=work.plan)
 
     def go_on(self) -> tuple[str | None, Call]:
         """Let the job have the rest; return its id, None when all is done, and the counts of the call itself."""
         place, job, run = self._place, self._job, self._run
         if place is None or job is None or not self._goes_on:
-            return None, self._stats
+            return None, self._work.stats
         self._place = self._job = self._run = None
         job_id = job.spec.job_id
         if run is None:
-            self._running_jobs.run_later(job_id, self._plan, place)
+            self._running_jobs.run_later(job_id, self._work.plan, place)
         else:
             self._running_jobs.adopt(job, run, place)
-        return job_id, replace(self._stats, counts=self._stats.counts + Counts(), warnings=dict(self._stats.warnings))
+        return job_id, replace(
+            self._work.stats, counts=self._work.stats.counts + Counts(), warnings=dict(self._work.stats.warnings)
+        )
 
     async def abandon(self) -> None:
         """End the work and forget its job, unless the job continues. If all is answered, the job is gone then."""
@@ -175,13 +172,13 @@ class DeadlineCall:
     @property
     def _limit(self) -> float:
         """When the call has to return, even if its job is not finished."""
-        return self._stats.started + self._limit_s - self._margin_s(self._limit_s)
+        return self._work.stats.started + self._limit_s - self._margin_s(self._limit_s)
 
     @property
     def _end(self) -> float:
         """When the call has to be over."""
-        most_s = self._plan.settings.call_timeout
-        return math.inf if most_s is None else self._stats.started + most_s
+        most_s = self._work.plan.settings.call_timeout
+        return math.inf if most_s is None else self._work.stats.started + most_s
 
     async def _opened(self) -> Job:
         """Return the job, whose files are open. Raises `PromptmillError` (`storage`)."""
@@ -197,14 +194,16 @@ class DeadlineCall:
 
     def _written(self) -> Job:
         """Return the job with all items, of which items without a request have failed already. Blocks."""
-        budget = self._stats.ledger.budget
+        budget = self._work.stats.ledger.budget
         return write(
-            list(enumerate(self._items)),
-            self._system_prompt,
-            self._plan,
+            list(enumerate(self._work.items)),
+            self._work.system_prompt,
+            self._work.plan,
             self._running_jobs.folders,
-            self._caller,
-            outcomes={row: Failure(item) for row, item in enumerate(self._items) if isinstance(item, PromptmillError)},
+            self._work.caller,
+            outcomes={
+                row: Failure(item) for row, item in enumerate(self._work.items) if isinstance(item, PromptmillError)
+            },
             max_cost=None if budget is None else budget.limit,
             task=None if self._task is None else self._task.note,
         )
@@ -222,7 +221,7 @@ class DeadlineCall:
     async def _deferred(self, make_ready: Callable[[], None]) -> PromptmillError:
         """Prepare the job for its time without the call. Return the error of the items without an outcome."""
         if self._end < self._limit:
-            return too_long(self._plan.settings.call_timeout)
+            return too_long(self._work.plan.settings.call_timeout)
         await asyncio.to_thread(make_ready)
         self._goes_on = True
         assert self._job is not None
@@ -230,7 +229,7 @@ class DeadlineCall:
 
     def _margin_s(self, limit_s: float) -> float:
         """Return how long before the limit to begin with what takes time then."""
-        return min(max(_LEAST_MARGIN_S, limit_s * _MARGIN_SHARE) + len(self._items) * _ITEM_S, limit_s / 2)
+        return min(max(_LEAST_MARGIN_S, limit_s * _MARGIN_SHARE) + len(self._work.items) * _ITEM_S, limit_s / 2)
 
 
 def write(
@@ -289,14 +288,10 @@ def discard(job: Job) -> None:
 
 async def keep(
     running_jobs: RunningJobs,
-    items: Sequence[Conversation | PromptmillError],
+    work: CallWork,
     outcomes: Sequence[Outcome],
-    system_prompt: str,
-    plan: ResolvedConfig,
-    *,
-    caller: Caller,
 ) -> str:
-    """Return the id of a job with the settled `outcomes` of `items`; it is finished, and its rows can be read.
+    """Return the id of a job with the settled `outcomes` of a call; it is finished, and its rows can be read.
 
     Raises `PromptmillError` (`storage`).
     """
@@ -307,11 +302,11 @@ async def keep(
     }
     written = partial(
         write,
-        [(index, items[index]) for index in outcomes_of],
-        system_prompt,
-        plan,
+        [(index, work.items[index]) for index in outcomes_of],
+        work.system_prompt,
+        work.plan,
         running_jobs.folders,
-        caller,
+        work.caller,
         outcomes=outcomes_of,
         settled=True,
     )
