@@ -19,7 +19,7 @@ import pytest
 import promptmill
 from promptmill.comparison.figures import _difference
 from promptmill.comparison.files import ComparedFile, text_of
-from promptmill.comparison.statistics import kappa, mcnemar, paired_interval, wilson
+from promptmill.comparison.paired_proportions import kappa, mcnemar, paired_interval, wilson
 from replies import answer, choose, status
 
 LABELS = ("positive", "negative", "neutral")

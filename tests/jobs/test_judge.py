@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from promptmill.comparison.statistics import paired_interval
+from promptmill.comparison.paired_proportions import paired_interval
 from promptmill.comparison.words import price
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.rounds import ANSWERED

@@ -19,7 +19,7 @@ from PIL import Image
 import browser
 from job_specs import spec_of
 from promptmill.backends.protocol import Completion, Failure, Outcome, Usage
-from promptmill.comparison import page as comparison_page
+from promptmill.comparison import comparison_page
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.jobs.ingest import Rules, ingest
 from promptmill.jobs.inputs.any_format import input_of

@@ -24,7 +24,7 @@ from promptmill.backends.protocol import Completion
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.images.load import ImageRules, load_image
-from promptmill.install.steps import write
+from promptmill.install.file_steps import write
 from promptmill.jobs import disk
 from promptmill.jobs.export import output
 from promptmill.jobs.inputs.files import InputFiles, Part

@@ -20,7 +20,7 @@ from promptmill.cli.job_run import remembered_command
 from promptmill.cli.options import Parser, add_shared, amount, at_least_one, configuration_of, explained, option_of
 from promptmill.cli.terminal import OK, columns, say
 from promptmill.comparison import figures, judge, words
-from promptmill.comparison import page as compared_page
+from promptmill.comparison import comparison_page
 from promptmill.comparison.call import order_of, rows_of
 from promptmill.comparison.figures import Judgement
 from promptmill.comparison.files import LETTERS, ComparedFile, ComparedRows, ComparisonOrder
@@ -156,7 +156,7 @@ def _write_report(
     judgement: Judgement | None,
 ) -> None:
     """Write the page of the comparison, and open it if that is wanted."""
-    made = compared_page.write(arguments.report.expanduser(), found, rows, judgement)
+    made = comparison_page.write(arguments.report.expanduser(), found, rows, judgement)
     say(str(made), sys.stderr if arguments.json else sys.stdout)
     if arguments.open:
         made.show()

@@ -34,7 +34,7 @@ from promptmill.config import loading, parameter_file
 from promptmill.core.errors import PromptmillError, config_error, looks_like_key
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.install import client_file
-from promptmill.install.steps import Step, backup_of, keep_at, make_folder, put_back, remove, write
+from promptmill.install.file_steps import Step, backup_of, keep_at, make_folder, put_back, remove, write
 from promptmill.system.call_files import holds_everything
 
 _FOLDER = "allowed_roots="

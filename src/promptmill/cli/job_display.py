@@ -281,7 +281,7 @@ def _bars(stream: TextIO) -> Iterator[Watch]:
             for warning in progress.stats.warnings.keys() - noted:  # a run may take hours, and its summary comes last
                 noted.add(warning)
                 bars.console.print(without_controls(f"note: {warning}"), highlight=False, markup=False)
-            done = progress.written if progress.state == states.MERGING else progress.counts.done
+            done = progress.output.written if progress.state == states.MERGING else progress.counts.done
             said = _line(progress, max(20, console.width - _SHORTEST_BAR - 1))
             bars.update(bar, total=progress.total, completed=done, said=said)
 

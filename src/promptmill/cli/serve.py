@@ -111,7 +111,7 @@ def _serve_http(arguments: argparse.Namespace) -> int:
         raise config_error(
             "--trust-client", "goes with stdio alone: over HTTP clients cannot change the configuration."
         )
-    from promptmill.http.options import HttpOptions
+    from promptmill.http.listen_options import HttpOptions
 
     offer = HttpOptions.read(
         arguments.http,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from promptmill.comparison.files import ComparedColumn, ComparedFile, ComparedRows, heading_of
-from promptmill.comparison.statistics import INTERVAL, TEST, kappa, mcnemar, paired_interval, wilson
+from promptmill.comparison.paired_proportions import INTERVAL, TEST, kappa, mcnemar, paired_interval, wilson
 from promptmill.comparison.values import SIMILARITY, similarity
 from promptmill.core.errors import input_error
 

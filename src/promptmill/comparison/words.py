@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
 from promptmill.comparison.figures import CONTRADICTION, HALF, TIE
-from promptmill.comparison.statistics import INTERVAL, SHARE_INTERVAL, TEST
+from promptmill.comparison.paired_proportions import INTERVAL, SHARE_INTERVAL, TEST
 from promptmill.comparison.values import SIMILARITY
 from promptmill.core.money import dollars
 from promptmill.core.values import JsonObject

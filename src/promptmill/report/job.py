@@ -28,7 +28,7 @@ from promptmill.jobs.store.status_record import CourseRecord, FieldResults, Resu
 from promptmill.report import page
 from promptmill.report.job_table import CUT, FAILED, PROMPT_NAME, JobTable, variant_names
 from promptmill.report.page import MOST_ROWS, Report, made_by, when
-from promptmill.report.rows import Filter
+from promptmill.report.page_rows import Filter
 from promptmill.report.thumbnails import Thumbnails
 
 _SEED = 1

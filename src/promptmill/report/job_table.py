@@ -18,7 +18,7 @@ from promptmill.jobs.export.text import AnswerValues, OwnValues, cell
 from promptmill.jobs.inputs.template import template_of
 from promptmill.jobs.manage.job_rows import JobRow
 from promptmill.jobs.store.spec import JobSpec
-from promptmill.report.rows import OWN, Cell, Column, PageRows, last_turns
+from promptmill.report.page_rows import OWN, Cell, Column, PageRows, last_turns
 
 FAILED, CUT = 1, 2
 """Bits of a row's state."""

@@ -28,7 +28,7 @@ from promptmill import __version__
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.wording import counted, cut
 from promptmill.jobs import disk
-from promptmill.report.rows import PageRows
+from promptmill.report.page_rows import PageRows
 
 MOST_ROWS = 100_000
 """The most rows of a page."""

@@ -22,7 +22,7 @@ from promptmill.system.runtime import descriptors, run, stay_responsive
 if TYPE_CHECKING:
     from fastmcp import FastMCP
 
-    from promptmill.http.options import BoundServer, HttpOptions
+    from promptmill.http.listen_options import BoundServer, HttpOptions
 
 _ENDING_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK")
 # Clients send SIGTERM 2 s after closing stdin and SIGKILL 2 s later (facts about the MCP SDKs).
@@ -56,7 +56,7 @@ def serve_http(configuration: Configuration, options: HttpOptions) -> int:
 
     Raises `PromptmillError` (`invalid_config`) when the address cannot be used, or needs a token that is missing.
     """
-    from promptmill.http.options import opened
+    from promptmill.http.listen_options import opened
 
     with opened(options) as bound:
         return run(_serve_http(configuration, bound))

@@ -191,6 +191,19 @@ class OpenAIBackend:
                 await resource.aclose()
 
 
+@dataclass(slots=True)
+class _Billed:
+    """Attempts that may be billed: the usage of those that reported one, and the number of the others."""
+
+    spent: tuple[Spent, ...] = ()
+    unmetered: int = 0
+
+    @property
+    def usage(self) -> Usage:
+        """The reported usage, together."""
+        return sum((usage for usage, _ in self.spent), NO_USAGE)
+
+
 class _Item:
     """A request and the ledger of its attempts: `attempts` sent in all, `counted` against `retries`."""
 
@@ -208,30 +221,26 @@ class _Item:
     stale: bool = False
     since: float = 0.0
     """When it was first given a place at an endpoint; 0: not yet."""
-    spent: tuple[Spent, ...] = ()
-    """The usage of its attempts that brought no answer."""
-    unmetered: int = 0
-    """Its attempts that may be billed although no usage was reported for them."""
+    billed: _Billed | None = None
+    """Its attempts that brought no answer and may be billed."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
         self.attempts = request.attempts
 
-    @property
-    def is_charged(self) -> bool:
-        """Whether an attempt that brought no answer may be billed."""
-        return bool(self.unmetered or self.spent)
+    def charge(self, decision: RetryDecision | None) -> None:
+        """Add an attempt without an answer; None: its usage is unknown."""
+        if decision is not None and not decision.may_be_billed:
+            return
+        self.billed = self.billed or _Billed()
+        self.billed.unmetered += decision is None or decision.unmetered
+        if decision is not None and decision.usage != NO_USAGE:
+            self.billed.spent += ((decision.usage, decision.tier),)
 
-    @property
-    def usage(self) -> Usage:
-        """The usage of its attempts that brought no answer, together."""
-        return sum((usage for usage, _ in self.spent), NO_USAGE)
-
-    def charge(self, decision: RetryDecision, *, uncounted: bool = True) -> None:
-        """Add an attempt without an answer; not `uncounted`: it counts as unmetered already."""
-        if decision.usage != NO_USAGE:
-            self.spent += ((decision.usage, decision.tier),)
-        self.unmetered += decision.unmetered - (not uncounted)
+    def uncharge(self) -> None:
+        """Take back `charge(None)`: the result of the attempt is known."""
+        assert self.billed is not None
+        self.billed.unmetered -= 1
 
     def is_refused_for_load(self, endpoint_state: EndpointState) -> bool:
         """Return whether load is the cause of a refusal for load: not if other requests hardly ever get one."""
@@ -371,7 +380,7 @@ class Attempts(ConcurrencyShare):
         if item.attempts == before:
             return
         if error.code is Code.ITEM_TIMEOUT:
-            item.unmetered += 1
+            item.charge(None)
         else:  # the item's own mistake, found before anything was sent
             self.call.counts.requests -= 1
             self.call.counts.retries -= item.attempts > 1
@@ -384,11 +393,10 @@ class Attempts(ConcurrencyShare):
         self._answered = True
         if self._attribution is not None:
             self._attribution.answered(permit)
-        if item.is_charged:
-            usage = answer.usage
-            answer.unmetered = item.unmetered + (not answer.is_metered)
-            own = [(usage, answer.tier)] if answer.is_metered else []
-            answer.usage, answer.spent = usage + item.usage, (*item.spent, *own)
+        if (billed := item.billed) is not None:
+            answer.unmetered = billed.unmetered + (not answer.is_metered)
+            own = [(answer.usage, answer.tier)] if answer.is_metered else []
+            answer.usage, answer.spent = answer.usage + billed.usage, (*billed.spent, *own)
         answer.attempts = item.attempts
         answer.latency_s = int((now - item.since) * 10_000 + 0.5) / 10_000  # a fifth of the time of `round`
         return answer
@@ -538,8 +546,16 @@ def _failure(
     if last is not None:
         item.charge(last)
     age_s = round(time.monotonic() - item.since, 4) if item.since else 0.0
-    failure = Failure(error, item.attempts, age_s, item.usage, concerns_all=concerns_all)
-    return replace(failure, unmetered=item.unmetered, spent=item.spent) if item.is_charged else failure
+    billed = item.billed or _Billed()
+    return Failure(
+        error,
+        item.attempts,
+        age_s,
+        billed.usage,
+        concerns_all=concerns_all,
+        unmetered=billed.unmetered,
+        spent=billed.spent,
+    )
 
 
 def _too_slow(limit_s: float) -> PromptmillError:
@@ -582,7 +598,8 @@ class _Hedge:
                     return won
                 failure = first.result() if first.done() and first.exception() is None else None
                 if isinstance(failure, RetryDecision) and (won := await twin) is not None:
-                    item.charge(failure, uncounted=False)  # the twin, counted as unmetered, is the answer
+                    item.uncharge()  # the twin is the answer
+                    item.charge(failure)
                     permit.endpoint_state.failed(permit, failure, None)
                     return won
             result = await first
@@ -606,14 +623,15 @@ class _Hedge:
             if account is not None and not account.reserve_again():
                 return None
             item.attempts += 1
-            item.unmetered += 1  # one of the two brings no answer
+            item.charge(None)  # one of the two brings no answer
             self._share.sent += 1
             self._share.call.sending(item.request)
             self._share.call.counts.retries += 1
             result = await send(permit.endpoint_state)
             if isinstance(result, Completion):
                 return result, permit
-            item.charge(result, uncounted=False)
+            item.uncharge()
+            item.charge(result)
             if not result.may_be_billed:
                 self._share.call.ledger.not_billed(item.request)
             permit.endpoint_state.failed(permit, result, None)

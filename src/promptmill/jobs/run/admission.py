@@ -137,8 +137,7 @@ class Job:
 
         A file with its earlier size and time counts as unchanged. Raises `PromptmillError`, `OSError`, `HaltedError`.
         """
-        given, self.given = self.given, None
-        files = self._unread_files(halt) if given is None else given
+        files = self._unread_files(halt) if self.given is None else self.given
         if files is None:
             self.folder.put(before=None)
         return files

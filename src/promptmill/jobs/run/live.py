@@ -303,12 +303,11 @@ class StoreSink(Sink):
         `made` has the note of the records, by the slot. `recorded` gets the rows that were recorded.
         """
         self._store = store
-        self._counts = counts
         self._stats = stats
         self.taken: dict[int, OpenRow] = {}
         """The rows in flight, by their keys."""
         self._give_up, self._no_room = give_up, no_room
-        self._failures = _Failures(failure_limit)
+        self._failures = _Failures(failure_limit, counts)
         self._made = made
         self._recorded = recorded
         self._waiting = _Waiting()
@@ -353,7 +352,7 @@ class StoreSink(Sink):
             is_soon = self._store.waits_for_disk or len(self.taken) <= _LARGEST_BATCH
             self._loop.call_later(0.0 if is_soon else _GATHER_S, self._gathered, batch)
         batch.append((key, outcome))
-        if (error := self._failures.count(outcome, self._counts)) is not None:
+        if (error := self._failures.count(outcome)) is not None:
             self._give_up(error)
         waiting = self._waiting
         waiting.characters += len(outcome.text)
@@ -464,7 +463,7 @@ class StoreSink(Sink):
             self._recorded([row for row, _ in batch])
         for row, outcome in batch:
             self.taken.pop(row, None)
-            self._counts.count(outcome)
+            self._failures.counts.count(outcome)
 
     def _concerns_all(self, row: int, failure: Failure) -> bool:
         """Return whether the job is to stop instead of counting this failure, having said so."""
@@ -500,15 +499,16 @@ class _Failures:
     """How many rows of this run failed, against the job's limit."""
 
     limit: FailureLimit | None
+    counts: JobCounts
     failed: int = 0
     rows: int = 0
 
-    def count(self, outcome: Outcome, counts: JobCounts) -> PromptmillError | None:
+    def count(self, outcome: Outcome) -> PromptmillError | None:
         """Count a row; return the error that ends the job if too many have failed."""
         self.rows += 1
         if not isinstance(outcome, Failure) or outcome.error.code is Code.BUDGET:
             return None
-        self.failed += not counts.skips(outcome.error.code)
+        self.failed += not self.counts.skips(outcome.error.code)
         if self.limit is None or not self.limit.exceeded(self.failed, self.rows):
             return None
         said = f"{self.failed} of {self.rows} rows failed, more than `max_failures` allows."

@@ -111,11 +111,8 @@ class Runner:
         self.service = service
         self._hooks = hooks
         self._steps = steps
-        self._given = job.given
         self._working: asyncio.Task[None] | None = None
         self._stopped: _JobStopped | None = None
-        self._halt = threading.Event()
-        """Set when a thread is to end its work."""
         self._leaves_as: _JobStopped | None = None
         """The state at the end of a run that takes no more rows, once no row is in flight."""
         self._takes_no_more = False
@@ -124,8 +121,8 @@ class Runner:
         """The number of the first row beyond the order's limit."""
         self._open: dict[tuple[str, int, int], Open] = {}
         """The open rows when they were last looked for, by the rule, its `since`, and the slot."""
-        self._context = Context(self._in_thread, self._halt, self._pass_rows)
         self.progress = Progress(JobCounts(), Call(Facts(of_job=True)) if stats is None else stats, job.folder.status)
+        self._context = Context(self._in_thread, threading.Event(), self.progress.pass_row)
         self.progress.counts.skips_empty = job.spec.question.skip_empty
         self.progress.course = Course(job.folder.course)
 
@@ -187,12 +184,12 @@ class Runner:
             self._working.cancel()
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        """Run blocking work in a thread; if the run ends before it, `_halt` asks it to end, and it is waited for."""
+        """Run blocking work in a thread; if the run ends before it, `halt` asks it to end, and it is waited for."""
         thread = asyncio.ensure_future(asyncio.to_thread(work))
         try:
             return await asyncio.shield(thread)
         except asyncio.CancelledError:
-            self._halt.set()
+            self._context.halt.set()
             await asyncio.wait({thread})
             thread.cancelled() or thread.exception()  # of no interest any more
             raise
@@ -262,7 +259,7 @@ class Runner:
                     await self._rounds()
                     if await self._export():
                         if live is not None:
-                            await self._in_thread(functools.partial(live.wait, self._halt))
+                            await self._in_thread(functools.partial(live.wait, self._context.halt))
                         return
                     await self._drop_damaged()
                 except DamagedError:
@@ -280,7 +277,7 @@ class Runner:
             output.discard(spec.output.path, spec.job_id)
         await self._count(NEVER)
         progress.total = progress.counts.done
-        progress.columns = spec.output.names or {}
+        progress.output.columns = spec.output.names or {}
         await self._in_thread(self._count_values)
 
     async def _salvage(self) -> None:
@@ -288,7 +285,6 @@ class Runner:
         job = self._job
         await self._in_thread(job.folder.salvage)
         job.put(job.spec.with_input(**UNREAD))
-        job.given = self._given
 
     def _limit_rows(self) -> None:
         """Apply the order's limit of rows: set the end and the total. Blocks."""
@@ -303,10 +299,10 @@ class Runner:
         self._enter(states.STARTING, "reading the input")
         if job.folder.is_salvaged and _SALVAGED not in progress.notes:
             progress.notes.append(_SALVAGED)
-        files = await self._in_thread(lambda: job.unread(self._halt))
+        files = await self._in_thread(lambda: job.unread(self._context.halt))
         store = job.folder.store
         if files is None and job.order.earlier.from_job is not None:
-            self._note_kept(await self._in_thread(lambda: job.change.rebind(store, job.spec, self._halt)))
+            self._note_kept(await self._in_thread(lambda: job.change.rebind(store, job.spec, self._context.halt)))
         if files is not None:
             if lost := store.in_flight.most:  # requests whose rows may be others now
                 progress.earlier.charge(lost)
@@ -320,7 +316,7 @@ class Runner:
             self._note_kept(bound)
         self._check_lost_rows()
         await self._check_secrets()
-        progress.columns = job.spec.output.names or {}
+        progress.output.columns = job.spec.output.names or {}
         progress.notes += [note for note in columns.notes(job.spec) if note not in progress.notes]
         await self._in_thread(self._limit_rows)
         if self._hooks.before_answers is not None:
@@ -599,7 +595,7 @@ class Runner:
                 raise
             await self._in_thread(lambda: folder.store.change(("DELETE FROM edited", [()])))
         self.progress.counts = await self._in_thread(self._final_counts)
-        self.progress.is_counted = True
+        self.progress.earlier.includes_run = True
         self.progress.earlier.lost = folder.store.in_flight.requests_lost
         return True
 
@@ -611,10 +607,7 @@ class Runner:
     def _count_values(self) -> None:
         """Count the different answers to the wanted rows. Blocks."""
         by_field = self._job.spec.output.answer_schema is not None
-        self.progress.results = statistics.results(self._job.folder.store, self._end, by_field=by_field)
-
-    def _pass_rows(self, count: int) -> None:
-        self.progress.pass_row(count)
+        self.progress.output.results = statistics.results(self._job.folder.store, self._end, by_field=by_field)
 
     def _give_up(self, error: PromptmillError) -> None:
         self._stop(_JobStopped(states.STOPPED, error))
@@ -643,7 +636,6 @@ class Runner:
         if control.cancel:
             self._stop(_JobStopped(states.CANCELLED))
         stats, limit = self.progress.stats, self._most_cost(control)
-        self.progress.is_paused = control.paused
         if control.concurrency is not None:
             self.service.widen(self._job.plan, control.concurrency)
         if limit is not None:
@@ -680,7 +672,7 @@ class Runner:
         is_running = progress.state == states.RUNNING
         if is_running:
             progress.activity = self._leaving() or ("" if progress.stats.counts.done else self.service.activity)
-        progress.set_aside = budget.set_aside if budget is not None and is_running else in_flight.most
+        progress.earlier.set_aside = budget.set_aside if budget is not None and is_running else in_flight.most
         found = progress.as_dict()
         if self.error is not None:
             found["code"] = self.error.code

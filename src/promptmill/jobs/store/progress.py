@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TypeAlias, cast
 
 from promptmill import __version__
@@ -50,21 +51,10 @@ class Progress:
         """The reason of the present round."""
         self.reason = ""
         self.total: int | None = None
-        self.written = 0
-        """Rows of the output that are written."""
         self.notes: list[str] = []
-        self.results: Results = {}
-        """The counts of different answers, see `statistics.results`; empty until the output is written."""
-        self.columns: Mapping[str, str] = {}
-        """The names of columns of the output that are not the usual ones."""
-        self.is_paused = False
-        """Whether the user has paused the job."""
-        self.set_aside = 0.0
-        """The most that requests cost whose rows have no record."""
+        self.output = OutputProgress()
         self.earlier = Earlier(earlier or {})
         self.course = Course()
-        self.is_counted = False
-        """Whether `counts` includes the costs of this run, because all records were counted again."""
         self._times = _Times(clock)
 
     def count(self, store: JobDatabase, is_open: str, before: int) -> None:
@@ -92,9 +82,14 @@ class Progress:
         """Wall time of all runs."""
         return self.earlier.seconds + self._times.seconds
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether the user has paused the job."""
+        return self.stats.waits.most == 0
+
     def pass_row(self, rows: int) -> None:
         """Note the number of rows of the output that are written."""
-        self.written = rows
+        self.output.written = rows
 
     def begin_rates(self) -> None:
         """Begin the rates anew: rows that are done already are not part of them."""
@@ -147,10 +142,10 @@ class Progress:
         earlier = self.earlier
         waiting, budget = self.waiting, self.stats.ledger.budget
         eta_s = self.eta_s() if self.state == RUNNING and not waiting else None
-        counts = self.counts.as_dict(Counts() if self.is_counted else self.stats.counts)
+        counts = self.counts.as_dict(Counts() if earlier.includes_run else self.stats.counts)
         # until the answers are counted, the counts of the previous run
         left = {} if earlier.is_added else {name: count for name, count in earlier.status.items() if name in COUNTS}
-        set_aside = round(self.set_aside, 9)
+        set_aside = round(earlier.set_aside, 9)
         status = {
             "state": self.state,
             "reason": self.reason,
@@ -161,8 +156,8 @@ class Progress:
             **counts,
             "requests": counts["requests"] + earlier.lost,
             **({"run_requests": self.stats.counts.requests} if earlier.seconds else {}),
-            **({"columns": dict(self.columns)} if self.columns else {}),
-            **({"results": dict(self.results)} if self.results else {}),
+            **({"columns": dict(self.output.columns)} if self.output.columns else {}),
+            **({"results": dict(self.output.results)} if self.output.results else {}),
             **({} if self.cost is None else {"cost": self.cost}),
             **({} if budget is None else {"max_cost": budget.limit}),
             **({"cost_set_aside": set_aside} if set_aside or "cost_set_aside" in earlier.status else {}),
@@ -172,7 +167,7 @@ class Progress:
                 for name in _UNRECORDED
                 if (count := earlier.status.get(name, 0) + getattr(self.stats.counts, name))
             },
-            **({"written": self.written} if self.state == MERGING else {}),
+            **({"written": self.output.written} if self.state == MERGING else {}),
             "in_flight": self.stats.in_flight if self.state == RUNNING else 0,
             **({"window": self.stats.flow.limit} if self.stats.flow is not None and self.state == RUNNING else {}),
             **({"refused": self.stats.counts.refused} if self.stats.counts.refused else {}),
@@ -191,6 +186,18 @@ Watch: TypeAlias = Callable[[Progress], None]
 """Gets the progress several times a second."""
 
 
+@dataclass(slots=True)
+class OutputProgress:
+    """What is known of the output."""
+
+    written: int = 0
+    """Its rows that are written."""
+    results: Results = field(default_factory=Results)
+    """The counts of different answers, see `statistics.results`; empty until the output is written."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """The names of its columns that are not the usual ones."""
+
+
 class Earlier:
     """The seconds, costs and counts of the earlier runs of the job."""
 
@@ -198,6 +205,10 @@ class Earlier:
         self.status = status
         self.is_added = False
         """Whether the answers are counted; until then, the counts of `status` are the job's."""
+        self.includes_run = False
+        """Whether the counts have the costs of this run, too, because all records were counted again."""
+        self.set_aside = 0.0
+        """The most that requests cost whose rows have no record."""
         self.lost = 0
         """Requests that no record counts."""
         self.seconds = status.get("seconds", 0.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from promptmill.core.errors import PromptmillError
-from promptmill.http.options import parse_size
+from promptmill.http.listen_options import parse_size
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from promptmill.core.wording import LONGEST_SHOWN, cut
 from promptmill.jobs import disk
 from promptmill.report import page
 from promptmill.report.page import MOST_ROWS, Report, made_by
-from promptmill.report.rows import OWN, Column, PageRows
+from promptmill.report.page_rows import OWN, Column, PageRows
 
 _DIFFER, _WRONG = 1, 2
 _ANSWER, _GOLD, _JUDGE = "answer.", "right", "judgement"  # keys of columns; an answer's ends with its label
