@@ -34,8 +34,6 @@ LONGEST_SETTINGS = 1 << 20
 """Characters of a call's settings, fifty more for each value: each of its requests repeats them."""
 LONGEST_SCHEMA = 256 << 10
 """Characters of a JSON Schema, which takes thirty times as much memory once it is compiled."""
-MOST_CHOICES = 1000
-"""Texts of which an answer is one: each request repeats them."""
 MOST_KEPT = 64
 """Things made from a call's parameters that are kept for the next call, such as grammars and lists of choices."""
 LONGEST_PATH = 4096
@@ -57,8 +55,6 @@ MOST_EVENTS = 150_000
 """Events of a stream, and pieces of a body, each of which costs time: answers have fewer tokens."""
 LARGEST_HEAD = 64 << 10
 """Bytes of the head of a response or a request, which may never end."""
-LARGEST_ERROR = 1 << 20
-"""Bytes of an error's body that is read as JSON: servers quote the whole request, but its text is enough."""
 LONGEST_ERROR = 16 << 10
 """Characters of an error that are searched for its cause: searches of more would hold up other requests."""
 MOST_LEAVES = 2000
@@ -86,12 +82,10 @@ MOST_PDF_PAGES = 100
 """Pages of a PDF whose images one request carries: providers take 50 to 500, and each takes some 300 KB of memory."""
 LONGEST_COLUMN = 200
 """Characters of a column's name that a call chooses: each row of the output repeats it."""
-MOST_COLUMNS = 100_000
-"""Columns of an input: a file that is no table has any number."""
 MOST_NAMES = 10_000
 """Different fields of rows that become columns of a table: each row repeats all of them."""
 LONGEST_HEADER = 2 << 20
-"""Bytes of a header with the names of all columns."""
+"""Bytes of a header with the names of all columns: a file that is no table has any number."""
 MOST_LINES = 10_000
 """Lines of a quoted cell: a quote that is never closed takes the rest of the file."""
 DEEPEST = 20

@@ -25,7 +25,7 @@ from promptmill.backends.openai.failures import FailureKind, RetryDecision, Tran
 from promptmill.backends.openai.http_connection import HttpResponse
 from promptmill.backends.openai.refusals import classify_refusal, wrong_address
 from promptmill.backends.protocol import NO_USAGE, Completion, Usage
-from promptmill.core.bounds import LARGEST_ERROR, LARGEST_KEPT, MOST_EVENTS, MOST_FIELDS, MOST_MEMORY, MOST_TOKENS
+from promptmill.core.bounds import LARGEST_KEPT, MOST_EVENTS, MOST_FIELDS, MOST_MEMORY, MOST_TOKENS
 from promptmill.core.errors import Code, PromptmillError, without_controls, without_frames
 from promptmill.core.wording import mended
 
@@ -91,8 +91,6 @@ def read_response(
         if len(body) > _SMALL and (excess := _excess(body)):
             return _unreadable(endpoint, excess, b"")
         body = body.removeprefix(codecs.BOM_UTF8)
-        if status >= 300 and len(body) > LARGEST_ERROR:
-            return classify_refusal(status, headers, _text(body), endpoint)
         try:
             payload = orjson.loads(body)
         except orjson.JSONDecodeError:

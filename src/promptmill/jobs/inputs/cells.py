@@ -22,7 +22,7 @@ from typing import IO, NamedTuple
 from promptmill.backends import rows
 from promptmill.backends.questions import NOT_UTF8
 from promptmill.core import values
-from promptmill.core.bounds import LONGEST_HEADER, LONGEST_ROW, MOST_COLUMNS, MOST_LINES, TOO_LONG
+from promptmill.core.bounds import LONGEST_HEADER, LONGEST_ROW, MOST_LINES, TOO_LONG
 from promptmill.core.errors import Named, input_error
 from promptmill.jobs.inputs.files import InputFiles, Part
 from promptmill.jobs.inputs.row import WHOLE, Extent, InputRow, Stretch, Style, Window, digest_of
@@ -96,8 +96,6 @@ class CellTable:
         for header, part in zip(self._headers, files.parts, strict=True):
             self.header += [name for name in dict.fromkeys((*header.names, *part.columns)) if name not in known]
             known.update(self.header)
-        if len(self.header) > MOST_COLUMNS:
-            raise input_error(f"The input has more than {MOST_COLUMNS:,} columns, which no readable table has.")
 
     def stretches(self, columns: Sequence[tuple[int, str]], window: Window = WHOLE) -> Iterator[Stretch]:
         """Yield the rows; see `Input`."""
