@@ -22,18 +22,7 @@ from promptmill.answering.costs import BudgetedAnswers, price_of, unknown_price
 from promptmill.answers.checker import Checker
 from promptmill.answers.reasoning import split_marked
 from promptmill.answers.schema import AnswerSchema, Choices, SchemaCache, choices_of
-from promptmill.backends.protocol import (
-    NO_USAGE,
-    Answer,
-    Backend,
-    Call,
-    Completion,
-    Failure,
-    Outcome,
-    Share,
-    Widening,
-    sum_of,
-)
+from promptmill.backends import protocol
 from promptmill.config.backends import BACKENDS
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LONGEST_ANSWER, MOST_KEPT
@@ -49,13 +38,15 @@ _LONG = 1 << 16  # characters; the marks of reasoning in longer texts are search
 class Chain:
     """The backend of `plan` with all functions around its `answer`."""
 
-    def __init__(self, backend: Backend, plan: ResolvedConfig, budget: Budget | None, *, is_shared: bool) -> None:
+    def __init__(
+        self, backend: protocol.Backend, plan: ResolvedConfig, budget: Budget | None, *, is_shared: bool
+    ) -> None:
         """`budget` is the spending limit of the process; `is_shared`: several clients share it."""
         self._backend, self._plan, self._budget, self._is_shared = backend, plan, budget, is_shared
         self._cached: CachedAnswers | None = None
         self._structured: _StructuredAnswers | None = None
         self._is_priced = False
-        self.answer: Answer = backend.answer
+        self.answer: protocol.Answer = backend.answer
         """Answers one request of a call that has entered. Complete after `load`."""
 
     async def load(self, report: Callable[[str], None]) -> None:
@@ -65,7 +56,7 @@ class Chain:
         (`storage`).
         """
         plan = self._plan
-        answer: Answer = self._backend.answer
+        answer: protocol.Answer = self._backend.answer
         if self._is_shared:
             answer = await self._with_cache(answer)
         if plan.backend not in BACKENDS or plan.record.sampling is not None or not plan.record.takes_images:
@@ -84,7 +75,7 @@ class Chain:
         self.answer = answer if self._is_shared else await self._with_cache(answer)
         await self._backend.load(report)
 
-    async def _with_cache(self, answer: Answer) -> Answer:
+    async def _with_cache(self, answer: protocol.Answer) -> protocol.Answer:
         """Return `answer` behind the cache that the operator wants, if any."""
         plan = self._plan
         if not (wanted := plan.operator.cache):
@@ -93,7 +84,7 @@ class Chain:
         self._cached = CachedAnswers(answer, plan, cache, everything=wanted == "all", is_shared=self._is_shared)
         return self._cached.answer
 
-    def enter(self, call: Call) -> Share:
+    def enter(self, call: protocol.Call) -> protocol.Share:
         """Note that a call starts. Raises `PromptmillError`, also for a budget without a price (`invalid_config`)."""
         if call.ledger.budget is not None and not self._is_priced:
             raise unknown_price(self._plan.model)
@@ -104,10 +95,10 @@ class Chain:
 
     def widen(self, most: int) -> None:
         """Allow so many requests in flight, if it is the backend that limits them."""
-        if isinstance(self._backend, Widening):
+        if isinstance(self._backend, protocol.Widening):
             self._backend.widen(most)
 
-    async def leave(self, call: Call) -> None:
+    async def leave(self, call: protocol.Call) -> None:
         """Note that a call has ended, with no answer in flight."""
         await self._backend.leave(call)
         if self._cached is not None:  # so that the next process finds them
@@ -127,28 +118,28 @@ class Chain:
 class _ScreenedRequests:
     """Drops parameters that the backend does not support, with a warning; turns its exceptions into failures."""
 
-    def __init__(self, following: Answer, plan: ResolvedConfig) -> None:
+    def __init__(self, following: protocol.Answer, plan: ResolvedConfig) -> None:
         self._following = following
         self._backend = plan.backend
         self._record = plan.record
         self._is_error = plan.settings.unsupported == "error"
 
-    async def answer(self, request: Request, call: Call) -> Outcome:
+    async def answer(self, request: Request, call: protocol.Call) -> protocol.Outcome:
         """Answer a request."""
         try:
             outcome = await self._following(self._supported(request, call), call)
         except PromptmillError as error:
             if error.code is Code.UNSUPPORTED:
-                return Failure(error, request.attempts)
+                return protocol.Failure(error, request.attempts)
             raise
         except Exception as error:  # noqa: BLE001 (another package's mistake costs its item)
-            return Failure(internal_error(f"The {self._backend} backend failed", error), request.attempts)
-        if not isinstance(outcome, Completion | Failure):
+            return protocol.Failure(internal_error(f"The {self._backend} backend failed", error), request.attempts)
+        if not isinstance(outcome, protocol.Completion | protocol.Failure):
             problem = f"The {self._backend} backend returned no outcome for this item; report it to its author."
-            return Failure(PromptmillError(Code.INTERNAL, problem), request.attempts)
+            return protocol.Failure(PromptmillError(Code.INTERNAL, problem), request.attempts)
         return outcome
 
-    def _supported(self, request: Request, call: Call) -> Request:
+    def _supported(self, request: Request, call: protocol.Call) -> Request:
         if not self._record.takes_images and (request.conversation.images or request.conversation.has_audio):
             raise PromptmillError(
                 Code.UNSUPPORTED, f"The prompt comes with images or audio, and the {self._backend} backend reads text."
@@ -167,14 +158,14 @@ class _ScreenedRequests:
 class _SeveralAnswers:
     """Sends n requests for a request with `n`, on every backend; each answer is checked separately."""
 
-    def __init__(self, following: Answer) -> None:
+    def __init__(self, following: protocol.Answer) -> None:
         """`following` answers requests without `n`."""
         self._following = following
         self._passed: Sampling | None = None
         """The newest parameters without `n`. Most requests share theirs, and reading `n` takes 500 instructions."""
         self._single: dict[tuple[int, int], tuple[Sampling, Sampling]] = {}
 
-    def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
+    def answer(self, request: Request, call: protocol.Call) -> Awaitable[protocol.Outcome]:
         """Answer a request; one without `n` is passed on."""
         sampling = request.sampling
         if sampling is self._passed:
@@ -184,8 +175,8 @@ class _SeveralAnswers:
             return self._following(request, call)
         return self._each(request, sampling.n, call)
 
-    async def _each(self, request: Request, n: int, call: Call) -> Outcome:
-        async def one(place: int) -> Outcome:
+    async def _each(self, request: Request, n: int, call: protocol.Call) -> protocol.Outcome:
+        async def one(place: int) -> protocol.Outcome:
             try:
                 sampling = self._single_sampling(request.sampling, place)
                 earlier = 0 if place else request.attempts  # only once, because the attempts are summed up
@@ -222,26 +213,26 @@ def _once(
     return made[id(sampling), place][1]
 
 
-def _joined(found: Sequence[Outcome], call: Call) -> Outcome:
+def _joined(found: Sequence[protocol.Outcome], call: protocol.Call) -> protocol.Outcome:
     """Return the first answer with `answers`, the texts of all; a failed one has the text `""`."""
     usage, cost = found[0].usage, found[0].cost
     for outcome in found[1:]:
-        usage, cost = usage + outcome.usage, sum_of(cost, outcome.cost)
+        usage, cost = usage + outcome.usage, protocol.sum_of(cost, outcome.cost)
     attempts, latency_s = sum(one.attempts for one in found), max(one.latency_s for one in found)
-    failed = [outcome for outcome in found if isinstance(outcome, Failure)]
-    answers = [outcome for outcome in found if isinstance(outcome, Completion)]
+    failed = [outcome for outcome in found if isinstance(outcome, protocol.Failure)]
+    answers = [outcome for outcome in found if isinstance(outcome, protocol.Completion)]
     out_of_budget = next((outcome for outcome in failed if outcome.error.code is Code.BUDGET), None)
     if out_of_budget is not None or not answers:  # with more money, the item is sent again
         failure = out_of_budget or failed[0]
         return replace(failure, usage=usage, cost=cost, attempts=attempts, latency_s=latency_s, wanted=len(found))
     if failed:
         call.warn(f"{len(failed)} of {len(found)} answers to a prompt failed: {failed[0].error.message}")
-    texts = tuple(outcome.text if isinstance(outcome, Completion) else "" for outcome in found)
+    texts = tuple(outcome.text if isinstance(outcome, protocol.Completion) else "" for outcome in found)
     joined = replace(answers[0], answers=texts, usage=usage, cost=cost, attempts=attempts, latency_s=latency_s)
     return replace(joined, details=_details(found, answers[0])) if call.facts.keep_raw else joined
 
 
-def _details(found: Sequence[Outcome], first: Completion) -> dict[str, Any]:
+def _details(found: Sequence[protocol.Outcome], first: protocol.Completion) -> dict[str, Any]:
     """Return the details of several answers: `body` of the first without its usage, and `choices` with all."""
     body = {name: value for name, value in (first.details or {}).get("body", {}).items() if name != "usage"}
     choices = [
@@ -255,7 +246,7 @@ def _details(found: Sequence[Outcome], first: Completion) -> dict[str, Any]:
             "details": {name: value for name, value in (one.details or {}).items() if name != "body"},
         }
         for index, one in enumerate(found)
-        if isinstance(one, Completion)
+        if isinstance(one, protocol.Completion)
     ]
     return {"body": body, "choices": choices}
 
@@ -265,7 +256,7 @@ class _StructuredAnswers:
 
     A request whose answer is still wrong fails with `invalid_answer`."""
 
-    def __init__(self, following: Answer, *, retries: int) -> None:
+    def __init__(self, following: protocol.Answer, *, retries: int) -> None:
         self._following = following
         self._passed: Sampling | None = None
         """The newest parameters without a schema, as above."""
@@ -279,7 +270,7 @@ class _StructuredAnswers:
         if self._checks is not None:
             await self._checks[1].aclose()
 
-    def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
+    def answer(self, request: Request, call: protocol.Call) -> Awaitable[protocol.Outcome]:
         """Answer a request; one without a schema is passed on."""
         sampling = request.sampling
         if sampling is self._passed:
@@ -292,7 +283,7 @@ class _StructuredAnswers:
             return self._following(request, call)
         return self._checked(request, call)
 
-    async def _checked(self, request: Request, call: Call, choices: Choices | None = None) -> Outcome:
+    async def _checked(self, request: Request, call: protocol.Call, choices: Choices | None = None) -> protocol.Outcome:
         wanted = request.sampling.response_format
         assert wanted is not None
         if self._checks is None:
@@ -301,15 +292,15 @@ class _StructuredAnswers:
         try:
             schema = await schemas.of(wanted)
         except PromptmillError as error:
-            return Failure(error, request.attempts)
+            return protocol.Failure(error, request.attempts)
         outcome = await self._following(request, call)
         if schema is None:
             return outcome
-        usage, latency_s, cost = NO_USAGE, 0.0, None
+        usage, latency_s, cost = protocol.NO_USAGE, 0.0, None
         for again in range(self._retries + 1):
             usage, latency_s = usage + outcome.usage, round(latency_s + outcome.latency_s, 6)
-            cost = sum_of(cost, outcome.cost)
-            if isinstance(outcome, Failure) or (outcome.tool_calls and not outcome.text):
+            cost = protocol.sum_of(cost, outcome.cost)
+            if isinstance(outcome, protocol.Failure) or (outcome.tool_calls and not outcome.text):
                 return replace(outcome, usage=usage, latency_s=latency_s, cost=cost)
             complete = outcome.finish_reason != "length"
             text, problem = await _check(checker, schema, request, outcome, call, choices=choices)
@@ -321,10 +312,10 @@ class _StructuredAnswers:
             request = request.changed(conversation=conversation, attempts=outcome.attempts)
             call.counts.asked_again += 1
             outcome = await self._following(request, call)
-        assert isinstance(outcome, Completion)
+        assert isinstance(outcome, protocol.Completion)
         wrong = f"does not satisfy its schema: {problem}" if choices is None else choices.why_none(outcome.text)
         invalid = _invalid(wrong, complete=complete, wanted="choices" if choices else str(wanted.get("type")))
-        return Failure(invalid, outcome.attempts, latency_s, usage, outcome.text, cost=cost)
+        return protocol.Failure(invalid, outcome.attempts, latency_s, usage, outcome.text, cost=cost)
 
 
 def _with_schema(sampling: Sampling) -> tuple[Sampling, Choices]:
@@ -340,8 +331,8 @@ async def _check(
     checker: Checker,
     schema: AnswerSchema,
     request: Request,
-    outcome: Completion,
-    call: Call,
+    outcome: protocol.Completion,
+    call: protocol.Call,
     *,
     choices: Choices | None,
 ) -> tuple[str, str]:

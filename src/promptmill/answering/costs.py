@@ -22,14 +22,7 @@ import orjson
 
 from promptmill.backends import registry
 from promptmill.backends.protocol import NO_USAGE, Answer, Call, Completion, Failure, Outcome, Usage, unmetered
-from promptmill.config.resolved_config import (
-    OTHER_LIMIT,
-    TOKEN_LIMITS,
-    ResolvedConfig,
-    named_models,
-    numbers_of,
-    whole_number,
-)
+from promptmill.config import resolved_config
 from promptmill.core.bounds import MOST_TOKENS
 from promptmill.core.errors import Code, Named, PromptmillError, config_error, input_error
 from promptmill.core.money import Budget, dollars
@@ -48,7 +41,7 @@ _PER_TURN, _PER_REQUEST, _PER_IMAGE = 16, 64, 16_400
 # (OpenAI, "Images and vision", calculating costs).
 _MINI, _PER_IMAGE_OF_MINI = "4o-mini", 48_200
 _BYTES_PER_TOKEN = 4  # of English text; a worse estimate for other scripts
-_BOUNDS = (*TOKEN_LIMITS, "n_predict")  # of which a request within a budget needs one
+_BOUNDS = (*resolved_config.TOKEN_LIMITS, "n_predict")  # of which a request within a budget needs one
 # Names of the number of answers, which some endpoints obey and others ignore.
 _SEVERAL = re.compile(r"(?i)^n$|best_?of|sequences|generations|candidate|choices$|samples$")
 # Of a request for `/responses`: names of an earlier conversation and a stored prompt, and of files and audio. The pages
@@ -68,7 +61,9 @@ _ANSWERS_SEEN, _TIMES_AVERAGE = 10, 4  # so many answers show how long they are;
 class BudgetedAnswers:
     """Adds the cost to each outcome. `budget` is the process's; `Ledger.budget` is the call's or job's."""
 
-    def __init__(self, following: Answer, plan: ResolvedConfig, price: Price, budget: Budget | None) -> None:
+    def __init__(
+        self, following: Answer, plan: resolved_config.ResolvedConfig, price: Price, budget: Budget | None
+    ) -> None:
         self._following = following
         self._prices = Prices(plan, price)
         self._budget, self._model = budget, plan.model
@@ -309,7 +304,7 @@ class _ListedPrice:
         return float(calc_price(tokens, self._model, price_context=context, **self._place).total_price)
 
 
-def price_of(plan: ResolvedConfig) -> Price | None:
+def price_of(plan: resolved_config.ResolvedConfig) -> Price | None:
     """Return the price of the plan's model, None if unknown. The first call is slow."""
     settings = plan.settings
     if (said := settings.price) is not None:
@@ -319,7 +314,7 @@ def price_of(plan: ResolvedConfig) -> Price | None:
     return _listed(plan.model, plan)
 
 
-def _listed(model: str, plan: ResolvedConfig) -> Price | None:
+def _listed(model: str, plan: resolved_config.ResolvedConfig) -> Price | None:
     try:
         prices = [_ListedPrice(model, {"provider_api_url": url.geturl()}) for url in registry.addresses(plan)]
     except (ImportError, LookupError):  # the extra is missing, or the list lacks the host, provider or model
@@ -330,9 +325,9 @@ def _listed(model: str, plan: ResolvedConfig) -> Price | None:
 class Prices:
     """The prices at one backend: of its own model, and of models that rows name."""
 
-    def __init__(self, plan: ResolvedConfig, own: Price) -> None:
+    def __init__(self, plan: resolved_config.ResolvedConfig, own: Price) -> None:
         self._plan, self._own = plan, own
-        self._ours = {plan.model, plan.name, *named_models(plan.settings.extra_params)}
+        self._ours = {plan.model, plan.name, *resolved_config.named_models(plan.settings.extra_params)}
         self._others: dict[str, Price | None] = {}
 
     def of(self, request: Request) -> Price | None:
@@ -356,7 +351,7 @@ class Prices:
         return next(model for model in self._others_in(request.extra) if self._of_other(model) is None)
 
     def _others_in(self, extra: Mapping[str, Any]) -> list[str]:
-        return [model for model in named_models(extra) if model not in self._ours]
+        return [model for model in resolved_config.named_models(extra) if model not in self._ours]
 
     def _of_other(self, model: str) -> Price | None:
         if model not in self._others:
@@ -375,7 +370,7 @@ class _DearestPrice:
         return max(price.cost(usage, tier) for price in self.prices)
 
 
-def cost_of(plan: ResolvedConfig, requests: Iterable[Request]) -> tuple[float | None, float | None]:
+def cost_of(plan: resolved_config.ResolvedConfig, requests: Iterable[Request]) -> tuple[float | None, float | None]:
     """Return the estimated cost of the prompts of requests and the highest cost of all; None if a price is unknown.
 
     The highest cost is also None without a limit of the answers, and does not count attempts that fail.
@@ -424,18 +419,18 @@ def worst_case(request: Request, model: str = "") -> Usage:
             "The item has audio, whose price is not known to `max_cost`: it costs many times as much as text. Send its "
             "transcript, or leave `max_cost` out."
         )
-    limits = [whole_number(extra[name]) for name in _BOUNDS if name in extra]
+    limits = [resolved_config.whole_number(extra[name]) for name in _BOUNDS if name in extra]
     if sampling.max_tokens is not None and extra.get("max_tokens", 0) is not None:
         limits.append(sampling.max_tokens)
     bounds = [limit for limit in limits if limit is not None]
     answers, models = 1, [model]
     if extra:  # most requests have no parameters of their own
-        bounds += [_largest(extra, OTHER_LIMIT)] if bounds else []
+        bounds += [_largest(extra, resolved_config.OTHER_LIMIT)] if bounds else []
         answers = max(1, _largest(extra, _SEVERAL)) * _prompts(request)
-        models += named_models(extra)
+        models += resolved_config.named_models(extra)
     longest = 0 if request.path == "/embeddings" else max(bounds, default=MOST_TOKENS + 1)
     if longest > MOST_TOKENS:
-        raise _unbounded()
+        raise config_error("max_cost", "needs `max_tokens` in `sampling_params`: it bounds what a request can cost.")
     is_mini = any(_MINI in one for one in models)
     return Usage(_prompt_size(request, _PER_IMAGE_OF_MINI if is_mini else _PER_IMAGE), longest * answers)
 
@@ -471,7 +466,7 @@ def _is_unbounded(body: Mapping[str, Any]) -> bool:
 
 def _largest(extra: Mapping[str, Any], names: re.Pattern[str]) -> int:
     """Return the largest number under any of `names` in a body, or in an object of it such as `options`."""
-    return max((number for _, number in numbers_of(extra, names)), default=0)
+    return max((number for _, number in resolved_config.numbers_of(extra, names)), default=0)
 
 
 def _prompts(request: Request) -> int:
@@ -532,7 +527,3 @@ def charge(outcome: Outcome, price: Price, tiers: Tiers, worst: float) -> float:
     elif not spent and isinstance(outcome, Completion) and outcome.is_metered:
         spent = ((outcome.usage, outcome.tier),)
     return sum(price.cost(usage, tiers.charged(served)) for usage, served in spent) + unmetered(outcome) * worst
-
-
-def _unbounded() -> PromptmillError:
-    return config_error("max_cost", "needs `max_tokens` in `sampling_params`: it bounds what a request can cost.")

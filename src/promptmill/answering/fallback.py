@@ -13,19 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeAlias
 
-from promptmill.backends.protocol import (
-    NO_USAGE,
-    Answer,
-    Call,
-    Completion,
-    Failure,
-    Outcome,
-    Share,
-    Stoppable,
-    Usage,
-    ignored,
-    sum_of,
-)
+from promptmill.backends import protocol
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request
@@ -54,7 +42,7 @@ class Entered(Protocol):
     """A loaded model that the call has entered."""
 
     @property
-    def answer(self) -> Answer:
+    def answer(self) -> protocol.Answer:
         """Answers one request of the call."""
         ...
 
@@ -62,12 +50,12 @@ class Entered(Protocol):
         """Note the error for which the call cannot continue on this model."""
         ...
 
-    async def leave(self, call: Call) -> None:
+    async def leave(self, call: protocol.Call) -> None:
         """Note that the call has left this model."""
         ...
 
 
-Enter: TypeAlias = Callable[[str, Call, Stoppable], Awaitable[tuple[Entered, Share]]]
+Enter: TypeAlias = Callable[[str, protocol.Call, protocol.Stoppable], Awaitable[tuple[Entered, protocol.Share]]]
 """Loads a model if necessary and enters it. Raises `NotLoadedError`, or `PromptmillError`."""
 
 
@@ -77,14 +65,14 @@ class _Route:
 
     name: str
     plan: ResolvedConfig
-    entering: asyncio.Task[tuple[Entered, Share]] | None = None
-    share: Share | None = None
+    entering: asyncio.Task[tuple[Entered, protocol.Share]] | None = None
+    share: protocol.Share | None = None
     """Set while the model is entered."""
     wanted: int = 0
     """Requests for this model, including those that wait for its load."""
     running: int = 0
     waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
-    stoppable: Stoppable = field(default_factory=Stoppable)
+    stoppable: protocol.Stoppable = field(default_factory=protocol.Stoppable)
     """The answers of the model that are in flight."""
 
     @property
@@ -105,11 +93,16 @@ class Router:
     """One call's routes to its models: its `answer` is for the driver, its share the sum of the models' shares."""
 
     def __init__(
-        self, first: str, plan_of: Callable[[str], ResolvedConfig], names: frozenset[str], enter: Enter, call: Call
+        self,
+        first: str,
+        plan_of: Callable[[str], ResolvedConfig],
+        names: frozenset[str],
+        enter: Enter,
+        call: protocol.Call,
     ) -> None:
         """`names` are the models that a request may name as its extra parameter `model`; others go to `first`."""
         self._first, self._names, self._plan_of, self._enter, self._call = first, names, plan_of, enter, call
-        self.grown: Callable[[], None] = ignored
+        self.grown: Callable[[], None] = protocol.ignored
         self._routes: dict[str, _Route] = {}
         self._abandoned: dict[str, tuple[float, PromptmillError | NotLoadedError]] = {}
         self._leaving: set[asyncio.Task[None]] = set()
@@ -133,7 +126,7 @@ class Router:
                 route.share.idle()
         self._let_leave()
 
-    async def answer(self, request: Request, call: Call) -> Outcome:
+    async def answer(self, request: Request, call: protocol.Call) -> protocol.Outcome:
         """Answer a request with its model, or the first of the fallbacks that can."""
         assert call is self._call
         named = request.extra.get("model")
@@ -141,7 +134,7 @@ class Router:
         if isinstance(named, str) and named in self._names:
             name = self._own_name(named)
             request = request.changed(extra={key: value for key, value in request.extra.items() if key != "model"})
-        before, usage, cost = name, NO_USAGE, None
+        before, usage, cost = name, protocol.NO_USAGE, None
         raised: PromptmillError | NotLoadedError | None = None
         way = [name, *self._fallback(name)]
         for place, name in enumerate(way):
@@ -162,11 +155,11 @@ class Router:
                 continue
             if outcome is None:
                 continue
-            if isinstance(outcome, Failure) and outcome.error.code not in _STAYS:
+            if isinstance(outcome, protocol.Failure) and outcome.error.code not in _STAYS:
                 if outcome.concerns_all:
                     self._abandon(name, outcome.error)
                 if any(not self._is_abandoned(other) for other in way[place + 1 :]):
-                    usage, cost = usage + outcome.usage, sum_of(cost, outcome.cost)
+                    usage, cost = usage + outcome.usage, protocol.sum_of(cost, outcome.cost)
                     request = replace(request, attempts=outcome.attempts)
                     continue
             return self._answered(outcome, name, usage, cost)
@@ -175,12 +168,14 @@ class Router:
         ):
             raise raised  # no model is left that would answer the rest
         reason = _reason(raised or self._abandoned[way[0]][1])
-        return Failure(reason, request.attempts, usage=usage, cost=cost)
+        return protocol.Failure(reason, request.attempts, usage=usage, cost=cost)
 
-    def _answered(self, outcome: Outcome, name: str, usage: Usage, cost: float | None) -> Outcome:
-        if usage is not NO_USAGE or cost is not None:
-            outcome = replace(outcome, usage=outcome.usage + usage, cost=sum_of(outcome.cost, cost))
-        if isinstance(outcome, Completion):
+    def _answered(
+        self, outcome: protocol.Outcome, name: str, usage: protocol.Usage, cost: float | None
+    ) -> protocol.Outcome:
+        if usage is not protocol.NO_USAGE or cost is not None:
+            outcome = replace(outcome, usage=outcome.usage + usage, cost=protocol.sum_of(outcome.cost, cost))
+        if isinstance(outcome, protocol.Completion):
             outcome = replace(outcome, answered_by=name)
             if outcome.cost is None:
                 self._unpriced.add(name)
@@ -200,7 +195,7 @@ class Router:
         for route in self._routes.values():
             await self._leave(route)
 
-    async def _ask(self, route: _Route, request: Request) -> Outcome | None:
+    async def _ask(self, route: _Route, request: Request) -> protocol.Outcome | None:
         """Answer a request with one model, once it is loaded and its share allows; None if it failed meanwhile."""
         call = self._call
         while route.share is None:
@@ -226,7 +221,7 @@ class Router:
         finally:
             self._give_back(route)
 
-    async def _answer_of(self, route: _Route, model: Entered, request: Request) -> Outcome:
+    async def _answer_of(self, route: _Route, model: Entered, request: Request) -> protocol.Outcome:
         try:
             with route.stoppable:
                 return await model.answer(request, self._call)
@@ -246,7 +241,7 @@ class Router:
             entering.add_done_callback(lambda task: task.cancelled() or task.exception())
         await asyncio.shield(route.entering)
 
-    async def _load(self, route: _Route) -> tuple[Entered, Share]:
+    async def _load(self, route: _Route) -> tuple[Entered, protocol.Share]:
         loading = asyncio.ensure_future(self._enter(route.name, self._call, route.stoppable))
         try:
             while not loading.done():
@@ -282,7 +277,7 @@ class Router:
     async def _leave(self, route: _Route) -> None:
         if route.share is not None and route.entering is not None:
             model = route.entering.result()[0]
-            route.share.grown = ignored
+            route.share.grown = protocol.ignored
             route.share = route.entering = None
             await model.leave(self._call)
 

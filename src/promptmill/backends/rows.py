@@ -396,11 +396,6 @@ def _check_limits(body: JsonObject, most: int, where: str) -> None:
     _check_tokens({name: limit for name, limit in numbers_of(body, OTHER_LIMIT) if limit > most}, most, where)
 
 
-def _is_endpoints(name: str, value: object) -> bool:
-    """Return whether this is the endpoint's parameter, not ours: OpenRouter's `reasoning` is an object."""
-    return name == "reasoning" and not isinstance(value, str)
-
-
 def _row(row: JsonObject, where: str, images: RowImages, column: str = "") -> Conversation:
     """Return the conversation of a row; `column` is the original field of the prompt or messages."""
     prompt, messages, sources = row.get("prompt"), row.get("messages"), _own_images(row, where)
@@ -447,7 +442,9 @@ def _batch(row: JsonObject, where: str) -> Asked:
         able = "the openai and vllm backends" if path == "/embeddings" else "the openai backend"
         raise PromptmillError(Code.UNSUPPORTED, f"{where}: only {able} can run /v1{path}.", "")
     conversation = _conversation(body.get("messages"), f"{where}: body.messages")
-    own = {name: value for name, value in body.items() if name in _SAMPLING_NAMES and not _is_endpoints(name, value)}
+    own = {name: value for name, value in body.items() if name in _SAMPLING_NAMES}
+    if not isinstance(own.get("reasoning"), str):  # OpenRouter's is an object
+        own.pop("reasoning", None)
     extra = {name: value for name, value in body.items() if name not in own and name not in _BATCH_IGNORED}
     try:
         return conversation, Sampling.model_validate(own), extra

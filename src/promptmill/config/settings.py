@@ -17,7 +17,6 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from promptmill.config import backends
@@ -50,10 +49,6 @@ _DEVICE = r"(auto|cpu|mps|cuda(:\d+)?)"
 _REMOTE_CODE = "Run Python code that comes with the model. Only the operator may set it, for the operator's model."
 
 
-def _has_default(field: FieldInfo | None) -> bool:
-    return field is not None and not field.is_required()
-
-
 class Block(BaseModel):
     """A group of keys; an unknown key is an error."""
 
@@ -65,8 +60,8 @@ class Block(BaseModel):
         """Read `key:` without a value as the default."""
         if not isinstance(data, dict):
             return data
-        fields = cls.model_fields
-        return {key: value for key, value in data.items() if value is not None or not _has_default(fields.get(key))}
+        with_default = {name for name, field in cls.model_fields.items() if not field.is_required()}
+        return {key: value for key, value in data.items() if value is not None or key not in with_default}
 
     @field_validator("*", mode="before")
     @classmethod

@@ -145,13 +145,11 @@ class Conversation:
         content = last.content
         parts = content if isinstance(content, tuple) else (TextPart(content or ""),)
         images = [ImagePart(source) for source in sources]
-        placed = _place_at_tags(parts, images, image_tag) if image_tag else _beside(parts, images, position)
+        placed: Sequence[Part] = (*images, *parts) if position == "before" else (*parts, *images)
+        if image_tag:
+            placed = _place_at_tags(parts, images, image_tag)
         kept = tuple(part for part in placed if not isinstance(part, TextPart) or part.text)
         return Conversation((*before, Message(last.role, kept, last.extra)))
-
-
-def _beside(parts: Sequence[Part], images: Sequence[Part], position: ImagePosition) -> tuple[Part, ...]:
-    return (*images, *parts) if position == "before" else (*parts, *images)
 
 
 def _with_sources(message: Message, change: Callable[[str], str]) -> Message:

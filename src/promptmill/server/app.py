@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 
+import mcp_types
 import orjson
 import yaml
 from fastmcp import FastMCP
@@ -23,21 +24,6 @@ from fastmcp.server.extensions import MethodBinding, ServerExtension
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 from mcp.server.caching import CacheHint
 from mcp.shared.exceptions import MCPError
-from mcp_types import (
-    INVALID_PARAMS,
-    Annotations,
-    GetPromptRequestParams,
-    Icon,
-    InitializeRequest,
-    InitializeResult,
-    PaginatedRequestParams,
-    PromptsCapability,
-    ReadResourceRequestParams,
-    ResourcesCapability,
-    ServerCapabilities,
-    ServerTasksCapability,
-    ToolsCapability,
-)
 from pydantic import BaseModel, SecretStr
 
 from promptmill import __version__
@@ -82,13 +68,15 @@ _FRESH = CacheHint(ttl_ms=600_000, scope="public")  # the same for all clients; 
 _STATUS = "promptmill://status"
 _MODELS = "promptmill://models"
 _SKILL = "skill://promptmill/SKILL.md"
-_TASKS = ServerTasksCapability.model_validate({"cancel": {}, "requests": {"tools": {"call": {}}}})  # of 2025-11-25 only
+_TASKS = mcp_types.ServerTasksCapability.model_validate(
+    {"cancel": {}, "requests": {"tools": {"call": {}}}}
+)  # of 2025-11-25 only
 _SET = "[set]"
 
 
-def _icon() -> Icon:
+def _icon() -> mcp_types.Icon:
     data = base64.b64encode(_ICON.read_bytes()).decode()  # a data URL also works offline
-    return Icon(src=f"data:image/png;base64,{data}", mime_type="image/png", sizes=["48x48"])
+    return mcp_types.Icon(src=f"data:image/png;base64,{data}", mime_type="image/png", sizes=["48x48"])
 
 
 def _announce_what_is_there(mcp: FastMCP) -> None:
@@ -101,10 +89,14 @@ def _announce_what_is_there(mcp: FastMCP) -> None:
     del sdk_server._request_handlers[_ABSENT]  # the SDK derives the capabilities from these handlers
     whole = sdk_server.get_capabilities
 
-    def capabilities(*arguments: Any, **options: Any) -> ServerCapabilities:
+    def capabilities(*arguments: Any, **options: Any) -> mcp_types.ServerCapabilities:
         found = whole(*arguments, **options)
         extensions = {name: what for name, what in (found.extensions or {}).items() if name != UI_EXTENSION_ID}
-        lists = {"tools": ToolsCapability(), "prompts": PromptsCapability(), "resources": ResourcesCapability()}
+        lists = {
+            "tools": mcp_types.ToolsCapability(),
+            "prompts": mcp_types.PromptsCapability(),
+            "resources": mcp_types.ResourcesCapability(),
+        }
         there = {**lists, "extensions": extensions or None, "tasks": _TASKS}
         return found.model_copy(update=there)
 
@@ -158,7 +150,7 @@ def _add_status(mcp: FastMCP, service: Service) -> None:
         description="Backend and model, engine state, calls in progress, totals since the start, configuration without "
         "secrets. JSON; read it again for current values.",
         mime_type="application/json",
-        annotations=Annotations(audience=["user", "assistant"]),
+        annotations=mcp_types.Annotations(audience=["user", "assistant"]),
     )
     def status() -> str:
         return orjson.dumps(describe(service), option=orjson.OPT_INDENT_2).decode()
@@ -169,7 +161,7 @@ def _add_status(mcp: FastMCP, service: Service) -> None:
         title="Models of promptmill",
         description="The models that a call may name in `model`, the default one first. JSON.",
         mime_type="application/json",
-        annotations=Annotations(audience=["user", "assistant"]),
+        annotations=mcp_types.Annotations(audience=["user", "assistant"]),
     )
     def models() -> str:
         found = {"models": service.described(service.offered)}
@@ -184,16 +176,16 @@ class _Skills(ServerExtension):
     def methods(self) -> Sequence[MethodBinding]:
         """Return the methods that list the skill."""
         return [
-            MethodBinding("skills/list", PaginatedRequestParams, self._list),
-            MethodBinding("skills/get", ReadResourceRequestParams, self._get),
+            MethodBinding("skills/list", mcp_types.PaginatedRequestParams, self._list),
+            MethodBinding("skills/get", mcp_types.ReadResourceRequestParams, self._get),
         ]
 
-    async def _list(self, _: Any, __: PaginatedRequestParams) -> dict[str, Any]:
+    async def _list(self, _: Any, __: mcp_types.PaginatedRequestParams) -> dict[str, Any]:
         return {"skills": [_skill_entry()], **_SKILL_CACHE}
 
-    async def _get(self, _: Any, params: ReadResourceRequestParams) -> dict[str, Any]:
+    async def _get(self, _: Any, params: mcp_types.ReadResourceRequestParams) -> dict[str, Any]:
         if str(params.uri) != _SKILL:
-            raise MCPError(INVALID_PARAMS, f"Unknown skill; the skill here is {_SKILL}.")
+            raise MCPError(mcp_types.INVALID_PARAMS, f"Unknown skill; the skill here is {_SKILL}.")
         return {"skill": _skill_entry(), **_SKILL_CACHE}
 
 
@@ -222,7 +214,7 @@ def _add_skill(mcp: FastMCP) -> None:
         description=head["description"],
         title="Work with promptmill: files, labels, comparisons",
         mime_type="text/markdown",
-        annotations=Annotations(audience=["assistant"]),
+        annotations=mcp_types.Annotations(audience=["assistant"]),
     )
     def skill() -> str:
         return _SKILL_FILE.read_bytes().decode()
@@ -236,8 +228,8 @@ class _CheckedArguments(Middleware):
 
     async def on_get_prompt(
         self,
-        context: MiddlewareContext[GetPromptRequestParams],
-        call_next: CallNext[GetPromptRequestParams, PromptResult],
+        context: MiddlewareContext[mcp_types.GetPromptRequestParams],
+        call_next: CallNext[mcp_types.GetPromptRequestParams, PromptResult],
     ) -> PromptResult:
         """Name the arguments that are missing."""
         fastmcp, given = context.fastmcp_context, context.message.arguments or {}
@@ -245,18 +237,20 @@ class _CheckedArguments(Middleware):
         if prompt is not None:
             required = [argument.name for argument in prompt.arguments or () if argument.required]
             if missing := [f"`{name}`" for name in required if name not in given]:
-                raise MCPError(INVALID_PARAMS, f"The prompt {prompt.name} needs {' and '.join(missing)}.")
+                raise MCPError(mcp_types.INVALID_PARAMS, f"The prompt {prompt.name} needs {' and '.join(missing)}.")
         return await call_next(context)
 
     async def on_read_resource(
         self,
-        context: MiddlewareContext[ReadResourceRequestParams],
-        call_next: CallNext[ReadResourceRequestParams, ResourceResult],
+        context: MiddlewareContext[mcp_types.ReadResourceRequestParams],
+        call_next: CallNext[mcp_types.ReadResourceRequestParams, ResourceResult],
     ) -> ResourceResult:
         """Name an `offset` that is no number."""
         for offset in parse_qs(urlsplit(str(context.message.uri)).query, keep_blank_values=True).get("offset", ()):
             if not re.fullmatch("[0-9]{1,18}", offset):
-                raise MCPError(INVALID_PARAMS, f"`offset` is {offset[:40]!r}; it is the number of a row, from 0.")
+                raise MCPError(
+                    mcp_types.INVALID_PARAMS, f"`offset` is {offset[:40]!r}; it is the number of a row, from 0."
+                )
         return await call_next(context)
 
 
@@ -265,9 +259,9 @@ class _SkillAnnounced(Middleware):
 
     async def on_initialize(
         self,
-        context: MiddlewareContext[InitializeRequest],
-        call_next: CallNext[InitializeRequest, InitializeResult | None],
-    ) -> InitializeResult | None:
+        context: MiddlewareContext[mcp_types.InitializeRequest],
+        call_next: CallNext[mcp_types.InitializeRequest, mcp_types.InitializeResult | None],
+    ) -> mcp_types.InitializeResult | None:
         """Name the extension of skills."""
         result = await call_next(context)
         if result is not None:

@@ -26,21 +26,12 @@ import time
 from typing import Any
 
 import anyio
+import mcp_types
 from fastmcp import FastMCP
 from fastmcp.server.context import reset_transport, set_transport
 from mcp.os.win32.utilities import rebind_std_handle_to_fd
 from mcp.server.stdio import stdio_server
 from mcp.shared.message import SessionMessage
-from mcp_types import (
-    INVALID_REQUEST,
-    PARSE_ERROR,
-    ErrorData,
-    JSONRPCError,
-    JSONRPCMessage,
-    JSONRPCNotification,
-    JSONRPCRequest,
-    JSONRPCResponse,
-)
 from pydantic import ValidationError
 
 # Python's SDK lists the tools after the first result of a tool, and drops the result if that list does not arrive.
@@ -89,7 +80,7 @@ class StdioServer:
         low_level = self._server._mcp_server
         options = low_level.create_initialization_options()
         async for item in incoming:
-            if not isinstance(item.message, JSONRPCRequest) or item.message.method != "server/discover":
+            if not isinstance(item.message, mcp_types.JSONRPCRequest) or item.message.method != "server/discover":
                 incoming.put_back(item)
                 break
             await low_level.run(_Discovery(item, outgoing), outgoing, options)
@@ -199,7 +190,7 @@ class _Outgoing(_Stream):
             return
         await self._inner.send(item)
         self._sent += 1
-        if isinstance(item.message, JSONRPCResponse | JSONRPCError):
+        if isinstance(item.message, mcp_types.JSONRPCResponse | mcp_types.JSONRPCError):
             self.answered_at = time.monotonic()
             self._settle(item.message.id)
 
@@ -207,12 +198,12 @@ class _Outgoing(_Stream):
         """Return whether a request is unanswered, or a message is not yet in the pipe to the client."""
         return bool(self.unanswered) or self._sent > self._pipe.written
 
-    def expect(self, message: JSONRPCMessage) -> None:
+    def expect(self, message: mcp_types.JSONRPCMessage) -> None:
         """Note a message of the client: a request gets an answer, unless the client cancels it."""
-        if isinstance(message, JSONRPCRequest):
+        if isinstance(message, mcp_types.JSONRPCRequest):
             self.unanswered.add(message.id)
             self.all_answered.clear()
-        elif isinstance(message, JSONRPCNotification) and message.method == "notifications/cancelled":
+        elif isinstance(message, mcp_types.JSONRPCNotification) and message.method == "notifications/cancelled":
             self._settle((message.params or {}).get("requestId"))
 
     def _settle(self, request_id: Any) -> None:
@@ -289,7 +280,7 @@ class _Incoming(_Reading):
             print(_NO_CLIENT, file=sys.stderr)
 
 
-def answer_to(error: ValidationError) -> JSONRPCError | None:
+def answer_to(error: ValidationError) -> mcp_types.JSONRPCError | None:
     """Return the error reply to a line that was refused with `error`; None for a line that is not a request.
 
     A request cannot be read if it holds half a surrogate pair (`"\\ud800"`, from a program that cut a text inside an
@@ -298,12 +289,14 @@ def answer_to(error: ValidationError) -> JSONRPCError | None:
     if (line := _unreadable_line(error)) is None:
         if (number := _id_of_request(error)) is None:
             return None
-        wrong = ErrorData(code=INVALID_REQUEST, message="`params` of the request is not an object.")
-        return JSONRPCError(jsonrpc="2.0", id=number, error=wrong)
+        wrong = mcp_types.ErrorData(code=mcp_types.INVALID_REQUEST, message="`params` of the request is not an object.")
+        return mcp_types.JSONRPCError(jsonrpc="2.0", id=number, error=wrong)
     if (number := _id_of(line)) is None:
         return None
     reason = error.errors(include_url=False, include_input=False)[0]["ctx"]["error"]
-    return JSONRPCError(jsonrpc="2.0", id=number, error=ErrorData(code=PARSE_ERROR, message=_in_words(reason)))
+    return mcp_types.JSONRPCError(
+        jsonrpc="2.0", id=number, error=mcp_types.ErrorData(code=mcp_types.PARSE_ERROR, message=_in_words(reason))
+    )
 
 
 def _unreadable_line(error: ValidationError) -> str | None:

@@ -23,20 +23,13 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import mcp_types
 from fastmcp import Context
 from fastmcp.server.extensions import MethodBinding, ServerExtension
 from fastmcp.tools import ToolResult
 from fastmcp.tools.base import InputRequiredToolResult
 from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.shared.exceptions import MCPError
-from mcp_types import (
-    HEADER_MISMATCH,
-    INVALID_PARAMS,
-    METHOD_NOT_FOUND,
-    MISSING_REQUIRED_CLIENT_CAPABILITY,
-    CallToolResult,
-    RequestParams,
-)
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import BaseModel
 
@@ -115,7 +108,7 @@ def _old(task: Mapping[str, Any]) -> dict[str, Any]:
     return {names.get(name, name): value for name, value in task.items() if name not in {"result", "resultType"}}
 
 
-class _TaskParams(RequestParams):
+class _TaskParams(mcp_types.RequestParams):
     task_id: str
 
 
@@ -145,13 +138,13 @@ class Tasks(ServerExtension):
             return await call_next(ctx)
         tool, meta = await self.server.get_tool(str(params.get("name"))), params.get("_meta")
         if tool is not None and not tool.task_config.supports_tasks():
-            raise MCPError(METHOD_NOT_FOUND, f"{tool.name} cannot be called as a task.")
+            raise MCPError(mcp_types.METHOD_NOT_FOUND, f"{tool.name} cannot be called as a task.")
         marked = {**params, "_meta": {**(meta if isinstance(meta, Mapping) else {}), _WANTED: True}}
         result = await call_next(replace(ctx, params=marked))
         found: dict[str, Any] = dict(result) if isinstance(result, Mapping) else {}
         if (task := found.get("_meta", {}).get(_WANTED)) is None:
             text = " ".join(block.get("text", "") for block in found.get("content", ()))
-            raise MCPError(INVALID_PARAMS, f"The call did not become a task: {text}")
+            raise MCPError(mcp_types.INVALID_PARAMS, f"The call did not become a task: {text}")
         return {"task": task}
 
     async def _payload(self, ctx: ServerRequestContext[Any, Any], params: _TaskParams) -> dict[str, Any]:
@@ -188,17 +181,17 @@ class Tasks(ServerExtension):
         if not task.has_ended:
             await self._running_jobs().cancel(params.task_id, _caller(ctx), also_interrupted=True)
         elif ctx.protocol_version == _OLD:
-            raise MCPError(INVALID_PARAMS, "The task has ended.")
+            raise MCPError(mcp_types.INVALID_PARAMS, "The task has ended.")
         return await self._get(ctx, params) if ctx.protocol_version == _OLD else {"resultType": "complete"}
 
     async def _found(self, ctx: ServerRequestContext[Any, Any], task_id: str) -> _Task:
         """Return a task of this client. Raises `MCPError`."""
         if ctx.protocol_version != _OLD and self.client_settings(ctx) is None:
             undeclared = f"The request does not declare the extension {EXTENSION}."
-            raise MCPError(MISSING_REQUIRED_CLIENT_CAPABILITY, undeclared, _CAPABILITY)
+            raise MCPError(mcp_types.MISSING_REQUIRED_CLIENT_CAPABILITY, undeclared, _CAPABILITY)
         name = None if ctx.request is None else ctx.request.headers.get("mcp-name")
         if name not in {None, task_id}:
-            raise MCPError(HEADER_MISMATCH, "The header Mcp-Name is not the task's id.")
+            raise MCPError(mcp_types.HEADER_MISMATCH, "The header Mcp-Name is not the task's id.")
         running_jobs = self._running_jobs()
 
         def found() -> _Task | None:
@@ -209,7 +202,7 @@ class Tasks(ServerExtension):
             return None if not task.note or task.is_expired else task
 
         if (task := await asyncio.to_thread(found)) is None:
-            raise MCPError(INVALID_PARAMS, f"There is no task {task_id[:60]!r}.")
+            raise MCPError(mcp_types.INVALID_PARAMS, f"There is no task {task_id[:60]!r}.")
         return task
 
     async def _resumed(self, task: _Task, caller: Caller) -> _Task:
@@ -238,7 +231,7 @@ class Tasks(ServerExtension):
 
         async with Context(fastmcp=self.server) as context:
             result = (await result_of(context, outcomes, stats, plan, kept)).to_mcp_result()
-        assert isinstance(result, CallToolResult)
+        assert isinstance(result, mcp_types.CallToolResult)
         return result.model_dump(by_alias=True, mode="json", exclude_none=True)
 
 

@@ -28,16 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from promptmill.core.secret_text import SecretFinder
-from promptmill.system.safe_open import (
-    CASE_COUNTS,
-    OutsideError,
-    is_inside,
-    is_remote,
-    is_same,
-    open_regular,
-    real_path,
-    roots_of,
-)
+from promptmill.system import safe_open
 
 _ROWS = r"json|jsonl|ndjson|ya?ml|toml|ini|cfg|conf|txt|csv|tsv|parquet|xml|properties"
 # The names that tools against leaks look for, and that the ignore lists of coding agents contain.
@@ -83,12 +74,16 @@ class FileRule:
         Without the setting, the root is the working directory. Desktop programs start their servers in `/` or in the
         home folder, where this would be everything that the user has: then there is no root.
         """
-        roots, started_in = roots_of(allowed_roots), ""
+        roots, started_in = safe_open.roots_of(allowed_roots), ""
         if roots is None:
-            folder = real_path(Path())
+            folder = safe_open.real_path(Path())
             roots, started_in = ((), str(folder)) if holds_everything(folder) else ((folder,), "")
         return cls(
-            roots, is_guarded=True, own=tuple(map(real_path, own)), secrets=tuple(secrets), started_in=started_in
+            roots,
+            is_guarded=True,
+            own=tuple(map(safe_open.real_path, own)),
+            secrets=tuple(secrets),
+            started_in=started_in,
         )
 
     @property
@@ -108,8 +103,8 @@ class FileRule:
         """
         if self.roots is None:
             return
-        if not is_inside(real, self.roots):
-            raise OutsideError
+        if not safe_open.is_inside(real, self.roots):
+            raise safe_open.OutsideError
         if not self.is_guarded:
             return
         below = list(_below(real, self.roots))
@@ -124,19 +119,19 @@ class FileRule:
 
     def open(self, path: Path) -> int:
         """Return a descriptor of the regular file that `path` leads to. Raises as `check` and `open_regular` do."""
-        return open_regular(path, self.roots, lambda real: self.check(real, path.name))
+        return safe_open.open_regular(path, self.roots, lambda real: self.check(real, path.name))
 
     def resolved(self, path: Path) -> Path:
         """Return the path that `path` leads to; the file may be missing. Raises as `check` does, and `ValueError`."""
-        if is_remote(str(path)) and not any(path.is_relative_to(root) for root in self.roots or ()):
-            raise OutsideError
-        real = real_path(path)
+        if safe_open.is_remote(str(path)) and not any(path.is_relative_to(root) for root in self.roots or ()):
+            raise safe_open.OutsideError
+        real = safe_open.real_path(path)
         self.check(real, path.name)
         return real
 
     def is_own(self, path: Path) -> bool:
         """Return whether `path`, resolved, is one of promptmill's own files, by any name, or in such a folder."""
-        return is_inside(path, self.own) or any(is_same(path, own) for own in self.own)
+        return safe_open.is_inside(path, self.own) or any(safe_open.is_same(path, own) for own in self.own)
 
     @property
     def words(self) -> str:
@@ -166,9 +161,9 @@ class FileRule:
 
 def holds_everything(folder: Path) -> bool:
     """Return whether a folder is a drive's root or holds the home folder."""
-    folder = real_path(folder)
+    folder = safe_open.real_path(folder)
     try:
-        return folder.parent == folder or is_inside(Path.home().resolve(), (folder,))
+        return folder.parent == folder or safe_open.is_inside(Path.home().resolve(), (folder,))
     except (OSError, RuntimeError):  # the home folder is unknown
         return True
 
@@ -197,5 +192,7 @@ def _below(path: Path, roots: Sequence[Path]) -> Iterator[tuple[str, ...]]:
     for root in roots:
         if path.is_relative_to(root):
             yield path.relative_to(root).parts
-        elif not CASE_COUNTS:  # the root may have another spelling in the path
-            yield from (path.relative_to(above).parts for above in (path, *path.parents) if is_same(above, root))
+        elif not safe_open.CASE_COUNTS:  # the root may have another spelling in the path
+            yield from (
+                path.relative_to(above).parts for above in (path, *path.parents) if safe_open.is_same(above, root)
+            )

@@ -701,7 +701,9 @@ class _Attribution:
         self._held.append(held)
         if permit.endpoint_state.health.blocked:
             self.ended = permit.endpoint_state.health.blocked
-        elif not self._answered and self._equal(decision.error.code) >= SEVERAL:
+        elif (
+            not self._answered and sum(one.decision.error.code is decision.error.code for one in self._held) >= SEVERAL
+        ):
             self.ended = decision.error
         if self.ended:
             self.release()
@@ -723,9 +725,6 @@ class _Attribution:
         for held in found:
             health = held.permit.endpoint_state.health
             _decide(held, concerns_all=bool(self.ended or health.blocked or health.suspected))
-
-    def _equal(self, code: Code) -> int:
-        return sum(held.decision.error.code is code for held in self._held)
 
 
 def _decide(held: _Held, *, concerns_all: bool) -> None:

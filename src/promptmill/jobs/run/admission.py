@@ -137,7 +137,8 @@ class Job:
 
         A file with its earlier size and time counts as unchanged. Raises `PromptmillError`, `OSError`, `HaltedError`.
         """
-        files = self._unread_files(halt) if self.given is None else self.given
+        given, self.given = self.given, None
+        files = self._unread_files(halt) if given is None else given
         if files is None:
             self.folder.put(before=None)
         return files

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar
 
 from promptmill.backends.protocol import Call, Facts
@@ -77,6 +77,16 @@ class Open(NamedTuple):
     """The number of the last one; -1 if there is none."""
 
 
+@dataclass(slots=True)
+class _Rows:
+    """The rows of the order."""
+
+    end: int = SLOT
+    """The number of the first row beyond its limit."""
+    open: dict[tuple[str, int, int], Open] = field(default_factory=dict)
+    """The open rows when they were last looked for, by the rule, its `since`, and the slot."""
+
+
 @dataclass(frozen=True, slots=True)
 class Hooks:
     """Functions of the owner of a run, called at its turns."""
@@ -111,16 +121,14 @@ class Runner:
         self.service = service
         self._hooks = hooks
         self._steps = steps
+        self._given = job.given
         self._working: asyncio.Task[None] | None = None
         self._stopped: _JobStopped | None = None
         self._leaves_as: _JobStopped | None = None
         """The state at the end of a run that takes no more rows, once no row is in flight."""
         self._takes_no_more = False
         """Whether the present round ends once no row is in flight, and is resumed with a budget."""
-        self._end = SLOT
-        """The number of the first row beyond the order's limit."""
-        self._open: dict[tuple[str, int, int], Open] = {}
-        """The open rows when they were last looked for, by the rule, its `since`, and the slot."""
+        self._rows = _Rows()
         self.progress = Progress(JobCounts(), Call(Facts(of_job=True)) if stats is None else stats, job.folder.status)
         self._context = Context(self._in_thread, threading.Event(), self.progress.pass_row)
         self.progress.counts.skips_empty = job.spec.question.skip_empty
@@ -285,12 +293,13 @@ class Runner:
         job = self._job
         await self._in_thread(job.folder.salvage)
         job.put(job.spec.with_input(**UNREAD))
+        job.given = self._given
 
     def _limit_rows(self) -> None:
         """Apply the order's limit of rows: set the end and the total. Blocks."""
         job = self._job
-        self._end = output.end_of(job.folder.store, job.order.limits.rows)
-        ((rows,),) = job.folder.store.read("SELECT count(*) FROM row WHERE n < ?", self._end)
+        self._rows.end = output.end_of(job.folder.store, job.order.limits.rows)
+        ((rows,),) = job.folder.store.read("SELECT count(*) FROM row WHERE n < ?", self._rows.end)
         self.progress.total = rows * len(job.spec.targets)
 
     async def _read_input(self) -> None:
@@ -357,7 +366,7 @@ class Runner:
     async def _rounds(self) -> None:
         """Run round after round, and count the records."""
         duplicates = self._duplicates()
-        self._open = {}
+        self._rows.open = {}
         is_counted = False
         while (round_ := await self._in_thread(functools.partial(self._next_round, duplicates))) is not None:
             await self._run_round(round_, duplicates)
@@ -395,11 +404,11 @@ class Runner:
         where the last one found rows.
         """
         rule = (round_.rows, round_.since, slot)
-        known = self._open.get(rule)
-        first, last = (0, self._end - 1) if known is None or round_.is_by_question else (known.first, known.last)
+        known = self._rows.open.get(rule)
+        first, last = (0, self._rows.end - 1) if known is None or round_.is_by_question else (known.first, known.last)
         ((count, first, last),) = self._open_rows(round_, slot, "count(*), min(row.n), max(row.n)", first, last)
-        self._open[rule] = Open(count, first or 0, -1 if last is None else last)
-        return self._open[rule]
+        self._rows.open[rule] = Open(count, first or 0, -1 if last is None else last)
+        return self._rows.open[rule]
 
     def _open_rows(self, round_: Round, slot: int, select: str, first: int, last: int) -> list[tuple[Any, ...]]:
         """Return a query of the rows `first` to `last`, as far as a round has them in a slot. Blocks."""
@@ -448,7 +457,7 @@ class Runner:
                     for (key,) in self._open_rows(round_, slot, "answer.key", found.first, found.last)
                     if key is not None
                 ]
-                live.begin(job.folder, job.spec, replaced, self._end, self._give_up)
+                live.begin(job.folder, job.spec, replaced, self._rows.end, self._give_up)
             open_rows = OpenRows(
                 store,
                 round_,
@@ -492,20 +501,20 @@ class Runner:
     def _count_open(self, round_: Round) -> list[Open]:
         """Return the open rows of a round in its slots, and count the records of all others. Blocks."""
         targets = self._job.spec.targets
-        opens = [self._open[round_.rows, round_.since, slot] for slot in round_.slots]
+        opens = [self._rows.open[round_.rows, round_.since, slot] for slot in round_.slots]
         conditions = [
             f"(answer.key BETWEEN {slot * SLOT + found.first} AND {slot * SLOT + found.last} "
             f"AND ({round_.condition(targets[slot].counted, slot)}))"
             for slot, found in zip(round_.slots, opens, strict=True)
         ]
-        self.progress.count(self._job.folder.store, " OR ".join(conditions), self._end)
+        self.progress.count(self._job.folder.store, " OR ".join(conditions), self._rows.end)
         return opens
 
     async def _count(self, is_open: str) -> None:
         """Count the records; those that meet `is_open` are not done."""
         self._enter(self.progress.state, "counting the answers")
         store = self._job.folder.store
-        await self._in_thread(lambda: self.progress.count(store, is_open, self._end))
+        await self._in_thread(lambda: self.progress.count(store, is_open, self._rows.end))
 
     async def _drop_damaged(self) -> None:
         store = self._job.folder.store
@@ -571,7 +580,7 @@ class Runner:
         is_own = made is not None and made.is_own(spec.output.path)
         limit = job.order.limits.rows
         if not spec.output.format:
-            ((unanswered,),) = await self._in_thread(lambda: folder.store.read(_UNANSWERED, self._end))
+            ((unanswered,),) = await self._in_thread(lambda: folder.store.read(_UNANSWERED, self._rows.end))
             if unanswered:
                 return False
             folder.put(output=OutputRecord(size=0, mtime_ns=0, limit=limit))
@@ -602,12 +611,12 @@ class Runner:
     def _final_counts(self) -> JobCounts:
         self._count_values()
         skips_empty = self._job.spec.question.skip_empty
-        return statistics.counts(self._job.folder.store, before=self._end, skips_empty=skips_empty)
+        return statistics.counts(self._job.folder.store, before=self._rows.end, skips_empty=skips_empty)
 
     def _count_values(self) -> None:
         """Count the different answers to the wanted rows. Blocks."""
         by_field = self._job.spec.output.answer_schema is not None
-        self.progress.output.results = statistics.results(self._job.folder.store, self._end, by_field=by_field)
+        self.progress.output.results = statistics.results(self._job.folder.store, self._rows.end, by_field=by_field)
 
     def _give_up(self, error: PromptmillError) -> None:
         self._stop(_JobStopped(states.STOPPED, error))

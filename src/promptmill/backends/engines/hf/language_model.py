@@ -12,15 +12,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import (
-    AttentionInterface,
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoTokenizer,
-    GenerationMixin,
-)
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.auto.modeling_auto import (
@@ -187,7 +180,7 @@ def _border(config: Any) -> int | None:
 def _keeps_more_than_a_cache(network: Any) -> bool:
     """Return whether the model carries more than the cache from token to token, such as image positions."""
     name = "_update_model_kwargs_for_generation"
-    return getattr(type(network), name, None) is not getattr(GenerationMixin, name)
+    return getattr(type(network), name, None) is not getattr(transformers.GenerationMixin, name)
 
 
 def _context(config: Any, tokenizer: Any) -> int | None:
@@ -233,16 +226,16 @@ def load_model(location: Location, options: Mapping[str, Any], report: Callable[
     if location.gguf_file is not None:
         source["gguf_file"] = location.gguf_file
     try:
-        config = AutoConfig.from_pretrained(**source)
+        config = transformers.AutoConfig.from_pretrained(**source)
         _refuse_kinds_that_cannot_answer(config)
         dtype = _dtype(options["dtype"], device, config)
         _check_memory(location, device, dtype, config)
         sees = _reads_images(config)
-        tokenizer, vision = _processor(source) if sees else (AutoTokenizer.from_pretrained(**source), None)
+        tokenizer, vision = _processor(source) if sees else (transformers.AutoTokenizer.from_pretrained(**source), None)
         name = Path(options["model_name_or_path"]).name
         report(f"Loading {name} on {device}, {str(dtype).removeprefix('torch.')}")
         several = device == "cuda" and len(options["gpu_ids"] or ()) > 1
-        kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+        kind = transformers.AutoModelForImageTextToText if sees else transformers.AutoModelForCausalLM
         attention_kind = options.get("attn_implementation")
         network, info = kind.from_pretrained(
             **source,
@@ -273,7 +266,7 @@ def _processor(source: dict[str, Any]) -> tuple[Any, Vision | None]:
     try:
         processor = load_processor(source)
     except OSError:  # no image processor configuration: some copies of a model are for text only
-        return AutoTokenizer.from_pretrained(**source), None
+        return transformers.AutoTokenizer.from_pretrained(**source), None
     if not hasattr(processor, "image_processor"):
         return processor, None
     return processor.tokenizer, Vision(processor)
@@ -309,7 +302,7 @@ def _takes_a_cache(network: Any) -> bool:
 
 def _writes_its_own_way(network: Any) -> bool:
     """Return whether the model overrides `generate`, whose steps our loop follows."""
-    return getattr(type(network), "generate", None) is not GenerationMixin.generate
+    return getattr(type(network), "generate", None) is not transformers.GenerationMixin.generate
 
 
 def _be_quiet() -> None:
@@ -373,7 +366,7 @@ def _load_error(error: Exception, options: Mapping[str, Any]) -> PromptmillError
 
 def _install_attention() -> None:
     """Replace transformers' `sdpa` attention in this process."""
-    AttentionInterface.register("sdpa", _attention)
+    transformers.AttentionInterface.register("sdpa", _attention)
 
 
 def _attention(

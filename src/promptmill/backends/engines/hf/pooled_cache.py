@@ -117,7 +117,8 @@ class PooledCache(DynamicCache):  # type: ignore[misc]
         """Open the column of the next token for all rows; return its positions, `(rows, 1)`."""
         window = self._window
         if window.end == window.room_columns:
-            self._place(self._any_row(), window.rows, window.end - window.start)
+            any_row = [(layer.keys[0], layer.values[0]) for layer in self.layers]
+            self._place(any_row, window.rows, window.end - window.start)
         self._mask[: window.rows, window.end] = 1
         window.end += 1
         positions = torch.tensor(self.lengths, device=self._mask.device).unsqueeze(1)
@@ -159,9 +160,6 @@ class PooledCache(DynamicCache):  # type: ignore[misc]
             layer.keys = layer.values = None
             layer.is_initialized = False
         self._mask = torch.zeros((0, 0), dtype=torch.long)
-
-    def _any_row(self) -> KeysValues:
-        return [(layer.keys[0], layer.values[0]) for layer in self.layers]
 
     def _place(self, like: KeysValues, rows: int, columns: int) -> None:
         """Move to new buffers for `rows` rows of `columns`, with some room for more of both as far as memory allows."""

@@ -350,7 +350,8 @@ class Decoder:
                 continue
             row.mishaps += not on_trial
             if row.mishaps >= _MISHAPS:
-                self._answer(row, row.failure(_step_error(error)))
+                failed = f"OpenVINO failed on this request: {_last_sentence(error)}."
+                self._answer(row, row.failure(PromptmillError(Code.INTERNAL, failed)))
             else:
                 self._waiting.put_back(row)
         self._model.renew()
@@ -374,10 +375,6 @@ def _refusal(error: Exception, row: Row, context: int | None) -> PromptmillError
             "Send images of another size or fewer of them.",
         )
     return input_error(f"OpenVINO refused the request: {_last_sentence(error)}.")
-
-
-def _step_error(error: Exception) -> PromptmillError:
-    return PromptmillError(Code.INTERNAL, f"OpenVINO failed on this request: {_last_sentence(error)}.")
 
 
 def _no_room() -> PromptmillError:

@@ -173,10 +173,6 @@ class Limiter:
         for state in self.endpoint_states:
             state.load.limit.most = max(state.load.limit.most, concurrency)
 
-    def share_out(self) -> None:
-        """Compute the shares again soon."""
-        self._share_out_soon()
-
     def open(self, share: ConcurrencyShare) -> None:
         """Note that a call begins; the first one gives every endpoint a new chance."""
         if not self._shares:
@@ -184,13 +180,13 @@ class Limiter:
             self._capacity = self.room
         share.most = min(share.cap, max(1, self._capacity // (len(self._shares) + 1)))
         self._shares.add(share)
-        self._share_out_soon()
+        self.share_out()
 
     def close(self, share: ConcurrencyShare) -> None:
         """Note that a call has ended."""
         self._shares.discard(share)
         share.grown = ignored  # else call and share keep each other and all answers alive until a garbage collection
-        self._share_out_soon()
+        self.share_out()
         if not self._shares and self._timer:
             self._timer.cancel()
             self._timer = None
@@ -198,9 +194,10 @@ class Limiter:
     def share_changed(self) -> None:
         """Compute the shares again, because a call needs more or less."""
         if len(self._shares) > 1:
-            self._share_out_soon()
+            self.share_out()
 
-    def _share_out_soon(self) -> None:
+    def share_out(self) -> None:
+        """Compute the shares again soon."""
         if not self._sharing:
             self._sharing = True
             asyncio.get_running_loop().call_soon(self._share_out)
@@ -262,7 +259,7 @@ class Limiter:
         self._in_flight -= 1
         share.in_flight -= 1
         share.call.in_flight -= 1
-        self._share_out_soon()  # the endpoints' limits may have changed
+        self.share_out()  # the endpoints' limits may have changed
         if self._waiting:
             self.serve()
 
@@ -364,7 +361,7 @@ class Limiter:
         state.load.watched = False
         state.load.limit.stayed_quiet(round_number)
         if self.room != self._capacity:
-            self._share_out_soon()
+            self.share_out()
         if self._waiting:
             self.serve()
 
