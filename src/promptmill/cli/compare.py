@@ -19,8 +19,7 @@ from promptmill.cli import job_run
 from promptmill.cli.job_run import remembered_command
 from promptmill.cli.options import Parser, add_shared, amount, at_least_one, configuration_of, explained, option_of
 from promptmill.cli.terminal import OK, columns, say
-from promptmill.comparison import figures, judge, words
-from promptmill.comparison import comparison_page
+from promptmill.comparison import comparison_page, figures, judge, words
 from promptmill.comparison.call import order_of, rows_of
 from promptmill.comparison.figures import Judgement
 from promptmill.comparison.files import LETTERS, ComparedFile, ComparedRows, ComparisonOrder
