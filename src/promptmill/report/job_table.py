@@ -89,7 +89,7 @@ class JobTable:
         if self.spec.is_grid:
             rows.sort()
         rows.leave_out_template(_ASKED)
-        rows.templates = [template.parts if template else () for template in self._templates]
+        rows.prompts.templates = [template.parts if template else () for template in self._templates]
         rows.name_columns()
         return rows
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import orjson
@@ -44,6 +44,30 @@ class Column:
 
 
 @dataclass(slots=True)
+class Prompts:
+    """The common parts of all prompts, which their cells leave out."""
+
+    templates: Sequence[Sequence[str]] = ()
+    """Prompts whose places are columns of the table: a text, the name of a column, a text, … Where the cell of the
+    prompt is a number, this template makes the prompt."""
+    before: str = ""
+    """The common beginning, such as the first text of their template."""
+    after: str = ""
+
+
+@dataclass(slots=True)
+class Note:
+    """What the note on the rows states."""
+
+    noun: str = "row"
+    rows_of_input: int = 0
+    """The number of rows of the input, if rows have several answers."""
+    images: str = ""
+    rows_left_out: int = 0
+    """The rows that the size of the file has no room for."""
+
+
+@dataclass(slots=True)
 class PageRows:
     """The rows of a page."""
 
@@ -53,19 +77,9 @@ class PageRows:
     """Bits, which `filters` select."""
     cells: list[list[Cell]] = field(default_factory=list)
     """The cells of each column."""
-    templates: Sequence[Sequence[str]] = ()
-    """Prompts whose places are columns of the table: a text, the name of a column, a text, … Where the cell of the
-    prompt is a number, this template makes the prompt."""
-    before: str = ""
-    """The common beginning of all prompts, such as the first text of their template; the cells leave it out."""
-    after: str = ""
+    prompts: Prompts = field(default_factory=Prompts)
     filters: Sequence[Filter] = ()
-    noun: str = "row"
-    rows_of_input: int = 0
-    """The number of rows of the input, if rows have several answers."""
-    images_note: str = ""
-    rows_left_out: int = 0
-    """The rows that the size of the file has no room for."""
+    note: Note = field(default_factory=Note)
     longest: int = LENGTHS[0]
     """The length after which texts are cut off."""
     is_cut: bool = False
@@ -133,11 +147,11 @@ class PageRows:
         prompts = [value for value in self.cells[place] if isinstance(value, str)]
         if len(prompts) < 2 or len(prompts) < len(self.number):
             return
-        self.before = _WORD_BEGUN.sub("", _common_start(prompts))
-        ends = [text[len(self.before) :][::-1] for text in prompts]
-        self.after = _WORD_BEGUN.sub("", _common_start(ends))[::-1]
-        end = -len(self.after) or None
-        self.cells[place] = [text[len(self.before) : end] for text in prompts]
+        before = _WORD_BEGUN.sub("", _common_start(prompts))
+        ends = [text[len(before) :][::-1] for text in prompts]
+        after = _WORD_BEGUN.sub("", _common_start(ends))[::-1]
+        self.prompts.before, self.prompts.after = before, after
+        self.cells[place] = [text[len(before) : -len(after) or None] for text in prompts]
 
     def packed(self, most: int) -> bytes:
         """Return the rows, deflated to `most` bytes. Texts are cut off first, then rows are left out at random."""
@@ -153,24 +167,24 @@ class PageRows:
     def facts(self, total: int, so_far: str) -> dict[str, Any]:
         """Return the facts for the page, of `total` rows."""
         shown = len(self.number)
-        of = f" to {counted(self.rows_of_input, 'row')}" if self.rows_of_input else ""
-        note = f"{'All ' if total > 1 else ''}{counted(shown, self.noun)}{of}{so_far}."
+        facts, noun = self.note, self.note.noun
+        of = f" to {counted(facts.rows_of_input, 'row')}" if facts.rows_of_input else ""
+        note = f"{'All ' if total > 1 else ''}{counted(shown, noun)}{of}{so_far}."
         if shown < total:
-            dropped = counted(self.rows_left_out, self.noun)
-            why = f" for the size of this file ({dropped} left out)" if self.rows_left_out else ""
-            drawn = f"A random sample of {shown:,} of {counted(total, self.noun)}{of}"
+            dropped = counted(facts.rows_left_out, noun)
+            why = f" for the size of this file ({dropped} left out)" if facts.rows_left_out else ""
+            drawn = f"A random sample of {shown:,} of {counted(total, noun)}{of}"
             note = f"{drawn}{why}; counts and charts are of all."
         if self.is_cut:
             note += f" Texts of more than {self.longest:,} characters are cut off."
         if hidden := len(self._own_left_out):
             note += f" {counted(hidden, 'further column')} of the input {'is' if hidden == 1 else 'are'} left out."
-        note += self.images_note
+        note += facts.images
         columns = [
             {"name": one.name, "kind": one.kind, "wrong": one.wrong, "images": one.has_images, "hidden": one.is_hidden}
             for one in self.columns
         ]
-        prompts = {"before": self.before, "after": self.after, "templates": self.templates}
-        return {"note": note, "noun": self.noun, "columns": columns, "filters": self.filters, **prompts}
+        return {"note": note, "noun": noun, "columns": columns, "filters": self.filters, **asdict(self.prompts)}
 
     def _shorter(self) -> bool:
         """Cut off texts after the next shorter length; return whether there is one."""
@@ -202,7 +216,7 @@ class PageRows:
     def _drop(self, kept: int) -> None:
         """Keep so many rows, evenly spaced."""
         every = len(self.number) / max(1, kept)
-        self.rows_left_out += len(self.number) - kept
+        self.note.rows_left_out += len(self.number) - kept
         self._keep([int(at * every) for at in range(kept)])
 
     def _deflated(self, length: int) -> bytes:
