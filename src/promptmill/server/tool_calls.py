@@ -25,11 +25,7 @@ from fastmcp.exceptions import ResourceError, ToolError, ValidationError
 from fastmcp.resources import ResourceResult
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 from fastmcp.tools import InputRequiredToolResult, ToolResult
-from mcp_types import (
-    CallToolRequestParams,
-    InputRequiredResult,
-    ReadResourceRequestParams,
-)
+from mcp_types import CallToolRequestParams, InputRequiredResult, ReadResourceRequestParams
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import ValidationError as PydanticValidationError
 
