@@ -79,17 +79,17 @@ _SHORTEST_BASE64 = 64
 
 @dataclass(frozen=True, slots=True)
 class RowImages:
-    """Where the images of rows are: in the prompt, and on the disk."""
+    """The places of a row's images: in the prompt, and on the disk."""
 
     tag: str | None = None
     position: ImagePosition = "after"
     folders: tuple[str, ...] = ()
-    """The folders to look for images in: that of the input, then that in which the job was started."""
+    """The folders of relative paths: the input's, then the one in which the job was started."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowLimits:
-    """The limits of what a row may request; None: any."""
+    """The limits of a row's request; None: any."""
 
     models: frozenset[str] | None = None
     """The models that a row may name, by the operator's `client_limits`."""

@@ -57,7 +57,7 @@ class Prompts:
 
 @dataclass(slots=True)
 class Note:
-    """What the note on the rows states."""
+    """The facts in the note on the rows."""
 
     noun: str = "row"
     rows_of_input: int = 0

@@ -26,7 +26,7 @@ BROKEN = "\N{REPLACEMENT CHARACTER}"
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """Where an answer ends: after `limit` tokens, with a token of `ends`, or before a stop string."""
+    """The end of an answer: `limit` tokens, a token of `ends`, or a stop string."""
 
     limit: int
     ends: frozenset[int] = frozenset()
@@ -35,7 +35,7 @@ class Ending:
 
 @dataclass(frozen=True, slots=True)
 class AnswerForm:
-    """How the tokens of an answer become its text, reasoning and tool calls."""
+    """Turns the tokens of an answer into text, reasoning and tool calls."""
 
     texts: Texts
     thinks: bool = False

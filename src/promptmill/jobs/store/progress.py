@@ -188,7 +188,7 @@ Watch: TypeAlias = Callable[[Progress], None]
 
 @dataclass(slots=True)
 class OutputProgress:
-    """What is known of the output."""
+    """The written rows, the results and the column names of the output."""
 
     written: int = 0
     """Its rows that are written."""
