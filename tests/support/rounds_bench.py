@@ -14,11 +14,11 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.jobs.run.admission import _last_round
 from promptmill.jobs.run.duplicates import Duplicates
 from promptmill.jobs.run.live import OpenRow, OpenRows
-from promptmill.jobs.run.runner import Runner
+from promptmill.jobs.run.runner import OrderRows, Runner
 from promptmill.jobs.store import rounds
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.order import Earlier, JobOrder
-from promptmill.jobs.store.records import SLOT, record_of
+from promptmill.jobs.store.records import record_of
 from promptmill.jobs.store.rounds import Round
 from promptmill.jobs.store.spec import Target
 
@@ -81,7 +81,7 @@ class RoundsBench:
         """Yield the rounds of a run, those that copy with the duplicates."""
         job = SimpleNamespace(order=order, spec=self.spec, since=_last_round(self.store, order))
         job.folder = SimpleNamespace(store=self.store)
-        runner: Any = SimpleNamespace(_job=job, _end=SLOT, _open={})
+        runner: Any = SimpleNamespace(_job=job, _rows=OrderRows())
         runner._open_rows = lambda *given: Runner._open_rows(runner, *given)
         runner._find_open = lambda *given: Runner._find_open(runner, *given)
         duplicates = Duplicates(self.store, self.spec, lambda *_: True) if order.dedupe else None

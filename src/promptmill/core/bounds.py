@@ -34,6 +34,8 @@ LONGEST_SETTINGS = 1 << 20
 """Characters of a call's settings, fifty more for each value: each of its requests repeats them."""
 LONGEST_SCHEMA = 256 << 10
 """Characters of a JSON Schema, which takes thirty times as much memory once it is compiled."""
+MOST_CHOICES = 1000
+"""Texts of which an answer is one: each request repeats them, and an engine compiles them into a grammar."""
 MOST_KEPT = 64
 """Things made from a call's parameters that are kept for the next call, such as grammars and lists of choices."""
 LONGEST_PATH = 4096

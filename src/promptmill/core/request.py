@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Protocol, TypeAlias
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
+from promptmill.core.bounds import MOST_CHOICES
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
@@ -349,6 +350,8 @@ def list_of_choices(value: object) -> object:
     choices = [str(one).strip() for one in value]
     if len(choices) < 2 or not all(choices) or len(set(choices)) < len(choices):
         raise PydanticCustomError("choices", "should be at least two different texts")
+    if len(choices) > MOST_CHOICES:
+        raise PydanticCustomError("choices", "should be at most {most} texts", {"most": MOST_CHOICES})
     return choices
 
 

@@ -78,7 +78,7 @@ class Open(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Rows:
+class OrderRows:
     """The rows of the order."""
 
     end: int = SLOT
@@ -128,7 +128,7 @@ class Runner:
         """The state at the end of a run that takes no more rows, once no row is in flight."""
         self._takes_no_more = False
         """Whether the present round ends once no row is in flight, and is resumed with a budget."""
-        self._rows = _Rows()
+        self._rows = OrderRows()
         self.progress = Progress(JobCounts(), Call(Facts(of_job=True)) if stats is None else stats, job.folder.status)
         self._context = Context(self._in_thread, threading.Event(), self.progress.pass_row)
         self.progress.counts.skips_empty = job.spec.question.skip_empty
