@@ -27,8 +27,13 @@ class RowOptions(TypedDict, total=False):
     sql: str | None
     encoding: str | None
     row_settings: bool
-    skip_empty: bool
     system: str
+
+
+class PartOptions(TypedDict, total=False):
+    """The rows that are asked, if not all of them are."""
+
+    skip_empty: bool
     limit: int | None
     sample: int | None
     shard: str | None
@@ -113,7 +118,15 @@ class RayOptions(TypedDict, total=False):
 
 
 class BulkOptions(
-    RowOptions, AnswerOptions, ModelOptions, SamplingOptions, ToolOptions, JobOptions, RayOptions, total=False
+    RowOptions,
+    PartOptions,
+    AnswerOptions,
+    ModelOptions,
+    SamplingOptions,
+    ToolOptions,
+    JobOptions,
+    RayOptions,
+    total=False,
 ):
     """The options of a call. None is the same as an option that is not given."""
 
