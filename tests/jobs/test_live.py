@@ -180,7 +180,7 @@ async def test_a_damaged_database_is_left_to_the_run_which_repairs_it(
     sink = world.sink()
     sink.on_damage = found.set
     monkeypatch.setattr(world.store, "write", damaged)
-    await sink.put(0, Completion("a"))
+    await put(sink, 0, Completion("a"))
     await sink.aclose()
     await asyncio.sleep(0)
     assert found.is_set()
@@ -204,9 +204,9 @@ async def test_large_rows_are_in_flight_only_up_to_some_bytes(ingested: Ingest, 
     waiting = asyncio.ensure_future(source.take(10))
     await asyncio.sleep(0)
     assert not waiting.done()
-    await sink.put(1, Completion("b"))
+    await put(sink, 1, Completion("b"))
     assert [request.key for request in await waiting] == [2, 3]
-    await sink.put(2, Completion("c"))
+    await put(sink, 2, Completion("c"))
     assert [request.key for request in await source.take(10)] == [4]
     await source.aclose()
     await sink.aclose()
@@ -219,9 +219,15 @@ async def test_a_row_larger_than_the_most_bytes_is_sent_alone(ingested: Ingest, 
     assert await keys(world.source(job, world.sink(), held_bytes=10)) == [0]
 
 
+async def put(sink: StoreSink, row: int, outcome: Outcome) -> None:
+    """Put an outcome, and wait as the driver does."""
+    if (taken := sink.put(row, outcome)) is not None:
+        await taken
+
+
 async def returns(sink: StoreSink, row: int, outcome: Any) -> bool:
     """Put an outcome; return whether it was taken, False when the run is to end by it."""
-    putting = asyncio.ensure_future(sink.put(row, outcome))
+    putting = asyncio.ensure_future(put(sink, row, outcome))
     await asyncio.wait({putting})
     return not putting.cancelled()
 
@@ -256,7 +262,7 @@ async def test_outcomes_are_written_soon_and_a_full_batch_at_once(world: World) 
     written = asyncio.Event()
     sink = world.sink(recorded=lambda rows: written.set() if 99 in rows else None)
     for row in range(100):
-        await sink.put(row, Completion(f"answer {row}"))
+        await put(sink, row, Completion(f"answer {row}"))
     assert world.counts.done == 64, "a full batch does not wait"
     await written.wait()
     record = world.store.record(99)
@@ -302,7 +308,7 @@ async def test_what_the_backend_says_concerns_all_stops_the_job(world: World, co
 
 async def test_a_row_that_was_sent_only_by_an_earlier_run_was_not_sent(world: World) -> None:
     sink = world.sink()
-    await sink.put(0, failure(Code.UNREACHABLE, 3))
+    await put(sink, 0, failure(Code.UNREACHABLE, 3))
     await sink.aclose()
     again, later = world.sink(), world.sink()
     again.taken[0] = later.taken[0] = taken(3)
@@ -312,9 +318,9 @@ async def test_a_row_that_was_sent_only_by_an_earlier_run_was_not_sent(world: Wo
 
 async def test_a_later_record_replaces_an_earlier_one(world: World) -> None:
     sink = world.sink()
-    await sink.put(0, failure(Code.TIMEOUT, 3))
-    await sink.put(1, Completion("one"))
-    await sink.put(0, Completion("better", attempts=4))
+    await put(sink, 0, failure(Code.TIMEOUT, 3))
+    await put(sink, 1, Completion("one"))
+    await put(sink, 0, Completion("better", attempts=4))
     await sink.aclose()
     found = statistics.counts(world.store)
     assert (found.done, found.failed, found.codes, found.requests) == (2, 0, {}, 5)
@@ -327,7 +333,7 @@ async def test_the_earlier_failures_of_a_batch_are_read_at_once(world: World) ->
     rows = range(10)
     sink = world.sink()
     for row in rows:
-        await sink.put(row, replace(failure(Code.TIMEOUT, 1), cost=0.5))
+        await put(sink, row, replace(failure(Code.TIMEOUT, 1), cost=0.5))
     await sink.aclose()
     reads: list[str] = []
     read = world.store.read
@@ -340,7 +346,7 @@ async def test_the_earlier_failures_of_a_batch_are_read_at_once(world: World) ->
     again = world.sink()
     again.taken.update({row: taken(1) for row in rows})
     for row in rows:
-        await again.put(row, Completion("better", cost=1.0, attempts=2))
+        await put(again, row, Completion("better", cost=1.0, attempts=2))
     await again.aclose()
     assert len(reads) == 1
     assert {record.outcome().cost for record in world.store.sound_records()} == {1.5}
@@ -358,7 +364,7 @@ async def test_where_a_commit_waits_for_the_disk_puts_wait_and_share_it(tmp_path
     world.store.write = counted
     assert world.store.waits_for_disk
     sink = world.sink()
-    await asyncio.gather(*(sink.put(row, Completion(f"answer {row}")) for row in range(40)))
+    await asyncio.gather(*(put(sink, row, Completion(f"answer {row}")) for row in range(40)))
     assert world.counts.done == 40
     assert len(world.store.sound_records()) == 40
     await sink.aclose()
@@ -380,7 +386,7 @@ async def test_a_record_has_the_question_of_its_row_and_the_note_of_its_slot(wor
     sink = world.sink(made=(Made(1, 5), Made(2, 5, ["model"])))
     for key in (3, SLOT + 3):
         sink.taken[key] = taken()._replace(n=3, slot=key // SLOT, asked=bytes([key // SLOT] * 16))
-        await sink.put(key, Completion("a"))
+        await put(sink, key, Completion("a"))
     await sink.aclose()
     found = [(one.row, one.slot, one.asked, one.settings, one.round) for one in world.store.sound_records()]
     assert found == [(3, 0, bytes(16), 1, 5), (3, 1, bytes([1] * 16), 2, 5)]
@@ -389,10 +395,10 @@ async def test_a_record_has_the_question_of_its_row_and_the_note_of_its_slot(wor
 
 async def test_an_answer_that_is_replaced_is_kept_as_spare(world: World) -> None:
     sink = world.sink()
-    await sink.put(0, Completion("old"))
+    await put(sink, 0, Completion("old"))
     await sink.aclose()
     sink.taken[0] = taken(answered=True)
-    await sink.put(0, Completion("new"))
+    await put(sink, 0, Completion("new"))
     await sink.aclose()
     assert [record.text for record in world.store.sound_records()] == ["new"]
     assert world.store.read("SELECT text FROM spare") == [("old",)]

@@ -118,21 +118,21 @@ async def test_large_answers_are_kept_up_to_a_limit_and_ordinary_ones_always():
     for key, text in enumerate(
         ["x" * 600_000, "y" * 600_000, "z" * 60_000, "z" * 300_000, "\N{GRINNING FACE}" * 50_000]
     ):
-        await sink.put(key, Completion(text))
+        sink.put(key, Completion(text))
     found = sink.result(None)
     assert [isinstance(outcome, Completion) for outcome in found] == [True, False, True, True, False]
     assert isinstance(found[1], Failure)
     assert "take more than" in found[1].error.message
-    await sink.put(2, Completion("", logprobs={"content": [{"token": "a", "logprob": -0.5}] * 10_000}))
+    sink.put(2, Completion("", logprobs={"content": [{"token": "a", "logprob": -0.5}] * 10_000}))
     assert isinstance(sink.result(None)[2], Failure)
 
 
 async def test_all_answers_together_have_a_limit_that_ends_the_call():
     sink = list_call.ListSink(4, 1_000_000, 200_000)
     for key in range(3):
-        await sink.put(key, Completion("x" * 60_000))
+        sink.put(key, Completion("x" * 60_000))
     with pytest.raises(PromptmillError, match="answers of this call take more than 0 MiB"):
-        await sink.put(3, Completion("x" * 60_000))
+        sink.put(3, Completion("x" * 60_000))
     assert not sink.missing, "the answer that is too much is there"
 
 
@@ -140,13 +140,13 @@ async def test_rejected_answers_count_as_answers_do():
     sink = list_call.ListSink(4, 1_000_000, 700_000)
     wrong = PromptmillError(Code.INVALID_ANSWER, "Wrong.")
     for key in range(3):
-        await sink.put(key, Failure(wrong, text="x" * 600_000, attempts=key))
-    await sink.put(3, Completion("x" * 60_000))
+        sink.put(key, Failure(wrong, text="x" * 600_000, attempts=key))
+    sink.put(3, Completion("x" * 60_000))
     found = [outcome for outcome in sink.result(None) if isinstance(outcome, Failure)]
     assert [(len(failure.text), failure.attempts) for failure in found] == [(600_000, 0), (0, 1), (0, 2)]
     assert {failure.error.code for failure in found} == {Code.INVALID_ANSWER}
     with pytest.raises(PromptmillError, match="answers of this call take more than 0 MiB"):
-        await sink.put(3, Failure(wrong, text="y" * 60_000))
+        sink.put(3, Failure(wrong, text="y" * 60_000))
 
 
 async def test_items_that_fail_alike_share_their_failure():
@@ -155,7 +155,7 @@ async def test_items_that_fail_alike_share_their_failure():
     said.said = {"status_code": 400}
     alike = [Failure(PromptmillError(Code.BAD_REQUEST, "No.")) for _ in range(2)]
     for key, failure in enumerate([*alike, Failure(PromptmillError(Code.BAD_REQUEST, "No."), 1), Failure(said), BAD]):
-        await sink.put(key, failure)
+        sink.put(key, failure)
     found = [outcome for outcome in sink.result(None) if isinstance(outcome, Failure)]
     assert found[1] is found[0]
     assert found[2].error is found[0].error
@@ -166,7 +166,7 @@ async def test_items_that_fail_alike_share_their_failure():
 async def test_the_failures_that_a_call_compares_have_a_limit():
     sink = list_call.ListSink(1)
     for number in range(200):
-        await sink.put(0, Failure(PromptmillError(Code.BAD_REQUEST, f"No {number}.")))
+        sink.put(0, Failure(PromptmillError(Code.BAD_REQUEST, f"No {number}.")))
     assert len(sink._failures) == 100
 
 
@@ -177,7 +177,7 @@ async def test_the_errors_of_items_that_each_fail_differently_have_a_limit(monke
     for key in range(3000):
         error = PromptmillError(Code.BAD_REQUEST, f"No {key if in_message else 0}.")
         error.said = {"request_id": key}
-        await sink.put(key, Failure(error))
+        sink.put(key, Failure(error))
     found = [outcome for outcome in sink.result(None) if isinstance(outcome, Failure)]
     assert len({id(failure.error) for failure in found}) < 220
     assert found[2998] is found[2999]
@@ -188,7 +188,7 @@ async def test_the_errors_of_items_that_each_fail_differently_have_a_limit(monke
 async def test_items_that_are_not_sent_after_a_failure_are_one_entry():
     sink = list_call.ListSink(3000)
     for key in range(3000):
-        await sink.put(key, Failure(PromptmillError(Code.BAD_REQUEST, "No."), attempts=int(key == 0), latency_s=key))
+        sink.put(key, Failure(PromptmillError(Code.BAD_REQUEST, "No."), attempts=int(key == 0), latency_s=key))
     entries = list_call.errors(sink.result(None))
     assert len(entries) < 1100
     assert (entries[-1]["last"], entries[-1]["attempts"]) == (2999, 0)
@@ -196,7 +196,7 @@ async def test_items_that_are_not_sent_after_a_failure_are_one_entry():
 
 async def test_many_small_values_in_an_answer_count_with_their_memory():
     sink = list_call.ListSink(1, 1_000_000)
-    await sink.put(0, Completion("", tool_calls=({"a": {}},) * 10_000))
+    sink.put(0, Completion("", tool_calls=({"a": {}},) * 10_000))
     assert isinstance(sink.result(None)[0], Failure), "they take 2 MB, their JSON 80 KB"
 
 
@@ -212,16 +212,16 @@ async def test_values_that_thousands_of_prompts_share_are_measured_once(monkeypa
     sink = list_call.ListSink(3, most_large=1 << 20)
     one, other = {"content": ["a"]}, {"content": ["b"]}
     for key, logprobs in enumerate((one, one, other)):
-        await sink.put(key, Completion("x", "stop", logprobs=logprobs))
+        sink.put(key, Completion("x", "stop", logprobs=logprobs))
     assert measured == [(one, ()), (other, ())]
 
 
 async def test_the_answer_that_fills_a_list_counts():
     sink, stats = ListSink(3, 10_000, most=2_000), Call()
     large = Completion("x" * 3_000)
-    await settle(0, GOOD, sink, stats)
+    settle(0, GOOD, sink, stats)
     with pytest.raises(PromptmillError):
-        await settle(1, large, sink, stats)
+        settle(1, large, sink, stats)
     outcomes = sink.result(PromptmillError(Code.INTERNAL, "no room"))
     assert [isinstance(outcome, Completion) for outcome in outcomes] == [True, True, False]
     assert stats.counts.done == 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from promptmill.backends.protocol import Call, FixedShare, Outcome, Source
@@ -68,11 +68,10 @@ class DictSink:
         self.outcomes: dict[int, Outcome] = {}
         self._delay_s = delay_s
 
-    async def put(self, key: int, outcome: Outcome) -> None:
+    def put(self, key: int, outcome: Outcome) -> Awaitable[None] | None:
         assert key not in self.outcomes, f"key {key} got a second outcome: {outcome}"
         self.outcomes[key] = outcome
-        if self._delay_s:
-            await asyncio.sleep(self._delay_s)
+        return asyncio.sleep(self._delay_s) if self._delay_s else None
 
 
 def openai_configuration(base_url: str | list[str], **block: Any) -> Configuration:

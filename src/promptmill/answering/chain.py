@@ -68,8 +68,7 @@ class Chain:
         elif self._budget is not None:
             raise unknown_price(plan.model)
         self._structured = _StructuredAnswers(answer, retries=plan.settings.schema_retries)
-        answer = self._structured.answer
-        answer = _SeveralAnswers(answer).answer
+        answer = _SeveralAnswers(self._structured.answer, plain=answer).answer
         if plan.backend == "openai" and plan.settings.backend_configs.openai.dedupe:
             answer = SameRequests(answer).answer
         self.answer = answer if self._is_shared else await self._with_cache(answer)
@@ -158,22 +157,23 @@ class _ScreenedRequests:
 class _SeveralAnswers:
     """Sends n requests for a request with `n`, on every backend; each answer is checked separately."""
 
-    def __init__(self, following: protocol.Answer) -> None:
-        """`following` answers requests without `n`."""
-        self._following = following
+    def __init__(self, following: protocol.Answer, *, plain: protocol.Answer) -> None:
+        """`following` answers requests without `n`, and `plain` those that have no schema either."""
+        self._following, self._plain = following, plain
         self._passed: Sampling | None = None
-        """The newest parameters without `n`. Most requests share theirs, and reading `n` takes 500 instructions."""
+        """The newest parameters of `plain`. Most requests share theirs, and reading a field takes 500 instructions."""
         self._single: dict[tuple[int, int], tuple[Sampling, Sampling]] = {}
 
     def answer(self, request: Request, call: protocol.Call) -> Awaitable[protocol.Outcome]:
         """Answer a request; one without `n` is passed on."""
         sampling = request.sampling
         if sampling is self._passed:
-            return self._following(request, call)
-        if sampling.n is None:
+            return self._plain(request, call)
+        if sampling.n is not None:
+            return self._each(request, sampling.n, call)
+        if sampling.choices is None and sampling.response_format is None:
             self._passed = sampling
-            return self._following(request, call)
-        return self._each(request, sampling.n, call)
+        return self._following(request, call)
 
     async def _each(self, request: Request, n: int, call: protocol.Call) -> protocol.Outcome:
         async def one(place: int) -> protocol.Outcome:
@@ -258,8 +258,6 @@ class _StructuredAnswers:
 
     def __init__(self, following: protocol.Answer, *, retries: int) -> None:
         self._following = following
-        self._passed: Sampling | None = None
-        """The newest parameters without a schema, as above."""
         self._retries = retries
         self._checks: tuple[SchemaCache, Checker] | None = None
         """Created for the first request with a schema."""
@@ -273,13 +271,10 @@ class _StructuredAnswers:
     def answer(self, request: Request, call: protocol.Call) -> Awaitable[protocol.Outcome]:
         """Answer a request; one without a schema is passed on."""
         sampling = request.sampling
-        if sampling is self._passed:
-            return self._following(request, call)
         if sampling.choices is not None:
             changed, choices = _once(self._choices, sampling, lambda: _with_schema(sampling))
             return self._checked(request.changed(sampling=changed), call, choices)
         if sampling.response_format is None:
-            self._passed = sampling
             return self._following(request, call)
         return self._checked(request, call)
 

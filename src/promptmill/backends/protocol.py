@@ -183,8 +183,8 @@ class Source(Protocol):
 class Sink(Protocol):
     """Takes the outcomes of a call."""
 
-    async def put(self, key: int, outcome: Outcome) -> None:
-        """Take the outcome of `key`, once per key. It returns late to slow the call down (back-pressure).
+    def put(self, key: int, outcome: Outcome) -> Awaitable[None] | None:
+        """Take the outcome of `key`, once per key. Returns an awaitable to slow the caller down (back-pressure).
 
         Raises `PromptmillError` if it takes no further outcome; it has taken this one.
         """
@@ -476,12 +476,9 @@ class Call:
     def count(self, outcome: Outcome) -> None:
         """Count a finished item."""
         self.counts.count(outcome)
-        if (
-            isinstance(outcome, Completion)
-            and outcome.reasoning
-            and not outcome.text
-            and outcome.finish_reason == "length"
-        ):
+        if outcome.text or not isinstance(outcome, Completion):
+            return
+        if outcome.reasoning and outcome.finish_reason == "length":
             self.warn(_CUT_WHILE_REASONING)
 
     def close(self) -> None:

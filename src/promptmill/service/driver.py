@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Awaitable
 
 from promptmill.backends.protocol import Answer, Call, Outcome, Share, Sink, Source, Stoppable, ignored
 from promptmill.core.errors import PromptmillError
@@ -28,14 +29,18 @@ _MOST_HELD = 1024
 """The driver takes no request while this many are held, so that memory stays bounded while they wait for a slow one."""
 
 
-async def settle(key: int, outcome: Outcome, sink: Sink, call: Call) -> None:
-    """Put the outcome of item `key` into the sink and count it. No other function counts outcomes."""
+def settle(key: int, outcome: Outcome, sink: Sink, call: Call) -> Awaitable[None] | None:
+    """Put the outcome of item `key` into the sink and count it. No other function counts outcomes.
+
+    Returns the awaitable of `put`. Not a coroutine: one that calls another takes 5,000 instructions.
+    """
     try:
-        await sink.put(key, outcome)
+        waits = sink.put(key, outcome)
     except PromptmillError:  # it has taken this one, and takes no more
         call.count(outcome)
         raise
     call.count(outcome)
+    return waits
 
 
 class Driver:
@@ -119,7 +124,8 @@ class Driver:
                     break
                 request = fresh.popleft()
                 outcome = await self._answer(request, call)
-                await settle(request.key, outcome, sink, call)
+                if (taken := settle(request.key, outcome, sink, call)) is not None:
+                    await taken
                 self._open -= 1
                 if self._short:
                     share.want(self._open)

@@ -80,7 +80,7 @@ class ListSink(Sink):
         """The last failure of each kind, up to some number."""
         self._unshared = 0
 
-    async def put(self, key: int, outcome: Outcome) -> None:
+    def put(self, key: int, outcome: Outcome) -> None:
         """Keep the outcome of item `key`; a large answer that exceeds the limit of large answers becomes a failure.
 
         A failure with such an answer keeps its error alone.

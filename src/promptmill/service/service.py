@@ -242,8 +242,8 @@ class Service:
         try:
             with self._counted(plan, stats, sink) as observed:
                 for index, item in enumerate(items):
-                    if isinstance(item, PromptmillError):
-                        await settle(index, Failure(item), observed, stats)
+                    if isinstance(item, PromptmillError) and (taken := settle(index, Failure(item), observed, stats)):
+                        await taken
                 if stats.counts.done == len(items):
                     return None
                 system = system_prompt or settings.system_prompt

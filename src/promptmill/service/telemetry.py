@@ -27,7 +27,7 @@ import threading
 import time
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from promptmill import __version__
@@ -473,12 +473,12 @@ class _Observed(Sink):
         self._by_code: dict[str, tuple[dict[str, str], _Buckets]] = {}
         """The attributes of outcomes and their durations, by the code of a failure."""
 
-    async def put(self, key: int, outcome: Outcome) -> None:
+    def put(self, key: int, outcome: Outcome) -> Awaitable[None] | None:
         """Take an outcome."""
-        now_ns = time.time_ns()
-        await self._sink.put(key, outcome)
+        taken = self._sink.put(key, outcome)
         if outcome.latency_s > 0.0:
-            self._note(outcome, now_ns)
+            self._note(outcome, time.time_ns())
+        return taken
 
     def _note(self, outcome: Outcome, now_ns: int) -> None:
         usage, telemetry = outcome.usage, self._telemetry

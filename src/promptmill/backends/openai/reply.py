@@ -197,17 +197,17 @@ def _ordinary(payload: dict[str, Any]) -> Completion | None:
         choice = payload["choices"][0]
         message, finish = choice["message"], choice["finish_reason"]
         text = message["content"]
+        if finish not in _ENDS or type(text) is not str or not text:
+            return None
     except (LookupError, TypeError):
-        return None
-    if type(text) is not str or not text or type(finish) is not str or finish not in _ENDS:
         return None
     if choice.get("error") or choice.get("logprobs") or _is_error(payload):
         return None
-    for name, value in message.items():
-        if value and name not in _NO_MATTER:
-            return None
+    if not _NO_MATTER.issuperset(message) and any(message[name] for name in message.keys() - _NO_MATTER):
+        return None
     answer = Completion(text, finish, _usage(payload.get("usage")))
-    answer.tier = _tier(payload)  # an argument by name takes longer
+    if tier := _tier(payload):
+        answer.tier = tier
     return answer
 
 

@@ -268,7 +268,7 @@ class RawHttpClient:
     ) -> None:
         """Must be created on the event loop. `trust` returns the TLS context; it may block and runs in a thread."""
         self._loop = asyncio.get_running_loop()
-        self.clock = self._loop.time
+        self.clock = time.monotonic  # the time of asyncio's loop, without its method
         self._limit, self._connect_s, self._silence_s = limit, connect_s, silence_s
         self._trust, self._throttle = trust, throttle
         self._context: asyncio.Future[ssl.SSLContext] | None = None

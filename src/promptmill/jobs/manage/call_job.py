@@ -106,7 +106,7 @@ class DeadlineCall:
         sink = ListSink(len(self._work.items))
         for index, item in enumerate(self._work.items):
             if isinstance(item, PromptmillError):
-                await settle(index, Failure(item), sink, self._work.stats)
+                settle(index, Failure(item), sink, self._work.stats)
         if self._place.entry.is_set():
             runner = Runner(job, self._service, stats=self._work.stats)
             self._run = asyncio.ensure_future(runner.run())
@@ -116,7 +116,7 @@ class DeadlineCall:
             else:
                 left = await self._deferred(partial(_make_durable, job))
             for record in await asyncio.to_thread(job.folder.store.sound_records):
-                await sink.put(record.key, record.outcome())  # the job's run counted it
+                sink.put(record.key, record.outcome())  # the job's run counted it
         else:
             left = await self._put_off(job)
         if left.code is not Code.DEFERRED:

@@ -8,7 +8,7 @@ import heapq
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -217,7 +217,7 @@ class RowSource(Source):
                     requests.append(await asyncio.to_thread(self._request, row) if is_large else self._request(row))
                 except PromptmillError as error:
                     outcome = Failure(error, row.attempts)
-                    await settle(row.key, outcome, self._sink.without_request, self._call)
+                    settle(row.key, outcome, self._sink.without_request, self._call)
         return requests
 
     async def aclose(self) -> None:
@@ -318,7 +318,7 @@ class StoreSink(Sink):
         """Whether nothing can be recorded because the database is damaged."""
         self.on_damage: Callable[[], object] = lambda: None
 
-    async def put(self, key: int, outcome: Outcome) -> None:
+    def put(self, key: int, outcome: Outcome) -> Awaitable[None] | None:
         """Record the outcome with this key.
 
         Raises `CancelledError` after `give_up`, which is cancelling the run: because of this outcome, or because
@@ -330,13 +330,14 @@ class StoreSink(Sink):
             self._no_room(outcome.error)  # the requests in flight are paid for: their rows are answered first
             if not outcome.cost:
                 self.taken.pop(key, None)
-                return
+                return None
         self._record(key, outcome)
-        if self._store.waits_for_disk:
-            waiting = self._waiting
-            if waiting.committed is None:
-                waiting.committed = self._loop.create_future()
-            await asyncio.shield(waiting.committed)
+        if not self._store.waits_for_disk:
+            return None
+        waiting = self._waiting
+        if waiting.committed is None:
+            waiting.committed = self._loop.create_future()
+        return asyncio.shield(waiting.committed)
 
     @property
     def without_request(self) -> Sink:
@@ -519,5 +520,5 @@ class _Failures:
 class _WithoutRequest(Sink):
     record: Callable[[int, Outcome], None]
 
-    async def put(self, key: int, outcome: Outcome) -> None:
+    def put(self, key: int, outcome: Outcome) -> None:
         self.record(key, outcome)

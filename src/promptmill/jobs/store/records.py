@@ -15,7 +15,6 @@ from promptmill.core.wording import mended
 
 SLOT = 1 << 40
 """The distance between the keys of two answers to the same row; no input has as many rows."""
-_CONTENT = slice(1, 11)  # the columns in the checksum; without the key, because an answer may move to an equal row
 
 
 class Made(NamedTuple):
@@ -72,7 +71,8 @@ class Record(NamedTuple):
     def is_sound(self) -> bool:
         """Whether the outcome is undamaged."""
         try:
-            return self.checksum == checksum(tuple(self)[_CONTENT])
+            # without the key, because an answer may move to an equal row
+            return self.checksum == checksum(self[1:11])
         except TypeError:  # damage changed the type of a value
             return False
 
