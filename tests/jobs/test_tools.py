@@ -32,7 +32,7 @@ from pyarrow import parquet
 from fakes import FakeBackend, openai_configuration
 from half_done import answers
 from pdf_files import pdf_of_texts
-from processtable import gone
+from processtable import below, gone
 from promptmill.backends.protocol import Completion
 from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
@@ -664,8 +664,7 @@ _ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{%
 
 def _readers() -> list[psutil.Process]:
     """The processes that read a job's files for this one."""
-    children = psutil.Process().children(recursive=True)
-    return [one for one in children if one.is_running() and "jobs.manage.detached" in str(one.cmdline())]
+    return below("jobs.manage.detached")
 
 
 async def test_a_row_of_very_many_values_is_not_read_on_the_way_to_a_local_engine(bench: Any, tools: Any) -> None:
@@ -706,8 +705,7 @@ async def test_few_large_rows_are_on_the_way_to_a_local_engine_at_a_time(
 
 def detached_children() -> list[psutil.Process]:
     """Return the processes that do steps of jobs for this one."""
-    children = psutil.Process().children(recursive=True)
-    return [child for child in children if detached.__name__ in child.cmdline()]
+    return below(detached.__name__)
 
 
 async def test_a_template_for_a_local_engine_that_computes_for_ever_ends_with_its_job(bench: Any, tools: Any) -> None:

@@ -13,6 +13,11 @@ def family(pid: int) -> list[psutil.Process]:
     return [process, *process.children(recursive=True)]
 
 
+def below(argument: str) -> list[psutil.Process]:
+    """Return the processes below this one whose command line has this text; those that ended have none."""
+    return [one for one in psutil.Process().children(recursive=True) if argument in _command_line(one)]
+
+
 def child_with(argument: str) -> psutil.Process:
     """Return the child of this process with this argument; ended children of other tests have none."""
     living = [one for one in psutil.Process().children() if one.status() != psutil.STATUS_ZOMBIE]
@@ -38,6 +43,13 @@ def ports(processes: Iterable[psutil.Process]) -> set[int]:
 def taken_ports() -> set[int]:
     """Return the TCP ports that anybody on this machine listens at."""
     return {entry.laddr.port for entry in psutil.net_connections("tcp") if entry.status == psutil.CONN_LISTEN}
+
+
+def _command_line(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it ended in between
+        return ""
 
 
 def _lives(process: psutil.Process) -> bool:

@@ -16,7 +16,7 @@ import pytest
 from driving import run
 from engine_parent import engine_parent
 from everyday import everyday
-from processtable import gone
+from processtable import below, gone
 from promptmill.backends.engines.host import create
 from promptmill.backends.protocol import Call, Completion, Source
 from promptmill.core.errors import PromptmillError
@@ -34,7 +34,7 @@ def children() -> list[psutil.Process]:
 
 def engines() -> set[psutil.Process]:
     """Return the processes of engines below this one; those of other tests' models among them."""
-    return {child for child in children() if "engines.child" in " ".join(child.cmdline())}
+    return {*below("engines.child")}
 
 
 def engine_of(host) -> psutil.Process:
@@ -215,7 +215,7 @@ def test_a_slow_sink_holds_the_source_back_and_loses_nothing(desk, small_batches
         async def late(key, outcome):
             assert call.source.taken - len(call.sink.outcomes) <= 2 * 8 + 1  # in the engine, and as many taken ahead
             await asyncio.sleep(0.01)
-            await put(key, outcome)
+            put(key, outcome)
 
         call.sink.put = late
         assert len(await call.run()) == 60

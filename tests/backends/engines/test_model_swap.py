@@ -8,6 +8,7 @@ import contextlib
 import psutil
 import pytest
 
+from processtable import below
 from promptmill.backends.protocol import Call, Completion, Facts
 from promptmill.config.loading import Configuration
 from promptmill.core.request import conversation_from_prompt
@@ -42,12 +43,7 @@ async def _ask(service, name, tokens=4):
 
 
 def _engines():
-    found = set()
-    for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):  # gone, or about to be
-            if "promptmill.backends.engines.child" in child.cmdline():
-                found.add(child.pid)
-    return found
+    return {child.pid for child in below("promptmill.backends.engines.child")}
 
 
 async def test_an_engine_leaves_for_another_after_its_running_call(tiny, chat_template):

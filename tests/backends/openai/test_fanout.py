@@ -18,6 +18,7 @@ from PIL import Image
 from driving import ask, echoes, opened, run
 from fakes import KEY, DictSink, ListSource
 from ingested import Ingested
+from processtable import below
 from promptmill.backends.openai.workers import FanOut
 from promptmill.backends.protocol import Call, Facts, Failure, InputFile, Source
 from promptmill.backends.rows import RowReader
@@ -31,14 +32,7 @@ BULK = {"bulk_threshold": 1, "num_workers": 2, "concurrency": 16}
 
 
 def workers() -> list[psutil.Process]:
-    found = []
-    for child in psutil.Process().children(recursive=True):
-        try:
-            if "promptmill.backends.openai.worker" in child.cmdline():
-                found.append(child)
-        except psutil.Error:
-            continue
-    return found
+    return below("promptmill.backends.openai.worker")
 
 
 async def test_workers_answer_as_one_process_does(upstream, drive):

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from fakes import openai_configuration
+from processtable import below
 from promptmill.backends.openai import workers
 from promptmill.backends.protocol import Call, Completion, Facts
 from promptmill.core.request import conversation_from_prompt
@@ -35,9 +36,7 @@ async def test_a_worker_that_is_stopped_is_replaced(
     items = [conversation_from_prompt(f"prompt {at}", "x") for at in range(200)]
     answering = asyncio.ensure_future(service.generate(items, stats))
     await until(lambda: len(upstream.seen) > 20)
-    victim = next(
-        child for child in psutil.Process().children(recursive=True) if "openai.worker" in str(child.cmdline())
-    )
+    victim = below("openai.worker")[0]
     victim.send_signal(signal.SIGSTOP)
     outcomes = await answering
     assert not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE
