@@ -14,10 +14,11 @@ import pytest
 from openpyxl.styles import Font
 
 from half_done import answers
-from promptmill.core.errors import PromptmillError
+from promptmill.core.errors import Code, PromptmillError
 from promptmill.jobs import members
 from promptmill.jobs.export import output
-from promptmill.jobs.inputs.any_format import objects_in
+from promptmill.jobs.inputs.any_format import input_of, objects_in
+from promptmill.jobs.inputs.files import find, opened
 from promptmill.jobs.inputs.formats import format_of_output
 from replies import answer, choose
 
@@ -80,6 +81,14 @@ def test_a_sheet_of_pandas_is_read(tmp_path: Path) -> None:
         {"a": 1, "when": "2026-01-05", "ok": True},
         {"a": None, "when": "2026-01-06 07:08:00", "ok": False},
     ]
+
+
+def test_a_workbook_that_no_package_here_reads_names_the_package(book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = opened(find([book], book))
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(PromptmillError, match=r"\.xlsx files need python-calamine") as raised:
+        input_of(files, "xlsx")
+    assert raised.value.code is Code.MISSING_DEPENDENCY
 
 
 def test_a_sheet_is_answered_into_a_table(bench: Any, book: Path) -> None:

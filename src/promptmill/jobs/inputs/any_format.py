@@ -74,9 +74,13 @@ def check_columns(question: Question, input_format: str, files: InputFiles) -> N
 
 
 def input_of(files: InputFiles, input_format: str, without: Collection[str] = ()) -> Input:
-    """Return the rows of files; of a workbook `without` some columns. Raises `PromptmillError` (`invalid_input`)."""
+    """Return the rows of files; of a workbook `without` some columns.
+
+    Raises `PromptmillError` (`invalid_input`, `missing_dependency`).
+    """
     if input_format in CELLS:
         return CellTable(files, input_format)
+    check_installed(files.parts[0].path)
     if input_format == "parquet":
         from promptmill.jobs.inputs.parquet import ParquetTable  # imported where it is needed
 
