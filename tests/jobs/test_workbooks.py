@@ -205,6 +205,15 @@ def test_a_workbook_that_is_saved_while_a_sheet_is_written_is_not_replaced(tmp_p
     assert book.read_bytes() == b"saved by a user"
 
 
+def test_a_sheet_that_another_program_made_meanwhile_is_not_replaced(tmp_path: Path, book: Path) -> None:
+    partial, target = tmp_path / "partial", book.with_name("book.xlsx#Notes")
+    partial.write_bytes(b"a copy of the book, and the sheet")
+    before = book.read_bytes()
+    with pytest.raises(PromptmillError, match="Notes was made by another program meanwhile"):
+        output.publish(partial, target, may_replace=False, copied=members.stamp(target))
+    assert book.read_bytes() == before
+
+
 def test_a_query_is_an_input_and_a_killed_job_goes_on_with_it(bench: Any) -> None:
     bench.input, bench.output = _database(bench, 40), bench.path / "out.csv"
     query = ("--sql", "SELECT id, body FROM inbox WHERE id < 30 ORDER BY id DESC", *_PROMPT)

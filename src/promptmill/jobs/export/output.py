@@ -29,6 +29,7 @@ from promptmill.jobs.export.batch_output import CustomIds
 from promptmill.jobs.export.sql_file import copy_table, write_table
 from promptmill.jobs.export.text import TableForm, TextForm, text_form, write_text
 from promptmill.jobs.inputs import formats
+from promptmill.jobs.inputs.workbook import sheet_names
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.binding import BLOCK_ROWS
 from promptmill.jobs.store.database import HaltedError, JobDatabase, Row
@@ -300,12 +301,16 @@ def discard(target: Path, job_id: str) -> None:
 def publish(partial: Path, target: Path, *, may_replace: bool, copied: tuple[int, int] | None = None) -> None:
     """Give an output its name in one step, and wait until the name is on the disk.
 
-    `copied`: see `Written`. Raises `PromptmillError` (`invalid_input`) if another file or table has the name by now,
-    the workbook was saved meanwhile, or the folder was replaced; `OSError`.
+    `copied`: see `Written`. Raises `PromptmillError` (`invalid_input`) if another file, sheet or table has the name by
+    now, the workbook was saved meanwhile, or the folder was replaced; `OSError`.
     """
     check_folder(target)
-    if copied is not None and members.stamp(target) != copied:
-        raise input_error(f"{target} was changed by another program meanwhile; run the job again.")
+    if copied is not None:
+        if members.stamp(target) != copied:
+            raise input_error(f"{target} was changed by another program meanwhile; run the job again.")
+        file, sheet = members.split(target)
+        if not may_replace and sheet in sheet_names(file):
+            raise members.taken(target)
     if members.is_table(target):
         copy_table(partial, target, may_replace=may_replace)
     elif may_replace or copied is not None:
