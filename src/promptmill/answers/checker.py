@@ -13,8 +13,6 @@ import asyncio
 import contextlib
 import functools
 import importlib
-import os
-import signal
 from typing import BinaryIO
 from weakref import WeakKeyDictionary
 
@@ -119,13 +117,8 @@ def _serve(incoming: BinaryIO, outgoing: BinaryIO) -> None:
 
 def main() -> None:
     """Serve the process that started this one."""
-    incoming, outgoing = subprocesses.private_pipes()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server handles Ctrl-C
     subprocesses.end_with_parent()
-    subprocesses.lower_priority()
-    runtime.limit_memory(_MEMORY)
-    _serve(incoming, outgoing)
-    os._exit(0)
+    subprocesses.serve_parent(_serve, _MEMORY)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 **The attacker** is the author of a PDF. **The harm**: the parser, which is written in C++, crashes, or takes memory or
 time without end. The process is ended then, and that PDF alone fails.
 
-A file is sent to the process once, and its pages are asked for one by one: no process holds more than one of them.
+The process gets a file once and returns a page for each request, so neither process holds two pages.
 
 To the process: `{"size": …}` and so many bytes, a file; then for it `{"page": …}`, or `{"page": 0}` for its text.
 From it: `{"pages": …}`, `{"image": …}` in base64 or `{"text": …}`; or `{"problem": …}`.
@@ -18,7 +18,6 @@ import io
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -54,7 +53,7 @@ def page_of(source: str, page: int) -> str:
 
 
 def text_of(source: str) -> str:
-    """Return the source that stands for the missing text of a PDF: it is no image, and an error says so."""
+    """Return the source of the missing text of a PDF. It is no image, so that its row fails with the reason."""
     return f"{source}#text"
 
 
@@ -295,12 +294,7 @@ def _image(document: Any, number: int) -> str:
 
 def main() -> None:
     """Serve the process that started this one."""
-    incoming, outgoing = subprocesses.private_pipes()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other process handles Ctrl-C
-    subprocesses.lower_priority()
-    runtime.limit_memory(_MEMORY)
-    _serve(incoming, outgoing)
-    os._exit(0)
+    subprocesses.serve_parent(_serve, _MEMORY)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,11 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import BinaryIO, NoReturn
+
+from promptmill.system import runtime
 
 SCRATCH = "PROMPTMILL_SCRATCH"
 """The environment variable that names a child's folder for temporary files."""
@@ -143,6 +145,16 @@ def private_pipes() -> tuple[BinaryIO, BinaryIO]:
         os.dup2(null, 1)
     os.close(null)
     return os.fdopen(incoming, "rb"), os.fdopen(outgoing, "wb")
+
+
+def serve_parent(serve: Callable[[BinaryIO, BinaryIO], None], memory: int) -> NoReturn:
+    """In a child: `serve` the parent over private pipes until it closes them, with `memory` bytes at most (Linux)."""
+    incoming, outgoing = private_pipes()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    lower_priority()
+    runtime.limit_memory(memory)
+    serve(incoming, outgoing)
+    os._exit(0)
 
 
 def end_with_parent() -> None:
