@@ -84,7 +84,7 @@ class RowImages:
     tag: str | None = None
     position: ImagePosition = "after"
     folders: tuple[str, ...] = ()
-    """The folders of relative paths: the input's, then the one in which the job was started."""
+    """The folders in which relative paths are looked up: the input's folder, then the job's working folder."""
 
 
 @dataclass(frozen=True, slots=True)

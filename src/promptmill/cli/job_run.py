@@ -58,7 +58,7 @@ def run(
     `admission.admit`. `is_step`: the job is a part of another command, which has stdout; of a job that finishes, only
     the progress is shown.
 
-    At a terminal, a user who has changed the settings, the prompt or the input of a job is asked what to do with it.
+    At a terminal, the user decides what a changed setting, prompt or input means for the answers.
 
     Returns 0 when all rows are answered, 1 when not, 75 when it stopped and the same command may help later. Raises
     `PromptmillError` as `admission.admit`.

@@ -1,6 +1,6 @@
 """Tables inside of files: `labels.xlsx#Sheet2` is a sheet of a workbook, `mails.db#inbox` a table of a database.
 
-Such a path may stand wherever the path of a file may.
+Such a path is valid wherever the path of a file is.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def is_table(path: Path) -> bool:
 def stamp(path: Path) -> tuple[int, int] | None:
     """Return two numbers that change with the output at `path`, None if there is no output.
 
-    Those of a file are its size in bytes and the time of its last change in ns. Those of a table are its number of rows
-    and their digest, for other tables in its file may change.
+    For a file: its size in bytes, and the time of its last change in ns. For a table: its number of rows, and their
+    digest, because its file also changes with other tables.
     """
     file, member = split(path)
     if not is_table(path):

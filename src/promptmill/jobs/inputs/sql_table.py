@@ -56,7 +56,7 @@ class SqlTable:
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[Any]:
-        """Give a connection; its errors in the block, and those of a query, become `PromptmillError`."""
+        """Give a connection. Every error of the database in the block becomes a `PromptmillError`."""
         try:
             with contextlib.closing(_duckdb(self._path) if self._is_duckdb else connected(self._path)) as connection:
                 yield connection

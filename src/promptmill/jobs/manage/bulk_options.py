@@ -31,7 +31,7 @@ class RowOptions(TypedDict, total=False):
 
 
 class PartOptions(TypedDict, total=False):
-    """The rows that are asked, if not all of them are."""
+    """The choice of some rows of the input."""
 
     skip_empty: bool
     limit: int | None

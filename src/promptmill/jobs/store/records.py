@@ -25,7 +25,7 @@ class Made(NamedTuple):
     changed: Sequence[str] = ()
     """Settings that have changed since the job's first run."""
     model: str = ""
-    """The model of the round, if it has one of its own."""
+    """The model that answered in place of the target's; `""` for the target's."""
 
 
 FIRST = Made()

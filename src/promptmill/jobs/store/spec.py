@@ -171,7 +171,7 @@ class JobSpec(_Frozen):
 
     @property
     def image_folders(self) -> tuple[str, ...]:
-        """The folders to look for images in: that of the input, then that in which the job was started."""
+        """The folders in which relative paths of images are looked up: the input's folder, then the working folder."""
         here = Path.cwd()
         folders = [self.input.path.parent] if self.input.is_file else []
         folders.append(self.working_folder or here)
