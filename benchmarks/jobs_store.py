@@ -28,14 +28,14 @@ from promptmill.backends.questions import RowRequests
 from promptmill.backends.rows import RowReader
 from promptmill.config.loading import Configuration
 from promptmill.core.request import Request
-from promptmill.jobs.ingest import Rules, ingest
+from promptmill.jobs.ingest import ingest
 from promptmill.jobs.inputs.any_format import input_of
 from promptmill.jobs.inputs.files import InputFiles, Part
 from promptmill.jobs.inputs.questions import questions_of
 from promptmill.jobs.run.live import LiveRound, OpenRows, StoreSink
 from promptmill.jobs.store.binding import Bound
 from promptmill.jobs.store.counts import JobCounts
-from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.rounds import Round
 from promptmill.jobs.store.spec import InputSpec, JobSpec, OutputSpec
 from promptmill.service.service import Service
@@ -141,7 +141,7 @@ def spec_of(source: Path, input_format: str) -> JobSpec:
 def read(store: JobDatabase, spec: JobSpec) -> tuple[JobSpec, Bound]:
     """Read the input of a job, again if it was read before."""
     files = InputFiles([Part(spec.input.path)])
-    return ingest(store, spec, input_of(files, spec.input.format), Rules(), files)
+    return ingest(store, spec, input_of(files, spec.input.format), Work(), files)
 
 
 def _give_up(error: Exception) -> None:

@@ -30,7 +30,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Generic, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
 import orjson
@@ -42,8 +42,10 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request
 from promptmill.images import load as images
 from promptmill.images.load import ImageRules, load_image
-from promptmill.system.safe_open import make_private
+from promptmill.system.safe_open import home_expanded, make_private
 
+K = TypeVar("K")
+T = TypeVar("T")
 FILE_NAME = "answers.sqlite"
 _LOOK_AFTER = 1000  # answers written between two checks of the file's size and age
 _ANSWER = "SELECT answer FROM answers WHERE key = ? AND made > ?"
@@ -108,7 +110,7 @@ class CachedAnswers:
         self._of_plan = _fingerprint_of(plan, is_shared=is_shared)
         self._rules = ImageRules.of(plan.file_rule, plan.settings.max_image_pixels, plan.settings.max_image_memory)
         self._batches = _Batches(cache)
-        self._flights: dict[tuple[Call | None, bytes], asyncio.Future[Completion | None]] = {}
+        self._flights = _Flights[tuple[Call | None, bytes], Completion]()
         """Requests in flight, for several clients by call."""
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
@@ -137,35 +139,27 @@ class CachedAnswers:
         if key is None:
             return await self._following(request, call)
         place = (call if self._is_shared else None, key)
-        flight = self._flights.get(place)
-        if flight is None:
+        if place not in self._flights:
             return await self._lead(place, request, call, began)
-        with call.hold():
-            answer = await asyncio.shield(flight)
-        if answer is not None:
+        if (answer := await self._flights.result(place, call)) is not None:
             return self._copied(answer, request, call, began)
         # the first request failed: all others are sent at the same time, or they would fail one after the other
         return await self._following(request, call)
 
     async def _lead(self, place: tuple[Call | None, bytes], request: Request, call: Call, began: float) -> Outcome:
         """Answer a request, from the cache if possible; requests that arrive meanwhile at `place` share the answer."""
-        flight = self._flights[place] = asyncio.get_running_loop().create_future()
         key = place[1]
-        answer: Completion | None = None
         warn = _LOG.warning if self._is_shared else call.warn
-        try:
-            answer = await self._batches.look_up(key, warn)
-            if answer is not None:
-                return self._copied(answer, request, call, began)
+        with self._flights.lead(place) as flight:
+            flight.result = await self._batches.look_up(key, warn)
+            if flight.result is not None:
+                return self._copied(flight.result, request, call, began)
             outcome = await self._following(request, call)
             if isinstance(outcome, Completion) and (not self._is_shared or _is_of_one_request(outcome, request)):
-                answer = outcome
+                flight.result = outcome
                 if outcome.finish_reason in _COMPLETE:
                     self._batches.keep(key, outcome, warn)
             return outcome
-        finally:
-            del self._flights[place]
-            flight.set_result(answer)
 
     def _copied(self, answer: Completion, request: Request, call: Call, began: float) -> Completion:
         """Return a copy of `answer` for a request that came at `began`."""
@@ -310,7 +304,9 @@ class SameRequests:
 
     def __init__(self, following: Answer) -> None:
         self._following = following
-        self._calls: WeakKeyDictionary[Call, dict[bytes, asyncio.Future[Outcome | None]]] = WeakKeyDictionary()
+        self._flights = _Flights[tuple[Call, bytes], Outcome]()
+        self._outcomes: WeakKeyDictionary[Call, dict[bytes, Outcome]] = WeakKeyDictionary()
+        """The outcomes of earlier requests, by call."""
 
     def answer(self, request: Request, call: Call) -> Awaitable[Outcome]:
         """Answer a request; one whose answer may differ the next time passes through."""
@@ -323,27 +319,52 @@ class SameRequests:
             key = _request_digest(request)
         except (TypeError, ValueError):
             return await self._following(request, call)  # its own attempt will report the error
-        answers = self._calls.setdefault(call, {})
-        is_last = False
-        while (earlier := answers.get(key)) is not None:
-            with call.hold():
-                outcome = await asyncio.shield(earlier)
+        outcomes, is_last = self._outcomes.setdefault(call, {}), False
+        while key in outcomes or (call, key) in self._flights:
+            outcome = outcomes.get(key) or await self._flights.result((call, key), call)
             if outcome is not None:
                 cost = None if outcome.cost is None else 0.0  # the first request has paid for it
                 return replace(outcome, attempts=0, latency_s=0.0, usage=NO_USAGE, unmetered=0, cost=cost)
             is_last = True
-        flight = answers[key] = asyncio.get_running_loop().create_future()
-        shared: Outcome | None = None
-        try:
+        with self._flights.lead((call, key)) as flight:
             outcome = await self._following(request, call)
             # A temporary failure of the first request may not recur, so one more is sent; its failure is shared.
             if isinstance(outcome, Completion) or not outcome.error.retryable or outcome.concerns_all or is_last:
-                shared = outcome
+                flight.result = outcomes[key] = outcome
             return outcome
+
+
+class _Flight(Generic[T]):
+    """Work in progress."""
+
+    result: T | None = None
+    """The result for those who wait; None: they do the work themselves."""
+
+
+class _Flights(Generic[K, T]):
+    """Work in progress by its key: one request does it, and others that come meanwhile get its result."""
+
+    def __init__(self) -> None:
+        self._ends: dict[K, asyncio.Future[T | None]] = {}
+
+    def __contains__(self, key: K) -> bool:
+        return key in self._ends
+
+    async def result(self, key: K, call: Call) -> T | None:
+        """Wait for the end of the work for `key`, as a request of `call` that others need not wait for."""
+        with call.hold():
+            return await asyncio.shield(self._ends[key])
+
+    @contextlib.contextmanager
+    def lead(self, key: K) -> Iterator[_Flight[T]]:
+        """Do the work for `key` in the block."""
+        end, flight = asyncio.get_running_loop().create_future(), _Flight[T]()
+        self._ends[key] = end
+        try:
+            yield flight
         finally:
-            if shared is None:
-                del answers[key]
-            flight.set_result(shared)
+            del self._ends[key]
+            end.set_result(flight.result)
 
 
 def _is_repeatable(request: Request) -> bool:
@@ -422,7 +443,7 @@ def _unpacked(data: bytes) -> Completion | None:
 def _default_path() -> Path:
     """Return the default file, next to our other caches."""
     if named := os.environ.get("PROMPTMILL_CACHE"):
-        return Path(named).expanduser() / "answers" / FILE_NAME
+        return home_expanded(named) / "answers" / FILE_NAME
     import platformdirs
 
     return platformdirs.user_cache_path("promptmill") / "answers" / FILE_NAME
@@ -430,7 +451,7 @@ def _default_path() -> Path:
 
 def path_of(wanted: bool | str) -> Path:  # noqa: FBT001 (as the configuration says it)
     """Return the file for the value `cache` of the configuration; `true` and `all` mean the default file."""
-    return _default_path() if wanted is True or wanted == "all" else Path(str(wanted)).expanduser()
+    return _default_path() if wanted is True or wanted == "all" else home_expanded(str(wanted))
 
 
 class AnswerCache:

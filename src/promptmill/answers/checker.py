@@ -10,15 +10,13 @@ From it: `{"ready": true}` once, then for each answer `{"problem": …, "repaire
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
-import importlib
 from typing import BinaryIO
 from weakref import WeakKeyDictionary
 
 from promptmill.answers.schema import AnswerSchema, Checked
 from promptmill.core.bounds import MOST_KEPT
-from promptmill.system import frames, runtime, subprocesses
+from promptmill.system import frames, subprocesses
 
 _START_S = 30.0
 # Of processor time, which a busy machine does not use up. A check takes 0.001 s, and a repair of 128 KiB 0.2 s.
@@ -33,7 +31,7 @@ class Checker:
     def __init__(self) -> None:
         self._turn = asyncio.Lock()
         self._turns: WeakKeyDictionary[object, asyncio.Lock] = WeakKeyDictionary()
-        self._process: asyncio.subprocess.Process | None = None
+        self._child: subprocesses.Child | None = None
 
     async def check(self, schema: AnswerSchema, text: str, call: object, *, complete: bool) -> Checked:
         """Return the result of `schema.check`, or a problem if the check takes too long."""
@@ -61,64 +59,48 @@ class Checker:
 
     async def _reply(self, question: bytes) -> frames.Frame | None:
         """Return the reply of the process; None if it ended meanwhile. Raises `TimeoutError` if that takes too long."""
-        process = self._process
-        if process is None or process.returncode is not None:  # it ended without an answer to check
-            process = self._process = await subprocesses.start(__name__, subprocesses.environment())
-            assert process.stdout is not None
+        child = self._child
+        if child is None or child.has_ended:  # it ended without an answer to check
+            child = self._child = await subprocesses.Child.start(__name__, subprocesses.environment())
             async with asyncio.timeout(_START_S):
-                await frames.receive(process.stdout)
-        assert process.stdin is not None
-        assert process.stdout is not None
+                await child.receive()
         async with asyncio.timeout(_REPLY_S):
-            with contextlib.suppress(ConnectionError):
-                process.stdin.write(question)
-                await process.stdin.drain()
-            return await frames.receive(process.stdout)
+            await child.send(question)
+            return await child.receive()
 
     async def aclose(self) -> None:
         """End the process."""
-        if (process := self._process) is not None:
+        if (child := self._child) is not None:
             self._end()
-            await process.wait()
+            await child.wait()
 
     def _end(self) -> None:
-        process, self._process = self._process, None
-        if process is not None and process.returncode is None:
-            subprocesses.end_group(process.pid)
+        child, self._child = self._child, None
+        if child is not None:
+            child.kill()
 
 
 _compiled = functools.lru_cache(maxsize=MOST_KEPT)(AnswerSchema)
 
 
-def _serve(incoming: BinaryIO, outgoing: BinaryIO) -> None:
-    """Check answers until the other side closes."""
-
-    def send(message: frames.Frame) -> None:
-        outgoing.write(frames.packed(message))
-        outgoing.flush()
-
-    for name in ("jsonschema_rs", "json_repair"):  # the time of a check does not include their imports
-        importlib.import_module(name)
-    send({"ready": True})
-    while (asked := frames.read(incoming)) is not None:
-        text = asked["text"]
-        runtime.limit_computing(_CHECK_S)
-        try:
-            checked = _compiled(asked["schema"]).check(text, complete=asked["complete"])
-        except Exception as error:  # noqa: BLE001 (no answer may end the process)
-            checked = Checked(text, f"it cannot be checked ({type(error).__name__})")
-        runtime.limit_computing(0.0)
-        repaired = checked.text if checked.repaired else None
-        try:
-            send({"problem": checked.problem, "repaired": repaired})
-        except TypeError:
-            send({"problem": "it contains half a surrogate pair", "repaired": None})
+def _checked(asked: frames.Frame, _: BinaryIO) -> frames.Frame:
+    text = asked["text"]
+    try:
+        checked = _compiled(asked["schema"]).check(text, complete=asked["complete"])
+        f"{checked.text}{checked.problem}".encode()
+    except UnicodeEncodeError:
+        checked = Checked(text, "it contains half a surrogate pair")
+    except Exception as error:  # noqa: BLE001 (no answer may end the process)
+        checked = Checked(text, f"it cannot be checked ({type(error).__name__})")
+    return {"problem": checked.problem, "repaired": checked.text if checked.repaired else None}
 
 
 def main() -> None:
     """Serve the process that started this one."""
     subprocesses.end_with_parent()
-    subprocesses.serve_parent(_serve, _MEMORY)
+    # the time of a check does not include their imports
+    modules = ("jsonschema_rs", "json_repair")
+    subprocesses.serve_parent(_checked, modules, memory=_MEMORY, computing_s=_CHECK_S)
 
 
 if __name__ == "__main__":

@@ -28,24 +28,25 @@ from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error, redact
 from promptmill.core.money import dollars
+from promptmill.jobs import members
 from promptmill.jobs.columns import VARIANT
 from promptmill.jobs.export.answered import answered_rows, every_answer
 from promptmill.jobs.export.live_output import LiveOutput
 from promptmill.jobs.export.output import end_of, write_rows
-from promptmill.jobs.ingest import Rules
 from promptmill.jobs.inputs.formats import check_installed, compressed, compression_of, format_of_output
 from promptmill.jobs.inputs.given import Given, blocks_of_stdin, loose_id, suffix_of, written
 from promptmill.jobs.inputs.remote import RemoteOutput, fetched
 from promptmill.jobs.inputs.whole_files import written_whole
 from promptmill.jobs.manage import detached
-from promptmill.jobs.run import admission
+from promptmill.jobs.run import admission, steps
 from promptmill.jobs.store import status
+from promptmill.jobs.store.database import Work
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder, Shown
 from promptmill.jobs.store.rounds import Again
 from promptmill.jobs.store.spec import digest
 from promptmill.system.installation import command_for
-from promptmill.system.safe_open import real_path
+from promptmill.system.safe_open import home_expanded, real_path
 
 _TIERS = ("default", "flex", "priority")
 _OF_THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
@@ -208,8 +209,8 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
             complain(str(error))
             return TRY_AGAIN
         # a shell leaves a quoted ~ alone
-        paths = [Path(path).expanduser().absolute() for path in arguments.input] if source is None else []
-        output = Path(name).expanduser() if remote is None else remote.local
+        paths = [home_expanded(path).absolute() for path in arguments.input] if source is None else []
+        output = home_expanded(name) if remote is None else remote.local
         order = _order_of(arguments, paths or [Path("rows")], output.absolute())
         order = order.model_copy(update={"shown": Shown(command=command, urls=urls)})
         if source is None:
@@ -273,7 +274,7 @@ def _source(
     if not any(map(is_url, arguments.input)):
         return None
     urls["input_file"] = redact(arguments.input[0])
-    output = Path(arguments.output).expanduser() if remote is None else remote.local
+    output = home_expanded(arguments.output) if remote is None else remote.local
     before = folders.of(real_path(output)).spec
     known = before.input.sha256 if before is not None and before.is_read else ""
     with _patient(urls["input_file"], _teller(arguments)):
@@ -326,11 +327,11 @@ def _detach(configuration: Configuration, order: JobOrder, source: Given | None,
     job = admission.admit(order, configuration.plan, folders, given=source, plans=plans)
     try:
         warn_of_input(job)
-        if job.given is not None:
-            admission.read(job, job.unread() or job.given, Rules())
+        if source is not None and (files := job.unread()) is not None:
+            steps.reading(job, files)(Work(), job.folder)
         if not job.finished:
             status.write_starting(job.folder)
-            detached.start(job, folders)
+            detached.start(job)
     finally:
         job.close()
     print_status(status.read(job.folder), as_json=as_json)
@@ -431,7 +432,7 @@ def _remote_output(arguments: argparse.Namespace, folders: JobFolders) -> Remote
 def _delivered(output: RemoteOutput, code: int, folders: JobFolders, arguments: argparse.Namespace) -> int:
     """Upload the output of a job that has made one; return the exit code."""
     made = folders.of(output.local).result
-    if made is None or not made.finished or not made.is_still(output.local):
+    if made is None or not made.finished or not made.is_still(members.stamp(output.local)):
         return code
     try:
         with _patient(redact(str(output.url)), _teller(arguments)):

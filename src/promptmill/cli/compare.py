@@ -32,6 +32,7 @@ from promptmill.jobs.store import status
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import Earlier, Limits, Shown
 from promptmill.report import page as report_page
+from promptmill.system.safe_open import home_expanded
 
 _ROWS = 5
 _NARROW = 60  # columns; below, each class has lines of its own
@@ -128,7 +129,7 @@ def _check(arguments: argparse.Namespace) -> None:
     elif not arguments.criterion.strip():
         raise config_error("--criterion", "says what makes an answer better, such as 'is the better summary'.")
     if arguments.report is not None:
-        report_page.check(arguments.report.expanduser())
+        report_page.check(home_expanded(arguments.report))
     elif arguments.open:
         raise config_error("--open", "goes with --report FILE.")
 
@@ -155,7 +156,7 @@ def _write_report(
     judgement: Judgement | None,
 ) -> None:
     """Write the page of the comparison, and open it if that is wanted."""
-    made = comparison_page.write(arguments.report.expanduser(), found, rows, judgement)
+    made = comparison_page.write(home_expanded(arguments.report), found, rows, judgement)
     say(str(made), sys.stderr if arguments.json else sys.stdout)
     if arguments.open:
         made.show()
@@ -193,7 +194,7 @@ def _judgement(arguments: argparse.Namespace, rows: ComparedRows, folders: JobFo
 
 
 def _command(arguments: argparse.Namespace) -> list[str]:
-    """Return the command line of the judge's job, as far as it decides about model and answers."""
+    """Return the part of the judge's command line that decides about the model and its answers."""
     given = {name: getattr(arguments, name) for name in _OF_THE_MODEL}
     words_ = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None]
     sets = [word for value in arguments.set for word in ("--set", value)]

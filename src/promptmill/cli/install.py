@@ -36,6 +36,7 @@ from promptmill.core.values import JsonDict, JsonObject
 from promptmill.install import client_file
 from promptmill.install.file_steps import Step, backup_of, keep_at, make_folder, put_back, remove, write
 from promptmill.system.call_files import holds_everything
+from promptmill.system.safe_open import home_expanded
 
 _FOLDER = "allowed_roots="
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -322,7 +323,7 @@ def _usual_file(client: Client) -> Path:
 
 def _usable(folder: Path) -> Path:
     """Return the absolute path of a folder for files. Raises `PromptmillError` for one that holds everything."""
-    folder = folder.expanduser().absolute()
+    folder = home_expanded(folder).absolute()
     if holds_everything(folder):
         raise config_error("--folder", f"{folder} holds all files of the user; name a folder for this purpose.")
     return folder

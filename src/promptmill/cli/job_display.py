@@ -54,7 +54,7 @@ def print_status(
 ) -> None:
     """Print the status of a job: as JSON, or its summary, of which `quiet` keeps the first line.
 
-    `folder` holds messages of its failures, `order` the URLs of its files. `again`: see `summary`.
+    The messages of failures come from `folder`, the URLs of files from `order`. `again`: see `summary`.
     """
     stream = sys.stderr if on_stderr else sys.stdout
     found = cast("Status", {**found, **(order.shown.urls if order is not None else {})})

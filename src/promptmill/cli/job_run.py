@@ -24,7 +24,8 @@ from promptmill.jobs.inputs.files import opened
 from promptmill.jobs.inputs.given import Given
 from promptmill.jobs.manage import prune
 from promptmill.jobs.run import admission
-from promptmill.jobs.run.admission import ChangedError, Job
+from promptmill.jobs.run.admission import Job
+from promptmill.jobs.run.resumption import OTHER_WAYS, ChangedError
 from promptmill.jobs.run.runner import Hooks, Runner, until_ended
 from promptmill.jobs.store import progress, status
 from promptmill.jobs.store.index import JobFolders
@@ -77,11 +78,11 @@ def _is_terminal() -> bool:
 
 
 def _with_command(error: ChangedError, arguments: argparse.Namespace) -> PromptmillError:
-    """Return the error with the command that sends every row again, if there is one, in front."""
+    """Return the error, preceded by the command that sends every row again, if there is such a command."""
     if arguments.given[:1] != ["bulk"] or arguments.json:
         return error
     command = f"promptmill {redact(shlex.join(arguments.given))} --again all"
-    return PromptmillError(error.code, [f"`{command}` sends every row again. ", *error.parts], admission.OTHER_WAYS)
+    return PromptmillError(error.code, [f"`{command}` sends every row again. ", *error.parts], OTHER_WAYS)
 
 
 def _chosen(error: ChangedError, order: JobOrder) -> JobOrder:
@@ -213,7 +214,7 @@ def _exit_code(ended: RunStatus, error: PromptmillError | None) -> int:
 
 def _is_typo(error: PromptmillError | None, job: Job, ended: RunStatus) -> bool:
     """Return whether a typo has ended a new job before it did anything, so that it leaves nothing."""
-    is_wrong = error is not None and error.code in _TYPOS and job.before is None
+    is_wrong = error is not None and error.code in _TYPOS and job.change.before is None
     # the description of a job that has answers may have been damaged
     return is_wrong and not any(ended.get(name) for name in _KEPT) and job.folder.store.is_empty
 

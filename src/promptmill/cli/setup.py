@@ -99,7 +99,7 @@ def _unchecked(text: str) -> str:
 
 
 def _is_unchecked(file: Path) -> bool:
-    """Return whether `file` is unchanged since `init` wrote it and its check failed; it may be replaced then."""
+    """Return whether `init` wrote `file`, its check failed, and nobody has changed it since: it may be replaced."""
     try:
         first, _, text = file.read_text(encoding="utf-8").partition("\n")
     except (OSError, ValueError):

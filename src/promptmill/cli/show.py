@@ -33,6 +33,7 @@ from promptmill.jobs.store.database import DamagedError
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.rounds import ANSWERED
+from promptmill.system.safe_open import home_expanded
 
 _ROWS = 5
 _SEEDS = 10_000
@@ -82,7 +83,7 @@ def _run(arguments: argparse.Namespace) -> int:
     folder = JobFolders.from_environ().maker(arguments.what)
     try:
         if folder is None:
-            sample = _of_file(Path(arguments.what).expanduser(), arguments.rows, seed, failed_first=arguments.failed)
+            sample = _of_file(home_expanded(arguments.what), arguments.rows, seed, failed_first=arguments.failed)
         else:
             sample = _of_job(folder, arguments.rows, seed, failed_first=arguments.failed)
     except (OSError, DamagedError) as error:
@@ -108,7 +109,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
     folder = JobFolders.from_environ().at(arguments.job)
     given: Path | None = arguments.output
-    made = job_report.write(folder, job_report.default_path(folder) if given is None else given.expanduser())
+    made = job_report.write(folder, job_report.default_path(folder) if given is None else home_expanded(given))
     path = made.path.absolute()
     if arguments.json:
         say(orjson.dumps({"file": str(path), "rows": made.rows, "total": made.total}).decode())

@@ -24,8 +24,8 @@ from promptmill.core.wording import LONGEST_SHOWN, MOST_SHOWN, cut
 from promptmill.jobs.caller import Caller
 from promptmill.jobs.inputs.formats import SUFFIXES
 from promptmill.jobs.manage import detached
-from promptmill.jobs.manage.detached import Note
 from promptmill.jobs.manage.running_jobs import RunningJobs
+from promptmill.jobs.store.database import Work
 from promptmill.jobs.store.folder import ID
 from promptmill.jobs.store.index import JobFolders
 from promptmill.system import runtime
@@ -70,7 +70,7 @@ def _resolved(jobs: RunningJobs, gold: str) -> str:
 
 
 def _compare(
-    _: Note,
+    _: Work,
     *,
     files: list[str],
     gold: str | None,

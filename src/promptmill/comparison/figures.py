@@ -164,7 +164,7 @@ def _agreement(rows: ComparedRows, one: int, other: int) -> dict[str, Any]:
 def _column_agreement(
     column: ComparedColumn, one: int, other: int, answered: Sequence[bool] | None = None
 ) -> dict[str, Any]:
-    """Return how far two files agree in a column. `answered`: the rows that count; None: rows with both values."""
+    """Return how far two files agree in a column. `answered`: the rows that count; default: with both values."""
     ours, theirs = column.values[one], column.values[other]
     both = [bool(a and b) for a, b in zip(ours, theirs, strict=True)] if answered is None else answered
     pairs = Counter((a, b) for a, b, counts in zip(ours, theirs, both, strict=True) if counts)

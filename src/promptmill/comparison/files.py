@@ -29,6 +29,7 @@ from promptmill.jobs.store import status
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.spec import JobSpec
+from promptmill.system.safe_open import home_expanded
 
 LETTERS = "ABCDEFGHIJ"
 _IDS = ("id", "custom_id")
@@ -83,7 +84,7 @@ class ComparedFile:
         folder = folders.maker(what)
         spec = None if folder is None else folder.spec
         if folder is None or spec is None:
-            return cls(label, Path(what).expanduser())
+            return cls(label, home_expanded(what))
         output = spec.output.path
         if not output.exists():
             raise input_error(
@@ -329,7 +330,7 @@ def _gold_of(
         return _Gold(gold, files[at], scans[at], gold, None if is_apart else at)
     path, _, column = gold.rpartition(":")
     for name, named in ((gold, None), (path, column)):
-        if folders is not None and name and Path(name).expanduser().is_file():
+        if folders is not None and name and home_expanded(name).is_file():
             file = ComparedFile.of("", name, folders)
             scan = _scanned(file)
             if named is not None:
@@ -616,7 +617,7 @@ class ComparedRows:
     def of(
         cls, files: Sequence[ComparedFile], order: ComparisonOrder, folders: JobFolders | None = None
     ) -> ComparedRows:
-        """Read the files. `folders`: where jobs are, for a file of right answers; None: `gold` is a column.
+        """Read the files. `folders` is where to look for the job that made a file of right answers.
 
         Raises `PromptmillError` (`invalid_input`) if the files have no rows in common; `OSError`.
         """
@@ -703,7 +704,7 @@ class ComparedRows:
         return [at for at in rows if not all(self.same(at, 0, other) for other in range(1, len(self.files)))]
 
     def read(self, wanted: Collection[int]) -> Iterator[tuple[int, dict[str, str]]]:
-        """Yield each row in `wanted` with its own columns, as the first file has them."""
+        """Yield the number and the columns of each row in `wanted`, with the values of the first file."""
         ours = {*self.gold_columns}.union(*(file.ours for file in self.files))
         rows = {self.places[at]: at for at in wanted}
         for place, row in enumerate(itertools.islice(self.files[0].rows(), max(rows, default=-1) + 1)):

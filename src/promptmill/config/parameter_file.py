@@ -14,6 +14,7 @@ import yaml
 from promptmill.core.errors import PromptmillError, config_error
 from promptmill.core.values import JsonDict
 from promptmill.core.wording import shape
+from promptmill.system.safe_open import home_expanded
 
 FILE_NAME = "parameter.yaml"
 _VARIABLE = "PROMPTMILL_CONFIG"
@@ -47,7 +48,7 @@ class _Loader(yaml.SafeLoader):
 
 def find(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Path:
     """Return the configuration file: `path`, `PROMPTMILL_CONFIG`, `./parameter.yaml`, the user's, the shipped one."""
-    named = path or (Path(environ[_VARIABLE]).expanduser() if environ.get(_VARIABLE) else None)
+    named = path or (home_expanded(environ[_VARIABLE]) if environ.get(_VARIABLE) else None)
     if named is not None and not named.is_file():
         where = "" if path else _VARIABLE
         if (named / FILE_NAME).is_file():

@@ -27,7 +27,7 @@ from typing import Any, BinaryIO
 
 from promptmill.core.bounds import LARGEST_FILE, LARGEST_PDF_TEXT, MOST_KEPT
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.system import frames, runtime, subprocesses
+from promptmill.system import frames, subprocesses
 from promptmill.system.installation import adding
 
 SUFFIX = ".pdf"
@@ -204,41 +204,34 @@ def _ended_after(seconds: float, process: subprocess.Popen[bytes]) -> Iterator[N
         timer.cancel()
 
 
-def _serve(incoming: BinaryIO, outgoing: BinaryIO) -> None:
-    """Read files until the other side closes."""
-    import pypdfium2
+class _Reading:
+    """The file that the process reads."""
 
-    def send(message: frames.Frame) -> None:
-        outgoing.write(frames.packed(message))
-        outgoing.flush()
+    def __init__(self) -> None:
+        self._document: Any = None
 
-    importlib.import_module("PIL.JpegImagePlugin")  # the time of a page does not include it
-    send({})
-    document = None
-    while (asked := frames.read(incoming)) is not None:
-        content = incoming.read(asked["size"]) if "size" in asked else b""
-        runtime.limit_computing(_COMPUTING_S)
+    def reply(self, asked: frames.Frame, incoming: BinaryIO) -> frames.Frame:
+        """Answer a message of the parent; `incoming` has the content of a new file."""
+        import pypdfium2
+
         try:
             if "size" in asked:
-                if document is not None:
-                    document.close()
-                document = None
-                document = _opened(content)
-                reply: frames.Frame = {"pages": len(document)}
-            elif page := asked["page"]:
-                reply = {"image": _image(document, page)}
-            else:
-                reply = {"text": _text(document)}
+                if self._document is not None:
+                    self._document.close()
+                self._document = None
+                self._document = _opened(incoming.read(asked["size"]))
+                return {"pages": len(self._document)}
+            if page := asked["page"]:
+                return {"image": _image(self._document, page)}
+            return {"text": _text(self._document)}
         except PdfError as error:
-            reply = {"problem": str(error)}
+            return {"problem": str(error)}
         except pypdfium2.PdfiumError:
-            reply = {"problem": "is damaged"}
+            return {"problem": "is damaged"}
         except MemoryError:
-            reply = {"problem": "takes too much memory to read"}
+            return {"problem": "takes too much memory to read"}
         except Exception as error:  # noqa: BLE001 (no file may end the process)
-            reply = {"problem": f"cannot be read ({type(error).__name__})"}
-        runtime.limit_computing(0.0)
-        send(reply)
+            return {"problem": f"cannot be read ({type(error).__name__})"}
 
 
 def _opened(content: bytes) -> Any:
@@ -294,7 +287,9 @@ def _image(document: Any, number: int) -> str:
 
 def main() -> None:
     """Serve the process that started this one."""
-    subprocesses.serve_parent(_serve, _MEMORY)
+    # the time of a page does not include their imports
+    modules = ("pypdfium2", "PIL.JpegImagePlugin")
+    subprocesses.serve_parent(_Reading().reply, modules, memory=_MEMORY, computing_s=_COMPUTING_S)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from promptmill.backends import rows
@@ -32,7 +32,7 @@ from promptmill.jobs.inputs.row import WHOLE, Extent, Input, InputRow, Stretch, 
 from promptmill.jobs.inputs.template import check_names, special_columns
 from promptmill.jobs.store import binding, statistics
 from promptmill.jobs.store.binding import Bound, Slot
-from promptmill.jobs.store.database import HaltedError, JobDatabase
+from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.order import Shard
 from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.spec import WHOLE_REQUESTS, JobSpec
@@ -44,18 +44,6 @@ _PROBLEM = f'{{"{rows.PROBLEM}":'.encode()
 _QUOTES = 4  # times that a row may be longer with its quotes and commas
 _SEED = 0  # one for all jobs: two models on a sample of one input answer the same rows
 _LOOKED_AT = 100  # rows of JSON in which a column of the prompt must occur at least once
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """The rules for reading an input."""
-
-    note: Callable[[int], None] = lambda _: None
-    """Gets the number of rows so far."""
-    halt: threading.Event = field(default_factory=threading.Event)
-    """Set when the run has ended."""
-    disk_share: float = 1.0
-    """The share of the free disk that the rows may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,22 +71,23 @@ def ingest(
     store: JobDatabase,
     spec: JobSpec,
     source: Input,
-    rules: Rules,
+    work: Work,
     files: InputFiles | None = None,
     *,
     bind: Bind = Bind(),
+    disk_share: float = 1.0,
 ) -> tuple[JobSpec, Bound]:
     """Read the rows of `source` into the database; return the job with its columns, and the counts of the binding.
 
     `files` are the files of the source, if it has any: the stretches at their beginning and end that have not changed
-    since they were read are not parsed again. Blocks.
+    since they were read are not parsed again. `disk_share`: the share of the free disk that the rows may take. Blocks.
 
-    Raises `PromptmillError`: `invalid_input` for a file that is not of its format or lacks a column, `storage` for more
-    rows than `rules` permit; `OSError`; `DamagedError`; `HaltedError`; the errors of `bind.check`.
+    Raises `PromptmillError`: `invalid_input` for a file that is not of its format or lacks a column, `storage` for rows
+    that take more; `OSError`; `DamagedError`; `HaltedError`; the errors of `bind.check`.
     """
     binding.begin(store)
     try:
-        reader = _Reader(spec, source, rules, files)
+        reader = _Reader(spec, source, work, files, disk_share)
         known = _Known.of(store, spec, source, files)
         stretches = [*known.head]
         for page, stretch in reader.pages(known.window):
@@ -111,7 +100,7 @@ def ingest(
             _draw(store, spec.question.sample)
             parts = []  # the next reading begins anew
         store.put(stretches_next={"of": parts})
-        bound = bind.rows(store, spec, replaced, rules.halt)
+        bound = bind.rows(store, spec, replaced, work.halt)
     except BaseException:
         store.change(("DROP TABLE IF EXISTS row_next", [()]), ("DELETE FROM job WHERE name = ?", [("stretches_next",)]))
         raise
@@ -126,11 +115,11 @@ def _draw(store: JobDatabase, count: int) -> None:
         store.change(("DELETE FROM row_next WHERE n = ?", [(n,) for n in numbers if n not in drawn]))
 
 
-def rebind(store: JobDatabase, spec: JobSpec, bind: Bind, halt: threading.Event) -> Bound:
+def rebind(store: JobDatabase, spec: JobSpec, bind: Bind, work: Work) -> Bound:
     """Bind answers to the rows that a job has read. Blocks. Raises as `binding.bind`."""
     binding.begin(store)
     store.put(stretches_next=store.get("stretches"))
-    return bind.rows(store, spec, range(0), halt)
+    return bind.rows(store, spec, range(0), work.halt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,8 +191,8 @@ def _total(stretches: Sequence[tuple[Extent, bytes]]) -> Extent:
 class _Reader:
     """Makes rows of the database from rows of an input."""
 
-    def __init__(self, spec: JobSpec, source: Input, rules: Rules, files: InputFiles | None) -> None:
-        self._spec, self._source, self._rules = spec, source, rules
+    def __init__(self, spec: JobSpec, source: Input, work: Work, files: InputFiles | None, disk_share: float) -> None:
+        self._spec, self._source, self._work = spec, source, work
         self._size = None if files is None else files.stamp()[0]
         self._kind = row_kind(spec.input.format)
         self._fields: tuple[str, ...] = spec.input.fields
@@ -216,8 +205,8 @@ class _Reader:
             self._prepare(())
         self._names = _Names(spec, source.header)
         self._most_bytes, self._is_whole = None, True
-        if rules.disk_share < 1.0:
-            self._most_bytes = int(shutil.disk_usage(spec.output.path.parent).free * rules.disk_share)
+        if disk_share < 1.0:
+            self._most_bytes = int(shutil.disk_usage(spec.output.path.parent).free * disk_share)
 
     def _prepare(self, first: Sequence[InputRow]) -> None:
         """Make the questions. `first`: rows that are objects; a template may name any of their fields."""
@@ -236,8 +225,7 @@ class _Reader:
         total, size, self._is_whole = 0, 0, window == WHOLE
         row_of = self._table_row if self._is_table else self._object_row
         for stretch in self._source.stretches(self._columns, window):
-            if self._rules.halt.is_set():
-                raise HaltedError
+            self._work.check()
             if not self._questions:
                 self._prepare(stretch.rows)
             if self._size is not None:
@@ -250,7 +238,7 @@ class _Reader:
                     raise _too_large(self._most_bytes)
             yield page, stretch
             if stretch.rows:
-                self._rules.note(stretch.rows[-1].n + 1)
+                self._work.note(stretch.rows[-1].n + 1)
 
     def finished(self) -> JobSpec:
         """Return the job with its columns, once all rows were read."""

@@ -10,12 +10,16 @@ import hashlib
 import sqlite3
 from pathlib import Path
 from types import MappingProxyType
+from typing import TypeAlias
 from urllib.parse import quote
 
 from promptmill.core.errors import PromptmillError, input_error
 
 WORKBOOKS = MappingProxyType({".xlsx": "xlsx", ".xlsm": "xlsx", ".xlsb": "xlsx", ".xls": "xlsx", ".ods": "xlsx"})
 DATABASES = MappingProxyType({".db": "sql", ".sqlite": "sql", ".sqlite3": "sql", ".duckdb": "sql"})
+Stamp: TypeAlias = tuple[int, int]
+"""Two numbers that change with an output. Of a file: its size in bytes, and the time of its last change in ns. Of a
+table: its number of rows, and their digest, because its file also changes with other tables."""
 _MARK = "#"
 
 
@@ -42,12 +46,8 @@ def is_table(path: Path) -> bool:
     return bool(member) and file.suffix.lower() in DATABASES
 
 
-def stamp(path: Path) -> tuple[int, int] | None:
-    """Return two numbers that change with the output at `path`, None if there is no output.
-
-    For a file: its size in bytes, and the time of its last change in ns. For a table: its number of rows, and their
-    digest, because its file also changes with other tables.
-    """
+def stamp(path: Path) -> Stamp | None:
+    """Return the stamp of the output at `path`, None if there is no output."""
     file, member = split(path)
     if not is_table(path):
         try:
@@ -58,7 +58,7 @@ def stamp(path: Path) -> tuple[int, int] | None:
     return table_stamp(file, member) if file.exists() else None
 
 
-def table_stamp(file: Path, table: str) -> tuple[int, int] | None:
+def table_stamp(file: Path, table: str) -> Stamp | None:
     """Return the number of rows and the digest of a table of a SQLite database, None if it is missing."""
     digest, count = hashlib.blake2b(digest_size=7), 0
     try:

@@ -55,6 +55,7 @@ class Driver:
         self._open = 0
         self._workers = 0
         self._taking = asyncio.Lock()
+        self._loop_ran = False
         self._closed = True
         self._over = asyncio.Event()
         """Set when the source has ended: until then a call that is paused has no worker."""
@@ -119,7 +120,9 @@ class Driver:
         call, waits, share, sink, fresh = self._call, self._waits, self._share, self._sink, self._fresh
         try:
             # the share may shrink when another call starts
-            while self._workers + waits.forked - waits.parked - waits.held <= min(share.most, waits.most):
+            while (
+                running := self._workers + waits.forked - waits.parked - waits.held
+            ) <= share.most and running <= waits.most:
                 if not fresh and (not self._may_take or not await self._take()):
                     break
                 request = fresh.popleft()
@@ -140,7 +143,7 @@ class Driver:
                 return bool(self._fresh)
             wanted = max(1, min(self._most, _TAKEN_AT_ONCE))
             requests = await self._source.take(wanted)
-            await asyncio.sleep(0)  # the event loop must run, even for a list whose requests all fail at once
+            await self._let_loop_run()
             self._ended = not requests
             if self._ended:
                 self._over.set()
@@ -151,6 +154,19 @@ class Driver:
         if len(requests) > 1:
             self._start_workers()
         return bool(self._fresh)
+
+    async def _let_loop_run(self) -> None:
+        """Let the event loop run if it has not since the last time: all requests of a list may fail at once.
+
+        If it has, other workers would only come to wait for this one, at 8 in flight one per request.
+        """
+        if not self._loop_ran:
+            await asyncio.sleep(0)
+        self._loop_ran = False
+        asyncio.get_running_loop().call_soon(self._note_loop_ran)
+
+    def _note_loop_ran(self) -> None:
+        self._loop_ran = True
 
     def _look(self) -> None:
         """Call `share.idle` if only held requests are left, which no event will release."""

@@ -68,7 +68,7 @@ def open_regular(path: Path, roots: Sequence[Path] | None, check: Callable[[Path
 
 def roots_of(folders: Sequence[str] | None) -> tuple[Path, ...] | None:
     """Return the resolved `folders` of `allowed_roots`; `~` is the user's home. None: all folders are allowed."""
-    return None if folders is None else tuple(Path(folder).expanduser().resolve() for folder in folders)
+    return None if folders is None else tuple(home_expanded(folder).resolve() for folder in folders)
 
 
 def is_inside(path: Path, roots: Sequence[Path]) -> bool:
@@ -100,11 +100,12 @@ def make_private(path: Path) -> None:
             folder.mkdir(mode=0o700, exist_ok=True)
 
 
-def home_expanded(text: str) -> Path:
-    """Return `text` as a path with `~` expanded to the user's home.
+def home_expanded(path: str | Path) -> Path:
+    """Return `path` with a leading `~` expanded to the user's home.
 
-    `~name` stays as it is: its expansion would reveal which accounts exist.
+    `~name` stays as it is: its expansion would reveal which accounts exist, and fails for those that do not.
     """
+    text = os.fspath(path)
     return Path(text).expanduser() if text == "~" or text.startswith(("~/", "~\\")) else Path(text)
 
 

@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from promptmill.system.safe_open import home_expanded
+
 VARIABLE = "PROMPTMILL_STATE"
 JOBS, GIVEN = "jobs", "given"
 
@@ -13,7 +15,7 @@ JOBS, GIVEN = "jobs", "given"
 def state_folder(environ: Mapping[str, str] = os.environ) -> Path:
     """Return the folder in `PROMPTMILL_STATE`, else the user's."""
     if named := environ.get(VARIABLE):
-        return Path(named).expanduser().absolute()
+        return home_expanded(named).absolute()
     import platformdirs
 
     return platformdirs.user_state_path("promptmill")

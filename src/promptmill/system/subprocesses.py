@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import importlib
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
-from promptmill.system import runtime
+from promptmill.system import frames, runtime
 
 SCRATCH = "PROMPTMILL_SCRATCH"
 """The environment variable that names a child's folder for temporary files."""
@@ -107,28 +108,77 @@ else:
             os.nice(_NICENESS)
 
 
-async def start(module: str, environment: Mapping[str, str]) -> asyncio.subprocess.Process:
-    """Start our module `module` in its own process group, with pipes to its stdin and stdout.
+class Child:
+    """One of our modules in a process, which leads a group of its own, with frames in both directions."""
 
-    uvloop cannot start a process while a loop in another thread starts one; then this tries again. Raises `OSError`.
-    """
-    tries = 0
-    while True:
-        tries += 1
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        """Use `start`."""
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._process, self._incoming, self._outgoing = process, process.stdout, process.stdin
+        self.pid = process.pid
+
+    @classmethod
+    async def start(cls, module: str, environment: Mapping[str, str]) -> Child:
+        """Start `module`. Raises `OSError`.
+
+        uvloop cannot start a process while a loop in another thread starts one; then this tries again.
+        """
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    # -P: a module in the working directory must not stand in for one of ours
+                    *(sys.executable, "-P", "-m", module),
+                    stdin=asyncio.subprocess.PIPE,
+                    stdout=asyncio.subprocess.PIPE,
+                    env=environment,
+                    start_new_session=True,
+                    creationflags=group_creation_flags(),
+                )
+                return cls(process)
+            except RuntimeError:
+                if tries == _TRIES:
+                    raise
+                await asyncio.sleep(_PAUSE_S)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the process has ended."""
+        return self._process.returncode is not None
+
+    def write(self, frame: bytes) -> None:
+        """Send a frame without waiting; nothing happens once the process has ended."""
+        if not self._outgoing.is_closing():
+            self._outgoing.write(frame)
+
+    async def send(self, frame: bytes) -> bool:
+        """Send a frame, and wait while the pipe is full; return False if the process has ended."""
+        with contextlib.suppress(ConnectionError):
+            self._outgoing.write(frame)
+            await self._outgoing.drain()
+            return True
+        return False
+
+    async def receive(self) -> frames.Frame | None:
+        """Return its next message; None once it has ended. Raises `OutOfStepError`."""
+        return await frames.receive(self._incoming)
+
+    def kill(self) -> None:
+        """End the process and those that it has started, at once."""
+        if not self.has_ended:
+            end_group(self.pid)
+
+    async def wait(self) -> str:
+        """Wait for the end of the process, even if this is cancelled; return how it ended, in words."""
+        self._outgoing.close()
+        ending = asyncio.ensure_future(self._process.wait())
         try:
-            return await asyncio.create_subprocess_exec(
-                # -P: a module in the working directory must not stand in for one of ours
-                *(sys.executable, "-P", "-m", module),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                env=environment,
-                start_new_session=True,
-                creationflags=group_creation_flags(),
-            )
-        except RuntimeError:
-            if tries == _TRIES:
-                raise
-            await asyncio.sleep(_PAUSE_S)
+            return how_it_ended(await asyncio.shield(ending))
+        except asyncio.CancelledError:
+            await asyncio.wait({ending})
+            raise
 
 
 def private_pipes() -> tuple[BinaryIO, BinaryIO]:
@@ -147,14 +197,29 @@ def private_pipes() -> tuple[BinaryIO, BinaryIO]:
     return os.fdopen(incoming, "rb"), os.fdopen(outgoing, "wb")
 
 
-def serve_parent(serve: Callable[[BinaryIO, BinaryIO], None], memory: int) -> NoReturn:
-    """In a child: `serve` the parent over private pipes until it closes them, with `memory` bytes at most (Linux)."""
+def serve_parent(
+    reply: Callable[[frames.Frame, BinaryIO], frames.Frame], modules: Iterable[str], *, memory: int, computing_s: float
+) -> NoReturn:
+    """In a child: answer each message of the parent by `reply`, until the parent closes its pipe.
+
+    `reply` also gets the pipe, for content that follows the message. The process may take `memory` bytes (Linux), and a
+    reply `computing_s` of processor time, which ends the process; the imports of `modules` come before.
+    """
     incoming, outgoing = private_pipes()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     lower_priority()
     runtime.limit_memory(memory)
-    serve(incoming, outgoing)
-    os._exit(0)
+    for name in modules:
+        importlib.import_module(name)
+    message: frames.Frame = {"ready": True}
+    while True:
+        outgoing.write(frames.packed(message))
+        outgoing.flush()
+        if (asked := frames.read(incoming)) is None:
+            os._exit(0)
+        runtime.limit_computing(computing_s)
+        message = reply(asked, incoming)
+        runtime.limit_computing(0.0)
 
 
 def end_with_parent() -> None:

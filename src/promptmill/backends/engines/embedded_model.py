@@ -35,7 +35,7 @@ from promptmill.config.backends import EMBEDDED
 from promptmill.core.bounds import LARGEST_BODY
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.system.installation import adding
-from promptmill.system.safe_open import make_private
+from promptmill.system.safe_open import home_expanded, make_private
 
 WEIGHTS_BYTES = 270_000_000
 """Size of its weights in 16-bit numbers."""
@@ -109,7 +109,7 @@ def _remove_remains(cache: Path) -> None:
 def cache_folder() -> Path:
     """Return `PROMPTMILL_CACHE`, else the user's cache folder for promptmill."""
     if named := os.environ.get("PROMPTMILL_CACHE"):
-        return Path(named).expanduser()
+        return home_expanded(named)
     import platformdirs
 
     return platformdirs.user_cache_path("promptmill")

@@ -16,7 +16,6 @@ for the operator (`check_arguments`, `trusts_remote_code`).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import shutil
 import tempfile
@@ -227,7 +226,7 @@ class EngineProcess:
     def __init__(
         self,
         engine: str,
-        child: asyncio.subprocess.Process,
+        child: subprocesses.Child,
         scratch: str,
         deliver: Callable[[Frame | PromptmillError], None],
     ) -> None:
@@ -254,7 +253,8 @@ class EngineProcess:
         """
         scratch = tempfile.mkdtemp(prefix="promptmill-")
         try:
-            child = await subprocesses.start(_CHILD, {**environment, subprocesses.SCRATCH: scratch, "TMPDIR": scratch})
+            scratch_variables = {subprocesses.SCRATCH: scratch, "TMPDIR": scratch}
+            child = await subprocesses.Child.start(_CHILD, {**environment, **scratch_variables})
         except BaseException:
             shutil.rmtree(scratch, ignore_errors=True)
             raise
@@ -266,9 +266,8 @@ class EngineProcess:
         return self._child.pid
 
     async def _listen(self, scratch: str) -> None:
-        assert self._child.stdout is not None
         try:
-            while (message := await frames.receive(self._child.stdout)) is not None:
+            while (message := await self._child.receive()) is not None:
                 match message["type"]:
                     case "outcome" | "preview":
                         self._deliver(message)
@@ -281,18 +280,15 @@ class EngineProcess:
             self._last_words = " What it sent could not be read."
         finally:
             subprocesses.end_group(self.pid)  # also the processes that it started
-            if self._child.stdin is not None:
-                self._child.stdin.close()
-            await self._child.wait()
+            how = await self._child.wait()
             await _group_gone(self.pid)
             shutil.rmtree(scratch, ignore_errors=True)  # sockets and such, for which a killed process has no time
-            self.end = self._reason()
+            self.end = self._reason(f"{how}.{self._last_words}")
             self.ended.set()
             self.loading.put_nowait({"type": "failed", "error": frames.packed_error(self.end)})
             self._deliver(self.end)
 
-    def _reason(self) -> PromptmillError:
-        how = f"{subprocesses.how_it_ended(self._child.returncode)}.{self._last_words}"
+    def _reason(self, how: str) -> PromptmillError:
         if self._loaded:
             return PromptmillError(Code.ENGINE_DIED, f"The {self._engine} engine's process is gone: {how}")
         failed = f"The {self._engine} engine's process ended while it loaded the model: {how}"
@@ -301,10 +297,7 @@ class EngineProcess:
     async def send(self, frame: bytes) -> None:
         """Write one frame and wait while the pipe is full; when the process is gone, raise the reason."""
         if self.end is None:
-            assert self._child.stdin is not None
-            self._child.stdin.write(frame)
-            with contextlib.suppress(ConnectionError):
-                await self._child.stdin.drain()
+            if await self._child.send(frame):
                 return
             await self.ended.wait()
         assert self.end is not None
@@ -312,9 +305,7 @@ class EngineProcess:
 
     def write(self, message: Frame) -> None:
         """Write a small message without waiting; nothing happens when the process is gone."""
-        pipe = self._child.stdin
-        if self.end is None and pipe is not None and not pipe.is_closing():
-            pipe.write(frames.packed(message))
+        self._child.write(frames.packed(message))
 
     async def finish(self) -> None:
         """End the process group at once and wait until it is gone."""

@@ -56,8 +56,8 @@ class Headers(Mapping[str, str]):
         self._read: dict[bytes, bytes] | None = None
 
     def any_zero(self) -> bool:
-        """Return whether any value begins with 0, without reading the names."""
-        return b"\n0" in b"\n".join((b"", *self._raw.values()))
+        """Return whether any value is 0, without reading the names."""
+        return b"0" in self._raw.values()
 
     def _all(self) -> dict[bytes, bytes]:
         if self._read is None:
@@ -145,7 +145,7 @@ class Target:
 
     def head(self, length: int) -> bytes:
         """Return the head of a request with a body of `length` bytes."""
-        return self._head + str(length).encode() + b"\r\n\r\n"
+        return b"%b%d\r\n\r\n" % (self._head, length)
 
 
 class _Owner(Protocol):
@@ -344,11 +344,10 @@ class Connection(asyncio.Protocol):
     # the owner's
 
     def send(self, pieces: Sequence[bytes], length: int, answer: Answer) -> None:
-        """Send a request with a body of these pieces; `answer` gets the response or the exception."""
+        """Send a request with a body of these pieces, at `at`; `answer` gets the response or the exception."""
         transport = self._transport
         assert transport is not None
         self.answer = answer
-        self.at = self._clock()
         if len(pieces) == 1 and length < 1 << 16:
             transport.write(self.target.head(length) + pieces[0])
         else:

@@ -119,7 +119,8 @@ class LocalSender:
                 self._call.preview = None  # it may be the streaming that is refused
                 return await self.send(request, endpoint_state, prepared, fresh=fresh)
             return found
-        _note_limit(response, endpoint_state)
+        if response.headers.any_zero():
+            _note_limit(response, endpoint_state)
         if found.reasoning and not inline and (problem := found.unanswered):
             kind = FailureKind.TRANSIENT if found.finish_reason is None else FailureKind.ITEM
             return RetryDecision(kind, problem, usage=found.usage, tier=found.tier, unmetered=not found.is_metered)
@@ -171,5 +172,5 @@ def _decision_on(error: Exception, endpoint: Endpoint) -> RetryDecision:
 
 def _note_limit(response: HttpResponse, endpoint_state: EndpointState) -> None:
     """Have the endpoint paused if the headers of an answer report that the limit of the minute is used up."""
-    if response.headers.any_zero() and (wait_s := exhausted_s(response.headers)):
+    if wait_s := exhausted_s(response.headers):
         endpoint_state.used_up(wait_s)

@@ -309,12 +309,13 @@ class RawHttpClient:
 
     def _idle(self, target: Target) -> Connection | None:
         idle = target.idle
-        oldest = self.clock() - _KEEPALIVE_S
+        now = self.clock()
         while idle:
             connection = idle.pop()
             if connection.closed:
                 continue
-            if connection.at >= oldest and not connection.has_arrived():
+            if connection.at >= now - _KEEPALIVE_S and not connection.has_arrived():
+                connection.at = now
                 return connection
             connection.close()
         return None

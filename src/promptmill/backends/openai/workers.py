@@ -200,29 +200,21 @@ class FanOut:
 
     async def _live(self, worker: _Worker) -> None:
         """Start the process and read its frames until it ends."""
-        child = await subprocesses.start(_WORKER, _GIVES_MEMORY_BACK | subprocesses.environment())
-        assert child.stdin is not None
-        assert child.stdout is not None
+        child = await subprocesses.Child.start(_WORKER, _GIVES_MEMORY_BACK | subprocesses.environment())
         try:
-            child.stdin.write(self._job)
+            child.write(self._job)
             silence_s = None  # a busy machine may take long to start it
-            while (message := await _received(child.stdout, silence_s)) is not None:
+            while (message := await _received(child, silence_s)) is not None:
                 if silence_s is None:
-                    silence_s, worker.pipe = self._silence_s, child.stdin
+                    silence_s, worker.child = self._silence_s, child
                     self._ready.append(worker)
                     self._room.set()
                 for warning in message.get("warnings", ()):
                     self._call.warn(warning)
                 worker.report(message.get("results", ()))
         finally:
-            subprocesses.end_group(child.pid)
-            child.stdin.close()
-            ending = asyncio.ensure_future(child.wait())
-            try:
-                await asyncio.shield(ending)
-            except asyncio.CancelledError:  # the call is over; the process must have ended before it returns
-                await asyncio.wait({ending})
-                raise
+            child.kill()
+            await child.wait()  # the process must have ended before the call returns
 
 
 class _Worker:
@@ -232,7 +224,7 @@ class _Worker:
         self.number = number
         self.has_reported = False
         self.attempts: dict[int, asyncio.Future[_Result]] = {}
-        self.pipe: asyncio.StreamWriter | None = None
+        self.child: subprocesses.Child | None = None
         """Set once it runs."""
         self._numbers = itertools.count(1)
         self._message: dict[str, list[Any]] = {}
@@ -260,8 +252,8 @@ class _Worker:
 
     def _flush(self) -> None:
         message, self._message = self._message, {}
-        if self.pipe is not None and not self.pipe.is_closing():
-            self.pipe.write(frames.packed(message))
+        if self.child is not None:
+            self.child.write(frames.packed(message))
 
     def report(self, results: Sequence[Any]) -> None:
         """Set the results of attempts, as the process reports them."""
@@ -283,11 +275,11 @@ class _Worker:
         self.attempts.clear()
 
 
-async def _received(pipe: asyncio.StreamReader, silence_s: float | None) -> frames.Frame | None:
+async def _received(child: subprocesses.Child, silence_s: float | None) -> frames.Frame | None:
     """Return the next frame; None for a worker that has ended, is frozen or writes something else than frames."""
     try:
         async with asyncio.timeout(silence_s):
-            return await frames.receive(pipe)
+            return await child.receive()
     except (frames.OutOfStepError, TimeoutError):
         return None
 

@@ -14,7 +14,7 @@ from promptmill.jobs.store.database import DamagedError, HaltedError, JobDatabas
 from promptmill.jobs.store.records import SLOT, Record, record_of
 from promptmill.jobs.store.spec import JobSpec
 
-_LOOK_S = 0.2  # answers that another job gave are not reported
+_LOOK_S = 0.2  # polls, because rows bound to the answer of another job wake nobody
 _UNANSWERED = Failure(PromptmillError(Code.DEFERRED, "The row has no answer yet."))
 
 
@@ -34,7 +34,8 @@ class Find(Protocol):
     """Finds the record of a row."""
 
     def __call__(self, key: int, record: Record | None) -> Record | None:
-        """Return the record with `key`, given the sound one that the database has; None to leave the row out."""
+        """Return the record with `key`, or None to leave the row out. `record`: the sound record in the database, if
+        any."""
         ...
 
 
@@ -59,7 +60,7 @@ def outcomes_so_far(key: int, record: Record | None) -> Record:
 def answered_rows(
     store: JobDatabase, spec: JobSpec, find: Find, first: int = 0, end: int = SLOT
 ) -> Iterator[AnsweredRow]:
-    """Yield the rows from `first` to before `end` with their records. Raises as `find` and `JobDatabase` do."""
+    """Yield the rows `first` to `end - 1` with their records. Raises the errors of `find` and of `JobDatabase`."""
     slots = range(len(spec.targets))
     while first < end and (page := store.row_page(first, end - 1)):
         last = page[-1].n
@@ -79,7 +80,7 @@ def answered_rows(
 
 
 def joined_rows(stores: Sequence[JobDatabase], spec: JobSpec) -> Iterator[AnsweredRow]:
-    """Yield the rows of all shards of a job. Raises as `answered_rows`."""
+    """Yield the rows of all shards of a job. Raises the errors of `answered_rows`."""
     parts = [answered_rows(store, spec, every_answer) for store in stores]
     return heapq.merge(*parts, key=lambda answered: answered.row.n)
 
@@ -91,7 +92,7 @@ def _records(store: JobDatabase, first: int, last: int) -> Iterator[Record]:
 
 
 class Following:
-    """Finds the records of a running job: a row waits until it has one."""
+    """Finds the records of a running job; waits for a row that has no record yet."""
 
     def __init__(self, reading: Callable[[], JobDatabase], replaced: Collection[int]) -> None:
         """`reading` gives the job's database; the records with the keys `replaced` are about to be replaced."""
@@ -105,7 +106,7 @@ class Following:
         self._news = threading.Condition()
 
     def __call__(self, key: int, record: Record | None) -> Record:
-        """Return the record, as soon as there is one. Raises `HaltedError`."""
+        """Wait until the record exists, and return it. Raises `HaltedError`."""
         if key not in self._replaced and (record := record or self._record(key)) is not None:
             return record
         self.before_waiting()
@@ -119,20 +120,20 @@ class Following:
         raise HaltedError
 
     def recorded(self, keys: Sequence[int]) -> None:
-        """Wake a row that waits for one of `keys`, which were recorded."""
+        """Note that the records `keys` were written, and wake a call that waits for one of them."""
         with self._news:
             self._replaced.difference_update(keys)
             if self._wanted in keys:
                 self._news.notify()
 
     def stop(self) -> None:
-        """End the wait of a row."""
+        """End a waiting call with `HaltedError`."""
         with self._news:
             self._has_ended = True
             self._news.notify()
 
     def _record(self, key: int) -> Record | None:
         if key not in self._ahead:
-            with suppress(OSError, DamagedError, AssertionError):  # the database is being repaired, and opened again
+            with suppress(OSError, DamagedError, AssertionError):  # while the database is repaired and opened again
                 self._ahead = {record.key: record for record in self._reading().page(key) if record.is_sound}
         return self._ahead.pop(key, None)

@@ -1,4 +1,4 @@
-"""The output of a Batch file: lines in the format of its provider, and its ids, each of which is unique."""
+"""The output of a Batch file: lines in the provider's format, and a check that each id is unique."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ANTHROPIC_REASONS = {
     "content_filter": "refusal",
 }
 _GEMINI_REASONS = {"stop": "STOP", "length": "MAX_TOKENS", "tool_calls": "STOP", "content_filter": "SAFETY"}
-# Each code as Anthropic's error type (`ErrorType` of its SDK) and as a number of google.rpc.Code.
+# Each code: Anthropic's error type (`ErrorType` of its SDK) and the number in google.rpc.Code.
 _THE_REQUEST, _THE_SERVICE = ("invalid_request_error", 3), ("api_error", 13)
 _ERRORS: Mapping[str, tuple[str, int]] = {
     Code.INVALID_INPUT: _THE_REQUEST,
@@ -51,14 +51,14 @@ _ERRORS: Mapping[str, tuple[str, int]] = {
     Code.NAME_RESOLUTION: ("api_error", 14),
 }
 _AT_ONCE = 1024
-# The table is thrown away with the run, so nothing about it needs to be safe.
+# The table is deleted after the run, so it need not survive a crash.
 _SETTINGS = ("PRAGMA journal_mode=OFF", "PRAGMA synchronous=OFF", "PRAGMA cache_size=-4096")
 
 
 def batch_output(line: bytes, record: Record, *, job_id: str, model: str, created: int, takes_model: bool) -> JsonDict:
     """Return the output of a Batch line.
 
-    `takes_model`: the line's own model answered it, where it names one.
+    `takes_model`: if the line names a model, that model answered it.
     """
     try:
         asked = rows.load(line.strip(), "")
@@ -96,7 +96,7 @@ class _Answer:
 
 
 def _answers(record: Record) -> list[_Answer]:
-    """Return the answers of a line, several where it asked for them; one that failed is left out."""
+    """Return the answers of a line: one, or several if the line requested several (failed ones are left out)."""
     extras = record.extras
     details = extras.get("details", {})
     if choices := details.get("choices"):
@@ -137,7 +137,7 @@ def _of_openai(record: Record, number: str, model: str, created: int) -> JsonDic
         "choices": list(map(_openai_choice, _answers(record))),
         "usage": {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion},
     }
-    # the endpoint's own id, model and usage if it sent them
+    # `said` may hold the endpoint's id, model and usage
     return {"response": _response(number, answered | said), "error": None}
 
 
@@ -148,7 +148,7 @@ def _response(number: str, body: JsonObject) -> JsonDict:
 def _openai_choice(answer: _Answer) -> JsonDict:
     said = answer.details.get("message", {})
     message: JsonDict = {"role": "assistant", "content": answer.text, "refusal": None, **said}
-    if message["refusal"] == answer.text:  # other outputs have it as the answer; this format has a field for it
+    if message["refusal"] == answer.text:  # this format has a separate field for a refusal
         message["content"] = None
     if answer.reasoning is not None:
         message["reasoning_content"] = answer.reasoning
@@ -175,7 +175,7 @@ def _of_anthropic(record: Record, number: str, model: str) -> JsonDict:
         name, given = _function_call(call)
         content.append({"type": "tool_use", "id": call.get("id"), "name": name, "input": given})
     finish_reason = record.finish_reason or "stop"
-    if calls and finish_reason == "stop":  # what some servers say with calls in the message
+    if calls and finish_reason == "stop":  # some servers report `stop` for a message with calls
         finish_reason = "tool_calls"
     message = {
         "id": f"msg_{number}",
@@ -222,7 +222,7 @@ def _gemini_candidate(answer: _Answer) -> JsonDict:
 
 
 def _function_call(call: JsonObject) -> tuple[str, Any]:
-    """Return the name of the function that is called, and its arguments as an object as far as they are one."""
+    """Return the name of the called function, and its parsed arguments (`{"arguments": text}` if they are not JSON)."""
     function = call.get("function", {})
     text = function.get("arguments") or "{}"
     try:
@@ -232,17 +232,17 @@ def _function_call(call: JsonObject) -> tuple[str, Any]:
 
 
 class CustomIds:
-    """The ids of rows, such as the `custom_id`s of a Batch file, each of which must be unique."""
+    """Finds repeated ids of rows, such as the `custom_id`s of a Batch file."""
 
     def __init__(self, path: Path) -> None:
-        """Begin with nothing, in a file of its own at `path`."""
+        """Start without ids, in a new temporary file at `path`."""
         self._missing = 0
-        # sorted at the end, within a few pages: an index of so many at random places is ten times slower
+        # sorted at the end: keeping an index of random digests is ten times slower
         self._table = _Table(path, "ids (digest INTEGER, row INTEGER)")
         self._new: list[tuple[int, int]] = []
 
     def note(self, value: object, row: int) -> None:
-        """Note the id of line `row` (from 0); rows come in their order. Raises `OSError`."""
+        """Note the id of line `row` (from 0); the caller passes rows in order. Raises `OSError`."""
         if value is None or value == "":
             self._missing += 1
             return
@@ -252,7 +252,8 @@ class CustomIds:
             self._flush()
 
     def repeated(self, most: int) -> tuple[int, list[tuple[int, int]]]:
-        """Return how many lines have the id of an earlier one, and of `most` of them `(row, first row)` with it."""
+        """Return how many lines repeat an earlier id, and `(row, first row with this id)` for at most `most` of
+        them."""
         self._flush()
         ((count,),) = self._table.read("SELECT COUNT(*) - COUNT(DISTINCT digest) FROM ids")
         if not count:
@@ -265,7 +266,7 @@ class CustomIds:
 
     @property
     def warning(self) -> str:
-        """A sentence about repeated and missing ids, `""` when there are none."""
+        """A sentence about repeated and missing ids; `""` if there are none."""
         count, examples = self.repeated(1)
         found = [f"{self._missing} row(s) have no `custom_id`."] if self._missing else []
         if count:
@@ -286,10 +287,10 @@ class CustomIds:
 
 
 class _Table:
-    """One table, in a file that is thrown away with it."""
+    """One table in a temporary file, which `close` removes."""
 
     def __init__(self, path: Path, columns: str) -> None:
-        """Make a table of `columns` at `path`, where nothing else belongs. Raises `OSError`."""
+        """Make a table of `columns` at `path`; a file there is removed. Raises `OSError`."""
         path.unlink(missing_ok=True)
         self._path = path
         try:

@@ -1,7 +1,8 @@
 """The outputs of shards, joined when all shards are done.
 
-A shard is a job of its own with every N-th row of the input (see `order.Shard`). Its output is a part file,
-`OUT.part-03-of-16`, which states its job and that it is done; its answers stay in its database.
+A shard is a separate job with every N-th row of the input (see `order.Shard`). Its output is a part file,
+`OUT.part-03-of-16`, which identifies its job and shows that the shard is done. The answers stay in the shard's
+database.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from pathlib import Path
 import orjson
 
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
-from promptmill.jobs import disk
+from promptmill.jobs import disk, members
 from promptmill.jobs.export import output
 from promptmill.jobs.export.answered import UnansweredError, joined_rows
 from promptmill.jobs.inputs import formats
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.counts import JobCounts
-from promptmill.jobs.store.database import DamagedError, JobDatabase
+from promptmill.jobs.store.database import DamagedError, JobDatabase, Work
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import PART
@@ -51,11 +52,11 @@ def write_part(store: JobDatabase, spec: JobSpec) -> output.Written:
 def join(
     folders: JobFolders, path: Path, *, overwrite: bool, passed: Callable[[int], None] = lambda _: None
 ) -> JobCounts:
-    """Write the output of all shards, in the order of the input, whole or not at all; return its counts.
+    """Write the output of all shards in the order of the input and return its counts. The output is complete or absent.
 
-    `passed` gets the number of rows that are written. A file with the same content is not replaced.
+    `passed` is called with the number of rows written so far. A file with the same content is not replaced.
 
-    Raises `PromptmillError` (`invalid_input`) if parts are missing, unfinished or of other jobs; `storage`.
+    Raises `PromptmillError`: `invalid_input` if parts are missing, unfinished or from different jobs; `storage`.
     """
     target = real_path(path)
     parts = _parts(folders, target)
@@ -64,7 +65,7 @@ def join(
         with contextlib.ExitStack() as opened:
             stores = [opened.enter_context(folder.reading()) for folder, _ in parts]
             output_format = formats.format_of_output(target, spec.input.format)
-            rows = output.noted(joined_rows(stores, spec), output.Rules(note=passed))
+            rows = output.noted(joined_rows(stores, spec), Work(note=passed))
             partial, _ = output.write(stores, spec, target, output_format, rows)
             if target.exists() and not overwrite:
                 try:
@@ -88,7 +89,7 @@ def join(
 
 
 def _parts(folders: JobFolders, target: Path) -> list[tuple[Folder, JobSpec]]:
-    """Return the folder of each shard, in their order, all of one job and finished."""
+    """Return the folder and the job of each shard, in order. Checks that all are finished and belong to one job."""
     found: dict[int, Path] = {}
     counts: set[int] = set()
     for path in target.parent.glob(f"{glob.escape(target.name)}.part-*-of-*"):
@@ -115,7 +116,7 @@ def _parts(folders: JobFolders, target: Path) -> list[tuple[Folder, JobSpec]]:
         spec, made = folder.spec, folder.result
         if spec is None or made is None:
             raise input_error(f"The database of {path.name} is not at {folder.path}; move it there with its part.")
-        if not made.finished or not made.is_still(path):
+        if not made.finished or not made.is_still(members.stamp(path)):
             raise input_error(f"{path.name} is not what its shard made last; run the shard again.")
         parts.append((folder, spec))
     first = parts[0][1]
@@ -126,7 +127,7 @@ def _parts(folders: JobFolders, target: Path) -> list[tuple[Folder, JobSpec]]:
 
 
 def _identity(spec: JobSpec) -> tuple[object, ...]:
-    """Return the facts that all shards of a job have in common."""
+    """Return the values that are equal for all shards of a job."""
     question, names = spec.question, spec.output.names
     return spec.input.sha256, spec.input.format, spec.targets[0].fingerprint, question, names, spec.shape
 

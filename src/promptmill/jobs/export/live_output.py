@@ -1,4 +1,4 @@
-"""The output of a job on a stream, row by row while the job runs, and the export of answers before its end."""
+"""Writes a job's rows to a stream while the job runs, and exports its answers before it ends."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from promptmill.system.safe_open import real_path
 
 _LOOK_S = 0.2
 FORMATS = frozenset({"jsonl", "json", "batch"})
-"""Formats that can be written before all rows are answered; the columns of a table depend on every answer."""
+"""Formats that can be written before all rows are answered (the columns of a table depend on all answers)."""
 
 
 class LiveOutput:
-    """Writes in a thread, so that a slow reader of the stream does not delay the job."""
+    """Writes the rows in a thread, so that a slow reader of the stream does not delay the job."""
 
     def __init__(self, out: IO[bytes], name: Path) -> None:
         """`name` ends with the suffix of the stream's format."""
@@ -43,10 +43,10 @@ class LiveOutput:
         end: int,
         give_up: Callable[[PromptmillError], None],
     ) -> None:
-        """Start to write the rows before `end`, unless that is started.
+        """Start to write the rows before `end`, unless writing has started.
 
-        The records with the keys `replaced` are about to be replaced. `give_up` gets the error of a stream that is
-        closed. Needs a running event loop.
+        The records with the keys `replaced` are about to be replaced. `give_up` is called with the error if the stream
+        is closed. Needs a running event loop.
         """
         output_format = formats.format_of_output(self._name, spec.input.format)
         if self._thread is not None or output_format not in FORMATS:
@@ -74,12 +74,12 @@ class LiveOutput:
                 with contextlib.suppress(RuntimeError):  # the loop is closed: the job has ended
                     loop.call_soon_threadsafe(give_up, PromptmillError(Code.STORAGE, problem, ""))
 
-        # not a thread of the loop: the process can end while the stream is not read
+        # a daemon thread: the process can end while nobody reads the stream
         self._thread = threading.Thread(target=write, name="promptmill-output", daemon=True)
         self._thread.start()
 
     def recorded(self, keys: Sequence[int]) -> None:
-        """Write the rows with these keys, which were recorded, when all rows before them are written."""
+        """Note that the records `keys` were written; their rows follow when all rows before them are written."""
         if self._following is not None:
             self._following.recorded(keys)
 
@@ -102,8 +102,8 @@ class LiveOutput:
 def export(folder: Folder, target: Path, *, failures: bool) -> int:
     """Write the answered rows of a job to `target`, in the order of the input; return the number of answers.
 
-    With `failures` all rows: failed ones with their errors, rows without an answer with the code `deferred`. The job
-    may be running. Raises `PromptmillError` (`invalid_input`, `storage`).
+    With `failures`, all rows are written: failed rows with their errors, unanswered rows with the code `deferred`. The
+    job may be running. Raises `PromptmillError` (`invalid_input`, `storage`).
     """
     spec, target = folder.known_spec(), real_path(target)
     if members.stamp(target) is not None:

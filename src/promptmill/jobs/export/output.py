@@ -13,9 +13,8 @@ import hashlib
 import io
 import itertools
 import os
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -30,9 +29,10 @@ from promptmill.jobs.export.sql_file import copy_table, write_table
 from promptmill.jobs.export.text import TableForm, TextForm, text_form, write_text
 from promptmill.jobs.inputs import formats
 from promptmill.jobs.inputs.workbook import sheet_names
+from promptmill.jobs.members import Stamp
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.binding import BLOCK_ROWS
-from promptmill.jobs.store.database import HaltedError, JobDatabase, Row
+from promptmill.jobs.store.database import JobDatabase, Row, Work
 from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.spec import JobSpec, OutputRecord
 
@@ -43,58 +43,46 @@ _COPIED = frozenset({"csv", "tsv", "jsonl"})
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
-    """The rules for writing an output."""
-
-    limit: int | None = None
-    """Only the first rows, this many."""
-    note: Callable[[int], None] = lambda _: None
-    """Gets the number of rows so far."""
-    halt: threading.Event = field(default_factory=threading.Event)
-    """Set when the run has ended."""
-
-
-@dataclass(frozen=True, slots=True)
 class Written:
     """An output that still has its temporary name."""
 
     partial: Path
-    stamp: tuple[int, int]
-    """The stamp that the output will have, see `members.stamp`."""
+    stamp: Stamp
+    """The stamp that the output will have."""
     end: int
     """The number of the row after its last one."""
     warning: str = ""
     """A sentence about repeated ids of a Batch file."""
     blocks: JsonObject | None = None
     """The blocks of rows that may be copied the next time, to be stored as `written`."""
-    copied: tuple[int, int] | None = None
-    """The stamp of the workbook whose other sheets it has."""
 
 
-def write_output(store: JobDatabase, spec: JobSpec, rules: Rules, own: OutputRecord | None = None) -> Written:
-    """Write the output of a job to a temporary file. Blocks. `own` is the record of the job's earlier output.
+def write_output(
+    store: JobDatabase, spec: JobSpec, work: Work, *, limit: int | None = None, own: OutputRecord | None = None
+) -> Written:
+    """Write the first `limit` rows of a job, or all, to a temporary file. Blocks.
+
+    `own` is the record of the job's earlier output.
 
     Raises `UnansweredError`, `HaltedError`, `OSError`, and as `JobDatabase` does.
     """
-    end, target = end_of(store, rules.limit), spec.output.path
-    rows = noted(answered_rows(store, spec, every_answer, 0, end), rules)
+    end, target = end_of(store, limit), spec.output.path
+    rows = noted(answered_rows(store, spec, every_answer, 0, end), work)
     if spec.input.format == "batch":
         with contextlib.closing(CustomIds(store.path.with_name("duplicates"))) as ids:
             partial, _ = write([store], spec, target, spec.output.format, rows, ids=ids)
             return Written(partial, stamp_of(partial, target), end, ids.warning)
     if spec.output.format not in _COPIED or formats.compression_of(target):
-        has_copies = spec.output.format == "xlsx" and members.split(target)[1] and not spec.fills_input
-        copied = members.stamp(target) if has_copies else None
         partial, warning = write([store], spec, target, spec.output.format, rows)
-        return Written(partial, stamp_of(partial, target), end, warning, copied=copied)
+        return Written(partial, stamp_of(partial, target), end, warning)
     form = text_form(spec, spec.output.format, statistics.extra_fields(store), store.rows())
     blocks = _Blocks(store, spec, form, own)
     with partial_file(spec, target) as (partial, out):
-        written = blocks.write(out, end, rules)
+        written = blocks.write(out, end, work)
     return Written(partial, stamp_of(partial, target), end, blocks=written)
 
 
-def stamp_of(partial: Path, target: Path) -> tuple[int, int]:
+def stamp_of(partial: Path, target: Path) -> Stamp:
     """Return the stamp that the output at `target` will have, once it is what `partial` is now. Raises `OSError`."""
     _, table = members.split(target)
     found = members.table_stamp(partial, table) if members.is_table(target) else members.stamp(partial)
@@ -179,13 +167,11 @@ def write_rows(
     write_text(out, text_form(spec, output_format, extra, stored, ids), output_format, answered)
 
 
-def noted(answered: Iterator[AnsweredRow], rules: Rules) -> Iterator[AnsweredRow]:
+def noted(answered: Iterator[AnsweredRow], work: Work) -> Iterator[AnsweredRow]:
     """Yield rows, and report their number now and then. Raises `HaltedError`."""
     for count, each in enumerate(answered):
         if count % _LOOK_ROWS == 0:
-            rules.note(count)
-            if rules.halt.is_set():
-                raise HaltedError
+            work.done(count)
         yield each
 
 
@@ -210,7 +196,7 @@ class _Blocks:
         self._identity = hashlib.blake2b(form.header + names, digest_size=16).hexdigest()
         stored = store.get("written")
         self._known: Mapping[int, tuple[int, int, int]] = {}
-        if stored is not None and own is not None and own.is_still(spec.output.path):
+        if stored is not None and own is not None and own.is_still(members.stamp(spec.output.path)):
             self._known = self._read(stored)
 
     def _read(self, stored: JsonObject) -> dict[int, tuple[int, int, int]]:
@@ -225,7 +211,7 @@ class _Blocks:
             at += size
         return known
 
-    def write(self, out: IO[bytes], end: int, rules: Rules) -> JsonDict:
+    def write(self, out: IO[bytes], end: int, work: Work) -> JsonDict:
         """Write the rows before `end`; return the blocks to store. Raises as `answered_rows`."""
         store, row, blocks, count = self._store, self._form.row, [], 0
         out.write(self._form.header)
@@ -247,9 +233,7 @@ class _Blocks:
                         size += out.write(row(each))
                         count += 1
                 blocks.append((block, size, checksum))
-                rules.note(count)
-                if rules.halt.is_set():
-                    raise HaltedError
+                work.done(count)
         return {"identity": self._identity, "blocks": blocks}
 
     def _checksum(self, first: int, end: int) -> int:
@@ -298,18 +282,18 @@ def discard(target: Path, job_id: str) -> None:
         beside(target, job_id).unlink(missing_ok=True)
 
 
-def publish(partial: Path, target: Path, *, may_replace: bool, copied: tuple[int, int] | None = None) -> None:
+def publish(partial: Path, target: Path, *, may_replace: bool, copied: Stamp | None = None) -> None:
     """Give an output its name in one step, and wait until the name is on the disk.
 
-    `copied`: see `Written`. Raises `PromptmillError` (`invalid_input`) if another file, sheet or table has the name by
-    now, the workbook was saved meanwhile, or the folder was replaced; `OSError`.
+    `copied`: the stamp of the workbook whose other parts it has. Raises `PromptmillError` (`invalid_input`) if another
+    file, sheet or table has the name by now, the workbook was saved meanwhile, or the folder was replaced; `OSError`.
     """
     check_folder(target)
     if copied is not None:
         if members.stamp(target) != copied:
             raise input_error(f"{target} was changed by another program meanwhile; run the job again.")
         file, sheet = members.split(target)
-        if not may_replace and sheet in sheet_names(file):
+        if not may_replace and (not sheet or sheet in sheet_names(file)):
             raise members.taken(target)
     if members.is_table(target):
         copy_table(partial, target, may_replace=may_replace)

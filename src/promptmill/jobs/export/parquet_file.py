@@ -1,4 +1,4 @@
-"""Parquet as an output: columns of a Parquet input keep their types and metadata, others get a type of their values."""
+"""Parquet as an output: columns of a Parquet input keep types and metadata; others get the type of their values."""
 
 from __future__ import annotations
 
@@ -24,18 +24,19 @@ if TYPE_CHECKING:
 
 _GROUP_BYTES = 4 << 20
 _ROWS_AT_ONCE = 4096
-_VALUES_AT_ONCE = 32  # how often a page's size is looked at: one of 1,024 images, as by default, is large
+_VALUES_AT_ONCE = 32  # values between two checks of a page's size; at the default, 1,024, pages of images are large
 _INTEGER, _LONG, _MIXED = "integer", "long", "mixed"
 _SCALARS = MappingProxyType({str: "string", bool: "boolean", int: _INTEGER, float: "number"})
 _WIDER = MappingProxyType({frozenset((_INTEGER, _LONG)): _LONG, frozenset((_INTEGER, "number")): "number"})
-_EXACT = 1 << 53  # a float holds every whole number up to it
-_MOST_PARTS = 100  # fields of an object; one with more has keys for names
+_EXACT = 1 << 53  # a float holds every whole number up to this one
+_MOST_PARTS = 100  # fields of an object; in a larger object, the names are probably keys
 
 
 def write_parquet(
     out: IO[bytes], spec: JobSpec, extra: Iterable[str], stored: Iterable[Row], answered: Iterable[AnsweredRow]
 ) -> None:
-    """Write rows with their answers. `extra`, `stored`: see `text.text_form`. Raises as `answered`, and `OSError`."""
+    """Write rows with their answers. `extra`, `stored`: see `text.text_form`. Raises `OSError`, and the errors of
+    `answered`."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -57,7 +58,7 @@ def write_parquet(
 
 
 def _groups(answered: Iterable[AnsweredRow]) -> Iterator[list[AnsweredRow]]:
-    """Yield the rows of each row group, a few megabytes."""
+    """Yield the rows in row groups of a few megabytes."""
     group: list[AnsweredRow] = []
     size = 0
     for each in answered:
@@ -86,7 +87,7 @@ class _ArrowColumns:
 
 
 class _TypedColumns:
-    """The columns of other inputs, by the values of all rows."""
+    """The columns of other inputs; the values of all rows determine their types."""
 
     def __init__(self, spec: JobSpec, stored: Iterable[Row]) -> None:
         self._own, self._types = OwnValues(spec), ColumnTypes()
@@ -105,7 +106,7 @@ class _TypedColumns:
 
 
 def _arrow_array(column: list[Any], kind: Any) -> Any:
-    """Return the values of a column, as `ParquetTable` gave them, in its Arrow type."""
+    """Return the values of a column that `ParquetTable` read as an array of their Arrow type."""
     import pyarrow as pa
     from pyarrow import compute
 
@@ -126,13 +127,13 @@ def _arrow_array(column: list[Any], kind: Any) -> Any:
         of_kind = pa.LargeListArray if kinds.is_large_list(kind) else pa.ListArray
         return of_kind.from_arrays([*starts, len(values_)], values_).cast(kind)
     found = pa.array(column, plain)
-    if kinds.is_time(kind):  # Arrow casts texts of days and times alone
+    if kinds.is_time(kind):  # Arrow casts texts of timestamps, but not of times
         found = compute.binary_join_element_wise("1970-01-01", found, " ").cast(pa.timestamp("ns"))
     return found.cast(kind)
 
 
 def _arrow_types(answers: AnswerValues) -> JsonDict:
-    """Return the Arrow types of the columns of answers, by their keys."""
+    """Return the Arrow types of the answers' columns, by the keys of the columns."""
     import pyarrow as pa
 
     error = pa.struct(
@@ -148,7 +149,7 @@ def _arrow_types(answers: AnswerValues) -> JsonDict:
 
 
 def _arrow_value(schema: SchemaColumns | None, key: str, value: Any) -> Any:
-    """Return a value of the column `key` in its Arrow type; in a column of texts, a value with parts is JSON."""
+    """Return a value in the Arrow type of the column `key`. In a column of texts, a list or an object becomes JSON."""
     if schema is not None and key in schema.names:
         return schema.arrow_value(key, value)
     is_plain = isinstance(value, str | None) or key in {"error", "usage"}
@@ -156,14 +157,14 @@ def _arrow_value(schema: SchemaColumns | None, key: str, value: Any) -> Any:
 
 
 _Kind: TypeAlias = "str | list[_Kind] | dict[str, _Kind] | None"
-"""The type of all values of a field: None while they are null; a list or an object holds the types of its parts."""
+"""The type of a field's values: None if all are null; a list or an object holds the types of its parts."""
 
 
 class ColumnTypes:
-    """The columns of a Parquet file for rows of JSON: a column has the type of its values.
+    """The columns of a Parquet file for rows of JSON. A column has the type of its values.
 
-    A column is a column of texts, with JSON for other values, if its values differ in type, if a whole number exceeds
-    64 bits, or if it has fractions and a whole number that a fraction's type cannot hold.
+    A column holds texts, and other values as JSON, if its values differ in type, if a whole number exceeds 64 bits, or
+    if it has both floats and a whole number that no float holds exactly.
     """
 
     def __init__(self) -> None:
@@ -173,7 +174,7 @@ class ColumnTypes:
         return len(self._kinds)
 
     def include(self, row: JsonObject) -> None:
-        """Have columns for the fields of `row`, and types for its values."""
+        """Add columns for the fields of `row`, and widen their types to hold its values."""
         for name, value in row.items():
             known = self._kinds.setdefault(name, None)
             if known != _MIXED and (kind := _kind_of(value, DEEPEST)) != known:
@@ -241,14 +242,14 @@ def _arrow_type(kind: _Kind) -> Any:
 
 
 def _is_plain(kind: _Kind) -> bool:
-    """Return whether values of this kind are stored as they are."""
+    """Return whether values of this kind are stored unchanged."""
     if isinstance(kind, dict):
         return bool(kind) and all(map(_is_plain, kind.values()))
     return _is_plain(kind[0]) if isinstance(kind, list) else kind != _MIXED
 
 
 def _value(kind: _Kind, value: Any) -> Any:
-    """Return a value as it is stored: JSON in a column of texts."""
+    """Return a value in its stored form; in a column of texts, a value that is not a text becomes JSON."""
     if value is None or (kind != _MIXED and _is_plain(kind)):
         return value
     if isinstance(kind, list):

@@ -1,7 +1,7 @@
-"""Answers under a JSON Schema in an output: each field is a column of a table, and in JSON an answer is an object.
+"""Answers with a JSON Schema: in a table, each field is a column; in JSON, an answer is an object.
 
-The stored answers stay as the model wrote them. An output has one form of each: the fields in the order of the schema,
-without white space, so that equal answers are equal texts.
+The database keeps the answers as the model wrote them. An output has the fields in the order of the schema and no white
+space between them, so that equal answers are equal texts.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _KINDS = {"string": str, "integer": int, "number": float, "boolean": bool}
 
 
 class UnreadableError(ValueError):
-    """An answer is not JSON: it was made without the schema."""
+    """An answer is not JSON, because the model answered without the schema."""
 
 
 class SchemaColumns:
-    """The columns of the answers under `schema`."""
+    """The columns of answers with the schema `schema`."""
 
     def __init__(self, schema: JsonObject, *, by_field: bool) -> None:
-        """`by_field`: a table has a column for each field, and JSON has objects; otherwise an answer is a JSON text."""
+        """`by_field`: a table has a column for each field, and JSON has objects. Otherwise an answer is a JSON text."""
         self._schema = schema
         self._by_field = by_field
         properties = _resolved(schema, schema).get("properties")
@@ -40,7 +40,7 @@ class SchemaColumns:
         """The usual names of the columns of a table, by their keys."""
 
     def in_json(self, found: JsonObject) -> JsonDict:
-        """Return the fields of a row's answer, as `columns.answer_fields` makes them, for a row of JSON."""
+        """Convert the fields from `columns.answer_fields` for a row of JSON."""
         changed = dict(found)
         if found["error"] is not None:
             return changed | {"answer": None if self._by_field else ""}
@@ -54,7 +54,7 @@ class SchemaColumns:
         return changed
 
     def in_table(self, found: JsonObject) -> JsonDict:
-        """Return the fields of a row's answer for a row of a table: a value for each column."""
+        """Convert the fields from `columns.answer_fields` for a row of a table: one value for each column."""
         changed = self.in_json(found)
         value = changed["answer"]
         if not self.names:
@@ -70,7 +70,7 @@ class SchemaColumns:
         return changed
 
     def arrow_type(self, key: str) -> Any:
-        """Return the Arrow type of the column `key`; text for values of several types, which are JSON."""
+        """Return the Arrow type of the column `key`. Values of several types become JSON texts."""
         import pyarrow as pa
 
         field = self._fields[self.names[key]]
@@ -82,7 +82,7 @@ class SchemaColumns:
         return pa.list_(types[inner]) if inner in types else pa.string()
 
     def arrow_value(self, key: str, value: Any) -> Any:
-        """Return a value of the column `key` in the Arrow type; None for a value that the type cannot hold."""
+        """Return a value in the Arrow type of the column `key`; None if the type cannot hold it."""
         field = self._fields[self.names[key]]
         kind = _kind(field, self._schema)
         inner = _kind(_resolved(field.get("items"), self._schema), self._schema) if kind == "array" else ""
@@ -126,7 +126,7 @@ def _loaded(text: str) -> Any:
 
 
 def _resolved(schema: Any, root: JsonObject) -> JsonObject:
-    """Return the schema that `schema` refers to, without the alternative `null`; empty for one of several."""
+    """Follow the references of `schema` and drop the alternative `null`. Return `{}` if no schema is found."""
     for _ in range(DEEPEST):
         if not isinstance(schema, Mapping):
             break
@@ -150,7 +150,7 @@ def _resolved(schema: Any, root: JsonObject) -> JsonObject:
 
 
 def _kind(schema: JsonObject, root: JsonObject) -> str:
-    """Return the type of the values of a resolved schema; `""` for several types."""
+    """Return the JSON type of the values of a resolved schema, or `""` if it allows several types."""
     kinds = schema.get("type")
     named = {kinds} if isinstance(kinds, str) else set(kinds) if isinstance(kinds, list) else set()
     if not named:
@@ -168,7 +168,7 @@ def _kind(schema: JsonObject, root: JsonObject) -> str:
 
 
 def _scalar(kind: str, value: Any) -> Any:
-    """Return a value of this kind; None for another one, and for a number that the type of the column cannot hold."""
+    """Return `value` if it is of this kind and fits into the column's type, else None."""
     if kind == "number" and type(value) is int:
         value = float(value) if value in INT64 else None
     if type(value) is not _KINDS[kind]:
@@ -177,7 +177,7 @@ def _scalar(kind: str, value: Any) -> Any:
 
 
 def _ordered(value: Any, schema: Any, root: JsonObject, levels: int) -> Any:
-    """Return `value` with the fields of objects in the schema's order, others behind them by name."""
+    """Return `value` with the fields of objects in the schema's order, then unknown fields by name."""
     if type(value) is float and value.is_integer() and _kind(_resolved(schema, root), root) == "integer":
         return int(value)
     if not levels or not isinstance(value, dict | list):

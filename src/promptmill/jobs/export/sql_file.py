@@ -1,4 +1,4 @@
-"""Tables of SQLite databases as outputs: written into a file of its own, then copied in one transaction."""
+"""Tables of SQLite databases as outputs: written to a temporary database, then copied in one transaction."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _WAIT_S = 60.0  # for another writer of the user's database
 
 
 def write_table(path: Path, table: str, form: TableForm, answered: Iterable[AnsweredRow]) -> None:
-    """Write rows into a table of the new database at `path`. Raises as `answered`, and `sqlite3.Error`."""
+    """Write rows into a table of the new database at `path`. Raises `sqlite3.Error`, and the errors of `answered`."""
     names, own, answers = form.names, form.own, form.answers
     columns = [*names, *answers.names.values()]
     if len({name.casefold() for name in columns}) < len(columns):
@@ -44,9 +44,9 @@ def write_table(path: Path, table: str, form: TableForm, answered: Iterable[Answ
 
 
 def copy_table(source: Path, target: Path, *, may_replace: bool) -> None:
-    """Put the table of the database at `source` into the place that `target` names, in one transaction, and remove it.
+    """Copy the table of the database `source` to `target` in one transaction, then delete `source`.
 
-    Raises `PromptmillError` (`invalid_input`) if a table has the name by now and may not be replaced; `OSError`.
+    Raises `OSError`, and `PromptmillError` (`invalid_input`) if a table has the name and may not be replaced.
     """
     file, table = members.split(target)
     try:
@@ -66,7 +66,7 @@ def copy_table(source: Path, target: Path, *, may_replace: bool) -> None:
 
 
 def _value(value: Any) -> Any:
-    """Return a value as SQLite holds it: lists and objects are JSON, true and false 1 and 0."""
+    """Return a value for SQLite: lists and objects become JSON; true and false become 1 and 0."""
     if type(value) is bool:
         return int(value)
     if type(value) not in _PLAIN or (type(value) is int and value not in INT64):

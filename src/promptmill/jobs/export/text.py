@@ -31,31 +31,31 @@ from promptmill.jobs.store.spec import WHOLE_REQUESTS, JobSpec
 DELIMITERS = MappingProxyType({"csv": ",", "tsv": "\t"})
 CUSTOM_ID, INDEX = "custom_id", "index"
 _QUOTE, _TWO = '"', '""'
-_LONG_NUMBER = re.compile(rb"\d{20}")  # orjson makes a fraction of a number beyond 64 bits
+_LONG_NUMBER = re.compile(rb"\d{20}")  # orjson reads a number beyond 64 bits as a float
 
 
 class OwnValues:
-    """The values of a row itself, by the names of its columns."""
+    """The input's values of a row (not its answer), by column name."""
 
     def __init__(self, spec: JobSpec, ids: CustomIds | None = None) -> None:
         """`ids` collects the ids of a Batch file."""
         self._spec, self._ids = spec, ids
         self._names = distinct(list(map(readable, spec.input.header)))
         self.surplus = (spec.output.names or {}).get("surplus_cells", "surplus_cells")
-        """The column of the cells that the header of a table has no names for."""
+        """The column for the cells beyond the header's width."""
         forms = {"batch": self._of_batch, "messages": self._of_call, **dict.fromkeys(TABLES, self._of_cells)}
         self.of: Callable[[Row], JsonDict] = forms.get(spec.input.format, json_object)
-        """Returns the values of a row; `{}` for an unreadable row of JSON, which has an error already."""
+        """Returns the values of a row; `{}` for an unreadable row of JSON (its record has the error)."""
 
     def names_in(self, stored: Iterable[Row]) -> list[str]:
-        """Return the columns of all rows. Raises `PromptmillError` (`invalid_input`) for too many."""
+        """Return the columns of all rows. Raises `PromptmillError` (`invalid_input`) if there are too many."""
         if self._spec.input.format == "batch":
             return [CUSTOM_ID]
         if self._spec.of_call:
             return [INDEX]
         names = dict.fromkeys(self._names)
         for row in stored:
-            if not self._names or row.line is not None:  # of a table, only a row with an error has surplus cells
+            if not self._names or row.line is not None:  # in a table, only a row with an error has surplus cells
                 names |= dict.fromkeys(self.of(row))
                 check_width(len(names) - len(self._names))
         return list(names)
@@ -71,11 +71,11 @@ class OwnValues:
 
     @staticmethod
     def _of_call(row: Row) -> JsonDict:
-        """Return the place of the item in its call, which has the prompt."""
+        """Return only the item's index in the call; the caller has the prompt."""
         return {INDEX: row.n}
 
     def _of_batch(self, row: Row) -> JsonDict:
-        """Return the column of a line of a Batch file in a table: its id, which Gemini calls `key`."""
+        """Return the only column of a Batch line in a table: its id, which Gemini calls `key`."""
         asked = json_object(row)
         value = asked.get(CUSTOM_ID, asked.get("key"))
         if self._ids is not None and isinstance(value, str):
@@ -84,10 +84,10 @@ class OwnValues:
 
 
 class AnswerValues:
-    """The columns of the answers in an output, and the values of a row in them."""
+    """The answers' columns in an output, and a row's values for them."""
 
     def __init__(self, spec: JobSpec, output_format: str, extra: Iterable[str] = ()) -> None:
-        """`extra`: the optional fields that some answer has."""
+        """`extra`: the optional fields that at least one answer has."""
         self._spec, self._renamed = spec, spec.output.names or {}
         self.schema = schema = columns.schema_columns(spec)
         self._variants = columns.variant_fields(spec)
@@ -97,10 +97,10 @@ class AnswerValues:
             names = {**schema.names, **{name: name for name in usual if name != "answer"}}
         names = {**{name: name for name in self._variants}, **names}
         self.names = {key: self._renamed.get(key, name) for key, name in names.items()}
-        """The columns of a table, by their keys."""
+        """The names of a table's columns, by their keys."""
         self.is_table = output_format in TABLES
         self._is_usual = schema is None and not self._variants
-        """Whether the cells of most rows are in the record as they are."""
+        """Whether `in_cells` may take the texts of most rows directly from the record."""
 
     def in_json(self, answered: AnsweredRow) -> JsonDict:
         """Return the fields of a row of JSON, by their names in the output."""
@@ -117,7 +117,7 @@ class AnswerValues:
         record = answered.record
         fields = answer_fields(record)
         if not fields["answer"] and (payload := record.extras.get("details", {}).get("payload")) is not None:
-            fields["answer"] = cell(payload)  # embeddings that a line of a Batch file asks for
+            fields["answer"] = cell(payload)  # embeddings that a Batch line requested
         if self.schema is not None:
             fields = self.schema.in_table(fields)
         return {**self._variant(answered), **fields} if self._variants else fields
@@ -164,7 +164,7 @@ class TableForm:
 
 @dataclass(frozen=True, slots=True)
 class TextForm:
-    """The functions that make text of rows."""
+    """The text form of an output: its header, and a function from rows to bytes."""
 
     row: Callable[[AnsweredRow], bytes]
     """Returns the bytes of a row, with a line end."""
@@ -177,7 +177,7 @@ def text_form(
 ) -> TextForm:
     """Return the form of an output.
 
-    `extra`: see `AnswerValues`. `stored`: all rows, whose fields are the columns of a table made of rows of JSON. `ids`
+    `extra`: see `AnswerValues`. `stored`: all rows; if they are JSON, their fields become the columns of a table. `ids`
     collects the ids of a Batch file.
     """
     answers, own = AnswerValues(spec, output_format, extra), OwnValues(spec, ids)
@@ -198,7 +198,7 @@ def text_form(
 
 
 def write_text(out: IO[bytes], form: TextForm, output_format: str, answered: Iterable[AnsweredRow]) -> None:
-    """Write rows, all of an output. Raises as `answered`, and `OSError`."""
+    """Write a whole output. Raises `OSError`, and the errors of `answered`."""
     write, row = out.write, form.row
     if output_format != "json":
         write(form.header)
@@ -242,20 +242,20 @@ def _batch_line(spec: JobSpec, ids: CustomIds | None, answered: AnsweredRow) -> 
 
 
 def cells_line(cells: Iterable[str], delimiter: str) -> bytes:
-    """Return a row of two cells or more as `csv.writer` writes it, in less than half of its time.
+    """Return a row of two or more cells as `csv.writer` writes it, in less than half of the time.
 
-    `csv` looks each letter up in its line end. And with a line feed for its line end, it leaves a lone carriage return
-    unquoted before Python 3.13, which readers take for the end of a row.
+    `csv` is slow because it searches its line end for each letter. Before Python 3.13, with a line feed as its line
+    end, it leaves a lone carriage return unquoted, and readers take that for the end of a row.
     """
     return f"{_joined(list(cells), delimiter)}\n".encode("utf-8", "surrogateescape")
 
 
 def _joined(cells: list[str], delimiter: str) -> str:
-    """Return cells as a part of a row."""
+    """Join cells, with quotes where they are needed."""
     text = delimiter.join(cells)
     if (
         _QUOTE not in text and "\n" not in text and "\r" not in text and text.count(delimiter) == len(cells) - 1
-    ):  # most rows: one look at all cells takes less time than a look at each
+    ):  # most rows: one check of the joined text is faster than a check of each cell
         return text
     quoted = [
         f'"{cell.replace(_QUOTE, _TWO)}"'
@@ -272,7 +272,7 @@ def _usage_cell(prompt_tokens: int, completion_tokens: int) -> str:
 
 
 def cell(value: Any) -> str:
-    """Return a value as a CSV cell; a value that is no text is JSON, bytes are base64."""
+    """Return a value as a CSV cell: a text unchanged, bytes as base64, other values as JSON."""
     if value is None:
         return ""
     if isinstance(value, str):
@@ -280,23 +280,23 @@ def cell(value: Any) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return json.dumps(value)
     text = rows.json_line(value)[:-1].decode()
-    return text[1:-1] if text[0] == '"' else text  # a date, a decimal or bytes, which JSON has as texts
+    return text[1:-1] if text[0] == '"' else text  # dates, decimals and bytes are texts in JSON
 
 
 def json_line(line: bytes, fields: JsonObject) -> bytes:
-    """Return the output line of a line of JSON: its own bytes, with the answer's `fields` after them."""
+    """Return the output line of a line of JSON: the input's bytes, then the answer's `fields`."""
     line = line.strip()
     try:
         value = rows.load(line, "")
     except PromptmillError:
         value = None
-    if not isinstance(value, dict):  # the error names the line
+    if not isinstance(value, dict):  # an unreadable line: its error names it
         return rows.json_line(fields)
     return b"%b%b%b" % (line[:-1].rstrip(), b"," if value else b"", rows.json_line(fields)[1:])
 
 
 def json_object(row: Row) -> JsonDict:
-    """Return a row of JSON; `{}` for an unreadable one, which has an error already."""
+    """Return a row of JSON, or `{}` if it is unreadable (its record has the error)."""
     own = row.cells or b""
     try:
         value = json.loads(own) if _LONG_NUMBER.search(own) else rows.load(own, "")

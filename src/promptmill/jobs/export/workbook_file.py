@@ -1,4 +1,4 @@
-"""Workbooks as outputs, written by openpyxl: a new one, or a sheet or columns of one that keeps all else.
+"""Workbooks as outputs, written by openpyxl: a new workbook, or a sheet or columns of an existing one.
 
 labels.xlsx              a new workbook with the sheet `answers`
 book.xlsx#Labels         the sheet `Labels`; other sheets of the book stay
@@ -35,12 +35,12 @@ class WorkbookWriter:
     def __init__(self, spec: JobSpec, form: TableForm) -> None:
         self._spec, self._form = spec, form
         self.cut = 0
-        """Cells that were longer than a cell may be."""
+        """The number of cells cut at Excel's limit."""
 
     def write(self, out: IO[bytes], answered: Iterable[AnsweredRow], target: Path | None = None) -> None:
-        """Write the workbook; `target` is its path later. Raises `PromptmillError`, `OSError`, and as `answered`.
+        """Write the workbook. Raises `PromptmillError`, `OSError`, and the errors of `answered`.
 
-        Of a workbook that exists, the parts that are not written are copied from `target`.
+        `target` is the final path. If a workbook exists there, its other sheets and columns are copied.
         """
         import openpyxl
 
@@ -85,9 +85,9 @@ class WorkbookWriter:
                     place.data_type = "s"  # a text that begins with = is no formula
 
     def _as_date(self, value: Any) -> Any:
-        """Return the date that a text of a workbook was, any other value as it is."""
+        """Return a text that was a date in the input workbook as a date, and any other value unchanged."""
         if self._spec.input.format == "xlsx" and isinstance(value, str) and _DATE.fullmatch(value):
-            with contextlib.suppress(ValueError):  # such as 2026-02-31, which was a text
+            with contextlib.suppress(ValueError):  # not a date: 2026-02-31
                 return dt.datetime.fromisoformat(value) if value[10:] else dt.date.fromisoformat(value)
         return value
 
@@ -108,7 +108,7 @@ class WorkbookWriter:
         return place
 
     def _plain(self, value: Any) -> Any:
-        """Return a value as a cell holds it: lists and objects are JSON, and a text has Excel's length at most."""
+        """Return a value for a cell: lists and objects become JSON, and a text is cut at Excel's limit."""
         from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
 
         if type(value) in _PLAIN or isinstance(value, dt.date):
@@ -121,7 +121,7 @@ class WorkbookWriter:
 
     @property
     def warning(self) -> str:
-        """A sentence about cells that were cut, `""` without one."""
+        """A sentence about cut cells; `""` if none was cut."""
         if not self.cut:
             return ""
         cells = "1 cell was" if self.cut == 1 else f"{self.cut:,} cells were"
@@ -132,7 +132,7 @@ _LOOKED_AT = 1000  # rows above the header
 
 
 def _sheet_of(spec: JobSpec, book: Any) -> str:
-    """Return the name of the sheet that the job read: the named one, else the only one with values."""
+    """Return the name of the sheet that the job read: the sheet it names, else the only sheet with values."""
     named = spec.input.parts[0].member
     names: Sequence[str] = book.sheetnames
     return named or next(name for name in names if book[name].max_row > 1 or book[name]["A1"].value is not None)

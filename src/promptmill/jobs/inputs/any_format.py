@@ -16,7 +16,7 @@ from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.values import JsonObject
 from promptmill.jobs.inputs.cells import CellTable
 from promptmill.jobs.inputs.files import IMAGES, InputFiles, find, opened
-from promptmill.jobs.inputs.formats import CELLS, TABLES, check_installed, compression_of, format_by_suffix
+from promptmill.jobs.inputs.formats import CELLS, TABLES, compression_of, format_by_suffix
 from promptmill.jobs.inputs.json_lines import JsonLines, first_objects, is_array
 from promptmill.jobs.inputs.questions import check_first_objects, distinct, questions_of
 from promptmill.jobs.inputs.row import Input
@@ -26,7 +26,7 @@ from promptmill.system.safe_open import is_file
 
 _FIRST_ROWS = 20
 _BINARY = frozenset({"parquet", "xlsx", "sql"})
-# First bytes of other files that are named like a text file.
+# First bytes of other files with the suffix of a text file.
 _SIGNS = MappingProxyType(
     {
         b"\x1f\x8b": "compressed with gzip; name it {}.gz",
@@ -40,8 +40,8 @@ _SIGNS = MappingProxyType(
 def format_of_input(files: InputFiles) -> str:
     """Return `jsonl`, `batch`, `csv`, `tsv`, `txt` or `parquet`, by suffix and first lines.
 
-    Raises `PromptmillError` (`invalid_input`) for another suffix, files of several kinds, and text that is not UTF-8
-    throughout.
+    Raises `PromptmillError` (`invalid_input`) for an unknown suffix, files of several kinds, and UTF-16 text or
+    compressed content without the matching option or suffix.
     """
     kinds = {_as_read(format_by_suffix(part.path, "input file")): part.path.name for part in files.parts}
     if len(kinds) > 1:
@@ -55,7 +55,7 @@ def format_of_input(files: InputFiles) -> str:
         raise input_error(Named("encoding"), f" goes with {', '.join(sorted(CELLS))} files; {kind} has its own.")
     if (
         files.encoding is None and kind not in _BINARY and (name := _utf_16(start))
-    ):  # of Excel's "Unicode text", and of `>` in some shells
+    ):  # Excel's "Unicode text" and `>` in some shells write UTF-16
         reads = Named("encoding", name, "; {} reads it") if kind in CELLS else "; save it as UTF-8"
         raise input_error(f"The input file {path.name} is UTF-16 text", reads, ".")
     if kind not in _BINARY and (found := next((what for sign, what in _SIGNS.items() if start.startswith(sign)), None)):
@@ -74,13 +74,10 @@ def check_columns(question: Question, input_format: str, files: InputFiles) -> N
 
 
 def input_of(files: InputFiles, input_format: str, without: Collection[str] = ()) -> Input:
-    """Return the rows of files; of a workbook `without` some columns.
-
-    Raises `PromptmillError` (`invalid_input`, `missing_dependency`).
-    """
+    """Return the rows of files. `without`: columns of a workbook to omit. Raises `PromptmillError`
+    (`invalid_input`)."""
     if input_format in CELLS:
         return CellTable(files, input_format)
-    check_installed(files.parts[0].path)
     if input_format == "parquet":
         from promptmill.jobs.inputs.parquet import ParquetTable  # imported where it is needed
 
@@ -95,7 +92,7 @@ def input_of(files: InputFiles, input_format: str, without: Collection[str] = ()
 
 
 def objects_of(source: Input) -> Iterator[JsonObject]:
-    """Yield rows as objects; columns of a table are fields. Raises `PromptmillError`, `OSError`."""
+    """Yield rows as objects; a table's columns become fields. Raises `PromptmillError`, `OSError`."""
     header = distinct(source.header)
     columns = list(enumerate(header))
     for stretch in source.stretches(columns):
@@ -111,16 +108,15 @@ def objects_of(source: Input) -> Iterator[JsonObject]:
 
 
 def objects_in(path: Path, encoding: str | None = None) -> Iterator[JsonObject]:
-    """Return the rows of a file as objects; columns of a table are fields. Raises `PromptmillError`, `OSError`."""
-    check_installed(path)
+    """Return the rows of a file as objects; a table's columns become fields. Raises `PromptmillError`, `OSError`."""
     files = opened(find([path.absolute()], path), encoding=encoding)
     return objects_of(input_of(files, format_of_input(files)))
 
 
 def image_column(files: InputFiles, input_format: str, *, only_existing: bool = False) -> str:
-    """Return the column whose first cells are paths or URLs of images; `""` if there is none, or rows have `images`.
+    """Return the first column with a path or URL of an image; `""` if there is none or a row has a field of images.
 
-    `only_existing`: only paths of files that are there, next to the input or in the working directory.
+    Looks at the first rows. `only_existing`: the file must exist next to the input or in the working directory.
     """
     with contextlib.suppress(PromptmillError, OSError):
         source = input_of(files, input_format)

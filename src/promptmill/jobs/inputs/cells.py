@@ -1,8 +1,8 @@
 """Tables of cells: CSV, TSV and plain text as rows under one header.
 
 A file is read in pieces of whole lines, and `csv` parses a piece in one step. A piece that ends within a quoted cell is
-parsed again with the text after it. From the first misplaced quote on, a file is parsed line by line: the row of the
-quote is its first line, and has an error.
+parsed again together with the next text. After the first misplaced quote, the rest of the file is parsed line by line.
+The first line of the misplaced quote becomes a row with an error.
 
 Bytes that are not UTF-8 are carried through cells unchanged.
 """
@@ -28,15 +28,16 @@ from promptmill.jobs.inputs.files import InputFiles, Part
 from promptmill.jobs.inputs.row import WHOLE, Extent, InputRow, Stretch, Style, Window, digest_of
 
 _DELIMITERS = ",;\t|"
-_SEP = re.compile(rb"sep=([,;\t|])\r?(?:\n|$)")  # the first line of a table that Excel wrote for another country
+_SEP = re.compile(rb"sep=([,;\t|])\r?(?:\n|$)")  # a first line that names the delimiter, for Excel
 _QUOTED = re.compile(r'"(?:[^"]|"")*("|$)')  # a delimiter inside separates nothing
-# A cell over more than `MOST_LINES` is a quote that is never closed. Its first line is the row, and the other lines are
-# read again: among them a cell has fewer lines, or a file of such quotes would be read thousands of times.
+# A cell of more than `MOST_LINES` lines is taken for an unclosed quote. Its first line becomes the row, and the other
+# lines are read again. Among those, a cell may have only this many lines; otherwise a file of such quotes would be read
+# thousands of times.
 _MOST_DOUBTFUL_LINES = 32
 WINDOWS = "cp1252"
-"""The encoding of files that are not UTF-8, most likely: all printable text of Latin-1 is the same in it."""
-_PIECE = 1 << 18  # bytes: some thousand rows, so that a piece costs little more than its rows
-_LONGEST_PIECE = 4 << 20  # bytes that are parsed again for the sake of a quoted cell at their end
+"""The likely encoding of files that are not UTF-8. It equals Latin-1 for printable text."""
+_PIECE = 1 << 18  # bytes: some thousand rows, so that the overhead of a piece is small
+_LONGEST_PIECE = 4 << 20  # bytes; a longer piece that ends within a quoted cell is not extended
 _AT_ONCE = 1024  # rows
 _TOO_LONG = "is longer than"
 _UNCLOSED = "opens a quote that is not closed"
@@ -57,7 +58,7 @@ class _Page:
     extent: Extent = field(default_factory=Extent)
     digest: bytes = b""
     problems: Mapping[int, str] = field(default_factory=dict)
-    """By the index of the row."""
+    """The rows' problems, by the index of the row."""
     lines: Sequence[int] = ()
     """The last line of each row in its file; empty if it is to be computed from `text`."""
     text: str = ""
@@ -66,7 +67,7 @@ class _Page:
     """The number of lines before `text`."""
 
     def line_of(self, at: int) -> int:
-        """Return the last line, from 1, of the row with this index."""
+        """Return the number (from 1) of the last line of the row with this index."""
         if not self.lines:
             reader = csv.reader(io.StringIO(self.text, newline=""), delimiter=self.delimiter)
             ends = [self.first_line + reader.line_num for row in reader if row]
@@ -83,7 +84,7 @@ class CellTable:
         self._files = files
         self._kind = kind
         self._is_utf8 = files.encoding is not None
-        """Whether some text showed that it is UTF-8, or the user says which encoding it has."""
+        """Whether a cell has proved that the input is UTF-8, or the user has named the encoding."""
         self._headers: list[_Header] = []
         for at, part in enumerate(files.parts):
             with files.stream(at) as stream:
@@ -152,7 +153,7 @@ class CellTable:
             return _Header(next(csv.reader([record.only_first()], delimiter=delimiter)), delimiter)
 
     def _pages(self, at: int, window: Window) -> Iterator[_Page]:
-        """Yield the rows of a file, without empty ones."""
+        """Yield the rows of a file in pages; empty rows are left out."""
         delimiter = self._headers[at].delimiter
         with self._files.stream(at) as stream:
             pieces = _Pieces(stream, self._files.encoding, LONGEST_ROW, window)
@@ -181,7 +182,8 @@ class CellTable:
                 yield _Page(found, extent, digest, text=text, delimiter=delimiter, first_line=piece.line)
 
     def _doubtful(self, lines: Iterator[str], at: int, first_line: int, *, has_header: bool) -> Iterator[_Page]:
-        """Yield the rest of the rows of a file with a misplaced quote: the row of the quote is its first line."""
+        """Yield the rows of a file after a misplaced quote. A misplaced quote's first line becomes a row with an
+        error."""
         names, delimiter = self._headers[at]
         if has_header:
             next(csv.reader(record := _Record(lines, LONGEST_ROW), delimiter=delimiter), None)
@@ -196,7 +198,7 @@ class CellTable:
             except csv.Error as error:
                 taken = record.taken
                 cells = record.only_first().rstrip("\r\n").split(delimiter)
-                if self._kind == "csv" or len(cells) != len(names):  # in TSV a quote may be an ordinary letter
+                if self._kind == "csv" or len(cells) != len(names):  # in TSV a quote may be an ordinary character
                     problems[len(page.rows)] = _quote_problem(error, taken)
             if cells:
                 page.rows.append(cells)
@@ -215,15 +217,15 @@ class _Piece(NamedTuple):
     data: bytes
     text: str
     line: int
-    """The number of lines before it."""
+    """The number of lines before the piece."""
     begins: bool
-    """Whether it is the beginning of the file."""
+    """Whether the piece is the beginning of the file."""
     skipped: int = 0
-    """Lines at its beginning that are not in `text`."""
+    """Lines at the beginning of the piece that are not in `text`."""
 
     @property
     def extent(self) -> Extent:
-        """Its size."""
+        """The size of the piece; `rows` is 0."""
         text = self.text
         ends = text.count("\n") + text.count("\r") - text.count("\r\n")
         return Extent(len(self.data), 0, self.skipped + ends)
@@ -233,7 +235,7 @@ class _Pieces:
     """A file in pieces of whole lines."""
 
     def __init__(self, stream: IO[bytes], encoding: str | None, longest: int, window: Window = WHOLE) -> None:
-        """`longest`: bytes of a line."""
+        """`longest`: the most bytes of a line."""
         self._encoding, self._longest = encoding, longest
         self.is_utf8 = encoding is None or codecs.lookup(encoding).name == "utf-8"
         self._read = stream.read
@@ -249,12 +251,13 @@ class _Pieces:
             stream.seek(self._at)
         self._begins = not self._at
         self.delimiter = ""
-        """The text between cells that the file itself names, once its beginning is read."""
+        """The delimiter that the file's first line (`sep=;`) names; known after the first piece."""
         self._rest = self._again = b""
         self._has_ended = False
 
     def __iter__(self) -> Iterator[_Piece]:
-        """Yield the pieces. Raises `PromptmillError` (`invalid_input`) for a line that is too long, and other text."""
+        """Yield the pieces. Raises `PromptmillError` (`invalid_input`) if a line is too long or the encoding is
+        wrong."""
         while data := self._next():
             text, skipped = data, 0
             if self._begins:
@@ -268,12 +271,12 @@ class _Pieces:
                 self._line += piece.extent.lines
 
     def extend(self, piece: _Piece) -> bool:
-        """Let the next piece be the last one with the text after it; return whether there is more text."""
+        """Make the next piece begin with `piece` again, plus the text after it; return whether there is more text."""
         self._again = b"" if self._has_ended else piece.data
         return not self._has_ended
 
     def rest(self, piece: _Piece) -> Iterator[str]:
-        """Yield the lines of the last piece and of all pieces after it."""
+        """Yield the lines of `piece` and of all pieces after it."""
         for each in itertools.chain([piece], self):
             yield from io.StringIO(each.text, newline="")
 
@@ -305,7 +308,7 @@ class _Pieces:
 
 
 def _quote_problem(error: csv.Error, lines: int) -> str:
-    """Return the problem of a misplaced quote in a row of `lines` lines."""
+    """Describe a misplaced quote in a record of `lines` lines."""
     never = lines > 1 or "end of data" in str(error)
     return _UNCLOSED if never and _TOO_LONG not in str(error) else f"has a quote that does not belong there: {error}"
 
@@ -316,7 +319,7 @@ def _wrong_width(cells: int, width: int) -> str:
 
 
 class _Record:
-    """The lines of a file. Those after the first line of a record can be given back, to be read again."""
+    """The lines of a file for `csv`. All lines of a record but the first can be put back, to be read again."""
 
     def __init__(self, lines: Iterator[str], longest: int = LONGEST_ROW, number: int = 0) -> None:
         self._lines = lines
@@ -325,7 +328,7 @@ class _Record:
         self._taken: list[str] = []
         self._size = 0
         self._most = MOST_LINES
-        self._doubtful = 0  # up to this line, the misplaced quote may be an earlier one
+        self._doubtful = 0  # up to this line, lines are read again after a misplaced quote
         self.number = number
         """The number of the last line that was read."""
 
@@ -354,7 +357,7 @@ class _Record:
         self._most = MOST_LINES if self.number >= self._doubtful else _MOST_DOUBTFUL_LINES
 
     def only_first(self) -> str:
-        """Return the first line of the record as the whole record; the other lines are read again."""
+        """Return the first line of the record, and put the other lines back."""
         first, *others = self._taken
         self._doubtful = max(self._doubtful, self.number)
         self._back.extendleft(reversed(others))
@@ -363,7 +366,7 @@ class _Record:
 
 
 def _wants_bom(files: InputFiles) -> bool:
-    """Return whether Excel needs a byte-order mark in the output: the first file has one, or is from Windows."""
+    """Return whether the output needs a byte-order mark for Excel: the first file has one, or a Windows encoding."""
     with files.stream() as stream:
         start = stream.read(3)
     is_windows = files.encoding is not None and codecs.lookup(files.encoding).name.startswith("cp125")
@@ -371,7 +374,7 @@ def _wants_bom(files: InputFiles) -> bool:
 
 
 def _places(own: list[str], part: Part, header: list[str]) -> list[int | str] | None:
-    """Return, for each column of the table, its place in the file or its value; None if the columns are the same."""
+    """Return each table column's index in the file, or its constant value; None if the file has the same columns."""
     if own == header and not part.columns:
         return None
     places = {name: at for at, name in reversed([*enumerate(own)])}
@@ -379,12 +382,12 @@ def _places(own: list[str], part: Part, header: list[str]) -> list[int | str] | 
 
 
 def _fitted(cells: list[str], places: list[int | str]) -> list[str]:
-    """Return the cells of a row in the columns of the table."""
+    """Return the cells of a row in the order of the table's columns."""
     return [place if isinstance(place, str) else cells[place] if place < len(cells) else "" for place in places]
 
 
 def _is_endless(cells: list[str]) -> bool:
-    """Return whether a cell has more lines than a cell may have."""
+    """Return whether a cell has more than `MOST_LINES` lines."""
     return any(cell.count("\n") > MOST_LINES for cell in cells)
 
 
@@ -398,10 +401,10 @@ def _placed(problem: str, line: int) -> str:
 
 
 def is_utf8(text: str) -> bool:
-    """Return whether `text`, read from a table, was UTF-8."""
+    """Return whether a cell was UTF-8 in its file."""
     return text.isascii() or not any("\udc80" <= letter <= "\udcff" for letter in text)
 
 
 def readable(text: str) -> str:
-    """Return a cell with the replacement character for bytes that are not UTF-8."""
+    """Return a cell with replacement characters in place of bytes that are not UTF-8."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""The files of an input: which ones a path, a folder or a pattern names, and their content, read as one."""
+"""The files of an input: finds the files of a path, a folder or a pattern, and reads them one after the other."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from urllib.parse import unquote
 from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.wording import close_matches
 from promptmill.jobs.disk import why
-from promptmill.jobs.inputs.formats import SUFFIXES, compression_of, plain
+from promptmill.jobs.inputs.formats import SUFFIXES, check_installed, compression_of, plain
 from promptmill.jobs.members import DATABASES, file_of, split
 from promptmill.jobs.store.database import HaltedError
 from promptmill.system.safe_open import NoFileError, OutsideError, open_regular, real_path
@@ -32,7 +32,7 @@ _NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
 _COPY = 1 << 20
 _BUFFER = 1 << 18
 _HARMLESS_BYTES = 1 << 30
-_MOST_RATIO = 200  # rows that differ in a number alone have a ratio of about 100
+_MOST_RATIO = 200  # rows that differ only in a number have a ratio of about 100
 _OF_IMAGES = (" For images, write a table with a column of their paths: ", Named("image_column"), ".")
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 """The suffixes of images."""
@@ -44,23 +44,23 @@ class Part:
 
     path: Path
     columns: Mapping[str, str] = field(default_factory=dict)
-    """Columns that its path adds to its rows: `source_file`, and folders such as `year=2025`."""
+    """Columns that the path adds to each row: `source_file`, and one for a folder such as `year=2025`."""
     member: str = ""
-    """The sheet or the table whose rows count; `""`: the only one."""
+    """The sheet or table to read; `""`: the only one."""
     query: str = ""
-    """Of a database, the query whose rows count."""
+    """The query whose rows to read from a database; `""`: no query."""
 
     @property
     def within(self) -> str:
-        """The part of the file whose rows count."""
+        """The query, or else the sheet or table."""
         return self.query or self.member
 
 
 def find(given: Sequence[Path], output: Path) -> list[Part]:
-    """Return the files of the paths, folders and patterns `given`, in their order; the files of a folder by name.
+    """Return the files of the paths, folders and patterns `given`, in that order; files of a folder sorted by name.
 
     A single path that is neither folder nor pattern is returned even if no such file exists. In a folder, files of
-    other kinds, hidden files, `output` and the folders of jobs are left out.
+    other formats, databases, hidden files and folders, and `output` are left out.
 
     Raises `PromptmillError` (`invalid_input`) if there is no file.
     """
@@ -93,13 +93,13 @@ def find(given: Sequence[Path], output: Path) -> list[Part]:
 
 
 def _has_images(path: Path) -> bool:
-    """Return whether a folder or a pattern finds an image among its first files."""
+    """Return whether an image is among the first 1,000 files of a folder or a pattern."""
     found = path.iterdir() if path.is_dir() else _matching(path)
     return any(one.name.lower().endswith(IMAGES) for one in itertools.islice(found, 1000))
 
 
 def _check_kind(path: Path) -> None:
-    """Raise `PromptmillError` (`invalid_input`) for a path that is often given by mistake for a file of rows."""
+    """Raise `PromptmillError` (`invalid_input`) for common mistakes: a broken link, a pipe, a saved dataset."""
     if path.is_symlink() and not path.exists():
         raise input_error(f"{path} is a link to {path.readlink()}, which does not exist.")
     if path.is_fifo():
@@ -117,7 +117,7 @@ def is_several(path: Path) -> bool:
 
 
 def all_files(given: Path, output: Path | None = None) -> list[Path]:
-    """Return the files of a path, a folder or a pattern, by name; hidden ones and `output` are left out."""
+    """Return the files of a path, a folder or a pattern, sorted by name, without hidden files and `output`."""
     if not given.is_dir():
         found = _matching(given) if is_several(given) else [given]
         return sorted(path for path in found if _counts(path, output))
@@ -133,7 +133,7 @@ def _matching(pattern: Path) -> Iterator[Path]:
 
 
 def _counts(path: Path, output: Path | None) -> bool:
-    """Return whether a file of a folder belongs to the input: writers add `_SUCCESS` and hidden files."""
+    """Return whether a file belongs to the input; it is not hidden, not `output`, and no writer's mark (`_SUCCESS`)."""
     hidden = (".", "_", "~$")  # `~$` is Excel's mark of a workbook that is open
     return not path.name.startswith(hidden) and path.is_file() and (output is None or real_path(path) != output)
 
@@ -147,7 +147,7 @@ class InputFiles:
     """The files of an input, opened one after the other."""
 
     def __init__(self, parts: Sequence[Part], encoding: str | None = None) -> None:
-        """`encoding` is the encoding of their text, None for UTF-8. Raises `OSError`, `NoFileError`, `OutsideError`."""
+        """`encoding`: the encoding of the text; None: UTF-8. Raises `OSError`, `NoFileError`, `OutsideError`."""
         self.parts = tuple(parts)
         self.encoding = encoding
         for part in parts[:1]:
@@ -156,7 +156,7 @@ class InputFiles:
             part.path.stat()
 
     def stamp(self) -> tuple[int, int]:
-        """Return `(size in bytes, version)`: for one file, the version is the time of its last change in ns."""
+        """Return `(size in bytes, version)`. The version of one file is its last change in ns, of several a digest."""
         found = [part.path.stat() for part in self.parts]
         if len(found) == 1 and not self.parts[0].within:
             return found[0].st_size, found[0].st_mtime_ns
@@ -165,7 +165,7 @@ class InputFiles:
         return sum(stat.st_size for stat in found), int.from_bytes(hashlib.blake2b(seen, digest_size=7).digest())
 
     def sha256(self, halt: threading.Event | None = None) -> str:
-        """Return the digest of the content and of the columns that paths add. Blocks, about a second per gigabyte.
+        """Return the digest of the content and of the columns that paths add. Blocks for about 1 s per gigabyte.
 
         Raises `OSError`, `HaltedError`.
         """
@@ -182,7 +182,7 @@ class InputFiles:
 
     @contextmanager
     def stream(self, at: int = 0, *, seekable: bool = False) -> Iterator[IO[bytes]]:
-        """Give the decompressed content of one file; `seekable` for a reader that seeks."""
+        """Open the decompressed content of file number `at`. `seekable`: the stream can seek."""
         part = self.parts[at]
         kind = compression_of(part.path)
         with self._opened(part) as file:
@@ -202,16 +202,20 @@ class InputFiles:
 
     @staticmethod
     def _opened(part: Part) -> IO[bytes]:
-        """Open a file without a link anywhere on its path."""
+        """Open a file; no part of its path may be a link."""
         return os.fdopen(open_regular(part.path, (part.path,)), "rb", _BUFFER)
 
 
 def opened(parts: Sequence[Part], *, known: bool = False, encoding: str | None = None) -> InputFiles:
-    """Return the files of an input; `known`: an earlier run of the job read them. Raises `PromptmillError`."""
+    """Return the files of an input. `known`: an earlier run of the job has read them.
+
+    Raises `PromptmillError` (`invalid_input`, `missing_dependency`).
+    """
     source = parts[0].path
+    check_installed(*(part.path for part in parts))
     try:
         return InputFiles(parts, encoding)
-    except (NoFileError, OutsideError):  # outside: the path has just become a link
+    except (NoFileError, OutsideError):  # OutsideError: the path has just become a link
         raise input_error(f"{source} is not a regular file.") from None
     except FileNotFoundError as error:
         missing = Path(error.filename or source)
@@ -222,7 +226,7 @@ def opened(parts: Sequence[Part], *, known: bool = False, encoding: str | None =
 
 
 def _nearest(missing: Path) -> str:
-    """Return a hint with the file of rows whose name is nearest to the missing one."""
+    """Return a hint that names the file with the most similar name, or `""`."""
     with suppress(OSError):
         names = [path.name for path in missing.parent.iterdir() if _is_known(path)]
         if near := close_matches(missing.name, names, n=1):
@@ -236,9 +240,9 @@ def _is_known(path: Path) -> bool:
 
 
 def decompressed(stream: IO[bytes], kind: str) -> IO[bytes]:
-    """Return the decompressed content of `stream`; several members or frames count as one.
+    """Return the decompressed content of `stream`; several members (gzip) or frames (zstd) are joined.
 
-    Reading raises `PromptmillError` (`invalid_input`) when the content is too large for its compressed size.
+    Reading raises the error of `check_ratio`.
     """
     if kind == "gz":
         return io.BufferedReader(_Readable(stream, gzip.GzipFile(fileobj=stream, mode="rb")))
@@ -248,7 +252,8 @@ def decompressed(stream: IO[bytes], kind: str) -> IO[bytes]:
 
 
 def check_ratio(size: int, compressed_size: int) -> None:
-    """Raise `PromptmillError` (`invalid_input`) if the content is so large for its compressed size as in an attack."""
+    """Raise `PromptmillError` (`invalid_input`) for a decompression bomb: content over 200 times its compressed
+    size."""
     if size > _HARMLESS_BYTES and size > _MOST_RATIO * compressed_size:
         raise input_error(
             f"The input decompresses to more than {_MOST_RATIO} times its size, which files of rows do not; decompress "
@@ -274,7 +279,7 @@ def _broken(path: Path, error: Exception) -> PromptmillError:
 
 
 class _Readable(io.RawIOBase):
-    """A decompressing `stream` over the file `packed`, as a Python file whose size is checked."""
+    """Reads `stream`, which decompresses `packed`, and checks the ratio of their sizes."""
 
     def __init__(self, packed: IO[bytes], stream: Any) -> None:
         self._packed, self._stream, self._size = packed, stream, 0

@@ -1,4 +1,4 @@
-"""Formats of inputs and outputs, by suffix and first lines, and their compression."""
+"""Formats of inputs and outputs by suffix, and their compression."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ SUFFIXES = MappingProxyType(
         **members.DATABASES,
     }
 )
-"""Each may be followed by one of `COMPRESSED`."""
+"""The format of each suffix. A suffix of `COMPRESSED` may follow."""
 COMPRESSED = MappingProxyType({".gz": "gz", ".zst": "zst"})
 LINES = frozenset({"jsonl", "batch", "messages"})
 """Formats of an input whose rows are lines of JSON."""
 CELLS = frozenset({"csv", "tsv", "txt"})
 TABLES = CELLS | {"parquet", "xlsx", "sql"}
-_LEVEL = 6  # gzip's own default; Python's is 9, three times slower for one percent
+_LEVEL = 6  # the default of `gzip`; Python's default, 9, takes three times as long and saves 1 %
 _OUTPUTS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".xlsx", ".db#TABLE")
 _WRITTEN = frozenset({"jsonl", "json", "csv", "tsv", "parquet", "xlsx", "sql"})
 _ONLY_READ = frozenset({".xls", ".xlsb", ".xlsm", ".ods"})
@@ -45,11 +45,11 @@ _PACKAGES = MappingProxyType(
         **dict.fromkeys(members.WORKBOOKS, "python_calamine"),
     }
 )
-"""The module that reads or writes files of a suffix."""
+"""The module that reads or writes files with a suffix."""
 
 
 def format_by_suffix(path: Path, role: str) -> str:
-    """Return the format by the suffix. Raises `PromptmillError` (`invalid_input`) for an unknown suffix.
+    """Return the format of a file, by its suffix. Raises `PromptmillError` (`invalid_input`) for an unknown suffix.
 
     >>> format_by_suffix(Path("Labels.CSV.gz"), "output file")
     'csv'
@@ -74,12 +74,13 @@ def compression_of(path: Path) -> str:
 
 
 def plain(path: Path) -> Path:
-    """Return the file without the suffix of its compression, and without the table in it."""
+    """Return the path without the suffix of its compression and without the name of a table."""
     return path.with_suffix("") if compression_of(path) else members.file_of(path)
 
 
 def format_of_output(path: Path, input_format: str) -> str:
-    """Return the format of the output. Raises `PromptmillError` (`invalid_input`) if an output cannot have it."""
+    """Return the format of the output. Raises `PromptmillError` (`invalid_input`) if outputs do not have this
+    format."""
     kind, suffix = format_by_suffix(path, "output file"), plain(path).suffix.lower()
     if kind not in _WRITTEN or suffix in _ONLY_READ:
         raise input_error(f"An output ends with {', '.join(_OUTPUTS)}, not {suffix}.")
@@ -89,12 +90,12 @@ def format_of_output(path: Path, input_format: str) -> str:
 
 
 def row_kind(input_format: str) -> str:
-    """Return the kind that `rows.RowReader` reads the rows of this format as."""
+    """Return the `kind` of `rows.RowReader` for rows of this format."""
     return input_format if input_format in LINES else "table"
 
 
 def check_installed(*paths: Path) -> None:
-    """Raise `PromptmillError` (`missing_dependency`) when some of `paths` cannot be read or written here."""
+    """Raise `PromptmillError` (`missing_dependency`) if the package for one of `paths` is not installed."""
     for path in paths:
         suffixes = {suffix.lower() for suffix in (path.suffix, plain(path).suffix)}
         for suffix in suffixes & _PACKAGES.keys():
@@ -106,9 +107,9 @@ def check_installed(*paths: Path) -> None:
 
 @contextmanager
 def compressed(out: IO[bytes], kind: str) -> Iterator[IO[bytes]]:
-    """Give a file whose content is written to `out`, compressed as `kind` says; `out` stays open.
+    """Yield a file that compresses its content into `out`. `kind`: see `compression_of`. `out` stays open.
 
-    Equal content gives equal bytes. `""` gives `out` itself.
+    Equal content gives equal bytes. For `kind` `""`, yields `out` itself.
     """
     if not kind:
         yield out
@@ -123,7 +124,7 @@ def compressed(out: IO[bytes], kind: str) -> Iterator[IO[bytes]]:
 
 
 class _Unclosed:
-    """A file that `close` leaves open."""
+    """A file whose `close` does nothing."""
 
     closed = False
 

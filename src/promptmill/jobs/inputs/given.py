@@ -1,6 +1,6 @@
-"""Rows that are in no file of the user's: from standard input, from a program, or at a URL.
+"""Rows from standard input, from a program, or from a URL, instead of a file of the user.
 
-They are written into a temporary file, from which the job's database is made, and which is then removed.
+They are written to a temporary file, which is removed after the job's database is filled from it.
 """
 
 from __future__ import annotations
@@ -34,19 +34,20 @@ _BLOCK = 1 << 20
 
 
 class Given(NamedTuple):
-    """Rows that are in no file of the user's."""
+    """Rows from standard input, from a program, or from a URL."""
 
     parts: Sequence[Part]
-    """Temporary files with the rows; none if the job has read the same rows before."""
+    """Temporary files with the rows; empty if the job has read the same rows before."""
     key: str
-    """The digest of their content."""
+    """The digest of the rows' content."""
     name: str = "rows"
     """The name of the input in messages; it is not a path."""
 
 
 @contextlib.contextmanager
 def written(folders: JobFolders, blocks: Iterable[bytes], suffix: str, name: str = "rows") -> Iterator[Given]:
-    """Give rows whose bytes come in blocks, in a file that ends with `suffix`. Raises `PromptmillError` (`storage`)."""
+    """Write blocks of bytes to a temporary file with `suffix`, and yield its rows. Raises `PromptmillError`
+    (`storage`)."""
     root = root_of(folders)
     try:
         disk.make_private_folder(root)
@@ -70,7 +71,7 @@ def root_of(folders: JobFolders) -> Path:
 
 
 def loose_id(given: Given, plan: ResolvedConfig, order: JobOrder) -> str:
-    """Return the id of the job that answers given rows into no file: equal rows, questions and settings are one job."""
+    """Return the id of a job without an output file. Equal rows, questions and settings have the same id."""
     settings = fingerprint(plan, order.system_prompt, "jsonl")
     question = order.question.model_dump(mode="json")
     variants = [variant.model_dump() for variant in order.variants]
@@ -83,7 +84,7 @@ def _slug(name: str) -> str:
 
 
 def prune(folders: JobFolders, before: float) -> None:
-    """Remove temporary files from before that time that no job uses any more. Raises `OSError`."""
+    """Remove temporary files that are older than `before` and that no job uses. Raises `OSError`."""
     root = root_of(folders).resolve()
     used = {spec.output.path.parent for folder in folders.all() if (spec := folder.spec) is not None}
     with contextlib.suppress(FileNotFoundError):
@@ -93,7 +94,7 @@ def prune(folders: JobFolders, before: float) -> None:
 
 
 def suffix_of(first: bytes) -> str:
-    """Return the suffix for what begins with these bytes. Raises `PromptmillError` (`invalid_input`)."""
+    """Return the suffix for content with these first bytes. Raises `PromptmillError` (`invalid_input`)."""
     if first.startswith(b"PAR1"):
         return ".parquet"
     match first.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]:
@@ -118,9 +119,9 @@ def blocks_of_stdin(descriptor: int) -> Iterable[bytes]:
 def lines_of(
     rows: Iterable[Any], name: str, argument: str, default: Callable[[Any], Any] | None = None
 ) -> Iterator[bytes]:
-    """Yield the rows of an argument as lines of JSON: texts, whose field is `name`, rows with fields, and messages.
+    """Yield the rows of an argument as lines of JSON. A row is a text (its field is `name`), an object, or messages.
 
-    None and NaN are texts that are missing. `default` returns the JSON form of other values, None for missing ones.
+    None and NaN are missing texts. `default` returns the JSON form of other values, or None for a missing value.
     Raises `PromptmillError` (`invalid_input`).
     """
     for index, row in enumerate(rows):

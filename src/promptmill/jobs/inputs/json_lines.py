@@ -24,13 +24,13 @@ _LOOKED_AT = 100  # lines
 _FIRST_BYTES, _FIRST_BYTES_OF_ALL = 1 << 20, 4 << 20
 _LIST_OF_ROWS = re.compile(rb'\s*"([\w-]{1,40})"\s*:\s*\[\s*\{')
 _BLOCK = 1 << 20
-_PIECE = 1 << 18  # bytes, so that the cost of a piece is small next to the cost of its rows
+_PIECE = 1 << 18  # bytes: so many that the overhead of a piece is small
 _AT_ONCE = 256  # items
 _SPACE = " \t\r\n"
 
 
 class JsonLines:
-    """The rows of all files, with the columns that the path of a file adds. A row's number counts blank lines, too."""
+    """The rows of all files, with the columns that the path of a file adds. Blank lines count in a row's number."""
 
     header: Sequence[str] = ()
     style = Style()
@@ -65,7 +65,7 @@ def _pages(lines: Iterator[bytes]) -> Iterator[tuple[list[bytes | None], bytes]]
 
 
 def _pieces(stream: IO[bytes], window: Window) -> Iterator[tuple[list[bytes | None], bytes]]:
-    """Yield the lines of a file in pieces, with their bytes; None for a line that is too long."""
+    """Yield pieces of a file: their lines (None for a line that is too long) and their bytes."""
     at, begins = window.before.size, not window.before.size
     if at:
         stream.seek(at)
@@ -108,9 +108,9 @@ def first_objects(files: InputFiles) -> Iterator[JsonDict]:
 
 
 def is_array(path: Path, stream: IO[bytes]) -> bool:
-    """Return whether a JSON file, whose beginning is read, is an array of rows; else it has one in each line.
+    """Read the beginning of a JSON file; return whether it is an array of rows, not one row per line.
 
-    Raises `PromptmillError` (`invalid_input`) for an object over several lines.
+    Raises `PromptmillError` (`invalid_input`) if an object extends over several lines.
     """
     if format_by_suffix(path, "input file") not in {"json", "jsonl"}:
         return False
@@ -135,7 +135,7 @@ def _with(line: bytes, columns: Mapping[str, str]) -> bytes:
 
 
 def _items(stream: IO[bytes], name: str) -> Iterator[bytes]:
-    """Yield the items of an array, each as it is written but in one line; memory for a block and one item."""
+    """Yield the text of each item of an array, in one line. Holds a block and one item in memory."""
     decoder, text = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8-sig")(errors="surrogateescape")
     held, at, block, is_open, is_first = "", 0, _BLOCK, False, True
     before = 0  # characters that were dropped, for messages
@@ -193,5 +193,5 @@ def _items(stream: IO[bytes], name: str) -> Iterator[bytes]:
                 raise wrong(at, problem)
         block, item = _BLOCK, held[at:end]
         at, is_first = end, False
-        # line breaks inside texts are escaped: these separate the parts of the item
+        # line breaks inside texts are escaped, so these are only white space
         yield item.replace("\r", " ").replace("\n", " ").encode("utf-8", "surrogateescape")

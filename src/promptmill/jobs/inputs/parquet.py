@@ -21,7 +21,7 @@ _MAGIC = b"PAR1"
 _BATCH_BYTES = 1 << 20
 _EXPANDED_BYTES = 16 << 20
 _SMALL_DICTIONARY = 4 << 10
-_PAGE_HEADER = 32  # bytes that hold its first fields
+_PAGE_HEADER = 32  # bytes that hold the first fields of the header
 _PAGE_BYTES = 1 << 20
 
 
@@ -30,8 +30,8 @@ class ParquetTable:
 
     def __init__(self, files: InputFiles) -> None:
         """Read the files' schemas. Raises `PromptmillError` (`invalid_input`)."""
-        if sys.platform == "linux":  # where every build of pyarrow's has it
-            # it keeps the fewest freed pages; the system's allocator keeps a varying number
+        if sys.platform == "linux":  # where every build of pyarrow has jemalloc
+            # jemalloc keeps the fewest freed pages; the number varies with the system's allocator
             os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "jemalloc")
         import pyarrow as pa
 
@@ -54,7 +54,7 @@ class ParquetTable:
 
     @property
     def style(self) -> Style:
-        """The schema."""
+        """A style with the Arrow schema."""
         return Style(arrow_schema=packed_schema(self.schema))
 
     @property
@@ -93,11 +93,11 @@ class ParquetTable:
         from pyarrow import parquet
 
         with self._files.stream(at, seekable=True) as stream:
-            # by its path, because a page that passes through Python is in memory twice
+            # opened by path, because a page that passes through Python is in memory twice
             is_plain = sys.platform == "linux" and not compression_of(self._files.parts[at].path)
             path = Path(f"/proc/self/fd/{stream.fileno()}") if is_plain else stream
             try:
-                # else pyarrow reads ahead, and holds the column of a whole row group in memory
+                # with `pre_buffer`, pyarrow holds the column of a whole row group in memory
                 file = parquet.ParquetFile(path, pre_buffer=False, buffer_size=_PAGE_BYTES)
             except (pa.ArrowException, OSError) as error:
                 raise input_error(_unreadable(self._files.parts[at].path, stream, error)) from None
@@ -110,16 +110,16 @@ def packed_schema(schema: Any) -> str:
 
 
 def unpacked_schema(text: str) -> Any:
-    """Return the Arrow schema that `packed_schema` wrote."""
+    """Return the Arrow schema from the text of `packed_schema`."""
     import pyarrow as pa
 
     return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
 
 
 def without_nanoseconds(kind: Any) -> Any:
-    """Return an Arrow type with texts for its times in nanoseconds, and numbers for its durations.
+    """Return an Arrow type with times in nanoseconds replaced by texts, and durations in nanoseconds by integers.
 
-    Python has no types for them.
+    Python has no types for nanoseconds.
     """
     import pyarrow as pa
 
@@ -135,7 +135,7 @@ def without_nanoseconds(kind: Any) -> Any:
 
 
 def _python_values(column: Any) -> list[Any]:
-    """Return the values of a column; a time in nanoseconds is a text, as Python writes times."""
+    """Return the values of a column. A time in nanoseconds becomes a text in Python's form of times."""
     import pyarrow as pa
     from pyarrow import compute
 
@@ -174,9 +174,9 @@ def _unreadable(path: Path, stream: IO[bytes], error: Exception) -> str:
 
 
 def _rows_at_once(file: Any, stream: IO[bytes], columns: set[str]) -> int:
-    """Return the number of rows of these columns that make a few megabytes, by the fullest row group.
+    """Return how many rows of these columns make about 1 MiB, in the row group with the largest rows.
 
-    A value that is in a chunk's dictionary once may be the value of every row: the number is low enough for that.
+    Every row may have the largest value of a chunk's dictionary; the number is low enough for this case.
     Raises `PromptmillError` (`invalid_input`).
     """
     rows = 4096
@@ -193,7 +193,7 @@ def _rows_at_once(file: Any, stream: IO[bytes], columns: set[str]) -> int:
 
 
 def _largest_repeated(stream: IO[bytes], chunk: Any) -> int:
-    """Return the size in bytes of the largest value that the chunk's dictionary may have."""
+    """Return the largest possible size in bytes of a value in the chunk's dictionary."""
     if not chunk.has_dictionary_page or not (start := chunk.dictionary_page_offset):
         return 0
     stream.seek(start)

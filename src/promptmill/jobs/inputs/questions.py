@@ -1,4 +1,4 @@
-"""The questions of an input: the columns that its prompts, settings and images come from."""
+"""The questions of an input: which columns hold its prompts, settings and images."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from promptmill.jobs.inputs.template import ROW, check_names, mistyped_names_nam
 from promptmill.jobs.store.order import Question
 
 _PROMPTS = frozenset({"prompt", "messages"})
-# Usual names of the field with the prompt; errors suggest the first one that the rows have.
+# Common names of the field with the prompt; errors suggest the first of these that the rows have.
 _USUAL = ("question", "text", "input", "query", "instruction", "content", "user", "request")
 
 
 def questions_of(question: Question, input_format: str, names: Sequence[str]) -> list[Questions]:
     """Return the questions of a row, one for each prompt.
 
-    `names` are the columns of a table; of objects, the fields that the templates name.
+    `names`: the columns of a table, or the fields of objects that the templates name.
 
     Raises `PromptmillError` (`invalid_input`) for a template or a column that does not fit.
     """
@@ -97,16 +97,16 @@ def _no_utf8_header() -> PromptmillError:
 
 
 def columns_of(questions: Sequence[Questions]) -> list[tuple[int, str]]:
-    """Return the cells that some of the questions use, in the order of the question where there is one."""
+    """Return the columns that the questions use. For a single question, in its order."""
     if len(questions) == 1:
         return list(questions[0].columns or ())
     return sorted({column for one in questions for column in one.columns or ()})
 
 
 def check_first_objects(question: Question, objects: Iterable[JsonObject]) -> None:
-    """Raise `PromptmillError` (`invalid_input`) if no row of JSON has a prompt, or a column of the template.
+    """Raise `PromptmillError` (`invalid_input`) if no row has a prompt, or none has a column that the template names.
 
-    `objects` are the first rows: one row without a prompt is that row's failure.
+    `objects` are the first rows. If only some rows lack a prompt, those rows fail.
     """
     if question.templates:
         if seen := {name for row in objects for name in row}:
@@ -141,7 +141,7 @@ def check_first_objects(question: Question, objects: Iterable[JsonObject]) -> No
 
 
 def distinct(names: Sequence[str]) -> list[str]:
-    """Return distinct names for the columns: a repeated name gets a number, as in `x`, `x_2`."""
+    """Return distinct names for the columns. A repeated name gets a number: `x`, `x_2`."""
     known, found, counts = frozenset(names), dict[str, None](), dict[str, int]()
     for name in names:
         new = name
@@ -157,7 +157,7 @@ def _images_of(question: Question) -> set[str]:
 
 
 def _rows_inside(row: JsonObject) -> str:
-    """Return the name of the only field that is a list of objects, `""` if there is no such field or several."""
+    """Return the name of the only field that is a list of objects; `""` if there is none or several."""
     lists = [
         name
         for name, value in row.items()
@@ -171,7 +171,7 @@ def _rows_inside(row: JsonObject) -> str:
 
 
 def _check_once(names: Sequence[str], read: Collection[str]) -> None:
-    """Raise `PromptmillError` (`invalid_input`) if a column that is read occurs twice."""
+    """Raise `PromptmillError` (`invalid_input`) if a column in `read` occurs twice in `names`."""
     counts = Counter(names)
     twice = {name for name in read if counts[name] > 1}
     if twice:

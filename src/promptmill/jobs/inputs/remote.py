@@ -1,7 +1,7 @@
 """Inputs and outputs by URL: `s3://…` and everything that `fsspec` supports.
 
-An input is fetched before its rows are read, and an output is uploaded at the end of its job: a database cannot be in
-an object store.
+An input is downloaded before its rows are read, and an output is uploaded at the end of its job, because a database
+cannot be in an object store.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from promptmill.jobs.store.index import JobFolders
 from promptmill.system.installation import adding
 from promptmill.system.safe_open import make_private
 
-# Stores that write an object whole or not at all; in others, it gets its name at the end.
+# Stores that write an object atomically. In other stores, the object is renamed after the upload.
 _ATOMIC = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci", "memory"})
 _ETAGS = ("ETag", "etag", "md5Hash", "generation")
 Say = Callable[[str], None]
@@ -37,9 +37,9 @@ Say = Callable[[str], None]
 
 @contextlib.contextmanager
 def fetched(folders: JobFolders, urls: Sequence[str], say: Say, known: str = "") -> Iterator[Given]:
-    """Give copies of the objects at `urls`, patterns included. Raises `PromptmillError`.
+    """Download the objects at `urls` (which may be patterns) and yield the copies. Raises `PromptmillError`.
 
-    `known`: the digest of objects that need not be fetched again.
+    `known`: the digest of the objects that the job has read; they are not downloaded again.
     """
     with _errors(urls[0]):
         objects = [(fs, path, _version(fs, path), url) for url in urls for fs, path in _expand(url)]
@@ -94,7 +94,7 @@ class RemoteOutput:
 
     @classmethod
     def of(cls, folders: JobFolders, url: str) -> RemoteOutput:
-        """Return the output at `url`; its local file is the same for the same URL. Raises `PromptmillError`."""
+        """Return the output at `url`. The same URL always has the same local file. Raises `PromptmillError`."""
         _, path = _open(url)
         folder = root_of(folders) / hashlib.sha256(url.encode()).hexdigest()[:20]
         disk.make_private_folder(folder.parent)
@@ -102,7 +102,7 @@ class RemoteOutput:
         return cls(url, folder.resolve() / posixpath.basename(path))
 
     def check(self, *, may_replace: bool) -> None:
-        """Raise `PromptmillError` (`invalid_input`) if the URL has an object of another origin."""
+        """Raise `PromptmillError` (`invalid_input`) if an object that this job did not upload exists at the URL."""
         with _errors(self.url):
             key = self._key()
         if key is not None and not may_replace and key != (self._read_note() or {}).get("key"):
@@ -112,7 +112,7 @@ class RemoteOutput:
             )
 
     def deliver(self, say: Say) -> None:
-        """Upload the file, whole or not at all, unless the URL has it. Raises `PromptmillError` (`storage`)."""
+        """Upload the file atomically, unless the URL already has it. Raises `PromptmillError` (`storage`)."""
         with _errors(self.url):
             told, made = self._read_note(), stamp(self.local)
             if told is not None and told["stamp"] == list(made or ()) and told["key"] == self._key():
@@ -146,7 +146,7 @@ class RemoteOutput:
 
 
 def _version(fs: Any, path: str) -> str:
-    """Return the version of an object: its etag, or the key that the store has instead."""
+    """Return the version of an object: its etag and size, or the store's own key if it has no etags."""
     about = fs.info(path)
     etag = next((about[name] for name in _ETAGS if about.get(name)), None)
     return str(fs.ukey(path)) if etag is None else f"{etag} {about.get('size')}"

@@ -1,4 +1,4 @@
-"""Rows of an input, as its format gives them: stretch by stretch."""
+"""Rows of an input, in stretches of consecutive rows."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _AT_ONCE = 64  # lines of any size
 
 
 class InputRow(NamedTuple):
-    """A row as its format gives it."""
+    """A row as it was read from a file."""
 
     n: int
-    """Its number: the index of its line in a file of lines, its index among the rows of a table."""
+    """The row's number, from 0: the index of its line in a file of lines, or its index among a table's rows."""
     cells: bytes
-    """The row itself: its line of JSON, or the array of its cells."""
+    """The row's line of JSON, or its cells as a JSON array."""
     fields: JsonObject | None = None
-    """Of a table: the requested fields."""
+    """The requested fields of a table's row; None for a line of JSON."""
     problem: str = ""
     """The reason why the row cannot be sent."""
 
@@ -31,7 +31,7 @@ class Extent(NamedTuple):
     size: int = 0
     """In bytes."""
     rows: int = 0
-    """How many numbers its rows take."""
+    """The count of row numbers, including those of blank lines."""
     lines: int = 0
 
     def __add__(self, other: tuple[int, ...]) -> Extent:  # type: ignore[override]
@@ -39,21 +39,21 @@ class Extent(NamedTuple):
 
 
 class Stretch(NamedTuple):
-    """Some rows of an input, one after the other, that are committed together."""
+    """Consecutive rows of an input that are committed together."""
 
     rows: Sequence[InputRow]
     extent: Extent = Extent()
     digest: bytes = b""
-    """The digest of its bytes; `b""` where the input cannot be read from the middle."""
+    """The digest of the stretch's bytes; `b""` if the input cannot be read from the middle."""
 
 
 class Window(NamedTuple):
     """The part of an input to read."""
 
     before: Extent = Extent()
-    """The part before it; a table's first part has its header."""
+    """The part before the window, including the header of a table."""
     end: int | None = None
-    """The offset in bytes at which it ends; None: at the end."""
+    """The byte offset of the window's end; None: the end of the input."""
 
 
 WHOLE = Window()
@@ -65,8 +65,7 @@ class Style(NamedTuple):
     delimiter: str = ""
     """The text between cells."""
     has_bom: bool = False
-    """Whether text begins with a byte-order mark, or comes from a program that needs one: Excel takes UTF-8 without a
-    mark for cp1252."""
+    """Whether the text begins with a byte-order mark, or needs one: Excel reads UTF-8 without a mark as cp1252."""
     arrow_schema: str = ""
     """The schema of Parquet, see `parquet.packed_schema`."""
 
@@ -76,19 +75,19 @@ class Input(Protocol):
 
     @property
     def header(self) -> Sequence[str]:
-        """The columns of a table; none for rows that are JSON objects."""
+        """The columns of a table; empty for rows that are JSON objects."""
         ...
 
     @property
     def style(self) -> Style:
-        """The style of its files, which an output of the same format keeps."""
+        """The style of the files, which an output of the same format keeps."""
         ...
 
     def stretches(self, columns: Sequence[tuple[int, str]], window: Window = WHOLE) -> Iterator[Stretch]:
-        """Yield the rows, each with the fields `columns`: the place of the cell in the header, and the field's name.
+        """Yield the rows with the fields `columns`: pairs of the cell's index in the header and the field's name.
 
-        `window` is a part between two stretches. Raises `PromptmillError` (`invalid_input`) for a file that is not of
-        its format, and `OSError`.
+        `window` begins and ends between two stretches. Raises `OSError`, and `PromptmillError` (`invalid_input`) for
+        content that does not match the file's format.
         """
         ...
 
@@ -99,7 +98,7 @@ def digest_of(data: bytes) -> bytes:
 
 
 class Lines:
-    """Rows that a call has as lines of JSON, with their numbers."""
+    """The rows of a call, as lines of JSON with their numbers."""
 
     header: Sequence[str] = ()
     style = Style()
@@ -108,7 +107,7 @@ class Lines:
         self._lines = lines
 
     def stretches(self, columns: Sequence[tuple[int, str]] = (), window: Window = WHOLE) -> Iterator[Stretch]:
-        """Yield the lines, some at a time."""
+        """Yield the lines in stretches of 64."""
         del columns, window
         lines = iter(self._lines)
         while page := [InputRow(n, line) for n, line in itertools.islice(lines, _AT_ONCE)]:

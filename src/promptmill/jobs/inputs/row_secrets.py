@@ -1,34 +1,33 @@
-"""Keys and passwords in a file of rows: a call may not use such a file, see `system.call_files` for the reason.
+"""Finds keys and passwords in a file of rows. A call may not use such a file; `system.call_files` has the reason.
 
-The content is checked, not the prompts: the author of a template could take a key apart. All columns count, because a
-result may show the whole row. The names of columns count, too: password managers export a column `password`.
+The check reads the content, not the prompts, because a template could split a key into pieces. It reads all columns,
+because a result may show the whole row, and the names of columns, because password managers export a column `password`.
 
-The beginning is checked before a call returns, so that a refusal is its error and no error quotes a column that is a
-password. All rows are checked in the database of the job, before its first request.
+The beginning of the file is checked before the call returns, so that the call can fail with a refusal, and no error
+quotes a password as the name of a column. All rows are checked in the job's database before the first request.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from promptmill.core import values
 from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.secret_text import find_field
-from promptmill.jobs.inputs.any_format import format_of_input, input_of
+from promptmill.jobs.inputs.any_format import format_of_input
 from promptmill.jobs.inputs.cells import CellTable
 from promptmill.jobs.inputs.files import InputFiles
 from promptmill.jobs.inputs.formats import CELLS, format_by_suffix
 from promptmill.jobs.inputs.json_lines import first_objects
-from promptmill.jobs.store.database import HaltedError, JobDatabase
+from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.spec import InputSpec
 from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule
 
-_PACKED = frozenset({"parquet", "xlsx"})  # calls may name no database
+_PACKED = frozenset({"parquet", "xlsx"})  # a call may not name a database
 _BLOCK = 1 << 20
-_BYTES = b"promptmill:bytes"  # the tag of `values`
-_BEGINNING = 4 << 20  # most files of a call are smaller; it takes 30 ms
+_BYTES = b"promptmill:bytes"  # the mark of bytes in `values`
+_BEGINNING = 4 << 20  # most files of a call are smaller; the check takes 30 ms
 OTHERWISE = "Name another file, or answer this one with `promptmill bulk` in a shell, which has no such limit."
 
 
@@ -46,40 +45,36 @@ def check_beginning(files: InputFiles, rule: FileRule) -> None:
     _check_names(files.parts[0].path.name, names)
 
 
-def check_columns(files: InputFiles, rule: FileRule) -> None:
-    """Raise `PromptmillError` (`invalid_input`) if columns of Parquet or of a sheet have names of secrets."""
-    if rule.is_guarded and _format(files) == "xlsx":
-        _check_names(files.parts[0].path.name, input_of(files, "xlsx").header)
-    if rule.is_guarded and _format(files) == "parquet":
-        from promptmill.jobs.inputs.parquet import ParquetTable  # imported where it is needed
+def check_columns(file: str, header: Sequence[str], arrow_schema: str, rule: FileRule) -> None:
+    """Raise `PromptmillError` (`invalid_input`) if a column of a table, or a field inside it, has the name of a secret.
 
-        _check_names(files.parts[0].path.name, _names_in(ParquetTable(files).schema))
+    `arrow_schema`: see `Style`.
+    """
+    if not rule.is_guarded:
+        return
+    _check_names(file, header)
+    if arrow_schema:
+        from promptmill.jobs.inputs.parquet import unpacked_schema  # imported where it is needed
+
+        _check_names(file, _names_in(unpacked_schema(arrow_schema)))
 
 
-def check(
-    store: JobDatabase, source: InputSpec, rule: FileRule, note: Callable[[int], None], halt: threading.Event
-) -> None:
-    """Look for secrets in all rows of a job. `note` gets the number of rows so far. Blocks, 10 s per gigabyte.
+def check(store: JobDatabase, source: InputSpec, rule: FileRule, work: Work) -> None:
+    """Look for secrets in all rows of a job. Blocks for 10 s per gigabyte.
 
-    Raises `PromptmillError` (`invalid_input`), `HaltedError` once `halt` is set.
+    Raises `PromptmillError` (`invalid_input`), `HaltedError`.
     """
     if not rule.is_guarded:
         return
     name = source.path.name
-    _check_names(name, source.header)
-    if source.arrow_schema:
-        from promptmill.jobs.inputs.parquet import unpacked_schema  # imported where it is needed
-
-        _check_names(name, _names_in(unpacked_schema(source.arrow_schema)))
+    check_columns(name, source.header, source.arrow_schema, rule)
 
     def lines() -> Iterator[bytes]:
         first = 0
         while page := store.row_page(first):
-            if halt.is_set():
-                raise HaltedError
             yield b"".join(b"%b\n" % _readable(row.cells or b"") for row in page)
             first = page[-1].n + 1
-            note(first)
+            work.done(first)
 
     words, line = rule.finder.find_in(lines())
     if words:
@@ -87,7 +82,7 @@ def check(
 
 
 def _readable(cells: bytes) -> bytes:
-    """Return the cells of a row on one line, with the bytes among them as they are."""
+    """Return the cells of a row on one line; cells of bytes are decoded."""
     if _BYTES not in cells:
         return cells
     return b" ".join([cells, *(data.replace(b"\n", b" ") for data in _bytes_in(values.loads(cells)))])
@@ -107,7 +102,7 @@ def _format(files: InputFiles) -> str:
 
 
 def _names_of_texts(value: Any) -> Iterator[str]:
-    """Yield the names of the fields with texts in objects, at any depth."""
+    """Yield the names of fields that hold texts, in objects at any depth."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
             if isinstance(inner, str) and inner:

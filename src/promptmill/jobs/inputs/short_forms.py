@@ -1,4 +1,4 @@
-"""Short forms of what an answer may be: fields in one line, labels with their definitions.
+"""Short forms of an answer's format: fields in one line, or labels with definitions.
 
 customer,amount:number,date:date ─▶ a JSON Schema of an object
 labels.csv ─▶ the labels, and a text for the system prompt that defines them
@@ -17,6 +17,7 @@ from promptmill.core.errors import input_error
 from promptmill.core.request import list_of_choices
 from promptmill.core.values import JsonDict
 from promptmill.core.wording import did_you_mean, shape
+from promptmill.system.safe_open import home_expanded
 
 MANY = "labels"
 """The field of an answer that holds several labels."""
@@ -37,17 +38,17 @@ _FILES = (".csv", ".tsv", ".txt", ".jsonl", ".json", ".parquet", ".xlsx")
 
 
 class Labels(NamedTuple):
-    """The labels of which one is the answer."""
+    """The labels from which the model chooses its answer."""
 
     texts: Sequence[str]
     definitions: str = ""
-    """A text for the system prompt that defines them; `""` without definitions."""
+    """A text for the system prompt that defines the labels; `""` without definitions."""
 
 
 def schema_of_fields(text: str) -> JsonDict:
     """Return the JSON Schema of an object with these fields. Raises `PromptmillError` (`invalid_input`).
 
-    A field is `NAME`, `NAME:TYPE` or `NAME:one|of|these`; with `?` behind it, the field may be null.
+    A field is `NAME`, `NAME:TYPE` or `NAME:one|of|these`. A `?` at its end means that it may be null.
 
     >>> schema_of_fields("customer,amount:number?")["properties"]
     {'customer': {'type': 'string'}, 'amount': {'type': ['number', 'null']}}
@@ -94,15 +95,15 @@ def schema_in(path: Path) -> JsonDict:
 
 
 def labels_of(choices: str | Path | Sequence[str] | Mapping[str, str]) -> Labels:
-    """Return the labels of a list, of a text with commas, of a file, or of an object with their definitions.
+    """Return the labels in a list, in a text with commas, in a file, or in an object of labels and definitions.
 
-    A file has the labels in its column `label`, or in its first one, and the definitions in the column `definition`, or
-    in the one behind it. Raises `PromptmillError` (`invalid_input`).
+    A file has the labels in its column `label`, else in its first column. It has the definitions in its column
+    `definition`, else in the column after the labels. Raises `PromptmillError` (`invalid_input`).
     """
     if isinstance(choices, Mapping):
         return _labels(choices.items())
     if isinstance(choices, Path) or (isinstance(choices, str) and choices.lower().endswith(_FILES)):
-        return _labels(_in_file(Path(choices).expanduser()))
+        return _labels(_in_file(home_expanded(choices)))
     return _labels((text, "") for text in _listed(choices))
 
 

@@ -1,6 +1,6 @@
 """Tables and queries of databases as rows: SQLite by the standard library, `.duckdb` files by DuckDB.
 
-A part of an input is a table of the database, `mails.db#inbox`, or has a query, whose rows count.
+A part of an input names a table of the database, `mails.db#inbox`, or has a query.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class SqlTable:
     style = Style()
 
     def __init__(self, files: InputFiles) -> None:
-        """Find out the columns. Raises `PromptmillError` (`invalid_input`)."""
+        """Read the names of the columns. Raises `PromptmillError` (`invalid_input`)."""
         if len(files.parts) > 1:
             raise input_error("Several databases are not read together; name one of them.")
         (part,) = files.parts
@@ -56,18 +56,18 @@ class SqlTable:
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[Any]:
-        """Give a connection. Every error of the database in the block becomes a `PromptmillError`."""
+        """Yield a connection. Every error of the database in the block becomes a `PromptmillError`."""
         try:
             with contextlib.closing(_duckdb(self._path) if self._is_duckdb else connected(self._path)) as connection:
                 yield connection
         except (PromptmillError, GeneratorExit):
             raise
-        except Exception as error:  # noqa: BLE001 (DuckDB's errors have a class of their own)
+        except Exception as error:  # noqa: BLE001 (DuckDB has its own classes of errors)
             said = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
             raise input_error(f"{self._path.name} cannot be read: {said}.") from None
 
     def _of_table(self, connection: Any, name: str) -> str:
-        """Return the query of all rows of a table. Raises `PromptmillError` (`invalid_input`)."""
+        """Return the query for all rows of a table. Raises `PromptmillError` (`invalid_input`)."""
         file = self._path.name
         tables = [row[0] for row in connection.execute(_DUCKDB_TABLES if self._is_duckdb else _TABLES).fetchall()]
         if not name and len(tables) != 1:
@@ -93,7 +93,7 @@ def _duckdb(path: Path) -> Any:
 
 
 def _value(cell: Any) -> Any:
-    """Return a value of a database as JSON has it; a time as ISO text."""
+    """Return a value of a database in its JSON form; a time becomes ISO text."""
     match cell:
         case dt.datetime():
             return cell.isoformat(" ")

@@ -1,7 +1,7 @@
-"""Prompts with places for columns: `{{mail body}}`, `{{ text | truncate(200) }}`, `{% if label %}…{% endif %}`.
+"""Prompts with placeholders for columns: `{{mail body}}`, `{{ text | truncate(200) }}`, `{% if label %}…{% endif %}`.
 
-A place that is the name of a column means that column, whatever its letters are. All else is an expression of Jinja, in
-a sandbox.
+A placeholder with the exact name of a column stands for that column, even if the name has blanks or signs. Any other
+placeholder is a Jinja expression, which runs in a sandbox.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from promptmill.core.wording import close_matches, did_you_mean, mended
 
 ROW = "row"
 """The variable that holds all fields of a row: `row["my column"]`."""
-_ALIKE = 0.7  # share of letters in common: `a - b` is no misspelt `a`
+_ALIKE = 0.7  # the similarity of two names: `a - b` is not a misspelt `a`
 _CELL = "promptmill_cell"  # a filter
-_OPEN = re.compile(r"\{\{(?![%#{])([^{}\"']*)(?:\}(?!\})|$)")  # a place that is not closed
-_PLACE = re.compile(r"\{\{(-?)([^{}]+?)(-?)\}\}")  # a `-` removes the white space around the place
+_OPEN = re.compile(r"\{\{(?![%#{])([^{}\"']*)(?:\}(?!\})|$)")  # a placeholder that is not closed
+_PLACE = re.compile(r"\{\{(-?)([^{}]+?)(-?)\}\}")  # a `-` removes the white space around the placeholder
 _NO_FILTER = re.compile(r"No (filter|test) named '([^']*)'")
-_LONGEST, _MOST_PARTS = 1_000_000, 5_000  # Python compiles a template in one step that nothing interrupts
+_LONGEST, _MOST_PARTS = 1_000_000, 5_000  # Python compiles a template in one step, which cannot be interrupted
 
 
 def template_of(text: str, columns: Iterable[str] = ()) -> Template:
     """Return the template of a prompt for rows with these columns.
 
-    Raises `PromptmillError` (`invalid_input`) for an invalid one.
+    Raises `PromptmillError` (`invalid_input`) for an invalid template.
 
     >>> template_of("Answer: {{mail body}}", ["mail body"]).render({"mail body": "Hello!"})
     'Answer: Hello!'
@@ -71,13 +71,13 @@ def places_in(text: str) -> list[str]:
 
 
 def special_columns(text: str, columns: Iterable[str]) -> list[str]:
-    """Return the columns in places of `text` whose names could be read as an expression."""
+    """Return the columns in placeholders of `text` whose names could be read as an expression."""
     special = _special(columns)
     return sorted({found[0] for place in _PLACE.finditer(text) if (found := _column_in(place[2], special))})
 
 
 def _special(columns: Iterable[str]) -> dict[str, str]:
-    """Return the columns whose names are not ordinary ones, by the name as `_name` returns it."""
+    """Return the columns whose names are not plain identifiers, keyed by the result of `_name`."""
     meant = {_name(column): column for column in reversed([*columns]) if column.strip()}
     return {
         name: column for name, column in meant.items() if name != column or not name.isidentifier() or name in RESERVED
@@ -85,12 +85,12 @@ def _special(columns: Iterable[str]) -> dict[str, str]:
 
 
 def _name(text: str) -> str:
-    """Return a name without white space around it, and with single blanks within: a header's is hard to see."""
+    """Return a name with its white space stripped and collapsed, because users cannot see it in a header."""
     return " ".join(text.split())
 
 
 def _column_in(place: str, special: Mapping[str, str]) -> tuple[str, str] | None:
-    """Return the column that a place means, and its filters: the whole place is the name, or what precedes a `|`."""
+    """Return a placeholder's column and filters. The column is the whole text, or the text before a `|`."""
     pieces = place.split("|", max((name.count("|") for name in special), default=0) + 1)
     for end in range(len(pieces), 0, -1):
         if (column := special.get(_name("|".join(pieces[:end])))) is not None:
@@ -99,7 +99,7 @@ def _column_in(place: str, special: Mapping[str, str]) -> tuple[str, str] | None
 
 
 def _with_columns(text: str, special: Mapping[str, str]) -> str:
-    """Return a prompt with each place of one of these columns as an expression: `row["mail body"]`."""
+    """Replace each placeholder of these columns by an expression: `row["mail body"]`."""
 
     def expression(place: re.Match[str]) -> str:
         if (found := _column_in(place[2], special)) is None:
@@ -112,9 +112,10 @@ def _with_columns(text: str, special: Mapping[str, str]) -> str:
 
 @contextlib.contextmanager
 def mistyped_names_named(text: str, columns: Sequence[str]) -> Iterator[None]:
-    """Turn an error of a template, in the block, into one that names the column which a place is almost the name of.
+    """If the block raises the error of a template and a placeholder is almost a column's name, raise an error that
+    names the column.
 
-    `{{mail boddy}}` is no expression, and `{{mail-boddy}}` is one of two unknown names.
+    Otherwise `{{mail boddy}}` would be an invalid expression, and `{{mail-boddy}}` a difference of two unknown names.
     """
     try:
         yield
@@ -156,7 +157,7 @@ class ExpressionTemplate:
             raise input_error(PROMPT, f" is not a template: {why}.") from None
 
     def render(self, row: JsonObject) -> str:
-        """Return the prompt of a row. Raises `PromptmillError` (`invalid_input`, `empty_prompt`)."""
+        """Return the prompt for `row`. Raises `PromptmillError` (`invalid_input`, `empty_prompt`)."""
         pieces, size = [], 0
         try:
             for piece in self._template.generate({ROW: row, **row}):
@@ -176,9 +177,9 @@ class ExpressionTemplate:
 
 
 def _environment() -> Environment:
-    """Return a sandbox that compiles a template, as a server does, without computing its expressions.
+    """Return a sandbox that compiles a template without evaluating its expressions, because a server compiles it.
 
-    It folds no constants in expressions (`optimized`) or in the text (a `finalize` that takes the context).
+    `optimized=False` folds no constants in expressions; a `finalize` with the context folds none in the text.
     """
     environment = ImmutableSandboxedEnvironment(
         undefined=StrictUndefined,
@@ -192,17 +193,17 @@ def _environment() -> Environment:
 
 
 def _names(template: nodes.Template, environment: Environment) -> frozenset[str]:
-    """Return the names that `template` does not set itself."""
+    """Return the variables that `template` uses but does not set."""
     found = TrackingCodeGenerator(environment)
-    found.optimizer = None  # it would compute expressions
+    found.optimizer = None  # the optimizer would evaluate expressions
     found.visit(template)
     return frozenset(found.undeclared_identifiers)
 
 
 def _checked(template: nodes.Template, cells: frozenset[str]) -> nodes.Template:
-    """Return `template` with a check around each placeholder that is one of `cells`, filtered or not.
+    """Add a check for empty cells around each placeholder that is one of `cells`, with or without filters.
 
-    Expressions and `default` are left alone: they state the text for an empty cell.
+    Expressions and the filter `default` get no check: they handle an empty cell themselves.
     """
     for output in template.find_all(nodes.Output):
         for at, place in enumerate(output.nodes):
@@ -221,7 +222,7 @@ def _checked(template: nodes.Template, cells: frozenset[str]) -> nodes.Template:
 
 
 def _cell(node: nodes.Expr, cells: frozenset[str]) -> str:
-    """Return the name of the cell that an expression is: `name`, `row.name` or `row["name"]`; else `""`."""
+    """Return the cell's name if the expression is `name`, `row.name` or `row["name"]`, else `""`."""
     if isinstance(node, nodes.Name):
         return str(node.name) if node.name in cells - {ROW} else ""
     if isinstance(node, nodes.Getattr | nodes.Getitem) and isinstance(node.node, nodes.Name) and node.node.name == ROW:
@@ -238,7 +239,7 @@ def _not_empty(value: Any, name: str) -> Any:
 
 
 def _why(error: TemplateError, environment: Environment) -> str:
-    """Return the error of a template in one line, with the nearest filter."""
+    """Return the error of a template in one line; for an unknown filter, it suggests a similar one."""
     said = (error.message or type(error).__name__).splitlines()[0].rstrip(".")
     found = _NO_FILTER.match(said)
     if found is None:
@@ -248,7 +249,7 @@ def _why(error: TemplateError, environment: Environment) -> str:
 
 
 def _as_text(_: Context, value: Any) -> Any:
-    """Return a value as text of a prompt: `""` for null, JSON for a list, an object or a boolean."""
+    """Convert a value for the prompt: null becomes `""`; a list, an object or a boolean becomes JSON."""
     if value is None:
         return ""
     return orjson.dumps(value, default=str).decode() if isinstance(value, dict | list | bool) else value

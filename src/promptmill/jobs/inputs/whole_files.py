@@ -2,16 +2,16 @@
 
 A prompt with `{{content}}` asks about the text of each file, any other prompt about each image.
 
-A PDF is a text or images. By default it is its text if it has any, else the images of its pages: nothing here knows
-whether a model reads images, and every model reads text. Without `{{content}}`, the text comes behind the prompt. With
-PDFs, each row has both fields.
+A PDF is sent as text or as images. By default it is sent as its text if it has any, else as images of its pages,
+because every model reads text and some read no images. If the prompt has no `{{content}}`, the text follows the prompt.
+With PDFs, each row has both fields.
 
     a path       a file that cannot be sent is an error
-    a pattern    a file that it finds and that cannot be sent is left out, with the reason
+    a pattern    if it finds a file that cannot be sent, the file is left out, with the reason
     a folder     the pattern `folder/**`
 
-`system.call_files` has the rule that decides which files of a call are sent. It holds for `files` of a trusted client,
-too: a pattern finds files that its author has not seen. The operator's own files are those that `files.find` finds.
+`system.call_files` has the rule that decides which files of a call are sent. It also holds for `files` of a trusted
+client, because a pattern finds files that its author has not seen. For the operator, `OwnFiles` finds the files.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ from promptmill.jobs.store.order import JobOrder, Question
 from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule, RefusedError
 from promptmill.system.safe_open import NoFileError, OutsideError, home_expanded
 
-_PASSED_OVER = frozenset({"node_modules", "__pycache__", "venv"})  # other programs' files
-# Programs and prose, where a value without quotes is the name of another value, or a word.
+_PASSED_OVER = frozenset({"node_modules", "__pycache__", "venv"})  # files of other programs
+# Programs and prose: there, a value without quotes is a variable or a word, not a secret.
 _QUOTES_VALUES = frozenset(
     {
         *(".py", ".pyi", ".js", ".mjs", ".ts", ".tsx", ".jsx", ".go", ".rs", ".java", ".kt", ".c", ".h", ".cc", ".cpp"),
@@ -66,12 +66,12 @@ _QUOTES_VALUES = frozenset(
     }
 )
 _CONTENT = re.compile(r"\{[{%][^{}]*\bcontent\b")
-_LOOKED_AT = 1000  # files of a folder, for a table among them
+_LOOKED_AT = 1000  # files of a folder that are searched for a table
 _MAGIC = re.compile(r"[*?\[]")
 _LARGEST_FILE, _LARGEST = 1 << 20, 256 << 20
 _SHOWN = 20
 _IN_IMAGES = "(in the images)"
-"""The `content` of a row whose file is sent as images beside texts."""
+"""The `content` of a row whose file is sent as images, if other rows have texts."""
 PdfForm = Literal["text", "images"]
 """The form in which PDFs are sent."""
 
@@ -92,7 +92,7 @@ def are_asked_whole(given: Sequence[Path], each: str | None) -> bool:
 
 
 def question_of(question: Question, *, has_pdfs: bool = False, as_pdf: PdfForm | None = None) -> Question:
-    """Return the question for whole files: about their text, or about the images that they are."""
+    """Return the question for whole files: its prompts use the texts of the files, the files as images, or both."""
     if not question.templates:
         example = Named("prompt", "Summarize this file. {{content}}", ", such as {}")
         raise input_error("The files need a ", Named("prompt"), example, ".")
@@ -122,7 +122,8 @@ def written_whole(
     *,
     as_pdf: PdfForm | None = None,
 ) -> tuple[JobOrder, Given | None, Sequence[str]]:
-    """Return an order, its rows as long as `opened` is if each file is a row, and notes: files left out, forms of PDFs.
+    """Return an order, its rows, and notes for the user (omitted files, forms of PDFs). Rows: None if a row is not a
+    file; otherwise valid until `opened` closes.
 
     Raises `PromptmillError` (`invalid_input`, `storage`).
     """
@@ -139,7 +140,7 @@ def written_whole(
 
 
 class WholeFiles:
-    """The files that `names` find and that `rule` lets pass, read once as lines of JSON."""
+    """The files that `names` match and that `rule` permits, read once as lines of JSON."""
 
     def __init__(self, names: Sequence[str], rule: FileRule, question: Question, as_pdf: PdfForm | None = None) -> None:
         self._names, self._rule = names, replace(rule, is_guarded=True)
@@ -150,12 +151,12 @@ class WholeFiles:
         self._pdf_forms = dict.fromkeys(("text", "images"), 0)
         self.count = 0
         self._left_out: dict[str, list[Path]] = {}
-        """The files that are left out, by the reason."""
+        """The omitted files, by reason."""
         self._looked_at = 0
 
     @property
     def left_out(self) -> list[str]:
-        """The files that are left out, by the reason: how many, and the first names."""
+        """A sentence for each reason: how many files were omitted, and the first names."""
         found = []
         for reason, paths in self._left_out.items():
             more = len(paths) - _SHOWN
@@ -167,7 +168,7 @@ class WholeFiles:
 
     @property
     def forms(self) -> list[str]:
-        """The forms of the PDFs, if the user has chosen none."""
+        """A note on the form in which PDFs were sent; empty if the user chose the form or there are no PDFs."""
         texts, images = self._pdf_forms.values()
         if self._as_pdf is not None or not texts + images:
             return []
@@ -216,7 +217,7 @@ class WholeFiles:
                     yield path, is_found
 
     def _check_size(self, size: int) -> None:
-        """Raise `PromptmillError` (`invalid_input`) for more than a client may have read in one call."""
+        """Raise `PromptmillError` (`invalid_input`) if the files exceed the limits of one call."""
         if self.count > MOST_FILES or size > _LARGEST:
             most = f"{counted(MOST_FILES, 'file')} or {_LARGEST >> 20} MiB"
             raise input_error(f"`files` finds more than {most}; use narrower patterns.")
@@ -227,7 +228,7 @@ class WholeFiles:
             paths.append(path)
 
     def _paths(self, name: str) -> Iterator[tuple[Path, bool]]:
-        """Yield the paths that `name` finds, and whether a pattern found them."""
+        """Yield the paths that `name` matches, and whether a pattern found them."""
         if len(name) > LONGEST_PATH:
             raise input_error(f"`files`: {name[:200]}… has {len(name):,} characters; no path is that long.")
         path = home_expanded(name)
@@ -269,16 +270,17 @@ class WholeFiles:
                 yield path
 
     def _image_row(self, path: Path) -> JsonDict:
-        """Return the row of an image, which is read when it is sent. Raises as `_text_row` does."""
+        """Return the row of an image; the image is read when it is sent. Raises the errors of `_text_row`."""
         if path.suffix.lower() not in IMAGES:
             raise input_error("is no image; a prompt with {{content}} asks about the text of each file")
         self._read(path, 0)
         return {"images": [str(path.absolute())]}
 
     def _pdf_row(self, path: Path) -> JsonDict:
-        """Return the row of a PDF. If it cannot be read, its source is no image, and the row fails with the reason.
+        """Return the row of a PDF. For an unreadable PDF, the row names the file as its image and fails when it is
+        sent.
 
-        Raises as `_text_row` does, and `PromptmillError` (`missing_dependency`).
+        Raises the errors of `_text_row`, and `PromptmillError` (`missing_dependency`).
         """
         pdf.check_installed()
         source = str(path.absolute())
@@ -301,7 +303,8 @@ class WholeFiles:
         return {"content": text or _IN_IMAGES, **row} if self._has_both else row
 
     def _text_row(self, path: Path) -> JsonDict:
-        """Return the row of a text. Raises `PromptmillError` with the reason, as the predicate of a sentence."""
+        """Return the row of a text. Raises `PromptmillError`; its message is the predicate of a sentence ("is not
+        text")."""
         if path.suffix.lower() in IMAGES:
             raise input_error("is an image; a prompt without {{content}} asks about each image")
         data = self._read(path, _LARGEST_FILE + 1)
@@ -322,7 +325,7 @@ class WholeFiles:
             raise input_error(f"{MAY_HOLD_SECRETS}: {words}")
 
     def _read(self, path: Path, most: int) -> bytes:
-        """Return the first bytes of a file. Raises as `_text_row` does."""
+        """Return the first `most` bytes of a file. Raises the errors of `_text_row`."""
         with self._opened(path) as file:
             return file.read(most)
 
@@ -342,14 +345,15 @@ class WholeFiles:
 
 
 class OwnFiles(WholeFiles):
-    """The operator's own files, of any number and content; hidden ones and `output` are left out."""
+    """The operator's own files, without limits on number and content. Hidden files and `output` are left out."""
 
     def __init__(self, given: Sequence[Path], output: Path, question: Question, as_pdf: PdfForm | None = None) -> None:
         super().__init__([], FileRule(), question, as_pdf)
         self._given, self._output = given, output
 
     def _each(self) -> Iterator[tuple[Path, bool]]:
-        """Yield each file, relative to the working directory where it is inside of it."""
+        """Yield each file, and whether a folder or pattern found it. Paths inside the working directory are relative to
+        it."""
         here = Path.cwd()
         for path in self._given:
             several = is_several(path)
@@ -357,7 +361,7 @@ class OwnFiles(WholeFiles):
                 yield file.relative_to(here) if file.is_relative_to(here) else file, several
 
     def _check_size(self, size: int) -> None:
-        """Take any number of files."""
+        """Check nothing: any number of files is permitted."""
 
     def _check_secrets(self, path: Path, data: bytes) -> None:
         """Check nothing: these are the user's own files."""

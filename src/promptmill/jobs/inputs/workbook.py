@@ -1,8 +1,8 @@
 """Sheets of workbooks as rows: `.xlsx`, `.xlsm`, `.xlsb`, `.xls` and `.ods`, read by python-calamine.
 
-A sheet is read as a whole: its parts are compressed XML, and a cell may refer to any text of the workbook. The first
-row with a value is the header, and a row's number is its place below it. Formulas are read by the values that the
-program stored.
+A sheet is read as a whole, because its parts are compressed XML and a cell may refer to any text of the workbook. The
+first row with a value is the header. A row's number is its distance from the first row below the header. For a formula,
+the stored value is read.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class SheetTable:
     style = Style()
 
     def __init__(self, files: InputFiles, without: Collection[str] = ()) -> None:
-        """Read the sheets, `without` some columns. Raises `PromptmillError` (`invalid_input`)."""
+        """Read the sheets. `without`: columns to omit. Raises `PromptmillError` (`invalid_input`)."""
         self._sheets = []
         self.header: list[str] = []
         for at, part in enumerate(files.parts):
@@ -119,7 +119,7 @@ def _check_size(stream: io.BytesIO, file: str) -> None:
 
 
 def _value(cell: Any) -> Any:
-    """Return the value of a cell: a text, a number, true or false, None for an empty one; a time as ISO text."""
+    """Return the value of a cell: a text, a number or a boolean; None for an empty cell; ISO text for a time."""
     match cell:
         case "":
             return None

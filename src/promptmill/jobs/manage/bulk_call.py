@@ -1,9 +1,9 @@
-"""A job of a Python program: `promptmill.bulk`, and the same as a stream of rows, or async.
+"""A job of a Python program: `promptmill.bulk`, and its variants that are async or yield rows.
 
     rows ─▶ a temporary file ─▶ job.db ─▶ answers ─▶ the result
 
-The answers are kept however the program ends: the same call resumes the job. Without an output file, the job is removed
-when the program has its answers.
+The answers are kept if the program is interrupted, and the same call resumes the job. Without an output file, the job
+is removed when the program has the answers.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ from promptmill.jobs.store.rounds import resent
 from promptmill.jobs.store.spec import JobSpec, digest
 from promptmill.service.service import Service
 from promptmill.system import runtime
+from promptmill.system.safe_open import home_expanded
 
 _KEPT = "The answers so far are kept: the same call resumes the job."
 _OF_THE_ENDPOINT = ("base_url", "provider", "api_key", "api_key_env", "concurrency")
@@ -67,13 +68,13 @@ _ARGUMENTS = {
     "answer_schema": "schema",
     "rows": "limit",  # of `Limits`
 }
-"""Fields and keys whose arguments have other names."""
+"""The arguments of fields and keys that have other names."""
 _KEY_AT_START = re.compile(r"^(?:[^:]*: )?(?:\w+\.)*(\w+)(?=: )")
 
 
 @takes_options
 def bulk(rows: Any, output: str | Path | None = None, **options: Unpack[BulkOptions]) -> BulkResult:
-    """Answer all rows and return them with their answers, in their order.
+    """Answer all rows and return them with their answers, in the same order.
 
     `rows`: a column or a table of pandas, polars, pyarrow or `datasets`; a list or any iterable of texts, dicts as in a
     file of rows, or lists of messages; the path of a file, a folder or a pattern, as a text or a `pathlib.Path`.
@@ -83,7 +84,7 @@ def bulk(rows: Any, output: str | Path | None = None, **options: Unpack[BulkOpti
 
     * Rows. `prompt`: what to ask of each row, such as "Classify: {{text}}"; a placeholder names a field, a text of a
       list is the field `text`, and a value of a column has the column's name; several, {"short": "…", "long": "…"},
-      are each asked, and `variant` names the prompt of an answer. Without it, the field `prompt_column`
+      are each asked, and `variant` names the prompt of an answer. Without `prompt`, the field `prompt_column`
       ("prompt") holds the prompt. `system`: the system prompt. `image_column`: paths or URLs of images. `each`: "file"
       or "line", what is a row of a folder; by default each file of texts or images. `pdf`:
       "text" or "images", what is sent of PDFs. `encoding` of CSV and text. `sql`:
@@ -118,15 +119,14 @@ def bulk(rows: Any, output: str | Path | None = None, **options: Unpack[BulkOpti
 
 @takes_options
 async def bulk_async(rows: Any, output: str | Path | None = None, **options: Unpack[BulkOptions]) -> BulkResult:
-    """Do what `bulk` does, inside a running event loop."""
+    """Do the same as `bulk`, inside a running event loop."""
     return await _answered(await asyncio.to_thread(_Call.of, rows, output, options))
 
 
 async def _answered(call: _Call) -> BulkResult:
     with _errors(call.given):
-        async with contextlib.aclosing(call.run()) as run:
-            async for _ in run:
-                pass
+        async with call.admitted() as (job, service):
+            await call.run(job, service)
         return await asyncio.to_thread(call.result)
 
 
@@ -134,15 +134,15 @@ async def _answered(call: _Call) -> BulkResult:
 async def stream_async(
     rows: Any, output: str | Path | None = None, **options: Unpack[BulkOptions]
 ) -> AsyncGenerator[dict[str, Any], None]:
-    """Yield rows with their answers as they come; `row` is the row's index, from 0. Takes the arguments of `bulk`."""
+    """Yield each row when it is answered; `row` is its index, from 0. Takes the arguments of `bulk`."""
     async for row in _rows_of(await asyncio.to_thread(_Call.of, rows, output, options)):
         yield row
 
 
 async def _rows_of(call: _Call) -> AsyncGenerator[dict[str, Any], None]:
     with _errors(call.given):
-        async with contextlib.aclosing(call.run()) as run:
-            async for row in run:
+        async with call.admitted() as (job, service), contextlib.aclosing(call.rows_of(job, service)) as rows:
+            async for row in rows:
                 yield row
         await asyncio.to_thread(call.forget)
 
@@ -151,7 +151,7 @@ async def _rows_of(call: _Call) -> AsyncGenerator[dict[str, Any], None]:
 def stream(
     rows: Any, output: str | Path | None = None, **options: Unpack[BulkOptions]
 ) -> Generator[dict[str, Any], None, None]:
-    """Do what `stream_async` does, for programs without an event loop. Closing the generator ends the job."""
+    """Do the same as `stream_async` without an event loop. Closing the generator interrupts the job."""
     come: queue.Queue[tuple[dict[str, Any] | None, BaseException | None]] = queue.Queue()
     stop: list[Callable[[], object]] = []
 
@@ -181,16 +181,16 @@ def stream(
             yield row
     finally:
         if stop and thread.is_alive():
-            with contextlib.suppress(RuntimeError):  # its loop is closed: it has just ended
+            with contextlib.suppress(RuntimeError):  # the loop is closed, because the thread has just ended
                 stop[0]()
         thread.join()
 
 
 @contextlib.contextmanager
 def _errors(given: Collection[str]) -> Iterator[None]:
-    """Raise a `PromptmillError` again with a text of one line that names the arguments of `bulk`.
+    """Convert a `PromptmillError` to one line of text that names the arguments of `bulk`.
 
-    An invalid value of a key that an argument in `given` sets is that argument's.
+    If an argument in `given` sets the key with an invalid value, the text names the argument.
     """
 
     def argument(path: re.Match[str]) -> str:
@@ -209,7 +209,7 @@ def _errors(given: Collection[str]) -> Iterator[None]:
 
 
 def _argument_of(named: Named) -> str:
-    """Return the argument for a field in an error: a key of the configuration without one is set by `settings`."""
+    """Return the argument for a field in an error; `settings={…}` for a configuration key without an argument."""
     if named.field == "status":
         return f"`promptmill jobs {named.value}`"
     key = named.field.rpartition(".")[2]
@@ -227,26 +227,26 @@ class _Call:
 
     rows: Any
     given: Mapping[str, Any]
-    """The options that were given."""
+    """The options of the call that are not None."""
     configuration: Configuration
     order: JobOrder
     folders: JobFolders
     source: Given | None
-    """The rows in a temporary file, if they are in no file of the user's."""
+    """The rows in a temporary file, if they are not in files of the user."""
     written: contextlib.ExitStack
     """Removes the temporary file."""
     is_loose: bool
-    """Whether the answers are wanted in no file."""
+    """Whether the job has no output file."""
     watch: Watch | None
     folder: Folder | None = None
-    """The job's, once it is admitted."""
+    """The job's folder, after admission."""
     status: Mapping[str, Any] = field(default_factory=dict)
     left_out: list[int] = field(default_factory=list)
     """The rows without a prompt, with `skip_empty`."""
 
     @classmethod
     def of(cls, rows: Any, output: str | Path | None, options: BulkOptions) -> _Call:
-        """Return a call, its rows written down. Raises `PromptmillError`."""
+        """Write the rows to a temporary file and return the call. Raises `PromptmillError`."""
         given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
         with _errors([*given, "rows"]), contextlib.ExitStack() as written:
             given |= _answer_forms(given)
@@ -265,7 +265,7 @@ class _Call:
             if not paths:
                 lines = lines_of(rows, "text" if "prompt" in given else "prompt")
                 source = written.enter_context(given_rows.written(folders, lines, ".jsonl"))
-            target = Path("-") if output is None else Path(output).expanduser().absolute()
+            target = Path("-") if output is None else home_expanded(output).absolute()
             order = _order(given, paths or [Path("rows")], target, folders)
             if paths:
                 order, source, left_out = written_whole(
@@ -280,37 +280,43 @@ class _Call:
             watch = _watch(show=given.get("progress"))
             return cls(rows, given, configuration, order, folders, source, written.pop_all(), output is None, watch)
 
-    async def run(self) -> AsyncGenerator[dict[str, Any], None]:
-        """Run the job to its end and yield its rows as they are answered. Raises `PromptmillError`."""
-        with self.written:  # until the rows are read, at the beginning of the run
-            async with contextlib.aclosing(self._answered()) as answered:
-                async for row in answered:
-                    yield row
-
-    async def _answered(self) -> AsyncGenerator[dict[str, Any], None]:
+    @contextlib.asynccontextmanager
+    async def admitted(self) -> AsyncGenerator[tuple[Job, Service]]:
+        """Yield the admitted job and a service for it. Raises `PromptmillError`."""
         plans = admission.plans_of(self.order, self.configuration)
         admit = functools.partial(
             admission.admit, self.order, self.configuration.plan, self.folders, given=self.source, plans=plans
         )
-        job = await asyncio.to_thread(admit)
-        self.folder = job.folder
-        create = None if job.order.ray is None else job.order.ray.create
-        service = Service(self.configuration, plan=job.plan, create=create)
-        try:
-            if job.finished:
-                async for page in _pages(job.folder.store):
-                    for row in await asyncio.to_thread(self._shown, job, page):
-                        yield row
-                self.status = status.read(job.folder)
-                return
-            async with contextlib.aclosing(self._run(job, service)) as run:
-                async for row in run:
-                    yield row
-        finally:
-            job.close()
-            await service.aclose()
+        with self.written:  # until the rows are read, at the beginning of the run
+            job = await admission.admit_in_thread(admit)
+            self.folder = job.folder
+            create = None if job.order.ray is None else job.order.ray.create
+            service = Service(self.configuration, plan=job.plan, create=create)
+            try:
+                yield job, service
+            finally:
+                job.close()
+                await service.aclose()
 
-    async def _run(self, job: Job, service: Service) -> AsyncGenerator[dict[str, Any], None]:
+    async def run(self, job: Job, service: Service, **hooks: Any) -> None:
+        """Run the job to its end. `hooks`: fields of `Hooks`. Raises `PromptmillError` if the job stops early."""
+        if job.finished:
+            self.status = status.read(job.folder)
+            return
+        runner = Runner(job, service, Hooks(watch=self.watch, **hooks))
+        try:
+            await runner.run()
+        finally:
+            self.status = status.read(job.folder)
+        if runner.error is not None:
+            if self.status.get("done"):
+                runner.error.add_note(_KEPT)
+            raise runner.error
+        if self.status["state"] != progress.FINISHED:
+            raise PromptmillError(Code.SHUTDOWN, f"The job ended as {self.status['state']}.", _KEPT)
+
+    async def rows_of(self, job: Job, service: Service) -> AsyncGenerator[dict[str, Any]]:
+        """Run the job and yield each row when it is answered. Raises the errors of `run`."""
         recorded: asyncio.Queue[Sequence[int]] = asyncio.Queue()
         bound, passed = asyncio.Event(), asyncio.Event()
 
@@ -318,15 +324,16 @@ class _Call:
             bound.set()
             await passed.wait()
 
-        hooks = Hooks(watch=self.watch, before_answers=before_answers, recorded=recorded.put_nowait)
-        runner, store = Runner(job, service, hooks), job.folder.store
-        running = asyncio.ensure_future(runner.run())
+        counted = [settings for target in job.spec.targets for settings in target.counted]
+        stays = "1" if job.finished else f"NOT ({resent(job.order, job.change.since, counted)})"
+        store = job.folder.store
+        running = asyncio.ensure_future(
+            self.run(job, service, before_answers=before_answers, recorded=recorded.put_nowait)
+        )
         running.add_done_callback(lambda _: recorded.put_nowait(()))
         running.add_done_callback(lambda _: bound.set())
         try:
-            await bound.wait()  # from now on each answer belongs to its row
-            counted = [settings for target in job.spec.targets for settings in target.counted]
-            stays = f"NOT ({resent(job.order, job.since, counted)})"
+            await bound.wait()  # now the answers are bound to the rows
             async for page in _pages(store, stays):
                 for row in await asyncio.to_thread(self._shown, job, page):
                     yield row
@@ -338,16 +345,9 @@ class _Call:
         finally:
             running.cancel()
             await asyncio.wait({running})
-            self.status = status.read(job.folder)
-        if runner.error is not None:
-            if self.status.get("done"):
-                runner.error.add_note(_KEPT)
-            raise runner.error
-        if self.status["state"] != progress.FINISHED:
-            raise PromptmillError(Code.SHUTDOWN, f"The job ended as {self.status['state']}.", _KEPT)
 
     def _shown(self, job: Job, records: Collection[Record] | Iterator[Record]) -> list[dict[str, Any]]:
-        """Return the rows of records, with their indexes; rows that are left out are not among them."""
+        """Return the rows of records with their indexes, without rows that the output leaves out."""
         form, shown = _Form(job.spec), []
         for record in records:
             if job.spec.leaves_out(record.code):
@@ -359,7 +359,7 @@ class _Call:
         return shown
 
     def result(self) -> BulkResult:
-        """Return the result, and remove the job if its answers are wanted in no file."""
+        """Return the result, and remove the job if it has no output file."""
         assert self.folder is not None
         spec, shown = self.folder.known_spec(), []
         if self.is_loose or self.source is not None:
@@ -378,13 +378,13 @@ class _Call:
         return BulkResult(self.status, shown, names, output, self.rows, schema, self.left_out, variants)
 
     def forget(self) -> None:
-        """Remove the job if its answers are wanted in no file. Blocks."""
+        """Remove the job if it has no output file. Blocks."""
         if self.is_loose and self.folder is not None:
             shutil.rmtree(self.folder.path, ignore_errors=True)
 
 
 class _Form:
-    """Makes a dict of a row with its answer, as a line of JSON has it."""
+    """Converts a row and its answer to a dict with the fields of a JSON line."""
 
     def __init__(self, spec: JobSpec) -> None:
         self._own, self._answers = OwnValues(spec), AnswerValues(spec, "jsonl")
@@ -396,8 +396,8 @@ class _Form:
         return self._own.of(answered.row) | self._answers.in_json(answered)
 
 
-async def _pages(store: JobDatabase, where: str = "1") -> AsyncGenerator[list[Record], None]:
-    """Yield the records that meet a condition, which may be millions: they are read in a thread."""
+async def _pages(store: JobDatabase, where: str) -> AsyncGenerator[list[Record], None]:
+    """Yield pages of the records that meet a condition; a thread reads them."""
     first = 0
     while page := await asyncio.to_thread(store.page, first, where):
         yield page
@@ -405,16 +405,16 @@ async def _pages(store: JobDatabase, where: str = "1") -> AsyncGenerator[list[Re
 
 
 def _paths(rows: object) -> list[Path]:
-    """Return the paths of the files that `rows` names, `[]` for rows themselves."""
+    """Return the paths that `rows` names; `[]` if `rows` has the rows themselves."""
     if isinstance(rows, str | Path):
-        return [Path(rows).expanduser().absolute()]
+        return [home_expanded(rows).absolute()]
     if isinstance(rows, list) and rows and all(isinstance(row, Path) for row in rows):
-        return [row.expanduser().absolute() for row in rows]
+        return [home_expanded(row).absolute() for row in rows]
     return []
 
 
 def _watch(*, show: bool | Callable[[Mapping[str, Any]], object] | None) -> Watch | None:
-    """Return the function that shows the progress, None if nothing is shown."""
+    """Return the function that shows the progress; None: show nothing."""
     if callable(show):
 
         def tell(now: Progress) -> None:
@@ -455,7 +455,7 @@ def _bar(ipython: Any) -> Watch:
 
 
 def _answer_forms(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the long forms of the options that say what an answer may be. Raises `PromptmillError`."""
+    """Convert the short forms of `choices`, `schema` and `fields` to options. Raises `PromptmillError`."""
     long: dict[str, Any] = {}
     forms = [name for name in ("choices", "schema", "fields") if given.get(name, True) is not True]
     if forms[1:]:
@@ -472,12 +472,12 @@ def _answer_forms(given: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(fields := given.get("fields"), str):
         long |= {"schema": schema_of_fields(fields), "fields": True}
     if isinstance(schema := given.get("schema"), str | Path):
-        long["schema"] = schema_in(Path(schema).expanduser())
+        long["schema"] = schema_in(home_expanded(schema))
     return long
 
 
 def _order(given: Mapping[str, Any], inputs: Sequence[Path], output: Path, folders: JobFolders) -> JobOrder:
-    """Return the order that the options make. Raises `PromptmillError`."""
+    """Return the order for the options. Raises `PromptmillError`."""
     given = {**given, "system_prompt": given.get("system")}
     if "from_job" in given:
         given = {**given, "from_job": folders.at(str(given["from_job"])).database}
@@ -489,7 +489,7 @@ def _order(given: Mapping[str, Any], inputs: Sequence[Path], output: Path, folde
 
 
 def _configuration(given: Mapping[str, Any]) -> Configuration:
-    """Return the configuration that the options name. Raises `PromptmillError`."""
+    """Load the configuration, changed by the options. Raises `PromptmillError`."""
     endpoint = {name: given[name] for name in _OF_THE_ENDPOINT if name in given}
     config, backend, settings = given.get("config"), given.get("backend"), given.get("settings", {})
     sampling = {name: given[name] for name in Sampling.model_fields.keys() | BESIDE if name in given}

@@ -1,4 +1,5 @@
-"""The keyword arguments of `promptmill.bulk` and its kin: the options of `promptmill bulk`, and OpenAI's parameters."""
+"""The keyword arguments of `promptmill.bulk` and its variants: options of `promptmill bulk`, and OpenAI's
+parameters."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ class RowOptions(TypedDict, total=False):
 
 
 class PartOptions(TypedDict, total=False):
-    """The choice of some rows of the input."""
+    """Options that select rows of the input."""
 
     skip_empty: bool
     limit: int | None
@@ -40,7 +41,7 @@ class PartOptions(TypedDict, total=False):
 
 
 class AnswerOptions(TypedDict, total=False):
-    """The form of the answers."""
+    """Options for the format of the answers."""
 
     choices: str | Path | Sequence[str] | Mapping[str, str] | None
     choices_many: bool
@@ -55,7 +56,7 @@ class AnswerOptions(TypedDict, total=False):
 
 
 class ModelOptions(TypedDict, total=False):
-    """The model that answers; without any of these, the configuration's."""
+    """The model that answers; by default, the model of the configuration."""
 
     model: str | Sequence[str] | None
     base_url: str | Sequence[str] | None
@@ -128,13 +129,13 @@ class BulkOptions(
     RayOptions,
     total=False,
 ):
-    """The options of a call. None is the same as an option that is not given."""
+    """The options of a call. None has the same effect as omitting the option."""
 
 
 def takes_options(function: Callable[P, R]) -> Callable[P, R]:
     """Check the names of the options of a function, and shorten its errors.
 
-    An error of ours says all in its text; the lines of our code above it would fill a notebook's screen.
+    The text of a `PromptmillError` is complete, and a traceback of our code would fill a notebook's screen.
     """
 
     @functools.wraps(function)

@@ -1,7 +1,7 @@
-"""The rows that a Python program gives, as lines of JSON, and its result: a table comes back as a table.
+"""Converts the rows of a Python program to lines of JSON, and the answers to a table of the same kind as the rows.
 
-Lists, columns and tables of pandas, polars, pyarrow, numpy and `datasets` are known by their methods, without importing
-any of these.
+Tables and columns of pandas, polars, pyarrow, numpy and `datasets` are recognized by their methods, so that none of
+these libraries is imported.
 """
 
 from __future__ import annotations
@@ -32,31 +32,32 @@ _ANSWERS = ("answer", "error", "finish_reason")
 
 @dataclass(frozen=True, repr=False)
 class BulkResult:
-    """All rows with their answers, in their order."""
+    """All rows with their answers, in the order of the input."""
 
     status: Mapping[str, Any]
-    """Counts, tokens, seconds and cost of the whole job, as `promptmill jobs` shows them."""
+    """Counts, tokens, seconds and cost of the whole job, the same as in `promptmill jobs`."""
     rows: list[dict[str, Any]]
     """Each row with `answer`, `error`, `usage`, `finish_reason`; empty if rows and output are files."""
     columns: Mapping[str, str] = field(default_factory=dict)
-    """The names of these columns that differ, because rows have fields of the same names."""
+    """The changed names of answer columns, by their usual names; a name changes if rows have a field of that name."""
     output: Path | None = None
     given: Any = None
     answer_schema: AnswerType | None = None
     left_out: Sequence[int] = ()
     """Rows without a prompt, with `skip_empty`."""
     variants: Sequence[str] = ()
-    """The names of the models and prompts, if each row has several answers, which `variant` tells apart."""
+    """The names of the variants (models and prompts) if each row has several answers. Field `variant` has the name."""
 
     @cached_property
     def answers(self) -> list[Any]:
-        """The answers alone, `""` for a row that failed; with an `answer_schema` objects, or instances of its class."""
+        """The answers without their rows; `""` for a failed row. With an `answer_schema`, objects or instances of its
+        class."""
         name = self.columns.get("answer", "answer")
         return [answer_of(row[name], self.answer_schema) for row in self.rows]
 
     @property
     def failed(self) -> int:
-        """How many rows have no answer."""
+        """The number of rows that failed."""
         return int(self.status.get("failed", 0))
 
     @property
@@ -66,13 +67,14 @@ class BulkResult:
 
     @property
     def cost(self) -> float | None:
-        """The cost of all runs of the job, None if the price is unknown."""
+        """The cost of all runs of the job; None if the price is unknown."""
         return self.status.get("cost")
 
     def table(self) -> Any:
-        """Return the table that was given (of pandas, polars, pyarrow or `datasets`) with columns of answers.
+        """Return the caller's table (of pandas, polars, pyarrow or `datasets`) with answer columns added.
 
-        A column that was given becomes the first column of a table. The fields of answers under a schema are columns.
+        If the rows are a single column, it becomes the first column of a table. With a schema, each field of the
+        answers is a column.
         """
         if self.variants:
             raise input_error("Each row has several answers; `rows` of the result has one item for each of them.")
@@ -93,7 +95,7 @@ class BulkResult:
         return _joined(self.given, found, self.left_out)
 
     def _repr_html_(self) -> str:
-        """Return the result as a notebook shows it: the counts and the first rows, without any external request."""
+        """Return the result as HTML for a notebook: the counts and the first rows, without external resources."""
         found = [f"<p>{html.escape(self._summary)}</p>"]
         ours = [self.columns.get(name, name) for name in _ANSWERS]
         # rows, in a notebook
@@ -125,9 +127,9 @@ class BulkResult:
 
 
 def answer_of(answer: Any, answer_schema: AnswerType | None) -> Any:
-    """Return a row's answer, `""` for none: with a schema an object, or an instance of its class.
+    """Return a row's answer, or `""` without an answer. With a schema, an object or an instance of its class.
 
-    Raises the errors of the class's own validators, which its schema lacks.
+    Raises the errors of the class's validators, which check more than the schema.
     """
     if answer is None or answer == "":
         return ""
@@ -142,7 +144,7 @@ def answer_of(answer: Any, answer_schema: AnswerType | None) -> Any:
 def lines_of(rows: Any, name: str = "prompt") -> Iterator[bytes]:
     """Return `rows` as lines of JSON: texts, dicts, lists of messages, a column or a table.
 
-    A text becomes an object with the field `name`, bytes and Pillow's images become base64.
+    A text becomes an object with the field `name`. Bytes and Pillow images become base64.
 
     Raises `PromptmillError` (`invalid_input`).
     """
@@ -192,7 +194,7 @@ def _as_json(value: Any) -> Any:
 
 
 class _Column(NamedTuple):
-    """A column of answers; `arrow_type` is None for texts."""
+    """A column of answers. `arrow_type` returns its Arrow type; None: texts."""
 
     values: list[Any]
     arrow_type: Callable[[], Any] | None = None
@@ -203,9 +205,9 @@ def _joined(
     columns: Mapping[str, _Column],
     left_out: Collection[int] = (),
 ) -> Any:
-    """Return the table `rows` with further `columns`, by their names, as a table of the same kind.
+    """Add `columns` to the table `rows`; return a table of the same kind.
 
-    `left_out`: rows without an answer, which are left out.
+    `left_out`: the indexes of rows to remove, because they have no answer.
     """
     if _is_column(rows):
         rows = rows.to_frame()
@@ -232,7 +234,7 @@ def _joined(
 
 
 def _without(rows: Any, left_out: Collection[int]) -> Any:
-    """Return a table without the rows at these places."""
+    """Return a table without the rows at these indexes."""
     kept = [at for at in range(len(rows)) if at not in left_out]
     if hasattr(rows, "iloc"):
         return rows.iloc[kept]
@@ -242,7 +244,7 @@ def _without(rows: Any, left_out: Collection[int]) -> Any:
 
 
 def _cells(values: Iterable[Any], tag: str) -> str:
-    """Return the cells of a row of an HTML table, long ones cut off."""
+    """Return the cells of a row of an HTML table; long texts are cut off."""
     texts = ("" if value is None else str(_cell(value)) for value in values)
     return "".join(f'<{tag} style="text-align: left">{html.escape(cut(text, 300))}</{tag}>' for text in texts)
 

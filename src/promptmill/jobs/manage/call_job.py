@@ -13,7 +13,7 @@ import math
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,13 +23,12 @@ from typing import Any, NamedTuple
 import orjson
 
 from promptmill.backends.protocol import Call, Counts, Failure, Outcome
-from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Conversation
 from promptmill.images import load as images
 from promptmill.jobs import disk
-from promptmill.jobs.caller import Caller, CallWork
-from promptmill.jobs.ingest import Rules, ingest
+from promptmill.jobs.caller import CallWork
+from promptmill.jobs.ingest import ingest
 from promptmill.jobs.inputs.row import Lines
 from promptmill.jobs.manage import prune
 from promptmill.jobs.manage.call_limits import Place
@@ -38,6 +37,7 @@ from promptmill.jobs.run import admission
 from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.runner import Runner
 from promptmill.jobs.store import progress
+from promptmill.jobs.store.database import Work
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder, Limits
 from promptmill.jobs.store.records import record_of
@@ -77,12 +77,19 @@ class DeadlineCall:
         self._service = service
         self._running_jobs = running_jobs
         self._work = work
-        self._limit_s = limit_s
         self._task = task
-        self._place: Place | None = None
-        self._job: Job | None = None
+        self._is_task_required = task is not None and task.is_required
+        margin_s = max(_LEAST_MARGIN_S, limit_s * _MARGIN_SHARE) + len(work.items) * _ITEM_S
+        self._limit = work.stats.started + limit_s - min(margin_s, limit_s / 2)
+        """When the call has to return, even if its job is not finished."""
+        most_s = work.plan.settings.call_timeout
+        self._end = math.inf if most_s is None else work.stats.started + most_s
+        """When the call has to be over."""
+        self._held = contextlib.ExitStack()
+        """Leaves the place and removes the job, unless the job continues the call."""
         self._run: asyncio.Task[object] | None = None
-        self._goes_on = False
+        self._rest: tuple[str, Callable[[], object]] | None = None
+        """The id of the job that continues the call, and the function that starts this."""
 
     async def outcomes(self) -> list[Outcome]:
         """Return an outcome per item, before the time is over; items for the job have failed with code `deferred`.
@@ -90,125 +97,59 @@ class DeadlineCall:
         Cancelling ends the work. Raises `PromptmillError` when the backend cannot be loaded, or too many jobs are in
         progress (`rate_limited`).
         """
-        if not any(isinstance(item, Conversation) for item in self._work.items):
+        work = self._work
+        if not any(isinstance(item, Conversation) for item in work.items):
             return await self._answered_here()
-        self._place = self._running_jobs.places.take(self._work.caller.session)
+        place = self._running_jobs.places.take(work.caller.session)
+        self._held.callback(place.leave)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._left_s):
-                await self._place.entry.wait()
+                await place.entry.wait()
         try:
-            job = await self._opened()
+            job = await self._written()
         except PromptmillError as error:
             if self._is_task_required:
                 raise
-            self._work.stats.warn(f"The call could not become a job, which `max_call_s` and tasks need: {error}")
+            work.stats.warn(f"The call could not become a job, which `max_call_s` and tasks need: {error}")
             return await self._answered_here()
-        sink = ListSink(len(self._work.items))
-        for index, item in enumerate(self._work.items):
+        sink = ListSink(len(work.items))
+        for index, item in enumerate(work.items):
             if isinstance(item, PromptmillError):
-                settle(index, Failure(item), sink, self._work.stats)
-        if self._place.entry.is_set():
-            runner = Runner(job, self._service, stats=self._work.stats)
-            self._run = asyncio.ensure_future(runner.run())
-            await asyncio.wait({self._run}, timeout=self._left_s)
-            if self._run.done() and not self._is_task_required:
-                left = runner.error or PromptmillError(Code.SHUTDOWN, "The server is shutting down.")
-            else:
-                left = await self._deferred(partial(_make_durable, job))
+                settle(index, Failure(item), sink, work.stats)
+        unanswered = await self._run_of(job, place) if place.entry.is_set() else await self._put_off(job, place)
+        if self._run is not None:
             for record in await asyncio.to_thread(job.folder.store.sound_records):
                 sink.put(record.key, record.outcome())  # the job's run counted it
-        else:
-            left = await self._put_off(job)
-        if left.code is not Code.DEFERRED:
-            self._service.calls.unanswered(self._work.plan, left.code, len(sink.missing))
-        return sink.result(left)
+        if unanswered.code is not Code.DEFERRED:
+            self._service.calls.unanswered(work.plan, unanswered.code, len(sink.missing))
+        return sink.result(unanswered)
 
     async def _answered_here(self) -> list[Outcome]:
         """Return the outcomes without a job."""
         work = self._work
         return await self._service.generate(work.items, work.stats, system_prompt=work.system_prompt, plan=work.plan)
 
-    def go_on(self) -> tuple[str | None, Call]:
-        """Let the job have the rest; return its id, None when all is done, and the counts of the call itself."""
-        place, job, run = self._place, self._job, self._run
-        if place is None or job is None or not self._goes_on:
-            return None, self._work.stats
-        self._place = self._job = self._run = None
-        job_id = job.spec.job_id
-        if run is None:
-            self._running_jobs.run_later(job_id, self._work.plan, place)
-        else:
-            self._running_jobs.adopt(job, run, place)
-        return job_id, replace(
-            self._work.stats, counts=self._work.stats.counts + Counts(), warnings=dict(self._work.stats.warnings)
-        )
-
-    async def abandon(self) -> None:
-        """End the work and forget its job, unless the job continues. If all is answered, the job is gone then."""
-        place, job, run = self._place, self._job, self._run
-        self._place = self._job = self._run = None
-
-        def forget(_: object = None) -> None:
-            if job is not None:
-                discard(job)
-            if place is not None:
-                place.leave()
-
-        if run is None or run.done():
-            forget()
-        else:
-            run.cancel()
-            run.add_done_callback(forget)
-
-    @property
-    def _is_task_required(self) -> bool:
-        return self._task is not None and self._task.is_required
-
-    @property
-    def _left_s(self) -> float:
-        """The seconds until the call has to return."""
-        return max(0.0, min(self._limit, self._end) - time.monotonic())
-
-    @property
-    def _limit(self) -> float:
-        """When the call has to return, even if its job is not finished."""
-        return self._work.stats.started + self._limit_s - self._margin_s(self._limit_s)
-
-    @property
-    def _end(self) -> float:
-        """When the call has to be over."""
-        most_s = self._work.plan.settings.call_timeout
-        return math.inf if most_s is None else self._work.stats.started + most_s
-
-    async def _opened(self) -> Job:
-        """Return the job, whose files are open. Raises `PromptmillError` (`storage`)."""
-        writing = asyncio.ensure_future(asyncio.to_thread(self._written))
+    async def _written(self) -> Job:
+        """Return the job with all items, whose files are open. Raises `PromptmillError` (`storage`)."""
+        task = None if self._task is None else self._task.note
+        writing = asyncio.ensure_future(asyncio.to_thread(write, self._work, self._running_jobs.folders, task=task))
         try:
-            self._job = await asyncio.shield(writing)
-        except asyncio.CancelledError:
+            return await asyncio.shield(writing)
+        finally:
             await asyncio.wait({writing})
             if not writing.exception():
-                self._job = writing.result()
-            raise
-        return self._job
+                self._held.callback(discard, writing.result())
 
-    def _written(self) -> Job:
-        """Return the job with all items, of which items without a request have failed already. Blocks."""
-        budget = self._work.stats.ledger.budget
-        return write(
-            list(enumerate(self._work.items)),
-            self._work.system_prompt,
-            self._work.plan,
-            self._running_jobs.folders,
-            self._work.caller,
-            outcomes={
-                row: Failure(item) for row, item in enumerate(self._work.items) if isinstance(item, PromptmillError)
-            },
-            max_cost=None if budget is None else budget.limit,
-            task=None if self._task is None else self._task.note,
-        )
+    async def _run_of(self, job: Job, place: Place) -> PromptmillError:
+        """Run the job until its end or the limit. Return the error of items without an outcome."""
+        runner = Runner(job, self._service, stats=self._work.stats)
+        run = self._run = asyncio.ensure_future(runner.run())
+        await asyncio.wait({run}, timeout=self._left_s)
+        if run.done() and not self._is_task_required:
+            return runner.error or PromptmillError(Code.SHUTDOWN, "The server is shutting down.")
+        return await self._deferred(job, lambda: _make_durable(job), lambda: self._running_jobs.adopt(job, run, place))
 
-    async def _put_off(self, job: Job) -> PromptmillError:
+    async def _put_off(self, job: Job, place: Place) -> PromptmillError:
         """Close the job, which has got no place in time. Return the error of its items."""
 
         def close() -> None:
@@ -216,50 +157,69 @@ class DeadlineCall:
             _make_durable(job)
             job.close()
 
-        return await self._deferred(close)
+        later = partial(self._running_jobs.run_later, job.spec.job_id, self._work.plan, place)
+        return await self._deferred(job, close, later)
 
-    async def _deferred(self, make_ready: Callable[[], None]) -> PromptmillError:
+    async def _deferred(self, job: Job, make_ready: Callable[[], None], go_on: Callable[[], object]) -> PromptmillError:
         """Prepare the job for its time without the call. Return the error of the items without an outcome."""
         if self._end < self._limit:
             return too_long(self._work.plan.settings.call_timeout)
         await asyncio.to_thread(make_ready)
-        self._goes_on = True
-        assert self._job is not None
-        return PromptmillError(Code.DEFERRED, f"Goes on as job {self._job.spec.job_id}.", "")
+        self._rest = job.spec.job_id, go_on
+        return PromptmillError(Code.DEFERRED, f"Goes on as job {job.spec.job_id}.", "")
 
-    def _margin_s(self, limit_s: float) -> float:
-        """Return how long before the limit to begin with what takes time then."""
-        return min(max(_LEAST_MARGIN_S, limit_s * _MARGIN_SHARE) + len(self._work.items) * _ITEM_S, limit_s / 2)
+    @property
+    def _left_s(self) -> float:
+        """The seconds until the call has to return."""
+        return max(0.0, min(self._limit, self._end) - time.monotonic())
+
+    def go_on(self) -> tuple[str | None, Call]:
+        """Let the job have the rest; return its id, None when all is done, and the counts of the call itself."""
+        stats = self._work.stats
+        if self._rest is None:
+            return None, stats
+        job_id, go_on = self._rest
+        self._held.pop_all()
+        self._run = None
+        go_on()
+        return job_id, replace(stats, counts=stats.counts + Counts(), warnings=dict(stats.warnings))
+
+    async def abandon(self) -> None:
+        """End the work and forget its job, unless the job continues. If all is answered, the job is gone then."""
+        if self._run is None or self._run.done():
+            self._held.close()
+        else:
+            self._run.cancel()
+            self._run.add_done_callback(lambda _: self._held.close())
 
 
 def write(
-    items: Sequence[tuple[int, Conversation | PromptmillError]],
-    system_prompt: str,
-    plan: ResolvedConfig,
+    work: CallWork,
     folders: JobFolders,
-    caller: Caller,
-    *,
     outcomes: Mapping[int, Outcome] = MappingProxyType({}),
+    *,
     settled: bool = False,
-    max_cost: float | None = None,
     task: Mapping[str, Any] | None = None,
 ) -> Job:
-    """Write `items`, each with its place in the call, as a job that this user alone can read, and open it. Blocks.
+    """Write a call as a job that this user alone can read, and open it. Blocks.
 
-    `outcomes` are of the items that have one. The job survives the end of this process, but a power loss only after
-    `_make_durable`. Raises `PromptmillError` (`storage`) and removes its files then.
+    `outcomes` are of the items that have one; items without a request have failed. `settled`: the job has these items
+    alone. The job survives the end of this process, but a power loss only after `_make_durable`. Raises
+    `PromptmillError` (`storage`) and removes its files then.
     """
     job_id = f"call-{secrets.token_hex(8)}"  # it cannot be guessed: clients with the same token may know of each other
-    folder = folders.loose(job_id)
-    order = JobOrder(
-        inputs=(Path("call"),), output=folder.answers, limits=Limits(max_cost=max_cost), owner=caller.owner
-    )
+    folder, budget = folders.loose(job_id), work.stats.ledger.budget
+    limits = Limits(max_cost=None if budget is None else budget.limit)
+    order = JobOrder(inputs=(Path("call"),), output=folder.answers, limits=limits, owner=work.caller.owner)
+    failed = {row: Failure(item) for row, item in enumerate(work.items) if isinstance(item, PromptmillError)}
+    outcomes = failed | {**outcomes}
     job = None
     try:
         prune.make_room(folders)
-        job = admission.admit(order, plan, folders)
+        job = admission.admit(order, work.plan, folders)
         job.folder.put(status={"state": progress.STARTING}, task=task)
-        spec, _ = ingest(job.folder.store, job.spec, Lines(_lines(items, system_prompt, plan)), Rules())
+        rows = outcomes if settled else range(len(work.items))
+        spec, _ = ingest(job.folder.store, job.spec, Lines(_lines(work, rows)), Work())
         job.put(spec.model_copy(update={"settled": settled}))
         made = spec.targets[0].made(1)
         job.folder.store.write([record_of(row, outcome, made=made) for row, outcome in outcomes.items()])
@@ -286,11 +246,7 @@ def discard(job: Job) -> None:
     shutil.rmtree(job.folder.path, ignore_errors=True)
 
 
-async def keep(
-    running_jobs: RunningJobs,
-    work: CallWork,
-    outcomes: Sequence[Outcome],
-) -> str:
+async def keep(running_jobs: RunningJobs, work: CallWork, outcomes: Sequence[Outcome]) -> str:
     """Return the id of a job with the settled `outcomes` of a call; it is finished, and its rows can be read.
 
     Raises `PromptmillError` (`storage`).
@@ -300,29 +256,18 @@ async def keep(
         for index, outcome in enumerate(outcomes)
         if not (isinstance(outcome, Failure) and outcome.error.code is Code.DEFERRED)
     }
-    written = partial(
-        write,
-        [(index, work.items[index]) for index in outcomes_of],
-        work.system_prompt,
-        work.plan,
-        running_jobs.folders,
-        work.caller,
-        outcomes=outcomes_of,
-        settled=True,
-    )
-    job = await asyncio.shield(asyncio.ensure_future(asyncio.to_thread(written)))
+    writing = asyncio.to_thread(write, work, running_jobs.folders, outcomes_of, settled=True)
+    job = await asyncio.shield(asyncio.ensure_future(writing))
     await asyncio.wait({running_jobs.run_here(job)})  # which finds every row answered, and writes the output
     return job.spec.job_id
 
 
-def _lines(
-    items: Sequence[tuple[int, Conversation | PromptmillError]], system_prompt: str, plan: ResolvedConfig
-) -> Iterator[tuple[int, bytes]]:
-    """Yield the items of a call as rows, with their places in the call."""
-    settings = plan.settings
+def _lines(work: CallWork, rows: Iterable[int]) -> Iterator[tuple[int, bytes]]:
+    """Yield items of a call as rows, with their places in the call."""
+    settings = work.plan.settings
     shared = {"sampling": settings.sampling_params.given(), "extra": dict(settings.extra_params)}
-    for index, item in items:
-        yield index, _line(item, system_prompt, shared, plan.file_rule)
+    for row in rows:
+        yield row, _line(work.items[row], work.system_prompt, shared, work.plan.file_rule)
 
 
 def _line(

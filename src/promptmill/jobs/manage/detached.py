@@ -17,11 +17,11 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO, TypeAlias, TypeVar, get_type_hints
+from typing import Any, BinaryIO, TypeVar, get_type_hints
 
 import orjson
 from pydantic import BaseModel, SecretStr, TypeAdapter
@@ -32,21 +32,17 @@ from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.config.settings import Settings
 from promptmill.core.errors import Code, PromptmillError, input_error, redact
-from promptmill.jobs import disk, ingest
-from promptmill.jobs.export import output
+from promptmill.jobs import disk
 from promptmill.jobs.export.answered import UnansweredError
 from promptmill.jobs.inputs import files as input_files
 from promptmill.jobs.inputs import row_secrets
-from promptmill.jobs.inputs.any_format import check_columns as check_columns_here
-from promptmill.jobs.inputs.any_format import format_of_input
-from promptmill.jobs.inputs.files import InputFiles, Part
+from promptmill.jobs.inputs.any_format import format_of_input, input_of
 from promptmill.jobs.inputs.given import Given
-from promptmill.jobs.run import admission, validation
+from promptmill.jobs.inputs.questions import questions_of
+from promptmill.jobs.run import steps, validation
 from promptmill.jobs.run.admission import Change, Job
 from promptmill.jobs.run.runner import Hooks, Runner, until_ended
-from promptmill.jobs.run.steps import Context, Steps, write
-from promptmill.jobs.store.binding import Bound
-from promptmill.jobs.store.database import DamagedError
+from promptmill.jobs.store.database import DamagedError, Work
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.lock import Lock
@@ -69,13 +65,7 @@ _LOOK_S = 1.0
 # ---- in the process that starts another
 
 
-def start(
-    job: Job,
-    folders: JobFolders,
-    ended: Callable[[], None] = lambda: None,
-    *,
-    is_shared: bool = False,
-) -> None:
+def start(job: Job, ended: Callable[[], None] = lambda: None, *, is_shared: bool = False) -> None:
     """Start a runner for a job that was admitted, and hand it over, lock and all.
 
     `ended` is called in a thread when the runner has ended, if this process lives until then. `is_shared`: see
@@ -88,12 +78,12 @@ def start(
     folder.close()  # one process writes
     called = _packed(
         _run_job,
+        folder=folder.path,
+        order=job.order,
         plan=job.plan,
-        order=job.order.model_copy(update={"output": job.spec.output.path}),
-        folders=folders,
+        change=job.change,
         lock=inherited,
         is_shared=is_shared,
-        disk_share=job.disk_share,
         most_cost=job.most_cost,
     )
     environment = _environment(job.plan) | telemetry.inherited()
@@ -125,41 +115,25 @@ async def validated(plan: ResolvedConfig, order: JobOrder, folders: JobFolders, 
 
 
 async def check_columns(order: JobOrder, rule: FileRule) -> None:
-    """Do in another process what `first_rows.check_columns` does, and `row_secrets`. Raises as `done_apart`."""
+    """Look in another process for the columns that a prompt names, and for names of secrets. Raises as `done_apart`."""
     await done_apart(functools.partial(_check_columns, order=order, rule=rule.without_secrets), order.inputs[0].name)
 
 
-class Apart(Steps):
+class Apart(steps.Apart):
     """Has another process do the steps of a job; meanwhile the job's database belongs to that process."""
 
     def __init__(self, places: asyncio.Semaphore) -> None:
         """`places` bounds the number of these processes."""
         self._places = places
 
-    async def ingest(self, job: Job, files: InputFiles, context: Context) -> Bound:
-        """Read the input. Raises as `Change.read` and `done_apart`."""
-        call = functools.partial(
-            _ingest, spec=job.spec, parts=files.parts, change=job.change, disk_share=job.disk_share
-        )
-        spec, bound = await self._done(call, job, context)
-        job.was_read(spec)
-        return bound
-
-    async def check_secrets(self, job: Job, context: Context) -> None:
-        """Look for secrets in the rows. Raises as `row_secrets.check` and `done_apart`."""
-        await self._done(functools.partial(_check_secrets, rule=job.plan.file_rule), job, context)
-
-    async def export(self, job: Job, context: Context) -> output.Written:
-        """Write the output. Raises as `output.write_output` and `done_apart`."""
-        return await self._done(functools.partial(_export, limit=job.order.limits.rows), job, context)
-
-    async def _done(self, call: functools.partial[T], job: Job, context: Context) -> T:
+    async def __call__(self, step: functools.partial[T], job: Job, note: Callable[[int], None]) -> T:
+        """Return the result of a step. Raises as the step and `done_apart`."""
         folder = job.folder
         folder.close()
         try:
             async with self._places:
-                on_folder = functools.partial(call, folder=folder.path)
-                return await done_apart(on_folder, job.spec.input.path.name, note=context.note)
+                on_folder = functools.partial(step, folder=folder.path)
+                return await done_apart(on_folder, job.spec.input.path.name, note=note)
         finally:
             folder.open()
 
@@ -175,16 +149,12 @@ async def done_apart(
 
     Raises `PromptmillError`, also if the process ended: `invalid_input`, naming the input `name`.
     """
-    process = await subprocesses.start(
+    child = await subprocesses.Child.start(
         module, subprocesses.bare_environment(()) if environment is None else environment
     )
-    assert process.stdin is not None
-    assert process.stdout is not None
     try:
-        with contextlib.suppress(ConnectionError):
-            process.stdin.write(_packed(call.func, **call.keywords))
-            await process.stdin.drain()  # and stays open: its end is the end of the step
-        while (message := await frames.receive(process.stdout)) is not None:
+        await child.send(_packed(call.func, **call.keywords))  # the pipe stays open: its end is the end of the step
+        while (message := await child.receive()) is not None:
             if "note" in message and note is not None:
                 note(message["note"])
             elif "error" in message:
@@ -194,11 +164,10 @@ async def done_apart(
             elif "result" in message:
                 result: T = TypeAdapter(get_type_hints(call.func)["return"]).validate_python(message["result"])
                 return result
-        ended = subprocesses.how_it_ended(await process.wait())
+        ended = await child.wait()
     finally:
-        if process.returncode is None:
-            subprocesses.end_group(process.pid)
-            await process.wait()
+        child.kill()
+        await child.wait()
     raise input_error(f"{name} cannot be read: {ended}. A row, or the prompt of one, may take too much memory or time.")
 
 
@@ -210,7 +179,10 @@ def _packed(function: Callable[..., object], **arguments: object) -> bytes:
 def _arguments(function: Callable[..., object], packed: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments that `_packed` wrote, of the types that the function's signature says."""
     types = get_type_hints(function)
-    return {name: TypeAdapter(types[name]).validate_python(value) for name, value in packed.items()}
+    return {
+        name: Folder(Path(value)) if types[name] is Folder else TypeAdapter(types[name]).validate_python(value)
+        for name, value in packed.items()
+    }
 
 
 def _plain(value: object) -> Any:
@@ -293,42 +265,23 @@ class _Watched(threading.Event):
         return super().is_set()
 
 
-Note: TypeAlias = Callable[[int], None]
-
-
-def _check(_: Note, plan: ResolvedConfig, order: JobOrder, folders: JobFolders, given: Given | None) -> dict[str, Any]:
+def _check(_: Work, plan: ResolvedConfig, order: JobOrder, folders: JobFolders, given: Given | None) -> dict[str, Any]:
     runtime.limit_computing(_VALIDATION_S)
     may_name = Service(_configuration(plan), plan=plan).row_models(plan)
     return validation.check(plan, order, folders, may_name, given=given, are_paths_resolved=True)
 
 
-def _check_columns(_: Note, order: JobOrder, rule: FileRule) -> None:
+def _check_columns(_: Work, order: JobOrder, rule: FileRule) -> None:
     runtime.limit_computing(_STUCK_S)
     files = input_files.opened(input_files.find(order.inputs, order.output), encoding=order.encoding)
-    row_secrets.check_columns(files, rule)
-    check_columns_here(order.question, format_of_input(files), files)
-
-
-def _ingest(
-    note: Note, *, folder: Path, spec: JobSpec, parts: Sequence[Part], change: Change, disk_share: float
-) -> tuple[JobSpec, Bound]:
-    files = input_files.opened(parts, known=True, encoding=spec.input.encoding)
-    with contextlib.closing(Folder(folder)) as job:
-        return change.read(job.open(), spec, files, ingest.Rules(note, _Watched(), disk_share))
-
-
-def _check_secrets(note: Note, folder: Path, rule: FileRule) -> None:
-    with contextlib.closing(Folder(folder)) as job:
-        row_secrets.check(job.open(), job.known_spec().input, rule, note, _Watched())
-
-
-def _export(note: Note, folder: Path, limit: int | None) -> output.Written:
-    with contextlib.closing(Folder(folder)) as job:
-        return write(job.open(), job.known_spec(), output.Rules(limit, note, _Watched()), job.result)
+    kind = format_of_input(files)
+    source = input_of(files, kind)
+    row_secrets.check_columns(files.parts[0].path.name, source.header, source.style.arrow_schema, rule)
+    questions_of(order.question, kind, source.header)
 
 
 _STEPS: Mapping[str, Callable[..., object]] = MappingProxyType(
-    {step.__name__: step for step in (_check, _check_columns, _ingest, _check_secrets, _export)}
+    {step.__name__: step for step in (_check, _check_columns, steps.ingest, steps.check_secrets, steps.export)}
 )
 _RAISED: Mapping[str, type[Exception]] = MappingProxyType(
     {error.__name__: error for error in (UnansweredError, DamagedError)}
@@ -352,8 +305,14 @@ def _do_step(step: Callable[..., object], packed: Mapping[str, Any], incoming: B
     subprocesses.end_with_parent()
     threading.Thread(target=end_with_other, daemon=True).start()
     runtime.limit_memory(_STEP_BYTES)
+    work = Work(lambda count: send(note=count), _Watched())
     try:
-        result = _plain(step(lambda count: send(note=count), **_arguments(step, packed)))
+        with contextlib.ExitStack() as opened:
+            arguments = _arguments(step, packed)
+            if isinstance(folder := arguments.get("folder"), Folder):
+                opened.callback(folder.close)
+                folder.open()
+            result = _plain(step(work, **arguments))
     except PromptmillError as error:
         failure = error
     except OSError as error:
@@ -372,34 +331,35 @@ def _do_step(step: Callable[..., object], packed: Mapping[str, Any], incoming: B
 
 
 def _run_job(
-    plan: ResolvedConfig,
+    folder: Folder,
     order: JobOrder,
+    plan: ResolvedConfig,
+    change: Change,
     *,
-    folders: JobFolders,
     lock: int | None,
     is_shared: bool,
-    disk_share: float,
     most_cost: float | None,
 ) -> int:
-    """Run a job; `lock` is the inherited descriptor of its lock. Return the exit code."""
+    """Run a job that was admitted; `lock` is the inherited descriptor of its lock. Return the exit code."""
     configuration = _configuration(plan)
     create = None if order.ray is None else order.ray.create
     service = Service(configuration, plan=plan, create=create, is_shared=is_shared)
     if plan.backend in {*BACKENDS, AUTO}:  # how much another package's backend needs is not known
         runtime.limit_memory(_RUNNER_BYTES)
-    own_lock = None if lock is None else Lock.adopt(lock)
-    try:
-        plans = admission.plans_of(order, configuration)
-        job = admission.admit(order, plan, folders, own_lock, plans=plans, are_paths_resolved=True)
-    except PromptmillError as error:
-        print(f"promptmill: {redact(str(error))}", file=sys.stderr)
+    held = Lock.take(folder.lock) if lock is None else Lock.adopt(lock)
+    if held is None:
+        print(f"promptmill: Job {folder.job_id} is running already.", file=sys.stderr)
         return 2
-    try:
-        if not job.finished:
-            job.disk_share, job.most_cost = disk_share, most_cost
-            runtime.run(_run(job, service))
-    finally:
-        job.close()
+    with contextlib.ExitStack() as opened:
+        opened.callback(held.release)
+        opened.callback(folder.close)
+        try:
+            folder.open()
+            spec = folder.known_spec()
+        except (PromptmillError, OSError, DamagedError) as error:
+            print(f"promptmill: {redact(str(error))}", file=sys.stderr)
+            return 2
+        runtime.run(_run(Job(folder, spec, order, plan, held, change, most_cost=most_cost), service))
     return 0
 
 

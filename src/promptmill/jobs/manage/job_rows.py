@@ -8,7 +8,6 @@ from typing import Any
 
 import orjson
 
-from promptmill.backends.questions import RowRequests
 from promptmill.backends.rows import RowReader
 from promptmill.config.backends import OTHER_PATHS
 from promptmill.core.errors import PromptmillError
@@ -18,7 +17,7 @@ from promptmill.core.wording import unescaped
 from promptmill.jobs.columns import answer_fields, variant_values
 from promptmill.jobs.export.answered import AnsweredRow
 from promptmill.jobs.inputs.formats import row_kind
-from promptmill.jobs.inputs.questions import questions_of
+from promptmill.jobs.run.job_rounds import requests_of
 from promptmill.jobs.store.database import JobDatabase, Row
 from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.spec import JobSpec
@@ -58,8 +57,7 @@ class JobRows:
             row_settings=spec.question.rows_set,
         )
         is_read = spec.output.names is not None
-        questions = questions_of(spec.question, spec.input.format, spec.input.names) if is_read else []
-        self._requests = [RowRequests(reader, one, at) for at, one in enumerate(questions)]
+        self._requests = list(requests_of(spec, reader)) if is_read else []
 
     def read(self, records: Iterable[Record]) -> Iterator[JobRow]:
         """Yield the row of each record."""

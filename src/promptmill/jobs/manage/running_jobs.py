@@ -1,75 +1,54 @@
-"""Jobs as a server's callers see them: start, watch, read, cancel, inside the folders that they may use."""
+"""The jobs that a server runs for its callers, in this process or in another one: their start, resumption and end."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import sys
-import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
-import orjson
-
-from promptmill.backends import rows
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.bounds import LARGEST_PAGE, LONGEST_PATH, MOST_RUNNERS
+from promptmill.core.bounds import MOST_RUNNERS
 from promptmill.core.errors import Code, PromptmillError, input_error
-from promptmill.core.secret_text import SecretFinder, find_field
-from promptmill.jobs import members
 from promptmill.jobs.caller import USER, Caller
-from promptmill.jobs.columns import answer_fields, variant_values
-from promptmill.jobs.export.answered import answered_rows
-from promptmill.jobs.export.text import OwnValues
-from promptmill.jobs.inputs import files as input_files
 from promptmill.jobs.inputs import formats
 from promptmill.jobs.inputs import given as given_rows
 from promptmill.jobs.inputs.given import Given
-from promptmill.jobs.inputs.row_secrets import OTHERWISE
 from promptmill.jobs.inputs.whole_files import PdfForm, WholeFiles, question_of
 from promptmill.jobs.manage import detached
 from promptmill.jobs.manage.call_limits import Place, Places
-from promptmill.jobs.run import admission
+from promptmill.jobs.manage.visible_jobs import VisibleJobs
+from promptmill.jobs.run import admission, steps
 from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.runner import Hooks, Runner
-from promptmill.jobs.run.steps import HERE, Context
 from promptmill.jobs.store import progress, statistics, status
-from promptmill.jobs.store.database import DamagedError, JobDatabase, Row
-from promptmill.jobs.store.folder import Folder
-from promptmill.jobs.store.index import JobFolders, no_job
+from promptmill.jobs.store.database import DamagedError
+from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder
-from promptmill.jobs.store.records import SLOT, Record
-from promptmill.jobs.store.spec import JobSpec, digest
+from promptmill.jobs.store.spec import digest
 from promptmill.jobs.store.status_record import Status
 from promptmill.service.service import Service
-from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule, RefusedError
-from promptmill.system.safe_open import OutsideError, home_expanded
+from promptmill.system.call_files import FileRule
 
-_VALUE = 24  # bytes of text that take as long on the event loop as a value; a page has up to 300,000 values
 _WAIT_S = 1.0
 _DISK_SHARE = 0.5  # of the free disk, for the rows of one job
-_NAME_ANOTHER = "Name another file."
-Only = Literal["all", "answers", "failed"]
 Approve: TypeAlias = Callable[[float | None, float | None], Awaitable[None]]
 """Gets the estimated and the highest cost of a job (None: unknown). It raises to prevent the job."""
-_FORMATS = frozenset({"jsonl", "csv", "tsv", "parquet", "xlsx"})
 
 
-class RunningJobs:
-    """All jobs of this user that a server's callers may see. Jobs that run here end with the service."""
+class RunningJobs(VisibleJobs):
+    """The jobs that a server starts for its callers. A job that runs in this process ends with the service."""
 
     def __init__(self, service: Service, rule: Callable[[], FileRule], folders: JobFolders | None = None) -> None:
-        """`rule` gives the rule for the files that are read and written; `folders` is where jobs live."""
+        super().__init__(rule, folders)
         self._service = service
-        self._rule = rule
-        self.folders = folders or JobFolders.from_environ()
         self._here: dict[str, asyncio.Task[None]] = {}
         self._waiting: dict[str, asyncio.Task[None]] = {}
         """The jobs of calls that wait for a place, or are about to run in it."""
-        self._own: dict[str, str] = {}
-        """Jobs of callers of this process whose files are ours, and the session of each."""
         self._validating = asyncio.Semaphore(MOST_RUNNERS // 2)
         self._places = asyncio.Semaphore(MOST_RUNNERS // 2)
         self._apart = detached.Apart(self._places)
@@ -77,10 +56,10 @@ class RunningJobs:
         """Processes that run jobs for this one."""
         self.places = Places.of_process(is_shared=service.is_shared)
 
-    @property
-    def rule(self) -> FileRule:
-        """The rule for the files that calls read and write."""
-        return self._rule()
+    def status(self, job_id: str | None, limit: int = 20, caller: Caller = USER) -> dict[str, Any]:
+        """Return the status of one job, or of the newest; a job that waits for a place is about to start."""
+        found = super().status(job_id, limit, caller)
+        return found | ({"state": progress.STARTING} if found.get("job_id") in self._waiting else {})
 
     async def start(
         self,
@@ -109,22 +88,16 @@ class RunningJobs:
         On the openai backend a process of its own runs it; otherwise it runs on this server's engine. Raises
         `PromptmillError` (`invalid_input`) for what `admission` and the rule on files refuse.
         """
-        notes: dict[str, Any] = {}
         async with contextlib.AsyncExitStack() as opened:
-            source = None
             if prompts is not None:
                 if not prompts:
                     raise input_error("`prompts` is an empty list; send at least one prompt.")
                 lines = given_rows.lines_of(prompts, "text" if order.question.templates else "prompt", "prompts")
-                source = await self._given(lines, caller, opened)
-            if files is not None:
-                has_pdfs = await asyncio.to_thread(WholeFiles(files, self._rule(), order.question).has_pdfs)
-                question = question_of(order.question, has_pdfs=has_pdfs, as_pdf=as_pdf)
-                order = order.model_copy(update={"question": question})
-                found = WholeFiles(files, self._rule(), question, as_pdf)
-                source = await self._given(found.lines(), caller, opened)
-                notes = {"files": found.count, **({"left_out": found.left_out} if found.left_out else {})}
-                notes |= {"pdf": found.forms[0]} if found.forms else {}
+                source, notes = await self._given(lines, caller, opened), dict[str, Any]()
+            elif files is not None:
+                order, source, notes = await self._whole_files(order, files, as_pdf, caller, opened)
+            else:
+                source, notes = None, {}
             plan = await self._service.settled(plan or self._service.plan)
             order = self._resolved(order, source, caller)
             if source is not None and order.output == Path():
@@ -143,16 +116,34 @@ class RunningJobs:
                 assert approve is not None
                 await self._approved(approve, order, checked)
             job = await self._admitted(order, plan, source)
-            if job.finished:
-                job.close()
-                return self._status_of(job, "The job is finished already.") | notes
             with contextlib.ExitStack() as held:
                 held.callback(job.close)
-                if job.given is not None:
-                    await self._read(job)
+                if job.finished:
+                    job.close()
+                    return self._status_of(job, "The job is finished already.") | notes
+                if source is not None and (unread := await asyncio.to_thread(job.unread)) is not None:
+                    await self._apart(steps.reading(job, unread), job, lambda _: None)
+                    job.load()
                 held.pop_all()
             await self._launch(job)
         return self._status_of(job, "Ask bulk_status how far it is.") | notes
+
+    async def _whole_files(
+        self,
+        order: JobOrder,
+        files: Sequence[str],
+        as_pdf: PdfForm | None,
+        caller: Caller,
+        opened: contextlib.AsyncExitStack,
+    ) -> tuple[JobOrder, Given, dict[str, Any]]:
+        """Return an order, its rows, each of which is a file, and notes: how many, which are left out."""
+        has_pdfs = await asyncio.to_thread(WholeFiles(files, self.rule, order.question).has_pdfs)
+        question = question_of(order.question, has_pdfs=has_pdfs, as_pdf=as_pdf)
+        found = WholeFiles(files, self.rule, question, as_pdf)
+        source = await self._given(found.lines(), caller, opened)
+        notes: dict[str, Any] = {"files": found.count, **({"left_out": found.left_out} if found.left_out else {})}
+        notes |= {"pdf": found.forms[0]} if found.forms else {}
+        return order.model_copy(update={"question": question}), source, notes
 
     async def _given(self, lines: Iterator[bytes], caller: Caller, opened: contextlib.AsyncExitStack) -> Given:
         """Return rows that came in a call, in a file as long as `opened` is."""
@@ -184,12 +175,6 @@ class RunningJobs:
 
     def _status_of(self, job: Job, message: str) -> Status:
         return {"job_id": job.spec.job_id, "message": message} | status.read(job.folder)
-
-    async def _read(self, job: Job) -> None:
-        """Have another process read the rows of a call into the job's database."""
-        files = await asyncio.to_thread(job.unread)
-        if files is not None:
-            await self._apart.ingest(job, files, Context(asyncio.to_thread, threading.Event(), lambda _: None))
 
     async def _approved(self, approve: Approve, order: JobOrder, checked: Mapping[str, Any]) -> None:
         """Call `approve` with the cost of the rows that an earlier job of these files has not answered, if known."""
@@ -290,7 +275,7 @@ class RunningJobs:
             charge()
 
         start = partial(detached.start, is_shared=self._service.is_shared)
-        starting = asyncio.ensure_future(asyncio.to_thread(start, job, self.folders, ended))
+        starting = asyncio.ensure_future(asyncio.to_thread(start, job, ended))
 
         def started(done: asyncio.Future[None]) -> None:
             job.close()  # not earlier, even if the caller waits no more
@@ -340,102 +325,24 @@ class RunningJobs:
         return True
 
     async def _admitted(self, order: JobOrder, plan: ResolvedConfig, given: Given | None) -> Job:
-        """Return the job of `order`, whose paths are resolved; close it if its caller left meanwhile."""
-        are_columns_checked = given is None and await self._are_columns_checked(order, plan)
-
-        def let_go(done: asyncio.Future[Job]) -> None:
-            if not done.cancelled() and not done.exception():
-                done.result().close()
-
+        """Return the job of `order`, whose paths are resolved."""
         admit = partial(
             admission.admit,
             order,
             plan,
             self.folders,
             given=given,
-            are_columns_checked=are_columns_checked,
+            are_columns_checked=given is None and await self._are_columns_checked(order, plan),
             are_paths_resolved=True,
         )
-        admitting = asyncio.ensure_future(asyncio.to_thread(admit))
-        try:
-            job = await asyncio.shield(admitting)
-            job.disk_share = _DISK_SHARE
-            return job
-        except asyncio.CancelledError:
-            admitting.add_done_callback(let_go)
-            raise
-
-    def status(self, job_id: str | None, limit: int = 20, caller: Caller = USER) -> dict[str, Any]:
-        """Return the status of one job, or the newest as `{"jobs": […], "more": how many there are besides}`.
-
-        Jobs on rows that came in a call are listed for their session only.
-        """
-        if job_id is not None:
-            folder, spec = self._found(job_id, caller)
-            waits = {"state": progress.STARTING} if spec.job_id in self._waiting else {}
-            return {**status.read(folder), **waits}
-        found = status.read_all(self.folders.all(), partial(self._is_listed, caller=caller))
-        return {"jobs": found[:limit], "more": max(0, len(found) - limit)}
-
-    def results(
-        self, job_id: str, offset: int, limit: int, only: Only = "all", caller: Caller = USER
-    ) -> dict[str, Any]:
-        """Return answered rows from row `offset` (from 0) on, in input order; also before the job's end. Blocks.
-
-        `only`: only answered rows, or only failed ones.
-
-        `next_offset` is the next page's, None at the end of the input; rows without an answer yet are left out.
-        """
-        folder, _ = self._found(job_id, caller)
-        rule = self._rule()
-        found: list[dict[str, Any]] = []
-        with folder.reading() as store:
-            spec = folder.spec_in(store)
-            names = spec.output.names or {}
-            fields = _Fields(spec, rule.finder if rule.is_guarded else None)
-            size, last, after = 0, -1, None
-            for each in answered_rows(
-                store, spec, partial(_wanted, only), min(offset, SLOT), _end_of_answers(store, spec)
-            ):
-                if each.row.n != last and (len(found) >= limit or size > LARGEST_PAGE):
-                    after = each.row.n
-                    break
-                answered = _answer_fields(each.record, names)
-                own = fields.of(each.row) | variant_values(spec, each.slot)
-                found.append({names.get("row", "row"): each.row.n} | own | answered)
-                size += _size(each.row.cells or b"") + _size(orjson.dumps(answered))
-                last = each.row.n
-        now = status.read(folder)
-        return {
-            "job_id": now["job_id"],
-            "state": now["state"],
-            "done": now.get("done", 0),
-            "total": now.get("total"),
-            **({"columns": names} if names else {}),
-            "rows": found,
-            "next_offset": after,
-        }
-
-    def output_of(self, job_id: str, caller: Caller) -> Path:
-        """Return the output of a job that its caller may see. Raises `PromptmillError` (`invalid_input`). Blocks."""
-        _, spec = self._found(job_id, caller)
-        if self._is_loose(spec):
-            raise input_error(f"Job {job_id} has no output file; run it with `output_file`.")
-        return spec.output.path
+        job = await admission.admit_in_thread(admit)
+        job.change = replace(job.change, disk_share=_DISK_SHARE)
+        return job
 
     async def apart(self, call: partial[dict[str, Any]], name: str, module: str) -> dict[str, Any]:
         """Return the result of a step of `module` in a process of its own. Raises as `detached.done_apart` does."""
         async with self._places:
             return await detached.done_apart(call, name, module=module)
-
-    def control(self, job_id: str, caller: Caller = USER, **changes: Any) -> Status:
-        """Pause or continue a job, or change its limits; `changes` are fields of `Control`. Blocks.
-
-        A change takes effect within two seconds, and holds for later runs. Raises `PromptmillError` (`invalid_input`).
-        """
-        folder = self.find(job_id, caller)
-        folder.change_control(**changes)
-        return status.read(folder)
 
     async def cancel(self, job_id: str, caller: Caller = USER, *, also_interrupted: bool = False) -> Status:
         """End a job if it runs, within about a second; answers are kept.
@@ -458,7 +365,7 @@ class RunningJobs:
         async def run() -> None:
             with job.folder.log.open("a") as log:
                 hooks = Hooks(watch=status.progress_lines(job.spec.job_id, log))
-                await Runner(job, self._service, hooks, steps=HERE if job.spec.of_call else self._apart).run()
+                await Runner(job, self._service, hooks, apart=None if job.spec.of_call else self._apart).run()
 
         task = asyncio.ensure_future(run())
         self.adopt(job, task, place)
@@ -485,84 +392,6 @@ class RunningJobs:
         if not self._service.is_shared:
             self._own[job_id] = ""
 
-    def find(self, job_id: str, caller: Caller) -> Folder:
-        """Return the folder of a job that its caller may see, by its id or its output.
-
-        Raises `PromptmillError` (`invalid_input`).
-        """
-        return self._found(job_id, caller)[0]
-
-    def _found(self, job_id: str, caller: Caller) -> tuple[Folder, JobSpec]:
-        folder = self.folders.named(job_id)
-        spec = folder.known_spec()  # read once: its folder could be another one by the second time
-        if not self._is_owner(folder, spec, caller):
-            raise no_job(job_id)
-        if not self._may_see(spec):
-            if job_id != spec.job_id:  # or a client could find out which files other folders have
-                raise no_job(job_id)
-            raise input_error(f"Job {job_id} has files outside the folders that may be used here, or other such files.")
-        return folder, spec
-
-    def _is_listed(self, folder: Folder, spec: JobSpec, caller: Caller) -> bool:
-        if self._is_loose(spec):
-            return self._own.get(spec.job_id) == caller.session
-        return self._is_owner(folder, spec, caller) and self._may_see(spec)
-
-    def _is_owner(self, folder: Folder, spec: JobSpec, caller: Caller) -> bool:
-        """Return whether a job is its caller's. A job on files is everybody's."""
-        owner = spec.owner
-        if owner is None and self._is_loose(spec):  # of an older release
-            owner = (folder.task or {}).get("owner", "")
-        return owner is None or owner == caller.owner
-
-    def _may_see(self, spec: JobSpec) -> bool:
-        paths = [*(part.path for part in spec.input.parts if spec.input.is_file)]
-        if not self._is_loose(spec):
-            paths.append(spec.output.path)
-        return all(map(self._passes, paths))
-
-    def allowed(self, text: str, name: str) -> Path:
-        """Return the resolved path of a file of rows that a call names in its argument `name`.
-
-        Raises `PromptmillError` (`invalid_input`) for a file that the rule on files refuses.
-        """
-        if len(text) > LONGEST_PATH:
-            raise input_error(f"{name} has {len(text):,} characters; no path is that long.")
-        rule, path = self._rule(), home_expanded(text)
-        try:
-            file, member = members.split(path)
-            real = rule.resolved(file)
-            real = real.with_name(f"{real.name}#{member}") if member else real
-        except (OSError, ValueError, RuntimeError):
-            raise input_error(f"{name} is not a usable path.") from None
-        except OutsideError:
-            raise input_error(f"{name} is outside {rule.words}. Use a file inside.") from None
-        except RefusedError as error:
-            raise input_error(f"{name} {error}. {OTHERWISE if name == 'input_file' else _NAME_ANOTHER}") from None
-        admission.check_name(real)
-        kind = formats.format_by_suffix(real, name)
-        if kind not in _FORMATS:  # the user's texts and JSON files are no concern of a caller
-            whole = "; `files` sends whole texts." if (name, kind) == ("input_file", "txt") else "."
-            raise input_error(
-                f"{name} is a .{kind} file; use one of .jsonl, .csv, .tsv, .parquet, .xlsx here: others may be a "
-                f"program's{whole}"
-            )
-        if input_files.is_several(real):
-            raise input_error(f"{name} is a folder or a pattern; name a file.")
-        return real
-
-    def _passes(self, path: Path) -> bool:
-        """Return whether the rule on files lets a resolved path pass."""
-        try:
-            self._rule().check(path)
-        except (OutsideError, RefusedError):
-            return False
-        return True
-
-    def _is_loose(self, spec: JobSpec) -> bool:
-        """Return whether the answers of a job are in no file: its rows came in a call."""
-        return self.folders.owner(spec.output.path) is not None
-
 
 def _report(job_id: str, work: asyncio.Task[Any]) -> None:
     """Print the error that ended the work on a job."""
@@ -583,53 +412,3 @@ def _dies_again(job: Job) -> bool:
     reason = f"The process that ran the job ended {times} times without another answer, perhaps for lack of memory."
     folder.put(status={**folder.status, "state": progress.STOPPED, "reason": reason})
     return True
-
-
-def _answer_fields(record: Record, names: Mapping[str, str]) -> dict[str, Any]:
-    """Return the answer's fields as for the output, without logprobs and the like where they take megabytes.
-
-    Their values would take many times their size in memory, and seconds of the event loop to send.
-    """
-    size = len(record.more or "")
-    if _size((record.more or "").encode()) <= LARGEST_PAGE // 8:
-        return answer_fields(record, names)
-    left_out = f"`logprobs`, `tool_calls` and the like take {size:,} bytes; they are in the job's output file."
-    return answer_fields(record._replace(more=None), names) | {"left_out": left_out}
-
-
-def _end_of_answers(store: JobDatabase, spec: JobSpec) -> int:
-    """Return the number behind the last row with an answer: the rest of a large input is not read."""
-    query = "SELECT coalesce(max(key), -1) FROM answer WHERE key BETWEEN ? AND ?"
-    firsts = [slot * SLOT for slot in range(len(spec.targets))]
-    return max(int(store.read(query, first, first + SLOT - 1)[0][0]) - first for first in firsts) + 1
-
-
-def _wanted(only: Only, key: int, record: Record | None) -> Record | None:
-    del key
-    if record is None or (only != "all" and (record.code is None) != (only == "answers")):
-        return None
-    return record
-
-
-def _size(text: bytes) -> int:
-    """Return the size of JSON as a part of a page: its bytes, and more for many values."""
-    return len(text) + _VALUE * text.count(b",")
-
-
-class _Fields:
-    """The own fields of a job's rows, as far as they can be sent."""
-
-    def __init__(self, spec: JobSpec, finder: SecretFinder | None) -> None:
-        """`finder` finds the secrets that a row of the operator's job may hold; None: they are no matter."""
-        self._spec, self._finder = spec, finder
-        self._own = OwnValues(spec)
-
-    def of(self, row: Row) -> dict[str, Any]:
-        """Return the fields of a row; `{}` for one that is too large for a page, or unreadable."""
-        if _size(row.cells or b"") > LARGEST_PAGE:
-            return {}
-        text = rows.json_line(self._own.of(row))
-        value: dict[str, Any] = orjson.loads(text)
-        if self._finder is not None and (find_field(value) or self._finder.find(text)):
-            return {"left_out": f"The row's fields {MAY_HOLD_SECRETS}."}
-        return value

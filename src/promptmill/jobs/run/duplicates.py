@@ -1,4 +1,4 @@
-"""Rows with the same question at temperature 0: the first is sent, and the others get its answer.
+"""Rows with the same question at temperature 0: only the first is sent, and the others get its answer.
 
 Two temporary tables hold the state of the rules `… once` and `… duplicate` (see `rounds.RULES`):
 
@@ -26,16 +26,16 @@ _TABLES = {
 
 
 class Duplicates:
-    """The rows of a job with the question of another row. All of it blocks; it raises as `JobDatabase` does."""
+    """The rows of a job that repeat a question. All methods block and raise the errors of `JobDatabase`."""
 
     def __init__(self, store: JobDatabase, spec: JobSpec, is_repeatable: Callable[[int, int], bool]) -> None:
-        """`is_repeatable`: whether row `n` has the same answer each time in a slot."""
+        """`is_repeatable(n, slot)`: whether the model gives row `n` the same answer each time."""
         self._store, self._spec = store, spec
         self._is_repeatable = is_repeatable
         self._are_known = False
 
     def prepare(self, round_: Round) -> None:
-        """Fill the tables for the rule of a round."""
+        """Fill the temporary tables that the rule of a round uses."""
         if not self._are_known:
             self._find()
             self._are_known = True
@@ -45,7 +45,7 @@ class Duplicates:
             self._fill("duplicate", self._duplicate, round_)
 
     def copy(self, round_: Round) -> int:
-        """Give the duplicates their answers; return their number. A damaged answer is deleted instead."""
+        """Copy the answers to the duplicates; return the number of copies. A damaged answer is deleted instead."""
         store, after, count = self._store, -1, 0
         query = "SELECT key, first FROM temp.duplicate WHERE key > ? ORDER BY key LIMIT ?"
         while page := store.read(query, after, _PAGE):
@@ -64,7 +64,7 @@ class Duplicates:
         return count
 
     def _find(self) -> None:
-        """Find the questions that several rows ask."""
+        """Find the questions that several rows have."""
         for name, columns in _TABLES.items():
             self._store.change(
                 (f"DROP TABLE IF EXISTS temp.{name}", [()]), (f"CREATE TEMP TABLE {name} ({columns})", [()])
@@ -83,7 +83,7 @@ class Duplicates:
         self._store.change(*work)
 
     def _open(self, round_: Round, slot: int) -> str:
-        """Return the query of the open rows with a repeated question."""
+        """Return the query for the open rows with a repeated question."""
         asked = _asked(self._spec.targets[slot].prompt)
         return (
             f"SELECT row.n + {slot * SLOT} AS key, {asked} AS asked FROM {join_of(slot)} "
@@ -91,11 +91,11 @@ class Duplicates:
         )
 
     def _is_open(self, round_: Round, slot: int) -> str:
-        """Return the condition of the rows that the order means."""
+        """Return the condition for the open rows of the round's rule, before duplicates are divided."""
         return replace(round_, rows=round_.ordered).condition(self._spec.targets[slot].counted, slot)
 
     def _records(self, round_: Round, slot: int, which: str) -> str:
-        """Return the query of the first record of each question, among the records that meet `which`."""
+        """Return the query for the first record of each question, among answers and new failures that meet `which`."""
         settings = ", ".join(map(str, self._spec.targets[slot].counted))
         of_slot = f"key BETWEEN {slot * SLOT} AND {slot * SLOT + SLOT - 1} AND settings IN ({settings})"
         is_answer = f"({ANSWERED} AND NOT {self._is_open(round_, slot)})"
@@ -104,7 +104,9 @@ class Duplicates:
         return f"SELECT asked, {first} FROM answer WHERE {of_slot} AND {is_new} GROUP BY asked"
 
     def _unsent(self, round_: Round, slot: int) -> str:
-        which = f"(NOT retryable OR answer.round = {int(round_.id)})"  # else a round that is resumed sends one more
+        which = (
+            f"(NOT retryable OR answer.round = {int(round_.id)})"  # otherwise a resumed round would send one more row
+        )
         return (
             f"SELECT key FROM (SELECT key, asked, row_number() OVER (PARTITION BY asked ORDER BY key) AS nth "
             f"FROM ({self._open(round_, slot)})) AS waiting "

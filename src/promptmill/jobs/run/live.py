@@ -1,4 +1,4 @@
-"""A round that sends requests: a source of open rows, a sink of outcomes, and both with a service in between."""
+"""A round that sends requests: a source reads open rows, a service answers them, and a sink records the outcomes."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from promptmill.service.service import Service
 
 _NO_QUESTION = bytes(16)
 _LARGE = 32 * 1024  # bytes of a question that is not parsed on the event loop
-_WINDOW = 4096  # row numbers of a query: a query over more would hold the database too long
+_WINDOW = 4096  # row numbers of a query; a larger query would block the database too long
 _LARGEST_BATCH, _MOST_CHARACTERS = 64, 1 << 20
 _GATHER_S = 0.005
-_SYNC_S = 0.9  # from one start to the next, so that data is on the disk at least every second
-# Never the fault of one row: the key, the account, the way to the host, the end of the process.
+_SYNC_S = 0.9  # from one sync's start to the next, so that data reaches the disk every second
+# Errors that never concern only one row: configuration, deadline, end of the process.
 _ENDS_ALL = frozenset({Code.INVALID_CONFIG, Code.DEADLINE, Code.REPLACED, Code.SHUTDOWN})
-# The same if the row was not sent: then the whole endpoint has failed.
+# Errors that mean the whole endpoint has failed if the row was not sent.
 _ENDS_UNSENT = frozenset(
     {
         Code.UNREACHABLE,
@@ -54,7 +54,7 @@ _ENDS_UNSENT = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class LiveRound:
-    """Has the rows of a round answered. `give_up` gets the error that stops the job, and cancels the task."""
+    """Answers the rows of a round. `give_up` is called with the error that stops the job, and cancels the task."""
 
     service: Service
     rows: OpenRows
@@ -95,30 +95,30 @@ class LiveRound:
 
 @dataclass(frozen=True, slots=True)
 class OpenRows:
-    """The rows of a round that are still to be sent."""
+    """The rows of a round that have not been sent."""
 
     store: JobDatabase
     round: Round
     targets: Sequence[Target]
-    """The targets of the rows, by the slot."""
+    """The targets of the rows, by slot."""
     requests: Sequence[RowRequests]
-    """The functions that make requests of rows, by the slot."""
+    """The makers of the rows' requests, by slot."""
     among: range = range(SLOT)
-    """The numbers that they may have."""
+    """The range of the rows' numbers."""
     enough: Callable[[], bool] = bool
-    """Whether to take no more rows."""
+    """Returns whether to take no more rows."""
     held_bytes: int | None = None
-    """The most bytes of large rows in flight, None for no limit. A single row may exceed it."""
+    """The most bytes of large rows in flight; None: no limit. A single row may exceed it."""
 
     @property
     def file(self) -> InputFile | None:
-        """The database, for processes that read its rows by themselves; None if they cannot."""
+        """The database, for processes that read the rows directly; None if they cannot."""
         if not self.store.is_shared or len(self.requests) > 1:
             return None
         return InputFile(self.store.path, self.requests[0].packed())
 
     def pages(self) -> Iterator[list[OpenRow]]:
-        """Yield the rows in pages, in the order of the input and of the slots; a page may be empty."""
+        """Yield pages of rows, in the order of the input and then of the slots. A page may be empty."""
         ((last,),) = self.store.read("SELECT coalesce(max(n), -1) FROM row WHERE n < ?", self.among.stop)
         for first in range(self.among.start, last + 1, _WINDOW):
             following = min(first + _WINDOW, last + 1)
@@ -126,7 +126,7 @@ class OpenRows:
             yield from slots[0] if len(slots) == 1 else _paged(heapq.merge(*map(_flat, slots), key=lambda row: row.n))
 
     def _window(self, slot: int, first: int, following: int) -> Iterator[list[OpenRow]]:
-        """Yield the rows of a slot from `first` to before `following`."""
+        """Yield the rows `first` to `following - 1` of a slot."""
         condition = self.round.condition(self.targets[slot].counted, slot)
         query = (
             "SELECT row.n, row.asked, row.line, row.cells, answer.attempts, "
@@ -145,7 +145,9 @@ class OpenRows:
                     None if (digest := asked[at : at + 16]) == _NO_QUESTION else digest,
                     line,
                     cells,
-                    0 if is_answered else attempts or 0,  # the attempts of an answer stay with it
+                    0
+                    if is_answered
+                    else attempts or 0,  # the attempts of an existing answer do not count for the new one
                     bool(is_answered),
                 )
                 for n, asked, line, cells, attempts, is_answered in found
@@ -165,27 +167,27 @@ def _paged(found: Iterator[OpenRow]) -> Iterator[list[OpenRow]]:
 
 
 class OpenRow(NamedTuple):
-    """A row that is to be sent to the target of a slot."""
+    """A row to send to the target of a slot."""
 
     n: int
     slot: int
     asked: bytes | None
-    """The digest of its question, None if it has none."""
+    """The digest of the row's question; None without a question."""
     line: bytes | None
     cells: bytes
     attempts: int
     """The attempts of earlier runs."""
     answered: bool
-    """Whether it has an answer, which a new one replaces."""
+    """Whether the row has an answer, which the new answer replaces."""
 
     @property
     def key(self) -> int:
-        """The key of its answer."""
+        """The key of the row's answer."""
         return self.n + self.slot * SLOT
 
     @property
     def size(self) -> int:
-        """The size of its question in bytes."""
+        """The size of the row's question in bytes."""
         return len(self.cells if self.line is None else self.line)
 
 
@@ -195,7 +197,7 @@ class RowSource(Source):
     def __init__(
         self, rows_: OpenRows, sink: StoreSink, call: Call, give_up: Callable[[PromptmillError], None]
     ) -> None:
-        """`sink` gets the rows that were taken, and failures; `give_up` the reason why reading cannot continue."""
+        """`sink` receives taken rows and failures. `give_up` is called with the error if reading cannot continue."""
         self._rows, self._sink, self._call, self._give_up = rows_, sink, call, give_up
         self._pages = rows_.pages()
         self._ready: deque[OpenRow] = deque()
@@ -221,7 +223,7 @@ class RowSource(Source):
         return requests
 
     async def aclose(self) -> None:
-        """Wait until no thread reads the database for this source."""
+        """Wait until this source's thread has finished reading."""
         if self._ahead is not None:
             await asyncio.wait({self._ahead})
 
@@ -231,7 +233,7 @@ class RowSource(Source):
         return request
 
     async def _has_space(self, row: OpenRow, *, waits: bool) -> bool:
-        """Return whether a large row may be in flight with the others, or wait until it may."""
+        """Return whether a large row may be in flight with the others; with `waits`, wait until it may."""
         most = self._rows.held_bytes
         if most is None:
             return True
@@ -244,7 +246,7 @@ class RowSource(Source):
         return True
 
     async def _fill(self) -> bool:
-        """Have open rows ready; return whether there are any."""
+        """Load open rows if none is ready; return whether there are any."""
         if self._rows.enough():
             self._ready.clear()
             return False
@@ -277,12 +279,12 @@ _UNKNOWN = OpenRow(0, 0, None, None, b"", 0, answered=False)
 
 
 class StoreSink(Sink):
-    """Writes outcomes in commits of up to 64: with more rows in flight, at most 5 ms after the first outcome.
+    """Writes outcomes in commits of up to 64. If more than 64 rows are in flight, at most 5 ms after the first outcome.
 
-    So a killed process pays twice for what was in flight and, if that is more than 64 rows, for at most 64 outcomes of
-    the last 5 ms. A commit costs as much CPU as the encoding of 20 outcomes. With fewer rows in flight, a commit has
-    the outcomes of one turn of the event loop. If a commit waits for the disk, `put` waits for the commit, which is
-    made in a thread. Outcomes that come meanwhile are in the next commit.
+    So after a kill, the requests in flight are paid twice; with more than 64 in flight, so are at most 64 outcomes of
+    the last 5 ms. A commit costs as much CPU time as encoding 20 outcomes. With fewer rows in flight, a commit has the
+    outcomes of one turn of the event loop. If a commit waits for the disk, a thread makes it, and `put` waits for it.
+    Outcomes that arrive meanwhile are in the next commit.
     """
 
     def __init__(
@@ -297,10 +299,10 @@ class StoreSink(Sink):
         made: Sequence[Made] = (FIRST,),
         recorded: Callable[[Sequence[int]], None] | None = None,
     ) -> None:
-        """`give_up` gets the error that stops the job, and cancels the run.
+        """`give_up` is called with the error that stops the job, and cancels the run.
 
-        `no_room` gets the error of a row for which the budget has no room; the run takes no more rows then.
-        `made` has the note of the records, by the slot. `recorded` gets the rows that were recorded.
+        `no_room` is called with the error of a row that the budget cannot pay; then the run takes no more rows. `made`:
+        the notes for records, by slot. `recorded` is called with the keys of recorded rows.
         """
         self._store = store
         self._stats = stats
@@ -315,19 +317,18 @@ class StoreSink(Sink):
         self._broken = False
         self._loop = asyncio.get_running_loop()
         self.is_damaged = False
-        """Whether nothing can be recorded because the database is damaged."""
+        """Whether the database is damaged, so that nothing can be recorded."""
         self.on_damage: Callable[[], object] = lambda: None
 
     def put(self, key: int, outcome: Outcome) -> Awaitable[None] | None:
-        """Record the outcome with this key.
+        """Record `outcome` under `key`.
 
-        Raises `CancelledError` after `give_up`, which is cancelling the run: because of this outcome, or because
-        outcomes cannot be recorded.
+        Raises `CancelledError` if `give_up` was called, because of this outcome or because outcomes cannot be recorded.
         """
         if self._broken or (isinstance(outcome, Failure) and self._concerns_all(key, outcome)):
             raise asyncio.CancelledError
         if isinstance(outcome, Failure) and outcome.error.code is Code.BUDGET:
-            self._no_room(outcome.error)  # the requests in flight are paid for: their rows are answered first
+            self._no_room(outcome.error)  # the requests in flight are already paid, so the run waits for them
             if not outcome.cost:
                 self.taken.pop(key, None)
                 return None
@@ -341,7 +342,7 @@ class StoreSink(Sink):
 
     @property
     def without_request(self) -> Sink:
-        """The sink of rows for which no request is sent: no outcome of theirs stops the job, and none waits."""
+        """The sink of rows without a request. Their outcomes never stop the job, and `put` does not wait."""
         return _WithoutRequest(self._record)
 
     def _record(self, key: int, outcome: Outcome) -> None:
@@ -362,10 +363,10 @@ class StoreSink(Sink):
             self._flush()
 
     def _with_lost(self, outcome: Outcome, requests: int, count: int, most: float, known: float) -> Outcome:
-        """Return the outcome with the cost of the requests that earlier runs sent for its row and did not record.
+        """Add the cost of requests that earlier runs sent for this row and did not record.
 
-        `known` is the cost of those that had ended. The `count` requests that a kill cut off count as much as each of
-        the `requests` of the answer, or together as `most`.
+        `known`: the cost of the requests that had ended. Each of the `count` requests that a kill interrupted is taken
+        to cost as much as one of the answer's `requests`; without such a figure, all together cost `most`.
         """
         cost = most
         if isinstance(outcome, Completion) and outcome.cost is not None and requests:
@@ -380,7 +381,7 @@ class StoreSink(Sink):
         return replace(outcome, cost=(outcome.cost or 0.0) + cost)
 
     async def keep_synced(self) -> None:
-        """Bring written outcomes to the disk at least once a second, until this is cancelled."""
+        """Flush written outcomes to the disk at least once a second, until cancelled."""
         while not self._broken:
             began = time.monotonic()
             syncing = asyncio.ensure_future(asyncio.to_thread(self._store.sync))
@@ -399,13 +400,13 @@ class StoreSink(Sink):
             await asyncio.sleep(max(0.0, began + _SYNC_S - time.monotonic()))
 
     async def aclose(self) -> None:
-        """Write what was put."""
+        """Write all outcomes that were put."""
         if self._committing is not None:
             await asyncio.wait({self._committing})
         self._flush()
 
     def _gathered(self, batch: Sequence[tuple[int, Outcome]]) -> None:
-        if batch is not self._waiting.outcomes:  # it was full earlier
+        if batch is not self._waiting.outcomes:  # already written, because it was full
             return
         if not self._store.waits_for_disk:
             self._flush()
@@ -413,7 +414,7 @@ class StoreSink(Sink):
             self._committing = self._loop.create_task(self._commit())
 
     async def _commit(self) -> None:
-        """Write batch after batch in a thread, until nothing waits."""
+        """Write batches in a thread until no outcome is waiting."""
         while self._waiting.outcomes:
             waiting, self._waiting = self._waiting, _Waiting()
             await asyncio.to_thread(self._write, waiting.outcomes)
@@ -437,7 +438,8 @@ class StoreSink(Sink):
         try:
             earlier = {record.key: record.outcome() for record in self._store.records_at(again)}
             outcomes = [(row, _with_earlier(outcome, earlier.get(row))) for row, outcome in batch]
-            # all of a batch at once: encoding each when it comes costs half as much again, for its code is cold then
+            # encodes a whole batch at once: encoding each outcome on arrival costs 50 % more, because the code is not
+            # cached
             records = [
                 record_of(row, outcome, taken.get(row, _UNKNOWN).asked, made[row // SLOT]) for row, outcome in outcomes
             ]
@@ -450,7 +452,7 @@ class StoreSink(Sink):
     def _break(self, reason: str, hint: str | None = None) -> None:
         error = PromptmillError(Code.STORAGE, f"The job's database {self._store.path} {reason}.", hint)
         self._loop.call_soon_threadsafe(self._give_up, error)
-        self._broken = True  # last: whoever sees it ends by it, and the reason is to be known then
+        self._broken = True  # last, because others end when they see it, and need the reason then
 
     def _break_damaged(self) -> None:
         self.is_damaged = self._broken = True
@@ -467,7 +469,7 @@ class StoreSink(Sink):
             self._failures.counts.count(outcome)
 
     def _concerns_all(self, row: int, failure: Failure) -> bool:
-        """Return whether the job is to stop instead of counting this failure, having said so."""
+        """Return whether this failure must stop the job instead of being counted; if so, call `give_up`."""
         code = failure.error.code
         if code in _ENDS_UNSENT and not failure.concerns_all:
             concerns_all = failure.attempts == self.taken.get(row, _UNKNOWN).attempts
@@ -479,7 +481,7 @@ class StoreSink(Sink):
 
 
 def _with_earlier(outcome: Outcome, before: Outcome | None) -> Outcome:
-    """Return the outcome with the usage and cost of the row's outcome `before`, which it takes the place of."""
+    """Add the usage and cost of the row's outcome `before`, which this outcome replaces."""
     if before is None:
         return outcome
     return replace(outcome, usage=before.usage + outcome.usage, cost=sum_of(before.cost, outcome.cost))
@@ -487,17 +489,18 @@ def _with_earlier(outcome: Outcome, before: Outcome | None) -> Outcome:
 
 @dataclass(slots=True)
 class _Waiting:
-    """Outcomes that are not written yet, and the future that their senders wait for, if commits wait for the disk."""
+    """Outcomes that are not yet written. If commits wait for the disk, `committed` is the future of their `put`
+    calls."""
 
     outcomes: list[tuple[int, Outcome]] = field(default_factory=list)
     characters: int = 0
-    """Of their texts."""
+    """The characters of the outcomes' texts."""
     committed: asyncio.Future[None] | None = None
 
 
 @dataclass(slots=True)
 class _Failures:
-    """How many rows of this run failed, against the job's limit."""
+    """Counts this run's failures and checks the job's limit."""
 
     limit: FailureLimit | None
     counts: JobCounts
@@ -505,7 +508,7 @@ class _Failures:
     rows: int = 0
 
     def count(self, outcome: Outcome) -> PromptmillError | None:
-        """Count a row; return the error that ends the job if too many have failed."""
+        """Count a row; return the error that ends the job if too many rows have failed."""
         self.rows += 1
         if not isinstance(outcome, Failure) or outcome.error.code is Code.BUDGET:
             return None

@@ -7,40 +7,39 @@ import contextlib
 import functools
 import os
 import signal
-import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, TypeVar
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from promptmill.backends.protocol import Call, Facts
 from promptmill.backends.questions import RowRequests
-from promptmill.backends.rows import RowImages, RowLimits, RowReader
+from promptmill.backends.rows import RowReader
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import MOST_VALUES
 from promptmill.core.errors import Code, Named, PromptmillError, input_error, redact
 from promptmill.core.money import Budget
 from promptmill.core.wording import counted, listed
-from promptmill.jobs import columns, disk
+from promptmill.jobs import columns, disk, members
 from promptmill.jobs.export import output
 from promptmill.jobs.export.answered import UnansweredError
 from promptmill.jobs.export.live_output import LiveOutput
-from promptmill.jobs.inputs.formats import row_kind
-from promptmill.jobs.inputs.questions import questions_of
+from promptmill.jobs.run import steps
 from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.duplicates import Duplicates
+from promptmill.jobs.run.job_rounds import JobRounds, reader_of, requests_of
 from promptmill.jobs.run.live import LiveRound, OpenRows, StoreSink
-from promptmill.jobs.run.steps import HERE, Context, Steps
+from promptmill.jobs.run.steps import Apart
 from promptmill.jobs.store import progress as states
 from promptmill.jobs.store import rounds, statistics
 from promptmill.jobs.store.binding import Bound
 from promptmill.jobs.store.control import Control
 from promptmill.jobs.store.counts import JobCounts
-from promptmill.jobs.store.database import DamagedError
+from promptmill.jobs.store.database import DamagedError, Work
 from promptmill.jobs.store.progress import Course, Progress, Watch
 from promptmill.jobs.store.records import SLOT
-from promptmill.jobs.store.rounds import NEVER, Round, Situation, next_round
-from promptmill.jobs.store.spec import UNREAD, JobSpec, OutputRecord, Target, digest, system_prompt_of
+from promptmill.jobs.store.rounds import NEVER, Round
+from promptmill.jobs.store.spec import UNREAD, OutputRecord, Target
 from promptmill.jobs.store.status_record import RunStatus
 from promptmill.service.service import Service
 from promptmill.system.runtime import stay_responsive
@@ -50,7 +49,7 @@ _LOOK_S = 0.2
 _HELD_BYTES = 64 << 20
 _STATUS_S = 1.0
 _UNANSWERED = "SELECT EXISTS (SELECT 1 FROM row LEFT JOIN answer ON key = n WHERE n < ? AND key IS NULL)"
-_TRIES = 3  # records that turn out damaged when the output is written are made again, but not without end
+_TRIES = 3  # how often a run may repair damaged records or a damaged database
 _SALVAGED = "The job's database was damaged; rows whose answers were lost are sent again."
 _NO_BUDGET = "`max_cost` has no effect on this run: it needs a known price and `max_tokens`."
 _LEAVING_S = 60.0
@@ -58,7 +57,7 @@ _AGAIN = "Run the job again: its readable part is kept."
 
 
 class _JobStopped(Exception):  # noqa: N818 (how a run ends early; it never leaves the runner)
-    """The job's new `state`, and the reason if it is an `error`."""
+    """Ends the run early, with the job's new `state` and the `error`, if any."""
 
     def __init__(self, state: str, error: PromptmillError | None = None) -> None:
         super().__init__(state)
@@ -66,43 +65,22 @@ class _JobStopped(Exception):  # noqa: N818 (how a run ends early; it never leav
         self.error = error
 
 
-class Open(NamedTuple):
-    """The open rows of a round in a slot."""
-
-    rows: int
-    """How many there are."""
-    first: int
-    """The number of the first one."""
-    last: int
-    """The number of the last one; -1 if there is none."""
-
-
-@dataclass(slots=True)
-class OrderRows:
-    """The rows of the order."""
-
-    end: int = SLOT
-    """The number of the first row beyond its limit."""
-    open: dict[tuple[str, int, int], Open] = field(default_factory=dict)
-    """The open rows when they were last looked for, by the rule, its `since`, and the slot."""
-
-
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """Functions of the owner of a run, called at its turns."""
+    """Functions of the run's owner that the run calls."""
 
     watch: Watch | None = None
-    """Gets the progress several times a second."""
+    """Called with the progress several times a second."""
     before_answers: Callable[[], Awaitable[None]] | None = None
-    """Waited for before any row is sent."""
+    """Awaited before the first row is sent."""
     recorded: Callable[[Sequence[int]], None] | None = None
-    """Gets the keys that were recorded."""
+    """Called with the keys of recorded rows."""
     live: LiveOutput | None = None
-    """Writes the rows while they come."""
+    """Writes rows while the job runs."""
 
 
 class Runner:
-    """One run of a job that was admitted. The caller made job and service, and closes them."""
+    """One run of an admitted job. The caller creates and closes the job and the service."""
 
     def __init__(
         self,
@@ -111,26 +89,28 @@ class Runner:
         hooks: Hooks = Hooks(),
         *,
         stats: Call | None = None,
-        steps: Steps = HERE,
+        apart: Apart | None = None,
     ) -> None:
-        """`stats` counts the costs of this run. `steps` does the steps that read the input and write the output.
+        """`stats` counts the costs of this run. `apart` runs the steps that read the input and write the output in
+        another process.
 
         Needs a running event loop.
         """
         self._job = job
         self.service = service
         self._hooks = hooks
-        self._steps = steps
-        self._given = job.given
+        self._apart = apart
+        self._given = None if job.spec.input.is_file else job.input
         self._working: asyncio.Task[None] | None = None
         self._stopped: _JobStopped | None = None
         self._leaves_as: _JobStopped | None = None
-        """The state at the end of a run that takes no more rows, once no row is in flight."""
+        """The final state of a run that takes no more rows and waits for the rows in flight."""
         self._takes_no_more = False
-        """Whether the present round ends once no row is in flight, and is resumed with a budget."""
-        self._rows = OrderRows()
+        """Whether the current round ends after the rows in flight, to be resumed with a budget."""
+        self._end = SLOT
+        """The number of the first row beyond the order's limit."""
         self.progress = Progress(JobCounts(), Call(Facts(of_job=True)) if stats is None else stats, job.folder.status)
-        self._context = Context(self._in_thread, threading.Event(), self.progress.pass_row)
+        self._long_work = Work(self.progress.pass_row)
         self.progress.counts.skips_empty = job.spec.question.skip_empty
         self.progress.course = Course(job.folder.course)
 
@@ -142,8 +122,8 @@ class Runner:
     async def run(self) -> RunStatus:
         """Run until the output is written or something ends the run; return the final status.
 
-        Its `state` is `finished`, `stopped` (`reason` and `self.error` say why) or `cancelled`; if the service or this
-        task is ended, `interrupted`. In any case the answers are kept, and the job can be run again.
+        Its `state` is `finished`, `stopped` (`reason` and `self.error` have the cause) or `cancelled`; `interrupted` if
+        the service or this task ends. In all cases the answers are kept, and the job can be run again.
         """
         progress = self.progress
         self._working = asyncio.ensure_future(self._work())
@@ -170,11 +150,11 @@ class Runner:
         return self.progress.as_dict()
 
     async def _until_stopped(self, working: asyncio.Task[None]) -> None:
-        """Wait for the work. Raises `_JobStopped` with the first reason to end it before it is done."""
+        """Wait for the work. Raises `_JobStopped` if the run was ended early; the first reason counts."""
         try:
             await asyncio.wait({working})
         except asyncio.CancelledError:
-            if self._stopped is None:  # else it is ending, which a second request would cut short
+            if self._stopped is None:  # otherwise the run is already ending
                 working.cancel()
             await asyncio.wait({working})
             raise
@@ -191,19 +171,25 @@ class Runner:
             self._stopped = stopped
             self._working.cancel()
 
+    async def _do(self, step: functools.partial[T]) -> T:
+        """Return the result of one of `steps`."""
+        if self._apart is not None:
+            return await self._apart(step, self._job, self._long_work.note)
+        return await self._in_thread(lambda: step(self._long_work, self._job.folder))
+
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        """Run blocking work in a thread; if the run ends before it, `halt` asks it to end, and it is waited for."""
+        """Run blocking work in a thread. If the run is cancelled, set `halt` and wait for the thread."""
         thread = asyncio.ensure_future(asyncio.to_thread(work))
         try:
             return await asyncio.shield(thread)
         except asyncio.CancelledError:
-            self._context.halt.set()
+            self._long_work.halt.set()
             await asyncio.wait({thread})
-            thread.cancelled() or thread.exception()  # of no interest any more
+            thread.cancelled() or thread.exception()  # marks an exception as retrieved
             raise
 
     def leave(self) -> bool:
-        """Take no more rows and end as `interrupted` after the rows in flight; return whether there are any."""
+        """End as `interrupted` after the rows in flight; return False if there are none."""
         if self.progress.state != states.RUNNING or not self.progress.stats.in_flight:
             return False
         self._leaves_as = _JobStopped(states.INTERRUPTED)
@@ -211,7 +197,7 @@ class Runner:
         return True
 
     def _end_without_room(self, error: PromptmillError) -> None:
-        """Take no more rows, because the budget has no room, and end as `stopped` after the rows in flight."""
+        """End as `stopped` after the rows in flight, because the budget is used up."""
         if self._leaves_as is None:
             self._leaves_as = _JobStopped(states.STOPPED, error)
             self._show()
@@ -226,15 +212,17 @@ class Runner:
     def _close(self) -> None:
         job = self._job
         if self.error is not None and self.error.code is Code.STORAGE and job.folder.is_open:
-            with contextlib.suppress(OSError, DamagedError):  # outcomes that were not written do not count
+            with contextlib.suppress(OSError, DamagedError):  # outcomes that were not written must not count
                 counts = self.progress.counts
                 counts.replace(statistics.counts(job.folder.store, skips_empty=job.spec.question.skip_empty))
         if self.progress.state == states.FINISHED:
-            with contextlib.suppress(OSError, DamagedError):  # the next run finds that the last round has no rows
+            with contextlib.suppress(
+                OSError, DamagedError
+            ):  # if this fails, the next run finds no rows for the last round
                 rounds.end(job.folder.store)
         self._keep(self._status())
         with contextlib.suppress(OSError, DamagedError):
-            if job.folder.is_open:  # it is not, if it cannot be repaired
+            if job.folder.is_open:  # not open if it could not be repaired
                 job.folder.store.sync()
         with contextlib.suppress(OSError):
             job.folder.control.changed(cancel=False).write(job.folder.path)
@@ -252,13 +240,13 @@ class Runner:
             raise _JobStopped(states.STOPPED, PromptmillError(Code.STORAGE, damaged, _AGAIN)) from None
 
     async def _answer(self) -> None:
-        """Read the input, run round after round and write the output, again where the database is damaged."""
+        """Read the input, run the rounds and write the output. Repeat this if the database is damaged."""
         live = self._hooks.live
         is_read = False
         try:
             for _ in range(_TRIES):
                 try:
-                    if self._job.has_output:  # ended between the output's rename and its last status
+                    if self._job.has_output:  # the last run ended after the output's rename and before its last status
                         await self._count_again()
                         return
                     if not is_read:
@@ -267,7 +255,7 @@ class Runner:
                     await self._rounds()
                     if await self._export():
                         if live is not None:
-                            await self._in_thread(functools.partial(live.wait, self._context.halt))
+                            await self._in_thread(functools.partial(live.wait, self._long_work.halt))
                         return
                     await self._drop_damaged()
                 except DamagedError:
@@ -289,17 +277,17 @@ class Runner:
         await self._in_thread(self._count_values)
 
     async def _salvage(self) -> None:
-        """Continue with the readable part of the database. Rows that are lost are read from the input again."""
+        """Continue with the readable content of the database. Lost rows are read from the input again."""
         job = self._job
         await self._in_thread(job.folder.salvage)
         job.put(job.spec.with_input(**UNREAD))
-        job.given = self._given
+        job.input = self._given
 
     def _limit_rows(self) -> None:
         """Apply the order's limit of rows: set the end and the total. Blocks."""
         job = self._job
-        self._rows.end = output.end_of(job.folder.store, job.order.limits.rows)
-        ((rows,),) = job.folder.store.read("SELECT count(*) FROM row WHERE n < ?", self._rows.end)
+        self._end = output.end_of(job.folder.store, job.order.limits.rows)
+        ((rows,),) = job.folder.store.read("SELECT count(*) FROM row WHERE n < ?", self._end)
         self.progress.total = rows * len(job.spec.targets)
 
     async def _read_input(self) -> None:
@@ -308,20 +296,22 @@ class Runner:
         self._enter(states.STARTING, "reading the input")
         if job.folder.is_salvaged and _SALVAGED not in progress.notes:
             progress.notes.append(_SALVAGED)
-        files = await self._in_thread(lambda: job.unread(self._context.halt))
+        files = await self._in_thread(lambda: job.unread(self._long_work.halt))
         store = job.folder.store
         if files is None and job.order.earlier.from_job is not None:
-            self._note_kept(await self._in_thread(lambda: job.change.rebind(store, job.spec, self._context.halt)))
+            self._note_kept(await self._in_thread(lambda: job.change.rebind(store, job.spec, self._long_work)))
         if files is not None:
-            if lost := store.in_flight.most:  # requests whose rows may be others now
+            if lost := store.in_flight.most:  # requests whose rows may have changed
                 progress.earlier.charge(lost)
                 self._show()
             store.in_flight.settle()
             try:
-                bound = await self._steps.ingest(job, files, self._context)
+                bound = await self._do(steps.reading(job, files))
             except PromptmillError:
-                job.folder.roll_back()  # the same command is refused again, and the one before it resumes the job
+                # then the same command is refused again, and the previous command resumes the job
+                job.folder.roll_back()
                 raise
+            job.load()
             self._note_kept(bound)
         self._check_lost_rows()
         await self._check_secrets()
@@ -338,7 +328,7 @@ class Runner:
             self.progress.notes.append(f"{kept} of {of} keep their answers, {bound.new:,} {are} new.")
 
     def _check_lost_rows(self) -> None:
-        """Raise `PromptmillError` (`invalid_input`) if rows were lost, unless the order accepts it."""
+        """Raise `PromptmillError` (`invalid_input`) if rows were lost, unless the order has `keep`."""
         job = self._job
         if (lost := job.folder.rows_lost) is None:
             return
@@ -354,67 +344,27 @@ class Runner:
         job.folder.accept_lost_rows()
 
     async def _check_secrets(self) -> None:
-        """Look for keys and passwords in the rows of a file that a call named, once for each content."""
+        """Look for keys and passwords in the rows of a file that a call named. The same content is checked only
+        once."""
         job, content = self._job, {"sha256": self._job.spec.input.sha256}
         if not job.plan.file_rule.is_guarded or not job.spec.input.is_file:
             return
         if await self._in_thread(lambda: job.folder.store.get("secrets_checked")) != content:
             self._enter(states.STARTING, "looking for keys and passwords")
-            await self._steps.check_secrets(job, self._context)
+            await self._do(functools.partial(steps.check_secrets, rule=job.plan.file_rule))
             job.folder.put(secrets_checked=content)
 
     async def _rounds(self) -> None:
-        """Run round after round, and count the records."""
-        duplicates = self._duplicates()
-        self._rows.open = {}
+        """Run all rounds, and count the records."""
+        job_rounds = JobRounds(self._job, self._duplicates(), self._end)
         is_counted = False
-        while (round_ := await self._in_thread(functools.partial(self._next_round, duplicates))) is not None:
-            await self._run_round(round_, duplicates)
-            is_counted = round_.way == "live"  # outcome by outcome
+        while (round_ := await self._in_thread(job_rounds.next)) is not None:
+            await self._run_round(round_, job_rounds)
+            is_counted = round_.way == "live"  # a live round counts each outcome
             if self._leaves_as is not None:
                 raise self._leaves_as
         if not is_counted:
             await self._count(NEVER)
-
-    def _next_round(self, duplicates: Duplicates | None) -> Round | None:
-        """Return the next round, stored. Blocks."""
-        job = self._job
-        store, spec = job.folder.store, job.spec
-        if spec.settled and job.order.earlier.again is None:
-            return None
-
-        def has_rows(round_: Round) -> bool:
-            if duplicates is not None:
-                duplicates.prepare(round_)
-            return sum(self._find_open(round_, slot).rows for slot in round_.slots) > 0
-
-        known = rounds.stored_rounds(store)
-        now = Situation(job.order, known, job.since, len(spec.targets), has_rows)
-        found = next_round(now)
-        if found is not None and known and found.id != known[-1].id:
-            rounds.store_round(store, replace(known[-1], done=True))
-        if found is not None and found not in known:
-            rounds.store_round(store, found)
-        return found
-
-    def _find_open(self, round_: Round, slot: int) -> Open:
-        """Find the rows of a round that are open in a slot, and remember where they are. Blocks.
-
-        Within a run, rows leave a rule and none joins it, unless the rule depends on other rows. So a search looks only
-        where the last one found rows.
-        """
-        rule = (round_.rows, round_.since, slot)
-        known = self._rows.open.get(rule)
-        first, last = (0, self._rows.end - 1) if known is None or round_.is_by_question else (known.first, known.last)
-        ((count, first, last),) = self._open_rows(round_, slot, "count(*), min(row.n), max(row.n)", first, last)
-        self._rows.open[rule] = Open(count, first or 0, -1 if last is None else last)
-        return self._rows.open[rule]
-
-    def _open_rows(self, round_: Round, slot: int, select: str, first: int, last: int) -> list[tuple[Any, ...]]:
-        """Return a query of the rows `first` to `last`, as far as a round has them in a slot. Blocks."""
-        condition = round_.condition(self._job.spec.targets[slot].counted, slot)
-        query = f"SELECT {select} FROM {rounds.join_of(slot)} WHERE row.n BETWEEN ? AND ? AND ({condition})"
-        return self._job.folder.store.read(query, first, last)
 
     def _duplicates(self) -> Duplicates | None:
         job = self._job
@@ -433,31 +383,24 @@ class Runner:
 
         return Duplicates(job.folder.store, job.spec, is_repeatable)
 
-    async def _run_round(self, round_: Round, duplicates: Duplicates | None) -> None:
-        """Have the rows of a round answered and recorded."""
+    async def _run_round(self, round_: Round, job_rounds: JobRounds) -> None:
+        """Answer and record the rows of a round."""
         job, progress = self._job, self.progress
-        store, stats = job.folder.store, progress.stats
-        targets = await self._in_thread(lambda: self._targets(round_))
-        opens = await self._in_thread(lambda: self._count_open(round_))
+        store, stats, live = job.folder.store, progress.stats, self._hooks.live
+        targets = await self._in_thread(lambda: job_rounds.targets(round_))
+        await self._in_thread(lambda: progress.count(store, job_rounds.condition(round_), self._end))
+        opens = job_rounds.open_in(round_)
         progress.round, self._takes_no_more = round_.reason, False
         stats.facts = replace(stats.facts, total=sum(found.rows for found in opens))
         progress.begin_rates()
         self._enter(states.RUNNING)
         if round_.way == "copy":
-            assert duplicates is not None
-            await self._in_thread(lambda: duplicates.copy(round_))
+            await self._in_thread(lambda: job_rounds.copy(round_))
         else:
             self._limit_cost()
             stats.ledger.journal = store.in_flight
-            live = self._hooks.live
             if live is not None:
-                replaced = [
-                    key
-                    for slot, found in zip(round_.slots, opens, strict=True)
-                    for (key,) in self._open_rows(round_, slot, "answer.key", found.first, found.last)
-                    if key is not None
-                ]
-                live.begin(job.folder, job.spec, replaced, self._rows.end, self._give_up)
+                live.begin(job.folder, job.spec, job_rounds.answered_in(round_), self._end, self._give_up)
             open_rows = OpenRows(
                 store,
                 round_,
@@ -465,7 +408,7 @@ class Runner:
                 self._requests(targets),
                 range(min(found.first for found in opens if found.rows), max(found.last for found in opens) + 1),
                 lambda: self._leaves_as is not None or self._takes_no_more,
-                None if self._steps is HERE else _HELD_BYTES,
+                None if self._apart is None else _HELD_BYTES,
             )
             sink = StoreSink(
                 store,
@@ -479,42 +422,17 @@ class Runner:
             )
             await LiveRound(self.service, open_rows, sink, stats, self._give_up, job.plan).run()
 
-    def _targets(self, round_: Round) -> Sequence[Target]:
-        """Return the targets of a round, by the slot; the answers of its own model count from now on. Blocks."""
-        job = self._job
-        if not round_.model:
-            return job.spec.targets
-        store, targets = job.folder.store, [*job.spec.targets]
-        counted = [*targets]
-        for slot in round_.slots:
-            settings = store.settings_id(targets[slot].fingerprint | {"model": digest(round_.model)})
-            counted[slot], targets[slot] = targets[slot].answered_by(round_.model, settings)
-        job.put(job.spec.model_copy(update={"targets": tuple(counted)}))
-        return targets
-
     def _recorded(self, keys: Sequence[int]) -> None:
         if self._hooks.live is not None:
             self._hooks.live.recorded(keys)
         if self._hooks.recorded is not None:
             self._hooks.recorded(keys)
 
-    def _count_open(self, round_: Round) -> list[Open]:
-        """Return the open rows of a round in its slots, and count the records of all others. Blocks."""
-        targets = self._job.spec.targets
-        opens = [self._rows.open[round_.rows, round_.since, slot] for slot in round_.slots]
-        conditions = [
-            f"(answer.key BETWEEN {slot * SLOT + found.first} AND {slot * SLOT + found.last} "
-            f"AND ({round_.condition(targets[slot].counted, slot)}))"
-            for slot, found in zip(round_.slots, opens, strict=True)
-        ]
-        self.progress.count(self._job.folder.store, " OR ".join(conditions), self._rows.end)
-        return opens
-
     async def _count(self, is_open: str) -> None:
-        """Count the records; those that meet `is_open` are not done."""
+        """Count the records. Records that meet the condition `is_open` are not done."""
         self._enter(self.progress.state, "counting the answers")
         store = self._job.folder.store
-        await self._in_thread(lambda: self.progress.count(store, is_open, self._rows.end))
+        await self._in_thread(lambda: self.progress.count(store, is_open, self._end))
 
     async def _drop_damaged(self) -> None:
         store = self._job.folder.store
@@ -532,7 +450,7 @@ class Runner:
         stats.ledger.budget = Budget(limit, progress.cost or 0.0, job.folder.store.in_flight.most)
 
     def _most_cost(self, control: Control) -> float | None:
-        """Return the most that all runs of the job may spend, None for any amount."""
+        """Return the most that all runs of the job may spend; None: any amount."""
         job = self._job
         wanted = (control.max_cost, job.order.limits.max_cost, job.plan.operator.max_cost)
         limits = [
@@ -542,7 +460,7 @@ class Runner:
         return min(limits, default=None)
 
     def _requests(self, targets: Sequence[Target]) -> list[RowRequests]:
-        """Return how rows become requests to targets, by the slot. Raises `PromptmillError` (`replaced`)."""
+        """Return the makers of requests to the targets, by slot. Raises `PromptmillError` (`replaced`)."""
         job, plan = self._job, self._job.plan
         if not plan.is_same_model(self.service.plan_of(plan.name)):
             raise PromptmillError(Code.REPLACED, "Another model was loaded before the job began.")
@@ -550,14 +468,7 @@ class Runner:
         names = [name for name in self.service.usable if name in offered]
         if len(names) > 1:
             reader = replace(reader, models={name: self._reader(self.service.plan_of(name).capped) for name in names})
-        questions = questions_of(job.spec.question, job.spec.input.format, job.spec.input.names)
-        found = []
-        for target in targets:
-            own, extra = reader, {}
-            if target.model:
-                own, extra = reader.models.get(target.model, reader), {"model": target.model}
-            found.append(RowRequests(own, questions[target.prompt], target.prompt, extra))
-        return found
+        return list(requests_of(job.spec, reader, targets))
 
     def _reader(self, plan: ResolvedConfig) -> RowReader:
         job, spec = self._job, self._job.spec
@@ -566,39 +477,40 @@ class Runner:
             spec,
             job.order.system_prompt,
             may_name=self.service.row_models(plan),
-            most_values=None if self._steps is HERE else MOST_VALUES,
+            most_values=None if self._apart is None else MOST_VALUES,
         )
 
     async def _export(self) -> bool:
-        """Write the output and give it its name; return False if some row turns out to have no sound answer.
+        """Write the output and rename it. Return False if a row has no sound answer.
 
-        If it raises, no file remains.
+        If this raises, no temporary file remains.
         """
         self._enter(states.MERGING, "writing the output")
         job, spec, folder = self._job, self._job.spec, self._job.folder
-        made = folder.result
-        is_own = made is not None and made.is_own(spec.output.path)
         limit = job.order.limits.rows
         if not spec.output.format:
-            ((unanswered,),) = await self._in_thread(lambda: folder.store.read(_UNANSWERED, self._rows.end))
+            ((unanswered,),) = await self._in_thread(lambda: folder.store.read(_UNANSWERED, self._end))
             if unanswered:
                 return False
             folder.put(output=OutputRecord(size=0, mtime_ns=0, limit=limit))
         else:
+            made, there = folder.result, await self._in_thread(lambda: members.stamp(spec.output.path))
+            is_own = made is not None and made.is_own(there)
             try:
-                written = await self._steps.export(job, self._context)
+                written = await self._do(functools.partial(steps.export, limit=limit))
             except UnansweredError:
                 return False
             except BaseException:  # the run may end after the file was written
                 output.discard(spec.output.path, spec.job_id)
                 raise
-            record = OutputRecord.of(written.stamp, limit, spec.output.path if is_own else None)
+            record = OutputRecord.of(written.stamp, limit, there if is_own else None)
             folder.put(output=record, written=written.blocks)
             if written.warning:
                 self.progress.notes.append(written.warning)
             try:
                 may_replace = is_own or (job.order.earlier.overwrite and not spec.fills_input)
-                output.publish(written.partial, spec.output.path, may_replace=may_replace, copied=written.copied)
+                copied = there if spec.keeps_sheets else None
+                output.publish(written.partial, spec.output.path, may_replace=may_replace, copied=copied)
             except (PromptmillError, OSError):
                 written.partial.unlink(missing_ok=True)
                 raise
@@ -611,18 +523,18 @@ class Runner:
     def _final_counts(self) -> JobCounts:
         self._count_values()
         skips_empty = self._job.spec.question.skip_empty
-        return statistics.counts(self._job.folder.store, before=self._rows.end, skips_empty=skips_empty)
+        return statistics.counts(self._job.folder.store, before=self._end, skips_empty=skips_empty)
 
     def _count_values(self) -> None:
-        """Count the different answers to the wanted rows. Blocks."""
+        """Count the different answers to the rows within the limit. Blocks."""
         by_field = self._job.spec.output.answer_schema is not None
-        self.progress.output.results = statistics.results(self._job.folder.store, self._rows.end, by_field=by_field)
+        self.progress.output.results = statistics.results(self._job.folder.store, self._end, by_field=by_field)
 
     def _give_up(self, error: PromptmillError) -> None:
         self._stop(_JobStopped(states.STOPPED, error))
 
     async def _look_after(self) -> None:
-        """Show the progress, and follow the wishes of other processes."""
+        """Show the progress, and obey the commands of other processes."""
         shown = 0.0
         while True:
             self._follow(self._job.folder.control)
@@ -635,13 +547,16 @@ class Runner:
                 found = self._status()
                 entered = self.progress.state, self.progress.activity
                 await self._in_thread(functools.partial(self._keep, found))
-                if entered != (self.progress.state, self.progress.activity):  # kept meanwhile, and perhaps before it
+                if entered != (
+                    self.progress.state,
+                    self.progress.activity,
+                ):  # a newer status was stored, perhaps before this one
                     self._keep(self._status())
             self._report()
             await asyncio.sleep(_LOOK_S)
 
     def _follow(self, control: Control) -> None:
-        """Do what other processes want of the run."""
+        """Obey the commands of other processes."""
         if control.cancel:
             self._stop(_JobStopped(states.CANCELLED))
         stats, limit = self.progress.stats, self._most_cost(control)
@@ -660,7 +575,7 @@ class Runner:
             budget.limit = limit
         elif progress.state == states.RUNNING and progress.stats.in_flight:
             if progress.cost is not None and self._job.plan.settings.sampling_params.max_tokens is not None:
-                self._takes_no_more = True  # requests in flight have reserved nothing
+                self._takes_no_more = True  # the requests in flight have reserved no budget
             elif _NO_BUDGET not in progress.notes:
                 progress.notes.append(_NO_BUDGET)
 
@@ -673,7 +588,7 @@ class Runner:
         self._report()
 
     def _status(self) -> dict[str, Mapping[str, object]]:
-        """Bring the progress up to date; return it as the job's `status`, and the `course` if it has a new sample."""
+        """Update the progress; return the job's `status`, and the `course` if it has a new sample."""
         progress = self.progress
         if not self._job.folder.is_open:
             return {}
@@ -689,58 +604,32 @@ class Runner:
 
     def _keep(self, found: Mapping[str, Mapping[str, object]]) -> None:
         if found and self._job.folder.is_open:
-            with contextlib.suppress(OSError, DamagedError):  # the next write of answers reports it in clearer words
+            with contextlib.suppress(OSError, DamagedError):  # the next write of answers reports the error more clearly
                 self._job.folder.put(**found)
 
     def _report(self) -> None:
         if self._hooks.watch:
-            with contextlib.suppress(OSError):  # a closed terminal is no reason to end a job
+            with contextlib.suppress(OSError):  # a closed terminal must not end a job
                 self._hooks.watch(self.progress)
 
 
 def _place(rows: tuple[int, int | None]) -> str:
-    """Return the place of lost rows, given the numbers of the first and the last one."""
+    """Return the range of lost rows as text. `rows`: the numbers of the first and the last lost row."""
     first, last = rows
     if last is None:
         return f"row {first + 1:,} and those behind it"
     return f"row {first + 1:,}" if first == last else f"rows {first + 1:,} to {last + 1:,}"
 
 
-def reader_of(
-    plan: ResolvedConfig,
-    spec: JobSpec,
-    system_prompt: str,
-    *,
-    may_name: frozenset[str] | None = None,
-    most_values: int | None = None,
-) -> RowReader:
-    """Return how questions become requests to the model of `plan`; `may_name` and `most_values`: see `RowLimits`."""
-    settings = plan.settings
-    input_format = spec.input.format
-    return RowReader(
-        row_kind(input_format),
-        settings.sampling_params,
-        settings.extra_params,
-        system_prompt_of(plan, system_prompt, input_format),
-        RowImages(settings.image_tag, settings.image_position, spec.image_folders),
-        "" if plan.record.any_model else plan.model or plan.backend,
-        plan.record.other_paths,
-        keep_raw=input_format == "batch",
-        prompt_column=spec.question.column if input_format == "jsonl" else None,
-        row_settings=spec.question.rows_set,
-        limits=RowLimits(may_name, None if plan.trust_client else plan.operator.client_limits.max_tokens, most_values),
-    )
-
-
 async def until_ended(runner: Runner) -> tuple[RunStatus, PromptmillError | None, bool]:
-    """Run a job until its end, SIGTERM or Ctrl-C. Returns its status, why it stopped early, and whether SIGTERM came.
+    """Run a job until its end, SIGTERM or Ctrl-C. Return its status, its error, and whether a signal ended it.
 
-    The process is the job's own and exports to OpenTelemetry. After the first Ctrl-C, the requests in flight have a
-    minute to end: they will be paid for. Raises `KeyboardInterrupt` after Ctrl-C.
+    The process runs only this job, and exports to OpenTelemetry. After the first Ctrl-C, the requests in flight have a
+    minute to end, because they are paid anyway. Raises `KeyboardInterrupt` after Ctrl-C.
     """
     if not any(name.startswith("OTEL_") for name in os.environ):
         return await _until_ended(runner)
-    from promptmill.service.telemetry import exported  # imported only where something may be exported
+    from promptmill.service.telemetry import exported  # imported only if telemetry may be exported
 
     async with exported(runner.service):
         return await _until_ended(runner)

@@ -1,83 +1,62 @@
-"""The steps of a job that read files: its input becomes rows, and rows become its output.
+"""The steps of a job that read the input and write the output.
 
-They need the path of the job's database and nothing else. So a server has another process do them for a call
-(`manage.detached`): a template, or a file of another person, may take any amount of memory and time.
+They need only the job's database. So a server runs them in another process for a call (`manage.detached`), because a
+template or a foreign file may take any amount of memory and time.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol, TypeVar
 
-from promptmill.jobs import ingest
 from promptmill.jobs.export import join, output
+from promptmill.jobs.inputs import files as input_files
 from promptmill.jobs.inputs import row_secrets
-from promptmill.jobs.inputs.files import InputFiles
-from promptmill.jobs.run import admission
-from promptmill.jobs.run.admission import Job
+from promptmill.jobs.inputs.files import InputFiles, Part
+from promptmill.jobs.run.admission import Change, Job
 from promptmill.jobs.store.binding import Bound
-from promptmill.jobs.store.database import JobDatabase
-from promptmill.jobs.store.spec import JobSpec, OutputRecord
+from promptmill.jobs.store.database import Work
+from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.spec import JobSpec
+from promptmill.system.call_files import FileRule
 
 T = TypeVar("T")
 
 
-class InThread(Protocol):
-    """Runs blocking work in a thread."""
+class Apart(Protocol):
+    """Runs a step in another process."""
 
-    def __call__(self, work: Callable[[], T], /) -> Awaitable[T]:
-        """Return the result of the work."""
+    async def __call__(self, step: partial[T], job: Job, note: Callable[[int], None]) -> T:
+        """Return the result of a job's step. `note` is called with the number of rows so far. Raises the step's
+        errors."""
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
-    """The run that a step belongs to."""
-
-    in_thread: InThread
-    halt: threading.Event
-    """Set when the run ends."""
-    note: Callable[[int], None]
-    """Gets the number of rows so far, in any thread."""
+def reading(job: Job, files: InputFiles) -> partial[Bound]:
+    """Return the step that reads the input of a job. The caller must load the job again after it."""
+    return partial(ingest, spec=job.spec, parts=files.parts, change=job.change)
 
 
-class Steps(Protocol):
-    """Does the steps."""
-
-    async def ingest(self, job: Job, files: InputFiles, context: Context) -> Bound:
-        """Read the input. Raises as `Change.read`."""
-        ...
-
-    async def check_secrets(self, job: Job, context: Context) -> None:
-        """Look for secrets in the rows. Raises as `row_secrets.check`."""
-        ...
-
-    async def export(self, job: Job, context: Context) -> output.Written:
-        """Write the output to a temporary file. Raises as `output.write_output`."""
-        ...
+def ingest(work: Work, folder: Folder, *, spec: JobSpec, parts: Sequence[Part], change: Change) -> Bound:
+    """Read the input and store the changed job. Later changes of the input do not affect the output. Blocks. Raises the
+    errors of `Change.read`.
+    """
+    files = input_files.opened(parts, known=True, encoding=spec.input.encoding)
+    spec, bound = change.read(folder.store, spec, files, work)
+    made = folder.result
+    folder.put(spec=spec, before=None, output=made and made.model_copy(update={"finished": False}))
+    return bound
 
 
-def write(store: JobDatabase, spec: JobSpec, rules: output.Rules, own: OutputRecord | None) -> output.Written:
-    """Write the output or the shard's part of it to a temporary file. Blocks. Raises as `output.write_output`."""
-    return join.write_part(store, spec) if spec.output.shard else output.write_output(store, spec, rules, own)
+def check_secrets(work: Work, folder: Folder, *, rule: FileRule) -> None:
+    """Look for secrets in the rows. Blocks. Raises the errors of `row_secrets.check`."""
+    row_secrets.check(folder.store, folder.known_spec().input, rule, work)
 
 
-class _Here:
-    """Does the steps in this process."""
-
-    async def ingest(self, job: Job, files: InputFiles, context: Context) -> Bound:
-        rules = ingest.Rules(context.note, context.halt, job.disk_share)
-        return await context.in_thread(lambda: admission.read(job, files, rules))
-
-    async def check_secrets(self, job: Job, context: Context) -> None:
-        store, source, rule = job.folder.store, job.spec.input, job.plan.file_rule
-        await context.in_thread(lambda: row_secrets.check(store, source, rule, context.note, context.halt))
-
-    async def export(self, job: Job, context: Context) -> output.Written:
-        rules = output.Rules(job.order.limits.rows, context.note, context.halt)
-        return await context.in_thread(lambda: write(job.folder.store, job.spec, rules, job.folder.result))
-
-
-HERE: Steps = _Here()
+def export(work: Work, folder: Folder, *, limit: int | None) -> output.Written:
+    """Write the output, or the shard's part file, to a temporary file. Blocks. Raises the errors of `write_output`."""
+    store, spec = folder.store, folder.known_spec()
+    if spec.output.shard:
+        return join.write_part(store, spec)
+    return output.write_output(store, spec, work, limit=limit, own=folder.result)

@@ -1,9 +1,8 @@
-"""Checks all rows of an input without sending a request or making a job."""
+"""Checks all rows of an input without sending requests or creating a job."""
 
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,7 +11,6 @@ from typing import Any
 from promptmill.answering.costs import price_of, tier_of
 from promptmill.backends import rows
 from promptmill.backends.protocol import Usage
-from promptmill.backends.questions import RowRequests
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.request import Conversation, TextPart, check_encodable
@@ -21,21 +19,21 @@ from promptmill.jobs import columns
 from promptmill.jobs.export.batch_output import CustomIds
 from promptmill.jobs.export.output import end_of
 from promptmill.jobs.export.text import OwnValues
-from promptmill.jobs.ingest import Rules, ingest
-from promptmill.jobs.inputs import formats, row_secrets
+from promptmill.jobs.ingest import ingest
+from promptmill.jobs.inputs import row_secrets
 from promptmill.jobs.inputs.any_format import input_of
 from promptmill.jobs.inputs.formats import row_kind
 from promptmill.jobs.inputs.given import Given
-from promptmill.jobs.inputs.questions import questions_of
 from promptmill.jobs.run import admission
-from promptmill.jobs.run.runner import reader_of
-from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.run.job_rounds import reader_of, requests_of
+from promptmill.jobs.run.order_files import OrderFiles
+from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.spec import JobSpec
 
 _SHOWN = 20
-_BYTES_PER_TOKEN = 4  # of English text; a worse estimate for other scripts
+_BYTES_PER_TOKEN = 4  # English text; less accurate for other scripts
 
 
 def check(
@@ -47,25 +45,22 @@ def check(
     given: Given | None = None,
     are_paths_resolved: bool = False,
 ) -> dict[str, Any]:
-    """Return counts of `rows`, `invalid` ones and `images`, the first `problems`, and an estimate of tokens.
+    """Return the counts `rows`, `invalid` and `images`, the first `problems`, and an estimate of tokens.
 
-    It counts the system prompt, and neither images nor the parts that a chat template adds. `may_name`: see
-    `RowReader`. `given`, `are_paths_resolved`: see `admission.admit` and `admission.paths_of`.
+    The estimate includes the system prompt, but not images or the additions of a chat template. `may_name`: see
+    `RowReader`. `given`, `are_paths_resolved`: see `OrderFiles.of`.
     """
     if order.cut is not None:
         raise input_error("Validate the whole input, without ", Named("shard"), ".")
-    places = admission.paths_of(order, folders, given, are_resolved=are_paths_resolved)
-    if not places.is_loose:
-        admission.check_output_path(order, places.target, places.parts)
-    formats.check_installed(places.target, *(part.path for part in places.parts))
+    files = OrderFiles.of(order, folders, given, are_resolved=are_paths_resolved, is_anew=True)
     with contextlib.ExitStack() as opened:
         folder = Path(opened.enter_context(TemporaryDirectory()))
         store = opened.enter_context(contextlib.closing(JobDatabase(folder / "job.db", write=True)))
-        spec = admission.spec_of("", places, plan, order, {})
-        files = places.files(known=False)
-        spec, _ = ingest(store, spec, input_of(files, spec.input.format), Rules())
+        spec = admission.spec_of("", files, plan, order, {})
+        assert files.input is not None
+        spec, _ = ingest(store, spec, input_of(files.input, spec.input.format), Work())
         if spec.input.is_file:
-            row_secrets.check(store, spec.input, plan.file_rule, lambda _: None, threading.Event())
+            row_secrets.check(store, spec.input, plan.file_rule, Work())
         ids = opened.enter_context(contextlib.closing(CustomIds(folder / "ids")))
         found = {"format": spec.input.format} | _check_rows(store, spec, plan, order, may_name=may_name, ids=ids)
         found["notes"] = list(columns.notes(spec))
@@ -75,7 +70,7 @@ def check(
 
 
 def _repeated_ids(spec: JobSpec, ids: CustomIds) -> str:
-    """Return the note on rows that repeat the `id` of an earlier row, "" if no row does. Raises `OSError`."""
+    """Return a note on rows that repeat an earlier row's `id`; `""` if there are none. Raises `OSError`."""
     where = rows.row_word(row_kind(spec.input.format))
     count, examples = ids.repeated(1)
     if not count:
@@ -98,8 +93,7 @@ def _check_rows(
     rules = images.ImageRules.of(plan.file_rule, plan.settings.max_image_pixels)
     own, kind = OwnValues(spec), row_kind(spec.input.format)
     reader = reader_of(plan, spec.model_copy(update={"working_folder": None}), order.system_prompt, may_name=may_name)
-    questions = questions_of(spec.question, spec.input.format, spec.input.names)
-    requests = [RowRequests(reader, one, at) for at, one in enumerate(questions)]
+    requests = list(requests_of(spec, reader))
     id_name = "custom_id" if kind == "batch" else "id"
     for row in store.rows(last=end_of(store, order.limits.rows) - 1):
         count += 1
@@ -154,7 +148,7 @@ def _check_payload(conversation: Conversation, rules: images.ImageRules, where: 
     try:
         check_encodable(conversation)
         for image in conversation.images:
-            if not images.is_web(image.source):  # the endpoint fetches those
+            if not images.is_web(image.source):  # the endpoint fetches web images
                 images.load_image(image.source, rules)
     except PromptmillError as error:
         raise PromptmillError(error.code, f"{where}: {error.message}", error.hint) from None

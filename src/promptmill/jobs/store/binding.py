@@ -1,7 +1,7 @@
-"""Binds the rows of an input to the answers that a job has: a row has the answers to its own questions.
+"""Binds the rows of an input to the answers that a job has. A row gets the answers to its own questions.
 
-The rows that may have changed were read into `row_next`; those before and behind them stay. A question is known by its
-digest, which an answer stores as `asked`:
+Table `row_next` has the rows that may have changed; the rows before and after them stay. A question is identified by
+its digest, which an answer stores as `asked`:
 
     answers before       0 a   1 b   2 c   3 d
     row_next             0 a   1 x   2 b   3 c   4 d
@@ -11,9 +11,9 @@ digest, which an answer stores as `asked`:
     `wanted`                   1 x   2 b   3 c   4 d     rows without an answer to their question
     `matched`                        2 b   3 c   4 d     wanted rows with a loose, a spare or another job's answer
 
-Rows with the same question take its answers in their order. Loose answers become spare, matched rows get theirs, and
-the rows of `row_next` take the place of those in `row`, all in one transaction: a killed process leaves the job as it
-was.
+Rows with the same question take its answers in row order. Loose answers become spare, matched rows get their answers,
+and the rows of `row_next` replace those in `row`. All this is one transaction: if the process is killed, the job is
+unchanged.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _WANTED_BESIDE = f"""
     WHERE NOT {_IS_REPLACED} AND {_ASKED.format("row")} IS NOT NULL
     AND (answer.key IS NULL OR (answer.code IS NOT NULL AND :offers))
 """
-# an answer that decided until now comes before spare ones, of which the latest comes first
+# current answers come before spare answers; the latest spare answer comes first
 _MATCHED = f"""
     INSERT INTO temp.matched
     SELECT wanting.key, available.place, available.is_offered FROM
@@ -96,7 +96,7 @@ _EDITED = f"""
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """The answers of a job that are made with one prompt, under the settings with these ids."""
+    """The answers of a job to one prompt, made with the settings that have these ids."""
 
     number: int
     prompt: int
@@ -110,13 +110,13 @@ class Bound:
     rows: int
     """Questions of the input."""
     answers: int
-    """Answers that the rows had before."""
+    """Answers that the rows had before the binding."""
     kept: int
-    """Rows that have an answer now."""
+    """Questions that have an answer after the binding."""
 
     @property
     def new(self) -> int:
-        """Rows that have none."""
+        """Questions that have no answer after the binding."""
         return self.rows - self.kept
 
 
@@ -133,10 +133,10 @@ def bind(
 ) -> Bound:
     """Bind the answers to `row_next`, which then takes the place of the rows with the numbers `replaced`. Blocks.
 
-    `check` may raise to leave everything unchanged. `by_row`: the input is the same and its questions are not; an
-    answer stays with its row. Answers of the job `other` count for rows without an answer, with the note `made`.
+    `check` may raise; then nothing changes. `by_row`: the input is unchanged but its questions are new, and each answer
+    stays with its row. Rows without an answer take answers of the job `other`, with the note `made`.
 
-    Raises as `JobDatabase` does, and `HaltedError`.
+    Raises `HaltedError`, and the errors of `JobDatabase`.
     """
     with store.transaction(halt) as connection:
         run = connection.execute
@@ -185,12 +185,12 @@ def bind(
 
 
 def begin(store: JobDatabase) -> None:
-    """Create an empty `row_next`. Raises as `JobDatabase` does."""
+    """Create an empty `row_next`. Raises the errors of `JobDatabase`."""
     store.change(("DROP TABLE IF EXISTS row_next", [()]), (ROW_NEXT, [()]))
 
 
 def _offer(connection: Connection, other: JobDatabase) -> None:
-    """Note the answers of another job."""
+    """Store the keys and questions of another job's answers in `temp.offered`."""
     place = 0
     query = "SELECT key, asked FROM answer WHERE key >= ? AND code IS NULL AND asked IS NOT NULL ORDER BY key LIMIT ?"
     while page := other.read(query, place, _PAGE):

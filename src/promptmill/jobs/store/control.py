@@ -1,11 +1,11 @@
-"""The wishes of other processes for a running job, in the file `control`: only the runner writes the database.
+"""Commands of other processes to a running job, in the file `control`, because only the runner writes the database.
 
     cancel        end the run
     paused        send no further rows
     concurrency   the most requests in flight
     max_cost      the most that all runs together may spend
 
-All but `cancel` hold for later runs, too.
+All but `cancel` also apply to later runs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _NAME = "control"
 
 
 class Control(BaseModel):
-    """The wishes for a run."""
+    """The commands for a run."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -36,23 +36,23 @@ class Control(BaseModel):
 
     @property
     def most(self) -> int:
-        """The most answers in flight."""
+        """The most requests in flight."""
         return 0 if self.paused else sys.maxsize if self.concurrency is None else self.concurrency
 
     @classmethod
     def read(cls, folder: Path) -> Control:
-        """Return the wishes for the job in `folder`; a missing or damaged file has none."""
+        """Return the commands for the job in `folder`; a missing or damaged file has none."""
         try:
             return cls.model_validate(orjson.loads((folder / _NAME).read_bytes()))
         except (OSError, ValueError, ValidationError):
             return cls()
 
     def changed(self, **changes: Any) -> Control:
-        """Return the wishes with these changes. Raises `ValidationError`."""
+        """Return the commands with these changes. Raises `ValidationError`."""
         return Control.model_validate({**self.model_dump(), **changes})
 
     def write(self, folder: Path) -> None:
-        """Store the wishes, all at once. Raises `OSError`."""
+        """Store the commands atomically. Raises `OSError`."""
         path = folder / _NAME
         if self == Control():
             path.unlink(missing_ok=True)

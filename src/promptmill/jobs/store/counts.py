@@ -11,12 +11,12 @@ from promptmill.jobs.store.status_record import RunStatus
 
 _STEP = math.log(1.04)
 _SHORTEST_S = 0.001
-_STEPS = 450  # the last one is 13 hours
+_STEPS = 450  # the last step is 13 hours
 _SAMPLED = 8
 
 
 class Latencies:
-    """A histogram of the latencies of answers, in steps of 4 % from 1 ms up."""
+    """A histogram of the latencies of answers, in steps of 4 % from 1 ms."""
 
     def __init__(self) -> None:
         self._steps = [0] * _STEPS
@@ -26,11 +26,11 @@ class Latencies:
         """Count the latency of an answer."""
         if latency_s > _SHORTEST_S:
             self._steps[min(_STEPS - 1, int(math.log(latency_s / _SHORTEST_S) / _STEP))] += 1
-        elif latency_s:  # a copy of another answer took no time
+        elif latency_s:  # 0 for a copy of another answer, which is not counted
             self._steps[0] += 1
 
     def sample(self, latency_s: float) -> None:
-        """Count every eighth latency, which is enough while a job runs; all are counted at its end."""
+        """Count every eighth latency, which is enough while a job runs. At its end all latencies are counted."""
         self._unsampled += 1
         if self._unsampled == _SAMPLED:
             self._unsampled = 0
@@ -41,7 +41,7 @@ class Latencies:
         self._steps = [mine + its for mine, its in zip(self._steps, other._steps, strict=True)]
 
     def quantile(self, share: float) -> float | None:
-        """Return the latency that `share` (0 to 1) of the answers did not exceed, within 4 %; None without answers."""
+        """Return the latency at quantile `share` (0 to 1), within 4 %; None without answers."""
         total = sum(self._steps)
         if not total:
             return None
@@ -54,13 +54,13 @@ class Latencies:
 
 
 class JobCounts:
-    """Counts of settled rows, failures by code, requests, tokens, and latencies of answers."""
+    """Counts of rows with an outcome, failures by code, requests, tokens, and latencies of answers."""
 
     def __init__(self, *, skips_empty: bool = False) -> None:
-        """`skips_empty`: rows that ask nothing are no failures."""
+        """`skips_empty`: rows with an empty prompt are skipped, not failed."""
         self.skips_empty = skips_empty
         self.skipped = 0
-        """Rows that ask nothing and are left out."""
+        """Rows with an empty prompt that are skipped."""
         self.done = 0
         self.truncated = 0
         """Answers that `max_tokens` cut short."""
@@ -77,20 +77,20 @@ class JobCounts:
 
     @property
     def failed(self) -> int:
-        """Rows that failed."""
+        """The number of rows that failed."""
         return sum(tuple(self._codes.values()))
 
     @property
     def answered(self) -> int:
-        """Rows with an answer."""
+        """The number of rows with an answer."""
         return self.done - self.failed - self.skipped
 
     def skips(self, code: str) -> bool:
-        """Return whether rows that failed with `code` are left out."""
+        """Return whether rows with this error code are skipped."""
         return self.skips_empty and code == Code.EMPTY_PROMPT
 
     def count(self, outcome: Outcome) -> None:
-        """Count the outcome of a row of this run: all but its requests and tokens, which a `Call` counts."""
+        """Count the outcome of a row of this run. (A `Call` counts its requests and tokens.)"""
         self.done += 1
         if isinstance(outcome, Failure):
             self.fail(str(outcome.error.code))
@@ -100,7 +100,7 @@ class JobCounts:
         self.empty += outcome.is_empty
 
     def fail(self, code: str, count: int = 1) -> None:
-        """Count failures."""
+        """Count `count` failures with `code`."""
         if self.skips(code):
             self.skipped += count
             return
@@ -115,14 +115,14 @@ class JobCounts:
         self.latencies.add(other.latencies)
 
     def replace(self, found: JobCounts) -> None:
-        """Take over what `found` counts of rows; requests and tokens stay."""
+        """Take the counts of rows from `found`; keep the counts of requests and tokens."""
         self.done, self.skipped, self._codes = found.done, found.skipped, found.codes
         self.truncated, self.empty = found.truncated, found.empty
 
     @property
     def codes(self) -> dict[str, int]:
-        """Failures by code, the commonest first."""
-        found = tuple(self._codes.items())  # at once: a thread may be counting
+        """Failures by code, the most frequent first."""
+        found = tuple(self._codes.items())  # a copy, because a thread may be counting
         return dict(sorted(found, key=lambda item: (-item[1], item[0])))
 
     def as_dict(self, run: Counts) -> RunStatus:

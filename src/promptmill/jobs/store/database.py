@@ -1,28 +1,29 @@
 """One job's SQLite database, `job.db`: the rows of its input, its rounds, and every paid answer.
 
-    job       name → JSON: `spec` (the job), `order` (the last order), `output` (the file that it made), `status` (its
-              progress, about once a second), `course` (samples of it, for a report), `task` (see `server.tasks`);
-              `before` (the first three before an order whose input is still to be read), `stretches` (of the input,
-              see `ingest`), `written` (the blocks of the output), `secrets_checked` (the input without secrets)
-    row       the input, read once: see `Row`. `row_next` is the input while it is read again
-    settings  id → JSON: the settings under which answers were made
-    round     id → JSON: the rounds of the job, see `rounds`; `chosen` has the rows of a round that were drawn once
+    job       name → JSON: `spec` (the job), `order` (the last order), `output` (the file that the job wrote), `status`
+              (the progress, stored about once a second), `course` (samples of the status, for a report), `task` (see
+              `server.tasks`); `before` (`spec`, `order` and `output` before an order whose input was not yet read),
+              `stretches` (of the input, see `ingest`), `written` (the blocks of the output), `secrets_checked` (the
+              input that was checked for secrets)
+    row       the rows of the input, see `Row`; `row_next` holds them while the input is read again
+    settings  id → JSON: the settings with which answers were made
+    round     id → JSON: the rounds of the job, see `rounds`; `chosen` has the rows that were drawn for a round
     edited    the blocks of rows that have changed since the output was written, see `export.output`
-    answer    the deciding answer of a row, by its key; see `records.Record` for the columns
-    spare     the same columns: paid answers that no row has now, because the row was edited or has a newer answer
+    answer    the current record of a row, by its key; see `records.Record` for the columns
+    spare     the same columns: paid answers without a row, because the row was edited or has a newer answer
 
 Nothing ever deletes a paid answer.
 
 The process that holds the job's lock is the only writer. The file system decides how a commit reaches the disk:
 
 * Where processes can share memory, the database is in WAL mode: a commit is one write that does not wait for the disk,
-  and readers never block it. `sync`, called about once a second from a thread, brings the log to the disk; so a power
-  loss costs at most the last second.
-* Network file systems, and those that refuse locks, cannot do that. There a rollback journal is truncated at each
-  commit, which waits for the disk. `waits_for_disk` is True, and the writer commits in a thread.
+  and readers never block it. A thread calls `sync` about once a second to flush the log to the disk, so a power loss
+  costs at most the last second.
+* Network file systems, and file systems that refuse locks, cannot share memory. There the database has a rollback
+  journal, and each commit waits for the disk. `waits_for_disk` is True, and the writer commits in a thread.
 
-SQLite finds damage to its own structure, but not to the content of a cell. So each answer has a checksum, which is
-compared when the output is written; a row whose record is damaged is sent again. `salvage` repairs a damaged file.
+SQLite detects damage to its own structure, but not to the content of a cell. So each answer has a checksum, which is
+compared when the output is written. A row with a damaged record is sent again. `salvage` repairs a damaged file.
 
 The file may come from anywhere: its schema is not trusted, and a file with another schema is refused.
 """
@@ -37,6 +38,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -73,10 +75,10 @@ _SET_ASIDE = f"INSERT INTO spare ({COLUMNS}) SELECT {COLUMNS} FROM answer WHERE 
 PAGE = 256  # records read at once: a long read would keep the writer waiting
 _WAIT_S = 5.0  # for other programs
 _AT_ONCE = 16  # records, of any size
-_PAGE_BYTES = 4 << 20  # of their texts; a page ends with the record that exceeds it
+_PAGE_BYTES = 4 << 20  # bytes of texts; a page ends with the record that exceeds this size
 _TEXTS = slice(Record._fields.index("text"), Record._fields.index("more") + 1)
 _STEPS_BETWEEN_LOOKS = 1_000_000  # of SQLite's machine: some milliseconds
-_WAL_CHECKPOINT = 4 << 20  # bytes of the log: a checkpoint of fewer pages costs a sync all the same
+_WAL_CHECKPOINT = 4 << 20  # bytes of the log; each checkpoint costs a sync, so fewer pages are not worth it
 _WAL_TRUNCATE = 64 << 20
 _ERRORS = {
     sqlite3.SQLITE_FULL: (errno.ENOSPC, "no space left on the disk"),
@@ -95,20 +97,40 @@ class OldDatabaseError(Exception):
 
 
 class HaltedError(Exception):
-    """The run has ended, and needs no result."""
+    """The run has ended and no longer needs the result."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Lets a run follow long work and halt it."""
+
+    note: Callable[[int], None] = lambda _: None
+    """Is called with the number of rows so far, in any thread."""
+    halt: threading.Event = field(default_factory=threading.Event)
+    """Set when the run has ended."""
+
+    def check(self) -> None:
+        """Raise `HaltedError` if the run has ended."""
+        if self.halt.is_set():
+            raise HaltedError
+
+    def done(self, rows: int) -> None:
+        """Report the number of rows so far. Raises `HaltedError` if the run has ended."""
+        self.note(rows)
+        self.check()
 
 
 class Row(NamedTuple):
     """A row of the input."""
 
     n: int
-    """Its number: the index of its line in a file of lines, its index among the rows of a table."""
+    """The row's number, see `InputRow`."""
     asked: bytes | None
-    """The digests of its questions, 16 bytes for each prompt of the job; zeros for a row that asks nothing."""
+    """The digests of the row's questions, 16 bytes for each prompt of the job; zeros for an empty prompt."""
     line: bytes | None
-    """Its questions as JSON, one for each prompt, where they do not follow from `cells`."""
+    """The row's questions as JSON, one for each prompt; None if they can be made from `cells`."""
     cells: bytes | None
-    """The row itself: its line of JSON, or the array of its cells."""
+    """The row's line of JSON, or its cells as a JSON array."""
 
 
 class JobDatabase:
@@ -118,9 +140,10 @@ class JobDatabase:
     """
 
     def __init__(self, path: Path, *, write: bool = False, has_locks: bool = True) -> None:
-        """Open the database. `write`: for the only writer, which holds the job's lock; a missing file is created.
+        """Open the database. `write`: the caller is the only writer and holds the job's lock; a missing file is
+        created.
 
-        `has_locks`: whether files can be locked there. Raises `FileNotFoundError`, `DamagedError`, `OSError`.
+        `has_locks`: whether the file system supports locks. Raises `FileNotFoundError`, `DamagedError`, `OSError`.
         """
         if write:
             with contextlib.suppress(FileExistsError):
@@ -187,7 +210,7 @@ class JobDatabase:
             first = page[-1].n + 1
 
     def row_page(self, first: int, last: int = SLOT, size: int = PAGE) -> list[Row]:
-        """Return the first of these rows: up to `size` rows, fewer if they are long."""
+        """Return up to `size` rows with the numbers `first` to `last`; fewer if the rows are long."""
         query = f"SELECT n, asked, line, cells FROM row WHERE n BETWEEN ? AND ? ORDER BY n LIMIT {size}"
         page = self.read(query, first, last, fetched=functools.partial(limited, texts=slice(2, 4)))
         check_rows(page, first)
@@ -201,7 +224,7 @@ class JobDatabase:
     # ---- table answer
 
     def write(self, records: Sequence[Record], replaced: Sequence[int] = ()) -> None:
-        """Store `records` in place of the records with their keys; all of them, or none if it raises.
+        """Store `records`, replacing records with the same keys: all of them, or none if this raises.
 
         The answers with the keys `replaced` become spare.
         """
@@ -218,7 +241,7 @@ class JobDatabase:
         return next(self.records_at([key]), None)
 
     def records(self, first: int = 0, where: str = "1") -> Iterator[Record]:
-        """Yield records from key `first` on, in order, damaged ones too. Records written meanwhile may be included."""
+        """Yield records from key `first`, in order, including damaged ones. May include records written meanwhile."""
         while page := self.page(first, where):
             yield from page
             first = page[-1].key + 1
@@ -237,7 +260,7 @@ class JobDatabase:
         return [record for record in self.records() if record.is_sound]
 
     def page(self, first: int, where: str = "1", size: int = PAGE) -> list[Record]:
-        """Return up to `size` records from key `first` on, damaged ones too; fewer if their texts are long."""
+        """Return up to `size` records from key `first`, including damaged ones; fewer if their texts are long."""
         query = f"SELECT {COLUMNS} FROM answer WHERE key >= ? AND ({where}) ORDER BY key LIMIT {size}"
         records = list(map(Record._make, self.read(query, first, fetched=functools.partial(limited, texts=_TEXTS))))
         check_order([record.key for record in records], first)
@@ -260,7 +283,7 @@ class JobDatabase:
     # ---- the file
 
     def sync(self) -> None:
-        """Return when everything written so far is on the disk itself. For a thread other than the writer's."""
+        """Wait until everything written so far is on the disk. Call it in another thread than the writer's."""
         if self.waits_for_disk:
             return
         wal = self.path.with_name(f"{self.path.name}-wal")
@@ -268,10 +291,10 @@ class JobDatabase:
         if wal.stat().st_size < _WAL_CHECKPOINT:
             return
         if self._syncing is None:
-            self._syncing = self._connected(0)  # the writer does not wait for it, and it does not wait for a reader
+            self._syncing = self._connected(0)  # separate, so that the writer need not wait; it waits for no reader
         with self._errors():
             self._syncing.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-            if wal.stat().st_size > _WAL_TRUNCATE:  # a log that is written all the time never begins again by itself
+            if wal.stat().st_size > _WAL_TRUNCATE:  # under constant writing, the log never restarts by itself
                 self._syncing.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def close(self) -> None:
@@ -281,7 +304,7 @@ class JobDatabase:
                 self._syncing.close()
             if self._in_flight is not None:
                 self._in_flight.close()
-            with contextlib.suppress(sqlite3.Error):  # on a full disk the log remains, and the next opening reads it
+            with contextlib.suppress(sqlite3.Error):  # on a full disk the log remains, and the next `open` reads it
                 self._connection.close()
 
     def read(
@@ -290,32 +313,32 @@ class JobDatabase:
         *values: Any,
         fetched: Callable[[sqlite3.Cursor], list[tuple[Any, ...]]] = sqlite3.Cursor.fetchall,
     ) -> list[tuple[Any, ...]]:
-        """Return the results of a query. A text that is not UTF-8 has replacement characters."""
+        """Return the results of a query. Bytes of a text that are not UTF-8 become replacement characters."""
         with self._lock, self._errors():
             try:
                 return fetched(self._connection.execute(query, values))
             except sqlite3.OperationalError as error:
                 if "decode" not in str(error):
                     raise
-                # the checksum finds the damage; decoding all texts in this way would take twice as long
+                # the checksum detects the damage; always decoding in this way would take twice as long
                 self._connection.text_factory = functools.partial(str, encoding="utf-8", errors="replace")
                 return fetched(self._connection.execute(query, values))
 
     def define(self, name: str, function: Callable[[Any], Any]) -> None:
-        """Let queries use a function of one argument, whose result depends on the argument alone."""
+        """Define a deterministic SQL function of one argument."""
         self._connection.create_function(name, 1, function, deterministic=True)
 
     def change(self, *work: tuple[str, Iterable[Any]]) -> None:
-        """Run each statement once for each of its tuples of values, all in one transaction."""
+        """Run each statement once for each of its tuples of values, in a single transaction."""
         with self.transaction() as connection:
             for statement, values in work:
                 connection.executemany(statement, values)
 
     @contextlib.contextmanager
     def transaction(self, halt: threading.Event | None = None) -> Iterator[sqlite3.Connection]:
-        """Give the connection within a transaction: all changes happen, or none if the block raises.
+        """Yield the connection in a transaction, which is rolled back if the block raises.
 
-        Raises `HaltedError` once `halt` is set, also within a long statement.
+        Raises `HaltedError` when `halt` is set, even during a long statement.
         """
         connection = self._connection
         with self._lock, self._errors():
@@ -348,7 +371,7 @@ class JobDatabase:
     def _prepare(self, *, write: bool) -> None:
         run = self._connection.execute
         if not self._has_locks:
-            run("PRAGMA locking_mode=EXCLUSIVE")  # first, or a log from elsewhere could not be read
+            run("PRAGMA locking_mode=EXCLUSIVE")  # must come first; otherwise a log from another machine cannot be read
         for setting in ("trusted_schema=OFF", "cell_size_check=ON", "cache_size=-4096"):
             run(f"PRAGMA {setting}")
         schema = dict(run("SELECT name, replace(sql, '\"', '') FROM sqlite_master WHERE sql IS NOT NULL"))
@@ -358,7 +381,7 @@ class JobDatabase:
                 raise OldDatabaseError
             raise DamagedError(f"{self.path} is not the database of a job of this version")
         ((page,),) = run("PRAGMA page_size")
-        if write and self.path.stat().st_size % page:  # SQLite would take the missing part of the last page for zeros
+        if write and self.path.stat().st_size % page:  # SQLite would read the missing part of the last page as zeros
             raise DamagedError(f"{self.path} was cut short")
         if write:
             shares = self._has_locks and disk.can_share_memory(self.path.parent)
@@ -366,14 +389,14 @@ class JobDatabase:
             run("BEGIN IMMEDIATE")
             for statement in () if schema else TABLES.values():
                 run(statement)
-            if was_killed:  # while it read its input: the next reading begins anew
+            if was_killed:  # killed while it read its input, which is then read from the beginning
                 run("DROP TABLE row_next")
             run("COMMIT")
         elif not schema:
-            raise FileNotFoundError(self.path)  # its maker was killed before it created a table
+            raise FileNotFoundError(self.path)  # the process was killed before it created a table
         ((mode,),) = run("PRAGMA journal_mode")
         self.is_shared = self._has_locks
-        """Whether other processes can read it while this one writes."""
+        """Whether other processes can read the database while this one writes."""
         self.waits_for_disk = mode != "wal"
         """Whether a commit waits for the disk, which takes too long for an event loop."""
         run("PRAGMA synchronous=NORMAL")
@@ -388,7 +411,7 @@ class JobDatabase:
 
 
 def database_error(error: sqlite3.Error, path: Path) -> OSError | DamagedError:
-    """Return SQLite's error about the database at `path` as one of those that `JobDatabase` raises."""
+    """Convert SQLite's error about the database at `path` to an error of `JobDatabase`."""
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
     if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:
         return DamagedError(str(error))
@@ -397,9 +420,9 @@ def database_error(error: sqlite3.Error, path: Path) -> OSError | DamagedError:
 
 
 def check_rows(rows: Sequence[tuple[Any, ...]], first: int) -> None:
-    """Raise `DamagedError` if rows from number `first` on are out of order, or lack a value that every row has.
+    """Raise `DamagedError` if rows are out of order, are below `first`, or lack a value that every row has.
 
-    A page of which a part is zeros looks so to SQLite. Each of `rows` begins with the columns of `Row`.
+    SQLite returns such rows from a page that is partly zeros. Each of `rows` begins with the columns of `Row`.
     """
     check_order([row[0] for row in rows], first)
     if any(row[1] is None or row[3] is None for row in rows):
@@ -407,7 +430,7 @@ def check_rows(rows: Sequence[tuple[Any, ...]], first: int) -> None:
 
 
 def check_order(keys: Sequence[int], first: int) -> None:
-    """Raise `DamagedError` if keys from `first` on are out of order."""
+    """Raise `DamagedError` if keys are out of order or below `first`."""
     if keys and (keys[0] < first or any(map(operator.ge, keys, keys[1:]))):
         raise DamagedError("its records are out of order")
 
@@ -415,19 +438,19 @@ def check_order(keys: Sequence[int], first: int) -> None:
 def bound(record: Record) -> tuple[Any, ...]:
     """Return the values of a record for `PUT`.
 
-    None, bytes and a named tuple are replaced, because `sqlite3` looks for an adapter of each: 1/3 of a write's time.
+    Replaces None, bytes and named tuples, because `sqlite3` searches an adapter for each: 1/3 of a write's time.
     """
     asked = None if record.asked is None else bytearray(record.asked)
     return (*record[:5], record.code or "", *record[6:10], record.more or "", asked, *record[12:])
 
 
 def is_cut(results: Sequence[tuple[Any, ...]], texts: slice) -> bool:
-    """Return whether more results may follow those that `limited` returned."""
+    """Return whether `limited` returned only a part of the results."""
     return sum(len(text) for result in results for text in result[texts] if text) > _PAGE_BYTES
 
 
 def limited(cursor: sqlite3.Cursor, texts: slice) -> list[tuple[Any, ...]]:
-    """Return the results of a query until the columns `texts` exceed `_PAGE_BYTES`."""
+    """Return the results of a query, up to the result whose columns `texts` make the total exceed `_PAGE_BYTES`."""
     results: list[tuple[Any, ...]] = []
     room = _PAGE_BYTES
     with contextlib.closing(cursor):

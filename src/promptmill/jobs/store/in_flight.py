@@ -13,14 +13,14 @@ from typing import NamedTuple
 from promptmill.jobs import disk
 
 _NAME = "in-flight"
-_SLOT = struct.Struct("<qiidd")
-_FREE = bytes(_SLOT.size)
-_SLOTS = 256
+_ENTRY = struct.Struct("<qiidd")
+_FREE = bytes(_ENTRY.size)
+_ENTRIES = 256
 LAST_KEY_OF_ROW = 1 << 48  # the bits above it number the choices of a request for several answers
 
 
-class _Slot(NamedTuple):
-    """A slot of `InFlight`."""
+class _Entry(NamedTuple):
+    """An entry of `InFlight`."""
 
     row: int = 0
     requests: int = 0
@@ -28,17 +28,17 @@ class _Slot(NamedTuple):
     most: float = 0.0
     cost: float = 0.0
 
-    def changed(self, requests: int, open_: int, most: float, cost: float = 0.0) -> _Slot:
-        """Return the slot with these changes of its counts and amounts."""
+    def changed(self, requests: int, open_: int, most: float, cost: float = 0.0) -> _Entry:
+        """Return the entry with these changes of its counts and amounts."""
         left = self.open + open_
-        return _Slot(self.row, self.requests + requests, left, self.most + most if left else 0.0, self.cost + cost)
+        return _Entry(self.row, self.requests + requests, left, self.most + most if left else 0.0, self.cost + cost)
 
 
 class InFlight:
     """The rows with a request sent and no record yet, in a memory-mapped file, which survives a kill.
 
-    Each row has a slot: its number + 1 (0: the slot is free), the number of requests sent, how many are open (these may
-    be billed, and no reply is known), the most that these cost, and the cost of the others. The first slot counts
+    Each row has an entry: its number + 1 (0: the entry is free), the number of requests sent, how many are open (these
+    may be billed, and no reply is known), the most that these cost, and the cost of the others. The first entry counts
     requests of earlier runs whose rows have a record now.
     """
 
@@ -53,28 +53,28 @@ class InFlight:
             os.close(disk.created(path))
         self._file = path.open("r+b")
         size = self._file.seek(0, os.SEEK_END)
-        self._slots: dict[int, int] = {}
+        self._places: dict[int, int] = {}
         self._open: dict[int, dict[int, tuple[int, float]]] = {}
         """The open requests of this run by row and choice, and the most that they cost."""
         self._free: list[int] = []
-        self._map = self._mapped(max(_SLOTS, size // _SLOT.size))
-        self.lost: dict[int, _Slot] = {}
+        self._map = self._mapped(max(_ENTRIES, size // _ENTRY.size))
+        self.lost: dict[int, _Entry] = {}
         """The rows that earlier runs had on their way."""
         self.charged_again: dict[int, int] = {}
         """How many requests of this run were charged, by row, for these rows."""
         self._settled = self._get(0).requests
-        for at in range(1, len(self._map) // _SLOT.size):
-            slot = self._get(at)
-            if slot.row > 0:
-                self._slots[slot.row - 1] = at
-                self.lost[slot.row - 1] = slot
+        for at in range(1, len(self._map) // _ENTRY.size):
+            entry = self._get(at)
+            if entry.row > 0:
+                self._places[entry.row - 1] = at
+                self.lost[entry.row - 1] = entry
             else:
                 self._free.append(at)
 
     def sent(self, key: int, choice: int, most: float) -> None:
         """Note a request for the row of `key`, which can cost `most`."""
         row = key & (LAST_KEY_OF_ROW - 1)
-        at = self._slots.get(row)
+        at = self._places.get(row)
         if at is not None:
             self._put(at, self._get(at).changed(1, 1, most))
             choices = self._open.setdefault(row, {})
@@ -82,12 +82,12 @@ class InFlight:
             choices[choice] = count + 1, before + most
             return
         if not self._free:
-            count = len(self._map) // _SLOT.size
+            count = len(self._map) // _ENTRY.size
             self._map.close()
             self._map = self._mapped(2 * count)
             self._free.extend(range(count, 2 * count))
-        at = self._slots[row] = self._free.pop()
-        _SLOT.pack_into(self._map, at * _SLOT.size, row + 1, 1, 1, most, 0.0)  # a `_Slot` takes 0.4 µs of each row
+        at = self._places[row] = self._free.pop()
+        _ENTRY.pack_into(self._map, at * _ENTRY.size, row + 1, 1, 1, most, 0.0)  # an `_Entry` takes 0.4 µs of each row
         self._open[row] = {choice: (1, most)}
 
     def not_billed(self, key: int, choice: int) -> None:
@@ -97,12 +97,12 @@ class InFlight:
         if count:
             each = most / count
             self._open[row][choice] = count - 1, most - each
-            self._put(self._slots[row], self._get(self._slots[row]).changed(0, -1, -each))
+            self._put(self._places[row], self._get(self._places[row]).changed(0, -1, -each))
 
     def charged(self, key: int, choice: int, cost: float) -> None:
         """Note that the open requests for the row of `key` have ended, and their cost."""
         row = key & (LAST_KEY_OF_ROW - 1)
-        if (at := self._slots.get(row)) is not None:
+        if (at := self._places.get(row)) is not None:
             count, most = self._open.get(row, {}).pop(choice, (0, 0.0))
             self._put(at, self._get(at).changed(0, -count, -most, cost))
             if row in self.lost:
@@ -114,45 +114,45 @@ class InFlight:
             if row in self.lost:
                 self._settled += self.lost.pop(row).requests
                 self.charged_again.pop(row, None)
-                self._put(0, _Slot(requests=self._settled))
-            if (at := self._slots.pop(row, None)) is not None:
-                self._map[at * _SLOT.size : (at + 1) * _SLOT.size] = _FREE
+                self._put(0, _Entry(requests=self._settled))
+            if (at := self._places.pop(row, None)) is not None:
+                self._map[at * _ENTRY.size : (at + 1) * _ENTRY.size] = _FREE
                 self._free.append(at)
             self._open.pop(row, None)
 
     def settle(self) -> None:
         """Forget all rows. Their requests still count."""
-        self.recorded(tuple(self._slots))
+        self.recorded(tuple(self._places))
 
     @property
     def requests_lost(self) -> int:
         """The number of requests of earlier runs that are in no record."""
-        return self._settled + sum(slot.requests for slot in self.lost.values())
+        return self._settled + sum(entry.requests for entry in self.lost.values())
 
     @property
     def most(self) -> float:
         """The most that the requests of all rows without a record cost."""
-        slots = [self._get(at) for at in tuple(self._slots.values())]
-        return sum(slot.most + slot.cost for slot in slots)
+        entries = [self._get(at) for at in tuple(self._places.values())]
+        return sum(entry.most + entry.cost for entry in entries)
 
     @staticmethod
     def most_in(path: Path) -> float:
         """Return `most` as the file at `path` has it. Raises `OSError`."""
         written = path.read_bytes()
-        whole = written[: len(written) // _SLOT.size * _SLOT.size]  # a full disk may have cut the last one
-        return sum(slot.most + slot.cost for slot in map(_Slot._make, _SLOT.iter_unpack(whole)))
+        whole = written[: len(written) // _ENTRY.size * _ENTRY.size]  # a full disk may have cut the last one
+        return sum(entry.most + entry.cost for entry in map(_Entry._make, _ENTRY.iter_unpack(whole)))
 
     def close(self) -> None:
         """Close the file; a second time does nothing."""
         self._map.close()
         self._file.close()
 
-    def _get(self, at: int) -> _Slot:
-        return _Slot(*_SLOT.unpack_from(self._map, at * _SLOT.size))
+    def _get(self, at: int) -> _Entry:
+        return _Entry(*_ENTRY.unpack_from(self._map, at * _ENTRY.size))
 
-    def _put(self, at: int, slot: _Slot) -> None:
-        _SLOT.pack_into(self._map, at * _SLOT.size, *slot)
+    def _put(self, at: int, entry: _Entry) -> None:
+        _ENTRY.pack_into(self._map, at * _ENTRY.size, *entry)
 
-    def _mapped(self, slots: int) -> mmap.mmap:
-        self._file.truncate(slots * _SLOT.size)
-        return mmap.mmap(self._file.fileno(), slots * _SLOT.size)
+    def _mapped(self, entries: int) -> mmap.mmap:
+        self._file.truncate(entries * _ENTRY.size)
+        return mmap.mmap(self._file.fileno(), entries * _ENTRY.size)

@@ -1,4 +1,4 @@
-"""The jobs of this user, found by their ids and their outputs."""
+"""Finds the jobs of this user by their ids and outputs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.wording import listed
 from promptmill.jobs import disk
 from promptmill.jobs.store.folder import HIDDEN, ID, SUFFIX, Folder, new_id
-from promptmill.system.safe_open import real_path
+from promptmill.system.safe_open import home_expanded, real_path
 from promptmill.system.state import JOBS, VARIABLE, state_folder
 
 _POINTER = ".path"
 
 
 def no_job(job_id: str) -> PromptmillError:
-    """Return the error of an id that no job has, or none that the caller may know of."""
+    """Return the error for an id without a job that the caller may see."""
     return input_error(f"There is no job {job_id[:60]!r}. `promptmill jobs` and bulk_status list those there are.")
 
 
@@ -28,9 +28,9 @@ def no_job(job_id: str) -> PromptmillError:
 class JobFolders:
     """The folders of all jobs of this user.
 
-    A job is in the hidden folder of its output's folder, and a file `<job_id>.path` under `root` has its path; a call
-    that became a job has no output and is under `root` itself. So do all jobs where the operator named a
-    folder for them.
+    A job is in the hidden folder beside its output, and a file `<job_id>.path` under `root` holds its path. A call that
+    became a job has no output; it is directly under `root`. If the operator set a folder for jobs, all jobs are
+    directly under `root`.
     """
 
     root: Path
@@ -38,16 +38,16 @@ class JobFolders:
 
     @cached_property
     def _unregistered(self) -> dict[str, Folder]:
-        """Jobs of this process that could not be registered, as where the user's folder is read-only."""
+        """Jobs of this process that could not be registered, for example because the user's folder is read-only."""
         return {}
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> JobFolders:
-        """Return the jobs under `PROMPTMILL_STATE`, if it is set; else beside outputs."""
+        """Return the jobs under `PROMPTMILL_STATE` if it is set, otherwise jobs beside their outputs."""
         return cls(state_folder(environ) / JOBS, beside_outputs=not environ.get(VARIABLE))
 
     def of(self, target: Path) -> Folder:
-        """Return the folder of the job with the resolved output `target`; it need not exist."""
+        """Return the folder (which may not exist) of the job with the resolved output `target`."""
         if (own := self.owner(target)) is not None:
             return own
         if self.beside_outputs:
@@ -55,24 +55,24 @@ class JobFolders:
         return Folder(self.root / new_id(target))
 
     def owner(self, path: Path) -> Folder | None:
-        """Return the folder whose nominal input or output `path` is: of a job without files of the user's."""
+        """Return the folder of the job, without user files, whose nominal input or output is `path`; else None."""
         folder = Folder(self.root / path.parent.name)
         is_own = path.parent.parent == self.root.resolve() and path.name in {folder.prompts.name, folder.answers.name}
         return folder if is_own else None
 
     def loose(self, job_id: str) -> Folder:
-        """Return the folder of a job without files of the user's, such as a call that becomes a job."""
+        """Return the folder of a job without user files, such as a call that becomes a job."""
         return Folder(self.root.resolve() / job_id)
 
     def id_of(self, folder: Folder) -> str:
-        """Return the id of the job in `folder`: a moved folder keeps it, a copy of another one gets its own."""
+        """Return the id of the job in `folder`. A moved folder keeps its id; a copied folder gets a new id."""
         job_id, target = folder.job_id, folder.output_beside
         other = self._pointed_at(self.root / f"{job_id}{_POINTER}")
         is_copy = other is not None and other.path != folder.path.resolve() and other.job_id == job_id
         return job_id if target is None or not is_copy else new_id(target)
 
     def register(self, folder: Folder) -> None:
-        """Have a job beside its output found by its id; by this process alone if the user's folder is read-only."""
+        """Make a job beside its output findable by id; only in this process if the user's folder is read-only."""
         if folder.output_beside is None:
             return
         try:
@@ -86,13 +86,13 @@ class JobFolders:
             self._unregistered[folder.job_id] = folder
 
     def unregister(self, folder: Folder) -> None:
-        """Have a job that is to be removed found no more."""
+        """Undo `register` for a job that will be removed."""
         if folder.output_beside is not None:
             with contextlib.suppress(OSError):
                 (self.root / f"{folder.job_id}{_POINTER}").unlink(missing_ok=True)
 
     def find(self, job_id: str) -> Folder:
-        """Return the folder of a job that exists. Raises `PromptmillError` (`invalid_input`)."""
+        """Return the folder of an existing job. Raises `PromptmillError` (`invalid_input`) if there is no such job."""
         if ID.fullmatch(job_id):
             registered = self._pointed_at(self.root / f"{job_id}{_POINTER}")
             for folder in (Folder(self.root / job_id), registered, self._unregistered.get(job_id)):
@@ -101,18 +101,17 @@ class JobFolders:
         raise no_job(job_id)
 
     def named(self, text: str) -> Folder:
-        """Return the folder of the job with this id or this output. Raises as `find` does."""
+        """Return the folder of the job with this id or output. Raises the errors of `find`."""
         is_path = not ID.fullmatch(text) or (Path(text).exists() and not (self.root / text).exists())
-        if is_path and "\0" not in text:  # no file has such a name
-            folder = self.of(real_path(Path(text).expanduser()))
+        if is_path and "\0" not in text:  # a file name cannot hold \0
+            folder = self.of(real_path(home_expanded(text)))
             if folder.spec is not None:
                 return folder
         return self.find(text)
 
     def at(self, text: str) -> Folder:
-        """Return the folder of the job with this id, with this output, or the only one whose id begins so.
-
-        Raises as `find` does.
+        """Return the folder of the job with this id or output, or of the only job whose id begins with `text`. Raises
+        the errors of `find`.
         """
         try:
             return self.named(text)
@@ -124,23 +123,24 @@ class JobFolders:
             raise PromptmillError(error.code, f"There is no job {text[:60]!r}; {meant}", "") from None
 
     def maker(self, what: str) -> Folder | None:
-        """Return the folder of the job with this id or output; None for a file that no job made. Raises as `find`."""
+        """Return the folder of the job with this id or output; None for a file that no job made. Raises the errors of
+        `at`."""
         try:
             return self.at(what)
         except PromptmillError as error:
-            if Path(what).expanduser().exists():
+            if home_expanded(what).exists():
                 return None
             if "." in what or os.sep in what:
                 raise input_error(f"There is no file {what}, and no job with this output.") from None
             raise error from None
 
     def _names(self) -> str:
-        """Return which jobs there are, the newest first."""
+        """Return the ids of the newest jobs, as text."""
         names = [path.stem for path in sorted(self.paths(), key=lambda path: -path.lstat().st_mtime)]
         return f"jobs here: {listed(names, 5)}." if names else "there are no jobs here."
 
     def all(self) -> Iterator[Folder]:
-        """Yield the folders where jobs are or were, by name. Raises `PromptmillError` (`storage`)."""
+        """Yield the folders of all jobs, by name; a job may have been removed. Raises `PromptmillError` (`storage`)."""
         for path in self.paths():
             if (folder := self.folder_at(path)) is not None:
                 yield folder
@@ -157,7 +157,7 @@ class JobFolders:
             ) from None
 
     def folder_at(self, path: Path) -> Folder | None:
-        """Return the folder of an entry of `paths`, None when it is gone."""
+        """Return the folder of an entry of `paths`; None if it no longer exists."""
         return self._pointed_at(path) if path.suffix == _POINTER else Folder(path)
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""The order for a job: the wishes of one command or call."""
+"""The order for a job: the options of one command or call."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from promptmill.jobs.store.rounds import Again
 
 PART = re.compile(r"\.part-(\d+)-of-(\d+)")
 _SHARD = re.compile(r"(\d{1,6})/(\d{1,6})")
-_FIRST_ROWS = 20  # a share of failures means nothing before this many rows
+_FIRST_ROWS = 20  # a percentage of failures is not checked before this many rows
 
 
 class _Frozen(BaseModel):
@@ -26,14 +26,14 @@ class _Frozen(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class FailureLimit:
-    """How many failures end a run: more than `count`, or more than `percent` of the finished rows."""
+    """The limit of failures: a run ends after more than `count`, or more than `percent` of the finished rows."""
 
     count: int | None = None
     percent: float | None = None
 
     @classmethod
     def parse(cls, text: str) -> FailureLimit:
-        """Read `100` or `5%`. Raises `PromptmillError` (`invalid_input`)."""
+        """Parse `100` or `5%`. Raises `PromptmillError` (`invalid_input`)."""
         if re.fullmatch(r"\d+", text):
             return cls(count=int(text))
         if (share := re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text)) and float(share[1]) <= 100:
@@ -49,14 +49,14 @@ class FailureLimit:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One of `count` parts of the rows: every `count`-th row, from row `number` (from 1) on."""
+    """Every `count`-th row of the input, beginning with row `number` (from 1)."""
 
     number: int
     count: int
 
     @classmethod
     def parse(cls, text: str) -> Shard:
-        """Read `3/16`. Raises `PromptmillError` (`invalid_input`).
+        """Parse `3/16`. Raises `PromptmillError` (`invalid_input`).
 
         >>> [n for n in range(10) if Shard.parse("2/4").has(n)]
         [1, 5, 9]
@@ -72,36 +72,36 @@ class Shard:
         return cls(number, count)
 
     def has(self, n: int) -> bool:
-        """Return whether row `n` (from 0) belongs to it."""
+        """Return whether row `n` (from 0) belongs to this shard."""
         return n % self.count == self.number - 1
 
     def of(self, output: Path) -> Path:
-        """Return the file of this part of `output`."""
+        """Return the part file of this shard of `output`."""
         return output.with_name(f"{output.name}.part-{self.number:0{len(str(self.count))}}-of-{self.count}")
 
 
 class Question(_Frozen):
-    """The questions of each row."""
+    """How the questions of each row are made."""
 
     templates: tuple[str, ...] = ()
-    """Prompts with fields of the row in double braces; each row is sent with each of them."""
+    """Prompts with fields of the row in double braces. Each row is sent once with each template."""
     column: str | None = None
     """The field with the prompt, if its name is not `prompt`."""
     image_column: str | None = None
     """The field with the paths or URLs of a row's images."""
     prompt_only: tuple[str, ...] = ()
-    """Fields that only the prompt reads; the output leaves them out."""
+    """Fields that only the prompt uses; the output omits them."""
     row_settings: bool = False
-    """Whether rows set their model, sampling, … also with a template or a column."""
+    """Whether rows set their model, sampling, … even if there is a template or a `column`."""
     skip_empty: bool = False
-    """Whether rows without a prompt are left out, instead of being failures."""
+    """Whether rows without a prompt are skipped instead of failing."""
     sample: int | None = Field(None, ge=1)
-    """Only so many rows, drawn at random: always the same ones of an input."""
+    """The number of rows to draw at random; the same input always gives the same rows."""
 
     @model_validator(mode="before")
     @classmethod
     def _template_of_column(cls, values: Any) -> Any:
-        """With a column of images, the column of the prompts is a template, too."""
+        """If there is an image column, turn the prompt column into a template."""
         if not values.get("image_column") or values.get("templates"):
             return values
         column = orjson.dumps(values.get("column") or "prompt").decode()
@@ -109,7 +109,7 @@ class Question(_Frozen):
 
     @property
     def rows_set(self) -> bool:
-        """Whether rows set their model, sampling, …; with a template or a column, only if `row_settings` is set."""
+        """Whether rows set their model, sampling, …. With a template or a `column`, only if `row_settings` is set."""
         return self.row_settings or not (self.templates or self.column is not None)
 
     @property
@@ -122,66 +122,68 @@ class AnswerForm(_Frozen):
     """The form of the answers in the output."""
 
     column: str = "answer"
-    """The column of the answers; another one where the input has a column of this name."""
+    """The name of the answer column; it changes if the input has a column of this name."""
     fields: bool = True
-    """Whether the fields of answers under a schema are columns (in JSON: objects), or each answer is a JSON text."""
+    """For answers with a schema: whether fields become columns (in JSON: objects). Otherwise an answer is a JSON
+    text."""
 
 
 class Limits(_Frozen):
     """The limits of a job."""
 
     rows: int | None = Field(None, ge=1)
-    """Only the first rows, this many."""
+    """Send only this many of the first rows."""
     max_failures: str | None = None
     max_cost: float | None = Field(None, ge=0)
-    """The most that all runs together may spend; None: as the configuration says."""
+    """The most that all runs together may spend; None: the configuration's limit."""
 
     @property
     def failures(self) -> FailureLimit | None:
-        """`max_failures`, read."""
+        """The parsed `max_failures`."""
         return None if self.max_failures is None else FailureLimit.parse(self.max_failures)
 
 
 class Variant(_Frozen):
-    """A way to answer each row, if there are several; it has its own slot."""
+    """A pair of model and prompt, if each row is answered in several ways. Each variant has its own slot."""
 
     name: str
     model: str = ""
-    """The model; `""` for the configuration's."""
+    """The model; `""`: the model of the configuration."""
     prompt: int = 0
-    """The index of its template."""
+    """The index of the variant's template."""
 
 
 class Earlier(_Frozen):
-    """The treatment of answers that exist already. It applies once; resuming a job by its id does not repeat it."""
+    """What to do with existing answers. This applies once; resuming a job by its id does not repeat it."""
 
     again: Again | None = None
-    """The rows that are sent again; their answers stay until the new ones arrive."""
+    """The rows to send again; their answers stay until the new answers arrive."""
     keep: bool = False
-    """Whether answers under other settings count (later rows note it), and most answers may be lost."""
+    """Whether answers made with other settings count (later rows note the change), and losing most answers is
+    allowed."""
     from_job: Path | None = None
-    """The database of another job, whose answers count for rows with the same question."""
+    """The database of another job; its answers are used for rows with the same question."""
     overwrite: bool = False
     """Whether a file at `output` that the job did not make is replaced."""
 
 
 class Shown(_Frozen):
-    """The user's names for a job, for messages."""
+    """The user's names for the inputs and options of a job, for messages."""
 
     command: list[str] = []
-    """The arguments of the command line that gave the last order, without keys; empty for a program's."""
+    """The command-line arguments of the last order, without keys; empty for an order from a program."""
     urls: Mapping[str, str] = {}
-    """The URLs behind the local files `input_file` and `output_file`, without secrets."""
+    """The URLs of `input_file` and `output_file`, which are local copies; without secrets."""
 
 
 class JobOrder(_Frozen):
-    """One job and how to run it this time."""
+    """One job, and how to run it this time."""
 
     inputs: tuple[Path, ...]
-    """Absolute paths of files, folders and patterns, whose rows follow one another; or the name of rows in no file."""
+    """Absolute paths of files, folders and patterns, in the order of their rows; or a name for rows without a file."""
     output: Path
     sql: str | None = None
-    """The query of a database that is the input: the rows of its result are the rows of the job."""
+    """A query, if the input is a database; its result gives the rows of the job."""
     encoding: str | None = None
     """The encoding of CSV, TSV or text, such as `cp1252`; None for UTF-8, which is checked."""
     question: Question = Question()
@@ -194,19 +196,19 @@ class JobOrder(_Frozen):
     reason: str = "first"
     """The reason of the rounds that send rows without an answer."""
     shard: str | None = None
-    """`3/16`: only this part of the rows, into a part file."""
+    """`3/16`: send only this shard of the rows, and write a part file."""
     ray: RayCluster | None = None
-    """The cluster that answers, if it is not this machine."""
+    """The Ray cluster that answers; None: this machine."""
     shown: Shown = Shown()
     owner: str | None = None
-    """The owner of a job on rows that came in a call, see `Caller`; None for files, which all clients share."""
+    """The owner of a job whose rows came in a call, see `Caller`; None for files, which all clients share."""
 
     @classmethod
     def of(cls, inputs: Iterable[Path], output: Path, options: Mapping[str, Any], **more: Any) -> JobOrder:
-        """Return the order that `options` of `promptmill.bulk` make; one that is None has its default.
+        """Return the order for the `options` of `promptmill.bulk`. None means an option's default.
 
-        `prompt` may also be several templates by their names, and `model` several models: each row gets an answer of
-        each model to each prompt.
+        `prompt` may also be a mapping of names to templates, and `model` a list: then each model answers each prompt
+        for each row.
 
         Raises `ValidationError`, and `PromptmillError` (`invalid_config`, `invalid_input`).
         """
@@ -241,7 +243,7 @@ class JobOrder(_Frozen):
 
     @property
     def cut(self) -> Shard | None:
-        """`shard`, read. Raises `PromptmillError` (`invalid_input`)."""
+        """The parsed `shard`. Raises `PromptmillError` (`invalid_input`)."""
         if self.shard is None:
             return None
         shard = Shard.parse(self.shard)
@@ -251,13 +253,13 @@ class JobOrder(_Frozen):
 
     @property
     def target(self) -> Path:
-        """The file that the job writes: `output`, or the shard's part of it."""
+        """The file that the job writes: `output`, or the shard's part file."""
         shard = self.cut
         return self.output if shard is None or PART.search(self.output.name) else shard.of(self.output)
 
     @property
     def whole_output(self) -> Path:
-        """The output that all shards make together."""
+        """The output that joins all shards."""
         return self.output if self.shard is None else self.output.with_name(PART.sub("", self.output.name))
 
     def with_earlier(self, **changes: Any) -> JobOrder:
@@ -266,7 +268,7 @@ class JobOrder(_Frozen):
 
 
 def _variants(models: Sequence[str], prompts: Sequence[str]) -> tuple[Variant, ...]:
-    """Return a variant for each pair of a model and the name of a prompt, none for a single pair.
+    """Return a variant for each pair of a model and a prompt name; `()` for a single pair.
 
     >>> [variant.name for variant in _variants(["small", "good"], ["a", "b"])]
     ['small/a', 'small/b', 'good/a', 'good/b']
@@ -281,7 +283,7 @@ def _variants(models: Sequence[str], prompts: Sequence[str]) -> tuple[Variant, .
 
 
 def _cluster(address: str | None = None, replicas: int = 1, gpus: float = 0, cpus: float = 1) -> RayCluster | None:
-    """Return the Ray cluster at `address`, None without one. Raises `PromptmillError` (`invalid_config`)."""
+    """Return the Ray cluster at `address`; None without an address. Raises `PromptmillError` (`invalid_config`)."""
     if address is not None:
         return RayCluster(address, replicas, gpus, cpus)
     if (replicas, gpus, cpus) != (1, 0, 1):

@@ -26,14 +26,14 @@ COUNTS = (
 )
 """The keys of `Progress.as_dict` that count the whole job, over all its runs."""
 _RATE_OVER_S = 30.0
-_SHORTEST_WAIT_S = 2.0  # of the last rows
+_SHORTEST_WAIT_S = 2.0  # before `waiting` mentions the last rows
 _SAMPLES = 300
 _SAMPLE_EVERY_S = 1.0
 _RUNS = 50
 
 
 class Progress:
-    """The progress of one run. It uses `time.monotonic`, so changes of the system's clock do no harm."""
+    """The progress of one run. It uses `time.monotonic`, so that changes of the system's clock have no effect."""
 
     def __init__(
         self,
@@ -48,21 +48,20 @@ class Progress:
         self.state = STARTING
         self.activity = ""
         self.round = ""
-        """The reason of the present round."""
+        """The reason of the current round."""
         self.reason = ""
         self.total: int | None = None
         self.notes: list[str] = []
         self.output = OutputProgress()
-        self.earlier = Earlier(earlier or {})
+        self.earlier = EarlierRuns(earlier or {})
         self.course = Course()
         self._times = _Times(clock)
 
     def count(self, store: JobDatabase, is_open: str, before: int) -> None:
-        """Count the records of the rows below `before`; those that meet `is_open` are not done. Blocks.
+        """Count the records of the rows below `before`. Records that meet the condition `is_open` are not done. Blocks.
 
-        Later counts change the rows alone: their records also have the requests of this run, which `stats` counts.
-
-        Raises as `JobDatabase` does.
+        The first call also counts requests and tokens. Later calls count only rows, because records then include
+        requests of this run, which `stats` counts. Raises the errors of `JobDatabase`.
         """
         counts = statistics.counts(store, is_open, before, skips_empty=self.counts.skips_empty)
         if self.earlier.is_added:
@@ -73,13 +72,13 @@ class Progress:
 
     @property
     def cost(self) -> float | None:
-        """The cost of all runs, None where the price is unknown."""
+        """The cost of all runs; None if the price is unknown."""
         now, before = self.stats.counts.cost, self.earlier.cost
         return None if now is None and before is None else round((now or 0.0) + (before or 0.0), 9)
 
     @property
     def seconds(self) -> float:
-        """Wall time of all runs."""
+        """The wall time of all runs, in seconds."""
         return self.earlier.seconds + self._times.seconds
 
     @property
@@ -88,16 +87,16 @@ class Progress:
         return self.stats.waits.most == 0
 
     def pass_row(self, rows: int) -> None:
-        """Note the number of rows of the output that are written."""
+        """Note how many rows of the output are written."""
         self.output.written = rows
 
     def begin_rates(self) -> None:
-        """Begin the rates anew: rows that are done already are not part of them."""
+        """Restart the rates, so that they do not include rows that are already done."""
         self._times.begin()
         self.sample()
 
     def sample(self) -> None:
-        """Note the counts for the rates, about once a second."""
+        """Sample the counts for the rates. Call it about once a second."""
         left = None if self.total is None else self.total - self.counts.done
         is_last = left is not None and 0 < left <= self.stats.in_flight
         self._times.sample(
@@ -105,11 +104,11 @@ class Progress:
         )
 
     def rates(self) -> tuple[float, float]:
-        """Return rows and completion tokens per second, over the last seconds."""
+        """Return rows and completion tokens per second, over about the last 30 seconds."""
         return self._times.per_second(self.counts.done, self.stats.counts.completion_tokens)
 
     def eta_s(self) -> float | None:
-        """Return the remaining seconds at the present rate, None if it is unknown."""
+        """Return the remaining seconds at the current rate; None if unknown."""
         rate, _ = self.rates()
         if self.total is None or rate <= 0:
             return None
@@ -126,7 +125,7 @@ class Progress:
         return self.stats.waiting or self._last_rows()
 
     def _last_rows(self) -> str:
-        """Return a text about the last rows, once all have been in flight for some seconds: their number and wait."""
+        """Return the number and wait of the last rows, as text; `""` until all of them have been in flight for 2 s."""
         since_s, flow = self._times.last_s, self.stats.flow
         left = 0 if self.total is None else self.total - self.counts.done
         if since_s < _SHORTEST_WAIT_S or flow is None or not 0 < left <= self.stats.in_flight:
@@ -137,13 +136,13 @@ class Progress:
         return f"the last {which} for {flow.where or 'the endpoint'} ({how_long})"
 
     def as_dict(self) -> RunStatus:
-        """Return the status of the run, as it is stored and shown."""
+        """Return the status of the run, to be stored and shown."""
         rate, tokens = self.rates()
         earlier = self.earlier
         waiting, budget = self.waiting, self.stats.ledger.budget
         eta_s = self.eta_s() if self.state == RUNNING and not waiting else None
         counts = self.counts.as_dict(Counts() if earlier.includes_run else self.stats.counts)
-        # until the answers are counted, the counts of the previous run
+        # the counts of the previous run, until the answers are counted
         left = {} if earlier.is_added else {name: count for name, count in earlier.status.items() if name in COUNTS}
         set_aside = round(earlier.set_aside, 9)
         status = {
@@ -183,7 +182,7 @@ class Progress:
 
 
 Watch: TypeAlias = Callable[[Progress], None]
-"""Gets the progress several times a second."""
+"""A function that is called with the progress several times a second."""
 
 
 @dataclass(slots=True)
@@ -191,38 +190,38 @@ class OutputProgress:
     """The written rows, the results and the column names of the output."""
 
     written: int = 0
-    """Its rows that are written."""
+    """The number of rows that are written."""
     results: Results = field(default_factory=Results)
     """The counts of different answers, see `statistics.results`; empty until the output is written."""
     columns: Mapping[str, str] = field(default_factory=dict)
-    """The names of its columns that are not the usual ones."""
+    """The unusual names of columns, by their usual names."""
 
 
-class Earlier:
+class EarlierRuns:
     """The seconds, costs and counts of the earlier runs of the job."""
 
     def __init__(self, status: RunStatus) -> None:
         self.status = status
         self.is_added = False
-        """Whether the answers are counted; until then, the counts of `status` are the job's."""
+        """Whether the answers are counted. Until then, the job's counts are those in `status`."""
         self.includes_run = False
-        """Whether the counts have the costs of this run, too, because all records were counted again."""
+        """Whether the counts include this run's requests, because all records were counted again."""
         self.set_aside = 0.0
-        """The most that requests cost whose rows have no record."""
+        """The highest possible cost of requests whose rows have no record."""
         self.lost = 0
-        """Requests that no record counts."""
+        """The number of requests that no record counts."""
         self.seconds = status.get("seconds", 0.0)
         self.forgotten = status.get("cost_forgotten", 0.0)
         """The cost of requests whose rows are unknown, because the input changed after a kill."""
         self.cost: float | None = status.get("cost")
 
     def charge(self, cost: float) -> None:
-        """Add what requests cost whose rows are not known any more."""
+        """Add the cost of requests whose rows are no longer known."""
         self.cost = (self.cost or 0.0) + cost
         self.forgotten += cost
 
     def count(self, store: JobDatabase) -> None:
-        """Add the counts that a killed run did not show. Blocks. Raises as `JobDatabase` does."""
+        """Add the costs and requests that a killed run did not store. Blocks. Raises the errors of `JobDatabase`."""
         if self.status.get("state") in ALIVE:
             self.cost = max(statistics.cost(store) + self.forgotten, self.cost or 0.0) or self.cost
         self.lost = store.in_flight.requests_lost
@@ -230,10 +229,9 @@ class Earlier:
 
 
 class _Times:
-    """When the run began, and how fast it was over the last seconds in which it was not stalled.
+    """The start of the run, and its rates over the last 30 seconds without stalls.
 
-    The rates are of a clock that stands still while the run waits: after an outage of an hour, a rate over the last
-    half minute of any other clock would be next to nothing.
+    The rates use a clock that stops while the run is stalled. Otherwise the rate would be almost 0 after a long outage.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -251,7 +249,7 @@ class _Times:
 
     @property
     def last_s(self) -> float:
-        """For how long the last rows have been in flight, as far as samples show it; 0 while others are to be sent."""
+        """Seconds since a sample showed that all remaining rows are in flight; 0 while more rows are to be sent."""
         return 0.0 if self._last_since is None else self._clock() - self._last_since
 
     def begin(self) -> None:
@@ -259,13 +257,14 @@ class _Times:
         self._samples.clear()
 
     def sample(self, rows: int, tokens: int, *, waits: bool, is_last: bool) -> None:
-        """Note how far the job is, about once a second: `waits` while it is stalled, `is_last` at its last rows."""
+        """Note the counts, about once a second. `waits`: the run is stalled. `is_last`: all remaining rows are in
+        flight."""
         now = self._clock()
         if not is_last:
             self._last_since = None
         elif self._last_since is None:
             self._last_since = now
-        if waits and self._samples:  # it has waited since some time after the sample before
+        if waits and self._samples:  # it began to wait after the previous sample
             if self._paused_since is None:
                 self._paused_since = self._samples[-1][0] + self._paused_s
             return
@@ -277,7 +276,7 @@ class _Times:
             self._samples.popleft()
 
     def per_second(self, rows: int, tokens: int) -> tuple[float, float]:
-        """Return rows and completion tokens per second, given their present numbers."""
+        """Return rows and completion tokens per second. `rows`, `tokens`: their current numbers."""
         if not self._samples:
             return 0.0, 0.0
         then, rows_then, tokens_then = self._samples[0]
@@ -287,10 +286,10 @@ class _Times:
 
 
 class Course:
-    """The course of a job's runs in a bounded number of samples, which are further apart in a longer job."""
+    """The course of a job's runs, as a bounded number of samples. In a longer job, their distance grows."""
 
     def __init__(self, earlier: CourseRecord | None = None) -> None:
-        """`earlier` is the course of the earlier runs."""
+        """`earlier`: the course of the earlier runs."""
         earlier = earlier or {}
         self._samples = list(earlier.get("samples", ()))
         self._runs = list(earlier.get("runs", ()))
@@ -298,7 +297,7 @@ class Course:
         self._has_begun = False
 
     def note(self, status: RunStatus) -> bool:
-        """Take a sample of a status if one is due; return whether it was."""
+        """Take a sample of `status` if one is due; return whether a sample was taken."""
         seconds, has_ended = status["seconds"], status["state"] in ENDED
         if not self._has_begun:
             if status["state"] != RUNNING:
@@ -317,9 +316,9 @@ class Course:
         return True
 
     def as_dict(self) -> CourseRecord:
-        """Return `runs`, `samples` and the seconds between two of them.
+        """Return `runs`, `samples` and the seconds between two samples.
 
-        A sample has the seconds of all runs so far, the rows done and failed, the requests in flight, their limit, the
-        refusals in this run, and whether the job waited.
+        A sample is a list of seven numbers: seconds of all runs so far, rows done, rows failed, requests in flight,
+        limit of requests, refused requests in this run, and whether the job waited (0 or 1).
         """
         return {"runs": self._runs, "samples": self._samples, "every_s": self._every_s}

@@ -1,4 +1,4 @@
-"""Records: the outcome of a row as the database of its job stores it."""
+"""Records: the outcomes of rows, in the form in which a job's database stores them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.wording import mended
 
 SLOT = 1 << 40
-"""The distance between the keys of two answers to the same row; no input has as many rows."""
+"""The distance between the keys of two answers to the same row. It exceeds the rows of any input."""
 
 
 class Made(NamedTuple):
-    """The facts about a round in each of its records."""
+    """The facts about a round that each of its records stores."""
 
     settings: int = 0
     round: int = 0
     changed: Sequence[str] = ()
     """Settings that have changed since the job's first run."""
     model: str = ""
-    """The model that answered in place of the target's; `""` for the target's."""
+    """The model that answered instead of the target's model; `""` if the target's model answered."""
 
 
 FIRST = Made()
@@ -35,7 +35,7 @@ class Record(NamedTuple):
     """The columns of table `answer`, in their order; `code` is None for an answer."""
 
     key: int
-    """The number of its row plus `SLOT` times its slot."""
+    """The row's number plus `SLOT` times the record's slot."""
     attempts: int
     latency_s: float
     prompt_tokens: int
@@ -47,24 +47,26 @@ class Record(NamedTuple):
     """The answer, or the message of the failure."""
     reasoning: str | None
     more: str | None
-    """JSON with `tool_calls`, `logprobs`, `details`, `answered_by`, `changed`, `wanted`; `response` of a failure."""
+    """JSON with optional fields: `tool_calls`, `logprobs`, `details`, …; for a failure, `response`."""
     asked: bytes | None
-    """The digest of the question (see `rows.digest`), by which a moved row finds its answer; None without one."""
+    """The digest of the question (see `rows.digest`), which links a moved row to its answer; None without a
+    question."""
     checksum: int
-    """The checksum of the outcome, `attempts` to `more`."""
+    """The checksum of the columns `attempts` to `more`."""
     settings: int = 0
-    """The id of the settings under which the answer was made."""
+    """The id of the settings with which the answer was made."""
     round: int = 0
-    """The id of the round that made it."""
+    """The id of the round that made the record."""
 
     @property
     def row(self) -> int:
-        """The number of its row."""
+        """The number of the record's row."""
         return self.key % SLOT
 
     @property
     def slot(self) -> int:
-        """The slot: a row that is sent to two models has an answer in slot 0 and one in slot 1."""
+        """The index of the answer among the answers to the row: with two models, 0 for the first and 1 for the
+        second."""
         return self.key // SLOT
 
     @property
@@ -82,7 +84,7 @@ class Record(NamedTuple):
         return orjson.loads(self.more) if self.more else {}
 
     def outcome(self) -> Outcome:
-        """Return the recorded outcome."""
+        """Return the outcome that the record stores."""
         extras = self.extras
         usage = Usage(self.prompt_tokens, self.completion_tokens, **extras.get("tokens", {}))
         if self.code is not None:
@@ -108,7 +110,7 @@ class Record(NamedTuple):
 
 
 def record_of(key: int, outcome: Outcome, asked: bytes | None = None, made: Made = FIRST) -> Record:
-    """Return the record of the outcome with this key. Half a surrogate pair becomes the replacement character."""
+    """Return a record of `outcome` with this key. Half a surrogate pair becomes the replacement character."""
     fields = _fields(outcome, made)
     try:
         check = checksum(fields)
@@ -119,7 +121,7 @@ def record_of(key: int, outcome: Outcome, asked: bytes | None = None, made: Made
 
 
 def copied(outcome: Outcome, attempts: int = 0) -> Outcome:
-    """Return the outcome of another row or job for a row which costs nothing beyond its own `attempts`."""
+    """Copy the outcome of another row or job. The copy costs nothing; `attempts` are the row's own requests."""
     if not isinstance(outcome, Completion):
         return Failure(outcome.error, attempts)
     details = outcome.details
@@ -166,7 +168,7 @@ def _fields(outcome: Outcome, made: Made) -> tuple[Any, ...]:
 
 
 def checksum(fields: tuple[Any, ...]) -> int:
-    """Return the checksum of the columns `attempts` to `more`. Raises `TypeError` for values outside of JSON."""
+    """Return the checksum of the columns `attempts` to `more`. Raises `TypeError` for values that JSON cannot hold."""
     return zlib.crc32(orjson.dumps(fields))
 
 

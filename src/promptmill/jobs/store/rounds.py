@@ -166,8 +166,8 @@ def _wanted(order: JobOrder, own: Sequence[Round], first: Round) -> Iterator[Rou
 
 def resent(order: JobOrder, since: int, settings: Iterable[int], slot: int = 0) -> str:
     """Return the condition of the rows in a slot that an order sends; `since` is the last round before it."""
-    rules = ["open"] if order.earlier.again is None else ["open", f"again {order.earlier.again}"]
     first = Round(since + 1, "", "", since=since)
+    rules = dict.fromkeys(round_.ordered for round_ in _wanted(order, (), first))
     return " OR ".join(replace(first, rows=rule).condition(settings, slot) for rule in rules)
 
 

@@ -1,9 +1,9 @@
-"""Repairs a damaged database: a new one gets everything that can be read.
+"""Repairs a damaged database: copies all readable content to a new database.
 
-answers    every sound one, before and behind the damaged places; failures only of requests: a damaged row fails, too
-rows       those that can be read; the others are noted as lost, and read again if the input still exists
-settings   as far as they can be read; ids of answers are kept for the settings that cannot
-rounds     the same: a round that cannot be read counts as done
+answers    all sound answers; failures only if a request was sent, because a damaged row also fails
+rows       all readable rows; the others are noted as lost, and read again if the input still exists
+settings   all readable settings; the ids of unreadable settings stay reserved
+rounds     all readable rounds; an unreadable round counts as done
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from promptmill.jobs.store.spec import UNREAD
 
 _Keyed = TypeVar("_Keyed", bound=tuple[Any, ...])
 _Read: TypeAlias = Callable[[int, int], list[_Keyed]]
-"""Returns the first results with keys from the first argument on, in order, at most as many as the second."""
+"""Reads results in the order of their keys. Arguments: the first key, and the most results."""
 _HEADER = 100  # bytes; sqlite.org/fileformat.html
 _VALUES = ("spec", "order", "output", "status", "course", "task")
 _KEYS = {"settings": "id", "round": "id", "spare": "place"}
@@ -37,9 +37,9 @@ _UNKNOWN_ROUNDS = """
 
 
 def salvage(path: Path, *, has_locks: bool = True) -> None:
-    """Replace a damaged database by a new one with its readable part; the caller holds the job's lock.
+    """Replace a damaged database by a new one with its readable content. The caller holds the job's lock.
 
-    Raises `OSError`; `DamagedError` if the file is no database.
+    Raises `OSError`, and `DamagedError` if the file is not a database.
     """
     beside = path.with_name(f"{path.name}.new")
     _remove(beside)
@@ -50,10 +50,10 @@ def salvage(path: Path, *, has_locks: bool = True) -> None:
             contextlib.closing(JobDatabase(beside, write=True, has_locks=has_locks)) as new,
         ):
             _copy_all(old, new)
-    except BaseException:  # it would take the room on a full disk
+    except BaseException:  # on a full disk, the incomplete file would take space
         _remove(beside)
         raise
-    _remove(path, but_itself=True)  # its log would be taken for the new file's
+    _remove(path, but_itself=True)  # SQLite would take its log for the new file's log
     disk.replace(beside, path)
 
 
@@ -79,7 +79,7 @@ def _copy_all(old: JobDatabase, new: JobDatabase) -> None:
 
 
 def _reader(old: JobDatabase, table: str, key: str) -> _Read[tuple[Any, ...]]:
-    """Return a function that reads a table, whose last column is never NULL, by its first column `key`."""
+    """Return a function that reads a table by its first column `key`. The last column must never be NULL."""
     query = f"SELECT * FROM {table} WHERE {key} >= ? ORDER BY {key} LIMIT ?"
 
     def read(first: int, most: int) -> list[tuple[Any, ...]]:
@@ -98,7 +98,7 @@ def _copy(new: JobDatabase, table: str, values: Sequence[tuple[Any, ...]]) -> No
 
 
 def _readable(read: _Read[_Keyed], lost: Callable[[int, int | None], None] = lambda *_: None) -> Iterator[list[_Keyed]]:
-    """Yield all pages that can be read. `lost` gets the first and the last key of a place between them; None: all."""
+    """Yield all readable pages. `lost` is called with the first and last key of each gap; None: up to the end."""
     first, damaged = 0, None
     while first <= LAST_KEY:
         for most in (PAGE, 1):
@@ -121,7 +121,7 @@ def _readable(read: _Read[_Keyed], lost: Callable[[int, int | None], None] = lam
 
 
 def _behind(read: _Read[_Keyed], first: int) -> int:
-    """Return the first key behind the damaged place at `first`, `LAST_KEY + 1` if there is none."""
+    """Return the first readable key after the damage at `first`; `LAST_KEY + 1` if there is none."""
 
     def is_damaged(key: int) -> bool:
         try:
@@ -141,9 +141,9 @@ def _behind(read: _Read[_Keyed], first: int) -> int:
 
 
 def _copy_rows(old: JobDatabase, new: JobDatabase) -> None:
-    """Copy the rows of the input that can be read, and note the others as lost.
+    """Copy the readable rows of the input, and note the others as lost.
 
-    No checksum tells whether they are sound. So the input is read again if it still exists.
+    Rows have no checksum, so the input is read again if it still exists.
     """
 
     def read(first: int, most: int) -> list[Row]:
@@ -171,7 +171,7 @@ def _copy_rows(old: JobDatabase, new: JobDatabase) -> None:
 
 
 def _add_unknown(new: JobDatabase) -> None:
-    """Keep the ids that answers have of settings and rounds that were lost: no others may get them."""
+    """Reserve the ids of lost settings and rounds that answers refer to, so that new ones get other ids."""
     spec = new.get("spec") or {}
     targets = [target for target in spec.get("targets") or () if isinstance(target, dict)]
     known = [
@@ -185,7 +185,7 @@ def _add_unknown(new: JobDatabase) -> None:
 
 
 def _restore_length(path: Path) -> None:
-    """Give a database that was cut short the length that its header names: SQLite reads nothing of a shorter one."""
+    """Extend a truncated database to the length in its header, because SQLite refuses to read a shorter file."""
     with path.open("r+b") as file:
         header = file.read(_HEADER)
         if len(header) < _HEADER or not header.startswith(b"SQLite format 3\0"):

@@ -1,4 +1,4 @@
-"""A job as its database stores it: its input as it was read, its questions, its targets and its output."""
+"""The description of a job in its database: input, questions, targets and output."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from promptmill.core import values
 from promptmill.core.errors import Code, unwritable_parameters
 from promptmill.jobs import members
 from promptmill.jobs.inputs.files import Part
-from promptmill.jobs.members import stamp
+from promptmill.jobs.members import Stamp
 from promptmill.jobs.store.order import AnswerForm, Question
 from promptmill.jobs.store.records import Made
 
 WHOLE_REQUESTS = frozenset({"batch", "messages"})
 """Formats whose rows are whole requests."""
 _DECIDES = {"model_name", "model_name_or_path", "gguf_file", "base_url", "provider", "enable_thinking"}
-"""The keys of a model's block that decide about its answers."""
+"""The keys of a model's block that affect its answers."""
 _LAST_TIME = 10**11  # the year 5138
 UNREAD: Mapping[str, Any] = MappingProxyType({"size": 0, "version": 0, "sha256": ""})
-"""Of `InputSpec`: whatever the input is, it is another one than the job has read."""
+"""Values of `InputSpec` that no input matches, so that the job reads its input again."""
 _Names: TypeAlias = Annotated[
     tuple[str, ...],
     BeforeValidator(lambda names: values.loads(names.encode()) if isinstance(names, str) else names),
     PlainSerializer(lambda names: values.dumps(names).decode(), when_used="json"),
 ]
-"""Names that may hold bytes which are not UTF-8."""
+"""Names that may contain bytes that are not UTF-8."""
 
 
 class _Frozen(BaseModel):
@@ -44,37 +44,37 @@ class InputSpec(_Frozen):
 
     path: Path
     files: tuple[Part, ...] = ()
-    """Its files, where it is a folder, a pattern or several paths; else `path` is the only one."""
+    """The files of a folder, a pattern or several paths; empty if `path` is the only file."""
     format: str
     encoding: str | None = None
     size: int = 0
     version: int = 0
-    """Changes with the content: for one file, the time of its last change in ns."""
+    """A number that changes with the content, see `InputFiles.stamp`."""
     sha256: str = ""
-    """The digest of its content; `""` until it was read."""
+    """The digest of the content; `""` until the input was read."""
     header: _Names = ()
     """The columns of a table."""
     delimiter: str = ""
-    """Between the cells of CSV and TSV."""
+    """The delimiter of CSV and TSV."""
     has_bom: bool = False
     """Whether outputs of text begin with a byte-order mark, see `Style`."""
     fields: _Names = ()
-    """Of rows that are JSON objects, the fields whose names in a prompt could be read as an expression: `mail-body`."""
+    """For rows of JSON: the fields whose names could be read as an expression in a prompt, such as `mail-body`."""
     taken: tuple[str, ...] = ()
-    """Of rows that are JSON objects, the fields with names that a column of the job could have."""
+    """For rows of JSON: the fields whose names a column of the job could also have."""
     settings_read: tuple[str, ...] = ()
-    """Its columns that are settings of each row."""
+    """The columns that are settings of each row."""
     arrow_schema: str = ""
-    """For Parquet, its schema: base64 of Arrow's own form."""
+    """The schema of Parquet, see `parquet.packed_schema`."""
 
     @property
     def names(self) -> Sequence[str]:
-        """The columns that a prompt may name by any name."""
+        """The columns that a prompt may name even if the name is not an identifier."""
         return self.header or self.fields
 
     @property
     def is_file(self) -> bool:
-        """Whether the rows are in files of the user's; else `path` is only a name."""
+        """Whether the rows are in files of the user; otherwise `path` is only a name."""
         return self.path.is_absolute()
 
     @property
@@ -90,32 +90,32 @@ class OutputSpec(_Frozen):
     format: str
     form: AnswerForm = AnswerForm()
     names: dict[str, str] | None = None
-    """The names of our columns that are not the usual ones; None until the input was read."""
+    """The unusual names of the job's columns, by their keys; None until the input was read."""
     answer_schema: dict[str, Any] | None = None
     """The JSON Schema of the answers."""
     shard: str | None = None
-    """The part of the rows, `3/16`, that it holds; it is a part file then."""
+    """The shard of a part file, such as `3/16`; None for a whole output."""
 
 
 class Target(_Frozen):
-    """The target of a slot's rows: a model with its settings, and a prompt."""
+    """The target of a slot: a model with its settings, and a prompt."""
 
     name: str = ""
     """The name of the variant; `""` in a job with one target."""
     model: str = ""
-    """The model; `""` for the configuration's."""
+    """The model; `""`: the model of the configuration."""
     prompt: int = 0
     """The index of the prompt."""
     settings: int = 0
-    """The id, in the database, of the settings that `fingerprint` identifies."""
+    """The id of the settings in table `settings`; `fingerprint` identifies them."""
     kept: tuple[int, ...] = ()
-    """The ids of other settings whose answers count."""
+    """The ids of other settings whose answers also count."""
     changed: tuple[str, ...] = ()
-    """The settings that changed since the job began (see `Earlier.keep`), noted in every later record."""
+    """The settings that changed since the job began (see `Earlier.keep`). Every later record notes them."""
     fingerprint: dict[str, Any] = {}
-    """Digests of the settings that decide about answers."""
+    """Digests of the settings that affect answers."""
     sampling: dict[str, bool | int | float | str] | None = None
-    """Sampling parameters with one value, for errors about changes; None in jobs of older releases."""
+    """Sampling parameters that are not lists or objects, for errors about changes; None in jobs of older releases."""
 
     @property
     def counted(self) -> list[int]:
@@ -123,9 +123,9 @@ class Target(_Frozen):
         return [self.settings, *self.kept]
 
     def answered_by(self, model: str, settings: int) -> tuple[Target, Target]:
-        """Return the target once answers of another model count, too, and the target of a round of that model.
+        """Return two targets: this one, with answers of `model` also counting, and the target of a round of `model`.
 
-        `settings` is the id of the target's settings with that model.
+        `settings`: the id of this target's settings with `model`.
         """
         if settings == self.settings:
             return self, self
@@ -134,7 +134,7 @@ class Target(_Frozen):
         return counted, self.model_copy(update=own)
 
     def made(self, round_: int, model: str = "") -> Made:
-        """Return the note of the records of a round, which has a `model` of its own or not."""
+        """Return the note for the records of a round. `model`: see `Round.model`."""
         return Made(self.settings, round_, self.changed, model)
 
 
@@ -153,21 +153,26 @@ class JobSpec(_Frozen):
     provider: str = ""
     """The name of the provider, for metrics."""
     settled: bool = False
-    """Whether the call that the job belongs to has ended: then no row is sent, not even a failed one."""
+    """Whether the call that the job belongs to has ended. Then no row is sent again, not even a failed row."""
     to_bind: Literal["questions", "rows"] | None = None
-    """The way to bind answers when the input is read again: by their questions, or by their rows."""
+    """How to bind answers when the input is read again: by question or by row."""
     owner: str | None = None
-    """See `JobOrder.owner`; None in jobs of older releases, too."""
+    """See `JobOrder.owner`; also None in jobs of older releases."""
     working_folder: Path | None = None
-    """The folder that the job was started in."""
+    """The working directory in which the job was started."""
 
     @property
     def fills_input(self) -> bool:
-        """Whether the answers become columns of the sheet that the rows come from."""
+        """Whether the answers become columns of the sheet with the rows."""
         source, (file, sheet) = self.input, members.split(self.output.path)
         if source.format != "xlsx" or self.output.format != "xlsx" or len(source.parts) > 1:
             return False
         return source.parts[0].path == file and sheet in {"", source.parts[0].member}
+
+    @property
+    def keeps_sheets(self) -> bool:
+        """Whether the output is a sheet, or columns, of a workbook whose other parts are kept."""
+        return self.output.format == "xlsx" and (self.fills_input or bool(members.split(self.output.path)[1]))
 
     @property
     def image_folders(self) -> tuple[str, ...]:
@@ -179,27 +184,27 @@ class JobSpec(_Frozen):
 
     @property
     def is_read(self) -> bool:
-        """Whether the input was read, as `input` and `question` say."""
+        """Whether the database has the rows and questions that `input` and `question` describe."""
         return self.output.names is not None and self.to_bind is None
 
     @property
     def models(self) -> str:
-        """The names of all its models."""
+        """The names of the job's models, separated by commas."""
         return ", ".join(dict.fromkeys(target.model or self.model for target in self.targets))
 
     @property
     def is_grid(self) -> bool:
-        """Whether each row has several answers."""
+        """Whether each row gets several answers (one for each target)."""
         return len(self.targets) > 1
 
     @property
     def of_call(self) -> bool:
-        """Whether the job is the rest of a call: its rows are the items of the call."""
+        """Whether the rows are items of a call, which became this job."""
         return self.input.format == "messages"
 
     @property
     def shape(self) -> tuple[object, ...]:
-        """The settings that decide about the columns and rows of the output."""
+        """The settings that determine the columns and rows of the output."""
         output = self.output
         return output.form, self.question.skip_empty, output.answer_schema, [target.name for target in self.targets]
 
@@ -212,58 +217,58 @@ class JobSpec(_Frozen):
         return self.model_copy(update={"input": self.input.model_copy(update=changes)})
 
     def leaves_out(self, code: str | None) -> bool:
-        """Return whether a row with this error is no part of the output."""
+        """Return whether the output omits rows with this error."""
         return self.question.skip_empty and code == Code.EMPTY_PROMPT
 
 
 class OutputRecord(_Frozen):
-    """A file that a job wrote, as the file system showed it then."""
+    """The size and time of a file that a job wrote."""
 
     size: int
     mtime_ns: int
     limit: int | None
-    """How many rows of the input it holds; None for all, 0 for a foreign file that may be replaced."""
+    """How many rows of the input the file holds; None: all. 0: a foreign file that may be replaced."""
     finished: bool = True
-    """False once the job has other answers to give, or another output to write."""
-    replaces: tuple[int, int] | None = None
-    """Size and time of the job's own file that had the name before, and still has it if the job was killed then."""
+    """False when the job has other answers, or another output to write."""
+    replaces: Stamp | None = None
+    """The stamp of the job's previous output, which is still there if the job was killed before the replacement."""
 
     @classmethod
-    def of(cls, made: tuple[int, int], limit: int | None, own: Path | None = None) -> OutputRecord:
-        """Return the record of an output with this stamp, which takes the place of the job's `own` old one."""
-        return cls(size=made[0], mtime_ns=made[1], limit=limit, replaces=None if own is None else stamp(own))
+    def of(cls, made: Stamp, limit: int | None, own: Stamp | None = None) -> OutputRecord:
+        """Return the record of an output with the stamp `made`. `own`: the stamp of the job's output that it
+        replaces."""
+        return cls(size=made[0], mtime_ns=made[1], limit=limit, replaces=own)
 
     def holds(self, limit: int | None) -> bool:
-        """Return whether the first `limit` rows are in it, None for all."""
+        """Return whether the file holds the first `limit` rows (None: all rows)."""
         return self.limit is None or (limit is not None and limit <= self.limit)
 
-    def is_still(self, path: Path) -> bool:
-        """Return whether the file at `path` is that file, unchanged."""
-        return stamp(path) == (self.size, self.mtime_ns)
+    def is_still(self, there: Stamp | None) -> bool:
+        """Return whether a file with the stamp `there` is this output, unchanged."""
+        return there == (self.size, self.mtime_ns)
 
-    def is_own(self, path: Path) -> bool:
-        """Return whether the file at `path` is this output or the file that it was going to replace, unchanged."""
-        current = stamp(path)
-        return current is not None and current in {(self.size, self.mtime_ns), self.replaces}
+    def is_own(self, there: Stamp | None) -> bool:
+        """Return whether a file with the stamp `there` is this output, or the output that it replaces, unchanged."""
+        return there is not None and there in {(self.size, self.mtime_ns), self.replaces}
 
 
 # ---- settings
 
 
 def system_prompt_of(plan: ResolvedConfig, given: str, input_format: str) -> str:
-    """Return the system prompt of every row: the given one, else the configured one.
+    """Return the system prompt of every row: `given`, else the prompt in the configuration.
 
-    A line of a Batch file or of a call's rest is a whole request, which only a given prompt changes.
+    A row of a Batch file or of a call is a whole request; for such rows the configuration's prompt does not apply.
     """
     return given or ("" if input_format in WHOLE_REQUESTS else plan.settings.system_prompt)
 
 
 def fingerprint(plan: ResolvedConfig, given_prompt: str, input_format: str, model: str = "") -> dict[str, Any]:
-    """Return digests of the settings that decide about answers; a row's own settings are part of its question.
+    """Return digests of the settings that affect answers. (A row's own settings are part of its question.)
 
-    `model` replaces the plan's model. The longest answer is not included: the question is the same, and answers that
-    were cut short have the finish reason `length`; `again: truncated` sends those again. `models` has the digests of
-    the other models of the file, which rows may name.
+    `model` replaces the plan's model. Limits of an answer's length are not included: an answer that was cut short has
+    the finish reason `length`, and `again: truncated` sends its row again. `models` has the digests of the other models
+    in the configuration file, which rows may name.
     """
     settings = plan.settings
     system = system_prompt_of(plan, given_prompt, input_format)
@@ -279,30 +284,30 @@ def fingerprint(plan: ResolvedConfig, given_prompt: str, input_format: str, mode
 
 
 def sampling_of_0_1(plan: ResolvedConfig) -> str:
-    """Return the digest of the sampling as release 0.1 computed it, with the longest answer."""
+    """Return the digest of the sampling in the form of release 0.1, which includes the limit of an answer's length."""
     return digest(*_sampling(plan))
 
 
 def plain_sampling(plan: ResolvedConfig) -> dict[str, bool | int | float | str]:
-    """Return the sampling parameters with one value, without the longest answer."""
+    """Return the sampling parameters that are not lists or objects, without limits of an answer's length."""
     given = without_lengths(plan.settings.sampling_params.given())
     return {name: value for name, value in given.items() if isinstance(value, bool | int | float | str)}
 
 
 def _sampling(plan: ResolvedConfig) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the sampling parameters and the extra parameters that decide about answers."""
+    """Return the sampling parameters and the extra parameters that affect answers."""
     settings = plan.settings
     extra = {name: value for name, value in settings.extra_params.items() if name != "service_tier"}
     return settings.sampling_params.given(), extra
 
 
 def without_lengths(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return parameters without those that limit the length of an answer."""
+    """Return parameters without the limits of an answer's length."""
     return {name: value for name, value in values.items() if name not in TOKEN_LIMITS}
 
 
 def _other_models(plan: ResolvedConfig) -> dict[str, str]:
-    """Return digests of the settings of the other models of the file, by their names."""
+    """Return digests of the settings of the other models in the configuration file, by name."""
     file = plan.file or plan.operator
     blocks: dict[str, tuple[str, object, Any]] = {
         name: (model.backend or "", getattr(model, model.backend or "", None), model)
@@ -324,7 +329,7 @@ def _other_models(plan: ResolvedConfig) -> dict[str, str]:
 
 
 def digest(*values: object) -> str:
-    """Return a short digest of values of JSON. Raises `PromptmillError` for values outside of JSON."""
+    """Return a short digest of JSON values. Raises `PromptmillError` for values that JSON cannot hold."""
     try:
         text = orjson.dumps(values, option=orjson.OPT_SORT_KEYS)
     except TypeError:  # orjson's error is one

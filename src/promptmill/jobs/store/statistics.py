@@ -1,4 +1,4 @@
-"""Figures of a job, computed by queries of its database: counts, costs, latencies, and the different answers."""
+"""Figures of a job, from queries of its database: counts, costs, latencies, and the different answers."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ _PRIME = (1 << 31) - 1
 _SHOWN_VALUES = 8
 _SHORT_VALUE = 40  # characters
 _LONG_VALUE = 1000  # characters; a longer answer is grouped by its digest
-_SAMPLES = 65_536  # latencies become quantiles, for which these are enough
+_SAMPLES = 65_536  # enough for quantiles of the latencies
 _IS_LATENCY = "latency_s BETWEEN 0 AND 1e9"
 _IS_BEFORE = f"answer.key % {SLOT} < ?"
-# A row with several answers takes as many requests without a retry. Few rows have any, so JSON is read for those alone.
-_MORE = "CASE WHEN json_valid(more) THEN more END"  # NULL where a record is damaged, which the export finds
-# `CASE` computes nothing for the records that its condition excludes; `AND` may compute both of its sides.
+# A row that wants several answers may send as many requests without a retry. Few rows do, so JSON is read only for
+# them.
+_MORE = "CASE WHEN json_valid(more) THEN more END"  # NULL if a record is damaged; the export reports the damage
+# `CASE` is not evaluated for records that its condition excludes; `AND` may evaluate both of its sides.
 _WANTED = f"CASE WHEN instr(more, '\"wanted\":') THEN coalesce(json_extract({_MORE}, '$.wanted'), 1) ELSE 1 END"
 _RETRIES = f"CASE WHEN attempts > 1 THEN max(attempts - {_WANTED}, 0) END"
 _CACHED = f"CASE WHEN instr(more, '\"cached_tokens\":') THEN json_extract({_MORE}, '$.tokens.cached_tokens') END"
 _PAID = ("attempts", _RETRIES, "prompt_tokens", "completion_tokens", _CACHED)
-"""The sums of records that are `COUNTERS`."""
+"""The columns whose sums are the `COUNTERS`."""
 _IS_EMPTY = f"CASE WHEN {ANSWERED} AND trim(text) = '' THEN json_extract({_MORE}, '$.tool_calls') IS NULL END"
 _DONE = f"count(*), total({FAILED}), total({TRUNCATED}), total({_IS_EMPTY})"
 _IS_OBJECT = "CASE WHEN json_valid(text) THEN json_type(text) END = 'object'"
@@ -42,24 +43,24 @@ _KINDS = MappingProxyType(
         **dict.fromkeys((frozenset({"integer"}), frozenset({"real"}), frozenset({"integer", "real"})), "number"),
     }
 )
-# One value more than is shown, and null, reveal that there are too many.
+# The limit allows null and one value more than is shown, which reveals that there are too many values.
 _VALUES = f"SELECT * FROM (SELECT {{0}}, f{{0}}, count(*), 0 FROM answers GROUP BY f{{0}} LIMIT {_SHOWN_VALUES + 2})"
 _NUMBERS = "SELECT {0}, min(f{0}), max(f{0}), avg(f{0}) FROM answers WHERE typeof(f{0}) IN ('integer', 'real')"
 ALL_ROWS = SLOT
 
 
 def is_failed(*, skips_empty: bool) -> str:
-    """Return the condition of failed records; with `skips_empty`, records of rows without a prompt do not count."""
+    """Return the SQL condition for failed records; with `skips_empty`, without rows that have no prompt."""
     return f"answer.code != '{Code.EMPTY_PROMPT}'" if skips_empty else FAILED
 
 
 def counts(store: JobDatabase, is_open: str = NEVER, before: int = ALL_ROWS, *, skips_empty: bool = False) -> JobCounts:
-    """Count the records of the rows below `before`. Records that meet `is_open` count with their costs, not as done.
+    """Count the records of the rows below `before`. For records that meet `is_open`, only requests and tokens count.
 
-    A condition that names a range of keys is read in that range alone. `skips_empty`: rows without a prompt are not
+    If the condition names a range of keys, only that range is read. `skips_empty`: rows without a prompt are not
     failures.
     """
-    join = f"LEFT JOIN row ON row.n = answer.key % {SLOT}" if "row." in is_open else ""  # it doubles the time of a scan
+    join = f"LEFT JOIN row ON row.n = answer.key % {SLOT}" if "row." in is_open else ""  # doubles the time of a scan
     records = f"FROM answer WHERE {_IS_BEFORE}"
     open_records = f"FROM answer {join} WHERE {_IS_BEFORE} AND ({is_open})"
     found = JobCounts(skips_empty=skips_empty)
@@ -85,11 +86,10 @@ def counts(store: JobDatabase, is_open: str = NEVER, before: int = ALL_ROWS, *, 
 
 
 def results(store: JobDatabase, before: int = ALL_ROWS, *, by_field: bool = False) -> Results:
-    """Count the different answers: their number and lengths, and the rows with each of the commonest short ones.
-
-    `different`, `shortest` and `longest` (characters), and, where short answers repeat, `values`: the number of rows by
-    answer. `{}` without answers. Spaces around an answer do not count. `by_field`, for answers under a schema: also
-    `fields`, see `_fields`. 1,000,000 rows take 1 to 2 s, and as much again for the fields; SQLite sorts them on disk.
+    """Count the different answers. Returns `different` (their number), `shortest` and `longest` (characters), and, if
+    short answers repeat, `values`: the number of rows for each of the most frequent answers. Returns `{}` without
+    answers. White space around an answer is ignored. `by_field`, for answers with a schema: also `fields`, see
+    `_fields`. 1,000,000 rows take 1 to 2 s, and the fields as long again; SQLite sorts them on disk.
     """
     store.define("digest", _digest)
     text = "trim(text, char(9, 10, 13, 32))"
@@ -115,10 +115,10 @@ def results(store: JobDatabase, before: int = ALL_ROWS, *, by_field: bool = Fals
 
 
 def _fields(store: JobDatabase, before: int) -> dict[str, FieldResults]:
-    """Count the values of the fields of answers that are objects of JSON.
+    """Count the values of each field, for answers that are JSON objects.
 
-    Of a field with a few short values, `values`: the number of rows by value; of numbers, `min`, `max` and `mean`.
-    Other fields are left out; the first answers are enough to recognize most of them.
+    A field with a few short values gets `values`, the number of rows by value. A field with numbers gets `min`, `max`
+    and `mean`. Other fields are left out; the first answers are enough to recognize most of them.
     """
     first = f"SELECT text FROM answer WHERE {_IS_BEFORE} AND {ANSWERED} AND {_IS_OBJECT} LIMIT {_FIRST_ANSWERS}"
     grouped = f"""
@@ -147,7 +147,7 @@ def _fields(store: JobDatabase, before: int) -> dict[str, FieldResults]:
 
 
 def _field(kind: str, groups: Sequence[tuple[Any, ...]]) -> FieldResults:
-    """Return the counts of a field from the groups of its values; `{}` for a field with many or long values."""
+    """Return the results of a field from the groups of its values; `{}` for a field with many or long values."""
     if kind == "number":
         ((low, high, mean),) = groups
         return {} if low is None else {"min": low, "max": high, "mean": float(f"{mean:.4g}")}
@@ -166,12 +166,13 @@ def _digest(text: str) -> str:
 
 
 def chance(seed: int) -> random.Random:
-    """Return a source of random numbers, the same ones for each seed."""
+    """Return a random number generator with this seed."""
     return random.Random(seed)  # noqa: S311 (it chooses rows)
 
 
 def sample(store: JobDatabase, size: int, seed: int, where: str) -> Iterator[Record]:
-    """Yield up to `size` sound records that meet a condition, drawn at random by `seed`, in order."""
+    """Yield up to `size` sound records that meet a condition, drawn at random (by `seed`), in the order of their
+    keys."""
     draw = chance(seed)
     mixed = f"((key % {_PRIME} * {draw.randrange(1, _PRIME)} + {draw.randrange(_PRIME)}) % {_PRIME})"
     order = f"{mixed} * {mixed} % {_PRIME}"  # without the square, rows would be evenly spaced
@@ -179,7 +180,7 @@ def sample(store: JobDatabase, size: int, seed: int, where: str) -> Iterator[Rec
 
 
 def at_most(store: JobDatabase, size: int, seed: int, where: str) -> Iterator[Record]:
-    """Yield the sound records that meet a condition, in order; a sample of `size` if there are more."""
+    """Yield the sound records that meet a condition, in order; a sample if there are more than `size`."""
     if store.count(where) > size:
         yield from sample(store, size, seed, where)
         return
@@ -187,7 +188,7 @@ def at_most(store: JobDatabase, size: int, seed: int, where: str) -> Iterator[Re
 
 
 def spread(store: JobDatabase) -> list[tuple[float, int, int]]:
-    """Return latency, characters and tokens of answers: of all, or of some thousands at equal distances."""
+    """Return latency, characters and tokens of all answers, or of some ten thousand evenly spaced answers."""
     every = 1 + store.count(ANSWERED) // _SAMPLES
     query = f"""
         SELECT latency_s, length(text), completion_tokens FROM answer
@@ -203,12 +204,12 @@ def examples(store: JobDatabase) -> dict[str, str]:
 
 
 def failures(store: JobDatabase, size: int, *, skips_empty: bool = False) -> list[Record]:
-    """Return the first `size` failed records, in order; with `skips_empty`, without rows that have no prompt."""
+    """Return the first `size` failed records, in order. `skips_empty`: see `is_failed`."""
     return store.page(0, is_failed(skips_empty=skips_empty), size)
 
 
 def rounds(store: JobDatabase) -> dict[int, int]:
-    """Return how many answers and failures each round has made."""
+    """Return how many answers and failures each round has made, by its id."""
     query = "SELECT round, count(*) FROM (SELECT round FROM answer UNION ALL SELECT round FROM spare) GROUP BY round"
     return dict(store.read(query))
 
@@ -220,20 +221,20 @@ def slots(store: JobDatabase) -> dict[int, tuple[int, int]]:
 
 
 def answering_models(store: JobDatabase) -> set[str]:
-    """Return the names of the models that records name as the answering one."""
+    """Return the models that records name in `answered_by`."""
     query = f"SELECT DISTINCT json_extract({_MORE}, '$.answered_by') FROM answer WHERE more IS NOT NULL"
     return {name for (name,) in store.read(query) if name}
 
 
 def cost(store: JobDatabase) -> float:
-    """Return the cost of all answers, spare ones too, as far as their prices were known."""
+    """Return the cost of all records with a known price, including spare answers."""
     records = "(SELECT more FROM answer UNION ALL SELECT more FROM spare)"
     query = f"SELECT sum(json_extract({_MORE}, '$.cost')) FROM {records} WHERE more IS NOT NULL"
     return store.read(query)[0][0] or 0.0
 
 
 def extra_fields(store: JobDatabase) -> set[str]:
-    """Return the names of the optional fields that some answer has: `reasoning`, and the fields in `more`."""
+    """Return the names of the optional fields that at least one answer has: `reasoning`, and the fields in `more`."""
     ((has_more, has_reasoning),) = store.read("SELECT max(more IS NOT NULL), max(reasoning IS NOT NULL) FROM answer")
     query = f"SELECT DISTINCT json_each.key FROM answer, json_each({_MORE})"
     found = {name for (name,) in store.read(query)} if has_more else set[str]()

@@ -1,4 +1,4 @@
-"""The status of a job, which any process reads, and its words."""
+"""The status of a job, which any process can read, and its texts for people."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import DamagedError
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.in_flight import InFlight
-from promptmill.jobs.store.progress import ALIVE, INTERRUPTED, MERGING, RUNNING, STARTING, Earlier, Progress, Watch
+from promptmill.jobs.store.progress import ALIVE, INTERRUPTED, MERGING, RUNNING, STARTING, EarlierRuns, Progress, Watch
 from promptmill.jobs.store.spec import JobSpec
 from promptmill.jobs.store.status_record import FieldResults, Results, RunStatus, Status
 
@@ -24,26 +24,26 @@ _SHORT_S = 100
 
 
 def spent(folder: Folder) -> float:
-    """Return the cost of a job, with the highest possible cost of its requests without a record. Blocks.
+    """Return the cost of a job, including the highest possible cost of requests without a record. Blocks.
 
     The stored status may lack the last costs of a killed runner. Raises `OSError` and `DamagedError`.
     """
     found = folder.status
-    earlier = Earlier(found)
+    earlier = EarlierRuns(found)
     with folder.reading() as store:
         earlier.cost = max(earlier.cost or 0.0, statistics.cost(store) + earlier.forgotten)
     return earlier.cost + InFlight.most_in(InFlight.beside(folder.database))
 
 
 def write_starting(folder: Folder) -> None:
-    """Write that a run of the job in `folder`, which is open here, is about to start. Raises as `JobDatabase` does."""
+    """Store the state `starting` for the job in `folder`, which is open here. Raises the errors of `JobDatabase`."""
     folder.put(status={**folder.status, "state": STARTING, "reason": "", "updated": time.time()})
 
 
 def read(folder: Folder) -> Status:
-    """Return the status of the job in `folder`. A running job that no process runs was interrupted.
+    """Return the status of the job in `folder`. If no process runs an unfinished job, its state is `interrupted`.
 
-    Raises `PromptmillError` (`invalid_input`) when it was removed meanwhile.
+    Raises `PromptmillError` (`invalid_input`) if the job was removed meanwhile.
     """
     spec, last = folder.spec_and_status()
     if spec is None:
@@ -52,7 +52,7 @@ def read(folder: Folder) -> Status:
 
 
 def of(folder: Folder, spec: JobSpec, last: RunStatus) -> Status:
-    """Return the status of the job `spec`; `last` is the status that its runner wrote."""
+    """Return the status of the job `spec`. `last`: the status that the job's runner wrote."""
     now: RunStatus = {"state": INTERRUPTED}
     now |= last
     alive = folder.alive
@@ -68,9 +68,11 @@ def of(folder: Folder, spec: JobSpec, last: RunStatus) -> Status:
 
 
 def _stored_counts(folder: Folder, spec: JobSpec, last: RunStatus) -> RunStatus:
-    """Return the counts in the database of a killed run, which wrote its status up to a second before its last answers.
+    """Return the counts from the database after a kill, because the last status may be a second older than the last
+    answers.
 
-    The requests of the kill have no record, so that the run may have counted more of them. 100,000 rows take 0.06 s.
+    Requests that were in flight at the kill have no record, so the counters of `last` may be higher; the higher number
+    is returned. 100,000 rows take 0.06 s.
     """
     try:
         with folder.reading() as store:
@@ -97,7 +99,7 @@ def asked(folder: Folder) -> Status:
 
 
 def read_all(folders: Iterable[Folder], is_shown: Callable[[Folder, JobSpec], bool] = lambda *_: True) -> list[Status]:
-    """Return the status of each job that is still there and `is_shown`, the newest first."""
+    """Return the status of each existing job for which `is_shown` is true, the newest first."""
     found = []
     for folder in folders:
         spec, last = folder.spec_and_status()
@@ -107,7 +109,7 @@ def read_all(folders: Iterable[Folder], is_shown: Callable[[Folder, JobSpec], bo
 
 
 def examples(folder: Folder) -> dict[str, str]:
-    """Return a message for each code of failures, as far as the job's database says."""
+    """Return an example message for each error code; `{}` if the database cannot be read."""
     try:
         with folder.reading() as store:
             return statistics.examples(store)
@@ -126,7 +128,8 @@ def results(folder: Folder) -> Results:
 
 
 def failures(folder: Folder, most: int) -> list[dict[str, str | int | None]]:
-    """Return `row` (from 1), `code` and `message` of the first `most` failed rows. Raises as `JobDatabase` does."""
+    """Return `row` (from 1), `code` and `message` of the first `most` failed rows. Raises the errors of
+    `JobDatabase`."""
     spec = folder.spec
     with folder.reading() as store:
         found = statistics.failures(store, most, skips_empty=spec is not None and spec.question.skip_empty)
@@ -144,7 +147,7 @@ def progress_lines(job_id: str, stream: TextIO) -> Watch:
             return
         told, state, waited = now, progress.state, waits
         doing = f" ({progress.activity})" if progress.activity else ""
-        with contextlib.suppress(OSError):  # a full disk or a closed stream is no reason to end a job
+        with contextlib.suppress(OSError):  # a full disk or a closed stream must not end a job
             print(
                 f"{time.strftime('%H:%M:%S')} {job_id}: {state}{doing}, {line(progress.as_dict())}",
                 file=stream,
@@ -155,7 +158,7 @@ def progress_lines(job_id: str, stream: TextIO) -> Watch:
 
 
 def line(status: RunStatus) -> str:
-    """Return one line on how far a job is."""
+    """Return the progress of a job in one line."""
     total = status.get("total")
     parts = [
         f"{answered(status):,}{'' if total is None else f' of {total:,}'} answered",
@@ -175,13 +178,13 @@ def line(status: RunStatus) -> str:
 
 
 def answered(status: RunStatus) -> int:
-    """Return how many rows have an answer."""
+    """Return the number of rows with an answer."""
     done = status.get("done", 0) - status.get("failed", 0) - status.get("skipped", 0)
-    return int(status.get("answered", done))  # jobs of earlier releases have no such count
+    return int(status.get("answered", done))  # jobs of earlier releases have no count `answered`
 
 
 def rows_of_input(status: Status) -> int | None:
-    """Return the number of rows where each has several answers; None otherwise: `total` is the number then."""
+    """Return the number of rows if each row has several answers; otherwise None (`total` is the number)."""
     total, variants = status.get("total"), status.get("variants")
     return total // len(variants) if total is not None and variants else None
 
@@ -194,7 +197,7 @@ def times(status: Status) -> str:
 
 
 def paid(status: RunStatus) -> str:
-    """Return `, $0.02`, with the amount that is set aside; `""` where the price is unknown."""
+    """Return `, $0.02`, plus the highest cost of requests without an answer; `""` if the price is unknown."""
     aside = status.get("cost_set_aside")
     if status.get("cost") is None and not aside:
         return ""
@@ -203,7 +206,7 @@ def paid(status: RunStatus) -> str:
 
 
 def in_flight(status: RunStatus) -> str:
-    """Return a text about the requests: how many are in flight, their limit, and how many were refused for load."""
+    """Return the requests in flight, their limit, and the number of refused requests, as text."""
     window, refused = status.get("window"), status.get("refused")
     of = "" if window is None else f" of {window}"
     return f"{status['in_flight']}{of} in flight" + (f", {refused} refused" if refused else "")
@@ -223,10 +226,10 @@ def span(field: FieldResults) -> str:
 
 
 def figure(value: float) -> str:
-    """Return a number with two significant digits, or all in front of the point."""
+    """Return a number with two significant digits; from 100, all digits before the point."""
     return f"{value:,.0f}" if value >= 100 else f"{float(f'{value:.2g}'):g}"
 
 
 def took(seconds: float) -> str:
-    """Return how long something has taken: `1.8 s`, or `2:03` from 100 seconds on."""
+    """Return a duration as text: `1.8 s`, or `2:03` from 100 seconds."""
     return f"{figure(seconds)} s" if seconds < _SHORT_S else duration(seconds)

@@ -1,4 +1,5 @@
-"""The status of a job and the course of its runs, as its runner stores them and all others read them."""
+"""The stored form of a job's status and of the course of its runs. The runner writes them; other processes read
+them."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ _KNOWN = ConfigDict(extra="forbid")
 
 
 class FieldResults(TypedDict, total=False):
-    """The answers' values of one field: a few values with their numbers of rows, or the range of its numbers."""
+    """The values of one field of the answers: the number of rows for each value, or the range of its numbers."""
 
     values: dict[str, int]
     min: float
@@ -26,7 +27,7 @@ class FieldResults(TypedDict, total=False):
 
 
 class Results(TypedDict, total=False):
-    """The different answers: how many, how long, and the rows of the commonest, if there are few."""
+    """The different answers, see `statistics.results`."""
 
     different: int
     shortest: int
@@ -38,31 +39,31 @@ class Results(TypedDict, total=False):
 class _State(TypedDict, total=False):
     state: str
     reason: str
-    """Why it stopped."""
+    """The reason why the run stopped early."""
     code: Annotated[Code, BeforeValidator(Code)]
-    """The code of the error that stopped it."""
+    """The code of the error that stopped the run."""
     activity: str
     round: str
-    """The reason of the present round."""
+    """The reason of the current round."""
     paused: bool
     waiting: str
     warnings: list[str]
     columns: dict[str, str]
-    """The names of columns of the output that are not the usual ones."""
+    """The unusual names of output columns, by their usual names."""
     results: Results
     seconds: float
-    """Of all runs."""
+    """The wall time of all runs."""
     updated: Annotated[float, Field(ge=0, le=_LAST_TIME)]
 
 
 class _Rows(TypedDict, total=False):
     total: int | None
     done: int
-    """Rows with an outcome, failed ones included."""
+    """Rows with an outcome, including failed rows."""
     answered: int
     failed: int
     errors: dict[str, int]
-    """Failures by their code."""
+    """Failures by code."""
     skipped: int
     truncated: int
     empty: int
@@ -70,7 +71,7 @@ class _Rows(TypedDict, total=False):
     repaired: int
     asked_again: int
     written: int
-    """Rows of the output so far."""
+    """Rows of the output that are written."""
 
 
 class _Requests(TypedDict, total=False):
@@ -109,17 +110,17 @@ class Status(RunStatus, total=False):
     input_file: str
     output_file: str | None
     model: str
-    """The name of its model; several have commas between them."""
+    """The model; several models are separated by commas."""
     variants: Sequence[str]
-    """With several models or prompts, the name of each pair: then all counts are of answers."""
+    """With several models or prompts, the name of each pair; then all counts are counts of answers, not of rows."""
     backend: str
     created: int
     alive: bool
-    """Whether a process runs it now."""
+    """Whether a process is running the job."""
     prompt: str
     system: str
     command: str
-    """The command line that gave the last order."""
+    """The command line of the last order."""
     message: str
     """A sentence about the call that returns this status."""
 
@@ -148,7 +149,7 @@ _CHECKERS: Mapping[object, TypeAdapter[Any]] = MappingProxyType(
 
 
 def sound(stored: Mapping[str, Any], kind: type[T]) -> T:
-    """Return the known fields of a stored record that are of their kinds. A job's folder may come from anywhere."""
+    """Return the fields of a stored record that are known and valid, because a job's folder may come from anywhere."""
     wrong: set[object] = set()
     try:
         _CHECKERS[kind].validate_python(stored, strict=True)

@@ -1,6 +1,6 @@
-"""Databases of jobs of release 0.1, whose rows are in their input file alone.
+"""Upgrades databases of release 0.1, which do not hold the rows of the input.
 
-A job that is run is upgraded in its place. A job that is only read is upgraded in a copy.
+A job that is run is upgraded in place. For a job that is only read, a copy is upgraded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from promptmill.core.errors import PromptmillError
 from promptmill.core.values import JsonDict, JsonObject
-from promptmill.jobs.store.database import COLUMNS, TABLES, DamagedError, JobDatabase, database_error
+from promptmill.jobs.store.database import COLUMNS, TABLES, DamagedError, JobDatabase, Work, database_error
 from promptmill.jobs.store.records import Record, checksum
 from promptmill.jobs.store.spec import JobSpec
 
@@ -29,25 +29,26 @@ _NOT_SETTINGS = ("prompt_template", "row_settings", "prompt_column")
 
 
 def in_place(path: Path, *, has_locks: bool = True) -> None:
-    """Upgrade a database; the caller holds the job's lock. Raises `OSError`; `DamagedError`, with nothing changed."""
+    """Upgrade a database. The caller holds the job's lock. Raises `OSError` and `DamagedError`; then nothing
+    changes."""
     with _connected(path, has_locks=has_locks) as connection:
         connection.execute("BEGIN IMMEDIATE")
         try:
             _upgrade(connection)
             connection.execute("COMMIT")
         except BaseException:
-            with contextlib.suppress(sqlite3.Error):  # a full disk has rolled it back already
+            with contextlib.suppress(sqlite3.Error):  # a full disk has already rolled it back
                 connection.execute("ROLLBACK")
             raise
 
 
 @contextlib.contextmanager
 def copied(path: Path, moved: Callable[[JobSpec], JobSpec], *, has_locks: bool = True) -> Iterator[JobDatabase]:
-    """Give an upgraded copy of a database, with the rows of the input as far as it still exists.
+    """Yield an upgraded copy of a database, with the rows of the input if it still exists.
 
-    `moved` returns the job with the present paths of its files.
+    `moved` returns a job with the current paths of its files.
     """
-    from promptmill.jobs.ingest import Rules, ingest
+    from promptmill.jobs.ingest import ingest
     from promptmill.jobs.inputs import files
     from promptmill.jobs.inputs.any_format import input_of
 
@@ -61,13 +62,13 @@ def copied(path: Path, moved: Callable[[JobSpec], JobSpec], *, has_locks: bool =
             with contextlib.suppress(PromptmillError, OSError, ValidationError):
                 spec = moved(JobSpec.model_validate(store.get("spec")))
                 source = files.opened(spec.input.parts, known=True, encoding=spec.input.encoding)
-                spec, _ = ingest(store, spec, input_of(source, spec.input.format), Rules())
+                spec, _ = ingest(store, spec, input_of(source, spec.input.format), Work())
                 store.put(spec=spec.model_dump(mode="json"))
             yield store
 
 
 def values_of(path: Path, *, has_locks: bool = True) -> JsonDict:
-    """Return the values of table `job` as they are now stored. Raises `OSError`, `DamagedError`."""
+    """Return the values of table `job` in the current form. Raises `OSError`, `DamagedError`."""
     with _connected(path, has_locks=has_locks) as connection:
         return _values(dict(connection.execute("SELECT name, value FROM job")))
 
@@ -79,13 +80,13 @@ def _connected(path: Path, *, has_locks: bool) -> Iterator[sqlite3.Connection]:
         with contextlib.closing(
             sqlite3.connect(f"file:{quote(str(path))}?{options}", isolation_level=None, uri=True)
         ) as connection:
-            connection.text_factory = functools.partial(str, encoding="utf-8", errors="replace")  # a damaged text
+            connection.text_factory = functools.partial(str, encoding="utf-8", errors="replace")  # for damaged texts
             if not has_locks:
-                connection.execute("PRAGMA locking_mode=EXCLUSIVE")  # first, or a log from elsewhere could not be read
+                connection.execute("PRAGMA locking_mode=EXCLUSIVE")  # must come first, see `JobDatabase`
             connection.execute("PRAGMA trusted_schema=OFF")
             yield connection
     except sqlite3.Error as error:
-        if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_ERROR:  # it has other tables
+        if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_ERROR:  # the file has other tables
             raise DamagedError(f"{path} is not the database of a job") from None
         raise database_error(error, path) from None
     except (KeyError, TypeError, ValueError):
@@ -134,7 +135,7 @@ def _rows(connection: sqlite3.Connection, table: str) -> Iterator[JsonDict]:
 
 
 def _record(row: JsonObject) -> Record:
-    """Return a record with the checksum that it has now; a damaged one stays damaged."""
+    """Return a record with a checksum in the current form; a damaged record gets a wrong checksum."""
     asked = row.get("asked", row.get("digest"))
     fields = (row["row"], *(row[name] for name in Record._fields[1 : _CHECKED - 1]), asked)
     content = fields[1 : _CHECKED - 1]
@@ -147,12 +148,12 @@ def _record(row: JsonObject) -> Record:
 
 
 def _settings(fingerprint: JsonObject) -> JsonDict:
-    """Return a fingerprint without the parts that are now in the digests of the questions."""
+    """Return a fingerprint without the settings that are now part of the questions' digests."""
     return {name: value for name, value in fingerprint.items() if name not in _NOT_SETTINGS}
 
 
 def _values(stored: Mapping[str, str]) -> JsonDict:
-    """Return the values of table `job` as they are now stored, without those that are damaged."""
+    """Convert the values of table `job` to the current form; damaged values are left out."""
     values = {"order" if name == "request" else name: _loaded(text) for name, text in stored.items()}
     for name, upgraded in (("spec", _spec), ("order", _order)):
         try:
@@ -163,7 +164,7 @@ def _values(stored: Mapping[str, str]) -> JsonDict:
 
 
 def _loaded(text: str) -> JsonDict | None:
-    """Return the object that a text of JSON is, None for another text."""
+    """Parse a JSON object; return None for any other text."""
     try:
         value = orjson.loads(text)
     except orjson.JSONDecodeError:

@@ -22,10 +22,12 @@ from __future__ import annotations
 import math
 import re
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 from urllib.parse import urlsplit
 
+from promptmill.backends.protocol import ignored
 from promptmill.core.bounds import LARGEST_BODY
 
 # A refusal comes at once, an answer after seconds: places that were taken this long ago without a refusal are granted.
@@ -89,12 +91,14 @@ class _Rounds:
     A round ends with the answer to a request that was sent in it, or when it stays quiet.
     """
 
-    __slots__ = ("_kept", "full", "lag", "now", "number")
+    __slots__ = ("_kept", "full", "in_a_row", "lag", "now", "number")
 
     def __init__(self) -> None:
         self.number = 0
         self.full = -2
         """The last round in which all places were taken."""
+        self.in_a_row = 0
+        """Refusals without an answer in between."""
         self.lag = 0
         """The most rounds that ended before a refusal of one of their requests came."""
         self.now = _Count(0)
@@ -134,6 +138,8 @@ class _Search:
 
     proven: float
     """The last limit without unusual refusals."""
+    found: float = 0.0
+    """The endpoint's own limit; 0: not met yet."""
     step: float = 1.0
     rest: int = 0
     """Rounds before the next try."""
@@ -152,19 +158,16 @@ class AdaptiveLimit:
         self._adaptive = adaptive
         self._limit = float(min(most, _START) if adaptive else most)
         self._size = self._limit  # the limit less the places that refusals closed
-        self._found = 0.0  # the endpoint's own limit; 0: not met yet
+        self.size = int(self._limit)
+        """Requests that may be in flight now; at least 1."""
+        self.resized: Callable[[], None] = ignored
+        """Called when `size` has changed."""
         self._ramping = adaptive
         self._random = 0.0  # the share of refusals that does not depend on the number in flight
-        self._in_a_row = 0  # refusals without an answer in between
         self._rounds = _Rounds()
         self._level = _Count(0)  # all requests since the limit was last changed
         self._trial: _Trial | None = None
         self._search = _Search(self._limit)
-
-    @property
-    def size(self) -> int:
-        """Requests that may be in flight now; at least 1."""
-        return int(self._size + 1e-9)
 
     @property
     def most(self) -> int:
@@ -173,10 +176,11 @@ class AdaptiveLimit:
 
     @most.setter
     def most(self, most: int) -> None:
-        untroubled = self._trial is None and not self._found and self._limit == self._most
+        untroubled = self._trial is None and not self._search.found and self._limit == self._most
         self._most = most
         self._limit = float(most) if untroubled or not self._adaptive else min(self._limit, most)
-        self._size = self._search.proven = self._limit
+        self._search.proven = self._limit
+        self._resize(self._limit)
         self._next_level()
 
     @property
@@ -192,7 +196,7 @@ class AdaptiveLimit:
     @property
     def may_double(self) -> bool:
         """Whether `stayed_quiet` may raise it."""
-        return self._ramping and self._trial is None and self._limit < self._most and self._in_a_row < _TELLING
+        return self._ramping and self._trial is None and self._limit < self._most and self._rounds.in_a_row < _TELLING
 
     @property
     def _in_use(self) -> bool:
@@ -222,12 +226,12 @@ class AdaptiveLimit:
         """Count an answer. Without `may_grow`, more in flight would not help."""
         if not self._adaptive:
             return
-        self._in_a_row = 0
+        self._rounds.in_a_row = 0
         if may_grow and self.may_double and self._in_use:
             self._widen(1)  # one more per answer doubles the limit per round trip
         if self._size < self._limit:
             closed = self._limit - self._size
-            self._size += min(closed, 2 * closed / self._limit + self._random)
+            self._resize(self._size + min(closed, 2 * closed / self._limit + self._random))
         if self._trial is not None and round_number >= self._level.since:
             self._level.answered += 1
         if round_number == self._rounds.number and self._rounds.now.sent >= 0.5 * self._size:
@@ -242,10 +246,10 @@ class AdaptiveLimit:
         """Count a refusal of a request of `round_number`."""
         if not self._adaptive:
             return
-        self._size = max(1.0, self._size - 1)
-        self._in_a_row += 1
+        self._resize(max(1.0, self._size - 1))
+        self._rounds.in_a_row += 1
         trial, level = self._trial, self._level
-        if self._size == 1.0 < self._limit and self._in_a_row >= _TELLING:
+        if self._size == 1.0 < self._limit and self._rounds.in_a_row >= _TELLING:
             self._start_over()
         elif trial is not None and round_number < level.since:  # sent before the trial: part of what led to it
             self._limit = min(self._limit, self._size)
@@ -269,16 +273,23 @@ class AdaptiveLimit:
 
     def _start_over(self) -> None:
         """Start again with one request, because all requests are refused, as beyond a limit per minute."""
-        self._limit = self._size = self._search.proven = 1.0
-        self._ramping, self._trial, self._found = True, None, 0.0
+        self._limit = self._search.proven = 1.0
+        self._resize(1.0)
+        self._ramping, self._trial, self._search.found = True, None, 0.0
         self._next_level()
 
     def _widen(self, by: float) -> None:
         self._limit = min(self._most, self._limit + by)
-        self._size = min(self._limit, self._size + by)
+        self._resize(min(self._limit, self._size + by))
         self._level = _Count(self._rounds.number + 1)
-        if self._limit > 2 * self._found:
+        if self._limit > 2 * self._search.found:
             self._ramping = True
+
+    def _resize(self, size: float) -> None:
+        self._size, whole = size, int(size + 1e-9)
+        if whole != self.size:
+            self.size = whole
+            self.resized()
 
     def _next_level(self) -> None:
         """Start new counts, after a decision on the refusals so far."""
@@ -288,7 +299,8 @@ class AdaptiveLimit:
     def _try_less(self, factor: float) -> None:
         """Try a lower limit for a while, to see whether refusals become rarer."""
         self._trial = _Trial(self._level, self._limit)
-        self._limit = self._size = max(1.0, self._size * factor)
+        self._limit = max(1.0, self._size * factor)
+        self._resize(self._limit)
         self._next_level()
 
     def _judge(self, trial: _Trial, *, answered: bool) -> None:
@@ -306,7 +318,7 @@ class AdaptiveLimit:
         if now.refused > 0.3 * now.sent * likely:
             return self._return_from(trial) if now.share >= 0.5 * likely else self._try_less(_GENTLE_CUT)
         self._ramping = False
-        self._found = self._search.proven = self._limit
+        self._search.found = self._search.proven = self._limit
         return self._rest_longer()
 
     def _return_from(self, trial: _Trial) -> None:
@@ -316,7 +328,8 @@ class AdaptiveLimit:
             now.sent += before.sent
             now.refused += before.refused
         self._random = max(self._random, now.share)
-        self._size = self._limit = trial.limit
+        self._limit = trial.limit
+        self._resize(self._limit)
         self._trial = None
         self._next_level()
 
@@ -342,7 +355,7 @@ class AdaptiveLimit:
                 return self._next_level()
         elif level.refused > expected + 2 * math.sqrt(expected):
             self._limit = search.proven
-            self._size = min(self._size, self._limit)
+            self._resize(min(self._size, self._limit))
             return self._rest_longer()
         elif may_grow and self._in_use and self.may_grow and self._rounds.number >= level.since + self._rounds.lag:
             if self._limit > search.proven:

@@ -68,7 +68,7 @@ class ConcurrencyShare:
         """Note how many items the call still has; None if that is unknown."""
         if items != self.wanted:
             self.wanted = items
-            self._limiter.share_changed()
+            self._limiter.share_changed(self)
 
     def idle(self) -> None:
         """Do nothing: no item waits for others here."""
@@ -166,6 +166,8 @@ class Limiter:
         self._shares: set[ConcurrencyShare] = set()
         self._capacity = 1
         self._sharing = False
+        for state in endpoint_states:
+            state.load.limit.resized = self.share_out
 
     def widen(self, concurrency: int) -> None:
         """Allow so many requests in flight, which is more than before."""
@@ -191,9 +193,9 @@ class Limiter:
             self._timer.cancel()
             self._timer = None
 
-    def share_changed(self) -> None:
-        """Compute the shares again, because a call needs more or less."""
-        if len(self._shares) > 1:
+    def share_changed(self, share: ConcurrencyShare) -> None:
+        """Compute the shares again if a call's need changes any: of several calls, or a single one that needs more."""
+        if len(self._shares) > 1 or share.wanted is None or share.wanted > share.most:
             self.share_out()
 
     def share_out(self) -> None:
@@ -259,7 +261,8 @@ class Limiter:
         self._in_flight -= 1
         share.in_flight -= 1
         share.call.in_flight -= 1
-        self.share_out()  # the endpoints' limits may have changed
+        if len(self.endpoint_states) > 1:
+            self.share_out()  # one of them may be blocked now
         if self._waiting:
             self.serve()
 
@@ -341,7 +344,8 @@ class Limiter:
         state = endpoint_states[0] if len(endpoint_states) == 1 else self._best(avoid, now)
         if state is None:
             return None
-        if state.room(now) <= 0 and (share.has_sent or not state.may_be_probed):
+        room = state.room(now)
+        if room <= 0 and (share.has_sent or not state.may_be_probed):
             return None
         if self._rates is not None:
             if self._rates.wait_s(now) > 0:
@@ -352,7 +356,7 @@ class Limiter:
         share.call.in_flight += 1
         permit = state.enter(now)
         load = state.load
-        if not load.watched and load.limit.may_double and load.in_flight >= load.limit.size:
+        if room <= 1 and not load.watched and load.in_flight >= load.limit.size and load.limit.may_double:
             load.watched = True
             asyncio.get_running_loop().call_later(QUIET_S, self._widen_if_quiet, state, permit.round_number)
         return permit

@@ -1,0 +1,156 @@
+"""The rounds of a run: chooses the next round, finds its open rows, and makes their requests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from promptmill.backends.questions import RowRequests
+from promptmill.backends.rows import RowImages, RowLimits, RowReader
+from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.jobs.inputs.formats import row_kind
+from promptmill.jobs.inputs.questions import questions_of
+from promptmill.jobs.run.admission import Job
+from promptmill.jobs.run.duplicates import Duplicates
+from promptmill.jobs.store import rounds
+from promptmill.jobs.store.records import SLOT
+from promptmill.jobs.store.rounds import Round, Situation, next_round
+from promptmill.jobs.store.spec import JobSpec, Target, digest, system_prompt_of
+
+
+class Open(NamedTuple):
+    """The open rows of a round in a slot."""
+
+    rows: int
+    """The number of open rows."""
+    first: int
+    """The number of the first open row."""
+    last: int
+    """The number of the last open row; -1 if there is none."""
+
+
+class JobRounds:
+    """The rounds of a job in one run. All methods block and raise the errors of `JobDatabase`."""
+
+    def __init__(self, job: Job, duplicates: Duplicates | None = None, end: int = SLOT) -> None:
+        """`duplicates`: None unless the order has `dedupe`. `end`: the number of the first row beyond the order's
+        limit."""
+        self._job = job
+        self._duplicates = duplicates
+        self._end = end
+        self._open: dict[tuple[str, int, int], Open] = {}
+        """The result of the last search for open rows, by rule, `since` and slot."""
+
+    def next(self) -> Round | None:
+        """Store and return the next round; None if no row is open."""
+        job = self._job
+        store, spec = job.folder.store, job.spec
+        if spec.settled and job.order.earlier.again is None:
+            return None
+        known = rounds.stored_rounds(store)
+        found = next_round(Situation(job.order, known, job.change.since, len(spec.targets), self._has_rows))
+        if found is not None and known and found.id != known[-1].id:
+            rounds.store_round(store, replace(known[-1], done=True))
+        if found is not None and found not in known:
+            rounds.store_round(store, found)
+        return found
+
+    def open_in(self, round_: Round) -> list[Open]:
+        """Return the open rows of a round, which `next` has returned, for each of its slots."""
+        return [self._open[round_.rows, round_.since, slot] for slot in round_.slots]
+
+    def copy(self, round_: Round) -> None:
+        """Copy the answers of equal rows to the rows of a round whose `way` is `copy`."""
+        assert self._duplicates is not None
+        self._duplicates.copy(round_)
+
+    def targets(self, round_: Round) -> Sequence[Target]:
+        """Return the targets of a round, by slot. If the round has a model, answers of this model count from now on."""
+        job = self._job
+        if not round_.model:
+            return job.spec.targets
+        store, targets = job.folder.store, [*job.spec.targets]
+        counted = [*targets]
+        for slot in round_.slots:
+            settings = store.settings_id(targets[slot].fingerprint | {"model": digest(round_.model)})
+            counted[slot], targets[slot] = targets[slot].answered_by(round_.model, settings)
+        job.put(job.spec.model_copy(update={"targets": tuple(counted)}))
+        return targets
+
+    def answered_in(self, round_: Round) -> list[int]:
+        """Return the keys of the answers that a round will replace."""
+        return [
+            key
+            for slot, found in zip(round_.slots, self.open_in(round_), strict=True)
+            for (key,) in self._read(round_, slot, "answer.key", found.first, found.last)
+            if key is not None
+        ]
+
+    def condition(self, round_: Round) -> str:
+        """Return the SQL condition for records of the rows in a round."""
+        targets = self._job.spec.targets
+        return " OR ".join(
+            f"(answer.key BETWEEN {slot * SLOT + found.first} AND {slot * SLOT + found.last} "
+            f"AND ({round_.condition(targets[slot].counted, slot)}))"
+            for slot, found in zip(round_.slots, self.open_in(round_), strict=True)
+        )
+
+    def _has_rows(self, round_: Round) -> bool:
+        if self._duplicates is not None:
+            self._duplicates.prepare(round_)
+        return sum(self._find_open(round_, slot).rows for slot in round_.slots) > 0
+
+    def _find_open(self, round_: Round, slot: int) -> Open:
+        """Find the open rows of a round in a slot, and remember the result.
+
+        During a run, rows only leave a rule, unless the rule depends on other rows. So a search covers only the range
+        in which the previous search found rows.
+        """
+        rule = (round_.rows, round_.since, slot)
+        known = self._open.get(rule)
+        first, last = (0, self._end - 1) if known is None or round_.is_by_question else (known.first, known.last)
+        ((count, first, last),) = self._read(round_, slot, "count(*), min(row.n), max(row.n)", first, last)
+        self._open[rule] = Open(count, first or 0, -1 if last is None else last)
+        return self._open[rule]
+
+    def _read(self, round_: Round, slot: int, select: str, first: int, last: int) -> list[tuple[Any, ...]]:
+        """Query `select` for the rows `first` to `last` of a round in a slot."""
+        condition = round_.condition(self._job.spec.targets[slot].counted, slot)
+        query = f"SELECT {select} FROM {rounds.join_of(slot)} WHERE row.n BETWEEN ? AND ? AND ({condition})"
+        return self._job.folder.store.read(query, first, last)
+
+
+def requests_of(spec: JobSpec, reader: RowReader, targets: Sequence[Target] = ()) -> Iterator[RowRequests]:
+    """Yield the makers of a job's requests: one for each target, or for each prompt if there are no targets."""
+    questions = questions_of(spec.question, spec.input.format, spec.input.names)
+    for target in targets or [Target(prompt=at) for at in range(len(questions))]:
+        own: RowReader = reader.models.get(target.model, reader) if target.model else reader
+        extra: Mapping[str, Any] = {"model": target.model} if target.model else {}
+        yield RowRequests(own, questions[target.prompt], target.prompt, extra)
+
+
+def reader_of(
+    plan: ResolvedConfig,
+    spec: JobSpec,
+    system_prompt: str,
+    *,
+    may_name: frozenset[str] | None = None,
+    most_values: int | None = None,
+) -> RowReader:
+    """Return the reader that makes requests to the model of `plan`. `may_name`, `most_values`: see `RowLimits`."""
+    settings = plan.settings
+    input_format = spec.input.format
+    return RowReader(
+        row_kind(input_format),
+        settings.sampling_params,
+        settings.extra_params,
+        system_prompt_of(plan, system_prompt, input_format),
+        RowImages(settings.image_tag, settings.image_position, spec.image_folders),
+        "" if plan.record.any_model else plan.model or plan.backend,
+        plan.record.other_paths,
+        keep_raw=input_format == "batch",
+        prompt_column=spec.question.column if input_format == "jsonl" else None,
+        row_settings=spec.question.rows_set,
+        limits=RowLimits(may_name, None if plan.trust_client else plan.operator.client_limits.max_tokens, most_values),
+    )

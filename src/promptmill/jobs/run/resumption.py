@@ -1,0 +1,178 @@
+"""Resuming a job with another order: which answers are kept, and which changes are refused.
+
+An answer counts if it was made with the settings of the order, or if the user keeps answers made with other settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.errors import Code, Named, PromptmillError, input_error
+from promptmill.jobs.store import progress, statistics
+from promptmill.jobs.store.binding import Bound
+from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.order import JobOrder
+from promptmill.jobs.store.rounds import ANSWERED
+from promptmill.jobs.store.spec import JobSpec, OutputRecord, Target, sampling_of_0_1
+
+SEND_ALL = Named("again", "all")
+OTHER_WAYS = (
+    Named("keep", text="{} keeps the answers that there are, and sends the other rows; "),
+    "another output leaves this one as it is.",
+)
+"""The choices of a user who does not want to send every row again; see `ChangedError`."""
+_WAYS = (SEND_ALL, " sends every row again; ", *OTHER_WAYS)
+_AS_READ = (
+    "size",
+    "version",
+    "sha256",
+    "header",
+    "fields",
+    "delimiter",
+    "has_bom",
+    "taken",
+    "settings_read",
+    "arrow_schema",
+)
+"""The fields of `InputSpec` that are known after the input was read."""
+_FEWEST = 20  # answers; losing fewer costs almost nothing
+
+
+class ChangedError(PromptmillError):
+    """The order would send most rows again, because the settings, the prompt or the input have changed."""
+
+
+def with_settings(folder: Folder, target: Target) -> Target:
+    """Return a target with the id of its settings in the open job's database."""
+    return target.model_copy(update={"settings": folder.store.settings_id(target.fingerprint)})
+
+
+def resumed(
+    folder: Folder, begun: JobSpec, wanted: JobSpec, order: JobOrder, plan: ResolvedConfig, *, fixed: bool
+) -> JobSpec:
+    """Combine the stored job `begun` with the `wanted` one. Raises `PromptmillError` (`invalid_input`)."""
+    sends_all = order.earlier.again == "all" or _has_nothing(folder)
+    by_name = {target.name: target for target in begun.targets}
+    targets = []
+    for at, target in enumerate(wanted.targets):
+        before = by_name.get(target.name)
+        if before is None or (before.prompt != target.prompt and at >= len(begun.targets)):
+            targets.append(with_settings(folder, target))
+            continue
+        changed = _changed_settings(before, target, plan, folder)
+        if changed and (fixed or not (order.earlier.keep or sends_all)):
+            raise _settings_conflict(begun, before, wanted, target, changed, fixed=fixed)
+        targets.append(_target_now(folder, before, target, changed, sends_all=sends_all))
+    spec = wanted.model_copy(
+        update={
+            **{name: getattr(begun, name) for name in ("created", "owner", "working_folder")},
+            "targets": tuple(targets),
+        }
+    )
+    known, now = begun.input, wanted.input
+    facts = {name: getattr(known, name) for name in _AS_READ}
+    spec = spec.model_copy(update={"input": now.model_copy(update=facts)})
+    is_same_reading = (
+        begun.question == wanted.question
+        and (known.format, known.encoding) == (now.format, now.encoding)
+        and [target.name for target in begun.targets] == [target.name for target in wanted.targets]
+    )
+    if is_same_reading:
+        names = begun.output.names if begun.shape == wanted.shape else None
+        return spec.with_output(names=names).model_copy(update={"to_bind": begun.to_bind})
+    by_row = order.earlier.keep and known.format == now.format and begun.to_bind is None
+    return spec.with_output(names=None).model_copy(update={"to_bind": "rows" if by_row else "questions"})
+
+
+def _target_now(folder: Folder, before: Target, target: Target, changed: Sequence[str], *, sends_all: bool) -> Target:
+    """Return a target of the resumed job."""
+    if not changed:
+        kept = ("fingerprint", "sampling", "settings", "kept", "changed")
+        return target.model_copy(update={name: getattr(before, name) for name in kept})
+    folder.store.settings_id(before.fingerprint)  # a job of release 0.1 has not stored it yet
+    found = with_settings(folder, target)
+    if sends_all:
+        return found
+    ids = tuple(sorted({*before.kept, before.settings} - {found.settings}))
+    return found.model_copy(update={"kept": ids, "changed": tuple(sorted({*before.changed, *changed}))})
+
+
+def _has_nothing(folder: Folder) -> bool:
+    """Return whether the open job has no answers and no costs, so that sending all rows loses nothing."""
+    last = folder.status
+    paid = any(last.get(name) for name in ("cost", "cost_set_aside", "prompt_tokens", "completion_tokens"))
+    return not paid and last.get("state") not in progress.ALIVE and not folder.store.page(0, ANSWERED, size=1)
+
+
+def _changed_settings(before: Target, now: Target, plan: ResolvedConfig, folder: Folder) -> list[str]:
+    """Return the names of the settings that have changed since the answers were made."""
+    known = before.fingerprint
+    changed = [name for name, value in now.fingerprint.items() if name != "models" and known.get(name, value) != value]
+    if "sampling" in changed and known["sampling"] == sampling_of_0_1(plan):
+        changed.remove("sampling")
+    models = known.get("models", {})
+    others = {name for name, value in now.fingerprint.get("models", {}).items() if models.get(name, value) != value}
+    if others:
+        changed += [f"models.{name}" for name in sorted(others & statistics.answering_models(folder.store))]
+    return changed
+
+
+def _settings_conflict(
+    begun: JobSpec, before: Target, wanted: JobSpec, now: Target, changed: Sequence[str], *, fixed: bool
+) -> PromptmillError:
+    """Return the error for `changed` settings, with the old and new values that the job stores."""
+    pairs = [(name, getattr(begun, name), getattr(wanted, name)) for name in ("model", "backend") if name in changed]
+    if "sampling" in changed and before.sampling is not None and now.sampling is not None:
+        names = dict.fromkeys([*before.sampling, *now.sampling])
+        pairs += [(name, before.sampling.get(name), now.sampling.get(name)) for name in names]
+    changes = ", ".join(f"{name} was {_shown(was)}, now {_shown(is_)}" for name, was, is_ in pairs if was != is_)
+    others = ", ".join(name.replace("_", " ") for name in changed)
+    ran = "last ran" if before.changed else "was begun"
+    conflict = f"Job {begun.job_id} {ran} with another {others}{f' ({changes})' if changes else ''}."
+    if fixed:
+        return input_error(f"{conflict} Use the options or the configuration file of its first run.")
+    return ChangedError(Code.INVALID_INPUT, conflict, _WAYS)
+
+
+def _shown(value: Any) -> str:
+    return "not set" if value is None else f"{value!r:.60}"
+
+
+def check_bound(begun: JobSpec, spec: JobSpec, bound: Bound) -> None:
+    """Raise `ChangedError` if an order that may be a mistake would send most rows again.
+
+    This is an order that loses more than half of the job's answers, while more than half of the rows have no answer. A
+    job with fewer than 20 answers passes, unless the prompt or the input file is another.
+    """
+    given, asked = spec.input.path, begun.question != spec.question
+    fewest = _FEWEST if given == begun.input.path and not asked else 1
+    if bound.answers < fewest or 2 * bound.kept >= bound.answers or 2 * bound.kept >= bound.rows:
+        return
+    kept = f"keeps {bound.kept:,} of the {bound.answers:,} answers of job {begun.job_id}"
+    if asked:
+        conflict = f"The prompt of job {begun.job_id} was another one, and the new one {kept}."
+    elif given == begun.input.path:
+        conflict = f"{given} has changed since, and {kept}."
+    elif given.name == begun.input.path.name:  # a copy from a URL, or a file of that name in another folder
+        conflict = (
+            f"{begun.output.path} is the output of another {given.name}, or it has changed since: {begun.input.path}. "
+            f"The input {kept}."
+        )
+    else:
+        conflict = f"{begun.output.path} is the output of another input, {begun.input.path}. {given.name} {kept}."
+    raise ChangedError(Code.INVALID_INPUT, conflict, _WAYS)
+
+
+def check_keeps_rows(begun: JobSpec, made: OutputRecord, order: JobOrder, *, is_still: bool) -> None:
+    """Raise `PromptmillError` (`invalid_input`) if the next output would lack rows of the current output."""
+    limit, sample, before = order.limits.rows, order.question.sample, begun.question.sample
+    holds = f"{begun.output.path} holds more rows than "
+    fewer = limit is not None and (made.limit is None or made.limit > limit)
+    if fewer and (not made.finished or order.earlier.again or not is_still):
+        name = Named("limit")
+        other = " out, or name another output."
+        raise input_error(holds, name, f" {limit} asks for, and would lose them. Leave ", name, other)
+    if sample is not None and made.limit != 0 and (before is None or before > sample):
+        raise input_error(holds, Named("sample"), f" {sample}, and would lose them; name another output.")
