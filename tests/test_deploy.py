@@ -3,8 +3,6 @@
 Proxies in use: tests/http/test_proxies.py.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

@@ -1,7 +1,5 @@
 """The reference pages say what the code says."""
 
-from __future__ import annotations
-
 import runpy
 from pathlib import Path
 
@@ -12,6 +10,6 @@ PAGES = runpy.run_path(str(ROOT / "scripts" / "docs.py"))["PAGES"]
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_a_reference_page_is_up_to_date(name: str) -> None:
+def test_a_reference_page_is_up_to_date(name):
     written = (ROOT / "docs" / name).read_text(encoding="utf-8")
     assert written == PAGES[name](), "run: .venv/bin/python scripts/docs.py"

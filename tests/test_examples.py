@@ -1,7 +1,5 @@
 """The examples in docstrings are run."""
 
-from __future__ import annotations
-
 import doctest
 import importlib
 from pathlib import Path
@@ -19,7 +17,7 @@ MODULES = sorted(
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_the_examples_of_a_module_print_what_they_show(name: str) -> None:
+def test_the_examples_of_a_module_print_what_they_show(name):
     found = doctest.testmod(importlib.import_module(name))
     assert found.attempted
     assert not found.failed

@@ -4,8 +4,6 @@ Names that stand for the reader's own are filled in; what cannot run here is nam
 same (tests/test_pages.py).
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shlex

@@ -233,7 +233,7 @@ def _worst(pattern: re.Pattern[Any], method: str) -> tuple[float, str]:
 
 
 @pytest.mark.thorough
-def test_every_pattern_takes_time_in_proportion_to_the_text() -> None:
+def test_every_pattern_takes_time_in_proportion_to_the_text():
     patterns = _patterns()
     assert len(patterns) > 100
     gc.disable()
@@ -251,5 +251,5 @@ def test_every_pattern_takes_time_in_proportion_to_the_text() -> None:
 @pytest.mark.parametrize(
     "pattern", [r"```[ \t]*\r?\n?(.*?)```", r"<(?:script|style).*?</(?:script|style)>|<[^>]*>", r"\s+$"]
 )
-def test_what_is_not_linear_is_found(pattern: str) -> None:
+def test_what_is_not_linear_is_found(pattern):
     assert _worst(re.compile(pattern, re.DOTALL), "search")[0] > _MOST_GROWTH

@@ -1,14 +1,12 @@
 """Tools, options, keys, tables, error codes and Python names are as they were promised."""
 
-from __future__ import annotations
-
 import runpy
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 
 
-def test_a_change_for_users_is_a_visible_change_of_the_list_of_promises() -> None:
+def test_a_change_for_users_is_a_visible_change_of_the_list_of_promises():
     found = runpy.run_path(str(ROOT / "scripts" / "promises.py"))
     written = (ROOT / "tests" / "promises.json").read_text(encoding="utf-8")
     assert written == found["text"](), "if the change is meant: .venv/bin/python scripts/promises.py, and CHANGELOG.md"

@@ -1,7 +1,5 @@
 """What a release says about itself agrees everywhere."""
 
-from __future__ import annotations
-
 import json
 import re
 import tomllib

@@ -69,9 +69,7 @@ def colors(images: Any) -> list[Any]:
     return [image.convert("RGB").getpixel((0, 0)) for image in images]
 
 
-def test_a_data_set_with_images_and_labels_runs_as_a_file_and_comes_back_as_one(
-    datasets: Any, options: dict[str, Any], upstream: Upstream, tmp_path: Path
-) -> None:
+def test_a_data_set_with_images_and_labels_runs_as_a_file_and_comes_back_as_one(datasets, options, upstream, tmp_path):
     labelled(datasets).to_parquet(tmp_path / "in.parquet")
     promptmill.bulk(tmp_path / "in.parquet", tmp_path / "out.parquet", **options)
     assert colors(sent(upstream)[name] for name in "abc") == colors(pictures())
@@ -82,9 +80,7 @@ def test_a_data_set_with_images_and_labels_runs_as_a_file_and_comes_back_as_one(
     assert (found["label"][:], [text[:6] for text in found["answer"]]) == ([0, 1, 0], ["echo: "] * 3)
 
 
-def test_a_data_set_in_memory_gets_the_answers_as_columns(
-    datasets: Any, options: dict[str, Any], upstream: Upstream
-) -> None:
+def test_a_data_set_in_memory_gets_the_answers_as_columns(datasets, options, upstream):
     rows = labelled(datasets)
     found = promptmill.bulk(rows, **options).table()
     assert colors(sent(upstream)[name] for name in "abc") == colors(pictures())
@@ -94,7 +90,7 @@ def test_a_data_set_in_memory_gets_the_answers_as_columns(
     assert len(found["answer"]) == 3
 
 
-def test_a_polars_frame_gets_the_answers_as_columns(options: dict[str, Any], tmp_path: Path) -> None:
+def test_a_polars_frame_gets_the_answers_as_columns(options, tmp_path):
     frame = pl.DataFrame({"prompt": ["a", "b"], "size": [1, 2], "tags": [["x"], []]})
     found = promptmill.bulk(frame, **options).table()
     assert isinstance(found, pl.DataFrame)

@@ -1,9 +1,8 @@
 """Answers are checked in a process that is ended when a check takes too long."""
 
-from __future__ import annotations
-
 import asyncio
 import json
+import os
 import signal
 import sys
 
@@ -53,12 +52,12 @@ async def test_a_check_is_limited_by_processor_time_not_by_the_clock(closing):
     """A machine whose other programs leave this process no time makes no honest answer wrong."""
     checker = closing(Checker())
     await checker.check(NAME, "No.", Call(), complete=True)
-    assert checker._process is not None
-    checker._process.send_signal(signal.SIGSTOP)
+    assert checker._child is not None
+    os.killpg(checker._child.pid, signal.SIGSTOP)
     checking = asyncio.ensure_future(checker.check(NAME, '{"name": 5}', Call(), complete=True))
     await asyncio.wait({checking}, timeout=1.1)
     assert not checking.done()
-    checker._process.send_signal(signal.SIGCONT)
+    os.killpg(checker._child.pid, signal.SIGCONT)
     assert (await checking).problem.startswith("at $.name")
 
 
@@ -78,9 +77,9 @@ async def test_a_process_that_ended_is_started_again(closing):
     checker = closing(Checker())
     for _ in range(3):
         assert (await checker.check(NAME, "No.", Call(), complete=True)).problem.startswith("it is not JSON")
-        assert checker._process is not None
-        checker._process.kill()
-        await checker._process.wait()
+        assert checker._child is not None
+        checker._child.kill()
+        await checker._child.wait()
 
 
 async def test_calls_take_turns(closing):

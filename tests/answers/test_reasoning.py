@@ -1,7 +1,5 @@
 """Separate reasoning from the answer."""
 
-from __future__ import annotations
-
 import pytest
 
 from promptmill.answers.reasoning import CHANNEL_MARKS, TAGS, opens_reasoning, split_channels, split_reasoning

@@ -1,8 +1,5 @@
 """Answers checked against their schema, and repaired only where there is no doubt."""
 
-from __future__ import annotations
-
-import asyncio
 import json
 import re
 
@@ -198,12 +195,6 @@ def test_a_response_format_says_which_schema_it_asks_for():
     for wrong in ({"type": "json_schema"}, {"type": "json_schema", "json_schema": {"schema": "x"}}):
         with pytest.raises(PromptmillError, match="json_schema"):
             schema_of(wrong)
-
-
-async def test_items_that_share_a_schema_compile_it_once_also_at_the_same_time():
-    cache, wanted = SchemaCache(), asking_for({"type": "object"})
-    found = await asyncio.gather(*(cache.of(wanted) for _ in range(8)))
-    assert all(one is found[0] for one in found)
 
 
 async def test_a_schema_is_compiled_once_however_often_it_comes():

@@ -65,13 +65,13 @@ def body(line: dict[str, Any]) -> dict[str, Any]:
     return dict(found)
 
 
-def test_azures_and_mistrals_lines_are_openais_with_another_or_no_url() -> None:
+def test_azures_and_mistrals_lines_are_openais_with_another_or_no_url():
     assert body(AZURE) == AZURE["body"]
     assert body(MISTRAL) == MISTRAL["body"]
     assert batch_lines.is_batch(MISTRAL)
 
 
-def test_a_line_of_anthropics_is_read_whole() -> None:
+def test_a_line_of_anthropics_is_read_whole():
     assert batch_lines.is_batch(ANTHROPIC)
     found = body(ANTHROPIC)
     system, seen, called, result = found.pop("messages")
@@ -89,7 +89,7 @@ def test_a_line_of_anthropics_is_read_whole() -> None:
     }
 
 
-def test_a_line_of_geminis_is_read_whole() -> None:
+def test_a_line_of_geminis_is_read_whole():
     assert batch_lines.is_batch(GEMINI)
     found = body(GEMINI)
     messages = found.pop("messages")
@@ -119,13 +119,13 @@ def test_a_line_of_geminis_is_read_whole() -> None:
         ),
     ],
 )
-def test_an_unsupported_field_is_an_error(line: dict[str, Any], code: Code, said: str) -> None:
+def test_an_unsupported_field_is_an_error(line, code, said):
     with pytest.raises(PromptmillError, match=said) as caught:
         batch_lines.read(line, "line 1")
     assert caught.value.code is code
 
 
-def test_a_line_that_is_not_a_chat_goes_to_its_own_path() -> None:
+def test_a_line_that_is_not_a_chat_goes_to_its_own_path():
     line = {
         "custom_id": "e",
         "method": "POST",

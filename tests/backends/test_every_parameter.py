@@ -10,7 +10,7 @@ import pytest
 
 import promptmill
 from promptmill.backends.engines.submission import template_options
-from promptmill.backends.openai.providers import PLAIN, PROFILES, ProviderProfile, translate
+from promptmill.backends.openai.providers import PLAIN, PROFILES, translate
 from promptmill.config.backends import BACKENDS
 from promptmill.core.request import Sampling
 
@@ -66,7 +66,7 @@ def test_every_backend_is_looked_at_here():
 
 
 @pytest.mark.parametrize("profile", [PLAIN, *PROFILES], ids=lambda profile: profile.name)
-def test_a_provider_is_sent_each_parameter_or_refuses_it_by_name(profile: ProviderProfile):
+def test_a_provider_is_sent_each_parameter_or_refuses_it_by_name(profile):
     for model in ("m", "gpt-5-mini", "o3", "deepseek-reasoner", "grok-4", "claude-opus-4-7", "kimi-k2.5"):
         for name in {*Sampling.model_fields, "brand_new"} - OURS:
             body, refused = translate(profile, model, {name: VALUES.get(name, 1)})

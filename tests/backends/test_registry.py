@@ -1,7 +1,5 @@
 """Backend names → where they are made."""
 
-from __future__ import annotations
-
 import importlib
 
 import pytest
@@ -38,13 +36,6 @@ def test_an_unknown_name_is_an_error_with_the_nearest_or_all_known_ones(name, sa
     assert caught.value.code is Code.INVALID_CONFIG
     assert str(caught.value).startswith("backend: ")
     assert said in str(caught.value)
-
-
-async def test_a_backend_is_made_from_its_plan_and_not_loaded(closing):
-    block = {"model_name": "m", "base_url": "http://127.0.0.1:9/v1"}
-    plan = Configuration({"backend": "openai", "backend_configs": {"openai": block}}).plan
-    backend = closing(await registry.create(plan))
-    assert type(backend).__name__ == "OpenAIBackend"
 
 
 @pytest.mark.parametrize("name", ["openai", "vllm", "hf", "openvino"])

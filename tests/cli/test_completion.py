@@ -1,7 +1,5 @@
 """What Tab completes, asked of the shells themselves where they are installed."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """`promptmill …`: what is printed where, and with which exit code."""
 
-from __future__ import annotations
-
 import argparse
 import io
 import json
@@ -517,13 +515,6 @@ def test_the_command_is_installed_and_says_its_version(tmp_path):
     command = Path(sys.executable).with_name("promptmill")
     done = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=60, cwd=tmp_path, check=True)
     assert done.stdout == f"promptmill {__version__}\n"
-
-
-@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["generate", "--help"], ["check", "--help"]])
-def test_help_shows_the_usage(promptmill, arguments):
-    code, out, err = promptmill(*arguments, config=None)
-    assert (code, err) == (0, "")
-    assert "usage: promptmill" in out
 
 
 def test_the_end_of_a_pipe_is_no_traceback(tmp_path, upstream):

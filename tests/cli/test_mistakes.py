@@ -1,7 +1,5 @@
 """Whatever people do wrong is told in words; scripts/mistakes.py prints them for a reader to judge."""
 
-from __future__ import annotations
-
 import re
 import runpy
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Lines that are longer than a terminal is wide."""
 
-from __future__ import annotations
-
 import pytest
 
 from promptmill.cli.terminal import complain, wrapped

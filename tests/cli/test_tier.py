@@ -1,7 +1,5 @@
 """`bulk --tier`: the service tier of a job, and how long one with `flex` waits."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

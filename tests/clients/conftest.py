@@ -7,8 +7,6 @@ in).
 Where a registry cannot be reached, and nothing was made before, the tests are skipped.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

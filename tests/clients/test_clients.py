@@ -1,7 +1,5 @@
 """Clients that people have, of the versions pinned beside this file, each in a process of its own over real stdio."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """The protocol's official conformance suite, as far as it concerns promptmill, gives the results that are expected."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys

@@ -41,21 +41,17 @@ def gpus_of(parts: list[ResolvedConfig]) -> list[Any]:
     [("0,1", 2, [(0,), (1,)]), ("0,1,2,3", 2, [(0, 1), (2, 3)]), ("7,5", 1, [(7, 5)]), ("3", 1, [(3,)])],
 )
 @pytest.mark.parametrize("backend", ["hf", "vllm"])
-def test_each_replica_gets_an_equal_part_of_the_gpus(
-    backend: str, gpu_ids: str, count: int, parts: list[tuple[int, ...]]
-) -> None:
+def test_each_replica_gets_an_equal_part_of_the_gpus(backend, gpu_ids, count, parts):
     assert gpus_of(replicas._parts(plan(backend, gpu_ids=gpu_ids, replicas=count))) == parts
 
 
 @pytest.mark.parametrize("gpu_ids", ["0", "0,1,2"])
-def test_gpus_that_cannot_be_divided_equally_are_an_error(gpu_ids: str) -> None:
+def test_gpus_that_cannot_be_divided_equally_are_an_error(gpu_ids):
     with pytest.raises(PromptmillError, match=r"hf\.gpu_ids: \d GPUs cannot be divided equally among 2 `replicas`"):
         replicas._parts(plan(gpu_ids=gpu_ids, replicas=2))
 
 
-def test_the_command_line_has_replicas_in_jobs_and_calls(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_line_has_replicas_in_jobs_and_calls(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n')
     block = {"model_name_or_path": "smollm2-135m-instruct", "gpu_ids": "0,1,2", "replicas": 2}
@@ -65,7 +61,7 @@ def test_the_command_line_has_replicas_in_jobs_and_calls(
         assert "3 GPUs cannot be divided equally among 2 `replicas`" in "".join(capsys.readouterr())
 
 
-def test_replicas_without_gpu_ids_are_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replicas_without_gpu_ids_are_for_the_cpu(monkeypatch):
     monkeypatch.setattr(hardware, "has_accelerator", lambda: False)
     assert gpus_of(replicas._parts(plan(replicas=2))) == [None, None]
     monkeypatch.setattr(hardware, "has_accelerator", lambda: True)
@@ -110,7 +106,7 @@ PROMPTS = [f"prompt {index}" for index in range(40)]
 
 @pytest.mark.thorough
 @pytest.mark.engine
-async def test_each_engine_sees_its_own_devices_and_both_answer(model: Path) -> None:
+async def test_each_engine_sees_its_own_devices_and_both_answer(model):
     async with two_engines(model, gpu_ids="0,1") as backend:
         assert [process_of(one).environ()["CUDA_VISIBLE_DEVICES"] for one in backend.ready] == ["0", "1"]
         result = await ask(backend, PROMPTS)
@@ -123,7 +119,7 @@ async def test_each_engine_sees_its_own_devices_and_both_answer(model: Path) -> 
 @pytest.mark.engine
 @pytest.mark.thorough
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-async def test_a_killed_engine_costs_no_answer_and_is_loaded_again(model: Path) -> None:
+async def test_a_killed_engine_costs_no_answer_and_is_loaded_again(model):
     async with two_engines(model) as backend:
         killed = backend.ready[0]
         process = process_of(killed)
@@ -143,7 +139,7 @@ async def test_a_killed_engine_costs_no_answer_and_is_loaded_again(model: Path) 
         assert (await ask(backend, PROMPTS)).answered == len(PROMPTS)
 
 
-def test_on_the_cpu_the_engines_divide_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_the_cpu_the_engines_divide_the_cores(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(hardware, "cores", lambda: 6)
     assert host._environment(None, 2)["OMP_NUM_THREADS"] == "3"

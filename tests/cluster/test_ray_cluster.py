@@ -16,19 +16,19 @@ from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError
 
 
-def test_limits_are_shared_out_so_that_they_hold_for_all_replicas_together() -> None:
+def test_limits_are_shared_out_so_that_they_hold_for_all_replicas_together():
     plan = openai_configuration("http://127.0.0.1:9/v1", rpm=60, tpm=1000, concurrency=10).plan
     share = _share(plan, 4).settings.backend_configs.openai
     assert (share.rpm, share.tpm, share.concurrency, share.num_workers) == (60, 1000, 2, 1)  # rates are leased
     assert RayCluster("auto", 20)._count(plan) == 10
 
 
-def test_a_plan_can_be_sent_to_a_replica() -> None:
+def test_a_plan_can_be_sent_to_a_replica():
     plan = openai_configuration("http://127.0.0.1:9/v1").plan
     assert pickle.loads(pickle.dumps(plan)) == plan
 
 
-async def test_an_actor_loads_one_backend_unless_it_has_replicas_of_its_own(monkeypatch) -> None:
+async def test_an_actor_loads_one_backend_unless_it_has_replicas_of_its_own(monkeypatch):
     """Rates are leased to the backend itself, which `Replicas` has no part of."""
     pytest.importorskip("ray")
     given: list[object] = []
@@ -48,7 +48,7 @@ async def test_an_actor_loads_one_backend_unless_it_has_replicas_of_its_own(monk
     assert given == [registry.create, replicas.create]
 
 
-def test_a_cluster_that_is_not_there_is_told_without_ray_ending_the_process() -> None:
+def test_a_cluster_that_is_not_there_is_told_without_ray_ending_the_process():
     pytest.importorskip("ray")
 
     async def load() -> None:

@@ -41,7 +41,7 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-async def test_all_that_are_there_share_and_the_part_of_a_lost_one_comes_back() -> None:
+async def test_all_that_are_there_share_and_the_part_of_a_lost_one_comes_back():
     leases, out = leasing()
     first, second, third = (Lessee(out) for _ in range(3))
     for one in (first, second, third):
@@ -55,7 +55,7 @@ async def test_all_that_are_there_share_and_the_part_of_a_lost_one_comes_back() 
     assert list(out.values()) == [1 / 3] * 3
 
 
-async def test_a_new_one_sends_nothing_until_the_others_have_given_up_its_part() -> None:
+async def test_a_new_one_sends_nothing_until_the_others_have_given_up_its_part():
     leases, out = leasing()
     hung, new = Lessee(out), Lessee(out)
     await leases.join(hung)
@@ -74,7 +74,7 @@ async def test_a_new_one_sends_nothing_until_the_others_have_given_up_its_part()
     assert out == {new: 1}
 
 
-async def test_one_that_is_lost_while_it_joins_gets_no_part() -> None:
+async def test_one_that_is_lost_while_it_joins_gets_no_part():
     leases, out = leasing()
     one = Lessee(out)
     one.lost = True
@@ -120,7 +120,7 @@ class Undecided(FakeBackend):
         return Failure(PromptmillError(Code.UNAUTHORIZED, "refused"), 1)
 
 
-async def test_the_other_end_decides_when_all_that_is_left_waits_for_others() -> None:
+async def test_the_other_end_decides_when_all_that_is_left_waits_for_others():
     backend = remote(Undecided())
     await backend.load(lambda _: None)
     result = await ask(backend, ["a", "b", "c"])
@@ -129,7 +129,7 @@ async def test_the_other_end_decides_when_all_that_is_left_waits_for_others() ->
     await backend.aclose()
 
 
-async def test_a_cancelled_request_is_cancelled_at_the_other_end() -> None:
+async def test_a_cancelled_request_is_cancelled_at_the_other_end():
     started, stopped = asyncio.Event(), asyncio.Event()
 
     class Slow(FakeBackend):
@@ -151,7 +151,7 @@ async def test_a_cancelled_request_is_cancelled_at_the_other_end() -> None:
     await backend.aclose()
 
 
-async def test_another_version_at_the_other_end_is_an_error() -> None:
+async def test_another_version_at_the_other_end_is_an_error():
     backend = RemoteBackend(Here(), (None, None, {}, "0.0.1"))
     with pytest.raises(PromptmillError, match=r"the driver 0\.0\.1; install the same on every node"):
         await backend.load(lambda _: None)

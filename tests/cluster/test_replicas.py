@@ -130,7 +130,7 @@ def answered(rows: Rows, count: int = 300) -> bool:
     return [getattr(rows.outcomes[key], "text", None) for key in range(count)] == [f"{key}" for key in range(count)]
 
 
-def test_all_replicas_answer_and_each_row_once() -> None:
+def test_all_replicas_answer_and_each_row_once():
     seen: dict[int, Here] = {}
     links = [Here(seen.__setitem__) for _ in range(3)]
     rows, stats = ran(links)
@@ -141,7 +141,7 @@ def test_all_replicas_answer_and_each_row_once() -> None:
 
 
 @pytest.mark.parametrize(("most", "rows"), [(128, 128), (256, 64), (16, 300), (1, 7)])
-def test_replicas_that_are_as_fast_answer_as_many_rows(most: int, rows: int) -> None:
+def test_replicas_that_are_as_fast_answer_as_many_rows(most, rows):
     seen: dict[int, Here] = {}
     links = [Here(seen.__setitem__, most=most) for _ in range(2)]
     assert answered(ran(links, rows)[0], rows)
@@ -149,7 +149,7 @@ def test_replicas_that_are_as_fast_answer_as_many_rows(most: int, rows: int) -> 
     assert min(counts[id(link)] for link in links) >= rows // 2 - rows // 10 - 1
 
 
-def test_a_slow_replica_does_not_hold_up_the_end() -> None:
+def test_a_slow_replica_does_not_hold_up_the_end():
     """It answers a row only when the other has answered ten."""
     seen: list[Here] = []
 
@@ -168,7 +168,7 @@ def test_a_slow_replica_does_not_hold_up_the_end() -> None:
     assert seen.count(slow) < 60
 
 
-def test_what_a_lost_replica_held_is_taken_up_and_it_comes_back() -> None:
+def test_what_a_lost_replica_held_is_taken_up_and_it_comes_back():
     asked: list[int] = []
 
     def on(key: int, link: Here) -> None:
@@ -179,11 +179,12 @@ def test_what_a_lost_replica_held_is_taken_up_and_it_comes_back() -> None:
     links = [Here(on) for _ in range(2)]
     rows, _ = ran(links)
     assert answered(rows)
-    assert len(asked) <= 300 + 2 * (8 + 8)  # what was in flight, and no more
+    # what was in flight, and no more: 16 at the first loss; at the second, these had moved to the other 16
+    assert len(asked) <= 300 + 16 + 32
     assert sum(link.loads for link in links) == 4
 
 
-def test_a_row_that_loses_every_replica_fails_alone() -> None:
+def test_a_row_that_loses_every_replica_fails_alone():
     def on(key: int, link: Here) -> None:
         if key == 150:
             link.die()
@@ -197,7 +198,7 @@ def test_a_row_that_loses_every_replica_fails_alone() -> None:
     assert len(rows.outcomes) == 299
 
 
-def test_replicas_that_cannot_load_are_told_and_the_others_go_on() -> None:
+def test_replicas_that_cannot_load_are_told_and_the_others_go_on():
     links = [Here() for _ in range(3)]
     links[0].error = PromptmillError(Code.ENGINE_LOAD_FAILED, "no such model")
     rows, stats = ran(links)
@@ -209,7 +210,7 @@ def test_replicas_that_cannot_load_are_told_and_the_others_go_on() -> None:
         ran(links)
 
 
-def test_a_replica_that_says_nothing_any_more_is_ended_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_replica_that_says_nothing_any_more_is_ended_and_replaced(monkeypatch):
     monkeypatch.setattr(ray_cluster, "_SILENCE_S", 0.05)
 
     def on(key: int, link: Here) -> None:

@@ -1,7 +1,5 @@
 """The launch path of pipelines: their Python starts `generation.py`, ours answers; and the tool `build`."""
 
-from __future__ import annotations
-
 import ast
 import importlib.util
 import os

@@ -1,7 +1,5 @@
 """Arguments as UltraRAG's server reads them; each case was compared with that server itself (`scripts/ultrarag`)."""
 
-from __future__ import annotations
-
 import pytest
 
 from promptmill.compat.ultrarag_server import _image_arguments, _init_arguments, _prompt_arguments, _turn_arguments

@@ -1,7 +1,5 @@
 """Servers that the tests of this folder share: one that whoever connects may call, one with a token for everywhere."""
 
-from __future__ import annotations
-
 import pytest
 
 from served import TOKEN, Served

@@ -1,7 +1,5 @@
 """HOST:PORT: what is understood, what is said otherwise, and which sockets it gives."""
 
-from __future__ import annotations
-
 import socket
 
 import pytest
@@ -78,13 +76,6 @@ def test_all_addresses_of_a_name_get_the_same_port():
     assert len({one.getsockname()[1] for one in sockets}) == 1
     for one in sockets:
         one.close()
-
-
-def test_a_port_in_use_is_said():
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(PromptmillError, match=f"port {port} is in use"):
-            Address("127.0.0.1", port).bind()
 
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "192.0.2.1", "x" * 300, "ü" * 70])

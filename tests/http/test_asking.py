@@ -1,7 +1,5 @@
 """A question to the user of a client, over HTTP."""
 
-from __future__ import annotations
-
 import pytest
 import yaml
 from fastmcp import Client

@@ -1,7 +1,5 @@
 """Values in a body are counted as they come, wherever it is cut."""
 
-from __future__ import annotations
-
 import json
 
 from hypothesis import given

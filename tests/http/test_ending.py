@@ -1,7 +1,5 @@
 """The life of a server over HTTP: its start, what stops it from starting, and every way to end."""
 
-from __future__ import annotations
-
 import contextlib
 import http.client
 import socket
@@ -138,14 +136,6 @@ def serve(tmp_path, upstream, capsys, monkeypatch):
         return code, err
 
     return runner
-
-
-def test_beyond_loopback_it_does_not_start_without_a_token(serve):
-    for address in ("0.0.0.0:0", "[::]:0"):
-        code, err = serve("--http", address)
-        assert code == 2
-        for word in ("a token is needed", "PROMPTMILL_HTTP_TOKEN", "--token-env", "--token-file", "127.0.0.1"):
-            assert word in err
 
 
 def test_a_port_in_use_is_exit_code_two(serve):

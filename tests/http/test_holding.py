@@ -1,7 +1,5 @@
 """Connections and bodies that only hold: closed in time; and what the app itself leaves behind. In this process."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

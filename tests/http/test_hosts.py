@@ -1,7 +1,5 @@
 """Which `Host` and `Origin` headers are answered: the table against DNS rebinding."""
 
-from __future__ import annotations
-
 import pytest
 
 from promptmill.core.errors import PromptmillError

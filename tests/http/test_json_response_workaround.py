@@ -1,7 +1,5 @@
 """A response to a client that may have a limit: a stream or one JSON body, chosen when its first contents are there."""
 
-from __future__ import annotations
-
 import pytest
 
 from promptmill.http.json_response_workaround import EitherResponse

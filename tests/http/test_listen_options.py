@@ -1,7 +1,5 @@
 """Parse sizes such as `64MiB`."""
 
-from __future__ import annotations
-
 import pytest
 
 from promptmill.core.errors import PromptmillError

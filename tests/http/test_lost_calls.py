@@ -1,7 +1,5 @@
 """A call without a session outlives its connection for a moment, and the same request again joins it."""
 
-from __future__ import annotations
-
 import asyncio
 import http.client
 import json

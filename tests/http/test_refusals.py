@@ -1,7 +1,5 @@
 """Who is turned away, over real connections: tokens, names, sizes, broken requests. The server stays."""
 
-from __future__ import annotations
-
 import json
 import socket
 
@@ -110,25 +108,9 @@ def test_a_client_without_its_session_is_told_in_json(server, accept):
 # Names
 
 
-@pytest.mark.parametrize("path", ["/mcp", "/healthz", "/", "/.well-known/oauth-protected-resource"])
-@pytest.mark.parametrize("host", ["evil.com", "evil.com:80", "localhost.evil.com", "mill.example.com.evil.com"])
-def test_under_a_name_that_is_not_ours_nothing_is_answered(guarded, server, path, host):
-    for one in (guarded, server):
-        answer = one.ask("GET", path, {"Host": host} | BEARER)
-        assert answer.status == 421
-        assert "--allowed-host" in answer.message
-
-
 def test_an_allowed_name_is_answered(guarded, server):
     assert guarded.ask("GET", "/healthz", {"Host": "mill.example.com:443"}).body == b"ok\n"
     assert server.ask("GET", "/healthz", {"Host": "mill.example.com"}).status == 421
-
-
-@pytest.mark.parametrize("origin", ["https://evil.com", "null", "http://localhost.evil.com"])
-def test_a_page_from_elsewhere_is_refused(guarded, server, origin):
-    for one in (guarded, server):
-        for path in ("/mcp", "/healthz"):
-            assert one.ask("GET", path, {"Origin": origin} | BEARER).status == 403
 
 
 def test_a_page_of_this_host_is_let_in_and_nothing_lets_scripts_of_others_read(server):
@@ -183,36 +165,6 @@ def test_a_body_as_large_as_allowed_is_read_and_one_byte_more_is_not(guarded):
     assert answer.status == 413
     assert "larger than 65,536 bytes" in answer.message
     assert "--max-body" in answer.message
-    _stays(guarded, BEARER)
-
-
-@pytest.mark.parametrize("length", ["65537", "9" * 18, "9" * 19])
-def test_a_declared_size_is_refused_before_anything_is_read(guarded, length):
-    head = f"POST /mcp HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: {length}\r\n\r\n"
-    assert guarded.raw(head.encode()).startswith(b"HTTP/1.1 413 ")
-
-
-def test_an_endless_body_is_refused_while_it_comes(guarded):
-    head = (
-        f"POST /mcp HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\nTransfer-Encoding: chunked\r\n\r\n"
-    )
-    with socket.create_connection(("127.0.0.1", guarded.port), timeout=30) as connection:
-        connection.sendall(head.encode())
-        sent = 0
-        connection.settimeout(0.02)
-        answer = b""
-        while not answer and sent < 100 << 20:
-            connection.settimeout(10)
-            connection.sendall(b"1000\r\n" + b"x" * 0x1000 + b"\r\n")
-            sent += 0x1000
-            if sent > MAX_BODY:
-                connection.settimeout(0.05)
-                try:
-                    answer = connection.recv(1000)
-                except TimeoutError:
-                    continue
-    assert answer.startswith(b"HTTP/1.1 413 ")
-    assert sent < 2 * MAX_BODY
     _stays(guarded, BEARER)
 
 

@@ -1,7 +1,5 @@
 """A connection that breaks costs no answer: the client asks again from the last event that it has seen."""
 
-from __future__ import annotations
-
 import asyncio
 import http.client
 import json

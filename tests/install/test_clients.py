@@ -1,7 +1,5 @@
 """`promptmill install CLIENT`: each client's own file, merged, and put back."""
 
-from __future__ import annotations
-
 import json
 import sys
 import tomllib
@@ -61,8 +59,9 @@ def test_an_entry_is_added_to_the_clients_own_file_and_taken_out_again(client):
     assert Path(added["command"]).is_absolute()
     assert "serve" in added["args"]
     assert added.get("type") == client.more.get("type")
-    assert _install(client.name, "--undo") == 0
-    assert json.loads(file.read_text()) == before
+    for _ in range(2):
+        assert _install(client.name, "--undo") == 0
+        assert json.loads(file.read_text()) == before
 
 
 @pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.name)
@@ -132,19 +131,6 @@ def test_claude_desktop_cannot_pass_on_a_variable_and_says_what_to_do(capsys):
     assert '"env": {"MY_API_KEY": "…"}' in capsys.readouterr().err
 
 
-def test_codex_gets_a_table_and_every_other_line_stays(home):
-    file = home / ".codex" / "config.toml"
-    file.write_text(TOML)
-    assert _install("codex", "--env", "MY_API_KEY") == 0
-    text = file.read_text()
-    found = tomllib.loads(text)
-    assert found["mcp_servers"]["promptmill"]["env_vars"] == ["MY_API_KEY"]
-    assert {**found, "mcp_servers": {"other": found["mcp_servers"]["other"]}} == tomllib.loads(TOML)
-    assert "# mine" in text
-    assert _install("codex", "--env", "MY_API_KEY") == 0
-    assert file.read_text() == text, "a second time changes nothing"
-
-
 def test_codex_keeps_the_environment_that_a_person_added_below_the_entry(home):
     file = home / ".codex" / "config.toml"
     file.write_text(TOML + '\n[mcp_servers.promptmill]\ncommand = "old"\n\n[mcp_servers.promptmill.env]\nA = "b"\n')
@@ -201,33 +187,6 @@ JSON_FILES = {
     "a byte order mark": '\ufeff{"servers": {\n}}',
     "an entry of the user's own": f'{{\n  "servers": {{\n    "promptmill": {OWN}, // mine\n    "b": {{}}\n  }}\n}}\n',
 }
-
-
-def test_a_file_with_comments_gets_the_entry_as_a_person_would_write_it(home):
-    file = next(client for client in CLIENTS if client.name == "vscode").file()
-    file.write_text(JSON_FILES["comments"])
-    assert _install("vscode") == 0
-    (command,) = [line for line in file.read_text().splitlines(keepends=True) if line.startswith('      "command"')]
-    assert (
-        file.read_text()
-        == f"""{{
-  // mine
-  "servers": {{
-    "a": {{"command": "x"}}, // , }}
-    /* "b": 1, */
-    "promptmill": {{
-      "type": "stdio",
-{command}      "args": [
-        "serve",
-        "--set",
-        "allowed_roots=[\\"{home / "promptmill"}\\"]"
-      ]
-    }}
-  }},
-  "inputs": []
-}}
-"""
-    )
 
 
 @pytest.mark.parametrize("before", JSON_FILES.values(), ids=JSON_FILES)

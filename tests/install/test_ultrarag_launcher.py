@@ -1,7 +1,5 @@
 """`promptmill install ultrarag CHECKOUT`."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -46,7 +46,7 @@ def detailed(message: Mapping[str, Any]) -> Any:
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("dedupe", [False, True])
-def test_a_batch_answer_is_the_endpoints_with_all_its_details(bench: Any, workers: int, dedupe: bool) -> None:
+def test_a_batch_answer_is_the_endpoints_with_all_its_details(bench, workers, dedupe):
     bench.upstream.reply = detailed({"annotations": [{"type": "url_citation"}], "reasoning": "hm"})
     bench.write(batch("a", model="model-a", temperature=0))
     bench.succeed(*(["--dedupe"] if dedupe else []), num_workers=workers, **({"bulk_threshold": 1} if dedupe else {}))
@@ -72,7 +72,7 @@ def test_a_batch_answer_is_the_endpoints_with_all_its_details(bench: Any, worker
 
 
 @pytest.mark.parametrize("stream", ["false", "true"])
-def test_a_refusal_in_a_batch_file_is_no_content(bench: Any, stream: str) -> None:
+def test_a_refusal_in_a_batch_file_is_no_content(bench, stream):
     bench.upstream.reply = answer(None, message={"refusal": "I will not."})
     bench.write(batch("a"))
     bench.succeed("--set", f"backend_configs.openai.stream={stream}")
@@ -80,7 +80,7 @@ def test_a_refusal_in_a_batch_file_is_no_content(bench: Any, stream: str) -> Non
     assert (message["content"], message["refusal"]) == (None, "I will not.")
 
 
-def test_a_copied_batch_answer_costs_nothing(bench: Any) -> None:
+def test_a_copied_batch_answer_costs_nothing(bench):
     bench.upstream.reply = detailed({})
     bench.write(batch("a", "a", temperature=0))
     bench.succeed("--dedupe")
@@ -90,7 +90,7 @@ def test_a_copied_batch_answer_costs_nothing(bench: Any) -> None:
     assert second["system_fingerprint"] == "fp_1"
 
 
-def test_a_custom_id_that_stands_there_twice_is_told(bench: Any) -> None:
+def test_a_custom_id_that_stands_there_twice_is_told(bench):
     lines = batch("a", "b", "c", "d")
     lines[2]["custom_id"] = lines[3]["custom_id"] = "id-0"
     bench.write(lines)
@@ -112,7 +112,7 @@ def test_a_custom_id_that_stands_there_twice_is_told(bench: Any) -> None:
     ("method", "url"),
     [("POST", "/v1/files"), ("POST", "/v1/audio/speech"), ("GET", None)],
 )
-def test_a_batch_line_for_another_endpoint_fails_alone_in_words(bench: Any, method: str, url: str | None) -> None:
+def test_a_batch_line_for_another_endpoint_fails_alone_in_words(bench, method, url):
     lines = batch("a", "b")
     lines[0] |= {"method": method, "url": url or lines[0]["url"]}
     bench.write(lines)
@@ -142,7 +142,7 @@ async def other_paths(exchange: Any) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_response_that_no_file_can_hold_fails_its_line_and_is_charged(bench: Any, workers: int) -> None:
+def test_a_response_that_no_file_can_hold_fails_its_line_and_is_charged(bench, workers):
     deep = b'{"data": [], "x": %b, "usage": {"prompt_tokens": 2, "total_tokens": 2}}' % (b"[" * 400 + b"]" * 400)
     bench.upstream.other_posts = choose(lambda seen: raw(deep) if "bad" in seen.json["input"] else other_paths)
     words = ["bad", *map(str, range(9))]
@@ -167,9 +167,7 @@ def test_a_response_that_no_file_can_hold_fails_its_line_and_is_charged(bench: A
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_other_requests_than_chats_go_through_and_a_failed_line_says_what_the_endpoint_said(
-    bench: Any, workers: int
-) -> None:
+def test_other_requests_than_chats_go_through_and_a_failed_line_says_what_the_endpoint_said(bench, workers):
     bench.upstream.other_posts = other_paths
     bodies: list[tuple[str, dict[str, Any]]] = [
         ("embeddings", {"model": "e", "input": ["a"]}),
@@ -197,7 +195,7 @@ def test_other_requests_than_chats_go_through_and_a_failed_line_says_what_the_en
     assert [record.text for record in bench.records()][:3] == ["", " blue", "hi"]
 
 
-def test_a_line_that_asks_for_several_answers_gets_all_of_them(bench: Any) -> None:
+def test_a_line_that_asks_for_several_answers_gets_all_of_them(bench):
     """All are paid for: a Batch endpoint writes each as a choice of one response."""
     bench.upstream.reply = choose(lambda seen: answer(f"answer {seen.number}", logprobs={"content": [seen.number]}))
     gemini = {"key": "g", "request": {"contents": "b", "generationConfig": {"candidateCount": 2}}}
@@ -217,7 +215,7 @@ def test_a_line_that_asks_for_several_answers_gets_all_of_them(bench: Any) -> No
     assert (found["requests"], found["retries"], len(bench.upstream.seen)) == (5, 0, 5)
 
 
-def test_a_retry_among_several_answers_is_counted_as_one(bench: Any) -> None:
+def test_a_retry_among_several_answers_is_counted_as_one(bench):
     bench.upstream.reply = attempts(status(500), answer())
     bench.write(batch("a", n=3))
     found = bench.succeed(concurrency=1)
@@ -225,7 +223,7 @@ def test_a_retry_among_several_answers_is_counted_as_one(bench: Any) -> None:
     assert len(bench.answers()[0]["response"]["body"]["choices"]) == 3
 
 
-def test_requests_that_failed_before_are_counted_once_for_several_answers(bench: Any) -> None:
+def test_requests_that_failed_before_are_counted_once_for_several_answers(bench):
     bench.upstream.reply = status(500)
     bench.write([*batch("a", n=2), *batch("b")])
     assert bench.run("--json", concurrency=1, retries=2).returncode == 1
@@ -235,7 +233,7 @@ def test_requests_that_failed_before_are_counted_once_for_several_answers(bench:
     assert found["requests"] == len(bench.upstream.seen) == seen + 3
 
 
-def test_answers_to_anthropics_and_geminis_lines_have_their_form(bench: Any) -> None:
+def test_answers_to_anthropics_and_geminis_lines_have_their_form(bench):
     anthropic = {"custom_id": "a", "params": {"model": "claude", "max_tokens": 5, "messages": [USER_SAYS_HI]}}
     gemini = {"key": "g", "request": {"contents": [{"role": "user", "parts": [{"text": "hi"}]}]}}
     bench.write([anthropic, gemini, {"custom_id": "bad", "params": {"container": 1}}])

@@ -23,7 +23,7 @@ def written(line: bytes, outcome: Outcome) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("code", Code)
-def test_what_may_succeed_later_is_never_told_as_a_mistake_of_the_request(code: Code) -> None:
+def test_what_may_succeed_later_is_never_told_as_a_mistake_of_the_request(code):
     failed = Failure(PromptmillError(code, "No."))
     kind = written(ANTHROPIC, failed)["result"]["error"]["error"]["type"]
     number = written(GEMINI, failed)["error"]["code"]
@@ -44,7 +44,7 @@ def test_what_may_succeed_later_is_never_told_as_a_mistake_of_the_request(code: 
         (Code.SERVER_ERROR, "api_error", 13),
     ],
 )
-def test_a_failure_has_the_type_that_the_provider_would_give_it(code: Code, kind: str, number: int) -> None:
+def test_a_failure_has_the_type_that_the_provider_would_give_it(code, kind, number):
     failed = Failure(PromptmillError(code, "No.", ""))
     assert written(ANTHROPIC, failed)["result"]["error"]["error"] == {"type": kind, "message": "No."}
     assert written(GEMINI, failed)["error"] == {"code": number, "message": "No."}
@@ -61,9 +61,7 @@ def test_a_failure_has_the_type_that_the_provider_would_give_it(code: Code, kind
         ("length", (CALL,), "max_tokens", "MAX_TOKENS"),
     ],
 )
-def test_the_end_of_an_answer_is_told_in_the_provider_s_words(
-    finish_reason: str, calls: tuple[Any, ...], of_anthropic: str, of_gemini: str
-) -> None:
+def test_the_end_of_an_answer_is_told_in_the_provider_s_words(finish_reason, calls, of_anthropic, of_gemini):
     answer = Completion("hi", finish_reason, Usage(1, 1), tool_calls=calls)
     assert written(ANTHROPIC, answer)["result"]["message"]["stop_reason"] == of_anthropic
     assert written(GEMINI, answer)["response"]["candidates"][0]["finishReason"] == of_gemini

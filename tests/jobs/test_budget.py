@@ -24,7 +24,7 @@ KILLS = 3
 
 
 @pytest.mark.thorough
-def test_a_limit_holds_over_workers_retries_kills_and_resumes(bench: Any) -> None:
+def test_a_limit_holds_over_workers_retries_kills_and_resumes(bench):
     """What was sent and not answered at a kill counts at its most, until its row is answered again."""
     charged: list[int] = []
 
@@ -57,7 +57,7 @@ def test_a_limit_holds_over_workers_retries_kills_and_resumes(bench: Any) -> Non
     assert all(row["answer"] for row in bench.answers())
 
 
-def test_a_row_that_names_another_model_is_not_charged_by_the_default_ones_price(bench: Any) -> None:
+def test_a_row_that_names_another_model_is_not_charged_by_the_default_ones_price(bench):
     bench.write([{"prompt": "a", "max_tokens": 5}, {"prompt": "b", "max_tokens": 5, "model": "another"}])
     price = ["--set", "price={input: 0, output: 1000000}"]
     assert bench.run(*price, "--max-cost", "100").returncode == 1
@@ -71,7 +71,7 @@ def test_a_row_that_names_another_model_is_not_charged_by_the_default_ones_price
     assert any("price is not known" in warning for warning in found["warnings"])
 
 
-def test_a_row_that_names_alternatives_is_not_charged_by_the_default_models_price(bench: Any) -> None:
+def test_a_row_that_names_alternatives_is_not_charged_by_the_default_models_price(bench):
     """OpenRouter and LiteLLM have one of them answer."""
     for name in ("models", "fallbacks"):
         body = {"model": "test-model", "max_tokens": 5, "messages": [{"role": "user", "content": "a"}], name: ["dear"]}
@@ -96,7 +96,7 @@ def _kill_in_flight(bench: Any, limit: float, *more: str) -> None:
     eventually(lambda: not bench.upstream.open)
 
 
-def test_requests_that_kills_cut_off_are_reported_set_aside_and_freed(bench: Any) -> None:
+def test_requests_that_kills_cut_off_are_reported_set_aside_and_freed(bench):
     """The endpoint bills two tokens for each request, of the three that an answer may have."""
     bench.upstream.reply = hang()
     bench.prompts(20)
@@ -118,7 +118,7 @@ def test_requests_that_kills_cut_off_are_reported_set_aside_and_freed(bench: Any
 
 
 @pytest.mark.parametrize("more", [("--set", "sampling_params.n=3"), ("--choices", "two words,other words")])
-def test_a_request_that_a_kill_cut_off_is_charged_like_one_of_those_for_the_answer(bench: Any, more: Any) -> None:
+def test_a_request_that_a_kill_cut_off_is_charged_like_one_of_those_for_the_answer(bench, more):
     """The row needs several requests: for several answers, or because the first of each row is wrong."""
     bench.upstream.reply = hang()
     bench.prompts(12)
@@ -132,7 +132,7 @@ def test_a_request_that_a_kill_cut_off_is_charged_like_one_of_those_for_the_answ
     assert found.get("cost_set_aside", 0) == 0
 
 
-def test_what_a_key_that_was_refused_cost_is_not_set_aside(bench: Any) -> None:
+def test_what_a_key_that_was_refused_cost_is_not_set_aside(bench):
     """The endpoint refuses the first requests, which costs nothing."""
     bench.upstream.reply = status(401)
     bench.prompts(20)
@@ -143,7 +143,7 @@ def test_what_a_key_that_was_refused_cost_is_not_set_aside(bench: Any) -> None:
     assert 20 * 0.02 <= found["cost"] <= 21 * 0.02 + 1e-9
 
 
-def test_a_server_charges_what_a_runner_spent_before_it_was_killed(bench: Any) -> None:
+def test_a_server_charges_what_a_runner_spent_before_it_was_killed(bench):
     """The status of the job does not show it yet."""
     top = {"max_cost": 1.0, "price": CENTS, "sampling_params": {"max_tokens": 3}}
     config = written(bench.path, bench.upstream.url, top, concurrency=4)
@@ -167,17 +167,18 @@ def test_a_server_charges_what_a_runner_spent_before_it_was_killed(bench: Any) -
         assert 0.9 < len(bench.upstream.seen) * 0.02 <= 1.0
 
 
-def test_failures_that_are_replaced_stay_charged_over_kills(bench: Any) -> None:
+def test_failures_that_are_replaced_stay_charged_over_kills(bench):
     """Each round is killed before it shows what it has spent."""
     filtered = answer("two words", finish_reason="content_filter")
     bench.upstream.reply = filtered
     bench.prompts(30)
     bench.run(*_options(100))
-    for _ in range(2):
+    for recorded in (40, 50):
         billed = len(bench.upstream.seen)
         bench.upstream.reply = from_request(billed + 11, hang(), filtered)
         process = bench.start(*_options(100), "--again", "failed", concurrency=1)
         eventually(lambda billed=billed: len(bench.upstream.seen) >= billed + 11)
+        eventually(lambda recorded=recorded: sum(record.attempts for record in bench.records()) == recorded)
         process.kill()
         process.communicate()
         eventually(lambda: not bench.upstream.open)
@@ -191,7 +192,7 @@ def test_failures_that_are_replaced_stay_charged_over_kills(bench: Any) -> None:
     assert found["completion_tokens"] == 2 * 60
 
 
-def test_several_answers_to_a_row_that_has_not_all_are_set_aside_for_what_they_cost(bench: Any) -> None:
+def test_several_answers_to_a_row_that_has_not_all_are_set_aside_for_what_they_cost(bench):
     """The budget is full before all three answers to a row are there."""
     bench.upstream.reply = answer("one")
     bench.prompts(9)
@@ -201,7 +202,7 @@ def test_several_answers_to_a_row_that_has_not_all_are_set_aside_for_what_they_c
     assert len(bench.upstream.seen) * 0.01 == pytest.approx(found["cost"] + found.get("cost_set_aside", 0))
 
 
-def test_a_budget_has_no_room_for_what_is_set_aside(bench: Any) -> None:
+def test_a_budget_has_no_room_for_what_is_set_aside(bench):
     bench.upstream.reply = hang()
     bench.prompts(20)
     _kill_in_flight(bench, 100)
@@ -211,7 +212,7 @@ def test_a_budget_has_no_room_for_what_is_set_aside(bench: Any) -> None:
     assert len(bench.upstream.seen) == 8
 
 
-def test_rows_in_flight_are_answered_before_a_full_budget_stops_the_job(bench: Any) -> None:
+def test_rows_in_flight_are_answered_before_a_full_budget_stops_the_job(bench):
     """The ninth row is too dear while eight others, which are paid for, are on their way."""
     bench.upstream.reply = late(0.3, answer("two words"))
     bench.write([{"prompt": f"{n}", "max_tokens": 300 if n == 8 else 3} for n in range(12)])
@@ -226,7 +227,7 @@ def test_rows_in_flight_are_answered_before_a_full_budget_stops_the_job(bench: A
     assert len(bench.upstream.seen) == 12, "nothing is sent twice"
 
 
-def test_a_new_round_keeps_what_the_job_has_spent(bench: Any) -> None:
+def test_a_new_round_keeps_what_the_job_has_spent(bench):
     bench.upstream.reply = answer("two words")
     bench.prompts(20)
     bench.succeed(*_options(1))
@@ -239,7 +240,7 @@ def test_a_new_round_keeps_what_the_job_has_spent(bench: Any) -> None:
     assert found["cost"] == pytest.approx(len(bench.upstream.seen) * 0.02)
 
 
-def test_a_budget_that_reserves_too_much_for_short_answers_names_a_better_limit(bench: Any) -> None:
+def test_a_budget_that_reserves_too_much_for_short_answers_names_a_better_limit(bench):
     bench.upstream.reply = late(0.01, answer())
     bench.prompts(40)
     found = bench.succeed(
@@ -254,7 +255,7 @@ def test_a_budget_that_reserves_too_much_for_short_answers_names_a_better_limit(
     assert found["max_cost"] == 1100
 
 
-def test_a_budget_with_room_gives_no_advice(bench: Any) -> None:
+def test_a_budget_with_room_gives_no_advice(bench):
     bench.prompts(40)
     price = ("--set", "price={input: 0, output: 1000000}", "--max-cost", "99999", "--max-tokens", "20")
     assert not any("budget" in warning for warning in bench.succeed(*price)["warnings"])

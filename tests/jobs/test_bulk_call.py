@@ -10,8 +10,8 @@ import re
 import sys
 import threading
 import types
-from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,9 +23,9 @@ from promptmill.cli import bulk
 from promptmill.cli.options import Parser
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import BESIDE, Sampling
-from promptmill.jobs.export import answered
-from promptmill.jobs.manage import bulk_call, bulk_result
+from promptmill.jobs.manage import bulk_result
 from promptmill.jobs.manage.bulk_options import BulkOptions
+from promptmill.jobs.run import admission
 from replies import answer, by_prompt, choose, status
 from upstream import Upstream
 
@@ -43,9 +43,7 @@ def kept(tmp_path: Path) -> list[Path]:
     return [*(tmp_path / "state" / "given").iterdir(), *(tmp_path / "state" / "jobs").iterdir()]
 
 
-def test_rows_are_answered_in_their_order_with_usage_and_nothing_is_left(
-    options: dict[str, Any], upstream: Upstream, tmp_path: Path
-) -> None:
+def test_rows_are_answered_in_their_order_with_usage_and_nothing_is_left(options, upstream, tmp_path):
     upstream.reply = by_prompt({"bad": status(400, "no")})
     day = dt.date(2025, 1, 2)
     rows = ["a", {"prompt": "bad", "id": 7, "day": day}, [{"role": "user", "content": "c"}]]
@@ -59,16 +57,14 @@ def test_rows_are_answered_in_their_order_with_usage_and_nothing_is_left(
 
 
 @pytest.mark.parametrize("rows", [1, 2])
-def test_an_endpoint_that_is_gone_raises_however_many_rows_there_are(
-    options: dict[str, Any], upstream: Upstream, rows: int
-) -> None:
+def test_an_endpoint_that_is_gone_raises_however_many_rows_there_are(options, upstream, rows):
     upstream.vanish()
     settings = {"backend_configs.openai.retries": 2, "backend_configs.openai.base_delay": 0.01}
     with pytest.raises(PromptmillError, match="refused the connection"):
         promptmill.bulk(["hello"] * rows, settings=settings, **options)
 
 
-def test_results_come_before_the_last_row_is_answered(options: dict[str, Any], upstream: Upstream) -> None:
+def test_results_come_before_the_last_row_is_answered(options, upstream):
     may_go_on = asyncio.Event()
 
     async def held(exchange: Any) -> None:
@@ -84,9 +80,7 @@ def test_results_come_before_the_last_row_is_answered(options: dict[str, Any], u
     assert found == [(1, "quick", "echo: quick"), (0, "slow", "echo: slow")]
 
 
-def test_a_call_that_is_given_up_goes_on_with_what_it_has(
-    options: dict[str, Any], upstream: Upstream, tmp_path: Path
-) -> None:
+def test_a_call_that_is_given_up_goes_on_with_what_it_has(options, upstream, tmp_path):
     rows = [f"prompt {at}" for at in range(30)]
     may_go_on = asyncio.Event()
 
@@ -108,7 +102,7 @@ def test_a_call_that_is_given_up_goes_on_with_what_it_has(
     assert kept(tmp_path) == []
 
 
-def test_a_job_that_stops_says_so_and_that_its_answers_are_kept(options: dict[str, Any], upstream: Upstream) -> None:
+def test_a_job_that_stops_says_so_and_that_its_answers_are_kept(options, upstream):
     upstream.reply = by_prompt({"b": status(400, "no")})
     with pytest.raises(PromptmillError, match="max_failures") as caught:
         promptmill.bulk(["a", "b"], max_failures=0, **options)
@@ -116,7 +110,7 @@ def test_a_job_that_stops_says_so_and_that_its_answers_are_kept(options: dict[st
     assert "\n" not in str(caught.value)
 
 
-def test_it_runs_inside_an_event_loop_and_over_files(options: dict[str, Any], tmp_path: Path) -> None:
+def test_it_runs_inside_an_event_loop_and_over_files(options, tmp_path):
     (tmp_path / "in.jsonl").write_text('{"q": "a"}\n')
 
     async def program() -> tuple[list[str], list[dict[str, Any]]]:
@@ -130,7 +124,7 @@ def test_it_runs_inside_an_event_loop_and_over_files(options: dict[str, Any], tm
     assert [(row["row"], row["answer"]) for row in rows] == [(0, "echo: a")]
 
 
-def test_answers_of_an_earlier_run_do_not_hold_up_the_programs_loop(options: dict[str, Any], tmp_path: Path) -> None:
+def test_answers_of_an_earlier_run_do_not_hold_up_the_programs_loop(options, tmp_path):
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text("".join(json.dumps({"prompt": str(number)}) + "\n" for number in range(600)))
     promptmill.bulk(source, output, **options)
@@ -152,24 +146,8 @@ def test_answers_of_an_earlier_run_do_not_hold_up_the_programs_loop(options: dic
     assert (len(found), len(set(found)) > 1) == (600, True)
 
 
-def test_the_rows_of_a_result_are_read_off_the_programs_loop(
-    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    readers, read = set[str](), answered.answered_rows
-
-    def watched(*args: Any) -> Any:
-        readers.add(threading.current_thread().name)
-        return read(*args)
-
-    monkeypatch.setattr(bulk_call, "answered_rows", watched)
-    assert asyncio.run(promptmill.bulk_async(["a"], tmp_path / "out.jsonl", **options)).answers == ["echo: a"]
-    assert (len(readers), "MainThread" in readers) == (1, False)
-
-
 @pytest.mark.parametrize("name", ["out.csv", "out.json", "out.jsonl.gz", "out.parquet"])
-def test_the_answers_to_given_rows_are_in_the_result_whatever_file_is_written(
-    options: dict[str, Any], upstream: Upstream, tmp_path: Path, name: str
-) -> None:
+def test_the_answers_to_given_rows_are_in_the_result_whatever_file_is_written(options, upstream, tmp_path, name):
     if name.endswith(".parquet"):
         pytest.importorskip("pyarrow")
     rows, output = [{"text": "a", "k": 1}, {"text": "", "k": 2}, {"text": "b", "k": 3}], tmp_path / name
@@ -182,7 +160,7 @@ def test_the_answers_to_given_rows_are_in_the_result_whatever_file_is_written(
     assert (found.output, output.exists(), len(upstream.seen)) == (output, True, 2)
 
 
-def test_a_table_comes_back_with_columns_of_answers(options: dict[str, Any]) -> None:
+def test_a_table_comes_back_with_columns_of_answers(options):
     pa = pytest.importorskip("pyarrow")
     table = pa.table({"prompt": ["a", "b"], "k": pa.array([1, 2], pa.int8()), "answer": ["old", "old"]})
     found = promptmill.bulk(table, **options).table()
@@ -190,7 +168,7 @@ def test_a_table_comes_back_with_columns_of_answers(options: dict[str, Any]) -> 
     assert (found.schema.field("k").type, found["error"].to_pylist()) == (pa.int8(), [None, None])
 
 
-def test_a_row_keeps_its_fields_and_the_result_knows_what_the_answers_are_called(options: dict[str, Any]) -> None:
+def test_a_row_keeps_its_fields_and_the_result_knows_what_the_answers_are_called(options):
     rows: list[dict[str, Any]] = [{"prompt": "a", "answer": 72, "row": "x", "cost": 3}, {"prompt": "b"}]
     result = promptmill.bulk(rows, **options)
     assert result.answers == ["echo: a", "echo: b"]
@@ -201,7 +179,7 @@ def test_a_row_keeps_its_fields_and_the_result_knows_what_the_answers_are_called
     assert {name: streamed[0][name] for name in rows[0]} == rows[0]
 
 
-def test_data_for_a_template_sets_nothing_unless_it_is_to(options: dict[str, Any], upstream: Upstream) -> None:
+def test_data_for_a_template_sets_nothing_unless_it_is_to(options, upstream):
     rows = [{"text": "a", "model": "XPS13", "temperature": 2, "system": "s"}]
     promptmill.bulk(rows, prompt="Sell {{text}}", **options)
     promptmill.bulk(rows, prompt_column="text", **options)
@@ -210,7 +188,7 @@ def test_data_for_a_template_sets_nothing_unless_it_is_to(options: dict[str, Any
     assert sent == [("m", None, 1), ("m", None, 1), ("XPS13", 2, 2)]
 
 
-def test_rows_that_ask_nothing_are_left_out_of_a_table_as_well(options: dict[str, Any], upstream: Upstream) -> None:
+def test_rows_that_ask_nothing_are_left_out_of_a_table_as_well(options, upstream):
     pa = pytest.importorskip("pyarrow")
     table = pa.table({"text": ["a", None, "", "b"], "k": [1, 2, 3, 4]})
     failed = promptmill.bulk(table, prompt_column="text", **options)
@@ -224,49 +202,18 @@ def test_rows_that_ask_nothing_are_left_out_of_a_table_as_well(options: dict[str
     assert sorted(row["row"] for row in found) == [0, 3]
 
 
-class Frame:
-    """As much of a pandas DataFrame as is used."""
-
-    def __init__(self, rows: list[dict[str, Any]]) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def iloc(self) -> Any:
-        """By positions."""
-        frame = self
-
-        class ByPosition:
-            def __getitem__(self, at: slice) -> Frame:
-                return Frame(frame.rows[at])
-
-        return ByPosition()
-
-    def to_dict(self, orient: str) -> list[dict[str, Any]]:
-        """As rows."""
-        assert orient == "records"
-        return self.rows
-
-    def assign(self, **columns: list[Any]) -> Frame:
-        """With further columns."""
-        return Frame([row | {name: column[at] for name, column in columns.items()} for at, row in enumerate(self.rows)])
-
-
-def test_a_data_frame_is_read_by_its_rows() -> None:
-    frame = Frame([{"prompt": "a", "score": float("nan")}, {"prompt": "b", "score": 1.5}])
-    assert list(bulk_result.lines_of(frame)) == [b'{"prompt":"a","score":null}\n', b'{"prompt":"b","score":1.5}\n']
-    error = {"code": "bad_request", "message": "no"}
-    rows: list[dict[str, Any]] = [{"answer": "A", "error": None}, {"answer": "", "error": error}]
-    found = bulk_result.BulkResult({}, rows, given=frame).table()
-    assert [row["error"] for row in found.rows] == [None, "bad_request: no"]
+def test_a_missing_number_of_a_data_frame_is_null_and_a_failed_row_has_its_error(options, upstream):
+    pd = pytest.importorskip("pandas")
+    upstream.reply = by_prompt({"b": status(400, "no")})
+    result = promptmill.bulk(pd.DataFrame({"prompt": ["a", "b"], "score": [float("nan"), 1.5]}), **options)
+    assert [row["score"] for row in result.rows] == [None, 1.5]
+    first, second = result.table()["error"]
+    assert pd.isna(first)
+    assert second.startswith("bad_request: ")
 
 
 @pytest.mark.parametrize("options_more", [{}, {"prompt": "Rate: {{text}}"}])
-def test_a_text_that_is_missing_from_a_list_is_that_rows_failure(
-    options: dict[str, Any], upstream: Upstream, options_more: dict[str, Any]
-) -> None:
+def test_a_text_that_is_missing_from_a_list_is_that_rows_failure(options, upstream, options_more):
     class NAType:
         """As pandas' is called."""
 
@@ -278,7 +225,7 @@ def test_a_text_that_is_missing_from_a_list_is_that_rows_failure(
         promptmill.bulk([1.5], **options)
 
 
-def test_columns_of_one_name_are_all_in_the_rows(options: dict[str, Any]) -> None:
+def test_columns_of_one_name_are_all_in_the_rows(options):
     pd = pytest.importorskip("pandas")
     frame = pd.DataFrame([["a", 1, 2]], columns=["text", "x", "x"])
     result = promptmill.bulk(frame, prompt="Rate: {{text}}", **options)
@@ -286,33 +233,7 @@ def test_columns_of_one_name_are_all_in_the_rows(options: dict[str, Any]) -> Non
     assert result.table().columns.to_list()[:3] == ["text", "x", "x"]
 
 
-class Column:
-    """As much of a Series of pandas or polars as is used."""
-
-    def __init__(self, name: str | None, values: list[Any]) -> None:
-        self.name, self.values = name, values
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.values)
-
-    def to_frame(self) -> Frame:
-        """As a table."""
-        return Frame([{str(self.name): value} for value in self.values])
-
-
-def test_a_column_is_asked_value_by_value(options: dict[str, Any], upstream: Upstream) -> None:
-    column = Column("review", ["good", float("nan"), "bad"])
-    result = promptmill.bulk(column, **options)
-    assert result.answers == ["echo: good", "", "echo: bad"]
-    assert result.rows[1]["error"]["code"] == "empty_prompt"
-    result = promptmill.bulk(column, prompt="Rate: {{review}}", skip_empty=True, **options)
-    assert result.answers == ["echo: Rate: good", "echo: Rate: bad"]
-    unnamed = promptmill.bulk(Column(None, ["good"]), prompt="Rate: {{text}}", **options)
-    assert (unnamed.answers, unnamed.rows[0]["text"]) == (["echo: Rate: good"], "good")
-    assert [row["answer"] for row in promptmill.bulk(Column("a", ["x"]), **options).table().rows] == ["echo: x"]
-
-
-def test_columns_of_pandas_polars_numpy_and_pyarrow_are_asked(options: dict[str, Any], tmp_path: Path) -> None:
+def test_columns_of_pandas_polars_numpy_and_pyarrow_are_asked(options, tmp_path):
     pd, pl = pytest.importorskip("pandas"), pytest.importorskip("polars")
     np, pa = pytest.importorskip("numpy"), pytest.importorskip("pyarrow")
     frame = pd.DataFrame({"text": ["good", "bad"], "stars": [5, 1]}, index=[7, 9])
@@ -343,7 +264,7 @@ _NOT_IN_PYTHON = {  # a file's text, what stdin and stdout are, what the screen 
 }
 
 
-def test_the_help_names_the_options_of_the_command_and_all_parameters() -> None:
+def test_the_help_names_the_options_of_the_command_and_all_parameters():
     known = set(BulkOptions.__annotations__)
     parser = Parser()
     bulk.add_options(parser)
@@ -378,9 +299,7 @@ def test_the_help_names_the_options_of_the_command_and_all_parameters() -> None:
         (["a"], {"max_cost": 1}, "`max_cost`: the price of m is not known; give it"),
     ],
 )
-def test_an_error_is_one_line_with_the_names_of_the_arguments(
-    options: dict[str, Any], rows: Any, given: dict[str, Any], said: str
-) -> None:
+def test_an_error_is_one_line_with_the_names_of_the_arguments(options, rows, given, said):
     with pytest.raises(PromptmillError) as caught:
         promptmill.bulk(rows, **(options | given))
     text = str(caught.value)
@@ -391,16 +310,14 @@ def test_an_error_is_one_line_with_the_names_of_the_arguments(
     assert caught.value.__suppress_context__
 
 
-def test_an_error_of_an_earlier_job_names_the_argument_with_its_value(options: dict[str, Any], tmp_path: Path) -> None:
+def test_an_error_of_an_earlier_job_names_the_argument_with_its_value(options, tmp_path):
     output = tmp_path / "out.jsonl"
     promptmill.bulk(["a"], output, temperature=0, **options)
     with pytest.raises(PromptmillError, match=r"`again='all'` sends every row again; `keep=True` keeps"):
         promptmill.bulk(["a"], output, temperature=1, **options)
 
 
-def test_a_result_in_a_notebook_is_escaped_and_asks_nothing_of_the_network(
-    options: dict[str, Any], upstream: Upstream
-) -> None:
+def test_a_result_in_a_notebook_is_escaped_and_asks_nothing_of_the_network(options, upstream):
     upstream.reply = by_prompt(
         {"bad": status(400, "no"), "x": answer("<script src='https://e.example/x.js'></script>")}
     )
@@ -415,9 +332,7 @@ def test_a_result_in_a_notebook_is_escaped_and_asks_nothing_of_the_network(
     assert "y" * 301 not in shown
 
 
-def test_progress_in_a_notebook_is_shown_below_the_cell(
-    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_progress_in_a_notebook_is_shown_below_the_cell(options, monkeypatch):
     shown: list[dict[str, str]] = []
 
     class Handle:
@@ -439,17 +354,12 @@ def test_progress_in_a_notebook_is_shown_below_the_cell(
 
 
 @pytest.mark.parametrize("rows", [b"one prompt", {"prompt": "a"}, 7, [5]])
-def test_what_is_no_list_of_rows_is_refused(rows: Any) -> None:
+def test_what_is_no_list_of_rows_is_refused(rows):
     with pytest.raises(PromptmillError, match="rows"):
         list(bulk_result.lines_of(rows))
 
 
-def test_each_row_is_asked_with_a_template(options: dict[str, Any]) -> None:
-    result = promptmill.bulk([{"text": "a"}, {"text": "b"}], prompt="Say {{text}}", **options)
-    assert result.answers == ["echo: Say a", "echo: Say b"]
-
-
-def test_a_shard_is_one_of_files_with_an_output(options: dict[str, Any], upstream: Upstream, tmp_path: Path) -> None:
+def test_a_shard_is_one_of_files_with_an_output(options, upstream, tmp_path):
     for output in (None, tmp_path / "out.jsonl"):
         with pytest.raises(PromptmillError, match="`shard` goes with rows in files, and with `output`"):
             promptmill.bulk(["a", "b"], output, shard="1/2", **options)
@@ -460,12 +370,12 @@ def test_a_shard_is_one_of_files_with_an_output(options: dict[str, Any], upstrea
     assert result.output == tmp_path / "out.jsonl.part-2-of-2"
 
 
-def test_an_unknown_option_is_named(options: dict[str, Any]) -> None:
+def test_an_unknown_option_is_named(options):
     with pytest.raises(TypeError, match="'temprature'; did you mean temperature"):
         promptmill.bulk(["a"], temprature=1, **options)  # type: ignore[call-arg]
 
 
-def test_answers_of_a_pydantic_class_are_its_instances(options: dict[str, Any], upstream: Upstream) -> None:
+def test_answers_of_a_pydantic_class_are_its_instances(options, upstream):
     class City(BaseModel):
         name: str
 
@@ -480,7 +390,7 @@ def test_answers_of_a_pydantic_class_are_its_instances(options: dict[str, Any], 
     assert promptmill.bulk(["France", "bad"], schema=schema, **options).answers == [{"name": "Paris"}, ""]
 
 
-def test_fields_of_answers_are_columns_of_the_table(options: dict[str, Any], upstream: Upstream) -> None:
+def test_fields_of_answers_are_columns_of_the_table(options, upstream):
     pa = pytest.importorskip("pyarrow")
 
     class City(BaseModel):
@@ -499,9 +409,7 @@ def test_fields_of_answers_are_columns_of_the_table(options: dict[str, Any], ups
     assert found["sights"].to_pylist() == [["Louvre"], None]
 
 
-def test_tools_and_logprobs_go_through_and_come_back(
-    options: dict[str, Any], upstream: Upstream, tmp_path: Path
-) -> None:
+def test_tools_and_logprobs_go_through_and_come_back(options, upstream, tmp_path):
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     upstream.reply = answer("", message={"tool_calls": [call]}, logprobs={"content": []})
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
@@ -516,13 +424,13 @@ def test_tools_and_logprobs_go_through_and_come_back(
     assert [(seen.json["model"], seen.json["tools"]) for seen in upstream.seen] == [("m", tools), ("small", tools)]
 
 
-def test_completion_shows_the_names_of_the_interface() -> None:
+def test_completion_shows_the_names_of_the_interface():
     names = set(dir(promptmill))
     assert names == {*promptmill.__all__, "__version__"}
     assert all(hasattr(promptmill, name) for name in names)
 
 
-def test_several_models_and_prompts_in_python(options: dict[str, Any], upstream: Upstream) -> None:
+def test_several_models_and_prompts_in_python(options, upstream):
     endpoint = {name: value for name, value in options.items() if name != "model"}
     upstream.reply = choose(lambda seen: answer(f"{seen.json['model']} {seen.prompt}"))
     made = promptmill.bulk(
@@ -539,3 +447,21 @@ def test_several_models_and_prompts_in_python(options: dict[str, Any], upstream:
         (0, "weak", "weak a"),
         (0, "good", "good a"),
     }
+
+
+async def test_a_job_is_closed_if_its_caller_is_cancelled_while_it_is_admitted() -> None:
+    admitted, closed = threading.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    job: Any = SimpleNamespace(close=closed.set)
+
+    def admit() -> Any:
+        loop.call_soon_threadsafe(admitting.cancel)
+        admitted.wait()
+        return job
+
+    admitting = asyncio.ensure_future(admission.admit_in_thread(admit))
+    with pytest.raises(asyncio.CancelledError):
+        await admitting
+    assert not closed.is_set()
+    admitted.set()
+    await closed.wait()

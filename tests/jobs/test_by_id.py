@@ -31,7 +31,7 @@ def begin(bench: Any, *arguments: str, **block: Any) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_relative_images_are_those_of_the_folder_where_it_was_begun(bench: Any, tmp_path: Path, workers: int) -> None:
+def test_relative_images_are_those_of_the_folder_where_it_was_begun(bench, tmp_path, workers):
     absolute = tmp_path / "absolute.png"
     for file in (bench.path / "own.png", absolute):
         Image.new("RGB", (1, 1)).save(file)
@@ -55,7 +55,7 @@ def test_relative_images_are_those_of_the_folder_where_it_was_begun(bench: Any, 
     assert codes == [None, None, None, "invalid_image"]  # that data: URL holds no image
 
 
-def test_it_goes_on_as_it_was_asked_for_last(bench: Any) -> None:
+def test_it_goes_on_as_it_was_asked_for_last(bench):
     bench.upstream.reply = choose(lambda seen: answer() if seen.number <= 8 else late(None))
     bench.write([{"prompt": f"p{at % 12}"} for at in range(200)])
     begin(bench, "--limit", "30", "--dedupe", "--system", "Be brief.", "--set", "sampling_params.temperature=0")
@@ -67,7 +67,7 @@ def test_it_goes_on_as_it_was_asked_for_last(bench: Any) -> None:
     assert all(seen.json["messages"][0]["content"] == "Be brief." for seen in bench.upstream.seen)
 
 
-def test_it_stops_after_as_many_failures_as_before(bench: Any) -> None:
+def test_it_stops_after_as_many_failures_as_before(bench):
     bench.upstream.reply = choose(lambda seen: answer() if seen.number < 10 else status(400, "no"))
     bench.prompts(2000)
     bench.fail("--max-failures", "5", code=1)
@@ -77,7 +77,7 @@ def test_it_stops_after_as_many_failures_as_before(bench: Any) -> None:
     assert len(bench.upstream.seen) < 300
 
 
-def test_a_job_by_its_id_never_goes_on_with_another_model(bench: Any) -> None:
+def test_a_job_by_its_id_never_goes_on_with_another_model(bench):
     """One that a refused key had stopped before its first answer was answered by the configuration's model."""
     bench.prompts(3)
     bench.upstream.reply = attempts(status(401))
@@ -93,20 +93,7 @@ def test_a_job_by_its_id_never_goes_on_with_another_model(bench: Any) -> None:
     assert not bench.output.exists()
 
 
-def test_the_beginning_of_an_id_names_the_only_job_that_begins_so(bench: Any) -> None:
-    bench.prompts(1)
-    bench.succeed()
-    job_id = bench.folder.job_id
-    assert json.loads(bench.jobs("out", "--json").stdout)["job_id"] == job_id
-    bench.output = bench.path / "out-2.jsonl"
-    bench.succeed()
-    found = bench.jobs("out", "--json")
-    assert found.returncode == 2
-    assert "did you mean" in found.stderr
-    assert job_id in found.stderr
-
-
-def test_it_goes_on_from_another_folder_with_nothing_but_its_id(bench: Any, tmp_path: Path) -> None:
+def test_it_goes_on_from_another_folder_with_nothing_but_its_id(bench, tmp_path):
     bench.settings.pop("api_key")
     bench.upstream.reply = choose(lambda seen: answer() if seen.number <= 8 else late(None))
     bench.prompts(40)
@@ -127,7 +114,7 @@ def test_it_goes_on_from_another_folder_with_nothing_but_its_id(bench: Any, tmp_
     assert {(seen.json["temperature"], seen.json["max_tokens"]) for seen in bench.upstream.seen} == {(0.25, 20)}
 
 
-def test_failed_rows_are_sent_again_by_the_jobs_id_alone(bench: Any, tmp_path: Path) -> None:
+def test_failed_rows_are_sent_again_by_the_jobs_id_alone(bench, tmp_path):
     bench.upstream.reply = choose(lambda seen: status(400, "no") if seen.prompt == "prompt 1" else answer())
     bench.prompts(3)
     bench.fail("--temperature", "0.5", code=1)
@@ -139,7 +126,7 @@ def test_failed_rows_are_sent_again_by_the_jobs_id_alone(bench: Any, tmp_path: P
 
 
 @pytest.mark.parametrize("value", ["\x1b[2J", [1], {"a": {}}, -1e300, 10**40, 1e300, True])
-def test_a_status_from_elsewhere_is_shown_without_what_is_not_of_its_kind(bench: Any, value: Any) -> None:
+def test_a_status_from_elsewhere_is_shown_without_what_is_not_of_its_kind(bench, value):
     bench.prompts(2)
     bench.succeed()
     database = bench.folder.database

@@ -1,33 +1,9 @@
 """Places for the jobs of calls: how many run at a time, who is next, and how many may wait."""
 
-from __future__ import annotations
-
 import resource
 
-import pytest
-
-from promptmill.core.errors import Code, PromptmillError
 from promptmill.jobs.manage import call_limits
 from promptmill.jobs.manage.call_limits import Places
-
-
-async def test_a_job_without_a_place_waits_until_another_leaves():
-    places = Places(1)
-    first, second, third = (places.take("a") for _ in range(3))
-    assert [first.entry.is_set(), second.entry.is_set(), third.entry.is_set()] == [True, False, False]
-    first.leave()
-    first.leave()
-    await second.entry.wait()
-    assert not third.entry.is_set()
-
-
-async def test_one_that_leaves_the_queue_is_passed_over():
-    places = Places(1)
-    first, second, third = (places.take("a") for _ in range(3))
-    second.leave()
-    first.leave()
-    assert third.entry.is_set()
-    assert not second.entry.is_set()
 
 
 async def test_a_free_place_goes_to_the_session_with_the_fewest_running_jobs():
@@ -47,22 +23,6 @@ async def test_a_session_leaves_half_of_the_places_of_a_shared_server_to_others(
     assert [shared.take("a").entry.is_set() for _ in range(4)] == [True, True, False, False]
     assert [shared.take("b").entry.is_set() for _ in range(2)] == [True, True]
     assert [alone.take("a").entry.is_set() for _ in range(5)] == [True, True, True, True, False]
-
-
-async def test_too_many_jobs_in_progress_are_refused_by_session_and_by_server(monkeypatch):
-    monkeypatch.setattr(call_limits, "_MOST_OF_SESSION", 2)
-    monkeypatch.setattr(call_limits, "_MOST_IN_PROGRESS", 3)
-    places = Places(1)
-    first = places.take("a")
-    places.take("a")
-    with pytest.raises(PromptmillError, match=r"tasks of this client are in progress \(2\)") as refused:
-        places.take("a")
-    assert refused.value.code is Code.RATE_LIMITED
-    places.take("b")
-    with pytest.raises(PromptmillError, match=r"tasks of this server are in progress \(3\)"):
-        places.take("c")
-    first.leave()
-    assert not places.take("a").entry.is_set()
 
 
 async def test_the_files_of_running_jobs_take_a_quarter_of_the_descriptors(monkeypatch):

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from promptmill.jobs.columns import OURS
-from replies import answer, choose, status
+from replies import answer
+from tables import read_rows, write_rows
 
 GIVEN: dict[str, Any] = {
     "answer": "72",
@@ -28,44 +27,18 @@ GIVEN: dict[str, Any] = {
 def table(bench: Any, rows: list[dict[str, Any]], suffix: str) -> None:
     """Write rows as a file of this kind, named as the input; the output is of the same kind."""
     bench.input, bench.output = bench.path / f"in{suffix}", bench.path / f"out{suffix}"
-    if suffix == ".parquet":
-        pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-        parquet.write_table(pa.Table.from_pylist(rows), bench.input)
-    elif suffix == ".json":
-        bench.input.write_text(json.dumps(rows))
-    elif suffix == ".jsonl":
-        bench.write(rows)
-    else:
-        with bench.input.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0], delimiter="\t" if suffix == ".tsv" else ",")
-            writer.writeheader()
-            writer.writerows(rows)
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a file of any kind."""
-    if path.suffix == ".parquet":
-        from pyarrow import parquet
-
-        found: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
-        return found
-    if path.suffix == ".json":
-        return list(json.loads(path.read_text()))
-    if path.suffix == ".jsonl":
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
+    write_rows(bench.input, rows)
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv", ".parquet"])
 @pytest.mark.parametrize("option", [[], ["--prompt", "Say {{q}}"]])
-def test_every_column_of_the_input_is_in_the_output_as_it_was(bench: Any, suffix: str, option: list[str]) -> None:
+def test_every_column_of_the_input_is_in_the_output_as_it_was(bench, suffix, option):
     asked = "q" if option else "prompt"
     rows = [{asked: "a", **GIVEN}, {asked: "b", **GIVEN, "answer": "5"}]
     table(bench, rows, suffix)
-    before = read(bench.input)
+    before = read_rows(bench.input)
     found = bench.succeed(*option)
-    out = read(bench.output)
+    out = read_rows(bench.output)
     assert [{name: row[name] for name in rows[0]} for row in out] == before
     assert [row["answer_2"] for row in out] == ([f"echo: {'Say ' if option else ''}{name}" for name in "ab"])
     assert {row["finish_reason_1"] for row in out} == {"stop"}
@@ -73,13 +46,13 @@ def test_every_column_of_the_input_is_in_the_output_as_it_was(bench: Any, suffix
     assert any("those of the job are called `answer_2`, `error_1`" in note for note in found["warnings"])
     other = bench.path / "other.jsonl"
     assert bench.jobs(str(bench.output), "--export", str(other)).returncode == 0
-    assert [row["answer_2"] for row in read(other)] == [row["answer_2"] for row in out]
-    assert [{name: str(row[name]) for name in rows[0]} for row in read(other)] == [
+    assert [row["answer_2"] for row in read_rows(other)] == [row["answer_2"] for row in out]
+    assert [{name: str(row[name]) for name in rows[0]} for row in read_rows(other)] == [
         {name: str(value) for name, value in row.items() if name in rows[0]} for row in before
     ]
 
 
-def test_one_late_row_with_such_a_field_names_the_columns_of_all(bench: Any) -> None:
+def test_one_late_row_with_such_a_field_names_the_columns_of_all(bench):
     """Whatever part of the rows a run answers: the names are the whole input's."""
     bench.write([*({"prompt": f"p{at}"} for at in range(30)), '{"prompt": "z", "\\u0061nswer": 1}'])
     bench.succeed("--limit", "5")
@@ -90,7 +63,7 @@ def test_one_late_row_with_such_a_field_names_the_columns_of_all(bench: Any) -> 
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_no_name_of_ours_takes_a_field_away(bench: Any, name: str) -> None:
+def test_no_name_of_ours_takes_a_field_away(bench, name):
     bench.write([{"prompt": "a", name: "mine"}])
     bench.succeed()
     (row,) = bench.answers()
@@ -98,7 +71,7 @@ def test_no_name_of_ours_takes_a_field_away(bench: Any, name: str) -> None:
     assert row["answer_1" if name == "answer" else "answer"] == "echo: a"
 
 
-def test_the_column_of_the_answers_can_be_named_and_named_anew_without_a_request(bench: Any) -> None:
+def test_the_column_of_the_answers_can_be_named_and_named_anew_without_a_request(bench):
     bench.write([{"prompt": "a", "answer": "72"}])
     assert bench.succeed("--answer-column", "reply")["columns"] == {"answer": "reply"}
     (row,) = bench.answers()
@@ -111,13 +84,13 @@ def test_the_column_of_the_answers_can_be_named_and_named_anew_without_a_request
 
 
 @pytest.mark.parametrize("name", ["usage", "error", "", "a\nb"])
-def test_a_name_that_cannot_be_that_of_the_answers_is_refused_at_once(bench: Any, name: str) -> None:
+def test_a_name_that_cannot_be_that_of_the_answers_is_refused_at_once(bench, name):
     bench.prompts(1)
     assert "--answer-column" in bench.fail("--answer-column", name)
     assert not bench.upstream.seen
 
 
-def test_shards_agree_on_the_names_though_only_one_has_such_a_field(bench: Any) -> None:
+def test_shards_agree_on_the_names_though_only_one_has_such_a_field(bench):
     bench.write([{"prompt": "a"}, {"prompt": "b"}, {"prompt": "c", "answer": 1}])
     bench.upstream.reply = answer("x")
     for shard in ("1/2", "2/2"):
@@ -128,7 +101,7 @@ def test_shards_agree_on_the_names_though_only_one_has_such_a_field(bench: Any) 
     assert bench.answers()[2]["answer"] == 1
 
 
-def test_answers_in_a_pipe_have_the_names_of_the_file(bench: Any) -> None:
+def test_answers_in_a_pipe_have_the_names_of_the_file(bench):
     bench.write([{"prompt": "a"}, {"prompt": "b", "answer": 1}])
     command = bench.command()
     command[command.index(str(bench.output))] = "-"
@@ -141,7 +114,7 @@ LAPTOP = {"text": "a", "model": "XPS13", "stop": "x", "system": "S", "temperatur
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
 @pytest.mark.parametrize("option", [["--prompt", "Sell {{text}}"], ["--prompt-column", "text"]])
-def test_rows_that_are_data_set_nothing(bench: Any, suffix: str, option: list[str]) -> None:
+def test_rows_that_are_data_set_nothing(bench, suffix, option):
     table(bench, [LAPTOP], suffix)
     found = bench.succeed(*option)
     (seen,) = bench.upstream.seen
@@ -149,15 +122,13 @@ def test_rows_that_are_data_set_nothing(bench: Any, suffix: str, option: list[st
     assert seen.json.keys() <= {"model", "messages", "stream"}
     assert len(seen.json["messages"]) == 1
     assert found["warnings"] == []
-    (row,) = read(bench.output)
+    (row,) = read_rows(bench.output)
     assert {name: str(row[name]) for name in LAPTOP} == {name: str(value) for name, value in LAPTOP.items()}
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
 @pytest.mark.parametrize("option", [[], ["--prompt", "{{prompt}}", "--row-settings"]])
-def test_rows_that_are_requests_set_what_they_name_and_the_summary_says_which(
-    bench: Any, suffix: str, option: list[str]
-) -> None:
+def test_rows_that_are_requests_set_what_they_name_and_the_summary_says_which(bench, suffix, option):
     table(bench, [{"prompt": "a", "model": "other", "temperature": 0.5, "seed": ""}], suffix)
     result = bench.run("--validate", *option)
     assert "Read as settings of each row: `model`" in " ".join(result.stdout.split())
@@ -168,7 +139,7 @@ def test_rows_that_are_requests_set_what_they_name_and_the_summary_says_which(
     assert note.startswith("Read as settings of each row: `model`, ")
 
 
-def test_whether_rows_set_their_own_is_a_setting_of_the_job(bench: Any) -> None:
+def test_whether_rows_set_their_own_is_a_setting_of_the_job(bench):
     bench.write([{"text": "a", "model": "one"}, {"text": "b", "model": "two"}])
     bench.succeed("--prompt", "{{text}}", "--limit", "1")
     assert "keeps 0 of the 1 answers" in bench.fail("--prompt", "{{text}}", "--row-settings")
@@ -178,26 +149,26 @@ def test_whether_rows_set_their_own_is_a_setting_of_the_job(bench: Any) -> None:
 
 @pytest.mark.parametrize("option", [["--prompt", "Say {{text}}"], ["--prompt-column", "text"]])
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
-def test_a_cell_that_holds_nothing_is_an_error_or_left_out(bench: Any, suffix: str, option: list[str]) -> None:
+def test_a_cell_that_holds_nothing_is_an_error_or_left_out(bench, suffix, option):
     cells = ["a", "", " "] if suffix == ".csv" else ["a", "", None]
     table(bench, [{"text": cell, "images": None if suffix != ".csv" else ""} for cell in cells], suffix)
     if suffix == ".jsonl":
         with bench.input.open("a") as file:
             file.write('{"text": NaN}\n')
-    empty = len(read(bench.input)) - 1
+    empty = len(read_rows(bench.input)) - 1
     result = bench.run("--json", *option)
     found = json.loads(result.stdout)
     assert (result.returncode, found["errors"], len(bench.upstream.seen)) == (1, {"empty_prompt": empty}, 1)
     found = bench.succeed("--skip-empty", *option)
     assert (found["skipped"], found["done"], found["errors"], len(bench.upstream.seen)) == (empty, empty + 1, {}, 1)
-    assert [row["text"] for row in read(bench.output)] == ["a"]
+    assert [row["text"] for row in read_rows(bench.output)] == ["a"]
     assert bench.run("--validate", "--skip-empty", *option).returncode == 0
     assert json.loads(bench.jobs(str(bench.output), "--failed", "--json").stdout)["failed"] == []
 
 
 @pytest.mark.parametrize("option", [["--prompt", "Say {{text}}"], ["--prompt-column", "text"], []])
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
-def test_a_table_of_texts_has_words_for_a_missing_value(bench: Any, suffix: str, option: list[str]) -> None:
+def test_a_table_of_texts_has_words_for_a_missing_value(bench, suffix, option):
     """pandas, numpy and databases write them, and so does a job whose input has numbers."""
     name = "text" if option else "prompt"
     cells = ["a", "NaN", "nan", "null", "NULL", "NA", "Null", "nano"]
@@ -205,26 +176,26 @@ def test_a_table_of_texts_has_words_for_a_missing_value(bench: Any, suffix: str,
     result = bench.run("--json", *option)
     assert (result.returncode, json.loads(result.stdout)["errors"]) == (1, {"empty_prompt": 4})
     assert len(bench.upstream.seen) == 4
-    assert [row[name] for row in read(bench.output)] == cells
+    assert [row[name] for row in read_rows(bench.output)] == cells
     assert bench.succeed("--skip-empty", *option)["skipped"] == 4
-    assert [row[name] for row in read(bench.output)] == ["a", "NA", "Null", "nano"]
+    assert [row[name] for row in read_rows(bench.output)] == ["a", "NA", "Null", "nano"]
 
 
-def test_a_missing_value_in_a_table_of_texts_has_what_the_template_says_instead_and_sets_nothing(bench: Any) -> None:
+def test_a_missing_value_in_a_table_of_texts_has_what_the_template_says_instead_and_sets_nothing(bench):
     table(bench, [{"text": "null", "temperature": "NaN", "model": "null"}], ".csv")
     bench.succeed("--prompt", "Say {{text or 'nothing'}}", "--row-settings")
     (seen,) = bench.upstream.seen
     assert (seen.prompt, seen.json["model"], "temperature" in seen.json) == ("Say nothing", "test-model", False)
 
 
-def test_a_line_of_a_text_file_is_a_prompt_whatever_it_says(bench: Any) -> None:
+def test_a_line_of_a_text_file_is_a_prompt_whatever_it_says(bench):
     bench.input = bench.path / "in.txt"
     bench.input.write_text("null\nNaN\n")
     bench.succeed()
     assert {seen.prompt for seen in bench.upstream.seen} == {"null", "NaN"}
 
 
-def test_a_number_that_is_missing_is_an_error_in_the_table_that_a_job_made_of_it_as_well(bench: Any) -> None:
+def test_a_number_that_is_missing_is_an_error_in_the_table_that_a_job_made_of_it_as_well(bench):
     table(bench, [{"prompt": "a", "x": 1.5}, {"prompt": "b", "x": float("nan")}], ".parquet")
     bench.output = bench.path / "out.csv"
     bench.succeed()
@@ -233,34 +204,9 @@ def test_a_number_that_is_missing_is_an_error_in_the_table_that_a_job_made_of_it
     assert [seen.prompt for seen in bench.upstream.seen[2:]] == ["Say 1.5"]
 
 
-def test_a_number_that_is_none_is_left_out_of_parquet(bench: Any) -> None:
-    table(bench, [{"x": 1.5}, {"x": float("nan")}, {"x": None}], ".parquet")
-    assert bench.succeed("--prompt", "{{x}}", "--skip-empty")["skipped"] == 2
-    assert len(read(bench.output)) == 1
-
-
-def test_rows_that_are_left_out_count_for_no_limit_of_failures(bench: Any) -> None:
+def test_rows_that_are_left_out_count_for_no_limit_of_failures(bench):
     bench.write([{"text": ""}] * 5 + [{"text": "a"}])
     bench.succeed("--prompt-column", "text", "--skip-empty", "--max-failures", "1")
     assert (
         "skipped   5 empty rows" in bench.run("--prompt-column", "text", "--skip-empty", "--max-failures", "1").stdout
     )
-
-
-def test_a_job_that_was_stopped_goes_on_with_the_same_names(bench: Any) -> None:
-    bench.upstream.reply = choose(lambda seen: answer() if seen.number == 1 else status(401))
-    bench.write([{"prompt": "a", "answer": 1}, {"prompt": "b"}, {"prompt": "c"}])
-    bench.fail(code=1, concurrency=1)
-    exported = bench.path / "some.jsonl"
-    assert bench.jobs(str(bench.output), "--export", str(exported)).returncode == 0
-    assert read(exported)[0] | {"usage": None} == {
-        "prompt": "a",
-        "answer": 1,
-        "answer_1": "echo: a",
-        "error": None,
-        "usage": None,
-        "finish_reason": "stop",
-    }
-    bench.upstream.reply = answer()
-    bench.succeed("--again", "failed")
-    assert [row["answer_1"] for row in bench.answers()] == ["echo: a", "echo: b", "echo: c"]

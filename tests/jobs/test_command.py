@@ -13,14 +13,13 @@ from typing import Any
 import pytest
 
 from half_done import answers
-from promptmill.cli.job_display import summary
 from replies import answer, choose, late, raw, status
 from waiting import eventually
 
 LOST = 32 + 64  # in flight at a kill, and not written yet
 
 
-def test_validate_checks_every_row_and_spends_nothing(bench: Any) -> None:
+def test_validate_checks_every_row_and_spends_nothing(bench):
     bench.write(
         [
             {"prompt": "x" * 400},
@@ -41,17 +40,6 @@ def test_validate_checks_every_row_and_spends_nothing(bench: Any) -> None:
     assert not bench.folder.path.exists()
 
 
-def test_validate_of_a_table_says_all_is_well(bench: Any) -> None:
-    bench.input = bench.path / "in.csv"
-    bench.input.write_text("prompt\nhello\nworld\n")
-    result = bench.run("--validate")
-    assert result.returncode == 0
-    assert (
-        result.stdout
-        == "2 rows, 0 of them invalid, 0 images, about 4 prompt tokens without what the chat template adds\n"
-    )
-
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -61,19 +49,19 @@ def test_validate_of_a_table_says_all_is_well(bench: Any) -> None:
         (["--prompt", "Say {{prompt}}", "--prompt-column", "prompt"], "not allowed with"),
     ],
 )
-def test_validate_refuses_what_the_job_refuses(bench: Any, options: list[str], said: str) -> None:
+def test_validate_refuses_what_the_job_refuses(bench, options, said):
     bench.prompts(2)
     for checked in ([], ["--validate"]):
         assert said in bench.fail(*options, *checked)
 
 
-def test_validate_counts_repeated_ids_within_the_limit(bench: Any) -> None:
+def test_validate_counts_repeated_ids_within_the_limit(bench):
     bench.write([{"prompt": "a", "id": 1}, {"prompt": "b", "id": 2}, {"prompt": "c", "id": 1}])
     assert "repeated ids in all: 1" in bench.run("--validate").stdout
     assert "repeated" not in bench.run("--validate", "--limit", "2").stdout
 
 
-def test_validate_refuses_a_shard_and_an_output_that_cannot_be(bench: Any) -> None:
+def test_validate_refuses_a_shard_and_an_output_that_cannot_be(bench):
     bench.prompts(2)
     assert "without --shard" in bench.fail("--validate", "--shard", "1/2")
     bench.output = bench.input
@@ -89,9 +77,7 @@ def test_validate_refuses_a_shard_and_an_output_that_cannot_be(bench: Any) -> No
         (["--set", "price={input: 1, output: 2}", "--max-tokens", "100"], "about $0.0000030 for the prompts, at most"),
     ],
 )
-def test_validate_for_a_provider_says_the_cost_or_how_to_give_the_price(
-    bench: Any, options: list[str], said: str
-) -> None:
+def test_validate_for_a_provider_says_the_cost_or_how_to_give_the_price(bench, options, said):
     bench.write([{"prompt": f"x{row}"} for row in (1, 2, 3)])
     bench.settings = {"model_name": "gpt-5-mini"}
     shown = bench.run("--validate", "--provider", "openai", *options, base_url=[]).stdout
@@ -99,7 +85,7 @@ def test_validate_for_a_provider_says_the_cost_or_how_to_give_the_price(
     assert said in shown
 
 
-def test_the_failed_rows_of_a_job_are_listed(bench: Any) -> None:
+def test_the_failed_rows_of_a_job_are_listed(bench):
     bench.write([{"prompt": "good"}, *["{broken"] * 25])
     bench.run()
     shown = bench.run(str(bench.output), "--failed", command="jobs").stdout.splitlines()
@@ -110,7 +96,7 @@ def test_the_failed_rows_of_a_job_are_listed(bench: Any) -> None:
     assert [one["row"] for one in found["failed"]] == list(range(2, 27))
 
 
-def test_dedupe_sends_identical_rows_at_temperature_0_once(bench: Any) -> None:
+def test_dedupe_sends_identical_rows_at_temperature_0_once(bench):
     bench.write([{"id": at, "prompt": f"p{at % 7}"} for at in range(200)])
     found = bench.succeed("--dedupe", "--set", "sampling_params.temperature=0")
     assert len(bench.upstream.seen) == 7
@@ -118,14 +104,14 @@ def test_dedupe_sends_identical_rows_at_temperature_0_once(bench: Any) -> None:
     assert found["completion_tokens"] == 14
 
 
-def test_parameters_that_json_cannot_carry_are_refused_in_words(bench: Any) -> None:
+def test_parameters_that_json_cannot_carry_are_refused_in_words(bench):
     bench.prompts(3)
     assert "number above 64 bits" in bench.fail("--set", f'extra_params={{"wide": {2**70}}}')
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
 @pytest.mark.parametrize("role", ["input", "output"])
-def test_a_file_name_that_is_no_text_is_refused_in_words(bench: Any, role: str) -> None:
+def test_a_file_name_that_is_no_text_is_refused_in_words(bench, role):
     bench.prompts(2)
     named = bench.path / f"{role}\udcff.jsonl"
     if role == "input":
@@ -134,7 +120,7 @@ def test_a_file_name_that_is_no_text_is_refused_in_words(bench: Any, role: str) 
     assert f"{role}?.jsonl has a name that is not UTF-8 text" in bench.fail()
 
 
-def test_template_parameters_of_another_shape_are_that_lines_error(bench: Any) -> None:
+def test_template_parameters_of_another_shape_are_that_lines_error(bench):
     messages = [{"role": "user", "content": "hi"}]
     bodies: list[dict[str, Any]] = [{}, {"chat_template_kwargs": None}, {"chat_template_kwargs": [1]}]
     bench.write(
@@ -154,38 +140,14 @@ def test_template_parameters_of_another_shape_are_that_lines_error(bench: Any) -
     assert [seen.json["chat_template_kwargs"] for seen in bench.upstream.seen] == [{"enable_thinking": True}] * 2
 
 
-def test_dedupe_goes_by_the_temperature_that_is_sent(bench: Any) -> None:
+def test_dedupe_goes_by_the_temperature_that_is_sent(bench):
     bench.write([{"prompt": "same"}] * 5)
     bench.succeed("--dedupe", "--set", "sampling_params.temperature=1", "--set", 'extra_params={"temperature": 0}')
     sent = [seen.json["temperature"] for seen in bench.upstream.seen]
     assert sent in ([1] * 5, [0])
 
 
-def test_a_large_file_keeps_the_parameters_of_each_line_with_dedupe(bench: Any) -> None:
-    """Then a line is read before it is known that it is new, and goes to the workers by way of a spool."""
-    lines: list[dict[str, Any]] = [
-        {
-            "custom_id": f"c{at}",
-            "method": "POST",
-            "url": "/v1/chat/completions",
-            "body": {"model": f"m{at % 3}", "temperature": 0, "messages": [{"role": "user", "content": f"p{at // 2}"}]},
-        }
-        for at in range(20)
-    ]
-    bench.write(lines)
-    bench.succeed("--dedupe", bulk_threshold=1, num_workers=2)
-    asked = {(line["body"]["model"], line["body"]["messages"][0]["content"]) for line in lines}
-    assert {(seen.json["model"], seen.prompt) for seen in bench.upstream.seen} == asked
-    assert len(bench.upstream.seen) == len(asked)
-
-
-def test_dedupe_leaves_rows_at_other_temperatures_alone(bench: Any) -> None:
-    bench.write([{"prompt": "same"}] * 5)
-    bench.succeed("--dedupe")
-    assert len(bench.upstream.seen) == 5
-
-
-def test_dedupe_copies_failures_and_goes_on_after_a_kill(bench: Any) -> None:
+def test_dedupe_copies_failures_and_goes_on_after_a_kill(bench):
     bench.upstream.reply = choose(lambda seen: status(400, "no") if seen.prompt == "p1" else late(0.05, answer()))
     bench.write([{"id": at, "prompt": f"p{at % 300}"} for at in range(900)])
     arguments = ("--dedupe", "--set", "sampling_params.temperature=0")
@@ -201,7 +163,7 @@ def test_dedupe_copies_failures_and_goes_on_after_a_kill(bench: Any) -> None:
     assert [row["error"]["code"] for row in rows if row["error"]] == ["bad_request"] * 3
 
 
-def test_a_failure_that_may_pass_is_not_copied_but_its_like_is_asked_once_more(bench: Any) -> None:
+def test_a_failure_that_may_pass_is_not_copied_but_its_like_is_asked_once_more(bench):
     def pick(seen: Any) -> Any:
         passing = seen.prompt == "p1" and seen.attempt <= 2
         return status(500) if passing or seen.prompt == "p2" else late(0.005, answer())
@@ -216,7 +178,7 @@ def test_a_failure_that_may_pass_is_not_copied_but_its_like_is_asked_once_more(b
     assert bench.status()["done"] == 40
 
 
-def test_the_summary_tells_what_happened(bench: Any) -> None:
+def test_the_summary_tells_what_happened(bench):
     bench.upstream.reply = choose(lambda seen: status(400, "no") if seen.prompt == "prompt 1" else answer())
     bench.prompts(4)
     result = bench.run()
@@ -235,7 +197,7 @@ def test_the_summary_tells_what_happened(bench: Any) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_prompt_tokens_from_the_providers_cache_are_counted_apart_over_all_runs(bench: Any, workers: int) -> None:
+def test_prompt_tokens_from_the_providers_cache_are_counted_apart_over_all_runs(bench, workers):
     usage = {"prompt_tokens": 1000, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 800}}
     choice = {"index": 0, "message": {"role": "assistant", "content": "x"}, "finish_reason": "stop"}
     bench.prompts(2)
@@ -260,7 +222,7 @@ def test_prompt_tokens_from_the_providers_cache_are_counted_apart_over_all_runs(
         (["Paris"], "Paris 1"),
     ],
 )
-def test_the_summary_shows_the_results(bench: Any, texts: list[str], shown: str) -> None:
+def test_the_summary_shows_the_results(bench, texts, shown):
     bench.upstream.reply = choose(lambda seen: answer(texts[int(seen.prompt.split()[1])]))
     bench.prompts(len(texts))
     values = dict(line.split(maxsplit=1) for line in bench.run().stdout.splitlines()[1:])
@@ -270,35 +232,9 @@ def test_the_summary_shows_the_results(bench: Any, texts: list[str], shown: str)
     assert json.loads(bench.jobs(bench.folder.job_id, "--json").stdout)["results"] == found
 
 
-def test_the_summary_shows_price_and_answers_that_were_cut_off() -> None:
-    about: Any = {"job_id": "x", "state": "finished", "input_file": "/in/reviews.csv", "output_file": "/out/labels.csv"}
-    counts = {"total": 300, "done": 300, "failed": 0, "seconds": 1.8, "cost": 0.004, "truncated": 3}
-    found = about | counts | {"model": "good-1", "results": {"different": 300, "shortest": 12, "longest": 480}}
-    first, second, *_ = summary(found).splitlines()
-    assert first == "reviews.csv → labels.csv: 300 answered in 1.8 s by good-1, $0.0040"
-    assert second == "  answers   300 different, 12\N{EN DASH}480 characters, 3 cut off"
-
-
-def test_the_results_of_a_stopped_job_are_those_of_its_answers_so_far(bench: Any) -> None:
-    bench.prompts(10)
-    bench.half_done(answers(0, 5))
-    assert "  answers   5 different, " in bench.jobs(bench.folder.job_id).stdout
-
-
-def test_the_summary_is_no_more_exact_than_its_latencies() -> None:
-    found: Any = {
-        "job_id": "x",
-        "state": "stopped",
-        "done": 100,
-        "latency_s": {"p50": 0.0217, "p95": 1.9767, "p99": 123.4},
-    }
-    assert "p50 0.022 s, p95 2 s, p99 120 s\n" in summary(found)
-    assert "p50 0.022 s, p95 2 s\n" in summary(found | {"done": 99})  # of which p99 is the slowest
-
-
 @pytest.mark.thorough
 @pytest.mark.skipif(sys.platform == "win32", reason="a terminal")
-def test_a_terminal_shows_a_bar_and_a_file_gets_lines(bench: Any) -> None:
+def test_a_terminal_shows_a_bar_and_a_file_gets_lines(bench):
     bench.upstream.reply = late(0.2, answer())
     bench.prompts(200)
     ours, theirs = pty.openpty()
@@ -327,7 +263,7 @@ def test_a_terminal_shows_a_bar_and_a_file_gets_lines(bench: Any) -> None:
     assert "\x1b" not in again.stderr
 
 
-def test_jobs_lists_shows_and_cancels(bench: Any) -> None:
+def test_jobs_lists_shows_and_cancels(bench):
     assert "there are no jobs" in bench.jobs().stderr
     bench.upstream.reply = choose(lambda seen: answer() if seen.number <= 100 else late(None))
     bench.prompts(1000)
@@ -350,7 +286,7 @@ def test_jobs_lists_shows_and_cancels(bench: Any) -> None:
     bench.succeed()
 
 
-def test_a_job_names_its_prompt_and_model(bench: Any) -> None:
+def test_a_job_names_its_prompt_and_model(bench):
     bench.write([{"text": "Great."}])
     bench.run("--prompt", "Is this positive?\n{{text}}", "--system", "Be brief.")
     said = bench.jobs(bench.folder.job_id).stdout
@@ -359,7 +295,7 @@ def test_a_job_names_its_prompt_and_model(bench: Any) -> None:
     assert json.loads(bench.jobs(bench.folder.job_id, "--json").stdout)["system"] == "Be brief."
 
 
-def test_jobs_needs_no_configuration_but_to_go_on(bench: Any) -> None:
+def test_jobs_needs_no_configuration_but_to_go_on(bench):
     bench.prompts(2)
     bench.succeed()
     missing = ("--config", str(bench.path / "missing.yaml"))
@@ -372,22 +308,7 @@ def test_jobs_needs_no_configuration_but_to_go_on(bench: Any) -> None:
     assert (refused.returncode, "no: unknown key" in refused.stderr) == (2, True), refused.stderr
 
 
-@pytest.mark.parametrize(
-    ("limit", "wrong"),
-    [("0", "must be at least 1"), ("-1", "must be at least 1"), ("many", "is not a"), ("1.5", "is not a whole number")],
-)
-def test_a_limit_that_is_none_is_refused_in_words(bench: Any, limit: str, wrong: str) -> None:
-    assert f"--limit: '{limit}' {wrong}" in bench.fail(f"--limit={limit}")
-
-
-def test_a_killed_job_reads_as_interrupted(bench: Any) -> None:
-    bench.prompts(10)
-    bench.half_done(answers(0, 5))
-    found = json.loads(bench.jobs(bench.folder.job_id, "--json").stdout)
-    assert (found["state"], found["alive"], found["in_flight"]) == ("interrupted", False, 0)
-
-
-def test_a_killed_job_reports_what_its_database_contains(bench: Any) -> None:
+def test_a_killed_job_reports_what_its_database_contains(bench):
     bench.upstream.reply = choose(lambda seen: late(0.002, answer()))
     bench.prompts(5000)
     process = bench.start()
@@ -403,7 +324,7 @@ def test_a_killed_job_reports_what_its_database_contains(bench: Any) -> None:
     assert f"  rows      {records:,} of 5,000 answered, 0 failed\n" in bench.jobs(str(bench.output)).stdout
 
 
-def test_jobs_shows_the_newest_twenty_and_how_to_see_all(bench: Any) -> None:
+def test_jobs_shows_the_newest_twenty_and_how_to_see_all(bench):
     bench.prompts(1)
     for at in range(22):
         bench.output = bench.path / f"out-{at}.jsonl"
@@ -415,7 +336,7 @@ def test_jobs_shows_the_newest_twenty_and_how_to_see_all(bench: Any) -> None:
     assert len(json.loads(bench.jobs("--json").stdout)["jobs"]) == 22
 
 
-def test_quiet_prints_the_first_line_of_the_summary(bench: Any) -> None:
+def test_quiet_prints_the_first_line_of_the_summary(bench):
     bench.prompts(3)
     done = bench.run("--quiet")
     assert re.fullmatch(r"in\.jsonl → out\.jsonl: 3 answered in .* by test-model\n", done.stdout)

@@ -21,6 +21,7 @@ from promptmill.comparison.figures import _difference
 from promptmill.comparison.files import ComparedFile, text_of
 from promptmill.comparison.paired_proportions import kappa, mcnemar, paired_interval, wilson
 from replies import answer, choose, status
+from tables import write_rows
 
 LABELS = ("positive", "negative", "neutral")
 
@@ -35,24 +36,6 @@ def compare(bench: Any, *arguments: Any, code: int = 0) -> str:
 def figures(bench: Any, *arguments: Any) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(compare(bench, *arguments, "--json"))
     return found
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    """Write rows in the format of the suffix."""
-    match path.suffix:
-        case ".jsonl":
-            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        case ".json":
-            path.write_text(json.dumps(rows))
-        case ".parquet":
-            pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-            parquet.write_table(pa.Table.from_pylist(rows), path)
-        case suffix:
-            with path.open("w", newline="") as file:
-                table = csv.DictWriter(file, list(rows[0]), delimiter="\t" if suffix == ".tsv" else ",")
-                table.writeheader()
-                table.writerows(rows)
-    return path
 
 
 def labelled(rows: int, right: float, seed: int = 0) -> list[dict[str, Any]]:
@@ -78,15 +61,13 @@ def labelled(rows: int, right: float, seed: int = 0) -> list[dict[str, Any]]:
         ((59, 6, 16, 80), (-0.1186, -0.0046), 0.0525),
     ],
 )
-def test_the_paired_difference_of_published_examples(
-    table: tuple[int, int, int, int], interval: tuple[float, float], p: float
-) -> None:
+def test_the_paired_difference_of_published_examples(table, interval, p):
     digits = 3 if interval[0] == -0.507 else 4
     assert tuple(round(bound, digits) for bound in paired_interval(*table)) == interval
     assert round(mcnemar(table[1], table[2]), 4) == p
 
 
-def test_a_difference_of_nothing_and_of_everything() -> None:
+def test_a_difference_of_nothing_and_of_everything():
     assert mcnemar(0, 0) == 1.0
     assert mcnemar(3, 3) == 1.0
     assert mcnemar(0, 10) == pytest.approx(2 / 2**10)
@@ -99,18 +80,18 @@ def test_a_difference_of_nothing_and_of_everything() -> None:
     assert high <= 1
 
 
-def test_the_interval_is_that_of_the_reverse_with_the_other_sign() -> None:
+def test_the_interval_is_that_of_the_reverse_with_the_other_sign():
     low, high = paired_interval(50, 9, 4, 20)
     assert paired_interval(50, 4, 9, 20) == pytest.approx((-high, -low))
 
 
-def test_the_interval_of_a_share() -> None:
+def test_the_interval_of_a_share():
     # R. G. Newcombe, Statistics in Medicine 17 (1998), 857-872, table I, method 3
     for hits, rows, interval in ((81, 263, (0.2553, 0.3662)), (15, 148, (0.0624, 0.1605)), (0, 20, (0, 0.1611))):
         assert tuple(round(bound, 4) for bound in wilson(hits, rows)) == interval
 
 
-def test_kappa_of_a_known_example() -> None:
+def test_kappa_of_a_known_example():
     # https://en.wikipedia.org/wiki/Cohen's_kappa, the first example
     assert kappa({("y", "y"): 20, ("y", "n"): 5, ("n", "y"): 10, ("n", "n"): 15}) == pytest.approx(0.4)
     assert kappa(Counter({("y", "y"): 9})) is None
@@ -119,10 +100,10 @@ def test_kappa_of_a_known_example() -> None:
 # ---- files
 
 
-def test_two_files_against_right_answers(bench: Any) -> None:
+def test_two_files_against_right_answers(bench):
     ours, theirs = labelled(300, 0.95, 1), labelled(300, 0.7, 2)
     theirs[4] |= {"answer": "", "error": "timeout: too slow"}
-    a, b = write(bench.path / "a.csv", ours), write(bench.path / "b.csv", theirs)
+    a, b = write_rows(bench.path / "a.csv", ours), write_rows(bench.path / "b.csv", theirs)
     found = figures(bench, a, b, "--gold", "label")
     assert (found["rows"], found["matched"]) == (300, "by text, label")
     assert [file["answered"] for file in found["files"]] == [300, 299]
@@ -145,10 +126,10 @@ def test_two_files_against_right_answers(bench: Any) -> None:
     assert found["differing"][0].keys() == {"row", "heading", "own", "gold", "answers", "differs", "wrong"}
 
 
-def test_precision_recall_and_f1_by_class(bench: Any) -> None:
+def test_precision_recall_and_f1_by_class(bench):
     # sklearn.metrics.classification_report of the same lists
     rows = [("a", "a")] * 6 + [("a", "b")] * 2 + [("b", "b")] * 3 + [("b", "a")] + [("c", "a")] * 2 + [("a", "x")]
-    path = write(bench.path / "a.jsonl", [{"gold": gold, "answer": own} for gold, own in rows])
+    path = write_rows(bench.path / "a.jsonl", [{"gold": gold, "answer": own} for gold, own in rows])
     (file,) = figures(bench, path, "--gold", "gold")["gold"]["files"]
     by_class = {
         one["class"]: [round(one[name], 4) for name in ("precision", "recall", "f1")] for one in file["classes"]
@@ -158,23 +139,9 @@ def test_precision_recall_and_f1_by_class(bench: Any) -> None:
     assert file["macro_f1"] == pytest.approx(4 / 9)
 
 
-def test_the_text_fits_a_terminal(bench: Any) -> None:
-    every = []
-    for name, right in (("a", 0.9), ("b", 0.8), ("c", 0.7)):
-        rows = [{**row, "text": f"{row['text']} {'of a place ' * 30}"} for row in labelled(90, right, ord(name))]
-        every.append(write(bench.path / f"{name}{'-long' * 20}.csv", rows))
-    lines = compare(bench, *every, "--gold", "label").splitlines()
-    assert max(map(len, lines)) <= 80
-    assert sum(line.startswith("B minus A: ") for line in lines) == 1
-    assert sum(line.startswith("C minus A: ") for line in lines) == 1
-    assert any("exact McNemar" in line for line in lines)
-    assert any("Newcombe" in line for line in lines)
-    assert lines[3] == "90 rows, matched by text, label"
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="a terminal")
 @pytest.mark.parametrize("width", [40, 55, 80])
-def test_the_text_fits_a_narrow_terminal(bench: Any, width: int) -> None:
+def test_the_text_fits_a_narrow_terminal(bench, width):
     import fcntl
     import pty
     import termios
@@ -182,7 +149,7 @@ def test_the_text_fits_a_narrow_terminal(bench: Any, width: int) -> None:
     every = []
     for name, right in (("a", 0.9), ("b", 0.8)):
         rows = [{**row, "text": f"{row['text']} {'of a place ' * 30}"} for row in labelled(90, right, ord(name))]
-        every.append(write(bench.path / f"{name}{'-long' * 20}.csv", rows))
+        every.append(write_rows(bench.path / f"{name}{'-long' * 20}.csv", rows))
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
     command = [sys.executable, "-m", "promptmill", "compare", *map(str, every), "--gold", "label"]
@@ -199,10 +166,10 @@ def test_the_text_fits_a_narrow_terminal(bench: Any, width: int) -> None:
     assert sum("precision" in line for line in lines) == (1 if width == 80 else 6)
 
 
-def test_the_table_is_bounded_to_the_commonest_answers(bench: Any) -> None:
+def test_the_table_is_bounded_to_the_commonest_answers(bench):
     values = [f"answer number {at % 40}" for at in range(4000)]
-    a = write(bench.path / "a.jsonl", [{"id": at, "answer": value} for at, value in enumerate(values)])
-    b = write(bench.path / "b.jsonl", [{"id": at, "answer": values[at - at % 7]} for at in range(4000)])
+    a = write_rows(bench.path / "a.jsonl", [{"id": at, "answer": value} for at, value in enumerate(values)])
+    b = write_rows(bench.path / "b.jsonl", [{"id": at, "answer": values[at - at % 7]} for at in range(4000)])
     lines = compare(bench, a, b).splitlines()
     table = lines[lines.index(next(line for line in lines if line.startswith("A ↓ B →"))) :][:9]
     assert "others" in table[0]
@@ -210,20 +177,11 @@ def test_the_table_is_bounded_to_the_commonest_answers(bench: Any) -> None:
     assert len(figures(bench, a, b)["pairs"][0]["changes"]) <= 200
 
 
-def test_free_text_has_no_table(bench: Any) -> None:
-    a = write(bench.path / "a.jsonl", [{"id": at, "answer": f"one {at}"} for at in range(60)])
-    b = write(bench.path / "b.jsonl", [{"id": at, "answer": f"{'one' if at % 2 else 'two'} {at}"} for at in range(60)])
-    (pair,) = figures(bench, a, b)["pairs"]
-    assert pair["agree"] == 30
-    assert "changes" not in pair
-    assert "↓" not in compare(bench, a, b)
-
-
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "json", "jsonl", "parquet"])
-def test_files_of_different_formats_in_another_order(bench: Any, suffix: str) -> None:
+def test_files_of_different_formats_in_another_order(bench, suffix):
     rows = [{**row, "stars": at % 5, "good": at % 2 == 0} for at, row in enumerate(labelled(40, 0.8))]
-    a = write(bench.path / "a.jsonl", rows)
-    b = write(bench.path / f"b.{suffix}", [{**row, "answer": row["label"]} for row in reversed(rows)])
+    a = write_rows(bench.path / "a.jsonl", rows)
+    b = write_rows(bench.path / f"b.{suffix}", [{**row, "answer": row["label"]} for row in reversed(rows)])
     if suffix in {"csv", "tsv"}:
         b.write_text(b.read_text().replace("True", "true").replace("False", "false"))
     found = figures(bench, a, b, "--gold", "label")
@@ -231,50 +189,45 @@ def test_files_of_different_formats_in_another_order(bench: Any, suffix: str) ->
     assert found["gold"]["files"][1]["accuracy"] == 1
 
 
-def test_rows_are_matched_by_their_id(bench: Any) -> None:
-    a = write(bench.path / "a.jsonl", [{"id": at, "note": "x", "answer": str(at)} for at in range(9)])
-    b = write(bench.path / "b.csv", [{"id": at, "note": "other", "answer": str(at)} for at in reversed(range(9))])
-    found = figures(bench, a, b)
-    assert (found["matched"], found["pairs"][0]["agree"]) == ("by id", 9)
-
-
-def test_rows_without_columns_of_their_own_are_matched_by_place(bench: Any) -> None:
-    a = write(bench.path / "a.jsonl", [{"answer": str(at)} for at in range(9)])
-    b = write(bench.path / "b.jsonl", [{"answer": str(at % 8)} for at in range(9)])
+def test_rows_without_columns_of_their_own_are_matched_by_place(bench):
+    a = write_rows(bench.path / "a.jsonl", [{"answer": str(at)} for at in range(9)])
+    b = write_rows(bench.path / "b.jsonl", [{"answer": str(at % 8)} for at in range(9)])
     found = figures(bench, a, b)
     assert (found["matched"], found["pairs"][0]["agree"]) == ("by place", 8)
 
 
-def test_the_same_row_twice_is_matched_in_order(bench: Any) -> None:
-    a = write(bench.path / "a.jsonl", [{"text": "same", "answer": str(at)} for at in range(4)])
-    b = write(bench.path / "b.jsonl", [{"text": "same", "answer": str(at)} for at in range(4)])
+def test_the_same_row_twice_is_matched_in_order(bench):
+    a = write_rows(bench.path / "a.jsonl", [{"text": "same", "answer": str(at)} for at in range(4)])
+    b = write_rows(bench.path / "b.jsonl", [{"text": "same", "answer": str(at)} for at in range(4)])
     assert figures(bench, a, b)["pairs"][0]["agree"] == 4
 
 
-def test_files_of_other_rows_are_refused(bench: Any) -> None:
+def test_files_of_other_rows_are_refused(bench):
     rows = labelled(30, 0.9)
-    a = write(bench.path / "a.csv", rows)
-    other = write(bench.path / "other.csv", [{**row, "text": f"other {row['text']}", "label": "x"} for row in rows])
+    a = write_rows(bench.path / "a.csv", rows)
+    other = write_rows(
+        bench.path / "other.csv", [{**row, "text": f"other {row['text']}", "label": "x"} for row in rows]
+    )
     assert "do not hold the same rows: `text`, `label` differ." in compare(bench, a, other, code=2)
     # one column is the same, but does not tell rows apart
-    partly = write(bench.path / "partly.csv", [{**row, "text": f"other {row['text']}"} for row in rows])
+    partly = write_rows(bench.path / "partly.csv", [{**row, "text": f"other {row['text']}"} for row in rows])
     assert "several rows with the same `label`" in compare(bench, a, partly, code=2)
     other_texts = [{"text": f"other {row['text']}", "answer": "x"} for row in rows[:20]]
-    said = compare(bench, a, write(bench.path / "few.csv", other_texts), code=2)
+    said = compare(bench, a, write_rows(bench.path / "few.csv", other_texts), code=2)
     assert "not hold the same rows: a.csv has 30 rows, few.csv has 20 rows." in said
     crossed = [{**row, "label": rows[at - 1]["label"]} for at, row in enumerate(rows)]
     crossed[0]["label"], crossed[1]["label"] = crossed[1]["label"], crossed[0]["label"]
-    found = figures(bench, a, write(bench.path / "crossed.csv", crossed))
+    found = figures(bench, a, write_rows(bench.path / "crossed.csv", crossed))
     assert (found["rows"], found["matched"]) == (30, "by text")
-    twice = write(bench.path / "twice.jsonl", [{"id": 1, "answer": "x"}, {"id": 1, "answer": "y"}])
+    twice = write_rows(bench.path / "twice.jsonl", [{"id": 1, "answer": "x"}, {"id": 1, "answer": "y"}])
     assert "several rows with the same `id`, the second is row 2" in compare(bench, twice, twice, code=2)
     grid = [{"id": 1, "variant": name, "answer": "x", "label": "x"} for name in "ab"]
-    said = compare(bench, write(bench.path / "grid.jsonl", grid), "--gold", "label", code=2)
+    said = compare(bench, write_rows(bench.path / "grid.jsonl", grid), "--gold", "label", code=2)
     assert "the second is row 2. It has several answers to each row; to compare these: --by variant." in said
 
 
-def test_columns_that_are_not_there(bench: Any) -> None:
-    a = write(bench.path / "a.csv", labelled(9, 1))
+def test_columns_that_are_not_there(bench):
+    a = write_rows(bench.path / "a.csv", labelled(9, 1))
     assert "No row of a.csv has an answer in `nix`" in compare(bench, a, a, "--field", "nix", code=2)
     assert "No file has a column nix, and there is no file of this name; there are `text`" in compare(
         bench, a, a, "--gold", "nix", code=2
@@ -285,21 +238,21 @@ def test_columns_that_are_not_there(bench: Any) -> None:
     assert "There is no file nix.csv" in compare(bench, a, "nix.csv", code=2)
 
 
-def test_rows_without_a_right_answer_do_not_count(bench: Any) -> None:
+def test_rows_without_a_right_answer_do_not_count(bench):
     rows = labelled(9, 1)
     rows[3]["label"] = rows[4]["label"] = ""
-    path = write(bench.path / "a.csv", rows)
+    path = write_rows(bench.path / "a.csv", rows)
     gold = figures(bench, path, "--gold", "label")["gold"]
     assert (gold["rows"], gold["files"][0]["right"]) == (7, 7)
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_the_right_answers_may_be_in_a_file_of_their_own(bench: Any, place: int) -> None:
+def test_the_right_answers_may_be_in_a_file_of_their_own(bench, place):
     ours, theirs = ([{"id": at, **row} for at, row in enumerate(labelled(30, right, 1))] for right in (0.9, 0.6))
     labels = [{"id": row["id"], "label": row["label"]} for row in reversed(ours)]
     unlabelled = [[{name: row[name] for name in ("id", "text", "answer")} for row in rows] for rows in (ours, theirs)]
-    files = [write(bench.path / f"{name}.csv", rows) for name, rows in zip("ab", unlabelled, strict=True)]
-    files.insert(place, write(bench.path / "labels.csv", labels))
+    files = [write_rows(bench.path / f"{name}.csv", rows) for name, rows in zip("ab", unlabelled, strict=True)]
+    files.insert(place, write_rows(bench.path / "labels.csv", labels))
     found = figures(bench, *files, "--gold", "label")
     assert [(file["name"], file["title"]) for file in found["files"]] == [("A", "a.csv"), ("B", "b.csv")]
     right = [sum(row["answer"] == row["label"] for row in rows) for rows in (ours, theirs)]
@@ -309,22 +262,14 @@ def test_the_right_answers_may_be_in_a_file_of_their_own(bench: Any, place: int)
     assert (alone["pairs"], alone["gold"]["files"][0]["right"]) == ([], right[1])
 
 
-def test_a_file_without_answers_has_to_have_the_right_ones(bench: Any) -> None:
-    a = write(bench.path / "a.csv", [{"id": 1, "answer": "x", "label": "x"}])
-    b = write(bench.path / "b.csv", [{"id": 1, "said": "x"}])
-    assert "No row of b.csv has an answer in `answer`" in compare(bench, a, b, "--gold", "label", code=2)
-    none = write(bench.path / "none.csv", [{"id": 1, "label": "x"}])
-    assert "No row of none.csv has an answer in `answer`" in compare(bench, none, "--gold", "label", code=2)
-
-
-def test_right_answers_in_other_capitals(bench: Any) -> None:
+def test_right_answers_in_other_capitals(bench):
     ours, theirs = labelled(30, 0.9, 1), labelled(30, 0.6, 2)
     right = [sum(row["answer"] == row["label"] for row in rows) for rows in (ours, theirs)]
     for row in ours:
         row["label"] = row["label"].upper()
     for row in theirs:
         del row["label"]
-    a, b = write(bench.path / "a.csv", ours), write(bench.path / "b.csv", theirs)
+    a, b = write_rows(bench.path / "a.csv", ours), write_rows(bench.path / "b.csv", theirs)
     found = figures(bench, a, b, "--gold", "label")
     assert [file["right"] for file in found["gold"]["files"]] == right
     assert [one["class"] for one in found["gold"]["files"][0]["classes"]] == list(LABELS)
@@ -339,16 +284,16 @@ def test_right_answers_in_other_capitals(bench: Any) -> None:
     [(("US", "us"), ("us", "us")), (("US", "IT"), ("us", "Us")), (("us", "it"), ("us", "it"))],
     ids=["right answers differ in capitals", "answers do", "the same capitals"],
 )
-def test_capitals_that_tell_answers_apart_count(bench: Any, labels: tuple[str, str], answers: tuple[str, str]) -> None:
+def test_capitals_that_tell_answers_apart_count(bench, labels, answers):
     rows = [
         {"id": at, "label": label, "answer": its} for at, (label, its) in enumerate(zip(labels, answers, strict=True))
     ]
-    gold = figures(bench, write(bench.path / "a.csv", rows), "--gold", "label")["gold"]
+    gold = figures(bench, write_rows(bench.path / "a.csv", rows), "--gold", "label")["gold"]
     assert "capitals" not in gold
     assert gold["files"][0]["right"] == sum(row["label"] == row["answer"] for row in rows)
 
 
-def test_values_are_the_same_text_in_every_format() -> None:
+def test_values_are_the_same_text_in_every_format():
     values = [None, "x", True, 3, 3.0, 0.5, float("nan"), {"b": 1, "a": [2]}]
     assert list(map(text_of, values)) == ["", "x", "true", "3", "3", "0.5", "", '{"a":[2],"b":1}']
 
@@ -359,23 +304,23 @@ def test_values_are_the_same_text_in_every_format() -> None:
 def sampled(bench: Any, rows: int = 300, known: int = 200) -> tuple[Path, list[dict[str, Any]]]:
     """Write `a.csv` without right answers; return it, and the right answers of a sample of its rows."""
     every = [{"id": at, **row} for at, row in enumerate(labelled(rows, 0.8))]
-    path = write(bench.path / "a.csv", [{name: row[name] for name in ("id", "text", "answer")} for row in every])
+    path = write_rows(bench.path / "a.csv", [{name: row[name] for name in ("id", "text", "answer")} for row in every])
     sample = random.Random(1).sample(every, known)
     return path, [{name: row[name] for name in ("id", "text", "label", "answer")} for row in sample]
 
 
 @pytest.mark.parametrize("key", ["id", "text"])
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "tsv"])
-def test_right_answers_for_a_sample_of_the_rows(bench: Any, key: str, suffix: str) -> None:
+def test_right_answers_for_a_sample_of_the_rows(bench, key, suffix):
     a, sample = sampled(bench)
-    gold = write(bench.path / f"gold.{suffix}", [{key: row[key], "label": row["label"]} for row in sample])
+    gold = write_rows(bench.path / f"gold.{suffix}", [{key: row[key], "label": row["label"]} for row in sample])
     found = figures(bench, a, "--gold", gold)["gold"]
     assert (found["rows"], found["of"], found["matched"]) == (200, 300, f"by {key}")
     assert found["files"][0]["right"] == sum(row["label"] == row["answer"] for row in sample)
     assert f"200 of 300 rows have a right answer, matched by {key}" in compare(bench, a, "--gold", gold)
 
 
-def test_right_answers_in_a_file_with_another_separator(bench: Any) -> None:
+def test_right_answers_in_a_file_with_another_separator(bench):
     a, sample = sampled(bench)
     gold = bench.path / "gold.csv"
     gold.write_text("".join(["text;verdict\n", *(f"{row['text']};{row['label']}\n" for row in sample)]))
@@ -383,37 +328,37 @@ def test_right_answers_in_a_file_with_another_separator(bench: Any) -> None:
     assert (found["rows"], found["matched"]) == (200, "by text")
 
 
-def test_the_column_of_right_answers_of_a_file(bench: Any) -> None:
+def test_the_column_of_right_answers_of_a_file(bench):
     a, sample = sampled(bench)
-    gold = write(bench.path / "g.csv", [{"id": row["id"], "one": "x", "two": row["label"]} for row in sample])
+    gold = write_rows(bench.path / "g.csv", [{"id": row["id"], "one": "x", "two": row["label"]} for row in sample])
     right = sum(row["label"] == row["answer"] for row in sample)
     assert figures(bench, a, "--gold", f"{gold}:two")["gold"]["files"][0]["right"] == right
     assert "Name the one with the right answers: --gold g.csv:COLUMN." in compare(bench, a, "--gold", gold, code=2)
     assert "g.csv has no column three; it has `id`, `one`" in compare(bench, a, "--gold", f"{gold}:three", code=2)
 
 
-def test_equal_rows_have_the_same_right_answer_unless_it_is_not_clear(bench: Any) -> None:
-    a = write(bench.path / "a.csv", [{"text": text, "answer": "x"} for text in ("ok", "ok", "no")])
-    gold = write(bench.path / "gold.csv", [{"text": "ok", "label": "x"}, {"text": "no", "label": "y"}])
+def test_equal_rows_have_the_same_right_answer_unless_it_is_not_clear(bench):
+    a = write_rows(bench.path / "a.csv", [{"text": text, "answer": "x"} for text in ("ok", "ok", "no")])
+    gold = write_rows(bench.path / "gold.csv", [{"text": "ok", "label": "x"}, {"text": "no", "label": "y"}])
     found = figures(bench, a, "--gold", gold)["gold"]
     assert (found["rows"], found["files"][0]["right"]) == (3, 2)
-    write(gold, [{"text": "ok", "label": "x"}, {"text": "ok", "label": "y"}])
+    write_rows(gold, [{"text": "ok", "label": "x"}, {"text": "ok", "label": "y"}])
     assert "several right answers for the same `text`, the second is in row 2" in compare(
         bench, a, "--gold", gold, code=2
     )
-    write(gold, [{"text": "other", "label": "x"}])
+    write_rows(gold, [{"text": "other", "label": "x"}])
     assert "No row of a.csv has a right answer in gold.csv, by text." in compare(bench, a, "--gold", gold, code=2)
 
 
-def test_files_are_compared_on_the_rows_that_they_share(bench: Any) -> None:
+def test_files_are_compared_on_the_rows_that_they_share(bench):
     rows = labelled(30, 0.9)
-    a, b = write(bench.path / "a.csv", rows), write(bench.path / "b.csv", list(reversed(rows[5:])))
+    a, b = write_rows(bench.path / "a.csv", rows), write_rows(bench.path / "b.csv", list(reversed(rows[5:])))
     found = figures(bench, a, b)
     assert (found["rows"], found["matched"], [file["rows"] for file in found["files"]]) == (25, "by text", [30, 25])
     assert (found["pairs"][0]["agree"], found["differ"]) == (25, 0)
     text = compare(bench, a, b)
     assert "25 rows, matched by text: those that are in both files; A has 30, B has 25" in text
-    other = write(bench.path / "c.csv", [{**row, "answer": "other"} for row in rows[28:]])
+    other = write_rows(bench.path / "c.csv", [{**row, "answer": "other"} for row in rows[28:]])
     assert [row["row"] for row in figures(bench, a, other)["differing"]] == [29, 30]
 
 
@@ -433,10 +378,10 @@ def extracted(*changes: tuple[int, str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def test_the_fields_of_answers_are_compared_one_by_one(bench: Any) -> None:
-    a = write(bench.path / "a.jsonl", extracted())
+def test_the_fields_of_answers_are_compared_one_by_one(bench):
+    a = write_rows(bench.path / "a.jsonl", extracted())
     changed = extracted((0, "amount", 12.51), (1, "items", ["c", "c"]), (3, "items", ["e", "d"]), (2, "customer", "X"))
-    b = write(bench.path / "b.jsonl", changed)
+    b = write_rows(bench.path / "b.jsonl", changed)
 
     def shares(*options: str) -> dict[str, float]:
         (pair,) = figures(bench, a, b, *options)["pairs"]
@@ -455,14 +400,14 @@ def test_the_fields_of_answers_are_compared_one_by_one(bench: Any) -> None:
     assert "neither an amount such as 0.01 nor a share" in compare(bench, a, b, "--tolerance", "much", code=2)
 
 
-def test_right_answers_of_fields_are_the_columns_of_a_file(bench: Any) -> None:
-    a = write(bench.path / "a.jsonl", extracted())
-    b = write(bench.path / "b.jsonl", extracted((0, "amount", 12.51), (2, "customer", "X")))
+def test_right_answers_of_fields_are_the_columns_of_a_file(bench):
+    a = write_rows(bench.path / "a.jsonl", extracted())
+    b = write_rows(bench.path / "b.jsonl", extracted((0, "amount", 12.51), (2, "customer", "X")))
     rows = [
         {"text": f"mail {at}", "customer": customer, "amount": f"{amount:.2f}"}
         for at, (customer, amount, _) in enumerate(ITEMS[:3])
     ]
-    gold = figures(bench, a, b, "--gold", write(bench.path / "gold.csv", rows))["gold"]
+    gold = figures(bench, a, b, "--gold", write_rows(bench.path / "gold.csv", rows))["gold"]
     assert (gold["rows"], gold["of"], gold["matched"]) == (3, 4, "by text")
     assert {field["field"]: [file["right"] for file in field["files"]] for field in gold["fields"]} == {
         "customer": [3, 2],
@@ -474,9 +419,9 @@ def test_right_answers_of_fields_are_the_columns_of_a_file(bench: Any) -> None:
     assert "customer: B minus A: \N{MINUS SIGN}33.3 points" in text
 
 
-def test_long_texts_have_lengths_and_no_kappa(bench: Any) -> None:
-    a = write(bench.path / "a.jsonl", [{"id": at, "answer": f"The parcel {at} came late."} for at in range(40)])
-    b = write(bench.path / "b.jsonl", [{"id": at, "answer": f"Parcel {at} was late"} for at in range(40)])
+def test_long_texts_have_lengths_and_no_kappa(bench):
+    a = write_rows(bench.path / "a.jsonl", [{"id": at, "answer": f"The parcel {at} came late."} for at in range(40)])
+    b = write_rows(bench.path / "b.jsonl", [{"id": at, "answer": f"Parcel {at} was late"} for at in range(40)])
     (pair,) = figures(bench, a, b)["pairs"]
     assert "kappa" not in pair
     assert pair["similarity"] == pytest.approx(6 / 9)
@@ -485,10 +430,11 @@ def test_long_texts_have_lengths_and_no_kappa(bench: Any) -> None:
     assert "A  median length 24 characters (23 to 24)" in text
     assert "`--judge MODEL --criterion" in text
     assert "kappa" not in text
+    assert "↓" not in text, "no table"
 
 
 @pytest.mark.parametrize(("before", "after", "shown"), [(0.02, 0.03, False), (10, 10.4, False), (10, 11, True)])
-def test_a_difference_in_time_is_shown_if_it_is_more_than_noise(before: float, after: float, shown: bool) -> None:
+def test_a_difference_in_time_is_shown_if_it_is_more_than_noise(before, after, shown):
     files = [
         ComparedFile(label, Path(label), about={"seconds": seconds}) for label, seconds in (("A", before), ("B", after))
     ]
@@ -499,9 +445,9 @@ def test_a_difference_in_time_is_shown_if_it_is_more_than_noise(before: float, a
 # ---- Python
 
 
-def test_a_comparison_in_python(bench: Any) -> None:
+def test_a_comparison_in_python(bench):
     a, sample = sampled(bench)
-    gold = write(bench.path / "gold.csv", [{"text": row["text"], "label": row["label"]} for row in sample])
+    gold = write_rows(bench.path / "gold.csv", [{"text": row["text"], "label": row["label"]} for row in sample])
     made = promptmill.compare(a, gold=gold)
     assert made.figures["gold"]["rows"] == 200
     assert made.rows[0].keys() >= {"row", "heading", "own", "gold", "answers"}
@@ -517,7 +463,7 @@ def test_a_comparison_in_python(bench: Any) -> None:
 # ---- jobs
 
 
-def test_cost_and_time_of_jobs_and_the_cost_of_a_point(bench: Any) -> None:
+def test_cost_and_time_of_jobs_and_the_cost_of_a_point(bench):
     bench.write(["text,label", *(f"word {at},{'yes' if at % 2 else 'no'}" for at in range(40))], "in.csv")
 
     def reply(wrong: int) -> Any:
@@ -550,7 +496,7 @@ def test_cost_and_time_of_jobs_and_the_cost_of_a_point(bench: Any) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
-def test_one_field_of_a_schema(bench: Any, suffix: str) -> None:
+def test_one_field_of_a_schema(bench, suffix):
     fields = {"mood": {"type": "string"}, "stars": {"type": "integer"}}
     schema = bench.path / "schema.json"
     schema.write_text(json.dumps({"type": "object", "properties": fields, "required": list(fields)}))
@@ -580,7 +526,7 @@ def test_one_field_of_a_schema(bench: Any, suffix: str) -> None:
     assert pair["agree"] == 20
 
 
-def test_a_job_without_an_output(bench: Any) -> None:
+def test_a_job_without_an_output(bench):
     bench.prompts(3)
     bench.succeed()
     bench.output.unlink()
@@ -610,7 +556,7 @@ def grid(bench: Any, *arguments: str, code: int = 0) -> Any:
     return done
 
 
-def test_several_models_are_one_job_that_ends_with_the_comparison(bench: Any) -> None:
+def test_several_models_are_one_job_that_ends_with_the_comparison(bench):
     words(bench)
     options = ("--prompt", "{{text}}?", "--model", "weak", "--model", "good", "--set", "price={input: 9, output: 9}")
     done = grid(bench, *options)
@@ -634,7 +580,7 @@ def test_several_models_are_one_job_that_ends_with_the_comparison(bench: Any) ->
     assert len(bench.upstream.seen) == 24  # the same command sends nothing
 
 
-def test_several_prompts_have_names(bench: Any) -> None:
+def test_several_prompts_have_names(bench):
     words(bench)
     options = ("--prompt", "asked={{text}}?", "--prompt", "shouted={{text}}!")
     grid(bench, *options, "--model", "weak", "--json")
@@ -649,7 +595,7 @@ def test_several_prompts_have_names(bench: Any) -> None:
     assert [file["accuracy"] for file in found["gold"]["files"]] == [0.5, 1, 1, 1]
 
 
-def test_a_grid_goes_on_by_its_id_and_limits_rows_of_the_input(bench: Any) -> None:
+def test_a_grid_goes_on_by_its_id_and_limits_rows_of_the_input(bench):
     words(bench)
     options = ("--prompt", "{{text}}?", "--model", "weak", "--model", "good")
     grid(bench, *options, "--limit", "3", "--json")
@@ -665,7 +611,7 @@ def test_a_grid_goes_on_by_its_id_and_limits_rows_of_the_input(bench: Any) -> No
     assert "in.csv → out.csv: 12 rows × 2 variants: 24 answered" in done.stdout  # noqa: RUF001 (a product)
 
 
-def test_a_grid_that_cannot_be(bench: Any) -> None:
+def test_a_grid_that_cannot_be(bench):
     words(bench)
     two = ("--model", "weak", "--model", "good")
     assert "such as 'short=Classify: {{text}}'" in bench.fail("--prompt", "{{text}}", "--prompt", "b={{text}}")
@@ -674,7 +620,7 @@ def test_a_grid_that_cannot_be(bench: Any) -> None:
     assert not list(bench.path.glob("out*"))
 
 
-def test_a_grid_reads_rows_as_a_job_does(bench: Any) -> None:
+def test_a_grid_reads_rows_as_a_job_does(bench):
     """A column of the name of a setting is data, and a row that cannot be read fails alone, at each model."""
     bench.write(["text,model", "a,b", "c,d,e"], "in.csv")
     said = bench.fail("--prompt", "{{text}}", "--model", "weak", "--model", "good", code=1)
@@ -683,7 +629,7 @@ def test_a_grid_reads_rows_as_a_job_does(bench: Any) -> None:
     assert {seen.json["model"] for seen in bench.upstream.seen} == {"weak", "good"}
 
 
-def test_the_models_of_a_grid_are_no_part_of_its_rows_whatever_their_column_is_called(bench: Any) -> None:
+def test_the_models_of_a_grid_are_no_part_of_its_rows_whatever_their_column_is_called(bench):
     bench.upstream.reply = choose(lambda seen: answer(seen.json["model"]))
     bench.write([{"prompt": "a", "model": "own"}, {"prompt": "b"}])
     done = bench.run("--model", "weak", "--model", "good")

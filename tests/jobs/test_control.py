@@ -38,21 +38,8 @@ def is_paused(bench: Any) -> bool:
     return bool(status.get("paused")) and not status["in_flight"]
 
 
-def test_a_job_is_paused_and_goes_on(bench: Any) -> None:
-    process = running(bench, rows=600)
-    steer(bench, "--pause")
-    eventually(lambda: is_paused(bench))
-    assert bench.folder.status["waiting"] == "paused"
-    sent = len(bench.upstream.seen)
-    assert sent < 600
-    steer(bench, "--unpause")
-    process.communicate(timeout=60)
-    assert process.returncode == 0
-    assert len(bench.upstream.seen) == 600
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
-def test_a_pause_survives_a_kill(bench: Any) -> None:
+def test_a_pause_survives_a_kill(bench):
     process = running(bench, rows=600)
     steer(bench, "--pause")
     eventually(lambda: is_paused(bench))
@@ -68,7 +55,7 @@ def test_a_pause_survives_a_kill(bench: Any) -> None:
     assert len(bench.upstream.seen) == 600
 
 
-def test_fewer_and_more_requests_are_in_flight(bench: Any) -> None:
+def test_fewer_and_more_requests_are_in_flight(bench):
     process = running(bench, rows=2000)
     steer(bench, "--set", "concurrency=2")
     eventually(lambda: {seen.in_flight for seen in bench.upstream.seen[-30:]} <= {1, 2})
@@ -79,7 +66,7 @@ def test_fewer_and_more_requests_are_in_flight(bench: Any) -> None:
     assert process.returncode == 0
 
 
-def test_a_lower_budget_stops_a_job_and_a_higher_one_lets_it_go_on(bench: Any) -> None:
+def test_a_lower_budget_stops_a_job_and_a_higher_one_lets_it_go_on(bench):
     process = running(bench, *PRICE, rows=600)
     spent = bench.folder.status.get("cost") or 0.0
     steer(bench, "--set", f"max_cost={spent + 100}")
@@ -100,7 +87,7 @@ def test_a_lower_budget_stops_a_job_and_a_higher_one_lets_it_go_on(bench: Any) -
         ("max_cost=much", "--max-cost: Input should be a valid number"),
     ],
 )
-def test_what_cannot_change_is_refused_with_what_can(bench: Any, wish: str, said: str) -> None:
+def test_what_cannot_change_is_refused_with_what_can(bench, wish, said):
     bench.prompts(3)
     bench.succeed()
     done = bench.jobs(bench.folder.job_id, "--set", wish)
@@ -109,7 +96,7 @@ def test_what_cannot_change_is_refused_with_what_can(bench: Any, wish: str, said
     assert "Traceback" not in done.stderr
 
 
-def test_a_wish_for_a_job_that_does_not_run_holds_when_it_is_resumed(bench: Any) -> None:
+def test_a_wish_for_a_job_that_does_not_run_holds_when_it_is_resumed(bench):
     bench.prompts(3)
     bench.succeed()
     done = bench.jobs(bench.folder.job_id, "--pause")
@@ -118,7 +105,7 @@ def test_a_wish_for_a_job_that_does_not_run_holds_when_it_is_resumed(bench: Any)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGINT")
-def test_the_board_shows_running_jobs_until_ctrl_c(bench: Any) -> None:
+def test_the_board_shows_running_jobs_until_ctrl_c(bench):
     process = running(bench)
     python, *command = bench.command("--watch", command="jobs")
     board = subprocess.Popen(

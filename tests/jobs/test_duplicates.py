@@ -1,13 +1,10 @@
 """Rows with the same question at temperature 0: which of them are sent, and what the others get."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from promptmill.backends.protocol import Completion, Usage
 from promptmill.jobs.run.duplicates import Duplicates
 from promptmill.jobs.store import statistics
-from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.records import SLOT, Made, record_of
 from promptmill.jobs.store.rounds import Round, join_of
 from promptmill.jobs.store.spec import Target
@@ -17,14 +14,14 @@ ONCE = Round(1, "open once", "")
 PAID = Completion("a", "stop", Usage(5, 6), attempts=2, latency_s=0.5, cost=1.0)
 
 
-def test_rows_with_other_answers_each_time_are_all_sent(store: JobDatabase) -> None:
+def test_rows_with_other_answers_each_time_are_all_sent(store):
     bench = RoundsBench(store, "aabb--")
     duplicates = Duplicates(store, bench.spec, lambda n, _: n != 0)
     duplicates.prepare(ONCE)
     assert [row.n for row in bench.open_rows(ONCE)] == [0, 1, 2, 4, 5]
 
 
-def test_rows_are_equal_within_a_slot_by_the_question_of_its_own_prompt(store: JobDatabase) -> None:
+def test_rows_are_equal_within_a_slot_by_the_question_of_its_own_prompt(store):
     targets = [Target(settings=1), Target(prompt=1, settings=2), Target(settings=3)]
     bench = RoundsBench(store, ["ax", "bx", "ay"], targets)
     store.write([record_of(2 * SLOT, Completion("a"), None, Made(9))])  # of settings that do not count
@@ -34,7 +31,7 @@ def test_rows_are_equal_within_a_slot_by_the_question_of_its_own_prompt(store: J
     assert found == {0: [0, 1], 1: [0, 2], 2: [0, 1]}
 
 
-def test_a_copied_answer_costs_nothing_and_what_it_replaces_still_counts(store: JobDatabase) -> None:
+def test_a_copied_answer_costs_nothing_and_what_it_replaces_still_counts(store):
     bench = RoundsBench(store, "aaa")
     (asked,) = {row.asked for row in store.rows()}
     new = replace(PAID, text="new")
@@ -56,7 +53,7 @@ def test_a_copied_answer_costs_nothing_and_what_it_replaces_still_counts(store: 
     assert not store.read(f"SELECT n FROM {join_of(0)} WHERE {replace(copying, rows='again all').condition([0])}")
 
 
-def test_a_damaged_answer_is_copied_to_no_row_and_made_again(store: JobDatabase) -> None:
+def test_a_damaged_answer_is_copied_to_no_row_and_made_again(store):
     bench = RoundsBench(store, "aaa")
     bench.run(order_of(), killed_after=1)
     store.change(("UPDATE answer SET text = 'x'", [()]))

@@ -1,13 +1,9 @@
 """What providers really answer, as a job's output holds it: a sample through `promptmill bulk`."""
 
-from __future__ import annotations
-
-from typing import Any
-
 from evidence import check, mixed, reply_of, sample
 
 
-def test_each_row_gets_what_its_response_means_and_costs_no_other(bench: Any) -> None:
+def test_each_row_gets_what_its_response_means_and_costs_no_other(bench):
     rows, prompts, bench.upstream.reply = mixed()
     bench.write([{"prompt": prompt} for prompt in prompts])
     bench.run(concurrency=16, retries=5, max_delay=1)
@@ -20,7 +16,7 @@ def test_each_row_gets_what_its_response_means_and_costs_no_other(bench: Any) ->
             assert found["answer"] == f"echo: {prompt}"
 
 
-def test_what_the_endpoint_refuses_to_all_stops_the_job_which_goes_on_later(bench: Any) -> None:
+def test_what_the_endpoint_refuses_to_all_stops_the_job_which_goes_on_later(bench):
     (row, *_) = [row for row in sample("endpoint", 30) if row["status"] == 404]
     answering, bench.upstream.reply = bench.upstream.reply, reply_of(row)
     bench.prompts(200)

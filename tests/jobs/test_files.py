@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from half_done import answers
 from promptmill.jobs.export.text import cells_line
 from replies import answer, by_prompt, choose, raw, status
 
@@ -23,7 +22,6 @@ PNG = bytes.fromhex(
 )
 
 LOGPROBS = {"content": [{"token": "a", "logprob": -0.25, "bytes": [97], "top_logprobs": []}], "refusal": None}
-LOST = 32 + 64  # in flight at a kill, and not written yet
 
 
 def body_of(bench: Any, prompt: str) -> dict[str, Any]:
@@ -32,7 +30,7 @@ def body_of(bench: Any, prompt: str) -> dict[str, Any]:
     return found
 
 
-def test_fields_are_carried_through_byte_for_byte_in_input_order(bench: Any) -> None:
+def test_fields_are_carried_through_byte_for_byte_in_input_order(bench):
     lines = [
         '{"id": 1, "prompt": "a", "score": 1.50, "big": 123456789012345678901234567890}',
         '  { "prompt":"b" ,"nested" : {"x": [1, 2]}, "text": "\\u00e4\u00f6" }  ',
@@ -52,16 +50,7 @@ def test_fields_are_carried_through_byte_for_byte_in_input_order(bench: Any) -> 
     ]
 
 
-def test_an_earlier_output_as_input_keeps_its_answers_beside_the_new_ones(bench: Any) -> None:
-    given = {"prompt": "a", "answer": "old", "error": {"code": "x"}, "usage": {}, "finish_reason": "length"}
-    bench.write([given])
-    bench.succeed()
-    (row,) = bench.answers()
-    assert {name: row[name] for name in given} == given
-    assert (row["answer_1"], row["error_1"], row["finish_reason_1"]) == ("echo: a", None, "stop")
-
-
-def test_a_malformed_line_fails_alone_with_its_number(bench: Any) -> None:
+def test_a_malformed_line_fails_alone_with_its_number(bench):
     bench.write(['{"prompt": "a"}', '{"prompt": ', '{"prompt": "c"}', "[]", '{"prompt": true}'])
     result = bench.run("--json")
     assert result.returncode == 1
@@ -73,7 +62,7 @@ def test_a_malformed_line_fails_alone_with_its_number(bench: Any) -> None:
     assert len(bench.upstream.seen) == 2
 
 
-def test_failures_reasoning_and_tool_calls_are_in_the_output(bench: Any) -> None:
+def test_failures_reasoning_and_tool_calls_are_in_the_output(bench):
     call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     bench.upstream.reply = by_prompt(
         {
@@ -99,36 +88,13 @@ def test_failures_reasoning_and_tool_calls_are_in_the_output(bench: Any) -> None
     assert [row.get("logprobs") for row in (bad, think, sure)] == [None, None, LOGPROBS]
 
 
-def test_images_of_a_row_are_sent(bench: Any) -> None:
-    (bench.path / "a.png").write_bytes(PNG)
-    bench.write([{"prompt": "look", "images": ["a.png"]}, {"prompt": "gone", "images": ["b.png"]}])
-    bench.fail(code=1)
-    parts = body_of(bench, "look")["messages"][0]["content"]
-    assert parts[1]["image_url"]["url"].startswith("data:image/png;base64,")
-    assert bench.answers()[1]["error"]["code"] == "invalid_image"
-
-
-def test_system_prompt_and_sampling_are_the_jobs(bench: Any) -> None:
-    bench.write([{"prompt": "a"}])
-    bench.succeed("--system", "Be brief.", "--set", "sampling_params.temperature=0.5", "--set", "extra_params.x=1")
-    body = body_of(bench, "a")
-    assert body["messages"][0] == {"role": "system", "content": "Be brief."}
-    assert (body["temperature"], body["x"]) == (0.5, 1)
-
-
-def test_an_empty_file_is_done_at_once(bench: Any) -> None:
-    bench.input.write_text("")
-    assert bench.succeed()["done"] == 0
-    assert bench.output.read_bytes() == b""
-
-
-def test_a_long_line_and_a_missing_last_newline_are_read(bench: Any) -> None:
+def test_a_long_line_and_a_missing_last_newline_are_read(bench):
     bench.input.write_text(json.dumps({"prompt": "x" * 700_000}) + "\n" + json.dumps({"prompt": "last"}))
     bench.succeed()
     assert [len(row["answer"]) for row in bench.answers()] == [700_006, 10]
 
 
-def test_half_a_surrogate_pair_fails_going_out_and_is_replaced_coming_in(bench: Any) -> None:
+def test_half_a_surrogate_pair_fails_going_out_and_is_replaced_coming_in(bench):
     bench.upstream.reply = choose(
         lambda seen: raw(b'{"choices":[{"message":{"content":"a\\ud800b"},"finish_reason":"stop"}]}')
     )
@@ -142,7 +108,7 @@ def test_half_a_surrogate_pair_fails_going_out_and_is_replaced_coming_in(bench: 
 # Batch API
 
 
-def test_a_batch_file_runs_unchanged(bench: Any) -> None:
+def test_a_batch_file_runs_unchanged(bench):
     bench.input = DATA / "batch.jsonl"
     call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
     bench.upstream.reply = by_prompt(
@@ -182,7 +148,7 @@ def test_a_batch_file_runs_unchanged(bench: Any) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_log_probabilities_that_a_batch_line_asks_for_are_in_its_answer(bench: Any, workers: int) -> None:
+def test_log_probabilities_that_a_batch_line_asks_for_are_in_its_answer(bench, workers):
     bench.upstream.reply = choose(lambda seen: answer(logprobs=LOGPROBS if seen.json.get("logprobs") else None))
     body = {"model": "m", "messages": [{"role": "user", "content": "a"}]}
     bodies = [body, body | {"logprobs": True, "top_logprobs": 2}]
@@ -193,7 +159,7 @@ def test_log_probabilities_that_a_batch_line_asks_for_are_in_its_answer(bench: A
     assert [choice["logprobs"] for choice in choices] == [None, LOGPROBS]
 
 
-def test_log_probabilities_are_a_column_of_a_table(bench: Any) -> None:
+def test_log_probabilities_are_a_column_of_a_table(bench):
     bench.upstream.reply = by_prompt({"sure": answer("a", logprobs=LOGPROBS)})
     bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
     bench.input.write_text("prompt\nsure\nplain\n")
@@ -206,7 +172,7 @@ def test_log_probabilities_are_a_column_of_a_table(bench: Any) -> None:
 # CSV and Parquet
 
 
-def test_a_csv_is_read_and_written_with_all_its_columns(bench: Any) -> None:
+def test_a_csv_is_read_and_written_with_all_its_columns(bench):
     bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
     bench.input.write_bytes(
         b'\xef\xbb\xbfid,prompt,note\r\n1,"a, b","two\nlines"\r\n\r\n2,c\r\n3,bad,"\xff"\r\n4,d\xc3\xa9,x\r\n'
@@ -226,7 +192,7 @@ def test_a_csv_is_read_and_written_with_all_its_columns(bench: Any) -> None:
     assert json.loads(rows[0]["usage"]) == {"prompt_tokens": 2, "completion_tokens": 3}
 
 
-def test_what_separates_the_cells_of_a_csv_file_is_not_read_from_inside_quotes(bench: Any) -> None:
+def test_what_separates_the_cells_of_a_csv_file_is_not_read_from_inside_quotes(bench):
     bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
     bench.input.write_bytes(b'id;prompt;"a, note, with, commas"\n1;hello;x\n')
     bench.succeed()
@@ -234,7 +200,7 @@ def test_what_separates_the_cells_of_a_csv_file_is_not_read_from_inside_quotes(b
     assert row["answer"] == "echo: hello"
 
 
-def test_a_lone_carriage_return_in_a_cell_ends_no_row(bench: Any) -> None:
+def test_a_lone_carriage_return_in_a_cell_ends_no_row(bench):
     bench.upstream.reply = by_prompt({"a": answer("50 %\r100 %")})
     bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
     bench.input.write_bytes(b'note,prompt\n"x\ry",a\n"z",b\n')
@@ -244,7 +210,7 @@ def test_a_lone_carriage_return_in_a_cell_ends_no_row(bench: Any) -> None:
     assert (second["note"], second["answer"]) == ("z", "echo: b")
 
 
-def test_a_csv_with_messages_images_and_semicolons_becomes_jsonl(bench: Any) -> None:
+def test_a_csv_with_messages_images_and_semicolons_becomes_jsonl(bench):
     bench.input = bench.path / "in.csv"
     (bench.path / "a.png").write_bytes(PNG)
     conversation = [{"role": "user", "content": "from messages"}]
@@ -263,7 +229,7 @@ def test_a_csv_with_messages_images_and_semicolons_becomes_jsonl(bench: Any) -> 
     assert len(body_of(bench, "two")["messages"][0]["content"]) == 3
 
 
-def test_parquet_in_and_out_keeps_types(bench: Any) -> None:
+def test_parquet_in_and_out_keeps_types(bench):
     pa = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
@@ -294,7 +260,7 @@ def test_parquet_in_and_out_keeps_types(bench: Any) -> None:
     assert rows[6]["usage"] == {"prompt_tokens": 1, "completion_tokens": 2}
 
 
-def test_a_parquet_file_with_messages_and_images_becomes_jsonl(bench: Any) -> None:
+def test_a_parquet_file_with_messages_and_images_becomes_jsonl(bench):
     pa = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
@@ -329,9 +295,7 @@ def test_a_parquet_file_with_messages_and_images_becomes_jsonl(bench: Any) -> No
         ("in.jsonl", "out.db", "The output out.db is a database; name a table in it: 'out.db#answers'"),
     ],
 )
-def test_files_that_cannot_be_are_said_before_anything_is_spent(
-    bench: Any, source: str, target: str, said: str
-) -> None:
+def test_files_that_cannot_be_are_said_before_anything_is_spent(bench, source, target, said):
     bench.input, bench.output = bench.path / source, bench.path / target
     bench.input.write_text('{"prompt": "a"}\n')
     assert said in bench.fail()
@@ -345,9 +309,7 @@ def test_files_that_cannot_be_are_said_before_anything_is_spent(
         (None, "Rename question to `prompt` in the file, or name it with --prompt-column question."),
     ],
 )
-def test_rows_of_which_none_has_what_is_asked_are_refused_before_a_job_begins(
-    bench: Any, column: str | None, said: str
-) -> None:
+def test_rows_of_which_none_has_what_is_asked_are_refused_before_a_job_begins(bench, column, said):
     bench.write(['{"question": "why", "no": 1}', '{"question": "how", "no": 2}'])
     assert said in bench.fail(*([] if column is None else ["--prompt-column", column]))
     assert not bench.output.exists()
@@ -355,14 +317,14 @@ def test_rows_of_which_none_has_what_is_asked_are_refused_before_a_job_begins(
 
 
 @pytest.mark.parametrize("options", [(), ("--prompt-column", "data")])
-def test_an_object_around_the_list_of_rows_is_told_before_a_job_begins(bench: Any, options: tuple[str, ...]) -> None:
+def test_an_object_around_the_list_of_rows_is_told_before_a_job_begins(bench, options):
     bench.input = bench.path / "in.json"
     bench.input.write_text('{"data": [{"prompt": "a"}]}')
     assert "rows are in the list 'data': save that list alone" in bench.fail(*options)
     assert not bench.output.exists()
 
 
-def test_a_field_that_is_no_prompt_is_told_by_its_own_name(bench: Any) -> None:
+def test_a_field_that_is_no_prompt_is_told_by_its_own_name(bench):
     bench.write(['{"q": ["a", "b"]}', '{"q": null}', '{"q": "a"}'])
     bench.run("--prompt-column", "q")
     said = [row["error"]["message"] for row in bench.answers() if row.get("error")]
@@ -370,22 +332,7 @@ def test_a_field_that_is_no_prompt_is_told_by_its_own_name(bench: Any) -> None:
     assert "its q is null" in said[1]
 
 
-def test_a_prompt_that_says_nothing_is_its_rows_failure_and_not_sent(bench: Any) -> None:
-    bench.write(['{"prompt": null}', '{"prompt": ""}', '{"prompt": "a"}'])
-    bench.fail(code=1)
-    said = [row["error"]["message"] for row in bench.answers() if row["error"]]
-    assert "its prompt is null" in said[0]
-    assert "its prompt is empty" in said[1]
-    assert len(bench.upstream.seen) == 1
-
-
-def test_a_table_without_a_prompt_is_refused(bench: Any) -> None:
-    bench.input = bench.path / "in.csv"
-    bench.input.write_text("question,answer\nwhy,because\n")
-    assert "no column `prompt` or `messages`; its columns: question, answer" in bench.fail()
-
-
-def test_a_table_that_is_not_utf8_is_refused(bench: Any) -> None:
+def test_a_header_that_is_not_utf8_is_refused(bench):
     bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
     bench.input.write_text("id,pr\xe9sentation\n1,hello\n", encoding="latin-1")
     assert "--encoding cp1252 reads text of Windows" in bench.fail()
@@ -394,7 +341,7 @@ def test_a_table_that_is_not_utf8_is_refused(bench: Any) -> None:
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
-def test_utf16_is_refused_before_anything_is_spent(bench: Any, suffix: str, encoding: str) -> None:
+def test_utf16_is_refused_before_anything_is_spent(bench, suffix, encoding):
     bench.input, bench.output = bench.path / f"in{suffix}", bench.path / f"out{suffix}"
     text = "prompt\nhello\n" if suffix == ".csv" else '{"prompt": "hello"}\n'
     bench.input.write_text(f"\ufeff{text}" if encoding == "utf-16-be" else text, encoding=encoding)
@@ -405,7 +352,7 @@ def test_utf16_is_refused_before_anything_is_spent(bench: Any, suffix: str, enco
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "utf-16", "utf-16-le", "utf-8-sig"])
-def test_a_table_from_windows_keeps_its_signs_and_opens_in_excel(bench: Any, encoding: str) -> None:
+def test_a_table_from_windows_keeps_its_signs_and_opens_in_excel(bench, encoding):
     bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
     bench.input.write_bytes("Umsatz €;text\r\n5 €;“tea”\r\n".encode(encoding))
     options = [] if encoding == "utf-8-sig" else ["--encoding", encoding]
@@ -417,23 +364,12 @@ def test_a_table_from_windows_keeps_its_signs_and_opens_in_excel(bench: Any, enc
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
-def test_a_column_name_that_is_not_utf8_is_carried_through(bench: Any, suffix: str) -> None:
+def test_a_column_name_that_is_not_utf8_is_carried_through(bench, suffix):
     bench.input, bench.output = bench.path / "in.csv", bench.path / f"out{suffix}"
     bench.input.write_bytes(b"pr\xe9nom,prompt\nAnn,hello\n")
     bench.succeed()
     out = bench.output.read_bytes()
     assert out.startswith(b"pr\xe9nom," if suffix == ".csv" else '{"pr\ufffdnom":"Ann"'.encode())
-
-
-def test_a_table_resumes_too(bench: Any) -> None:
-    bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
-    bench.input.write_text("id,prompt\n" + "".join(f"{at},prompt {at}\n" for at in range(400)))
-    bench.half_done(answers(0, 150))
-    bench.succeed()
-    assert len(bench.upstream.seen) == 250
-    assert [line.split(",")[:3] for line in bench.output.read_text().splitlines()[1:]] == [
-        [str(at), f"prompt {at}", f"echo: prompt {at}"] for at in range(400)
-    ]
 
 
 def test_a_row_is_written_as_csv_writes_it():

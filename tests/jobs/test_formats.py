@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from replies import answer, by_prompt, raw, status
+from replies import by_prompt, raw, status
+from tables import read_rows, write_rows
 
 pa = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
 
-BATCH = [
+BATCH: list[dict[str, Any]] = [
     {"custom_id": "a,1", "body": {"model": "m", "messages": [{"role": "user", "content": "one"}]}},
     {"custom_id": "b", "body": {"model": "m", "messages": [{"role": "user", "content": "two"}]}},
 ]
@@ -25,43 +26,19 @@ ROWS = [{"k": "x", "prompt": "one"}, {"k": "y", "prompt": "two"}]
 
 def written(path: Path) -> None:
     """Write two rows in the format of `path`."""
-    match path.suffix:
-        case ".parquet":
-            parquet.write_table(pa.Table.from_pylist(ROWS), path)
-        case ".json":
-            path.write_text(json.dumps(ROWS))
-        case ".jsonl":
-            found = BATCH if path.stem == "batch" else ROWS
-            path.write_text("".join(json.dumps(row) + "\n" for row in found))
-        case ".txt":
-            path.write_text("one\ntwo\n")
-        case suffix:
-            tab = "\t" if suffix == ".tsv" else ","
-            path.write_text(f"k{tab}prompt\nx{tab}one\ny{tab}two\n")
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a file, by its name."""
-    match path.suffix:
-        case ".parquet":
-            rows: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
-        case ".json":
-            rows = json.loads(path.read_text())
-        case ".jsonl":
-            rows = [json.loads(line) for line in path.read_text().splitlines()]
-        case suffix:
-            with path.open(newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ","))
-    return rows
+    if path.suffix == ".txt":
+        path.write_text("one\ntwo\n")
+    else:
+        write_rows(path, BATCH if path.stem == "batch" else ROWS)
 
 
 @pytest.mark.parametrize("target", ["out.jsonl", "out.json", "out.csv", "out.tsv", "out.parquet"])
 @pytest.mark.parametrize("source", ["in.jsonl", "in.json", "in.csv", "in.tsv", "in.txt", "in.parquet", "batch.jsonl"])
-def test_any_format_becomes_any_other(bench: Any, source: str, target: str) -> None:
+def test_any_format_becomes_any_other(bench, source, target):
     bench.input, bench.output = bench.path / source, bench.path / target
     written(bench.input)
     bench.succeed()
-    rows = read(bench.output)
+    rows = read_rows(bench.output)
     if source == "batch.jsonl" and target.startswith("out.json"):
         said = [row["response"]["body"]["choices"][0]["message"]["content"] for row in rows]
     else:
@@ -75,7 +52,7 @@ def test_any_format_becomes_any_other(bench: Any, source: str, target: str) -> N
         assert [row["k"] for row in rows] == ["x", "y"]
 
 
-def test_texts_of_a_csv_come_through_parquet_and_back(bench: Any) -> None:
+def test_texts_of_a_csv_come_through_parquet_and_back(bench):
     bench.input, bench.output = bench.path / "in.csv", bench.path / "out.parquet"
     texts = ['a, "b"', "line\nfeed", "carriage\rreturn", "007", "", "1e400", "ü💡"]
     with bench.input.open("w", newline="", encoding="utf-8") as file:
@@ -88,12 +65,12 @@ def test_texts_of_a_csv_come_through_parquet_and_back(bench: Any) -> None:
     first = bench.output.rename(bench.path / "again.parquet")
     bench.input, bench.output = first, bench.path / "back.csv"
     bench.succeed()
-    rows = read(bench.output)
+    rows = read_rows(bench.output)
     assert [row["text"] for row in rows] == texts
     assert [row["answer_1"] for row in rows] == [f"echo: p{at}" for at in range(len(texts))]
 
 
-def test_cells_that_the_header_does_not_name_are_a_column_of_parquet(bench: Any) -> None:
+def test_cells_that_the_header_does_not_name_are_a_column_of_parquet(bench):
     bench.input, bench.output = bench.path / "in.csv", bench.path / "out.parquet"
     bench.input.write_text("prompt,k\na,1\nb,2,more\n")
     bench.fail(code=1)
@@ -102,7 +79,7 @@ def test_cells_that_the_header_does_not_name_are_a_column_of_parquet(bench: Any)
     assert rows[1]["error"]["code"] == "invalid_input"
 
 
-def test_values_of_json_have_their_types_in_parquet(bench: Any) -> None:
+def test_values_of_json_have_their_types_in_parquet(bench):
     bench.output = bench.path / "out.parquet"
     rows: list[dict[str, Any]] = [
         {"prompt": "a", "count": 1, "x": 1, "flag": True, "tags": ["p"], "deep": {"a": 1, "b": None}, "none": None},
@@ -132,7 +109,7 @@ def test_values_of_json_have_their_types_in_parquet(bench: Any) -> None:
     assert found[0]["usage"] == {"prompt_tokens": 1, "completion_tokens": 2}
 
 
-def test_a_field_of_several_types_is_a_column_of_json_texts_in_parquet(bench: Any) -> None:
+def test_a_field_of_several_types_is_a_column_of_json_texts_in_parquet(bench):
     bench.output = bench.path / "out.parquet"
     exact = 2**53 + 1
     bench.write(
@@ -163,7 +140,7 @@ def test_a_field_of_several_types_is_a_column_of_json_texts_in_parquet(bench: An
     assert found[4]["error"]["code"] == "invalid_input"
 
 
-def test_values_of_parquet_are_cells(bench: Any) -> None:
+def test_values_of_parquet_are_cells(bench):
     bench.input, bench.output = bench.path / "in.parquet", bench.path / "out.csv"
     day = dt.date(2024, 2, 29)
     table = pa.table(
@@ -183,7 +160,7 @@ def test_values_of_parquet_are_cells(bench: Any) -> None:
     )
     parquet.write_table(table, bench.input)
     bench.succeed()
-    first, second = read(bench.output)
+    first, second = read_rows(bench.output)
     assert {name: first[name] for name in table.schema.names} == {
         "prompt": "a",
         "blob": "/wA=",
@@ -208,14 +185,7 @@ def test_values_of_parquet_are_cells(bench: Any) -> None:
     }
 
 
-def test_rows_that_are_left_out_or_cut_off_are_missing_in_every_format(bench: Any) -> None:
-    bench.output = bench.path / "out.parquet"
-    bench.write([{"prompt": "a"}, {"prompt": " "}, {"prompt": "c"}, {"prompt": "d"}])
-    bench.succeed("--skip-empty", "--limit", "3")
-    assert parquet.read_table(bench.output).column("answer").to_pylist() == ["echo: a", "echo: c"]
-
-
-def test_many_rows_are_written_in_groups_with_the_types_of_all(bench: Any) -> None:
+def test_many_rows_are_written_in_groups_with_the_types_of_all(bench):
     bench.output = bench.path / "out.parquet"
     count, filler = 5000, "x" * 1500
     bench.write(
@@ -228,21 +198,7 @@ def test_many_rows_are_written_in_groups_with_the_types_of_all(bench: Any) -> No
     assert file.read(["answer"]).column(0).to_pylist() == [f"echo: p{at}" for at in range(count)]
 
 
-def test_fields_of_a_schema_have_types_in_the_parquet_of_a_csv(bench: Any) -> None:
-    bench.input, bench.output = bench.path / "in.csv", bench.path / "out.parquet"
-    bench.input.write_text("text,stars\nFine,1\nBad,2\n")
-    schema = bench.path / "s.json"
-    fields = {"mood": {"type": "string"}, "stars": {"type": "integer"}}
-    schema.write_text(json.dumps({"type": "object", "properties": fields, "required": ["mood", "stars"]}))
-    bench.upstream.reply = by_prompt({"Bad": status(400, "no")}, otherwise=answer('{"mood": "good", "stars": 5}'))
-    bench.fail("--prompt", "{{text}}", "--schema", str(schema), code=1)
-    table = parquet.read_table(bench.output)
-    assert table.schema.names[:4] == ["text", "stars", "mood", "stars_1"]
-    assert table.schema.field("stars_1").type == pa.int64()
-    assert [row["stars_1"] for row in table.to_pylist()] == [5, None]
-
-
-def test_a_batch_file_becomes_a_table_of_its_answers(bench: Any) -> None:
+def test_a_batch_file_becomes_a_table_of_its_answers(bench):
     bench.input, bench.output = bench.path / "batch.jsonl", bench.path / "out.csv"
     embedding = {"object": "list", "data": [{"index": 0, "embedding": [0.5]}], "usage": {"prompt_tokens": 1}}
     rows = [
@@ -258,7 +214,7 @@ def test_a_batch_file_becomes_a_table_of_its_answers(bench: Any) -> None:
     found = bench.run("--json")
     assert found.returncode == 1
     assert "repeat the `custom_id`" in " ".join(json.loads(found.stdout)["warnings"])
-    table = read(bench.output)
+    table = read_rows(bench.output)
     assert [row["custom_id"] for row in table] == ["a,1", "b", "e", "b", "g", "7"]
     assert [row["answer"] for row in table][:2] == ["echo: one", ""]
     assert json.loads(table[2]["answer"])["data"][0]["embedding"] == [0.5]

@@ -24,7 +24,7 @@ def ledger(path: Path) -> Iterator[InFlight]:
     found.close()
 
 
-def test_a_request_costs_the_most_until_it_is_charged_and_nothing_once_its_row_is_recorded(ledger: InFlight) -> None:
+def test_a_request_costs_the_most_until_it_is_charged_and_nothing_once_its_row_is_recorded(ledger):
     ledger.sent(5, 0, 2.0)
     ledger.sent(5, 0, 2.0)
     assert ledger.most == 4.0
@@ -36,7 +36,7 @@ def test_a_request_costs_the_most_until_it_is_charged_and_nothing_once_its_row_i
     assert ledger.most == ledger.requests_lost == 0
 
 
-def test_the_choices_of_a_request_are_charged_one_by_one(ledger: InFlight) -> None:
+def test_the_choices_of_a_request_are_charged_one_by_one(ledger):
     for choice in range(3):
         ledger.sent(5 + (choice + 1) * LAST_KEY_OF_ROW, choice, 1.0)
     ledger.charged(5, 1, 0.25)
@@ -46,7 +46,7 @@ def test_the_choices_of_a_request_are_charged_one_by_one(ledger: InFlight) -> No
     assert ledger.most == 2.25
 
 
-def test_a_killed_run_leaves_its_requests_to_the_next_one(path: Path, ledger: InFlight) -> None:
+def test_a_killed_run_leaves_its_requests_to_the_next_one(path, ledger):
     for row in range(600):  # more than there are slots at first
         ledger.sent(row, 0, 0.01)
     ledger.sent(3, 0, 0.01)
@@ -69,7 +69,7 @@ def test_a_killed_run_leaves_its_requests_to_the_next_one(path: Path, ledger: In
     last.close()
 
 
-def test_the_cost_of_a_file_that_was_cut_is_read_as_far_as_it_goes(path: Path, ledger: InFlight) -> None:
+def test_the_cost_of_a_file_that_was_cut_is_read_as_far_as_it_goes(path, ledger):
     ledger.sent(1, 0, 2.0)
     ledger.close()
     assert InFlight.most_in(path) == 2.0

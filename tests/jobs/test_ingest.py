@@ -13,9 +13,8 @@ import pytest
 from ingested import Ingested, packed
 from promptmill.backends import rows
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.jobs.ingest import Rules
 from promptmill.jobs.inputs import cells, json_lines
-from promptmill.jobs.store.database import HaltedError, Row
+from promptmill.jobs.store.database import HaltedError, Row, Work
 
 Ingest = Callable[..., Ingested]
 LINES: dict[str, Sequence[str]] = {
@@ -69,16 +68,14 @@ def reread(ingested: Ingest, path: Path, before: str, now: str, **options: Any) 
         ("csv", f"prompt,k\n{'a' * 30},1\n{'b' * 30},2\nc\n", f"prompt,k\n{'b' * 30},2\nc\n"),
     ],
 )
-def test_an_edited_file_is_read_as_if_for_the_first_time(
-    ingested: Ingest, tmp_path: Path, kind: str, before: str, now: str
-) -> None:
+def test_an_edited_file_is_read_as_if_for_the_first_time(ingested, tmp_path, kind, before, now):
     again, once = reread(ingested, tmp_path / f"in.{kind}", before, now)
     assert again == once
 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("kind", LINES)
-def test_a_file_with_any_edit_is_read_as_if_for_the_first_time(ingested: Ingest, tmp_path: Path, kind: str) -> None:
+def test_a_file_with_any_edit_is_read_as_if_for_the_first_time(ingested, tmp_path, kind):
     for seed in range(300):
         chance = random.Random(seed)
         lines = chance.choices(LINES[kind], k=chance.randrange(1, 12))
@@ -94,14 +91,12 @@ def test_a_file_with_any_edit_is_read_as_if_for_the_first_time(ingested: Ingest,
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
-def test_new_rows_at_the_end_are_read_alone_unless_the_file_is_compressed(
-    ingested: Ingest, tmp_path: Path, kind: str, suffix: str
-) -> None:
+def test_new_rows_at_the_end_are_read_alone_unless_the_file_is_compressed(ingested, tmp_path, kind, suffix):
     counts: list[int] = []
     header, line = HEADER.get(kind, ""), LINES[kind][2 if kind == "jsonl" else 4]
     path = tmp_path / f"in.{kind}{suffix}"
     packed(path, (header + line * 20).encode())
-    job = ingested(path.name, rules=Rules(note=counts.append))
+    job = ingested(path.name, work=Work(note=counts.append))
     assert counts[-1] == 20
     del counts[:]
     packed(path, (header + line * 22).encode())
@@ -110,9 +105,7 @@ def test_new_rows_at_the_end_are_read_alone_unless_the_file_is_compressed(
     assert counts[0] >= 21 or suffix
 
 
-def test_a_long_line_in_the_middle_is_read_once(
-    ingested: Ingest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_long_line_in_the_middle_is_read_once(ingested, tmp_path, monkeypatch):
     monkeypatch.setattr(json_lines, "LONGEST_ROW", 100)
     lines = [f'{{"prompt": "{at}{"x" * 40}"}}\n' for at in range(6)]
     long = f'{{"prompt": "{"y" * 200}"}}\n'
@@ -122,7 +115,7 @@ def test_a_long_line_in_the_middle_is_read_once(
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
-def test_rows_of_a_shard_are_those_of_the_file_as_it_is_now(ingested: Ingest, tmp_path: Path, kind: str) -> None:
+def test_rows_of_a_shard_are_those_of_the_file_as_it_is_now(ingested, tmp_path, kind):
     header, line = HEADER.get(kind, ""), LINES[kind][2 if kind == "jsonl" else 4]
     for shard in ("1/2", "2/2"):
         texts = header + line * 6, header + line * 2 + LINES[kind][0] + line * 4
@@ -130,14 +123,7 @@ def test_rows_of_a_shard_are_those_of_the_file_as_it_is_now(ingested: Ingest, tm
         assert again == once
 
 
-def test_every_shard_names_the_columns_by_all_rows(ingested: Ingest, tmp_path: Path) -> None:
-    (tmp_path / "in.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b", "answer": 1}\n{"prompt": "c", "seed": 5}\n')
-    found = [ingested("in.jsonl", shard=f"{at}/3").spec for at in (1, 2, 3)]
-    assert [spec.output.names for spec in found] == [{"answer": "answer_1"}] * 3
-    assert [spec.input.settings_read for spec in found] == [("seed",)] * 3
-
-
-def test_new_rows_that_lack_a_column_of_the_prompt_fail_alone(ingested: Ingest, tmp_path: Path) -> None:
+def test_new_rows_that_lack_a_column_of_the_prompt_fail_alone(ingested, tmp_path):
     path = tmp_path / "in.jsonl"
     path.write_text('{"text": "aaaaaaaaaaaaaaaaaa"}\n')
     job = ingested(path.name, templates=("Say {{text}}",))
@@ -149,12 +135,10 @@ def test_new_rows_that_lack_a_column_of_the_prompt_fail_alone(ingested: Ingest, 
 
 
 @pytest.mark.parametrize("reason", ["halt", "another format"])
-def test_a_reading_that_does_not_come_to_its_end_leaves_the_rows_as_they_were(
-    ingested: Ingest, tmp_path: Path, reason: str
-) -> None:
+def test_a_reading_that_does_not_come_to_its_end_leaves_the_rows_as_they_were(ingested, tmp_path, reason):
     halt, path = threading.Event(), tmp_path / "in.csv"
     path.write_text("prompt\na\n")
-    job = ingested(path.name, rules=Rules(halt=halt))
+    job = ingested(path.name, work=Work(halt=halt))
     before = job.rows
     path.write_bytes(b"prompt\nb\n\xe9\n")
     if reason == "halt":
@@ -168,30 +152,19 @@ def test_a_reading_that_does_not_come_to_its_end_leaves_the_rows_as_they_were(
     assert job.asked == [{"prompt": "b"}]
 
 
-def test_the_rows_of_a_call_take_only_so_much_of_the_disk(
-    ingested: Ingest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_rows_of_a_call_take_only_so_much_of_the_disk(ingested, tmp_path, monkeypatch):
     class Usage:
         free = 90_000
 
     monkeypatch.setattr("shutil.disk_usage", lambda _: Usage)
     (tmp_path / "in.csv").write_text("text\n" + "word\n" * 100)
     with pytest.raises(PromptmillError, match="more than 9,000 bytes") as raised:
-        ingested("in.csv", rules=Rules(disk_share=0.1), templates=("x" * 90 + "{{text|upper}}",))
+        ingested("in.csv", disk_share=0.1, templates=("x" * 90 + "{{text|upper}}",))
     assert raised.value.code is Code.STORAGE
 
 
-@pytest.mark.parametrize("field", ['"answer": 1', '"\\u0061nswer": 1'])
-def test_a_column_of_the_job_has_another_name_than_any_field_of_the_input(
-    ingested: Ingest, tmp_path: Path, field: str
-) -> None:
-    lines = ['{"prompt": "a"}\n'] * 500
-    (tmp_path / "in.jsonl").write_text("".join(lines) + f'{{"prompt": "z", {field}, "answer_1": 2}}\n')
-    assert ingested("in.jsonl").spec.output.names == {"answer": "answer_2"}
-
-
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "txt"])
-def test_rows_know_nothing_of_a_file_that_is_gone(ingested: Ingest, tmp_path: Path, kind: str) -> None:
+def test_rows_know_nothing_of_a_file_that_is_gone(ingested, tmp_path, kind):
     path = tmp_path / f"in.{kind}"
     path.write_text(HEADER.get(kind, "") + "".join(LINES[kind][:2]))
     job = ingested(path.name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -25,7 +24,7 @@ def read(path: Path) -> list[InputRow]:
 
 
 @pytest.mark.parametrize("ending", [b"", b"\n", b"\n\n"])
-def test_lines_come_with_their_numbers_whatever_their_length(tmp_path: Path, ending: bytes) -> None:
+def test_lines_come_with_their_numbers_whatever_their_length(tmp_path, ending):
     chance, piece = random.Random(7), json_lines._PIECE
     lengths = [
         0,
@@ -45,35 +44,14 @@ def test_lines_come_with_their_numbers_whatever_their_length(tmp_path: Path, end
     assert [(row.n, row.cells) for row in read(tmp_path / "in.jsonl")] == expected
 
 
-@pytest.mark.parametrize("text", [b"", b"\n", b" \t\r\n\n", b"\xef\xbb\xbf", b"\xef\xbb\xbf\n"])
-def test_a_file_of_blank_lines_has_no_rows(tmp_path: Path, text: bytes) -> None:
-    (tmp_path / "in.jsonl").write_bytes(text)
-    assert read(tmp_path / "in.jsonl") == []
-
-
-def test_a_byte_order_mark_and_carriage_returns_are_no_part_of_a_row(ingested: Any, tmp_path: Path) -> None:
+def test_a_byte_order_mark_and_carriage_returns_are_no_part_of_a_row(ingested, tmp_path):
     (tmp_path / "in.jsonl").write_bytes(b'\xef\xbb\xbf{"prompt": "a"}\r\n{"prompt": "b"}\r\n')
     job: Ingested = ingested("in.jsonl")
     assert [row["prompt"] for row in job.asked] == ["a", "b"]
     assert [json.loads(line)["answer"] for line in job.write("out.jsonl").splitlines()] == ["A0", "A1"]
 
 
-def test_a_line_that_is_too_long_is_the_failure_of_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_lines, "LONGEST_ROW", 1000)
-    monkeypatch.setattr(json_lines, "_PIECE", 64)
-    (tmp_path / "in.jsonl").write_bytes(b"a\n" + b"x" * 200_000 + b"\n" + b"y" * 1000 + b"\nb\n")
-    found = read(tmp_path / "in.jsonl")
-    assert [(row.n, row.cells, row.problem) for row in found] == [
-        (0, b"a", ""),
-        (1, b"{}", "it is longer than 64 MiB."),
-        (2, b"y" * 1000, ""),
-        (3, b"b", ""),
-    ]
-
-
-def test_an_array_is_read_over_any_block_and_its_numbers_stay(
-    ingested: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_array_is_read_over_any_block_and_its_numbers_stay(ingested, tmp_path, monkeypatch):
     monkeypatch.setattr(json_lines, "_BLOCK", 7)
     items = '[ {"prompt":\n "\\u00e4\u00f6 ]", "n": 1.50},{"prompt":"x", "big": 123456789012345678901234567890}\n]\n'
     (tmp_path / "in.json").write_text(items, encoding="utf-8")
@@ -85,7 +63,7 @@ def test_an_array_is_read_over_any_block_and_its_numbers_stay(
 
 
 @pytest.mark.parametrize("text", ["[]", " \n[ ]\n"])
-def test_an_empty_array_has_no_rows(ingested: Any, tmp_path: Path, text: str) -> None:
+def test_an_empty_array_has_no_rows(ingested, tmp_path, text):
     (tmp_path / "in.json").write_text(text)
     job: Ingested = ingested("in.json")
     assert (job.rows, job.write("out.json")) == ([], b"[]\n")
@@ -102,13 +80,13 @@ def test_an_empty_array_has_no_rows(ingested: Any, tmp_path: Path, text: str) ->
         ('{\n "rows": []\n}', "holds one JSON object; write an array of rows"),
     ],
 )
-def test_the_error_of_an_array_says_what_is_wrong_with_it(ingested: Any, tmp_path: Path, text: str, said: str) -> None:
+def test_the_error_of_an_array_says_what_is_wrong_with_it(ingested, tmp_path, text, said):
     (tmp_path / "in.json").write_text(text)
     with pytest.raises(PromptmillError, match=said):
         ingested("in.json")
 
 
-def test_the_prompt_may_be_in_a_field_of_another_name() -> None:
+def test_the_prompt_may_be_in_a_field_of_another_name():
     reading = rows.RowReader("jsonl", prompt_column="q")
     asked = reading.read(0, b'{"q": "why", "prompt": "old", "messages": "mine", "max_tokens": 5}')
     assert (asked[0].as_messages(), asked[1].max_tokens) == ([{"role": "user", "content": "why"}], 5)

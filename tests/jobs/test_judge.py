@@ -63,7 +63,7 @@ def longer(seen: Any) -> Any:
     return answer("first" if pair(seen)[0].startswith("longer") else "second")
 
 
-def test_each_pair_is_judged_in_both_orders_and_equal_answers_are_not(bench: Any) -> None:
+def test_each_pair_is_judged_in_both_orders_and_equal_answers_are_not(bench):
     bench.upstream.reply = choose(longer)
     a, b = files(bench, 12, same=2)
     price = ("--set", "price={input: 1000, output: 1000}")
@@ -94,7 +94,7 @@ def test_each_pair_is_judged_in_both_orders_and_equal_answers_are_not(bench: Any
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_an_answer_cannot_end_its_own_tag(bench: Any) -> None:
+def test_an_answer_cannot_end_its_own_tag(bench):
     """A pair whose answer has the very tag is not judged: its author knew the names of the files."""
     bench.upstream.reply = choose(longer)
     a, b = files(bench, 3)
@@ -111,7 +111,7 @@ def test_an_answer_cannot_end_its_own_tag(bench: Any) -> None:
     assert "1 pair not judged" in compare(bench, a, b).stdout
 
 
-def test_a_judge_that_contradicts_itself(bench: Any) -> None:
+def test_a_judge_that_contradicts_itself(bench):
     says = {0: "first", 1: "first", 2: "second", 3: "tie", 4: "half"}
 
     def reply(seen: Any) -> Any:
@@ -135,7 +135,7 @@ def test_a_judge_that_contradicts_itself(bench: Any) -> None:
     assert said == [*["contradicts itself"] * 3, "a tie", "a winner in one order alone"]
 
 
-def test_each_file_is_judged_against_the_first(bench: Any) -> None:
+def test_each_file_is_judged_against_the_first(bench):
     bench.upstream.reply = choose(longer)
     a, b = files(bench, 4)
     c = written(bench.path / "c.jsonl", [{"text": f"text {at}", "answer": "" if at else "short 0"} for at in range(4)])
@@ -146,7 +146,7 @@ def test_each_file_is_judged_against_the_first(bench: Any) -> None:
     assert len(bench.upstream.seen) == 8
 
 
-def test_variants_of_one_job(bench: Any) -> None:
+def test_variants_of_one_job(bench):
     bench.upstream.reply = choose(longer)
     rows = [{"id": at, "variant": way, "answer": f"{way} {at}"} for at in range(3) for way in ("short", "longer")]
     one = written(bench.path / "grid.jsonl", rows)
@@ -157,7 +157,7 @@ PRICE = ("--set", "price={input: 0, output: 100000}", "--max-tokens", "2", "--co
 """Of 10 cents for each verdict."""
 
 
-def test_a_judgement_that_its_budget_stops_goes_on_where_it_was(bench: Any) -> None:
+def test_a_judgement_that_its_budget_stops_goes_on_where_it_was(bench):
     bench.upstream.reply = choose(longer)
     a, b = files(bench, 10)
     done = compare(bench, a, b, *PRICE, "--max-cost", "0.75", code=75)
@@ -175,7 +175,7 @@ def test_a_judgement_that_its_budget_stops_goes_on_where_it_was(bench: Any) -> N
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
-def test_what_requests_that_a_kill_cut_off_may_cost_is_told_when_the_budget_stops_a_judgement(bench: Any) -> None:
+def test_what_requests_that_a_kill_cut_off_may_cost_is_told_when_the_budget_stops_a_judgement(bench):
     bench.upstream.reply = hang()
     a, b = files(bench, 10)
     two = (*PRICE[:-1], "2", "--max-cost", "0.25")
@@ -193,7 +193,7 @@ def test_what_requests_that_a_kill_cut_off_may_cost_is_told_when_the_budget_stop
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
-def test_a_judgement_that_is_killed_pays_at_most_for_the_requests_in_flight_twice(bench: Any) -> None:
+def test_a_judgement_that_is_killed_pays_at_most_for_the_requests_in_flight_twice(bench):
     bench.upstream.reply = choose(lambda seen: longer(seen) if seen.number <= 9 else late(None))
     a, b = files(bench, 10)
     process = started(bench, a, b, concurrency=2)
@@ -217,7 +217,7 @@ def judged_so_far(bench: Any) -> int:
         return store.count(ANSWERED)
 
 
-def test_a_judgement_goes_on_by_the_id_of_its_job(bench: Any) -> None:
+def test_a_judgement_goes_on_by_the_id_of_its_job(bench):
     bench.upstream.reply = choose(lambda seen: longer(seen) if seen.number <= 6 else status(400, "no"))
     a, b = files(bench, 10)
     compare(bench, a, b, "--judge", "other", code=1)
@@ -233,7 +233,7 @@ def test_a_judgement_goes_on_by_the_id_of_its_job(bench: Any) -> None:
     assert len(bench.upstream.seen) == sent + 14
 
 
-def test_a_sample_and_then_the_rest(bench: Any) -> None:
+def test_a_sample_and_then_the_rest(bench):
     bench.upstream.reply = choose(longer)
     a, b = files(bench, 40)
     found = judge(bench, a, b, "--limit", "10")
@@ -250,7 +250,7 @@ def test_a_sample_and_then_the_rest(bench: Any) -> None:
     assert len(bench.upstream.seen) == 80
 
 
-def test_a_sample_stays_when_other_rows_change(bench: Any) -> None:
+def test_a_sample_stays_when_other_rows_change(bench):
     bench.upstream.reply = choose(longer)
     a, b = files(bench, 40)
     judge(bench, a, b, "--limit", "10")
@@ -263,7 +263,7 @@ def test_a_sample_stays_when_other_rows_change(bench: Any) -> None:
     assert len(bench.upstream.seen) == 20
 
 
-def test_only_pairs_with_a_new_answer_are_judged_again(bench: Any) -> None:
+def test_only_pairs_with_a_new_answer_are_judged_again(bench):
     bench.upstream.reply = choose(longer)
     a, b = files(bench, 30)
     judge(bench, a, b)
@@ -277,7 +277,7 @@ def test_only_pairs_with_a_new_answer_are_judged_again(bench: Any) -> None:
     assert len(bench.upstream.seen) == 2 + 60
 
 
-def test_verdicts_that_fail(bench: Any) -> None:
+def test_verdicts_that_fail(bench):
     bench.upstream.reply = choose(lambda seen: status(400, "no") if " 3\n" in seen.prompt else longer(seen))
     a, b = files(bench, 5)
     done = compare(bench, a, b, code=1)
@@ -290,7 +290,7 @@ def test_verdicts_that_fail(bench: Any) -> None:
     assert len(bench.upstream.seen) == 2
 
 
-def test_arguments_of_a_judgement_that_do_not_go_together(bench: Any) -> None:
+def test_arguments_of_a_judgement_that_do_not_go_together(bench):
     a, b = files(bench, 3)
 
     def refused(*arguments: str) -> str:

@@ -48,7 +48,7 @@ def killed(bench: Any, patch: str, *arguments: str) -> None:
 
 
 @pytest.mark.parametrize("before", [(), ("--limit", "20")])
-def test_a_smaller_limit_keeps_an_output_that_holds_more(bench: Any, before: tuple[str, ...]) -> None:
+def test_a_smaller_limit_keeps_an_output_that_holds_more(bench, before):
     bench.prompts(50)
     bench.succeed(*before)
     made, sent = bench.output.read_bytes(), len(bench.upstream.seen)
@@ -61,7 +61,7 @@ def test_a_smaller_limit_keeps_an_output_that_holds_more(bench: Any, before: tup
     assert len(bench.answers()) == len(bench.upstream.seen) == 50
 
 
-def test_failed_rows_are_not_done_again_into_an_output_of_fewer_rows(bench: Any) -> None:
+def test_failed_rows_are_not_done_again_into_an_output_of_fewer_rows(bench):
     bench.upstream.reply = by_prompt({"prompt 3": status(400, "no")}, answer())
     bench.prompts(20)
     bench.fail(code=1)
@@ -74,7 +74,7 @@ def test_failed_rows_are_not_done_again_into_an_output_of_fewer_rows(bench: Any)
 
 
 @posix
-def test_a_retry_that_was_killed_does_not_let_a_limit_cut_the_output(bench: Any) -> None:
+def test_a_retry_that_was_killed_does_not_let_a_limit_cut_the_output(bench):
     bench.upstream.reply = by_prompt({"prompt 3": status(400, "no")}, answer())
     bench.prompts(20)
     bench.fail(code=1)
@@ -86,7 +86,7 @@ def test_a_retry_that_was_killed_does_not_let_a_limit_cut_the_output(bench: Any)
     assert len(bench.answers()) == 20
 
 
-def test_an_answered_row_behind_the_limit_is_not_forgotten(bench: Any) -> None:
+def test_an_answered_row_behind_the_limit_is_not_forgotten(bench):
     bench.prompts(30)
     bench.succeed()
     bench.output.unlink()
@@ -98,7 +98,7 @@ def test_an_answered_row_behind_the_limit_is_not_forgotten(bench: Any) -> None:
 
 @posix
 @pytest.mark.parametrize("point", ["after-write", "merging", "before-rename"])
-def test_a_job_that_is_to_replace_a_foreign_file_goes_on_without_starting_anew(bench: Any, point: str) -> None:
+def test_a_job_that_is_to_replace_a_foreign_file_goes_on_without_starting_anew(bench, point):
     bench.prompts(16)
     bench.output.write_text("to be replaced")
     assert bench.run("--overwrite", killed_at=point).returncode == -signal.SIGKILL
@@ -112,7 +112,7 @@ def test_a_job_that_is_to_replace_a_foreign_file_goes_on_without_starting_anew(b
 
 
 @posix
-def test_only_the_file_that_was_there_is_replaced_by_a_job_that_goes_on(bench: Any) -> None:
+def test_only_the_file_that_was_there_is_replaced_by_a_job_that_goes_on(bench):
     bench.prompts(16)
     bench.output.write_text("to be replaced")
     assert bench.run("--overwrite", killed_at="merging").returncode == -signal.SIGKILL
@@ -127,7 +127,7 @@ def test_only_the_file_that_was_there_is_replaced_by_a_job_that_goes_on(bench: A
 
 
 @posix
-def test_a_job_killed_after_its_output_had_its_name_tells_its_failures(bench: Any) -> None:
+def test_a_job_killed_after_its_output_had_its_name_tells_its_failures(bench):
     bench.upstream.reply = by_prompt({"prompt 3": status(500)}, answer())
     bench.prompts(20)
     assert bench.run(killed_at="after-rename").returncode == -signal.SIGKILL
@@ -140,7 +140,7 @@ def test_a_job_killed_after_its_output_had_its_name_tells_its_failures(bench: An
 
 
 @posix
-def test_a_job_killed_after_its_output_had_its_name_counts_the_fields_of_a_schema(bench: Any) -> None:
+def test_a_job_killed_after_its_output_had_its_name_counts_the_fields_of_a_schema(bench):
     schema = bench.path / "s.json"
     schema.write_text('{"type": "object", "properties": {"mood": {"type": "string"}}, "required": ["mood"]}')
     bench.upstream.reply = answer('{"mood": "good"}')
@@ -150,7 +150,7 @@ def test_a_job_killed_after_its_output_had_its_name_counts_the_fields_of_a_schem
 
 
 @posix
-def test_nothing_is_left_beside_an_output_that_got_its_name(bench: Any) -> None:
+def test_nothing_is_left_beside_an_output_that_got_its_name(bench):
     bench.prompts(5)
     killed(bench, "link = os.link\ndef linked(*names): link(*names), end()\nos.link = linked")
     assert len(list(bench.path.glob(".*.partial"))) == 1
@@ -159,7 +159,7 @@ def test_nothing_is_left_beside_an_output_that_got_its_name(bench: Any) -> None:
 
 
 @posix
-def test_nothing_is_left_beside_an_output_that_nobody_wants_any_more(bench: Any) -> None:
+def test_nothing_is_left_beside_an_output_that_nobody_wants_any_more(bench):
     bench.prompts(5)
     patch = """
 import time
@@ -185,7 +185,7 @@ os.fsync = slow
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_what_a_filtered_answer_cost_is_counted(bench: Any, workers: int) -> None:
+def test_what_a_filtered_answer_cost_is_counted(bench, workers):
     filtered = answer("half of it", finish_reason="content_filter")
     bench.upstream.reply = by_prompt({"prompt 1": filtered}, answer())
     bench.prompts(3)
@@ -195,7 +195,7 @@ def test_what_a_filtered_answer_cost_is_counted(bench: Any, workers: int) -> Non
     assert bench.answers()[1]["usage"] == {"prompt_tokens": 2, "completion_tokens": 3}
 
 
-def test_the_latency_of_a_copied_answer_is_none(bench: Any) -> None:
+def test_the_latency_of_a_copied_answer_is_none(bench):
     arguments = ("--set", "sampling_params.temperature=0")
     bench.upstream.reply = late(0.05, choose(lambda seen: answer() if seen.prompt == "a" else status(500)))
     bench.write([{"prompt": "a"}, *[{"prompt": "b"}] * 9])
@@ -207,9 +207,7 @@ def test_the_latency_of_a_copied_answer_is_none(bench: Any) -> None:
 
 @pytest.mark.parametrize("point", ["merging", "before-rename"])
 @pytest.mark.parametrize("options", [(), ("--from", "other.jsonl")], ids=["appended", "another job's"])
-def test_an_output_of_the_rows_before_does_not_count_as_finished_after_a_kill(
-    bench: Any, point: str, options: tuple[str, ...]
-) -> None:
+def test_an_output_of_the_rows_before_does_not_count_as_finished_after_a_kill(bench, point, options):
     rows = bench.prompts(3)
     own, bench.output = bench.output, bench.path / "other.jsonl"
     bench.succeed()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 from typing import Any
@@ -12,6 +11,7 @@ from PIL import Image
 
 from promptmill.backends.protocol import Completion
 from replies import answer, by_prompt, choose
+from tables import read_rows
 
 
 def picture(color: int) -> bytes:
@@ -21,12 +21,7 @@ def picture(color: int) -> bytes:
     return buffer.getvalue()
 
 
-def read_csv(bench: Any) -> list[dict[str, str]]:
-    with bench.output.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def test_choices_label_a_table_with_the_word_alone(bench: Any) -> None:
+def test_choices_label_a_table_with_the_word_alone(bench):
     bench.input, bench.output = bench.path / "reviews.csv", bench.path / "labels.csv"
     bench.input.write_text("id,text\n1,Fine\n2,Bad\n3,Hm\n")
     bench.upstream.reply = by_prompt(
@@ -35,14 +30,14 @@ def test_choices_label_a_table_with_the_word_alone(bench: Any) -> None:
     )
     options = ["--prompt", "Mood: {{text}}", "--choices", "positive,negative, neutral"]
     assert "1 failed" in bench.fail(*options, code=1)
-    rows = read_csv(bench)
+    rows = read_rows(bench.output)
     assert [(row["id"], row["answer"]) for row in rows] == [("1", "positive"), ("2", "negative"), ("3", "")]
     assert "is none of the choices positive, negative, neutral" in rows[2]["error"]
     schema = bench.upstream.seen[0].json["response_format"]["json_schema"]["schema"]
     assert schema["properties"]["answer"]["enum"] == ["positive", "negative", "neutral"]
 
 
-def test_other_choices_are_another_sampling(bench: Any) -> None:
+def test_other_choices_are_another_sampling(bench):
     bench.prompts(2)
     bench.upstream.reply = answer("a")
     bench.succeed("--choices", "a,b")
@@ -52,7 +47,7 @@ def test_other_choices_are_another_sampling(bench: Any) -> None:
     assert [row["answer"] for row in bench.answers()] == ["c", "c"]
 
 
-def test_choices_that_cannot_be_used_are_refused_by_the_options_name(bench: Any) -> None:
+def test_choices_that_cannot_be_used_are_refused_by_the_options_name(bench):
     bench.prompts(2)
     assert "--choices: The choices should be at least two different texts" in bench.fail("--choices", "a")
     assert "not allowed with" in bench.fail("--choices", "a,b", "--schema", "x.json")
@@ -99,9 +94,9 @@ def orders(bench: Any) -> Any:
     return bench
 
 
-def test_fields_of_a_schema_are_columns(orders: Any) -> None:
+def test_fields_of_a_schema_are_columns(orders):
     orders.answer_into("out.csv")
-    first, second, third = read_csv(orders)
+    first, second, third = read_rows(orders.output)
     names = ["prompt", *ORDER["properties"], "error", "usage", "finish_reason"]
     assert list(first) == names
     assert [first[name] for name in names[:8]] == [
@@ -112,7 +107,7 @@ def test_fields_of_a_schema_are_columns(orders: Any) -> None:
     assert third["error"].startswith("invalid_answer: ")
 
 
-def test_fields_of_a_schema_are_objects_in_json_or_texts_of_one_form(orders: Any) -> None:
+def test_fields_of_a_schema_are_objects_in_json_or_texts_of_one_form(orders):
     value = {
         "name": 'Ada, "A"',
         "count": 2,
@@ -128,10 +123,10 @@ def test_fields_of_a_schema_are_objects_in_json_or_texts_of_one_form(orders: Any
     written = [row["answer"] for row in orders.answers()]
     assert written == [json.dumps(value, separators=(",", ":"), ensure_ascii=False), '{"name":"Bob","price":null}', ""]
     orders.answer_into("text.csv", "--no-fields")
-    assert [row["answer"] for row in read_csv(orders)] == written
+    assert [row["answer"] for row in read_rows(orders.output)] == written
 
 
-def test_fields_of_a_schema_are_typed_columns_in_parquet(orders: Any) -> None:
+def test_fields_of_a_schema_are_typed_columns_in_parquet(orders):
     pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     parquet.write_table(pa.table({"prompt": ["one", "two", "three"], "name": [1, 2, 3]}), orders.path / "in.parquet")
     orders.answer_into("out.parquet", source="in.parquet")
@@ -147,63 +142,55 @@ def test_fields_of_a_schema_are_typed_columns_in_parquet(orders: Any) -> None:
     assert found["address"].to_pylist() == ['{"zip":"5","city":"Köln"}', None, None]
 
 
-def test_a_change_to_no_fields_writes_the_output_again_and_sends_nothing(orders: Any) -> None:
+def test_a_change_to_no_fields_writes_the_output_again_and_sends_nothing(orders):
     orders.answer_into("out.csv")
     orders.upstream.reply = answer("no")
     orders.answer_into("out.csv", "--no-fields")
-    assert list(read_csv(orders)[0]) == ["prompt", "answer", "error", "usage", "finish_reason"]
+    assert list(read_rows(orders.output)[0]) == ["prompt", "answer", "error", "usage", "finish_reason"]
     orders.answer_into("out.csv")
-    assert read_csv(orders)[0]["name"] == 'Ada, "A"'
+    assert read_rows(orders.output)[0]["name"] == 'Ada, "A"'
 
 
-def test_an_export_has_the_fields_too(orders: Any) -> None:
-    orders.answer_into("out.jsonl")
-    target = orders.path / "some.csv"
-    orders.jobs(str(orders.output), "--export", str(target))
-    with target.open(newline="", encoding="utf-8") as file:
-        assert [row["name"] for row in csv.DictReader(file)] == ['Ada, "A"', "Bob"]
-
-
-def test_a_field_with_the_name_of_a_column_gets_a_number(bench: Any) -> None:
+def test_a_field_with_the_name_of_a_column_gets_a_number(bench):
     fields = {name: {"type": "string"} for name in ("answer", "error", "id")}
     (bench.path / "s.json").write_text(json.dumps({"type": "object", "properties": fields}))
     bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
     bench.input.write_text("id,prompt\n1,hi\n")
     bench.upstream.reply = answer('{"answer": "a", "error": "e", "id": "i"}')
     bench.succeed("--schema", str(bench.path / "s.json"))
-    (row,) = read_csv(bench)
+    (row,) = read_rows(bench.output)
     assert [row[name] for name in ("id", "answer", "error", "error_1", "id_1")] == ["1", "a", "", "e", "i"]
 
 
-def test_kept_answers_without_the_schema_are_noted_as_errors(bench: Any) -> None:
+def test_kept_answers_without_the_schema_are_noted_as_errors(bench):
     bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
     bench.input.write_text("prompt\nhi\n")
     bench.upstream.reply = answer("free text")
     bench.succeed()
     (bench.path / "s.json").write_text(json.dumps({"type": "object", "properties": {"name": {}}}))
     bench.succeed("--schema", str(bench.path / "s.json"), "--keep")
-    (row,) = read_csv(bench)
+    (row,) = read_rows(bench.output)
     assert row["name"] == ""
     assert "free text" in row["error"]
 
 
-def test_json_mode_and_a_list_have_one_column(bench: Any) -> None:
+def test_json_mode_and_a_list_have_one_column(bench):
     (bench.path / "s.json").write_text('{"type": "array", "items": {"type": "integer"}}')
     bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
     bench.input.write_text("prompt\nhi\n")
     bench.upstream.reply = answer("[1,  2.0]")
     bench.succeed("--schema", str(bench.path / "s.json"))
-    assert read_csv(bench)[0]["answer"] == "[1,2]"
+    assert read_rows(bench.output)[0]["answer"] == "[1,2]"
 
 
-def test_a_column_of_images_goes_with_a_constant_prompt(bench: Any) -> None:
+def test_a_column_of_images_goes_with_a_constant_prompt(bench):
     for at, name in enumerate(("a.png", "b.png")):
         (bench.path / name).write_bytes(picture(at))
     bench.input, bench.output = bench.path / "pictures.csv", bench.path / "captions.csv"
     bench.input.write_text("id,path\n1,a.png\n2,b.png\n3,gone.png\n4,\n")
     bench.upstream.reply = answer("a picture")
     shown = bench.fail("--prompt", "Describe the picture.", "--image-column", "path", code=1)
-    rows = read_csv(bench)
+    rows = read_rows(bench.output)
     assert [row["path"] for row in rows] == ["a.png", "b.png", "gone.png", ""]
     assert [row["answer"] for row in rows] == ["a picture", "a picture", "", ""]
     assert "gone.png" in rows[2]["error"], shown
@@ -216,7 +203,7 @@ def test_a_column_of_images_goes_with_a_constant_prompt(bench: Any) -> None:
     assert len({part["image_url"]["url"] for content in contents for part in content if "image_url" in part}) == 2
 
 
-def test_the_advice_for_an_image_that_is_missing_sends_its_row_once_it_is_there(bench: Any) -> None:
+def test_the_advice_for_an_image_that_is_missing_sends_its_row_once_it_is_there(bench):
     (bench.path / "a.png").write_bytes(picture(0))
     bench.write([{"path": "a.png"}, {"path": "gone.png"}])
     asked = ("--prompt", "Describe the picture.", "--image-column", "path")
@@ -227,7 +214,7 @@ def test_the_advice_for_an_image_that_is_missing_sends_its_row_once_it_is_there(
     assert bench.succeed(*asked, "--again", "failed")["done"] == len(bench.upstream.seen) == 2
 
 
-def test_a_column_of_images_goes_with_a_column_of_prompts(bench: Any) -> None:
+def test_a_column_of_images_goes_with_a_column_of_prompts(bench):
     (bench.path / "a.png").write_bytes(picture(0))
     bench.write([{"ask": "What?", "pic": "a.png"}, {"ask": "And?", "pic": ["a.png", "a.png"]}])
     bench.succeed("--prompt-column", "ask", "--image-column", "pic")
@@ -235,7 +222,7 @@ def test_a_column_of_images_goes_with_a_column_of_prompts(bench: Any) -> None:
     assert found == [2, 3]
 
 
-def test_an_unknown_column_of_images_is_refused_with_the_nearest_name(bench: Any) -> None:
+def test_an_unknown_column_of_images_is_refused_with_the_nearest_name(bench):
     bench.input = bench.path / "in.csv"
     bench.input.write_text("id,path\n1,a.png\n")
     assert "--image-column: the input has no column 'pathh'; did you mean path?" in bench.fail(
@@ -244,7 +231,7 @@ def test_an_unknown_column_of_images_is_refused_with_the_nearest_name(bench: Any
     assert not bench.upstream.seen
 
 
-def test_paths_of_images_that_are_not_sent_are_a_warning(bench: Any) -> None:
+def test_paths_of_images_that_are_not_sent_are_a_warning(bench):
     (bench.path / "a.png").write_bytes(picture(0))
     bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
     bench.input.write_text("id,path\n1,a.png\n")
@@ -257,7 +244,7 @@ def test_paths_of_images_that_are_not_sent_are_a_warning(bench: Any) -> None:
     assert "--image-column" not in bench.run("--prompt", "Describe {{id}}.").stderr
 
 
-def test_rows_of_json_become_a_table_with_a_column_for_each_field(bench: Any) -> None:
+def test_rows_of_json_become_a_table_with_a_column_for_each_field(bench):
     rows = [
         {"prompt": "a", "n": 1},
         "{broken",
@@ -266,7 +253,7 @@ def test_rows_of_json_become_a_table_with_a_column_for_each_field(bench: Any) ->
     bench.write(rows)
     bench.output = bench.path / "out.csv"
     assert bench.run().returncode == 1
-    first, broken, last = read_csv(bench)
+    first, broken, last = read_rows(bench.output)
     assert list(first)[:7] == ["prompt", "n", "tags", "answer", "half", "answer_1", "error"]
     assert [first[name] for name in ("prompt", "n", "tags", "answer", "answer_1")] == ["a", "1", "", "", "echo: a"]
     assert [last[name] for name in ("prompt", "tags", "answer", "answer_1")] == ["b", '["x",null]', "mine", "echo: b"]
@@ -274,7 +261,7 @@ def test_rows_of_json_become_a_table_with_a_column_for_each_field(bench: Any) ->
     assert "not valid JSON" in broken["error"]
 
 
-def test_the_summary_counts_the_values_of_each_field_of_a_schema(bench: Any) -> None:
+def test_the_summary_counts_the_values_of_each_field_of_a_schema(bench):
     bench.input, bench.output = bench.path / "reviews.csv", bench.path / "labels.csv"
     bench.input.write_text("text\n" + "".join(f"{at}\n" for at in range(20)))
     fields = {"sentiment": {"enum": ["positive", "negative"]}, "score": {"type": "integer"}, "why": {"type": "string"}}
@@ -299,7 +286,7 @@ def test_the_summary_counts_the_values_of_each_field_of_a_schema(bench: Any) -> 
     assert json.loads(bench.jobs(bench.folder.job_id, "--json").stdout)["results"]["fields"] == found
 
 
-def test_a_check_names_the_columns_that_the_fields_of_a_schema_get(bench: Any) -> None:
+def test_a_check_names_the_columns_that_the_fields_of_a_schema_get(bench):
     bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
     bench.input.write_text("text,mood\na,b\n")
     schema = bench.path / "s.json"
@@ -311,7 +298,7 @@ def test_a_check_names_the_columns_that_the_fields_of_a_schema_get(bench: Any) -
     assert note in bench.succeed(*options)["warnings"]
 
 
-def test_a_stopped_job_with_a_schema_shows_the_fields_of_its_answers_so_far(bench: Any) -> None:
+def test_a_stopped_job_with_a_schema_shows_the_fields_of_its_answers_so_far(bench):
     schema = bench.path / "s.json"
     schema.write_text('{"type": "object", "properties": {"mood": {"type": "string"}}, "required": ["mood"]}')
     bench.prompts(4)
@@ -319,7 +306,7 @@ def test_a_stopped_job_with_a_schema_shows_the_fields_of_its_answers_so_far(benc
     assert "  answers   mood: good 2" in bench.jobs(bench.folder.job_id).stdout
 
 
-def test_images_of_a_parquet_file_are_paths_bytes_or_both(bench: Any) -> None:
+def test_images_of_a_parquet_file_are_paths_bytes_or_both(bench):
     pa = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 

@@ -15,7 +15,6 @@ from ingested import Ingested
 from promptmill.backends.protocol import Call, Completion, Failure, Outcome
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.jobs.run.live import OpenRow, OpenRows, RowSource, StoreSink
-from promptmill.jobs.store import statistics
 from promptmill.jobs.store.counts import JobCounts
 from promptmill.jobs.store.database import DamagedError, JobDatabase
 from promptmill.jobs.store.order import FailureLimit
@@ -92,7 +91,7 @@ async def keys(source: RowSource, n: int = 100) -> list[int]:
     return found
 
 
-async def test_rows_come_in_order_and_broken_ones_fail_without_a_request(rows: Ingested) -> None:
+async def test_rows_come_in_order_and_broken_ones_fail_without_a_request(rows):
     world = World(rows.store)
     sink = world.sink()
     assert await keys(world.source(rows, sink)) == [at for at in range(10_000) if at not in {5, 6}]
@@ -101,7 +100,7 @@ async def test_rows_come_in_order_and_broken_ones_fail_without_a_request(rows: I
     assert (record.row, record.code, record.text[:6]) == (6, Code.INVALID_INPUT, "line 7")
 
 
-async def test_answered_rows_are_left_out_and_retryable_failures_bring_their_attempts(rows: Ingested) -> None:
+async def test_answered_rows_are_left_out_and_retryable_failures_bring_their_attempts(rows):
     world = World(rows.store)
     failures = [failure(Code.TIMEOUT, 3), failure(Code.BAD_REQUEST, 1)]
     outcomes: list[Outcome] = [Completion("a"), *failures, Completion("b", "length")]
@@ -117,12 +116,7 @@ async def test_answered_rows_are_left_out_and_retryable_failures_bring_their_att
     await again.aclose()
 
 
-async def test_a_limit_ends_at_its_row(rows: Ingested) -> None:
-    world = World(rows.store)
-    assert await keys(world.source(rows, world.sink(), among=range(9))) == [0, 1, 2, 3, 4, 7, 8]
-
-
-async def test_no_row_is_taken_once_there_are_enough(rows: Ingested) -> None:
+async def test_no_row_is_taken_once_there_are_enough(rows):
     enough: list[int] = []
     world = World(rows.store)
     source = world.source(rows, world.sink(), enough=lambda: bool(enough))
@@ -132,7 +126,7 @@ async def test_no_row_is_taken_once_there_are_enough(rows: Ingested) -> None:
     await source.aclose()
 
 
-async def test_the_slots_of_a_row_are_sent_one_after_the_other(rows: Ingested) -> None:
+async def test_the_slots_of_a_row_are_sent_one_after_the_other(rows):
     world = World(rows.store)
     rows.store.write([record_of(1, Completion("a")), record_of(SLOT + 2, Completion("b"), made=Made(settings=7))])
     targets = (Target(name="x"), Target(name="y", settings=7))
@@ -147,7 +141,7 @@ async def test_the_slots_of_a_row_are_sent_one_after_the_other(rows: Ingested) -
     ]
 
 
-async def test_an_answer_of_other_settings_is_no_answer_of_a_row(rows: Ingested) -> None:
+async def test_an_answer_of_other_settings_is_no_answer_of_a_row(rows):
     world = World(rows.store)
     rows.store.write([record_of(row, Completion("a"), made=Made(settings=row)) for row in range(4)])
     source = world.source(rows, world.sink(), targets=(Target(settings=1, kept=(3,)),))
@@ -155,7 +149,7 @@ async def test_an_answer_of_other_settings_is_no_answer_of_a_row(rows: Ingested)
     await source.aclose()
 
 
-async def test_a_database_that_cannot_be_read_ends_the_run(rows: Ingested) -> None:
+async def test_a_database_that_cannot_be_read_ends_the_run(rows):
     def read(*_: Any, **__: Any) -> Any:
         raise OSError(5, "Input/output error")
 
@@ -170,9 +164,7 @@ async def test_a_database_that_cannot_be_read_ends_the_run(rows: Ingested) -> No
     assert "cannot be read: input/output error" in error.message
 
 
-async def test_a_damaged_database_is_left_to_the_run_which_repairs_it(
-    rows: Ingested, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_damaged_database_is_left_to_the_run_which_repairs_it(rows, monkeypatch):
     def damaged(*_: Any, **__: Any) -> Any:
         raise DamagedError("malformed")
 
@@ -193,7 +185,7 @@ async def test_a_damaged_database_is_left_to_the_run_which_repairs_it(
     await source.aclose()
 
 
-async def test_large_rows_are_in_flight_only_up_to_some_bytes(ingested: Ingest, tmp_path: Path) -> None:
+async def test_large_rows_are_in_flight_only_up_to_some_bytes(ingested, tmp_path):
     texts = ["a", "b" * 40_000, "c" * 40_000, "d", "e" * 40_000]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
     job = ingested("in.jsonl")
@@ -210,13 +202,6 @@ async def test_large_rows_are_in_flight_only_up_to_some_bytes(ingested: Ingest, 
     assert [request.key for request in await source.take(10)] == [4]
     await source.aclose()
     await sink.aclose()
-
-
-async def test_a_row_larger_than_the_most_bytes_is_sent_alone(ingested: Ingest, tmp_path: Path) -> None:
-    (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": "b" * 40_000}) + "\n")
-    job = ingested("in.jsonl")
-    world = World(job.store)
-    assert await keys(world.source(job, world.sink(), held_bytes=10)) == [0]
 
 
 async def put(sink: StoreSink, row: int, outcome: Outcome) -> None:
@@ -242,9 +227,7 @@ def taken(attempts: int = 0, *, answered: bool = False) -> OpenRow:
     return OpenRow(0, 0, None, None, b"{}", attempts, answered=answered)
 
 
-async def test_a_row_without_room_in_the_budget_cancels_no_other_and_is_kept_only_if_it_cost_something(
-    world: World,
-) -> None:
+async def test_a_row_without_room_in_the_budget_cancels_no_other_and_is_kept_only_if_it_cost_something(world):
     sink = world.sink("0")
     assert await returns(sink, 0, failure(Code.BUDGET, 0))
     assert await returns(sink, 1, replace(failure(Code.BUDGET, 2), cost=0.5))
@@ -258,7 +241,7 @@ async def test_a_row_without_room_in_the_budget_cancels_no_other_and_is_kept_onl
     assert (len(world.no_room), world.reasons) == (2, [])
 
 
-async def test_outcomes_are_written_soon_and_a_full_batch_at_once(world: World) -> None:
+async def test_outcomes_are_written_soon_and_a_full_batch_at_once(world):
     written = asyncio.Event()
     sink = world.sink(recorded=lambda rows: written.set() if 99 in rows else None)
     for row in range(100):
@@ -289,9 +272,7 @@ async def test_outcomes_are_written_soon_and_a_full_batch_at_once(world: World) 
         (Code.CONTENT_FILTER, 1, True),
     ],
 )
-async def test_only_what_is_the_rows_own_fault_is_recorded(
-    world: World, code: Code, attempts: int, *, recorded: bool
-) -> None:
+async def test_only_what_is_the_rows_own_fault_is_recorded(world, code, attempts, *, recorded):
     sink = world.sink()
     assert await returns(sink, 0, failure(code, attempts)) is recorded
     await sink.aclose()
@@ -299,14 +280,7 @@ async def test_only_what_is_the_rows_own_fault_is_recorded(
     assert [error.code for error in world.reasons] == ([] if recorded else [code])
 
 
-@pytest.mark.parametrize("code", [Code.UNAUTHORIZED, Code.INSUFFICIENT_QUOTA, Code.TLS, Code.BAD_REQUEST])
-async def test_what_the_backend_says_concerns_all_stops_the_job(world: World, code: Code) -> None:
-    refused = Failure(PromptmillError(code, "refused"), 1, concerns_all=True)
-    assert not await returns(world.sink(), 0, refused)
-    assert [error.code for error in world.reasons] == [code]
-
-
-async def test_a_row_that_was_sent_only_by_an_earlier_run_was_not_sent(world: World) -> None:
+async def test_a_row_that_was_sent_only_by_an_earlier_run_was_not_sent(world):
     sink = world.sink()
     await put(sink, 0, failure(Code.UNREACHABLE, 3))
     await sink.aclose()
@@ -316,43 +290,7 @@ async def test_a_row_that_was_sent_only_by_an_earlier_run_was_not_sent(world: Wo
     assert await returns(later, 0, failure(Code.UNREACHABLE, 4))
 
 
-async def test_a_later_record_replaces_an_earlier_one(world: World) -> None:
-    sink = world.sink()
-    await put(sink, 0, failure(Code.TIMEOUT, 3))
-    await put(sink, 1, Completion("one"))
-    await put(sink, 0, Completion("better", attempts=4))
-    await sink.aclose()
-    found = statistics.counts(world.store)
-    assert (found.done, found.failed, found.codes, found.requests) == (2, 0, {}, 5)
-    record = world.store.record(0)
-    assert record is not None
-    assert record.text == "better"
-
-
-async def test_the_earlier_failures_of_a_batch_are_read_at_once(world: World) -> None:
-    rows = range(10)
-    sink = world.sink()
-    for row in rows:
-        await put(sink, row, replace(failure(Code.TIMEOUT, 1), cost=0.5))
-    await sink.aclose()
-    reads: list[str] = []
-    read = world.store.read
-
-    def counted(query: str, *rest: Any, **more: Any) -> Any:
-        reads.append(query)
-        return read(query, *rest, **more)
-
-    world.store.read = counted
-    again = world.sink()
-    again.taken.update({row: taken(1) for row in rows})
-    for row in rows:
-        await put(again, row, Completion("better", cost=1.0, attempts=2))
-    await again.aclose()
-    assert len(reads) == 1
-    assert {record.outcome().cost for record in world.store.sound_records()} == {1.5}
-
-
-async def test_where_a_commit_waits_for_the_disk_puts_wait_and_share_it(tmp_path: Path) -> None:
+async def test_where_a_commit_waits_for_the_disk_puts_wait_and_share_it(tmp_path):
     world = World(JobDatabase(tmp_path / "job.db", write=True, has_locks=False))
     commits: list[int] = []
     write = world.store.write
@@ -373,16 +311,7 @@ async def test_where_a_commit_waits_for_the_disk_puts_wait_and_share_it(tmp_path
     world.store.close()
 
 
-async def test_too_many_failures_end_the_job_but_are_kept(world: World) -> None:
-    sink = world.sink("2")
-    for row in range(3):
-        assert await returns(sink, row, failure(Code.BAD_REQUEST, 1))
-    await sink.aclose()
-    assert world.counts.failed == 3
-    assert "3 of 3 rows failed, more than `max_failures` allows. The last one: why" in world.reasons[0].message
-
-
-async def test_a_record_has_the_question_of_its_row_and_the_note_of_its_slot(world: World) -> None:
+async def test_a_record_has_the_question_of_its_row_and_the_note_of_its_slot(world):
     sink = world.sink(made=(Made(1, 5), Made(2, 5, ["model"])))
     for key in (3, SLOT + 3):
         sink.taken[key] = taken()._replace(n=3, slot=key // SLOT, asked=bytes([key // SLOT] * 16))
@@ -393,7 +322,7 @@ async def test_a_record_has_the_question_of_its_row_and_the_note_of_its_slot(wor
     assert not sink.taken
 
 
-async def test_an_answer_that_is_replaced_is_kept_as_spare(world: World) -> None:
+async def test_an_answer_that_is_replaced_is_kept_as_spare(world):
     sink = world.sink()
     await put(sink, 0, Completion("old"))
     await sink.aclose()
@@ -404,7 +333,7 @@ async def test_an_answer_that_is_replaced_is_kept_as_spare(world: World) -> None
     assert world.store.read("SELECT text FROM spare") == [("old",)]
 
 
-async def test_a_database_that_cannot_be_written_stops_the_job(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_database_that_cannot_be_written_stops_the_job(world, monkeypatch):
     def write(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 

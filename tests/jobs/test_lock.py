@@ -30,7 +30,7 @@ def make_old(path: Path) -> None:
     os.utime(path, (then, then))
 
 
-def test_a_lease_is_one_holders_until_it_is_released(tmp_path: Path) -> None:
+def test_a_lease_is_one_holders_until_it_is_released(tmp_path):
     first = taken(tmp_path / "lease")
     assert lock._is_alive(tmp_path / "lease")
     assert Lease.take(tmp_path / "lease") is None
@@ -40,7 +40,7 @@ def test_a_lease_is_one_holders_until_it_is_released(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["lease"]
 
 
-def test_a_silent_holder_loses_its_lease_and_cannot_release_the_next_ones(tmp_path: Path) -> None:
+def test_a_silent_holder_loses_its_lease_and_cannot_release_the_next_ones(tmp_path):
     silent = taken(tmp_path / "lease")
     make_old(tmp_path / "lease")
     assert not lock._is_alive(tmp_path / "lease")
@@ -50,7 +50,7 @@ def test_a_silent_holder_loses_its_lease_and_cannot_release_the_next_ones(tmp_pa
     following.release()
 
 
-def test_a_holder_renews_its_lease_and_finds_out_that_another_one_has_it(tmp_path: Path) -> None:
+def test_a_holder_renews_its_lease_and_finds_out_that_another_one_has_it(tmp_path):
     held = taken(tmp_path / "lease", beat_s=0.01)
     make_old(tmp_path / "lease")
     eventually(lambda: lock._is_alive(tmp_path / "lease"))
@@ -61,7 +61,7 @@ def test_a_holder_renews_its_lease_and_finds_out_that_another_one_has_it(tmp_pat
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="flock")
-def test_where_locks_are_refused_a_job_is_held_by_a_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_locks_are_refused_a_job_is_held_by_a_lease(tmp_path, monkeypatch):
     import fcntl
 
     def refused(descriptor: int, operation: int) -> None:

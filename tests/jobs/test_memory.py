@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -16,7 +15,7 @@ from replies import answer
 
 
 @pytest.mark.skipif(not hasattr(os, "wait4"), reason="needs the peak memory of a child")
-def test_a_longer_file_takes_no_more_memory(bench: Any) -> None:
+def test_a_longer_file_takes_no_more_memory(bench):
     def peak_with(rows: int) -> int:
         bench.write([{"id": at, "prompt": f"prompt {at}", "carried": "x" * 200} for at in range(rows)], f"{rows}.jsonl")
         bench.output = bench.path / f"{rows}.out.jsonl"
@@ -36,7 +35,7 @@ from ingested import Ingested
 from promptmill.jobs.export import output
 from promptmill.jobs.inputs.files import InputFiles, Part
 from promptmill.jobs.inputs.parquet import ParquetTable
-from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.spec import JobSpec
 
 source, step = Path(sys.argv[1]), sys.argv[2]
@@ -48,7 +47,7 @@ elif step == "read":
     job.store.put(spec=job.spec.model_dump(mode="json"))
 else:
     store = JobDatabase(source.with_name("0.db"))
-    output.write_output(store, JobSpec.model_validate(store.get("spec")), output.Rules())
+    output.write_output(store, JobSpec.model_validate(store.get("spec")), Work())
 """
 
 
@@ -61,7 +60,7 @@ def peak_of(source: Path, step: str) -> int:
 
 @pytest.mark.thorough
 @pytest.mark.skipif(sys.platform != "linux", reason="pages pass through Python elsewhere, and are held once more")
-def test_parquet_takes_the_memory_of_a_few_pages_however_long_it_is(tmp_path: Path) -> None:
+def test_parquet_takes_the_memory_of_a_few_pages_however_long_it_is(tmp_path):
     """Images as `datasets` writes them: a row group of 100 has one page, which is there packed and unpacked.
 
     Arrow keeps some of what it has freed, differently from run to run; the whole file would be ten pages.
@@ -80,7 +79,7 @@ def test_parquet_takes_the_memory_of_a_few_pages_however_long_it_is(tmp_path: Pa
 
 @pytest.mark.thorough
 @pytest.mark.skipif(not hasattr(os, "wait4"), reason="needs the peak memory of a child")
-def test_rows_of_json_become_parquet_in_flat_memory(tmp_path: Path) -> None:
+def test_rows_of_json_become_parquet_in_flat_memory(tmp_path):
     def peaks(rows: int) -> list[int]:
         (folder := tmp_path / str(rows)).mkdir()
         row = '{"prompt": "what?", "id": %d, "tags": ["a", "b"], "deep": {"x": 1.5}, "filler": "%s"}\n'

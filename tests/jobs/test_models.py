@@ -32,9 +32,7 @@ def _models(bench: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("detached", [False, True])
-def test_rows_are_answered_by_the_model_that_they_name_or_one_that_stands_in_for_it(
-    bench: Any, *, detached: bool
-) -> None:
+def test_rows_are_answered_by_the_model_that_they_name_or_one_that_stands_in_for_it(bench, *, detached):
     bench.upstream.reply = choose(lambda seen: status(401, "no") if seen.json["model"] == "gone" else answer())
     bench.write([{"prompt": "a"}, {"prompt": "b", "model": "fast"}, {"prompt": "c", "model": "dead"}])
     done = bench.run(*_models(bench), *(["--detach"] if detached else []))
@@ -53,7 +51,7 @@ def test_rows_are_answered_by_the_model_that_they_name_or_one_that_stands_in_for
     assert "max_tokens" not in sent["a"]
 
 
-def test_a_whole_job_may_run_on_a_named_model(bench: Any) -> None:
+def test_a_whole_job_may_run_on_a_named_model(bench):
     bench.write([{"prompt": "a"}])
     done = bench.run(*_models(bench), "--model", "fast", "--temperature", "0")
     assert done.returncode == 0, done.stderr
@@ -61,7 +59,7 @@ def test_a_whole_job_may_run_on_a_named_model(bench: Any) -> None:
     assert (seen.json["model"], seen.json["max_tokens"], seen.json["temperature"]) == ("small", 7, 0)
 
 
-def test_a_model_that_was_redefined_is_found_out_where_it_answered_rows(bench: Any) -> None:
+def test_a_model_that_was_redefined_is_found_out_where_it_answered_rows(bench):
     bench.write([{"prompt": "a", "model": "fast"}, {"prompt": "b", "model": "fast"}, {"prompt": "c", "model": "fast"}])
     was = _models(bench)
     assert bench.run(*was, "--limit", "1").returncode == 0
@@ -82,7 +80,7 @@ def test_a_model_that_was_redefined_is_found_out_where_it_answered_rows(bench: A
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-async def test_rows_of_a_call_keep_to_the_operators_limits(bench: Any, monkeypatch: Any, workers: int) -> None:
+async def test_rows_of_a_call_keep_to_the_operators_limits(bench, monkeypatch, workers):
     monkeypatch.chdir(bench.path)
     block = {"base_url": bench.upstream.url, "num_workers": workers, "bulk_threshold": 1, "retries": 1}
     models = {
@@ -115,7 +113,7 @@ async def test_rows_of_a_call_keep_to_the_operators_limits(bench: Any, monkeypat
     assert "line 6: max_tokens must be 1 to 50 tokens on this server." in said[2]
 
 
-def test_a_row_names_any_model_of_the_endpoint_where_the_operator_sets_no_limit(bench: Any) -> None:
+def test_a_row_names_any_model_of_the_endpoint_where_the_operator_sets_no_limit(bench):
     bench.write([{"prompt": "a", "model": "another"}])
     assert bench.run().returncode == 0
     assert [seen.json["model"] for seen in bench.upstream.seen] == ["another"]
@@ -136,7 +134,7 @@ def asks_long_answers_again(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("asks_long_answers_again")
-def test_a_round_may_go_to_a_model_of_its_own(bench: Any) -> None:
+def test_a_round_may_go_to_a_model_of_its_own(bench):
     def reply(seen: Any) -> Any:
         return answer(f"large: {seen.prompt}" if seen.json["model"] == "large" else "x" * 600 * seen.prompt.count("l"))
 

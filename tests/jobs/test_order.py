@@ -1,9 +1,6 @@
 """Orders for jobs."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,34 +20,25 @@ from promptmill.jobs.store.order import FailureLimit, JobOrder, Limits, Question
         ("2.5%", 3, 100, True),
     ],
 )
-def test_a_limit_of_failures_is_a_number_or_a_share(text: str, failed: int, settled: int, exceeded: bool) -> None:
+def test_a_limit_of_failures_is_a_number_or_a_share(text, failed, settled, exceeded):
     assert FailureLimit.parse(text).exceeded(failed, settled) is exceeded
 
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "5 %%", "101%", "1.5"])
-def test_a_limit_of_failures_that_cannot_be_read_is_refused(text: str) -> None:
+def test_a_limit_of_failures_that_cannot_be_read_is_refused(text):
     with pytest.raises(PromptmillError, match="neither a number nor a share"):
         FailureLimit.parse(text)
-
-
-@pytest.mark.parametrize("text", ["1/3", "3/3", "03/16"])
-def test_the_shards_divide_the_rows(text: str) -> None:
-    shard = Shard.parse(text)
-    shards = [Shard(number, shard.count) for number in range(1, shard.count + 1)]
-    assert shard in shards
-    assert [sum(one.has(n) for one in shards) for n in range(40)] == [1] * 40
-    assert [n for n in range(40) if shard.has(n)][:2] == [shard.number - 1, shard.number - 1 + shard.count]
 
 
 @pytest.mark.parametrize(
     ("text", "said"), [("0/3", "the first is 1"), ("4/3", "4 is more than 3"), ("1", "not I/N"), ("1/2/3", "not I/N")]
 )
-def test_a_shard_that_does_not_exist_is_refused(text: str, said: str) -> None:
+def test_a_shard_that_does_not_exist_is_refused(text, said):
     with pytest.raises(PromptmillError, match=said):
         Shard.parse(text)
 
 
-def test_the_output_of_a_shard_is_a_part_file_and_the_whole_one_is_known_from_it() -> None:
+def test_the_output_of_a_shard_is_a_part_file_and_the_whole_one_is_known_from_it():
     order = JobOrder(inputs=(Path("/in"),), output=Path("/out.csv"), shard="3/16")
     assert order.target == Path("/out.csv.part-03-of-16")
     part = order.model_copy(update={"output": order.target})
@@ -70,8 +58,6 @@ def test_the_output_of_a_shard_is_a_part_file_and_the_whole_one_is_known_from_it
         ({"image_column": "image", "column": 'a "b"'}, ('{{ row["a \\"b\\""] }}',), False, 1),
     ],
 )
-def test_a_question_has_a_template_for_each_prompt(
-    values: dict[str, Any], templates: tuple[str, ...], rows_set: bool, prompts: int
-) -> None:
+def test_a_question_has_a_template_for_each_prompt(values, templates, rows_set, prompts):
     question = Question(**values)
     assert (question.templates, question.rows_set, question.prompts) == (templates, rows_set, prompts)

@@ -9,22 +9,18 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from ingested import Ingested
 from promptmill.backends import rows
 from promptmill.core.errors import PromptmillError
 from promptmill.jobs.inputs import files as input_files
 from promptmill.jobs.inputs.files import InputFiles, Part
 from promptmill.jobs.inputs.parquet import ParquetTable
 
-Ingest = Callable[..., Ingested]
 NANOSECOND = 1_700_000_000_123_456_789
 NESTED = pa.struct([("at", pa.timestamp("ns")), ("took", pa.list_(pa.duration("ns"))), ("x", pa.float64())])
 COLUMNS: dict[str, Any] = {
@@ -56,7 +52,7 @@ COLUMNS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", COLUMNS)
-def test_a_column_of_any_type_is_the_same_in_the_output(ingested: Ingest, tmp_path: Path, name: str) -> None:
+def test_a_column_of_any_type_is_the_same_in_the_output(ingested, tmp_path, name):
     parquet.write_table(pa.table({"prompt": ["a", "b", "c"], "column": COLUMNS[name]}), tmp_path / "in.parquet")
     (tmp_path / "out.parquet").write_bytes(ingested("in.parquet").write("out.parquet"))
     before, after = (parquet.read_table(tmp_path / f"{file}.parquet").column("column") for file in ("in", "out"))
@@ -78,7 +74,7 @@ print(json.dumps([row["at"] for row in objects_in(Path(sys.argv[1]))]))
 """
 
 
-def test_times_in_nanoseconds_are_texts_with_and_without_pandas(ingested: Ingest, tmp_path: Path) -> None:
+def test_times_in_nanoseconds_are_texts_with_and_without_pandas(ingested, tmp_path):
     at = pa.array([NANOSECOND, NANOSECOND // 1000 * 1000, 1_700_000_000_000_000_000, None], pa.timestamp("ns"))
     parquet.write_table(pa.table({"text": ["a", "b", "c", "d"], "at": at}), tmp_path / "in.parquet")
     expected = ["2023-11-14 22:13:20.123456789", "2023-11-14 22:13:20.123456", "2023-11-14 22:13:20"]
@@ -91,7 +87,7 @@ def test_times_in_nanoseconds_are_texts_with_and_without_pandas(ingested: Ingest
     assert [row.get("prompt") or row[rows.EMPTY] for row in job.asked] == [*prompts, "its at is null."]
 
 
-def test_a_parquet_file_keeps_its_metadata(ingested: Ingest, tmp_path: Path) -> None:
+def test_a_parquet_file_keeps_its_metadata(ingested, tmp_path):
     """Such as those of Hugging Face's `datasets`."""
     info = {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
     kinds = [
@@ -114,7 +110,7 @@ def test_a_parquet_file_keeps_its_metadata(ingested: Ingest, tmp_path: Path) -> 
     assert out["answer"].to_pylist() == ["A0", "A1", "A2"]
 
 
-def test_partitioned_parquet_is_one_table_with_its_partitions_and_files(ingested: Ingest, tmp_path: Path) -> None:
+def test_partitioned_parquet_is_one_table_with_its_partitions_and_files(ingested, tmp_path):
     for day, kind in ((1, pa.int32()), (2, pa.int64())):
         (tmp_path / f"day=0{day}").mkdir()
         table = pa.table({"prompt": [f"p{day}"], "n": pa.array([day], kind)})
@@ -127,7 +123,7 @@ def test_partitioned_parquet_is_one_table_with_its_partitions_and_files(ingested
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
-def test_a_parquet_file_without_rows_has_an_output_without_rows(ingested: Ingest, tmp_path: Path, suffix: str) -> None:
+def test_a_parquet_file_without_rows_has_an_output_without_rows(ingested, tmp_path, suffix):
     table = pa.table({"prompt": pa.array([], pa.string()), "n": pa.array([], pa.int8())})
     target = tmp_path / f"in.parquet{suffix}"
     from promptmill.jobs.inputs import formats
@@ -138,7 +134,7 @@ def test_a_parquet_file_without_rows_has_an_output_without_rows(ingested: Ingest
     assert (out_table.num_rows, out_table.schema.field("n").type) == (0, pa.int8())
 
 
-def test_rows_that_repeat_a_large_value_of_a_small_file_are_read_a_few_at_a_time(tmp_path: Path) -> None:
+def test_rows_that_repeat_a_large_value_of_a_small_file_are_read_a_few_at_a_time(tmp_path):
     column = pa.DictionaryArray.from_arrays(pa.array([0] * 500, pa.int32()), pa.array(["a" * (1 << 20)]))
     usual = pa.array([f"some words {at}" for at in range(500)])
     for name, prompts in (("large", column), ("usual", usual)):
@@ -154,9 +150,7 @@ def test_rows_that_repeat_a_large_value_of_a_small_file_are_read_a_few_at_a_time
     assert sizes["usual"] == [500]
 
 
-def test_rows_that_become_far_more_than_their_file_are_refused(
-    ingested: Ingest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_that_become_far_more_than_their_file_are_refused(ingested, tmp_path, monkeypatch):
     monkeypatch.setattr(input_files, "_HARMLESS_BYTES", 1 << 20)
     column = pa.DictionaryArray.from_arrays(pa.array([0] * 500, pa.int32()), pa.array(["a" * (1 << 16)]))
     parquet.write_table(pa.table({"prompt": column}), tmp_path / "a.parquet", compression="brotli", store_schema=False)
@@ -164,9 +158,7 @@ def test_rows_that_become_far_more_than_their_file_are_refused(
         ingested("a.parquet")
 
 
-def test_a_table_of_many_columns_looks_its_schema_up_once(
-    ingested: Ingest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_table_of_many_columns_looks_its_schema_up_once(ingested, tmp_path, monkeypatch):
     table = pa.table({"prompt": ["a", "b"]} | {f"c{at}": [1, 2] for at in range(300)})
     parquet.write_table(table, tmp_path / "a.parquet")
     looked_up = []
@@ -182,9 +174,7 @@ def test_a_table_of_many_columns_looks_its_schema_up_once(
     assert len(looked_up) < 10
 
 
-def test_a_parquet_file_with_two_columns_of_a_name_is_refused_before_it_is_paid(
-    ingested: Ingest, tmp_path: Path
-) -> None:
+def test_a_parquet_file_with_two_columns_of_a_name_is_refused_before_it_is_paid(ingested, tmp_path):
     columns = [pa.array(["a"]), pa.array(["b"]), pa.array(["c"])]
     parquet.write_table(pa.Table.from_arrays(columns, ["prompt", "x", "x"]), tmp_path / "a.parquet")
     with pytest.raises(PromptmillError, match="two columns 'x'"):
@@ -199,7 +189,7 @@ def test_a_parquet_file_with_two_columns_of_a_name_is_refused_before_it_is_paid(
         (b"", "is not"),
     ],
 )
-def test_a_file_that_is_no_parquet_is_refused(ingested: Ingest, tmp_path: Path, data: bytes, said: str) -> None:
+def test_a_file_that_is_no_parquet_is_refused(ingested, tmp_path, data, said):
     (tmp_path / "a.parquet").write_bytes(data)
     with pytest.raises(PromptmillError, match=said):
         ingested("a.parquet")

@@ -35,7 +35,7 @@ def _asked(bench: Any) -> list[tuple[str, int]]:
     return sorted(asked)  # requests may overtake each other
 
 
-def test_the_text_of_a_pdf_is_the_content_or_comes_behind_the_prompt(bench: Any, invoices: Path) -> None:
+def test_the_text_of_a_pdf_is_the_content_or_comes_behind_the_prompt(bench, invoices):
     said = bench.run("--prompt", "Extract the invoice.").stderr
     assert "2 PDFs sent as text" in said
     assert _asked(bench) == [
@@ -47,26 +47,26 @@ def test_the_text_of_a_pdf_is_the_content_or_comes_behind_the_prompt(bench: Any,
     assert len(bench.upstream.seen) == 2  # the same command sends nothing again
 
 
-def test_the_content_of_a_prompt_is_the_text_of_a_single_pdf(bench: Any, invoices: Path) -> None:
+def test_the_content_of_a_prompt_is_the_text_of_a_single_pdf(bench, invoices):
     bench.input = invoices / "b.pdf"
     bench.succeed("--prompt", "Sum up {{content}}!")
     assert _asked(bench) == [("Sum up Invoice 2!", 0)]
 
 
-def test_the_pages_of_a_pdf_are_the_images_of_its_row_if_the_user_says_so(bench: Any, invoices: Path) -> None:
+def test_the_pages_of_a_pdf_are_the_images_of_its_row_if_the_user_says_so(bench, invoices):
     said = bench.run("--prompt", "Extract the invoice.", "--pdf", "images").stderr
     assert "sent as" not in said
     assert _asked(bench) == [("Extract the invoice.", 1), ("Extract the invoice.", 2)]
 
 
-def test_a_scan_is_sent_as_images_beside_pdfs_with_text(bench: Any, invoices: Path) -> None:
+def test_a_scan_is_sent_as_images_beside_pdfs_with_text(bench, invoices):
     scan(invoices / "c.pdf", pages=3)
     said = " ".join(bench.run("--prompt", "Extract: {{content}}").stderr.split())
     assert "2 PDFs sent as text, 1 PDF without text sent as images of the pages" in said
     assert ("Extract: (in the images)", 3) in _asked(bench)
 
 
-def test_a_scan_without_text_fails_as_its_own_row_under_text(bench: Any, invoices: Path) -> None:
+def test_a_scan_without_text_fails_as_its_own_row_under_text(bench, invoices):
     scan(invoices / "c.pdf")
     bench.run("--prompt", "Extract: {{content}}", "--pdf", "text")
     *texts, failed = bench.answers()
@@ -75,7 +75,7 @@ def test_a_scan_without_text_fails_as_its_own_row_under_text(bench: Any, invoice
     assert "the option `pdf`" in str(failed["error"])
 
 
-def test_a_pdf_that_cannot_be_read_fails_as_its_own_row(bench: Any, invoices: Path) -> None:
+def test_a_pdf_that_cannot_be_read_fails_as_its_own_row(bench, invoices):
     (invoices / "c.pdf").write_bytes(b"%PDF-1.7\nnothing")
     (invoices / "d.pdf").write_bytes(b"")
     pdf_of_texts(invoices / "e.pdf", ["secret"], password="x")
@@ -89,11 +89,11 @@ def test_a_pdf_that_cannot_be_read_fails_as_its_own_row(bench: Any, invoices: Pa
         assert "e.pdf is encrypted; save a copy without a password" in errors[4]
 
 
-def test_a_prompt_with_the_content_and_images_is_refused(bench: Any, invoices: Path) -> None:
+def test_a_prompt_with_the_content_and_images_is_refused(bench, invoices):
     assert "the prompt has no {{content}}" in bench.fail("--prompt", "Extract: {{content}}", "--pdf", "images")
 
 
-def test_a_column_of_images_names_pages_of_pdfs_next_to_the_input(bench: Any, invoices: Path) -> None:
+def test_a_column_of_images_names_pages_of_pdfs_next_to_the_input(bench, invoices):
     bench.input = invoices / "in.csv"
     bench.input.write_text("scan\na.pdf#page=2\na.pdf#page=3\na.pdf\n")
     bench.run("--prompt", "Describe.", "--image-column", "scan")
@@ -103,25 +103,25 @@ def test_a_column_of_images_names_pages_of_pdfs_next_to_the_input(bench: Any, in
     assert "Name one of its pages, such as a.pdf#page=1" in errors[2]
 
 
-def test_a_pdf_of_libreoffice_has_its_text(bench: Any) -> None:
+def test_a_pdf_of_libreoffice_has_its_text(bench):
     bench.input = Path(__file__).parent / "data" / "libre.pdf"
     bench.succeed("--prompt", "Sum up: {{content}}")
     assert '1 Grüße, "Ann" 2026-01-05 3 25.00%' in _asked(bench)[0][0]
 
 
-def test_python_asks_about_pdfs_too(bench: Any, invoices: Path) -> None:
+def test_python_asks_about_pdfs_too(bench, invoices):
     options = {"model": "m", "base_url": bench.upstream.url, "api_key": "none", "progress": False}
     result = promptmill.bulk(str(invoices), prompt="Extract: {{content}}", pdf="text", **options)
     assert result.answers == ["echo: Extract: Invoice 1\n\nTotal 10", "echo: Extract: Invoice 2"]
 
 
-def test_a_pdf_with_more_pages_than_a_request_carries_is_left_out(bench: Any, invoices: Path) -> None:
+def test_a_pdf_with_more_pages_than_a_request_carries_is_left_out(bench, invoices):
     scan(invoices / "long.pdf", pages=101)
     said = " ".join(bench.run("--prompt", "Describe.", "--pdf", "images").stderr.split())
     assert "has 101 pages" in said
 
 
-def test_a_pdf_that_ends_the_reader_fails_and_the_next_one_is_read(tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_pdf_that_ends_the_reader_fails_and_the_next_one_is_read(tmp_path, monkeypatch):
     reader = pdf.PdfReader()
     bad, good = pdf_of_texts(tmp_path / "bad.pdf", ["x"]), pdf_of_texts(tmp_path / "good.pdf", ["hello"])
     try:
@@ -154,14 +154,14 @@ class _Dead:
         return None if self._polls < 3 else -9
 
 
-def test_a_missing_package_is_named_with_the_command_that_adds_it(tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_missing_package_is_named_with_the_command_that_adds_it(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(PromptmillError, match="PDF files need pypdfium2") as caught:
         pdf.check_installed()
     assert "files" in str(caught.value)
 
 
-def test_a_page_is_an_image_that_models_read(tmp_path: Path) -> None:
+def test_a_page_is_an_image_that_models_read(tmp_path):
     path = pdf_of_texts(tmp_path / "a.pdf", ["x"])
     image = load_image(f"file://{path}#page=1", ImageRules())
     assert image.media_type == "image/jpeg"

@@ -65,7 +65,7 @@ def kept(bench: Any) -> list[Path]:
     return list((bench.path / "state" / "jobs").iterdir())
 
 
-def test_rows_come_and_go_over_pipes_and_nothing_is_left(bench: Any) -> None:
+def test_rows_come_and_go_over_pipes_and_nothing_is_left(bench):
     done = piped(bench, b'{"id": 1, "prompt": "a"}\n{"id": 2, "prompt": "b"}\n')
     assert done.returncode == 0, done.stderr
     assert b"/given/" not in done.stderr, "a file that is gone"
@@ -73,7 +73,7 @@ def test_rows_come_and_go_over_pipes_and_nothing_is_left(bench: Any) -> None:
     assert (given(bench), kept(bench)) == ([], [])
 
 
-def test_a_line_of_text_is_a_prompt_and_answers_may_be_cells(bench: Any) -> None:
+def test_a_line_of_text_is_a_prompt_and_answers_may_be_cells(bench):
     done = piped(bench, b"one\ntwo\n", "--input-format", "txt", "--output-format", "csv")
     assert done.stdout.splitlines()[1].startswith(b"one,echo: one,")
     unknown = piped(bench, b"one\ntwo\n")
@@ -81,7 +81,7 @@ def test_a_line_of_text_is_a_prompt_and_answers_may_be_cells(bench: Any) -> None
     assert b"--input-format" in unknown.stderr
 
 
-def test_what_a_job_over_pipes_has_paid_for_is_kept_until_the_same_rows_come_again(bench: Any) -> None:
+def test_what_a_job_over_pipes_has_paid_for_is_kept_until_the_same_rows_come_again(bench):
     rows = b'[{"prompt": "a"}, {"prompt": "b"}]'
     stopped = piped(
         bench, rows, "--max-failures", "0", "--set", "backend_configs.openai.base_url=http://127.0.0.1:9/v1"
@@ -94,7 +94,7 @@ def test_what_a_job_over_pipes_has_paid_for_is_kept_until_the_same_rows_come_aga
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_a_file_is_answered_to_standard_output(bench: Any, times: int) -> None:
+def test_a_file_is_answered_to_standard_output(bench, times):
     source = bench.write([{"prompt": "a"}])
     for _ in range(times):
         done = piped(bench, b"", source=str(source))
@@ -102,7 +102,7 @@ def test_a_file_is_answered_to_standard_output(bench: Any, times: int) -> None:
 
 
 @pytest.mark.parametrize("output_format", ["jsonl", "json", "jsonl.gz"])
-def test_answers_come_in_input_order_while_later_rows_are_still_asked(bench: Any, output_format: str) -> None:
+def test_answers_come_in_input_order_while_later_rows_are_still_asked(bench, output_format):
     may_end = threading.Event()
 
     bench.upstream.reply = waiting("prompt 2", may_end)
@@ -131,7 +131,7 @@ def test_answers_come_in_input_order_while_later_rows_are_still_asked(bench: Any
     assert given(bench) == []
 
 
-def test_a_row_that_is_done_again_is_printed_as_it_is_then(bench: Any) -> None:
+def test_a_row_that_is_done_again_is_printed_as_it_is_then(bench):
     rows = b"".join(b'{"prompt": "prompt %d"}\n' % at for at in range(4))
     bench.upstream.reply = by_prompt({"prompt 1": status(500)}, answer())
     first = piped(bench, rows, "--max-failures", "0")
@@ -143,7 +143,7 @@ def test_a_row_that_is_done_again_is_printed_as_it_is_then(bench: Any) -> None:
     ]
 
 
-def test_a_job_whose_answers_nobody_reads_stops_and_keeps_them(bench: Any) -> None:
+def test_a_job_whose_answers_nobody_reads_stops_and_keeps_them(bench):
     may_end = threading.Event()
 
     bench.upstream.reply = waiting("prompt 1", may_end)
@@ -164,7 +164,7 @@ def test_a_job_whose_answers_nobody_reads_stops_and_keeps_them(bench: Any) -> No
     assert status_of(Folder(job))["done"] >= 1
 
 
-def test_rows_that_nobody_came_back_for_are_pruned_with_their_job(bench: Any) -> None:
+def test_rows_that_nobody_came_back_for_are_pruned_with_their_job(bench):
     gone = "backend_configs.openai.base_url=http://127.0.0.1:9/v1"
     piped(bench, b'{"prompt": "a"}\n', "--max-failures", "0", "--set", gone)
     (job,) = kept(bench)

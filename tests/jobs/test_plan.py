@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import product
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from promptmill.jobs.store.database import JobDatabase
-from promptmill.jobs.store.order import JobOrder
-from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.rounds import Round, Situation, join_of, next_round, resent
 from promptmill.jobs.store.spec import Target
 from rounds_bench import RoundsBench, order_of
@@ -46,9 +42,7 @@ def history(*rounds: str, interrupted: bool = False) -> list[Round]:
         (order_of("failed", dedupe=True), history("open once"), 1, "again failed duplicate", (2, "again failed once")),
     ],
 )
-def test_an_order_has_its_rounds_one_after_the_other(
-    order: JobOrder, rounds: Sequence[Round], since: int, empty: str, expected: tuple[int, str] | None
-) -> None:
+def test_an_order_has_its_rounds_one_after_the_other(order, rounds, since, empty, expected):
     found = next_round(Situation(order, rounds, since, 2, lambda round_: round_.rows != empty))
     assert (found and (found.id, found.rows)) == expected
     if found is not None:
@@ -78,9 +72,7 @@ def test_an_order_has_its_rounds_one_after_the_other(
         (order_of("all", dedupe=True), "again failed once", 2, False),
     ],
 )
-def test_an_interrupted_round_is_resumed_unless_the_order_covers_its_rows(
-    order: JobOrder, rows: str, since: int, resumed: bool
-) -> None:
+def test_an_interrupted_round_is_resumed_unless_the_order_covers_its_rows(order, rows, since, resumed):
     rounds = history("open", rows, interrupted=True)
     found = next_round(Situation(order, rounds, since, 1, lambda _: True))
     assert found is not None
@@ -88,19 +80,13 @@ def test_an_interrupted_round_is_resumed_unless_the_order_covers_its_rows(
     assert found.id == (2 if resumed else 3)
 
 
-def test_a_round_of_a_slot_that_the_job_has_no_more_is_not_resumed() -> None:
+def test_a_round_of_a_slot_that_the_job_has_no_more_is_not_resumed():
     of_two = Round(1, "open", "", (0, 1))
     assert next_round(Situation(PLAIN, [of_two], 1, 2, lambda _: True)) == of_two
     assert next_round(Situation(PLAIN, [of_two], 1, 1, lambda _: True)) == Round(2, "open", "first", (0,), 1)
 
 
-def test_an_interrupted_round_without_rows_is_over() -> None:
-    rounds = history("open", "again failed", interrupted=True)
-    found = next_round(Situation(PLAIN, rounds, 2, 1, lambda round_: round_.id > 2))
-    assert found == Round(3, "open", "first", since=2)
-
-
-def test_a_job_sends_each_row_once_and_the_next_run_those_that_may_pass(store: JobDatabase) -> None:
+def test_a_job_sends_each_row_once_and_the_next_run_those_that_may_pass(store):
     bench = RoundsBench(store, "atfpq-")
     assert bench.run(PLAIN) == [("open", [0, 1, 2, 3, 4, 5])]
     assert bench.run(PLAIN) == [("open", [3, 4])]
@@ -110,16 +96,7 @@ def test_a_job_sends_each_row_once_and_the_next_run_those_that_may_pass(store: J
     assert bench.answers() == {0: "a 14", 1: "t 15", 2: "bad_request", 3: "timeout", 4: "timeout", 5: "bad_request"}
 
 
-def test_rows_that_were_added_are_sent_in_every_slot_and_only_they(store: JobDatabase) -> None:
-    bench = RoundsBench(store, ["aa", "ap"], TWO)
-    assert bench.run(PLAIN) == [("open", [0, SLOT, 1, SLOT + 1])]
-    bench.add(7, ["fa"])
-    assert bench.run(PLAIN) == [("open", [SLOT + 1, 7, SLOT + 7])]
-    bench.spec = bench.spec.model_copy(update={"targets": (TWO[0], TWO[1].model_copy(update={"settings": 5}))})
-    assert bench.run(PLAIN) == [("open", [SLOT, SLOT + 1, SLOT + 7])]
-
-
-def test_with_dedupe_one_of_several_rows_is_sent_and_another_one_if_it_failed(store: JobDatabase) -> None:
+def test_with_dedupe_one_of_several_rows_is_sent_and_another_one_if_it_failed(store):
     bench = RoundsBench(store, "apfaqfpqp-")
     assert bench.run(DEDUPE) == [
         ("open once", [0, 1, 2, 4, 9]),
@@ -135,7 +112,7 @@ def test_with_dedupe_one_of_several_rows_is_sent_and_another_one_if_it_failed(st
 
 
 @pytest.mark.parametrize("again", KINDS[1:])
-def test_an_order_again_with_dedupe_sends_each_question_once(store: JobDatabase, again: str) -> None:
+def test_an_order_again_with_dedupe_sends_each_question_once(store, again):
     bench = RoundsBench(store, "atfatf")
     bench.run(PLAIN)
     before = bench.asked
@@ -147,7 +124,7 @@ def test_an_order_again_with_dedupe_sends_each_question_once(store: JobDatabase,
     assert [answers[n] for n in expected[0]] == [answers[n] for n in expected[1]]
 
 
-def test_with_dedupe_a_row_gets_the_answer_that_an_equal_one_has(store: JobDatabase) -> None:
+def test_with_dedupe_a_row_gets_the_answer_that_an_equal_one_has(store):
     bench = RoundsBench(store, "at")
     bench.run(PLAIN)
     bench.add(2, "aat")
@@ -155,9 +132,7 @@ def test_with_dedupe_a_row_gets_the_answer_that_an_equal_one_has(store: JobDatab
 
 
 @pytest.mark.parametrize(("again", "dedupe"), list(product(KINDS, (False, True))))
-def test_a_job_that_was_killed_goes_on_with_the_same_round_and_the_same_rows(
-    tmp_path: Path, again: str | None, dedupe: bool
-) -> None:
+def test_a_job_that_was_killed_goes_on_with_the_same_round_and_the_same_rows(tmp_path, again, dedupe):
     order, first = order_of(again, dedupe=dedupe), order_of(dedupe=dedupe)
 
     def begun(name: str) -> RoundsBench:
@@ -192,9 +167,7 @@ def test_a_job_that_was_killed_goes_on_with_the_same_round_and_the_same_rows(
         some.tuples(some.sampled_from(KINDS), some.booleans(), some.none() | some.integers(0, 6)), max_size=5
     ),
 )
-def test_after_any_orders_and_kills_the_next_run_finishes_the_job(
-    tmp_path_factory: pytest.TempPathFactory, questions: list[str], orders: list[tuple[str | None, bool, int | None]]
-) -> None:
+def test_after_any_orders_and_kills_the_next_run_finishes_the_job(tmp_path_factory, questions, orders):
     store = JobDatabase(tmp_path_factory.mktemp("job") / "job.db", write=True)
     bench = RoundsBench(store, questions)
     for again, dedupe, killed_after in orders:
@@ -213,7 +186,7 @@ def test_after_any_orders_and_kills_the_next_run_finishes_the_job(
 
 
 @pytest.mark.parametrize("again", KINDS)
-def test_the_rows_that_an_order_sends_are_known_before_its_first_round(store: JobDatabase, again: str | None) -> None:
+def test_the_rows_that_an_order_sends_are_known_before_its_first_round(store, again):
     bench = RoundsBench(store, "atfpq-")
     bench.run(PLAIN)
     bench.add(6, "a")

@@ -9,7 +9,7 @@ from promptmill.cli.job_display import _SHORTEST_BAR, _line
 from promptmill.core.money import Budget
 from promptmill.jobs.store import status
 from promptmill.jobs.store.counts import JobCounts
-from promptmill.jobs.store.progress import FINISHED, MERGING, RUNNING, Course, Progress
+from promptmill.jobs.store.progress import MERGING, RUNNING, Course, Progress
 from promptmill.jobs.store.status_record import RunStatus
 
 GONE = "waiting for api.example.com since 0:14, next try in 8 s"
@@ -51,11 +51,6 @@ def test_a_job_that_goes_on_shows_window_and_refusals(progress):
     assert "12 of 16 in flight, 7 refused" in line
     assert " rows/s" in line
     assert "12 of 16 in flight, 7 refused" in _line(progress, 120)
-
-
-def test_a_job_that_has_ended_waits_for_nothing(progress):
-    progress.stats.flow, progress.state = Flow(GONE), FINISHED
-    assert "waiting" not in progress.as_dict()
 
 
 def test_a_job_whose_output_is_written_says_how_far_that_is(progress):
@@ -143,7 +138,7 @@ def test_the_bar_shows_answered_failed_retried_rate_cost_of_budget_and_time_left
     assert _line(timed, 111).startswith("99 % ")
 
 
-def test_the_course_of_a_long_job_has_a_bounded_number_of_samples() -> None:
+def test_the_course_of_a_long_job_has_a_bounded_number_of_samples():
     course = Course()
     assert not course.note({"state": "starting", "seconds": 0.0, "updated": 1e9})
     for second in range(2000):

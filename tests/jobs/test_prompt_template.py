@@ -60,11 +60,7 @@ def test_a_place_that_is_the_name_of_a_column_means_the_column(text, column):
     assert made.render(row).replace(" ", "") == "Saytea"
 
 
-def test_a_place_that_is_no_column_stays_an_expression():
-    assert template_of("{{ a - b }} {{ 2024 }}", ["a", "b", "c d"]).render({"a": 3, "b": 1}) == "2 2024"
-
-
-def test_a_prompt_of_a_million_pipes_and_a_thousand_columns_is_looked_at_in_proportion_to_its_length() -> None:
+def test_a_prompt_of_a_million_pipes_and_a_thousand_columns_is_looked_at_in_proportion_to_its_length():
     columns = [f"mail {at}" for at in range(1000)]
     with pytest.raises(PromptmillError, match="at most 1,000,000"):
         template_of("{{" + "|" * 1_000_000 + "}}", columns)
@@ -73,7 +69,7 @@ def test_a_prompt_of_a_million_pipes_and_a_thousand_columns_is_looked_at_in_prop
 
 
 @pytest.mark.parametrize("form", ["jsonl", "csv", "rows"])
-def test_a_column_has_any_name_in_every_form_of_an_input(bench: Any, form: str) -> None:
+def test_a_column_has_any_name_in_every_form_of_an_input(bench, form):
     row, prompt = {"mail body": "tea", "Umsatz (€)": "5", "mail": "x", "body": "y"}, "{{mail body}} {{Umsatz (€)}}"
     if form == "rows":
         model = {"model": "m", "base_url": bench.upstream.url, "api_key": "none"}
@@ -88,7 +84,7 @@ def test_a_column_has_any_name_in_every_form_of_an_input(bench: Any, form: str) 
 
 @pytest.mark.parametrize("form", ["jsonl", "csv"])
 @pytest.mark.parametrize("place", ["mail boddy", "mail-boddy"])
-def test_a_mistyped_name_is_answered_with_the_nearest_column(bench: Any, form: str, place: str) -> None:
+def test_a_mistyped_name_is_answered_with_the_nearest_column(bench, form, place):
     bench.input = bench.path / f"in.{form}"
     bench.input.write_text("id,mail body\n1,tea\n" if form == "csv" else '{"id": 1, "mail body": "tea"}\n')
     said = bench.fail("--prompt", f"{{{{{place}}}}}")
@@ -154,64 +150,6 @@ def test_a_prompt_that_no_line_holds_is_the_rows_failure_before_all_of_it_is_wri
     assert plain.render({"a": "x" * 1000}) == "x" * 1000
     with pytest.raises(PromptmillError, match="makes a prompt that is longer than 64 MiB"):
         plain.render({"a": "x" * 1001})
-
-
-@pytest.mark.parametrize(
-    ("name", "suffix"), [("csv", "csv"), ("jsonl", "jsonl"), ("json", "json"), ("parquet", "parquet")]
-)
-def test_every_kind_of_file_takes_a_template(bench, name, suffix):
-    rows = [{"id": f"r{at}", "text": f"tëxt {at}"} for at in range(3)]
-    if name == "jsonl":
-        bench.write(rows)
-    elif name == "parquet":
-        pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-        bench.input = bench.path / "in.parquet"
-        parquet.write_table(pa.Table.from_pylist(rows), bench.input)
-    else:
-        bench.input = bench.path / f"in.{suffix}"
-        lines = ["id,text", *(f"{row['id']},{row['text']}" for row in rows)]
-        bench.input.write_text("\n".join(lines) if name == "csv" else json.dumps(rows), encoding="utf-8")
-    bench.succeed("--prompt", "Classify: {{text}}", "--system", "One word.")
-    assert sorted(_prompts(bench)) == [f"Classify: tëxt {at}" for at in range(3)]
-    assert bench.upstream.seen[0].json["messages"][0] == {"role": "system", "content": "One word."}
-    found = bench.answers()
-    assert [(row["id"], row["text"], row["answer"]) for row in found] == [
-        (f"r{at}", f"tëxt {at}", f"echo: Classify: tëxt {at}") for at in range(3)
-    ]
-    assert "prompt" not in found[0], "the output holds the input's own fields"
-
-
-@pytest.mark.parametrize("name", ["text", "prompt"])
-def test_a_template_may_call_a_line_of_a_text_file_text(bench, name):
-    bench.input = bench.path / "orders.txt"
-    bench.input.write_text("two apples\nthree pears\n")
-    bench.succeed("--prompt", f"Which fruit? {{{{{name}}}}}")
-    assert sorted(_prompts(bench)) == ["Which fruit? three pears", "Which fruit? two apples"]
-    assert [row["prompt"] for row in bench.answers()] == ["two apples", "three pears"]
-
-
-def test_a_parquet_file_stays_one_and_unknown_columns_are_told(bench):
-    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    bench.input, bench.output = bench.path / "in.parquet", bench.path / "out.parquet"
-    parquet.write_table(pa.table({"id": pa.array([1, 2], pa.int16()), "text": ["a", "b"]}), bench.input)
-    assert "has no column 'txt'; did you mean text?" in bench.fail("--prompt", "{{txt}}")
-    bench.succeed("--prompt", "Say {{text}} of {{id}}")
-    out = parquet.read_table(bench.output)
-    assert out.schema.names == ["id", "text", "answer", "error", "usage", "finish_reason"]
-    assert out.schema.field("id").type == pa.int16()
-    assert out.column("answer").to_pylist()[0] == "echo: Say a of 1"
-    assert len(bench.upstream.seen) == 2
-
-
-@pytest.mark.parametrize("name", ["csv", "jsonl"])
-def test_an_unknown_column_is_told_with_the_nearest_before_anything_is_sent(bench, name):
-    bench.write([{"text": "a"}])
-    if name == "csv":
-        bench.input = bench.path / "in.csv"
-        bench.input.write_text("text\na\n")
-    for options in ([], ["--validate"]):
-        assert "has no column 'txt'; did you mean text?" in bench.fail("--prompt", "{{txt}}", *options)
-    assert not bench.upstream.seen
 
 
 def test_a_row_that_lacks_a_field_costs_the_others_nothing(bench):

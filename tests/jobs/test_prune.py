@@ -1,7 +1,5 @@
 """Old jobs are forgotten, running ones never, unfinished ones only when asked for."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -15,11 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from fakes import openai_configuration
-from promptmill.backends.protocol import Completion
+from promptmill.backends.protocol import Call, Completion
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import conversation_from_prompt
-from promptmill.jobs.caller import Caller
+from promptmill.jobs.caller import Caller, CallWork
 from promptmill.jobs.manage import prune
 from promptmill.jobs.manage.call_job import write
 from promptmill.jobs.run import admission
@@ -113,11 +111,6 @@ def test_what_a_crash_left_without_a_description_goes_too(bench):
     (torn / "prompts.jsonl").write_text("{")
     _age(Folder(torn), 8)
     assert prune.prune(JobFolders.from_environ(), 7 * DAY_S, unfinished=False) == ["call-0123"]
-
-
-def test_nothing_is_there_to_prune(bench):
-    said = bench.jobs("--prune", "7d")
-    assert (said.stdout, said.stderr) == ("", "promptmill: 0 jobs removed.\n")
 
 
 def test_a_job_whose_output_holds_some_rows_only_can_still_go_on(bench):
@@ -221,9 +214,10 @@ def test_a_tilde_in_the_state_folders_name_is_the_users_home(tmp_path, monkeypat
 
 def _kept_call(folders, number, *, is_finished=True):
     """Return the folder of a call's job, the older the lower its number."""
-    items = [(0, conversation_from_prompt(f"prompt {number}", ""))]
+    items = [conversation_from_prompt(f"prompt {number}", "")]
     plan = openai_configuration("http://127.0.0.1:9/v1").plan
-    job = write(items, "", plan, folders, Caller("a client"), outcomes={0: Completion("yes")}, settled=True)
+    work = CallWork(items, Call(), "", plan, Caller("a client"))
+    job = write(work, folders, {0: Completion("yes")}, settled=True)
     made = OutputRecord(size=0, mtime_ns=0, limit=None, finished=True)
     job.folder.put(output=made, status={"state": "finished" if is_finished else "interrupted", "updated": number})
     job.close()

@@ -1,26 +1,15 @@
 """The questions of an input: the columns that prompts, settings and images come from."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import pytest
 
-from ingested import Ingested
 from promptmill.backends import rows
 from promptmill.backends.questions import Questions, joined, question_of
 from promptmill.core.errors import PromptmillError
-from promptmill.jobs.inputs.questions import distinct, questions_of
+from promptmill.jobs.inputs.questions import questions_of
 from promptmill.jobs.store.order import Question
 
-Ingest = Callable[..., Ingested]
 
-
-def test_moved_columns_ask_the_same_question_and_json_in_cells_keeps_its_order(
-    ingested: Ingest, tmp_path: Path
-) -> None:
+def test_moved_columns_ask_the_same_question_and_json_in_cells_keeps_its_order(ingested, tmp_path):
     messages = '[{"role": "user", "content": "hello"}]'.replace('"', '""')
     (tmp_path / "a.csv").write_text(f'temperature,messages\n0,"{messages}"\n')
     (tmp_path / "b.csv").write_text(f'messages,temperature\n"{messages}",0\n')
@@ -39,42 +28,22 @@ def test_moved_columns_ask_the_same_question_and_json_in_cells_keeps_its_order(
         ("prompt,image,image", {}, "image"),
     ],
 )
-def test_two_columns_of_the_name_that_is_asked_are_refused(
-    ingested: Ingest, tmp_path: Path, header: str, options: Any, name: str
-) -> None:
+def test_two_columns_of_the_name_that_is_asked_are_refused(ingested, tmp_path, header, options, name):
     (tmp_path / "in.csv").write_text(f"{header}\na,1,b\n")
     with pytest.raises(PromptmillError, match=f"two columns `{name}`"):
         ingested("in.csv", **options)
 
 
-def test_a_template_over_a_whole_row_has_all_columns_by_the_names_that_they_have_in_json(
-    ingested: Ingest, tmp_path: Path
-) -> None:
+def test_a_template_over_a_whole_row_has_all_columns_by_the_names_that_they_have_in_json(ingested, tmp_path):
     (tmp_path / "in.csv").write_text("x,id,x,prompt,prompt\na,1,b,p,q\n")
     job = ingested("in.csv", templates=("{{row}}",))
     assert job.asked == [{"prompt": '{"x":"a","id":"1","x_2":"b","prompt":"p","prompt_2":"q"}'}]
     assert ingested("in.csv", templates=("{{id}}",)).asked == [{"prompt": "1"}]
 
 
-def test_many_columns_of_one_name_get_theirs_in_one_pass() -> None:
-    names = distinct([*["x"] * 50_000, "x_3"])
-    assert (names[:3], names[-1], len(set(names))) == (["x", "x_2", "x_4"], "x_3", 50_001)
-
-
-def test_another_column_is_asked_by_its_name(ingested: Ingest, tmp_path: Path) -> None:
-    (tmp_path / "in.csv").write_text("question,prompt\nwhy,old\n ,old\n")
-    job = ingested("in.csv", column="question")
-    assert job.asked == [{"prompt": "why"}, {rows.EMPTY: "its question is empty."}]
-    assert job.write("out.csv").startswith(b"question,prompt,answer,")
-    with pytest.raises(PromptmillError, match="no column 'q'; its columns: question, prompt"):
-        ingested("in.csv", column="q")
-
-
 @pytest.mark.parametrize("templates", [("Say {{a}}", "{{ a | upper }}"), ("Say {{a}}", "Ask {{a}}")])
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
-def test_each_prompt_of_a_row_has_its_question_and_its_digest(
-    ingested: Ingest, tmp_path: Path, kind: str, templates: tuple[str, ...]
-) -> None:
+def test_each_prompt_of_a_row_has_its_question_and_its_digest(ingested, tmp_path, kind, templates):
     lines = {"csv": "a,b\nx,1\n,2\n", "jsonl": '{"a": "x", "b": 1}\n{"a": "", "b": 2}\n'}
     (tmp_path / f"in.{kind}").write_text(lines[kind])
     both = ingested(f"in.{kind}", templates=templates)
@@ -97,12 +66,12 @@ def test_each_prompt_of_a_row_has_its_question_and_its_digest(
         (Question(), "jsonl", []),
     ],
 )
-def test_questions_are_the_same_in_another_process(question: Question, input_format: str, header: list[str]) -> None:
+def test_questions_are_the_same_in_another_process(question, input_format, header):
     (questions,) = questions_of(question, input_format, header)
     assert Questions.unpacked(questions.packed()) == questions
 
 
-def test_a_question_may_hold_any_text(ingested: Ingest, tmp_path: Path) -> None:
+def test_a_question_may_hold_any_text(ingested, tmp_path):
     texts = [b'{"prompt":"a\\u001fb"}', '{"prompt":"\x1f ü"}'.encode()]
     assert question_of(joined([texts[0]]), 0) == texts[0]
     (tmp_path / "in.csv").write_text("a\nx\x1fy\n")

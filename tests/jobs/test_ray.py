@@ -6,7 +6,6 @@ import importlib.util
 import json
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -54,7 +53,7 @@ def replicas() -> list[psutil.Process]:
     return found
 
 
-def test_a_node_that_is_killed_costs_what_was_in_flight(bench: Any, cluster: Any) -> None:
+def test_a_node_that_is_killed_costs_what_was_in_flight(bench, cluster):
     bench.upstream.reply = late(0.02, answer())
     rows = bench.prompts(5000)
     process = bench.start(*on(cluster, "--replicas", "4"), concurrency=64)
@@ -67,7 +66,7 @@ def test_a_node_that_is_killed_costs_what_was_in_flight(bench: Any, cluster: Any
     assert bench.status()["done"] == 5000
 
 
-def test_cancelling_frees_all_replicas_at_once(bench: Any, cluster: Any) -> None:
+def test_cancelling_frees_all_replicas_at_once(bench, cluster):
     bench.upstream.reply = late(0.2, answer())
     bench.prompts(5000)
     process = bench.start(*on(cluster, "--replicas", "4"))
@@ -81,7 +80,7 @@ def test_cancelling_frees_all_replicas_at_once(bench: Any, cluster: Any) -> None
     assert bench.succeed(*on(cluster, "--replicas", "2"), apart=True)["done"] == 5000
 
 
-def test_the_model_of_each_replica_answers(bench: Any, cluster: Any, tmp_path: Path) -> None:
+def test_the_model_of_each_replica_answers(bench, cluster, tmp_path):
     rows = bench.prompts(24)
     config = tmp_path / "hf.yaml"
     block = {"model_name_or_path": "smollm2-135m-instruct"}
@@ -101,7 +100,7 @@ def test_the_model_of_each_replica_answers(bench: Any, cluster: Any, tmp_path: P
     eventually(lambda: not replicas())
 
 
-def test_a_job_in_the_background_is_on_the_cluster_and_so_is_what_goes_on_with_it(bench: Any, cluster: Any) -> None:
+def test_a_job_in_the_background_is_on_the_cluster_and_so_is_what_goes_on_with_it(bench, cluster):
     bench.upstream.reply = late(0.2, answer())
     bench.prompts(2000)
     job_id = json.loads(bench.run(*on(cluster, "--replicas", "2", "--detach", "--json"), apart=True).stdout)["job_id"]
@@ -118,6 +117,6 @@ def test_a_job_in_the_background_is_on_the_cluster_and_so_is_what_goes_on_with_i
     eventually(lambda: not replicas())
 
 
-def test_a_cluster_that_is_not_there_is_told(bench: Any) -> None:
+def test_a_cluster_that_is_not_there_is_told(bench):
     bench.prompts(1)
     assert "No Ray cluster answers at 127.0.0.1:9" in bench.fail("--ray", "127.0.0.1:9", apart=True)

@@ -75,7 +75,7 @@ def bucket(bench: Any) -> Iterator[Bucket]:
         moto.stop()
 
 
-def test_a_job_over_s3_puts_its_output_there_and_asks_nothing_twice(bucket: Bucket) -> None:
+def test_a_job_over_s3_puts_its_output_there_and_asks_nothing_twice(bucket):
     bucket.put("in/rows.jsonl", ROWS)
     files = "s3://data/in/rows.jsonl", "s3://data/out/answers.jsonl"
     said = bucket.run(*files)
@@ -92,7 +92,7 @@ def test_a_job_over_s3_puts_its_output_there_and_asks_nothing_twice(bucket: Buck
     assert sorted(bucket.keys()) == ["in/rows.jsonl", "out/answers.jsonl"]
 
 
-def test_of_an_object_that_changed_what_is_new_is_sent(bucket: Bucket) -> None:
+def test_of_an_object_that_changed_what_is_new_is_sent(bucket):
     files = "s3://data/rows.jsonl", "s3://data/answers.jsonl"
     bucket.put("rows.jsonl", ROWS[:3])
     bucket.run(*files)
@@ -102,7 +102,7 @@ def test_of_an_object_that_changed_what_is_new_is_sent(bucket: Bucket) -> None:
     assert len(bucket.get("answers.jsonl").splitlines()) == 5
 
 
-def test_what_somebody_else_put_at_the_output_stays(bucket: Bucket) -> None:
+def test_what_somebody_else_put_at_the_output_stays(bucket):
     bucket.put("rows.jsonl", ROWS)
     bucket.put("answers.jsonl", b"mine")
     files = "s3://data/rows.jsonl", "s3://data/answers.jsonl"
@@ -112,7 +112,7 @@ def test_what_somebody_else_put_at_the_output_stays(bucket: Bucket) -> None:
     assert len(bucket.get("answers.jsonl").splitlines()) == 5
 
 
-def test_an_output_that_could_not_be_put_there_is_put_there_by_the_same_command(bucket: Bucket) -> None:
+def test_an_output_that_could_not_be_put_there_is_put_there_by_the_same_command(bucket):
     bucket.put("rows.jsonl", ROWS)
     files = "s3://data/rows.jsonl", "s3://data/answers.jsonl"
     bucket.run(*files)
@@ -122,7 +122,7 @@ def test_an_output_that_could_not_be_put_there_is_put_there_by_the_same_command(
     assert len(bucket.bench.upstream.seen) == 5
 
 
-def test_several_objects_and_patterns_are_one_input(bucket: Bucket) -> None:
+def test_several_objects_and_patterns_are_one_input(bucket):
     bucket.put("day=1/a.jsonl", ROWS[:2])
     bucket.put("day=2/a.jsonl", ROWS[2:])
     target = bucket.bench.path / "out.jsonl"
@@ -133,7 +133,7 @@ def test_several_objects_and_patterns_are_one_input(bucket: Bucket) -> None:
     ]
 
 
-def test_what_is_not_there_or_not_known_is_told_before_anything_is_sent(bucket: Bucket) -> None:
+def test_what_is_not_there_or_not_known_is_told_before_anything_is_sent(bucket):
     assert "There is nothing at s3://data/none.jsonl" in bucket.run(
         "s3://data/none.jsonl", "s3://data/out.jsonl", code=2
     )
@@ -143,7 +143,7 @@ def test_what_is_not_there_or_not_known_is_told_before_anything_is_sent(bucket: 
     assert "cannot be used" in bucket.run("s3://data/rows.jsonl", "out.jsonl", code=75)
 
 
-def test_a_store_that_does_not_answer_is_named_while_it_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_does_not_answer_is_named_while_it_is_waited_for(monkeypatch):
     monkeypatch.setattr(bulk, "_SAID_EVERY_S", 0.001)
     said: list[str] = []
     twice = threading.Event()

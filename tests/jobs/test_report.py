@@ -21,9 +21,10 @@ from job_specs import spec_of
 from promptmill.backends.protocol import Completion, Failure, Outcome, Usage
 from promptmill.comparison import comparison_page
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.jobs.ingest import Rules, ingest
+from promptmill.jobs.ingest import ingest
 from promptmill.jobs.inputs.any_format import input_of
 from promptmill.jobs.inputs.files import Part, opened
+from promptmill.jobs.store.database import Work
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.records import record_of
@@ -69,7 +70,7 @@ def reported(bench: Any, *arguments: str, code: int = 0) -> str:
     return str(done.stdout if code == 0 else done.stderr)
 
 
-def test_a_job_with_several_models_is_listed_and_reported_with_all_of_them(bench: Any) -> None:
+def test_a_job_with_several_models_is_listed_and_reported_with_all_of_them(bench):
     bench.prompts(4)
     bench.succeed("--model", "small", "--model", "good", "--report", "r.html")
     status = bench.status()
@@ -89,7 +90,7 @@ def test_a_job_with_several_models_is_listed_and_reported_with_all_of_them(bench
     assert listed.partition("\n")[0].endswith(" by small, good")
 
 
-def test_a_report_counts_by_model_and_by_prompt(bench: Any) -> None:
+def test_a_report_counts_by_model_and_by_prompt(bench):
     bench.upstream.reply = choose(
         lambda seen: status(400, "no") if seen.json["model"] == "good" and "Rate" in seen.prompt else answer("yes")
     )
@@ -105,7 +106,7 @@ def test_a_report_counts_by_model_and_by_prompt(bench: Any) -> None:
     assert (facts["Prompt ask"], facts["Prompt rate"]) == ("Is {{id}} good?", "Rate {{id}}")
 
 
-def test_a_report_has_the_run_its_figures_and_its_rows(bench: Any) -> None:
+def test_a_report_has_the_run_its_figures_and_its_rows(bench):
     words = ["positive", "negative", "positive"]
     bench.upstream.reply = choose(
         lambda seen: status(400, "no") if "row 9" in seen.prompt else answer(words[int(seen.prompt.split()[-2]) % 3])
@@ -147,7 +148,7 @@ def test_a_report_has_the_run_its_figures_and_its_rows(bench: Any) -> None:
     assert column(data, rows, "error")[9].startswith("bad_request: ")
 
 
-def test_the_values_of_the_fields_of_a_schema(bench: Any) -> None:
+def test_the_values_of_the_fields_of_a_schema(bench):
     bench.upstream.reply = choose(
         lambda seen: answer(json.dumps({"mood": "ab"[seen.number % 2], "stars": seen.number}))
     )
@@ -163,7 +164,7 @@ def test_the_values_of_the_fields_of_a_schema(bench: Any) -> None:
     assert sorted(column(data, rows, "stars")) == list(range(1, 11))
 
 
-def test_a_report_has_letters_where_answers_and_rows_have_escapes(bench: Any) -> None:
+def test_a_report_has_letters_where_answers_and_rows_have_escapes(bench):
     bench.upstream.reply = answer(r'{"name":"Ren\u00e9","tags":["\u00e9"]}')
     bench.write([r'{"id": 1, "tags": ["\u00e9t\u00e9"], "prompt": "Qui?"}'])
     bench.succeed("--report", "r.html")
@@ -183,7 +184,7 @@ def test_a_report_has_letters_where_answers_and_rows_have_escapes(bench: Any) ->
     assert "René" in shown
 
 
-def test_images_are_thumbnails(bench: Any) -> None:
+def test_images_are_thumbnails(bench):
     Image.new("RGB", (900, 600), "red").save(bench.path / "red.png")
     bench.write(["path", "red.png", "gone.png", "https://example.com/a.png"], "in.csv")
     bench.output = bench.path / "out.csv"
@@ -196,7 +197,7 @@ def test_images_are_thumbnails(bench: Any) -> None:
     assert rows["state"] == [0, 1, 0]
 
 
-def test_thumbnails_and_rows_share_the_size_of_the_file(bench: Any, monkeypatch: Any) -> None:
+def test_thumbnails_and_rows_share_the_size_of_the_file(bench, monkeypatch):
     monkeypatch.setattr(page, "_LARGEST", 150_000)
     monkeypatch.setattr(page, "_LEAST", 1_000)
     monkeypatch.setattr(thumbnails, "_PICTURES", 60_000)
@@ -214,7 +215,7 @@ def test_thumbnails_and_rows_share_the_size_of_the_file(bench: Any, monkeypatch:
     assert (bench.path / "r.html").stat().st_size <= 150_000
 
 
-def test_a_report_while_the_job_runs_and_one_in_place_of_it(bench: Any) -> None:
+def test_a_report_while_the_job_runs_and_one_in_place_of_it(bench):
     bench.upstream.reply = choose(lambda seen: answer() if seen.number <= 50 else late(None))
     bench.prompts(200)
     bench.start()
@@ -228,7 +229,7 @@ def test_a_report_while_the_job_runs_and_one_in_place_of_it(bench: Any) -> None:
     assert found == {"file": f"{bench.output}.report.html", "rows": 50, "total": 50}
 
 
-def test_a_file_that_is_no_report_stays_and_nothing_is_sent(bench: Any) -> None:
+def test_a_file_that_is_no_report_stays_and_nothing_is_sent(bench):
     bench.prompts(3)
     (bench.path / "notes.html").write_text("mine")
     assert "exists and is no report" in bench.fail("--report", "notes.html", code=2)
@@ -241,7 +242,7 @@ def test_a_file_that_is_no_report_stays_and_nothing_is_sent(bench: Any) -> None:
     assert "There is no job" in reported(bench, "nothing", code=2)
 
 
-def test_the_report_of_another_job_stays(bench: Any) -> None:
+def test_the_report_of_another_job_stays(bench):
     bench.prompts(3)
     bench.succeed("--report", "r.html")
     before = (bench.path / "r.html").read_bytes()
@@ -253,7 +254,7 @@ def test_the_report_of_another_job_stays(bench: Any) -> None:
     assert len((bench.path / "r.html").read_bytes()) == pytest.approx(len(before), rel=0.1)
 
 
-def test_a_report_after_a_stop_and_its_runs(bench: Any) -> None:
+def test_a_report_after_a_stop_and_its_runs(bench):
     bench.upstream.reply = choose(lambda seen: answer() if seen.number <= 20 else status(401, "no key"))
     bench.prompts(40)
     bench.fail("--report", "r.html", code=1)
@@ -269,17 +270,6 @@ def test_a_report_after_a_stop_and_its_runs(bench: Any) -> None:
     assert seconds == sorted(seconds)
 
 
-def test_a_report_shows_what_was_asked_whatever_became_of_the_input(bench: Any) -> None:
-    bench.prompts(4)
-    bench.succeed()
-    asked = [json.loads(line)["prompt"] for line in bench.input.read_text().splitlines()]
-    bench.input.write_text('{"prompt": "another question"}\n')
-    reported(bench, str(bench.output), "-o", "r.html")
-    data, rows = written(bench.path / "r.html")
-    assert data["notes"] == []
-    assert [data["rows"]["before"] + text for text in column(data, rows, "prompt")] == asked
-
-
 def made(path: Path, outcomes: list[Outcome], prompts: list[str]) -> Folder:
     """Return the folder of a job with these outcomes."""
     source, output = path / "in.jsonl", path / "out.jsonl"
@@ -289,7 +279,7 @@ def made(path: Path, outcomes: list[Outcome], prompts: list[str]) -> Folder:
     folder.open()
     files = opened([Part(source)])
     own = {"input": InputSpec(path=source, format="jsonl"), "output": OutputSpec(path=output, format="jsonl")}
-    spec, _ = ingest(folder.store, spec_of("jsonl").model_copy(update=own), input_of(files, "jsonl"), Rules(), files)
+    spec, _ = ingest(folder.store, spec_of("jsonl").model_copy(update=own), input_of(files, "jsonl"), Work(), files)
     folder.put(spec=spec, status={"state": "finished", "total": len(outcomes)})
     asked = [row.asked for row in folder.store.rows()]
     folder.store.write([record_of(at, outcome, asked[at]) for at, outcome in enumerate(outcomes)])
@@ -298,7 +288,7 @@ def made(path: Path, outcomes: list[Outcome], prompts: list[str]) -> Folder:
 
 
 @pytest.mark.parametrize("length", [1, 300])
-def test_a_large_report_cuts_texts_first_and_then_leaves_out_rows(tmp_path, monkeypatch, length) -> None:
+def test_a_large_report_cuts_texts_first_and_then_leaves_out_rows(tmp_path, monkeypatch, length):
     monkeypatch.setattr(page, "_LARGEST", 90_000)
     monkeypatch.setattr(page, "_LEAST", 1_000)
     texts = [base64.b64encode(os.urandom(length)).decode() for _ in range(600 if length > 1 else 20_000)]
@@ -313,7 +303,7 @@ def test_a_large_report_cuts_texts_first_and_then_leaves_out_rows(tmp_path, monk
     assert found.rows > 200
 
 
-def test_only_a_sample_of_very_many_rows(tmp_path, monkeypatch) -> None:
+def test_only_a_sample_of_very_many_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(job, "MOST_ROWS", 50)
     folder = made(tmp_path, [Completion("yes", usage=Usage(1, 1))] * 70, [f"prompt {at}" for at in range(70)])
     found = job.write(folder, tmp_path / "r.html")
@@ -333,7 +323,7 @@ def hostile(path: Path) -> Path:
     return path / "r.html"
 
 
-def test_hostile_texts_are_data_alone(tmp_path) -> None:
+def test_hostile_texts_are_data_alone(tmp_path):
     text = hostile(tmp_path).read_text(encoding="utf-8")
     assert len(re.findall(r"<script", text)) == 3
     assert "<img" not in text
@@ -372,7 +362,7 @@ def labelled(rows: int = 90) -> dict[str, list[dict[str, Any]]]:
     return {"a.jsonl": ours, "b.jsonl": theirs}
 
 
-def test_the_page_of_a_comparison_has_the_figures_of_its_text(bench: Any) -> None:
+def test_the_page_of_a_comparison_has_the_figures_of_its_text(bench):
     bench.upstream.reply = choose(
         lambda seen: answer("second" if re.search(r"<first-\w+>\nmaybe", seen.prompt) else "first")
     )
@@ -414,7 +404,7 @@ def test_the_page_of_a_comparison_has_the_figures_of_its_text(bench: Any) -> Non
     assert dict(data["run"])["A"] == f"{bench.path}/a.jsonl\n90 answered"
 
 
-def test_the_page_of_a_comparison_of_one_file_and_one_of_very_many_rows(bench: Any, monkeypatch: Any) -> None:
+def test_the_page_of_a_comparison_of_one_file_and_one_of_very_many_rows(bench, monkeypatch):
     files = labelled()
     del files["b.jsonl"]
     compared(bench, files, "--gold", "label")
@@ -433,7 +423,7 @@ def test_the_page_of_a_comparison_of_one_file_and_one_of_very_many_rows(bench: A
     assert (bench.path / "r.html").read_text() == "mine"
 
 
-def test_of_a_row_with_very_many_columns_or_turns_some_are_shown(bench: Any) -> None:
+def test_of_a_row_with_very_many_columns_or_turns_some_are_shown(bench):
     columns = {f"column {at}": "x" * 50_000 for at in range(100)}
     compared(bench, {name: [columns | {"answer": name, "id": 1}] for name in ("a.jsonl", "b.jsonl")})
     data, rows = written(bench.path / "r.html")
@@ -467,7 +457,7 @@ def hostile_comparison(bench: Any) -> Path:
 
 @pytest.mark.thorough
 @pytest.mark.skipif(not browser.BROWSER, reason="needs Chromium")
-async def test_a_browser_shows_a_comparison_side_by_side_and_runs_nothing(hostile_comparison: Path) -> None:
+async def test_a_browser_shows_a_comparison_side_by_side_and_runs_nothing(hostile_comparison):
     async with browser.opened() as page:
         await page.open(hostile_comparison)
         assert await page.until("document.getElementById('count').textContent") == "42 rows"
@@ -509,7 +499,7 @@ FIRST_CELLS = "[...document.querySelectorAll('#table tbody tr[tabindex] td:nth-c
 
 @pytest.mark.thorough
 @pytest.mark.skipif(not browser.BROWSER, reason="needs Chromium")
-async def test_the_table_sorts_hides_and_finds_by_address_and_keys(tmp_path) -> None:
+async def test_the_table_sorts_hides_and_finds_by_address_and_keys(tmp_path):
     prompts = [f"{name} {at}" for at, name in enumerate(("zebra", "Éclair", "apple", "10", "echo"))]
     job.write(made(tmp_path, [Completion(text) for text in ("9", "10", "", "-1", "2.5")], prompts), tmp_path / "r.html")
     async with browser.opened() as page:
@@ -568,7 +558,7 @@ async def test_the_table_sorts_hides_and_finds_by_address_and_keys(tmp_path) -> 
 
 @pytest.mark.thorough
 @pytest.mark.skipif(not browser.BROWSER, reason="needs Chromium")
-async def test_a_browser_shows_searches_and_filters_and_runs_nothing(tmp_path) -> None:
+async def test_a_browser_shows_searches_and_filters_and_runs_nothing(tmp_path):
     file = hostile(tmp_path)
     async with browser.opened() as page:
         await page.open(file)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from typing import Any
 
 import pytest
 
 from half_done import answers
+from promptmill.jobs.inputs.files import InputFiles
 from replies import answer, by_prompt, choose, late, status
 from waiting import eventually
 
@@ -20,7 +22,7 @@ def halfway(bench: Any, *arguments: str, rows: int = 40) -> None:
     bench.half_done(answers(0, rows // 2), *arguments)
 
 
-def test_answers_are_exported_from_a_job_that_is_not_done(bench: Any) -> None:
+def test_answers_are_exported_from_a_job_that_is_not_done(bench):
     halfway(bench)
     done = {record.row for record in bench.records()}
     exported = bench.jobs(str(bench.output), "--export", "some.jsonl")
@@ -35,7 +37,7 @@ def test_answers_are_exported_from_a_job_that_is_not_done(bench: Any) -> None:
     assert {row["error"]["code"] for row in rows if row["error"]} == {"deferred"}
 
 
-def test_tables_are_exported_without_the_rows_that_failed(bench: Any) -> None:
+def test_tables_are_exported_without_the_rows_that_failed(bench):
     bench.upstream.reply = by_prompt({"b": status(400, "no")}, answer())
     bench.input = bench.path / "in.csv"
     bench.input.write_text("prompt,k\na,1\nb,2\nc,3\n")
@@ -46,7 +48,7 @@ def test_tables_are_exported_without_the_rows_that_failed(bench: Any) -> None:
         assert [(row["k"], row["answer"]) for row in csv.DictReader(file)] == [("1", "echo: a"), ("3", "echo: c")]
 
 
-def test_of_a_changed_input_only_what_is_new_is_asked(bench: Any) -> None:
+def test_of_a_changed_input_only_what_is_new_is_asked(bench):
     rows = bench.prompts(40)
     bench.succeed()
     rows[3]["prompt"] = "another"
@@ -61,7 +63,26 @@ def test_of_a_changed_input_only_what_is_new_is_asked(bench: Any) -> None:
     assert "finished already" in bench.run().stderr
 
 
-def test_a_run_with_new_rows_that_is_killed_goes_on_and_pays_nothing_twice(bench: Any) -> None:
+def test_an_input_with_a_new_time_is_digested_once_and_not_again(bench, monkeypatch):
+    digests, sha256 = [], InputFiles.sha256
+
+    def counted(files, *halt):
+        digests.append(files)
+        return sha256(files, *halt)
+
+    bench.prompts(3)
+    bench.succeed()
+    monkeypatch.setattr(InputFiles, "sha256", counted)
+    os.utime(bench.input, (1, 1))
+    for _ in range(2):
+        assert "finished already" in bench.run().stderr
+    assert len(digests) == 1
+    bench.prompts(4)
+    bench.succeed()
+    assert (len(digests), len(bench.answers())) == (2, 4)
+
+
+def test_a_run_with_new_rows_that_is_killed_goes_on_and_pays_nothing_twice(bench):
     rows = bench.prompts(300)
     bench.succeed()
     bench.upstream.reply = choose(lambda seen: late(None) if seen.prompt.startswith("new") else answer())
@@ -76,7 +97,7 @@ def test_a_run_with_new_rows_that_is_killed_goes_on_and_pays_nothing_twice(bench
     assert [row["answer"] for row in bench.answers()] == [f"echo: {row['prompt']}" for row in bench.answers()]
 
 
-def test_rows_that_ask_the_same_keep_an_answer_each(bench: Any) -> None:
+def test_rows_that_ask_the_same_keep_an_answer_each(bench):
     bench.upstream.reply = choose(lambda seen: answer(f"answer {seen.number}"))
     bench.write([{"prompt": "same"}] * 5)
     bench.succeed()
@@ -87,7 +108,7 @@ def test_rows_that_ask_the_same_keep_an_answer_each(bench: Any) -> None:
     assert sorted(row["answer"] for row in bench.answers()[1:]) == sorted(before)
 
 
-def test_another_output_and_format_reuse_the_answers_of_a_job(bench: Any) -> None:
+def test_another_output_and_format_reuse_the_answers_of_a_job(bench):
     bench.input = bench.path / "in.csv"
     bench.input.write_text("prompt\na\nb\n")
     bench.output = bench.path / "out.csv"
@@ -98,7 +119,7 @@ def test_another_output_and_format_reuse_the_answers_of_a_job(bench: Any) -> Non
     assert len(bench.upstream.seen) == 2
 
 
-def test_another_jobs_answers_take_the_place_of_failures_of_an_unchanged_input(bench: Any) -> None:
+def test_another_jobs_answers_take_the_place_of_failures_of_an_unchanged_input(bench):
     rows = bench.prompts(3)
     own, bench.output = bench.output, bench.path / "other.jsonl"
     bench.succeed()
@@ -111,7 +132,7 @@ def test_another_jobs_answers_take_the_place_of_failures_of_an_unchanged_input(b
     assert [row["answer"] for row in bench.answers()] == [f"echo: prompt {at}" for at in range(3)]
 
 
-def test_overwrite_takes_the_place_of_a_foreign_file_and_goes_on(bench: Any) -> None:
+def test_overwrite_takes_the_place_of_a_foreign_file_and_goes_on(bench):
     halfway(bench)
     sent, done = len(bench.upstream.seen), len(bench.records())
     bench.output.write_text("precious")
@@ -121,7 +142,7 @@ def test_overwrite_takes_the_place_of_a_foreign_file_and_goes_on(bench: Any) -> 
     assert len(bench.upstream.seen) == sent + 40 - done
 
 
-def test_lines_that_are_appended_while_it_runs_are_left_and_done_later(bench: Any) -> None:
+def test_lines_that_are_appended_while_it_runs_are_left_and_done_later(bench):
     bench.upstream.reply = late(0.02, answer())
     rows = [{"id": at, "prompt": f"prompt {at}", "carried": "x" * 500} for at in range(1500)]
     bench.write(rows)
@@ -147,9 +168,7 @@ def test_lines_that_are_appended_while_it_runs_are_left_and_done_later(bench: An
         (["--set", "backend_configs.openai.enable_thinking=true"], "enable thinking"),
     ],
 )
-def test_a_change_of_settings_is_accepted_when_asked_for_and_noted(
-    bench: Any, arguments: list[str], named: str
-) -> None:
+def test_a_change_of_settings_is_accepted_when_asked_for_and_noted(bench, arguments, named):
     halfway(bench)
     done = {record.row for record in bench.records()}
     assert f"was begun with another {named}" in bench.fail(*arguments)
@@ -158,7 +177,7 @@ def test_a_change_of_settings_is_accepted_when_asked_for_and_noted(
     assert noted == set(range(40)) - done
 
 
-def test_answers_that_were_cut_short_are_counted_and_done_again(bench: Any) -> None:
+def test_answers_that_were_cut_short_are_counted_and_done_again(bench):
     bench.upstream.reply = by_prompt({"prompt 3": answer("half", finish_reason="length")}, answer())
     bench.prompts(10)
     assert "truncated 1 by max_tokens" in bench.run().stdout
@@ -177,7 +196,7 @@ def test_answers_that_were_cut_short_are_counted_and_done_again(bench: Any) -> N
         ("--set", "sampling_params.max_tokens=9"),
     ],
 )
-def test_the_longest_answer_is_no_part_of_a_question(bench: Any, change: tuple[str, str]) -> None:
+def test_the_longest_answer_is_no_part_of_a_question(bench, change):
     halfway(bench, "--max-tokens", "512")
     sent, done = len(bench.upstream.seen), len(bench.records())
     bench.succeed(*change)
@@ -185,7 +204,7 @@ def test_the_longest_answer_is_no_part_of_a_question(bench: Any, change: tuple[s
     assert not any("changed" in row for row in bench.answers())
 
 
-def test_a_job_moves_with_its_files(bench: Any) -> None:
+def test_a_job_moves_with_its_files(bench):
     halfway(bench)
     sent, done = len(bench.upstream.seen), len(bench.records())
     moved = bench.path.parent / "moved"
@@ -200,7 +219,7 @@ def test_a_job_moves_with_its_files(bench: Any) -> None:
     assert json.loads(bench.jobs("--json").stdout)["jobs"][0]["output_file"] == str(bench.output)
 
 
-def test_a_copy_of_a_job_goes_on_as_a_job_of_its_own(bench: Any) -> None:
+def test_a_copy_of_a_job_goes_on_as_a_job_of_its_own(bench):
     halfway(bench)
     original, sent, done = bench.path, len(bench.upstream.seen), len(bench.records())
     job_id, bench.path = bench.folder.job_id, bench.path.parent / "copy"
@@ -213,7 +232,7 @@ def test_a_copy_of_a_job_goes_on_as_a_job_of_its_own(bench: Any) -> None:
     assert found == {bench.folder.job_id: str(bench.output)}
 
 
-def test_a_state_folder_holds_the_job_instead(bench: Any) -> None:
+def test_a_state_folder_holds_the_job_instead(bench):
     bench.prompts(5)
     bench.succeed("--state", "state")
     assert not bench.folder.path.exists()

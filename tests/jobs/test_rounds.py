@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from promptmill.backends.protocol import Completion, Outcome
@@ -48,9 +46,7 @@ def selected(store: JobDatabase, rows: str, slot: int) -> list[str]:
         ("open duplicate", "answer"),
     ],
 )
-def test_a_rule_selects_rows_by_their_answer_in_the_slot(
-    store: JobDatabase, rows: str, slot: int, expected: str
-) -> None:
+def test_a_rule_selects_rows_by_their_answer_in_the_slot(store, rows, slot, expected):
     store.change(("INSERT INTO row VALUES (?, NULL, NULL, '')", [(n,) for n in range(len(STATES))]))
     for n, (_, outcome, made) in enumerate(STATES):
         if outcome is not None:
@@ -69,19 +65,10 @@ def test_a_rule_selects_rows_by_their_answer_in_the_slot(
 
 @pytest.mark.parametrize("rows", [rule for rule in RULES if "duplicate" not in rule])
 @pytest.mark.parametrize("outcome", [ANSWER, TRUNCATED, FINAL, PASSING])
-def test_a_row_leaves_every_rule_once_its_round_has_recorded_it(
-    store: JobDatabase, rows: str, outcome: Outcome
-) -> None:
+def test_a_row_leaves_every_rule_once_its_round_has_recorded_it(store, rows, outcome):
     store.change(("INSERT INTO row VALUES (0, NULL, NULL, '')", [()]), ("CREATE TEMP TABLE unsent (key INTEGER)", [()]))
     store.write([record_of(0, outcome, None, Made(0, NOW))])
     assert selected(store, rows, 0) == []
-
-
-def test_rounds_come_back_in_order_and_as_they_were_stored_last(store: JobDatabase) -> None:
-    first, second = Round(1, "open", "first", (0, 1), done=True), Round(2, "open duplicate", "duplicate", way="copy")
-    for round_ in (second, replace(first, done=False), first):
-        store_round(store, round_)
-    assert stored_rounds(store) == [first, second]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +84,7 @@ def test_rounds_come_back_in_order_and_as_they_were_stored_last(store: JobDataba
         '{"rows": "open", "reason": "", "since": "soon"}',
     ],
 )
-def test_a_damaged_round_counts_as_done_and_keeps_its_place(store: JobDatabase, value: str) -> None:
+def test_a_damaged_round_counts_as_done_and_keeps_its_place(store, value):
     store_round(store, Round(1, "open", "first"))
     store.change(("INSERT INTO round VALUES (2, ?)", [(value,)]))
     assert [(round_.id, round_.done) for round_ in stored_rounds(store)] == [(1, False), (2, True)]

@@ -62,7 +62,7 @@ def check(path: Path) -> tuple[int, int]:
     return len(rows), len(answers)
 
 
-def test_everything_of_a_database_without_damage_is_kept(path: Path) -> None:
+def test_everything_of_a_database_without_damage_is_kept(path):
     salvage(path)
     assert check(path) == (ROWS, ROWS + SPARE)
     store = JobDatabase(path)
@@ -79,7 +79,7 @@ def test_everything_of_a_database_without_damage_is_kept(path: Path) -> None:
     assert sorted(file.name for file in path.parent.iterdir()) == ["in-flight", "job.db"]
 
 
-def test_of_any_damaged_page_the_rest_is_kept(path: Path) -> None:
+def test_of_any_damaged_page_the_rest_is_kept(path):
     whole = path.read_bytes()
     found = {}
     for page in range(2, len(whole) // 4096 + 1):
@@ -95,7 +95,7 @@ def test_of_any_damaged_page_the_rest_is_kept(path: Path) -> None:
 
 
 @pytest.mark.parametrize("left", [100, 2048])
-def test_a_database_that_was_cut_within_any_page_is_salvaged(path: Path, left: int) -> None:
+def test_a_database_that_was_cut_within_any_page_is_salvaged(path, left):
     whole = path.read_bytes()
     for page in range(2, len(whole) // 4096 + 1):
         path.write_bytes(whole[: (page - 1) * 4096 + left])
@@ -104,7 +104,7 @@ def test_a_database_that_was_cut_within_any_page_is_salvaged(path: Path, left: i
 
 
 @pytest.mark.parametrize("content", [b"", b"text" * 2000, b"SQLite format 3\0"])
-def test_a_file_that_is_no_database_is_left_as_it_is(path: Path, content: bytes) -> None:
+def test_a_file_that_is_no_database_is_left_as_it_is(path, content):
     path.write_bytes(content)
     with pytest.raises((DamagedError, FileNotFoundError)):
         salvage(path)
@@ -128,7 +128,7 @@ def damage(database: Path, at: int, *, half: bool = False) -> None:
     database.write_bytes(content)
 
 
-def test_lost_settings_and_rounds_leave_their_ids_to_the_answers_that_have_them(path: Path) -> None:
+def test_lost_settings_and_rounds_leave_their_ids_to_the_answers_that_have_them(path):
     store = JobDatabase(path, write=True)
     store.settings_id({"model": "b"})
     store.put(spec={**SPEC, "targets": [{"settings": 1, "fingerprint": {"model": "b"}}]})
@@ -160,9 +160,7 @@ def check_answers(bench: Any, rows: list[int]) -> None:
 
 @pytest.mark.parametrize("has_input", [True, False])
 @pytest.mark.parametrize("table", ["round", "settings"])
-def test_without_its_rounds_or_settings_a_job_sends_no_answered_row_again(
-    bench: Any, table: str, has_input: bool
-) -> None:
+def test_without_its_rounds_or_settings_a_job_sends_no_answered_row_again(bench, table, has_input):
     database = half_done(bench)
     damage(database, root_of(database, table))
     if not has_input:
@@ -173,7 +171,7 @@ def test_without_its_rounds_or_settings_a_job_sends_no_answered_row_again(
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_lost_rows_are_read_from_the_input_again(bench: Any, half: bool) -> None:
+def test_lost_rows_are_read_from_the_input_again(bench, half):
     for prompt in ("prompt 20", "prompt 450"):  # an answered row, and one that is sent
         database = half_done(bench)
         damage(database, database.read_bytes().index(f'"prompt": "{prompt}"'.encode()), half=half)
@@ -186,7 +184,7 @@ def test_lost_rows_are_read_from_the_input_again(bench: Any, half: bool) -> None
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_rows_that_are_lost_with_their_input_are_named_and_left_out_on_request(bench: Any, half: bool) -> None:
+def test_rows_that_are_lost_with_their_input_are_named_and_left_out_on_request(bench, half):
     database = half_done(bench)
     damage(database, database.read_bytes().index(b'"prompt": "prompt 450"'), half=half)
     before = bench.path / "before.jsonl"
@@ -210,7 +208,7 @@ def test_rows_that_are_lost_with_their_input_are_named_and_left_out_on_request(b
     check_answers(bench, list(range(600)))
 
 
-def test_a_job_goes_on_where_its_answers_cannot_be_written(bench: Any) -> None:
+def test_a_job_goes_on_where_its_answers_cannot_be_written(bench):
     database = half_done(bench)
     with contextlib.closing(sqlite3.connect(database)) as other:
         other.execute("DELETE FROM answer WHERE key % 3 = 0")  # so that each page is written
@@ -222,7 +220,7 @@ def test_a_job_goes_on_where_its_answers_cannot_be_written(bench: Any) -> None:
     check_answers(bench, list(range(600)))
 
 
-def test_a_damaged_digest_costs_at_most_a_request_and_gives_no_row_the_answer_of_another(bench: Any) -> None:
+def test_a_damaged_digest_costs_at_most_a_request_and_gives_no_row_the_answer_of_another(bench):
     database = half_done(bench)
     with contextlib.closing(sqlite3.connect(database)) as other:
         for table, key in (("answer", 3), ("row", 5)):
@@ -238,7 +236,7 @@ def test_a_damaged_digest_costs_at_most_a_request_and_gives_no_row_the_answer_of
     check_answers(bench, list(range(601)))
 
 
-def test_answers_whose_description_is_lost_are_not_removed_with_a_mistake(bench: Any) -> None:
+def test_answers_whose_description_is_lost_are_not_removed_with_a_mistake(bench):
     database = half_done(bench)
     damage(database, root_of(database, "job"))
     with mock.patch("promptmill.jobs.run.admission.ingest", side_effect=input_error("It is broken.")):

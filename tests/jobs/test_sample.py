@@ -13,7 +13,7 @@ def _ids(bench: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("form", ["jsonl", "csv"])
-def test_a_sample_is_answered_and_a_run_without_it_does_the_rest(bench: Any, form: str) -> None:
+def test_a_sample_is_answered_and_a_run_without_it_does_the_rest(bench, form):
     bench.input = bench.path / f"in.{form}"
     lines = [f"{at},prompt {at}" for at in range(300)]
     rows = [json.dumps({"id": at, "prompt": f"prompt {at}"}) for at in range(300)]
@@ -30,7 +30,7 @@ def test_a_sample_is_answered_and_a_run_without_it_does_the_rest(bench: Any, for
     assert [int(identity) for identity in _ids(bench)] == list(range(300))
 
 
-def test_a_sample_never_takes_the_place_of_more_rows(bench: Any) -> None:
+def test_a_sample_never_takes_the_place_of_more_rows(bench):
     bench.prompts(30)
     bench.succeed()
     assert "holds more rows than --sample 5, and would lose them" in bench.fail("--sample", "5")
@@ -38,7 +38,7 @@ def test_a_sample_never_takes_the_place_of_more_rows(bench: Any) -> None:
     assert "--sample goes without --limit" in bench.fail("--sample", "5", "--limit", "5")
 
 
-def test_a_sample_of_all_rows_is_all_rows(bench: Any) -> None:
+def test_a_sample_of_all_rows_is_all_rows(bench):
     bench.prompts(3)
     bench.succeed("--sample", "20")
     assert _ids(bench) == ["r0", "r1", "r2"]

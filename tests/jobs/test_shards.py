@@ -6,7 +6,6 @@ import csv
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ def join(bench: Any, *arguments: str) -> subprocess.CompletedProcess[str]:
     return bench.here(command)
 
 
-def test_shards_join_to_what_one_job_would_have_made(bench: Any) -> None:
+def test_shards_join_to_what_one_job_would_have_made(bench):
     bench.prompts(50)
     assert "--shard I/N" in join(bench).stderr
     bench.succeed("--shard", "2/3")
@@ -48,7 +47,7 @@ def test_shards_join_to_what_one_job_would_have_made(bench: Any) -> None:
     assert len(bench.upstream.seen) == 50
 
 
-def test_a_shard_without_rows_and_a_single_missing_one_are_told_as_such(bench: Any) -> None:
+def test_a_shard_without_rows_and_a_single_missing_one_are_told_as_such(bench):
     bench.prompts(1)
     said = [bench.run("--shard", f"{at}/2").stdout for at in (1, 2)]
     assert "holds no rows; that is all right" in "".join(said)
@@ -56,7 +55,7 @@ def test_a_shard_without_rows_and_a_single_missing_one_are_told_as_such(bench: A
     assert "run it with --shard 2/2" in join(bench).stderr
 
 
-def test_parts_of_another_job_or_another_input_are_refused(bench: Any) -> None:
+def test_parts_of_another_job_or_another_input_are_refused(bench):
     bench.prompts(6)
     bench.succeed("--shard", "1/2")
     bench.succeed("--shard", "2/2", "--temperature", "0.5")
@@ -71,7 +70,7 @@ def test_parts_of_another_job_or_another_input_are_refused(bench: Any) -> None:
     assert not bench.output.exists()
 
 
-def test_an_input_that_is_gone_is_not_needed_to_join_its_shards(bench: Any) -> None:
+def test_an_input_that_is_gone_is_not_needed_to_join_its_shards(bench):
     bench.write(['{"prompt": "a"}', "", '{"prompt": "b"}', "broken", '{"prompt": "c"}'])
     for shard in ("1/3", "2/3", "3/3"):
         assert bench.run("--shard", shard).returncode in {0, 1}
@@ -81,7 +80,7 @@ def test_an_input_that_is_gone_is_not_needed_to_join_its_shards(bench: Any) -> N
     assert bench.answers()[2]["error"]["message"].startswith("line 4")
 
 
-def test_a_table_is_cut_too_and_the_parts_may_have_moved(bench: Any, tmp_path: Path) -> None:
+def test_a_table_is_cut_too_and_the_parts_may_have_moved(bench, tmp_path):
     bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
     bench.input.write_text("id,prompt\n" + "".join(f'{at},"p\n{at}"\n' for at in range(9)))
     for at in (1, 2):
@@ -98,12 +97,12 @@ def test_a_table_is_cut_too_and_the_parts_may_have_moved(bench: Any, tmp_path: P
     ("shard", "said"),
     [("0/3", "the first is 1"), ("4/3", "4 is more than 3"), ("1", "is not I/N"), ("a/b", "is not I/N")],
 )
-def test_a_shard_that_cannot_be_is_refused(bench: Any, shard: str, said: str) -> None:
+def test_a_shard_that_cannot_be_is_refused(bench, shard, said):
     bench.prompts(1)
     assert said in bench.fail("--shard", shard)
 
 
-def test_the_output_of_a_job_without_shards_has_no_parts(bench: Any) -> None:
+def test_the_output_of_a_job_without_shards_has_no_parts(bench):
     bench.prompts(1)
     bench.succeed()
     assert "out.jsonl is a job's own output" in join(bench).stderr

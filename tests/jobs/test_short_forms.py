@@ -1,10 +1,6 @@
 """`--fields`, and labels with definitions."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,7 +10,7 @@ from promptmill.jobs.inputs.short_forms import labels_of, schema_of_fields
 from replies import answer
 
 
-def test_fields_in_one_line_are_a_schema() -> None:
+def test_fields_in_one_line_are_a_schema():
     schema = schema_of_fields("customer, amount: number, date:date?, kind:a | b?, tags:list")
     assert schema == {
         "type": "object",
@@ -39,7 +35,7 @@ def test_fields_in_one_line_are_a_schema() -> None:
         ("a,a", "The field a is there twice"),
     ],
 )
-def test_a_wrong_field_is_answered_with_the_remedy(text: str, said: str) -> None:
+def test_a_wrong_field_is_answered_with_the_remedy(text, said):
     with pytest.raises(PromptmillError, match=said):
         schema_of_fields(text)
 
@@ -55,19 +51,19 @@ def test_a_wrong_field_is_answered_with_the_remedy(text: str, said: str) -> None
         ),
     ],
 )
-def test_labels_and_their_definitions_are_read_from_a_file(tmp_path: Path, name: str, text: str) -> None:
+def test_labels_and_their_definitions_are_read_from_a_file(tmp_path, name, text):
     (tmp_path / name).write_text(text)
     labels = labels_of(tmp_path / name)
     assert labels.texts == ["good", "bad"]
     assert labels.definitions == "The labels:\n- good: It praises.\n- bad: It complains."
 
 
-def test_a_list_of_labels_has_no_definitions(tmp_path: Path) -> None:
+def test_a_list_of_labels_has_no_definitions(tmp_path):
     (tmp_path / "labels.txt").write_text("good\nbad\n")
     assert labels_of(tmp_path / "labels.txt") == labels_of("good, bad") == (["good", "bad"], "")
 
 
-def test_definitions_go_into_the_system_prompt(bench: Any) -> None:
+def test_definitions_go_into_the_system_prompt(bench):
     bench.write([{"text": "nice"}])
     (bench.path / "labels.csv").write_text("label,definition\ngood,It praises.\nbad,It complains.\n")
     bench.upstream.reply = answer('{"answer": "good"}')
@@ -81,7 +77,7 @@ def test_definitions_go_into_the_system_prompt(bench: Any) -> None:
     assert [row["answer"] for row in bench.answers()] == ["good"]
 
 
-def test_several_labels_may_be_the_answer(bench: Any) -> None:
+def test_several_labels_may_be_the_answer(bench):
     bench.write([{"text": "nice"}])
     bench.upstream.reply = answer('{"labels": ["good", "new"]}')
     bench.succeed("--prompt", "{{text}}", "--choices", "good,bad,new", "--choices-many")
@@ -97,12 +93,12 @@ def test_several_labels_may_be_the_answer(bench: Any) -> None:
         ({"each": "line"}, "`each` goes with files and folders"),
     ],
 )
-def test_an_option_in_python_that_cannot_take_effect_is_refused(options: dict[str, Any], said: str) -> None:
+def test_an_option_in_python_that_cannot_take_effect_is_refused(options, said):
     with pytest.raises(PromptmillError, match=said):
         promptmill.bulk(["France"], model="m", progress=False, **options)
 
 
-def test_python_has_the_same_short_forms(bench: Any) -> None:
+def test_python_has_the_same_short_forms(bench):
     bench.upstream.reply = answer(json.dumps({"name": "Paris", "people": 2}))
     options = {"model": "m", "base_url": bench.upstream.url, "api_key": "none", "progress": False}
     found = promptmill.bulk(["France"], fields="name,people:integer", **options)

@@ -33,11 +33,12 @@ from fakes import FakeBackend, openai_configuration
 from half_done import answers
 from pdf_files import pdf_of_texts
 from processtable import below, gone
+from promptmill.backends import protocol
 from promptmill.backends.protocol import Completion
 from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.request import Request, conversation_from_prompt
-from promptmill.jobs.caller import USER
+from promptmill.jobs.caller import USER, CallWork
 from promptmill.jobs.manage import call_job, detached
 from promptmill.jobs.manage.call_limits import Place
 from promptmill.jobs.manage.running_jobs import RunningJobs
@@ -102,6 +103,13 @@ async def ended(call: Call, job_id: str, *states: str) -> dict[str, Any]:
     return await polled(lambda: call("bulk_status", job_id=job_id), lambda found: found["state"] in states)
 
 
+async def ran(call, *states: str, **arguments: Any) -> dict[str, Any]:
+    """Start a job, of `in.jsonl` into `out.jsonl` unless these say otherwise; wait until it has ended."""
+    files = {} if {"prompts", "files"} & arguments.keys() else {"input_file": "in.jsonl", "output_file": "out.jsonl"}
+    job = await call("bulk_generate", **files | arguments)
+    return job | await ended(call, job["job_id"], *states or ["finished"])
+
+
 async def lock_of(bench: Any) -> Lock:
     """Take the lock of the job as soon as it is free."""
     taken: list[Lock] = []
@@ -115,7 +123,7 @@ async def lock_of(bench: Any) -> Lock:
     return taken[0]
 
 
-async def test_a_job_is_started_watched_read_and_found_again(bench: Any, tools: Any) -> None:
+async def test_a_job_is_started_watched_read_and_found_again(bench, tools):
     rows = bench.prompts(120)
     async with tools() as call:
         started = await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl")
@@ -139,12 +147,14 @@ async def test_a_job_is_started_watched_read_and_found_again(bench: Any, tools: 
         assert (await call("bulk_results", job_id="out.jsonl", limit=1))["job_id"] == job_id
         with pytest.raises(ToolError, match=r"There is no job 'in\.jsonl'"):
             await call("bulk_status", job_id="in.jsonl")
+        with pytest.raises(ToolError, match="There is no job"):  # looked up, it would say which accounts exist
+            await call("bulk_status", job_id="~nobody-of-that-name")
     assert [row["id"] for row in bench.answers()] == [row["id"] for row in rows]
     assert len(bench.upstream.seen) == 120
 
 
 @pytest.mark.parametrize("again", [{"output_file": "other.jsonl"}, {"output_file": "out.jsonl", "again": "all"}])
-async def test_jobs_of_clients_share_the_servers_budget(bench: Any, tools: Any, again: dict[str, Any]) -> None:
+async def test_jobs_of_clients_share_the_servers_budget(bench, tools, again):
     """Each answer has two tokens, of ten that it may have, at a cent each."""
     bench.upstream.reply = answer("two words")
     bench.prompts(40)
@@ -171,7 +181,7 @@ async def test_jobs_of_clients_share_the_servers_budget(bench: Any, tools: Any, 
         assert 0.4 < budget.spent <= 0.5
 
 
-async def test_a_job_has_a_model_sampling_a_schema_and_a_budget_of_its_own(bench: Any, tools: Any) -> None:
+async def test_a_job_has_a_model_sampling_a_schema_and_a_budget_of_its_own(bench, tools):
     bench.prompts(3)
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
     block = {"base_url": bench.upstream.url, "model_name": "small", "api_key": "k"}
@@ -195,7 +205,7 @@ async def test_a_job_has_a_model_sampling_a_schema_and_a_budget_of_its_own(bench
         assert seen.json["response_format"]["json_schema"]["schema"]["required"] == ["a"]
 
 
-async def test_failed_rows_are_found_retried_and_pages_are_bounded(bench: Any, tools: Any) -> None:
+async def test_failed_rows_are_found_retried_and_pages_are_bounded(bench, tools):
     bench.upstream.reply = by_prompt({"prompt 1": status_reply(400, "no"), "prompt 2": answer("x" * 3000)})
     bench.prompts(5)
     async with tools() as call:
@@ -237,9 +247,7 @@ def _asked_of(asked: list[str], action: Literal["accept", "decline", "cancel"], 
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("mode", ["legacy", "auto"])
-async def test_a_job_that_costs_more_than_the_operator_set_starts_when_its_user_agrees(
-    bench: Any, tools: Any, priced: Service, mode: str
-) -> None:
+async def test_a_job_that_costs_more_than_the_operator_set_starts_when_its_user_agrees(bench, tools, priced, mode):
     asked: list[str] = []
     files = {"input_file": "in.jsonl", "output_file": "out.jsonl"}
     async with tools(priced, mode=mode, elicitation_handler=_asked_of(asked, "accept", agree=True)) as call:
@@ -258,9 +266,7 @@ async def test_a_job_that_costs_more_than_the_operator_set_starts_when_its_user_
 
 @pytest.mark.parametrize("mode", ["legacy", "auto"])
 @pytest.mark.parametrize("answered", [("accept", {"agree": False}), ("accept", {}), ("decline", {}), ("cancel", {})])
-async def test_a_job_does_not_start_unless_its_user_agrees(
-    bench: Any, tools: Any, priced: Service, mode: str, answered: Any
-) -> None:
+async def test_a_job_does_not_start_unless_its_user_agrees(bench, tools, priced, mode, answered):
     asked: list[str] = []
     action, content = answered
     async with tools(priced, mode=mode, elicitation_handler=_asked_of(asked, action, **content)) as call:
@@ -271,14 +277,13 @@ async def test_a_job_does_not_start_unless_its_user_agrees(
     assert not bench.upstream.seen
 
 
-async def test_a_client_that_cannot_ask_its_user_starts_jobs_as_before(bench: Any, tools: Any, priced: Service) -> None:
+async def test_a_client_that_cannot_ask_its_user_starts_jobs_as_before(bench, tools, priced):
     async with tools(priced) as call:
-        job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
-        await ended(call, job_id, "finished")
+        (await ran(call))["job_id"]
     assert len(bench.answers()) == 5
 
 
-async def test_a_page_leaves_out_logprobs_of_megabytes_and_says_where_they_are(bench: Any, tools: Any) -> None:
+async def test_a_page_leaves_out_logprobs_of_megabytes_and_says_where_they_are(bench, tools):
     tokens = [{"token": "yes", "logprob": -0.25, "bytes": [121, 101, 115], "top_logprobs": []}] * 16_000
     bench.upstream.reply = choose(
         lambda seen: answer("yes", logprobs={"content": tokens if seen.prompt == "long" else tokens[:1]})
@@ -286,8 +291,7 @@ async def test_a_page_leaves_out_logprobs_of_megabytes_and_says_where_they_are(b
     bench.write([{"prompt": "long"}, {"prompt": "short"}])
     async with tools() as call:
         files = {"input_file": str(bench.input), "output_file": str(bench.output)}
-        found = await call("bulk_generate", **files, sampling_params={"logprobs": True})
-        await ended(call, found["job_id"], "finished")
+        found = await ran(call, **files, sampling_params={"logprobs": True})
         page = await call("bulk_results", job_id=found["job_id"])
     long, short = page["rows"]
     assert (long["answer"], short["answer"]) == ("yes", "yes")
@@ -297,12 +301,11 @@ async def test_a_page_leaves_out_logprobs_of_megabytes_and_says_where_they_are(b
     assert len(bench.answers()[0]["logprobs"]["content"]) == 16_000
 
 
-async def test_a_page_has_a_limited_number_of_values_and_any_offset(bench: Any, tools: Any) -> None:
+async def test_a_page_has_a_limited_number_of_values_and_any_offset(bench, tools):
     bench.write([{"prompt": "a", "more": [0] * count} for count in (200_000, 200_000, 5, 400_000, 5)])
     every = {"with_input": True, "max_characters": 100_000_000}
     async with tools() as call:
-        job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
-        await ended(call, job_id, "finished")
+        job_id = (await ran(call))["job_id"]
         first = await call("bulk_results", job_id=job_id, **every)
         second = await call("bulk_results", job_id=job_id, offset=first["next_offset"], **every)
         last = await call("bulk_results", job_id=job_id, offset=4, **every)
@@ -314,15 +317,14 @@ async def test_a_page_has_a_limited_number_of_values_and_any_offset(bench: Any, 
     assert (behind["rows"], behind["next_offset"]) == ([], None)
 
 
-async def test_a_page_is_what_the_model_behind_the_client_sees_whole(bench: Any, tools: Any) -> None:
+async def test_a_page_is_what_the_model_behind_the_client_sees_whole(bench, tools):
     """Codex cuts what exceeds 10,000 bytes out of the middle of a result."""
     bench.upstream.reply = answer("x" * 2000)
     bench.prompts(30)
     found = {}
     for name in ("codex-mcp-client", "claude-code", "mcp"):
         async with tools(client_info=Implementation(name=name, version="9.9.9")) as call:
-            job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
-            await ended(call, job_id, "finished")
+            job_id = (await ran(call))["job_id"]
             page = await call("bulk_results", job_id=job_id)
             asked = await call("bulk_results", job_id=job_id, max_characters=20_000)
         found[name] = len(json.dumps(page["rows"], separators=(",", ":"))), len(asked["rows"])
@@ -332,9 +334,7 @@ async def test_a_page_is_what_the_model_behind_the_client_sees_whole(bench: Any,
     assert len({asked for _, asked in found.values()}) == 1, "a page of the length asked for"
 
 
-async def test_a_runner_that_has_finished_and_is_about_to_leave_is_waited_for(
-    bench: Any, tools: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_runner_that_has_finished_and_is_about_to_leave_is_waited_for(bench, tools, monkeypatch):
     monkeypatch.setattr("promptmill.jobs.store.lock._PATIENCE_S", 0.0)
     bench.prompts(3)
     files = {"input_file": "in.jsonl", "output_file": "out.jsonl"}
@@ -345,7 +345,7 @@ async def test_a_runner_that_has_finished_and_is_about_to_leave_is_waited_for(
         assert (await call("bulk_generate", **files))["state"] == "finished"
 
 
-async def test_partial_answers_can_be_read_and_cancelling_ends_all_requests(bench: Any, tools: Any) -> None:
+async def test_partial_answers_can_be_read_and_cancelling_ends_all_requests(bench, tools):
     bench.upstream.reply = choose(lambda seen: answer() if seen.number <= 100 else late(None))
     bench.prompts(2000)
     async with tools() as call:
@@ -369,9 +369,7 @@ async def test_partial_answers_can_be_read_and_cancelling_ends_all_requests(benc
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="it has no pread")
-async def test_a_page_reads_no_rows_behind_the_last_answer(
-    bench: Any, tools: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_page_reads_no_rows_behind_the_last_answer(bench, tools, monkeypatch):
     bench.prompts(2000)
     last: list[int] = []
     row_page = JobDatabase.row_page
@@ -381,17 +379,14 @@ async def test_a_page_reads_no_rows_behind_the_last_answer(
         return row_page(store, first, end)
 
     async with tools() as call:
-        job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl", limit=2))["job_id"]
-        await ended(call, job_id, "finished")
+        job_id = (await ran(call, limit=2))["job_id"]
         monkeypatch.setattr(JobDatabase, "row_page", watched)
         page = await call("bulk_results", job_id=job_id)
     assert (len(page["rows"]), page["next_offset"]) == (2, None)
     assert last == [1]
 
 
-async def test_a_listing_opens_each_job_once(
-    bench: Any, tools: Any, finished: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_listing_opens_each_job_once(bench, tools, finished, monkeypatch):
     opened: list[str] = []
     connect = sqlite3.connect
 
@@ -408,7 +403,7 @@ async def test_a_listing_opens_each_job_once(
     assert len([name for name in opened if "job.db" in name]) == 1
 
 
-async def test_a_job_that_is_cancelled_while_it_starts_ends(bench: Any, tools: Any) -> None:
+async def test_a_job_that_is_cancelled_while_it_starts_ends(bench, tools):
     bench.upstream.reply = late(None)
     bench.prompts(20)
     async with tools() as call:
@@ -419,7 +414,7 @@ async def test_a_job_that_is_cancelled_while_it_starts_ends(bench: Any, tools: A
         await polled(lambda: call("bulk_status", job_id=job_id), lambda found: not found["alive"])
 
 
-async def test_a_caller_that_gives_up_while_a_job_is_admitted_does_not_keep_it(bench: Any, closing: Any) -> None:
+async def test_a_caller_that_gives_up_while_a_job_is_admitted_does_not_keep_it(bench, closing):
     bench.prompts(20)
     bench.folder.path.mkdir(parents=True)
     service = closing(Service(openai_configuration(bench.upstream.url)))
@@ -435,7 +430,7 @@ async def test_a_caller_that_gives_up_while_a_job_is_admitted_does_not_keep_it(b
     (await lock_of(bench)).release()
 
 
-async def test_files_outside_the_roots_are_refused(bench: Any, tools: Any, tmp_path: Path) -> None:
+async def test_files_outside_the_roots_are_refused(bench, tools, tmp_path):
     bench.prompts(2)
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -484,39 +479,21 @@ async def test_files_outside_the_roots_are_refused(bench: Any, tools: Any, tmp_p
         ({"limit": 2.5}, "limit is a number; send a whole number."),
     ],
 )
-async def test_a_page_that_cannot_be_is_refused_in_words(tools: Any, arguments: dict[str, Any], said: str) -> None:
+async def test_a_page_that_cannot_be_is_refused_in_words(tools, arguments, said):
     async with tools() as call:
         with pytest.raises(ToolError) as refused:
             await call("bulk_results", job_id="x", **arguments)
         assert str(refused.value) == said
 
 
-async def test_an_unknown_choice_of_rows_names_the_choices(tools: Any) -> None:
+async def test_an_unknown_choice_of_rows_names_the_choices(tools):
     async with tools() as call:
         with pytest.raises(ToolError) as refused:
             await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl", again="bogus")
         assert str(refused.value) == "again is a text; send 'failed', 'truncated' or 'all'."
 
 
-async def test_results_are_read_with_their_rows_when_the_input_is_gone(finished: Any, tools: Any) -> None:
-    finished.input.unlink()
-    async with tools() as call:
-        rows = (await call("bulk_results", job_id=finished.folder.job_id, with_input=True))["rows"]
-    assert [(row["prompt"], row["answer"]) for row in rows] == [(f"prompt {at}", f"echo: prompt {at}") for at in (0, 1)]
-
-
-async def test_jobs_of_other_folders_are_not_shown(finished: Any, tools: Any, tmp_path: Path) -> None:
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    raw = openai_configuration(finished.upstream.url)._raw
-    service = Service(Configuration({**raw, "allowed_roots": [str(elsewhere)]}))
-    async with tools(service) as call:
-        assert (await call("bulk_status"))["jobs"] == []
-        with pytest.raises(ToolError, match="outside the folders"):
-            await call("bulk_results", job_id=finished.folder.job_id)
-
-
-async def test_a_call_takes_up_what_the_shell_began_and_the_other_way_round(bench: Any, tools: Any) -> None:
+async def test_a_call_takes_up_what_the_shell_began_and_the_other_way_round(bench, tools):
     bench.upstream.reply = late(0.05, answer())
     bench.prompts(600)
     await asyncio.to_thread(bench.half_done, answers(0, 100))
@@ -529,11 +506,10 @@ async def test_a_call_takes_up_what_the_shell_began_and_the_other_way_round(benc
     assert len(bench.answers()) == 600
 
 
-async def test_rows_over_mcp_have_the_names_of_the_file_s_columns(bench: Any, tools: Any) -> None:
+async def test_rows_over_mcp_have_the_names_of_the_file_s_columns(bench, tools):
     bench.write([{"prompt": "a", "answer": 72, "row": "r", "id": "x"}, {"prompt": "b"}])
     async with tools() as call:
-        started = await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl")
-        await ended(call, started["job_id"], "finished")
+        started = await ran(call)
         found = await call("bulk_results", job_id=started["job_id"])
         assert found["columns"] == {"answer": "answer_1", "row": "row_1"}
         first, second = found["rows"]
@@ -552,14 +528,13 @@ async def test_rows_over_mcp_have_the_names_of_the_file_s_columns(bench: Any, to
     assert len(bench.upstream.seen) == 2
 
 
-async def test_a_refused_key_is_the_reason_of_a_stopped_job(bench: Any, tools: Any) -> None:
+async def test_a_refused_key_is_the_reason_of_a_stopped_job(bench, tools):
     from replies import status
 
     bench.upstream.reply = status(401, "Incorrect API key provided")
     bench.prompts(5)
     async with tools() as call:
-        started = await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl")
-        found = await ended(call, started["job_id"], "stopped")
+        found = await ran(call, "stopped")
         assert "401" in found["reason"]
 
 
@@ -573,26 +548,18 @@ class Echo(FakeBackend):
         return Completion(f"local: {request.conversation.messages[-1].content}", "stop")
 
 
-async def test_a_job_on_a_local_engine_runs_here_and_is_left_interrupted(bench: Any, tools: Any) -> None:
+async def test_a_job_on_a_local_engine_runs_here_and_is_left_interrupted(bench, tools):
     bench.prompts(150)
 
-    async def create(plan: ResolvedConfig) -> Echo:
-        return Echo()
-
-    def local() -> Service:
-        model = {"model_name_or_path": "some-model"}
-        return Service(Configuration({"backend": "hf", "backend_configs": {"hf": model}}), create=create)
-
-    service = local()
+    service = _local()
     async with tools(service) as call:
         job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
         await polled(lambda: call("bulk_results", job_id=job_id, limit=20), lambda page: page["rows"])
         await service.aclose()
         found = await ended(call, job_id, "interrupted")
         assert 0 < found["done"] < 150
-    async with tools(local()) as call:
-        job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
-        await ended(call, job_id, "finished")
+    async with tools(_local()) as call:
+        await ran(call)
     assert [row["answer"] for row in bench.answers()] == [f"local: prompt {at}" for at in range(150)]
 
 
@@ -610,9 +577,7 @@ class Telling(Echo):
 @pytest.mark.parametrize(
     "change", [{"sampling_params": {"temperature": 0.9}}, {"backend_configs": {"hf": {"model_name_or_path": "second"}}}]
 )
-async def test_a_job_is_answered_as_it_was_admitted_whatever_is_loaded_while_it_begins(
-    bench: Any, tools: Any, change: dict[str, Any]
-) -> None:
+async def test_a_job_is_answered_as_it_was_admitted_whatever_is_loaded_while_it_begins(bench, tools, change):
     bench.write([{"prompt": f"p{at}", "carried": "x" * 4_000_000} for at in range(20)])  # takes a moment to read
 
     async def create(plan: ResolvedConfig) -> Telling:
@@ -630,24 +595,16 @@ async def test_a_job_is_answered_as_it_was_admitted_whatever_is_loaded_while_it_
         await call("generation_init", **given)
         await ended(call, job_id, "finished", "interrupted")
     async with tools(local()) as call:
-        job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
-        await ended(call, job_id, "finished")
+        job_id = (await ran(call))["job_id"]
     assert {row["answer"] for row in bench.answers()} == {"first at 0.5"}
 
 
-async def test_a_batch_answer_of_a_local_engine_names_the_model_that_gave_it(bench: Any, tools: Any) -> None:
+async def test_a_batch_answer_of_a_local_engine_names_the_model_that_gave_it(bench, tools):
     body = {"model": "gpt-9", "messages": [{"role": "user", "content": "a"}]}
     bench.write([{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}])
 
-    async def create(plan: ResolvedConfig) -> Echo:
-        return Echo()
-
-    model = {"model_name_or_path": "some-model"}
-    async with tools(
-        Service(Configuration({"backend": "hf", "backend_configs": {"hf": model}}), create=create)
-    ) as call:
-        job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
-        await ended(call, job_id, "finished")
+    async with tools(_local()) as call:
+        (await ran(call))["job_id"]
     assert bench.answers()[0]["response"]["body"]["model"] == "some-model"
 
 
@@ -659,28 +616,17 @@ def _local(backend: type[Echo] = Echo) -> Service:
     return Service(Configuration({"backend": "hf", "backend_configs": {"hf": model}}), create=create)
 
 
-_ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}{{text}}"
-
-
-def _readers() -> list[psutil.Process]:
-    """The processes that read a job's files for this one."""
-    return below("jobs.manage.detached")
-
-
-async def test_a_row_of_very_many_values_is_not_read_on_the_way_to_a_local_engine(bench: Any, tools: Any) -> None:
+async def test_a_row_of_very_many_values_is_not_read_on_the_way_to_a_local_engine(bench, tools):
     bench.write([{"prompt": "a", "more": [0] * 300_001}, {"prompt": "b", "more": [0] * 1000}])
     async with tools(_local()) as call:
-        job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
-        await ended(call, job_id, "finished")
+        job_id = (await ran(call))["job_id"]
         pages = [await call("bulk_results", job_id=job_id, offset=at, limit=1, with_input=True) for at in range(2)]
     (first,), (second,) = (found["rows"] for found in pages)
     assert "line 1 may hold more than 300,000 values" in first["error"]["message"]
     assert (second["answer"], len(second["more"])) == ("local: b", 1000)
 
 
-async def test_few_large_rows_are_on_the_way_to_a_local_engine_at_a_time(
-    bench: Any, tools: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_few_large_rows_are_on_the_way_to_a_local_engine_at_a_time(bench, tools, monkeypatch):
     most: list[int] = []
 
     class Counting(Echo):
@@ -697,8 +643,7 @@ async def test_few_large_rows_are_on_the_way_to_a_local_engine_at_a_time(
     monkeypatch.setattr(runner, "_HELD_BYTES", 100_000)
     bench.write([{"prompt": "x" * 40_000}] * 8 + [{"prompt": "x" * 200_000}, {"prompt": "small"}])
     async with tools(_local(Counting)) as call:
-        job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
-        found = await ended(call, job_id, "finished")
+        found = await ran(call)
     assert (found["done"], found["failed"]) == (10, 0)
     assert max(most) == 2
 
@@ -708,7 +653,7 @@ def detached_children() -> list[psutil.Process]:
     return below(detached.__name__)
 
 
-async def test_a_template_for_a_local_engine_that_computes_for_ever_ends_with_its_job(bench: Any, tools: Any) -> None:
+async def test_a_template_for_a_local_engine_that_computes_for_ever_ends_with_its_job(bench, tools):
     bench.write([{"text": "a"}])
     endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}{{text}}"
     async with tools(_local()) as call:
@@ -721,9 +666,7 @@ async def test_a_template_for_a_local_engine_that_computes_for_ever_ends_with_it
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet", "xlsx"])
-async def test_other_processes_read_and_write_the_files_of_a_job_on_a_local_engine(
-    bench: Any, tools: Any, suffix: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_other_processes_read_and_write_the_files_of_a_job_on_a_local_engine(bench, tools, suffix, monkeypatch):
     steps: list[str] = []
     done_apart = detached.done_apart
 
@@ -752,15 +695,15 @@ async def test_other_processes_read_and_write_the_files_of_a_job_on_a_local_engi
     bench.output = bench.path / "out.jsonl"
     assert [row["answer_1"] for row in bench.answers()] == ["local: Say a", "local: Say b"]
     looks = ["_check_columns"] if suffix in {"parquet", "xlsx"} else []
-    assert steps == [*looks, "_ingest", "_check_secrets", "_export", *looks]
+    assert steps == [*looks, "ingest", "check_secrets", "export", *looks]
 
 
 @pytest.mark.parametrize("answered", [False, True])
-async def test_a_call_whose_runs_die_is_stopped_unless_they_answer_something(closing: Any, *, answered: bool) -> None:
+async def test_a_call_whose_runs_die_is_stopped_unless_they_answer_something(closing, *, answered):
     service = closing(_local())
     board = RunningJobs(service, FileRule)
-    items = [(at, conversation_from_prompt(f"p{at}", "prompt")) for at in range(9)]
-    job = call_job.write(items, "", service.plan, board.folders, USER)
+    items = [conversation_from_prompt(f"p{at}", "prompt") for at in range(9)]
+    job = call_job.write(CallWork(items, protocol.Call(), "", service.plan, USER), board.folders)
     job_id, launched = job.spec.job_id, 0
     job.close()
 
@@ -783,7 +726,7 @@ async def test_a_call_whose_runs_die_is_stopped_unless_they_answer_something(clo
 
 @pytest.mark.stdio
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-async def test_a_detached_job_outlives_server_and_client_and_shows_no_secret(bench: Any) -> None:
+async def test_a_detached_job_outlives_server_and_client_and_shows_no_secret(bench):
     bench.upstream.reply = late(0.1, answer())
     bench.prompts(600)
     _, _, command, *rest = bench.command(api_key="very-secret-key-0123456789", api_key_env="MINE_API_KEY")
@@ -820,13 +763,10 @@ async def test_a_detached_job_outlives_server_and_client_and_shows_no_secret(ben
     assert JobFolders.from_environ().find(job_id).job_id == job_id
 
 
-async def test_answers_stand_beside_the_rows_that_asked_for_them_when_the_input_has_changed(
-    bench: Any, tools: Any
-) -> None:
+async def test_answers_stand_beside_the_rows_that_asked_for_them_when_the_input_has_changed(bench, tools):
     bench.prompts(2)
     async with tools() as call:
-        job_id = (await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl"))["job_id"]
-        await ended(call, job_id, "finished")
+        job_id = (await ran(call))["job_id"]
         bench.write([{"prompt": "another question"}, {"prompt": "prompt 0"}])
         rows = (await call("bulk_results", job_id=job_id, with_input=True))["rows"]
     assert [(row["prompt"], row["answer"]) for row in rows] == [(f"prompt {at}", f"echo: prompt {at}") for at in (0, 1)]
@@ -835,7 +775,7 @@ async def test_answers_stand_beside_the_rows_that_asked_for_them_when_the_input_
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and only Linux limits a process's memory")
 @pytest.mark.thorough
 @pytest.mark.parametrize("name", ["rows.parquet", "rows.jsonl.gz", "rows.csv.gz", "list.parquet"])
-async def test_a_small_file_of_large_rows_costs_the_server_no_memory(bench: Any, tools: Any, name: str) -> None:
+async def test_a_small_file_of_large_rows_costs_the_server_no_memory(bench, tools, name):
     huge = 160 << 20
     if name.endswith("parquet"):
         one = pa.array(["a" * (1 << 20)])
@@ -870,7 +810,7 @@ async def test_a_small_file_of_large_rows_costs_the_server_no_memory(bench: Any,
     assert not bench.upstream.seen
 
 
-async def test_rows_of_a_file_are_asked_with_a_template(bench: Any, tools: Any) -> None:
+async def test_rows_of_a_file_are_asked_with_a_template(bench, tools):
     (bench.path / "in.csv").write_text("text,stars\ngood,5\nbad,1\n")
     files = {"input_file": "in.csv", "output_file": "out.csv"}
     async with tools() as call:
@@ -880,17 +820,15 @@ async def test_rows_of_a_file_are_asked_with_a_template(bench: Any, tools: Any) 
         await ended(call, job["job_id"], "finished")
         rows = (await call("bulk_results", job_id=job["job_id"], only="answers"))["rows"]
         assert [row["answer"] for row in rows] == ["echo: Rate: good 5"]
-        job = await call("bulk_generate", input_file="in.csv", output_file="2.csv", prompt_column="text")
-        await ended(call, job["job_id"], "finished")
+        job = await ran(call, input_file="in.csv", output_file="2.csv", prompt_column="text")
         rows = (await call("bulk_results", job_id=job["job_id"]))["rows"]
         assert [row["answer"] for row in rows] == ["echo: good", "echo: bad"]
 
 
-async def test_prompts_in_place_of_a_file_are_an_ordinary_job(bench: Any, tools: Any) -> None:
+async def test_prompts_in_place_of_a_file_are_an_ordinary_job(bench, tools):
     prompts = ["a", {"prompt": "b", "id": 7}, [{"role": "user", "content": "c"}]]
     async with tools() as call:
-        job = await call("bulk_generate", prompts=prompts)
-        await ended(call, job["job_id"], "finished")
+        job = await ran(call, prompts=prompts)
         rows = (await call("bulk_results", job_id=job["job_id"]))["rows"]
         assert [(row.get("id"), row["answer"]) for row in rows] == [
             (None, "echo: a"),
@@ -899,8 +837,7 @@ async def test_prompts_in_place_of_a_file_are_an_ordinary_job(bench: Any, tools:
         ]
         assert (await call("bulk_generate", prompts=prompts))["message"] == "The job is finished already."
         assert len(bench.upstream.seen) == 3
-        other = await call("bulk_generate", prompts=["x"], prompt="Rate: {{text}}", output_file="out.jsonl")
-        await ended(call, other["job_id"], "finished")
+        await ran(call, prompts=["x"], prompt="Rate: {{text}}", output_file="out.jsonl")
         assert [row["answer"] for row in bench.answers()] == ["echo: Rate: x"]
         assert len((await call("bulk_status"))["jobs"]) == 2
     async with (
@@ -910,11 +847,10 @@ async def test_prompts_in_place_of_a_file_are_an_ordinary_job(bench: Any, tools:
         assert len((await call("bulk_results", job_id=job["job_id"]))["rows"]) == 3
 
 
-async def test_a_row_may_have_a_column_called_role(bench: Any, tools: Any) -> None:
+async def test_a_row_may_have_a_column_called_role(bench, tools):
     async with tools() as call:
         rows = [{"role": "engineer", "content": "builds"}, {"role": "nurse", "content": "cares"}]
-        found = await call("bulk_generate", prompts=rows, prompt="What does {{role}} do?")
-        await ended(call, found["job_id"], "finished")
+        found = await ran(call, prompts=rows, prompt="What does {{role}} do?")
         page = await call("bulk_results", job_id=found["job_id"])
     assert [row["answer"] for row in page["rows"]] == ["echo: What does engineer do?", "echo: What does nurse do?"]
 
@@ -943,7 +879,7 @@ async def test_a_row_may_have_a_column_called_role(bench: Any, tools: Any) -> No
         ({"prompts": ["a"], "max_failures": "few"}, "`max_failures` 'few'"),
     ],
 )
-async def test_errors_name_the_arguments_of_the_tool(bench: Any, tools: Any, given: dict[str, Any], said: str) -> None:
+async def test_errors_name_the_arguments_of_the_tool(bench, tools, given, said):
     bench.prompts(1)
     async with tools() as call:
         with pytest.raises(ToolError) as caught:
@@ -953,34 +889,12 @@ async def test_errors_name_the_arguments_of_the_tool(bench: Any, tools: Any, giv
 
 
 @pytest.mark.parametrize("validate", [False, True])
-async def test_an_error_names_no_argument_that_the_tool_lacks(bench: Any, tools: Any, *, validate: bool) -> None:
+async def test_an_error_names_no_argument_that_the_tool_lacks(bench, tools, *, validate):
     (bench.path / "in.csv").write_bytes(b"question,caf\xe9\na,b\n")
     async with tools() as call:
         with pytest.raises(ToolError, match="is not UTF-8 text") as caught:
             await call("bulk_generate", input_file="in.csv", output_file="out.csv", validate=validate)
     assert "encoding:" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("client_secret_1-" + "a" * 40 + ".apps.googleusercontent.com.json", "terraform.tfstate.backup"),
-        *("terraform.tfvars.json", "bob_accessKeys.csv", "credentials.bak", "secrets.yaml.old", "prod.env.bak"),
-        *(
-            "credentials.json~",
-            "vault_password",
-            "passwords.xlsx",
-            "github_token.txt",
-            "secrets.py",
-            "ADMIN.kubeconfig",
-        ),
-    ],
-)
-async def test_a_file_that_may_hold_secrets_is_refused_by_each_usual_name(bench: Any, tools: Any, name: str) -> None:
-    (bench.path / name).write_text("the secret text")
-    async with tools() as call:
-        with pytest.raises(ToolError, match="may hold secrets"):
-            await call("bulk_generate", files=[name], prompt="{{content}}")
 
 
 @pytest.mark.parametrize(
@@ -990,19 +904,19 @@ async def test_a_file_that_may_hold_secrets_is_refused_by_each_usual_name(bench:
         ({"image_column": "nowhere"}, "`image_column`: the input has no column 'nowhere'"),
     ],
 )
-async def test_a_wrong_column_is_refused_by_the_arguments_name(tools: Any, asked: Any, said: str) -> None:
+async def test_a_wrong_column_is_refused_by_the_arguments_name(tools, asked, said):
     async with tools() as call:
         with pytest.raises(ToolError, match=said):
             await call("bulk_generate", prompts=[{"text": "x"}], prompt="{{text}}", **asked)
 
 
-async def test_a_pattern_of_megabytes_is_refused_before_it_is_compiled(bench: Any, tools: Any) -> None:
+async def test_a_pattern_of_megabytes_is_refused_before_it_is_compiled(bench, tools):
     async with tools() as call:
         with pytest.raises(ToolError, match="no path is that long"):
             await call("bulk_generate", files=["*" + "?" * 5000], prompt="{{content}}")
 
 
-async def test_pdfs_are_asked_as_text_or_as_images_of_their_pages(bench: Any, tools: Any) -> None:
+async def test_pdfs_are_asked_as_text_or_as_images_of_their_pages(bench, tools):
     pdf_of_texts(bench.path / "a.pdf", ["Invoice 1", "Total 10"])
     async with tools() as call:
         job = await call("bulk_generate", files=["*.pdf"], prompt="Extract.")
@@ -1018,14 +932,14 @@ async def test_pdfs_are_asked_as_text_or_as_images_of_their_pages(bench: Any, to
     assert [part["type"] for part in asked[1]].count("image_url") == 2
 
 
-async def test_the_text_of_a_pdf_with_a_key_is_not_sent(bench: Any, tools: Any) -> None:
+async def test_the_text_of_a_pdf_with_a_key_is_not_sent(bench, tools):
     pdf_of_texts(bench.path / "a.pdf", ["password: hunter2Zq81xTy"])
     async with tools() as call:
         with pytest.raises(ToolError, match="may hold secrets"):
             await call("bulk_generate", files=["a.pdf"], prompt="{{content}}")
 
 
-async def test_files_are_asked_one_by_one_without_their_content_in_any_result(bench: Any, tools: Any) -> None:
+async def test_files_are_asked_one_by_one_without_their_content_in_any_result(bench, tools):
     folder = bench.path / "docs"
     (folder / "more").mkdir(parents=True)
     (folder / ".git").mkdir()
@@ -1075,7 +989,7 @@ async def test_files_are_asked_one_by_one_without_their_content_in_any_result(be
     assert [row["path"] for row in bench.answers()] == ["docs/a.md", "docs/more/b.md"]
 
 
-async def test_each_image_of_a_folder_is_asked_about_by_a_prompt_without_the_content(bench: Any, tools: Any) -> None:
+async def test_each_image_of_a_folder_is_asked_about_by_a_prompt_without_the_content(bench, tools):
     (bench.path / "pictures").mkdir()
     for name in ("a.png", "b.png"):
         Image.new("RGB", (8, 8)).save(bench.path / "pictures" / name)
@@ -1089,13 +1003,12 @@ async def test_each_image_of_a_folder_is_asked_about_by_a_prompt_without_the_con
     assert "base64" not in json.dumps(page)
 
 
-async def test_a_column_of_images_is_sent_with_a_prompt(bench: Any, tools: Any) -> None:
+async def test_a_column_of_images_is_sent_with_a_prompt(bench, tools):
     pixel = "R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
     (bench.path / "in.csv").write_text(f'picture\n"data:image/gif;base64,{pixel}"\n')
     async with tools() as call:
         asked = {"input_file": "in.csv", "output_file": "out.csv", "prompt": "Describe the picture."}
-        job = await call("bulk_generate", **asked, image_column="picture")
-        await ended(call, job["job_id"], "finished")
+        await ran(call, **asked, image_column="picture")
     (content,) = (seen.json["messages"][-1]["content"] for seen in bench.upstream.seen)
     assert [part["type"] for part in content] == ["text", "image_url"]
 
@@ -1103,7 +1016,7 @@ async def test_a_column_of_images_is_sent_with_a_prompt(bench: Any, tools: Any) 
 async def test_a_server_runs_a_limited_number_of_jobs_in_processes_of_their_own(tools, monkeypatch):
     ends: list[Callable[[], None]] = []
     monkeypatch.setattr("promptmill.jobs.manage.running_jobs.MOST_RUNNERS", 2)
-    monkeypatch.setattr(detached, "start", lambda _job, _folders, ended, **_: ends.append(ended))
+    monkeypatch.setattr(detached, "start", lambda _job, ended, **_: ends.append(ended))
     async with tools() as call:
         tried = [call("bulk_generate", prompts=[f"Prompt {number}"]) for number in range(4)]
         found = await asyncio.gather(*tried, return_exceptions=True)
@@ -1133,7 +1046,7 @@ async def test_the_modules_of_jobs_are_imported_off_the_event_loop(tools, monkey
     assert imported["promptmill.jobs.manage.running_jobs"] != threading.get_ident()
 
 
-async def test_an_agent_compares_files_and_right_answers(tools: Any, bench: Any) -> None:
+async def test_an_agent_compares_files_and_right_answers(tools, bench):
     for name, wrong in (("a", 0), ("b", 2)):
         rows = [{"id": at, "answer": "no" if at < wrong else "yes"} for at in range(10)]
         bench.write(rows, f"{name}.jsonl")
@@ -1146,7 +1059,7 @@ async def test_an_agent_compares_files_and_right_answers(tools: Any, bench: Any)
         assert found["differ"] == 2
 
 
-async def test_a_comparison_of_a_call_reads_and_returns_no_secrets(tools: Any, bench: Any, tmp_path: Path) -> None:
+async def test_a_comparison_of_a_call_reads_and_returns_no_secrets(tools, bench, tmp_path):
     rows = [{"id": at, "note": "sk-proj-0123456789abcdefghij" if at else "", "answer": "x"} for at in range(9)]
     bench.write(rows, "a.jsonl")
     bench.write([{**row, "answer": "y"} for row in rows], "b.jsonl")

@@ -6,7 +6,6 @@ import csv
 import json
 import re
 import sqlite3
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +52,7 @@ def _of_sqlite(path: Path) -> list[Any]:
         ("out.db#t", 4, _of_sqlite),
     ],
 )
-def test_each_format_holds_the_values_that_the_docs_state(
-    bench: Any, name: str, column: int, read: Callable[[Path], list[Any]]
-) -> None:
+def test_each_format_holds_the_values_that_the_docs_state(bench, name, column, read):
     table = _table()
     assert len(table) == 8
     bench.write([{f"v{at}": json.loads(row[0]) for at, row in enumerate(table)}])

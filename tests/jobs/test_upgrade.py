@@ -59,7 +59,7 @@ def texts(store: JobDatabase) -> list[str]:
     return [record.text for record in store.sound_records() if record.code is None]
 
 
-def test_a_job_that_is_run_is_upgraded_once_with_all_its_records(folder: Folder) -> None:
+def test_a_job_that_is_run_is_upgraded_once_with_all_its_records(folder):
     before = content(folder)
     with pytest.raises(OldDatabaseError):
         JobDatabase(folder.database)
@@ -75,7 +75,7 @@ def test_a_job_that_is_run_is_upgraded_once_with_all_its_records(folder: Folder)
     assert texts(folder.open()) == KEPT
 
 
-def test_the_description_and_the_order_are_those_of_the_old_job(folder: Folder) -> None:
+def test_the_description_and_the_order_are_those_of_the_old_job(folder):
     old = {name: json.loads(value) for name, value in content(folder)["job"]}
     before = folder.spec, folder.order, folder.status
     folder.open()
@@ -91,7 +91,7 @@ def test_the_description_and_the_order_are_those_of_the_old_job(folder: Folder) 
     assert json.loads(folder.store.read("SELECT fingerprint FROM settings WHERE id = 0")[0][0]).keys() >= {"model"}
 
 
-def test_a_job_that_is_read_is_upgraded_in_a_copy_with_its_rows(folder: Folder) -> None:
+def test_a_job_that_is_read_is_upgraded_in_a_copy_with_its_rows(folder):
     before = folder.database.read_bytes()
     with folder.reading() as store:
         assert texts(store) == KEPT
@@ -105,7 +105,7 @@ def test_a_job_that_is_read_is_upgraded_in_a_copy_with_its_rows(folder: Folder) 
         assert (texts(store), store.row_count()) == (KEPT, 0)
 
 
-def test_what_was_not_written_back_to_the_database_yet_is_part_of_the_copy(folder: Folder) -> None:
+def test_what_was_not_written_back_to_the_database_yet_is_part_of_the_copy(folder):
     with contextlib.closing(sqlite3.connect(folder.database)) as writer:
         writer.execute("PRAGMA journal_mode=WAL")
         writer.execute("UPDATE answer SET attempts = 7")
@@ -116,7 +116,7 @@ def test_what_was_not_written_back_to_the_database_yet_is_part_of_the_copy(folde
 
 @pytest.mark.parametrize("again", [None, "failed", "truncated", "all"])
 @pytest.mark.parametrize("folder", ["0.1.1.dev"], indirect=True)
-def test_an_order_that_was_interrupted_goes_on(folder: Folder, again: str | None) -> None:
+def test_an_order_that_was_interrupted_goes_on(folder, again):
     change_value(folder, "spec", again=again, round=3)
     change(folder, "UPDATE answer SET round = 2", "UPDATE answer SET round = 3 WHERE row = 4")
     store = folder.open()
@@ -129,14 +129,14 @@ def test_an_order_that_was_interrupted_goes_on(folder: Folder, again: str | None
 
 
 @pytest.mark.parametrize("folder", ["0.1.0"], indirect=True)
-def test_failures_of_an_old_run_count_as_those_of_an_earlier_one(folder: Folder) -> None:
+def test_failures_of_an_old_run_count_as_those_of_an_earlier_one(folder):
     change(folder, "UPDATE answer SET retryable = 1 WHERE row = 4")
     (round_,) = stored_rounds(folder.open())
     following = Round(round_.id + 1, "open", "first", since=round_.id)
     assert folder.store.keys(following.condition([0])) == [4]
 
 
-def test_a_damaged_record_stays_damaged(folder: Folder) -> None:
+def test_a_damaged_record_stays_damaged(folder):
     change(
         folder,
         "UPDATE answer SET text = 'other' WHERE row = 0",
@@ -148,7 +148,7 @@ def test_a_damaged_record_stays_damaged(folder: Folder) -> None:
 
 
 @pytest.mark.parametrize("folder", ["0.1.0"], indirect=True)
-def test_answers_that_were_set_aside_by_release_0_1_are_spare(folder: Folder) -> None:
+def test_answers_that_were_set_aside_by_release_0_1_are_spare(folder):
     change(
         folder,
         "CREATE TABLE earlier (place INTEGER PRIMARY KEY, row INTEGER, attempts INTEGER, latency_s REAL, "
@@ -164,7 +164,7 @@ def test_answers_that_were_set_aside_by_release_0_1_are_spare(folder: Folder) ->
 
 
 @pytest.mark.parametrize("folder", ["0.1.1.dev"], indirect=True)
-def test_answers_of_other_settings_keep_them(folder: Folder) -> None:
+def test_answers_of_other_settings_keep_them(folder):
     change(
         folder,
         """INSERT INTO settings VALUES (4, '{"model": "x", "prompt_template": "y"}')""",
@@ -180,7 +180,7 @@ def test_answers_of_other_settings_keep_them(folder: Folder) -> None:
     assert store.settings_id({"model": "x"}) == 4
 
 
-def test_without_a_description_the_answers_remain(folder: Folder) -> None:
+def test_without_a_description_the_answers_remain(folder):
     change(
         folder, "UPDATE job SET value = '{' WHERE name IN ('spec', 'status')", "DELETE FROM job WHERE name = 'request'"
     )
@@ -199,7 +199,7 @@ def test_without_a_description_the_answers_remain(folder: Folder) -> None:
         "CREATE TRIGGER gone AFTER DELETE ON job BEGIN DELETE FROM answer; END",
     ],
 )
-def test_a_database_with_other_tables_is_damaged_and_stays_as_it_is(folder: Folder, statement: str) -> None:
+def test_a_database_with_other_tables_is_damaged_and_stays_as_it_is(folder, statement):
     change(folder, statement)
     before = content(folder)
     with pytest.raises(DamagedError):
@@ -209,7 +209,7 @@ def test_a_database_with_other_tables_is_damaged_and_stays_as_it_is(folder: Fold
         pass
 
 
-def test_a_database_that_is_damaged_within_is_reported_as_such(folder: Folder) -> None:
+def test_a_database_that_is_damaged_within_is_reported_as_such(folder):
     with contextlib.closing(sqlite3.connect(folder.database)) as database:
         ((page,),) = database.execute("PRAGMA page_size")
         ((root,),) = database.execute("SELECT rootpage FROM sqlite_master WHERE name = 'answer'")
@@ -220,7 +220,7 @@ def test_a_database_that_is_damaged_within_is_reported_as_such(folder: Folder) -
         folder.open()
 
 
-def test_an_upgrade_that_fails_leaves_the_database_as_it_was(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_upgrade_that_fails_leaves_the_database_as_it_was(folder, monkeypatch):
     before = content(folder)
     with monkeypatch.context() as during:
         during.setitem(TABLES, "spare", "CREATE TABLE spare (no")
@@ -230,7 +230,7 @@ def test_an_upgrade_that_fails_leaves_the_database_as_it_was(folder: Folder, mon
     assert texts(folder.open()) == KEPT
 
 
-def test_where_files_cannot_be_locked_a_database_is_upgraded_all_the_same(folder: Folder) -> None:
+def test_where_files_cannot_be_locked_a_database_is_upgraded_all_the_same(folder):
     upgrade.in_place(folder.database, has_locks=False)
     with contextlib.closing(JobDatabase(folder.database, write=True, has_locks=False)) as store:
         assert texts(store) == KEPT

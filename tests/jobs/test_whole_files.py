@@ -40,7 +40,7 @@ def _images(bench: Any) -> int:
     return sum(part["type"] == "image_url" for part in parts)
 
 
-def test_a_prompt_asks_about_each_text_of_a_folder(bench: Any, mails: Path) -> None:
+def test_a_prompt_asks_about_each_text_of_a_folder(bench, mails):
     bench.input = mails
     bench.succeed("--prompt", "Extract: {{content}}")
     assert _asked(bench) == ["Extract: Dear Ann,\nhello", "Extract: Dear Bob,\nhello"]
@@ -50,19 +50,19 @@ def test_a_prompt_asks_about_each_text_of_a_folder(bench: Any, mails: Path) -> N
     assert len(bench.upstream.seen) == 2  # the same command sends nothing again
 
 
-def test_each_line_of_the_texts_is_a_row_if_the_user_says_so(bench: Any, mails: Path) -> None:
+def test_each_line_of_the_texts_is_a_row_if_the_user_says_so(bench, mails):
     bench.input = mails
     bench.succeed("--prompt", "Extract: {{text}}", "--each", "line")
     assert _asked(bench) == ["Extract: Dear Ann,", "Extract: hello"]
 
 
-def test_each_file_of_any_kind_is_a_row_if_the_user_says_so(bench: Any) -> None:
+def test_each_file_of_any_kind_is_a_row_if_the_user_says_so(bench):
     bench.input = bench.write(['{"a": 1}'], "in.json")
     bench.succeed("--prompt", "Sum up: {{content}}", "--each", "file")
     assert _asked(bench) == ['Sum up: {"a": 1}\n']
 
 
-def test_a_folder_with_tables_has_their_rows(bench: Any, mails: Path) -> None:
+def test_a_folder_with_tables_has_their_rows(bench, mails):
     (mails / "rows.csv").write_text("prompt\nhi\n")
     (mails / "a.txt").unlink()
     bench.input = mails
@@ -70,7 +70,7 @@ def test_a_folder_with_tables_has_their_rows(bench: Any, mails: Path) -> None:
     assert _asked(bench) == ["hi"]
 
 
-def test_a_prompt_without_the_content_asks_about_each_image_of_a_folder(bench: Any, pictures: Path) -> None:
+def test_a_prompt_without_the_content_asks_about_each_image_of_a_folder(bench, pictures):
     (pictures / "note.txt").write_text("no image")
     bench.input, bench.output = pictures, bench.path / "captions.csv"
     said = bench.run("--prompt", "Describe the picture.").stderr
@@ -81,7 +81,7 @@ def test_a_prompt_without_the_content_asks_about_each_image_of_a_folder(bench: A
     assert [row.split(",")[0].endswith(name) for row, name in zip(rows, ("a.png", "b.jpg"), strict=True)] == [True] * 2
 
 
-def test_python_asks_about_each_file_of_a_folder_too(bench: Any, mails: Path) -> None:
+def test_python_asks_about_each_file_of_a_folder_too(bench, mails):
     options = {"model": "m", "base_url": bench.upstream.url, "api_key": "none", "progress": False}
     with pytest.warns(UserWarning, match="zeros.bin"):
         found = promptmill.bulk(str(mails), prompt="Extract: {{content}}", **options)
@@ -89,14 +89,14 @@ def test_python_asks_about_each_file_of_a_folder_too(bench: Any, mails: Path) ->
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
-def test_a_constant_prompt_for_a_column_of_images_is_told_the_option(bench: Any, form: str) -> None:
+def test_a_constant_prompt_for_a_column_of_images_is_told_the_option(bench, form):
     bench.input = bench.path / f"in.{form}"
     bench.input.write_text("id,scan\n1,a.png\n" if form == "csv" else '{"id": 1, "scan": "a.png"}\n')
     said = bench.fail("--prompt", "Describe the picture.")
     assert "to ask about the images in scan: --image-column scan" in said
 
 
-def test_a_relative_path_of_an_image_is_looked_for_next_to_the_input_first(bench: Any, pictures: Path) -> None:
+def test_a_relative_path_of_an_image_is_looked_for_next_to_the_input_first(bench, pictures):
     bench.input = pictures / "in.csv"
     bench.input.write_text("path\na.png\npictures/b.jpg\n")  # the second one is in the working directory
     bench.succeed("--prompt", "Describe the picture.", "--image-column", "path")

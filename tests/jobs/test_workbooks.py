@@ -14,12 +14,14 @@ import pytest
 from openpyxl.styles import Font
 
 from half_done import answers
+from job_specs import spec_of
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.jobs import members
 from promptmill.jobs.export import output
-from promptmill.jobs.inputs.any_format import input_of, objects_in
+from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.inputs.files import find, opened
 from promptmill.jobs.inputs.formats import format_of_output
+from promptmill.jobs.store.spec import InputSpec
 from replies import answer, choose
 
 _DATA = Path(__file__).parent / "data"
@@ -64,7 +66,7 @@ def _database(bench: Any, rows: int = 3) -> Path:
 
 
 @pytest.mark.parametrize("suffix", ["xlsx", "ods", "xls"])
-def test_a_sheet_that_another_program_wrote_is_read_as_it_shows_it(suffix: str) -> None:
+def test_a_sheet_that_another_program_wrote_is_read_as_it_shows_it(suffix):
     rows = list(objects_in(_DATA / f"libre.{suffix}"))  # LibreOffice 7.4
     assert rows[0] == {
         "id": 1, "mail body": 'Grüße, "Ann"', "day": "2026-01-05", "amount": 3, "share": 0.25, "empty": None,
@@ -73,7 +75,7 @@ def test_a_sheet_that_another_program_wrote_is_read_as_it_shows_it(suffix: str) 
     assert rows[1]["mail body"] == "two\nlines"
 
 
-def test_a_sheet_of_pandas_is_read(tmp_path: Path) -> None:
+def test_a_sheet_of_pandas_is_read(tmp_path):
     times = pd.to_datetime(["2026-01-05 00:00", "2026-01-06 07:08"])
     frame = pd.DataFrame({"a": [1, None], "when": times, "ok": [True, False]})
     frame.to_excel(tmp_path / "in.xlsx", index=False)
@@ -83,15 +85,14 @@ def test_a_sheet_of_pandas_is_read(tmp_path: Path) -> None:
     ]
 
 
-def test_a_workbook_that_no_package_here_reads_names_the_package(book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    files = opened(find([book], book))
+def test_a_workbook_that_no_package_here_reads_names_the_package(book, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(PromptmillError, match=r"\.xlsx files need python-calamine") as raised:
-        input_of(files, "xlsx")
+        opened(find([book], book))
     assert raised.value.code is Code.MISSING_DEPENDENCY
 
 
-def test_a_sheet_is_answered_into_a_table(bench: Any, book: Path) -> None:
+def test_a_sheet_is_answered_into_a_table(bench, book):
     bench.input, bench.output = book.with_name("book.xlsx#Mails"), bench.path / "out.csv"
     bench.succeed(*_PROMPT)
     with bench.output.open(newline="") as file:
@@ -102,14 +103,14 @@ def test_a_sheet_is_answered_into_a_table(bench: Any, book: Path) -> None:
     ]
 
 
-def test_a_workbook_with_several_sheets_and_a_sheet_that_is_not_there_are_told(bench: Any, book: Path) -> None:
+def test_a_workbook_with_several_sheets_and_a_sheet_that_is_not_there_are_told(bench, book):
     assert "book.xlsx has the sheets Mails, Notes; name one of them: 'book.xlsx#Mails'" in bench.fail(*_PROMPT)
     bench.input = book.with_name("book.xlsx#Mail")
     assert "has no sheet 'Mail'; did you mean Mails?" in bench.fail(*_PROMPT)
     assert not bench.upstream.seen
 
 
-def test_answers_become_columns_of_the_sheet_itself_and_all_else_stays(bench: Any, book: Path) -> None:
+def test_answers_become_columns_of_the_sheet_itself_and_all_else_stays(bench, book):
     bench.input, bench.output = book.with_name("book.xlsx#Mails"), book
     bench.succeed(*_PROMPT)
     rows = _cells(book, "Mails")
@@ -121,7 +122,7 @@ def test_answers_become_columns_of_the_sheet_itself_and_all_else_stays(bench: An
     assert len(bench.upstream.seen) == 2  # the answers in it are no new input
 
 
-def test_rows_that_are_added_to_an_answered_sheet_are_answered_into_the_same_columns(bench: Any, book: Path) -> None:
+def test_rows_that_are_added_to_an_answered_sheet_are_answered_into_the_same_columns(bench, book):
     bench.input, bench.output = book.with_name("book.xlsx#Mails"), book
     bench.succeed(*_PROMPT)
     changed = openpyxl.load_workbook(book)
@@ -135,7 +136,7 @@ def test_rows_that_are_added_to_an_answered_sheet_are_answered_into_the_same_col
     assert len(bench.upstream.seen) == 3
 
 
-def test_a_sheet_is_added_to_a_workbook_and_no_sheet_is_lost(bench: Any, book: Path) -> None:
+def test_a_sheet_is_added_to_a_workbook_and_no_sheet_is_lost(bench, book):
     bench.input, bench.output = book.with_name("book.xlsx#Mails"), book.with_name("book.xlsx#Labels")
     bench.succeed(*_PROMPT)
     assert openpyxl.load_workbook(book).sheetnames == ["Mails", "Notes", "Labels"]
@@ -144,7 +145,7 @@ def test_a_sheet_is_added_to_a_workbook_and_no_sheet_is_lost(bench: Any, book: P
     assert "exists and is not this job's own output" in bench.fail(*_PROMPT)
 
 
-def test_a_new_workbook_has_numbers_dates_and_texts_that_are_no_formulas(bench: Any, book: Path) -> None:
+def test_a_new_workbook_has_numbers_dates_and_texts_that_are_no_formulas(bench, book):
     bench.upstream.reply = answer("=1+1")
     bench.input, bench.output = book.with_name("book.xlsx#Mails"), bench.path / "out.xlsx"
     bench.succeed(*_PROMPT)
@@ -158,14 +159,14 @@ def test_a_new_workbook_has_numbers_dates_and_texts_that_are_no_formulas(bench: 
     assert [row["answer"] for row in objects_in(bench.output)] == ["=1+1"] * 2
 
 
-def test_a_text_that_is_longer_than_a_cell_is_cut_with_a_note(bench: Any, book: Path) -> None:
+def test_a_text_that_is_longer_than_a_cell_is_cut_with_a_note(bench, book):
     bench.upstream.reply = answer("x" * 40_000)
     bench.input, bench.output = book.with_name("book.xlsx#Mails"), bench.path / "out.xlsx"
     said = bench.run(*_PROMPT).stdout
     assert "2 cells were cut at Excel's 32,767 characters" in " ".join(said.split())
 
 
-def test_a_table_of_a_database_is_answered_into_another_one(bench: Any) -> None:
+def test_a_table_of_a_database_is_answered_into_another_one(bench):
     database = _database(bench)
     bench.input, bench.output = database.with_name("mails.db#inbox"), database.with_name("mails.db#labels")
     bench.succeed(*_PROMPT)
@@ -180,7 +181,7 @@ def test_a_table_of_a_database_is_answered_into_another_one(bench: Any) -> None:
     assert "exists and is not this job's own output" in bench.fail(*_PROMPT)
 
 
-def test_a_table_that_another_program_made_meanwhile_is_not_replaced(bench: Any) -> None:
+def test_a_table_that_another_program_made_meanwhile_is_not_replaced(bench):
     database = _database(bench)
     bench.input, bench.output = database.with_name("mails.db#inbox"), database.with_name("mails.db#labels")
 
@@ -195,8 +196,9 @@ def test_a_table_that_another_program_made_meanwhile_is_not_replaced(bench: Any)
         assert [name for _, name, *_ in connection.execute("PRAGMA table_info(labels)")] == ["precious"]
 
 
-def test_a_workbook_that_is_saved_while_a_sheet_is_written_is_not_replaced(tmp_path: Path, book: Path) -> None:
-    partial, target = tmp_path / "partial", book.with_name("book.xlsx#Labels")
+@pytest.mark.parametrize("name", ["book.xlsx#Labels", "book.xlsx"])
+def test_a_workbook_that_is_saved_while_a_part_of_it_is_written_is_not_replaced(tmp_path, book, name):
+    partial, target = tmp_path / "partial", book.with_name(name)
     partial.write_bytes(b"a copy of the book, and the sheet")
     copied = members.stamp(target)
     book.write_bytes(b"saved by a user")
@@ -205,7 +207,25 @@ def test_a_workbook_that_is_saved_while_a_sheet_is_written_is_not_replaced(tmp_p
     assert book.read_bytes() == b"saved by a user"
 
 
-def test_a_sheet_that_another_program_made_meanwhile_is_not_replaced(tmp_path: Path, book: Path) -> None:
+@pytest.mark.parametrize(
+    ("source", "output", "keeps"),
+    [
+        ("book.xlsx#Mails", "book.xlsx#Mails", True),
+        ("book.xlsx#Mails", "book.xlsx", True),
+        ("in.csv", "book.xlsx#Labels", True),
+        ("in.csv", "book.xlsx", False),
+        ("in.csv", "out.csv", False),
+    ],
+)
+def test_an_output_that_is_a_part_of_a_workbook_keeps_the_others(source, output, keeps):
+    (part,) = find([Path("/data", source)], Path("/data/out"))
+    given = InputSpec(path=part.path, files=(part,), format="csv" if source.endswith(".csv") else "xlsx")
+    kind = "csv" if output.endswith(".csv") else "xlsx"
+    spec = spec_of("xlsx").model_copy(update={"input": given})
+    assert spec.with_output(path=Path("/data", output), format=kind).keeps_sheets is keeps
+
+
+def test_a_sheet_that_another_program_made_meanwhile_is_not_replaced(tmp_path, book):
     partial, target = tmp_path / "partial", book.with_name("book.xlsx#Notes")
     partial.write_bytes(b"a copy of the book, and the sheet")
     before = book.read_bytes()
@@ -214,7 +234,7 @@ def test_a_sheet_that_another_program_made_meanwhile_is_not_replaced(tmp_path: P
     assert book.read_bytes() == before
 
 
-def test_a_query_is_an_input_and_a_killed_job_goes_on_with_it(bench: Any) -> None:
+def test_a_query_is_an_input_and_a_killed_job_goes_on_with_it(bench):
     bench.input, bench.output = _database(bench, 40), bench.path / "out.csv"
     query = ("--sql", "SELECT id, body FROM inbox WHERE id < 30 ORDER BY id DESC", *_PROMPT)
     bench.half_done(answers(0, 2), *query)
@@ -234,15 +254,13 @@ def test_a_query_is_an_input_and_a_killed_job_goes_on_with_it(bench: Any) -> Non
         ("mails.db", ["--sql", "DELETE FROM inbox"], "mails.db cannot be read: attempt to write a readonly database"),
     ],
 )
-def test_a_wrong_table_or_query_is_told_before_anything_is_sent(
-    bench: Any, name: str, options: list[str], said: str
-) -> None:
+def test_a_wrong_table_or_query_is_told_before_anything_is_sent(bench, name, options, said):
     bench.input = _database(bench).with_name(name)
     assert said in bench.fail(*_PROMPT, *options)
     assert not bench.upstream.seen
 
 
-def test_a_duckdb_file_is_read(bench: Any) -> None:
+def test_a_duckdb_file_is_read(bench):
     duckdb = pytest.importorskip("duckdb")
     bench.input = bench.path / "in.duckdb"
     with duckdb.connect(str(bench.input)) as connection:
@@ -252,12 +270,12 @@ def test_a_duckdb_file_is_read(bench: Any) -> None:
     assert (row["day"], row["list"], row["answer"]) == ("2026-01-05", [1, 2], "echo: Say tea")
 
 
-def test_a_database_without_a_table_is_no_output(tmp_path: Path) -> None:
+def test_a_database_without_a_table_is_no_output(tmp_path):
     with pytest.raises(PromptmillError, match="is a database; name a table in it"):
         format_of_output(tmp_path / "out.db", "csv")
 
 
-def test_a_name_with_a_mark_that_is_a_file_is_that_file(tmp_path: Path) -> None:
+def test_a_name_with_a_mark_that_is_a_file_is_that_file(tmp_path):
     (tmp_path / "a.xlsx#b").touch()
     assert members.split(tmp_path / "a.xlsx#b") == (tmp_path / "a.xlsx#b", "")
     assert members.split(tmp_path / "a.xlsx#c") == (tmp_path / "a.xlsx", "c")

@@ -1,14 +1,10 @@
 """What an agent with injected arguments gets of the files of this machine, in a folder with planted secrets."""
 
-from __future__ import annotations
-
-import asyncio
 import base64
 import gzip
 import json
 import os
 import sys
-import threading
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,6 +19,7 @@ from promptmill.core.errors import PromptmillError
 from promptmill.images.load import ImageRules, load_image
 from promptmill.jobs.inputs.files import InputFiles, Part
 from promptmill.jobs.inputs.row_secrets import check, check_beginning
+from promptmill.jobs.store.database import Work
 from promptmill.system.call_files import FileRule, RefusedError, is_secret_name
 from promptmill.system.safe_open import OutsideError
 from server_process import written
@@ -80,12 +77,7 @@ def outcome(serve, upstream):
             result = await talk("bulk_generate", **arguments)
             if result.is_error:
                 return text(result)
-            job_id = result.structured_content["job_id"]
-            while (found := (await talk("bulk_status", job_id=job_id)).structured_content)["state"] not in {
-                *("finished", "stopped", "cancelled", "interrupted"),
-            }:
-                await asyncio.sleep(0.02)
-            return result.structured_content | found
+            return result.structured_content | await talk.ended(result.structured_content["job_id"])
 
     return called
 
@@ -219,9 +211,13 @@ async def test_the_folder_of_jobs_is_no_folder_of_calls(tmp_path, monkeypatch, s
             "ID_RSA",
         ),
         *("id_rsa.pub", "Secrets.JSON", "Server.Key", "my_PASSWORDS.csv.gz", "1Password.csv", "aws_credentials.jsonl"),
+        *("client_secret_1-" + "a" * 40 + ".apps.googleusercontent.com.json", "terraform.tfstate.backup"),
+        *("terraform.tfvars.json", "bob_accessKeys.csv", "credentials.bak", "secrets.yaml.old", "prod.env.bak"),
+        *("credentials.json~", "vault_password", "passwords.xlsx", "github_token.txt", "secrets.py"),
+        "ADMIN.kubeconfig",
     ],
 )
-def test_capitals_and_other_spellings_of_a_name_make_no_difference(tmp_path, name):
+def test_usual_names_of_secrets_are_refused_in_any_spelling(tmp_path, name):
     with pytest.raises(RefusedError):
         FileRule((tmp_path,), is_guarded=True).check(tmp_path / name)
 
@@ -274,10 +270,7 @@ async def test_the_roots_and_names_hold_for_images_in_every_place(tmp_path, monk
                 result = await talk(tool, **arguments)
                 assert result.structured_content["errors"][0]["code"] == "invalid_image", (tool, name)
             job = await talk("bulk_generate", prompts=[{"prompt": "x", "images": [name]}])
-            job_id = job.structured_content["job_id"]
-            while (found := (await talk("bulk_status", job_id=job_id)).structured_content)["state"] != "finished":
-                await asyncio.sleep(0.02)
-            assert found["errors"] == {"invalid_image": 1}
+            assert (await talk.ended(job.structured_content["job_id"]))["errors"] == {"invalid_image": 1}
         assert not upstream.seen
         fine = await talk("multimodal_generate", prompt_ls=["x"], multimodal_path=[["a.png"]])
         assert fine.structured_content["ans_ls"] == ["echo: x"]
@@ -426,7 +419,7 @@ def _check(folder, rule):
     """Check the rows of `a.parquet`."""
     job = Ingested(folder, "a.parquet", templates=("{{number}}",))
     try:
-        check(job.store, job.spec.input, rule, lambda _: None, threading.Event())
+        check(job.store, job.spec.input, rule, Work())
     finally:
         job.close()
 

@@ -1,7 +1,5 @@
 """Nothing that comes from outside is run, unpickled, or changes the configuration."""
 
-from __future__ import annotations
-
 import ast
 import json
 import os

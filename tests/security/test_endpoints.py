@@ -1,7 +1,5 @@
 """Endpoints may be hostile: whatever they send costs one item, and bounded memory."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 

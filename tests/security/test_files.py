@@ -1,8 +1,5 @@
 """Files of this machine: what a call may have read, written and overwritten, and what other users may do about it."""
 
-from __future__ import annotations
-
-import asyncio
 import json
 import os
 import socket
@@ -40,7 +37,7 @@ from promptmill.system.call_files import FileRule
 from promptmill.system.safe_open import OutsideError, is_remote, open_regular
 from replies import answer
 from sure import sure
-from talk import text
+from talk import Talk, text
 from waiting import eventually
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="links and pipes of POSIX")
@@ -343,15 +340,11 @@ async def test_a_template_for_a_local_engine_takes_no_memory_of_the_server(closi
     block = {"model_name_or_path": "some-model"}
     service = closing(Service(Configuration({"backend": "hf", "backend_configs": {"hf": block}}), create=create))
     async with Client(create_server(service)) as client:
-
-        async def call(tool, **arguments):
-            return (await client.call_tool(tool, arguments)).structured_content
-
+        talk = Talk(client)
         template = "{{ 'a' * (3 * 10 ** 9 if text == 'x' else 1) }}{{text}}"
-        job_id = (await call("bulk_generate", prompts=["x", "y"], prompt=template))["job_id"]
-        while (await call("bulk_status", job_id=job_id))["state"] != "finished":
-            await asyncio.sleep(0.02)
-        first, second = (await call("bulk_results", job_id=job_id))["rows"]
+        job = await talk("bulk_generate", prompts=["x", "y"], prompt=template)
+        job_id = (await talk.ended(job.structured_content["job_id"]))["job_id"]
+        first, second = (await talk("bulk_results", job_id=job_id)).structured_content["rows"]
     assert "more memory than the job has" in first["error"]["message"]
     assert second["answer"] == "ay"
 
@@ -361,11 +354,11 @@ async def test_a_template_for_a_local_engine_takes_no_memory_of_the_server(closi
 async def test_the_rows_of_a_call_take_half_of_the_free_disk_at_most(closing, upstream, monkeypatch, backend):
     seen = []
 
-    async def ingest(_, job, files, context):
-        seen.append(job.disk_share)
+    async def apart(_, step, job, note):
+        seen.append(step.keywords["change"].disk_share)
         raise PromptmillError(Code.STORAGE, "The disk is full.")
 
-    monkeypatch.setattr(detached.Apart, "ingest", ingest)
+    monkeypatch.setattr(detached.Apart, "__call__", apart)
     blocks = {"openai": {"base_url": upstream.url, "model_name": "m"}, "hf": {"model_name_or_path": "m"}}
     service = closing(Service(Configuration({"backend": backend, "backend_configs": blocks})))
     async with Client(create_server(service)) as client:

@@ -1,7 +1,5 @@
 """Which key goes where, and where none is ever seen."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -232,6 +230,7 @@ async def test_trust_client_lifts_these_rules_and_errors_name_it(upstream, monke
     for said in result:
         assert "--trust-client" in said
         assert KEY not in said
+    assert "PROMPTMILL_ENDPOINTS" in result[0]
 
 
 @pytest.mark.rule("K10")

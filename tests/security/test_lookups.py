@@ -1,7 +1,5 @@
 """Which other machines promptmill and the libraries under it talk to: none that nobody named."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from contextlib import asynccontextmanager
 from typing import Any
@@ -105,8 +104,7 @@ async def test_so_is_every_job_on_what_came_in_a_call(served, upstream, tmp_path
         found = (await talk(tool, **arguments)).structured_content
         job_id = tasking.handles[0].task_id if tasking.handles else found.get("kept_job_id") or found["job_id"]
         if kind not in {"deferred", "too large"}:
-            while (await talk("bulk_status", job_id=job_id)).structured_content["state"] != "finished":
-                await asyncio.sleep(0.02)
+            await talk.ended(job_id)
         assert (await talk("bulk_results", job_id=job_id)).structured_content["rows"]
         folder = JobFolders.from_environ().find(job_id)
         async with served("second") as (other, _):
@@ -124,8 +122,7 @@ async def test_jobs_on_files_are_everybodys_who_may_use_the_files(served, upstre
     files = {"input_file": "in.jsonl", "output_file": "out.jsonl"}
     async with served("first") as (talk, _):
         job_id = (await talk("bulk_generate", **files)).structured_content["job_id"]
-        while (await talk("bulk_status", job_id=job_id)).structured_content["state"] != "finished":
-            await asyncio.sleep(0.02)
+        await talk.ended(job_id)
     async with served("second") as (other, _):
         assert [job["job_id"] for job in (await other("bulk_status")).structured_content["jobs"]] == [job_id]
         assert (await other("bulk_results", job_id=job_id)).structured_content["rows"][0]["answer"] == "echo: a"

@@ -61,14 +61,6 @@ FILES = (
 )
 
 
-async def _ended(talk, job_id):
-    while (found := (await talk("bulk_status", job_id=job_id)).structured_content)["state"] not in {
-        *("finished", "stopped", "interrupted"),
-    }:
-        await asyncio.sleep(0.02)
-    return found
-
-
 def _sent(upstream):
     return "".join(json.dumps(seen.json) for seen in upstream.seen)
 
@@ -95,7 +87,7 @@ async def test_an_endpoint_that_a_call_chose_gets_no_text_of_files(folder, upstr
             assert "`allowed_endpoints`" in said
         assert not upstream.seen + theirs.seen
         job = await talk("bulk_generate", prompts=["the call's own text"])
-        await _ended(talk, job.structured_content["job_id"])
+        await talk.ended(job.structured_content["job_id"])
         assert await talk.answers("also its own") == ["echo: also its own"]
         pictures = await talk("multimodal_generate", prompt_ls=["x"], multimodal_path=[["a.png"]])
         assert pictures.structured_content["ans_ls"] == ["echo: x"], "pipelines choose their endpoint like this"
@@ -112,7 +104,7 @@ async def test_it_gets_them_when_the_user_of_the_client_agrees(folder, upstream,
         for asked in FILES:
             job = await talk("bulk_generate", **asked)
             assert not job.is_error, text(job)
-            await _ended(talk, job.structured_content["job_id"])
+            await talk.ended(job.structured_content["job_id"])
         endpoints, costs = ([one for one in user.asked if word in one] for word in ("endpoint", "costs"))
         assert len(endpoints) == 1, "once for an endpoint"
         assert theirs.url in endpoints[0]
@@ -201,7 +193,7 @@ async def test_rows_for_a_local_engine_do_not_go_to_an_endpoint_that_is_loaded_i
         await looked.wait()
         await talk.init(backend_configs={"openai": {"base_url": upstream.url, "model_name": "some-model"}})
         goes_on.set()
-        found = await _ended(talk, job.structured_content["job_id"])
+        found = await talk.ended(job.structured_content["job_id"])
     assert found["state"] == "interrupted"
     assert "Another model was loaded" in found["reason"]
     assert not upstream.seen
@@ -230,7 +222,7 @@ async def test_an_endpoint_that_is_chosen_while_files_are_read_gets_none(folder,
         await talk.init(backend_configs={"openai": {"base_url": theirs.url}})
         goes_on.set()
         job = await starting
-        await _ended(talk, job.structured_content["job_id"])
+        await talk.ended(job.structured_content["job_id"])
     assert "the text of a file" in _sent(upstream)
     assert "the text" not in _sent(theirs)
 

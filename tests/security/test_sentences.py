@@ -1,7 +1,5 @@
 """SECURITY.md and the tests beside this file say the same: each numbered sentence has a test, each test a sentence."""
 
-from __future__ import annotations
-
 import ast
 import re
 from pathlib import Path

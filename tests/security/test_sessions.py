@@ -1,7 +1,5 @@
 """Many sessions that nobody uses lock nobody out."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 

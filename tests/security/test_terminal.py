@@ -1,7 +1,5 @@
 """What a terminal shows was written by others, and commands nothing."""
 
-from __future__ import annotations
-
 import json
 import os
 import select

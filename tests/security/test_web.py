@@ -1,7 +1,5 @@
 """What we fetch from the web comes from public addresses, whoever chose the name, the spelling or the redirect."""
 
-from __future__ import annotations
-
 import base64
 import io
 import socket

@@ -1,7 +1,5 @@
 """A call may bring sampling parameters of its own, within what the operator allows."""
 
-from __future__ import annotations
-
 import pytest
 
 from talk import sent, text

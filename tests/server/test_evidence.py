@@ -1,7 +1,5 @@
 """What providers really answer, as a client sees it: a sample through `generate`."""
 
-from __future__ import annotations
-
 import pytest
 
 from evidence import check, mixed, reply_of, sample

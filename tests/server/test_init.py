@@ -1,7 +1,5 @@
 """`generation_init`, and what is said of wrong arguments."""
 
-from __future__ import annotations
-
 import asyncio
 
 import pytest
@@ -174,10 +172,6 @@ async def test_a_wrong_argument_is_said_in_words_and_nothing_is_sent(talk, upstr
     assert not upstream.seen
     assert await talk.answers("after") == ["echo: after"]
     assert said in error
-
-
-async def test_a_value_of_a_wrong_argument_is_not_quoted(talk):
-    assert "hunter2" not in await talk.error("generate", prompt_ls=["x"], system_prompt=["hunter2"])
 
 
 @pytest.mark.parametrize(

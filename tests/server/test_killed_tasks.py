@@ -1,7 +1,5 @@
 """Tasks through real processes, over stdio and HTTP: `kill -9` of the server, and a thousand tasks in progress."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import threading

@@ -1,7 +1,5 @@
 """A locked server: the operator's configuration alone counts, and what would change it is not there."""
 
-from __future__ import annotations
-
 import pytest
 import yaml
 from fastmcp import Client

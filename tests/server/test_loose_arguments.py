@@ -1,7 +1,5 @@
 """What clients and language models send beside the letter of the schema, and mean as everybody would."""
 
-from __future__ import annotations
-
 import base64
 import json
 

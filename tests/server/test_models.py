@@ -1,7 +1,5 @@
 """A call names its model."""
 
-from __future__ import annotations
-
 import json
 
 from replies import answer, choose, status

@@ -12,7 +12,7 @@ import pytest
 
 from promptmill.backends.protocol import Call, Counts, Facts
 from promptmill.http.json_response_workaround import RESPONSE
-from promptmill.server.tool_calls import ReportedProgress, _count, _duration, _rate, with_progress
+from promptmill.server.tool_calls import ReportedProgress, _count, with_progress
 from replies import answer, choose, late, status
 
 
@@ -88,18 +88,6 @@ def test_words_hold_numbers_that_people_can_read():
     stats.counts = Counts(done=12_345, codes={"timeout": 1}, retries=2_000)
     stats.started -= 100
     assert _count(stats).startswith("12,345 of 1,000,000 done, 1 failed, 2,000 retries, 123/s, about 2.2 h left")
-
-
-@pytest.mark.parametrize(
-    ("per_second", "words"), [(12_345.6, "12,346/s"), (12.3, "12/s"), (1.26, "1.3/s"), (0.05, "3.0/min")]
-)
-def test_a_rate_is_per_second_or_per_minute(per_second, words):
-    assert _rate(per_second) == words
-
-
-@pytest.mark.parametrize(("seconds", "words"), [(0.2, "1 s"), (89, "89 s"), (600, "10 min"), (9000, "2.5 h")])
-def test_a_duration_has_the_unit_that_people_would_take(seconds, words):
-    assert _duration(seconds) == words
 
 
 @pytest.mark.simulated

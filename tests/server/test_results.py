@@ -1,18 +1,13 @@
 """What a client cannot take in one message comes as its first answers and a job; nothing is lost or looks complete."""
 
-from __future__ import annotations
-
 import json
 import re
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from mcp_types import Implementation
 
 from fakes import openai_configuration
 from promptmill.config.loading import Configuration
-from promptmill.server.results import most_bytes
 from replies import by_prompt, late, raw, status
 from served import Served, messages
 from server_process import written
@@ -127,13 +122,6 @@ async def test_reasoning_and_many_small_answers_are_counted(configuration, upstr
     assert 190_000 < size < 200_000
 
 
-async def test_a_result_that_fits_comes_whole(configuration):
-    async with serving(configuration) as talk:
-        result = await talk("generate", prompt_ls=["a", "b"])
-    assert result.structured_content == {"ans_ls": [LONG, LONG]}
-    assert len(result.content) == 1
-
-
 async def test_failures_and_invalid_prompts_keep_their_places(configuration, upstream):
     upstream.reply = by_prompt({"bad": raw(b'{"error": {"message": "no"}}', code=400)}, raw(_body(LONG)))
     async with serving(configuration) as talk:
@@ -184,18 +172,6 @@ async def test_over_stdio_only_clients_that_name_themselves_have_a_limit(configu
     answers = result.structured_content["ans_ls"]
     assert len(answers) == 12
     assert answers.count("") == (12 if limit else 0 if whole else 3)
-
-
-@pytest.mark.parametrize(
-    ("limit", "name", "most"),
-    [(None, "mcp", None), (None, "claude-ai", 9 << 20), (100 << 20, "mcp", 100 << 20), (0, "claude-ai", None)],
-)
-def test_over_stdio_the_limit_depends_on_the_client_unless_the_operator_sets_it(configuration, limit, name, most):
-    plan = Configuration({**configuration._raw, "max_result_bytes": limit}).plan
-    client = SimpleNamespace(client_info=Implementation(name=name, version="1"))
-    context: Any = SimpleNamespace(request=None, session=SimpleNamespace(client_params=client))
-    context.request_context = context
-    assert most_bytes(context, plan) == most
 
 
 def _over_http(session, number, *prompts, progress):

@@ -1,7 +1,5 @@
 """The resource `promptmill://status`: what the server runs and how it fares, and that nothing secret is in it."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from contextlib import aclosing

@@ -1,7 +1,5 @@
 """The server as clients start it: a subprocess, real stdio, raw lines and the clients' own libraries."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import itertools
@@ -13,7 +11,6 @@ import sys
 import tempfile
 import time
 from functools import partial
-from typing import Any
 
 import pytest
 import yaml
@@ -169,21 +166,6 @@ def test_what_is_printed_goes_to_stderr_and_nothing_else_reads_what_the_client_s
 
 
 # Progress
-
-
-@pytest.mark.thorough
-def test_progress_is_told_first_and_last(config, upstream):
-    upstream.reply = late(0.1)
-    with Piped(config(concurrency=1)) as server:
-        server.initialize()
-        server.result(server.call("generate", prompt_ls=[str(i) for i in range(25)], progress="mine"))
-        told = server.progress("mine")
-    numbers = [params["progress"] for _, params in told]
-    assert numbers == sorted(set(numbers)), "each is larger than the one before"
-    assert numbers[0] < 1
-    assert round(numbers[-1]) == 25
-    assert {params["total"] for _, params in told} == {25}
-    assert len(told) >= 4
 
 
 def test_progress_is_told_to_those_who_asked_alone(server):
@@ -690,64 +672,12 @@ def test_what_is_no_request_does_no_harm(server, line):
         (["\0"], ["echo: \0"]),
         ([""], ["echo: "]),
         ([], []),
-        (["😀\u2028\u0085"], ["echo: 😀\u2028\u0085"]),
+        (["😀\u2028\u0085\ufffe"], ["echo: 😀\u2028\u0085\ufffe"]),
         (['{"content": "x"}'], ['echo: {"content": "x"}']),
     ],
 )
 def test_odd_text_arrives_as_it_was_sent(server, prompts, answers):
     assert server.answers(*prompts) == answers
-
-
-def test_bad_arguments_are_said_and_the_server_stays_right(server, upstream):
-    nested: Any = "x"
-    for _ in range(60):
-        nested = {"content": nested}
-    cases: list[tuple[str, dict[str, Any], str]] = [
-        ("generate", {"prompt_ls": 5}, "prompt_ls is a number"),
-        ("generate", {"prompt_ls": None}, "prompt_ls is null"),
-        ("generate", {"prompt_ls": ["a", 5, "b"]}, "prompt_ls[1] is a number"),
-        ("generate", {"prompt_ls": ["a", {"no": 1}, "b"]}, "prompt_ls[1] is an object with the keys 'no'"),
-        ("generate", {"prompt_ls": [nested]}, "prompt_ls[0]"),
-        ("generate", {"prompt_ls": ["a"], "system_prompt": 5}, "system_prompt is a number"),
-        ("generate", {"prompt_ls": ["a"], "extra": 5}, "extra is not an argument"),
-        ("generate", {}, "prompt_ls is missing"),
-        ("multimodal_generate", {"prompt_ls": ["a"], "multimodal_path": 5}, "multimodal_path is a number"),
-        ("multimodal_generate", {"prompt_ls": ["a"], "multimodal_path": [[5]]}, "multimodal_path[0] is a list of 1"),
-        ("multimodal_generate", {"prompt_ls": ["a"], "multimodal_path": []}, "multimodal_path has 0 entries"),
-        ("multimodal_generate", {"prompt_ls": ["a"], "multimodal_path": [[]], "image_tag": 5}, "image_tag is a number"),
-        ("multiturn_generate", {"messages": 5}, "messages is a number"),
-        ("multiturn_generate", {"messages": [{"role": "bot", "content": "x"}]}, "messages[0] has the role 'bot'"),
-        ("vllm_shutdown", {"x": 1}, "x is not an argument"),
-        ("no_such_tool", {}, "no_such_tool"),
-    ]
-    for tool, arguments, said in cases:
-        assert said in _error(server, tool, **arguments)
-    assert not upstream.seen
-    assert server.answers("after") == ["echo: after"]
-
-
-def test_bad_configurations_are_said_and_the_server_stays_right(server, upstream):
-    whole = {"backend_configs": {}, "sampling_params": {}, "backend": "openai"}
-    cases: list[tuple[dict[str, Any], str]] = [
-        ({"backend": "nope"}, "backend"),
-        ({"backend_configs": {"openai": {"concurency": 5}}}, "did you mean concurrency?"),
-        ({"backend_configs": {"openai": {"concurrency": 0}}}, "backend_configs.openai.concurrency"),
-        ({"backend_configs": {"openai": {"concurrency": -1}}}, "backend_configs.openai.concurrency"),
-        ({"backend_configs": {"openai": {"base_url": "ftp://localhost"}}}, "should start with http:// or https://"),
-        ({"backend_configs": {"openai": {"base_url": "http://u:hunter2@h"}}}, "user name or password"),
-        ({"backend_configs": {"openai": {"api_key": "hunter2\nx"}}}, "backend_configs.openai.api_key"),
-        ({"backend_configs": {"openai": {"api_key": "hunter2ü"}}}, "backend_configs.openai.api_key"),
-        ({"backend_configs": 5}, "backend_configs is a number"),
-        ({"sampling_params": 5}, "sampling_params is a number"),
-        ({"extra_params": 5}, "extra_params is a number"),
-        ({"backend": 5}, "backend is a number"),
-    ]
-    for arguments, said in cases:
-        text = _error(server, "generation_init", **whole | arguments)
-        assert said in text
-        assert "hunter2" not in text
-        assert server.answers("after") == ["echo: after"]
-    assert "hunter2" not in server.said()
 
 
 def test_a_port_where_nobody_listens_is_said(server):

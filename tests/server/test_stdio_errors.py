@@ -1,7 +1,5 @@
 """Lines that are no message: who waits is answered, nobody else is."""
 
-from __future__ import annotations
-
 import threading
 
 import pytest

@@ -1,7 +1,5 @@
 """`answer_schema` of the tools, as a client sees it."""
 
-from __future__ import annotations
-
 import asyncio
 import csv
 import json
@@ -14,7 +12,7 @@ import pytest
 from promptmill.answers.schema import with_schema
 from promptmill.cli.main import main
 from promptmill.core.request import conversation_from_prompt
-from replies import answer, by_prompt, choose
+from replies import answer, by_prompt
 from talk import codes, sent, text
 
 NAME = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
@@ -109,24 +107,6 @@ def arguments(upstream, tmp_path):
     config.write_text(json.dumps({"backend": "openai", "backend_configs": {"openai": block}}))
     schema.write_text(json.dumps(NAME))
     return ["--config", str(config), "--schema", str(schema)]
-
-
-def test_the_command_line_takes_a_file_with_a_schema(upstream, arguments, capsys):
-    upstream.reply = answer('```{"name": "Ada"}```')
-    assert main(["generate", "Who?", *arguments]) == 0
-    assert capsys.readouterr().out == '{"name": "Ada"}\n'
-
-
-def test_a_job_has_every_row_satisfy_the_schema(upstream, arguments, tmp_path, capsys):
-    good, bad = answer('```{"name": "Ada"}```'), answer("No idea.")
-    upstream.reply = choose(lambda seen: bad if seen.json["messages"][0]["content"] == "bad" else good)
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text('{"prompt": "good"}\n{"prompt": "bad"}\n')
-    assert main(["bulk", str(rows), str(tmp_path / "out.jsonl"), "--quiet", *arguments]) == 1
-    first, second = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
-    assert first["answer"] == {"name": "Ada"}
-    assert second["error"]["code"] == "invalid_answer"
-    capsys.readouterr()
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -1,7 +1,5 @@
 """Tasks: a large or long call of a client that takes them is a job, whose result any server of the user gives."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from contextlib import asynccontextmanager

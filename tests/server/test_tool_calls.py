@@ -1,7 +1,5 @@
 """The log of calls on stderr: a line for each that failed, and for all of them where asked."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

@@ -1,7 +1,5 @@
 """The driver: how many answers are in flight, what waiting requests give up, and how a run ends."""
 
-from __future__ import annotations
-
 import asyncio
 
 import pytest
@@ -144,8 +142,8 @@ async def test_what_no_request_can_survive_ends_the_run_and_leaves_the_rest_with
     _, run, call, sink = _run(answer, Share(2), 10)
     with pytest.raises(PromptmillError, match="gone"):
         await run
-    assert set(sink.outcomes) == {0, 1, 2}
-    assert call.counts.codes == {"timeout": 3}
+    assert {0, 1, 2} <= set(sink.outcomes) <= {0, 1, 2, 4}, "4 may end in the same turn as 3"
+    assert call.counts.codes == {"timeout": len(sink.outcomes)}
 
 
 async def test_a_run_is_stopped_for_a_reason_and_cancelled_for_none():

@@ -14,9 +14,13 @@ _FILE = Path(__file__).parents[1] / "backends" / "openai" / "evidence.jsonl"
 ROWS: list[dict[str, Any]] = [orjson.loads(line) for line in _FILE.read_bytes().splitlines()]
 
 
-def sample(means: str, n: int) -> list[dict[str, Any]]:
+def sample(means: str, n: int, longest_wait_s: float = 0.5) -> list[dict[str, Any]]:
     """Return about `n` rows of a meaning, none of which asks to wait for long or names a date."""
-    rows = [row for row in ROWS if row["means"] == means and "$NOW" not in str(row) and row.get("wait_s", 0) < 0.5]
+    rows = [
+        row
+        for row in ROWS
+        if row["means"] == means and "$NOW" not in str(row) and row.get("wait_s", 0) < longest_wait_s
+    ]
     return rows[:: max(1, len(rows) // n)]
 
 

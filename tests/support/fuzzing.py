@@ -1,7 +1,5 @@
 """What the fuzz tests share: one seed a run, printed, and what must never be said."""
 
-from __future__ import annotations
-
 import os
 import random
 import re

@@ -7,9 +7,9 @@ from typing import Any
 
 from promptmill.backends.protocol import Completion, Outcome, Usage
 from promptmill.config.loading import Configuration
-from promptmill.jobs.ingest import Rules
-from promptmill.jobs.run import admission
+from promptmill.jobs.run import admission, steps
 from promptmill.jobs.store import progress, rounds
+from promptmill.jobs.store.database import Work
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder
 from promptmill.jobs.store.records import record_of
@@ -31,11 +31,12 @@ def leaving(outcomes: Mapping[int, Outcome]) -> Callable[..., int]:
         job = admission.admit(order, configuration.plan, JobFolders.from_environ())
         try:
             if (files := job.unread()) is not None:
-                admission.read(job, files, Rules())
+                steps.reading(job, files)(Work(), job.folder)
+                job.load()
             store, again = job.folder.store, job.order.earlier.again
             asked = {row.n: row.asked for row in store.rows()}
             reason = "first" if again is None else f"again {again}"
-            round_ = Round(job.since + 1, "open" if again is None else reason, reason, since=job.since)
+            round_ = Round(job.change.since + 1, "open" if again is None else reason, reason, since=job.change.since)
             rounds.store_round(store, round_)
             made = job.spec.targets[0].made(round_.id)
             store.write([record_of(row, outcome, asked[row], made) for row, outcome in outcomes.items()])

@@ -10,12 +10,12 @@ from promptmill.backends.protocol import Completion
 from promptmill.backends.questions import RowRequests
 from promptmill.backends.rows import RowReader
 from promptmill.jobs.export import output
-from promptmill.jobs.ingest import Rules, ingest
+from promptmill.jobs.ingest import ingest
 from promptmill.jobs.inputs import files as input_files
 from promptmill.jobs.inputs import formats
 from promptmill.jobs.inputs.any_format import format_of_input, input_of
 from promptmill.jobs.inputs.questions import questions_of
-from promptmill.jobs.store.database import JobDatabase, Row
+from promptmill.jobs.store.database import JobDatabase, Row, Work
 from promptmill.jobs.store.order import Question
 from promptmill.jobs.store.records import record_of
 from promptmill.jobs.store.spec import InputSpec, JobSpec, OutputSpec
@@ -31,12 +31,13 @@ class Ingested:
         output_name: str = "out.jsonl",
         encoding: str | None = None,
         shard: str | None = None,
-        rules: Rules | None = None,
+        work: Work | None = None,
+        disk_share: float = 1.0,
         **question: Any,
     ) -> None:
         """Read the files `given`."""
         self._given, self.target, self._encoding = given, folder / output_name, encoding
-        self.folder, self._rules = folder, rules or Rules()
+        self.folder, self._work, self._disk_share = folder, work or Work(), disk_share
         self.store = JobDatabase(folder / f"{len(list(folder.glob('*.db')))}.db", write=True)
         files = self.files()
         self.spec = JobSpec(
@@ -64,7 +65,7 @@ class Ingested:
         """Read the input, again if it was read before."""
         files = self.files()
         source = input_of(files, self.spec.input.format)
-        self.spec, _ = ingest(self.store, self.spec, source, self._rules, files)
+        self.spec, _ = ingest(self.store, self.spec, source, self._work, files, disk_share=self._disk_share)
 
     @property
     def rows(self) -> list[Row]:
@@ -96,7 +97,7 @@ class Ingested:
         """Return the output of this name, with an answer to each row."""
         self.set_target(name)
         self.answer()
-        return output.write_output(self.store, self.spec, output.Rules()).partial.read_bytes()
+        return output.write_output(self.store, self.spec, Work()).partial.read_bytes()
 
     def close(self) -> None:
         """Close the database."""

@@ -11,10 +11,10 @@ from typing import Any
 from job_specs import spec_of
 from promptmill.backends.protocol import Completion, Failure, Outcome
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.jobs.run.admission import _last_round
+from promptmill.jobs.run.admission import Change, _last_round
 from promptmill.jobs.run.duplicates import Duplicates
+from promptmill.jobs.run.job_rounds import JobRounds
 from promptmill.jobs.run.live import OpenRow, OpenRows
-from promptmill.jobs.run.runner import OrderRows, Runner
 from promptmill.jobs.store import rounds
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.order import Earlier, JobOrder
@@ -79,14 +79,12 @@ class RoundsBench:
 
     def rounds(self, order: JobOrder) -> Iterator[tuple[Round, Duplicates | None]]:
         """Yield the rounds of a run, those that copy with the duplicates."""
-        job = SimpleNamespace(order=order, spec=self.spec, since=_last_round(self.store, order))
-        job.folder = SimpleNamespace(store=self.store)
-        runner: Any = SimpleNamespace(_job=job, _rows=OrderRows())
-        runner._open_rows = lambda *given: Runner._open_rows(runner, *given)
-        runner._find_open = lambda *given: Runner._find_open(runner, *given)
+        change = Change(None, order.earlier, _last_round(self.store, order))
+        job: Any = SimpleNamespace(order=order, spec=self.spec, change=change, folder=SimpleNamespace(store=self.store))
         duplicates = Duplicates(self.store, self.spec, lambda *_: True) if order.dedupe else None
+        job_rounds = JobRounds(job, duplicates)
         for _ in range(20):
-            if (round_ := Runner._next_round(runner, duplicates)) is None:
+            if (round_ := job_rounds.next()) is None:
                 return
             yield round_, duplicates if round_.way == "copy" else None
         raise AssertionError("rounds without end")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -40,6 +41,14 @@ class Talk:
         """Call `generation_init` with empty objects for what is not given."""
         whole: dict[str, Any] = {"backend_configs": {}, "sampling_params": {}, "backend": backend} | arguments
         return await self("generation_init", **whole)
+
+    async def ended(self, job_id: str) -> dict[str, Any]:
+        """Wait until a job has ended; return its status."""
+        while True:
+            found: dict[str, Any] = (await self("bulk_status", job_id=job_id)).structured_content
+            if found["state"] not in {"starting", "running", "merging"}:
+                return found
+            await asyncio.sleep(0.02)
 
 
 @asynccontextmanager

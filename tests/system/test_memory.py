@@ -1,7 +1,5 @@
 """Bytes that several holders share."""
 
-from __future__ import annotations
-
 import threading
 
 import pytest

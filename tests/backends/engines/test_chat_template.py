@@ -1,7 +1,5 @@
 """Chat templates are rendered as transformers renders them."""
 
-from __future__ import annotations
-
 from promptmill.backends.engines.chat_template import ChatTemplate
 
 # as in llava-hf/llava-1.5-7b-hf and HuggingFaceTB/SmolLM3-3B

@@ -1,7 +1,5 @@
 """The decode loop by itself: what befalls one row befalls no other."""
 
-from __future__ import annotations
-
 from typing import Any, cast
 
 import pytest

@@ -1,7 +1,5 @@
 """Answers that are one of several choices, on engines that complete the answer's beginning in the prompt."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

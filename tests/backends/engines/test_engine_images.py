@@ -1,7 +1,5 @@
 """`multimodal_generate` in front of a real image model: its answers tell which image came where."""
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import json

@@ -59,11 +59,6 @@ def plan(make_plan, tiny):
     return make_plan(tiny(), batch_size=4)
 
 
-def error_of(error: BaseException) -> PromptmillError:
-    assert isinstance(error, PromptmillError)
-    return error
-
-
 @posix
 def test_a_killed_engine_ends_its_calls_and_the_next_one_works(desk, plan):
     before = engines()

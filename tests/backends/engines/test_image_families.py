@@ -1,7 +1,5 @@
 """Image models of many families answer in our batches as in transformers' own loop, one prompt at a time."""
 
-from __future__ import annotations
-
 import asyncio
 import dataclasses
 

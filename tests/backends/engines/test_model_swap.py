@@ -1,7 +1,5 @@
 """Several models in one service, on real engines: swapped by need, never under a running call, unloaded when idle."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 

@@ -1,7 +1,5 @@
 """The submit messages to an engine's process, and how it decodes their images."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import io

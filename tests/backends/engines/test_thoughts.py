@@ -1,7 +1,5 @@
 """Reasoning apart from the answer, where the marks between them are special tokens that decoders leave out."""
 
-from __future__ import annotations
-
 import pytest
 
 from promptmill.backends.protocol import Failure

@@ -1,7 +1,5 @@
 """What promptmill does otherwise than UltraRAG's own generation server on purpose, by the name of the case."""
 
-from __future__ import annotations
-
 _ENDS = "there it ends the run"
 _ERROR_TEXT = 'there the answer is "<error>", as if a model had written it; here it is "", and stderr has the reason'
 _ONE_ITEM = f'{_ENDS}; here the answer of that prompt is "", and stderr has the reason'

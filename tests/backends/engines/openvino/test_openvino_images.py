@@ -1,7 +1,5 @@
 """Images on the openvino engine: answers as transformers gives them, and what goes wrong with one item alone."""
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import dataclasses

@@ -36,7 +36,7 @@ def expected(small: Any, text: str) -> Any:
     return torch.nn.functional.normalize(state, dim=0)
 
 
-def test_each_line_gets_the_embeddings_of_its_inputs(desk: Any, embedder: Any, small: Any) -> None:
+def test_each_line_gets_the_embeddings_of_its_inputs(desk, embedder, small):
     import numpy as np
 
     one, several, tokens = desk.answer(
@@ -68,20 +68,20 @@ def test_each_line_gets_the_embeddings_of_its_inputs(desk: Any, embedder: Any, s
         ({"input": "a", "dimensions": 4}, "invalid_input", "atryoshka"),
     ],
 )
-def test_what_cannot_be_embedded_fails_alone(desk: Any, embedder: Any, body: Any, code: str, said: str) -> None:
+def test_what_cannot_be_embedded_fails_alone(desk, embedder, body, code, said):
     bad, good = desk.answer(embedder, [request(0, **body), request(1, input="a")])
     assert bad.error.code == code
     assert said in bad.error.message
     assert good.details
 
 
-def test_a_model_for_chats_says_what_to_do(desk: Any, vllm: Any) -> None:
+def test_a_model_for_chats_says_what_to_do(desk, vllm):
     (outcome,) = desk.answer(vllm, [request(0, input="a")])
     assert outcome.error.code == "unsupported"
     assert "runner: pooling" in outcome.error.hint
 
 
-def test_a_model_that_embeds_says_so_to_a_chat(desk: Any, embedder: Any) -> None:
+def test_a_model_that_embeds_says_so_to_a_chat(desk, embedder):
     (outcome,) = desk.ask(embedder, ["Hi"], max_tokens=2)
     assert outcome.error.code == "unsupported"
     assert "/v1/embeddings" in outcome.error.message

@@ -1,7 +1,5 @@
 """vLLM and the model hub: errors when it refuses, a token in the configuration, a cached model."""
 
-from __future__ import annotations
-
 import pytest
 
 from hub import Mirror, environment, refusing_hub

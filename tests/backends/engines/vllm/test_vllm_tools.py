@@ -1,7 +1,5 @@
 """vLLM calls tools, and tells how likely its tokens were."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
