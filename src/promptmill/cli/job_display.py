@@ -116,7 +116,6 @@ def summary(
         lines.append(f"  cached    {counted(cached, 'row')}")
     latency = found.get("latency_s") or {}
     if latency.get("p50") is not None:
-        # latencies are counted in steps of 4 %
         shown = ", ".join(
             f"{name} {status.figure(float(f'{seconds:.2g}'))} s"
             for name, seconds in latency.items()

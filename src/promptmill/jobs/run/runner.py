@@ -213,8 +213,7 @@ class Runner:
         job = self._job
         if self.error is not None and self.error.code is Code.STORAGE and job.folder.is_open:
             with contextlib.suppress(OSError, DamagedError):  # outcomes that were not written must not count
-                counts = self.progress.counts
-                counts.replace(statistics.counts(job.folder.store, skips_empty=job.spec.question.skip_empty))
+                self.progress.take(statistics.counts(job.folder.store, skips_empty=job.spec.question.skip_empty))
         if self.progress.state == states.FINISHED:
             with contextlib.suppress(
                 OSError, DamagedError

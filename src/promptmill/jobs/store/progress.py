@@ -11,7 +11,7 @@ from typing import TypeAlias, cast
 from promptmill import __version__
 from promptmill.backends.protocol import COUNTERS, Call, Counts
 from promptmill.jobs.store import statistics
-from promptmill.jobs.store.counts import JobCounts
+from promptmill.jobs.store.counts import JobCounts, quantile
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.status_record import CourseRecord, Results, RunNote, RunStatus
 
@@ -63,12 +63,16 @@ class Progress:
         The first call also counts requests and tokens. Later calls count only rows, because records then include
         requests of this run, which `stats` counts. Raises the errors of `JobDatabase`.
         """
-        counts = statistics.counts(store, is_open, before, skips_empty=self.counts.skips_empty)
-        if self.earlier.is_added:
-            self.counts.replace(counts)
-        else:
-            self.counts = counts
+        self.take(statistics.counts(store, is_open, before, skips_empty=self.counts.skips_empty))
+        if not self.earlier.is_added:
             self.earlier.count(store)
+
+    def take(self, counts: JobCounts) -> None:
+        """Take the counts of rows. From the second time on, keep those of requests and tokens."""
+        if self.earlier.is_added:
+            for name in COUNTERS:
+                setattr(counts, name, getattr(self.counts, name))
+        self.counts = counts
 
     @property
     def cost(self) -> float | None:
@@ -130,7 +134,7 @@ class Progress:
         left = 0 if self.total is None else self.total - self.counts.done
         if since_s < _SHORTEST_WAIT_S or flow is None or not 0 < left <= self.stats.in_flight:
             return ""
-        usual_s = self.counts.latencies.quantile(0.95) or 0.0
+        usual_s = quantile(sorted(self.counts.latencies), 95) or 0.0
         how_long = f"{usual_s:.0f} s each" if usual_s >= since_s else f"{since_s:.0f} s so far"
         which = "row waits" if left == 1 else f"{left:,} rows wait"
         return f"the last {which} for {flow.where or 'the endpoint'} ({how_long})"
@@ -229,17 +233,14 @@ class EarlierRuns:
 
 
 class _Times:
-    """The start of the run, and its rates over the last 30 seconds without stalls.
-
-    The rates use a clock that stops while the run is stalled. Otherwise the rate would be almost 0 after a long outage.
-    """
+    """The time of the run, and its rates over the last 30 seconds without stalls: a long outage would make them 0."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._began = clock()
-        self._samples: deque[tuple[float, int, int]] = deque()
-        self._paused_s = 0.0
-        self._paused_since: float | None = None
+        self._intervals: deque[tuple[float, int, int]] = deque()
+        """Seconds between two samples, and the rows and tokens of this time."""
+        self._last: tuple[float, int, int] | None = None
         self._last_since: float | None = None
 
     @property
@@ -254,35 +255,32 @@ class _Times:
 
     def begin(self) -> None:
         """Forget the samples."""
-        self._samples.clear()
+        self._intervals.clear()
+        self._last = None
 
     def sample(self, rows: int, tokens: int, *, waits: bool, is_last: bool) -> None:
         """Note the counts, about once a second. `waits`: the run is stalled. `is_last`: all remaining rows are in
         flight."""
         now = self._clock()
-        if not is_last:
-            self._last_since = None
-        elif self._last_since is None:
-            self._last_since = now
-        if waits and self._samples:  # it began to wait after the previous sample
-            if self._paused_since is None:
-                self._paused_since = self._samples[-1][0] + self._paused_s
-            return
-        if self._paused_since is not None:
-            self._paused_s += now - self._paused_since
-            self._paused_since = None
-        self._samples.append((now - self._paused_s, rows, tokens))
-        while len(self._samples) > 2 and self._samples[0][0] < now - self._paused_s - _RATE_OVER_S:
-            self._samples.popleft()
+        self._last_since = None if not is_last else self._last_since or now
+        if not waits:
+            self._intervals.extend(self._since(rows, tokens))
+        self._last = now, rows, tokens
+        while sum(seconds for seconds, _, _ in self._intervals) > _RATE_OVER_S and len(self._intervals) > 1:
+            self._intervals.popleft()
 
     def per_second(self, rows: int, tokens: int) -> tuple[float, float]:
         """Return rows and completion tokens per second. `rows`, `tokens`: their current numbers."""
-        if not self._samples:
-            return 0.0, 0.0
-        then, rows_then, tokens_then = self._samples[0]
-        now = self._clock() if self._paused_since is None else self._paused_since
-        seconds = max(now - self._paused_s - then, 0.001)
-        return max(0.0, (rows - rows_then) / seconds), max(0.0, (tokens - tokens_then) / seconds)
+        totals = [sum(column) for column in zip(*self._intervals, *self._since(rows, tokens), strict=True)]
+        seconds, rows, tokens = totals or (0.0, 0, 0)
+        return max(0.0, rows / max(seconds, 0.001)), max(0.0, tokens / max(seconds, 0.001))
+
+    def _since(self, rows: int, tokens: int) -> list[tuple[float, int, int]]:
+        """Return the interval since the last sample, if there was one."""
+        if self._last is None:
+            return []
+        then, rows_then, tokens_then = self._last
+        return [(self._clock() - then, rows - rows_then, tokens - tokens_then)]
 
 
 class Course:

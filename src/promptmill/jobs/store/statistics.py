@@ -10,7 +10,7 @@ from typing import Any
 
 from promptmill.backends.protocol import COUNTERS
 from promptmill.core.errors import Code
-from promptmill.jobs.store.counts import JobCounts
+from promptmill.jobs.store.counts import LATENCIES, JobCounts
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.records import SLOT, Record
 from promptmill.jobs.store.rounds import ANSWERED, FAILED, NEVER, TRUNCATED
@@ -20,8 +20,8 @@ _PRIME = (1 << 31) - 1
 _SHOWN_VALUES = 8
 _SHORT_VALUE = 40  # characters
 _LONG_VALUE = 1000  # characters; a longer answer is grouped by its digest
-_SAMPLES = 65_536  # enough for quantiles of the latencies
-_IS_LATENCY = "latency_s BETWEEN 0 AND 1e9"
+_SAMPLES = 65_536  # answers for the histograms of a report
+_IS_LATENCY = "latency_s > 0 AND latency_s <= 1e9"  # 0: a copy of another answer
 _IS_BEFORE = f"answer.key % {SLOT} < ?"
 # A row that wants several answers may send as many requests without a retry. Few rows do, so JSON is read only for
 # them.
@@ -78,10 +78,9 @@ def counts(store: JobDatabase, is_open: str = NEVER, before: int = ALL_ROWS, *, 
         for code, count in store.read(by_code.format(records), before):
             if count > still_open.get(code, 0):
                 found.fail(code, count - still_open.get(code, 0))
-    every = 1 + found.done // _SAMPLES
+    every = 1 + found.done // LATENCIES
     sampled = f"SELECT latency_s {records} AND {ANSWERED} AND answer.key % {every} = 0 AND {_IS_LATENCY}"
-    for (latency_s,) in store.read(sampled, before):
-        found.latencies.count(latency_s)
+    found.latencies.extend(latency_s for (latency_s,) in store.read(sampled, before))
     return found
 
 
