@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
+from job_specs import spec_of
 from promptmill.backends.protocol import Completion, Failure
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.jobs.store import binding, statistics
-from promptmill.jobs.store.binding import Bound, Slot
+from promptmill.jobs.store.binding import Bound
 from promptmill.jobs.store.database import HaltedError, JobDatabase
 from promptmill.jobs.store.records import SLOT, Made, record_of
+from promptmill.jobs.store.spec import Target
 
 FAILURE = Failure(PromptmillError(Code.TIMEOUT, "Too slow."), attempts=2)
-NOW = Made(0, 3)
-ONE = (Slot(0, 0, [0]),)
+ONE = (Target(),)
 
 
 def asked(question: str) -> bytes:
@@ -35,19 +37,18 @@ def fill(store: JobDatabase, questions: Sequence[str], settings: int = 0, slot: 
 def bind(
     store: JobDatabase,
     questions: Sequence[str],
-    slots: Sequence[Slot] = ONE,
-    check: Callable[[Bound], None] = lambda _: None,
+    targets: Sequence[Target] = ONE,
     *,
     replaced: range = binding.ALL_ROWS,
     by_row: bool = False,
-    other: JobDatabase | None = None,
-    halt: threading.Event | None = None,
+    **options: Any,
 ) -> Bound:
     """Bind the answers to rows that ask this, in place of those with the numbers `replaced`."""
     binding.begin(store)
     rows = [(n, asked(one), None, one.encode()) for n, one in enumerate(questions, replaced.start)]
     store.change(("INSERT INTO row_next VALUES (?, ?, ?, ?)", rows))
-    return binding.bind(store, slots, check, replaced=replaced, by_row=by_row, other=other, made=NOW, halt=halt)
+    spec = spec_of("jsonl").model_copy(update={"targets": tuple(targets), "to_bind": "rows" if by_row else None})
+    return binding.bind(store, spec, replaced=replaced, **options)
 
 
 def answers(store: JobDatabase) -> dict[int, str]:
@@ -103,7 +104,7 @@ def test_answers_of_other_settings_and_failures_are_bound_to_no_other_row(store)
     assert bind(store, "cba").kept == 1
     assert answers(store) == {1: "b 1"}
     assert statistics.counts(store).requests == 2 + 2
-    assert bind(store, "abc", [Slot(0, 0, [0, 5])]).kept == 2
+    assert bind(store, "abc", [Target(kept=(5,))]).kept == 2
 
 
 def test_answers_stay_with_their_rows_where_all_questions_have_changed(store):
@@ -124,14 +125,14 @@ def test_a_damaged_answer_stays_damaged_when_it_moves(store):
 
 
 def test_each_slot_has_the_answers_to_its_own_prompt(store):
-    slots = [Slot(0, 0, [0]), Slot(1, 1, [1]), Slot(2, 1, [2])]
+    targets = [Target(), Target(prompt=1, settings=1), Target(prompt=1, settings=2)]
     fill(store, "ab")
     fill(store, "xy", settings=1, slot=1)
     fill(store, "xy", settings=2, slot=2)
-    assert bind(store, ["by", "ax", "cx"], slots) == Bound(9, 6, 6)
+    assert bind(store, ["by", "ax", "cx"], targets) == Bound(9, 6, 6)
     both = {SLOT: "y 1", SLOT + 1: "x 0", 2 * SLOT: "y 1", 2 * SLOT + 1: "x 0"}
     assert answers(store) == {0: "b 1", 1: "a 0"} | both
-    assert bind(store, ["xa"], slots).kept == 0, "an answer of one prompt answers no other one"
+    assert bind(store, ["xa"], targets).kept == 0, "an answer of one prompt answers no other one"
 
 
 def test_numbers_of_rows_may_have_gaps(store):
@@ -139,5 +140,5 @@ def test_numbers_of_rows_may_have_gaps(store):
     binding.begin(store)
     rows = [(n, asked(one), None, b"") for n, one in ((1, "b"), (4, "a"), (7, "c"))]
     store.change(("INSERT INTO row_next VALUES (?, ?, ?, ?)", rows))
-    assert binding.bind(store, ONE, lambda _: None, made=NOW) == Bound(3, 2, 2)
+    assert binding.bind(store, spec_of("jsonl")) == Bound(3, 2, 2)
     assert answers(store) == {1: "5", 4: "2"}

@@ -13,7 +13,6 @@ import contextlib
 import functools
 import os
 import shutil
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -31,7 +30,7 @@ from promptmill.jobs.inputs.questions import columns_of, distinct, questions_of
 from promptmill.jobs.inputs.row import WHOLE, Extent, Input, InputRow, Stretch, Window, digest_of
 from promptmill.jobs.inputs.template import check_names, special_columns
 from promptmill.jobs.store import binding, statistics
-from promptmill.jobs.store.binding import Bound, Slot
+from promptmill.jobs.store.binding import Bound
 from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.order import Shard
 from promptmill.jobs.store.records import SLOT
@@ -46,27 +45,6 @@ _SEED = 0  # one for all jobs: two models on a sample of one input answer the sa
 _LOOKED_AT = 100  # rows of JSON in which a column of the prompt must occur at least once
 
 
-@dataclass(frozen=True, slots=True)
-class Bind:
-    """The rules for binding answers to the rows that were read."""
-
-    check: Callable[[Bound], None] = lambda _: None
-    """May raise to leave the job as it was."""
-    other: JobDatabase | None = None
-    """A job whose answers count for rows without an answer."""
-    round: int = 0
-    """The round that the records of these answers name."""
-
-    def rows(self, store: JobDatabase, spec: JobSpec, replaced: range, halt: threading.Event) -> Bound:
-        """Bind the answers of a job to its rows; the rows with the numbers `replaced` were read again."""
-        slots = [Slot(at, target.prompt, target.counted) for at, target in enumerate(spec.targets)]
-        made = spec.targets[0].made(self.round)
-        by_row = spec.to_bind == "rows"
-        return binding.bind(
-            store, slots, self.check, replaced=replaced, by_row=by_row, other=self.other, made=made, halt=halt
-        )
-
-
 def ingest(
     store: JobDatabase,
     spec: JobSpec,
@@ -74,16 +52,17 @@ def ingest(
     work: Work,
     files: InputFiles | None = None,
     *,
-    bind: Bind = Bind(),
+    bind: Callable[..., Bound] = binding.bind,
     disk_share: float = 1.0,
 ) -> tuple[JobSpec, Bound]:
     """Read the rows of `source` into the database; return the job with its columns, and the counts of the binding.
 
     `files` are the files of the source, if it has any: the stretches at their beginning and end that have not changed
-    since they were read are not parsed again. `disk_share`: the share of the free disk that the rows may take. Blocks.
+    since they were read are not parsed again. `bind` is `binding.bind`, perhaps with some arguments. `disk_share`: the
+    share of the free disk that the rows may take. Blocks.
 
     Raises `PromptmillError`: `invalid_input` for a file that is not of its format or lacks a column, `storage` for rows
-    that take more; `OSError`; `DamagedError`; `HaltedError`; the errors of `bind.check`.
+    that take more; `OSError`; `DamagedError`; `HaltedError`; the errors of `bind`.
     """
     binding.begin(store)
     try:
@@ -100,7 +79,7 @@ def ingest(
             _draw(store, spec.question.sample)
             parts = []  # the next reading begins anew
         store.put(stretches_next={"of": parts})
-        bound = bind.rows(store, spec, replaced, work.halt)
+        bound = bind(store, spec, replaced=replaced, halt=work.halt)
     except BaseException:
         store.change(("DROP TABLE IF EXISTS row_next", [()]), ("DELETE FROM job WHERE name = ?", [("stretches_next",)]))
         raise
@@ -113,13 +92,6 @@ def _draw(store: JobDatabase, count: int) -> None:
     if count < len(numbers):
         drawn = set(statistics.chance(_SEED).sample(numbers, count))
         store.change(("DELETE FROM row_next WHERE n = ?", [(n,) for n in numbers if n not in drawn]))
-
-
-def rebind(store: JobDatabase, spec: JobSpec, bind: Bind, work: Work) -> Bound:
-    """Bind answers to the rows that a job has read. Blocks. Raises as `binding.bind`."""
-    binding.begin(store)
-    store.put(stretches_next=store.get("stretches"))
-    return bind.rows(store, spec, range(0), work.halt)
 
 
 @dataclass(frozen=True, slots=True)

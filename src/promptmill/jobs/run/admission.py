@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +20,7 @@ from promptmill.core.bounds import LONGEST_COLUMN
 from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.jobs import columns, disk, members
 from promptmill.jobs.columns import OURS
-from promptmill.jobs.ingest import Bind, ingest, rebind
+from promptmill.jobs.ingest import ingest
 from promptmill.jobs.inputs import files as input_files
 from promptmill.jobs.inputs import formats, row_secrets
 from promptmill.jobs.inputs.any_format import check_columns, format_of_input, image_column, input_of
@@ -30,7 +31,7 @@ from promptmill.jobs.inputs.workbook import sheet_names
 from promptmill.jobs.members import Stamp
 from promptmill.jobs.run.order_files import OrderFiles
 from promptmill.jobs.run.resumption import SEND_ALL, check_bound, check_keeps_rows, resumed, with_settings
-from promptmill.jobs.store import progress, rounds
+from promptmill.jobs.store import binding, progress, rounds
 from promptmill.jobs.store.binding import Bound
 from promptmill.jobs.store.database import DamagedError, JobDatabase, Work
 from promptmill.jobs.store.folder import Folder
@@ -256,7 +257,7 @@ class Change:
                 check_bound(self.before, spec, bound)
 
         with self._other() as other:
-            bind = Bind(check, other, self.since)
+            bind = functools.partial(binding.bind, check=check, other=other, since=self.since)
             own = columns.own_names(self.before) if self.before is not None and spec.fills_input else ()
             return ingest(
                 store, spec, input_of(files, spec.input.format, own), work, files, bind=bind, disk_share=self.disk_share
@@ -264,8 +265,10 @@ class Change:
 
     def rebind(self, store: JobDatabase, spec: JobSpec, work: Work) -> Bound:
         """Bind the answers of another job to the rows in the database. Blocks. Raises the errors of `JobDatabase`."""
+        binding.begin(store)
+        store.put(stretches_next=store.get("stretches"))
         with self._other() as other:
-            return rebind(store, spec, Bind(other=other, round=self.since), work)
+            return binding.bind(store, spec, replaced=range(0), other=other, since=self.since, halt=work.halt)
 
     @contextlib.contextmanager
     def _other(self) -> Iterator[JobDatabase | None]:

@@ -4,103 +4,91 @@ Table `row_next` has the rows that may have changed; the rows before and after t
 its digest, which an answer stores as `asked`:
 
     answers before       0 a   1 b   2 c   3 d
-    row_next             0 a   1 x   2 b   3 c   4 d
+    rows now             0 a   1 x   2 b   3 c   4 d
 
     stays                0 a
     `loose`                    1 b   2 c   3 d           answers whose row now asks something else, or is gone
     `wanted`                   1 x   2 b   3 c   4 d     rows without an answer to their question
     `matched`                        2 b   3 c   4 d     wanted rows with a loose, a spare or another job's answer
 
-Rows with the same question take its answers in row order. Loose answers become spare, matched rows get their answers,
-and the rows of `row_next` replace those in `row`. All this is one transaction: if the process is killed, the job is
-unchanged.
+Rows with the same question take its answers in row order. Matched rows get their answers, and the other loose answers
+become spare. All this is one transaction: if the process is killed, the job is unchanged.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from sqlite3 import Connection
 
-from promptmill.jobs.store.database import COLUMNS, LAST_KEY, PUT, ROW_NEXT, JobDatabase, bound
-from promptmill.jobs.store.records import SLOT, Made, Record, copied, record_of
+from promptmill.jobs.store.database import COLUMNS, LAST_KEY, PUT_SPARE, ROW_NEXT, JobDatabase, bound
+from promptmill.jobs.store.records import SLOT, Record, copied, record_of
+from promptmill.jobs.store.spec import JobSpec
 
 _DIGEST = 16
-_PAGE = 2048
 BLOCK_ROWS = 1024
 """The rows of a block of an output: some hundred kilobytes."""
+_OUTCOME = ", ".join(Record._fields[1:])
 _TABLES = {
     "loose": "key INTEGER PRIMARY KEY",
     "wanted": "key INTEGER PRIMARY KEY, asked BLOB",
-    "offered": "place INTEGER PRIMARY KEY, asked BLOB",
-    "matched": "key INTEGER PRIMARY KEY, place INTEGER, is_offered INTEGER",
+    "matched": "key INTEGER PRIMARY KEY, place INTEGER",
+    "moved": f"key INTEGER PRIMARY KEY, {_OUTCOME}",
 }
 ALL_ROWS = range(SLOT)
-_ASKED = f"nullif(substr({{0}}.asked, :at, {_DIGEST}), zeroblob({_DIGEST}))"
-_ASKED_NEXT = _ASKED.format("row_next")
+_ASKED = f"nullif(substr(row.asked, :at, {_DIGEST}), zeroblob({_DIGEST}))"
 _IS_REPLACED = "row.n BETWEEN :begin AND :end"
-_COUNT_BESIDE = """
-    SELECT (SELECT count(*) FROM row WHERE n < :begin) + (SELECT count(*) FROM row WHERE n > :end)
-"""
-_LOOSE = f"""
-    INSERT INTO temp.loose
-    SELECT answer.key FROM answer LEFT JOIN row_next ON row_next.n = answer.key - :first
-    WHERE answer.key BETWEEN :first + :begin AND :first + :end
-    AND (row_next.n IS NULL OR ({_ASKED_NEXT} IS NOT answer.asked AND NOT :by_row))
-"""
-_WANTED = f"""
-    INSERT INTO temp.wanted
-    SELECT row_next.n + :first, {_ASKED_NEXT} FROM row_next LEFT JOIN answer ON answer.key = row_next.n + :first
-    WHERE {_ASKED_NEXT} IS NOT NULL AND (
-        answer.key IS NULL OR ({_ASKED_NEXT} IS NOT answer.asked AND NOT :by_row)
-        OR (answer.code IS NOT NULL AND :offers)
-    )
-"""
-_WANTED_BESIDE = f"""
-    INSERT INTO temp.wanted
-    SELECT row.n + :first, {_ASKED.format("row")} FROM row LEFT JOIN answer ON answer.key = row.n + :first
-    WHERE NOT {_IS_REPLACED} AND {_ASKED.format("row")} IS NOT NULL
-    AND (answer.key IS NULL OR (answer.code IS NOT NULL AND :offers))
-"""
-# current answers come before spare answers; the latest spare answer comes first
-_MATCHED = f"""
-    INSERT INTO temp.matched
-    SELECT wanting.key, available.place, available.is_offered FROM
-        (SELECT key, asked, row_number() OVER (PARTITION BY asked ORDER BY key) AS nth
-         FROM temp.wanted WHERE key BETWEEN :first AND :last) AS wanting
-    JOIN
-        (SELECT place, is_offered, asked, row_number() OVER (PARTITION BY asked ORDER BY is_offered, turn) AS nth FROM
-            (SELECT :base + key AS place, 0 AS is_offered, asked, key AS turn FROM answer JOIN temp.loose USING (key)
-             WHERE key BETWEEN :first AND :last AND code IS NULL AND settings IN ({{settings}})
-             UNION ALL SELECT place, 0, asked, {LAST_KEY} - place FROM spare
-             WHERE code IS NULL AND settings IN ({{settings}}) AND asked IN (SELECT asked FROM temp.wanted)
-             UNION ALL SELECT place, 1, asked, place FROM temp.offered
-             WHERE place BETWEEN :first AND :last)) AS available
-    USING (asked, nth)
-    ORDER BY wanting.key
-"""
-_RENAMED = f"""
-    UPDATE answer SET asked = (SELECT {_ASKED_NEXT} FROM row_next WHERE row_next.n = answer.key - :first)
-    WHERE key BETWEEN :first AND :last
-"""
-
-
 _EDITED = f"""
     INSERT OR IGNORE INTO edited
     SELECT DISTINCT n / {BLOCK_ROWS} FROM row_next LEFT JOIN row USING (n) WHERE row.cells IS NOT row_next.cells
     UNION SELECT DISTINCT n / {BLOCK_ROWS} FROM row LEFT JOIN row_next USING (n)
     WHERE {_IS_REPLACED} AND row_next.n IS NULL
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """The answers of a job to one prompt, made with the settings that have these ids."""
-
-    number: int
-    prompt: int
-    settings: Sequence[int]
+_RENAMED = f"""
+    UPDATE answer SET asked = (SELECT {_ASKED} FROM row WHERE row.n = answer.key - :first)
+    WHERE key BETWEEN :first AND :last AND key - :first IN (SELECT n FROM row)
+"""
+_LOOSE = f"""
+    INSERT INTO temp.loose
+    SELECT answer.key FROM answer LEFT JOIN row ON row.n = answer.key - :first
+    WHERE answer.key BETWEEN :first + :begin AND :first + :end AND (row.n IS NULL OR {_ASKED} IS NOT answer.asked)
+"""
+_WANTED = f"""
+    INSERT INTO temp.wanted
+    SELECT row.n + :first, {_ASKED} FROM row LEFT JOIN answer ON answer.key = row.n + :first
+    WHERE {_ASKED} IS NOT NULL AND (
+        answer.key IS NULL OR ({_IS_REPLACED} AND {_ASKED} IS NOT answer.asked)
+        OR (answer.code IS NOT NULL AND :borrows)
+    )
+"""
+# loose answers come before spare answers; the latest spare answer comes first
+_AVAILABLE = f"""
+    SELECT :base + key AS place, asked, key AS turn FROM answer JOIN temp.loose USING (key)
+    WHERE key BETWEEN :first AND :last AND code IS NULL AND settings IN ({{settings}})
+    UNION ALL SELECT place, asked, {LAST_KEY} - place FROM spare
+    WHERE code IS NULL AND settings IN ({{settings}}) AND asked IN (SELECT asked FROM temp.wanted)
+"""
+_MATCHED = f"""
+    INSERT INTO temp.matched
+    SELECT wanting.key, available.place FROM
+        (SELECT key, asked, row_number() OVER (PARTITION BY asked ORDER BY key) AS nth
+         FROM temp.wanted WHERE key BETWEEN :first AND :last) AS wanting
+    JOIN
+        (SELECT place, asked, row_number() OVER (PARTITION BY asked ORDER BY turn) AS nth
+         FROM ({_AVAILABLE})) AS available
+    USING (asked, nth)
+"""
+_MOVED = f"INSERT INTO temp.moved SELECT matched.key, {_OUTCOME} FROM temp.matched JOIN"
+_MOVE = f"""
+    {_MOVED} answer ON answer.key = place - :base;
+    {_MOVED} spare USING (place);
+    DELETE FROM spare WHERE place < 0 OR place IN (SELECT place FROM temp.matched WHERE place < :base);
+    INSERT INTO spare (place, {COLUMNS}) SELECT :base + key, {COLUMNS} FROM answer
+        WHERE key IN (SELECT key FROM temp.loose) AND :base + key NOT IN (SELECT place FROM temp.matched);
+    DELETE FROM answer WHERE key IN (SELECT key FROM temp.loose);
+    INSERT OR REPLACE INTO answer SELECT * FROM temp.moved;
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,19 +110,19 @@ class Bound:
 
 def bind(
     store: JobDatabase,
-    slots: Sequence[Slot],
-    check: Callable[[Bound], None],
+    spec: JobSpec,
     *,
     replaced: range = ALL_ROWS,
-    by_row: bool = False,
+    check: Callable[[Bound], None] = lambda _: None,
     other: JobDatabase | None = None,
-    made: Made,
+    since: int = 0,
     halt: threading.Event | None = None,
 ) -> Bound:
     """Bind the answers to `row_next`, which then takes the place of the rows with the numbers `replaced`. Blocks.
 
-    `check` may raise; then nothing changes. `by_row`: the input is unchanged but its questions are new, and each answer
-    stays with its row. Rows without an answer take answers of the job `other`, with the note `made`.
+    `check` may raise; then nothing changes. Rows without an answer take answers of the job `other`; their records name
+    the round `since`. With `spec.to_bind == "rows"`, the input is unchanged but its questions are new, and each answer
+    stays with its row.
 
     Raises `HaltedError`, and the errors of `JobDatabase`.
     """
@@ -144,40 +132,27 @@ def bind(
             run(f"DROP TABLE IF EXISTS temp.{name}")
             run(f"CREATE TEMP TABLE {name} ({columns})")
         ((base,),) = run("SELECT coalesce(max(place), 0) + 1 FROM spare")
-        if other is not None:
-            _offer(connection, other)
         window = {"begin": replaced.start, "end": replaced.stop - 1}
-        for slot in slots:
-            first, at = slot.number * SLOT, 1 + slot.prompt * _DIGEST
-            values = {"first": first, "last": first + SLOT - 1, "at": at, "base": base}
-            values |= {"by_row": by_row, "offers": other is not None} | window
+        _take_rows(connection, window)
+        slots = []
+        for slot, target in enumerate(spec.targets):
+            first = slot * SLOT
+            places = {"first": first, "last": first + SLOT - 1, "at": 1 + target.prompt * _DIGEST, "base": base}
+            values = places | window | {"borrows": other is not None}
+            if spec.to_bind == "rows":
+                run(_RENAMED, values)
             run(_LOOSE, values)
             run(_WANTED, values)
-            if replaced != ALL_ROWS:
-                run(_WANTED_BESIDE, values)
-            run(_MATCHED.format(settings=", ".join(str(int(each)) for each in slot.settings)), values)
-            if by_row:
-                run(_RENAMED, values)
-        ((beside,),) = run(_COUNT_BESIDE, window)
-        ((rows,),) = run("SELECT ? + count(*) FROM row_next", (beside,))
+            slots.append((_MATCHED.format(settings=", ".join(map(str, target.counted))), values))
+        if other is not None:
+            _borrow(connection, other, spec, since)
+        for statement, values in slots:
+            run(statement, values)
+        ((rows,),) = run("SELECT count(*) FROM row")
         counts = _counts(connection, rows * len(slots))
         check(counts)
-        run(
-            f"INSERT INTO spare (place, {COLUMNS}) SELECT ? + key, {COLUMNS} FROM answer "
-            "WHERE key IN (SELECT key FROM temp.loose)",
-            (base,),
-        )
-        run("DELETE FROM answer WHERE key IN (SELECT key FROM temp.loose)")
-        _place(connection, other, made)
-        if run("SELECT 1 FROM job WHERE name = 'written'").fetchone():
-            run(_EDITED, window)
-        if beside:
-            run(f"DELETE FROM row WHERE {_IS_REPLACED}", window)
-            run("INSERT INTO row SELECT * FROM row_next")
-            run("DROP TABLE row_next")
-        else:
-            run("DROP TABLE row")
-            run("ALTER TABLE row_next RENAME TO row")
+        for statement in _MOVE.split(";"):
+            run(statement, {"base": base})
         counted = "json_set(value, '$.rows', ?)"
         run(f"INSERT OR REPLACE INTO job SELECT 'stretches', {counted} FROM job WHERE name = 'stretches_next'", (rows,))
         run("DELETE FROM job WHERE name = 'stretches_next'")
@@ -189,13 +164,33 @@ def begin(store: JobDatabase) -> None:
     store.change(("DROP TABLE IF EXISTS row_next", [()]), (ROW_NEXT, [()]))
 
 
-def _offer(connection: Connection, other: JobDatabase) -> None:
-    """Store the keys and questions of another job's answers in `temp.offered`."""
-    place = 0
-    query = "SELECT key, asked FROM answer WHERE key >= ? AND code IS NULL AND asked IS NOT NULL ORDER BY key LIMIT ?"
-    while page := other.read(query, place, _PAGE):
-        connection.executemany("INSERT INTO temp.offered VALUES (?, ?)", page)
-        place = page[-1][0] + 1
+def _take_rows(connection: Connection, window: dict[str, int]) -> None:
+    """Replace the rows in the window by those of `row_next`, and note the edited blocks of the output."""
+    run = connection.execute
+    if run("SELECT 1 FROM job WHERE name = 'written'").fetchone():
+        run(_EDITED, window)
+    if run(f"SELECT 1 FROM row WHERE NOT ({_IS_REPLACED}) LIMIT 1", window).fetchone():
+        run(f"DELETE FROM row WHERE {_IS_REPLACED}", window)
+        run("INSERT INTO row SELECT * FROM row_next")
+        run("DROP TABLE row_next")
+    else:
+        run("DROP TABLE row")
+        run("ALTER TABLE row_next RENAME TO row")
+
+
+def _borrow(connection: Connection, other: JobDatabase, spec: JobSpec, since: int) -> None:
+    """Add the answers of another job to wanted questions to `spare`, behind all others. They cost nothing here."""
+    connection.execute("CREATE INDEX temp.by_question ON wanted (asked)")
+    for record in other.records(where="code IS NULL AND asked IS NOT NULL"):
+        is_wanted = "SELECT 1 FROM temp.wanted WHERE asked = ?"
+        if (
+            record.is_sound
+            and record.slot < len(spec.targets)
+            and connection.execute(is_wanted, (record.asked,)).fetchone()
+        ):
+            made = spec.targets[record.slot].made(since)
+            own = record_of(record.key, copied(record.outcome()), record.asked, made)
+            connection.execute(PUT_SPARE, (-1 - record.key, *bound(own)))
 
 
 def _counts(connection: Connection, rows: int) -> Bound:
@@ -203,21 +198,3 @@ def _counts(connection: Connection, rows: int) -> Bound:
     ((loose,),) = connection.execute("SELECT count(*) FROM answer JOIN temp.loose USING (key) WHERE code IS NULL")
     ((matched,),) = connection.execute("SELECT count(*) FROM temp.matched")
     return Bound(rows, answers, answers - loose + matched)
-
-
-def _place(connection: Connection, other: JobDatabase | None, made: Made) -> None:
-    """Give the matched rows their answers; answers of another job cost nothing here."""
-    columns = ", ".join(f"spare.{name}" for name in Record._fields[1:])
-    connection.execute(
-        f"INSERT OR REPLACE INTO answer SELECT matched.key, {columns} FROM temp.matched "
-        "JOIN spare ON spare.place = matched.place WHERE NOT is_offered"
-    )
-    connection.execute("DELETE FROM spare WHERE place IN (SELECT place FROM temp.matched WHERE NOT is_offered)")
-    if other is None:
-        return
-    offered = connection.execute(
-        "SELECT matched.key, place, asked FROM temp.matched JOIN temp.wanted USING (key) WHERE is_offered"
-    )
-    for key, place, asked in offered.fetchall():
-        if (record := other.record(place)) is not None:
-            connection.execute(PUT, bound(record_of(key, copied(record.outcome()), asked, made)))

@@ -71,6 +71,7 @@ COLUMNS = ", ".join(Record._fields)
 _OPTIONAL = frozenset({"code", "more"})  # texts that are never empty
 _VALUES_OF_RECORD = ",".join("nullif(?, '')" if name in _OPTIONAL else "?" for name in Record._fields)
 PUT = f"INSERT OR REPLACE INTO answer VALUES ({_VALUES_OF_RECORD})"
+PUT_SPARE = f"INSERT INTO spare VALUES (?, {_VALUES_OF_RECORD})"
 _SET_ASIDE = f"INSERT INTO spare ({COLUMNS}) SELECT {COLUMNS} FROM answer WHERE key = ? AND code IS NULL"
 PAGE = 256  # records read at once: a long read would keep the writer waiting
 _WAIT_S = 5.0  # for other programs
