@@ -32,7 +32,7 @@ from promptmill.jobs.ingest import ingest
 from promptmill.jobs.inputs.any_format import input_of
 from promptmill.jobs.inputs.files import InputFiles, Part
 from promptmill.jobs.inputs.questions import questions_of
-from promptmill.jobs.run.live import LiveRound, OpenRows, StoreSink
+from promptmill.jobs.run.live import OpenRows, StoreSink, answer_rows
 from promptmill.jobs.store.binding import Bound
 from promptmill.jobs.store.counts import JobCounts
 from promptmill.jobs.store.database import JobDatabase, Work
@@ -121,8 +121,8 @@ async def _stored(service: Service, store: JobDatabase, stats: Call, source: Pat
     round_ = Round(1, "open", "first")
     (questions,) = questions_of(spec.question, spec.input.format, spec.input.header)
     rows = OpenRows(store, round_, spec.targets, [RowRequests(RowReader("jsonl"), questions)])
-    sink = StoreSink(store, JobCounts(), stats, _give_up, _give_up, made=[spec.targets[0].made(round_.id)])
-    await LiveRound(service, rows, sink, stats, _give_up, service.plan).run()
+    sink = StoreSink(store, JobCounts(), stats, _give_up, made=[spec.targets[0].made(round_.id)])
+    await answer_rows(service, rows, sink, stats, service.plan)
     return seconds
 
 

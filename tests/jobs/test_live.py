@@ -29,7 +29,6 @@ class World:
     """A sink over a database."""
 
     def __init__(self, store: JobDatabase) -> None:
-        self.reasons: list[PromptmillError] = []
         self.no_room: list[PromptmillError] = []
         self.store = store
         self.counts = JobCounts()
@@ -46,7 +45,6 @@ class World:
             self.store,
             self.counts,
             self.call,
-            self.reasons.append,
             self.no_room.append,
             failure_limit=None if limit is None else FailureLimit.parse(limit),
             recorded=recorded,
@@ -58,9 +56,7 @@ class World:
         targets = options.pop("targets", (Target(),))
         round_ = Round(5, rows, "first", tuple(range(len(targets))), since=4)
         requests = [job.requests for _ in targets]
-        return RowSource(
-            OpenRows(job.store, round_, targets, requests, **options), sink, self.call, self.reasons.append
-        )
+        return RowSource(OpenRows(job.store, round_, targets, requests, **options), sink, self.call)
 
 
 @pytest.fixture
@@ -156,12 +152,10 @@ async def test_a_database_that_cannot_be_read_ends_the_run(rows):
     world = World(rows.store)
     rows.store.read = read
     source = world.source(rows, world.sink())
-    with pytest.raises(asyncio.CancelledError):
+    with pytest.raises(PromptmillError, match="cannot be read: input/output error") as raised:
         await source.take(10)
     await source.aclose()
-    (error,) = world.reasons
-    assert error.code is Code.STORAGE
-    assert "cannot be read: input/output error" in error.message
+    assert raised.value.code is Code.STORAGE
 
 
 async def test_a_damaged_database_is_left_to_the_run_which_repairs_it(rows, monkeypatch):
@@ -170,14 +164,14 @@ async def test_a_damaged_database_is_left_to_the_run_which_repairs_it(rows, monk
 
     world, found = World(rows.store), asyncio.Event()
     sink = world.sink()
-    sink.on_damage = found.set
+    sink.on_error = found.set
     monkeypatch.setattr(world.store, "write", damaged)
     await put(sink, 0, Completion("a"))
     await sink.aclose()
     await asyncio.sleep(0)
     assert found.is_set()
     assert not await returns(sink, 1, Completion("b"))
-    assert (sink.is_damaged, world.reasons, world.counts.done) == (True, [], 0)
+    assert (type(sink.error), world.counts.done) == (DamagedError, 0)
     monkeypatch.setattr(world.store, "read", damaged)
     source = world.source(rows, sink)
     with pytest.raises(DamagedError):
@@ -214,7 +208,7 @@ async def returns(sink: StoreSink, row: int, outcome: Any) -> bool:
     """Put an outcome; return whether it was taken, False when the run is to end by it."""
     putting = asyncio.ensure_future(put(sink, row, outcome))
     await asyncio.wait({putting})
-    return not putting.cancelled()
+    return not putting.cancelled() and putting.exception() is None
 
 
 def failure(code: Code, attempts: int) -> Failure:
@@ -238,7 +232,7 @@ async def test_a_row_without_room_in_the_budget_cancels_no_other_and_is_kept_onl
     assert refused.outcome().cost == 0.5
     assert world.store.record(0) is None
     assert answered is not None
-    assert (len(world.no_room), world.reasons) == (2, [])
+    assert len(world.no_room) == 2
 
 
 async def test_outcomes_are_written_soon_and_a_full_batch_at_once(world):
@@ -277,7 +271,6 @@ async def test_only_what_is_the_rows_own_fault_is_recorded(world, code, attempts
     assert await returns(sink, 0, failure(code, attempts)) is recorded
     await sink.aclose()
     assert (world.counts.done, world.counts.failed) == ((1, 1) if recorded else (0, 0))
-    assert [error.code for error in world.reasons] == ([] if recorded else [code])
 
 
 async def test_a_row_that_was_sent_only_by_an_earlier_run_was_not_sent(world):
@@ -343,4 +336,5 @@ async def test_a_database_that_cannot_be_written_stops_the_job(world, monkeypatc
     await sink.aclose()
     await asyncio.sleep(0)
     assert not await returns(sink, 1, Completion("b"))
-    assert ([error.code for error in world.reasons], world.counts.done) == ([Code.STORAGE], 0)
+    assert isinstance(sink.error, PromptmillError)
+    assert (sink.error.code, world.counts.done) == (Code.STORAGE, 0)

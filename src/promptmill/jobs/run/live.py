@@ -52,45 +52,36 @@ _ENDS_UNSENT = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class LiveRound:
-    """Answers the rows of a round. `give_up` is called with the error that stops the job, and cancels the task."""
+async def answer_rows(service: Service, rows: OpenRows, sink: StoreSink, stats: Call, plan: ResolvedConfig) -> None:
+    """Answer every open row of a round. The model of `plan` answers the rows that name none.
 
-    service: Service
-    rows: OpenRows
-    sink: StoreSink
-    stats: Call
-    give_up: Callable[[PromptmillError], None]
-    plan: ResolvedConfig
-    """The plan of the job; its model answers the rows that name no model."""
-
-    async def run(self) -> None:
-        """Answer every open row. Raises `DamagedError`."""
-        syncing = asyncio.ensure_future(self.sink.keep_synced())
-        source = RowSource(self.rows, self.sink, self.stats, self.give_up)
-        self.stats.facts = replace(
-            self.stats.facts,
-            file=self.rows.file,
-            keep_raw=self.rows.requests[0].reader.keep_raw,
-            size=self.rows.store.path.stat().st_size,
-        )
-        answering = asyncio.ensure_future(self.service.run(source, self.sink, self.stats, self.plan))
-        self.sink.on_damage = answering.cancel
+    Raises `PromptmillError`, the error that ends the run, and `DamagedError`.
+    """
+    syncing = asyncio.ensure_future(sink.keep_synced())
+    source = RowSource(rows, sink, stats)
+    stats.facts = replace(
+        stats.facts,
+        file=rows.file,
+        keep_raw=rows.requests[0].reader.keep_raw,
+        size=rows.store.path.stat().st_size,
+    )
+    answering = asyncio.ensure_future(service.run(source, sink, stats, plan))
+    sink.on_error = answering.cancel
+    try:
+        await answering
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if sink.error is None or (task is not None and task.cancelling()):
+            raise
+    finally:
+        await source.aclose()
+        syncing.cancel()
         try:
-            await answering
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if not self.sink.is_damaged or (task is not None and task.cancelling()):
-                raise
+            await sink.aclose()
         finally:
-            await source.aclose()
-            syncing.cancel()
-            try:
-                await self.sink.aclose()
-            finally:
-                await asyncio.wait({syncing})
-        if self.sink.is_damaged:
-            raise DamagedError("its answers cannot be written")
+            await asyncio.wait({syncing})
+    if sink.error is not None:
+        raise sink.error
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,18 +185,16 @@ class OpenRow(NamedTuple):
 class RowSource(Source):
     """Reads the open rows in a thread, one page ahead. A row without a valid request fails here."""
 
-    def __init__(
-        self, rows_: OpenRows, sink: StoreSink, call: Call, give_up: Callable[[PromptmillError], None]
-    ) -> None:
-        """`sink` receives taken rows and failures. `give_up` is called with the error if reading cannot continue."""
-        self._rows, self._sink, self._call, self._give_up = rows_, sink, call, give_up
+    def __init__(self, rows_: OpenRows, sink: StoreSink, call: Call) -> None:
+        """`sink` receives taken rows and failures."""
+        self._rows, self._sink, self._call = rows_, sink, call
         self._pages = rows_.pages()
         self._ready: deque[OpenRow] = deque()
         self._ahead: asyncio.Future[list[OpenRow] | None] | None = None
         self._has_ended = False
 
     async def take(self, n: int) -> list[Request]:
-        """Return up to `n` requests."""
+        """Return up to `n` requests. Raises `PromptmillError` (`storage`, or of the sink) and `DamagedError`."""
         requests: list[Request] = []
         while not requests and await self._fill():
             while self._ready and len(requests) < n:
@@ -252,11 +241,7 @@ class RowSource(Source):
             return False
         while not self._ready and not self._has_ended:
             ahead = self._ahead or self._read_ahead()
-            try:
-                page = await asyncio.shield(ahead)
-            except PromptmillError as error:
-                self._give_up(error)
-                raise asyncio.CancelledError from None  # `give_up` is cancelling this run
+            page = await asyncio.shield(ahead)
             self._has_ended = page is None
             self._ready.extend(page or ())
             self._ahead = None if self._has_ended else self._read_ahead()
@@ -292,41 +277,41 @@ class StoreSink(Sink):
         store: JobDatabase,
         counts: JobCounts,
         stats: Call,
-        give_up: Callable[[PromptmillError], None],
         no_room: Callable[[PromptmillError], None],
         *,
         failure_limit: FailureLimit | None = None,
         made: Sequence[Made] = (FIRST,),
         recorded: Callable[[Sequence[int]], None] | None = None,
     ) -> None:
-        """`give_up` is called with the error that stops the job, and cancels the run.
+        """`no_room` is called with the error of a row that the budget cannot pay; then the run takes no more rows.
 
-        `no_room` is called with the error of a row that the budget cannot pay; then the run takes no more rows. `made`:
-        the notes for records, by slot. `recorded` is called with the keys of recorded rows.
+        `made`: the notes for records, by slot. `recorded` is called with the keys of recorded rows.
         """
         self._store = store
         self._stats = stats
         self.taken: dict[int, OpenRow] = {}
         """The rows in flight, by their keys."""
-        self._give_up, self._no_room = give_up, no_room
+        self._no_room = no_room
         self._failures = _Failures(failure_limit, counts)
         self._made = made
         self._recorded = recorded
         self._waiting = _Waiting()
         self._committing: asyncio.Task[None] | None = None
-        self._broken = False
         self._loop = asyncio.get_running_loop()
-        self.is_damaged = False
-        """Whether the database is damaged, so that nothing can be recorded."""
-        self.on_damage: Callable[[], object] = lambda: None
+        self.error: PromptmillError | DamagedError | None = None
+        """The error because of which nothing more can be recorded."""
+        self.on_error: Callable[[], object] = lambda: None
+        """Is called in the event loop after `error` was set."""
 
     def put(self, key: int, outcome: Outcome) -> Awaitable[None] | None:
         """Record `outcome` under `key`.
 
-        Raises `CancelledError` if `give_up` was called, because of this outcome or because outcomes cannot be recorded.
+        Raises `PromptmillError` if this outcome ends the run, and `CancelledError` after an `error`.
         """
-        if self._broken or (isinstance(outcome, Failure) and self._concerns_all(key, outcome)):
+        if self.error is not None:
             raise asyncio.CancelledError
+        if isinstance(outcome, Failure) and self._concerns_all(key, outcome):
+            raise outcome.error
         if isinstance(outcome, Failure) and outcome.error.code is Code.BUDGET:
             self._no_room(outcome.error)  # the requests in flight are already paid, so the run waits for them
             if not outcome.cost:
@@ -354,13 +339,12 @@ class StoreSink(Sink):
             is_soon = self._store.waits_for_disk or len(self.taken) <= _LARGEST_BATCH
             self._loop.call_later(0.0 if is_soon else _GATHER_S, self._gathered, batch)
         batch.append((key, outcome))
-        if (error := self._failures.count(outcome)) is not None:
-            self._give_up(error)
         waiting = self._waiting
         waiting.characters += len(outcome.text)
         is_full = len(batch) >= _LARGEST_BATCH or waiting.characters >= _MOST_CHARACTERS
         if is_full and not self._store.waits_for_disk:
             self._flush()
+        self._failures.count(outcome)
 
     def _with_lost(self, outcome: Outcome, requests: int, count: int, most: float, known: float) -> Outcome:
         """Add the cost of requests that earlier runs sent for this row and did not record.
@@ -382,7 +366,7 @@ class StoreSink(Sink):
 
     async def keep_synced(self) -> None:
         """Flush written outcomes to the disk at least once a second, until cancelled."""
-        while not self._broken:
+        while self.error is None:
             began = time.monotonic()
             syncing = asyncio.ensure_future(asyncio.to_thread(self._store.sync))
             try:
@@ -395,8 +379,8 @@ class StoreSink(Sink):
                 self._break("was removed while the job ran", "Run the job again; it begins anew.")
             except OSError as error:
                 self._break(f"cannot be kept: {disk.why(error)}")
-            except DamagedError:
-                self._break_damaged()
+            except DamagedError as error:
+                self._end(error)
             await asyncio.sleep(max(0.0, began + _SYNC_S - time.monotonic()))
 
     async def aclose(self) -> None:
@@ -430,7 +414,7 @@ class StoreSink(Sink):
             self._count(batch)
 
     def _write(self, batch: Sequence[tuple[int, Outcome]]) -> None:
-        if self._broken:
+        if self.error is not None:
             return
         taken, made = self.taken, self._made
         replaced = [row for row, _ in batch if taken.get(row, _UNKNOWN).answered]
@@ -446,20 +430,18 @@ class StoreSink(Sink):
             self._store.write(records, replaced)
         except OSError as error:
             self._break(f"cannot be written: {disk.why(error)}")
-        except DamagedError:
-            self._break_damaged()
+        except DamagedError as error:
+            self._end(error)
 
     def _break(self, reason: str, hint: str | None = None) -> None:
-        error = PromptmillError(Code.STORAGE, f"The job's database {self._store.path} {reason}.", hint)
-        self._loop.call_soon_threadsafe(self._give_up, error)
-        self._broken = True  # last, because others end when they see it, and need the reason then
+        self._end(PromptmillError(Code.STORAGE, f"The job's database {self._store.path} {reason}.", hint))
 
-    def _break_damaged(self) -> None:
-        self.is_damaged = self._broken = True
-        self._loop.call_soon_threadsafe(self.on_damage)
+    def _end(self, error: PromptmillError | DamagedError) -> None:
+        self.error = self.error or error
+        self._loop.call_soon_threadsafe(self.on_error)
 
     def _count(self, batch: Sequence[tuple[int, Outcome]]) -> None:
-        if self._broken:
+        if self.error is not None:
             return
         self._store.in_flight.recorded([row for row, _ in batch])
         if self._recorded is not None:
@@ -469,15 +451,11 @@ class StoreSink(Sink):
             self._failures.counts.count(outcome)
 
     def _concerns_all(self, row: int, failure: Failure) -> bool:
-        """Return whether this failure must stop the job instead of being counted; if so, call `give_up`."""
+        """Return whether this failure must stop the job instead of being counted."""
         code = failure.error.code
         if code in _ENDS_UNSENT and not failure.concerns_all:
-            concerns_all = failure.attempts == self.taken.get(row, _UNKNOWN).attempts
-        else:
-            concerns_all = failure.concerns_all or code in _ENDS_ALL
-        if concerns_all:
-            self._give_up(failure.error)
-        return concerns_all
+            return failure.attempts == self.taken.get(row, _UNKNOWN).attempts
+        return failure.concerns_all or code in _ENDS_ALL
 
 
 def _with_earlier(outcome: Outcome, before: Outcome | None) -> Outcome:
@@ -507,16 +485,15 @@ class _Failures:
     failed: int = 0
     rows: int = 0
 
-    def count(self, outcome: Outcome) -> PromptmillError | None:
-        """Count a row; return the error that ends the job if too many rows have failed."""
+    def count(self, outcome: Outcome) -> None:
+        """Count a row. Raises the error that ends the job if too many rows have failed."""
         self.rows += 1
         if not isinstance(outcome, Failure) or outcome.error.code is Code.BUDGET:
-            return None
+            return
         self.failed += not self.counts.skips(outcome.error.code)
-        if self.limit is None or not self.limit.exceeded(self.failed, self.rows):
-            return None
-        said = f"{self.failed} of {self.rows} rows failed, more than `max_failures` allows."
-        return PromptmillError(outcome.error.code, f"{said} The last one: {outcome.error}", "")
+        if self.limit is not None and self.limit.exceeded(self.failed, self.rows):
+            said = f"{self.failed} of {self.rows} rows failed, more than `max_failures` allows."
+            raise PromptmillError(outcome.error.code, f"{said} The last one: {outcome.error}", "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from promptmill.jobs.run import steps
 from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.duplicates import Duplicates
 from promptmill.jobs.run.job_rounds import JobRounds, reader_of, requests_of
-from promptmill.jobs.run.live import LiveRound, OpenRows, StoreSink
+from promptmill.jobs.run.live import OpenRows, StoreSink, answer_rows
 from promptmill.jobs.run.steps import Apart
 from promptmill.jobs.store import progress as states
 from promptmill.jobs.store import rounds, statistics
@@ -413,13 +413,12 @@ class Runner:
                 store,
                 progress.counts,
                 stats,
-                self._give_up,
                 self._end_without_room,
                 failure_limit=job.order.limits.failures,
                 made=[target.made(round_.id, round_.model) for target in targets],
                 recorded=self._recorded,
             )
-            await LiveRound(self.service, open_rows, sink, stats, self._give_up, job.plan).run()
+            await answer_rows(self.service, open_rows, sink, stats, job.plan)
 
     def _recorded(self, keys: Sequence[int]) -> None:
         if self._hooks.live is not None:
