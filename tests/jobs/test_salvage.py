@@ -42,7 +42,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def check(path: Path) -> tuple[int, int]:
-    """Return how many rows and answers there are, which are sound; other rows are noted as lost."""
+    """Return how many rows and answers there are, which are sound. A job without all of its rows reads its input."""
     store = JobDatabase(path)
     answers = store.sound_records()
     assert [one.key for one in answers] == sorted({one.key for one in answers})
@@ -52,12 +52,9 @@ def check(path: Path) -> tuple[int, int]:
     assert store.read("SELECT 1 FROM answer WHERE settings NOT IN (SELECT id FROM settings)") == []
     rows, stretches = list(store.rows()), store.get("stretches")
     assert all(row.cells == f'{{"prompt": "row {row.n}"}}'.encode() for row in rows)
-    lost: set[int] = set()
-    if stretches is not None:
-        assert stretches["rows"] == len(rows)
-        for first, last in stretches.get("lost", {}).get("at", ()):
-            lost |= set(range(first, ROWS if last is None else last + 1))
-    assert stretches is None or {row.n for row in rows} ^ lost == set(range(ROWS))
+    if (spec := store.get("spec")) is not None:
+        is_whole = stretches is not None and len(rows) == ROWS
+        assert spec["output"]["names"] == (OUTPUT["names"] if is_whole else None)
     store.close()
     return len(rows), len(answers)
 
@@ -184,27 +181,17 @@ def test_lost_rows_are_read_from_the_input_again(bench, half):
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_rows_that_are_lost_with_their_input_are_named_and_left_out_on_request(bench, half):
+def test_a_job_that_lost_rows_waits_for_its_input(bench, half):
     database = half_done(bench)
     damage(database, database.read_bytes().index(b'"prompt": "prompt 450"'), half=half)
     before = bench.path / "before.jsonl"
     bench.input.rename(before)
-    for _ in range(2):
-        said = bench.fail()
-        assert "rows of job " in said
-        assert f"Put {bench.input} back and run the job again; --keep goes on without them" in said.replace("\n", " ")
+    for said in (f"{bench.input} is missing. Put it back", f"There is no input file {bench.input}"):
+        assert said in bench.fail().replace("\n", " ")
         assert not bench.output.exists()
-    with bench.folder.reading() as store:
-        ((first, last),) = (store.get("stretches") or {})["lost"]["at"]
-        assert first <= 450
-        assert last is not None
-        assert f"rows {first + 1} to {last + 1}" in said
-    kept = [at for at in range(600) if not first <= at <= last]
-    assert any(f"rows {first + 1} to {last + 1}" in warning for warning in bench.succeed("--keep")["warnings"])
-    check_answers(bench, kept)
     before.rename(bench.input)
     bench.succeed()
-    assert len(bench.upstream.seen) <= 300 + last - first + 1
+    assert len(bench.upstream.seen) == 300
     check_answers(bench, list(range(600)))
 
 

@@ -17,9 +17,9 @@ from promptmill.backends.questions import RowRequests
 from promptmill.backends.rows import RowReader
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import MOST_VALUES
-from promptmill.core.errors import Code, Named, PromptmillError, input_error, redact
+from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.core.money import Budget
-from promptmill.core.wording import counted, listed
+from promptmill.core.wording import counted
 from promptmill.jobs import columns, disk, members
 from promptmill.jobs.export import output
 from promptmill.jobs.export.answered import UnansweredError
@@ -279,7 +279,7 @@ class Runner:
         """Continue with the readable content of the database. Lost rows are read from the input again."""
         job = self._job
         await self._in_thread(job.folder.salvage)
-        job.put(job.spec.with_input(**UNREAD))
+        job.put(job.folder.spec or job.spec.with_input(**UNREAD).with_output(names=None))
         job.input = self._given
 
     def _limit_rows(self) -> None:
@@ -312,7 +312,6 @@ class Runner:
                 raise
             job.load()
             self._note_kept(bound)
-        self._check_lost_rows()
         await self._check_secrets()
         progress.output.columns = job.spec.output.names or {}
         progress.notes += [note for note in columns.notes(job.spec) if note not in progress.notes]
@@ -325,22 +324,6 @@ class Runner:
             kept, of = f"{bound.kept:,}", counted(bound.rows, "row")
             are = "is" if bound.new == 1 else "are"
             self.progress.notes.append(f"{kept} of {of} keep their answers, {bound.new:,} {are} new.")
-
-    def _check_lost_rows(self) -> None:
-        """Raise `PromptmillError` (`invalid_input`) if rows were lost, unless the order has `keep`."""
-        job = self._job
-        if (lost := job.folder.rows_lost) is None:
-            return
-        at = listed(list(map(_place, lost["at"])), 5)
-        count, of = counted(lost["rows"], "row"), job.spec.job_id
-        problem = f"{count} of job {of} were lost with a damaged part of its database: {at}. "
-        if not job.order.earlier.keep:
-            back = f"Put {job.spec.input.path} back" if job.spec.input.is_file else "Run it with its rows"
-            raise input_error(
-                problem, f"{back} and run the job again", Named("keep", text="; {} goes on without them"), "."
-            )
-        self.progress.notes.append(problem + "The output lacks them.")
-        job.folder.accept_lost_rows()
 
     async def _check_secrets(self) -> None:
         """Look for keys and passwords in the rows of a file that a call named. The same content is checked only
@@ -609,14 +592,6 @@ class Runner:
         if self._hooks.watch:
             with contextlib.suppress(OSError):  # a closed terminal must not end a job
                 self._hooks.watch(self.progress)
-
-
-def _place(rows: tuple[int, int | None]) -> str:
-    """Return the range of lost rows as text. `rows`: the numbers of the first and the last lost row."""
-    first, last = rows
-    if last is None:
-        return f"row {first + 1:,} and those behind it"
-    return f"row {first + 1:,}" if first == last else f"rows {first + 1:,} to {last + 1:,}"
 
 
 async def until_ended(runner: Runner) -> tuple[RunStatus, PromptmillError | None, bool]:

@@ -278,17 +278,6 @@ class Folder:
         stretches = self._get("stretches")[0]
         return None if stretches is None else stretches.get("rows")
 
-    @property
-    def rows_lost(self) -> Mapping[str, Any] | None:
-        """The number of rows that were lost (`rows`), and the first and last number of each place (`at`), if any."""
-        stretches = self._get("stretches")[0]
-        return None if stretches is None else stretches.get("lost")
-
-    def accept_lost_rows(self) -> None:
-        """Forget which rows of the job that is open here were lost. Raises as `put` does."""
-        if (stretches := self.store.get("stretches")) is not None:
-            self.put(stretches={name: value for name, value in stretches.items() if name != "lost"})
-
     # ---- the run
 
     @property

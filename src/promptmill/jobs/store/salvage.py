@@ -1,7 +1,7 @@
 """Repairs a damaged database: copies all readable content to a new database.
 
 answers    all sound answers; failures only if a request was sent, because a damaged row also fails
-rows       all readable rows; the others are noted as lost, and read again if the input still exists
+rows       all readable rows; if some are lost, the job has to read its input again
 settings   all readable settings; the ids of unreadable settings stay reserved
 rounds     all readable rounds; an unreadable round counts as done
 """
@@ -97,27 +97,21 @@ def _copy(new: JobDatabase, table: str, values: Sequence[tuple[Any, ...]]) -> No
         new.change((f"INSERT OR IGNORE INTO {table} VALUES ({','.join('?' * len(values[0]))})", values))
 
 
-def _readable(read: _Read[_Keyed], lost: Callable[[int, int | None], None] = lambda *_: None) -> Iterator[list[_Keyed]]:
-    """Yield all readable pages. `lost` is called with the first and last key of each gap; None: up to the end."""
-    first, damaged = 0, None
+def _readable(read: _Read[_Keyed]) -> Iterator[list[_Keyed]]:
+    """Yield all readable pages."""
+    first = 0
     while first <= LAST_KEY:
         for most in (PAGE, 1):
             with contextlib.suppress(DamagedError):
                 page = read(first, most)
                 break
-            damaged = first if damaged is None else damaged
         else:
             first = _behind(read, first)
             continue
         if not page:
             break
-        if damaged is not None and page[0][0] > damaged:
-            lost(damaged, page[0][0] - 1)
         yield page
         first = page[-1][0] + 1
-        damaged = None if most > 1 else first
-    if damaged is not None:
-        lost(damaged, None)
 
 
 def _behind(read: _Read[_Keyed], first: int) -> int:
@@ -141,10 +135,8 @@ def _behind(read: _Read[_Keyed], first: int) -> int:
 
 
 def _copy_rows(old: JobDatabase, new: JobDatabase) -> None:
-    """Copy the readable rows of the input, and note the others as lost.
-
-    Rows have no checksum, so the input is read again if it still exists.
-    """
+    """Copy the readable rows of the input. They have no checksum, so the job reads its input again if it still exists;
+    if rows are lost, it has to."""
 
     def read(first: int, most: int) -> list[Row]:
         page = old.row_page(first, size=most)
@@ -152,22 +144,18 @@ def _copy_rows(old: JobDatabase, new: JobDatabase) -> None:
             raise DamagedError("a row has zeros of a page that was cut short")
         return page
 
-    at: list[tuple[int, int | None]] = []
-    for page in _readable(read, lambda *place: at.append(place)):
+    for page in _readable(read):
         _copy(new, "row", page)
     known: Mapping[str, Any] = {}
     with contextlib.suppress(DamagedError):
         known = old.get("stretches") or {}
-    rows, lost = new.row_count(), known.get("lost") or {}
-    missing = known.get("rows", rows) - rows + lost.get("rows", 0)
-    stretches: dict[str, Any] = {"of": [], "rows": rows}
-    if missing or at:
-        stretches["lost"] = {"rows": missing, "at": [*lost.get("at", ()), *at]}
-    spec = new.get("spec") or {}
-    if isinstance(spec.get("input"), dict):
-        new.put(spec={**spec, "input": {**spec["input"], **UNREAD}})
-    if known or rows:
-        new.put(stretches=stretches)
+    rows, spec = new.row_count(), new.get("spec") or {}
+    parts = {name: part for name in ("input", "output") if isinstance(part := spec.get(name), dict)}
+    if "input" in parts:
+        parts["input"] |= UNREAD
+    if "output" in parts and rows != known.get("rows"):
+        parts["output"]["names"] = None
+    new.put(spec=spec | parts or None, stretches={"of": [], "rows": rows} if known or rows else None)
 
 
 def _add_unknown(new: JobDatabase) -> None:
