@@ -186,8 +186,8 @@ def test_a_job_that_lost_rows_waits_for_its_input(bench, half):
     damage(database, database.read_bytes().index(b'"prompt": "prompt 450"'), half=half)
     before = bench.path / "before.jsonl"
     bench.input.rename(before)
-    for said in (f"{bench.input} is missing. Put it back", f"There is no input file {bench.input}"):
-        assert said in bench.fail().replace("\n", " ")
+    for _ in range(2):
+        assert f"There is no input file {bench.input}" in bench.fail().replace("\n", " ")
         assert not bench.output.exists()
     before.rename(bench.input)
     bench.succeed()

@@ -115,11 +115,8 @@ class Job:
             if not spec.is_read:
                 raise input_error(f"The rows of job {spec.job_id} were not read to their end; run it with its rows.")
             return None
-        if missing := [part.path for part in spec.input.parts if not part.path.exists()]:
-            if spec.is_read:
-                return None  # after it was read, the input may be deleted
-            problem = f"Job {spec.job_id} has not all of its rows, and {missing[0]} is missing. "
-            raise input_error(problem, "Put it back and run the job again.")
+        if not all(part.path.exists() for part in spec.input.parts) and spec.is_read:
+            return None  # after it was read, the input may be deleted
         if _is_own_work(self.folder, spec):
             return None
         files = input_files.opened(spec.input.parts, known=self.change.before is not None, encoding=spec.input.encoding)

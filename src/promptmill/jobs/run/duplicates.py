@@ -1,9 +1,8 @@
-"""Rows with the same question at temperature 0: only the first is sent, and the others get its answer.
+"""Rows with the same question at temperature 0: only the first is sent, and the others get its outcome.
 
-Two temporary tables hold the state of the rules `… once` and `… duplicate` (see `rounds.RULES`):
-
-    unsent      open rows that are not sent: an equal row is sent, or has an answer
-    duplicate   open rows that get the answer of the row `first`
+The temporary table `equal` has the open rows whose question several rows have. It serves the rules `… once` and
+`… duplicate` (see `rounds.RULES`): `first` is the key of the record that a row gets (`is_known`), or else of the row
+that is sent.
 """
 
 from __future__ import annotations
@@ -13,15 +12,14 @@ from dataclasses import replace
 
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.records import SLOT, copied, record_of
-from promptmill.jobs.store.rounds import ANSWERED, OF_ANY, ONCE, Round, join_of
+from promptmill.jobs.store.rounds import ANSWERED, Round, join_of
 from promptmill.jobs.store.spec import JobSpec
 
 _PAGE = 2048
 _DIGEST = 16
 _TABLES = {
     "repeated": "asked BLOB PRIMARY KEY",
-    "unsent": "key INTEGER PRIMARY KEY",
-    "duplicate": "key INTEGER PRIMARY KEY, first INTEGER",
+    "equal": "key INTEGER PRIMARY KEY, first INTEGER, is_known INTEGER",
 }
 
 
@@ -35,19 +33,19 @@ class Duplicates:
         self._are_known = False
 
     def prepare(self, round_: Round) -> None:
-        """Fill the temporary tables that the rule of a round uses."""
+        """Fill the temporary table that the rule of a round uses."""
         if not self._are_known:
             self._find()
             self._are_known = True
-        if round_.rows.endswith(ONCE):
-            self._fill("unsent", self._unsent, round_)
-        elif round_.way == "copy":
-            self._fill("duplicate", self._duplicate, round_)
+        if round_.is_by_question:
+            work = [("DELETE FROM temp.equal", [()])]
+            work += [(f"INSERT INTO temp.equal {self._equal(round_, slot)}", [()]) for slot in round_.slots]
+            self._store.change(*work)
 
     def copy(self, round_: Round) -> int:
         """Copy the answers to the duplicates; return the number of copies. A damaged answer is deleted instead."""
         store, after, count = self._store, -1, 0
-        query = "SELECT key, first FROM temp.duplicate WHERE key > ? ORDER BY key LIMIT ?"
+        query = "SELECT key, first FROM temp.equal WHERE is_known AND key > ? ORDER BY key LIMIT ?"
         while page := store.read(query, after, _PAGE):
             originals = {record.key: record for record in store.records_at([first for _, first in page])}
             damaged = {first for _, first in page} - originals.keys()
@@ -77,48 +75,23 @@ class Duplicates:
             same = [(digest,) for digest, n in self._store.read(query) if self._is_repeatable(n, slot)]
             self._store.change(("INSERT OR IGNORE INTO temp.repeated VALUES (?)", same))
 
-    def _fill(self, table: str, query: Callable[[Round, int], str], round_: Round) -> None:
-        work = [(f"DELETE FROM temp.{table}", [()])]
-        work += [(f"INSERT INTO temp.{table} {query(round_, slot)}", [()]) for slot in round_.slots]
-        self._store.change(*work)
-
-    def _open(self, round_: Round, slot: int) -> str:
-        """Return the query for the open rows with a repeated question."""
-        asked = _asked(self._spec.targets[slot].prompt)
-        return (
-            f"SELECT row.n + {slot * SLOT} AS key, {asked} AS asked FROM {join_of(slot)} "
-            f"WHERE {self._is_open(round_, slot)} AND {asked} IN (SELECT asked FROM temp.repeated)"
-        )
-
-    def _is_open(self, round_: Round, slot: int) -> str:
-        """Return the condition for the open rows of the round's rule, before duplicates are divided."""
-        return replace(round_, rows=round_.ordered).condition(self._spec.targets[slot].counted, slot)
-
-    def _records(self, round_: Round, slot: int, which: str) -> str:
-        """Return the query for the first record of each question, among answers and new failures that meet `which`."""
-        settings = ", ".join(map(str, self._spec.targets[slot].counted))
-        of_slot = f"key BETWEEN {slot * SLOT} AND {slot * SLOT + SLOT - 1} AND settings IN ({settings})"
-        is_answer = f"({ANSWERED} AND NOT {self._is_open(round_, slot)})"
-        is_new = f"({is_answer} OR (answer.round > {int(round_.since)} AND {which}))"
-        first = f"coalesce(min(CASE WHEN {ANSWERED} THEN key END), min(key)) AS first"  # an answer, if there is one
-        return f"SELECT asked, {first} FROM answer WHERE {of_slot} AND {is_new} GROUP BY asked"
-
-    def _unsent(self, round_: Round, slot: int) -> str:
-        which = (
-            f"(NOT retryable OR answer.round = {int(round_.id)})"  # otherwise a resumed round would send one more row
-        )
-        return (
-            f"SELECT key FROM (SELECT key, asked, row_number() OVER (PARTITION BY asked ORDER BY key) AS nth "
-            f"FROM ({self._open(round_, slot)})) AS waiting "
-            f"LEFT JOIN ({self._records(round_, slot, which)}) USING (asked) WHERE nth > 1 OR first IS NOT NULL"
-        )
-
-    def _duplicate(self, round_: Round, slot: int) -> str:
-        which = "1" if round_.rows.endswith(OF_ANY) else "NOT retryable"
-        return (
-            f"SELECT key, first FROM ({self._open(round_, slot)}) AS waiting "
-            f"JOIN ({self._records(round_, slot, which)}) USING (asked)"
-        )
+    def _equal(self, round_: Round, slot: int) -> str:
+        """Return the query for the rows of `equal` in a slot."""
+        target = self._spec.targets[slot]
+        asked, settings = _asked(target.prompt), ", ".join(map(str, target.counted))
+        is_open = replace(round_, rows=round_.ordered).condition(target.counted, slot)
+        return f"""
+            WITH waiting AS (
+                SELECT row.n + {slot * SLOT} AS key, {asked} AS asked FROM {join_of(slot)}
+                WHERE {is_open} AND {asked} IN (SELECT asked FROM temp.repeated)
+            ), known AS (  -- an answer, or else a new failure
+                SELECT asked, coalesce(min(CASE WHEN {ANSWERED} THEN key END), min(key)) AS first FROM answer
+                WHERE key BETWEEN {slot * SLOT} AND {slot * SLOT + SLOT - 1} AND settings IN ({settings})
+                AND (({ANSWERED} AND NOT {is_open}) OR answer.round > {int(round_.since)}) GROUP BY asked
+            )
+            SELECT key, coalesce(first, min(key) OVER (PARTITION BY asked)), first IS NOT NULL
+            FROM waiting LEFT JOIN known USING (asked)
+        """
 
 
 def _asked(prompt: int) -> str:

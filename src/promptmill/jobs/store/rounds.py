@@ -19,8 +19,8 @@ of an order, each only if it has rows:
 2. `again …`: the rows that the order sends again
 3. `first`: the rows without an answer, and failures of earlier runs that may pass
 
-With `dedupe`, only the first of several rows with the same question is sent, and a round `duplicate` copies its answer
-to the others; if it failed for a reason that may pass, the next of them is sent.
+With `dedupe`, only the first of several rows with the same question is sent. Before and after it, a round `duplicate`
+copies an outcome to the others.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ NEVER = "0"
 ANSWERED = "answer.code IS NULL"
 FAILED = "answer.code IS NOT NULL"
 TRUNCATED = "answer.finish_reason IS 'length'"
-ONCE, DUPLICATE, OF_ANY = " once", " duplicate", " duplicate of any"
+ONCE, DUPLICATE = " once", " duplicate"
 _IS_MISSING = "(answer.key IS NULL OR answer.settings NOT IN ({settings}))"
 _ORDERED = {
     "open": f"({_IS_MISSING} OR (answer.retryable AND answer.round <= {{since}}))",
@@ -54,25 +54,21 @@ _ORDERED = {
     "again truncated": f"({TRUNCATED} AND answer.round <= {{since}})",
     "again all": "(answer.key IS NULL OR answer.round <= {since})",
 }
-_TRIES = 2
-"""Rows with the same question that a run sends, one after the other, if the first one fails for a passing reason."""
-_IS_DUPLICATE = "row.n + {base} IN (SELECT key FROM temp.duplicate)"
+_IS_WAITING = "row.n + {base} IN (SELECT key FROM temp.equal WHERE key != first)"
+_IS_DUPLICATE = "row.n + {base} IN (SELECT key FROM temp.equal WHERE is_known)"
 RULES: Mapping[str, str] = MappingProxyType(
     {
         **_ORDERED,
-        **{
-            f"{name}{ONCE}": f"{rule} AND row.n + {{base}} NOT IN (SELECT key FROM temp.unsent)"
-            for name, rule in _ORDERED.items()
-        },
-        **{f"{name}{suffix}": _IS_DUPLICATE for name in _ORDERED for suffix in (DUPLICATE, OF_ANY)},
+        **{f"{name}{ONCE}": f"{rule} AND NOT {_IS_WAITING}" for name, rule in _ORDERED.items()},
+        **{f"{name}{DUPLICATE}": _IS_DUPLICATE for name in _ORDERED},
         "chosen": f"{_IS_MISSING} AND row.n IN (SELECT n FROM chosen WHERE chosen.round = {{id}})",
     }
 )
 """The rows of a round, by the name of the rule: a condition on `row` and the row's `answer` in a slot, if any.
 
 `id` is the round's, `since` that of the last round before the order, `settings` the ids whose answers count, `base` the
-key of the slot's first row. Rules that end in `ONCE`, `DUPLICATE` or `OF_ANY` divide the rows of the rule before that
-by their questions; the temporary tables are from `run.duplicates`.
+key of the slot's first row. Rules that end in `ONCE` or `DUPLICATE` divide the rows of the rule before that by their
+questions; the temporary table is from `run.duplicates`.
 """
 
 
@@ -98,10 +94,7 @@ class Round:
     @property
     def ordered(self) -> str:
         """The rule that the order means, whatever the round takes of its rows."""
-        for suffix in (ONCE, DUPLICATE, OF_ANY):
-            if self.rows.endswith(suffix):
-                return self.rows.removesuffix(suffix)
-        return self.rows
+        return self.rows.removesuffix(ONCE).removesuffix(DUPLICATE)
 
     @property
     def is_by_question(self) -> bool:
@@ -133,9 +126,8 @@ def next_round(now: Situation) -> Round | None:
     rounds = now.rounds
     if rounds and not rounds[-1].done and _is_resumed(rounds[-1], now) and now.has_rows(rounds[-1]):
         return rounds[-1]
-    own = [round_ for round_ in rounds if round_.id > now.since]
     first = Round(rounds[-1].id + 1 if rounds else 1, "open", "", tuple(range(now.slots)), now.since)
-    return next(filter(now.has_rows, _wanted(now.order, own, first)), None)
+    return next(filter(now.has_rows, _wanted(now.order, first)), None)
 
 
 def _is_resumed(last: Round, now: Situation) -> bool:
@@ -150,24 +142,21 @@ def _is_resumed(last: Round, now: Situation) -> bool:
     return order.earlier.again != "all" and last.rows.startswith("again")
 
 
-def _wanted(order: JobOrder, own: Sequence[Round], first: Round) -> Iterator[Round]:
-    """Yield the rounds that may come next, like `first` but for their rows; `own` are the order's rounds so far."""
+def _wanted(order: JobOrder, first: Round) -> Iterator[Round]:
+    """Yield the rounds that may come next, like `first` but for their rows."""
     again = order.earlier.again
     for rows in ("open",) if again is None else (f"again {again}", "open"):
         live = replace(first, rows=rows, reason=order.reason if rows == "open" else rows)
-        if not order.dedupe:
-            yield live
-            continue
-        sent = sum(round_.rows == rows + ONCE for round_ in own)
-        yield replace(live, rows=rows + (OF_ANY if sent == _TRIES else DUPLICATE), reason="duplicate", way="copy")
-        if sent < _TRIES:
-            yield replace(live, rows=rows + ONCE)
+        if order.dedupe:
+            yield replace(live, rows=rows + DUPLICATE, reason="duplicate", way="copy")
+            live = replace(live, rows=rows + ONCE)
+        yield live
 
 
 def resent(order: JobOrder, since: int, settings: Iterable[int], slot: int = 0) -> str:
     """Return the condition of the rows in a slot that an order sends; `since` is the last round before it."""
     first = Round(since + 1, "", "", since=since)
-    rules = dict.fromkeys(round_.ordered for round_ in _wanted(order, (), first))
+    rules = dict.fromkeys(round_.ordered for round_ in _wanted(order, first))
     return " OR ".join(replace(first, rows=rule).condition(settings, slot) for rule in rules)
 
 
