@@ -125,8 +125,8 @@ def asks_long_answers_again(monkeypatch: pytest.MonkeyPatch) -> None:
     is_new = "answer.round NOT IN (SELECT id FROM round WHERE value ->> '$.rows' = 'long')"
     wanted = rounds._wanted
 
-    def with_long(order: Any, own: Any, first: Any) -> Iterator[Any]:
-        yield from wanted(order, own, first)
+    def with_long(order: Any, first: Any) -> Iterator[Any]:
+        yield from wanted(order, first)
         yield replace(first, rows="long", reason="long", model="large")
 
     monkeypatch.setattr(rounds, "RULES", {**rounds.RULES, "long": f"({ANSWERED} AND length(text) > 500 AND {is_new})"})

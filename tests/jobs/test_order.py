@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from job_specs import spec_of
 from promptmill.core.errors import PromptmillError
-from promptmill.jobs.store.order import FailureLimit, JobOrder, Limits, Question, Shard
+from promptmill.jobs.inputs.row import Style
+from promptmill.jobs.store.order import FailureLimit, JobOrder, Limits, Question, Reading, Shard, Shown
+from promptmill.jobs.store.spec import JobSpec, Origin
 
 
 @pytest.mark.parametrize(
@@ -39,12 +42,12 @@ def test_a_shard_that_does_not_exist_is_refused(text, said):
 
 
 def test_the_output_of_a_shard_is_a_part_file_and_the_whole_one_is_known_from_it():
-    order = JobOrder(inputs=(Path("/in"),), output=Path("/out.csv"), shard="3/16")
+    order = JobOrder(inputs=(Path("/in"),), output=Path("/out.csv"), limits=Limits(shard="3/16"))
     assert order.target == Path("/out.csv.part-03-of-16")
     part = order.model_copy(update={"output": order.target})
     assert (part.target, part.whole_output) == (order.target, order.output)
     with pytest.raises(PromptmillError, match="goes without `limit`"):
-        _ = order.model_copy(update={"limits": Limits(rows=5)}).cut
+        _ = order.model_copy(update={"limits": Limits(rows=5, shard="3/16")}).cut
 
 
 @pytest.mark.parametrize(
@@ -61,3 +64,25 @@ def test_the_output_of_a_shard_is_a_part_file_and_the_whole_one_is_known_from_it
 def test_a_question_has_a_template_for_each_prompt(values, templates, rows_set, prompts):
     question = Question(**values)
     assert (question.templates, question.rows_set, question.prompts) == (templates, rows_set, prompts)
+
+
+def test_an_order_and_a_job_of_an_older_database_are_read():
+    order = JobOrder(
+        inputs=(Path("/in"),),
+        output=Path("/out"),
+        reading=Reading(sql="SELECT 1"),
+        limits=Limits(rows=3, dedupe=True),
+        shown=Shown(reason="judge", command=["compare"]),
+    )
+    stored = order.model_dump(mode="json")
+    assert JobOrder.model_validate(stored) == order
+    older = stored | stored.pop("reading") | {"dedupe": stored["limits"].pop("dedupe"), "reason": "judge"}
+    older["shown"] = {"command": ["compare"], "urls": {}}
+    assert JobOrder.model_validate(older) == order
+    spec = spec_of("csv").model_copy(update={"origin": Origin(owner="me", working_folder=Path("/work"))})
+    spec = spec.with_input(style=Style(";", has_bom=True))
+    stored = spec.model_dump(mode="json")
+    assert JobSpec.model_validate(stored) == spec
+    assert stored["input"].pop("style") == [";", True, ""]
+    stored["input"] |= {"delimiter": ";", "has_bom": True, "arrow_schema": ""}
+    assert JobSpec.model_validate({**stored, **stored.pop("origin")}) == spec

@@ -17,7 +17,7 @@ from promptmill.jobs.run.job_rounds import JobRounds
 from promptmill.jobs.run.live import OpenRow, OpenRows
 from promptmill.jobs.store import rounds
 from promptmill.jobs.store.database import JobDatabase
-from promptmill.jobs.store.order import Earlier, JobOrder
+from promptmill.jobs.store.order import Earlier, JobOrder, Limits
 from promptmill.jobs.store.records import record_of
 from promptmill.jobs.store.rounds import Round
 from promptmill.jobs.store.spec import Target
@@ -28,7 +28,9 @@ PASSING = Failure(PromptmillError(Code.TIMEOUT, "Too slow."), attempts=1)
 
 def order_of(again: Any = None, *, dedupe: bool = False) -> JobOrder:
     """Return an order."""
-    return JobOrder(inputs=(Path("/in"),), output=Path("/out"), earlier=Earlier(again=again), dedupe=dedupe)
+    return JobOrder(
+        inputs=(Path("/in"),), output=Path("/out"), earlier=Earlier(again=again), limits=Limits(dedupe=dedupe)
+    )
 
 
 class RoundsBench:
@@ -81,7 +83,7 @@ class RoundsBench:
         """Yield the rounds of a run, those that copy with the duplicates."""
         change = Change(None, order.earlier, _last_round(self.store, order))
         job: Any = SimpleNamespace(order=order, spec=self.spec, change=change, folder=SimpleNamespace(store=self.store))
-        duplicates = Duplicates(self.store, self.spec, lambda *_: True) if order.dedupe else None
+        duplicates = Duplicates(self.store, self.spec, lambda *_: True) if order.limits.dedupe else None
         job_rounds = JobRounds(job, duplicates)
         for _ in range(20):
             if (round_ := job_rounds.next()) is None:

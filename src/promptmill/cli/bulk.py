@@ -291,7 +291,7 @@ def run_and_compare(
 ) -> int:
     """Do what `run` does, and show a comparison where each row has several answers."""
     code = run(arguments, configuration, order, given=given, fixed=fixed)
-    if order.variants and not arguments.json and order.reason != "judge":
+    if order.variants and not arguments.json and order.shown.reason != "judge":
         from promptmill.cli.compare import show_variants  # other jobs do not need it
 
         spec = JobFolders.from_environ().of(real_path(order.target)).spec

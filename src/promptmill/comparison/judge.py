@@ -133,8 +133,7 @@ def job_of(
             # other answers to most rows are no mistake: a file may have been made again
             earlier=earlier.model_copy(update={"keep": True}),
             variants=tuple(Variant(name=name, prompt=at) for at, name in enumerate(_ORDERS)),
-            reason="judge",
-            shown=shown,
+            shown=shown.model_copy(update={"reason": "judge"}),
         )
         yield order, source
 

@@ -216,7 +216,7 @@ class _Reader:
         """Return the job with its columns, once all rows were read."""
         if self._is_whole:  # else the rows that have the columns may not be among those that were read
             self._names.check_templates(self._questions)
-        return self._names.named().with_input(fields=self._fields, **self._source.style._asdict())
+        return self._names.named().with_input(fields=self._fields, style=self._source.style)
 
     def _has(self, row: InputRow) -> bool:
         """Return whether the job has a row; a row of another shard counts only for the names of the columns."""

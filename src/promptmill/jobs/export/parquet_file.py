@@ -42,7 +42,7 @@ def write_parquet(
 
     answers = AnswerValues(spec, "parquet", extra)
     kinds = _arrow_types(answers)
-    own = _ArrowColumns(spec) if spec.input.arrow_schema else _TypedColumns(spec, stored)
+    own = _ArrowColumns(spec) if spec.input.style.arrow_schema else _TypedColumns(spec, stored)
     fields = [*own.schema, *(pa.field(answers.names[key], kind) for key, kind in kinds.items())]
     schema = pa.schema(fields, metadata=own.schema.metadata)
     with parquet.ParquetWriter(out, schema, write_batch_size=_VALUES_AT_ONCE) as writer:
@@ -75,7 +75,7 @@ class _ArrowColumns:
     """The columns of a Parquet input."""
 
     def __init__(self, spec: JobSpec) -> None:
-        self.schema = unpacked_schema(spec.input.arrow_schema)
+        self.schema = unpacked_schema(spec.input.style.arrow_schema)
 
     def batch(self, stored: Sequence[Row]) -> Any:
         """Return rows as a record batch."""

@@ -182,9 +182,9 @@ def text_form(
     """
     answers, own = AnswerValues(spec, output_format, extra), OwnValues(spec, ids)
     if output_format in DELIMITERS:
-        delimiter, mark = DELIMITERS[output_format], rows.BOM if spec.input.has_bom else b""
+        delimiter, mark = DELIMITERS[output_format], rows.BOM if spec.input.style.has_bom else b""
         if spec.input.format in CELLS:
-            delimiter = spec.input.delimiter if output_format == spec.input.format else delimiter
+            delimiter = spec.input.style.delimiter if output_format == spec.input.format else delimiter
             header = mark + cells_line([*spec.input.header, *answers.names.values()], delimiter)
             return TextForm(functools.partial(_cells_of_cells, len(spec.input.header), answers, delimiter), header)
         names = own.names_in(stored)

@@ -67,7 +67,7 @@ def check(store: JobDatabase, source: InputSpec, rule: FileRule, work: Work) -> 
     if not rule.is_guarded:
         return
     name = source.path.name
-    check_columns(name, source.header, source.arrow_schema, rule)
+    check_columns(name, source.header, source.style.arrow_schema, rule)
 
     def lines() -> Iterator[bytes]:
         first = 0

@@ -273,7 +273,7 @@ def _check(_: Work, plan: ResolvedConfig, order: JobOrder, folders: JobFolders, 
 
 def _check_columns(_: Work, order: JobOrder, rule: FileRule) -> None:
     runtime.limit_computing(_STUCK_S)
-    files = input_files.opened(input_files.find(order.inputs, order.output), encoding=order.encoding)
+    files = input_files.opened(input_files.find(order.inputs, order.output), encoding=order.reading.encoding)
     kind = format_of_input(files)
     source = input_of(files, kind)
     row_secrets.check_columns(files.parts[0].path.name, source.header, source.style.arrow_schema, rule)

@@ -143,7 +143,7 @@ class VisibleJobs:
 
     def _is_owner(self, folder: Folder, spec: JobSpec, caller: Caller) -> bool:
         """Return whether a job is its caller's. A job on files is everybody's."""
-        owner = spec.owner
+        owner = spec.origin.owner
         if owner is None and self._is_loose(spec):  # of an older release
             owner = (folder.task or {}).get("owner", "")
         return owner is None or owner == caller.owner

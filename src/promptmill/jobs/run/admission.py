@@ -42,6 +42,7 @@ from promptmill.jobs.store.spec import (
     WHOLE_REQUESTS,
     InputSpec,
     JobSpec,
+    Origin,
     OutputRecord,
     OutputSpec,
     Target,
@@ -197,7 +198,7 @@ def admit(
             raise input_error(damaged, SEND_ALL, " starts a new one.") from None
         folders.register(folder)
         if getattr(plan.block, "dedupe", False):
-            job.plan, job.order = _without_own_dedupe(plan), order.model_copy(update={"dedupe": True})
+            job.plan, job.order = _without_own_dedupe(plan), order.with_limits(dedupe=True)
         opened.pop_all()
         return job
 
@@ -342,7 +343,7 @@ def check_fields(order: JobOrder, input_format: str) -> None:
         )
     for text in question.templates:
         template_of(text, places_in(text))  # any place may be a column
-    if question.sample is not None and (order.limits.rows is not None or order.shard is not None):
+    if question.sample is not None and (order.limits.rows is not None or order.limits.shard is not None):
         raise input_error(Named("sample"), " goes without ", Named("limit"), " and ", Named("shard"), ".")
     _check_answer_column(order.form.column)
 
@@ -383,26 +384,25 @@ def spec_of(
         for text in order.question.templates:
             check_names_some(text, lambda: "" if source is None else image_column(source, input_format))
     output_format = "" if files.is_loose else formats.format_of_output(order.whole_output, input_format)
-    if order.shard is not None and input_format == "messages":
+    if order.limits.shard is not None and input_format == "messages":
         raise input_error(Named("shard"), " goes with files of rows, not with a call's.")
     return JobSpec(
         job_id=job_id,
         created=int(time.time()),
-        input=InputSpec(path=files.source, encoding=order.encoding, **facts),
+        input=InputSpec(path=files.source, encoding=order.reading.encoding, **facts),
         question=order.question,
         output=OutputSpec(
             path=files.target,
             format=output_format,
             form=order.form,
             answer_schema=None if input_format in WHOLE_REQUESTS else _schema_of(plan),
-            shard=order.shard,
+            shard=order.limits.shard,
         ),
         targets=targets_of(plan, order, input_format, plans),
         backend=plan.backend,
         model=plan.model,
         provider=registry.provider_of(plan),
-        owner=order.owner,
-        working_folder=Path.cwd(),
+        origin=Origin(owner=order.owner, working_folder=Path.cwd()),
     )
 
 

@@ -72,7 +72,7 @@ class OrderFiles:
             _check_output(order, target, parts)
             formats.format_by_suffix(order.whole_output, "output file")
             formats.check_installed(order.whole_output)
-        opened = input_files.opened(parts, known=is_known, encoding=order.encoding) if parts else None
+        opened = input_files.opened(parts, known=is_known, encoding=order.reading.encoding) if parts else None
         return cls(source, target, folder, is_loose, opened)
 
 
@@ -82,14 +82,14 @@ def _input_of(order: JobOrder, target: Path, given: Given | None, folder: Folder
     Raises `PromptmillError` (`invalid_input`).
     """
     if given is not None:
-        return Path(given.name), _with_query(given.parts, order.sql)
+        return Path(given.name), _with_query(given.parts, order.reading.sql)
     if not order.inputs[0].is_absolute():  # the order that began the job passed the rows
         return order.inputs[0], ()
     for path in order.inputs:
         check_name(path)
     is_read = folder is not None and _has_read(folder, order.inputs)
     try:
-        parts = _with_query(input_files.find(order.inputs, target), order.sql)
+        parts = _with_query(input_files.find(order.inputs, target), order.reading.sql)
     except PromptmillError:
         if not is_read:
             raise

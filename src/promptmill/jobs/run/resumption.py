@@ -30,11 +30,9 @@ _AS_READ = (
     "sha256",
     "header",
     "fields",
-    "delimiter",
-    "has_bom",
+    "style",
     "taken",
     "settings_read",
-    "arrow_schema",
 )
 """The fields of `InputSpec` that are known after the input was read."""
 _FEWEST = 20  # answers; losing fewer costs almost nothing
@@ -67,7 +65,7 @@ def resumed(
         targets.append(_target_now(folder, before, target, changed, sends_all=sends_all))
     spec = wanted.model_copy(
         update={
-            **{name: getattr(begun, name) for name in ("created", "owner", "working_folder")},
+            **{name: getattr(begun, name) for name in ("created", "origin")},
             "targets": tuple(targets),
         }
     )

@@ -350,7 +350,7 @@ class Runner:
 
     def _duplicates(self) -> Duplicates | None:
         job = self._job
-        if not job.order.dedupe:
+        if not job.order.limits.dedupe:
             return None
         requests = self._requests(job.spec.targets)
 

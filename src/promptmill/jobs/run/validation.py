@@ -30,7 +30,7 @@ from promptmill.jobs.run.order_files import OrderFiles
 from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder
-from promptmill.jobs.store.spec import JobSpec
+from promptmill.jobs.store.spec import JobSpec, Origin
 
 _SHOWN = 20
 _BYTES_PER_TOKEN = 4  # English text; less accurate for other scripts
@@ -92,7 +92,7 @@ def _check_rows(
     problems: list[str] = []
     rules = images.ImageRules.of(plan.file_rule, plan.settings.max_image_pixels)
     own, kind = OwnValues(spec), row_kind(spec.input.format)
-    reader = reader_of(plan, spec.model_copy(update={"working_folder": None}), order.system_prompt, may_name=may_name)
+    reader = reader_of(plan, spec.model_copy(update={"origin": Origin()}), order.system_prompt, may_name=may_name)
     requests = list(requests_of(spec, reader))
     id_name = "custom_id" if kind == "batch" else "id"
     for row in store.rows(last=end_of(store, order.limits.rows) - 1):

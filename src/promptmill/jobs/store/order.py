@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -20,8 +20,21 @@ _SHARD = re.compile(r"(\d{1,6})/(\d{1,6})")
 _FIRST_ROWS = 20  # a percentage of failures is not checked before this many rows
 
 
-class _Frozen(BaseModel):
+class Stored(BaseModel):
+    """A frozen part of the description of a job in its database."""
+
     model_config = ConfigDict(frozen=True)
+    moved: ClassVar[Sequence[tuple[str, Sequence[str]]]] = ()
+    """The names of parts, and of their fields that older databases store here."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_older_databases(cls, values: Any) -> Any:
+        for part, names in cls.moved if isinstance(values, dict) else ():
+            old = {name: values[name] for name in names if name in values}
+            if old and isinstance(known := values.get(part, {}), dict):
+                values = {**values, part: {**known, **old}}
+        return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +93,7 @@ class Shard:
         return output.with_name(f"{output.name}.part-{self.number:0{len(str(self.count))}}-of-{self.count}")
 
 
-class Question(_Frozen):
+class Question(Stored):
     """How the questions of each row are made."""
 
     templates: tuple[str, ...] = ()
@@ -118,7 +131,7 @@ class Question(_Frozen):
         return max(1, len(self.templates))
 
 
-class AnswerForm(_Frozen):
+class AnswerForm(Stored):
     """The form of the answers in the output."""
 
     column: str = "answer"
@@ -128,11 +141,15 @@ class AnswerForm(_Frozen):
     text."""
 
 
-class Limits(_Frozen):
-    """The limits of a job."""
+class Limits(Stored):
+    """The rows that a job sends, and how much may fail and be spent."""
 
     rows: int | None = Field(None, ge=1)
     """Send only this many of the first rows."""
+    shard: str | None = None
+    """`3/16`: send only this shard of the rows, and write a part file."""
+    dedupe: bool = False
+    """Whether of rows with the same question, only one is sent."""
     max_failures: str | None = None
     max_cost: float | None = Field(None, ge=0)
     """The most that all runs together may spend; None: the configuration's limit."""
@@ -143,7 +160,7 @@ class Limits(_Frozen):
         return None if self.max_failures is None else FailureLimit.parse(self.max_failures)
 
 
-class Variant(_Frozen):
+class Variant(Stored):
     """A pair of model and prompt, if each row is answered in several ways. Each variant has its own slot."""
 
     name: str
@@ -153,7 +170,7 @@ class Variant(_Frozen):
     """The index of the variant's template."""
 
 
-class Earlier(_Frozen):
+class Earlier(Stored):
     """What to do with existing answers. This applies once; resuming a job by its id does not repeat it."""
 
     again: Again | None = None
@@ -167,36 +184,40 @@ class Earlier(_Frozen):
     """Whether a file at `output` that the job did not make is replaced."""
 
 
-class Shown(_Frozen):
-    """The user's names for the inputs and options of a job, for messages."""
+class Reading(Stored):
+    """How the input is read."""
+
+    sql: str | None = None
+    """A query, if the input is a database; its result gives the rows of the job."""
+    encoding: str | None = None
+    """The encoding of CSV, TSV or text, such as `cp1252`; None for UTF-8, which is checked."""
+
+
+class Shown(Stored):
+    """The words for an order in messages, status and reports."""
 
     command: list[str] = []
     """The command-line arguments of the last order, without keys; empty for an order from a program."""
     urls: Mapping[str, str] = {}
     """The URLs of `input_file` and `output_file`, which are local copies; without secrets."""
+    reason: str = "first"
+    """The reason of the rounds that send rows without an answer."""
 
 
-class JobOrder(_Frozen):
+class JobOrder(Stored):
     """One job, and how to run it this time."""
 
+    moved = (("reading", ("sql", "encoding")), ("limits", ("shard", "dedupe")), ("shown", ("reason",)))
     inputs: tuple[Path, ...]
     """Absolute paths of files, folders and patterns, in the order of their rows; or a name for rows without a file."""
     output: Path
-    sql: str | None = None
-    """A query, if the input is a database; its result gives the rows of the job."""
-    encoding: str | None = None
-    """The encoding of CSV, TSV or text, such as `cp1252`; None for UTF-8, which is checked."""
+    reading: Reading = Reading()
     question: Question = Question()
     system_prompt: str = ""
     form: AnswerForm = AnswerForm()
     limits: Limits = Limits()
     earlier: Earlier = Earlier()
-    dedupe: bool = False
     variants: tuple[Variant, ...] = ()
-    reason: str = "first"
-    """The reason of the rounds that send rows without an answer."""
-    shard: str | None = None
-    """`3/16`: send only this shard of the rows, and write a part file."""
     ray: RayCluster | None = None
     """The Ray cluster that answers; None: this machine."""
     shown: Shown = Shown()
@@ -232,21 +253,23 @@ class JobOrder(_Frozen):
             ),
             form=AnswerForm(**given(column="answer_column", fields="fields")),
             limits=Limits(
-                max_failures=None if failures is None else str(failures), **given(rows="limit", max_cost="max_cost")
+                max_failures=None if failures is None else str(failures),
+                **given(rows="limit", max_cost="max_cost", shard="shard", dedupe="dedupe"),
             ),
             earlier=Earlier(**given(again="again", keep="keep", from_job="from_job", overwrite="overwrite")),
             ray=_cluster(**given(address="ray", replicas="replicas", gpus="num_gpus", cpus="num_cpus")),
             variants=variants,
-            **given(sql="sql", encoding="encoding", system_prompt="system_prompt", dedupe="dedupe", shard="shard"),
+            reading=Reading(**given(sql="sql", encoding="encoding")),
+            **given(system_prompt="system_prompt"),
             **more,
         )
 
     @property
     def cut(self) -> Shard | None:
         """The parsed `shard`. Raises `PromptmillError` (`invalid_input`)."""
-        if self.shard is None:
+        if self.limits.shard is None:
             return None
-        shard = Shard.parse(self.shard)
+        shard = Shard.parse(self.limits.shard)
         if self.limits.rows is not None:
             raise input_error(Named("shard"), " goes without ", Named("limit"), ".")
         return shard
@@ -260,7 +283,11 @@ class JobOrder(_Frozen):
     @property
     def whole_output(self) -> Path:
         """The output that joins all shards."""
-        return self.output if self.shard is None else self.output.with_name(PART.sub("", self.output.name))
+        return self.output if self.limits.shard is None else self.output.with_name(PART.sub("", self.output.name))
+
+    def with_limits(self, **changes: Any) -> JobOrder:
+        """Return the order with other values of `limits`."""
+        return self.model_copy(update={"limits": self.limits.model_copy(update=changes)})
 
     def with_earlier(self, **changes: Any) -> JobOrder:
         """Return the order with other values of `earlier`."""

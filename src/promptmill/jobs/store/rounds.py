@@ -133,9 +133,9 @@ def next_round(now: Situation) -> Round | None:
 def _is_resumed(last: Round, now: Situation) -> bool:
     """Return whether an order resumes an interrupted round; the rounds of an order `again` may have all its rows."""
     order = now.order
-    if max(last.slots) >= now.slots or (last.is_by_question and not order.dedupe):
+    if max(last.slots) >= now.slots or (last.is_by_question and not order.limits.dedupe):
         return False
-    if last.rows == "open" and order.dedupe:  # which sends fewer of its rows
+    if last.rows == "open" and order.limits.dedupe:  # which sends fewer of its rows
         return False
     if order.earlier.again is None or last.id > now.since:
         return True
@@ -146,8 +146,8 @@ def _wanted(order: JobOrder, first: Round) -> Iterator[Round]:
     """Yield the rounds that may come next, like `first` but for their rows."""
     again = order.earlier.again
     for rows in ("open",) if again is None else (f"again {again}", "open"):
-        live = replace(first, rows=rows, reason=order.reason if rows == "open" else rows)
-        if order.dedupe:
+        live = replace(first, rows=rows, reason=order.shown.reason if rows == "open" else rows)
+        if order.limits.dedupe:
             yield replace(live, rows=rows + DUPLICATE, reason="duplicate", way="copy")
             live = replace(live, rows=rows + ONCE)
         yield live

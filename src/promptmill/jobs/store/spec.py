@@ -9,15 +9,16 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeAlias
 
 import orjson
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import BaseModel, BeforeValidator, Field, PlainSerializer
 
 from promptmill.config.resolved_config import DEFAULT, TOKEN_LIMITS, ResolvedConfig
 from promptmill.core import values
 from promptmill.core.errors import Code, unwritable_parameters
 from promptmill.jobs import members
 from promptmill.jobs.inputs.files import Part
+from promptmill.jobs.inputs.row import Style
 from promptmill.jobs.members import Stamp
-from promptmill.jobs.store.order import AnswerForm, Question
+from promptmill.jobs.store.order import AnswerForm, Question, Stored
 from promptmill.jobs.store.records import Made
 
 WHOLE_REQUESTS = frozenset({"batch", "messages"})
@@ -35,12 +36,10 @@ _Names: TypeAlias = Annotated[
 """Names that may contain bytes that are not UTF-8."""
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class InputSpec(_Frozen):
+class InputSpec(Stored):
     """The input as it was read."""
+
+    moved = (("style", Style._fields),)
 
     path: Path
     files: tuple[Part, ...] = ()
@@ -54,18 +53,13 @@ class InputSpec(_Frozen):
     """The digest of the content; `""` until the input was read."""
     header: _Names = ()
     """The columns of a table."""
-    delimiter: str = ""
-    """The delimiter of CSV and TSV."""
-    has_bom: bool = False
-    """Whether outputs of text begin with a byte-order mark, see `Style`."""
+    style: Style = Style()
     fields: _Names = ()
     """For rows of JSON: the fields whose names could be read as an expression in a prompt, such as `mail-body`."""
     taken: tuple[str, ...] = ()
     """For rows of JSON: the fields whose names a column of the job could also have."""
     settings_read: tuple[str, ...] = ()
     """The columns that are settings of each row."""
-    arrow_schema: str = ""
-    """The schema of Parquet, see `parquet.packed_schema`."""
 
     @property
     def names(self) -> Sequence[str]:
@@ -83,7 +77,7 @@ class InputSpec(_Frozen):
         return self.files or (Part(self.path),)
 
 
-class OutputSpec(_Frozen):
+class OutputSpec(Stored):
     """The output."""
 
     path: Path
@@ -97,7 +91,7 @@ class OutputSpec(_Frozen):
     """The shard of a part file, such as `3/16`; None for a whole output."""
 
 
-class Target(_Frozen):
+class Target(Stored):
     """The target of a slot: a model with its settings, and a prompt."""
 
     name: str = ""
@@ -112,7 +106,7 @@ class Target(_Frozen):
     """The ids of other settings whose answers also count."""
     changed: tuple[str, ...] = ()
     """The settings that changed since the job began (see `Earlier.keep`). Every later record notes them."""
-    fingerprint: dict[str, Any] = {}
+    fingerprint: dict[str, Any] = Field({})
     """Digests of the settings that affect answers."""
     sampling: dict[str, bool | int | float | str] | None = None
     """Sampling parameters that are not lists or objects, for errors about changes; None in jobs of older releases."""
@@ -138,8 +132,19 @@ class Target(_Frozen):
         return Made(self.settings, round_, self.changed, model)
 
 
-class JobSpec(_Frozen):
+class Origin(Stored):
+    """Where a job comes from."""
+
+    owner: str | None = None
+    """See `JobOrder.owner`; also None in jobs of older releases."""
+    working_folder: Path | None = None
+    """The working directory in which the job was started."""
+
+
+class JobSpec(Stored):
     """A job. The fingerprints identify model, sampling and system prompt without showing them."""
+
+    moved = (("origin", ("owner", "working_folder")),)
 
     job_id: str
     created: Annotated[int, Field(ge=0, le=_LAST_TIME)]
@@ -156,10 +161,7 @@ class JobSpec(_Frozen):
     """Whether the call that the job belongs to has ended. Then no row is sent again, not even a failed row."""
     to_bind: Literal["questions", "rows"] | None = None
     """How to bind answers when the input is read again: by question or by row."""
-    owner: str | None = None
-    """See `JobOrder.owner`; also None in jobs of older releases."""
-    working_folder: Path | None = None
-    """The working directory in which the job was started."""
+    origin: Origin = Origin()
 
     @property
     def fills_input(self) -> bool:
@@ -179,7 +181,7 @@ class JobSpec(_Frozen):
         """The folders in which relative paths of images are looked up: the input's folder, then the working folder."""
         here = Path.cwd()
         folders = [self.input.path.parent] if self.input.is_file else []
-        folders.append(self.working_folder or here)
+        folders.append(self.origin.working_folder or here)
         return () if {*folders} == {here} else tuple(map(str, folders))
 
     @property
@@ -221,7 +223,7 @@ class JobSpec(_Frozen):
         return self.question.skip_empty and code == Code.EMPTY_PROMPT
 
 
-class OutputRecord(_Frozen):
+class OutputRecord(Stored):
     """The size and time of a file that a job wrote."""
 
     size: int

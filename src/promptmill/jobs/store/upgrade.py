@@ -197,7 +197,7 @@ def _spec(old: JsonObject) -> JsonDict:
         **{name: old[name] for name in ("job_id", "created", "backend", "model")},
         "provider": old.get("provider", ""),
         "settled": old.get("settled", False),
-        "working_folder": old.get("working_folder"),
+        "origin": {"working_folder": old.get("working_folder")},
         "input": {
             "path": old["input"],
             "files": old.get("files", ()),
@@ -223,7 +223,7 @@ def _order(old: JsonObject) -> JsonDict:
     return {
         "inputs": [old["input"], *old.get("more", ())],
         "output": old["output"],
-        "encoding": old.get("encoding"),
+        "reading": {"encoding": old.get("encoding")},
         "question": _question(old, row_settings=old.get("row_settings", False)),
         "system_prompt": old.get("system_prompt", ""),
         "form": {"column": old.get("answer_column", "answer"), "fields": old.get("fields", True)},
@@ -231,9 +231,9 @@ def _order(old: JsonObject) -> JsonDict:
             "rows": old.get("limit"),
             "max_failures": old.get("max_failures"),
             "max_cost": old.get("max_cost"),
+            "dedupe": old.get("dedupe", False),
+            "shard": old.get("shard"),
         },
-        "dedupe": old.get("dedupe", False),
-        "shard": old.get("shard"),
         "ray": old.get("ray"),
         "shown": {"command": old.get("command", []), "urls": old.get("urls", {})},
     }
