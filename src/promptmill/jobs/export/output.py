@@ -24,7 +24,7 @@ from promptmill.core.errors import PromptmillError, input_error
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.jobs import disk, members
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows, every_answer
-from promptmill.jobs.export.batch_output import CustomIds
+from promptmill.jobs.export.batch_output import Ids
 from promptmill.jobs.export.sql_file import copy_table, write_table
 from promptmill.jobs.export.text import TableForm, TextForm, text_form, write_text
 from promptmill.jobs.inputs import formats
@@ -68,12 +68,10 @@ def write_output(
     """
     end, target = end_of(store, limit), spec.output.path
     rows = noted(answered_rows(store, spec, every_answer, 0, end), work)
-    if spec.input.format == "batch":
-        with contextlib.closing(CustomIds(store.path.with_name("duplicates"))) as ids:
-            partial, _ = write([store], spec, target, spec.output.format, rows, ids=ids)
-            return Written(partial, stamp_of(partial, target), end, ids.warning)
-    if spec.output.format not in _COPIED or formats.compression_of(target):
+    if spec.input.format == "batch" or spec.output.format not in _COPIED or formats.compression_of(target):
         partial, warning = write([store], spec, target, spec.output.format, rows)
+        if spec.input.format == "batch":
+            warning = Ids.of(store, spec, end).warning
         return Written(partial, stamp_of(partial, target), end, warning)
     form = text_form(spec, spec.output.format, statistics.extra_fields(store), store.rows())
     blocks = _Blocks(store, spec, form, own)
@@ -97,8 +95,6 @@ def write(
     target: Path,
     output_format: str,
     answered: Iterable[AnsweredRow],
-    *,
-    ids: CustomIds | None = None,
 ) -> tuple[Path, str]:
     """Write the rows of databases to a temporary file; return its path, and a warning or `""`.
 
@@ -112,7 +108,7 @@ def write(
         if output_format == "xlsx":
             return partial, _write_workbook(stores, spec, out, answered, target)
         with formats.compressed(out, compression) as content:
-            write_rows(stores, spec, content, output_format, answered, ids=ids)
+            write_rows(stores, spec, content, output_format, answered)
     return partial, ""
 
 
@@ -150,8 +146,6 @@ def write_rows(
     out: IO[bytes],
     output_format: str,
     answered: Iterable[AnsweredRow],
-    *,
-    ids: CustomIds | None = None,
 ) -> None:
     """Write rows into a file. Raises as `answered`, and `OSError`."""
     if output_format == "xlsx":
@@ -164,7 +158,7 @@ def write_rows(
 
         write_parquet(out, spec, extra, stored, answered)
         return
-    write_text(out, text_form(spec, output_format, extra, stored, ids), output_format, answered)
+    write_text(out, text_form(spec, output_format, extra, stored), output_format, answered)
 
 
 def noted(answered: Iterator[AnsweredRow], work: Work) -> Iterator[AnsweredRow]:

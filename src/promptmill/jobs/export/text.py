@@ -21,7 +21,7 @@ from promptmill.core.wording import mended
 from promptmill.jobs import columns
 from promptmill.jobs.columns import ANSWER_FIELDS, EXTRA_FIELDS, MODEL, VARIANT, answer_fields
 from promptmill.jobs.export.answered import AnsweredRow
-from promptmill.jobs.export.batch_output import CustomIds, batch_output
+from promptmill.jobs.export.batch_output import batch_output
 from promptmill.jobs.inputs.cells import readable
 from promptmill.jobs.inputs.formats import CELLS, TABLES
 from promptmill.jobs.inputs.questions import distinct
@@ -37,9 +37,8 @@ _LONG_NUMBER = re.compile(rb"\d{20}")  # orjson reads a number beyond 64 bits as
 class OwnValues:
     """The input's values of a row (not its answer), by column name."""
 
-    def __init__(self, spec: JobSpec, ids: CustomIds | None = None) -> None:
-        """`ids` collects the ids of a Batch file."""
-        self._spec, self._ids = spec, ids
+    def __init__(self, spec: JobSpec) -> None:
+        self._spec = spec
         self._names = distinct(list(map(readable, spec.input.header)))
         self.surplus = (spec.output.names or {}).get("surplus_cells", "surplus_cells")
         """The column for the cells beyond the header's width."""
@@ -74,12 +73,11 @@ class OwnValues:
         """Return only the item's index in the call; the caller has the prompt."""
         return {INDEX: row.n}
 
-    def _of_batch(self, row: Row) -> JsonDict:
+    @staticmethod
+    def _of_batch(row: Row) -> JsonDict:
         """Return the only column of a Batch line in a table: its id, which Gemini calls `key`."""
         asked = json_object(row)
         value = asked.get(CUSTOM_ID, asked.get("key"))
-        if self._ids is not None and isinstance(value, str):
-            self._ids.note(value, row.n)
         return {CUSTOM_ID: value if isinstance(value, str | None) else cell(value)}
 
 
@@ -172,15 +170,12 @@ class TextForm:
     """The bytes before the first row."""
 
 
-def text_form(
-    spec: JobSpec, output_format: str, extra: Iterable[str], stored: Iterable[Row], ids: CustomIds | None = None
-) -> TextForm:
+def text_form(spec: JobSpec, output_format: str, extra: Iterable[str], stored: Iterable[Row]) -> TextForm:
     """Return the form of an output.
 
-    `extra`: see `AnswerValues`. `stored`: all rows; if they are JSON, their fields become the columns of a table. `ids`
-    collects the ids of a Batch file.
+    `extra`: see `AnswerValues`. `stored`: all rows; if they are JSON, their fields become the columns of a table.
     """
-    answers, own = AnswerValues(spec, output_format, extra), OwnValues(spec, ids)
+    answers, own = AnswerValues(spec, output_format, extra), OwnValues(spec)
     if output_format in DELIMITERS:
         delimiter, mark = DELIMITERS[output_format], rows.BOM if spec.input.has_bom else b""
         if spec.input.format in CELLS:
@@ -191,7 +186,7 @@ def text_form(
         header = mark + cells_line([*names, *answers.names.values()], delimiter)
         return TextForm(functools.partial(_cells, names, own, answers, delimiter), header)
     if spec.input.format == "batch":
-        return TextForm(functools.partial(_batch_line, spec, ids))
+        return TextForm(functools.partial(_batch_line, spec))
     if spec.input.format in TABLES or spec.input.format in WHOLE_REQUESTS:
         return TextForm(lambda answered: rows.json_line(own.of(answered.row) | answers.in_json(answered)))
     return TextForm(lambda answered: json_line(answered.row.cells or b"", answers.in_json(answered)))
@@ -226,7 +221,7 @@ def _cells(names: list[str], own: OwnValues, answers: AnswerValues, delimiter: s
     return cells_line([*(cell(row.get(name)) for name in names), *answers.in_cells(answered)], delimiter)
 
 
-def _batch_line(spec: JobSpec, ids: CustomIds | None, answered: AnsweredRow) -> bytes:
+def _batch_line(spec: JobSpec, answered: AnsweredRow) -> bytes:
     takes_model = backends.record(spec.backend).any_model  # then the line's own model answered it
     found = batch_output(
         answered.row.cells or b"",
@@ -236,8 +231,6 @@ def _batch_line(spec: JobSpec, ids: CustomIds | None, answered: AnsweredRow) -> 
         created=spec.created,
         takes_model=takes_model,
     )
-    if ids is not None and isinstance(found.get(CUSTOM_ID), str):
-        ids.note(found[CUSTOM_ID], answered.row.n)
     return rows.json_line(found)
 
 
