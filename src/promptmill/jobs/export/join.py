@@ -19,7 +19,6 @@ from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.jobs import disk, members
 from promptmill.jobs.export import output
 from promptmill.jobs.export.answered import UnansweredError, joined_rows
-from promptmill.jobs.inputs import formats
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.counts import JobCounts
 from promptmill.jobs.store.database import DamagedError, JobDatabase, Work
@@ -64,9 +63,8 @@ def join(
     try:
         with contextlib.ExitStack() as opened:
             stores = [opened.enter_context(folder.reading()) for folder, _ in parts]
-            output_format = formats.format_of_output(target, spec.input.format)
             rows = output.noted(joined_rows(stores, spec), Work(note=passed))
-            partial, _ = output.write(stores, spec, target, output_format, rows)
+            partial, _ = output.write(stores, spec, target, rows)
             if target.exists() and not overwrite:
                 try:
                     is_same = filecmp.cmp(partial, target, shallow=False)

@@ -13,6 +13,7 @@ from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.jobs import disk, members
 from promptmill.jobs.export import output
 from promptmill.jobs.export.answered import Following, answered_rows, answers_so_far, outcomes_so_far
+from promptmill.jobs.export.text import Form
 from promptmill.jobs.inputs import formats
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import DamagedError, HaltedError
@@ -64,7 +65,7 @@ class LiveOutput:
 
                     following.before_waiting = flush
                     rows = answered_rows(folder.store, spec, following, 0, end)
-                    output.write_rows([folder.store], spec, content, output_format, rows)
+                    output.write_rows(content, Form([folder.store], spec, output_format), rows)
                 self._out.flush()
             except HaltedError:
                 pass
@@ -108,7 +109,7 @@ def export(folder: Folder, target: Path, *, failures: bool) -> int:
     spec, target = folder.known_spec(), real_path(target)
     if members.stamp(target) is not None:
         raise input_error(f"{target} exists; name another file.")
-    output_format = formats.format_of_output(target, spec.input.format)
+    formats.format_of_output(target, spec.input.format)
     formats.check_installed(target)
     try:
         with folder.reading() as store:
@@ -116,7 +117,7 @@ def export(folder: Folder, target: Path, *, failures: bool) -> int:
             if spec.output.names is None:
                 raise input_error(f"The input of job {spec.job_id} was not read yet; run the job first.")
             rows = answered_rows(store, spec, outcomes_so_far if failures else answers_so_far)
-            partial, _ = output.write([store], spec, target, output_format, rows)
+            partial, _ = output.write([store], spec, target, rows)
             try:
                 output.publish(partial, target, may_replace=False)
             finally:

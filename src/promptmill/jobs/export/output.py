@@ -11,7 +11,6 @@ import contextlib
 import errno
 import hashlib
 import io
-import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,13 +25,12 @@ from promptmill.jobs import disk, members
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows, every_answer
 from promptmill.jobs.export.batch_output import Ids
 from promptmill.jobs.export.sql_file import copy_table, write_table
-from promptmill.jobs.export.text import TableForm, TextForm, text_form, write_text
+from promptmill.jobs.export.text import Form, TextForm, text_form, write_text
 from promptmill.jobs.inputs import formats
 from promptmill.jobs.inputs.workbook import sheet_names
 from promptmill.jobs.members import Stamp
-from promptmill.jobs.store import statistics
 from promptmill.jobs.store.binding import BLOCK_ROWS
-from promptmill.jobs.store.database import JobDatabase, Row, Work
+from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.spec import JobSpec, OutputRecord
 
@@ -69,11 +67,11 @@ def write_output(
     end, target = end_of(store, limit), spec.output.path
     rows = noted(answered_rows(store, spec, every_answer, 0, end), work)
     if spec.input.format == "batch" or spec.output.format not in _COPIED or formats.compression_of(target):
-        partial, warning = write([store], spec, target, spec.output.format, rows)
+        partial, warning = write([store], spec, target, rows)
         if spec.input.format == "batch":
             warning = Ids.of(store, spec, end).warning
         return Written(partial, stamp_of(partial, target), end, warning)
-    form = text_form(spec, spec.output.format, statistics.extra_fields(store), store.rows())
+    form = text_form(Form([store], spec, spec.output.format))
     blocks = _Blocks(store, spec, form, own)
     with partial_file(spec, target) as (partial, out):
         written = blocks.write(out, end, work)
@@ -90,75 +88,39 @@ def stamp_of(partial: Path, target: Path) -> Stamp:
 
 
 def write(
-    stores: Sequence[JobDatabase],
-    spec: JobSpec,
-    target: Path,
-    output_format: str,
-    answered: Iterable[AnsweredRow],
+    stores: Sequence[JobDatabase], spec: JobSpec, target: Path, answered: Iterable[AnsweredRow]
 ) -> tuple[Path, str]:
     """Write the rows of databases to a temporary file; return its path, and a warning or `""`.
 
     Raises as `answered`, and `OSError`.
     """
-    compression = formats.compression_of(target)
+    form = Form(stores, spec, formats.format_of_output(target, spec.input.format))
     with partial_file(spec, target) as (partial, out):
-        if output_format == "sql":
-            write_table(partial, members.split(target)[1], _table_form(stores, spec), answered)
+        if form.format == "sql":
+            write_table(partial, members.split(target)[1], form, answered)
             return partial, ""
-        if output_format == "xlsx":
-            return partial, _write_workbook(stores, spec, out, answered, target)
-        with formats.compressed(out, compression) as content:
-            write_rows(stores, spec, content, output_format, answered)
-    return partial, ""
+        with formats.compressed(out, formats.compression_of(target)) as content:
+            return partial, write_rows(content, form, answered, target)
 
 
-def _extra(stores: Sequence[JobDatabase]) -> set[str]:
-    """Return the optional fields that some answer has."""
-    return {name for store in stores for name in statistics.extra_fields(store)}
+def write_rows(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow], target: Path | None = None) -> str:
+    """Write rows into a file; return a warning or `""`. `target`: see `WorkbookWriter.write`.
 
+    Raises as `answered`, and `OSError`.
+    """
+    if form.format == "xlsx":
+        from promptmill.jobs.export.workbook_file import WorkbookWriter  # few jobs write one
 
-def _table_form(stores: Sequence[JobDatabase], spec: JobSpec) -> TableForm:
-    return TableForm.of(spec, spec.output.format, _extra(stores), _stored(stores))
-
-
-def _stored(stores: Sequence[JobDatabase]) -> Iterator[Row]:
-    return itertools.chain.from_iterable(store.rows() for store in stores)
-
-
-def _write_workbook(
-    stores: Sequence[JobDatabase],
-    spec: JobSpec,
-    out: IO[bytes],
-    answered: Iterable[AnsweredRow],
-    target: Path | None = None,
-) -> str:
-    """Write rows into a workbook; return a warning or `""`. Raises as `WorkbookWriter.write`."""
-    from promptmill.jobs.export.workbook_file import WorkbookWriter  # few jobs write one
-
-    writer = WorkbookWriter(spec, _table_form(stores, spec))
-    writer.write(out, answered, target)
-    return writer.warning
-
-
-def write_rows(
-    stores: Sequence[JobDatabase],
-    spec: JobSpec,
-    out: IO[bytes],
-    output_format: str,
-    answered: Iterable[AnsweredRow],
-) -> None:
-    """Write rows into a file. Raises as `answered`, and `OSError`."""
-    if output_format == "xlsx":
-        _write_workbook(stores, spec, out, answered)
-        return
-    extra = _extra(stores) if output_format in formats.TABLES else set()
-    stored = _stored(stores)
-    if output_format == "parquet":
+        writer = WorkbookWriter(form)
+        writer.write(out, answered, target)
+        return writer.warning
+    if form.format == "parquet":
         from promptmill.jobs.export.parquet_file import write_parquet  # imported where it is needed
 
-        write_parquet(out, spec, extra, stored, answered)
-        return
-    write_text(out, text_form(spec, output_format, extra, stored), output_format, answered)
+        write_parquet(out, form, answered)
+    else:
+        write_text(out, form, answered)
+    return ""
 
 
 def noted(answered: Iterator[AnsweredRow], work: Work) -> Iterator[AnsweredRow]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from promptmill.core.errors import input_error
 from promptmill.core.values import INT64
 from promptmill.jobs import members
 from promptmill.jobs.export.answered import AnsweredRow
-from promptmill.jobs.export.text import TableForm, cell
+from promptmill.jobs.export.text import Form, cell
 from promptmill.jobs.members import quoted
 
 _PLAIN = frozenset({str, int, float, type(None), bytes})
@@ -20,26 +20,19 @@ _TABLE = "SELECT 1 FROM main.sqlite_master WHERE name = ? COLLATE NOCASE"
 _WAIT_S = 60.0  # for another writer of the user's database
 
 
-def write_table(path: Path, table: str, form: TableForm, answered: Iterable[AnsweredRow]) -> None:
+def write_table(path: Path, table: str, form: Form, answered: Iterable[AnsweredRow]) -> None:
     """Write rows into a table of the new database at `path`. Raises `sqlite3.Error`, and the errors of `answered`."""
-    names, own, answers = form.names, form.own, form.answers
-    columns = [*names, *answers.names.values()]
+    columns = form.header
     if len({name.casefold() for name in columns}) < len(columns):
         raise input_error("Two columns have names that differ in capitals alone, which no table of SQLite has.")
 
-    def rows() -> Iterator[list[Any]]:
-        for each in answered:
-            row, fields = own.of(each.row), answers.in_table(each)
-            error = fields["error"]
-            fields["error"] = f"{error['code']}: {error['message']}" if error else None
-            yield [_value(value) for value in (*map(row.get, names), *map(fields.get, answers.names))]
-
+    rows = ([_value(value) for value in form.values(each)] for each in answered)
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA journal_mode = OFF")
         connection.execute("BEGIN")
         connection.execute(f"CREATE TABLE {quoted(table)} ({', '.join(map(quoted, columns))})")
         places = ", ".join("?" * len(columns))
-        connection.executemany(f"INSERT INTO {quoted(table)} VALUES ({places})", rows())  # noqa: S608 (a quoted name)
+        connection.executemany(f"INSERT INTO {quoted(table)} VALUES ({places})", rows)  # noqa: S608 (a quoted name)
         connection.execute("COMMIT")
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import IO, Any
 
@@ -25,7 +27,8 @@ from promptmill.jobs.export.batch_output import batch_output
 from promptmill.jobs.inputs.cells import readable
 from promptmill.jobs.inputs.formats import CELLS, TABLES
 from promptmill.jobs.inputs.questions import distinct
-from promptmill.jobs.store.database import Row
+from promptmill.jobs.store import statistics
+from promptmill.jobs.store.database import JobDatabase, Row
 from promptmill.jobs.store.spec import WHOLE_REQUESTS, JobSpec
 
 DELIMITERS = MappingProxyType({"csv": ",", "tsv": "\t"})
@@ -84,7 +87,7 @@ class OwnValues:
 class AnswerValues:
     """The answers' columns in an output, and a row's values for them."""
 
-    def __init__(self, spec: JobSpec, output_format: str, extra: Iterable[str] = ()) -> None:
+    def __init__(self, spec: JobSpec, extra: Iterable[str] = ()) -> None:
         """`extra`: the optional fields that at least one answer has."""
         self._spec, self._renamed = spec, spec.output.names or {}
         self.schema = schema = columns.schema_columns(spec)
@@ -96,7 +99,6 @@ class AnswerValues:
         names = {**{name: name for name in self._variants}, **names}
         self.names = {key: self._renamed.get(key, name) for key, name in names.items()}
         """The names of a table's columns, by their keys."""
-        self.is_table = output_format in TABLES
         self._is_usual = schema is None and not self._variants
         """Whether `in_cells` may take the texts of most rows directly from the record."""
 
@@ -120,8 +122,15 @@ class AnswerValues:
             fields = self.schema.in_table(fields)
         return {**self._variant(answered), **fields} if self._variants else fields
 
+    def in_order(self, answered: AnsweredRow) -> list[Any]:
+        """Return the values of a row of a table in the order of `names`; an error as `code: message`."""
+        fields = self.in_table(answered)
+        error = fields["error"]
+        fields["error"] = f"{error['code']}: {error['message']}" if error else None
+        return [fields.get(key) for key in self.names]
+
     def in_cells(self, answered: AnsweredRow) -> list[str]:
-        """Return the values of a row of a table as cells of CSV: an error as `code: message`, objects as JSON."""
+        """Return the values of `in_order` as cells of CSV."""
         record = answered.record
         if self._is_usual and record.code is None and record.more is None:
             texts = {
@@ -131,10 +140,7 @@ class AnswerValues:
                 "reasoning": record.reasoning or "",
             }
             return [texts.get(name, "") for name in self.names]
-        fields = self.in_table(answered)
-        error = fields["error"]
-        text = f"{error['code']}: {error['message']}" if error else ""
-        return [text if name == "error" else cell(fields.get(name)) for name in self.names]
+        return list(map(cell, self.in_order(answered)))
 
     def _variant(self, answered: AnsweredRow) -> dict[str, str]:
         if not self._variants:
@@ -144,20 +150,37 @@ class AnswerValues:
         return {name: values_[name] for name in self._variants}
 
 
-@dataclass(frozen=True, slots=True)
-class TableForm:
-    """The columns of a table with typed values."""
+class Form:
+    """The form of an output of the rows in some databases."""
 
-    own: OwnValues
-    answers: AnswerValues
-    names: Sequence[str]
-    """The rows' own columns."""
+    def __init__(self, stores: Sequence[JobDatabase], spec: JobSpec, output_format: str) -> None:
+        self.spec, self.format, self._stores = spec, output_format, stores
+        self.own = OwnValues(spec)
+        is_table = output_format in TABLES  # only the columns of a table depend on all rows
+        extra = {name for store in stores for name in statistics.extra_fields(store)} if is_table else ()
+        self.answers = AnswerValues(spec, extra)
 
-    @classmethod
-    def of(cls, spec: JobSpec, output_format: str, extra: Iterable[str], stored: Iterable[Row]) -> TableForm:
-        """Return the form of an output. `extra`, `stored`: see `text_form`."""
-        own = OwnValues(spec)
-        return cls(own, AnswerValues(spec, output_format, extra), own.names_in(stored))
+    def stored(self) -> Iterator[Row]:
+        """Yield all rows, without their answers."""
+        return itertools.chain.from_iterable(store.rows() for store in self._stores)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The rows' own columns. Raises `PromptmillError` (`invalid_input`) if there are too many."""
+        return self.own.names_in(self.stored())
+
+    @property
+    def header(self) -> list[str]:
+        """All columns of a table."""
+        return [*self.names, *self.answers.names.values()]
+
+    def own_values(self, row: Row) -> list[Any]:
+        """Return a row's values in the order of `names`."""
+        return list(map(self.own.of(row).get, self.names))
+
+    def values(self, answered: AnsweredRow) -> list[Any]:
+        """Return the values of a row and its answer in the order of `header`."""
+        return [*self.own_values(answered.row), *self.answers.in_order(answered)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,21 +193,17 @@ class TextForm:
     """The bytes before the first row."""
 
 
-def text_form(spec: JobSpec, output_format: str, extra: Iterable[str], stored: Iterable[Row]) -> TextForm:
-    """Return the form of an output.
-
-    `extra`: see `AnswerValues`. `stored`: all rows; if they are JSON, their fields become the columns of a table.
-    """
-    answers, own = AnswerValues(spec, output_format, extra), OwnValues(spec)
-    if output_format in DELIMITERS:
-        delimiter, mark = DELIMITERS[output_format], rows.BOM if spec.input.has_bom else b""
+def text_form(form: Form) -> TextForm:
+    """Return the text form of an output."""
+    spec, own, answers = form.spec, form.own, form.answers
+    if form.format in DELIMITERS:
+        delimiter, mark = DELIMITERS[form.format], rows.BOM if spec.input.has_bom else b""
         if spec.input.format in CELLS:
-            delimiter = spec.input.delimiter if output_format == spec.input.format else delimiter
+            delimiter = spec.input.delimiter if form.format == spec.input.format else delimiter
             header = mark + cells_line([*spec.input.header, *answers.names.values()], delimiter)
             return TextForm(functools.partial(_cells_of_cells, len(spec.input.header), answers, delimiter), header)
-        names = own.names_in(stored)
-        header = mark + cells_line([*names, *answers.names.values()], delimiter)
-        return TextForm(functools.partial(_cells, names, own, answers, delimiter), header)
+        header = mark + cells_line(form.header, delimiter)
+        return TextForm(lambda answered: cells_line(map(cell, form.values(answered)), delimiter), header)
     if spec.input.format == "batch":
         return TextForm(functools.partial(_batch_line, spec))
     if spec.input.format in TABLES or spec.input.format in WHOLE_REQUESTS:
@@ -192,11 +211,12 @@ def text_form(spec: JobSpec, output_format: str, extra: Iterable[str], stored: I
     return TextForm(lambda answered: json_line(answered.row.cells or b"", answers.in_json(answered)))
 
 
-def write_text(out: IO[bytes], form: TextForm, output_format: str, answered: Iterable[AnsweredRow]) -> None:
+def write_text(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow]) -> None:
     """Write a whole output. Raises `OSError`, and the errors of `answered`."""
-    write, row = out.write, form.row
-    if output_format != "json":
-        write(form.header)
+    write, text = out.write, text_form(form)
+    row = text.row
+    if form.format != "json":
+        write(text.header)
         for each in answered:
             write(row(each))
         return
@@ -214,11 +234,6 @@ def _cells_of_cells(width: int, answers: AnswerValues, delimiter: str, answered:
     own[width:] = [""] * (width - len(own))
     line = [_joined(own, delimiter), _joined([*answers.in_cells(answered), *surplus], delimiter)]
     return f"{delimiter.join(line)}\n".encode("utf-8", "surrogateescape")
-
-
-def _cells(names: list[str], own: OwnValues, answers: AnswerValues, delimiter: str, answered: AnsweredRow) -> bytes:
-    row = own.of(answered.row)
-    return cells_line([*(cell(row.get(name)) for name in names), *answers.in_cells(answered)], delimiter)
 
 
 def _batch_line(spec: JobSpec, answered: AnsweredRow) -> bytes:

@@ -387,7 +387,7 @@ class _Form:
     """Converts a row and its answer to a dict with the fields of a JSON line."""
 
     def __init__(self, spec: JobSpec) -> None:
-        self._own, self._answers = OwnValues(spec), AnswerValues(spec, "jsonl")
+        self._own, self._answers = OwnValues(spec), AnswerValues(spec)
         names = spec.output.names or {}
         self.row, self.answer = names.get("row", "row"), names.get("answer", "answer")
 
