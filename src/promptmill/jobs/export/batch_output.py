@@ -88,8 +88,6 @@ def batch_output(line: bytes, record: Record, *, job_id: str, model: str, create
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """One of the answers to a line."""
-
     index: int
     text: str
     finish_reason: str | None

@@ -156,7 +156,6 @@ class _Blocks:
             self._known = self._read(stored)
 
     def _read(self, stored: JsonObject) -> dict[int, tuple[int, int, int]]:
-        """Return offset, size and sum of the blocks that may be copied."""
         if stored["identity"] != self._identity:
             return {}
         edited = {block for (block,) in self._store.read("SELECT block FROM edited")}
@@ -193,7 +192,6 @@ class _Blocks:
         return {"identity": self._identity, "blocks": blocks}
 
     def _checksum(self, first: int, end: int) -> int:
-        """Return a sum over the answers of a block."""
         query = "SELECT coalesce(sum(checksum * (1 + key % 1021)), 0) FROM answer WHERE key BETWEEN ? AND ?"
         sums = (
             self._store.read(query, slot * SLOT + first, slot * SLOT + end - 1)[0][0]

@@ -75,7 +75,6 @@ class _ArrowColumns:
         self.schema = unpacked_schema(spec.input.arrow_schema)
 
     def batch(self, stored: Sequence[Row]) -> Any:
-        """Return rows as a record batch."""
         import pyarrow as pa
 
         cells = [values.loads(row.cells or b"[]") for row in stored]
@@ -97,7 +96,6 @@ class _TypedColumns:
         self.schema = self._types.schema()
 
     def batch(self, stored: Sequence[Row]) -> Any:
-        """Return rows as a record batch."""
         return self._types.batch([self._own.of(row) for row in stored])
 
 
@@ -129,7 +127,6 @@ def _arrow_array(column: list[Any], kind: Any) -> Any:
 
 
 def _arrow_types(answers: AnswerValues) -> JsonDict:
-    """Return the Arrow types of the answers' columns, by the keys of the columns."""
     import pyarrow as pa
 
     error = pa.struct(

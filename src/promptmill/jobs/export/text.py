@@ -73,7 +73,6 @@ class OwnValues:
 
     @staticmethod
     def _of_call(row: Row) -> JsonDict:
-        """Return only the item's index in the call; the caller has the prompt."""
         return {INDEX: row.n}
 
     @staticmethod
@@ -259,7 +258,6 @@ def cells_line(cells: Iterable[str], delimiter: str) -> bytes:
 
 
 def _joined(cells: list[str], delimiter: str) -> str:
-    """Join cells, with quotes where they are needed."""
     text = delimiter.join(cells)
     if (
         _QUOTE not in text and "\n" not in text and "\r" not in text and text.count(delimiter) == len(cells) - 1

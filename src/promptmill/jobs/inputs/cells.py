@@ -44,8 +44,6 @@ _UNCLOSED = "opens a quote that is not closed"
 
 
 class _Header(NamedTuple):
-    """The first row of a file."""
-
     names: list[str]
     delimiter: str
 
@@ -153,7 +151,6 @@ class CellTable:
             return _Header(next(csv.reader([record.only_first()], delimiter=delimiter)), delimiter)
 
     def _pages(self, at: int, window: Window) -> Iterator[_Page]:
-        """Yield the rows of a file in pages; empty rows are left out."""
         delimiter = self._headers[at].delimiter
         with self._files.stream(at) as stream:
             pieces = _Pieces(stream, self._files.encoding, LONGEST_ROW, window)
@@ -212,8 +209,6 @@ class CellTable:
 
 
 class _Piece(NamedTuple):
-    """Whole lines of a file."""
-
     data: bytes
     text: str
     line: int
@@ -232,8 +227,6 @@ class _Piece(NamedTuple):
 
 
 class _Pieces:
-    """A file in pieces of whole lines."""
-
     def __init__(self, stream: IO[bytes], encoding: str | None, longest: int, window: Window = WHOLE) -> None:
         """`longest`: the most bytes of a line."""
         self._encoding, self._longest = encoding, longest
@@ -256,8 +249,6 @@ class _Pieces:
         self._has_ended = False
 
     def __iter__(self) -> Iterator[_Piece]:
-        """Yield the pieces. Raises `PromptmillError` (`invalid_input`) if a line is too long or the encoding is
-        wrong."""
         while data := self._next():
             text, skipped = data, 0
             if self._begins:
@@ -308,7 +299,6 @@ class _Pieces:
 
 
 def _quote_problem(error: csv.Error, lines: int) -> str:
-    """Describe a misplaced quote in a record of `lines` lines."""
     never = lines > 1 or "end of data" in str(error)
     return _UNCLOSED if never and _TOO_LONG not in str(error) else f"has a quote that does not belong there: {error}"
 
@@ -348,11 +338,9 @@ class _Record:
 
     @property
     def taken(self) -> int:
-        """The number of lines of the record so far."""
         return len(self._taken)
 
     def begin(self) -> None:
-        """Start a record."""
         self._taken, self._size = [], 0
         self._most = MOST_LINES if self.number >= self._doubtful else _MOST_DOUBTFUL_LINES
 
@@ -382,12 +370,10 @@ def _places(own: list[str], part: Part, header: list[str]) -> list[int | str] | 
 
 
 def _fitted(cells: list[str], places: list[int | str]) -> list[str]:
-    """Return the cells of a row in the order of the table's columns."""
     return [place if isinstance(place, str) else cells[place] if place < len(cells) else "" for place in places]
 
 
 def _is_endless(cells: list[str]) -> bool:
-    """Return whether a cell has more than `MOST_LINES` lines."""
     return any(cell.count("\n") > MOST_LINES for cell in cells)
 
 

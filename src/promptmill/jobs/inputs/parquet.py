@@ -78,7 +78,6 @@ class ParquetTable:
             n += batch.num_rows
 
     def _batches(self) -> Iterator[Any]:
-        """Yield all rows as record batches of a few megabytes."""
         for at, part in enumerate(self._files.parts):
             with self._opened(at) as (file, stream):
                 known = set(file.schema_arrow.names)
@@ -150,7 +149,6 @@ def _python_values(column: Any) -> list[Any]:
 
 
 def _is_finite(column: Any) -> bool:
-    """Return whether a column holds neither NaN nor infinity."""
     import pyarrow as pa
     from pyarrow import compute
 

@@ -208,7 +208,6 @@ class WholeFiles:
             raise input_error(f"No file to send; {why}.")
 
     def _each(self) -> Iterator[tuple[Path, bool]]:
-        """Yield each file once, and whether a pattern found it."""
         seen: set[Path] = set()
         for name in self._names:
             for path, is_found in self._paths(name):
@@ -217,7 +216,6 @@ class WholeFiles:
                     yield path, is_found
 
     def _check_size(self, size: int) -> None:
-        """Raise `PromptmillError` (`invalid_input`) if the files exceed the limits of one call."""
         if self.count > MOST_FILES or size > _LARGEST:
             most = f"{counted(MOST_FILES, 'file')} or {_LARGEST >> 20} MiB"
             raise input_error(f"`files` finds more than {most}; use narrower patterns.")
@@ -228,7 +226,6 @@ class WholeFiles:
             paths.append(path)
 
     def _paths(self, name: str) -> Iterator[tuple[Path, bool]]:
-        """Yield the paths that `name` matches, and whether a pattern found them."""
         if len(name) > LONGEST_PATH:
             raise input_error(f"`files`: {name[:200]}… has {len(name):,} characters; no path is that long.")
         path = home_expanded(name)
@@ -325,7 +322,6 @@ class WholeFiles:
             raise input_error(f"{MAY_HOLD_SECRETS}: {words}")
 
     def _read(self, path: Path, most: int) -> bytes:
-        """Return the first `most` bytes of a file. Raises the errors of `_text_row`."""
         with self._opened(path) as file:
             return file.read(most)
 
@@ -352,8 +348,6 @@ class OwnFiles(WholeFiles):
         self._given, self._output = given, output
 
     def _each(self) -> Iterator[tuple[Path, bool]]:
-        """Yield each file, and whether a folder or pattern found it. Paths inside the working directory are relative to
-        it."""
         here = Path.cwd()
         for path in self._given:
             several = is_several(path)

@@ -69,7 +69,6 @@ class Places:
             self._fill()
 
     def _fill(self) -> None:
-        """Give the free places to jobs in the queue."""
         while True:
             running = Counter(place.session for place in self._places if place.entry.is_set())
             waiting = [place for place in self._places if not place.entry.is_set()]

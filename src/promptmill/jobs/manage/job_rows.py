@@ -66,7 +66,6 @@ class JobRows:
             yield self._row(record, stored[0] if stored else None)
 
     def _row(self, record: Record, row: Row | None) -> JobRow:
-        """Return a row with its record; `row` is None if it was not read yet."""
         number, spec = record.row + 1, self._spec
         asked, prompt, images = ([], None, ()) if row is None else self._question(row, spec.targets[record.slot].prompt)
         fields = answer_fields(record)
@@ -110,7 +109,6 @@ class JobRows:
 
 
 def _text(turn: Message) -> str:
-    """Return the text of a turn, with a mark for each image and sound."""
     if not isinstance(turn.content, tuple):
         return turn.content or (orjson.dumps(turn.extra).decode() if turn.extra else "")
     found = []

@@ -224,7 +224,6 @@ class RunningJobs(VisibleJobs):
         return waiting
 
     async def _run_in(self, place: Place, job_id: str, plan: ResolvedConfig) -> None:
-        """Run the job of a call when it has its place."""
         with contextlib.ExitStack() as held:
             held.callback(place.leave)
             await place.entry.wait()
@@ -325,7 +324,6 @@ class RunningJobs(VisibleJobs):
         return True
 
     async def _admitted(self, order: JobOrder, plan: ResolvedConfig, given: Given | None) -> Job:
-        """Return the job of `order`, whose paths are resolved."""
         admit = partial(
             admission.admit,
             order,
@@ -394,7 +392,6 @@ class RunningJobs(VisibleJobs):
 
 
 def _report(job_id: str, work: asyncio.Task[Any]) -> None:
-    """Print the error that ended the work on a job."""
     if not work.cancelled() and (error := work.exception()):
         print(f"promptmill: job {job_id} ended: {type(error).__name__}", file=sys.stderr)
 

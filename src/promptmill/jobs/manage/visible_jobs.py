@@ -185,7 +185,6 @@ class VisibleJobs:
         return real
 
     def _passes(self, path: Path) -> bool:
-        """Return whether the rule on files lets a resolved path pass."""
         try:
             self._rule().check(path)
         except (OutsideError, RefusedError):
