@@ -18,7 +18,7 @@ from promptmill.jobs.caller import USER, Caller
 from promptmill.jobs.inputs import formats
 from promptmill.jobs.inputs import given as given_rows
 from promptmill.jobs.inputs.given import Given
-from promptmill.jobs.inputs.whole_files import PdfForm, WholeFiles, question_of
+from promptmill.jobs.inputs.whole_files import PdfForm, WholeFiles
 from promptmill.jobs.manage import detached
 from promptmill.jobs.manage.call_limits import Place, Places
 from promptmill.jobs.manage.visible_jobs import VisibleJobs
@@ -137,13 +137,11 @@ class RunningJobs(VisibleJobs):
         opened: contextlib.AsyncExitStack,
     ) -> tuple[JobOrder, Given, dict[str, Any]]:
         """Return an order, its rows, each of which is a file, and notes: how many, which are left out."""
-        has_pdfs = await asyncio.to_thread(WholeFiles(files, self.rule, order.question).has_pdfs)
-        question = question_of(order.question, has_pdfs=has_pdfs, as_pdf=as_pdf)
-        found = WholeFiles(files, self.rule, question, as_pdf)
+        found = await asyncio.to_thread(WholeFiles, files, self.rule, order.question, as_pdf)
         source = await self._given(found.lines(), caller, opened)
         notes: dict[str, Any] = {"files": found.count, **({"left_out": found.left_out} if found.left_out else {})}
         notes |= {"pdf": found.forms[0]} if found.forms else {}
-        return order.model_copy(update={"question": question}), source, notes
+        return order.model_copy(update={"question": found.question}), source, notes
 
     async def _given(self, lines: Iterator[bytes], caller: Caller, opened: contextlib.AsyncExitStack) -> Given:
         """Return rows that came in a call, in a file as long as `opened` is."""
