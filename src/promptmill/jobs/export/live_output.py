@@ -142,25 +142,12 @@ def export(folder: Folder, target: Path, *, failures: bool) -> int:
         raise input_error(f"{target} exists; name another file.")
     formats.format_of_output(target, spec.input.format)
     formats.check_installed(target)
-    try:
-        with folder.reading() as store:
-            spec = folder.spec_in(store)
-            if spec.output.names is None:
-                raise input_error(f"The input of job {spec.job_id} was not read yet; run the job first.")
-            rows = answered_rows(store, spec, outcomes_so_far if failures else answers_so_far)
-            partial, _ = output.write([store], spec, target, rows)
-            try:
-                output.publish(partial, target, may_replace=False)
-            finally:
-                with contextlib.suppress(OSError):
-                    partial.unlink(missing_ok=True)
+    with output.storage_errors(target), folder.reading() as store:
+        spec = folder.spec_in(store)
+        if spec.output.names is None:
+            raise input_error(f"The input of job {spec.job_id} was not read yet; run the job first.")
+        rows = answered_rows(store, spec, outcomes_so_far if failures else answers_so_far)
+        with output.temporary([store], spec, target, rows) as partial:
+            output.publish(partial, target, may_replace=False)
             counts = statistics.counts(store)
             return counts.done - counts.failed
-    except OSError as error:
-        raise PromptmillError(Code.STORAGE, f"{target} cannot be written: {disk.why(error)}.") from None
-    except DamagedError:
-        raise PromptmillError(
-            Code.STORAGE,
-            f"The database {folder.database} is damaged.",
-            "Run the job again: its readable answers are kept.",
-        ) from None

@@ -2,6 +2,8 @@
 
     row ⋈ answer ─▶ rows in the order of the input ─▶ .answers.csv.….partial ─▶ answers.csv
 
+A table of a SQLite database is written to a temporary database, and copied in one transaction.
+
 Blocks of rows that have not changed since the job wrote the output before are copied from that file (`_Blocks`).
 """
 
@@ -12,25 +14,25 @@ import errno
 import hashlib
 import io
 import os
+import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import orjson
 
-from promptmill.core.errors import PromptmillError, input_error
-from promptmill.core.values import JsonDict, JsonObject
+from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.values import INT64, JsonDict, JsonObject
 from promptmill.jobs import disk, members
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows, every_answer
 from promptmill.jobs.export.batch_output import Ids
-from promptmill.jobs.export.sql_file import copy_table, write_table
-from promptmill.jobs.export.text import Form, TextForm, text_form, write_text
+from promptmill.jobs.export.text import Form, TextForm, cell, text_form, write_text
 from promptmill.jobs.inputs import formats
 from promptmill.jobs.inputs.workbook import sheet_names
-from promptmill.jobs.members import Stamp
+from promptmill.jobs.members import Stamp, quoted
 from promptmill.jobs.store.binding import BLOCK_ROWS
-from promptmill.jobs.store.database import JobDatabase, Work
+from promptmill.jobs.store.database import DamagedError, JobDatabase, Work
 from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.spec import JobSpec, OutputRecord
 
@@ -38,6 +40,9 @@ _BUFFER = 1 << 20
 _LOOK_ROWS = 1024  # rows between two reports
 _COPIED = frozenset({"csv", "tsv", "jsonl"})
 """Formats in which the bytes of a row do not depend on other rows."""
+_SQL_TYPES = frozenset({str, int, float, type(None), bytes})
+_TABLE = "SELECT 1 FROM main.sqlite_master WHERE name = ? COLLATE NOCASE"
+_WAIT_S = 60.0  # for another writer of the user's database
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +102,7 @@ def write(
     form = Form(stores, spec, formats.format_of_output(target, spec.input.format))
     with partial_file(spec, target) as (partial, out):
         if form.format == "sql":
-            write_table(partial, members.split(target)[1], form, answered)
+            _write_table(partial, members.split(target)[1], form, answered)
             return partial, ""
         with formats.compressed(out, formats.compression_of(target)) as content:
             return partial, write_rows(content, form, answered, target)
@@ -121,6 +126,31 @@ def write_rows(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow], targ
     else:
         write_text(out, form, answered)
     return ""
+
+
+@contextlib.contextmanager
+def temporary(
+    stores: Sequence[JobDatabase], spec: JobSpec, target: Path, answered: Iterable[AnsweredRow]
+) -> Iterator[Path]:
+    """Yield the temporary file of `write`, which is removed after the block."""
+    partial, _ = write(stores, spec, target, answered)
+    try:
+        yield partial
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def storage_errors(target: Path) -> Iterator[None]:
+    """Turn the errors of the disk and of databases into `PromptmillError` (`storage`)."""
+    try:
+        yield
+    except OSError as error:
+        raise PromptmillError(Code.STORAGE, f"{target} cannot be written: {disk.why(error)}.") from None
+    except DamagedError as error:
+        again = "Run the job again: its readable answers are kept."
+        raise PromptmillError(Code.STORAGE, f"A database of {target.name} is damaged ({error}).", again) from None
 
 
 def noted(answered: Iterator[AnsweredRow], work: Work) -> Iterator[AnsweredRow]:
@@ -250,7 +280,7 @@ def publish(partial: Path, target: Path, *, may_replace: bool, copied: Stamp | N
         if not may_replace and (not sheet or sheet in sheet_names(file)):
             raise members.taken(target)
     if members.is_table(target):
-        copy_table(partial, target, may_replace=may_replace)
+        _copy_table(partial, target, may_replace=may_replace)
     elif may_replace or copied is not None:
         partial.replace(members.file_of(target))
     else:
@@ -267,3 +297,50 @@ def _place(partial: Path, target: Path) -> None:
         partial.replace(target)  # a file system without hard links
     else:
         partial.unlink()
+
+
+def _write_table(path: Path, table: str, form: Form, answered: Iterable[AnsweredRow]) -> None:
+    """Write rows into a table of the new database at `path`."""
+    columns = form.header
+    if len({name.casefold() for name in columns}) < len(columns):
+        raise input_error("Two columns have names that differ in capitals alone, which no table of SQLite has.")
+
+    rows = ([_sql_value(value) for value in form.values(each)] for each in answered)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode = OFF")
+        connection.execute("BEGIN")
+        connection.execute(f"CREATE TABLE {quoted(table)} ({', '.join(map(quoted, columns))})")
+        places = ", ".join("?" * len(columns))
+        connection.executemany(f"INSERT INTO {quoted(table)} VALUES ({places})", rows)  # noqa: S608 (a quoted name)
+        connection.execute("COMMIT")
+
+
+def _copy_table(source: Path, target: Path, *, may_replace: bool) -> None:
+    """Copy the table of the database `source` to `target` in one transaction, then delete `source`.
+
+    Raises `OSError`, and `PromptmillError` (`invalid_input`) if a table has the name and may not be replaced.
+    """
+    file, table = members.split(target)
+    try:
+        with contextlib.closing(sqlite3.connect(file, timeout=_WAIT_S, isolation_level=None)) as connection:
+            connection.execute("ATTACH ? AS made", (str(source),))
+            connection.execute("BEGIN IMMEDIATE")
+            if may_replace:
+                connection.execute(f"DROP TABLE IF EXISTS main.{quoted(table)}")
+            elif connection.execute(_TABLE, (table,)).fetchone():
+                raise members.taken(target)
+            name = quoted(table)
+            connection.execute(f"CREATE TABLE main.{name} AS SELECT * FROM made.{name}")  # noqa: S608 (a quoted name)
+            connection.execute("COMMIT")
+    except sqlite3.Error as error:
+        raise OSError(None, str(error), str(file)) from None
+    source.unlink()
+
+
+def _sql_value(value: Any) -> Any:
+    """Return a value for SQLite: lists and objects become JSON; true and false become 1 and 0."""
+    if type(value) is bool:
+        return int(value)
+    if type(value) not in _SQL_TYPES or (type(value) is int and value not in INT64):
+        return cell(value)
+    return value
