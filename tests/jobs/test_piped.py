@@ -15,7 +15,7 @@ import pytest
 
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.status import read as status_of
-from replies import answer, by_prompt, status
+from replies import answer, by_prompt, late, status
 from waiting import eventually
 
 
@@ -133,10 +133,11 @@ def test_answers_come_in_input_order_while_later_rows_are_still_asked(bench, out
 
 def test_a_row_that_is_done_again_is_printed_as_it_is_then(bench):
     rows = b"".join(b'{"prompt": "prompt %d"}\n' % at for at in range(4))
-    bench.upstream.reply = by_prompt({"prompt 1": status(500)}, answer())
-    first = piped(bench, rows, "--max-failures", "0")
+    failing = {"prompt 1": status(500), "prompt 2": status(500)}
+    bench.upstream.reply = by_prompt(failing, answer())
+    first = piped(bench, rows, "--max-failures", "1")
     assert first.returncode != 0
-    bench.upstream.reply = answer()
+    bench.upstream.reply = by_prompt({"prompt 1": late(0.5, answer())}, answer())  # row 2 is done while row 1 waits
     done = piped(bench, rows)
     assert [json.loads(line)["answer"] for line in done.stdout.splitlines()] == [
         f"echo: prompt {at}" for at in range(4)

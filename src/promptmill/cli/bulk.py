@@ -33,6 +33,7 @@ from promptmill.jobs.columns import VARIANT
 from promptmill.jobs.export.answered import answered_rows, every_answer
 from promptmill.jobs.export.live_output import LiveOutput
 from promptmill.jobs.export.output import end_of, write_rows
+from promptmill.jobs.export.text import Form
 from promptmill.jobs.inputs.formats import check_installed, compressed, compression_of, format_of_output
 from promptmill.jobs.inputs.given import Given, blocks_of_stdin, loose_id, suffix_of, written
 from promptmill.jobs.inputs.remote import RemoteOutput, fetched
@@ -360,7 +361,7 @@ def _printed(arguments: argparse.Namespace, configuration: Configuration, order:
                 with folder.reading() as store, compressed(out, compression_of(name)) as content:
                     spec = folder.spec_in(store)
                     rows = answered_rows(store, spec, every_answer, 0, end_of(store, order.limits.rows))
-                    write_rows([store], spec, content, format_of_output(name, spec.input.format), rows)
+                    write_rows(content, Form([store], spec, format_of_output(name, spec.input.format)), rows)
             out.flush()
             shutil.rmtree(folder.path, ignore_errors=True)
     return code

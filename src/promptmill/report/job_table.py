@@ -44,7 +44,7 @@ class JobTable:
     def __init__(self, spec: JobSpec, extra: Iterable[str]) -> None:
         """`extra`: the optional fields that some answer has."""
         self.spec, self.rows = spec, PageRows()
-        self._own, self._answers = OwnValues(spec), AnswerValues(spec, "csv", extra)
+        self._own, self._answers = OwnValues(spec), AnswerValues(spec, extra)
         self._templates = _plain_templates(spec)
         self._in_prompts = {name for template in self._templates if template for name in template.names}
         question = spec.question

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import hashlib
-import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -17,7 +12,9 @@ from promptmill.backends import rows
 from promptmill.backends.batch_lines import provider_of
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.values import JsonDict, JsonObject
+from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.records import Record
+from promptmill.jobs.store.spec import JobSpec
 
 _ANTHROPIC_REASONS = {
     "stop": "end_turn",
@@ -50,9 +47,16 @@ _ERRORS: Mapping[str, tuple[str, int]] = {
     Code.CONNECTION_LOST: ("api_error", 14),
     Code.NAME_RESOLUTION: ("api_error", 14),
 }
-_AT_ONCE = 1024
-# The table is deleted after the run, so it need not survive a crash.
-_SETTINGS = ("PRAGMA journal_mode=OFF", "PRAGMA synchronous=OFF", "PRAGMA cache_size=-4096")
+_IDS = (
+    "SELECT n, nullif(CASE WHEN json_valid(own) THEN {} END, '') AS id "
+    "FROM (SELECT n, CAST(cells AS TEXT) AS own FROM row WHERE n < ?)"
+)
+_MISSING = "SELECT count(*) FROM ({}) WHERE id IS NULL"
+# sorted by a window function: an index of random ids is ten times slower
+_REPEATED = (
+    "SELECT n, first, count(*) OVER () FROM (SELECT n, min(n) OVER (PARTITION BY id) AS first FROM ({}) "
+    "WHERE id IS NOT NULL) WHERE n != first ORDER BY n LIMIT ?"
+)
 
 
 def batch_output(line: bytes, record: Record, *, job_id: str, model: str, created: int, takes_model: bool) -> JsonDict:
@@ -84,8 +88,6 @@ def batch_output(line: bytes, record: Record, *, job_id: str, model: str, create
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """One of the answers to a line."""
-
     index: int
     text: str
     finish_reason: str | None
@@ -231,95 +233,40 @@ def _function_call(call: JsonObject) -> tuple[str, Any]:
         return function.get("name", ""), {"arguments": text}
 
 
-class CustomIds:
-    """Finds repeated ids of rows, such as the `custom_id`s of a Batch file."""
+class Ids(NamedTuple):
+    """The ids of an input's rows, such as the `custom_id`s of a Batch file."""
 
-    def __init__(self, path: Path) -> None:
-        """Start without ids, in a new temporary file at `path`."""
-        self._missing = 0
-        # sorted at the end: keeping an index of random digests is ten times slower
-        self._table = _Table(path, "ids (digest INTEGER, row INTEGER)")
-        self._new: list[tuple[int, int]] = []
+    missing: int
+    """The number of rows without an id."""
+    repeated: int
+    """The number of rows that repeat the id of an earlier row."""
+    examples: Sequence[tuple[int, int]]
+    """The first of these rows, each with the first row of its id."""
 
-    def note(self, value: object, row: int) -> None:
-        """Note the id of line `row` (from 0); the caller passes rows in order. Raises `OSError`."""
-        if value is None or value == "":
-            self._missing += 1
-            return
-        text = str(value).encode("utf-8", "surrogatepass")
-        self._new.append((int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), signed=True), row))
-        if len(self._new) >= _AT_ONCE:
-            self._flush()
-
-    def repeated(self, most: int) -> tuple[int, list[tuple[int, int]]]:
-        """Return how many lines repeat an earlier id, and `(row, first row with this id)` for at most `most` of
-        them."""
-        self._flush()
-        ((count,),) = self._table.read("SELECT COUNT(*) - COUNT(DISTINCT digest) FROM ids")
-        if not count:
-            return 0, []
-        return count, self._table.read(
-            "SELECT row, first FROM ids JOIN (SELECT digest AS again, MIN(row) AS first FROM ids "
-            "GROUP BY digest HAVING COUNT(*) > 1) ON digest = again WHERE row != first ORDER BY row LIMIT ?",
-            most,
-        )
+    @classmethod
+    def of(cls, store: JobDatabase, spec: JobSpec, end: int, most: int = 1) -> Ids:
+        """Return the ids of the rows before `end`, with at most `most` examples. Blocks."""
+        if spec.input.format == "batch":
+            path = "coalesce(own ->> '$.custom_id', own ->> '$.key')"  # Gemini calls it `key`
+        elif not spec.input.header:
+            path = "own ->> '$.id'"
+        elif "id" in spec.input.header:
+            path = f"own ->> '$[{spec.input.header.index('id')}]'"
+        else:
+            return cls(0, 0, ())
+        ids = _IDS.format(path)
+        ((missing,),) = store.read(_MISSING.format(ids), end)
+        found = store.read(_REPEATED.format(ids), end, max(1, most))
+        return cls(missing, found[0][2] if found else 0, [(row, first) for row, first, _ in found[:most]])
 
     @property
     def warning(self) -> str:
-        """A sentence about repeated and missing ids; `""` if there are none."""
-        count, examples = self.repeated(1)
-        found = [f"{self._missing} row(s) have no `custom_id`."] if self._missing else []
-        if count:
-            row, first = examples[0]
+        """A sentence about repeated and missing `custom_id`s; `""` if there are none."""
+        found = [f"{self.missing} row(s) have no `custom_id`."] if self.missing else []
+        if self.repeated:
+            row, first = self.examples[0]
             found.append(
-                f"{count} line(s) repeat the `custom_id` of an earlier one, line {row + 1} that of line {first + 1} "
-                "first: their answers are told apart by their order alone."
+                f"{self.repeated} line(s) repeat the `custom_id` of an earlier one, line {row + 1} that of line "
+                f"{first + 1} first: their answers are told apart by their order alone."
             )
         return " ".join(found)
-
-    def _flush(self) -> None:
-        new, self._new = self._new, []
-        self._table.write("INSERT INTO ids VALUES (?, ?)", new)
-
-    def close(self) -> None:
-        """Close and remove the table."""
-        self._table.close()
-
-
-class _Table:
-    """One table in a temporary file, which `close` removes."""
-
-    def __init__(self, path: Path, columns: str) -> None:
-        """Make a table of `columns` at `path`; a file there is removed. Raises `OSError`."""
-        path.unlink(missing_ok=True)
-        self._path = path
-        try:
-            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            for statement in (*_SETTINGS, "BEGIN", f"CREATE TABLE {columns}"):
-                self._connection.execute(statement)
-        except sqlite3.OperationalError as error:
-            raise _storage(error) from None
-
-    def write(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Run `statement` once for each of `rows`. Raises `OSError`."""
-        try:
-            self._connection.executemany(statement, rows)
-        except sqlite3.OperationalError as error:
-            raise _storage(error) from None
-
-    def read(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
-        """Return the rows that `statement` finds. Raises `OSError`."""
-        try:
-            return self._connection.execute(statement, values).fetchall()
-        except sqlite3.OperationalError as error:
-            raise _storage(error) from None
-
-    def close(self) -> None:
-        """Close and remove the file."""
-        self._connection.close()
-        with contextlib.suppress(OSError):
-            self._path.unlink()
-
-
-def _storage(error: sqlite3.OperationalError) -> OSError:
-    return OSError(errno.ENOSPC if error.sqlite_errorcode == sqlite3.SQLITE_FULL else errno.EIO, str(error))

@@ -10,19 +10,18 @@ from __future__ import annotations
 import contextlib
 import filecmp
 import glob
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import orjson
 
-from promptmill.core.errors import Code, Named, PromptmillError, input_error
-from promptmill.jobs import disk, members
+from promptmill.core.errors import Named, input_error
+from promptmill.jobs import members
 from promptmill.jobs.export import output
 from promptmill.jobs.export.answered import UnansweredError, joined_rows
-from promptmill.jobs.inputs import formats
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.counts import JobCounts
-from promptmill.jobs.store.database import DamagedError, JobDatabase, Work
+from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import PART
@@ -61,31 +60,24 @@ def join(
     target = real_path(path)
     parts = _parts(folders, target)
     spec = parts[0][1]
-    try:
-        with contextlib.ExitStack() as opened:
-            stores = [opened.enter_context(folder.reading()) for folder, _ in parts]
-            output_format = formats.format_of_output(target, spec.input.format)
-            rows = output.noted(joined_rows(stores, spec), Work(note=passed))
-            partial, _ = output.write(stores, spec, target, output_format, rows)
-            if target.exists() and not overwrite:
-                try:
-                    is_same = filecmp.cmp(partial, target, shallow=False)
-                finally:
-                    partial.unlink()
-                if not is_same:
-                    replaces = Named("overwrite", text="; {} replaces it")
-                    raise input_error(f"{target} exists and is not what these parts make", replaces, ".")
-            else:
-                output.publish(partial, target, may_replace=overwrite)
-            return _counts(stores, skips_empty=spec.question.skip_empty)
-    except UnansweredError as missing:
-        raise input_error(
-            f"Row {missing.args[0] + 1} has no sound answer; run its shard again, which sends the missing rows."
-        ) from None
-    except OSError as error:
-        raise PromptmillError(Code.STORAGE, f"{target} cannot be written: {disk.why(error)}.") from None
-    except DamagedError as error:
-        raise PromptmillError(Code.STORAGE, f"A shard's database is damaged ({error}); run the shard again.") from None
+    with output.storage_errors(target), contextlib.ExitStack() as opened:
+        stores = [opened.enter_context(folder.reading()) for folder, _ in parts]
+        rows = output.noted(joined_rows(stores, spec), Work(note=passed))
+        try:
+            partial = opened.enter_context(output.temporary(stores, spec, target, rows))
+        except UnansweredError as missing:
+            raise input_error(
+                f"Row {missing.args[0] + 1} has no sound answer; run its shard again, which sends the missing rows."
+            ) from None
+        if overwrite or not target.exists():
+            output.publish(partial, target, may_replace=overwrite)
+        elif not filecmp.cmp(partial, target, shallow=False):
+            replaces = Named("overwrite", text="; {} replaces it")
+            raise input_error(f"{target} exists and is not what these parts make", replaces, ".")
+        whole = JobCounts(skips_empty=spec.question.skip_empty)
+        for store in stores:
+            whole.add(statistics.counts(store, skips_empty=spec.question.skip_empty))
+        return whole
 
 
 def _parts(folders: JobFolders, target: Path) -> list[tuple[Folder, JobSpec]]:
@@ -130,10 +122,3 @@ def _identity(spec: JobSpec) -> tuple[object, ...]:
     """Return the values that are equal for all shards of a job."""
     question, names = spec.question, spec.output.names
     return spec.input.sha256, spec.input.format, spec.targets[0].fingerprint, question, names, spec.shape
-
-
-def _counts(stores: Sequence[JobDatabase], *, skips_empty: bool) -> JobCounts:
-    whole = JobCounts(skips_empty=skips_empty)
-    for store in stores:
-        whole.add(statistics.counts(store, skips_empty=skips_empty))
-    return whole

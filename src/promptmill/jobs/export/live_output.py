@@ -6,21 +6,24 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO
 
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.jobs import disk, members
 from promptmill.jobs.export import output
-from promptmill.jobs.export.answered import Following, answered_rows, answers_so_far, outcomes_so_far
+from promptmill.jobs.export.answered import answered_rows, answers_so_far, outcomes_so_far
+from promptmill.jobs.export.text import Form
 from promptmill.jobs.inputs import formats
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import DamagedError, HaltedError
 from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.spec import JobSpec
 from promptmill.system.safe_open import real_path
 
-_LOOK_S = 0.2
+_LOOK_S = 0.2  # polls, because rows bound to the answer of another job wake nobody
 FORMATS = frozenset({"jsonl", "json", "batch"})
 """Formats that can be written before all rows are answered (the columns of a table depend on all answers)."""
 
@@ -31,9 +34,16 @@ class LiveOutput:
     def __init__(self, out: IO[bytes], name: Path) -> None:
         """`name` ends with the suffix of the stream's format."""
         self._out, self._name = out, name
-        self._following: Following | None = None
         self._thread: threading.Thread | None = None
         self._error: OSError | None = None
+        self._replaced: set[int] = set()
+        """The keys of records that are about to be replaced."""
+        self._renewed: Collection[int] = ()
+        """The keys of all records that this run replaces."""
+        self._ahead: dict[int, Record] = {}
+        """Records after the last row that waited."""
+        self._news = threading.Event()
+        self._is_stopped = False
 
     def begin(
         self,
@@ -51,20 +61,15 @@ class LiveOutput:
         output_format = formats.format_of_output(self._name, spec.input.format)
         if self._thread is not None or output_format not in FORMATS:
             return
-        self._following = following = Following(lambda: folder.store, replaced)
+        self._replaced, self._renewed = {*replaced}, frozenset(replaced)
         loop = asyncio.get_running_loop()
 
         def write() -> None:
             try:
                 with formats.compressed(self._out, formats.compression_of(self._name)) as content:
-
-                    def flush() -> None:
-                        content.flush()
-                        self._out.flush()
-
-                    following.before_waiting = flush
-                    rows = answered_rows(folder.store, spec, following, 0, end)
-                    output.write_rows([folder.store], spec, content, output_format, rows)
+                    find = partial(self._find, folder, content)
+                    rows = answered_rows(folder.store, spec, find, 0, end)
+                    output.write_rows(content, Form([folder.store], spec, output_format), rows)
                 self._out.flush()
             except HaltedError:
                 pass
@@ -78,10 +83,37 @@ class LiveOutput:
         self._thread = threading.Thread(target=write, name="promptmill-output", daemon=True)
         self._thread.start()
 
+    def _find(self, folder: Folder, content: IO[bytes], key: int, record: Record | None) -> Record:
+        """Wait until the record with `key` exists, and return it. Raises `HaltedError`."""
+        is_flushed = False
+        record = None if key in self._renewed else record  # `record` was read before the row's turn
+        while key in self._replaced or (record := record or self._record(folder, key)) is None:
+            if not is_flushed:
+                content.flush()
+                self._out.flush()
+                is_flushed = True
+            if self._is_stopped:
+                raise HaltedError
+            self._news.wait(_LOOK_S)
+            self._news.clear()
+        return record
+
+    def _record(self, folder: Folder, key: int) -> Record | None:
+        if key not in self._ahead:
+            # while the database is repaired and opened again
+            with contextlib.suppress(OSError, DamagedError, AssertionError):
+                page = folder.store.page(key)
+                self._ahead = {
+                    record.key: record
+                    for record in page
+                    if record.is_sound and (record.key == key or record.key not in self._renewed)
+                }
+        return self._ahead.pop(key, None)
+
     def recorded(self, keys: Sequence[int]) -> None:
         """Note that the records `keys` were written; their rows follow when all rows before them are written."""
-        if self._following is not None:
-            self._following.recorded(keys)
+        self._replaced.difference_update(keys)
+        self._news.set()
 
     @property
     def has_written(self) -> bool:
@@ -95,8 +127,8 @@ class LiveOutput:
 
     def stop(self) -> None:
         """Write no more rows."""
-        if self._following is not None:
-            self._following.stop()
+        self._is_stopped = True
+        self._news.set()
 
 
 def export(folder: Folder, target: Path, *, failures: bool) -> int:
@@ -108,27 +140,14 @@ def export(folder: Folder, target: Path, *, failures: bool) -> int:
     spec, target = folder.known_spec(), real_path(target)
     if members.stamp(target) is not None:
         raise input_error(f"{target} exists; name another file.")
-    output_format = formats.format_of_output(target, spec.input.format)
+    formats.format_of_output(target, spec.input.format)
     formats.check_installed(target)
-    try:
-        with folder.reading() as store:
-            spec = folder.spec_in(store)
-            if spec.output.names is None:
-                raise input_error(f"The input of job {spec.job_id} was not read yet; run the job first.")
-            rows = answered_rows(store, spec, outcomes_so_far if failures else answers_so_far)
-            partial, _ = output.write([store], spec, target, output_format, rows)
-            try:
-                output.publish(partial, target, may_replace=False)
-            finally:
-                with contextlib.suppress(OSError):
-                    partial.unlink(missing_ok=True)
+    with output.storage_errors(target), folder.reading() as store:
+        spec = folder.spec_in(store)
+        if spec.output.names is None:
+            raise input_error(f"The input of job {spec.job_id} was not read yet; run the job first.")
+        rows = answered_rows(store, spec, outcomes_so_far if failures else answers_so_far)
+        with output.temporary([store], spec, target, rows) as partial:
+            output.publish(partial, target, may_replace=False)
             counts = statistics.counts(store)
             return counts.done - counts.failed
-    except OSError as error:
-        raise PromptmillError(Code.STORAGE, f"{target} cannot be written: {disk.why(error)}.") from None
-    except DamagedError:
-        raise PromptmillError(
-            Code.STORAGE,
-            f"The database {folder.database} is damaged.",
-            "Run the job again: its readable answers are kept.",
-        ) from None

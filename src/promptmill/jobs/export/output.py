@@ -2,6 +2,8 @@
 
     row ⋈ answer ─▶ rows in the order of the input ─▶ .answers.csv.….partial ─▶ answers.csv
 
+A table of a SQLite database is written to a temporary database, and copied in one transaction.
+
 Blocks of rows that have not changed since the job wrote the output before are copied from that file (`_Blocks`).
 """
 
@@ -11,28 +13,26 @@ import contextlib
 import errno
 import hashlib
 import io
-import itertools
 import os
+import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import orjson
 
-from promptmill.core.errors import PromptmillError, input_error
-from promptmill.core.values import JsonDict, JsonObject
+from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.values import INT64, JsonDict, JsonObject
 from promptmill.jobs import disk, members
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows, every_answer
-from promptmill.jobs.export.batch_output import CustomIds
-from promptmill.jobs.export.sql_file import copy_table, write_table
-from promptmill.jobs.export.text import TableForm, TextForm, text_form, write_text
+from promptmill.jobs.export.batch_output import Ids
+from promptmill.jobs.export.text import Form, TextForm, cell, text_form, write_text
 from promptmill.jobs.inputs import formats
 from promptmill.jobs.inputs.workbook import sheet_names
-from promptmill.jobs.members import Stamp
-from promptmill.jobs.store import statistics
+from promptmill.jobs.members import Stamp, quoted
 from promptmill.jobs.store.binding import BLOCK_ROWS
-from promptmill.jobs.store.database import JobDatabase, Row, Work
+from promptmill.jobs.store.database import DamagedError, JobDatabase, Work
 from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.spec import JobSpec, OutputRecord
 
@@ -40,6 +40,9 @@ _BUFFER = 1 << 20
 _LOOK_ROWS = 1024  # rows between two reports
 _COPIED = frozenset({"csv", "tsv", "jsonl"})
 """Formats in which the bytes of a row do not depend on other rows."""
+_SQL_TYPES = frozenset({str, int, float, type(None), bytes})
+_TABLE = "SELECT 1 FROM main.sqlite_master WHERE name = ? COLLATE NOCASE"
+_WAIT_S = 60.0  # for another writer of the user's database
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +71,12 @@ def write_output(
     """
     end, target = end_of(store, limit), spec.output.path
     rows = noted(answered_rows(store, spec, every_answer, 0, end), work)
-    if spec.input.format == "batch":
-        with contextlib.closing(CustomIds(store.path.with_name("duplicates"))) as ids:
-            partial, _ = write([store], spec, target, spec.output.format, rows, ids=ids)
-            return Written(partial, stamp_of(partial, target), end, ids.warning)
-    if spec.output.format not in _COPIED or formats.compression_of(target):
-        partial, warning = write([store], spec, target, spec.output.format, rows)
+    if spec.input.format == "batch" or spec.output.format not in _COPIED or formats.compression_of(target):
+        partial, warning = write([store], spec, target, rows)
+        if spec.input.format == "batch":
+            warning = Ids.of(store, spec, end).warning
         return Written(partial, stamp_of(partial, target), end, warning)
-    form = text_form(spec, spec.output.format, statistics.extra_fields(store), store.rows())
+    form = text_form(Form([store], spec, spec.output.format))
     blocks = _Blocks(store, spec, form, own)
     with partial_file(spec, target) as (partial, out):
         written = blocks.write(out, end, work)
@@ -92,79 +93,64 @@ def stamp_of(partial: Path, target: Path) -> Stamp:
 
 
 def write(
-    stores: Sequence[JobDatabase],
-    spec: JobSpec,
-    target: Path,
-    output_format: str,
-    answered: Iterable[AnsweredRow],
-    *,
-    ids: CustomIds | None = None,
+    stores: Sequence[JobDatabase], spec: JobSpec, target: Path, answered: Iterable[AnsweredRow]
 ) -> tuple[Path, str]:
     """Write the rows of databases to a temporary file; return its path, and a warning or `""`.
 
     Raises as `answered`, and `OSError`.
     """
-    compression = formats.compression_of(target)
+    form = Form(stores, spec, formats.format_of_output(target, spec.input.format))
     with partial_file(spec, target) as (partial, out):
-        if output_format == "sql":
-            write_table(partial, members.split(target)[1], _table_form(stores, spec), answered)
+        if form.format == "sql":
+            _write_table(partial, members.split(target)[1], form, answered)
             return partial, ""
-        if output_format == "xlsx":
-            return partial, _write_workbook(stores, spec, out, answered, target)
-        with formats.compressed(out, compression) as content:
-            write_rows(stores, spec, content, output_format, answered, ids=ids)
-    return partial, ""
+        with formats.compressed(out, formats.compression_of(target)) as content:
+            return partial, write_rows(content, form, answered, target)
 
 
-def _extra(stores: Sequence[JobDatabase]) -> set[str]:
-    """Return the optional fields that some answer has."""
-    return {name for store in stores for name in statistics.extra_fields(store)}
+def write_rows(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow], target: Path | None = None) -> str:
+    """Write rows into a file; return a warning or `""`. `target`: see `WorkbookWriter.write`.
 
+    Raises as `answered`, and `OSError`.
+    """
+    if form.format == "xlsx":
+        from promptmill.jobs.export.workbook_file import WorkbookWriter  # few jobs write one
 
-def _table_form(stores: Sequence[JobDatabase], spec: JobSpec) -> TableForm:
-    return TableForm.of(spec, spec.output.format, _extra(stores), _stored(stores))
-
-
-def _stored(stores: Sequence[JobDatabase]) -> Iterator[Row]:
-    return itertools.chain.from_iterable(store.rows() for store in stores)
-
-
-def _write_workbook(
-    stores: Sequence[JobDatabase],
-    spec: JobSpec,
-    out: IO[bytes],
-    answered: Iterable[AnsweredRow],
-    target: Path | None = None,
-) -> str:
-    """Write rows into a workbook; return a warning or `""`. Raises as `WorkbookWriter.write`."""
-    from promptmill.jobs.export.workbook_file import WorkbookWriter  # few jobs write one
-
-    writer = WorkbookWriter(spec, _table_form(stores, spec))
-    writer.write(out, answered, target)
-    return writer.warning
-
-
-def write_rows(
-    stores: Sequence[JobDatabase],
-    spec: JobSpec,
-    out: IO[bytes],
-    output_format: str,
-    answered: Iterable[AnsweredRow],
-    *,
-    ids: CustomIds | None = None,
-) -> None:
-    """Write rows into a file. Raises as `answered`, and `OSError`."""
-    if output_format == "xlsx":
-        _write_workbook(stores, spec, out, answered)
-        return
-    extra = _extra(stores) if output_format in formats.TABLES else set()
-    stored = _stored(stores)
-    if output_format == "parquet":
+        writer = WorkbookWriter(form)
+        writer.write(out, answered, target)
+        return writer.warning
+    if form.format == "parquet":
         from promptmill.jobs.export.parquet_file import write_parquet  # imported where it is needed
 
-        write_parquet(out, spec, extra, stored, answered)
-        return
-    write_text(out, text_form(spec, output_format, extra, stored, ids), output_format, answered)
+        write_parquet(out, form, answered)
+    else:
+        write_text(out, form, answered)
+    return ""
+
+
+@contextlib.contextmanager
+def temporary(
+    stores: Sequence[JobDatabase], spec: JobSpec, target: Path, answered: Iterable[AnsweredRow]
+) -> Iterator[Path]:
+    """Yield the temporary file of `write`, which is removed after the block."""
+    partial, _ = write(stores, spec, target, answered)
+    try:
+        yield partial
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def storage_errors(target: Path) -> Iterator[None]:
+    """Turn the errors of the disk and of databases into `PromptmillError` (`storage`)."""
+    try:
+        yield
+    except OSError as error:
+        raise PromptmillError(Code.STORAGE, f"{target} cannot be written: {disk.why(error)}.") from None
+    except DamagedError as error:
+        again = "Run the job again: its readable answers are kept."
+        raise PromptmillError(Code.STORAGE, f"A database of {target.name} is damaged ({error}).", again) from None
 
 
 def noted(answered: Iterator[AnsweredRow], work: Work) -> Iterator[AnsweredRow]:
@@ -200,7 +186,6 @@ class _Blocks:
             self._known = self._read(stored)
 
     def _read(self, stored: JsonObject) -> dict[int, tuple[int, int, int]]:
-        """Return offset, size and sum of the blocks that may be copied."""
         if stored["identity"] != self._identity:
             return {}
         edited = {block for (block,) in self._store.read("SELECT block FROM edited")}
@@ -237,7 +222,6 @@ class _Blocks:
         return {"identity": self._identity, "blocks": blocks}
 
     def _checksum(self, first: int, end: int) -> int:
-        """Return a sum over the answers of a block."""
         query = "SELECT coalesce(sum(checksum * (1 + key % 1021)), 0) FROM answer WHERE key BETWEEN ? AND ?"
         sums = (
             self._store.read(query, slot * SLOT + first, slot * SLOT + end - 1)[0][0]
@@ -296,7 +280,7 @@ def publish(partial: Path, target: Path, *, may_replace: bool, copied: Stamp | N
         if not may_replace and (not sheet or sheet in sheet_names(file)):
             raise members.taken(target)
     if members.is_table(target):
-        copy_table(partial, target, may_replace=may_replace)
+        _copy_table(partial, target, may_replace=may_replace)
     elif may_replace or copied is not None:
         partial.replace(members.file_of(target))
     else:
@@ -313,3 +297,50 @@ def _place(partial: Path, target: Path) -> None:
         partial.replace(target)  # a file system without hard links
     else:
         partial.unlink()
+
+
+def _write_table(path: Path, table: str, form: Form, answered: Iterable[AnsweredRow]) -> None:
+    """Write rows into a table of the new database at `path`."""
+    columns = form.header
+    if len({name.casefold() for name in columns}) < len(columns):
+        raise input_error("Two columns have names that differ in capitals alone, which no table of SQLite has.")
+
+    rows = ([_sql_value(value) for value in form.values(each)] for each in answered)
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode = OFF")
+        connection.execute("BEGIN")
+        connection.execute(f"CREATE TABLE {quoted(table)} ({', '.join(map(quoted, columns))})")
+        places = ", ".join("?" * len(columns))
+        connection.executemany(f"INSERT INTO {quoted(table)} VALUES ({places})", rows)  # noqa: S608 (a quoted name)
+        connection.execute("COMMIT")
+
+
+def _copy_table(source: Path, target: Path, *, may_replace: bool) -> None:
+    """Copy the table of the database `source` to `target` in one transaction, then delete `source`.
+
+    Raises `OSError`, and `PromptmillError` (`invalid_input`) if a table has the name and may not be replaced.
+    """
+    file, table = members.split(target)
+    try:
+        with contextlib.closing(sqlite3.connect(file, timeout=_WAIT_S, isolation_level=None)) as connection:
+            connection.execute("ATTACH ? AS made", (str(source),))
+            connection.execute("BEGIN IMMEDIATE")
+            if may_replace:
+                connection.execute(f"DROP TABLE IF EXISTS main.{quoted(table)}")
+            elif connection.execute(_TABLE, (table,)).fetchone():
+                raise members.taken(target)
+            name = quoted(table)
+            connection.execute(f"CREATE TABLE main.{name} AS SELECT * FROM made.{name}")  # noqa: S608 (a quoted name)
+            connection.execute("COMMIT")
+    except sqlite3.Error as error:
+        raise OSError(None, str(error), str(file)) from None
+    source.unlink()
+
+
+def _sql_value(value: Any) -> Any:
+    """Return a value for SQLite: lists and objects become JSON; true and false become 1 and 0."""
+    if type(value) is bool:
+        return int(value)
+    if type(value) not in _SQL_TYPES or (type(value) is int and value not in INT64):
+        return cell(value)
+    return value

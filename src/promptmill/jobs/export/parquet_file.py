@@ -14,7 +14,7 @@ from promptmill.core import values
 from promptmill.core.bounds import DEEPEST
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.jobs.export.answered import AnsweredRow
-from promptmill.jobs.export.text import AnswerValues, OwnValues, check_width
+from promptmill.jobs.export.text import AnswerValues, Form, check_width
 from promptmill.jobs.inputs.parquet import unpacked_schema, without_nanoseconds
 from promptmill.jobs.store.database import Row
 from promptmill.jobs.store.spec import JobSpec
@@ -32,17 +32,14 @@ _EXACT = 1 << 53  # a float holds every whole number up to this one
 _MOST_PARTS = 100  # fields of an object; in a larger object, the names are probably keys
 
 
-def write_parquet(
-    out: IO[bytes], spec: JobSpec, extra: Iterable[str], stored: Iterable[Row], answered: Iterable[AnsweredRow]
-) -> None:
-    """Write rows with their answers. `extra`, `stored`: see `text.text_form`. Raises `OSError`, and the errors of
-    `answered`."""
+def write_parquet(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow]) -> None:
+    """Write rows with their answers. Raises `OSError`, and the errors of `answered`."""
     import pyarrow as pa
     from pyarrow import parquet
 
-    answers = AnswerValues(spec, "parquet", extra)
+    answers = form.answers
     kinds = _arrow_types(answers)
-    own = _ArrowColumns(spec) if spec.input.style.arrow_schema else _TypedColumns(spec, stored)
+    own = _ArrowColumns(form.spec) if form.spec.input.style.arrow_schema else _TypedColumns(form)
     fields = [*own.schema, *(pa.field(answers.names[key], kind) for key, kind in kinds.items())]
     schema = pa.schema(fields, metadata=own.schema.metadata)
     with parquet.ParquetWriter(out, schema, write_batch_size=_VALUES_AT_ONCE) as writer:
@@ -78,7 +75,6 @@ class _ArrowColumns:
         self.schema = unpacked_schema(spec.input.style.arrow_schema)
 
     def batch(self, stored: Sequence[Row]) -> Any:
-        """Return rows as a record batch."""
         import pyarrow as pa
 
         cells = [values.loads(row.cells or b"[]") for row in stored]
@@ -89,19 +85,17 @@ class _ArrowColumns:
 class _TypedColumns:
     """The columns of other inputs; the values of all rows determine their types."""
 
-    def __init__(self, spec: JobSpec, stored: Iterable[Row]) -> None:
-        self._own, self._types = OwnValues(spec), ColumnTypes()
-        if spec.input.format == "batch" or spec.input.header:
-            texts = dict.fromkeys(self._own.names_in(stored), "")
-            self._types.include({name: [""] if name == self._own.surplus else "" for name in texts})
+    def __init__(self, form: Form) -> None:
+        self._own, self._types = form.own, ColumnTypes()
+        if form.spec.input.format == "batch" or form.spec.input.header:
+            self._types.include({name: [""] if name == self._own.surplus else "" for name in form.names})
         else:
-            for row in stored:
+            for row in form.stored():
                 self._types.include(self._own.of(row))
                 check_width(len(self._types))
         self.schema = self._types.schema()
 
     def batch(self, stored: Sequence[Row]) -> Any:
-        """Return rows as a record batch."""
         return self._types.batch([self._own.of(row) for row in stored])
 
 
@@ -133,7 +127,6 @@ def _arrow_array(column: list[Any], kind: Any) -> Any:
 
 
 def _arrow_types(answers: AnswerValues) -> JsonDict:
-    """Return the Arrow types of the answers' columns, by the keys of the columns."""
     import pyarrow as pa
 
     error = pa.struct(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import IO, Any
 
@@ -21,11 +23,12 @@ from promptmill.core.wording import mended
 from promptmill.jobs import columns
 from promptmill.jobs.columns import ANSWER_FIELDS, EXTRA_FIELDS, MODEL, VARIANT, answer_fields
 from promptmill.jobs.export.answered import AnsweredRow
-from promptmill.jobs.export.batch_output import CustomIds, batch_output
+from promptmill.jobs.export.batch_output import batch_output
 from promptmill.jobs.inputs.cells import readable
 from promptmill.jobs.inputs.formats import CELLS, TABLES
 from promptmill.jobs.inputs.questions import distinct
-from promptmill.jobs.store.database import Row
+from promptmill.jobs.store import statistics
+from promptmill.jobs.store.database import JobDatabase, Row
 from promptmill.jobs.store.spec import WHOLE_REQUESTS, JobSpec
 
 DELIMITERS = MappingProxyType({"csv": ",", "tsv": "\t"})
@@ -37,9 +40,8 @@ _LONG_NUMBER = re.compile(rb"\d{20}")  # orjson reads a number beyond 64 bits as
 class OwnValues:
     """The input's values of a row (not its answer), by column name."""
 
-    def __init__(self, spec: JobSpec, ids: CustomIds | None = None) -> None:
-        """`ids` collects the ids of a Batch file."""
-        self._spec, self._ids = spec, ids
+    def __init__(self, spec: JobSpec) -> None:
+        self._spec = spec
         self._names = distinct(list(map(readable, spec.input.header)))
         self.surplus = (spec.output.names or {}).get("surplus_cells", "surplus_cells")
         """The column for the cells beyond the header's width."""
@@ -71,22 +73,20 @@ class OwnValues:
 
     @staticmethod
     def _of_call(row: Row) -> JsonDict:
-        """Return only the item's index in the call; the caller has the prompt."""
         return {INDEX: row.n}
 
-    def _of_batch(self, row: Row) -> JsonDict:
+    @staticmethod
+    def _of_batch(row: Row) -> JsonDict:
         """Return the only column of a Batch line in a table: its id, which Gemini calls `key`."""
         asked = json_object(row)
         value = asked.get(CUSTOM_ID, asked.get("key"))
-        if self._ids is not None and isinstance(value, str):
-            self._ids.note(value, row.n)
         return {CUSTOM_ID: value if isinstance(value, str | None) else cell(value)}
 
 
 class AnswerValues:
     """The answers' columns in an output, and a row's values for them."""
 
-    def __init__(self, spec: JobSpec, output_format: str, extra: Iterable[str] = ()) -> None:
+    def __init__(self, spec: JobSpec, extra: Iterable[str] = ()) -> None:
         """`extra`: the optional fields that at least one answer has."""
         self._spec, self._renamed = spec, spec.output.names or {}
         self.schema = schema = columns.schema_columns(spec)
@@ -98,7 +98,6 @@ class AnswerValues:
         names = {**{name: name for name in self._variants}, **names}
         self.names = {key: self._renamed.get(key, name) for key, name in names.items()}
         """The names of a table's columns, by their keys."""
-        self.is_table = output_format in TABLES
         self._is_usual = schema is None and not self._variants
         """Whether `in_cells` may take the texts of most rows directly from the record."""
 
@@ -122,8 +121,15 @@ class AnswerValues:
             fields = self.schema.in_table(fields)
         return {**self._variant(answered), **fields} if self._variants else fields
 
+    def in_order(self, answered: AnsweredRow) -> list[Any]:
+        """Return the values of a row of a table in the order of `names`; an error as `code: message`."""
+        fields = self.in_table(answered)
+        error = fields["error"]
+        fields["error"] = f"{error['code']}: {error['message']}" if error else None
+        return [fields.get(key) for key in self.names]
+
     def in_cells(self, answered: AnsweredRow) -> list[str]:
-        """Return the values of a row of a table as cells of CSV: an error as `code: message`, objects as JSON."""
+        """Return the values of `in_order` as cells of CSV."""
         record = answered.record
         if self._is_usual and record.code is None and record.more is None:
             texts = {
@@ -133,10 +139,7 @@ class AnswerValues:
                 "reasoning": record.reasoning or "",
             }
             return [texts.get(name, "") for name in self.names]
-        fields = self.in_table(answered)
-        error = fields["error"]
-        text = f"{error['code']}: {error['message']}" if error else ""
-        return [text if name == "error" else cell(fields.get(name)) for name in self.names]
+        return list(map(cell, self.in_order(answered)))
 
     def _variant(self, answered: AnsweredRow) -> dict[str, str]:
         if not self._variants:
@@ -146,20 +149,37 @@ class AnswerValues:
         return {name: values_[name] for name in self._variants}
 
 
-@dataclass(frozen=True, slots=True)
-class TableForm:
-    """The columns of a table with typed values."""
+class Form:
+    """The form of an output of the rows in some databases."""
 
-    own: OwnValues
-    answers: AnswerValues
-    names: Sequence[str]
-    """The rows' own columns."""
+    def __init__(self, stores: Sequence[JobDatabase], spec: JobSpec, output_format: str) -> None:
+        self.spec, self.format, self._stores = spec, output_format, stores
+        self.own = OwnValues(spec)
+        is_table = output_format in TABLES  # only the columns of a table depend on all rows
+        extra = {name for store in stores for name in statistics.extra_fields(store)} if is_table else ()
+        self.answers = AnswerValues(spec, extra)
 
-    @classmethod
-    def of(cls, spec: JobSpec, output_format: str, extra: Iterable[str], stored: Iterable[Row]) -> TableForm:
-        """Return the form of an output. `extra`, `stored`: see `text_form`."""
-        own = OwnValues(spec)
-        return cls(own, AnswerValues(spec, output_format, extra), own.names_in(stored))
+    def stored(self) -> Iterator[Row]:
+        """Yield all rows, without their answers."""
+        return itertools.chain.from_iterable(store.rows() for store in self._stores)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The rows' own columns. Raises `PromptmillError` (`invalid_input`) if there are too many."""
+        return self.own.names_in(self.stored())
+
+    @property
+    def header(self) -> list[str]:
+        """All columns of a table."""
+        return [*self.names, *self.answers.names.values()]
+
+    def own_values(self, row: Row) -> list[Any]:
+        """Return a row's values in the order of `names`."""
+        return list(map(self.own.of(row).get, self.names))
+
+    def values(self, answered: AnsweredRow) -> list[Any]:
+        """Return the values of a row and its answer in the order of `header`."""
+        return [*self.own_values(answered.row), *self.answers.in_order(answered)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,36 +192,30 @@ class TextForm:
     """The bytes before the first row."""
 
 
-def text_form(
-    spec: JobSpec, output_format: str, extra: Iterable[str], stored: Iterable[Row], ids: CustomIds | None = None
-) -> TextForm:
-    """Return the form of an output.
-
-    `extra`: see `AnswerValues`. `stored`: all rows; if they are JSON, their fields become the columns of a table. `ids`
-    collects the ids of a Batch file.
-    """
-    answers, own = AnswerValues(spec, output_format, extra), OwnValues(spec, ids)
-    if output_format in DELIMITERS:
-        delimiter, mark = DELIMITERS[output_format], rows.BOM if spec.input.style.has_bom else b""
+def text_form(form: Form) -> TextForm:
+    """Return the text form of an output."""
+    spec, own, answers = form.spec, form.own, form.answers
+    if form.format in DELIMITERS:
+        delimiter, mark = DELIMITERS[form.format], rows.BOM if spec.input.style.has_bom else b""
         if spec.input.format in CELLS:
-            delimiter = spec.input.style.delimiter if output_format == spec.input.format else delimiter
+            delimiter = spec.input.style.delimiter if form.format == spec.input.format else delimiter
             header = mark + cells_line([*spec.input.header, *answers.names.values()], delimiter)
             return TextForm(functools.partial(_cells_of_cells, len(spec.input.header), answers, delimiter), header)
-        names = own.names_in(stored)
-        header = mark + cells_line([*names, *answers.names.values()], delimiter)
-        return TextForm(functools.partial(_cells, names, own, answers, delimiter), header)
+        header = mark + cells_line(form.header, delimiter)
+        return TextForm(lambda answered: cells_line(map(cell, form.values(answered)), delimiter), header)
     if spec.input.format == "batch":
-        return TextForm(functools.partial(_batch_line, spec, ids))
+        return TextForm(functools.partial(_batch_line, spec))
     if spec.input.format in TABLES or spec.input.format in WHOLE_REQUESTS:
         return TextForm(lambda answered: rows.json_line(own.of(answered.row) | answers.in_json(answered)))
     return TextForm(lambda answered: json_line(answered.row.cells or b"", answers.in_json(answered)))
 
 
-def write_text(out: IO[bytes], form: TextForm, output_format: str, answered: Iterable[AnsweredRow]) -> None:
+def write_text(out: IO[bytes], form: Form, answered: Iterable[AnsweredRow]) -> None:
     """Write a whole output. Raises `OSError`, and the errors of `answered`."""
-    write, row = out.write, form.row
-    if output_format != "json":
-        write(form.header)
+    write, text = out.write, text_form(form)
+    row = text.row
+    if form.format != "json":
+        write(text.header)
         for each in answered:
             write(row(each))
         return
@@ -221,12 +235,7 @@ def _cells_of_cells(width: int, answers: AnswerValues, delimiter: str, answered:
     return f"{delimiter.join(line)}\n".encode("utf-8", "surrogateescape")
 
 
-def _cells(names: list[str], own: OwnValues, answers: AnswerValues, delimiter: str, answered: AnsweredRow) -> bytes:
-    row = own.of(answered.row)
-    return cells_line([*(cell(row.get(name)) for name in names), *answers.in_cells(answered)], delimiter)
-
-
-def _batch_line(spec: JobSpec, ids: CustomIds | None, answered: AnsweredRow) -> bytes:
+def _batch_line(spec: JobSpec, answered: AnsweredRow) -> bytes:
     takes_model = backends.record(spec.backend).any_model  # then the line's own model answered it
     found = batch_output(
         answered.row.cells or b"",
@@ -236,8 +245,6 @@ def _batch_line(spec: JobSpec, ids: CustomIds | None, answered: AnsweredRow) -> 
         created=spec.created,
         takes_model=takes_model,
     )
-    if ids is not None and isinstance(found.get(CUSTOM_ID), str):
-        ids.note(found[CUSTOM_ID], answered.row.n)
     return rows.json_line(found)
 
 
@@ -251,7 +258,6 @@ def cells_line(cells: Iterable[str], delimiter: str) -> bytes:
 
 
 def _joined(cells: list[str], delimiter: str) -> str:
-    """Join cells, with quotes where they are needed."""
     text = delimiter.join(cells)
     if (
         _QUOTE not in text and "\n" not in text and "\r" not in text and text.count(delimiter) == len(cells) - 1

@@ -17,7 +17,7 @@ from typing import IO, Any
 from promptmill.core.errors import input_error
 from promptmill.jobs import members
 from promptmill.jobs.export.answered import AnsweredRow
-from promptmill.jobs.export.text import TableForm, cell
+from promptmill.jobs.export.text import Form, cell
 from promptmill.jobs.inputs.workbook import header_row
 from promptmill.jobs.store.spec import JobSpec
 
@@ -32,8 +32,8 @@ _PLAIN = frozenset({int, float, bool, type(None)})
 class WorkbookWriter:
     """Writes the rows of a job into a workbook."""
 
-    def __init__(self, spec: JobSpec, form: TableForm) -> None:
-        self._spec, self._form = spec, form
+    def __init__(self, form: Form) -> None:
+        self._spec, self._form = form.spec, form
         self.cut = 0
         """The number of cells cut at Excel's limit."""
 
@@ -60,14 +60,13 @@ class WorkbookWriter:
         book.save(out)
 
     def _fill(self, sheet: Any, answered: Iterable[AnsweredRow]) -> None:
-        names = self._form.names
-        sheet.append([self._cell(sheet, name) for name in (*names, *self._form.answers.names.values())])
+        form = self._form
+        sheet.append([self._cell(sheet, name) for name in form.header])
         for count, each in enumerate(answered):
             if count == _MOST_ROWS:
                 raise input_error(f"A sheet holds {_MOST_ROWS:,} rows at most; name the output .csv or .parquet.")
-            row = self._form.own.of(each.row)
-            own = [self._cell(sheet, self._as_date(row.get(name))) for name in names]
-            sheet.append([*own, *(self._cell(sheet, value) for value in self._values(each))])
+            values = [*map(self._as_date, form.own_values(each.row)), *form.answers.in_order(each)]
+            sheet.append([self._cell(sheet, value) for value in values])
 
     def _fill_columns(self, sheet: Any, answered: Iterable[AnsweredRow]) -> None:
         first = header_row([[place.value for place in row] for row in sheet.iter_rows(max_row=_LOOKED_AT)]) + 1
@@ -78,7 +77,7 @@ class WorkbookWriter:
             heads[name] = columns[name]
             sheet.cell(first, columns[name], name)
         for each in answered:
-            for column, value in zip(columns.values(), self._values(each), strict=True):
+            for column, value in zip(columns.values(), self._form.answers.in_order(each), strict=True):
                 place = sheet.cell(first + 1 + each.row.n, column)
                 place.value = self._plain(value)
                 if isinstance(value, str):
@@ -90,12 +89,6 @@ class WorkbookWriter:
             with contextlib.suppress(ValueError):  # not a date: 2026-02-31
                 return dt.datetime.fromisoformat(value) if value[10:] else dt.date.fromisoformat(value)
         return value
-
-    def _values(self, each: AnsweredRow) -> list[Any]:
-        fields = self._form.answers.in_table(each)
-        error = fields["error"]
-        text = f"{error['code']}: {error['message']}" if error else None
-        return [text if key == "error" else fields.get(key) for key in self._form.answers.names]
 
     def _cell(self, sheet: Any, value: Any) -> Any:
         from openpyxl.cell import WriteOnlyCell

@@ -1,8 +1,8 @@
 """Tables of cells: CSV, TSV and plain text as rows under one header.
 
-A file is read in pieces of whole lines, and `csv` parses a piece in one step. A piece that ends within a quoted cell is
-parsed again together with the next text. After the first misplaced quote, the rest of the file is parsed line by line.
-The first line of the misplaced quote becomes a row with an error.
+A file is read in pieces of whole lines and whole quotes, and `csv` parses a piece in one step. After the first
+misplaced quote, the rest of the file is parsed line by line. The first line of the misplaced quote becomes a row with
+an error.
 
 Bytes that are not UTF-8 are carried through cells unchanged.
 """
@@ -37,15 +37,13 @@ _MOST_DOUBTFUL_LINES = 32
 WINDOWS = "cp1252"
 """The likely encoding of files that are not UTF-8. It equals Latin-1 for printable text."""
 _PIECE = 1 << 18  # bytes: some thousand rows, so that the overhead of a piece is small
-_LONGEST_PIECE = 4 << 20  # bytes; a longer piece that ends within a quoted cell is not extended
+_LONGEST_PIECE = 4 << 20  # bytes; a piece of this size may end within quotes, and is then parsed line by line
 _AT_ONCE = 1024  # rows
 _TOO_LONG = "is longer than"
 _UNCLOSED = "opens a quote that is not closed"
 
 
 class _Header(NamedTuple):
-    """The first row of a file."""
-
     names: list[str]
     delimiter: str
 
@@ -153,7 +151,6 @@ class CellTable:
             return _Header(next(csv.reader([record.only_first()], delimiter=delimiter)), delimiter)
 
     def _pages(self, at: int, window: Window) -> Iterator[_Page]:
-        """Yield the rows of a file in pages; empty rows are left out."""
         delimiter = self._headers[at].delimiter
         with self._files.stream(at) as stream:
             pieces = _Pieces(stream, self._files.encoding, LONGEST_ROW, window)
@@ -170,9 +167,7 @@ class CellTable:
                     found = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
                     if extent.lines - len(found) > MOST_LINES and any(map(_is_endless, found)):
                         raise csv.Error(_UNCLOSED)
-                except csv.Error as error:
-                    if "end of data" in str(error) and len(text) < _LONGEST_PIECE and pieces.extend(piece):
-                        continue
+                except csv.Error:
                     yield from self._doubtful(pieces.rest(piece), at, piece.line, has_header=piece.begins)
                     return
                 if piece.begins:
@@ -212,8 +207,6 @@ class CellTable:
 
 
 class _Piece(NamedTuple):
-    """Whole lines of a file."""
-
     data: bytes
     text: str
     line: int
@@ -232,8 +225,6 @@ class _Piece(NamedTuple):
 
 
 class _Pieces:
-    """A file in pieces of whole lines."""
-
     def __init__(self, stream: IO[bytes], encoding: str | None, longest: int, window: Window = WHOLE) -> None:
         """`longest`: the most bytes of a line."""
         self._encoding, self._longest = encoding, longest
@@ -252,12 +243,9 @@ class _Pieces:
         self._begins = not self._at
         self.delimiter = ""
         """The delimiter that the file's first line (`sep=;`) names; known after the first piece."""
-        self._rest = self._again = b""
-        self._has_ended = False
+        self._rest = b""
 
     def __iter__(self) -> Iterator[_Piece]:
-        """Yield the pieces. Raises `PromptmillError` (`invalid_input`) if a line is too long or the encoding is
-        wrong."""
         while data := self._next():
             text, skipped = data, 0
             if self._begins:
@@ -266,14 +254,8 @@ class _Pieces:
                     self.delimiter, text, skipped = named[1].decode(), text[named.end() :], 1
             piece = _Piece(data, text.decode("utf-8", "surrogateescape"), self._line + skipped, self._begins, skipped)
             yield piece
-            if not self._again:
-                self._begins = False
-                self._line += piece.extent.lines
-
-    def extend(self, piece: _Piece) -> bool:
-        """Make the next piece begin with `piece` again, plus the text after it; return whether there is more text."""
-        self._again = b"" if self._has_ended else piece.data
-        return not self._has_ended
+            self._begins = False
+            self._line += piece.extent.lines
 
     def rest(self, piece: _Piece) -> Iterator[str]:
         """Yield the lines of `piece` and of all pieces after it."""
@@ -281,25 +263,23 @@ class _Pieces:
             yield from io.StringIO(each.text, newline="")
 
     def _next(self) -> bytes:
-        begun, data = len(self._again), self._again + self._rest
-        self._again = self._rest = b""
-        while True:
-            block = self._block(max(_PIECE, begun))
+        """Return the next whole lines, with an even number of quotes: with an odd one, a cell would be cut."""
+        data = self._rest
+        while block := self._block():
             data += block
             end = max(data.rfind(b"\n"), data.rfind(b"\r", 0, -1)) + 1  # a \r at the end may be half of a \r\n
-            if not block or end > begun:
-                break
-            if len(data) - begun > self._longest:
-                line = self._line + data.count(b"\n", 0, begun) + 1
-                raise input_error(f"Line {line} of the input {_too_long(self._longest)}; no table has such a line.")
-        self._has_ended = not block
-        if block:
-            data, self._rest = data[:end], data[end:]
+            if end and (end > _LONGEST_PIECE or data.count(b'"', 0, end) % 2 == 0):
+                self._rest = data[end:]
+                return data[:end]
+            if not end and len(data) > self._longest:
+                problem = f"Line {self._line + 1} of the input {_too_long(self._longest)}; no table has such a line."
+                raise input_error(problem)
+        self._rest = b""
         return data
 
-    def _block(self, size: int) -> bytes:
+    def _block(self) -> bytes:
         try:
-            block = self._read(size if self._end is None else min(size, self._end - self._at))
+            block = self._read(_PIECE if self._end is None else min(_PIECE, self._end - self._at))
         except UnicodeError as error:
             problem = f" is not that of the input: {error}, after line {self._line}."
             raise input_error(Named("encoding", self._encoding), problem) from None
@@ -308,7 +288,6 @@ class _Pieces:
 
 
 def _quote_problem(error: csv.Error, lines: int) -> str:
-    """Describe a misplaced quote in a record of `lines` lines."""
     never = lines > 1 or "end of data" in str(error)
     return _UNCLOSED if never and _TOO_LONG not in str(error) else f"has a quote that does not belong there: {error}"
 
@@ -348,11 +327,9 @@ class _Record:
 
     @property
     def taken(self) -> int:
-        """The number of lines of the record so far."""
         return len(self._taken)
 
     def begin(self) -> None:
-        """Start a record."""
         self._taken, self._size = [], 0
         self._most = MOST_LINES if self.number >= self._doubtful else _MOST_DOUBTFUL_LINES
 
@@ -382,12 +359,10 @@ def _places(own: list[str], part: Part, header: list[str]) -> list[int | str] | 
 
 
 def _fitted(cells: list[str], places: list[int | str]) -> list[str]:
-    """Return the cells of a row in the order of the table's columns."""
     return [place if isinstance(place, str) else cells[place] if place < len(cells) else "" for place in places]
 
 
 def _is_endless(cells: list[str]) -> bool:
-    """Return whether a cell has more than `MOST_LINES` lines."""
     return any(cell.count("\n") > MOST_LINES for cell in cells)
 
 

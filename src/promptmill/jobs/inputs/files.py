@@ -93,7 +93,6 @@ def find(given: Sequence[Path], output: Path) -> list[Part]:
 
 
 def _has_images(path: Path) -> bool:
-    """Return whether an image is among the first 1,000 files of a folder or a pattern."""
     found = path.iterdir() if path.is_dir() else _matching(path)
     return any(one.name.lower().endswith(IMAGES) for one in itertools.islice(found, 1000))
 
@@ -226,7 +225,6 @@ def opened(parts: Sequence[Part], *, known: bool = False, encoding: str | None =
 
 
 def _nearest(missing: Path) -> str:
-    """Return a hint that names the file with the most similar name, or `""`."""
     with suppress(OSError):
         names = [path.name for path in missing.parent.iterdir() if _is_known(path)]
         if near := close_matches(missing.name, names, n=1):
@@ -235,7 +233,6 @@ def _nearest(missing: Path) -> str:
 
 
 def _is_known(path: Path) -> bool:
-    """Return whether the file has the suffix of a file of rows."""
     return plain(path).suffix.lower() in SUFFIXES
 
 
@@ -263,7 +260,6 @@ def check_ratio(size: int, compressed_size: int) -> None:
 
 @contextmanager
 def _compression_errors(path: Path) -> Iterator[None]:
-    """Turn errors of a damaged compressed file into a `PromptmillError` (`invalid_input`) that names it."""
     try:
         yield
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:

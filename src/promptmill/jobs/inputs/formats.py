@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Any, cast
+from typing import IO, cast
 
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.jobs import members
@@ -119,26 +119,8 @@ def compressed(out: IO[bytes], kind: str) -> Iterator[IO[bytes]]:
     else:
         import pyarrow as pa
 
-        with pa.CompressedOutputStream(pa.PythonFile(_Unclosed(out), "w"), "zstd") as packed:
+        with (
+            open(out.fileno(), "wb", closefd=False) as unclosed,
+            pa.CompressedOutputStream(pa.PythonFile(unclosed, "w"), "zstd") as packed,
+        ):
             yield packed
-
-
-class _Unclosed:
-    """A file whose `close` does nothing."""
-
-    closed = False
-
-    def __init__(self, out: IO[bytes]) -> None:
-        self._out = out
-
-    def write(self, data: Any) -> int:
-        return self._out.write(data)
-
-    def flush(self) -> None:
-        self._out.flush()
-
-    def tell(self) -> int:
-        return self._out.tell()
-
-    def close(self) -> None:
-        """Leave it open."""

@@ -20,8 +20,6 @@ from promptmill.jobs.inputs.row import WHOLE, InputRow, Stretch, Style, Window
 _MAGIC = b"PAR1"
 _BATCH_BYTES = 1 << 20
 _EXPANDED_BYTES = 16 << 20
-_SMALL_DICTIONARY = 4 << 10
-_PAGE_HEADER = 32  # bytes that hold the first fields of the header
 _PAGE_BYTES = 1 << 20
 
 
@@ -78,17 +76,22 @@ class ParquetTable:
             n += batch.num_rows
 
     def _batches(self) -> Iterator[Any]:
-        """Yield all rows as record batches of a few megabytes."""
         for at, part in enumerate(self._files.parts):
-            with self._opened(at) as (file, stream):
+            with self._opened(at) as (file, _):
                 known = set(file.schema_arrow.names)
                 own = [name for name in self.schema.names if name in known]
-                rows = _rows_at_once(file, stream, set(own))
+                repeated = _repeated_texts(file)
+                rows = _rows_at_once(file, set(own))
+            with self._opened(at, repeated) as (file, _):
                 for batch in file.iter_batches(batch_size=rows, columns=own, use_threads=False):
-                    yield batch if batch.schema.equals(self.schema) else _fitted(batch, self.schema, part.columns)
+                    step = _rows_of(batch, repeated)
+                    for first in range(0, batch.num_rows, step):
+                        page = batch.slice(first, step)
+                        yield page if page.schema.equals(self.schema) else _fitted(page, self.schema, part.columns)
 
     @contextmanager
-    def _opened(self, at: int) -> Iterator[tuple[Any, IO[bytes]]]:
+    def _opened(self, at: int, repeated: Sequence[str] = ()) -> Iterator[tuple[Any, IO[bytes]]]:
+        """Open a file. `repeated`: columns of texts that are read as dictionaries."""
         import pyarrow as pa
         from pyarrow import parquet
 
@@ -98,7 +101,7 @@ class ParquetTable:
             path = Path(f"/proc/self/fd/{stream.fileno()}") if is_plain else stream
             try:
                 # with `pre_buffer`, pyarrow holds the column of a whole row group in memory
-                file = parquet.ParquetFile(path, pre_buffer=False, buffer_size=_PAGE_BYTES)
+                file = parquet.ParquetFile(path, pre_buffer=False, buffer_size=_PAGE_BYTES, read_dictionary=repeated)
             except (pa.ArrowException, OSError) as error:
                 raise input_error(_unreadable(self._files.parts[at].path, stream, error)) from None
             yield file, stream
@@ -150,7 +153,6 @@ def _python_values(column: Any) -> list[Any]:
 
 
 def _is_finite(column: Any) -> bool:
-    """Return whether a column holds neither NaN nor infinity."""
     import pyarrow as pa
     from pyarrow import compute
 
@@ -173,64 +175,51 @@ def _unreadable(path: Path, stream: IO[bytes], error: Exception) -> str:
     return f"{path.name} is damaged or cut off; copy or write it again. Read was: {str(error).splitlines()[0]:.200}"
 
 
-def _rows_at_once(file: Any, stream: IO[bytes], columns: set[str]) -> int:
+def _rows_at_once(file: Any, columns: set[str]) -> int:
     """Return how many rows of these columns make about 1 MiB, in the row group with the largest rows.
 
-    Every row may have the largest value of a chunk's dictionary; the number is low enough for this case.
     Raises `PromptmillError` (`invalid_input`).
     """
     rows = 4096
     for at in range(file.num_row_groups):
-        group, size, largest = file.metadata.row_group(at), 0, 0
+        group, size = file.metadata.row_group(at), 0
         for chunk in (group.column(number) for number in range(group.num_columns)):
-            if chunk.path_in_schema.split(".")[0] not in columns:
-                continue
-            size += chunk.total_uncompressed_size
-            check_ratio(chunk.total_uncompressed_size, chunk.total_compressed_size)
-            largest += _largest_repeated(stream, chunk)
-        rows = min(rows, _BATCH_BYTES * group.num_rows // max(1, size), _EXPANDED_BYTES // max(1, largest))
+            if chunk.path_in_schema.split(".")[0] in columns:
+                size += chunk.total_uncompressed_size
+                check_ratio(chunk.total_uncompressed_size, chunk.total_compressed_size)
+        rows = min(rows, _BATCH_BYTES * group.num_rows // max(1, size))
     return max(1, rows)
 
 
-def _largest_repeated(stream: IO[bytes], chunk: Any) -> int:
-    """Return the largest possible size in bytes of a value in the chunk's dictionary."""
-    if not chunk.has_dictionary_page or not (start := chunk.dictionary_page_offset):
-        return 0
-    stream.seek(start)
-    _, size, packed = _page_header(stream.read(_PAGE_HEADER))
-    if size > LONGEST_ROW:
-        raise input_error(f"A cell of {chunk.path_in_schema:.60} {TOO_LONG}.")
-    if size <= _SMALL_DICTIONARY or chunk.physical_type != "BYTE_ARRAY":
-        return size
+def _repeated_texts(file: Any) -> list[str]:
+    """Return the columns of texts with dictionaries: a small file may repeat a large text in thousands of rows."""
     import pyarrow as pa
 
-    stream.seek(chunk.data_page_offset - packed)
-    data, codec = stream.read(packed), chunk.compression.lower()
-    try:
-        values = memoryview(data if codec == "uncompressed" else pa.decompress(data, size, codec=codec, asbytes=True))
-    except (pa.ArrowException, OSError, ValueError):
-        return size
-    at = largest = 0
-    while at + 4 <= len(values):  # each value follows its length
-        length = int.from_bytes(values[at : at + 4], "little")
-        largest, at = max(largest, length), at + 4 + length
-    return min(size, largest)
+    chunks = (
+        [file.metadata.row_group(0).column(at) for at in range(file.metadata.num_columns)]
+        if file.num_row_groups
+        else []
+    )
+    packed = {chunk.path_in_schema for chunk in chunks if chunk.has_dictionary_page}
+    return [
+        field.name for field in file.schema_arrow if field.name in packed and field.type in {pa.string(), pa.binary()}
+    ]
 
 
-def _page_header(data: bytes) -> list[int]:
-    """Return the first three fields of a page's header, in Thrift's compact form: kind, size, compressed size."""
-    found: list[int] = []
-    at = 0
-    while len(found) < 3 and at < len(data):
-        at += 1  # which field it is
-        value = shift = 0
-        while at < len(data):
-            value |= (data[at] & 0x7F) << shift
-            shift, at = shift + 7, at + 1
-            if data[at - 1] < 0x80:
-                break
-        found.append(value >> 1)  # zigzag; none is negative
-    return found + [0] * (3 - len(found))
+def _rows_of(batch: Any, repeated: Sequence[str]) -> int:
+    """Return how many rows of a batch make at most 16 MiB, even if each has the largest of the repeated texts.
+
+    Raises `PromptmillError` (`invalid_input`).
+    """
+    from pyarrow import compute
+
+    largest = 0
+    for name in repeated:
+        size = compute.max(compute.binary_length(batch.column(name).dictionary)).as_py() or 0
+        if size > LONGEST_ROW:
+            raise input_error(f"A cell of {name:.60} {TOO_LONG}.")
+        largest += size
+    return max(1, _EXPANDED_BYTES // max(1, largest))
 
 
 def _fitted(batch: Any, schema: Any, columns: Any) -> Any:

@@ -171,7 +171,6 @@ def _rows_inside(row: JsonObject) -> str:
 
 
 def _check_once(names: Sequence[str], read: Collection[str]) -> None:
-    """Raise `PromptmillError` (`invalid_input`) if a column in `read` occurs twice in `names`."""
     counts = Counter(names)
     twice = {name for name in read if counts[name] > 1}
     if twice:

@@ -139,7 +139,6 @@ class RemoteOutput:
         return None
 
     def _key(self) -> str | None:
-        """Return the version of the object, None if there is no object."""
         fs, path = _open(self.url)
         fs.invalidate_cache()
         return _version(fs, path) if fs.exists(path) else None
@@ -170,7 +169,6 @@ def _open(url: str) -> tuple[Any, str]:
 
 @contextlib.contextmanager
 def _errors(url: str) -> Iterator[None]:
-    """Turn the exceptions of a store into `PromptmillError`."""
     try:
         yield
     except PromptmillError:

@@ -102,7 +102,6 @@ def _format(files: InputFiles) -> str:
 
 
 def _names_of_texts(value: Any) -> Iterator[str]:
-    """Yield the names of fields that hold texts, in objects at any depth."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
             if isinstance(inner, str) and inner:
@@ -115,7 +114,6 @@ def _names_of_texts(value: Any) -> Iterator[str]:
 
 
 def _names_in(kind: Any) -> Iterator[str]:
-    """Yield the names of the fields of an Arrow schema or type, at any depth."""
     for at in range(len(kind) if hasattr(kind, "names") and hasattr(kind, "metadata") else kind.num_fields):
         inner = kind.field(at)
         yield inner.name

@@ -67,7 +67,6 @@ class SqlTable:
             raise input_error(f"{self._path.name} cannot be read: {said}.") from None
 
     def _of_table(self, connection: Any, name: str) -> str:
-        """Return the query for all rows of a table. Raises `PromptmillError` (`invalid_input`)."""
         file = self._path.name
         tables = [row[0] for row in connection.execute(_DUCKDB_TABLES if self._is_duckdb else _TABLES).fetchall()]
         if not name and len(tables) != 1:

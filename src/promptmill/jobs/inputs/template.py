@@ -193,7 +193,6 @@ def _environment() -> Environment:
 
 
 def _names(template: nodes.Template, environment: Environment) -> frozenset[str]:
-    """Return the variables that `template` uses but does not set."""
     found = TrackingCodeGenerator(environment)
     found.optimizer = None  # the optimizer would evaluate expressions
     found.visit(template)
@@ -239,7 +238,6 @@ def _not_empty(value: Any, name: str) -> Any:
 
 
 def _why(error: TemplateError, environment: Environment) -> str:
-    """Return the error of a template in one line; for an unknown filter, it suggests a similar one."""
     said = (error.message or type(error).__name__).splitlines()[0].rstrip(".")
     found = _NO_FILTER.match(said)
     if found is None:

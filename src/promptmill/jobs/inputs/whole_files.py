@@ -44,26 +44,8 @@ from promptmill.system.safe_open import NoFileError, OutsideError, home_expanded
 
 _PASSED_OVER = frozenset({"node_modules", "__pycache__", "venv"})  # files of other programs
 # Programs and prose: there, a value without quotes is a variable or a word, not a secret.
-_QUOTES_VALUES = frozenset(
-    {
-        *(".py", ".pyi", ".js", ".mjs", ".ts", ".tsx", ".jsx", ".go", ".rs", ".java", ".kt", ".c", ".h", ".cc", ".cpp"),
-        *(
-            ".hpp",
-            ".cs",
-            ".rb",
-            ".php",
-            ".swift",
-            ".scala",
-            ".r",
-            ".jl",
-            ".lua",
-            ".md",
-            ".rst",
-            ".tex",
-            ".html",
-            ".ipynb",
-        ),
-    }
+_QUOTES_VALUES = re.compile(
+    r"\.(py|pyi|js|mjs|ts|tsx|jsx|go|rs|java|kt|c|h|cc|cpp|hpp|cs|rb|php|swift|scala|r|jl|lua|md|rst|tex|html|ipynb)"
 )
 _CONTENT = re.compile(r"\{[{%][^{}]*\bcontent\b")
 _LOOKED_AT = 1000  # files of a folder that are searched for a table
@@ -91,27 +73,21 @@ def are_asked_whole(given: Sequence[Path], each: str | None) -> bool:
     return bool(kinds) and kinds <= {"txt", "", "sql"}  # Windows keeps `Thumbs.db` among pictures
 
 
-def question_of(question: Question, *, has_pdfs: bool = False, as_pdf: PdfForm | None = None) -> Question:
+def _question_of(question: Question, as_pdf: PdfForm | None, *, has_pdfs: bool) -> Question:
     """Return the question for whole files: its prompts use the texts of the files, the files as images, or both."""
     if not question.templates:
         example = Named("prompt", "Summarize this file. {{content}}", ", such as {}")
         raise input_error("The files need a ", Named("prompt"), example, ".")
-    if has_pdfs and as_pdf == "images" and asks_content(question):
+    templates, asks_content = question.templates, any(map(_CONTENT.search, question.templates))
+    if has_pdfs and as_pdf == "images" and asks_content:
         raise input_error("With ", Named("pdf", "images"), ", the prompt has no {{content}}: the pages are images.")
+    fields: tuple[str, ...] = ("content",) if asks_content else ("images",)
     if has_pdfs and as_pdf != "images":
-        templates = question.templates
-        if not asks_content(question):
+        fields = ("content", "images")
+        if not asks_content:
             templates = tuple(f"{text}\n\n{{{{content}}}}" for text in templates)
-        both = {"prompt_only": ("content", "images"), "image_column": "images", "templates": templates}
-        return question.model_copy(update=both)
-    if asks_content(question):
-        return question.model_copy(update={"prompt_only": ("content",)})
-    return question.model_copy(update={"prompt_only": ("images",), "image_column": "images"})
-
-
-def asks_content(question: Question) -> bool:
-    """Return whether a prompt uses the text of the files."""
-    return any(map(_CONTENT.search, question.templates))
+    images = {"image_column": "images"} if "images" in fields else {}
+    return question.model_copy(update={"prompt_only": fields, "templates": templates, **images})
 
 
 def written_whole(
@@ -131,28 +107,29 @@ def written_whole(
         return order, None, ()
     first = order.inputs[0]
     name = first.name if len(order.inputs) == 1 and not _MAGIC.search(first.name) else first.parent.name
-    has_pdfs = OwnFiles(order.inputs, order.output, order.question).has_pdfs()
-    question = question_of(order.question, has_pdfs=has_pdfs, as_pdf=as_pdf)
-    order = order.model_copy(update={"question": question})
     found = OwnFiles(order.inputs, order.output, order.question, as_pdf)
     source = opened.enter_context(written(folders, found.lines(), ".jsonl", name or "files"))
-    return order.model_copy(update={"inputs": (Path(source.name),)}), source, [*found.left_out, *found.forms]
+    order = order.model_copy(update={"question": found.question, "inputs": (Path(source.name),)})
+    return order, source, [*found.left_out, *found.forms]
 
 
 class WholeFiles:
-    """The files that `names` match and that `rule` permits, read once as lines of JSON."""
+    """The files that `names` match and that `rule` permits, as lines of JSON."""
 
     def __init__(self, names: Sequence[str], rule: FileRule, question: Question, as_pdf: PdfForm | None = None) -> None:
-        self._names, self._rule = names, replace(rule, is_guarded=True)
-        self._finder = rule.finder
-        self._has_both = {*question.prompt_only} == {"content", "images"}
-        self._row = self._text_row if asks_content(question) else self._image_row
-        self._as_pdf = as_pdf
-        self._pdf_forms = dict.fromkeys(("text", "images"), 0)
-        self.count = 0
+        """Find the files. Blocks. Raises `PromptmillError` (`invalid_input`)."""
+        self._names, self._rule, self._as_pdf = names, replace(rule, is_guarded=True), as_pdf
         self._left_out: dict[str, list[Path]] = {}
         """The omitted files, by reason."""
-        self._looked_at = 0
+        self._looked_at = self.count = 0
+        self._files: dict[Path, bool] = {}
+        """The files, and whether a pattern found each."""
+        for path, is_found in self._each():
+            self._files.setdefault(path, is_found)
+        has_pdfs = any(path.suffix.lower() == pdf.SUFFIX for path in self._files)
+        self.question = _question_of(question, as_pdf, has_pdfs=has_pdfs)
+        """The question about each file."""
+        self._pdf_forms = dict.fromkeys(("text", "images"), 0)
 
     @property
     def left_out(self) -> list[str]:
@@ -176,23 +153,12 @@ class WholeFiles:
         parts += [f"{counted(images, 'PDF')} without text sent as images of the pages"] if images else []
         return [f"{', '.join(parts)}; the option `pdf` (text or images) chooses"]
 
-    def has_pdfs(self) -> bool:
-        """Return whether a file is a PDF. Raises as `lines` does."""
-        return any(path.suffix.lower() == pdf.SUFFIX for path, _ in self._each())
-
     def lines(self) -> Iterator[bytes]:
         """Yield a line for each file, in the order of `names`. Raises `PromptmillError` (`invalid_input`)."""
         size = 0
-        for path, is_found in self._each():
+        for path, is_found in self._files.items():
             try:
-                if path.suffix.lower() == pdf.SUFFIX:
-                    row = self._pdf_row(path)
-                elif self._has_both:
-                    is_image = path.suffix.lower() in IMAGES
-                    row = {"content": _IN_IMAGES, **self._image_row(path)} if is_image else self._text_row(path)
-                    row = {"images": [], **row}
-                else:
-                    row = self._row(path)
+                row = self._row(path)
             except PromptmillError as error:
                 if not is_found:
                     raise input_error(f"`files`: {path} {error.message}.") from None
@@ -207,17 +173,21 @@ class WholeFiles:
             why = "; ".join(self.left_out) or "correct the paths or patterns"
             raise input_error(f"No file to send; {why}.")
 
+    def _row(self, path: Path) -> JsonDict:
+        fields, suffix = self.question.prompt_only, path.suffix.lower()
+        if suffix == pdf.SUFFIX:
+            return self._pdf_row(path)
+        if len(fields) == 1:
+            return self._text_row(path) if "content" in fields else self._image_row(path)
+        if suffix in IMAGES:
+            return {"content": _IN_IMAGES, **self._image_row(path)}
+        return {"images": [], **self._text_row(path)}
+
     def _each(self) -> Iterator[tuple[Path, bool]]:
-        """Yield each file once, and whether a pattern found it."""
-        seen: set[Path] = set()
-        for name in self._names:
-            for path, is_found in self._paths(name):
-                if path not in seen:
-                    seen.add(path)
-                    yield path, is_found
+        """Yield the files, and whether a pattern found each."""
+        return itertools.chain.from_iterable(map(self._paths, self._names))
 
     def _check_size(self, size: int) -> None:
-        """Raise `PromptmillError` (`invalid_input`) if the files exceed the limits of one call."""
         if self.count > MOST_FILES or size > _LARGEST:
             most = f"{counted(MOST_FILES, 'file')} or {_LARGEST >> 20} MiB"
             raise input_error(f"`files` finds more than {most}; use narrower patterns.")
@@ -228,7 +198,6 @@ class WholeFiles:
             paths.append(path)
 
     def _paths(self, name: str) -> Iterator[tuple[Path, bool]]:
-        """Yield the paths that `name` matches, and whether a pattern found them."""
         if len(name) > LONGEST_PATH:
             raise input_error(f"`files`: {name[:200]}… has {len(name):,} characters; no path is that long.")
         path = home_expanded(name)
@@ -300,7 +269,7 @@ class WholeFiles:
         if text or images[0] != source:  # otherwise it cannot be read
             self._pdf_forms["text" if text else "images"] += 1
         row: JsonDict = {"images": [] if text else images}
-        return {"content": text or _IN_IMAGES, **row} if self._has_both else row
+        return {"content": text or _IN_IMAGES, **row} if len(self.question.prompt_only) > 1 else row
 
     def _text_row(self, path: Path) -> JsonDict:
         """Return the row of a text. Raises `PromptmillError`; its message is the predicate of a sentence ("is not
@@ -320,12 +289,11 @@ class WholeFiles:
         return {"content": text}
 
     def _check_secrets(self, path: Path, data: bytes) -> None:
-        has_lines = path.suffix.lower() not in _QUOTES_VALUES
-        if words := self._finder.find(data) or find_assigned(data, has_lines=has_lines):
+        has_lines = not _QUOTES_VALUES.fullmatch(path.suffix.lower())
+        if words := self._rule.finder.find(data) or find_assigned(data, has_lines=has_lines):
             raise input_error(f"{MAY_HOLD_SECRETS}: {words}")
 
     def _read(self, path: Path, most: int) -> bytes:
-        """Return the first `most` bytes of a file. Raises the errors of `_text_row`."""
         with self._opened(path) as file:
             return file.read(most)
 
@@ -348,12 +316,10 @@ class OwnFiles(WholeFiles):
     """The operator's own files, without limits on number and content. Hidden files and `output` are left out."""
 
     def __init__(self, given: Sequence[Path], output: Path, question: Question, as_pdf: PdfForm | None = None) -> None:
-        super().__init__([], FileRule(), question, as_pdf)
         self._given, self._output = given, output
+        super().__init__([], FileRule(), question, as_pdf)
 
     def _each(self) -> Iterator[tuple[Path, bool]]:
-        """Yield each file, and whether a folder or pattern found it. Paths inside the working directory are relative to
-        it."""
         here = Path.cwd()
         for path in self._given:
             several = is_several(path)

@@ -61,7 +61,6 @@ class SheetTable:
 
 
 def _sheet(stream: io.BytesIO, file: str, wanted: str) -> tuple[list[str], list[list[Any]]]:
-    """Return the header and the rows of a sheet. Raises `PromptmillError` (`invalid_input`)."""
     import python_calamine
 
     _check_size(stream, file)

@@ -282,7 +282,6 @@ class _Call:
 
     @contextlib.asynccontextmanager
     async def admitted(self) -> AsyncGenerator[tuple[Job, Service]]:
-        """Yield the admitted job and a service for it. Raises `PromptmillError`."""
         plans = admission.plans_of(self.order, self.configuration)
         admit = functools.partial(
             admission.admit, self.order, self.configuration.plan, self.folders, given=self.source, plans=plans
@@ -378,7 +377,6 @@ class _Call:
         return BulkResult(self.status, shown, names, output, self.rows, schema, self.left_out, variants)
 
     def forget(self) -> None:
-        """Remove the job if it has no output file. Blocks."""
         if self.is_loose and self.folder is not None:
             shutil.rmtree(self.folder.path, ignore_errors=True)
 
@@ -387,12 +385,11 @@ class _Form:
     """Converts a row and its answer to a dict with the fields of a JSON line."""
 
     def __init__(self, spec: JobSpec) -> None:
-        self._own, self._answers = OwnValues(spec), AnswerValues(spec, "jsonl")
+        self._own, self._answers = OwnValues(spec), AnswerValues(spec)
         names = spec.output.names or {}
         self.row, self.answer = names.get("row", "row"), names.get("answer", "answer")
 
     def values(self, answered: AnsweredRow) -> dict[str, Any]:
-        """Return the fields of the row and of its answer."""
         return self._own.of(answered.row) | self._answers.in_json(answered)
 
 
@@ -429,14 +426,12 @@ def _watch(*, show: bool | Callable[[Mapping[str, Any]], object] | None) -> Watc
 
 
 def _notebook() -> Any:
-    """Return IPython's module if the program runs in a notebook, else None."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return None if getattr(shell, "kernel", None) is None else ipython
 
 
 def _bar(ipython: Any) -> Watch:
-    """Return a function that shows the progress below the cell of a notebook."""
     handle = ipython.display.DisplayHandle()
     handle.display({"text/plain": ""}, raw=True)
     shown: list[str] = []
@@ -477,7 +472,6 @@ def _answer_forms(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _order(given: Mapping[str, Any], inputs: Sequence[Path], output: Path, folders: JobFolders) -> JobOrder:
-    """Return the order for the options. Raises `PromptmillError`."""
     given = {**given, "system_prompt": given.get("system")}
     if "from_job" in given:
         given = {**given, "from_job": folders.at(str(given["from_job"])).database}
@@ -489,7 +483,6 @@ def _order(given: Mapping[str, Any], inputs: Sequence[Path], output: Path, folde
 
 
 def _configuration(given: Mapping[str, Any]) -> Configuration:
-    """Load the configuration, changed by the options. Raises `PromptmillError`."""
     endpoint = {name: given[name] for name in _OF_THE_ENDPOINT if name in given}
     config, backend, settings = given.get("config"), given.get("backend"), given.get("settings", {})
     sampling = {name: given[name] for name in Sampling.model_fields.keys() | BESIDE if name in given}

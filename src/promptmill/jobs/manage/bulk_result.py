@@ -179,7 +179,6 @@ def _rows(rows: Any, name: str) -> Iterable[Any]:
 
 
 def _is_column(rows: Any) -> bool:
-    """Return whether `rows` is a Series or an Index of pandas or polars."""
     return hasattr(rows, "to_frame") and hasattr(rows, "name")
 
 
@@ -234,7 +233,6 @@ def _joined(
 
 
 def _without(rows: Any, left_out: Collection[int]) -> Any:
-    """Return a table without the rows at these indexes."""
     kept = [at for at in range(len(rows)) if at not in left_out]
     if hasattr(rows, "iloc"):
         return rows.iloc[kept]

@@ -125,12 +125,10 @@ class DeadlineCall:
         return sink.result(unanswered)
 
     async def _answered_here(self) -> list[Outcome]:
-        """Return the outcomes without a job."""
         work = self._work
         return await self._service.generate(work.items, work.stats, system_prompt=work.system_prompt, plan=work.plan)
 
     async def _written(self) -> Job:
-        """Return the job with all items, whose files are open. Raises `PromptmillError` (`storage`)."""
         task = None if self._task is None else self._task.note
         writing = asyncio.ensure_future(asyncio.to_thread(write, self._work, self._running_jobs.folders, task=task))
         try:
@@ -170,7 +168,6 @@ class DeadlineCall:
 
     @property
     def _left_s(self) -> float:
-        """The seconds until the call has to return."""
         return max(0.0, min(self._limit, self._end) - time.monotonic())
 
     def go_on(self) -> tuple[str | None, Call]:
@@ -263,7 +260,6 @@ async def keep(running_jobs: RunningJobs, work: CallWork, outcomes: Sequence[Out
 
 
 def _lines(work: CallWork, rows: Iterable[int]) -> Iterator[tuple[int, bytes]]:
-    """Yield items of a call as rows, with their places in the call."""
     settings = work.plan.settings
     shared = {"sampling": settings.sampling_params.given(), "extra": dict(settings.extra_params)}
     for row in rows:

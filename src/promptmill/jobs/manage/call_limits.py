@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
 
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.system.runtime import descriptors
@@ -31,71 +30,62 @@ class Places:
     ```
     """
 
-    def __init__(self, count: int, *, count_of_session: int | None = None) -> None:
-        """`count_of_session`: the most places of one session; None: all."""
+    def __init__(self, count: int, *, is_shared: bool = False) -> None:
+        """`is_shared`: each session gets at most half of the places, so that its long jobs leave room for others."""
         self._count = count
-        self._count_of_session = count if count_of_session is None else count_of_session
-        self._taken: dict[Place, None] = {}
-        self._queue: dict[Place, None] = {}
+        self._count_of_session = (count + 1) // 2 if is_shared else count
+        self._places: list[Place] = []
+        """The places of running and waiting jobs, by their arrival."""
 
     @classmethod
     def of_process(cls, *, is_shared: bool) -> Places:
-        """Return as many places as the descriptors of this process allow.
-
-        `is_shared`: each session gets at most half of them, so that one client's long jobs leave room for others.
-        """
+        """Return as many places as the descriptors of this process allow."""
         count = min(_MOST_OPEN, descriptors(_MOST_OPEN * _FILES * _FILES_SHARE) // _FILES_SHARE // _FILES)
-        count = max(1, count)
-        return cls(count, count_of_session=(count + 1) // 2 if is_shared else count)
+        return cls(max(1, count), is_shared=is_shared)
 
     def take(self, session: str) -> Place:
         """Return a place for a job of `session`, which may be in the queue still.
 
         Raises `PromptmillError` (`rate_limited`) if too many jobs are in progress.
         """
-        sessions = [place.session for place in (*self._taken, *self._queue)]
-        for count, most, whose in (
-            (sessions.count(session), _MOST_OF_SESSION, "this client"),
-            (len(sessions), _MOST_IN_PROGRESS, "this server"),
-        ):
-            if count >= most:
-                raise PromptmillError(
-                    Code.RATE_LIMITED,
-                    f"Too many tasks of {whose} are in progress ({count:,}); nothing was sent.",
-                    "Try again when some of them have ended.",
-                )
-        place = Place(session, self._left)
-        self._queue[place] = None
+        count = sum(place.session == session for place in self._places)
+        is_full = len(self._places) >= _MOST_IN_PROGRESS
+        if is_full or count >= _MOST_OF_SESSION:
+            whose, count = ("this server", len(self._places)) if is_full else ("this client", count)
+            raise PromptmillError(
+                Code.RATE_LIMITED,
+                f"Too many tasks of {whose} are in progress ({count:,}); nothing was sent.",
+                "Try again when some of them have ended.",
+            )
+        place = Place(session, self)
+        self._places.append(place)
         self._fill()
         return place
 
-    def _left(self, place: Place) -> None:
-        self._queue.pop(place, None)
-        self._taken.pop(place, None)
-        self._fill()
+    def leave(self, place: Place) -> None:
+        """Remove a place."""
+        if place in self._places:
+            self._places.remove(place)
+            self._fill()
 
     def _fill(self) -> None:
-        """Give the free places to jobs in the queue."""
-        while len(self._taken) < self._count:
-            running = Counter(place.session for place in self._taken)
-            allowed = [place for place in self._queue if running[place.session] < self._count_of_session]
-            if not allowed:
-                break
-            place = min(allowed, key=lambda place: running[place.session])  # the oldest of them
-            del self._queue[place]
-            self._taken[place] = None
-            place.entry.set()
+        while True:
+            running = Counter(place.session for place in self._places if place.entry.is_set())
+            waiting = [place for place in self._places if not place.entry.is_set()]
+            allowed = [place for place in waiting if running[place.session] < self._count_of_session]
+            if not allowed or running.total() >= self._count:
+                return
+            min(allowed, key=lambda place: running[place.session]).entry.set()  # the oldest of them
 
 
 class Place:
     """The place of one job, from `Places.take` until `leave`."""
 
-    def __init__(self, session: str, leave: Callable[[Place], None]) -> None:
-        self.session = session
+    def __init__(self, session: str, places: Places) -> None:
+        self.session, self._places = session, places
         self.entry = asyncio.Event()
         """Set when the job may open its files."""
-        self._leave = leave
 
     def leave(self) -> None:
         """Leave the place or the queue; a second call does nothing."""
-        self._leave(self)
+        self._places.leave(self)

@@ -230,7 +230,6 @@ def _environment(plan: ResolvedConfig) -> dict[str, str]:
 
 
 def _configuration(plan: ResolvedConfig) -> Configuration:
-    """Return the operator's configuration."""
     settings: Settings = plan.file or plan.operator
     raw = _plain(settings) | ({} if plan.file is None else {"default_model": plan.name})
     return Configuration(raw, trust_client=plan.trust_client, call_files=plan.call_files)

@@ -1,26 +1,37 @@
-"""Rows of a job as people read them: each question with its answer or error."""
+"""Rows of a job as people and callers read them: each question with its answer or error, and pages of results."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import orjson
 
+from promptmill.backends import rows
 from promptmill.backends.rows import RowReader
 from promptmill.config.backends import OTHER_PATHS
+from promptmill.core.bounds import LARGEST_PAGE
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import AudioPart, ImagePart, Message
+from promptmill.core.secret_text import SecretFinder, find_field
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import unescaped
 from promptmill.jobs.columns import answer_fields, variant_values
-from promptmill.jobs.export.answered import AnsweredRow
+from promptmill.jobs.export.answered import AnsweredRow, answered_rows
+from promptmill.jobs.export.text import OwnValues
 from promptmill.jobs.inputs.formats import row_kind
 from promptmill.jobs.run.job_rounds import requests_of
+from promptmill.jobs.store import status
 from promptmill.jobs.store.database import JobDatabase, Row
-from promptmill.jobs.store.records import Record
+from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.records import SLOT, Record
 from promptmill.jobs.store.spec import JobSpec
+from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule
+
+_VALUE = 24  # bytes of text that take as long on the event loop as a value; a page has up to 300,000 values
+Only = Literal["all", "answers", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +77,6 @@ class JobRows:
             yield self._row(record, stored[0] if stored else None)
 
     def _row(self, record: Record, row: Row | None) -> JobRow:
-        """Return a row with its record; `row` is None if it was not read yet."""
         number, spec = record.row + 1, self._spec
         asked, prompt, images = ([], None, ()) if row is None else self._question(row, spec.targets[record.slot].prompt)
         fields = answer_fields(record)
@@ -110,7 +120,6 @@ class JobRows:
 
 
 def _text(turn: Message) -> str:
-    """Return the text of a turn, with a mark for each image and sound."""
     if not isinstance(turn.content, tuple):
         return turn.content or (orjson.dumps(turn.extra).decode() if turn.extra else "")
     found = []
@@ -123,3 +132,82 @@ def _text(turn: Message) -> str:
             case _:
                 found.append(part.text)
     return "\n".join(found)
+
+
+def results_page(folder: Folder, rule: FileRule, offset: int, limit: int, only: Only) -> dict[str, Any]:
+    """Return answered rows from row `offset` on, in input order. Blocks. See `RunningJobs.results`."""
+    found: list[dict[str, Any]] = []
+    with folder.reading() as store:
+        spec = folder.spec_in(store)
+        names = spec.output.names or {}
+        fields = _Fields(spec, rule.finder if rule.is_guarded else None)
+        size, last, after = 0, -1, None
+        for each in answered_rows(store, spec, partial(_wanted, only), min(offset, SLOT), _end_of_answers(store, spec)):
+            if each.row.n != last and (len(found) >= limit or size > LARGEST_PAGE):
+                after = each.row.n
+                break
+            answered = _answer_fields(each.record, names)
+            own = fields.of(each.row) | variant_values(spec, each.slot)
+            found.append({names.get("row", "row"): each.row.n} | own | answered)
+            size += _size(each.row.cells or b"") + _size(orjson.dumps(answered))
+            last = each.row.n
+    now = status.read(folder)
+    return {
+        "job_id": now["job_id"],
+        "state": now["state"],
+        "done": now.get("done", 0),
+        "total": now.get("total"),
+        **({"columns": names} if names else {}),
+        "rows": found,
+        "next_offset": after,
+    }
+
+
+def _answer_fields(record: Record, names: Mapping[str, str]) -> dict[str, Any]:
+    """Return the answer's fields as for the output, without logprobs and the like where they take megabytes.
+
+    Their values would take many times their size in memory, and seconds of the event loop to send.
+    """
+    size = len(record.more or "")
+    if _size((record.more or "").encode()) <= LARGEST_PAGE // 8:
+        return answer_fields(record, names)
+    left_out = f"`logprobs`, `tool_calls` and the like take {size:,} bytes; they are in the job's output file."
+    return answer_fields(record._replace(more=None), names) | {"left_out": left_out}
+
+
+def _end_of_answers(store: JobDatabase, spec: JobSpec) -> int:
+    """Return the number behind the last row with an answer: the rest of a large input is not read."""
+    query = "SELECT coalesce(max(key), -1) FROM answer WHERE key BETWEEN ? AND ?"
+    firsts = [slot * SLOT for slot in range(len(spec.targets))]
+    return max(int(store.read(query, first, first + SLOT - 1)[0][0]) - first for first in firsts) + 1
+
+
+def _wanted(only: Only, key: int, record: Record | None) -> Record | None:
+    del key
+    if record is None or (only != "all" and (record.code is None) != (only == "answers")):
+        return None
+    return record
+
+
+def _size(text: bytes) -> int:
+    """Return the size of JSON as a part of a page: its bytes, and more for many values."""
+    return len(text) + _VALUE * text.count(b",")
+
+
+class _Fields:
+    """The own fields of a job's rows, as far as they can be sent."""
+
+    def __init__(self, spec: JobSpec, finder: SecretFinder | None) -> None:
+        """`finder` finds the secrets that a row of the operator's job may hold; None: they are no matter."""
+        self._spec, self._finder = spec, finder
+        self._own = OwnValues(spec)
+
+    def of(self, row: Row) -> dict[str, Any]:
+        """Return the fields of a row; `{}` for one that is too large for a page, or unreadable."""
+        if _size(row.cells or b"") > LARGEST_PAGE:
+            return {}
+        text = rows.json_line(self._own.of(row))
+        value: dict[str, Any] = orjson.loads(text)
+        if self._finder is not None and (find_field(value) or self._finder.find(text)):
+            return {"left_out": f"The row's fields {MAY_HOLD_SECRETS}."}
+        return value

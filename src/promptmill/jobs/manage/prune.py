@@ -6,6 +6,8 @@ import contextlib
 import re
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from promptmill.core.bounds import LARGEST_CALL_JOBS, MOST_CALL_JOBS
@@ -48,7 +50,7 @@ def prune(folders: JobFolders, older_than_s: float, *, unfinished: bool) -> list
     for path in folders.paths():
         folder = folders.folder_at(path)
         try:
-            if folder is not None and _is_forgotten(folder, before, unfinished=unfinished):
+            if folder is not None and _removed(folder, partial(_is_old, folder, before, unfinished=unfinished)):
                 removed.append(path.stem)
                 folder = None
             if folder is None:  # the job was moved or removed
@@ -76,7 +78,7 @@ def make_room(folders: JobFolders) -> list[str]:
         if count <= MOST_CALL_JOBS and size <= LARGEST_CALL_JOBS:
             break
         with contextlib.suppress(OSError):
-            if _removed(Folder(path)):
+            if _removed(folder := Folder(path), partial(_is_done, folder)):
                 removed.append(path.name)
                 count, size = count - 1, size - its
     return removed
@@ -92,32 +94,12 @@ def _sized(path: Path) -> tuple[float, int, Path]:
     return *found, path
 
 
-def _removed(folder: Folder) -> bool:
-    """Remove a finished job that no process has; return whether it is gone."""
-    if not _is_done(folder) or (lock := Lock.take(folder.lock)) is None:
+def _removed(folder: Folder, may: Callable[[], bool]) -> bool:
+    """Remove a job that no process runs, if `may` returns True; return whether it is gone."""
+    if not may() or (lock := Lock.take(folder.lock)) is None:
         return False
     try:
-        remove(folder)
-    finally:
-        lock.release()
-    return not folder.path.exists()
-
-
-def _is_forgotten(folder: Folder, before: float, *, unfinished: bool) -> bool:
-    """Remove the folder unless something changed there since `before`; return whether it is gone."""
-    try:
-        folder.check()
-    except OSError:
-        return False
-    if _last_change(folder.path) > before:
-        return False
-    if not unfinished and (not _is_done(folder) or time.time() < (folder.task or {}).get("expires", 0.0)):
-        return False
-    lock = Lock.take(folder.lock)
-    if lock is None:
-        return False
-    try:
-        if _last_change(folder.path) > before:
+        if not may():  # it has run in the meantime
             return False
         remove(folder)
     finally:
@@ -127,6 +109,16 @@ def _is_forgotten(folder: Folder, before: float, *, unfinished: bool) -> bool:
             folder.lock.unlink()
             folder.remove()
     return True
+
+
+def _is_old(folder: Folder, before: float, *, unfinished: bool) -> bool:
+    try:
+        folder.check()
+    except OSError:
+        return False
+    if _last_change(folder.path) > before:
+        return False
+    return unfinished or (_is_done(folder) and time.time() >= (folder.task or {}).get("expires", 0.0))
 
 
 def _is_done(folder: Folder) -> bool:

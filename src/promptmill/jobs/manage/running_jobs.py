@@ -1,4 +1,4 @@
-"""The jobs that a server runs for its callers, in this process or in another one: their start, resumption and end."""
+"""The jobs that a server runs for its callers, in this process or in another one, and the jobs that they may see."""
 
 from __future__ import annotations
 
@@ -12,40 +12,54 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.bounds import MOST_RUNNERS
+from promptmill.core.bounds import LONGEST_PATH, MOST_RUNNERS
 from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.jobs import members
 from promptmill.jobs.caller import USER, Caller
+from promptmill.jobs.inputs import files as input_files
 from promptmill.jobs.inputs import formats
 from promptmill.jobs.inputs import given as given_rows
 from promptmill.jobs.inputs.given import Given
-from promptmill.jobs.inputs.whole_files import PdfForm, WholeFiles, question_of
+from promptmill.jobs.inputs.row_secrets import OTHERWISE
+from promptmill.jobs.inputs.whole_files import PdfForm, WholeFiles
 from promptmill.jobs.manage import detached
 from promptmill.jobs.manage.call_limits import Place, Places
-from promptmill.jobs.manage.visible_jobs import VisibleJobs
+from promptmill.jobs.manage.job_rows import Only, results_page
 from promptmill.jobs.run import admission, steps
 from promptmill.jobs.run.admission import Job
+from promptmill.jobs.run.order_files import check_name
 from promptmill.jobs.run.runner import Hooks, Runner
 from promptmill.jobs.store import progress, statistics, status
 from promptmill.jobs.store.database import DamagedError
-from promptmill.jobs.store.index import JobFolders
+from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.index import JobFolders, no_job
 from promptmill.jobs.store.order import JobOrder
-from promptmill.jobs.store.spec import digest
+from promptmill.jobs.store.spec import JobSpec, digest
 from promptmill.jobs.store.status_record import Status
 from promptmill.service.service import Service
-from promptmill.system.call_files import FileRule
+from promptmill.system.call_files import FileRule, RefusedError
+from promptmill.system.safe_open import OutsideError, home_expanded
 
 _WAIT_S = 1.0
+_NAME_ANOTHER = "Name another file."
+_FORMATS = frozenset({"jsonl", "csv", "tsv", "parquet", "xlsx"})
 _DISK_SHARE = 0.5  # of the free disk, for the rows of one job
 Approve: TypeAlias = Callable[[float | None, float | None], Awaitable[None]]
 """Gets the estimated and the highest cost of a job (None: unknown). It raises to prevent the job."""
 
 
-class RunningJobs(VisibleJobs):
-    """The jobs that a server starts for its callers. A job that runs in this process ends with the service."""
+class RunningJobs:
+    """The jobs that a server starts for its callers, and those of this user that they may see.
+
+    A job that runs in this process ends with the service.
+    """
 
     def __init__(self, service: Service, rule: Callable[[], FileRule], folders: JobFolders | None = None) -> None:
-        super().__init__(rule, folders)
-        self._service = service
+        """`rule` gives the rule for the files that are read and written; `folders` is where jobs live."""
+        self._service, self._rule = service, rule
+        self.folders = folders or JobFolders.from_environ()
+        self._own: dict[str, str] = {}
+        """Jobs of callers of this process whose files are ours, and the session of each."""
         self._here: dict[str, asyncio.Task[None]] = {}
         self._waiting: dict[str, asyncio.Task[None]] = {}
         """The jobs of calls that wait for a place, or are about to run in it."""
@@ -56,10 +70,22 @@ class RunningJobs(VisibleJobs):
         """Processes that run jobs for this one."""
         self.places = Places.of_process(is_shared=service.is_shared)
 
+    @property
+    def rule(self) -> FileRule:
+        """The rule for the files that calls read and write."""
+        return self._rule()
+
     def status(self, job_id: str | None, limit: int = 20, caller: Caller = USER) -> dict[str, Any]:
-        """Return the status of one job, or of the newest; a job that waits for a place is about to start."""
-        found = super().status(job_id, limit, caller)
-        return found | ({"state": progress.STARTING} if found.get("job_id") in self._waiting else {})
+        """Return the status of one job, or the newest as `{"jobs": […], "more": how many there are besides}`.
+
+        Jobs on rows that came in a call are listed for their session only. A job that waits for a place is about to
+        start.
+        """
+        if job_id is not None:
+            found = status.read(self.find(job_id, caller))
+            return {**found, **({"state": progress.STARTING} if found["job_id"] in self._waiting else {})}
+        jobs = status.read_all(self.folders.all(), partial(self._is_listed, caller=caller))
+        return {"jobs": jobs[:limit], "more": max(0, len(jobs) - limit)}
 
     async def start(
         self,
@@ -137,13 +163,11 @@ class RunningJobs(VisibleJobs):
         opened: contextlib.AsyncExitStack,
     ) -> tuple[JobOrder, Given, dict[str, Any]]:
         """Return an order, its rows, each of which is a file, and notes: how many, which are left out."""
-        has_pdfs = await asyncio.to_thread(WholeFiles(files, self.rule, order.question).has_pdfs)
-        question = question_of(order.question, has_pdfs=has_pdfs, as_pdf=as_pdf)
-        found = WholeFiles(files, self.rule, question, as_pdf)
+        found = await asyncio.to_thread(WholeFiles, files, self.rule, order.question, as_pdf)
         source = await self._given(found.lines(), caller, opened)
         notes: dict[str, Any] = {"files": found.count, **({"left_out": found.left_out} if found.left_out else {})}
         notes |= {"pdf": found.forms[0]} if found.forms else {}
-        return order.model_copy(update={"question": question}), source, notes
+        return order.model_copy(update={"question": found.question}), source, notes
 
     async def _given(self, lines: Iterator[bytes], caller: Caller, opened: contextlib.AsyncExitStack) -> Given:
         """Return rows that came in a call, in a file as long as `opened` is."""
@@ -224,7 +248,6 @@ class RunningJobs(VisibleJobs):
         return waiting
 
     async def _run_in(self, place: Place, job_id: str, plan: ResolvedConfig) -> None:
-        """Run the job of a call when it has its place."""
         with contextlib.ExitStack() as held:
             held.callback(place.leave)
             await place.entry.wait()
@@ -325,7 +348,6 @@ class RunningJobs(VisibleJobs):
         return True
 
     async def _admitted(self, order: JobOrder, plan: ResolvedConfig, given: Given | None) -> Job:
-        """Return the job of `order`, whose paths are resolved."""
         admit = partial(
             admission.admit,
             order,
@@ -392,9 +414,113 @@ class RunningJobs(VisibleJobs):
         if not self._service.is_shared:
             self._own[job_id] = ""
 
+    def results(
+        self, job_id: str, offset: int, limit: int, only: Only = "all", caller: Caller = USER
+    ) -> dict[str, Any]:
+        """Return answered rows from row `offset` (from 0) on, in input order; also before the job's end. Blocks.
+
+        `only`: only answered rows, or only failed ones.
+
+        `next_offset` is the next page's, None at the end of the input; rows without an answer yet are left out.
+        """
+        folder, _ = self._found(job_id, caller)
+        return results_page(folder, self.rule, offset, limit, only)
+
+    def output_of(self, job_id: str, caller: Caller) -> Path:
+        """Return the output of a job that its caller may see. Raises `PromptmillError` (`invalid_input`). Blocks."""
+        _, spec = self._found(job_id, caller)
+        if self._is_loose(spec):
+            raise input_error(f"Job {job_id} has no output file; run it with `output_file`.")
+        return spec.output.path
+
+    def control(self, job_id: str, caller: Caller = USER, **changes: Any) -> Status:
+        """Pause or continue a job, or change its limits; `changes` are fields of `Control`. Blocks.
+
+        A change takes effect within two seconds, and holds for later runs. Raises `PromptmillError` (`invalid_input`).
+        """
+        folder = self.find(job_id, caller)
+        folder.change_control(**changes)
+        return status.read(folder)
+
+    def find(self, job_id: str, caller: Caller) -> Folder:
+        """Return the folder of a job that its caller may see, by its id or its output.
+
+        Raises `PromptmillError` (`invalid_input`).
+        """
+        return self._found(job_id, caller)[0]
+
+    def _found(self, job_id: str, caller: Caller) -> tuple[Folder, JobSpec]:
+        folder = self.folders.named(job_id)
+        spec = folder.known_spec()  # read once: its folder could be another one by the second time
+        if not self._is_owner(folder, spec, caller):
+            raise no_job(job_id)
+        if not self._may_see(spec):
+            if job_id != spec.job_id:  # or a client could find out which files other folders have
+                raise no_job(job_id)
+            raise input_error(f"Job {job_id} has files outside the folders that may be used here, or other such files.")
+        return folder, spec
+
+    def _is_listed(self, folder: Folder, spec: JobSpec, caller: Caller) -> bool:
+        if self._is_loose(spec):
+            return self._own.get(spec.job_id) == caller.session
+        return self._is_owner(folder, spec, caller) and self._may_see(spec)
+
+    def _is_owner(self, folder: Folder, spec: JobSpec, caller: Caller) -> bool:
+        """Return whether a job is its caller's. A job on files is everybody's."""
+        owner = spec.origin.owner
+        if owner is None and self._is_loose(spec):  # of an older release
+            owner = (folder.task or {}).get("owner", "")
+        return owner is None or owner == caller.owner
+
+    def _may_see(self, spec: JobSpec) -> bool:
+        paths = [*(part.path for part in spec.input.parts if spec.input.is_file)]
+        if not self._is_loose(spec):
+            paths.append(spec.output.path)
+        return all(map(self._passes, paths))
+
+    def allowed(self, text: str, name: str) -> Path:
+        """Return the resolved path of a file of rows that a call names in its argument `name`.
+
+        Raises `PromptmillError` (`invalid_input`) for a file that the rule on files refuses.
+        """
+        if len(text) > LONGEST_PATH:
+            raise input_error(f"{name} has {len(text):,} characters; no path is that long.")
+        rule, path = self.rule, home_expanded(text)
+        try:
+            file, member = members.split(path)
+            real = rule.resolved(file)
+            real = real.with_name(f"{real.name}#{member}") if member else real
+        except (OSError, ValueError, RuntimeError):
+            raise input_error(f"{name} is not a usable path.") from None
+        except OutsideError:
+            raise input_error(f"{name} is outside {rule.words}. Use a file inside.") from None
+        except RefusedError as error:
+            raise input_error(f"{name} {error}. {OTHERWISE if name == 'input_file' else _NAME_ANOTHER}") from None
+        check_name(real)
+        kind = formats.format_by_suffix(real, name)
+        if kind not in _FORMATS:  # the user's texts and JSON files are no concern of a caller
+            whole = "; `files` sends whole texts." if (name, kind) == ("input_file", "txt") else "."
+            raise input_error(
+                f"{name} is a .{kind} file; use one of .jsonl, .csv, .tsv, .parquet, .xlsx here: others may be a "
+                f"program's{whole}"
+            )
+        if input_files.is_several(real):
+            raise input_error(f"{name} is a folder or a pattern; name a file.")
+        return real
+
+    def _passes(self, path: Path) -> bool:
+        try:
+            self.rule.check(path)
+        except (OutsideError, RefusedError):
+            return False
+        return True
+
+    def _is_loose(self, spec: JobSpec) -> bool:
+        """Return whether the answers of a job are in no file: its rows came in a call."""
+        return self.folders.owner(spec.output.path) is not None
+
 
 def _report(job_id: str, work: asyncio.Task[Any]) -> None:
-    """Print the error that ended the work on a job."""
     if not work.cancelled() and (error := work.exception()):
         print(f"promptmill: job {job_id} ended: {type(error).__name__}", file=sys.stderr)
 

@@ -16,9 +16,8 @@ from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.request import Conversation, TextPart, check_encodable
 from promptmill.images import load as images
 from promptmill.jobs import columns
-from promptmill.jobs.export.batch_output import CustomIds
+from promptmill.jobs.export.batch_output import Ids
 from promptmill.jobs.export.output import end_of
-from promptmill.jobs.export.text import OwnValues
 from promptmill.jobs.ingest import ingest
 from promptmill.jobs.inputs import row_secrets
 from promptmill.jobs.inputs.any_format import input_of
@@ -61,22 +60,21 @@ def check(
         spec, _ = ingest(store, spec, input_of(files.input, spec.input.format), Work())
         if spec.input.is_file:
             row_secrets.check(store, spec.input, plan.file_rule, Work())
-        ids = opened.enter_context(contextlib.closing(CustomIds(folder / "ids")))
-        found = {"format": spec.input.format} | _check_rows(store, spec, plan, order, may_name=may_name, ids=ids)
+        found = {"format": spec.input.format} | _check_rows(store, spec, plan, order, may_name=may_name)
         found["notes"] = list(columns.notes(spec))
-        if spec.input.format != "batch" and (note := _repeated_ids(spec, ids)):
+        if spec.input.format != "batch" and (note := _repeated_ids(store, spec, order)):
             found["notes"].append(note)
         return found | _cost(plan, found)
 
 
-def _repeated_ids(spec: JobSpec, ids: CustomIds) -> str:
+def _repeated_ids(store: JobDatabase, spec: JobSpec, order: JobOrder) -> str:
     """Return a note on rows that repeat an earlier row's `id`; `""` if there are none. Raises `OSError`."""
     where = rows.row_word(row_kind(spec.input.format))
-    count, examples = ids.repeated(1)
-    if not count:
+    ids = Ids.of(store, spec, end_of(store, order.limits.rows))
+    if not ids.repeated:
         return ""
-    ((row, first),) = examples
-    return f"{where} {row + 1} has the `id` of {where} {first + 1}; repeated ids in all: {count}."
+    ((row, first),) = ids.examples
+    return f"{where} {row + 1} has the `id` of {where} {first + 1}; repeated ids in all: {ids.repeated}."
 
 
 def _check_rows(
@@ -86,16 +84,14 @@ def _check_rows(
     order: JobOrder,
     *,
     may_name: frozenset[str] | None,
-    ids: CustomIds,
 ) -> dict[str, Any]:
     count = invalid = skipped = pictures = tokens = 0
     problems: list[str] = []
     rules = images.ImageRules.of(plan.file_rule, plan.settings.max_image_pixels)
-    own, kind = OwnValues(spec), row_kind(spec.input.format)
+    kind, end = row_kind(spec.input.format), end_of(store, order.limits.rows)
     reader = reader_of(plan, spec.model_copy(update={"origin": Origin()}), order.system_prompt, may_name=may_name)
     requests = list(requests_of(spec, reader))
-    id_name = "custom_id" if kind == "batch" else "id"
-    for row in store.rows(last=end_of(store, order.limits.rows) - 1):
+    for row in store.rows(last=end - 1):
         count += 1
         try:
             where = rows.place(kind, row.n)
@@ -104,8 +100,6 @@ def _check_rows(
                 tokens += -(-_bytes(conversation) // _BYTES_PER_TOKEN)
                 pictures += len(conversation.images)
                 _check_payload(conversation, rules, where)
-            if (value := own.of(row).get(id_name)) is not None:
-                ids.note(value, row.n)
         except PromptmillError as error:
             if spec.question.skip_empty and error.code is Code.EMPTY_PROMPT:
                 skipped += 1
@@ -114,10 +108,11 @@ def _check_rows(
             if len(problems) < _SHOWN:
                 problems.append(str(error))
     if kind == "batch":  # OpenAI refuses a file with a repeated id
-        repeated, examples = ids.repeated(_SHOWN - len(problems))
-        invalid += repeated
+        ids = Ids.of(store, spec, end, _SHOWN - len(problems))
+        invalid += ids.repeated
         problems += [
-            f"line {row + 1} has the custom_id of line {first + 1}; give each line its own." for row, first in examples
+            f"line {row + 1} has the custom_id of line {first + 1}; give each line its own."
+            for row, first in ids.examples
         ]
     return {
         "rows": count,
