@@ -27,7 +27,7 @@ import os
 import secrets
 import sys
 import tempfile
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from operator import attrgetter
 from pathlib import Path
@@ -38,6 +38,7 @@ import orjson
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.failures import FailureKind, RetryDecision
 from promptmill.backends.openai.limit.endpoint_state import EndpointState
+from promptmill.backends.openai.sender import Item
 from promptmill.backends.protocol import Call, Completion, Usage
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, input_error, unwritable_parameters
@@ -141,28 +142,32 @@ class FanOut:
         await asyncio.gather(*self._minders, return_exceptions=True)
         self._spool.close()
 
-    @property
-    def ready(self) -> bool:
-        """Whether all workers run; while some start or are replaced, there may be no room."""
-        return len(self._ready) == self._count
+    async def prepare(self, request: Request) -> Ref:
+        """Return the request's place once a worker has room; a request without a row is written to the spool.
 
-    async def wait_ready(self) -> None:
-        """Wait until a worker has room. Raises `PromptmillError` when no worker can be started."""
-        await self._least_busy()
+        So the start of the workers is not part of an item's time. Raises `PromptmillError` if none can be started.
+        """
+        if len(self._ready) < self._count:
+            await self._least_busy()
+        return Ref(request.row, 0) if request.row is not None else await self._spool.write(request)
 
-    def prepare(self, request: Request) -> Awaitable[Ref]:
-        """Return the request's place; a request without a row is written to the spool."""
-        return self._spool.write(request) if request.row is None else _known(Ref(request.row, 0))
-
-    async def send(
-        self, request: Request, endpoint_state: EndpointState, prepared: Ref, *, fresh: bool
-    ) -> Completion | RetryDecision:
+    async def send(self, item: Item, endpoint_state: EndpointState, prepared: Ref) -> Completion | RetryDecision:
         """Have the least busy worker make the attempt. Raises `PromptmillError` for an error of the row itself."""
         worker = await self._least_busy()
+        request, ledger = item.request, self._call.ledger
+        ledger.sent(request)
         try:
-            return await worker.attempt(endpoint_state.number, fresh, request.key, *prepared)
+            result = await worker.attempt(endpoint_state.number, item.stale, request.key, *prepared)
+        except PromptmillError:  # the worker sent nothing
+            ledger.not_billed(request)
+            raise
+        except asyncio.CancelledError:
+            item.count(self._call)
+            raise
         finally:
             self._room.set()
+        item.count(self._call)
+        return result
 
     async def _least_busy(self) -> _Worker:
         if not self._minders:
@@ -282,10 +287,6 @@ async def _received(child: subprocesses.Child, silence_s: float | None) -> frame
             return await child.receive()
     except (frames.OutOfStepError, TimeoutError):
         return None
-
-
-async def _known(ref: Ref) -> Ref:
-    return ref
 
 
 class Spool:
