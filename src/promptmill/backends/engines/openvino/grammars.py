@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from promptmill.answers.schema import Choices
@@ -43,43 +43,27 @@ class Grammar(NamedTuple):
     text: str
 
 
-class Grammars:
-    """Makes grammars that OpenVINO compiles within about a second, each once."""
+def grammar_of_schema(wanted: Mapping[str, Any], warnings: list[str]) -> Grammar:
+    """Return the grammar of a JSON schema, without lengths and patterns that take too long to compile.
 
-    def __init__(self) -> None:
-        self._known: OrderedDict[str, tuple[Grammar, bool]] = OrderedDict()
-
-    def of_schema(self, wanted: Mapping[str, Any], warnings: list[str]) -> Grammar:
-        """Return the grammar of a JSON schema, without lengths and patterns that take too long to compile.
-
-        A warning names these; complete answers are validated against all of `wanted`. Raises `PromptmillError`
-        (`invalid_input`) for a schema that still takes too long.
-        """
-        grammar, is_whole = self._once(json.dumps(wanted), _of_schema)
-        if not is_whole:
-            warnings.append(
-                "The openvino backend generates answers without the longest `minLength`, `maxLength` and `pattern` of "
-                "this schema, whose grammar takes too long to compile; the answers are checked against them."
-            )
-        return grammar
-
-    def of_choices(self, choices: Choices) -> Grammar:
-        """Return the grammar of the rest of an answer whose beginning is `choices.OPENING`."""
-        return self._once(" | ".join(map(literal, choices.endings)), _of_alternatives)[0]
-
-    def _once(self, source: str, make: Callable[[str], tuple[Grammar, bool]]) -> tuple[Grammar, bool]:
-        if source not in self._known:
-            if len(self._known) >= MOST_KEPT:
-                self._known.popitem(last=False)
-            self._known[source] = make(source)
-        self._known.move_to_end(source)
-        return self._known[source]
+    A warning names these; complete answers are validated against all of `wanted`. Raises `PromptmillError`
+    (`invalid_input`) for a schema that still takes more than about a second.
+    """
+    grammar, is_whole = _of_schema(json.dumps(wanted))
+    if not is_whole:
+        warnings.append(
+            "The openvino backend generates answers without the longest `minLength`, `maxLength` and `pattern` of "
+            "this schema, whose grammar takes too long to compile; the answers are checked against them."
+        )
+    return grammar
 
 
-def _of_alternatives(alternatives: str) -> tuple[Grammar, bool]:
-    return Grammar("grammar", f"root ::= {alternatives}"), True
+def grammar_of_choices(choices: Choices) -> Grammar:
+    """Return the grammar of the rest of an answer whose beginning is `choices.OPENING`."""
+    return Grammar("grammar", f"root ::= {' | '.join(map(literal, choices.endings))}")
 
 
+@functools.lru_cache(maxsize=MOST_KEPT)
 def _of_schema(text: str) -> tuple[Grammar, bool]:
     """Return the grammar of the schema `text`, and whether it is the grammar of the whole schema."""
     try:
@@ -122,7 +106,6 @@ def _within_reach(text: str, costs: _Costs) -> tuple[Any, bool]:
 
 
 def _schemas(schema: Any) -> Iterator[dict[str, Any]]:
-    """Yield `schema` and all schemas inside it."""
     left = [schema]
     while left:
         node = left.pop()
