@@ -16,6 +16,7 @@ from promptmill.core.errors import PromptmillError
 from promptmill.system.frames import Frame, packed_error
 
 _Decode: TypeAlias = Callable[[Sequence[int]], str]
+_Split: TypeAlias = Callable[[str], tuple[str | None, str]]
 
 _TOKENS_PER_CHARACTER = 4  # a character takes up to four tokens in byte-level vocabularies
 PREVIEW_EVERY_S = 0.05
@@ -57,9 +58,19 @@ class AnswerForm:
             return self.choices.completed(self.texts.decode(tokens).rstrip(BROKEN))
         return _text_before_stop(tokens, stops, self.texts.decode) if stops else None
 
-    def parts(self, text: str) -> dict[str, Any]:
-        """Return `text`, `reasoning` and `tool_calls` of a complete answer."""
-        return answer_parts(text, self._split, self.tools, inline=self.inline)
+    def parts(self, text: str, split: _Split | None = None) -> dict[str, Any]:
+        """Return `text`, `reasoning` and `tool_calls` of a complete answer; `split` separates the reasoning."""
+        split, tools = split or self._split, self.tools
+        calls: list[dict[str, Any]] = []
+        if tools is not None and tools.form.before_reasoning and not tools.must:
+            text, calls = tools.read(text)
+            tools = None
+        reasoning, answer = (None, text) if self.inline and tools is None else split(text)
+        before = text.removesuffix(answer) if self.inline else ""
+        if tools is not None:
+            answer, calls = tools.read(answer)
+        found = {"text": before + answer, "reasoning": None if self.inline else reasoning}
+        return found | ({"tool_calls": calls} if calls else {})
 
     def preview(self, text: str) -> str:
         """Return what to show of an unfinished answer."""
@@ -191,25 +202,6 @@ def outcome_fields(
         found = found | {"logprobs": {"content": logprobs[:-1] if ended else logprobs}}
     called = "tool_calls" in found and reason == "stop"
     return {**found, "finish_reason": "tool_calls" if called else reason, "usage": [prompt_tokens, tokens]}
-
-
-def answer_parts(
-    text: str, split: Callable[[str], tuple[str | None, str]], tools: ToolUse | None, *, inline: bool
-) -> dict[str, Any]:
-    """Return `text`, `reasoning` and `tool_calls` of a model's output; `split` separates the reasoning.
-
-    `inline`: reasoning stays in the text.
-    """
-    calls: list[dict[str, Any]] = []
-    if tools is not None and tools.form.before_reasoning and not tools.must:
-        text, calls = tools.read(text)
-        tools = None
-    reasoning, answer = (None, text) if inline and tools is None else split(text)
-    before = text.removesuffix(answer) if inline else ""
-    if tools is not None:
-        answer, calls = tools.read(answer)
-    found = {"text": before + answer, "reasoning": None if inline else reasoning}
-    return found | ({"tool_calls": calls} if calls else {})
 
 
 def logprob_entry(

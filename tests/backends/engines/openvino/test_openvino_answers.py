@@ -47,7 +47,7 @@ def _held(wanted):
 
 
 def _strict(wanted):
-    from promptmill.backends.engines.openvino.strict_json import StrictJson
+    from promptmill.backends.engines.openvino.grammars import StrictJson
 
     return "grammar", StrictJson(wanted).text
 

@@ -265,15 +265,11 @@ def outcome(output: Any, reader: Reader, prepared: Prepared, decode: Callable[[S
             "The reason is in its log above; usually it could not compile a grammar.",
         )
     text, reason = reader.shown(answer.text), answer.finish_reason
-    tools, choices = prepared.form.tools, prepared.form.choices
-    if choices is not None:
+    if (choices := prepared.form.choices) is not None:
         chosen = choices.completed(answer.text.rstrip(growing_answer.BROKEN))
         text, reason = (chosen, "stop") if chosen else (choices.OPENING + text, reason)
-    found = growing_answer.answer_parts(
-        text, lambda text: reader.split(text, answer.token_ids), tools, inline=prepared.form.inline
-    )
     return growing_answer.outcome_fields(
-        found,
+        prepared.form.parts(text, lambda text: reader.split(text, answer.token_ids)),
         reason=reason,
         ended=answer.finish_reason == "stop" and not isinstance(answer.stop_reason, str),  # that is a stop string
         logprobs=None if answer.logprobs is None else _logprobs(answer, decode, prepared.params.logprobs),
