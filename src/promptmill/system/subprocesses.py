@@ -36,20 +36,8 @@ _USUAL = frozenset(
 )
 _USUAL_BEGINNINGS = (
     *("LC_", "XDG_", "PYTHON", "CONDA_", "MALLOC_", "COVERAGE_"),
-    *(
-        "CUDA_",
-        "NVIDIA_",
-        "OMP_",
-        "GOMP_",
-        "MKL_",
-        "TORCH",
-        "TRANSFORMERS_",
-        "TRITON_",
-        "ROCR_",
-        "HIP_",
-        "ONEDNN_",
-        "RAY_",
-    ),
+    *("CUDA_", "NVIDIA_", "OMP_", "GOMP_", "MKL_", "TORCH", "TRANSFORMERS_", "TRITON_", "ROCR_", "HIP_", "ONEDNN_"),
+    "RAY_",
 )
 _KEY = re.compile(r"_API_KEY$|^OTEL_\w*HEADERS$")
 _TRIES = 1000
@@ -204,7 +192,8 @@ class Helper:
     @property
     def pid(self) -> int | None:
         """The number of the process, None while none runs."""
-        return None if self._process is None or self._process.poll() is not None else self._process.pid
+        process = self._process  # another thread may end it
+        return None if process is None or process.poll() is not None else process.pid
 
     def ask(self, question: bytes, file: BinaryIO | None = None) -> frames.Frame | None:
         """Send a frame, and the content of `file` behind it; return the reply. Raises `OSError` if no process starts.

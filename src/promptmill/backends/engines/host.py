@@ -471,16 +471,8 @@ ENGINE_ARGUMENTS = frozenset(
 WHICH_MODEL = frozenset({"model_name_or_path", "tokenizer", "revision", "tokenizer_revision", "quantization"})
 _OPERATORS_FOLDERS = frozenset({"lora_modules"})
 _BRINGS_NO_CODE = ENGINE_ARGUMENTS | {
-    *(
-        "trust_remote_code",
-        "gpu_ids",
-        "replicas",
-        "device",
-        "dtype",
-        "batch_size",
-        "gguf_file",
-        "gpu_memory_utilization",
-    ),
+    *("trust_remote_code", "gpu_ids", "replicas", "device", "dtype", "batch_size", "gguf_file"),
+    "gpu_memory_utilization",
 }
 
 

@@ -334,11 +334,8 @@ _FORMS = (
     Form(
         "<｜tool▁call▁begin｜>",
         (
-            "<｜tool▁calls▁begin｜>",
-            "<｜tool▁calls▁end｜>",
-            "<｜tool▁call▁begin｜>",
-            "<｜tool▁sep｜>",
-            "<｜tool▁call▁end｜>",
+            *("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<｜tool▁call▁begin｜>"),
+            *("<｜tool▁sep｜>", "<｜tool▁call▁end｜>"),
         ),
         _matching(_DEEPSEEK, "<｜tool▁calls▁begin｜>"),
     ),
