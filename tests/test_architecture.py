@@ -25,7 +25,7 @@ AT_HOME = {
     "vllm": ("backends.engines.vllm",),
     "transformers": ("backends.engines.hf",),
     "safetensors": ("backends.engines.hf",),
-    "gguf": ("backends.engines.hf",),
+    "gguf": ("backends.engines.hf", "backends.engines.openvino"),
     "openvino": ("backends.engines.openvino",),
     "openvino_genai": ("backends.engines.openvino",),
     "numpy": ("backends.engines.hf", "backends.engines.openvino"),

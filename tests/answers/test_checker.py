@@ -11,6 +11,7 @@ import pytest
 from promptmill.answers.checker import Checker
 from promptmill.answers.schema import compile_schema
 from promptmill.backends.protocol import Call
+from sure import sure
 
 NAME = compile_schema({"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]})
 OBJECT = compile_schema({"type": "object"})
@@ -52,12 +53,12 @@ async def test_a_check_is_limited_by_processor_time_not_by_the_clock(closing):
     """A machine whose other programs leave this process no time makes no honest answer wrong."""
     checker = closing(Checker())
     await checker.check(NAME, "No.", Call(), complete=True)
-    assert checker._child is not None
-    os.killpg(checker._child.pid, signal.SIGSTOP)
+    pid = sure(checker._helper.pid)
+    os.killpg(pid, signal.SIGSTOP)
     checking = asyncio.ensure_future(checker.check(NAME, '{"name": 5}', Call(), complete=True))
     await asyncio.wait({checking}, timeout=1.1)
     assert not checking.done()
-    os.killpg(checker._child.pid, signal.SIGCONT)
+    os.killpg(pid, signal.SIGCONT)
     assert (await checking).problem.startswith("at $.name")
 
 
@@ -77,9 +78,9 @@ async def test_a_process_that_ended_is_started_again(closing):
     checker = closing(Checker())
     for _ in range(3):
         assert (await checker.check(NAME, "No.", Call(), complete=True)).problem.startswith("it is not JSON")
-        assert checker._child is not None
-        checker._child.kill()
-        await checker._child.wait()
+        checker._helper.kill()
+        while checker._helper.pid is not None:
+            await asyncio.sleep(0.01)
 
 
 async def test_calls_take_turns(closing):

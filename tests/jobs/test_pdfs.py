@@ -127,11 +127,11 @@ def test_a_pdf_that_ends_the_reader_fails_and_the_next_one_is_read(tmp_path, mon
     try:
         with bad.open("rb") as file:
             assert reader.pages(file) == 1
-            process = reader._process
+            process = reader._helper._process
             assert process is not None
             process.kill()
             process.wait()
-            reader._process = cast("Any", _Dead(process))  # it ends during the question
+            reader._helper._process = cast("Any", _Dead(process))  # it ends during the question
             with pytest.raises(pdf.PdfError, match="too much time or memory"):
                 reader.text(file)
             with pytest.raises(pdf.PdfError, match="too much time or memory"):  # without another try
@@ -151,7 +151,7 @@ class _Dead:
 
     def poll(self) -> int | None:
         self._polls += 1
-        return None if self._polls < 3 else -9
+        return None if self._polls < 4 else -9
 
 
 def test_a_missing_package_is_named_with_the_command_that_adds_it(tmp_path, monkeypatch):

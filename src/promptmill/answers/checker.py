@@ -18,7 +18,6 @@ from promptmill.answers.schema import AnswerSchema, Checked
 from promptmill.core.bounds import MOST_KEPT
 from promptmill.system import frames, subprocesses
 
-_START_S = 30.0
 # Of processor time, which a busy machine does not use up. A check takes 0.001 s, and a repair of 128 KiB 0.2 s.
 _CHECK_S = 1.0
 _REPLY_S = 10.0  # on the clock
@@ -31,7 +30,7 @@ class Checker:
     def __init__(self) -> None:
         self._turn = asyncio.Lock()
         self._turns: WeakKeyDictionary[object, asyncio.Lock] = WeakKeyDictionary()
-        self._child: subprocesses.Child | None = None
+        self._helper = subprocesses.Helper(__name__, _REPLY_S)
 
     async def check(self, schema: AnswerSchema, text: str, call: object, *, complete: bool) -> Checked:
         """Return the result of `schema.check`, or a problem if the check takes too long."""
@@ -42,42 +41,22 @@ class Checker:
         except TypeError:
             return Checked(text, "it contains half a surrogate pair")
         async with self._turns.setdefault(call, asyncio.Lock()), self._turn:
-            reply = None
             try:
-                reply = await self._reply(question)
-            except TimeoutError:
-                pass
-            except (OSError, RuntimeError, frames.OutOfStepError):
+                reply = await asyncio.to_thread(self._helper.ask, question)
+            except OSError:
                 return Checked(text, "it cannot be checked on this machine")
-            finally:  # also if this call is cancelled: the next answer must not get this one's result
-                if reply is None:
-                    self._end()
+            except asyncio.CancelledError:
+                self._helper.kill()
+                raise
         if reply is None:
             return Checked(text, "it takes too long, or too much memory, to check")
         repaired = reply["repaired"]
         return Checked(text, reply["problem"]) if repaired is None else Checked(repaired, repaired=True)
 
-    async def _reply(self, question: bytes) -> frames.Frame | None:
-        """Return the reply of the process; None if it ended meanwhile. Raises `TimeoutError` if that takes too long."""
-        child = self._child
-        if child is None or child.has_ended:  # it ended without an answer to check
-            child = self._child = await subprocesses.Child.start(__name__, subprocesses.environment())
-            async with asyncio.timeout(_START_S):
-                await child.receive()
-        async with asyncio.timeout(_REPLY_S):
-            await child.send(question)
-            return await child.receive()
-
     async def aclose(self) -> None:
         """End the process."""
-        if (child := self._child) is not None:
-            self._end()
-            await child.wait()
-
-    def _end(self) -> None:
-        child, self._child = self._child, None
-        if child is not None:
-            child.kill()
+        self._helper.kill()
+        await asyncio.to_thread(self._helper.end)
 
 
 _compiled = functools.lru_cache(maxsize=MOST_KEPT)(AnswerSchema)

@@ -181,29 +181,24 @@ def compile_schema(schema: Mapping[str, Any], where: str = "answer_schema") -> A
 
     Raises `PromptmillError` (`invalid_input`) for an invalid or too large JSON Schema; `where` names it.
     """
-    content = _content_of(schema, where)
-    patterns: list[str] = []
     try:
-        validator = _validator_of(_without_patterns(schema, patterns))
-        _check_patterns(patterns)
+        content = "" if is_longer(schema, LONGEST_SCHEMA) else json.dumps(schema)
+        if 0 < len(content) <= LONGEST_SCHEMA:
+            return _compiled(content)
     except (ValueError, TypeError, RecursionError) as error:
         raise input_error(f"{where} is not a usable JSON Schema: {_why_not_usable(error, schema)}") from None
+    raise input_error(f"{where} is longer than {LONGEST_SCHEMA >> 10} KiB; send a shorter schema.")
+
+
+@functools.lru_cache(maxsize=_KEPT)
+def _compiled(content: str) -> AnswerSchema:
+    patterns: list[str] = []
+    validator = _validator_of(_without_patterns(json.loads(content), patterns))
+    _check_patterns(patterns)
     return AnswerSchema(content, None if _ANY_TIME.search(content) else validator)
 
 
-def _content_of(schema: Mapping[str, Any], where: str) -> str:
-    """Return `schema` as JSON text. Raises `PromptmillError` (`invalid_input`) for one that is too long."""
-    try:
-        content = "" if is_longer(schema, LONGEST_SCHEMA) else json.dumps(schema)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise input_error(f"{where} is not a usable JSON Schema: {_why_not_usable(error, schema)}") from None
-    if not 0 < len(content) <= LONGEST_SCHEMA:
-        raise input_error(f"{where} is longer than {LONGEST_SCHEMA >> 10} KiB; send a shorter schema.")
-    return content
-
-
 def _validator_of(schema: Any) -> Any:
-    """Return the validator of `schema`. Raises `ValueError`."""
     import jsonschema_rs  # the import takes 20 ms
 
     options = jsonschema_rs.FancyRegexOptions(backtrack_limit=_BACKTRACKS)
@@ -472,12 +467,7 @@ class SchemaCache:
 
     async def _compiled(self, schema: Mapping[str, Any]) -> AnswerSchema:
         async with self._turn:
-            return await asyncio.to_thread(lambda: _compiled(_content_of(schema, "response_format")))
-
-
-@functools.lru_cache(maxsize=_KEPT)
-def _compiled(content: str) -> AnswerSchema:
-    return compile_schema(json.loads(content), "response_format")
+            return await asyncio.to_thread(compile_schema, schema, "response_format")
 
 
 def _read_json(text: str) -> Any:

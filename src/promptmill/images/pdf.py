@@ -12,17 +12,12 @@ From it: `{"pages": …}`, `{"image": …}` in base64 or `{"text": …}`; or `{"
 from __future__ import annotations
 
 import atexit
-import contextlib
 import importlib.util
 import io
 import os
 import re
-import shutil
-import subprocess
-import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from promptmill.core.bounds import LARGEST_FILE, LARGEST_PDF_TEXT, MOST_KEPT
@@ -32,7 +27,6 @@ from promptmill.system.installation import adding
 
 SUFFIX = ".pdf"
 _NAMED = re.compile(r"(?is)(.+\.pdf)#(?:page=(\d{1,9})|(text))")
-_START_S = 30.0
 # Of processor time. A page of a scan in 600 dpi takes 0.5 s, the text of 1,000 pages 2 s.
 _COMPUTING_S = 20.0
 _REPLY_S = 60.0  # on the clock, for a busy machine
@@ -79,7 +73,7 @@ class PdfReader:
 
     def __init__(self) -> None:
         self._turn = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._helper = subprocesses.Helper(__name__, _REPLY_S)
         self._held: object = None
         """The file that the process holds."""
         self._pages = 0
@@ -116,7 +110,7 @@ class PdfReader:
             raise PdfError(_LOST)
         if about.st_size > LARGEST_FILE:
             raise PdfError(f"is larger than {LARGEST_FILE >> 20} MiB")
-        if self._process is not None and self._process.poll() is None and self._held == key:
+        if self._helper.pid is not None and self._held == key:
             return
         self._held = key
         try:
@@ -127,31 +121,16 @@ class PdfReader:
 
     def _reply(self, question: frames.Frame, file: BinaryIO | None = None) -> frames.Frame:
         """Return the reply of the process. Raises `PdfError`."""
-        if self._process is None or self._process.poll() is not None:
+        if self._helper.pid is None:
             check_installed()
-            self._process = _started()
-            with _ended_after(_START_S, self._process):
-                assert self._process.stdout is not None
-                if _read(self._process.stdout) is None:
-                    self.end()
-                    raise PdfError("cannot be read, as no process for it starts")
-        process = self._process
-        assert process.stdin is not None
-        assert process.stdout is not None
-        reply = None
-        with _ended_after(_REPLY_S, process):
-            with contextlib.suppress(OSError):  # it ended
-                process.stdin.write(frames.packed(question))
-                if file is not None:
-                    file.seek(0)
-                    shutil.copyfileobj(file, process.stdin, 1 << 20)
-                process.stdin.flush()
-            reply = _read(process.stdout)
+        try:
+            reply = self._helper.ask(frames.packed(question), file)
+        except OSError:
+            raise PdfError("cannot be read, as no process for it starts") from None
         if reply is None:
             self._lost[self._held] = None
             while len(self._lost) > MOST_KEPT:
                 self._lost.popitem(last=False)
-            self.end()
             raise PdfError(_LOST)
         if problem := reply.get("problem"):
             raise PdfError(problem)
@@ -159,49 +138,12 @@ class PdfReader:
 
     def end(self) -> None:
         """End the process, even while it reads."""
-        process, self._process, self._held = self._process, None, None
-        if process is not None:
-            if process.poll() is None:
-                subprocesses.end_group(process.pid)
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                with contextlib.suppress(OSError):
-                    assert pipe is not None
-                    pipe.close()
+        self._helper.end()
 
 
 READER = PdfReader()
 """The reader of this process."""
 atexit.register(READER.end)
-
-
-def _started() -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        (sys.executable, "-P", "-m", __name__),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=subprocesses.environment(),
-        start_new_session=True,
-        creationflags=subprocesses.group_creation_flags(),
-    )
-
-
-def _read(pipe: Any) -> frames.Frame | None:
-    try:
-        return frames.read(pipe)
-    except (OSError, frames.OutOfStepError):
-        return None
-
-
-@contextlib.contextmanager
-def _ended_after(seconds: float, process: subprocess.Popen[bytes]) -> Iterator[None]:
-    timer = threading.Timer(seconds, subprocesses.end_group, (process.pid,))
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 class _Reading:
@@ -235,7 +177,6 @@ class _Reading:
 
 
 def _opened(content: bytes) -> Any:
-    """Return the document. Raises `PdfError`, `PdfiumError`."""
     import pypdfium2
     import pypdfium2.raw
 
@@ -271,7 +212,6 @@ def _text(document: Any) -> str:
 
 
 def _image(document: Any, number: int) -> str:
-    """Return a page as a JPEG in base64."""
     import pybase64
 
     page = document[number - 1]

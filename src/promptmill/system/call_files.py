@@ -22,10 +22,9 @@ import os
 import re
 import sys
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from promptmill.core.secret_text import SecretFinder
 from promptmill.system import safe_open
@@ -143,20 +142,6 @@ class FileRule:
             )
         shown = ", ".join(map(str, self.roots or ())) or "none"
         return f"the folders of `allowed_roots` ({shown})"
-
-    def packed(self) -> dict[str, Any]:
-        """Return it as JSON carries it, secrets in the clear, for another process of this server."""
-        roots = None if self.roots is None else list(map(str, self.roots))
-        own = list(map(str, self.own))
-        plain = {"is_guarded": self.is_guarded, "secrets": self.secrets, "started_in": self.started_in}
-        return {"roots": roots, "own": own, **plain}
-
-    @classmethod
-    def unpacked(cls, packed: Mapping[str, Any]) -> FileRule:
-        """Return the rule that `packed` wrote."""
-        roots = None if packed["roots"] is None else tuple(map(Path, packed["roots"]))
-        own, secrets = tuple(map(Path, packed["own"])), tuple(packed["secrets"])
-        return cls(**{**packed, "roots": roots, "own": own, "secrets": secrets})
 
 
 def holds_everything(folder: Path) -> bool:

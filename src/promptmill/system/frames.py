@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from typing import Any, BinaryIO, TypeAlias
+from typing import IO, Any, TypeAlias
 
 import orjson
 
@@ -29,7 +29,7 @@ def packed(message: Frame) -> bytes:
     return _LENGTH.pack(len(body)) + body
 
 
-def read(pipe: BinaryIO) -> Frame | None:
+def read(pipe: IO[bytes]) -> Frame | None:
     """Return the next message, waiting for it; None when the other side has closed."""
     head = pipe.read(_LENGTH.size)
     if len(head) < _LENGTH.size:

@@ -6,7 +6,9 @@ import functools
 import importlib.metadata
 import importlib.util
 import json
+import os
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -47,6 +49,25 @@ def command_for_package(package: str) -> str:
     if (prefix / "pipx_metadata.json").is_file():
         return f"pipx inject {_NAME} {shlex.quote(package)}"
     return _into(prefix, shlex.quote(package))
+
+
+def command_into(folder: Path, requirement: str) -> tuple[str, ...] | None:
+    """Return the command of pip or uv that puts a package alone into `folder`; None without both.
+
+    Each knows its own settings of indexes, proxies, certificates and passwords.
+    """
+    pip = ("install", "--no-user", "--disable-pip-version-check")
+    ensurepip = importlib.util.find_spec("ensurepip")  # Python brings it, some systems leave it out
+    wheels = [*Path(ensurepip.origin).parent.glob("_bundled/pip-*.whl")] if ensurepip and ensurepip.origin else []
+    if importlib.util.find_spec("pip") is not None:
+        command: tuple[str, ...] = (sys.executable, "-P", "-m", "pip", *pip)
+    elif uv := os.environ.get("UV") or shutil.which("uv"):
+        command = (uv, "pip", "install", "--python", sys.executable)
+    elif wheels:
+        command = (sys.executable, str(wheels[0] / "pip"), *pip)
+    else:
+        return None
+    return (*command, "--no-deps", "--only-binary", ":all:", "--target", str(folder), requirement)
 
 
 def _into(prefix: Path, wanted: str) -> str:

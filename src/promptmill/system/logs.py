@@ -62,7 +62,6 @@ class _JsonLines(logging.Formatter):
 
 
 def _number(text: str) -> str | float:
-    """Return the number that `text` is, else `text`."""
     if text.isascii() and text.replace(".", "", 1).isdigit():
         return float(text) if "." in text else int(text)
     return text

@@ -12,9 +12,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from promptmill.system import frames, runtime
 
@@ -35,24 +36,13 @@ _USUAL = frozenset(
 )
 _USUAL_BEGINNINGS = (
     *("LC_", "XDG_", "PYTHON", "CONDA_", "MALLOC_", "COVERAGE_"),
-    *(
-        "CUDA_",
-        "NVIDIA_",
-        "OMP_",
-        "GOMP_",
-        "MKL_",
-        "TORCH",
-        "TRANSFORMERS_",
-        "TRITON_",
-        "ROCR_",
-        "HIP_",
-        "ONEDNN_",
-        "RAY_",
-    ),
+    *("CUDA_", "NVIDIA_", "OMP_", "GOMP_", "MKL_", "TORCH", "TRANSFORMERS_", "TRITON_", "ROCR_", "HIP_", "ONEDNN_"),
+    "RAY_",
 )
 _KEY = re.compile(r"_API_KEY$|^OTEL_\w*HEADERS$")
 _TRIES = 1000
 _PAUSE_S = 0.005
+_START_S = 30.0  # for the imports of a helper on a busy machine
 _NICENESS = 5  # low enough that the server answers at once on a busy machine, not so low that the engine starves
 
 if sys.platform == "win32":
@@ -128,16 +118,7 @@ class Child:
         while True:
             tries += 1
             try:
-                process = await asyncio.create_subprocess_exec(
-                    # -P: a module in the working directory must not stand in for one of ours
-                    *(sys.executable, "-P", "-m", module),
-                    stdin=asyncio.subprocess.PIPE,
-                    stdout=asyncio.subprocess.PIPE,
-                    env=environment,
-                    start_new_session=True,
-                    creationflags=group_creation_flags(),
-                )
-                return cls(process)
+                return cls(await asyncio.create_subprocess_exec(*_command(module), **_options(environment)))
             except RuntimeError:
                 if tries == _TRIES:
                     raise
@@ -179,6 +160,98 @@ class Child:
         except asyncio.CancelledError:
             await asyncio.wait({ending})
             raise
+
+
+def _command(module: str) -> tuple[str, ...]:
+    # -P: a module in the working directory must not stand in for one of ours
+    return sys.executable, "-P", "-m", module
+
+
+def _options(environment: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "stdin": subprocess.PIPE,
+        "stdout": subprocess.PIPE,
+        "env": environment,
+        "start_new_session": True,
+        "creationflags": group_creation_flags(),
+    }
+
+
+class Helper:
+    """One of our modules in a process that calls `serve_parent`; the first question starts it, any thread may ask.
+
+    It answers one question at a time. One that takes too long, or ends it, gets no reply; the next one starts another.
+    """
+
+    def __init__(self, module: str, reply_s: float) -> None:
+        """`reply_s` is the longest time of a reply, on the clock."""
+        self._module, self._reply_s = module, reply_s
+        self._turn = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The number of the process, None while none runs."""
+        process = self._process  # another thread may end it
+        return None if process is None or process.poll() is not None else process.pid
+
+    def ask(self, question: bytes, file: BinaryIO | None = None) -> frames.Frame | None:
+        """Send a frame, and the content of `file` behind it; return the reply. Raises `OSError` if no process starts.
+
+        Without a reply (None), the process has been ended.
+        """
+        with self._turn:
+            reply = None
+            try:
+                if self.pid is None:
+                    self.end()
+                    self._process = subprocess.Popen(_command(self._module), **_options(environment()))
+                    if _exchange(self._process, b"", None, _START_S) is None:
+                        raise OSError("no process starts")
+                assert self._process is not None
+                reply = _exchange(self._process, question, file, self._reply_s)
+            finally:
+                if reply is None:
+                    self.end()
+            return reply
+
+    def kill(self) -> None:
+        """End the process at once, even while it answers a question."""
+        if (pid := self.pid) is not None:
+            end_group(pid)
+
+    def end(self) -> None:
+        """End the process and wait until it is gone."""
+        self.kill()
+        process, self._process = self._process, None
+        if process is not None:
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                assert pipe is not None
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+
+def _exchange(
+    process: subprocess.Popen[bytes], question: bytes, file: BinaryIO | None, seconds: float
+) -> frames.Frame | None:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    timer = threading.Timer(seconds, end_group, (process.pid,))
+    timer.daemon = True
+    timer.start()
+    try:
+        with contextlib.suppress(OSError):  # it ended
+            process.stdin.write(question)
+            if file is not None:
+                file.seek(0)
+                shutil.copyfileobj(file, process.stdin, 1 << 20)
+            process.stdin.flush()
+        return frames.read(process.stdout)
+    except (OSError, frames.OutOfStepError):
+        return None
+    finally:
+        timer.cancel()
 
 
 def private_pipes() -> tuple[BinaryIO, BinaryIO]:

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from promptmill.backends.engines.host import Submissions
+from promptmill.backends.engines.host import EngineShare, json_base64
 from promptmill.backends.engines.submission import pictures
 from promptmill.core.errors import PromptmillError
 from promptmill.core.request import Request, Sampling, conversation_from_messages, conversation_from_prompt
-from promptmill.images.load import ImageRules, WebImages
+from promptmill.images.load import ImageCache, ImageRules, WebImages
 from promptmill.system import frames
 from promptmill.system.call_files import FileRule
 
@@ -34,9 +34,9 @@ def submitted(closing):
     """Return the message that reaches the engine."""
 
     async def send(conversation, rules=None, *, takes_images=True):
-        submissions = Submissions(7, rules or ImageRules(), closing(WebImages()), takes_images=takes_images)
-        with contextlib.closing(submissions):
-            frame = await submissions.frame(3, Request(0, conversation, Sampling(max_tokens=5), {"a": 1}))
+        images = ImageCache(rules or ImageRules(), json_base64, closing(WebImages()).fetch) if takes_images else None
+        with contextlib.closing(EngineShare(1, 7, images)) as share:
+            frame = await share.frame(3, Request(0, conversation, Sampling(max_tokens=5), {"a": 1}))
         return frames.read(io.BytesIO(frame))
 
     return send

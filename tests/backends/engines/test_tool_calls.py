@@ -7,7 +7,7 @@ import json
 import pytest
 
 from promptmill.backends.engines.chat_template import render_turns
-from promptmill.backends.engines.growing_answer import answer_parts
+from promptmill.backends.engines.growing_answer import AnswerForm, Texts
 from promptmill.backends.engines.tool_use import BARE_FORM, ToolReader, form_of, read_calls
 from promptmill.core.errors import Code, PromptmillError
 
@@ -185,7 +185,8 @@ def test_reasoning_goes_before_calls(inline, text):
         return thought.removeprefix("<think>").strip(), answer
 
     use = _use("{{ tools }}<tool_call>")
-    found = answer_parts(f"<think>\nHm.</think>I look.<tool_call>{ONE}</tool_call>", split, use, inline=inline)
+    form = AnswerForm(Texts(None), inline=inline, tools=use)
+    found = form.parts(f"<think>\nHm.</think>I look.<tool_call>{ONE}</tool_call>", split)
     assert (found["text"], found["reasoning"]) == (text, None if inline else "Hm.")
     assert len(found["tool_calls"]) == 1
 

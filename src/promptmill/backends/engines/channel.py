@@ -30,7 +30,6 @@ missing.
 from __future__ import annotations
 
 import os
-import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -47,30 +46,27 @@ R = TypeVar("R", bound="GrowingAnswer")
 
 
 class Channel:
-    """Messages from the server and to it.
-
-    A thread reads from the start, even while the main thread imports or computes: on every system the end of the pipe
-    shows that the server died, and then this process ends with its group.
-    """
+    """Messages from the server and to it."""
 
     def __init__(self, incoming: BinaryIO, outgoing: BinaryIO) -> None:
         self._incoming, self._outgoing = incoming, outgoing
         self._writing = threading.Lock()
-        self._routing = threading.Lock()
-        self._waiting: queue.SimpleQueue[Frame] = queue.SimpleQueue()
-        self._handler: Callable[[Frame], None] = self._waiting.put
-        threading.Thread(target=self._listen, args=(incoming,), name="listen", daemon=True).start()
+        self._handler: Callable[[Frame], None]
 
     def receive(self) -> Frame:
-        """Wait for the next message and return it; only before `route`."""
-        return self._waiting.get()
+        """Wait for the first message and return it.
+
+        From then on a thread reads, even while the main thread imports or computes: on every system the end of the pipe
+        shows that the server died, and then this process ends with its group.
+        """
+        if (message := frames.read(self._incoming)) is None:
+            _end()
+        threading.Thread(target=self._listen, name="listen", daemon=True).start()
+        return message
 
     def route(self, handler: Callable[[Frame], None]) -> None:
-        """Pass every message, including those already received, to `handler` on the reading thread."""
-        with self._routing:
-            while not self._waiting.empty():
-                handler(self._waiting.get())
-            self._handler = handler
+        """Pass every further message to `handler` on the reading thread; there is none before `loaded` is sent."""
+        self._handler = handler
 
     def send(self, message: Frame) -> None:
         """Write one message; threads may send at the same time."""
@@ -94,14 +90,17 @@ class Channel:
         os.close(null)
         subprocesses.end_with_parent()
 
-    def _listen(self, incoming: BinaryIO) -> None:
+    def _listen(self) -> None:
         try:
-            while (message := frames.read(incoming)) is not None:
-                with self._routing:
-                    self._handler(message)
+            while (message := frames.read(self._incoming)) is not None:
+                self._handler(message)
         finally:
-            subprocesses.remove_scratch()  # the server, which usually does this, is gone
-            subprocesses.end_own_group()
+            _end()
+
+
+def _end() -> NoReturn:
+    subprocesses.remove_scratch()  # the server, which usually does this, is gone
+    subprocesses.end_own_group()
 
 
 class WaitingRows(Generic[R]):
@@ -143,7 +142,6 @@ class WaitingRows(Generic[R]):
         return min(self._waiting, key=lambda run: running.get(run, 0), default=None)
 
     def _move_to_end(self, run: int) -> None:
-        """Move a run to the end of the order of service."""
         if rows := self._waiting.pop(run):
             self._waiting[run] = rows
 
@@ -203,7 +201,6 @@ class Intake(Generic[R]):
                 )
 
     def _next(self) -> Frame:
-        """Wait for a message; return the next message of the run whose turn it is."""
         with self._changed:
             while not self._submitted:
                 self._changed.wait()

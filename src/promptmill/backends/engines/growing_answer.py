@@ -16,6 +16,7 @@ from promptmill.core.errors import PromptmillError
 from promptmill.system.frames import Frame, packed_error
 
 _Decode: TypeAlias = Callable[[Sequence[int]], str]
+_Split: TypeAlias = Callable[[str], tuple[str | None, str]]
 
 _TOKENS_PER_CHARACTER = 4  # a character takes up to four tokens in byte-level vocabularies
 PREVIEW_EVERY_S = 0.05
@@ -57,13 +58,22 @@ class AnswerForm:
             return self.choices.completed(self.texts.decode(tokens).rstrip(BROKEN))
         return _text_before_stop(tokens, stops, self.texts.decode) if stops else None
 
-    def parts(self, text: str) -> dict[str, Any]:
-        """Return `text`, `reasoning` and `tool_calls` of a complete answer."""
-        return answer_parts(text, self._split, self.tools, inline=self.inline)
+    def parts(self, text: str, split: _Split | None = None) -> dict[str, Any]:
+        """Return `text`, `reasoning` and `tool_calls` of a complete answer; `split` separates the reasoning."""
+        split, tools = split or self._split, self.tools
+        calls: list[dict[str, Any]] = []
+        if tools is not None and tools.form.before_reasoning and not tools.must:
+            text, calls = tools.read(text)
+            tools = None
+        reasoning, answer = (None, text) if self.inline and tools is None else split(text)
+        before = text.removesuffix(answer) if self.inline else ""
+        if tools is not None:
+            answer, calls = tools.read(answer)
+        found = {"text": before + answer, "reasoning": None if self.inline else reasoning}
+        return found | ({"tool_calls": calls} if calls else {})
 
-    def preview(self, tokens: Sequence[int]) -> str:
-        """Return the answer's text so far."""
-        text = self.written(tokens)
+    def preview(self, text: str) -> str:
+        """Return what to show of an unfinished answer."""
         return text if self.inline else answer_so_far(self._split(text)[1])
 
     def _split(self, text: str) -> tuple[str | None, str]:
@@ -130,7 +140,7 @@ class GrowingAnswer:
         if self.preview_at == math.inf or (now := time.monotonic()) < self.preview_at:
             return None
         self.preview_at = now + PREVIEW_EVERY_S
-        text = self.form.preview(self.tokens)
+        text = self.form.preview(self.form.written(self.tokens))
         return {"type": "preview", "run": self.run, "id": self.number, "text": text} if text else None
 
     def failure(self, error: PromptmillError) -> Frame:
@@ -194,25 +204,6 @@ def outcome_fields(
     return {**found, "finish_reason": "tool_calls" if called else reason, "usage": [prompt_tokens, tokens]}
 
 
-def answer_parts(
-    text: str, split: Callable[[str], tuple[str | None, str]], tools: ToolUse | None, *, inline: bool
-) -> dict[str, Any]:
-    """Return `text`, `reasoning` and `tool_calls` of a model's output; `split` separates the reasoning.
-
-    `inline`: reasoning stays in the text.
-    """
-    calls: list[dict[str, Any]] = []
-    if tools is not None and tools.form.before_reasoning and not tools.must:
-        text, calls = tools.read(text)
-        tools = None
-    reasoning, answer = (None, text) if inline and tools is None else split(text)
-    before = text.removesuffix(answer) if inline else ""
-    if tools is not None:
-        answer, calls = tools.read(answer)
-    found = {"text": before + answer, "reasoning": None if inline else reasoning}
-    return found | ({"tool_calls": calls} if calls else {})
-
-
 def logprob_entry(
     decode: Callable[[Sequence[int]], str], token: int, logprob: float, likeliest: Iterable[tuple[int, float]] = ()
 ) -> dict[str, Any]:
@@ -228,40 +219,33 @@ def _likely_token(decode: Callable[[Sequence[int]], str], token: int, logprob: f
     return {"token": text, "logprob": max(logprob, _LOWEST), "bytes": list(text.encode())}
 
 
-class ReasoningMarkers:
-    """The special tokens that must stay in an answer's text because they delimit its reasoning."""
-
-    def __init__(self, tokenizer: Any, also: Collection[str] = ()) -> None:
-        """`tokenizer` is the model's; `also` are further marks to keep, such as marks of tool calls."""
-        special = special_tokens(tokenizer)
-        self._channels = {"<|channel|>", "<|message|>"} <= special.keys()
-        marks = (*(CHANNEL_MARKS if self._channels else TAGS), *also)
-        self.are_special = any(mark in special for mark in marks)
-        """Whether texts are decoded with special tokens, except `hidden`."""
-        self.hidden = {name: number for name, number in special.items() if name not in marks}
-        """The other special tokens, by name."""
-
-    def split(self, text: str, *, opened: bool) -> tuple[str | None, str]:
-        """Return `(reasoning, answer)`; `opened` as in `split_reasoning`."""
-        return split_channels(text) if self._channels else split_reasoning(text, opened=opened)
-
-
 class Texts:
     """Decodes answers of one model. Special tokens are left out, except marks of reasoning and of `also`."""
 
     def __init__(self, tokenizer: Any, also: Collection[str] = ()) -> None:
-        """`tokenizer` is the model's; `also` are further special tokens to keep."""
+        """`tokenizer` is the model's; `also` are further special tokens to keep, such as marks of tool calls."""
+        special = special_tokens(tokenizer)
         self._tokenizer = tokenizer
-        self._markers = ReasoningMarkers(tokenizer, also)
-        self._hidden = frozenset(self._markers.hidden.values())
+        self._channels = {"<|channel|>", "<|message|>"} <= special.keys()
+        marks = (*(CHANNEL_MARKS if self._channels else TAGS), *also)
+        self.keeps_marks = any(mark in special for mark in marks)
+        """Whether marks are special tokens, so that answers are decoded with special tokens, except the hidden ones."""
+        self._hidden = {number: name for name, number in special.items() if name not in marks}
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Return the text of `tokens`, including the marks of reasoning."""
-        bare = not self._markers.are_special
-        shown = tokens if bare else [token for token in tokens if token not in self._hidden]
-        text: str = self._tokenizer.decode(shown, skip_special_tokens=bare, clean_up_tokenization_spaces=False)
+        """Return the text of `tokens`, including the marks."""
+        shown = [token for token in tokens if token not in self._hidden] if self.keeps_marks else tokens
+        text: str = self._tokenizer.decode(
+            shown, skip_special_tokens=not self.keeps_marks, clean_up_tokenization_spaces=False
+        )
+        return text
+
+    def shown(self, text: str) -> str:
+        """Return a text that another decoder made, without the hidden tokens."""
+        for name in self._hidden.values() if self.keeps_marks else ():
+            text = text.replace(name, "")
         return text
 
     def split(self, text: str, *, opened: bool) -> tuple[str | None, str]:
         """Return `(reasoning, answer)` of a decoded text; `opened` as in `split_reasoning`."""
-        return self._markers.split(text, opened=opened)
+        return split_channels(text) if self._channels else split_reasoning(text, opened=opened)

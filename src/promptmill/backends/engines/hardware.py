@@ -29,9 +29,9 @@ def has_accelerator() -> bool:
 
 def free_memory() -> int | None:
     """Return the bytes of main memory that this process may still allocate; None if unknown."""
-    free = _available_memory()
-    if free is None:
+    if (psutil := _psutil()) is None:
         return None
+    free = int(psutil.virtual_memory().available)
     with contextlib.suppress(OSError, ValueError):
         limit = int((CGROUP / "memory.max").read_text())
         free = min(free, limit - int((CGROUP / "memory.current").read_text()))
@@ -44,17 +44,8 @@ def weights(folder: Path, kinds: Sequence[str] = ("*.safetensors", "*.bin", "*.g
     return sum(file.stat().st_size for file in next(filter(None, found), []))
 
 
-def _available_memory() -> int | None:
-    with contextlib.suppress(OSError):  # Linux
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    psutil = _psutil()
-    return None if psutil is None else int(psutil.virtual_memory().available)
-
-
 def _psutil() -> Any:
-    """Return the module psutil, which comes with accelerate; None if it is not installed."""
+    """Return the module psutil, which comes with each engine's extra; None if it is not installed."""
     with contextlib.suppress(ImportError):
         return importlib.import_module("psutil")
     return None

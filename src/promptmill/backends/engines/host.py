@@ -61,7 +61,6 @@ def create(plan: ResolvedConfig) -> EngineHost:
 
 
 def _environment(gpu_ids: tuple[int, ...] | None, replicas: int) -> dict[str, str]:
-    """Return the environment of an engine's process, which is one of `replicas` on this machine."""
     environment = subprocesses.environment()
     if gpu_ids:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpu_ids))
@@ -149,7 +148,6 @@ class EngineHost:
                 call.preview(message["text"])
 
     def _gone(self) -> PromptmillError | None:
-        """Return why no request can be answered; None while the engine runs."""
         if self._closed:
             return _shut_down()
         if self._process is None:
@@ -160,9 +158,9 @@ class EngineHost:
         """Note that a call starts. Raises `PromptmillError` (`engine_died`, `shutdown`) when the engine is gone."""
         if (gone := self._gone()) is not None:
             raise gone
-        number, live = next(self._numbers), call.preview is not None
-        submissions = Submissions(number, self._rules, self._web, takes_images=self._takes_images, live=live)
-        share = self._calls[call] = EngineShare(self._window, number, submissions)
+        images = ImageCache(self._rules, json_base64, self._web.fetch) if self._takes_images else None
+        share = EngineShare(self._window, next(self._numbers), images, live=call.preview is not None)
+        self._calls[call] = share
         return share
 
     async def answer(self, request: Request, call: Call) -> Outcome:
@@ -198,7 +196,7 @@ class EngineHost:
         that a slow disk or host delays only its own request.
         """
         async with share.reading if request.conversation.images else share.writing:
-            frame = await share.submissions.frame(number, request)
+            frame = await share.frame(number, request)
             if (gone := self._gone()) is not None:
                 raise gone
             call.sending(request)
@@ -208,7 +206,7 @@ class EngineHost:
     async def leave(self, call: Call) -> None:
         """Note that a call has ended; the engine forgets the rows that it still has."""
         share = self._calls.pop(call)
-        share.submissions.close()
+        share.close()
         if share.abandoned and self._process is not None:
             self._process.write({"type": "cancel", "run": share.run})
 
@@ -327,39 +325,32 @@ def _shut_down() -> PromptmillError:
 
 
 class EngineShare(FixedShare):
-    """A call's share of an engine, which shares its batch out by itself."""
+    """A call's share of an engine, which shares its batch out by itself; packs the call's requests for the pipe."""
 
-    def __init__(self, most: int, run: int, submissions: Submissions) -> None:
-        """`run` is the number of the call on the wire."""
+    def __init__(self, most: int, run: int, images: ImageCache | None, *, live: bool = False) -> None:
+        """`run` is the number of the call on the wire; `images` is None for a model that reads only text.
+
+        `live`: previews of the growing answers are wanted.
+        """
         super().__init__(most)
         self.run = run
-        self.submissions = submissions
         self.writing = asyncio.Lock()
         self.reading = asyncio.Semaphore(_READ_AT_ONCE)
         self.abandoned = False
         """Whether items were submitted whose outcome is not wanted any more."""
-
-
-class Submissions:
-    """The requests of one run, on their way into the pipe."""
-
-    def __init__(self, run: int, rules: ImageRules, web: WebImages, *, takes_images: bool, live: bool = False) -> None:
-        """`live`: answers are wanted while they grow."""
-        self._run = run
+        self._images = images
         self._live = live
-        self._takes_images = takes_images
-        self._image_cache = ImageCache(rules, _json_base64, web.fetch)
 
     async def frame(self, number: int, request: Request) -> bytes:
         """Return the `submit` frame (see `channel`) of a request.
 
         Raises `PromptmillError` (`unsupported`, `invalid_input`, `invalid_image`, `request_too_large`).
         """
+        message = {"type": "submit", "run": self.run, "id": number}
         if request.path:
-            return self._other(number, request)
+            return _packed({**message, "path": request.path, "body": dict(request.extra)})
         conversation = request.conversation
-        images = conversation.images
-        if images and not self._takes_images:
+        if conversation.images and self._images is None:
             raise PromptmillError(
                 Code.UNSUPPORTED,
                 "The prompt comes with images, and this model reads only text.",
@@ -372,13 +363,11 @@ class Submissions:
                 "Leave it out, or choose the openai backend and a model that listens.",
             )
         check_encodable(conversation)
-        read = [await self._image_cache.read(image.source) for image in images]
+        read = [await self._images.read(image.source) for image in conversation.images] if self._images else []
         _check_size(sum(map(len, read)))  # before they are copied into a frame
         return _packed(
             {
-                "type": "submit",
-                "run": self._run,
-                "id": number,
+                **message,
                 "messages": _messages(conversation.messages),
                 "sampling": request.sampling.given(),
                 "extra": dict(request.extra),
@@ -387,14 +376,10 @@ class Submissions:
             }
         )
 
-    def _other(self, number: int, request: Request) -> bytes:
-        """Return the frame of a request other than a chat."""
-        body = dict(request.extra)
-        return _packed({"type": "submit", "run": self._run, "id": number, "path": request.path, "body": body})
-
     def close(self) -> None:
         """Stop reading and fetching images."""
-        self._image_cache.close()
+        if self._images is not None:
+            self._images.close()
 
 
 def _check_size(size: int) -> None:
@@ -433,14 +418,14 @@ def _messages(messages: tuple[Message, ...]) -> list[dict[str, Any]]:
     return turns
 
 
-def _json_base64(image: ImageFile) -> bytes:
+def json_base64(image: ImageFile) -> bytes:
+    """Return an image in base64, as a JSON text."""
     import pybase64
 
     return b'"%b"' % pybase64.b64encode(image.data)
 
 
 def _outcome_of(message: Frame, request: Request) -> Outcome:
-    """Return the outcome that an engine sent for `request`."""
     attempts = request.attempts + message.get("attempts", 1)
     if (error := message.get("error")) is not None:
         return Failure(frames.unpacked_error(error), attempts, message.get("latency_s", 0.0))
@@ -486,16 +471,8 @@ ENGINE_ARGUMENTS = frozenset(
 WHICH_MODEL = frozenset({"model_name_or_path", "tokenizer", "revision", "tokenizer_revision", "quantization"})
 _OPERATORS_FOLDERS = frozenset({"lora_modules"})
 _BRINGS_NO_CODE = ENGINE_ARGUMENTS | {
-    *(
-        "trust_remote_code",
-        "gpu_ids",
-        "replicas",
-        "device",
-        "dtype",
-        "batch_size",
-        "gguf_file",
-        "gpu_memory_utilization",
-    ),
+    *("trust_remote_code", "gpu_ids", "replicas", "device", "dtype", "batch_size", "gguf_file"),
+    "gpu_memory_utilization",
 }
 
 

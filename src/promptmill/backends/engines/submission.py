@@ -11,6 +11,7 @@ from warnings import catch_warnings, simplefilter
 
 from promptmill.answers.reasoning import opens_reasoning
 from promptmill.answers.schema import Choices, choices_of
+from promptmill.backends.engines import tool_use
 from promptmill.backends.engines.chat_template import NO_TEMPLATE
 from promptmill.core.errors import Code, PromptmillError, input_error
 from promptmill.core.wording import shape
@@ -18,8 +19,6 @@ from promptmill.system.frames import Frame
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-    from promptmill.backends.engines.tool_use import ToolUse
 
 CHARACTERS_PER_TOKEN = 16
 """An upper bound: a text with more characters per token of context is measured by its beginning only."""
@@ -30,14 +29,24 @@ USUAL_TOKENS = 1024
 TOKEN_LIMITS = ("max_tokens", "max_completion_tokens", "max_new_tokens")
 """Names in `extra_params` for the longest answer; the second is OpenAI's newer name, the third transformers'."""
 
-_TEMPLATES = ("enable_thinking", "reasoning_effort")
-"""Sampling parameters that are switches of chat templates."""
-_OURS = frozenset({"tokenize", "return_dict", "return_tensors", "padding", "truncation", "max_length", "chat_template"})
-
 LOGPROBS = frozenset({"logprobs", "top_logprobs"})
 """The names in `extra_params` that request log probabilities."""
 MOST_LOGPROBS = 20
 """The largest `top_logprobs`, OpenAI's limit."""
+
+EXTRA = frozenset({"chat_template_kwargs", *TOKEN_LIMITS, *tool_use.NAMES, *LOGPROBS})
+"""The names in `extra_params` that all engines know."""
+TAKES = frozenset(
+    {
+        *("temperature", "top_p", "top_k", "min_p", "seed", "max_tokens", "stop", "response_format", "reasoning"),
+        *("presence_penalty", "frequency_penalty", "repetition_penalty", "choices"),
+    }
+)
+"""The sampling parameters that all engines map."""
+
+_TEMPLATES = ("enable_thinking", "reasoning_effort")
+"""Sampling parameters that are switches of chat templates."""
+_OURS = frozenset({"tokenize", "return_dict", "return_tensors", "padding", "truncation", "max_length", "chat_template"})
 
 
 def longest_answer(sampling: Mapping[str, Any], extra: Mapping[str, Any]) -> int | None:
@@ -85,14 +94,13 @@ def template_options(
     extra: Mapping[str, Any],
     left_out: list[str],
     knows: Callable[[str], bool],
-    takes: Container[str],
 ) -> dict[str, Any]:
     """Return the options of the chat template; `knows` returns whether the template has a switch of that name.
 
-    `takes` are the sampling parameters that the engine maps. `left_out` gets the names of parameters that neither
-    engine nor template supports. Raises `PromptmillError` (`invalid_input`).
+    `left_out` gets the names of parameters that neither engine nor template supports. Raises `PromptmillError`
+    (`invalid_input`).
     """
-    left_out += [name for name in sampling if name not in takes and name not in _TEMPLATES]
+    left_out += [name for name in sampling if name not in TAKES and name not in _TEMPLATES]
     options = extra.get("chat_template_kwargs") or {}
     if not isinstance(options, dict):
         raise input_error(f"extra_params.chat_template_kwargs is {shape(options)}; send an object.")
@@ -108,7 +116,7 @@ def template_options(
     return {"add_generation_prompt": True, **options}
 
 
-def choices_after(prompt: str, sampling: Mapping[str, Any], tools: ToolUse | None) -> Choices | None:
+def choices_after(prompt: str, sampling: Mapping[str, Any], tools: tool_use.ToolUse | None) -> Choices | None:
     """Return the choices of a request if its answer may begin with `Choices.OPENING` right after `prompt`; else None.
 
     An answer that begins with reasoning, or that may call tools, is constrained or checked by its `response_format`.
@@ -179,9 +187,21 @@ def too_long(found: str, context: int, unit: str = "tokens", *, images: bool = F
     )
 
 
-def empty_prompt() -> PromptmillError:
-    """Return the error for a prompt without tokens."""
-    return input_error("The prompt is empty, and the model's format adds nothing to it; send some text.")
+def check_tokens(count: int, context: int | None, found: str = "", *, images: bool) -> None:
+    """Raise `PromptmillError` for a prompt of `count` tokens that leaves no room for an answer, or is empty.
+
+    `found` describes the number, where it is not exact.
+    """
+    if context is not None and count >= context:
+        raise too_long(found or str(count), context, images=images)
+    if not count:
+        raise input_error("The prompt is empty, and the model's format adds nothing to it; send some text.")
+
+
+def answer_limit(wanted: int | None, context: int | None, used: int) -> int:
+    """Return the longest answer, in tokens, to a prompt of `used` tokens."""
+    most = int(wanted or USUAL_TOKENS)
+    return most if context is None else min(most, context - used)
 
 
 def pictures(images: Iterable[str]) -> list[Image]:

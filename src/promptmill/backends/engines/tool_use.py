@@ -134,7 +134,6 @@ class ToolReader:
 
 
 def _variables(source: str) -> set[str]:
-    """Return the names of the variables that a template reads."""
     try:
         return set(jinja2.meta.find_undeclared_variables(_ENVIRONMENT.parse(source)))
     except jinja2.TemplateError:  # it has tags that only its own renderer knows
@@ -226,7 +225,6 @@ def _tagged(block: str, tools: Tools) -> list[tuple[str, object]]:
 
 
 def _json_calls(text: str, _: Tools | None = None) -> list[tuple[str, object]]:
-    """Read one JSON call, a list of calls, or several calls in a row."""
     calls: list[tuple[str, object]] = []
     decoder, at = json.JSONDecoder(), 0
     while at < len(text):
@@ -336,11 +334,8 @@ _FORMS = (
     Form(
         "<｜tool▁call▁begin｜>",
         (
-            "<｜tool▁calls▁begin｜>",
-            "<｜tool▁calls▁end｜>",
-            "<｜tool▁call▁begin｜>",
-            "<｜tool▁sep｜>",
-            "<｜tool▁call▁end｜>",
+            *("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<｜tool▁call▁begin｜>"),
+            *("<｜tool▁sep｜>", "<｜tool▁call▁end｜>"),
         ),
         _matching(_DEEPSEEK, "<｜tool▁calls▁begin｜>"),
     ),

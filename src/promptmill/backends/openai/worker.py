@@ -16,6 +16,7 @@ from io import FileIO
 from typing import Any, BinaryIO
 
 import orjson
+from pydantic import TypeAdapter
 
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.failures import FailureKind, RetryDecision
@@ -57,7 +58,9 @@ class Worker:
         self._reported: set[str] = set()
         endpoints = [_endpoint(fields) for fields in job["endpoints"]]
         self._endpoint_states = endpoint_states(endpoints, settings.model_name or "", settings, time.monotonic)
-        rules = ImageRules.of(FileRule.unpacked(job["files"]), job["max_image_pixels"], job["max_image_memory"])
+        rules = ImageRules.of(
+            TypeAdapter(FileRule).validate_python(job["files"]), job["max_image_pixels"], job["max_image_memory"]
+        )
         fetcher = WebImages() if job["fetch_images"] else None
         self._sender = LocalSender(
             Pool(settings, room_for_connections(settings.concurrency)),

@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import orjson
+from pydantic import TypeAdapter
 
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.failures import FailureKind, RetryDecision
@@ -45,6 +46,7 @@ from promptmill.core.errors import Code, PromptmillError, input_error, unwritabl
 from promptmill.core.request import Request, check_encodable
 from promptmill.images.load import HeldImage, encoded
 from promptmill.system import frames, subprocesses
+from promptmill.system.call_files import FileRule
 
 _WORKER = "promptmill.backends.openai.worker"
 # For glibc's malloc(3): without these a worker keeps some 10 MB that its threads needed to encode images.
@@ -114,7 +116,8 @@ class FanOut:
             "input": None if call.facts.file is None else (str(call.facts.file.path), call.facts.file.requests),
             "keep_raw": call.facts.keep_raw,
             "unsupported": plan.settings.unsupported,
-            "files": plan.file_rule.without_secrets.packed(),  # it reads images alone
+            # without secrets: it reads images alone
+            "files": TypeAdapter(FileRule).dump_python(plan.file_rule.without_secrets, mode="json"),
             "max_image_pixels": plan.settings.max_image_pixels,
             "max_image_memory": plan.settings.max_image_memory // workers,
             "fetch_images": plan.settings.fetch_images,

@@ -39,15 +39,15 @@ def _of_lengths(*lengths):
 
 def _held(wanted):
     """Return the form and text of the grammar that the pipeline is given, and whether it omits parts of the schema."""
-    from promptmill.backends.engines.openvino.grammars import Grammars
+    from promptmill.backends.engines.openvino.grammars import grammar_of_schema
 
     warnings: list[str] = []
-    grammar = Grammars().of_schema(wanted, warnings)
+    grammar = grammar_of_schema(wanted, warnings)
     return grammar.form, grammar.text, bool(warnings)
 
 
 def _strict(wanted):
-    from promptmill.backends.engines.openvino.strict_json import StrictJson
+    from promptmill.backends.engines.openvino.grammars import StrictJson
 
     return "grammar", StrictJson(wanted).text
 

@@ -13,6 +13,10 @@ from promptmill.core.errors import PromptmillError
 
 pytest.importorskip("openvino_genai")
 gguf = pytest.importorskip("gguf")
+import numpy as np
+
+from promptmill.backends.engines.openvino import pipeline
+
 pytestmark = pytest.mark.engine
 
 
@@ -51,6 +55,43 @@ def test_a_folder_whose_graph_is_damaged_is_said(refusal, tmp_path):
     for name in ("model", "tokenizer", "detokenizer"):
         (tmp_path / f"openvino_{name}.xml").write_text("<net")
     assert "optimum-cli" in refusal(tmp_path).hint
+
+
+def test_plain_weights_are_those_of_the_file_rounded_to_16_bits(tmp_path):
+    source, target = tmp_path / "model.gguf", tmp_path / "plain.gguf"
+    writer = gguf.GGUFWriter(source, "llama")
+    writer.add_context_length(4096)
+    writer.add_file_type(3)
+    writer.add_token_list(["a", "béé", "<|end|>"])
+    writer.add_token_scores([0.5, 1.5, 2.5])
+    writer.add_add_bos_token(True)
+    random = np.random.default_rng(1)
+    for name, kind in (("first", gguf.GGMLQuantizationType.Q4_1), ("second", gguf.GGMLQuantizationType.Q8_0)):
+        weights = random.normal(size=(6, 64)).astype(np.float32)
+        writer.add_tensor(f"{name}.weight", gguf.quantize(weights, kind), raw_dtype=kind)
+    writer.add_tensor("norm.weight", random.normal(size=7).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+    assert location._write_plain(source, target) == 4096
+    assert pipeline._context(source) == 4096
+    read = gguf.GGUFReader(target)
+    assert read.fields["general.file_type"].contents() == 1
+    assert read.fields["tokenizer.ggml.tokens"].contents() == ["a", "béé", "<|end|>"]
+    assert read.fields["tokenizer.ggml.scores"].contents() == [0.5, 1.5, 2.5]
+    assert read.fields["tokenizer.ggml.add_bos_token"].contents() is True
+    assert [tensor.tensor_type.name for tensor in read.tensors] == ["F16", "F16", "F32"]
+    for plain, packed in zip(read.tensors, gguf.GGUFReader(source).tensors, strict=True):
+        expected = gguf.dequantize(packed.data, packed.tensor_type).astype(plain.data.dtype)
+        assert (plain.data == expected.reshape(plain.data.shape)).all()
+
+
+def test_the_context_of_a_gguf_file_is_bounded_by_openvinos_tokenizer(tmp_path):
+    for name, content in (("long", b"x.context_length\x04\0\0\0\0\0\2\0"), ("unknown", b"GGUF")):
+        (tmp_path / name).write_bytes(content)
+        assert pipeline._context(tmp_path / name) == 8192
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,6 @@ def serve(options: Mapping[str, Any], channel: Channel) -> None:
 
 
 def _set_up_libraries() -> None:
-    """Set environment variables that native libraries read on import."""
     # Threads that spin while they wait for each other make a step 10 times as long when other programs run, and slow
     # the server down. A few microseconds of spinning (only GNU's library reads the number) gain 18 % on an idle
     # machine and cost 10 % on a busy one (measured on 2 cores); 3,000 turns gain 30 % and cost 36 %.

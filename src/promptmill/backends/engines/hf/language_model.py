@@ -184,7 +184,6 @@ def _keeps_more_than_a_cache(network: Any) -> bool:
 
 
 def _context(config: Any, tokenizer: Any) -> int | None:
-    """Return the model's context length in tokens; None if it has no bound."""
     for name in ("max_position_embeddings", "max_seq_len", "max_sequence_length", "seq_length", "n_positions"):
         if isinstance(longest := getattr(config, name, None), int) and longest > 0:
             return longest
@@ -193,7 +192,6 @@ def _context(config: Any, tokenizer: Any) -> int | None:
 
 
 def _ends(defaults: Any, tokenizer: Any) -> frozenset[int]:
-    """Return the tokens that end an answer: the generation defaults' and the tokenizer's."""
     named = defaults.eos_token_id
     ends = {named} if isinstance(named, int) else set(named or ())
     if tokenizer.eos_token_id is not None:
@@ -273,7 +271,6 @@ def _processor(source: dict[str, Any]) -> tuple[Any, Vision | None]:
 
 
 def _reads_images(config: Any) -> bool:
-    """Return whether the model's architecture reads images."""
     known = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     return known or "AutoModelForImageTextToText" in (getattr(config, "auto_map", None) or {})
 
@@ -343,7 +340,6 @@ def _dtype(wanted: str, device: str, config: Any) -> torch.dtype:
 
 
 def _check_memory(location: Location, device: str, dtype: torch.dtype, config: Any) -> None:
-    """Raise if the weights exceed the free main memory."""
     if device != "cpu" or location.folder is None or location.gguf_file is not None:
         return
     own = getattr(config, "dtype", None)
@@ -351,7 +347,6 @@ def _check_memory(location: Location, device: str, dtype: torch.dtype, config: A
 
 
 def _load_error(error: Exception, options: Mapping[str, Any]) -> PromptmillError:
-    """Return the error for a model that transformers could not load, in one sentence."""
     text = str(error)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in text:
         return load_failure(
@@ -365,7 +360,6 @@ def _load_error(error: Exception, options: Mapping[str, Any]) -> PromptmillError
 
 
 def _install_attention() -> None:
-    """Replace transformers' `sdpa` attention in this process."""
     transformers.AttentionInterface.register("sdpa", _attention)
 
 

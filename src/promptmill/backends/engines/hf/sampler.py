@@ -8,10 +8,10 @@ Each row has its own parameters and random numbers, so that its answer does not 
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import math
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -196,8 +196,7 @@ class AnswerMasks:
         self._tokenizer = tokenizer
         self._ends = sorted(ends)
         self._vocabulary: Any = None
-        self._grammars: OrderedDict[str, str] = OrderedDict()
-        """Compiled grammars by their sources: JSON schemas, and lists of choices."""
+        self._grammar = functools.lru_cache(maxsize=MOST_KEPT)(self._valid_grammar)
 
     def of(self, wanted: Mapping[str, Any] | None, *, thinks: bool) -> AnswerMask | None:
         """Return the mask for an answer in the `response_format` `wanted`; None if it is not JSON.
@@ -208,19 +207,14 @@ class AnswerMasks:
         schema = schema_of(wanted)
         if schema is None:
             return None
-        content = json.dumps(schema)
-        return self._mask(
-            json.dumps(schema, sort_keys=True),
-            lambda matcher: matcher.grammar_from_json_schema(content, overrides=_OVERRIDES),
-            waits=thinks,
-        )
+        return self._mask("schema", json.dumps(schema), waits=thinks)
 
     def of_choices(self, choices: Choices) -> AnswerMask:
         """Return the mask for the rest of an answer whose beginning is `choices.OPENING`. Raises as `of` does."""
         alternatives = " | ".join(json.dumps(ending, ensure_ascii=False) for ending in choices.endings)
-        return self._mask(alternatives, lambda matcher: matcher.grammar_from_lark(f"start: {alternatives}"))
+        return self._mask("lark", f"start: {alternatives}")
 
-    def _mask(self, source: str, make: Callable[[Any], str], *, waits: bool = False) -> AnswerMask:
+    def _mask(self, kind: str, source: str, *, waits: bool = False) -> AnswerMask:
         try:
             from llguidance import LLMatcher
         except ImportError:
@@ -231,16 +225,20 @@ class AnswerMasks:
             ) from None
         if self._vocabulary is None:
             self._vocabulary = _vocabulary(self._tokenizer, self._ends)
-        if (grammar := self._grammars.get(source)) is None:
-            grammar = make(LLMatcher)
-            if problem := LLMatcher.validate_grammar(grammar, self._vocabulary):
-                raise _not_held(problem)
-            if len(self._grammars) >= MOST_KEPT:
-                self._grammars.popitem(last=False)
-            self._grammars[source] = grammar
-        self._grammars.move_to_end(source)
-        matcher = LLMatcher(self._vocabulary, grammar, log_level=0)
+        matcher = LLMatcher(self._vocabulary, self._grammar(kind, source), log_level=0)
         return AnswerMask(matcher, self._vocabulary.vocab_size, self._ends, self._tokenizer, waits=waits)
+
+    def _valid_grammar(self, kind: str, source: str) -> Any:
+        from llguidance import LLMatcher
+
+        matcher: Any = LLMatcher
+        if kind == "schema":
+            grammar = matcher.grammar_from_json_schema(source, overrides=_OVERRIDES)
+        else:
+            grammar = matcher.grammar_from_lark(source)
+        if problem := LLMatcher.validate_grammar(grammar, self._vocabulary):
+            raise _not_held(problem)
+        return grammar
 
 
 def _vocabulary(tokenizer: Any, ends: list[int]) -> Any:

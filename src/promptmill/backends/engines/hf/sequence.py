@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from promptmill.answers.reasoning import opens_reasoning
-from promptmill.backends.engines import submission, tool_use
+from promptmill.backends.engines import submission
 from promptmill.backends.engines.chat_template import prompt_text, text_turn
 from promptmill.backends.engines.growing_answer import AnswerForm, Ending, GrowingAnswer, Texts
 from promptmill.backends.engines.hf.language_model import LanguageModel
-from promptmill.backends.engines.hf.pooled_cache import KeysValues
 from promptmill.backends.engines.hf.sampler import AnswerMasks, Penalties, SamplerState
 from promptmill.backends.engines.tool_use import ToolReader
 from promptmill.core.errors import input_error
@@ -21,19 +20,7 @@ from promptmill.system.frames import Frame
 if TYPE_CHECKING:
     from promptmill.backends.engines.hf.vision import ImageInputs
 
-TAKES = frozenset(
-    {
-        *("temperature", "top_p", "top_k", "min_p", "seed", "max_tokens", "stop", "response_format", "reasoning"),
-        *("presence_penalty", "frequency_penalty", "repetition_penalty", "choices"),
-    }
-)
-"""The sampling parameters that this engine maps."""
-_KNOWN = frozenset(
-    {
-        *("chat_template_kwargs", "ignore_eos", "stop_token_ids", "do_sample"),
-        *(*submission.TOKEN_LIMITS, *tool_use.NAMES, *submission.LOGPROBS),
-    }
-)
+_KNOWN = submission.EXTRA | {"ignore_eos", "stop_token_ids", "do_sample"}
 # Parameters of transformers and vLLM, with the only value that this engine supports.
 _AS_IT_IS = {
     "num_beams": 1,
@@ -52,8 +39,6 @@ class RunningSequence(GrowingAnswer):
     image_inputs: ImageInputs | None = None
     offset: int = 0
     """Its position minus its number of tokens; not 0 in models that give an image fewer positions than tokens."""
-    kept: KeysValues | None = None
-    """The keys and values computed before it was paused."""
     turns: int = 0
     """Tokens computed since it joined the batch."""
     answered: bool = False
@@ -120,7 +105,9 @@ class SequenceBuilder:
             drawing=not choice.greedy
         )  # after `refuse`: the request did not ask for these
         tokens, image_inputs = self._encode(text, message, special=special)
-        limit = self._limit(longest, len(tokens))
+        limit = submission.answer_limit(
+            longest or self._model.defaults.max_new_tokens, self._model.context, len(tokens)
+        )
         choice.constraints = self._model.constraints.processors_for(tokens, limit)
         wanted = tools.response_format if tools else sampling.get("response_format")
         choice.mask = self._masks.of(wanted, thinks=thinks) if choices is None else self._masks.of_choices(choices)
@@ -143,9 +130,7 @@ class SequenceBuilder:
     ) -> dict[str, Any]:
         as_it_is = {name for name, value in _AS_IT_IS.items() if extra.get(name) == value}
         left_out = submission.unknown_names(extra, _KNOWN | as_it_is)
-        options = submission.template_options(
-            sampling, extra, left_out, lambda name: name in (self._template or ""), TAKES
-        )
+        options = submission.template_options(sampling, extra, left_out, lambda name: name in (self._template or ""))
         if not submission.is_known_format(sampling.get("response_format")):
             left_out.append("response_format")
         submission.warn_of_left_out(left_out, "hf", warnings)
@@ -190,7 +175,6 @@ class SequenceBuilder:
         )
 
     def _encode(self, text: str, message: Frame, *, special: bool) -> tuple[list[int], ImageInputs | None]:
-        """Return the prompt's tokens, and its image inputs if it has images."""
         submission.check_length(text, self._model.context, lambda beginning: self._tokens(beginning, special=special))
         images = submission.pictures(message.get("images", ()))
         image_inputs = None
@@ -198,20 +182,12 @@ class SequenceBuilder:
             tokens, image_inputs = self._vision.encode(text, images, special=special)
         else:
             tokens = self._tokens(text, special=special)
-        context = self._model.context
-        if context is not None and len(tokens) >= context:
-            raise submission.too_long(str(len(tokens)), context, images=bool(images))
-        if not tokens:
-            raise submission.empty_prompt()
+        submission.check_tokens(len(tokens), self._model.context, images=bool(images))
         return tokens, image_inputs
 
     def _tokens(self, text: str, *, special: bool) -> list[int]:
         tokens: list[int] = self._tokenizer([text], add_special_tokens=special, verbose=False)["input_ids"][0]
         return tokens
-
-    def _limit(self, wanted: int | None, used: int) -> int:
-        most = wanted or self._model.defaults.max_new_tokens or submission.USUAL_TOKENS
-        return int(most) if self._model.context is None else min(int(most), self._model.context - used)
 
 
 def _token_ids(value: object) -> frozenset[int]:

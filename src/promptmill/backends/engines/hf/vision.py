@@ -161,7 +161,6 @@ class ImageLayout:
 
 
 def _has_image_after_text(parts: list[dict[str, Any]]) -> bool:
-    """Return whether an image comes behind a text."""
     kinds = [part["type"] for part in parts]
     return "text" in kinds and "image" in kinds[kinds.index("text") :]
 

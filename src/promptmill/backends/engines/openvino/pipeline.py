@@ -34,7 +34,6 @@ from promptmill.backends.engines.channel import Channel, WaitingRows
 from promptmill.backends.engines.growing_answer import GrowingAnswer, logprob_entry
 from promptmill.backends.engines.hardware import check_memory
 from promptmill.backends.engines.model_loading import load_failure
-from promptmill.backends.engines.openvino.gguf_file import GGUFFile, NotReadableError
 from promptmill.backends.engines.openvino.grammars import Grammar
 from promptmill.backends.engines.openvino.location import ADVICE, WITH_IMAGES
 from promptmill.backends.engines.submission import pictures, too_long
@@ -48,6 +47,11 @@ _CACHE_SHARE = 4  # the cache gets this fraction of free memory: one fourth, at 
 _AS_IT_IS = "{{ messages[0]['content'] }}"
 # Candidates for special tokens by their spelling; the detokenizer then decides which of them are special.
 _MARKED = re.compile(b"<[^<>\\s]+>|\\[[^\\[\\]\\s]+\\]")
+# The key, its type (4: 32 bits) and its value, which come before the vocabulary. The gguf package takes seconds to read
+# the vocabulary, too.
+_GGUF_CONTEXT = re.compile(rb"\.context_length\x04\0\0\0(.{4})", re.DOTALL)
+_GGUF_HEAD = 1 << 20
+_GGUF_TOKENS = 8192  # OpenVINO's tokenizer of a GGUF file cuts longer texts silently
 _MISHAPS = 2  # a row that took part in this many failed steps gets the error
 
 
@@ -152,12 +156,11 @@ def _cache_gb() -> int:
 
 
 def _context(path: Path) -> int | None:
-    """Return the model's context length in tokens; None if its files do not state it."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, NotReadableError):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         if path.is_file():
-            values = GGUFFile(path).values
-            # tokens; OpenVINO's tokenizer of a GGUF file cuts longer texts silently
-            return min(8192, int(values[f"{values['general.architecture']}.context_length"]))
+            with path.open("rb") as file:
+                found = _GGUF_CONTEXT.search(file.read(_GGUF_HEAD))
+            return min(_GGUF_TOKENS, int.from_bytes(found[1], "little") if found else _GGUF_TOKENS)
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
         text = config.get("text_config") or config.get("llm_config") or config
         return int(text["max_position_embeddings"])

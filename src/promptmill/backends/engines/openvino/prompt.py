@@ -13,25 +13,16 @@ import openvino_genai
 
 from promptmill.answers.reasoning import opens_reasoning
 from promptmill.answers.schema import schema_of
-from promptmill.backends.engines import submission, tool_use
+from promptmill.backends.engines import submission
 from promptmill.backends.engines.chat_template import ChatTemplate, prompt_text, text_turn
 from promptmill.backends.engines.growing_answer import AnswerForm, Ending, Texts
 from promptmill.backends.engines.model_loading import load_failure
-from promptmill.backends.engines.openvino.grammars import Grammar, Grammars
+from promptmill.backends.engines.openvino.grammars import Grammar, grammar_of_choices, grammar_of_schema
 from promptmill.backends.engines.openvino.pipeline import Model, Row, Sight
 from promptmill.backends.engines.tool_use import ToolReader
 from promptmill.system.frames import Frame
 
-TAKES = frozenset(
-    {
-        *("temperature", "top_p", "top_k", "min_p", "seed", "max_tokens", "stop", "response_format", "reasoning"),
-        *("presence_penalty", "frequency_penalty", "repetition_penalty", "choices"),
-    }
-)
-"""The sampling parameters that this engine maps."""
-_EXTRA = frozenset(
-    {"chat_template_kwargs", "ignore_eos", *submission.TOKEN_LIMITS, *tool_use.NAMES, *submission.LOGPROBS}
-)
+_EXTRA = submission.EXTRA | {"ignore_eos"}
 _GREEDY_BELOW = 1e-5
 _NO_LIMIT = 2**64 - 1
 _UNLIMITED = 2**63  # larger values among OpenVINO's defaults mean "not set"
@@ -55,7 +46,6 @@ class PromptBuilder:
             raise load_failure(f"The model's chat template cannot be read: {error}.") from None
         self._tags = TaggedImages(self._template, model.tokenizer.special) if model.reads_images else None
         self._tools = ToolReader(source or None)
-        self._grammars = Grammars()
         self._texts, self._tool_texts = Texts(model.tokenizer), Texts(model.tokenizer, self._tools.form.marks)
 
     def row(self, message: Frame) -> Row:
@@ -68,7 +58,7 @@ class PromptBuilder:
         if self._tags is not None:
             self._tags.check([message["messages"], extra])
         left_out = submission.unknown_names(extra, _EXTRA)
-        options = submission.template_options(sampling, extra, left_out, self._has_switch, TAKES)
+        options = submission.template_options(sampling, extra, left_out, self._has_switch)
         wanted = sampling.get("response_format")
         if (tools := self._tools.use(extra, message["messages"])) is not None:
             options["tools"] = tools.offered
@@ -84,9 +74,9 @@ class PromptBuilder:
         grammar = None
         if choices is not None:
             text += choices.OPENING
-            grammar = self._grammars.of_choices(choices)
+            grammar = grammar_of_choices(choices)
         elif (schema := schema_of(wanted)) is not None:
-            grammar = self._grammars.of_schema(schema, warnings)
+            grammar = grammar_of_schema(schema, warnings)
         stops, ends = submission.split_stops(sampling.get("stop") or (), self._model.tokenizer.special, warnings)
         longest = submission.longest_answer(sampling, extra)
         if self._refuse:
@@ -100,7 +90,8 @@ class PromptBuilder:
         tokens = self._encode(text, sight, special=special)
         config = self._config(sampling, grammar, ends)
         config.logprobs = int(top_logprobs is not None)
-        limit = self._limit(longest or config.max_new_tokens, len(tokens))
+        usual = None if config.max_new_tokens > _UNLIMITED else config.max_new_tokens
+        limit = submission.answer_limit(longest or usual, self._model.context, len(tokens))
         # only the pipeline knows the tokens of images, so it limits the total length; the row limits its answer
         config.max_length = self._model.context or _NO_LIMIT
         config.max_new_tokens = limit if sight is None or self._model.context is None else _NO_LIMIT
@@ -140,16 +131,9 @@ class PromptBuilder:
         )
         tokens = self._model.tokenizer.encode(text, special=special)
         used = len(tokens) + images
-        if context is not None and used >= context:
-            exact = used > context and not images
-            raise submission.too_long(str(used) if exact else f"at least {used}", context, images=bool(images))
-        if not used:
-            raise submission.empty_prompt()
+        exact = not images and (context is None or used > context)
+        submission.check_tokens(used, context, str(used) if exact else f"at least {used}", images=bool(images))
         return tokens
-
-    def _limit(self, wanted: int, used: int) -> int:
-        most = submission.USUAL_TOKENS if wanted > _UNLIMITED else wanted
-        return most if self._model.context is None else min(most, self._model.context - used)
 
     def _config(self, sampling: Mapping[str, Any], grammar: Grammar | None, ends: frozenset[int]) -> Any:
         """Return the generation settings: the request's, else the model's generation defaults."""

@@ -94,7 +94,6 @@ def check_gguf(*, on_cpu: bool) -> None:
 
 
 def _set_up_libraries(*, on_cpu: bool) -> None:
-    """Set environment variables that native libraries read on import."""
     defaults = {
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_LOGGING_STREAM": "ext://sys.stderr",

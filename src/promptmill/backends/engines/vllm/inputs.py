@@ -17,29 +17,28 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from promptmill.answers.reasoning import opens_reasoning
-from promptmill.answers.schema import Choices, schema_of
-from promptmill.backends.engines import submission, tool_use
+from promptmill.answers.schema import schema_of
+from promptmill.backends.engines import submission
 from promptmill.backends.engines.chat_template import NO_TEMPLATE, plain_text, text_turn
-from promptmill.backends.engines.tool_use import ToolReader, ToolUse
+from promptmill.backends.engines.growing_answer import AnswerForm, Texts
+from promptmill.backends.engines.tool_use import ToolReader
 from promptmill.core.errors import PromptmillError, first_line, input_error
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.core.wording import shape
 from promptmill.system.frames import Frame
 
-_EXTRA = frozenset({"chat_template_kwargs", "mm_processor_kwargs", "lora", *tool_use.NAMES, *submission.LOGPROBS})
+_EXTRA = submission.EXTRA | {"mm_processor_kwargs", "lora"}
 _MISTRALS = "{{ tools }} tool_calls [TOOL_CALLS]"
 """Takes the place of the template of a Mistral tokenizer, which formats chats in code and takes tools."""
 _TAIL = 8  # tokens in which a template may open a thought
-SAME_NAME = (
+_SAME_NAME = (
     *("temperature", "top_p", "top_k", "min_p", "seed"),
     *("presence_penalty", "frequency_penalty", "repetition_penalty", "max_tokens"),
 )
-TAKES = frozenset({*SAME_NAME, "stop", "response_format", "reasoning", "choices"})
-"""The sampling parameters that this engine maps."""
 # The parameters of vLLM that a request may set; those that change the number or form of its answers are left out.
 _PARAMETERS = frozenset(
     {
-        *SAME_NAME,
+        *_SAME_NAME,
         *("stop", "stop_token_ids", "ignore_eos", "min_tokens", "bad_words", "include_stop_str_in_output"),
         *("skip_special_tokens", "spaces_between_special_tokens", "structured_outputs", "logit_bias"),
         *("allowed_token_ids", "extra_args", "thinking_token_budget", "repetition_detection", "watermarking"),
@@ -58,13 +57,7 @@ class Prepared:
     params: SamplingParams
     lora: LoRARequest | None
     template_options: JsonObject
-    thinks: bool
-    """Whether the prompt ends inside reasoning."""
-    inline: bool = False
-    """Whether reasoning stays in the answer's text."""
-    tools: ToolUse | None = None
-    choices: Choices | None = None
-    """Set if the prompt ends with `Choices.OPENING`."""
+    form: AnswerForm
 
 
 class PromptBuilder:
@@ -83,7 +76,8 @@ class PromptBuilder:
         self._sampling = _SamplingMap(self._tokenizer, self._model.get_diff_sampling_param())
         self._template = self._find_template(None)
         with_tools = self._find_template([])
-        self.tools = ToolReader(_MISTRALS if with_tools == "" else with_tools)
+        self._tools = ToolReader(_MISTRALS if with_tools == "" else with_tools)
+        self._texts, self._tool_texts = Texts(self._tokenizer), Texts(self._tokenizer, self._tools.form.marks)
         self._adapters = {
             name: LoRARequest(name, number, path)
             for number, (name, path) in enumerate((options.get("lora_modules") or {}).items(), 1)
@@ -103,8 +97,8 @@ class PromptBuilder:
         """
         sampling, extra = message["sampling"], message["extra"]
         left_out = submission.unknown_names(extra, _EXTRA | _known_names())
-        options = submission.template_options(sampling, extra, left_out, self._has_switch, TAKES)
-        tools = self.tools.use(extra, message["messages"])
+        options = submission.template_options(sampling, extra, left_out, self._has_switch)
+        tools = self._tools.use(extra, message["messages"])
         if tools is not None:
             options["tools"] = tools.offered
             sampling = {**sampling, "response_format": tools.response_format}
@@ -117,26 +111,16 @@ class PromptBuilder:
             tokens += self._tokenizer.encode(choices.OPENING, add_special_tokens=False)
             sampling = {**sampling, "response_format": None}  # the prompt contains the beginning of that
             extra = {**extra, "guided_choice": choices.endings}
-        room = self._model.max_model_len - len(tokens)
-        if room <= 0:
-            raise submission.too_long(str(len(tokens)), self._model.max_model_len, images="images" in message)
-        if not tokens:
-            raise submission.empty_prompt()
-        params = self._sampling.params(sampling, extra, room, left_out, warnings)
+        context = self._model.max_model_len
+        submission.check_tokens(len(tokens), context, images="images" in message)
+        params = self._sampling.params(sampling, extra, context - len(tokens), left_out, warnings)
         submission.warn_of_left_out(left_out, "vllm", warnings)
         if self._refuse:
             submission.refuse(warnings)
         params.logprobs = submission.wanted_logprobs(extra)
-        return Prepared(
-            prompt,
-            params,
-            adapter,
-            options,
-            thinks=opens_reasoning(end_of_prompt),
-            inline=submission.is_inline(message),
-            tools=tools,
-            choices=choices,
-        )
+        texts = self._tool_texts if tools else self._texts
+        form = AnswerForm(texts, opens_reasoning(end_of_prompt), submission.is_inline(message), tools, choices)
+        return Prepared(prompt, params, adapter, options, form)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of `tokens`."""
@@ -229,14 +213,12 @@ class _SamplingMap:
         """
         given = {name: value for name, value in extra.items() if name in _PARAMETERS and value is not None}
         values = self._defaults | given
-        values |= {name: sampling[name] for name in SAME_NAME if name in sampling}
+        values |= {name: sampling[name] for name in _SAME_NAME if name in sampling}
         stops = sampling.get("stop") or _stops(given.get("stop"))
         if structure := _structure(sampling.get("response_format"), extra, left_out):
             values["structured_outputs"] = structure
-        longest = (
-            submission.longest_answer(sampling, extra) or self._defaults.get("max_tokens") or submission.USUAL_TOKENS
-        )
-        values["max_tokens"] = min(longest, room)
+        longest = submission.longest_answer(sampling, extra) or self._defaults.get("max_tokens")
+        values["max_tokens"] = submission.answer_limit(longest, room, 0)
         # vLLM strips special tokens from the text in which it looks for stop strings
         values["stop"], ends = submission.split_stops(stops, self._special, warnings)
         try:
@@ -273,8 +255,7 @@ def _structure(wanted: JsonObject | None, extra: JsonObject, left_out: list[str]
 
 
 def _known_names() -> frozenset[str]:
-    """Return the names in `extra_params` that go into `SamplingParams`."""
-    return _PARAMETERS | frozenset(_GUIDED) | frozenset(submission.TOKEN_LIMITS)
+    return _PARAMETERS | frozenset(_GUIDED)
 
 
 def _bad_parameter(error: Exception) -> PromptmillError:

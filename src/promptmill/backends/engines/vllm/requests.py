@@ -12,7 +12,7 @@ import functools
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -23,7 +23,6 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from promptmill.answers.reasoning import answer_so_far
 from promptmill.backends.engines import growing_answer
 from promptmill.backends.engines.channel import Channel
 from promptmill.backends.engines.submission import refuse, warn_of_left_out
@@ -58,7 +57,7 @@ class RequestRunner:
         self._channel = channel
         self._prompts = PromptBuilder(engine, options)
         self._embedder = Embedder(engine, options)
-        self._reading = AnswerParser(engine, options.get("reasoning_parser"), self._prompts.tools.form.marks)
+        self._reading = AnswerParser(engine, options.get("reasoning_parser"))
         rows: int = engine.vllm_config.scheduler_config.max_num_seqs
         self._capacity = rows + max(2, rows // 8)  # the next ones are prepared while all rows are taken
         self._running = 0
@@ -135,7 +134,7 @@ class RequestRunner:
         prepared = await self._prompts.prepare(message, warnings)
         reader = self._reading.reader(prepared)
         name = str(next(self._names))
-        live = message.get("live", False) and prepared.tools is None
+        live = message.get("live", False) and prepared.form.tools is None
         if live:
             prepared.params.output_kind = RequestOutputKind.CUMULATIVE
         output, shown_at = None, 0.0
@@ -160,34 +159,23 @@ def _item_error(error: Exception) -> PromptmillError:
 
 
 class MarkReader:
-    """Reads an answer by the marks of `reasoning`: `<think>…</think>` and the like, or the channels of gpt-oss."""
+    """Reads an answer by the marks of its form: `<think>…</think>` and the like, or the channels of gpt-oss."""
 
     limiter: Mapping[str, Any] = MappingProxyType({})
     """Arguments of `AsyncLLM.generate` that state where reasoning ends; a constrained structure begins there."""
 
-    def __init__(self, markers: growing_answer.ReasoningMarkers, prepared: Prepared) -> None:
-        self._markers = markers
-        self._opened = prepared.thinks
-        self._inline = prepared.inline
-        if markers.are_special:
-            prepared.params.skip_special_tokens = False
-
-    def shown(self, text: str) -> str:
-        """Return `text` without special tokens other than marks of reasoning and calls."""
-        if self._markers.are_special:
-            for name in self._markers.hidden:
-                text = text.replace(name, "")
-        return text
+    def __init__(self, prepared: Prepared) -> None:
+        self._form = prepared.form
+        self.shown = self._form.texts.shown
 
     def split(self, text: str, tokens: Sequence[int]) -> tuple[str | None, str]:
         """Return `(reasoning, answer)`."""
         del tokens
-        return self._markers.split(text, opened=self._opened)
+        return self._form.texts.split(text, opened=self._form.thinks)
 
     def so_far(self, text: str) -> str:
         """Return the preview of an answer whose first part is `text`."""
-        text = self.shown(text.rstrip(growing_answer.BROKEN))
-        return text if self._inline else answer_so_far(self.split(text, ())[1])
+        return self._form.preview(self.shown(text.rstrip(growing_answer.BROKEN)))
 
 
 class ParserReader:
@@ -199,7 +187,7 @@ class ParserReader:
 
         options = dict(prepared.template_options)
         self._parser = parser
-        self._inline = prepared.inline
+        self._inline = prepared.form.inline
         self._request = parser.adjust_request(
             ChatCompletionRequest(messages=[{"role": "user", "content": ""}], chat_template_kwargs=options)
         )
@@ -212,10 +200,7 @@ class ParserReader:
             "reasoning_ended": self._ended,
             "reasoning_parser_kwargs": {"chat_template_kwargs": options},
         }
-
-    def shown(self, text: str) -> str:
-        """Return `text`."""
-        return text
+        self.shown = str
 
     def split(self, text: str, tokens: Sequence[int]) -> tuple[str | None, str]:
         """Return `(reasoning, answer)`."""
@@ -237,17 +222,14 @@ Reader: TypeAlias = MarkReader | ParserReader
 class AnswerParser:
     """Reads the answers of one model."""
 
-    def __init__(self, engine: AsyncLLM, parser: str | None, tool_marks: Collection[str]) -> None:
+    def __init__(self, engine: AsyncLLM, parser: str | None) -> None:
         """`parser` names one of vLLM's reasoning parsers; without it, the marks of `answers.reasoning` are used.
 
-        `tool_marks` are the marks of the model's tool calls.
         Raises `PromptmillError` (`invalid_config`) when the model's tokenizer lacks tokens that the parser needs.
         """
         self._tokenizer: Any = engine.renderer.tokenizer
         self._model = engine.model_config
         self._parser = self._load_parser(parser) if parser else None
-        self._markers = growing_answer.ReasoningMarkers(self._tokenizer)
-        self._tool_markers = growing_answer.ReasoningMarkers(self._tokenizer, tool_marks)
 
     def _load_parser(self, name: str) -> Any:
         from vllm.parser.parser_manager import ParserManager
@@ -263,10 +245,10 @@ class AnswerParser:
 
     def reader(self, prepared: Prepared) -> Reader:
         """Return the reader for the answer to a request; sets `prepared.params` to keep the tokens that it needs."""
-        if self._parser is None:
-            return MarkReader(self._tool_markers if prepared.tools else self._markers, prepared)
-        if prepared.tools and self._tool_markers.are_special:
+        if (self._parser is None or prepared.form.tools) and prepared.form.texts.keeps_marks:
             prepared.params.skip_special_tokens = False
+        if self._parser is None:
+            return MarkReader(prepared)
         options = dict(prepared.template_options)
         return ParserReader(
             self._parser(self._tokenizer, None, chat_template_kwargs=options, model_config=self._model), prepared
@@ -283,17 +265,11 @@ def outcome(output: Any, reader: Reader, prepared: Prepared, decode: Callable[[S
             "The reason is in its log above; usually it could not compile a grammar.",
         )
     text, reason = reader.shown(answer.text), answer.finish_reason
-    if prepared.choices is not None:
-        chosen = prepared.choices.completed(answer.text.rstrip(growing_answer.BROKEN))
-        text, reason = (chosen, "stop") if chosen else (prepared.choices.OPENING + text, reason)
-    found = growing_answer.answer_parts(
-        text,
-        lambda text: reader.split(text, answer.token_ids),
-        prepared.tools,
-        inline=prepared.inline,
-    )
+    if (choices := prepared.form.choices) is not None:
+        chosen = choices.completed(answer.text.rstrip(growing_answer.BROKEN))
+        text, reason = (chosen, "stop") if chosen else (choices.OPENING + text, reason)
     return growing_answer.outcome_fields(
-        found,
+        prepared.form.parts(text, lambda text: reader.split(text, answer.token_ids)),
         reason=reason,
         ended=answer.finish_reason == "stop" and not isinstance(answer.stop_reason, str),  # that is a stop string
         logprobs=None if answer.logprobs is None else _logprobs(answer, decode, prepared.params.logprobs),

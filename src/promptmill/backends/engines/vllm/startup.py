@@ -98,7 +98,6 @@ def _check_gpus(gpu_ids: list[int] | None) -> None:
 
 
 def _check_memory(location: Location) -> None:
-    """Raise if the weights exceed the free main memory."""
     if location.folder is not None and location.gguf_file is None:
         check_memory(hardware.weights(location.folder))
 
@@ -118,7 +117,6 @@ def _size_cache(config: Any) -> None:
 def _load_error(
     error: Exception, stderr_reason: Callable[[], tuple[str, str] | None], options: Mapping[str, Any]
 ) -> PromptmillError:
-    """Return the error for an engine that did not start, in one sentence."""
     kind, text = type(error).__name__, str(error)
     if "Engine core initialization failed" in text or "initialization failed due to" in text:
         status, reason = text[text.find("{") : text.rfind("}") + 1], stderr_reason()

@@ -9,7 +9,7 @@ from functools import cache
 
 import pytest
 
-from promptmill.backends.engines.openvino.strict_json import NotWritableError, StrictJson
+from promptmill.backends.engines.openvino.grammars import NotWritableError, StrictJson
 from shapes import SHAPES
 
 _PART = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|[a-z]\w*|\{[\d,]+\}|[()|*+?]|\s+', re.DOTALL)
