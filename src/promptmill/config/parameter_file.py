@@ -188,42 +188,26 @@ def _is_literal(found: re.Match[str]) -> bool:
 def without_unset(raw: JsonDict, backend: str) -> JsonDict:
     """Return `raw`, a result of `expand`, without the unset variables in blocks of other backends than `backend`.
 
-    Raises `PromptmillError` (`invalid_config`) for an unset variable elsewhere.
+    A list that holds one is left out as a whole. Raises `PromptmillError` (`invalid_config`) for an unset variable
+    elsewhere.
     """
-    blocks, named = raw.get("backend_configs"), raw.get("models")
-    if isinstance(blocks, dict):
-        others = {name: _drop_unset(block) for name, block in blocks.items() if name != backend}
-        raw = {**raw, "backend_configs": {**blocks, **others}}
-    if isinstance(named, dict):  # the model in use is also outside of `models`
-        raw = {**raw, "models": {name: _drop_unset(model) for name, model in named.items()}}
-    _refuse_unset(raw, "")
-    return raw
+    # the model in use is also outside of `models`
+    spare = re.compile(rf"models\.|backend_configs\.(?!{re.escape(str(backend))}(?:\.|$))")
 
-
-def _drop_unset(value: Any) -> Any:
-    """Return `value` without keys whose value is, or whose list contains, an unset variable."""
-    if not isinstance(value, Mapping):
+    def known(value: Any, path: str) -> Any:
+        if isinstance(value, dict):
+            inside = {key: known(inner, f"{path}.{key}" if path else str(key)) for key, inner in value.items()}
+            return {key: inner for key, inner in inside.items() if not isinstance(inner, _Unset)}
+        if isinstance(value, list):
+            items = [known(inner, f"{path}[{index}]") for index, inner in enumerate(value)]
+            return next((item for item in items if isinstance(item, _Unset)), items)
+        if isinstance(value, _Unset) and not spare.match(path):
+            name = value.name
+            raise config_error(path, f"the environment variable {name} is not set; set it: `export {name}=…`.")
         return value
-    return {
-        key: _drop_unset(inner) for key, inner in value.items() if isinstance(inner, Mapping) or not _holds_unset(inner)
-    }
 
-
-def _holds_unset(value: Any) -> bool:
-    if isinstance(value, Mapping | list):
-        return any(map(_holds_unset, value.values() if isinstance(value, Mapping) else value))
-    return isinstance(value, _Unset)
-
-
-def _refuse_unset(value: Any, path: str) -> None:
-    if isinstance(value, _Unset):
-        raise config_error(path, f"the environment variable {value.name} is not set; set it: `export {value.name}=…`.")
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            _refuse_unset(inner, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, list):
-        for index, inner in enumerate(value):
-            _refuse_unset(inner, f"{path}[{index}]")
+    found: JsonDict = known(raw, "")
+    return found
 
 
 def _yaml_problem(error: yaml.YAMLError) -> str:
