@@ -8,6 +8,7 @@ nothing in its first two seconds.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import hashlib
 import inspect
@@ -20,6 +21,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar, cast
 
 import anyio
+import orjson
 from fastmcp import Context, FastMCP
 from fastmcp.exceptions import ResourceError, ToolError, ValidationError
 from fastmcp.resources import ResourceResult
@@ -33,6 +35,7 @@ from promptmill.backends.protocol import Call
 from promptmill.backends.registry import check_name
 from promptmill.config.backends import AUTO
 from promptmill.config.settings import BackendConfigs
+from promptmill.core.bounds import MOST_VALUES
 from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.core.request import Sampling
 from promptmill.core.values import JsonDict, JsonObject
@@ -54,7 +57,13 @@ _FAST_S = 2.0
 _CHANGE_S = 1.0  # before a changed text is reported without progress
 _SILENCE_S = 5.0  # clients end a call that reports no progress
 _STEP = 0.001  # the protocol requires a number that grows each time
-_WANTED = {"string": "a text", "integer": "a whole number", "boolean": "true or false", "object": "an object"}
+_WANTED = {
+    "string": "a text",
+    "integer": "a whole number",
+    "boolean": "true or false",
+    "array": "a list",
+    "object": "an object",
+}
 
 
 class CodedToolError(ToolError):
@@ -224,10 +233,11 @@ class PlainArguments(Middleware):
                 check_name(name)
             except PromptmillError as error:
                 raise CodedToolError(redact(str(error)), error.code) from None
+        arguments = _as_meant(arguments, schema)
         if wrong := _wrong_names_and_kinds(arguments, schema):
             raise CodedToolError(wrong)
         try:
-            return await call_next(context)
+            return await call_next(context.copy(message=context.message.model_copy(update={"arguments": arguments})))
         except ValidationError as error:
             cause = error.__cause__
             wrong = _wrong_values(cause) if isinstance(cause, PydanticValidationError) else ""
@@ -258,42 +268,50 @@ class PlainArguments(Middleware):
         return self._schemas[name]
 
 
+def _as_meant(arguments: JsonObject, schema: JsonObject) -> JsonDict:
+    """Return arguments as language models mean them: `null` is the default of an optional argument.
+
+    For a list or an object they also send its JSON as a text, for a list also its only text or object. Raises
+    `CodedToolError` for a text that may hold more than 300,000 values: 60 MB of them would take 2 GB and 15 seconds.
+    """
+    properties, required = schema.get("properties", {}), schema.get("required", ())
+    meant: JsonDict = {}
+    for name, value in arguments.items():
+        kinds = _kinds(properties.get(name, {}))
+        if value is None and name in properties and name not in required:
+            continue
+        if isinstance(value, str) and value.lstrip()[:1] in {"[", "{"} and kinds and "string" not in kinds:
+            if len(value) > MOST_VALUES and sum(map(value.count, "[{,")) > MOST_VALUES:
+                many = f"{name} is a text that may hold more than {MOST_VALUES:,} values; send a list or an object."
+                raise CodedToolError(many)
+            with contextlib.suppress(orjson.JSONDecodeError):
+                value = orjson.loads(value)  # noqa: PLW2901
+        meant[name] = [value] if "array" in kinds and isinstance(value, str | dict) else value
+    return meant
+
+
 def _wrong_names_and_kinds(arguments: JsonObject, schema: JsonObject) -> str:
     if not schema:
         return ""  # FastMCP reports that the tool is missing
     properties: JsonDict = schema.get("properties", {})
-    lines = [
-        _missing(name, _kinds(properties.get(name, {}))) for name in schema.get("required", ()) if name not in arguments
-    ]
-    for name, value in arguments.items():
-        if name not in properties:
-            lines.append(_unknown(name, properties))
-        elif isinstance(value, list | dict):
+    lines = []
+    for name in schema.get("required", ()):
+        if name not in arguments:
             kinds = _kinds(properties[name])
-            if kinds and ("array" if isinstance(value, list) else "object") not in kinds and "array" not in kinds:
-                lines.append(_of_another_kind(name, value, kinds[0]))
+            lines.append(f"{name} is missing; send {_WANTED.get(kinds[0], 'it') if kinds else 'it'}.")
+    for name, value in arguments.items():
+        kinds = _kinds(properties.get(name, {}))
+        kind = "array" if isinstance(value, list) else "object" if isinstance(value, dict) else ""
+        if name not in properties:
+            lines.append(f"{name:.100} is not an argument of this tool{_where(name, properties)}")
+        elif kinds and kind not in kinds and (kind or kinds == ["array"]):
+            lines.append(f"{name} is {shape(value)}; send {_WANTED.get(kinds[0], kinds[0])}.")
     return _joined(lines) if lines else ""
 
 
 def _kinds(argument: JsonObject) -> list[str]:
     """Return the JSON types that an argument may have."""
     return [kind["type"] for kind in (argument, *argument.get("anyOf", ())) if "type" in kind]
-
-
-def _missing(name: str, kinds: Sequence[str]) -> str:
-    """Return the error for a missing argument; `kinds` are the JSON types that it may have."""
-    kind = "a list" if "array" in kinds else _WANTED.get(kinds[0], "it") if kinds else "it"
-    return f"{name} is missing; send {kind}."
-
-
-def _of_another_kind(name: str, value: object, kind: str) -> str:
-    """Return the error for an argument that should have the JSON type `kind`."""
-    return f"{name} is {shape(value)}; send {_WANTED.get(kind, kind)}."
-
-
-def _unknown(name: str, properties: JsonObject) -> str:
-    """Return the error for an unknown argument of a tool with these `properties`."""
-    return f"{name:.100} is not an argument of this tool{_where(name, properties)}"
 
 
 def _where(name: str, properties: JsonObject) -> str:
