@@ -34,13 +34,17 @@ _PROBLEMS = (
     (r"expected ':'", "Line {began} is not `key: value`: the colon with a space after it is missing."),
     (
         r"not allowed here",
-        "Line {line} has a colon at a wrong place: put a value with a colon between quotes; or the line is indented too "
-        "deep, or the line above lacks a colon with a space after it.",
+        (
+            "Line {line} has a colon at a wrong place: put a value with a colon between quotes; or the line is "
+            "indented too deep, or the line above lacks a colon with a space after it."
+        ),
     ),
     (
         r"expected <block end>",
-        "Line {line} does not fit the block from line {began}: correct its indentation; put a space after each colon, "
-        "and the whole of a value between quotes.",
+        (
+            "Line {line} does not fit the block from line {began}: correct its indentation; put a space after each "
+            "colon, and the whole of a value between quotes."
+        ),
     ),
     ("", "Line {line}, column {column}, is not valid YAML: {problem}."),
 )
