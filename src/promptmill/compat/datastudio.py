@@ -206,7 +206,24 @@ class BaseAPI(abc.ABC):
             log(text)
 
 
-class OpenAIAPI(BaseAPI):
+class _SamplingArguments:
+    """The sampling parameters of a program, which may set them later, too. None leaves one to the endpoint."""
+
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    presence_penalty: float | None
+    repetition_penalty: float | None
+    max_tokens: int | None
+    enable_thinking: bool | None
+
+    def set_sampling(self, **parameters: Any) -> None:
+        """Set parameters by their names."""
+        vars(self).update(parameters)
+
+
+class OpenAIAPI(_SamplingArguments, BaseAPI):
     """An OpenAI-compatible model, called from a program. Inputs: see `generate`."""
 
     def __init__(
@@ -264,19 +281,21 @@ class OpenAIAPI(BaseAPI):
         )
         self.model = model
         self.key = key
-        self.temperature = temperature
-        self.top_p = top_p
-        self.top_k = top_k
-        self.min_p = min_p
-        self.presence_penalty = presence_penalty
-        self.repetition_penalty = repetition_penalty
+        self.set_sampling(
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            presence_penalty=presence_penalty,
+            repetition_penalty=repetition_penalty,
+            max_tokens=max_tokens,
+            enable_thinking=enable_thinking,
+        )
         if base_url and api_base:
             raise config_error("api_base", "goes without `base_url`, which is another name of it.")
         self.api_base = api_base or base_url
         self.port = port
-        self.max_tokens = max_tokens
         self.max_connections = max_connections
-        self.enable_thinking = enable_thinking
         self._configuration({}, shared=True)  # reports an invalid configuration now
 
     def generate(self, messages: Sequence[Any], *, answer_schema: AnswerType | None = None, **kwargs: Any) -> list[Any]:
