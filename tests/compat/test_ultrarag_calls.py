@@ -16,17 +16,12 @@ from promptmill.service.service import Service
 from replies import answer, by_prompt, html, late, raw, reset, status
 
 
-class _Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
 @pytest.fixture
 def ask(upstream, closing):
     """Call a tool of a pipeline's server; return the answers and what was written."""
 
-    async def caller(*calls, stream=None, every_s=60.0, **raw):
-        stream = stream or io.StringIO()
+    async def caller(*calls, every_s=60.0, **raw):
+        stream = io.StringIO()
         block = {"model_name": "m", "base_url": upstream.url, "retries": 1, "patience": 0.1}
         configuration = Configuration({"backend": "openai", "backend_configs": {"openai": block}, **raw})
 
@@ -131,13 +126,6 @@ async def test_progress_is_a_line_every_few_seconds(ask, upstream):
     upstream.reply = late(0.3, answer())
     _, said = await ask(("generate", {"prompt_ls": ["a", "b"]}), every_s=0.05)
     assert "generation: generate: 0 of 2 done" in said
-
-
-async def test_progress_is_a_bar_on_a_terminal_and_leaves_nothing_behind(ask, upstream):
-    upstream.reply = late(0.5, answer())
-    _, said = await ask(("generate", {"prompt_ls": ["a"]}), stream=_Terminal())
-    assert "[........................] generate: 0 of 1 done" in said
-    assert said.endswith("\r\x1b[K")
 
 
 async def test_a_conversation_without_a_turn_to_answer_has_no_answer(ask, upstream):

@@ -186,7 +186,7 @@ def test_a_file_that_is_named_must_be_there(tmp_path):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("backend: [", "A { or [ is not closed"),
+        ("backend: [", "The { or [ in line 1 is not closed"),
         ("backend:\n\thf", "Line 2 is indented with a tab"),
         ('backend: "\0"', "is not valid YAML"),
         ("backend: hf\nbackend: openai", "line 2: the key backend occurs twice"),

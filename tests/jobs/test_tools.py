@@ -472,11 +472,11 @@ async def test_files_outside_the_roots_are_refused(bench, tools, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"offset": -1}, "offset is -1; send 0 or more."),
-        ({"limit": 0}, "limit is 0; send 1 or more."),
-        ({"limit": 1001}, "limit is 1001; send 1000 or less."),
-        ({"limit": "many"}, "limit is a text; send a whole number."),
-        ({"limit": 2.5}, "limit is a number; send a whole number."),
+        ({"offset": -1}, "offset: should be at least 0."),
+        ({"limit": 0}, "limit: should be at least 1."),
+        ({"limit": 1001}, "limit: should be at most 1000."),
+        ({"limit": "many"}, "limit: should be a whole number, not a text."),
+        ({"limit": 2.5}, "limit: should be a whole number."),
     ],
 )
 async def test_a_page_that_cannot_be_is_refused_in_words(tools, arguments, said):
@@ -490,7 +490,7 @@ async def test_an_unknown_choice_of_rows_names_the_choices(tools):
     async with tools() as call:
         with pytest.raises(ToolError) as refused:
             await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl", again="bogus")
-        assert str(refused.value) == "again is a text; send 'failed', 'truncated' or 'all'."
+        assert str(refused.value) == "again: should be 'failed', 'truncated' or 'all'."
 
 
 async def test_a_call_takes_up_what_the_shell_began_and_the_other_way_round(bench, tools):

@@ -113,7 +113,7 @@ def test_a_body_of_too_many_values_is_refused_before_it_is_unfolded(server, item
         ("generate", b'{"prompt_ls":"[%s]"}'),
         ("generate", b'{"prompt_ls":["x"],"sampling_params":"{\\"stop\\":[%s]}"}'),
         ("generate", b'{"prompt_ls":["x"],"answer_schema":"{\\"enum\\":[%s]}"}'),
-        ("multimodal_generate", b'{"prompt_ls":["x"],"multimodal_path":["[%s]"]}'),
+        ("multimodal_generate", b'{"prompt_ls":["x"],"multimodal_path":"[%s]"}'),
         ("multiturn_generate", b'{"messages":"[%s]"}'),
     ],
     ids=["prompts", "sampling", "schema", "images", "messages"],
@@ -128,9 +128,9 @@ def test_a_text_of_too_many_values_is_refused_before_it_is_read(server, tool, ar
 
 
 @pytest.mark.rule("X4")
-async def test_images_in_texts_are_counted_together():
+async def test_images_of_all_prompts_are_counted_together():
     with pytest.raises(PromptmillError, match="more than 300,000 images"):
-        await arguments.conversations_with_images(["x"] * 4, ['["",' + '"",' * 99_999 + '""]'] * 4, None, "after")
+        await arguments.conversations_with_images(["x"] * 4, [["a"] * 100_000] * 4, None, "after")
 
 
 @pytest.mark.rule("X4")

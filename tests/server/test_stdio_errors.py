@@ -90,8 +90,7 @@ async def test_a_line_that_takes_long_to_search_holds_up_nothing_else(monkeypatc
     async def lines():
         yield refused.value
 
-    incoming = stdio._Incoming(lines(), stdio._Outgoing(None, stdio._Pipe()))
-    assert [item async for item in incoming] == []
+    assert [item async for item in stdio._received(lines(), None, stdio._Client())] == []
     assert threads != [threading.main_thread()]
     assert len(threads) == 1
 
@@ -108,5 +107,4 @@ async def test_blank_lines_take_no_thread_and_no_answer(monkeypatch):
         for error in refused:
             yield error
 
-    incoming = stdio._Incoming(lines(), stdio._Outgoing(None, stdio._Pipe()))
-    assert [item async for item in incoming] == []
+    assert [item async for item in stdio._received(lines(), None, stdio._Client())] == []

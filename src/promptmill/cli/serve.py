@@ -111,9 +111,9 @@ def _serve_http(arguments: argparse.Namespace) -> int:
         raise config_error(
             "--trust-client", "goes with stdio alone: over HTTP clients cannot change the configuration."
         )
-    from promptmill.http.listen_options import HttpOptions
+    from promptmill.http.listen_options import opened
 
-    offer = HttpOptions.read(
+    with opened(
         arguments.http,
         token_file=arguments.token_file,
         token_env=arguments.token_env,
@@ -123,8 +123,8 @@ def _serve_http(arguments: argparse.Namespace) -> int:
         tls_key=arguments.tls_key,
         access_log=arguments.access_log,
         environ=os.environ,
-    )
-    return process.serve_http(configuration, offer)
+    ) as bound:
+        return process.serve_http(configuration, bound)
 
 
 def _log(arguments: argparse.Namespace) -> None:

@@ -8,16 +8,13 @@ with their own client.
 from __future__ import annotations
 
 import abc
-import asyncio
 import base64
-import contextlib
 import inspect
 import logging
 import os
 import random
-import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -33,7 +30,6 @@ from promptmill.core.request import (
     Conversation,
     ImagePart,
     Message,
-    Part,
     Sampling,
     TextPart,
     conversation_from_messages,
@@ -55,7 +51,6 @@ _OF_THE_CLASS = frozenset({"fail_msg", "image_key_name", "openai_format", "retur
 _LAST_PORT = 65535
 _OF_WORKERS = ("num_workers", "worker_concurrency")
 _KINDS = frozenset({"str", "dict", "liststr", "listdict"})
-_BAR_EVERY_S = 0.2
 _IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 _SUFFICES_AS_IMAGE = ("data:image/", "file://")
 _JITTER = random.SystemRandom()
@@ -184,7 +179,7 @@ class BaseAPI(abc.ABC):
         text = "\n".join(_texts_of(conversation))
         if not self.openai_format:
             return self.preproc_content(inputs), text
-        return [self._message(message) for message in conversation.messages], text
+        return conversation.with_sources(self._url).as_messages(), text
 
     def encode_image_directly(self, img_item: Any) -> Any:
         """Return an image of Pillow's, an array or bytes as base64; anything else as it is."""
@@ -196,19 +191,6 @@ class BaseAPI(abc.ABC):
     def _check_types(self, parts: Iterable[Mapping[str, Any]]) -> None:
         wrong = {str(part.get("type"))[:40] for part in parts if "role" not in part} - {*self.allowed_types}
         assert not wrong, f"types of parts that are not allowed: {', '.join(sorted(wrong))}"
-
-    def _message(self, message: Message) -> dict[str, Any]:
-        if not isinstance(message.content, tuple):
-            return {"role": message.role, "content": message.content, **(message.extra or {})}
-        content: list[dict[str, Any]] = []
-        for part in message.content:
-            if isinstance(part, TextPart):
-                content.append({"type": "text", "text": part.text})
-            elif isinstance(part, ImagePart):
-                content.append({"type": "image_url", "image_url": {"url": self._url(part.source)}})
-            else:
-                content.append({"type": "input_audio", "input_audio": {"data": part.data, "format": part.format}})
-        return {"role": message.role, "content": content, **(message.extra or {})}
 
     def _url(self, source: str) -> str:
         return source if is_web(source) else "data:{};base64,{}".format(*self._encode(source))
@@ -224,7 +206,24 @@ class BaseAPI(abc.ABC):
             log(text)
 
 
-class OpenAIAPI(BaseAPI):
+class _SamplingArguments:
+    """The sampling parameters of a program, which may set them later, too. None leaves one to the endpoint."""
+
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    min_p: float | None
+    presence_penalty: float | None
+    repetition_penalty: float | None
+    max_tokens: int | None
+    enable_thinking: bool | None
+
+    def set_sampling(self, **parameters: Any) -> None:
+        """Set parameters by their names."""
+        vars(self).update(parameters)
+
+
+class OpenAIAPI(_SamplingArguments, BaseAPI):
     """An OpenAI-compatible model, called from a program. Inputs: see `generate`."""
 
     def __init__(
@@ -282,19 +281,21 @@ class OpenAIAPI(BaseAPI):
         )
         self.model = model
         self.key = key
-        self.temperature = temperature
-        self.top_p = top_p
-        self.top_k = top_k
-        self.min_p = min_p
-        self.presence_penalty = presence_penalty
-        self.repetition_penalty = repetition_penalty
+        self.set_sampling(
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            presence_penalty=presence_penalty,
+            repetition_penalty=repetition_penalty,
+            max_tokens=max_tokens,
+            enable_thinking=enable_thinking,
+        )
         if base_url and api_base:
             raise config_error("api_base", "goes without `base_url`, which is another name of it.")
         self.api_base = api_base or base_url
         self.port = port
-        self.max_tokens = max_tokens
         self.max_connections = max_connections
-        self.enable_thinking = enable_thinking
         self._configuration({}, shared=True)  # reports an invalid configuration now
 
     def generate(self, messages: Sequence[Any], *, answer_schema: AnswerType | None = None, **kwargs: Any) -> list[Any]:
@@ -402,20 +403,18 @@ class OpenAIAPI(BaseAPI):
     ) -> list[Outcome]:
         service = Service(configuration)
         stats = Call(Facts(total=len(conversations)))
-        outcomes: list[Outcome] = []
         places: Sequence[int] = range(len(conversations))
         try:
-            async with _progress_bar(stats):
-                outcomes = await service.generate(conversations, stats, sink=sink)
-                for _ in range(self.retry - 1 if self.return_dict else 0):
-                    places = [place for place in places if _lacks_object(outcomes[place])]
-                    if not places:
-                        break
-                    more = Call(Facts(total=len(places)))
-                    again = await service.generate([conversations[place] for place in places], more)
-                    stats.warnings |= more.warnings
-                    for place, outcome in zip(places, again, strict=True):
-                        outcomes[place] = outcome
+            outcomes = await service.generate(conversations, stats, sink=sink)
+            for _ in range(self.retry - 1 if self.return_dict else 0):
+                places = [place for place in places if _lacks_object(outcomes[place])]
+                if not places:
+                    break
+                more = Call(Facts(total=len(places)))
+                again = await service.generate([conversations[place] for place in places], more)
+                stats.warnings |= more.warnings
+                for place, outcome in zip(places, again, strict=True):
+                    outcomes[place] = outcome
         finally:
             await service.aclose()
             for warning in stats.warnings:
@@ -490,18 +489,12 @@ def _conversation_of(item: Any, where: str, image_key: str = "image") -> Convers
 
     `image_key` is the key under which a part may hold its image.
     """
-    items = list(item) if isinstance(item, list | tuple) else [item]
-    if items and all(isinstance(one, Mapping) and "role" in one for one in items):
-        turns = [_turn(one, f"{where}[{index}]", image_key) for index, one in enumerate(items)]
-        return conversation_from_messages(turns, where)
-    system: list[str] = []
-    parts: list[Part] = []
-    for index, one in enumerate(items):
-        place = where if items == [item] else f"{where}[{index}]"
-        if isinstance(one, Mapping) and one.get("type") == "system":
-            system.append(_value(one, place))
-        else:
-            parts.append(_part(one, place, image_key))
+    items = list(_items(item, where))
+    if items and all(isinstance(one, Mapping) and "role" in one for one, _ in items):
+        return conversation_from_messages([_turn(one, place, image_key) for one, place in items], where)
+    pieces = [_piece(one, place, image_key) for one, place in items]
+    system = [piece for piece in pieces if isinstance(piece, str)]
+    parts = [piece for piece in pieces if not isinstance(piece, str)]
     if not parts:
         raise input_error(f"{where} is {shape(item)} without a text or image.")
     content = parts[0].text if len(parts) == 1 and isinstance(parts[0], TextPart) else tuple(parts)
@@ -513,21 +506,34 @@ def _parts_of(item: Any, where: str, image_key: str = "image") -> list[dict[str,
 
     Raises `PromptmillError` (`invalid_input`) as `_conversation_of` does.
     """
-    items = list(item) if isinstance(item, list | tuple) else [item]
     found: list[dict[str, Any]] = []
-    for index, one in enumerate(items):
-        place = where if items == [item] else f"{where}[{index}]"
+    for one, place in _items(item, where):
         if isinstance(one, Mapping) and "role" in one:
             found.append(dict(one))
-        elif isinstance(one, Mapping) and one.get("type") == "system":
-            found.append({"type": "system", "value": _value(one, place)})
-        else:
-            part = _part(one, place, image_key)
-            if isinstance(part, TextPart):
-                found.append({"type": "text", "value": part.text})
-            else:
-                found.append({"type": "image", "value": getattr(part.source, "image", part.source)})
+            continue
+        match _piece(one, place, image_key):
+            case str(text):
+                found.append({"type": "system", "value": text})
+            case TextPart(text):
+                found.append({"type": "text", "value": text})
+            case ImagePart(source):
+                found.append({"type": "image", "value": getattr(source, "image", source)})
     return found
+
+
+def _items(item: Any, where: str) -> Iterator[tuple[Any, str]]:
+    """Yield the items of one input with their names in errors."""
+    if not isinstance(item, list | tuple):
+        yield item, where
+        return
+    yield from ((one, f"{where}[{index}]") for index, one in enumerate(item))
+
+
+def _piece(item: Any, where: str, image_key: str) -> TextPart | ImagePart | str:
+    """Return an item as a part; the text of a system prompt as it is."""
+    if isinstance(item, Mapping) and item.get("type") == "system":
+        return _value(item, where)
+    return _part(item, where, image_key)
 
 
 def _texts_of(conversation: Conversation) -> list[str]:
@@ -631,35 +637,6 @@ def _is_beyond(name: str, value: Any) -> bool:
 
 def _lacks_object(outcome: Outcome) -> bool:
     return isinstance(outcome, Completion) and _object_in(split_marked(outcome.text)[1]) is None
-
-
-@contextlib.asynccontextmanager
-async def _progress_bar(stats: Call) -> AsyncIterator[None]:
-    """Show a bar while the block runs, where standard error is a terminal."""
-    if not sys.stderr.isatty():
-        yield
-        return
-    showing = asyncio.ensure_future(_draw_progress(stats))
-    try:
-        yield
-    finally:
-        showing.cancel()
-        await asyncio.wait({showing})
-
-
-async def _draw_progress(stats: Call) -> None:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    looks = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*looks, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("Generating", total=stats.facts.total)
-        try:
-            while True:
-                await asyncio.sleep(_BAR_EVERY_S)
-                progress.update(bar, completed=stats.counts.done)
-        finally:
-            progress.update(bar, completed=stats.counts.done)
 
 
 def _object_in(text: str) -> dict[str, Any] | None:

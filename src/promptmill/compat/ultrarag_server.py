@@ -34,8 +34,6 @@ from promptmill.server.tool_calls import tool
 from promptmill.service.service import Service
 
 _LINE_EVERY_S = 5.0
-_BAR_EVERY_S = 0.2
-_BAR_CELLS = 24
 _CONFIGURING = frozenset({"build", "generation_init"})
 _ANSWERING = frozenset({"generate", "multimodal_generate", "multiturn_generate"})
 # Key, endpoint, model, configuration, engine: the next item would fail in the same way.
@@ -93,7 +91,7 @@ class PipelineCalls(Middleware):
             result = await call_next(adapted)
             self._warn(name, self._service.plan.warnings if name in _CONFIGURING else ())
             return result
-        async with self._spinner(name):
+        async with self._progress_lines(name):
             result = await call_next(adapted)
         self._warn(name, (result.meta or {}).get("warnings", ()))
         if line := _failures(result.structured_content or {}):
@@ -119,37 +117,26 @@ class PipelineCalls(Middleware):
                 self._write(f"{name}: {warning}")
 
     @contextlib.asynccontextmanager
-    async def _spinner(self, name: str) -> AsyncIterator[None]:
+    async def _progress_lines(self, name: str) -> AsyncIterator[None]:
         showing = asyncio.ensure_future(self._show(name))
         try:
             yield
         finally:
             showing.cancel()
-            if self._stream.isatty():
-                self._raw("\r\x1b[K")
 
     async def _show(self, name: str) -> None:
-        bar = self._stream.isatty()
         while True:
-            await asyncio.sleep(_BAR_EVERY_S if bar else self._every_s)
+            await asyncio.sleep(self._every_s)
             calls = self._service.calls.in_progress()
             if not calls:
                 continue
             sums = {key: sum(call[key] or 0 for call in calls) for key in ("done", "total", "failed")}
             activity = "" if sums["done"] else self._service.activity
-            line = f"{name}: {activity or _progress(sums, max(call['seconds'] for call in calls))}"
-            if bar:
-                filled = int(_BAR_CELLS * sums["done"] / sums["total"]) if sums["total"] else 0
-                self._raw(f"\r\x1b[K[{'#' * filled}{'.' * (_BAR_CELLS - filled)}] {line}")
-            else:
-                self._write(line)
+            self._write(f"{name}: {activity or _progress(sums, max(call['seconds'] for call in calls))}")
 
     def _write(self, line: str) -> None:
-        self._raw(f"generation: {without_controls(line)}\n")
-
-    def _raw(self, text: str) -> None:
         with contextlib.suppress(OSError, ValueError):  # a closed stderr must not end a call
-            self._stream.write(text)
+            self._stream.write(f"generation: {without_controls(line)}\n")
             self._stream.flush()
 
 

@@ -18,13 +18,8 @@ _NOTHING: JsonObject = MappingProxyType({})
 _OLLAMA = "Ollama is an endpoint: `backend: openai` and `backend_configs: {openai: {base_url: localhost:11434}}`."
 # Names of other programs → our hint.
 _ALIASES = {
-    "api_base": "did you mean base_url?",
-    "base": "did you mean base_url?",
-    "endpoint": "did you mean base_url?",
-    "url": "did you mean base_url?",
-    "openai_api_base": "did you mean base_url?",
-    "openai_api_key": "did you mean api_key?",
-    "key": "did you mean api_key?",
+    **dict.fromkeys(("api_base", "base", "endpoint", "url", "openai_api_base"), "did you mean base_url?"),
+    **dict.fromkeys(("openai_api_key", "key"), "did you mean api_key?"),
     "model_list": (
         "this key is LiteLLM's. Write `models: {NAME: {backend: openai, backend_configs: {openai: {base_url: …, "
         "model_name: …, api_key_env: …}}}}`."
@@ -38,7 +33,9 @@ _ALIASES = {
 }
 
 
-def explain(error: ValidationError, model: type[BaseModel], above: str = "", raw: JsonObject = _NOTHING) -> str:
+def explain(
+    error: ValidationError, model: type[BaseModel] = BaseModel, above: str = "", raw: JsonObject = _NOTHING
+) -> str:
     """Return the problems of `error`, key by key. Numbers are the only values that they quote.
 
     For an unknown key the nearest known one is named. `above` is the path of `model` itself; `raw` is its input.

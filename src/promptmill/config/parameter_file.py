@@ -21,10 +21,33 @@ _VARIABLE = "PROMPTMILL_CONFIG"
 _NAMED = re.compile(
     r"\$?\$\{([A-Za-z_][A-Za-z0-9_]*)(:-([^}]*))?(?:\}|(\Z))"
 )  # as in shells; `$${name}` stays `${name}`
-_KEY = re.compile(r"\s*(?:- )?([\w.${}-]+)\s*:(?:\s|$)")
-_UNSPACED = re.compile(r"\s*(?:- )?([A-Za-z_]\w*):(?!//)(\S[^#]*)(?!.*:\s)")
-_QUOTED = re.compile(r"[:-] +['\"]")
-_BRACKETS = {"}": "{", "]": "["}
+# Problems of PyYAML → ours. `line` has the problem; `began` is the line where the value or block around it begins.
+_PROBLEMS = (
+    (r"but got '{'", "Line {line} needs quotes: inside {{…}}, put `${{…}}` between quotes."),
+    (r"expected ',' or|<stream end>", "The {{ or [ in line {began} is not closed: a }} or ], or a comma, is missing."),
+    (r"end of stream", "A quotation mark in line {began} is not closed."),
+    (r"'\\t'", "Line {line} is indented with a tab; indent with spaces."),
+    (
+        r"cannot start any token|undefined alias",
+        "A value in line {line} begins with a character that has a meaning in YAML; put the value between quotes.",
+    ),
+    (r"expected ':'", "Line {began} is not `key: value`: the colon with a space after it is missing."),
+    (
+        r"not allowed here",
+        (
+            "Line {line} has a colon at a wrong place: put a value with a colon between quotes; or the line is "
+            "indented too deep, or the line above lacks a colon with a space after it."
+        ),
+    ),
+    (
+        r"expected <block end>",
+        (
+            "Line {line} does not fit the block from line {began}: correct its indentation; put a space after each "
+            "colon, and the whole of a value between quotes."
+        ),
+    ),
+    ("", "Line {line}, column {column}, is not valid YAML: {problem}."),
+)
 
 
 class _Loader(yaml.SafeLoader):
@@ -110,12 +133,10 @@ def line_of(file: Path, keys: Sequence[str]) -> int | None:
 
 def read(file: Path) -> JsonDict:
     """Return the keys and values of a YAML file. Raises `PromptmillError` (`invalid_config`) with the line."""
-    text = ""
     try:
-        text = file.read_text(encoding="utf-8-sig")
-        content = parsed(text)
+        content = parsed(file.read_text(encoding="utf-8-sig"))
     except yaml.YAMLError as error:
-        raise config_error("", f"{file}: {_yaml_problem(error, text)}") from None
+        raise config_error("", f"{file}: {_yaml_problem(error)}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise config_error("", f"{file} cannot be read: {_reason(error)}.") from None
     except PromptmillError as error:
@@ -171,142 +192,33 @@ def _is_literal(found: re.Match[str]) -> bool:
 def without_unset(raw: JsonDict, backend: str) -> JsonDict:
     """Return `raw`, a result of `expand`, without the unset variables in blocks of other backends than `backend`.
 
-    Raises `PromptmillError` (`invalid_config`) for an unset variable elsewhere.
+    A list that holds one is left out as a whole. Raises `PromptmillError` (`invalid_config`) for an unset variable
+    elsewhere.
     """
-    blocks, named = raw.get("backend_configs"), raw.get("models")
-    if isinstance(blocks, dict):
-        others = {name: _drop_unset(block) for name, block in blocks.items() if name != backend}
-        raw = {**raw, "backend_configs": {**blocks, **others}}
-    if isinstance(named, dict):  # the model in use is also outside of `models`
-        raw = {**raw, "models": {name: _drop_unset(model) for name, model in named.items()}}
-    _refuse_unset(raw, "")
-    return raw
+    # the model in use is also outside of `models`
+    spare = re.compile(rf"models\.|backend_configs\.(?!{re.escape(str(backend))}(?:\.|$))")
 
-
-def _drop_unset(value: Any) -> Any:
-    """Return `value` without keys whose value is, or whose list contains, an unset variable."""
-    if not isinstance(value, Mapping):
+    def known(value: Any, path: str) -> Any:
+        if isinstance(value, dict):
+            inside = {key: known(inner, f"{path}.{key}" if path else str(key)) for key, inner in value.items()}
+            return {key: inner for key, inner in inside.items() if not isinstance(inner, _Unset)}
+        if isinstance(value, list):
+            items = [known(inner, f"{path}[{index}]") for index, inner in enumerate(value)]
+            return next((item for item in items if isinstance(item, _Unset)), items)
+        if isinstance(value, _Unset) and not spare.match(path):
+            name = value.name
+            raise config_error(path, f"the environment variable {name} is not set; set it: `export {name}=…`.")
         return value
-    return {
-        key: _drop_unset(inner) for key, inner in value.items() if isinstance(inner, Mapping) or not _holds_unset(inner)
-    }
+
+    found: JsonDict = known(raw, "")
+    return found
 
 
-def _holds_unset(value: Any) -> bool:
-    if isinstance(value, Mapping | list):
-        return any(map(_holds_unset, value.values() if isinstance(value, Mapping) else value))
-    return isinstance(value, _Unset)
-
-
-def _refuse_unset(value: Any, path: str) -> None:
-    if isinstance(value, _Unset):
-        raise config_error(path, f"the environment variable {value.name} is not set; set it: `export {value.name}=…`.")
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            _refuse_unset(inner, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, list):
-        for index, inner in enumerate(value):
-            _refuse_unset(inner, f"{path}[{index}]")
-
-
-def _yaml_problem(error: yaml.YAMLError, text: str) -> str:
-    """Explain `error`, which PyYAML raised for `text`: a whole sentence with the line and the remedy."""
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    """Explain an error of PyYAML: a whole sentence with the line and the remedy."""
     problem, mark = getattr(error, "problem", None) or "", getattr(error, "problem_mark", None)
     if mark is None:
         return "It is not valid YAML."
-    return _no_space(problem, mark.line, text.splitlines()) or _explain(error, problem, mark, text)
-
-
-def _explain(error: yaml.YAMLError, problem: str, mark: yaml.Mark, text: str) -> str:
-    """Explain `problem`, which PyYAML found at `mark`."""
+    words = next(words for pattern, words in _PROBLEMS if re.search(pattern, problem))
     began = getattr(error, "context_mark", None) or mark
-    lines, here = text.splitlines(), mark.line
-    place = f"line {here + 1}"
-    if bracket := re.match(r"expected ',' or '([}\]])', but got '(.*)'", problem):
-        if bracket[2] == "{":
-            return f"{place[0].upper()}{place[1:]} needs quotes: inside {{…}}, put `${{…}}` between quotes."
-        end = "the file's end" if "stream end" in bracket[2] else place
-        return (
-            f"The {_BRACKETS[bracket[1]]} in line {began.line + 1} is not closed before {end}: a {bracket[1]} or a "
-            "comma is missing."
-        )
-    if "node content, but found '<stream end>'" in problem:
-        return "A { or [ is not closed before the file's end: a } or ] is missing."
-    if "end of stream" in problem:
-        return f"A quotation mark in line {began.line + 1} is not closed."
-    if "'\\t'" in problem:
-        return f"Line {here + 1} is indented with a tab; indent with spaces."
-    if "cannot start any token" in problem:
-        character = re.search(r"character '(.*?)'", problem)
-        what = f"begins with {character[1]}, which" if character else "begins with a character that"
-        return f"A value in {place} {what} has a meaning in YAML; put the value between quotes."
-    if "undefined alias" in problem:
-        return f"A value in {place} begins with *, which has a meaning in YAML; put the value between quotes."
-    if "not allowed here" in problem:
-        return _one_colon_too_many(here, mark.column, lines)
-    if re.search(r"expected <block end>, but found '<scalar>'", problem) and _QUOTED.search(lines[here]):
-        return (
-            f"Line {here + 1} has text after a closing quotation mark; put the whole value between quotes, and "
-            "double each single quote ('') inside of single quotes."
-        )
-    if "expected ':'" in problem:
-        return f"Line {began.line + 1} is not `key: value`: the colon with a space after it is missing."
-    if "expected <block end>" in problem:
-        return _outline(here, began.line, lines)
-    return f"Line {here + 1}, column {mark.column + 1}, is not valid YAML: {problem}."
-
-
-def _no_space(problem: str, here: int, lines: list[str]) -> str:
-    """Return the error of a line without a space after its colon, at or above line `here`; `""` if there is none."""
-    if not re.search(r"not allowed here|expected ':'|expected <block end>", problem):
-        return ""
-    near = [here, *([] if (above := _above(here, lines)) is None else [above])]
-    for number in near:
-        found = _UNSPACED.match(lines[number]) if number < len(lines) else None
-        if found:
-            return f"Line {number + 1} needs a space after the colon: {found[1]}: {found[2].rstrip()[:60]}."
-    return ""
-
-
-def _one_colon_too_many(here: int, column: int, lines: list[str]) -> str:
-    """Explain a key at a wrong place: it is indented too deep, inside a value, or a colon is missing above it."""
-    line = lines[here] if here < len(lines) else ""
-    above = _above(here, lines)
-    first = _KEY.match(line)
-    if first is None or column > first.end():
-        return f"Line {here + 1} has a second colon followed by a space; put the value between quotes."
-    if above is not None and _depth(line) > _depth(lines[above]):
-        return (
-            f"Line {here + 1} is indented deeper than line {above + 1}, which already has a value; indent both alike."
-        )
-    if above is not None and not _KEY.match(lines[above]):
-        return f"Line {above + 1} has no colon after its key; write `key: value`."
-    return f"Line {here + 1} has a colon at a wrong place; put the value between quotes."
-
-
-def _outline(here: int, began: int, lines: list[str]) -> str:
-    """Explain a line whose indentation fits no line above it."""
-    at = next((number for number in range(min(here, len(lines) - 1), -1, -1) if lines[number].strip()), 0)
-    line, above = lines[at], _above(at, lines)
-    if not _KEY.match(line) and not line.lstrip().startswith("- "):
-        return f"Line {at + 1} is not `key: value`: the colon with a space after it is missing."
-    if lines[began].lstrip().startswith("- ") is not line.lstrip().startswith("- "):
-        return f"Line {at + 1} mixes keys with the list from line {began + 1}; indent it like the lines it belongs to."
-    if above is None or _depth(line) == _depth(lines[began]):
-        return f"Line {at + 1} fits no line above it; correct its indentation."
-    depths = {_depth(other) for other in lines[:at] if other.strip()}
-    deeper = "deeper" if _depth(line) > _depth(lines[above]) else "less"
-    return (
-        f"Line {at + 1} is indented {deeper} than line {above + 1}, by {_depth(line)} spaces, "
-        f"which fits no line above it; indent it by {' or '.join(map(str, sorted(depths)))}."
-    )
-
-
-def _above(line: int, lines: list[str]) -> int | None:
-    """Return the last line above that is neither empty nor a comment."""
-    found = (number for number in range(line - 1, -1, -1) if lines[number].split("#")[0].strip())
-    return next(found, None)
-
-
-def _depth(line: str) -> int:
-    return len(line) - len(line.lstrip(" "))
+    return words.format(line=mark.line + 1, began=began.line + 1, column=mark.column + 1, problem=problem)

@@ -75,8 +75,8 @@ class Block(BaseModel):
         return value
 
 
-class OpenAISettings(Block):
-    """Any OpenAI-compatible chat completions endpoint."""
+class _EndpointAddress(Block):
+    """Which endpoint, with which key."""
 
     provider: str | None = Field(
         None,
@@ -94,6 +94,20 @@ class OpenAISettings(Block):
     api_key_env: str | None = Field(None, description="The environment variable that holds the key.")
     headers: dict[str, SecretStr] = Field({}, description="Additional headers for each request.")
     trust_env: bool = Field(True, description="Use the proxies of the environment variables.")
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _a_name(cls, name: str | None) -> str | None:
+        if name and looks_like_key(name):
+            raise ValueError(
+                "should be the NAME of an environment variable without `$`, such as OPENAI_API_KEY, not the key itself"
+            )
+        return name
+
+
+class _EndpointLimits(Block):
+    """How much an endpoint gets at a time."""
+
     concurrency: int = Field(
         64,
         ge=1,
@@ -104,6 +118,14 @@ class OpenAISettings(Block):
     adaptive: bool = Field(True, description="Find the number of requests in flight that the endpoint accepts.")
     rpm: float | None = Field(None, gt=0, description="Most requests a minute.")
     tpm: float | None = Field(None, gt=0, description="Most tokens a minute, prompt and answer.")
+    max_connections: int | None = Field(
+        None, ge=1, description="Most open connections; default: one per request in flight."
+    )
+
+
+class _EndpointPatience(Block):
+    """How long an endpoint has, and how often it is asked."""
+
     retries: int = Field(5, ge=1, le=100, description="Most attempts per item; only failures of the item itself count.")
     base_delay: float = Field(1.0, ge=0, description="First wait before a retry, in seconds; doubles each time.")
     max_delay: float = Field(30.0, ge=0, description="Longest wait before a retry, in seconds.")
@@ -114,37 +136,11 @@ class OpenAISettings(Block):
     patience: float = Field(
         120, gt=0, description="Seconds without an answer after which an endpoint is no longer used."
     )
-    max_connections: int | None = Field(
-        None, ge=1, description="Most open connections; default: one per request in flight."
-    )
-    stream: bool = Field(
-        False, description="Receive answers in pieces, so that `timeout` detects an answer that hangs."
-    )
     hedge: bool = Field(
         False,
         description="Send a request again if it takes far longer than others, at most one in twenty; the first "
         "answer is used.",
     )
-    dedupe: bool = Field(False, description="Send identical requests of a call only once, if their temperature is 0.")
-    num_workers: int | None = Field(
-        None, ge=1, le=256, description="Worker processes for large calls; default: one per core, at most 8."
-    )
-    worker_concurrency: int | None = Field(
-        None, ge=1, description="Requests in flight per worker; default: `concurrency` divided among the workers."
-    )
-    bulk_threshold: int = Field(
-        20_000, ge=1, description="Number of prompts from which on a call is shared by workers."
-    )
-    enable_thinking: bool | None = Field(None, description="As in `sampling_params`, whose value wins.")
-
-    @field_validator("api_key_env")
-    @classmethod
-    def _a_name(cls, name: str | None) -> str | None:
-        if name and looks_like_key(name):
-            raise ValueError(
-                "should be the NAME of an environment variable without `$`, such as OPENAI_API_KEY, not the key itself"
-            )
-        return name
 
     @field_validator("timeout", mode="before")
     @classmethod
@@ -159,6 +155,25 @@ class OpenAISettings(Block):
         if isinstance(data, dict) and isinstance(data.get("timeout"), int | float):
             return {**data, "timeout": (min(10, data["timeout"]), data["timeout"])}
         return data
+
+
+class OpenAISettings(_EndpointPatience, _EndpointLimits, _EndpointAddress):
+    """Any OpenAI-compatible chat completions endpoint."""
+
+    stream: bool = Field(
+        False, description="Receive answers in pieces, so that `timeout` detects an answer that hangs."
+    )
+    dedupe: bool = Field(False, description="Send identical requests of a call only once, if their temperature is 0.")
+    num_workers: int | None = Field(
+        None, ge=1, le=256, description="Worker processes for large calls; default: one per core, at most 8."
+    )
+    worker_concurrency: int | None = Field(
+        None, ge=1, description="Requests in flight per worker; default: `concurrency` divided among the workers."
+    )
+    bulk_threshold: int = Field(
+        20_000, ge=1, description="Number of prompts from which on a call is shared by workers."
+    )
+    enable_thinking: bool | None = Field(None, description="As in `sampling_params`, whose value wins.")
 
 
 class HFSettings(Block):
@@ -283,8 +298,8 @@ class BackendConfigs(Block):
     openvino: OpenVINOSettings = OpenVINOSettings()
 
 
-class ModelSettings(Block):
-    """One of several models: its own backend block, and the keys that differ from the rest of the file."""
+class _OneBackend(Block):
+    """The backend of one model."""
 
     model_config = BackendConfigs.model_config
     __pydantic_extra__: _OtherBlocks
@@ -298,15 +313,6 @@ class ModelSettings(Block):
     openvino: OpenVINOSettings | None = Field(
         None, description="As `backend_configs.openvino`, but inherits nothing from it."
     )
-    sampling_params: Sampling = Field(Sampling(), description="Override the file's; null removes a parameter.")
-    extra_params: dict[str, Any] = Field({}, description="Replace the file's, which may be for another backend.")
-    system_prompt: str | None = Field(None, description="Replaces the file's.")
-    image_tag: str | None = Field(None, description="Replaces the file's.")
-    price: PriceSettings | None = Field(None, description="US dollars per million tokens of this model.")
-    fallback: list[str] = Field(
-        [], description="Models that answer the items that this one cannot, in this order: see docs/models.md."
-    )
-    idle_unload: float | None = Field(None, gt=0, description="Replaces the file's.")
 
     @model_validator(mode="before")
     @classmethod
@@ -326,8 +332,22 @@ class ModelSettings(Block):
         return data if named is not None else {**data, "backend": blocks[0]}
 
 
-class Settings(Block):
-    """The whole file."""
+class ModelSettings(_OneBackend):
+    """One of several models: its own backend block, and the keys that differ from the rest of the file."""
+
+    sampling_params: Sampling = Field(Sampling(), description="Override the file's; null removes a parameter.")
+    extra_params: dict[str, Any] = Field({}, description="Replace the file's, which may be for another backend.")
+    system_prompt: str | None = Field(None, description="Replaces the file's.")
+    image_tag: str | None = Field(None, description="Replaces the file's.")
+    price: PriceSettings | None = Field(None, description="US dollars per million tokens of this model.")
+    fallback: list[str] = Field(
+        [], description="Models that answer the items that this one cannot, in this order: see docs/models.md."
+    )
+    idle_unload: float | None = Field(None, gt=0, description="Replaces the file's.")
+
+
+class _Models(Block):
+    """The models, and their parameters."""
 
     backend: str = Field(
         "openvino",
@@ -349,16 +369,11 @@ class Settings(Block):
     idle_unload: float | None = Field(
         None, gt=0, description="Seconds without a call after which an engine of this machine is unloaded."
     )
-    reasoning: Literal["separate", "inline"] = Field(
-        "separate",
-        description="`separate`: reasoning is removed from the answers and kept separately. `inline`: an answer is the "
-        "exact text of the model or endpoint, including reasoning.",
-    )
-    client_limits: ClientLimits = Field(
-        ClientLimits(),
-        description="Limits of a call's choices: `max_tokens` (also applies to calls without it) and `models` (a "
-        "list of names).",
-    )
+
+
+class _Prompts(Block):
+    """What each prompt gets."""
+
     system_prompt: str = Field("", description="The system prompt of calls without one.")
     image_tag: str | None = Field(
         None, description="The text in a prompt that images replace; null: see `image_position`."
@@ -366,11 +381,28 @@ class Settings(Block):
     image_position: Literal["after", "before"] = Field(
         "after", description="The place of images without a tag: after or before the prompt's text."
     )
-    on_error: Literal["report", "raise"] = Field(
-        "report", description="`raise`: one failed item makes the whole call an error."
+    fetch_images: bool = Field(
+        False,
+        description="Download web images on this machine, from public addresses only, instead of passing on their "
+        "URLs. Local engines always download.",
     )
-    unsupported: Literal["warn", "error"] = Field(
-        "warn", description="The effect of a parameter that a backend does not support."
+    max_image_pixels: int = Field(
+        89_000_000, ge=1, description="Most pixels of an image; larger ones are refused before they are decoded."
+    )
+    max_image_memory: int = Field(
+        1 << 30,
+        ge=1 << 20,
+        description="Bytes of memory for decoding images at the same time; a larger image is decoded alone.",
+    )
+
+
+class _Answers(Block):
+    """What becomes of answers and failures."""
+
+    reasoning: Literal["separate", "inline"] = Field(
+        "separate",
+        description="`separate`: reasoning is removed from the answers and kept separately. `inline`: an answer is the "
+        "exact text of the model or endpoint, including reasoning.",
     )
     schema_retries: int = Field(
         1, ge=0, le=10, description="Number of retries for an answer that does not satisfy its schema."
@@ -380,6 +412,17 @@ class Settings(Block):
         description="Keep complete answers at temperature 0 on disk and never pay for them again: `true`, the path of "
         "a file, or `all` for answers at any temperature.",
     )
+    on_error: Literal["report", "raise"] = Field(
+        "report", description="`raise`: one failed item makes the whole call an error."
+    )
+    unsupported: Literal["warn", "error"] = Field(
+        "warn", description="The effect of a parameter that a backend does not support."
+    )
+
+
+class _Money(Block):
+    """What answers may cost."""
+
     price: PriceSettings | None = Field(
         None, description="US dollars per million tokens of the model; default: the prices of `genai-prices`."
     )
@@ -394,6 +437,16 @@ class Settings(Block):
         description="Ask the user before a call or job if that and all that was started without a question may cost "
         "more US dollars, if the MCP client can ask (elicitation). Requires a known price.",
     )
+
+
+class Settings(_Money, _Answers, _Prompts, _Models):
+    """The whole file."""
+
+    client_limits: ClientLimits = Field(
+        ClientLimits(),
+        description="Limits of a call's choices: `max_tokens` (also applies to calls without it) and `models` (a "
+        "list of names).",
+    )
     call_timeout: float | None = Field(
         None, gt=0, description="Most seconds for a call; unanswered items are returned as errors."
     )
@@ -402,6 +455,13 @@ class Settings(Block):
         gt=0,
         description="Seconds after which a call returns the answers so far; the rest continues as a job, which "
         "`bulk_results` reads. For clients that give up after a minute.",
+    )
+    max_result_bytes: int | None = Field(
+        None,
+        ge=0,
+        description="Largest result of a call in bytes; a larger one is returned as its first answers and a job with "
+        "all of them. null: 24 MiB over HTTP; over stdio 9 MiB, because some clients end a session at 10 MiB, and "
+        "no limit for clients that are known to have none. 0: no limit.",
     )
     allowed_roots: list[str] | None = Field(
         None,
@@ -412,26 +472,6 @@ class Settings(Block):
         [],
         description="Hosts or addresses that `generation_init` may choose for the text of local files. Others get it "
         "only if the client's user agrees; the endpoints of this file and of PROMPTMILL_ENDPOINTS always do.",
-    )
-    fetch_images: bool = Field(
-        False,
-        description="Download web images on this machine, from public addresses only, instead of passing on their "
-        "URLs. Local engines always download.",
-    )
-    max_image_pixels: int = Field(
-        89_000_000, ge=1, description="Most pixels of an image; larger ones are refused before they are decoded."
-    )
-    max_result_bytes: int | None = Field(
-        None,
-        ge=0,
-        description="Largest result of a call in bytes; a larger one is returned as its first answers and a job with "
-        "all of them. null: 24 MiB over HTTP; over stdio 9 MiB, because some clients end a session at 10 MiB, and "
-        "no limit for clients that are known to have none. 0: no limit.",
-    )
-    max_image_memory: int = Field(
-        1 << 30,
-        ge=1 << 20,
-        description="Bytes of memory for decoding images at the same time; a larger image is decoded alone.",
     )
 
     @model_validator(mode="before")

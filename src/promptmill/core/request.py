@@ -364,11 +364,8 @@ def replacing_choices(changes: JsonObject) -> JsonDict:
     return ({} if changes.get("response_format") is None else {"choices": None}) | dict(changes)
 
 
-class Sampling(BaseModel):
-    """Parameters for choosing tokens. The engine or endpoint decides those that are not set.
-
-    Names follow OpenAI's chat completions; `top_k`, `min_p` and `repetition_penalty` follow vLLM.
-    """
+class _TokenChoice(BaseModel):
+    """How each token is chosen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -376,6 +373,24 @@ class Sampling(BaseModel):
     top_p: float | None = Field(
         None, gt=0, le=1, description="Choose among the likeliest tokens of this joint probability."
     )
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="Makes random choices repeatable, item by item.")
+    presence_penalty: float | None = Field(None, ge=-2, le=2, description="Make tokens that occurred less likely.")
+    frequency_penalty: float | None = Field(
+        None, ge=-2, le=2, description="Make tokens less likely, in proportion to their occurrences."
+    )
+    top_k: int | None = Field(None, ge=-1, description="Choose among this many likeliest tokens; 0 or -1 for all.")
+    min_p: float | None = Field(None, ge=0, le=1, description="Leave out tokens below this share of the likeliest one.")
+    repetition_penalty: float | None = Field(
+        None, gt=0, description="Divide the score of tokens that occurred; 1 is off."
+    )
+
+
+class Sampling(_TokenChoice):
+    """Parameters for choosing tokens. The engine or endpoint decides those that are not set.
+
+    Names follow OpenAI's chat completions; `top_k`, `min_p` and `repetition_penalty` follow vLLM.
+    """
+
     max_tokens: int | None = Field(None, ge=1, description="Longest answer, in tokens.")
     stop: Annotated[list[str] | None, BeforeValidator(_list_of_stops)] = Field(
         None, description="End the answer before any of these texts."
@@ -383,22 +398,12 @@ class Sampling(BaseModel):
     n: Annotated[int | None, AfterValidator(_none_for_one)] = Field(
         None, ge=1, le=128, description="Number of answers to each prompt; `answers` holds all of them."
     )
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="Makes random choices repeatable, item by item.")
-    presence_penalty: float | None = Field(None, ge=-2, le=2, description="Make tokens that occurred less likely.")
-    frequency_penalty: float | None = Field(
-        None, ge=-2, le=2, description="Make tokens less likely, in proportion to their occurrences."
-    )
     response_format: JsonDict | None = Field(None, description="OpenAI's `response_format`: JSON mode or a schema.")
     choices: Annotated[list[str] | None, BeforeValidator(list_of_choices)] = Field(
         None, description="The answer is one of these texts; takes the place of `response_format`."
     )
     reasoning_effort: str | None = Field(
         None, description="How long a reasoning model thinks: `low`, `medium`, `high`, …"
-    )
-    top_k: int | None = Field(None, ge=-1, description="Choose among this many likeliest tokens; 0 or -1 for all.")
-    min_p: float | None = Field(None, ge=0, le=1, description="Leave out tokens below this share of the likeliest one.")
-    repetition_penalty: float | None = Field(
-        None, gt=0, description="Divide the score of tokens that occurred; 1 is off."
     )
     enable_thinking: bool | None = Field(None, description="Whether a model that can reason does so before its answer.")
     reasoning: Literal["separate", "inline"] | None = Field(

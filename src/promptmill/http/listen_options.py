@@ -14,51 +14,12 @@ from promptmill.core.errors import Named, config_error
 from promptmill.http.address import Address, HostAllowlist, is_loopback, url
 from promptmill.http.app import Rules
 from promptmill.http.listener import tls_context
-from promptmill.http.token import HOW_TO_MAKE_ONE, VARIABLE, Token, find_token
+from promptmill.http.token import HOW_TO_MAKE_ONE, VARIABLE, find_token
 
 _FORM = re.compile(r"([0-9]{1,12})\s*(?:([kmg])(i?)b?|b)?", re.IGNORECASE)
 _BINARY = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 _DECIMAL = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 _LEAST, _MOST = 64 << 10, 2 << 30
-
-
-@dataclass(frozen=True, slots=True)
-class HttpOptions:
-    """The HTTP options of `serve`, read and checked."""
-
-    address: Address
-    token: Token | None
-    allowed_hosts: tuple[str, ...]
-    max_body: int
-    tls: ssl.SSLContext | None
-    access_log: bool
-
-    @classmethod
-    def read(
-        cls,
-        address: str,
-        *,
-        token_file: Path | None,
-        token_env: str | None,
-        allowed_hosts: Sequence[str],
-        max_body: str | None,
-        tls_cert: Path | None,
-        tls_key: Path | None,
-        access_log: bool,
-        environ: MutableMapping[str, str],
-    ) -> HttpOptions:
-        """Read the options of `serve`; remove the token from `environ`. Raises `PromptmillError` (`invalid_config`)."""
-        if tls_key is not None and tls_cert is None:
-            raise config_error(Named("tls_key"), "needs ", Named("tls_cert", "PATH"), " as well.")
-        return cls(
-            Address.parse(address),
-            find_token(token_file, token_env, environ),
-            tuple(allowed_hosts),
-            # the SDK parses at up to 6 ns a byte on the event loop
-            32 << 20 if max_body is None else parse_size(max_body),
-            None if tls_cert is None else tls_context(tls_cert, tls_key),
-            access_log,
-        )
 
 
 def parse_size(text: str) -> int:
@@ -78,7 +39,7 @@ def parse_size(text: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class BoundServer:
-    """The options with their sockets open. `greeting` is a line for people, with the URL."""
+    """The options of a server with its sockets open. `greeting` is a line for people, with the URL."""
 
     sockets: list[socket.socket]
     rules: Rules
@@ -88,32 +49,45 @@ class BoundServer:
 
 
 @contextlib.contextmanager
-def opened(options: HttpOptions) -> Iterator[BoundServer]:
-    """Listen according to `options` until the block ends.
+def opened(
+    address: str,
+    *,
+    token_file: Path | None,
+    token_env: str | None,
+    allowed_hosts: Sequence[str],
+    max_body: str | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    access_log: bool,
+    environ: MutableMapping[str, str],
+) -> Iterator[BoundServer]:
+    """Read the options of `serve`, remove the token from `environ`, and listen until the block ends.
 
-    Raises `PromptmillError` (`invalid_config`) when that is impossible, or when other machines could call without a
-    token.
+    Raises `PromptmillError` (`invalid_config`) for an invalid option, when it is impossible to listen, or when other
+    machines could call without a token.
     """
-    sockets = options.address.bind()
+    if tls_key is not None and tls_cert is None:
+        raise config_error(Named("tls_key"), "needs ", Named("tls_cert", "PATH"), " as well.")
+    where, token = Address.parse(address), find_token(token_file, token_env, environ)
+    # the SDK parses at up to 6 ns a byte on the event loop
+    most = 32 << 20 if max_body is None else parse_size(max_body)
+    tls = None if tls_cert is None else tls_context(tls_cert, tls_key)
+    sockets = where.bind()
     try:
-        if options.token is None and not is_loopback(sockets):
+        if token is None and not is_loopback(sockets):
             raise config_error(
                 Named("http"),
-                f"other machines can reach {options.address}, so a token is needed. Put it into the environment "
-                f"variable {VARIABLE}, or name another variable with ",
+                f"other machines can reach {where}, so a token is needed. Put it into the environment variable "
+                f"{VARIABLE}, or name another variable with ",
                 Named("token_env"),
                 ", or a file with ",
                 Named("token_file"),
                 f". {HOW_TO_MAKE_ONE} Or listen on 127.0.0.1.",
             )
-        where = url(options.address, sockets, tls=options.tls is not None)
-        who = (
-            "for clients that have the token"
-            if options.token
-            else "for every program on this machine (no token is set)"
-        )
-        rules = Rules(HostAllowlist(options.address, sockets, options.allowed_hosts), options.token, options.max_body)
-        yield BoundServer(sockets, rules, options.tls, options.access_log, f"serving MCP at {where}, {who}")
+        who = "for clients that have the token" if token else "for every program on this machine (no token is set)"
+        rules = Rules(HostAllowlist(where, sockets, allowed_hosts), token, most)
+        greeting = f"serving MCP at {url(where, sockets, tls=tls is not None)}, {who}"
+        yield BoundServer(sockets, rules, tls, access_log, greeting)
     finally:
         for listener in sockets:
             listener.close()

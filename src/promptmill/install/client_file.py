@@ -21,7 +21,6 @@ from promptmill.install.file_steps import Step, backup_of, keep, put_back, remov
 # VS Code's files may have comments, and commas after the last member.
 _COMMENT = re.compile(r'"(?:[^"\\]|\\.)*+"?|//[^\n]*|/\*.*?(?:\*/|\Z)', re.DOTALL)
 _LAST_COMMA = re.compile(r'"(?:[^"\\]|\\.)*+"?|,(?=\s*+[}\]])', re.DOTALL)
-_SPACE, _COMMA = re.compile(r"\s*"), re.compile(r"\s*,")
 _BOM = "\ufeff"
 _DECODER = json.JSONDecoder()
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]+")
@@ -47,7 +46,7 @@ def install(file: Path, key: str, name: str, added: JsonObject) -> list[Step]:
 def written(file: Path, key: str, name: str, entry: JsonObject) -> str:
     """Return `entry` as it is written into `file`."""
     if file.suffix == ".toml":
-        return _TomlFile("", {}, key).with_entry(name, entry)
+        return _TomlFile("", key).with_entry(name, entry)
     return json.dumps({name: entry}, indent=2, ensure_ascii=False)
 
 
@@ -74,13 +73,13 @@ def undo(file: Path, key: str, name: str) -> list[Step]:
     if name not in found.servers:
         return []
     if not copy.exists():
-        left = found.without(name)
-        is_empty = "".join(left.strip(_BOM).split()) in {"", "{}"}
-        return [remove(file) if is_empty else _rewrite(file, key, left)]
+        is_all = len(found.servers) == 1 and not found.holds_more
+        return [remove(file) if is_all else _rewrite(file, key, found.without(name))]
     before = _read(copy, key, file.suffix)
     if before.with_entry(name, found.servers[name]) == found.text:
         return [put_back(file, copy)]
-    return [_rewrite(file, key, found.restored(name, before))]
+    earlier = before.servers.get(name)
+    return [_rewrite(file, key, found.without(name) if earlier is None else found.with_entry(name, earlier))]
 
 
 def _read(file: Path, key: str, suffix: str = "") -> _File:
@@ -109,7 +108,7 @@ def _rewrite(file: Path, key: str, text: str, words: str = "") -> Step:
 
 def _parsed(text: str, key: str, suffix: str) -> _File:
     """Return the file with this text; `key` is the servers'. Raises `ValueError`, `RecursionError`."""
-    found = _TomlFile.parse(text, key) if suffix == ".toml" else _JsonFile.parse(text, key)
+    found = _TomlFile(text, key) if suffix == ".toml" else _JsonFile(text, key)
     if not isinstance(found.servers, dict):
         raise ValueError(f"{key} should be an object, not {shape(found.servers)}")
     return found
@@ -127,50 +126,39 @@ class _Member(NamedTuple):
     end: int
 
 
-class _JsonFile(NamedTuple):
-    """A JSON file. `bare` is `text` with comments blanked out; `plain` has no trailing commas either."""
+class _JsonFile:
+    """A JSON file with comments. `servers` are the entries by their names. Raises `ValueError`, `RecursionError`."""
 
-    text: str
-    bare: str
-    plain: str
-    content: JsonDict
-    key: str
-
-    @classmethod
-    def parse(cls, text: str, key: str) -> _JsonFile:
-        """Return the file with this text. Raises `ValueError`, `RecursionError`."""
-        bare = _COMMENT.sub(_blank, text.replace(_BOM, " ", 1))
-        plain = _LAST_COMMA.sub(_blank, bare)
+    def __init__(self, text: str, key: str) -> None:
+        self.text, self._key = text, key
+        self._bare = _COMMENT.sub(_blank, text.replace(_BOM, " ", 1))
+        self._plain = _LAST_COMMA.sub(_blank, self._bare)
         try:
-            content = json.loads(plain, object_pairs_hook=_without_twins) if plain.strip() else {}
+            content = json.loads(self._plain, object_pairs_hook=_without_twins) if self._plain.strip() else {}
         except json.JSONDecodeError as error:
             why = f"{error.msg[0].lower()}{error.msg[1:]}"
             raise ValueError(f"line {error.lineno}, column {error.colno} is not valid JSON: {why}") from None
         if not isinstance(content, dict):
             raise ValueError(f"it should be an object, not {shape(content)}")
-        return cls(text, bare, plain, content, key)
-
-    @property
-    def servers(self) -> JsonDict:
-        """The entries by their names."""
-        found: JsonDict = self.content.get(self.key, {})
-        return found
+        self.servers: JsonDict = content.get(key, {})
+        self.holds_more = bool(content.keys() - {key}) or self._bare.strip() != text.strip(_BOM).strip()
+        """Whether it holds anything but the servers, such as comments."""
 
     def with_entry(self, name: str, entry: JsonObject) -> str:
-        """Return the text with `entry` under `name`."""
-        if self.key not in self.content:
-            return self._with_member((), self.key, {name: entry})
-        members, _ = self._members(self.key)
-        if name not in members:
-            return self._with_member((self.key,), name, entry)
-        member = members[name]
+        """Return the text with `entry` under `name`, a new one as the first."""
+        if not self._plain.strip():
+            return f"{self.text}{self._json_text({self._key: {name: entry}}, 0)}{_line_end(self.text)}"
+        top = self._plain.index("{")
+        servers = self._members(top).get(self._key)
+        if servers is None:
+            return self._with_first(top, self._key, {name: entry}, 1)
+        if (member := self._members(servers.value).get(name)) is None:
+            return self._with_first(servers.value, name, entry, 2)
         return self.text[: member.value] + self._json_text(entry, 2) + self.text[member.end :]
 
-    def without(self, name: str, *, empty: bool = False) -> str:
-        """Return the text without the entry; an object of servers that becomes empty is removed, unless `empty`."""
-        members, _ = self._members(self.key)
-        if len(members) == 1 and not empty:
-            name, (members, _) = self.key, self._members()
+    def without(self, name: str) -> str:
+        """Return the text without the entry."""
+        members = self._members(self._members(self._plain.index("{"))[self._key].value)
         text, member = self.text, members[name]
         begin, end = len(text[: member.key].rstrip()), member.end
         before = [other.end for other in members.values() if other.end < begin]
@@ -180,62 +168,36 @@ class _JsonFile(NamedTuple):
             return text[:comma] + text[comma + 1 : begin] + text[end:]
         return text[:begin] + text[end:]
 
-    def restored(self, name: str, before: _File) -> str:
-        """Return the text with the entry as it is in the file `before`, or without it."""
-        assert isinstance(before, _JsonFile)
-        if name not in before.servers:
-            return self.without(name, empty=self.key in before.content)
-        old, new = before._members(self.key)[0][name], self._members(self.key)[0][name]
-        return self.text[: new.value] + before.text[old.value : old.end] + self.text[new.end :]
+    def _with_first(self, at: int, name: str, value: JsonObject, depth: int) -> str:
+        """Return the text with a new member at the beginning of the object at `at`."""
+        line, rest = _line_end(self.text), self.text[at + 1 :]
+        member = f"{json.dumps(name, ensure_ascii=False)}: {self._json_text(value, depth)}"
+        is_empty = self._plain[self._after(at + 1)] == "}"
+        if not rest.lstrip(" \t").startswith(("\r", "\n", "/")):  # the first member or the brace is on the same line
+            rest = line + self._indent() * (depth - is_empty) + rest
+        return f"{self.text[: at + 1]}{line}{self._indent() * depth}{member}{'' if is_empty else ','}{rest}"
 
-    def _with_member(self, path: tuple[str, ...], name: str, value: JsonObject) -> str:
-        """Return the text with a new member at the end of the object at `path`."""
-        text = self.text
-        line, depth = _line_end(text), len(path) + 1
-        if not text.strip(_BOM).strip():
-            return f"{text}{self._json_text({name: value}, 0)}{line}"
-        written = f"{json.dumps(name, ensure_ascii=False)}: {self._json_text(value, depth)}"
-        member = f"{line}{self._indent() * depth}{written}"
-        members, close = self._members(*path)
-        before = len(text[:close].rstrip())
-        if members:
-            last = max(member.end for member in members.values())
-            head = text[:last] + ("," if self._comma_after(last) is None else "") + text[last:before]
-        else:
-            head = text[:before]
-        gap = text[before:close] if "\n" in text[before:close] else line + self._indent() * (depth - 1)
-        return head + member + gap + text[close:]
-
-    def _members(self, *path: str) -> tuple[dict[str, _Member], int]:
-        """Return the members of the object at `path`, and the position of its closing brace."""
-        at = self._after(0)
-        for key in path:
-            at = self._members_at(at)[0][key].value
-        return self._members_at(at)
-
-    def _members_at(self, at: int) -> tuple[dict[str, _Member], int]:
-        """Return the same for the object that begins at `at`."""
+    def _members(self, at: int) -> dict[str, _Member]:
+        """Return the members of the object that begins at `at`."""
         found: dict[str, _Member] = {}
         at = self._after(at + 1)
-        while self.plain[at] != "}":
+        while self._plain[at] != "}":
             begin = at
-            key, at = _DECODER.raw_decode(self.plain, at)
+            key, at = _DECODER.raw_decode(self._plain, at)
             value = self._after(self._after(at) + 1)
-            _, end = _DECODER.raw_decode(self.plain, value)
+            _, end = _DECODER.raw_decode(self._plain, value)
             found[key] = _Member(begin, value, end)
             at = self._after(end)
-            if self.plain[at] == ",":
+            if self._plain[at] == ",":
                 at = self._after(at + 1)
-        return found, at
+        return found
 
     def _after(self, at: int) -> int:
-        match = _SPACE.match(self.plain, at)
-        return at if match is None else match.end()
+        return len(self._plain) - len(self._plain[at:].lstrip())
 
     def _comma_after(self, at: int) -> int | None:
-        """Return the position of the comma after a value."""
-        match = _COMMA.match(self.bare, at)
-        return None if match is None else match.end() - 1
+        rest = self._bare[at:].lstrip()
+        return len(self._bare) - len(rest) if rest.startswith(",") else None
 
     def _json_text(self, value: Any, depth: int) -> str:
         """Return `value` as JSON with the indentation of the file, for an object at `depth`."""
@@ -262,68 +224,48 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> JsonDict:
     return found
 
 
-class _TomlFile(NamedTuple):
+class _TomlFile:
     """A TOML file, in which each entry is a table `[key.name]`, with tables below it, such as `env`."""
 
-    text: str
-    content: JsonDict
-    key: str
-
-    @classmethod
-    def parse(cls, text: str, key: str) -> _TomlFile:
-        """Return the file with this text. Raises `ValueError`."""
+    def __init__(self, text: str, key: str) -> None:
+        self.text, self._key = text, key
         try:
-            return cls(text, tomllib.loads(text), key)
+            content = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise ValueError(f"it is not valid TOML: {error}") from None
-
-    @property
-    def servers(self) -> JsonDict:
-        """The entries by their names."""
-        found: JsonDict = self.content.get(self.key, {})
-        return found
+        self.servers: JsonDict = content.get(key, {})
+        self.holds_more = bool(content.keys() - {key}) or "#" in text
 
     def with_entry(self, name: str, entry: JsonObject) -> str:
         """Return the text with `entry` under `name`; tables below it stay."""
         line = _line_end(self.text)
-        table = f"[{self.key}.{name if _PLAIN_KEY.fullmatch(name) else json.dumps(name)}]{line}"
+        table = f"[{self._key}.{name if _PLAIN_KEY.fullmatch(name) else json.dumps(name)}]{line}"
         table += "".join(
             f"{field} = {json.dumps(value, ensure_ascii=False)}{line}"
             for field, value in entry.items()
             if isinstance(value, str | int | float | list)
         )
-        before, _, after = self._parts(name)
+        before, after = self._around(name, r"\s*\]")
         gap = "" if not before or before.endswith(line * 2) else line if before.endswith(line) else line * 2
         return f"{before}{gap}{table}{line if after else ''}{after}"
 
     def without(self, name: str) -> str:
         """Return the text without the entry and the tables below it."""
-        before, _, after = self._parts(name, below=True)
-        return before + after
+        return "".join(self._around(name, r"\s*[.\]]"))
 
-    def restored(self, name: str, before: _File) -> str:
-        """Return the text with the entry as it is in the file `before`, or without it."""
-        assert isinstance(before, _TomlFile)
-        _, old, _ = before._parts(name, below=True)
-        start, _, end = self._parts(name, below=True)
-        return start + old + end
-
-    def _parts(self, name: str, *, below: bool = False) -> tuple[str, str, str]:
-        """Return the text before, in and after the table of the entry; without the table all text is before.
-
-        With `below` the tables `[key.name.…]` are part of it.
-        """
-        own = rf"\[\s*{re.escape(self.key)}\s*\.\s*(?:{re.escape(name)}|\"{re.escape(name)}\")"
-        heads = re.compile(own + (r"\s*[.\]]" if below else r"\s*\]"))
+    def _around(self, name: str, end: str) -> tuple[str, str]:
+        """Return the text before and after the tables of the entry, whose heads end with `end`."""
+        heads = re.compile(rf"\[\s*{re.escape(self._key)}\s*\.\s*(?:{re.escape(name)}|\"{re.escape(name)}\"){end}")
         before: list[str] = []
-        within: list[str] = []
         after: list[str] = []
-        inside = False
+        inside = was_inside = False
         for line in self.text.splitlines(keepends=True):
             if line.lstrip().startswith("["):
                 inside = heads.match(line.strip()) is not None
-            (within if inside else after if within else before).append(line)
-        return "".join(before), "".join(within), "".join(after)
+            was_inside |= inside
+            if not inside:
+                (after if was_inside else before).append(line)
+        return "".join(before), "".join(after)
 
 
 _File: TypeAlias = _JsonFile | _TomlFile

@@ -5,12 +5,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import mcp_types
 import orjson
@@ -18,8 +17,6 @@ import yaml
 from fastmcp import FastMCP
 from fastmcp.apps.config import UI_EXTENSION_ID
 from fastmcp.prompts import Prompt
-from fastmcp.prompts.base import PromptResult
-from fastmcp.resources.base import ResourceResult
 from fastmcp.server.extensions import MethodBinding, ServerExtension
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 from mcp.server.caching import CacheHint
@@ -122,7 +119,7 @@ def create_server(
         mask_error_details=True,
         website_url=_WEBSITE,
         icons=[_icon()],
-        middleware=[CallLog(telemetry), PlainArguments(), _CheckedArguments()],
+        middleware=[CallLog(telemetry), PlainArguments()],
         dereference_schemas=False,  # a schema contains its references
     )
     running_jobs = running_jobs_of(service)
@@ -221,37 +218,6 @@ def _add_skill(mcp: FastMCP) -> None:
 
     mcp.add_extension(_Skills())
     mcp.add_middleware(_SkillAnnounced())
-
-
-class _CheckedArguments(Middleware):
-    """Answers wrong arguments of prompts and resources with -32602; FastMCP logs a stack trace, and answers -32603."""
-
-    async def on_get_prompt(
-        self,
-        context: MiddlewareContext[mcp_types.GetPromptRequestParams],
-        call_next: CallNext[mcp_types.GetPromptRequestParams, PromptResult],
-    ) -> PromptResult:
-        """Name the arguments that are missing."""
-        fastmcp, given = context.fastmcp_context, context.message.arguments or {}
-        prompt = None if fastmcp is None else await fastmcp.fastmcp.get_prompt(context.message.name)
-        if prompt is not None:
-            required = [argument.name for argument in prompt.arguments or () if argument.required]
-            if missing := [f"`{name}`" for name in required if name not in given]:
-                raise MCPError(mcp_types.INVALID_PARAMS, f"The prompt {prompt.name} needs {' and '.join(missing)}.")
-        return await call_next(context)
-
-    async def on_read_resource(
-        self,
-        context: MiddlewareContext[mcp_types.ReadResourceRequestParams],
-        call_next: CallNext[mcp_types.ReadResourceRequestParams, ResourceResult],
-    ) -> ResourceResult:
-        """Name an `offset` that is no number."""
-        for offset in parse_qs(urlsplit(str(context.message.uri)).query, keep_blank_values=True).get("offset", ()):
-            if not re.fullmatch("[0-9]{1,18}", offset):
-                raise MCPError(
-                    mcp_types.INVALID_PARAMS, f"`offset` is {offset[:40]!r}; it is the number of a row, from 0."
-                )
-        return await call_next(context)
 
 
 class _SkillAnnounced(Middleware):

@@ -11,8 +11,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar
 
-import orjson
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, Field, WithJsonSchema
 
 from promptmill.config.backends import BACKENDS
 from promptmill.core.bounds import MOST_VALUES
@@ -54,29 +53,6 @@ def a_list(*, of: dict[str, Any], description: str, examples: list[Any]) -> With
     return WithJsonSchema({"type": "array", "items": of, "description": description, "examples": examples})
 
 
-def _as_list_or_object(value: object) -> object:
-    """Read a list or object that arrives as a JSON string, as some language models send it.
-
-    Raises `ValueError` for one that may hold more than 300,000 values: 60 MB of them would take 2 GB and 15 seconds.
-    """
-    if not isinstance(value, str) or value.lstrip()[:1] not in {"[", "{"}:
-        return value
-    if len(value) > MOST_VALUES and sum(map(value.count, "[{,")) > MOST_VALUES:
-        raise ValueError(f"is a text that may hold more than {MOST_VALUES:,} values; send a list or an object.")
-    try:
-        return orjson.loads(value)
-    except orjson.JSONDecodeError:
-        return value
-
-
-Loose = BeforeValidator(_as_list_or_object)
-
-
-def null_is(default: object) -> BeforeValidator:
-    """Return a validator that reads `null` as the default: some models send it for an argument that they leave out."""
-    return BeforeValidator(lambda value: default if value is None else value)
-
-
 Prompts = Annotated[
     Any,  # messages are accepted too, but strict function calling refuses a schema with `anyOf`
     a_list(
@@ -88,7 +64,6 @@ Prompts = Annotated[
 ]
 SystemPrompt = Annotated[
     str,
-    null_is(""),
     Field(
         description="System prompt for every prompt of this call. Leave it out to use the configured one.",
         examples=["Answer in one word."],
@@ -112,7 +87,6 @@ MaxCost = Annotated[
 ]
 CallSampling = Annotated[
     dict[str, Any] | None,
-    Loose,
     Field(
         description="Sampling parameters that override the configured ones in this call; leave it out to change none. "
         "Names: temperature, top_p, max_tokens, stop, seed and the like, and OpenAI's tools, tool_choice, logprobs. "
@@ -122,7 +96,6 @@ CallSampling = Annotated[
 ]
 Choices = Annotated[
     list[str] | None,
-    Loose,
     Field(
         description="A short form of `answer_schema`, instead of it: every answer is exactly one of these texts, such "
         'as ["positive", "negative"]. Leave it out for free text.',
@@ -130,7 +103,6 @@ Choices = Annotated[
 ]
 AnswerSchema = Annotated[
     dict[str, Any] | None,
-    Loose,
     Field(
         description="JSON Schema that every answer must satisfy; answers are then JSON texts. Leave it out for free "
         "text. Describe fields with `description`, and set `additionalProperties: false`.",
@@ -179,7 +151,6 @@ Messages = Annotated[
 ]
 BackendConfigs = Annotated[
     dict[str, Any],
-    Loose,
     Field(
         description="Settings by backend name, which override the configured ones key by key; {} changes none. Keys of "
         "`openai`: model_name, base_url, api_key_env (the variable that holds the key), concurrency, retries, rpm, "
@@ -195,7 +166,6 @@ BackendConfigs = Annotated[
 ]
 SamplingParams = Annotated[
     dict[str, Any],
-    Loose,
     Field(
         description="Sampling parameters; {} keeps the configured ones, any other object replaces all of them. "
         f"Names: {', '.join(Sampling.model_fields)}.",
@@ -204,7 +174,6 @@ SamplingParams = Annotated[
 ]
 ExtraParams = Annotated[
     dict[str, Any] | None,
-    Loose,
     Field(
         description="Further parameters, passed unchanged to the engine or in the request body. Rarely needed; left "
         "out or {}: the configured ones apply.",
@@ -222,7 +191,6 @@ class Sent(str):
 DEFAULT_BACKEND = "vllm"
 BackendName = Annotated[
     str,
-    null_is(""),
     AfterValidator(lambda name: Sent(name) if name else DEFAULT_BACKEND),
     Field(
         description="The backend for all later calls. Left out: the configured one stays, unless "
@@ -240,27 +208,6 @@ JobId = Annotated[
         examples=["prompts-1f0c9a7b2e"],
     ),
 ]
-
-
-def list_of(value: object, name: str) -> list[Any]:
-    """Return the argument as a list; a single text or object becomes a list of one. Raises `PromptmillError`."""
-    try:
-        value = _as_list_or_object(value)
-    except ValueError as error:
-        raise input_error(f"{name} {error}") from None
-    if isinstance(value, str | dict):
-        return [value]
-    if not isinstance(value, list):
-        raise input_error(f"{name} is {shape(value)}; send a list.")
-    return value
-
-
-def turns_of(messages: object) -> list[Any]:
-    """Return the argument as a list of turns; a single object becomes a list of one. Raises `PromptmillError`."""
-    turns = list_of(messages, "messages")
-    if isinstance(messages, str) and turns == [messages]:
-        raise input_error('messages is a text; send a list of turns: [{"role": "user", "content": "…"}].')
-    return turns
 
 
 async def conversations(prompts: Sequence[Any]) -> list[Conversation]:
@@ -307,10 +254,6 @@ async def _read(items: Sequence[Any], read: Callable[[], T]) -> T:
 
 def _sources(item: object, where: str) -> list[str]:
     """Return the images of one prompt; a single image becomes a list of one."""
-    try:
-        item = _as_list_or_object(item)
-    except ValueError as error:
-        raise input_error(f"{where} {error}") from None
     if isinstance(item, str):
         return [item]
     if isinstance(item, list) and all(isinstance(source, str) for source in item):

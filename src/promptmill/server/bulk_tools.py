@@ -190,7 +190,6 @@ def add_bulk_tools(
         *,
         input_file: Annotated[
             str,
-            arguments.null_is(""),
             Field(
                 description="A file on the server's machine, inside its folders: .csv, .parquet or .jsonl, whose rows "
                 "hold `prompt` or `messages`, unless `prompt` or `prompt_column` is given. .jsonl may have "
@@ -200,7 +199,6 @@ def add_bulk_tools(
         ] = "",
         output_file: Annotated[
             str,
-            arguments.null_is(""),
             Field(
                 description="The file for the answers: .jsonl, or the input's format; it must be new. Written at the "
                 "job's end, in input order: each input row plus `answer`, `error`, `usage`, `finish_reason`. May be "
@@ -233,8 +231,6 @@ def add_bulk_tools(
         ] = None,
         files: Annotated[
             list[str] | None,
-            BeforeValidator(lambda files: [files] if isinstance(files, str) else files),
-            arguments.Loose,
             Field(
                 description="Paths, folders or patterns of texts, images or PDFs inside the server's folders, if "
                 "`input_file` is left out: `prompt` goes out for each text, with {{content}} and {{path}}; without "
@@ -247,9 +243,7 @@ def add_bulk_tools(
             Literal["text", "images"] | None,
             Field(description="What is sent of PDFs in `files`; left out: their text, or the pages of scans."),
         ] = None,
-        limit: Annotated[
-            int, Field(ge=0, description="Process only the first N rows; all unless given."), arguments.null_is(0)
-        ] = 0,
+        limit: Annotated[int, Field(ge=0, description="Process only the first N rows; all unless given.")] = 0,
         again: Annotated[
             Again | None,
             Field(
@@ -259,22 +253,18 @@ def add_bulk_tools(
         ] = None,
         keep: Annotated[
             bool,
-            arguments.null_is(False),
             Field(description="Keep answers made with other settings; later rows note the change. False unless given."),
         ] = False,
         max_failures: Annotated[
             str,
-            arguments.null_is(""),
             Field(description="Stop when more rows than this fail; never unless given.", examples=["100", "5%"]),
         ] = "",
         dedupe: Annotated[
             bool,
-            arguments.null_is(False),
             Field(description="Send identical rows at temperature 0 only once; false unless given."),
         ] = False,
         validate: Annotated[
             bool,
-            arguments.null_is(False),
             Field(description="Only check the rows and estimate tokens, without sending requests; false unless given."),
         ] = False,
         model: arguments.ModelName = None,
@@ -284,7 +274,6 @@ def add_bulk_tools(
         max_cost: arguments.MaxCost = None,
         answer_column: Annotated[
             str,
-            arguments.null_is("answer"),
             Field(description="The field for the answers; `answer` unless given, or `answer_1` if rows have `answer`."),
         ] = "answer",
     ) -> ToolResult:
@@ -322,7 +311,7 @@ def add_bulk_tools(
             order = JobOrder.of([Path(input_file or "rows")], Path(output_file), options)
             found = await running.start(
                 order,
-                prompts=None if prompts is None else arguments.list_of(prompts, "prompts"),
+                prompts=prompts,
                 files=files,
                 as_pdf=pdf,
                 validate=validate,
@@ -362,7 +351,6 @@ def _add_tools_of_a_job(
         limit: Annotated[
             int,
             Field(ge=1, le=MOST_ROWS, description="The largest number of jobs to list; 20 unless given."),
-            arguments.null_is(20),
         ] = 20,
     ) -> JsonDict:
         """Report a job's progress: `state`, rows `done` and `failed` of `total`, `errors` by code, time left `eta_s`.
@@ -386,21 +374,17 @@ def _add_tools_of_a_job(
         offset: Annotated[
             int,
             Field(ge=0, description="The first row, from 0, the default; `next_offset` for the next page."),
-            arguments.null_is(0),
         ] = 0,
         limit: Annotated[
             int,
             Field(ge=1, le=MOST_ROWS, description="The largest number of rows to return; 50 unless given."),
-            arguments.null_is(50),
         ] = 50,
         with_input: Annotated[
             bool,
-            arguments.null_is(False),
             Field(description="Also return the fields of the input rows; false unless given."),
         ] = False,
         only: Annotated[
             Literal["all", "answers", "failed"],
-            arguments.null_is("all"),
             Field(description="Return only `failed` rows, or only rows with `answers`; `all` unless given."),
         ] = "all",
         max_characters: Annotated[
@@ -410,7 +394,6 @@ def _add_tools_of_a_job(
                 description="Length of a page; further rows are on the next page. 40,000 unless given; less for a "
                 "client that cuts longer results.",
             ),
-            arguments.null_is(PAGE_CHARACTERS),
         ] = PAGE_CHARACTERS,
     ) -> ToolResult:
         """Read a job's answers page by page, in input order, also while it runs.
@@ -438,8 +421,6 @@ def _add_tools_of_a_job(
         *,
         files: Annotated[
             list[str],
-            BeforeValidator(lambda files: [files] if isinstance(files, str) else files),
-            arguments.Loose,
             Field(
                 description="Two or more outputs of the same rows, or ids of their jobs; one with `gold` or `by`.",
                 examples=[["labels-a.csv", "labels-b.csv"]],
@@ -455,8 +436,6 @@ def _add_tools_of_a_job(
         ] = None,
         field: Annotated[
             list[str] | None,
-            BeforeValidator(lambda names: [names] if isinstance(names, str) else names),
-            arguments.Loose,
             Field(
                 description="The columns, or fields of the answers, to compare; left out: all fields, or the answers."
             ),
@@ -476,7 +455,6 @@ def _add_tools_of_a_job(
         limit: Annotated[
             int,
             Field(ge=0, le=MOST_ROWS, description="The largest number of rows that differ to return; 10 unless given."),
-            arguments.null_is(10),
         ] = 10,
     ) -> ToolResult:
         """Compare answers to the same rows: agreement, and with `gold` accuracy, F1 and paired differences.
@@ -552,7 +530,6 @@ def _add_tools_of_a_job(
         ] = None,
         resume: Annotated[
             bool,
-            arguments.null_is(False),
             Field(description="Run the job of a call that was stopped or interrupted; false unless given."),
         ] = False,
     ) -> JsonDict:

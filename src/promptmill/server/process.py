@@ -22,7 +22,7 @@ from promptmill.system.runtime import descriptors, run, stay_responsive
 if TYPE_CHECKING:
     from fastmcp import FastMCP
 
-    from promptmill.http.listen_options import BoundServer, HttpOptions
+    from promptmill.http.listen_options import BoundServer
 
 _ENDING_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK")
 # Clients send SIGTERM 2 s after closing stdin and SIGKILL 2 s later (facts about the MCP SDKs).
@@ -51,15 +51,9 @@ def serve_stdio(
     return run(_serve_stdio(configuration, extend, locked=locked, metrics_port=metrics_port))
 
 
-def serve_http(configuration: Configuration, options: HttpOptions) -> int:
-    """Serve over HTTP until a signal arrives (exit code 128 + its number; it does not return then).
-
-    Raises `PromptmillError` (`invalid_config`) when the address cannot be used, or needs a token that is missing.
-    """
-    from promptmill.http.listen_options import opened
-
-    with opened(options) as bound:
-        return run(_serve_http(configuration, bound))
+def serve_http(configuration: Configuration, bound: BoundServer) -> int:
+    """Serve over HTTP until a signal arrives (exit code 128 + its number; it does not return then)."""
+    return run(_serve_http(configuration, bound))
 
 
 async def _serve_stdio(
@@ -146,7 +140,6 @@ async def _serve_http(configuration: Configuration, bound: BoundServer) -> int:
     secrets = [] if token is None else [token.secret.get_secret_value()]
     server = create_server(service, locked=True, telemetry=telemetry, secrets=secrets)
     app = App(server, bound.rules, Metrics(service))
-    # half of the descriptors; the rest is for endpoints and files
     connections = descriptors(8192) // 2  # the other half is for files and endpoints
     listening = listener(app, connections=connections, tls=bound.tls, access_log=bound.access_log)
     stay_responsive()

@@ -23,6 +23,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
@@ -48,12 +49,17 @@ _NO_CLIENT = (
 
 
 class StdioServer:
-    """The server for the client that is connected by standard input and output."""
+    """The server for the client that is connected by standard input and output.
+
+    Messages pass through two tasks, between the SDK's transport and its server:
+
+        stdin ─▶ transport ─▶ `_received` ─▶ server ─▶ `_send` ─▶ transport ─▶ `_Pipe`
+    """
 
     def __init__(self, server: FastMCP) -> None:
         self._server = server
         self._pipe = _Pipe()
-        self._outgoing: _Outgoing | None = None
+        self._client = _Client()
         self._transport: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
@@ -68,44 +74,129 @@ class StdioServer:
         if not streams.done():
             self._transport.result()
         reading, writing = streams.result()
-        self._outgoing = _Outgoing(writing, self._pipe)
         token = set_transport("stdio")
         try:
             async with self._server._lifespan_manager():
-                await self._converse(_Incoming(reading, self._outgoing), self._outgoing)
+                messages = _received(reading, writing, self._client)
+                async for item in messages:
+                    is_discovery = isinstance(item.message, mcp_types.JSONRPCRequest) and (
+                        item.message.method == "server/discover"
+                    )
+                    await self._converse(self._alone(item) if is_discovery else _with_first(item, messages), writing)
         finally:
             reset_transport(token)
 
-    async def _converse(self, incoming: _Incoming, outgoing: _Outgoing) -> None:
+    async def _alone(self, item: SessionMessage) -> AsyncIterator[SessionMessage]:
+        """Yield a request, and end when it is answered."""
+        yield item
+        await self._client.all_answered.wait()
+
+    async def _converse(self, messages: AsyncIterator[SessionMessage], writing: Any) -> None:
+        """Serve `messages`, until they end."""
+        to_server, incoming = anyio.create_memory_object_stream[SessionMessage | Exception](0)
+        outgoing, from_server = anyio.create_memory_object_stream[SessionMessage](0)
+
+        async def receive() -> None:
+            async with to_server:
+                async for item in messages:
+                    await to_server.send(item)
+
+        async def send() -> None:
+            async for item in from_server:
+                await self._client.send(item, writing)
+
         low_level = self._server._mcp_server
-        options = low_level.create_initialization_options()
-        async for item in incoming:
-            if not isinstance(item.message, mcp_types.JSONRPCRequest) or item.message.method != "server/discover":
-                incoming.put_back(item)
-                break
-            await low_level.run(_Discovery(item, outgoing), outgoing, options)
-        await low_level.run(incoming, outgoing, options)
+        async with anyio.create_task_group() as group:
+            group.start_soon(receive)
+            group.start_soon(send)
+            async with outgoing:
+                await low_level.run(incoming, outgoing, low_level.create_initialization_options())
 
     async def last_answers(self, limit_s: float) -> None:
         """Wait until the client has read all answers, including those to the requests that it sends after an answer.
 
         Waits for `limit_s` at most, and longer only while the client reads: it ends `limit_s` after the last read.
         """
-        if (outgoing := self._outgoing) is None:
-            return
-        began = time.monotonic()
-        busy_at = began if began < outgoing.answered_at + _READING_S else -math.inf
+        began, client = time.monotonic(), self._client
+        busy_at = began if began < client.answered_at + _READING_S else -math.inf
         while (now := time.monotonic()) < max(began, self._pipe.read_at) + limit_s:
-            if outgoing.is_busy():
+            if client.unanswered or client.sent > self._pipe.written:
                 busy_at = now
-            if now > max(busy_at, outgoing.answered_at) + _FOLLOW_UP_S:
+            if now > max(busy_at, client.answered_at) + _FOLLOW_UP_S:
                 return
             await asyncio.sleep(_POLL_S)
 
     def hang_up(self) -> None:
         """Send nothing more to the client."""
-        if self._outgoing is not None:
-            self._outgoing.client_has_left = True
+        self._client.has_left = True
+
+
+class _Client:
+    """What the client has sent and received.
+
+    A client that has closed its side gets no more messages. The SDK would answer every call in progress with
+    "Connection closed", and clients of its 1.x line raise an exception for that while they exit.
+    """
+
+    def __init__(self) -> None:
+        self.has_left = False
+        self.sent = 0
+        """Number of messages that the transport has taken."""
+        self.unanswered: set[Any] = set()
+        """The ids of requests without an answer so far."""
+        self.all_answered = asyncio.Event()
+        self.answered_at = -math.inf
+        """When the transport took the last answer, which it then writes."""
+
+    async def send(self, item: SessionMessage, writing: Any) -> None:
+        """Send a message unless the client has left."""
+        if self.has_left:
+            return
+        await writing.send(item)
+        self.sent += 1
+        if isinstance(item.message, mcp_types.JSONRPCResponse | mcp_types.JSONRPCError):
+            self.answered_at = time.monotonic()
+            self._settle(item.message.id)
+
+    def expect(self, message: mcp_types.JSONRPCMessage) -> None:
+        """Note a message of the client: a request gets an answer, unless the client cancels it."""
+        if isinstance(message, mcp_types.JSONRPCRequest):
+            self.unanswered.add(message.id)
+            self.all_answered.clear()
+        elif isinstance(message, mcp_types.JSONRPCNotification) and message.method == "notifications/cancelled":
+            self._settle((message.params or {}).get("requestId"))
+
+    def _settle(self, request_id: Any) -> None:
+        if isinstance(request_id, int | str):
+            self.unanswered.discard(request_id)
+        if not self.unanswered:
+            self.all_answered.set()
+
+
+async def _with_first(item: SessionMessage, others: AsyncIterator[SessionMessage]) -> AsyncIterator[SessionMessage]:
+    yield item
+    async for other in others:
+        yield other
+
+
+async def _received(reading: Any, writing: Any, client: _Client) -> AsyncIterator[SessionMessage]:
+    """Yield the messages of the client. An invalid line gets an error reply if it is a request."""
+    is_hinted = False
+    async for item in reading:
+        if isinstance(item, SessionMessage):
+            client.expect(item.message)
+            yield item
+        elif isinstance(item, ValidationError):
+            line = _unreadable_line(item)
+            if line is not None and not line.strip():  # a thread for each of a million would take minutes
+                continue
+            answer = await asyncio.to_thread(answer_to, item)  # a line of 20 MB of brackets takes seconds
+            if answer is not None:
+                await client.send(SessionMessage(answer), writing)
+            if not is_hinted and line is not None and line.lstrip()[0] not in "{[":
+                is_hinted = True
+                print(_NO_CLIENT, file=sys.stderr)
+    client.has_left = True
 
 
 class _Pipe:
@@ -151,133 +242,6 @@ async def _open(pipe: _Pipe, streams: asyncio.Future[tuple[Any, Any]]) -> None:
     async with stdio_server(stdout=stdout) as opened:
         streams.set_result(opened)
         await asyncio.Event().wait()
-
-
-class _Stream:
-    """One direction of the transport, for the SDK's server. It stays open after a conversation, for the next one."""
-
-    async def aclose(self) -> None:
-        """Leave the transport open."""
-
-    async def __aenter__(self) -> Any:
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        return None
-
-
-class _Outgoing(_Stream):
-    """Messages to the client, in the order in which they are sent.
-
-    A client that has closed its side gets no more messages. The SDK would answer every call in progress with
-    "Connection closed", and clients of its 1.x line raise an exception for that while they exit.
-    """
-
-    def __init__(self, inner: Any, pipe: _Pipe) -> None:
-        self._inner = inner
-        self._pipe = pipe
-        self._sent = 0
-        self.client_has_left = False
-        self.unanswered: set[Any] = set()
-        """The ids of requests without an answer so far."""
-        self.all_answered = asyncio.Event()
-        self.answered_at = -math.inf
-        """When the SDK took the last answer, which it then writes."""
-
-    async def send(self, item: SessionMessage) -> None:
-        """Send a message unless the client has left."""
-        if self.client_has_left:
-            return
-        await self._inner.send(item)
-        self._sent += 1
-        if isinstance(item.message, mcp_types.JSONRPCResponse | mcp_types.JSONRPCError):
-            self.answered_at = time.monotonic()
-            self._settle(item.message.id)
-
-    def is_busy(self) -> bool:
-        """Return whether a request is unanswered, or a message is not yet in the pipe to the client."""
-        return bool(self.unanswered) or self._sent > self._pipe.written
-
-    def expect(self, message: mcp_types.JSONRPCMessage) -> None:
-        """Note a message of the client: a request gets an answer, unless the client cancels it."""
-        if isinstance(message, mcp_types.JSONRPCRequest):
-            self.unanswered.add(message.id)
-            self.all_answered.clear()
-        elif isinstance(message, mcp_types.JSONRPCNotification) and message.method == "notifications/cancelled":
-            self._settle((message.params or {}).get("requestId"))
-
-    def _settle(self, request_id: Any) -> None:
-        if isinstance(request_id, int | str):
-            self.unanswered.discard(request_id)
-        if not self.unanswered:
-            self.all_answered.set()
-
-
-class _Reading(_Stream):
-    """Messages for the SDK's server, which reads them with `receive` or by iteration."""
-
-    def __aiter__(self) -> Any:
-        return self
-
-    async def __anext__(self) -> SessionMessage:
-        raise NotImplementedError
-
-    async def receive(self) -> SessionMessage:
-        """Return the next message."""
-        return await anext(self)
-
-
-class _Discovery(_Reading):
-    """A conversation of one request, which ends when it is answered."""
-
-    def __init__(self, item: SessionMessage, outgoing: _Outgoing) -> None:
-        self._item: SessionMessage | None = item
-        self._outgoing = outgoing
-
-    async def __anext__(self) -> SessionMessage:
-        item, self._item = self._item, None
-        if item is None:
-            await self._outgoing.all_answered.wait()
-            raise StopAsyncIteration
-        return item
-
-
-class _Incoming(_Reading):
-    """Messages of the client. An invalid line gets an error reply if it is a request."""
-
-    def __init__(self, inner: Any, outgoing: _Outgoing) -> None:
-        self._inner = inner
-        self._outgoing = outgoing
-        self._next: SessionMessage | None = None
-        self._hinted = False
-
-    def put_back(self, item: SessionMessage) -> None:
-        """Make `item` the next message again."""
-        self._next = item
-
-    async def __anext__(self) -> SessionMessage:
-        item, self._next = self._next, None
-        if item is not None:
-            return item
-        async for item in self._inner:
-            if isinstance(item, SessionMessage):
-                self._outgoing.expect(item.message)
-                return item
-            if isinstance(item, ValidationError):
-                await self._refuse(item)
-        self._outgoing.client_has_left = True
-        raise StopAsyncIteration
-
-    async def _refuse(self, error: ValidationError) -> None:
-        line = _unreadable_line(error)
-        if line is not None and not line.strip():  # a thread for each of a million would take minutes
-            return
-        answer = await asyncio.to_thread(answer_to, error)  # a line of 20 MB of brackets takes seconds
-        if answer is not None:
-            await self._outgoing.send(SessionMessage(answer))
-        if not self._hinted and line is not None and line.lstrip()[0] not in "{[":
-            self._hinted = True
-            print(_NO_CLIENT, file=sys.stderr)
 
 
 def answer_to(error: ValidationError) -> mcp_types.JSONRPCError | None:

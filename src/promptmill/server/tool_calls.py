@@ -8,6 +8,7 @@ nothing in its first two seconds.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import hashlib
 import inspect
@@ -16,23 +17,35 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, ParamSpec, TypeVar, cast
+from urllib.parse import parse_qs, urlsplit
 
 import anyio
+import orjson
 from fastmcp import Context, FastMCP
 from fastmcp.exceptions import ResourceError, ToolError, ValidationError
+from fastmcp.prompts.base import PromptResult
 from fastmcp.resources import ResourceResult
 from fastmcp.server.middleware import CallNext, Middleware, MiddlewareContext
 from fastmcp.tools import InputRequiredToolResult, ToolResult
-from mcp_types import CallToolRequestParams, InputRequiredResult, ReadResourceRequestParams
+from mcp.shared.exceptions import MCPError
+from mcp_types import (
+    INVALID_PARAMS,
+    CallToolRequestParams,
+    GetPromptRequestParams,
+    InputRequiredResult,
+    ReadResourceRequestParams,
+)
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import ValidationError as PydanticValidationError
 
 from promptmill.backends.protocol import Call
 from promptmill.backends.registry import check_name
 from promptmill.config.backends import AUTO
+from promptmill.config.explain import explain
 from promptmill.config.settings import BackendConfigs
+from promptmill.core.bounds import MOST_VALUES
 from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.core.request import Sampling
 from promptmill.core.values import JsonDict, JsonObject
@@ -54,7 +67,13 @@ _FAST_S = 2.0
 _CHANGE_S = 1.0  # before a changed text is reported without progress
 _SILENCE_S = 5.0  # clients end a call that reports no progress
 _STEP = 0.001  # the protocol requires a number that grows each time
-_WANTED = {"string": "a text", "integer": "a whole number", "boolean": "true or false", "object": "an object"}
+_WANTED = {
+    "string": "a text",
+    "integer": "a whole number",
+    "boolean": "true or false",
+    "array": "a list",
+    "object": "an object",
+}
 
 
 class CodedToolError(ToolError):
@@ -200,7 +219,7 @@ def _name(text: str) -> str:
 
 
 class PlainArguments(Middleware):
-    """Reports wrong arguments in plain words, without tracebacks and quoted values. It refuses very long URIs.
+    """Reports wrong arguments of tools, prompts and resources in plain words, without tracebacks and quoted values.
 
     It checks names and types before pydantic does, because pydantic's errors quote all arguments: with ten megabytes
     that blocks the event loop for half a second.
@@ -224,23 +243,40 @@ class PlainArguments(Middleware):
                 check_name(name)
             except PromptmillError as error:
                 raise CodedToolError(redact(str(error)), error.code) from None
+        arguments = _as_meant(arguments, schema)
         if wrong := _wrong_names_and_kinds(arguments, schema):
             raise CodedToolError(wrong)
         try:
-            return await call_next(context)
+            return await call_next(context.copy(message=context.message.model_copy(update={"arguments": arguments})))
         except ValidationError as error:
             cause = error.__cause__
-            wrong = _wrong_values(cause) if isinstance(cause, PydanticValidationError) else ""
-            raise CodedToolError(wrong) from None
+            raise CodedToolError(explain(cause) if isinstance(cause, PydanticValidationError) else "") from None
 
     async def on_read_resource(
         self,
         context: MiddlewareContext[ReadResourceRequestParams],
         call_next: CallNext[ReadResourceRequestParams, ResourceResult],
     ) -> ResourceResult:
-        """Refuse a long URI, which FastMCP would compare with its templates for seconds, on the event loop."""
-        if (length := len(context.message.uri)) > 2000:
-            raise ResourceError(f"The URI has {length:,} characters; no resource has such a long one.")
+        """Refuse a long URI, which FastMCP would compare with its templates for seconds; name a wrong `offset`."""
+        uri = str(context.message.uri)
+        if len(uri) > 2000:
+            raise ResourceError(f"The URI has {len(uri):,} characters; no resource has such a long one.")
+        for offset in parse_qs(urlsplit(uri).query, keep_blank_values=True).get("offset", ()):
+            if not re.fullmatch("[0-9]{1,18}", offset):  # FastMCP would log a stack trace, and answer -32603
+                raise MCPError(INVALID_PARAMS, f"`offset` is {offset[:40]!r}; it is the number of a row, from 0.")
+        return await call_next(context)
+
+    async def on_get_prompt(
+        self,
+        context: MiddlewareContext[GetPromptRequestParams],
+        call_next: CallNext[GetPromptRequestParams, PromptResult],
+    ) -> PromptResult:
+        """Name the arguments that are missing; FastMCP would log a stack trace, and answer -32603."""
+        server, given = context.fastmcp_context, context.message.arguments or {}
+        prompt = None if server is None else await server.fastmcp.get_prompt(context.message.name)
+        required = [] if prompt is None else [one.name for one in prompt.arguments or () if one.required]
+        if missing := [f"`{name}`" for name in required if name not in given]:
+            raise MCPError(INVALID_PARAMS, f"The prompt {context.message.name} needs {' and '.join(missing)}.")
         return await call_next(context)
 
     async def _schema(self, context: MiddlewareContext[CallToolRequestParams]) -> JsonDict:
@@ -258,42 +294,51 @@ class PlainArguments(Middleware):
         return self._schemas[name]
 
 
+def _as_meant(arguments: JsonObject, schema: JsonObject) -> JsonDict:
+    """Return arguments as language models mean them: `null` is the default of an optional argument.
+
+    For a list or an object they also send its JSON as a text, for a list also its only text or object. Raises
+    `CodedToolError` for a text that may hold more than 300,000 values: 60 MB of them would take 2 GB and 15 seconds.
+    """
+    properties, required = schema.get("properties", {}), schema.get("required", ())
+    meant: JsonDict = {}
+    for name, value in arguments.items():
+        kinds = _kinds(properties.get(name, {}))
+        if value is None and name in properties and name not in required:
+            continue
+        if isinstance(value, str) and value.lstrip()[:1] in {"[", "{"} and kinds and "string" not in kinds:
+            if len(value) > MOST_VALUES and sum(map(value.count, "[{,")) > MOST_VALUES:
+                many = f"{name} is a text that may hold more than {MOST_VALUES:,} values; send a list or an object."
+                raise CodedToolError(many)
+            with contextlib.suppress(orjson.JSONDecodeError):
+                value = orjson.loads(value)  # noqa: PLW2901
+        meant[name] = [value] if "array" in kinds and isinstance(value, str | dict) else value
+    return meant
+
+
 def _wrong_names_and_kinds(arguments: JsonObject, schema: JsonObject) -> str:
     if not schema:
         return ""  # FastMCP reports that the tool is missing
     properties: JsonDict = schema.get("properties", {})
-    lines = [
-        _missing(name, _kinds(properties.get(name, {}))) for name in schema.get("required", ()) if name not in arguments
-    ]
-    for name, value in arguments.items():
-        if name not in properties:
-            lines.append(_unknown(name, properties))
-        elif isinstance(value, list | dict):
+    lines = []
+    for name in schema.get("required", ()):
+        if name not in arguments:
             kinds = _kinds(properties[name])
-            if kinds and ("array" if isinstance(value, list) else "object") not in kinds and "array" not in kinds:
-                lines.append(_of_another_kind(name, value, kinds[0]))
-    return _joined(lines) if lines else ""
+            lines.append(f"{name} is missing; send {_WANTED.get(kinds[0], 'it') if kinds else 'it'}.")
+    for name, value in arguments.items():
+        kinds = _kinds(properties.get(name, {}))
+        kind = "array" if isinstance(value, list) else "object" if isinstance(value, dict) else ""
+        if name not in properties:
+            lines.append(f"{name:.100} is not an argument of this tool{_where(name, properties)}")
+        elif kinds and kind not in kinds and (kind or kinds == ["array"]):
+            lines.append(f"{name} is {shape(value)}; send {_WANTED.get(kinds[0], kinds[0])}.")
+    more = [f"And {len(lines) - 5} more."] if len(lines) > 5 else []
+    return " ".join([*lines[:5], *more])
 
 
 def _kinds(argument: JsonObject) -> list[str]:
     """Return the JSON types that an argument may have."""
     return [kind["type"] for kind in (argument, *argument.get("anyOf", ())) if "type" in kind]
-
-
-def _missing(name: str, kinds: Sequence[str]) -> str:
-    """Return the error for a missing argument; `kinds` are the JSON types that it may have."""
-    kind = "a list" if "array" in kinds else _WANTED.get(kinds[0], "it") if kinds else "it"
-    return f"{name} is missing; send {kind}."
-
-
-def _of_another_kind(name: str, value: object, kind: str) -> str:
-    """Return the error for an argument that should have the JSON type `kind`."""
-    return f"{name} is {shape(value)}; send {_WANTED.get(kind, kind)}."
-
-
-def _unknown(name: str, properties: JsonObject) -> str:
-    """Return the error for an unknown argument of a tool with these `properties`."""
-    return f"{name:.100} is not an argument of this tool{_where(name, properties)}"
 
 
 def _where(name: str, properties: JsonObject) -> str:
@@ -317,47 +362,6 @@ def _where(name: str, properties: JsonObject) -> str:
         return ": multiturn_generate takes messages."
     known = f"it takes {', '.join(properties) or 'none'}."
     return f"; {did_you_mean(name, properties, known)}"
-
-
-def _joined(lines: Sequence[str]) -> str:
-    """Return the first problems in one text, and the number of the others."""
-    more = len(lines) - 5
-    return " ".join([*lines[:5], f"And {more} more."] if more > 0 else lines)
-
-
-def _wrong_values(error: PydanticValidationError) -> str:
-    """Return the errors of the values that pydantic refused, in one text."""
-    lines: dict[str, str] = {}
-    for problem in error.errors(include_url=False):
-        name, *inner = problem["loc"] or ("arguments",)
-        place = str(name) + "".join(f"[{part}]" for part in inner if isinstance(part, int))
-        expected = _expected(problem["type"], problem.get("ctx", {}))
-        given = problem["input"]
-        if problem["type"] == "value_error":  # the message of our own validator
-            lines.setdefault(place, str(problem["ctx"]["error"]))
-            continue
-        is_number = problem["type"].endswith("_than_equal")
-        lines.setdefault(place, f"is {f'{given:g}' if is_number else shape(given)}; {expected}")
-    return _joined([f"{place:.100} {text}" for place, text in lines.items()])
-
-
-def _expected(problem: str, bounds: Mapping[str, object]) -> str:
-    if problem in {"list_type", "dict_type"}:
-        return f"send a{' list' if problem == 'list_type' else 'n object'}."
-    match problem:
-        case "string_type":
-            return "send a text."
-        case "greater_than_equal":
-            return f"send {bounds['ge']} or more."
-        case "less_than_equal":
-            return f"send {bounds['le']} or less."
-        case "int_type" | "int_parsing" | "int_from_float":
-            return "send a whole number."
-        case "bool_type" | "bool_parsing":
-            return "send true or false."
-        case "literal_error":
-            return f"send {bounds['expected']}."
-    return "see the tool's input schema."
 
 
 async def with_progress(ctx: Context, service: Service, stats: Call, work: Coroutine[Any, Any, T]) -> T:

@@ -69,10 +69,9 @@ def add_answer_tools(
         answers. For images use multimodal_generate, for a conversation of several turns multiturn_generate, for a file
         bulk_generate.
         """
-        prompts = arguments.list_of(prompt_ls, "prompt_ls")
-        stats = _stats(len(prompts), max_cost)
+        stats = _stats(len(prompt_ls), max_cost)
         plan = await plan_of_call(service, model, answer_schema, sampling_params, choices)
-        items = await arguments.conversations(prompts)
+        items = await arguments.conversations(prompt_ls)
         return await answers.of(ctx, items, stats, system_prompt, plan)
 
     @tool(
@@ -101,13 +100,11 @@ def add_answer_tools(
 
         Needs a model that reads images. Returns `ans_ls`, `errors` and `job_id` like `generate`.
         """
-        prompts = arguments.list_of(prompt_ls, "prompt_ls")
-        images = arguments.list_of(multimodal_path, "multimodal_path")
-        stats = _stats(len(prompts), max_cost)
+        stats = _stats(len(prompt_ls), max_cost)
         plan = await plan_of_call(service, model, answer_schema, sampling_params, choices)
         settings = plan.settings
         tag, position = image_tag or settings.image_tag, settings.image_position
-        items = await arguments.conversations_with_images(prompts, images, tag, position)
+        items = await arguments.conversations_with_images(prompt_ls, multimodal_path, tag, position)
         return await answers.of(ctx, items, stats, system_prompt, plan)
 
     @tool(
@@ -131,7 +128,7 @@ def add_answer_tools(
 
         Returns `ans_ls` with that one answer; `errors` and `job_id` as in `generate`.
         """
-        conversation = await arguments.conversation(arguments.turns_of(messages))
+        conversation = await arguments.conversation(messages)
         plan = await plan_of_call(service, model, answer_schema, sampling_params, choices)
         return await answers.of(ctx, [conversation], _stats(1, max_cost), system_prompt, plan)
 
