@@ -18,7 +18,7 @@ from promptmill.cli import job_run
 from promptmill.cli.job_run import remembered_command
 from promptmill.cli.options import Parser, add_shared, amount, at_least_one, configuration_of, explained, option_of
 from promptmill.cli.terminal import OK, columns, say
-from promptmill.comparison import comparison_page, figures, judge, text
+from promptmill.comparison import comparison_page, comparison_text, figures, judge
 from promptmill.comparison.call import order_of, rows_of
 from promptmill.comparison.figures import Judgement
 from promptmill.comparison.files import ComparedFile, ComparedRows, ComparisonOrder
@@ -106,7 +106,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         say(orjson.dumps(found).decode())
     else:
-        say("\n".join(text.lines(found, columns(sys.stdout))), wrap=True)
+        say("\n".join(comparison_text.lines(found, columns(sys.stdout))), wrap=True)
     return code
 
 
@@ -138,7 +138,7 @@ def show_variants(output: Path, column: str = VARIANT) -> None:
     except PromptmillError as error:  # e.g. no row has an answer, or the answers are fields
         say(f"promptmill: {error.worded(option_of)} Run: promptmill compare {output} --by {column}", sys.stderr)
         return
-    say("\n".join(["", *text.lines(found, columns(sys.stdout))]), wrap=True)
+    say("\n".join(["", *comparison_text.lines(found, columns(sys.stdout))]), wrap=True)
     say(f"\npromptmill compare {output} --by {column} --gold COLUMN: against right answers")
     say(f"promptmill compare {output} --by {column} --criterion TEXT: by a model that judges")
 

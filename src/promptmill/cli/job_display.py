@@ -19,7 +19,7 @@ from promptmill.cli.terminal import say
 from promptmill.config.backends import EMBEDDED
 from promptmill.core.errors import Code, without_controls
 from promptmill.core.money import dollars
-from promptmill.core.wording import counted, cut, duration
+from promptmill.core.wording import counted, cut
 from promptmill.jobs.store import progress as states
 from promptmill.jobs.store import status
 from promptmill.jobs.store.folder import Folder
@@ -32,7 +32,6 @@ _OF_THE_FILE = frozenset({Code.INVALID_INPUT, Code.EMPTY_PROMPT})
 _EVENT_EVERY_S = 1.0
 _SHORT_TEXT = 400
 _SHORTEST_BAR = 8  # 80 columns also have room for the reason of a wait
-_IMPORTANT = ("answered", "left", "failed", "rate", "cost", "in flight", "retried")
 _WIDE = 1000  # where a program reads, nothing is cut off
 _PATH = "output"  # for programs; a terminal shows the names in "files"
 _COLUMNS = ("job", "state", "rows", "failed", "cost", "time", "files", "model", "begun", _PATH)
@@ -291,36 +290,15 @@ def _bars(stream: TextIO) -> Iterator[Watch]:
 def _line(progress: Progress, width: int) -> str:
     """Return how far a job is in at most `width` characters: the less important is left out."""
     found = progress.as_dict()
-    elapsed, done, total = duration(found["seconds"]), found["done"], found["total"]
-    if progress.activity or progress.state != states.RUNNING:
-        written = f", {found['written']:,} of {total:,} rows" if "written" in found else ""
-        return f"{elapsed} {progress.activity or progress.state}{written}"[:width]
-    if waiting := found.get("waiting"):
-        of = "" if total is None else f" of {total:,}"
-        for shown in (
-            f"{elapsed}, {waiting}, {status.answered(found):,}{of} answered",
-            f"{elapsed}, {waiting}",
-            waiting,
-        ):
-            if len(shown) <= width:
-                return shown
-        return f"{waiting[: width - 1]}…"
-    share = "" if not total else f"{done * 100 // total} % "  # of 999 rows of 1,000 not 100
-    cost, most = found.get("cost"), found.get("max_cost")
-    parts = {
-        "answered": f"{share}{status.answered(found):,}{f' of {total:,}' if total else ''} answered",
-        "failed": f"{found['failed']:,} failed" if found["failed"] else "",
-        "retried": f"{found['retries']:,} retried" if found["retries"] else "",
-        "rate": f"{found['rows_per_second']:,.1f} rows/s",
-        "cost": "" if cost is None else dollars(cost) + (f" of {dollars(most)}" if most is not None else ""),
-        "in flight": status.in_flight(found),
-        "left": "" if found["eta_s"] is None else f"{duration(found['eta_s'])} left",
-    }
-    kept: set[str] = set()
-    for name in _IMPORTANT:
-        if parts[name] and len(", ".join(parts[one] for one in (*kept, name))) <= width:
-            kept.add(name)
-    return ", ".join(text for name, text in parts.items() if name in kept) or parts["answered"][:width]
+    share = 0 if not found["total"] else found["done"] * 100 // found["total"]  # of 999 rows of 1,000 not 100
+    doing = progress.activity or ("" if progress.state == states.RUNNING else progress.state)
+    first, *others = [*([doing] if doing else []), *status.parts(found)]
+    text = first if doing or found.get("waiting") else f"{share} % {first}"
+    for part in others:
+        if len(text) + len(part) + 2 > width:
+            break
+        text += f", {part}"
+    return cut(text, width)
 
 
 def print_jobs(found: Iterable[Status], target: TextIO | None = None) -> None:

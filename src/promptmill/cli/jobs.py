@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -17,7 +18,7 @@ from promptmill.cli.bulk import remembered, run_and_compare
 from promptmill.cli.job_display import print_jobs, print_status
 from promptmill.cli.options import Parser, add_shared, configuration_of
 from promptmill.cli.terminal import OK, SOME_FAILED, say
-from promptmill.core.errors import config_error
+from promptmill.core.errors import config_error, without_controls
 from promptmill.core.wording import counted
 from promptmill.jobs.export.join import join
 from promptmill.jobs.export.live_output import export
@@ -26,6 +27,7 @@ from promptmill.jobs.store import progress, status
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder
+from promptmill.jobs.store.status_record import Status
 
 _CANCEL_WAIT_S = 3.0
 _FOLLOW_S = 1.0
@@ -34,6 +36,8 @@ _LINE_EVERY_S = 5.0
 _LIVE = ("concurrency", "max_cost")
 _LOOK_EVERY = 256  # rows
 _NEWEST = 20  # jobs that are listed
+_WATCH_S = 2.0  # a look takes some milliseconds, and the board may use one percent of a core
+_LISTED_EVERY = 5  # looks between two for new jobs
 
 
 def add_jobs_options(jobs: Parser) -> None:
@@ -80,9 +84,9 @@ def _run(arguments: argparse.Namespace) -> int:
             raise config_error("--prune", "forgets all jobs older than AGE; leave out JOB_ID.")
         return _forget(arguments.prune, unfinished=arguments.unfinished, as_json=arguments.json)
     if arguments.watch:
-        from promptmill.cli.job_board import watch  # imported where it is needed
-
-        return watch(JobFolders.from_environ())
+        with contextlib.suppress(KeyboardInterrupt):
+            _watch(JobFolders.from_environ())
+        return OK
     if arguments.resume or arguments.retry_failed:
         return _resume(arguments)
     if arguments.pause or arguments.unpause or arguments.set:
@@ -179,6 +183,46 @@ def _follow(job: Folder, *, as_json: bool) -> int:
         time.sleep(_FOLLOW_S)
     print_status(found, job, as_json=as_json)
     return OK if found["state"] == progress.FINISHED and not found.get("failed") else SOME_FAILED
+
+
+def _watch(folders: JobFolders) -> None:
+    """Show a line for each job that runs or has ended meanwhile, until Ctrl-C: on a terminal in place."""
+    from rich.live import Live
+    from rich.text import Text
+
+    board = Live(auto_refresh=False) if sys.stdout.isatty() else None
+    before = dict[str, str]()
+    with board or contextlib.nullcontext():
+        for jobs in _running(folders):
+            lines = {job["job_id"]: f"{job['job_id']}: {job['state']}, {status.line(job)}" for job in jobs}
+            if board is not None:
+                shown = "\n".join(lines.values()) or "no job is running; Ctrl-C ends this board"
+                board.update(Text(without_controls(shown)), refresh=True)
+            for job_id, line in lines.items() if board is None else ():
+                if before.get(job_id) != line:
+                    print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
+            before |= lines
+            time.sleep(_WATCH_S)
+
+
+def _running(folders: JobFolders) -> Iterator[list[Status]]:
+    """Yield the status of each job that runs or has ended meanwhile, the newest first, without end.
+
+    The database of a job that has ended is read only when its files have changed.
+    """
+    began, seen, listed = time.time(), dict[Path, tuple[object, Status]](), list[Folder]()
+    for look in itertools.count():
+        if look % _LISTED_EVERY == 0:
+            listed = list(folders.all())
+        for folder in listed:
+            stamp = folder.stamp
+            before, job = seen.get(folder.path, (None, {}))
+            if before != stamp or job.get("alive"):
+                spec, last = folder.spec_and_status()
+                seen[folder.path] = stamp, {} if spec is None else status.of(folder, spec, last)
+        jobs = (seen[folder.path][1] for folder in listed)
+        shown = [job for job in jobs if job.get("alive") or job.get("updated", 0.0) >= began]
+        yield sorted(shown, key=lambda job: -job["created"])
 
 
 def _export(job: Folder, target: Path, *, everything: bool, as_json: bool) -> int:

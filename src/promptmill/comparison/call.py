@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from promptmill.comparison import comparison_text, words
 from promptmill.comparison import figures as figures_
-from promptmill.comparison import text, words
 from promptmill.comparison.files import LETTERS, ComparedFile, ComparedRows, ComparisonOrder
 from promptmill.comparison.values import Tolerance
 from promptmill.core.errors import Named, PromptmillError, argument_name, input_error
@@ -66,7 +66,7 @@ class Comparison:
         return f"<Comparison: {self._summary}>"
 
     def __str__(self) -> str:
-        return "\n".join(text.lines(self.figures, _WIDTH))
+        return "\n".join(comparison_text.lines(self.figures, _WIDTH))
 
     @property
     def _summary(self) -> str:
@@ -75,7 +75,7 @@ class Comparison:
     def _repr_html_(self) -> str:
         """Return the comparison as a notebook shows it: the figures and the first rows that differ."""
         found = {**self.figures, "differing": self.rows[:_SHOWN_ROWS]}
-        shown = "\n".join(text.lines(found, _WIDTH))
+        shown = "\n".join(comparison_text.lines(found, _WIDTH))
         return f"<pre>{html.escape(shown)}</pre>"
 
 

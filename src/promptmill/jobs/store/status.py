@@ -159,22 +159,32 @@ def progress_lines(job_id: str, stream: TextIO) -> Watch:
 
 def line(status: RunStatus) -> str:
     """Return the progress of a job in one line."""
-    total = status.get("total")
-    parts = [
+    return ", ".join(parts(status))
+
+
+def parts(status: RunStatus) -> list[str]:
+    """Return the progress of a job in a few texts, the most important first."""
+    total, is_running = status.get("total"), status.get("state") == RUNNING
+    waiting = status.get("waiting") if is_running else ""
+    found = [
+        waiting or "",
         f"{answered(status):,}{'' if total is None else f' of {total:,}'} answered",
         f"{status.get('failed', 0):,} failed",
     ]
-    if status.get("state") == RUNNING and (waiting := status.get("waiting")):
-        parts.append(waiting)
-    elif status.get("state") == MERGING and "written" in status:
-        parts.append(f"{status['written']:,} written")
-    elif status.get("state") == RUNNING:
-        parts.append(f"{status['rows_per_second']:.1f} rows/s")
-        parts.append(f"{status['tokens_per_second']:.0f} tokens/s")
-        parts.append(in_flight(status))
-        if (eta_s := status.get("eta_s")) is not None:
-            parts.append(f"{duration(eta_s)} left")
-    return ", ".join(parts)
+    if status.get("state") == MERGING and "written" in status:
+        found.append(f"{status['written']:,} written")
+    elif is_running and not waiting:
+        eta_s, most = status.get("eta_s"), status.get("max_cost")
+        of = "" if most is None else f" of {dollars(most)}"
+        found += [
+            "" if eta_s is None else f"{duration(eta_s)} left",
+            f"{status['rows_per_second']:,.1f} rows/s",
+            "" if (cost := status.get("cost")) is None else f"{dollars(cost)}{of}",
+            in_flight(status),
+            f"{status['retries']:,} retried" if status.get("retries") else "",
+            f"{status['tokens_per_second']:.0f} tokens/s",
+        ]
+    return [part for part in found if part]
 
 
 def answered(status: RunStatus) -> int:
