@@ -103,11 +103,10 @@ def _page(folder: Folder) -> tuple[bytes, tuple[int, int, str]]:
         "made": made_by(),
     }
     rows.filters = _filters(failed=bool(failures), cut=any(state & CUT for state in rows.state))
-    rows.note.images = pictures.note
     if (rows_of_input := status.rows_of_input(found)) is not None:
-        rows.note.noun, rows.note.rows_of_input = "answer", rows_of_input
+        rows.noun, rows.rows_of_input = "answer", rows_of_input
     title, so_far = _title(spec), " so far" if found["state"] in progress.ALIVE else ""
-    return page.filled(title, data, rows, total, so_far), (len(rows.number), total, rows.note.noun)
+    return page.filled(title, data, rows, total, so_far), (len(rows.number), total, rows.noun)
 
 
 def _prompts(spec: JobSpec, found: Status) -> dict[str, str]:

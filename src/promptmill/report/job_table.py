@@ -88,8 +88,7 @@ class JobTable:
         rows.drop_empty([column.key for column in rows.columns if column.kind in {"error", "figure"}])
         if self.spec.is_grid:
             rows.sort()
-        rows.leave_out_template(_ASKED)
-        rows.prompts.templates = [template.parts if template else () for template in self._templates]
+        rows.templates = [template.parts if template else () for template in self._templates]
         rows.name_columns()
         return rows
 
