@@ -162,7 +162,6 @@ def _encoding(text: str) -> str:
 
 
 def _named_prompts(prompts: Sequence[str]) -> dict[str, str]:
-    """Return the texts of several `--prompt NAME=TEXT`. Raises `PromptmillError` (`invalid_config`)."""
     found = {}
     for prompt in prompts:
         named = _NAMED.fullmatch(prompt)
@@ -176,7 +175,6 @@ def _named_prompts(prompts: Sequence[str]) -> dict[str, str]:
 
 
 def _order_of(arguments: argparse.Namespace, inputs: Sequence[Path], output: Path) -> JobOrder:
-    """Return the order that the options make. Raises `PromptmillError`."""
     other = JobFolders.from_environ().at(arguments.from_job).database if arguments.from_job else None
     prompts = list(dict.fromkeys(getattr(arguments, "prompts", None) or []))
     models = getattr(arguments, "models", None) or arguments.model
@@ -187,7 +185,6 @@ def _order_of(arguments: argparse.Namespace, inputs: Sequence[Path], output: Pat
 
 
 def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
-    """Run the command, with the rows and the place for answers that it names. Returns as `job_run.run` does."""
     _check(arguments)
     if not arguments.validate:
         registry.check_key(configuration.plan)
@@ -225,7 +222,6 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Raise `PromptmillError` for arguments that do not go together."""
     names = [*arguments.input, arguments.output]
     urls = [text for text in arguments.input if is_url(text)]
     if urls and len(urls) < len(arguments.input):
@@ -308,7 +304,6 @@ def remembered(arguments: argparse.Namespace, command: Sequence[str]) -> argpars
 
 
 def _template(arguments: argparse.Namespace) -> str | None:
-    """Return the template of `--prompt` or `--prompt-file`. Raises `PromptmillError`."""
     file: Path | None = arguments.prompt_file
     if file is None:
         return str(arguments.prompt) if arguments.prompt is not None else None
@@ -316,7 +311,6 @@ def _template(arguments: argparse.Namespace) -> str | None:
 
 
 def _detach(configuration: Configuration, order: JobOrder, source: Given | None, *, as_json: bool) -> int:
-    """Start a job in a process of its own, or resume it there."""
     configuration = decided(configuration)
     folders = JobFolders.from_environ()
     plans = admission.plans_of(order, configuration)
@@ -402,12 +396,10 @@ def _left_out(found: Mapping[str, Any]) -> str:
 
 
 def _is_paid(plan: ResolvedConfig) -> bool:
-    """Return whether an endpoint is not a server of this machine."""
     return any(url.hostname not in _OF_THIS_MACHINE for url in registry.addresses(plan))
 
 
 def _teller(arguments: argparse.Namespace) -> Callable[[str], None]:
-    """Return a function that prints the progress of a transfer, unless the user wants no progress."""
 
     def tell(text: str) -> None:
         if not arguments.quiet:
@@ -417,7 +409,6 @@ def _teller(arguments: argparse.Namespace) -> Callable[[str], None]:
 
 
 def _remote_output(arguments: argparse.Namespace, folders: JobFolders) -> RemoteOutput:
-    """Return the output at a URL, which may be written. Raises `PromptmillError`."""
     output = RemoteOutput.of(folders, arguments.output)
     if not arguments.validate:
         output.check(may_replace=arguments.overwrite)
@@ -425,7 +416,6 @@ def _remote_output(arguments: argparse.Namespace, folders: JobFolders) -> Remote
 
 
 def _delivered(output: RemoteOutput, code: int, folders: JobFolders, arguments: argparse.Namespace) -> int:
-    """Upload the output of a job that has made one; return the exit code."""
     made = folders.of(output.local).result
     if made is None or not made.finished or not made.is_still(members.stamp(output.local)):
         return code

@@ -84,7 +84,6 @@ def add_options(compare: Parser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    """Print the comparison. Returns 0, or the exit code of the judge's job."""
     _check(arguments)
     folders = JobFolders.from_environ()
     order = order_of(vars(arguments))
@@ -111,7 +110,6 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Raise `PromptmillError` for arguments that do not go together."""
     several = len(arguments.files) > 1 or arguments.by is not None
     if arguments.criterion is None:
         given = next((name for name in _JUDGING if getattr(arguments, name) not in (None, [])), None)

@@ -148,7 +148,6 @@ def _check_writable(output: Path) -> None:
 
 
 def _prompt_with_images(prompt: str, images: Sequence[str]) -> object:
-    """Return a prompt item, its images behind the text."""
     if not images:
         return prompt
     parts = [{"type": "image_url", "image_url": {"url": source}} for source in images]
@@ -201,7 +200,6 @@ def generate(
 
 
 def _as_json(outcomes: Sequence[Outcome], stats: Call) -> str:
-    """Return the result as over MCP."""
     found: dict[str, Any] = {"ans_ls": list_call.answers(outcomes)}
     if several := list_call.several(outcomes):
         found["answers"] = several
@@ -238,7 +236,6 @@ def _print_answers(outcomes: Sequence[Outcome], target: TextIO) -> None:
 
 
 def _empty(outcomes: Sequence[Outcome]) -> list[str]:
-    """Return a note about answers without text that call no tool; empty when there are none."""
     found = [
         (number, outcome.finish_reason)
         for number, outcome in enumerate(outcomes, 1)
@@ -253,7 +250,6 @@ def _empty(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def _cut(outcomes: Sequence[Outcome]) -> list[str]:
-    """Return a note about answers that their length limit has cut; empty when there are none."""
     cut = [
         number
         for number, outcome in enumerate(outcomes, 1)
@@ -272,7 +268,6 @@ async def _answers(
     stats: Call,
     live: LiveAnswer | None,
 ) -> tuple[list[Outcome], bool]:
-    """Return the outcomes, and whether Ctrl-C ended the work."""
     service = Service(configuration)
     items = [conversation_from_prompt(prompt, f"prompt {number}") for number, prompt in enumerate(prompts, 1)]
     sink = ListSink(len(items))

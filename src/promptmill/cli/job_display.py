@@ -133,7 +133,6 @@ def summary(
 
 
 def _go_on(found: Status, *, output: bool) -> list[str]:
-    """Return the commands after a stop, each on a line of its own. Copies of pipes and URLs need the first command."""
     if not output or any("://" in str(found.get(name) or "") for name in ("input_file", "output_file")):
         return [_GO_ON]
     state = os.environ.get("PROMPTMILL_STATE")
@@ -153,13 +152,11 @@ def title(found: Status) -> str:
 
 
 def _answered(found: Status) -> str:
-    """Return `19 answered, 1 failed`."""
     failed = found.get("failed", 0)
     return f"{status.times(found)}{status.answered(found):,} answered" + (f", {failed:,} failed" if failed else "")
 
 
 def _by(found: Status) -> str:
-    """Return how long a job has taken, by which model, and its price."""
     by = f" by {model}" if (model := found.get("model")) else ""
     by += ", a small model for trying out," if model == EMBEDDED else ""
     return f"{status.took(found.get('seconds', 0))}{by}{status.paid(found)}"
@@ -194,7 +191,6 @@ def _value(value: str) -> str:
 
 
 def _short(text: str) -> str:
-    """Return a text in one line of at most some hundred characters."""
     return cut(" ".join(text.split()), _SHORT_TEXT)
 
 
@@ -246,7 +242,6 @@ def progress_display(job_id: str, *, as_json: bool, quiet: bool) -> Iterator[Wat
 
 
 def _events(stream: TextIO) -> Watch:
-    """Return a function that writes the status to `stream` about once a second, as a line of JSON."""
     told = 0.0
 
     def watch(progress: Progress) -> None:
@@ -261,7 +256,6 @@ def _events(stream: TextIO) -> Watch:
 
 @contextlib.contextmanager
 def _bars(stream: TextIO) -> Iterator[Watch]:
-    """Give what shows a job's progress as a bar on the terminal `stream`."""
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bars
@@ -341,7 +335,6 @@ def _aligned(name: str, text: str, widths: Mapping[str, int]) -> str:
 
 
 def _row(one: Status) -> dict[str, tuple[str, str]]:
-    """Return each column's text and its style."""
     total, done, failed, cost = one.get("total"), one.get("done", 0), one.get("failed", 0), one.get("cost")
     rows = f"{done:,}" if total in {None, done} else f"{done:,}/{total:,}"
     if (asked := status.rows_of_input(one)) is not None:
@@ -362,7 +355,6 @@ def _row(one: Status) -> dict[str, tuple[str, str]]:
 
 
 def _relative(path: str) -> str:
-    """Return a path, relative to the working directory if it is inside."""
     try:
         return str(Path(path).relative_to(Path.cwd()))
     except ValueError:

@@ -166,14 +166,12 @@ def _is_typo(error: PromptmillError | None, job: Job, ended: RunStatus) -> bool:
 
 
 def _reason(error: PromptmillError, arguments: argparse.Namespace, configuration: Configuration) -> str:
-    """Return why a job stopped, with the options and files that its user has named."""
     if meant := runtime.run(choosing.meant_model(configuration.plan, error, "--model NAME")):
         return f"{error.message} {meant[0].upper()}{meant[1:]}"
     return redact(options.explained(error, arguments, configuration).worded(options.option_of))
 
 
 def _write_report(arguments: argparse.Namespace, job: Job, *, on_stderr: bool) -> None:
-    """Write the report that `arguments` ask for, if they do and the job was not a typo."""
     if getattr(arguments, "report", None) is None or not job.folder.database.exists():
         return
     from promptmill.report import job as job_report  # imported where it is needed: few jobs write one

@@ -74,7 +74,6 @@ def add_jobs_options(jobs: Parser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    """Run `jobs`, where only going on with one needs the configuration."""
     if arguments.all and arguments.export is None and arguments.job_id is not None:
         raise config_error("--all", "goes with --export FILE, or without JOB_ID.")
     if arguments.unfinished and arguments.prune is None:
@@ -108,14 +107,12 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _named(job_id: str | None, purpose: str = "") -> Folder:
-    """Return the folder of a job. Raises `PromptmillError`."""
     if job_id is None:
         raise config_error("", f"name the job {purpose}; `promptmill jobs` lists them.")
     return JobFolders.from_environ().at(job_id)
 
 
 def _list(*, only_failed: bool, is_all: bool, as_json: bool) -> int:
-    """Show the newest jobs, or all, the newest first."""
     found = status.read_all(JobFolders.from_environ().all())
     if only_failed:
         found = [one for one in found if one["state"] == progress.STOPPED or one.get("failed")]
@@ -131,7 +128,6 @@ def _list(*, only_failed: bool, is_all: bool, as_json: bool) -> int:
 
 
 def _cancel(job: Folder, *, as_json: bool) -> int:
-    """End a job and wait until it has ended."""
     if job.request_cancel():
         job.wait_for_end(_CANCEL_WAIT_S)
     else:
@@ -141,7 +137,6 @@ def _cancel(job: Folder, *, as_json: bool) -> int:
 
 
 def _control(job: Folder, arguments: argparse.Namespace) -> int:
-    """Pause or continue a job, or change its limits, in whatever process it runs."""
     changes: dict[str, str | bool] = {"paused": arguments.pause} if arguments.pause or arguments.unpause else {}
     for assignment in arguments.set:
         name, _, value = assignment.partition("=")
@@ -157,7 +152,6 @@ def _control(job: Folder, arguments: argparse.Namespace) -> int:
 
 
 def _failures(job: Folder, *, as_json: bool) -> int:
-    """Print the rows that failed: the first ones, all of them as JSON."""
     count = status.read(job).get("failed", 0)
     found = status.failures(job, count if as_json else _FAILURES_SHOWN)
     if as_json:
@@ -173,7 +167,6 @@ def _failures(job: Folder, *, as_json: bool) -> int:
 
 
 def _follow(job: Folder, *, as_json: bool) -> int:
-    """Show the progress of a job every second until it ends."""
     told = ""
     while (found := status.read(job))["alive"]:
         line = f"{found['state']}, {status.line(found)}"
@@ -226,7 +219,6 @@ def _running(folders: JobFolders) -> Iterator[list[Status]]:
 
 
 def _export(job: Folder, target: Path, *, everything: bool, as_json: bool) -> int:
-    """Write the answers of a job in any state to a file."""
     count = export(job, target, failures=everything)
     if as_json:
         say(orjson.dumps({"answers": count, "file": str(target.absolute())}).decode())
@@ -249,7 +241,6 @@ def _resume(arguments: argparse.Namespace) -> int:
 
 
 def _forget(age: str, *, unfinished: bool, as_json: bool) -> int:
-    """Remove old jobs and say which."""
     removed = prune.prune(JobFolders.from_environ(), prune.age_s(age), unfinished=unfinished)
     if as_json:
         say(orjson.dumps({"removed": removed}).decode())
@@ -285,7 +276,6 @@ def _join(arguments: argparse.Namespace) -> int:
 
 
 def _written_lines(name: str, stream: TextIO) -> Callable[[int], None]:
-    """Return a function that reports the written rows of a file on `stream` every few seconds."""
     told = time.monotonic()
 
     def passed(rows: int) -> None:

@@ -75,7 +75,6 @@ def add_providers_options(parser: Parser) -> None:
 
 
 def _show_providers(arguments: argparse.Namespace) -> int:
-    """Print the providers for `provider: NAME`. Returns 0."""
     rows = registry.providers()
     if arguments.json:
         names = ("provider", "base_url", "key_env", "key_is_set")

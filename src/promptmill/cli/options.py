@@ -149,7 +149,6 @@ class Parser(argparse.ArgumentParser):
 
 
 def _meant(word: str, known: Iterable[str], most: int = 2) -> str:
-    """Return the hint that names the nearest of the words `known`, at most so many; empty where none is near."""
     meant = did_you_mean(word, known, likeness=0.55, most=most) if len(word) >= _SHORTEST_GUESSED else ""
     return meant and f"; {meant}"
 
@@ -304,7 +303,6 @@ def _check_backend(name: str) -> None:
 
 
 def _schema(arguments: argparse.Namespace) -> dict[tuple[str, ...], Any]:
-    """Return the settings for answers of the form that the options name. Raises `PromptmillError`."""
     file: Path | None = getattr(arguments, "schema", None)
     fields: str | None = getattr(arguments, "schema_fields", None)
     is_many = getattr(arguments, "choices_many", False)

@@ -115,7 +115,6 @@ def _answers_from(arguments: argparse.Namespace) -> Answers:
 
 
 def _model_at(url: str) -> str:
-    """Return the user's choice among the server's models. Raises `PromptmillError` for an invalid URL."""
     raw = {"backend": "openai", "backend_configs": {"openai": {"base_url": url}}}
     try:
         names = runtime.run(choosing.models_at(Configuration(raw).plan))
@@ -129,7 +128,6 @@ def _model_at(url: str) -> str:
 
 
 def _provider(arguments: argparse.Namespace, likely: str) -> Answers:
-    """Return the answers on a provider; `likely` is the default one."""
     rows = {
         name: (base_url, key_env)
         for name, base_url, key_env, _ in registry.providers()
@@ -282,7 +280,6 @@ async def _try_stages(configuration: Configuration, report: Callable[[Step], Non
 
 
 async def _load_and_ask(configuration: Configuration, report: Callable[[Step], None]) -> None:
-    """Load the engine and have it write one token."""
     plan = configuration.plan.with_sampling({"max_tokens": 1})
     service, stats = Service(configuration), Call(Facts(total=1))
     try:

@@ -79,7 +79,6 @@ class _Sample:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    """Print the rows. Returns 0."""
     seed = secrets.randbelow(_SEEDS) if arguments.seed is None else arguments.seed
     folder = JobFolders.from_environ().maker(arguments.what)
     try:
@@ -111,7 +110,6 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    """Write the report of a job. Returns 0."""
     from promptmill.report import job as job_report  # imported where it is needed, as in bulk
 
     folder = JobFolders.from_environ().at(arguments.job)
@@ -128,7 +126,6 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _of_job(folder: Folder, most: int, seed: int, *, failed_first: bool) -> _Sample:
-    """Return rows of a job. Raises `PromptmillError`, and as `JobDatabase` does."""
     spec = folder.known_spec()
     skips_empty = spec.question.skip_empty
     failed = statistics.is_failed(skips_empty=skips_empty)
@@ -165,7 +162,6 @@ def _of_file(path: Path, most: int, seed: int, *, failed_first: bool) -> _Sample
 
 
 def _file_row(number: int, row: JsonObject) -> JobRow:
-    """Return a row of a file: its columns, and its answer last."""
     error = row.get("error")
     if isinstance(error, Mapping):
         error = f"{error.get('code')}: {error.get('message')}"

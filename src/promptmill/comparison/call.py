@@ -116,7 +116,6 @@ def compare(
 
 @contextlib.contextmanager
 def _written(given: Sequence[Any]) -> Iterator[list[str]]:
-    """Give the names of files; rows that are in no file are in a temporary one."""
     with tempfile.TemporaryDirectory(prefix="promptmill-") as folder:
         names = []
         for at, rows in enumerate(given):

@@ -56,7 +56,6 @@ def write(target: Path, found: Mapping[str, Any], rows: ComparedRows, judgement:
 
 
 def _tiles(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Yield the main figure of each file."""
     right = {file["name"]: file for file in found.get("gold", {}).get("files", ())}
     for file in found["files"]:
         label = file["title"] if file["name"] == file["title"] else f"{file['name']} {file['title']}"
@@ -78,7 +77,6 @@ def _made(file: Mapping[str, Any], total: int) -> str:
 
 
 def _rows(found: Mapping[str, Any], rows: Iterator[Mapping[str, Any]]) -> PageRows:
-    """Return the rows of a comparison: the answers, the right one and the verdict side by side."""
     letters = [file["name"] for file in found["files"]]
     wrong = {letter: 4 << at for at, letter in enumerate(letters)} if "gold" in found else {}
     kinds = [*letters, CONTRADICTION] if "judge" in found else []

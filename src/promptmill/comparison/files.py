@@ -163,7 +163,6 @@ def _object(answer: Any) -> Mapping[str, Any] | None:
 
 
 def _fields(spec: JobSpec) -> dict[str, str]:
-    """Return the fields of the answers, and their columns in a table."""
     if spec.output.answer_schema is None:
         return {}
     from promptmill.jobs.export.schema_columns import SchemaColumns  # other jobs do not need it
@@ -174,7 +173,6 @@ def _fields(spec: JobSpec) -> dict[str, str]:
 
 
 def _made(folder: Folder, spec: JobSpec, slot: int) -> dict[str, str]:
-    """Return the command, the model, the prompt and the sampling of the answers in a slot."""
     asked, target = status.asked(folder), spec.targets[slot]
     templates = spec.question.templates
     facts = {
@@ -322,7 +320,6 @@ class _Gold:
 def _gold_of(
     order: ComparisonOrder, files: Sequence[ComparedFile], scans: Sequence[_Scan], folders: JobFolders | None
 ) -> _Gold:
-    """Return the source that `order` names. Raises `PromptmillError` (`invalid_input`)."""
     gold = order.gold or ""
     having = [at for at, scan in enumerate(scans) if gold in scan.columns]
     if having:
@@ -382,7 +379,6 @@ def _gold_values(gold: _Gold, fields: Sequence[str], own: Collection[str]) -> Ca
 
 
 def _right_column(gold: _Gold, own: Collection[str]) -> str:
-    """Return the column of the right answers of a file of their own. Raises `PromptmillError` (`invalid_input`)."""
     names = gold.scan.columns
     if usual := next((name for name in _RIGHT if name in names), None):
         return usual
@@ -661,7 +657,6 @@ class ComparedRows:
 
 
 def _shared_fields(scans: Sequence[_Scan]) -> list[str]:
-    """Return the fields that the answers of all files have."""
     return [name for name in scans[0].fields if all(name in scan.fields for scan in scans)]
 
 

@@ -99,7 +99,6 @@ def _named(rows: ComparedRows) -> list[tuple[Any, ...]]:
 
 
 def _line(own: Mapping[str, str], one: str, other: str, tag: str) -> bytes:
-    """Return a row of the judge's job: its question in either order."""
     task = "\n".join(f"{name}: {text}" for name, text in own.items() if text)
     task = f"<task>\n{task}\n</task>\n\n" if task else ""
     questions = {

@@ -84,7 +84,6 @@ def sections(
 
 
 def _right(gold: JsonObject, most: int) -> Section:
-    """Return the shares of right answers."""
     fields, files = gold.get("fields", ()), gold["files"]
     bars = [
         (f"{field['field']}, {file['name']}", *_span(file, "accuracy")) for field in fields for file in field["files"]
@@ -105,7 +104,6 @@ def _right(gold: JsonObject, most: int) -> Section:
 
 
 def _span(figure: JsonObject, name: str) -> tuple[float, float, float]:
-    """Return a share with the ends of its interval."""
     low, high = figure["interval"]
     return figure[name], low, high
 
@@ -329,7 +327,6 @@ def methods(found: JsonObject) -> Iterator[str]:
 
 
 def _has_similarity(found: object) -> bool:
-    """Return whether a figure anywhere in `found` is a similarity."""
     match found:
         case Mapping():
             return "similarity" in found or any(map(_has_similarity, found.values()))
@@ -343,7 +340,6 @@ def _share(part: int, rows: int) -> str:
 
 
 def _per_point(found: JsonObject) -> str:
-    """Return the price of each point that the dearer one gains."""
     if found["cost_per_point"] is not None:
         return f": {dollars(found['cost_per_point'])} for each point gained"
     if not found["cost"] or not found["difference"]:

@@ -110,7 +110,6 @@ def _page(folder: Folder) -> tuple[bytes, tuple[int, int, str]]:
 
 
 def _prompts(spec: JobSpec, found: Status) -> dict[str, str]:
-    """Return the prompts by their labels."""
     if not spec.question.templates[1:]:
         return {"Prompt": found.get("prompt", "")}
     names = {target.prompt: variant_names(spec, slot)[PROMPT_NAME] for slot, target in enumerate(spec.targets)}
@@ -125,7 +124,6 @@ def _rounds(store: JobDatabase) -> str:
 
 
 def _of_variants(spec: JobSpec, by_slot: Mapping[int, tuple[int, int]]) -> Iterator[Bars]:
-    """Yield the numbers of answers by model and by prompt, of a job with several."""
     for column, title in ((MODEL, "Answers by model"), (PROMPT_NAME, "Answers by prompt")):
         names = [variant_names(spec, slot).get(column, "") for slot in range(len(spec.targets))]
         sums = {name: [0, 0] for name in names if name}
@@ -138,14 +136,12 @@ def _of_variants(spec: JobSpec, by_slot: Mapping[int, tuple[int, int]]) -> Itera
 
 
 def _filters(*, failed: bool, cut: bool) -> list[Filter]:
-    """Return the filters for the rows of a job."""
     filters = [("answered", "Answered", FAILED, 0)] if failed or cut else []
     filters += [("failed", "Failed", FAILED, FAILED)] if failed else []
     return filters + ([("cut", "Cut off", CUT, CUT)] if cut else [])
 
 
 def _heading(found: Status) -> dict[str, str]:
-    """Return the state, its colour and a sentence."""
     state, several = found["state"], status.times(found)
     files = f"{several}{status.answered(found):,} answered"
     moods = {progress.FINISHED: "warn" if found.get("failed") else "good", progress.STOPPED: "bad"}
@@ -167,7 +163,6 @@ def _heading(found: Status) -> dict[str, str]:
 
 
 def _tiles(found: Status) -> list[tuple[str, str, str]]:
-    """Return the main figures: a name, the figure, and a remark."""
     seconds, done, cost = found.get("seconds", 0), found.get("done", 0), found.get("cost")
     total, answered = found.get("total"), status.answered(found)
     tiles = [
@@ -197,7 +192,6 @@ def _share(part: int, whole: int) -> str:
 
 
 def _of_answers(results: Results) -> str:
-    """Return a sentence on the different answers."""
     if not results:
         return "There are no answers yet."
     different = results["different"]
@@ -208,13 +202,11 @@ def _of_answers(results: Results) -> str:
 
 
 def _of_values(column: str, results: Results) -> Iterator[Bars]:
-    """Yield the commonest answers with their numbers, if there are few."""
     if values := results.get("values"):
         yield "", column, [(unescaped(value), count, "") for value, count in values.items()], ""
 
 
 def _of_field(table: JobTable, name: str, field: FieldResults) -> Bars:
-    """Return the values of a field of the answers with their numbers, or the range of its numbers."""
     column = table.name_of(FIELD + name)
     if "values" in field:
         return name, column, [(value, count, "") for value, count in field["values"].items()], ""
@@ -232,7 +224,6 @@ def _example(code: str, text: str) -> tuple[str, str]:
 
 
 def _spreads(found: Sequence[tuple[float, int, int]]) -> list[dict[str, Any]]:
-    """Return histograms of latencies, lengths and tokens of answers."""
     kinds = (("Latency", "s"), ("Length of answers", "characters"), ("Tokens of answers", "tokens"))
     return [
         _histogram(title, unit, values)
@@ -261,7 +252,6 @@ def _histogram(title: str, unit: str, values: Sequence[float]) -> dict[str, Any]
 
 
 def _run(course: CourseRecord, spec: JobSpec, found: Status, made_in: str) -> list[tuple[str, str]]:
-    """Return the facts about the run, by their names."""
     runs = course.get("runs", [])
     versions = dict.fromkeys(run["version"] for run in runs)
     facts = {

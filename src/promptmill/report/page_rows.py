@@ -168,7 +168,6 @@ class PageRows:
         return bool(shorter)
 
     def _shorten(self) -> None:
-        """Cut off texts until half of the room is free."""
         while self._size > _TEXTS // 2 and self._shorter():
             self.cells = [[_cut(value, self.longest) for value in cells] for cells in self.cells]
             self._size = sum(sum(map(len, _texts(value))) for cells in self.cells for value in cells)
@@ -186,7 +185,6 @@ class PageRows:
         self.number, self.state, self.cells = some.number, some.state, some.cells
 
     def _drop(self, kept: int) -> None:
-        """Keep so many rows, evenly spaced."""
         every = len(self.number) / max(1, kept)
         self.rows_left_out += len(self.number) - kept
         self._keep([int(at * every) for at in range(kept)])

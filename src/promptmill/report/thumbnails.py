@@ -40,7 +40,6 @@ class Thumbnails:
 
 
 def _small(data: bytes) -> bytes:
-    """Return an image as a small JPEG."""
     from PIL import Image
 
     made = io.BytesIO()
