@@ -7,9 +7,8 @@ import contextlib
 import itertools
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
 
 import orjson
 
@@ -32,9 +31,7 @@ from promptmill.jobs.store.status_record import Status
 _CANCEL_WAIT_S = 3.0
 _FOLLOW_S = 1.0
 _FAILURES_SHOWN = 20
-_LINE_EVERY_S = 5.0
 _LIVE = ("concurrency", "max_cost")
-_LOOK_EVERY = 256  # rows
 _NEWEST = 20  # jobs that are listed
 _WATCH_S = 2.0  # a look takes some milliseconds, and the board may use one percent of a core
 _LISTED_EVERY = 5  # looks between two for new jobs
@@ -264,25 +261,10 @@ def _join(arguments: argparse.Namespace) -> int:
     """Make one output of the parts of all shards. Returns 0 when all rows are answered, 1 when not."""
     output: Path = arguments.output
     was_there = output.exists() and not arguments.overwrite
-    counts = join(
-        JobFolders.from_environ(), output, overwrite=arguments.overwrite, passed=_written_lines(output.name, sys.stderr)
-    )
+    counts = join(JobFolders.from_environ(), output, overwrite=arguments.overwrite)
     if arguments.json:
         say(orjson.dumps({"output_file": str(output.absolute()), **counts.as_dict(Counts())}).decode())
     else:
         kept = ", which was there already" if was_there else ""
         say(f"{counted(counts.done, 'row')}, {counts.failed} failed, in {output}{kept}.")
     return int(counts.failed > 0)
-
-
-def _written_lines(name: str, stream: TextIO) -> Callable[[int], None]:
-    told = time.monotonic()
-
-    def passed(rows: int) -> None:
-        nonlocal told
-        if not rows % _LOOK_EVERY and time.monotonic() - told >= _LINE_EVERY_S:
-            told = time.monotonic()
-            with contextlib.suppress(OSError):
-                print(f"{time.strftime('%H:%M:%S')} {name}: {rows} rows written", file=stream, flush=True)
-
-    return passed

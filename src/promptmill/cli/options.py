@@ -39,6 +39,9 @@ _SETS = {
     "backend": "backend",
 }
 """Keys of the configuration, and the arguments of the command line that set them."""
+_OF_ENDPOINTS = frozenset({"base_url", "provider", "api_key_env", "concurrency"})
+_OF_SAMPLING = frozenset({"temperature", "max_tokens", "choices"})
+_ENDPOINTS = ("openai-compatible", "openai-api", "litellm", "endpoint")  # plausible names of backends
 _NO_FILE = "There is no configuration file"
 _OPTIONS = {"from_job": "from", "assignments": "set"}
 """Other fields whose options have other names."""
@@ -172,23 +175,20 @@ def at_least_one(text: str) -> int:
 
 def amount(text: str) -> float:
     """Return an amount of money of an option's value. Raises what argparse tells the user."""
-    try:
-        value = float(text)
-    except ValueError:
-        told = "is not a number; write 5 or 5.00, without a sign (a shell reads $5 as a variable of its own)"
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} {told}") from None
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} must be at least 0, such as 5.00")
-    return value
+    return _number(text, "write 5 or 5.00, without a sign (a shell reads $5 as a variable of its own)", "5.00")
 
 
 def _temperature(text: str) -> float:
+    return _number(text, "write one such as 0.7", "0.7")
+
+
+def _number(text: str, how: str, example: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a number; write one such as 0.7") from None
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a number; {how}") from None
     if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} must be at least 0, such as 0.7")
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} must be at least 0, such as {example}")
     return value
 
 
@@ -289,17 +289,13 @@ def _check_backend(name: str) -> None:
     from promptmill.config.backends import is_named
 
     plain = name.lower().replace("_", "-")
-    if is_named(name):
-        return
-    if plain == "ollama":
-        instead = "Ollama is an endpoint; instead: --base-url localhost:11434 --model NAME"
-    elif plain in {"openai-compatible", "openai-api", "litellm", "endpoint"}:
-        instead = "instead: --base-url URL --model NAME"
-    elif plain in {row[0] for row in registry.providers()}:
-        instead = f"{plain} is a provider; instead: --provider {plain} --model NAME"
-    else:  # the nearest name is reported together with other mistakes
-        return
-    raise config_error(f"--backend {name}", instead)
+    instead = {
+        row[0]: f"{row[0]} is a provider; instead: --provider {row[0]} --model NAME" for row in registry.providers()
+    }
+    instead |= dict.fromkeys(_ENDPOINTS, "instead: --base-url URL --model NAME")
+    instead["ollama"] = "Ollama is an endpoint; instead: --base-url localhost:11434 --model NAME"
+    if plain in instead and not is_named(name):  # else the nearest name is reported together with other mistakes
+        raise config_error(f"--backend {name}", instead[plain])
 
 
 def _schema(arguments: argparse.Namespace) -> dict[tuple[str, ...], Any]:
@@ -333,22 +329,13 @@ def _overrides(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dict[tu
     """
     from promptmill.config import resolved_config  # imported where it is needed, as above
 
-    endpoint = {
-        "base_url": getattr(arguments, "base_url", None),
-        "provider": getattr(arguments, "provider", None),
-        "api_key_env": getattr(arguments, "key_env", None),
-        "concurrency": getattr(arguments, "concurrency", None),
-    }
+    given = {key: value for key, name in _SETS.items() if (value := getattr(arguments, name, None)) is not None}
     return resolved_config.settings_of(
         raw,
         backend=arguments.backend,
-        endpoint={key: value for key, value in endpoint.items() if value is not None},
+        endpoint={key: given[key] for key in _OF_ENDPOINTS & given.keys()},
         model=getattr(arguments, "model", None),
-        sampling={
-            key: value
-            for key in ("temperature", "max_tokens", "choices")
-            if (value := getattr(arguments, key, None)) is not None
-        },
+        sampling={key: given[key] for key in _OF_SAMPLING & given.keys()},
         tier=getattr(arguments, "tier", None),
     )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import filecmp
 import glob
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import orjson
@@ -22,7 +22,7 @@ from promptmill.jobs.export.answered import UnansweredError, joined_rows
 from promptmill.jobs.inputs import formats
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.counts import JobCounts
-from promptmill.jobs.store.database import DamagedError, JobDatabase, Work
+from promptmill.jobs.store.database import DamagedError, JobDatabase
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import PART
@@ -49,12 +49,10 @@ def write_part(store: JobDatabase, spec: JobSpec) -> output.Written:
     return output.Written(partial, output.stamp_of(partial, spec.output.path), rows)
 
 
-def join(
-    folders: JobFolders, path: Path, *, overwrite: bool, passed: Callable[[int], None] = lambda _: None
-) -> JobCounts:
+def join(folders: JobFolders, path: Path, *, overwrite: bool) -> JobCounts:
     """Write the output of all shards in the order of the input and return its counts. The output is complete or absent.
 
-    `passed` is called with the number of rows written so far. A file with the same content is not replaced.
+    A file with the same content is not replaced.
 
     Raises `PromptmillError`: `invalid_input` if parts are missing, unfinished or from different jobs; `storage`.
     """
@@ -65,8 +63,7 @@ def join(
         with contextlib.ExitStack() as opened:
             stores = [opened.enter_context(folder.reading()) for folder, _ in parts]
             output_format = formats.format_of_output(target, spec.input.format)
-            rows = output.noted(joined_rows(stores, spec), Work(note=passed))
-            partial, _ = output.write(stores, spec, target, output_format, rows)
+            partial, _ = output.write(stores, spec, target, output_format, joined_rows(stores, spec))
             if target.exists() and not overwrite:
                 try:
                     is_same = filecmp.cmp(partial, target, shallow=False)
