@@ -10,7 +10,6 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
@@ -43,7 +42,6 @@ from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder, Shown
 from promptmill.jobs.store.rounds import Again
 from promptmill.jobs.store.spec import digest
-from promptmill.system.installation import command_for
 from promptmill.system.safe_open import home_expanded, real_path
 
 _TIERS = ("default", "flex", "priority")
@@ -382,10 +380,9 @@ def _validate(configuration: Configuration, order: JobOrder, source: Given | Non
             answers = ", more with the answers" if most is None else f", at most {dollars(most)} with the answers"
             say(f"about {dollars(cost)} for the prompts{answers}")
         elif _is_paid(plan):
-            listed = "" if find_spec("genai_prices") else f", or install the list of prices: {command_for('prices')}"
             say(
                 f"no price is known for {plan.model or 'the model'}: `price:` in the configuration, or --set "
-                f"'price={{input: 1, output: 2}}', says what a million tokens cost in US dollars{listed}",
+                f"'price={{input: 1, output: 2}}', says what a million tokens cost in US dollars",
                 wrap=True,
             )
     return int(found["invalid"] > 0)

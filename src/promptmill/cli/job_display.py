@@ -16,7 +16,6 @@ from typing import TextIO, cast
 import orjson
 
 from promptmill.cli.terminal import say
-from promptmill.config.backends import EMBEDDED
 from promptmill.core.errors import Code, without_controls
 from promptmill.core.money import dollars
 from promptmill.core.wording import counted, cut
@@ -91,10 +90,11 @@ def summary(
     if state == states.STOPPED and not found.get("alive") and reason and status.answered(found) <= 0:
         return "\n".join([f"{files}: {state}: {reason}", *(_go_on(found, output=output)[:2] if again else ())])
     if state == states.FINISHED:
-        lines = [f"{files}: {_answered(found)} in {_by(found)}"]
+        lines = [f"{files}: {status.outcome(found)}"]
     else:
         why = f": {reason}" if reason else ""
-        lines = [f"{files}: {state} after {_by(found)}{why}", f"  rows      {status.times(found)}{status.line(found)}"]
+        rows = f"  rows      {status.times(found)}{status.line(found)}"
+        lines = [f"{files}: {state} after {status.effort(found)}{why}", rows]
     if shown := results(found):
         lines.append(f"  answers   {shown}")
     if found.get("errors"):
@@ -149,17 +149,6 @@ def title(found: Status) -> str:
     """Return the names of a job's input and output."""
     names = [name for name in (found.get("input_file", ""), found.get("output_file")) if name]
     return " → ".join(name.rstrip("/").rpartition("/")[2] if "://" in name else Path(name).name for name in names)
-
-
-def _answered(found: Status) -> str:
-    failed = found.get("failed", 0)
-    return f"{status.times(found)}{status.answered(found):,} answered" + (f", {failed:,} failed" if failed else "")
-
-
-def _by(found: Status) -> str:
-    by = f" by {model}" if (model := found.get("model")) else ""
-    by += ", a small model for trying out," if model == EMBEDDED else ""
-    return f"{status.took(found.get('seconds', 0))}{by}{status.paid(found)}"
 
 
 def results(found: Status) -> str:

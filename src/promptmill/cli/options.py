@@ -410,7 +410,6 @@ def _placed(error: PromptmillError, arguments: argparse.Namespace, configuration
 def _with_other_ways(
     error: PromptmillError, arguments: argparse.Namespace, configuration: Configuration
 ) -> PromptmillError:
-    from promptmill.backends import registry
     from promptmill.config.parameter_file import is_shipped
     from promptmill.service import choosing
 
@@ -419,15 +418,15 @@ def _with_other_ways(
         return error
     is_set = any(text.startswith("backend=") for text in arguments.set)
     chose = "--backend" if arguments.backend else "--set" if is_set else configuration.origin
-    ways = ["--base-url URL"]
-    with_key = [name for name, _, key_env, is_set in registry.providers() if key_env and is_set]
-    ways += [f"--provider {with_key[0]}, whose key is set" if with_key else "--provider NAME"]
-    here = choosing.local_engine()
-    if here != plan.backend and choosing.is_installed(here):
-        ways.append(f"--backend {here}, which is installed here")
     is_default = is_shipped(Path(chose))
     chosen = f"{_NO_FILE}: {plan.backend} is the default" if is_default else f"{chose} says {plan.backend}"
-    chosen += f"; instead: {', '.join(ways[:-1])} or {ways[-1]}."
+    here = choosing.local_engine()
+    engine = (
+        f", or --backend {here}, which is installed here"
+        if here != plan.backend and choosing.is_installed(here)
+        else ""
+    )
+    chosen += f"; instead: --base-url URL or --provider NAME{engine}."
     _, run, command = error.hint.rpartition("Run: ")
     if run:  # a command is the last line
         return PromptmillError(error.code, error.parts, f"{chosen} {run}{command}")

@@ -142,24 +142,14 @@ def _filters(*, failed: bool, cut: bool) -> list[Filter]:
 
 
 def _heading(found: Status) -> dict[str, str]:
-    state, several = found["state"], status.times(found)
-    files = f"{several}{status.answered(found):,} answered"
+    state, total = found["state"], found.get("total")
+    is_alive, is_finished = state in progress.ALIVE, state == progress.FINISHED
     moods = {progress.FINISHED: "warn" if found.get("failed") else "good", progress.STOPPED: "bad"}
-    mood = moods.get(state, "blue" if state in progress.ALIVE else "warn")
-    if found.get("failed"):
-        files += f", {found['failed']:,} failed"
-    if (total := found.get("total")) is not None and state != progress.FINISHED:
-        files += f" of {total:,}" if several else f" of {counted(total, 'row')}"
-    summary = f"{files} in {status.took(found.get('seconds', 0))}"
-    if found.get("model"):
-        summary += f" by {found['model']}"
-    if (cost := found.get("cost")) is not None:
-        summary += f", {dollars(cost)}"
-    if found.get("reason"):
-        summary += f": {found['reason']}"
-    if state in progress.ALIVE:
-        summary += "; the job was running when this report was made"
-    return {"state": state, "mood": mood, "summary": summary}
+    of = f" of {counted(total, 'answer' if found.get('variants') else 'row')}" if total and not is_finished else ""
+    reason = f": {found['reason']}" if found.get("reason") else ""
+    running = "; the job was running when this report was made" if is_alive else ""
+    summary = f"{status.outcome(found)}{of}{reason}{running}"
+    return {"state": state, "mood": moods.get(state, "blue" if is_alive else "warn"), "summary": summary}
 
 
 def _tiles(found: Status) -> list[tuple[str, str, str]]:

@@ -193,6 +193,18 @@ def answered(status: RunStatus) -> int:
     return int(status.get("answered", done))  # jobs of earlier releases have no count `answered`
 
 
+def outcome(status: Status) -> str:
+    """Return `19 answered, 1 failed in 1.8 s by good-1, $0.004`."""
+    failed = f", {status['failed']:,} failed" if status.get("failed") else ""
+    return f"{times(status)}{answered(status):,} answered{failed} in {effort(status)}"
+
+
+def effort(status: Status) -> str:
+    """Return the time of a job, its model and its cost."""
+    by = f" by {status['model']}" if status.get("model") else ""
+    return f"{took(status.get('seconds', 0))}{by}{paid(status)}"
+
+
 def rows_of_input(status: Status) -> int | None:
     """Return the number of rows if each row has several answers; otherwise None (`total` is the number)."""
     total, variants = status.get("total"), status.get("variants")
