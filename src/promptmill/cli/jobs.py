@@ -7,7 +7,6 @@ import contextlib
 import itertools
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import orjson
@@ -26,7 +25,6 @@ from promptmill.jobs.store import progress, status
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder
-from promptmill.jobs.store.status_record import Status
 
 _CANCEL_WAIT_S = 3.0
 _FOLLOW_S = 1.0
@@ -181,38 +179,21 @@ def _watch(folders: JobFolders) -> None:
     from rich.text import Text
 
     board = Live(auto_refresh=False) if sys.stdout.isatty() else None
-    before = dict[str, str]()
+    shown, before = dict[Path, Folder](), dict[str, str]()
     with board or contextlib.nullcontext():
-        for jobs in _running(folders):
+        for look in itertools.count():
+            if look % _LISTED_EVERY == 0:
+                shown |= {folder.path: folder for folder in folders.all() if folder.alive}
+            jobs = status.read_all(shown.values())
             lines = {job["job_id"]: f"{job['job_id']}: {job['state']}, {status.line(job)}" for job in jobs}
             if board is not None:
-                shown = "\n".join(lines.values()) or "no job is running; Ctrl-C ends this board"
-                board.update(Text(without_controls(shown)), refresh=True)
+                text = "\n".join(lines.values()) or "no job is running; Ctrl-C ends this board"
+                board.update(Text(without_controls(text)), refresh=True)
             for job_id, line in lines.items() if board is None else ():
                 if before.get(job_id) != line:
                     print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
             before |= lines
             time.sleep(_WATCH_S)
-
-
-def _running(folders: JobFolders) -> Iterator[list[Status]]:
-    """Yield the status of each job that runs or has ended meanwhile, the newest first, without end.
-
-    The database of a job that has ended is read only when its files have changed.
-    """
-    began, seen, listed = time.time(), dict[Path, tuple[object, Status]](), list[Folder]()
-    for look in itertools.count():
-        if look % _LISTED_EVERY == 0:
-            listed = list(folders.all())
-        for folder in listed:
-            stamp = folder.stamp
-            before, job = seen.get(folder.path, (None, {}))
-            if before != stamp or job.get("alive"):
-                spec, last = folder.spec_and_status()
-                seen[folder.path] = stamp, {} if spec is None else status.of(folder, spec, last)
-        jobs = (seen[folder.path][1] for folder in listed)
-        shown = [job for job in jobs if job.get("alive") or job.get("updated", 0.0) >= began]
-        yield sorted(shown, key=lambda job: -job["created"])
 
 
 def _export(job: Folder, target: Path, *, everything: bool, as_json: bool) -> int:
