@@ -26,6 +26,7 @@ from promptmill.comparison.judge import Pairs
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.jobs import disk
 from promptmill.jobs.columns import VARIANT
+from promptmill.jobs.inputs.short_forms import Labels
 from promptmill.jobs.store import status
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import Earlier, Limits, Shown
@@ -146,7 +147,7 @@ def show_variants(output: Path, column: str = VARIANT) -> None:
 
 def _judgement(arguments: argparse.Namespace, rows: ComparedRows, folders: JobFolders) -> tuple[Judgement, int]:
     """Have a job judge the pairs, which an earlier run may have begun. Returns the verdicts, and its exit code."""
-    asked = argparse.Namespace(**{**vars(arguments), "choices": [*judge.VERDICTS], "report": None})
+    asked = argparse.Namespace(**{**vars(arguments), "choices": Labels(judge.VERDICTS), "report": None})
     configuration = configuration_of(asked)
     try:
         registry.check_key(configuration.plan)

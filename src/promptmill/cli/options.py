@@ -8,15 +8,15 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from promptmill.cli.terminal import complain
 from promptmill.config.backends import BACKENDS
 from promptmill.core.errors import Code, Named, PromptmillError, argument_name, config_error, looks_like_key, redact
+from promptmill.core.values import JsonDict
 from promptmill.core.wording import cut, did_you_mean
-from promptmill.system.safe_open import is_file
 
 if TYPE_CHECKING:  # imported where it is needed: it takes a tenth of a second
     from promptmill.config.loading import Configuration
@@ -52,19 +52,19 @@ def add_answer_form(parser: argparse._ActionsContainer) -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument(
         "--choices",
-        action=_ChoicesAction,
+        type=_read_by("labels_of"),
         metavar="A,B,…",
         help="every answer is one of these texts; a file of labels and definitions: labels.csv",
     )
     form.add_argument("--schema", type=Path, metavar="FILE", help="a JSON Schema that every answer must satisfy")
     form.add_argument(
         "--fields",
-        dest="schema_fields",
+        dest="schema",
+        type=_read_by("schema_of_fields"),
         metavar="A,B:TYPE,…",
         help="the same in one line: name,amount:number,day:date",
     )
     parser.add_argument("--choices-many", action="store_true", help="with --choices: any number of them")
-    parser.set_defaults(definitions="")
 
 
 def text_of(option: str, file: Path) -> str:
@@ -192,23 +192,24 @@ def _number(text: str, how: str, example: str) -> float:
     return value
 
 
-class _ChoicesAction(argparse.Action):
-    """Reads the labels of `--choices`, and their definitions if it names a file."""
+def _read_by(reader: str) -> Callable[[str], Any]:
+    """Return the type of an option whose value this function of `short_forms` reads."""
 
-    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
-        from promptmill.jobs.inputs.short_forms import labels_of  # imported where it is needed, as above
+    def read(text: str) -> Any:
+        from promptmill.jobs.inputs import short_forms  # imported where it is needed, as above
 
-        del parser, option_string
         try:
-            labels = labels_of(values)
+            return getattr(short_forms, reader)(text)
         except PromptmillError as error:
-            raise argparse.ArgumentError(self, error.message) from None
-        namespace.choices, namespace.definitions = list(labels.texts), labels.definitions
+            raise argparse.ArgumentTypeError(error.message) from None
+
+    return read
 
 
 def system_prompt_of(arguments: argparse.Namespace) -> str:
     """Return the system prompt of the options: `--system`, and the definitions of the labels."""
-    return "\n\n".join(filter(None, (arguments.system, arguments.definitions)))
+    definitions = "" if arguments.choices is None else arguments.choices.definitions
+    return "\n\n".join(filter(None, (arguments.system, definitions)))
 
 
 def _variable(text: str) -> str:
@@ -299,27 +300,23 @@ def _check_backend(name: str) -> None:
 
 
 def _schema(arguments: argparse.Namespace) -> dict[tuple[str, ...], Any]:
-    file: Path | None = getattr(arguments, "schema", None)
-    fields: str | None = getattr(arguments, "schema_fields", None)
+    schema: Path | JsonDict | None = getattr(arguments, "schema", None)
     is_many = getattr(arguments, "choices_many", False)
-    if file is None and fields is None and not is_many:
+    if schema is None and not is_many:
         return {}
     from promptmill.answers.schema import asking_for
-    from promptmill.jobs.inputs.short_forms import schema_in, schema_of_fields, schema_of_many
+    from promptmill.jobs.inputs.short_forms import schema_in, schema_of_many
 
-    if is_many and arguments.choices is None:
-        raise config_error("--choices-many", "goes with --choices.")
-    if file is not None and str(file).startswith("{") and not is_file(file):
-        raise config_error("--schema", "takes a file; write the schema into one: --schema schema.json")
-    option = "--choices" if is_many else "--fields" if file is None else "--schema"
-    try:
-        if is_many:
-            schema = schema_of_many(arguments.choices)
-        else:
-            schema = schema_of_fields(fields or "") if file is None else schema_in(file)
-    except PromptmillError as error:
-        raise config_error(option, error.message) from None
-    return {("sampling_params", "response_format"): asking_for(schema), ("sampling_params", "choices"): None}
+    if is_many:
+        if arguments.choices is None:
+            raise config_error("--choices-many", "goes with --choices.")
+        schema = schema_of_many(arguments.choices.texts)
+    elif isinstance(schema, Path):
+        try:
+            schema = schema_in(schema)
+        except PromptmillError as error:
+            raise config_error("--schema", error.message) from None
+    return {("sampling_params", "response_format"): asking_for(schema or {}), ("sampling_params", "choices"): None}
 
 
 def _overrides(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
@@ -330,6 +327,8 @@ def _overrides(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dict[tu
     from promptmill.config import resolved_config  # imported where it is needed, as above
 
     given = {key: value for key, name in _SETS.items() if (value := getattr(arguments, name, None)) is not None}
+    if "choices" in given:
+        given["choices"] = list(given["choices"].texts)
     return resolved_config.settings_of(
         raw,
         backend=arguments.backend,

@@ -16,12 +16,12 @@ import orjson
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Facts, Failure, Step
 from promptmill.cli.options import Parser, add_shared, configuration_of, explained, option_of
-from promptmill.cli.terminal import say, wrapped
+from promptmill.cli.terminal import say
 from promptmill.config import backends
 from promptmill.config.backends import AUTO, EMBEDDED
 from promptmill.config.loading import Configuration
 from promptmill.config.parameter_file import FILE_NAME
-from promptmill.core.errors import PromptmillError, config_error, redact, without_controls
+from promptmill.core.errors import PromptmillError, config_error, redact
 from promptmill.core.request import conversation_from_prompt
 from promptmill.core.wording import counted, listed
 from promptmill.service import choosing
@@ -246,17 +246,7 @@ def _check(arguments: argparse.Namespace, configuration: Configuration) -> int:
 
 
 def _print(step: Step) -> None:
-    mark, style = ("FAIL", "bold red") if not step.ok else ("warn", "yellow") if step.warns else ("ok  ", "green")
-    text = f"{step.step}: {step.detail}"
-    if sys.stdout.isatty():
-        from rich.console import Console
-
-        console = Console(highlight=False)
-        text = wrapped(f"{mark}  {without_controls(text)}", console.width).removeprefix(mark)
-        console.print(mark, style=style, end="")
-        console.print(text, markup=False, soft_wrap=True)
-    else:
-        say(f"{mark}  {text}")
+    say(f"{'FAIL' if not step.ok else 'warn' if step.warns else 'ok  '}  {step.step}: {step.detail}", wrap=True)
     sys.stdout.flush()
 
 
