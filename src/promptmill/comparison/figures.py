@@ -288,24 +288,23 @@ def _judged(rows: ComparedRows, judgement: Judgement, other: int) -> dict[str, A
     texts = zip(rows.texts(0), rows.texts(other), strict=True)
     both = [(at, rows.same(at, 0, other)) for at, (ours, theirs) in enumerate(texts) if ours and theirs]
     differ = [at for at, is_same in both if not is_same]
-    verdicts = Counter(judgement.verdict(at, other, letters) for at in differ)
-    judged = len(differ) - verdicts[""]
-    wins = [verdicts[letter] for letter in letters]
-    always = Counter(
-        judgement.said[at, other][0] for at in differ if judgement.verdict(at, other, letters) == CONTRADICTION
-    )
+    verdicts = {at: judgement.verdict(at, other, letters) for at in differ}
+    counts = Counter(verdicts.values())
+    judged, wins = len(differ) - counts[""], [counts[letter] for letter in letters]
+    always = Counter(judgement.said[at, other][0] for at in differ if verdicts[at] == CONTRADICTION)
     ties = judged - sum(wins)
-    found = {
+    return {
         "of": list(letters),
         "rows": len(both),
         "differ": len(differ),
         "judged": judged,
         "wins": wins,
         "ties": ties,
+        "half": counts[HALF],
+        "contradictions": counts[CONTRADICTION],
+        "always": [always["first"], always["second"]],
+        **(_paired(0, wins[1], wins[0], ties) if judged else {}),
     }
-    found |= {"half": verdicts[HALF], "contradictions": verdicts[CONTRADICTION]}
-    found["always"] = [always["first"], always["second"]]
-    return found | (_paired(0, wins[1], wins[0], ties) if judged else {})
 
 
 def _paired(both: int, first: int, second: int, neither: int) -> dict[str, Any]:

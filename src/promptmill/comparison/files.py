@@ -357,14 +357,13 @@ def _gold_values(gold: _Gold, fields: Sequence[str], own: Collection[str]) -> Ca
         if known:
             return lambda row: [file.value_of(row, name) if name in known else "" for name in fields]
     column = gold.column or _right_column(gold, own)
-    if len(fields) == 1 and fields != [""]:
-        return lambda row: [text_of((_object(row.get(column)) or {fields[0]: row.get(column)}).get(fields[0])).strip()]
-    if len(fields) == 1:
-        return lambda row: [text_of(row.get(column)).strip()]
 
     def values(row: Row) -> list[str]:
-        found = _object(row.get(column))
-        if found is None and text_of(row.get(column)):
+        cell = row.get(column)
+        found = None if fields == [""] else _object(cell)
+        if found is None and len(fields) == 1:
+            return [text_of(cell).strip()]
+        if found is None and text_of(cell):
             raise input_error(
                 f"The column {column:.60} has one right answer to each row, but the answers have the fields "
                 f"{_listed(fields)}. Name one of them: ",

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import orjson
+
 from promptmill.comparison.figures import CONTRADICTION, HALF, TIE, commonest, tabulated
 from promptmill.comparison.paired_proportions import INTERVAL, SHARE_INTERVAL, TEST
 from promptmill.comparison.values import LABEL, SIMILARITY
@@ -322,17 +324,8 @@ def methods(found: JsonObject) -> Iterator[str]:
         yield f"p: {TEST}"
     if gold:
         yield f"interval of a share: {SHARE_INTERVAL}"
-    if _has_similarity(found):
+    if b'"similarity"' in orjson.dumps({name: found.get(name) for name in ("pairs", "gold")}):
         yield f"similarity: {SIMILARITY}"
-
-
-def _has_similarity(found: object) -> bool:
-    match found:
-        case Mapping():
-            return "similarity" in found or any(map(_has_similarity, found.values()))
-        case list():
-            return any(map(_has_similarity, found))
-    return False
 
 
 def _share(part: int, rows: int) -> str:
