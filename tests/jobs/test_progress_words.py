@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from promptmill.backends.protocol import Call
-from promptmill.cli.job_display import _SHORTEST_BAR, _line
+from promptmill.cli.job_display import _line
+from promptmill.cli.terminal import SHORTEST_BAR
 from promptmill.core.money import Budget
 from promptmill.jobs.store import status
 from promptmill.jobs.store.counts import JobCounts
@@ -42,7 +43,7 @@ def test_a_job_that_waits_says_for_what_and_invents_no_rate(progress):
     line = status.line(found)
     assert line == f"{GONE}, 120 of 2,000 answered, 0 failed"
     assert _line(progress, 120) == line
-    assert _line(progress, 80 - _SHORTEST_BAR - 1) == GONE, "on 80 columns"
+    assert _line(progress, 80 - SHORTEST_BAR - 1) == GONE, "on 80 columns"
 
 
 def test_a_job_that_goes_on_shows_window_and_refusals(progress):

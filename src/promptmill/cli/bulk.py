@@ -19,7 +19,7 @@ from promptmill.backends import registry
 from promptmill.cli import options
 from promptmill.cli.job_display import print_status
 from promptmill.cli.job_run import decided, remembered_command, run, warn_of_input
-from promptmill.cli.options import Parser, Several, add_shared, amount, at_least_one, is_url, text_of
+from promptmill.cli.options import Parser, Several, add_shared, amount, at_least_one, is_url, refuse, text_of
 from promptmill.cli.terminal import OK, TRY_AGAIN, complain, say
 from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
@@ -220,31 +220,26 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    names = [*arguments.input, arguments.output]
-    urls = [text for text in arguments.input if is_url(text)]
-    if urls and len(urls) < len(arguments.input):
-        raise config_error("INPUT", "name either files or URLs.")
-    if arguments.shard and any(map(is_url, names)):
-        raise config_error("--shard", "goes with files that all machines see, not with URLs.")
-    if is_url(arguments.output) and arguments.detach:
-        raise config_error("OUTPUT", "a URL goes without --detach.")
-    if "-" in names and (arguments.detach or arguments.validate or arguments.shard):
-        raise config_error("", "`-` goes without --detach, --validate and --shard.")
-    if "-" in arguments.input and arguments.input[1:]:
-        raise config_error("", "`-` goes without further inputs.")
-    if arguments.each and (urls or "-" in arguments.input):
-        raise config_error("--each", "goes with files and folders of this machine.")
-    if arguments.input_format and "-" not in arguments.input:
-        raise config_error("--input-format", "goes with `-` as INPUT alone; a file is read by its suffix.")
-    if arguments.output_format and arguments.output != "-":
-        raise config_error("--output-format", "goes with `-` as OUTPUT alone; a file is written by its suffix.")
+    names, local = [*arguments.input, arguments.output], [name for name in arguments.input if not is_url(name)]
+    later = arguments.detach or arguments.validate
+    refuse(
+        (local and len(local) < len(arguments.input), "INPUT", "name either files or URLs."),
+        (arguments.shard and any(map(is_url, names)), "--shard", "goes with files that all machines see."),
+        (is_url(arguments.output) and arguments.detach, "OUTPUT", "a URL goes without --detach."),
+        ("-" in names and (later or arguments.shard), "", "`-` goes without --detach, --validate and --shard."),
+        ("-" in local and arguments.input[1:], "", "`-` goes without further inputs."),
+        (arguments.each and (not local or "-" in local), "--each", "goes with files and folders of this machine."),
+        (arguments.input_format and "-" not in local, "--input-format", "goes with `-` as INPUT alone."),
+        (arguments.output_format and arguments.output != "-", "--output-format", "goes with `-` as OUTPUT alone."),
+        (
+            arguments.report and later,
+            "--report",
+            "goes without --detach and --validate; `promptmill report OUTPUT` writes one.",
+        ),
+    )
     if arguments.report is not None:
         from promptmill.report import page  # imported where it is needed: few jobs write a report
 
-        if arguments.detach or arguments.validate:
-            raise config_error(
-                "--report", "goes without --detach and --validate; `promptmill report OUTPUT` writes one."
-            )
         page.check(arguments.report)
 
 

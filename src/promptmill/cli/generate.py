@@ -18,10 +18,11 @@ import orjson
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Completion, Facts, Failure, Outcome
 from promptmill.cli.options import Parser, add_answer_form, add_shared, stdin_text, system_prompt_of
-from promptmill.cli.terminal import complain, say
+from promptmill.cli.terminal import complain, progress_bar, say
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError, config_error, without_controls
 from promptmill.core.request import conversation_from_prompt
+from promptmill.core.wording import duration
 from promptmill.service import choosing, list_call
 from promptmill.service.list_call import ListSink
 from promptmill.service.service import Service
@@ -32,7 +33,6 @@ from promptmill.system.safe_open import is_file
 _PAUSE_S = 0.2
 _LOOK_S = 1.0
 _REPORT_EVERY_S = 10.0
-_BAR = 10  # leaves room for the reason of a wait
 _FILES = frozenset({".jsonl", ".csv", ".tsv", ".txt", ".json", ".parquet", ".md"})
 # A word of a language that puts spaces between words: a question in Chinese has none.
 _WORD = re.compile(r"[\x21-\u024f]{1,20}")
@@ -272,30 +272,17 @@ async def _report_waits(work: asyncio.Future[Any], stats: Call) -> None:
 
 
 async def _show_progress(work: asyncio.Future[Any], service: Service, stats: Call, live: LiveAnswer | None) -> None:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        SpinnerColumn,
-        TextColumn,
-        TimeElapsedColumn,
-    )
-
-    console = Console(stderr=True)
-    doing = TextColumn("{task.description}")
-    looks: tuple[ProgressColumn, ...] = (doing, BarColumn(_BAR), MofNCompleteColumn(), TimeElapsedColumn())
-    if stats.facts.total == 1:
-        looks = (SpinnerColumn(), doing, TimeElapsedColumn())
-    with Progress(*looks, console=console, transient=True) as progress:
+    began, total = time.monotonic(), stats.facts.total
+    with progress_bar(sys.stderr) as progress:
         if live is not None:
             live.begins = progress.stop
-        bar = progress.add_task("answering", total=stats.facts.total)
+        bar = progress.add_task("", total=total, said="answering")
         while not work.done():
             await asyncio.wait({work}, timeout=_PAUSE_S)
-            doing_what = ("" if stats.counts.done else service.activity) or stats.waiting or "answering"
-            progress.update(bar, total=stats.facts.total, completed=stats.counts.done, description=doing_what)
+            done = stats.counts.done
+            doing = ("" if done else service.activity) or stats.waiting or "answering"
+            of = "" if total == 1 else f", {done:,} of {total:,}"
+            progress.update(bar, completed=done, said=f"{doing}{of}, {duration(time.monotonic() - began)}")
 
 
 class LiveAnswer:

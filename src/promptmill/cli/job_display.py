@@ -15,7 +15,7 @@ from typing import TextIO, cast
 
 import orjson
 
-from promptmill.cli.terminal import say
+from promptmill.cli.terminal import SHORTEST_BAR, progress_bar, say
 from promptmill.core.errors import Code, without_controls
 from promptmill.core.money import dollars
 from promptmill.core.wording import counted, cut
@@ -30,7 +30,6 @@ _GO_ON = "  go on with the same command; what is answered is kept"
 _OF_THE_FILE = frozenset({Code.INVALID_INPUT, Code.EMPTY_PROMPT})
 _EVENT_EVERY_S = 1.0
 _SHORT_TEXT = 400
-_SHORTEST_BAR = 8  # 80 columns also have room for the reason of a wait
 _WIDE = 1000  # where a program reads, nothing is cut off
 _PATH = "output"  # for programs; a terminal shows the names in "files"
 _COLUMNS = ("job", "state", "rows", "failed", "cost", "time", "files", "model", "begun", _PATH)
@@ -245,17 +244,7 @@ def _events(stream: TextIO) -> Watch:
 
 @contextlib.contextmanager
 def _bars(stream: TextIO) -> Iterator[Watch]:
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn
-    from rich.progress import Progress as Bars
-    from rich.table import Column
-
-    console = Console(file=stream)
-    looks = (
-        TextColumn("{task.fields[said]}", table_column=Column(no_wrap=True)),
-        BarColumn(bar_width=None, table_column=Column(no_wrap=True, ratio=1, min_width=_SHORTEST_BAR)),
-    )
-    with Bars(*looks, console=console, transient=True, expand=True) as bars:
+    with progress_bar(stream) as bars:
         bar = bars.add_task("", total=None, said="starting")
         noted: set[str] = set()
 
@@ -264,7 +253,7 @@ def _bars(stream: TextIO) -> Iterator[Watch]:
                 noted.add(warning)
                 bars.console.print(without_controls(f"note: {warning}"), highlight=False, markup=False)
             done = progress.output.written if progress.state == states.MERGING else progress.counts.done
-            said = _line(progress, max(20, console.width - _SHORTEST_BAR - 1))
+            said = _line(progress, max(20, bars.console.width - SHORTEST_BAR - 1))
             bars.update(bar, total=progress.total, completed=done, said=said)
 
         yield watch
@@ -273,10 +262,10 @@ def _bars(stream: TextIO) -> Iterator[Watch]:
 def _line(progress: Progress, width: int) -> str:
     """Return how far a job is in at most `width` characters: the less important is left out."""
     found = progress.as_dict()
-    share = 0 if not found["total"] else found["done"] * 100 // found["total"]  # of 999 rows of 1,000 not 100
+    share = f"{found['done'] * 100 // found['total']} % " if found["total"] else ""  # of 999 rows of 1,000 not 100
     doing = progress.activity or ("" if progress.state == states.RUNNING else progress.state)
     first, *others = [*([doing] if doing else []), *status.parts(found)]
-    text = first if doing or found.get("waiting") else f"{share} % {first}"
+    text = first if doing or found.get("waiting") else f"{share}{first}"
     for part in others:
         if len(text) + len(part) + 2 > width:
             break

@@ -14,7 +14,7 @@ import orjson
 from promptmill.backends.protocol import Counts
 from promptmill.cli.bulk import remembered, run_and_compare
 from promptmill.cli.job_display import print_jobs, print_status
-from promptmill.cli.options import Parser, add_shared, configuration_of
+from promptmill.cli.options import Parser, add_shared, configuration_of, refuse
 from promptmill.cli.terminal import OK, SOME_FAILED, say
 from promptmill.core.errors import config_error, without_controls
 from promptmill.core.wording import counted
@@ -69,13 +69,13 @@ def add_jobs_options(jobs: Parser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    if arguments.all and arguments.export is None and arguments.job_id is not None:
-        raise config_error("--all", "goes with --export FILE, or without JOB_ID.")
-    if arguments.unfinished and arguments.prune is None:
-        raise config_error("--unfinished", "goes with --prune AGE alone.")
-    if arguments.prune is not None:
-        if arguments.job_id is not None:
-            raise config_error("--prune", "forgets all jobs older than AGE; leave out JOB_ID.")
+    job_id, is_pruned = arguments.job_id, arguments.prune is not None
+    refuse(
+        (arguments.all and arguments.export is None and job_id, "--all", "goes with --export FILE, or without JOB_ID."),
+        (arguments.unfinished and not is_pruned, "--unfinished", "goes with --prune AGE alone."),
+        (is_pruned and job_id, "--prune", "forgets all jobs older than AGE; leave out JOB_ID."),
+    )
+    if is_pruned:
         return _forget(arguments.prune, unfinished=arguments.unfinished, as_json=arguments.json)
     if arguments.watch:
         with contextlib.suppress(KeyboardInterrupt):

@@ -357,6 +357,13 @@ def _is_setting(path: str) -> bool:
     return path.partition(".")[0] in Settings.model_fields
 
 
+def refuse(*mistakes: tuple[object, str, str]) -> None:
+    """Raise `PromptmillError` (`invalid_config`) for the first true condition, with its option and what is wrong."""
+    for is_wrong, option, problem in mistakes:
+        if is_wrong:
+            raise config_error(option, problem)
+
+
 def is_url(text: str) -> bool:
     """Return whether `text` names a file by a URL."""
     return _URL.match(text) is not None
