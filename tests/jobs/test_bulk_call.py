@@ -258,7 +258,7 @@ def test_columns_of_pandas_polars_numpy_and_pyarrow_are_asked(options, tmp_path)
     assert promptmill.bulk(str(tmp_path / "in.csv"), prompt="{{stars}}", **options).answers == ["echo: 5", "echo: 1"]
 
 
-_OTHERWISE = {"set": "settings", "key_env": "api_key_env", "schema_fields": "fields"}
+_OTHERWISE = {"set": "settings", "key_env": "api_key_env"}
 _NOT_IN_PYTHON = {  # a file's text, what stdin and stdout are, what the screen shows
     *("help", "input", "prompt_file", "input_format", "output_format", "quiet", "detach", "validate", "json", "report"),
 }

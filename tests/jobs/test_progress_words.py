@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from promptmill.backends.protocol import Call
-from promptmill.cli.job_display import _SHORTEST_BAR, _line
+from promptmill.cli.job_display import _line
+from promptmill.cli.terminal import SHORTEST_BAR
 from promptmill.core.money import Budget
 from promptmill.jobs.store import status
 from promptmill.jobs.store.counts import JobCounts
@@ -40,9 +41,9 @@ def test_a_job_that_waits_says_for_what_and_invents_no_rate(progress):
     found = progress.as_dict()
     assert (found["waiting"], found["eta_s"]) == (GONE, None)
     line = status.line(found)
-    assert line == f"120 of 2,000 answered, 0 failed, {GONE}"
-    assert _line(progress, 120) == f"0:00, {GONE}, 120 of 2,000 answered"
-    assert _line(progress, 80 - _SHORTEST_BAR - 1) == f"0:00, {GONE}", "on 80 columns"
+    assert line == f"{GONE}, 120 of 2,000 answered, 0 failed"
+    assert _line(progress, 120) == line
+    assert _line(progress, 80 - SHORTEST_BAR - 1) == GONE, "on 80 columns"
 
 
 def test_a_job_that_goes_on_shows_window_and_refusals(progress):
@@ -57,7 +58,7 @@ def test_a_job_whose_output_is_written_says_how_far_that_is(progress):
     progress.state, progress.activity, progress.counts.done = MERGING, "writing the output", 2_000
     progress.pass_row(512)
     assert status.line(progress.as_dict()) == "2,000 of 2,000 answered, 0 failed, 512 written"
-    assert _line(progress, 120) == "0:00 writing the output, 512 of 2,000 rows"
+    assert _line(progress, 120) == "writing the output, 2,000 of 2,000 answered, 0 failed, 512 written"
 
 
 class Clock:
@@ -116,7 +117,7 @@ def test_the_last_rows_name_for_what_they_wait(timed, clock):
     found = timed.as_dict()
     assert found["waiting"] == "the last 9 rows wait for api.example.com (40 s each)"
     assert found["eta_s"] is None
-    assert _line(timed, 120) == f"0:04, {found['waiting']}, 1,991 of 2,000 answered"
+    assert _line(timed, 120) == f"{found['waiting']}, 1,991 of 2,000 answered, 0 failed"
     timed.counts.done, timed.stats.in_flight = 1_999, 1
     clock.run(timed, 60)
     assert timed.as_dict()["waiting"] == "the last row waits for api.example.com (63 s so far)"
@@ -127,10 +128,10 @@ def test_the_bar_shows_answered_failed_retried_rate_cost_of_budget_and_time_left
     timed.stats.counts.retries, timed.stats.counts.cost, timed.stats.ledger.budget = 3, 0.016, Budget(5.0)
     timed.counts.fail("timeout", 2)
     wide = (
-        "50 % 998 of 2,000 answered, 2 failed, 3 retried, 100.0 rows/s, $0.016 of $5.00, 16 of 16 in flight, 0:10 left"
+        "50 % 998 of 2,000 answered, 2 failed, 0:10 left, 100.0 rows/s, $0.016 of $5.00, 16 of 16 in flight, 3 retried"
     )
     assert _line(timed, 111) == wide
-    assert _line(timed, 71) == "50 % 998 of 2,000 answered, 2 failed, 100.0 rows/s, 0:10 left"
+    assert _line(timed, 71) == "50 % 998 of 2,000 answered, 2 failed, 0:10 left, 100.0 rows/s"
     assert _line(timed, 31) == "50 % 998 of 2,000 answered"
     timed.counts.done = 1_999
     assert _line(timed, 111).startswith("99 % ")

@@ -9,10 +9,7 @@ import os
 import re
 import shutil
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.util import find_spec
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,7 +19,7 @@ from promptmill.backends import registry
 from promptmill.cli import options
 from promptmill.cli.job_display import print_status
 from promptmill.cli.job_run import decided, remembered_command, run, warn_of_input
-from promptmill.cli.options import Parser, Several, add_shared, amount, at_least_one, is_url, text_of
+from promptmill.cli.options import Parser, Several, add_shared, amount, at_least_one, is_url, refuse, text_of
 from promptmill.cli.terminal import OK, TRY_AGAIN, complain, say
 from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
@@ -46,12 +43,10 @@ from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder, Shown
 from promptmill.jobs.store.rounds import Again
 from promptmill.jobs.store.spec import digest
-from promptmill.system.installation import command_for
 from promptmill.system.safe_open import home_expanded, real_path
 
 _TIERS = ("default", "flex", "priority")
 _OF_THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
-_SAID_EVERY_S = 10.0
 _NAMED = re.compile(r"([\w.-]{1,40})=(.*)", re.DOTALL)
 
 
@@ -166,7 +161,6 @@ def _encoding(text: str) -> str:
 
 
 def _named_prompts(prompts: Sequence[str]) -> dict[str, str]:
-    """Return the texts of several `--prompt NAME=TEXT`. Raises `PromptmillError` (`invalid_config`)."""
     found = {}
     for prompt in prompts:
         named = _NAMED.fullmatch(prompt)
@@ -180,7 +174,6 @@ def _named_prompts(prompts: Sequence[str]) -> dict[str, str]:
 
 
 def _order_of(arguments: argparse.Namespace, inputs: Sequence[Path], output: Path) -> JobOrder:
-    """Return the order that the options make. Raises `PromptmillError`."""
     other = JobFolders.from_environ().at(arguments.from_job).database if arguments.from_job else None
     prompts = list(dict.fromkeys(getattr(arguments, "prompts", None) or []))
     models = getattr(arguments, "models", None) or arguments.model
@@ -191,7 +184,6 @@ def _order_of(arguments: argparse.Namespace, inputs: Sequence[Path], output: Pat
 
 
 def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
-    """Run the command, with the rows and the place for answers that it names. Returns as `job_run.run` does."""
     _check(arguments)
     if not arguments.validate:
         registry.check_key(configuration.plan)
@@ -229,32 +221,26 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Raise `PromptmillError` for arguments that do not go together."""
-    names = [*arguments.input, arguments.output]
-    urls = [text for text in arguments.input if is_url(text)]
-    if urls and len(urls) < len(arguments.input):
-        raise config_error("INPUT", "name either files or URLs.")
-    if arguments.shard and any(map(is_url, names)):
-        raise config_error("--shard", "goes with files that all machines see, not with URLs.")
-    if is_url(arguments.output) and arguments.detach:
-        raise config_error("OUTPUT", "a URL goes without --detach.")
-    if "-" in names and (arguments.detach or arguments.validate or arguments.shard):
-        raise config_error("", "`-` goes without --detach, --validate and --shard.")
-    if "-" in arguments.input and arguments.input[1:]:
-        raise config_error("", "`-` goes without further inputs.")
-    if arguments.each and (urls or "-" in arguments.input):
-        raise config_error("--each", "goes with files and folders of this machine.")
-    if arguments.input_format and "-" not in arguments.input:
-        raise config_error("--input-format", "goes with `-` as INPUT alone; a file is read by its suffix.")
-    if arguments.output_format and arguments.output != "-":
-        raise config_error("--output-format", "goes with `-` as OUTPUT alone; a file is written by its suffix.")
+    names, local = [*arguments.input, arguments.output], [name for name in arguments.input if not is_url(name)]
+    later = arguments.detach or arguments.validate
+    refuse(
+        (local and len(local) < len(arguments.input), "INPUT", "name either files or URLs."),
+        (arguments.shard and any(map(is_url, names)), "--shard", "goes with files that all machines see."),
+        (is_url(arguments.output) and arguments.detach, "OUTPUT", "a URL goes without --detach."),
+        ("-" in names and (later or arguments.shard), "", "`-` goes without --detach, --validate and --shard."),
+        ("-" in local and arguments.input[1:], "", "`-` goes without further inputs."),
+        (arguments.each and (not local or "-" in local), "--each", "goes with files and folders of this machine."),
+        (arguments.input_format and "-" not in local, "--input-format", "goes with `-` as INPUT alone."),
+        (arguments.output_format and arguments.output != "-", "--output-format", "goes with `-` as OUTPUT alone."),
+        (
+            arguments.report and later,
+            "--report",
+            "goes without --detach and --validate; `promptmill report OUTPUT` writes one.",
+        ),
+    )
     if arguments.report is not None:
         from promptmill.report import page  # imported where it is needed: few jobs write a report
 
-        if arguments.detach or arguments.validate:
-            raise config_error(
-                "--report", "goes without --detach and --validate; `promptmill report OUTPUT` writes one."
-            )
         page.check(arguments.report)
 
 
@@ -278,8 +264,7 @@ def _source(
     output = home_expanded(arguments.output) if remote is None else remote.local
     before = folders.of(real_path(output)).spec
     known = before.input.sha256 if before is not None and before.is_read else ""
-    with _patient(urls["input_file"], _teller(arguments)):
-        return opened.enter_context(fetched(folders, arguments.input, _teller(arguments), known))
+    return opened.enter_context(fetched(folders, arguments.input, _teller(arguments), known))
 
 
 def run_and_compare(
@@ -313,7 +298,6 @@ def remembered(arguments: argparse.Namespace, command: Sequence[str]) -> argpars
 
 
 def _template(arguments: argparse.Namespace) -> str | None:
-    """Return the template of `--prompt` or `--prompt-file`. Raises `PromptmillError`."""
     file: Path | None = arguments.prompt_file
     if file is None:
         return str(arguments.prompt) if arguments.prompt is not None else None
@@ -321,7 +305,6 @@ def _template(arguments: argparse.Namespace) -> str | None:
 
 
 def _detach(configuration: Configuration, order: JobOrder, source: Given | None, *, as_json: bool) -> int:
-    """Start a job in a process of its own, or resume it there."""
     configuration = decided(configuration)
     folders = JobFolders.from_environ()
     plans = admission.plans_of(order, configuration)
@@ -393,10 +376,9 @@ def _validate(configuration: Configuration, order: JobOrder, source: Given | Non
             answers = ", more with the answers" if most is None else f", at most {dollars(most)} with the answers"
             say(f"about {dollars(cost)} for the prompts{answers}")
         elif _is_paid(plan):
-            listed = "" if find_spec("genai_prices") else f", or install the list of prices: {command_for('prices')}"
             say(
                 f"no price is known for {plan.model or 'the model'}: `price:` in the configuration, or --set "
-                f"'price={{input: 1, output: 2}}', says what a million tokens cost in US dollars{listed}",
+                f"'price={{input: 1, output: 2}}', says what a million tokens cost in US dollars",
                 wrap=True,
             )
     return int(found["invalid"] > 0)
@@ -407,12 +389,10 @@ def _left_out(found: Mapping[str, Any]) -> str:
 
 
 def _is_paid(plan: ResolvedConfig) -> bool:
-    """Return whether an endpoint is not a server of this machine."""
     return any(url.hostname not in _OF_THIS_MACHINE for url in registry.addresses(plan))
 
 
 def _teller(arguments: argparse.Namespace) -> Callable[[str], None]:
-    """Return a function that prints the progress of a transfer, unless the user wants no progress."""
 
     def tell(text: str) -> None:
         if not arguments.quiet:
@@ -422,41 +402,19 @@ def _teller(arguments: argparse.Namespace) -> Callable[[str], None]:
 
 
 def _remote_output(arguments: argparse.Namespace, folders: JobFolders) -> RemoteOutput:
-    """Return the output at a URL, which may be written. Raises `PromptmillError`."""
     output = RemoteOutput.of(folders, arguments.output)
     if not arguments.validate:
-        with _patient(redact(arguments.output), _teller(arguments)):
-            output.check(may_replace=arguments.overwrite)
+        output.check(may_replace=arguments.overwrite)
     return output
 
 
 def _delivered(output: RemoteOutput, code: int, folders: JobFolders, arguments: argparse.Namespace) -> int:
-    """Upload the output of a job that has made one; return the exit code."""
     made = folders.of(output.local).result
     if made is None or not made.finished or not made.is_still(members.stamp(output.local)):
         return code
     try:
-        with _patient(redact(str(output.url)), _teller(arguments)):
-            output.deliver(_teller(arguments))
+        output.deliver(_teller(arguments))
     except PromptmillError as error:
         complain(f"{error} The same command writes it again.")
         return TRY_AGAIN
     return code
-
-
-@contextlib.contextmanager
-def _patient(url: str, tell: Callable[[str], None]) -> Iterator[None]:
-    """Say every few seconds that the store behind `url` is waited for: its library may try for minutes in silence."""
-    over, began = threading.Event(), time.monotonic()
-
-    def repeat() -> None:
-        while not over.wait(_SAID_EVERY_S):
-            tell(f"still waiting for {url} ({time.monotonic() - began:.0f} s); Ctrl-C ends it")
-
-    telling = threading.Thread(target=repeat, daemon=True)
-    telling.start()
-    try:
-        yield
-    finally:
-        over.set()
-        telling.join()

@@ -74,7 +74,6 @@ def _tell(action: Any, values: Any) -> None:
 
 
 def _asking(what: str, command: str) -> dict[str, Any]:
-    """Return how each shell asks promptmill itself for the values."""
     name = f"_promptmill_{what}"
     return {
         "bash": name,

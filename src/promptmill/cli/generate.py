@@ -9,7 +9,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,11 +17,12 @@ import orjson
 
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Completion, Facts, Failure, Outcome
-from promptmill.cli.options import Parser, add_answer_form, add_shared, note_once, stdin_text, system_prompt_of
-from promptmill.cli.terminal import complain, say
+from promptmill.cli.options import Parser, add_answer_form, add_shared, stdin_text, system_prompt_of
+from promptmill.cli.terminal import complain, progress_bar, say
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError, config_error, without_controls
 from promptmill.core.request import conversation_from_prompt
+from promptmill.core.wording import duration
 from promptmill.service import choosing, list_call
 from promptmill.service.list_call import ListSink
 from promptmill.service.service import Service
@@ -32,7 +33,6 @@ from promptmill.system.safe_open import is_file
 _PAUSE_S = 0.2
 _LOOK_S = 1.0
 _REPORT_EVERY_S = 10.0
-_BAR = 10  # leaves room for the reason of a wait
 _FILES = frozenset({".jsonl", ".csv", ".tsv", ".txt", ".json", ".parquet", ".md"})
 # A word of a language that puts spaces between words: a question in Chinese has none.
 _WORD = re.compile(r"[\x21-\u024f]{1,20}")
@@ -63,17 +63,47 @@ def add_options(parser: Parser) -> None:
 
 
 def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
+    """Answer prompts and print the answers in order, or write them to a file.
+
+    Returns 0 when all are answered, else 1; 130 after Ctrl-C, with the answers until then. Raises `PromptmillError` for
+    a file that cannot be written, before a request is sent.
+    """
     if not arguments.json:
         _refuse_unquoted(arguments.prompt)
     _refuse_mistaken(arguments.prompt, images=bool(arguments.image))
-    prompts = _read_prompts(arguments.prompt, lines=arguments.lines)
-    return generate(
-        configuration,
-        [_prompt_with_images(prompt, arguments.image) for prompt in prompts],
-        system_prompt=system_prompt_of(arguments),
-        as_json=arguments.json,
-        output=arguments.output,
-    )
+    given = _read_prompts(arguments.prompt, lines=arguments.lines)
+    prompts = [_prompt_with_images(prompt, arguments.image) for prompt in given]
+    output: Path | None = arguments.output
+    if output is not None:
+        _check_writable(output)
+    registry.check_key(configuration.plan)
+    stats = Call(Facts(total=len(prompts)))
+    live = None
+    if len(prompts) == 1 and not arguments.json and output is None and sys.stdout.isatty():
+        live = LiveAnswer(sys.stdout)
+        sampling = configuration.plan.settings.sampling_params
+        if sampling.response_format is None and sampling.choices is None:  # such an answer may be corrected
+            stats.preview = live.show
+    outcomes, interrupted = runtime.run(_answers(configuration, prompts, system_prompt_of(arguments), stats, live))
+    if live is not None:
+        live.end(outcomes[0].text if isinstance(outcomes[0], Completion) else None)
+        written = True
+    elif arguments.json:
+        result = _as_json(outcomes, stats)
+        written = _write(lambda target: say(result, target), output)
+    else:
+        written = _write(lambda target: _print_answers(outcomes, target), output)
+    if not arguments.json:
+        for warning in (*stats.warnings, *_notes(outcomes)):
+            say(f"promptmill: {warning}", sys.stderr, wrap=True)
+        if failed := list_call.summary(outcomes):
+            complain(failed)
+            first = next(outcome.error for outcome in outcomes if isinstance(outcome, Failure))
+            if meant := runtime.run(choosing.meant_model(configuration.plan, first, "--model NAME")):
+                say(f"promptmill: {meant}", sys.stderr, wrap=True)
+    if interrupted:
+        return 130
+    return int(not written or any(isinstance(outcome, Failure) for outcome in outcomes))
 
 
 def _read_prompts(given: Sequence[str], *, lines: bool) -> list[str]:
@@ -148,61 +178,13 @@ def _check_writable(output: Path) -> None:
 
 
 def _prompt_with_images(prompt: str, images: Sequence[str]) -> object:
-    """Return a prompt item, its images behind the text."""
     if not images:
         return prompt
     parts = [{"type": "image_url", "image_url": {"url": source}} for source in images]
     return {"role": "user", "content": [{"type": "text", "text": prompt}, *parts]}
 
 
-def generate(
-    configuration: Configuration,
-    prompts: Sequence[object],
-    *,
-    system_prompt: str,
-    as_json: bool,
-    output: Path | None = None,
-) -> int:
-    """Answer `prompts` and print the answers in order, or write them to `output`.
-
-    Returns 0 when all are answered, else 1; 130 after Ctrl-C, with the answers until then. Raises
-    `PromptmillError` for an `output` that cannot be written, before a request is sent.
-    """
-    if output is not None:
-        _check_writable(output)
-    registry.check_key(configuration.plan)
-    note_once(configuration.plan)
-    stats = Call(Facts(total=len(prompts)))
-    live = None
-    if len(prompts) == 1 and not as_json and output is None and sys.stdout.isatty():
-        live = LiveAnswer(sys.stdout)
-        sampling = configuration.plan.settings.sampling_params
-        if sampling.response_format is None and sampling.choices is None:  # such an answer may be corrected
-            stats.preview = live.show
-    outcomes, interrupted = runtime.run(_answers(configuration, prompts, system_prompt, stats, live))
-    if live is not None:
-        live.end(outcomes[0].text if isinstance(outcomes[0], Completion) else None)
-        written = True
-    elif as_json:
-        result = _as_json(outcomes, stats)
-        written = _write(lambda target: say(result, target), output)
-    else:
-        written = _write(lambda target: _print_answers(outcomes, target), output)
-    if not as_json:
-        for warning in (*stats.warnings, *_empty(outcomes), *_cut(outcomes)):
-            say(f"promptmill: {warning}", sys.stderr, wrap=True)
-        if failed := list_call.summary(outcomes):
-            complain(failed)
-            first = next(outcome.error for outcome in outcomes if isinstance(outcome, Failure))
-            if meant := runtime.run(choosing.meant_model(configuration.plan, first, "--model NAME")):
-                say(f"promptmill: {meant}", sys.stderr, wrap=True)
-    if interrupted:
-        return 130
-    return int(not written or any(isinstance(outcome, Failure) for outcome in outcomes))
-
-
 def _as_json(outcomes: Sequence[Outcome], stats: Call) -> str:
-    """Return the result as over MCP."""
     found: dict[str, Any] = {"ans_ls": list_call.answers(outcomes)}
     if several := list_call.several(outcomes):
         found["answers"] = several
@@ -238,32 +220,19 @@ def _print_answers(outcomes: Sequence[Outcome], target: TextIO) -> None:
         say(outcome.text if isinstance(outcome, Completion) else "", target)
 
 
-def _empty(outcomes: Sequence[Outcome]) -> list[str]:
-    """Return a note about answers without text that call no tool; empty when there are none."""
-    found = [
-        (number, outcome.finish_reason)
-        for number, outcome in enumerate(outcomes, 1)
-        if isinstance(outcome, Completion) and outcome.is_empty
-    ]
-    if not found:
-        return []
-    first, reason = found[0]
-    which = "the answer is" if len(outcomes) == 1 else f"{len(found)} answers are (the first is {first})"
-    why = ": it was cut, perhaps while the model was thinking; --max-tokens N allows more" if reason == "length" else ""
-    return [f"{which} empty (finish_reason {reason}){why}."]
-
-
-def _cut(outcomes: Sequence[Outcome]) -> list[str]:
-    """Return a note about answers that their length limit has cut; empty when there are none."""
-    cut = [
-        number
-        for number, outcome in enumerate(outcomes, 1)
-        if isinstance(outcome, Completion) and outcome.finish_reason == "length" and outcome.text.strip()
-    ]
-    if not cut:
-        return []
-    which = "the answer was" if len(outcomes) == 1 else f"{len(cut)} answers were (the first is {cut[0]})"
-    return [f"{which} cut at the length limit; --max-tokens N allows longer ones."]
+def _notes(outcomes: Sequence[Outcome]) -> Iterator[str]:
+    """Yield a note about answers without text that call no tool, and one about those that the length limit has cut."""
+    every = [(number, one) for number, one in enumerate(outcomes, 1) if isinstance(one, Completion)]
+    empty = [(number, one.finish_reason) for number, one in every if one.is_empty]
+    cut = [number for number, one in every if one.finish_reason == "length" and one.text.strip()]
+    if empty:
+        first, reason = empty[0]
+        which = "the answer is" if len(outcomes) == 1 else f"{len(empty)} answers are (the first is {first})"
+        why = ": it was cut, perhaps while the model was thinking; --max-tokens N allows more"
+        yield f"{which} empty (finish_reason {reason}){why if reason == 'length' else ''}."
+    if cut:
+        which = "the answer was" if len(outcomes) == 1 else f"{len(cut)} answers were (the first is {cut[0]})"
+        yield f"{which} cut at the length limit; --max-tokens N allows longer ones."
 
 
 async def _answers(
@@ -273,7 +242,6 @@ async def _answers(
     stats: Call,
     live: LiveAnswer | None,
 ) -> tuple[list[Outcome], bool]:
-    """Return the outcomes, and whether Ctrl-C ended the work."""
     service = Service(configuration)
     items = [conversation_from_prompt(prompt, f"prompt {number}") for number, prompt in enumerate(prompts, 1)]
     sink = ListSink(len(items))
@@ -304,30 +272,17 @@ async def _report_waits(work: asyncio.Future[Any], stats: Call) -> None:
 
 
 async def _show_progress(work: asyncio.Future[Any], service: Service, stats: Call, live: LiveAnswer | None) -> None:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        SpinnerColumn,
-        TextColumn,
-        TimeElapsedColumn,
-    )
-
-    console = Console(stderr=True)
-    doing = TextColumn("{task.description}")
-    looks: tuple[ProgressColumn, ...] = (doing, BarColumn(_BAR), MofNCompleteColumn(), TimeElapsedColumn())
-    if stats.facts.total == 1:
-        looks = (SpinnerColumn(), doing, TimeElapsedColumn())
-    with Progress(*looks, console=console, transient=True) as progress:
+    began, total = time.monotonic(), stats.facts.total
+    with progress_bar(sys.stderr) as progress:
         if live is not None:
             live.begins = progress.stop
-        bar = progress.add_task("answering", total=stats.facts.total)
+        bar = progress.add_task("", total=total, said="answering")
         while not work.done():
             await asyncio.wait({work}, timeout=_PAUSE_S)
-            doing_what = ("" if stats.counts.done else service.activity) or stats.waiting or "answering"
-            progress.update(bar, total=stats.facts.total, completed=stats.counts.done, description=doing_what)
+            done = stats.counts.done
+            doing = ("" if done else service.activity) or stats.waiting or "answering"
+            of = "" if total == 1 else f", {done:,} of {total:,}"
+            progress.update(bar, completed=done, said=f"{doing}{of}, {duration(time.monotonic() - began)}")
 
 
 class LiveAnswer:

@@ -15,11 +15,10 @@ from typing import TextIO, cast
 
 import orjson
 
-from promptmill.cli.terminal import say
-from promptmill.config.backends import EMBEDDED
+from promptmill.cli.terminal import SHORTEST_BAR, progress_bar, say
 from promptmill.core.errors import Code, without_controls
 from promptmill.core.money import dollars
-from promptmill.core.wording import counted, cut, duration
+from promptmill.core.wording import counted, cut
 from promptmill.jobs.store import progress as states
 from promptmill.jobs.store import status
 from promptmill.jobs.store.folder import Folder
@@ -31,8 +30,6 @@ _GO_ON = "  go on with the same command; what is answered is kept"
 _OF_THE_FILE = frozenset({Code.INVALID_INPUT, Code.EMPTY_PROMPT})
 _EVENT_EVERY_S = 1.0
 _SHORT_TEXT = 400
-_SHORTEST_BAR = 8  # 80 columns also have room for the reason of a wait
-_IMPORTANT = ("answered", "left", "failed", "rate", "cost", "in flight", "retried")
 _WIDE = 1000  # where a program reads, nothing is cut off
 _PATH = "output"  # for programs; a terminal shows the names in "files"
 _COLUMNS = ("job", "state", "rows", "failed", "cost", "time", "files", "model", "begun", _PATH)
@@ -92,10 +89,11 @@ def summary(
     if state == states.STOPPED and not found.get("alive") and reason and status.answered(found) <= 0:
         return "\n".join([f"{files}: {state}: {reason}", *(_go_on(found, output=output)[:2] if again else ())])
     if state == states.FINISHED:
-        lines = [f"{files}: {_answered(found)} in {_by(found)}"]
+        lines = [f"{files}: {status.outcome(found)}"]
     else:
         why = f": {reason}" if reason else ""
-        lines = [f"{files}: {state} after {_by(found)}{why}", f"  rows      {status.times(found)}{status.line(found)}"]
+        rows = f"  rows      {status.times(found)}{status.line(found)}"
+        lines = [f"{files}: {state} after {status.effort(found)}{why}", rows]
     if shown := results(found):
         lines.append(f"  answers   {shown}")
     if found.get("errors"):
@@ -133,7 +131,6 @@ def summary(
 
 
 def _go_on(found: Status, *, output: bool) -> list[str]:
-    """Return the commands after a stop, each on a line of its own. Copies of pipes and URLs need the first command."""
     if not output or any("://" in str(found.get(name) or "") for name in ("input_file", "output_file")):
         return [_GO_ON]
     state = os.environ.get("PROMPTMILL_STATE")
@@ -150,19 +147,6 @@ def title(found: Status) -> str:
     """Return the names of a job's input and output."""
     names = [name for name in (found.get("input_file", ""), found.get("output_file")) if name]
     return " → ".join(name.rstrip("/").rpartition("/")[2] if "://" in name else Path(name).name for name in names)
-
-
-def _answered(found: Status) -> str:
-    """Return `19 answered, 1 failed`."""
-    failed = found.get("failed", 0)
-    return f"{status.times(found)}{status.answered(found):,} answered" + (f", {failed:,} failed" if failed else "")
-
-
-def _by(found: Status) -> str:
-    """Return how long a job has taken, by which model, and its price."""
-    by = f" by {model}" if (model := found.get("model")) else ""
-    by += ", a small model for trying out," if model == EMBEDDED else ""
-    return f"{status.took(found.get('seconds', 0))}{by}{status.paid(found)}"
 
 
 def results(found: Status) -> str:
@@ -194,7 +178,6 @@ def _value(value: str) -> str:
 
 
 def _short(text: str) -> str:
-    """Return a text in one line of at most some hundred characters."""
     return cut(" ".join(text.split()), _SHORT_TEXT)
 
 
@@ -246,7 +229,6 @@ def progress_display(job_id: str, *, as_json: bool, quiet: bool) -> Iterator[Wat
 
 
 def _events(stream: TextIO) -> Watch:
-    """Return a function that writes the status to `stream` about once a second, as a line of JSON."""
     told = 0.0
 
     def watch(progress: Progress) -> None:
@@ -261,18 +243,7 @@ def _events(stream: TextIO) -> Watch:
 
 @contextlib.contextmanager
 def _bars(stream: TextIO) -> Iterator[Watch]:
-    """Give what shows a job's progress as a bar on the terminal `stream`."""
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn
-    from rich.progress import Progress as Bars
-    from rich.table import Column
-
-    console = Console(file=stream)
-    looks = (
-        TextColumn("{task.fields[said]}", table_column=Column(no_wrap=True)),
-        BarColumn(bar_width=None, table_column=Column(no_wrap=True, ratio=1, min_width=_SHORTEST_BAR)),
-    )
-    with Bars(*looks, console=console, transient=True, expand=True) as bars:
+    with progress_bar(stream) as bars:
         bar = bars.add_task("", total=None, said="starting")
         noted: set[str] = set()
 
@@ -281,7 +252,7 @@ def _bars(stream: TextIO) -> Iterator[Watch]:
                 noted.add(warning)
                 bars.console.print(without_controls(f"note: {warning}"), highlight=False, markup=False)
             done = progress.output.written if progress.state == states.MERGING else progress.counts.done
-            said = _line(progress, max(20, console.width - _SHORTEST_BAR - 1))
+            said = _line(progress, max(20, bars.console.width - SHORTEST_BAR - 1))
             bars.update(bar, total=progress.total, completed=done, said=said)
 
         yield watch
@@ -290,36 +261,15 @@ def _bars(stream: TextIO) -> Iterator[Watch]:
 def _line(progress: Progress, width: int) -> str:
     """Return how far a job is in at most `width` characters: the less important is left out."""
     found = progress.as_dict()
-    elapsed, done, total = duration(found["seconds"]), found["done"], found["total"]
-    if progress.activity or progress.state != states.RUNNING:
-        written = f", {found['written']:,} of {total:,} rows" if "written" in found else ""
-        return f"{elapsed} {progress.activity or progress.state}{written}"[:width]
-    if waiting := found.get("waiting"):
-        of = "" if total is None else f" of {total:,}"
-        for shown in (
-            f"{elapsed}, {waiting}, {status.answered(found):,}{of} answered",
-            f"{elapsed}, {waiting}",
-            waiting,
-        ):
-            if len(shown) <= width:
-                return shown
-        return f"{waiting[: width - 1]}…"
-    share = "" if not total else f"{done * 100 // total} % "  # of 999 rows of 1,000 not 100
-    cost, most = found.get("cost"), found.get("max_cost")
-    parts = {
-        "answered": f"{share}{status.answered(found):,}{f' of {total:,}' if total else ''} answered",
-        "failed": f"{found['failed']:,} failed" if found["failed"] else "",
-        "retried": f"{found['retries']:,} retried" if found["retries"] else "",
-        "rate": f"{found['rows_per_second']:,.1f} rows/s",
-        "cost": "" if cost is None else dollars(cost) + (f" of {dollars(most)}" if most is not None else ""),
-        "in flight": status.in_flight(found),
-        "left": "" if found["eta_s"] is None else f"{duration(found['eta_s'])} left",
-    }
-    kept: set[str] = set()
-    for name in _IMPORTANT:
-        if parts[name] and len(", ".join(parts[one] for one in (*kept, name))) <= width:
-            kept.add(name)
-    return ", ".join(text for name, text in parts.items() if name in kept) or parts["answered"][:width]
+    share = f"{found['done'] * 100 // found['total']} % " if found["total"] else ""  # of 999 rows of 1,000 not 100
+    doing = progress.activity or ("" if progress.state == states.RUNNING else progress.state)
+    first, *others = [*([doing] if doing else []), *status.parts(found)]
+    text = first if doing or found.get("waiting") else f"{share}{first}"
+    for part in others:
+        if len(text) + len(part) + 2 > width:
+            break
+        text += f", {part}"
+    return cut(text, width)
 
 
 def print_jobs(found: Iterable[Status], target: TextIO | None = None) -> None:
@@ -362,7 +312,6 @@ def _aligned(name: str, text: str, widths: Mapping[str, int]) -> str:
 
 
 def _row(one: Status) -> dict[str, tuple[str, str]]:
-    """Return each column's text and its style."""
     total, done, failed, cost = one.get("total"), one.get("done", 0), one.get("failed", 0), one.get("cost")
     rows = f"{done:,}" if total in {None, done} else f"{done:,}/{total:,}"
     if (asked := status.rows_of_input(one)) is not None:
@@ -383,7 +332,6 @@ def _row(one: Status) -> dict[str, tuple[str, str]]:
 
 
 def _relative(path: str) -> str:
-    """Return a path, relative to the working directory if it is inside."""
     try:
         return str(Path(path).relative_to(Path.cwd()))
     except ValueError:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
 
 import orjson
 
 from promptmill.backends.protocol import Counts
 from promptmill.cli.bulk import remembered, run_and_compare
 from promptmill.cli.job_display import print_jobs, print_status
-from promptmill.cli.options import Parser, add_shared, configuration_of
+from promptmill.cli.options import Parser, add_shared, configuration_of, refuse
 from promptmill.cli.terminal import OK, SOME_FAILED, say
-from promptmill.core.errors import config_error
+from promptmill.core.errors import config_error, without_controls
 from promptmill.core.wording import counted
 from promptmill.jobs.export.join import join
 from promptmill.jobs.export.live_output import export
@@ -30,10 +29,10 @@ from promptmill.jobs.store.order import JobOrder
 _CANCEL_WAIT_S = 3.0
 _FOLLOW_S = 1.0
 _FAILURES_SHOWN = 20
-_LINE_EVERY_S = 5.0
 _LIVE = ("concurrency", "max_cost")
-_LOOK_EVERY = 256  # rows
 _NEWEST = 20  # jobs that are listed
+_WATCH_S = 2.0  # a look takes some milliseconds, and the board may use one percent of a core
+_LISTED_EVERY = 5  # looks between two for new jobs
 
 
 def add_jobs_options(jobs: Parser) -> None:
@@ -70,19 +69,18 @@ def add_jobs_options(jobs: Parser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    """Run `jobs`, where only going on with one needs the configuration."""
-    if arguments.all and arguments.export is None and arguments.job_id is not None:
-        raise config_error("--all", "goes with --export FILE, or without JOB_ID.")
-    if arguments.unfinished and arguments.prune is None:
-        raise config_error("--unfinished", "goes with --prune AGE alone.")
-    if arguments.prune is not None:
-        if arguments.job_id is not None:
-            raise config_error("--prune", "forgets all jobs older than AGE; leave out JOB_ID.")
+    job_id, is_pruned = arguments.job_id, arguments.prune is not None
+    refuse(
+        (arguments.all and arguments.export is None and job_id, "--all", "goes with --export FILE, or without JOB_ID."),
+        (arguments.unfinished and not is_pruned, "--unfinished", "goes with --prune AGE alone."),
+        (is_pruned and job_id, "--prune", "forgets all jobs older than AGE; leave out JOB_ID."),
+    )
+    if is_pruned:
         return _forget(arguments.prune, unfinished=arguments.unfinished, as_json=arguments.json)
     if arguments.watch:
-        from promptmill.cli.job_board import watch  # imported where it is needed
-
-        return watch(JobFolders.from_environ())
+        with contextlib.suppress(KeyboardInterrupt):
+            _watch(JobFolders.from_environ())
+        return OK
     if arguments.resume or arguments.retry_failed:
         return _resume(arguments)
     if arguments.pause or arguments.unpause or arguments.set:
@@ -104,14 +102,12 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _named(job_id: str | None, purpose: str = "") -> Folder:
-    """Return the folder of a job. Raises `PromptmillError`."""
     if job_id is None:
         raise config_error("", f"name the job {purpose}; `promptmill jobs` lists them.")
     return JobFolders.from_environ().at(job_id)
 
 
 def _list(*, only_failed: bool, is_all: bool, as_json: bool) -> int:
-    """Show the newest jobs, or all, the newest first."""
     found = status.read_all(JobFolders.from_environ().all())
     if only_failed:
         found = [one for one in found if one["state"] == progress.STOPPED or one.get("failed")]
@@ -127,7 +123,6 @@ def _list(*, only_failed: bool, is_all: bool, as_json: bool) -> int:
 
 
 def _cancel(job: Folder, *, as_json: bool) -> int:
-    """End a job and wait until it has ended."""
     if job.request_cancel():
         job.wait_for_end(_CANCEL_WAIT_S)
     else:
@@ -137,7 +132,6 @@ def _cancel(job: Folder, *, as_json: bool) -> int:
 
 
 def _control(job: Folder, arguments: argparse.Namespace) -> int:
-    """Pause or continue a job, or change its limits, in whatever process it runs."""
     changes: dict[str, str | bool] = {"paused": arguments.pause} if arguments.pause or arguments.unpause else {}
     for assignment in arguments.set:
         name, _, value = assignment.partition("=")
@@ -153,7 +147,6 @@ def _control(job: Folder, arguments: argparse.Namespace) -> int:
 
 
 def _failures(job: Folder, *, as_json: bool) -> int:
-    """Print the rows that failed: the first ones, all of them as JSON."""
     count = status.read(job).get("failed", 0)
     found = status.failures(job, count if as_json else _FAILURES_SHOWN)
     if as_json:
@@ -169,7 +162,6 @@ def _failures(job: Folder, *, as_json: bool) -> int:
 
 
 def _follow(job: Folder, *, as_json: bool) -> int:
-    """Show the progress of a job every second until it ends."""
     told = ""
     while (found := status.read(job))["alive"]:
         line = f"{found['state']}, {status.line(found)}"
@@ -181,8 +173,30 @@ def _follow(job: Folder, *, as_json: bool) -> int:
     return OK if found["state"] == progress.FINISHED and not found.get("failed") else SOME_FAILED
 
 
+def _watch(folders: JobFolders) -> None:
+    """Show a line for each job that runs or has ended meanwhile, until Ctrl-C: on a terminal in place."""
+    from rich.live import Live
+    from rich.text import Text
+
+    board = Live(auto_refresh=False) if sys.stdout.isatty() else None
+    shown, before = dict[Path, Folder](), dict[str, str]()
+    with board or contextlib.nullcontext():
+        for look in itertools.count():
+            if look % _LISTED_EVERY == 0:
+                shown |= {folder.path: folder for folder in folders.all() if folder.alive}
+            jobs = status.read_all(shown.values())
+            lines = {job["job_id"]: f"{job['job_id']}: {job['state']}, {status.line(job)}" for job in jobs}
+            if board is not None:
+                text = "\n".join(lines.values()) or "no job is running; Ctrl-C ends this board"
+                board.update(Text(without_controls(text)), refresh=True)
+            for job_id, line in lines.items() if board is None else ():
+                if before.get(job_id) != line:
+                    print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
+            before |= lines
+            time.sleep(_WATCH_S)
+
+
 def _export(job: Folder, target: Path, *, everything: bool, as_json: bool) -> int:
-    """Write the answers of a job in any state to a file."""
     count = export(job, target, failures=everything)
     if as_json:
         say(orjson.dumps({"answers": count, "file": str(target.absolute())}).decode())
@@ -205,7 +219,6 @@ def _resume(arguments: argparse.Namespace) -> int:
 
 
 def _forget(age: str, *, unfinished: bool, as_json: bool) -> int:
-    """Remove old jobs and say which."""
     removed = prune.prune(JobFolders.from_environ(), prune.age_s(age), unfinished=unfinished)
     if as_json:
         say(orjson.dumps({"removed": removed}).decode())
@@ -229,26 +242,10 @@ def _join(arguments: argparse.Namespace) -> int:
     """Make one output of the parts of all shards. Returns 0 when all rows are answered, 1 when not."""
     output: Path = arguments.output
     was_there = output.exists() and not arguments.overwrite
-    counts = join(
-        JobFolders.from_environ(), output, overwrite=arguments.overwrite, passed=_written_lines(output.name, sys.stderr)
-    )
+    counts = join(JobFolders.from_environ(), output, overwrite=arguments.overwrite)
     if arguments.json:
         say(orjson.dumps({"output_file": str(output.absolute()), **counts.as_dict(Counts())}).decode())
     else:
         kept = ", which was there already" if was_there else ""
         say(f"{counted(counts.done, 'row')}, {counts.failed} failed, in {output}{kept}.")
     return int(counts.failed > 0)
-
-
-def _written_lines(name: str, stream: TextIO) -> Callable[[int], None]:
-    """Return a function that reports the written rows of a file on `stream` every few seconds."""
-    told = time.monotonic()
-
-    def passed(rows: int) -> None:
-        nonlocal told
-        if not rows % _LOOK_EVERY and time.monotonic() - told >= _LINE_EVERY_S:
-            told = time.monotonic()
-            with contextlib.suppress(OSError):
-                print(f"{time.strftime('%H:%M:%S')} {name}: {rows} rows written", file=stream, flush=True)
-
-    return passed

@@ -38,7 +38,12 @@ def _show_models(arguments: argparse.Namespace, configuration: Configuration) ->
     Returns 0. Raises `PromptmillError` (`invalid_config`) if the endpoint lists none.
     """
     if arguments.base_url or arguments.provider:
-        return _show_models_at(arguments, configuration)
+        names = runtime.run(choosing.models_at(configuration.plan))
+        if not names:
+            option = f"--base-url {arguments.base_url}" if arguments.base_url else f"--provider {arguments.provider}"
+            raise config_error(option, f"there is no list of models. Run: promptmill check {option}")
+        say(orjson.dumps([{"name": name} for name in names]).decode() if arguments.json else "\n".join(names))
+        return 0
     service = Service(configuration)
     found = service.described(service.models)
     if arguments.json:
@@ -55,19 +60,6 @@ def _show_models(arguments: argparse.Namespace, configuration: Configuration) ->
     return 0
 
 
-def _show_models_at(arguments: argparse.Namespace, configuration: Configuration) -> int:
-    names = runtime.run(choosing.models_at(configuration.plan))
-    if not names:
-        option = f"--base-url {arguments.base_url}" if arguments.base_url else f"--provider {arguments.provider}"
-        raise config_error(option, f"there is no list of models. Run: promptmill check {option}")
-    if arguments.json:
-        say(orjson.dumps([{"name": name} for name in names]).decode())
-        return 0
-    for name in names:
-        say(name)
-    return 0
-
-
 def add_providers_options(parser: Parser) -> None:
     """Add the options of `promptmill providers`."""
     parser.add_argument("--json", action="store_true", help="as JSON")
@@ -75,7 +67,6 @@ def add_providers_options(parser: Parser) -> None:
 
 
 def _show_providers(arguments: argparse.Namespace) -> int:
-    """Print the providers for `provider: NAME`. Returns 0."""
     rows = registry.providers()
     if arguments.json:
         names = ("provider", "base_url", "key_env", "key_is_set")

@@ -96,7 +96,6 @@ _NEAR = 0.88  # above the similarity of PROMPTMILL_PROVIDER, a plausible name in
 
 
 def _misspelled(environ: Mapping[str, str]) -> list[str]:
-    """Return a note about each variable with a misspelt name of ours."""
     ours = [name for name in environ if name.upper().startswith("PROMPTMI") and name not in _VARIABLES]
     return [
         f"Unknown variable {name:.60}; {meant}"
@@ -116,7 +115,6 @@ def _speak_utf8() -> None:
 
 
 def _configured(arguments: argparse.Namespace) -> int:
-    """Run a command that needs the configuration."""
     command: Callable[[argparse.Namespace, Configuration], int] = arguments.command
     configuration = configuration_of(arguments)
     try:
@@ -144,7 +142,6 @@ def parser_of(words: Collection[str] = COMMANDS) -> argparse.ArgumentParser:
 
 
 def _help(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
-    """Print the help of the command that `words` name, else of the whole command line."""
     if words:
         parser.parse_args([*words, "--help"])
     parser.print_help()

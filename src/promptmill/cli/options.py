@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import hashlib
 import itertools
 import json
 import re
 import shlex
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from promptmill.cli.terminal import complain, say
+from promptmill.cli.terminal import complain
 from promptmill.config.backends import BACKENDS
 from promptmill.core.errors import Code, Named, PromptmillError, argument_name, config_error, looks_like_key, redact
+from promptmill.core.values import JsonDict
 from promptmill.core.wording import cut, did_you_mean
-from promptmill.system.safe_open import is_file
 
 if TYPE_CHECKING:  # imported where it is needed: it takes a tenth of a second
     from promptmill.config.loading import Configuration
-    from promptmill.config.resolved_config import ResolvedConfig
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _SHORTEST_GUESSED = 4  # nearly every name is near to a shorter one
@@ -42,6 +39,9 @@ _SETS = {
     "backend": "backend",
 }
 """Keys of the configuration, and the arguments of the command line that set them."""
+_OF_ENDPOINTS = frozenset({"base_url", "provider", "api_key_env", "concurrency"})
+_OF_SAMPLING = frozenset({"temperature", "max_tokens", "choices"})
+_ENDPOINTS = ("openai-compatible", "openai-api", "litellm", "endpoint")  # plausible names of backends
 _NO_FILE = "There is no configuration file"
 _OPTIONS = {"from_job": "from", "assignments": "set"}
 """Other fields whose options have other names."""
@@ -52,19 +52,19 @@ def add_answer_form(parser: argparse._ActionsContainer) -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument(
         "--choices",
-        action=_ChoicesAction,
+        type=_read_by("labels_of"),
         metavar="A,B,…",
         help="every answer is one of these texts; a file of labels and definitions: labels.csv",
     )
     form.add_argument("--schema", type=Path, metavar="FILE", help="a JSON Schema that every answer must satisfy")
     form.add_argument(
         "--fields",
-        dest="schema_fields",
+        dest="schema",
+        type=_read_by("schema_of_fields"),
         metavar="A,B:TYPE,…",
         help="the same in one line: name,amount:number,day:date",
     )
     parser.add_argument("--choices-many", action="store_true", help="with --choices: any number of them")
-    parser.set_defaults(definitions="")
 
 
 def text_of(option: str, file: Path) -> str:
@@ -152,7 +152,6 @@ class Parser(argparse.ArgumentParser):
 
 
 def _meant(word: str, known: Iterable[str], most: int = 2) -> str:
-    """Return the hint that names the nearest of the words `known`, at most so many; empty where none is near."""
     meant = did_you_mean(word, known, likeness=0.55, most=most) if len(word) >= _SHORTEST_GUESSED else ""
     return meant and f"; {meant}"
 
@@ -176,43 +175,41 @@ def at_least_one(text: str) -> int:
 
 def amount(text: str) -> float:
     """Return an amount of money of an option's value. Raises what argparse tells the user."""
-    try:
-        value = float(text)
-    except ValueError:
-        told = "is not a number; write 5 or 5.00, without a sign (a shell reads $5 as a variable of its own)"
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} {told}") from None
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} must be at least 0, such as 5.00")
-    return value
+    return _number(text, "write 5 or 5.00, without a sign (a shell reads $5 as a variable of its own)", "5.00")
 
 
 def _temperature(text: str) -> float:
+    return _number(text, "write one such as 0.7", "0.7")
+
+
+def _number(text: str, how: str, example: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a number; write one such as 0.7") from None
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a number; {how}") from None
     if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} must be at least 0, such as 0.7")
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} must be at least 0, such as {example}")
     return value
 
 
-class _ChoicesAction(argparse.Action):
-    """Reads the labels of `--choices`, and their definitions if it names a file."""
+def _read_by(reader: str) -> Callable[[str], Any]:
+    """Return the type of an option whose value this function of `short_forms` reads."""
 
-    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
-        from promptmill.jobs.inputs.short_forms import labels_of  # imported where it is needed, as above
+    def read(text: str) -> Any:
+        from promptmill.jobs.inputs import short_forms  # imported where it is needed, as above
 
-        del parser, option_string
         try:
-            labels = labels_of(values)
+            return getattr(short_forms, reader)(text)
         except PromptmillError as error:
-            raise argparse.ArgumentError(self, error.message) from None
-        namespace.choices, namespace.definitions = list(labels.texts), labels.definitions
+            raise argparse.ArgumentTypeError(error.message) from None
+
+    return read
 
 
 def system_prompt_of(arguments: argparse.Namespace) -> str:
     """Return the system prompt of the options: `--system`, and the definitions of the labels."""
-    return "\n\n".join(filter(None, (arguments.system, arguments.definitions)))
+    definitions = "" if arguments.choices is None else arguments.choices.definitions
+    return "\n\n".join(filter(None, (arguments.system, definitions)))
 
 
 def _variable(text: str) -> str:
@@ -293,42 +290,33 @@ def _check_backend(name: str) -> None:
     from promptmill.config.backends import is_named
 
     plain = name.lower().replace("_", "-")
-    if is_named(name):
-        return
-    if plain == "ollama":
-        instead = "Ollama is an endpoint; instead: --base-url localhost:11434 --model NAME"
-    elif plain in {"openai-compatible", "openai-api", "litellm", "endpoint"}:
-        instead = "instead: --base-url URL --model NAME"
-    elif plain in {row[0] for row in registry.providers()}:
-        instead = f"{plain} is a provider; instead: --provider {plain} --model NAME"
-    else:  # the nearest name is reported together with other mistakes
-        return
-    raise config_error(f"--backend {name}", instead)
+    instead = {
+        row[0]: f"{row[0]} is a provider; instead: --provider {row[0]} --model NAME" for row in registry.providers()
+    }
+    instead |= dict.fromkeys(_ENDPOINTS, "instead: --base-url URL --model NAME")
+    instead["ollama"] = "Ollama is an endpoint; instead: --base-url localhost:11434 --model NAME"
+    if plain in instead and not is_named(name):  # else the nearest name is reported together with other mistakes
+        raise config_error(f"--backend {name}", instead[plain])
 
 
 def _schema(arguments: argparse.Namespace) -> dict[tuple[str, ...], Any]:
-    """Return the settings for answers of the form that the options name. Raises `PromptmillError`."""
-    file: Path | None = getattr(arguments, "schema", None)
-    fields: str | None = getattr(arguments, "schema_fields", None)
+    schema: Path | JsonDict | None = getattr(arguments, "schema", None)
     is_many = getattr(arguments, "choices_many", False)
-    if file is None and fields is None and not is_many:
+    if schema is None and not is_many:
         return {}
     from promptmill.answers.schema import asking_for
-    from promptmill.jobs.inputs.short_forms import schema_in, schema_of_fields, schema_of_many
+    from promptmill.jobs.inputs.short_forms import schema_in, schema_of_many
 
-    if is_many and arguments.choices is None:
-        raise config_error("--choices-many", "goes with --choices.")
-    if file is not None and str(file).startswith("{") and not is_file(file):
-        raise config_error("--schema", "takes a file; write the schema into one: --schema schema.json")
-    option = "--choices" if is_many else "--fields" if file is None else "--schema"
-    try:
-        if is_many:
-            schema = schema_of_many(arguments.choices)
-        else:
-            schema = schema_of_fields(fields or "") if file is None else schema_in(file)
-    except PromptmillError as error:
-        raise config_error(option, error.message) from None
-    return {("sampling_params", "response_format"): asking_for(schema), ("sampling_params", "choices"): None}
+    if is_many:
+        if arguments.choices is None:
+            raise config_error("--choices-many", "goes with --choices.")
+        schema = schema_of_many(arguments.choices.texts)
+    elif isinstance(schema, Path):
+        try:
+            schema = schema_in(schema)
+        except PromptmillError as error:
+            raise config_error("--schema", error.message) from None
+    return {("sampling_params", "response_format"): asking_for(schema or {}), ("sampling_params", "choices"): None}
 
 
 def _overrides(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
@@ -338,22 +326,15 @@ def _overrides(arguments: argparse.Namespace, raw: Mapping[str, Any]) -> dict[tu
     """
     from promptmill.config import resolved_config  # imported where it is needed, as above
 
-    endpoint = {
-        "base_url": getattr(arguments, "base_url", None),
-        "provider": getattr(arguments, "provider", None),
-        "api_key_env": getattr(arguments, "key_env", None),
-        "concurrency": getattr(arguments, "concurrency", None),
-    }
+    given = {key: value for key, name in _SETS.items() if (value := getattr(arguments, name, None)) is not None}
+    if "choices" in given:
+        given["choices"] = list(given["choices"].texts)
     return resolved_config.settings_of(
         raw,
         backend=arguments.backend,
-        endpoint={key: value for key, value in endpoint.items() if value is not None},
+        endpoint={key: given[key] for key in _OF_ENDPOINTS & given.keys()},
         model=getattr(arguments, "model", None),
-        sampling={
-            key: value
-            for key in ("temperature", "max_tokens", "choices")
-            if (value := getattr(arguments, key, None)) is not None
-        },
+        sampling={key: given[key] for key in _OF_SAMPLING & given.keys()},
         tier=getattr(arguments, "tier", None),
     )
 
@@ -376,28 +357,11 @@ def _is_setting(path: str) -> bool:
     return path.partition(".")[0] in Settings.model_fields
 
 
-def note_once(plan: ResolvedConfig) -> None:
-    """On a terminal, tell the user once which host receives a key, and that the embedded model is for trying things."""
-    if not sys.stderr.isatty():
-        return
-    import platformdirs
-
-    from promptmill.backends import registry
-    from promptmill.service import choosing
-
-    notes = [f"{host} receives the key in {variable}." for host, variable in registry.keys_sent(plan)]
-    if choosing.is_embedded(plan):
-        notes.append(
-            f"{plan.model} is a small model to try promptmill with; --base-url or --provider gives better answers."
-        )
-    for note in notes:
-        seen = platformdirs.user_state_path("promptmill") / "noted" / hashlib.sha256(note.encode()).hexdigest()[:16]
-        if seen.exists():
-            continue
-        with contextlib.suppress(OSError):  # it is noted again
-            seen.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            seen.touch()
-        say(f"note: {note}", sys.stderr, wrap=True)
+def refuse(*mistakes: tuple[object, str, str]) -> None:
+    """Raise `PromptmillError` (`invalid_config`) for the first true condition, with its option and what is wrong."""
+    for is_wrong, option, problem in mistakes:
+        if is_wrong:
+            raise config_error(option, problem)
 
 
 def is_url(text: str) -> bool:
@@ -452,7 +416,6 @@ def _placed(error: PromptmillError, arguments: argparse.Namespace, configuration
 def _with_other_ways(
     error: PromptmillError, arguments: argparse.Namespace, configuration: Configuration
 ) -> PromptmillError:
-    from promptmill.backends import registry
     from promptmill.config.parameter_file import is_shipped
     from promptmill.service import choosing
 
@@ -461,15 +424,15 @@ def _with_other_ways(
         return error
     is_set = any(text.startswith("backend=") for text in arguments.set)
     chose = "--backend" if arguments.backend else "--set" if is_set else configuration.origin
-    ways = ["--base-url URL"]
-    with_key = [name for name, _, key_env, is_set in registry.providers() if key_env and is_set]
-    ways += [f"--provider {with_key[0]}, whose key is set" if with_key else "--provider NAME"]
-    here = choosing.local_engine()
-    if here != plan.backend and choosing.is_installed(here):
-        ways.append(f"--backend {here}, which is installed here")
     is_default = is_shipped(Path(chose))
     chosen = f"{_NO_FILE}: {plan.backend} is the default" if is_default else f"{chose} says {plan.backend}"
-    chosen += f"; instead: {', '.join(ways[:-1])} or {ways[-1]}."
+    here = choosing.local_engine()
+    engine = (
+        f", or --backend {here}, which is installed here"
+        if here != plan.backend and choosing.is_installed(here)
+        else ""
+    )
+    chosen += f"; instead: --base-url URL or --provider NAME{engine}."
     _, run, command = error.hint.rpartition("Run: ")
     if run:  # a command is the last line
         return PromptmillError(error.code, error.parts, f"{chosen} {run}{command}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import hashlib
 import os
 import sys
 import time
@@ -17,12 +16,12 @@ import orjson
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Facts, Failure, Step
 from promptmill.cli.options import Parser, add_shared, configuration_of, explained, option_of
-from promptmill.cli.terminal import say, wrapped
+from promptmill.cli.terminal import say
 from promptmill.config import backends
 from promptmill.config.backends import AUTO, EMBEDDED
 from promptmill.config.loading import Configuration
 from promptmill.config.parameter_file import FILE_NAME
-from promptmill.core.errors import PromptmillError, config_error, redact, without_controls
+from promptmill.core.errors import PromptmillError, config_error, redact
 from promptmill.core.request import conversation_from_prompt
 from promptmill.core.wording import counted, listed
 from promptmill.service import choosing
@@ -68,12 +67,11 @@ def _init(arguments: argparse.Namespace) -> int:
     Raises `PromptmillError` (`invalid_config`): the file exists, or stdin gives no answers.
     """
     file: Path = arguments.output or Path(FILE_NAME)
-    if file.exists() and not arguments.force and not _is_unchecked(file):
+    if file.exists() and not arguments.force:
         raise config_error("", f"{file} exists; `--force` replaces it, `-o OTHER.yaml` leaves it.")
     answers = _answers_from(arguments)
-    text = written(answers)
     try:
-        file.write_text(text, encoding="utf-8")
+        file.write_text(written(answers), encoding="utf-8")
     except OSError as error:
         raise config_error("", f"{file} cannot be written: {error.strerror}.") from None
     say(f"{file} is written; `promptmill check` tries it:\n", wrap=True)
@@ -86,25 +84,9 @@ def _init(arguments: argparse.Namespace) -> int:
         print(f"      promptmill bulk{option} prompts.jsonl answers.jsonl")
         print(f"      promptmill install{option} claude-code   # or another client: install --help")
     else:
-        file.write_text(f"{_unchecked(text)}\n{text}", encoding="utf-8")
         todo = answers.notes or (f"The last line above names the change that {file} needs.",)
         say("\n" + "\n".join((*todo, f"Then `promptmill check{option}` tries it again.")), wrap=True)
     return code
-
-
-def _unchecked(text: str) -> str:
-    """Return the first line of a file with this text whose check failed."""
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    return f"# Its check failed: until this file is edited, `promptmill init` replaces it ({digest})."
-
-
-def _is_unchecked(file: Path) -> bool:
-    """Return whether `init` wrote `file`, its check failed, and nobody has changed it since: it may be replaced."""
-    try:
-        first, _, text = file.read_text(encoding="utf-8").partition("\n")
-    except (OSError, ValueError):
-        return False
-    return first == _unchecked(text)
 
 
 def _answers_from(arguments: argparse.Namespace) -> Answers:
@@ -133,7 +115,6 @@ def _answers_from(arguments: argparse.Namespace) -> Answers:
 
 
 def _model_at(url: str) -> str:
-    """Return the user's choice among the server's models. Raises `PromptmillError` for an invalid URL."""
     raw = {"backend": "openai", "backend_configs": {"openai": {"base_url": url}}}
     try:
         names = runtime.run(choosing.models_at(Configuration(raw).plan))
@@ -147,7 +128,6 @@ def _model_at(url: str) -> str:
 
 
 def _provider(arguments: argparse.Namespace, likely: str) -> Answers:
-    """Return the answers on a provider; `likely` is the default one."""
     rows = {
         name: (base_url, key_env)
         for name, base_url, key_env, _ in registry.providers()
@@ -178,7 +158,13 @@ def _ask(question: str, default: str, option: str, *, among: tuple[str, ...] = (
     while True:
         asked = f"{question}{f' [{default}]' if default else ''}: "
         try:
-            answer = (_answer_to(asked) if sys.stdin.isatty() else _line_for(asked)).strip() or default
+            if sys.stdin.isatty():
+                answer = input(asked).strip() or default
+            elif line := sys.stdin.readline():
+                answer = line.strip() or default
+                print(f"{asked}{line.strip()}")
+            else:
+                raise EOFError
         except KeyboardInterrupt:
             print()  # the shell's next prompt begins a line
             raise
@@ -190,24 +176,6 @@ def _ask(question: str, default: str, option: str, *, among: tuple[str, ...] = (
         if answer and (not among or answer in among):
             return answer
         print(f"Write one of {', '.join(among)}." if among else "An answer is needed.")
-
-
-def _answer_to(asked: str) -> str:
-    print(asked, end="", flush=True)
-    try:
-        return input()
-    except EOFError:
-        print()
-        raise
-
-
-def _line_for(asked: str) -> str:
-    """Return the next line of a pipe and print it after its question. Raises `EOFError` at the end."""
-    line = sys.stdin.readline()
-    if not line:
-        raise EOFError
-    print(f"{asked}{line.strip()}")
-    return line
 
 
 def written(answers: Answers) -> str:
@@ -278,17 +246,7 @@ def _check(arguments: argparse.Namespace, configuration: Configuration) -> int:
 
 
 def _print(step: Step) -> None:
-    mark, style = ("FAIL", "bold red") if not step.ok else ("warn", "yellow") if step.warns else ("ok  ", "green")
-    text = f"{step.step}: {step.detail}"
-    if sys.stdout.isatty():
-        from rich.console import Console
-
-        console = Console(highlight=False)
-        text = wrapped(f"{mark}  {without_controls(text)}", console.width).removeprefix(mark)
-        console.print(mark, style=style, end="")
-        console.print(text, markup=False, soft_wrap=True)
-    else:
-        say(f"{mark}  {text}")
+    say(f"{'FAIL' if not step.ok else 'warn' if step.warns else 'ok  '}  {step.step}: {step.detail}", wrap=True)
     sys.stdout.flush()
 
 
@@ -312,7 +270,6 @@ async def _try_stages(configuration: Configuration, report: Callable[[Step], Non
 
 
 async def _load_and_ask(configuration: Configuration, report: Callable[[Step], None]) -> None:
-    """Load the engine and have it write one token."""
     plan = configuration.plan.with_sampling({"max_tokens": 1})
     service, stats = Service(configuration), Call(Facts(total=1))
     try:

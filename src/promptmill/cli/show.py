@@ -13,7 +13,7 @@ import secrets
 import shutil
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 import orjson
 
 from promptmill.cli.options import Parser, at_least_one
-from promptmill.cli.terminal import columns, say, wrapped
+from promptmill.cli.terminal import columns, say
 from promptmill.core.errors import Code, PromptmillError, without_controls
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import counted
@@ -40,7 +40,8 @@ _SEEDS = 10_000
 _LABEL = 8
 _LAST = ("answer", "error")
 _HIDDEN = frozenset({"usage", "finish_reason", "cost"})
-_LESS = "-RX"  # keeps colours, and leaves the rows on the screen
+_LESS = "-X"  # leaves the rows on the screen
+_LONGEST = 2_000  # characters of a text without --full
 
 
 def add_options(show: Parser) -> None:
@@ -78,7 +79,6 @@ class _Sample:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    """Print the rows. Returns 0."""
     seed = secrets.randbelow(_SEEDS) if arguments.seed is None else arguments.seed
     folder = JobFolders.from_environ().maker(arguments.what)
     try:
@@ -99,12 +99,17 @@ def _run(arguments: argparse.Namespace) -> int:
     how = ", failed ones first" if arguments.failed else ""
     if sample.total > len(sample.rows):
         how += f", at random (--seed {seed})"
-    _print(sample, how, full=arguments.full)
+    is_terminal = sys.stdout.isatty()
+    text = "\n".join(_lines(sample, how, columns(sys.stdout) if is_terminal else 0, full=arguments.full))
+    if is_terminal and text.count("\n") + 1 >= shutil.get_terminal_size().lines:
+        os.environ.setdefault("LESS", _LESS)
+        pydoc.pager(without_controls(text))
+    else:
+        say(text)
     return 0
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    """Write the report of a job. Returns 0."""
     from promptmill.report import job as job_report  # imported where it is needed, as in bulk
 
     folder = JobFolders.from_environ().at(arguments.job)
@@ -121,7 +126,6 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _of_job(folder: Folder, most: int, seed: int, *, failed_first: bool) -> _Sample:
-    """Return rows of a job. Raises `PromptmillError`, and as `JobDatabase` does."""
     spec = folder.known_spec()
     skips_empty = spec.question.skip_empty
     failed = statistics.is_failed(skips_empty=skips_empty)
@@ -158,7 +162,6 @@ def _of_file(path: Path, most: int, seed: int, *, failed_first: bool) -> _Sample
 
 
 def _file_row(number: int, row: JsonObject) -> JobRow:
-    """Return a row of a file: its columns, and its answer last."""
     error = row.get("error")
     if isinstance(error, Mapping):
         error = f"{error.get('code')}: {error.get('message')}"
@@ -171,52 +174,19 @@ def _shown(value: Any) -> str:
     return value if isinstance(value, str) else orjson.dumps(value, default=str).decode()
 
 
-def _print(sample: _Sample, how: str, *, full: bool) -> None:
-    """Print rows for people: wrapped and in colours on a terminal, through a pager if they are longer than it."""
-    from rich.console import Console
-    from rich.text import Text
-
-    on_terminal = sys.stdout.isatty()
-    width = columns(sys.stdout) if on_terminal else 0
-    console = Console(file=sys.stdout, width=width or None)
-    text = Text()
-    noun = "answer" if sample.several else "row"
-    title = f"{sample.title}: {len(sample.rows)} of {counted(sample.total, noun)}{sample.several}{how}"
-    text.append(f"{wrapped(without_controls(title), width) if width else title}\n", "bold")
+def _lines(sample: _Sample, how: str, width: int, *, full: bool) -> Iterator[str]:
+    """Yield rows for people; texts are broken between words if they are longer than `width`, unless that is 0."""
+    noun, indent = "answer" if sample.several else "row", "\n" + " " * (_LABEL + 2)
+    yield f"{sample.title}: {len(sample.rows)} of {counted(sample.total, noun)}{sample.several}{how}"
     for row in sample.rows:
-        text.append(f"\nrow {row.number:,}\n", "bold")
-        thought = [("thought", row.thought)] if row.thought else []
-        for label, content in (*row.variant, *row.asked, *thought):
-            _add(text, label, content, "", width, full=full)
-        for answer in row.answers:
-            _add(text, "answer", answer, "green", width, full=full)
-        if row.error:
-            _add(text, "error", row.error, "red", width, full=full)
-    if not on_terminal:
-        sys.stdout.write(text.plain)
-        return
-    with console.capture() as captured:
-        console.print(text, end="", soft_wrap=True, highlight=False)
-    shown = captured.get()
-    if shown.count("\n") < shutil.get_terminal_size().lines:
-        sys.stdout.write(shown)
-        return
-    os.environ.setdefault("LESS", _LESS)
-    pydoc.pager(shown)
-
-
-def _add(text: Any, label: str, content: str, style: str, width: int, *, full: bool) -> None:
-    """Add a text with its label; `width` 0: do not wrap it."""
-    cut = 0 if full else max(0, len(content) - 2000)
-    content = content[: len(content) - cut] + (f" … {cut:,} more characters (--full)" if cut else "")
-    lines = content.expandtabs(4).splitlines() or [""]
-    label = without_controls(label) if width else label
-    indent = " " * (_LABEL + 2)
-    text.append(f"  {label:{_LABEL}}", "dim")
-    if len(label) >= _LABEL:
-        text.append(f"\n{indent}")
-    if width:
-        room = max(width - len(indent), 20)
-        broken = (textwrap.wrap(without_controls(line), room, break_on_hyphens=False) for line in lines)
-        lines = [part for parts in broken for part in parts or [""]]
-    text.append(f"\n{indent}".join(lines) + "\n", style)
+        yield f"\nrow {row.number:,}"
+        answers = (("thought", row.thought), *(("answer", answer) for answer in row.answers), ("error", row.error))
+        for label, content in (*row.variant, *row.asked, *(one for one in answers if one[1] or one[0] == "answer")):
+            text = content if full else content[:_LONGEST]
+            if len(text) < len(content):
+                text += f" … {len(content) - len(text):,} more characters (--full)"
+            lines = text.expandtabs(4).splitlines() or [""]
+            if width:
+                room = max(width - _LABEL - 2, 20)
+                lines = [part for line in lines for part in textwrap.wrap(line, room, break_on_hyphens=False) or [""]]
+            yield f"  {label:{_LABEL}}{indent if len(label) >= _LABEL else ''}{indent.join(lines)}"

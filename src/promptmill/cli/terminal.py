@@ -8,13 +8,18 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterator
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from promptmill.core.errors import without_controls
+
+if TYPE_CHECKING:  # imported where it is needed: it takes a tenth of a second
+    from rich.progress import Progress
 
 OK, SOME_FAILED, USAGE, TRY_AGAIN, TERMINATED = 0, 1, 2, 75, 143
 """Exit codes of the commands; the last two are from sysexits.h (EX_TEMPFAIL) and of a process that SIGTERM ended."""
 
+SHORTEST_BAR = 8
+"""Characters: 80 columns also have room for the reason of a wait."""
 _COLUMNS = 80
 _RUN = " Run: "  # precedes a command at the end of an error
 _RED, _PLAIN = "\x1b[1;31m", "\x1b[0m"
@@ -48,6 +53,17 @@ def complain(text: str) -> None:
     if run:  # in one line, so that it can be copied
         problem += f"{_RUN.rstrip()}\n  {without_controls(command)}"
     stream.write(f"{problem}\n")
+
+
+def progress_bar(stream: TextIO) -> Progress:
+    """Return a bar on the terminal `stream`, with a text before it: the field `said` of its task."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+    from rich.table import Column
+
+    text = TextColumn("{task.fields[said]}", table_column=Column(no_wrap=True))
+    bar = BarColumn(bar_width=None, table_column=Column(no_wrap=True, ratio=1, min_width=SHORTEST_BAR))
+    return Progress(text, bar, console=Console(file=stream), transient=True, expand=True)
 
 
 def flush(stream: TextIO) -> None:

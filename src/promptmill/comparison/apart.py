@@ -62,7 +62,6 @@ async def compared(
 
 
 def _resolved(jobs: RunningJobs, gold: str) -> str:
-    """Return `gold` with the resolved path of its file, if it names one."""
     path, colon, column = gold.rpartition(":")
     if gold.endswith(tuple(SUFFIXES)):
         return str(jobs.allowed(gold, "gold"))
@@ -103,7 +102,6 @@ def _compare(
 
 
 def _short(value: Any) -> Any:
-    """Return a value with its texts and lists cut off."""
     match value:
         case str():
             return cut(value, LONGEST_SHOWN)

@@ -10,16 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from promptmill.comparison import comparison_text, words
 from promptmill.comparison import figures as figures_
-from promptmill.comparison import words
 from promptmill.comparison.files import LETTERS, ComparedFile, ComparedRows, ComparisonOrder
 from promptmill.comparison.values import Tolerance
 from promptmill.core.errors import Named, PromptmillError, argument_name, input_error
-from promptmill.core.wording import counted, cut
+from promptmill.core.wording import counted
 from promptmill.jobs.manage.bulk_result import BulkResult, lines_of
 from promptmill.jobs.store.index import JobFolders
 
 _SHOWN_ROWS = 10  # in a notebook, as `BulkResult` shows them
+_WIDTH = 100  # characters
 
 
 def order_of(options: Mapping[str, Any]) -> ComparisonOrder:
@@ -65,40 +66,17 @@ class Comparison:
         return f"<Comparison: {self._summary}>"
 
     def __str__(self) -> str:
-        return "\n".join(self._lines)
+        return "\n".join(comparison_text.lines(self.figures, _WIDTH))
 
     @property
     def _summary(self) -> str:
         return f"{words.matched(self.figures)}; {counted(self.figures['differ'], 'row')} with different answers"
 
-    @property
-    def _lines(self) -> list[str]:
-        found = self.figures
-        lines = [words.headline(file, found["rows"]) for file in found["files"]]
-        lines.append(words.matched(found))
-        for pair in found["pairs"]:
-            lines += words.agreed(pair, found)
-        if gold := found.get("gold"):
-            lines += [f"right, by {gold['column']}: {words.have_right(gold)}", *words.right_lines(gold)]
-            for difference in gold["differences"]:
-                lines += words.differs(difference)
-            lines += words.differs_by_field(gold)
-        return lines + [f"  {note}" for note in words.methods(found)]
-
     def _repr_html_(self) -> str:
         """Return the comparison as a notebook shows it: the figures and the first rows that differ."""
-        texts = [f"<p>{'<br>'.join(map(html.escape, self._lines))}</p>"]
-        names = [file["name"] for file in self.figures["files"]]
-        heads = ["row", *(["gold"] if "gold" in self.figures else []), *names]
-        if self.rows:
-            texts.append(f"<table><thead><tr>{''.join(f'<th>{html.escape(head)}</th>' for head in heads)}</tr></thead>")
-        for row in self.rows[:_SHOWN_ROWS]:
-            answers = [*([row["gold"]] if "gold" in row else []), *(row["answers"][name] for name in names)]
-            cells = [row["heading"] or f"{row['row']:,}", *(words.one_text(answer, row) for answer in answers)]
-            texts.append(f"<tr>{''.join(f'<td>{html.escape(cut(cell, 300))}</td>' for cell in cells)}</tr>")
-        if self.rows:
-            texts.append("</table>")
-        return "".join(texts)
+        found = {**self.figures, "differing": self.rows[:_SHOWN_ROWS]}
+        shown = "\n".join(comparison_text.lines(found, _WIDTH))
+        return f"<pre>{html.escape(shown)}</pre>"
 
 
 def compare(
@@ -138,7 +116,6 @@ def compare(
 
 @contextlib.contextmanager
 def _written(given: Sequence[Any]) -> Iterator[list[str]]:
-    """Give the names of files; rows that are in no file are in a temporary one."""
     with tempfile.TemporaryDirectory(prefix="promptmill-") as folder:
         names = []
         for at, rows in enumerate(given):

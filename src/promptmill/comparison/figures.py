@@ -80,7 +80,6 @@ def figures(rows: ComparedRows, judgement: Judgement | None = None, most: int = 
 
 
 def _lengths(texts: Sequence[str]) -> dict[str, Any]:
-    """Return the number of characters of the shortest, the median and the longest answer."""
     sizes = sorted(len(text) for text in texts if text)
     return {"characters": [sizes[0], sizes[len(sizes) // 2], sizes[-1]]} if sizes else {}
 
@@ -182,7 +181,6 @@ def _column_agreement(
 
 
 def _nearness(column: ComparedColumn, pairs: Mapping[tuple[str, str], int]) -> dict[str, Any]:
-    """Return the mean similarity of texts or lists, or the mean difference of numbers."""
     if column.kind == "number":
         known = {pair: count for pair, count in pairs.items() if all(pair)}
         total = sum(abs(float(a) - float(b)) * count for (a, b), count in known.items())
@@ -218,7 +216,6 @@ def _against(rows: ComparedRows) -> dict[str, Any]:
 
 
 def _column_against(rows: ComparedRows, column: ComparedColumn) -> dict[str, Any]:
-    """Return the figures of one column against its right values."""
     known = [at for at, value in enumerate(column.right) if value]
     truth = [column.right[at] for at in known]
     every = [[own[at] for at in known] for own in column.values]
@@ -244,13 +241,11 @@ def _column_against(rows: ComparedRows, column: ComparedColumn) -> dict[str, Any
 
 
 def _share(hits: Sequence[bool]) -> dict[str, Any]:
-    """Return how many answers are right, and their share with its interval."""
     right = sum(hits)
     return {"right": right, "accuracy": right / len(hits), "interval": wilson(right, len(hits))}
 
 
 def _differences(rows: ComparedRows, hits: Sequence[Sequence[bool]]) -> list[dict[str, Any]]:
-    """Return how the other files differ from the first."""
     first, *others = zip(rows.files, hits, strict=True)
     return [_difference(*first, *other) for other in others]
 
@@ -293,24 +288,23 @@ def _judged(rows: ComparedRows, judgement: Judgement, other: int) -> dict[str, A
     texts = zip(rows.texts(0), rows.texts(other), strict=True)
     both = [(at, rows.same(at, 0, other)) for at, (ours, theirs) in enumerate(texts) if ours and theirs]
     differ = [at for at, is_same in both if not is_same]
-    verdicts = Counter(judgement.verdict(at, other, letters) for at in differ)
-    judged = len(differ) - verdicts[""]
-    wins = [verdicts[letter] for letter in letters]
-    always = Counter(
-        judgement.said[at, other][0] for at in differ if judgement.verdict(at, other, letters) == CONTRADICTION
-    )
+    verdicts = {at: judgement.verdict(at, other, letters) for at in differ}
+    counts = Counter(verdicts.values())
+    judged, wins = len(differ) - counts[""], [counts[letter] for letter in letters]
+    always = Counter(judgement.said[at, other][0] for at in differ if verdicts[at] == CONTRADICTION)
     ties = judged - sum(wins)
-    found = {
+    return {
         "of": list(letters),
         "rows": len(both),
         "differ": len(differ),
         "judged": judged,
         "wins": wins,
         "ties": ties,
+        "half": counts[HALF],
+        "contradictions": counts[CONTRADICTION],
+        "always": [always["first"], always["second"]],
+        **(_paired(0, wins[1], wins[0], ties) if judged else {}),
     }
-    found |= {"half": verdicts[HALF], "contradictions": verdicts[CONTRADICTION]}
-    found["always"] = [always["first"], always["second"]]
-    return found | (_paired(0, wins[1], wins[0], ties) if judged else {})
 
 
 def _paired(both: int, first: int, second: int, neither: int) -> dict[str, Any]:

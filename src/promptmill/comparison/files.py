@@ -1,9 +1,9 @@
 """Files of answers to the same rows, read for a comparison.
 
-    files ──► _scanned: columns ──► _identity: which columns make rows the same ──► _read: answers and right answers
-              of each file      └─► _lookup: right answers of a file of their own ──┘ of each file ──► `ComparedRows`
+    files ──► _Scan: a hash of each cell ──► _identity: which columns make rows the same ──► _places: rows that all have
+                                         └─► _looked_up: right answers of a file of their own ──► `ComparedRows`
 
-The files are read twice, so that the columns of the rows are never all in memory.
+The files are read twice, so that the texts of their columns are never all in memory.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+from array import array
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -37,6 +38,8 @@ _RIGHT = ("label", "gold", "answer")  # usual names of the column of right answe
 
 _NAME_A_COLUMN = " Name a column that identifies rows: ", Named("id"), "."
 _NAME_VARIANTS = " It has several answers to each row; to compare these: ", Named("by", VARIANT), "."
+_MOST_COLUMNS = 1_000  # a file with more has other names in each row, and a hash of each cell takes 8 bytes
+_EMPTY = hash("")
 Row = Mapping[str, Any]
 
 
@@ -160,7 +163,6 @@ def _object(answer: Any) -> Mapping[str, Any] | None:
 
 
 def _fields(spec: JobSpec) -> dict[str, str]:
-    """Return the fields of the answers, and their columns in a table."""
     if spec.output.answer_schema is None:
         return {}
     from promptmill.jobs.export.schema_columns import SchemaColumns  # other jobs do not need it
@@ -171,7 +173,6 @@ def _fields(spec: JobSpec) -> dict[str, str]:
 
 
 def _made(folder: Folder, spec: JobSpec, slot: int) -> dict[str, str]:
-    """Return the command, the model, the prompt and the sampling of the answers in a slot."""
     asked, target = status.asked(folder), spec.targets[slot]
     templates = spec.question.templates
     facts = {
@@ -205,24 +206,34 @@ def text_of(value: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Scan:
-    """The rows of a file; each column has a sum over its cells that does not depend on their order."""
+    """The columns of a file."""
 
     rows: int
-    sums: Mapping[str, int]
+    columns: Mapping[str, array[int]]
+    """The hash of each cell."""
     fields: Mapping[str, None]
     """The fields of answers that are objects."""
 
+    @classmethod
+    def of(cls, file: ComparedFile) -> _Scan:
+        columns: dict[str, array[int]] = {}
+        fields, rows = dict.fromkeys(file.fields), 0
+        for rows, row in enumerate(file.rows(), 1):
+            for name, value in row.items():
+                if name in columns or len(columns) < _MOST_COLUMNS:
+                    column = columns.setdefault(name, array("q"))
+                    column.extend(itertools.repeat(_EMPTY, rows - 1 - len(column)))
+                    column.append(hash(text_of(value).strip()))
+            if not file.fields and len(fields) < MOST_SHOWN:
+                fields |= dict.fromkeys(_object(row.get(file.answer)) or ())
+        for column in columns.values():
+            column.extend(itertools.repeat(_EMPTY, rows - len(column)))
+        return cls(rows, columns, fields)
 
-def _scanned(file: ComparedFile) -> _Scan:
-    rows, sums, fields = 0, dict[str, int](), dict.fromkeys(file.fields)
-    for row in file.rows():
-        rows += 1
-        for name, value in row.items():
-            text = text_of(value)
-            sums[name] = sums.get(name, 0) + (hash(text) if text else 0)
-        if not file.fields and len(fields) < MOST_SHOWN:
-            fields |= dict.fromkeys(_object(row.get(file.answer)) or ())
-    return _Scan(rows, sums, fields)
+    def keys(self, names: Sequence[str]) -> Sequence[int]:
+        """Return the key of each row: by these columns, else its place."""
+        cells = (self.columns[name] for name in names)
+        return [hash(row) for row in zip(*cells, strict=True)] if names else range(self.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +241,7 @@ class _Identity:
     """The key columns, by which rows of the files are matched; empty: by position."""
 
     columns: Sequence[str]
-    is_sure: bool = True
+    is_sure: bool = False
     """Whether the files surely hold the same rows; otherwise a row may be in some of them, and its key is unique."""
 
     @property
@@ -238,14 +249,6 @@ class _Identity:
         """The name of the rule, such as `by id`."""
         named = ", ".join(self.columns[:3]) + (", …" if len(self.columns) > 3 else "")
         return f"by {named}" if self.columns else "by place"
-
-    def key(self, row: Row, at: int) -> int:
-        """Return the key of row number `at`."""
-        return _key(row, self.columns) if self.columns else at
-
-
-def _key(row: Row, names: Sequence[str]) -> int:
-    return hash(tuple(text_of(row.get(name)).strip() for name in names))
 
 
 def _identity(files: Sequence[ComparedFile], scans: Sequence[_Scan], key: str | None, gold: str) -> _Identity:
@@ -256,42 +259,39 @@ def _identity(files: Sequence[ComparedFile], scans: Sequence[_Scan], key: str | 
     if key is not None:
         for file, scan in zip(files, scans, strict=True):
             _check_column(file, scan, key)
-        return _Identity([key], is_sure=False)
+        return _Identity([key])
     ours = {gold}.union(*(file.ours for file in files))
-    shared = [name for name in scans[0].sums if all(name in scan.sums for scan in scans)]
-    own = [name for name in shared if name not in ours]
-    if named := next((name for name in _IDS if name in own), None):
-        return _Identity([named], is_sure=False)
-    own = [name for name in shared if name not in ours - {gold}]
-    same = [name for name in own if len({scan.sums[name] for scan in scans}) == 1]
+    shared = [name for name in scans[0].columns if all(name in scan.columns for scan in scans)]
+    if named := next((name for name in _IDS if name in shared and name not in ours), None):
+        return _Identity([named])
+    own = [name for name in shared if name == gold or name not in ours]
+    same = [name for name in own if len({sum(scan.columns[name]) for scan in scans}) == 1]
     are_as_many = len({scan.rows for scan in scans}) == 1
-    if are_as_many and same == own:
-        return _Identity(same)
-    if unique := _unique(files, [name for name in own if name != gold]):
-        return _Identity([unique], is_sure=False)
-    if are_as_many and same:
-        return _Identity(same, is_sure=False)
+    is_sure = are_as_many and same == own
+    # each column may have the same values in all files, but next to other values
+    if is_sure and len({frozenset(scan.keys(same)) for scan in scans}) == 1:
+        return _Identity(same, is_sure)
+    if unique := _unique(scans, [name for name in own if name != gold]):
+        return _Identity([unique])
+    if are_as_many and (same or is_sure):
+        return _Identity(same, is_sure)
     counts = ", ".join(f"{file.name} has {counted(scan.rows, 'row')}" for file, scan in zip(files, scans, strict=True))
     differ = f"{_listed(own)} {'differs' if len(own) == 1 else 'differ'}"
     raise input_error(f"The files do not hold the same rows: {differ if are_as_many else counts}.", *_NAME_A_COLUMN)
 
 
 def _check_column(file: ComparedFile, scan: _Scan, name: str) -> None:
-    if name not in scan.sums:
-        raise input_error(f"{file.name} has no column {name:.60}; it has {_listed(scan.sums)}.")
+    if name not in scan.columns:
+        raise input_error(f"{file.name} has no column {name:.60}; it has {_listed(scan.columns)}.")
 
 
-def _unique(files: Sequence[ComparedFile], names: Sequence[str]) -> str:
+def _unique(scans: Sequence[_Scan], names: Sequence[str]) -> str:
     """Return the column whose values identify the rows of each file and of which most are in all files, else `""`."""
-    keys: dict[str, list[set[int]]] = {name: [set() for _ in files] for name in names}
-    for at, file in enumerate(files):
-        for row in file.rows():
-            for name in list(keys):
-                if (key := _key(row, [name])) in keys[name][at]:
-                    del keys[name]
-                else:
-                    keys[name][at].add(key)
-    common = {name: len(set[int].intersection(*own)) for name, own in keys.items()}
+    common = {}
+    for name in names:
+        values = [set(scan.columns[name]) for scan in scans]
+        if all(len(own) == scan.rows for own, scan in zip(values, scans, strict=True)):
+            common[name] = len(set.intersection(*values))
     return max((name for name, count in common.items() if count), key=lambda name: common[name], default="")
 
 
@@ -320,9 +320,8 @@ class _Gold:
 def _gold_of(
     order: ComparisonOrder, files: Sequence[ComparedFile], scans: Sequence[_Scan], folders: JobFolders | None
 ) -> _Gold:
-    """Return the source that `order` names. Raises `PromptmillError` (`invalid_input`)."""
     gold = order.gold or ""
-    having = [at for at, scan in enumerate(scans) if gold in scan.sums]
+    having = [at for at, scan in enumerate(scans) if gold in scan.columns]
     if having:
         silent = [at for at in having if _is_silent(files[at], scans[at], order.fields)]
         at = silent[0] if silent else having[0]
@@ -332,11 +331,11 @@ def _gold_of(
     for name, named in ((gold, None), (path, column)):
         if folders is not None and name and home_expanded(name).is_file():
             file = ComparedFile.of("", name, folders)
-            scan = _scanned(file)
+            scan = _Scan.of(file)
             if named is not None:
                 _check_column(file, scan, named)
             return _Gold(file.name, file, scan, named)
-    names = list(dict.fromkeys(name for scan in scans for name in scan.sums))
+    names = list(dict.fromkeys(name for scan in scans for name in scan.columns))
     near = close_matches(gold, names, n=1)
     meant = f"did you mean {near[0]:.60}?" if near else f"there are {_listed(names)}."
     raise input_error(f"No file has a column {gold:.60}, and there is no file of this name; {meant}")
@@ -344,7 +343,7 @@ def _gold_of(
 
 def _is_silent(file: ComparedFile, scan: _Scan, fields: Sequence[str]) -> bool:
     """Return whether a file has no answers: it is no job's output, and has no column to compare."""
-    return not file.about and not file.fields and scan.sums.keys().isdisjoint([file.answer, *fields])
+    return not file.about and not file.fields and scan.columns.keys().isdisjoint([file.answer, *fields])
 
 
 def _gold_values(gold: _Gold, fields: Sequence[str], own: Collection[str]) -> Callable[[Row], list[str]]:
@@ -352,20 +351,19 @@ def _gold_values(gold: _Gold, fields: Sequence[str], own: Collection[str]) -> Ca
 
     `own`: the columns of the compared files. Raises `PromptmillError` (`invalid_input`).
     """
-    file, names = gold.file, gold.scan.sums
+    file, names = gold.file, gold.scan.columns
     if gold.column is None and (fields != [""]):
         known = [name for name in fields if file.fields.get(name, name) in names or name in gold.scan.fields]
         if known:
             return lambda row: [file.value_of(row, name) if name in known else "" for name in fields]
     column = gold.column or _right_column(gold, own)
-    if len(fields) == 1 and fields != [""]:
-        return lambda row: [text_of((_object(row.get(column)) or {fields[0]: row.get(column)}).get(fields[0])).strip()]
-    if len(fields) == 1:
-        return lambda row: [text_of(row.get(column)).strip()]
 
     def values(row: Row) -> list[str]:
-        found = _object(row.get(column))
-        if found is None and text_of(row.get(column)):
+        cell = row.get(column)
+        found = None if fields == [""] else _object(cell)
+        if found is None and len(fields) == 1:
+            return [text_of(cell).strip()]
+        if found is None and text_of(cell):
             raise input_error(
                 f"The column {column:.60} has one right answer to each row, but the answers have the fields "
                 f"{_listed(fields)}. Name one of them: ",
@@ -380,8 +378,7 @@ def _gold_values(gold: _Gold, fields: Sequence[str], own: Collection[str]) -> Ca
 
 
 def _right_column(gold: _Gold, own: Collection[str]) -> str:
-    """Return the column of the right answers of a file of their own. Raises `PromptmillError` (`invalid_input`)."""
-    names = gold.scan.sums
+    names = gold.scan.columns
     if usual := next((name for name in _RIGHT if name in names), None):
         return usual
     others = [name for name in names if name not in own and name not in _IDS]
@@ -394,145 +391,97 @@ def _right_column(gold: _Gold, own: Collection[str]) -> str:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Lookup:
-    """The right answers of a file of their own, by the keys of their rows."""
-
-    identity: _Identity
-    values: Mapping[int, list[str]]
-
-    def of(self, row: Row, at: int) -> list[str] | None:
-        """Return the right answers to row number `at` of the first compared file."""
-        return self.values.get(self.identity.key(row, at))
-
-
-def _lookup(gold: _Gold, file: ComparedFile, scan: _Scan, fields: Sequence[str], key: str | None) -> _Lookup:
-    """Return the right answers for the rows of `file`. Raises `PromptmillError` (`invalid_input`)."""
-    values_of = _gold_values(gold, fields, scan.sums)
-    names = gold.scan.sums
+def _gold_keys(gold: _Gold, file: ComparedFile, scan: _Scan, fields: Sequence[str], key: str | None) -> list[list[str]]:
+    """Return the columns that may tell which row of `file` a right answer is of."""
     if key is not None:
         _check_column(gold.file, gold.scan, key)
-        candidates = [[key]]
-    else:
-        used = {gold.column or "", *fields, *gold.file.ours, *file.ours}
-        used |= set() if gold.column or fields != [""] else {_right_column(gold, scan.sums)}
-        shared = [name for name in scan.sums if name in names and name not in used]
-        ids = [[name] for name in _IDS if name in shared]
-        candidates = ids[:1] or [*([shared] if len(shared) > 1 else []), *([name] for name in shared)]
-    if not candidates:
-        if gold.scan.rows != scan.rows:
-            raise input_error(
-                f"{gold.name} has no column of {file.name} that identifies rows; {file.name} has {_listed(scan.sums)}.",
-                *_NAME_A_COLUMN,
-            )
-        candidates = [[]]
-    identities = [_Identity(names) for names in candidates]
-    tables, second = _tables(gold.file, identities, values_of)
-    matched: list[set[int]] = [set() for _ in candidates]
-    for at, row in enumerate(file.rows()):
-        for place, identity in enumerate(identities):
-            if (table := tables[place]) is not None and (own := identity.key(row, at)) in table:
-                matched[place].add(own)
-    best = max(range(len(candidates)), key=lambda place: len(matched[place]))
-    table = tables[best]
-    if table is None:
+        return [[key]]
+    used = {gold.column or "", *fields, *gold.file.ours, *file.ours}
+    used |= set() if gold.column or fields != [""] else {_right_column(gold, scan.columns)}
+    shared = [name for name in scan.columns if name in gold.scan.columns and name not in used]
+    if named := next((name for name in _IDS if name in shared), None):
+        return [[named]]
+    if not shared and gold.scan.rows != scan.rows:
         raise input_error(
-            f"{gold.name} has several right answers for the same {_listed(candidates[best])}, the second is in row "
-            f"{second}.",
+            f"{gold.name} has no column of {file.name} that identifies rows; {file.name} has {_listed(scan.columns)}.",
             *_NAME_A_COLUMN,
         )
-    if not matched[best]:
-        raise input_error(
-            f"No row of {file.name} has a right answer in {gold.name}, {identities[best].words}.", *_NAME_A_COLUMN
-        )
-    return _Lookup(identities[best], table)
+    return [*([shared] if len(shared) != 1 else []), *([name] for name in shared)]
 
 
-def _tables(
-    file: ComparedFile, identities: Sequence[_Identity], values_of: Callable[[Row], list[str]]
-) -> tuple[list[dict[int, list[str]] | None], int]:
-    """Return the right answers by each key, and the last row that showed that a key does not identify rows.
+def _looked_up(
+    gold: _Gold, rights: Sequence[list[str]], file: ComparedFile, scan: _Scan, candidates: Sequence[list[str]]
+) -> tuple[list[list[str]], str]:
+    """Return the right answer to each row of `file`, and the rule by which it was found.
 
-    A key that has several right answers has no table.
+    `rights`: the right answers of `gold`, a file of their own. Raises `PromptmillError` (`invalid_input`).
     """
-    tables: list[dict[int, list[str]] | None] = [{} for _ in identities]
-    second = 0
-    for at, row in enumerate(file.rows()):
-        if not any(right := values_of(row)):
-            continue
-        for place, (identity, table) in enumerate(zip(identities, tables, strict=True)):
-            if table is not None and table.setdefault(identity.key(row, at), right) != right:
-                tables[place], second = None, at + 1
-    return tables, second
+    most, best, second, names = -1, dict[int, list[str]](), 0, list[str]()
+    for candidate in candidates:
+        table, repeated = _table(gold.scan.keys(candidate), rights)
+        matched = 0 if repeated else len(table.keys() & set(scan.keys(candidate)))
+        if matched > most:
+            most, best, second, names = matched, table, repeated, candidate
+    if second:
+        raise input_error(
+            f"{gold.name} has several right answers for the same {_listed(names)}, the second is in row {second}.",
+            *_NAME_A_COLUMN,
+        )
+    rule = _Identity(names).words
+    if not most:
+        raise input_error(f"No row of {file.name} has a right answer in {gold.name}, {rule}.", *_NAME_A_COLUMN)
+    none = [""] * len(rights[0])
+    return [best.get(own, none) for own in scan.keys(names)], rule
+
+
+def _table(keys: Sequence[int], rights: Sequence[list[str]]) -> tuple[dict[int, list[str]], int]:
+    """Return the right answers by their keys, and the number of the row whose key has another one before, else 0."""
+    table: dict[int, list[str]] = {}
+    for number, (own, right) in enumerate(zip(keys, rights, strict=True), 1):
+        if any(right) and table.setdefault(own, right) != right:
+            return table, number
+    return table, 0
 
 
 # ---- answers
 
 
-@dataclass(slots=True)
-class _Answers:
-    """The answers of a file in the order of its rows, and what identifies each row."""
-
-    keys: list[int]
-    places: list[int]
-    """The number of each row in the file, from 0."""
-    values: list[list[str]]
-    """The fields of each answer."""
-    right: list[list[str]]
-    cost: float | None = None
-    """The sum over the rows, if they have their costs."""
-
-    def at(self, order: Sequence[int]) -> _Answers:
-        """Return some of the rows."""
-        right = [self.right[at] for at in order] if self.right else []
-        places, values = [self.places[at] for at in order], [self.values[at] for at in order]
-        return _Answers([self.keys[at] for at in order], places, values, right, self.cost)
-
-
-def _read(
-    file: ComparedFile,
-    identity: _Identity,
-    fields: Sequence[str],
-    right_of: Callable[[Row, int], list[str] | None] | None,
-) -> _Answers:
-    """Read a file. Raises `PromptmillError` (`invalid_input`)."""
-    found, costs, none = _Answers([], [], [], []), list[float](), [""] * len(fields)
-    seen: Counter[int] = Counter()
-    for at, row in enumerate(file.rows()):
-        own = identity.key(row, at)
-        if own in seen and not identity.is_sure:
-            which = (
-                f"{file.name} has several rows with the same {_listed(identity.columns)}, the second is row {at + 1}."
-            )
-            is_grid = file.only is None and VARIANT in row
-            raise input_error(which, *(_NAME_VARIANTS if is_grid else _NAME_A_COLUMN))
-        found.keys.append(hash((own, seen[own])))  # the n-th of equal rows is the n-th in each file
-        found.places.append(at)
-        seen[own] += 1
-        found.values.append([file.value_of(row, name) for name in fields])
-        with contextlib.suppress(ValueError, TypeError):  # empty, or a column of the user's
-            costs.append(float(row.get(file.cost) or ""))
-        if right_of is not None:
-            found.right.append(right_of(row, at) or none)
-    if not any(map(any, found.values)):
-        which = file.answer if fields == [""] else "`, `".join(fields)
-        problem = f"No row of {file.name} has an answer in `{which}`; name a column to compare: "
-        raise input_error(problem, Named("field"), f". It has {_listed(_scanned(file).sums)}.")
-    found.cost = sum(costs) if costs else None
-    return found
-
-
-def _matched(files: Sequence[ComparedFile], every: Sequence[_Answers], identity: _Identity) -> list[_Answers]:
-    """Return the answers to the rows that all files share, in the order of the first file.
+def _places(files: Sequence[ComparedFile], scans: Sequence[_Scan], identity: _Identity) -> list[list[int]]:
+    """Return the numbers of the rows in each file that all files share, in the order of the first file.
 
     Raises `PromptmillError` (`invalid_input`) if there is no such row.
     """
-    places = [{key: at for at, key in enumerate(answers.keys)} for answers in every]
-    shared = [key for key in every[0].keys if all(key in own for own in places[1:])]
+    every: list[dict[tuple[int, int], int]] = []
+    for file, scan in zip(files, scans, strict=True):
+        seen: Counter[int] = Counter()
+        every.append({})
+        for at, own in enumerate(scan.keys(identity.columns)):
+            if own in seen and not identity.is_sure:
+                several = f"{file.name} has several rows with the same {_listed(identity.columns)}"
+                is_grid = file.only is None and VARIANT in scan.columns
+                names = _NAME_VARIANTS if is_grid else _NAME_A_COLUMN
+                raise input_error(f"{several}, the second is row {at + 1}.", *names)
+            every[-1][own, seen[own]] = at  # the n-th of equal rows is the n-th in each file
+            seen[own] += 1
+    shared = [key for key in every[0] if all(key in own for own in every[1:])]
     if not shared:
-        names = " and ".join(file.name for file in files[:2])
-        raise input_error(f"{names} have no row in common, {identity.words}.", *_NAME_A_COLUMN)
-    return [answers.at([own[key] for key in shared]) for answers, own in zip(every, places, strict=True)]
+        names_ = " and ".join(file.name for file in files[:2])
+        raise input_error(f"{names_} have no row in common, {identity.words}.", *_NAME_A_COLUMN)
+    return [[own[key] for key in shared] for own in every]
+
+
+def _read(file: ComparedFile, scan: _Scan, fields: Sequence[str]) -> tuple[list[list[str]], ComparedFile]:
+    """Return the fields of each answer, and the file with its cost. Raises `PromptmillError` (`invalid_input`)."""
+    values, costs = list[list[str]](), list[float]()
+    for row in file.rows():
+        values.append([file.value_of(row, name) for name in fields])
+        with contextlib.suppress(ValueError, TypeError):  # empty, or a column of the user's
+            costs.append(float(row.get(file.cost) or ""))
+    if not any(map(any, values)):
+        which = file.answer if fields == [""] else "`, `".join(fields)
+        problem = f"No row of {file.name} has an answer in `{which}`; name a column to compare: "
+        raise input_error(problem, Named("field"), f". It has {_listed(scan.columns)}.")
+    return values, replace(file, about={"cost": sum(costs), **file.about}) if costs else file
 
 
 # ---- the rows of a comparison
@@ -621,7 +570,7 @@ class ComparedRows:
 
         Raises `PromptmillError` (`invalid_input`) if the files have no rows in common; `OSError`.
         """
-        scans = [_scanned(file) for file in files]
+        scans = [_Scan.of(file) for file in files]
         gold = None if order.gold is None else _gold_of(order, files, scans, folders)
         if gold is not None and gold.at is None and gold.file in files:  # it is named among the files
             kept = [at for at, file in enumerate(files) if file is not gold.file]
@@ -631,30 +580,24 @@ class ComparedRows:
         files = [replace(file, ours={*file.ours, file.answer, *order.fields}) for file in files]
         aligned = gold.column or "" if gold is not None and gold.at is not None else ""
         identity = _identity(files, scans, order.id, aligned)
-        rights: list[Callable[[Row, int], list[str] | None] | None] = [None] * len(files)
-        gold_matched = ""
-        if gold is not None and gold.at is not None:
-            values_of = _gold_values(gold, fields, scans[0].sums)
-            rights[gold.at] = lambda row, _: values_of(row)
-        elif gold is not None:
-            lookup = _lookup(gold, files[0], scans[0], fields, order.id)
-            rights[0], gold_matched = lookup.of, lookup.identity.words
-        answers = [_read(file, identity, fields, right) for file, right in zip(files, rights, strict=True)]
-        # each column may have the same values in all files, but next to other values
-        is_crossed = len(identity.columns) > 1 and len({frozenset(own.keys) for own in answers}) > 1
-        if is_crossed and (unique := _unique(files, identity.columns)):
-            identity = _Identity([unique], is_sure=False)
-            answers = [_read(file, identity, fields, right) for file, right in zip(files, rights, strict=True)]
-        files = [
-            file if own.cost is None else replace(file, about={"cost": own.cost, **file.about})
-            for file, own in zip(files, answers, strict=True)
-        ]
-        every = _matched(files, answers, identity)
-        right = next((own.right for own in every if own.right), [])
+        places = _places(files, scans, identity)
+        right, gold_matched = list[list[str]](), ""
+        if gold is not None:
+            values_of = _gold_values(gold, fields, scans[0].columns)
+            rights, having = [values_of(row) for row in gold.file.rows()], gold.at or 0
+            if gold.at is None:
+                keys = _gold_keys(gold, files[0], scans[0], fields, order.id)
+                rights, gold_matched = _looked_up(gold, rights, files[0], scans[0], keys)
+            right = [rights[at] for at in places[having]]
+        every, priced = list[list[list[str]]](), list[ComparedFile]()
+        for file, scan, own in zip(files, scans, places, strict=True):
+            values, with_cost = _read(file, scan, fields)
+            every.append([values[at] for at in own])
+            priced.append(with_cost)
         compared = [
             ComparedColumn.of(
                 name,
-                [[values[at] for values in own.values] for own in every],
+                [[values[at] for values in own] for own in every],
                 [values[at] for values in right],
                 order.tolerance,
             )
@@ -663,7 +606,7 @@ class ComparedRows:
         sizes = [scan.rows for scan in scans]
         name = "" if gold is None else gold.name
         columns_ = {aligned} if aligned else set()
-        return cls(files, compared, every[0].places, sizes, name, gold_matched, columns_, identity.words)
+        return cls(priced, compared, places[0], sizes, name, gold_matched, columns_, identity.words)
 
     @property
     def has_fields(self) -> bool:
@@ -713,7 +656,6 @@ class ComparedRows:
 
 
 def _shared_fields(scans: Sequence[_Scan]) -> list[str]:
-    """Return the fields that the answers of all files have."""
     return [name for name in scans[0].fields if all(name in scan.fields for scan in scans)]
 
 

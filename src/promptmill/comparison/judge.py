@@ -7,7 +7,6 @@ It is an ordinary job without an output file; equal files, criteria and judges r
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,18 +76,11 @@ class Pairs:
         return [(at, other) for at, others in self.others.items() for other in others]
 
     def lines(self) -> Iterator[bytes]:
-        """Yield the rows of the judge's job. They are read in one order and sent in another, so a file holds them."""
-        with tempfile.TemporaryFile() as file:
-            places = {}
-            texts = [self.rows.texts(file) for file in range(len(self.rows.files))]
-            for at, own in self.rows.read(self.others):
-                begin = file.tell()
-                file.writelines(_line(own, texts[0][at], texts[other][at], self.tag) for other in self.others[at])
-                places[at] = begin, file.tell() - begin
-            for at in self.others:
-                begin, size = places[at]
-                file.seek(begin)
-                yield file.read(size)
+        """Yield the rows of the judge's job, which are read in one order and sent in another."""
+        texts = [self.rows.texts(file) for file in range(len(self.rows.files))]
+        task = dict(self.rows.read(self.others))
+        for at, other in self.places:
+            yield _line(task[at], texts[0][at], texts[other][at], self.tag)
 
 
 def _named(rows: ComparedRows) -> list[tuple[Any, ...]]:
@@ -99,7 +91,6 @@ def _named(rows: ComparedRows) -> list[tuple[Any, ...]]:
 
 
 def _line(own: Mapping[str, str], one: str, other: str, tag: str) -> bytes:
-    """Return a row of the judge's job: its question in either order."""
     task = "\n".join(f"{name}: {text}" for name, text in own.items() if text)
     task = f"<task>\n{task}\n</task>\n\n" if task else ""
     questions = {

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
-from promptmill.comparison.figures import CONTRADICTION, HALF, TIE
+import orjson
+
+from promptmill.comparison.figures import CONTRADICTION, HALF, TIE, commonest, tabulated
 from promptmill.comparison.paired_proportions import INTERVAL, SHARE_INTERVAL, TEST
-from promptmill.comparison.values import SIMILARITY
+from promptmill.comparison.values import LABEL, SIMILARITY
 from promptmill.core.money import dollars
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import counted, cut
@@ -16,6 +19,116 @@ from promptmill.jobs.store.status_record import RunStatus
 
 DIFFERS = "\N{NOT EQUAL TO} "
 """Marks a field in which answers differ."""
+_MOST_VALUES = 12  # of a cross-tabulation
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of figures; its first column has the names of the rows."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    answers: Mapping[str, Any] | None = None
+    """Of a cross-tabulation: `values`, the answer of each line (None: the others), and `columns`, those of the page."""
+
+    @property
+    def widths(self) -> list[int]:
+        """The width of each column in characters."""
+        return [max(map(len, cells)) for cells in zip(self.head, *self.rows, strict=True)]
+
+    def lines(self, width: int) -> Iterator[str]:
+        """Yield the lines of the table as a text; the widest cells are cut off where `width` has no room for them."""
+        widths = self.widths
+        while sum(widths) + 2 * len(widths) - 2 > max(width, 4 * len(widths)):
+            widths[widths.index(max(widths))] -= 1
+        for row in (self.head, *self.rows):
+            first, *others = (cut(cell, size) for cell, size in zip(row, widths, strict=True))
+            cells = (cell.rjust(size) for cell, size in zip(others, widths[1:], strict=True))
+            yield "  ".join([first.ljust(widths[0]), *cells])
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Figures that belong together: lines of text, shares with the ends of their intervals, and tables."""
+
+    title: str
+    lines: Sequence[str]
+    bars: Sequence[tuple[str, float, float, float]] = ()
+    tables: Sequence[Table] = ()
+
+
+def sections(
+    found: JsonObject, *, width: int, classes: int, columns: Mapping[str, str] | None = None
+) -> Iterator[Section]:
+    """Yield the figures of a comparison, for its text and its page.
+
+    `width`: characters of a cross-tabulation. `classes`: the most classes. `columns`: the column of the page that has
+    the answers of a file.
+    """
+    for pair in found["pairs"]:
+        title, *lines = agreed(pair, found)
+        bars = [(field["field"], *_span(field, "agreement")) for field in pair.get("fields", ())]
+        bars += [("all fields" if bars else "agree", *_span(pair, "agreement"))] if "interval" in pair else []
+        has_table = bool(pair.get("changes")) and pair["agree"] < pair["rows"]
+        yield Section(title, lines, bars, [_crossed(pair, width, columns or {})] if has_table else [])
+    if gold := found.get("gold"):
+        yield _right(gold, classes)
+        for difference in gold["differences"]:
+            title, *lines = differs(difference)
+            yield Section(title, lines)
+    if judge := found.get("judge"):
+        lines = [line for pair in judge["pairs"] for line in judged(pair)]
+        if tagged := judge.get("tagged"):
+            pairs = counted(tagged, "pair")
+            lines.append(f"{pairs} not judged: an answer contains the tag that ends the answers for the judge")
+        title = f"judged by {judge['model']}: {' '.join(judge['criterion'].split())}"
+        yield Section(title, [*lines, price(judge)])
+
+
+def _right(gold: JsonObject, most: int) -> Section:
+    fields, files = gold.get("fields", ()), gold["files"]
+    bars = [
+        (f"{field['field']}, {file['name']}", *_span(file, "accuracy")) for field in fields for file in field["files"]
+    ]
+    bars += [(f"{'all fields, ' if fields else ''}{file['name']}", *_span(file, "accuracy")) for file in files]
+    lines = [have_right(gold), *spelled(gold), *right_lines(gold), *differs_by_field(gold)]
+    if "classes" not in files[0]:
+        return Section(f"right, by {gold['column']}{'' if fields else ', word for word'}", lines, bars)
+    rows = []
+    for same in zip(*(file["classes"][:most] for file in files), strict=True):
+        for file, one in zip(files, same, strict=True):
+            name = [cut(one["class"], LABEL), f"{one['rows']:,}"] if file is files[0] else ["", ""]
+            rows.append([*name, file["name"], *(f"{one[figure]:.2f}" for figure in ("precision", "recall", "f1"))])
+    if (more := len(files[0]["classes"]) - most) > 0:
+        rows.append([f"… {more:,} more", *[""] * 5])
+    table = Table(["class", "rows", "", "precision", "recall", "F1"], rows)
+    return Section(f"right, by {gold['column']}", lines, bars, [table])
+
+
+def _span(figure: JsonObject, name: str) -> tuple[float, float, float]:
+    low, high = figure["interval"]
+    return figure[name], low, high
+
+
+def _crossed(pair: JsonObject, width: int, columns: Mapping[str, str]) -> Table:
+    """Return the cross-tabulation of as many answers as `width` has room for, the commonest first."""
+    (one, other), every = pair["of"], commonest(pair["changes"])
+    for most in range(min(_MOST_VALUES, len(every)), 0, -1):
+        kept = every[:most]
+        cells, values = tabulated(pair["changes"], kept), [*kept, *([""] if most < len(every) else [])]
+        names = [" ".join(cut(value, LABEL).split()) or "others" for value in values]
+        rows = [
+            [name, *(f"{cells[value, to]:,}" if cells[value, to] else "·" for to in values)]
+            for name, value in zip(names, values, strict=True)
+        ]
+        answers = {
+            "values": [value or None for value in values],
+            "columns": [columns.get(file, file) for file in pair["of"]],
+        }
+        table = Table([f"{one} ↓ {other} →", *names], rows, answers)
+        if sum(table.widths) + 2 * most <= width:
+            break
+    return table
 
 
 def made(file: JsonObject, rows: int) -> str:
@@ -61,7 +174,8 @@ def agreed(pair: JsonObject, found: JsonObject) -> Iterator[str]:
         yield f"all fields {percent(pair['agreement'])}"
         return
     if "similarity" in pair and not _is_label_like(pair):
-        yield f"{pair['rows'] - pair['agree']:,} of {pair['rows']:,} differ{both}; similarity {pair['similarity']:.2f}"
+        differ = f"{pair['rows'] - pair['agree']:,} of {pair['rows']:,} differ{both}"
+        yield f"{one} and {other}: {differ}; similarity {pair['similarity']:.2f}"
         for file in found["files"]:
             if file["name"] in pair["of"]:
                 low, middle, high = file["characters"]
@@ -210,18 +324,8 @@ def methods(found: JsonObject) -> Iterator[str]:
         yield f"p: {TEST}"
     if gold:
         yield f"interval of a share: {SHARE_INTERVAL}"
-    if _has_similarity(found):
+    if b'"similarity"' in orjson.dumps({name: found.get(name) for name in ("pairs", "gold")}):
         yield f"similarity: {SIMILARITY}"
-
-
-def _has_similarity(found: object) -> bool:
-    """Return whether a figure anywhere in `found` is a similarity."""
-    match found:
-        case Mapping():
-            return "similarity" in found or any(map(_has_similarity, found.values()))
-        case list():
-            return any(map(_has_similarity, found))
-    return False
 
 
 def _share(part: int, rows: int) -> str:
@@ -229,7 +333,6 @@ def _share(part: int, rows: int) -> str:
 
 
 def _per_point(found: JsonObject) -> str:
-    """Return the price of each point that the dearer one gains."""
     if found["cost_per_point"] is not None:
         return f": {dollars(found['cost_per_point'])} for each point gained"
     if not found["cost"] or not found["difference"]:

@@ -103,15 +103,13 @@ def _page(folder: Folder) -> tuple[bytes, tuple[int, int, str]]:
         "made": made_by(),
     }
     rows.filters = _filters(failed=bool(failures), cut=any(state & CUT for state in rows.state))
-    rows.note.images = pictures.note
     if (rows_of_input := status.rows_of_input(found)) is not None:
-        rows.note.noun, rows.note.rows_of_input = "answer", rows_of_input
+        rows.noun, rows.rows_of_input = "answer", rows_of_input
     title, so_far = _title(spec), " so far" if found["state"] in progress.ALIVE else ""
-    return page.filled(title, data, rows, total, so_far), (len(rows.number), total, rows.note.noun)
+    return page.filled(title, data, rows, total, so_far), (len(rows.number), total, rows.noun)
 
 
 def _prompts(spec: JobSpec, found: Status) -> dict[str, str]:
-    """Return the prompts by their labels."""
     if not spec.question.templates[1:]:
         return {"Prompt": found.get("prompt", "")}
     names = {target.prompt: variant_names(spec, slot)[PROMPT_NAME] for slot, target in enumerate(spec.targets)}
@@ -126,7 +124,6 @@ def _rounds(store: JobDatabase) -> str:
 
 
 def _of_variants(spec: JobSpec, by_slot: Mapping[int, tuple[int, int]]) -> Iterator[Bars]:
-    """Yield the numbers of answers by model and by prompt, of a job with several."""
     for column, title in ((MODEL, "Answers by model"), (PROMPT_NAME, "Answers by prompt")):
         names = [variant_names(spec, slot).get(column, "") for slot in range(len(spec.targets))]
         sums = {name: [0, 0] for name in names if name}
@@ -139,36 +136,23 @@ def _of_variants(spec: JobSpec, by_slot: Mapping[int, tuple[int, int]]) -> Itera
 
 
 def _filters(*, failed: bool, cut: bool) -> list[Filter]:
-    """Return the filters for the rows of a job."""
     filters = [("answered", "Answered", FAILED, 0)] if failed or cut else []
     filters += [("failed", "Failed", FAILED, FAILED)] if failed else []
     return filters + ([("cut", "Cut off", CUT, CUT)] if cut else [])
 
 
 def _heading(found: Status) -> dict[str, str]:
-    """Return the state, its colour and a sentence."""
-    state, several = found["state"], status.times(found)
-    files = f"{several}{status.answered(found):,} answered"
+    state, total = found["state"], found.get("total")
+    is_alive, is_finished = state in progress.ALIVE, state == progress.FINISHED
     moods = {progress.FINISHED: "warn" if found.get("failed") else "good", progress.STOPPED: "bad"}
-    mood = moods.get(state, "blue" if state in progress.ALIVE else "warn")
-    if found.get("failed"):
-        files += f", {found['failed']:,} failed"
-    if (total := found.get("total")) is not None and state != progress.FINISHED:
-        files += f" of {total:,}" if several else f" of {counted(total, 'row')}"
-    summary = f"{files} in {status.took(found.get('seconds', 0))}"
-    if found.get("model"):
-        summary += f" by {found['model']}"
-    if (cost := found.get("cost")) is not None:
-        summary += f", {dollars(cost)}"
-    if found.get("reason"):
-        summary += f": {found['reason']}"
-    if state in progress.ALIVE:
-        summary += "; the job was running when this report was made"
-    return {"state": state, "mood": mood, "summary": summary}
+    of = f" of {counted(total, 'answer' if found.get('variants') else 'row')}" if total and not is_finished else ""
+    reason = f": {found['reason']}" if found.get("reason") else ""
+    running = "; the job was running when this report was made" if is_alive else ""
+    summary = f"{status.outcome(found)}{of}{reason}{running}"
+    return {"state": state, "mood": moods.get(state, "blue" if is_alive else "warn"), "summary": summary}
 
 
 def _tiles(found: Status) -> list[tuple[str, str, str]]:
-    """Return the main figures: a name, the figure, and a remark."""
     seconds, done, cost = found.get("seconds", 0), found.get("done", 0), found.get("cost")
     total, answered = found.get("total"), status.answered(found)
     tiles = [
@@ -198,7 +182,6 @@ def _share(part: int, whole: int) -> str:
 
 
 def _of_answers(results: Results) -> str:
-    """Return a sentence on the different answers."""
     if not results:
         return "There are no answers yet."
     different = results["different"]
@@ -209,13 +192,11 @@ def _of_answers(results: Results) -> str:
 
 
 def _of_values(column: str, results: Results) -> Iterator[Bars]:
-    """Yield the commonest answers with their numbers, if there are few."""
     if values := results.get("values"):
         yield "", column, [(unescaped(value), count, "") for value, count in values.items()], ""
 
 
 def _of_field(table: JobTable, name: str, field: FieldResults) -> Bars:
-    """Return the values of a field of the answers with their numbers, or the range of its numbers."""
     column = table.name_of(FIELD + name)
     if "values" in field:
         return name, column, [(value, count, "") for value, count in field["values"].items()], ""
@@ -233,7 +214,6 @@ def _example(code: str, text: str) -> tuple[str, str]:
 
 
 def _spreads(found: Sequence[tuple[float, int, int]]) -> list[dict[str, Any]]:
-    """Return histograms of latencies, lengths and tokens of answers."""
     kinds = (("Latency", "s"), ("Length of answers", "characters"), ("Tokens of answers", "tokens"))
     return [
         _histogram(title, unit, values)
@@ -262,7 +242,6 @@ def _histogram(title: str, unit: str, values: Sequence[float]) -> dict[str, Any]
 
 
 def _run(course: CourseRecord, spec: JobSpec, found: Status, made_in: str) -> list[tuple[str, str]]:
-    """Return the facts about the run, by their names."""
     runs = course.get("runs", [])
     versions = dict.fromkeys(run["version"] for run in runs)
     facts = {

@@ -88,8 +88,7 @@ class JobTable:
         rows.drop_empty([column.key for column in rows.columns if column.kind in {"error", "figure"}])
         if self.spec.is_grid:
             rows.sort()
-        rows.leave_out_template(_ASKED)
-        rows.prompts.templates = [template.parts if template else () for template in self._templates]
+        rows.templates = [template.parts if template else () for template in self._templates]
         rows.name_columns()
         return rows
 
@@ -99,7 +98,6 @@ class JobTable:
 
     @property
     def _has_images(self) -> bool:
-        """Whether a column shows the thumbnails."""
         return any(column.has_images for column in self.rows.columns)
 
     def _own_cells(self, own: JsonObject) -> dict[str, Cell]:
@@ -127,7 +125,6 @@ class JobTable:
         return text
 
     def _answer_cells(self, row: JobRow, answered: AnsweredRow) -> dict[str, Cell]:
-        """Return the answer or its fields, the error, and figures."""
         values = self._answers.in_table(answered)
         error = values["error"]
         cells: dict[str, Cell] = {_ERROR: f"{error['code']}: {error['message']}" if error else None}
@@ -139,20 +136,17 @@ class JobTable:
 
 
 def _plain_templates(spec: JobSpec) -> list[PlainTemplate | None]:
-    """Return the job's templates; None for one with filters or expressions."""
     templates = [template_of(text, spec.input.names) for text in spec.question.templates]
     return [template if isinstance(template, PlainTemplate) else None for template in templates]
 
 
 def _filled(template: PlainTemplate, own: Mapping[str, Any]) -> str:
-    """Return the prompt that the page makes of the cells of a row."""
     texts = [*template.parts]
     texts[1::2] = [cell(own.get(name)) for name in texts[1::2]]
     return "".join(texts)
 
 
 def _plain(value: Any, most: int | None = None) -> Cell:
-    """Return a value as a cell; lists and objects are JSON."""
     if value is None or isinstance(value, bool) or (isinstance(value, int) and abs(value) < _SAFE):
         return value
     if isinstance(value, float) and cell(value) not in {"NaN", "Infinity", "-Infinity"}:

@@ -100,7 +100,6 @@ def filled(title: str, data: Mapping[str, Any], rows: PageRows, total: int, so_f
 
 
 def _page_of(title: str, data: Mapping[str, Any], packed: bytes) -> bytes:
-    """Return the page with these data and rows."""
     template = _TEMPLATE.read_text(encoding="utf-8")
     style = template.partition("<style>")[2].partition("</style>")[0]
     script = template.rpartition("<script>")[2].partition("</script>")[0]
@@ -115,12 +114,10 @@ def _page_of(title: str, data: Mapping[str, Any], packed: bytes) -> bytes:
 
 
 def _title(text: str) -> str:
-    """Return a title that fits the head of a file."""
     return cut(" ".join(text.split()), 300)
 
 
 def _source(text: str) -> str:
-    """Return the source of a policy that permits this script or style alone."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import orjson
@@ -20,7 +19,6 @@ OWN = "own."
 _TEXTS = 64_000_000  # characters of all rows, in memory
 _ROOMY = 4  # so many parts may each be as long as a text may be
 _TRIED = 2_000  # rows, which show how well texts are deflated
-_WORD_BEGUN = re.compile(r"(?<!\w)\w+\Z")
 Cell: TypeAlias = str | int | float | Sequence[str | tuple[str, str]] | None
 """A value; a list of several answers; or the turns of a conversation, with their roles."""
 Filter: TypeAlias = tuple[str, str, int, int]
@@ -44,30 +42,6 @@ class Column:
 
 
 @dataclass(slots=True)
-class Prompts:
-    """The common parts of all prompts, which their cells leave out."""
-
-    templates: Sequence[Sequence[str]] = ()
-    """Prompts whose places are columns of the table: a text, the name of a column, a text, … Where the cell of the
-    prompt is a number, this template makes the prompt."""
-    before: str = ""
-    """The common beginning, such as the first text of their template."""
-    after: str = ""
-
-
-@dataclass(slots=True)
-class Note:
-    """The facts in the note on the rows."""
-
-    noun: str = "row"
-    rows_of_input: int = 0
-    """The number of rows of the input, if rows have several answers."""
-    images: str = ""
-    rows_left_out: int = 0
-    """The rows that the size of the file has no room for."""
-
-
-@dataclass(slots=True)
 class PageRows:
     """The rows of a page."""
 
@@ -77,9 +51,15 @@ class PageRows:
     """Bits, which `filters` select."""
     cells: list[list[Cell]] = field(default_factory=list)
     """The cells of each column."""
-    prompts: Prompts = field(default_factory=Prompts)
+    templates: Sequence[Sequence[str]] = ()
+    """Prompts whose places are columns of the table: a text, the name of a column, a text, … Where the cell of the
+    prompt is a number, this template makes the prompt."""
     filters: Sequence[Filter] = ()
-    note: Note = field(default_factory=Note)
+    noun: str = "row"
+    rows_of_input: int = 0
+    """The number of rows of the input, if rows have several answers."""
+    rows_left_out: int = 0
+    """The rows that the size of the file has no room for."""
     longest: int = LENGTHS[0]
     """The length after which texts are cut off."""
     is_cut: bool = False
@@ -141,18 +121,6 @@ class PageRows:
         """Order the rows by their numbers."""
         self._keep(sorted(range(len(self.number)), key=self.number.__getitem__))
 
-    def leave_out_template(self, key: str) -> None:
-        """Leave out how all prompts begin and end, in the column with this key."""
-        place = self.place(key)
-        prompts = [value for value in self.cells[place] if isinstance(value, str)]
-        if len(prompts) < 2 or len(prompts) < len(self.number):
-            return
-        before = _WORD_BEGUN.sub("", _common_start(prompts))
-        ends = [text[len(before) :][::-1] for text in prompts]
-        after = _WORD_BEGUN.sub("", _common_start(ends))[::-1]
-        self.prompts.before, self.prompts.after = before, after
-        self.cells[place] = [text[len(before) : -len(after) or None] for text in prompts]
-
     def packed(self, most: int) -> bytes:
         """Return the rows, deflated to `most` bytes. Texts are cut off first, then rows are left out at random."""
         tried = self._some(range(0, len(self.number), 1 + len(self.number) // _TRIED))
@@ -167,24 +135,28 @@ class PageRows:
     def facts(self, total: int, so_far: str) -> dict[str, Any]:
         """Return the facts for the page, of `total` rows."""
         shown = len(self.number)
-        facts, noun = self.note, self.note.noun
-        of = f" to {counted(facts.rows_of_input, 'row')}" if facts.rows_of_input else ""
+        noun, of = self.noun, f" to {counted(self.rows_of_input, 'row')}" if self.rows_of_input else ""
         note = f"{'All ' if total > 1 else ''}{counted(shown, noun)}{of}{so_far}."
         if shown < total:
-            dropped = counted(facts.rows_left_out, noun)
-            why = f" for the size of this file ({dropped} left out)" if facts.rows_left_out else ""
+            dropped = counted(self.rows_left_out, noun)
+            why = f" for the size of this file ({dropped} left out)" if self.rows_left_out else ""
             drawn = f"A random sample of {shown:,} of {counted(total, noun)}{of}"
             note = f"{drawn}{why}; counts and charts are of all."
         if self.is_cut:
             note += f" Texts of more than {self.longest:,} characters are cut off."
         if hidden := len(self._own_left_out):
             note += f" {counted(hidden, 'further column')} of the input {'is' if hidden == 1 else 'are'} left out."
-        note += facts.images
         columns = [
             {"name": one.name, "kind": one.kind, "wrong": one.wrong, "images": one.has_images, "hidden": one.is_hidden}
             for one in self.columns
         ]
-        return {"note": note, "noun": noun, "columns": columns, "filters": self.filters, **asdict(self.prompts)}
+        return {
+            "note": note,
+            "noun": noun,
+            "columns": columns,
+            "filters": self.filters,
+            "templates": self.templates,
+        }
 
     def _shorter(self) -> bool:
         """Cut off texts after the next shorter length; return whether there is one."""
@@ -196,7 +168,6 @@ class PageRows:
         return bool(shorter)
 
     def _shorten(self) -> None:
-        """Cut off texts until half of the room is free."""
         while self._size > _TEXTS // 2 and self._shorter():
             self.cells = [[_cut(value, self.longest) for value in cells] for cells in self.cells]
             self._size = sum(sum(map(len, _texts(value))) for cells in self.cells for value in cells)
@@ -214,9 +185,8 @@ class PageRows:
         self.number, self.state, self.cells = some.number, some.state, some.cells
 
     def _drop(self, kept: int) -> None:
-        """Keep so many rows, evenly spaced."""
         every = len(self.number) / max(1, kept)
-        self.note.rows_left_out += len(self.number) - kept
+        self.rows_left_out += len(self.number) - kept
         self._keep([int(at * every) for at in range(kept)])
 
     def _deflated(self, length: int) -> bytes:
@@ -251,10 +221,3 @@ def _cut(value: Cell, length: int) -> Cell:
     if not isinstance(value, Sequence):
         return value
     return [cut(part, length) if isinstance(part, str) else (part[0], cut(part[1], length)) for part in value]
-
-
-def _common_start(texts: Sequence[str]) -> str:
-    """Return how all texts begin."""
-    first, last = min(texts), max(texts)
-    pairs = enumerate(zip(first, last, strict=False))
-    return first[: next((at for at, (one, other) in pairs if one != other), len(first))]

@@ -8,7 +8,6 @@ import io
 from collections.abc import Iterable, Iterator, Sequence
 
 from promptmill.core.errors import PromptmillError
-from promptmill.core.wording import counted
 from promptmill.images.load import ImageRules, from_folder, is_web, load_image
 from promptmill.jobs.manage.job_rows import JobRow
 
@@ -25,19 +24,12 @@ class Thumbnails:
         self._folders = folders
         self._rules = ImageRules()
         self._room = _PICTURES
-        self._without: set[int] = set()
-
-    @property
-    def _has_room(self) -> bool:
-        return len(self.found) < _MOST_IMAGES and self._room > 0
 
     def of(self, rows: Iterable[JobRow]) -> Iterator[JobRow]:
         """Yield the rows, whose images are looked at."""
         for row in rows:
             has_image = row.images and not row.error and not is_web(row.images[0]) and str(row.number) not in self.found
-            if has_image and not self._has_room:
-                self._without.add(row.number)
-            elif has_image:
+            if has_image and len(self.found) < _MOST_IMAGES and self._room > 0:
                 with contextlib.suppress(PromptmillError, OSError):  # it is not there any more
                     image = load_image(from_folder(row.images[0], self._folders), self._rules)
                     picture = base64.b64encode(_small(image.data)).decode()
@@ -46,14 +38,8 @@ class Thumbnails:
                         self.found[str(row.number)] = picture
             yield row
 
-    @property
-    def note(self) -> str:
-        """A sentence about the images that have no room, if there are any."""
-        return f" The images of {counted(len(self._without), 'row')} have no room." if self._without else ""
-
 
 def _small(data: bytes) -> bytes:
-    """Return an image as a small JPEG."""
     from PIL import Image
 
     made = io.BytesIO()

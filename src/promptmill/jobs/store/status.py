@@ -159,28 +159,50 @@ def progress_lines(job_id: str, stream: TextIO) -> Watch:
 
 def line(status: RunStatus) -> str:
     """Return the progress of a job in one line."""
-    total = status.get("total")
-    parts = [
+    return ", ".join(parts(status))
+
+
+def parts(status: RunStatus) -> list[str]:
+    """Return the progress of a job in a few texts, the most important first."""
+    total, is_running = status.get("total"), status.get("state") == RUNNING
+    waiting = status.get("waiting") if is_running else ""
+    found = [
+        waiting or "",
         f"{answered(status):,}{'' if total is None else f' of {total:,}'} answered",
         f"{status.get('failed', 0):,} failed",
     ]
-    if status.get("state") == RUNNING and (waiting := status.get("waiting")):
-        parts.append(waiting)
-    elif status.get("state") == MERGING and "written" in status:
-        parts.append(f"{status['written']:,} written")
-    elif status.get("state") == RUNNING:
-        parts.append(f"{status['rows_per_second']:.1f} rows/s")
-        parts.append(f"{status['tokens_per_second']:.0f} tokens/s")
-        parts.append(in_flight(status))
-        if (eta_s := status.get("eta_s")) is not None:
-            parts.append(f"{duration(eta_s)} left")
-    return ", ".join(parts)
+    if status.get("state") == MERGING and "written" in status:
+        found.append(f"{status['written']:,} written")
+    elif is_running and not waiting:
+        eta_s, most = status.get("eta_s"), status.get("max_cost")
+        of = "" if most is None else f" of {dollars(most)}"
+        found += [
+            "" if eta_s is None else f"{duration(eta_s)} left",
+            f"{status['rows_per_second']:,.1f} rows/s",
+            "" if (cost := status.get("cost")) is None else f"{dollars(cost)}{of}",
+            in_flight(status),
+            f"{status['retries']:,} retried" if status.get("retries") else "",
+            f"{status['tokens_per_second']:.0f} tokens/s",
+        ]
+    return [part for part in found if part]
 
 
 def answered(status: RunStatus) -> int:
     """Return the number of rows with an answer."""
     done = status.get("done", 0) - status.get("failed", 0) - status.get("skipped", 0)
     return int(status.get("answered", done))  # jobs of earlier releases have no count `answered`
+
+
+def outcome(status: Status) -> str:
+    """Return `19 answered, 1 failed in 1.8 s by good-1, $0.004`."""
+    failed = f", {status['failed']:,} failed" if status.get("failed") else ""
+    return f"{times(status)}{answered(status):,} answered{failed} in {effort(status)}"
+
+
+def effort(status: Status) -> str:
+    """Return the time of a job, its model and its cost."""
+    by = f" by {status['model']}" if status.get("model") else ""
+    return f"{took(status.get('seconds', 0))}{by}{paid(status)}"
 
 
 def rows_of_input(status: Status) -> int | None:

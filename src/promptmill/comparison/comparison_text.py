@@ -1,0 +1,52 @@
+"""A comparison as lines of text, for a terminal, a notebook and `str`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from promptmill.comparison import words
+from promptmill.core.values import JsonObject
+from promptmill.core.wording import counted, cut
+
+_CLASSES = 8
+
+
+def lines(found: JsonObject, width: int) -> Iterator[str]:
+    """Yield the figures of a comparison and the rows that differ; tables, headings and rows have `width` characters."""
+    for file in found["files"]:
+        yield cut(words.headline(file, found["rows"]), width)
+    yield words.matched(found)
+    for section in words.sections(found, width=width, classes=_CLASSES):
+        yield from ("", section.title, *section.lines)
+        for table in section.tables:
+            yield from table.lines(width)
+    if words.is_free_text(found) and "judge" not in found:
+        yield "`--judge MODEL --criterion 'is the better summary'` says which is better"
+    if notes := list(words.methods(found)):
+        yield ""
+        yield from (f"  {note}" for note in notes)
+    yield from _rows(found, width)
+
+
+def _rows(found: JsonObject, width: int) -> Iterator[str]:
+    shown = found.get("differing", ())
+    if not shown:
+        return
+    of = f"{len(shown):,} of " if found["differ"] > len(shown) else ""
+    which = "with different answers" if len(found["files"]) > 1 else "with a wrong answer"
+    yield from ("", f"{of}{counted(found['differ'], 'row')} {which}")
+    for row in shown:
+        yield cut(f"{row['heading']} (row {row['row']:,})" if row["heading"] else f"row {row['row']:,}", width)
+        gold = {"gold": row["gold"]} if "gold" in row else {}
+        said = {"judge": words.said(row)} if "verdicts" in row else {}
+        own = {name: text for name, text in row["own"].items() if " ".join(text.split()) != row["heading"]}
+        answers = {**gold, **row["answers"]}
+        texts = {**own, **{name: _in_a_line(answer, row) for name, answer in answers.items()}, **said}
+        for name, text in texts.items():
+            yield cut(f"{'':9} {cut(name, 8):8} {' '.join(text.split()) or '(no answer)'}", width)
+
+
+def _in_a_line(answer: Any, row: JsonObject) -> str:
+    text = words.one_text(answer, row)
+    return text if isinstance(answer, str) else "; ".join(text.split("\n"))
