@@ -6,7 +6,7 @@ import asyncio
 import sys
 import time
 from bisect import bisect_left
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -145,10 +145,15 @@ class Failure:
 Outcome: TypeAlias = Completion | Failure
 
 
-def unmetered(outcome: Outcome) -> int:
-    """Return the number of requests for `outcome` that may be billed and have no known usage."""
-    unknown = isinstance(outcome, Completion) and outcome.attempts > 0 and not outcome.is_metered
-    return outcome.unmetered or int(unknown)
+def billed(outcome: Outcome) -> tuple[Sequence[Spent], int]:
+    """Return the reported usage of each request for `outcome`, and the number of others that may be billed."""
+    if outcome.spent:
+        return outcome.spent, outcome.unmetered
+    if not isinstance(outcome, Completion):
+        return ((outcome.usage, ""),), outcome.unmetered
+    if outcome.is_metered:
+        return ((outcome.usage, outcome.tier),), outcome.unmetered
+    return (), outcome.unmetered or int(outcome.attempts > 0)
 
 
 def sum_of(one: float | None, other: float | None) -> float | None:
@@ -471,7 +476,8 @@ class Call:
     def sending(self, request: Request, requests: int = 1) -> None:
         """Count a request that is about to be sent; `requests` is 0 if another process counts it."""
         self.counts.requests += requests
-        self.ledger.sent(request)
+        if request.account is not None or self.ledger.journal is not None:
+            self.ledger.sent(request)
 
     def count(self, outcome: Outcome) -> None:
         """Count a finished item."""
