@@ -270,7 +270,7 @@ class FlatPrice:
 
     def cost(self, usage: Usage, tier: str = "") -> float:
         """Return the cost of `usage`."""
-        cached = min(usage.cached_tokens, usage.prompt_tokens)
+        cached = usage.cached_tokens
         fresh = usage.prompt_tokens - cached
         cost = fresh * self.input + cached * self.cached_input + usage.completion_tokens * self.output
         return cost * _TIERS.get(tier, 1.0) / _MILLION
@@ -301,7 +301,7 @@ class _ListedPrice:
         tokens = Tokens(
             input_tokens=usage.prompt_tokens,
             output_tokens=usage.completion_tokens,
-            cache_read_tokens=min(usage.cached_tokens, usage.prompt_tokens),
+            cache_read_tokens=usage.cached_tokens,
         )
         context = {"service_tier": tier} if tier else None
         return float(calc_price(tokens, self._model, price_context=context, **self._place).total_price)

@@ -309,11 +309,6 @@ class Durations:
     seconds: float = 0.0
     """The sum of the times."""
 
-    def add(self, seconds: float) -> None:
-        """Count an item."""
-        self.counts[bisect_left(DURATIONS_S, seconds)] += 1
-        self.seconds += seconds
-
     def __add__(self, other: Durations) -> Durations:
         counts = [mine + its for mine, its in zip(self.counts, other.counts, strict=True)]
         return Durations(counts, self.seconds + other.seconds)
@@ -391,8 +386,10 @@ class Counts:
             self.cached_tokens += usage.cached_tokens
         if outcome.cost is not None:
             self.cost = (self.cost or 0.0) + outcome.cost
-        if outcome.latency_s > 0.0:  # a copy of another answer took no time
-            self.durations.add(outcome.latency_s)
+        if (latency_s := outcome.latency_s) > 0.0:  # a copy of another answer took no time
+            durations = self.durations
+            durations.counts[bisect_left(DURATIONS_S, latency_s)] += 1
+            durations.seconds += latency_s
 
 
 _ADDED = ("done", *COUNTERS, "refused", "cached", "repaired", "asked_again")
