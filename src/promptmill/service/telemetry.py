@@ -35,7 +35,7 @@ from promptmill.backends import registry
 from promptmill.backends.protocol import DURATIONS_S, Completion, Outcome, Sink
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import MOST_MODELS
-from promptmill.core.errors import Code, redact
+from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.service.service import Counted, Service
 from promptmill.system.logs import announce
 
@@ -420,8 +420,7 @@ class Telemetry:
                 _fail(span, "cancelled")
                 raise
             except Exception as error:
-                code = getattr(getattr(error, "reason", error), "code", None)  # the reason why a model is not loaded
-                _fail(span, str(code if isinstance(code, Code) else Code.INTERNAL))
+                _fail(span, str(error.code if isinstance(error, PromptmillError) else Code.INTERNAL))
                 raise
 
 
