@@ -93,7 +93,7 @@ class BudgetedAnswers:
             call.warn(_UNKNOWN_MODEL)
             return outcome
         cost = charge(spent, price, self._tiers(request))
-        call.ledger.charged(request, cost)
+        call.charge(request, cost)
         if isinstance(outcome, Failure):
             return replace(outcome, cost=cost)
         outcome.cost = cost
@@ -126,12 +126,12 @@ class BudgetedAnswers:
             except BaseException:
                 cut_off = account.open * worst
                 account.settle(cut_off)
-                call.ledger.spent += cut_off
+                call.cut_off(cut_off)
                 raise
             spent, unmetered = billed(outcome)
             charged = charge(spent, price, tiers) + unmetered * worst
             account.settle(charged)
-            call.ledger.charged(request, charged)
+            call.charge(request, charged)
             cost, usage = cost + charged, usage + outcome.usage
             if not isinstance(outcome, Failure) or outcome.error.code is not Code.BUDGET:
                 return replace(outcome, cost=cost, usage=usage)

@@ -338,7 +338,8 @@ class Histogram:
 class Counts:
     """The counts of a call. They add up: over a job's rounds, and over a server's calls.
 
-    Each has one writer: the driver counts outcomes, the sender requests, the functions around `answer` their own work.
+    Each has one writer: the driver counts outcomes, the sender requests, the functions around `answer` their own work,
+    such as the cost.
 
     >>> (Counts(done=2, requests=3) + Counts(done=1, requests=1)).requests
     4
@@ -405,8 +406,6 @@ class Counts:
             self.prompt_tokens += usage.prompt_tokens
             self.completion_tokens += usage.completion_tokens
             self.cached_tokens += usage.cached_tokens
-        if outcome.cost is not None:
-            self.cost = (self.cost or 0.0) + outcome.cost
         if (latency_s := outcome.latency_s) > 0.0:  # a copy of another answer took no time
             self.durations.add(latency_s)
 
@@ -422,8 +421,6 @@ class Ledger:
     """The limit of the call's own cost."""
     journal: Journal | None = None
     """Set while requests are noted on disk."""
-    spent: float = 0.0
-    """The cost of all requests so far, in US dollars, also of those for items without an outcome."""
 
     def sent(self, request: Request) -> None:
         """Note that a request is about to be sent."""
@@ -437,12 +434,6 @@ class Ledger:
             request.account.not_billed()
         if self.journal is not None:
             self.journal.not_billed(request.key, request.choice)
-
-    def charged(self, request: Request, cost: float) -> None:
-        """Note that the requests for an item have ended, and their cost."""
-        self.spent += cost
-        if self.journal is not None:
-            self.journal.charged(request.key, request.choice, cost)
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -495,6 +486,17 @@ class Call:
         if request.account is not None or self.ledger.journal is not None:
             self.ledger.sent(request)
 
+    def charge(self, request: Request, cost: float) -> None:
+        """Count the cost of the requests for an item, which have ended."""
+        self.counts.cost = (self.counts.cost or 0.0) + cost
+        if self.ledger.journal is not None:
+            self.ledger.journal.charged(request.key, request.choice, cost)
+
+    def cut_off(self, cost: float) -> None:
+        """Count the highest possible cost of requests that were cut off; a job's journal sets it aside instead."""
+        if self.ledger.journal is None:
+            self.counts.cost = (self.counts.cost or 0.0) + cost
+
     def count(self, outcome: Outcome) -> None:
         """Count a finished item."""
         self.counts.count(outcome)
@@ -502,14 +504,6 @@ class Call:
             return
         if outcome.reasoning and outcome.finish_reason == "length":
             self.warn(_CUT_WHILE_REASONING)
-
-    def close(self) -> None:
-        """Note that the call has ended: its cost includes what items without an outcome cost, unless it is a job's.
-
-        A job sets that amount aside.
-        """
-        if self.counts.cost is not None and self.ledger.journal is None:
-            self.counts.cost = max(self.counts.cost, self.ledger.spent)
 
 
 class Stoppable:

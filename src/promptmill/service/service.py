@@ -291,7 +291,7 @@ class Service:
         # a plan that leaves its model open is decided during the call
         now = (lambda: self._model(plan.name).plan) if plan.is_open else lambda: plan
         counted = Counted(stats, now, stats.counts + Counts())
-        with self.calls.counted(counted), self.observe(counted, sink) as observed, contextlib.closing(stats):
+        with self.calls.counted(counted), self.observe(counted, sink) as observed:
             yield observed
 
     def _refuse_when_closed(self) -> None:
