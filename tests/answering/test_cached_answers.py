@@ -403,15 +403,8 @@ async def test_answers_of_many_megabytes_are_not_kept(in_turn, upstream, monkeyp
     assert (stats.counts.cached, stats.counts.requests) == (1, 1)
 
 
-def test_cached_answers_are_read_in_pieces(monkeypatch):
-    monkeypatch.setattr(cached, "_PIECE", 10)
-    sizes = {b"a": 4, b"b": 6, b"c": 1, b"d": 30, b"e": 1}
-    assert list(cached._pieces(sizes)) == [[b"a", b"b"], [b"c"], [b"d"], [b"e"]]
-    assert list(cached._pieces({})) == []
-
-
 async def test_all_hits_of_a_turn_are_found_in_pieces(in_turn, monkeypatch):
-    monkeypatch.setattr(cached, "_PIECE", 1)
+    monkeypatch.setattr(cached, "_READ_AT_ONCE", 3)
     outcomes, stats = await in_turn(([f"q{n}" for n in range(20)], {}))
     assert [outcome.text for outcome in outcomes] == [f"echo: q{n}" for n in range(20)]
     assert stats.counts.cached == 20

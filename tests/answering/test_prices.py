@@ -8,7 +8,7 @@ import pytest
 
 from fakes import openai_plan
 from promptmill.answering.costs import FlatPrice, Tiers, charge, price_of, worst_case
-from promptmill.backends.protocol import Completion, Failure, Usage
+from promptmill.backends.protocol import Completion, Failure, Usage, billed
 from promptmill.config import resolved_config
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError
@@ -194,7 +194,8 @@ MILLION = Usage(1_000_000, 0)
     ],
 )
 def test_an_outcome_is_charged_by_its_usage_and_tier_and_unknown_usage_by_the_worst_case(outcome, requested, cost):
-    assert charge(outcome, FLAT, Tiers(requested, requested), WORST) == pytest.approx(cost)
+    spent, unmetered = billed(outcome)
+    assert charge(spent, FLAT, Tiers(requested, requested)) + unmetered * WORST == pytest.approx(cost)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,14 @@
 """The questions of an input: the columns that prompts, settings and images come from."""
 
+import json
+
 import pytest
 
 from promptmill.backends import rows
-from promptmill.backends.questions import Questions, joined, question_of
+from promptmill.backends.questions import RowRequests, joined, question_of
+from promptmill.backends.rows import RowLimits, RowReader
 from promptmill.core.errors import PromptmillError
+from promptmill.core.request import Sampling
 from promptmill.jobs.inputs.questions import questions_of
 from promptmill.jobs.store.order import Question
 
@@ -68,7 +72,10 @@ def test_each_prompt_of_a_row_has_its_question_and_its_digest(ingested, tmp_path
 )
 def test_questions_are_the_same_in_another_process(question, input_format, header):
     (questions,) = questions_of(question, input_format, header)
-    assert Questions.unpacked(questions.packed()) == questions
+    requests = RowRequests(
+        RowReader("table", Sampling(stop=["x"]), {"a": 1}, limits=RowLimits(frozenset("m"))), questions
+    )
+    assert RowRequests.unpacked(json.loads(json.dumps(requests.packed()))) == requests
 
 
 def test_a_question_may_hold_any_text(ingested, tmp_path):

@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import logging
 import os
 import sqlite3
@@ -27,7 +28,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any, Generic, TypeAlias, TypeVar
@@ -49,8 +50,7 @@ T = TypeVar("T")
 FILE_NAME = "answers.sqlite"
 _LOOK_AFTER = 1000  # answers written between two checks of the file's size and age
 _ANSWER = "SELECT answer FROM answers WHERE key = ? AND made > ?"
-_SIZE = "SELECT length(answer) FROM answers WHERE key = ? AND made > ?"
-_PIECE = 1 << 20  # bytes of answers that are read at a time, and are with their callers before the next are
+_READ_AT_ONCE = 32  # answers, of at most `LARGEST_KEPT` bytes, that are with their callers before others are read
 _DELETE_OLDEST = """
 DELETE FROM answers
 WHERE key IN (SELECT key FROM answers ORDER BY made LIMIT max(1, (SELECT count(*) / 10 FROM answers)))
@@ -64,29 +64,9 @@ _LOG = logging.getLogger(__name__)
 # Settings of a backend that change how an answer is obtained, but not the answer.
 _NOT_ASKED = frozenset(
     {
-        "api_key",
-        "api_key_env",
-        "trust_env",
-        "concurrency",
-        "adaptive",
-        "rpm",
-        "tpm",
-        "retries",
-        "base_delay",
-        "max_delay",
-        "timeout",
-        "item_timeout",
-        "patience",
-        "max_connections",
-        "stream",
-        "dedupe",
-        "num_workers",
-        "worker_concurrency",
-        "bulk_threshold",
-        "batch_size",
-        "replicas",
-        "threads",
-        "cache_gb",
+        *("api_key", "api_key_env", "trust_env", "timeout", "item_timeout", "max_connections", "stream"),
+        *("concurrency", "adaptive", "rpm", "tpm", "retries", "base_delay", "max_delay", "patience", "dedupe"),
+        *("num_workers", "worker_concurrency", "bulk_threshold", "batch_size", "replicas", "threads", "cache_gb"),
     }
 )
 
@@ -151,12 +131,12 @@ class CachedAnswers:
         key = place[1]
         warn = _LOG.warning if self._is_shared else call.warn
         with self._flights.lead(place) as flight:
-            flight.result = await self._batches.look_up(key, warn)
-            if flight.result is not None:
-                return self._copied(flight.result, request, call, began)
+            if (answer := await self._batches.look_up(key, warn)) is not None:
+                flight.set_result(answer)
+                return self._copied(answer, request, call, began)
             outcome = await self._following(request, call)
             if isinstance(outcome, Completion) and (not self._is_shared or _is_of_one_request(outcome, request)):
-                flight.result = outcome
+                flight.set_result(outcome)
                 if outcome.finish_reason in _COMPLETE:
                     self._batches.keep(key, outcome, warn)
             return outcome
@@ -252,26 +232,22 @@ class _Batches:
         looking.add_done_callback(self._looking.discard)
 
     async def _look_up_all(self, wanted: dict[bytes, asyncio.Future[Completion | None]]) -> None:
-        def settle(found: Mapping[bytes, Completion | None]) -> None:
-            for key, answer in found.items():
-                future = wanted.pop(key)  # which would keep the answer in memory until all are read
-                if not future.done():
-                    future.set_result(answer)
-
         try:
-            sizes = await asyncio.to_thread(self._cache.sizes, list(wanted))
-            settle(dict.fromkeys([key for key in wanted if sizes.get(key, LARGEST_KEPT + 1) > LARGEST_KEPT]))
-            for keys in _pieces({key: size for key, size in sizes.items() if size <= LARGEST_KEPT}):
-                settle(await asyncio.to_thread(self._read, keys))
+            while wanted:
+                keys = list(itertools.islice(wanted, _READ_AT_ONCE))
+                answers = await asyncio.to_thread(self._read, keys)
+                for key in keys:
+                    future = wanted.pop(key)  # which would keep the answer in memory until all are read
+                    if not future.done():
+                        future.set_result(answers.get(key))
         except PromptmillError as error:
             for future in wanted.values():
                 if not future.done():
                     future.set_exception(error)
 
     def _read(self, keys: Sequence[bytes]) -> dict[bytes, Completion | None]:
-        """Return the cached answers of `keys`; None for one that is gone. Blocks. Raises as `AnswerCache` does."""
-        known = self._cache.get(keys)
-        return {key: _unpacked(known[key]) if key in known else None for key in keys}
+        """Return the cached answers of `keys`. Blocks. Raises as `AnswerCache` does."""
+        return {key: _unpacked(answer) for key, answer in self._cache.get(keys).items()}
 
     async def _keep_all(self) -> None:
         while self._to_keep:
@@ -283,20 +259,6 @@ class _Batches:
                     warn(f"{error} The answers were not kept.")
             for key, _, _ in some:
                 self._unwritten.pop(key, None)
-
-
-def _pieces(sizes: Mapping[bytes, int]) -> Iterator[list[bytes]]:
-    """Yield the keys in pieces of at most `_PIECE` bytes, or of one answer."""
-    piece: list[bytes] = []
-    total = 0
-    for key, size in sizes.items():
-        if piece and total + size > _PIECE:
-            yield piece
-            piece, total = [], 0
-        piece.append(key)
-        total += size
-    if piece:
-        yield piece
 
 
 class SameRequests:
@@ -330,15 +292,9 @@ class SameRequests:
             outcome = await self._following(request, call)
             # A temporary failure of the first request may not recur, so one more is sent; its failure is shared.
             if isinstance(outcome, Completion) or not outcome.error.retryable or outcome.concerns_all or is_last:
-                flight.result = outcomes[key] = outcome
+                outcomes[key] = outcome
+                flight.set_result(outcome)
             return outcome
-
-
-class _Flight(Generic[T]):
-    """Work in progress."""
-
-    result: T | None = None
-    """The result for those who wait; None: they do the work themselves."""
 
 
 class _Flights(Generic[K, T]):
@@ -356,15 +312,18 @@ class _Flights(Generic[K, T]):
             return await asyncio.shield(self._ends[key])
 
     @contextlib.contextmanager
-    def lead(self, key: K) -> Iterator[_Flight[T]]:
-        """Do the work for `key` in the block."""
-        end, flight = asyncio.get_running_loop().create_future(), _Flight[T]()
-        self._ends[key] = end
+    def lead(self, key: K) -> Iterator[asyncio.Future[T | None]]:
+        """Do the work for `key` in the block, which may set a result for those who wait.
+
+        None: they do the work themselves.
+        """
+        end = self._ends[key] = asyncio.get_running_loop().create_future()
         try:
-            yield flight
+            yield end
         finally:
             del self._ends[key]
-            end.set_result(flight.result)
+            if not end.done():
+                end.set_result(None)
 
 
 def _is_repeatable(request: Request) -> bool:
@@ -440,18 +399,15 @@ def _unpacked(data: bytes) -> Completion | None:
     )
 
 
-def _default_path() -> Path:
-    """Return the default file, next to our other caches."""
+def path_of(wanted: bool | str) -> Path:  # noqa: FBT001 (as the configuration says it)
+    """Return the file for the value `cache` of the configuration; `true` and `all` mean that in our cache folder."""
+    if wanted is not True and wanted != "all":
+        return home_expanded(str(wanted))
     if named := os.environ.get("PROMPTMILL_CACHE"):
         return home_expanded(named) / "answers" / FILE_NAME
     import platformdirs
 
     return platformdirs.user_cache_path("promptmill") / "answers" / FILE_NAME
-
-
-def path_of(wanted: bool | str) -> Path:  # noqa: FBT001 (as the configuration says it)
-    """Return the file for the value `cache` of the configuration; `true` and `all` mean the default file."""
-    return _default_path() if wanted is True or wanted == "all" else home_expanded(str(wanted))
 
 
 class AnswerCache:
@@ -467,34 +423,23 @@ class AnswerCache:
         try:
             _make_private(path)
             self._db = sqlite3.connect(path, timeout=5, isolation_level=None, check_same_thread=False)
-            for pragma in (
-                "journal_mode=WAL",
-                "synchronous=OFF",
-            ):  # answers that a power failure loses are requested again
-                self._db.execute(f"PRAGMA {pragma}")
-            self._db.executescript(_SCHEMA)
+            # synchronous: answers that a power failure loses are requested again
+            self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF;" + _SCHEMA)
         except (OSError, sqlite3.Error) as error:
             raise _unusable(path, error) from None
 
-    def sizes(self, keys: Sequence[bytes]) -> dict[bytes, int]:
-        """Return the bytes of each cached answer, by key, that is not too old."""
-        return self._found(keys, _SIZE)
-
     def get(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
         """Return the cached answers, by key, that are not too old."""
-        return self._found(keys, _ANSWER)
-
-    def _found(self, keys: Sequence[bytes], query: str) -> dict[bytes, Any]:
         since = time.time() - self._most_age_s
-        with self._lock, self._storage_errors():
-            rows = ((key, self._db.execute(query, (key, since)).fetchone()) for key in keys)
+        with self._in_use():
+            rows = ((key, self._db.execute(_ANSWER, (key, since)).fetchone()) for key in keys)
             return {key: row[0] for key, row in rows if row is not None}
 
     def put(self, answers: Iterable[tuple[bytes, bytes]]) -> None:
         """Write `answers`, and delete the oldest ones when there are too many."""
         now = time.time()
         rows = [(key, answer, now) for key, answer in answers]
-        with self._lock, self._storage_errors():
+        with self._in_use():
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 self._db.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", rows)
@@ -507,7 +452,7 @@ class AnswerCache:
 
     def summary(self) -> dict[str, Any]:
         """Return path, number of answers, their size in bytes and the age of the oldest in seconds."""
-        with self._lock, self._storage_errors():
+        with self._in_use():
             count, oldest = self._db.execute("SELECT count(*), min(made) FROM answers").fetchone()
             size = self._bytes()
         age = None if oldest is None else round(time.time() - oldest)
@@ -515,7 +460,7 @@ class AnswerCache:
 
     def clear(self) -> int:
         """Delete all answers; return their number."""
-        with self._lock, self._storage_errors():
+        with self._in_use():
             count: int = self._db.execute("DELETE FROM answers").rowcount
             self._db.execute("VACUUM")
         return count
@@ -538,11 +483,12 @@ class AnswerCache:
                 break
 
     @contextlib.contextmanager
-    def _storage_errors(self) -> Any:
-        try:
-            yield
-        except (OSError, sqlite3.Error) as error:
-            raise _unusable(self.path, error) from None
+    def _in_use(self) -> Iterator[None]:
+        with self._lock:
+            try:
+                yield
+            except sqlite3.Error as error:
+                raise _unusable(self.path, error) from None
 
 
 def _make_private(path: Path) -> None:
@@ -555,8 +501,7 @@ def _make_private(path: Path) -> None:
     found = path.lstat()
     if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
         raise PermissionError(1, "it is not a regular file of this user's")
-    if found.st_mode & 0o077:
-        path.chmod(0o600)
+    path.chmod(0o600)
 
 
 def _unusable(path: Path, error: Exception) -> PromptmillError:

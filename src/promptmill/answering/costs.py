@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol
 import orjson
 
 from promptmill.backends import registry
-from promptmill.backends.protocol import NO_USAGE, Answer, Call, Completion, Failure, Outcome, Usage, unmetered
+from promptmill.backends.protocol import NO_USAGE, Answer, Call, Failure, Outcome, Spent, Usage, billed
 from promptmill.config import resolved_config
 from promptmill.core.bounds import MOST_TOKENS
 from promptmill.core.errors import Code, Named, PromptmillError, config_error, input_error
@@ -68,6 +68,7 @@ class BudgetedAnswers:
         self._prices = Prices(plan, price)
         self._budget, self._model = budget, plan.model
         self._tier = tier_of(plan.settings.extra_params)
+        self._usual_tiers = Tiers("", self._tier)
         self._dearest = _DEAREST | ({"": "priority"} if registry.account_decides_tier(plan) else {})
         self._line = asyncio.Lock()
         """First come, first served: without it, small requests could overtake a large one for ever."""
@@ -82,7 +83,8 @@ class BudgetedAnswers:
 
     async def _priced(self, request: Request, call: Call) -> Outcome:
         outcome = await self._following(request, call)
-        if unmetered(outcome):
+        spent, unmetered = billed(outcome)
+        if unmetered:
             call.warn(_UNKNOWN_USAGE)
         if _has_audio(request):
             call.warn(_AUDIO_AS_TEXT)
@@ -90,8 +92,8 @@ class BudgetedAnswers:
         if price is None:
             call.warn(_UNKNOWN_MODEL)
             return outcome
-        cost = charge(outcome, price, self._tiers(request), 0.0)
-        call.ledger.charged(request, cost)
+        cost = charge(spent, price, self._tiers(request))
+        call.charge(request, cost)
         if isinstance(outcome, Failure):
             return replace(outcome, cost=cost)
         outcome.cost = cost
@@ -124,18 +126,19 @@ class BudgetedAnswers:
             except BaseException:
                 cut_off = account.open * worst
                 account.settle(cut_off)
-                call.ledger.spent += cut_off
+                call.cut_off(cut_off)
                 raise
-            charged = charge(outcome, price, tiers, worst)
+            spent, unmetered = billed(outcome)
+            charged = charge(spent, price, tiers) + unmetered * worst
             account.settle(charged)
-            call.ledger.charged(request, charged)
+            call.charge(request, charged)
             cost, usage = cost + charged, usage + outcome.usage
             if not isinstance(outcome, Failure) or outcome.error.code is not Code.BUDGET:
                 return replace(outcome, cost=cost, usage=usage)
             request = replace(request, attempts=outcome.attempts)
 
     def _tiers(self, request: Request) -> Tiers:
-        return Tiers(tier_of(request.extra), self._tier)
+        return Tiers(tier_of(request.extra), self._tier) if request.extra else self._usual_tiers
 
     async def _wait_for_room(self, account: _BudgetAccount, call: Call, advise: Callable[[], None]) -> Failure | None:
         """Wait until the request's cost can be reserved; return the failure if no budget will ever allow it.
@@ -267,7 +270,7 @@ class FlatPrice:
 
     def cost(self, usage: Usage, tier: str = "") -> float:
         """Return the cost of `usage`."""
-        cached = min(usage.cached_tokens, usage.prompt_tokens)
+        cached = usage.cached_tokens
         fresh = usage.prompt_tokens - cached
         cost = fresh * self.input + cached * self.cached_input + usage.completion_tokens * self.output
         return cost * _TIERS.get(tier, 1.0) / _MILLION
@@ -298,7 +301,7 @@ class _ListedPrice:
         tokens = Tokens(
             input_tokens=usage.prompt_tokens,
             output_tokens=usage.completion_tokens,
-            cache_read_tokens=min(usage.cached_tokens, usage.prompt_tokens),
+            cache_read_tokens=usage.cached_tokens,
         )
         context = {"service_tier": tier} if tier else None
         return float(calc_price(tokens, self._model, price_context=context, **self._place).total_price)
@@ -437,10 +440,9 @@ def worst_case(request: Request, model: str = "") -> Usage:
 
 def _has_audio(request: Request) -> bool:
     """Return whether a request has audio, or asks for an answer in audio."""
-    conversation, extra = request.conversation, request.extra
-    if conversation.has_audio or any("audio" in message.extra for message in conversation.messages if message.extra):
+    if request.conversation.has_audio:
         return True
-    wanted = extra.get("modalities") if extra else None
+    wanted = request.extra.get("modalities") if request.extra else None
     return isinstance(wanted, list) and "audio" in wanted
 
 
@@ -516,14 +518,9 @@ class Tiers(NamedTuple):
         return tier if is_named or _TIERS.get(tier, 1.0) >= 1.0 else ""
 
 
-def charge(outcome: Outcome, price: Price, tiers: Tiers, worst: float) -> float:
-    """Return the cost of all requests sent for `outcome`, each at the tier that its reply reports.
-
-    `worst` is the highest possible cost of one request; it is charged for each request without known usage.
-    """
-    spent = outcome.spent
-    if not spent and isinstance(outcome, Failure):
-        spent = ((outcome.usage, ""),)
-    elif not spent and isinstance(outcome, Completion) and outcome.is_metered:
-        spent = ((outcome.usage, outcome.tier),)
-    return sum(price.cost(usage, tiers.charged(served)) for usage, served in spent) + unmetered(outcome) * worst
+def charge(spent: Sequence[Spent], price: Price, tiers: Tiers) -> float:
+    """Return the cost of requests, each at the tier that its reply reports."""
+    cost = 0.0
+    for usage, served in spent:
+        cost += price.cost(usage, tiers.charged(served))
+    return cost

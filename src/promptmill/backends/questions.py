@@ -12,13 +12,14 @@ import math
 import re
 import sqlite3
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 from urllib.parse import quote
 
 import orjson
+from pydantic import PlainSerializer, PlainValidator, TypeAdapter
 
 from promptmill.backends import rows
 from promptmill.backends.rows import IMAGES, RowReader
@@ -37,22 +38,8 @@ _PLACE = re.compile(r"\{\{\s*(?:(?P<name>[^\W\d]\w*)|row\[(?P<quote>[\"'])(?P<co
 _NOT_PLAIN = re.compile(r"\{[%#]|\{\{|\}\}")
 RESERVED = frozenset(
     {
-        "true",
-        "false",
-        "none",
-        "True",
-        "False",
-        "None",
-        "not",
-        "and",
-        "or",
-        "in",
-        "is",
-        "if",
-        "else",
-        "row",
-        "loop",
-        "self",
+        *("true", "false", "none", "True", "False", "None", "not", "and", "or", "in", "is"),
+        *("if", "else", "row", "loop", "self"),
     }
 )
 """Words of a template that are no names."""
@@ -126,13 +113,22 @@ def cell_text(value: Any, name: str) -> str:
     return orjson.dumps(value, default=str).decode() if isinstance(value, dict | list | bool) else str(value)
 
 
+def _packed(template: Template | None) -> tuple[str, ...] | None:
+    """Return the parts of a template; None for one with expressions, whose questions are stored."""
+    return template.parts if isinstance(template, PlainTemplate) else None
+
+
+def _unpacked(parts: Sequence[str] | None) -> PlainTemplate | None:
+    return None if parts is None else PlainTemplate(tuple(parts))
+
+
 @dataclass(frozen=True, slots=True)
 class Questions:
     """Makes the question of a row from its cells, for one prompt."""
 
     columns: tuple[tuple[int, str], ...] | None = None
     """Of a table, the place and the field of each cell that is used; None: rows are JSON objects."""
-    template: Template | None = None
+    template: Annotated[Template | None, PlainValidator(_unpacked), PlainSerializer(_packed)] = None
     fields: tuple[str, ...] = ()
     """The fields besides the prompt that are part of the question: settings and images."""
     column: str | None = None
@@ -199,24 +195,6 @@ class Questions:
                 return orjson.loads(value)
         return value
 
-    def packed(self) -> JsonDict:
-        """Return it as JSON carries it, for another process."""
-        plain = self if self.is_plain else replace(self, template=None)  # the questions of a template are stored
-        return asdict(plain)
-
-    @classmethod
-    def unpacked(cls, packed: JsonObject) -> Questions:
-        """Return the questions that `packed` wrote."""
-        template, columns = packed["template"], packed["columns"]
-        return cls(
-            **{
-                **packed,
-                "columns": None if columns is None else tuple((at, name) for at, name in columns),
-                "template": None if template is None else PlainTemplate(tuple(template["parts"])),
-                "fields": tuple(packed["fields"]),
-            }
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class RowRequests:
@@ -236,20 +214,15 @@ class RowRequests:
         return request.changed(extra={**request.extra, **self.extra}) if self.extra else request
 
     def packed(self) -> JsonDict:
-        """Return it as JSON carries it, for another process."""
-        questions = self.questions.packed()
-        return {
-            "reader": self.reader.packed(),
-            "questions": questions,
-            "prompt": self.prompt,
-            "extra": dict(self.extra),
-        }
+        """Return it as JSON carries it, for another process, which reads no row that names another model."""
+        plain = replace(self, reader=replace(self.reader, models={}))
+        packed: JsonDict = TypeAdapter(RowRequests).dump_python(plain, mode="json")
+        return packed
 
     @classmethod
     def unpacked(cls, packed: JsonObject) -> RowRequests:
         """Return the value that `packed` wrote."""
-        reader, questions = RowReader.unpacked(packed["reader"]), Questions.unpacked(packed["questions"])
-        return cls(reader, questions, packed["prompt"], packed["extra"])
+        return TypeAdapter(cls).validate_python(packed)
 
 
 class StoredRows:

@@ -17,34 +17,28 @@ from promptmill.core.errors import Named, PromptmillError, config_error, redact
 from promptmill.core.wording import close_matches, did_you_mean
 
 _HUB_KEYS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+_OF_HF = frozenset({"transformers", "huggingface", "hugging-face"})
 
 
 def check_name(name: str) -> None:
     """Raise `PromptmillError` (`invalid_config`) if no backend has this name."""
-    if not is_named(name):
-        rows = {row[0]: row[1] for row in providers() if row[0] not in BACKENDS}
-        # characters that are looked at for a key
-        shown = f"{redact(name[:200]):.40}"
-        known = [*BACKENDS, *installed(), AUTO]
-        plain = name.lower()
-        if plain in {"transformers", "huggingface", "hugging-face"}:
-            raise config_error("backend", f"there is no backend {shown}; did you mean hf?")
-        if plain == "litellm":
-            raise config_error(
-                "backend",
-                "there is no backend litellm here; openai reaches the same providers: `backend: openai` and "
-                "`backend_configs: {openai: {provider: …, model_name: …}}`.",
-            )
-        is_backend = plain not in rows and close_matches(plain, known, 1)
-        if not is_backend and (near := close_matches(plain, rows, 1)):
-            kind = "server" if rows[near[0]].startswith("http://") else "provider"
-            raise config_error(
-                "backend",
-                f"{shown} is not a backend but a {kind}, which the backend openai asks: `backend: openai` and "
-                f"`backend_configs: {{openai: {{provider: {near[0]}, model_name: …}}}}`.",
-            )
-        meant = did_you_mean(plain, known, f"known backends: {', '.join(known)}.")
-        raise config_error("backend", f"there is no backend {shown}; {meant}")
+    if is_named(name):
+        return
+    shown, plain = f"{redact(name[:200]):.40}", name.lower()
+    if plain in _OF_HF:
+        raise config_error("backend", f"there is no backend {shown}; did you mean hf?")
+    known = [*BACKENDS, *installed(), AUTO]
+    rows = {row[0] for row in providers()} - BACKENDS.keys()
+    is_backend = plain not in rows and close_matches(plain, known, 1)
+    near = ["…"] if plain == "litellm" else [] if is_backend else close_matches(plain, rows, 1)
+    if near:
+        raise config_error(
+            "backend",
+            f"{shown} is not a backend but a server or provider, which the backend openai asks: `backend: openai` and "
+            f"`backend_configs: {{openai: {{provider: {near[0]}, model_name: …}}}}`.",
+        )
+    meant = did_you_mean(plain, known, f"known backends: {', '.join(known)}.")
+    raise config_error("backend", f"there is no backend {shown}; {meant}")
 
 
 async def create(plan: ResolvedConfig) -> Backend:

@@ -17,7 +17,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import orjson
@@ -125,26 +125,6 @@ class RowReader:
     def digest(self, line: bytes) -> bytes | None:
         """Return the digest of a line that this reader reads."""
         return digest(self.kind, line, self.prompt_column, row_settings=self.row_settings)
-
-    def packed(self) -> JsonDict:
-        """Return it as JSON carries it, for another process. A row that names another model is not read there."""
-        plain = asdict(replace(self, sampling=_NO_SAMPLING, extra={}, models={}))
-        if self.limits.models is not None:
-            plain["limits"]["models"] = sorted(self.limits.models)
-        return plain | {"paths": sorted(self.paths), "sampling": self.sampling.given(), "extra": dict(self.extra)}
-
-    @classmethod
-    def unpacked(cls, packed: JsonObject) -> RowReader:
-        """Return the reader that `packed` wrote."""
-        images, limits = packed["images"], packed["limits"]
-        names = limits["models"]
-        parts = {
-            "paths": frozenset(packed["paths"]),
-            "images": RowImages(**{**images, "folders": tuple(images["folders"])}),
-            "limits": RowLimits(**{**limits, "models": None if names is None else frozenset(names)}),
-            "sampling": Sampling.model_validate(packed["sampling"]),
-        }
-        return cls(**{**packed, **parts})
 
     def request(self, row: int, line: bytes, attempts: int = 0) -> Request:
         """Return the request of line `row`. Raises as `read` does."""
@@ -446,12 +426,16 @@ def _batch(row: JsonObject, where: str) -> Asked:
     if not isinstance(own.get("reasoning"), str):  # OpenRouter's is an object
         own.pop("reasoning", None)
     extra = {name: value for name, value in body.items() if name not in own and name not in _BATCH_IGNORED}
+    return conversation, _sampling(own, f"{where}: body."), extra
+
+
+def _sampling(given: JsonObject, where: str) -> Sampling:
     try:
-        return conversation, Sampling.model_validate(own), extra
+        return Sampling.model_validate(given)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
         name = ".".join(str(part) for part in problem["loc"])
-        raise input_error(f"{where}: body.{name}: {problem['msg'].removeprefix('Input ')}.") from None
+        raise input_error(f"{where}{name}: {problem['msg'].removeprefix('Input ')}.") from None
 
 
 def _own_parameters(row: JsonObject, where: str, loaded_model: str) -> tuple[JsonDict, JsonDict]:
@@ -480,14 +464,7 @@ def _own_parameters(row: JsonObject, where: str, loaded_model: str) -> tuple[Jso
         if not isinstance(schema, Mapping):
             raise input_error(f"{where}: {_SCHEMA} is {shape(schema)}; send a JSON Schema object.")
         sampling["response_format"] = asking_for(schema)
-    if not sampling:
-        return {}, body
-    try:
-        return Sampling.model_validate(sampling).given(), body
-    except ValidationError as error:
-        problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        name = ".".join(str(part) for part in problem["loc"])
-        raise input_error(f"{where}: {name}: {problem['msg'].removeprefix('Input ')}.") from None
+    return _sampling(sampling, f"{where}: ").given() if sampling else {}, body
 
 
 def _own_system_prompt(row: JsonObject, where: str) -> str:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 
 from promptmill.backends import registry
 from promptmill.backends.engines import hardware
-from promptmill.backends.protocol import Backend, Call, Failure, Outcome, Share, ignored, unmetered
+from promptmill.backends.protocol import Backend, Call, Failure, Outcome, Share, billed, ignored
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.core.request import Request
@@ -206,7 +206,7 @@ class Replicas:
                 outcome = await one.backend.answer(request, call)
                 one.has_answered = True
                 # requests that were lost are no attempts of the item, but may be billed
-                return replace(outcome, unmetered=unmetered(outcome) + losses) if losses else outcome
+                return replace(outcome, unmetered=billed(outcome)[1] + losses) if losses else outcome
             except PromptmillError as error:
                 if error.code is not Code.ENGINE_DIED:
                     raise

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
 
-from promptmill.backends.protocol import DURATIONS_S
+from promptmill.backends.protocol import COUNTERS, Histogram
 from promptmill.core.errors import PromptmillError
 from promptmill.jobs.store import status
 from promptmill.jobs.store.folder import Folder
@@ -32,9 +32,11 @@ from promptmill.jobs.store.progress import ALIVE
 from promptmill.jobs.store.status import answered
 from promptmill.jobs.store.status_record import Status
 from promptmill.service.service import Service
-from promptmill.service.telemetry import CALLS, Labels, ModelLabels, samples
+from promptmill.service.telemetry import CALLS, COUNTS, Labels, ModelLabels, samples
 
 TYPE = "text/plain; version=0.0.4; charset=utf-8"
+# Of a job's status: name → family.
+_OF_JOBS = {name: family for name, family in COUNTS.items() if name in COUNTERS} | {"cost": "cost_dollars_total"}
 # name → type and help, in the order of the page; names without a prefix get `promptmill_`.
 FAMILIES: Mapping[str, tuple[str, str]] = {
     "start_time_seconds": ("gauge", "Unix time at which this process started."),
@@ -45,24 +47,11 @@ FAMILIES: Mapping[str, tuple[str, str]] = {
     "job_rows_left": ("gauge", "Rows without an outcome, of jobs whose number of rows is known."),
     "job_rows_per_second": ("gauge", "Rows that running jobs settle in a second, lately."),
     "job_rows_cached": ("gauge", "Rows of jobs answered without a request, by the cache or a twin."),
-    "job_requests_total": ("counter", "Requests sent for jobs, retries included."),
-    "job_retries_total": ("counter", "Requests sent again for jobs."),
-    "job_input_tokens_total": ("counter", "Prompt tokens of jobs."),
-    "job_cached_input_tokens_total": ("counter", "Prompt tokens of jobs that the provider had in its cache."),
-    "job_output_tokens_total": ("counter", "Tokens of the answers of jobs."),
-    "job_cost_dollars_total": ("counter", "Cost of jobs in US dollars, where the price is known."),
+    **{f"job_{name}": ("counter", CALLS[name][2].replace("calls", "jobs")) for name in _OF_JOBS.values()},
     "job_requests_in_flight": ("gauge", "Requests of running jobs in flight."),
     "job_requests_in_flight_limit": ("gauge", "Most requests of running jobs that may be in flight now."),
     "jobs_waiting": ("gauge", "Running jobs that are stalled."),
     "jobs_unread": ("gauge", "Jobs whose database could not be read in time; the next scrape begins with them."),
-}
-_OF_JOBS = {
-    "requests": "job_requests_total",
-    "retries": "job_retries_total",
-    "prompt_tokens": "job_input_tokens_total",
-    "cached_tokens": "job_cached_input_tokens_total",
-    "completion_tokens": "job_output_tokens_total",
-    "cost": "job_cost_dollars_total",
 }
 _FRESH_S = 5.0
 _READ_S = 2.0
@@ -105,10 +94,7 @@ class Metrics:
         for totals in self._service.calls.by_model():
             if not totals.of_job:
                 labels = self._labels.of_plan(totals.plan)
-                durations = totals.counts.durations
-                page.add_durations(
-                    "gen_ai_client_operation_duration_seconds", durations.counts, durations.seconds, labels
-                )
+                page.add_histogram("gen_ai_client_operation_duration_seconds", totals.counts.durations, labels)
 
     def _of_jobs(self) -> str:
         """Return the families of jobs as text. Blocks."""
@@ -119,9 +105,8 @@ class Metrics:
             self._add_job(page, job)
         for job in self._jobs.seen:
             labels = self._labels.of(job.provider, job.model)
-            for name, family in _OF_JOBS.items():
-                if name in job.most:
-                    page.add(family, job.most[name], labels)
+            for name, value in job.most.items():
+                page.add(f"job_{_OF_JOBS[name]}", value, labels)
         return page.text()
 
     def _add_job(self, page: _Page, job: _JobSeen) -> None:
@@ -227,14 +212,14 @@ class _Page:
         """Add `value` to the sample of `family` with these labels."""
         self._samples[family][_labelled("", labels, outcome=outcome)] += value
 
-    def add_durations(self, family: str, durations: list[int], seconds: float, labels: Labels) -> None:
-        """Add a histogram, of which `durations` counts the values by the first bound that they do not exceed."""
+    def add_histogram(self, family: str, values: Histogram, labels: Labels) -> None:
+        """Add a histogram."""
         samples = self._samples[family]
-        bounds = [*(f"{bound:g}" for bound in DURATIONS_S), "+Inf"]
-        for bound, count in zip(bounds, accumulate(durations), strict=True):
+        bounds = [*(f"{bound:g}" for bound in values.bounds), "+Inf"]
+        for bound, count in zip(bounds, accumulate(values.counts), strict=True):
             samples[_labelled("_bucket", labels, le=bound)] += count
-        samples[_labelled("_sum", labels)] += seconds
-        samples[_labelled("_count", labels)] += sum(durations)
+        samples[_labelled("_sum", labels)] += values.total
+        samples[_labelled("_count", labels)] += sum(values.counts)
 
     def text(self) -> str:
         """Return the page."""

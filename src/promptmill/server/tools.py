@@ -262,7 +262,7 @@ class _Answers:
             result, job_id = await self._answered(ctx, work)
         finally:
             if cost is not None and job_id is None:  # else the job may cost the rest
-                cost.settle(max(stats.counts.cost or 0.0, stats.ledger.spent))
+                cost.settle(stats.counts.cost or 0.0)
         return result
 
     async def _answered(self, ctx: Context, work: CallWork) -> tuple[ToolResult, str | None]:

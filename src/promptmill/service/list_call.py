@@ -41,13 +41,8 @@ class ListSource(Source):
     @property
     def size(self) -> int:
         """The total length of all texts, in characters."""
-        size = 0
-        for item in self._items:
-            if isinstance(item, Conversation):
-                for turn in item.messages:
-                    if isinstance(turn.content, str):
-                        size += len(turn.content)
-        return size
+        turns = [turn for item in self._items if isinstance(item, Conversation) for turn in item.messages]
+        return sum([len(turn.content) for turn in turns if isinstance(turn.content, str)])
 
     async def take(self, n: int) -> list[Request]:
         """Return the next up to `n` requests."""

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeAlias
 
-from promptmill.answering.fallback import NotLoadedError, Router
 from promptmill.backends.protocol import Call, Counts, Failure, Outcome, Share, Sink, Source, Stoppable
 from promptmill.config.backends import AUTO
 from promptmill.config.loading import Configuration, Overrides
@@ -23,6 +22,7 @@ from promptmill.core.money import Budget
 from promptmill.core.request import Conversation
 from promptmill.service import choosing
 from promptmill.service.driver import Driver, settle
+from promptmill.service.fallback import NotLoadedError, Router
 from promptmill.service.list_call import ListSink, ListSource
 from promptmill.service.model import Create, Loaded, Model, Models
 
@@ -251,8 +251,8 @@ class Service:
                 size = source.size if len(items) <= _FEW else await asyncio.to_thread(lambda: source.size)
                 stats.facts = replace(stats.facts, size=size)
                 await self._run(plan, source, observed, stats)
-        except NotLoadedError as error:
-            raise error.reason from None
+        except NotLoadedError:
+            raise
         except PromptmillError as error:
             return error
         return None
@@ -266,11 +266,8 @@ class Service:
         Raises `PromptmillError` when the model cannot be loaded or no request can continue.
         """
         plan = self.plan_of(None if of_job is None else of_job.name)
-        try:
-            with self._counted(plan, stats, sink) as observed:
-                await self._run(plan, source, observed, stats, of_job)
-        except NotLoadedError as error:
-            raise error.reason from None
+        with self._counted(plan, stats, sink) as observed:
+            await self._run(plan, source, observed, stats, of_job)
 
     async def shutdown_engine(self) -> None:
         """Unload the engines to free their memory; endpoints use none. A later call loads the engines again."""
@@ -294,7 +291,7 @@ class Service:
         # a plan that leaves its model open is decided during the call
         now = (lambda: self._model(plan.name).plan) if plan.is_open else lambda: plan
         counted = Counted(stats, now, stats.counts + Counts())
-        with self.calls.counted(counted), self.observe(counted, sink) as observed, contextlib.closing(stats):
+        with self.calls.counted(counted), self.observe(counted, sink) as observed:
             yield observed
 
     def _refuse_when_closed(self) -> None:
@@ -347,7 +344,7 @@ class Service:
                 await self.decided(name)
                 loaded = await model.load()
             except PromptmillError as error:
-                raise NotLoadedError(error) from None
+                raise NotLoadedError.of(error) from None
             if of_job is not None and name == of_job.name and not of_job.is_same_model(loaded.plan):
                 raise PromptmillError(Code.REPLACED, "Another model was loaded before the job began.")
             call.chosen = call.chosen or loaded.plan.chosen

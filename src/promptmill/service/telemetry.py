@@ -21,21 +21,21 @@ import contextlib
 import functools
 import importlib
 import logging
+import math
 import os
 import re
 import threading
 import time
-from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from promptmill import __version__
 from promptmill.backends import registry
-from promptmill.backends.protocol import DURATIONS_S, Completion, Outcome, Sink
+from promptmill.backends.protocol import Completion, Histogram, Outcome, Sink
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import MOST_MODELS
-from promptmill.core.errors import Code, redact
+from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.service.service import Counted, Service
 from promptmill.system.logs import announce
 
@@ -69,7 +69,7 @@ CALLS: Mapping[str, tuple[str, str, str]] = {
     ),
 }
 """The families of samples: kind, unit, help."""
-_COUNTS = {
+COUNTS = {
     "requests": "requests_total",
     "retries": "retries_total",
     "refused": "refused_requests_total",
@@ -78,6 +78,7 @@ _COUNTS = {
     "cached_tokens": "cached_input_tokens_total",
     "completion_tokens": "output_tokens_total",
 }
+"""Of `Counts`: name → family."""
 _SPAN_NAMES = {"done": "items"}
 _OTHER = ("other", "other")
 
@@ -146,7 +147,7 @@ def samples(service: Service, labels_of: ModelLabels, *, of_job: bool) -> Iterat
         yield Sample("items_total", totals.counts.done - totals.counts.failed, labels, "answered")
         for code, count in totals.counts.codes.items():
             yield Sample("items_total", count, labels, code)
-        for name, family in _COUNTS.items():
+        for name, family in COUNTS.items():
             yield Sample(family, getattr(totals.counts, name), labels)
         if totals.counts.cost is not None:
             yield Sample("cost_dollars_total", totals.counts.cost, labels)
@@ -285,8 +286,8 @@ class Telemetry:
             provider = TracerProvider(resource=self._resource, shutdown_on_exit=False)
             provider.add_span_processor(self.processor)
             self.tracer = provider.get_tracer("promptmill", __version__)
-        self.durations: defaultdict[_Key, _Buckets] = defaultdict(lambda: _Buckets(DURATIONS_S))
-        self.tokens: defaultdict[_Key, _Buckets] = defaultdict(lambda: _Buckets(_TOKENS))
+        self.durations: defaultdict[_Key, Histogram] = defaultdict(Histogram)
+        self.tokens: defaultdict[_Key, Histogram] = defaultdict(lambda: Histogram(_TOKENS))
         self._is_delta = environ.get(f"{_OTLP}_METRICS_TEMPORALITY_PREFERENCE", "").strip().lower() in _DELTA
         self._since_ns = time.time_ns()
         self._last: dict[str, dict[_Key, float]] = {}
@@ -337,15 +338,13 @@ class Telemetry:
             ("gen_ai.client.operation.duration", "s", "GenAI operation duration.", self.durations),
             ("gen_ai.client.token.usage", "{token}", "Number of input and output tokens used.", self.tokens),
         ):
-            used = {key: buckets for key, buckets in histograms.items() if buckets.count}
-            if used:
-                counts = [buckets.point(key, since_ns, now_ns) for key, buckets in used.items()]
-                found.append(sdk.Metric(name, text, unit, sdk.Histogram(counts, temporality)))
-            if is_delta:
-                for buckets in used.values():
-                    buckets.clear()
+            counts = [_point(key, values, since_ns, now_ns) for key, values in histograms.items()]
+            if used := [point for point in counts if point.count]:
+                found.append(sdk.Metric(name, text, unit, sdk.Histogram(used, temporality)))
         if is_delta:
             self._since_ns = now_ns
+            for histogram in (*self.durations.values(), *self.tokens.values()):
+                histogram.clear()
         scopes = [sdk.ScopeMetrics(self._scope, found, "")]
         return sdk.MetricsData([sdk.ResourceMetrics(self._resource, scopes, "")])
 
@@ -420,44 +419,8 @@ class Telemetry:
                 _fail(span, "cancelled")
                 raise
             except Exception as error:
-                code = getattr(getattr(error, "reason", error), "code", None)  # the reason why a model is not loaded
-                _fail(span, str(code if isinstance(code, Code) else Code.INTERNAL))
+                _fail(span, str(error.code if isinstance(error, PromptmillError) else Code.INTERNAL))
                 raise
-
-
-class _Buckets:
-    """A histogram: how many values did not exceed each bound. The SDK's own takes 8 µs for a value, this one 0.3."""
-
-    __slots__ = ("_bounds", "_counts", "_least", "_most", "_sum")
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self._bounds = bounds
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget all values."""
-        self._counts = [0] * (len(self._bounds) + 1)
-        self._sum, self._least, self._most = 0.0, float("inf"), float("-inf")
-
-    @property
-    def count(self) -> int:
-        """The number of values."""
-        return sum(self._counts)
-
-    def add(self, value: float) -> None:
-        """Count a value."""
-        self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
-        self._least, self._most = min(value, self._least), max(value, self._most)
-
-    def point(self, key: _Key, since_ns: int, now_ns: int) -> HistogramDataPoint:
-        """Return the counts for export."""
-        from opentelemetry.sdk.metrics.export import HistogramDataPoint
-
-        found, counts = dict(key), list(self._counts)
-        return HistogramDataPoint(
-            found, since_ns, now_ns, self.count, self._sum, counts, self._bounds, self._least, self._most
-        )
 
 
 class _Observed(Sink):
@@ -470,7 +433,7 @@ class _Observed(Sink):
         self._context = set_span_in_context(span)
         self._spans = MOST_SPANS if span.is_recording() else 0
         self._plan: ResolvedConfig | None = None
-        self._by_code: dict[str, tuple[dict[str, str], _Buckets]] = {}
+        self._by_code: dict[str, tuple[dict[str, str], Histogram]] = {}
         """The attributes of outcomes and their durations, by the code of a failure."""
 
     def put(self, key: int, outcome: Outcome) -> Awaitable[None] | None:
@@ -524,6 +487,15 @@ class _Observed(Sink):
         else:
             _fail(span, attributes[_ERROR])
         span.end(now_ns)
+
+
+def _point(key: _Key, values: Histogram, since_ns: int, now_ns: int) -> HistogramDataPoint:
+    from opentelemetry.sdk.metrics.export import HistogramDataPoint
+
+    count, extremes = sum(values.counts), (math.inf, -math.inf)  # as the SDK has them where they are not recorded
+    return HistogramDataPoint(
+        dict(key), since_ns, now_ns, count, values.total, [*values.counts], values.bounds, *extremes
+    )
 
 
 def _model(labels: Labels) -> dict[str, str]:

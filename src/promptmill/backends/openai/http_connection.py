@@ -325,15 +325,21 @@ class Connection(asyncio.Protocol):
 
     # the owner's
 
-    def send(self, pieces: Sequence[bytes], length: int, answer: Answer) -> None:
-        """Send a request with a body of these pieces, at `at`; `answer` gets the response or the exception."""
+    def send(self, body: bytes | Sequence[bytes], length: int, answer: Answer) -> None:
+        """Send a request with a body of `length` bytes, whole or in pieces, at `at`.
+
+        `answer` gets the response or the exception.
+        """
         transport = self._transport
         assert transport is not None
         self.answer = answer
-        if len(pieces) == 1 and length < 1 << 16:
-            transport.write(self.target.head(length) + pieces[0])
+        head = self.target.head(length)
+        if not isinstance(body, bytes):
+            transport.writelines([head, *body])
+        elif length < 1 << 16:
+            transport.write(head + body)
         else:
-            transport.writelines([self.target.head(length), *pieces])
+            transport.writelines([head, body])
 
     def close(self) -> None:
         """Close at once, without a result for `answer`."""

@@ -205,9 +205,10 @@ def _ordinary(payload: dict[str, Any]) -> Completion | None:
         return None
     if not _NO_MATTER.issuperset(message) and any(message[name] for name in message.keys() - _NO_MATTER):
         return None
-    answer = Completion(text, finish, _usage(payload.get("usage")))
-    if tier := _tier(payload):
-        answer.tier = tier
+    usage = payload.get("usage")
+    answer = Completion(text, finish, _usage(usage))
+    if "service_tier" in payload or (isinstance(usage, dict) and "service_tier" in usage):
+        answer.tier = _tier(payload)
     return answer
 
 
@@ -366,8 +367,7 @@ def _usage(usage: Any, *, answers: bool = True) -> Usage:
         len(usage) == 3  # no details
         and type(prompt) is type(completion) is int
         and prompt + completion == total
-        and 0 < prompt <= MOST_TOKENS
-        and 0 <= completion <= MOST_TOKENS
+        and 0 <= completion < total <= MOST_TOKENS
     ):
         return Usage(prompt, completion)
     prompt, completion = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")

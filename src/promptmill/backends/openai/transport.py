@@ -97,12 +97,11 @@ class LoopThrottle:
         """Return the seconds until `now` without a request to start."""
         return self._idle_s if self._ticking else self._idle_s + now - self._since
 
-    def is_limit(self, since: float, idle_s: float) -> bool:
-        """Return whether this process, and not the endpoint, limits the rate: more in flight would only wait.
+    def is_limit(self, since: float, idle_s: float, now: float) -> bool:
+        """Return whether this process, and not the endpoint, limits the rate at `now`: more in flight would only wait.
 
         `since` is the start of a request, `idle_s` the value of `idle_s` then.
         """
-        now = self._clock()
         if self.idle_s(now) - idle_s < (1 - _SATURATED) * (now - since):
             return True
         self._note(now)
@@ -173,13 +172,10 @@ class Pool:
         """
         last = self._last
         route = last[1] if last is not None and last[0] is endpoint else self._route(endpoint)
-        if isinstance(body, bytes):
-            pieces, length = [body], len(body)
-        else:
-            pieces, length = body, sum(map(len, body))
+        length = len(body) if isinstance(body, bytes) else sum(map(len, body))
         if route.target is not None and length <= _DIRECT_BYTES and on_data is None:
-            return self._client.post(route.target, pieces, length, fresh=fresh)
-        return self._post_over_session(route, pieces, length, on_data)
+            return self._client.post(route.target, body, length, fresh=fresh)
+        return self._post_over_session(route, [body] if isinstance(body, bytes) else body, length, on_data)
 
     async def _post_over_session(
         self, route: Route, pieces: list[bytes], length: int, on_data: Callable[[bytes], None] | None
@@ -275,8 +271,10 @@ class RawHttpClient:
         for _ in range(min(more, len(self._waiting))):
             self._wake()
 
-    async def post(self, target: Target, pieces: Sequence[bytes], length: int, *, fresh: bool = False) -> HttpResponse:
-        """Post a body of these pieces, on a new connection if `fresh`.
+    async def post(
+        self, target: Target, body: bytes | Sequence[bytes], length: int, *, fresh: bool = False
+    ) -> HttpResponse:
+        """Post a body of `length` bytes, whole or in pieces, on a new connection if `fresh`.
 
         Waits for a turn if many requests start at the same time. Raises `TransportError` and the system's exceptions.
         """
@@ -287,7 +285,7 @@ class RawHttpClient:
             connection = await self._new(target, fresh=fresh)
             connection.keep = not fresh
         answer: Answer = self._loop.create_future()
-        connection.send(pieces, length, answer)
+        connection.send(body, length, answer)
         try:
             return await answer
         except BaseException:

@@ -198,9 +198,9 @@ async def test_a_pause_of_the_endpoint_is_no_sign_of_time_to_spare():
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     clock.now += 0.005
-    shortly = throttle.is_limit(at, idle_s)
+    shortly = throttle.is_limit(at, idle_s, clock.now)
     clock.now += 1
-    assert (shortly, throttle.is_limit(at, idle_s)) == (True, False)
+    assert (shortly, throttle.is_limit(at, idle_s, clock.now)) == (True, False)
 
 
 async def test_a_new_call_is_sent_although_others_have_paused_the_endpoint():

@@ -189,7 +189,7 @@ class EndpointState:
         load.answer_s += _FADING * (answer_s - load.answer_s) if load.answer_s else answer_s
         limit, search = load.limit, load.search
         may_grow = search is not None or limit.may_grow
-        if may_grow and self._throttle.is_limit(permit.at, permit.idle_s):
+        if may_grow and self._throttle.is_limit(permit.at, permit.idle_s, now):
             may_grow = False  # this process is the limit, not the endpoint
         if search is not None and may_grow:
             search.answered(permit.round_number, load.in_flight, answer_s, tokens)

@@ -11,12 +11,13 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 from promptmill.backends import protocol
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request
+from promptmill.service.model import Loaded
 
 # Failures that every model would share: the caller's mistakes, the end of the call, problems of this machine.
 _STAYS = frozenset(
@@ -30,33 +31,17 @@ _ABANDONED_S = 60.0  # for this long a failed model gets no further request
 _LEAVES_S = 0.25
 
 
-class NotLoadedError(Exception):
-    """The model cannot be loaded, for `reason`."""
+class NotLoadedError(PromptmillError):
+    """The error of a model that cannot be loaded."""
 
-    def __init__(self, reason: PromptmillError) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
-class Entered(Protocol):
-    """A loaded model that the call has entered."""
-
-    @property
-    def answer(self) -> protocol.Answer:
-        """Answers one request of the call."""
-        ...
-
-    def note(self, error: PromptmillError) -> None:
-        """Note the error for which the call cannot continue on this model."""
-        ...
-
-    async def leave(self, call: protocol.Call) -> None:
-        """Note that the call has left this model."""
-        ...
+    @classmethod
+    def of(cls, error: PromptmillError) -> NotLoadedError:
+        """Return the error for the reason `error`."""
+        return cls(error.code, error.parts, error.remedy)
 
 
-Enter: TypeAlias = Callable[[str, protocol.Call, protocol.Stoppable], Awaitable[tuple[Entered, protocol.Share]]]
-"""Loads a model if necessary and enters it. Raises `NotLoadedError`, or `PromptmillError`."""
+Enter: TypeAlias = Callable[[str, protocol.Call, protocol.Stoppable], Awaitable[tuple[Loaded, protocol.Share]]]
+"""Loads a model if necessary and enters it. Raises `NotLoadedError`, or another `PromptmillError`."""
 
 
 @dataclass(slots=True, eq=False)
@@ -65,7 +50,7 @@ class _Route:
 
     name: str
     plan: ResolvedConfig
-    entering: asyncio.Task[tuple[Entered, protocol.Share]] | None = None
+    entering: asyncio.Task[tuple[Loaded, protocol.Share]] | None = None
     share: protocol.Share | None = None
     """Set while the model is entered."""
     wanted: int = 0
@@ -104,7 +89,7 @@ class Router:
         self._first, self._names, self._plan_of, self._enter, self._call = first, names, plan_of, enter, call
         self.grown: Callable[[], None] = protocol.ignored
         self._routes: dict[str, _Route] = {}
-        self._abandoned: dict[str, tuple[float, PromptmillError | NotLoadedError]] = {}
+        self._abandoned: dict[str, tuple[float, PromptmillError]] = {}
         self._leaving: set[asyncio.Task[None]] = set()
         self._unpriced: set[str] = set()
 
@@ -135,7 +120,7 @@ class Router:
             name = self._own_name(named)
             request = request.changed(extra={key: value for key, value in request.extra.items() if key != "model"})
         before, usage, cost = name, protocol.NO_USAGE, None
-        raised: PromptmillError | NotLoadedError | None = None
+        raised: PromptmillError | None = None
         way = [name, *self._fallback(name)]
         for place, name in enumerate(way):
             if self._is_abandoned(name):
@@ -149,7 +134,7 @@ class Router:
                     outcome = await self._ask(route, request)
                 finally:
                     route.wanted -= 1
-            except (PromptmillError, NotLoadedError) as error:
+            except PromptmillError as error:
                 raised = error
                 await self._lost(name, error)
                 continue
@@ -167,8 +152,7 @@ class Router:
             self._is_abandoned(other) for other in [self._first, *self._fallback(self._first)]
         ):
             raise raised  # no model is left that would answer the rest
-        reason = _reason(raised or self._abandoned[way[0]][1])
-        return protocol.Failure(reason, request.attempts, usage=usage, cost=cost)
+        return protocol.Failure(raised or self._abandoned[way[0]][1], request.attempts, usage=usage, cost=cost)
 
     def _answered(
         self, outcome: protocol.Outcome, name: str, usage: protocol.Usage, cost: float | None
@@ -221,7 +205,7 @@ class Router:
         finally:
             self._give_back(route)
 
-    async def _answer_of(self, route: _Route, model: Entered, request: Request) -> protocol.Outcome:
+    async def _answer_of(self, route: _Route, model: Loaded, request: Request) -> protocol.Outcome:
         try:
             with route.stoppable:
                 return await model.answer(request, self._call)
@@ -241,7 +225,7 @@ class Router:
             entering.add_done_callback(lambda task: task.cancelled() or task.exception())
         await asyncio.shield(route.entering)
 
-    async def _load(self, route: _Route) -> tuple[Entered, protocol.Share]:
+    async def _load(self, route: _Route) -> tuple[Loaded, protocol.Share]:
         loading = asyncio.ensure_future(self._enter(route.name, self._call, route.stoppable))
         try:
             while not loading.done():
@@ -281,9 +265,9 @@ class Router:
             route.share = route.entering = None
             await model.leave(self._call)
 
-    async def _lost(self, name: str, error: PromptmillError | NotLoadedError) -> None:
+    async def _lost(self, name: str, error: PromptmillError) -> None:
         """Stop using a model after its `error`; raise the error if it ends the call."""
-        if _reason(error).code in _ENDS_CALL:
+        if error.code in _ENDS_CALL:
             raise error
         self._abandon(name, error)
         if (route := self._routes.get(name)) is not None:
@@ -316,12 +300,8 @@ class Router:
         abandoned = self._abandoned.get(name)
         return abandoned is not None and abandoned[0] > asyncio.get_running_loop().time()
 
-    def _abandon(self, name: str, error: PromptmillError | NotLoadedError) -> None:
+    def _abandon(self, name: str, error: PromptmillError) -> None:
         self._abandoned[name] = (asyncio.get_running_loop().time() + _ABANDONED_S, error)
-
-
-def _reason(error: PromptmillError | NotLoadedError) -> PromptmillError:
-    return error.reason if isinstance(error, NotLoadedError) else error
 
 
 def adapted(request: Request, before: ResolvedConfig, now: ResolvedConfig) -> Request:
