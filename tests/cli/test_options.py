@@ -9,6 +9,9 @@ import shlex
 import pytest
 
 from promptmill.cli import main as cli
+from promptmill.cli.options import note_once
+from promptmill.config import parameter_file
+from promptmill.config.loading import Configuration
 from promptmill.core.errors import PromptmillError
 from promptmill.system import logs
 
@@ -81,6 +84,21 @@ def test_an_unknown_level_is_refused_with_those_there_are():
         logs.check_level({"PROMPTMILL_LOG_LEVEL": "verbose"})
     logs.check_level({"PROMPTMILL_LOG_LEVEL": "DEBUG"})
     logs.check_level({})
+
+
+def test_a_terminal_shows_once_who_gets_a_key_and_that_the_embedded_model_is_small(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("platformdirs.user_state_path", lambda _: tmp_path)
+    monkeypatch.setenv("LLM_API_KEY", "k-secret")
+    endpoint = {"openai": {"base_url": "http://127.0.0.1:9/v1", "model_name": "m"}}
+    served = Configuration({"backend": "openai", "backend_configs": endpoint}).plan
+    embedded = Configuration.load(next(place for place in parameter_file._shipped() if place.is_file())).plan
+    note_once(served)
+    assert capsys.readouterr().err == ""  # no terminal
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    for said in ("note: 127.0.0.1:9 receives the key in LLM_API_KEY.", "is a small model to try promptmill with", ""):
+        note_once(served if "key" in said else embedded)
+        shown = " ".join(capsys.readouterr().err.split())
+        assert (said in shown, bool(shown)) == (True, bool(said))
 
 
 def test_a_help_with_many_options_groups_them_and_has_examples_whose_options_exist():

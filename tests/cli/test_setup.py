@@ -127,6 +127,18 @@ def test_what_is_wrong_is_said_and_the_way_on(init, upstream):
     assert "Then `promptmill check --config other.yaml` tries it again." in out
 
 
+def test_a_file_whose_check_failed_does_not_block_the_next_init_until_it_is_edited(init, tmp_path, upstream):
+    file, arguments = tmp_path / "parameter.yaml", ("--base-url", "http://127.0.0.1:9", "--model", "m")
+    assert init(*arguments)[0] == 2
+    file.write_text(file.read_text(encoding="utf-8") + "# mine\n", encoding="utf-8")
+    assert "--force" in init(*arguments)[2]
+    assert "# mine" in file.read_text(encoding="utf-8")
+    assert init(*arguments, "--force")[0] == 2
+    code, _, err = init("--base-url", upstream.url, "--model", "test-model")
+    assert (code, err) == (0, "")
+    assert "Its check failed" not in file.read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(("found", "default"), [("server", "1"), ("provider", "2"), ("", "3")])
 def test_what_works_is_the_default(init, upstream, monkeypatch, found, default):
     async def around():

@@ -54,7 +54,8 @@ def test_a_smaller_limit_keeps_an_output_that_holds_more(bench, before):
     made, sent = bench.output.read_bytes(), len(bench.upstream.seen)
     result = bench.run("--limit", "5")
     assert result.returncode == 0
-    assert "is finished already" in result.stderr
+    held = before[-1] if before else "all"
+    assert f"is finished already. Its output already holds {held} rows, and is left unchanged" in result.stderr
     assert (bench.output.read_bytes(), len(bench.upstream.seen)) == (made, sent)
     bench.succeed()
     assert len(bench.answers()) == len(bench.upstream.seen) == 50

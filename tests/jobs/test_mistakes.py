@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from promptmill.cli import job_run
 from promptmill.core.errors import PromptmillError
 from promptmill.jobs.inputs.template import template_of
 from replies import answer, late, status
@@ -201,6 +202,21 @@ def test_a_refused_command_changes_nothing_however_often_it_is_given(bench, opti
     bench.input = first
     bench.succeed()
     assert len(bench.upstream.seen) == 3
+
+
+@pytest.mark.parametrize(("answer", "sent"), [("a", 6), ("k", 3), ("o", 6), ("", 3)])
+def test_a_user_at_a_terminal_is_asked_what_a_changed_prompt_means(bench, monkeypatch, answer, sent):
+    bench.write([{"text": f"t{at}"} for at in range(3)])
+    bench.succeed("--prompt", "One: {{text}}")
+    monkeypatch.setattr(job_run, "_is_terminal", lambda: True)
+    monkeypatch.setattr("builtins.input", lambda: answer)
+    result = bench.run("--prompt", "Two: {{text}}", "--quiet")
+    assert result.returncode == (0 if answer else 2)
+    assert len(bench.upstream.seen) == sent
+    other = bench.output.with_name(f"{bench.output.stem}-2{bench.output.suffix}")
+    assert other.exists() == (answer == "o")
+    said = "Two" if answer == "a" else "One"
+    assert [row["answer"] for row in bench.answers()] == [f"echo: {said}: t{at}" for at in range(3)]
 
 
 @pytest.mark.thorough

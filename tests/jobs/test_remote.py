@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from promptmill.cli import bulk
 from replies import answer
 
 boto3 = pytest.importorskip("boto3")
@@ -139,3 +141,18 @@ def test_what_is_not_there_or_not_known_is_told_before_anything_is_sent(bucket):
     bucket.put("rows.jsonl", ROWS)
     bucket.environ |= {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}
     assert "cannot be used" in bucket.run("s3://data/rows.jsonl", "out.jsonl", code=75)
+
+
+def test_a_store_that_does_not_answer_is_named_while_it_is_waited_for(monkeypatch):
+    monkeypatch.setattr(bulk, "_SAID_EVERY_S", 0.001)
+    said: list[str] = []
+    twice = threading.Event()
+
+    def say(text: str) -> None:
+        said.append(text)
+        if len(said) == 2:
+            twice.set()
+
+    with bulk._patient("s3://data/a", say):
+        assert twice.wait(30)
+    assert all("still waiting for s3://data/a" in text for text in said)

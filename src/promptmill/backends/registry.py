@@ -85,6 +85,15 @@ def check_key(plan: ResolvedConfig, environ: Mapping[str, str] = os.environ) -> 
     )
 
 
+def keys_sent(plan: ResolvedConfig) -> list[tuple[str, str]]:
+    """Return the hosts that receive a key of the environment, each with the variable of its key."""
+    if not plan.record.needs_endpoint:
+        return []
+    endpoints = importlib.import_module("promptmill.backends.openai.endpoint").endpoints(plan, os.environ)
+    sources = [(endpoint.name, endpoint.key_source) for endpoint in endpoints]
+    return [(name, source.split()[0]) for name, source in sources if " in the environment" in source]
+
+
 def key_variables(plan: ResolvedConfig) -> set[str]:
     """Return the environment variables that the plan's backend may read a key from."""
     block = plan.block

@@ -9,7 +9,9 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -47,6 +49,7 @@ from promptmill.system.safe_open import home_expanded, real_path
 
 _TIERS = ("default", "flex", "priority")
 _OF_THIS_MACHINE = {"localhost", "127.0.0.1", "::1"}
+_SAID_EVERY_S = 10.0
 _NAMED = re.compile(r"([\w.-]{1,40})=(.*)", re.DOTALL)
 
 
@@ -264,7 +267,8 @@ def _source(
     output = home_expanded(arguments.output) if remote is None else remote.local
     before = folders.of(real_path(output)).spec
     known = before.input.sha256 if before is not None and before.is_read else ""
-    return opened.enter_context(fetched(folders, arguments.input, _teller(arguments), known))
+    with _patient(urls["input_file"], _teller(arguments)):
+        return opened.enter_context(fetched(folders, arguments.input, _teller(arguments), known))
 
 
 def run_and_compare(
@@ -404,7 +408,8 @@ def _teller(arguments: argparse.Namespace) -> Callable[[str], None]:
 def _remote_output(arguments: argparse.Namespace, folders: JobFolders) -> RemoteOutput:
     output = RemoteOutput.of(folders, arguments.output)
     if not arguments.validate:
-        output.check(may_replace=arguments.overwrite)
+        with _patient(redact(arguments.output), _teller(arguments)):
+            output.check(may_replace=arguments.overwrite)
     return output
 
 
@@ -413,8 +418,27 @@ def _delivered(output: RemoteOutput, code: int, folders: JobFolders, arguments: 
     if made is None or not made.finished or not made.is_still(members.stamp(output.local)):
         return code
     try:
-        output.deliver(_teller(arguments))
+        with _patient(redact(str(output.url)), _teller(arguments)):
+            output.deliver(_teller(arguments))
     except PromptmillError as error:
         complain(f"{error} The same command writes it again.")
         return TRY_AGAIN
     return code
+
+
+@contextlib.contextmanager
+def _patient(url: str, tell: Callable[[str], None]) -> Iterator[None]:
+    """Say every few seconds that the store behind `url` is waited for: its library may try for minutes in silence."""
+    over, began = threading.Event(), time.monotonic()
+
+    def repeat() -> None:
+        while not over.wait(_SAID_EVERY_S):
+            tell(f"still waiting for {url} ({time.monotonic() - began:.0f} s); Ctrl-C ends it")
+
+    telling = threading.Thread(target=repeat, daemon=True)
+    telling.start()
+    try:
+        yield
+    finally:
+        over.set()
+        telling.join()

@@ -17,7 +17,7 @@ import orjson
 
 from promptmill.backends import registry
 from promptmill.backends.protocol import Call, Completion, Facts, Failure, Outcome
-from promptmill.cli.options import Parser, add_answer_form, add_shared, stdin_text, system_prompt_of
+from promptmill.cli.options import Parser, add_answer_form, add_shared, note_once, stdin_text, system_prompt_of
 from promptmill.cli.terminal import complain, progress_bar, say
 from promptmill.config.loading import Configuration
 from promptmill.core.errors import Code, PromptmillError, config_error, without_controls
@@ -77,6 +77,7 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     if output is not None:
         _check_writable(output)
     registry.check_key(configuration.plan)
+    note_once(configuration.plan)
     stats = Call(Facts(total=len(prompts)))
     live = None
     if len(prompts) == 1 and not arguments.json and output is None and sys.stdout.isatty():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 import shlex
 import sys
@@ -11,10 +12,12 @@ from pathlib import Path
 
 from promptmill.cli import options
 from promptmill.cli.job_display import print_status, progress_display
+from promptmill.cli.options import note_once
 from promptmill.cli.terminal import OK, SOME_FAILED, TERMINATED, TRY_AGAIN, USAGE, complain, say
 from promptmill.config.loading import Configuration
 from promptmill.config.parameter_file import is_shipped
 from promptmill.core.errors import Code, PromptmillError, redact
+from promptmill.core.wording import counted
 from promptmill.jobs.export.live_output import LiveOutput
 from promptmill.jobs.inputs.any_format import image_column
 from promptmill.jobs.inputs.files import opened
@@ -52,20 +55,79 @@ def run(
 ) -> int:
     """Run a job in the foreground, or resume it, as the options `json` and `quiet` say.
 
-    `given`, `fixed`: see `admission.admit`. `live` gets the answers while it runs, and stderr all else. `is_step`: the
-    job is a part of another command, which has stdout; of a job that finishes, only the progress is shown.
+    `given`: see `admission.admit`. `live` gets the answers while it runs, and stderr all else. `fixed`: see
+    `admission.admit`. `is_step`: the job is a part of another command, which has stdout; of a job that finishes, only
+    the progress is shown.
+
+    At a terminal, the user decides what a changed setting, prompt or input means for the answers.
 
     Returns 0 when all rows are answered, 1 when not, 75 when it stopped and the same command may help later. Raises
     `PromptmillError` as `admission.admit`.
     """
+    while True:
+        try:
+            return _run(arguments, configuration, order, given=given, live=live, fixed=fixed, is_step=is_step)
+        except ChangedError as error:
+            if is_step or live is not None or arguments.json or not _is_terminal():
+                raise _with_command(error, arguments) from None
+            order = _chosen(error, order)
+
+
+def _is_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def _with_command(error: ChangedError, arguments: argparse.Namespace) -> PromptmillError:
+    """Return the error, preceded by the command that sends every row again, if there is such a command."""
+    if arguments.given[:1] != ["bulk"] or arguments.json:
+        return error
+    command = f"promptmill {redact(shlex.join(arguments.given))} --again all"
+    return PromptmillError(error.code, [f"`{command}` sends every row again. ", *error.parts], OTHER_WAYS)
+
+
+def _chosen(error: ChangedError, order: JobOrder) -> JobOrder:
+    """Return the order that the user chooses at the terminal. Raises `error` if the user chooses none."""
+    other = _free_name(order.output)
+    say(error.worded(lambda _: None).partition(". ")[0] + ".", sys.stderr, wrap=True)
+    say("  a  send every row again", sys.stderr)
+    say("  k  keep the answers that there are, and send the other rows", sys.stderr)
+    say(f"  o  write another output: {other.name}", sys.stderr)
+    print("a, k or o (Enter ends the command): ", end="", file=sys.stderr, flush=True)
+    match input().strip().lower()[:1]:
+        case "a":
+            return order.with_earlier(again="all")
+        case "k":
+            return order.with_earlier(keep=True)
+        case "o":
+            return order.model_copy(update={"output": other})
+    raise error
+
+
+def _free_name(path: Path) -> Path:
+    """Return the first of `labels-2.csv`, `labels-3.csv`, … that does not exist."""
+    stem, dot, suffixes = path.name.partition(".")
+    names = (path.with_name(f"{stem}-{number}{dot}{suffixes}") for number in itertools.count(2))
+    return next(name for name in names if not name.exists())
+
+
+def _run(
+    arguments: argparse.Namespace,
+    configuration: Configuration,
+    order: JobOrder,
+    *,
+    given: Given | None,
+    live: LiveOutput | None,
+    fixed: bool,
+    is_step: bool,
+) -> int:
+    """Do what `run` does. Raises `ChangedError`."""
     configuration, as_json, on_stderr = decided(configuration), arguments.json, live is not None or is_step
     folders = JobFolders.from_environ()
     plans = admission.plans_of(order, configuration)
-    try:
-        job = admission.admit(order, configuration.plan, folders, given=given, plans=plans, fixed=fixed)
-    except ChangedError as changed:
-        raise _with_command(changed, arguments) from None
+    job = admission.admit(order, configuration.plan, folders, given=given, plans=plans, fixed=fixed)
     quiet = getattr(arguments, "quiet", False)
+    if not quiet:
+        note_once(configuration.plan)
 
     def tell(now: Status, *, again: bool = True) -> None:
         if is_step and now["state"] == progress.FINISHED and not now.get("failed"):
@@ -78,7 +140,7 @@ def run(
         warn_of_input(job)
         if job.finished:
             if not as_json and not is_step:
-                print(f"promptmill: job {job.spec.job_id} is finished already.", file=sys.stderr)
+                print(f"promptmill: job {job.spec.job_id} is finished already.{_kept(job)}", file=sys.stderr)
             tell(about)
             return SOME_FAILED if about.get("failed") else OK
         try:
@@ -87,7 +149,7 @@ def run(
             tell(status.read(job.folder))
             raise
         if isinstance(error, ChangedError) and not as_json:
-            raise _with_command(error, arguments)
+            raise error
         if error is not None:
             ended = ended | {"reason": _reason(error, arguments, configuration)}
         is_typo = _is_typo(error, job, ended)
@@ -104,14 +166,6 @@ def run(
         _write_report(arguments, job, on_stderr=on_stderr)
         job.close()
     return TERMINATED if terminated else _exit_code(ended, error)
-
-
-def _with_command(error: ChangedError, arguments: argparse.Namespace) -> PromptmillError:
-    """Return the error, preceded by the command that sends every row again, if there is such a command."""
-    if arguments.given[:1] != ["bulk"] or arguments.json:
-        return error
-    command = f"promptmill {redact(shlex.join(arguments.given))} --again all"
-    return PromptmillError(error.code, [f"`{command}` sends every row again. ", *error.parts], OTHER_WAYS)
 
 
 def decided(configuration: Configuration) -> Configuration:
@@ -169,6 +223,15 @@ def _reason(error: PromptmillError, arguments: argparse.Namespace, configuration
     if meant := runtime.run(choosing.meant_model(configuration.plan, error, "--model NAME")):
         return f"{error.message} {meant[0].upper()}{meant[1:]}"
     return redact(options.explained(error, arguments, configuration).worded(options.option_of))
+
+
+def _kept(job: Job) -> str:
+    """Return a sentence about an output that holds more rows than this order wants, else `""`."""
+    result, limit = job.folder.result, job.order.limits.rows
+    if limit is None or result is None or result.limit == limit:
+        return ""
+    rows = "all rows" if result.limit is None else counted(result.limit, "row")
+    return f" Its output already holds {rows}, and is left unchanged."
 
 
 def _write_report(arguments: argparse.Namespace, job: Job, *, on_stderr: bool) -> None:

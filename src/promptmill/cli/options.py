@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import hashlib
 import itertools
 import json
 import re
@@ -12,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from promptmill.cli.terminal import complain
+from promptmill.cli.terminal import complain, say
 from promptmill.config.backends import BACKENDS
 from promptmill.core.errors import Code, Named, PromptmillError, argument_name, config_error, looks_like_key, redact
 from promptmill.core.values import JsonDict
@@ -20,6 +22,7 @@ from promptmill.core.wording import cut, did_you_mean
 
 if TYPE_CHECKING:  # imported where it is needed: it takes a tenth of a second
     from promptmill.config.loading import Configuration
+    from promptmill.config.resolved_config import ResolvedConfig
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _SHORTEST_GUESSED = 4  # nearly every name is near to a shorter one
@@ -362,6 +365,30 @@ def refuse(*mistakes: tuple[object, str, str]) -> None:
     for is_wrong, option, problem in mistakes:
         if is_wrong:
             raise config_error(option, problem)
+
+
+def note_once(plan: ResolvedConfig) -> None:
+    """On a terminal, tell the user once which host receives a key, and that the embedded model is for trying things."""
+    if not sys.stderr.isatty():
+        return
+    import platformdirs
+
+    from promptmill.backends import registry
+    from promptmill.service import choosing
+
+    notes = [f"{host} receives the key in {variable}." for host, variable in registry.keys_sent(plan)]
+    if choosing.is_embedded(plan):
+        notes.append(
+            f"{plan.model} is a small model to try promptmill with; --base-url or --provider gives better answers."
+        )
+    for note in notes:
+        seen = platformdirs.user_state_path("promptmill") / "noted" / hashlib.sha256(note.encode()).hexdigest()[:16]
+        if seen.exists():
+            continue
+        with contextlib.suppress(OSError):  # it is noted again
+            seen.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            seen.touch()
+        say(f"note: {note}", sys.stderr, wrap=True)
 
 
 def is_url(text: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import hashlib
 import os
 import sys
 import time
@@ -67,11 +68,12 @@ def _init(arguments: argparse.Namespace) -> int:
     Raises `PromptmillError` (`invalid_config`): the file exists, or stdin gives no answers.
     """
     file: Path = arguments.output or Path(FILE_NAME)
-    if file.exists() and not arguments.force:
+    if file.exists() and not arguments.force and not _is_unchecked(file):
         raise config_error("", f"{file} exists; `--force` replaces it, `-o OTHER.yaml` leaves it.")
     answers = _answers_from(arguments)
+    text = written(answers)
     try:
-        file.write_text(written(answers), encoding="utf-8")
+        file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise config_error("", f"{file} cannot be written: {error.strerror}.") from None
     say(f"{file} is written; `promptmill check` tries it:\n", wrap=True)
@@ -84,9 +86,25 @@ def _init(arguments: argparse.Namespace) -> int:
         print(f"      promptmill bulk{option} prompts.jsonl answers.jsonl")
         print(f"      promptmill install{option} claude-code   # or another client: install --help")
     else:
+        file.write_text(f"{_unchecked(text)}\n{text}", encoding="utf-8")
         todo = answers.notes or (f"The last line above names the change that {file} needs.",)
         say("\n" + "\n".join((*todo, f"Then `promptmill check{option}` tries it again.")), wrap=True)
     return code
+
+
+def _unchecked(text: str) -> str:
+    """Return the first line of a file with this text whose check failed."""
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return f"# Its check failed: until this file is edited, `promptmill init` replaces it ({digest})."
+
+
+def _is_unchecked(file: Path) -> bool:
+    """Return whether `init` wrote `file`, its check failed, and nobody has changed it since: it may be replaced."""
+    try:
+        first, _, text = file.read_text(encoding="utf-8").partition("\n")
+    except (OSError, ValueError):
+        return False
+    return first == _unchecked(text)
 
 
 def _answers_from(arguments: argparse.Namespace) -> Answers:
@@ -158,13 +176,7 @@ def _ask(question: str, default: str, option: str, *, among: tuple[str, ...] = (
     while True:
         asked = f"{question}{f' [{default}]' if default else ''}: "
         try:
-            if sys.stdin.isatty():
-                answer = input(asked).strip() or default
-            elif line := sys.stdin.readline():
-                answer = line.strip() or default
-                print(f"{asked}{line.strip()}")
-            else:
-                raise EOFError
+            answer = (_answer_to(asked) if sys.stdin.isatty() else _line_for(asked)).strip() or default
         except KeyboardInterrupt:
             print()  # the shell's next prompt begins a line
             raise
@@ -176,6 +188,24 @@ def _ask(question: str, default: str, option: str, *, among: tuple[str, ...] = (
         if answer and (not among or answer in among):
             return answer
         print(f"Write one of {', '.join(among)}." if among else "An answer is needed.")
+
+
+def _answer_to(asked: str) -> str:
+    print(asked, end="", flush=True)
+    try:
+        return input()
+    except EOFError:
+        print()
+        raise
+
+
+def _line_for(asked: str) -> str:
+    """Return the next line of a pipe and print it after its question. Raises `EOFError` at the end."""
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    print(f"{asked}{line.strip()}")
+    return line
 
 
 def written(answers: Answers) -> str:
