@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import random
+from collections import deque
 from typing import Any
 
 import pytest
@@ -103,12 +104,12 @@ def test_a_stray_quote_is_the_error_of_its_own_row(ingested, tmp_path):
 def test_a_file_of_unclosed_quotes_is_read_a_few_times_and_not_once_for_each_quote(ingested, tmp_path, monkeypatch):
     read = []
 
-    class Counted(cells._Record):
-        def __next__(self) -> str:
+    class Counted(deque[str]):
+        def popleft(self) -> str:
             read.append(1)
-            return super().__next__()
+            return super().popleft()
 
-    monkeypatch.setattr(cells, "_Record", Counted)
+    monkeypatch.setattr(cells, "deque", Counted)
     monkeypatch.setattr(cells, "MOST_LINES", 1000)
     rows_of_quotes = 3000
     (tmp_path / "in.csv").write_text("id,prompt\n1,fine\n" + 'a","b\n' * rows_of_quotes)

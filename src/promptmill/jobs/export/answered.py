@@ -64,7 +64,7 @@ def answered_rows(
         records = {
             record.key: record
             for slot in slots
-            for record in _records(store, slot * SLOT + first, slot * SLOT + last)
+            for record in store.records(slot * SLOT + first, f"key <= {slot * SLOT + last}")
             if record.is_sound
         }
         for row in page:
@@ -80,9 +80,3 @@ def joined_rows(stores: Sequence[JobDatabase], spec: JobSpec) -> Iterator[Answer
     """Yield the rows of all shards of a job. Raises the errors of `answered_rows`."""
     parts = [answered_rows(store, spec, every_answer) for store in stores]
     return heapq.merge(*parts, key=lambda answered: answered.row.n)
-
-
-def _records(store: JobDatabase, first: int, last: int) -> Iterator[Record]:
-    while first <= last and (page := store.page(first, f"key <= {last}")):
-        yield from page
-        first = page[-1].key + 1

@@ -70,20 +70,15 @@ def batch_output(line: bytes, record: Record, *, job_id: str, model: str, create
         asked = None
     asked = asked if isinstance(asked, dict) else {}
     number = f"{job_id[-10:]}-{record.row + 1}"
-    match provider_of(asked):
-        case "anthropic":
-            named = _model_name(asked.get("params"), model, takes_model=takes_model)
-            return {"custom_id": asked.get("custom_id"), "result": _of_anthropic(record, number, named)}
-        case "gemini":
-            named = _model_name(asked.get("request"), model, takes_model=takes_model)
-            rest = {name: value for name, value in asked.items() if name != "request"}
-            return rest | _of_gemini(record, number, named)
-    named = _model_name(asked.get("body"), model, takes_model=takes_model)
-    return {
-        "id": f"batch_req_{number}",
-        "custom_id": asked.get("custom_id"),
-        **_of_openai(record, number, named, created),
-    }
+    provider = provider_of(asked)
+    body = asked.get({"anthropic": "params", "gemini": "request"}.get(provider, "body"))
+    named = str((takes_model and isinstance(body, dict) and body.get("model")) or model)
+    if provider == "gemini":
+        return {name: value for name, value in asked.items() if name != "request"} | _of_gemini(record, number, named)
+    own = {"custom_id": asked.get("custom_id")}
+    if provider == "anthropic":
+        return own | {"result": _of_anthropic(record, number, named)}
+    return {"id": f"batch_req_{number}"} | own | _of_openai(record, number, named, created)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +100,6 @@ def _answers(record: Record) -> list[_Answer]:
         return [_Answer(**choice) for choice in choices]
     calls, logprobs = extras.get("tool_calls", ()), extras.get("logprobs")
     return [_Answer(0, record.text, record.finish_reason, record.reasoning, calls, logprobs, details)]
-
-
-def _model_name(body: Any, model: str, *, takes_model: bool) -> str:
-    return str((takes_model and isinstance(body, dict) and body.get("model")) or model)
 
 
 def _of_openai(record: Record, number: str, model: str, created: int) -> JsonDict:

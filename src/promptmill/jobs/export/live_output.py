@@ -99,15 +99,11 @@ class LiveOutput:
         return record
 
     def _record(self, folder: Folder, key: int) -> Record | None:
-        if key not in self._ahead:
-            # while the database is repaired and opened again
-            with contextlib.suppress(OSError, DamagedError, AssertionError):
-                page = folder.store.page(key)
-                self._ahead = {
-                    record.key: record
-                    for record in page
-                    if record.is_sound and (record.key == key or record.key not in self._renewed)
-                }
+        with contextlib.suppress(OSError, DamagedError, AssertionError):  # while the database is repaired
+            if key in self._renewed:
+                return folder.store.record(key)
+            if key not in self._ahead:
+                self._ahead = {record.key: record for record in folder.store.page(key) if record.is_sound}
         return self._ahead.pop(key, None)
 
     def recorded(self, keys: Sequence[int]) -> None:

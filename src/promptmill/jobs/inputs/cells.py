@@ -142,13 +142,12 @@ class CellTable:
         first = next(lines, "")
         likely = "\t" if self._kind == "tsv" else max(_DELIMITERS, key=_QUOTED.sub("", first).count)
         delimiter = pieces.delimiter or likely
-        record = _Record(itertools.chain([first] if first else [], lines), LONGEST_HEADER)
-        try:
-            return _Header(next(csv.reader(record, delimiter=delimiter, strict=True), []), delimiter)
-        except csv.Error as error:
-            if record.taken > 1:
-                raise input_error(f"The header of {name} {_quote_problem(error, record.taken)}.") from None
-            return _Header(next(csv.reader([record.only_first()], delimiter=delimiter)), delimiter)
+        cells, problem = _Records(itertools.chain([first], lines), delimiter, LONGEST_HEADER).next()
+        if problem == _UNCLOSED or _TOO_LONG in problem:
+            raise input_error(f"The header of {name} {problem}.")
+        if problem:
+            cells = next(csv.reader([first], delimiter=delimiter))
+        return _Header(cells or [], delimiter)
 
     def _pages(self, at: int, window: Window) -> Iterator[_Page]:
         delimiter = self._headers[at].delimiter
@@ -180,24 +179,17 @@ class CellTable:
         """Yield the rows of a file after a misplaced quote. A misplaced quote's first line becomes a row with an
         error."""
         names, delimiter = self._headers[at]
+        records = _Records(lines, delimiter, LONGEST_ROW, first_line)
         if has_header:
-            next(csv.reader(record := _Record(lines, LONGEST_ROW), delimiter=delimiter), None)
-            first_line = record.number
-        record = _Record(lines, LONGEST_ROW, first_line)
-        reader = csv.reader(record, delimiter=delimiter, strict=True)
+            records.next()
         page, problems = _Page([], lines=(ends := [])), dict[int, str]()
         while True:
-            record.begin()
-            try:
-                cells = next(reader, None)
-            except csv.Error as error:
-                taken = record.taken
-                cells = record.only_first().rstrip("\r\n").split(delimiter)
-                if self._kind == "csv" or len(cells) != len(names):  # in TSV a quote may be an ordinary character
-                    problems[len(page.rows)] = _quote_problem(error, taken)
+            cells, problem = records.next()
+            if cells and problem and (self._kind == "csv" or len(cells) != len(names)):
+                problems[len(page.rows)] = problem  # in TSV a quote may be an ordinary character
             if cells:
                 page.rows.append(cells)
-                ends.append(record.number)
+                ends.append(records.number)
             if cells is None or len(page.rows) >= _AT_ONCE:
                 page.problems, page.extent = problems, Extent(rows=len(page.rows))
                 yield page
@@ -297,49 +289,43 @@ def _wrong_width(cells: int, width: int) -> str:
     return f"has {cells} cells, but the header has {width}{quote}"
 
 
-class _Record:
-    """The lines of a file for `csv`. All lines of a record but the first can be put back, to be read again."""
+class _Records:
+    """The records of lines with misplaced quotes. After a misplaced quote, all lines but the first are read again."""
 
-    def __init__(self, lines: Iterator[str], longest: int = LONGEST_ROW, number: int = 0) -> None:
-        self._lines = lines
-        self._longest = longest
+    def __init__(self, lines: Iterator[str], delimiter: str, longest: int, number: int = 0) -> None:
+        self._lines, self._delimiter, self._longest = lines, delimiter, longest
         self._back: deque[str] = deque()
-        self._taken: list[str] = []
-        self._size = 0
-        self._most = MOST_LINES
         self._doubtful = 0  # up to this line, lines are read again after a misplaced quote
         self.number = number
-        """The number of the last line that was read."""
+        """The number of the last line of the record."""
 
-    def __iter__(self) -> _Record:
-        return self
-
-    def __next__(self) -> str:
-        line = self._back.popleft() if self._back else next(self._lines)
-        self._taken.append(line)
-        self.number += 1
-        self._size += len(line)
-        if len(self._taken) > self._most:
-            raise csv.Error(_UNCLOSED)
-        if self._size > self._longest:
-            raise csv.Error(f"the cell {_too_long(self._longest)}")
-        return line
-
-    @property
-    def taken(self) -> int:
-        return len(self._taken)
-
-    def begin(self) -> None:
-        self._taken, self._size = [], 0
-        self._most = MOST_LINES if self.number >= self._doubtful else _MOST_DOUBTFUL_LINES
-
-    def only_first(self) -> str:
-        """Return the first line of the record, and put the other lines back."""
-        first, *others = self._taken
-        self._doubtful = max(self._doubtful, self.number)
-        self._back.extendleft(reversed(others))
-        self.number -= len(others)
-        return first
+    def next(self) -> tuple[list[str] | None, str]:
+        """Return the cells of the next record, None at the end, and its problem or `""`."""
+        most = MOST_LINES if self.number >= self._doubtful else _MOST_DOUBTFUL_LINES
+        taken: list[str] = []
+        quotes = size = 0
+        while len(taken) <= most and size <= self._longest and (quotes % 2 or not taken):
+            if not (line := self._back.popleft() if self._back else next(self._lines, "")):
+                break
+            taken.append(line)
+            quotes, size = quotes + line.count('"'), size + len(line)
+        if not taken:
+            return None, ""
+        reader = csv.reader(taken, delimiter=self._delimiter, strict=True)
+        try:
+            if size > self._longest:
+                raise csv.Error(f"the cell {_too_long(self._longest)}")
+            cells, problem, used = next(reader), "", reader.line_num
+        except csv.Error as error:
+            cells, problem, used = (
+                taken[0].rstrip("\r\n").split(self._delimiter),
+                _quote_problem(error, reader.line_num),
+                1,
+            )
+            self._doubtful = max(self._doubtful, self.number + len(taken))
+        self._back.extendleft(reversed(taken[used:]))
+        self.number += used
+        return cells, problem
 
 
 def _wants_bom(files: InputFiles) -> bool:

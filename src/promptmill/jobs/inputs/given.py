@@ -48,21 +48,35 @@ class Given(NamedTuple):
 def written(folders: JobFolders, blocks: Iterable[bytes], suffix: str, name: str = "rows") -> Iterator[Given]:
     """Write blocks of bytes to a temporary file with `suffix`, and yield its rows. Raises `PromptmillError`
     (`storage`)."""
+    content = hashlib.sha256(suffix.encode())
+    with temporary_folder(folders) as place:
+        file = place / f"{name}{suffix}"
+        with _errors(place), os.fdopen(disk.created(file), "wb") as out:
+            for block in blocks:
+                content.update(block)
+                out.write(block)
+        yield Given([Part(file)], content.hexdigest(), name)
+
+
+@contextlib.contextmanager
+def temporary_folder(folders: JobFolders) -> Iterator[Path]:
+    """Yield a new folder for the time of the block. Raises `PromptmillError` (`storage`)."""
     root = root_of(folders)
-    try:
+    with _errors(root):
         disk.make_private_folder(root)
-        place = Path(tempfile.mkdtemp(dir=root))
-        file, content = place / f"{name}{suffix}", hashlib.sha256(suffix.encode())
-        try:
-            with os.fdopen(disk.created(file), "wb") as out:
-                for block in blocks:
-                    content.update(block)
-                    out.write(block)
-            yield Given([Part(file.resolve())], content.hexdigest(), name)
-        finally:
-            shutil.rmtree(place, ignore_errors=True)
+        place = Path(tempfile.mkdtemp(dir=root)).resolve()
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        raise PromptmillError(Code.STORAGE, f"{root} cannot be written: {disk.why(error)}.") from None
+        raise PromptmillError(Code.STORAGE, f"{folder} cannot be written: {disk.why(error)}.") from None
 
 
 def root_of(folders: JobFolders) -> Path:

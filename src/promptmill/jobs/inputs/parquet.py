@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -80,18 +81,17 @@ class ParquetTable:
             with self._opened(at) as (file, _):
                 known = set(file.schema_arrow.names)
                 own = [name for name in self.schema.names if name in known]
-                repeated = _repeated_texts(file)
-                rows = _rows_at_once(file, set(own))
+                rows, repeated = _rows_at_once(file, set(own))
             with self._opened(at, repeated) as (file, _):
                 for batch in file.iter_batches(batch_size=rows, columns=own, use_threads=False):
-                    step = _rows_of(batch, repeated)
+                    step = _rows_of(batch)
                     for first in range(0, batch.num_rows, step):
                         page = batch.slice(first, step)
                         yield page if page.schema.equals(self.schema) else _fitted(page, self.schema, part.columns)
 
     @contextmanager
     def _opened(self, at: int, repeated: Sequence[str] = ()) -> Iterator[tuple[Any, IO[bytes]]]:
-        """Open a file. `repeated`: columns of texts that are read as dictionaries."""
+        """Open a file. `repeated`: the paths of texts that are read as dictionaries."""
         import pyarrow as pa
         from pyarrow import parquet
 
@@ -175,51 +175,60 @@ def _unreadable(path: Path, stream: IO[bytes], error: Exception) -> str:
     return f"{path.name} is damaged or cut off; copy or write it again. Read was: {str(error).splitlines()[0]:.200}"
 
 
-def _rows_at_once(file: Any, columns: set[str]) -> int:
+def _rows_at_once(file: Any, columns: set[str]) -> tuple[int, list[str]]:
     """Return how many rows of these columns make about 1 MiB, in the row group with the largest rows.
 
+    Also returns the paths of texts with dictionaries: a small file may repeat a large text in thousands of rows.
     Raises `PromptmillError` (`invalid_input`).
     """
-    rows = 4096
+    rows, repeated = 4096, dict[str, None]()
+    views = {field.name for field in file.schema_arrow if "view" in str(field.type)}  # no dictionary becomes one
     for at in range(file.num_row_groups):
         group, size = file.metadata.row_group(at), 0
-        for chunk in (group.column(number) for number in range(group.num_columns)):
-            if chunk.path_in_schema.split(".")[0] in columns:
-                size += chunk.total_uncompressed_size
-                check_ratio(chunk.total_uncompressed_size, chunk.total_compressed_size)
+        for number in range(group.num_columns):
+            chunk = group.column(number)
+            path = chunk.path_in_schema
+            if (name := path.split(".")[0]) not in columns:
+                continue
+            size += chunk.total_uncompressed_size
+            check_ratio(chunk.total_uncompressed_size, chunk.total_compressed_size)
+            is_text = chunk.physical_type == "BYTE_ARRAY" and file.schema.column(number).logical_type.type != "DECIMAL"
+            if chunk.has_dictionary_page and is_text and name not in views:
+                repeated[path] = None
         rows = min(rows, _BATCH_BYTES * group.num_rows // max(1, size))
-    return max(1, rows)
+    return max(1, rows), list(repeated)
 
 
-def _repeated_texts(file: Any) -> list[str]:
-    """Return the columns of texts with dictionaries: a small file may repeat a large text in thousands of rows."""
-    import pyarrow as pa
-
-    chunks = (
-        [file.metadata.row_group(0).column(at) for at in range(file.metadata.num_columns)]
-        if file.num_row_groups
-        else []
-    )
-    packed = {chunk.path_in_schema for chunk in chunks if chunk.has_dictionary_page}
-    return [
-        field.name for field in file.schema_arrow if field.name in packed and field.type in {pa.string(), pa.binary()}
-    ]
-
-
-def _rows_of(batch: Any, repeated: Sequence[str]) -> int:
-    """Return how many rows of a batch make at most 16 MiB, even if each has the largest of the repeated texts.
+def _rows_of(batch: Any) -> int:
+    """Return how many rows of a batch make at most 16 MiB, even if each has the largest text of each dictionary.
 
     Raises `PromptmillError` (`invalid_input`).
     """
     from pyarrow import compute
 
     largest = 0
-    for name in repeated:
-        size = compute.max(compute.binary_length(batch.column(name).dictionary)).as_py() or 0
+    for values_ in itertools.chain.from_iterable(map(_dictionaries, batch.columns)):
+        size = compute.max(compute.binary_length(values_)).as_py() or 0
         if size > LONGEST_ROW:
-            raise input_error(f"A cell of {name:.60} {TOO_LONG}.")
+            raise input_error(f"A cell of the input {TOO_LONG}.")
         largest += size
     return max(1, _EXPANDED_BYTES // max(1, largest))
+
+
+def _dictionaries(column: Any) -> Iterator[Any]:
+    """Yield the dictionaries of texts in a column, at any depth."""
+    import pyarrow as pa
+
+    kind, kinds = column.type, pa.types
+    if kinds.is_dictionary(kind):
+        if kinds.is_string(kind.value_type) or kinds.is_binary(kind.value_type):
+            yield column.dictionary
+    elif kinds.is_map(kind):
+        yield from itertools.chain(_dictionaries(column.keys), _dictionaries(column.items))
+    elif kinds.is_struct(kind):
+        yield from itertools.chain.from_iterable(map(_dictionaries, column.flatten()))
+    elif kinds.is_nested(kind):
+        yield from _dictionaries(column.flatten())
 
 
 def _fitted(batch: Any, schema: Any, columns: Any) -> Any:

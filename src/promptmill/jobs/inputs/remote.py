@@ -10,8 +10,6 @@ import contextlib
 import glob
 import hashlib
 import posixpath
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +21,7 @@ from promptmill.core.errors import Code, Named, PromptmillError, input_error, re
 from promptmill.core.values import JsonDict
 from promptmill.jobs import disk
 from promptmill.jobs.inputs import files
-from promptmill.jobs.inputs.given import Given, root_of
+from promptmill.jobs.inputs.given import Given, root_of, temporary_folder
 from promptmill.jobs.members import stamp
 from promptmill.jobs.store.index import JobFolders
 from promptmill.system.installation import adding
@@ -52,18 +50,13 @@ def fetched(folders: JobFolders, urls: Sequence[str], say: Say, known: str = "")
     if digest == known:
         yield Given((), digest, name)
         return
-    root = root_of(folders)
-    disk.make_private_folder(root)
-    place = Path(tempfile.mkdtemp(dir=root)).resolve()
-    try:
-        with _errors(urls[0]):
-            for fs, path, key, url in objects:
-                _fetch(fs, path, key, url, place / posixpath.relpath(path, common or "."), place=place, say=say)
+    with temporary_folder(folders) as place:
         names = [place / posixpath.relpath(path, common or ".") for _, path, *_ in objects]
+        with _errors(urls[0]):
+            for (fs, path, key, url), target in zip(objects, names, strict=True):
+                _fetch(fs, path, key, url, target, place=place, say=say)
         parts = [files.Part(names[0])] if is_single else files.find([place], place / "output")
         yield Given(parts, digest, name)
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
 
 
 def _fetch(fs: Any, path: str, key: str, url: str, target: Path, *, place: Path, say: Say) -> None:

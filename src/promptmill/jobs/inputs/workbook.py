@@ -63,13 +63,7 @@ class SheetTable:
 def _sheet(stream: io.BytesIO, file: str, wanted: str) -> tuple[list[str], list[list[Any]]]:
     import python_calamine
 
-    _check_size(stream, file)
-    try:
-        workbook = python_calamine.CalamineWorkbook.from_filelike(stream)
-    except python_calamine.PasswordError:
-        raise input_error(f"{file} is protected by a password; save a copy without one.") from None
-    except (python_calamine.CalamineError, zipfile.BadZipFile) as error:
-        raise input_error(f"{file} is no workbook that can be read: {str(error)[:200]}.") from None
+    workbook = _opened(stream, file)
     names = [sheet.name for sheet in workbook.sheets_metadata if sheet.typ is python_calamine.SheetTypeEnum.WorkSheet]
     if wanted and wanted not in names:
         raise input_error(
@@ -92,12 +86,20 @@ def _sheet(stream: io.BytesIO, file: str, wanted: str) -> tuple[list[str], list[
 
 def sheet_names(path: Path) -> Sequence[str]:
     """Return the names of the sheets of a workbook. Raises `PromptmillError` (`invalid_input`)."""
+    names: Sequence[str] = _opened(io.BytesIO(path.read_bytes()), path.name).sheet_names
+    return names
+
+
+def _opened(stream: io.BytesIO, file: str) -> Any:
     import python_calamine
 
+    _check_size(stream, file)
     try:
-        return python_calamine.CalamineWorkbook.from_path(str(path)).sheet_names
+        return python_calamine.CalamineWorkbook.from_filelike(stream)
+    except python_calamine.PasswordError:
+        raise input_error(f"{file} is protected by a password; save a copy without one.") from None
     except (python_calamine.CalamineError, zipfile.BadZipFile) as error:
-        raise input_error(f"{path.name} is no workbook that can be read: {str(error)[:200]}.") from None
+        raise input_error(f"{file} is no workbook that can be read: {str(error)[:200]}.") from None
 
 
 def header_row(rows: Iterable[Sequence[Any]]) -> int:

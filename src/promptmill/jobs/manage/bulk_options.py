@@ -4,7 +4,7 @@ parameters."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypedDict, TypeVar
 
@@ -133,24 +133,20 @@ class BulkOptions(
 
 
 def takes_options(function: Callable[P, R]) -> Callable[P, R]:
-    """Check the names of the options of a function, and shorten its errors.
+    """Raise `TypeError` for an unknown option of a function, and shorten its errors.
 
     The text of a `PromptmillError` is complete, and a traceback of our code would fill a notebook's screen.
     """
 
     @functools.wraps(function)
     def called(*args: P.args, **options: P.kwargs) -> R:
-        check_names(function.__name__, options)
+        known = BulkOptions.__annotations__
+        for name in set[str](options) - known.keys() - {"rows", "output"}:
+            meant = did_you_mean(name, known, "see help(bulk)")
+            raise TypeError(f"{function.__name__}() has no argument {name!r}; {meant}")
         try:
             return function(*args, **options)
         except PromptmillError as error:
             raise error.with_traceback(None) from None
 
     return called
-
-
-def check_names(function: str, options: Iterable[str]) -> None:
-    """Raise `TypeError`, with the nearest name, for an argument that `function` does not have."""
-    known = BulkOptions.__annotations__
-    for name in {*options} - known.keys() - {"rows", "output"}:
-        raise TypeError(f"{function}() has no argument {name!r}; {did_you_mean(name, known, 'see help(bulk)')}")

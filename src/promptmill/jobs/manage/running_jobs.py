@@ -41,7 +41,6 @@ from promptmill.system.call_files import FileRule, RefusedError
 from promptmill.system.safe_open import OutsideError, home_expanded
 
 _WAIT_S = 1.0
-_NAME_ANOTHER = "Name another file."
 _FORMATS = frozenset({"jsonl", "csv", "tsv", "parquet", "xlsx"})
 _DISK_SHARE = 0.5  # of the free disk, for the rows of one job
 Approve: TypeAlias = Callable[[float | None, float | None], Awaitable[None]]
@@ -495,7 +494,9 @@ class RunningJobs:
         except OutsideError:
             raise input_error(f"{name} is outside {rule.words}. Use a file inside.") from None
         except RefusedError as error:
-            raise input_error(f"{name} {error}. {OTHERWISE if name == 'input_file' else _NAME_ANOTHER}") from None
+            raise input_error(
+                f"{name} {error}. {OTHERWISE if name == 'input_file' else 'Name another file.'}"
+            ) from None
         check_name(real)
         kind = formats.format_by_suffix(real, name)
         if kind not in _FORMATS:  # the user's texts and JSON files are no concern of a caller
