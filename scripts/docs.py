@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel, SecretStr
 from pydantic_core import PydanticUndefined
 
-from promptmill.backends.openai.providers import PROFILES
+from promptmill.backends.openai.providers import PROFILES, READ
 from promptmill.config.settings import BackendConfigs, ModelSettings, Settings
 from promptmill.core.errors import Code, PromptmillError
 
@@ -160,8 +160,8 @@ def providers() -> str:
 def provider_rows() -> str:
     """Return docs/maintainers/provider-rows.md."""
     rows = [
-        "| `provider` | thinking off | JSON | web images | leaves out | its page | read |",
-        "|---|---|---|---|---|---|---|",
+        "| `provider` | thinking off | JSON | web images | leaves out | its page |",
+        "|---|---|---|---|---|---|",
     ]
     for profile in PROFILES:
         cells = [
@@ -170,7 +170,7 @@ def provider_rows() -> str:
             _JSON[profile.json_form],
             "yes" if profile.images == "url" else "no",
         ]
-        cells += [", ".join(f"`{name}`" for name in sorted(profile.refused)), profile.page, profile.read]
+        cells += [", ".join(f"`{name}`" for name in sorted(profile.refused)), profile.page]
         rows.append(f"| {' | '.join(cells)} |")
     return _page(
         [
@@ -178,8 +178,8 @@ def provider_rows() -> str:
             "*Thinking off* is the parameter that `enable_thinking: false` becomes. Without one, and for models that always think "
             "(`qwq`, `…-thinking`, `deepseek-r1`, MiniMax-M2, …), it is left out with a warning. *JSON* is the form in "
             "which a schema is sent. If *web images* is no, use files or set `fetch_images: true`. The parameters in "
-            "*leaves out* are left out with a warning, or cause an error with `unsupported: error`. *Read* is the date on "
-            "which the row was last compared with its page. This page is written by `scripts/docs.py`.",
+            "*leaves out* are left out with a warning, or cause an error with `unsupported: error`. All rows were last "
+            f"compared with their pages on {READ}. This page is written by `scripts/docs.py`.",
             "\n".join(rows),
         ]
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from dataclasses import replace
 
 import pytest
@@ -35,9 +34,7 @@ def test_large_providers_and_local_servers_have_profiles():
     assert len(names) >= 35
     assert names >= {"openai", "anthropic", "google", "mistral", "groq", "openrouter", "deepseek", "kimi", "glm"}
     assert names >= {"vllm", "sglang", "llama.cpp", "ollama", "lmstudio", "tgi"}
-    assert all(row.page and row.read for row in PROFILES)
-    assert all(dt.date.fromisoformat(row.read) for row in PROFILES if row.read)
-    assert sum(bool(row.read) for row in PROFILES) >= 24
+    assert all(row.page for row in PROFILES)
 
 
 @pytest.mark.parametrize(("name", "row"), [("Qwen", "dashscope"), ("gemini", "google"), ("moonshot", "kimi")])

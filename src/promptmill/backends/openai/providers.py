@@ -1,6 +1,6 @@
 """Providers and servers: the profile of each as a row of a table, and the lookup by name, host or port.
 
-`page` is the provider's own page, `read` the date when address, key and switches were last compared with it. A host
+`page` is the provider's own page, `READ` the date when address, key and switches were last compared with it. A host
 that is not listed gets all parameters unchanged. No profile has a default model, because models change every year.
 """
 
@@ -17,6 +17,7 @@ from urllib.parse import SplitResult
 from promptmill.backends.openai.error_body import Cause, ErrorBody
 from promptmill.core.wording import did_you_mean
 
+READ = "2026-11-21"
 JsonForm: TypeAlias = Literal["strict", "schema", "object", "words"]
 """`strict`: a schema in OpenAI's strict subset; `schema`: any; `object`: JSON mode; `words`: no `response_format`."""
 
@@ -50,8 +51,6 @@ class ProviderProfile:
     """The variable that usually holds its key; that key is sent only to the provider's own hosts."""
     page: str = ""
     """The provider's own page with these facts."""
-    read: str = ""
-    """The date of the last comparison with that page."""
     images: Literal["url", "data"] = "url"
     """`url`: the provider downloads images from the web; `data`: it accepts them only inside the request."""
     thinking_on: str = "enabled"
@@ -135,7 +134,6 @@ _OPENAI = ProviderProfile(
     key_env="OPENAI_API_KEY",
     account_tier=True,
     page="developers.openai.com/api/reference/resources/chat",
-    read="2026-11-21",
 )
 
 DASHSCOPE_PHRASES: Mapping[str, Cause] = MappingProxyType(
@@ -152,7 +150,6 @@ PROFILES = (
         public=False,
         base_url="",
         page="learn.microsoft.com/azure/ai-services/openai/api-version-lifecycle",
-        read="2026-11-21",
         key_env="AZURE_OPENAI_API_KEY",
     ),
     ProviderProfile(
@@ -165,7 +162,6 @@ PROFILES = (
         base_url="https://api.mistral.ai/v1",
         key_env="MISTRAL_API_KEY",
         page="docs.mistral.ai/api",
-        read="2026-11-21",
     ),
     ProviderProfile(
         "groq",
@@ -176,7 +172,6 @@ PROFILES = (
         base_url="https://api.groq.com/openai/v1",
         key_env="GROQ_API_KEY",
         page="console.groq.com/docs/openai",
-        read="2026-11-21",
     ),
     ProviderProfile(
         "google",
@@ -187,7 +182,6 @@ PROFILES = (
         base_url="https://generativelanguage.googleapis.com/v1beta/openai",
         key_env="GEMINI_API_KEY",
         page="ai.google.dev/gemini-api/docs/openai",
-        read="2026-11-21",
     ),
     ProviderProfile(
         "dashscope",
@@ -199,7 +193,6 @@ PROFILES = (
         base_url="https://dashscope.aliyuncs.com/compatible-mode/v1",
         key_env="DASHSCOPE_API_KEY",
         page="help.aliyun.com/zh/model-studio/deep-thinking",
-        read="2026-11-21",
     ),
     ProviderProfile(
         "siliconflow",
@@ -210,7 +203,6 @@ PROFILES = (
         base_url="https://api.siliconflow.cn/v1",
         key_env="SILICONFLOW_API_KEY",
         page="docs.siliconflow.cn/docs/api/chat-completions-post",
-        read="2026-11-21",
     ),
     ProviderProfile(
         "glm",
@@ -232,7 +224,6 @@ PROFILES = (
         base_url="https://open.bigmodel.cn/api/paas/v4",
         key_env="ZAI_API_KEY",
         page="docs.bigmodel.cn/cn/guide/capabilities/thinking",
-        read="2026-11-21",
     ),
     ProviderProfile(
         "minimax",
@@ -252,7 +243,6 @@ PROFILES = (
         thinking_on="adaptive",
         always_thinking=re.compile(r"(?i)minimax-m[12]"),
         page="platform.minimax.io/docs/api-reference/text-openai-api",
-        read="2026-11-21",
     ),
     ProviderProfile(
         "qianfan",
@@ -268,7 +258,6 @@ PROFILES = (
         base_url="https://qianfan.baidubce.com/v2",
         key_env="QIANFAN_API_KEY",
         page="cloud.baidu.com/doc/qianfan/s/Hmh4suq26",
-        read="2026-11-21",
     ),
     ProviderProfile(
         "spark",
@@ -286,7 +275,6 @@ PROFILES = (
         base_url="https://spark-api-open.xf-yun.com/v1",
         key_env="SPARK_API_KEY",
         page="docs.iflyaicloud.com/doc/237",
-        read="2026-11-21",
     ),
     ProviderProfile(
         "sensenova",
@@ -297,7 +285,6 @@ PROFILES = (
         json_form="words",
         key_env="SENSENOVA_API_KEY",
         page="github.com/OpenSenseNova/SenseNova6.7/blob/main/API.md",
-        read="2026-11-21",
     ),
     ProviderProfile(
         "anthropic",
@@ -311,7 +298,6 @@ PROFILES = (
         base_url="https://api.anthropic.com/v1",
         key_env="ANTHROPIC_API_KEY",
         page="platform.claude.com/docs/en/api/openai-sdk",
-        read="2026-11-21",
     ),
     ProviderProfile(
         "deepseek",
@@ -322,7 +308,6 @@ PROFILES = (
         base_url="https://api.deepseek.com/v1",
         key_env="DEEPSEEK_API_KEY",
         page="api-docs.deepseek.com/guides/thinking_mode",
-        read="2026-11-21",
     ),
     ProviderProfile(
         "xai",
@@ -332,7 +317,6 @@ PROFILES = (
         base_url="https://api.x.ai/v1",
         key_env="XAI_API_KEY",
         page="docs.x.ai/docs/guides/chat-completions",
-        read="2026-11-21",
     ),
     ProviderProfile(
         "cerebras",
@@ -343,7 +327,6 @@ PROFILES = (
         base_url="https://api.cerebras.ai/v1",
         key_env="CEREBRAS_API_KEY",
         page="inference-docs.cerebras.ai/resources/openai",
-        read="2026-11-21",
     ),
     ProviderProfile(
         "openrouter",
@@ -353,7 +336,6 @@ PROFILES = (
         base_url="https://openrouter.ai/api/v1",
         key_env="OPENROUTER_API_KEY",
         page="openrouter.ai/docs/use-cases/reasoning-tokens",
-        read="2026-11-21",
     ),
     ProviderProfile(
         "together",
@@ -361,7 +343,6 @@ PROFILES = (
         base_url="https://api.together.ai/v1",
         key_env="TOGETHER_API_KEY",
         page="docs.together.ai/docs/inference/openai-compatibility",
-        read="2026-11-21",
     ),
     ProviderProfile(
         "fireworks",
@@ -370,7 +351,6 @@ PROFILES = (
         key_env="FIREWORKS_API_KEY",
         thinking="effort",
         page="docs.fireworks.ai/guides/reasoning",
-        read="2026-11-21",
     ),
     ProviderProfile(
         "nvidia",
@@ -378,7 +358,6 @@ PROFILES = (
         base_url="https://integrate.api.nvidia.com/v1",
         key_env="NVIDIA_API_KEY",
         page="build.nvidia.com",
-        read="2026-11-21",
     ),
     ProviderProfile(
         "huggingface",
@@ -386,7 +365,6 @@ PROFILES = (
         base_url="https://router.huggingface.co/v1",
         key_env="HF_TOKEN",
         page="huggingface.co/changelog/inference-providers-openai-compatible",
-        read="2026-11-21",
     ),
     ProviderProfile(
         "ollama",
@@ -394,11 +372,9 @@ PROFILES = (
         public=False,
         refused=frozenset({"repetition_penalty"}),
         base_url="http://127.0.0.1:11434/v1",
-        key_env="",
         thinking="effort",
         images="data",
         page="docs.ollama.com/api/openai-compatibility",
-        read="2026-11-21",
     ),
     ProviderProfile(
         "lmstudio",
@@ -407,7 +383,6 @@ PROFILES = (
         base_url="http://127.0.0.1:1234/v1",
         key_env="LM_STUDIO_API_KEY",
         page="lmstudio.ai/docs/api/openai-api",
-        read="2026-11-21",
     ),
     ProviderProfile(
         "cohere",
@@ -415,7 +390,6 @@ PROFILES = (
         base_url="https://api.cohere.ai/compatibility/v1",
         key_env="COHERE_API_KEY",
         page="docs.cohere.com/docs/compatibility-api",
-        read="2026-11-21",
         refused=_NOT_OPENAIS,
         thinking="refused",
     ),
@@ -425,7 +399,6 @@ PROFILES = (
         base_url="https://api.deepinfra.com/v1/openai",
         key_env="DEEPINFRA_API_KEY",
         page="deepinfra.com/docs/advanced/openai_api",
-        read="2026-11-21",
     ),
     ProviderProfile(
         "sambanova",
@@ -433,7 +406,6 @@ PROFILES = (
         base_url="https://api.sambanova.ai/v1",
         key_env="SAMBANOVA_API_KEY",
         page="docs.sambanova.ai/docs/en/features/openai-compatibility",
-        read="2026-11-21",
     ),
     ProviderProfile(
         "perplexity",
@@ -441,7 +413,6 @@ PROFILES = (
         base_url="https://api.perplexity.ai/chat/completions",
         key_env="PERPLEXITY_API_KEY",
         page="docs.perplexity.ai/docs/sonar/openai-compatibility",
-        read="2026-11-21",
         thinking="refused",
     ),
     ProviderProfile(
@@ -450,7 +421,6 @@ PROFILES = (
         base_url="https://models.github.ai/inference",
         key_env="GITHUB_TOKEN",
         page="docs.github.com/en/github-models/quickstart",
-        read="2026-11-21",
         refused=_NOT_OPENAIS,
         thinking="refused",
     ),
@@ -460,7 +430,6 @@ PROFILES = (
         base_url="https://api.moonshot.cn/v1",
         key_env="MOONSHOT_API_KEY",
         page="platform.kimi.ai/docs/guide/use-kimi-vision-model",
-        read="2026-11-21",
         refused=_NOT_OPENAIS,
         thinking="type_object",
         always_thinking=re.compile(r"kimi-k3|kimi-k2\.7-code"),
@@ -476,7 +445,6 @@ PROFILES = (
         base_url="https://ark.cn-beijing.volces.com/api/v3",
         key_env="ARK_API_KEY",
         page="www.volcengine.com/docs/82379/1263482",
-        read="2026-11-21",
         refused=_NOT_OPENAIS,
         thinking="type_object",
     ),
@@ -486,7 +454,6 @@ PROFILES = (
         base_url="https://api.ppio.com/openai/v1",
         key_env="PPIO_API_KEY",
         page="raw.githubusercontent.com/PPIO/ppio-skills/main/skills/ppio-docs/references/llm-guide.md",
-        read="2026-11-21",
     ),
     ProviderProfile(
         "aiping",
@@ -494,7 +461,6 @@ PROFILES = (
         base_url="https://aiping.cn/api/v1",
         key_env="AIPING_API_KEY",
         page="www.aiping.cn/docs/API/text-models",
-        read="2026-11-21",
         thinking="top_level",
         json_form="object",
     ),
@@ -504,7 +470,6 @@ PROFILES = (
         base_url="https://api.hunyuan.cloud.tencent.com/v1",
         key_env="HUNYUAN_API_KEY",
         page="cloud.tencent.com/document/product/1729/111007",
-        read="2026-11-21",
         thinking="top_level",
     ),
     ProviderProfile(
@@ -513,7 +478,6 @@ PROFILES = (
         base_url="https://api.stepfun.com/v1",
         key_env="STEPFUN_API_KEY",
         page="platform.stepfun.com/docs/zh/overview/quickstart",
-        read="2026-11-21",
         thinking="refused",
     ),
     ProviderProfile(
@@ -522,7 +486,6 @@ PROFILES = (
         base_url="https://api.novita.ai/openai/v1",
         key_env="NOVITA_API_KEY",
         page="raw.githubusercontent.com/novitalabs/novita-skills/main/skills/novita-docs/references/quick-start.md",
-        read="2026-11-21",
     ),
     ProviderProfile(
         "nebius",
@@ -530,7 +493,6 @@ PROFILES = (
         base_url="https://api.tokenfactory.nebius.com/v1",
         key_env="NEBIUS_API_KEY",
         page="docs.tokenfactory.nebius.com/api-reference/introduction",
-        read="2026-11-21",
     ),
     # self-hosted servers, at the addresses that they have by default
     ProviderProfile(
@@ -539,7 +501,6 @@ PROFILES = (
         base_url="http://127.0.0.1:8000/v1",
         key_env="VLLM_API_KEY",
         page="docs.vllm.ai/en/stable/serving/openai_compatible_server",
-        read="2026-11-21",
     ),
     ProviderProfile(
         "sglang",
@@ -547,21 +508,18 @@ PROFILES = (
         base_url="http://127.0.0.1:30000/v1",
         key_env="SGLANG_API_KEY",
         page="docs.sglang.io/docs/advanced_features/separate_reasoning",
-        read="2026-11-21",
     ),
     ProviderProfile(
         "llama.cpp",
         public=False,
         base_url="http://127.0.0.1:8080/v1",
         page="github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md",
-        read="2026-11-21",
     ),
     ProviderProfile(
         "tgi",
         public=False,
         base_url="http://127.0.0.1:3000/v1",
         page="huggingface.co/docs/text-generation-inference/messages_api",
-        read="2026-11-21",
     ),
 )
 
