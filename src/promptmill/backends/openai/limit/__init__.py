@@ -22,7 +22,7 @@ more answers per second.
       │     /\  refused: each refusal closes a place
       │    /  \
       │   /    \________/\__________/\___________________/\____  the endpoint's limit
-      │  /      trial    a little more, after rests that grow longer
+      │  /      trial    a little more, after a rest
       │ / one more per answer
       └────────────────────────────────────────────────────────▶ time
 

@@ -43,6 +43,8 @@ _GENTLE_CUT = 0.95
 # answers.
 _TELLING = 8
 _TRIAL_LIMITS = 4
+# Rounds at a limit that was found, before a little more is tried. A rest that doubles from 2 to 32 is no faster.
+_REST = 16
 _LONGEST_REST = 32
 _KEPT_ROUNDS = 8
 _FIRST_STEP = 0.02
@@ -143,7 +145,6 @@ class _Search:
     step: float = 1.0
     rest: int = 0
     """Rounds before the next try."""
-    next_rest: int = 2
 
 
 class AdaptiveLimit:
@@ -262,14 +263,9 @@ class AdaptiveLimit:
                 self._consider_trial(count)
 
     def _consider_trial(self, count: _Count) -> None:
-        """Try less if a round has more refusals than chance explains, or the level as a whole has."""
-        if not self._ramping:
-            if count.exceeds(self._random):
-                self._try_less(_GENTLE_CUT)
-        elif count.exceeds(self._tolerated):
-            self._try_less(1.0)
-        elif self._level.refused >= 2 * _TELLING and self._level.exceeds(self._random):
-            self._try_less(_CUT)
+        """Try less if a round has more refusals than chance explains."""
+        if count.exceeds(self._tolerated if self._ramping else self._random):
+            self._try_less(1.0 if self._ramping else _GENTLE_CUT)
 
     def _start_over(self) -> None:
         """Start again with one request, because all requests are refused, as beyond a limit per minute."""
@@ -308,7 +304,7 @@ class AdaptiveLimit:
         now, before = self._level, trial.before
         if now.exceeds(_RANDOM_BELOW, 2):
             return self._try_less(_CUT)
-        if now.refused >= 0.6 * _TELLING and (now.share >= 0.5 * before.share or trial.limit <= self._limit):
+        if now.refused >= 0.6 * _TELLING and now.share >= 0.5 * before.share:
             return self._return_from(trial)
         if not answered:  # more refusals of requests that were sent with these may be on their way
             return None
@@ -319,26 +315,20 @@ class AdaptiveLimit:
             return self._return_from(trial) if now.share >= 0.5 * likely else self._try_less(_GENTLE_CUT)
         self._ramping = False
         self._search.found = self._search.proven = self._limit
-        return self._rest_longer()
+        return self._begin_rest()
 
     def _return_from(self, trial: _Trial) -> None:
         """Restore the limit from before the trial: the refusals do not depend on the limit."""
-        now, before = self._level, trial.before
-        if before.share <= _RANDOM_BELOW:
-            now.sent += before.sent
-            now.refused += before.refused
-        self._random = max(self._random, now.share)
+        self._random = max(self._random, self._level.share)
         self._limit = trial.limit
         self._resize(self._limit)
         self._trial = None
         self._next_level()
 
-    def _rest_longer(self) -> None:
-        """Rest for twice as long as the last time, then try a little more."""
-        search = self._search
-        search.step = max(1.0, _FIRST_STEP * self._limit)
-        search.rest = search.next_rest
-        search.next_rest = min(_LONGEST_REST, 2 * search.next_rest)
+    def _begin_rest(self) -> None:
+        """Stay for some rounds, then try a little more."""
+        self._search.step = max(1.0, _FIRST_STEP * self._limit)
+        self._search.rest = _REST
         self._trial = None
         self._next_level()
 
@@ -347,8 +337,6 @@ class AdaptiveLimit:
         search, level, expected = self._search, self._level, self._random * self._level.sent
         if search.rest > 0:
             search.rest -= 1
-            if level.exceeds(self._random, 2):
-                return self._try_less(_CUT)
             if expected > _TELLING:
                 if level.share < self._random / 1.5:
                     self._random = level.share
@@ -356,10 +344,9 @@ class AdaptiveLimit:
         elif level.refused > expected + 2 * math.sqrt(expected):
             self._limit = search.proven
             self._resize(min(self._size, self._limit))
-            return self._rest_longer()
+            return self._begin_rest()
         elif may_grow and self._in_use and self.may_grow and self._rounds.number >= level.since + self._rounds.lag:
             if self._limit > search.proven:
-                search.next_rest = 2
                 search.step = min(self._limit, 2 * search.step)
             search.proven = self._limit
             self._widen(search.step)
