@@ -26,6 +26,14 @@ _LESS = (
     "Request less at once: a lower `max_tokens` or `n`; for embeddings, fewer inputs per line, or "
     '`"encoding_format": "base64"`, which takes a quarter.'
 )
+_TEXTS = {
+    Code.TIMEOUT: "was silent for too long",
+    Code.UNREACHABLE: "refused the connection or is unreachable",
+    Code.CONNECTION_LOST: "closed the connection before the answer was complete",
+    Code.NAME_RESOLUTION: "is unreachable: this machine cannot resolve the name",
+    Code.NO_FILE_DESCRIPTORS: "could not be reached: this process has no file descriptors left",
+    Code.BAD_RESPONSE: "sent an invalid HTTP response",
+}
 # OpenSSL's reasons for a reply that is not TLS.
 _NOT_TLS = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG"})
 _NOT_TLS |= {"UNKNOWN_PROTOCOL", "UNEXPECTED_EOF_WHILE_READING", "TLSV1_ALERT_PROTOCOL_VERSION"}
@@ -86,43 +94,28 @@ def backoff_s(failures: int, base_s: float, cap_s: float, rng: random.Random) ->
 def classify_exception(exc: Exception, endpoint: Endpoint) -> RetryDecision:
     """Return the decision about an attempt that ended in `exc`."""
     decision = _classified(exc, endpoint)
-    return replace(decision, unmetered=True) if was_sent(exc) else decision
+    return replace(decision, unmetered=True) if isinstance(exc, TransportError) and exc.was_sent else decision
 
 
 def _classified(exc: Exception, endpoint: Endpoint) -> RetryDecision:
-    code = code_of(exc)
-    if code is Code.TLS:
-        return RetryDecision(FailureKind.ENDPOINT, tls_error(endpoint, exc))
-    if isinstance(exc, ProxyError):
-        error = PromptmillError(
-            Code.UNREACHABLE,
-            f"No request could be sent to {endpoint.name}: the proxy that the environment names does not work.",
-            "Start the proxy, correct `HTTP_PROXY` / `HTTPS_PROXY` / `NO_PROXY`, or set `trust_env: false`.",
-        )
-        return RetryDecision(FailureKind.LOST, error)
-    hint = _NO_CONNECTION if isinstance(exc, ConnectTimeoutError) else None
-    match code:
-        case Code.TIMEOUT:
-            text = (
-                f"did not accept a connection {exc}"
-                if isinstance(exc, ConnectTimeoutError)
-                else f"was silent {exc if isinstance(exc, SilenceTimeoutError) else 'for too long'}"
+    code, hint = code_of(exc), None
+    text = _TEXTS.get(code, f"did not answer: the attempt failed unexpectedly ({type(exc).__name__})")
+    match exc:
+        case _ if code is Code.TLS:
+            return RetryDecision(FailureKind.ENDPOINT, tls_error(endpoint, exc))
+        case ProxyError():
+            error = PromptmillError(
+                Code.UNREACHABLE,
+                f"No request could be sent to {endpoint.name}: the proxy that the environment names does not work.",
+                "Start the proxy, correct `HTTP_PROXY` / `HTTPS_PROXY` / `NO_PROXY`, or set `trust_env: false`.",
             )
-        case Code.UNREACHABLE:
-            text = "refused the connection or is unreachable"
-        case Code.CONNECTION_LOST:
-            text = "closed the connection before the answer was complete"
-        case Code.NAME_RESOLUTION:
-            text = "is unreachable: this machine cannot resolve the name"
-        case Code.NO_FILE_DESCRIPTORS:
-            text = "could not be reached: this process has no file descriptors left"
-        case Code.BAD_RESPONSE if isinstance(exc, TooLargeError):
-            hint = _LESS
-            text = f"sent a body of more than {LARGEST_BODY // 2**20} MiB"
-        case Code.BAD_RESPONSE:
-            text = "sent an invalid HTTP response"
-        case _:
-            text = f"did not answer: the attempt failed unexpectedly ({type(exc).__name__})"
+            return RetryDecision(FailureKind.LOST, error)
+        case ConnectTimeoutError():
+            text, hint = f"did not accept a connection {exc}", _NO_CONNECTION
+        case SilenceTimeoutError():
+            text = f"was silent {exc}"
+        case TooLargeError():
+            text, hint = f"sent a body of more than {LARGEST_BODY // 2**20} MiB", _LESS
     error = PromptmillError(code, f"{endpoint.name} {text}.", hint)
     if code in {Code.UNREACHABLE, Code.CONNECTION_LOST, Code.NAME_RESOLUTION}:
         return RetryDecision(FailureKind.LOST, error, stale=isinstance(exc, StaleError))
@@ -133,6 +126,8 @@ class TransportError(Exception):
     """The connection ended before the response was complete."""
 
     code = Code.CONNECTION_LOST
+    was_sent = True
+    """Whether the request had been sent: then it may be billed."""
 
 
 class StaleError(TransportError):
@@ -146,6 +141,7 @@ class ConnectTimeoutError(TransportError):
     """The connection was not established in time; the text states the limit."""
 
     code = Code.TIMEOUT
+    was_sent = False
 
 
 class SilenceTimeoutError(TransportError):
@@ -158,12 +154,14 @@ class UnreachableError(TransportError):
     """No address of the host accepted a connection."""
 
     code = Code.UNREACHABLE
+    was_sent = False
 
 
 class ProxyError(TransportError):
     """The proxy accepted no connection, or refused to open one to the endpoint."""
 
     code = Code.UNREACHABLE
+    was_sent = False
 
 
 class InvalidResponseError(TransportError):
@@ -180,6 +178,7 @@ class InvalidURLError(TransportError):
     """The URL cannot be requested."""
 
     code = Code.INVALID_CONFIG
+    was_sent = False
 
 
 def of_connecting(error: OSError) -> Exception:
@@ -189,16 +188,6 @@ def of_connecting(error: OSError) -> Exception:
     if error.errno in {errno.EMFILE, errno.ENFILE} or isinstance(error, socket.gaierror):
         return error
     return UnreachableError(error.strerror or str(error))
-
-
-def mark_sent(exc: BaseException) -> None:
-    """Record that the request had been sent when `exc` ended the attempt."""
-    exc.was_sent = True  # type: ignore[attr-defined]
-
-
-def was_sent(exc: BaseException) -> bool:
-    """Return whether the request had been sent when `exc` ended the attempt: then it may be billed."""
-    return getattr(exc, "was_sent", False)
 
 
 def code_of(exc: BaseException) -> Code:

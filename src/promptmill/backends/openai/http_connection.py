@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import select
 import socket
+import ssl
 import sys
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Protocol, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, cast
 
 import aiohappyeyeballs
 import httptools
@@ -25,17 +26,18 @@ from promptmill.backends.openai.failures import (
     StaleError,
     TooLargeError,
     TransportError,
-    mark_sent,
 )
 from promptmill.core.bounds import LARGEST_BODY, LARGEST_HEAD, MOST_BODIES, MOST_EVENTS
 from promptmill.system.memory import Held, Memory
+
+if TYPE_CHECKING:
+    from promptmill.backends.openai.transport import RawHttpClient
 
 SMALL_BODY = 64 * 1024
 """The size of an ordinary answer's body. Bodies up to this size are not counted."""
 # An endpoint chooses the size of the chunks of its body, and each one costs time and memory. So more chunks than
 # `MOST_EVENTS` have some size on average: the smallest event of a stream, a word in `choices`, has 47 bytes.
 _SMALL_PIECE = 40
-T = TypeVar("T")
 
 
 def check_body(size: int, pieces: int) -> None:
@@ -67,13 +69,7 @@ class Headers(Mapping[str, str]):
     def __getitem__(self, name: str) -> str:
         return self._all()[name.lower().encode("latin-1")].decode("latin-1").strip()
 
-    @overload
-    def get(self, key: str, /) -> str | None: ...
-
-    @overload
-    def get(self, key: str, /, default: T) -> str | T: ...
-
-    def get(self, key: str, /, default: T | None = None) -> str | T | None:
+    def get(self, key: str, /, default: Any = None) -> Any:
         """Return a header. `Mapping`'s own `get` would raise and catch an exception for a missing one."""
         value = self._all().get(key.lower().encode("latin-1"))
         return default if value is None else value.decode("latin-1").strip()
@@ -111,10 +107,10 @@ class HttpResponse:
             return self.body
         try:
             return _decoded(self.body, self.encoding)
-        except (TransportError, zlib.error) as error:
-            found = error if isinstance(error, TooLargeError) else InvalidResponseError("an unreadable encoding")
-            mark_sent(found)
-            raise found from None
+        except TooLargeError:
+            raise
+        except (TransportError, zlib.error):
+            raise InvalidResponseError("an unreadable encoding") from None
 
 
 Answer = asyncio.Future[HttpResponse]
@@ -148,21 +144,6 @@ class Target:
         return b"%b%d\r\n\r\n" % (self._head, length)
 
 
-class _Owner(Protocol):
-    """The owner of connections."""
-
-    clock: Callable[[], float]
-
-    def deliver(self, answer: Answer, result: HttpResponse | Exception) -> None:
-        """Deliver a result soon."""
-
-    def release(self, connection: Connection) -> None:
-        """Keep a connection after the answer to its request."""
-
-    def forget(self, connection: Connection) -> None:
-        """Note that a connection is closed."""
-
-
 class _Pieces:
     """The size of a response that arrives in several pieces, up to the newest one."""
 
@@ -185,7 +166,7 @@ class Connection(asyncio.Protocol):
     it arrives when the next request has been sent: it is taken for the answer to that one.
     """
 
-    def __init__(self, owner: _Owner, target: Target, sock: socket.socket) -> None:
+    def __init__(self, owner: RawHttpClient, target: Target, sock: socket.socket) -> None:
         """`sock` is the connected socket; its transport closes it."""
         self.target = target
         self.at = 0.0
@@ -261,7 +242,8 @@ class Connection(asyncio.Protocol):
         elif self._headers is not None:
             self._end(TransportError("the connection ended within the body"))
         else:
-            self._end(exc or TransportError("the connection ended before a response"))
+            lost = TransportError("the connection ended before a response")
+            self._end(exc if isinstance(exc, ssl.SSLError) else lost)  # TLS 1.3 refuses a client after the handshake
 
     # httptools
 
@@ -411,18 +393,8 @@ def _arrival_at(sock: socket.socket) -> Callable[[], object]:
 
     `recv` of nothing, by the exception that it raises, takes 8,000 instructions, `poll` 1,500.
     """
-    if sys.platform == "win32":
-
-        def peek() -> bool:
-            try:
-                sock.recv(1, socket.MSG_PEEK)
-            except BlockingIOError:
-                return False
-            except OSError:
-                return True
-            return True
-
-        return peek
+    if sys.platform == "win32":  # without `poll`
+        return lambda: select.select([sock], [], [], 0)[0]
     arrived = select.poll()
     arrived.register(sock, select.POLLIN)
     return partial(arrived.poll, 0)

@@ -144,13 +144,7 @@ def _our_errors(limits_s: tuple[float, float]) -> Iterator[None]:
     try:
         yield
     except (TimeoutError, aiohttp.ClientError, aiohttp.http_exceptions.HttpProcessingError) as error:
-        found = translated(error, limits_s)
-        if (
-            isinstance(found, failures.SilenceTimeoutError | failures.InvalidResponseError)
-            or type(found) is failures.TransportError
-        ):
-            failures.mark_sent(found)
-        raise found from error
+        raise translated(error, limits_s) from error
 
 
 def translated(error: Exception, limits_s: tuple[float, float]) -> Exception:

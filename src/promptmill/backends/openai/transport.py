@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, ParamSpec, TypeVar
 from urllib.request import getproxies, proxy_bypass
 
 import aiohappyeyeballs
@@ -29,12 +29,14 @@ from promptmill.backends.openai.failures import (
     ConnectTimeoutError,
     SilenceTimeoutError,
     TransportError,
-    mark_sent,
     of_connecting,
 )
 from promptmill.backends.openai.http_connection import Answer, Connection, Headers, HttpResponse, Target
 from promptmill.config.settings import OpenAISettings
 from promptmill.system.runtime import descriptors
+
+if TYPE_CHECKING:
+    from promptmill.backends.openai.session import Session
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -56,18 +58,6 @@ _KEEPALIVE_S = 4.0
 _NAMES_KEPT_S = 300
 # RFC 8305, section 5: the time after which the next address is tried in parallel.
 _HAPPY_EYEBALLS_S = 0.25
-
-
-class _Session(Protocol):
-    """The methods of `session.Session`; the type is here because that module is imported only on first use."""
-
-    async def post(
-        self, route: Route, pieces: list[bytes], length: int, on_data: Callable[[bytes], None] | None
-    ) -> HttpResponse: ...
-
-    async def get(self, route: Route, url: URL, largest: int) -> HttpResponse: ...
-
-    async def aclose(self) -> None: ...
 
 
 class LoopThrottle:
@@ -154,7 +144,7 @@ class Pool:
         self._throttle = throttle or LoopThrottle(time.monotonic)
         self._client = RawHttpClient(limit, self._connect_s, self._silence_s, trust_of_environment, self._throttle)
         self._limit = limit
-        self._session: asyncio.Future[_Session] | None = None
+        self._session: asyncio.Future[Session] | None = None
         self._trust_env = settings.trust_env
         self._reading = asyncio.Lock()
         self._routes: dict[tuple[str, tuple[str, ...]], Route] = {}
@@ -230,18 +220,17 @@ class Pool:
         self._last = endpoint, route
         return route
 
-    async def _opened(self) -> _Session:
+    async def _opened(self) -> Session:
         """Return the session; the first call opens it."""
         if self._session is None:
             self._session = asyncio.ensure_future(self._open())
         return await asyncio.shield(self._session)
 
-    async def _open(self) -> _Session:
+    async def _open(self) -> Session:
         trust, module = await asyncio.gather(
-            asyncio.to_thread(trust_of_environment),
-            asyncio.to_thread(importlib.import_module, "promptmill.backends.openai.session"),
+            self._client.tls(), asyncio.to_thread(importlib.import_module, "promptmill.backends.openai.session")
         )
-        session: _Session = module.Session(self._limit, self._connect_s, self._silence_s, trust)
+        session: Session = module.Session(self._limit, self._connect_s, self._silence_s, trust)
         return session
 
     async def aclose(self) -> None:
@@ -301,8 +290,7 @@ class RawHttpClient:
         connection.send(pieces, length, answer)
         try:
             return await answer
-        except BaseException as error:
-            mark_sent(error)
+        except BaseException:
             if connection.answer is answer:  # cancelled
                 connection.close()
             raise
@@ -344,7 +332,7 @@ class RawHttpClient:
     async def _connected(self, target: Target) -> Connection:
         try:
             async with asyncio.timeout(self._connect_s):
-                context = await self._tls() if target.secure else None
+                context = await self.tls() if target.secure else None
                 addresses = await self._resolved(target)
                 try:
                     sock = await aiohappyeyeballs.start_connection(
@@ -384,7 +372,8 @@ class RawHttpClient:
             target.resolved_at = now
         return target.addresses
 
-    async def _tls(self) -> ssl.SSLContext:
+    async def tls(self) -> ssl.SSLContext:
+        """Return the TLS context of all connections."""
         if self._context is None:
             self._context = asyncio.ensure_future(asyncio.to_thread(self._trust))
         return await asyncio.shield(self._context)
