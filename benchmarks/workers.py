@@ -58,8 +58,8 @@ async def _run(field: Field, workers: int, items: Sequence[Conversation], cores:
     assert limiter is not None
     attempts = Attempts(call, settings=settings, concurrency=fan_out.capacity, limiter=limiter, sender=fan_out)
     try:
-        await fan_out.wait_ready()
-        while not fan_out.ready:
+        await fan_out._least_busy()
+        while len(fan_out._ready) < fan_out._count:
             await asyncio.sleep(0.01)
         processes = [child for child in psutil.Process().children() if "openai.worker" in " ".join(child.cmdline())]
         for process, core in zip(processes, cores, strict=False):

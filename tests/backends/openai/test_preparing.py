@@ -19,11 +19,6 @@ from promptmill.service.driver import Driver
 class Sender:
     """Answers all requests except two that cannot be prepared."""
 
-    ready = True
-
-    async def wait_ready(self):
-        raise AssertionError
-
     async def aclose(self):
         pass
 

@@ -338,9 +338,6 @@ class Attempts(ConcurrencyShare):
                 return _failure(item, error, concerns_all=True)
             item.permit, before = permit, item.attempts
             try:
-                if not sender.ready:
-                    await sender.wait_ready()
-                    item.since = item.since or time.monotonic()
                 result = await self._attempt(item, permit, prepared)
                 if isinstance(result, Completion):
                     answering = item.permit

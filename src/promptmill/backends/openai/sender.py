@@ -27,19 +27,10 @@ NOTHING: Mapping[str, bytes] = {}
 class Sender(Protocol):
     """Makes attempts for one call."""
 
-    @property
-    def ready(self) -> bool:
-        """Whether an attempt can begin at once; if not, `wait_ready` comes first, outside of the attempt's time."""
-        ...
-
-    async def wait_ready(self) -> None:
-        """Wait until an attempt can begin. Raises `PromptmillError` if that is impossible."""
-        ...
-
     def prepare(self, request: Request) -> Awaitable[Prepared] | None:
         """Prepare the request before it takes a place at an endpoint; return an awaitable of the result for `send`.
 
-        None, the usual case, means `NOTHING`. The awaitable raises the request's own error.
+        None, the usual case, means `NOTHING`. The awaitable raises the request's own error, or that none can be sent.
         """
         ...
 
@@ -56,11 +47,6 @@ class Sender(Protocol):
 
 class LocalSender:
     """Encodes and sends in this process."""
-
-    ready = True
-
-    async def wait_ready(self) -> None:
-        """Return at once."""
 
     def __init__(
         self,

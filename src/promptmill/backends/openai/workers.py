@@ -27,7 +27,7 @@ import os
 import secrets
 import sys
 import tempfile
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from operator import attrgetter
 from pathlib import Path
@@ -141,18 +141,14 @@ class FanOut:
         await asyncio.gather(*self._minders, return_exceptions=True)
         self._spool.close()
 
-    @property
-    def ready(self) -> bool:
-        """Whether all workers run; while some start or are replaced, there may be no room."""
-        return len(self._ready) == self._count
+    async def prepare(self, request: Request) -> Ref:
+        """Return the request's place once a worker has room; a request without a row is written to the spool.
 
-    async def wait_ready(self) -> None:
-        """Wait until a worker has room. Raises `PromptmillError` when no worker can be started."""
-        await self._least_busy()
-
-    def prepare(self, request: Request) -> Awaitable[Ref]:
-        """Return the request's place; a request without a row is written to the spool."""
-        return self._spool.write(request) if request.row is None else _known(Ref(request.row, 0))
+        So the start of the workers is not part of an item's time. Raises `PromptmillError` if none can be started.
+        """
+        if len(self._ready) < self._count:
+            await self._least_busy()
+        return Ref(request.row, 0) if request.row is not None else await self._spool.write(request)
 
     async def send(
         self, request: Request, endpoint_state: EndpointState, prepared: Ref, *, fresh: bool
@@ -282,10 +278,6 @@ async def _received(child: subprocesses.Child, silence_s: float | None) -> frame
             return await child.receive()
     except (frames.OutOfStepError, TimeoutError):
         return None
-
-
-async def _known(ref: Ref) -> Ref:
-    return ref
 
 
 class Spool:
