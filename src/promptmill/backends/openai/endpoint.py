@@ -49,7 +49,9 @@ _LIKE = "write it like http://localhost:8000/v1."
 # Other characters are refused: one URL parser may end the host at a character that another one includes in it.
 _HOST = re.compile(r"[\w.-]+|[0-9a-f:.]+(%[\w.-]+)?")
 _PORT = re.compile(r":([^/:@\]]*)(?=/|$)")
-_SCHEME = re.compile(r"(https?)(?::/?(?!/)|:/{3,}|//+)(?=[\w\[])", re.IGNORECASE)  # HTTP:/X, HTTP:X, HTTP:///X, HTTP//X
+_SCHEME = re.compile(
+    r"^(https?)(?::/?(?!/)|:/{3,}|//+)(?=[\w\[])", re.IGNORECASE
+)  # HTTP:/X, HTTP:X, HTTP:///X, HTTP//X
 _OTHER_API = re.compile(r"(/completions|/responses|/messages|/embeddings|/models)$")
 _AROUND = "\"'`<>()\u201c\u201d\u2018\u2019\u00ab\u00bb,;"
 
@@ -377,42 +379,35 @@ def _slip(url: str) -> str:
             f"contains ${variable[1]} unexpanded: in a shell put it into double quotes, in a file write "
             f"${{{variable[1]}}}."
         )
-    if bare := url.strip(_AROUND):
-        if bare != url:
-            return f"{_display(url)}is enclosed in quotes, brackets or commas that are not part of it; {_meant(bare)}"
-        if re.search(r"\s", url):
-            return f"{_display(url)}contains a space; {_meant(''.join(url.split()))}"
-    if url.isdigit():
-        return f"{url[:12]} is a port without a host; did you mean localhost:{url[:12]}?"
-    if (scheme := _SCHEME.match(url)) and not re.match(r"https?:\d+(/|$)", url):
-        meant = _meant(f"{scheme[1].lower()}://{url[scheme.end() :]}")
-        return f"{_display(url)}should have :// after {scheme[1]}; {meant}"
-    if twice := re.match(r"https?://(https?(?::/|//).*)", url):
-        return f"{_display(url)}begins with http twice; {_meant(twice[1])}"
-    name, colon, rest = url.partition("://")
-    if colon and name.lower() not in {"http", "https"}:
-        near = close_matches(name.lower(), ("https", "http"), n=1, cutoff=0.6)
-        if near:
-            return f"{_display(url)}begins with {name[:20]}://; {_meant(f'{near[0]}://{rest}')}"
+    meant = f"localhost:{url[:12]}" if url.isdigit() else _straightened(url)
+    if meant != url:
+        likely = _display(meant).rstrip()
+        return f"{_display(url)}is mistyped; {f'did you mean {likely}?' if likely else _LIKE}"
+    if "://" in url and not url.lower().startswith(("http://", "https://")):
         return f"{_display(url)}should start with http:// or https://; {_LIKE}"
     return ""
 
 
+def _straightened(url: str) -> str:
+    """Return `url` without the usual slips: quotes and spaces of a copy, a mistyped or doubled scheme."""
+    url = "".join(url.strip(_AROUND).split())
+    url = re.sub(r"https?://(?=https?(?::/|//))", "", url, count=1)
+    if not re.match(r"https?:\d+(/|$)", url):  # a host called http
+        url = _SCHEME.sub(lambda found: f"{found[1].lower()}://", url, count=1)
+    name, colon, rest = url.partition("://")
+    if colon and name.lower() not in {"http", "https"}:
+        near = close_matches(name.lower(), ("https", "http"), n=1, cutoff=0.6)
+        return f"{near[0]}://{rest}" if near else url
+    return url
+
+
 def _no_port(url: str, error: ValueError) -> str:
-    if "@" in url:
-        return f"is not a URL; {_LIKE}"
-    found = _PORT.search(url.partition("://")[2] or url)
-    if found and "out of range" in str(error):
-        return f"port {found[1][:12]} is above 65535."
-    if found and found[1] and not found[1].isdigit():
-        if len(found[1]) > 5:  # it may be a password: the user may have forgotten the @ after it
-            return f"has a port that is not a number; {_LIKE}"
-        return f"{_display(url)}has the port {found[1]!r}, which is not a number; {_LIKE}"
-    return f"{_display(url)}is not a URL; {_LIKE}"
-
-
-def _meant(url: str) -> str:
-    return f"did you mean {shown.rstrip()}?" if (shown := _display(url)) else _LIKE
+    port = _PORT.search(url.partition("://")[2] or url)
+    if port and "out of range" in str(error):
+        return f"port {port[1][:12]} is above 65535."
+    # a longer word may be a password: the user may have forgotten the @ after it
+    shown = "" if port is None or len(port[1]) > 5 else f"{_display(url)}"
+    return f"{shown}{'is not a URL' if port is None else 'has a port that is not a number'}; {_LIKE}"
 
 
 def _display(url: str) -> str:

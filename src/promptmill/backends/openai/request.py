@@ -288,37 +288,14 @@ _SILENT = frozenset(
     {"title", "$schema", "$id", "$comment", "default", "examples", "discriminator", "readOnly", "writeOnly"}
 )
 # Described to the model in words; promptmill checks them in the answer.
-_IN_WORDS = frozenset(
-    {
-        "minLength",
-        "maxLength",
-        "propertyNames",
-        "minProperties",
-        "maxProperties",
-        "contains",
-        "minContains",
-        "maxContains",
-        "uniqueItems",
-    }
-)
-_INEXPRESSIBLE = frozenset(
-    {
-        "not",
-        "if",
-        "then",
-        "else",
-        "dependencies",
-        "dependentRequired",
-        "dependentSchemas",
-        "patternProperties",
-        "prefixItems",
-        "additionalItems",
-        "unevaluatedProperties",
-        "unevaluatedItems",
-        "$dynamicRef",
-        "$recursiveRef",
-    }
-)
+_IN_WORDS = frozenset({
+    "minLength", "maxLength", "propertyNames", "minProperties", "maxProperties", "contains", "minContains",
+    "maxContains", "uniqueItems",
+})  # fmt: skip
+_INEXPRESSIBLE = frozenset({
+    "not", "if", "then", "else", "dependencies", "dependentRequired", "dependentSchemas", "patternProperties",
+    "prefixItems", "additionalItems", "unevaluatedProperties", "unevaluatedItems", "$dynamicRef", "$recursiveRef",
+})  # fmt: skip
 _STRICT_FORMATS = frozenset({"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid"})
 _SAYS_WHAT = frozenset({"type", "$ref", "anyOf", "oneOf", "allOf", "enum", "const"})
 _DEFINITIONS = ("$defs", "definitions")
