@@ -1,9 +1,10 @@
-"""An exception while an item is prepared, of whatever class, is that item's failure."""
+"""A request before it is sent: an exception while it is prepared is its own failure, and only what is sent counts."""
 
 from __future__ import annotations
 
 import time
 
+from driving import ask, opened
 from fakes import DictSink, ListSource
 from promptmill.backends.openai.backend import Attempts
 from promptmill.backends.openai.endpoint import Endpoint
@@ -14,6 +15,7 @@ from promptmill.backends.protocol import Call, Completion, Facts, Failure
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code
 from promptmill.service.driver import Driver
+from replies import answer, choose, status
 
 
 class Sender:
@@ -28,8 +30,8 @@ class Sender:
         if request.key == 3:
             raise RecursionError
 
-    async def send(self, request, endpoint_state, prepared, *, fresh):
-        return Completion(f"answer {request.key}")
+    async def send(self, item, endpoint_state, prepared):
+        return Completion(f"answer {item.request.key}")
 
 
 async def test_it_costs_no_other_item():
@@ -49,3 +51,20 @@ async def test_it_costs_no_other_item():
         assert failure.error.code is Code.INTERNAL
         assert "hunter2" not in str(failure.error)
     assert call.in_flight == 0
+
+
+async def test_a_request_with_an_error_of_its_own_is_not_counted(upstream):
+    stats = Call(Facts(total=2))
+    async with opened(upstream.url) as backend:
+        result = await ask(backend, ["a", "\ud800"], stats)
+    assert [outcome.attempts for outcome in result.outcomes] == [1, 0]
+    assert stats.counts.requests == len(upstream.seen) == 1
+
+
+async def test_a_request_whose_streaming_is_refused_counts_twice(upstream):
+    upstream.reply = choose(lambda seen: status(400) if seen.json.get("stream") else answer("x"))
+    stats = Call(Facts(total=1), preview=lambda _: None)
+    async with opened(upstream.url) as backend:
+        result = await ask(backend, ["a"], stats)
+    assert result.texts == ["x"]
+    assert stats.counts.requests == len(upstream.seen) == result.outcomes[0].attempts == 2

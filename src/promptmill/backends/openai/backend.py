@@ -37,10 +37,10 @@ from promptmill.backends.openai.limit.endpoint_state import (
 from promptmill.backends.openai.limit.limiter import CallFlow, ConcurrencyShare, Limiter
 from promptmill.backends.openai.refusals import with_key_hint, with_scheme_hint, with_wait_hint
 from promptmill.backends.openai.request import ImageEncoder
-from promptmill.backends.openai.sender import NOTHING, LocalSender, Prepared, Sender
+from promptmill.backends.openai.sender import NOTHING, Billed, Item, LocalSender, Prepared, Sender
 from promptmill.backends.openai.transport import LoopThrottle, Pool, room_for_connections
 from promptmill.backends.openai.workers import FanOut
-from promptmill.backends.protocol import NO_USAGE, Call, Completion, Failure, Outcome, Spent, Usage
+from promptmill.backends.protocol import Call, Completion, Failure, Outcome
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.config.settings import OpenAISettings
 from promptmill.core.errors import Code, PromptmillError, config_error, internal_error
@@ -52,9 +52,6 @@ _LARGE_BYTES = 256 * 1024 * 1024
 # An item fails after this many times `retries` attempts, even if most of them did not count against it.
 _HARD_CAP = 5
 _NOTHING_BEHIND = 502  # a proxy's answer where its server is gone
-# If an item is refused for load while this many other requests succeed for each refused one, the item itself is the
-# cause: by chance, five such refusals in a row happen to one item in a million.
-_SUCCESSES_PER_REFUSAL = 10
 # Failures with these codes are due to the contents of the item, however many items have them.
 _OWN = frozenset(
     {Code.CONTENT_FILTER, Code.CONTEXT_LENGTH, Code.REQUEST_TOO_LARGE, Code.EMPTY_ANSWER, Code.OPEN_REASONING}
@@ -191,68 +188,6 @@ class OpenAIBackend:
                 await resource.aclose()
 
 
-@dataclass(slots=True)
-class _Billed:
-    """Attempts that may be billed: the usage of those that reported one, and the number of the others."""
-
-    spent: tuple[Spent, ...] = ()
-    unmetered: int = 0
-
-    @property
-    def usage(self) -> Usage:
-        """The reported usage, together."""
-        return sum((usage for usage, _ in self.spent), NO_USAGE)
-
-
-class _Item:
-    """A request and the ledger of its attempts: `attempts` sent in all, `counted` against `retries`."""
-
-    # on the class, because the first attempt at most items is the only one and changes few of them
-    permit: Permit | None = None
-    """The permit of its last attempt; of two twins, of the twin that brought the result."""
-    tokens: int = 0
-    """Its estimated size, where `tpm` is set."""
-    counted: int = 0
-    refusals: int = 0
-    first_refusal: tuple[int, int] = (0, 0)
-    """`successes` and `rejections` of the endpoint when it first refused the item for load."""
-    failed_at: EndpointState | None = None
-    failed_serial: int = 0
-    stale: bool = False
-    since: float = 0.0
-    """When it was first given a place at an endpoint; 0: not yet."""
-    billed: _Billed | None = None
-    """Its attempts that brought no answer and may be billed."""
-
-    def __init__(self, request: Request) -> None:
-        self.request = request
-        self.attempts = request.attempts
-
-    def charge(self, decision: RetryDecision | None) -> None:
-        """Add an attempt without an answer; None: its usage is unknown."""
-        if decision is not None and not decision.may_be_billed:
-            return
-        self.billed = self.billed or _Billed()
-        self.billed.unmetered += decision is None or decision.unmetered
-        if decision is not None and decision.usage != NO_USAGE:
-            self.billed.spent += ((decision.usage, decision.tier),)
-
-    def uncharge(self) -> None:
-        """Take back `charge(None)`: the result of the attempt is known."""
-        assert self.billed is not None
-        self.billed.unmetered -= 1
-
-    def is_refused_for_load(self, endpoint_state: EndpointState) -> bool:
-        """Return whether load is the cause of a refusal for load: not if other requests hardly ever get one."""
-        if not self.refusals or self.failed_at is not endpoint_state:
-            self.refusals = 0
-            self.first_refusal = endpoint_state.health.successes, endpoint_state.load.rejections
-            return True
-        successes, rejections = self.first_refusal
-        others = endpoint_state.load.rejections - rejections - self.refusals
-        return endpoint_state.health.successes - successes <= _SUCCESSES_PER_REFUSAL * others
-
-
 class Attempts(ConcurrencyShare):
     """The requests of one call at one pool of endpoints. `answer` takes one of them to its outcome."""
 
@@ -320,7 +255,7 @@ class Attempts(ConcurrencyShare):
 
     async def answer(self, request: Request) -> Outcome:
         """Send the request until it has its outcome."""
-        limiter, sender, item = self._limiter, self._sender, _Item(request)
+        limiter, sender, item = self._limiter, self._sender, Item(request)
         try:
             preparing = sender.prepare(request)
             prepared = NOTHING if preparing is None else await preparing
@@ -336,7 +271,7 @@ class Attempts(ConcurrencyShare):
                     permit = await limiter.enter(self, item.tokens, item.failed_at)
             except PromptmillError as error:
                 return _failure(item, error, concerns_all=True)
-            item.permit, before = permit, item.attempts
+            item.permit = permit
             try:
                 result = await self._attempt(item, permit, prepared)
                 if isinstance(result, Completion):
@@ -346,7 +281,6 @@ class Attempts(ConcurrencyShare):
                     result = self._explained(result, permit.endpoint_state)
                     counts = self._counts(item, permit, result)
             except PromptmillError as error:
-                self._uncount(item, before, error)
                 return _failure(item, error)
             finally:
                 limiter.leave(permit, self)
@@ -356,34 +290,19 @@ class Attempts(ConcurrencyShare):
             if failure is not None:
                 return failure
 
-    def _attempt(self, item: _Item, permit: Permit, prepared: Prepared) -> Awaitable[_Result]:
-        """Count an attempt and return its result. Raises `PromptmillError` for an error of the item itself."""
-        call, request, limit_s = self.call, item.request, self._item_timeout
+    def _attempt(self, item: Item, permit: Permit, prepared: Prepared) -> Awaitable[_Result]:
+        """Return the result of an attempt. Raises `PromptmillError` for an error of the item itself."""
+        limit_s = self._item_timeout
         if not item.since:
             item.since = permit.at
         if limit_s is not None and time.monotonic() >= item.since + limit_s:
             raise _too_slow(limit_s)
-        item.attempts += 1
         self.sent += 1
-        call.sending(request)
-        if item.attempts > 1:
-            call.counts.retries += 1
         if self._plain:
-            return self._sender.send(request, permit.endpoint_state, prepared, fresh=item.stale)
+            return self._sender.send(item, permit.endpoint_state, prepared)
         return self._send_bounded(item, permit, prepared)
 
-    def _uncount(self, item: _Item, before: int, error: PromptmillError) -> None:
-        """Correct the counts after an error of the item; `before` is the number of its attempts before this one."""
-        if item.attempts == before:
-            return
-        if error.code is Code.ITEM_TIMEOUT:
-            item.charge(None)
-        else:  # the item's own mistake, found before anything was sent
-            self.call.counts.requests -= 1
-            self.call.counts.retries -= item.attempts > 1
-            item.attempts -= 1
-
-    def _completed(self, item: _Item, answer: Completion, permit: Permit, now: float) -> Completion:
+    def _completed(self, item: Item, answer: Completion, permit: Permit, now: float) -> Completion:
         """Return `answer`, which came at `now` by `permit`, with the attempts, time and usage of its item."""
         if self._limiter.counts_tokens:
             self._limiter.charge_tokens(answer.usage.prompt_tokens + answer.usage.completion_tokens - item.tokens)
@@ -398,13 +317,13 @@ class Attempts(ConcurrencyShare):
         answer.latency_s = int((now - item.since) * 10_000 + 0.5) / 10_000  # a fifth of the time of `round`
         return answer
 
-    async def _send_bounded(self, item: _Item, permit: Permit, prepared: Prepared) -> _Result:
+    async def _send_bounded(self, item: Item, permit: Permit, prepared: Prepared) -> _Result:
         """Send once, within `item_timeout`, perhaps with a twin."""
 
         def send(endpoint_state: EndpointState) -> Awaitable[_Result]:
-            return self._sender.send(item.request, endpoint_state, prepared, fresh=item.stale)
+            return self._sender.send(item, endpoint_state, prepared)
 
-        limit_s = self._settings.item_timeout
+        limit_s, before = self._item_timeout, item.attempts
         left_s = None if limit_s is None else item.since + limit_s - time.monotonic()
         try:
             async with asyncio.timeout(left_s):
@@ -413,9 +332,11 @@ class Attempts(ConcurrencyShare):
                 result, item.permit = await self._hedge.send(item, permit, send)
                 return result
         except TimeoutError:
+            if item.attempts > before:
+                item.charge(None)
             raise _too_slow(limit_s or 0) from None
 
-    def _counts(self, item: _Item, permit: Permit, decision: RetryDecision) -> bool:
+    def _counts(self, item: Item, permit: Permit, decision: RetryDecision) -> bool:
         """Report a failure to the endpoint's state; return whether it counts against the item's `retries`."""
         endpoint_state = permit.endpoint_state
         if decision.kind is FailureKind.ITEM:
@@ -443,7 +364,7 @@ class Attempts(ConcurrencyShare):
         return decision
 
     async def _after_failure(
-        self, item: _Item, permit: Permit, decision: RetryDecision, *, counts: bool
+        self, item: Item, permit: Permit, decision: RetryDecision, *, counts: bool
     ) -> Failure | None:
         """Return the failure of an item, or None once it is to be sent again."""
         error, endpoint_state = decision.error, permit.endpoint_state
@@ -490,7 +411,7 @@ class Attempts(ConcurrencyShare):
                 await asyncio.sleep(wait_s)
         return None
 
-    def _is_gone(self, item: _Item, endpoint_state: EndpointState, decision: RetryDecision) -> bool:
+    def _is_gone(self, item: Item, endpoint_state: EndpointState, decision: RetryDecision) -> bool:
         """Return whether a final failure shows that no endpoint is left, whether or not items remain to be sent.
 
         If an endpoint has answered, a timeout may be due to the item: then only a lost connection counts. If none
@@ -506,7 +427,7 @@ class Attempts(ConcurrencyShare):
             return False
         return is_lost or not endpoint_state.health.successes
 
-    def _wait_s(self, item: _Item, endpoint_state: EndpointState, decision: RetryDecision, *, counts: bool) -> float:
+    def _wait_s(self, item: Item, endpoint_state: EndpointState, decision: RetryDecision, *, counts: bool) -> float:
         """Return how long an item that is put back waits by itself, in addition to its endpoint's pauses."""
         settings = self._settings
         wait_s = 0.0
@@ -527,7 +448,7 @@ def _estimated_tokens(request: Request) -> int:
     return sum(len(m.content) for m in request.conversation.messages if isinstance(m.content, str)) // 4
 
 
-def _unprepared(item: _Item, error: Exception) -> Failure:
+def _unprepared(item: Item, error: Exception) -> Failure:
     """Return the failure of an item that could not be prepared. Raises the error that every item would have."""
     if not isinstance(error, PromptmillError):
         return _failure(item, internal_error("The request could not be prepared", error))
@@ -537,13 +458,13 @@ def _unprepared(item: _Item, error: Exception) -> Failure:
 
 
 def _failure(
-    item: _Item, error: PromptmillError, last: RetryDecision | None = None, *, concerns_all: bool = False
+    item: Item, error: PromptmillError, last: RetryDecision | None = None, *, concerns_all: bool = False
 ) -> Failure:
     """Return the failure of an item; `last` is the decision on its last attempt, if that is not charged yet."""
     if last is not None:
         item.charge(last)
     age_s = round(time.monotonic() - item.since, 4) if item.since else 0.0
-    billed = item.billed or _Billed()
+    billed = item.billed or Billed()
     return Failure(
         error,
         item.attempts,
@@ -575,7 +496,7 @@ class _Hedge:
         times = self._sorted
         return _STRAGGLER * times[int(_PERCENTILE * len(times))] if len(times) >= _FEWEST_ANSWERS else None
 
-    async def send(self, item: _Item, permit: Permit, send: _Send) -> tuple[_Result, Permit]:
+    async def send(self, item: Item, permit: Permit, send: _Send) -> tuple[_Result, Permit]:
         """Return the result of `send`, or of its twin if that answered first, and the permit of the request.
 
         An exception of `send` is raised; a failure of the twin is reported to its endpoint only.
@@ -609,7 +530,7 @@ class _Hedge:
                 task.cancel()
             await asyncio.gather(*losers, return_exceptions=True)
 
-    async def _twin(self, item: _Item, slow: EndpointState, send: _Send) -> tuple[_Result, Permit] | None:
+    async def _twin(self, item: Item, slow: EndpointState, send: _Send) -> tuple[_Result, Permit] | None:
         """Send once more, to another endpoint if there is one; return None if that brings no answer."""
         try:
             permit = await self._limiter.enter(self._share, item.tokens, slow)
@@ -619,11 +540,8 @@ class _Hedge:
             account = item.request.account
             if account is not None and not account.reserve_again():
                 return None
-            item.attempts += 1
             item.charge(None)  # one of the two brings no answer
             self._share.sent += 1
-            self._share.call.sending(item.request)
-            self._share.call.counts.retries += 1
             result = await send(permit.endpoint_state)
             if isinstance(result, Completion):
                 return result, permit

@@ -1,9 +1,12 @@
-"""Senders make one attempt at a request, in this process or in a worker process: encode, post, read the response."""
+"""Senders make one attempt at an item, in this process or in a worker process: encode, post, read the response.
+
+`Item` is a request with the ledger of its attempts; a sender counts an attempt when it is written to the wire.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias
 
 from promptmill.backends.openai.asked_wait import exhausted_s
@@ -11,17 +14,90 @@ from promptmill.backends.openai.chat_completion import StreamPreview
 from promptmill.backends.openai.endpoint import Endpoint, elsewhere
 from promptmill.backends.openai.failures import FailureKind, RetryDecision, classify_exception
 from promptmill.backends.openai.http_connection import HttpResponse
-from promptmill.backends.openai.limit.endpoint_state import EndpointState
+from promptmill.backends.openai.limit.endpoint_state import EndpointState, Permit
 from promptmill.backends.openai.reply import answer_in, other_answer_in
 from promptmill.backends.openai.request import Head, ImageEncoder
 from promptmill.backends.openai.transport import Pool
-from promptmill.backends.protocol import Call, Completion
+from promptmill.backends.protocol import NO_USAGE, Call, Completion, Spent, Usage
 from promptmill.core.errors import Code, PromptmillError, without_frames
 from promptmill.core.request import ImagePart, Request
 
 Prepared: TypeAlias = Any
 """The result of `Sender.prepare`: a request's images here, its place in a file for a worker."""
 NOTHING: Mapping[str, bytes] = {}
+# If an item is refused for load while this many other requests succeed for each refused one, the item itself is the
+# cause: by chance, five such refusals in a row happen to one item in a million.
+_SUCCESSES_PER_REFUSAL = 10
+
+
+@dataclass(slots=True)
+class Billed:
+    """Attempts that may be billed: the usage of those that reported one, and the number of the others."""
+
+    spent: tuple[Spent, ...] = ()
+    unmetered: int = 0
+
+    @property
+    def usage(self) -> Usage:
+        """The reported usage, together."""
+        return sum((usage for usage, _ in self.spent), NO_USAGE)
+
+
+class Item:
+    """A request and the ledger of its attempts: `attempts` sent in all, `counted` against `retries`."""
+
+    # on the class, because the first attempt at most items is the only one and changes few of them
+    permit: Permit | None = None
+    """The permit of its last attempt; of two twins, of the twin that brought the result."""
+    tokens: int = 0
+    """Its estimated size, where `tpm` is set."""
+    counted: int = 0
+    refusals: int = 0
+    first_refusal: tuple[int, int] = (0, 0)
+    """`successes` and `rejections` of the endpoint when it first refused the item for load."""
+    failed_at: EndpointState | None = None
+    failed_serial: int = 0
+    stale: bool = False
+    """Whether the next attempt needs a new connection."""
+    since: float = 0.0
+    """When it was first given a place at an endpoint; 0: not yet."""
+    billed: Billed | None = None
+    """Its attempts that brought no answer and may be billed."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.attempts = request.attempts
+
+    def count(self, call: Call) -> None:
+        """Count an attempt that is written to the wire."""
+        self.attempts += 1
+        call.counts.requests += 1
+        if self.attempts > 1:
+            call.counts.retries += 1
+
+    def charge(self, decision: RetryDecision | None) -> None:
+        """Add an attempt without an answer; None: its usage is unknown."""
+        if decision is not None and not decision.may_be_billed:
+            return
+        self.billed = self.billed or Billed()
+        self.billed.unmetered += decision is None or decision.unmetered
+        if decision is not None and decision.usage != NO_USAGE:
+            self.billed.spent += ((decision.usage, decision.tier),)
+
+    def uncharge(self) -> None:
+        """Take back `charge(None)`: the result of the attempt is known."""
+        assert self.billed is not None
+        self.billed.unmetered -= 1
+
+    def is_refused_for_load(self, endpoint_state: EndpointState) -> bool:
+        """Return whether load is the cause of a refusal for load: not if other requests hardly ever get one."""
+        if not self.refusals or self.failed_at is not endpoint_state:
+            self.refusals = 0
+            self.first_refusal = endpoint_state.health.successes, endpoint_state.load.rejections
+            return True
+        successes, rejections = self.first_refusal
+        others = endpoint_state.load.rejections - rejections - self.refusals
+        return endpoint_state.health.successes - successes <= _SUCCESSES_PER_REFUSAL * others
 
 
 class Sender(Protocol):
@@ -34,10 +110,8 @@ class Sender(Protocol):
         """
         ...
 
-    async def send(
-        self, request: Request, endpoint_state: EndpointState, prepared: Prepared, *, fresh: bool
-    ) -> Completion | RetryDecision:
-        """Send once, on a new connection if `fresh`. Raises `PromptmillError` for an error of the request itself."""
+    async def send(self, item: Item, endpoint_state: EndpointState, prepared: Prepared) -> Completion | RetryDecision:
+        """Send once, and count that. Raises `PromptmillError` for an error of the request itself, uncounted."""
         ...
 
     async def aclose(self) -> None:
@@ -73,15 +147,17 @@ class LocalSender:
         return self._image_encoder.read(images)
 
     async def send(
-        self, request: Request, endpoint_state: EndpointState, prepared: Mapping[str, bytes], *, fresh: bool
+        self, item: Item, endpoint_state: EndpointState, prepared: Mapping[str, bytes]
     ) -> Completion | RetryDecision:
         """Encode, post, read."""
+        request = item.request
         if request.path:
-            return await self._send_elsewhere(request, endpoint_state, fresh=fresh)
+            return await self._send_elsewhere(item, endpoint_state)
         endpoint, encoder = endpoint_state.endpoint, endpoint_state.encoder
         head = encoder.head(request)
         warnings = self._warnings_of(head, endpoint) if head.refused else ()
-        preview = self._call.preview
+        call = self._call
+        preview = call.preview
         if prepared and endpoint.profile.images == "data" and self._passes_on(request.conversation.images):
             raise PromptmillError(
                 Code.INVALID_IMAGE,
@@ -91,19 +167,22 @@ class LocalSender:
         body = encoder.encode(head, request.conversation, prepared, stream=preview is not None)
         inline = head.inline
         on_data = None if preview is None else StreamPreview(preview, inline=inline).feed
+        item.count(call)
+        call.ledger.sent(request)
         try:  # not in a function of its own: each coroutine takes some 2,000 instructions
-            response = await self._pool.send(endpoint, body, fresh=fresh, on_data=on_data)
+            response = await self._pool.send(endpoint, body, fresh=item.stale, on_data=on_data)
         except Exception as error:  # noqa: BLE001 (every exception is classified, so that one item never ends a call)
             return _decision_on(error, endpoint)
-        keep_raw = self._call.facts.keep_raw
+        keep_raw = call.facts.keep_raw
         if response.is_soon_read:
             found = answer_in(response, endpoint, keep_raw=keep_raw, inline=inline)
         else:
             found = await self._pool.read_apart(answer_in, response, endpoint, keep_raw=keep_raw, inline=inline)
         if isinstance(found, RetryDecision):
             if preview is not None and response.status in {400, 422}:
-                self._call.preview = None  # it may be the streaming that is refused
-                return await self.send(request, endpoint_state, prepared, fresh=fresh)
+                call.preview = None  # it may be the streaming that is refused
+                call.ledger.not_billed(request)
+                return await self.send(item, endpoint_state, prepared)
             return found
         if response.headers.any_zero():
             _note_limit(response, endpoint_state)
@@ -132,14 +211,14 @@ class LocalSender:
         if self._image_encoder is not None:
             self._image_encoder.close()
 
-    async def _send_elsewhere(
-        self, request: Request, endpoint_state: EndpointState, *, fresh: bool
-    ) -> Completion | RetryDecision:
+    async def _send_elsewhere(self, item: Item, endpoint_state: EndpointState) -> Completion | RetryDecision:
         """Post the body of a request for another path than chats, and keep its response, both unchanged."""
-        endpoint = elsewhere(endpoint_state.endpoint, request.path)
-        body = endpoint_state.encoder.encode_body(request)
+        endpoint = elsewhere(endpoint_state.endpoint, item.request.path)
+        body = endpoint_state.encoder.encode_body(item.request)
+        item.count(self._call)
+        self._call.ledger.sent(item.request)
         try:
-            response = await self._pool.send(endpoint, body, fresh=fresh)
+            response = await self._pool.send(endpoint, body, fresh=item.stale)
         except Exception as error:  # noqa: BLE001 (as above)
             return _decision_on(error, endpoint)
         found = await self._pool.read_apart(other_answer_in, response, endpoint)

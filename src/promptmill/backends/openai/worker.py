@@ -22,7 +22,7 @@ from promptmill.backends.openai.failures import FailureKind, RetryDecision
 from promptmill.backends.openai.limit.endpoint_state import endpoint_states
 from promptmill.backends.openai.providers import profile_named
 from promptmill.backends.openai.request import ImageEncoder
-from promptmill.backends.openai.sender import NOTHING, LocalSender
+from promptmill.backends.openai.sender import NOTHING, Item, LocalSender
 from promptmill.backends.openai.transport import Pool, room_for_connections
 from promptmill.backends.openai.workers import Ref, packed_result
 from promptmill.backends.protocol import Call, Facts
@@ -82,7 +82,9 @@ class Worker:
             request = self._request(key, ref)
             preparing = self._sender.prepare(request)
             prepared = NOTHING if preparing is None else await preparing
-            result = await self._sender.send(request, self._endpoint_states[endpoint], prepared, fresh=fresh)
+            item = Item(request)
+            item.stale = fresh
+            result = await self._sender.send(item, self._endpoint_states[endpoint], prepared)
             self._report(number, *packed_result(result))
         except PromptmillError as error:
             self._report(number, "error", frames.packed_error(error))

@@ -38,6 +38,7 @@ import orjson
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.failures import FailureKind, RetryDecision
 from promptmill.backends.openai.limit.endpoint_state import EndpointState
+from promptmill.backends.openai.sender import Item
 from promptmill.backends.protocol import Call, Completion, Usage
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, input_error, unwritable_parameters
@@ -150,15 +151,23 @@ class FanOut:
             await self._least_busy()
         return Ref(request.row, 0) if request.row is not None else await self._spool.write(request)
 
-    async def send(
-        self, request: Request, endpoint_state: EndpointState, prepared: Ref, *, fresh: bool
-    ) -> Completion | RetryDecision:
+    async def send(self, item: Item, endpoint_state: EndpointState, prepared: Ref) -> Completion | RetryDecision:
         """Have the least busy worker make the attempt. Raises `PromptmillError` for an error of the row itself."""
         worker = await self._least_busy()
+        request, ledger = item.request, self._call.ledger
+        ledger.sent(request)
         try:
-            return await worker.attempt(endpoint_state.number, fresh, request.key, *prepared)
+            result = await worker.attempt(endpoint_state.number, item.stale, request.key, *prepared)
+        except PromptmillError:  # the worker sent nothing
+            ledger.not_billed(request)
+            raise
+        except asyncio.CancelledError:
+            item.count(self._call)
+            raise
         finally:
             self._room.set()
+        item.count(self._call)
+        return result
 
     async def _least_busy(self) -> _Worker:
         if not self._minders:
