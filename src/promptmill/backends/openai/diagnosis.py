@@ -211,9 +211,9 @@ class _Trial:
             if candidate == base:
                 continue
             try:
-                async with asyncio.timeout(_TLS_PROBE_S):
-                    await read_models(self._pool, replace(self._endpoint, url=f"{candidate}/chat/completions"))
-            except (TimeoutError, PromptmillError):
+                elsewhere = replace(self._endpoint, url=f"{candidate}/chat/completions")
+                await read_models(self._pool, elsewhere, _TLS_PROBE_S)
+            except PromptmillError:
                 continue
             return candidate
         return None

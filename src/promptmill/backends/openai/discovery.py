@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import orjson
 
-from promptmill.backends.openai.endpoint import COMPLETIONS, Endpoint, endpoints
+from promptmill.backends.openai.endpoint import COMPLETIONS, Endpoint, endpoints, ip_address_of
 from promptmill.backends.openai.failures import TransportError, classify_exception
 from promptmill.backends.openai.providers import PROFILES, ProviderProfile
 from promptmill.backends.openai.refusals import classify_refusal, with_key_hint
@@ -56,11 +55,7 @@ async def with_model(plan: ResolvedConfig) -> ResolvedConfig:
     first = endpoints(plan)[0]
     async with connected(plan) as pool:
         try:
-            async with asyncio.timeout(_MODEL_S):
-                models = await read_models(pool, first)
-        except TimeoutError:
-            text = f"`model_name` is missing, and {first.name} did not list its models within {_MODEL_S:g} s."
-            raise PromptmillError(Code.TIMEOUT, text) from None
+            models = await read_models(pool, first, _MODEL_S)
         except PromptmillError as error:
             if error.code is not Code.NOT_FOUND:
                 raise
@@ -75,9 +70,9 @@ async def models_at(plan: ResolvedConfig) -> list[str]:
     """Return the names of the models that the first endpoint lists, loaded ones first; `[]` without a list."""
     first = endpoints(plan)[0]
     try:
-        async with connected(plan) as pool, asyncio.timeout(_PROVIDER_S):
-            models = await read_models(pool, first)
-    except (TimeoutError, PromptmillError):
+        async with connected(plan) as pool:
+            models = await read_models(pool, first, _PROVIDER_S)
+    except PromptmillError:
         return []
     return [model.name for model in sorted(models.models, key=lambda model: not model.loaded)]
 
@@ -208,17 +203,10 @@ def _ollama_url(named: str) -> str:
     name, colon, port = host.rpartition(":") if not host.endswith("]") else (host, "", "")
     if not colon:
         name, port = host, "11434"
-    if not name or _is_every_address(name.strip("[]")):
+    address = ip_address_of(name.strip("[]"))
+    if not name or (address is not None and address.is_unspecified):  # `0.0.0.0` or `::`
         name = "127.0.0.1"
     return f"http://{name}:{port}/v1"
-
-
-def _is_every_address(host: str) -> bool:
-    """Return whether a server with `host` listens on every address of its machine: `0.0.0.0` or `::`."""
-    try:
-        return ipaddress.ip_address(host).is_unspecified
-    except ValueError:
-        return False
 
 
 def _providers(
@@ -245,10 +233,7 @@ async def _ask(
 ) -> tuple[Endpoint, ModelList] | PromptmillError:
     try:
         endpoint = endpoints(candidate.plan, environ)[0]
-        async with asyncio.timeout(limit_s):
-            return endpoint, await read_models(pool, endpoint)
-    except TimeoutError:
-        return PromptmillError(Code.TIMEOUT, f"it did not answer within {limit_s:g} s.")
+        return endpoint, await read_models(pool, endpoint, limit_s)
     except PromptmillError as error:
         return error
 
@@ -290,14 +275,23 @@ def base_url(endpoint: Endpoint) -> str:
     return urlunsplit(parts._replace(path=parts.path.removesuffix(COMPLETIONS), query=""))
 
 
-async def read_models(pool: Pool, endpoint: Endpoint) -> ModelList:
-    """Return the models at `endpoint`. Raises `PromptmillError` if they cannot be listed.
+async def read_models(pool: Pool, endpoint: Endpoint, limit_s: float | None = None) -> ModelList:
+    """Return the models at `endpoint`. Raises `PromptmillError` if they cannot be listed within `limit_s` seconds.
 
     Formats: OpenAI's `GET /models`; vLLM and SGLang add `max_model_len`. Servers of the operator's own are also read
     in their own formats: llama.cpp `GET /props` (tools/server/README.md), Ollama `GET /api/version`, `/api/tags` and
     `/api/ps` (docs/api.md), LM Studio `GET /api/v0/models` (lmstudio.ai/docs/api/rest-api), text-generation-inference
     `GET /info`.
     """
+    try:
+        async with asyncio.timeout(limit_s):
+            return await _models(pool, endpoint)
+    except TimeoutError:
+        text = f"{endpoint.name} did not list its models within {limit_s:g} s."
+        raise PromptmillError(Code.TIMEOUT, text) from None
+
+
+async def _models(pool: Pool, endpoint: Endpoint) -> ModelList:
     base = base_url(endpoint)
     try:
         status, headers, body = await pool.page(endpoint, f"{base}/models", LARGEST_BODY)

@@ -242,18 +242,14 @@ def _origin(url: SplitResult) -> str:
 
 
 def _is_loopback(url: SplitResult) -> bool:
-    host = url.hostname or ""
-    if host == "localhost":  # names below it, such as x.localhost, may resolve to another machine
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    address = ip_address_of(url.hostname or "")
+    # names below localhost, such as x.localhost, may resolve to another machine
+    return url.hostname == "localhost" or (address is not None and address.is_loopback)
 
 
 def _is_own(url: SplitResult, profile: ProviderProfile) -> bool:
     host = url.hostname or ""
-    return _is_near(host) and (not profile.hosts or _is_address(host))
+    return _is_near(host) and (not profile.hosts or ip_address_of(host) is not None)
 
 
 def elsewhere(endpoint: Endpoint, path: str) -> Endpoint:
@@ -356,18 +352,17 @@ def parsed(url: str) -> SplitResult:
 
 def _is_near(host: str) -> bool:
     """Return whether `host` is this machine or in its local network."""
-    if _is_address(host):
-        return ipaddress.ip_address(host).is_private  # loopback among them
+    if (address := ip_address_of(host)) is not None:
+        return address.is_private  # loopback among them
     return "." not in host or host.endswith((".local", ".internal", ".lan", ".home.arpa"))
 
 
-def _is_address(host: str) -> bool:
-    """Return whether `host` is an IP address."""
+def ip_address_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Return the IP address that `host` is; None for a name."""
     try:
-        ipaddress.ip_address(host)
+        return ipaddress.ip_address(host)
     except ValueError:
-        return False
-    return True
+        return None
 
 
 def _slip(url: str) -> str:

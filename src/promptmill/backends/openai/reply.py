@@ -235,7 +235,9 @@ def _read_stream(
     if max(map(body.count, (b"\n", b"\r"))) > 2 * MOST_EVENTS:
         return _unreadable(endpoint, f"a stream of more than {MOST_EVENTS:,} events", b"")
     try:
-        return read_payload(_assembled(body), headers, endpoint, keep_raw=keep_raw)
+        # repaired only after assembly, because two events may hold the halves of one surrogate pair
+        completion = mended(chat_completion.assemble(body, _load))
+        return read_payload(completion, headers, endpoint, keep_raw=keep_raw)
     except chat_completion.CutOffError:
         error = PromptmillError(
             Code.CONNECTION_LOST, f"{endpoint.name} ended the stream before the answer was complete."
@@ -243,15 +245,6 @@ def _read_stream(
         return RetryDecision(FailureKind.TRANSIENT, error, unmetered=True)
     except (ValueError, TypeError, AttributeError, KeyError):
         return _unreadable(endpoint, "a stream with an unreadable event", b"")
-
-
-def _assembled(body: bytes) -> dict[str, Any]:
-    try:
-        return chat_completion.assemble(body, _load)
-    except orjson.JSONDecodeError:
-        # repaired only after assembly, because two events may hold the halves of one surrogate pair
-        completion: dict[str, Any] = mended(chat_completion.assemble(body, _load_leniently))
-        return completion
 
 
 def read_payload(
@@ -271,7 +264,8 @@ def read_payload(
     usage, tier = _usage(payload.get("usage")), _tier(payload)
     spent: dict[str, Any] = {"usage": usage, "tier": tier, "unmetered": not usage.prompt_tokens}  # of a failed reply
     if not choices or not isinstance(choices[0], dict):
-        return _without_choice(payload, endpoint, spent)
+        unread = _prompt_filtered(payload)  # before the model read it
+        return replace(_filtered(endpoint, spent), unmetered=False) if unread else _empty(endpoint, spent)
     choice = choices[0]
     if isinstance(choice.get("error"), dict):  # OpenRouter, if the provider behind it failed during the answer
         return replace(classify_refusal(200, headers, {"error": choice["error"]}, endpoint), **spent)
@@ -393,7 +387,6 @@ def _usage(usage: Any, *, answers: bool = True) -> Usage:
 
 
 def _detail(usage: dict[str, Any], group: str, name: str) -> int:
-    """Return a count of the usage details."""
     details = usage.get(group)
     return (_count(details, name) or 0) if isinstance(details, dict) else 0
 
@@ -406,7 +399,6 @@ def _largest(usage: Mapping[str, Any], *names: str) -> int | None:
 
 
 def _count(usage: Mapping[str, Any], name: str) -> int | None:
-    """Return a count; None for a missing or invalid one."""
     count = usage.get(name)
     return count if type(count) is int and 0 <= count <= MOST_TOKENS else None
 
@@ -439,12 +431,6 @@ def _page(body: bytes) -> str:
     return f"a web page ({title})" if title else "a web page"
 
 
-def _without_choice(payload: Mapping[str, Any], endpoint: Endpoint, spent: Mapping[str, Any]) -> RetryDecision:
-    if _prompt_filtered(payload):  # before the model read it
-        return replace(_filtered(endpoint, spent), unmetered=False)
-    return _empty(endpoint, spent)
-
-
 def _filtered(endpoint: Endpoint, spent: Mapping[str, Any]) -> RetryDecision:
     error = PromptmillError(Code.CONTENT_FILTER, f"{endpoint.name} filtered this answer.")
     return RetryDecision(FailureKind.ITEM, error, **spent)
@@ -456,10 +442,12 @@ def _empty(endpoint: Endpoint, spent: Mapping[str, Any]) -> RetryDecision:
 
 
 def _load(data: bytes) -> Any:
-    """Return the value of an event. Raises `ValueError`."""
     if _has_too_many_fields(data):
         raise ValueError("too many fields")
-    return orjson.loads(data)
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return _load_leniently(data)
 
 
 def _load_leniently(data: bytes) -> Any:

@@ -440,12 +440,12 @@ class CallFlow:
         """
         now = self._clock()
         states = [state for state in self._limiter.endpoint_states if not state.health.blocked]
-        if not states or any(state.room(now) > 0 and not state.is_down for state in states):
-            if states and self._call.in_flight:
-                return self._without_answers(states, now)
-            return self._between_attempts(now) if states else ""
+        if not states:
+            return ""
         if self._call.in_flight and not all(state.is_down for state in states):
             return self._without_answers(states, now)
+        if any(state.room(now) > 0 and not state.is_down for state in states):
+            return self._between_attempts(now)
         state = min(states, key=lambda state: state.pause.until)
         left_s = state.pause.until - now
         if not state.is_down or state.health.trouble is None:
