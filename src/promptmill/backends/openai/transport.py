@@ -285,9 +285,8 @@ class RawHttpClient:
         connection = None if fresh else self._idle(target)
         if connection is None:
             connection = await self._new(target, fresh=fresh)
-            connection.keep = not fresh
         answer: Answer = self._loop.create_future()
-        connection.send(pieces, length, answer)
+        connection.send(pieces, length, answer, last=fresh)
         try:
             return await answer
         except BaseException:
