@@ -418,7 +418,6 @@ def _arrival_at(sock: socket.socket) -> Callable[[], object]:
 
 
 def _decoded(body: bytes, encoding: bytes) -> bytes:
-    """Return the content of a body that a server compressed although no request asks for it."""
     if encoding in {b"", b"identity"}:
         return body
     if encoding not in {b"gzip", b"x-gzip", b"deflate"}:

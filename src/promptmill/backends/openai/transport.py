@@ -423,7 +423,6 @@ class RawHttpClient:
         return False
 
     def _look(self) -> None:
-        """Fail silent connections and close those that were idle for too long."""
         self._watch = None
         now = self.clock()
         for connection in tuple(self._open):
