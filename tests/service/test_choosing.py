@@ -24,7 +24,7 @@ def auto(**block):
 
 def row(name, upstream, *, public=False):
     """The row of a server or provider, at `upstream`."""
-    return replace(profile_named(name), base_url=upstream.url, hosts=(), public=public)
+    return replace(profile_named(name), base_url=upstream.url, more_hosts=(), public=public)
 
 
 async def test_a_server_that_runs_here_is_chosen_with_its_model(upstream):

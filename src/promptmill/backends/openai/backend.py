@@ -245,7 +245,6 @@ class Attempts(ConcurrencyShare):
 
     @cached_property
     def _flow(self) -> CallFlow:
-        """Created when an item is first put back, or when a display first reads it."""
         return CallFlow(self._limiter, self.call, time.monotonic, self._began)
 
     def idle(self) -> None:

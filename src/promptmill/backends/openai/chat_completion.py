@@ -37,7 +37,6 @@ def read_message(message: JsonObject) -> tuple[str, str | None]:
 
 
 def _is_thinking(part: Any) -> bool:
-    """Return whether a part of a content list is reasoning."""
     return isinstance(part, dict) and (part.get("type") in _THINKING_PARTS or part.get("thought") is True)
 
 
@@ -330,7 +329,6 @@ class StreamPreview:
 
 
 def _text_in(line: bytes) -> str:
-    """Return the text that the event in a line adds to the answer."""
     try:
         event = orjson.loads(line.strip().removeprefix(b"data:"))
         choice = event["choices"][0]

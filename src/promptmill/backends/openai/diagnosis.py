@@ -219,7 +219,6 @@ class _Trial:
         return None
 
     async def _port_speaks_tls(self, error: PromptmillError) -> bool:
-        """Return whether plain HTTP failed with `error` because the port speaks TLS."""
         if any(words in error.message.lower() for words in SPOKE_TLS):
             return True
         if error.code not in {Code.CONNECTION_LOST, Code.BAD_RESPONSE, Code.BAD_REQUEST}:
@@ -236,7 +235,6 @@ class _Trial:
         return True
 
     async def _speaks_plain_http(self) -> bool:
-        """Return whether the port answers plain HTTP. The request holds no key."""
         try:
             async with asyncio.timeout(_TLS_PROBE_S):
                 reader, writer = await asyncio.open_connection(self._url.hostname, self._url.port or 443)

@@ -184,7 +184,6 @@ def _judge(
 def _local(
     configuration: Configuration, environ: Mapping[str, str], profiles: Sequence[ProviderProfile]
 ) -> list[_Candidate]:
-    """Return the servers that may run on this machine, at their usual addresses."""
     found = []
     for profile in profiles:
         if profile.public or not profile.base_url:

@@ -19,7 +19,7 @@ from enum import Enum, auto
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.protocol import NO_USAGE, Usage
 from promptmill.core.bounds import LARGEST_BODY
-from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.errors import Code, PromptmillError, without_frames
 
 _NO_CONNECTION = "Check host and port in `base_url`, and whether a firewall blocks them; otherwise raise `timeout`."
 _LESS = (
@@ -92,7 +92,8 @@ def backoff_s(failures: int, base_s: float, cap_s: float, rng: random.Random) ->
 
 
 def classify_exception(exc: Exception, endpoint: Endpoint) -> RetryDecision:
-    """Return the decision about an attempt that ended in `exc`."""
+    """Return the decision about an attempt that ended in `exc`, whose frames may hold large bodies."""
+    without_frames(exc)
     decision = _classified(exc, endpoint)
     return replace(decision, unmetered=True) if isinstance(exc, TransportError) and exc.was_sent else decision
 

@@ -159,6 +159,53 @@ class _Pieces:
         self.waits = False
 
 
+class _Response:
+    """The response that a connection receives; `httptools` calls its methods `on_…`."""
+
+    __slots__ = ("body", "head", "headers", "keep", "last", "on_body", "on_header", "parser", "status")
+
+    def __init__(self) -> None:
+        self.head: dict[bytes, bytes] = {}
+        self.body: list[bytes] = []
+        # methods of these two, because a function of Python would cost 2,000 instructions per header
+        self.on_header = self.head.setdefault  # of equal names, the first counts
+        self.on_body = self.body.append
+        self.parser = httptools.HttpResponseParser(self)
+        self.status = 0
+        self.headers: Headers | None = None
+        """Complete headers. Later ones belong to a trailer or to another response."""
+        self.last = -1
+        """The number of pieces of the body, once it is complete."""
+        self.keep = True
+        """Whether another response may follow on the connection."""
+
+    def ends_with_connection(self) -> bool:
+        """Return whether only the end of the connection ends the body."""
+        return {"content-length", "transfer-encoding"}.isdisjoint(self.headers or ())
+
+    def on_message_begin(self) -> None:
+        if self.last >= 0:  # a second response to one request
+            self.keep = False
+
+    def on_headers_complete(self) -> None:
+        if self.last < 0:
+            self.headers = Headers(self.head.copy())
+            self.head.clear()
+            self.status = self.parser.get_status_code()
+
+    def on_message_complete(self) -> None:
+        if self.last >= 0:
+            return
+        if 100 <= self.status < 200:
+            if self.status == 101:
+                raise InvalidResponseError("an unasked-for upgrade")
+            self.headers = None  # an interim response
+            return
+        self.last = len(self.body)
+        if not self.parser.should_keep_alive():
+            self.keep = False
+
+
 class Connection(asyncio.Protocol):
     """One connection. Data between requests closes it, because it would be taken for the answer to the next request.
 
@@ -174,25 +221,13 @@ class Connection(asyncio.Protocol):
         self.answer: Answer | None = None
         """The future that the response is for; None between requests."""
         self.closed = False
-        self.keep = True
         self._owner = owner
         self._clock = owner.clock
         self.has_arrived = _arrival_at(sock)
         """Whether something has arrived that the event loop has yet to read: data or the end."""
         self._transport: asyncio.Transport | None = None
         self._answered = False
-        # Of the response that it receives. The parser's callbacks for a header and a piece of a body are methods of
-        # these two, because a function of Python would cost 2,000 instructions per header.
-        self._head: dict[bytes, bytes] = {}
-        self._body: list[bytes] = []
-        self.on_header = self._head.setdefault  # of equal names, the first counts
-        self.on_body = self._body.append
-        self._parser = httptools.HttpResponseParser(self)
-        self._status = 0
-        self._headers: Headers | None = None
-        """Its headers once they are complete. Later ones belong to a trailer or to another response."""
-        self._last = -1
-        """The number of pieces of its body, once it is complete."""
+        self._response = _Response()
         self._pieces: _Pieces | None = None
         """None for a response that arrives at once, as most do."""
 
@@ -206,31 +241,33 @@ class Connection(asyncio.Protocol):
             self.close()
             return
         self.at = self._clock()
-        body = self._body
+        response = self._response
+        body = response.body
         try:
-            self._parser.feed_data(data)
+            response.parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self.keep = False
-            if self._last < 0:
+            response.keep = False
+            if response.last < 0:
                 inner = error.__context__
                 self._end(inner if isinstance(inner, TransportError) else InvalidResponseError("not an HTTP response"))
                 return
-        if self._last != 1 or len(body) != 1 or self._pieces is not None or len(body[0]) > SMALL_BODY:
+        if response.last != 1 or len(body) != 1 or self._pieces is not None or len(body[0]) > SMALL_BODY:
             try:
                 self._count(len(data))
             except TransportError as error:
                 self.fail(error)
                 return
-            if self._last < 0:
+            if response.last < 0:
                 return
         self._finish()
 
     def eof_received(self) -> None:
+        response = self._response
         if self.answer is None:
             self.close()
-        elif self._headers is not None and self._last < 0 and self._until_closed():
-            self.keep = False
-            self._last = len(self._body)
+        elif response.last < 0 and response.headers is not None and response.ends_with_connection():
+            response.keep = False
+            response.last = len(response.body)
             self._finish()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -239,48 +276,25 @@ class Connection(asyncio.Protocol):
             self._owner.forget(self)
         elif self._pieces is None and self._answered:
             self._end(StaleError())
-        elif self._headers is not None:
+        elif self._response.headers is not None:
             self._end(TransportError("the connection ended within the body"))
         else:
             lost = TransportError("the connection ended before a response")
             self._end(exc if isinstance(exc, ssl.SSLError) else lost)  # TLS 1.3 refuses a client after the handshake
 
-    # httptools
-
-    def on_message_begin(self) -> None:
-        if self._last >= 0:  # a second response to one request
-            self.keep = False
-
-    def on_headers_complete(self) -> None:
-        if self._last < 0:
-            self._headers = Headers(self._head.copy())
-            self._head.clear()
-            self._status = self._parser.get_status_code()
-
-    def on_message_complete(self) -> None:
-        if self._last >= 0:
-            return
-        if 100 <= self._status < 200:
-            if self._status == 101:
-                raise InvalidResponseError("an unasked-for upgrade")
-            self._headers = None  # an interim response
-            return
-        self._last = len(self._body)
-        if not self._parser.should_keep_alive():
-            self.keep = False
-
     def _count(self, size: int) -> None:
         """Count the `size` bytes that have arrived. Raises `TransportError` for too much of a response."""
-        body = self._body
+        response = self._response
+        body = response.body
         pieces = self._pieces = self._pieces or _Pieces()
         pieces.received += size
-        if self._last >= 0:
-            del body[self._last :]  # of a second response
-        if self._headers is not None and (len(body) > pieces.counted or not pieces.before):
+        if response.last >= 0:
+            del body[response.last :]  # of a second response
+        if response.headers is not None and (len(body) > pieces.counted or not pieces.before):
             pieces.before = pieces.received
         if len(body) > pieces.counted:
             self._grow(pieces, body[pieces.counted :])
-        if self._last >= 0:
+        if response.last >= 0:
             return
         # all interim responses together count as one head
         if pieces.received - pieces.before > LARGEST_HEAD:
@@ -325,13 +339,15 @@ class Connection(asyncio.Protocol):
 
     # the owner's
 
-    def send(self, body: bytes | Sequence[bytes], length: int, answer: Answer) -> None:
+    def send(self, body: bytes | Sequence[bytes], length: int, answer: Answer, *, last: bool = False) -> None:
         """Send a request with a body of `length` bytes, whole or in pieces, at `at`.
 
-        `answer` gets the response or the exception.
+        `answer` gets the response or the exception. The connection closes after the `last` one.
         """
         transport = self._transport
         assert transport is not None
+        if last:
+            self._response.keep = False
         self.answer = answer
         head = self.target.head(length)
         if not isinstance(body, bytes):
@@ -343,12 +359,12 @@ class Connection(asyncio.Protocol):
 
     def close(self) -> None:
         """Close at once, without a result for `answer`."""
-        self.keep = False
+        self._response.keep = False
         self.answer = None
         if self._pieces is not None and self._pieces.held is not None:
             self._pieces.held.free()
         self._pieces = None
-        self._body.clear()
+        self._response.body.clear()
         if self._transport is not None and not self.closed:
             self.closed = True
             self._transport.abort()
@@ -356,22 +372,19 @@ class Connection(asyncio.Protocol):
 
     def fail(self, error: Exception) -> None:
         """End the request in flight, and the connection."""
-        self.keep = False
+        self._response.keep = False
         self._end(error)
 
-    def _until_closed(self) -> bool:
-        """Return whether only the end of the connection ends the body."""
-        return {"content-length", "transfer-encoding"}.isdisjoint(self._headers or ())
-
     def _finish(self) -> None:
-        body, pieces, headers = self._body, self._pieces, self._headers
-        content = body[0] if self._last == 1 else b"".join(body[: self._last])
+        response, pieces = self._response, self._pieces
+        body, headers = response.body, response.headers
+        content = body[0] if response.last == 1 else b"".join(body[: response.last])
         held = None if pieces is None else pieces.held
         assert headers is not None
         # an ordinary answer needs no look at its headers: no format of compression begins like a JSON object
         encoding = b"" if content[:1] == b"{" else headers.get("content-encoding", "").lower().encode("latin-1")
         self._answered = True
-        self._end(HttpResponse(self._status, headers, content, held, encoding))
+        self._end(HttpResponse(response.status, headers, content, held, encoding))
 
     def _end(self, result: HttpResponse | Exception) -> None:
         answer, self.answer = self.answer, None
@@ -382,10 +395,11 @@ class Connection(asyncio.Protocol):
             else:
                 pieces.held.free()
             self._transport.resume_reading()
-        if self.keep and not self.closed:
-            self._headers, self._last = None, -1
-            self._body.clear()
-            self._head.clear()  # a trailer
+        response = self._response
+        if response.keep and not self.closed:
+            response.headers, response.last = None, -1
+            response.body.clear()
+            response.head.clear()  # a trailer
             self._owner.release(self)
         else:
             self.close()
@@ -407,7 +421,6 @@ def _arrival_at(sock: socket.socket) -> Callable[[], object]:
 
 
 def _decoded(body: bytes, encoding: bytes) -> bytes:
-    """Return the content of a body that a server compressed although no request asks for it."""
     if encoding in {b"", b"identity"}:
         return body
     if encoding not in {b"gzip", b"x-gzip", b"deflate"}:

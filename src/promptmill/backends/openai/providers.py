@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
-from urllib.parse import SplitResult
+from urllib.parse import SplitResult, urlsplit
 
 from promptmill.backends.openai.error_body import Cause, ErrorBody
 from promptmill.core.wording import did_you_mean
@@ -28,7 +28,7 @@ _ALWAYS_THINKING = re.compile(r"(?i)\bqwq|\bqvq|(?<!non)[-:]thinking\b|deepseek-
 
 @dataclass(frozen=True, slots=True)
 class ProviderProfile:
-    """One provider. `hosts` match the whole host or its end after a dot; `refused` are body keys that cause a 4xx.
+    """One provider. `refused` are body keys that cause a 4xx.
 
     `thinking` is the form of `enable_thinking` (`type_object`: `thinking: {type: enabled}`; `effort`: off is
     `reasoning_effort: none`), `json_form` the form of a request for JSON. `reasoning_models` matches models that take
@@ -36,7 +36,8 @@ class ProviderProfile:
     """
 
     name: str
-    hosts: tuple[str, ...] = ()
+    more_hosts: tuple[str, ...] = ()
+    """Its hosts in addition to that of a public `base_url`."""
     ports: tuple[int, ...] = ()
     public: bool = True
     renamed: Mapping[str, str] = field(default_factory=dict)
@@ -63,6 +64,12 @@ class ProviderProfile:
     """Its own error codes → cause. A code is `field=number`, or the lower-case word of `code` or `type`."""
     phrases: Mapping[str, Cause] = field(default_factory=dict)
     """Its own phrases, in lower case, → cause, if other providers mean something else by them."""
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Its hosts; each also stands for the hosts that end in it after a dot."""
+        host = urlsplit(self.base_url).hostname if self.public else None
+        return (host, *self.more_hosts) if host else self.more_hosts
 
     def always_thinks(self, model: str) -> bool:
         """Return whether thinking cannot be switched off."""
@@ -124,7 +131,6 @@ _SAMPLING = frozenset({"temperature", "top_p", "presence_penalty", "frequency_pe
 
 _OPENAI = ProviderProfile(
     "openai",
-    ("api.openai.com",),
     refused=_NOT_OPENAIS,
     thinking="refused",
     json_form="strict",
@@ -146,7 +152,7 @@ PROFILES = (
     replace(
         _OPENAI,
         name="azure",
-        hosts=("openai.azure.com",),
+        more_hosts=("openai.azure.com",),
         public=False,
         base_url="",
         page="learn.microsoft.com/azure/ai-services/openai/api-version-lifecycle",
@@ -154,7 +160,6 @@ PROFILES = (
     ),
     ProviderProfile(
         "mistral",
-        ("api.mistral.ai",),
         renamed=MappingProxyType({"seed": "random_seed"}),
         refused=_NOT_OPENAIS,
         thinking="refused",
@@ -165,7 +170,6 @@ PROFILES = (
     ),
     ProviderProfile(
         "groq",
-        ("api.groq.com",),
         refused=_NOT_OPENAIS,
         thinking="refused",
         json_form="object",
@@ -175,7 +179,6 @@ PROFILES = (
     ),
     ProviderProfile(
         "google",
-        ("generativelanguage.googleapis.com",),
         refused=_NOT_OPENAIS,
         thinking="effort",
         always_thinking=re.compile(r"gemini-2\.5-pro|gemini-[3-9]"),
@@ -185,7 +188,7 @@ PROFILES = (
     ),
     ProviderProfile(
         "dashscope",
-        ("dashscope.aliyuncs.com", "dashscope-intl.aliyuncs.com"),
+        more_hosts=("dashscope-intl.aliyuncs.com",),
         thinking="top_level",
         json_form="object",
         # its code for tokens per minute; its code for missing money is `Arrearage`
@@ -196,7 +199,7 @@ PROFILES = (
     ),
     ProviderProfile(
         "siliconflow",
-        ("api.siliconflow.cn", "api.siliconflow.com"),
+        more_hosts=("api.siliconflow.com",),
         thinking="top_level",
         json_form="object",
         codes=_codes("code", MODEL="20012", QUOTA="30001 30003 30011", BUSY="50501 50505 50507 60000"),
@@ -206,7 +209,7 @@ PROFILES = (
     ),
     ProviderProfile(
         "glm",
-        ("open.bigmodel.cn", "api.z.ai"),
+        more_hosts=("api.z.ai",),
         thinking="type_object",
         always_thinking=re.compile(r"glm-5\.3"),
         json_form="object",
@@ -227,7 +230,7 @@ PROFILES = (
     ),
     ProviderProfile(
         "minimax",
-        ("api.minimax.io", "api.minimaxi.com", "api.minimax.chat"),
+        more_hosts=("api.minimaxi.com", "api.minimax.chat"),
         codes=_codes(
             "status_code",
             RATE="1002 1039 1041 2045",
@@ -246,7 +249,7 @@ PROFILES = (
     ),
     ProviderProfile(
         "qianfan",
-        ("qianfan.baidubce.com", "aip.baidubce.com"),
+        more_hosts=("aip.baidubce.com",),
         codes=_codes(
             "error_code",
             RATE="4 18 336100 336501 336502",
@@ -261,7 +264,6 @@ PROFILES = (
     ),
     ProviderProfile(
         "spark",
-        ("spark-api-open.xf-yun.com",),
         codes=_codes(
             "code",
             FILTER="10013 10014 10019",
@@ -278,7 +280,7 @@ PROFILES = (
     ),
     ProviderProfile(
         "sensenova",
-        ("token.sensenova.cn", "api.sensenova.cn"),
+        more_hosts=("api.sensenova.cn",),
         codes=_codes("code", INPUT="3", KEY="7 16", MODEL="5", RATE="8", FILTER="18 19", BUSY="2 13 14"),
         base_url="https://token.sensenova.cn/v1",
         thinking="refused",
@@ -288,7 +290,6 @@ PROFILES = (
     ),
     ProviderProfile(
         "anthropic",
-        ("api.anthropic.com",),
         refused=_NOT_OPENAIS,
         thinking="refused",
         json_form="words",
@@ -301,7 +302,6 @@ PROFILES = (
     ),
     ProviderProfile(
         "deepseek",
-        ("api.deepseek.com",),
         refused=_NOT_OPENAIS,
         thinking="type_object",
         json_form="object",
@@ -311,7 +311,6 @@ PROFILES = (
     ),
     ProviderProfile(
         "xai",
-        ("api.x.ai",),
         refused=_NOT_OPENAIS,
         thinking="refused",
         base_url="https://api.x.ai/v1",
@@ -320,7 +319,6 @@ PROFILES = (
     ),
     ProviderProfile(
         "cerebras",
-        ("api.cerebras.ai",),
         refused=_NOT_OPENAIS | {"frequency_penalty", "presence_penalty"},
         thinking="refused",
         json_form="strict",
@@ -330,7 +328,6 @@ PROFILES = (
     ),
     ProviderProfile(
         "openrouter",
-        ("openrouter.ai",),
         refused=frozenset({"chat_template_kwargs"}),
         thinking="effort",
         base_url="https://openrouter.ai/api/v1",
@@ -339,14 +336,13 @@ PROFILES = (
     ),
     ProviderProfile(
         "together",
-        ("api.together.xyz", "api.together.ai"),
+        more_hosts=("api.together.xyz",),
         base_url="https://api.together.ai/v1",
         key_env="TOGETHER_API_KEY",
         page="docs.together.ai/docs/inference/openai-compatibility",
     ),
     ProviderProfile(
         "fireworks",
-        ("api.fireworks.ai",),
         base_url="https://api.fireworks.ai/inference/v1",
         key_env="FIREWORKS_API_KEY",
         thinking="effort",
@@ -354,14 +350,12 @@ PROFILES = (
     ),
     ProviderProfile(
         "nvidia",
-        ("integrate.api.nvidia.com",),
         base_url="https://integrate.api.nvidia.com/v1",
         key_env="NVIDIA_API_KEY",
         page="build.nvidia.com",
     ),
     ProviderProfile(
         "huggingface",
-        ("router.huggingface.co",),
         base_url="https://router.huggingface.co/v1",
         key_env="HF_TOKEN",
         page="huggingface.co/changelog/inference-providers-openai-compatible",
@@ -386,7 +380,7 @@ PROFILES = (
     ),
     ProviderProfile(
         "cohere",
-        ("api.cohere.ai", "api.cohere.com"),
+        more_hosts=("api.cohere.com",),
         base_url="https://api.cohere.ai/compatibility/v1",
         key_env="COHERE_API_KEY",
         page="docs.cohere.com/docs/compatibility-api",
@@ -395,21 +389,18 @@ PROFILES = (
     ),
     ProviderProfile(
         "deepinfra",
-        ("api.deepinfra.com",),
         base_url="https://api.deepinfra.com/v1/openai",
         key_env="DEEPINFRA_API_KEY",
         page="deepinfra.com/docs/advanced/openai_api",
     ),
     ProviderProfile(
         "sambanova",
-        ("api.sambanova.ai",),
         base_url="https://api.sambanova.ai/v1",
         key_env="SAMBANOVA_API_KEY",
         page="docs.sambanova.ai/docs/en/features/openai-compatibility",
     ),
     ProviderProfile(
         "perplexity",
-        ("api.perplexity.ai",),
         base_url="https://api.perplexity.ai/chat/completions",
         key_env="PERPLEXITY_API_KEY",
         page="docs.perplexity.ai/docs/sonar/openai-compatibility",
@@ -417,7 +408,6 @@ PROFILES = (
     ),
     ProviderProfile(
         "github",
-        ("models.github.ai",),
         base_url="https://models.github.ai/inference",
         key_env="GITHUB_TOKEN",
         page="docs.github.com/en/github-models/quickstart",
@@ -426,7 +416,7 @@ PROFILES = (
     ),
     ProviderProfile(
         "kimi",
-        ("api.moonshot.cn", "api.moonshot.ai"),
+        more_hosts=("api.moonshot.ai",),
         base_url="https://api.moonshot.cn/v1",
         key_env="MOONSHOT_API_KEY",
         page="platform.kimi.ai/docs/guide/use-kimi-vision-model",
@@ -441,7 +431,6 @@ PROFILES = (
     ),
     ProviderProfile(
         "doubao",
-        ("ark.cn-beijing.volces.com",),
         base_url="https://ark.cn-beijing.volces.com/api/v3",
         key_env="ARK_API_KEY",
         page="www.volcengine.com/docs/82379/1263482",
@@ -450,14 +439,13 @@ PROFILES = (
     ),
     ProviderProfile(
         "ppio",
-        ("api.ppinfra.com", "api.ppio.com"),
+        more_hosts=("api.ppinfra.com",),
         base_url="https://api.ppio.com/openai/v1",
         key_env="PPIO_API_KEY",
         page="raw.githubusercontent.com/PPIO/ppio-skills/main/skills/ppio-docs/references/llm-guide.md",
     ),
     ProviderProfile(
         "aiping",
-        ("aiping.cn",),
         base_url="https://aiping.cn/api/v1",
         key_env="AIPING_API_KEY",
         page="www.aiping.cn/docs/API/text-models",
@@ -466,7 +454,6 @@ PROFILES = (
     ),
     ProviderProfile(
         "hunyuan",
-        ("api.hunyuan.cloud.tencent.com",),
         base_url="https://api.hunyuan.cloud.tencent.com/v1",
         key_env="HUNYUAN_API_KEY",
         page="cloud.tencent.com/document/product/1729/111007",
@@ -474,7 +461,7 @@ PROFILES = (
     ),
     ProviderProfile(
         "stepfun",
-        ("api.stepfun.com", "api.stepfun.ai"),
+        more_hosts=("api.stepfun.ai",),
         base_url="https://api.stepfun.com/v1",
         key_env="STEPFUN_API_KEY",
         page="platform.stepfun.com/docs/zh/overview/quickstart",
@@ -482,14 +469,13 @@ PROFILES = (
     ),
     ProviderProfile(
         "novita",
-        ("api.novita.ai",),
         base_url="https://api.novita.ai/openai/v1",
         key_env="NOVITA_API_KEY",
         page="raw.githubusercontent.com/novitalabs/novita-skills/main/skills/novita-docs/references/quick-start.md",
     ),
     ProviderProfile(
         "nebius",
-        ("api.tokenfactory.nebius.com", "api.studio.nebius.com", "api.studio.nebius.ai"),
+        more_hosts=("api.studio.nebius.com", "api.studio.nebius.ai"),
         base_url="https://api.tokenfactory.nebius.com/v1",
         key_env="NEBIUS_API_KEY",
         page="docs.tokenfactory.nebius.com/api-reference/introduction",

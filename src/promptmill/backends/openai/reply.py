@@ -26,7 +26,7 @@ from promptmill.backends.openai.http_connection import HttpResponse
 from promptmill.backends.openai.refusals import classify_refusal, wrong_address
 from promptmill.backends.protocol import NO_USAGE, Completion, Usage
 from promptmill.core.bounds import LARGEST_KEPT, MOST_EVENTS, MOST_FIELDS, MOST_MEMORY, MOST_TOKENS
-from promptmill.core.errors import Code, PromptmillError, without_controls, without_frames
+from promptmill.core.errors import Code, PromptmillError, without_controls
 from promptmill.core.wording import mended
 
 _ERROR_FIELDS = frozenset(
@@ -47,7 +47,6 @@ def _content(response: HttpResponse, endpoint: Endpoint) -> bytes | RetryDecisio
     try:
         return response.content()
     except TransportError as error:
-        without_frames(error)  # the frames hold the decompressed bytes
         return classify_exception(error, endpoint)
 
 
@@ -426,7 +425,6 @@ def _unreadable(endpoint: Endpoint, found: str, body: bytes) -> RetryDecision:
 
 
 def _page(body: bytes) -> str:
-    """Return the description of a web page for a message, with its title if it has one."""
     title = " ".join(without_controls(read_error(_text(body)).shown).split())[:60]
     return f"a web page ({title})" if title else "a web page"
 

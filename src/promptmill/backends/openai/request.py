@@ -20,7 +20,7 @@ import pybase64
 from promptmill.answers.schema import schema_of
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.providers import JsonForm, translate
-from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.errors import Code, PromptmillError, unwritable_parameters
 from promptmill.core.request import (
     ROLES,
     AudioPart,
@@ -116,11 +116,7 @@ class RequestEncoder:
             try:
                 text = orjson.dumps({"model": self._model, **body})
             except TypeError:  # orjson's error is a subclass
-                raise PromptmillError(
-                    Code.INVALID_INPUT,
-                    "`sampling_params` or `extra_params` contain an unpaired surrogate, a number above 64 bits "
-                    "or too deep nesting, which JSON cannot represent.",
-                ) from None
+                raise unwritable_parameters() from None
             inline = sampling.reasoning == "inline"
             head = Head(text[:-1] + b',"messages":[', refused, words, (sampling, extra), inline)
             # each request may have its own parameters, and these a large schema
@@ -231,7 +227,6 @@ def _strictly(wanted: JsonObject) -> JsonObject:
 
 
 def _with_words(conversation: Conversation, words: str) -> Conversation:
-    """Return the conversation with `words` at the end of its system message."""
     first = conversation.messages[0] if conversation.messages else None
     if first is not None and first.role in {"system", "developer"} and isinstance(first.content, str):
         extended = Message(first.role, f"{first.content}\n\n{words}", first.extra)

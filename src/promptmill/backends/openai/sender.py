@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias
 
@@ -19,8 +19,8 @@ from promptmill.backends.openai.reply import answer_in, other_answer_in
 from promptmill.backends.openai.request import Head, ImageEncoder
 from promptmill.backends.openai.transport import Pool
 from promptmill.backends.protocol import NO_USAGE, Call, Completion, Spent, Usage
-from promptmill.core.errors import Code, PromptmillError, without_frames
-from promptmill.core.request import ImagePart, Request
+from promptmill.core.errors import Code, PromptmillError
+from promptmill.core.request import Request
 
 Prepared: TypeAlias = Any
 """The result of `Sender.prepare`: a request's images here, its place in a file for a worker."""
@@ -142,9 +142,12 @@ class LocalSender:
         images = request.conversation.images
         if not images:
             return None
+        return self._images().read(images)
+
+    def _images(self) -> ImageEncoder:
         if self._image_encoder is None:
             self._image_encoder = self._make_image_encoder()
-        return self._image_encoder.read(images)
+        return self._image_encoder
 
     async def send(
         self, item: Item, endpoint_state: EndpointState, prepared: Mapping[str, bytes]
@@ -158,7 +161,7 @@ class LocalSender:
         warnings = self._warnings_of(head, endpoint) if head.refused else ()
         call = self._call
         preview = call.preview
-        if prepared and endpoint.profile.images == "data" and self._passes_on(request.conversation.images):
+        if prepared and endpoint.profile.images == "data" and self._images().passes_on(request.conversation.images):
             raise PromptmillError(
                 Code.INVALID_IMAGE,
                 f"{endpoint.name} fetches no images from the web.",
@@ -172,7 +175,7 @@ class LocalSender:
         try:  # not in a function of its own: each coroutine takes some 2,000 instructions
             response = await self._pool.send(endpoint, body, fresh=item.stale, on_data=on_data)
         except Exception as error:  # noqa: BLE001 (every exception is classified, so that one item never ends a call)
-            return _decision_on(error, endpoint)
+            return classify_exception(error, endpoint)
         keep_raw = call.facts.keep_raw
         if response.is_soon_read:
             found = answer_in(response, endpoint, keep_raw=keep_raw, inline=inline)
@@ -203,9 +206,6 @@ class LocalSender:
             self._call.warn(warning)
         return warnings
 
-    def _passes_on(self, images: Sequence[ImagePart]) -> bool:
-        return self._image_encoder is not None and self._image_encoder.passes_on(images)
-
     async def aclose(self) -> None:
         """Stop reading images."""
         if self._image_encoder is not None:
@@ -220,19 +220,13 @@ class LocalSender:
         try:
             response = await self._pool.send(endpoint, body, fresh=item.stale)
         except Exception as error:  # noqa: BLE001 (as above)
-            return _decision_on(error, endpoint)
+            return classify_exception(error, endpoint)
         found = await self._pool.read_apart(other_answer_in, response, endpoint)
         if isinstance(found, Completion):
             _note_limit(response, endpoint_state)
         elif found.kind is FailureKind.ENDPOINT and response.status in {404, 405}:
             return replace(found, kind=FailureKind.ITEM)  # it lacks this route, but may have the route of chats
         return found
-
-
-def _decision_on(error: Exception, endpoint: Endpoint) -> RetryDecision:
-    """Return the decision about an attempt without a response."""
-    without_frames(error)
-    return classify_exception(error, endpoint)
 
 
 def _note_limit(response: HttpResponse, endpoint_state: EndpointState) -> None:

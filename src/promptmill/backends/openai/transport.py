@@ -283,9 +283,8 @@ class RawHttpClient:
         connection = None if fresh else self._idle(target)
         if connection is None:
             connection = await self._new(target, fresh=fresh)
-            connection.keep = not fresh
         answer: Answer = self._loop.create_future()
-        connection.send(body, length, answer)
+        connection.send(body, length, answer, last=fresh)
         try:
             return await answer
         except BaseException:
@@ -422,7 +421,6 @@ class RawHttpClient:
         return False
 
     def _look(self) -> None:
-        """Fail silent connections and close those that were idle for too long."""
         self._watch = None
         now = self.clock()
         for connection in tuple(self._open):

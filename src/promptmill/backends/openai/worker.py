@@ -114,7 +114,6 @@ class Worker:
         return request.changed(conversation=request.conversation.with_sources(self._with_bytes))
 
     def _with_bytes(self, source: str) -> str:
-        """Return `source`, with its bytes if they are in the spool."""
         if not source.startswith(self._held):
             return source
         offset, length = source.removeprefix(self._held).split(":")

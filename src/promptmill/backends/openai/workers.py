@@ -207,7 +207,6 @@ class FanOut:
             self._room.set()
 
     async def _live(self, worker: _Worker) -> None:
-        """Start the process and read its frames until it ends."""
         child = await subprocesses.Child.start(_WORKER, _GIVES_MEMORY_BACK | subprocesses.environment())
         try:
             child.write(self._job)
@@ -402,7 +401,6 @@ def packed_result(result: _Result) -> tuple[str, Any]:
 
 
 def _unpacked_result(kind: str, found: Any) -> _Result:
-    """Return the result that `packed_result` wrote."""
     if kind == "answer":
         text, finish_reason, reasoning, calls, logprobs, details, tier, warnings, *counts = found
         answer = Completion(text, finish_reason, Usage(*counts), reasoning, tuple(calls), tier=tier)

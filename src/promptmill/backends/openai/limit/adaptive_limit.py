@@ -24,11 +24,9 @@ import re
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
-from urllib.parse import urlsplit
+from typing import NamedTuple
 
 from promptmill.backends.protocol import ignored
-from promptmill.core.bounds import LARGEST_BODY
 
 # A refusal comes at once, an answer after seconds: places that were taken this long ago without a refusal are granted.
 QUIET_S = 0.2
@@ -58,7 +56,6 @@ _PAYS_STILL = 0.4
 _STEP = 0.1
 _FEWEST_ANSWERS = 32
 _BUSY = 0.8
-_PAGE_S = 1.0
 # A sample of the text format: name, perhaps labels, value. One line per engine or model, to be added up.
 _WAITING = re.compile(
     rb"^(?:vllm:num_requests_waiting|sglang:num_queue_reqs|llamacpp:requests_deferred|tgi_queue_size)"
@@ -318,7 +315,6 @@ class AdaptiveLimit:
         return self._begin_rest()
 
     def _return_from(self, trial: _Trial) -> None:
-        """Restore the limit from before the trial: the refusals do not depend on the limit."""
         self._random = max(self._random, self._level.share)
         self._limit = trial.limit
         self._resize(self._limit)
@@ -393,7 +389,6 @@ class ThroughputSearch:
             self._begin(min(self._limit.most, max(in_flight / 2, in_flight - waiting)))
 
     def _begin(self, most: float) -> None:
-        """Set the bound and count the answers anew."""
         self._limit.most = max(1, min(self._most, round(most)))
         self._since = self._limit.round_number
         self._answers = self._in_flight = self._tokens = 0
@@ -431,14 +426,6 @@ class ThroughputSearch:
         return 2 * level if self._doubling else max(level + 1, level * (1 + self._step))
 
 
-class Pages(Protocol):
-    """Fetches web pages."""
-
-    async def get(self, url: str, largest: int, timeout_s: float) -> bytes | None:
-        """Return the body of a page, or None for any failure."""
-        ...
-
-
 def waiting_in(page: bytes) -> float | None:
     """Return the number of waiting requests on a page of metrics; None if it has none."""
     found = _WAITING.findall(page)
@@ -446,10 +433,3 @@ def waiting_in(page: bytes) -> float | None:
         return sum(map(float, found)) if found else None
     except ValueError:
         return None
-
-
-async def waiting_at(pages: Pages, url: str) -> float | None:
-    """Return the number of requests that wait inside the server at `url`; None if it does not publish it."""
-    parts = urlsplit(url)
-    page = await pages.get(f"{parts.scheme}://{parts.netloc}/metrics", LARGEST_BODY, _PAGE_S)
-    return None if page is None else waiting_in(page)

@@ -7,20 +7,22 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
+from urllib.parse import urljoin
 
 from promptmill.backends.openai.endpoint import Endpoint
 from promptmill.backends.openai.failures import FailureKind, RetryDecision, backoff_s
-from promptmill.backends.openai.limit.adaptive_limit import AdaptiveLimit, Pages, ThroughputSearch, waiting_at
+from promptmill.backends.openai.limit.adaptive_limit import AdaptiveLimit, ThroughputSearch, waiting_in
 from promptmill.backends.openai.request import RequestEncoder
-from promptmill.backends.openai.transport import LoopThrottle
+from promptmill.backends.openai.transport import LoopThrottle, Pool
 from promptmill.config.settings import OpenAISettings
+from promptmill.core.bounds import LARGEST_BODY
 from promptmill.core.errors import Code, PromptmillError
 
 # As many refusals in a row, without a success, concern the endpoint and not single items. A filter that refuses a third
 # of all prompts does so once in 40 million.
 SEVERAL = 16
 _FADING = 0.1
-_LOAD_PERIOD_S = 1.0
+_LOAD_PERIOD_S, _PAGE_S = 1.0, 1.0
 # The bound of the requests in flight to a server of the operator's own, if `concurrency` is not set.
 _MOST_OWN = 1024
 
@@ -197,7 +199,6 @@ class EndpointState:
         return now
 
     def _recovered(self, permit: Permit) -> None:
-        """End the trouble: the request of `permit` succeeded."""
         health, pause = self.health, self.pause
         health.losses = health.refusals = 0
         health.suspected = health.trouble = None
@@ -206,12 +207,13 @@ class EndpointState:
         pause.strikes = 0
         pause.probe = None  # so that another can be sent while this one hangs
 
-    async def watch_load(self, pages: Pages) -> None:
+    async def watch_load(self, pool: Pool) -> None:
         """Report to the search once a second how many requests wait at the server, for as long as it publishes that."""
+        url = urljoin(self.endpoint.url, "/metrics")
         while self.load.search is not None:
             await asyncio.sleep(_LOAD_PERIOD_S)
-            waiting = await waiting_at(pages, self.endpoint.url)
-            if waiting is None:
+            page = await pool.get(url, LARGEST_BODY, _PAGE_S)
+            if page is None or (waiting := waiting_in(page)) is None:
                 return
             self.load.search.waits(waiting, self.load.in_flight)
 

@@ -454,7 +454,6 @@ class CallFlow:
         return self._until_back(state, state.health.trouble, now)
 
     def _until_back(self, state: EndpointState, trouble: Trouble, now: float) -> str:
-        """Return the failure of an endpoint that is down, and the time of the next try."""
         since, failure = trouble
         left_s = state.pause.until - now
         is_new = not state.health.successes
@@ -466,7 +465,6 @@ class CallFlow:
         return f"waiting for {state.endpoint.name} since {duration(now - since)}, {following}{self._end(state)}"
 
     def _without_answers(self, states: Sequence[EndpointState], now: float) -> str:
-        """Return for how long no request has been answered; `""` while that is usual."""
         if self._call.counts.done != self._done:
             self._done, self._quiet_since = self._call.counts.done, now
         quiet_s = now - self._quiet_since
