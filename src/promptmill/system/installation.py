@@ -64,7 +64,7 @@ def command_into(folder: Path, requirement: str) -> tuple[str, ...] | None:
     elif uv := os.environ.get("UV") or shutil.which("uv"):
         command = (uv, "pip", "install", "--python", sys.executable)
     elif wheels:
-        command = (sys.executable, str(wheels[0] / "pip"), *pip)
+        command = (sys.executable, "-P", str(wheels[0] / "pip"), *pip)
     else:
         return None
     return (*command, "--no-deps", "--only-binary", ":all:", "--target", str(folder), requirement)

@@ -163,7 +163,7 @@ class Child:
 
 
 def _command(module: str) -> tuple[str, ...]:
-    # -P: a module in the working directory must not stand in for one of ours
+    # -P: no module in the working directory replaces ours
     return sys.executable, "-P", "-m", module
 
 
@@ -188,12 +188,13 @@ class Helper:
         self._module, self._reply_s = module, reply_s
         self._turn = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._is_killed = False
 
     @property
     def pid(self) -> int | None:
         """The number of the process, None while none runs."""
         process = self._process  # another thread may end it
-        return None if process is None or process.poll() is not None else process.pid
+        return None if process is None or self._is_killed or process.poll() is not None else process.pid
 
     def ask(self, question: bytes, file: BinaryIO | None = None) -> frames.Frame | None:
         """Send a frame, and the content of `file` behind it; return the reply. Raises `OSError` if no process starts.
@@ -205,6 +206,7 @@ class Helper:
             try:
                 if self.pid is None:
                     self.end()
+                    self._is_killed = False
                     self._process = subprocess.Popen(_command(self._module), **_options(environment()))
                     if _exchange(self._process, b"", None, _START_S) is None:
                         raise OSError("no process starts")
@@ -218,6 +220,7 @@ class Helper:
     def kill(self) -> None:
         """End the process at once, even while it answers a question."""
         if (pid := self.pid) is not None:
+            self._is_killed = True  # it may take a moment to end
             end_group(pid)
 
     def end(self) -> None:

