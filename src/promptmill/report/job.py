@@ -27,7 +27,7 @@ from promptmill.jobs.store.spec import JobSpec
 from promptmill.jobs.store.status_record import CourseRecord, FieldResults, Results, Status
 from promptmill.report import page
 from promptmill.report.job_table import CUT, FAILED, PROMPT_NAME, JobTable, variant_names
-from promptmill.report.page import MOST_ROWS, Report, made_by, when
+from promptmill.report.page import MOST_ROWS, Report, when
 from promptmill.report.page_rows import Filter
 from promptmill.report.thumbnails import Thumbnails
 
@@ -95,12 +95,10 @@ def _page(folder: Folder) -> tuple[bytes, tuple[int, int, str]]:
             *(_of_field(table, name, field) for name, field in results.get("fields", {}).items()),
         ],
         "failures": [(code, count, *_example(code, examples.get(code, ""))) for code, count in failures.items()],
-        "sections": [],
         "thumbnails": pictures.found,
         "course": (course := folder.course),
         "spreads": _spreads(spread),
         "run": _run(course, spec, found, made_in),
-        "made": made_by(),
     }
     rows.filters = _filters(failed=bool(failures), cut=any(state & CUT for state in rows.state))
     if (rows_of_input := status.rows_of_input(found)) is not None:
