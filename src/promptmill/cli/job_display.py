@@ -310,6 +310,7 @@ def _aligned(name: str, text: str, widths: Mapping[str, int]) -> str:
 
 def _row(one: Status) -> dict[str, tuple[str, str]]:
     total, done, failed, cost = one.get("total"), one.get("done", 0), one.get("failed", 0), one.get("cost")
+    output, here = Path(one["output_file"] or ""), Path.cwd()
     rows = f"{done:,}" if total in {None, done} else f"{done:,}/{total:,}"
     if (asked := status.rows_of_input(one)) is not None:
         rows = f"{done:,}/" * (done != total) + f"{asked:,} \N{MULTIPLICATION SIGN} {len(one['variants'])}"
@@ -323,13 +324,6 @@ def _row(one: Status) -> dict[str, tuple[str, str]]:
         "files": (title(one), ""),
         "model": (one.get("model") or "", ""),
         "begun": (time.strftime("%m-%d %H:%M", time.localtime(one["created"])), ""),
-        _PATH: (_relative(one["output_file"] or ""), ""),
+        _PATH: (str(output.relative_to(here) if output.is_relative_to(here) else one["output_file"] or ""), ""),
     }
     return {name: (without_controls(text), style) for name, (text, style) in cells.items()}
-
-
-def _relative(path: str) -> str:
-    try:
-        return str(Path(path).relative_to(Path.cwd()))
-    except ValueError:
-        return path
