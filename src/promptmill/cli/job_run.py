@@ -58,14 +58,13 @@ def run(
     Returns 0 when all rows are answered, 1 when not, 75 when it stopped and the same command may help later. Raises
     `PromptmillError` as `admission.admit`.
     """
-    configuration, as_json, on_stderr = decided(configuration), arguments.json, live is not None or is_step
-    folders = JobFolders.from_environ()
-    plans = admission.plans_of(order, configuration)
+    configuration, folders = decided(configuration), JobFolders.from_environ()
+    as_json, quiet, on_stderr = arguments.json, getattr(arguments, "quiet", False), live is not None or is_step
     try:
+        plans = admission.plans_of(order, configuration)
         job = admission.admit(order, configuration.plan, folders, given=given, plans=plans, fixed=fixed)
     except ChangedError as changed:
         raise _with_command(changed, arguments) from None
-    quiet = getattr(arguments, "quiet", False)
 
     def tell(now: Status, *, again: bool = True) -> None:
         if is_step and now["state"] == progress.FINISHED and not now.get("failed"):
@@ -90,13 +89,9 @@ def run(
             raise _with_command(error, arguments)
         if error is not None:
             ended = ended | {"reason": _reason(error, arguments, configuration)}
-        is_typo = _is_typo(error, job, ended)
-        if is_typo:
-            job.folder.close()
-            folders.unregister(job.folder)
-            prune.remove(job.folder)
-        has_answers = not is_typo and job.folder.path.exists()
-        if as_json or has_answers:
+        if _is_typo(error, job, ended):
+            _remove(job, folders)
+        if as_json or job.folder.path.exists():
             tell({**about, **ended}, again=error is None or error.retryable)
         else:
             complain(ended["reason"])
@@ -104,6 +99,12 @@ def run(
         _write_report(arguments, job, on_stderr=on_stderr)
         job.close()
     return TERMINATED if terminated else _exit_code(ended, error)
+
+
+def _remove(job: Job, folders: JobFolders) -> None:
+    job.folder.close()
+    folders.unregister(job.folder)
+    prune.remove(job.folder)
 
 
 def _with_command(error: ChangedError, arguments: argparse.Namespace) -> PromptmillError:

@@ -350,7 +350,7 @@ def option_of(named: Named) -> str:
 
 
 def refuse(*mistakes: tuple[object, str, str]) -> None:
-    """Raise `PromptmillError` (`invalid_config`) for the first true condition, with its option and what is wrong."""
+    """Raise `PromptmillError` (`invalid_config`) for the first true condition, with its option and problem."""
     for is_wrong, option, problem in mistakes:
         if is_wrong:
             raise config_error(option, problem)

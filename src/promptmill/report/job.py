@@ -106,8 +106,7 @@ def _page(folder: Folder) -> tuple[bytes, tuple[int, int, str]]:
         "run": _run(course, spec, found, made_in),
     }
     rows.filters = _filters(failed=bool(failures), cut=any(state & CUT for state in rows.state))
-    if (rows_of_input := status.rows_of_input(found)) is not None:
-        rows.noun, rows.rows_of_input = "answer", rows_of_input
+    rows.rows_of_input = status.rows_of_input(found) or 0
     title, so_far = _title(spec), " so far" if found["state"] in progress.ALIVE else ""
     return page.filled(title, data, rows, total, so_far), (len(rows.number), total, rows.noun)
 
