@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from promptmill.cli.terminal import complain
 from promptmill.config.backends import BACKENDS
 from promptmill.core.errors import Code, Named, PromptmillError, argument_name, config_error, looks_like_key, redact
-from promptmill.core.values import JsonDict
 from promptmill.core.wording import cut, did_you_mean
 
 if TYPE_CHECKING:  # imported where it is needed: it takes a tenth of a second
     from promptmill.config.loading import Configuration
+    from promptmill.core.values import JsonDict
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _SHORTEST_GUESSED = 4  # nearly every name is near to a shorter one
