@@ -29,7 +29,7 @@ from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.records import record_of
 from promptmill.jobs.store.spec import InputSpec, OutputSpec
-from promptmill.report import job, page, thumbnails
+from promptmill.report import job, page
 from replies import answer, choose, late, status
 from waiting import eventually
 
@@ -200,7 +200,7 @@ def test_images_are_thumbnails(bench):
 def test_thumbnails_and_rows_share_the_size_of_the_file(bench, monkeypatch):
     monkeypatch.setattr(page, "_LARGEST", 150_000)
     monkeypatch.setattr(page, "_LEAST", 1_000)
-    monkeypatch.setattr(thumbnails, "_PICTURES", 60_000)
+    monkeypatch.setattr(job, "_PICTURES", 60_000)
     for at in range(12):
         Image.frombytes("RGB", (160, 160), os.urandom(160 * 160 * 3)).save(bench.path / f"{at}.png")
     bench.upstream.reply = choose(lambda seen: answer(base64.b64encode(os.urandom(300)).decode()))

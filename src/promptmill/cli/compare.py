@@ -18,7 +18,7 @@ from promptmill.cli import job_run
 from promptmill.cli.job_run import remembered_command
 from promptmill.cli.options import Parser, add_shared, amount, at_least_one, configuration_of, explained, option_of
 from promptmill.cli.terminal import OK, columns, say
-from promptmill.comparison import comparison_page, comparison_text, figures, judge
+from promptmill.comparison import comparison_page, comparison_text, figures, judge, words
 from promptmill.comparison.call import order_of, rows_of
 from promptmill.comparison.figures import Judgement
 from promptmill.comparison.files import ComparedFile, ComparedRows, ComparisonOrder
@@ -107,6 +107,8 @@ def _run(arguments: argparse.Namespace) -> int:
         say(orjson.dumps(found).decode())
     else:
         say("\n".join(comparison_text.lines(found, columns(sys.stdout))), wrap=True)
+        if words.is_free_text(found) and judgement is None:
+            say("`--judge MODEL --criterion 'is the better summary'` says which is better", wrap=True)
     return code
 
 

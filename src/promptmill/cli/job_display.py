@@ -36,6 +36,7 @@ _COLUMNS = ("job", "state", "rows", "failed", "cost", "time", "files", "model", 
 _NUMBERS = frozenset({"rows", "failed", "cost", "time"})
 _UNITS = {"rows": " rows", "failed": " failed"}
 _GAP = 2
+_FEWEST_FOR_P99 = 100  # rows
 _STYLES = {states.FINISHED: "green", states.RUNNING: "cyan", states.STOPPED: "red", states.INTERRUPTED: "yellow"}
 
 
@@ -67,9 +68,6 @@ def print_status(
     say(mark + (text.partition("\n")[0] if quiet else text), stream, wrap=True)
 
 
-_FEWEST_FOR_P99 = 100  # rows: of fewer, it is the slowest one
-
-
 def summary(
     found: Status,
     *,
@@ -94,40 +92,49 @@ def summary(
         why = f": {reason}" if reason else ""
         rows = f"  rows      {status.times(found)}{status.line(found)}"
         lines = [f"{files}: {state} after {status.effort(found)}{why}", rows]
-    if shown := results(found):
-        lines.append(f"  answers   {shown}")
-    if found.get("errors"):
-        lines.append(f"  errors    {', '.join(f'{count:,} {code}' for code, count in found['errors'].items())}")
-    lines.extend(f"    {code}: {examples[code]}" for code in found.get("errors", ()) if code in examples)
+    errors, skipped, empty = found.get("errors", {}), found.get("skipped"), found.get("empty")
+    lines += _labelled(
+        ("answers", results(found)), ("errors", ", ".join(f"{count:,} {code}" for code, count in errors.items()))
+    )
+    lines.extend(f"    {code}: {examples[code]}" for code in errors if code in examples)
     if found.get("failed") and state == states.FINISHED:
         lines.extend(_failed(found))
-    lines.extend(_noteworthy(found))
+    truncated, again_truncated = found.get("truncated"), "--again truncated --max-tokens N sends them again"
+    look = "look at `finish_reason`, and at the prompt or model"
     run = f"{found['run_requests']:,} in the last run, " if "run_requests" in found else ""
     every = f"{found.get('requests', 0):,}{' in all' if run else ''}"
-    lines.append(f"  requests  {run}{every}, {found.get('retries', 0):,} of them retries")
-    if any(found.get(name) for name in ("prompt_tokens", "completion_tokens")):
-        of_cache = f", {count:,} of them from the provider's cache" if (count := found.get("cached_tokens")) else ""
-        lines.append(
-            f"  tokens    {found.get('prompt_tokens', 0):,} in{of_cache}, {found.get('completion_tokens', 0):,} out"
-        )
-    if cached := found.get("cached"):
-        lines.append(f"  cached    {counted(cached, 'row')}")
-    latency = found.get("latency_s") or {}
-    if latency.get("p50") is not None:
-        shown = ", ".join(
-            f"{name} {status.figure(float(f'{seconds:.2g}'))} s"
-            for name, seconds in latency.items()
-            if name != "p99" or found.get("done", 0) >= _FEWEST_FOR_P99
-        )
-        lines.append(f"  latency   {shown}")
-    lines.extend(f"  note      {warning}" for warning in found.get("warnings", ()))
-    lines.append(f"  job       {found['job_id']}")
-    lines.extend(f"  {name:9} {_short(found[name])}" for name in ("prompt", "system", "command") if found.get(name))
+    read, written, cached = (found.get(name, 0) for name in ("prompt_tokens", "completion_tokens", "cached_tokens"))
+    of_cache = f", {cached:,} of them from the provider's cache" if cached else ""
+    lines += _labelled(
+        ("skipped", f"{counted(skipped, 'empty row')}, not in the output" if skipped else ""),
+        ("truncated", f"{truncated} by max_tokens; {again_truncated}" if truncated else ""),
+        ("empty", f"{empty:,} answered without a word: {look}" if empty else ""),
+        ("requests", f"{run}{every}, {found.get('retries', 0):,} of them retries"),
+        ("tokens", f"{read:,} in{of_cache}, {written:,} out" if read or written else ""),
+        ("cached", counted(found["cached"], "row") if found.get("cached") else ""),
+        ("latency", _latency(found)),
+        *(("note", warning) for warning in found.get("warnings", ())),
+        ("job", found["job_id"]),
+        *((name, _short(str(found.get(name, "")))) for name in ("prompt", "system", "command")),
+    )
     if state == states.FINISHED and output and found["output_file"]:
         lines.append(f"  output    {found['output_file']}")
     elif state != states.FINISHED and not found.get("alive"):
         lines += _go_on(found, output=output) if again else ["  what is answered is kept"]
     return "\n".join(lines)
+
+
+def _labelled(*facts: tuple[str, str]) -> list[str]:
+    return [f"  {name:9} {text}" for name, text in facts if text]
+
+
+def _latency(found: Status) -> str:
+    latency = found.get("latency_s") or {}
+    if latency.get("p50") is None:
+        return ""
+    # latencies are counted in steps of 4 %; the 99th percentile of few rows is the slowest one
+    names = [name for name in latency if name != "p99" or found.get("done", 0) >= _FEWEST_FOR_P99]
+    return ", ".join(f"{name} {status.figure(float(f'{latency[name]:.2g}'))} s" for name in names)
 
 
 def _go_on(found: Status, *, output: bool) -> list[str]:
@@ -186,16 +193,6 @@ def _without_rows(found: Status) -> str:
         return f"shard {int(part[1])} of {int(part[2])} holds no rows; that is all right"
     to = f", and so does the output {found['output_file']}" if found["output_file"] else ""
     return f"{found['input_file']} holds no rows{to}"
-
-
-def _noteworthy(found: Status) -> Iterator[str]:
-    """Yield lines on rows that are not failed, and yet not answered as one expects."""
-    if skipped := found.get("skipped"):
-        yield f"  skipped   {counted(skipped, 'empty row')}, not in the output"
-    if truncated := found.get("truncated"):
-        yield f"  truncated {truncated} by max_tokens; --again truncated --max-tokens N sends them again"
-    if empty := found.get("empty"):
-        yield f"  empty     {empty:,} answered without a word: look at `finish_reason`, and at the prompt or model"
 
 
 def _failed(found: Status) -> list[str]:
@@ -313,6 +310,7 @@ def _aligned(name: str, text: str, widths: Mapping[str, int]) -> str:
 
 def _row(one: Status) -> dict[str, tuple[str, str]]:
     total, done, failed, cost = one.get("total"), one.get("done", 0), one.get("failed", 0), one.get("cost")
+    output, here = Path(one["output_file"] or ""), Path.cwd()
     rows = f"{done:,}" if total in {None, done} else f"{done:,}/{total:,}"
     if (asked := status.rows_of_input(one)) is not None:
         rows = f"{done:,}/" * (done != total) + f"{asked:,} \N{MULTIPLICATION SIGN} {len(one['variants'])}"
@@ -326,13 +324,6 @@ def _row(one: Status) -> dict[str, tuple[str, str]]:
         "files": (title(one), ""),
         "model": (one.get("model") or "", ""),
         "begun": (time.strftime("%m-%d %H:%M", time.localtime(one["created"])), ""),
-        _PATH: (_relative(one["output_file"] or ""), ""),
+        _PATH: (str(output.relative_to(here) if output.is_relative_to(here) else one["output_file"] or ""), ""),
     }
     return {name: (without_controls(text), style) for name, (text, style) in cells.items()}
-
-
-def _relative(path: str) -> str:
-    try:
-        return str(Path(path).relative_to(Path.cwd()))
-    except ValueError:
-        return path

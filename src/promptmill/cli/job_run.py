@@ -152,13 +152,9 @@ def _run(
             raise error
         if error is not None:
             ended = ended | {"reason": _reason(error, arguments, configuration)}
-        is_typo = _is_typo(error, job, ended)
-        if is_typo:
-            job.folder.close()
-            folders.unregister(job.folder)
-            prune.remove(job.folder)
-        has_answers = not is_typo and job.folder.path.exists()
-        if as_json or has_answers:
+        if _is_typo(error, job, ended):
+            _remove(job, folders)
+        if as_json or job.folder.path.exists():
             tell({**about, **ended}, again=error is None or error.retryable)
         else:
             complain(ended["reason"])
@@ -166,6 +162,12 @@ def _run(
         _write_report(arguments, job, on_stderr=on_stderr)
         job.close()
     return TERMINATED if terminated else _exit_code(ended, error)
+
+
+def _remove(job: Job, folders: JobFolders) -> None:
+    job.folder.close()
+    folders.unregister(job.folder)
+    prune.remove(job.folder)
 
 
 def decided(configuration: Configuration) -> Configuration:

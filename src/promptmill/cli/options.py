@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from promptmill.cli.terminal import complain, say
 from promptmill.config.backends import BACKENDS
 from promptmill.core.errors import Code, Named, PromptmillError, argument_name, config_error, looks_like_key, redact
-from promptmill.core.values import JsonDict
 from promptmill.core.wording import cut, did_you_mean
 
 if TYPE_CHECKING:  # imported where it is needed: it takes a tenth of a second
     from promptmill.config.loading import Configuration
     from promptmill.config.resolved_config import ResolvedConfig
+    from promptmill.core.values import JsonDict
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _SHORTEST_GUESSED = 4  # nearly every name is near to a shorter one
@@ -136,7 +136,9 @@ class Parser(argparse.ArgumentParser):
         if not names:
             self._leave(f"{cut(redact(words[0]), 20)!r} is an argument too many")
         message, key = f"unknown option {', '.join(names)}", names[0].lstrip("-").replace("-", "_")
-        if _is_sampling(key):
+        from promptmill.core.request import Sampling  # pydantic takes a tenth of a second
+
+        if key in Sampling.model_fields:
             self._leave(f"{message}; `--set sampling_params.{key}=…` sets it")
         self._leave(message + _meant(names[0], self._options, 1))
 
@@ -157,12 +159,6 @@ class Parser(argparse.ArgumentParser):
 def _meant(word: str, known: Iterable[str], most: int = 2) -> str:
     meant = did_you_mean(word, known, likeness=0.55, most=most) if len(word) >= _SHORTEST_GUESSED else ""
     return meant and f"; {meant}"
-
-
-def _is_sampling(name: str) -> bool:
-    from promptmill.core.request import Sampling  # pydantic takes a tenth of a second
-
-    return name in Sampling.model_fields
 
 
 def at_least_one(text: str) -> int:
@@ -346,22 +342,18 @@ def option_of(named: Named) -> str:
     """Return the option for a field in an error: a key of the configuration without an option is set by `--set`."""
     if named.field == "status":
         return f"`promptmill jobs {named.value}`"
+    from promptmill.config.settings import Settings  # imported where it is needed, as above
+
     value = named.value if isinstance(named.value, str) else json.dumps(named.value)
     key = named.field.rpartition(".")[2]
-    if key not in _SETS and _is_setting(named.field):
+    if key not in _SETS and named.field.partition(".")[0] in Settings.model_fields:
         return f"--set {shlex.quote(f'{named.field}={value}')}" if value else argument_name(named)
     option = f"--{(_SETS | _OPTIONS).get(key, key).replace('_', '-')}"
     return f"{option} {value}" if value else option
 
 
-def _is_setting(path: str) -> bool:
-    from promptmill.config.settings import Settings  # imported where it is needed, as above
-
-    return path.partition(".")[0] in Settings.model_fields
-
-
 def refuse(*mistakes: tuple[object, str, str]) -> None:
-    """Raise `PromptmillError` (`invalid_config`) for the first true condition, with its option and what is wrong."""
+    """Raise `PromptmillError` (`invalid_config`) for the first true condition, with its option and problem."""
     for is_wrong, option, problem in mistakes:
         if is_wrong:
             raise config_error(option, problem)

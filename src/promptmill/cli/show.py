@@ -24,7 +24,7 @@ from promptmill.cli.options import Parser, at_least_one
 from promptmill.cli.terminal import columns, say
 from promptmill.core.errors import Code, PromptmillError, without_controls
 from promptmill.core.values import JsonObject
-from promptmill.core.wording import counted
+from promptmill.core.wording import LONGEST_SHOWN, counted
 from promptmill.jobs import disk
 from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.manage.job_rows import JobRow, JobRows
@@ -41,7 +41,6 @@ _LABEL = 8
 _LAST = ("answer", "error")
 _HIDDEN = frozenset({"usage", "finish_reason", "cost"})
 _LESS = "-X"  # leaves the rows on the screen
-_LONGEST = 2_000  # characters of a text without --full
 
 
 def add_options(show: Parser) -> None:
@@ -182,7 +181,7 @@ def _lines(sample: _Sample, how: str, width: int, *, full: bool) -> Iterator[str
         yield f"\nrow {row.number:,}"
         answers = (("thought", row.thought), *(("answer", answer) for answer in row.answers), ("error", row.error))
         for label, content in (*row.variant, *row.asked, *(one for one in answers if one[1] or one[0] == "answer")):
-            text = content if full else content[:_LONGEST]
+            text = content if full else content[:LONGEST_SHOWN]
             if len(text) < len(content):
                 text += f" … {len(content) - len(text):,} more characters (--full)"
             lines = text.expandtabs(4).splitlines() or [""]

@@ -13,7 +13,7 @@ from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.wording import LONGEST_SHOWN, MOST_SHOWN, cut
 from promptmill.jobs import disk
 from promptmill.report import page
-from promptmill.report.page import MOST_ROWS, Report, made_by
+from promptmill.report.page import MOST_ROWS, Report
 from promptmill.report.page_rows import OWN, Column, PageRows
 
 _DIFFER, _WRONG = 1, 2
@@ -35,18 +35,10 @@ def write(target: Path, found: Mapping[str, Any], rows: ComparedRows, judgement:
         "state": "comparison",
         "mood": "blue",
         "summary": f"{words.matched(found)}; {differ}",
-        "notes": [],
         "tiles": list(_tiles(found)),
-        "answers": "",
-        "counts": [],
-        "failures": [],
         "sections": list(words.sections(found, width=_TABLE_WIDTH, classes=MOST_SHOWN, columns=names)),
-        "thumbnails": {},
-        "course": {},
-        "spreads": [],
         "run": [(file["name"], _made(file, total)) for file in files],
         "footnotes": list(words.methods(found)),
-        "made": made_by(),
     }
     try:
         page.put(target, page.filled(title, data, shown, total))

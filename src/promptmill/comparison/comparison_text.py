@@ -21,8 +21,6 @@ def lines(found: JsonObject, width: int) -> Iterator[str]:
         yield from ("", section.title, *section.lines)
         for table in section.tables:
             yield from table.lines(width)
-    if words.is_free_text(found) and "judge" not in found:
-        yield "`--judge MODEL --criterion 'is the better summary'` says which is better"
     if notes := list(words.methods(found)):
         yield ""
         yield from (f"  {note}" for note in notes)

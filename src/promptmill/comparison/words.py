@@ -19,7 +19,7 @@ from promptmill.jobs.store.status_record import RunStatus
 
 DIFFERS = "\N{NOT EQUAL TO} "
 """Marks a field in which answers differ."""
-_MOST_VALUES = 12  # of a cross-tabulation
+_SHOWN_VALUES = 12  # of a cross-tabulation
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Table:
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     answers: Mapping[str, Any] | None = None
-    """Of a cross-tabulation: `values`, the answer of each line (None: the others), and `columns`, those of the page."""
+    """Of a cross-tabulation: `values`, the answer of each line (None: all other answers), and `columns` of the page."""
 
     @property
     def widths(self) -> list[int]:
@@ -113,7 +113,7 @@ def _span(figure: JsonObject, name: str) -> tuple[float, float, float]:
 def _crossed(pair: JsonObject, width: int, columns: Mapping[str, str]) -> Table:
     """Return the cross-tabulation of as many answers as `width` has room for, the commonest first."""
     (one, other), every = pair["of"], commonest(pair["changes"])
-    for most in range(min(_MOST_VALUES, len(every)), 0, -1):
+    for most in range(min(_SHOWN_VALUES, len(every)), 0, -1):
         kept = every[:most]
         cells, values = tabulated(pair["changes"], kept), [*kept, *([""] if most < len(every) else [])]
         names = [" ".join(cut(value, LABEL).split()) or "others" for value in values]

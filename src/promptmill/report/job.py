@@ -5,8 +5,11 @@ job.db: status, course, counts, rows with their answers ─▶ data ─▶ `repo
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
@@ -16,9 +19,10 @@ from promptmill.backends.protocol import Counts
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.money import dollars
 from promptmill.core.wording import counted, cut, unescaped
+from promptmill.images.load import ImageRules, from_folder, is_web, load_image
 from promptmill.jobs import disk
 from promptmill.jobs.columns import FIELD, MODEL
-from promptmill.jobs.manage.job_rows import JobRows
+from promptmill.jobs.manage.job_rows import JobRow, JobRows
 from promptmill.jobs.store import progress, rounds, statistics, status
 from promptmill.jobs.store.database import DamagedError, JobDatabase
 from promptmill.jobs.store.folder import Folder
@@ -27,9 +31,8 @@ from promptmill.jobs.store.spec import JobSpec
 from promptmill.jobs.store.status_record import CourseRecord, FieldResults, Results, Status
 from promptmill.report import page
 from promptmill.report.job_table import CUT, FAILED, PROMPT_NAME, JobTable, variant_names
-from promptmill.report.page import MOST_ROWS, Report, made_by, when
+from promptmill.report.page import MOST_ROWS, Report, when
 from promptmill.report.page_rows import Filter
-from promptmill.report.thumbnails import Thumbnails
 
 _SEED = 1
 _RARE: Sequence[tuple[Literal["empty", "skipped"], str]] = (("empty", "Empty"), ("skipped", "Skipped"))
@@ -38,6 +41,8 @@ _OF_ROWS = frozenset({"done", "answered", "failed", "errors", "skipped", "trunca
 _SHOWN_SHARE = 0.99  # a histogram ends there, for one answer may take a hundred times as long
 Bars: TypeAlias = tuple[str, str, list[tuple[str, int, str]], str]
 """A title, the column whose values are counted, the values with their numbers and a remark, and a sentence."""
+_MOST_IMAGES, _IMAGE_SIDE = 200, 160
+_PICTURES = 1_000_000  # characters of all thumbnails
 _QUANTILES = {"median": 0.5, "p95": 0.95}
 
 
@@ -69,7 +74,7 @@ def _title(spec: JobSpec) -> str:
 def _page(folder: Folder) -> tuple[bytes, tuple[int, int, str]]:
     """Return the report, the number of its rows, of how many they are, and their noun."""
     spec, found = folder.known_spec(), status.read(folder) | status.asked(folder)
-    pictures, skips_empty = Thumbnails(spec.image_folders), spec.question.skip_empty
+    pictures, skips_empty = _Thumbnails(spec.image_folders), spec.question.skip_empty
     with folder.reading() as store:
         results = statistics.results(store, by_field=spec.output.answer_schema is not None)
         examples, spread = statistics.examples(store), statistics.spread(store)
@@ -95,16 +100,13 @@ def _page(folder: Folder) -> tuple[bytes, tuple[int, int, str]]:
             *(_of_field(table, name, field) for name, field in results.get("fields", {}).items()),
         ],
         "failures": [(code, count, *_example(code, examples.get(code, ""))) for code, count in failures.items()],
-        "sections": [],
         "thumbnails": pictures.found,
         "course": (course := folder.course),
         "spreads": _spreads(spread),
         "run": _run(course, spec, found, made_in),
-        "made": made_by(),
     }
     rows.filters = _filters(failed=bool(failures), cut=any(state & CUT for state in rows.state))
-    if (rows_of_input := status.rows_of_input(found)) is not None:
-        rows.noun, rows.rows_of_input = "answer", rows_of_input
+    rows.rows_of_input = status.rows_of_input(found) or 0
     title, so_far = _title(spec), " so far" if found["state"] in progress.ALIVE else ""
     return page.filled(title, data, rows, total, so_far), (len(rows.number), total, rows.noun)
 
@@ -264,3 +266,38 @@ def _run(course: CourseRecord, spec: JobSpec, found: Status, made_in: str) -> li
         "Job": spec.job_id,
     }
     return [(label, cut(text, 20_000)) for label, text in facts.items() if text]
+
+
+class _Thumbnails:
+    """The first image of each of the first answered rows that have one, made small: the job could read it."""
+
+    def __init__(self, folders: Sequence[str]) -> None:
+        self.found: dict[str, str] = {}
+        """JPEG in base64, by the number of the row."""
+        self._folders = folders
+        self._rules = ImageRules()
+        self._room = _PICTURES
+
+    def of(self, rows: Iterable[JobRow]) -> Iterator[JobRow]:
+        """Yield the rows, whose images are looked at."""
+        for row in rows:
+            has_image = row.images and not row.error and not is_web(row.images[0]) and str(row.number) not in self.found
+            if has_image and len(self.found) < _MOST_IMAGES and self._room > 0:
+                with contextlib.suppress(PromptmillError, OSError):  # it is not there any more
+                    image = load_image(from_folder(row.images[0], self._folders), self._rules)
+                    picture = base64.b64encode(_small(image.data)).decode()
+                    self._room -= len(picture)
+                    if self._room >= 0:
+                        self.found[str(row.number)] = picture
+            yield row
+
+
+def _small(data: bytes) -> bytes:
+    from PIL import Image
+
+    made = io.BytesIO()
+    with Image.open(io.BytesIO(data)) as image:
+        image.draft("RGB", (_IMAGE_SIDE, _IMAGE_SIDE))
+        image.thumbnail((_IMAGE_SIDE, _IMAGE_SIDE))
+        image.convert("RGB").save(made, "JPEG", quality=60)
+    return made.getvalue()

@@ -120,7 +120,7 @@ class JobTable:
             return last_turns(row.asked)
         (_, text) = row.asked[0]
         template = self._templates[prompt] if prompt < len(self._templates) else None
-        if template is not None and template.names <= self.rows.own.keys() and _filled(template, own) == text:
+        if template is not None and all(map(self.rows.own.get, template.names)) and _filled(template, own) == text:
             return prompt
         return text
 

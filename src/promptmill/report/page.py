@@ -38,6 +38,8 @@ _LEAST = 100_000  # bytes of deflated rows, whatever else there is
 _MARK = b'<meta name="generator" content="promptmill report">'
 _HEAD = 4096  # bytes, within which an earlier report has the mark
 _TEMPLATE = Path(__file__).with_name("report.html")
+_PARTS = dict.fromkeys(("notes", "counts", "failures", "sections", "spreads", "footnotes"), ())
+_EMPTY = {**_PARTS, "answers": "", "thumbnails": {}, "course": {}}
 _PLACE = re.compile(r"\{\{(\w+)\}\}")
 
 
@@ -104,10 +106,11 @@ def _page_of(title: str, data: Mapping[str, Any], packed: bytes) -> bytes:
     style = template.partition("<style>")[2].partition("</style>")[0]
     script = template.rpartition("<script>")[2].partition("</script>")[0]
     policy = f"default-src 'none'; script-src {_source(script)}; style-src {_source(style)}; img-src data:"
+    made = f"Made by promptmill {__version__} on {when(time.time())}. This file makes no request to any host."
     parts = {
         "policy": f"{policy}; base-uri 'none'; form-action 'none'",
         "title": html.escape(_title(title)),
-        "data": orjson.dumps(data, default=str).decode().replace("<", "\\u003c"),
+        "data": orjson.dumps({**_EMPTY, **data, "made": made}, default=str).decode().replace("<", "\\u003c"),
         "rows": base64.b64encode(packed).decode(),
     }
     return _PLACE.sub(lambda found: parts[found[1]], template).encode("utf-8", "replace")
@@ -119,10 +122,6 @@ def _title(text: str) -> str:
 
 def _source(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def made_by() -> str:
-    return f"Made by promptmill {__version__} on {when(time.time())}. This file makes no request to any host."
 
 
 def when(seconds: float) -> str:

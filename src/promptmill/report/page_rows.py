@@ -55,7 +55,6 @@ class PageRows:
     """Prompts whose places are columns of the table: a text, the name of a column, a text, … Where the cell of the
     prompt is a number, this template makes the prompt."""
     filters: Sequence[Filter] = ()
-    noun: str = "row"
     rows_of_input: int = 0
     """The number of rows of the input, if rows have several answers."""
     rows_left_out: int = 0
@@ -63,11 +62,15 @@ class PageRows:
     longest: int = LENGTHS[0]
     """The length after which texts are cut off."""
     is_cut: bool = False
-    own: dict[str, None] = field(default_factory=dict)
-    """The columns of the input that are in the table."""
-    _own_left_out: set[str] = field(default_factory=set)
+    own: dict[str, bool] = field(default_factory=dict)
+    """The columns of the input, and whether each is in the table."""
     _size: int = 0
     """The characters of all texts."""
+
+    @property
+    def noun(self) -> str:
+        """The name of what a row of the table is."""
+        return "answer" if self.rows_of_input else "row"
 
     def add_column(self, column: Column, at: int) -> None:
         """Insert a column; the rows that are there already have no value in it."""
@@ -77,13 +80,13 @@ class PageRows:
     def has_own(self, name: str, *, has_images: bool = False) -> bool:
         """Return whether the table has this column of the input; a new one is added behind the others, if it may."""
         if name in self.own:
-            return True
-        if len(self.own) >= MOST_SHOWN:
-            if len(self._own_left_out) < MOST_NAMES:
-                self._own_left_out.add(name)
+            return self.own[name]
+        if (shown := sum(self.own.values())) >= MOST_SHOWN:
+            if len(self.own) < MOST_NAMES:
+                self.own[name] = False
             return False
-        self.add_column(Column(OWN + name, name, "own", has_images=has_images), len(self.own))
-        self.own[name] = None
+        self.add_column(Column(OWN + name, name, "own", has_images=has_images), shown)
+        self.own[name] = True
         return True
 
     def add(self, number: int, state: int, values: Mapping[str, Cell]) -> None:
@@ -144,7 +147,7 @@ class PageRows:
             note = f"{drawn}{why}; counts and charts are of all."
         if self.is_cut:
             note += f" Texts of more than {self.longest:,} characters are cut off."
-        if hidden := len(self._own_left_out):
+        if hidden := len(self.own) - sum(self.own.values()):
             note += f" {counted(hidden, 'further column')} of the input {'is' if hidden == 1 else 'are'} left out."
         columns = [
             {"name": one.name, "kind": one.kind, "wrong": one.wrong, "images": one.has_images, "hidden": one.is_hidden}
