@@ -360,7 +360,7 @@ class RemoteBackend:
         outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._open[number] = outcome
         call.in_flight += 1
-        call.sending(request, 0)  # its outcome says how many requests were sent
+        call.ledger.sent(request)  # its outcome says how many requests were sent
         self._to_send.append(replace(request, key=number, row=None, account=None))
         self._is_sendable.set()
         try:
