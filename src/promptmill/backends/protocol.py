@@ -303,7 +303,7 @@ class Facts:
 
 
 class Histogram:
-    """Counts values by size. OpenTelemetry's takes 34 µs for a value, this one 1."""
+    """Counts values by size. OpenTelemetry's own takes 8 µs for a value, this one 0.3."""
 
     __slots__ = ("bounds", "counts", "total")
 
