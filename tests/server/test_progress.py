@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -85,7 +86,7 @@ def test_work_without_items_counts_seconds(clock):
 def test_words_hold_numbers_that_people_can_read():
     stats = Call(Facts(total=1_000_000))
     assert _count(stats) == "0 of 1,000,000 done"
-    stats.counts = Counts(done=12_345, codes={"timeout": 1}, retries=2_000)
+    stats.counts = Counts(done=12_345, codes=Counter({"timeout": 1}), retries=2_000)
     stats.started -= 100
     assert _count(stats).startswith("12,345 of 1,000,000 done, 1 failed, 2,000 retries, 123/s, about 2.2 h left")
 

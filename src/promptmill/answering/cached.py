@@ -400,7 +400,7 @@ def _unpacked(data: bytes) -> Completion | None:
 
 
 def path_of(wanted: bool | str) -> Path:  # noqa: FBT001 (as the configuration says it)
-    """Return the file for the value `cache` of the configuration; `true` and `all` mean that in our cache folder."""
+    """Return the file for the value `cache` of the configuration, in our cache folder for `true` and `all`."""
     if wanted is not True and wanted != "all":
         return home_expanded(str(wanted))
     if named := os.environ.get("PROMPTMILL_CACHE"):

@@ -259,14 +259,12 @@ class _StructuredAnswers:
     def __init__(self, following: protocol.Answer, *, retries: int) -> None:
         self._following = following
         self._retries = retries
-        self._checks: tuple[SchemaCache, Checker] | None = None
-        """Created for the first request with a schema."""
+        self._schemas, self._checker = SchemaCache(), Checker()
         self._choices: dict[tuple[int, int], tuple[Sampling, tuple[Sampling, Choices]]] = {}
 
     async def aclose(self) -> None:
         """End the processes that check answers."""
-        if self._checks is not None:
-            await self._checks[1].aclose()
+        await self._checker.aclose()
 
     def answer(self, request: Request, call: protocol.Call) -> Awaitable[protocol.Outcome]:
         """Answer a request; one without a schema is passed on."""
@@ -281,11 +279,8 @@ class _StructuredAnswers:
     async def _checked(self, request: Request, call: protocol.Call, choices: Choices | None = None) -> protocol.Outcome:
         wanted = request.sampling.response_format
         assert wanted is not None
-        if self._checks is None:
-            self._checks = SchemaCache(), Checker()
-        schemas, checker = self._checks
         try:
-            schema = await schemas.of(wanted)
+            schema = await self._schemas.of(wanted)
         except PromptmillError as error:
             return protocol.Failure(error, request.attempts)
         outcome = await self._following(request, call)
@@ -298,7 +293,7 @@ class _StructuredAnswers:
             if isinstance(outcome, protocol.Failure) or (outcome.tool_calls and not outcome.text):
                 return replace(outcome, usage=usage, latency_s=latency_s, cost=cost)
             complete = outcome.finish_reason != "length"
-            text, problem = await _check(checker, schema, request, outcome, call, choices=choices)
+            text, problem = await _check(self._checker, schema, request, outcome, call, choices=choices)
             if not problem:
                 return replace(outcome, text=text, usage=usage, latency_s=latency_s, cost=cost)
             if not complete or again == self._retries:

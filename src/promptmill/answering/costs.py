@@ -86,7 +86,7 @@ class BudgetedAnswers:
         spent, unmetered = billed(outcome)
         if unmetered:
             call.warn(_UNKNOWN_USAGE)
-        if _has_audio(request):
+        if request.conversation.has_audio or (request.extra and _wants_audio(request.extra)):
             call.warn(_AUDIO_AS_TEXT)
         price = self._prices.of(request)
         if price is None:
@@ -417,7 +417,7 @@ def worst_case(request: Request, model: str = "") -> Usage:
             "The item has a file or audio, names content at the endpoint, or names a tool that runs there: it can be "
             "of any length, which `max_cost` cannot bound. Send texts and images, or leave `max_cost` out."
         )
-    if _has_audio(request):
+    if request.conversation.has_audio or _wants_audio(extra):
         raise input_error(
             "The item has audio, whose price is not known to `max_cost`: it costs many times as much as text. Send its "
             "transcript, or leave `max_cost` out."
@@ -438,11 +438,9 @@ def worst_case(request: Request, model: str = "") -> Usage:
     return Usage(_prompt_size(request, _PER_IMAGE_OF_MINI if is_mini else _PER_IMAGE), longest * answers)
 
 
-def _has_audio(request: Request) -> bool:
-    """Return whether a request has audio, or asks for an answer in audio."""
-    if request.conversation.has_audio:
-        return True
-    wanted = request.extra.get("modalities") if request.extra else None
+def _wants_audio(extra: Mapping[str, Any]) -> bool:
+    """Return whether parameters request an answer in audio."""
+    wanted = extra.get("modalities")
     return isinstance(wanted, list) and "audio" in wanted
 
 

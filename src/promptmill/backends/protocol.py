@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import operator
 import sys
 import time
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -301,7 +303,7 @@ class Facts:
 
 
 class Histogram:
-    """Counts values by size. OpenTelemetry's takes 34 µs for a value, this one 1."""
+    """Counts values by size. OpenTelemetry's own takes 8 µs for a value, this one 0.3."""
 
     __slots__ = ("bounds", "counts", "total")
 
@@ -322,15 +324,15 @@ class Histogram:
         self.total += value
 
     def __add__(self, other: Histogram) -> Histogram:
-        return self._with(other, 1)
+        return self._with(other, operator.add)
 
     def __sub__(self, other: Histogram) -> Histogram:
-        return self._with(other, -1)
+        return self._with(other, operator.sub)
 
-    def _with(self, other: Histogram, sign: int) -> Histogram:
+    def _with(self, other: Histogram, together: Callable[[Any, Any], Any]) -> Histogram:
         found = Histogram(self.bounds)
-        found.counts = [mine + sign * its for mine, its in zip(self.counts, other.counts, strict=True)]
-        found.total = self.total + sign * other.total
+        found.counts = [*map(together, self.counts, other.counts)]
+        found.total = together(self.total, other.total)
         return found
 
 
@@ -346,7 +348,7 @@ class Counts:
     """
 
     done: int = 0
-    codes: dict[str, int] = field(default_factory=dict)
+    codes: Counter[str] = field(default_factory=Counter)
     """Failures by code."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -372,35 +374,23 @@ class Counts:
         """The number of failures."""
         return sum(self.codes.values())
 
-    def fail(self, code: str, count: int = 1) -> None:
-        """Count failures."""
-        self.codes[code] = self.codes.get(code, 0) + count
-
     def __add__(self, other: Counts) -> Counts:
-        total = Counts(
-            **{name: getattr(self, name) + getattr(other, name) for name in _ADDED},
-            cost=sum_of(self.cost, other.cost),
-            durations=self.durations + other.durations,
-            codes=dict(self.codes),
-        )
-        for code, count in other.codes.items():
-            total.fail(code, count)
-        return total
+        return self._with(other, operator.add)
 
     def __sub__(self, before: Counts) -> Counts:
         """Return the counts since `before`, an earlier copy."""
-        return self + Counts(
-            **{name: -getattr(before, name) for name in _ADDED},
-            cost=None if before.cost is None else -before.cost,
-            durations=Histogram() - before.durations,
-            codes={code: -count for code, count in before.codes.items()},
-        )
+        return self._with(before, operator.sub)
+
+    def _with(self, other: Counts, together: Callable[[Any, Any], Any]) -> Counts:
+        cost = None if self.cost is other.cost is None else together(self.cost or 0.0, other.cost or 0.0)
+        added = {name: together(getattr(self, name), getattr(other, name)) for name in _ADDED}
+        return Counts(**added, cost=cost)
 
     def count(self, outcome: Outcome) -> None:
         """Count a finished item."""
         self.done += 1
         if not isinstance(outcome, Completion):
-            self.fail(str(outcome.error.code))
+            self.codes[str(outcome.error.code)] += 1
         usage = outcome.usage
         if usage is not NO_USAGE:
             self.prompt_tokens += usage.prompt_tokens
@@ -410,7 +400,7 @@ class Counts:
             self.durations.add(latency_s)
 
 
-_ADDED = ("done", *COUNTERS, "refused", "cached", "repaired", "asked_again")
+_ADDED = ("done", *COUNTERS, "refused", "cached", "repaired", "asked_again", "codes", "durations")
 
 
 @dataclass(slots=True)
@@ -480,9 +470,9 @@ class Call:
         """
         self.warnings[message] = None
 
-    def sending(self, request: Request, requests: int = 1) -> None:
-        """Count a request that is about to be sent; `requests` is 0 if another process counts it."""
-        self.counts.requests += requests
+    def sending(self, request: Request) -> None:
+        """Count a request that is about to be sent."""
+        self.counts.requests += 1
         if request.account is not None or self.ledger.journal is not None:
             self.ledger.sent(request)
 

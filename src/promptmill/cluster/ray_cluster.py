@@ -360,7 +360,7 @@ class RemoteBackend:
         outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._open[number] = outcome
         call.in_flight += 1
-        call.sending(request, 0)  # its outcome says how many requests were sent
+        call.ledger.sent(request)  # its outcome says how many requests were sent
         self._to_send.append(replace(request, key=number, row=None, account=None))
         self._is_sendable.set()
         try:
@@ -471,17 +471,18 @@ class RateLeases:
     """
 
     def __init__(self) -> None:
-        self._parts: dict[RemoteBackend, _Part] = {}
+        self._parts: dict[RemoteBackend, float] = {}
         self._changing = asyncio.Lock()
         self._leaving: set[asyncio.Task[None]] = set()
 
     async def join(self, one: RemoteBackend) -> bool:
         """Add a process; return True once it has its part, False if it is lost meanwhile."""
-        own = self._parts[one] = _Part()
+        self._parts[one] = 0.0
         await self._lease_out()
-        if not own.size:
-            self.leave(one)
-        return bool(own.size)
+        if self._parts.get(one):
+            return True
+        self.leave(one)
+        return False
 
     def leave(self, one: RemoteBackend) -> None:
         """Remove a process, if it was there; its part goes to the others."""
@@ -492,22 +493,15 @@ class RateLeases:
 
     async def _lease_out(self) -> None:
         async with self._changing:
-            size = 1 / max(1, len(self._parts))
-            less = [(one, part) for one, part in self._parts.items() if part.size > size]
-            more = [(one, part) for one, part in self._parts.items() if part.size < size]
-            for group in (less, more):
-                await asyncio.gather(*(_lease(one, part, size) for one, part in group))
+            parts, size = dict(self._parts), 1 / max(1, len(self._parts))
+            await asyncio.gather(*(self._lease(one, size) for one, part in parts.items() if part > size))
+            await asyncio.gather(*(self._lease(one, size) for one, part in parts.items() if part < size))
 
-
-@dataclass(slots=True)
-class _Part:
-    size: float = 0.0
-
-
-async def _lease(one: RemoteBackend, part: _Part, size: float) -> None:
-    with contextlib.suppress(LostError):  # `leave` follows
-        await one.lease(size)
-        part.size = size
+    async def _lease(self, one: RemoteBackend, size: float) -> None:
+        with contextlib.suppress(LostError):  # `leave` follows
+            await one.lease(size)
+            if one in self._parts:
+                self._parts[one] = size
 
 
 def _lost() -> PromptmillError:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -289,7 +290,7 @@ class _Task:
     def stats(self, *, several_models: bool) -> Call:
         """Return the counts of the call, over all runs of its job."""
         counted: dict[str, Any] = {name: count for name, count in self.status.items() if name in _COUNTED and count}
-        counts = Counts(codes=self.status.get("errors") or {}, **counted)
+        counts = Counts(codes=Counter(self.status.get("errors")), **counted)
         began = time.monotonic() - self.status.get("seconds", 0.0)
         stats = Call(Facts(self.note["prompts"]), counts, started=began, chosen=self.note["chosen"] or "")
         stats.model = self.note["model"] if several_models else ""

@@ -422,7 +422,7 @@ class _ServiceStats:
     def unanswered(self, plan: ResolvedConfig, code: Code, count: int) -> None:
         """Count items without an answer when their call ended early."""
         totals = _of_model(self._ended, plan, of_job=False)
-        totals.counts = totals.counts + Counts(done=count, codes={str(code): count})
+        totals.counts = totals.counts + Counts(done=count, codes=Counter({str(code): count}))
 
     @property
     def running(self) -> list[Counted]:
@@ -454,7 +454,7 @@ class _ServiceStats:
         """Return the sums over all calls since the start, running ones included. `errors` counts failures by code."""
         total = sum((totals.counts for totals in self.by_model()), Counts())
         counts = {"calls": self._number} | {name: getattr(total, name) for name in _COUNTS}
-        return counts | {"errors": dict(Counter(total.codes).most_common())}
+        return counts | {"errors": dict(total.codes.most_common())}
 
 
 def _of_model(found: dict[tuple[object, ...], Totals], plan: ResolvedConfig, *, of_job: bool) -> Totals:
