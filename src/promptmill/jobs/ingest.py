@@ -161,8 +161,6 @@ def _total(stretches: Sequence[tuple[Extent, bytes]]) -> Extent:
 
 
 class _Reader:
-    """Makes rows of the database from rows of an input."""
-
     def __init__(self, spec: JobSpec, source: Input, work: Work, files: InputFiles | None, disk_share: float) -> None:
         self._spec, self._source, self._work = spec, source, work
         self._size = None if files is None else files.stamp()[0]
@@ -234,7 +232,6 @@ class _Reader:
         return value
 
     def _table_row(self, row: InputRow) -> _DatabaseRow:
-        """Return a row of a table."""
         n, cells, fields, problem = row
         asked, line = [], []
         for one in self._questions:
@@ -251,7 +248,6 @@ class _Reader:
         return n, b"".join(asked), joined(line) if stores else None, cells
 
     def _object_row(self, row: InputRow) -> _DatabaseRow:
-        """Return a row that is a JSON object, or a whole request."""
         n, cells, _, problem = row
         question, count = self._spec.question, len(self._questions)
         if problem:
@@ -282,7 +278,6 @@ def _value(row: InputRow) -> Any:
 
 
 def _fields_of(rows_: Iterable[InputRow]) -> set[str]:
-    """Return the fields of rows that are objects."""
     return {name for row in rows_ if isinstance(value := _value(row), dict) for name in value}
 
 

@@ -18,12 +18,12 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request
 from promptmill.jobs import disk
-from promptmill.jobs.store.counts import JobCounts
 from promptmill.jobs.store.database import PAGE, DamagedError, JobDatabase, check_rows, is_cut, limited
 from promptmill.jobs.store.order import FailureLimit
 from promptmill.jobs.store.records import FIRST, SLOT, Made, record_of
 from promptmill.jobs.store.rounds import Round, join_of
 from promptmill.jobs.store.spec import Target
+from promptmill.jobs.store.statistics import JobCounts
 from promptmill.service.driver import settle
 from promptmill.service.service import Service
 
@@ -117,7 +117,6 @@ class OpenRows:
             yield from slots[0] if len(slots) == 1 else _paged(heapq.merge(*map(_flat, slots), key=lambda row: row.n))
 
     def _window(self, slot: int, first: int, following: int) -> Iterator[list[OpenRow]]:
-        """Yield the rows `first` to `following - 1` of a slot."""
         condition = self.round.condition(self.targets[slot].counted, slot)
         query = (
             "SELECT row.n, row.asked, row.line, row.cells, answer.attempts, "
@@ -478,8 +477,6 @@ class _Waiting:
 
 @dataclass(slots=True)
 class _Failures:
-    """Counts this run's failures and checks the job's limit."""
-
     limit: FailureLimit | None
     counts: JobCounts
     failed: int = 0
