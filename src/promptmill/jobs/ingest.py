@@ -9,7 +9,6 @@ every output and every page of a job has the same names.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import shutil
@@ -272,9 +271,10 @@ class _Reader:
 
 def _value(row: InputRow) -> Any:
     """Return the value of a row of JSON, None for an unreadable one, which the reader of the line reports."""
-    with contextlib.suppress(PromptmillError):
+    try:  # not `suppress`, which would take a tenth of a row's time
         return rows.load(row.cells, "")
-    return None
+    except PromptmillError:
+        return None
 
 
 def _fields_of(rows_: Iterable[InputRow]) -> set[str]:

@@ -150,11 +150,6 @@ def check_bound(begun: JobSpec, spec: JobSpec, bound: Bound) -> None:
         conflict = f"The prompt of job {begun.job_id} was another one, and the new one {kept}."
     elif given == begun.input.path:
         conflict = f"{given} has changed since, and {kept}."
-    elif given.name == begun.input.path.name:  # a copy from a URL, or a file of that name in another folder
-        conflict = (
-            f"{begun.output.path} is the output of another {given.name}, or it has changed since: {begun.input.path}. "
-            f"The input {kept}."
-        )
     else:
         conflict = f"{begun.output.path} is the output of another input, {begun.input.path}. {given.name} {kept}."
     raise ChangedError(Code.INVALID_INPUT, conflict, _WAYS)

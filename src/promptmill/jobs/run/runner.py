@@ -589,36 +589,32 @@ async def until_ended(runner: Runner) -> tuple[RunStatus, PromptmillError | None
     The process runs only this job, and exports to OpenTelemetry. After the first Ctrl-C, the requests in flight have a
     minute to end, because they are paid anyway. Raises `KeyboardInterrupt` after Ctrl-C.
     """
-    if not any(name.startswith("OTEL_") for name in os.environ):
-        return await _until_ended(runner)
-    from promptmill.service.telemetry import exported  # imported only if telemetry may be exported
-
-    async with exported(runner.service):
-        return await _until_ended(runner)
-
-
-async def _until_ended(runner: Runner) -> tuple[RunStatus, PromptmillError | None, bool]:
     stay_responsive()
     loop = asyncio.get_running_loop()
-    work = asyncio.ensure_future(runner.run())
     signals: list[int] = []
+    async with contextlib.AsyncExitStack() as telemetry:
+        if any(name.startswith("OTEL_") for name in os.environ):
+            from promptmill.service.telemetry import exported  # imported only if telemetry may be exported
 
-    def on_signal(number: int) -> None:
-        signals.append(number)
-        if signals == [signal.SIGINT] and runner.leave():
-            loop.call_later(_LEAVING_S, work.cancel)
-        else:
-            work.cancel()
+            await telemetry.enter_async_context(exported(runner.service))
+        work = asyncio.ensure_future(runner.run())
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        with contextlib.suppress(NotImplementedError):  # Windows
-            loop.add_signal_handler(number, on_signal, number)
-    try:
-        found = await work
-    except asyncio.CancelledError:
-        if not signals:
-            raise
-        found = runner.progress.as_dict()
+        def on_signal(number: int) -> None:
+            signals.append(number)
+            if signals == [signal.SIGINT] and runner.leave():
+                loop.call_later(_LEAVING_S, work.cancel)
+            else:
+                work.cancel()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with contextlib.suppress(NotImplementedError):  # Windows
+                loop.add_signal_handler(number, on_signal, number)
+        try:
+            found = await work
+        except asyncio.CancelledError:
+            if not signals:
+                raise
+            found = runner.progress.as_dict()
     if signal.SIGINT in signals:
         raise KeyboardInterrupt
     return found, runner.error, bool(signals)
