@@ -34,10 +34,10 @@ from promptmill.jobs.inputs.files import InputFiles, Part
 from promptmill.jobs.inputs.questions import questions_of
 from promptmill.jobs.run.live import OpenRows, StoreSink, answer_rows
 from promptmill.jobs.store.binding import Bound
-from promptmill.jobs.store.counts import JobCounts
 from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.rounds import Round
 from promptmill.jobs.store.spec import InputSpec, JobSpec, OutputSpec
+from promptmill.jobs.store.statistics import JobCounts
 from promptmill.service.service import Service
 
 

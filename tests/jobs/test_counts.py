@@ -4,7 +4,7 @@ import random
 
 from promptmill.backends.protocol import Completion, Counts, Failure
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.jobs.store.counts import JobCounts
+from promptmill.jobs.store.statistics import JobCounts
 
 
 def test_quantiles_are_of_the_last_answers():

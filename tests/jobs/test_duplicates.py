@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from promptmill.backends.protocol import Completion, Usage
-from promptmill.jobs.run.duplicates import Duplicates
+from promptmill.jobs.run.job_rounds import Duplicates
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.records import SLOT, Made, record_of
 from promptmill.jobs.store.rounds import Round, join_of

@@ -15,12 +15,12 @@ from ingested import Ingested
 from promptmill.backends.protocol import Call, Completion, Failure, Outcome
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.jobs.run.live import OpenRow, OpenRows, RowSource, StoreSink
-from promptmill.jobs.store.counts import JobCounts
 from promptmill.jobs.store.database import DamagedError, JobDatabase
 from promptmill.jobs.store.order import FailureLimit
 from promptmill.jobs.store.records import SLOT, Made, record_of
 from promptmill.jobs.store.rounds import Round
 from promptmill.jobs.store.spec import Target
+from promptmill.jobs.store.statistics import JobCounts
 
 Ingest = Callable[..., Ingested]
 

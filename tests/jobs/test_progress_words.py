@@ -9,8 +9,8 @@ from promptmill.cli.job_display import _line
 from promptmill.cli.terminal import SHORTEST_BAR
 from promptmill.core.money import Budget
 from promptmill.jobs.store import status
-from promptmill.jobs.store.counts import JobCounts
 from promptmill.jobs.store.progress import MERGING, RUNNING, Course, Progress
+from promptmill.jobs.store.statistics import JobCounts
 from promptmill.jobs.store.status_record import RunStatus
 
 GONE = "waiting for api.example.com since 0:14, next try in 8 s"

@@ -14,8 +14,8 @@ import pytest
 from half_done import answers
 from promptmill.backends.protocol import Call, Failure
 from promptmill.core.errors import Code, PromptmillError
-from promptmill.jobs.store.counts import JobCounts
 from promptmill.jobs.store.progress import Progress
+from promptmill.jobs.store.statistics import JobCounts
 from replies import answer, attempts, by_prompt, choose, html, late, quota, reset, status
 from waiting import eventually
 

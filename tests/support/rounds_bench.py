@@ -12,8 +12,7 @@ from job_specs import spec_of
 from promptmill.backends.protocol import Completion, Failure, Outcome
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.jobs.run.admission import Change, _last_round
-from promptmill.jobs.run.duplicates import Duplicates
-from promptmill.jobs.run.job_rounds import JobRounds
+from promptmill.jobs.run.job_rounds import Duplicates, JobRounds
 from promptmill.jobs.run.live import OpenRow, OpenRows
 from promptmill.jobs.store import rounds
 from promptmill.jobs.store.database import JobDatabase

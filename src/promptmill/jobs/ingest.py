@@ -9,7 +9,6 @@ every output and every page of a job has the same names.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import shutil
@@ -161,8 +160,6 @@ def _total(stretches: Sequence[tuple[Extent, bytes]]) -> Extent:
 
 
 class _Reader:
-    """Makes rows of the database from rows of an input."""
-
     def __init__(self, spec: JobSpec, source: Input, work: Work, files: InputFiles | None, disk_share: float) -> None:
         self._spec, self._source, self._work = spec, source, work
         self._size = None if files is None else files.stamp()[0]
@@ -234,7 +231,6 @@ class _Reader:
         return value
 
     def _table_row(self, row: InputRow) -> _DatabaseRow:
-        """Return a row of a table."""
         n, cells, fields, problem = row
         asked, line = [], []
         for one in self._questions:
@@ -251,7 +247,6 @@ class _Reader:
         return n, b"".join(asked), joined(line) if stores else None, cells
 
     def _object_row(self, row: InputRow) -> _DatabaseRow:
-        """Return a row that is a JSON object, or a whole request."""
         n, cells, _, problem = row
         question, count = self._spec.question, len(self._questions)
         if problem:
@@ -276,13 +271,13 @@ class _Reader:
 
 def _value(row: InputRow) -> Any:
     """Return the value of a row of JSON, None for an unreadable one, which the reader of the line reports."""
-    with contextlib.suppress(PromptmillError):
+    try:  # not `suppress`, which would take a tenth of a row's time
         return rows.load(row.cells, "")
-    return None
+    except PromptmillError:
+        return None
 
 
 def _fields_of(rows_: Iterable[InputRow]) -> set[str]:
-    """Return the fields of rows that are objects."""
     return {name for row in rows_ if isinstance(value := _value(row), dict) for name in value}
 
 

@@ -19,12 +19,12 @@ from promptmill.jobs import members
 from promptmill.jobs.export import output
 from promptmill.jobs.export.answered import UnansweredError, joined_rows
 from promptmill.jobs.store import statistics
-from promptmill.jobs.store.counts import JobCounts
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import PART
 from promptmill.jobs.store.spec import JobSpec
+from promptmill.jobs.store.statistics import JobCounts
 from promptmill.system.safe_open import real_path
 
 

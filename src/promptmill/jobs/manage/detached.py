@@ -345,7 +345,7 @@ def _run_job(
     service = Service(configuration, plan=plan, create=create, is_shared=is_shared)
     if plan.backend in {*BACKENDS, AUTO}:  # how much another package's backend needs is not known
         runtime.limit_memory(_RUNNER_BYTES)
-    held = Lock.take(folder.lock) if lock is None else Lock.adopt(lock)
+    held = Lock.take(folder.lock) if lock is None else Lock(lock)
     if held is None:
         print(f"promptmill: Job {folder.job_id} is running already.", file=sys.stderr)
         return 2

@@ -290,7 +290,6 @@ def _without_own_dedupe(plan: ResolvedConfig) -> ResolvedConfig:
 
 
 def _opened(folder: Folder, order: JobOrder, begin: Callable[[], tuple[JobSpec, Change]]) -> tuple[JobSpec, Change]:
-    """Open the database, repair it if it is damaged, and return the result of `begin`."""
     try:
         folder.open()
         folder.store.get("spec")  # raises if the database is damaged; `folder.spec` would be None
@@ -431,7 +430,6 @@ def targets_of(
 
 
 def _schema_of(plan: ResolvedConfig) -> dict[str, Any] | None:
-    """Return the schema of a job's answers. Raises `PromptmillError` (`invalid_input`)."""
     sampling = plan.settings.sampling_params
     wanted = None if sampling.choices is not None else sampling.response_format
     schema = None if wanted is None else schema_of(wanted)

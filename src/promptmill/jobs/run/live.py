@@ -18,12 +18,12 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError
 from promptmill.core.request import Request
 from promptmill.jobs import disk
-from promptmill.jobs.store.counts import JobCounts
-from promptmill.jobs.store.database import PAGE, DamagedError, JobDatabase, check_rows, is_cut, limited
+from promptmill.jobs.store.database import PAGE, DamagedError, JobDatabase, check_rows, limited
 from promptmill.jobs.store.order import FailureLimit
 from promptmill.jobs.store.records import FIRST, SLOT, Made, record_of
 from promptmill.jobs.store.rounds import Round, join_of
 from promptmill.jobs.store.spec import Target
+from promptmill.jobs.store.statistics import JobCounts
 from promptmill.service.driver import settle
 from promptmill.service.service import Service
 
@@ -117,17 +117,15 @@ class OpenRows:
             yield from slots[0] if len(slots) == 1 else _paged(heapq.merge(*map(_flat, slots), key=lambda row: row.n))
 
     def _window(self, slot: int, first: int, following: int) -> Iterator[list[OpenRow]]:
-        """Yield the rows `first` to `following - 1` of a slot."""
         condition = self.round.condition(self.targets[slot].counted, slot)
         query = (
             "SELECT row.n, row.asked, row.line, row.cells, answer.attempts, "
             f"answer.key IS NOT NULL AND answer.code IS NULL FROM {join_of(slot)} "
             f"WHERE row.n >= ? AND row.n < ? AND ({condition}) ORDER BY row.n"
         )
-        texts = slice(2, 4)
         at = 16 * self.targets[slot].prompt
         while first < following:
-            found = self.store.read(query, first, following, fetched=functools.partial(limited, texts=texts))
+            found = self.store.read(query, first, following, fetched=functools.partial(limited, texts=slice(2, 4)))
             check_rows(found, first)
             yield [
                 OpenRow(
@@ -143,9 +141,7 @@ class OpenRows:
                 )
                 for n, asked, line, cells, attempts, is_answered in found
             ]
-            if not found or not is_cut(found, texts):
-                return
-            first = found[-1][0] + 1
+            first = found[-1][0] + 1 if found else following
 
 
 def _flat(pages: Iterator[list[OpenRow]]) -> Iterator[OpenRow]:
@@ -478,8 +474,6 @@ class _Waiting:
 
 @dataclass(slots=True)
 class _Failures:
-    """Counts this run's failures and checks the job's limit."""
-
     limit: FailureLimit | None
     counts: JobCounts
     failed: int = 0

@@ -110,7 +110,6 @@ def _with_query(parts: Sequence[Part], sql: str | None) -> Sequence[Part]:
 
 
 def _has_read(folder: Folder, inputs: Sequence[Path]) -> bool:
-    """Return whether the job in `folder` has read the input `inputs`."""
     known, order = folder.spec, folder.order
     if known is None or not known.is_read or known.input.path != real_path(inputs[0]):
         return False
@@ -118,7 +117,6 @@ def _has_read(folder: Folder, inputs: Sequence[Path]) -> bool:
 
 
 def _check_output(order: JobOrder, target: Path, parts: Sequence[Part]) -> None:
-    """Raise `PromptmillError` (`invalid_input`) if the output is an input file or cannot be written."""
     if any(part.path == members.file_of(target) and not _may_hold_both(part, target) for part in parts):
         raise input_error("Input and output are the same file; name another output.")
     if target.is_dir():

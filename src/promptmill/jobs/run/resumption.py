@@ -85,7 +85,6 @@ def resumed(
 
 
 def _target_now(folder: Folder, before: Target, target: Target, changed: Sequence[str], *, sends_all: bool) -> Target:
-    """Return a target of the resumed job."""
     if not changed:
         kept = ("fingerprint", "sampling", "settings", "kept", "changed")
         return target.model_copy(update={name: getattr(before, name) for name in kept})
@@ -105,7 +104,6 @@ def _has_nothing(folder: Folder) -> bool:
 
 
 def _changed_settings(before: Target, now: Target, plan: ResolvedConfig, folder: Folder) -> list[str]:
-    """Return the names of the settings that have changed since the answers were made."""
     known = before.fingerprint
     changed = [name for name, value in now.fingerprint.items() if name != "models" and known.get(name, value) != value]
     if "sampling" in changed and known["sampling"] == sampling_of_0_1(plan):
@@ -120,7 +118,6 @@ def _changed_settings(before: Target, now: Target, plan: ResolvedConfig, folder:
 def _settings_conflict(
     begun: JobSpec, before: Target, wanted: JobSpec, now: Target, changed: Sequence[str], *, fixed: bool
 ) -> PromptmillError:
-    """Return the error for `changed` settings, with the old and new values that the job stores."""
     pairs = [(name, getattr(begun, name), getattr(wanted, name)) for name in ("model", "backend") if name in changed]
     if "sampling" in changed and before.sampling is not None and now.sampling is not None:
         names = dict.fromkeys([*before.sampling, *now.sampling])
@@ -153,11 +150,6 @@ def check_bound(begun: JobSpec, spec: JobSpec, bound: Bound) -> None:
         conflict = f"The prompt of job {begun.job_id} was another one, and the new one {kept}."
     elif given == begun.input.path:
         conflict = f"{given} has changed since, and {kept}."
-    elif given.name == begun.input.path.name:  # a copy from a URL, or a file of that name in another folder
-        conflict = (
-            f"{begun.output.path} is the output of another {given.name}, or it has changed since: {begun.input.path}. "
-            f"The input {kept}."
-        )
     else:
         conflict = f"{begun.output.path} is the output of another input, {begun.input.path}. {given.name} {kept}."
     raise ChangedError(Code.INVALID_INPUT, conflict, _WAYS)

@@ -26,20 +26,19 @@ from promptmill.jobs.export.answered import UnansweredError
 from promptmill.jobs.export.live_output import LiveOutput
 from promptmill.jobs.run import steps
 from promptmill.jobs.run.admission import Job
-from promptmill.jobs.run.duplicates import Duplicates
-from promptmill.jobs.run.job_rounds import JobRounds, reader_of, requests_of
+from promptmill.jobs.run.job_rounds import Duplicates, JobRounds, reader_of, requests_of
 from promptmill.jobs.run.live import OpenRows, StoreSink, answer_rows
 from promptmill.jobs.run.steps import Apart
 from promptmill.jobs.store import progress as states
 from promptmill.jobs.store import rounds, statistics
 from promptmill.jobs.store.binding import Bound
 from promptmill.jobs.store.control import Control
-from promptmill.jobs.store.counts import JobCounts
 from promptmill.jobs.store.database import DamagedError, Work
 from promptmill.jobs.store.progress import Course, Progress, Watch
 from promptmill.jobs.store.records import SLOT
 from promptmill.jobs.store.rounds import NEVER, Round
 from promptmill.jobs.store.spec import UNREAD, OutputRecord, Target
+from promptmill.jobs.store.statistics import JobCounts
 from promptmill.jobs.store.status_record import RunStatus
 from promptmill.service.service import Service
 from promptmill.system.runtime import stay_responsive
@@ -166,13 +165,11 @@ class Runner:
             raise self._stopped from None
 
     def _stop(self, stopped: _JobStopped) -> None:
-        """End the run early; the first reason counts."""
         if self._stopped is None and self._working is not None:
             self._stopped = stopped
             self._working.cancel()
 
     async def _do(self, step: functools.partial[T]) -> T:
-        """Return the result of one of `steps`."""
         if self._apart is not None:
             return await self._apart(step, self._job, self._long_work.note)
         return await self._in_thread(lambda: step(self._long_work, self._job.folder))
@@ -197,7 +194,6 @@ class Runner:
         return True
 
     def _end_without_room(self, error: PromptmillError) -> None:
-        """End as `stopped` after the rows in flight, because the budget is used up."""
         if self._leaves_as is None:
             self._leaves_as = _JobStopped(states.STOPPED, error)
             self._show()
@@ -283,14 +279,12 @@ class Runner:
         job.input = self._given
 
     def _limit_rows(self) -> None:
-        """Apply the order's limit of rows: set the end and the total. Blocks."""
         job = self._job
         self._end = output.end_of(job.folder.store, job.order.limits.rows)
         ((rows,),) = job.folder.store.read("SELECT count(*) FROM row WHERE n < ?", self._end)
         self.progress.total = rows * len(job.spec.targets)
 
     async def _read_input(self) -> None:
-        """Read the input if it has changed, and bind the answers to its rows."""
         job, progress = self._job, self.progress
         self._enter(states.STARTING, "reading the input")
         if job.folder.is_salvaged and _SALVAGED not in progress.notes:
@@ -337,7 +331,6 @@ class Runner:
             job.folder.put(secrets_checked=content)
 
     async def _rounds(self) -> None:
-        """Run all rounds, and count the records."""
         job_rounds = JobRounds(self._job, self._duplicates(), self._end)
         is_counted = False
         while (round_ := await self._in_thread(job_rounds.next)) is not None:
@@ -366,7 +359,6 @@ class Runner:
         return Duplicates(job.folder.store, job.spec, is_repeatable)
 
     async def _run_round(self, round_: Round, job_rounds: JobRounds) -> None:
-        """Answer and record the rows of a round."""
         job, progress = self._job, self.progress
         store, stats, live = job.folder.store, progress.stats, self._hooks.live
         targets = await self._in_thread(lambda: job_rounds.targets(round_))
@@ -507,7 +499,6 @@ class Runner:
         return statistics.counts(self._job.folder.store, before=self._end, skips_empty=skips_empty)
 
     def _count_values(self) -> None:
-        """Count the different answers to the rows within the limit. Blocks."""
         by_field = self._job.spec.output.answer_schema is not None
         self.progress.output.results = statistics.results(self._job.folder.store, self._end, by_field=by_field)
 
@@ -537,7 +528,6 @@ class Runner:
             await asyncio.sleep(_LOOK_S)
 
     def _follow(self, control: Control) -> None:
-        """Obey the commands of other processes."""
         if control.cancel:
             self._stop(_JobStopped(states.CANCELLED))
         stats, limit = self.progress.stats, self._most_cost(control)
@@ -550,7 +540,6 @@ class Runner:
             stats.waits.freed()
 
     def _set_limit(self, limit: float) -> None:
-        """Limit the spending of the job from now on."""
         budget, progress = self.progress.stats.ledger.budget, self.progress
         if budget is not None:
             budget.limit = limit
@@ -600,36 +589,32 @@ async def until_ended(runner: Runner) -> tuple[RunStatus, PromptmillError | None
     The process runs only this job, and exports to OpenTelemetry. After the first Ctrl-C, the requests in flight have a
     minute to end, because they are paid anyway. Raises `KeyboardInterrupt` after Ctrl-C.
     """
-    if not any(name.startswith("OTEL_") for name in os.environ):
-        return await _until_ended(runner)
-    from promptmill.service.telemetry import exported  # imported only if telemetry may be exported
-
-    async with exported(runner.service):
-        return await _until_ended(runner)
-
-
-async def _until_ended(runner: Runner) -> tuple[RunStatus, PromptmillError | None, bool]:
     stay_responsive()
     loop = asyncio.get_running_loop()
-    work = asyncio.ensure_future(runner.run())
     signals: list[int] = []
+    async with contextlib.AsyncExitStack() as telemetry:
+        if any(name.startswith("OTEL_") for name in os.environ):
+            from promptmill.service.telemetry import exported  # imported only if telemetry may be exported
 
-    def on_signal(number: int) -> None:
-        signals.append(number)
-        if signals == [signal.SIGINT] and runner.leave():
-            loop.call_later(_LEAVING_S, work.cancel)
-        else:
-            work.cancel()
+            await telemetry.enter_async_context(exported(runner.service))
+        work = asyncio.ensure_future(runner.run())
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        with contextlib.suppress(NotImplementedError):  # Windows
-            loop.add_signal_handler(number, on_signal, number)
-    try:
-        found = await work
-    except asyncio.CancelledError:
-        if not signals:
-            raise
-        found = runner.progress.as_dict()
+        def on_signal(number: int) -> None:
+            signals.append(number)
+            if signals == [signal.SIGINT] and runner.leave():
+                loop.call_later(_LEAVING_S, work.cancel)
+            else:
+                work.cancel()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with contextlib.suppress(NotImplementedError):  # Windows
+                loop.add_signal_handler(number, on_signal, number)
+        try:
+            found = await work
+        except asyncio.CancelledError:
+            if not signals:
+                raise
+            found = runner.progress.as_dict()
     if signal.SIGINT in signals:
         raise KeyboardInterrupt
     return found, runner.error, bool(signals)

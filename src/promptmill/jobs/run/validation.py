@@ -125,7 +125,6 @@ def _check_rows(
 
 
 def _cost(plan: ResolvedConfig, found: Mapping[str, Any]) -> dict[str, float | None]:
-    """Return the estimated cost of the prompts and the highest cost of the job, if the price is known."""
     price = price_of(plan)
     if price is None:
         return {}

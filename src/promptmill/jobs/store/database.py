@@ -445,11 +445,6 @@ def bound(record: Record) -> tuple[Any, ...]:
     return (*record[:5], record.code or "", *record[6:10], record.more or "", asked, *record[12:])
 
 
-def is_cut(results: Sequence[tuple[Any, ...]], texts: slice) -> bool:
-    """Return whether `limited` returned only a part of the results."""
-    return sum(len(text) for result in results for text in result[texts] if text) > _PAGE_BYTES
-
-
 def limited(cursor: sqlite3.Cursor, texts: slice) -> list[tuple[Any, ...]]:
     """Return the results of a query, up to the result whose columns `texts` make the total exceed `_PAGE_BYTES`."""
     results: list[tuple[Any, ...]] = []

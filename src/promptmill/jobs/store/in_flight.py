@@ -20,8 +20,6 @@ LAST_KEY_OF_ROW = 1 << 48  # the bits above it number the choices of a request f
 
 
 class _Entry(NamedTuple):
-    """An entry of `InFlight`."""
-
     row: int = 0
     requests: int = 0
     open: int = 0

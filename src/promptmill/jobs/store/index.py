@@ -135,7 +135,6 @@ class JobFolders:
             raise error from None
 
     def _names(self) -> str:
-        """Return the ids of the newest jobs, as text."""
         names = [path.stem for path in sorted(self.paths(), key=lambda path: -path.lstat().st_mtime)]
         return f"jobs here: {listed(names, 5)}." if names else "there are no jobs here."
 

@@ -30,6 +30,7 @@ class Lock:
     """The held lock of one job; it ends with `release` or with the process."""
 
     def __init__(self, descriptor: int, held: Lease | None = None) -> None:
+        """`descriptor`: the open file, perhaps locked by a process that handed it to this one at its start."""
         self._descriptor = descriptor
         self._lease = held
 
@@ -56,11 +57,6 @@ class Lock:
             if time.monotonic() > end:
                 return None
             time.sleep(_PAUSE_S)
-
-    @classmethod
-    def adopt(cls, descriptor: int) -> Lock:
-        """Return the lock that another process took and handed to this one at its start (POSIX)."""
-        return cls(descriptor)
 
     @property
     def descriptor(self) -> int | None:

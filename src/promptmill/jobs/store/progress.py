@@ -11,8 +11,8 @@ from typing import TypeAlias, cast
 from promptmill import __version__
 from promptmill.backends.protocol import COUNTERS, Call, Counts
 from promptmill.jobs.store import statistics
-from promptmill.jobs.store.counts import JobCounts, quantile
 from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.statistics import JobCounts, quantile
 from promptmill.jobs.store.status_record import CourseRecord, Results, RunNote, RunStatus
 
 STARTING, RUNNING, MERGING = "starting", "running", "merging"
@@ -276,7 +276,6 @@ class _Times:
         return max(0.0, rows / max(seconds, 0.001)), max(0.0, tokens / max(seconds, 0.001))
 
     def _since(self, rows: int, tokens: int) -> list[tuple[float, int, int]]:
-        """Return the interval since the last sample, if there was one."""
         if self._last is None:
             return []
         then, rows_then, tokens_then = self._last

@@ -68,7 +68,7 @@ RULES: Mapping[str, str] = MappingProxyType(
 
 `id` is the round's, `since` that of the last round before the order, `settings` the ids whose answers count, `base` the
 key of the slot's first row. Rules that end in `ONCE` or `DUPLICATE` divide the rows of the rule before that by their
-questions; the temporary table is from `run.duplicates`.
+questions; the temporary table is from `run.job_rounds`.
 """
 
 
@@ -98,7 +98,7 @@ class Round:
 
     @property
     def is_by_question(self) -> bool:
-        """Whether its rows depend on the questions of other rows, see `run.duplicates`."""
+        """Whether its rows depend on the questions of other rows, see `run.job_rounds`."""
         return self.ordered != self.rows
 
     def condition(self, settings: Iterable[int], slot: int = 0) -> str:

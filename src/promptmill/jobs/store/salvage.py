@@ -98,7 +98,6 @@ def _copy(new: JobDatabase, table: str, values: Sequence[tuple[Any, ...]]) -> No
 
 
 def _readable(read: _Read[_Keyed]) -> Iterator[list[_Keyed]]:
-    """Yield all readable pages."""
     first = 0
     while first <= LAST_KEY:
         for most in (PAGE, 1):

@@ -297,7 +297,6 @@ def plain_sampling(plan: ResolvedConfig) -> dict[str, bool | int | float | str]:
 
 
 def _sampling(plan: ResolvedConfig) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the sampling parameters and the extra parameters that affect answers."""
     settings = plan.settings
     extra = {name: value for name, value in settings.extra_params.items() if name != "service_tier"}
     return settings.sampling_params.given(), extra
@@ -309,7 +308,6 @@ def without_lengths(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _other_models(plan: ResolvedConfig) -> dict[str, str]:
-    """Return digests of the settings of the other models in the configuration file, by name."""
     file = plan.file or plan.operator
     blocks: dict[str, tuple[str, object, Any]] = {
         name: (model.backend or "", getattr(model, model.backend or "", None), model)

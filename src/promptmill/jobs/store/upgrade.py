@@ -164,7 +164,6 @@ def _values(stored: Mapping[str, str]) -> JsonDict:
 
 
 def _loaded(text: str) -> JsonDict | None:
-    """Parse a JSON object; return None for any other text."""
     try:
         value = orjson.loads(text)
     except orjson.JSONDecodeError:
