@@ -12,7 +12,10 @@ from promptmill.config.parameter_file import _yaml_problem
     ("text", "said"),
     [
         ("openai:\n  model_name: m\n    base_url: x\n", "Line 3 has a colon at a wrong place"),
-        ("openai:\n    model_name: m\n  base_url: x\n", "Line 3 does not fit the block from line 1: correct its indent"),
+        (
+            "openai:\n    model_name: m\n  base_url: x\n",
+            "Line 3 does not fit the block from line 1: correct its indent",
+        ),
         ("openai: {model_name: m\nsystem_prompt: x\n", "The { or [ in line 1 is not closed"),
         ("a: [1, 2", "[ in line 1 is not closed"),
         ("a: {b: ${C}}", "inside {…}, put `${…}` between quotes"),

@@ -52,8 +52,6 @@ def explain(
             message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
             if problem["type"] == "model_type":
                 message = "should hold keys and values"
-            elif problem["type"] == "string_pattern_mismatch":
-                message = f"is not one of {_described(location, model)}".rstrip(".")
             message = _plain(message)
             got = _got(problem["input"], problem["type"]) if problem["type"].endswith(("_type", "_parsing")) else ""
             if path == "backend_configs" and isinstance(problem["input"], list):
@@ -93,19 +91,6 @@ def _plain(message: str) -> str:
     return message
 
 
-def _described(location: list[int | str], model: type[BaseModel]) -> str:
-    """Return the description of the key at `location`."""
-    description = ""
-    for part in location:
-        field = model.model_fields.get(str(part))
-        if field is None:
-            break
-        description = field.description or ""
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            model = field.annotation
-    return description
-
-
 def _model_in(annotation: object) -> type[BaseModel] | None:
     """Return the pydantic model in a field's annotation (`Model`, `Model | None`, `dict[str, Model]`), if any."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -124,8 +109,7 @@ def _elsewhere(key: str, known: list[str]) -> str:
     blocks = [
         name
         for name, field in BackendConfigs.model_fields.items()
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-        if key in field.annotation.model_fields and key not in known
+        if (block := _model_in(field.annotation)) is not None and key in block.model_fields and key not in known
     ]
     return f"it belongs below backend_configs.{' or '.join(blocks)}." if blocks else ""
 

@@ -283,7 +283,6 @@ def _backend_of(raw: JsonObject) -> Any:
 
 
 def _without(values: JsonObject, place: Sequence[int | str]) -> JsonDict:
-    """Return `values` without the key at `place`."""
     key, *rest = place
     if rest:
         return {**values, str(key): _without(values[str(key)], rest)}
@@ -291,7 +290,6 @@ def _without(values: JsonObject, place: Sequence[int | str]) -> JsonDict:
 
 
 def _check_limits(plan: ResolvedConfig, overrides: Overrides) -> None:
-    """Raise when a call exceeds `client_limits`."""
     limits = plan.operator.client_limits
     if plan.trust_client:
         return

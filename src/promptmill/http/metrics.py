@@ -111,7 +111,6 @@ class Metrics:
                 )
 
     def _of_jobs(self) -> str:
-        """Return the families of jobs as text. Blocks."""
         page = _Page(of_jobs=True)
         self._jobs.read()
         page.add("jobs_unread", self._jobs.unread)

@@ -332,8 +332,6 @@ def add_bulk_tools(
 def _add_tools_of_a_job(
     mcp: FastMCP, service: Service, jobs: Callable[[], Awaitable[RunningJobs]], questions: Questions
 ) -> None:
-    """Add the tools that take the `job_id` of `bulk_generate`, and the resource of answers."""
-
     @tool(
         mcp,
         output_schema=_SEVERAL,

@@ -13,7 +13,6 @@ import functools
 import hashlib
 import inspect
 import logging
-import math
 import re
 import time
 from collections import Counter
@@ -66,7 +65,7 @@ _PAUSE_S = 0.5
 _FAST_S = 2.0
 _CHANGE_S = 1.0  # before a changed text is reported without progress
 _SILENCE_S = 5.0  # clients end a call that reports no progress
-_STEP = 0.001  # the protocol requires a number that grows each time
+_STEP = 1e-6  # the protocol requires a number that grows each time; a million silent reports take weeks
 _WANTED = {
     "string": "a text",
     "integer": "a whole number",
@@ -427,10 +426,7 @@ class ReportedProgress:
         return int(self._clock() - self._began) if stats.facts.total is None else stats.counts.done
 
     def _grow(self, done: int) -> None:
-        """Set `number` to `done` if that is larger; else add a thousandth, without reaching the next whole number."""
-        left = math.floor(self.number) + 1 - self.number
-        more = round(self.number + _STEP, 3) if left > 2 * _STEP else self.number + left / 2
-        self.number = max(done, more)
+        self.number = max(done, round(self.number + _STEP, 6))
 
 
 def caller_of(ctx: Context, service: Service) -> Caller:
