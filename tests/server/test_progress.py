@@ -87,7 +87,7 @@ def test_words_hold_numbers_that_people_can_read():
     assert _count(stats) == "0 of 1,000,000 done"
     stats.counts = Counts(done=12_345, codes={"timeout": 1}, retries=2_000)
     stats.started -= 100
-    assert _count(stats).startswith("12,345 of 1,000,000 done, 1 failed, 2,000 retries, 123/s, about 2.2 h left")
+    assert _count(stats).startswith("12,345 of 1,000,000 done, 1 failed, 2,000 retries, 123.4/s, about 2:13:")
 
 
 @pytest.mark.simulated

@@ -48,7 +48,7 @@ from promptmill.core.bounds import MOST_VALUES
 from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.core.request import Sampling
 from promptmill.core.values import JsonDict, JsonObject
-from promptmill.core.wording import did_you_mean, shape
+from promptmill.core.wording import did_you_mean, duration, shape
 from promptmill.http.json_response_workaround import RESPONSE
 from promptmill.jobs.caller import Caller
 from promptmill.service.service import Service
@@ -477,19 +477,7 @@ def _count(stats: Call) -> str:
         parts.append(waiting)
     elif stats.counts.done:
         rate = stats.counts.done / max(0.001, time.monotonic() - stats.started)
-        parts.append(_rate(rate))
+        parts.append(f"{rate:,.1f}/s" if rate >= 1 else f"{60 * rate:.1f}/min")
         if left := (stats.facts.total or 0) - stats.counts.done:
-            parts.append(f"about {_duration(left / rate)} left")
+            parts.append(f"about {duration(left / rate)} left")
     return ", ".join(parts)
-
-
-def _rate(per_second: float) -> str:
-    if per_second >= 1:
-        return f"{per_second:,.1f}/s" if per_second < 10 else f"{per_second:,.0f}/s"
-    return f"{per_second * 60:.1f}/min"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(1, seconds):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
