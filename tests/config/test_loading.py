@@ -479,14 +479,7 @@ def test_a_tilde_in_the_environments_path_is_the_home_folder(tmp_path, monkeypat
         ("backend_configs: {openai: {system_prompt: x}}", "it belongs at the top level of the file"),
         ("backend_configs: {openai: {model: x}}", "openai.model: unknown key; did you mean model_name?"),
         ("backend_configs: {hf: {model: x}}", "hf.model: unknown key; did you mean model_name_or_path?"),
-        (
-            "backend: ollama\nmodel: qwen3:8b",
-            (
-                "Ollama is an endpoint. Replace both keys: `backend: openai` and `backend_configs: {openai: "
-                "{base_url: localhost:11434, model_name: …}}`"
-            ),
-        ),
-        ("backend: vllm\nmodel: x", "below the backend: `backend_configs: {vllm: {model_name_or_path: …}}`"),
+        ("backend: vllm\nmodel: x", "for hf, vllm and openvino it is `model_name_or_path`."),
         (
             "backend: openai\nopenai: {model_name: x}",
             "openai: unknown key; it belongs below backend_configs; indent it",

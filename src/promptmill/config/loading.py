@@ -339,7 +339,7 @@ def _validate(raw: JsonObject) -> Settings:
     try:
         return Settings.model_validate(dict(raw))
     except ValidationError as error:
-        raise config_error("", explain(error, Settings, raw=raw)) from None
+        raise config_error("", explain(error, Settings)) from None
     except RecursionError:
         raise config_error("", "The configuration is nested too deeply.") from None
 
