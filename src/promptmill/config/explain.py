@@ -13,8 +13,8 @@ from promptmill.core.wording import close_matches, shape
 
 _NUMBER = re.compile(r"-?\d+(?:[.,]\d+)?(?:[eE][+-]?\d{1,2})?")
 _MODEL = (
-    "the model is named below its backend: `backend_configs: {openai: {model_name: …}}`; for hf, vllm and openvino it is "
-    "`model_name_or_path`."
+    "the model is named below its backend: `backend_configs: {openai: {model_name: …}}`; for hf, vllm and openvino it "
+    "is `model_name_or_path`."
 )
 _OLLAMA = "Ollama is an endpoint: `backend: openai` and `backend_configs: {openai: {base_url: localhost:11434}}`."
 # Names of other programs → our hint.
