@@ -157,7 +157,7 @@ def test_a_port_in_use_is_exit_code_two(serve):
         (["--http", "127.0.0.1:0", "--allowed-host", "a b"], "--allowed-host"),
         (["--http", "127.0.0.1:0", "--trust-client"], "--trust-client"),
         (["--http", "127.0.0.1:0", "--tls-key", "k"], "needs --tls-cert PATH as well"),
-        (["--http", "127.0.0.1:0", "--tls-cert", "/no/such/file"], "there is no file /no/such/file"),
+        (["--http", "127.0.0.1:0", "--tls-cert", "/no/such/file"], "/no/such/file cannot be used (No such file"),
         (["--token-env", "X"], "--token-env: goes with --http"),
         (["--max-body", "1M"], "--max-body: goes with --http"),
         (["--allowed-host", "x"], "--allowed-host: goes with --http"),
