@@ -194,8 +194,8 @@ def test_a_file_that_is_named_must_be_there(tmp_path):
         ("[1, 2]", "should hold keys and values, not a list of 2"),
         ("hello", "should hold keys and values, not a text"),
         (b"\xff\xfe\x00", "it is not UTF-8 text"),
-        ("? [a]\n: 1", "a key must be a word"),
-        ("? !!set {a}\n: 1", "a key must be a word"),
+        ("? [a]\n: 1", "found unhashable key"),
+        ("? !!set {a}\n: 1", "found unhashable key"),
         ("1: 2", "Keys should be strings"),
         ("extra_params: 2024-13-45", "month must be in 1..12"),
         ("extra_params: " + "[" * 3000 + "]" * 3000, "nested too deeply"),
@@ -479,14 +479,7 @@ def test_a_tilde_in_the_environments_path_is_the_home_folder(tmp_path, monkeypat
         ("backend_configs: {openai: {system_prompt: x}}", "it belongs at the top level of the file"),
         ("backend_configs: {openai: {model: x}}", "openai.model: unknown key; did you mean model_name?"),
         ("backend_configs: {hf: {model: x}}", "hf.model: unknown key; did you mean model_name_or_path?"),
-        (
-            "backend: ollama\nmodel: qwen3:8b",
-            (
-                "Ollama is an endpoint. Replace both keys: `backend: openai` and `backend_configs: {openai: "
-                "{base_url: localhost:11434, model_name: …}}`"
-            ),
-        ),
-        ("backend: vllm\nmodel: x", "below the backend: `backend_configs: {vllm: {model_name_or_path: …}}`"),
+        ("backend: vllm\nmodel: x", "for hf, vllm and openvino it is `model_name_or_path`."),
         (
             "backend: openai\nopenai: {model_name: x}",
             "openai: unknown key; it belongs below backend_configs; indent it",

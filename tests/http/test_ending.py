@@ -157,7 +157,7 @@ def test_a_port_in_use_is_exit_code_two(serve):
         (["--http", "127.0.0.1:0", "--allowed-host", "a b"], "--allowed-host"),
         (["--http", "127.0.0.1:0", "--trust-client"], "--trust-client"),
         (["--http", "127.0.0.1:0", "--tls-key", "k"], "needs --tls-cert PATH as well"),
-        (["--http", "127.0.0.1:0", "--tls-cert", "/no/such/file"], "there is no file /no/such/file"),
+        (["--http", "127.0.0.1:0", "--tls-cert", "/no/such/file"], "/no/such/file cannot be used (No such file"),
         (["--token-env", "X"], "--token-env: goes with --http"),
         (["--max-body", "1M"], "--max-body: goes with --http"),
         (["--allowed-host", "x"], "--allowed-host: goes with --http"),
@@ -206,15 +206,15 @@ def test_a_key_that_does_not_fit_is_said(certificate, serve, tmp_path):
     (tmp_path / "k.pem").write_text("no key")
     code, err = serve("--http", "127.0.0.1:0", "--tls-cert", cert, "--tls-key", tmp_path / "k.pem")
     assert code == 2
-    assert "not a PEM file" in err
+    assert f"--tls-cert: {cert} with {tmp_path / 'k.pem'} cannot be used (" in err
 
 
 def test_a_certificate_without_a_key_and_files_that_are_not_there_are_said(certificate, serve, tmp_path):
     cert, _ = certificate
     for options, said in (
-        (("--tls-cert", cert), "contains no private key; add --tls-key PATH"),
-        (("--tls-cert", tmp_path / "nope.pem"), "--tls-cert: there is no file"),
-        (("--tls-cert", cert, "--tls-key", tmp_path / "nope.pem"), "--tls-key: there is no file"),
+        (("--tls-cert", cert), "unless that is in the same file: --tls-key PATH."),
+        (("--tls-cert", tmp_path / "nope.pem"), "nope.pem cannot be used (No such file"),
+        (("--tls-cert", cert, "--tls-key", tmp_path / "nope.pem"), "nope.pem cannot be used (No such file"),
     ):
         code, err = serve("--http", "127.0.0.1:0", *options)
         assert code == 2

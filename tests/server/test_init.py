@@ -143,7 +143,11 @@ async def test_what_is_wrong_in_init_is_said_and_changes_nothing(talk, arguments
             {"prompt_ls": ["x"], "multimodal_path": [[3]]},
             "multimodal_path[0] is a list of 1",
         ),
-        ("multimodal_generate", {"prompt_ls": ["x"], "multimodal_path": [[]], "image_tag": 3}, "image_tag: should be text, not a number"),
+        (
+            "multimodal_generate",
+            {"prompt_ls": ["x"], "multimodal_path": [[]], "image_tag": 3},
+            "image_tag: should be text, not a number",
+        ),
         ("multiturn_generate", {"messages": "hi"}, "messages[0] is a text"),
         ("multiturn_generate", {"messages": ["hi"]}, "messages[0] is a text"),
         (

@@ -55,7 +55,7 @@ def test_while_nothing_is_done_silence_ends_after_five_seconds_and_new_words_com
     assert not told.is_news(stats, "loading weights")
     clock.now += 0.2
     assert told.is_news(stats, "loading weights")
-    assert told.number == 0.002
+    assert told.number == 0.000002
 
 
 def test_a_number_always_grows_and_never_says_that_an_item_more_is_done(clock):
@@ -80,7 +80,7 @@ def test_work_without_items_counts_seconds(clock):
     clock.now += 0.5
     assert not told.is_news(stats, "loading")
     told.end(stats)
-    assert told.number == pytest.approx(3.001)
+    assert told.number == pytest.approx(3.000001)
 
 
 def test_words_hold_numbers_that_people_can_read():
@@ -88,7 +88,7 @@ def test_words_hold_numbers_that_people_can_read():
     assert _count(stats) == "0 of 1,000,000 done"
     stats.counts = Counts(done=12_345, codes=Counter({"timeout": 1}), retries=2_000)
     stats.started -= 100
-    assert _count(stats).startswith("12,345 of 1,000,000 done, 1 failed, 2,000 retries, 123/s, about 2.2 h left")
+    assert _count(stats).startswith("12,345 of 1,000,000 done, 1 failed, 2,000 retries, 123.4/s, about 2:13:")
 
 
 @pytest.mark.simulated

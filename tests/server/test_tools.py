@@ -150,7 +150,7 @@ async def test_a_list_or_object_may_arrive_as_a_json_string(talk, upstream, name
         case "messages":
             result = await talk("multiturn_generate", messages='[{"role": "user", "content": "a"}]')
         case "multimodal_path":
-            result = await talk("multimodal_generate", multimodal_path='[[], []]', prompt_ls=["a", "b"])
+            result = await talk("multimodal_generate", multimodal_path="[[], []]", prompt_ls=["a", "b"])
         case _:
             await talk("generation_init", backend_configs="{}", sampling_params='{"seed": 3}', backend="openai")
             result = await talk("generate", prompt_ls=["a", "b"])

@@ -382,7 +382,6 @@ class OpenAIAPI(_SamplingArguments, BaseAPI):
         return self.key if isinstance(self.key, str) else list(self.key)
 
     def _sharing(self) -> Mapping[str, Any]:
-        """Return the settings for sharing a call's inputs among several processes."""
         return {}
 
     def _outcomes(
@@ -537,7 +536,6 @@ def _piece(item: Any, where: str, image_key: str) -> TextPart | ImagePart | str:
 
 
 def _texts_of(conversation: Conversation) -> list[str]:
-    """Return the texts of a conversation in their order, images and audio left out."""
     found = []
     for message in conversation.messages:
         parts = message.content if isinstance(message.content, tuple) else (TextPart(message.content or ""),)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import re
-from types import MappingProxyType
 from typing import get_args
 
 from pydantic import BaseModel, ValidationError
 
 from promptmill.config.settings import BackendConfigs, Settings
 from promptmill.core.request import Sampling
-from promptmill.core.values import JsonObject
 from promptmill.core.wording import close_matches, shape
 
 _NUMBER = re.compile(r"-?\d+(?:[.,]\d+)?(?:[eE][+-]?\d{1,2})?")
-_NOTHING: JsonObject = MappingProxyType({})
+_MODEL = (
+    "the model is named below its backend: `backend_configs: {openai: {model_name: …}}`; for hf, vllm and openvino it "
+    "is `model_name_or_path`."
+)
 _OLLAMA = "Ollama is an endpoint: `backend: openai` and `backend_configs: {openai: {base_url: localhost:11434}}`."
 # Names of other programs → our hint.
 _ALIASES = {
@@ -33,12 +34,10 @@ _ALIASES = {
 }
 
 
-def explain(
-    error: ValidationError, model: type[BaseModel] = BaseModel, above: str = "", raw: JsonObject = _NOTHING
-) -> str:
+def explain(error: ValidationError, model: type[BaseModel] = BaseModel, above: str = "") -> str:
     """Return the problems of `error`, key by key. Numbers are the only values that they quote.
 
-    For an unknown key the nearest known one is named. `above` is the path of `model` itself; `raw` is its input.
+    For an unknown key the nearest known one is named. `above` is the path of `model` itself.
     """
     lines: dict[str, str] = {}
     for problem in error.errors(include_url=False, include_context=False):
@@ -47,13 +46,11 @@ def explain(
         location = [part for part in location if not (isinstance(part, str) and "[" in part)] + unknown
         path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".")
         if problem["type"] == "extra_forbidden":
-            lines[path] = unknown_key(location, model, raw)
+            lines[path] = unknown_key(location, model)
         else:
             message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
             if problem["type"] == "model_type":
                 message = "should hold keys and values"
-            elif problem["type"] == "string_pattern_mismatch":
-                message = f"is not one of {_described(location, model)}".rstrip(".")
             message = _plain(message)
             got = _got(problem["input"], problem["type"]) if problem["type"].endswith(("_type", "_parsing")) else ""
             if path == "backend_configs" and isinstance(problem["input"], list):
@@ -93,19 +90,6 @@ def _plain(message: str) -> str:
     return message
 
 
-def _described(location: list[int | str], model: type[BaseModel]) -> str:
-    """Return the description of the key at `location`."""
-    description = ""
-    for part in location:
-        field = model.model_fields.get(str(part))
-        if field is None:
-            break
-        description = field.description or ""
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            model = field.annotation
-    return description
-
-
 def _model_in(annotation: object) -> type[BaseModel] | None:
     """Return the pydantic model in a field's annotation (`Model`, `Model | None`, `dict[str, Model]`), if any."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -124,31 +108,12 @@ def _elsewhere(key: str, known: list[str]) -> str:
     blocks = [
         name
         for name, field in BackendConfigs.model_fields.items()
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-        if key in field.annotation.model_fields and key not in known
+        if (block := _model_in(field.annotation)) is not None and key in block.model_fields and key not in known
     ]
     return f"it belongs below backend_configs.{' or '.join(blocks)}." if blocks else ""
 
 
-def _model_key(known: list[str], raw: JsonObject) -> str:
-    """Return the key to write instead of `model`: one of its block's keys `known`, or one that fits `raw`."""
-    if key := next((key for key in ("model_name", "model_name_or_path") if key in known), ""):
-        return f"did you mean {key}?"
-    backend = raw.get("backend")
-    if isinstance(backend, str) and backend.strip().lower() == "ollama":
-        return (
-            "Ollama is an endpoint. Replace both keys: `backend: openai` and `backend_configs: {openai: {base_url: "
-            "localhost:11434, model_name: …}}`."
-        )
-    field = BackendConfigs.model_fields.get(str(backend))
-    block = _model_in(field.annotation) if field else None
-    if block is None:
-        return "did you mean model_name (openai) or model_name_or_path (hf, vllm, openvino), below backend_configs?"
-    key = "model_name" if "model_name" in block.model_fields else "model_name_or_path"
-    return f"the model is named below the backend: `backend_configs: {{{backend}: {{{key}: …}}}}`."
-
-
-def unknown_key(location: list[int | str], model: type[BaseModel], raw: JsonObject = _NOTHING) -> str:
+def unknown_key(location: list[int | str], model: type[BaseModel]) -> str:
     """Explain the key at `location`, which `model` lacks: the key that was probably meant, or all known keys."""
     *parents, key = location
     for parent in parents:
@@ -156,7 +121,8 @@ def unknown_key(location: list[int | str], model: type[BaseModel], raw: JsonObje
         model = model if field is None else _model_in(field.annotation) or model
     known = list(model.model_fields)
     if key == "model":
-        return f"unknown key; {_model_key(known, raw)}"
+        names = [name for name in ("model_name", "model_name_or_path") if name in known]
+        return f"unknown key; {f'did you mean {names[0]}?' if names else _MODEL}"
     if hint := _ALIASES.get(str(key)) or _elsewhere(str(key), known):
         return f"unknown key; {hint}"
     meant = {name: name for name in known}

@@ -283,7 +283,6 @@ def _backend_of(raw: JsonObject) -> Any:
 
 
 def _without(values: JsonObject, place: Sequence[int | str]) -> JsonDict:
-    """Return `values` without the key at `place`."""
     key, *rest = place
     if rest:
         return {**values, str(key): _without(values[str(key)], rest)}
@@ -291,7 +290,6 @@ def _without(values: JsonObject, place: Sequence[int | str]) -> JsonDict:
 
 
 def _check_limits(plan: ResolvedConfig, overrides: Overrides) -> None:
-    """Raise when a call exceeds `client_limits`."""
     limits = plan.operator.client_limits
     if plan.trust_client:
         return
@@ -341,7 +339,7 @@ def _validate(raw: JsonObject) -> Settings:
     try:
         return Settings.model_validate(dict(raw))
     except ValidationError as error:
-        raise config_error("", explain(error, Settings, raw=raw)) from None
+        raise config_error("", explain(error, Settings)) from None
     except RecursionError:
         raise config_error("", "The configuration is nested too deeply.") from None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,18 +54,11 @@ class _Loader(yaml.SafeLoader):
     """Refuses duplicate keys, of which PyYAML would silently keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, *options: Any, **named: Any) -> dict[Any, Any]:
-        seen: set[object] = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable):
-                raise config_error(
-                    f"line {key_node.start_mark.line + 1}", "a key must be a word, not a list or mapping."
-                )
-            if key in seen:
-                raise config_error(f"line {key_node.start_mark.line + 1}", f"the key {key} occurs twice; keep one.")
-            seen.add(key)
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if (key.tag, str(key.value)) in seen:
+                raise config_error(f"line {key.start_mark.line + 1}", f"the key {key.value} occurs twice; keep one.")
+            seen.add((key.tag, str(key.value)))
         return super().construct_mapping(node, *options, **named)
 
 

@@ -32,6 +32,12 @@ def _gpu_ids(value: object) -> object:
     return value or None
 
 
+def _device(name: str) -> str:
+    if not re.fullmatch(_DEVICE, name):
+        raise ValueError("is not one of `auto`, `cpu`, `cuda`, `cuda:0`, `mps`")
+    return name
+
+
 def _one_or_many(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
@@ -192,7 +198,9 @@ class HFSettings(Block):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Number format of the weights."
     )
-    device: str = Field("auto", pattern=f"^{_DEVICE}$", description="`auto`, `cpu`, `cuda`, `cuda:0`, `mps`.")
+    device: Annotated[str, AfterValidator(_device)] = Field(
+        "auto", description="`auto`, `cpu`, `cuda`, `cuda:0`, `mps`."
+    )
     gguf_file: str | None = Field(None, description="Name of a GGUF file in the model's folder.")
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
         None, description="The implementation of attention; null: transformers chooses."

@@ -66,7 +66,7 @@ class Address:
 
     def _unusable(self, error: Exception) -> PromptmillError:
         number = error.errno if isinstance(error, OSError) else None
-        if isinstance(error, socket.gaierror | UnicodeError):
+        if isinstance(error, socket.gaierror | UnicodeError) or number in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
             return config_error(_WHERE, f"{self.host} is not an address of this machine; {_HOW}")
         if number == errno.EADDRINUSE:
             return config_error(
@@ -74,8 +74,6 @@ class Address:
             )
         if number in {errno.EACCES, errno.EPERM}:
             return config_error(_WHERE, f"this user may not listen on port {self.port}; choose a port from 1024 on.")
-        if number in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
-            return config_error(_WHERE, f"{self.host} is not an address of this machine; {_HOW}")
         reason = error.strerror if isinstance(error, OSError) else type(error).__name__
         return config_error(_WHERE, f"cannot listen on {self}: {reason}.")
 

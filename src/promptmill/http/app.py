@@ -91,13 +91,11 @@ class Pages:
             return  # the client has left
 
     async def _live(self, _scope: Scope, receive: Receive, send: Send) -> None:
-        """Start, and wait for the end."""
         for step in ("startup", "shutdown"):
             await receive()
             await send({"type": f"lifespan.{step}.complete"})
 
     async def _answer(self, _scope: Scope, _receive: Receive, _send: Send) -> None:
-        """Answer a request for anything but a page. Raises `HttpError`."""
         raise HttpError(404, f"There is nothing here; the metrics are at {METRICS}.")
 
     async def _page(self, scope: Scope) -> Response:

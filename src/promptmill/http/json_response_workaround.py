@@ -99,7 +99,6 @@ def _as_json(start: Message) -> Message:
 
 
 def _response(events: bytes) -> bytes:
-    """Return the response among `events`; b"" without one."""
     return next((data for data in _data(events) if data and not data.startswith(_NOTIFICATION)), b"")
 
 

@@ -70,33 +70,22 @@ def listener(
     return Listener(config)
 
 
-_CERTIFICATE = Named("tls_cert")
-# OpenSSL's reasons → the rest of our sentence.
-_TLS_REASONS = {
-    "KEY_VALUES_MISMATCH": "do not belong together; name the key that the certificate was made for",
-    "NO_START_LINE": "is not a PEM file, which has lines -----BEGIN CERTIFICATE-----",
-    "PEM lib": "is damaged or not a PEM file, which has lines -----BEGIN CERTIFICATE-----",
-}
-
-
 def tls_context(certificate: Path, key: Path | None) -> ssl.SSLContext:
     """Return the TLS of a server with this certificate chain. Raises `PromptmillError` (`invalid_config`)."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    for option, file in (("tls_cert", certificate), ("tls_key", key)):
-        if file is not None and not file.is_file():
-            raise config_error(Named(option), f"there is no file {file}; correct the path.")
     try:
-        if key is None and b"PRIVATE KEY-----" not in certificate.read_bytes():
-            raise config_error(
-                _CERTIFICATE, f"{certificate} contains no private key; add ", Named("tls_key", "PATH"), "."
-            )
         context.load_cert_chain(certificate, key, password=_refuse_to_ask)
-    except (OSError, ssl.SSLError, ValueError) as error:
-        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or type(error).__name__
-        known = (words for code, words in _TLS_REASONS.items() if code in reason)
-        reason = next(known, f"cannot be used: {reason}")
-        raise config_error(_CERTIFICATE, f"{certificate}{f' with {key}' if key else ''} {reason}.") from None
+    except (OSError, ValueError) as error:  # OpenSSL's errors are OSErrors
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
+        files = f"{certificate}{f' with {key}' if key else ''}"
+        raise config_error(
+            Named("tls_cert"),
+            f"{files} cannot be used ({reason}). Name a PEM file with the certificate chain, and one with its key and "
+            "without a password, unless that is in the same file: ",
+            Named("tls_key", "PATH"),
+            ".",
+        ) from None
     return context
 
 

@@ -97,7 +97,6 @@ class Metrics:
                 page.add_histogram("gen_ai_client_operation_duration_seconds", totals.counts.durations, labels)
 
     def _of_jobs(self) -> str:
-        """Return the families of jobs as text. Blocks."""
         page = _Page(of_jobs=True)
         self._jobs.read()
         page.add("jobs_unread", self._jobs.unread)

@@ -61,10 +61,8 @@ def find_token(file: Path | None, variable: str | None, environ: MutableMapping[
 
 def _checked(text: str, where: str | Named) -> Token:
     secret = text.strip()
-    if len(secret) < _SHORTEST:
+    if len(secret) < _SHORTEST or not _FORM.fullmatch(secret):
         raise config_error(
-            where, f"the token has fewer than {_SHORTEST} characters and could be guessed. {HOW_TO_MAKE_ONE}"
+            where, f"the token should have {_SHORTEST} or more ASCII characters without spaces. {HOW_TO_MAKE_ONE}"
         )
-    if not _FORM.fullmatch(secret):
-        raise config_error(where, f"the token contains spaces or non-ASCII characters. {HOW_TO_MAKE_ONE}")
     return Token(secret)

@@ -178,7 +178,6 @@ class _JsonFile:
         return f"{self.text[: at + 1]}{line}{self._indent() * depth}{member}{'' if is_empty else ','}{rest}"
 
     def _members(self, at: int) -> dict[str, _Member]:
-        """Return the members of the object that begins at `at`."""
         found: dict[str, _Member] = {}
         at = self._after(at + 1)
         while self._plain[at] != "}":

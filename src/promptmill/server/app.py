@@ -138,8 +138,6 @@ def create_server(
 
 
 def _add_status(mcp: FastMCP, service: Service) -> None:
-    """Add the resources of status and models to the app."""
-
     @mcp.resource(
         _STATUS,
         name="status",
@@ -197,7 +195,6 @@ def _skill_entry() -> dict[str, Any]:
 
 
 def _skill_head() -> dict[str, str]:
-    """Return the front matter of the skill: `name` and `description`."""
     head: dict[str, str] = yaml.safe_load(_SKILL_FILE.read_text(encoding="utf-8").split("---\n")[1])
     return head
 
@@ -267,8 +264,6 @@ _ARGUMENTS = {
 
 
 def _add_prompts(mcp: FastMCP) -> None:
-    """Add the slash commands of clients."""
-
     def bulk(file: str, question: str) -> str:
         return _FILE_PROMPT.format(file=file, question=question, skill=_SKILL)
 

@@ -56,20 +56,28 @@ _STATUS: JsonDict = {
         "description": "Complete when the state is `finished`; null if bulk_results has the answers.",
     },
 }
-_ROWS: JsonDict = {
-    "type": "object",
-    "properties": {
+
+
+def _object(properties: JsonDict, *required: str) -> JsonDict:
+    return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": True}
+
+
+def _objects(description: str = "") -> JsonDict:
+    # no types: a row may include the input's fields, which may have any names
+    found: JsonDict = {"type": "array", "items": {"type": "object", "additionalProperties": True}}
+    return found | ({"description": description} if description else {})
+
+
+_ROWS = _object(
+    {
         "job_id": {"type": "string"},
         "state": _STATUS["state"],
         "done": _STATUS["done"],
         "total": _STATUS["total"],
-        "rows": {
-            "type": "array",
-            "description": "Each has `row`, its number from 0 (in the job of a call: `index`, the prompt's place), "
-            '`answer`, "" for a failed row, and `error`, with `code` and `message` for a failed row, else null.',
-            # no types: a row may include the input's fields, which may have any of these names
-            "items": {"type": "object", "additionalProperties": True},
-        },
+        "rows": _objects(
+            "Each has `row`, its number from 0 (in the job of a call: `index`, the prompt's place), `answer`, "
+            '"" for a failed row, and `error`, with `code` and `message` for a failed row, else null.'
+        ),
         "columns": {
             "type": "object",
             "additionalProperties": {"type": "string"},
@@ -77,35 +85,23 @@ _ROWS: JsonDict = {
         },
         "next_offset": {**_NUMBER_OR_NULL, "description": "Offset of the next page; null at the end."},
     },
-    "required": ["job_id", "state", "rows", "next_offset"],
-    "additionalProperties": True,
-}
-
-
-def _object(properties: JsonDict, *required: str) -> JsonDict:
-    return {"type": "object", "properties": properties, "required": list(required), "additionalProperties": True}
-
-
+    "job_id",
+    "state",
+    "rows",
+    "next_offset",
+)
 _COMPARISON = _object(
     {
         "rows_compared": {"type": "integer"},
         "matched": {"type": "string", "description": "The key by which rows are the same, such as `by id`."},
-        "files": {"type": "array", "items": {"type": "object", "additionalProperties": True}},
-        "pairs": {
-            "type": "array",
-            "description": "The agreement of two files; `changes` counts each pair of answers.",
-            "items": {"type": "object", "additionalProperties": True},
-        },
+        "files": _objects(),
+        "pairs": _objects("The agreement of two files; `changes` counts each pair of answers."),
         "gold": {
             "type": "object",
             "description": "The figures against the right answers.",
             "additionalProperties": True,
         },
-        "rows": {
-            "type": "array",
-            "description": "Rows whose answers differ, with their number from 1.",
-            "items": {"type": "object", "additionalProperties": True},
-        },
+        "rows": _objects("Rows whose answers differ, with their number from 1."),
     },
     "rows_compared",
     "files",
@@ -332,8 +328,6 @@ def add_bulk_tools(
 def _add_tools_of_a_job(
     mcp: FastMCP, service: Service, jobs: Callable[[], Awaitable[RunningJobs]], questions: Questions
 ) -> None:
-    """Add the tools that take the `job_id` of `bulk_generate`, and the resource of answers."""
-
     @tool(
         mcp,
         output_schema=_SEVERAL,

@@ -85,7 +85,7 @@ async def _serve_stdio(
     until = loop.time() + _CLOSE_S
     # running calls return their answers so far when the service closes
     answered = asyncio.ensure_future(stdio.last_answers(_CLOSE_S))
-    hurried = asyncio.ensure_future(signals.wait_for_another())
+    hurried = asyncio.ensure_future(signals.hurry.wait())
     await asyncio.wait({serving, answered, hurried}, return_when=asyncio.FIRST_COMPLETED)
     stdio.hang_up()
     serving.cancel()  # this cancels all calls
@@ -185,7 +185,9 @@ class _Signals:
 
     def __init__(self) -> None:
         self.received: list[int] = []
-        self._stop, self._hurry = asyncio.Event(), asyncio.Event()
+        self._stop = asyncio.Event()
+        self.hurry = asyncio.Event()
+        """Set by a signal after the first one: then the server waits for no client."""
         loop = asyncio.get_running_loop()
         for name in _ENDING_SIGNALS:
             number = getattr(signal, name, None)
@@ -198,7 +200,7 @@ class _Signals:
 
     def _note(self, number: int) -> None:
         self.received.append(number)
-        (self._hurry if self._stop.is_set() else self._stop).set()
+        (self.hurry if self._stop.is_set() else self._stop).set()
 
     async def wait_for_one_or(self, serving: asyncio.Future[None]) -> None:
         """Wait until a signal has arrived or `serving` is done."""
@@ -206,7 +208,3 @@ class _Signals:
         either: set[asyncio.Future[Any]] = {serving, stopped}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
-
-    async def wait_for_another(self) -> None:
-        """Wait until a signal has arrived after the first one: then the server waits for no client."""
-        await self._hurry.wait()

@@ -117,7 +117,6 @@ def _result(
     is_error: bool,
     job_id: str | None,
 ) -> ToolResult:
-    """Return a result without content."""
     structured: JsonDict = {"ans_ls": list_call.answers(outcomes)}
     meta = list_call.totals(stats) | list_call.columns(outcomes)
     if several := list_call.several(outcomes):

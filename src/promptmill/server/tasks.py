@@ -219,7 +219,6 @@ class Tasks(ServerExtension):
         return resumed
 
     async def _result(self, task: _Task) -> dict[str, Any]:
-        """Return the result of the call, which is over."""
         outcomes = await asyncio.to_thread(task.outcomes)
         stats = task.stats(several_models=len(self._service.models) > 1)
         try:

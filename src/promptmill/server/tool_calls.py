@@ -13,7 +13,6 @@ import functools
 import hashlib
 import inspect
 import logging
-import math
 import re
 import time
 from collections import Counter
@@ -49,7 +48,7 @@ from promptmill.core.bounds import MOST_VALUES
 from promptmill.core.errors import Code, PromptmillError, redact
 from promptmill.core.request import Sampling
 from promptmill.core.values import JsonDict, JsonObject
-from promptmill.core.wording import did_you_mean, shape
+from promptmill.core.wording import did_you_mean, duration, shape
 from promptmill.http.json_response_workaround import RESPONSE
 from promptmill.jobs.caller import Caller
 from promptmill.service.service import Service
@@ -66,7 +65,7 @@ _PAUSE_S = 0.5
 _FAST_S = 2.0
 _CHANGE_S = 1.0  # before a changed text is reported without progress
 _SILENCE_S = 5.0  # clients end a call that reports no progress
-_STEP = 0.001  # the protocol requires a number that grows each time
+_STEP = 1e-6  # the protocol requires a number that grows each time; a million silent reports take weeks
 _WANTED = {
     "string": "a text",
     "integer": "a whole number",
@@ -427,10 +426,7 @@ class ReportedProgress:
         return int(self._clock() - self._began) if stats.facts.total is None else stats.counts.done
 
     def _grow(self, done: int) -> None:
-        """Set `number` to `done` if that is larger; else add a thousandth, without reaching the next whole number."""
-        left = math.floor(self.number) + 1 - self.number
-        more = round(self.number + _STEP, 3) if left > 2 * _STEP else self.number + left / 2
-        self.number = max(done, more)
+        self.number = max(done, round(self.number + _STEP, 6))
 
 
 def caller_of(ctx: Context, service: Service) -> Caller:
@@ -481,19 +477,7 @@ def _count(stats: Call) -> str:
         parts.append(waiting)
     elif stats.counts.done:
         rate = stats.counts.done / max(0.001, time.monotonic() - stats.started)
-        parts.append(_rate(rate))
+        parts.append(f"{rate:,.1f}/s" if rate >= 1 else f"{60 * rate:.1f}/min")
         if left := (stats.facts.total or 0) - stats.counts.done:
-            parts.append(f"about {_duration(left / rate)} left")
+            parts.append(f"about {duration(left / rate)} left")
     return ", ".join(parts)
-
-
-def _rate(per_second: float) -> str:
-    if per_second >= 1:
-        return f"{per_second:,.1f}/s" if per_second < 10 else f"{per_second:,.0f}/s"
-    return f"{per_second * 60:.1f}/min"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{max(1, seconds):.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
