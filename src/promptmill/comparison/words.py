@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -20,6 +21,7 @@ from promptmill.jobs.store.status_record import RunStatus
 DIFFERS = "\N{NOT EQUAL TO} "
 """Marks a field in which answers differ."""
 _SHOWN_VALUES = 12  # of a cross-tabulation
+_SHORTEST_NAME = 8  # characters in the first column of a table
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +39,31 @@ class Table:
         return [max(map(len, cells)) for cells in zip(self.head, *self.rows, strict=True)]
 
     def lines(self, width: int) -> Iterator[str]:
-        """Yield the lines of the table as a text; the widest cells are cut off where `width` has no room for them."""
+        """Yield the lines of the table as a text.
+
+        Where `width` has no room, the widest cells of a cross-tabulation are cut off; of another table, the names, or
+        each row becomes a text: `positive: rows 155, A, precision 0.91, …`.
+        """
         widths = self.widths
+        if self.answers is None:
+            widths[0] = min(widths[0], width - sum(widths[1:]) - 2 * len(widths) + 2)
+            if widths[0] < _SHORTEST_NAME:
+                yield from self._texts(width)
+                return
         while sum(widths) + 2 * len(widths) - 2 > max(width, 4 * len(widths)):
             widths[widths.index(max(widths))] -= 1
         for row in (self.head, *self.rows):
             first, *others = (cut(cell, size) for cell, size in zip(row, widths, strict=True))
             cells = (cell.rjust(size) for cell, size in zip(others, widths[1:], strict=True))
             yield "  ".join([first.ljust(widths[0]), *cells])
+
+    def _texts(self, width: int) -> Iterator[str]:
+        for first, *others in self.rows:
+            figures = ", ".join(
+                f"{head} {cell}".strip() for head, cell in zip(self.head[1:], others, strict=True) if cell
+            )
+            text = f"{first}: {figures}" if first else figures
+            yield from textwrap.wrap(text, width, initial_indent="" if first else "  ", subsequent_indent="  ")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, TextIO, cast
 
 from promptmill.backends.protocol import COUNTERS, Counts
+from promptmill.config.backends import EMBEDDED
 from promptmill.core.money import dollars
 from promptmill.core.wording import counted, duration
 from promptmill.jobs.store import statistics
@@ -201,7 +202,8 @@ def outcome(status: Status) -> str:
 
 def effort(status: Status) -> str:
     """Return the time of a job, its model and its cost."""
-    by = f" by {status['model']}" if status.get("model") else ""
+    by = f" by {model}" if (model := status.get("model")) else ""
+    by += ", a small model for trying out," if model == EMBEDDED else ""
     return f"{took(status.get('seconds', 0))}{by}{paid(status)}"
 
 
