@@ -35,7 +35,7 @@ from promptmill.backends import registry
 from promptmill.backends.protocol import Completion, Histogram, Outcome, Sink
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import MOST_MODELS
-from promptmill.core.errors import Code, PromptmillError, redact
+from promptmill.core.errors import Code, redact
 from promptmill.service.service import Counted, Service
 from promptmill.system.logs import announce
 
@@ -419,7 +419,8 @@ class Telemetry:
                 _fail(span, "cancelled")
                 raise
             except Exception as error:
-                _fail(span, str(error.code if isinstance(error, PromptmillError) else Code.INTERNAL))
+                code = getattr(error, "code", None)  # of an error of ours, or of the server's error made from it
+                _fail(span, str(code if isinstance(code, Code) else Code.INTERNAL))
                 raise
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import itertools
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,8 @@ from promptmill.jobs.inputs.row import WHOLE, InputRow, Stretch, Style, Window
 _MAGIC = b"PAR1"
 _BATCH_BYTES = 1 << 20
 _EXPANDED_BYTES = 16 << 20
+_SMALL_DICTIONARY = 4 << 10
+_PAGE_HEADER = 32  # bytes that hold the first fields of the header
 _PAGE_BYTES = 1 << 20
 
 
@@ -77,21 +78,17 @@ class ParquetTable:
             n += batch.num_rows
 
     def _batches(self) -> Iterator[Any]:
+        """Yield all rows as record batches of a few megabytes."""
         for at, part in enumerate(self._files.parts):
-            with self._opened(at) as (file, _):
+            with self._opened(at) as (file, stream):
                 known = set(file.schema_arrow.names)
                 own = [name for name in self.schema.names if name in known]
-                rows, repeated = _rows_at_once(file, set(own))
-            with self._opened(at, repeated) as (file, _):
+                rows = _rows_at_once(file, stream, set(own))
                 for batch in file.iter_batches(batch_size=rows, columns=own, use_threads=False):
-                    step = _rows_of(batch)
-                    for first in range(0, batch.num_rows, step):
-                        page = batch.slice(first, step)
-                        yield page if page.schema.equals(self.schema) else _fitted(page, self.schema, part.columns)
+                    yield batch if batch.schema.equals(self.schema) else _fitted(batch, self.schema, part.columns)
 
     @contextmanager
-    def _opened(self, at: int, repeated: Sequence[str] = ()) -> Iterator[tuple[Any, IO[bytes]]]:
-        """Open a file. `repeated`: the paths of texts that are read as dictionaries."""
+    def _opened(self, at: int) -> Iterator[tuple[Any, IO[bytes]]]:
         import pyarrow as pa
         from pyarrow import parquet
 
@@ -101,7 +98,7 @@ class ParquetTable:
             path = Path(f"/proc/self/fd/{stream.fileno()}") if is_plain else stream
             try:
                 # with `pre_buffer`, pyarrow holds the column of a whole row group in memory
-                file = parquet.ParquetFile(path, pre_buffer=False, buffer_size=_PAGE_BYTES, read_dictionary=repeated)
+                file = parquet.ParquetFile(path, pre_buffer=False, buffer_size=_PAGE_BYTES)
             except (pa.ArrowException, OSError) as error:
                 raise input_error(_unreadable(self._files.parts[at].path, stream, error)) from None
             yield file, stream
@@ -153,6 +150,7 @@ def _python_values(column: Any) -> list[Any]:
 
 
 def _is_finite(column: Any) -> bool:
+    """Return whether a column holds neither NaN nor infinity."""
     import pyarrow as pa
     from pyarrow import compute
 
@@ -175,60 +173,64 @@ def _unreadable(path: Path, stream: IO[bytes], error: Exception) -> str:
     return f"{path.name} is damaged or cut off; copy or write it again. Read was: {str(error).splitlines()[0]:.200}"
 
 
-def _rows_at_once(file: Any, columns: set[str]) -> tuple[int, list[str]]:
+def _rows_at_once(file: Any, stream: IO[bytes], columns: set[str]) -> int:
     """Return how many rows of these columns make about 1 MiB, in the row group with the largest rows.
 
-    Also returns the paths of texts with dictionaries: a small file may repeat a large text in thousands of rows.
+    Every row may have the largest value of a chunk's dictionary; the number is low enough for this case.
     Raises `PromptmillError` (`invalid_input`).
     """
-    rows, repeated = 4096, dict[str, None]()
-    views = {field.name for field in file.schema_arrow if "view" in str(field.type)}  # no dictionary becomes one
+    rows = 4096
     for at in range(file.num_row_groups):
-        group, size = file.metadata.row_group(at), 0
-        for number in range(group.num_columns):
-            chunk = group.column(number)
-            path = chunk.path_in_schema
-            if (name := path.split(".")[0]) not in columns:
+        group, size, largest = file.metadata.row_group(at), 0, 0
+        for chunk in (group.column(number) for number in range(group.num_columns)):
+            if chunk.path_in_schema.split(".")[0] not in columns:
                 continue
             size += chunk.total_uncompressed_size
             check_ratio(chunk.total_uncompressed_size, chunk.total_compressed_size)
-            is_text = chunk.physical_type == "BYTE_ARRAY" and file.schema.column(number).logical_type.type != "DECIMAL"
-            if chunk.has_dictionary_page and is_text and name not in views:
-                repeated[path] = None
-        rows = min(rows, _BATCH_BYTES * group.num_rows // max(1, size))
-    return max(1, rows), list(repeated)
+            largest += _largest_repeated(stream, chunk)
+        rows = min(rows, _BATCH_BYTES * group.num_rows // max(1, size), _EXPANDED_BYTES // max(1, largest))
+    return max(1, rows)
 
 
-def _rows_of(batch: Any) -> int:
-    """Return how many rows of a batch make at most 16 MiB, even if each has the largest text of each dictionary.
-
-    Raises `PromptmillError` (`invalid_input`).
-    """
-    from pyarrow import compute
-
-    largest = 0
-    for values_ in itertools.chain.from_iterable(map(_dictionaries, batch.columns)):
-        size = compute.max(compute.binary_length(values_)).as_py() or 0
-        if size > LONGEST_ROW:
-            raise input_error(f"A cell of the input {TOO_LONG}.")
-        largest += size
-    return max(1, _EXPANDED_BYTES // max(1, largest))
-
-
-def _dictionaries(column: Any) -> Iterator[Any]:
-    """Yield the dictionaries of texts in a column, at any depth."""
+def _largest_repeated(stream: IO[bytes], chunk: Any) -> int:
+    """Return the largest possible size in bytes of a value in the chunk's dictionary."""
+    if not chunk.has_dictionary_page or not (start := chunk.dictionary_page_offset):
+        return 0
+    stream.seek(start)
+    _, size, packed = _page_header(stream.read(_PAGE_HEADER))
+    if size > LONGEST_ROW:
+        raise input_error(f"A cell of {chunk.path_in_schema:.60} {TOO_LONG}.")
+    if size <= _SMALL_DICTIONARY or chunk.physical_type != "BYTE_ARRAY":
+        return size
     import pyarrow as pa
 
-    kind, kinds = column.type, pa.types
-    if kinds.is_dictionary(kind):
-        if kinds.is_string(kind.value_type) or kinds.is_binary(kind.value_type):
-            yield column.dictionary
-    elif kinds.is_map(kind):
-        yield from itertools.chain(_dictionaries(column.keys), _dictionaries(column.items))
-    elif kinds.is_struct(kind):
-        yield from itertools.chain.from_iterable(map(_dictionaries, column.flatten()))
-    elif kinds.is_nested(kind):
-        yield from _dictionaries(column.flatten())
+    stream.seek(chunk.data_page_offset - packed)
+    data, codec = stream.read(packed), chunk.compression.lower()
+    try:
+        values = memoryview(data if codec == "uncompressed" else pa.decompress(data, size, codec=codec, asbytes=True))
+    except (pa.ArrowException, OSError, ValueError):
+        return size
+    at = largest = 0
+    while at + 4 <= len(values):  # each value follows its length
+        length = int.from_bytes(values[at : at + 4], "little")
+        largest, at = max(largest, length), at + 4 + length
+    return min(size, largest)
+
+
+def _page_header(data: bytes) -> list[int]:
+    """Return the first three fields of a page's header, in Thrift's compact form: kind, size, compressed size."""
+    found: list[int] = []
+    at = 0
+    while len(found) < 3 and at < len(data):
+        at += 1  # which field it is
+        value = shift = 0
+        while at < len(data):
+            value |= (data[at] & 0x7F) << shift
+            shift, at = shift + 7, at + 1
+            if data[at - 1] < 0x80:
+                break
+        found.append(value >> 1)  # zigzag; none is negative
+    return found + [0] * (3 - len(found))
 
 
 def _fitted(batch: Any, schema: Any, columns: Any) -> Any:
