@@ -124,3 +124,8 @@ def test_the_page_on_ultrarag_counts_what_is_compared(monkeypatch):
     page = (ROOT / "docs" / "ultrarag.md").read_text(encoding="utf-8")
     assert f"{len(names[0])} pipelines step by step and {len(names[1])} single calls" in page
     assert f"{len(intended.DIFFERENCES)} of these differ intentionally" in page
+
+
+@pytest.mark.parametrize("picture", sorted((ROOT / "docs").glob("*.webp")), ids=lambda path: path.stem)
+def test_a_screenshot_is_small(picture):
+    assert picture.stat().st_size < 150_000
