@@ -23,6 +23,8 @@ GITHUB = "https://github.com/promptmill/promptmill"
 CODE = re.compile(r"^```.*?^```|`[^`\n]+`", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"(?<=\]\()([^)\s]+)(?=\))")
 PICTURE = re.compile(r"<picture>.*?</picture>", re.DOTALL)
+# Wider than the generator's, for tables; a name in a table is not broken within.
+STYLE = ".md-grid { max-width: 80rem }\n.md-typeset table:not([class]) code { white-space: nowrap }\n"
 PICTURES = {".svg", ".png", ".webp"}
 
 
@@ -88,6 +90,7 @@ def stage() -> None:
             (SOURCE / there).write_text(adapted(file, file.read_text(encoding="utf-8")), encoding="utf-8")
         else:
             shutil.copyfile(file, SOURCE / there)
+    (SOURCE / "site.css").write_text(STYLE, encoding="utf-8")
     in_nav = set(_pages(tomllib.loads((ROOT / "zensical.toml").read_text(encoding="utf-8"))["project"]["nav"]))
     staged = {page.relative_to(SOURCE).as_posix() for page in SOURCE.rglob("*.md")}
     if in_nav != staged:
