@@ -8,15 +8,19 @@ import json
 import os
 import shlex
 import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 
+import openpyxl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from fakes import KEY
 from pages import PAGES, ROOT, commands
+from pdf_files import pdf_of_texts
 from replies import answer
 
 NOT_RUN = {
@@ -80,6 +84,19 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstre
     (tmp_path / "pictures").mkdir()
     shutil.copyfile(ICON, tmp_path / "pictures" / "taxi.png")
     (tmp_path / "pictures.csv").write_text("id,path\n1,pictures/taxi.png\n")
+    (tmp_path / "definitions.csv").write_text("label,definition\nfood,the dishes\nservice,the waiters\n")
+    for name in ("17", "18"):
+        (tmp_path / "invoices").mkdir(exist_ok=True)
+        pdf_of_texts(tmp_path / "invoices" / f"2026-{name}.pdf", [f"Invoice 2026-{name}"])
+    book = openpyxl.Workbook()
+    book.active.title = "Mails"
+    for row in (["id", "mail body"], [1, "My parcel has not arrived."], [2, "You charged me twice."]):
+        book.active.append(row)
+    book.save(tmp_path / "mails.xlsx")
+    with closing(sqlite3.connect(tmp_path / "mails.db")) as database:
+        database.execute("CREATE TABLE inbox (id INTEGER PRIMARY KEY, body TEXT)")
+        database.executemany("INSERT INTO inbox (body) VALUES (?)", [("one",), ("two",)])
+        database.commit()
     (tmp_path / "gold.csv").write_text("text,label\ngood,positive\nbad,negative\n")
     job = ""
     for name in ("labels.csv", "labels-a.csv", "labels-b.csv"):
@@ -92,7 +109,13 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstre
     if "--criterion" in command:
         upstream.reply = answer("first")
     if "--choices" in command:
-        upstream.reply = answer("positive")
+        given = shlex.split(command)
+        first = given[given.index("--choices") + 1].partition(",")[0]
+        upstream.reply = answer('{"labels": ["food"]}' if "--choices-many" in given else first)
+    if "invoices" in command:
+        upstream.reply = answer('{"number": "2026-17", "customer": "Anna Berg", "total": 128.5}')
+        if "--pdf images" in command:
+            upstream.reply = answer('{"number": "2026-17", "total": 128.5}')
     if command.startswith(("jobs", "join", "report", "show")):
         part = ["--shard", "1/1"] if command.startswith("join") else ["--limit", "5"]
         done = run("bulk", "prompts.jsonl", "answers.jsonl", *part, "--json")

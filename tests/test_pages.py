@@ -19,7 +19,10 @@ from promptmill.config.settings import Settings
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_command_of_a_page_has_options_that_exist(page, capsys):
+def test_every_command_of_a_page_has_options_that_exist(page, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    labels = "label,definition\nfood,the dishes\nservice,the waiters\n"  # `--choices` reads the file
+    (tmp_path / "definitions.csv").write_text(labels)
     for words in commands(page):
         code = 0
         try:
@@ -62,7 +65,15 @@ def test_every_page_is_linked_from_where_a_reader_begins():
         Path(link).name for page in ("README.md", "llms.txt", "docs/engines.md", "CONTRIBUTING.md")
         for link in re.findall(r"\]\(([^)#\s]+\.md)", (ROOT / page).read_text(encoding="utf-8"))
     }  # fmt: skip
-    assert {page.name for page in (ROOT / "docs").glob("*.md")} <= linked
+    assert {page.name for page in (ROOT / "docs").rglob("*.md")} <= linked
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("docs/tasks/")])
+def test_the_page_of_a_task_ends_with_its_limits(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", text), re.MULTILINE)
+    assert headings[-1] == "Limits"
+    assert commands(page)
 
 
 def test_the_inspector_that_is_named_is_the_one_that_is_tested():
@@ -124,3 +135,8 @@ def test_the_page_on_ultrarag_counts_what_is_compared(monkeypatch):
     page = (ROOT / "docs" / "ultrarag.md").read_text(encoding="utf-8")
     assert f"{len(names[0])} pipelines step by step and {len(names[1])} single calls" in page
     assert f"{len(intended.DIFFERENCES)} of these differ intentionally" in page
+
+
+@pytest.mark.parametrize("picture", sorted((ROOT / "docs").glob("*.webp")), ids=lambda path: path.stem)
+def test_a_screenshot_is_small(picture):
+    assert picture.stat().st_size < 150_000

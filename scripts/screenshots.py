@@ -1,0 +1,191 @@
+"""Make docs/report-*.webp and docs/compare-*.webp: what a browser shows of real runs against an endpoint on loopback.
+
+    .venv/bin/python scripts/screenshots.py
+
+300 reviews are labelled by two models, a good one and one that errs more often, and compared with the right answers.
+Chromium shows the report and the comparison in light and dark colours. Those of a desktop become the pictures of
+README; those of a phone are in build/screenshots, to look at. An error on the console of a page ends the script, and
+so does a picture above 150 kB. Needs Chromium: `CHROMIUM=PATH`, else `chromium` on PATH. Linux and macOS.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+from aiohttp import web
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+OUT = ROOT / "build" / "screenshots"
+ROWS, MOST_BYTES = 300, 150_000
+WIDTHS = {"desktop": (1280, 1150), "phone": (390, 844)}
+SCHEMES = {"light": 1, "dark": 0}  # Blink's numbers
+ERRS = {"small-1": 0.12, "good-1": 0.04}
+PROMPT = "What does this review say? {{text}}"
+FIELDS = "sentiment:positive|negative,topic:food|service|price|place,stars:integer"
+FLAGS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
+    *("--disable-sync", "--no-first-run", "--hide-scrollbars"),
+    *("--allow-file-access-from-files", "--virtual-time-budget=4000", "--enable-logging=stderr"),
+]
+SAID = {  # topic: what a happy and an unhappy guest says of it
+    "food": (
+        ["The soup was the best I have had in years.", "Fresh bread, warm from the oven.", "Every dish was a joy."],
+        ["Cold soup and stale bread.", "The fish smelled of yesterday.", "Everything drowned in salt."],
+    ),
+    "service": (
+        ["The waiter remembered us from last year.", "Quick, kind and never in the way.", "They moved tables for us."],
+        ["We waited an hour for the menu.", "The waiter was rude to my father.", "Nobody answered the phone."],
+    ),
+    "price": (
+        ["Two courses for the price of one elsewhere.", "Fair prices, large plates.", "Worth every cent."],
+        ["Nine euros for a glass of water.", "Small plates, large bill.", "They charged us for the bread."],
+    ),
+    "place": (
+        ["A quiet garden behind the house.", "The view of the lake alone is worth it.", "Lovely old rooms."],
+        ["So loud that we had to shout.", "The table was sticky.", "It smelled of paint."],
+    ),
+}
+ENDS = ("We went on a Sunday.", "It was our second visit.", "We were four.", "A friend had told us of it.", "")
+KNOWN = {
+    text: {"sentiment": mood, "topic": topic, "stars": stars}
+    for topic, sides in SAID.items()
+    for (mood, stars), texts in zip((("positive", 5), ("negative", 2)), sides, strict=True)
+    for text in texts
+}
+
+
+async def _answer(request: web.Request) -> web.Response:
+    """Answer as the model would that is asked: right, but for its share of errors."""
+    body = await request.json()
+    asked = str(body["messages"][-1]["content"])
+    chance = random.Random(body["model"] + asked)  # the same errors in each run
+    await asyncio.sleep(chance.uniform(0.1, 0.4))
+    answer = dict(next(value for text, value in KNOWN.items() if text in asked))
+    if chance.random() < ERRS[body["model"]]:
+        answer["sentiment"] = "negative" if answer["sentiment"] == "positive" else "positive"
+        answer["topic"] = chance.choice(list(SAID))
+    usage = {"prompt_tokens": 20 + len(asked) // 4, "completion_tokens": 18}
+    choice = {"message": {"role": "assistant", "content": json.dumps(answer)}, "finish_reason": "stop"}
+    return web.json_response({"choices": [choice], "usage": usage})
+
+
+def endpoint() -> str:
+    """Start the endpoint in a thread; return its URL."""
+    ready: list[str] = []
+    started = threading.Event()
+
+    async def run() -> None:
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", _answer)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        ready.append(f"http://127.0.0.1:{runner.addresses[0][1]}/v1")
+        started.set()
+        await asyncio.Event().wait()
+
+    threading.Thread(target=lambda: asyncio.run(run()), daemon=True).start()
+    started.wait()
+    return ready[0]
+
+
+def write_rows(folder: Path) -> None:
+    """Write the reviews, and their right answers."""
+    chance = random.Random(7)  # the same rows in each run
+    texts = [chance.choice(list(KNOWN)) for _ in range(ROWS)]
+    reviews = [{"id": at, "text": f"{text} {chance.choice(ENDS)}".strip()} for at, text in enumerate(texts, 1)]
+    gold = [{"id": at, "sentiment": KNOWN[text]["sentiment"]} for at, text in enumerate(texts, 1)]
+    for name, rows in (("reviews.csv", reviews), ("gold.csv", gold)):
+        with (folder / name).open("w", newline="", encoding="utf-8") as opened:
+            writer = csv.DictWriter(opened, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def pages(folder: Path) -> dict[str, Path]:
+    """Run the jobs, and return the pages that they wrote."""
+    write_rows(folder)
+    block = {"base_url": endpoint(), "model_name": "good-1", "api_key": "none", "concurrency": 16}
+    settings = {
+        "backend": "openai",
+        "backend_configs": {"openai": block},
+        "price": {"input": 0.3, "output": 1.2},
+    }
+    (folder / "parameter.yaml").write_text(json.dumps(settings))
+
+    def run(*words: str) -> None:
+        environment = os.environ | {"PROMPTMILL_STATE": str(folder / "state")}
+        command = [sys.executable, "-m", "promptmill", *words]
+        subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
+
+    job = ["--prompt", PROMPT, "--fields", FIELDS, "--quiet"]
+    run("bulk", "reviews.csv", "labels-a.csv", *job, "--model", "small-1")
+    run("bulk", "reviews.csv", "labels-b.csv", *job, "--model", "good-1", "--report", "report.html")
+    files = ("labels-a.csv", "labels-b.csv", "--gold", "gold.csv", "--field", "sentiment")
+    run("compare", *files, "--report", "compare.html")
+    made = {name: folder / f"{name}.html" for name in ("report", "compare")}
+    for page in made.values():  # nobody wants to read where a temporary folder was
+        text = page.read_text(encoding="utf-8")
+        page.write_text(text.replace(f"{folder}/", ""), encoding="utf-8")
+    return made
+
+
+def shown(page: Path, size: tuple[int, int], scheme: int, to: Path) -> None:
+    """Let Chromium draw a page. A phone's width is that of a frame, since a window has 500 pixels at least."""
+    width, height = size
+    frame = page.with_name(f"frame-{width}.html")
+    style = "margin:0;border:0;display:block"
+    frame.write_text(
+        f'<!doctype html><meta name="color-scheme" content="light dark"><body style="{style}">'
+        f'<iframe src="{page.name}" style="{style};width:{width}px;height:{height}px"></iframe>'
+    )
+    with tempfile.TemporaryDirectory() as profile:
+        command = [
+            os.environ.get("CHROMIUM", "chromium"),
+            *FLAGS,
+            f"--user-data-dir={profile}",
+            f"--blink-settings=preferredColorScheme={scheme}",
+            f"--window-size={max(width, 500)},{height}",
+            f"--screenshot={to}",
+            frame.as_uri(),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    if errors := [line for line in done.stderr.splitlines() if "CONSOLE" in line]:
+        raise SystemExit("\n".join([f"{page.name}: errors on the console", *errors]))
+    with Image.open(to) as image:
+        image.crop((0, 0, width, height)).save(to)
+
+
+def main() -> None:
+    """Make all pictures."""
+    shutil.rmtree(OUT, ignore_errors=True)
+    OUT.mkdir(parents=True)
+    with tempfile.TemporaryDirectory() as name:
+        made = pages(Path(name))
+        for kind, page in made.items():
+            for device, size in WIDTHS.items():
+                for scheme, number in SCHEMES.items():
+                    picture = OUT / f"{kind}-{device}-{scheme}.png"
+                    shown(page, size, number, picture)
+                    if device == "desktop":
+                        to = ROOT / "docs" / f"{kind}-{scheme}.webp"
+                        with Image.open(picture) as image:
+                            image.convert("RGB").save(to, quality=80, method=6)
+                        if to.stat().st_size > MOST_BYTES:
+                            raise SystemExit(f"{to.name} has {to.stat().st_size} bytes")
+                        print(f"{to.name}: {to.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()
