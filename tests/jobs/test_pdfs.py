@@ -72,7 +72,7 @@ def test_a_scan_without_text_fails_as_its_own_row_under_text(bench, invoices):
     *texts, failed = bench.answers()
     assert [row["error"] for row in texts] == [None, None]
     assert "c.pdf has no text: it may be a scan" in str(failed["error"])
-    assert "--pdf images" in str(failed["error"])
+    assert "the option `pdf`" in str(failed["error"])
 
 
 def test_a_pdf_that_cannot_be_read_fails_as_its_own_row(bench, invoices):
