@@ -232,7 +232,13 @@ def _arrow_type(kind: _Kind) -> Any:
         return pa.list_(_arrow_type(kind[0]))
     if isinstance(kind, dict) and kind:
         return pa.struct([(name, _arrow_type(inner)) for name, inner in kind.items()])
-    types = {"boolean": pa.bool_(), _INTEGER: pa.int64(), _LONG: pa.int64(), "number": pa.float64(), "bytes": pa.binary()}
+    types = {
+        "boolean": pa.bool_(),
+        _INTEGER: pa.int64(),
+        _LONG: pa.int64(),
+        "number": pa.float64(),
+        "bytes": pa.binary(),
+    }
     return types.get(kind, pa.string()) if isinstance(kind, str) else pa.string()
 
 

@@ -156,7 +156,7 @@ class WholeFiles:
             return []
         parts = [f"{counted(texts, 'PDF')} sent as text"] if texts else []
         parts += [f"{counted(images, 'PDF')} without text sent as images of the pages"] if images else []
-        return [f"{', '.join(parts)}; `--pdf text|images` (`pdf` in a call) chooses"]
+        return [f"{', '.join(parts)}; the option `pdf` (text or images) chooses"]
 
     def lines(self) -> Iterator[bytes]:
         """Yield a line for each file, in the order of `names`. Raises `PromptmillError` (`invalid_input`)."""
@@ -330,7 +330,7 @@ class OwnFiles(WholeFiles):
     ) -> None:
         self._given, self._output = given, output
         self._encodings = [encoding] if encoding else []
-        self._not_utf8 += f" or {encoding}" if encoding else " (`--encoding cp1252` reads text of Windows)"
+        self._not_utf8 += f" or {encoding}" if encoding else " (the encoding cp1252 reads text of Windows)"
         super().__init__([], FileRule(), question, as_pdf)
 
     def _each(self) -> Iterator[tuple[Path, bool]]:
