@@ -1,6 +1,7 @@
 """Peak memory and CPU of a job's runner: a file ten times as long must need no more memory.
 
-`python -m benchmarks.jobs_memory [--lines 100000] [--format csv]` runs that many rows and a tenth of them.
+`python -m benchmarks.jobs_memory [--lines 100000] [--format csv]` runs that many rows and a tenth of them, into the
+same format. Formats: jsonl, csv, sqlite, parquet.
 """
 
 from __future__ import annotations
@@ -10,12 +11,16 @@ import csv
 import json
 import os
 import resource
+import sqlite3
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
+import pyarrow as pa
 import uvloop
+from pyarrow import parquet
 
 from benchmarks.client import OUT, ROOT
 from benchmarks.field import Field, field
@@ -53,12 +58,9 @@ def _peak(around: Field, folder: Path, lines: int, suffix: str) -> tuple[int, fl
     """Run a job of `lines` rows; return the runner's peak resident bytes, its wall time and its CPU time."""
     source, target = (folder / f"{name}-{lines}.{suffix}" for name in ("in", "out"))
     config = folder / "config.yaml"
-    rows = ((at, f"Question {at}: what is the capital of France?") for at in range(lines))
-    with source.open("w", newline="") as file:
-        if suffix == "csv":
-            csv.writer(file).writerows([("id", "prompt"), *rows])
-        else:
-            file.writelines(json.dumps({"id": at, "prompt": prompt}) + "\n" for at, prompt in rows)
+    _write(source, ((at, f"Question {at}: what is the capital of France?") for at in range(lines)))
+    if suffix == "db":
+        source, target = source.with_name(f"{source.name}#rows"), target.with_name(f"{target.name}#rows")
     # one process: with workers, most of the memory is theirs
     block = {"base_url": around.fast, "model_name": "bench", "api_key": "x", "num_workers": 1}
     config.write_text(json.dumps({"backend": "openai", "backend_configs": {"openai": block}}))
@@ -69,9 +71,36 @@ def _peak(around: Field, folder: Path, lines: int, suffix: str) -> tuple[int, fl
         env={**os.environ, "PROMPTMILL_STATE": str(folder / "state")},
     )
     seconds = time.perf_counter() - began
-    with target.open() as file:
-        assert sum(1 for _ in file) == lines + (suffix == "csv")
+    assert _count(target) == lines
     return peak, seconds, _children_cpu_s() - cpu
+
+
+def _write(path: Path, rows: Iterable[tuple[int, str]]) -> None:
+    """Write rows with the columns `id` and `prompt`."""
+    if path.suffix == ".db":
+        with sqlite3.connect(path) as connection:
+            connection.execute("CREATE TABLE rows (id INTEGER, prompt TEXT)")
+            connection.executemany("INSERT INTO rows VALUES (?, ?)", rows)
+        connection.close()
+    elif path.suffix == ".parquet":
+        ids, prompts = zip(*rows, strict=True)
+        parquet.write_table(pa.table({"id": ids, "prompt": prompts}), path, row_group_size=100_000)
+    else:
+        with path.open("w", newline="") as file:
+            if path.suffix == ".csv":
+                csv.writer(file).writerows([("id", "prompt"), *rows])
+            else:
+                file.writelines(json.dumps({"id": at, "prompt": prompt}) + "\n" for at, prompt in rows)
+
+
+def _count(path: Path) -> int:
+    if path.suffix == ".parquet":
+        return int(parquet.read_metadata(path).num_rows)
+    if "#" in path.name:
+        with sqlite3.connect(str(path).partition("#")[0]) as connection:
+            return int(connection.execute("SELECT count(*) FROM rows").fetchone()[0])
+    with path.open() as file:
+        return sum(1 for _ in file) - (path.suffix == ".csv")
 
 
 def _children_cpu_s() -> float:
@@ -88,6 +117,6 @@ async def _main(lines: int, suffix: str) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser("python -m benchmarks.jobs_memory", description=__doc__)
     parser.add_argument("--lines", type=int, default=100_000)
-    parser.add_argument("--format", choices=("jsonl", "csv"), default="jsonl")
+    parser.add_argument("--format", choices=("jsonl", "csv", "sqlite", "parquet"), default="jsonl")
     arguments = parser.parse_args()
-    uvloop.run(_main(arguments.lines, arguments.format))
+    uvloop.run(_main(arguments.lines, {"sqlite": "db"}.get(arguments.format, arguments.format)))

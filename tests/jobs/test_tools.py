@@ -448,6 +448,7 @@ async def test_files_outside_the_roots_are_refused(bench, tools, tmp_path):
             ("in.jsonl", str(outside / "o.jsonl"), "output_file is outside"),
             ("in.jsonl", "folder/o.jsonl", "output_file is outside"),
             ("in.jsonl", "mine.txt", "use one of .jsonl"),
+            ("mine.db#t", "o.jsonl", "input_file is a .db file; use one of .jsonl"),
             ("mine.txt", "o.jsonl", "others may be a program's; `files` sends whole texts"),
             ("in.jsonl", "out.jsonl", "is not this job's own output"),
             ("gone.jsonl", "o.jsonl", "There is no input file"),

@@ -50,6 +50,16 @@ def test_a_prompt_asks_about_each_text_of_a_folder(bench, mails):
     assert len(bench.upstream.seen) == 2  # the same command sends nothing again
 
 
+def test_texts_of_windows_are_read_next_to_utf8_with_the_encoding_that_a_note_names(bench, mails):
+    bench.input = mails
+    (mails / "a.txt").write_text("Grüße: 5 €", encoding="cp1252")
+    (mails / "new" / "b.md").write_text("Grüße: 6 €", encoding="utf-8")
+    said = bench.start("--prompt", "Extract: {{content}}").communicate()[1]
+    assert "is not UTF-8 text (the encoding cp1252 reads text of Windows): mails/a.txt" in said
+    bench.succeed("--prompt", "Extract: {{content}}", "--encoding", "cp1252")
+    assert _asked(bench) == ["Extract: Grüße: 6 €", "Extract: Grüße: 5 €"]
+
+
 def test_each_line_of_the_texts_is_a_row_if_the_user_says_so(bench, mails):
     bench.input = mails
     bench.succeed("--prompt", "Extract: {{text}}", "--each", "line")

@@ -12,6 +12,7 @@ import openpyxl
 import pandas as pd
 import pytest
 from openpyxl.styles import Font
+from pyarrow import parquet
 
 from half_done import answers
 from job_specs import spec_of
@@ -21,6 +22,7 @@ from promptmill.jobs.export import output
 from promptmill.jobs.inputs.any_format import objects_in
 from promptmill.jobs.inputs.files import find, opened
 from promptmill.jobs.inputs.formats import format_of_output
+from promptmill.jobs.inputs.workbook import SheetTable
 from promptmill.jobs.store.spec import InputSpec
 from replies import answer, choose
 
@@ -117,6 +119,7 @@ def test_answers_become_columns_of_the_sheet_itself_and_all_else_stays(bench, bo
     assert rows[0][:6] == ("id", "body", "day", "formula", "answer", "error")
     assert [row[4] for row in rows[1:]] == ["echo: Say tea", None, "echo: Say milk"]
     assert (rows[1][3], openpyxl.load_workbook(book)["Mails"]["A1"].font.bold) == ("=1+1", True)
+    assert "formulas have no values until Excel" in str(bench.status())
     assert _cells(book, "Notes") == [("kept",), (7,)]
     assert bench.succeed(*_PROMPT)["done"] == 2
     assert len(bench.upstream.seen) == 2  # the answers in it are no new input
@@ -260,14 +263,49 @@ def test_a_wrong_table_or_query_is_told_before_anything_is_sent(bench, name, opt
     assert not bench.upstream.seen
 
 
-def test_a_duckdb_file_is_read(bench):
+def _duckdb(bench: Any) -> Path:
     duckdb = pytest.importorskip("duckdb")
-    bench.input = bench.path / "in.duckdb"
-    with duckdb.connect(str(bench.input)) as connection:
-        connection.execute("CREATE TABLE t AS SELECT 1 AS id, 'tea' AS body, DATE '2026-01-05' AS day, [1, 2] AS list")
+    path: Path = bench.path / "in.duckdb"
+    with duckdb.connect(str(path)) as connection:
+        connection.execute(
+            "CREATE TABLE t AS SELECT 1 AS id, 'tea' AS body, DATE '2026-01-05' AS day, [1, 2] AS list,"
+            " 2.50::DECIMAL(9, 2) AS amount, {'a': 1} AS inner, '\\x01'::BLOB AS raw, NULL AS nothing"
+        )
+    return path
+
+
+def test_a_duckdb_file_is_read(bench):
+    bench.input = _duckdb(bench)
     bench.succeed(*_PROMPT)
     row = bench.answers()[0]
     assert (row["day"], row["list"], row["answer"]) == ("2026-01-05", [1, 2], "echo: Say tea")
+
+
+def test_a_job_of_a_duckdb_file_prints_nothing_at_its_end(bench):
+    bench.input = _duckdb(bench)
+    assert "leaked" not in bench.start(*_PROMPT).communicate()[1]
+
+
+def test_values_of_databases_and_sheets_keep_their_types_in_parquet(bench, book):
+    bench.input, bench.output = _duckdb(bench), bench.path / "duckdb.parquet"
+    bench.succeed(*_PROMPT)
+    row = parquet.read_table(bench.output).to_pylist()[0]
+    assert [row[name] for name in ("id", "body", "list", "amount", "inner", "raw", "nothing")] == [
+        1, "tea", [1, 2], 2.5, {"a": 1}, b"\1", None,
+    ]  # fmt: skip
+    database = _database(bench)
+    bench.input, bench.output = database.with_name("mails.db#inbox"), bench.path / "sqlite.parquet"
+    bench.succeed(*_PROMPT)
+    assert parquet.read_table(bench.output).column("size").to_pylist() == [0, 0.5, 1]
+    bench.input, bench.output = book.with_name("book.xlsx#Mails"), bench.path / "book.parquet"
+    bench.succeed(*_PROMPT)
+    assert parquet.read_table(bench.output).column("id").to_pylist() == [1, 2.5]
+
+
+def test_a_sheet_of_one_row_is_a_header_without_rows(tmp_path):
+    path = tmp_path / "in.xlsx"
+    pd.DataFrame(columns=["id", "body"]).to_excel(path, index=False)
+    assert SheetTable(opened(find([path], path))).header == ["id", "body"]
 
 
 def test_a_database_without_a_table_is_no_output(tmp_path):

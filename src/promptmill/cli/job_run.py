@@ -89,9 +89,9 @@ def _chosen(error: ChangedError, order: JobOrder) -> JobOrder:
     """Return the order that the user chooses at the terminal. Raises `error` if the user chooses none."""
     other = _free_name(order.output)
     say(error.worded(lambda _: None).partition(". ")[0] + ".", sys.stderr, wrap=True)
-    say("  a  send every row again", sys.stderr)
-    say("  k  keep the answers that there are, and send the other rows", sys.stderr)
-    say(f"  o  write another output: {other.name}", sys.stderr)
+    say("  a  send every row again", sys.stderr, wrap=True)
+    say("  k  keep the answers that there are, and send the other rows", sys.stderr, wrap=True)
+    say(f"  o  write another output: {other.name}", sys.stderr, wrap=True)
     print("a, k or o (Enter ends the command): ", end="", file=sys.stderr, flush=True)
     match input().strip().lower()[:1]:
         case "a":

@@ -15,6 +15,7 @@ from promptmill.core.bounds import DEEPEST
 from promptmill.core.values import JsonDict, JsonObject
 from promptmill.jobs.export.answered import AnsweredRow
 from promptmill.jobs.export.text import AnswerValues, Form, check_width
+from promptmill.jobs.inputs.formats import CELLS
 from promptmill.jobs.inputs.parquet import unpacked_schema, without_nanoseconds
 from promptmill.jobs.store.database import Row
 from promptmill.jobs.store.spec import JobSpec
@@ -26,7 +27,7 @@ _GROUP_BYTES = 4 << 20
 _ROWS_AT_ONCE = 4096
 _VALUES_AT_ONCE = 32  # values between two checks of a page's size; at the default, 1,024, pages of images are large
 _INTEGER, _LONG, _MIXED = "integer", "long", "mixed"
-_SCALARS = MappingProxyType({str: "string", bool: "boolean", int: _INTEGER, float: "number"})
+_SCALARS = MappingProxyType({str: "string", bool: "boolean", int: _INTEGER, float: "number", bytes: "bytes"})
 _WIDER = MappingProxyType({frozenset((_INTEGER, _LONG)): _LONG, frozenset((_INTEGER, "number")): "number"})
 _EXACT = 1 << 53  # a float holds every whole number up to this one
 _MOST_PARTS = 100  # fields of an object; in a larger object, the names are probably keys
@@ -87,9 +88,10 @@ class _TypedColumns:
 
     def __init__(self, form: Form) -> None:
         self._own, self._types = form.own, ColumnTypes()
-        if form.spec.input.format == "batch" or form.spec.input.header:
+        if form.spec.input.format in {"batch", *CELLS}:
             self._types.include({name: [""] if name == self._own.surplus else "" for name in form.names})
         else:
+            self._types.include(dict.fromkeys(form.spec.input.header and form.names))  # also of a sheet without rows
             for row in form.stored():
                 self._types.include(self._own.of(row))
                 check_width(len(self._types))
@@ -230,7 +232,13 @@ def _arrow_type(kind: _Kind) -> Any:
         return pa.list_(_arrow_type(kind[0]))
     if isinstance(kind, dict) and kind:
         return pa.struct([(name, _arrow_type(inner)) for name, inner in kind.items()])
-    types = {"boolean": pa.bool_(), _INTEGER: pa.int64(), _LONG: pa.int64(), "number": pa.float64()}
+    types = {
+        "boolean": pa.bool_(),
+        _INTEGER: pa.int64(),
+        _LONG: pa.int64(),
+        "number": pa.float64(),
+        "bytes": pa.binary(),
+    }
     return types.get(kind, pa.string()) if isinstance(kind, str) else pa.string()
 
 

@@ -36,6 +36,7 @@ class WorkbookWriter:
         self._spec, self._form = form.spec, form
         self.cut = 0
         """The number of cells cut at Excel's limit."""
+        self._has_formulas = False
 
     def write(self, out: IO[bytes], answered: Iterable[AnsweredRow], target: Path | None = None) -> None:
         """Write the workbook. Raises `PromptmillError`, `OSError`, and the errors of `answered`.
@@ -57,6 +58,9 @@ class WorkbookWriter:
         else:
             book = openpyxl.Workbook(write_only=True)
             self._fill(book.create_sheet(name or _SHEET), answered)
+        if not book.write_only:
+            cells = (place for sheet in book.worksheets for row in sheet.iter_rows() for place in row)
+            self._has_formulas = any(place.data_type == "f" for place in cells)
         book.save(out)
 
     def _fill(self, sheet: Any, answered: Iterable[AnsweredRow]) -> None:
@@ -114,11 +118,16 @@ class WorkbookWriter:
 
     @property
     def warning(self) -> str:
-        """A sentence about cut cells; `""` if none was cut."""
-        if not self.cut:
-            return ""
-        cells = "1 cell was" if self.cut == 1 else f"{self.cut:,} cells were"
-        return f"{cells} cut at Excel's {_LONGEST_CELL:,} characters; `promptmill jobs ID --export FILE.csv` has all."
+        """Sentences about cut cells and about formulas, whose values openpyxl leaves out; `""` if there are none."""
+        found = []
+        if self.cut:
+            cells = "1 cell was" if self.cut == 1 else f"{self.cut:,} cells were"
+            found.append(
+                f"{cells} cut at Excel's {_LONGEST_CELL:,} characters; `promptmill jobs ID --export FILE.csv` has all."
+            )
+        if self._has_formulas:
+            found.append("The workbook's formulas have no values until Excel or LibreOffice has opened and saved it.")
+        return " ".join(found)
 
 
 _LOOKED_AT = 1000  # rows above the header

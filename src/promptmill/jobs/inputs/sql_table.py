@@ -5,9 +5,11 @@ A part of an input names a table of the database, `mails.db#inbox`, or has a que
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import datetime as dt
 import decimal
+import gc
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,6 +90,7 @@ _PLAIN = frozenset({str, int, float, bool, type(None), bytes})
 def _duckdb(path: Path) -> Any:
     import duckdb
 
+    atexit.register(gc.unfreeze)  # DuckDB reports objects that the last collection leaves as leaks
     return duckdb.connect(str(path), read_only=True)
 
 

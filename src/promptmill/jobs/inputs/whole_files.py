@@ -107,14 +107,19 @@ def written_whole(
         return order, None, ()
     first = order.inputs[0]
     name = first.name if len(order.inputs) == 1 and not _MAGIC.search(first.name) else first.parent.name
-    found = OwnFiles(order.inputs, order.output, order.question, as_pdf)
+    found = OwnFiles(order.inputs, order.output, order.question, as_pdf, order.reading.encoding)
     source = opened.enter_context(written(folders, found.lines(), ".jsonl", name or "files"))
-    order = order.model_copy(update={"question": found.question, "inputs": (Path(source.name),)})
+    reading = order.reading.model_copy(update={"encoding": None})  # the lines are UTF-8
+    order = order.model_copy(update={"question": found.question, "inputs": (Path(source.name),), "reading": reading})
     return order, source, [*found.left_out, *found.forms]
 
 
 class WholeFiles:
     """The files that `names` match and that `rule` permits, as lines of JSON."""
+
+    _encodings: Sequence[str] = ()
+    """The encodings of files that are not UTF-8."""
+    _not_utf8 = "is not UTF-8 text"
 
     def __init__(self, names: Sequence[str], rule: FileRule, question: Question, as_pdf: PdfForm | None = None) -> None:
         """Find the files. Blocks. Raises `PromptmillError` (`invalid_input`)."""
@@ -280,13 +285,13 @@ class WholeFiles:
         if len(data) > _LARGEST_FILE:
             raise input_error(f"is larger than {_LARGEST_FILE >> 20} MiB")
         self._check_secrets(path, data)
-        try:
-            text = data.decode("utf-8-sig")
-        except ValueError:
-            raise input_error("is not UTF-8 text") from None
-        if "\0" in text:
-            raise input_error("is not text")
-        return {"content": text}
+        text = None
+        for encoding in ("utf-8-sig", *self._encodings):  # text in another encoding is hardly ever valid UTF-8
+            with contextlib.suppress(ValueError):
+                text = data.decode(encoding)
+                if "\0" not in text:
+                    return {"content": text}
+        raise input_error(self._not_utf8 if text is None else "is not text")
 
     def _check_secrets(self, path: Path, data: bytes) -> None:
         has_lines = not _QUOTES_VALUES.fullmatch(path.suffix.lower())
@@ -315,8 +320,17 @@ class WholeFiles:
 class OwnFiles(WholeFiles):
     """The operator's own files, without limits on number and content. Hidden files and `output` are left out."""
 
-    def __init__(self, given: Sequence[Path], output: Path, question: Question, as_pdf: PdfForm | None = None) -> None:
+    def __init__(
+        self,
+        given: Sequence[Path],
+        output: Path,
+        question: Question,
+        as_pdf: PdfForm | None = None,
+        encoding: str | None = None,
+    ) -> None:
         self._given, self._output = given, output
+        self._encodings = [encoding] if encoding else []
+        self._not_utf8 += f" or {encoding}" if encoding else " (the encoding cp1252 reads text of Windows)"
         super().__init__([], FileRule(), question, as_pdf)
 
     def _each(self) -> Iterator[tuple[Path, bool]]:

@@ -69,7 +69,7 @@ def _sheet(stream: io.BytesIO, file: str, wanted: str) -> tuple[list[str], list[
         raise input_error(
             f"{file} has no sheet {wanted[:60]!r}; {did_you_mean(wanted, names, f'it has {listed(names)}.')}"
         )
-    full = [name for name in names if wanted in {"", name} and workbook.get_sheet_by_name(name).total_height]
+    full = [name for name in names if wanted in {"", name} and workbook.get_sheet_by_name(name).height]
     if not wanted and len(full) > 1:
         raise input_error(f"{file} has the sheets {listed(full)}; name one of them: '{file}#{full[0]}'.")
     if not full:

@@ -502,8 +502,8 @@ class RunningJobs:
         if kind not in _FORMATS:  # the user's texts and JSON files are no concern of a caller
             whole = "; `files` sends whole texts." if (name, kind) == ("input_file", "txt") else "."
             raise input_error(
-                f"{name} is a .{kind} file; use one of .jsonl, .csv, .tsv, .parquet, .xlsx here: others may be a "
-                f"program's{whole}"
+                f"{name} is a {formats.plain(real).suffix} file; use one of .jsonl, .csv, .tsv, .parquet, .xlsx here: "
+                f"others may be a program's{whole}"
             )
         if input_files.is_several(real):
             raise input_error(f"{name} is a folder or a pattern; name a file.")
