@@ -445,7 +445,7 @@ def test_a_wrong_value_of_an_option_is_told_by_the_options_name(promptmill):
     code, _, err = promptmill("generate", "--base-url", "htp://localhost", "x")
     assert (code, err) == (
         2,
-        "error: --base-url: htp://localhost begins with htp://; did you mean http://localhost?\n",
+        "error: --base-url: htp://localhost is mistyped; did you mean http://localhost?\n",
     )
 
 
