@@ -188,17 +188,10 @@ class JobRounds:
         return sum(self._find_open(round_, slot).rows for slot in round_.slots) > 0
 
     def _find_open(self, round_: Round, slot: int) -> Open:
-        """Find the open rows of a round in a slot, and remember the result.
-
-        During a run, rows only leave a rule, unless the rule depends on other rows. So a search covers only the range
-        in which the previous search found rows.
-        """
-        rule = (round_.rows, round_.since, slot)
-        known = self._open.get(rule)
-        first, last = (0, self._end - 1) if known is None or round_.is_by_question else (known.first, known.last)
-        ((count, first, last),) = self._read(round_, slot, "count(*), min(row.n), max(row.n)", first, last)
-        self._open[rule] = Open(count, first or 0, -1 if last is None else last)
-        return self._open[rule]
+        """Find the open rows of a round in a slot, and remember the result."""
+        ((count, first, last),) = self._read(round_, slot, "count(*), min(row.n), max(row.n)", 0, self._end - 1)
+        found = self._open[round_.rows, round_.since, slot] = Open(count, first or 0, -1 if last is None else last)
+        return found
 
     def _read(self, round_: Round, slot: int, select: str, first: int, last: int) -> list[tuple[Any, ...]]:
         condition = round_.condition(self._job.spec.targets[slot].counted, slot)
