@@ -369,7 +369,8 @@ class Runner:
         progress.begin_rates()
         self._enter(states.RUNNING)
         if round_.way == "copy":
-            await self._in_thread(lambda: job_rounds.copy(round_))
+            recorded = functools.partial(asyncio.get_running_loop().call_soon_threadsafe, self._recorded)
+            await self._in_thread(lambda: job_rounds.copy(round_, recorded))
         else:
             self._limit_cost()
             stats.ledger.journal = store.in_flight
