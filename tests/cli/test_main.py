@@ -632,7 +632,10 @@ def test_a_schema_that_is_not_utf8_is_said_so(promptmill, tmp_path):
         ([""], "the prompt is empty"),
         (["one", " "], "the prompt is empty"),
         (["p.jsonl"], "p.jsonl is a file: promptmill bulk p.jsonl answers.jsonl, or promptmill generate < p.jsonl"),
-        (["--schema", '{"type":"object"}', "hi"], "cannot be read: No such file or directory; check the path"),
+        (
+            ["--schema", '{"type":"object"}', "hi"],
+            "No such file or directory; write the schema into a file, and name that",
+        ),
         (["--backend", "ollama", "hi"], "--backend ollama: Ollama is an endpoint; instead: --base-url localhost:11434"),
         (["--backend", "lmstudio", "hi"], "--backend lmstudio: lmstudio is a provider; instead: --provider lmstudio"),
         (["--backend", "openai_compatible", "hi"], "instead: --base-url URL --model NAME"),

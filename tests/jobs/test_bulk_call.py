@@ -80,6 +80,12 @@ def test_results_come_before_the_last_row_is_answered(options, upstream):
     assert found == [(1, "quick", "echo: quick"), (0, "slow", "echo: slow")]
 
 
+def test_rows_with_the_same_question_are_all_in_a_stream(options, upstream):
+    rows = promptmill.stream(["a", "b", "a", "a"], dedupe=True, temperature=0, **options)
+    assert sorted((row["row"], row["answer"][-1]) for row in rows) == [(0, "a"), (1, "b"), (2, "a"), (3, "a")]
+    assert len(upstream.seen) == 2
+
+
 def test_a_call_that_is_given_up_goes_on_with_what_it_has(options, upstream, tmp_path):
     rows = [f"prompt {at}" for at in range(30)]
     may_go_on = asyncio.Event()

@@ -101,6 +101,17 @@ def test_a_stray_quote_is_the_error_of_its_own_row(ingested, tmp_path):
     assert [row["prompt"] for row in table(job)][3:6] == ['"he said "hi" to me"', "last", '"never closed']
 
 
+def test_a_quote_inside_a_plain_cell_leaves_the_cells_around_it_whole(ingested, tmp_path, monkeypatch):
+    text = 'id,size,prompt\n1,2,"a"b\n2,5" pipe,"two\nlines"\n3,4" pipe,last\n4,2,end\n'
+    (tmp_path / "in.csv").write_text(text)
+    first, *others = (row["prompt"] for row in table(ingested("in.csv")))
+    assert (first, others) == ('"a"b', ["two\nlines", "last", "end"])
+
+    monkeypatch.setattr(cells, "_PIECE", 36)  # ends between the two lines
+    (tmp_path / "cut.csv").write_text(text.replace('"a"b', "a"))
+    assert [row["prompt"] for row in table(ingested("cut.csv"))] == ["a", "two\nlines", "last", "end"]
+
+
 def test_a_file_of_unclosed_quotes_is_read_a_few_times_and_not_once_for_each_quote(ingested, tmp_path, monkeypatch):
     read = []
 

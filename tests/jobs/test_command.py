@@ -56,7 +56,7 @@ def test_validate_refuses_what_the_job_refuses(bench, options, said):
 
 
 def test_validate_counts_repeated_ids_within_the_limit(bench):
-    bench.write([{"prompt": "a", "id": 1}, {"prompt": "b", "id": 2}, {"prompt": "c", "id": 1}])
+    bench.write([{"prompt": "a", "id": 1}, {"prompt": "b", "id": 2}, {"prompt": "c", "id": "1"}])
     assert "repeated ids in all: 1" in bench.run("--validate").stdout
     assert "repeated" not in bench.run("--validate", "--limit", "2").stdout
 

@@ -144,6 +144,15 @@ def test_a_row_that_is_done_again_is_printed_as_it_is_then(bench):
     ]
 
 
+def test_rows_with_the_same_question_are_all_printed_with_the_new_answer(bench):
+    rows = b"".join(b'{"prompt": "%s"}\n' % prompt for prompt in (b"a", b"b", b"a", b"a", b"c"))
+    bench.upstream.reply = by_prompt({"c": status(400)}, answer("old"))
+    assert piped(bench, rows, "--temperature", "0", "--max-failures", "0").returncode != 0
+    bench.upstream.reply = answer("new")
+    done = piped(bench, rows, "--temperature", "0", "--dedupe", "--again", "all")
+    assert [json.loads(line)["answer"] for line in done.stdout.splitlines()] == ["new"] * 5
+
+
 def test_a_job_whose_answers_nobody_reads_stops_and_keeps_them(bench):
     may_end = threading.Event()
 

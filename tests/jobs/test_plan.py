@@ -186,3 +186,14 @@ def test_the_rows_that_an_order_sends_are_known_before_its_first_round(store, ag
     condition = resent(order_of(again), 1, [0])
     known = [n for (n,) in store.read(f"SELECT n FROM {join_of(0)} WHERE {condition} ORDER BY n")]
     assert known == sorted({key for _, keys in bench.run(order_of(again)) for key in keys})
+
+
+def test_a_row_that_a_rule_gets_during_the_run_is_sent_in_it(store):
+    bench, sent = RoundsBench(store, ["a", "a"]), []
+    for round_, _ in bench.rounds(order_of()):
+        for row in bench.open_rows(round_):
+            bench.record(round_, row)
+            sent.append(row.n)
+        if sent == [0, 1]:
+            bench.add(2, ["a"])
+    assert sent == [0, 1, 2]

@@ -73,7 +73,7 @@ class RoundsBench:
                         return made
                     left = None if left is None else left - 1
                     keys.append(row.key)
-                    self._record(round_, row)
+                    self.record(round_, row)
         if left != 0:
             rounds.end(self.store)
         return made
@@ -98,7 +98,8 @@ class RoundsBench:
         """Return the text of each answer, or the code of the failure, by its key."""
         return {record.key: record.code or record.text for record in self.store.sound_records()}
 
-    def _record(self, round_: Round, row: OpenRow) -> None:
+    def record(self, round_: Round, row: OpenRow) -> None:
+        """Answer a row, and write its record."""
         letter = row.cells.decode()[self.spec.targets[row.slot].prompt]
         self.asked += 1
         made = self.spec.targets[row.slot].made(round_.id)

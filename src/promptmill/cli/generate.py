@@ -131,7 +131,7 @@ def _refuse_unquoted(prompts: Sequence[str]) -> None:
     """Raise `PromptmillError` for prompts that look like one whose quotes were forgotten: each word would be paid for.
 
     Other programs (`aichat`, `mods`) join words, or take one prompt alone (`llm`); here each argument is a prompt.
-    Real calls seldom have several prompts of one word each, and those of scripts use --json.
+    Real commands seldom have several prompts of one word each, and scripts use --json.
     """
     words = [prompt for prompt in prompts if _WORD.fullmatch(prompt)]
     if "-" in prompts or len(words) < (2 if words == list(prompts) else 3):

@@ -132,7 +132,7 @@ def _latency(found: Status) -> str:
     latency = found.get("latency_s") or {}
     if latency.get("p50") is None:
         return ""
-    # latencies are counted in steps of 4 %; the 99th percentile of few rows is the slowest one
+    # the 99th percentile of few rows would be the slowest row
     names = [name for name in latency if name != "p99" or found.get("done", 0) >= _FEWEST_FOR_P99]
     return ", ".join(f"{name} {status.figure(float(f'{latency[name]:.2g}'))} s" for name in names)
 

@@ -38,7 +38,7 @@ from promptmill.system import runtime
 # Assignments that may hold a key, unless the value is a variable's name.
 _SECRET, _REFERENCE = re.compile(r"api_key(?!_env)|headers|token(?!s)"), re.compile(r"[\w.]+=\$\{\w+\}")
 _OF_FILES = ("--schema", "--report")  # of a command that is remembered
-# A new job that ends so is removed, unless it has one of `_KEPT`: a typo leaves nothing.
+# A new job that ends with one of these errors is removed, unless its status has one of `_KEPT`.
 _TYPOS = frozenset({Code.INVALID_CONFIG, Code.INVALID_INPUT, Code.MISSING_DEPENDENCY, Code.NOT_FOUND})
 _KEPT = ("done", "prompt_tokens", "cost", "cost_set_aside")
 

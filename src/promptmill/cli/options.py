@@ -25,8 +25,8 @@ if TYPE_CHECKING:  # imported where it is needed: it takes a tenth of a second
     from promptmill.core.values import JsonDict
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
-_SHORTEST_GUESSED = 4  # nearly every name is near to a shorter one
-_KINDS = ("COMMAND", "CLIENT")  # arguments whose errors name the kind of word
+_SHORTEST_GUESSED = 4  # characters; a shorter word resembles almost any name
+_KINDS = ("COMMAND", "CLIENT")  # positional arguments: their errors say what kind of word is missing
 _SETS = {
     "base_url": "base_url",
     "provider": "provider",
@@ -87,7 +87,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, "exit_on_error": False, **options})
         self._given: Sequence[str] = ()
-        self.set_defaults(parser=self)  # the parser of the command wins
+        self.set_defaults(parser=self)  # a command's parser replaces that of the whole command line
 
     def show_examples(self, *lines: str) -> None:
         """Have the help end with these lines."""
@@ -114,7 +114,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Report `message` in one line and leave with exit code 2.
 
-        An unknown option comes first: with it, its value may be missing elsewhere.
+        An unknown option is reported before other errors, which it may cause: its value counts as an argument.
         """
         given = itertools.takewhile(lambda word: word != "--", self._given)
         options = [word for word in given if word.startswith("--") and word.partition("=")[0] not in self._options]
@@ -232,7 +232,8 @@ class Several(argparse.Action):
 def add_shared(parser: Parser, *, answering: bool = True, several: bool = False, named: Sequence[str] = ()) -> None:
     """Add the options of commands that need the configuration, in groups of their own.
 
-    `answering`: model and sampling, too; `several`: more than one model; `named`: further names of `--model`.
+    `answering` adds the options for model and sampling; `several` allows several models; `named`: other names for
+    `--model`.
     """
     file = parser.add_argument_group("configuration")
     file.add_argument("--config", type=Path, metavar="PATH", help="configuration file (else PROMPTMILL_CONFIG, …)")

@@ -93,13 +93,13 @@ def _init(arguments: argparse.Namespace) -> int:
 
 
 def _unchecked(text: str) -> str:
-    """Return the first line of a file with this text whose check failed."""
+    """Return the first line for a configuration file with this text, if its check failed."""
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     return f"# Its check failed: until this file is edited, `promptmill init` replaces it ({digest})."
 
 
 def _is_unchecked(file: Path) -> bool:
-    """Return whether `init` wrote `file`, its check failed, and nobody has changed it since: it may be replaced."""
+    """Return whether `file` may be replaced: `init` wrote it, its check failed, and it has not been edited since."""
     try:
         first, _, text = file.read_text(encoding="utf-8").partition("\n")
     except (OSError, ValueError):

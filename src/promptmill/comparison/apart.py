@@ -1,7 +1,7 @@
 """A comparison for a call: it reads files of other people in a process of its own, with limited memory and time.
 
-**The attacker** is an agent that has read a poisoned page and chooses files and columns. **The harm**: keys and
-passwords in rows come back to it. Files pass the rule on files, rows with secrets are left out, and figures that hold
+**The attacker** is an agent that has read a poisoned page and chooses files and columns. **The harm**: it
+reads keys and passwords in rows. Files pass the rule on files, rows with secrets are left out, and figures that hold
 one are refused.
 """
 

@@ -143,7 +143,7 @@ def tabulated(changes: Sequence[Mapping[str, Any]], kept: Collection[str]) -> Co
 
 
 def _agreement(rows: ComparedRows, one: int, other: int) -> dict[str, Any]:
-    """Return how far two files agree, over the rows that both have answered, and what became what."""
+    """Return how often two files agree on the rows that both answered, and how often each answer became another."""
     answered = [bool(ours and theirs) for ours, theirs in zip(rows.texts(one), rows.texts(other), strict=True)]
     of = {"of": [rows.files[one].label, rows.files[other].label]}
     if not rows.has_fields:
@@ -163,7 +163,7 @@ def _agreement(rows: ComparedRows, one: int, other: int) -> dict[str, Any]:
 def _column_agreement(
     column: ComparedColumn, one: int, other: int, answered: Sequence[bool] | None = None
 ) -> dict[str, Any]:
-    """Return how far two files agree in a column. `answered`: the rows that count; default: with both values."""
+    """Return how often two files agree in a column. `answered`: the rows to count; default: rows with both values."""
     ours, theirs = column.values[one], column.values[other]
     both = [bool(a and b) for a, b in zip(ours, theirs, strict=True)] if answered is None else answered
     pairs = Counter((a, b) for a, b, counts in zip(ours, theirs, both, strict=True) if counts)
@@ -190,13 +190,13 @@ def _nearness(column: ComparedColumn, pairs: Mapping[tuple[str, str], int]) -> d
 
 
 def _are_labels(values: Sequence[str], rows: int) -> bool:
-    """Return whether answers repeat, so that counting them says something."""
+    """Return whether answers repeat often enough to be counted as labels."""
     different = len(set(values))
     return 4 * different <= rows or (different <= _FEW and 3 * different <= 2 * rows)
 
 
 def _against(rows: ComparedRows) -> dict[str, Any]:
-    """Return the figures against the right answers: of the rows that have one. A row without an answer is wrong."""
+    """Return the figures for the rows with a right answer. A row without an answer is wrong."""
     known = [at for at in range(len(rows.places)) if any(column.right[at] for column in rows.columns)]
     if not known:
         raise input_error(f"The column {rows.gold} is empty in all rows.")
@@ -264,7 +264,7 @@ def _by_class(truth: Sequence[str], own: Sequence[str], classes: Sequence[str]) 
 
 
 def _difference(one: ComparedFile, ours: Sequence[bool], other: ComparedFile, theirs: Sequence[bool]) -> dict[str, Any]:
-    """Return by how much the accuracy of `other` is higher."""
+    """Return the differences `other` minus `one`: accuracy, cost and time."""
     table = Counter(zip(theirs, ours, strict=True))
     both, only_other, only_one, neither = (
         table[it] for it in ((True, True), (True, False), (False, True), (False,) * 2)

@@ -52,7 +52,7 @@ class ComparisonOrder:
     fields: Sequence[str] = ()
     """The columns, or fields of the answers, to compare; empty: all fields, or the answers."""
     id: str | None = None
-    """The column by which rows are the same."""
+    """The column whose values match the rows of the files."""
     by: str | None = None
     """The column whose values divide the rows of one file into parts to compare."""
     tolerance: Tolerance = field(default_factory=Tolerance)
@@ -312,9 +312,9 @@ class _Gold:
     file: ComparedFile
     scan: _Scan
     column: str | None
-    """The column that was named."""
+    """The column that the user named."""
     at: int | None = None
-    """The compared file whose rows have them; None: `file` is a file of its own."""
+    """The compared file with the right answers in a column; None: they are in a separate file."""
 
 
 def _gold_of(
@@ -392,7 +392,7 @@ def _right_column(gold: _Gold, own: Collection[str]) -> str:
 
 
 def _gold_keys(gold: _Gold, file: ComparedFile, scan: _Scan, fields: Sequence[str], key: str | None) -> list[list[str]]:
-    """Return the columns that may tell which row of `file` a right answer is of."""
+    """Return the columns by which right answers could be matched to the rows of `file`."""
     if key is not None:
         _check_column(gold.file, gold.scan, key)
         return [[key]]
@@ -412,9 +412,9 @@ def _gold_keys(gold: _Gold, file: ComparedFile, scan: _Scan, fields: Sequence[st
 def _looked_up(
     gold: _Gold, rights: Sequence[list[str]], file: ComparedFile, scan: _Scan, candidates: Sequence[list[str]]
 ) -> tuple[list[list[str]], str]:
-    """Return the right answer to each row of `file`, and the rule by which it was found.
+    """Return the right answer to each row of `file`, and the rule that matched them.
 
-    `rights`: the right answers of `gold`, a file of their own. Raises `PromptmillError` (`invalid_input`).
+    `rights`: the right answers, from the separate file `gold`. Raises `PromptmillError` (`invalid_input`).
     """
     most, best, second, names = -1, dict[int, list[str]](), 0, list[str]()
     for candidate in candidates:
@@ -471,7 +471,7 @@ def _places(files: Sequence[ComparedFile], scans: Sequence[_Scan], identity: _Id
 
 
 def _read(file: ComparedFile, scan: _Scan, fields: Sequence[str]) -> tuple[list[list[str]], ComparedFile]:
-    """Return the fields of each answer, and the file with its cost. Raises `PromptmillError` (`invalid_input`)."""
+    """Return the fields of each answer, and `file` with their cost. Raises `PromptmillError` (`invalid_input`)."""
     values, costs = list[list[str]](), list[float]()
     for row in file.rows():
         values.append([file.value_of(row, name) for name in fields])
@@ -633,7 +633,7 @@ class ComparedRows:
         return all(column.same(column.values[file][at], column.values[other][at]) for column in self.columns)
 
     def is_right(self, at: int, file: int) -> bool:
-        """Return whether each value of an answer is right, as far as there is a right one."""
+        """Return whether an answer is right in each field for which a right value is known."""
         return all(
             column.same(column.values[file][at], column.right[at]) for column in self.columns if column.right[at]
         )

@@ -208,7 +208,7 @@ def agreed(pair: JsonObject, found: JsonObject) -> Iterator[str]:
 
 
 def is_free_text(found: JsonObject) -> bool:
-    """Return whether answers are texts of which hardly two are the same, so that a judge says more than counts."""
+    """Return whether almost all answers differ, so that a judge is more useful than counts."""
     return any("similarity" in pair and not _is_label_like(pair) for pair in found["pairs"])
 
 

@@ -86,7 +86,7 @@ def ingest(
 
 
 def _draw(store: JobDatabase, count: int) -> None:
-    """Keep so many of the rows that were read, drawn at random."""
+    """Keep `count` of the rows that were read, drawn at random."""
     numbers = [n for (n,) in store.read("SELECT n FROM row_next ORDER BY n")]
     if count < len(numbers):
         drawn = set(statistics.chance(_SEED).sample(numbers, count))
@@ -102,11 +102,11 @@ class _Known:
     window: Window = WHOLE
     """The part between head and tail, which is parsed again."""
     first_of_tail: int = 0
-    """The number of the tail's first row when the input was read before."""
+    """The number that the tail's first row had when the input was read the last time."""
 
     @classmethod
     def of(cls, store: JobDatabase, spec: JobSpec, source: Input, files: InputFiles | None) -> _Known:
-        """Return the stretches; none if the input was read in another way. Raises `OSError`."""
+        """Return the stretches; none if the input is now read in another way. Raises `OSError`."""
         is_plain = files is not None and not compression_of(files.parts[0].path)  # others are read from their beginning
         stored = store.get("stretches") if spec.is_read and is_plain else None
         if stored is None or files is None or tuple(source.header) != spec.input.header:
@@ -135,10 +135,10 @@ class _Known:
                     break
                 end, tail = end - extent.size, tail + 1
         first = _total(known[: len(known) - tail]).rows
-        # of problems, which may be others now
+        # errors that name a line of the file, whose number may have changed
         names_lines = "SELECT 1 FROM row WHERE n >= ? AND substr(line, 1, ?) = ? LIMIT 1"
         if spec.output.shard is not None or (tail and store.read(names_lines, first, len(_PROBLEM), _PROBLEM)):
-            return cls(known[:head], (), Window(before))  # the rows of a shard may be others, too
+            return cls(known[:head], (), Window(before))  # a shard may now have other rows
         return cls(known[:head], known[len(known) - tail :], Window(before, end), first)
 
     def replaced(self, store: JobDatabase, first: int) -> range:

@@ -48,7 +48,7 @@ _ERRORS: Mapping[str, tuple[str, int]] = {
     Code.NAME_RESOLUTION: ("api_error", 14),
 }
 _IDS = (
-    "SELECT n, nullif(CASE WHEN json_valid(own) THEN {} END, '') AS id "
+    "SELECT n, nullif(CASE WHEN json_valid(own) THEN CAST({} AS TEXT) END, '') AS id "
     "FROM (SELECT n, CAST(cells AS TEXT) AS own FROM row WHERE n < ?)"
 )
 _MISSING = "SELECT count(*) FROM ({}) WHERE id IS NULL"

@@ -301,31 +301,29 @@ class _Records:
 
     def next(self) -> tuple[list[str] | None, str]:
         """Return the cells of the next record, None at the end, and its problem or `""`."""
-        most = MOST_LINES if self.number >= self._doubtful else _MOST_DOUBTFUL_LINES
         taken: list[str] = []
-        quotes = size = 0
-        while len(taken) <= most and size <= self._longest and (quotes % 2 or not taken):
-            if not (line := self._back.popleft() if self._back else next(self._lines, "")):
-                break
-            taken.append(line)
-            quotes, size = quotes + line.count('"'), size + len(line)
-        if not taken:
-            return None, ""
-        reader = csv.reader(taken, delimiter=self._delimiter, strict=True)
+        reader = csv.reader(self._take(taken), delimiter=self._delimiter, strict=True)
         try:
-            if size > self._longest:
-                raise csv.Error(f"the cell {_too_long(self._longest)}")
-            cells, problem, used = next(reader), "", reader.line_num
+            cells, problem, used = next(reader, None), "", len(taken)
         except csv.Error as error:
-            cells, problem, used = (
-                taken[0].rstrip("\r\n").split(self._delimiter),
-                _quote_problem(error, reader.line_num),
-                1,
-            )
-            self._doubtful = max(self._doubtful, self.number + len(taken))
+            cells, problem = taken[0].rstrip("\r\n").split(self._delimiter), _quote_problem(error, len(taken))
+            used, self._doubtful = 1, max(self._doubtful, self.number + len(taken))
         self._back.extendleft(reversed(taken[used:]))
         self.number += used
         return cells, problem
+
+    def _take(self, taken: list[str]) -> Iterator[str]:
+        """Yield the lines of a record for `csv`, which stops at its end, and add them to `taken`."""
+        most = MOST_LINES if self.number >= self._doubtful else _MOST_DOUBTFUL_LINES
+        size = 0
+        while line := self._back.popleft() if self._back else next(self._lines, ""):
+            taken.append(line)
+            size += len(line)
+            if len(taken) > most:
+                raise csv.Error(_UNCLOSED)
+            if size > self._longest:
+                raise csv.Error(f"the cell {_too_long(self._longest)}")
+            yield line
 
 
 def _wants_bom(files: InputFiles) -> bool:

@@ -24,7 +24,7 @@ _LOOKED_AT = 100  # lines
 _FIRST_BYTES, _FIRST_BYTES_OF_ALL = 1 << 20, 4 << 20
 _LIST_OF_ROWS = re.compile(rb'\s*"([\w-]{1,40})"\s*:\s*\[\s*\{')
 _BLOCK = 1 << 20
-_PIECE = 1 << 18  # bytes: so many that the overhead of a piece is small
+_PIECE = 1 << 18  # bytes; large enough that the overhead of each piece is small
 _AT_ONCE = 256  # items
 _SPACE = " \t\r\n"
 

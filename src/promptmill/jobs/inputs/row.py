@@ -31,7 +31,7 @@ class Extent(NamedTuple):
     size: int = 0
     """In bytes."""
     rows: int = 0
-    """The count of row numbers, including those of blank lines."""
+    """The number of rows; in a format of lines, blank lines count, too."""
     lines: int = 0
 
     def __add__(self, other: tuple[int, ...]) -> Extent:  # type: ignore[override]

@@ -81,7 +81,8 @@ def schema_in(path: Path) -> JsonDict:
     try:
         schema = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise input_error(f"{path} cannot be read: {error.strerror}; check the path.") from None
+        remedy = "write the schema into a file, and name that" if str(path).startswith("{") else "check the path"
+        raise input_error(f"{path} cannot be read: {error.strerror}; {remedy}.") from None
     except json.JSONDecodeError as error:
         raise input_error(f"{path} cannot be read: it is not JSON: {why_not_json(error)}.") from None
     except ValueError:

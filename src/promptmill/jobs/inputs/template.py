@@ -179,7 +179,8 @@ class ExpressionTemplate:
 def _environment() -> Environment:
     """Return a sandbox that compiles a template without evaluating its expressions, because a server compiles it.
 
-    `optimized=False` folds no constants in expressions; a `finalize` with the context folds none in the text.
+    `optimized=False` prevents the evaluation of constants in expressions; a `finalize` that takes
+    the context prevents it in the text around them.
     """
     environment = ImmutableSandboxedEnvironment(
         undefined=StrictUndefined,

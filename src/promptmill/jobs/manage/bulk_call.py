@@ -85,12 +85,13 @@ def bulk(rows: Any, output: str | Path | None = None, **options: Unpack[BulkOpti
     * Rows. `prompt`: what to ask of each row, such as "Classify: {{text}}"; a placeholder names a field, a text of a
       list is the field `text`, and a value of a column has the column's name; several, {"short": "…", "long": "…"},
       are each asked, and `variant` names the prompt of an answer. Without `prompt`, the field `prompt_column`
-      ("prompt") holds the prompt. `system`: the system prompt. `image_column`: paths or URLs of images. `each`: "file"
-      or "line", what is a row of a folder; by default each file of texts or images. `pdf`:
-      "text" or "images", what is sent of PDFs. `encoding` of CSV and text. `sql`:
-      the query whose rows are asked, of a database. `row_settings=True`: rows set their own model and sampling.
+      ("prompt") holds the prompt. `system`: the system prompt. `image_column`: paths or URLs of images. `each`: whether
+      a "file" or a "line" of a folder's files is a row; default: a file, if they are texts or images. `pdf`: send the
+      "text" or the "images" of a PDF's pages. `encoding`: of CSV and text. `sql`: a query; its result gives the rows of
+      a database. `row_settings=True`: rows set their own model and sampling.
       `skip_empty=True`: leave rows without a prompt out.
-      `limit`: only the first rows. `sample`: only so many, drawn at random. `shard`: one part of the rows, "3/16".
+      `limit`: only the first rows. `sample`: only this number of rows, drawn at random. `shard`: one part of the rows,
+      "3/16".
     * Answers. `choices`: the possible answers; a dict or a file also defines them. `choices_many=True`: any number
       of them. `schema`: a JSON Schema, a file with one, or a pydantic class, whose instances `answers` then are; or
       OpenAI's `response_format`. `fields="customer,amount:number"`: a schema in one line; `fields=False`: JSON texts,

@@ -73,7 +73,7 @@ class DeadlineCall:
         limit_s: float,
         task: CallTask | None = None,
     ) -> None:
-        """`limit_s` counts from the start of `work.stats`; `task` if the call's client takes one."""
+        """`limit_s` counts from the start of `work.stats`; `task`: the task that the call may become."""
         self._service = service
         self._running_jobs = running_jobs
         self._work = work
@@ -171,7 +171,7 @@ class DeadlineCall:
         return max(0.0, min(self._limit, self._end) - time.monotonic())
 
     def go_on(self) -> tuple[str | None, Call]:
-        """Let the job have the rest; return its id, None when all is done, and the counts of the call itself."""
+        """Leave the remaining items to the job. Return its id (None if no item remains) and the counts of the call."""
         stats = self._work.stats
         if self._rest is None:
             return None, stats
@@ -286,7 +286,7 @@ def _line(
 
 
 def _portable(conversation: Conversation, rule: FileRule) -> list[dict[str, Any]]:
-    """Return the messages as another process can ask them: from another folder, with no wider rights to files."""
+    """Return the messages with resolved image paths, for a process in another folder with the same file rule."""
     messages = conversation.as_messages()
     for message in messages:
         for part in message["content"] if isinstance(message["content"], list) else ():

@@ -1,6 +1,6 @@
 """A process of its own for a job: `python -m promptmill.jobs.manage.detached`.
 
-    to run a job     it outlives whoever started it; what it says goes to the job's `log`
+    to run a job     it outlives the process that started it; its messages go to the job's `log`
     for one step     it reads a call's files or template for a server, with limited memory and time, and ends with it
 
 It calls a function of this module, `_run_job` or a function in `_STEPS`. The function's name and arguments come over

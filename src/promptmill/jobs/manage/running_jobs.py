@@ -77,8 +77,8 @@ class RunningJobs:
     def status(self, job_id: str | None, limit: int = 20, caller: Caller = USER) -> dict[str, Any]:
         """Return the status of one job, or the newest as `{"jobs": […], "more": how many there are besides}`.
 
-        Jobs on rows that came in a call are listed for their session only. A job that waits for a place is about to
-        start.
+        Jobs on rows that came in a call are listed for their session only. A job that waits for a place
+        has the state `starting`.
         """
         if job_id is not None:
             found = status.read(self.find(job_id, caller))
@@ -100,12 +100,12 @@ class RunningJobs:
     ) -> dict[str, Any]:
         """Start the job of `order`, or resume it, and return at once with its status.
 
-        The paths of `order` are those that a call names, relative or not; an output without a name is `.`. `prompts`
+        The paths of `order` are as the call named them, relative or absolute; `.` stands for no output. `prompts`
         are rows in place of an input file. So are `files`, of which each is a row, its content or its image for the
         prompt alone. Without an output, their answers are in the job's database. The same rows resume the same job for
         the same `caller` only, because no client may learn what another one asks.
 
-        `plan` is the call's own, where it asks for more than the configuration says.
+        `plan`: the plan of the call, if it changes settings of the configuration.
 
         `validate` starts nothing and returns the findings in the file instead. `approve` gets the cost of the rows
         that have no answer yet.
@@ -409,7 +409,7 @@ class RunningJobs:
         run.add_done_callback(ended)
 
     def _show(self, job_id: str) -> None:
-        """List the job of a call for its client, if that is the only one."""
+        """Let `status` list a call's job, if this server has only one client."""
         if not self._service.is_shared:
             self._own[job_id] = ""
 

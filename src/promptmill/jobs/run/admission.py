@@ -151,7 +151,7 @@ def admit(
     """Return the new or existing job of `order`, and take its lock.
 
     `given`: the rows, if they are not in files of the user. `plans`: the plans of the models that the variants name.
-    `fixed`: the settings must equal those of the first run, even if there is no answer yet. `are_columns_checked`:
+    `fixed`: the settings may not differ from the first run's, even if no row has an answer yet. `are_columns_checked`:
     `check_columns` was called. `are_paths_resolved`: see `OrderFiles.of`.
 
     Raises `PromptmillError`: `invalid_input` if the job is running, if its answers were made with other settings
@@ -237,7 +237,7 @@ def plans_of(order: JobOrder, configuration: Configuration) -> dict[str, Resolve
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """How an order changes the rows of a job."""
+    """The effect of an order on the rows and answers that a job already has."""
 
     before: JobSpec | None
     """The job before the order."""

@@ -61,8 +61,11 @@ class Duplicates:
             work += [(f"INSERT INTO temp.equal {self._equal(round_, slot)}", [()]) for slot in round_.slots]
             self._store.change(*work)
 
-    def copy(self, round_: Round) -> int:
-        """Copy the answers to the duplicates; return the number of copies. A damaged answer is deleted instead."""
+    def copy(self, round_: Round, recorded: Callable[[Sequence[int]], object] = lambda _: None) -> int:
+        """Copy the answers to the duplicates; return the number of copies. A damaged answer is deleted instead.
+
+        `recorded` is called with the keys of some copies.
+        """
         store, after, count = self._store, -1, 0
         query = "SELECT key, first FROM temp.equal WHERE is_known AND key > ? ORDER BY key LIMIT ?"
         while page := store.read(query, after, _PAGE):
@@ -77,6 +80,8 @@ class Duplicates:
                     made = self._spec.targets[key // SLOT].made(round_.id)
                     records.append(record_of(key, copied(original.outcome(), attempts), original.asked, made))
             store.write(records, [key for key, _ in page if key in known])
+            if records:
+                recorded([record.key for record in records])
             after, count = page[-1][0], count + len(records)
         return count
 
@@ -146,10 +151,10 @@ class JobRounds:
         """Return the open rows of a round, which `next` has returned, for each of its slots."""
         return [self._open[round_.rows, round_.since, slot] for slot in round_.slots]
 
-    def copy(self, round_: Round) -> None:
-        """Copy the answers of equal rows to the rows of a round whose `way` is `copy`."""
+    def copy(self, round_: Round, recorded: Callable[[Sequence[int]], object]) -> None:
+        """Copy the answers of equal rows to the rows of a round whose `way` is `copy`; see `Duplicates.copy`."""
         assert self._duplicates is not None
-        self._duplicates.copy(round_)
+        self._duplicates.copy(round_, recorded)
 
     def targets(self, round_: Round) -> Sequence[Target]:
         """Return the targets of a round, by slot. If the round has a model, answers of this model count from now on."""
@@ -165,11 +170,12 @@ class JobRounds:
         return targets
 
     def answered_in(self, round_: Round) -> list[int]:
-        """Return the keys of the answers that a round will replace."""
+        """Return the keys of the answers that a round, and the copies after it, will replace."""
+        every = replace(round_, rows=round_.ordered)
         return [
             key
-            for slot, found in zip(round_.slots, self.open_in(round_), strict=True)
-            for (key,) in self._read(round_, slot, "answer.key", found.first, found.last)
+            for slot in round_.slots
+            for (key,) in self._read(every, slot, "answer.key", 0, self._end - 1)
             if key is not None
         ]
 
@@ -188,17 +194,10 @@ class JobRounds:
         return sum(self._find_open(round_, slot).rows for slot in round_.slots) > 0
 
     def _find_open(self, round_: Round, slot: int) -> Open:
-        """Find the open rows of a round in a slot, and remember the result.
-
-        During a run, rows only leave a rule, unless the rule depends on other rows. So a search covers only the range
-        in which the previous search found rows.
-        """
-        rule = (round_.rows, round_.since, slot)
-        known = self._open.get(rule)
-        first, last = (0, self._end - 1) if known is None or round_.is_by_question else (known.first, known.last)
-        ((count, first, last),) = self._read(round_, slot, "count(*), min(row.n), max(row.n)", first, last)
-        self._open[rule] = Open(count, first or 0, -1 if last is None else last)
-        return self._open[rule]
+        """Find the open rows of a round in a slot, and remember the result."""
+        ((count, first, last),) = self._read(round_, slot, "count(*), min(row.n), max(row.n)", 0, self._end - 1)
+        found = self._open[round_.rows, round_.since, slot] = Open(count, first or 0, -1 if last is None else last)
+        return found
 
     def _read(self, round_: Round, slot: int, select: str, first: int, last: int) -> list[tuple[Any, ...]]:
         condition = round_.condition(self._job.spec.targets[slot].counted, slot)

@@ -369,7 +369,8 @@ class Runner:
         progress.begin_rates()
         self._enter(states.RUNNING)
         if round_.way == "copy":
-            await self._in_thread(lambda: job_rounds.copy(round_))
+            soon = asyncio.get_running_loop().call_soon_threadsafe
+            await self._in_thread(lambda: job_rounds.copy(round_, lambda keys: soon(self._recorded, keys)))
         else:
             self._limit_cost()
             stats.ledger.journal = store.in_flight

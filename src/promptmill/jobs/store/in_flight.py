@@ -57,9 +57,9 @@ class InFlight:
         self._free: list[int] = []
         self._map = self._mapped(max(_ENTRIES, size // _ENTRY.size))
         self.lost: dict[int, _Entry] = {}
-        """The rows that earlier runs had on their way."""
+        """The entries of rows whose requests earlier runs left in flight."""
         self.charged_again: dict[int, int] = {}
-        """How many requests of this run were charged, by row, for these rows."""
+        """For each of these rows, the number of requests that this run has charged."""
         self._settled = self._get(0).requests
         for at in range(1, len(self._map) // _ENTRY.size):
             entry = self._get(at)

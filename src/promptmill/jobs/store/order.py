@@ -94,7 +94,7 @@ class Shard:
 
 
 class Question(Stored):
-    """How the questions of each row are made."""
+    """The prompts of a job, and the columns that they use."""
 
     templates: tuple[str, ...] = ()
     """Prompts with fields of the row in double braces. Each row is sent once with each template."""
@@ -185,7 +185,7 @@ class Earlier(Stored):
 
 
 class Reading(Stored):
-    """How the input is read."""
+    """Options for reading the input."""
 
     sql: str | None = None
     """A query, if the input is a database; its result gives the rows of the job."""

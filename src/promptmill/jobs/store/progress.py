@@ -68,7 +68,7 @@ class Progress:
             self.earlier.count(store)
 
     def take(self, counts: JobCounts) -> None:
-        """Take the counts of rows. From the second time on, keep those of requests and tokens."""
+        """Take the counts of rows. Keep the counts of requests and tokens if the earlier runs were already added."""
         if self.earlier.is_added:
             for name in COUNTERS:
                 setattr(counts, name, getattr(self.counts, name))

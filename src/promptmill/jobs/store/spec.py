@@ -133,7 +133,7 @@ class Target(Stored):
 
 
 class Origin(Stored):
-    """Where a job comes from."""
+    """The owner of a job, and where it was started."""
 
     owner: str | None = None
     """See `JobOrder.owner`; also None in jobs of older releases."""
@@ -160,7 +160,7 @@ class JobSpec(Stored):
     settled: bool = False
     """Whether the call that the job belongs to has ended. Then no row is sent again, not even a failed row."""
     to_bind: Literal["questions", "rows"] | None = None
-    """How to bind answers when the input is read again: by question or by row."""
+    """The way to bind answers when the input is read again: by question, or by row number."""
     origin: Origin = Origin()
 
     @property
