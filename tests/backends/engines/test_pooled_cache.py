@@ -56,11 +56,9 @@ def test_rows_keep_their_content_through_any_coming_and_going():
             assert torch.equal(seen_keys[slot][:, used], row[-1][0])
             assert torch.equal(seen_values[slot][:, used], row[-1][1])
     for slot, row in enumerate(rows):
-        used = cache.mask[slot].bool()
-        for layer, (expected_keys, expected_values) in zip(cache.layers, row, strict=True):
-            window = slice(cache._window.start, cache._window.end)
-            assert torch.equal(layer.keys[slot, :, window][:, used], expected_keys)
-            assert torch.equal(layer.values[slot, :, window][:, used], expected_values)
+        for (keys, values), (expected_keys, expected_values) in zip(cache.copy_of(slot), row, strict=True):
+            assert torch.equal(keys, expected_keys)
+            assert torch.equal(values, expected_values)
 
 
 def room_of(cache) -> tuple[int, int]:

@@ -4,12 +4,11 @@ One turn computes a piece of a new prompt, if one is admitted, and one token of 
 
     waiting ──admit──▶ Prefill ──join──▶ ContinuousBatch ──token──▶ answered
        ▲               (a piece a turn)        │
-       └────────────────pause──────────────────┘
+       └───────────pause, keys kept────────────┘
 
 A row is admitted while `Capacity` allows. If the batch is full, a row of the call with the most running rows is paused
 for a call that has at least two fewer. A call without any running row gets a place from any row that has had
-`_QUANTUM` tokens, so that all calls progress. The prompt of a paused row and its answer so far are computed again. A
-long prompt is computed in pieces, so that the batch never waits long.
+`_QUANTUM` tokens, so that all calls progress. A long prompt is computed in pieces, so that the batch never waits long.
 
 After a failed step the rows of the batch start over, fewer at a time; a row that fails alone, or too often with others,
 gets the error. Models whose rows cannot join a running batch go through transformers' own `generate` (`GenerateLoop`).
@@ -138,12 +137,14 @@ class DecodeLoop(ABC):
         alone = len(rows) == 1 and not self._running()
         if no_memory:
             self._places = max(1, (len(rows) + len(self._running())) // 2)
+            self._schedule.drop_kept()
             error.__traceback__ = None  # it references the tensors of the step
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
         for row in reversed([row for row in rows if not row.answered]):
             row.mishaps += not no_memory
+            row.kept = None
             if alone or (len(rows) == 1 and not no_memory) or row.mishaps >= _MISHAPS:
                 self._answer(row, row.failure(_item_error(error)))
             else:
@@ -199,10 +200,15 @@ class Decoder(DecodeLoop):
             for row in taken:
                 row.turns = 0
                 row.started = row.started or time.monotonic()
+            is_resumed = taken[0].kept is not None
             try:
-                self._prefill = Prefill(self._model, taken, self._chunk)
-            except Exception as error:  # it has not damaged the batch
-                self._mishap(taken, error)
+                if is_resumed:
+                    self._resume(taken[0])
+                else:
+                    self._prefill = Prefill(self._model, taken, self._chunk)
+            except Exception as error:
+                # a prompt that fails before its first step has not damaged the batch
+                self._mishap(self._reset(*taken) if is_resumed else taken, error)
 
     def _make_room(self, running: Counter[int]) -> int:
         """Pause a row of the run with the most for a run with at least two fewer, or none; return the places freed.
@@ -221,9 +227,16 @@ class Decoder(DecodeLoop):
             return 0
         place = max(places, key=lambda i: rows[i].turns)
         row = rows[place]
-        self._batch.drop([place])
+        self._batch.leave(place)
+        if self._schedule.kept() >= self._most:
+            row.kept = None  # memory is for running rows; recomputing takes less time than the row may wait
         self._schedule.put_back(row)
         return 1
+
+    def _resume(self, row: RunningSequence) -> None:
+        assert row.kept is not None
+        content, row.kept = row.kept, None
+        self._batch.join(row, content)
 
     def _advance_prefill(self) -> None:
         prefill = self._prefill
@@ -300,6 +313,11 @@ class ContinuousBatch:
         """Add a row with the keys and values of its sequence, all but the last token."""
         self._cache.add(content)
         self.rows.append(row)
+
+    def leave(self, place: int) -> None:
+        """Remove a row that continues later; it keeps its content."""
+        self.rows[place].kept = self._cache.copy_of(place)
+        self.drop([place])
 
     def wipe(self, place: int) -> None:
         """Erase a row's content, because another row will use its place."""

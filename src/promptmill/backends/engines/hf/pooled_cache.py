@@ -149,6 +149,11 @@ class PooledCache(DynamicCache):  # type: ignore[misc]
             layer.keys[slot] = 0
             layer.values[slot] = 0
 
+    def copy_of(self, slot: int) -> KeysValues:
+        """Return a row's content, to be added again later."""
+        used = slice(self._window.end - self.lengths[slot], self._window.end)
+        return [(layer.keys[slot, :, used].clone(), layer.values[slot, :, used].clone()) for layer in self.layers]
+
     def _free(self) -> None:
         vars(self._window).update(vars(_Window()))
         for layer in self.layers:

@@ -42,6 +42,18 @@ class Schedule(WaitingRows[RunningSequence]):
         with self._changed:
             return min((running.get(run, 0) for run in self._waiting), default=None)
 
+    def kept(self) -> int:
+        """Return the number of waiting rows that keep their computed keys and values."""
+        with self._changed:
+            return sum(row.kept is not None for queue in self._waiting.values() for row in queue)
+
+    def drop_kept(self) -> None:
+        """Free the kept keys and values of waiting rows, which will be computed again."""
+        with self._changed:
+            for queue in self._waiting.values():
+                for row in queue:
+                    row.kept = None
+
     def take(self, most: int, most_tokens: int, running: Mapping[int, int]) -> list[RunningSequence]:
         """Take up to `most` rows of similar length with `most_tokens` in total, but at least one.
 
@@ -79,9 +91,9 @@ class Schedule(WaitingRows[RunningSequence]):
         return None
 
     def _is_alone(self, row: RunningSequence) -> bool:
-        """Return whether it is taken alone: it failed with others, has images, or may cross the border."""
+        """Return whether it is taken alone: it failed with others, has images, resumes, or may cross the border."""
         crosses = self._border is not None and len(row.prompt) + row.ending.limit > self._border
-        return crosses or bool(row.mishaps) or row.image_inputs is not None
+        return crosses or row.kept is not None or bool(row.mishaps) or row.image_inputs is not None
 
 
 @dataclass(frozen=True, slots=True)

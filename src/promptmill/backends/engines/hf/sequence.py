@@ -11,6 +11,7 @@ from promptmill.backends.engines import submission
 from promptmill.backends.engines.chat_template import prompt_text, text_turn
 from promptmill.backends.engines.growing_answer import AnswerForm, Ending, GrowingAnswer, Texts
 from promptmill.backends.engines.hf.language_model import LanguageModel
+from promptmill.backends.engines.hf.pooled_cache import KeysValues
 from promptmill.backends.engines.hf.sampler import AnswerMasks, Penalties, SamplerState
 from promptmill.backends.engines.tool_use import ToolReader
 from promptmill.core.errors import input_error
@@ -39,6 +40,8 @@ class RunningSequence(GrowingAnswer):
     image_inputs: ImageInputs | None = None
     offset: int = 0
     """Its position minus its number of tokens; not 0 in models that give an image fewer positions than tokens."""
+    kept: KeysValues | None = None
+    """The keys and values computed before it was paused."""
     turns: int = 0
     """Tokens computed since it joined the batch."""
     answered: bool = False
