@@ -708,3 +708,30 @@ def test_few_file_descriptors_are_a_warning_and_no_failure(config, upstream):
         result = server.result(server.call("generate", prompt_ls=["x"] * 300))
     assert result["structuredContent"] == {"ans_ls": ["echo: x"] * 300}
     assert any("concurrency is 32 instead of 64" in warning for warning in result["_meta"]["warnings"])
+
+
+# a client that does not read
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a pipe of 64 KiB")
+@pytest.mark.parametrize("leaves", ["open", "closed"])
+def test_a_client_that_reads_no_answer_ends_the_server_by_closing_its_input(config, leaves):
+    first = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "mute", "version": "1"}}
+    messages = [
+        {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": first},
+        {"jsonrpc": "2.0", "method": "notifications/initialized"},
+        *({"jsonrpc": "2.0", "id": number, "method": "tools/list"} for number in range(1, 30)),
+    ]
+    command = [sys.executable, "-m", "promptmill", "serve", "--config", str(config())]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as server:
+        try:
+            server.stdin.write("".join(json.dumps(message) + "\n" for message in messages).encode())
+            server.stdin.flush()
+            assert server.stdout.read(100)  # it has answered, and the pipe is full now or soon
+            if leaves == "closed":
+                server.stdout.close()
+            server.stdin.close()
+            assert server.wait(PATIENCE_S) == 0, server.stderr.read()
+        finally:
+            server.kill()

@@ -111,6 +111,8 @@ class StdioServer:
             group.start_soon(send)
             async with outgoing:
                 await low_level.run(incoming, outgoing, low_level.create_initialization_options())
+            if self._client.has_left:  # it may have left without reading, and then a message waits for ever
+                group.cancel_scope.cancel()
 
     async def last_answers(self, limit_s: float) -> None:
         """Wait until the client has read all answers, including those to the requests that it sends after an answer.
@@ -152,7 +154,12 @@ class _Client:
         """Send a message unless the client has left."""
         if self.has_left:
             return
-        await writing.send(item)
+        try:
+            await writing.send(item)
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError):  # it has closed the end from which it reads
+            self.has_left = True
+            self.all_answered.set()
+            return
         self.sent += 1
         if isinstance(item.message, mcp_types.JSONRPCResponse | mcp_types.JSONRPCError):
             self.answered_at = time.monotonic()
