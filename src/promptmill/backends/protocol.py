@@ -477,10 +477,14 @@ class Call:
             self.ledger.sent(request)
 
     def charge(self, request: Request, cost: float) -> None:
-        """Count the cost of the requests for an item, which have ended."""
-        self.counts.cost = (self.counts.cost or 0.0) + cost
+        """Count the cost of the requests for an item, which have ended.
+
+        A job's journal sets it aside instead, until the outcome has it.
+        """
         if self.ledger.journal is not None:
             self.ledger.journal.charged(request.key, request.choice, cost)
+        else:
+            self.counts.cost = (self.counts.cost or 0.0) + cost
 
     def cut_off(self, cost: float) -> None:
         """Count the highest possible cost of requests that were cut off; a job's journal sets it aside instead."""
@@ -490,6 +494,8 @@ class Call:
     def count(self, outcome: Outcome) -> None:
         """Count a finished item."""
         self.counts.count(outcome)
+        if self.ledger.journal is not None and outcome.cost is not None:
+            self.counts.cost = (self.counts.cost or 0.0) + outcome.cost
         if outcome.text or not isinstance(outcome, Completion):
             return
         if outcome.reasoning and outcome.finish_reason == "length":
