@@ -20,6 +20,7 @@ import promptmill
 from promptmill.comparison.figures import _difference
 from promptmill.comparison.files import ComparedFile, text_of
 from promptmill.comparison.paired_proportions import kappa, mcnemar, paired_interval, wilson
+from promptmill.comparison.words import Table
 from replies import answer, choose, status
 from tables import write_rows
 
@@ -640,3 +641,10 @@ def test_the_models_of_a_grid_are_no_part_of_its_rows_whatever_their_column_is_c
     assert "2 rows with different answers" in done.stdout
     assert "model_1  weak" not in done.stdout
     assert "Read as settings" not in done.stdout, "the models of the grid are asked"
+
+
+def test_a_table_with_short_names_stays_a_table():
+    table = Table(["class", "rows", "", "precision", "recall", "F1"], [["p", "3", "A", "1.00", "0.67", "0.80"]])
+    assert len(list(table.lines(100))) == 2
+    assert next(iter(table.lines(30))).startswith("p: rows 3, A")
+    assert list(Table(["class", "rows"], [["… 3 more", ""]]).lines(8)) == ["… 3 more"]

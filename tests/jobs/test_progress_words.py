@@ -163,3 +163,8 @@ def test_the_course_of_a_long_job_has_a_bounded_number_of_samples():
     again = Course(found)
     assert again.note({"state": "running", "seconds": 2000.1, "updated": 1.1e9, "done": 1999, "failed": 1})
     assert [(run["at"], run["began"]) for run in again.as_dict()["runs"]] == [(0, 1e9), (2000.1, 1.1e9)]
+
+
+def test_the_number_of_all_rows_follows_the_counts():
+    found = {"done": 13, "failed": 1, "seconds": 4.2, "model": "m"}
+    assert status.outcome(found, " of 300 rows").startswith("12 answered, 1 failed of 300 rows in 4.2 s by m")

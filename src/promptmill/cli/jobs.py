@@ -7,7 +7,9 @@ import contextlib
 import itertools
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 import orjson
 
@@ -25,6 +27,7 @@ from promptmill.jobs.store import progress, status
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder
+from promptmill.jobs.store.status_record import Status
 
 _CANCEL_WAIT_S = 3.0
 _FOLLOW_S = 1.0
@@ -33,6 +36,7 @@ _LIVE = ("concurrency", "max_cost")
 _NEWEST = 20  # jobs that are listed
 _WATCH_S = 2.0  # a look takes some milliseconds, and the board may use one percent of a core
 _LISTED_EVERY = 5  # looks between two for new jobs
+_LINE_EVERY_S = 5.0
 
 
 def add_jobs_options(jobs: Parser) -> None:
@@ -179,13 +183,17 @@ def _watch(folders: JobFolders) -> None:
     from rich.text import Text
 
     board = Live(auto_refresh=False) if sys.stdout.isatty() else None
-    shown, before = dict[Path, Folder](), dict[str, str]()
+    running, shown, before = dict[Path, Folder](), dict[str, Status](), dict[str, str]()
     with board or contextlib.nullcontext():
         for look in itertools.count():
             if look % _LISTED_EVERY == 0:
-                shown |= {folder.path: folder for folder in folders.all() if folder.alive}
-            jobs = status.read_all(shown.values())
-            lines = {job["job_id"]: f"{job['job_id']}: {job['state']}, {status.line(job)}" for job in jobs}
+                running |= {folder.path: folder for folder in folders.all() if folder.alive}
+            for path, folder in list(running.items()):
+                for job in status.read_all([folder]):
+                    shown[job["job_id"]] = job
+                    if not job["alive"]:  # its last status is shown from now on
+                        del running[path]
+            lines = {job_id: f"{job_id}: {job['state']}, {status.line(job)}" for job_id, job in shown.items()}
             if board is not None:
                 text = "\n".join(lines.values()) or "no job is running; Ctrl-C ends this board"
                 board.update(Text(without_controls(text)), refresh=True)
@@ -242,10 +250,26 @@ def _join(arguments: argparse.Namespace) -> int:
     """Make one output of the parts of all shards. Returns 0 when all rows are answered, 1 when not."""
     output: Path = arguments.output
     was_there = output.exists() and not arguments.overwrite
-    counts = join(JobFolders.from_environ(), output, overwrite=arguments.overwrite)
+    counts = join(
+        JobFolders.from_environ(), output, overwrite=arguments.overwrite, passed=_written_lines(output.name, sys.stderr)
+    )
     if arguments.json:
         say(orjson.dumps({"output_file": str(output.absolute()), **counts.as_dict(Counts())}).decode())
     else:
         kept = ", which was there already" if was_there else ""
         say(f"{counted(counts.done, 'row')}, {counts.failed} failed, in {output}{kept}.")
     return int(counts.failed > 0)
+
+
+def _written_lines(name: str, stream: TextIO) -> Callable[[int], None]:
+    """Return a function that reports the written rows of a file on `stream` every few seconds."""
+    reported = time.monotonic()
+
+    def passed(rows: int) -> None:
+        nonlocal reported
+        if time.monotonic() - reported >= _LINE_EVERY_S:
+            reported = time.monotonic()
+            with contextlib.suppress(OSError):
+                print(f"{time.strftime('%H:%M:%S')} {name}: {rows} rows written", file=stream, flush=True)
+
+    return passed

@@ -176,7 +176,8 @@ def _shown(value: Any) -> str:
 def _lines(sample: _Sample, how: str, width: int, *, full: bool) -> Iterator[str]:
     """Yield rows for people; texts are broken between words if they are longer than `width`, unless that is 0."""
     noun, indent = "answer" if sample.several else "row", "\n" + " " * (_LABEL + 2)
-    yield f"{sample.title}: {len(sample.rows)} of {counted(sample.total, noun)}{sample.several}{how}"
+    title = f"{sample.title}: {len(sample.rows)} of {counted(sample.total, noun)}{sample.several}{how}"
+    yield from textwrap.wrap(title, width, break_on_hyphens=False) if width else [title]
     for row in sample.rows:
         yield f"\nrow {row.number:,}"
         answers = (("thought", row.thought), *(("answer", answer) for answer in row.answers), ("error", row.error))

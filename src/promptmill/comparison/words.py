@@ -46,10 +46,11 @@ class Table:
         """
         widths = self.widths
         if self.answers is None:
-            widths[0] = min(widths[0], width - sum(widths[1:]) - 2 * len(widths) + 2)
-            if widths[0] < _SHORTEST_NAME:
+            room = width - sum(widths[1:]) - 2 * len(widths) + 2
+            if room < min(widths[0], _SHORTEST_NAME):
                 yield from self._texts(width)
                 return
+            widths[0] = min(widths[0], room)
         while sum(widths) + 2 * len(widths) - 2 > max(width, 4 * len(widths)):
             widths[widths.index(max(widths))] -= 1
         for row in (self.head, *self.rows):
@@ -62,7 +63,7 @@ class Table:
             figures = ", ".join(
                 f"{head} {cell}".strip() for head, cell in zip(self.head[1:], others, strict=True) if cell
             )
-            text = f"{first}: {figures}" if first else figures
+            text = ": ".join(filter(None, (first, figures)))
             yield from textwrap.wrap(text, width, initial_indent="" if first else "  ", subsequent_indent="  ")
 
 

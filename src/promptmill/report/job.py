@@ -150,7 +150,7 @@ def _heading(found: Status) -> dict[str, str]:
     of = f" of {counted(total, 'answer' if found.get('variants') else 'row')}" if total and not is_finished else ""
     reason = f": {found['reason']}" if found.get("reason") else ""
     running = "; the job was running when this report was made" if is_alive else ""
-    summary = f"{status.outcome(found)}{of}{reason}{running}"
+    summary = f"{status.outcome(found, of)}{reason}{running}"
     return {"state": state, "mood": moods.get(state, "blue" if is_alive else "warn"), "summary": summary}
 
 

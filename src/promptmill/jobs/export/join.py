@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import filecmp
 import glob
+from collections.abc import Callable
 from pathlib import Path
 
 import orjson
@@ -19,7 +20,7 @@ from promptmill.jobs import members
 from promptmill.jobs.export import output
 from promptmill.jobs.export.answered import UnansweredError, joined_rows
 from promptmill.jobs.store import statistics
-from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import PART
@@ -47,10 +48,12 @@ def write_part(store: JobDatabase, spec: JobSpec) -> output.Written:
     return output.Written(partial, output.stamp_of(partial, spec.output.path), rows)
 
 
-def join(folders: JobFolders, path: Path, *, overwrite: bool) -> JobCounts:
+def join(
+    folders: JobFolders, path: Path, *, overwrite: bool, passed: Callable[[int], None] = lambda _: None
+) -> JobCounts:
     """Write the output of all shards in the order of the input and return its counts. The output is complete or absent.
 
-    A file with the same content is not replaced.
+    `passed` is called with the number of rows written so far. A file with the same content is not replaced.
 
     Raises `PromptmillError`: `invalid_input` if parts are missing, unfinished or from different jobs; `storage`.
     """
@@ -59,7 +62,7 @@ def join(folders: JobFolders, path: Path, *, overwrite: bool) -> JobCounts:
     spec = parts[0][1]
     with output.storage_errors(target), contextlib.ExitStack() as opened:
         stores = [opened.enter_context(folder.reading()) for folder, _ in parts]
-        rows = joined_rows(stores, spec)
+        rows = output.noted(joined_rows(stores, spec), Work(note=passed))
         try:
             partial = opened.enter_context(output.temporary(stores, spec, target, rows))
         except UnansweredError as missing:

@@ -194,10 +194,10 @@ def answered(status: RunStatus) -> int:
     return int(status.get("answered", done))  # jobs of earlier releases have no count `answered`
 
 
-def outcome(status: Status) -> str:
-    """Return `19 answered, 1 failed in 1.8 s by good-1, $0.004`."""
+def outcome(status: Status, of: str = "") -> str:
+    """Return `19 answered, 1 failed in 1.8 s by good-1, $0.004`; `of` follows the counts."""
     failed = f", {status['failed']:,} failed" if status.get("failed") else ""
-    return f"{times(status)}{answered(status):,} answered{failed} in {effort(status)}"
+    return f"{times(status)}{answered(status):,} answered{failed}{of} in {effort(status)}"
 
 
 def effort(status: Status) -> str:
