@@ -66,6 +66,12 @@ def test_no_password_is_shown(written):
     assert "hunter2" not in str(raised.value)
 
 
+def test_the_beginning_of_a_password_is_no_port():
+    with pytest.raises(PromptmillError) as raised:
+        parsed("http://user:1234567/ab@host/v1")
+    assert "1234567" not in str(raised.value)
+
+
 @pytest.mark.parametrize(
     ("key", "told"),
     [

@@ -550,7 +550,8 @@ class _Hedge:
                 self._share.call.ledger.not_billed(item.request)
             permit.endpoint_state.failed(permit, result, None)
             return None
-        except PromptmillError:  # an error of the item, which the first request raises as well
+        except PromptmillError:  # an error of the item before it was sent, which the first request raises as well
+            item.uncharge()
             return None
         finally:
             self._limiter.leave(permit, self._share)

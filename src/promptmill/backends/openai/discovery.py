@@ -57,6 +57,8 @@ async def with_model(plan: ResolvedConfig) -> ResolvedConfig:
         try:
             models = await read_models(pool, first, _MODEL_S)
         except PromptmillError as error:
+            if error.code is Code.TIMEOUT:
+                raise PromptmillError(error.code, f"`model_name` is missing, and {error.message}") from None
             if error.code is not Code.NOT_FOUND:
                 raise
             raise config_error(f"{_BLOCK}.model_name", "is missing; name one", _BY_NAME, f". {error.message}") from None

@@ -397,6 +397,8 @@ def _straightened(url: str) -> str:
 
 
 def _no_port(url: str, error: ValueError) -> str:
+    if "@" in url:  # what looks like a port may be a part of a password
+        return f"is not a URL; {_LIKE}"
     port = _PORT.search(url.partition("://")[2] or url)
     if port and "out of range" in str(error):
         return f"port {port[1][:12]} is above 65535."

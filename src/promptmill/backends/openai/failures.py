@@ -151,6 +151,12 @@ class SilenceTimeoutError(TransportError):
     code = Code.TIMEOUT
 
 
+class UnusedError(TransportError):
+    """The connection ended before a request was sent."""
+
+    was_sent = False
+
+
 class UnreachableError(TransportError):
     """No address of the host accepted a connection."""
 

@@ -279,8 +279,9 @@ class Connection(asyncio.Protocol):
         elif self._response.headers is not None:
             self._end(TransportError("the connection ended within the body"))
         else:
-            lost = TransportError("the connection ended before a response")
-            self._end(exc if isinstance(exc, ssl.SSLError) else lost)  # TLS 1.3 refuses a client after the handshake
+            # TLS 1.3 refuses a client after the handshake, by an alert
+            is_refused = isinstance(exc, ssl.SSLError) and "ALERT" in str(exc.reason)
+            self._end(exc if exc and is_refused else TransportError("the connection ended before a response"))
 
     def _count(self, size: int) -> None:
         """Count the `size` bytes that have arrived. Raises `TransportError` for too much of a response."""
@@ -414,7 +415,7 @@ def _arrival_at(sock: socket.socket) -> Callable[[], object]:
     `recv` of nothing, by the exception that it raises, takes 8,000 instructions, `poll` 1,500.
     """
     if sys.platform == "win32":  # without `poll`
-        return lambda: select.select([sock], [], [], 0)[0]
+        return lambda: sock.fileno() < 0 or select.select([sock], [], [], 0)[0]  # closed by a reset of this turn
     arrived = select.poll()
     arrived.register(sock, select.POLLIN)
     return partial(arrived.poll, 0)

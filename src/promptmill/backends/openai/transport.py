@@ -29,6 +29,7 @@ from promptmill.backends.openai.failures import (
     ConnectTimeoutError,
     SilenceTimeoutError,
     TransportError,
+    UnusedError,
     of_connecting,
 )
 from promptmill.backends.openai.http_connection import Answer, Connection, Headers, HttpResponse, Target
@@ -357,7 +358,7 @@ class RawHttpClient:
             self._watch = self._loop.call_later(self._period_s, self._look)
         if self._closed or connection.closed:
             connection.close()
-            raise TransportError("closed")
+            raise UnusedError("closed")
         return connection
 
     async def _resolved(self, target: Target) -> Sequence[aiohappyeyeballs.AddrInfoType]:
