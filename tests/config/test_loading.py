@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 from pydantic import SecretStr
 
 from promptmill.config.loading import HTTP_DEFAULTS, Configuration, Overrides
-from promptmill.config.parameter_file import FILE_NAME, find
+from promptmill.config.parameter_file import FILE_NAME, _Loader, find
 from promptmill.config.settings import Settings
 from promptmill.core.errors import Code, PromptmillError
 
@@ -209,6 +210,11 @@ def test_what_is_no_configuration_is_said_with_its_place(write, content, said):
     problem = _problem(file)
     assert said in problem
     assert len(problem) < 500
+
+
+def test_a_mapping_may_merge_several_others():
+    text = "a: &a {x: 1}\nb: &b {y: 2}\nc:\n  <<: *a\n  <<: *b\n"
+    assert yaml.load(text, _Loader)["c"] == {"x": 1, "y": 2}
 
 
 def test_a_folder_is_no_configuration(tmp_path):

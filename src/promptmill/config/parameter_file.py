@@ -50,13 +50,17 @@ _PROBLEMS = (
 )
 
 
+_MERGE = "tag:yaml.org,2002:merge"
+"""The tag of `<<`, which may occur several times."""
+
+
 class _Loader(yaml.SafeLoader):
     """Refuses duplicate keys, of which PyYAML would silently keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, *options: Any, **named: Any) -> dict[Any, Any]:
         seen: set[tuple[str, str]] = set()
         for key, _ in node.value:
-            if (key.tag, str(key.value)) in seen:
+            if key.tag != _MERGE and (key.tag, str(key.value)) in seen:
                 raise config_error(f"line {key.start_mark.line + 1}", f"the key {key.value} occurs twice; keep one.")
             seen.add((key.tag, str(key.value)))
         return super().construct_mapping(node, *options, **named)

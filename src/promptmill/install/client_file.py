@@ -223,6 +223,13 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> JsonDict:
     return found
 
 
+def _toml(value: Any) -> str:
+    """Return a value as TOML in one line."""
+    if not isinstance(value, dict):
+        return json.dumps(value, ensure_ascii=False)
+    return "{" + ", ".join(f"{json.dumps(name)} = {_toml(each)}" for name, each in value.items()) + "}"
+
+
 class _TomlFile:
     """A TOML file, in which each entry is a table `[key.name]`, with tables below it, such as `env`."""
 
@@ -239,12 +246,13 @@ class _TomlFile:
         """Return the text with `entry` under `name`; tables below it stay."""
         line = _line_end(self.text)
         table = f"[{self._key}.{name if _PLAIN_KEY.fullmatch(name) else json.dumps(name)}]{line}"
-        table += "".join(
-            f"{field} = {json.dumps(value, ensure_ascii=False)}{line}"
-            for field, value in entry.items()
-            if isinstance(value, str | int | float | list)
-        )
         before, after = self._around(name, r"\s*\]")
+        below = self.servers.get(name, {}).keys() if f".{name}." in before + after else ()
+        table += "".join(
+            f"{field} = {_toml(value)}{line}"
+            for field, value in entry.items()
+            if value is not None and not (isinstance(value, dict) and field in below)
+        )
         gap = "" if not before or before.endswith(line * 2) else line if before.endswith(line) else line * 2
         return f"{before}{gap}{table}{line if after else ''}{after}"
 
