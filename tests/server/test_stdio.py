@@ -723,8 +723,11 @@ def test_a_client_that_reads_no_answer_ends_the_server_by_closing_its_input(conf
         *({"jsonrpc": "2.0", "id": number, "method": "tools/list"} for number in range(1, 30)),
     ]
     command = [sys.executable, "-m", "promptmill", "serve", "--config", str(config())]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, **pipes) as server:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        assert server.stderr is not None
         try:
             server.stdin.write("".join(json.dumps(message) + "\n" for message in messages).encode())
             server.stdin.flush()
