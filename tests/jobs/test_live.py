@@ -206,9 +206,16 @@ async def put(sink: StoreSink, row: int, outcome: Outcome) -> None:
 
 async def returns(sink: StoreSink, row: int, outcome: Any) -> bool:
     """Put an outcome; return whether it was taken, False when the run is to end by it."""
-    putting = asyncio.ensure_future(put(sink, row, outcome))
-    await asyncio.wait({putting})
-    return not putting.cancelled() and putting.exception() is None
+    return await refusal(sink, row, outcome) is None
+
+
+async def refusal(sink: StoreSink, row: int, outcome: Any) -> BaseException | None:
+    """Put an outcome; return the error by which the run is to end, None if the outcome was taken."""
+    try:
+        await put(sink, row, outcome)
+    except (PromptmillError, DamagedError, asyncio.CancelledError) as error:
+        return error
+    return None
 
 
 def failure(code: Code, attempts: int) -> Failure:
@@ -268,7 +275,8 @@ async def test_outcomes_are_written_soon_and_a_full_batch_at_once(world):
 )
 async def test_only_what_is_the_rows_own_fault_is_recorded(world, code, attempts, *, recorded):
     sink = world.sink()
-    assert await returns(sink, 0, failure(code, attempts)) is recorded
+    error = await refusal(sink, 0, failure(code, attempts))
+    assert getattr(error, "code", None) == (None if recorded else code)
     await sink.aclose()
     assert (world.counts.done, world.counts.failed) == ((1, 1) if recorded else (0, 0))
 

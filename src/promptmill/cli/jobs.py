@@ -183,17 +183,20 @@ def _watch(folders: JobFolders) -> None:
     from rich.text import Text
 
     board = Live(auto_refresh=False) if sys.stdout.isatty() else None
-    running, shown, before = dict[Path, Folder](), dict[str, Status](), dict[str, str]()
+    running, shown, before = dict[Path, Folder](), dict[Path, Status](), dict[str, str]()
     with board or contextlib.nullcontext():
         for look in itertools.count():
             if look % _LISTED_EVERY == 0:
                 running |= {folder.path: folder for folder in folders.all() if folder.alive}
             for path, folder in list(running.items()):
-                for job in status.read_all([folder]):
-                    shown[job["job_id"]] = job
-                    if not job["alive"]:  # its last status is shown from now on
-                        del running[path]
-            lines = {job_id: f"{job_id}: {job['state']}, {status.line(job)}" for job_id, job in shown.items()}
+                found = status.read_all([folder])
+                if found:
+                    shown[path] = found[0]
+                else:  # the job was removed
+                    shown.pop(path, None)
+                if not found or not found[0]["alive"]:  # the last status is shown from now on
+                    del running[path]
+            lines = {job["job_id"]: f"{job['job_id']}: {job['state']}, {status.line(job)}" for job in shown.values()}
             if board is not None:
                 text = "\n".join(lines.values()) or "no job is running; Ctrl-C ends this board"
                 board.update(Text(without_controls(text)), refresh=True)
