@@ -130,7 +130,7 @@ class _EndpointLimits(Block):
 
 
 class _EndpointPatience(Block):
-    """How long an endpoint has, and how often it is asked."""
+    """Timeouts and retries of an endpoint."""
 
     retries: int = Field(5, ge=1, le=100, description="Most attempts per item; only failures of the item itself count.")
     base_delay: float = Field(1.0, ge=0, description="First wait before a retry, in seconds; doubles each time.")
@@ -380,7 +380,7 @@ class _Models(Block):
 
 
 class _Prompts(Block):
-    """What each prompt gets."""
+    """The system prompt and the images of prompts."""
 
     system_prompt: str = Field("", description="The system prompt of calls without one.")
     image_tag: str | None = Field(
@@ -405,7 +405,7 @@ class _Prompts(Block):
 
 
 class _Answers(Block):
-    """What becomes of answers and failures."""
+    """The form of answers and failures in results."""
 
     reasoning: Literal["separate", "inline"] = Field(
         "separate",
@@ -429,7 +429,7 @@ class _Answers(Block):
 
 
 class _Money(Block):
-    """What answers may cost."""
+    """Prices, and limits of cost."""
 
     price: PriceSettings | None = Field(
         None, description="US dollars per million tokens of the model; default: the prices of `genai-prices`."

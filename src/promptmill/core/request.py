@@ -369,7 +369,7 @@ def replacing_choices(changes: JsonObject) -> JsonDict:
 
 
 class _TokenChoice(BaseModel):
-    """How each token is chosen."""
+    """The parameters that choose each token."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 

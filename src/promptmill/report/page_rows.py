@@ -69,7 +69,7 @@ class PageRows:
 
     @property
     def noun(self) -> str:
-        """The name of what a row of the table is."""
+        """The noun for a row of the table."""
         return "answer" if self.rows_of_input else "row"
 
     def add_column(self, column: Column, at: int) -> None:

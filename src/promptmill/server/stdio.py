@@ -134,7 +134,7 @@ class StdioServer:
 
 
 class _Client:
-    """What the client has sent and received.
+    """The client: its open requests, and the messages to it.
 
     A client that has closed its side gets no more messages. The SDK would answer every call in progress with
     "Connection closed", and clients of its 1.x line raise an exception for that while they exit.

@@ -23,7 +23,7 @@ from promptmill.jobs.store.records import Record
 from promptmill.jobs.store.spec import JobSpec
 from promptmill.system.safe_open import real_path
 
-_LOOK_S = 0.2  # polls, because rows bound to the answer of another job wake nobody
+_LOOK_S = 0.2  # polls, because an answer of another job raises no event
 FORMATS = frozenset({"jsonl", "json", "batch"})
 """Formats that can be written before all rows are answered (the columns of a table depend on all answers)."""
 
