@@ -46,6 +46,7 @@ if __name__ == "__main__":
     NUMBER = int(number or 1)
     for owner, name, points in (
         (JobDatabase, "write", ("before-write", "after-write")),
+        (JobDatabase, "put", ("before-put", "after-put")),
         (output, "publish", ("before-rename", "after-rename")),
     ):
         setattr(owner, name, passing(getattr(owner, name), *points))

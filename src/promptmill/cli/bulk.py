@@ -115,6 +115,7 @@ def add_options(bulk: Parser) -> None:
     group.add_argument("--max-failures", metavar="N|P%", help="stop when more rows than this have failed")
     group.add_argument("--tier", choices=_TIERS, help="service tier; flex: half the price, slower, waits for capacity")
     group.add_argument("--dedupe", action="store_true", help="send identical rows at temperature 0 once")
+    _add_sure(bulk)
     group = bulk.add_argument_group("a job that has answers")
     group.add_argument(
         "--again",
@@ -144,6 +145,32 @@ def add_options(bulk: Parser) -> None:
         "promptmill bulk prompts.jsonl answers.jsonl --limit 20      # the same command without --limit does the rest",
     )
     bulk.set_defaults(command=_run)
+
+
+def _add_sure(bulk: Parser) -> None:
+    group = bulk.add_argument_group("sure labels, with --choices or --schema")
+    group.add_argument(
+        "--sure",
+        metavar="MODEL",
+        help="a strong model; --model answers where both surely agree, MODEL all other rows",
+    )
+    group.add_argument("--agree", metavar="P%", help="the labels that agree with MODEL at least; unless given, 95%%")
+    group.add_argument("--certainty", metavar="P%", help="the certainty of that; unless given, 95%%")
+    group.add_argument("--second", metavar="MODEL", help="a second cheap model; labels on which both agree are surer")
+    group.add_argument(
+        "--recall",
+        type=_share_of_label,
+        action="append",
+        metavar="LABEL=P%",
+        help="also: the rows of LABEL that are delivered with it, at least",
+    )
+
+
+def _share_of_label(text: str) -> tuple[str, str]:
+    label, equal, share = text.rpartition("=")
+    if not label or not equal:
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not LABEL=P%, such as fraud=95%")
+    return label, share
 
 
 def _add_machines(bulk: Parser) -> None:
@@ -281,7 +308,7 @@ def run_and_compare(
 ) -> int:
     """Do what `run` does, and show a comparison where each row has several answers."""
     code = run(arguments, configuration, order, given=given, fixed=fixed)
-    if order.variants and not arguments.json and order.shown.reason != "judge":
+    if order.variants and order.sure is None and not arguments.json and order.shown.reason != "judge":
         from promptmill.cli.compare import show_variants  # other jobs do not need it
 
         spec = JobFolders.from_environ().of(real_path(order.target)).spec

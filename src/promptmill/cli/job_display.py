@@ -8,7 +8,7 @@ import shlex
 import sys
 import textwrap
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TextIO, cast
@@ -24,12 +24,13 @@ from promptmill.jobs.store import status
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.order import PART, JobOrder
 from promptmill.jobs.store.progress import Progress, Watch
-from promptmill.jobs.store.status_record import FieldResults, Status
+from promptmill.jobs.store.status_record import FieldResults, Status, SureStatus
 
 _GO_ON = "  go on with the same command; what is answered is kept"
 _OF_THE_FILE = frozenset({Code.INVALID_INPUT, Code.EMPTY_PROMPT})
 _EVENT_EVERY_S = 1.0
 _SHORT_TEXT = 400
+_MOST_CLASSES = 12
 _WIDE = 1000  # where a program reads, nothing is cut off
 _PATH = "output"  # for programs; a terminal shows the names in "files"
 _COLUMNS = ("job", "state", "rows", "failed", "cost", "time", "files", "model", "begun", _PATH)
@@ -93,6 +94,8 @@ def summary(
         rows = f"  rows      {status.times(found)}{status.line(found)}"
         lines = [f"{files}: {state} after {status.effort(found)}{why}", rows]
     errors, skipped, empty = found.get("errors", {}), found.get("skipped"), found.get("empty")
+    if (sure := found.get("sure")) and sure.get("sampled"):
+        lines += _sure(sure)
     lines += _labelled(
         ("answers", results(found)), ("errors", ", ".join(f"{count:,} {code}" for code, count in errors.items()))
     )
@@ -122,6 +125,31 @@ def summary(
     elif state != states.FINISHED and not found.get("alive"):
         lines += _go_on(found, output=output) if again else ["  what is answered is kept"]
     return "\n".join(lines)
+
+
+def _sure(sure: SureStatus) -> list[str]:
+    """Return what is promised of the labels, and the sample by class, where a rare class may be lost."""
+    model, texts = sure["model"], status.sample_lines(sure)
+    lines = [f"  {text}" for text in (texts[:-1] if sure["pays"] else texts)]  # the last one is about the future
+    if not sure["pays"]:
+        return lines
+    if "cheap" in sure:
+        lines.append(f"  {sure['cheap']:,} labels by the cheap model, {sure['strong']:,} by {model}")
+    agree, certainty = _percent(sure["agree"]), _percent(sure["certainty"])
+    promise = f"{agree} of the labels or more agree with {model}, with {certainty} certainty"
+    lines.append(f"  sure      {promise}; estimated {_percent(sure['reached'])}")
+    lines.append("            agreement with the model, not truth; of all these rows, not of each class")
+    width = max(5, *(len(_value(label)) for label in sure["classes"]))
+    lines.append(f"            {'class':{width}}  in the sample  found by the cheap model")
+    for label, (rows, found) in list(sure["classes"].items())[:_MOST_CLASSES]:
+        lines.append(f"            {_value(label):{width}}  {rows:13,}  {found:23,}")
+    if (more := len(sure["classes"]) - _MOST_CLASSES) > 0:
+        lines.append(f"            and {more:,} more")
+    return lines
+
+
+def _percent(share: float) -> str:
+    return f"{share * 100:.4g} %" if share < 1 else "100 %"
 
 
 def _labelled(*facts: tuple[str, str]) -> list[str]:
@@ -243,8 +271,13 @@ def _bars(stream: TextIO) -> Iterator[Watch]:
     with progress_bar(stream) as bars:
         bar = bars.add_task("", total=None, said="starting")
         noted: set[str] = set()
+        news: Callable[[], list[str]] | None = None
 
         def watch(progress: Progress) -> None:
+            nonlocal news
+            news = news or status.news_of_sample(progress)
+            for text in news():
+                bars.console.print(without_controls(text), highlight=False, markup=False)
             for warning in progress.stats.warnings.keys() - noted:  # a run may take hours, and its summary comes last
                 noted.add(warning)
                 bars.console.print(without_controls(f"note: {warning}"), highlight=False, markup=False)

@@ -127,11 +127,11 @@ def _report(arguments: argparse.Namespace) -> int:
 def _of_job(folder: Folder, most: int, seed: int, *, failed_first: bool) -> _Sample:
     spec = folder.known_spec()
     skips_empty = spec.question.skip_empty
-    failed = statistics.is_failed(skips_empty=skips_empty)
+    outcomes = f"({ANSWERED} OR ({statistics.is_failed(skips_empty=skips_empty)})) AND {statistics.DELIVERED}"
     with folder.reading() as store:
-        total = store.count(f"{ANSWERED} OR ({failed})")
+        total = store.count(outcomes)
         records = statistics.failures(store, most, skips_empty=skips_empty) if failed_first else []
-        where = ANSWERED if failed_first else f"{ANSWERED} OR ({failed})"
+        where = f"{outcomes} AND {ANSWERED}" if failed_first else outcomes
         records += statistics.sample(store, most - len(records), seed, where)
         rows = list(JobRows(store, folder.spec_in(store)).read(records))
     rows.sort(key=lambda row: (failed_first and not row.error, row.number))  # the answers to a row together

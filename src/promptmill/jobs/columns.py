@@ -22,6 +22,8 @@ EXTRA_FIELDS = ("answers", "reasoning", "tool_calls", "logprobs", "cost", "answe
 """Fields that only some models or requests have."""
 VARIANT, MODEL = "variant", "model"
 """Columns of a job with several answers to each row: the name of the way, and its model."""
+SURE, SCORE = "sure", "score"
+"""Columns of a job whose labels must agree with a strong model: who gave the label, and how sure it is (0 to 1)."""
 OURS = (*ANSWER_FIELDS, *EXTRA_FIELDS, "row", "surplus_cells")
 """The usual names of the columns that a job adds; `row`, its number, only where rows are not in a file."""
 FIELD = "answer."
@@ -63,6 +65,11 @@ def variant_fields(spec: JobSpec) -> Sequence[str]:
     return (MODEL, VARIANT) if len({target.model for target in spec.targets}) > 1 else (VARIANT,)
 
 
+def sure_fields(spec: JobSpec) -> Sequence[str]:
+    """Return the columns that say how sure an answer is."""
+    return () if spec.sure is None else (SURE, SCORE)
+
+
 def variant_values(spec: JobSpec, slot: int) -> dict[str, str]:
     """Return the values of these columns for the answers in a slot, by their names in the output."""
     names, target = spec.output.names or {}, spec.targets[slot]
@@ -70,10 +77,14 @@ def variant_values(spec: JobSpec, slot: int) -> dict[str, str]:
     return {names.get(name, name): values[name] for name in variant_fields(spec)}
 
 
+def _own_of(spec: JobSpec) -> Sequence[str]:
+    return (*variant_fields(spec), *sure_fields(spec))
+
+
 def own_names(spec: JobSpec) -> set[str]:
     """Return the names that the columns of a job may have in its output."""
     schema, names = schema_columns(spec), spec.output.names or {}
-    usual = dict.fromkeys((*OURS, *variant_fields(spec))) if schema is None else {**dict.fromkeys(OURS), **schema.names}
+    usual = dict.fromkeys((*OURS, *_own_of(spec))) if schema is None else {**dict.fromkeys(OURS), **schema.names}
     return {names.get(key, name or key) for key, name in usual.items()}
 
 
@@ -88,7 +99,7 @@ def schema_columns(spec: JobSpec) -> SchemaColumns | None:
 
 def wanted_names(spec: JobSpec) -> dict[str, str]:
     """Return the usual names of the job's columns by their keys, in the order in which columns choose their names."""
-    wanted = {name: spec.output.form.column if name == "answer" else name for name in (*OURS, *variant_fields(spec))}
+    wanted = {name: spec.output.form.column if name == "answer" else name for name in (*OURS, *_own_of(spec))}
     schema = schema_columns(spec)
     if schema is None:
         return wanted

@@ -80,7 +80,7 @@ def _page(folder: Folder) -> tuple[bytes, tuple[int, int, str]]:
         examples, spread = statistics.examples(store), statistics.spread(store)
         counts = statistics.counts(store, skips_empty=skips_empty).as_dict(Counts())
         made_in, by_slot = _rounds(store), statistics.slots(store) if spec.is_grid else {}
-        where = f"{ANSWERED} OR ({statistics.is_failed(skips_empty=skips_empty)})"
+        where = f"({ANSWERED} OR ({statistics.is_failed(skips_empty=skips_empty)})) AND {statistics.DELIVERED}"
         total = store.count(where)
         drawn = statistics.at_most(store, MOST_ROWS, _SEED, where)
         table = JobTable(folder.spec_in(store), statistics.extra_fields(store))

@@ -25,6 +25,17 @@ class AnsweredRow(NamedTuple):
     row: Row
     slot: int
     record: Record
+    beside: Sequence[Record | None] = ()
+    """The answers of cheap models to the row, see `JobSpec.sure`."""
+
+    @classmethod
+    def of(cls, store: JobDatabase, spec: JobSpec, row: Row, record: Record) -> AnsweredRow:
+        """Return the row with its record. Raises the errors of `JobDatabase`."""
+        beside = range(spec.delivered, len(spec.targets))
+        if not beside:
+            return cls(row, record.slot, record)
+        known = {one.slot: one for one in store.records_at([row.n + slot * SLOT for slot in beside])}
+        return cls(row, record.slot, record, [known.get(slot) for slot in beside])
 
 
 class Find(Protocol):
@@ -58,12 +69,12 @@ def answered_rows(
     store: JobDatabase, spec: JobSpec, find: Find, first: int = 0, end: int = SLOT
 ) -> Iterator[AnsweredRow]:
     """Yield the rows `first` to `end - 1` with their records. Raises the errors of `find` and of `JobDatabase`."""
-    slots = range(len(spec.targets))
+    slots, known = range(spec.delivered), range(len(spec.targets))
     while first < end and (page := store.row_page(first, end - 1)):
         last = page[-1].n
         records = {
             record.key: record
-            for slot in slots
+            for slot in known
             for record in store.records(slot * SLOT + first, f"key <= {slot * SLOT + last}")
             if record.is_sound
         }
@@ -72,7 +83,8 @@ def answered_rows(
                 key = row.n + slot * SLOT
                 record = find(key, records.get(key))
                 if record is not None and not (record.code is not None and spec.leaves_out(record.code)):
-                    yield AnsweredRow(row, slot, record)
+                    beside = [records.get(row.n + other * SLOT) for other in known[spec.delivered :]]
+                    yield AnsweredRow(row, slot, record, beside)
         first = last + 1
 
 

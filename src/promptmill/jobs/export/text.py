@@ -30,6 +30,7 @@ from promptmill.jobs.inputs.questions import distinct
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import JobDatabase, Row
 from promptmill.jobs.store.spec import WHOLE_REQUESTS, JobSpec
+from promptmill.jobs.sure.labels import marks_of
 
 DELIMITERS = MappingProxyType({"csv": ",", "tsv": "\t"})
 CUSTOM_ID, INDEX = "custom_id", "index"
@@ -95,20 +96,22 @@ class AnswerValues:
         names = dict(zip(usual, usual, strict=True))
         if schema is not None and schema.names:
             names = {**schema.names, **{name: name for name in usual if name != "answer"}}
-        names = {**{name: name for name in self._variants}, **names}
+        order = [*self._variants, *names]
+        order[order.index("error") : order.index("error")] = columns.sure_fields(spec)
+        names = {key: names.get(key, key) for key in order}
         self.names = {key: self._renamed.get(key, name) for key, name in names.items()}
         """The names of a table's columns, by their keys."""
-        self._is_usual = schema is None and not self._variants
-        """Whether `in_cells` may take the texts of most rows directly from the record."""
+        self._is_usual = schema is None and not self._variants and spec.sure is None
+        """Whether the record has all values of a row."""
 
     def in_json(self, answered: AnsweredRow) -> JsonDict:
         """Return the fields of a row of JSON, by their names in the output."""
-        if self.schema is None and not self._variants:
+        if self._is_usual:
             return answer_fields(answered.record, self._renamed)
         fields = answer_fields(answered.record)
         if self.schema is not None:
             fields = self.schema.in_json(fields)
-        fields = {**self._variant(answered), **fields}
+        fields = {**self._variant(answered), **fields, **marks_of(self._spec, answered)}
         return {self._renamed.get(name, name): value for name, value in fields.items()}
 
     def in_table(self, answered: AnsweredRow) -> JsonDict:
@@ -119,7 +122,7 @@ class AnswerValues:
             fields["answer"] = cell(payload)  # embeddings that a Batch line requested
         if self.schema is not None:
             fields = self.schema.in_table(fields)
-        return {**self._variant(answered), **fields} if self._variants else fields
+        return fields if self._is_usual else {**self._variant(answered), **fields, **marks_of(self._spec, answered)}
 
     def in_order(self, answered: AnsweredRow) -> list[Any]:
         """Return the values of a row of a table in the order of `names`; an error as `code: message`."""

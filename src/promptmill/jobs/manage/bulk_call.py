@@ -42,7 +42,7 @@ from promptmill.jobs.manage.bulk_result import BulkResult, answer_of, lines_of
 from promptmill.jobs.run import admission
 from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.runner import Hooks, Runner
-from promptmill.jobs.store import progress, status
+from promptmill.jobs.store import progress, statistics, status
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
@@ -107,6 +107,9 @@ def bulk(rows: Any, output: str | Path | None = None, **options: Unpack[BulkOpti
     * Tools. `tools`, `tool_choice`, `parallel_tool_calls`: as OpenAI has them.
     * Job. `max_cost`: dollars. `max_failures`: 100 or "5%". `dedupe=True`: send equal rows at temperature 0 once.
       `again`: "failed", "truncated" or "all" rows of an earlier run. `keep=True`: answers under other settings count.
+      `sure`: a strong model, which answers the rows where `model` may not agree with it. `agree` (0.95) of the labels
+      or more agree with it, with `certainty` (0.95). `second`: another cheap model. `recall`: {"fraud": 0.95}. See
+      docs/sure-labels.md.
       `from_job`: another job, whose answers count. `overwrite=True`: replace a file that this job did not write.
       `state`: the folder of jobs. `progress`: True for progress in a notebook or on stderr, False for none, or a
       function that gets the status several times a second.
@@ -325,7 +328,9 @@ class _Call:
             await passed.wait()
 
         counted = [settings for target in job.spec.targets for settings in target.counted]
-        stays = "1" if job.finished else f"NOT ({resent(job.order, job.change.since, counted)})"
+        stays = statistics.DELIVERED
+        if not job.finished:
+            stays += f" AND NOT ({resent(job.order, job.change.since, counted)})"
         store = job.folder.store
         running = asyncio.ensure_future(
             self.run(job, service, before_answers=before_answers, recorded=recorded.put_nowait)
@@ -350,10 +355,10 @@ class _Call:
         """Return the rows of records with their indexes, without rows that the output leaves out."""
         form, shown = _Form(job.spec), []
         for record in records:
-            if job.spec.leaves_out(record.code):
+            if job.spec.leaves_out(record.code) or record.slot >= job.spec.delivered:
                 continue
             (row,) = job.folder.store.row_page(record.row, record.row)
-            values = form.values(AnsweredRow(row, record.slot, record))
+            values = form.values(AnsweredRow.of(job.folder.store, job.spec, row, record))
             values[form.answer] = answer_of(values[form.answer], self.given.get("schema"))
             shown.append({form.row: record.row, **values})
         return shown

@@ -101,6 +101,11 @@ class JobOptions(TypedDict, total=False):
     max_cost: float | None
     max_failures: int | str | None
     dedupe: bool
+    sure: str | None
+    agree: float | str | None
+    certainty: float | str | None
+    second: str | None
+    recall: Mapping[str, float | str] | None
     again: Again | None
     keep: bool
     from_job: str | Path | None

@@ -97,7 +97,7 @@ class JobRows:
             images,
             [*variant.items()],
             fields.get("reasoning") or "",
-            None if row is None else AnsweredRow(row, record.slot, record),
+            None if row is None else AnsweredRow.of(self._store, spec, row, record),
         )
 
     def _question(self, row: Row, prompt: int) -> tuple[list[tuple[str, str]], Any, Sequence[str]]:
@@ -178,7 +178,7 @@ def _answer_fields(record: Record, names: Mapping[str, str]) -> dict[str, Any]:
 def _end_of_answers(store: JobDatabase, spec: JobSpec) -> int:
     """Return the number behind the last row with an answer: the rest of a large input is not read."""
     query = "SELECT coalesce(max(key), -1) FROM answer WHERE key BETWEEN ? AND ?"
-    firsts = [slot * SLOT for slot in range(len(spec.targets))]
+    firsts = [slot * SLOT for slot in range(spec.delivered)]
     return max(int(store.read(query, first, first + SLOT - 1)[0][0]) - first for first in firsts) + 1
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from promptmill.answers.schema import schema_of
@@ -52,6 +53,10 @@ from promptmill.jobs.store.spec import (
 
 _OF_ROWS = " goes with rows, not with a file of whole requests."
 _FOREIGN = "Its owner could read or change the answers: remove it, or name another output."
+_EXTRA_OF_SURE: Mapping[str, dict[str, bool | float]] = MappingProxyType(
+    {"cheap": {"logprobs": True}, "2": {"temperature": 1.0}, "3": {"temperature": 1.0}}
+)
+"""Parameters of the cheap model's requests, by the name of the way (`Sure.ways`): repeats at 0 would be equal."""
 _TRIES = 100
 _LEAVES_S = 5.0
 
@@ -344,6 +349,8 @@ def check_fields(order: JobOrder, input_format: str) -> None:
         template_of(text, places_in(text))  # any place may be a column
     if question.sample is not None and (order.limits.rows is not None or order.limits.shard is not None):
         raise input_error(Named("sample"), " goes without ", Named("limit"), " and ", Named("shard"), ".")
+    if order.sure is not None and input_format in WHOLE_REQUESTS:
+        raise input_error(Named("sure"), _OF_ROWS)
     _check_answer_column(order.form.column)
 
 
@@ -382,6 +389,8 @@ def spec_of(
     if order.question.image_column is None:
         for text in order.question.templates:
             check_names_some(text, lambda: "" if source is None else image_column(source, input_format))
+    if order.sure is not None:
+        _check_labels(plan)
     output_format = "" if files.is_loose else formats.format_of_output(order.whole_output, input_format)
     if order.limits.shard is not None and input_format == "messages":
         raise input_error(Named("shard"), " goes with files of rows, not with a call's.")
@@ -398,6 +407,7 @@ def spec_of(
             shard=order.limits.shard,
         ),
         targets=targets_of(plan, order, input_format, plans),
+        sure=order.sure,
         backend=plan.backend,
         model=plan.model,
         provider=registry.provider_of(plan),
@@ -424,9 +434,19 @@ def targets_of(
                 "" if variant.model in plans else variant.model,
             ),
             sampling=plain_sampling(own),
+            extra={} if order.sure is None else _EXTRA_OF_SURE.get(variant.name, {}),
         )
         for variant in order.variants
     )
+
+
+def _check_labels(plan: ResolvedConfig) -> None:
+    """Raise `PromptmillError` (`invalid_input`) unless the answers of different models can be compared."""
+    sampling = plan.settings.sampling_params
+    if sampling.choices is None and _schema_of(plan) is None:
+        raise input_error(
+            Named("sure"), " compares labels: it goes with ", Named("choices"), " or ", Named("schema"), "."
+        )
 
 
 def _schema_of(plan: ResolvedConfig) -> dict[str, Any] | None:
@@ -470,13 +490,17 @@ def _begun(
         spec = wanted.model_copy(update={"targets": tuple(targets), "to_bind": None if is_new else "questions"})
     else:
         spec = resumed(folder, begun, wanted, order, plan, fixed=fixed)
-        if made is not None:
-            if made.is_own(there):
-                check_keeps_rows(begun, made, order, is_still=made.is_still(there))
-            earlier = order.earlier
-            is_same = begun.shape == spec.shape and begun.targets == spec.targets
-            if earlier.again is not None or earlier.from_job is not None or not spec.is_read or not is_same:
-                made = made.model_copy(update={"finished": False})  # until it has the new answers
+    if spec.sure is not None:  # cheap answers are delivered, too
+        strong, cheap = spec.targets[:2]
+        counted = strong.model_copy(update={"kept": tuple(sorted({*strong.kept, cheap.settings} - {strong.settings}))})
+        spec = spec.model_copy(update={"targets": (counted, *spec.targets[1:])})
+    if begun is not None and made is not None:
+        if made.is_own(there):
+            check_keeps_rows(begun, made, order, is_still=made.is_still(there))
+        earlier = order.earlier
+        is_same = begun.shape == spec.shape and begun.targets == spec.targets
+        if earlier.again is not None or earlier.from_job is not None or not spec.is_read or not is_same:
+            made = made.model_copy(update={"finished": False})  # until it has the new answers
     stored = order.model_copy(update={"earlier": Earlier(), "output": wanted.output.path})
     values = {"spec": spec, "order": stored, "output": made}
     before = None if begun is None else {name: folder.store.get(name) for name in values}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -12,9 +13,11 @@ from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.jobs.inputs.formats import row_kind
 from promptmill.jobs.inputs.questions import questions_of
 from promptmill.jobs.run.admission import Job
+from promptmill.jobs.run.live import Between
+from promptmill.jobs.run.sure_rounds import SureRounds
 from promptmill.jobs.store import rounds
 from promptmill.jobs.store.database import JobDatabase
-from promptmill.jobs.store.records import SLOT, copied, record_of
+from promptmill.jobs.store.records import SLOT, Record, copied, record_of
 from promptmill.jobs.store.rounds import ANSWERED, Round, Situation, join_of, next_round
 from promptmill.jobs.store.spec import JobSpec, Target, digest, system_prompt_of
 
@@ -130,6 +133,7 @@ class JobRounds:
         self._job = job
         self._duplicates = duplicates
         self._end = end
+        self._sure = None if job.order.sure is None else SureRounds(job, job.order.sure, end)
         self._open: dict[tuple[str, int, int], Open] = {}
         """The result of the last search for open rows, by rule, `since` and slot."""
 
@@ -140,21 +144,36 @@ class JobRounds:
         if spec.settled and job.order.earlier.again is None:
             return None
         known = rounds.stored_rounds(store)
-        found = next_round(Situation(job.order, known, job.change.since, len(spec.targets), self._has_rows))
+        if self._sure is not None:
+            self._sure.begin(known[-1].id + 1 if known else 1)
+        found = self._found(known)
+        while found is None and self._sure is not None and self._sure.advance():
+            found = self._found(known)
         if found is not None and known and found.id != known[-1].id:
             rounds.store_round(store, replace(known[-1], done=True))
         if found is not None and found not in known:
             rounds.store_round(store, found)
         return found
 
+    def _found(self, known: Sequence[Round]) -> Round | None:
+        job, part = self._job, None if self._sure is None else self._sure.part
+        return next_round(Situation(job.order, known, job.change.since, len(job.spec.targets), part, self._has_rows))
+
     def open_in(self, round_: Round) -> list[Open]:
         """Return the open rows of a round, which `next` has returned, for each of its slots."""
         return [self._open[round_.rows, round_.since, slot] for slot in round_.slots]
 
     def copy(self, round_: Round, recorded: Callable[[Sequence[int]], object]) -> None:
-        """Copy the answers of equal rows to the rows of a round whose `way` is `copy`; see `Duplicates.copy`."""
-        assert self._duplicates is not None
-        self._duplicates.copy(round_, recorded)
+        """Copy answers to the rows of a round whose `way` is `copy`; see `Duplicates.copy` and `SureRounds.copy`."""
+        copies = self._duplicates if self._sure is None else self._sure
+        assert copies is not None
+        copies.copy(round_, recorded)
+
+    def settled_meanwhile(self, round_: Round, delivered: Callable[[Sequence[Record]], None]) -> Between | None:
+        """Return what settles rows while a round of cheap answers runs, see `SureRounds.settle`; None for others."""
+        if self._sure is None or round_.rows != "cheap":
+            return None
+        return functools.partial(self._sure.settle, round_, delivered=delivered)
 
     def targets(self, round_: Round) -> Sequence[Target]:
         """Return the targets of a round, by slot. If the round has a model, answers of this model count from now on."""
@@ -189,8 +208,9 @@ class JobRounds:
         )
 
     def _has_rows(self, round_: Round) -> bool:
-        if self._duplicates is not None:
-            self._duplicates.prepare(round_)
+        for copies in (self._duplicates, self._sure):
+            if copies is not None:
+                copies.prepare(round_)
         return sum(self._find_open(round_, slot).rows for slot in round_.slots) > 0
 
     def _find_open(self, round_: Round, slot: int) -> Open:
@@ -210,7 +230,7 @@ def requests_of(spec: JobSpec, reader: RowReader, targets: Sequence[Target] = ()
     questions = questions_of(spec.question, spec.input.format, spec.input.names)
     for target in targets or [Target(prompt=at) for at in range(len(questions))]:
         own: RowReader = reader.models.get(target.model, reader) if target.model else reader
-        extra: Mapping[str, Any] = {"model": target.model} if target.model else {}
+        extra: Mapping[str, Any] = target.extra | ({"model": target.model} if target.model else {})
         yield RowRequests(own, questions[target.prompt], target.prompt, extra)
 
 

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from promptmill.backends.protocol import Call, Completion, Failure, InputFile, Outcome, Sink, Source, sum_of
 from promptmill.backends.questions import RowRequests
@@ -84,6 +84,10 @@ async def answer_rows(service: Service, rows: OpenRows, sink: StoreSink, stats: 
         raise sink.error
 
 
+Between: TypeAlias = Callable[[int, int], Iterator["list[OpenRow]"]]
+"""Yields rows to send because of the answers to the rows `first` to `following - 1`."""
+
+
 @dataclass(frozen=True, slots=True)
 class OpenRows:
     """The rows of a round that have not been sent."""
@@ -100,6 +104,8 @@ class OpenRows:
     """Returns whether to take no more rows."""
     held_bytes: int | None = None
     """The most bytes of large rows in flight; None: no limit. A single row may exceed it."""
+    between: Between | None = None
+    """Yields more rows between the windows of the round."""
 
     @property
     def file(self) -> InputFile | None:
@@ -111,10 +117,14 @@ class OpenRows:
     def pages(self) -> Iterator[list[OpenRow]]:
         """Yield pages of rows, in the order of the input and then of the slots. A page may be empty."""
         ((last,),) = self.store.read("SELECT coalesce(max(n), -1) FROM row WHERE n < ?", self.among.stop)
+        before: tuple[int, int] | None = None  # the window whose rows are answered by now
         for first in range(self.among.start, last + 1, _WINDOW):
             following = min(first + _WINDOW, last + 1)
             slots = [self._window(slot, first, following) for slot in self.round.slots]
             yield from slots[0] if len(slots) == 1 else _paged(heapq.merge(*map(_flat, slots), key=lambda row: row.n))
+            if self.between is not None and before is not None:
+                yield from self.between(*before)
+            before = first, following
 
     def _window(self, slot: int, first: int, following: int) -> Iterator[list[OpenRow]]:
         condition = self.round.condition(self.targets[slot].counted, slot)
@@ -276,12 +286,14 @@ class StoreSink(Sink):
         no_room: Callable[[PromptmillError], None],
         *,
         failure_limit: FailureLimit | None = None,
+        delivered: int = SLOT,
         made: Sequence[Made] = (FIRST,),
         recorded: Callable[[Sequence[int]], None] | None = None,
     ) -> None:
         """`no_room` is called with the error of a row that the budget cannot pay; then the run takes no more rows.
 
-        `made`: the notes for records, by slot. `recorded` is called with the keys of recorded rows.
+        `delivered`: the number of slots whose outcomes are those of rows. `made`: the notes for records, by slot.
+        `recorded` is called with the keys of recorded rows.
         """
         self._store = store
         self._stats = stats
@@ -290,6 +302,7 @@ class StoreSink(Sink):
         self._no_room = no_room
         self._failures = _Failures(failure_limit, counts)
         self._made = made
+        self._delivered = delivered
         self._recorded = recorded
         self._waiting = _Waiting()
         self._committing: asyncio.Task[None] | None = None
@@ -444,7 +457,8 @@ class StoreSink(Sink):
             self._recorded([row for row, _ in batch])
         for row, outcome in batch:
             self.taken.pop(row, None)
-            self._failures.counts.count(outcome)
+            if row // SLOT < self._delivered:
+                self._failures.counts.count(outcome)
 
     def _concerns_all(self, row: int, failure: Failure) -> bool:
         """Return whether this failure must stop the job instead of being counted."""

@@ -52,6 +52,13 @@ def resumed(
 ) -> JobSpec:
     """Combine the stored job `begun` with the `wanted` one. Raises `PromptmillError` (`invalid_input`)."""
     sends_all = order.earlier.again == "all" or _has_nothing(folder)
+    is_other_promise = begun.sure is not None and wanted.sure is not None and begun.sure != wanted.sure
+    if is_other_promise and not sends_all:
+        raise input_error(
+            f"Job {begun.job_id} was begun with another ",
+            Named("sure"),
+            ", and its sample was drawn for that. Name another output for a new sample.",
+        )
     by_name = {target.name: target for target in begun.targets}
     targets = []
     for at, target in enumerate(wanted.targets):
@@ -65,7 +72,7 @@ def resumed(
         targets.append(_target_now(folder, before, target, changed, sends_all=sends_all))
     spec = wanted.model_copy(
         update={
-            **{name: getattr(begun, name) for name in ("created", "origin")},
+            **{name: getattr(begun, name) for name in ("created", "origin", "parts")},
             "targets": tuple(targets),
         }
     )
@@ -86,7 +93,7 @@ def resumed(
 
 def _target_now(folder: Folder, before: Target, target: Target, changed: Sequence[str], *, sends_all: bool) -> Target:
     if not changed:
-        kept = ("fingerprint", "sampling", "settings", "kept", "changed")
+        kept = ("fingerprint", "sampling", "settings", "kept", "changed", "extra")
         return target.model_copy(update={name: getattr(before, name) for name in kept})
     folder.store.settings_id(before.fingerprint)  # a job of release 0.1 has not stored it yet
     found = with_settings(folder, target)

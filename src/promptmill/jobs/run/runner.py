@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from promptmill.backends.protocol import Call, Facts
 from promptmill.backends.questions import RowRequests
@@ -35,11 +35,12 @@ from promptmill.jobs.store.binding import Bound
 from promptmill.jobs.store.control import Control
 from promptmill.jobs.store.database import DamagedError, Work
 from promptmill.jobs.store.progress import Course, Progress, Watch
-from promptmill.jobs.store.records import SLOT
+from promptmill.jobs.store.records import SLOT, Record
 from promptmill.jobs.store.rounds import NEVER, Round
 from promptmill.jobs.store.spec import UNREAD, OutputRecord, Target
 from promptmill.jobs.store.statistics import JobCounts
-from promptmill.jobs.store.status_record import RunStatus
+from promptmill.jobs.store.status_record import RunStatus, SureStatus
+from promptmill.jobs.sure.labels import count_givers, status_of
 from promptmill.service.service import Service
 from promptmill.system.runtime import stay_responsive
 
@@ -282,7 +283,7 @@ class Runner:
         job = self._job
         self._end = output.end_of(job.folder.store, job.order.limits.rows)
         ((rows,),) = job.folder.store.read("SELECT count(*) FROM row WHERE n < ?", self._end)
-        self.progress.total = rows * len(job.spec.targets)
+        self.progress.total = rows * job.spec.delivered
 
     async def _read_input(self) -> None:
         job, progress = self._job, self.progress
@@ -334,12 +335,29 @@ class Runner:
         job_rounds = JobRounds(self._job, self._duplicates(), self._end)
         is_counted = False
         while (round_ := await self._in_thread(job_rounds.next)) is not None:
-            await self._run_round(round_, job_rounds)
+            self.progress.sure = status_of(self._job.spec)
+            try:
+                await self._run_round(round_, job_rounds)
+            except PromptmillError as error:
+                if not await self._in_thread(functools.partial(self._goes_without_probabilities, round_, error)):
+                    raise
             is_counted = round_.way == "live"  # a live round counts each outcome
             if self._leaves_as is not None:
                 raise self._leaves_as
+        self.progress.sure = status_of(self._job.spec)
         if not is_counted:
             await self._count(NEVER)
+
+    def _goes_without_probabilities(self, round_: Round, error: PromptmillError) -> bool:
+        """Stop asking for log probabilities if an endpoint refused the sample because of them; return whether it
+        did."""
+        spec = self._job.spec
+        asked = [target for target in spec.targets if "logprobs" in target.extra]
+        if not asked or round_.reason != "sample" or "logprobs" not in str(error):
+            return False
+        targets = [target.model_copy(update={"extra": {}}) if target in asked else target for target in spec.targets]
+        self._job.put(spec.model_copy(update={"targets": tuple(targets)}))
+        return True
 
     def _duplicates(self) -> Duplicates | None:
         job = self._job
@@ -384,6 +402,7 @@ class Runner:
                 range(min(found.first for found in opens if found.rows), max(found.last for found in opens) + 1),
                 lambda: self._leaves_as is not None or self._takes_no_more,
                 None if self._apart is None else _HELD_BYTES,
+                job_rounds.settled_meanwhile(round_, self._delivered_copies(asyncio.get_running_loop())),
             )
             sink = StoreSink(
                 store,
@@ -391,10 +410,24 @@ class Runner:
                 stats,
                 self._end_without_room,
                 failure_limit=job.order.limits.failures,
+                delivered=job.spec.delivered,
                 made=[target.made(round_.id, round_.model) for target in targets],
                 recorded=self._recorded,
             )
             await answer_rows(self.service, open_rows, sink, stats, job.plan)
+
+    def _delivered_copies(self, loop: asyncio.AbstractEventLoop) -> Callable[[Sequence[Record]], None]:
+        """Return the function that a thread calls with the copies that it has delivered while a round runs."""
+
+        def count(copies: Sequence[Record]) -> None:
+            for copy in copies:
+                self.progress.counts.count(copy.outcome())
+            self._recorded([copy.key for copy in copies])
+
+        def delivered(copies: Sequence[Record]) -> None:
+            loop.call_soon_threadsafe(count, copies)
+
+        return delivered
 
     def _recorded(self, keys: Sequence[int]) -> None:
         if self._hooks.live is not None:
@@ -500,6 +533,9 @@ class Runner:
         return statistics.counts(self._job.folder.store, before=self._end, skips_empty=skips_empty)
 
     def _count_values(self) -> None:
+        store, spec = self._job.folder.store, self._job.spec
+        if spec.sure is not None:
+            self.progress.sure = status_of(spec) | cast("SureStatus", count_givers(store, spec, min(self._end, SLOT)))
         by_field = self._job.spec.output.answer_schema is not None
         self.progress.output.results = statistics.results(self._job.folder.store, self._end, by_field=by_field)
 

@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from promptmill.cluster.ray_cluster import RayCluster
 from promptmill.core.errors import Named, config_error, input_error
@@ -184,6 +184,71 @@ class Earlier(Stored):
     """Whether a file at `output` that the job did not make is replaced."""
 
 
+class Sure(Stored):
+    """The strong model whose labels the answers must agree with, and how surely.
+
+    A cheap model answers most rows. With the chance `certainty`, at most `1 - agree` of the delivered labels differ
+    from those of the strong model, see `jobs.sure.cut`.
+    """
+
+    model: str = Field(min_length=1)
+    """The strong model."""
+    agree: float = Field(0.95, gt=0, lt=1)
+    certainty: float = Field(0.95, gt=0, lt=1)
+    second: str = ""
+    """A second cheap model: where both agree, a label is surer."""
+    recall: Mapping[str, Annotated[float, Field(gt=0, lt=1)]] = {}
+    """By label: the share of its rows that must be delivered with it."""
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Sure | None:
+        """Return the rule of the options `sure` (a model, or a mapping of all fields), `agree`, `certainty`, `second`
+        and `recall`; a share may be `95%`. None without `sure`.
+
+        Raises `PromptmillError` (`invalid_input`).
+        """
+        model = options.get("sure")
+        given = {name: options[name] for name in cls.model_fields.keys() - {"model"} if options.get(name)}
+        if model is None:
+            for name in given:
+                raise input_error(Named(name), " goes with ", Named("sure", "MODEL"), ".")
+            return None
+        given |= {"model": model} if isinstance(model, str) else dict(model)
+        for name in ("agree", "certainty"):
+            if given.get(name) is not None:
+                given[name] = _share(name, given[name])
+        given["recall"] = {
+            str(label): _share("recall", share) for label, share in dict(given.get("recall", ())).items()
+        }
+        try:
+            return cls(**{name: value for name, value in given.items() if value is not None})
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise input_error(Named("sure"), f" {first['loc'][0]}: {first['msg']}.") from None
+
+    @property
+    def ways(self) -> tuple[Variant, ...]:
+        """The models of each row by slots: the strong one, the cheap one, and the second or two repeats of the cheap
+        one, which are asked only if it has no probabilities."""
+        others = [Variant(name="second", model=self.second)] if self.second else [Variant(name="2"), Variant(name="3")]
+        return (Variant(name="", model=self.model), Variant(name="cheap"), *others)
+
+    def panel(self, score: str) -> tuple[int, ...]:
+        """Return the slots of the cheap answers that are asked, if the answers are ordered by `score`."""
+        if self.second:
+            return (1, 2)
+        return (1, 2, 3) if score == "repeats" else (1,)
+
+
+def _share(name: str, value: Any) -> float:
+    """Return a share between 0 and 1, given as 0.95 or as `95%`. Raises `PromptmillError` (`invalid_input`)."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%?)", str(value).strip())
+    share = 0.0 if found is None else float(found[1]) / (100 if found[2] else 1)
+    if not 0 < share < 1:
+        raise input_error(Named(name), f" {str(value)[:20]!r} is not a share below 100 %, such as 95% or 0.95.")
+    return share
+
+
 class Reading(Stored):
     """Options for reading the input."""
 
@@ -218,6 +283,7 @@ class JobOrder(Stored):
     limits: Limits = Limits()
     earlier: Earlier = Earlier()
     variants: tuple[Variant, ...] = ()
+    sure: Sure | None = None
     ray: RayCluster | None = None
     """The Ray cluster that answers; None: this machine."""
     shown: Shown = Shown()
@@ -241,6 +307,9 @@ class JobOrder(Stored):
         prompts = {} if prompt is None else {"": prompt} if isinstance(prompt, str) else dict(prompt)
         models = [] if model is None or isinstance(model, str) else list(dict.fromkeys(model))
         variants = _variants(models if len(models) > 1 else [""], list(prompts) if len(prompts) > 1 else [""])
+        if (sure := Sure.of(options)) is not None:
+            _check_alone(options, has_variants=bool(variants))
+            variants = sure.ways
         if variants and options.get("shard"):
             raise input_error(Named("shard"), " goes without several models or prompts.")
         return cls(
@@ -259,6 +328,7 @@ class JobOrder(Stored):
             earlier=Earlier(**given(again="again", keep="keep", from_job="from_job", overwrite="overwrite")),
             ray=_cluster(**given(address="ray", replicas="replicas", gpus="num_gpus", cpus="num_cpus")),
             variants=variants,
+            sure=sure,
             reading=Reading(**given(sql="sql", encoding="encoding")),
             **given(system_prompt="system_prompt"),
             **more,
@@ -307,6 +377,19 @@ def _variants(models: Sequence[str], prompts: Sequence[str]) -> tuple[Variant, .
         for model in models
         for at, name in enumerate(prompts)
     )
+
+
+def _check_alone(options: Mapping[str, Any], *, has_variants: bool) -> None:
+    """Raise `PromptmillError` (`invalid_input`) for options that do not go with `sure`."""
+    if has_variants:
+        raise input_error(Named("sure"), " goes with one model and one prompt.")
+    for name in ("shard", "dedupe"):
+        if options.get(name):
+            raise input_error(Named("sure"), " goes without ", Named(name), ".")
+    if options.get("again") == "all":
+        raise input_error(
+            Named("sure"), " goes without ", Named("again", "all"), ": name another output for a new sample."
+        )
 
 
 def _cluster(address: str | None = None, replicas: int = 1, gpus: float = 0, cpus: float = 1) -> RayCluster | None:

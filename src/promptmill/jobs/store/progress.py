@@ -13,7 +13,7 @@ from promptmill.backends.protocol import COUNTERS, Call, Counts
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.statistics import JobCounts, quantile
-from promptmill.jobs.store.status_record import CourseRecord, Results, RunNote, RunStatus
+from promptmill.jobs.store.status_record import CourseRecord, Results, RunNote, RunStatus, SureStatus
 
 STARTING, RUNNING, MERGING = "starting", "running", "merging"
 FINISHED, STOPPED, CANCELLED, INTERRUPTED = "finished", "stopped", "cancelled", "interrupted"
@@ -53,6 +53,8 @@ class Progress:
         self.total: int | None = None
         self.notes: list[str] = []
         self.output = OutputProgress()
+        self.sure: SureStatus = {}
+        """The sample and the cut of a job with `sure`; empty without."""
         self.earlier = EarlierRuns(earlier or {})
         self.course = Course()
         self._times = _Times(clock)
@@ -161,6 +163,7 @@ class Progress:
             **({"run_requests": self.stats.counts.requests} if earlier.seconds else {}),
             **({"columns": dict(self.output.columns)} if self.output.columns else {}),
             **({"results": dict(self.output.results)} if self.output.results else {}),
+            **({"sure": dict(self.sure)} if self.sure else {}),
             **({} if self.cost is None else {"cost": self.cost}),
             **({} if budget is None else {"max_cost": budget.limit}),
             **({"cost_set_aside": set_aside} if set_aside or "cost_set_aside" in earlier.status else {}),

@@ -19,6 +19,8 @@ of an order, each only if it has rows:
 2. `again …`: the rows that the order sends again
 3. `first`: the rows without an answer, and failures of earlier runs that may pass
 
+With `sure`, the rounds are `sample`, `cheap`, `sure` (which copies the answers that may be delivered) and `unsure`.
+
 With `dedupe`, only the first of several rows with the same question is sent. Before and after it, a round `duplicate`
 copies an outcome to the others.
 """
@@ -38,6 +40,7 @@ from promptmill.jobs.store.records import SLOT
 
 if TYPE_CHECKING:
     from promptmill.jobs.store.order import JobOrder
+    from promptmill.jobs.store.spec import SurePart
 
 Again: TypeAlias = Literal["failed", "truncated", "all"]
 """The rules `again …`, by which an order sends rows again."""
@@ -61,14 +64,16 @@ RULES: Mapping[str, str] = MappingProxyType(
         **_ORDERED,
         **{f"{name}{ONCE}": f"{rule} AND NOT {_IS_WAITING}" for name, rule in _ORDERED.items()},
         **{f"{name}{DUPLICATE}": _IS_DUPLICATE for name in _ORDERED},
-        "chosen": f"{_IS_MISSING} AND row.n IN (SELECT n FROM chosen WHERE chosen.round = {{id}})",
+        "chosen": f"{_IS_MISSING} AND row.n IN (SELECT n FROM chosen)",
+        "cheap": "answer.key IS NULL AND NOT EXISTS (SELECT 1 FROM answer AS delivered WHERE delivered.key = row.n)",
+        "sure": f"{_IS_MISSING} AND row.n IN (SELECT n FROM temp.sure)",
     }
 )
 """The rows of a round, by the name of the rule: a condition on `row` and the row's `answer` in a slot, if any.
 
-`id` is the round's, `since` that of the last round before the order, `settings` the ids whose answers count, `base` the
-key of the slot's first row. Rules that end in `ONCE` or `DUPLICATE` divide the rows of the rule before that by their
-questions; the temporary table is from `run.job_rounds`.
+`since` is the id of the last round before the order, `settings` the ids whose answers count, `base` the key of the
+slot's first row. Rules that end in `ONCE` or `DUPLICATE` divide the rows of the rule before that by their questions;
+the temporary tables are from `run.job_rounds` and `run.sure_rounds`.
 """
 
 
@@ -104,7 +109,7 @@ class Round:
     def condition(self, settings: Iterable[int], slot: int = 0) -> str:
         """Return the condition of its rows in a slot; `settings` are the ids whose answers count there."""
         ids = ", ".join(str(int(each)) for each in settings)
-        return RULES[self.rows].format(id=int(self.id), since=int(self.since), settings=ids, base=int(slot) * SLOT)
+        return RULES[self.rows].format(since=int(self.since), settings=ids, base=int(slot) * SLOT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +122,8 @@ class Situation:
     """The id of the last round before the order."""
     slots: int
     """The number of answers to each row."""
+    part: SurePart | None
+    """The newest part of a job with `sure`."""
     has_rows: Callable[[Round], bool]
     """Whether some row of the job meets the rule of a round."""
 
@@ -127,12 +134,15 @@ def next_round(now: Situation) -> Round | None:
     if rounds and not rounds[-1].done and _is_resumed(rounds[-1], now) and now.has_rows(rounds[-1]):
         return rounds[-1]
     first = Round(rounds[-1].id + 1 if rounds else 1, "open", "", tuple(range(now.slots)), now.since)
-    return next(filter(now.has_rows, _wanted(now.order, first)), None)
+    wanted = _wanted(now.order, first) if now.order.sure is None else _wanted_of_sure(now.order, first, now.part)
+    return next(filter(now.has_rows, wanted), None)
 
 
 def _is_resumed(last: Round, now: Situation) -> bool:
     """Return whether an order resumes an interrupted round; the rounds of an order `again` may have all its rows."""
     order = now.order
+    if order.sure is not None:  # each of its rounds follows from the answers
+        return False
     if max(last.slots) >= now.slots or (last.is_by_question and not order.limits.dedupe):
         return False
     if last.rows == "open" and order.limits.dedupe:  # which sends fewer of its rows
@@ -151,6 +161,24 @@ def _wanted(order: JobOrder, first: Round) -> Iterator[Round]:
             yield replace(live, rows=rows + DUPLICATE, reason="duplicate", way="copy")
             live = replace(live, rows=rows + ONCE)
         yield live
+
+
+def _wanted_of_sure(order: JobOrder, first: Round, part: SurePart | None) -> Iterator[Round]:
+    """Yield the rounds that may come next if the answers must be sure, see `run.sure_rounds`."""
+    delivered = replace(first, slots=(0,))
+    if (again := order.earlier.again) is not None:
+        yield replace(delivered, rows=f"again {again}", reason=f"again {again}")
+    if part is None:
+        return
+    assert order.sure is not None
+    panel = order.sure.panel(part.score)
+    if part.cut is None:
+        yield replace(first, rows="chosen", reason="sample", slots=(0, *panel))
+        return
+    if part.pays:
+        yield replace(first, rows="cheap", reason="cheap", slots=panel)
+    yield replace(delivered, rows="sure", reason="sure", way="copy")
+    yield replace(delivered, rows="open", reason="unsure" if part.pays else order.shown.reason)
 
 
 def resent(order: JobOrder, since: int, settings: Iterable[int], slot: int = 0) -> str:

@@ -18,7 +18,7 @@ from promptmill.jobs import members
 from promptmill.jobs.inputs.files import Part
 from promptmill.jobs.inputs.row import Style
 from promptmill.jobs.members import Stamp
-from promptmill.jobs.store.order import AnswerForm, Question, Stored
+from promptmill.jobs.store.order import AnswerForm, Question, Stored, Sure
 from promptmill.jobs.store.records import Made
 
 WHOLE_REQUESTS = frozenset({"batch", "messages"})
@@ -108,6 +108,8 @@ class Target(Stored):
     """The settings that changed since the job began (see `Earlier.keep`). Every later record notes them."""
     fingerprint: dict[str, Any] = Field({})
     """Digests of the settings that affect answers."""
+    extra: dict[str, bool | float] = Field({})
+    """Parameters that are added to each request."""
     sampling: dict[str, bool | int | float | str] | None = None
     """Sampling parameters that are not lists or objects, for errors about changes; None in jobs of older releases."""
 
@@ -130,6 +132,43 @@ class Target(Stored):
     def made(self, round_: int, model: str = "") -> Made:
         """Return the note for the records of a round. `model`: see `Round.model`."""
         return Made(self.settings, round_, self.changed, model)
+
+
+class SurePart(Stored):
+    """Rows that share a promise about their labels (see `Sure`), because one sample was drawn from them.
+
+    Rows that the input gets later are another part.
+    """
+
+    of: str
+    """The digest of the input, and of the limit, that the rows are from."""
+    round: int
+    """The first round of the part. Cheap answers of this round and of later ones, until the next part, belong to it."""
+    rows: int
+    """Rows with a question."""
+    sampled: tuple[int, ...] = ()
+    """The rounds that asked the strong model about the sample."""
+    drawn: int = 0
+    """Rows of the sample; 0: the strong model answers all rows."""
+    wrong: int = 0
+    """The most labels that may differ from those of the strong model."""
+    seed: str = ""
+    score: Literal["", "probability", "second", "second and probability", "repeats", "equal"] = ""
+    """What orders the cheap answers; `equal`: nothing does. `""`: not known yet."""
+    cut: tuple[float, float] | None = None
+    """The place of the cut, see `jobs.sure.cut`. None until the sample is answered; then it never changes."""
+    pays: bool = False
+    """Whether the cheap model answers rows beyond the sample."""
+    agreed: int = 0
+    """Rows of the sample in which both models agree."""
+    errors: int = 0
+    """Rows of the sample before the cut in which they do not."""
+    share: float = 1.0
+    """The share of rows that the strong model answers, as expected after the sample."""
+    classes: dict[str, tuple[int, int]] = Field({})
+    """By label: rows of the sample that have it by the strong model, and how many of them the cheap model finds."""
+    costs: tuple[float, float] | None = None
+    """The expected cost of all rows, and their cost at the strong model alone, in dollars; None without prices."""
 
 
 class Origin(Stored):
@@ -159,6 +198,9 @@ class JobSpec(Stored):
     """The name of the provider, for metrics."""
     settled: bool = False
     """Whether the call that the job belongs to has ended. Then no row is sent again, not even a failed row."""
+    sure: Sure | None = None
+    """Then slot 0 has the delivered label of each row, and the other slots have answers of cheap models."""
+    parts: tuple[SurePart, ...] = ()
     to_bind: Literal["questions", "rows"] | None = None
     """The way to bind answers when the input is read again: by question, or by row number."""
     origin: Origin = Origin()
@@ -197,7 +239,12 @@ class JobSpec(Stored):
     @property
     def is_grid(self) -> bool:
         """Whether each row gets several answers (one for each target)."""
-        return len(self.targets) > 1
+        return self.delivered > 1
+
+    @property
+    def delivered(self) -> int:
+        """The number of answers to each row in the output: those in the first slots."""
+        return len(self.targets) if self.sure is None else 1
 
     @property
     def of_call(self) -> bool:

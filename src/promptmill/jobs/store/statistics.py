@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from promptmill.backends.protocol import COUNTERS, Counts, Failure, Outcome
 from promptmill.core.errors import Code
-from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.database import LAST_KEY, JobDatabase
 from promptmill.jobs.store.records import SLOT, Record
 from promptmill.jobs.store.rounds import ANSWERED, FAILED, NEVER, TRUNCATED
 from promptmill.jobs.store.status_record import FieldResults, Results, RunStatus
@@ -27,6 +27,11 @@ _LONG_VALUE = 1000  # characters; a longer answer is grouped by its digest
 _SAMPLES = 65_536  # answers for the histograms of a report
 _IS_LATENCY = "latency_s > 0 AND latency_s <= 1e9"  # 0: a copy of another answer
 _IS_BEFORE = f"answer.key % {SLOT} < ?"
+# a job of sure labels has other answers beside them, which cost but are not delivered
+DELIVERED = f"""answer.key < coalesce((
+    SELECT CASE WHEN value ->> '$.sure' IS NULL THEN {LAST_KEY} ELSE {SLOT} END FROM job WHERE name = 'spec'
+), {LAST_KEY})"""
+"""The SQL condition for records that the output has."""
 # A row that wants several answers may send as many requests without a retry. Few rows do, so JSON is read only for
 # them.
 _MORE = "CASE WHEN json_valid(more) THEN more END"  # NULL if a record is damaged; the export reports the damage
@@ -140,11 +145,13 @@ def counts(store: JobDatabase, is_open: str = NEVER, before: int = ALL_ROWS, *, 
     failures.
     """
     join = f"LEFT JOIN row ON row.n = answer.key % {SLOT}" if "row." in is_open else ""  # doubles the time of a scan
-    records = f"FROM answer WHERE {_IS_BEFORE}"
-    open_records = f"FROM answer {join} WHERE {_IS_BEFORE} AND ({is_open})"
+    every = f"FROM answer WHERE {_IS_BEFORE}"
+    records = f"{every} AND {DELIVERED}"
+    open_records = f"FROM answer {join} WHERE {_IS_BEFORE} AND {DELIVERED} AND ({is_open})"
     found = JobCounts(skips_empty=skips_empty)
     paid = ", ".join(f"total({each})" for each in _PAID)
-    ((*all_, spent),) = [(*row[:4], row[4:]) for row in store.read(f"SELECT {_DONE}, {paid} {records}", before)]
+    (spent,) = store.read(f"SELECT {paid} {every}", before)
+    (all_,) = store.read(f"SELECT {_DONE} {records}", before)
     (not_done,) = store.read(f"SELECT {_DONE} {open_records}", before)
     done, failed, truncated, empty = (int(one - its) for one, its in zip(all_, not_done, strict=True))
     (before_them,) = store.read(f"SELECT {paid} FROM spare AS answer")
@@ -157,8 +164,8 @@ def counts(store: JobDatabase, is_open: str = NEVER, before: int = ALL_ROWS, *, 
         for code, count in store.read(by_code.format(records), before):
             if count > still_open.get(code, 0):
                 found.fail(code, count - still_open.get(code, 0))
-    every = 1 + found.done // LATENCIES
-    sampled = f"SELECT latency_s {records} AND {ANSWERED} AND answer.key % {every} = 0 AND {_IS_LATENCY}"
+    nth = 1 + found.done // LATENCIES
+    sampled = f"SELECT latency_s {records} AND {ANSWERED} AND answer.key % {nth} = 0 AND {_IS_LATENCY}"
     found.latencies.extend(latency_s for (latency_s,) in store.read(sampled, before))
     return found
 
@@ -175,7 +182,8 @@ def results(store: JobDatabase, before: int = ALL_ROWS, *, by_field: bool = Fals
     # materialized, or SQLite would sort the texts themselves
     grouped = f"""
         WITH answers AS MATERIALIZED (
-            SELECT {value} AS value, length({text}) AS length FROM answer WHERE {_IS_BEFORE} AND {ANSWERED}
+            SELECT {value} AS value, length({text}) AS length FROM answer
+            WHERE {_IS_BEFORE} AND {DELIVERED} AND {ANSWERED}
         ), grouped AS (SELECT value, min(length) AS length, count(*) AS rows FROM answers GROUP BY value)
     """
     summed = f"{grouped} SELECT count(*), min(length), max(length), total(rows) FROM grouped"
@@ -198,7 +206,8 @@ def _fields(store: JobDatabase, before: int) -> dict[str, FieldResults]:
     A field with a few short values gets `values`, the number of rows by value. A field with numbers gets `min`, `max`
     and `mean`. Other fields are left out; the first answers are enough to recognize most of them.
     """
-    first = f"SELECT text FROM answer WHERE {_IS_BEFORE} AND {ANSWERED} AND {_IS_OBJECT} LIMIT {_FIRST_ANSWERS}"
+    every = f"FROM answer WHERE {_IS_BEFORE} AND {DELIVERED} AND {ANSWERED} AND {_IS_OBJECT}"
+    first = f"SELECT text {every} LIMIT {_FIRST_ANSWERS}"
     grouped = f"""
         SELECT key, group_concat(DISTINCT type), count(DISTINCT atom)
         FROM (SELECT json_each.* FROM ({first}), json_each(text)) GROUP BY key ORDER BY min(id)
@@ -212,7 +221,7 @@ def _fields(store: JobDatabase, before: int) -> dict[str, FieldResults]:
     if not kinds:
         return {}
     columns = ", ".join(f"json_extract(text, ?) AS f{at}" for at in range(len(kinds)))
-    answers = f"SELECT {columns} FROM answer WHERE {_IS_BEFORE} AND {ANSWERED} AND {_IS_OBJECT}"
+    answers = f"SELECT {columns} {every}"
     counted = " UNION ALL ".join(
         (_NUMBERS if kind == "number" else _VALUES).format(at) for at, kind in enumerate(kinds.values())
     )
@@ -270,20 +279,20 @@ def spread(store: JobDatabase) -> list[tuple[float, int, int]]:
     every = 1 + store.count(ANSWERED) // _SAMPLES
     query = f"""
         SELECT latency_s, length(text), completion_tokens FROM answer
-        WHERE {ANSWERED} AND key % {every} = 0 AND {_IS_LATENCY}
+        WHERE {ANSWERED} AND {DELIVERED} AND key % {every} = 0 AND {_IS_LATENCY}
     """
     return [(latency_s, length, tokens) for latency_s, length, tokens in store.read(query)]
 
 
 def examples(store: JobDatabase) -> dict[str, str]:
     """Return the message of the first failure of each code."""
-    query = f"SELECT code, text, min(key) FROM answer WHERE {FAILED} GROUP BY code"
+    query = f"SELECT code, text, min(key) FROM answer WHERE {FAILED} AND {DELIVERED} GROUP BY code"
     return {code: text for code, text, _ in store.read(query)}
 
 
 def failures(store: JobDatabase, size: int, *, skips_empty: bool = False) -> list[Record]:
     """Return the first `size` failed records, in order. `skips_empty`: see `is_failed`."""
-    return store.page(0, is_failed(skips_empty=skips_empty), size)
+    return store.page(0, f"({is_failed(skips_empty=skips_empty)}) AND {DELIVERED}", size)
 
 
 def rounds(store: JobDatabase) -> dict[int, int]:
@@ -313,7 +322,8 @@ def cost(store: JobDatabase) -> float:
 
 def extra_fields(store: JobDatabase) -> set[str]:
     """Return the names of the optional fields that at least one answer has: `reasoning`, and the fields in `more`."""
-    ((has_more, has_reasoning),) = store.read("SELECT max(more IS NOT NULL), max(reasoning IS NOT NULL) FROM answer")
-    query = f"SELECT DISTINCT json_each.key FROM answer, json_each({_MORE})"
+    has = f"SELECT max(more IS NOT NULL), max(reasoning IS NOT NULL) FROM answer WHERE {DELIVERED}"
+    ((has_more, has_reasoning),) = store.read(has)
+    query = f"SELECT DISTINCT json_each.key FROM answer, json_each({_MORE}) WHERE {DELIVERED}"
     found = {name for (name,) in store.read(query)} if has_more else set[str]()
     return found | {"reasoning"} if has_reasoning else found

@@ -18,7 +18,7 @@ from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.in_flight import InFlight
 from promptmill.jobs.store.progress import ALIVE, INTERRUPTED, MERGING, RUNNING, STARTING, EarlierRuns, Progress, Watch
 from promptmill.jobs.store.spec import JobSpec
-from promptmill.jobs.store.status_record import FieldResults, Results, RunStatus, Status
+from promptmill.jobs.store.status_record import FieldResults, Results, RunStatus, Status, SureStatus
 
 _LINE_EVERY_S = 5.0
 _SHORT_S = 100
@@ -140,9 +140,14 @@ def failures(folder: Folder, most: int) -> list[dict[str, str | int | None]]:
 def progress_lines(job_id: str, stream: TextIO) -> Watch:
     """Return a function that writes a line about the job to `stream` every few seconds."""
     told, state, waited = time.monotonic(), "", False
+    news: Callable[[], list[str]] | None = None
 
     def watch(progress: Progress) -> None:
-        nonlocal told, state, waited
+        nonlocal told, state, waited, news
+        news = news or news_of_sample(progress)
+        with contextlib.suppress(OSError):
+            for text in news():
+                print(text, file=stream, flush=True)
         now, waits = time.monotonic(), waited or bool(progress.waiting)
         if progress.state == state and now - told < _LINE_EVERY_S and waits == waited:
             return
@@ -156,6 +161,38 @@ def progress_lines(job_id: str, stream: TextIO) -> Watch:
             )
 
     return watch
+
+
+def news_of_sample(progress: Progress) -> Callable[[], list[str]]:
+    """Return a function that returns the lines about the sample of a job with `sure`, once, when it is decided."""
+    told = False
+
+    def news() -> list[str]:
+        nonlocal told
+        if told or not progress.sure.get("decided") or progress.state != RUNNING:
+            return []
+        told = True
+        return sample_lines(progress.sure)
+
+    return news
+
+
+def sample_lines(sure: SureStatus) -> list[str]:
+    """Return what the sample of a job says, and what the rows will cost."""
+    model, rows, sampled = sure["model"], sure["rows"], sure["sampled"]
+    if not sampled:
+        return [f"{model} answers all {counted(rows, 'row')}: a sample does not pay for so few"]
+    agreed = f"{sure['agreed']:,} agree ({sure['agreed'] / sampled * 100:.0f} %)"
+    lines = [f"sample: {sampled:,} of {counted(rows, 'row')} asked at both models, {agreed}"]
+    if sure["score"] == "equal":
+        lines.append("all rows have the same score, as the cheap model tells no probabilities; a second model helps")
+    costs = ""
+    if "cost_alone" in sure:
+        costs = f": {dollars(sure['expected_cost'])} instead of {dollars(sure['cost_alone'])}"
+    share = f"{sure['share'] * 100:.0f} % of the rows"
+    if sure["pays"]:
+        return [*lines, f"about {share} will be answered by {model}{costs}"]
+    return [*lines, f"did not pay: {share} would go to {model} anyway; it answers all rows"]
 
 
 def line(status: RunStatus) -> str:

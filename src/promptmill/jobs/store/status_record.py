@@ -36,6 +36,37 @@ class Results(TypedDict, total=False):
     fields: dict[str, FieldResults]
 
 
+class SureStatus(TypedDict, total=False):
+    """The labels of a job with `sure`; the counts are those of all its samples."""
+
+    model: str
+    """The strong model."""
+    agree: float
+    certainty: float
+    score: str
+    """What orders the cheap answers, see `SurePart.score`."""
+    rows: int
+    sampled: int
+    agreed: int
+    """Rows of the sample in which both models agree."""
+    decided: bool
+    pays: bool
+    """Whether the cheap model answers rows beyond the sample."""
+    share: float
+    """The share of rows that the strong model answers, as expected after the sample."""
+    reached: float
+    """The estimated share of delivered labels that agree with the strong model."""
+    expected_cost: float
+    cost_alone: float
+    """The cost of all rows at the strong model alone."""
+    classes: dict[str, list[int]]
+    """By label: rows of the sample that have it by the strong model, and how many of them the cheap model finds."""
+    cheap: int
+    """Delivered labels of the cheap model."""
+    strong: int
+    """Delivered labels of the strong model, including those of the sample."""
+
+
 class _State(TypedDict, total=False):
     state: str
     reason: str
@@ -51,6 +82,7 @@ class _State(TypedDict, total=False):
     columns: dict[str, str]
     """The unusual names of output columns, by their usual names."""
     results: Results
+    sure: SureStatus
     seconds: float
     """The wall time of all runs."""
     updated: Annotated[float, Field(ge=0, le=_LAST_TIME)]

@@ -1,0 +1,285 @@
+"""The rounds of a job whose labels must agree with a strong model: a sample, the cut, and who answers which row.
+
+    draw ─▶ round `sample`: both models ─▶ decide: the cut ─▶ `cheap`: all other rows ─▶ `sure`: copies ─▶ `unsure`
+                                              └─ does not pay ─────────────────────────▶ the strong model, all rows
+
+Slot 0 has the label of each row that the job delivers, and its target is the strong model. The slots after it have the
+answers of the cheap models. The round `sure` copies each cheap answer before the cut to slot 0; the rows that then have
+no label are unsure. So everything that reads a job reads slot 0 as in any other job.
+
+The draw and the cut are stored once, in the parts of the job's `spec`, before anything is sent because of them: a
+killed job draws and cuts the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from heapq import nsmallest
+from typing import TYPE_CHECKING, Any
+
+from promptmill.backends.protocol import Completion
+from promptmill.jobs.run.live import OpenRow
+from promptmill.jobs.store.database import PAGE
+from promptmill.jobs.store.order import Sure
+from promptmill.jobs.store.records import SLOT, Made, Record, copied, record_of
+from promptmill.jobs.store.rounds import Round, stored_rounds
+from promptmill.jobs.store.spec import JobSpec, SurePart, digest
+from promptmill.jobs.sure import cut as cuts
+from promptmill.jobs.sure.cut import NOTHING_SURE, Place
+from promptmill.jobs.sure.labels import part_of
+from promptmill.jobs.sure.panel import kind_of, label_of, score_of
+
+if TYPE_CHECKING:
+    from promptmill.jobs.run.admission import Job
+    from promptmill.jobs.store.database import JobDatabase
+
+FEWEST_ROWS = 200
+"""In a smaller table, the strong model answers every row: there is almost nothing to save."""
+_LEAST_SAVED = 0.05
+"""The share of the price that the cheap model must save; a smaller one is not worth a wrong label."""
+_ROWS_AT_ONCE = 65_536
+_HAS_QUESTION = "row.asked IS NOT NULL AND substr(row.asked, 1, 16) != zeroblob(16)"
+_IS_NEW = f"""
+    {_HAS_QUESTION} AND row.n < ?
+    AND NOT EXISTS (SELECT 1 FROM answer WHERE key = row.n OR key = row.n + {SLOT})
+"""
+_WITHOUT_LABEL = f"""
+    key BETWEEN {SLOT} AND {2 * SLOT - 1} AND code IS NULL
+    AND NOT EXISTS (SELECT 1 FROM answer AS delivered WHERE delivered.key = answer.key - {SLOT})
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Sampled:
+    """A row of the sample."""
+
+    strong: Record | None
+    panel: Sequence[Record | None]
+
+    @property
+    def label(self) -> str | None:
+        return None if self.strong is None or self.strong.code is not None else label_of(self.strong)
+
+    @property
+    def agrees(self) -> bool:
+        cheap = self.panel[0]
+        return cheap is not None and cheap.code is None and label_of(cheap) == self.label
+
+    @property
+    def question(self) -> str:
+        return _question(self.panel[0])
+
+
+class SureRounds:
+    """The draws, decisions and copies of one run. All methods block and raise the errors of `JobDatabase`."""
+
+    def __init__(self, job: Job, rule: Sure, end: int) -> None:
+        """`end`: the number of the first row beyond the order's limit."""
+        self._job, self._rule, self._end = job, rule, end
+        self._has_begun = False
+
+    @property
+    def part(self) -> SurePart | None:
+        """The newest part of the job; None before the first draw."""
+        return self._spec.parts[-1] if self._spec.parts else None
+
+    @property
+    def _spec(self) -> JobSpec:
+        return self._job.spec
+
+    @property
+    def _store(self) -> JobDatabase:
+        return self._job.folder.store
+
+    def begin(self, round_: int) -> None:
+        """Draw the sample of the rows that are new since the last draw; `round_` is the id of the next round."""
+        if self._has_begun:
+            return
+        self._has_begun = True
+        spec, limits = self._spec, self._job.order.limits
+        of = digest(spec.input.sha256, limits.rows, spec.question.sample)
+        if self.part is not None and self.part.of == of:
+            return
+        # a sample that is not decided is worth nothing for another input, but its strong answers count
+        parts = [part for part in spec.parts if part.cut is not None]
+        ((rows,),) = self._store.read(f"SELECT count(*) FROM row WHERE {_IS_NEW}", self._end)
+        if not rows and parts:
+            parts[-1] = parts[-1].model_copy(update={"of": of})
+        else:
+            parts.append(self._drawn(rows, of, round_))
+        self._job.put(spec.model_copy(update={"parts": tuple(parts)}))
+
+    def _drawn(self, rows: int, of: str, round_: int) -> SurePart:
+        rule, seed = self._rule, digest(self._spec.job_id, of, round_)
+        size = 0 if rows < FEWEST_ROWS else cuts.sample_size(rows, rule.agree, self._certainty)
+        if not size:
+            return SurePart(of=of, round=round_, rows=rows, seed=seed, cut=NOTHING_SURE)
+        chosen = nsmallest(size, self._new_rows(), key=lambda n: cuts.number("sample", seed, n))
+        self._store.change(
+            ("DELETE FROM chosen", [()]), ("INSERT INTO chosen VALUES (?, ?)", [(round_, n) for n in chosen])
+        )
+        return SurePart(
+            of=of, round=round_, rows=rows, drawn=size, seed=seed, wrong=cuts.errors_allowed(rows, rule.agree)
+        )
+
+    def _new_rows(self) -> Iterator[int]:
+        query = f"SELECT n FROM row WHERE {_IS_NEW} AND n > ? ORDER BY n LIMIT {_ROWS_AT_ONCE}"
+        last = -1
+        while page := self._store.read(query, self._end, last):
+            yield from (n for (n,) in page)
+            last = page[-1][0]
+
+    @property
+    def _certainty(self) -> float:
+        """The certainty of each promise, if there are several."""
+        return 1 - (1 - self._rule.certainty) / (1 + len(self._rule.recall))
+
+    def advance(self) -> bool:
+        """Decide on a sample whose rows are all answered; return whether this changed the rounds to come."""
+        part = self.part
+        if part is None or part.cut is not None:
+            return False
+        sample = list(self._sample(self._rule.panel(part.score)))
+        kind = kind_of([row.panel for row in sample], has_second=bool(self._rule.second))
+        if not kind:
+            self._replace_part(part.model_copy(update={"score": "repeats"}))
+        else:
+            self._replace_part(self._decided(part.model_copy(update={"score": kind}), sample))
+        return True
+
+    def _replace_part(self, part: SurePart) -> None:
+        self._job.put(self._spec.model_copy(update={"parts": (*self._spec.parts[:-1], part)}))
+
+    def _sample(self, panel: Sequence[int]) -> Iterator[_Sampled]:
+        for n in [n for (n,) in self._store.read("SELECT n FROM chosen ORDER BY n")]:
+            known = {
+                record.slot: record for record in self._store.records_at([n + slot * SLOT for slot in (0, *panel)])
+            }
+            yield _Sampled(known.get(0), [known.get(slot) for slot in panel])
+
+    def _decided(self, part: SurePart, sample: Sequence[_Sampled]) -> SurePart:
+        scores = [score_of(row.panel, part.score) for row in sample]
+        if len({score for score in scores if score is not None}) < 2:
+            part = part.model_copy(update={"score": "equal"})
+        places = [cuts.place(score, row.question, part.seed) for score, row in zip(scores, sample, strict=True)]
+        cut = self._cut(part, sample, places)
+        sure = sum(place > cut for place in places)
+        share = (part.drawn + (part.rows - part.drawn) * (1 - sure / part.drawn)) / part.rows
+        costs = _costs(part, sample, share)
+        classes: dict[str, tuple[int, int]] = {}
+        for row in sample:
+            if (label := row.label) is not None:
+                rows, found = classes.get(label, (0, 0))
+                classes[label] = rows + 1, found + row.agrees
+        return part.model_copy(
+            update={
+                "cut": cut,
+                "sampled": tuple(
+                    each.id for each in stored_rounds(self._store) if each.rows == "chosen" and each.id >= part.round
+                ),
+                "pays": (share if costs is None else costs[0] / costs[1]) <= 1 - _LEAST_SAVED,
+                "agreed": sum(row.agrees for row in sample),
+                "errors": sum(place > cut and not row.agrees for place, row in zip(places, sample, strict=True)),
+                "share": share,
+                "classes": dict(sorted(classes.items(), key=lambda one: -one[1][0])),
+                "costs": costs,
+            }
+        )
+
+    def _cut(self, part: SurePart, sample: Sequence[_Sampled], places: Sequence[Place]) -> Place:
+        verdicts = [(place, row.agrees) for place, row in zip(places, sample, strict=True)]
+        found = [cuts.cut(verdicts, cuts.allowed(part.rows, part.drawn, part.wrong, self._certainty))]
+        for label, recall in self._rule.recall.items():
+            mine = [verdict for verdict, row in zip(verdicts, sample, strict=True) if row.label == label]
+            found.append(cuts.cut(mine, cuts.allowed_of_class(len(mine), recall, self._certainty)))
+        return max(found)
+
+    # ---- the copies
+
+    def prepare(self, round_: Round) -> None:
+        """Fill the temporary table `sure`, which the rule of the round `sure` uses."""
+        if round_.rows != "sure":
+            return
+        self._store.change(
+            ("DROP TABLE IF EXISTS temp.sure", [()]), ("CREATE TEMP TABLE sure (n INTEGER PRIMARY KEY)", [()])
+        )
+        first = SLOT
+        while page := self._store.page(first, _WITHOUT_LABEL):
+            sure = [(record.row,) for record in page if record.row < self._end and self._is_sure(record)]
+            self._store.change(("INSERT INTO temp.sure VALUES (?)", sure))
+            first = page[-1].key + 1
+
+    def copy(self, round_: Round, recorded: Callable[[Sequence[int]], object]) -> None:
+        """Copy the answers of the rows in `temp.sure` to slot 0. `recorded` is called with the keys of some copies."""
+        last = -1
+        while page := self._store.read(f"SELECT n FROM temp.sure WHERE n > ? ORDER BY n LIMIT {PAGE}", last):
+            copies = self._deliver(round_, self._store.records_at([n + SLOT for (n,) in page]))
+            recorded([copy.key for copy in copies])
+            last = page[-1][0]
+
+    def settle(
+        self, round_: Round, first: int, following: int, *, delivered: Callable[[Sequence[Record]], None]
+    ) -> Iterator[list[OpenRow]]:
+        """Copy the sure answers among the rows `first` to `following - 1`, and yield the unsure rows, to be sent now.
+
+        A row whose cheap answers are not all there is left to the rounds `sure` and `unsure`.
+        """
+        end, key = SLOT + min(following, self._end), SLOT + first
+        while key < end and (page := self._store.page(key, f"{_WITHOUT_LABEL} AND key < {end}")):
+            key = page[-1].key + 1
+            complete = [record for record in page if self._is_complete(record)]
+            sure = [record for record in complete if self._is_sure(record)]
+            delivered(self._deliver(round_, sure))
+            unsure = {record.row for record in complete} - {record.row for record in sure}
+            if unsure:
+                rows = self._store.row_page(min(unsure), max(unsure), max(unsure) - min(unsure) + 1)
+                yield [
+                    OpenRow(row.n, 0, (row.asked or b"")[:16], row.line, row.cells or b"", 0, answered=False)
+                    for row in rows
+                    if row.n in unsure
+                ]
+
+    def _deliver(self, round_: Round, cheap: Iterable[Record]) -> list[Record]:
+        target, of_cheap = self._spec.targets[:2]
+        made = Made(of_cheap.settings, round_.id, target.changed, of_cheap.model or self._spec.model)
+        copies = [record_of(record.row, _delivered(record), record.asked, made) for record in cheap]
+        self._store.write(copies)
+        return copies
+
+    def _is_complete(self, cheap: Record) -> bool:
+        part = part_of(self._spec, cheap)
+        others = [] if part is None else [cheap.row + slot * SLOT for slot in self._rule.panel(part.score)[1:]]
+        return part is not None and len(list(self._store.records_at(others))) == len(others)
+
+    def _is_sure(self, cheap: Record) -> bool:
+        part = part_of(self._spec, cheap)
+        if part is None or part.cut is None or not cheap.is_sound:
+            return False
+        others = [cheap.row + slot * SLOT for slot in self._rule.panel(part.score)[1:]]
+        known = {record.key: record for record in self._store.records_at(others)} if others else {}
+        score = score_of([cheap, *map(known.get, others)], part.score)
+        return cuts.place(score, _question(cheap), part.seed) > part.cut
+
+
+def _question(cheap: Record | None) -> str:
+    return "" if cheap is None or cheap.asked is None else cheap.asked.hex()
+
+
+def _delivered(cheap: Record) -> Any:
+    outcome = copied(cheap.outcome())
+    return replace(outcome, logprobs=None) if isinstance(outcome, Completion) else outcome
+
+
+def _costs(part: SurePart, sample: Sequence[_Sampled], share: float) -> tuple[float, float] | None:
+    """Return the expected cost of all rows of a part, and their cost at the strong model alone; None without prices."""
+    strong = [cost for row in sample if (cost := _cost(row.strong)) is not None]
+    cheap = [sum(_cost(one) or 0.0 for one in row.panel) for row in sample]
+    if not strong or not sum(strong):
+        return None
+    every = part.rows * sum(strong) / len(strong)
+    return share * every + part.rows * sum(cheap) / len(cheap), every
+
+
+def _cost(record: Record | None) -> float | None:
+    return None if record is None else record.extras.get("cost")

@@ -1,0 +1,140 @@
+"""The cut of `sure` labels: which rows keep the answer of the cheap model?
+
+The rows are ordered by the score of their cheap answers, the surest first; a number that is drawn for each question
+orders equal scores (`place`). n of the N rows, drawn at random without replacement, are the sample: both models answer
+them. The cut is the place of the (c+1)-th disagreement in the sample, counted from the surest. A row before the cut
+keeps its cheap answer, a row of the sample gets the strong answer, and all other rows go to the strong model. c follows
+from N, n, the target and the certainty alone (`allowed`).
+
+The promise. Let E = floor((1 - agree) * N). Then
+
+    P( more than E of all N delivered answers differ from the strong model's )  <=  1 - certainty
+
+for every N and n, for any scores and any number of classes. Only the draw is random: rows, scores and answers are taken
+as fixed, and none of them may depend on the rows that were drawn. The sampled rows count as right. The promise is about
+these N rows, not about later ones, and not about each class (for that, see `allowed_of_class`); and it is about one
+answer of the strong model to each row, not about the truth.
+
+The reason. Let t be the first place before which E + c + 1 of all rows disagree. More than E wrong answers are
+delivered only if the cut is behind t, so only if at most c of these E + c + 1 rows are in the sample. The chance of
+this is a tail of the hypergeometric distribution, and `allowed` chooses c so that it is at most 1 - certainty. This is
+a single test, so nothing has to be corrected for several of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from hashlib import blake2b
+from math import ceil, exp, floor, isnan, lgamma, log
+from typing import TypeAlias
+
+Place: TypeAlias = tuple[float, float]
+"""The place of a row in the order: its score from 0 to 1, then a number from 0 to 1. Greater is surer."""
+LAST: Place = (-1.0, -1.0)
+"""The place of a row without a cheap answer or a score; as a cut: every other row is sure."""
+NOTHING_SURE: Place = (2.0, 2.0)
+"""The cut if no row is sure."""
+_ROUNDING = 1e-9  # 5 % of 300 are 15
+_SIZE_OF_NUMBER = 6  # bytes
+_USED_UP = 0.9  # of the allowed chance; c is a whole number, so most sizes of a sample waste some of it
+
+
+def at_most(c: int, rows: int, marked: int, drawn: int) -> float:
+    """Return the chance that at most `c` of the `marked` rows are among `drawn` of `rows`, without replacement.
+
+    >>> round(at_most(0, 10, 1, 5), 9)
+    0.5
+    """
+
+    def choose(n: int, k: int) -> float:
+        return lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1)
+
+    first, last = max(0, drawn - (rows - marked)), min(c, drawn, marked)
+    every = choose(rows, drawn)
+    logs = (choose(marked, k) + choose(rows - marked, drawn - k) - every for k in range(first, last + 1))
+    return min(1.0, sum(map(exp, logs)))
+
+
+def errors_allowed(rows: int, agree: float) -> int:
+    """Return E, the number of delivered answers that may differ.
+
+    >>> errors_allowed(300, 0.95)
+    15
+    """
+    return floor((1 - agree) * rows + _ROUNDING)
+
+
+def allowed(rows: int, drawn: int, wrong: int, certainty: float) -> int:
+    """Return c, the number of disagreements in the sample that may lie before the cut, for `wrong` (E) errors at most.
+
+    -1 means that the sample is too small for any promise.
+
+    >>> allowed(10_000, 465, 500, 0.95)
+    16
+    """
+    c = -1
+    while c < drawn and (wrong + c + 2 > rows or at_most(c + 1, rows, wrong + c + 2, drawn) <= 1 - certainty):
+        c += 1
+    return c
+
+
+def allowed_of_class(drawn: int, recall: float, certainty: float) -> int:
+    """Return c for one class. `drawn` rows of the sample have it by the strong model: how many of them may have another
+    cheap answer before the cut, so that at least `recall` of the rows of this class are delivered with it?
+
+    With several targets, take the surest of their cuts, each at the certainty 1 - (1 - certainty) / number of targets.
+    -1 means that the sample has too few rows of the class.
+
+    >>> allowed_of_class(58, 0.95, 0.95), allowed_of_class(59, 0.95, 0.95)
+    (-1, 0)
+    """
+    c, below = -1, 0.0
+    while c < drawn:
+        k = c + 1
+        ways = lgamma(drawn + 1) - lgamma(k + 1) - lgamma(drawn - k + 1)
+        below += exp(ways + k * log(1 - recall) + (drawn - k) * log(recall))
+        if below > 1 - certainty:
+            break
+        c = k
+    return c
+
+
+def sample_size(rows: int, agree: float, certainty: float) -> int:
+    """Return n, the size of the sample: about `rows ** (2/3)`, and so large that one disagreement may pass.
+
+    0 means that the table is too small for its target: ask the strong model about every row.
+
+    >>> sample_size(10_000, 0.95, 0.95), sample_size(100, 0.95, 0.95)
+    (465, 0)
+    """
+    n, wrong = ceil(math.pow(rows, 2 / 3)), errors_allowed(rows, agree)
+    while n <= rows // 2:
+        c = allowed(rows, n, wrong, certainty)
+        if c >= 1 and at_most(c, rows, wrong + c + 1, n) >= _USED_UP * (1 - certainty):
+            return n
+        n += 1
+    return 0
+
+
+def number(*words: object) -> float:
+    """Return a number from 0 to 1 that only the words decide, on every machine and in every release of Python."""
+    text = " ".join(map(str, words)).encode()
+    return float(int.from_bytes(blake2b(text, digest_size=_SIZE_OF_NUMBER).digest()) / 2.0 ** (8 * _SIZE_OF_NUMBER))
+
+
+def place(score: float | None, question: str, seed: str) -> Place:
+    """Return the place of a row. `question` identifies its question: equal questions have equal places."""
+    return LAST if score is None or isnan(score) else (score, number("place", seed, question))
+
+
+def cut(sample: Iterable[tuple[Place, bool]], c: int) -> Place:
+    """Return the place of the cut: rows with a greater place are sure.
+
+    `sample`: for each sampled row its place, and whether the models agree; they do not if the strong model failed. `c`:
+    see `allowed`.
+    """
+    if c < 0:
+        return NOTHING_SURE
+    against = sorted((where for where, agrees in sample if not agrees), reverse=True)
+    return against[c] if len(against) > c else LAST

@@ -1,0 +1,82 @@
+"""What an output says of a label in a job with `sure`: who gave it, and its score."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from promptmill.jobs.store.database import JobDatabase
+from promptmill.jobs.store.records import Record
+from promptmill.jobs.store.rounds import ANSWERED
+from promptmill.jobs.store.spec import JobSpec, SurePart
+from promptmill.jobs.store.status_record import SureStatus
+from promptmill.jobs.sure.panel import score_of
+
+if TYPE_CHECKING:
+    from promptmill.jobs.export.answered import AnsweredRow
+
+CHEAP, SAMPLE, STRONG = "cheap", "sample", "strong"
+"""Who gave a label: the cheap model; the strong model, because the row was sampled, or because it was unsure."""
+_DIGITS = 4
+
+
+def part_of(spec: JobSpec, cheap: Record) -> SurePart | None:
+    """Return the part of the job that a cheap answer belongs to."""
+    return next((part for part in reversed(spec.parts) if part.round <= cheap.round), None)
+
+
+def giver_of(spec: JobSpec, delivered: Record) -> str:
+    """Return who gave a delivered label."""
+    if delivered.settings == spec.targets[1].settings:
+        return CHEAP
+    return SAMPLE if any(delivered.round in part.sampled for part in spec.parts) else STRONG
+
+
+def status_of(spec: JobSpec) -> SureStatus:
+    """Return what the samples of a job say; `{}` for a job without `sure`."""
+    if (rule := spec.sure) is None:
+        return {}
+    parts = [part for part in spec.parts if part.cut is not None]
+    rows, sampled = (sum(getattr(part, name) for part in parts) for name in ("rows", "drawn"))
+    found: SureStatus = {"model": rule.model, "agree": rule.agree, "certainty": rule.certainty, "decided": bool(parts)}
+    if not parts:
+        return found
+    wrong = sum(part.errors / part.drawn * (part.rows - part.drawn) for part in parts if part.pays)
+    classes: dict[str, list[int]] = {}
+    for part in parts:
+        for label, counts in part.classes.items():
+            classes[label] = [one + more for one, more in zip(classes.get(label, [0, 0]), counts, strict=True)]
+    found |= {
+        "score": parts[-1].score,
+        "rows": rows,
+        "sampled": sampled,
+        "agreed": sum(part.agreed for part in parts),
+        "pays": any(part.pays for part in parts),
+        "share": sum(part.rows * (part.share if part.pays else 1.0) for part in parts) / max(1, rows),
+        "reached": 1 - wrong / max(1, rows),
+        "classes": classes,
+    }
+    costs = [part.costs for part in parts if part.costs is not None]
+    if costs:
+        found["expected_cost"], found["cost_alone"] = map(sum, zip(*costs, strict=True))
+    return found
+
+
+def count_givers(store: JobDatabase, spec: JobSpec, before: int) -> dict[str, int]:
+    """Count the delivered labels by who gave them: `cheap` and `strong`. Raises the errors of `JobDatabase`."""
+    cheap = store.count(f"{ANSWERED} AND key < {int(before)} AND settings = {int(spec.targets[1].settings)}")
+    return {CHEAP: cheap, STRONG: store.count(f"{ANSWERED} AND key < {int(before)}") - cheap}
+
+
+def marks_of(spec: JobSpec, answered: AnsweredRow) -> dict[str, Any]:
+    """Return `sure` and `score` of a row; `{}` for a job without `sure`. A failed row has no `sure`."""
+    if spec.sure is None:
+        return {}
+    cheap = answered.beside[0] if answered.beside else None
+    part = None if cheap is None else part_of(spec, cheap)
+    score = None
+    if part is not None:
+        score = score_of([answered.beside[slot - 1] for slot in spec.sure.panel(part.score)], part.score)
+    return {
+        "sure": None if answered.record.code is not None else giver_of(spec, answered.record),
+        "score": None if score is None else round(score, _DIGITS),
+    }

@@ -1,0 +1,156 @@
+"""The cut of sure labels and the shares of labels: what is promised holds, by counting every sample and by drawing."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from itertools import combinations, product
+from math import comb
+
+import pytest
+
+from promptmill.jobs.sure.cut import (
+    LAST,
+    NOTHING_SURE,
+    Place,
+    allowed,
+    allowed_of_class,
+    at_most,
+    cut,
+    errors_allowed,
+    place,
+    sample_size,
+)
+from promptmill.jobs.sure.shares import shares
+
+
+def delivered_errors(wrong: Sequence[bool], sample: set[int], places: Sequence[Place], where: Place) -> int:
+    return sum(places[row] > where and wrong[row] and row not in sample for row in range(len(wrong)))
+
+
+@pytest.mark.parametrize(("rows", "marked", "drawn"), [(12, 5, 4), (30, 7, 10), (9, 9, 3), (50, 1, 20)])
+def test_the_tail_is_exact(rows, marked, drawn):
+    for c in range(-1, drawn + 1):
+        ways = sum(comb(marked, k) * comb(rows - marked, drawn - k) for k in range(c + 1))
+        assert at_most(c, rows, marked, drawn) == pytest.approx(ways / comb(rows, drawn), abs=1e-9)
+
+
+@pytest.mark.parametrize(("rows", "drawn"), [(12, 9), (14, 6)])
+def test_every_sample_of_a_small_table_keeps_the_promise(rows, drawn):
+    samples = [set(sample) for sample in combinations(range(rows), drawn)]
+    orders = [[-row for row in range(rows)], [0] * rows, [-(row // 5) for row in range(rows)]]
+    worst = 0.0
+    for certainty, agree in product((0.8, 0.95), (0.9, 0.7)):
+        most = errors_allowed(rows, agree)
+        c = allowed(rows, drawn, most, certainty)
+        for count in range(most + 1, min(rows, most + 4) + 1):
+            at_random = set(random.Random(count).sample(range(rows), count))
+            patterns = (range(count), range(rows - count, rows), at_random)
+            for pattern, scores in product(patterns, orders):
+                wrong = [row in pattern for row in range(rows)]
+                places = [place(score, str(row), "x") for row, score in enumerate(scores)]
+                failed = sum(
+                    delivered_errors(wrong, sample, places, cut([(places[n], not wrong[n]) for n in sample], c)) > most
+                    for sample in samples
+                )
+                assert failed / len(samples) <= 1 - certainty + 1e-12
+                worst = max(worst, failed / len(samples))
+    assert worst > 0.1, "the rule wastes nothing: the chance of 20 % is nearly used"
+
+
+@pytest.mark.parametrize("scores", ["sharp", "noise", "inverted", "tied"])
+def test_drawn_samples_fail_as_seldom_as_promised(scores):
+    rows, draws = 500, 2_000
+    most = errors_allowed(rows, 0.95)
+    drawn = sample_size(rows, 0.95, 0.95)
+    c = allowed(rows, drawn, most, 0.95)
+    chance = random.Random(scores)
+    wrong = [row < 60 for row in range(rows)]
+    score = {
+        "sharp": lambda bad: chance.random() * (0.8 if bad else 1),
+        "noise": lambda _: chance.random(),
+        "inverted": float,
+        "tied": lambda _: round(chance.random() * 2) / 2,
+    }[scores]
+    places = [place(score(bad), str(row), "x") for row, bad in enumerate(wrong)]
+    failed = 0
+    for _ in range(draws):
+        sample = set(chance.sample(range(rows), drawn))
+        failed += delivered_errors(wrong, sample, places, cut([(places[n], not wrong[n]) for n in sample], c)) > most
+    assert failed / draws <= 0.065  # 5 % and three standard deviations
+
+
+def test_the_size_of_a_sample_and_the_disagreements_that_pass_are_those_of_the_measured_tables():
+    known = [(sample_size(rows, 0.95, 0.95), rows) for rows in (300, 500, 1_000, 2_000, 10_000, 1_000_000)]
+    assert [n for n, _ in known] == [74, 81, 113, 168, 465, 10_000]
+    assert [allowed(rows, n, errors_allowed(rows, 0.95), 0.95) for n, rows in known] == [1, 1, 2, 4, 16, 468]
+    assert sample_size(100, 0.95, 0.95) == 0
+    assert [allowed_of_class(drawn, 0.95, 0.95) for drawn in (58, 59, 93, 124, 181)] == [-1, 0, 1, 2, 4]
+
+
+def test_the_share_of_rows_that_go_to_the_strong_model_is_small_where_scores_are_sharp():
+    """10,000 rows, of which the cheap model has 90 % right: at most 17, 27 and 70 % for sharp, dull and no scores."""
+    rows, chance = 10_000, random.Random(4)
+    most, drawn = errors_allowed(rows, 0.95), sample_size(rows, 0.95, 0.95)
+    c = allowed(rows, drawn, most, 0.95)
+    for sharpness, bound in ((9, 0.17), (4, 0.27), (0, 0.70)):  # with all known 7, 13 and 50 %
+        found = []
+        for _ in range(10):
+            scores = [chance.random() for _ in range(rows)]
+            wrong = [chance.random() < 0.1 * (sharpness + 1) * (1 - score) ** sharpness for score in scores]
+            places = [place(score, "", "x") for score in scores]
+            sample = set(chance.sample(range(rows), drawn))
+            where = cut([(places[n], not wrong[n]) for n in sample], c)
+            found.append(sum(not places[n] > where or n in sample for n in range(rows)) / rows)
+        assert sum(found) / len(found) <= bound
+
+
+def test_rows_without_a_score_are_never_sure():
+    against = [(place(0.5, str(row), ""), False) for row in range(3)]
+    assert cut(against, 3) == LAST  # fewer disagreements than may pass: every row with a score is sure
+    assert place(0.0, "", "") > LAST
+    assert not place(None, "1", "") > LAST
+    assert not place(float("nan"), "1", "") > LAST
+    assert cut(against, -1) == NOTHING_SURE
+    assert not place(1.0, "1", "") > NOTHING_SURE
+
+
+def test_a_class_is_found_as_often_as_promised():
+    chance, missed, runs = random.Random(2), 0, 300
+    for _ in range(runs):
+        rows = 1_500
+        fraud = [chance.random() < 0.2 for _ in range(rows)]
+        scores = [chance.random() for _ in range(rows)]
+        misses = [of and chance.random() < 0.5 * (1 - score) for of, score in zip(fraud, scores, strict=True)]
+        places = [place(score, str(row), "") for row, score in enumerate(scores)]
+        sample = set(chance.sample(range(rows), 500))
+        mine = [(places[n], not misses[n]) for n in sample if fraud[n]]
+        where = cut(mine, allowed_of_class(len(mine), 0.95, 0.95))
+        missed += delivered_errors(misses, sample, places, where) > 0.05 * sum(fraud)
+    assert missed / runs <= 0.05
+
+
+def test_shares_are_corrected_for_the_errors_of_the_labels():
+    """100 of 10,000 rows are reviewed; 4 % are fraud. The interval contains the truth; that of the labels never."""
+    chance, inside, plain = random.Random(0), 0, 0
+    for run in range(40):
+        right = ["fraud" if chance.random() < 0.04 else "fine" for _ in range(10_000)]
+        given = [
+            ("fine" if chance.random() < 0.3 else "fraud") if label == "fraud" else
+            ("fraud" if chance.random() < 0.03 else "fine")
+            for label in right
+        ]  # fmt: skip
+        reviewed = [(given[n], right[n]) for n in chance.sample(range(10_000), 100)]
+        machine = {label: given.count(label) for label in ("fraud", "fine")}
+        found, truth = shares(machine, reviewed, seed=run)["fraud"], right.count("fraud") / 10_000
+        inside += found.low <= truth <= found.high
+        deviation = (found.counted * (1 - found.counted) / 10_000) ** 0.5
+        plain += abs(found.counted - truth) <= 1.96 * deviation
+    assert inside >= 36
+    assert plain == 0
+
+
+def test_a_table_that_was_reviewed_whole_has_shares_without_doubt():
+    found = shares({"a": 90, "b": 10}, [("a", "a")] * 90 + [("b", "a")] * 10)
+    assert (found["a"].share, found["a"].low, found["a"].high) == (1, 1, 1)
+    assert (found["b"].share, found["b"].counted) == (0, 0.1)
