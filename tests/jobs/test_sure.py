@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+import promptmill
 from promptmill.jobs.store.records import SLOT
 from replies import answer, choose, status
+from waiting import eventually
 
 ROWS = 600
 MOST_WRONG = 0.12
@@ -276,3 +278,51 @@ def test_it_needs_labels_and_its_options_need_it(sure):
 def test_another_promise_needs_another_output(sure):
     run(sure)
     assert "Name another output" in sure.fail(*SURE, "--agree", "90%", "--set", f"models={json.dumps(_named(sure))}")
+
+
+def test_validate_tells_the_size_of_the_sample_and_its_price(sure):
+    done = sure.run(*SURE, "--set", f"models={json.dumps(_named(sure))}", "--validate")
+    assert "sample: 83 rows at both models, about $" in done.stdout
+    assert not sure.upstream.seen
+
+
+def test_the_news_of_the_sample_come_before_the_other_rows_are_sent(sure):
+    done = sure.run(*SURE, "--set", f"models={json.dumps(_named(sure))}")
+    assert "of the rows will be answered by strong: $" in done.stderr
+    assert "agreement with the model, not truth" in done.stdout
+
+
+def test_a_class_that_the_sample_hardly_has_cannot_be_guarded(sure):
+    found = run(sure, "--recall", "neutral=95%")
+    assert not found["sure"]["pays"], "30 of 83 rows are too few for a promise"
+    assert sent(sure)["strong"] == ROWS
+
+
+def test_the_report_has_the_promise_the_classes_and_the_curve(sure):
+    run(sure)
+    report = sure.path / "report.html"
+    done = sure.here(["promptmill", "report", str(sure.output), "--output", str(report)])
+    assert done.returncode == 0, done.stderr
+    text = report.read_text()
+    assert "Sure labels" in text
+    assert '"curve":[[1.0,1.0],' in text
+    assert "Near the cut" in text
+
+
+def test_a_program_and_a_detached_job_may_be_sure_too(sure):
+    found = promptmill.bulk(
+        [{"text": f"review {n}"} for n in range(ROWS)],
+        prompt="Is it positive? {{text}}",
+        choices=LABELS,
+        base_url=sure.upstream.url,
+        model="small",
+        sure="strong",
+        agree="90%",
+        progress=False,
+    )
+    assert {row["sure"] for row in found.rows} >= {"cheap", "sample"}
+    assert found.status["sure"]["agree"] == 0.9
+    done = sure.run(*SURE, "--set", f"models={json.dumps(_named(sure))}", "--detach")
+    assert done.returncode == 0, done.stderr
+    eventually(lambda: sure.status()["state"] == "finished")
+    assert Counter(row["sure"] for row in sure.answers())["cheap"] > ROWS / 3

@@ -27,6 +27,7 @@ from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import Code, PromptmillError, config_error, redact
 from promptmill.core.money import dollars
+from promptmill.core.wording import counted
 from promptmill.jobs import members
 from promptmill.jobs.columns import VARIANT
 from promptmill.jobs.export.answered import answered_rows, every_answer
@@ -386,7 +387,8 @@ def _validate(configuration: Configuration, order: JobOrder, source: Given | Non
     from promptmill.jobs.run.validation import check  # imports the readers of images
 
     plan = configuration.plan
-    found = check(plan, order, JobFolders.from_environ(), given=source)
+    plans = admission.plans_of(order, configuration)
+    found = check(plan, order, JobFolders.from_environ(), given=source, plans=plans)
     if as_json:
         say(orjson.dumps(found).decode())
     else:
@@ -412,7 +414,19 @@ def _validate(configuration: Configuration, order: JobOrder, source: Given | Non
                 f"'price={{input: 1, output: 2}}', says what a million tokens cost in US dollars",
                 wrap=True,
             )
+        if sure := found.get("sure"):
+            say(_sample(sure), wrap=True)
     return int(found["invalid"] > 0)
+
+
+def _sample(sure: Mapping[str, Any]) -> str:
+    """Return what `--validate` says of the sample of sure labels."""
+    model, rows = sure["model"], f"all {counted(sure['rows'], 'row')} at {sure['model']}"
+    alone = f": about {dollars(sure['cost_alone'])} for the prompts" if "cost_alone" in sure else ""
+    if not sure["sampled"]:
+        return f"{rows}{alone}; so few need no sample"
+    cost = f", about {dollars(sure['sample_cost'])} for the prompts at {model}" if "sample_cost" in sure else ""
+    return f"sample: {counted(sure['sampled'], 'row')} at both models{cost}; {rows}{alone}"
 
 
 def _left_out(found: Mapping[str, Any]) -> str:

@@ -129,16 +129,9 @@ def summary(
 
 def _sure(sure: SureStatus) -> list[str]:
     """Return what is promised of the labels, and the sample by class, where a rare class may be lost."""
-    model, texts = sure["model"], status.sample_lines(sure)
-    lines = [f"  {text}" for text in (texts[:-1] if sure["pays"] else texts)]  # the last one is about the future
+    lines = _labelled(("sure", "\n            ".join(status.label_lines(sure))))
     if not sure["pays"]:
         return lines
-    if "cheap" in sure:
-        lines.append(f"  {sure['cheap']:,} labels by the cheap model, {sure['strong']:,} by {model}")
-    agree, certainty = _percent(sure["agree"]), _percent(sure["certainty"])
-    promise = f"{agree} of the labels or more agree with {model}, with {certainty} certainty"
-    lines.append(f"  sure      {promise}; estimated {_percent(sure['reached'])}")
-    lines.append("            agreement with the model, not truth; of all these rows, not of each class")
     width = max(5, *(len(_value(label)) for label in sure["classes"]))
     lines.append(f"            {'class':{width}}  in the sample  found by the cheap model")
     for label, (rows, found) in list(sure["classes"].items())[:_MOST_CLASSES]:
@@ -146,10 +139,6 @@ def _sure(sure: SureStatus) -> list[str]:
     if (more := len(sure["classes"]) - _MOST_CLASSES) > 0:
         lines.append(f"            and {more:,} more")
     return lines
-
-
-def _percent(share: float) -> str:
-    return f"{share * 100:.4g} %" if share < 1 else "100 %"
 
 
 def _labelled(*facts: tuple[str, str]) -> list[str]:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import io
 import math
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
@@ -29,8 +31,9 @@ from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.rounds import ANSWERED
 from promptmill.jobs.store.spec import JobSpec
 from promptmill.jobs.store.status_record import CourseRecord, FieldResults, Results, Status
+from promptmill.jobs.sure.labels import curve_of
 from promptmill.report import page
-from promptmill.report.job_table import CUT, FAILED, PROMPT_NAME, JobTable, variant_names
+from promptmill.report.job_table import CUT, FAILED, NEAR, PROMPT_NAME, JobTable, variant_names
 from promptmill.report.page import MOST_ROWS, Report, when
 from promptmill.report.page_rows import Filter
 
@@ -80,6 +83,7 @@ def _page(folder: Folder) -> tuple[bytes, tuple[int, int, str]]:
         examples, spread = statistics.examples(store), statistics.spread(store)
         counts = statistics.counts(store, skips_empty=skips_empty).as_dict(Counts())
         made_in, by_slot = _rounds(store), statistics.slots(store) if spec.is_grid else {}
+        curve = curve_of(store, spec)
         where = f"({ANSWERED} OR ({statistics.is_failed(skips_empty=skips_empty)})) AND {statistics.DELIVERED}"
         total = store.count(where)
         drawn = statistics.at_most(store, MOST_ROWS, _SEED, where)
@@ -100,12 +104,13 @@ def _page(folder: Folder) -> tuple[bytes, tuple[int, int, str]]:
             *(_of_field(table, name, field) for name, field in results.get("fields", {}).items()),
         ],
         "failures": [(code, count, *_example(code, examples.get(code, ""))) for code, count in failures.items()],
+        "sections": _of_sure(found, curve),
         "thumbnails": pictures.found,
         "course": (course := folder.course),
         "spreads": _spreads(spread),
         "run": _run(course, spec, found, made_in),
     }
-    rows.filters = _filters(failed=bool(failures), cut=any(state & CUT for state in rows.state))
+    rows.filters = _filters(failed=bool(failures), states=functools.reduce(operator.or_, rows.state, 0))
     rows.rows_of_input = status.rows_of_input(found) or 0
     title, so_far = _title(spec), " so far" if found["state"] in progress.ALIVE else ""
     return page.filled(title, data, rows, total, so_far), (len(rows.number), total, rows.noun)
@@ -127,7 +132,7 @@ def _rounds(store: JobDatabase) -> str:
 
 def _of_variants(spec: JobSpec, by_slot: Mapping[int, tuple[int, int]]) -> Iterator[Bars]:
     for column, title in ((MODEL, "Answers by model"), (PROMPT_NAME, "Answers by prompt")):
-        names = [variant_names(spec, slot).get(column, "") for slot in range(len(spec.targets))]
+        names = [variant_names(spec, slot).get(column, "") for slot in range(spec.delivered)]
         sums = {name: [0, 0] for name in names if name}
         for slot, name in enumerate(names):
             for at, count in enumerate(by_slot.get(slot, (0, 0)) if name else ()):
@@ -137,10 +142,29 @@ def _of_variants(spec: JobSpec, by_slot: Mapping[int, tuple[int, int]]) -> Itera
             yield title, column, bars, ""
 
 
-def _filters(*, failed: bool, cut: bool) -> list[Filter]:
+def _of_sure(found: Status, curve: Sequence[tuple[float, float]]) -> list[dict[str, Any]]:
+    """Return the section on the labels of a job with `sure`: the promise, the sample by class, and the curve."""
+    sure = found.get("sure", {})
+    if not sure.get("sampled"):
+        return []
+    rows = [[label, f"{count:,}", f"{agreeing:,}"] for label, (count, agreeing) in sure["classes"].items()]
+    head = [f"label by {sure['model']}", "in the sample", "found by the cheap model"]
+    part = {
+        "title": "Sure labels",
+        "lines": status.label_lines(sure),
+        "bars": [],
+        "tables": [{"head": head, "rows": rows}],
+    }
+    target = {"curve": curve, "agree": sure["agree"], "share": sure["share"]} if curve else {}
+    return [part | target]
+
+
+def _filters(*, failed: bool, states: int) -> list[Filter]:
+    cut = bool(states & CUT)
     filters = [("answered", "Answered", FAILED, 0)] if failed or cut else []
     filters += [("failed", "Failed", FAILED, FAILED)] if failed else []
-    return filters + ([("cut", "Cut off", CUT, CUT)] if cut else [])
+    filters += [("cut", "Cut off", CUT, CUT)] if cut else []
+    return filters + ([("near", "Near the cut", NEAR, NEAR)] if states & NEAR else [])
 
 
 def _heading(found: Status) -> dict[str, str]:

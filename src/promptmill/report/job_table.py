@@ -12,15 +12,16 @@ from promptmill.backends.questions import PlainTemplate
 from promptmill.backends.rows import IMAGES
 from promptmill.core.values import JsonObject
 from promptmill.core.wording import LONGEST_SHOWN, cut, unescaped
-from promptmill.jobs.columns import EXTRA_FIELDS, FIELD, MODEL
+from promptmill.jobs.columns import EXTRA_FIELDS, FIELD, MODEL, SCORE, sure_fields
 from promptmill.jobs.export.answered import AnsweredRow
 from promptmill.jobs.export.text import AnswerValues, OwnValues, cell
 from promptmill.jobs.inputs.template import template_of
 from promptmill.jobs.manage.job_rows import JobRow
 from promptmill.jobs.store.spec import JobSpec
+from promptmill.jobs.sure.labels import is_near_cut
 from promptmill.report.page_rows import OWN, Cell, Column, PageRows, last_turns
 
-FAILED, CUT = 1, 2
+FAILED, CUT, NEAR = 1, 2, 4
 """Bits of a row's state."""
 PROMPT_NAME = "prompt name"
 """The column of the names of the prompts, in a job with several."""
@@ -31,7 +32,7 @@ _SAFE = 1 << 53  # JavaScript has no whole numbers beyond
 def variant_names(spec: JobSpec, slot: int) -> dict[str, str]:
     """Return the model and the name of the prompt of the answers in a slot, as far as the job has several."""
     target, names = spec.targets[slot], dict[str, str]()
-    if len({target.model for target in spec.targets}) > 1:
+    if len({target.model for target in spec.output_targets}) > 1:
         names[MODEL] = target.model
     if spec.question.prompts > 1:
         names[PROMPT_NAME] = target.name.removeprefix(f"{target.model}/")
@@ -54,11 +55,13 @@ class JobTable:
         self._image_columns = {question.image_column} if question.image_column else {*IMAGES}
         names = self._answers.names
         self._fields = [key for key in names if key == _ANSWER or key.startswith(FIELD)]
+        self._marks = sure_fields(spec)
         self._figures = [key for key in names if key in EXTRA_FIELDS and key != "logprobs"]
         columns = [
             Column(_ASKED, "prompt", "prompt", is_hidden=bool(question.templates)),
             *(Column(name, name, "variant") for name in variant_names(spec, 0)),
             *(Column(key, names[key], "answer") for key in self._fields),
+            *(Column(key, names[key], "figure" if key == SCORE else "variant") for key in self._marks),
             Column(_ERROR, names[_ERROR], "error"),
             *(Column(key, names[key], "figure", is_hidden=True) for key in self._figures),
             Column(_SECONDS, "seconds", "figure", is_hidden=True),
@@ -78,7 +81,8 @@ class JobTable:
             values[_ASKED] = self._asked_cell(row, own, self.spec.targets[slot].prompt)
         is_cut = row.values["finish_reason"] == "length"
         values[_SECONDS], values[_TOKENS] = row.seconds, row.values["usage"]["completion_tokens"]
-        self.rows.add(row.number, FAILED if values.get(_ERROR) else CUT if is_cut else 0, values)
+        near = NEAR if is_near_cut(self.spec, row.answered) else 0
+        self.rows.add(row.number, (FAILED if values.get(_ERROR) else CUT if is_cut else 0) | near, values)
 
     def finished(self, *, has_images: bool) -> PageRows:
         """Return the table; `has_images`: some rows have a thumbnail."""
@@ -132,7 +136,7 @@ class JobTable:
             cells |= {key: _plain(values.get(key)) for key in self._fields}
             if _ANSWER in self._fields:
                 cells[_ANSWER] = row.answers[0] if len(row.answers) == 1 else row.answers
-        return cells | {key: _plain(values.get(key)) for key in self._figures}
+        return cells | {key: _plain(values.get(key)) for key in (*self._marks, *self._figures)}
 
 
 def _plain_templates(spec: JobSpec) -> list[PlainTemplate | None]:

@@ -89,6 +89,8 @@ def loose_id(given: Given, plan: ResolvedConfig, order: JobOrder) -> str:
     settings = fingerprint(plan, order.system_prompt, "jsonl")
     question = order.question.model_dump(mode="json")
     variants = [variant.model_dump() for variant in order.variants]
+    if order.sure is not None:
+        variants.append(order.sure.model_dump())
     return f"{_slug(given.name)}-{digest(given.key, settings, question, variants, order.limits.rows)}"
 
 

@@ -112,7 +112,7 @@ class SureRounds:
 
     def _drawn(self, rows: int, of: str, round_: int) -> SurePart:
         rule, seed = self._rule, digest(self._spec.job_id, of, round_)
-        size = 0 if rows < FEWEST_ROWS else cuts.sample_size(rows, rule.agree, self._certainty)
+        size = sample_of(rows, rule)
         if not size:
             return SurePart(of=of, round=round_, rows=rows, seed=seed, cut=NOTHING_SURE)
         chosen = nsmallest(size, self._new_rows(), key=lambda n: cuts.number("sample", seed, n))
@@ -129,11 +129,6 @@ class SureRounds:
         while page := self._store.read(query, self._end, last):
             yield from (n for (n,) in page)
             last = page[-1][0]
-
-    @property
-    def _certainty(self) -> float:
-        """The certainty of each promise, if there are several."""
-        return 1 - (1 - self._rule.certainty) / (1 + len(self._rule.recall))
 
     def advance(self) -> bool:
         """Decide on a sample whose rows are all answered; return whether this changed the rounds to come."""
@@ -189,10 +184,10 @@ class SureRounds:
 
     def _cut(self, part: SurePart, sample: Sequence[_Sampled], places: Sequence[Place]) -> Place:
         verdicts = [(place, row.agrees) for place, row in zip(places, sample, strict=True)]
-        found = [cuts.cut(verdicts, cuts.allowed(part.rows, part.drawn, part.wrong, self._certainty))]
+        found = [cuts.cut(verdicts, cuts.allowed(part.rows, part.drawn, part.wrong, self._rule.certainty_of_each))]
         for label, recall in self._rule.recall.items():
             mine = [verdict for verdict, row in zip(verdicts, sample, strict=True) if row.label == label]
-            found.append(cuts.cut(mine, cuts.allowed_of_class(len(mine), recall, self._certainty)))
+            found.append(cuts.cut(mine, cuts.allowed_of_class(len(mine), recall, self._rule.certainty_of_each)))
         return max(found)
 
     # ---- the copies
@@ -260,6 +255,11 @@ class SureRounds:
         known = {record.key: record for record in self._store.records_at(others)} if others else {}
         score = score_of([cheap, *map(known.get, others)], part.score)
         return cuts.place(score, _question(cheap), part.seed) > part.cut
+
+
+def sample_of(rows: int, rule: Sure) -> int:
+    """Return the size of the sample of so many rows; 0: the strong model answers all of them."""
+    return 0 if rows < FEWEST_ROWS else cuts.sample_size(rows, rule.agree, rule.certainty_of_each)
 
 
 def _question(cheap: Record | None) -> str:

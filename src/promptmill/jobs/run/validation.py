@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any
 
 from promptmill.answering.costs import price_of, tier_of
@@ -26,6 +27,7 @@ from promptmill.jobs.inputs.given import Given
 from promptmill.jobs.run import admission
 from promptmill.jobs.run.job_rounds import reader_of, requests_of
 from promptmill.jobs.run.order_files import OrderFiles
+from promptmill.jobs.run.sure_rounds import sample_of
 from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder
@@ -42,12 +44,13 @@ def check(
     may_name: frozenset[str] | None = None,
     *,
     given: Given | None = None,
+    plans: Mapping[str, ResolvedConfig] = MappingProxyType({}),
     are_paths_resolved: bool = False,
 ) -> dict[str, Any]:
     """Return the counts `rows`, `invalid` and `images`, the first `problems`, and an estimate of tokens.
 
     The estimate includes the system prompt, but not images or the additions of a chat template. `may_name`: see
-    `RowReader`. `given`, `are_paths_resolved`: see `OrderFiles.of`.
+    `RowReader`. `plans`: see `admission.admit`. `given`, `are_paths_resolved`: see `OrderFiles.of`.
     """
     if order.cut is not None:
         raise input_error("Validate the whole input, without ", Named("shard"), ".")
@@ -64,7 +67,7 @@ def check(
         found["notes"] = list(columns.notes(spec))
         if spec.input.format != "batch" and (note := _repeated_ids(store, spec, order)):
             found["notes"].append(note)
-        return found | _cost(plan, found)
+        return found | _cost(plan, found) | _sample(plan, order, plans, found)
 
 
 def _repeated_ids(store: JobDatabase, spec: JobSpec, order: JobOrder) -> str:
@@ -136,6 +139,23 @@ def _cost(plan: ResolvedConfig, found: Mapping[str, Any]) -> dict[str, float | N
     if longest is None:
         return {"estimated_cost": prompts, "most_cost": None}
     return {"estimated_cost": prompts, "most_cost": prompts + price.cost(Usage(0, longest), tier) * rows_}
+
+
+def _sample(
+    plan: ResolvedConfig, order: JobOrder, plans: Mapping[str, ResolvedConfig], found: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return `sure`, the size of the sample and what the strong model's part of its prompts costs; `{}` without it."""
+    if (rule := order.sure) is None:
+        return {}
+    rows_ = found["rows"] - found["invalid"] - found.get("skipped", 0)
+    size = sample_of(rows_, rule)
+    sure: dict[str, Any] = {"model": rule.model, "rows": rows_, "sampled": size}
+    own = plans.get(rule.model)
+    price = price_of(plan, rule.model) if own is None else price_of(own)
+    if price is not None:
+        each = price.cost(Usage(found["estimated_prompt_tokens"] // max(1, found["rows"])), "")
+        sure |= {"sample_cost": each * size, "cost_alone": each * rows_}
+    return {"sure": sure}
 
 
 def _check_payload(conversation: Conversation, rules: images.ImageRules, where: str) -> None:

@@ -233,6 +233,11 @@ class Sure(Stored):
         others = [Variant(name="second", model=self.second)] if self.second else [Variant(name="2"), Variant(name="3")]
         return (Variant(name="", model=self.model), Variant(name="cheap"), *others)
 
+    @property
+    def certainty_of_each(self) -> float:
+        """The certainty of each promise, so that all of them hold together with `certainty`."""
+        return 1 - (1 - self.certainty) / (1 + len(self.recall))
+
     def panel(self, score: str) -> tuple[int, ...]:
         """Return the slots of the cheap answers that are asked, if the answers are ordered by `score`."""
         if self.second:

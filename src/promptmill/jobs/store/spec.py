@@ -247,6 +247,11 @@ class JobSpec(Stored):
         return len(self.targets) if self.sure is None else 1
 
     @property
+    def output_targets(self) -> Sequence[Target]:
+        """The targets of the answers in the output."""
+        return self.targets[: self.delivered]
+
+    @property
     def of_call(self) -> bool:
         """Whether the rows are items of a call, which became this job."""
         return self.input.format == "messages"

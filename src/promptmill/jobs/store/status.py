@@ -195,6 +195,21 @@ def sample_lines(sure: SureStatus) -> list[str]:
     return [*lines, f"did not pay: {share} would go to {model} anyway; it answers all rows"]
 
 
+def label_lines(sure: SureStatus) -> list[str]:
+    """Return what the sample of a job says, who gave the labels, what is promised of them, and what is not."""
+    lines = sample_lines(sure)
+    if not sure["pays"]:
+        return lines
+    if "cheap" in sure:  # the last line was a forecast
+        lines[-1] = f"{sure['cheap']:,} labels by the cheap model, {sure['strong']:,} by {sure['model']}"
+    agree, certainty, reached = (f"{sure[name] * 100:.4g} %" for name in ("agree", "certainty", "reached"))
+    return [
+        *lines,
+        f"{agree} of the labels or more agree with {sure['model']}, with {certainty} certainty; estimated {reached}",
+        "agreement with the model, not truth; of all these rows together, not of each class",
+    ]
+
+
 def line(status: RunStatus) -> str:
     """Return the progress of a job in one line."""
     return ", ".join(parts(status))

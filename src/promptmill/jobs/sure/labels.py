@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from promptmill.jobs.store.database import JobDatabase
-from promptmill.jobs.store.records import Record
+from promptmill.jobs.store.records import SLOT, Record
 from promptmill.jobs.store.rounds import ANSWERED
 from promptmill.jobs.store.spec import JobSpec, SurePart
 from promptmill.jobs.store.status_record import SureStatus
-from promptmill.jobs.sure.panel import score_of
+from promptmill.jobs.sure.cut import place
+from promptmill.jobs.sure.panel import label_of, score_of
 
 if TYPE_CHECKING:
     from promptmill.jobs.export.answered import AnsweredRow
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 CHEAP, SAMPLE, STRONG = "cheap", "sample", "strong"
 """Who gave a label: the cheap model; the strong model, because the row was sampled, or because it was unsure."""
 _DIGITS = 4
+_NEAR = 0.05
+_POINTS = 200
 
 
 def part_of(spec: JobSpec, cheap: Record) -> SurePart | None:
@@ -65,6 +68,40 @@ def count_givers(store: JobDatabase, spec: JobSpec, before: int) -> dict[str, in
     """Count the delivered labels by who gave them: `cheap` and `strong`. Raises the errors of `JobDatabase`."""
     cheap = store.count(f"{ANSWERED} AND key < {int(before)} AND settings = {int(spec.targets[1].settings)}")
     return {CHEAP: cheap, STRONG: store.count(f"{ANSWERED} AND key < {int(before)}") - cheap}
+
+
+def is_near_cut(spec: JobSpec, answered: AnsweredRow | None) -> bool:
+    """Return whether the score of a row is close to the cut, where labels are wrong most often."""
+    if spec.sure is None or answered is None or (score := marks_of(spec, answered)["score"]) is None:
+        return False
+    cheap = answered.beside[0]
+    part = None if cheap is None else part_of(spec, cheap)
+    return part is not None and part.cut is not None and part.pays and abs(score - part.cut[0]) <= _NEAR
+
+
+def curve_of(store: JobDatabase, spec: JobSpec) -> list[tuple[float, float]]:
+    """Return the agreement that the newest sample shows for each share of rows at the strong model, from 0 to 1.
+
+    Each point is a share, and the agreement if the cut were there. `[]` without a sample that is still in the database.
+    """
+    part = spec.parts[-1] if spec.parts else None
+    if spec.sure is None or part is None or not part.drawn or part.cut is None:
+        return []
+    verdicts = []
+    slots = (0, *spec.sure.panel(part.score))
+    for (n,) in store.read("SELECT n FROM chosen WHERE round = ?", part.round):
+        known = {record.slot: record for record in store.records_at([n + slot * SLOT for slot in slots])}
+        strong, cheap = known.get(0), known.get(1)
+        if strong is not None and cheap is not None and cheap.asked is not None:
+            score = score_of([known.get(slot) for slot in slots[1:]], part.score)
+            where = place(score, cheap.asked.hex(), part.seed)
+            verdicts.append((where, strong.code is None and label_of(strong) == label_of(cheap)))
+    verdicts.sort(reverse=True)
+    points, wrong = [(1.0, 1.0)], 0
+    for count, (_, agrees) in enumerate(verdicts, 1):
+        wrong += not agrees
+        points.append((1 - count / len(verdicts), 1 - wrong / len(verdicts)))
+    return points[:: max(1, len(points) // _POINTS)]
 
 
 def marks_of(spec: JobSpec, answered: AnsweredRow) -> dict[str, Any]:
