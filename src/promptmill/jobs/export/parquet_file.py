@@ -135,10 +135,10 @@ def _arrow_types(answers: AnswerValues) -> JsonDict:
         [("code", pa.string()), ("message", pa.string()), ("retryable", pa.bool_()), ("attempts", pa.int64())]
     )
     usage = pa.struct([("prompt_tokens", pa.int64()), ("completion_tokens", pa.int64())])
-    structs = {"error": error, "usage": usage}
+    types = {"error": error, "usage": usage, "cost": pa.float64(), "score": pa.float64()}
     schema = answers.schema
     return {
-        key: schema.arrow_type(key) if schema is not None and key in schema.names else structs.get(key, pa.string())
+        key: schema.arrow_type(key) if schema is not None and key in schema.names else types.get(key, pa.string())
         for key in answers.names
     }
 
@@ -147,7 +147,7 @@ def _arrow_value(schema: SchemaColumns | None, key: str, value: Any) -> Any:
     """Return a value in the Arrow type of the column `key`. In a column of texts, a list or an object becomes JSON."""
     if schema is not None and key in schema.names:
         return schema.arrow_value(key, value)
-    is_plain = isinstance(value, str | None) or key in {"error", "usage"}
+    is_plain = isinstance(value, str | None) or key in {"error", "usage", "cost", "score"}
     return value if is_plain else orjson.dumps(value).decode()
 
 

@@ -155,7 +155,7 @@ class SureRounds:
 
     def _decided(self, part: SurePart, sample: Sequence[_Sampled]) -> SurePart:
         scores = [score_of(row.panel, part.score) for row in sample]
-        if len({score for score in scores if score is not None}) < 2:
+        if len({score for score in scores if score is not None}) == 1:
             part = part.model_copy(update={"score": "equal"})
         places = [cuts.place(score, row.question, part.seed) for score, row in zip(scores, sample, strict=True)]
         cut = self._cut(part, sample, places)

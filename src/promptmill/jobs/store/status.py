@@ -198,10 +198,9 @@ def sample_lines(sure: SureStatus) -> list[str]:
 def label_lines(sure: SureStatus) -> list[str]:
     """Return what the sample of a job says, who gave the labels, what is promised of them, and what is not."""
     lines = sample_lines(sure)
-    if not sure["pays"]:
+    if not sure["pays"] or "cheap" not in sure:  # the job has not finished
         return lines
-    if "cheap" in sure:  # the last line was a forecast
-        lines[-1] = f"{sure['cheap']:,} labels by the cheap model, {sure['strong']:,} by {sure['model']}"
+    lines[-1] = f"{sure['cheap']:,} labels by the cheap model, {sure['strong']:,} by {sure['model']}"
     agree, certainty, reached = (f"{sure[name] * 100:.4g} %" for name in ("agree", "certainty", "reached"))
     return [
         *lines,
