@@ -298,6 +298,19 @@ def test_a_class_that_the_sample_hardly_has_cannot_be_guarded(sure):
     assert sent(sure)["strong"] == ROWS
 
 
+def test_a_guarded_class_may_need_a_larger_sample(sure):
+    sure.write([{"id": f"r{n}", "text": f"review {n}"} for n in range(2 * ROWS)])
+    found = run(sure, "--recall", "neutral=95%")
+    (part,) = sure.folder.known_spec().parts
+    assert part.earlier > 60, "the first sample had too few rows of the class"
+    assert found["sure"]["classes"]["neutral"][0] >= 72
+    assert part.rows + part.earlier == found["sure"]["rows"] == 2 * ROWS
+    rows = sure.answers()
+    neutral = [row for row in rows if label("strong", row["text"])[0] == "neutral"]
+    assert sum(row["answer"] == "neutral" for row in neutral) >= 0.85 * len(neutral)
+    assert found["done"] == 2 * ROWS
+
+
 def test_the_report_has_the_promise_the_classes_and_the_curve(sure):
     run(sure)
     report = sure.path / "report.html"

@@ -13,7 +13,9 @@ killed job draws and cuts the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import nsmallest
 from typing import TYPE_CHECKING, Any
@@ -38,6 +40,8 @@ FEWEST_ROWS = 200
 """In a smaller table, the strong model answers every row: there is almost nothing to save."""
 _LEAST_SAVED = 0.05
 """The share of the price that the cheap model must save; a smaller one is not worth a wrong label."""
+_LARGEST_SAMPLE = 0.5
+"""The share of a table that a larger sample, for a rare class, may have."""
 _ROWS_AT_ONCE = 65_536
 _HAS_QUESTION = "row.asked IS NOT NULL AND substr(row.asked, 1, 16) != zeroblob(16)"
 _IS_NEW = f"""
@@ -115,13 +119,27 @@ class SureRounds:
         size = sample_of(rows, rule)
         if not size:
             return SurePart(of=of, round=round_, rows=rows, seed=seed, cut=NOTHING_SURE)
+        self._draw(round_, size, seed)
+        return SurePart(
+            of=of, round=round_, rows=rows, drawn=size, seed=seed, wrong=cuts.errors_allowed(rows, rule.agree)
+        )
+
+    def _draw(self, round_: int, size: int, seed: str) -> None:
         chosen = nsmallest(size, self._new_rows(), key=lambda n: cuts.number("sample", seed, n))
         self._store.change(
             ("DELETE FROM chosen", [()]), ("INSERT INTO chosen VALUES (?, ?)", [(round_, n) for n in chosen])
         )
-        return SurePart(
-            of=of, round=round_, rows=rows, drawn=size, seed=seed, wrong=cuts.errors_allowed(rows, rule.agree)
-        )
+
+    def _size_for_classes(self, part: SurePart, sample: Sequence[_Sampled]) -> int:
+        """Return the size of the larger sample that guarded classes need; 0 if this one does, or none can."""
+        found, certainty = 0, self._rule.certainty_of_each
+        for label, recall in self._rule.recall.items():
+            rows = sum(row.label == label for row in sample)
+            if cuts.allowed_of_class(rows, recall, certainty) < 0:
+                enough = next(n for n in itertools.count(1) if cuts.allowed_of_class(n, recall, certainty) >= 1)
+                found = max(found, math.ceil(enough * part.drawn / max(1, rows)))
+        left = part.rows - part.drawn
+        return 0 if part.earlier or found > left * _LARGEST_SAMPLE else found
 
     def _new_rows(self) -> Iterator[int]:
         query = f"SELECT n FROM row WHERE {_IS_NEW} AND n > ? ORDER BY n LIMIT {_ROWS_AT_ONCE}"
@@ -139,6 +157,10 @@ class SureRounds:
         kind = kind_of([row.panel for row in sample], has_second=bool(self._rule.second))
         if not kind:
             self._replace_part(part.model_copy(update={"score": "repeats"}))
+        elif size := self._size_for_classes(part, sample):
+            again = {"earlier": part.drawn, "rows": part.rows - part.drawn, "drawn": size}
+            self._draw(part.round, size, part.seed)
+            self._replace_part(part.model_copy(update=again))
         else:
             self._replace_part(self._decided(part.model_copy(update={"score": kind}), sample))
         return True
@@ -177,10 +199,16 @@ class SureRounds:
                 "agreed": sum(row.agrees for row in sample),
                 "errors": sum(place > cut and not row.agrees for place, row in zip(places, sample, strict=True)),
                 "share": share,
+                "unguarded": self._unguarded(classes),
                 "classes": dict(sorted(classes.items(), key=lambda one: -one[1][0])),
                 "costs": costs,
             }
         )
+
+    def _unguarded(self, classes: Mapping[str, tuple[int, int]]) -> tuple[str, ...]:
+        guarded, certainty = self._rule.recall, self._rule.certainty_of_each
+        rows = {label: classes.get(label, (0, 0))[0] for label in guarded}
+        return tuple(label for label in guarded if cuts.allowed_of_class(rows[label], guarded[label], certainty) < 0)
 
     def _cut(self, part: SurePart, sample: Sequence[_Sampled], places: Sequence[Place]) -> Place:
         verdicts = [(place, row.agrees) for place, row in zip(places, sample, strict=True)]
@@ -277,8 +305,8 @@ def _costs(part: SurePart, sample: Sequence[_Sampled], share: float) -> tuple[fl
     cheap = [sum(_cost(one) or 0.0 for one in row.panel) for row in sample]
     if not strong or not sum(strong):
         return None
-    every = part.rows * sum(strong) / len(strong)
-    return share * every + part.rows * sum(cheap) / len(cheap), every
+    each, rows = sum(strong) / len(strong), part.rows + part.earlier
+    return (share * part.rows + part.earlier) * each + rows * sum(cheap) / len(cheap), rows * each
 
 
 def _cost(record: Record | None) -> float | None:

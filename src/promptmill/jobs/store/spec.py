@@ -150,6 +150,10 @@ class SurePart(Stored):
     """The rounds that asked the strong model about the sample."""
     drawn: int = 0
     """Rows of the sample; 0: the strong model answers all rows."""
+    earlier: int = 0
+    """Rows of a first, smaller sample, which are not among `rows`: it had too few rows of a class to guard."""
+    unguarded: tuple[str, ...] = ()
+    """The classes of which this sample has too few rows, too."""
     wrong: int = 0
     """The most labels that may differ from those of the strong model."""
     seed: str = ""

@@ -186,6 +186,9 @@ def sample_lines(sure: SureStatus) -> list[str]:
     lines = [f"sample: {sampled:,} of {counted(rows, 'row')} asked at both models, {agreed}"]
     if sure["score"] == "equal":
         lines.append("all rows have the same score, as the cheap model tells no probabilities; a second model helps")
+    if sure.get("unguarded"):
+        labels = ", ".join(sure["unguarded"])
+        lines.append(f"the sample has too few rows of {labels} for a promise about them")
     costs = ""
     if "cost_alone" in sure:
         costs = f": {dollars(sure['expected_cost'])} instead of {dollars(sure['cost_alone'])}"

@@ -61,6 +61,8 @@ class SureStatus(TypedDict, total=False):
     """The cost of all rows at the strong model alone."""
     classes: dict[str, list[int]]
     """By label: rows of the sample that have it by the strong model, and how many of them the cheap model finds."""
+    unguarded: list[str]
+    """The labels of which the sample has too few rows to guard them."""
     cheap: int
     """Delivered labels of the cheap model."""
     strong: int

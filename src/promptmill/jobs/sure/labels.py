@@ -39,7 +39,8 @@ def status_of(spec: JobSpec) -> SureStatus:
     if (rule := spec.sure) is None:
         return {}
     parts = [part for part in spec.parts if part.cut is not None]
-    rows, sampled = (sum(getattr(part, name) for part in parts) for name in ("rows", "drawn"))
+    earlier = sum(part.earlier for part in parts)
+    rows, sampled = earlier + sum(part.rows for part in parts), sum(part.drawn for part in parts)
     found: SureStatus = {"model": rule.model, "agree": rule.agree, "certainty": rule.certainty, "decided": bool(parts)}
     if not parts:
         return found
@@ -54,9 +55,10 @@ def status_of(spec: JobSpec) -> SureStatus:
         "sampled": sampled,
         "agreed": sum(part.agreed for part in parts),
         "pays": any(part.pays for part in parts),
-        "share": sum(part.rows * (part.share if part.pays else 1.0) for part in parts) / max(1, rows),
+        "share": (earlier + sum(part.rows * (part.share if part.pays else 1.0) for part in parts)) / max(1, rows),
         "reached": 1 - wrong / max(1, rows),
         "classes": classes,
+        "unguarded": [*parts[-1].unguarded],
     }
     costs = [part.costs for part in parts if part.costs is not None]
     if costs:
