@@ -62,7 +62,7 @@ def test_the_pages_of_a_pdf_are_the_images_of_its_row_if_the_user_says_so(bench,
 def test_a_scan_is_sent_as_images_beside_pdfs_with_text(bench, invoices):
     scan(invoices / "c.pdf", pages=3)
     said = " ".join(bench.run("--prompt", "Extract: {{content}}").stderr.split())
-    assert "2 PDFs sent as text, 1 PDF without text sent as images of the pages" in said
+    assert "2 PDFs sent as text, 1 PDF without text sent as images of the pages; --pdf (text or images) chooses" in said
     assert ("Extract: (in the images)", 3) in _asked(bench)
 
 
@@ -72,7 +72,7 @@ def test_a_scan_without_text_fails_as_its_own_row_under_text(bench, invoices):
     *texts, failed = bench.answers()
     assert [row["error"] for row in texts] == [None, None]
     assert "c.pdf has no text: it may be a scan" in str(failed["error"])
-    assert "the option `pdf`" in str(failed["error"])
+    assert "Send its pages as images." in str(failed["error"])
 
 
 def test_a_pdf_that_cannot_be_read_fails_as_its_own_row(bench, invoices):

@@ -25,7 +25,7 @@ from promptmill.cli.options import Parser, Several, add_shared, amount, at_least
 from promptmill.cli.terminal import OK, TRY_AGAIN, complain, say
 from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.errors import Code, PromptmillError, config_error, redact
+from promptmill.core.errors import Code, PromptmillError, config_error, redact, worded
 from promptmill.core.money import dollars
 from promptmill.jobs import members
 from promptmill.jobs.columns import VARIANT
@@ -210,9 +210,9 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
         order = _order_of(arguments, paths or [Path("rows")], output.absolute())
         order = order.model_copy(update={"shown": Shown(command=command, urls=urls)})
         if source is None:
-            order, source, left_out = written_whole(order, folders, arguments.each, opened, as_pdf=arguments.pdf)
-            for text in left_out:
-                say(text, sys.stderr, wrap=True)
+            order, source, notes = written_whole(order, folders, arguments.each, opened, as_pdf=arguments.pdf)
+            for note in notes:
+                say(worded(note, options.option_of), sys.stderr, wrap=True)
         if name == "-":
             return _printed(arguments, configuration, order, source)
         if arguments.validate:

@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple, TypeAlias
 
@@ -141,10 +141,10 @@ class PromptmillError(Exception):
     def __init__(self, code: Code, message: Words, hint: Words | None = None) -> None:
         super().__init__(code, message, hint)  # pickle rebuilds the error from these arguments
         self.code = code
-        self.parts = _parts(message)
-        self.remedy = _parts(_TRAITS[code].hint if hint is None else hint)
-        self.message = _text(self.parts, argument_name)
-        self.hint = _text(self.remedy, argument_name)
+        self.parts = parts_of(message)
+        self.remedy = parts_of(_TRAITS[code].hint if hint is None else hint)
+        self.message = worded(self.parts, argument_name)
+        self.hint = worded(self.remedy, argument_name)
 
     @property
     def retryable(self) -> bool:
@@ -153,7 +153,7 @@ class PromptmillError(Exception):
 
     def worded(self, name: Callable[[Named], str | None]) -> str:
         """Return the text with each field replaced by the result of `name`; None: the surface lacks the field."""
-        return f"{_text(self.parts, name)} {_text(self.remedy, name)}".rstrip()
+        return f"{worded(self.parts, name)} {worded(self.remedy, name)}".rstrip()
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}".rstrip()
@@ -165,13 +165,19 @@ def argument_name(named: Named) -> str:
     return f"`{named.field}{value}`"
 
 
-def _parts(words: Words) -> tuple[str | Named, ...]:
+def parts_of(words: Words) -> tuple[str | Named, ...]:
+    """Return the texts and fields of an error or a note, one after the other."""
     return (words,) if isinstance(words, str) else tuple(words)
 
 
-def _text(parts: Iterable[str | Named], name: Callable[[Named], str | None]) -> str:
+def worded(words: Words, name: Callable[[Named], str | None]) -> str:
+    """Return the text of an error or a note with each field replaced by the result of `name`, as in `PromptmillError`.
+
+    >>> worded(["3 PDFs sent as text; ", Named("pdf"), " chooses"], argument_name)
+    '3 PDFs sent as text; `pdf` chooses'
+    """
     found = []
-    for part in parts:
+    for part in parts_of(words):
         if isinstance(part, str):
             found.append(part)
         elif (called := name(part)) is not None:

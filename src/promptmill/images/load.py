@@ -172,7 +172,7 @@ def _pdf_page(file: BinaryIO, page: int | None, name: str) -> bytes:
     except pdf.PdfError as error:
         raise _unusable(f"{name} {error}.") from None
     if page == 0:
-        raise _unusable(f"{name} has no text: it may be a scan.", "Send its pages as images (the option `pdf`).")
+        raise _unusable(f"{name} has no text: it may be a scan.", "Send its pages as images.")
     first = pdf.page_of(Path(name).name, 1)
     raise _unusable(f"{name} is a PDF of {pages:,} page{'s'[: pages > 1]}.", f"Name one of its pages, such as {first}.")
 

@@ -29,7 +29,7 @@ from pydantic import ValidationError
 from promptmill.answers.schema import with_schema
 from promptmill.config import resolved_config
 from promptmill.config.loading import Configuration
-from promptmill.core.errors import Code, Named, PromptmillError, input_error
+from promptmill.core.errors import Code, Named, PromptmillError, input_error, worded
 from promptmill.core.request import BESIDE, Sampling
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows, outcomes_so_far
 from promptmill.jobs.export.text import AnswerValues, OwnValues
@@ -269,11 +269,11 @@ class _Call:
             target = Path("-") if output is None else home_expanded(output).absolute()
             order = _order(given, paths or [Path("rows")], target, folders)
             if paths:
-                order, source, left_out = written_whole(
+                order, source, notes = written_whole(
                     order, folders, given.get("each"), written, as_pdf=given.get("pdf")
                 )
-                for text in left_out:
-                    warnings.warn(text, stacklevel=3)
+                for note in notes:
+                    warnings.warn(worded(note, _argument_of), stacklevel=3)
             if output is None:
                 key = source or Given((), digest([str(path) for path in paths]))
                 job_id = given_rows.loose_id(key, configuration.plan, order)

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LONGEST_PATH, MOST_RUNNERS
-from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.errors import Code, PromptmillError, argument_name, input_error, worded
 from promptmill.jobs import members
 from promptmill.jobs.caller import USER, Caller
 from promptmill.jobs.inputs import files as input_files
@@ -164,8 +164,9 @@ class RunningJobs:
         """Return an order, its rows, each of which is a file, and notes: how many, which are left out."""
         found = await asyncio.to_thread(WholeFiles, files, self.rule, order.question, as_pdf)
         source = await self._given(found.lines(), caller, opened)
-        notes: dict[str, Any] = {"files": found.count, **({"left_out": found.left_out} if found.left_out else {})}
-        notes |= {"pdf": found.forms[0]} if found.forms else {}
+        left_out = [worded(reason, argument_name) for reason in found.left_out]
+        notes: dict[str, Any] = {"files": found.count, **({"left_out": left_out} if left_out else {})}
+        notes |= {"pdf": worded(form, argument_name) for form in found.forms}
         return order.model_copy(update={"question": found.question}), source, notes
 
     async def _given(self, lines: Iterator[bytes], caller: Caller, opened: contextlib.AsyncExitStack) -> Given:
