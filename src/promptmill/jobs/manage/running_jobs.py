@@ -166,7 +166,8 @@ class RunningJobs:
         source = await self._given(found.lines(), caller, opened)
         left_out = [worded(reason, argument_name) for reason in found.left_out]
         notes: dict[str, Any] = {"files": found.count, **({"left_out": left_out} if left_out else {})}
-        notes |= {"pdf": worded(form, argument_name) for form in found.forms}
+        if found.forms:
+            notes["pdf"] = worded(found.forms[0], argument_name)
         return order.model_copy(update={"question": found.question}), source, notes
 
     async def _given(self, lines: Iterator[bytes], caller: Caller, opened: contextlib.AsyncExitStack) -> Given:
