@@ -165,3 +165,12 @@ def test_a_page_is_an_image_that_models_read(tmp_path):
     path = pdf_of_texts(tmp_path / "a.pdf", ["x"])
     image = load_image(f"file://{path}#page=1", ImageRules())
     assert image.media_type == "image/jpeg"
+
+
+def test_every_page_of_a_long_pdf_is_read(tmp_path):
+    path, reader = pdf_of_texts(tmp_path / "a.pdf", [f"page {at}" for at in range(1, 53)]), pdf.PdfReader()
+    try:
+        with path.open("rb") as file:
+            assert len({reader.page(file, page) for page in range(1, 53)}) == 52  # the document is opened again
+    finally:
+        reader.end()

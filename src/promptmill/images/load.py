@@ -479,5 +479,5 @@ class ImageCache:
 def _kept_size(source: str, reading: asyncio.Future[bytes]) -> int:
     image = b"" if reading.cancelled() or reading.exception() else reading.result()
     size = _EACH + len(source) + len(image)
-    # a `data:` URL seldom occurs twice: count it eightfold, so that a file of such rows needs little memory
-    return size * 8 if source.startswith("data:") else size
+    # a `data:` URL or a page seldom occurs twice: count it eightfold, so that a file of such rows needs little memory
+    return size * 8 if source.startswith("data:") or pdf.split(source)[1] else size

@@ -268,9 +268,11 @@ class WholeFiles:
             elif not text:
                 images = [pdf.page_of(source, page + 1) for page in range(pdf.READER.pages(file))]
         if len(text) > LARGEST_PDF_TEXT:
-            raise input_error(f"has more than {LARGEST_PDF_TEXT >> 20} million characters of text")
+            most = f"{LARGEST_PDF_TEXT >> 20} million characters of text"
+            raise input_error(f"has more than {most}, too many for one request; split it")
         if len(images) > MOST_PDF_PAGES:
-            raise input_error(f"has {len(images):,} pages, more than the {MOST_PDF_PAGES} images of one request")
+            most = f"more than the {MOST_PDF_PAGES} images of one request"
+            raise input_error(f"has {len(images):,} pages, {most}; split it, or name its pages in a table")
         self._check_secrets(path.with_suffix(".txt"), text.encode())
         if text or images[0] != source:  # otherwise it cannot be read
             self._pdf_forms["text" if text else "images"] += 1
