@@ -14,6 +14,8 @@ import pytest
 from openpyxl.styles import Font
 from pyarrow import parquet
 
+import promptmill
+from fakes import KEY
 from half_done import answers
 from job_specs import spec_of
 from promptmill.core.errors import Code, PromptmillError
@@ -65,6 +67,25 @@ def _database(bench: Any, rows: int = 3) -> Path:
         connection.executemany("INSERT INTO inbox VALUES (?, ?, ?)", [(at, f"t{at}", at / 2) for at in range(rows)])
     connection.close()
     return path
+
+
+def test_formulas_that_no_program_has_computed_are_noted(bench, book):
+    formulas = "The workbook has formulas without a value in `formula`, which are read as empty cells"
+    bench.input = Path(f"{book}#Mails")
+    said = bench.run(*_PROMPT)
+    assert formulas in said.stdout
+    assert formulas in bench.run(*_PROMPT, "--validate").stdout
+    assert formulas in bench.status()["warnings"][0]
+
+
+def test_formulas_without_a_value_are_a_warning_in_python(bench, book):
+    with pytest.warns(UserWarning, match="formulas without a value in `formula`"):
+        promptmill.bulk(f"{book}#Mails", prompt="Say {{body}}", model="m", base_url=bench.upstream.url, api_key=KEY)
+
+
+def test_formulas_with_a_value_have_no_note(bench):
+    for name in ("libre.xlsx", "libre.ods", "libre.xls", "excel.xlsx"):
+        assert not SheetTable(opened(find([_DATA / name], bench.output))).style.uncomputed
 
 
 @pytest.mark.parametrize("suffix", ["xlsx", "ods", "xls"])

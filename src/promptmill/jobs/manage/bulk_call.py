@@ -308,6 +308,8 @@ class _Call:
             await runner.run()
         finally:
             self.status = status.read(job.folder)
+            for note in self.status.get("warnings", ()):
+                warnings.warn(note, stacklevel=2)
         if runner.error is not None:
             if self.status.get("done"):
                 runner.error.add_note(_KEPT)
