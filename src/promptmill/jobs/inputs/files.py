@@ -80,7 +80,7 @@ def find(given: Sequence[Path], output: Path) -> list[Part]:
         else:
             new = [(path, _NO_COLUMNS)]
         if not new:
-            holds = f"There is no file of rows at {path}; it may hold {', '.join(SUFFIXES)} files."
+            holds = f"There is no file of rows at {path}; it may hold {', '.join(SUFFIXES)} files, images and PDFs."
             raise input_error(holds, *(_OF_IMAGES if _has_images(path) else ()))
         found += new
     members = [split(path)[1] for path, _ in found]
