@@ -96,7 +96,7 @@ def _page(folder: Folder) -> tuple[bytes, tuple[int, int, str]]:
         "answers": _of_answers(results),
         "counts": [
             *_of_variants(spec, by_slot),
-            *([] if "fields" in results else _of_values(table.name_of("answer"), results)),
+            *([] if "fields" in results else _of_values("Answers" if by_slot else "", table, results)),
             *(_of_field(table, name, field) for name, field in results.get("fields", {}).items()),
         ],
         "failures": [(code, count, *_example(code, examples.get(code, ""))) for code, count in failures.items()],
@@ -193,9 +193,10 @@ def _of_answers(results: Results) -> str:
     return f"{kinds}{more}; {status.lengths(results)}."
 
 
-def _of_values(column: str, results: Results) -> Iterator[Bars]:
+def _of_values(title: str, table: JobTable, results: Results) -> Iterator[Bars]:
     if values := results.get("values"):
-        yield "", column, [(unescaped(value), count, "") for value, count in values.items()], ""
+        bars = [(unescaped(value), count, "") for value, count in values.items()]
+        yield title, table.name_of("answer"), bars, ""
 
 
 def _of_field(table: JobTable, name: str, field: FieldResults) -> Bars:
