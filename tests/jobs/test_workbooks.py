@@ -69,6 +69,16 @@ def _database(bench: Any, rows: int = 3) -> Path:
     return path
 
 
+def test_a_job_is_found_by_the_workbook_that_holds_its_answers(bench, book):
+    bench.input = Path(f"{book}#Mails")
+    for sheet in ("Topics", "Labels"):
+        bench.output = bench.path / f"out.xlsx#{sheet}"
+        bench.succeed(*_PROMPT)
+        if sheet == "Topics":
+            assert "book.xlsx#Mails \N{RIGHTWARDS ARROW} out.xlsx#Topics: 2 answered" in bench.jobs("out.xlsx").stdout
+    assert "did you mean out.xlsx#Labels or out.xlsx#Topics?" in bench.jobs("out.xlsx").stderr
+
+
 def test_formulas_that_no_program_has_computed_are_noted(bench, book):
     formulas = "The workbook has formulas without a value in `formula`, which are read as empty cells"
     bench.input = Path(f"{book}#Mails")
