@@ -405,6 +405,14 @@ def test_the_fields_of_answers_are_compared_one_by_one(bench):
     assert "neither an amount such as 0.01 nor a share" in compare(bench, a, b, "--tolerance", "much", code=2)
 
 
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16"])
+def test_a_file_in_another_encoding_is_named(bench, encoding):
+    outputs = [write_rows(bench.path / f"{name}.csv", [{"id": 1, "answer": "tea"}]) for name in "ab"]
+    (bench.path / "gold.csv").write_text("id,label\n1,Gr\N{LATIN SMALL LETTER U WITH DIAERESIS}n\n", encoding)
+    said = compare(bench, *outputs, "--gold", bench.path / "gold.csv", code=2)
+    assert "gold.csv is not UTF-8 text; save it as UTF-8, which Excel calls `CSV UTF-8`." in " ".join(said.split())
+
+
 def test_right_answers_of_fields_are_the_columns_of_a_file(bench):
     a = write_rows(bench.path / "a.jsonl", extracted())
     b = write_rows(bench.path / "b.jsonl", extracted((0, "amount", 12.51), (2, "customer", "X")))
