@@ -69,6 +69,14 @@ def _database(bench: Any, rows: int = 3) -> Path:
     return path
 
 
+def test_a_number_that_excel_would_round_is_a_text(bench):
+    bench.write([{"id": 1234567890123456789, "n": 9007199254740992, "body": "tea"}])
+    bench.output = bench.path / "out.xlsx"
+    bench.succeed(*_PROMPT)
+    (row,) = _cells(bench.output, "answers")[1:]
+    assert row[:2] == ("1234567890123456789", 9007199254740992)
+
+
 def test_a_job_is_found_by_the_workbook_that_holds_its_answers(bench, book):
     bench.input = Path(f"{book}#Mails")
     for sheet in ("Topics", "Labels"):
