@@ -74,9 +74,10 @@ def test_an_input_without_rows_is_one_line(bench):
         ("in.csv", b"PK\x03\x04rest", "a ZIP archive or a workbook; unpack it, or give it the suffix .xlsx"),
         ("in.xlsx", b"PK\x03\x04rest", "in.xlsx is no workbook that can be read"),
         ("in.csv", "prompt\nGrüße\n".encode("latin-1"), "--encoding cp1252 reads text of Windows"),
+        ("in.json", b'{"prompt":{"0":"a","1":"b"},"n":{"0":1,"1":2}}', "in.json holds a table by columns"),
         ("in.csv", b"prompt,b\nx,y,z\n", "Put a cell that holds the separator into double quotes"),
     ],
-    ids=["gzip", "gzip twice", "zip", "spreadsheet", "latin-1", "separator"],
+    ids=["gzip", "gzip twice", "zip", "spreadsheet", "latin-1", "columns", "separator"],
 )
 def test_a_file_that_is_something_else_is_told(bench, name, data, said):
     bench.input = bench.path / name

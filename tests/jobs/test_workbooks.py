@@ -69,6 +69,16 @@ def _database(bench: Any, rows: int = 3) -> Path:
     return path
 
 
+def test_a_hidden_sheet_is_read_only_by_its_name(bench, book):
+    workbook = openpyxl.load_workbook(book)
+    workbook["Notes"].sheet_state = "hidden"
+    workbook.save(book)
+    bench.succeed(*_PROMPT)
+    assert [row["body"] for row in bench.answers()] == ["tea", "milk"]
+    bench.input, bench.output = Path(f"{book}#Notes"), bench.path / "notes.jsonl"
+    bench.succeed("--prompt", "Say {{kept}}")
+
+
 def test_a_number_that_excel_would_round_is_a_text(bench):
     bench.write([{"id": 1234567890123456789, "n": 9007199254740992, "body": "tea"}])
     bench.output = bench.path / "out.xlsx"

@@ -62,7 +62,13 @@ def format_of_input(files: InputFiles) -> str:
         once_more = found.startswith("compressed") and compression_of(path)
         what = "compressed twice; decompress it once" if once_more else found.format(path.name)
         raise input_error(f"The input file {path.name} is {what}.")
-    return "batch" if kind == "jsonl" and _is_batch(files) else kind
+    if kind != "jsonl":
+        return kind
+    if len(first := list(itertools.islice(first_objects(files), 2))) == 1 and _is_by_column(first[0]):
+        raise input_error(
+            f'{path.name} holds a table by columns, which is the default of pandas; write it with `orient="records"`.'
+        )
+    return "batch" if _is_batch(files) else kind
 
 
 def check_columns(question: Question, input_format: str, files: InputFiles) -> None:
@@ -144,6 +150,14 @@ def _utf_16(start: bytes) -> str:
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
     return {b"\1\0": "utf-16-le", b"\0\1": "utf-16-be"}.get(bytes(map(bool, start[:2])), "")
+
+
+def _is_by_column(only: JsonObject) -> bool:
+    """Return whether the only object of a file has a column in each field: its cells, by the numbers of the rows."""
+    columns = list(only.values())
+    if not columns or not all(isinstance(column, dict) and column for column in columns):
+        return False
+    return all([*column] == list(map(str, range(len(columns[0])))) for column in columns)
 
 
 def _as_read(kind: str) -> str:

@@ -84,6 +84,10 @@ def _sheet(stream: io.BytesIO, file: str, wanted: str) -> tuple[list[str], list[
             f"{file} has no sheet {wanted[:60]!r}; {did_you_mean(wanted, names, f'it has {listed(names)}.')}"
         )
     full = [name for name in names if wanted in {"", name} and workbook.get_sheet_by_name(name).height]
+    seen = {
+        sheet.name for sheet in workbook.sheets_metadata if sheet.visible is python_calamine.SheetVisibleEnum.Visible
+    }
+    full = [name for name in full if wanted or name in seen] or full
     if not wanted and len(full) > 1:
         raise input_error(f"{file} has the sheets {listed(full)}; name one of them: '{file}#{full[0]}'.")
     if not full:
