@@ -58,6 +58,13 @@ def test_a_job_that_has_answered_nothing_takes_the_input_as_it_is_now(bench):
     assert bench.succeed()["requests"] == 1
 
 
+def test_the_option_for_empty_rows_is_named_on_the_command_line(bench):
+    bench.write([{"prompt": "a"}, {"prompt": ""}])
+    said = bench.run().stdout
+    assert "--skip-empty leaves empty rows out of the output" in said
+    assert "skip_empty" not in said + bench.output.read_text()
+
+
 def test_an_input_without_rows_is_one_line(bench):
     bench.write([])
     result = bench.run("--quiet")

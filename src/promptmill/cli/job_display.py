@@ -205,6 +205,8 @@ def _failed(found: Status) -> list[str]:
         lines.append("  --again failed sends the failed rows again")
     if errors.keys() & _OF_THE_FILE:
         lines.append(f"  correct these rows in {name} and run the same command: it sends them alone")
+    if Code.EMPTY_PROMPT in errors:
+        lines.append("  --skip-empty leaves empty rows out of the output")
     if errors.keys() & {*_OF_THE_FILE, Code.INVALID_IMAGE} and found["failed"] > 1:
         lines.append("  (--validate in its place lists them and sends nothing)")
     return lines

@@ -68,7 +68,7 @@ class _Trait(NamedTuple):
 
 _TRAITS: dict[Code, _Trait] = {
     Code.INVALID_INPUT: _Trait(False, "Correct the named argument and call again."),
-    Code.EMPTY_PROMPT: _Trait(False, "Write a prompt, or leave such rows out with `skip_empty`."),
+    Code.EMPTY_PROMPT: _Trait(False, "Write a prompt, or leave such rows out."),
     Code.INVALID_CONFIG: _Trait(False, "Correct the named key."),
     Code.INVALID_IMAGE: _Trait(False, "Send a readable PNG, JPEG, WebP, GIF, BMP or TIFF."),
     Code.UNSUPPORTED: _Trait(False, "Leave it out, choose another backend, or set `unsupported: warn`."),
