@@ -35,6 +35,7 @@ from promptmill.jobs.export.answered import AnsweredRow, answered_rows, outcomes
 from promptmill.jobs.export.text import AnswerValues, OwnValues
 from promptmill.jobs.inputs import given as given_rows
 from promptmill.jobs.inputs.given import Given
+from promptmill.jobs.inputs.query import is_query, queried
 from promptmill.jobs.inputs.short_forms import labels_of, schema_in, schema_of_fields, schema_of_many
 from promptmill.jobs.inputs.whole_files import written_whole
 from promptmill.jobs.manage.bulk_options import BulkOptions, takes_options
@@ -77,7 +78,8 @@ def bulk(rows: Any, output: str | Path | None = None, **options: Unpack[BulkOpti
     """Answer all rows and return them with their answers, in the same order.
 
     `rows`: a column or a table of pandas, polars, pyarrow or `datasets`; a list or any iterable of texts, dicts as in a
-    file of rows, or lists of messages; the path of a file, a folder or a pattern, as a text or a `pathlib.Path`.
+    file of rows, or lists of messages; the path of a file, a folder or a pattern, as a text or a `pathlib.Path`; None,
+    with a query that names its files.
     `output`: a file to write; with a path as `rows`, the result's `rows` and `answers` are then empty.
 
     The options, all by name:
@@ -87,9 +89,9 @@ def bulk(rows: Any, output: str | Path | None = None, **options: Unpack[BulkOpti
       are each asked, and `variant` names the prompt of an answer. Without `prompt`, the field `prompt_column`
       ("prompt") holds the prompt. `system`: the system prompt. `image_column`: paths or URLs of images. `each`: whether
       a "file" or a "line" of a folder's files is a row; default: a file, if they are texts or images. `pdf`: send the
-      "text" or the "images" of a PDF's pages. `encoding`: of CSV and text. `sql`: a query; its result gives the rows of
-      a database. `row_settings=True`: rows set their own model and sampling.
-      `skip_empty=True`: leave rows without a prompt out.
+      "text" or the "images" of a PDF's pages. `encoding`: of CSV and text. `sql`: a query, whose result gives the rows:
+      of a database, or of files that it names, "select id from 'mails.parquet'" (DuckDB). `row_settings=True`: rows
+      set their own model and sampling. `skip_empty=True`: leave rows without a prompt out.
       `limit`: only the first rows. `sample`: only this number of rows, drawn at random. `shard`: one part of the rows,
       "3/16".
     * Answers. `choices`: the possible answers; a dict or a file also defines them. `choices_many=True`: any number
@@ -255,6 +257,10 @@ class _Call:
             state = {"PROMPTMILL_STATE": str(given["state"])} if "state" in given else os.environ
             folders = JobFolders.from_environ(state)
             paths, source = _paths(rows), None
+            if is_query(given.get("sql"), tables := [rows] if isinstance(rows, str) else [*map(str, paths)]):
+                if rows is not None and not paths:
+                    raise input_error(Named("sql"), " goes with files and databases, or with None for the rows.")
+                source, paths = written.enter_context(queried(folders, given.pop("sql"), tables)), []
             if "shard" in given and (output is None or not paths):  # the parts are joined by their names
                 raise input_error(Named("shard"), " goes with rows in files, and with ", Named("output"), ".")
             if isinstance(rows, str) and " " in rows and "*" not in rows and not Path(rows).exists():
@@ -263,7 +269,7 @@ class _Call:
                 )
             if "each" in given and not paths:
                 raise input_error(Named("each"), " goes with files and folders.")
-            if not paths:
+            if not paths and source is None:
                 lines = lines_of(rows, "text" if "prompt" in given else "prompt")
                 source = written.enter_context(given_rows.written(folders, lines, ".jsonl"))
             target = Path("-") if output is None else home_expanded(output).absolute()
