@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -168,9 +170,28 @@ def test_a_token_that_only_reads_is_refused_before_anything_is_sent(bench, serve
 
 
 def test_the_extra_is_named_where_it_is_missing(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(PromptmillError, match=r"hf:// needs huggingface-hub. Run: .*\[hub\]"):
         hub.pinned(_IN, "", print)
+
+
+_PYTHON = """
+import promptmill, sys
+options = {"prompt": "Say {{body}}", "model": "m", "base_url": sys.argv[1], "api_key": "k"}
+print(promptmill.bulk("hf://datasets/acme/mails", **options).answers)
+promptmill.bulk("hf://datasets/acme/mails", "hf://datasets/ada/labels/out.csv", **options)
+"""
+
+
+def test_datasets_are_inputs_and_outputs_of_python(bench, server):
+    done = subprocess.run(
+        [sys.executable, "-c", _PYTHON, bench.upstream.url], cwd=bench.path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "['echo: Say a', 'echo: Say b']\n"
+    labels = server.repos["ada/labels"]
+    assert labels.files["out.csv"].splitlines()[1].startswith(b"0,a,echo: Say a")
+    assert f"| input | {_IN}@{server.repos['acme/mails'].sha()} |" in labels.files["README.md"].decode()
 
 
 # ---- splits

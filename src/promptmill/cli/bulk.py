@@ -21,7 +21,7 @@ from promptmill.backends import registry
 from promptmill.cli import options
 from promptmill.cli.job_display import print_status
 from promptmill.cli.job_run import decided, remembered_command, run, warn_of_input
-from promptmill.cli.options import Parser, Several, add_shared, amount, at_least_one, is_url, refuse, text_of
+from promptmill.cli.options import Parser, Several, add_shared, amount, at_least_one, refuse, text_of
 from promptmill.cli.terminal import OK, TRY_AGAIN, complain, say
 from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
@@ -36,7 +36,7 @@ from promptmill.jobs.export.text import Form
 from promptmill.jobs.inputs.formats import check_installed, compressed, compression_of, format_of_output
 from promptmill.jobs.inputs.given import Given, blocks_of_stdin, loose_id, suffix_of, written
 from promptmill.jobs.inputs.query import is_query, queried
-from promptmill.jobs.inputs.remote import RemoteOutput, fetched, pinned
+from promptmill.jobs.inputs.remote import RemoteOutput, fetched, is_url, pinned
 from promptmill.jobs.inputs.whole_files import written_whole
 from promptmill.jobs.manage import detached
 from promptmill.jobs.run import admission, steps

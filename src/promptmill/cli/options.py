@@ -24,7 +24,6 @@ if TYPE_CHECKING:  # imported where it is needed: it takes a tenth of a second
     from promptmill.config.resolved_config import ResolvedConfig
     from promptmill.core.values import JsonDict
 
-_URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _SHORTEST_GUESSED = 4  # characters; a shorter word resembles almost any name
 _KINDS = ("COMMAND", "CLIENT")  # positional arguments: their errors say what kind of word is missing
 _SETS = {
@@ -405,11 +404,6 @@ def note_once(plan: ResolvedConfig) -> None:
             seen.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             seen.touch()
         say(f"note: {note}", sys.stderr, wrap=True)
-
-
-def is_url(text: str) -> bool:
-    """Return whether `text` names a file by a URL."""
-    return _URL.match(text) is not None
 
 
 def stdin_text() -> str:

@@ -12,6 +12,7 @@ import glob
 import hashlib
 import itertools
 import posixpath
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,13 @@ _ATOMIC = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "os
 _EXTRAS = MappingProxyType({"s3": "s3", "s3a": "s3", "hf": "hub"})
 """The extras that have the package of a store."""
 _ETAGS = ("ETag", "etag", "md5Hash", "generation", "blob_id")
+_URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 Say = Callable[[str], None]
+
+
+def is_url(text: str) -> bool:
+    """Return whether `text` names a file by a URL."""
+    return _URL.match(text) is not None
 
 
 def pinned(urls: Sequence[str], before: Sequence[str], say: Say) -> list[str]:

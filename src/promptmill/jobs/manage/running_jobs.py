@@ -484,6 +484,8 @@ class RunningJobs:
         """
         if len(text) > LONGEST_PATH:
             raise input_error(f"{name} has {len(text):,} characters; no path is that long.")
+        if "://" in text:
+            raise input_error(f"{name} is a URL; a call reads and writes files of this machine alone.")
         rule, path = self.rule, home_expanded(text)
         try:
             file, member = members.split(path)
