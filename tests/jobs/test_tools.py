@@ -864,11 +864,11 @@ async def test_a_row_may_have_a_column_called_role(bench, tools):
         ({"input_file": "in.jsonl"}, "`output_file` is missing"),
         (
             {"input_file": "hf://datasets/acme/mails", "output_file": "out.csv"},
-            "`input_file` is a URL; a call reads and writes files of this machine alone",
+            "input_file is a URL; a call reads and writes files of this machine alone",
         ),
         (
             {"input_file": "in.jsonl", "output_file": "hf://datasets/ada/labels"},
-            "`output_file` is a URL; a call reads and writes files of this machine alone",
+            "output_file is a URL; a call reads and writes files of this machine alone",
         ),
         ({"files": ["*.md"]}, "`files` needs a `prompt`"),
         ({"files": [".env"], "prompt": "{{content}}"}, "`files`: .env is hidden"),
