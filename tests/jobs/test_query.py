@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import signal
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,15 @@ def test_a_file_is_a_table_with_its_name(bench, suffix):
         frame.to_csv(path, index=False, sep="\t" if suffix == "tsv" else ",")
     _query(bench, 'select * from "my mails" where id = 1', "out.jsonl", str(path))
     assert [(row["id"], row["body"]) for row in bench.answers()] == [(1, "Grüße")]
+
+
+def test_times_are_texts(bench):
+    sql = "select 'tea' as body, timestamptz '2026-01-05 10:00:00+02' as at, time '10:00' as t, interval 1 day as i"
+    _query(bench, f"set timezone = 'UTC'; {sql}", "out.jsonl", code=2)
+    _query(bench, sql, "out.jsonl")
+    (row,) = bench.answers()
+    assert dt.datetime.fromisoformat(row["at"]) == dt.datetime(2026, 1, 5, 8, tzinfo=dt.UTC)
+    assert (row["t"], row["i"]) == ("10:00:00", "1 day, 0:00:00")
 
 
 def test_rows_in_another_order_are_not_read_again_and_a_new_row_alone_is_sent(bench, database):
