@@ -79,6 +79,7 @@ def test_a_dataset_is_answered_into_another_with_a_card_in_one_commit(bench, ser
     assert f"| prompt | sha256 {hashlib.sha256(b'Say {{body}}').hexdigest()} |" in card
     assert "| cost | $" in card
     assert "Say" not in card
+    assert f"mails@{server.repos['acme/mails'].sha()[:8]} → train" in said
     assert f"output    {_OUT}/data/train-00000-of-00001.parquet" in said
     assert "is finished already" in _bulk(bench, _IN, _OUT)
     assert len(labels.commits) == 2

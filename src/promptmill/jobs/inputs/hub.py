@@ -20,6 +20,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import yaml
+
 from promptmill.core.errors import Code, PromptmillError, first_line, input_error
 from promptmill.core.wording import did_you_mean, listed
 from promptmill.jobs.inputs.formats import SUFFIXES, plain
@@ -27,6 +29,7 @@ from promptmill.system.installation import adding
 
 SCHEME = "hf://"
 _URL = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>refs/[^/]+/[^/]+|[^/]+))?(?:/(?P<path>.*))?")
+_METADATA = re.compile(r"---\r?\n(.*?)\n---(?:\s|$)", re.DOTALL)
 _SHARD = re.compile(r"(?:^|.*/)(\w+(?:\.\w+)*)-\d{5}-of-\d{5}\.")
 # The words by which the library `datasets` finds splits.
 _WORDS = {
@@ -71,6 +74,12 @@ class Dataset:
         """The URL."""
         at, path = self.revision and f"@{self.revision}", self.path and f"/{self.path}"
         return f"{SCHEME}datasets/{self.repo}{at}{path}"
+
+    @property
+    def file_name(self) -> str:
+        """The name of the local file of an output; that of a split is the name of the dataset."""
+        name = PurePosixPath(self.path).name
+        return f"{self.repo.partition('/')[2]}.parquet" if _SHARD.match(name) else name
 
     @property
     def page(self) -> str:
@@ -196,15 +205,13 @@ def _split_of(name: str) -> str:
 
 
 def _card(api: Any, place: Dataset) -> Mapping[str, Any]:
-    from huggingface_hub import DatasetCard
-
+    """Return the metadata of a dataset's card; `{}` if they cannot be read."""
     path = api.hf_hub_download(place.repo, CARD, repo_type="dataset", revision=place.revision)
-    try:
-        card: Any = DatasetCard(Path(path).read_text("utf-8"), ignore_metadata_errors=True)
-        found: Mapping[str, Any] = card.data.to_dict()
-    except ValueError:  # YAML that cannot be read
-        return {}
-    return found
+    metadata = _METADATA.match(Path(path).read_text("utf-8", "replace"))
+    with contextlib.suppress(yaml.YAMLError):
+        found = yaml.safe_load(metadata[1]) if metadata is not None else {}
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 # ---- the output
@@ -290,9 +297,14 @@ def commit(place: Dataset, file: Path, title: str, card: Callable[[str], str]) -
         )
 
 
-def _api() -> Any:
+def set_quiet() -> None:
+    """Switch off the telemetry and the progress bars of huggingface_hub, before it is imported."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def _api() -> Any:
+    set_quiet()
     try:
         from huggingface_hub import HfApi
     except ImportError:

@@ -117,16 +117,17 @@ class RemoteOutput:
     def of(cls, folders: JobFolders, url: str) -> RemoteOutput:
         """Return the output at `url`. The same URL always has the same local file. Raises `PromptmillError`."""
         if url.lower().startswith(hub.SCHEME):
-            return HubOutput._at(folders, hub.output_place(url).url)
-        return cls._at(folders, url)
+            place = hub.output_place(url)
+            return HubOutput._at(folders, place.url, place.file_name)
+        _, path = _open(url)
+        return cls._at(folders, url, posixpath.basename(path))
 
     @classmethod
-    def _at(cls, folders: JobFolders, url: str) -> Self:
-        _, path = _open(url)
+    def _at(cls, folders: JobFolders, url: str, name: str) -> Self:
         folder = root_of(folders) / hashlib.sha256(url.encode()).hexdigest()[:20]
         disk.make_private_folder(folder.parent)
         disk.make_private_folder(folder)
-        return cls(url, folder.resolve() / posixpath.basename(path))
+        return cls(url, folder.resolve() / name)
 
     def check(self, *, may_replace: bool) -> None:
         """Raise `PromptmillError` (`invalid_input`) if an object that this job did not upload exists at the URL."""
@@ -222,6 +223,7 @@ def filesystem(protocol: str) -> Any:
 def _open(url: str) -> tuple[Any, str]:
     protocol = url.partition("://")[0].lower()
     extra = _EXTRAS.get(protocol, "fsspec")
+    hub.set_quiet()
     try:
         from fsspec.core import url_to_fs
 
