@@ -862,6 +862,14 @@ async def test_a_row_may_have_a_column_called_role(bench, tools):
         ({}, "Give one of `input_file`, `prompts` and `files`."),
         ({"input_file": "in.jsonl", "prompts": ["a"]}, "Give one of `input_file`, `prompts` and `files`."),
         ({"input_file": "in.jsonl"}, "`output_file` is missing"),
+        (
+            {"input_file": "hf://datasets/acme/mails", "output_file": "out.csv"},
+            "input_file is a URL; a call reads and writes files of this machine alone",
+        ),
+        (
+            {"input_file": "in.jsonl", "output_file": "hf://datasets/ada/labels"},
+            "output_file is a URL; a call reads and writes files of this machine alone",
+        ),
         ({"files": ["*.md"]}, "`files` needs a `prompt`"),
         ({"files": [".env"], "prompt": "{{content}}"}, "`files`: .env is hidden"),
         ({"files": ".env", "prompt": "{{content}}"}, "`files`: .env is hidden"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import sys
 import textwrap
@@ -36,6 +37,7 @@ _COLUMNS = ("job", "state", "rows", "failed", "cost", "time", "files", "model", 
 _NUMBERS = frozenset({"rows", "failed", "cost", "time"})
 _UNITS = {"rows": " rows", "failed": " failed"}
 _GAP = 2
+_COMMIT = re.compile(r"(@[0-9a-f]{8})[0-9a-f]{32}\b")  # of a dataset
 _FEWEST_FOR_P99 = 100  # rows
 _STYLES = {states.FINISHED: "green", states.RUNNING: "cyan", states.STOPPED: "red", states.INTERRUPTED: "yellow"}
 
@@ -153,7 +155,8 @@ def _go_on(found: Status, *, output: bool) -> list[str]:
 def title(found: Status) -> str:
     """Return the names of a job's input and output."""
     names = [name for name in (found.get("input_file", ""), found.get("output_file")) if name]
-    return " → ".join(name.rstrip("/").rpartition("/")[2] if "://" in name else Path(name).name for name in names)
+    shown = (name.rstrip("/").rpartition("/")[2] if "://" in name else Path(name).name for name in names)
+    return _COMMIT.sub(r"\1", " → ".join(shown))
 
 
 def results(found: Status) -> str:

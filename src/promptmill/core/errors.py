@@ -201,6 +201,8 @@ _CONTROLS = re.compile(
     r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\u061c\u200b\u200e\u200f\u202a-\u202e\u2066-\u2069]|\r(?!\n)"
 )
 _URL_USERINFO = re.compile(r"(?<=://)[^/\s@]+@")
+# of a connection to Postgres, as a URL's parameter or in libpq's own form
+_PASSWORD = re.compile(r"(?i)\b((?:ssl)?password=)[^\s&'\"]+")
 _BEARER = re.compile(r"(?i)\b(bearer\s+|basic\s+(?=[A-Za-z]*[0-9])(?=[A-Za-z0-9+/=]{16}))[^\s\"',;]+")
 
 
@@ -219,6 +221,7 @@ def redact(text: str, secrets: tuple[str, ...] = ()) -> str:
         if len(secret) >= 4:
             text = text.replace(secret, "[redacted]")
     text = _URL_USERINFO.sub("[redacted]@", text)
+    text = _PASSWORD.sub(r"\1[redacted]", text)
     text = _BEARER.sub(r"\1[redacted]", text)
     return KEY.sub(lambda found: "[redacted]" if KEY_RUN.search(found[1]) else found[0], text)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -41,6 +42,7 @@ from promptmill.system.call_files import FileRule, RefusedError
 from promptmill.system.safe_open import OutsideError, home_expanded
 
 _WAIT_S = 1.0
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:[/\\]")  # as a path it has a single slash; a drive has a single letter
 _FORMATS = frozenset({"jsonl", "csv", "tsv", "parquet", "xlsx"})
 _DISK_SHARE = 0.5  # of the free disk, for the rows of one job
 Approve: TypeAlias = Callable[[float | None, float | None], Awaitable[None]]
@@ -486,6 +488,8 @@ class RunningJobs:
         """
         if len(text) > LONGEST_PATH:
             raise input_error(f"{name} has {len(text):,} characters; no path is that long.")
+        if _URL.match(text):
+            raise input_error(f"{name} is a URL; a call reads and writes files of this machine alone.")
         rule, path = self.rule, home_expanded(text)
         try:
             file, member = members.split(path)
