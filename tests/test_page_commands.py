@@ -13,6 +13,7 @@ import subprocess
 import sys
 from contextlib import closing
 
+import duckdb
 import openpyxl
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,6 +27,8 @@ from replies import answer
 NOT_RUN = {
     "--backend vllm": "needs vLLM; its own tests run it",
     "s3://": "needs a bucket; tests/jobs have a store on loopback",
+    "hf://": "needs the Hub; tests/jobs have one on loopback",
+    "postgres://": "needs an extension that DuckDB downloads",
     "install ultrarag CHECKOUT": "needs a checkout of UltraRAG; tests/install/test_ultrarag.py makes one",
     "serve --http": "serves until it is ended; tests/http have servers that end",
     "jobs --watch": "a board until Ctrl-C; tests/cli have one that ends",
@@ -93,6 +96,13 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstre
     for row in (["id", "mail body"], [1, "My parcel has not arrived."], [2, "You charged me twice."]):
         book.active.append(row)
     book.save(tmp_path / "mails.xlsx")
+    (tmp_path / "archive").mkdir()
+    table = pa.table({"id": [1, 2], "body": ["Where is my parcel?", "I paid twice."], "lang": ["de", "de"]})
+    for name in ("archive/1.parquet", "mails.parquet"):
+        pq.write_table(table, tmp_path / name)
+    (tmp_path / "customers.csv").write_text("id,name\n1,Ann\n2,Bob\n")
+    with duckdb.connect(str(tmp_path / "mails.duckdb")) as database:
+        database.execute("CREATE TABLE inbox AS SELECT 1 AS id, 'Where is my parcel?' AS body")
     with closing(sqlite3.connect(tmp_path / "mails.db")) as database:
         database.execute("CREATE TABLE inbox (id INTEGER PRIMARY KEY, body TEXT)")
         database.executemany("INSERT INTO inbox (body) VALUES (?)", [("one",), ("two",)])

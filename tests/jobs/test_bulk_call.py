@@ -19,6 +19,7 @@ from pydantic import BaseModel
 
 import promptmill
 from fakes import KEY
+from pdf_files import pdf_of_texts
 from promptmill.cli import bulk
 from promptmill.cli.options import Parser
 from promptmill.core.errors import PromptmillError
@@ -128,6 +129,12 @@ def test_it_runs_inside_an_event_loop_and_over_files(options, tmp_path):
     assert answers == ["echo: x"]
     assert json.loads((tmp_path / "out.jsonl").read_text())["answer"] == "echo: x"
     assert [(row["row"], row["answer"]) for row in rows] == [(0, "echo: a")]
+
+
+def test_a_note_names_the_arguments_of_python(options, tmp_path):
+    pdf_of_texts(tmp_path / "a.pdf", ["Invoice 1"])
+    with pytest.warns(UserWarning, match=r"1 PDF sent as text; `pdf` \(text or images\) chooses"):
+        promptmill.bulk(tmp_path / "a.pdf", prompt="Extract.", **options)
 
 
 def test_answers_of_an_earlier_run_do_not_hold_up_the_programs_loop(options, tmp_path):

@@ -392,13 +392,25 @@ def test_the_fields_of_answers_are_compared_one_by_one(bench):
     assert shares("--tolerance", "0.01") == {"all": 0.75, "customer": 0.75, "amount": 1, "items": 1}
     assert shares("--tolerance", "1%")["amount"] == 1
     text = compare(bench, a, b)
-    assert "customer 75.0 % \N{MIDDLE DOT} amount 75.0 % \N{MIDDLE DOT} items 100.0 %" in text
+    assert "customer 75.0 % (similarity 0.75) \N{MIDDLE DOT} amount 75.0 % \N{MIDDLE DOT} items 100.0 %" in text
+    assert "  similarity: mean F1" in text
     assert "\nmail 2 (row 3)\n" in text
     assert "\N{NOT EQUAL TO} customer: Core; amount: 7; items: []" in text
     assert figures(bench, a, b, "--field", "customer")["pairs"][0]["agreement"] == 0.75
     two = figures(bench, a, b, "--field", "customer", "--field", "items")["pairs"][0]["fields"]
     assert [field["field"] for field in two] == ["customer", "items"]
+    said = compare(bench, a, b, "--field", "custmer", code=2)
+    assert "--field: no answer of a.jsonl has the field `custmer`; did you mean customer?" in " ".join(said.split())
+    assert "similarity" not in compare(bench, a, a)  # no text differs
     assert "neither an amount such as 0.01 nor a share" in compare(bench, a, b, "--tolerance", "much", code=2)
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16"])
+def test_a_file_in_another_encoding_is_named(bench, encoding):
+    outputs = [write_rows(bench.path / f"{name}.csv", [{"id": 1, "answer": "tea"}]) for name in "ab"]
+    (bench.path / "gold.csv").write_text("id,label\n1,Gr\N{LATIN SMALL LETTER U WITH DIAERESIS}n\n", encoding)
+    said = compare(bench, *outputs, "--gold", bench.path / "gold.csv", code=2)
+    assert "gold.csv is not UTF-8 text; save it as UTF-8, which Excel calls `CSV UTF-8`." in " ".join(said.split())
 
 
 def test_right_answers_of_fields_are_the_columns_of_a_file(bench):
@@ -416,7 +428,7 @@ def test_right_answers_of_fields_are_the_columns_of_a_file(bench):
     }
     assert [file["right"] for file in gold["files"]] == [3, 1]
     text = compare(bench, a, b, "--gold", "gold.csv")
-    assert "B  customer 66.7 % \N{MIDDLE DOT} amount 66.7 %" in text
+    assert "B  customer 66.7 % (similarity 0.67) \N{MIDDLE DOT} amount 66.7 %" in text
     assert "customer: B minus A: \N{MINUS SIGN}33.3 points" in text
 
 

@@ -58,6 +58,13 @@ def test_a_job_that_has_answered_nothing_takes_the_input_as_it_is_now(bench):
     assert bench.succeed()["requests"] == 1
 
 
+def test_the_option_for_empty_rows_is_named_on_the_command_line(bench):
+    bench.write([{"prompt": "a"}, {"prompt": ""}])
+    said = bench.run().stdout
+    assert "--skip-empty leaves empty rows out of the output" in said
+    assert "skip_empty" not in said + bench.output.read_text()
+
+
 def test_an_input_without_rows_is_one_line(bench):
     bench.write([])
     result = bench.run("--quiet")
@@ -74,9 +81,10 @@ def test_an_input_without_rows_is_one_line(bench):
         ("in.csv", b"PK\x03\x04rest", "a ZIP archive or a workbook; unpack it, or give it the suffix .xlsx"),
         ("in.xlsx", b"PK\x03\x04rest", "in.xlsx is no workbook that can be read"),
         ("in.csv", "prompt\nGrüße\n".encode("latin-1"), "--encoding cp1252 reads text of Windows"),
+        ("in.json", b'{"prompt":{"0":"a","1":"b"},"n":{"0":1,"1":2}}', "in.json holds a table by columns"),
         ("in.csv", b"prompt,b\nx,y,z\n", "Put a cell that holds the separator into double quotes"),
     ],
-    ids=["gzip", "gzip twice", "zip", "spreadsheet", "latin-1", "separator"],
+    ids=["gzip", "gzip twice", "zip", "spreadsheet", "latin-1", "columns", "separator"],
 )
 def test_a_file_that_is_something_else_is_told(bench, name, data, said):
     bench.input = bench.path / name

@@ -62,7 +62,7 @@ def test_the_pages_of_a_pdf_are_the_images_of_its_row_if_the_user_says_so(bench,
 def test_a_scan_is_sent_as_images_beside_pdfs_with_text(bench, invoices):
     scan(invoices / "c.pdf", pages=3)
     said = " ".join(bench.run("--prompt", "Extract: {{content}}").stderr.split())
-    assert "2 PDFs sent as text, 1 PDF without text sent as images of the pages" in said
+    assert "2 PDFs sent as text, 1 PDF without text sent as images of the pages; --pdf (text or images) chooses" in said
     assert ("Extract: (in the images)", 3) in _asked(bench)
 
 
@@ -72,7 +72,7 @@ def test_a_scan_without_text_fails_as_its_own_row_under_text(bench, invoices):
     *texts, failed = bench.answers()
     assert [row["error"] for row in texts] == [None, None]
     assert "c.pdf has no text: it may be a scan" in str(failed["error"])
-    assert "the option `pdf`" in str(failed["error"])
+    assert "Send its pages as images." in str(failed["error"])
 
 
 def test_a_pdf_that_cannot_be_read_fails_as_its_own_row(bench, invoices):
@@ -165,3 +165,12 @@ def test_a_page_is_an_image_that_models_read(tmp_path):
     path = pdf_of_texts(tmp_path / "a.pdf", ["x"])
     image = load_image(f"file://{path}#page=1", ImageRules())
     assert image.media_type == "image/jpeg"
+
+
+def test_every_page_of_a_long_pdf_is_read(tmp_path):
+    path, reader = pdf_of_texts(tmp_path / "a.pdf", [f"page {at}" for at in range(1, 53)]), pdf.PdfReader()
+    try:
+        with path.open("rb") as file:
+            assert len({reader.page(file, page) for page in range(1, 53)}) == 52  # the document is opened again
+    finally:
+        reader.end()

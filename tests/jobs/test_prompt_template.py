@@ -91,6 +91,14 @@ def test_a_mistyped_name_is_answered_with_the_nearest_column(bench, form, place)
     assert f"the input has no column '{place}'; did you mean mail body?" in said
 
 
+def test_an_expression_with_a_column_of_words_says_how_to_write_it(bench):
+    bench.input = bench.path / "in.csv"
+    bench.input.write_text("mail body,a\nx,y\n")
+    for place in ('{{mail body or "-"}}', "{{mail body ~ a}}", "{{mail body[:1]}}"):
+        assert ': in an expression, write row["mail body"] for the column.' in bench.fail("--prompt", place)
+    bench.succeed("--prompt", '{{row["mail body"] ~ a}}')
+
+
 @pytest.mark.parametrize("text", ["Say {{a}}", "{{ a | trim }}", "{{row.a}}", "{{ row['a'] }}!"])
 @pytest.mark.parametrize(("cell", "what"), [(None, "null"), (float("nan"), "NaN"), ("", "empty"), (" \n", "empty")])
 def test_a_cell_that_holds_nothing_is_an_error_unless_the_template_says_what_to_write_instead(text, cell, what):

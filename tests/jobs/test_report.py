@@ -101,6 +101,7 @@ def test_a_report_counts_by_model_and_by_prompt(bench):
     bars = {title: bars for title, _, bars, _ in data["counts"]}
     assert bars["Answers by model"] == [["small", 6, ""], ["good", 3, "3 failed"]]
     assert bars["Answers by prompt"] == [["ask", 6, ""], ["rate", 3, "3 failed"]]
+    assert bars["Answers"] == [["yes", 9, ""]]
     assert column(data, rows, "prompt name")[:4] == ["ask", "rate"] * 2
     facts = dict(data["run"])
     assert (facts["Prompt ask"], facts["Prompt rate"]) == ("Is {{id}} good?", "Rate {{id}}")

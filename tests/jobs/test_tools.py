@@ -862,6 +862,14 @@ async def test_a_row_may_have_a_column_called_role(bench, tools):
         ({}, "Give one of `input_file`, `prompts` and `files`."),
         ({"input_file": "in.jsonl", "prompts": ["a"]}, "Give one of `input_file`, `prompts` and `files`."),
         ({"input_file": "in.jsonl"}, "`output_file` is missing"),
+        (
+            {"input_file": "hf://datasets/acme/mails", "output_file": "out.csv"},
+            "input_file is a URL; a call reads and writes files of this machine alone",
+        ),
+        (
+            {"input_file": "in.jsonl", "output_file": "hf://datasets/ada/labels"},
+            "output_file is a URL; a call reads and writes files of this machine alone",
+        ),
         ({"files": ["*.md"]}, "`files` needs a `prompt`"),
         ({"files": [".env"], "prompt": "{{content}}"}, "`files`: .env is hidden"),
         ({"files": ".env", "prompt": "{{content}}"}, "`files`: .env is hidden"),
@@ -921,7 +929,7 @@ async def test_pdfs_are_asked_as_text_or_as_images_of_their_pages(bench, tools):
     pdf_of_texts(bench.path / "a.pdf", ["Invoice 1", "Total 10"])
     async with tools() as call:
         job = await call("bulk_generate", files=["*.pdf"], prompt="Extract.")
-        assert "1 PDF sent as text" in job["pdf"]
+        assert job["pdf"] == "1 PDF sent as text; `pdf` (text or images) chooses"
         await ended(call, job["job_id"], "finished")
         job = await call("bulk_generate", files=["a.pdf"], prompt="Extract.", pdf="images")
         assert "pdf" not in job

@@ -9,6 +9,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import openpyxl
 import pytest
 from pyarrow import parquet
@@ -38,6 +39,11 @@ def _of_workbook(path: Path) -> list[Any]:
     return list([*openpyxl.load_workbook(path)["answers"].values][1])
 
 
+def _of_duckdb(path: Path) -> list[Any]:
+    with duckdb.connect(str(path.with_name("out.duckdb"))) as connection:
+        return list(connection.execute("SELECT * FROM t").fetchone() or ())
+
+
 def _of_sqlite(path: Path) -> list[Any]:
     with sqlite3.connect(path.with_name("out.db")) as connection:
         return list(connection.execute("SELECT * FROM t").fetchone())
@@ -48,6 +54,7 @@ def _of_sqlite(path: Path) -> list[Any]:
     [
         ("out.csv", 1, _of_csv),
         ("out.parquet", 2, _of_parquet),
+        ("out.duckdb#t", 2, _of_duckdb),
         ("out.xlsx", 3, _of_workbook),
         ("out.db#t", 4, _of_sqlite),
     ],

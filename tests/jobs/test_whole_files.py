@@ -55,7 +55,7 @@ def test_texts_of_windows_are_read_next_to_utf8_with_the_encoding_that_a_note_na
     (mails / "a.txt").write_text("Grüße: 5 €", encoding="cp1252")
     (mails / "new" / "b.md").write_text("Grüße: 6 €", encoding="utf-8")
     said = bench.start("--prompt", "Extract: {{content}}").communicate()[1]
-    assert "is not UTF-8 text (the encoding cp1252 reads text of Windows): mails/a.txt" in said
+    assert "is not UTF-8 text (--encoding cp1252 reads text of Windows): mails/a.txt" in said
     bench.succeed("--prompt", "Extract: {{content}}", "--encoding", "cp1252")
     assert _asked(bench) == ["Extract: Grüße: 6 €", "Extract: Grüße: 5 €"]
 

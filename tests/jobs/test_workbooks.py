@@ -14,6 +14,8 @@ import pytest
 from openpyxl.styles import Font
 from pyarrow import parquet
 
+import promptmill
+from fakes import KEY
 from half_done import answers
 from job_specs import spec_of
 from promptmill.core.errors import Code, PromptmillError
@@ -65,6 +67,53 @@ def _database(bench: Any, rows: int = 3) -> Path:
         connection.executemany("INSERT INTO inbox VALUES (?, ?, ?)", [(at, f"t{at}", at / 2) for at in range(rows)])
     connection.close()
     return path
+
+
+def test_a_hidden_sheet_is_read_only_by_its_name(bench, book):
+    workbook = openpyxl.load_workbook(book)
+    workbook["Notes"].sheet_state = "hidden"
+    workbook.save(book)
+    bench.succeed(*_PROMPT)
+    assert [row["body"] for row in bench.answers()] == ["tea", "milk"]
+    bench.input, bench.output = Path(f"{book}#Notes"), bench.path / "notes.jsonl"
+    bench.succeed("--prompt", "Say {{kept}}")
+
+
+def test_a_number_that_excel_would_round_is_a_text(bench):
+    bench.write([{"id": 1234567890123456789, "n": 9007199254740992, "body": "tea"}])
+    bench.output = bench.path / "out.xlsx"
+    bench.succeed(*_PROMPT)
+    (row,) = _cells(bench.output, "answers")[1:]
+    assert row[:2] == ("1234567890123456789", 9007199254740992)
+
+
+def test_a_job_is_found_by_the_workbook_that_holds_its_answers(bench, book):
+    bench.input = Path(f"{book}#Mails")
+    for sheet in ("Topics", "Labels"):
+        bench.output = bench.path / f"out.xlsx#{sheet}"
+        bench.succeed(*_PROMPT)
+        if sheet == "Topics":
+            assert "book.xlsx#Mails \N{RIGHTWARDS ARROW} out.xlsx#Topics: 2 answered" in bench.jobs("out.xlsx").stdout
+    assert "did you mean out.xlsx#Labels or out.xlsx#Topics?" in bench.jobs("out.xlsx").stderr
+
+
+def test_formulas_that_no_program_has_computed_are_noted(bench, book):
+    formulas = "The workbook has formulas without a value in `formula`, which are read as empty cells"
+    bench.input = Path(f"{book}#Mails")
+    said = bench.run(*_PROMPT)
+    assert formulas in said.stdout
+    assert formulas in bench.run(*_PROMPT, "--validate").stdout
+    assert formulas in bench.status()["warnings"][0]
+
+
+def test_formulas_without_a_value_are_a_warning_in_python(bench, book):
+    with pytest.warns(UserWarning, match="formulas without a value in `formula`"):
+        promptmill.bulk(f"{book}#Mails", prompt="Say {{body}}", model="m", base_url=bench.upstream.url, api_key=KEY)
+
+
+def test_formulas_with_a_value_have_no_note(bench):
+    for name in ("libre.xlsx", "libre.ods", "libre.xls", "excel.xlsx"):
+        assert not SheetTable(opened(find([_DATA / name], bench.output))).style.uncomputed
 
 
 @pytest.mark.parametrize("suffix", ["xlsx", "ods", "xls"])

@@ -89,6 +89,32 @@ def _sent(upstream):
 # Names and folders
 
 
+@pytest.mark.rule("F26")
+@pytest.mark.parametrize("name", ["hf://datasets/acme/mails", "s3://bucket/a.csv", "postgres://h/d", "http://h/a.csv"])
+@pytest.mark.parametrize("argument", ["input_file", "output_file"])
+async def test_a_call_names_no_url(folder, outcome, upstream, name, argument):
+    (folder / "in.csv").write_text("text\ntea\n")
+    given = {"input_file": "in.csv", "output_file": "out.csv", "prompt": "{{text}}", argument: name}
+    assert f"{argument} is a URL" in str(await outcome(**given))
+    assert not upstream.seen
+
+
+@pytest.mark.rule("F26")
+@pytest.mark.parametrize("name", ["data.duckdb", "data.duckdb#t", "data.db#t"])
+@pytest.mark.parametrize("argument", ["input_file", "output_file"])
+async def test_a_call_names_no_database(folder, outcome, upstream, name, argument):
+    (folder / "in.csv").write_text("text\ntea\n")
+    given = {"input_file": "in.csv", "output_file": "out.csv", "prompt": "{{text}}", argument: name}
+    assert "use one of .jsonl, .csv, .tsv, .parquet, .xlsx here" in str(await outcome(**given))
+    assert not upstream.seen
+
+
+@pytest.mark.rule("F26")
+async def test_no_call_has_a_query(folder, outcome):
+    given = {"input_file": "in.csv", "output_file": "out.csv", "prompt": "{{text}}"}
+    assert "sql" in str(await outcome(**given, sql="select content from read_text('/etc/passwd')"))
+
+
 @pytest.mark.rule("F21")
 @pytest.mark.rule("F22")
 async def test_a_pattern_over_everything_sends_no_secret_and_names_what_it_leaves_out(folder, outcome, upstream):

@@ -21,11 +21,11 @@ from promptmill.backends import registry
 from promptmill.cli import options
 from promptmill.cli.job_display import print_status
 from promptmill.cli.job_run import decided, remembered_command, run, warn_of_input
-from promptmill.cli.options import Parser, Several, add_shared, amount, at_least_one, is_url, refuse, text_of
+from promptmill.cli.options import Parser, Several, add_shared, amount, at_least_one, refuse, text_of
 from promptmill.cli.terminal import OK, TRY_AGAIN, complain, say
 from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.errors import Code, PromptmillError, config_error, redact
+from promptmill.core.errors import Code, PromptmillError, config_error, redact, worded
 from promptmill.core.money import dollars
 from promptmill.core.wording import counted
 from promptmill.jobs import members
@@ -36,7 +36,8 @@ from promptmill.jobs.export.output import end_of, write_rows
 from promptmill.jobs.export.text import Form
 from promptmill.jobs.inputs.formats import check_installed, compressed, compression_of, format_of_output
 from promptmill.jobs.inputs.given import Given, blocks_of_stdin, loose_id, suffix_of, written
-from promptmill.jobs.inputs.remote import RemoteOutput, fetched
+from promptmill.jobs.inputs.query import is_query, queried
+from promptmill.jobs.inputs.remote import RemoteOutput, fetched, is_url, pinned
 from promptmill.jobs.inputs.whole_files import written_whole
 from promptmill.jobs.manage import detached
 from promptmill.jobs.run import admission, steps
@@ -60,7 +61,8 @@ def add_options(bulk: Parser) -> None:
         "input",
         nargs="+",
         metavar="INPUT",
-        help=".csv, .xlsx, .parquet, .jsonl, .txt, .db, …; FILE.xlsx#SHEET, FILE.db#TABLE; folders, patterns, URLs; -",
+        help=".csv, .xlsx, .parquet, .jsonl, .txt, .db, …; FILE.xlsx#SHEET, FILE.db#TABLE; folders, patterns, URLs; -; "
+        "left out with --sql whose query names its files",
     )
     bulk.add_argument(
         "output", metavar="OUTPUT", help="written atomically when all rows are done, in input order; or -"
@@ -103,7 +105,12 @@ def add_options(bulk: Parser) -> None:
     group.add_argument(
         "--encoding", type=_encoding, metavar="NAME", help="of CSV, TSV and text, if not UTF-8: cp1252, utf-16, …"
     )
-    group.add_argument("--sql", metavar="QUERY", help="the rows of INPUT, a database: 'select id, body from mails'")
+    group.add_argument(
+        "--sql",
+        metavar="QUERY",
+        help="the rows: 'select id, body from mails' of INPUT, a database, or without INPUT … from 'mails.parquet'",
+    )
+    bulk.replaces_first("--sql")
     group.add_argument("--output-format", default="", metavar="NAME", help="on stdout: jsonl, json, csv, …")
     group.add_argument("--overwrite", action="store_true", help="replace OUTPUT even if the job did not make it")
     group.add_argument("--state", type=Path, metavar="DIR", help="keep the job in DIR instead of beside OUTPUT")
@@ -210,7 +217,8 @@ def _order_of(arguments: argparse.Namespace, inputs: Sequence[Path], output: Pat
     models = getattr(arguments, "models", None) or arguments.model
     prompt = _named_prompts(prompts) if len(prompts) > 1 else _template(arguments)
     system = options.system_prompt_of(arguments)
-    named = {"prompt": prompt, "model": models, "system_prompt": system, "from_job": other}
+    sql = None if is_query(arguments.sql, arguments.input) else arguments.sql
+    named = {"prompt": prompt, "model": models, "system_prompt": system, "from_job": other, "sql": sql}
     return JobOrder.of(inputs, output, vars(arguments) | named)
 
 
@@ -224,8 +232,8 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
         remote = None
         try:
             if is_url(name):
-                urls["output_file"] = redact(name)
                 remote = _remote_output(arguments, folders)
+                urls["output_file"] = redact(remote.url)
             source = _source(arguments, folders, urls, opened, remote)
         except PromptmillError as error:
             if error.code is not Code.STORAGE or not any(map(is_url, [*arguments.input, name])):
@@ -238,9 +246,9 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
         order = _order_of(arguments, paths or [Path("rows")], output.absolute())
         order = order.model_copy(update={"shown": Shown(command=command, urls=urls)})
         if source is None:
-            order, source, left_out = written_whole(order, folders, arguments.each, opened, as_pdf=arguments.pdf)
-            for text in left_out:
-                say(text, sys.stderr, wrap=True)
+            order, source, notes = written_whole(order, folders, arguments.each, opened, as_pdf=arguments.pdf)
+            for note in notes:
+                say(worded(note, options.option_of), sys.stderr, wrap=True)
         if name == "-":
             return _printed(arguments, configuration, order, source)
         if arguments.validate:
@@ -260,6 +268,8 @@ def _check(arguments: argparse.Namespace) -> None:
         (is_url(arguments.output) and arguments.detach, "OUTPUT", "a URL goes without --detach."),
         ("-" in names and (later or arguments.shard), "", "`-` goes without --detach, --validate and --shard."),
         ("-" in local and arguments.input[1:], "", "`-` goes without further inputs."),
+        (arguments.sql is not None and "-" in local, "--sql", "goes with files and databases, or without INPUT."),
+        (arguments.sql is not None and arguments.each, "--sql", "goes without --each."),
         (arguments.each and (not local or "-" in local), "--each", "goes with files and folders of this machine."),
         (arguments.input_format and "-" not in local, "--input-format", "goes with `-` as INPUT alone."),
         (arguments.output_format and arguments.output != "-", "--output-format", "goes with `-` as OUTPUT alone."),
@@ -283,6 +293,13 @@ def _source(
     remote: RemoteOutput | None,
 ) -> Given | None:
     """Return the rows that are in no file of this machine, as long as `opened` is; None for files. Adds to `urls`."""
+    output = home_expanded(arguments.output) if remote is None else remote.local
+    before = folders.of(real_path(output)).spec
+    known = before.input.sha256 if before is not None and before.is_read else ""
+    if is_query(arguments.sql, arguments.input):
+        urls["input_file"] = redact(", ".join(arguments.input) or "a query")
+        with _patient(urls["input_file"], _teller(arguments)):
+            return opened.enter_context(queried(folders, arguments.sql, arguments.input, known))
     if arguments.input == ["-"]:
         blocks = iter(blocks_of_stdin(sys.stdin.fileno()))
         first = next(blocks)
@@ -291,12 +308,12 @@ def _source(
         return opened.enter_context(written(folders, itertools.chain([first], blocks), suffix))
     if not any(map(is_url, arguments.input)):
         return None
-    urls["input_file"] = redact(arguments.input[0])
-    output = home_expanded(arguments.output) if remote is None else remote.local
-    before = folders.of(real_path(output)).spec
-    known = before.input.sha256 if before is not None and before.is_read else ""
-    with _patient(urls["input_file"], _teller(arguments)):
-        return opened.enter_context(fetched(folders, arguments.input, _teller(arguments), known))
+    with _patient(redact(arguments.input[0]), tell := _teller(arguments)):
+        order = folders.of(real_path(output)).order
+        earlier = order.shown.urls.get("input_file", "").split() if order is not None else []
+        names = pinned(arguments.input, earlier, tell)
+        urls["input_file"] = redact(" ".join(names))
+        return opened.enter_context(fetched(folders, names, tell, known))
 
 
 def run_and_compare(
@@ -460,7 +477,7 @@ def _delivered(output: RemoteOutput, code: int, folders: JobFolders, arguments: 
         return code
     try:
         with _patient(redact(str(output.url)), _teller(arguments)):
-            output.deliver(_teller(arguments))
+            output.deliver(folders.of(output.local), _teller(arguments))
     except PromptmillError as error:
         complain(f"{error} The same command writes it again.")
         return TRY_AGAIN

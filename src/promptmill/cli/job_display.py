@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import sys
 import textwrap
@@ -37,6 +38,7 @@ _COLUMNS = ("job", "state", "rows", "failed", "cost", "time", "files", "model", 
 _NUMBERS = frozenset({"rows", "failed", "cost", "time"})
 _UNITS = {"rows": " rows", "failed": " failed"}
 _GAP = 2
+_COMMIT = re.compile(r"(@[0-9a-f]{8})[0-9a-f]{32}\b")  # of a dataset
 _FEWEST_FOR_P99 = 100  # rows
 _STYLES = {states.FINISHED: "green", states.RUNNING: "cyan", states.STOPPED: "red", states.INTERRUPTED: "yellow"}
 
@@ -170,7 +172,8 @@ def _go_on(found: Status, *, output: bool) -> list[str]:
 def title(found: Status) -> str:
     """Return the names of a job's input and output."""
     names = [name for name in (found.get("input_file", ""), found.get("output_file")) if name]
-    return " → ".join(name.rstrip("/").rpartition("/")[2] if "://" in name else Path(name).name for name in names)
+    shown = (name.rstrip("/").rpartition("/")[2] if "://" in name else Path(name).name for name in names)
+    return _COMMIT.sub(r"\1", " → ".join(shown))
 
 
 def results(found: Status) -> str:
@@ -222,6 +225,8 @@ def _failed(found: Status) -> list[str]:
         lines.append("  --again failed sends the failed rows again")
     if errors.keys() & _OF_THE_FILE:
         lines.append(f"  correct these rows in {name} and run the same command: it sends them alone")
+    if Code.EMPTY_PROMPT in errors:
+        lines.append("  --skip-empty leaves empty rows out of the output")
     if errors.keys() & {*_OF_THE_FILE, Code.INVALID_IMAGE} and found["failed"] > 1:
         lines.append("  (--validate in its place lists them and sends nothing)")
     return lines

@@ -24,7 +24,6 @@ if TYPE_CHECKING:  # imported where it is needed: it takes a tenth of a second
     from promptmill.config.resolved_config import ResolvedConfig
     from promptmill.core.values import JsonDict
 
-_URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _SHORTEST_GUESSED = 4  # characters; a shorter word resembles almost any name
 _KINDS = ("COMMAND", "CLIENT")  # positional arguments: their errors say what kind of word is missing
 _SETS = {
@@ -87,11 +86,29 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, "exit_on_error": False, **options})
         self._given: Sequence[str] = ()
+        self._replaces_first = ""
         self.set_defaults(parser=self)  # a command's parser replaces that of the whole command line
 
     def show_examples(self, *lines: str) -> None:
         """Have the help end with these lines."""
         self.epilog, self.formatter_class = "\n  ".join(("examples:", *lines)), argparse.RawDescriptionHelpFormatter
+
+    def replaces_first(self, option: str) -> None:
+        """Let `option` stand in place of the first of two positional arguments, which is then `[]`."""
+        self._replaces_first = option
+
+    def _lacks_first(self) -> bool:
+        """Return whether the first positional argument is missing, with the option in its place."""
+        option, words, positional = self._replaces_first, iter(self._given), 0
+        if not option or not any(word.partition("=")[0] == option for word in self._given):
+            return False
+        for word in words:
+            action = self._option_string_actions.get(word)
+            if action is not None and action.nargs != 0:
+                next(words, None)  # its value
+            elif action is None and (word == "-" or not word.startswith("-")):
+                positional += 1
+        return positional == 1
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse as argparse does; the parser of the command reports unknown arguments."""
@@ -103,8 +120,13 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse as argparse does, and keep the arguments for `error`."""
         self._given = sys.argv[1:] if args is None else list(args)
+        lacks_first = self._lacks_first()
         try:
-            return super().parse_known_args(self._given, namespace)
+            # an empty word in its place, because argparse cannot tell which of the two is missing
+            found, unknown = super().parse_known_args([*[""][: int(lacks_first)], *self._given], namespace)
+            if lacks_first:
+                setattr(found, self._get_positional_actions()[0].dest, [])
+            return found, unknown
         except argparse.ArgumentError as error:
             if error.argument_name is None:
                 self.error(error.message)
@@ -382,11 +404,6 @@ def note_once(plan: ResolvedConfig) -> None:
             seen.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             seen.touch()
         say(f"note: {note}", sys.stderr, wrap=True)
-
-
-def is_url(text: str) -> bool:
-    """Return whether `text` names a file by a URL."""
-    return _URL.match(text) is not None
 
 
 def stdin_text() -> str:

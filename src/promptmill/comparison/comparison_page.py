@@ -31,14 +31,15 @@ def write(target: Path, found: Mapping[str, Any], rows: ComparedRows, judgement:
     title = ", ".join(file["title"] for file in files)
     page.check(target, title)
     differ = f"{found['differ']:,} {'differ' if len(files) > 1 else 'wrong'}"
+    sections = list(words.sections(found, width=_TABLE_WIDTH, classes=MOST_SHOWN, columns=names))
     data = {
         "state": "comparison",
         "mood": "blue",
         "summary": f"{words.matched(found)}; {differ}",
         "tiles": list(_tiles(found)),
-        "sections": list(words.sections(found, width=_TABLE_WIDTH, classes=MOST_SHOWN, columns=names)),
+        "sections": sections,
         "run": [(file["name"], _made(file, total)) for file in files],
-        "footnotes": list(words.methods(found)),
+        "footnotes": list(words.methods(found, sections)),
     }
     try:
         page.put(target, page.filled(title, data, shown, total))

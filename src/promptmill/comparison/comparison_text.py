@@ -17,11 +17,12 @@ def lines(found: JsonObject, width: int) -> Iterator[str]:
     for file in found["files"]:
         yield cut(words.headline(file, found["rows"]), width)
     yield words.matched(found)
-    for section in words.sections(found, width=width, classes=_CLASSES):
+    sections = list(words.sections(found, width=width, classes=_CLASSES))
+    for section in sections:
         yield from ("", section.title, *section.lines)
         for table in section.tables:
             yield from table.lines(width)
-    if notes := list(words.methods(found)):
+    if notes := list(words.methods(found, sections)):
         yield ""
         yield from (f"  {note}" for note in notes)
     yield from _rows(found, width)

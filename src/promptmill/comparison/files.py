@@ -22,7 +22,7 @@ import orjson
 
 from promptmill.comparison.values import LABEL, Kind, Tolerance, canonical, kind_of
 from promptmill.core.errors import Named, input_error
-from promptmill.core.wording import MOST_SHOWN, close_matches, counted, cut
+from promptmill.core.wording import MOST_SHOWN, close_matches, counted, cut, did_you_mean
 from promptmill.jobs import columns
 from promptmill.jobs.columns import FIELD, MODEL, OURS, VARIANT
 from promptmill.jobs.inputs.any_format import objects_in
@@ -479,6 +479,9 @@ def _read(file: ComparedFile, scan: _Scan, fields: Sequence[str]) -> tuple[list[
             costs.append(float(row.get(file.cost) or ""))
     if not any(map(any, values)):
         which = file.answer if fields == [""] else "`, `".join(fields)
+        if known := list(scan.fields):
+            meant = did_you_mean(which, known, f"they have {_listed(known)}.")
+            raise input_error(Named("field"), f": no answer of {file.name} has the field `{which}`; {meant}")
         problem = f"No row of {file.name} has an answer in `{which}`; name a column to compare: "
         raise input_error(problem, Named("field"), f". It has {_listed(scan.columns)}.")
     return values, replace(file, about={"cost": sum(costs), **file.about}) if costs else file

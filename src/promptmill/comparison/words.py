@@ -7,8 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-import orjson
-
 from promptmill.comparison.figures import CONTRADICTION, HALF, TIE, commonest, tabulated
 from promptmill.comparison.paired_proportions import INTERVAL, SHARE_INTERVAL, TEST
 from promptmill.comparison.values import LABEL, SIMILARITY
@@ -190,7 +188,7 @@ def agreed(pair: JsonObject, found: JsonObject) -> Iterator[str]:
     both = f" that both answered (of {rows:,})" if pair["rows"] < rows else ""
     if "fields" in pair:
         yield f"{one} and {other} agree, of {counted(pair['rows'], 'row')}{both}:"
-        yield by_field((field["field"], field["agreement"]) for field in pair["fields"])
+        yield by_field((field["field"], field["agreement"], field) for field in pair["fields"])
         yield f"all fields {percent(pair['agreement'])}"
         return
     if "similarity" in pair and not _is_label_like(pair):
@@ -218,9 +216,13 @@ def _is_label_like(pair: JsonObject) -> bool:
     return bool(2 * pair["agree"] > pair["rows"])
 
 
-def by_field(shares: Iterable[tuple[str, float]]) -> str:
-    """Return shares by field: `customer 83.0 % · amount 91.0 %`."""
-    return " · ".join(f"{cut(name, 24)} {percent(share)}" for name, share in shares)
+def by_field(shares: Iterable[tuple[str, float, JsonObject]]) -> str:
+    """Return shares by field, with the similarity of texts: `customer 83.0 % (similarity 0.91) · amount 91.0 %`."""
+    parts = []
+    for name, share, figures in shares:
+        near = f" (similarity {figures['similarity']:.2f})" if "similarity" in figures and share < 1 else ""
+        parts.append(f"{cut(name, 24)} {percent(share)}{near}")
+    return " · ".join(parts)
 
 
 def have_right(gold: JsonObject) -> str:
@@ -255,7 +257,8 @@ def right_lines(gold: JsonObject) -> Iterator[str]:
     """Yield how many answers of each file are right; with fields, each of these."""
     for at, file in enumerate(gold["files"]):
         if fields := gold.get("fields"):
-            yield f"{file['name']}  {by_field((field['field'], field['files'][at]['accuracy']) for field in fields)}"
+            ours = ((field["field"], field["files"][at]["accuracy"], field["files"][at]) for field in fields)
+            yield f"{file['name']}  {by_field(ours)}"
             yield f"{file['name']}  all fields {right_of(file)}"
         else:
             yield f"{file['name']}  {right_of(file)}"
@@ -336,15 +339,15 @@ def _probability(found: JsonObject) -> str:
     return f"{p}{'' if low > 0 or high < 0 else '; no difference is shown'}"
 
 
-def methods(found: JsonObject) -> Iterator[str]:
-    """Yield the names of the statistical methods behind the figures, as footnotes."""
+def methods(found: JsonObject, shown: Iterable[Section]) -> Iterator[str]:
+    """Yield the names of the statistical methods behind the figures, as footnotes. `shown`: the sections."""
     gold, judge = found.get("gold", {}), found.get("judge", {})
     if gold.get("differences") or any("difference" in pair for pair in judge.get("pairs", ())):
         yield f"interval: {INTERVAL}"
         yield f"p: {TEST}"
     if gold:
         yield f"interval of a share: {SHARE_INTERVAL}"
-    if b'"similarity"' in orjson.dumps({name: found.get(name) for name in ("pairs", "gold")}):
+    if any("similarity " in line for section in shown for line in (section.title, *section.lines)):
         yield f"similarity: {SIMILARITY}"
 
 

@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple, TypeAlias
 
@@ -68,7 +68,7 @@ class _Trait(NamedTuple):
 
 _TRAITS: dict[Code, _Trait] = {
     Code.INVALID_INPUT: _Trait(False, "Correct the named argument and call again."),
-    Code.EMPTY_PROMPT: _Trait(False, "Write a prompt, or leave such rows out with `skip_empty`."),
+    Code.EMPTY_PROMPT: _Trait(False, "Write a prompt, or leave such rows out."),
     Code.INVALID_CONFIG: _Trait(False, "Correct the named key."),
     Code.INVALID_IMAGE: _Trait(False, "Send a readable PNG, JPEG, WebP, GIF, BMP or TIFF."),
     Code.UNSUPPORTED: _Trait(False, "Leave it out, choose another backend, or set `unsupported: warn`."),
@@ -141,10 +141,10 @@ class PromptmillError(Exception):
     def __init__(self, code: Code, message: Words, hint: Words | None = None) -> None:
         super().__init__(code, message, hint)  # pickle rebuilds the error from these arguments
         self.code = code
-        self.parts = _parts(message)
-        self.remedy = _parts(_TRAITS[code].hint if hint is None else hint)
-        self.message = _text(self.parts, argument_name)
-        self.hint = _text(self.remedy, argument_name)
+        self.parts = parts_of(message)
+        self.remedy = parts_of(_TRAITS[code].hint if hint is None else hint)
+        self.message = worded(self.parts, argument_name)
+        self.hint = worded(self.remedy, argument_name)
 
     @property
     def retryable(self) -> bool:
@@ -153,7 +153,7 @@ class PromptmillError(Exception):
 
     def worded(self, name: Callable[[Named], str | None]) -> str:
         """Return the text with each field replaced by the result of `name`; None: the surface lacks the field."""
-        return f"{_text(self.parts, name)} {_text(self.remedy, name)}".rstrip()
+        return f"{worded(self.parts, name)} {worded(self.remedy, name)}".rstrip()
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}".rstrip()
@@ -165,13 +165,19 @@ def argument_name(named: Named) -> str:
     return f"`{named.field}{value}`"
 
 
-def _parts(words: Words) -> tuple[str | Named, ...]:
+def parts_of(words: Words) -> tuple[str | Named, ...]:
+    """Return the texts and fields of an error or a note, one after the other."""
     return (words,) if isinstance(words, str) else tuple(words)
 
 
-def _text(parts: Iterable[str | Named], name: Callable[[Named], str | None]) -> str:
+def worded(words: Words, name: Callable[[Named], str | None]) -> str:
+    """Return the text of an error or a note with each field replaced by the result of `name`, as in `PromptmillError`.
+
+    >>> worded(["3 PDFs sent as text; ", Named("pdf"), " chooses"], argument_name)
+    '3 PDFs sent as text; `pdf` chooses'
+    """
     found = []
-    for part in parts:
+    for part in parts_of(words):
         if isinstance(part, str):
             found.append(part)
         elif (called := name(part)) is not None:
@@ -195,6 +201,8 @@ _CONTROLS = re.compile(
     r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\u061c\u200b\u200e\u200f\u202a-\u202e\u2066-\u2069]|\r(?!\n)"
 )
 _URL_USERINFO = re.compile(r"(?<=://)[^/\s@]+@")
+# of a connection to Postgres, as a URL's parameter or in libpq's own form
+_PASSWORD = re.compile(r"(?i)\b((?:ssl)?password=)[^\s&'\"]+")
 _BEARER = re.compile(r"(?i)\b(bearer\s+|basic\s+(?=[A-Za-z]*[0-9])(?=[A-Za-z0-9+/=]{16}))[^\s\"',;]+")
 
 
@@ -213,6 +221,7 @@ def redact(text: str, secrets: tuple[str, ...] = ()) -> str:
         if len(secret) >= 4:
             text = text.replace(secret, "[redacted]")
     text = _URL_USERINFO.sub("[redacted]@", text)
+    text = _PASSWORD.sub(r"\1[redacted]", text)
     text = _BEARER.sub(r"\1[redacted]", text)
     return KEY.sub(lambda found: "[redacted]" if KEY_RUN.search(found[1]) else found[0], text)
 

@@ -4,6 +4,8 @@
 b'[1,"a",null,{"promptmill:bytes":"AA=="},{"promptmill:date":"2025-01-02"}]'
 >>> loads(_)
 [1, 'a', None, b'\\x00', datetime.date(2025, 1, 2)]
+>>> loads(dumps([2**64]))
+[18446744073709551616]
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ def dumps(value: Any, *, finite: bool = True) -> bytes:
             return orjson.dumps(value, _tagged, _OPTIONS)
         except TypeError:  # a number beyond 64 bits, or bytes that are not UTF-8
             pass
-    return json.dumps(value, default=_tagged, separators=(",", ":")).encode()
+    return json.dumps(_exact(value), default=_tagged, separators=(",", ":")).encode()
 
 
 def loads(data: bytes) -> Any:
@@ -65,6 +67,20 @@ def loads(data: bytes) -> Any:
     except orjson.JSONDecodeError:
         value = json.loads(data)
     return _untagged(value) if _TAGGED in data else value
+
+
+def _exact(value: Any) -> Any:
+    """Return a value with tagged numbers beyond 64 bits, which orjson would read as fractions."""
+    match value:
+        case bool() | str():
+            return value
+        case int():
+            return value if value in INT64 else {f"{_TAG}integer": str(value)}
+        case dict():
+            return {name: _exact(inner) for name, inner in value.items()}
+        case list() | tuple():
+            return list(map(_exact, value))
+    return value
 
 
 def _tagged(value: object) -> Any:

@@ -172,7 +172,7 @@ def _pdf_page(file: BinaryIO, page: int | None, name: str) -> bytes:
     except pdf.PdfError as error:
         raise _unusable(f"{name} {error}.") from None
     if page == 0:
-        raise _unusable(f"{name} has no text: it may be a scan.", "Send its pages as images (the option `pdf`).")
+        raise _unusable(f"{name} has no text: it may be a scan.", "Send its pages as images.")
     first = pdf.page_of(Path(name).name, 1)
     raise _unusable(f"{name} is a PDF of {pages:,} page{'s'[: pages > 1]}.", f"Name one of its pages, such as {first}.")
 
@@ -479,5 +479,5 @@ class ImageCache:
 def _kept_size(source: str, reading: asyncio.Future[bytes]) -> int:
     image = b"" if reading.cancelled() or reading.exception() else reading.result()
     size = _EACH + len(source) + len(image)
-    # a `data:` URL seldom occurs twice: count it eightfold, so that a file of such rows needs little memory
-    return size * 8 if source.startswith("data:") else size
+    # a `data:` URL or a page seldom occurs twice: count it eightfold, so that a file of such rows needs little memory
+    return size * 8 if source.startswith("data:") or pdf.split(source)[1] else size

@@ -12,6 +12,7 @@ From it: `{"pages": …}`, `{"image": …}` in base64 or `{"text": …}`; or `{"
 from __future__ import annotations
 
 import atexit
+import ctypes
 import importlib.util
 import io
 import os
@@ -34,6 +35,7 @@ _MEMORY = 1 << 30  # a file of `LARGEST_FILE`, and a decoded scan of 100 million
 _DPI = 200
 _LONGEST = 2048  # pixels of a side: providers make larger images smaller
 _QUALITY = 90  # of JPEG: small letters stay sharp
+_REOPENED = 50  # images: a document keeps a copy of each image that it has shown; to open it takes 1 ms
 _LOST = "takes too much time or memory to read, or is damaged"
 
 
@@ -150,7 +152,9 @@ class _Reading:
     """The file that the process reads."""
 
     def __init__(self) -> None:
+        self._content = (ctypes.c_char * 0)()
         self._document: Any = None
+        self._images = 0
 
     def reply(self, asked: frames.Frame, incoming: BinaryIO) -> frames.Frame:
         """Answer a message of the parent; `incoming` has the content of a new file."""
@@ -158,12 +162,15 @@ class _Reading:
 
         try:
             if "size" in asked:
-                if self._document is not None:
-                    self._document.close()
-                self._document = None
-                self._document = _opened(incoming.read(asked["size"]))
+                self._close()
+                self._content = (ctypes.c_char * asked["size"])()
+                incoming.readinto(self._content)  # type: ignore[attr-defined] # `read` takes twice the size of the file
+                self._open()
                 return {"pages": len(self._document)}
             if page := asked["page"]:
+                self._images += 1
+                if self._images % _REOPENED == 0:
+                    self._open()
                 return {"image": _image(self._document, page)}
             return {"text": _text(self._document)}
         except PdfError as error:
@@ -175,8 +182,17 @@ class _Reading:
         except Exception as error:  # noqa: BLE001 (no file may end the process)
             return {"problem": f"cannot be read ({type(error).__name__})"}
 
+    def _open(self) -> None:
+        self._close()
+        self._document = _opened(self._content)
 
-def _opened(content: bytes) -> Any:
+    def _close(self) -> None:
+        if self._document is not None:
+            self._document.close()
+        self._document = None
+
+
+def _opened(content: ctypes.Array[ctypes.c_char]) -> Any:
     import pypdfium2
     import pypdfium2.raw
 

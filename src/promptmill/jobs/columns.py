@@ -137,7 +137,7 @@ def candidates(name: str) -> Iterator[str]:
 
 
 def notes(spec: JobSpec) -> Iterator[str]:
-    """Yield sentences for the summary: columns with unusual names, and columns that are settings."""
+    """Yield sentences for the summary: columns with unusual names, of settings, or without values."""
     names = spec.output.names or {}
     wanted = {key: spec.output.form.column if key == "answer" else _usual(key) for key in names}
     moved = {wanted[key]: new for key, new in names.items() if new != wanted[key]}
@@ -148,6 +148,12 @@ def notes(spec: JobSpec) -> Iterator[str]:
     read = [name for name in spec.input.settings_read if name != MODEL or len(asked) < 2]  # else the grid's models
     if read:
         yield f"Read as settings of each row: {', '.join(f'`{name}`' for name in read)}."
+    if spec.input.style.uncomputed:
+        of = ", ".join(f"`{name}`" for name in spec.input.style.uncomputed)
+        yield (
+            f"The workbook has formulas without a value in {of}, which are read as empty cells: open it in Excel or "
+            "LibreOffice and save it first."
+        )
 
 
 def _usual(key: str) -> str:

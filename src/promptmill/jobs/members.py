@@ -5,18 +5,23 @@ Such a path is valid wherever the path of a file is.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import hashlib
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 from urllib.parse import quote
 
 from promptmill.core.errors import PromptmillError, input_error
 
 WORKBOOKS = MappingProxyType({".xlsx": "xlsx", ".xlsm": "xlsx", ".xlsb": "xlsx", ".xls": "xlsx", ".ods": "xlsx"})
-DATABASES = MappingProxyType({".db": "sql", ".sqlite": "sql", ".sqlite3": "sql", ".duckdb": "sql"})
+DUCKDB = ".duckdb"
+SQLITE = frozenset({".db", ".sqlite", ".sqlite3"})
+DATABASES = MappingProxyType(dict.fromkeys((*sorted(SQLITE), DUCKDB), "sql"))
 Stamp: TypeAlias = tuple[int, int]
 """Two numbers that change with an output. Of a file: its size in bytes, and the time of its last change in ns. Of a
 table: its number of rows, and their digest, because its file also changes with other tables."""
@@ -46,6 +51,11 @@ def is_table(path: Path) -> bool:
     return bool(member) and file.suffix.lower() in DATABASES
 
 
+def is_duckdb(path: Path) -> bool:
+    """Return whether a path is, or names a table of, a database of DuckDB."""
+    return file_of(path).suffix.lower() == DUCKDB
+
+
 def stamp(path: Path) -> Stamp | None:
     """Return the stamp of the output at `path`, None if there is no output."""
     file, member = split(path)
@@ -59,7 +69,13 @@ def stamp(path: Path) -> Stamp | None:
 
 
 def table_stamp(file: Path, table: str) -> Stamp | None:
-    """Return the number of rows and the digest of a table of a SQLite database, None if it is missing."""
+    """Return the number of rows and the digest of a table of a database, None if it is missing.
+
+    Raises `PromptmillError` (`invalid_input`) for a database of DuckDB that cannot be opened.
+    """
+    if is_duckdb(file):
+        with duckdb_errors(file), contextlib.closing(duckdb_connected(file)) as connection:
+            return duckdb_stamp(connection, quoted(table)) if has_duckdb_table(connection, table) else None
     digest, count = hashlib.blake2b(digest_size=7), 0
     try:
         with contextlib.closing(connected(file)) as connection:
@@ -71,6 +87,33 @@ def table_stamp(file: Path, table: str) -> Stamp | None:
     return count, int.from_bytes(digest.digest())
 
 
+def has_duckdb_table(connection: Any, name: str) -> bool:
+    """Return whether the database of a connection has a table of this name."""
+    query = "SELECT 1 FROM duckdb_tables() WHERE lower(table_name) = lower(?)"
+    return connection.execute(query, (name,)).fetchone() is not None
+
+
+def parquet(file: Path) -> str:
+    """Return the rows of a Parquet file as a source of rows in DuckDB's SQL."""
+    return f"read_parquet({literal(str(file))})"
+
+
+def literal(text: str) -> str:
+    """Return a text as SQL writes it.
+
+    >>> literal("Ann's")
+    "'Ann''s'"
+    """
+    doubled = text.replace("'", "''")
+    return f"'{doubled}'"
+
+
+def duckdb_stamp(connection: Any, source: str) -> Stamp:
+    """Return the number of rows, and a digest of them in any order, of a table or of another source of rows."""
+    count, digest = connection.execute(f"SELECT count(*), coalesce(sum(hash(t)), 0) FROM {source} t").fetchone()  # noqa: S608
+    return count, digest % (1 << 53)
+
+
 def taken(target: Path) -> PromptmillError:
     """Return the error for an output whose name another program has taken since the job began."""
     return input_error(f"{target} was made by another program meanwhile; move it away and run the job again.")
@@ -79,6 +122,26 @@ def taken(target: Path) -> PromptmillError:
 def connected(file: Path) -> sqlite3.Connection:
     """Return a connection that reads a SQLite database. Raises `sqlite3.Error`."""
     return sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)
+
+
+def duckdb_connected(file: Path | None, *, read_only: bool = True) -> Any:
+    """Return a connection to a database of DuckDB; None: to an empty one in memory. Raises `duckdb.Error`."""
+    import duckdb
+
+    atexit.register(gc.unfreeze)  # DuckDB reports objects that the last collection leaves as leaks
+    return duckdb.connect() if file is None else duckdb.connect(str(file), read_only=read_only)
+
+
+@contextlib.contextmanager
+def duckdb_errors(file: Path) -> Iterator[None]:
+    """Turn the errors of DuckDB into `PromptmillError` (`invalid_input`)."""
+    import duckdb
+
+    try:
+        yield
+    except duckdb.Error as error:
+        text = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+        raise input_error(f"{file.name} cannot be used: {text.rstrip('.')}.") from None
 
 
 def all_of(table: str) -> str:

@@ -46,7 +46,7 @@ Bars: TypeAlias = tuple[str, str, list[tuple[str, int, str]], str]
 """A title, the column whose values are counted, the values with their numbers and a remark, and a sentence."""
 _MOST_IMAGES, _IMAGE_SIDE = 200, 160
 _PICTURES = 1_000_000  # characters of all thumbnails
-_QUANTILES = {"median": 0.5, "p95": 0.95}
+_QUANTILES = {"median": 50, "p95": 95}
 
 
 def default_path(folder: Folder) -> Path:
@@ -100,7 +100,7 @@ def _page(folder: Folder) -> tuple[bytes, tuple[int, int, str]]:
         "answers": _of_answers(results),
         "counts": [
             *_of_variants(spec, by_slot),
-            *([] if "fields" in results else _of_values(table.name_of("answer"), results)),
+            *([] if "fields" in results else _of_values("Answers" if by_slot else "", table, results)),
             *(_of_field(table, name, field) for name, field in results.get("fields", {}).items()),
         ],
         "failures": [(code, count, *_example(code, examples.get(code, ""))) for code, count in failures.items()],
@@ -217,9 +217,10 @@ def _of_answers(results: Results) -> str:
     return f"{kinds}{more}; {status.lengths(results)}."
 
 
-def _of_values(column: str, results: Results) -> Iterator[Bars]:
+def _of_values(title: str, table: JobTable, results: Results) -> Iterator[Bars]:
     if values := results.get("values"):
-        yield "", column, [(unescaped(value), count, "") for value, count in values.items()], ""
+        bars = [(unescaped(value), count, "") for value, count in values.items()]
+        yield title, table.name_of("answer"), bars, ""
 
 
 def _of_field(table: JobTable, name: str, field: FieldResults) -> Bars:
@@ -250,13 +251,13 @@ def _spreads(found: Sequence[tuple[float, int, int]]) -> list[dict[str, Any]]:
 
 def _histogram(title: str, unit: str, values: Sequence[float]) -> dict[str, Any]:
     ordered = sorted(value for value in values if value is not None)
-    shares = {name: ordered[min(len(ordered) - 1, int(share * len(ordered)))] for name, share in _QUANTILES.items()}
     to = ordered[min(len(ordered) - 1, math.ceil(_SHOWN_SHARE * len(ordered)))] or ordered[-1]
     bins = min(_BINS, int(to)) if unit != "s" and to >= 1 else _BINS
     counts = [0] * bins
     for value in ordered:
         counts[min(bins - 1, int(bins * value / to))] += 1
-    words = ", ".join(f"{name} {status.figure(value)}" for name, value in shares.items())
+    shown = {name: statistics.quantile(ordered, percent) or 0 for name, percent in _QUANTILES.items()}
+    words = ", ".join(f"{name} {status.figure(value)}" for name, value in shown.items())
     return {
         "title": title,
         "unit": unit,

@@ -5,6 +5,7 @@ A prompt that is a template of columns takes no room: the page makes it of the c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -46,6 +47,7 @@ class JobTable:
         """`extra`: the optional fields that some answer has."""
         self.spec, self.rows = spec, PageRows()
         self._own, self._answers = OwnValues(spec), AnswerValues(spec, extra)
+        self._variants = [variant_names(spec, slot) for slot in range(len(spec.targets))]
         self._templates = _plain_templates(spec)
         self._in_prompts = {name for template in self._templates if template for name in template.names}
         question = spec.question
@@ -75,7 +77,7 @@ class JobTable:
         values: dict[str, Cell] = {}
         if row.answered is not None:
             slot = row.answered.slot
-            values |= variant_names(self.spec, slot)
+            values |= self._variants[slot]
             own = {} if self.spec.of_call else self._own.of(row.answered.row)
             values |= self._own_cells(own) | self._answer_cells(row, row.answered)
             values[_ASKED] = self._asked_cell(row, own, self.spec.targets[slot].prompt)
@@ -136,7 +138,7 @@ class JobTable:
             cells |= {key: _plain(values.get(key)) for key in self._fields}
             if _ANSWER in self._fields:
                 cells[_ANSWER] = row.answers[0] if len(row.answers) == 1 else row.answers
-        return cells | {key: _plain(values.get(key)) for key in (*self._marks, *self._figures)}
+        return cells | {key: _plain(values[key]) for key in (*self._marks, *self._figures) if key in values}
 
 
 def _plain_templates(spec: JobSpec) -> list[PlainTemplate | None]:
@@ -153,7 +155,7 @@ def _filled(template: PlainTemplate, own: Mapping[str, Any]) -> str:
 def _plain(value: Any, most: int | None = None) -> Cell:
     if value is None or isinstance(value, bool) or (isinstance(value, int) and abs(value) < _SAFE):
         return value
-    if isinstance(value, float) and cell(value) not in {"NaN", "Infinity", "-Infinity"}:
+    if isinstance(value, float) and math.isfinite(value):
         return value
     text = unescaped(value) if isinstance(value, str) else cell(value)
     return text if most is None else cut(text, most)

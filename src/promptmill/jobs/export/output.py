@@ -2,7 +2,8 @@
 
     row ⋈ answer ─▶ rows in the order of the input ─▶ .answers.csv.….partial ─▶ answers.csv
 
-A table of a SQLite database is written to a temporary database, and copied in one transaction.
+A table of a database is written to a temporary database (SQLite) or Parquet file (DuckDB), and copied in one
+transaction.
 
 Blocks of rows that have not changed since the job wrote the output before are copied from that file (`_Blocks`).
 """
@@ -85,8 +86,13 @@ def write_output(
 
 def stamp_of(partial: Path, target: Path) -> Stamp:
     """Return the stamp that the output at `target` will have, once it is what `partial` is now. Raises `OSError`."""
-    _, table = members.split(target)
-    found = members.table_stamp(partial, table) if members.is_table(target) else members.stamp(partial)
+    if not members.is_table(target):
+        found = members.stamp(partial)
+    elif members.is_duckdb(target):
+        with contextlib.closing(members.duckdb_connected(None)) as connection:
+            found = members.duckdb_stamp(connection, members.parquet(partial))
+    else:
+        found = members.table_stamp(partial, members.split(target)[1])
     if found is None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(partial))
     return found
@@ -99,7 +105,10 @@ def write(
 
     Raises as `answered`, and `OSError`.
     """
-    form = Form(stores, spec, formats.format_of_output(target, spec.input.format))
+    kind = formats.format_of_output(target, spec.input.format)
+    form = Form(stores, spec, "parquet" if kind == "sql" and members.is_duckdb(target) else kind)
+    if kind == "sql" and len({name.casefold() for name in form.header}) < len(form.header):
+        raise input_error("Two columns have names that differ in capitals alone, which no table of SQL has.")
     with partial_file(spec, target) as (partial, out):
         if form.format == "sql":
             _write_table(partial, members.split(target)[1], form, answered)
@@ -280,7 +289,9 @@ def publish(partial: Path, target: Path, *, may_replace: bool, copied: Stamp | N
         if not may_replace and (not sheet or sheet in sheet_names(file)):
             raise members.taken(target)
     if members.is_table(target):
-        _copy_table(partial, target, may_replace=may_replace)
+        copy = _copy_into_duckdb if members.is_duckdb(target) else _copy_table
+        copy(partial, target, may_replace=may_replace)
+        partial.unlink()
     elif may_replace or copied is not None:
         partial.replace(members.file_of(target))
     else:
@@ -302,9 +313,6 @@ def _place(partial: Path, target: Path) -> None:
 def _write_table(path: Path, table: str, form: Form, answered: Iterable[AnsweredRow]) -> None:
     """Write rows into a table of the new database at `path`."""
     columns = form.header
-    if len({name.casefold() for name in columns}) < len(columns):
-        raise input_error("Two columns have names that differ in capitals alone, which no table of SQLite has.")
-
     rows = ([_sql_value(value) for value in form.values(each)] for each in answered)
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA journal_mode = OFF")
@@ -316,7 +324,7 @@ def _write_table(path: Path, table: str, form: Form, answered: Iterable[Answered
 
 
 def _copy_table(source: Path, target: Path, *, may_replace: bool) -> None:
-    """Copy the table of the database `source` to `target` in one transaction, then delete `source`.
+    """Copy the table of the database `source` to `target` in one transaction.
 
     Raises `OSError`, and `PromptmillError` (`invalid_input`) if a table has the name and may not be replaced.
     """
@@ -334,7 +342,18 @@ def _copy_table(source: Path, target: Path, *, may_replace: bool) -> None:
             connection.execute("COMMIT")
     except sqlite3.Error as error:
         raise OSError(None, str(error), str(file)) from None
-    source.unlink()
+
+
+def _copy_into_duckdb(source: Path, target: Path, *, may_replace: bool) -> None:
+    """Copy the rows of the Parquet file `source` to `target` in one transaction. Raises `PromptmillError`."""
+    file, table = members.split(target)
+    with (
+        members.duckdb_errors(file),
+        contextlib.closing(members.duckdb_connected(file, read_only=False)) as connection,
+    ):
+        if not may_replace and members.has_duckdb_table(connection, table):
+            raise members.taken(target)
+        connection.execute(f"CREATE OR REPLACE TABLE {quoted(table)} AS FROM {members.parquet(source)}")
 
 
 def _sql_value(value: Any) -> Any:

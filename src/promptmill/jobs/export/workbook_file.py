@@ -27,6 +27,7 @@ _LONGEST_CELL = 32_767  # characters: Excel's limit
 _CUT = "… [cut]"
 _DATE = re.compile(r"\d{4}-\d\d-\d\d( \d\d:\d\d:\d\d(\.\d+)?)?")
 _PLAIN = frozenset({int, float, bool, type(None)})
+_EXACT = 1 << 53  # Excel keeps every number as a fraction of 64 bits
 
 
 class WorkbookWriter:
@@ -105,10 +106,12 @@ class WorkbookWriter:
         return place
 
     def _plain(self, value: Any) -> Any:
-        """Return a value for a cell: lists and objects become JSON, and a text is cut at Excel's limit."""
+        """Return a value for a cell: lists and objects become JSON, a whole number that Excel would round becomes a
+        text, and a text is cut at Excel's limit."""
         from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
 
-        if type(value) in _PLAIN or isinstance(value, dt.date):
+        is_rounded = type(value) is int and abs(value) > _EXACT
+        if (type(value) in _PLAIN and not is_rounded) or isinstance(value, dt.date):
             return value
         text = ILLEGAL_CHARACTERS_RE.sub("\N{REPLACEMENT CHARACTER}", cell(value))
         if len(text) > _LONGEST_CELL:

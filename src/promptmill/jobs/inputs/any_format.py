@@ -62,7 +62,13 @@ def format_of_input(files: InputFiles) -> str:
         once_more = found.startswith("compressed") and compression_of(path)
         what = "compressed twice; decompress it once" if once_more else found.format(path.name)
         raise input_error(f"The input file {path.name} is {what}.")
-    return "batch" if kind == "jsonl" and _is_batch(files) else kind
+    if kind != "jsonl":
+        return kind
+    if len(first := list(itertools.islice(first_objects(files), 2))) == 1 and _is_by_column(first[0]):
+        raise input_error(
+            f'{path.name} holds a table by columns, which is the default of pandas; write it with `orient="records"`.'
+        )
+    return "batch" if _is_batch(files) else kind
 
 
 def check_columns(question: Question, input_format: str, files: InputFiles) -> None:
@@ -107,10 +113,16 @@ def objects_of(source: Input) -> Iterator[JsonObject]:
             yield value if isinstance(value, dict) else {"row": value}
 
 
-def objects_in(path: Path, encoding: str | None = None) -> Iterator[JsonObject]:
-    """Return the rows of a file as objects; a table's columns become fields. Raises `PromptmillError`, `OSError`."""
-    files = opened(find([path.absolute()], path), encoding=encoding)
-    return objects_of(input_of(files, format_of_input(files)))
+def objects_in(path: Path) -> Iterator[JsonObject]:
+    """Yield the rows of a UTF-8 file; a table's columns become fields. Raises `PromptmillError`, `OSError`."""
+    try:
+        files = opened(find([path.absolute()], path))
+        yield from objects_of(input_of(files, format_of_input(files)))
+    except PromptmillError as error:
+        if any(isinstance(part, Named) and part.field == "encoding" for part in error.parts):
+            save = "save it as UTF-8, which Excel calls `CSV UTF-8`"
+            raise input_error(f"{path.name} is not UTF-8 text; {save}.") from None
+        raise
 
 
 def image_column(files: InputFiles, input_format: str, *, only_existing: bool = False) -> str:
@@ -138,6 +150,14 @@ def _utf_16(start: bytes) -> str:
     if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
     return {b"\1\0": "utf-16-le", b"\0\1": "utf-16-be"}.get(bytes(map(bool, start[:2])), "")
+
+
+def _is_by_column(only: JsonObject) -> bool:
+    """Return whether the only object of a file has a column in each field: its cells, by the numbers of the rows."""
+    columns = list(only.values())
+    if not columns or not all(isinstance(column, dict) and column for column in columns):
+        return False
+    return all([*column] == list(map(str, range(len(columns[0])))) for column in columns)
 
 
 def _as_read(kind: str) -> str:

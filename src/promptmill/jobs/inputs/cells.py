@@ -223,10 +223,14 @@ class _Pieces:
         self.is_utf8 = encoding is None or codecs.lookup(encoding).name == "utf-8"
         self._read = stream.read
         if not self.is_utf8:
-            text = io.TextIOWrapper(stream, encoding=encoding, newline="")
+            assert encoding is not None
+            decoder = codecs.getincrementaldecoder(encoding)()
 
             def read(size: int = -1) -> bytes:
-                return text.read(size).encode("utf-8", "surrogatepass")
+                text = ""
+                while not text and (data := stream.read(size)):
+                    text = decoder.decode(data)
+                return (text or decoder.decode(b"", final=True)).encode("utf-8", "surrogatepass")
 
             self._read = read
         self._at, self._end, self._line = window.before.size, window.end, window.before.lines

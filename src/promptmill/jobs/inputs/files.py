@@ -80,7 +80,7 @@ def find(given: Sequence[Path], output: Path) -> list[Part]:
         else:
             new = [(path, _NO_COLUMNS)]
         if not new:
-            holds = f"There is no file of rows at {path}; it may hold {', '.join(SUFFIXES)} files."
+            holds = f"There is no file of rows at {path}; it may hold {', '.join(SUFFIXES)} files, images and PDFs."
             raise input_error(holds, *(_OF_IMAGES if _has_images(path) else ()))
         found += new
     members = [split(path)[1] for path, _ in found]
@@ -217,19 +217,19 @@ def opened(parts: Sequence[Part], *, known: bool = False, encoding: str | None =
     except (NoFileError, OutsideError):  # OutsideError: the path has just become a link
         raise input_error(f"{source} is not a regular file.") from None
     except FileNotFoundError as error:
-        missing = Path(error.filename or source)
         gone = "The answers so far are kept; put it back and run the job again." if known else "Check the path."
-        raise input_error(f"There is no input file {missing}. {_nearest(missing) or gone}") from None
+        raise missing(Path(error.filename or source), gone) from None
     except OSError as error:
         raise input_error(f"{source} cannot be read: {why(error)}.") from None
 
 
-def _nearest(missing: Path) -> str:
+def missing(file: Path, remedy: str = "Check the path.") -> PromptmillError:
+    """Return the error for an input file that is missing; it names a file with a similar name, or else the remedy."""
     with suppress(OSError):
-        names = [path.name for path in missing.parent.iterdir() if _is_known(path)]
-        if near := close_matches(missing.name, names, n=1):
-            return f"Did you mean {missing.with_name(near[0])}?"
-    return ""
+        names = [path.name for path in file.parent.iterdir() if _is_known(path)]
+        if near := close_matches(file.name, names, n=1):
+            remedy = f"Did you mean {file.with_name(near[0])}?"
+    return input_error(f"There is no input file {file}. {remedy}")
 
 
 def _is_known(path: Path) -> bool:

@@ -34,18 +34,18 @@ LINES = frozenset({"jsonl", "batch", "messages"})
 CELLS = frozenset({"csv", "tsv", "txt"})
 TABLES = CELLS | {"parquet", "xlsx", "sql"}
 _LEVEL = 6  # the default of `gzip`; Python's default, 9, takes three times as long and saves 1 %
-_OUTPUTS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".xlsx", ".db#TABLE")
+_OUTPUTS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".xlsx", ".db#TABLE", ".duckdb#TABLE")
 _WRITTEN = frozenset({"jsonl", "json", "csv", "tsv", "parquet", "xlsx", "sql"})
 _ONLY_READ = frozenset({".xls", ".xlsb", ".xlsm", ".ods"})
 _PACKAGES = MappingProxyType(
     {
-        ".parquet": "pyarrow",
-        ".zst": "pyarrow",
-        ".duckdb": "duckdb",
-        **dict.fromkeys(members.WORKBOOKS, "python_calamine"),
+        ".parquet": ("pyarrow",),
+        ".zst": ("pyarrow",),
+        members.DUCKDB: ("duckdb", "pyarrow"),
+        **dict.fromkeys(members.WORKBOOKS, ("python_calamine",)),
     }
 )
-"""The module that reads or writes files with a suffix."""
+"""The modules that read or write files with a suffix."""
 
 
 def format_by_suffix(path: Path, role: str) -> str:
@@ -99,10 +99,13 @@ def check_installed(*paths: Path) -> None:
     for path in paths:
         suffixes = {suffix.lower() for suffix in (path.suffix, plain(path).suffix)}
         for suffix in suffixes & _PACKAGES.keys():
-            if importlib.util.find_spec(module := _PACKAGES[suffix]) is None:
-                name = "Parquet" if suffix == ".parquet" else suffix
+            for module in _PACKAGES[suffix]:
+                if importlib.util.find_spec(module) is not None:
+                    continue
+                name = {".parquet": "Parquet", members.DUCKDB: "Queries of DuckDB and its"}.get(suffix, suffix)
                 package = module.replace("_", "-")
-                raise PromptmillError(Code.MISSING_DEPENDENCY, f"{name} files need {package}.", adding("files"))
+                extra = "duckdb" if suffix == members.DUCKDB else "files"
+                raise PromptmillError(Code.MISSING_DEPENDENCY, f"{name} files need {package}.", adding(extra))
 
 
 @contextmanager

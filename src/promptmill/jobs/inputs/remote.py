@@ -1,4 +1,4 @@
-"""Inputs and outputs by URL: `s3://…` and everything that `fsspec` supports.
+"""Inputs and outputs by URL: `s3://…`, `hf://…` and everything that `fsspec` supports.
 
 An input is downloaded before its rows are read, and an output is uploaded at the end of its job, because a database
 cannot be in an object store.
@@ -7,30 +7,55 @@ cannot be in an object store.
 from __future__ import annotations
 
 import contextlib
+import functools
 import glob
 import hashlib
+import itertools
 import posixpath
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Self
 
 import orjson
 
 from promptmill.core.errors import Code, Named, PromptmillError, input_error, redact
 from promptmill.core.values import JsonDict
 from promptmill.jobs import disk
-from promptmill.jobs.inputs import files
+from promptmill.jobs.export import dataset_card
+from promptmill.jobs.inputs import files, hub
 from promptmill.jobs.inputs.given import Given, root_of, temporary_folder
 from promptmill.jobs.members import stamp
+from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.system.installation import adding
 from promptmill.system.safe_open import make_private
 
 # Stores that write an object atomically. In other stores, the object is renamed after the upload.
 _ATOMIC = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci", "memory"})
-_ETAGS = ("ETag", "etag", "md5Hash", "generation")
+_EXTRAS = MappingProxyType({"s3": "s3", "s3a": "s3", "hf": "hub"})
+"""The extras that have the package of a store."""
+_ETAGS = ("ETag", "etag", "md5Hash", "generation", "blob_id")
+_URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 Say = Callable[[str], None]
+
+
+def is_url(text: str) -> bool:
+    """Return whether `text` names a file by a URL."""
+    return _URL.match(text) is not None
+
+
+def pinned(urls: Sequence[str], before: Sequence[str], say: Say) -> list[str]:
+    """Return URLs in which each dataset of the Hub has the commit with which the job began; see `hub.pinned`.
+
+    `before`: the URLs of the job's earlier run.
+    """
+    return [
+        hub.pinned(url, earlier, say) if hub.is_dataset(url) else url
+        for url, earlier in itertools.zip_longest(urls, before[: len(urls)], fillvalue="")
+    ]
 
 
 @contextlib.contextmanager
@@ -71,6 +96,9 @@ def _fetch(fs: Any, path: str, key: str, url: str, target: Path, *, place: Path,
 
 
 def _expand(url: str) -> Iterator[tuple[Any, str]]:
+    if hub.is_dataset(url):
+        yield from map(_open, hub.files_of(url))
+        return
     fs, path = _open(url)
     if glob.has_magic(path):
         yield from ((fs, one) for one in sorted(fs.glob(path)))
@@ -88,38 +116,56 @@ class RemoteOutput:
     @classmethod
     def of(cls, folders: JobFolders, url: str) -> RemoteOutput:
         """Return the output at `url`. The same URL always has the same local file. Raises `PromptmillError`."""
+        if url.lower().startswith(hub.SCHEME):
+            place = hub.output_place(url)
+            return HubOutput._at(folders, place.url, place.file_name)
         _, path = _open(url)
+        return cls._at(folders, url, posixpath.basename(path))
+
+    @classmethod
+    def _at(cls, folders: JobFolders, url: str, name: str) -> Self:
         folder = root_of(folders) / hashlib.sha256(url.encode()).hexdigest()[:20]
         disk.make_private_folder(folder.parent)
         disk.make_private_folder(folder)
-        return cls(url, folder.resolve() / posixpath.basename(path))
+        return cls(url, folder.resolve() / name)
 
     def check(self, *, may_replace: bool) -> None:
         """Raise `PromptmillError` (`invalid_input`) if an object that this job did not upload exists at the URL."""
         with _errors(self.url):
             key = self._key()
-        if key is not None and not may_replace and key != (self._read_note() or {}).get("key"):
+        if key is not None and not may_replace and key not in {(self._read_note() or {}).get("key"), *self._local()}:
             overwrite = Named("overwrite", text="; {} replaces it")
             raise input_error(
                 f"{redact(self.url)} exists and is not this job's own output; name another", overwrite, "."
             )
 
-    def deliver(self, say: Say) -> None:
-        """Upload the file atomically, unless the URL already has it. Raises `PromptmillError` (`storage`)."""
+    def deliver(self, folder: Folder, say: Say) -> None:
+        """Upload the file that the job in `folder` wrote in one step, unless the URL has it.
+
+        Raises `PromptmillError` (`storage`, `unauthorized`).
+        """
         with _errors(self.url):
             told, made = self._read_note(), stamp(self.local)
             if told is not None and told["stamp"] == list(made or ()) and told["key"] == self._key():
                 return
             say(f"writing {redact(self.url)}")
-            fs, path = _open(self.url)
-            protocols = {fs.protocol} if isinstance(fs.protocol, str) else {*fs.protocol}
-            if protocols & _ATOMIC:
-                fs.put_file(str(self.local), path)
-            else:
-                beside = f"{path}.partial"
-                fs.put_file(str(self.local), beside)
-                fs.mv(beside, path)
+            self._upload(folder)
             self._note.write_bytes(orjson.dumps({"key": self._key(), "stamp": made}))
+
+    def _upload(self, folder: Folder) -> None:
+        del folder
+        fs, path = _open(self.url)
+        protocols = {fs.protocol} if isinstance(fs.protocol, str) else {*fs.protocol}
+        if protocols & _ATOMIC:
+            fs.put_file(str(self.local), path)
+        else:
+            beside = f"{path}.partial"
+            fs.put_file(str(self.local), beside)
+            fs.mv(beside, path)
+
+    def _local(self) -> Sequence[str]:
+        """Return the keys by which an object has the content of the local file; none if the store has other keys."""
+        return ()
 
     @property
     def _note(self) -> Path:
@@ -137,6 +183,31 @@ class RemoteOutput:
         return _version(fs, path) if fs.exists(path) else None
 
 
+class HubOutput(RemoteOutput):
+    """A data file in a dataset of the Hugging Face Hub. One commit has the file and the dataset's card."""
+
+    def check(self, *, may_replace: bool) -> None:
+        """Raise `PromptmillError` if the user may not write the dataset, or it has another file of this name."""
+        hub.check_may_write(self._place)
+        super().check(may_replace=may_replace)
+
+    def _upload(self, folder: Folder) -> None:
+        place = self._place
+        card = functools.partial(dataset_card.with_section, folder=folder, file=place.path)
+        hub.commit(place, self.local, dataset_card.title(folder), card)
+
+    def _local(self) -> Sequence[str]:
+        """Return the digests of the file: a run may have been killed between the commit and its note."""
+        return hub.digests_of(self.local) if self.local.is_file() else ()
+
+    def _key(self) -> str | None:
+        return hub.digest(self._place)
+
+    @property
+    def _place(self) -> hub.Dataset:
+        return hub.Dataset.of(self.url)
+
+
 def _version(fs: Any, path: str) -> str:
     """Return the version of an object: its etag and size, or the store's own key if it has no etags."""
     about = fs.info(path)
@@ -144,9 +215,15 @@ def _version(fs: Any, path: str) -> str:
     return str(fs.ukey(path)) if etag is None else f"{etag} {about.get('size')}"
 
 
+def filesystem(protocol: str) -> Any:
+    """Return the file system of fsspec for a protocol such as `s3`. Raises `PromptmillError`."""
+    return _open(f"{protocol}://")[0]
+
+
 def _open(url: str) -> tuple[Any, str]:
     protocol = url.partition("://")[0].lower()
-    extra = "s3" if protocol in {"s3", "s3a"} else "fsspec"
+    extra = _EXTRAS.get(protocol, "fsspec")
+    hub.set_quiet()
     try:
         from fsspec.core import url_to_fs
 

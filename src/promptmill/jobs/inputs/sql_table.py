@@ -1,17 +1,15 @@
 """Tables and queries of databases as rows: SQLite by the standard library, `.duckdb` files by DuckDB.
 
-A part of an input names a table of the database, `mails.db#inbox`, or has a query.
+A part of an input names a table of the database, `mails.db#inbox`, or has a query of SQLite (`query.py` has those of
+DuckDB).
 """
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import datetime as dt
 import decimal
-import gc
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from promptmill.core import values
@@ -19,7 +17,7 @@ from promptmill.core.errors import Named, PromptmillError, input_error
 from promptmill.core.wording import did_you_mean, listed
 from promptmill.jobs.inputs.files import InputFiles
 from promptmill.jobs.inputs.row import WHOLE, Extent, InputRow, Stretch, Style, Window
-from promptmill.jobs.members import all_of, connected
+from promptmill.jobs.members import all_of, connected, duckdb_connected, is_duckdb
 
 _AT_ONCE = 1024  # rows
 _TABLES = "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite_%' ORDER BY name"
@@ -36,7 +34,7 @@ class SqlTable:
         if len(files.parts) > 1:
             raise input_error("Several databases are not read together; name one of them.")
         (part,) = files.parts
-        self._path, self._is_duckdb = part.path, part.path.suffix.lower() == ".duckdb"
+        self._path, self._is_duckdb = part.path, is_duckdb(part.path)
         with self._connected() as connection:
             self._query = part.query or self._of_table(connection, part.member)
             cursor = connection.execute(self._query)
@@ -60,13 +58,16 @@ class SqlTable:
     def _connected(self) -> Iterator[Any]:
         """Yield a connection. Every error of the database in the block becomes a `PromptmillError`."""
         try:
-            with contextlib.closing(_duckdb(self._path) if self._is_duckdb else connected(self._path)) as connection:
+            with contextlib.closing(self._connection()) as connection:
                 yield connection
         except (PromptmillError, GeneratorExit):
             raise
         except Exception as error:  # noqa: BLE001 (DuckDB has its own classes of errors)
             said = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
             raise input_error(f"{self._path.name} cannot be read: {said}.") from None
+
+    def _connection(self) -> Any:
+        return duckdb_connected(self._path) if self._is_duckdb else connected(self._path)
 
     def _of_table(self, connection: Any, name: str) -> str:
         file = self._path.name
@@ -85,13 +86,6 @@ class SqlTable:
 
 
 _PLAIN = frozenset({str, int, float, bool, type(None), bytes})
-
-
-def _duckdb(path: Path) -> Any:
-    import duckdb
-
-    atexit.register(gc.unfreeze)  # DuckDB reports objects that the last collection leaves as leaks
-    return duckdb.connect(str(path), read_only=True)
 
 
 def _value(cell: Any) -> Any:

@@ -123,6 +123,11 @@ def mistyped_names_named(text: str, columns: Sequence[str]) -> Iterator[None]:
         known = {_name(column) for column in columns}
         names = (_name(place.partition("|")[0]) for place in places_in(text))
         unknown = next((name for name in names if name not in known and not name.isidentifier()), "")
+        for column in sorted(known, key=len, reverse=True):
+            if not column.isidentifier() and re.match(
+                rf"{re.escape(column)}(?: *[^\w ]| +(?:or|and|if|in)\b)", unknown
+            ):
+                raise input_error(PROMPT, f': in an expression, write row["{column}"] for the column.') from None
         if unknown and close_matches(unknown, known, 1, _ALIKE):
             check_names([unknown], columns)
         raise error from None

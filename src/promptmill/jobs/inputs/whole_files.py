@@ -29,7 +29,7 @@ from typing import BinaryIO, Literal
 import orjson
 
 from promptmill.core.bounds import LARGEST_PDF_TEXT, LONGEST_PATH, MOST_FILES, MOST_PDF_PAGES
-from promptmill.core.errors import Named, PromptmillError, input_error
+from promptmill.core.errors import Named, PromptmillError, Words, input_error, parts_of
 from promptmill.core.secret_text import find_assigned
 from promptmill.core.values import JsonDict
 from promptmill.core.wording import counted
@@ -97,7 +97,7 @@ def written_whole(
     opened: contextlib.ExitStack,
     *,
     as_pdf: PdfForm | None = None,
-) -> tuple[JobOrder, Given | None, Sequence[str]]:
+) -> tuple[JobOrder, Given | None, Sequence[Words]]:
     """Return an order, its rows, and notes for the user (omitted files, forms of PDFs). Rows: None if a row is not a
     file; otherwise valid until `opened` closes.
 
@@ -119,12 +119,12 @@ class WholeFiles:
 
     _encodings: Sequence[str] = ()
     """The encodings of files that are not UTF-8."""
-    _not_utf8 = "is not UTF-8 text"
+    _not_utf8: Words = "is not UTF-8 text"
 
     def __init__(self, names: Sequence[str], rule: FileRule, question: Question, as_pdf: PdfForm | None = None) -> None:
         """Find the files. Blocks. Raises `PromptmillError` (`invalid_input`)."""
         self._names, self._rule, self._as_pdf = names, replace(rule, is_guarded=True), as_pdf
-        self._left_out: dict[str, list[Path]] = {}
+        self._left_out: dict[Words, list[Path]] = {}
         """The omitted files, by reason."""
         self._looked_at = self.count = 0
         self._files: dict[Path, bool] = {}
@@ -137,26 +137,25 @@ class WholeFiles:
         self._pdf_forms = dict.fromkeys(("text", "images"), 0)
 
     @property
-    def left_out(self) -> list[str]:
+    def left_out(self) -> list[Words]:
         """A sentence for each reason: how many files were omitted, and the first names."""
-        found = []
+        found: list[Words] = []
         for reason, paths in self._left_out.items():
             more = len(paths) - _SHOWN
             names = ", ".join(map(str, paths[:_SHOWN])) + (f" and {more:,} more" if more > 0 else "")
-            found.append(
-                f"{counted(len(paths), 'file')} left out, as {'each' if paths[1:] else 'it'} {reason}: {names}"
-            )
+            count = f"{counted(len(paths), 'file')} left out, as {'each' if paths[1:] else 'it'} "
+            found.append((count, *parts_of(reason), f": {names}"))
         return found
 
     @property
-    def forms(self) -> list[str]:
+    def forms(self) -> list[Words]:
         """A note on the form in which PDFs were sent; empty if the user chose the form or there are no PDFs."""
         texts, images = self._pdf_forms.values()
         if self._as_pdf is not None or not texts + images:
             return []
         parts = [f"{counted(texts, 'PDF')} sent as text"] if texts else []
         parts += [f"{counted(images, 'PDF')} without text sent as images of the pages"] if images else []
-        return [f"{', '.join(parts)}; the option `pdf` (text or images) chooses"]
+        return [(f"{', '.join(parts)}; ", Named("pdf"), " (text or images) chooses")]
 
     def lines(self) -> Iterator[bytes]:
         """Yield a line for each file, in the order of `names`. Raises `PromptmillError` (`invalid_input`)."""
@@ -166,8 +165,8 @@ class WholeFiles:
                 row = self._row(path)
             except PromptmillError as error:
                 if not is_found:
-                    raise input_error(f"`files`: {path} {error.message}.") from None
-                self._leave_out(path, error.message)
+                    raise input_error(f"{path} ", *error.parts, ".") from None
+                self._leave_out(path, *error.parts)
                 continue
             self.count += 1
             line = orjson.dumps({"path": str(path), **row}, option=orjson.OPT_APPEND_NEWLINE)
@@ -175,8 +174,8 @@ class WholeFiles:
             self._check_size(size)
             yield line
         if not self.count:
-            why = "; ".join(self.left_out) or "correct the paths or patterns"
-            raise input_error(f"No file to send; {why}.")
+            reasons = [part for reason in self.left_out for part in ("; ", *reason)]
+            raise input_error("No file to send", *(reasons or ["; correct the paths or patterns"]), ".")
 
     def _row(self, path: Path) -> JsonDict:
         fields, suffix = self.question.prompt_only, path.suffix.lower()
@@ -197,8 +196,10 @@ class WholeFiles:
             most = f"{counted(MOST_FILES, 'file')} or {_LARGEST >> 20} MiB"
             raise input_error(f"`files` finds more than {most}; use narrower patterns.")
 
-    def _leave_out(self, path: Path, reason: str) -> None:
-        paths = self._left_out.setdefault(reason.partition(":")[0].partition(",")[0], [])
+    def _leave_out(self, path: Path, reason: str | Named, *more: str | Named) -> None:
+        if isinstance(reason, str):
+            reason = reason.partition(":")[0].partition(",")[0]
+        paths = self._left_out.setdefault((reason, *more), [])
         if path not in paths[-1:]:
             paths.append(path)
 
@@ -267,9 +268,11 @@ class WholeFiles:
             elif not text:
                 images = [pdf.page_of(source, page + 1) for page in range(pdf.READER.pages(file))]
         if len(text) > LARGEST_PDF_TEXT:
-            raise input_error(f"has more than {LARGEST_PDF_TEXT >> 20} million characters of text")
+            most = f"{LARGEST_PDF_TEXT >> 20} million characters of text"
+            raise input_error(f"has more than {most}, too many for one request; split it")
         if len(images) > MOST_PDF_PAGES:
-            raise input_error(f"has {len(images):,} pages, more than the {MOST_PDF_PAGES} images of one request")
+            most = f"more than the {MOST_PDF_PAGES} images of one request"
+            raise input_error(f"has {len(images):,} pages, {most}; split it, or name its pages in a table")
         self._check_secrets(path.with_suffix(".txt"), text.encode())
         if text or images[0] != source:  # otherwise it cannot be read
             self._pdf_forms["text" if text else "images"] += 1
@@ -291,7 +294,7 @@ class WholeFiles:
                 text = data.decode(encoding)
                 if "\0" not in text:
                     return {"content": text}
-        raise input_error(self._not_utf8 if text is None else "is not text")
+        raise input_error(*parts_of(self._not_utf8 if text is None else "is not text"))
 
     def _check_secrets(self, path: Path, data: bytes) -> None:
         has_lines = not _QUOTES_VALUES.fullmatch(path.suffix.lower())
@@ -330,7 +333,8 @@ class OwnFiles(WholeFiles):
     ) -> None:
         self._given, self._output = given, output
         self._encodings = [encoding] if encoding else []
-        self._not_utf8 += f" or {encoding}" if encoding else " (the encoding cp1252 reads text of Windows)"
+        windows = ("is not UTF-8 text (", Named("encoding", "cp1252"), " reads text of Windows)")
+        self._not_utf8 = f"is not UTF-8 text or {encoding}" if encoding else windows
         super().__init__([], FileRule(), question, as_pdf)
 
     def _each(self) -> Iterator[tuple[Path, bool]]:

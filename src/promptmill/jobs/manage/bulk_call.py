@@ -29,12 +29,14 @@ from pydantic import ValidationError
 from promptmill.answers.schema import with_schema
 from promptmill.config import resolved_config
 from promptmill.config.loading import Configuration
-from promptmill.core.errors import Code, Named, PromptmillError, input_error
+from promptmill.core.errors import Code, Named, PromptmillError, input_error, redact, worded
 from promptmill.core.request import BESIDE, Sampling
 from promptmill.jobs.export.answered import AnsweredRow, answered_rows, outcomes_so_far
 from promptmill.jobs.export.text import AnswerValues, OwnValues
 from promptmill.jobs.inputs import given as given_rows
+from promptmill.jobs.inputs import remote
 from promptmill.jobs.inputs.given import Given
+from promptmill.jobs.inputs.query import is_query, queried
 from promptmill.jobs.inputs.short_forms import labels_of, schema_in, schema_of_fields, schema_of_many
 from promptmill.jobs.inputs.whole_files import written_whole
 from promptmill.jobs.manage.bulk_options import BulkOptions, takes_options
@@ -77,7 +79,8 @@ def bulk(rows: Any, output: str | Path | None = None, **options: Unpack[BulkOpti
     """Answer all rows and return them with their answers, in the same order.
 
     `rows`: a column or a table of pandas, polars, pyarrow or `datasets`; a list or any iterable of texts, dicts as in a
-    file of rows, or lists of messages; the path of a file, a folder or a pattern, as a text or a `pathlib.Path`.
+    file of rows, or lists of messages; the path of a file, a folder or a pattern, as a text or a `pathlib.Path`; None,
+    with a query that names its files. Both may be URLs, such as "hf://datasets/acme/mails" and "s3://bucket/out.csv".
     `output`: a file to write; with a path as `rows`, the result's `rows` and `answers` are then empty.
 
     The options, all by name:
@@ -87,9 +90,9 @@ def bulk(rows: Any, output: str | Path | None = None, **options: Unpack[BulkOpti
       are each asked, and `variant` names the prompt of an answer. Without `prompt`, the field `prompt_column`
       ("prompt") holds the prompt. `system`: the system prompt. `image_column`: paths or URLs of images. `each`: whether
       a "file" or a "line" of a folder's files is a row; default: a file, if they are texts or images. `pdf`: send the
-      "text" or the "images" of a PDF's pages. `encoding`: of CSV and text. `sql`: a query; its result gives the rows of
-      a database. `row_settings=True`: rows set their own model and sampling.
-      `skip_empty=True`: leave rows without a prompt out.
+      "text" or the "images" of a PDF's pages. `encoding`: of CSV and text. `sql`: a query, whose result gives the rows:
+      of a database, or of files that it names, "select id from 'mails.parquet'" (DuckDB). `row_settings=True`: rows
+      set their own model and sampling. `skip_empty=True`: leave rows without a prompt out.
       `limit`: only the first rows. `sample`: only this number of rows, drawn at random. `shard`: one part of the rows,
       "3/16".
     * Answers. `choices`: the possible answers; a dict or a file also defines them. `choices_many=True`: any number
@@ -131,6 +134,7 @@ async def _answered(call: _Call) -> BulkResult:
     with _errors(call.given):
         async with call.admitted() as (job, service):
             await call.run(job, service)
+        await asyncio.to_thread(call.upload)
         return await asyncio.to_thread(call.result)
 
 
@@ -148,6 +152,7 @@ async def _rows_of(call: _Call) -> AsyncGenerator[dict[str, Any], None]:
         async with call.admitted() as (job, service), contextlib.aclosing(call.rows_of(job, service)) as rows:
             async for row in rows:
                 yield row
+        await asyncio.to_thread(call.upload)
         await asyncio.to_thread(call.forget)
 
 
@@ -242,6 +247,8 @@ class _Call:
     is_loose: bool
     """Whether the job has no output file."""
     watch: Watch | None
+    uploaded: remote.RemoteOutput | None = None
+    """The output by URL."""
     folder: Folder | None = None
     """The job's folder, after admission."""
     status: Mapping[str, Any] = field(default_factory=dict)
@@ -258,6 +265,20 @@ class _Call:
             state = {"PROMPTMILL_STATE": str(given["state"])} if "state" in given else os.environ
             folders = JobFolders.from_environ(state)
             paths, source = _paths(rows), None
+            target = Path("-") if output is None else home_expanded(output).absolute()
+            urls: dict[str, str] = {}
+            if isinstance(output, str) and remote.is_url(output):
+                uploaded = remote.RemoteOutput.of(folders, output)
+                uploaded.check(may_replace=bool(given.get("overwrite")))
+                target, urls["output_file"] = uploaded.local, redact(uploaded.url)
+            else:
+                uploaded = None
+            if is_query(given.get("sql"), tables := [rows] if isinstance(rows, str) else [*map(str, paths)]):
+                if rows is not None and not paths:
+                    raise input_error(Named("sql"), " goes with files and databases, or with None for the rows.")
+                source, paths = written.enter_context(queried(folders, given.pop("sql"), tables)), []
+            elif isinstance(rows, str) and remote.is_url(rows):
+                source, paths = written.enter_context(_fetched(folders, rows, target, urls)), []
             if "shard" in given and (output is None or not paths):  # the parts are joined by their names
                 raise input_error(Named("shard"), " goes with rows in files, and with ", Named("output"), ".")
             if isinstance(rows, str) and " " in rows and "*" not in rows and not Path(rows).exists():
@@ -266,23 +287,25 @@ class _Call:
                 )
             if "each" in given and not paths:
                 raise input_error(Named("each"), " goes with files and folders.")
-            if not paths:
+            if not paths and source is None:
                 lines = lines_of(rows, "text" if "prompt" in given else "prompt")
                 source = written.enter_context(given_rows.written(folders, lines, ".jsonl"))
-            target = Path("-") if output is None else home_expanded(output).absolute()
             order = _order(given, paths or [Path("rows")], target, folders)
+            order = order.model_copy(update={"shown": order.shown.model_copy(update={"urls": urls})})
             if paths:
-                order, source, left_out = written_whole(
+                order, source, notes = written_whole(
                     order, folders, given.get("each"), written, as_pdf=given.get("pdf")
                 )
-                for text in left_out:
-                    warnings.warn(text, stacklevel=3)
+                for note in notes:
+                    warnings.warn(worded(note, _argument_of), stacklevel=3)
             if output is None:
                 key = source or Given((), digest([str(path) for path in paths]))
                 job_id = given_rows.loose_id(key, configuration.plan, order)
                 order = order.model_copy(update={"output": folders.loose(job_id).answers})
             watch = _watch(show=given.get("progress"))
-            return cls(rows, given, configuration, order, folders, source, written.pop_all(), output is None, watch)
+            found = cls(rows, given, configuration, order, folders, source, written.pop_all(), output is None, watch)
+            found.uploaded = uploaded
+            return found
 
     @contextlib.asynccontextmanager
     async def admitted(self) -> AsyncGenerator[tuple[Job, Service]]:
@@ -311,6 +334,8 @@ class _Call:
             await runner.run()
         finally:
             self.status = status.read(job.folder)
+            for note in self.status.get("warnings", ()):
+                warnings.warn(note, stacklevel=2)
         if runner.error is not None:
             if self.status.get("done"):
                 runner.error.add_note(_KEPT)
@@ -363,6 +388,11 @@ class _Call:
             shown.append({form.row: record.row, **values})
         return shown
 
+    def upload(self) -> None:
+        """Write the output to its URL, if it has one. Raises `PromptmillError`."""
+        if self.uploaded is not None and self.folder is not None:
+            self.uploaded.deliver(self.folder, _silent)
+
     def result(self) -> BulkResult:
         """Return the result, and remove the job if it has no output file."""
         assert self.folder is not None
@@ -414,6 +444,22 @@ def _paths(rows: object) -> list[Path]:
     if isinstance(rows, list) and rows and all(isinstance(row, Path) for row in rows):
         return [home_expanded(row).absolute() for row in rows]
     return []
+
+
+def _fetched(
+    folders: JobFolders, url: str, target: Path, urls: dict[str, str]
+) -> contextlib.AbstractContextManager[Given]:
+    """Return the rows at a URL; add the URL, with the commit of a dataset, to `urls`. Raises `PromptmillError`."""
+    folder = folders.of(target)
+    before, order = folder.spec, folder.order
+    earlier = order.shown.urls.get("input_file", "").split() if order is not None else []
+    names = remote.pinned([url], earlier, lambda text: warnings.warn(text, stacklevel=4))
+    urls["input_file"] = redact(" ".join(names))
+    return remote.fetched(folders, names, _silent, before.input.sha256 if before is not None and before.is_read else "")
+
+
+def _silent(text: str) -> None:
+    del text
 
 
 def _watch(*, show: bool | Callable[[Mapping[str, Any]], object] | None) -> Watch | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +25,7 @@ from promptmill.jobs.export.text import OwnValues
 from promptmill.jobs.inputs.formats import row_kind
 from promptmill.jobs.run.job_rounds import requests_of
 from promptmill.jobs.store import status
-from promptmill.jobs.store.database import JobDatabase, Row
+from promptmill.jobs.store.database import AT_ONCE, JobDatabase, Row
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.records import SLOT, Record
 from promptmill.jobs.store.spec import JobSpec
@@ -72,9 +73,13 @@ class JobRows:
 
     def read(self, records: Iterable[Record]) -> Iterator[JobRow]:
         """Yield the row of each record."""
-        for record in records:
-            stored = self._store.row_page(record.row, record.row)
-            yield self._row(record, stored[0] if stored else None)
+        records, rows = iter(records), dict[int, Row]()
+        while some := list(itertools.islice(records, AT_ONCE)):
+            for at, record in enumerate(some):
+                if (number := record.row) not in rows:
+                    further = [each.row for each in some[at:] if each.row >= number]
+                    rows = {row.n: row for row in self._store.rows_at(further)}
+                yield self._row(record, rows.get(number))
 
     def _row(self, record: Record, row: Row | None) -> JobRow:
         number, spec = record.row + 1, self._spec

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from typing import Any, TypeAlias
 
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LONGEST_PATH, MOST_RUNNERS
-from promptmill.core.errors import Code, PromptmillError, input_error
+from promptmill.core.errors import Code, PromptmillError, argument_name, input_error, worded
 from promptmill.jobs import members
 from promptmill.jobs.caller import USER, Caller
 from promptmill.jobs.inputs import files as input_files
@@ -41,6 +42,7 @@ from promptmill.system.call_files import FileRule, RefusedError
 from promptmill.system.safe_open import OutsideError, home_expanded
 
 _WAIT_S = 1.0
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:[/\\]")  # as a path it has a single slash; a drive has a single letter
 _FORMATS = frozenset({"jsonl", "csv", "tsv", "parquet", "xlsx"})
 _DISK_SHARE = 0.5  # of the free disk, for the rows of one job
 Approve: TypeAlias = Callable[[float | None, float | None], Awaitable[None]]
@@ -164,8 +166,10 @@ class RunningJobs:
         """Return an order, its rows, each of which is a file, and notes: how many, which are left out."""
         found = await asyncio.to_thread(WholeFiles, files, self.rule, order.question, as_pdf)
         source = await self._given(found.lines(), caller, opened)
-        notes: dict[str, Any] = {"files": found.count, **({"left_out": found.left_out} if found.left_out else {})}
-        notes |= {"pdf": found.forms[0]} if found.forms else {}
+        left_out = [worded(reason, argument_name) for reason in found.left_out]
+        notes: dict[str, Any] = {"files": found.count, **({"left_out": left_out} if left_out else {})}
+        if found.forms:
+            notes["pdf"] = worded(found.forms[0], argument_name)
         return order.model_copy(update={"question": found.question}), source, notes
 
     async def _given(self, lines: Iterator[bytes], caller: Caller, opened: contextlib.AsyncExitStack) -> Given:
@@ -484,6 +488,8 @@ class RunningJobs:
         """
         if len(text) > LONGEST_PATH:
             raise input_error(f"{name} has {len(text):,} characters; no path is that long.")
+        if _URL.match(text):
+            raise input_error(f"{name} is a URL; a call reads and writes files of this machine alone.")
         rule, path = self.rule, home_expanded(text)
         try:
             file, member = members.split(path)

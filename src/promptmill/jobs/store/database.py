@@ -75,7 +75,7 @@ PUT_SPARE = f"INSERT INTO spare VALUES (?, {_VALUES_OF_RECORD})"
 _SET_ASIDE = f"INSERT INTO spare ({COLUMNS}) SELECT {COLUMNS} FROM answer WHERE key = ? AND code IS NULL"
 PAGE = 256  # records read at once: a long read would keep the writer waiting
 _WAIT_S = 5.0  # for other programs
-_AT_ONCE = 16  # records, of any size
+AT_ONCE = 16  # records, of any size
 _PAGE_BYTES = 4 << 20  # bytes of texts; a page ends with the record that exceeds this size
 _TEXTS = slice(Record._fields.index("text"), Record._fields.index("more") + 1)
 _STEPS_BETWEEN_LOOKS = 1_000_000  # instructions of SQLite's virtual machine: some milliseconds
@@ -217,6 +217,13 @@ class JobDatabase:
         check_rows(page, first)
         return list(map(Row._make, page))
 
+    def rows_at(self, numbers: Sequence[int]) -> list[Row]:
+        """Return the rows with these numbers, in order; only the first of them if they are long."""
+        query = f"SELECT n, asked, line, cells FROM row WHERE n IN ({','.join('?' * len(numbers))}) ORDER BY n"
+        page = self.read(query, *numbers, fetched=functools.partial(limited, texts=slice(2, 4)))
+        check_rows(page, min(numbers))
+        return list(map(Row._make, page))
+
     def row_count(self) -> int:
         """Return the number of rows."""
         ((count,),) = self.read("SELECT count(*) FROM row")
@@ -250,8 +257,8 @@ class JobDatabase:
     def records_at(self, keys: Sequence[int]) -> Iterator[Record]:
         """Yield the sound records with these keys, in order."""
         ordered = sorted(keys)
-        for at in range(0, len(ordered), _AT_ONCE):
-            some = ordered[at : at + _AT_ONCE]
+        for at in range(0, len(ordered), AT_ONCE):
+            some = ordered[at : at + AT_ONCE]
             query = f"SELECT {COLUMNS} FROM answer WHERE key IN ({','.join('?' * len(some))}) ORDER BY key"
             records = map(Record._make, self.read(query, *some))
             yield from (record for record in records if record.is_sound)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,13 @@ _POINTER = ".path"
 def no_job(job_id: str) -> PromptmillError:
     """Return the error for an id without a job that the caller may see."""
     return input_error(f"There is no job {job_id[:60]!r}. `promptmill jobs` and bulk_status list those there are.")
+
+
+def _parts(text: str) -> list[str]:
+    """Return the sheets or tables of a file that are outputs of jobs beside it: `book.xlsx#Topics`."""
+    file = home_expanded(text)
+    found = (file.parent / HIDDEN).glob(f"{glob.escape(file.name)}#*{SUFFIX}") if "\0" not in text else ()
+    return sorted(str(file.with_name(path.name.removesuffix(SUFFIX))) for path in found)
 
 
 @dataclass(frozen=True)
@@ -110,13 +118,17 @@ class JobFolders:
         return self.find(text)
 
     def at(self, text: str) -> Folder:
-        """Return the folder of the job with this id or output, or of the only job whose id begins with `text`. Raises
-        the errors of `find`.
+        """Return the folder of the job with this id or output, of the only job with a sheet or a table of this file as
+        its output, or of the only job whose id begins with `text`. Raises the errors of `find`.
         """
         try:
             return self.named(text)
         except PromptmillError as error:
-            near = [path.stem for path in self.paths() if text and path.stem.startswith(text) and self.folder_at(path)]
+            if (parts := _parts(text)) and not parts[1:]:
+                return self.named(parts[0])
+            near = parts or [
+                path.stem for path in self.paths() if text and path.stem.startswith(text) and self.folder_at(path)
+            ]
             if len(near) == 1:
                 return self.find(near[0])
             meant = f"did you mean {' or '.join(near[:3])}?" if near else self._names()

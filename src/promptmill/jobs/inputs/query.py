@@ -1,0 +1,145 @@
+"""Rows of a query that DuckDB answers, over INPUT and over the files and URLs that the query names.
+
+    a .duckdb file, postgres://…, files of tables ─┐
+    'mails.parquet', 's3://…' in the query ────────┴─ query ─▶ rows.duckdb (temporary) ─▶ row
+
+Each run evaluates the query once. A job that has read the same rows, in any order, does not read them again, because
+without ORDER BY their order may differ. Of other rows, those with the same question keep their answers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from promptmill.core.errors import Code, Named, PromptmillError, input_error, redact
+from promptmill.jobs.inputs import remote
+from promptmill.jobs.inputs.files import Part, missing
+from promptmill.jobs.inputs.formats import check_installed, plain
+from promptmill.jobs.inputs.given import Given, temporary_folder
+from promptmill.jobs.members import SQLITE, duckdb_connected, duckdb_stamp, is_duckdb, literal, quoted, split
+from promptmill.jobs.store.index import JobFolders
+from promptmill.system.safe_open import home_expanded
+
+_POSTGRES = ("postgres://", "postgresql://")
+_READERS = MappingProxyType(
+    {
+        ".parquet": "read_parquet",
+        ".csv": "read_csv",
+        ".tsv": "read_csv",
+        ".json": "read_json",
+        ".jsonl": "read_json",
+        ".ndjson": "read_json",
+    }
+)
+"""DuckDB's reader for the suffix of a file."""
+_SCHEME = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*)://")
+_OF_DUCKDB = frozenset({"http", "https", "file", "postgres", "postgresql"})
+"""Schemes that DuckDB reads without fsspec."""
+_NOT_INSTALLED = re.compile(r"(?i)failed to download extension|install the required extension")
+_EXTENSION = re.compile(r"extension [\"'](\w+)")
+_ROWS = '"rows"."main"."rows"'
+_MOST_SAID = 300
+
+
+def is_query(sql: str | None, sources: Sequence[str]) -> bool:
+    """Return whether DuckDB answers a query over the INPUT `sources`; SQLite answers those over its own files."""
+    names = [split(Path(name)) for name in sources]
+    is_for_files = names and all(file.suffix.lower() in SQLITE or table for file, table in names)
+    return sql is not None and not is_for_files
+
+
+@contextlib.contextmanager
+def queried(folders: JobFolders, sql: str, sources: Sequence[str], known: str = "") -> Iterator[Given]:
+    """Evaluate a query and yield its rows. `sources`: the INPUT, which may be empty.
+
+    `known`: the digest of the rows that the job has read; if it is the same, no rows are yielded. Blocks. Raises
+    `PromptmillError` (`invalid_input`, `missing_dependency`, `storage`).
+    """
+    check_installed(Path("rows.duckdb"))
+    with temporary_folder(folders) as place:
+        file = place / "rows.duckdb"
+        with _errors(), contextlib.closing(duckdb_connected(file, read_only=False)) as connection:
+            query = _select(connection, sql)
+            _register(connection, [sql, *sources])
+            for name in sources:
+                _open(connection, name, len(sources))
+            connection.execute(f"CREATE TABLE {_ROWS} AS {query}")
+            columns = connection.execute(f"DESCRIBE {_ROWS}").fetchall()
+            key = hashlib.sha256(repr([sql, sources, columns, duckdb_stamp(connection, _ROWS)]).encode()).hexdigest()
+        yield Given(() if key == known else [Part(file)], key, "query")
+
+
+def _select(connection: Any, sql: str) -> str:
+    """Return the text of the only statement. Raises `PromptmillError` (`invalid_input`) if it is no query."""
+    statements = connection.extract_statements(sql)
+    if len(statements) != 1 or statements[0].type.name != "SELECT":
+        raise input_error(Named("sql"), " is one query: ", Named("sql", "select id, body from 'mails.parquet'"), ".")
+    return str(statements[0].query).rstrip().rstrip(";")
+
+
+def _register(connection: Any, texts: Sequence[str]) -> None:
+    """Let DuckDB read the URLs in `texts` by fsspec, with the credentials of INPUT by URL."""
+    found = dict.fromkeys(scheme.lower() for text in texts for scheme in _SCHEME.findall(text))
+    for scheme in found:
+        if scheme not in _OF_DUCKDB:
+            connection.register_filesystem(remote.filesystem(scheme))
+
+
+def _open(connection: Any, name: str, count: int) -> None:
+    """Make the tables of an INPUT visible to the query."""
+    path = home_expanded(name)
+    is_database = is_duckdb(path)
+    if is_database or name.lower().startswith(_POSTGRES):
+        if count > 1:
+            raise input_error(Named("sql"), " goes with one database.")
+        if is_database and not path.is_file():
+            raise missing(path)
+        kind = "READ_ONLY" if is_database else "TYPE postgres, READ_ONLY"
+        connection.execute(f"ATTACH {literal(str(path) if is_database else name)} AS source ({kind})")
+        connection.execute("USE source")
+        return
+    reader = _READERS.get(plain(path).suffix.lower())
+    if reader is None:
+        raise input_error(
+            Named("sql"),
+            f" goes with databases and with {', '.join(_READERS)}, not with {path.name}; several files are written in "
+            "the query: … from 'data/*.parquet'.",
+        )
+    if _SCHEME.match(name) is None and not path.is_file():
+        raise missing(path)
+    table = quoted(path.name.partition(".")[0])
+    place = literal(name if _SCHEME.match(name) else str(path))
+    connection.execute(f"CREATE TEMP VIEW {table} AS FROM {reader}({place})")
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    """Turn the errors of DuckDB into `PromptmillError`."""
+    try:
+        yield
+    except PromptmillError:
+        raise
+    except Exception as error:  # noqa: BLE001 (DuckDB's, fsspec's and the stores' own)
+        lines = [line.strip() for line in str(error).splitlines()]
+        extension = _EXTENSION.search(str(error))
+        if extension is not None and _NOT_INSTALLED.search(str(error)):
+            raise PromptmillError(
+                Code.MISSING_DEPENDENCY,
+                f"DuckDB needs its extension {extension[1]}, and could not download it.",
+                f"Install it where extensions.duckdb.org can be reached: python -c "
+                f"\"import duckdb; duckdb.sql('INSTALL {extension[1]}')\"",
+            ) from None
+        text = redact(" ".join(filter(None, _before_quote(lines))) or type(error).__name__)[:_MOST_SAID]
+        raise input_error(Named("sql"), f": {text}{'' if text.endswith(('.', '?')) else '.'}") from None
+
+
+def _before_quote(lines: Sequence[str]) -> Sequence[str]:
+    """Return the lines of a message before it quotes the query."""
+    end = next((at for at, line in enumerate(lines) if line.startswith("LINE ")), len(lines))
+    return lines[:end]
