@@ -21,6 +21,7 @@ from promptmill.comparison.figures import _difference
 from promptmill.comparison.files import ComparedFile, text_of
 from promptmill.comparison.paired_proportions import kappa, mcnemar, paired_interval, wilson
 from promptmill.comparison.words import Table
+from promptmill.core.errors import PromptmillError
 from replies import answer, choose, status
 from tables import write_rows
 
@@ -660,3 +661,13 @@ def test_a_table_with_short_names_stays_a_table():
     assert len(list(table.lines(100))) == 2
     assert next(iter(table.lines(30))).startswith("p: rows 3, A")
     assert list(Table(["class", "rows"], [["… 3 more", ""]]).lines(8)) == ["… 3 more"]
+
+
+def test_parts_without_a_common_row_are_counted_against_right_answers(tmp_path):
+    rows = [{"id": n, "answer": "ab"[n % 2], "sure": "cheap" if n < 6 else "strong", "gold": "a"} for n in range(10)]
+    file = tmp_path / "labels.jsonl"
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    found = promptmill.compare(file, by="sure", gold="gold").figures["gold"]
+    assert [(one["name"], one["rows"], one["right"]) for one in found["groups"]] == [("cheap", 6, 3), ("strong", 4, 2)]
+    with pytest.raises(PromptmillError, match="no row in common.*gold"):
+        promptmill.compare(file, by="sure")

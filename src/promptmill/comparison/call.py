@@ -12,7 +12,7 @@ from typing import Any
 
 from promptmill.comparison import comparison_text, words
 from promptmill.comparison import figures as figures_
-from promptmill.comparison.files import LETTERS, ComparedFile, ComparedRows, ComparisonOrder
+from promptmill.comparison.files import LETTERS, ComparedFile, ComparedRows, ComparisonOrder, NoCommonRowError
 from promptmill.comparison.values import Tolerance
 from promptmill.core.errors import Named, PromptmillError, argument_name, input_error
 from promptmill.core.wording import counted
@@ -40,6 +40,8 @@ def rows_of(
 ) -> ComparedRows:
     """Return the rows of files or jobs side by side. `may_read_gold`: `gold` may be a file.
 
+    If the parts of a file share no row, such as those of the column `sure`, its rows stay together, in groups.
+
     Raises `PromptmillError` (`invalid_input`), `OSError`."""
     if len(files) > len(LETTERS):
         raise input_error(f"{len(files)} files are too many: compare takes at most {len(LETTERS)}.")
@@ -48,9 +50,16 @@ def rows_of(
     if len(files) < 2 and order.by is None and order.gold is None:
         raise input_error("compare takes two files, or one with ", Named("gold"), " or ", Named("by"), ".")
     compared = [ComparedFile.of(label, name, folders) for label, name in zip(LETTERS, files, strict=False)]
-    if order.by is not None:
-        compared = compared[0].parts(order.by)
-    return ComparedRows.of(compared, order, folders if may_read_gold else None)
+    gold_folders = folders if may_read_gold else None
+    if order.by is None:
+        return ComparedRows.of(compared, order, gold_folders)
+    try:
+        return ComparedRows.of(compared[0].parts(order.by), order, gold_folders)
+    except NoCommonRowError as error:
+        if order.gold is None:
+            counts = Named("gold", "COLUMN", " With {}, right answers are counted for each of them.")
+            raise input_error(*error.parts, counts) from None
+        return ComparedRows.of(compared, order, gold_folders)
 
 
 @dataclass(frozen=True, repr=False)

@@ -204,6 +204,8 @@ def _against(rows: ComparedRows) -> dict[str, Any]:
     found: dict[str, Any] = {"column": rows.gold, "rows": len(known), "of": len(rows.places)}
     if rows.gold_matched:
         found["matched"] = rows.gold_matched
+    if rows.groups:
+        found["groups"] = list(_by_group([rows.groups[at] for at in known], hits[0]))
     if not rows.has_fields:
         return found | _column_against(rows, rows.columns[0])
     fields = [
@@ -213,6 +215,12 @@ def _against(rows: ComparedRows) -> dict[str, Any]:
     ]
     files = [{"name": file.label, **_share(own)} for file, own in zip(rows.files, hits, strict=True)]
     return found | {"files": files, "fields": fields, "differences": _differences(rows, hits)}
+
+
+def _by_group(groups: Sequence[str], hits: Sequence[bool]) -> Iterator[dict[str, Any]]:
+    for name in sorted(set(groups)):
+        own = [is_right for group, is_right in zip(groups, hits, strict=True) if group == name]
+        yield {"name": name, "rows": len(own), **_share(own)}
 
 
 def _column_against(rows: ComparedRows, column: ComparedColumn) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from typing import Any
 import orjson
 
 from promptmill.comparison.values import LABEL, Kind, Tolerance, canonical, kind_of
-from promptmill.core.errors import Named, input_error
+from promptmill.core.errors import Code, Named, PromptmillError, input_error
 from promptmill.core.wording import MOST_SHOWN, close_matches, counted, cut, did_you_mean
 from promptmill.jobs import columns
 from promptmill.jobs.columns import FIELD, MODEL, OURS, VARIANT
@@ -199,6 +199,10 @@ def text_of(value: Any) -> str:
         case int():
             return str(value)
     return orjson.dumps(value, default=str, option=orjson.OPT_SORT_KEYS).decode()
+
+
+class NoCommonRowError(PromptmillError):
+    """The files share no row."""
 
 
 # ---- which rows are the same
@@ -466,7 +470,7 @@ def _places(files: Sequence[ComparedFile], scans: Sequence[_Scan], identity: _Id
     shared = [key for key in every[0] if all(key in own for own in every[1:])]
     if not shared:
         names_ = " and ".join(file.name for file in files[:2])
-        raise input_error(f"{names_} have no row in common, {identity.words}.", *_NAME_A_COLUMN)
+        raise NoCommonRowError(Code.INVALID_INPUT, f"{names_} have no row in common, {identity.words}.", _NAME_A_COLUMN)
     return [[own[key] for key in shared] for own in every]
 
 
@@ -564,6 +568,8 @@ class ComparedRows:
     """The columns of the right answers, which the rows do not show."""
     matched: str
     """The rule by which rows of several files are the same, such as `by id`."""
+    groups: Sequence[str] = ()
+    """The group of each row, by which right answers are counted; empty if the rows are not in groups."""
 
     @classmethod
     def of(
@@ -609,7 +615,11 @@ class ComparedRows:
         sizes = [scan.rows for scan in scans]
         name = "" if gold is None else gold.name
         columns_ = {aligned} if aligned else set()
-        return cls(priced, compared, places[0], sizes, name, gold_matched, columns_, identity.words)
+        groups: list[str] = []
+        if order.by is not None and files[0].only is None:
+            values_by = [text_of(row.get(order.by)) for row in files[0].rows()]
+            groups = [values_by[at] for at in places[0]]
+        return cls(priced, compared, places[0], sizes, name, gold_matched, columns_, identity.words, groups)
 
     @property
     def has_fields(self) -> bool:

@@ -108,6 +108,7 @@ def _right(gold: JsonObject, most: int) -> Section:
     bars = [
         (f"{field['field']}, {file['name']}", *_span(file, "accuracy")) for field in fields for file in field["files"]
     ]
+    bars += [(cut(group["name"], LABEL), *_span(group, "accuracy")) for group in gold.get("groups", ())]
     bars += [(f"{'all fields, ' if fields else ''}{file['name']}", *_span(file, "accuracy")) for file in files]
     lines = [have_right(gold), *spelled(gold), *right_lines(gold), *differs_by_field(gold)]
     if "classes" not in files[0]:
@@ -262,6 +263,8 @@ def right_lines(gold: JsonObject) -> Iterator[str]:
             yield f"{file['name']}  all fields {right_of(file)}"
         else:
             yield f"{file['name']}  {right_of(file)}"
+    for group in gold.get("groups", ()):
+        yield f"{cut(group['name'], LABEL) or '(empty)'}: {right_of(group)} of {counted(group['rows'], 'row')}"
 
 
 def differs_by_field(gold: JsonObject) -> Iterator[str]:
