@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from promptmill.comparison.call import Comparison, compare
+    from promptmill.core.errors import PromptmillError
     from promptmill.jobs.manage.bulk_call import bulk, bulk_async, stream, stream_async
     from promptmill.jobs.manage.bulk_result import BulkResult
 
 __version__ = "0.1.0"
-__all__ = ["BulkResult", "Comparison", "bulk", "bulk_async", "compare", "stream", "stream_async"]
+__all__ = ["BulkResult", "Comparison", "PromptmillError", "bulk", "bulk_async", "compare", "stream", "stream_async"]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,6 +20,10 @@ def __getattr__(name: str) -> Any:
         from promptmill.comparison import call
 
         return getattr(call, name)
+    if name == "PromptmillError":
+        from promptmill.core import errors
+
+        return errors.PromptmillError
     if name in __all__:
         from promptmill.jobs.manage import bulk_call
 
