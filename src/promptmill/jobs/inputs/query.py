@@ -55,11 +55,10 @@ def is_query(sql: str | None, sources: Sequence[str]) -> bool:
 
 
 @contextlib.contextmanager
-def queried(folders: JobFolders, sql: str, sources: Sequence[str], known: str = "") -> Iterator[Given]:
-    """Evaluate a query and yield its rows. `sources`: the INPUT, which may be empty.
+def queried(folders: JobFolders, sql: str, sources: Sequence[str]) -> Iterator[Given]:
+    """Evaluate a query and yield its rows. `sources`: the INPUT, which may be empty. Blocks.
 
-    `known`: the digest of the rows that the job has read; if it is the same, no rows are yielded. Blocks. Raises
-    `PromptmillError` (`invalid_input`, `missing_dependency`, `storage`).
+    Raises `PromptmillError` (`invalid_input`, `missing_dependency`, `storage`).
     """
     check_installed(Path("rows.duckdb"))
     with temporary_folder(folders) as place:
@@ -72,7 +71,7 @@ def queried(folders: JobFolders, sql: str, sources: Sequence[str], known: str = 
             connection.execute(f"CREATE TABLE {_ROWS} AS {query}")
             columns = connection.execute(f"DESCRIBE {_ROWS}").fetchall()
             key = hashlib.sha256(repr([sql, sources, columns, duckdb_stamp(connection, _ROWS)]).encode()).hexdigest()
-        yield Given(() if key == known else [Part(file)], key, "query")
+        yield Given([Part(file)], key, "query")
 
 
 def _select(connection: Any, sql: str) -> str:
@@ -126,7 +125,9 @@ def _errors() -> Iterator[None]:
     except PromptmillError:
         raise
     except Exception as error:  # noqa: BLE001 (DuckDB's, fsspec's and the stores' own)
-        lines = [line.strip() for line in str(error).splitlines()]
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        if lines and lines[0].startswith("Traceback"):  # of the package of a store
+            lines = lines[-1:]
         extension = _EXTENSION.search(str(error))
         if extension is not None and _NOT_INSTALLED.search(str(error)):
             raise PromptmillError(
@@ -135,7 +136,7 @@ def _errors() -> Iterator[None]:
                 f"Install it where extensions.duckdb.org can be reached: python -c "
                 f"\"import duckdb; duckdb.sql('INSTALL {extension[1]}')\"",
             ) from None
-        text = redact(" ".join(filter(None, _before_quote(lines))) or type(error).__name__)[:_MOST_SAID]
+        text = redact(" ".join(_before_quote(lines)) or type(error).__name__)[:_MOST_SAID]
         raise input_error(Named("sql"), f": {text}{'' if text.endswith(('.', '?')) else '.'}") from None
 
 
