@@ -63,7 +63,7 @@ def queried(folders: JobFolders, sql: str, sources: Sequence[str]) -> Iterator[G
     check_installed(Path("rows.duckdb"))
     with temporary_folder(folders) as place:
         file = place / "rows.duckdb"
-        with _errors(), contextlib.closing(duckdb_connected(file, read_only=False)) as connection:
+        with _errors(), contextlib.closing(duckdb_connected(file, read_only=False, memory="80%")) as connection:
             query = _select(connection, sql)
             _register(connection, [sql, *sources])
             for name in sources:
