@@ -233,6 +233,11 @@ def test_a_query_of_python(bench, database):
         promptmill.bulk(["a text"], sql="select 1", **options)
 
 
+def test_a_url_that_a_query_compares_is_not_opened(bench, database):
+    _query(bench, "select body from inbox where body not like 'foo://%' limit 1", "out.jsonl", str(database))
+    assert len(bench.answers()) == 1
+
+
 def test_a_query_reads_urls_by_fsspec(bench):
     fs = remote.filesystem("memory")
     fs.pipe_file("/mails.csv", b"id,body\n1,tea\n2,milk\n")
