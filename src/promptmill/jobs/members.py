@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 from urllib.parse import quote
 
+from promptmill.core.bounds import DUCKDB_MEMORY
 from promptmill.core.errors import PromptmillError, input_error
 
 WORKBOOKS = MappingProxyType({".xlsx": "xlsx", ".xlsm": "xlsx", ".xlsb": "xlsx", ".xls": "xlsx", ".ods": "xlsx"})
@@ -124,12 +125,18 @@ def connected(file: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)
 
 
-def duckdb_connected(file: Path | None, *, read_only: bool = True) -> Any:
-    """Return a connection to a database of DuckDB; None: to an empty one in memory. Raises `duckdb.Error`."""
+def duckdb_connected(file: Path | None, *, read_only: bool = True, memory: str = DUCKDB_MEMORY) -> Any:
+    """Return a connection to a database of DuckDB; None: to an empty one in memory. Raises `duckdb.Error`.
+
+    `memory`: how much its cache and its sorting take, such as "1GB" or "80%"; beyond that it uses the disk.
+    """
     import duckdb
 
     atexit.register(gc.unfreeze)  # DuckDB reports objects that the last collection leaves as leaks
-    return duckdb.connect() if file is None else duckdb.connect(str(file), read_only=read_only)
+    place = (":memory:", False) if file is None else (str(file), read_only)
+    connection = duckdb.connect(*place, config={"memory_limit": memory})
+    connection.execute("SET enable_progress_bar = false")  # a notebook would show it
+    return connection
 
 
 @contextlib.contextmanager

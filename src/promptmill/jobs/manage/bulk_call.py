@@ -445,12 +445,11 @@ def _fetched(
     folders: JobFolders, url: str, target: Path, urls: dict[str, str]
 ) -> contextlib.AbstractContextManager[Given]:
     """Return the rows at a URL; add the URL, with the commit of a dataset, to `urls`. Raises `PromptmillError`."""
-    folder = folders.of(target)
-    before, order = folder.spec, folder.order
+    order = folders.of(target).order
     earlier = order.shown.urls.get("input_file", "").split() if order is not None else []
     names = remote.pinned([url], earlier, lambda text: warnings.warn(text, stacklevel=4))
     urls["input_file"] = redact(" ".join(names))
-    return remote.fetched(folders, names, _silent, before.input.sha256 if before is not None and before.is_read else "")
+    return remote.fetched(folders, names, _silent)
 
 
 def _silent(text: str) -> None:
