@@ -16,6 +16,7 @@ client, because a pattern finds files that its author has not seen. For the oper
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import itertools
 import os
@@ -294,7 +295,8 @@ class WholeFiles:
                 text = data.decode(encoding)
                 if "\0" not in text:
                     return {"content": text}
-        raise input_error(*parts_of(self._not_utf8 if text is None else "is not text"))
+        is_text = text is None and (b"\0" not in data or data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)))
+        raise input_error(*parts_of(self._not_utf8 if is_text else "is not text"))
 
     def _check_secrets(self, path: Path, data: bytes) -> None:
         has_lines = not _QUOTES_VALUES.fullmatch(path.suffix.lower())
