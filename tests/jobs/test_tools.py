@@ -193,13 +193,13 @@ async def test_a_job_has_a_model_sampling_a_schema_and_a_budget_of_its_own(bench
     files = {"input_file": "in.jsonl", "output_file": "out.jsonl"}
     async with tools(Service(configuration)) as call:
         asked: dict[str, Any] = {"model": "fast", "sampling_params": {"temperature": 0, "max_tokens": 5}}
-        started = await call("bulk_generate", **files, **asked, answer_schema=schema, max_cost=100)
+        started = await call("bulk_generate", **files, **asked, schema=schema, max_cost=100)
         found = await ended(call, started["job_id"], "finished")
         assert (found["done"], found["failed"], found["cost"]) == (3, 0, 6)
         with pytest.raises(ToolError, match="there is no model 'slow'"):
             await call("bulk_generate", **files, model="slow")
-        with pytest.raises(ToolError, match="answer_schema is not a usable JSON Schema"):
-            await call("bulk_generate", **files, answer_schema={"type": ["wrong"]})
+        with pytest.raises(ToolError, match="schema is not a usable JSON Schema"):
+            await call("bulk_generate", **files, schema={"type": ["wrong"]})
     for seen in bench.upstream.seen:
         assert (seen.json["model"], seen.json["temperature"], seen.json["max_tokens"]) == ("small", 0, 5)
         assert seen.json["response_format"]["json_schema"]["schema"]["required"] == ["a"]

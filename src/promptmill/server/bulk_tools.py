@@ -265,7 +265,7 @@ def add_bulk_tools(
         ] = False,
         model: arguments.ModelName = None,
         sampling_params: arguments.CallSampling = None,
-        answer_schema: arguments.AnswerSchema = None,
+        schema: arguments.AnswerSchema = None,
         choices: arguments.Choices = None,
         max_cost: arguments.MaxCost = None,
         answer_column: Annotated[
@@ -282,7 +282,7 @@ def add_bulk_tools(
         it, and answered rows are not sent again.
         """
         _check_source(input_file, output_file, prompts, files, prompt)
-        plan = await plan_of_call(service, model, answer_schema, sampling_params, choices)
+        plan = await plan_of_call(service, model, schema, sampling_params, choices)
         if (input_file or files is not None) and not validate:
             plan = await service.settled(plan)  # another call could choose an endpoint while the model is still open
             await questions.check_endpoint(ctx, plan)

@@ -65,7 +65,6 @@ _ARGUMENTS = {
     "default_model": "model",
     "response_format": "schema",
     "system_prompt": "system",
-    "answer_schema": "schema",
     "rows": "limit",  # of `Limits`
 }
 """The arguments of fields and keys that have other names."""
