@@ -246,11 +246,12 @@ output. The resource {skill} explains more.\
 _COMPARE_PROMPT = """\
 Compare the models {models} on the file {file} with promptmill, for this question: {question}
 
-1. Call `bulk_generate` once for each of these models, as `model`, with `validate: true` and an `output_file` of its \
-own in the folder of the file; `prompt` asks the question and names columns as {{{{column}}}}. Report the cost of \
-each, and ask whether to start.
-2. Make the same calls without `validate`, and call `bulk_status` until all are `finished`.
-3. Call `compare` with the outputs as `files`, and with the column of the right answers as `gold` if there is one.
+1. Call `bulk_generate` with all of these models as the list `model`, with `validate: true` and a new `output_file` in \
+the folder of the file; `prompt` asks the question and names columns as {{{{column}}}}. Report the cost, and ask \
+whether to start.
+2. Make the same call without `validate`, and call `bulk_status` until it is `finished`.
+3. Call `compare` with the output as `files`, `by: "variant"`, and with the column of the right answers as `gold` if \
+there is one.
 4. Say which model is better, whether the difference may be chance, and what each costs. The resource {skill} \
 explains more.\
 """

@@ -311,7 +311,8 @@ def _as_meant(arguments: JsonObject, schema: JsonObject) -> JsonDict:
                 raise CodedToolError(many)
             with contextlib.suppress(orjson.JSONDecodeError):
                 value = orjson.loads(value)  # noqa: PLW2901
-        meant[name] = [value] if "array" in kinds and isinstance(value, str | dict) else value
+        kind = "string" if isinstance(value, str) else "object" if isinstance(value, dict) else ""
+        meant[name] = [value] if kind and "array" in kinds and kind not in kinds else value
     return meant
 
 

@@ -26,6 +26,27 @@ _TABLES = "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND na
 _DUCKDB_TABLES = "SELECT table_name FROM information_schema.tables ORDER BY table_name"
 
 
+def blocks_of_tables(path: Path) -> Iterator[bytes]:
+    """Yield the rows of all tables of a SQLite database as bytes. Raises `sqlite3.Error`."""
+    with contextlib.closing(connected(path)) as connection:
+        tables = [row[0] for row in connection.execute(_TABLES).fetchall()]
+        for table in tables:
+            cursor = connection.execute(all_of(table))
+            while page := cursor.fetchmany(_AT_ONCE):
+                yield b"".join(b"%b\n" % b"\t".join(map(_bytes_of, row)) for row in page)
+
+
+def columns_of_tables(path: Path) -> list[str]:
+    """Return the names of the columns of all tables of a SQLite database. Raises `sqlite3.Error`."""
+    with contextlib.closing(connected(path)) as connection:
+        tables = [row[0] for row in connection.execute(_TABLES).fetchall()]
+        return [str(column[0]) for table in tables for column in connection.execute(all_of(table)).description]
+
+
+def _bytes_of(cell: Any) -> bytes:
+    return cell if isinstance(cell, bytes) else str(cell).encode("utf-8", "replace")
+
+
 class SqlTable:
     """The rows of a table or of a query."""
 

@@ -35,7 +35,7 @@ from promptmill.jobs.export.answered import AnsweredRow, answered_rows, outcomes
 from promptmill.jobs.export.text import AnswerValues, OwnValues
 from promptmill.jobs.inputs import given as given_rows
 from promptmill.jobs.inputs.given import Given
-from promptmill.jobs.inputs.short_forms import labels_of, schema_in, schema_of_fields, schema_of_many
+from promptmill.jobs.inputs.short_forms import answer_forms
 from promptmill.jobs.inputs.whole_files import written_whole
 from promptmill.jobs.manage.bulk_options import BulkOptions, takes_options
 from promptmill.jobs.manage.bulk_result import BulkResult, answer_of, lines_of
@@ -249,7 +249,7 @@ class _Call:
         """Write the rows to a temporary file and return the call. Raises `PromptmillError`."""
         given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
         with _errors([*given, "rows"]), contextlib.ExitStack() as written:
-            given |= _answer_forms(given)
+            given |= answer_forms(given)
             configuration = _configuration(given)
             state = {"PROMPTMILL_STATE": str(given["state"])} if "state" in given else os.environ
             folders = JobFolders.from_environ(state)
@@ -447,28 +447,6 @@ def _bar(ipython: Any) -> Watch:
             handle.update({"text/plain": text, "text/html": bar}, raw=True)
 
     return show
-
-
-def _answer_forms(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert the short forms of `choices`, `schema` and `fields` to options. Raises `PromptmillError`."""
-    long: dict[str, Any] = {}
-    forms = [name for name in ("choices", "schema", "fields") if given.get(name, True) is not True]
-    if forms[1:]:
-        raise input_error(Named(forms[0]), " goes without ", Named(forms[1]), ".")
-    if "choices" in given:
-        labels = labels_of(given["choices"])
-        long["choices"] = list(labels.texts)
-        if labels.definitions:
-            long["system"] = "\n\n".join(filter(None, (given.get("system"), labels.definitions)))
-        if given.get("choices_many"):
-            long |= {"choices": None, "schema": schema_of_many(labels.texts)}
-    elif given.get("choices_many"):
-        raise input_error(Named("choices_many"), " goes with ", Named("choices"), ".")
-    if isinstance(fields := given.get("fields"), str):
-        long |= {"schema": schema_of_fields(fields), "fields": True}
-    if isinstance(schema := given.get("schema"), str | Path):
-        long["schema"] = schema_in(home_expanded(schema))
-    return long
 
 
 def _order(given: Mapping[str, Any], inputs: Sequence[Path], output: Path, folders: JobFolders) -> JobOrder:

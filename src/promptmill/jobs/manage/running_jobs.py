@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from types import MappingProxyType
+from typing import Any, Literal, TypeAlias
 
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LONGEST_PATH, MOST_RUNNERS
@@ -21,7 +22,7 @@ from promptmill.jobs.inputs import formats
 from promptmill.jobs.inputs import given as given_rows
 from promptmill.jobs.inputs.given import Given
 from promptmill.jobs.inputs.row_secrets import OTHERWISE
-from promptmill.jobs.inputs.whole_files import PdfForm, WholeFiles
+from promptmill.jobs.inputs.whole_files import PdfForm, RowFiles, WholeFiles
 from promptmill.jobs.manage import detached
 from promptmill.jobs.manage.call_limits import Place, Places
 from promptmill.jobs.manage.job_rows import Only, results_page
@@ -41,7 +42,6 @@ from promptmill.system.call_files import FileRule, RefusedError
 from promptmill.system.safe_open import OutsideError, home_expanded
 
 _WAIT_S = 1.0
-_FORMATS = frozenset({"jsonl", "csv", "tsv", "parquet", "xlsx"})
 _DISK_SHARE = 0.5  # of the free disk, for the rows of one job
 Approve: TypeAlias = Callable[[float | None, float | None], Awaitable[None]]
 """Gets the estimated and the highest cost of a job (None: unknown). It raises to prevent the job."""
@@ -92,9 +92,11 @@ class RunningJobs:
         *,
         prompts: Sequence[Any] | None = None,
         files: Sequence[str] | None = None,
+        each: Literal["file", "line"] | None = None,
         as_pdf: PdfForm | None = None,
         validate: bool = False,
         plan: ResolvedConfig | None = None,
+        plans: Mapping[str, ResolvedConfig] = MappingProxyType({}),
         approve: Approve | None = None,
         caller: Caller = USER,
     ) -> dict[str, Any]:
@@ -102,10 +104,11 @@ class RunningJobs:
 
         The paths of `order` are as the call named them, relative or absolute; `.` stands for no output. `prompts`
         are rows in place of an input file. So are `files`, of which each is a row, its content or its image for the
-        prompt alone. Without an output, their answers are in the job's database. The same rows resume the same job for
-        the same `caller` only, because no client may learn what another one asks.
+        prompt alone; with `each` "line", their rows are the rows. Without an output, their answers are in the job's
+        database. The same rows resume the same job for the same `caller` only, because no client may learn what another
+        one asks.
 
-        `plan`: the plan of the call, if it changes settings of the configuration.
+        `plan`: the plan of the call, if it changes settings of the configuration. `plans`: see `admission.admit`.
 
         `validate` starts nothing and returns the findings in the file instead. `approve` gets the cost of the rows
         that have no answer yet.
@@ -119,12 +122,15 @@ class RunningJobs:
                     raise input_error("`prompts` is an empty list; send at least one prompt.")
                 lines = given_rows.lines_of(prompts, "text" if order.question.templates else "prompt", "prompts")
                 source, notes = await self._given(lines, caller, opened), dict[str, Any]()
+            elif files is not None and each == "line":
+                paths = await asyncio.to_thread(RowFiles(files, self.rule).paths)
+                order, source, notes = order.model_copy(update={"inputs": tuple(paths)}), None, {"files": len(paths)}
             elif files is not None:
                 order, source, notes = await self._whole_files(order, files, as_pdf, caller, opened)
             else:
                 source, notes = None, {}
             plan = await self._service.settled(plan or self._service.plan)
-            order = self._resolved(order, source, caller)
+            order = self._resolved(order, source, caller, are_inputs_resolved=files is not None)
             if source is not None and order.output == Path():
                 job_id = given_rows.loose_id(source, plan, order)
                 order = order.model_copy(update={"output": self.folders.loose(job_id).answers})
@@ -140,7 +146,7 @@ class RunningJobs:
                     return {"job_id": "", "state": "validated", "message": message} | notes | checked
                 assert approve is not None
                 await self._approved(approve, order, checked)
-            job = await self._admitted(order, plan, source)
+            job = await self._admitted(order, plan, source, plans)
             with contextlib.ExitStack() as held:
                 held.callback(job.close)
                 if job.finished:
@@ -162,11 +168,13 @@ class RunningJobs:
         opened: contextlib.AsyncExitStack,
     ) -> tuple[JobOrder, Given, dict[str, Any]]:
         """Return an order, its rows, each of which is a file, and notes: how many, which are left out."""
-        found = await asyncio.to_thread(WholeFiles, files, self.rule, order.question, as_pdf)
+        encoding = order.reading.encoding
+        found = await asyncio.to_thread(WholeFiles, files, self.rule, order.question, as_pdf, encoding)
         source = await self._given(found.lines(), caller, opened)
         notes: dict[str, Any] = {"files": found.count, **({"left_out": found.left_out} if found.left_out else {})}
         notes |= {"pdf": found.forms[0]} if found.forms else {}
-        return order.model_copy(update={"question": found.question}), source, notes
+        reading = order.reading.model_copy(update={"encoding": None})  # the lines are UTF-8
+        return order.model_copy(update={"question": found.question, "reading": reading}), source, notes
 
     async def _given(self, lines: Iterator[bytes], caller: Caller, opened: contextlib.AsyncExitStack) -> Given:
         """Return rows that came in a call, in a file as long as `opened` is."""
@@ -175,12 +183,14 @@ class RunningJobs:
         opened.push_async_callback(asyncio.to_thread, writing.__exit__, None, None, None)
         return source._replace(key=digest(source.key, caller.session))
 
-    def _resolved(self, order: JobOrder, source: Given | None, caller: Caller) -> JobOrder:
+    def _resolved(
+        self, order: JobOrder, source: Given | None, caller: Caller, *, are_inputs_resolved: bool
+    ) -> JobOrder:
         """Return an order with the resolved paths of the files that a call names. Raises `PromptmillError`."""
         changes: dict[str, Any] = {}
-        if source is None:
+        if source is None and not are_inputs_resolved:
             changes["inputs"] = (self.allowed(str(order.inputs[0]), "input_file"),)
-        else:
+        if source is not None:
             changes["owner"] = caller.owner
         if source is None or order.output != Path():
             changes["output"] = self.allowed(str(order.output), "output_file")
@@ -206,7 +216,8 @@ class RunningJobs:
             folder = self.folders.of(order.output)
             found = await asyncio.to_thread(lambda: folder.status)
             answered: int = found.get("done", 0) - found.get("failed", 0)
-            left = max(0, checked["rows"] - answered) / max(1, checked["rows"])
+            wanted = checked["rows"] * max(1, len(order.variants))
+            left = max(0, wanted - answered) / max(1, wanted)
         if left:
             await approve(*(None if cost is None else cost * left for cost in (estimated, most)))
 
@@ -336,23 +347,34 @@ class RunningJobs:
         return ended
 
     async def _are_columns_checked(self, order: JobOrder, plan: ResolvedConfig) -> bool:
-        """Check the columns of a Parquet file or workbook in another process: a crafted file can end its reader."""
+        """Check the columns of a Parquet file, workbook or query in another process.
+
+        A crafted file can end its reader, and a query may compute for ever.
+        """
         path = order.inputs[0]
-        if not path.is_absolute() or formats.format_by_suffix(path, "input_file") not in {"parquet", "xlsx"}:
+        kind = formats.format_by_suffix(path, "input_file") if path.is_absolute() else ""
+        if kind not in {"parquet", "xlsx", "sql"}:
             return False
         folder = self.folders.of(order.target)
-        if await asyncio.to_thread(lambda: folder.spec) is None:
+        if kind == "sql" or await asyncio.to_thread(lambda: folder.spec) is None:
             async with self._places:
                 await detached.check_columns(order, plan.file_rule)
         return True
 
-    async def _admitted(self, order: JobOrder, plan: ResolvedConfig, given: Given | None) -> Job:
+    async def _admitted(
+        self,
+        order: JobOrder,
+        plan: ResolvedConfig,
+        given: Given | None,
+        plans: Mapping[str, ResolvedConfig] = MappingProxyType({}),
+    ) -> Job:
         admit = partial(
             admission.admit,
             order,
             plan,
             self.folders,
             given=given,
+            plans=plans,
             are_columns_checked=given is None and await self._are_columns_checked(order, plan),
             are_paths_resolved=True,
         )
@@ -499,11 +521,13 @@ class RunningJobs:
             ) from None
         check_name(real)
         kind = formats.format_by_suffix(real, name)
-        if kind not in _FORMATS:  # the user's texts and JSON files are no concern of a caller
+        is_database = (name, kind) == ("input_file", "sql") and members.file_of(real).suffix.lower() != ".duckdb"
+        if kind not in formats.OF_CALLS and not is_database:
+            usable = ".jsonl, .csv, .tsv, .parquet, .xlsx" + (", .db" if name == "input_file" else "")
             whole = "; `files` sends whole texts." if (name, kind) == ("input_file", "txt") else "."
             raise input_error(
-                f"{name} is a {formats.plain(real).suffix} file; use one of .jsonl, .csv, .tsv, .parquet, .xlsx here: "
-                f"others may be a program's{whole}"
+                f"{name} is a {formats.plain(real).suffix} file; use one of {usable} here: others may be a "
+                f"program's{whole}"
             )
         if input_files.is_several(real):
             raise input_error(f"{name} is a folder or a pattern; name a file.")
