@@ -1088,7 +1088,7 @@ async def test_an_agent_compares_files_and_right_answers(tools, bench):
         bench.write(rows, f"{name}.jsonl")
     (bench.path / "gold.csv").write_text("id,label\n" + "".join(f"{at},yes\n" for at in range(5)))
     async with tools() as call:
-        found = await call("compare", files=["a.jsonl", "b.jsonl"], gold="gold.csv", limit=1)
+        found = await call("compare", files=["a.jsonl", "b.jsonl"], gold="gold.csv", rows=1)
         assert (found["rows_compared"], found["matched"], found["pairs"][0]["agree"]) == (10, "by id", 8)
         assert (found["gold"]["rows"], [file["right"] for file in found["gold"]["files"]]) == (5, [5, 3])
         assert [row["answers"] for row in found["rows"]] == [{"A": "yes", "B": "no"}]
@@ -1321,3 +1321,101 @@ async def _refusing(call: Any, name: str, *_: Any, **__: Any) -> Any:
     """Stand in for the process that reads a query: only it may, with its limit on computing."""
     del call
     raise input_error(f"{name} cannot be read: it computed for too long.")
+
+
+@pytest.fixture
+def summaries(bench: Any) -> Any:
+    """A bench with two outputs of six rows, the last four with different answers; its endpoint prefers `longer`."""
+    for name in ("short", "longer"):
+        rows = [{"text": f"text {at}", "answer": "same" if at < 2 else f"{name} {at}"} for at in range(6)]
+        bench.write(rows, f"{name}.jsonl")
+    bench.upstream.reply = choose(
+        lambda seen: answer("first" if seen.prompt.find("longer") < seen.prompt.find("short") else "second")
+    )
+    return bench
+
+
+_JUDGED: dict[str, Any] = {"files": ["short.jsonl", "longer.jsonl"], "criterion": "is longer"}
+
+
+async def test_a_model_judges_which_answer_is_better(summaries, tools):
+    async with tools() as call:
+        begun = await call("compare", **_JUDGED, judge="good", limit=3, sampling_params={"max_tokens": 5})
+        assert begun["judge"]["pairs"][0]["judged"] == 0
+        assert begun["judge"]["state"] in {"starting", "running"}
+        await ended(call, begun["judge"]["job_id"], "finished")
+        found = await call("compare", **_JUDGED, judge="good", limit=3, sampling_params={"max_tokens": 5})
+        assert (found["judge"]["state"], found["judge"]["requests"]) == ("finished", 6)
+        assert (found["judge"]["pairs"][0]["wins"], found["judge"]["model"]) == ([0, 3], "good")
+        assert sorted(row["verdicts"]["B"] for row in found["rows"]) == ["", "B", "B", "B"]
+        more = await call("compare", **_JUDGED, judge="good", sampling_params={"max_tokens": 5})
+        assert more["judge"]["job_id"] == begun["judge"]["job_id"]
+        await ended(call, more["judge"]["job_id"], "finished")
+        found = await call("compare", **_JUDGED, judge="good", sampling_params={"max_tokens": 5})
+        assert found["judge"]["pairs"][0]["wins"] == [0, 4]
+    assert len(summaries.upstream.seen) == 8, "no verdict is paid twice"
+    assert {(seen.json["model"], seen.json["max_tokens"]) for seen in summaries.upstream.seen} == {("good", 5)}
+
+
+async def test_the_verdicts_of_changed_answers_are_not_those_of_the_earlier_ones(summaries, tools):
+    async with tools() as call:
+        begun = await call("compare", **_JUDGED)
+        await ended(call, begun["judge"]["job_id"], "finished")
+        lines = (summaries.path / "short.jsonl").read_text().splitlines()
+        (summaries.path / "short.jsonl").write_text("\n".join([lines[0], *lines[3:], lines[2], lines[1]]))
+        found = await call("compare", **_JUDGED)
+        assert found["judge"]["pairs"][0]["judged"] == 0
+        assert found["judge"]["state"] != "finished"
+
+
+async def test_a_judge_gets_no_row_that_may_hold_secrets(summaries, tools):
+    path = summaries.path / "short.jsonl"
+    path.write_text(path.read_text().replace("text 5", "sk-proj-0123456789abcdefghij"))
+    other = summaries.path / "longer.jsonl"
+    other.write_text(other.read_text().replace("text 5", "sk-proj-0123456789abcdefghij"))
+    async with tools() as call:
+        begun = await call("compare", **_JUDGED)
+        await ended(call, begun["judge"]["job_id"], "finished")
+    assert len(summaries.upstream.seen) == 6
+    assert not any("sk-proj" in seen.prompt for seen in summaries.upstream.seen)
+
+
+@pytest.mark.parametrize("mode", ["legacy", "auto"])
+async def test_a_judge_that_costs_more_than_the_operator_set_is_asked_about(summaries, tools, mode):
+    more = {"price": {"input": 0, "output": 1_000_000}, "sampling_params": {"max_tokens": 3}, "ask_above_cost": 6}
+    asked: list[str] = []
+    service = Service(Configuration({**openai_configuration(summaries.upstream.url)._raw, **more}))
+    async with tools(service, mode=mode, elicitation_handler=_asked_of(asked, "decline")) as call:
+        with pytest.raises(ToolError, match=r"did not agree .* at most \$24.00"):
+            await call("compare", **_JUDGED)
+    assert asked
+    assert not summaries.upstream.seen
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"judge": "good"}, "`judge`: goes with `criterion"),
+        ({"limit": 1}, "`limit`: goes with `criterion"),
+        ({"max_cost": 1}, "`max_cost`: goes with `criterion"),
+        ({"again": "all"}, "`again`: goes with `criterion"),
+        ({"sampling_params": {}}, "`sampling_params` goes with `criterion`"),
+        ({"criterion": " "}, "`criterion`: says what makes an answer better"),
+        ({"criterion": "x", "files": ["short.jsonl"], "gold": "text"}, "`criterion`: goes with two files"),
+        ({"criterion": "x", "limit": 0}, "limit: should be at least 1"),
+        ({"criterion": "x", "again": "truncated"}, "again: should be 'failed' or 'all'"),
+    ],
+)
+async def test_wrong_arguments_of_a_judge_are_named(summaries, tools, given, said):
+    async with tools() as call:
+        with pytest.raises(ToolError) as caught:
+            await call("compare", **{"files": _JUDGED["files"], **given})
+    assert said in str(caught.value)
+    assert not summaries.upstream.seen
+
+
+async def test_an_unknown_judge_is_named(summaries, tools):
+    limited = {**openai_configuration(summaries.upstream.url)._raw, "client_limits": {"models": ["small"]}}
+    async with tools(Service(Configuration(limited))) as call:
+        with pytest.raises(ToolError, match="judge: there is no model 'large'"):
+            await call("compare", **_JUDGED, judge="large")

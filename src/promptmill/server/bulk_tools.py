@@ -102,6 +102,11 @@ _COMPARISON = _object(
             "description": "The figures against the right answers.",
             "additionalProperties": True,
         },
+        "judge": {
+            "type": "object",
+            "description": "The verdicts so far by pair of files, and the state of the judge's job.",
+            "additionalProperties": True,
+        },
         "rows": _objects("Rows whose answers differ, with their number from 1."),
     },
     "rows_compared",
@@ -503,7 +508,9 @@ def _add_tools_of_a_job(
         mcp,
         output_schema=_COMPARISON,
         meta=INLINE,
-        annotations=ToolAnnotations(title="Compare answers", readOnlyHint=True, openWorldHint=False),
+        annotations=ToolAnnotations(  # a judge gets the rows
+            title="Compare answers", readOnlyHint=False, destructiveHint=False, idempotentHint=True, openWorldHint=True
+        ),
     )
     async def compare(
         ctx: Context,
@@ -541,20 +548,52 @@ def _add_tools_of_a_job(
         id: Annotated[  # noqa: A002 (a tool's argument)
             str | None, Field(description="The column that identifies rows; left out: `id`, or the shared columns.")
         ] = None,
-        limit: Annotated[
+        rows: Annotated[
             int,
             Field(ge=0, le=MOST_ROWS, description="The largest number of rows that differ to return; 10 unless given."),
         ] = 10,
+        criterion: Annotated[
+            str | None,
+            Field(
+                description="What makes an answer better, such as: is the better summary. Then a model judges each "
+                "pair of different answers, in both orders, as a job in the background. Nothing is sent unless given."
+            ),
+        ] = None,
+        judge: Annotated[
+            str | None,
+            Field(description="The judge's name, as `model` of bulk_generate; the default model if left out."),
+        ] = None,
+        sampling_params: arguments.CallSampling = None,
+        limit: Annotated[
+            int | None, Field(ge=1, description="Judge only N rows, drawn at random; all unless given.")
+        ] = None,
+        again: Annotated[
+            Literal["failed", "all"] | None, Field(description="Judge these pairs again; none unless given.")
+        ] = None,
+        max_cost: arguments.MaxCost = None,
     ) -> ToolResult:
         """Compare answers to the same rows: agreement, and with `gold` accuracy, F1 and paired differences.
 
-        Returns the figures, and in `rows` the first rows whose answers differ. Sends nothing to a model.
+        Returns the figures, and in `rows` the first rows whose answers differ. With `criterion`, `judge` has the
+        verdicts so far, and `job_id` and `state` of their job: call bulk_status until it is `finished`, then make the
+        same call without `again`, which pays for no verdict twice.
         """
         from promptmill.comparison import apart  # imported by the first use: most servers compare nothing
+        from promptmill.comparison.judge import VERDICTS, JudgeOrder
 
+        judging = {"judge": judge, "criterion": criterion, "limit": limit, "max_cost": max_cost, "again": again}
+        asked, judged = JudgeOrder.of(judging, compares_several=len(files) > 1 or by is not None), None
+        if asked is not None:
+            plan = await plan_of_call(service, await service.job_plan(judge, "judge"), None, sampling_params, VERDICTS)
+            plan = await service.settled(plan)
+            await questions.check_endpoint(ctx, plan)
+            cost = questions.cost(ctx, plan, max_cost, "This judgement")
+            judged = apart.Judge(asked, plan, None if cost is None else cost.approve)
+        elif sampling_params is not None:
+            raise input_error("`sampling_params` goes with `criterion`.")
         options = {"field": field, "by": by, "tolerance": tolerance, "id": id}
         found = await apart.compared(
-            await jobs(), caller_of(ctx, service), files, gold=gold, limit=limit, options=options
+            await jobs(), caller_of(ctx, service), files, gold=gold, rows=rows, options=options, judge=judged
         )
         found = await asyncio.to_thread(page, found, page_characters(ctx), copies=1)
         return ToolResult(None if wants_copy(ctx) else "The figures are in the structured content.", found)

@@ -123,6 +123,25 @@ async def bulk_async(rows: Any, output: str | Path | None = None, **options: Unp
     return await _answered(await asyncio.to_thread(_Call.of, rows, output, options))
 
 
+def run_job(
+    order: JobOrder,
+    source: Given,
+    configuration: Configuration,
+    folders: JobFolders,
+    *,
+    progress: bool | Callable[[Mapping[str, Any]], object] | None = None,
+) -> None:
+    """Run the job of an order to its end. `progress`: see `bulk`. Raises `PromptmillError` if it stops early."""
+    written, watch = contextlib.ExitStack(), _watch(show=progress)
+    call = _Call(None, {}, configuration, order, folders, source, written, is_loose=False, watch=watch)
+    runtime.run_anywhere(_run(call))
+
+
+async def _run(call: _Call) -> None:
+    async with call.admitted() as (job, service):
+        await call.run(job, service)
+
+
 async def _answered(call: _Call) -> BulkResult:
     with _errors(call.given):
         async with call.admitted() as (job, service):
@@ -250,7 +269,7 @@ class _Call:
         given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
         with _errors([*given, "rows"]), contextlib.ExitStack() as written:
             given |= answer_forms(given)
-            configuration = _configuration(given)
+            configuration = configuration_of(given)
             state = {"PROMPTMILL_STATE": str(given["state"])} if "state" in given else os.environ
             folders = JobFolders.from_environ(state)
             paths, source = _paths(rows), None
@@ -460,12 +479,12 @@ def _order(given: Mapping[str, Any], inputs: Sequence[Path], output: Path, folde
         raise input_error(Named(str(first["loc"][0])), f" {first['msg'].removeprefix('Input ')}.") from None
 
 
-def _configuration(given: Mapping[str, Any]) -> Configuration:
+def configuration_of(given: Mapping[str, Any]) -> Configuration:
+    """Return the configuration under the options in `given`, those of `bulk`. Raises `PromptmillError`."""
     endpoint = {name: given[name] for name in _OF_THE_ENDPOINT if name in given}
     config, backend, settings = given.get("config"), given.get("backend"), given.get("settings", {})
     sampling = {name: given[name] for name in Sampling.model_fields.keys() | BESIDE if name in given}
     sampling = dict(with_schema(sampling, given.get("schema")))
-
     models = given.get("model")
     model = models if models is None or isinstance(models, str) else next(iter(models), None)
 

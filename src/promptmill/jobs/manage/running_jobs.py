@@ -135,29 +135,50 @@ class RunningJobs:
                 job_id = given_rows.loose_id(source, plan, order)
                 order = order.model_copy(update={"output": self.folders.loose(job_id).answers})
                 self._own[job_id] = caller.session
-            running = await asyncio.to_thread(self._running, order)
-            if running is not None and not validate:
-                return running | notes
-            if validate or approve is not None:
-                async with self._validating:
-                    checked = await detached.validated(plan, order, self.folders, source)
-                if validate:
-                    message = "Nothing was sent and no job was made."
-                    return {"job_id": "", "state": "validated", "message": message} | notes | checked
-                assert approve is not None
-                await self._approved(approve, order, checked)
-            job = await self._admitted(order, plan, source, plans)
-            with contextlib.ExitStack() as held:
-                held.callback(job.close)
-                if job.finished:
-                    job.close()
-                    return self._status_of(job, "The job is finished already.") | notes
-                if source is not None and (unread := await asyncio.to_thread(job.unread)) is not None:
-                    await self._apart(steps.reading(job, unread), job, lambda _: None)
-                    job.load()
-                held.pop_all()
-            await self._launch(job)
-        return self._status_of(job, "Ask bulk_status how far it is.") | notes
+            found = await self._started(order, source, plan, plans, approve=approve, validate=validate)
+            return found | notes
+
+    async def start_given(
+        self, order: JobOrder, source: Given, plan: ResolvedConfig, approve: Approve | None, caller: Caller
+    ) -> dict[str, Any]:
+        """Start the job of rows that the server wrote for a call, without an output; or resume it. See `start`."""
+        self._own[order.output.parent.name] = caller.session
+        return await self._started(order.model_copy(update={"owner": caller.owner}), source, plan, approve=approve)
+
+    async def _started(
+        self,
+        order: JobOrder,
+        source: Given | None,
+        plan: ResolvedConfig,
+        plans: Mapping[str, ResolvedConfig] = MappingProxyType({}),
+        *,
+        approve: Approve | None,
+        validate: bool = False,
+    ) -> dict[str, Any]:
+        """Start the job of an order whose paths are resolved. See `start`."""
+        running = await asyncio.to_thread(self._running, order)
+        if running is not None and not validate:
+            return dict(running)
+        if validate or approve is not None:
+            async with self._validating:
+                checked = await detached.validated(plan, order, self.folders, source)
+            if validate:
+                message = "Nothing was sent and no job was made."
+                return {"job_id": "", "state": "validated", "message": message} | checked
+            assert approve is not None
+            await self._approved(approve, order, checked)
+        job = await self._admitted(order, plan, source, plans)
+        with contextlib.ExitStack() as held:
+            held.callback(job.close)
+            if job.finished:
+                job.close()
+                return dict(self._status_of(job, "The job is finished already."))
+            if source is not None and (unread := await asyncio.to_thread(job.unread)) is not None:
+                await self._apart(steps.reading(job, unread), job, lambda _: None)
+                job.load()
+            held.pop_all()
+        await self._launch(job)
+        return dict(self._status_of(job, "Ask bulk_status how far it is."))
 
     async def _whole_files(
         self,
