@@ -388,9 +388,8 @@ def add_bulk_tools(
 
         try:
             form: JsonDict = {"schema": schema, "fields": fields, "choices": choices, "system": system_prompt or None}
-            form |= answer_forms(
-                {name: value for name, value in form.items() if value} | {"choices_many": choices_many}
-            )
+            given = {name: value for name, value in form.items() if value is not None}
+            form |= answer_forms(given | {"choices_many": choices_many})
             asked = form["schema"], sampling_params, form["choices"]
             plan, plans = await _plans_of(service, models, asked)
             if (input_file or files is not None) and not validate:

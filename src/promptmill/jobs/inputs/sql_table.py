@@ -87,6 +87,8 @@ class SqlTable:
             raise
         except Exception as error:  # noqa: BLE001 (DuckDB has its own classes of errors)
             said = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+            if "attached databases" in said:
+                raise input_error(Named("sql"), f" reads {self._path.name} alone, without ATTACH and VACUUM.") from None
             raise input_error(f"{self._path.name} cannot be read: {said}.") from None
 
     def _of_table(self, connection: Any, name: str) -> str:

@@ -169,7 +169,9 @@ async def done_apart(
     finally:
         child.kill()
         await child.wait()
-    raise input_error(f"{name} cannot be read: {ended}. A row, or the prompt of one, may take too much memory or time.")
+    raise input_error(
+        f"{name} cannot be read: {ended}. A row, its prompt, or a query may take too much memory or time."
+    )
 
 
 def _packed(function: Callable[..., object], **arguments: object) -> bytes:
