@@ -53,7 +53,7 @@ from promptmill.jobs.store.records import record_of
 from promptmill.server import create_server
 from promptmill.service.service import Service
 from promptmill.system.call_files import FileRule
-from replies import answer, by_prompt, choose, late
+from replies import answer, by_prompt, choose, hang, late
 from replies import status as status_reply
 from waiting import eventually, until
 
@@ -1166,6 +1166,17 @@ async def test_a_model_of_the_endpoint_is_named_where_rows_may_name_it(table, to
     assert [seen.json["model"] for seen in table.upstream.seen] == ["small"]
 
 
+async def test_a_row_that_names_its_model_is_answered_under_the_sampling_of_the_call(table, tools):
+    raw = openai_configuration(table.upstream.url)._raw
+    named = {"openai": {**raw["backend_configs"]["openai"], "model_name": "small"}, "sampling_params": {"seed": 3}}
+    (table.path / "in.csv").write_text("text,model\none,fast\ntwo,default\n")
+    asked = {**_TABLE, "prompt": "A {{text}}", "sampling_params": {"temperature": 0}}
+    async with tools(Service(Configuration({**raw, "models": {"fast": named}}))) as call:
+        await ran(call, **asked, row_settings=True)
+    sent = {(seen.json["model"], seen.json.get("seed"), seen.json["temperature"]) for seen in table.upstream.seen}
+    assert sent == {("small", 3, 0), ("test-model", None, 0)}
+
+
 async def test_the_estimate_of_a_grid_counts_every_model_and_prompt(table, tools):
     priced = {"price": {"input": 1_000_000, "output": 0}, "sampling_params": {"max_tokens": 3}}
     raw = openai_configuration(table.upstream.url)._raw
@@ -1262,6 +1273,23 @@ def mails(bench: Any) -> Any:
         database.executemany("INSERT INTO inbox VALUES (?, ?)", [(at, f"mail {at}") for at in range(4)])
         database.commit()
     return bench
+
+
+async def test_a_grid_that_a_kill_cut_off_is_resumed_by_the_same_call(table, tools):
+    held = asyncio.Event()
+    table.upstream.reply = choose(
+        lambda seen: answer(seen.json["model"]) if seen.number <= 6 or held.is_set() else hang()
+    )
+    asked = {**_TABLE, "prompt": "A {{text}}", "model": ["small", "good"]}
+    async with tools() as call:
+        job_id = (await call("bulk_generate", **asked))["job_id"]
+        await until(lambda: len(table.upstream.seen) > 6)
+        (runner,) = [one for one in below("promptmill.jobs.manage.detached") if one.cwd() == str(table.path)]
+        runner.kill()
+        await ended(call, job_id, "interrupted")
+        held.set()
+        found = await ran(call, **asked)
+    assert (found["done"], found["failed"]) == (20, 0)
 
 
 _MAILS = {"input_file": "mails.db", "output_file": "out.csv", "prompt": "A {{body}}"}

@@ -562,14 +562,18 @@ def _add_tools_of_a_job(
             str | None,
             Field(description="The judge's name, as `model` of bulk_generate; the default model if left out."),
         ] = None,
-        sampling_params: arguments.CallSampling = None,
+        sampling_params: Annotated[
+            dict[str, Any] | None, Field(description="Of the judge, such as temperature; as configured if left out.")
+        ] = None,
         limit: Annotated[
             int | None, Field(ge=1, description="Judge only N rows, drawn at random; all unless given.")
         ] = None,
         again: Annotated[
             Literal["failed", "all"] | None, Field(description="Judge these pairs again; none unless given.")
         ] = None,
-        max_cost: arguments.MaxCost = None,
+        max_cost: Annotated[
+            float | None, Field(ge=0, description="The most US dollars that this judgement may cost, in all its runs.")
+        ] = None,
     ) -> ToolResult:
         """Compare answers to the same rows: agreement, and with `gold` accuracy, F1 and paired differences.
 

@@ -23,14 +23,14 @@ from promptmill.jobs.members import all_of, connected
 
 _AT_ONCE = 1024  # rows
 _TABLES = "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite_%' ORDER BY name"
+_STORED = "SELECT name FROM sqlite_master WHERE type = 'table'"
 _DUCKDB_TABLES = "SELECT table_name FROM information_schema.tables ORDER BY table_name"
 
 
 def blocks_of_tables(path: Path) -> Iterator[bytes]:
     """Yield the rows of all tables of a SQLite database as bytes. Raises `sqlite3.Error`."""
     with contextlib.closing(connected(path)) as connection:
-        tables = [row[0] for row in connection.execute(_TABLES).fetchall()]
-        for table in tables:
+        for (table,) in connection.execute(_STORED).fetchall():
             cursor = connection.execute(all_of(table))
             while page := cursor.fetchmany(_AT_ONCE):
                 yield b"".join(b"%b\n" % b"\t".join(map(_bytes_of, row)) for row in page)
@@ -39,8 +39,8 @@ def blocks_of_tables(path: Path) -> Iterator[bytes]:
 def columns_of_tables(path: Path) -> list[str]:
     """Return the names of the columns of all tables of a SQLite database. Raises `sqlite3.Error`."""
     with contextlib.closing(connected(path)) as connection:
-        tables = [row[0] for row in connection.execute(_TABLES).fetchall()]
-        return [str(column[0]) for table in tables for column in connection.execute(all_of(table)).description]
+        tables = connection.execute(_STORED).fetchall()
+        return [str(column[0]) for (table,) in tables for column in connection.execute(all_of(table)).description]
 
 
 def _bytes_of(cell: Any) -> bytes:

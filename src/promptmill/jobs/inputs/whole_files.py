@@ -241,7 +241,10 @@ class RowFiles(FoundFiles):
 
     def paths(self) -> list[Path]:
         """Return their resolved paths. Blocks. Raises `PromptmillError` (`invalid_input`)."""
-        return [path for _, path in self._usable(self._resolved)]
+        paths = [path for _, path in self._usable(self._resolved)]
+        if len(paths) > MOST_FILES:
+            raise input_error(f"`files` finds more than {counted(MOST_FILES, 'file')}; use narrower patterns.")
+        return paths
 
     def _resolved(self, path: Path) -> Path:
         """Return where a path leads. Raises `PromptmillError`; its message is the predicate of a sentence."""
