@@ -888,6 +888,8 @@ async def test_a_row_may_have_a_column_called_role(bench, tools):
         ({"prompts": ["a"], "fields": 7}, "fields is a number; send a text or true or false."),
         ({"prompts": ["a"], "fields": ""}, "'' is no field"),
         ({"prompts": ["a"], "prompt": {}}, "`prompt` is an empty object"),
+        ({"prompts": ["a"], "prompt": {"x" * 201: "{{text}}"}}, "`prompt`: a name has printable characters"),
+        ({"prompts": ["a"], "model": ["a", "b\0"]}, "`model`: a name has printable characters"),
         ({"prompts": ["a"], "prompt": {"x": 7}}, "prompt.x: should be text, not a number."),
         ({"prompts": ["a"], "prompt": {str(at): "{{text}}" for at in range(101)}}, "at most 100 are possible"),
         ({"prompts": ["a"], "sample": 0}, "sample: should be at least 1"),

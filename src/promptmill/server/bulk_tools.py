@@ -18,7 +18,7 @@ from mcp_types import ToolAnnotations
 from pydantic import BeforeValidator, Field
 
 from promptmill.config.resolved_config import ResolvedConfig
-from promptmill.core.bounds import MOST_ROWS, MOST_VARIANTS
+from promptmill.core.bounds import LONGEST_COLUMN, MOST_ROWS, MOST_VARIANTS
 from promptmill.core.errors import Code, Named, PromptmillError, argument_name, input_error
 from promptmill.core.values import JsonDict
 from promptmill.jobs.store.rounds import Again
@@ -173,6 +173,10 @@ def _models_of(model: str | list[str] | None, prompt: str | dict[str, str] | Non
         raise input_error("`model` is an empty list; name a model, or leave it out.")
     if isinstance(prompt, dict) and not prompt:
         raise input_error("`prompt` is an empty object; name each prompt in it, or send one text.")
+    names = {"model": models, "prompt": prompt if isinstance(prompt, dict) else ()}
+    for argument, name in ((argument, name or "-") for argument, given in names.items() for name in given):
+        if not name.strip() or not name.isprintable() or len(name) > LONGEST_COLUMN:  # each row repeats it
+            raise input_error(f"`{argument}`: a name has printable characters, {LONGEST_COLUMN} at most.")
     if (variants := len(models) * (len(prompt) if isinstance(prompt, dict) else 1)) > MOST_VARIANTS:
         raise input_error(f"Each row would get {variants} answers; at most {MOST_VARIANTS} are possible.")
     return models
@@ -235,7 +239,7 @@ def add_bulk_tools(
         output_file: Annotated[
             str,
             Field(
-                description="The file for the answers: .jsonl, or the input's format; it must be new. Written at the "
+                description="The file for the answers, .csv, .xlsx, .parquet, .jsonl; it must be new. Written at the "
                 "job's end, in input order: each input row plus `answer`, `error`, `usage`, `finish_reason`. May be "
                 "left out only without `input_file`; read the answers with bulk_results then.",
                 examples=["answers.csv"],
