@@ -195,7 +195,7 @@ async def plan_of_call(
     sampling_params: Mapping[str, Any] | None,
     choices: Sequence[str] | None = None,
 ) -> ResolvedConfig:
-    """Return the plan of a call; `plan` is that of its model.
+    """Return the plan of a call; `plan` is the plan of its model.
 
     Raises `PromptmillError` (`invalid_input`, `invalid_config`) for a schema or parameters that cannot be used, or
     beyond what the operator allows.

@@ -480,7 +480,7 @@ def _order(given: Mapping[str, Any], inputs: Sequence[Path], output: Path, folde
 
 
 def configuration_of(given: Mapping[str, Any]) -> Configuration:
-    """Return the configuration under the options in `given`, those of `bulk`. Raises `PromptmillError`."""
+    """Return the configuration with the options `given` of `bulk`. Raises `PromptmillError`."""
     endpoint = {name: given[name] for name in _OF_THE_ENDPOINT if name in given}
     config, backend, settings = given.get("config"), given.get("backend"), given.get("settings", {})
     sampling = {name: given[name] for name in Sampling.model_fields.keys() | BESIDE if name in given}

@@ -225,7 +225,7 @@ class JobOrder(Stored):
     question: Question = Question()
     system_prompt: str = ""
     sampling: Mapping[str, Any] = {}
-    """Sampling parameters of a call, over those of each model that answers."""
+    """Sampling parameters of a call. They override the sampling of each model that answers."""
     form: AnswerForm = AnswerForm()
     limits: Limits = Limits()
     earlier: Earlier = Earlier()
