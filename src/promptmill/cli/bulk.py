@@ -101,9 +101,7 @@ def add_options(bulk: Parser) -> None:
     add_shared(bulk, several=True)
     group = bulk.add_argument_group("files")
     group.add_argument("--input-format", default="", metavar="NAME", help="of stdin, unless it is JSON: txt, csv.gz, …")
-    group.add_argument(
-        "--encoding", type=_encoding, metavar="NAME", help="of CSV, TSV and text, if not UTF-8: cp1252, utf-16, …"
-    )
+    group.add_argument("--encoding", metavar="NAME", help="of CSV, TSV and text, if not UTF-8: cp1252, utf-16, …")
     group.add_argument(
         "--sql",
         metavar="QUERY",
@@ -160,14 +158,6 @@ def _add_machines(bulk: Parser) -> None:
     group.add_argument("--replicas", type=at_least_one, default=1, metavar="N", help="with --ray: so many of the model")
     group.add_argument("--num-gpus", type=float, default=0, metavar="N", help="with --ray: GPUs of each replica")
     group.add_argument("--num-cpus", type=float, default=1, metavar="N", help="with --ray: cores of each replica")
-
-
-def _encoding(text: str) -> str:
-    try:
-        "".encode(text)
-    except (LookupError, ValueError):
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} is no encoding; use cp1252, utf-16, latin-1, …") from None
-    return text
 
 
 def _named_prompts(prompts: Sequence[str]) -> dict[str, str]:
@@ -377,8 +367,8 @@ def _validate(configuration: Configuration, order: JobOrder, source: Given | Non
     """Print the findings. Returns 0 when every row can be sent, else 1. Raises `PromptmillError` as a job would."""
     from promptmill.jobs.run.validation import check  # imports the readers of images
 
-    plan = configuration.plan
-    found = check(plan, order, JobFolders.from_environ(), given=source)
+    plan, plans = configuration.plan, admission.plans_of(order, configuration)
+    found = check(plan, order, JobFolders.from_environ(), given=source, plans=plans)
     if as_json:
         say(orjson.dumps(found).decode())
     else:

@@ -34,6 +34,8 @@ LONGEST_SETTINGS = 1 << 20
 """Characters of a call's settings, fifty more for each value: each of its requests repeats them."""
 LONGEST_SCHEMA = 256 << 10
 """Characters of a JSON Schema, which takes thirty times as much memory once it is compiled."""
+MOST_VARIANTS = 100
+"""Pairs of a model and a prompt that answer each row of a job: each takes a place in the job and in its reports."""
 MOST_CHOICES = 1000
 """Texts of which an answer is one: each request repeats them, and an engine compiles them into a grammar."""
 MOST_KEPT = 64

@@ -121,8 +121,10 @@ def taken(target: Path) -> PromptmillError:
 
 
 def connected(file: Path) -> sqlite3.Connection:
-    """Return a connection that reads a SQLite database. Raises `sqlite3.Error`."""
-    return sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)
+    """Return a connection that reads a SQLite database, and no other file. Raises `sqlite3.Error`."""
+    connection = sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)
+    connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)  # VACUUM INTO attaches, too
+    return connection
 
 
 def duckdb_connected(file: Path | None, *, read_only: bool = True, memory: str = DUCKDB_MEMORY) -> Any:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any
 
 from promptmill.answering.costs import price_of, tier_of
@@ -42,12 +44,13 @@ def check(
     may_name: frozenset[str] | None = None,
     *,
     given: Given | None = None,
+    plans: Mapping[str, ResolvedConfig] = MappingProxyType({}),
     are_paths_resolved: bool = False,
 ) -> dict[str, Any]:
     """Return the counts `rows`, `invalid` and `images`, the first `problems`, and an estimate of tokens.
 
     The estimate includes the system prompt, but not images or the additions of a chat template. `may_name`: see
-    `RowReader`. `given`, `are_paths_resolved`: see `OrderFiles.of`.
+    `RowReader`. `given`, `are_paths_resolved`: see `OrderFiles.of`. `plans`: see `admission.admit`.
     """
     if order.cut is not None:
         raise input_error("Validate the whole input, without ", Named("shard"), ".")
@@ -55,7 +58,7 @@ def check(
     with contextlib.ExitStack() as opened:
         folder = Path(opened.enter_context(TemporaryDirectory()))
         store = opened.enter_context(contextlib.closing(JobDatabase(folder / "job.db", write=True)))
-        spec = admission.spec_of("", files, plan, order, {})
+        spec = admission.spec_of("", files, plan, order, plans)
         assert files.input is not None
         spec, _ = ingest(store, spec, input_of(files.input, spec.input.format), Work())
         if spec.input.is_file:
@@ -64,7 +67,10 @@ def check(
         found["notes"] = list(columns.notes(spec))
         if spec.input.format != "batch" and (note := _repeated_ids(store, spec, order)):
             found["notes"].append(note)
-        return found | _cost(plan, found)
+        models = dict.fromkeys(target.model for target in spec.targets)
+        answering = [plans.get(name) or (plan.with_model(name) if name else plan) for name in models]
+        found["estimated_prompt_tokens"] *= len(answering)
+        return found | _cost(answering, found, spec.question.prompts)
 
 
 def _repeated_ids(store: JobDatabase, spec: JobSpec, order: JobOrder) -> str:
@@ -124,18 +130,19 @@ def _check_rows(
     }
 
 
-def _cost(plan: ResolvedConfig, found: Mapping[str, Any]) -> dict[str, float | None]:
-    price = price_of(plan)
-    if price is None:
-        return {}
-    tokens, longest = found["estimated_prompt_tokens"], plan.settings.sampling_params.max_tokens
-    rows_ = found["rows"] - found["invalid"]
-    each = Usage(tokens // max(1, found["rows"]))  # prices may rise with the length of one prompt
-    tier = tier_of(plan.settings.extra_params)
-    prompts = price.cost(each, tier) * found["rows"]
-    if longest is None:
-        return {"estimated_cost": prompts, "most_cost": None}
-    return {"estimated_cost": prompts, "most_cost": prompts + price.cost(Usage(0, longest), tier) * rows_}
+def _cost(plans: Sequence[ResolvedConfig], found: Mapping[str, Any], prompts: int) -> dict[str, float | None]:
+    """Return the cost if each of the models answers so many `prompts` of each row; empty if a price is unknown."""
+    asked, answered = found["rows"] * prompts, (found["rows"] - found["invalid"]) * prompts
+    each = Usage(found["estimated_prompt_tokens"] // len(plans) // max(1, asked))  # prices may rise with one's length
+    estimated, most = 0.0, 0.0
+    for plan in plans:
+        price, tier = price_of(plan), tier_of(plan.settings.extra_params)
+        if price is None:
+            return {}
+        longest = plan.settings.sampling_params.max_tokens
+        estimated += price.cost(each, tier) * asked
+        most += math.inf if longest is None else price.cost(Usage(0, longest), tier) * answered
+    return {"estimated_cost": estimated, "most_cost": None if most == math.inf else estimated + most}
 
 
 def _check_payload(conversation: Conversation, rules: images.ImageRules, where: str) -> None:
