@@ -1,7 +1,7 @@
 """Peak memory and CPU of a job's runner: a file ten times as long must need no more memory.
 
 `python -m benchmarks.jobs_memory [--lines 100000] [--format csv]` runs that many rows and a tenth of them, into the
-same format. Formats: jsonl, csv, sqlite, parquet.
+same format. Formats: jsonl, csv, sqlite, duckdb (by a query), parquet.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 import uvloop
 from pyarrow import parquet
@@ -59,14 +60,17 @@ def _peak(around: Field, folder: Path, lines: int, suffix: str) -> tuple[int, fl
     source, target = (folder / f"{name}-{lines}.{suffix}" for name in ("in", "out"))
     config = folder / "config.yaml"
     _write(source, ((at, f"Question {at}: what is the capital of France?") for at in range(lines)))
+    query = ["--sql", "SELECT * FROM rows"] if suffix == "duckdb" else []
     if suffix == "db":
-        source, target = source.with_name(f"{source.name}#rows"), target.with_name(f"{target.name}#rows")
+        source = source.with_name(f"{source.name}#rows")
+    if suffix in {"db", "duckdb"}:
+        target = target.with_name(f"{target.name}#rows")
     # one process: with workers, most of the memory is theirs
     block = {"base_url": around.fast, "model_name": "bench", "api_key": "x", "num_workers": 1}
     config.write_text(json.dumps({"backend": "openai", "backend_configs": {"openai": block}}))
     began, cpu = time.perf_counter(), _children_cpu_s()
     peak = peak_bytes(
-        [sys.executable, "-m", "promptmill", "bulk", str(source), str(target), "--config", str(config)],
+        [sys.executable, "-m", "promptmill", "bulk", str(source), str(target), *query, "--config", str(config)],
         folder=ROOT,
         env={**os.environ, "PROMPTMILL_STATE": str(folder / "state")},
     )
@@ -82,6 +86,12 @@ def _write(path: Path, rows: Iterable[tuple[int, str]]) -> None:
             connection.execute("CREATE TABLE rows (id INTEGER, prompt TEXT)")
             connection.executemany("INSERT INTO rows VALUES (?, ?)", rows)
         connection.close()
+    elif path.suffix == ".duckdb":
+        ids, prompts = zip(*rows, strict=True)
+        table = pa.table({"id": ids, "prompt": prompts})
+        with duckdb.connect(str(path)) as connection:
+            connection.register("made", table)
+            connection.execute("CREATE TABLE rows AS FROM made")
     elif path.suffix == ".parquet":
         ids, prompts = zip(*rows, strict=True)
         parquet.write_table(pa.table({"id": ids, "prompt": prompts}), path, row_group_size=100_000)
@@ -96,6 +106,9 @@ def _write(path: Path, rows: Iterable[tuple[int, str]]) -> None:
 def _count(path: Path) -> int:
     if path.suffix == ".parquet":
         return int(parquet.read_metadata(path).num_rows)
+    if ".duckdb#" in path.name:
+        with duckdb.connect(str(path).partition("#")[0]) as connection:
+            return int(connection.execute("SELECT count(*) FROM rows").fetchall()[0][0])
     if "#" in path.name:
         with sqlite3.connect(str(path).partition("#")[0]) as connection:
             return int(connection.execute("SELECT count(*) FROM rows").fetchone()[0])
@@ -117,6 +130,6 @@ async def _main(lines: int, suffix: str) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser("python -m benchmarks.jobs_memory", description=__doc__)
     parser.add_argument("--lines", type=int, default=100_000)
-    parser.add_argument("--format", choices=("jsonl", "csv", "sqlite", "parquet"), default="jsonl")
+    parser.add_argument("--format", choices=("jsonl", "csv", "sqlite", "duckdb", "parquet"), default="jsonl")
     arguments = parser.parse_args()
     uvloop.run(_main(arguments.lines, {"sqlite": "db"}.get(arguments.format, arguments.format)))

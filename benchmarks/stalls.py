@@ -97,11 +97,11 @@ CASES: dict[str, Case] = {
         headers={"Content-Encoding": "gzip"},
     ),
     "schema_11": Case(
-        lambda: {"prompt_ls": ["hi"] * 16, "answer_schema": nested(11)},
+        lambda: {"prompt_ls": ["hi"] * 16, "schema": nested(11)},
         reply=lambda: completion(json.dumps({"a": "x" * MIB})),
     ),
     "schema_prose": Case(
-        lambda: {"prompt_ls": ["hi"] * 16, "answer_schema": nested(4)},
+        lambda: {"prompt_ls": ["hi"] * 16, "schema": nested(4)},
         reply=lambda: completion("Here: " + '{"a": [' + "1," * (MIB // 2)),
     ),
     "no_budget": Case(
@@ -119,7 +119,7 @@ CASES: dict[str, Case] = {
     "sampling_in_text": Case(
         lambda: {"prompt_ls": ["x"], "sampling_params": '{"stop": [' + "[]," * (10 * MIB) + "[]]}"}
     ),
-    "schema_in_text": Case(lambda: {"prompt_ls": ["x"], "answer_schema": '{"enum": [' + "[]," * (10 * MIB) + "[]]}"}),
+    "schema_in_text": Case(lambda: {"prompt_ls": ["x"], "schema": '{"enum": [' + "[]," * (10 * MIB) + "[]]}"}),
     "system_30m": Case(lambda: {"prompt_ls": ["x"] * 100, "system_prompt": "x" * (20 * MIB)}),
     "images_in_text": Case(
         lambda: {"prompt_ls": ["x"], "multimodal_path": ["[" + "[]," * (10 * MIB) + "[]]"]}, tool="multimodal_generate"

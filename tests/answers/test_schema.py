@@ -113,7 +113,7 @@ def test_what_is_not_a_usable_schema_is_refused_and_nothing_is_fetched_for_it(sc
     with pytest.raises(PromptmillError) as caught:
         compile_schema(schema)
     assert caught.value.code is Code.INVALID_INPUT
-    assert "answer_schema" in caught.value.message
+    assert "schema is" in caught.value.message
 
 
 def test_a_pattern_that_would_search_for_ever_ends():

@@ -341,8 +341,8 @@ def test_answers_of_a_pydantic_class_are_its_instances(upstream, caplog):
     good, bad = answer('Sure: {"name": "Ada", "age": null}'), answer("No idea.")
     upstream.reply = choose(lambda seen: bad if seen.json["messages"][0]["content"] == "bad" else good)
     api = OpenAIAPI("m", api_base=upstream.url, wait=0.01)
-    assert api.generate(["good", "bad"], answer_schema=_Person) == [_Person(name="Ada"), api.fail_msg]
-    code, found, _ = api.generate_inner("good", answer_schema=_Person.model_json_schema())
+    assert api.generate(["good", "bad"], schema=_Person) == [_Person(name="Ada"), api.fail_msg]
+    code, found, _ = api.generate_inner("good", schema=_Person.model_json_schema())
     assert (code, found) == (0, 'Sure: {"name": "Ada", "age": null}'[6:])
     assert "invalid_answer" in caplog.text
 
@@ -352,7 +352,7 @@ def test_an_object_is_looked_for_behind_the_thoughts(upstream, thought):
     upstream.reply = answer(thought + '{"name": "Ada"}')
     options = {"key": "k", "api_base": upstream.url, "retry": 2, "wait": 0.01}
     assert OpenAIAPI("m", return_dict=True, **options).generate(["Who?"]) == [{"name": "Ada"}]
-    assert OpenAIAPI("m", **options).generate(["Who?"], answer_schema=_Person) == [_Person(name="Ada")]
+    assert OpenAIAPI("m", **options).generate(["Who?"], schema=_Person) == [_Person(name="Ada")]
     assert len(upstream.seen) == 2
 
 

@@ -406,6 +406,14 @@ def test_the_fields_of_answers_are_compared_one_by_one(bench):
     assert "neither an amount such as 0.01 nor a share" in compare(bench, a, b, "--tolerance", "much", code=2)
 
 
+def test_a_column_in_other_capitals_is_named(bench):
+    rows = [{"id": at, "answer": "tea"} for at in range(3)]
+    outputs = [write_rows(bench.path / f"{name}.csv", rows) for name in "ab"]
+    gold = write_rows(bench.path / "gold.csv", [{"ID": 1, "label": "tea"}])
+    said = compare(bench, *outputs, "--gold", f"{gold}:label", code=2)
+    assert "In gold.csv, rename `ID` to `id`, as in a.csv." in " ".join(said.split())
+
+
 @pytest.mark.parametrize("encoding", ["cp1252", "utf-16"])
 def test_a_file_in_another_encoding_is_named(bench, encoding):
     outputs = [write_rows(bench.path / f"{name}.csv", [{"id": 1, "answer": "tea"}]) for name in "ab"]
@@ -669,5 +677,5 @@ def test_parts_without_a_common_row_are_counted_against_right_answers(tmp_path):
     file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     found = promptmill.compare(file, by="sure", gold="gold").figures["gold"]
     assert [(one["name"], one["rows"], one["right"]) for one in found["groups"]] == [("cheap", 6, 3), ("strong", 4, 2)]
-    with pytest.raises(PromptmillError, match="no row in common.*gold"):
+    with pytest.raises(PromptmillError, match=r"no row in common.*gold"):
         promptmill.compare(file, by="sure")

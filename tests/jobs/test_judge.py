@@ -9,10 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
+import promptmill
+from fakes import KEY
 from promptmill.comparison.paired_proportions import paired_interval
 from promptmill.comparison.words import price
+from promptmill.core.errors import PromptmillError
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.rounds import ANSWERED
 from replies import answer, choose, hang, late, status
@@ -311,3 +315,39 @@ def test_arguments_of_a_judgement_that_do_not_go_together(bench):
     said = compare(bench, a, b, "--judge", "nix", code=1)
     assert "The model `nix` does not exist" in said.stderr
     assert not said.stdout
+
+
+def test_a_program_has_a_judge_too_and_pays_for_no_verdict_twice(bench, monkeypatch):
+    monkeypatch.chdir(bench.path)
+    bench.upstream.reply = choose(longer)
+    a, b = files(bench, 6, same=2)
+    options: dict[str, Any] = {"judge": "good", "base_url": bench.upstream.url, "criterion": "is longer"}
+    found = promptmill.compare([a, b], **options, api_key=KEY)
+    assert (found.figures["judge"]["model"], found.figures["judge"]["pairs"][0]["wins"]) == ("good", [0, 4])
+    assert [row["verdicts"] for row in found.rows] == [{"B": "B"}] * 4
+    assert len(bench.upstream.seen) == 8
+    promptmill.compare([a, b], **options)
+    tables = [pd.read_json(path, lines=True) for path in (a, b)]
+    for _ in range(2):
+        found = promptmill.compare(tables, **options, limit=3)
+    assert found.figures["judge"]["pairs"][0]["judged"] == 3
+    assert len(bench.upstream.seen) == 14, "rows of a program are judged once, too"
+    dear: dict[str, Any] = {"settings": {"price": {"input": 0, "output": 100000}}, "max_tokens": 2, "max_cost": 0.25}
+    with pytest.raises(PromptmillError, match=r"has no room for another request.*are kept"):
+        promptmill.compare([b, a], **options, **dear)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"judge": "good"}, "`judge`: goes with `criterion"),
+        ({"limit": 3}, "`limit`: goes with `criterion"),
+        ({"temperature": 0}, "`temperature`: goes with `criterion"),
+        ({"criterion": " "}, "`criterion`: says what makes an answer better"),
+    ],
+)
+def test_wrong_arguments_of_a_judge_are_named(bench, options, said):
+    with pytest.raises(PromptmillError, match=said):
+        promptmill.compare([*files(bench, 1)], **options)
+    with pytest.raises(TypeError, match="has no argument 'jugde'"):
+        promptmill.compare([*files(bench, 1)], jugde="good")  # type: ignore[call-arg]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,17 @@ def _rows(path: Path, query: str) -> list[tuple[Any, ...]]:
         return list(connection.execute(query).fetchall())
 
 
-def _query(bench: Any, sql: str, output: str, *inputs: str, code: int = 0) -> str:
+def _query(
+    bench: Any,
+    sql: str,
+    output: str,
+    *inputs: str,
+    code: int = 0,
+    arguments: Sequence[str] = (),
+    prompt: str = "Say {{body}}",
+) -> str:
     """Run `promptmill bulk --sql`, perhaps without INPUT; return what was printed."""
-    command = bench.command("--sql", sql, *_PROMPT)
+    command = bench.command("--sql", sql, "--prompt", prompt, *arguments)
     at = command.index(str(bench.input))
     bench.output = bench.path / output
     command[at : at + 2] = [*inputs, str(bench.output)]
@@ -99,6 +108,16 @@ def test_rows_in_another_order_are_not_read_again_and_a_new_row_alone_is_sent(be
 def test_a_query_prints_nothing_at_its_end(bench, database):
     bench.input = database
     assert "leaked" not in bench.start(*_PROMPT, "--sql", "select body from inbox limit 1").communicate()[1]
+
+
+def test_another_prompt_and_a_sample_read_the_rows_again(bench, database):
+    sql = "select id, body from inbox"
+    _query(bench, sql, "out.jsonl", str(database), arguments=("--sample", "5"))
+    assert len(bench.answers()) == 5
+    _query(bench, sql, "out.jsonl", str(database))
+    assert len(bench.answers()) == len(bench.upstream.seen) == 100
+    _query(bench, sql, "out.jsonl", str(database), arguments=("--again", "all"), prompt="Tell {{body}}")
+    assert bench.answers()[7]["answer"] == "echo: Tell mail 7"
 
 
 def test_a_killed_query_resumes(bench, database):
@@ -212,6 +231,11 @@ def test_a_query_of_python(bench, database):
     assert promptmill.bulk(None, sql=sql, **options).answers == ["echo: Say mail 7"]
     with pytest.raises(PromptmillError, match="goes with files and databases"):
         promptmill.bulk(["a text"], sql="select 1", **options)
+
+
+def test_a_url_that_a_query_compares_is_not_opened(bench, database):
+    _query(bench, "select body from inbox where body not like 'foo://%' limit 1", "out.jsonl", str(database))
+    assert len(bench.answers()) == 1
 
 
 def test_a_query_reads_urls_by_fsspec(bench):

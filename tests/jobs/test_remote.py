@@ -102,6 +102,16 @@ def test_of_an_object_that_changed_what_is_new_is_sent(bucket):
     assert len(bucket.get("answers.jsonl").splitlines()) == 5
 
 
+def test_another_prompt_reads_the_objects_again(bucket):
+    files = "s3://data/rows.jsonl", "s3://data/answers.jsonl"
+    bucket.put("rows.jsonl", ROWS)
+    bucket.run(*files, "--sample", "2")
+    bucket.run(*files)
+    bucket.run(*files, "--prompt", "Tell {{id}}", "--again", "all")
+    found = [json.loads(line)["answer"] for line in bucket.get("answers.jsonl").splitlines()]
+    assert found == [f"echo: Tell {at}" for at in range(5)]
+
+
 def test_what_somebody_else_put_at_the_output_stays(bucket):
     bucket.put("rows.jsonl", ROWS)
     bucket.put("answers.jsonl", b"mine")
@@ -131,6 +141,22 @@ def test_several_objects_and_patterns_are_one_input(bucket):
     assert [(row["id"], row["source_file"], row["day"]) for row in found] == [
         (at, f"day={1 + (at > 1)}/a.jsonl", str(1 + (at > 1))) for at in range(5)
     ]
+
+
+def test_a_query_of_duckdb_reads_objects(bucket):
+    pytest.importorskip("duckdb")
+    for day in (1, 2):
+        bucket.put(f"day{day}.jsonl", ROWS[day:])
+    target = bucket.bench.path / "out.jsonl"
+    sql = "select id, prompt from 's3://data/day*.jsonl' where id = 4"
+    bucket.run("s3://data/day1.jsonl", str(target), "--sql", sql)
+    assert [json.loads(line)["answer"] for line in target.read_text().splitlines()] == ["echo: prompt 4"] * 2
+    assert "No files found" in bucket.run(
+        "s3://data/day1.jsonl", str(target), "--sql", "from 's3://data/none.jsonl'", code=2
+    )
+    bucket.environ |= {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}
+    said = bucket.run("s3://data/day1.jsonl", str(target), "--sql", sql, code=2)
+    assert "Traceback" not in said
 
 
 def test_what_is_not_there_or_not_known_is_told_before_anything_is_sent(bucket):

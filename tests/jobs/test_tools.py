@@ -37,6 +37,7 @@ from promptmill.backends import protocol
 from promptmill.backends.protocol import Completion
 from promptmill.config.loading import Configuration
 from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.errors import input_error
 from promptmill.core.request import Request, conversation_from_prompt
 from promptmill.jobs.caller import USER, CallWork
 from promptmill.jobs.manage import call_job, detached
@@ -52,7 +53,7 @@ from promptmill.jobs.store.records import record_of
 from promptmill.server import create_server
 from promptmill.service.service import Service
 from promptmill.system.call_files import FileRule
-from replies import answer, by_prompt, choose, late
+from replies import answer, by_prompt, choose, hang, late
 from replies import status as status_reply
 from waiting import eventually, until
 
@@ -193,13 +194,13 @@ async def test_a_job_has_a_model_sampling_a_schema_and_a_budget_of_its_own(bench
     files = {"input_file": "in.jsonl", "output_file": "out.jsonl"}
     async with tools(Service(configuration)) as call:
         asked: dict[str, Any] = {"model": "fast", "sampling_params": {"temperature": 0, "max_tokens": 5}}
-        started = await call("bulk_generate", **files, **asked, answer_schema=schema, max_cost=100)
+        started = await call("bulk_generate", **files, **asked, schema=schema, max_cost=100)
         found = await ended(call, started["job_id"], "finished")
         assert (found["done"], found["failed"], found["cost"]) == (3, 0, 6)
         with pytest.raises(ToolError, match="there is no model 'slow'"):
             await call("bulk_generate", **files, model="slow")
-        with pytest.raises(ToolError, match="answer_schema is not a usable JSON Schema"):
-            await call("bulk_generate", **files, answer_schema={"type": ["wrong"]})
+        with pytest.raises(ToolError, match="schema is not a usable JSON Schema"):
+            await call("bulk_generate", **files, schema={"type": ["wrong"]})
     for seen in bench.upstream.seen:
         assert (seen.json["model"], seen.json["temperature"], seen.json["max_tokens"]) == ("small", 0, 5)
         assert seen.json["response_format"]["json_schema"]["schema"]["required"] == ["a"]
@@ -448,7 +449,8 @@ async def test_files_outside_the_roots_are_refused(bench, tools, tmp_path):
             ("in.jsonl", str(outside / "o.jsonl"), "output_file is outside"),
             ("in.jsonl", "folder/o.jsonl", "output_file is outside"),
             ("in.jsonl", "mine.txt", "use one of .jsonl"),
-            ("mine.db#t", "o.jsonl", "input_file is a .db file; use one of .jsonl"),
+            ("mine.duckdb#t", "o.jsonl", "input_file is a .duckdb file; use one of .jsonl"),
+            ("in.jsonl", "mine.db#t", "output_file is a .db file; use one of .jsonl"),
             ("mine.txt", "o.jsonl", "others may be a program's; `files` sends whole texts"),
             ("in.jsonl", "out.jsonl", "is not this job's own output"),
             ("gone.jsonl", "o.jsonl", "There is no input file"),
@@ -886,6 +888,35 @@ async def test_a_row_may_have_a_column_called_role(bench, tools):
         ({"prompts": ["a"], "prompt": "{{text}}", "prompt_column": "text"}, "goes without `prompt_column`"),
         ({"prompts": [{"question": "a"}]}, '`prompt_column: "question"`'),
         ({"prompts": ["a"], "max_failures": "few"}, "`max_failures` 'few'"),
+        ({"prompts": ["a"], "model": []}, "`model` is an empty list"),
+        ({"prompts": ["a"], "model": ["a", 7]}, "model[1]: should be text, not a number."),
+        ({"prompts": ["a"], "model": 7}, "model is a number; send a text or a list."),
+        ({"prompts": ["a"], "choices": []}, "The choices"),
+        ({"prompts": ["a"], "choices": {"a": 5}}, "choices.a: should be text, not a number."),
+        ({"prompts": ["a"], "fields": 7}, "fields is a number; send a text or true or false."),
+        ({"prompts": ["a"], "fields": ""}, "'' is no field"),
+        ({"prompts": ["a"], "prompt": {}}, "`prompt` is an empty object"),
+        ({"prompts": ["a"], "prompt": {"x" * 201: "{{text}}"}}, "`prompt`: a name has printable characters"),
+        ({"prompts": ["a"], "model": ["a", "b\0"]}, "`model`: a name has printable characters"),
+        ({"prompts": ["a"], "prompt": {"x": 7}}, "prompt.x: should be text, not a number."),
+        ({"prompts": ["a"], "prompt": {str(at): "{{text}}" for at in range(101)}}, "at most 100 are possible"),
+        ({"prompts": ["a"], "sample": 0}, "sample: should be at least 1"),
+        ({"prompts": ["a"], "sample": 1, "limit": 1}, "`sample` goes without `limit`"),
+        ({"prompts": ["a"], "from_job": "gone-0123456789"}, "There is no job 'gone-0123456789'"),
+        ({"prompts": ["a"], "each": "line"}, "`each` goes with `files`"),
+        ({"files": ["*.md"], "each": "row"}, "each: should be 'file' or 'line'"),
+        ({"files": ["in.jsonl"], "each": "line"}, "`output_file` is missing"),
+        ({"files": ["*.md"], "each": "line", "output_file": "o.csv"}, "No file to send"),
+        ({"files": ["*.md"], "each": "line", "pdf": "text"}, "`pdf` goes with `files`"),
+        ({"prompts": ["a"], "encoding": "cp1252"}, "`encoding` goes with `input_file` or `files`"),
+        ({"input_file": "in.csv", "output_file": "o.csv", "encoding": "utf-9"}, "`encoding`: 'utf-9' is no encoding"),
+        ({"prompts": ["a"], "sql": "select 1"}, "`sql` goes with `input_file`"),
+        ({"input_file": "in.jsonl", "output_file": "o.csv", "sql": "select 1"}, "`sql` goes with a database"),
+        ({"prompts": ["a"], "choices_many": True}, "`choices_many` goes with `choices`"),
+        ({"prompts": ["a"], "fields": "amount:money"}, "There is no type 'money'"),
+        ({"prompts": ["a"], "fields": "amount", "choices": ["a", "b"]}, "`choices` goes without `fields`"),
+        ({"prompts": ["a"], "fields": "amount", "schema": {"type": "object"}}, "`schema` goes without `fields`"),
+        ({"prompts": ["a"], "skip_empty": "perhaps"}, "skip_empty: should be true or false"),
     ],
 )
 async def test_errors_name_the_arguments_of_the_tool(bench, tools, given, said):
@@ -897,13 +928,24 @@ async def test_errors_name_the_arguments_of_the_tool(bench, tools, given, said):
     assert "--" not in str(caught.value)
 
 
-@pytest.mark.parametrize("validate", [False, True])
-async def test_an_error_names_no_argument_that_the_tool_lacks(bench, tools, *, validate):
+async def test_the_error_of_another_encoding_names_the_argument_that_reads_it(bench, tools):
     (bench.path / "in.csv").write_bytes(b"question,caf\xe9\na,b\n")
+    files = {"input_file": "in.csv", "output_file": "out.csv", "prompt": "{{question}} {{caf\xe9}}"}
     async with tools() as call:
-        with pytest.raises(ToolError, match="is not UTF-8 text") as caught:
-            await call("bulk_generate", input_file="in.csv", output_file="out.csv", validate=validate)
-    assert "encoding:" not in str(caught.value)
+        for validate in (False, True):
+            with pytest.raises(ToolError, match=r'is not UTF-8 text.*`encoding: "cp1252"`'):
+                await call("bulk_generate", **files, validate=validate)
+        await ran(call, **files, encoding="cp1252")
+    assert [seen.prompt for seen in bench.upstream.seen] == ["a b"]
+
+
+async def test_an_error_names_no_argument_that_the_tool_lacks(bench, tools):
+    bench.prompts(1)
+    (bench.path / "out.jsonl").write_text("{}\n")
+    async with tools() as call:
+        with pytest.raises(ToolError, match="is not this job's own output") as caught:
+            await call("bulk_generate", input_file="in.jsonl", output_file="out.jsonl")
+    assert "overwrite" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -982,7 +1024,7 @@ async def test_files_are_asked_one_by_one_without_their_content_in_any_result(be
             "is a folder that is passed over": ("1 file left out", {".git"}),
             "leads outside the folders of `allowed_roots`": ("1 file left out", {"link.md"}),
             "is not a file that is there": ("1 file left out", {"loop"}),
-            "is not UTF-8 text": ("1 file left out", {"picture.md"}),
+            "is not UTF-8 text (the encoding cp1252 reads text of Windows)": ("1 file left out", {"picture.md"}),
             "is not text": ("1 file left out", {"zeros.md"}),
             "is larger than 1 MiB": ("1 file left out", {"large.md"}),
         }
@@ -1061,7 +1103,7 @@ async def test_an_agent_compares_files_and_right_answers(tools, bench):
         bench.write(rows, f"{name}.jsonl")
     (bench.path / "gold.csv").write_text("id,label\n" + "".join(f"{at},yes\n" for at in range(5)))
     async with tools() as call:
-        found = await call("compare", files=["a.jsonl", "b.jsonl"], gold="gold.csv", limit=1)
+        found = await call("compare", files=["a.jsonl", "b.jsonl"], gold="gold.csv", rows=1)
         assert (found["rows_compared"], found["matched"], found["pairs"][0]["agree"]) == (10, "by id", 8)
         assert (found["gold"]["rows"], [file["right"] for file in found["gold"]["files"]]) == (5, [5, 3])
         assert [row["answers"] for row in found["rows"]] == [{"A": "yes", "B": "no"}]
@@ -1088,3 +1130,335 @@ async def test_a_comparison_of_a_call_reads_and_returns_no_secrets(tools, bench,
         ):
             with pytest.raises(ToolError, match=problem):
                 await call("compare", **arguments)
+
+
+@pytest.fixture
+def table(bench: Any) -> Any:
+    """A bench with a table `in.csv` of ten rows, whose endpoint answers with the model, and the prompt's first word."""
+    (bench.path / "in.csv").write_text("text\n" + "".join(f"row {at}\n" for at in range(10)))
+    bench.input, bench.output = bench.path / "in.csv", bench.path / "out.csv"
+    bench.upstream.reply = choose(lambda seen: answer(f"{seen.json['model']} {seen.prompt.split()[0]}"))
+    return bench
+
+
+_TABLE = {"input_file": "in.csv", "output_file": "out.csv"}
+
+
+@pytest.mark.parametrize("models", [["test-model", "other"], ["fast", "good"]])
+async def test_each_row_is_asked_by_several_models_and_prompts(table, tools, models):
+    """Models of the endpoint, and models of the configuration, each under the call's own sampling."""
+    block = openai_configuration(table.upstream.url)._raw["backend_configs"]["openai"]
+    named = {name: {"openai": {**block, "model_name": name}, "sampling_params": {"seed": 3}} for name in models}
+    raw = {"backend": "openai", "backend_configs": {"openai": block}}
+    configuration = Configuration({**raw, **({"models": named} if "fast" in models else {})})
+    prompts = {"short": "Short: {{text}}", "long": "Long: {{text}}"}
+    async with tools(Service(configuration)) as call:
+        found = await ran(call, **_TABLE, model=models, prompt=prompts, limit=2, sampling_params={"temperature": 0})
+        assert (found["done"], found["failed"]) == (8, 0)
+        page = await call("bulk_results", job_id=found["job_id"], with_input=True)
+        compared = await call("compare", files=["out.csv"], by="variant")
+    asked = {(row["variant"], row["answer"]) for row in page["rows"]}
+    names = [(model, prompt) for model in models for prompt in prompts]
+    assert asked == {(f"{model}/{prompt}", f"{model} {prompt.capitalize()}:") for model, prompt in names}
+    assert {seen.json["temperature"] for seen in table.upstream.seen} == {0}
+    assert {seen.json.get("seed") for seen in table.upstream.seen} == ({3} if "fast" in models else {None})
+    assert len(compared["files"]) == 4
+
+
+async def test_a_model_of_the_endpoint_is_named_where_rows_may_name_it(table, tools):
+    limited = {**openai_configuration(table.upstream.url)._raw, "client_limits": {"models": ["small"]}}
+    async with tools(Service(Configuration(limited))) as call:
+        found = await ran(call, **_TABLE, model="small", prompt="A {{text}}", limit=1)
+        assert found["model"] == "small"
+        for model in ("large", ["small", "large"]):
+            with pytest.raises(ToolError, match="there is no model 'large'"):
+                await call("bulk_generate", **_TABLE, model=model, prompt="A {{text}}")
+    assert [seen.json["model"] for seen in table.upstream.seen] == ["small"]
+
+
+async def test_a_row_that_names_its_model_is_answered_under_the_sampling_of_the_call(table, tools):
+    raw = openai_configuration(table.upstream.url)._raw
+    named = {"openai": {**raw["backend_configs"]["openai"], "model_name": "small"}, "sampling_params": {"seed": 3}}
+    (table.path / "in.csv").write_text("text,model\none,fast\ntwo,default\n")
+    asked = {**_TABLE, "prompt": "A {{text}}", "sampling_params": {"temperature": 0}}
+    async with tools(Service(Configuration({**raw, "models": {"fast": named}}))) as call:
+        await ran(call, **asked, row_settings=True)
+    sent = {(seen.json["model"], seen.json.get("seed"), seen.json["temperature"]) for seen in table.upstream.seen}
+    assert sent == {("small", 3, 0), ("test-model", None, 0)}
+
+
+async def test_the_estimate_of_a_grid_counts_every_model_and_prompt(table, tools):
+    priced = {"price": {"input": 1_000_000, "output": 0}, "sampling_params": {"max_tokens": 3}}
+    raw = openai_configuration(table.upstream.url)._raw
+    block = raw["backend_configs"]["openai"]
+    models = {name: {"openai": {**block, "model_name": name}, "price": priced["price"]} for name in ("fast", "good")}
+    asked = {**_TABLE, "validate": True}
+    async with tools(Service(Configuration({**raw, **priced, "models": models}))) as call:
+        one = await call("bulk_generate", **asked, prompt="A {{text}}", model="fast")
+        both = await call(
+            "bulk_generate", **asked, prompt={"a": "A {{text}}", "b": "B {{text}}"}, model=["fast", "good"]
+        )
+    assert both["estimated_prompt_tokens"] == 4 * one["estimated_prompt_tokens"]
+    assert both["estimated_cost"] == pytest.approx(4 * one["estimated_cost"])
+    assert not table.upstream.seen
+
+
+async def test_a_sample_comes_first_and_the_others_later(table, tools):
+    async with tools() as call:
+        assert (await ran(call, **_TABLE, prompt="A {{text}}", sample=3))["done"] == 3
+        assert (await ran(call, **_TABLE, prompt="A {{text}}"))["done"] == 10
+    assert len(table.upstream.seen) == 10
+
+
+async def test_the_answers_of_another_job_count(table, tools):
+    async with tools() as call:
+        first = await ran(call, **_TABLE, prompt="A {{text}}", limit=4)
+        other = {"input_file": "in.csv", "output_file": "other.csv", "prompt": "A {{text}}"}
+        assert (await ran(call, **other, from_job=first["job_id"]))["done"] == 10
+    assert len(table.upstream.seen) == 10
+
+
+async def test_empty_rows_are_left_out_and_the_error_of_one_names_the_argument(bench, tools):
+    async with tools() as call:
+        rows = [{"prompt": "a"}, {"prompt": ""}]
+        found = await ran(call, prompts=rows)
+        (failed,) = (await call("bulk_results", job_id=found["job_id"], only="failed"))["rows"]
+        assert "`skip_empty`" in failed["error"]["message"]
+        found = await ran(call, prompts=rows, skip_empty=True)
+        assert found["failed"] == 0
+        assert len((await call("bulk_results", job_id=found["job_id"]))["rows"]) == 1
+
+
+async def test_several_labels_definitions_and_fields_are_forms_of_an_answer(table, tools):
+    table.upstream.reply = answer('{"labels": ["a"]}')
+    asked = {**_TABLE, "prompt": "A {{text}}", "limit": 1}
+    async with tools() as call:
+        await ran(call, **asked, choices={"a": "the first", "b": ""}, choices_many=True)
+        (row,) = (await call("bulk_results", job_id="out.csv"))["rows"]
+        assert json.loads(row["answer"]) == {"labels": ["a"]}
+        system, _ = table.upstream.seen[0].json["messages"]
+        assert system["content"] == "The labels:\n- a: the first\n- b"
+        table.upstream.reply = answer('{"customer": "Ada", "amount": 3}')
+        asked["output_file"] = "fields.csv"
+        await ran(call, **asked, fields="customer,amount:number")
+        asked["output_file"] = "texts.csv"
+        await ran(call, **asked, schema={"type": "object"}, fields=False)
+    assert pd.read_csv(table.path / "fields.csv")[["customer", "amount"]].to_numpy().tolist() == [["Ada", 3]]
+    assert list(pd.read_csv(table.path / "texts.csv"))[:2] == ["text", "answer"]
+
+
+async def test_the_rows_of_a_folder_s_files_are_asked_one_by_one(bench, tools):
+    folder = bench.path / "parts"
+    folder.mkdir()
+    (folder / "a.csv").write_text("text\none\ntwo\n")
+    (folder / "b.csv").write_text("text\nthree\n")
+    (folder / "c.md").write_text("no rows")
+    (folder / ".hidden.csv").write_text("text\nhidden\n")
+    lines = bench.path / "lines"
+    lines.mkdir()
+    (lines / "a.txt").write_text("one\ntwo\n")
+    (lines / "b.txt").write_text("password: hunter2Zq81xTy\n")
+    asked = {"output_file": "out.csv", "prompt": "A {{text}}", "each": "line"}
+    async with tools() as call:
+        job = await call("bulk_generate", files=["parts"], **asked)
+        assert job["files"] == 2
+        await ended(call, job["job_id"], "finished")
+        page = await call("bulk_results", job_id=job["job_id"], with_input=True)
+        assert [(row["source_file"], row["text"]) for row in page["rows"]] == [
+            ("a.csv", "one"),
+            ("a.csv", "two"),
+            ("b.csv", "three"),
+        ]
+        await ran(call, files=["lines"], **asked | {"output_file": "texts.csv"})
+        with pytest.raises(ToolError, match="may hold secrets"):
+            await call("bulk_generate", files=["lines/b.txt"], **asked | {"output_file": "o.csv"})
+    assert {seen.prompt for seen in bench.upstream.seen[3:]} == {"A one", "A two"}
+
+
+@pytest.fixture
+def mails(bench: Any) -> Any:
+    """A bench with a database."""
+    with contextlib.closing(sqlite3.connect(bench.path / "mails.db")) as database:
+        database.execute("CREATE TABLE inbox (id, body)")
+        database.executemany("INSERT INTO inbox VALUES (?, ?)", [(at, f"mail {at}") for at in range(4)])
+        database.commit()
+    return bench
+
+
+async def test_a_grid_that_a_kill_cut_off_is_resumed_by_the_same_call(table, tools):
+    held = asyncio.Event()
+    table.upstream.reply = choose(
+        lambda seen: answer(seen.json["model"]) if seen.number <= 6 or held.is_set() else hang()
+    )
+    asked = {**_TABLE, "prompt": "A {{text}}", "model": ["small", "good"]}
+    async with tools() as call:
+        job_id = (await call("bulk_generate", **asked))["job_id"]
+        await until(lambda: len(table.upstream.seen) > 6)
+        (runner,) = [one for one in below("promptmill.jobs.manage.detached") if one.cwd() == str(table.path)]
+        runner.kill()
+        await ended(call, job_id, "interrupted")
+        held.set()
+        found = await ran(call, **asked)
+    assert (found["done"], found["failed"]) == (20, 0)
+
+
+_MAILS = {"input_file": "mails.db", "output_file": "out.csv", "prompt": "A {{body}}"}
+
+
+async def test_a_query_and_a_table_of_a_database_are_rows(mails, tools):
+    async with tools() as call:
+        found = await ran(call, **_MAILS, sql="select id, body from inbox where id > 1")
+        assert found["done"] == 2
+        found = await ran(call, **_MAILS | {"input_file": "mails.db#inbox", "output_file": "all.csv"})
+        assert found["done"] == 4
+    assert mails.upstream.attempts["A mail 3"] == 2
+
+
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ("attach 'other.db' as other", "`sql` reads mails.db alone"),
+        ("vacuum into 'copy.db'", "`sql` reads mails.db alone"),
+        ("insert into inbox values (9, 'x') returning *", "readonly database"),
+        ("drop table inbox", "readonly database"),
+        ("select * from nowhere", "no such table: nowhere"),
+        ("selec", "syntax error"),
+    ],
+)
+async def test_a_query_reads_its_database_and_nothing_else(mails, tools, query, said):
+    for validate in (False, True):
+        async with tools() as call:
+            with pytest.raises(ToolError, match=said):
+                await call("bulk_generate", **_MAILS, sql=query, validate=validate)
+    assert {path.name for path in mails.path.glob("*.db")} == {"mails.db"}
+    assert not mails.upstream.seen
+
+
+@pytest.mark.parametrize(
+    ("column", "cell"),
+    [("note", "sk-proj-0123456789abcdefghij"), ("password", "x"), ("note", b"sk-proj-0123456789abcdefghij")],
+)
+async def test_a_query_cannot_take_a_key_to_pieces(mails, tools, column, cell):
+    with contextlib.closing(sqlite3.connect(mails.path / "mails.db")) as database:
+        database.execute(f"CREATE TABLE other ({column})")
+        database.execute("INSERT INTO other VALUES (?)", [cell])
+        database.commit()
+    query = f"select substr({column}, 1, 9) as body, hex({column}) as rest from other"
+    async with tools() as call:
+        with pytest.raises(ToolError, match="may hold secrets"):
+            await call("bulk_generate", **_MAILS, sql=query, validate=True)
+        found = await ran(call, "stopped", **_MAILS, sql=query)
+        assert "may hold secrets" in found["reason"]
+    assert not mails.upstream.seen
+
+
+async def test_a_query_that_computes_for_ever_ends(mails, tools, monkeypatch):
+    monkeypatch.setattr(detached, "done_apart", _refusing)
+    endless = "with recursive n(x) as (select 1 union all select x + 1 from n) select max(x) from n"
+    async with tools() as call:
+        with pytest.raises(ToolError, match="cannot be read: it computed for too long"):
+            await call("bulk_generate", **_MAILS, sql=endless)
+
+
+async def _refusing(call: Any, name: str, *_: Any, **__: Any) -> Any:
+    """Stand in for the process that reads a query: only it may, with its limit on computing."""
+    del call
+    raise input_error(f"{name} cannot be read: it computed for too long.")
+
+
+@pytest.fixture
+def summaries(bench: Any) -> Any:
+    """A bench with two outputs of six rows, the last four with different answers; its endpoint prefers `longer`."""
+    for name in ("short", "longer"):
+        rows = [{"text": f"text {at}", "answer": "same" if at < 2 else f"{name} {at}"} for at in range(6)]
+        bench.write(rows, f"{name}.jsonl")
+    bench.upstream.reply = choose(
+        lambda seen: answer("first" if seen.prompt.find("longer") < seen.prompt.find("short") else "second")
+    )
+    return bench
+
+
+_JUDGED: dict[str, Any] = {"files": ["short.jsonl", "longer.jsonl"], "criterion": "is longer"}
+
+
+async def test_a_model_judges_which_answer_is_better(summaries, tools):
+    async with tools() as call:
+        begun = await call("compare", **_JUDGED, judge="good", limit=3, sampling_params={"max_tokens": 5})
+        assert begun["judge"]["pairs"][0]["judged"] == 0
+        assert begun["judge"]["state"] in {"starting", "running"}
+        await ended(call, begun["judge"]["job_id"], "finished")
+        found = await call("compare", **_JUDGED, judge="good", limit=3, sampling_params={"max_tokens": 5})
+        assert (found["judge"]["state"], found["judge"]["requests"]) == ("finished", 6)
+        assert (found["judge"]["pairs"][0]["wins"], found["judge"]["model"]) == ([0, 3], "good")
+        assert sorted(row["verdicts"]["B"] for row in found["rows"]) == ["", "B", "B", "B"]
+        more = await call("compare", **_JUDGED, judge="good", sampling_params={"max_tokens": 5})
+        assert more["judge"]["job_id"] == begun["judge"]["job_id"]
+        await ended(call, more["judge"]["job_id"], "finished")
+        found = await call("compare", **_JUDGED, judge="good", sampling_params={"max_tokens": 5})
+        assert found["judge"]["pairs"][0]["wins"] == [0, 4]
+    assert len(summaries.upstream.seen) == 8, "no verdict is paid twice"
+    assert {(seen.json["model"], seen.json["max_tokens"]) for seen in summaries.upstream.seen} == {("good", 5)}
+
+
+async def test_the_verdicts_of_changed_answers_are_not_those_of_the_earlier_ones(summaries, tools):
+    async with tools() as call:
+        begun = await call("compare", **_JUDGED)
+        await ended(call, begun["judge"]["job_id"], "finished")
+        lines = (summaries.path / "short.jsonl").read_text().splitlines()
+        (summaries.path / "short.jsonl").write_text("\n".join([lines[0], *lines[3:], lines[2], lines[1]]))
+        found = await call("compare", **_JUDGED)
+        assert found["judge"]["pairs"][0]["judged"] == 0
+        assert found["judge"]["state"] != "finished"
+
+
+async def test_a_judge_gets_no_row_that_may_hold_secrets(summaries, tools):
+    path = summaries.path / "short.jsonl"
+    path.write_text(path.read_text().replace("text 5", "sk-proj-0123456789abcdefghij"))
+    other = summaries.path / "longer.jsonl"
+    other.write_text(other.read_text().replace("text 5", "sk-proj-0123456789abcdefghij"))
+    async with tools() as call:
+        begun = await call("compare", **_JUDGED)
+        await ended(call, begun["judge"]["job_id"], "finished")
+    assert len(summaries.upstream.seen) == 6
+    assert not any("sk-proj" in seen.prompt for seen in summaries.upstream.seen)
+
+
+@pytest.mark.parametrize("mode", ["legacy", "auto"])
+async def test_a_judge_that_costs_more_than_the_operator_set_is_asked_about(summaries, tools, mode):
+    more = {"price": {"input": 0, "output": 1_000_000}, "sampling_params": {"max_tokens": 3}, "ask_above_cost": 6}
+    asked: list[str] = []
+    service = Service(Configuration({**openai_configuration(summaries.upstream.url)._raw, **more}))
+    async with tools(service, mode=mode, elicitation_handler=_asked_of(asked, "decline")) as call:
+        with pytest.raises(ToolError, match=r"did not agree .* at most \$24.00"):
+            await call("compare", **_JUDGED)
+    assert asked
+    assert not summaries.upstream.seen
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"judge": "good"}, "`judge`: goes with `criterion"),
+        ({"limit": 1}, "`limit`: goes with `criterion"),
+        ({"max_cost": 1}, "`max_cost`: goes with `criterion"),
+        ({"again": "all"}, "`again`: goes with `criterion"),
+        ({"sampling_params": {}}, "`sampling_params` goes with `criterion`"),
+        ({"criterion": " "}, "`criterion`: says what makes an answer better"),
+        ({"criterion": "x", "files": ["short.jsonl"], "gold": "text"}, "`criterion`: goes with two files"),
+        ({"criterion": "x", "limit": 0}, "limit: should be at least 1"),
+        ({"criterion": "x", "again": "truncated"}, "again: should be 'failed' or 'all'"),
+    ],
+)
+async def test_wrong_arguments_of_a_judge_are_named(summaries, tools, given, said):
+    async with tools() as call:
+        with pytest.raises(ToolError) as caught:
+            await call("compare", **{"files": _JUDGED["files"], **given})
+    assert said in str(caught.value)
+    assert not summaries.upstream.seen
+
+
+async def test_an_unknown_judge_is_named(summaries, tools):
+    limited = {**openai_configuration(summaries.upstream.url)._raw, "client_limits": {"models": ["small"]}}
+    async with tools(Service(Configuration(limited))) as call:
+        with pytest.raises(ToolError, match="judge: there is no model 'large'"):
+            await call("compare", **_JUDGED, judge="large")

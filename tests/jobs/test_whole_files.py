@@ -111,3 +111,22 @@ def test_a_relative_path_of_an_image_is_looked_for_next_to_the_input_first(bench
     bench.input.write_text("path\na.png\npictures/b.jpg\n")  # the second one is in the working directory
     bench.succeed("--prompt", "Describe the picture.", "--image-column", "path")
     assert _images(bench) == 2
+
+
+def test_a_binary_file_is_no_text_in_another_encoding(bench):
+    bench.input = bench.path / "files"
+    bench.input.mkdir()
+    (bench.input / "a.txt").write_text("tea")
+    (bench.input / "b.docx").write_bytes(b"PK\x03\x04\x00\xff\xd0")
+    (bench.input / "c.txt").write_text("tea", "utf-16")
+    said = " ".join(bench.run("--prompt", "Extract: {{content}}").stderr.split())
+    assert "1 file left out, as it is not text: files/b.docx" in said
+    assert "as it is not UTF-8 text (--encoding cp1252 reads text of Windows): files/c.txt" in said
+
+
+def test_the_content_of_one_text_file_is_asked_for_by_an_option(bench):
+    bench.input = bench.path / "a.txt"
+    bench.input.write_text("one\ntwo\n")
+    assert "--each file asks about the whole file" in " ".join(bench.fail("--prompt", "Sum up: {{content}}").split())
+    bench.succeed("--prompt", "Sum up: {{content}}", "--each", "file")
+    assert len(bench.upstream.seen) == 1

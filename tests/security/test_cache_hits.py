@@ -89,8 +89,8 @@ def _seen(client, prompt, **arguments):
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {},
     "a budget of nothing": {"max_cost": 0},
-    "a repaired answer": {"answer_schema": SCHEMA},
-    "an answer asked for again": {"answer_schema": SCHEMA},
+    "a repaired answer": {"schema": SCHEMA},
+    "an answer asked for again": {"schema": SCHEMA},
     "several answers": {"sampling_params": {"n": 3}},
     "several answers from their seeds": {"sampling_params": {"n": 3, "seed": 7}},
     "a parameter that is left out": {"sampling_params": {"top_k": 5}},
@@ -104,13 +104,13 @@ def test_a_hit_is_reported_like_a_new_request(sharing, upstream, way):
     known, fresh = f"known {way}", f"fresh {way}"
     right, wrong = answer('{"a": 1}'), answer('{"a": "one"}')
     first = answer('```json\n{"a": 1}\n```') if "repaired" in way else wrong
-    if "answer_schema" in arguments:
+    if "schema" in arguments:
         upstream.reply = choose(lambda seen: first if seen.prompt in {known, fresh} else right)
     warm = {name: value for name, value in arguments.items() if name != "max_cost"}
     assert not sharing.session().call("generate", prompt_ls=[known], **warm).get("isError")
     sent, client = len(upstream.seen), sharing.session()
     hit = _seen(client, known, **arguments)
-    if "answer_schema" not in arguments:  # those are sent each time
+    if "schema" not in arguments:  # those are sent each time
         assert len(upstream.seen) == sent
     assert hit == _seen(client, fresh, **arguments)
 

@@ -112,7 +112,7 @@ def test_a_body_of_too_many_values_is_refused_before_it_is_unfolded(server, item
     [
         ("generate", b'{"prompt_ls":"[%s]"}'),
         ("generate", b'{"prompt_ls":["x"],"sampling_params":"{\\"stop\\":[%s]}"}'),
-        ("generate", b'{"prompt_ls":["x"],"answer_schema":"{\\"enum\\":[%s]}"}'),
+        ("generate", b'{"prompt_ls":["x"],"schema":"{\\"enum\\":[%s]}"}'),
         ("multimodal_generate", b'{"prompt_ls":["x"],"multimodal_path":"[%s]"}'),
         ("multiturn_generate", b'{"messages":"[%s]"}'),
     ],

@@ -1,4 +1,4 @@
-"""`answer_schema` of the tools, as a client sees it."""
+"""`schema` of the tools, as a client sees it."""
 
 import asyncio
 import csv
@@ -21,11 +21,9 @@ NAME = {"type": "object", "properties": {"name": {"type": "string"}}, "required"
 async def test_every_answering_tool_takes_a_schema_as_an_object_or_as_text(talk, upstream):
     upstream.reply = answer('Here: {"name": "Ada",}')
     for result in [
-        await talk("generate", prompt_ls=["Who?"], answer_schema=NAME),
-        await talk("multimodal_generate", multimodal_path=[[]], prompt_ls=["Who?"], answer_schema=NAME),
-        await talk(
-            "multiturn_generate", messages=[{"role": "user", "content": "Who?"}], answer_schema=json.dumps(NAME)
-        ),
+        await talk("generate", prompt_ls=["Who?"], schema=NAME),
+        await talk("multimodal_generate", multimodal_path=[[]], prompt_ls=["Who?"], schema=NAME),
+        await talk("multiturn_generate", messages=[{"role": "user", "content": "Who?"}], schema=json.dumps(NAME)),
     ]:
         assert result.structured_content == {"ans_ls": ['{"name": "Ada"}']}
         assert result.meta["repaired"] == 1
@@ -46,11 +44,11 @@ async def test_long_schemas_are_read_in_a_thread_one_call_at_a_time(talk, monkey
 
     monkeypatch.setattr("promptmill.server.tools.with_schema", noted)
     long = {"type": "object", "properties": {f"name{number}": {"type": "string"} for number in range(500)}}
-    await asyncio.gather(*(talk("generate", prompt_ls=["Who?"], answer_schema=long) for _ in range(10)))
+    await asyncio.gather(*(talk("generate", prompt_ls=["Who?"], schema=long) for _ in range(10)))
     assert len(most) == 10
     assert max(most) == 1
     assert threading.get_ident() not in threads
-    await talk("generate", prompt_ls=["Who?"], answer_schema=NAME)
+    await talk("generate", prompt_ls=["Who?"], schema=NAME)
     assert threading.get_ident() in threads, "a short one is not worth a thread"
 
 
@@ -76,25 +74,23 @@ async def test_without_a_schema_nothing_is_asked_for(talk, upstream):
 
 async def test_an_answer_that_never_satisfies_the_schema_is_an_error_with_its_text(talk, upstream):
     upstream.reply = by_prompt({"Good?": answer('{"name": "Ada"}')}, otherwise=answer("No idea."))
-    result = await talk("generate", prompt_ls=["Good?", "Bad?"], answer_schema=NAME)
+    result = await talk("generate", prompt_ls=["Good?", "Bad?"], schema=NAME)
     assert codes(result) == {1: "invalid_answer"}
     assert result.structured_content["errors"][0]["text"] == "No idea."
     assert result.meta["asked_again"] == 1
 
 
 async def test_a_schema_that_cannot_be_used_is_refused_before_anything_is_sent(talk, upstream):
-    first, second = [
-        await talk.error("generate", prompt_ls=["Who?"], answer_schema=bad) for bad in ({"type": ["x"]}, ["no"])
-    ]
-    assert "answer_schema is not a usable JSON Schema" in first
-    assert "answer_schema" in second
+    first, second = [await talk.error("generate", prompt_ls=["Who?"], schema=bad) for bad in ({"type": ["x"]}, ["no"])]
+    assert "schema is not a usable JSON Schema" in first
+    assert "schema" in second
     assert not upstream.seen
 
 
 async def test_a_call_that_goes_on_as_a_job_keeps_its_schema(serve, upstream):
     upstream.reply = answer('{"name": "Ada"}')
     async with serve(top={"max_call_s": 30}) as talk:
-        result = await talk("generate", prompt_ls=["Who?"], answer_schema=NAME)
+        result = await talk("generate", prompt_ls=["Who?"], schema=NAME)
     assert text(result) == orjson.dumps({"ans_ls": ['{"name": "Ada"}']}).decode()
     assert sent(upstream)["response_format"]["json_schema"]["schema"] == NAME
 
@@ -146,9 +142,7 @@ async def test_every_answering_tool_takes_choices_and_answers_with_one_of_them(t
 
 
 async def test_choices_go_without_a_schema(talk, upstream):
-    assert "exclude each other" in await talk.error(
-        "generate", prompt_ls=["Well?"], choices=["yes", "no"], answer_schema=NAME
-    )
+    assert "exclude each other" in await talk.error("generate", prompt_ls=["Well?"], choices=["yes", "no"], schema=NAME)
     assert "at least two" in await talk.error("generate", prompt_ls=["Well?"], choices=["yes"])
     assert not upstream.seen
     await talk.answers("Well?", choices=[])

@@ -19,7 +19,7 @@ async def _tools(talk):
     return {tool.name: tool for tool in await talk.client.list_tools()}
 
 
-OF_A_CALL = ["model", "sampling_params", "answer_schema", "choices", "max_cost"]
+OF_A_CALL = ["model", "sampling_params", "schema", "choices", "max_cost"]
 PARAMETERS = {  # names and defaults of all tools are in tests/promises.json, without their order
     "generation_init": ["backend_configs", "sampling_params", "extra_params", "backend"],
     "generate": ["prompt_ls", "system_prompt", *OF_A_CALL],
@@ -72,7 +72,7 @@ async def test_schemas_keep_to_what_every_client_understands(talk):
 
 async def test_what_tools_list_shows_is_enough_to_call_them(serve, upstream, tmp_path, monkeypatch):
     """Each argument as its first example says, nothing else known."""
-    upstream.reply = answer('{"city": "Paris", "population": 2100000}')  # as the example of `answer_schema` wants
+    upstream.reply = answer('{"city": "Paris", "population": 2100000}')  # as the example of `schema` wants
     monkeypatch.chdir(tmp_path)
     (tmp_path / "reviews.csv").write_text("text\nGood.\n")
     instead = {"prompts", "files"}  # of the argument `input_file`
@@ -91,7 +91,7 @@ async def test_what_tools_list_shows_is_enough_to_call_them(serve, upstream, tmp
 
 async def test_hints_tell_who_only_reads_and_who_may_forget_answers(talk):
     hints = {name: tool.annotations for name, tool in (await _tools(talk)).items()}
-    reading = {"generate", "multiturn_generate", "bulk_status", "bulk_results", "compare"}
+    reading = {"generate", "multiturn_generate", "bulk_status", "bulk_results"}
     assert {name for name, hint in hints.items() if hint.read_only_hint} == reading
     assert {name for name, hint in hints.items() if hint.destructive_hint} == {"bulk_generate"}
     assert all(hint.title for hint in hints.values())

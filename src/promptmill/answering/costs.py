@@ -307,11 +307,8 @@ class _ListedPrice:
         return float(calc_price(tokens, self._model, price_context=context, **self._place).total_price)
 
 
-def price_of(plan: resolved_config.ResolvedConfig, model: str = "") -> Price | None:
-    """Return the price of the plan's model, or of another `model` at its endpoint; None if unknown. The first call is
-    slow."""
-    if model:
-        return _listed(model, plan)
+def price_of(plan: resolved_config.ResolvedConfig) -> Price | None:
+    """Return the price of the plan's model, None if unknown. The first call is slow."""
     settings = plan.settings
     if (said := settings.price) is not None:
         return FlatPrice(said.input, said.output, said.input if said.cached_input is None else said.cached_input)

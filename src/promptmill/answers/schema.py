@@ -176,7 +176,7 @@ def _pruned(value: Any, places: set[tuple[str | int, ...]] | None, here: tuple[s
     return value
 
 
-def compile_schema(schema: Mapping[str, Any], where: str = "answer_schema") -> AnswerSchema:
+def compile_schema(schema: Mapping[str, Any], where: str = "schema") -> AnswerSchema:
     """Return `schema`, ready to check answers; a `$ref` to another document is never fetched.
 
     Raises `PromptmillError` (`invalid_input`) for an invalid or too large JSON Schema; `where` names it.
@@ -413,9 +413,9 @@ def with_schema(options: Mapping[str, Any], answer_schema: AnswerType | None) ->
     if answer_schema is None:
         return options
     if options.get("choices") is not None:
-        raise input_error(Named("choices"), " and ", Named("answer_schema"), " exclude each other; give one of them.")
+        raise input_error(Named("choices"), " and ", Named("schema"), " exclude each other; give one of them.")
     if isinstance(answer_schema, Mapping) and (wrong := why_no_schema(answer_schema)):
-        raise input_error(Named("answer_schema"), f" {wrong}")
+        raise input_error(Named("schema"), f" {wrong}")
     schema = json_schema_of(answer_schema)
     compile_schema(schema)
     return {**options, "response_format": asking_for(schema)}

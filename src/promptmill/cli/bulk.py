@@ -102,9 +102,7 @@ def add_options(bulk: Parser) -> None:
     add_shared(bulk, several=True)
     group = bulk.add_argument_group("files")
     group.add_argument("--input-format", default="", metavar="NAME", help="of stdin, unless it is JSON: txt, csv.gz, …")
-    group.add_argument(
-        "--encoding", type=_encoding, metavar="NAME", help="of CSV, TSV and text, if not UTF-8: cp1252, utf-16, …"
-    )
+    group.add_argument("--encoding", metavar="NAME", help="of CSV, TSV and text, if not UTF-8: cp1252, utf-16, …")
     group.add_argument(
         "--sql",
         metavar="QUERY",
@@ -190,14 +188,6 @@ def _add_machines(bulk: Parser) -> None:
     group.add_argument("--num-cpus", type=float, default=1, metavar="N", help="with --ray: cores of each replica")
 
 
-def _encoding(text: str) -> str:
-    try:
-        "".encode(text)
-    except (LookupError, ValueError):
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} is no encoding; use cp1252, utf-16, latin-1, …") from None
-    return text
-
-
 def _named_prompts(prompts: Sequence[str]) -> dict[str, str]:
     found = {}
     for prompt in prompts:
@@ -234,7 +224,7 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
             if is_url(name):
                 remote = _remote_output(arguments, folders)
                 urls["output_file"] = redact(remote.url)
-            source = _source(arguments, folders, urls, opened, remote)
+            source = _source(arguments, folders, urls, opened, command=command, remote=remote)
         except PromptmillError as error:
             if error.code is not Code.STORAGE or not any(map(is_url, [*arguments.input, name])):
                 raise
@@ -290,16 +280,15 @@ def _source(
     folders: JobFolders,
     urls: dict[str, str],
     opened: contextlib.ExitStack,
+    *,
+    command: Sequence[str],
     remote: RemoteOutput | None,
 ) -> Given | None:
     """Return the rows that are in no file of this machine, as long as `opened` is; None for files. Adds to `urls`."""
-    output = home_expanded(arguments.output) if remote is None else remote.local
-    before = folders.of(real_path(output)).spec
-    known = before.input.sha256 if before is not None and before.is_read else ""
     if is_query(arguments.sql, arguments.input):
         urls["input_file"] = redact(", ".join(arguments.input) or "a query")
         with _patient(urls["input_file"], _teller(arguments)):
-            return opened.enter_context(queried(folders, arguments.sql, arguments.input, known))
+            return opened.enter_context(queried(folders, arguments.sql, arguments.input))
     if arguments.input == ["-"]:
         blocks = iter(blocks_of_stdin(sys.stdin.fileno()))
         first = next(blocks)
@@ -308,11 +297,14 @@ def _source(
         return opened.enter_context(written(folders, itertools.chain([first], blocks), suffix))
     if not any(map(is_url, arguments.input)):
         return None
+    folder = folders.of(real_path(home_expanded(arguments.output) if remote is None else remote.local))
+    before, order = folder.spec, folder.order or JobOrder(inputs=(), output=Path())
+    # another command may ask other questions, for which the rows are read again
+    is_same = before is not None and before.is_read and order.shown.command == command
     with _patient(redact(arguments.input[0]), tell := _teller(arguments)):
-        order = folders.of(real_path(output)).order
-        earlier = order.shown.urls.get("input_file", "").split() if order is not None else []
-        names = pinned(arguments.input, earlier, tell)
+        names = pinned(arguments.input, order.shown.urls.get("input_file", "").split(), tell)
         urls["input_file"] = redact(" ".join(names))
+        known = before.input.sha256 if before is not None and is_same else ""
         return opened.enter_context(fetched(folders, names, tell, known))
 
 
@@ -403,8 +395,7 @@ def _validate(configuration: Configuration, order: JobOrder, source: Given | Non
     """Print the findings. Returns 0 when every row can be sent, else 1. Raises `PromptmillError` as a job would."""
     from promptmill.jobs.run.validation import check  # imports the readers of images
 
-    plan = configuration.plan
-    plans = admission.plans_of(order, configuration)
+    plan, plans = configuration.plan, admission.plans_of(order, configuration)
     found = check(plan, order, JobFolders.from_environ(), given=source, plans=plans)
     if as_json:
         say(orjson.dumps(found).decode())

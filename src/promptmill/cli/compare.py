@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import orjson
@@ -22,19 +21,17 @@ from promptmill.comparison import comparison_page, comparison_text, figures, jud
 from promptmill.comparison.call import order_of, rows_of
 from promptmill.comparison.figures import Judgement
 from promptmill.comparison.files import ComparedFile, ComparedRows, ComparisonOrder
-from promptmill.comparison.judge import Pairs
+from promptmill.comparison.judge import JudgeOrder, Pairs
 from promptmill.core.errors import Code, PromptmillError, config_error
 from promptmill.jobs import disk
 from promptmill.jobs.columns import VARIANT
 from promptmill.jobs.inputs.short_forms import Labels
-from promptmill.jobs.store import status
 from promptmill.jobs.store.index import JobFolders
-from promptmill.jobs.store.order import Earlier, Limits, Shown
+from promptmill.jobs.store.order import Shown
 from promptmill.report import page as report_page
 from promptmill.system.safe_open import home_expanded
 
 _ROWS = 5
-_ABOUT = ("job_id", "model", "cost", "cost_set_aside", "seconds", "requests", "prompt_tokens", "completion_tokens")
 _OF_THE_MODEL = ("backend", "model", "base_url", "provider", "key_env", "temperature", "max_tokens", "concurrency")
 _JUDGING = ("limit", "max_cost", "again", "set", *_OF_THE_MODEL)
 
@@ -85,14 +82,14 @@ def add_options(compare: Parser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    _check(arguments)
+    asked = _checked(arguments)
     folders = JobFolders.from_environ()
     order = order_of(vars(arguments))
     judgement, code = None, OK
     try:
         rows = rows_of(arguments.files, order, folders)
-        if arguments.criterion is not None:
-            judgement, code = _judgement(arguments, rows, folders)
+        if asked is not None:
+            judgement, code = _judgement(arguments, asked, rows, folders)
             if code != OK and not judgement.said:
                 return code
         found = figures.figures(rows, judgement, arguments.rows)
@@ -112,21 +109,19 @@ def _run(arguments: argparse.Namespace) -> int:
     return code
 
 
-def _check(arguments: argparse.Namespace) -> None:
-    several = len(arguments.files) > 1 or arguments.by is not None
+def _checked(arguments: argparse.Namespace) -> JudgeOrder | None:
+    """Check the options; return what to ask a judge, None without one. Raises `PromptmillError`."""
     if arguments.criterion is None:
         given = next((name for name in _JUDGING if getattr(arguments, name) not in (None, [])), None)
         if given is not None:
             option = "judge" if given == "model" else given.replace("_", "-")
             raise config_error(f"--{option}", "goes with --criterion TEXT.")
-    elif not several:
-        raise config_error("--criterion", "goes with two files, or one with --by COLUMN.")
-    elif not arguments.criterion.strip():
-        raise config_error("--criterion", "says what makes an answer better, such as 'is the better summary'.")
+    asked = JudgeOrder.of(vars(arguments), compares_several=len(arguments.files) > 1 or arguments.by is not None)
     if arguments.report is not None:
         report_page.check(home_expanded(arguments.report))
     elif arguments.open:
         raise config_error("--open", "goes with --report FILE.")
+    return asked
 
 
 def show_variants(output: Path, column: str = VARIANT) -> None:
@@ -147,32 +142,24 @@ def show_variants(output: Path, column: str = VARIANT) -> None:
 # ---- the judge
 
 
-def _judgement(arguments: argparse.Namespace, rows: ComparedRows, folders: JobFolders) -> tuple[Judgement, int]:
+def _judgement(
+    arguments: argparse.Namespace, asked: JudgeOrder, rows: ComparedRows, folders: JobFolders
+) -> tuple[Judgement, int]:
     """Have a job judge the pairs, which an earlier run may have begun. Returns the verdicts, and its exit code."""
-    asked = argparse.Namespace(**{**vars(arguments), "choices": Labels(judge.VERDICTS), "report": None})
-    configuration = configuration_of(asked)
+    arguments = argparse.Namespace(**{**vars(arguments), "choices": Labels(judge.VERDICTS), "report": None})
+    configuration = configuration_of(arguments)
     try:
         registry.check_key(configuration.plan)
         configuration = job_run.decided(configuration)
-        criterion, pairs = arguments.criterion.strip(), Pairs.of(rows, arguments.limit)
-        about = {"criterion": criterion, "model": configuration.plan.model, "requests": 0, "seconds": 0.0}
-        about |= {"tagged": pairs.tagged} if pairs.tagged else {}
-        if not pairs.others:
-            return Judgement(about, {}), OK
-        earlier = Earlier(again=arguments.again)
-        shown = Shown(command=remembered_command(_command(asked), configuration))
-        limits = Limits(max_cost=arguments.max_cost)
-        job = judge.job_of(pairs, criterion, configuration.plan, folders, earlier=earlier, limits=limits, shown=shown)
-        with job as (order, given):
-            code = job_run.run(asked, configuration, order, given=given, is_step=True)
+        plan, pairs, code = configuration.plan, Pairs.of(rows, asked.limit), OK
+        shown = Shown(command=remembered_command(_command(arguments), configuration))
+        if pairs.others:
+            with judge.job_of(pairs, asked, plan, folders, shown) as (order, given):
+                code = job_run.run(arguments, configuration, order, given=given, is_step=True)
     except PromptmillError as error:
-        raise explained(error, asked, configuration) from None
-    folder = folders.of(order.output)
-    if folder.spec is None or not folder.spec.is_read:  # it has sent nothing
-        return Judgement(about, {}), code
-    now: Mapping[str, object] = status.read(folder)
-    about |= {name: now[name] for name in _ABOUT if name in now}
-    return Judgement(about, judge.verdicts_in(folder, pairs)), code
+        raise explained(error, arguments, configuration) from None
+    folder = folders.loose(pairs.job_id(asked.settings(plan)))
+    return judge.judgement_of(pairs, asked, plan.model, folder), code
 
 
 def _command(arguments: argparse.Namespace) -> list[str]:

@@ -121,9 +121,10 @@ class Parser(argparse.ArgumentParser):
         """Parse as argparse does, and keep the arguments for `error`."""
         self._given = sys.argv[1:] if args is None else list(args)
         lacks_first = self._lacks_first()
+        # an empty word in its place, because argparse cannot tell which of the two is missing
+        words = ["", *self._given] if lacks_first else self._given
         try:
-            # an empty word in its place, because argparse cannot tell which of the two is missing
-            found, unknown = super().parse_known_args([*[""][: int(lacks_first)], *self._given], namespace)
+            found, unknown = super().parse_known_args(words, namespace)
             if lacks_first:
                 setattr(found, self._get_positional_actions()[0].dest, [])
             return found, unknown

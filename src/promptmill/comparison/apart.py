@@ -1,14 +1,16 @@
 """A comparison for a call: it reads files of other people in a process of its own, with limited memory and time.
 
 **The attacker** is an agent that has read a poisoned page and chooses files and columns. **The harm**: it
-reads keys and passwords in rows. Files pass the rule on files, rows with secrets are left out, and figures that hold
-one are refused.
+reads keys and passwords in rows, or sends them to a judge. Files pass the rule on files, rows with secrets are left
+out, and figures that hold one are refused.
 """
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,14 +19,21 @@ import orjson
 
 from promptmill.comparison import figures
 from promptmill.comparison.call import order_of, rows_of
+from promptmill.comparison.figures import Judgement
+from promptmill.comparison.files import ComparedRows
+from promptmill.comparison.judge import NAME, JudgeOrder, Pairs, judgement_of
+from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.errors import input_error
-from promptmill.core.secret_text import find_field
+from promptmill.core.secret_text import SecretFinder, find_field
 from promptmill.core.values import JsonDict
 from promptmill.core.wording import LONGEST_SHOWN, MOST_SHOWN, cut
 from promptmill.jobs.caller import Caller
+from promptmill.jobs.inputs import given
+from promptmill.jobs.inputs.files import Part
 from promptmill.jobs.inputs.formats import SUFFIXES
+from promptmill.jobs.inputs.given import Given
 from promptmill.jobs.manage import detached
-from promptmill.jobs.manage.running_jobs import RunningJobs
+from promptmill.jobs.manage.running_jobs import Approve, RunningJobs
 from promptmill.jobs.store.database import Work
 from promptmill.jobs.store.folder import ID
 from promptmill.jobs.store.index import JobFolders
@@ -33,14 +42,32 @@ from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule
 
 _MODULE = "promptmill.comparison.apart"
 _COMPUTING_S = 300  # as for the validation of a file
+_PROGRESS = ("job_id", "state", "reason", "done", "failed", "total", "message")
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """The judge of a call: the question to it, its model, and the function that gets the cost of its job."""
+
+    asked: JudgeOrder
+    plan: ResolvedConfig
+    approve: Approve | None
 
 
 async def compared(
-    jobs: RunningJobs, caller: Caller, files: Sequence[str], *, gold: str | None, limit: int, options: JsonDict
+    jobs: RunningJobs,
+    caller: Caller,
+    files: Sequence[str],
+    *,
+    gold: str | None,
+    rows: int,
+    options: JsonDict,
+    judge: Judge | None = None,
 ) -> JsonDict:
-    """Return the figures of a comparison and the first `limit` rows that differ, as a tool returns them.
+    """Return the figures of a comparison and the first `rows` rows that differ, as a tool returns them.
 
-    `files`: paths or ids of jobs. `gold`, `options`: see `order_of`. Raises `PromptmillError`.
+    `files`: paths or ids of jobs. `gold`, `options`: see `order_of`. A judge's job is started, or resumed; the figures
+    count its verdicts so far. Raises `PromptmillError`.
     """
     named = [*(options.get("field") or ()), options.get("by") or "", (gold or "").rpartition(":")[2]]
     if secret := find_field(named):
@@ -54,11 +81,37 @@ async def compared(
         files=paths,
         gold=None if gold is None else _resolved(jobs, gold),
         options=options,
-        limit=limit,
+        most=rows,
         folders=jobs.folders,
         rule=jobs.rule,
     )
-    return await jobs.apart(call, ", ".join(Path(path).name for path in paths), _MODULE)
+    shown = ", ".join(Path(path).name for path in paths)
+    if judge is None:
+        return await jobs.apart(call, shown, _MODULE)
+    with given.temporary_folder(jobs.folders) as place:
+        file, settings = place / f"{NAME}.jsonl", judge.asked.settings(judge.plan)
+        judging = _Judging(judge.asked, judge.plan.model, settings, caller.session, file)
+        found = await jobs.apart(partial(call.func, **call.keywords, judging=judging), shown, _MODULE)
+        job_id, key = found.pop("job")
+        if key:
+            order, source = judge.asked.job(job_id, jobs.folders), Given([Part(file)], key, NAME)
+            now = await jobs.start_given(order, source, judge.plan, judge.approve, caller)
+            found["judge"] |= {name: now[name] for name in _PROGRESS if name in now}
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Judging:
+    """What the other process needs to know of a judge."""
+
+    asked: JudgeOrder
+    model: str
+    settings: dict[str, Any]
+    """See `JudgeOrder.settings`."""
+    session: str
+    """See `Pairs.job_id`."""
+    file: Path
+    """The new file for the rows of the judge's job."""
 
 
 def _resolved(jobs: RunningJobs, gold: str) -> str:
@@ -74,19 +127,21 @@ def _compare(
     files: list[str],
     gold: str | None,
     options: dict[str, Any],
-    limit: int,
+    most: int,
     folders: JobFolders,
     rule: FileRule,
+    judging: _Judging | None = None,
 ) -> dict[str, Any]:
     runtime.limit_computing(_COMPUTING_S)
     # only the file of right answers that passed the rule is read: another text is a column
     is_file = gold is not None and Path(gold.rpartition(":")[0] or gold).is_absolute()
     rows = rows_of(files, order_of({**options, "gold": gold}), folders, may_read_gold=is_file or not rule.is_guarded)
-    found = figures.figures(rows, most=limit)
+    finder = rule.finder if rule.is_guarded else None
+    judgement, job = (None, None) if judging is None else _judgement(rows, judging, folders, finder)
+    found = figures.figures(rows, judgement, most)
     shown = found.pop("differing")
     for file in found["files"]:
         file.pop("made", None)
-    finder = rule.finder if rule.is_guarded else None
     if finder is not None and (kind := finder.find(orjson.dumps(found))):
         raise input_error(f"The values of these files hold {kind}; compare another field.")
     found["rows_compared"] = found.pop("rows")
@@ -98,7 +153,29 @@ def _compare(
             else row
             for row in bounded
         ]
-    return {**_short(found), "rows": bounded, "next_offset": None}
+    begun = {} if job is None else {"job": job}
+    return {**_short(found), **begun, "rows": bounded, "next_offset": None}
+
+
+def _judgement(
+    rows: ComparedRows, judging: _Judging, folders: JobFolders, finder: SecretFinder | None
+) -> tuple[Judgement, tuple[str, str]]:
+    """Write the rows of a judge's job. Return the verdicts so far, and the job's id and the digest of its rows.
+
+    The digest is `""` without rows. Rows that may hold secrets are not judged.
+    """
+    pairs = Pairs.of(rows, judging.asked.limit)
+    if finder is not None:
+        pairs = pairs.without(lambda own, line: find_field(own) or finder.find(line))
+    job_id, content = pairs.job_id(judging.settings, judging.session), hashlib.sha256()
+    with judging.file.open("xb") as file:
+        for line in pairs.lines():
+            content.update(line)
+            file.write(line)
+    key, folder = content.hexdigest() if pairs.others else "", folders.loose(job_id)
+    if folder.spec is not None and folder.spec.input.sha256 != key:  # its verdicts are on other rows
+        return Judgement({"criterion": judging.asked.criterion, "model": judging.model}, {}), (job_id, key)
+    return judgement_of(pairs, judging.asked, judging.model, folder), (job_id, key)
 
 
 def _short(value: Any) -> Any:

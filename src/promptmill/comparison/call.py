@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import html
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Unpack
 
 from promptmill.comparison import comparison_text, words
 from promptmill.comparison import figures as figures_
+from promptmill.comparison.figures import Judgement
 from promptmill.comparison.files import LETTERS, ComparedFile, ComparedRows, ComparisonOrder, NoCommonRowError
+from promptmill.comparison.judge import VERDICTS, JudgeOrder, Pairs, job_of, judgement_of
 from promptmill.comparison.values import Tolerance
-from promptmill.core.errors import Named, PromptmillError, argument_name, input_error
+from promptmill.core.errors import Named, PromptmillError, argument_name, config_error, input_error
 from promptmill.core.wording import counted
+from promptmill.jobs.manage.bulk_options import ModelOptions, SamplingOptions
 from promptmill.jobs.manage.bulk_result import BulkResult, lines_of
 from promptmill.jobs.store.index import JobFolders
 
@@ -88,6 +92,12 @@ class Comparison:
         return f"<pre>{html.escape(shown)}</pre>"
 
 
+class JudgeOptions(ModelOptions, SamplingOptions, total=False):
+    """The options of the judge's model, as `promptmill.bulk` has them; `judge` is its name."""
+
+    progress: bool | Callable[[Mapping[str, Any]], object] | None
+
+
 def compare(
     files: Any,
     *,
@@ -96,8 +106,14 @@ def compare(
     field: str | Sequence[str] | None = None,
     tolerance: float | str | None = None,
     id: str | None = None,  # noqa: A002 (the option's name)
-    most_rows: int = 1000,
+    rows: int = 1000,
     state: str | Path | None = None,
+    judge: str | None = None,
+    criterion: str | None = None,
+    limit: int | None = None,
+    max_cost: float | None = None,
+    again: Literal["failed", "all"] | None = None,
+    **options: Unpack[JudgeOptions],
 ) -> Comparison:
     """Compare answers to the same rows: of several files, jobs or results, or of the variants of one.
 
@@ -105,35 +121,72 @@ def compare(
     answers of all or some rows: a column of any of the files, a file, or "FILE:COLUMN". `by`: the column that divides
     one file, such as "variant". `field`: the column or fields to compare, else all fields of the answers, or the
     answers. `tolerance`: numbers that differ by no more than this are the same: 0.01, or "1%". `id`: the column that
-    identifies rows. `most_rows`: the most rows that differ in the result. `state`: the folder of jobs.
+    identifies rows. `rows`: the most rows that differ in the result. `state`: the folder of jobs.
 
         promptmill.compare(["labels-a.csv", "labels-b.csv"], gold="gold.csv").figures["gold"]["files"]
+
+    `criterion`: what makes an answer better, "is the better summary"; then the model `judge`, else the
+    configuration's, says which of two different answers is better, and `figures["judge"]` counts its verdicts. `limit`:
+    judge only this number of rows, drawn at random. `max_cost`: dollars. `again`: judge the "failed" pairs, or "all",
+    again. Further options are those of `bulk` for model and sampling, and `progress`. The judgement is a job: the same
+    call pays for no verdict twice.
 
     Raises `PromptmillError`.
     """
     given = [files] if isinstance(files, str | Path | BulkResult) or not isinstance(files, list | tuple) else files
-    options = {"gold": None if gold is None else str(gold), "by": by, "field": field, "id": id, "tolerance": tolerance}
+    comparing = {"gold": None if gold is None else str(gold), "by": by, "field": field, "id": id}
+    judging = {"judge": judge, "criterion": criterion, "limit": limit, "max_cost": max_cost, "again": again}
+    if unknown := options.keys() - (JudgeOptions.__annotations__.keys() - {"model"}):
+        raise TypeError(f"compare() has no argument {min(unknown)!r}; see help(promptmill.compare)")
     try:
-        with _written(given) as names:
+        asked = JudgeOrder.of(judging, compares_several=len(given) > 1 or by is not None)
+        if asked is None and (name := next(iter(options), None)) is not None:
+            raise config_error(Named(name), "goes with ", Named("criterion", "TEXT"), ".")
+        with _written(given) as (names, keys):
             folders = JobFolders.from_environ(*([] if state is None else [{"PROMPTMILL_STATE": str(state)}]))
-            rows = rows_of(names, order_of(options), folders)
-            found = figures_.figures(rows, most=most_rows)
+            compared = rows_of(names, order_of({**comparing, "tolerance": tolerance}), folders)
+            judgement = None
+            if asked is not None:
+                pairs = Pairs.of(compared, asked.limit, keys)
+                judgement = _judgement(pairs, asked, {**options, "model": judge}, folders)
+            found = figures_.figures(compared, judgement, most=rows)
     except PromptmillError as error:
-        raise input_error(error.worded(argument_name)) from None
+        text = " ".join([error.worded(argument_name), *getattr(error, "__notes__", ())])
+        raise PromptmillError(error.code, text, "") from None
     return Comparison({name: value for name, value in found.items() if name != "differing"}, found["differing"])
 
 
+def _judgement(pairs: Pairs, asked: JudgeOrder, options: Mapping[str, Any], folders: JobFolders) -> Judgement:
+    """Have a job judge the pairs. Raises `PromptmillError` if it stops early; the verdicts so far are kept."""
+    from promptmill.jobs.manage import bulk_call  # most comparisons have no judge
+    from promptmill.service import choosing
+    from promptmill.system import runtime
+
+    given = {name: value for name, value in options.items() if value is not None}
+    configuration = bulk_call.configuration_of({**given, "choices": [*VERDICTS]})
+    if configuration.plan.is_open:
+        configuration = runtime.run_anywhere(choosing.decided(configuration))
+    plan = configuration.plan
+    if pairs.others:
+        with job_of(pairs, asked, plan, folders) as (order, source):
+            bulk_call.run_job(order, source, configuration, folders, progress=given.get("progress"))
+    return judgement_of(pairs, asked, plan.model, folders.loose(pairs.job_id(asked.settings(plan))))
+
+
 @contextlib.contextmanager
-def _written(given: Sequence[Any]) -> Iterator[list[str]]:
+def _written(given: Sequence[Any]) -> Iterator[tuple[list[str], dict[Path, str]]]:
+    """Give the names of files, after writing those that are rows of the program, and the digests of the latter."""
     with tempfile.TemporaryDirectory(prefix="promptmill-") as folder:
-        names = []
+        names, keys = [], {}
         for at, rows in enumerate(given):
             if isinstance(rows, str | Path):
                 names.append(str(rows))
                 continue
-            path = Path(folder) / f"{LETTERS[at % len(LETTERS)]}.jsonl"
-            lines = lines_of(rows.rows if isinstance(rows, BulkResult) else rows, "answer")
+            path, content = Path(folder) / f"{LETTERS[at % len(LETTERS)]}.jsonl", hashlib.sha256()
             with path.open("wb") as file:
-                file.writelines(lines)
+                for line in lines_of(rows.rows if isinstance(rows, BulkResult) else rows, "answer"):
+                    content.update(line)
+                    file.write(line)
             names.append(str(path))
-        yield names
+            keys[path] = content.hexdigest()
+        yield names, keys

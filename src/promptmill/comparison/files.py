@@ -406,6 +406,9 @@ def _gold_keys(gold: _Gold, file: ComparedFile, scan: _Scan, fields: Sequence[st
     if named := next((name for name in _IDS if name in shared), None):
         return [[named]]
     if not shared and gold.scan.rows != scan.rows:
+        capitals = {name.lower(): name for name in scan.columns}
+        if alike := next((name for name in gold.scan.columns if name.lower() in capitals and name not in used), None):
+            raise input_error(f"In {gold.name}, rename `{alike}` to `{capitals[alike.lower()]}`, as in {file.name}.")
         raise input_error(
             f"{gold.name} has no column of {file.name} that identifies rows; {file.name} has {_listed(scan.columns)}.",
             *_NAME_A_COLUMN,

@@ -1,23 +1,28 @@
 """A model that judges: which of two different answers to a row is better.
 
 The judge's job has a row for each pair of answers, and two questions for each row, one for each order of the answers.
-It is an ordinary job without an output file; equal files, criteria and judges resume the same job.
+It is an ordinary job without an output file; equal files, criteria and judges resume the same job. The command line,
+Python programs and a server's calls each run it as they run other jobs.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
 
 import orjson
 
-from promptmill.comparison.figures import TIE, at_random
+from promptmill.comparison.figures import TIE, Judgement, at_random
 from promptmill.comparison.files import ComparedRows
 from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.errors import Named, config_error
 from promptmill.jobs.inputs import given
 from promptmill.jobs.inputs.given import Given
+from promptmill.jobs.store import status
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import Earlier, JobOrder, Limits, Question, Shown, Variant
@@ -39,8 +44,65 @@ _QUESTION = """{task}<first-{tag}>
 </second-{tag}>
 
 Which answer is better by the criterion: first, second, or is it a tie?"""
-_NAME = "verdicts"
+NAME = "verdicts"
+"""The name of the judge's rows."""
 _ORDERS = ("in order", "swapped")
+_FACTS = ("job_id", "model", "cost", "cost_set_aside", "seconds", "requests", "prompt_tokens", "completion_tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeOrder:
+    """The question to a judge, and the limits of its job."""
+
+    criterion: str
+    """What makes an answer better: "is the better summary"."""
+    limit: int | None = None
+    """The number of rows to judge, drawn at random; None: all."""
+    max_cost: float | None = None
+    """The most that all runs of the job may spend."""
+    again: Literal["failed", "all"] | None = None
+    """The pairs to judge again."""
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], *, compares_several: bool) -> JudgeOrder | None:
+        """Return the order that the options `criterion`, `limit`, `max_cost` and `again` make; None without a judge.
+
+        Raises `PromptmillError` (`invalid_config`).
+        """
+        criterion, its = options.get("criterion"), ("judge", "limit", "max_cost", "again")
+        if criterion is None:
+            if (given := next((name for name in its if options.get(name) is not None), None)) is not None:
+                raise config_error(Named(given), "goes with ", Named("criterion", "TEXT"), ".")
+            return None
+        if not compares_several:
+            raise config_error(Named("criterion"), "goes with two files, or one with ", Named("by", "COLUMN"), ".")
+        if not criterion.strip():
+            raise config_error(Named("criterion"), "says what makes an answer better, such as 'is the better summary'.")
+        return cls(criterion.strip(), *(options.get(name) for name in its[1:]))
+
+    @property
+    def system_prompt(self) -> str:
+        """The system prompt of the judge."""
+        return _SYSTEM.format(criterion=self.criterion)
+
+    def settings(self, plan: ResolvedConfig) -> dict[str, Any]:
+        """Return the digests of the judge's settings; `plan` is that of its model."""
+        return fingerprint(plan, self.system_prompt, "jsonl")
+
+    def job(self, job_id: str, folders: JobFolders, shown: Shown | None = None) -> JobOrder:
+        """Return the order of the judge's job."""
+        folder = folders.loose(job_id)
+        return JobOrder(
+            inputs=(folder.prompts,),
+            output=folder.answers,
+            question=Question(templates=("{{in_order}}", "{{swapped}}")),
+            system_prompt=self.system_prompt,
+            limits=Limits(max_cost=self.max_cost),
+            # other answers to most rows are no mistake: a file may have been made again
+            earlier=Earlier(again=self.again, keep=True),
+            variants=tuple(Variant(name=name, prompt=at) for at, name in enumerate(_ORDERS)),
+            shown=(shown or Shown()).model_copy(update={"reason": "judge"}),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +112,19 @@ class Pairs:
     rows: ComparedRows
     others: Mapping[int, Sequence[int]]
     """By the row: the files whose answer is not the first file's."""
-    tag: str
-    """Ends the names of the tags around the answers, of which the author of an answer does not know it."""
+    named: str
+    """The digest of the files, as the user named them: the same files are judged by the same job."""
     tagged: int
     """Pairs that are left out, because an answer contains the tag."""
 
     @classmethod
-    def of(cls, rows: ComparedRows, limit: int | None) -> Pairs:
-        """Return the pairs of `limit` random rows. A higher limit adds rows to these."""
-        tag = digest(_named(rows))[:8]
+    def of(cls, rows: ComparedRows, limit: int | None, keys: Mapping[Path, str] = MappingProxyType({})) -> Pairs:
+        """Return the pairs of `limit` random rows. A higher limit adds rows to these.
+
+        `keys`: the digests of files that have no lasting path.
+        """
+        named = digest(_named(rows, keys))
+        tag = _tag(named)
         others, tagged = {}, 0
         texts = [rows.texts(file) for file in range(len(rows.files))]
         for at in rows.differing:
@@ -68,26 +134,45 @@ class Pairs:
             tagged += len(differ) - len(plain)
             if plain:
                 others[at] = plain
-        return cls(rows, {at: others[at] for at in at_random(others)[:limit]}, tag, tagged)
+        return cls(rows, {at: others[at] for at in at_random(others)[:limit]}, named, tagged)
 
     @property
     def places(self) -> list[tuple[int, int]]:
         """The row and the file of each pair."""
         return [(at, other) for at, others in self.others.items() for other in others]
 
+    def without(self, is_refused: Callable[[Mapping[str, str], bytes], object]) -> Pairs:
+        """Return the pairs without those of refused rows; `is_refused` gets the columns and the line of a pair."""
+        refused = {at for (at, _), own, line in self._lines() if is_refused(own, line)}
+        return replace(self, others={at: others for at, others in self.others.items() if at not in refused})
+
     def lines(self) -> Iterator[bytes]:
         """Yield the rows of the judge's job, which are read in one order and sent in another."""
+        return (line for _, _, line in self._lines())
+
+    def job_id(self, settings: Mapping[str, Any], session: str = "") -> str:
+        """Return the id of the judge's job. `session`: of a client that shares the server, which has jobs of its own.
+
+        `settings`: see `JudgeOrder.settings`.
+        """
+        return f"{NAME}-{digest(self.named, settings, *filter(None, [session]))}"
+
+    def _lines(self) -> Iterator[tuple[tuple[int, int], Mapping[str, str], bytes]]:
         texts = [self.rows.texts(file) for file in range(len(self.rows.files))]
         task = dict(self.rows.read(self.others))
         for at, other in self.places:
-            yield _line(task[at], texts[0][at], texts[other][at], self.tag)
+            yield (at, other), task[at], _line(task[at], texts[0][at], texts[other][at], _tag(self.named))
 
 
-def _named(rows: ComparedRows) -> list[tuple[Any, ...]]:
-    """Return the files as the user named them: the same ones are judged by the same job."""
+def _tag(named: str) -> str:
+    """Return the end of the names of the tags around the answers: the author of an answer does not know it."""
+    return named[:8]
+
+
+def _named(rows: ComparedRows, keys: Mapping[Path, str]) -> list[tuple[Any, ...]]:
     fields = [column.name for column in rows.columns]
     field = fields[0] if len(fields) == 1 else fields
-    return [(str(file.path.absolute()), file.only, file.answer, field) for file in rows.files]
+    return [(keys.get(file.path) or str(file.path.absolute()), file.only, file.answer, field) for file in rows.files]
 
 
 def _line(own: Mapping[str, str], one: str, other: str, tag: str) -> bytes:
@@ -102,35 +187,28 @@ def _line(own: Mapping[str, str], one: str, other: str, tag: str) -> bytes:
 
 @contextlib.contextmanager
 def job_of(
-    pairs: Pairs,
-    criterion: str,
-    plan: ResolvedConfig,
-    folders: JobFolders,
-    *,
-    earlier: Earlier,
-    limits: Limits,
-    shown: Shown,
+    pairs: Pairs, asked: JudgeOrder, plan: ResolvedConfig, folders: JobFolders, shown: Shown | None = None
 ) -> Iterator[tuple[JobOrder, Given]]:
     """Give the order of the judge's job and its rows. Raises `PromptmillError`."""
-    system = _SYSTEM.format(criterion=criterion)
-    job_id = f"{_NAME}-{digest(_named(pairs.rows), fingerprint(plan, system, 'jsonl'))}"
-    with given.written(folders, pairs.lines(), ".jsonl", _NAME) as source:
-        order = JobOrder(
-            inputs=(folders.loose(job_id).prompts,),
-            output=folders.loose(job_id).answers,
-            question=Question(templates=("{{in_order}}", "{{swapped}}")),
-            system_prompt=system,
-            limits=limits,
-            # other answers to most rows are no mistake: a file may have been made again
-            earlier=earlier.model_copy(update={"keep": True}),
-            variants=tuple(Variant(name=name, prompt=at) for at, name in enumerate(_ORDERS)),
-            shown=shown.model_copy(update={"reason": "judge"}),
-        )
-        yield order, source
+    with given.written(folders, pairs.lines(), ".jsonl", NAME) as source:
+        yield asked.job(pairs.job_id(asked.settings(plan)), folders, shown), source
 
 
-def verdicts_in(folder: Folder, pairs: Pairs) -> dict[tuple[int, int], tuple[str, str]]:
-    """Return the verdicts on each pair in both orders, `""` for a missing one. Raises as `JobDatabase` does."""
+def judgement_of(pairs: Pairs, asked: JudgeOrder, model: str, folder: Folder) -> Judgement:
+    """Return the verdicts so far, with the facts of the job in `folder`, if it has begun.
+
+    Raises as `JobDatabase` does.
+    """
+    about: dict[str, Any] = {"criterion": asked.criterion, "model": model, "requests": 0, "seconds": 0.0}
+    about |= {"tagged": pairs.tagged} if pairs.tagged else {}
+    if folder.spec is None or not folder.spec.is_read:  # it has sent nothing
+        return Judgement(about, {})
+    now: Mapping[str, object] = status.read(folder)
+    return Judgement(about | {name: now[name] for name in _FACTS if name in now}, _verdicts_in(folder, pairs))
+
+
+def _verdicts_in(folder: Folder, pairs: Pairs) -> dict[tuple[int, int], tuple[str, str]]:
+    """Return the verdicts on each pair in both orders, `""` for a missing one."""
     places = pairs.places
     found = dict.fromkeys(places, ("", ""))
     with folder.reading() as store:

@@ -298,14 +298,14 @@ class OpenAIAPI(_SamplingArguments, BaseAPI):
         self.max_connections = max_connections
         self._configuration({}, shared=True)  # reports an invalid configuration now
 
-    def generate(self, messages: Sequence[Any], *, answer_schema: AnswerType | None = None, **kwargs: Any) -> list[Any]:
+    def generate(self, messages: Sequence[Any], *, schema: AnswerType | None = None, **kwargs: Any) -> list[Any]:
         """Answer n inputs, n → n in their order; `fail_msg` stands for a failed one, whose reason is logged.
 
         An input is a text; a part such as `{"type": "text" | "image", "value": …}`, an image by its path, URL, base64
         or bytes, as one of Pillow's or an array; an OpenAI message; or a list of texts, parts or messages that belong
         together. `kwargs` override sampling or go into the request body. With `return_dict` an answer is the object
         that its JSON holds; an answer without an object is requested again, `retry` times in all. Every answer
-        satisfies `answer_schema`, a JSON Schema, or is an instance of it, a pydantic class. Raises
+        satisfies `schema`, a JSON Schema, or is an instance of it, a pydantic class. Raises
         `PromptmillError` (`invalid_input`); at Ctrl-C `InterruptedCall`, which has the answers so far.
         """
         conversations = [
@@ -314,22 +314,22 @@ class OpenAIAPI(_SamplingArguments, BaseAPI):
         ]
         sink = ListSink(len(conversations))
         try:
-            outcomes = self._outcomes(conversations, with_schema(kwargs, answer_schema), sink, shared=True)
+            outcomes = self._outcomes(conversations, with_schema(kwargs, schema), sink, shared=True)
         except KeyboardInterrupt:
-            raise InterruptedCall(self._so_far(sink, answer_schema)) from None
-        return [self._answer_of(outcome, index, answer_schema) for index, outcome in enumerate(outcomes)]
+            raise InterruptedCall(self._so_far(sink, schema)) from None
+        return [self._answer_of(outcome, index, schema) for index, outcome in enumerate(outcomes)]
 
     def generate_inner(
-        self, inputs: Any, *, answer_schema: AnswerType | None = None, **kwargs: Any
+        self, inputs: Any, *, schema: AnswerType | None = None, **kwargs: Any
     ) -> tuple[int, Any, dict[str, Any]]:
         """Answer one input. Returns `(ret_code, answer, response)`: 0 and the answer, or -1 and `fail_msg`.
 
         `response` holds `finish_reason`, `usage` and `reasoning`, or the `error` with its code.
         """
-        asked = with_schema(kwargs, answer_schema)
+        asked = with_schema(kwargs, schema)
         conversation = _conversation_of(inputs, "inputs", self.image_key_name)
         (outcome,) = self._outcomes([conversation], asked, ListSink(1), shared=False)
-        answer = self._answer_of(outcome, 0, answer_schema)
+        answer = self._answer_of(outcome, 0, schema)
         usage = {
             "prompt_tokens": outcome.usage.prompt_tokens,
             "completion_tokens": outcome.usage.completion_tokens,
@@ -389,11 +389,11 @@ class OpenAIAPI(_SamplingArguments, BaseAPI):
     ) -> list[Outcome]:
         return runtime.run_anywhere(self._answer(conversations, self._configuration(overrides, shared=shared), sink))
 
-    def _so_far(self, sink: ListSink, answer_schema: AnswerType | None) -> list[Any]:
+    def _so_far(self, sink: ListSink, schema: AnswerType | None) -> list[Any]:
         """Return the answers so far, and `fail_msg` for the others."""
         outcomes = sink.result(PromptmillError(Code.SHUTDOWN, "The call was interrupted."))
         return [
-            self._answer_of(outcome, index, answer_schema) if isinstance(outcome, Completion) else self.fail_msg
+            self._answer_of(outcome, index, schema) if isinstance(outcome, Completion) else self.fail_msg
             for index, outcome in enumerate(outcomes)
         ]
 
@@ -420,15 +420,15 @@ class OpenAIAPI(_SamplingArguments, BaseAPI):
                 self._log("warning", warning)
         return outcomes
 
-    def _answer_of(self, outcome: Outcome, index: int, answer_schema: AnswerType | None) -> Any:
+    def _answer_of(self, outcome: Outcome, index: int, schema: AnswerType | None) -> Any:
         if not isinstance(outcome, Completion):
             self._log("error", f"input {index}: {outcome.error.code}: {outcome.error}")
             return self.fail_msg
-        if isinstance(answer_schema, type):
+        if isinstance(schema, type):
             try:
-                return answer_schema.model_validate_json(split_marked(outcome.text)[1])
+                return schema.model_validate_json(split_marked(outcome.text)[1])
             except ValidationError as error:  # a validator of the class can refuse an answer that its schema allows
-                self._log("error", f"input {index}: the answer is not a valid {answer_schema.__name__}: {error}")
+                self._log("error", f"input {index}: the answer is not a valid {schema.__name__}: {error}")
                 return self.fail_msg
         if outcome.is_empty:
             self._log("error", f"input {index}: the answer is empty")

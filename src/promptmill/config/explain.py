@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import get_args
 
 from pydantic import BaseModel, ValidationError
@@ -12,6 +13,7 @@ from promptmill.core.request import Sampling
 from promptmill.core.wording import close_matches, shape
 
 _NUMBER = re.compile(r"-?\d+(?:[.,]\d+)?(?:[eE][+-]?\d{1,2})?")
+_BRANCH = re.compile(r"str|bool|int|float|(list|dict)\[.*\]")
 _MODEL = (
     "the model is named below its backend: `backend_configs: {openai: {model_name: …}}`; for hf, vllm and openvino it "
     "is `model_name_or_path`."
@@ -40,7 +42,10 @@ def explain(error: ValidationError, model: type[BaseModel] = BaseModel, above: s
     For an unknown key the nearest known one is named. `above` is the path of `model` itself.
     """
     lines: dict[str, str] = {}
-    for problem in error.errors(include_url=False, include_context=False):
+    problems = error.errors(include_url=False, include_context=False)
+    for problem in problems:
+        if _is_other_branch(problem["loc"], [other["loc"] for other in problems]):
+            continue
         location = list(problem["loc"])
         unknown = [location.pop()] if problem["type"] == "extra_forbidden" else []  # the user's name, whatever it is
         location = [part for part in location if not (isinstance(part, str) and "[" in part)] + unknown
@@ -59,6 +64,13 @@ def explain(error: ValidationError, model: type[BaseModel] = BaseModel, above: s
     lines_shown = [f"{above}{path:.200}: {text}" for path, text in list(lines.items())[:10]]
     more = len(lines) - len(lines_shown)
     return " ".join([*lines_shown, f"And {more} more."] if more else lines_shown)
+
+
+def _is_other_branch(location: Sequence[int | str], others: Sequence[Sequence[int | str]]) -> bool:
+    """Return whether a problem is the wrong type for one branch of a union, while another branch has the right type."""
+    *above, branch = location or ("",)
+    is_branch = isinstance(branch, str) and _BRANCH.fullmatch(branch) is not None
+    return is_branch and any(len(other) > len(location) and list(other[: len(above)]) == above for other in others)
 
 
 def _got(value: object, kind: str) -> str:

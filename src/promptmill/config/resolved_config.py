@@ -96,6 +96,14 @@ class ResolvedConfig:
         """Return whether both plans are of the same backend and model."""
         return (self.backend, self.model) == (other.backend, other.model)
 
+    def with_model(self, name: str) -> ResolvedConfig:
+        """Return the plan of another model of the same backend. The configured price is not the price of that model."""
+        if name == self.model or self.block is None:
+            return self
+        block = self.block.model_copy(update={self.record.model_key: name})
+        configs = self.settings.backend_configs.model_copy(update={self.backend: block})
+        return replace(self, settings=self.settings.model_copy(update={"backend_configs": configs, "price": None}))
+
     @property
     def replicas(self) -> int:
         """How many engines of the model run, each on its part of the GPUs."""

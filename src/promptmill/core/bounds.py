@@ -34,6 +34,8 @@ LONGEST_SETTINGS = 1 << 20
 """Characters of a call's settings, fifty more for each value: each of its requests repeats them."""
 LONGEST_SCHEMA = 256 << 10
 """Characters of a JSON Schema, which takes thirty times as much memory once it is compiled."""
+MOST_VARIANTS = 100
+"""Pairs of a model and a prompt that answer each row of a job: each takes a place in the job and in its reports."""
 MOST_CHOICES = 1000
 """Texts of which an answer is one: each request repeats them, and an engine compiles them into a grammar."""
 MOST_KEPT = 64
@@ -78,6 +80,8 @@ MOST_FILES = 10_000
 """Files that patterns find; twenty times as many are looked at, so that `/**` ends."""
 LARGEST_WORKBOOK = 512 << 20
 """Bytes of XML in a workbook: a sheet is read whole, into five times its size. A million short rows have 100 MB."""
+DUCKDB_MEMORY = "256MB"
+"""What DuckDB keeps of a table that it reads or writes: its default, 80 % of the machine, grows with the table."""
 LARGEST_PDF_TEXT = 1 << 20
 """Characters of a PDF's text, as of any file that is sent whole: no model reads more."""
 MOST_PDF_PAGES = 100

@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 from urllib.parse import quote
 
+from promptmill.core.bounds import DUCKDB_MEMORY
 from promptmill.core.errors import PromptmillError, input_error
 
 WORKBOOKS = MappingProxyType({".xlsx": "xlsx", ".xlsm": "xlsx", ".xlsb": "xlsx", ".xls": "xlsx", ".ods": "xlsx"})
@@ -120,16 +121,24 @@ def taken(target: Path) -> PromptmillError:
 
 
 def connected(file: Path) -> sqlite3.Connection:
-    """Return a connection that reads a SQLite database. Raises `sqlite3.Error`."""
-    return sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)
+    """Return a connection that reads a SQLite database, and no other file. Raises `sqlite3.Error`."""
+    connection = sqlite3.connect(f"file:{quote(str(file))}?mode=ro", uri=True)
+    connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)  # VACUUM INTO attaches, too
+    return connection
 
 
-def duckdb_connected(file: Path | None, *, read_only: bool = True) -> Any:
-    """Return a connection to a database of DuckDB; None: to an empty one in memory. Raises `duckdb.Error`."""
+def duckdb_connected(file: Path | None, *, read_only: bool = True, memory: str = DUCKDB_MEMORY) -> Any:
+    """Return a connection to a database of DuckDB; None: to an empty one in memory. Raises `duckdb.Error`.
+
+    `memory`: how much its cache and its sorting take, such as "1GB" or "80%"; beyond that it uses the disk.
+    """
     import duckdb
 
     atexit.register(gc.unfreeze)  # DuckDB reports objects that the last collection leaves as leaks
-    return duckdb.connect() if file is None else duckdb.connect(str(file), read_only=read_only)
+    place = (":memory:", False) if file is None else (str(file), read_only)
+    connection = duckdb.connect(*place, config={"memory_limit": memory})
+    connection.execute("SET enable_progress_bar = false")  # a notebook would show it
+    return connection
 
 
 @contextlib.contextmanager

@@ -47,7 +47,7 @@ conversation. First with `validate` to see the number of rows, tokens and the pr
 `bulk_control` pauses or limits a running job, `bulk_cancel` ends it. `compare` compares outputs of the same rows.
 - A result with a `job_id` reached the time limit: do not send the unanswered prompts again, read their answers with \
 `bulk_results`.
-- Fixed labels: `choices`. Fields to extract: `answer_schema`. Both work in all these tools.
+- Fixed labels: `choices`. Fields to extract: `schema`. Both work in all these tools.
 The resource promptmill://status shows model, calls in progress and configuration; promptmill://models the models to \
 choose from with `model`.\
 """
@@ -237,7 +237,7 @@ Answer this question for each row of the file {file} with promptmill: {question}
 
 1. Call `bulk_generate` with this `input_file`, a new `output_file` in the same folder, `validate: true`, and a \
 `prompt` that asks the question and names the columns that it needs as {{{{column}}}}. Use `choices` if the answers \
-are a few labels, `answer_schema` if they are fields.
+are a few labels, `schema` if they are fields.
 2. Report the number of rows, the problems, `estimated_cost` and `most_cost`, and ask whether to start.
 3. Make the same call without `validate`, then call `bulk_status` every few seconds until `state` is `finished`.
 4. Show the first five answers with `bulk_results`, the number of failed rows with their reasons, and the path of the \
@@ -246,11 +246,12 @@ output. The resource {skill} explains more.\
 _COMPARE_PROMPT = """\
 Compare the models {models} on the file {file} with promptmill, for this question: {question}
 
-1. Call `bulk_generate` once for each of these models, as `model`, with `validate: true` and an `output_file` of its \
-own in the folder of the file; `prompt` asks the question and names columns as {{{{column}}}}. Report the cost of \
-each, and ask whether to start.
-2. Make the same calls without `validate`, and call `bulk_status` until all are `finished`.
-3. Call `compare` with the outputs as `files`, and with the column of the right answers as `gold` if there is one.
+1. Call `bulk_generate` with all of these models as the list `model`, with `validate: true` and a new `output_file` in \
+the folder of the file; `prompt` asks the question and names columns as {{{{column}}}}. Report the cost, and ask \
+whether to start.
+2. Make the same call without `validate`, and call `bulk_status` until it is `finished`.
+3. Call `compare` with the output as `files`, `by: "variant"`, and with the column of the right answers as `gold` if \
+there is one.
 4. Say which model is better, whether the difference may be chance, and what each costs. The resource {skill} \
 explains more.\
 """

@@ -97,7 +97,7 @@ CallSampling = Annotated[
 Choices = Annotated[
     list[str] | None,
     Field(
-        description="A short form of `answer_schema`, instead of it: every answer is exactly one of these texts, such "
+        description="A short form of `schema`, instead of it: every answer is exactly one of these texts, such "
         'as ["positive", "negative"]. Leave it out for free text.',
     ),
 ]

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import importlib
 import inspect
-from collections.abc import Awaitable, Callable, Container, Mapping
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,7 +17,8 @@ from fastmcp.tools import ToolResult
 from mcp_types import ToolAnnotations
 from pydantic import BeforeValidator, Field
 
-from promptmill.core.bounds import MOST_ROWS
+from promptmill.config.resolved_config import ResolvedConfig
+from promptmill.core.bounds import LONGEST_COLUMN, MOST_ROWS, MOST_VARIANTS
 from promptmill.core.errors import Code, Named, PromptmillError, argument_name, input_error
 from promptmill.core.values import JsonDict
 from promptmill.jobs.store.rounds import Again
@@ -25,7 +26,7 @@ from promptmill.server import arguments
 from promptmill.server.questions import Questions
 from promptmill.server.results import INLINE, PAGE_CHARACTERS, most_bytes, page, page_characters, wants_copy
 from promptmill.server.tool_calls import caller_of, tool
-from promptmill.server.tools import plan_of_call
+from promptmill.server.tools import plan_of_call, sampling_of_call
 from promptmill.service.service import Service
 from promptmill.system.call_files import FileRule
 
@@ -101,6 +102,11 @@ _COMPARISON = _object(
             "description": "The figures against the right answers.",
             "additionalProperties": True,
         },
+        "judge": {
+            "type": "object",
+            "description": "The verdicts so far by pair of files, and the state of the judge's job.",
+            "additionalProperties": True,
+        },
         "rows": _objects("Rows whose answers differ, with their number from 1."),
     },
     "rows_compared",
@@ -141,15 +147,51 @@ def _argument_of(parameters: Container[str], named: Named) -> str | None:
 
 
 def _check_source(
-    input_file: str, output_file: str, prompts: object, files: list[str] | None, prompt: str | None
+    input_file: str, output_file: str, prompts: object, files: list[str] | None, options: Mapping[str, Any]
 ) -> None:
     """Raise `PromptmillError` (`invalid_input`) unless the rows have one source, and their answers a place."""
     if bool(input_file) + (prompts is not None) + (files is not None) != 1:
         raise input_error("Give one of `input_file`, `prompts` and `files`.")
-    if input_file and not output_file:
+    if options["each"] and files is None:
+        raise input_error("`each` goes with `files`.")
+    if options["pdf"] and (files is None or options["each"] == "line"):
+        raise input_error("`pdf` goes with `files`, each of which is a row.")
+    if options["encoding"] and prompts is not None:
+        raise input_error("`encoding` goes with `input_file` or `files`.")
+    if options["sql"] and not input_file:
+        raise input_error("`sql` goes with `input_file`, a database.")
+    if (input_file or options["each"] == "line") and not output_file:
         raise input_error("`output_file` is missing: name the file for the answers.")
-    if files is not None and not prompt:
+    if files is not None and options["each"] != "line" and not options["prompt"]:
         raise input_error("`files` needs a `prompt`, such as: Summarize this file. {{content}}")
+
+
+def _models_of(model: str | list[str] | None, prompt: str | dict[str, str] | None) -> Sequence[str | None]:
+    """Return the models of a job, None for the default one. Raises `PromptmillError` (`invalid_input`)."""
+    models = [*dict.fromkeys(model)] if isinstance(model, list) else [model]
+    if not models:
+        raise input_error("`model` is an empty list; name a model, or leave it out.")
+    if isinstance(prompt, dict) and not prompt:
+        raise input_error("`prompt` is an empty object; name each prompt in it, or send one text.")
+    names = {"model": models, "prompt": prompt if isinstance(prompt, dict) else ()}
+    for argument, name in ((argument, name or "-") for argument, given in names.items() for name in given):
+        if not name.strip() or not name.isprintable() or len(name) > LONGEST_COLUMN:  # each row repeats it
+            raise input_error(f"`{argument}`: a name has printable characters, {LONGEST_COLUMN} at most.")
+    if (variants := len(models) * (len(prompt) if isinstance(prompt, dict) else 1)) > MOST_VARIANTS:
+        raise input_error(f"Each row would get {variants} answers; at most {MOST_VARIANTS} are possible.")
+    return models
+
+
+async def _plans_of(
+    service: Service, models: Sequence[str | None], asked: tuple[Any, Any, Any]
+) -> tuple[ResolvedConfig, dict[str, ResolvedConfig]]:
+    """Return the plan of a job, and the plans of its models that the configuration names, if there are several.
+
+    `asked`: the last arguments of `plan_of_call`, which raises the same errors.
+    """
+    plan, *others = [await plan_of_call(service, await service.job_plan(name), *asked) for name in models]
+    named = zip(models, (plan, *others), strict=True)
+    return plan, {name: own for name, own in named if others and name is not None and name in service.offered}
 
 
 def _without_input(rows: list[JsonDict], columns: Mapping[str, str]) -> list[JsonDict]:
@@ -187,8 +229,9 @@ def add_bulk_tools(
         input_file: Annotated[
             str,
             Field(
-                description="A file on the server's machine, inside its folders: .csv, .parquet or .jsonl, whose rows "
-                "hold `prompt` or `messages`, unless `prompt` or `prompt_column` is given. .jsonl may have "
+                description="A file on the server's machine, inside its folders: .csv, .xlsx, .parquet, .jsonl, or .db "
+                "(SQLite), whose rows hold `prompt` or `messages`, unless `prompt` or `prompt_column` is given. "
+                "`book.xlsx#Sheet`, `mails.db#table`. .jsonl may have "
                 '{"prompt": "…", "images": ["a.png"]} or OpenAI Batch API requests. Left out: `prompts` are the rows.',
                 examples=["reviews.csv"],
             ),
@@ -196,7 +239,7 @@ def add_bulk_tools(
         output_file: Annotated[
             str,
             Field(
-                description="The file for the answers: .jsonl, or the input's format; it must be new. Written at the "
+                description="The file for the answers, .csv, .xlsx, .parquet, .jsonl; it must be new. Written at the "
                 "job's end, in input order: each input row plus `answer`, `error`, `usage`, `finish_reason`. May be "
                 "left out only without `input_file`; read the answers with bulk_results then.",
                 examples=["answers.csv"],
@@ -204,10 +247,10 @@ def add_bulk_tools(
         ] = "",
         system_prompt: arguments.SystemPrompt = "",
         prompt: Annotated[
-            str | None,
+            str | dict[str, str] | None,
             Field(
                 description="A template of the prompts; {{name}} means the row's field of that name. Left out: "
-                "the rows hold their prompts.",
+                'the rows hold their prompts. Several, {"short": "…", "long": "…"}, are each asked of each row.',
                 examples=["Is this review positive? {{text}}"],
             ),
         ] = None,
@@ -235,17 +278,40 @@ def add_bulk_tools(
                 examples=[["docs/**/*.md"]],
             ),
         ] = None,
+        each: Annotated[
+            Literal["file", "line"] | None,
+            Field(description="Whether each file of `files` is asked about, or each of its rows; `file` unless given."),
+        ] = None,
         pdf: Annotated[
             Literal["text", "images"] | None,
             Field(description="What is sent of PDFs in `files`; left out: their text, or the pages of scans."),
         ] = None,
+        sql: Annotated[
+            str | None, Field(description="The query whose result are the rows, if `input_file` is a .db.")
+        ] = None,
+        encoding: Annotated[
+            str | None, Field(description="Of .csv and texts that are not UTF-8, such as cp1252.")
+        ] = None,
+        row_settings: Annotated[
+            bool,
+            Field(description="With `prompt`: rows also set their model, sampling and system prompt; no unless given."),
+        ] = False,
+        skip_empty: Annotated[
+            bool, Field(description="Leave out rows that ask nothing, instead of failing them; false unless given.")
+        ] = False,
         limit: Annotated[int, Field(ge=0, description="Process only the first N rows; all unless given.")] = 0,
+        sample: Annotated[
+            int | None, Field(ge=1, description="Process N rows drawn at random; without it, later, the others.")
+        ] = None,
         again: Annotated[
             Again | None,
             Field(
                 description="Rows of an earlier job of these files to send again: the failed ones, those cut off at "
                 "max_tokens, or all. The old answers stay until the new ones arrive. None unless given."
             ),
+        ] = None,
+        from_job: Annotated[
+            str | None, Field(description="Use the answers of another job, too: its id or output. None unless given.")
         ] = None,
         keep: Annotated[
             bool,
@@ -263,10 +329,29 @@ def add_bulk_tools(
             bool,
             Field(description="Only check the rows and estimate tokens, without sending requests; false unless given."),
         ] = False,
-        model: arguments.ModelName = None,
+        model: Annotated[
+            str | list[str] | None,
+            Field(
+                description="A name from promptmill://models; without several there, also a model of its endpoint. "
+                "Several, as a list, each answer each row; the column `variant` tells them apart."
+            ),
+        ] = None,
         sampling_params: arguments.CallSampling = None,
-        answer_schema: arguments.AnswerSchema = None,
-        choices: arguments.Choices = None,
+        schema: arguments.AnswerSchema = None,
+        fields: Annotated[
+            str | bool | None,
+            Field(
+                description="A short form of `schema`, such as customer,amount:number,date:date. False: JSON texts, "
+                "not a column for each field."
+            ),
+        ] = None,
+        choices: Annotated[
+            list[str] | dict[str, str] | None,
+            Field(description="Every answer is exactly one of these texts; an object also defines each text."),
+        ] = None,
+        choices_many: Annotated[
+            bool, Field(description="Any number of `choices` per answer; false unless given.")
+        ] = False,
         max_cost: arguments.MaxCost = None,
         answer_column: Annotated[
             str,
@@ -281,39 +366,57 @@ def add_bulk_tools(
         `state` is `finished`; bulk_results reads the answers so far. The job survives crashes: the same call resumes
         it, and answered rows are not sent again.
         """
-        _check_source(input_file, output_file, prompts, files, prompt)
-        plan = await plan_of_call(service, model, answer_schema, sampling_params, choices)
-        if (input_file or files is not None) and not validate:
-            plan = await service.settled(plan)  # another call could choose an endpoint while the model is still open
-            await questions.check_endpoint(ctx, plan)
-        cost = None if validate else questions.cost(ctx, plan, max_cost, "This job")
-        try:
-            running = await jobs()
-            from promptmill.jobs.store.order import JobOrder  # imported by it
+        options: JsonDict = {
+            "prompt": prompt or None,
+            "prompt_column": prompt_column or None,
+            "image_column": image_column or None,
+            "each": each,
+            "pdf": pdf,
+            "sql": sql or None,
+            "encoding": encoding or None,
+            "row_settings": row_settings,
+            "skip_empty": skip_empty,
+            "answer_column": answer_column,
+            "limit": limit or None,
+            "sample": sample,
+            "max_failures": max_failures or None,
+            "max_cost": max_cost,
+            "again": again,
+            "keep": keep,
+            "dedupe": dedupe,
+        }
+        _check_source(input_file, output_file, prompts, files, options)
+        models, running, caller = _models_of(model, prompt), await jobs(), caller_of(ctx, service)
+        from promptmill.jobs.inputs.short_forms import answer_forms  # imported by `jobs`, as is the other one
+        from promptmill.jobs.store.order import JobOrder
 
-            options = {
-                "prompt": prompt or None,
-                "prompt_column": prompt_column or None,
-                "image_column": image_column or None,
-                "system_prompt": system_prompt,
-                "answer_column": answer_column,
-                "limit": limit or None,
-                "max_failures": max_failures or None,
-                "max_cost": max_cost,
-                "again": again,
-                "keep": keep,
-                "dedupe": dedupe,
-            }
-            order = JobOrder.of([Path(input_file or "rows")], Path(output_file), options)
+        try:
+            form: JsonDict = {"schema": schema, "fields": fields, "choices": choices, "system": system_prompt or None}
+            given = {name: value for name, value in form.items() if value is not None}
+            form |= answer_forms(given | {"choices_many": choices_many})
+            asked = form["schema"], sampling_params, form["choices"]
+            plan, plans = await _plans_of(service, models, asked)
+            if (input_file or files is not None) and not validate:
+                plan = await service.settled(plan)  # another call could choose an endpoint while the model is open
+                await questions.check_endpoint(ctx, plan)
+            cost = None if validate else questions.cost(ctx, plan, max_cost, "This job")
+            options |= {"system_prompt": form["system"], "fields": form["fields"] is not False}
+            options |= {"model": models} if models[1:] else {}
+            if from_job:
+                options["from_job"] = (await asyncio.to_thread(running.find, from_job, caller)).database
+            sampling = sampling_of_call(*asked)
+            order = JobOrder.of([Path(input_file or "rows")], Path(output_file), options, sampling=sampling)
             found = await running.start(
                 order,
                 prompts=prompts,
                 files=files,
+                each=each,
                 as_pdf=pdf,
                 validate=validate,
                 plan=plan,
+                plans=plans,
                 approve=None if cost is None else cost.approve,
-                caller=caller_of(ctx, service),
+                caller=caller,
             )
         except PromptmillError as error:
             if error.code is Code.INVALID_INPUT:  # it names fields of the order
@@ -408,7 +511,9 @@ def _add_tools_of_a_job(
         mcp,
         output_schema=_COMPARISON,
         meta=INLINE,
-        annotations=ToolAnnotations(title="Compare answers", readOnlyHint=True, openWorldHint=False),
+        annotations=ToolAnnotations(  # a judge gets the rows
+            title="Compare answers", readOnlyHint=False, destructiveHint=False, idempotentHint=True, openWorldHint=True
+        ),
     )
     async def compare(
         ctx: Context,
@@ -446,20 +551,56 @@ def _add_tools_of_a_job(
         id: Annotated[  # noqa: A002 (a tool's argument)
             str | None, Field(description="The column that identifies rows; left out: `id`, or the shared columns.")
         ] = None,
-        limit: Annotated[
+        rows: Annotated[
             int,
             Field(ge=0, le=MOST_ROWS, description="The largest number of rows that differ to return; 10 unless given."),
         ] = 10,
+        criterion: Annotated[
+            str | None,
+            Field(
+                description="What makes an answer better, such as: is the better summary. Then a model judges each "
+                "pair of different answers, in both orders, as a job in the background. Nothing is sent unless given."
+            ),
+        ] = None,
+        judge: Annotated[
+            str | None,
+            Field(description="The judge's name, as `model` of bulk_generate; the default model if left out."),
+        ] = None,
+        sampling_params: Annotated[
+            dict[str, Any] | None, Field(description="Of the judge, such as temperature; as configured if left out.")
+        ] = None,
+        limit: Annotated[
+            int | None, Field(ge=1, description="Judge only N rows, drawn at random; all unless given.")
+        ] = None,
+        again: Annotated[
+            Literal["failed", "all"] | None, Field(description="Judge these pairs again; none unless given.")
+        ] = None,
+        max_cost: Annotated[
+            float | None, Field(ge=0, description="The most US dollars that this judgement may cost, in all its runs.")
+        ] = None,
     ) -> ToolResult:
         """Compare answers to the same rows: agreement, and with `gold` accuracy, F1 and paired differences.
 
-        Returns the figures, and in `rows` the first rows whose answers differ. Sends nothing to a model.
+        Returns the figures, and in `rows` the first rows whose answers differ. With `criterion`, `judge` has the
+        verdicts so far, and `job_id` and `state` of their job: call bulk_status until it is `finished`, then make the
+        same call without `again`, which pays for no verdict twice.
         """
         from promptmill.comparison import apart  # imported by the first use: most servers compare nothing
+        from promptmill.comparison.judge import VERDICTS, JudgeOrder
 
+        judging = {"judge": judge, "criterion": criterion, "limit": limit, "max_cost": max_cost, "again": again}
+        asked, judged = JudgeOrder.of(judging, compares_several=len(files) > 1 or by is not None), None
+        if asked is not None:
+            plan = await plan_of_call(service, await service.job_plan(judge, "judge"), None, sampling_params, VERDICTS)
+            plan = await service.settled(plan)
+            await questions.check_endpoint(ctx, plan)
+            cost = questions.cost(ctx, plan, max_cost, "This judgement")
+            judged = apart.Judge(asked, plan, None if cost is None else cost.approve)
+        elif sampling_params is not None:
+            raise input_error("`sampling_params` goes with `criterion`.")
         options = {"field": field, "by": by, "tolerance": tolerance, "id": id}
         found = await apart.compared(
-            await jobs(), caller_of(ctx, service), files, gold=gold, limit=limit, options=options
+            await jobs(), caller_of(ctx, service), files, gold=gold, rows=rows, options=options, judge=judged
         )
         found = await asyncio.to_thread(page, found, page_characters(ctx), copies=1)
         return ToolResult(None if wants_copy(ctx) else "The figures are in the structured content.", found)

@@ -76,7 +76,7 @@ ANSWERS: JsonDict = {
                     "text": {
                         "type": "string",
                         "description": "With code `invalid_answer`: the model's answer, which does not satisfy "
-                        "`answer_schema`.",
+                        "`schema`.",
                     },
                 },
                 "required": ["index", "code", "message", "retryable", "attempts"],

@@ -311,7 +311,8 @@ def _as_meant(arguments: JsonObject, schema: JsonObject) -> JsonDict:
                 raise CodedToolError(many)
             with contextlib.suppress(orjson.JSONDecodeError):
                 value = orjson.loads(value)  # noqa: PLW2901
-        meant[name] = [value] if "array" in kinds and isinstance(value, str | dict) else value
+        kind = "string" if isinstance(value, str) else "object" if isinstance(value, dict) else ""
+        meant[name] = [value] if kind and "array" in kinds and kind not in kinds else value
     return meant
 
 
@@ -329,10 +330,26 @@ def _wrong_names_and_kinds(arguments: JsonObject, schema: JsonObject) -> str:
         kind = "array" if isinstance(value, list) else "object" if isinstance(value, dict) else ""
         if name not in properties:
             lines.append(f"{name:.100} is not an argument of this tool{_where(name, properties)}")
+        elif len({*kinds} - {"null"}) > 1 and _json_type(value) not in kinds:
+            wanted = " or ".join(_WANTED.get(each, each) for each in kinds if each != "null")
+            lines.append(f"{name} is {shape(value)}; send {wanted}.")
         elif kinds and kind not in kinds and (kind or kinds == ["array"]):
             lines.append(f"{name} is {shape(value)}; send {_WANTED.get(kinds[0], kinds[0])}.")
     more = [f"And {len(lines) - 5} more."] if len(lines) > 5 else []
     return " ".join([*lines[:5], *more])
+
+
+def _json_type(value: object) -> str:
+    match value:
+        case bool():
+            return "boolean"
+        case int() | float():
+            return "number"
+        case str():
+            return "string"
+        case list():
+            return "array"
+    return "object"
 
 
 def _kinds(argument: JsonObject) -> list[str]:

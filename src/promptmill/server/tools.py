@@ -57,7 +57,7 @@ def add_answer_tools(
         system_prompt: arguments.SystemPrompt = "",
         model: arguments.ModelName = None,
         sampling_params: arguments.CallSampling = None,
-        answer_schema: arguments.AnswerSchema = None,
+        schema: arguments.AnswerSchema = None,
         choices: arguments.Choices = None,
         max_cost: arguments.MaxCost = None,
     ) -> ToolResult:
@@ -70,7 +70,7 @@ def add_answer_tools(
         bulk_generate.
         """
         stats = _stats(len(prompt_ls), max_cost)
-        plan = await plan_of_call(service, model, answer_schema, sampling_params, choices)
+        plan = await plan_of_call(service, service.offered_plan(model), schema, sampling_params, choices)
         items = await arguments.conversations(prompt_ls)
         return await answers.of(ctx, items, stats, system_prompt, plan)
 
@@ -92,7 +92,7 @@ def add_answer_tools(
         image_tag: arguments.ImageTag = None,
         model: arguments.ModelName = None,
         sampling_params: arguments.CallSampling = None,
-        answer_schema: arguments.AnswerSchema = None,
+        schema: arguments.AnswerSchema = None,
         choices: arguments.Choices = None,
         max_cost: arguments.MaxCost = None,
     ) -> ToolResult:
@@ -101,7 +101,7 @@ def add_answer_tools(
         Needs a model that reads images. Returns `ans_ls`, `errors` and `job_id` like `generate`.
         """
         stats = _stats(len(prompt_ls), max_cost)
-        plan = await plan_of_call(service, model, answer_schema, sampling_params, choices)
+        plan = await plan_of_call(service, service.offered_plan(model), schema, sampling_params, choices)
         settings = plan.settings
         tag, position = image_tag or settings.image_tag, settings.image_position
         items = await arguments.conversations_with_images(prompt_ls, multimodal_path, tag, position)
@@ -120,7 +120,7 @@ def add_answer_tools(
         system_prompt: arguments.SystemPrompt = "",
         model: arguments.ModelName = None,
         sampling_params: arguments.CallSampling = None,
-        answer_schema: arguments.AnswerSchema = None,
+        schema: arguments.AnswerSchema = None,
         choices: arguments.Choices = None,
         max_cost: arguments.MaxCost = None,
     ) -> ToolResult:
@@ -129,7 +129,7 @@ def add_answer_tools(
         Returns `ans_ls` with that one answer; `errors` and `job_id` as in `generate`.
         """
         conversation = await arguments.conversation(messages)
-        plan = await plan_of_call(service, model, answer_schema, sampling_params, choices)
+        plan = await plan_of_call(service, service.offered_plan(model), schema, sampling_params, choices)
         return await answers.of(ctx, [conversation], _stats(1, max_cost), system_prompt, plan)
 
 
@@ -190,28 +190,34 @@ def _stays(service: Service, backend_configs: Mapping[str, object]) -> bool:
 
 async def plan_of_call(
     service: Service,
-    model: str | None,
-    answer_schema: Mapping[str, Any] | None,
+    plan: ResolvedConfig,
+    schema: Mapping[str, Any] | None,
     sampling_params: Mapping[str, Any] | None,
     choices: Sequence[str] | None = None,
 ) -> ResolvedConfig:
-    """Return the plan of a call.
+    """Return the plan of a call; `plan` is the plan of its model.
 
-    Raises `PromptmillError` (`invalid_input`, `invalid_config`) for a model, a schema or parameters that cannot be
-    used, or beyond what the operator allows.
+    Raises `PromptmillError` (`invalid_input`, `invalid_config`) for a schema or parameters that cannot be used, or
+    beyond what the operator allows.
     """
-    given: Mapping[str, Any] = dict(sampling_params or {}) | ({"choices": choices} if choices else {})
-    if not given and answer_schema is None:
-        return service.offered_plan(model).capped
+    if not sampling_params and schema is None and not choices:
+        return plan.capped
 
-    def plan() -> ResolvedConfig:
-        changes = with_schema(given, answer_schema)
-        return service.offered_plan(model).with_sampling(changes).within_limits(changes)
+    def changed() -> ResolvedConfig:
+        changes = sampling_of_call(schema, sampling_params, choices)
+        return plan.with_sampling(changes).within_limits(changes)
 
-    if not is_longer([given, answer_schema], _SHORT_SETTINGS):
-        return plan()
+    if not is_longer([sampling_params, schema, choices], _SHORT_SETTINGS):
+        return changed()
     async with service.planning:
-        return await asyncio.to_thread(plan)
+        return await asyncio.to_thread(changed)
+
+
+def sampling_of_call(
+    schema: Mapping[str, Any] | None, sampling_params: Mapping[str, Any] | None, choices: Sequence[str] | None
+) -> Mapping[str, Any]:
+    """Return the sampling parameters that a call changes. Raises `PromptmillError`."""
+    return with_schema(dict(sampling_params or {}) | ({"choices": choices} if choices else {}), schema)
 
 
 def _import_jobs() -> None:

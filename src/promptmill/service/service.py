@@ -116,6 +116,21 @@ class Service:
             raise unknown_model(name, self.offered)
         return self.plan_of(name)
 
+    async def job_plan(self, name: str | None, where: str = "model") -> ResolvedConfig:
+        """Return the plan of a job on the model that a client names: an offered one, or any that its rows may name.
+
+        `where` is the argument that names it. Raises like `plan_of`.
+        """
+        if not name or name in {*self.offered, DEFAULT}:
+            return self.plan_of(name)
+        if len(self.models) > 1:
+            raise unknown_model(name, self.offered, where)
+        plan = await self.decided() if self.plan.backend == AUTO else self.plan
+        allowed = self.row_models(plan)
+        if not plan.record.any_model or (allowed is not None and name not in allowed):
+            raise unknown_model(name, self.offered, where)
+        return plan.with_model(name)
+
     def widen(self, plan: ResolvedConfig, most: int) -> None:
         """Allow so many requests in flight to the model of `plan`, if it is loaded and limits them itself."""
         model = self._models.get(plan.name)

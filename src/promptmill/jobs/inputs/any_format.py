@@ -64,7 +64,8 @@ def format_of_input(files: InputFiles) -> str:
         raise input_error(f"The input file {path.name} is {what}.")
     if kind != "jsonl":
         return kind
-    if len(first := list(itertools.islice(first_objects(files), 2))) == 1 and _is_by_column(first[0]):
+    objects = list(itertools.islice(first_objects(files), 2))
+    if len(objects) == 1 and _is_by_column(objects[0]):
         raise input_error(
             f'{path.name} holds a table by columns, which is the default of pandas; write it with `orient="records"`.'
         )

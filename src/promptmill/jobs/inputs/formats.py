@@ -32,6 +32,8 @@ COMPRESSED = MappingProxyType({".gz": "gz", ".zst": "zst"})
 LINES = frozenset({"jsonl", "batch", "messages"})
 """Formats of an input whose rows are lines of JSON."""
 CELLS = frozenset({"csv", "tsv", "txt"})
+OF_CALLS = frozenset({"jsonl", "csv", "tsv", "parquet", "xlsx"})
+"""Formats that a call may name: the user's texts, JSON files and databases may be a program's."""
 TABLES = CELLS | {"parquet", "xlsx", "sql"}
 _LEVEL = 6  # the default of `gzip`; Python's default, 9, takes three times as long and saves 1 %
 _OUTPUTS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".xlsx", ".db#TABLE", ".duckdb#TABLE")

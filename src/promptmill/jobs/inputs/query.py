@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -22,7 +23,7 @@ from promptmill.jobs.inputs import remote
 from promptmill.jobs.inputs.files import Part, missing
 from promptmill.jobs.inputs.formats import check_installed, plain
 from promptmill.jobs.inputs.given import Given, temporary_folder
-from promptmill.jobs.members import SQLITE, duckdb_connected, duckdb_stamp, is_duckdb, literal, quoted, split
+from promptmill.jobs.members import DUCKDB, SQLITE, duckdb_connected, duckdb_stamp, is_duckdb, literal, quoted, split
 from promptmill.jobs.store.index import JobFolders
 from promptmill.system.safe_open import home_expanded
 
@@ -38,7 +39,8 @@ _READERS = MappingProxyType(
     }
 )
 """DuckDB's reader for the suffix of a file."""
-_SCHEME = re.compile(r"(?i)\b([a-z][a-z0-9+.-]*)://")
+_READ = re.compile(r"(?i)\b(?:from\s*|join\s*|(?:read_|glob|parquet_)\w*\s*\(\s*\[?\s*)'([a-z][a-z0-9+.-]*)://")
+"""A URL in a query that DuckDB reads, unlike one that it compares."""
 _OF_DUCKDB = frozenset({"http", "https", "file", "postgres", "postgresql"})
 """Schemes that DuckDB reads without fsspec."""
 _NOT_INSTALLED = re.compile(r"(?i)failed to download extension|install the required extension")
@@ -55,24 +57,27 @@ def is_query(sql: str | None, sources: Sequence[str]) -> bool:
 
 
 @contextlib.contextmanager
-def queried(folders: JobFolders, sql: str, sources: Sequence[str], known: str = "") -> Iterator[Given]:
-    """Evaluate a query and yield its rows. `sources`: the INPUT, which may be empty.
+def queried(folders: JobFolders, sql: str, sources: Sequence[str]) -> Iterator[Given]:
+    """Evaluate a query and yield its rows. `sources`: the INPUT, which may be empty. Blocks.
 
-    `known`: the digest of the rows that the job has read; if it is the same, no rows are yielded. Blocks. Raises
-    `PromptmillError` (`invalid_input`, `missing_dependency`, `storage`).
+    Raises `PromptmillError` (`invalid_input`, `missing_dependency`, `storage`).
     """
     check_installed(Path("rows.duckdb"))
     with temporary_folder(folders) as place:
         file = place / "rows.duckdb"
-        with _errors(), contextlib.closing(duckdb_connected(file, read_only=False)) as connection:
+        with _errors(), contextlib.closing(duckdb_connected(file, read_only=False, memory="80%")) as connection:
             query = _select(connection, sql)
-            _register(connection, [sql, *sources])
+            if len(sources) > 1 and any(map(_is_database, sources)):
+                raise input_error(Named("sql"), " goes with one database.")
+            for scheme in dict.fromkeys([*_READ.findall(sql), *map(_scheme_of, sources)]):
+                if scheme and scheme.lower() not in _OF_DUCKDB:  # with the credentials of INPUT by URL
+                    connection.register_filesystem(remote.filesystem(scheme.lower()))
             for name in sources:
-                _open(connection, name, len(sources))
+                _open(connection, name)
             connection.execute(f"CREATE TABLE {_ROWS} AS {query}")
             columns = connection.execute(f"DESCRIBE {_ROWS}").fetchall()
             key = hashlib.sha256(repr([sql, sources, columns, duckdb_stamp(connection, _ROWS)]).encode()).hexdigest()
-        yield Given(() if key == known else [Part(file)], key, "query")
+        yield Given([Part(file)], key, "query")
 
 
 def _select(connection: Any, sql: str) -> str:
@@ -83,25 +88,23 @@ def _select(connection: Any, sql: str) -> str:
     return str(statements[0].query).rstrip().rstrip(";")
 
 
-def _register(connection: Any, texts: Sequence[str]) -> None:
-    """Let DuckDB read the URLs in `texts` by fsspec, with the credentials of INPUT by URL."""
-    found = dict.fromkeys(scheme.lower() for text in texts for scheme in _SCHEME.findall(text))
-    for scheme in found:
-        if scheme not in _OF_DUCKDB:
-            connection.register_filesystem(remote.filesystem(scheme))
+def _scheme_of(name: str) -> str:
+    return name.partition("://")[0] if remote.is_url(name) else ""
 
 
-def _open(connection: Any, name: str, count: int) -> None:
+def _is_database(name: str) -> bool:
+    return is_duckdb(Path(name)) or name.lower().startswith(_POSTGRES)
+
+
+def _open(connection: Any, name: str) -> None:
     """Make the tables of an INPUT visible to the query."""
     path = home_expanded(name)
-    is_database = is_duckdb(path)
-    if is_database or name.lower().startswith(_POSTGRES):
-        if count > 1:
-            raise input_error(Named("sql"), " goes with one database.")
-        if is_database and not path.is_file():
-            raise missing(path)
-        kind = "READ_ONLY" if is_database else "TYPE postgres, READ_ONLY"
-        connection.execute(f"ATTACH {literal(str(path) if is_database else name)} AS source ({kind})")
+    if not remote.is_url(name) and plain(path).suffix.lower() in {DUCKDB, *_READERS} and not path.is_file():
+        raise missing(path)
+    place = literal(name if remote.is_url(name) else str(path))
+    if _is_database(name):
+        kind = "READ_ONLY" if is_duckdb(path) else "TYPE postgres, READ_ONLY"
+        connection.execute(f"ATTACH {place} AS source ({kind})")
         connection.execute("USE source")
         return
     reader = _READERS.get(plain(path).suffix.lower())
@@ -111,10 +114,7 @@ def _open(connection: Any, name: str, count: int) -> None:
             f" goes with databases and with {', '.join(_READERS)}, not with {path.name}; several files are written in "
             "the query: … from 'data/*.parquet'.",
         )
-    if _SCHEME.match(name) is None and not path.is_file():
-        raise missing(path)
     table = quoted(path.name.partition(".")[0])
-    place = literal(name if _SCHEME.match(name) else str(path))
     connection.execute(f"CREATE TEMP VIEW {table} AS FROM {reader}({place})")
 
 
@@ -126,16 +126,18 @@ def _errors() -> Iterator[None]:
     except PromptmillError:
         raise
     except Exception as error:  # noqa: BLE001 (DuckDB's, fsspec's and the stores' own)
-        lines = [line.strip() for line in str(error).splitlines()]
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        if lines and lines[0].startswith("Traceback"):  # of the package of a store
+            lines = lines[-1:]
         extension = _EXTENSION.search(str(error))
         if extension is not None and _NOT_INSTALLED.search(str(error)):
             raise PromptmillError(
                 Code.MISSING_DEPENDENCY,
                 f"DuckDB needs its extension {extension[1]}, and could not download it.",
-                f"Install it where extensions.duckdb.org can be reached: python -c "
+                f"Run, where extensions.duckdb.org can be reached: {sys.executable} -c "
                 f"\"import duckdb; duckdb.sql('INSTALL {extension[1]}')\"",
             ) from None
-        text = redact(" ".join(filter(None, _before_quote(lines))) or type(error).__name__)[:_MOST_SAID]
+        text = redact(" ".join(_before_quote(lines)) or type(error).__name__)[:_MOST_SAID]
         raise input_error(Named("sql"), f": {text}{'' if text.endswith(('.', '?')) else '.'}") from None
 
 

@@ -5,11 +5,15 @@ because a result may show the whole row, and the names of columns, because passw
 
 The beginning of the file is checked before the call returns, so that the call can fail with a refusal, and no error
 quotes a password as the name of a column. All rows are checked in the job's database before the first request.
+
+A query could split a key into pieces, too: so all tables of its database are checked.
 """
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from promptmill.core import values
@@ -20,11 +24,12 @@ from promptmill.jobs.inputs.cells import CellTable
 from promptmill.jobs.inputs.files import InputFiles
 from promptmill.jobs.inputs.formats import CELLS, format_by_suffix
 from promptmill.jobs.inputs.json_lines import first_objects
+from promptmill.jobs.inputs.sql_table import blocks_of_tables, columns_of_tables
 from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.spec import InputSpec
 from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule
 
-_PACKED = frozenset({"parquet", "xlsx"})  # a call may not name a database
+_PACKED = frozenset({"parquet", "xlsx", "sql"})
 _BLOCK = 1 << 20
 _BYTES = b"promptmill:bytes"  # the mark of bytes in `values`
 _BEGINNING = 4 << 20  # most files of a call are smaller; the check takes 30 ms
@@ -68,6 +73,9 @@ def check(store: JobDatabase, source: InputSpec, rule: FileRule, work: Work) -> 
         return
     name = source.path.name
     check_columns(name, source.header, source.style.arrow_schema, rule)
+    for part in source.parts:
+        if part.query:
+            _check_tables(part.path, rule)
 
     def lines() -> Iterator[bytes]:
         first = 0
@@ -79,6 +87,16 @@ def check(store: JobDatabase, source: InputSpec, rule: FileRule, work: Work) -> 
     words, line = rule.finder.find_in(lines())
     if words:
         raise _refusal(name, f"{words} in row {line}" if line else words)
+
+
+def _check_tables(database: Path, rule: FileRule) -> None:
+    try:
+        _check_names(database.name, columns_of_tables(database))
+        words, _ = rule.finder.find_in(blocks_of_tables(database))
+    except sqlite3.Error as error:
+        raise input_error(f"{database.name} cannot be read: {error}.") from None
+    if words:
+        raise _refusal(database.name, words)
 
 
 def _readable(cells: bytes) -> bytes:

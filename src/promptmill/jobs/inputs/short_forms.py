@@ -10,10 +10,10 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from promptmill.answers.schema import compile_schema, why_no_schema, why_not_json
-from promptmill.core.errors import input_error
+from promptmill.core.errors import Named, input_error
 from promptmill.core.request import list_of_choices
 from promptmill.core.values import JsonDict
 from promptmill.core.wording import did_you_mean, shape
@@ -93,6 +93,31 @@ def schema_in(path: Path) -> JsonDict:
         raise input_error(f"{path} {wrong}")
     compile_schema(schema, str(path))
     return schema
+
+
+def answer_forms(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the long forms of the options `choices`, `choices_many`, `schema` and `fields` in `given`.
+
+    They are `choices` or `schema`, and `system` if the choices have definitions. Raises `PromptmillError`.
+    """
+    long: dict[str, Any] = {}
+    forms = [name for name in ("choices", "schema", "fields") if not isinstance(given.get(name), bool | None)]
+    if forms[1:]:
+        raise input_error(Named(forms[0]), " goes without ", Named(forms[1]), ".")
+    if "choices" in given:
+        labels = labels_of(given["choices"])
+        long["choices"] = list(labels.texts)
+        if labels.definitions:
+            long["system"] = "\n\n".join(filter(None, (given.get("system"), labels.definitions)))
+        if given.get("choices_many"):
+            long |= {"choices": None, "schema": schema_of_many(labels.texts)}
+    elif given.get("choices_many"):
+        raise input_error(Named("choices_many"), " goes with ", Named("choices"), ".")
+    if isinstance(fields := given.get("fields"), str):
+        long |= {"schema": schema_of_fields(fields), "fields": True}
+    if isinstance(schema := given.get("schema"), str | Path):
+        long["schema"] = schema_in(home_expanded(schema))
+    return long
 
 
 def labels_of(choices: str | Path | Sequence[str] | Mapping[str, str]) -> Labels:

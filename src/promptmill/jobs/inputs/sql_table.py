@@ -10,6 +10,7 @@ import contextlib
 import datetime as dt
 import decimal
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from promptmill.core import values
@@ -21,7 +22,28 @@ from promptmill.jobs.members import all_of, connected, duckdb_connected, is_duck
 
 _AT_ONCE = 1024  # rows
 _TABLES = "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite_%' ORDER BY name"
+_STORED = "SELECT name FROM sqlite_master WHERE type = 'table'"
 _DUCKDB_TABLES = "SELECT table_name FROM information_schema.tables ORDER BY table_name"
+
+
+def blocks_of_tables(path: Path) -> Iterator[bytes]:
+    """Yield the rows of all tables of a SQLite database as bytes. Raises `sqlite3.Error`."""
+    with contextlib.closing(connected(path)) as connection:
+        for (table,) in connection.execute(_STORED).fetchall():
+            cursor = connection.execute(all_of(table))
+            while page := cursor.fetchmany(_AT_ONCE):
+                yield b"".join(b"%b\n" % b"\t".join(map(_bytes_of, row)) for row in page)
+
+
+def columns_of_tables(path: Path) -> list[str]:
+    """Return the names of the columns of all tables of a SQLite database. Raises `sqlite3.Error`."""
+    with contextlib.closing(connected(path)) as connection:
+        tables = connection.execute(_STORED).fetchall()
+        return [str(column[0]) for (table,) in tables for column in connection.execute(all_of(table)).description]
+
+
+def _bytes_of(cell: Any) -> bytes:
+    return cell if isinstance(cell, bytes) else str(cell).encode("utf-8", "replace")
 
 
 class SqlTable:
@@ -64,6 +86,8 @@ class SqlTable:
             raise
         except Exception as error:  # noqa: BLE001 (DuckDB has its own classes of errors)
             said = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+            if "attached databases" in said:
+                raise input_error(Named("sql"), f" reads {self._path.name} alone, without ATTACH and VACUUM.") from None
             raise input_error(f"{self._path.name} cannot be read: {said}.") from None
 
     def _connection(self) -> Any:

@@ -139,7 +139,8 @@ def check_names(names: Iterable[str], columns: Iterable[str], field: Named = PRO
     for name in sorted({*names} - {ROW, *known}):
         shown = ", ".join(mended(column)[:40] for column in known[:10]) or "none"
         meant = did_you_mean(name, map(mended, known), f"its columns: {shown}.")
-        raise input_error(field, f": the input has no column {name[:60]!r}; {meant}")
+        whole = (Named("each", "file", "{} asks about the whole file; "),) if name == "content" else ()
+        raise input_error(field, f": the input has no column {name[:60]!r}; ", *whole, meant)
 
 
 class ExpressionTemplate:

@@ -16,15 +16,16 @@ client, because a pattern finds files that its author has not seen. For the oper
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import itertools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, TypeVar
 
 import orjson
 
@@ -35,13 +36,14 @@ from promptmill.core.values import JsonDict
 from promptmill.core.wording import counted
 from promptmill.images import pdf
 from promptmill.jobs.inputs.files import IMAGES, all_files, is_several
-from promptmill.jobs.inputs.formats import SUFFIXES, plain
+from promptmill.jobs.inputs.formats import OF_CALLS, SUFFIXES, plain
 from promptmill.jobs.inputs.given import Given, written
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.order import JobOrder, Question
 from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule, RefusedError
 from promptmill.system.safe_open import NoFileError, OutsideError, home_expanded
 
+T = TypeVar("T")
 _PASSED_OVER = frozenset({"node_modules", "__pycache__", "venv"})  # files of other programs
 # Programs and prose: there, a value without quotes is a variable or a word, not a secret.
 _QUOTES_VALUES = re.compile(
@@ -51,6 +53,7 @@ _CONTENT = re.compile(r"\{[{%][^{}]*\bcontent\b")
 _LOOKED_AT = 1000  # files of a folder that are searched for a table
 _MAGIC = re.compile(r"[*?\[]")
 _LARGEST_FILE, _LARGEST = 1 << 20, 256 << 20
+_TOO_LARGE = f"is larger than {_LARGEST_FILE >> 20} MiB"
 _SHOWN = 20
 _IN_IMAGES = "(in the images)"
 """The `content` of a row whose file is sent as images, if other rows have texts."""
@@ -114,16 +117,12 @@ def written_whole(
     return order, source, [*found.left_out, *found.forms]
 
 
-class WholeFiles:
-    """The files that `names` match and that `rule` permits, as lines of JSON."""
+class FoundFiles:
+    """The files that `names` match and that `rule` permits."""
 
-    _encodings: Sequence[str] = ()
-    """The encodings of files that are not UTF-8."""
-    _not_utf8: Words = "is not UTF-8 text"
-
-    def __init__(self, names: Sequence[str], rule: FileRule, question: Question, as_pdf: PdfForm | None = None) -> None:
+    def __init__(self, names: Sequence[str], rule: FileRule) -> None:
         """Find the files. Blocks. Raises `PromptmillError` (`invalid_input`)."""
-        self._names, self._rule, self._as_pdf = names, replace(rule, is_guarded=True), as_pdf
+        self._names, self._rule = names, replace(rule, is_guarded=True)
         self._left_out: dict[Words, list[Path]] = {}
         """The omitted files, by reason."""
         self._looked_at = self.count = 0
@@ -131,10 +130,6 @@ class WholeFiles:
         """The files, and whether a pattern found each."""
         for path, is_found in self._each():
             self._files.setdefault(path, is_found)
-        has_pdfs = any(path.suffix.lower() == pdf.SUFFIX for path in self._files)
-        self.question = _question_of(question, as_pdf, has_pdfs=has_pdfs)
-        """The question about each file."""
-        self._pdf_forms = dict.fromkeys(("text", "images"), 0)
 
     @property
     def left_out(self) -> list[Words]:
@@ -147,54 +142,28 @@ class WholeFiles:
             found.append((count, *parts_of(reason), f": {names}"))
         return found
 
-    @property
-    def forms(self) -> list[Words]:
-        """A note on the form in which PDFs were sent; empty if the user chose the form or there are no PDFs."""
-        texts, images = self._pdf_forms.values()
-        if self._as_pdf is not None or not texts + images:
-            return []
-        parts = [f"{counted(texts, 'PDF')} sent as text"] if texts else []
-        parts += [f"{counted(images, 'PDF')} without text sent as images of the pages"] if images else []
-        return [(f"{', '.join(parts)}; ", Named("pdf"), " (text or images) chooses")]
+    def _usable(self, read: Callable[[Path], T]) -> Iterator[tuple[Path, T]]:
+        """Yield the files that `read` reads, with its results, in the order of `names`.
 
-    def lines(self) -> Iterator[bytes]:
-        """Yield a line for each file, in the order of `names`. Raises `PromptmillError` (`invalid_input`)."""
-        size = 0
+        Raises `PromptmillError` (`invalid_input`) if there is none, or for a file that no pattern found.
+        """
         for path, is_found in self._files.items():
             try:
-                row = self._row(path)
+                result = read(path)
             except PromptmillError as error:
                 if not is_found:
                     raise input_error(f"{path} ", *error.parts, ".") from None
                 self._leave_out(path, *error.parts)
                 continue
             self.count += 1
-            line = orjson.dumps({"path": str(path), **row}, option=orjson.OPT_APPEND_NEWLINE)
-            size += len(line)
-            self._check_size(size)
-            yield line
+            yield path, result
         if not self.count:
             reasons = [part for reason in self.left_out for part in ("; ", *reason)]
             raise input_error("No file to send", *(reasons or ["; correct the paths or patterns"]), ".")
 
-    def _row(self, path: Path) -> JsonDict:
-        fields, suffix = self.question.prompt_only, path.suffix.lower()
-        if suffix == pdf.SUFFIX:
-            return self._pdf_row(path)
-        if len(fields) == 1:
-            return self._text_row(path) if "content" in fields else self._image_row(path)
-        if suffix in IMAGES:
-            return {"content": _IN_IMAGES, **self._image_row(path)}
-        return {"images": [], **self._text_row(path)}
-
     def _each(self) -> Iterator[tuple[Path, bool]]:
         """Yield the files, and whether a pattern found each."""
         return itertools.chain.from_iterable(map(self._paths, self._names))
-
-    def _check_size(self, size: int) -> None:
-        if self.count > MOST_FILES or size > _LARGEST:
-            most = f"{counted(MOST_FILES, 'file')} or {_LARGEST >> 20} MiB"
-            raise input_error(f"`files` finds more than {most}; use narrower patterns.")
 
     def _leave_out(self, path: Path, reason: str | Named, *more: str | Named) -> None:
         if isinstance(reason, str):
@@ -244,6 +213,108 @@ class WholeFiles:
             elif not is_folder and not rest:
                 yield path
 
+    def _check_secrets(self, path: Path, data: bytes) -> None:
+        has_lines = not _QUOTES_VALUES.fullmatch(path.suffix.lower())
+        if words := self._rule.finder.find(data) or find_assigned(data, has_lines=has_lines):
+            raise input_error(f"{MAY_HOLD_SECRETS}: {words}")
+
+    def _read(self, path: Path, most: int) -> bytes:
+        with self._opened(path) as file:
+            return file.read(most)
+
+    @contextlib.contextmanager
+    def _opened(self, path: Path) -> Iterator[BinaryIO]:
+        try:
+            with os.fdopen(self._rule.open(path), "rb") as file:
+                yield file
+        except OutsideError:
+            raise input_error("leads outside the folders of `allowed_roots`") from None
+        except RefusedError as error:
+            raise input_error(str(error)) from None
+        except (NoFileError, FileNotFoundError):
+            raise input_error("is not a file that is there") from None
+        except (OSError, ValueError) as error:
+            raise input_error(f"cannot be read: {getattr(error, 'strerror', None) or 'not a usable path'}") from None
+
+
+class RowFiles(FoundFiles):
+    """Files of rows among them, whose rows are asked one by one."""
+
+    def paths(self) -> list[Path]:
+        """Return their resolved paths. Blocks. Raises `PromptmillError` (`invalid_input`)."""
+        paths = [path for _, path in self._usable(self._resolved)]
+        if len(paths) > MOST_FILES:
+            raise input_error(f"`files` finds more than {counted(MOST_FILES, 'file')}; use narrower patterns.")
+        return paths
+
+    def _resolved(self, path: Path) -> Path:
+        """Return where a path leads. Raises `PromptmillError`; its message is the predicate of a sentence."""
+        is_text = path.suffix.lower() == ".txt"
+        if not is_text and SUFFIXES.get(plain(path).suffix.lower()) not in OF_CALLS:
+            raise input_error(f"is no {' or '.join(sorted(OF_CALLS))} file, and no text")
+        data = self._read(path, _LARGEST_FILE + 1 if is_text else 0)
+        if len(data) > _LARGEST_FILE:
+            raise input_error(_TOO_LARGE)
+        self._check_secrets(path, data)
+        return self._rule.resolved(path)
+
+
+class WholeFiles(FoundFiles):
+    """The same files, each as a line of JSON."""
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        rule: FileRule,
+        question: Question,
+        as_pdf: PdfForm | None = None,
+        encoding: str | None = None,
+    ) -> None:
+        """`encoding`: of files that are not UTF-8. Raises `PromptmillError` (`invalid_input`)."""
+        super().__init__(names, rule)
+        self._as_pdf = as_pdf
+        self._encodings = [encoding] if encoding else []
+        windows = ("is not UTF-8 text (", Named("encoding", "cp1252"), " reads text of Windows)")
+        self._not_utf8: Words = f"is not UTF-8 text or {encoding}" if encoding else windows
+        has_pdfs = any(path.suffix.lower() == pdf.SUFFIX for path in self._files)
+        self.question = _question_of(question, as_pdf, has_pdfs=has_pdfs)
+        """The question about each file."""
+        self._pdf_forms = dict.fromkeys(("text", "images"), 0)
+
+    @property
+    def forms(self) -> list[Words]:
+        """A note on the form in which PDFs were sent; empty if the user chose the form or there are no PDFs."""
+        texts, images = self._pdf_forms.values()
+        if self._as_pdf is not None or not texts + images:
+            return []
+        parts = [f"{counted(texts, 'PDF')} sent as text"] if texts else []
+        parts += [f"{counted(images, 'PDF')} without text sent as images of the pages"] if images else []
+        return [(f"{', '.join(parts)}; ", Named("pdf"), " (text or images) chooses")]
+
+    def lines(self) -> Iterator[bytes]:
+        """Yield a line for each file, in the order of `names`. Raises `PromptmillError` (`invalid_input`)."""
+        size = 0
+        for path, row in self._usable(self._row):
+            line = orjson.dumps({"path": str(path), **row}, option=orjson.OPT_APPEND_NEWLINE)
+            size += len(line)
+            self._check_size(size)
+            yield line
+
+    def _row(self, path: Path) -> JsonDict:
+        fields, suffix = self.question.prompt_only, path.suffix.lower()
+        if suffix == pdf.SUFFIX:
+            return self._pdf_row(path)
+        if len(fields) == 1:
+            return self._text_row(path) if "content" in fields else self._image_row(path)
+        if suffix in IMAGES:
+            return {"content": _IN_IMAGES, **self._image_row(path)}
+        return {"images": [], **self._text_row(path)}
+
+    def _check_size(self, size: int) -> None:
+        if self.count > MOST_FILES or size > _LARGEST:
+            most = f"{counted(MOST_FILES, 'file')} or {_LARGEST >> 20} MiB"
+            raise input_error(f"`files` finds more than {most}; use narrower patterns.")
+
     def _image_row(self, path: Path) -> JsonDict:
         """Return the row of an image; the image is read when it is sent. Raises the errors of `_text_row`."""
         if path.suffix.lower() not in IMAGES:
@@ -286,38 +357,17 @@ class WholeFiles:
             raise input_error("is an image; a prompt without {{content}} asks about each image")
         data = self._read(path, _LARGEST_FILE + 1)
         if len(data) > _LARGEST_FILE:
-            raise input_error(f"is larger than {_LARGEST_FILE >> 20} MiB")
-        self._check_secrets(path, data)
+            raise input_error(_TOO_LARGE)
         text = None
         for encoding in ("utf-8-sig", *self._encodings):  # text in another encoding is hardly ever valid UTF-8
             with contextlib.suppress(ValueError):
                 text = data.decode(encoding)
                 if "\0" not in text:
+                    self._check_secrets(path, text.encode("utf-8", "replace"))
                     return {"content": text}
-        raise input_error(*parts_of(self._not_utf8 if text is None else "is not text"))
-
-    def _check_secrets(self, path: Path, data: bytes) -> None:
-        has_lines = not _QUOTES_VALUES.fullmatch(path.suffix.lower())
-        if words := self._rule.finder.find(data) or find_assigned(data, has_lines=has_lines):
-            raise input_error(f"{MAY_HOLD_SECRETS}: {words}")
-
-    def _read(self, path: Path, most: int) -> bytes:
-        with self._opened(path) as file:
-            return file.read(most)
-
-    @contextlib.contextmanager
-    def _opened(self, path: Path) -> Iterator[BinaryIO]:
-        try:
-            with os.fdopen(self._rule.open(path), "rb") as file:
-                yield file
-        except OutsideError:
-            raise input_error("leads outside the folders of `allowed_roots`") from None
-        except RefusedError as error:
-            raise input_error(str(error)) from None
-        except (NoFileError, FileNotFoundError):
-            raise input_error("is not a file that is there") from None
-        except (OSError, ValueError) as error:
-            raise input_error(f"cannot be read: {getattr(error, 'strerror', None) or 'not a usable path'}") from None
+        self._check_secrets(path, data)
+        is_text = text is None and (b"\0" not in data or data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)))
+        raise input_error(*parts_of(self._not_utf8 if is_text else "is not text"))
 
 
 class OwnFiles(WholeFiles):
@@ -332,10 +382,7 @@ class OwnFiles(WholeFiles):
         encoding: str | None = None,
     ) -> None:
         self._given, self._output = given, output
-        self._encodings = [encoding] if encoding else []
-        windows = ("is not UTF-8 text (", Named("encoding", "cp1252"), " reads text of Windows)")
-        self._not_utf8 = f"is not UTF-8 text or {encoding}" if encoding else windows
-        super().__init__([], FileRule(), question, as_pdf)
+        super().__init__([], FileRule(), question, as_pdf, encoding)
 
     def _each(self) -> Iterator[tuple[Path, bool]]:
         here = Path.cwd()

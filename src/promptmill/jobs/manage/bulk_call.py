@@ -37,7 +37,7 @@ from promptmill.jobs.inputs import given as given_rows
 from promptmill.jobs.inputs import remote
 from promptmill.jobs.inputs.given import Given
 from promptmill.jobs.inputs.query import is_query, queried
-from promptmill.jobs.inputs.short_forms import labels_of, schema_in, schema_of_fields, schema_of_many
+from promptmill.jobs.inputs.short_forms import answer_forms
 from promptmill.jobs.inputs.whole_files import written_whole
 from promptmill.jobs.manage.bulk_options import BulkOptions, takes_options
 from promptmill.jobs.manage.bulk_result import BulkResult, answer_of, lines_of
@@ -67,7 +67,6 @@ _ARGUMENTS = {
     "default_model": "model",
     "response_format": "schema",
     "system_prompt": "system",
-    "answer_schema": "schema",
     "rows": "limit",  # of `Limits`
 }
 """The arguments of fields and keys that have other names."""
@@ -128,6 +127,25 @@ def bulk(rows: Any, output: str | Path | None = None, **options: Unpack[BulkOpti
 async def bulk_async(rows: Any, output: str | Path | None = None, **options: Unpack[BulkOptions]) -> BulkResult:
     """Do the same as `bulk`, inside a running event loop."""
     return await _answered(await asyncio.to_thread(_Call.of, rows, output, options))
+
+
+def run_job(
+    order: JobOrder,
+    source: Given,
+    configuration: Configuration,
+    folders: JobFolders,
+    *,
+    progress: bool | Callable[[Mapping[str, Any]], object] | None = None,
+) -> None:
+    """Run the job of an order to its end. `progress`: see `bulk`. Raises `PromptmillError` if it stops early."""
+    written, watch = contextlib.ExitStack(), _watch(show=progress)
+    call = _Call(None, {}, configuration, order, folders, source, written, is_loose=False, watch=watch)
+    runtime.run_anywhere(_run(call))
+
+
+async def _run(call: _Call) -> None:
+    async with call.admitted() as (job, service):
+        await call.run(job, service)
 
 
 async def _answered(call: _Call) -> BulkResult:
@@ -260,8 +278,8 @@ class _Call:
         """Write the rows to a temporary file and return the call. Raises `PromptmillError`."""
         given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
         with _errors([*given, "rows"]), contextlib.ExitStack() as written:
-            given |= _answer_forms(given)
-            configuration = _configuration(given)
+            given |= answer_forms(given)
+            configuration = configuration_of(given)
             state = {"PROMPTMILL_STATE": str(given["state"])} if "state" in given else os.environ
             folders = JobFolders.from_environ(state)
             paths, source = _paths(rows), None
@@ -450,12 +468,11 @@ def _fetched(
     folders: JobFolders, url: str, target: Path, urls: dict[str, str]
 ) -> contextlib.AbstractContextManager[Given]:
     """Return the rows at a URL; add the URL, with the commit of a dataset, to `urls`. Raises `PromptmillError`."""
-    folder = folders.of(target)
-    before, order = folder.spec, folder.order
+    order = folders.of(target).order
     earlier = order.shown.urls.get("input_file", "").split() if order is not None else []
     names = remote.pinned([url], earlier, lambda text: warnings.warn(text, stacklevel=4))
     urls["input_file"] = redact(" ".join(names))
-    return remote.fetched(folders, names, _silent, before.input.sha256 if before is not None and before.is_read else "")
+    return remote.fetched(folders, names, _silent)
 
 
 def _silent(text: str) -> None:
@@ -501,28 +518,6 @@ def _bar(ipython: Any) -> Watch:
     return show
 
 
-def _answer_forms(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert the short forms of `choices`, `schema` and `fields` to options. Raises `PromptmillError`."""
-    long: dict[str, Any] = {}
-    forms = [name for name in ("choices", "schema", "fields") if given.get(name, True) is not True]
-    if forms[1:]:
-        raise input_error(Named(forms[0]), " goes without ", Named(forms[1]), ".")
-    if "choices" in given:
-        labels = labels_of(given["choices"])
-        long["choices"] = list(labels.texts)
-        if labels.definitions:
-            long["system"] = "\n\n".join(filter(None, (given.get("system"), labels.definitions)))
-        if given.get("choices_many"):
-            long |= {"choices": None, "schema": schema_of_many(labels.texts)}
-    elif given.get("choices_many"):
-        raise input_error(Named("choices_many"), " goes with ", Named("choices"), ".")
-    if isinstance(fields := given.get("fields"), str):
-        long |= {"schema": schema_of_fields(fields), "fields": True}
-    if isinstance(schema := given.get("schema"), str | Path):
-        long["schema"] = schema_in(home_expanded(schema))
-    return long
-
-
 def _order(given: Mapping[str, Any], inputs: Sequence[Path], output: Path, folders: JobFolders) -> JobOrder:
     given = {**given, "system_prompt": given.get("system")}
     if "from_job" in given:
@@ -534,12 +529,12 @@ def _order(given: Mapping[str, Any], inputs: Sequence[Path], output: Path, folde
         raise input_error(Named(str(first["loc"][0])), f" {first['msg'].removeprefix('Input ')}.") from None
 
 
-def _configuration(given: Mapping[str, Any]) -> Configuration:
+def configuration_of(given: Mapping[str, Any]) -> Configuration:
+    """Return the configuration with the options `given` of `bulk`. Raises `PromptmillError`."""
     endpoint = {name: given[name] for name in _OF_THE_ENDPOINT if name in given}
     config, backend, settings = given.get("config"), given.get("backend"), given.get("settings", {})
     sampling = {name: given[name] for name in Sampling.model_fields.keys() | BESIDE if name in given}
     sampling = dict(with_schema(sampling, given.get("schema")))
-
     models = given.get("model")
     model = models if models is None or isinstance(models, str) else next(iter(models), None)
 

@@ -41,6 +41,7 @@ from promptmill.jobs.inputs.given import Given
 from promptmill.jobs.inputs.questions import questions_of
 from promptmill.jobs.run import steps, validation
 from promptmill.jobs.run.admission import Change, Job
+from promptmill.jobs.run.order_files import with_query
 from promptmill.jobs.run.runner import Hooks, Runner, until_ended
 from promptmill.jobs.store.database import DamagedError, Work
 from promptmill.jobs.store.folder import Folder
@@ -168,7 +169,9 @@ async def done_apart(
     finally:
         child.kill()
         await child.wait()
-    raise input_error(f"{name} cannot be read: {ended}. A row, or the prompt of one, may take too much memory or time.")
+    raise input_error(
+        f"{name} cannot be read: {ended}. A row, its prompt, or a query may take too much memory or time."
+    )
 
 
 def _packed(function: Callable[..., object], **arguments: object) -> bytes:
@@ -266,13 +269,17 @@ class _Watched(threading.Event):
 
 def _check(_: Work, plan: ResolvedConfig, order: JobOrder, folders: JobFolders, given: Given | None) -> dict[str, Any]:
     runtime.limit_computing(_VALIDATION_S)
-    may_name = Service(_configuration(plan), plan=plan).row_models(plan)
-    return validation.check(plan, order, folders, may_name, given=given, are_paths_resolved=True)
+    service = Service(_configuration(plan), plan=plan)
+    named = {variant.model for variant in order.variants} & {*service.offered}
+    plans = {name: service.plan_of(name).with_sampling(order.sampling).capped for name in named}
+    may_name = service.row_models(plan)
+    return validation.check(plan, order, folders, may_name, given=given, plans=plans, are_paths_resolved=True)
 
 
 def _check_columns(_: Work, order: JobOrder, rule: FileRule) -> None:
     runtime.limit_computing(_STUCK_S)
-    files = input_files.opened(input_files.find(order.inputs, order.output), encoding=order.reading.encoding)
+    parts = with_query(input_files.find(order.inputs, order.output), order.reading.sql)
+    files = input_files.opened(parts, encoding=order.reading.encoding)
     kind = format_of_input(files)
     source = input_of(files, kind)
     row_secrets.check_columns(files.parts[0].path.name, source.header, source.style.arrow_schema, rule)

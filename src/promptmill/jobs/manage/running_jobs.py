@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from types import MappingProxyType
+from typing import Any, Literal, TypeAlias
 
 from promptmill.config.resolved_config import ResolvedConfig
 from promptmill.core.bounds import LONGEST_PATH, MOST_RUNNERS
@@ -22,7 +23,7 @@ from promptmill.jobs.inputs import formats
 from promptmill.jobs.inputs import given as given_rows
 from promptmill.jobs.inputs.given import Given
 from promptmill.jobs.inputs.row_secrets import OTHERWISE
-from promptmill.jobs.inputs.whole_files import PdfForm, WholeFiles
+from promptmill.jobs.inputs.whole_files import PdfForm, RowFiles, WholeFiles
 from promptmill.jobs.manage import detached
 from promptmill.jobs.manage.call_limits import Place, Places
 from promptmill.jobs.manage.job_rows import Only, results_page
@@ -43,7 +44,6 @@ from promptmill.system.safe_open import OutsideError, home_expanded
 
 _WAIT_S = 1.0
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:[/\\]")  # as a path it has a single slash; a drive has a single letter
-_FORMATS = frozenset({"jsonl", "csv", "tsv", "parquet", "xlsx"})
 _DISK_SHARE = 0.5  # of the free disk, for the rows of one job
 Approve: TypeAlias = Callable[[float | None, float | None], Awaitable[None]]
 """Gets the estimated and the highest cost of a job (None: unknown). It raises to prevent the job."""
@@ -94,9 +94,11 @@ class RunningJobs:
         *,
         prompts: Sequence[Any] | None = None,
         files: Sequence[str] | None = None,
+        each: Literal["file", "line"] | None = None,
         as_pdf: PdfForm | None = None,
         validate: bool = False,
         plan: ResolvedConfig | None = None,
+        plans: Mapping[str, ResolvedConfig] = MappingProxyType({}),
         approve: Approve | None = None,
         caller: Caller = USER,
     ) -> dict[str, Any]:
@@ -104,10 +106,11 @@ class RunningJobs:
 
         The paths of `order` are as the call named them, relative or absolute; `.` stands for no output. `prompts`
         are rows in place of an input file. So are `files`, of which each is a row, its content or its image for the
-        prompt alone. Without an output, their answers are in the job's database. The same rows resume the same job for
-        the same `caller` only, because no client may learn what another one asks.
+        prompt alone; with `each` "line", their rows are the rows. Without an output, their answers are in the job's
+        database. The same rows resume the same job for the same `caller` only, because no client may learn what another
+        one asks.
 
-        `plan`: the plan of the call, if it changes settings of the configuration.
+        `plan`: the plan of the call, if it changes settings of the configuration. `plans`: see `admission.admit`.
 
         `validate` starts nothing and returns the findings in the file instead. `approve` gets the cost of the rows
         that have no answer yet.
@@ -121,39 +124,63 @@ class RunningJobs:
                     raise input_error("`prompts` is an empty list; send at least one prompt.")
                 lines = given_rows.lines_of(prompts, "text" if order.question.templates else "prompt", "prompts")
                 source, notes = await self._given(lines, caller, opened), dict[str, Any]()
+            elif files is not None and each == "line":
+                paths = await asyncio.to_thread(RowFiles(files, self.rule).paths)
+                order, source, notes = order.model_copy(update={"inputs": tuple(paths)}), None, {"files": len(paths)}
             elif files is not None:
                 order, source, notes = await self._whole_files(order, files, as_pdf, caller, opened)
             else:
                 source, notes = None, {}
             plan = await self._service.settled(plan or self._service.plan)
-            order = self._resolved(order, source, caller)
+            order = self._resolved(order, source, caller, are_inputs_resolved=files is not None)
             if source is not None and order.output == Path():
                 job_id = given_rows.loose_id(source, plan, order)
                 order = order.model_copy(update={"output": self.folders.loose(job_id).answers})
                 self._own[job_id] = caller.session
-            running = await asyncio.to_thread(self._running, order)
-            if running is not None and not validate:
-                return running | notes
-            if validate or approve is not None:
-                async with self._validating:
-                    checked = await detached.validated(plan, order, self.folders, source)
-                if validate:
-                    message = "Nothing was sent and no job was made."
-                    return {"job_id": "", "state": "validated", "message": message} | notes | checked
-                assert approve is not None
-                await self._approved(approve, order, checked)
-            job = await self._admitted(order, plan, source)
-            with contextlib.ExitStack() as held:
-                held.callback(job.close)
-                if job.finished:
-                    job.close()
-                    return self._status_of(job, "The job is finished already.") | notes
-                if source is not None and (unread := await asyncio.to_thread(job.unread)) is not None:
-                    await self._apart(steps.reading(job, unread), job, lambda _: None)
-                    job.load()
-                held.pop_all()
-            await self._launch(job)
-        return self._status_of(job, "Ask bulk_status how far it is.") | notes
+            found = await self._started(order, source, plan, plans, approve=approve, validate=validate)
+            return found | notes
+
+    async def start_given(
+        self, order: JobOrder, source: Given, plan: ResolvedConfig, approve: Approve | None, caller: Caller
+    ) -> dict[str, Any]:
+        """Start the job of rows that the server wrote for a call, without an output; or resume it. See `start`."""
+        self._own[order.output.parent.name] = caller.session
+        return await self._started(order.model_copy(update={"owner": caller.owner}), source, plan, approve=approve)
+
+    async def _started(
+        self,
+        order: JobOrder,
+        source: Given | None,
+        plan: ResolvedConfig,
+        plans: Mapping[str, ResolvedConfig] = MappingProxyType({}),
+        *,
+        approve: Approve | None,
+        validate: bool = False,
+    ) -> dict[str, Any]:
+        """Start the job of an order whose paths are resolved. See `start`."""
+        running = await asyncio.to_thread(self._running, order)
+        if running is not None and not validate:
+            return dict(running)
+        if validate or approve is not None:
+            async with self._validating:
+                checked = await detached.validated(plan, order, self.folders, source)
+            if validate:
+                message = "Nothing was sent and no job was made."
+                return {"job_id": "", "state": "validated", "message": message} | checked
+            assert approve is not None
+            await self._approved(approve, order, checked)
+        job = await self._admitted(order, plan, source, plans)
+        with contextlib.ExitStack() as held:
+            held.callback(job.close)
+            if job.finished:
+                job.close()
+                return dict(self._status_of(job, "The job is finished already."))
+            if source is not None and (unread := await asyncio.to_thread(job.unread)) is not None:
+                await self._apart(steps.reading(job, unread), job, lambda _: None)
+                job.load()
+            held.pop_all()
+        await self._launch(job)
+        return dict(self._status_of(job, "Ask bulk_status how far it is."))
 
     async def _whole_files(
         self,
@@ -164,13 +191,15 @@ class RunningJobs:
         opened: contextlib.AsyncExitStack,
     ) -> tuple[JobOrder, Given, dict[str, Any]]:
         """Return an order, its rows, each of which is a file, and notes: how many, which are left out."""
-        found = await asyncio.to_thread(WholeFiles, files, self.rule, order.question, as_pdf)
+        encoding = order.reading.encoding
+        found = await asyncio.to_thread(WholeFiles, files, self.rule, order.question, as_pdf, encoding)
         source = await self._given(found.lines(), caller, opened)
         left_out = [worded(reason, argument_name) for reason in found.left_out]
         notes: dict[str, Any] = {"files": found.count, **({"left_out": left_out} if left_out else {})}
         if found.forms:
             notes["pdf"] = worded(found.forms[0], argument_name)
-        return order.model_copy(update={"question": found.question}), source, notes
+        reading = order.reading.model_copy(update={"encoding": None})  # the lines are UTF-8
+        return order.model_copy(update={"question": found.question, "reading": reading}), source, notes
 
     async def _given(self, lines: Iterator[bytes], caller: Caller, opened: contextlib.AsyncExitStack) -> Given:
         """Return rows that came in a call, in a file as long as `opened` is."""
@@ -179,12 +208,14 @@ class RunningJobs:
         opened.push_async_callback(asyncio.to_thread, writing.__exit__, None, None, None)
         return source._replace(key=digest(source.key, caller.session))
 
-    def _resolved(self, order: JobOrder, source: Given | None, caller: Caller) -> JobOrder:
+    def _resolved(
+        self, order: JobOrder, source: Given | None, caller: Caller, *, are_inputs_resolved: bool
+    ) -> JobOrder:
         """Return an order with the resolved paths of the files that a call names. Raises `PromptmillError`."""
         changes: dict[str, Any] = {}
-        if source is None:
+        if source is None and not are_inputs_resolved:
             changes["inputs"] = (self.allowed(str(order.inputs[0]), "input_file"),)
-        else:
+        if source is not None:
             changes["owner"] = caller.owner
         if source is None or order.output != Path():
             changes["output"] = self.allowed(str(order.output), "output_file")
@@ -210,7 +241,8 @@ class RunningJobs:
             folder = self.folders.of(order.output)
             found = await asyncio.to_thread(lambda: folder.status)
             answered: int = found.get("done", 0) - found.get("failed", 0)
-            left = max(0, checked["rows"] - answered) / max(1, checked["rows"])
+            wanted = checked["rows"] * max(1, len(order.variants))
+            left = max(0, wanted - answered) / max(1, wanted)
         if left:
             await approve(*(None if cost is None else cost * left for cost in (estimated, most)))
 
@@ -340,23 +372,34 @@ class RunningJobs:
         return ended
 
     async def _are_columns_checked(self, order: JobOrder, plan: ResolvedConfig) -> bool:
-        """Check the columns of a Parquet file or workbook in another process: a crafted file can end its reader."""
+        """Check the columns of a Parquet file, workbook or query in another process.
+
+        A crafted file can end its reader, and a query may compute for ever.
+        """
         path = order.inputs[0]
-        if not path.is_absolute() or formats.format_by_suffix(path, "input_file") not in {"parquet", "xlsx"}:
+        kind = formats.format_by_suffix(path, "input_file") if path.is_absolute() else ""
+        if kind not in {"parquet", "xlsx", "sql"}:
             return False
         folder = self.folders.of(order.target)
-        if await asyncio.to_thread(lambda: folder.spec) is None:
+        if kind == "sql" or await asyncio.to_thread(lambda: folder.spec) is None:
             async with self._places:
                 await detached.check_columns(order, plan.file_rule)
         return True
 
-    async def _admitted(self, order: JobOrder, plan: ResolvedConfig, given: Given | None) -> Job:
+    async def _admitted(
+        self,
+        order: JobOrder,
+        plan: ResolvedConfig,
+        given: Given | None,
+        plans: Mapping[str, ResolvedConfig] = MappingProxyType({}),
+    ) -> Job:
         admit = partial(
             admission.admit,
             order,
             plan,
             self.folders,
             given=given,
+            plans=plans,
             are_columns_checked=given is None and await self._are_columns_checked(order, plan),
             are_paths_resolved=True,
         )
@@ -505,11 +548,13 @@ class RunningJobs:
             ) from None
         check_name(real)
         kind = formats.format_by_suffix(real, name)
-        if kind not in _FORMATS:  # the user's texts and JSON files are no concern of a caller
+        is_database = (name, kind) == ("input_file", "sql") and members.file_of(real).suffix.lower() != ".duckdb"
+        if kind not in formats.OF_CALLS and not is_database:
+            usable = ".jsonl, .csv, .tsv, .parquet, .xlsx" + (", .db" if name == "input_file" else "")
             whole = "; `files` sends whole texts." if (name, kind) == ("input_file", "txt") else "."
             raise input_error(
-                f"{name} is a {formats.plain(real).suffix} file; use one of .jsonl, .csv, .tsv, .parquet, .xlsx here: "
-                f"others may be a program's{whole}"
+                f"{name} is a {formats.plain(real).suffix} file; use one of {usable} here: others may be a "
+                f"program's{whole}"
             )
         if input_files.is_several(real):
             raise input_error(f"{name} is a folder or a pattern; name a file.")

@@ -82,14 +82,14 @@ def _input_of(order: JobOrder, target: Path, given: Given | None, folder: Folder
     Raises `PromptmillError` (`invalid_input`).
     """
     if given is not None:
-        return Path(given.name), _with_query(given.parts, order.reading.sql)
+        return Path(given.name), with_query(given.parts, order.reading.sql)
     if not order.inputs[0].is_absolute():  # the order that began the job passed the rows
         return order.inputs[0], ()
     for path in order.inputs:
         check_name(path)
     is_read = folder is not None and _has_read(folder, order.inputs)
     try:
-        parts = _with_query(input_files.find(order.inputs, target), order.reading.sql)
+        parts = with_query(input_files.find(order.inputs, target), order.reading.sql)
     except PromptmillError:
         if not is_read:
             raise
@@ -100,7 +100,7 @@ def _input_of(order: JobOrder, target: Path, given: Given | None, folder: Folder
     return parts[0].path if is_file else real_path(order.inputs[0]), parts
 
 
-def _with_query(parts: Sequence[Part], sql: str | None) -> Sequence[Part]:
+def with_query(parts: Sequence[Part], sql: str | None) -> Sequence[Part]:
     """Add the query to the databases of an input. Raises `PromptmillError` for other files."""
     if sql is None:
         return parts

@@ -474,8 +474,12 @@ class Runner:
         reader, offered = self._reader(plan), self.service.offered
         names = [name for name in self.service.usable if name in offered]
         if len(names) > 1:
-            reader = replace(reader, models={name: self._reader(self.service.plan_of(name).capped) for name in names})
+            reader = replace(reader, models={name: self._reader(self._plan_of(name)) for name in names})
         return list(requests_of(job.spec, reader, targets))
+
+    def _plan_of(self, name: str) -> ResolvedConfig:
+        """Return the plan of another model of this job, under the job's own sampling."""
+        return self.service.plan_of(name).with_sampling(self._job.order.sampling).capped
 
     def _reader(self, plan: ResolvedConfig) -> RowReader:
         job, spec = self._job, self._job.spec

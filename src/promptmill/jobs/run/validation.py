@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
@@ -30,7 +31,7 @@ from promptmill.jobs.run.order_files import OrderFiles
 from promptmill.jobs.run.sure_rounds import sample_of
 from promptmill.jobs.store.database import JobDatabase, Work
 from promptmill.jobs.store.index import JobFolders
-from promptmill.jobs.store.order import JobOrder
+from promptmill.jobs.store.order import JobOrder, Sure
 from promptmill.jobs.store.spec import JobSpec, Origin
 
 _SHOWN = 20
@@ -50,7 +51,7 @@ def check(
     """Return the counts `rows`, `invalid` and `images`, the first `problems`, and an estimate of tokens.
 
     The estimate includes the system prompt, but not images or the additions of a chat template. `may_name`: see
-    `RowReader`. `plans`: see `admission.admit`. `given`, `are_paths_resolved`: see `OrderFiles.of`.
+    `RowReader`. `given`, `are_paths_resolved`: see `OrderFiles.of`. `plans`: see `admission.admit`.
     """
     if order.cut is not None:
         raise input_error("Validate the whole input, without ", Named("shard"), ".")
@@ -58,7 +59,7 @@ def check(
     with contextlib.ExitStack() as opened:
         folder = Path(opened.enter_context(TemporaryDirectory()))
         store = opened.enter_context(contextlib.closing(JobDatabase(folder / "job.db", write=True)))
-        spec = admission.spec_of("", files, plan, order, {})
+        spec = admission.spec_of("", files, plan, order, plans)
         assert files.input is not None
         spec, _ = ingest(store, spec, input_of(files.input, spec.input.format), Work())
         if spec.input.is_file:
@@ -67,7 +68,11 @@ def check(
         found["notes"] = list(columns.notes(spec))
         if spec.input.format != "batch" and (note := _repeated_ids(store, spec, order)):
             found["notes"].append(note)
-        return found | _cost(plan, found) | _sample(plan, order, plans, found)
+        models = dict.fromkeys(target.model for target in spec.targets)
+        answering = {name: plans.get(name) or (plan.with_model(name) if name else plan) for name in models}
+        sure = {} if order.sure is None else {"sure": _sample(answering[order.sure.model], order.sure, found)}
+        found["estimated_prompt_tokens"] *= len(answering)
+        return found | _cost([*answering.values()], found, spec.question.prompts) | sure
 
 
 def _repeated_ids(store: JobDatabase, spec: JobSpec, order: JobOrder) -> str:
@@ -127,35 +132,31 @@ def _check_rows(
     }
 
 
-def _cost(plan: ResolvedConfig, found: Mapping[str, Any]) -> dict[str, float | None]:
-    price = price_of(plan)
-    if price is None:
-        return {}
-    tokens, longest = found["estimated_prompt_tokens"], plan.settings.sampling_params.max_tokens
-    rows_ = found["rows"] - found["invalid"]
-    each = Usage(tokens // max(1, found["rows"]))  # prices may rise with the length of one prompt
-    tier = tier_of(plan.settings.extra_params)
-    prompts = price.cost(each, tier) * found["rows"]
-    if longest is None:
-        return {"estimated_cost": prompts, "most_cost": None}
-    return {"estimated_cost": prompts, "most_cost": prompts + price.cost(Usage(0, longest), tier) * rows_}
+def _cost(plans: Sequence[ResolvedConfig], found: Mapping[str, Any], prompts: int) -> dict[str, float | None]:
+    """Return the cost if each of the models answers so many `prompts` of each row; empty if a price is unknown."""
+    asked, answered = found["rows"] * prompts, (found["rows"] - found["invalid"]) * prompts
+    each = Usage(found["estimated_prompt_tokens"] // len(plans) // max(1, asked))  # prices may rise with one's length
+    estimated, most = 0.0, 0.0
+    for plan in plans:
+        price, tier = price_of(plan), tier_of(plan.settings.extra_params)
+        if price is None:
+            return {}
+        longest = plan.settings.sampling_params.max_tokens
+        estimated += price.cost(each, tier) * asked
+        most += math.inf if longest is None else price.cost(Usage(0, longest), tier) * answered
+    return {"estimated_cost": estimated, "most_cost": None if most == math.inf else estimated + most}
 
 
-def _sample(
-    plan: ResolvedConfig, order: JobOrder, plans: Mapping[str, ResolvedConfig], found: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return `sure`, the size of the sample and what the strong model's part of its prompts costs; `{}` without it."""
-    if (rule := order.sure) is None:
-        return {}
+def _sample(strong: ResolvedConfig, rule: Sure, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the size of the sample, and what it and all rows cost at the strong model, as far as a price is known."""
     rows_ = found["rows"] - found["invalid"] - found.get("skipped", 0)
-    size = sample_of(rows_, rule)
+    size, price = sample_of(rows_, rule), price_of(strong)
     sure: dict[str, Any] = {"model": rule.model, "rows": rows_, "sampled": size}
-    own = plans.get(rule.model)
-    price = price_of(plan, rule.model) if own is None else price_of(own)
     if price is not None:
-        each = price.cost(Usage(found["estimated_prompt_tokens"] // max(1, found["rows"])), "")
-        sure |= {"sample_cost": each * size, "cost_alone": each * rows_}
-    return {"sure": sure}
+        each = Usage(found["estimated_prompt_tokens"] // max(1, found["rows"]))
+        cost = price.cost(each, tier_of(strong.settings.extra_params))
+        sure |= {"sample_cost": cost * size, "cost_alone": cost * rows_}
+    return sure
 
 
 def _check_payload(conversation: Conversation, rules: images.ImageRules, where: str) -> None:

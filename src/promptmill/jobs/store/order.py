@@ -262,6 +262,16 @@ class Reading(Stored):
     encoding: str | None = None
     """The encoding of CSV, TSV or text, such as `cp1252`; None for UTF-8, which is checked."""
 
+    @classmethod
+    def of(cls, sql: str | None = None, encoding: str | None = None) -> Reading:
+        """Return the options. Raises `PromptmillError` (`invalid_input`) for an unknown encoding."""
+        try:
+            "".encode(encoding or "utf-8")
+        except (LookupError, ValueError):
+            known = " is no encoding; use cp1252, utf-16, latin-1, …"
+            raise input_error(Named("encoding"), f": {str(encoding)[:20]!r}{known}") from None
+        return cls(sql=sql, encoding=encoding)
+
 
 class Shown(Stored):
     """The words for an order in messages, status and reports."""
@@ -284,6 +294,8 @@ class JobOrder(Stored):
     reading: Reading = Reading()
     question: Question = Question()
     system_prompt: str = ""
+    sampling: Mapping[str, Any] = {}
+    """Sampling parameters of a call. They override the sampling of each model that answers."""
     form: AnswerForm = AnswerForm()
     limits: Limits = Limits()
     earlier: Earlier = Earlier()
@@ -334,7 +346,7 @@ class JobOrder(Stored):
             ray=_cluster(**given(address="ray", replicas="replicas", gpus="num_gpus", cpus="num_cpus")),
             variants=variants,
             sure=sure,
-            reading=Reading(**given(sql="sql", encoding="encoding")),
+            reading=Reading.of(**given(sql="sql", encoding="encoding")),
             **given(system_prompt="system_prompt"),
             **more,
         )
