@@ -83,6 +83,6 @@ def test_an_order_and_a_job_of_an_older_database_are_read():
     spec = spec.with_input(style=Style(";", has_bom=True))
     stored = spec.model_dump(mode="json")
     assert JobSpec.model_validate(stored) == spec
-    assert stored["input"].pop("style") == [";", True, ""]
+    assert stored["input"].pop("style") == [";", True, "", []]
     stored["input"] |= {"delimiter": ";", "has_bom": True, "arrow_schema": ""}
     assert JobSpec.model_validate({**stored, **stored.pop("origin")}) == spec

@@ -1024,8 +1024,7 @@ async def test_files_are_asked_one_by_one_without_their_content_in_any_result(be
             "is a folder that is passed over": ("1 file left out", {".git"}),
             "leads outside the folders of `allowed_roots`": ("1 file left out", {"link.md"}),
             "is not a file that is there": ("1 file left out", {"loop"}),
-            "is not UTF-8 text (the encoding cp1252 reads text of Windows)": ("1 file left out", {"picture.md"}),
-            "is not text": ("1 file left out", {"zeros.md"}),
+            "is not text": ("2 files left out", {"picture.md", "zeros.md"}),
             "is larger than 1 MiB": ("1 file left out", {"large.md"}),
         }
         found = await ended(call, job["job_id"], "finished")
@@ -1218,12 +1217,12 @@ async def test_the_answers_of_another_job_count(table, tools):
     assert len(table.upstream.seen) == 10
 
 
-async def test_empty_rows_are_left_out_and_the_error_of_one_names_the_argument(bench, tools):
+async def test_empty_rows_are_left_out_or_fail(bench, tools):
     async with tools() as call:
         rows = [{"prompt": "a"}, {"prompt": ""}]
         found = await ran(call, prompts=rows)
         (failed,) = (await call("bulk_results", job_id=found["job_id"], only="failed"))["rows"]
-        assert "`skip_empty`" in failed["error"]["message"]
+        assert "leave such rows out" in failed["error"]["message"]
         found = await ran(call, prompts=rows, skip_empty=True)
         assert found["failed"] == 0
         assert len((await call("bulk_results", job_id=found["job_id"]))["rows"]) == 1
@@ -1462,3 +1461,30 @@ async def test_an_unknown_judge_is_named(summaries, tools):
     async with tools(Service(Configuration(limited))) as call:
         with pytest.raises(ToolError, match="judge: there is no model 'large'"):
             await call("compare", **_JUDGED, judge="large")
+
+
+async def test_labels_may_be_sure_over_mcp_and_results_say_how_sure(bench, tools):
+    """The input has a column `score` of its own, and its fields stay away without `with_input`."""
+
+    def reply(seen: Any) -> Any:
+        return answer("yes", logprobs={"content": [{"token": "yes", "logprob": -(int(seen.prompt[7:]) % 7) / 10}]})
+
+    bench.upstream.reply = choose(reply)
+    bench.write([{"id": f"r{n}", "text": f"review {n}", "score": 9} for n in range(300)])
+    order = {"prompt": "{{text}}", "choices": ["yes", "no"]}
+    async with tools() as call:
+        with pytest.raises(ToolError, match=r"`sure\.agree` '2' is not a share"):
+            await ran(call, **order, sure={"model": "strong", "agree": 2})
+        job = await ran(call, **order, sure={"model": "strong"})
+        (row, *_) = (await call("bulk_results", job_id=job["job_id"]))["rows"]
+    assert job["sure"]["pays"]
+    assert (row["id"], row["answer"], row["score_1"], "score" in row) == ("r0", "yes", 1.0, False)
+    assert row["sure"] in {"cheap", "sample"}
+
+
+async def test_a_page_of_a_grid_says_which_model_gave_each_answer(bench, tools):
+    bench.prompts(1)
+    async with tools() as call:
+        job = await ran(call, model=["one", "two"])
+        rows = (await call("bulk_results", job_id=job["job_id"]))["rows"]
+    assert [(row["model"], row["variant"]) for row in rows] == [("one", "one"), ("two", "two")]

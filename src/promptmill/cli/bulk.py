@@ -209,6 +209,7 @@ def _order_of(arguments: argparse.Namespace, inputs: Sequence[Path], output: Pat
     system = options.system_prompt_of(arguments)
     sql = None if is_query(arguments.sql, arguments.input) else arguments.sql
     named = {"prompt": prompt, "model": models, "system_prompt": system, "from_job": other, "sql": sql}
+    named["recall"] = dict(arguments.recall) if arguments.recall else None
     return JobOrder.of(inputs, output, vars(arguments) | named)
 
 

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from promptmill.jobs.manage.running_jobs import RunningJobs
 
 _ENVELOPE = 4 << 10
-_OF_THE_ROW = {"left_out", "index", "id", "custom_id", "model", "path"}
 _PAGE_BYTES = 8 << 20
 _NUMBER_OR_NULL = {"anyOf": [{"type": "integer"}, {"type": "null"}]}
 _STATUS: JsonDict = {
@@ -143,6 +142,8 @@ def _argument_of(parameters: Container[str], named: Named) -> str | None:
     """Return the argument of `bulk_generate` for a field of an order; None if its `parameters` lack it."""
     if named.field == "status":
         return "bulk_status"
+    if named.field in {"agree", "certainty", "second", "recall"}:
+        return f"`sure.{named.field}`"
     return argument_name(named) if named.field in parameters else None
 
 
@@ -192,14 +193,6 @@ async def _plans_of(
     plan, *others = [await plan_of_call(service, await service.job_plan(name), *asked) for name in models]
     named = zip(models, (plan, *others), strict=True)
     return plan, {name: own for name, own in named if others and name is not None and name in service.offered}
-
-
-def _without_input(rows: list[JsonDict], columns: Mapping[str, str]) -> list[JsonDict]:
-    """Return the answers of rows and their ids, without the input's other fields, which the client knows."""
-    from promptmill.jobs.columns import OURS
-
-    kept = _OF_THE_ROW | {columns.get(name, name) for name in OURS}
-    return [{name: value for name, value in row.items() if name in kept} for row in rows]
 
 
 def add_bulk_tools(
@@ -352,6 +345,15 @@ def add_bulk_tools(
         choices_many: Annotated[
             bool, Field(description="Any number of `choices` per answer; false unless given.")
         ] = False,
+        sure: Annotated[
+            dict[str, Any] | None,
+            Field(
+                description="With `choices` or `schema`: `model` is a strong model; the cheap one answers where both "
+                "surely agree. `agree` (0.95) of the labels or more agree with it, with `certainty` (0.95); also "
+                "`second`, another cheap model, and `recall` by label. Null unless given.",
+                examples=[{"model": "good-1", "agree": 0.95}],
+            ),
+        ] = None,
         max_cost: arguments.MaxCost = None,
         answer_column: Annotated[
             str,
@@ -384,6 +386,7 @@ def add_bulk_tools(
             "again": again,
             "keep": keep,
             "dedupe": dedupe,
+            "sure": sure,
         }
         _check_source(input_file, output_file, prompts, files, options)
         models, running, caller = _models_of(model, prompt), await jobs(), caller_of(ctx, service)
@@ -395,7 +398,10 @@ def add_bulk_tools(
             given = {name: value for name, value in form.items() if value is not None}
             form |= answer_forms(given | {"choices_many": choices_many})
             asked = form["schema"], sampling_params, form["choices"]
-            plan, plans = await _plans_of(service, models, asked)
+            strong = () if sure is None else (sure.get("model"), sure.get("second"))
+            plan, plans = await _plans_of(
+                service, [*models, *(name for name in strong if isinstance(name, str))], asked
+            )
             if (input_file or files is not None) and not validate:
                 plan = await service.settled(plan)  # another call could choose an endpoint while the model is open
                 await questions.check_endpoint(ctx, plan)
@@ -498,9 +504,8 @@ def _add_tools_of_a_job(
         Returns `rows`, `state`, and `next_offset`: null at the end. Rows without an outcome are left out; until
         `state` is `finished`, read again later from the first missing row.
         """
-        found = await asyncio.to_thread((await jobs()).results, job_id, offset, limit, only, caller_of(ctx, service))
-        if not with_input:
-            found["rows"] = _without_input(found["rows"], found.get("columns", {}))
+        results = functools.partial((await jobs()).results, with_input=with_input)
+        found = await asyncio.to_thread(results, job_id, offset, limit, only, caller_of(ctx, service))
         characters = page_characters(ctx) if max_characters == PAGE_CHARACTERS else max_characters
         found = await asyncio.to_thread(page, found, characters, copies=1)
         if (most := most_bytes(ctx, service.plan)) is not None:

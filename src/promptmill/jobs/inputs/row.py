@@ -68,7 +68,7 @@ class Style(NamedTuple):
     """Whether the text begins with a byte-order mark, or needs one: Excel reads UTF-8 without a mark as cp1252."""
     arrow_schema: str = ""
     """The schema of Parquet, see `parquet.packed_schema`."""
-    uncomputed: Sequence[str] = ()
+    uncomputed: tuple[str, ...] = ()
     """The columns of a workbook with formulas that no program has computed: their cells are read as empty."""
 
 

@@ -29,10 +29,13 @@ from promptmill.jobs.store.database import AT_ONCE, JobDatabase, Row
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.records import SLOT, Record
 from promptmill.jobs.store.spec import JobSpec
+from promptmill.jobs.sure.labels import marks_of
 from promptmill.system.call_files import MAY_HOLD_SECRETS, FileRule
 
 _VALUE = 24  # bytes of text that take as long on the event loop as a value; a page has up to 300,000 values
 Only = Literal["all", "answers", "failed"]
+_IDENTIFIES = frozenset({"left_out", "index", "id", "custom_id", "model", "path"})
+"""The fields that a row keeps where the input is left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +142,9 @@ def _text(turn: Message) -> str:
     return "\n".join(found)
 
 
-def results_page(folder: Folder, rule: FileRule, offset: int, limit: int, only: Only) -> dict[str, Any]:
+def results_page(
+    folder: Folder, rule: FileRule, offset: int, limit: int, only: Only, *, with_input: bool
+) -> dict[str, Any]:
     """Return answered rows from row `offset` on, in input order. Blocks. See `RunningJobs.results`."""
     found: list[dict[str, Any]] = []
     with folder.reading() as store:
@@ -152,8 +157,12 @@ def results_page(folder: Folder, rule: FileRule, offset: int, limit: int, only: 
                 after = each.row.n
                 break
             answered = _answer_fields(each.record, names)
-            own = fields.of(each.row) | variant_values(spec, each.slot)
-            found.append({names.get("row", "row"): each.row.n} | own | answered)
+            own = fields.of(each.row)
+            if not with_input:
+                own = {name: value for name, value in own.items() if name in _IDENTIFIES}
+            marks = {names.get(name, name): value for name, value in marks_of(spec, each).items()}
+            own |= variant_values(spec, each.slot)
+            found.append({names.get("row", "row"): each.row.n} | own | answered | marks)
             size += _size(each.row.cells or b"") + _size(orjson.dumps(answered))
             last = each.row.n
     now = status.read(folder)

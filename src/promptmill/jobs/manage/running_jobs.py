@@ -241,7 +241,7 @@ class RunningJobs:
             folder = self.folders.of(order.output)
             found = await asyncio.to_thread(lambda: folder.status)
             answered: int = found.get("done", 0) - found.get("failed", 0)
-            wanted = checked["rows"] * max(1, len(order.variants))
+            wanted = checked["rows"] * (1 if order.sure is not None else max(1, len(order.variants)))
             left = max(0, wanted - answered) / max(1, wanted)
         if left:
             await approve(*(None if cost is None else cost * left for cost in (estimated, most)))
@@ -461,16 +461,24 @@ class RunningJobs:
             self._own[job_id] = ""
 
     def results(
-        self, job_id: str, offset: int, limit: int, only: Only = "all", caller: Caller = USER
+        self,
+        job_id: str,
+        offset: int,
+        limit: int,
+        only: Only = "all",
+        caller: Caller = USER,
+        *,
+        with_input: bool = True,
     ) -> dict[str, Any]:
         """Return answered rows from row `offset` (from 0) on, in input order; also before the job's end. Blocks.
 
-        `only`: only answered rows, or only failed ones.
+        `only`: only answered rows, or only failed ones. `with_input`: with all fields of the input rows, not only those
+        that identify them.
 
         `next_offset` is the next page's, None at the end of the input; rows without an answer yet are left out.
         """
         folder, _ = self._found(job_id, caller)
-        return results_page(folder, self.rule, offset, limit, only)
+        return results_page(folder, self.rule, offset, limit, only, with_input=with_input)
 
     def output_of(self, job_id: str, caller: Caller) -> Path:
         """Return the output of a job that its caller may see. Raises `PromptmillError` (`invalid_input`). Blocks."""

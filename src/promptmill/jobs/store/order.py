@@ -208,18 +208,21 @@ class Sure(Stored):
         Raises `PromptmillError` (`invalid_input`).
         """
         model = options.get("sure")
-        given = {name: options[name] for name in cls.model_fields.keys() - {"model"} if options.get(name)}
+        given = {name: options[name] for name in cls.model_fields.keys() - {"model"} if options.get(name) is not None}
         if model is None:
             for name in given:
                 raise input_error(Named(name), " goes with ", Named("sure", "MODEL"), ".")
             return None
         given |= {"model": model} if isinstance(model, str) else dict(model)
+        for name in given.keys() - cls.model_fields.keys():
+            raise input_error(Named("sure"), f" has no field {name[:40]}; it has {', '.join(cls.model_fields)}.")
         for name in ("agree", "certainty"):
             if given.get(name) is not None:
                 given[name] = _share(name, given[name])
-        given["recall"] = {
-            str(label): _share("recall", share) for label, share in dict(given.get("recall", ())).items()
-        }
+        recall = given.get("recall") or {}
+        if not isinstance(recall, Mapping):
+            raise input_error(Named("recall"), ' has a share for each label, such as {"fraud": 0.95}.')
+        given["recall"] = {str(label): _share("recall", share) for label, share in recall.items()}
         try:
             return cls(**{name: value for name, value in given.items() if value is not None})
         except ValidationError as error:
