@@ -111,7 +111,7 @@ def _right(gold: JsonObject, most: int) -> Section:
         (f"{field['field']}, {file['name']}", *_span(file, "accuracy")) for field in fields for file in field["files"]
     ]
     bars += [(f"{'all fields, ' if fields else ''}{file['name']}", *_span(file, "accuracy")) for file in files]
-    lines = [have_right(gold), *spelled(gold), *right_lines(gold), *differs_by_field(gold)]
+    lines = [have_right(gold), *spelled(gold), *right_lines(gold), *share_lines(gold), *differs_by_field(gold)]
     if "classes" not in files[0]:
         return Section(f"right, by {gold['column']}{'' if fields else ', word for word'}", lines, bars)
     rows = []
@@ -261,6 +261,17 @@ def right_lines(gold: JsonObject) -> Iterator[str]:
             yield f"{file['name']}  {right_of(file)}"
 
 
+def share_lines(gold: JsonObject) -> Iterator[str]:
+    """Yield the shares of the labels among all rows, corrected for the errors that the right answers reveal."""
+    parts = gold.get("fields") or [{**gold, "field": ""}]
+    found = [(part["field"], file) for part in parts for file in part["files"] if file.get("shares")]
+    if found:
+        yield f"shares of all {gold['of']:,} rows, if those with a right answer were drawn at random"
+    for field, file in found:
+        name = f"{cut(field, 24)}, {file['name']}" if field else file["name"]
+        yield f"{name}  {status.shares(file['shares'])}"
+
+
 def differs_by_field(gold: JsonObject) -> Iterator[str]:
     """Yield the differences of each field."""
     for field in gold.get("fields", ()):
@@ -344,6 +355,8 @@ def methods(found: JsonObject) -> Iterator[str]:
         yield f"p: {TEST}"
     if gold:
         yield f"interval of a share: {SHARE_INTERVAL}"
+    if gold and any(share_lines(gold)):
+        yield "shares: corrected for the labels' errors, see docs/review.md"
     if b'"similarity"' in orjson.dumps({name: found.get(name) for name in ("pairs", "gold")}):
         yield f"similarity: {SIMILARITY}"
 

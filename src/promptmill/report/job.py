@@ -28,7 +28,7 @@ from promptmill.jobs.store.database import DamagedError, JobDatabase
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.rounds import ANSWERED
 from promptmill.jobs.store.spec import JobSpec
-from promptmill.jobs.store.status_record import CourseRecord, FieldResults, Results, Status
+from promptmill.jobs.store.status_record import CourseRecord, FieldResults, LabelShare, Results, Status
 from promptmill.report import page
 from promptmill.report.job_table import CUT, FAILED, PROMPT_NAME, JobTable, variant_names
 from promptmill.report.page import MOST_ROWS, Report, when
@@ -43,6 +43,7 @@ Bars: TypeAlias = tuple[str, str, list[tuple[str, int, str]], str]
 """A title, the column whose values are counted, the values with their numbers and a remark, and a sentence."""
 _MOST_IMAGES, _IMAGE_SIDE = 200, 160
 _PICTURES = 1_000_000  # characters of all thumbnails
+_SHARES = "Each share is that of the strong model's labels if it answered every row, with its interval."
 _QUANTILES = {"median": 0.5, "p95": 0.95}
 
 
@@ -88,7 +89,7 @@ def _page(folder: Folder) -> tuple[bytes, tuple[int, int, str]]:
             table.add(row)
     rows = table.finished(has_images=bool(pictures.found))
     found |= cast("Status", {name: count for name, count in counts.items() if name in _OF_ROWS})
-    failures = found.get("errors", {})
+    failures, shares = found.get("errors", {}), found.get("sure", {}).get("shares", {})
     data = {
         **_heading(found),
         "notes": list(found.get("warnings", ())),
@@ -96,8 +97,8 @@ def _page(folder: Folder) -> tuple[bytes, tuple[int, int, str]]:
         "answers": _of_answers(results),
         "counts": [
             *_of_variants(spec, by_slot),
-            *([] if "fields" in results else _of_values(table.name_of("answer"), results)),
-            *(_of_field(table, name, field) for name, field in results.get("fields", {}).items()),
+            *([] if "fields" in results else _of_values(table.name_of("answer"), results, shares.get("", {}))),
+            *(_of_field(table, name, field, shares.get(name, {})) for name, field in results.get("fields", {}).items()),
         ],
         "failures": [(code, count, *_example(code, examples.get(code, ""))) for code, count in failures.items()],
         "thumbnails": pictures.found,
@@ -127,7 +128,7 @@ def _rounds(store: JobDatabase) -> str:
 
 def _of_variants(spec: JobSpec, by_slot: Mapping[int, tuple[int, int]]) -> Iterator[Bars]:
     for column, title in ((MODEL, "Answers by model"), (PROMPT_NAME, "Answers by prompt")):
-        names = [variant_names(spec, slot).get(column, "") for slot in range(len(spec.targets))]
+        names = [variant_names(spec, slot).get(column, "") for slot in range(spec.delivered)]
         sums = {name: [0, 0] for name in names if name}
         for slot, name in enumerate(names):
             for at, count in enumerate(by_slot.get(slot, (0, 0)) if name else ()):
@@ -193,16 +194,22 @@ def _of_answers(results: Results) -> str:
     return f"{kinds}{more}; {status.lengths(results)}."
 
 
-def _of_values(column: str, results: Results) -> Iterator[Bars]:
+def _of_values(column: str, results: Results, shares: Mapping[str, LabelShare]) -> Iterator[Bars]:
     if values := results.get("values"):
-        yield "", column, [(unescaped(value), count, "") for value, count in values.items()], ""
+        bars = [(unescaped(value), count, _remark(shares, value)) for value, count in values.items()]
+        yield "", column, bars, _SHARES if shares else ""
 
 
-def _of_field(table: JobTable, name: str, field: FieldResults) -> Bars:
+def _of_field(table: JobTable, name: str, field: FieldResults, shares: Mapping[str, LabelShare]) -> Bars:
     column = table.name_of(FIELD + name)
     if "values" in field:
-        return name, column, [(value, count, "") for value, count in field["values"].items()], ""
+        bars = [(value, count, _remark(shares, value)) for value, count in field["values"].items()]
+        return name, column, bars, _SHARES if shares else ""
     return name, column, [], status.span(field)
+
+
+def _remark(shares: Mapping[str, LabelShare], value: str) -> str:
+    return status.share(shares[value]) if value in shares else ""
 
 
 def _example(code: str, text: str) -> tuple[str, str]:

@@ -31,7 +31,7 @@ _SAFE = 1 << 53  # JavaScript has no whole numbers beyond
 def variant_names(spec: JobSpec, slot: int) -> dict[str, str]:
     """Return the model and the name of the prompt of the answers in a slot, as far as the job has several."""
     target, names = spec.targets[slot], dict[str, str]()
-    if len({target.model for target in spec.targets}) > 1:
+    if len({target.model for target in spec.targets[: spec.delivered]}) > 1:
         names[MODEL] = target.model
     if spec.question.prompts > 1:
         names[PROMPT_NAME] = target.name.removeprefix(f"{target.model}/")

@@ -40,7 +40,8 @@ from promptmill.jobs.store.rounds import NEVER, Round
 from promptmill.jobs.store.spec import UNREAD, OutputRecord, Target
 from promptmill.jobs.store.statistics import JobCounts
 from promptmill.jobs.store.status_record import RunStatus, SureStatus
-from promptmill.jobs.sure.labels import count_givers, status_of
+from promptmill.jobs.sure.job_shares import job_shares, labelled_fields
+from promptmill.jobs.sure.labels import count_givers, status_of, vote_status
 from promptmill.service.service import Service
 from promptmill.system.runtime import stay_responsive
 
@@ -534,10 +535,13 @@ class Runner:
 
     def _count_values(self) -> None:
         store, spec = self._job.folder.store, self._job.spec
+        by_field = self._job.spec.output.answer_schema is not None
+        results = self.progress.output.results = statistics.results(store, self._end, by_field=by_field)
+        self.progress.votes = vote_status(store, spec, min(self._end, SLOT))
         if spec.sure is not None:
             self.progress.sure = status_of(spec) | cast("SureStatus", count_givers(store, spec, min(self._end, SLOT)))
-        by_field = self._job.spec.output.answer_schema is not None
-        self.progress.output.results = statistics.results(self._job.folder.store, self._end, by_field=by_field)
+            if found := job_shares(store, spec, labelled_fields(results), self._end):
+                self.progress.sure["shares"] = found
 
     def _give_up(self, error: PromptmillError) -> None:
         self._stop(_JobStopped(states.STOPPED, error))
