@@ -12,21 +12,38 @@ the row that ended the count is left out of both numbers. So it is here, because
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import orjson
 
+from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import LAST_KEY, JobDatabase
 from promptmill.jobs.store.records import PERSON, SLOT, Record
 from promptmill.jobs.store.rounds import ANSWERED
 from promptmill.jobs.store.spec import JobSpec, SurePart
-from promptmill.jobs.store.status_record import LabelShare
+from promptmill.jobs.store.status_record import LabelShare, Results, RunStatus, SureStatus
 from promptmill.jobs.sure import cut as cuts
+from promptmill.jobs.sure.labels import count_givers, status_of, vote_status
 from promptmill.jobs.sure.panel import cheap_of, label_of, score_of
 from promptmill.jobs.sure.shares import Stratum, shares
+
+
+def label_figures(store: JobDatabase, spec: JobSpec, before: int) -> RunStatus:
+    """Return the fields `results`, `votes` and `sure` of a status, for the rows below `before`. Blocks.
+
+    Raises the errors of `JobDatabase`.
+    """
+    results = statistics.results(store, before, by_field=spec.output.answer_schema is not None)
+    found: RunStatus = {"results": results}
+    if votes := vote_status(store, spec, min(before, SLOT)):
+        found["votes"] = votes
+    if spec.sure is not None:
+        found["sure"] = status_of(spec) | cast("SureStatus", count_givers(store, spec, min(before, SLOT)))
+        if its := job_shares(store, spec, _labelled_fields(results), before):
+            found["sure"]["shares"] = its
+    return found
 
 
 def job_shares(
@@ -112,9 +129,8 @@ def _plain(text: str | None) -> str:
     return value if isinstance(value, str) else (text or "null")
 
 
-def labelled_fields(results: object) -> list[str]:
-    """Return the fields whose values are labels, by the `Results` of a job; `[""]` if its answers are labels."""
-    found = results if isinstance(results, dict) else {}
-    if fields := found.get("fields"):
-        return [name for name, field in itertools.islice(fields.items(), 20) if field.get("values")]
-    return [""] if found.get("values") else []
+def _labelled_fields(results: Results) -> list[str]:
+    """Return the fields whose values are labels; `[""]` if the answers are labels."""
+    if fields := results.get("fields"):
+        return [name for name, field in fields.items() if field.get("values")]
+    return [""] if results.get("values") else []
