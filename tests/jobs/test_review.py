@@ -14,7 +14,9 @@ import pytest
 
 import browser
 import killed
+import promptmill
 from labellers import LABELS, label, labellers, named, sent
+from promptmill.jobs.store.lock import Lock
 from promptmill.jobs.store.records import PERSON, SLOT
 from replies import answer, choose, status
 
@@ -123,7 +125,7 @@ def test_a_sure_job_lists_confident_disagreements_and_rows_near_the_cut(bench):
     assert scores == sorted(scores)
     for row in found[: kinds.index("near the cut")]:
         assert delivered[int(row["row"]) - 1]["sure"] == "sample"
-        assert row["cheap"] != row["answer"] == label("strong", row["text"])[0]
+        assert row["small"] != row["answer"] == label("strong", row["text"])[0]
 
 
 def test_a_job_with_several_models_lists_where_they_differ(bench):
@@ -151,6 +153,25 @@ def test_without_scores_there_is_nothing_to_review(bench):
     bench.write([{"id": f"r{n}", "text": f"review {n}"} for n in range(3)])
     bench.succeed(*LABELLED, *named(bench))
     assert "labels have scores with --votes, --sure or log probabilities" in reviewed(bench).stdout
+
+
+def test_a_random_sample_gives_the_shares_of_all_rows(voted):
+    rows = table(voted, "--sample", "30")
+    assert len({row["row"] for row in rows}) == 30
+    assert {row["why"] for row in rows} == {"at random"}
+    assert [row["row"] for row in table(voted, "--sample", "30")] == [row["row"] for row in rows]
+    right = {row["id"]: LABELS[(int(row["row"]) - 1) % 3] for row in rows}
+    with (voted.path / "review.csv").open("w", encoding="utf-8", newline="") as file:
+        out = csv.DictWriter(file, rows[0].keys())
+        out.writeheader()
+        out.writerows({**row, "label": right[row["id"]]} for row in rows)
+    found = promptmill.compare(str(voted.path / "out.jsonl"), gold=f"{voted.path / 'review.csv'}:label")
+    gold = found.figures["gold"]
+    assert (gold["rows"], gold["of"], gold["matched"]) == (30, ROWS, "by id")
+    assert gold["files"][0]["shares"].keys() == set(LABELS)
+    reviewed(voted, "--take", "review.csv")
+    after = promptmill.compare(str(voted.path / "out.jsonl"), gold=f"{voted.path / 'review.csv'}:label")
+    assert "shares" not in after.figures["gold"]["files"][0], "rows of a person do not stand for the others"
 
 
 # ---- the labels
@@ -238,7 +259,8 @@ def test_the_labels_of_a_person_count_as_right_in_a_sure_job(bench):
     before = bench.folder.status["sure"]
     reviewed(bench, "--take", "decisions.csv")
     sure = bench.folder.status["sure"]
-    assert sure["person"] == 30
+    assert bench.folder.status["person"] == 30
+    assert "30 labels by a person" in bench.jobs(bench.folder.job_id).stdout
     assert sure["cheap"] + sure["strong"] + 30 == rows == before["cheap"] + before["strong"]
     assert sure["shares"][""].keys() == set(LABELS)
     sent_before = sent(bench)
@@ -281,6 +303,29 @@ def test_labels_of_a_schema_must_fit_it(bench, tmp_path):
     decide(bench, {1: '{"tone": "negative"}'})
     reviewed(bench, "--take", "decisions.csv")
     assert bench.answers()[0]["answer"] == {"tone": "negative"}
+
+
+def test_a_running_job_takes_no_labels(voted):
+    decide(voted, {10: "neutral"})
+    lock = Lock.take(voted.folder.lock)
+    assert lock is not None
+    try:
+        assert "is running; take the labels after its end" in reviewed(voted, "--take", "decisions.csv", code=2).stderr
+    finally:
+        lock.release()
+
+
+def test_a_job_that_is_not_finished_keeps_the_labels_for_its_output(bench):
+    bench.upstream.reply = choose(lambda _: answer("positive"))
+    bench.write([{"id": f"r{n}", "text": f"review {n}"} for n in range(100)])
+    bench.run(*LABELLED, *named(bench), concurrency=2, killed_at="after-write:1")
+    done = [record.row for record in bench.records()]
+    decide(bench, {done[0] + 1: "neutral"})
+    found = reviewed(bench, "--take", "decisions.csv", "--choices", "positive,neutral")
+    assert "; the next run of the job writes the output" in found.stdout
+    assert not bench.output.exists()
+    bench.succeed(*LABELLED, *named(bench))
+    assert [n for n, row in enumerate(bench.answers()) if row["answer"] == "neutral"] == done[:1]
 
 
 def test_an_output_that_somebody_changed_is_not_replaced(voted):
@@ -366,11 +411,12 @@ async def test_keys_choose_labels_and_the_saved_decisions_are_taken(hostile):
         await page.run(press("t"))
         assert await page.run("document.activeElement.id") == "other"
         await page.run("document.getElementById('other').value = 'odd, \"label\"'")
-        await page.run(
-            "document.getElementById('other').dispatchEvent(new KeyboardEvent('keydown', {key: 'Enter', bubbles: true}))"
-        )
+        await page.run(f"document.getElementById('other').{press('Enter')}")
         assert await page.run("document.getElementById('count').textContent") == "3 of 12 rows decided"
-        await page.open(file)
+        for _ in range(50):  # another process of the browser may show the page before it has the decisions
+            await page.open(file)
+            if await page.run("decisions.size") == 3:
+                break
         assert await page.run("decisions.size") == 3, "the browser keeps the decisions"
         for width, scheme in ((1200, "light"), (390, "dark")):
             await page.look(width, 844, scheme)
@@ -378,7 +424,7 @@ async def test_keys_choose_labels_and_the_saved_decisions_are_taken(hostile):
             if folder := os.environ.get("REPORT_PICTURES"):
                 (Path(folder) / f"review-{scheme}-{width}.png").write_bytes(await page.picture())
         await page.run(press("s"))
-        while not (saved := [path for path in downloads.glob("*.csv")]):
+        while not (saved := list(downloads.glob("*.csv"))):
             await page.run("new Promise(done => setTimeout(done, 20))")
         text = await page.run("decided()")
         assert not await page.run("window.hit")

@@ -100,6 +100,8 @@ def summary(
     if votes := found.get("votes"):
         unanimous = f"{votes['unanimous']:,} of {counted(votes['rows'], 'row')} have {votes['votes']} equal votes"
         lines += _labelled(("votes", f"{unanimous}, {votes['ties']:,} a tie"))
+    if persons := found.get("person"):
+        lines += _labelled(("person", f"{counted(persons, 'label')} by a person"))
     lines += _labelled(
         ("answers", results(found)), ("errors", ", ".join(f"{count:,} {code}" for code, count in errors.items()))
     )

@@ -30,6 +30,9 @@ def add_options(parser: Parser) -> None:
         "-o", "--output", type=Path, metavar="FILE", help=".html, .csv or .xlsx; else a page, OUTPUT.review.html"
     )
     parser.add_argument("--rows", type=at_least_one, metavar="N", help=f"so many rows; else {ROWS}")
+    parser.add_argument(
+        "--sample", type=at_least_one, metavar="N", help="N rows at random instead, for `compare --gold FILE`"
+    )
     parser.add_argument("--take", type=Path, metavar="FILE", help="store the labels of a review; nothing is sent")
     parser.add_argument("--choices", metavar="LABELS", help="labels, also those that no answer has, such as yes,no")
     parser.add_argument("--open", action="store_true", help="show the page in the browser")
@@ -39,6 +42,7 @@ def add_options(parser: Parser) -> None:
         "promptmill review labels.csv --open      # a page; it saves JOB.decisions.csv",
         "promptmill review labels.csv -o review.xlsx --rows 200",
         "promptmill review labels.csv --take JOB.decisions.csv",
+        "promptmill review labels.csv --sample 200 -o sample.xlsx      # for compare labels.csv --gold sample.xlsx",
     )
     parser.set_defaults(unconfigured=_run)
 
@@ -48,7 +52,10 @@ def _run(arguments: argparse.Namespace) -> int:
     labels = () if arguments.choices is None else tuple(labels_of(arguments.choices).texts)
     if arguments.take is not None:
         refuse(
-            *((getattr(arguments, name), f"--{name}", "goes without --take.") for name in ("output", "rows", "open"))
+            *(
+                (getattr(arguments, name), f"--{name}", "goes without --take.")
+                for name in ("output", "rows", "sample", "open")
+            )
         )
         taken = take(folder, home_expanded(arguments.take), labels)
         if arguments.json:
@@ -60,9 +67,11 @@ def _run(arguments: argparse.Namespace) -> int:
     suffix = given.suffix.lower()
     if suffix not in _PAGES | _TABLES:
         raise input_error(f"{given.name} is no name for a review: it ends in .html, .csv or .xlsx.")
+    refuse((arguments.rows and arguments.sample, "--rows", "goes without --sample."))
     refuse((arguments.open and suffix in _TABLES, "--open", "shows a page; leave -o out, or name a .html."))
     try:
-        found = review(folder, arguments.rows or ROWS, labels)
+        most, drawn = arguments.rows or ROWS, arguments.sample
+        found = review(folder, drawn or most, labels, at_random=drawn is not None)
     except (OSError, DamagedError) as error:
         why = disk.why(error) if isinstance(error, OSError) else "its database is damaged"
         raise PromptmillError(Code.STORAGE, f"There is no review of job {folder.job_id}: {why}.", "") from None

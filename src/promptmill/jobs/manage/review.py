@@ -37,7 +37,7 @@ from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.lock import Lock
 from promptmill.jobs.store.records import PERSON, SLOT, Made, Record, record_of
 from promptmill.jobs.store.rounds import ANSWERED, stored_rounds
-from promptmill.jobs.store.spec import JobSpec
+from promptmill.jobs.store.spec import JobSpec, digest
 from promptmill.jobs.sure import cut as cuts
 from promptmill.jobs.sure.job_shares import label_figures
 from promptmill.jobs.sure.labels import A_PERSON, CHEAP, SAMPLE, giver_of, part_of
@@ -51,8 +51,9 @@ ROW, LABEL, WHY, KEY = "row", "label", "why", "key"
 digest."""
 _KEY_DIGITS = 12
 _MOST_LABELS = 1000
+_LONGEST_CELL = 32_767  # of Excel
 _OF_ROWS = frozenset({"done", "answered", "failed", "errors", "truncated"})
-_TIE, _DISAGREE, _UNSURE, _FAILED = range(4)
+_TIE, _DISAGREE, _UNSURE, _FAILED, _DRAWN = range(5)
 """The kinds of rows, the one that is worth most first."""
 
 
@@ -108,15 +109,17 @@ class _Candidate(NamedTuple):
     why: str
 
 
-def review(folder: Folder, most: int = ROWS, labels: Sequence[str] = ()) -> Review:
+def review(folder: Folder, most: int = ROWS, labels: Sequence[str] = (), *, at_random: bool = False) -> Review:
     """Return the rows of a job that are worth a person's minute, at most `most`, the most doubtful first.
 
-    `labels`: further labels. Blocks; 1,000,000 rows take about half a minute. Raises `PromptmillError`, and the errors
-    of `JobDatabase`.
+    `labels`: further labels. `at_random`: draw the rows from all answers instead, so that they stand for all of them;
+    the same rows each time. Blocks; 1,000,000 rows take about half a minute.
+
+    Raises `PromptmillError`, and the errors of `JobDatabase`.
     """
     with folder.reading() as store:
-        spec = folder.spec_in(store)
-        chosen = heapq.nsmallest(min(most, MOST_ROWS), _candidates(store, spec))
+        spec, most = folder.spec_in(store), min(most, MOST_ROWS)
+        chosen = list(_drawn(store, spec, most)) if at_random else heapq.nsmallest(most, _candidates(store, spec))
         known = [] if spec.output.answer_schema is not None else _labels_in(store)
         rows = list(_rows(store, spec, chosen))
     to = f" → {spec.output.path.name}" if spec.output.format else ""
@@ -130,6 +133,12 @@ def _labels_in(store: JobDatabase) -> list[str]:
     for text, rows in store.read(query, _MOST_LABELS):
         counts[label_in(text)] += rows
     return [label for label, _ in counts.most_common()]
+
+
+def _drawn(store: JobDatabase, spec: JobSpec, most: int) -> Iterator[_Candidate]:
+    seed = int(digest(spec.job_id, "review"), 16)
+    for record in statistics.sample(store, most, seed, f"{ANSWERED} AND key < {SLOT}"):
+        yield _Candidate(_DRAWN, 0.0, record.row, 0, "at random")
 
 
 def _candidates(store: JobDatabase, spec: JobSpec) -> Iterator[_Candidate]:
@@ -184,7 +193,7 @@ def _of_sure(spec: JobSpec, answered: AnsweredRow) -> _Candidate | None:
 
 def _rows(store: JobDatabase, spec: JobSpec, chosen: Iterable[_Candidate]) -> Iterator[ReviewRow]:
     reader, own = JobRows(store, spec), OwnValues(spec)
-    names = [target.name or target.model or spec.model for target in spec.targets]
+    names = _names(spec)
     for candidate in chosen:
         keys = [candidate.n + slot * SLOT for slot in range(len(spec.targets))]
         known = {record.slot: record for record in store.records_at(keys)}
@@ -204,12 +213,22 @@ def _rows(store: JobDatabase, spec: JobSpec, chosen: Iterable[_Candidate]) -> It
             row.number,
             candidate.why,
             "" if record.code is not None else record.text,
-            None if candidate.kind == _FAILED else round(score, 4),
+            None if candidate.kind in {_FAILED, _DRAWN} else round(score, 4),
             _key_of(record),
             "\n\n".join(text for _, text in row.asked),
-            {name: cut(cell(value), LONGEST_SHOWN) for name, value in values.items()},
+            {name: cell(value) for name, value in values.items()},
             others,
         )
+
+
+def _names(spec: JobSpec) -> list[str]:
+    """Return the names of the answers to a row by slots: the models, or `vote 1`, …"""
+    if spec.is_grid:
+        return [target.name for target in spec.targets]
+    first, *beside = (target.model or spec.model or spec.backend for target in spec.targets)
+    if len(set(beside)) < len(beside) and spec.sure is None:
+        return [first, *(f"vote {at}" for at in range(1, len(beside) + 1))]
+    return [first, *(name if name not in beside[:at] else f"{name} {at + 1}" for at, name in enumerate(beside))]
 
 
 def _key_of(record: Record) -> str:
@@ -256,10 +275,9 @@ def _write_workbook(target: Path, found: Review) -> None:
         for column, name in enumerate(columns, 1):
             value = values.get(name)
             place = sheet.cell(at, column)
-            place.value = (
-                ILLEGAL_CHARACTERS_RE.sub("\N{REPLACEMENT CHARACTER}", value) if isinstance(value, str) else value
-            )
+            place.value = value
             if isinstance(value, str):
+                place.value = ILLEGAL_CHARACTERS_RE.sub("\N{REPLACEMENT CHARACTER}", value)[:_LONGEST_CELL]
                 place.data_type = "s"  # a text that begins with = is no formula
     choices = f'"{",".join(found.labels)}"'
     if found.labels and len(choices) <= 257 and not any(set(label) & set(',"') for label in found.labels):
@@ -281,13 +299,11 @@ class Taken:
     changed: int
     """How many of them differ from the answer that they replace."""
     is_written: bool
-    """Whether the output has them; otherwise the job has rows without an answer."""
-    of: int
-    """The labels of a person in the job."""
+    """Whether the output has them; otherwise the job is not finished."""
 
     def __str__(self) -> str:
         changed = f", {self.changed:,} of them {'changes' if self.changed == 1 else 'change'} the answer"
-        later = "" if self.is_written else "; the output is written when all rows are answered"
+        later = "" if self.is_written else "; the next run of the job writes the output"
         return f"{counted(self.taken, 'label')} taken{changed if self.taken else ''}{later}"
 
 
@@ -339,9 +355,7 @@ def _take(folder: Folder, decisions: Path, labels: Sequence[str]) -> Taken:
             folder.put(output=made.model_copy(update={"finished": False}))
         store.write(records, [record.key for record in records])
     changed = sum(before[n].code is not None or label_of(before[n]) != label_in(label) for n, label in new)
-    is_written = _written_again(folder, spec)
-    of = store.count(f"settings = {PERSON} AND key < {SLOT}")
-    return Taken(len(records), changed, is_written, of)
+    return Taken(len(records), changed, _written_again(folder, spec))
 
 
 def _has(record: Record | None, label: str) -> bool:
@@ -394,7 +408,7 @@ def _check_labels(
             meant = f"did you mean {near[0]:.60}?" if near else f"there are {listed(known)}."
             raise input_error(
                 f"No answer of the job has the label {label[:60]!r} of row {n + 1:,}; {meant} To allow it: ",
-                Named("choices", label[:60]),
+                Named("choices", ",".join([*known[:8], label])[:200]),
                 ".",
             )
 
@@ -419,6 +433,8 @@ def _written_again(folder: Folder, spec: JobSpec) -> bool:
         except UnansweredError:
             return False
         steps.publish(folder, written, there, made.limit)
+    elif not made.finished:
+        folder.put(output=made.model_copy(update={"finished": True}))
     end = output.end_of(folder.store, made.limit)
     counts = statistics.counts(folder.store, before=end, skips_empty=spec.question.skip_empty).as_dict(Counts())
     rows = {name: count for name, count in counts.items() if name in _OF_ROWS}

@@ -57,6 +57,8 @@ class Progress:
         """The sample and the cut of a job with `sure`; empty without."""
         self.votes: VoteStatus = {}
         """The decisions of a job with `votes`; empty until the output is written."""
+        self.person = 0
+        """The delivered labels of a person; 0 until the output is written."""
         self.earlier = EarlierRuns(earlier or {})
         self.course = Course()
         self._times = _Times(clock)
@@ -167,6 +169,7 @@ class Progress:
             **({"results": dict(self.output.results)} if self.output.results else {}),
             **({"sure": dict(self.sure)} if self.sure else {}),
             **({"votes": dict(self.votes)} if self.votes else {}),
+            **({"person": self.person} if self.person else {}),
             **({} if self.cost is None else {"cost": self.cost}),
             **({} if budget is None else {"max_cost": budget.limit}),
             **({"cost_set_aside": set_aside} if set_aside or "cost_set_aside" in earlier.status else {}),

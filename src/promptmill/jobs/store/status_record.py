@@ -75,8 +75,6 @@ class SureStatus(TypedDict, total=False):
     """Delivered labels of the cheap model."""
     strong: int
     """Delivered labels of the strong model, including those of the sample."""
-    person: int
-    """Delivered labels of a person."""
     shares: dict[str, dict[str, LabelShare]]
     """By field (`""`: the whole answer) and label: its share, as the strong model would give it to every row."""
 
@@ -110,6 +108,8 @@ class _State(TypedDict, total=False):
     results: Results
     sure: SureStatus
     votes: VoteStatus
+    person: int
+    """Delivered labels of a person, see `manage.review`."""
     seconds: float
     """The wall time of all runs."""
     updated: Annotated[float, Field(ge=0, le=_LAST_TIME)]

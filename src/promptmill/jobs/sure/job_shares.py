@@ -31,12 +31,14 @@ from promptmill.jobs.sure.shares import Stratum, shares
 
 
 def label_figures(store: JobDatabase, spec: JobSpec, before: int) -> RunStatus:
-    """Return the fields `results`, `votes` and `sure` of a status, for the rows below `before`. Blocks.
+    """Return the fields `results`, `votes`, `sure` and `person` of a status, for the rows below `before`. Blocks.
 
     Raises the errors of `JobDatabase`.
     """
     results = statistics.results(store, before, by_field=spec.output.answer_schema is not None)
     found: RunStatus = {"results": results}
+    if persons := store.count(f"{ANSWERED} AND settings = {PERSON} AND key < {min(before, SLOT)}"):
+        found["person"] = persons
     if votes := vote_status(store, spec, min(before, SLOT)):
         found["votes"] = votes
     if spec.sure is not None:

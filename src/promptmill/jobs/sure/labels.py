@@ -68,10 +68,10 @@ def status_of(spec: JobSpec) -> SureStatus:
 
 
 def count_givers(store: JobDatabase, spec: JobSpec, before: int) -> dict[str, int]:
-    """Count the delivered labels by who gave them: `cheap`, `strong`, `person`. Raises the errors of `JobDatabase`."""
+    """Count the delivered labels of models by who gave them: `cheap`, `strong`. Raises the errors of `JobDatabase`."""
     labels = f"{ANSWERED} AND key < {int(before)}"
     cheap, person = (store.count(f"{labels} AND settings = {int(id_)}") for id_ in (spec.targets[1].settings, PERSON))
-    return {CHEAP: cheap, STRONG: store.count(labels) - cheap - person} | ({A_PERSON: person} if person else {})
+    return {CHEAP: cheap, STRONG: store.count(labels) - cheap - person}
 
 
 def vote_status(store: JobDatabase, spec: JobSpec, before: int) -> VoteStatus:
