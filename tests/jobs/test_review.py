@@ -153,6 +153,8 @@ def test_without_scores_there_is_nothing_to_review(bench):
     bench.write([{"id": f"r{n}", "text": f"review {n}"} for n in range(3)])
     bench.succeed(*LABELLED, *named(bench))
     assert "labels have scores with --votes, --sure or log probabilities" in reviewed(bench).stdout
+    reviewed(bench, "-o", "review.xlsx")
+    assert not table(bench)
 
 
 def test_a_random_sample_gives_the_shares_of_all_rows(voted):

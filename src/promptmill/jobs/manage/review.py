@@ -280,7 +280,12 @@ def _write_workbook(target: Path, found: Review) -> None:
                 place.value = ILLEGAL_CHARACTERS_RE.sub("\N{REPLACEMENT CHARACTER}", value)[:_LONGEST_CELL]
                 place.data_type = "s"  # a text that begins with = is no formula
     choices = f'"{",".join(found.labels)}"'
-    if found.labels and len(choices) <= 257 and not any(set(label) & set(',"') for label in found.labels):
+    if (
+        found.rows
+        and found.labels
+        and len(choices) <= 257
+        and not any(set(label) & set(',"') for label in found.labels)
+    ):
         rule = DataValidation("list", formula1=choices, allow_blank=True, showErrorMessage=False)
         rule.add(f"B2:B{len(found.rows) + 1}")
         sheet.add_data_validation(rule)
