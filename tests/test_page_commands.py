@@ -126,6 +126,19 @@ def test_a_command_of_a_page_does_what_it_is_shown_for(command, tmp_path, upstre
         upstream.reply = answer('{"number": "2026-17", "customer": "Anna Berg", "total": 128.5}')
         if "--pdf images" in command:
             upstream.reply = answer('{"number": "2026-17", "total": 128.5}')
+    if command.startswith("review"):
+        upstream.reply = answer("positive")
+        asked = "--prompt", "Is it good? {{text}}", "--choices", "positive,negative"
+        done = run("bulk", "reviews.csv", "labels.csv", *asked)
+        assert done.returncode == 0, done.stderr
+    if "review" in command or command.startswith("compare"):
+        reviewed = openpyxl.Workbook()
+        for row in (["row", "label", "text"], [1, "positive", "good"]):
+            reviewed.active.append(row)
+        for name in ("review.xlsx", "sample.xlsx"):
+            if f"-o {name}" not in command:
+                reviewed.save(tmp_path / name)
+        (tmp_path / "JOB.decisions.csv").write_text("row,label,text\n1,positive,good\n")
     if command.startswith(("jobs", "join", "report", "show")):
         part = ["--shard", "1/1"] if command.startswith("join") else ["--limit", "5"]
         done = run("bulk", "prompts.jsonl", "answers.jsonl", *part, "--json")

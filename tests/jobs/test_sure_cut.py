@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations, product
 from math import comb
@@ -21,7 +22,7 @@ from promptmill.jobs.sure.cut import (
     place,
     sample_size,
 )
-from promptmill.jobs.sure.shares import shares
+from promptmill.jobs.sure.shares import Stratum, shares
 
 
 def delivered_errors(wrong: Sequence[bool], sample: set[int], places: Sequence[Place], where: Place) -> int:
@@ -142,15 +143,46 @@ def test_shares_are_corrected_for_the_errors_of_the_labels():
         ]  # fmt: skip
         reviewed = [(given[n], right[n]) for n in chance.sample(range(10_000), 100)]
         machine = {label: given.count(label) for label in ("fraud", "fine")}
-        found, truth = shares(machine, reviewed, seed=run)["fraud"], right.count("fraud") / 10_000
-        inside += found.low <= truth <= found.high
-        deviation = (found.counted * (1 - found.counted) / 10_000) ** 0.5
-        plain += abs(found.counted - truth) <= 1.96 * deviation
+        found = shares([Stratum(machine, reviewed)], seed=run)["fraud"]
+        truth = right.count("fraud") / 10_000
+        inside += found["low"] <= truth <= found["high"]
+        deviation = (found["counted"] * (1 - found["counted"]) / 10_000) ** 0.5
+        plain += abs(found["counted"] - truth) <= 1.96 * deviation
     assert inside >= 36
     assert plain == 0
 
 
 def test_a_table_that_was_reviewed_whole_has_shares_without_doubt():
-    found = shares({"a": 90, "b": 10}, [("a", "a")] * 90 + [("b", "a")] * 10)
-    assert (found["a"].share, found["a"].low, found["a"].high) == (1, 1, 1)
-    assert (found["b"].share, found["b"].counted) == (0, 0.1)
+    found = shares([Stratum({"a": 90, "b": 10}, [("a", "a")] * 90 + [("b", "a")] * 10)])
+    assert (found["a"]["share"], found["a"]["low"], found["a"]["high"]) == (1, 1, 1)
+    assert (found["b"]["share"], found["b"]["counted"]) == (0, 0.1)
+
+
+def test_rows_whose_labels_are_right_add_no_doubt():
+    unsure = Stratum({"a": 100}, [("a", "a")] * 15 + [("a", "b")] * 5)
+    alone, both = shares([unsure])["a"], shares([unsure, Stratum({"a": 50, "c": 50})])["a"]
+    assert both["share"] == (75 + 50) / 200
+    assert both["high"] - both["low"] == pytest.approx((alone["high"] - alone["low"]) / 2, rel=0.1)
+    assert shares([Stratum({"a": 3, "b": 1})])["b"] == {"share": 0.25, "low": 0.25, "high": 0.25, "counted": 0.25}
+
+
+def test_shares_hold_where_the_cut_follows_from_the_sample():
+    """The intervals of 100 draws from one table of 2,000 rows, whose cut depends on the sample, contain the truth."""
+    chance, rows, size = random.Random(5), 2000, sample_size(2000, 0.95, 0.95)
+    right = ["a" if chance.random() < 0.3 else "b" for _ in range(rows)]
+    sure = [chance.betavariate(4, 1) for _ in range(rows)]
+    cheap = [label if chance.random() < 0.6 + 0.4 * s else "b" for label, s in zip(right, sure, strict=True)]
+    places = [place(score, str(row), "") for row, score in enumerate(sure)]
+    truth, inside, estimates = right.count("a") / rows, 0, list[float]()
+    for _ in range(100):
+        sample = chance.sample(range(rows), size)
+        verdicts = [(places[n], cheap[n] == right[n]) for n in sample]
+        where = cut(verdicts, allowed(rows, size, errors_allowed(rows, 0.95), 0.95))
+        before = [n for n in range(rows) if places[n] > where]
+        reviewed = [(cheap[n], right[n]) for n in sample if places[n] > where]
+        after = Counter(right[n] for n in range(rows) if places[n] <= where)
+        found = shares([Stratum(Counter(cheap[n] for n in before), reviewed), Stratum(after)])["a"]
+        estimates.append(found["share"])
+        inside += found["low"] <= truth <= found["high"]
+    assert inside >= 90
+    assert sum(estimates) / len(estimates) == pytest.approx(truth, abs=0.002)

@@ -164,6 +164,12 @@ def _add_sure(bulk: Parser) -> None:
     group.add_argument("--certainty", metavar="P%", help="the certainty of that; unless given, 95%%")
     group.add_argument("--second", metavar="MODEL", help="a second cheap model; labels on which both agree are surer")
     group.add_argument(
+        "--votes",
+        type=at_least_one,
+        metavar="N",
+        help="so many answers to each row vote; several models take turns; with --sure, of the cheap model",
+    )
+    group.add_argument(
         "--recall",
         type=_share_of_label,
         action="append",
@@ -319,7 +325,8 @@ def run_and_compare(
 ) -> int:
     """Do what `run` does, and show a comparison where each row has several answers."""
     code = run(arguments, configuration, order, given=given, fixed=fixed)
-    if order.variants and order.sure is None and not arguments.json and order.shown.reason != "judge":
+    is_grid = order.variants and order.sure is None and order.votes is None
+    if is_grid and not arguments.json and order.shown.reason != "judge":
         from promptmill.cli.compare import show_variants  # other jobs do not need it
 
         spec = JobFolders.from_environ().of(real_path(order.target)).spec

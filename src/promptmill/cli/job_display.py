@@ -98,6 +98,12 @@ def summary(
     errors, skipped, empty = found.get("errors", {}), found.get("skipped"), found.get("empty")
     if (sure := found.get("sure")) and sure.get("sampled"):
         lines += _sure(sure)
+    lines += _shares(sure or {})
+    if votes := found.get("votes"):
+        unanimous = f"{votes['unanimous']:,} of {counted(votes['rows'], 'row')} have {votes['votes']} equal votes"
+        lines += _labelled(("votes", f"{unanimous}, {votes['ties']:,} a tie"))
+    if persons := found.get("person"):
+        lines += _labelled(("person", f"{counted(persons, 'label')} by a person"))
     lines += _labelled(
         ("answers", results(found)), ("errors", ", ".join(f"{count:,} {code}" for code, count in errors.items()))
     )
@@ -141,6 +147,19 @@ def _sure(sure: SureStatus) -> list[str]:
     if (more := len(sure["classes"]) - _MOST_CLASSES) > 0:
         lines.append(f"            and {more:,} more")
     return lines
+
+
+def _shares(sure: SureStatus) -> list[str]:
+    """Return the shares of the labels, corrected for errors of the cheap model."""
+    shares = sure.get("shares", {})
+    lines = _labelled(
+        *(
+            ("shares", f"{_value(field)}: {text}" if field else text)
+            for field, its in shares.items()
+            if (text := status.shares(its))
+        )
+    )
+    return [*lines, f"            as {sure['model']} would label every row"] if lines else []
 
 
 def _labelled(*facts: tuple[str, str]) -> list[str]:

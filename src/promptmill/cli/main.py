@@ -29,6 +29,7 @@ COMMANDS = {
     "show": ("cli.show.add_options", "show some rows of a job or a file, each prompt above its answer"),
     "compare": ("cli.compare.add_options", "compare outputs with each other and with right answers"),
     "report": ("cli.show.add_report_options", "write all of a job into one HTML file, to browse and search"),
+    "review": ("cli.review.add_options", "list the rows that are worth a look, and take a person's labels"),
     "cache": ("cli.listings.add_cache_options", "what the cache of answers holds"),
     "models": ("cli.listings.add_models_options", "list the models that --model NAME knows"),
     "providers": (

@@ -16,6 +16,8 @@ from promptmill.comparison.files import ComparedColumn, ComparedFile, ComparedRo
 from promptmill.comparison.paired_proportions import INTERVAL, TEST, kappa, mcnemar, paired_interval, wilson
 from promptmill.comparison.values import SIMILARITY, similarity
 from promptmill.core.errors import input_error
+from promptmill.jobs.store.status_record import LabelShare
+from promptmill.jobs.sure.shares import Stratum, shares
 
 _FEW = 20  # so many different answers are labels also of few rows, unless nearly all differ
 _NOISE_S, _NOISE = 0.1, 0.05  # a second run of the same job differs by as much
@@ -231,12 +233,14 @@ def _column_against(rows: ComparedRows, column: ComparedColumn) -> dict[str, Any
     are_labels = column.is_exact and _are_labels(truth, len(truth))
     classes = [value for value, _ in Counter(truth).most_common()] if are_labels else []
     of_files = []
-    for file, own, is_right in zip(rows.files, every, hits, strict=True):
+    for file, own, is_right, all_values in zip(rows.files, every, hits, column.values, strict=True):
         found: dict[str, Any] = {"name": file.label, **_share(is_right)}
         if classes:
             by_class = _by_class(truth, own, classes)
             found["macro_f1"] = sum(one["f1"] for one in by_class) / len(by_class)
             found["classes"] = by_class[:50]
+            if len(known) < len(column.right) and not file.has_persons:  # whose rows are right, and stand for no other
+                found["shares"] = _shares(all_values, list(zip(own, truth, strict=True)))
         else:
             found |= _nearness(column, Counter(zip(own, truth, strict=True)))
         of_files.append(found)
@@ -246,6 +250,13 @@ def _column_against(rows: ComparedRows, column: ComparedColumn) -> dict[str, Any
         "files": of_files,
         "differences": _differences(rows, hits),
     }
+
+
+def _shares(values: Sequence[str], reviewed: Sequence[tuple[str, str]]) -> dict[str, LabelShare]:
+    """Return the share of each label among all rows, if the reviewed rows are a random sample of them."""
+    found = shares([Stratum(Counter(values), reviewed)])
+    known = {label for pair in reviewed for label in pair}
+    return {label: share for label, share in found.items() if label and (share["share"] or label in known)}
 
 
 def _share(hits: Sequence[bool]) -> dict[str, Any]:

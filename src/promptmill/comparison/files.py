@@ -30,6 +30,7 @@ from promptmill.jobs.store import status
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.index import JobFolders
 from promptmill.jobs.store.spec import JobSpec
+from promptmill.jobs.sure.labels import A_PERSON
 from promptmill.system.safe_open import home_expanded
 
 LETTERS = "ABCDEFGHIJ"
@@ -76,6 +77,8 @@ class ComparedFile:
     made: Mapping[str, str] = field(default_factory=dict)
     """The command, model, prompt and sampling of the job that made it."""
     cost: str = "cost"
+    has_persons: bool = False
+    """Whether some answers are labels that a person gave in a review."""
     only: tuple[str, str] | None = None
     """The column and the value of the rows that count; None: all rows."""
     variants: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -479,9 +482,11 @@ def _places(files: Sequence[ComparedFile], scans: Sequence[_Scan], identity: _Id
 
 def _read(file: ComparedFile, scan: _Scan, fields: Sequence[str]) -> tuple[list[list[str]], ComparedFile]:
     """Return the fields of each answer, and `file` with their cost. Raises `PromptmillError` (`invalid_input`)."""
-    values, costs = list[list[str]](), list[float]()
+    values, costs, giver = list[list[str]](), list[float](), "answered_by"
     for row in file.rows():
         values.append([file.value_of(row, name) for name in fields])
+        if row.get(giver) == A_PERSON and giver in file.ours and not file.has_persons:
+            file = replace(file, has_persons=True)
         with contextlib.suppress(ValueError, TypeError):  # empty, or a column of the user's
             costs.append(float(row.get(file.cost) or ""))
     if not any(map(any, values)):

@@ -110,7 +110,7 @@ def _right(gold: JsonObject, most: int) -> Section:
     ]
     bars += [(cut(group["name"], LABEL), *_span(group, "accuracy")) for group in gold.get("groups", ())]
     bars += [(f"{'all fields, ' if fields else ''}{file['name']}", *_span(file, "accuracy")) for file in files]
-    lines = [have_right(gold), *spelled(gold), *right_lines(gold), *differs_by_field(gold)]
+    lines = [have_right(gold), *spelled(gold), *right_lines(gold), *share_lines(gold), *differs_by_field(gold)]
     if "classes" not in files[0]:
         return Section(f"right, by {gold['column']}{'' if fields else ', word for word'}", lines, bars)
     rows = []
@@ -267,6 +267,17 @@ def right_lines(gold: JsonObject) -> Iterator[str]:
         yield f"{cut(group['name'], LABEL) or '(empty)'}: {right_of(group)} of {counted(group['rows'], 'row')}"
 
 
+def share_lines(gold: JsonObject) -> Iterator[str]:
+    """Yield the shares of the labels among all rows, corrected for the errors that the right answers reveal."""
+    parts = gold.get("fields") or [{**gold, "field": ""}]
+    found = [(part["field"], file) for part in parts for file in part["files"] if file.get("shares")]
+    if found:
+        yield f"shares of all {gold['of']:,} rows, if those with a right answer were drawn at random"
+    for field, file in found:
+        name = f"{cut(field, 24)}, {file['name']}" if field else file["name"]
+        yield f"{name}  {status.shares(file['shares'])}"
+
+
 def differs_by_field(gold: JsonObject) -> Iterator[str]:
     """Yield the differences of each field."""
     for field in gold.get("fields", ()):
@@ -350,6 +361,8 @@ def methods(found: JsonObject, shown: Iterable[Section]) -> Iterator[str]:
         yield f"p: {TEST}"
     if gold:
         yield f"interval of a share: {SHARE_INTERVAL}"
+    if gold and any(share_lines(gold)):
+        yield "shares: corrected for the labels' errors, see docs/review.md"
     if any("similarity " in line for section in shown for line in (section.title, *section.lines)):
         yield f"similarity: {SIMILARITY}"
 

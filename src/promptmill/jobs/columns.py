@@ -23,7 +23,7 @@ EXTRA_FIELDS = ("answers", "reasoning", "tool_calls", "logprobs", "cost", "answe
 VARIANT, MODEL = "variant", "model"
 """Columns of a job with several answers to each row: the name of the way, and its model."""
 SURE, SCORE = "sure", "score"
-"""Columns of a job whose labels must agree with a strong model: who gave the label, and how sure it is (0 to 1)."""
+"""Columns of a job with `sure` or `votes`: who gave the label, and how sure it is (0 to 1)."""
 OURS = (*ANSWER_FIELDS, *EXTRA_FIELDS, "row", "surplus_cells")
 """The usual names of the columns that a job adds; `row`, its number, only where rows are not in a file."""
 FIELD = "answer."
@@ -67,7 +67,7 @@ def variant_fields(spec: JobSpec) -> Sequence[str]:
 
 def sure_fields(spec: JobSpec) -> Sequence[str]:
     """Return the columns that say how sure an answer is."""
-    return () if spec.sure is None else (SURE, SCORE)
+    return () if spec.sure is None and spec.votes is None else (SURE, SCORE)
 
 
 def variant_values(spec: JobSpec, slot: int) -> dict[str, str]:

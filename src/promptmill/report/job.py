@@ -30,7 +30,7 @@ from promptmill.jobs.store.database import DamagedError, JobDatabase
 from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.rounds import ANSWERED
 from promptmill.jobs.store.spec import JobSpec
-from promptmill.jobs.store.status_record import CourseRecord, FieldResults, Results, Status
+from promptmill.jobs.store.status_record import CourseRecord, FieldResults, LabelShare, Results, Status
 from promptmill.jobs.sure.labels import curve_of
 from promptmill.report import page
 from promptmill.report.job_table import CUT, FAILED, NEAR, PROMPT_NAME, JobTable, variant_names
@@ -46,6 +46,7 @@ Bars: TypeAlias = tuple[str, str, list[tuple[str, int, str]], str]
 """A title, the column whose values are counted, the values with their numbers and a remark, and a sentence."""
 _MOST_IMAGES, _IMAGE_SIDE = 200, 160
 _PICTURES = 1_000_000  # characters of all thumbnails
+_SHARES = "Each share is that of the strong model's labels if it answered every row, with its interval."
 _QUANTILES = {"median": 50, "p95": 95}
 
 
@@ -92,7 +93,7 @@ def _page(folder: Folder) -> tuple[bytes, tuple[int, int, str]]:
             table.add(row)
     rows = table.finished(has_images=bool(pictures.found))
     found |= cast("Status", {name: count for name, count in counts.items() if name in _OF_ROWS})
-    failures = found.get("errors", {})
+    failures, shares = found.get("errors", {}), found.get("sure", {}).get("shares", {})
     data = {
         **_heading(found),
         "notes": list(found.get("warnings", ())),
@@ -100,8 +101,12 @@ def _page(folder: Folder) -> tuple[bytes, tuple[int, int, str]]:
         "answers": _of_answers(results),
         "counts": [
             *_of_variants(spec, by_slot),
-            *([] if "fields" in results else _of_values("Answers" if by_slot else "", table, results)),
-            *(_of_field(table, name, field) for name, field in results.get("fields", {}).items()),
+            *(
+                []
+                if "fields" in results
+                else _of_values("Answers" if by_slot else "", table, results, shares.get("", {}))
+            ),
+            *(_of_field(table, name, field, shares.get(name, {})) for name, field in results.get("fields", {}).items()),
         ],
         "failures": [(code, count, *_example(code, examples.get(code, ""))) for code, count in failures.items()],
         "sections": _of_sure(found, curve),
@@ -217,17 +222,22 @@ def _of_answers(results: Results) -> str:
     return f"{kinds}{more}; {status.lengths(results)}."
 
 
-def _of_values(title: str, table: JobTable, results: Results) -> Iterator[Bars]:
+def _of_values(title: str, table: JobTable, results: Results, shares: Mapping[str, LabelShare]) -> Iterator[Bars]:
     if values := results.get("values"):
-        bars = [(unescaped(value), count, "") for value, count in values.items()]
-        yield title, table.name_of("answer"), bars, ""
+        bars = [(unescaped(value), count, _remark(shares, value)) for value, count in values.items()]
+        yield title, table.name_of("answer"), bars, _SHARES if shares else ""
 
 
-def _of_field(table: JobTable, name: str, field: FieldResults) -> Bars:
+def _of_field(table: JobTable, name: str, field: FieldResults, shares: Mapping[str, LabelShare]) -> Bars:
     column = table.name_of(FIELD + name)
     if "values" in field:
-        return name, column, [(value, count, "") for value, count in field["values"].items()], ""
+        bars = [(value, count, _remark(shares, value)) for value, count in field["values"].items()]
+        return name, column, bars, _SHARES if shares else ""
     return name, column, [], status.span(field)
+
+
+def _remark(shares: Mapping[str, LabelShare], value: str) -> str:
+    return status.share(shares[value]) if value in shares else ""
 
 
 def _example(code: str, text: str) -> tuple[str, str]:

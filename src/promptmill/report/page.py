@@ -102,7 +102,12 @@ def filled(title: str, data: Mapping[str, Any], rows: PageRows, total: int, so_f
 
 
 def _page_of(title: str, data: Mapping[str, Any], packed: bytes) -> bytes:
-    template = _TEMPLATE.read_text(encoding="utf-8")
+    return html_of(_TEMPLATE, title, {**_EMPTY, **data}, packed)
+
+
+def html_of(file: Path, title: str, data: Mapping[str, Any], packed: bytes = b"") -> bytes:
+    """Return the page of a template with its data, and with deflated rows if it has them."""
+    template = file.read_text(encoding="utf-8")
     style = template.partition("<style>")[2].partition("</style>")[0]
     script = template.rpartition("<script>")[2].partition("</script>")[0]
     policy = f"default-src 'none'; script-src {_source(script)}; style-src {_source(style)}; img-src data:"
@@ -110,7 +115,7 @@ def _page_of(title: str, data: Mapping[str, Any], packed: bytes) -> bytes:
     parts = {
         "policy": f"{policy}; base-uri 'none'; form-action 'none'",
         "title": html.escape(_title(title)),
-        "data": orjson.dumps({**_EMPTY, **data, "made": made}, default=str).decode().replace("<", "\\u003c"),
+        "data": orjson.dumps({**data, "made": made}, default=str).decode().replace("<", "\\u003c"),
         "rows": base64.b64encode(packed).decode(),
     }
     return _PLACE.sub(lambda found: parts[found[1]], template).encode("utf-8", "replace")

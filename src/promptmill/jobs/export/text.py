@@ -101,7 +101,7 @@ class AnswerValues:
         names = {key: names.get(key, key) for key in order}
         self.names = {key: self._renamed.get(key, name) for key, name in names.items()}
         """The names of a table's columns, by their keys."""
-        self._is_usual = schema is None and not self._variants and spec.sure is None
+        self._is_usual = schema is None and not self._variants and not columns.sure_fields(spec)
         """Whether the record has all values of a row."""
 
     def in_json(self, answered: AnsweredRow) -> JsonDict:

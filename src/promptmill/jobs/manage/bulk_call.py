@@ -111,7 +111,7 @@ def bulk(rows: Any, output: str | Path | None = None, **options: Unpack[BulkOpti
       `again`: "failed", "truncated" or "all" rows of an earlier run. `keep=True`: answers under other settings count.
       `sure`: a strong model, which answers the rows where `model` may not agree with it. `agree` (0.95) of the labels
       or more agree with it, with `certainty` (0.95). `second`: another cheap model. `recall`: {"fraud": 0.95}. See
-      docs/sure-labels.md.
+      docs/sure-labels.md. `votes=3`: three answers to each row vote on its label; several models take turns.
       `from_job`: another job, whose answers count. `overwrite=True`: replace a file that this job did not write.
       `state`: the folder of jobs. `progress`: True for progress in a notebook or on stderr, False for none, or a
       function that gets the status several times a second.

@@ -102,6 +102,7 @@ class JobOptions(TypedDict, total=False):
     max_failures: int | str | None
     dedupe: bool
     sure: str | None
+    votes: int | None
     agree: float | str | None
     certainty: float | str | None
     second: str | None

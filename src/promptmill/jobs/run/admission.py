@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from promptmill.answers.schema import schema_of
@@ -53,10 +52,6 @@ from promptmill.jobs.store.spec import (
 
 _OF_ROWS = " goes with rows, not with a file of whole requests."
 _FOREIGN = "Its owner could read or change the answers: remove it, or name another output."
-_EXTRA_OF_SURE: Mapping[str, dict[str, bool | float]] = MappingProxyType(
-    {"cheap": {"logprobs": True}, "2": {"temperature": 1.0}, "3": {"temperature": 1.0}}
-)
-"""Parameters of the cheap model's requests, by the name of the way (`Sure.ways`): repeats at 0 would be equal."""
 _TRIES = 100
 _LEAVES_S = 5.0
 
@@ -349,8 +344,9 @@ def check_fields(order: JobOrder, input_format: str) -> None:
         template_of(text, places_in(text))  # any place may be a column
     if question.sample is not None and (order.limits.rows is not None or order.limits.shard is not None):
         raise input_error(Named("sample"), " goes without ", Named("limit"), " and ", Named("shard"), ".")
-    if order.sure is not None and input_format in WHOLE_REQUESTS:
-        raise input_error(Named("sure"), _OF_ROWS)
+    for name in ("sure", "votes"):
+        if getattr(order, name) is not None and input_format in WHOLE_REQUESTS:
+            raise input_error(Named(name), _OF_ROWS)
     _check_answer_column(order.form.column)
 
 
@@ -389,8 +385,9 @@ def spec_of(
     if order.question.image_column is None:
         for text in order.question.templates:
             check_names_some(text, lambda: "" if source is None else image_column(source, input_format))
-    if order.sure is not None:
-        _check_labels(plan)
+    for name in ("sure", "votes"):
+        if getattr(order, name) is not None:
+            _check_labels(plan, name)
     output_format = "" if files.is_loose else formats.format_of_output(order.whole_output, input_format)
     if order.limits.shard is not None and input_format == "messages":
         raise input_error(Named("shard"), " goes with files of rows, not with a call's.")
@@ -408,6 +405,7 @@ def spec_of(
         ),
         targets=targets_of(plan, order, input_format, plans),
         sure=order.sure,
+        votes=order.votes,
         backend=plan.backend,
         model=plan.model,
         provider=registry.provider_of(plan),
@@ -434,19 +432,34 @@ def targets_of(
                 "" if variant.model in plans else variant.model,
             ),
             sampling=plain_sampling(own),
-            extra={} if order.sure is None else _EXTRA_OF_SURE.get(variant.name, {}),
+            extra=_extra(order, own, at),
         )
-        for variant in order.variants
+        for at, variant in enumerate(order.variants)
     )
 
 
-def _check_labels(plan: ResolvedConfig) -> None:
+def _extra(order: JobOrder, plan: ResolvedConfig, slot: int) -> dict[str, bool | int | float]:
+    """Return the parameters that are added to the requests of a slot, if its answers are beside the delivered ones."""
+    sure, votes = order.sure, order.votes
+    if not slot or (sure is None and votes is None):
+        return {}
+    if sure is not None and not sure.votes and slot == 1:
+        return {"logprobs": True}
+    if (sure is not None and sure.second) or (votes is not None and not votes.repeats):
+        return {}
+    sampling = plan.settings.sampling_params  # repeats at the temperature 0, or with one seed, would be equal
+    extra: dict[str, bool | int | float] = {} if sampling.temperature else {"temperature": 1.0}
+    return extra if sampling.seed is None else extra | {"seed": sampling.seed + slot}
+
+
+def _check_labels(plan: ResolvedConfig, name: str) -> None:
     """Raise `PromptmillError` (`invalid_input`) unless the answers of different models can be compared."""
     sampling = plan.settings.sampling_params
     if sampling.choices is None and _schema_of(plan) is None:
-        raise input_error(
-            Named("sure"), " compares labels: it goes with ", Named("choices"), " or ", Named("schema"), "."
-        )
+        compares = " compares labels: it goes with "
+        raise input_error(Named(name), compares, Named("choices"), " or ", Named("schema"), ".")
+    if (sampling.n or 1) > 1:
+        raise input_error(Named(name), " goes without ", Named("n"), ".")
 
 
 def _schema_of(plan: ResolvedConfig) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ from promptmill.jobs.inputs.questions import questions_of
 from promptmill.jobs.run.admission import Job
 from promptmill.jobs.run.live import Between
 from promptmill.jobs.run.sure_rounds import SureRounds
+from promptmill.jobs.run.vote_rounds import VoteRounds
 from promptmill.jobs.store import rounds
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.records import SLOT, Record, copied, record_of
@@ -134,6 +135,7 @@ class JobRounds:
         self._duplicates = duplicates
         self._end = end
         self._sure = None if job.order.sure is None else SureRounds(job, job.order.sure, end)
+        self._votes = None if job.order.votes is None else VoteRounds(job, job.order.votes, end)
         self._open: dict[tuple[str, int, int], Open] = {}
         """The result of the last search for open rows, by rule, `since` and slot."""
 
@@ -164,13 +166,16 @@ class JobRounds:
         return [self._open[round_.rows, round_.since, slot] for slot in round_.slots]
 
     def copy(self, round_: Round, recorded: Callable[[Sequence[int]], object]) -> None:
-        """Copy answers to the rows of a round whose `way` is `copy`; see `Duplicates.copy` and `SureRounds.copy`."""
-        copies = self._duplicates if self._sure is None else self._sure
+        """Copy answers to the rows of a round whose `way` is `copy`; see the `copy` of its class."""
+        copies = self._sure or self._votes or self._duplicates
         assert copies is not None
         copies.copy(round_, recorded)
 
     def settled_meanwhile(self, round_: Round, delivered: Callable[[Sequence[Record]], None]) -> Between | None:
-        """Return what settles rows while a round of cheap answers runs, see `SureRounds.settle`; None for others."""
+        """Return what settles rows while a round of cheap answers or votes runs, see `SureRounds.settle` and
+        `VoteRounds.settle`; None for others."""
+        if self._votes is not None and round_.rows == "open":
+            return functools.partial(self._votes.settle, round_, delivered=delivered)
         if self._sure is None or round_.rows != "cheap":
             return None
         return functools.partial(self._sure.settle, round_, delivered=delivered)

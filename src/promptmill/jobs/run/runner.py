@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar, cast
+from typing import TypeVar
 
 from promptmill.backends.protocol import Call, Facts
 from promptmill.backends.questions import RowRequests
@@ -35,12 +35,13 @@ from promptmill.jobs.store.binding import Bound
 from promptmill.jobs.store.control import Control
 from promptmill.jobs.store.database import DamagedError, Work
 from promptmill.jobs.store.progress import Course, Progress, Watch
-from promptmill.jobs.store.records import SLOT, Record
+from promptmill.jobs.store.records import PERSON, SLOT, Record
 from promptmill.jobs.store.rounds import NEVER, Round
 from promptmill.jobs.store.spec import UNREAD, OutputRecord, Target
 from promptmill.jobs.store.statistics import JobCounts
-from promptmill.jobs.store.status_record import RunStatus, SureStatus
-from promptmill.jobs.sure.labels import count_givers, status_of
+from promptmill.jobs.store.status_record import RunStatus
+from promptmill.jobs.sure.job_shares import label_figures
+from promptmill.jobs.sure.labels import status_of
 from promptmill.service.service import Service
 from promptmill.system.runtime import stay_responsive
 
@@ -311,8 +312,15 @@ class Runner:
         progress.output.columns = job.spec.output.names or {}
         progress.notes += [note for note in columns.notes(job.spec) if note not in progress.notes]
         await self._in_thread(self._limit_rows)
+        await self._in_thread(self._note_persons)
         if self._hooks.before_answers is not None:
             await self._hooks.before_answers()
+
+    def _note_persons(self) -> None:
+        """Note the labels of a person, which an order `again` does not replace. Blocks."""
+        store, order = self._job.folder.store, self._job.order
+        if order.earlier.again is not None and (kept := store.count(f"settings = {PERSON}")):
+            self.progress.notes.append(f"{counted(kept, 'label')} of a person stay as they are.")
 
     def _note_kept(self, bound: Bound) -> None:
         if (bound.answers or bound.kept) and self._job.order.earlier.again != "all":
@@ -505,8 +513,7 @@ class Runner:
                 return False
             folder.put(output=OutputRecord(size=0, mtime_ns=0, limit=limit))
         else:
-            made, there = folder.result, await self._in_thread(lambda: members.stamp(spec.output.path))
-            is_own = made is not None and made.is_own(there)
+            there = await self._in_thread(lambda: members.stamp(spec.output.path))
             try:
                 written = await self._do(functools.partial(steps.export, limit=limit))
             except UnansweredError:
@@ -514,18 +521,10 @@ class Runner:
             except BaseException:  # the run may end after the file was written
                 output.discard(spec.output.path, spec.job_id)
                 raise
-            record = OutputRecord.of(written.stamp, limit, there if is_own else None)
-            folder.put(output=record, written=written.blocks)
             if written.warning:
                 self.progress.notes.append(written.warning)
-            try:
-                may_replace = is_own or (job.order.earlier.overwrite and not spec.fills_input)
-                copied = there if spec.keeps_sheets else None
-                output.publish(written.partial, spec.output.path, may_replace=may_replace, copied=copied)
-            except (PromptmillError, OSError):
-                written.partial.unlink(missing_ok=True)
-                raise
-            await self._in_thread(lambda: folder.store.change(("DELETE FROM edited", [()])))
+            overwrite = job.order.earlier.overwrite
+            await self._in_thread(lambda: steps.publish(folder, written, there, limit, overwrite=overwrite))
         self.progress.counts = await self._in_thread(self._final_counts)
         self.progress.earlier.includes_run = True
         self.progress.earlier.lost = folder.store.in_flight.requests_lost
@@ -538,10 +537,10 @@ class Runner:
 
     def _count_values(self) -> None:
         store, spec = self._job.folder.store, self._job.spec
-        if spec.sure is not None:
-            self.progress.sure = status_of(spec) | cast("SureStatus", count_givers(store, spec, min(self._end, SLOT)))
-        by_field = self._job.spec.output.answer_schema is not None
-        self.progress.output.results = statistics.results(self._job.folder.store, self._end, by_field=by_field)
+        figures = label_figures(store, spec, self._end)
+        self.progress.output.results = figures["results"]
+        self.progress.votes, self.progress.sure = figures.get("votes", {}), figures.get("sure", {})
+        self.progress.person = figures.get("person", 0)
 
     def _give_up(self, error: PromptmillError) -> None:
         self._stop(_JobStopped(states.STOPPED, error))

@@ -10,15 +10,17 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol, TypeVar
 
+from promptmill.core.errors import PromptmillError
 from promptmill.jobs.export import join, output
 from promptmill.jobs.inputs import files as input_files
 from promptmill.jobs.inputs import row_secrets
 from promptmill.jobs.inputs.files import InputFiles, Part
+from promptmill.jobs.members import Stamp
 from promptmill.jobs.run.admission import Change, Job
 from promptmill.jobs.store.binding import Bound
 from promptmill.jobs.store.database import Work
 from promptmill.jobs.store.folder import Folder
-from promptmill.jobs.store.spec import JobSpec
+from promptmill.jobs.store.spec import JobSpec, OutputRecord
 from promptmill.system.call_files import FileRule
 
 T = TypeVar("T")
@@ -60,3 +62,25 @@ def export(work: Work, folder: Folder, *, limit: int | None) -> output.Written:
     if spec.output.shard:
         return join.write_part(store, spec)
     return output.write_output(store, spec, work, limit=limit, own=folder.result)
+
+
+def publish(
+    folder: Folder, written: output.Written, there: Stamp | None, limit: int | None, *, overwrite: bool = False
+) -> None:
+    """Give a written output its name, and store that the job made it. Blocks. Raises the errors of `output.publish`.
+
+    `there`: the stamp of the output before it was written. `overwrite`: whether a file that the job did not make is
+    replaced.
+    """
+    made, spec = folder.result, folder.known_spec()
+    is_own = made is not None and made.is_own(there)
+    folder.put(output=OutputRecord.of(written.stamp, limit, there if is_own else None), written=written.blocks)
+    may_replace = is_own or (overwrite and not spec.fills_input)
+    try:
+        output.publish(
+            written.partial, spec.output.path, may_replace=may_replace, copied=there if spec.keeps_sheets else None
+        )
+    except (PromptmillError, OSError):
+        written.partial.unlink(missing_ok=True)
+        raise
+    folder.store.change(("DELETE FROM edited", [()]))

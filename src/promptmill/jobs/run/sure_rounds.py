@@ -30,7 +30,7 @@ from promptmill.jobs.store.spec import JobSpec, SurePart, digest
 from promptmill.jobs.sure import cut as cuts
 from promptmill.jobs.sure.cut import NOTHING_SURE, Place
 from promptmill.jobs.sure.labels import part_of
-from promptmill.jobs.sure.panel import kind_of, label_of, score_of
+from promptmill.jobs.sure.panel import cheap_of, kind_of, label_of, score_of
 
 if TYPE_CHECKING:
     from promptmill.jobs.run.admission import Job
@@ -60,6 +60,7 @@ class _Sampled:
 
     strong: Record | None
     panel: Sequence[Record | None]
+    cheap: Record | None
 
     @property
     def label(self) -> str | None:
@@ -67,12 +68,12 @@ class _Sampled:
 
     @property
     def agrees(self) -> bool:
-        cheap = self.panel[0]
+        cheap = self.cheap
         return cheap is not None and cheap.code is None and label_of(cheap) == self.label
 
     @property
     def question(self) -> str:
-        return _question(self.panel[0])
+        return _question(self.cheap)
 
 
 class SureRounds:
@@ -154,7 +155,8 @@ class SureRounds:
         if part is None or part.cut is not None:
             return False
         sample = list(self._sample(self._rule.panel(part.score)))
-        kind = kind_of([row.panel for row in sample], has_second=bool(self._rule.second))
+        rule = self._rule
+        kind = kind_of([row.panel for row in sample], has_second=bool(rule.second), votes=bool(rule.votes))
         if not kind:
             self._replace_part(part.model_copy(update={"score": "repeats"}))
         elif size := self._size_for_classes(part, sample):
@@ -173,11 +175,12 @@ class SureRounds:
             known = {
                 record.slot: record for record in self._store.records_at([n + slot * SLOT for slot in (0, *panel)])
             }
-            yield _Sampled(known.get(0), [known.get(slot) for slot in panel])
+            beside = [known.get(slot) for slot in panel]
+            yield _Sampled(known.get(0), beside, cheap_of(beside, "votes" if self._rule.votes else ""))
 
     def _decided(self, part: SurePart, sample: Sequence[_Sampled]) -> SurePart:
         scores = [score_of(row.panel, part.score) for row in sample]
-        if len({score for score in scores if score is not None}) == 1:
+        if not self._rule.votes and len({score for score in scores if score is not None}) == 1:
             part = part.model_copy(update={"score": "equal"})
         places = [cuts.place(score, row.question, part.seed) for score, row in zip(scores, sample, strict=True)]
         cut = self._cut(part, sample, places)
@@ -229,7 +232,9 @@ class SureRounds:
         )
         first = SLOT
         while page := self._store.page(first, _WITHOUT_LABEL):
-            sure = [(record.row,) for record in page if record.row < self._end and self._is_sure(record)]
+            sure = [
+                (record.row,) for record in page if record.row < self._end and self._sure_answer(record) is not None
+            ]
             self._store.change(("INSERT INTO temp.sure VALUES (?)", sure))
             first = page[-1].key + 1
 
@@ -237,7 +242,8 @@ class SureRounds:
         """Copy the answers of the rows in `temp.sure` to slot 0. `recorded` is called with the keys of some copies."""
         last = -1
         while page := self._store.read(f"SELECT n FROM temp.sure WHERE n > ? ORDER BY n LIMIT {PAGE}", last):
-            copies = self._deliver(round_, self._store.records_at([n + SLOT for (n,) in page]))
+            first = self._store.records_at([n + SLOT for (n,) in page])
+            copies = self._deliver(round_, filter(None, map(self._sure_answer, first)))
             recorded([copy.key for copy in copies])
             last = page[-1][0]
 
@@ -252,7 +258,7 @@ class SureRounds:
         while key < end and (page := self._store.page(key, f"{_WITHOUT_LABEL} AND key < {end}")):
             key = page[-1].key + 1
             complete = [record for record in page if self._is_complete(record)]
-            sure = [record for record in complete if self._is_sure(record)]
+            sure = [answer for record in complete if (answer := self._sure_answer(record)) is not None]
             delivered(self._deliver(round_, sure))
             unsure = {record.row for record in complete} - {record.row for record in sure}
             if unsure:
@@ -275,14 +281,16 @@ class SureRounds:
         others = [] if part is None else [cheap.row + slot * SLOT for slot in self._rule.panel(part.score)[1:]]
         return part is not None and len(list(self._store.records_at(others))) == len(others)
 
-    def _is_sure(self, cheap: Record) -> bool:
-        part = part_of(self._spec, cheap)
-        if part is None or part.cut is None or not cheap.is_sound:
-            return False
-        others = [cheap.row + slot * SLOT for slot in self._rule.panel(part.score)[1:]]
+    def _sure_answer(self, first: Record) -> Record | None:
+        """Return the answer to deliver to a row, by the first of its cheap answers; None if the row is not sure."""
+        part = part_of(self._spec, first)
+        if part is None or part.cut is None or not first.is_sound:
+            return None
+        others = [first.row + slot * SLOT for slot in self._rule.panel(part.score)[1:]]
         known = {record.key: record for record in self._store.records_at(others)} if others else {}
-        score = score_of([cheap, *map(known.get, others)], part.score)
-        return cuts.place(score, _question(cheap), part.seed) > part.cut
+        panel = [first, *map(known.get, others)]
+        is_sure = cuts.place(score_of(panel, part.score), _question(first), part.seed) > part.cut
+        return cheap_of(panel, part.score) if is_sure else None
 
 
 def sample_of(rows: int, rule: Sure) -> int:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from sqlite3 import Connection
 
 from promptmill.jobs.store.database import COLUMNS, LAST_KEY, PUT_SPARE, ROW_NEXT, JobDatabase, bound
-from promptmill.jobs.store.records import SLOT, Record, copied, record_of
+from promptmill.jobs.store.records import PERSON, SLOT, Made, Record, copied, record_of
 from promptmill.jobs.store.spec import JobSpec
 
 _DIGEST = 16
@@ -143,7 +143,7 @@ def bind(
                 run(_RENAMED, values)
             run(_LOOSE, values)
             run(_WANTED, values)
-            slots.append((_MATCHED.format(settings=", ".join(map(str, target.counted))), values))
+            slots.append((_MATCHED.format(settings=", ".join(map(str, [*target.counted, PERSON]))), values))
         if other is not None:
             _borrow(connection, other, spec, since)
         for statement, values in slots:
@@ -188,7 +188,9 @@ def _borrow(connection: Connection, other: JobDatabase, spec: JobSpec, since: in
             and record.slot < len(spec.targets)
             and connection.execute(is_wanted, (record.asked,)).fetchone()
         ):
-            made = spec.targets[record.slot].made(since)
+            if record.settings == PERSON and spec.is_grid:  # whose answers are those of its models
+                continue
+            made = Made(PERSON, since) if record.settings == PERSON else spec.targets[record.slot].made(since)
             own = record_of(record.key, copied(record.outcome()), record.asked, made)
             connection.execute(PUT_SPARE, (-1 - record.key, *bound(own)))
 

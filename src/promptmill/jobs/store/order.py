@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from promptmill.cluster.ray_cluster import RayCluster
 from promptmill.core.errors import Named, config_error, input_error
-from promptmill.jobs.store.rounds import Again
+from promptmill.jobs.store.rounds import MOST_VOTES, Again
 
 PART = re.compile(r"\.part-(\d+)-of-(\d+)")
 _SHARD = re.compile(r"(\d{1,6})/(\d{1,6})")
@@ -197,25 +197,29 @@ class Sure(Stored):
     certainty: float = Field(0.95, gt=0, lt=1)
     second: str = ""
     """A second cheap model: where both agree, a label is surer."""
+    votes: int = Field(0, ge=0)
+    """So many answers of the cheap model vote on each label; 0: it has one answer."""
     recall: Mapping[str, Annotated[float, Field(gt=0, lt=1)]] = {}
     """By label: the share of its rows that must be delivered with it."""
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Sure | None:
-        """Return the rule of the options `sure` (a model, or a mapping of all fields), `agree`, `certainty`, `second`
-        and `recall`; a share may be `95%`. None without `sure`.
+        """Return the rule of the options `sure` (a model, or a mapping of all fields), `agree`, `certainty`, `second`,
+        `votes` and `recall`; a share may be `95%`. None without `sure`.
 
         Raises `PromptmillError` (`invalid_input`).
         """
         model = options.get("sure")
         given = {name: options[name] for name in cls.model_fields.keys() - {"model"} if options.get(name) is not None}
         if model is None:
-            for name in given:
+            for name in given.keys() - {"votes"}:
                 raise input_error(Named(name), " goes with ", Named("sure", "MODEL"), ".")
             return None
         given |= {"model": model} if isinstance(model, str) else dict(model)
         for name in given.keys() - cls.model_fields.keys():
             raise input_error(Named("sure"), f" has no field {name[:40]}; it has {', '.join(cls.model_fields)}.")
+        if given.get("second") and given.get("votes"):
+            raise input_error(Named("second"), " goes without ", Named("votes"), ": both say which labels are sure.")
         for name in ("agree", "certainty"):
             if given.get(name) is not None:
                 given[name] = _share(name, given[name])
@@ -233,7 +237,8 @@ class Sure(Stored):
     def ways(self) -> tuple[Variant, ...]:
         """The models of each row by slots: the strong one, the cheap one, and the second or two repeats of the cheap
         one, which are asked only if it has no probabilities."""
-        others = [Variant(name="second", model=self.second)] if self.second else [Variant(name="2"), Variant(name="3")]
+        repeats = [Variant(name=str(number)) for number in range(2, (self.votes or 3) + 1)]
+        others = [Variant(name="second", model=self.second)] if self.second else repeats
         return (Variant(name="", model=self.model), Variant(name="cheap"), *others)
 
     @property
@@ -245,6 +250,8 @@ class Sure(Stored):
         """Return the slots of the cheap answers that are asked, if the answers are ordered by `score`."""
         if self.second:
             return (1, 2)
+        if self.votes:
+            return tuple(range(1, self.votes + 1))
         return (1, 2, 3) if score == "repeats" else (1,)
 
 
@@ -255,6 +262,43 @@ def _share(name: str, value: Any) -> float:
     if not 0 < share < 1:
         raise input_error(Named(name), f" {str(value)[:20]!r} is not a share below 100 %, such as 95% or 0.95.")
     return share
+
+
+class Votes(Stored):
+    """Several answers to each row; the label that most of them have is delivered, see `run.votes`."""
+
+    models: tuple[str, ...] = Field(min_length=2, max_length=MOST_VOTES)
+    """The model of each vote; `""`: the model of the configuration."""
+
+    @classmethod
+    def of(cls, count: object, models: Sequence[str]) -> Votes | None:
+        """Return the votes of the option `votes`, and the models that take turns. None without the option.
+
+        Raises `PromptmillError` (`invalid_input`).
+        """
+        if count is None:
+            return None
+        if isinstance(count, bool) or not isinstance(count, int) or not 2 <= count <= MOST_VOTES:
+            raise input_error(Named("votes"), f" {str(count)[:20]!r} is not a number from 2 to {MOST_VOTES}.")
+        if len(models) > count:
+            raise input_error(f"{len(models)} models need at least ", Named("votes", str(len(models))), ".")
+        return cls(models=tuple(models[at % len(models)] for at in range(count)))
+
+    @property
+    def ways(self) -> tuple[Variant, ...]:
+        """The models of each row by slots: the delivered answer, then the votes."""
+        votes = (Variant(name=f"vote {at}", model=model) for at, model in enumerate(self.models, 1))
+        return (Variant(name="", model=self.models[0]), *votes)
+
+    @property
+    def repeats(self) -> bool:
+        """Whether a model votes several times."""
+        return len(set(self.models)) < len(self.models)
+
+    @property
+    def slots(self) -> tuple[int, ...]:
+        """The slots of the votes."""
+        return tuple(range(1, len(self.models) + 1))
 
 
 class Reading(Stored):
@@ -304,6 +348,7 @@ class JobOrder(Stored):
     earlier: Earlier = Earlier()
     variants: tuple[Variant, ...] = ()
     sure: Sure | None = None
+    votes: Votes | None = None
     ray: RayCluster | None = None
     """The Ray cluster that answers; None: this machine."""
     shown: Shown = Shown()
@@ -327,9 +372,13 @@ class JobOrder(Stored):
         prompts = {} if prompt is None else {"": prompt} if isinstance(prompt, str) else dict(prompt)
         models = [] if model is None or isinstance(model, str) else list(dict.fromkeys(model))
         variants = _variants(models if len(models) > 1 else [""], list(prompts) if len(prompts) > 1 else [""])
+        votes = Votes.of(options.get("votes"), models or [""])
         if (sure := Sure.of(options)) is not None:
-            _check_alone(options, has_variants=bool(variants))
-            variants = sure.ways
+            _check_alone("sure", options, has_variants=bool(variants))
+            variants, votes = sure.ways, None
+        elif votes is not None:
+            _check_alone("votes", options, has_variants=len(prompts) > 1)
+            variants = votes.ways
         if variants and options.get("shard"):
             raise input_error(Named("shard"), " goes without several models or prompts.")
         return cls(
@@ -349,6 +398,7 @@ class JobOrder(Stored):
             ray=_cluster(**given(address="ray", replicas="replicas", gpus="num_gpus", cpus="num_cpus")),
             variants=variants,
             sure=sure,
+            votes=votes,
             reading=Reading.of(**given(sql="sql", encoding="encoding")),
             **given(system_prompt="system_prompt"),
             **more,
@@ -399,14 +449,14 @@ def _variants(models: Sequence[str], prompts: Sequence[str]) -> tuple[Variant, .
     )
 
 
-def _check_alone(options: Mapping[str, Any], *, has_variants: bool) -> None:
-    """Raise `PromptmillError` (`invalid_input`) for options that do not go with `sure`."""
+def _check_alone(name: str, options: Mapping[str, Any], *, has_variants: bool) -> None:
+    """Raise `PromptmillError` (`invalid_input`) for options that do not go with `sure` or `votes`."""
     if has_variants:
-        raise input_error(Named("sure"), " goes with one model and one prompt.")
-    for name in ("shard", "dedupe"):
-        if options.get(name):
-            raise input_error(Named("sure"), " goes without ", Named(name), ".")
-    if options.get("again") == "all":
+        raise input_error(Named(name), f" goes with {'one model and ' if name == 'sure' else ''}one prompt.")
+    for other in ("shard", "dedupe"):
+        if options.get(other):
+            raise input_error(Named(name), " goes without ", Named(other), ".")
+    if name == "sure" and options.get("again") == "all":
         raise input_error(
             Named("sure"), " goes without ", Named("again", "all"), ": name another output for a new sample."
         )

@@ -13,7 +13,7 @@ from promptmill.backends.protocol import COUNTERS, Call, Counts
 from promptmill.jobs.store import statistics
 from promptmill.jobs.store.database import JobDatabase
 from promptmill.jobs.store.statistics import JobCounts, quantile
-from promptmill.jobs.store.status_record import CourseRecord, Results, RunNote, RunStatus, SureStatus
+from promptmill.jobs.store.status_record import CourseRecord, Results, RunNote, RunStatus, SureStatus, VoteStatus
 
 STARTING, RUNNING, MERGING = "starting", "running", "merging"
 FINISHED, STOPPED, CANCELLED, INTERRUPTED = "finished", "stopped", "cancelled", "interrupted"
@@ -55,6 +55,10 @@ class Progress:
         self.output = OutputProgress()
         self.sure: SureStatus = {}
         """The sample and the cut of a job with `sure`; empty without."""
+        self.votes: VoteStatus = {}
+        """The decisions of a job with `votes`; empty until the output is written."""
+        self.person = 0
+        """The delivered labels of a person; 0 until the output is written."""
         self.earlier = EarlierRuns(earlier or {})
         self.course = Course()
         self._times = _Times(clock)
@@ -164,6 +168,8 @@ class Progress:
             **({"columns": dict(self.output.columns)} if self.output.columns else {}),
             **({"results": dict(self.output.results)} if self.output.results else {}),
             **({"sure": dict(self.sure)} if self.sure else {}),
+            **({"votes": dict(self.votes)} if self.votes else {}),
+            **({"person": self.person} if self.person else {}),
             **({} if self.cost is None else {"cost": self.cost}),
             **({} if budget is None else {"max_cost": budget.limit}),
             **({"cost_set_aside": set_aside} if set_aside or "cost_set_aside" in earlier.status else {}),

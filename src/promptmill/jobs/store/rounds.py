@@ -20,6 +20,8 @@ of an order, each only if it has rows:
 3. `first`: the rows without an answer, and failures of earlier runs that may pass
 
 With `sure`, the rounds are `sample`, `cheap`, `sure` (which copies the answers that may be delivered) and `unsure`.
+With `votes`, the rounds send the votes, and a round `voted` copies the labels that won. No round replaces the label of
+a person.
 
 With `dedupe`, only the first of several rows with the same question is sent. Before and after it, a round `duplicate`
 copies an outcome to the others.
@@ -36,7 +38,7 @@ import orjson
 from pydantic import Field, TypeAdapter
 
 from promptmill.jobs.store.database import JobDatabase
-from promptmill.jobs.store.records import SLOT
+from promptmill.jobs.store.records import PERSON, SLOT
 
 if TYPE_CHECKING:
     from promptmill.jobs.store.order import JobOrder
@@ -45,17 +47,24 @@ if TYPE_CHECKING:
 Again: TypeAlias = Literal["failed", "truncated", "all"]
 """The rules `again …`, by which an order sends rows again."""
 
+MOST_VOTES = 9
+"""The most votes on a row: with more, a label hardly gets better."""
 NEVER = "0"
 ANSWERED = "answer.code IS NULL"
 FAILED = "answer.code IS NOT NULL"
 TRUNCATED = "answer.finish_reason IS 'length'"
 ONCE, DUPLICATE = " once", " duplicate"
-_IS_MISSING = "(answer.key IS NULL OR answer.settings NOT IN ({settings}))"
+_IS_MISSING = f"(answer.key IS NULL OR answer.settings NOT IN ({{settings}}, {PERSON}))"
+_VOTES = ", ".join(f"row.n + {slot * SLOT}" for slot in range(1, MOST_VOTES + 1))
+IS_VOTED = f"""(answer.settings IS NOT {PERSON} AND EXISTS (
+    SELECT 1 FROM answer AS vote WHERE vote.key IN ({_VOTES}) AND vote.round > coalesce(answer.round, -1)
+))"""
+"""The condition of a row that has votes newer than its decision."""
 _ORDERED = {
     "open": f"({_IS_MISSING} OR (answer.retryable AND answer.round <= {{since}}))",
     "again failed": f"({FAILED} AND answer.round <= {{since}})",
     "again truncated": f"({TRUNCATED} AND answer.round <= {{since}})",
-    "again all": "(answer.key IS NULL OR answer.round <= {since})",
+    "again all": f"(answer.key IS NULL OR (answer.round <= {{since}} AND answer.settings != {PERSON}))",
 }
 _IS_WAITING = "row.n + {base} IN (SELECT key FROM temp.equal WHERE key != first)"
 _IS_DUPLICATE = "row.n + {base} IN (SELECT key FROM temp.equal WHERE is_known)"
@@ -66,6 +75,7 @@ RULES: Mapping[str, str] = MappingProxyType(
         **{f"{name}{DUPLICATE}": _IS_DUPLICATE for name in _ORDERED},
         "chosen": f"{_IS_MISSING} AND row.n IN (SELECT n FROM chosen)",
         "cheap": "answer.key IS NULL AND NOT EXISTS (SELECT 1 FROM answer AS delivered WHERE delivered.key = row.n)",
+        "voted": IS_VOTED,
         "sure": f"{_IS_MISSING} AND row.n IN (SELECT n FROM temp.sure)",
     }
 )
@@ -143,6 +153,8 @@ def _is_resumed(last: Round, now: Situation) -> bool:
     order = now.order
     if order.sure is not None:  # each of its rounds follows from the answers
         return False
+    if order.votes is not None and last.way == "live" and 0 in last.slots:  # from before the job had votes
+        return False
     if max(last.slots) >= now.slots or (last.is_by_question and not order.limits.dedupe):
         return False
     if last.rows == "open" and order.limits.dedupe:  # which sends fewer of its rows
@@ -155,12 +167,16 @@ def _is_resumed(last: Round, now: Situation) -> bool:
 def _wanted(order: JobOrder, first: Round) -> Iterator[Round]:
     """Yield the rounds that may come next, like `first` but for their rows."""
     again = order.earlier.again
+    if order.votes is not None:
+        first = replace(first, slots=order.votes.slots)
     for rows in ("open",) if again is None else (f"again {again}", "open"):
         live = replace(first, rows=rows, reason=order.shown.reason if rows == "open" else rows)
         if order.limits.dedupe:
             yield replace(live, rows=rows + DUPLICATE, reason="duplicate", way="copy")
             live = replace(live, rows=rows + ONCE)
         yield live
+    if order.votes is not None:
+        yield replace(first, rows="voted", reason="votes", slots=(0,), way="copy")
 
 
 def _wanted_of_sure(order: JobOrder, first: Round, part: SurePart | None) -> Iterator[Round]:

@@ -18,7 +18,7 @@ from promptmill.jobs import members
 from promptmill.jobs.inputs.files import Part
 from promptmill.jobs.inputs.row import Style
 from promptmill.jobs.members import Stamp
-from promptmill.jobs.store.order import AnswerForm, Question, Stored, Sure
+from promptmill.jobs.store.order import AnswerForm, Question, Stored, Sure, Votes
 from promptmill.jobs.store.records import Made
 
 WHOLE_REQUESTS = frozenset({"batch", "messages"})
@@ -108,7 +108,7 @@ class Target(Stored):
     """The settings that changed since the job began (see `Earlier.keep`). Every later record notes them."""
     fingerprint: dict[str, Any] = Field({})
     """Digests of the settings that affect answers."""
-    extra: dict[str, bool | float] = Field({})
+    extra: dict[str, bool | int | float] = Field({})
     """Parameters that are added to each request."""
     sampling: dict[str, bool | int | float | str] | None = None
     """Sampling parameters that are not lists or objects, for errors about changes; None in jobs of older releases."""
@@ -157,7 +157,7 @@ class SurePart(Stored):
     wrong: int = 0
     """The most labels that may differ from those of the strong model."""
     seed: str = ""
-    score: Literal["", "probability", "second", "second and probability", "repeats", "equal"] = ""
+    score: Literal["", "probability", "second", "second and probability", "repeats", "votes", "equal"] = ""
     """What orders the cheap answers; `equal`: nothing does. `""`: not known yet."""
     cut: tuple[float, float] | None = None
     """The place of the cut, see `jobs.sure.cut`. None until the sample is answered; then it never changes."""
@@ -205,6 +205,8 @@ class JobSpec(Stored):
     sure: Sure | None = None
     """Then slot 0 has the delivered label of each row, and the other slots have answers of cheap models."""
     parts: tuple[SurePart, ...] = ()
+    votes: Votes | None = None
+    """Then slot 0 has the delivered label of each row, and the other slots have the votes on it."""
     to_bind: Literal["questions", "rows"] | None = None
     """The way to bind answers when the input is read again: by question, or by row number."""
     origin: Origin = Origin()
@@ -248,7 +250,7 @@ class JobSpec(Stored):
     @property
     def delivered(self) -> int:
         """The number of answers to each row in the output: those in the first slots."""
-        return len(self.targets) if self.sure is None else 1
+        return len(self.targets) if self.sure is None and self.votes is None else 1
 
     @property
     def output_targets(self) -> Sequence[Target]:

@@ -27,9 +27,10 @@ _LONG_VALUE = 1000  # characters; a longer answer is grouped by its digest
 _SAMPLES = 65_536  # answers for the histograms of a report
 _IS_LATENCY = "latency_s > 0 AND latency_s <= 1e9"  # 0: a copy of another answer
 _IS_BEFORE = f"answer.key % {SLOT} < ?"
-# a job of sure labels has other answers beside them, which cost but are not delivered
+# a job of sure or voted labels has other answers beside them, which cost but are not delivered
 DELIVERED = f"""answer.key < coalesce((
-    SELECT CASE WHEN value ->> '$.sure' IS NULL THEN {LAST_KEY} ELSE {SLOT} END FROM job WHERE name = 'spec'
+    SELECT CASE WHEN coalesce(value ->> '$.sure', value ->> '$.votes') IS NULL THEN {LAST_KEY} ELSE {SLOT} END
+    FROM job WHERE name = 'spec'
 ), {LAST_KEY})"""
 """The SQL condition for records that the output has."""
 # A row that wants several answers may send as many requests without a retry. Few rows do, so JSON is read only for

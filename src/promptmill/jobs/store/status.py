@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TextIO, cast
 
 from promptmill.backends.protocol import COUNTERS, Counts
@@ -18,10 +18,11 @@ from promptmill.jobs.store.folder import Folder
 from promptmill.jobs.store.in_flight import InFlight
 from promptmill.jobs.store.progress import ALIVE, INTERRUPTED, MERGING, RUNNING, STARTING, EarlierRuns, Progress, Watch
 from promptmill.jobs.store.spec import JobSpec
-from promptmill.jobs.store.status_record import FieldResults, Results, RunStatus, Status, SureStatus
+from promptmill.jobs.store.status_record import FieldResults, LabelShare, Results, RunStatus, Status, SureStatus
 
 _LINE_EVERY_S = 5.0
 _SHORT_S = 100
+_MOST_SHARES = 12
 
 
 def spent(folder: Folder) -> float:
@@ -210,6 +211,19 @@ def label_lines(sure: SureStatus) -> list[str]:
         f"{agree} of the labels or more agree with {sure['model']}, with {certainty} certainty; estimated {reached}",
         "agreement with the model, not truth; of all these rows together, not of each class",
     ]
+
+
+def share(found: LabelShare) -> str:
+    """Return `43.1 % (95 %: 40.2\N{EN DASH}46.0)`: the share of a label with its interval."""
+    middle, low, high = (f"{100 * found[name]:.1f}" for name in ("share", "low", "high"))
+    return f"{middle} %" if low == high else f"{middle} % (95 %: {low}\N{EN DASH}{high})"
+
+
+def shares(found: Mapping[str, LabelShare]) -> str:
+    """Return the shares of labels in a line, the greatest first."""
+    ordered = sorted(found.items(), key=lambda one: (-one[1]["share"], one[0]))
+    named = [f"{' '.join(label.split()) or '(empty)'} {share(one)}" for label, one in ordered[:_MOST_SHARES]]
+    return ", ".join([*named, *([f"{len(ordered) - len(named):,} more"] if ordered[_MOST_SHARES:] else [])])
 
 
 def line(status: RunStatus) -> str:

@@ -36,6 +36,16 @@ class Results(TypedDict, total=False):
     fields: dict[str, FieldResults]
 
 
+class LabelShare(TypedDict):
+    """The share of a label among all rows, and its interval; all from 0 to 1."""
+
+    share: float
+    low: float
+    high: float
+    counted: float
+    """The share of the labels as they were given, uncorrected."""
+
+
 class SureStatus(TypedDict, total=False):
     """The labels of a job with `sure`; the counts are those of all its samples."""
 
@@ -67,6 +77,20 @@ class SureStatus(TypedDict, total=False):
     """Delivered labels of the cheap model."""
     strong: int
     """Delivered labels of the strong model, including those of the sample."""
+    shares: dict[str, dict[str, LabelShare]]
+    """By field (`""`: the whole answer) and label: its share, as the strong model would give it to every row."""
+
+
+class VoteStatus(TypedDict, total=False):
+    """The votes of a job with `votes`."""
+
+    votes: int
+    """The votes on each row."""
+    rows: int
+    """Rows with a decision."""
+    unanimous: int
+    """Rows whose votes are all equal."""
+    ties: int
 
 
 class _State(TypedDict, total=False):
@@ -85,6 +109,9 @@ class _State(TypedDict, total=False):
     """The unusual names of output columns, by their usual names."""
     results: Results
     sure: SureStatus
+    votes: VoteStatus
+    person: int
+    """Delivered labels of a person, see `manage.review`."""
     seconds: float
     """The wall time of all runs."""
     updated: Annotated[float, Field(ge=0, le=_LAST_TIME)]

@@ -1,32 +1,71 @@
 """The score of a cheap answer: how sure its label is, from 0 to 1.
 
 What is known of an answer decides about its score, the best first: whether a second cheap model agrees, with the
-model's own probability; the probability alone; how many of two repeats agree.
+model's own probability; the probability alone; how many of two repeats agree. With votes, it is the share of the label
+that most of them have.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import orjson
 
 from promptmill.jobs.store.records import Record
 
-Score: TypeAlias = Literal["", "probability", "second", "second and probability", "repeats", "equal"]
+Score: TypeAlias = Literal["", "probability", "second", "second and probability", "repeats", "votes", "equal"]
 _ENOUGH = 0.5  # of the answers must have probabilities
 
 
 def label_of(record: Record) -> str:
-    """Return the label of an answer; of an object, the same text for the same fields in any order."""
-    text = record.text.strip()
+    """Return the label of an answer, see `label_in`."""
+    return label_in(record.text)
+
+
+def label_in(text: str) -> str:
+    """Return the label of an answer's text; of an object, the same text for the same fields in any order."""
+    text = text.strip()
     if text.startswith("{"):
         try:
             return orjson.dumps(orjson.loads(text), option=orjson.OPT_SORT_KEYS).decode()
         except orjson.JSONDecodeError:
             return text
     return text
+
+
+class Decision(NamedTuple):
+    """The result of a vote."""
+
+    record: Record
+    """The first answer with the label that won: in a tie, the first of the labels that are tied; without any answer,
+    the first failure."""
+    score: float
+    """The share of all votes that have its label, failed votes included."""
+    is_tie: bool
+    """Whether another label has as many votes."""
+
+
+def decide(votes: Sequence[Record | None]) -> Decision | None:
+    """Return the decision of the votes on a row; None if no vote has an outcome."""
+    outcomes = [vote for vote in votes if vote is not None]
+    answers = [vote for vote in outcomes if vote.code is None]
+    if not answers:
+        return Decision(outcomes[0], 0.0, is_tie=False) if outcomes else None
+    counts = Counter(map(label_of, answers))
+    most = max(counts.values())
+    first = next(vote for vote in answers if counts[label_of(vote)] == most)
+    return Decision(first, most / len(votes), is_tie=sum(count == most for count in counts.values()) > 1)
+
+
+def cheap_of(panel: Sequence[Record | None], kind: Score) -> Record | None:
+    """Return the cheap answer of a row: the first of its panel, or the answer that won the vote."""
+    if kind != "votes":
+        return panel[0]
+    decision = decide(panel)
+    return None if decision is None else decision.record
 
 
 def probability(record: Record) -> float | None:
@@ -44,11 +83,13 @@ def _content(logprobs: Mapping[str, Any] | None) -> Sequence[Mapping[str, Any]]:
     return content if isinstance(content, list) else []
 
 
-def kind_of(panels: Sequence[Sequence[Record | None]], *, has_second: bool) -> Score:
+def kind_of(panels: Sequence[Sequence[Record | None]], *, has_second: bool, votes: bool = False) -> Score:
     """Return what orders the answers of a sample; `""` if nothing does, so that repeats are needed.
 
     `panels`: for each row the cheap answer, and the second or the repeats.
     """
+    if votes:
+        return "votes"
     answers = [panel[0] for panel in panels if panel[0] is not None and panel[0].code is None]
     has_probabilities = sum(probability(answer) is not None for answer in answers) > _ENOUGH * len(answers)
     if has_second:
@@ -63,6 +104,9 @@ def score_of(panel: Sequence[Record | None], kind: Score) -> float | None:
 
     `panel`: the cheap answer, and the second or the repeats.
     """
+    if kind == "votes":
+        decision = decide(panel)
+        return None if decision is None or decision.record.code is not None or decision.is_tie else decision.score
     cheap, *others = panel
     if cheap is None or cheap.code is not None:
         return None

@@ -1,9 +1,11 @@
 """The shares of labels in a table, corrected for the errors of the labels.
 
-Some rows, drawn at random from the whole table, are reviewed: they have a right label besides the machine's. For each
-label, the reviewed rows that the machine gives it tell which part of such rows really has it; the other reviewed rows
-tell it of the other rows. Both parts, weighted by the numbers of rows, make the share. The interval draws both parts
-from their Beta distributions (with Jeffreys' prior), so it holds for rare labels and few reviewed rows too.
+Some rows, drawn at random, are reviewed: they have a right label besides the machine's. For each label, the reviewed
+rows that the machine gives it tell which part of such rows really has it; the other reviewed rows tell it of the other
+rows. Both parts, weighted by the numbers of rows, make the share. The interval draws both parts from their Beta
+distributions (with Jeffreys' prior), so it holds for rare labels and few reviewed rows too.
+
+A table may have several strata, whose rows were reviewed separately; a stratum may also have right labels alone.
 
 If the right labels are answers of a strong model, the shares are those of the strong model.
 """
@@ -11,54 +13,62 @@ If the right labels are answers of a strong model, the shares are those of the s
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from promptmill.jobs.store.statistics import chance
+from promptmill.jobs.store.status_record import LabelShare
 
 _DRAWS = 2000
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
-    """The share of a label among all rows, and its interval; all from 0 to 1."""
+class Stratum:
+    """Rows of a table."""
 
-    share: float
-    low: float
-    high: float
-    counted: float
-    """The share of the machine's labels, uncorrected."""
+    machine: Mapping[str, int]
+    """The number of rows by the label that the machine gave, reviewed rows included."""
+    reviewed: Sequence[tuple[str, str]] | None = None
+    """For each reviewed row the machine's label, and the right one; None: all labels of the machine are right."""
+
+    def groups(self, label: str) -> Iterator[tuple[int, int, int]]:
+        """Yield, of the rows that the machine gives a label and of the others: the rows without a review, and the
+        reviewed rows that have the label and that do not."""
+        with_label = self.machine.get(label, 0)
+        if self.reviewed is None:
+            yield 0, with_label, 0
+            return
+        pairs = Counter(self.reviewed)
+        for has_label, size in ((True, with_label), (False, sum(self.machine.values()) - with_label)):
+            group = {pair: count for pair, count in pairs.items() if (pair[0] == label) is has_label}
+            yes = sum(count for (_, right), count in group.items() if right == label)
+            no = sum(group.values()) - yes
+            yield size - yes - no, yes, no
 
 
-def shares(
-    machine: Mapping[str, int], reviewed: Iterable[tuple[str, str]], certainty: float = 0.95, seed: int = 0
-) -> dict[str, Share]:
-    """Return the share of each label.
-
-    `machine`: the number of rows by the label that the machine gave, reviewed rows included. `reviewed`: for each
-    reviewed row the machine's label, and the right one.
-    """
-    generator, rows, pairs = chance(seed), sum(machine.values()), Counter(reviewed)
-    found = {}
-    for label in sorted({*machine, *(right for _, right in pairs)}):
-        known = sum(count for (_, right), count in pairs.items() if right == label)
-        groups = []
-        for has_label in (True, False):
-            in_group = {pair: count for pair, count in pairs.items() if (pair[0] == label) is has_label}
-            size = machine.get(label, 0) if has_label else rows - machine.get(label, 0)
-            yes = sum(count for (_, right), count in in_group.items() if right == label)
-            no = sum(in_group.values()) - yes
-            groups.append((size - yes - no, yes, no))
+def shares(strata: Sequence[Stratum], certainty: float = 0.95, seed: int = 0) -> dict[str, LabelShare]:
+    """Return the share of each label."""
+    generator = chance(seed)
+    machine = sum((Counter(stratum.machine) for stratum in strata), Counter[str]())
+    rows, found = machine.total(), {}
+    rights = {right for stratum in strata for _, right in stratum.reviewed or ()}
+    for label in sorted({*machine, *rights}):
+        groups = [group for stratum in strata for group in stratum.groups(label)]
+        known = sum(yes for _, yes, _ in groups)
+        open_ = [group for group in groups if group[0]]
         middle = known + sum(
-            left * (yes / (yes + no) if yes + no else (yes + 0.5) / (yes + no + 1)) for left, yes, no in groups
+            left * (yes / (yes + no) if yes + no else (yes + 0.5) / (yes + no + 1)) for left, yes, no in open_
         )
         drawn = sorted(
-            known + sum(left * generator.betavariate(yes + 0.5, no + 0.5) for left, yes, no in groups)
+            known + sum(left * generator.betavariate(yes + 0.5, no + 0.5) for left, yes, no in open_)
             for _ in range(_DRAWS)
         )
         outside = round((1 - certainty) / 2 * _DRAWS)
         low, high = drawn[outside], drawn[-1 - outside]
-        found[label] = Share(
-            middle / rows, min(low, middle) / rows, max(high, middle) / rows, machine.get(label, 0) / rows
+        found[label] = LabelShare(
+            share=middle / rows,
+            low=min(low, middle) / rows,
+            high=max(high, middle) / rows,
+            counted=machine[label] / rows,
         )
     return found

@@ -1,0 +1,447 @@
+"""The rows of a job that are worth a person's minute, and the labels that the person gives.
+
+    job.db ─▶ rows: ties, models that disagree, low scores, failures ─▶ a table or a page ─▶ decisions ─▶ `take`
+
+A decision becomes the delivered answer of its row (`records.PERSON`). The answer that it replaces is kept in `spare`,
+and no later round replaces the decision. Nothing is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import orjson
+
+from promptmill.answers.checker import Checker
+from promptmill.answers.schema import AnswerSchema
+from promptmill.backends.protocol import Completion, Counts
+from promptmill.core.errors import Code, Named, PromptmillError, input_error
+from promptmill.core.wording import LONGEST_SHOWN, close_matches, counted, cut, listed
+from promptmill.jobs import disk, members
+from promptmill.jobs.export import output
+from promptmill.jobs.export.answered import AnsweredRow, UnansweredError, answered_rows
+from promptmill.jobs.export.text import OwnValues, cell
+from promptmill.jobs.inputs.any_format import objects_in
+from promptmill.jobs.manage.job_rows import JobRows
+from promptmill.jobs.run import steps
+from promptmill.jobs.store import progress, statistics
+from promptmill.jobs.store.database import JobDatabase, Work
+from promptmill.jobs.store.folder import Folder
+from promptmill.jobs.store.lock import Lock
+from promptmill.jobs.store.records import PERSON, SLOT, Made, Record, record_of
+from promptmill.jobs.store.rounds import ANSWERED, stored_rounds
+from promptmill.jobs.store.spec import JobSpec, digest
+from promptmill.jobs.sure import cut as cuts
+from promptmill.jobs.sure.job_shares import label_figures
+from promptmill.jobs.sure.labels import A_PERSON, CHEAP, SAMPLE, giver_of, part_of
+from promptmill.jobs.sure.panel import cheap_of, decide, label_in, label_of, probability, score_of
+
+ROWS = 50
+"""The rows of a review, unless another number is given: about an hour of a person."""
+MOST_ROWS = 10_000
+ROW, LABEL, WHY, KEY = "row", "label", "why", "key"
+"""Columns of a review: the row's number (from 1), the person's label, the reason, the beginning of its question's
+digest."""
+_KEY_DIGITS = 12
+_MOST_LABELS = 1000
+_LONGEST_CELL = 32_767  # of Excel
+_OF_ROWS = frozenset({"done", "answered", "failed", "errors", "truncated"})
+_TIE, _DISAGREE, _UNSURE, _FAILED, _DRAWN = range(5)
+"""The kinds of rows, the one that is worth most first."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReviewRow:
+    """A row to review."""
+
+    number: int
+    """From 1."""
+    why: str
+    answer: str
+    score: float | None
+    key: str
+    asked: str
+    """The prompt, if it is a single text."""
+    own: Mapping[str, str]
+    """The columns of the input."""
+    answers: Mapping[str, str] = field(default_factory=dict)
+    """The other answers to the row, by their models or names."""
+
+    def cells(self) -> dict[str, Any]:
+        """Return the values of a row of a table, by the names of their columns."""
+        first = {ROW: self.number, LABEL: "", "answer": self.answer, WHY: self.why, "score": self.score}
+        taken = {*first, KEY, *self.answers}
+        own = {name if name not in taken else f"{name}_1": text for name, text in self.own.items()}
+        return {**first, **own, **self.answers, KEY: self.key}
+
+
+@dataclass(frozen=True, slots=True)
+class Review:
+    """Rows to review."""
+
+    title: str
+    job_id: str
+    rows: Sequence[ReviewRow]
+    labels: Sequence[str]
+    """The labels that the answers have, the commonest first; empty for objects."""
+    can_take: bool
+    """Whether the job takes decisions: a job with several answers to each row delivers all of them."""
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of its table."""
+        names = dict.fromkeys(name for row in self.rows for name in row.cells() if name != KEY)
+        return [*(names or dict.fromkeys((ROW, LABEL, "answer", WHY, "score"))), KEY]
+
+
+class _Candidate(NamedTuple):
+    kind: int
+    score: float
+    n: int
+    slot: int
+    why: str
+
+
+def review(folder: Folder, most: int = ROWS, labels: Sequence[str] = (), *, at_random: bool = False) -> Review:
+    """Return the rows of a job that are worth a person's minute, at most `most`, the most doubtful first.
+
+    `labels`: further labels. `at_random`: draw the rows from all answers instead, so that they stand for all of them;
+    the same rows each time. Blocks; 1,000,000 rows take about half a minute.
+
+    Raises `PromptmillError`, and the errors of `JobDatabase`.
+    """
+    with folder.reading() as store:
+        spec, most = folder.spec_in(store), min(most, MOST_ROWS)
+        chosen = list(_drawn(store, spec, most)) if at_random else heapq.nsmallest(most, _candidates(store, spec))
+        known = [] if spec.output.answer_schema is not None else _labels_in(store)
+        rows = list(_rows(store, spec, chosen))
+    to = f" → {spec.output.path.name}" if spec.output.format else ""
+    every = list(dict.fromkeys([*labels, *known]))
+    return Review(f"{spec.input.path.name}{to}", spec.job_id, rows, every, not spec.is_grid)
+
+
+def _labels_in(store: JobDatabase) -> list[str]:
+    query = f"SELECT text, count(*) FROM answer WHERE {ANSWERED} GROUP BY text ORDER BY 2 DESC LIMIT ?"  # noqa: S608
+    counts = Counter[str]()
+    for text, rows in store.read(query, _MOST_LABELS):
+        counts[label_in(text)] += rows
+    return [label for label, _ in counts.most_common()]
+
+
+def _drawn(store: JobDatabase, spec: JobSpec, most: int) -> Iterator[_Candidate]:
+    seed = int(digest(spec.job_id, "review"), 16)
+    for record in statistics.sample(store, most, seed, f"{ANSWERED} AND key < {SLOT}"):
+        yield _Candidate(_DRAWN, 0.0, record.row, 0, "at random")
+
+
+def _candidates(store: JobDatabase, spec: JobSpec) -> Iterator[_Candidate]:
+    every = answered_rows(store, spec, lambda _, record: record)
+    if spec.is_grid:
+        for n, group in groupby(every, key=lambda answered: answered.row.n):
+            decision = decide([answered.record for answered in group])
+            if decision is not None and decision.record.code is None and decision.score < 1:
+                yield _Candidate(_DISAGREE, decision.score, n, 0, "the answers differ")
+        return
+    for answered in every:
+        if (found := _candidate(spec, answered)) is not None:
+            yield found
+
+
+def _candidate(spec: JobSpec, answered: AnsweredRow) -> _Candidate | None:
+    record, n = answered.record, answered.row.n
+    if record.settings == PERSON or spec.leaves_out(record.code):
+        return None
+    if record.code is not None:
+        return _Candidate(_FAILED, 0.0, n, 0, f"failed: {record.code}")
+    if spec.votes is not None:
+        decision = decide(answered.beside)
+        if decision is None or decision.score == 1:
+            return None
+        kind, words = (_TIE, "tie") if decision.is_tie else (_UNSURE, "votes differ")
+        return _Candidate(kind, decision.score, n, 0, words)
+    if spec.sure is not None:
+        return _of_sure(spec, answered)
+    own = probability(record)
+    return None if own is None or own >= 1 else _Candidate(_UNSURE, own, n, 0, "low probability")
+
+
+def _of_sure(spec: JobSpec, answered: AnsweredRow) -> _Candidate | None:
+    """Return a row of a job with `sure`, if the cheap model gave its label, or was sure and wrong in the sample."""
+    giver, first = giver_of(spec, answered.record), answered.beside[0] if answered.beside else None
+    part = None if first is None else part_of(spec, first)
+    if first is None or part is None or part.cut is None or giver not in {CHEAP, SAMPLE} or spec.sure is None:
+        return None
+    panel = [answered.beside[slot - 1] for slot in spec.sure.panel(part.score)]
+    score, cheap = score_of(panel, part.score), cheap_of(panel, part.score)
+    if score is None or cheap is None:
+        return None
+    if giver == CHEAP:
+        return _Candidate(_UNSURE, score, answered.row.n, 0, "near the cut")
+    question = "" if first.asked is None else first.asked.hex()
+    is_before = cuts.place(score, question, part.seed) > part.cut
+    if not is_before or label_of(cheap) == label_of(answered.record):
+        return None
+    return _Candidate(_DISAGREE, -score, answered.row.n, 0, "the models disagree")
+
+
+def _rows(store: JobDatabase, spec: JobSpec, chosen: Iterable[_Candidate]) -> Iterator[ReviewRow]:
+    reader, own = JobRows(store, spec), OwnValues(spec)
+    names = _names(spec)
+    for candidate in chosen:
+        keys = [candidate.n + slot * SLOT for slot in range(len(spec.targets))]
+        known = {record.slot: record for record in store.records_at(keys)}
+        if (record := known.get(candidate.slot)) is None:
+            continue
+        (row,) = reader.read([record])
+        if row.answered is None:
+            continue
+        others = {
+            names[slot]: cut(other.text, LONGEST_SHOWN)
+            for slot, other in known.items()
+            if other.code is None and (slot or spec.is_grid)
+        }
+        score = candidate.score if candidate.kind == _UNSURE or spec.votes is not None else abs(candidate.score)
+        values = own.of(row.answered.row)
+        yield ReviewRow(
+            row.number,
+            candidate.why,
+            "" if record.code is not None else record.text,
+            None if candidate.kind in {_FAILED, _DRAWN} else round(score, 4),
+            _key_of(record),
+            "\n\n".join(text for _, text in row.asked),
+            {name: cell(value) for name, value in values.items()},
+            others,
+        )
+
+
+def _names(spec: JobSpec) -> list[str]:
+    """Return the names of the answers to a row by slots: the models, or `vote 1`, …"""
+    if spec.is_grid:
+        return [target.name for target in spec.targets]
+    first, *beside = (target.model or spec.model or spec.backend for target in spec.targets)
+    if len(set(beside)) < len(beside) and spec.sure is None:
+        return [first, *(f"vote {at}" for at in range(1, len(beside) + 1))]
+    return [first, *(name if name not in beside[:at] else f"{name} {at + 1}" for at, name in enumerate(beside))]
+
+
+def _key_of(record: Record) -> str:
+    return "" if record.asked is None else record.asked.hex()[:_KEY_DIGITS]
+
+
+# ---- the tables
+
+
+def write_table(target: Path, found: Review) -> None:
+    """Write a review as a new CSV file or workbook. Raises `PromptmillError`."""
+    if target.exists():
+        raise input_error(f"{target} exists, perhaps with a person's labels; name another file.")
+    try:
+        if target.suffix.lower() == ".xlsx":
+            _write_workbook(target, found)
+        else:
+            _write_csv(target, found)
+    except OSError as error:
+        raise PromptmillError(Code.STORAGE, f"{target} cannot be written: {disk.why(error)}.", "") from None
+
+
+def _write_csv(target: Path, found: Review) -> None:
+    import csv
+
+    with target.open("x", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, found.columns)
+        table.writeheader()
+        table.writerows(row.cells() for row in found.rows)
+
+
+def _write_workbook(target: Path, found: Review) -> None:
+    """Write a workbook whose column `label` offers the labels."""
+    import openpyxl
+    from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
+    from openpyxl.worksheet.datavalidation import DataValidation
+
+    book = openpyxl.Workbook()
+    sheet = book.worksheets[0]
+    sheet.title = "Review"
+    sheet.freeze_panes = "C2"
+    columns = found.columns
+    for at, values in enumerate([dict(zip(columns, columns, strict=True)), *(row.cells() for row in found.rows)], 1):
+        for column, name in enumerate(columns, 1):
+            value = values.get(name)
+            place = sheet.cell(at, column)
+            place.value = value
+            if isinstance(value, str):
+                place.value = ILLEGAL_CHARACTERS_RE.sub("\N{REPLACEMENT CHARACTER}", value)[:_LONGEST_CELL]
+                place.data_type = "s"  # a text that begins with = is no formula
+    choices = f'"{",".join(found.labels)}"'
+    if (
+        found.rows
+        and found.labels
+        and len(choices) <= 257
+        and not any(set(label) & set(',"') for label in found.labels)
+    ):
+        rule = DataValidation("list", formula1=choices, allow_blank=True, showErrorMessage=False)
+        rule.add(f"B2:B{len(found.rows) + 1}")
+        sheet.add_data_validation(rule)
+    book.save(target)
+
+
+# ---- the decisions
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The labels of a person that a job took."""
+
+    taken: int
+    """Labels, without those that the job had already."""
+    changed: int
+    """How many of them differ from the answer that they replace."""
+    is_written: bool
+    """Whether the output has them; otherwise the job is not finished."""
+
+    def __str__(self) -> str:
+        changed = f", {self.changed:,} of them {'changes' if self.changed == 1 else 'change'} the answer"
+        later = "" if self.is_written else "; the next run of the job writes the output"
+        return f"{counted(self.taken, 'label')} taken{changed if self.taken else ''}{later}"
+
+
+def take(folder: Folder, decisions: Path, labels: Sequence[str] = ()) -> Taken:
+    """Store the labels of a person in a job, and write its output again. `labels`: further labels.
+
+    `decisions` has the columns `row` (from 1) and `label`, and perhaps `key`, as a review has; rows without a label are
+    passed over. All labels are checked before the first is stored. A killed call has stored all labels or none;
+    then the same call, or the job's next run, writes the output.
+
+    Raises `PromptmillError`.
+    """
+    folder.known_spec()
+    lock = Lock.take(folder.lock)
+    if lock is None:
+        raise input_error(f"Job {folder.job_id} is running; take the labels after its end.")
+    try:
+        with output.storage_errors(folder.database):
+            folder.open()
+            folder.roll_back()
+            return _take(folder, decisions, labels)
+    finally:
+        folder.close()
+        lock.release()
+
+
+def _take(folder: Folder, decisions: Path, labels: Sequence[str]) -> Taken:
+    store, spec, made = folder.store, folder.known_spec(), folder.result
+    if spec.is_grid:
+        raise input_error(
+            f"Job {spec.job_id} delivers several answers to each row, so it takes no labels. To measure its answers: "
+            f"`promptmill compare` with ",
+            Named("gold", f"{decisions.name}:label"),
+            ".",
+        )
+    there = members.stamp(spec.output.path) if spec.output.format else None
+    if there is not None and (made is None or not made.is_own(there)):
+        raise input_error(f"{spec.output.path} has changed since the job wrote it; move it away, and take them again.")
+    wanted = _decided(store, decisions)
+    before = {record.row: record for record in store.records_at([n for n, _ in wanted])}
+    new = [(n, label) for n, label in wanted if not _has(before.get(n), label)]
+    _check_labels(store, spec, decisions, new, labels)
+    made_by = Made(PERSON, max((each.id for each in stored_rounds(store)), default=0))
+    records = [
+        record_of(n, Completion(label, "stop", answered_by=A_PERSON), before[n].asked, made_by) for n, label in new
+    ]
+    if records:
+        if made is not None:
+            folder.put(output=made.model_copy(update={"finished": False}))
+        store.write(records, [record.key for record in records])
+    changed = sum(before[n].code is not None or label_of(before[n]) != label_in(label) for n, label in new)
+    return Taken(len(records), changed, _written_again(folder, spec))
+
+
+def _has(record: Record | None, label: str) -> bool:
+    return record is not None and record.settings == PERSON and label_of(record) == label_in(label)
+
+
+def _decided(store: JobDatabase, decisions: Path) -> list[tuple[int, str]]:
+    """Return the number (from 0) and the label of each row with a decision. Raises `PromptmillError`."""
+    found: dict[int, str] = {}
+    try:
+        for at, row in enumerate(objects_in(decisions), 1):
+            where = f"Row {at} of {decisions.name}"
+            if not row.keys() >= {ROW, LABEL}:
+                raise input_error(f"{decisions} has no columns `{ROW}` and `{LABEL}`, as a review has.")
+            if not (label := _text(row[LABEL]).strip()):
+                continue
+            number = _text(row[ROW]).strip().removesuffix(".0")
+            n = int(number) - 1 if number.isdecimal() else -1
+            if (record := store.record(n) if n >= 0 else None) is None:
+                raise input_error(f"{where}: the job has no answered row {number[:20]!r}.")
+            if (key := _text(row.get(KEY)).strip()) and key != _key_of(record):
+                raise input_error(f"{where}: row {number} of the job has another question now; make a new review.")
+            if found.setdefault(n, label) != label:
+                raise input_error(f"{where}: row {number} has another label above.")
+    except OSError as error:
+        raise PromptmillError(Code.STORAGE, f"{decisions} cannot be read: {disk.why(error)}.", "") from None
+    return sorted(found.items())
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else value if isinstance(value, str) else orjson.dumps(value).decode()
+
+
+def _check_labels(
+    store: JobDatabase, spec: JobSpec, decisions: Path, new: Sequence[tuple[int, str]], labels: Sequence[str]
+) -> None:
+    """Raise `PromptmillError` (`invalid_input`) for a label that no answer has, or that does not fit the schema."""
+    if spec.output.answer_schema is not None:
+        problems = asyncio.run(_problems(spec.output.answer_schema, {label for _, label in new}))
+        for n, label in new:
+            if problem := problems.get(label):
+                raise input_error(f"The label of row {n + 1:,} in {decisions.name} does not fit the schema: {problem}.")
+        return
+    known = [*labels, *_labels_in(store)]
+    if len(known) >= _MOST_LABELS:  # the answers are texts
+        return
+    for n, label in new:
+        if label_in(label) not in known:
+            near = close_matches(label, known, n=1)
+            meant = f"did you mean {near[0]:.60}?" if near else f"there are {listed(known)}."
+            raise input_error(
+                f"No answer of the job has the label {label[:60]!r} of row {n + 1:,}; {meant} To allow it: ",
+                Named("choices", ",".join([*known[:8], label])[:200]),
+                ".",
+            )
+
+
+async def _problems(schema: Mapping[str, Any], labels: Iterable[str]) -> dict[str, str]:
+    checker, known = Checker(), AnswerSchema(orjson.dumps(schema).decode())
+    try:
+        return {label: (await checker.check(known, label, checker, complete=True)).problem for label in labels}
+    finally:
+        await checker.aclose()
+
+
+def _written_again(folder: Folder, spec: JobSpec) -> bool:
+    """Write the output of a finished job, and the figures of its status; return whether the job is finished."""
+    made, last = folder.result, folder.status
+    if made is None or made.limit == 0 or last.get("state") != progress.FINISHED:
+        return False
+    if spec.output.format and not made.finished:
+        there = members.stamp(spec.output.path)
+        try:
+            written = steps.export(Work(), folder, limit=made.limit)
+        except UnansweredError:
+            return False
+        steps.publish(folder, written, there, made.limit)
+    elif not made.finished:
+        folder.put(output=made.model_copy(update={"finished": True}))
+    end = output.end_of(folder.store, made.limit)
+    counts = statistics.counts(folder.store, before=end, skips_empty=spec.question.skip_empty).as_dict(Counts())
+    rows = {name: count for name, count in counts.items() if name in _OF_ROWS}
+    folder.put(status={**last, **rows, **label_figures(folder.store, spec, end)})
+    return True

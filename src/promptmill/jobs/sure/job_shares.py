@@ -1,0 +1,138 @@
+"""The shares of labels in a job with `sure`: those that the strong model would give if it answered every row.
+
+A delivered label may be wrong only if the cheap model gave it, so only before the cut (see `cut`). The rows of the
+sample before the cut have both labels: they are reviewed rows of the stratum before the cut, whose machine label is
+that of the cheap model. All other delivered labels are right, and are counted as they are.
+
+The sample is drawn from all rows, so the sampled rows before a place that does not depend on the sample are a random
+sample of the rows before it. The cut does depend on it: it is the place of the (c+1)-th sampled disagreement, and k
+sampled rows are before it. This is inverse sampling, where the unbiased estimate of the rate is c/k (Haldane, 1945):
+the row that ended the count is left out of both numbers. So it is here, because the row at the cut is not before it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, cast
+
+import orjson
+
+from promptmill.jobs.store import statistics
+from promptmill.jobs.store.database import LAST_KEY, JobDatabase
+from promptmill.jobs.store.records import PERSON, SLOT, Record
+from promptmill.jobs.store.rounds import ANSWERED
+from promptmill.jobs.store.spec import JobSpec, SurePart
+from promptmill.jobs.store.status_record import LabelShare, Results, RunStatus, SureStatus
+from promptmill.jobs.sure import cut as cuts
+from promptmill.jobs.sure.labels import count_givers, status_of, vote_status
+from promptmill.jobs.sure.panel import cheap_of, label_of, score_of
+from promptmill.jobs.sure.shares import Stratum, shares
+
+
+def label_figures(store: JobDatabase, spec: JobSpec, before: int) -> RunStatus:
+    """Return the fields `results`, `votes`, `sure` and `person` of a status, for the rows below `before`. Blocks.
+
+    Raises the errors of `JobDatabase`.
+    """
+    results = statistics.results(store, before, by_field=spec.output.answer_schema is not None)
+    found: RunStatus = {"results": results}
+    if persons := store.count(f"{ANSWERED} AND settings = {PERSON} AND key < {min(before, SLOT)}"):
+        found["person"] = persons
+    if votes := vote_status(store, spec, min(before, SLOT)):
+        found["votes"] = votes
+    if spec.sure is not None:
+        found["sure"] = status_of(spec) | cast("SureStatus", count_givers(store, spec, min(before, SLOT)))
+        if its := job_shares(store, spec, _labelled_fields(results), before):
+            found["sure"]["shares"] = its
+    return found
+
+
+def job_shares(
+    store: JobDatabase, spec: JobSpec, fields: Iterable[str], before: int
+) -> dict[str, dict[str, LabelShare]]:
+    """Return the share of each label among the rows below `before`, by field; `""` for whole answers.
+
+    `{}` if the strong model gave all labels. Raises the errors of `JobDatabase`.
+    """
+    parts = [part for part in spec.parts if part.pays]
+    if spec.sure is None or not parts:
+        return {}
+    ends = [*(part.round for part in parts[1:]), LAST_KEY]
+    strata = [_BeforeCut(part, end, list(_reviewed(store, spec, part))) for part, end in zip(parts, ends, strict=True)]
+    cheap = int(spec.targets[1].settings)
+    found = {}
+    for field in fields:
+        known = _counts(store, field, before, f"answer.settings != {cheap}")
+        known.subtract(value_of(strong, field) for each in strata for _, strong in each.reviewed)
+        found[field] = shares([*(each.stratum(store, cheap, field, before) for each in strata), Stratum(+known)])
+    return found
+
+
+class _BeforeCut(NamedTuple):
+    """The rows of a part before its cut."""
+
+    part: SurePart
+    end: int
+    """The first round of the next part."""
+    reviewed: Sequence[tuple[Record, Record]]
+    """The cheap and the strong answer of each sampled row."""
+
+    def stratum(self, store: JobDatabase, cheap: int, field: str, before: int) -> Stratum:
+        """Return the labels in a field. `cheap`: the id of the cheap model's settings."""
+        pairs = [(value_of(given, field), value_of(right, field)) for given, right in self.reviewed]
+        where = f"answer.settings = {cheap} AND cheap.round >= {self.part.round} AND cheap.round < {self.end}"
+        return Stratum(_counts(store, field, before, where) + Counter(given for given, _ in pairs), pairs)
+
+
+def _counts(store: JobDatabase, field: str, before: int, where: str) -> Counter[str]:
+    """Count the delivered labels that meet a condition on `answer` and on the `cheap` answer next to it."""
+    value = "answer.text -> ?" if field else "coalesce(answer.text, ?)"
+    join = f"JOIN answer AS cheap ON cheap.key = answer.key + {SLOT}" if "cheap." in where else ""
+    rows = f"answer {join} WHERE answer.key < ? AND {ANSWERED} AND {where}"
+    counts = Counter[str]()
+    query = f"SELECT {value}, count(*) FROM {rows} GROUP BY 1"  # noqa: S608 (our own names and numbers)
+    for text, count in store.read(query, f'$."{field}"', min(before, SLOT)):
+        counts[_plain(text) if field else text.strip()] += count
+    return counts
+
+
+def _reviewed(store: JobDatabase, spec: JobSpec, part: SurePart) -> Iterator[tuple[Record, Record]]:
+    """Yield the cheap and the strong answer of the sampled rows before the cut."""
+    assert spec.sure is not None
+    assert part.cut is not None
+    panel = spec.sure.panel(part.score)
+    rounds = ", ".join(map(str, part.sampled)) or "-1"
+    sampled = f"key < {SLOT} AND {ANSWERED} AND round IN ({rounds}) AND settings != {PERSON}"
+    for key in store.keys(sampled, "ORDER BY key"):
+        known = {record.slot: record for record in store.records_at([key + slot * SLOT for slot in (0, *panel)])}
+        beside = [known.get(slot) for slot in panel]
+        cheap = cheap_of(beside, part.score)
+        if 0 in known and cheap is not None:
+            question = "" if cheap.asked is None else cheap.asked.hex()
+            if cuts.place(score_of(beside, part.score), question, part.seed) > part.cut:
+                yield cheap, known[0]
+
+
+def value_of(record: Record, field: str) -> str:
+    """Return a field of an answer as a text, or the whole answer for `""`."""
+    if not field:
+        return label_of(record)
+    try:
+        value = orjson.loads(record.text)
+    except orjson.JSONDecodeError:
+        return ""
+    return _plain(orjson.dumps(value.get(field)).decode() if isinstance(value, dict) else None)
+
+
+def _plain(text: str | None) -> str:
+    """Return a JSON value as a text: a string without its quotes."""
+    value = None if text is None else orjson.loads(text)
+    return value if isinstance(value, str) else (text or "null")
+
+
+def _labelled_fields(results: Results) -> list[str]:
+    """Return the fields whose values are labels; `[""]` if the answers are labels."""
+    if fields := results.get("fields"):
+        return [name for name, field in fields.items() if field.get("values")]
+    return [""] if results.get("values") else []

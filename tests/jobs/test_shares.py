@@ -1,0 +1,123 @@
+"""The shares of labels that can be published: of a job with `sure`, and from a reviewed sample."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import random
+from collections import Counter
+from typing import Any
+
+import pytest
+
+import promptmill
+from labellers import LABELS, label, labellers, named
+from promptmill.report import job as job_report
+from replies import answer, choose
+
+ROWS = 600
+SURE = ("--prompt", "Is it positive? {{text}}", "--model", "small", "--sure", "strong")
+
+
+@pytest.fixture
+def sure(bench):
+    bench.upstream.reply = labellers()
+    bench.write([{"id": f"r{n}", "text": f"review {n}"} for n in range(ROWS)])
+    return bench
+
+
+def test_a_sure_job_states_the_shares_of_the_strong_model(sure):
+    found = sure.succeed(*SURE, "--choices", ",".join(LABELS), *named(sure))
+    its = found["sure"]["shares"][""]
+    assert its.keys() == set(LABELS)
+    assert sum(one["share"] for one in its.values()) == pytest.approx(1, abs=0.02)
+    counts, rows = Counter(row["answer"] for row in sure.answers()), sure.answers()
+    cheap = sum(row["sure"] == "cheap" for row in rows) / ROWS
+    for name, one in its.items():
+        assert one["low"] <= one["share"] <= one["high"]
+        assert one["high"] - one["low"] < 0.15 * cheap, "rows of the strong model add no doubt"
+        truth = sum(label("strong", row["text"])[0] == name for row in rows) / ROWS
+        assert abs(one["share"] - truth) < 0.12, "far beyond the interval"
+        assert abs(one["counted"] - counts[name] / ROWS) < 0.06, "the sample has other labels before it is reviewed"
+
+
+def test_they_are_those_of_each_field_of_a_schema(sure, tmp_path):
+    def reply(seen: Any) -> Any:
+        text, chance = label(seen.json["model"], seen.prompt)
+        return answer(
+            json.dumps({"tone": text, "short": text == "neutral"}),
+            logprobs={"content": [{"token": text, "logprob": math.log(chance)}]},
+        )
+
+    sure.upstream.reply = choose(reply)
+    fields = {"tone": {"type": "string"}, "short": {"type": "boolean"}}
+    schema = {"type": "object", "properties": fields, "required": [*fields], "additionalProperties": False}
+    path = tmp_path / "schema.json"
+    path.write_text(json.dumps(schema))
+    found = sure.succeed(*SURE, "--schema", str(path), *named(sure))["sure"]["shares"]
+    assert found["tone"].keys() == set(LABELS)
+    assert found["short"].keys() == {"true", "false"}
+    assert found["short"]["true"]["share"] == pytest.approx(found["tone"]["neutral"]["share"])
+
+
+def test_the_summary_and_the_report_show_them(sure):
+    result = sure.run(*SURE, "--choices", ",".join(LABELS), *named(sure))
+    line = next(line for line in result.stdout.splitlines() if line.startswith("  shares"))
+    assert all(f"{name} " in line for name in LABELS)
+    assert "% (95 %: " in line
+    assert "as strong would label every row" in result.stdout
+    text = sure.folder.status["sure"]["shares"][""]["positive"]["share"] * 100
+    assert f"positive {text:.1f} %" in line
+    path = sure.folder.path.parent / "report.html"
+    job_report.write(sure.folder, path)
+    assert f"{text:.1f} % (95 %: " in path.read_text(encoding="utf-8")
+
+
+def test_rows_added_later_have_their_own_stratum(sure):
+    options = (*SURE, "--choices", ",".join(LABELS), *named(sure))
+    first = sure.succeed(*options)["sure"]["shares"][""]
+    sure.write([{"id": f"r{n}", "text": f"review {n}"} for n in range(2 * ROWS)])
+    found = sure.succeed(*options)["sure"]["shares"][""]
+    assert sum(one["share"] for one in found.values()) == pytest.approx(1, abs=0.02)
+    width = found["positive"]["high"] - found["positive"]["low"]
+    assert width < first["positive"]["high"] - first["positive"]["low"], "two samples say more than one"
+
+
+def test_a_job_whose_rows_the_strong_model_answers_has_no_doubt(sure):
+    sure.write([{"id": n, "text": f"review {n}"} for n in range(150)])
+    assert "shares" not in sure.succeed(*SURE, "--choices", ",".join(LABELS), *named(sure))["sure"]
+
+
+# ---- a reviewed sample
+
+
+def reviewed(path: Any, rows: int, of: int) -> dict[str, float]:
+    """Write a table whose labels are often wrong, with right labels of a random sample; return the true shares."""
+    chance = random.Random(3)
+    right = ["yes" if chance.random() < 0.2 else "no" for _ in range(rows)]
+    given = [("no" if one == "yes" else "yes") if chance.random() < 0.15 else one for one in right]
+    sample = set(chance.sample(range(rows), of))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        out = csv.writer(file)
+        out.writerow(["id", "answer", "right"])
+        out.writerows([n, given[n], right[n] if n in sample else ""] for n in range(rows))
+    return {name: right.count(name) / rows for name in ("yes", "no")}
+
+
+def test_a_reviewed_sample_corrects_the_shares(tmp_path):
+    truth = reviewed(tmp_path / "labels.csv", 3000, 400)
+    found = promptmill.compare(str(tmp_path / "labels.csv"), gold="right")
+    (file,) = found.figures["gold"]["files"]
+    for name, share in truth.items():
+        one = file["shares"][name]
+        assert one["low"] <= share <= one["high"]
+        assert not one["low"] <= one["counted"] <= one["high"], "the labels alone are far off"
+    assert "shares of all 3,000 rows, if those with a right answer were drawn at random" in str(found)
+    assert "yes " in str(found).split("drawn at random")[1]
+
+
+def test_right_answers_to_all_rows_leave_no_doubt(tmp_path):
+    reviewed(tmp_path / "labels.csv", 300, 300)
+    found = promptmill.compare(str(tmp_path / "labels.csv"), gold="right")
+    assert "shares" not in found.figures["gold"]["files"][0]
