@@ -6,11 +6,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from promptmill.comparison.call import Comparison, compare
+    from promptmill.improvement.call import Improvement, improve
     from promptmill.jobs.manage.bulk_call import bulk, bulk_async, stream, stream_async
     from promptmill.jobs.manage.bulk_result import BulkResult
 
 __version__ = "0.1.0"
-__all__ = ["BulkResult", "Comparison", "bulk", "bulk_async", "compare", "stream", "stream_async"]
+__all__ = [
+    "BulkResult",
+    "Comparison",
+    "Improvement",
+    "bulk",
+    "bulk_async",
+    "compare",
+    "improve",
+    "stream",
+    "stream_async",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -19,6 +30,10 @@ def __getattr__(name: str) -> Any:
         from promptmill.comparison import call
 
         return getattr(call, name)
+    if name in {"Improvement", "improve"}:
+        from promptmill.improvement import call as improve_call
+
+        return getattr(improve_call, name)
     if name in __all__:
         from promptmill.jobs.manage import bulk_call
 

@@ -190,6 +190,15 @@ def stream(
         thread.join()
 
 
+async def run_order(
+    order: JobOrder, source: Given, configuration: Configuration, folders: JobFolders, watch: Watch | None = None
+) -> None:
+    """Run or resume the job of an order whose rows are `source`. Raises `PromptmillError` if it stops early."""
+    call = _Call(None, {}, configuration, order, folders, source, contextlib.ExitStack(), is_loose=True, watch=watch)
+    async with call.admitted() as (job, service):
+        await call.run(job, service)
+
+
 @contextlib.contextmanager
 def _errors(given: Collection[str]) -> Iterator[None]:
     """Convert a `PromptmillError` to one line of text that names the arguments of `bulk`.
@@ -254,7 +263,7 @@ class _Call:
         given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
         with _errors([*given, "rows"]), contextlib.ExitStack() as written:
             given |= _answer_forms(given)
-            configuration = _configuration(given)
+            configuration = configuration_of(given)
             state = {"PROMPTMILL_STATE": str(given["state"])} if "state" in given else os.environ
             folders = JobFolders.from_environ(state)
             paths, source = _paths(rows), None
@@ -281,7 +290,7 @@ class _Call:
                 key = source or Given((), digest([str(path) for path in paths]))
                 job_id = given_rows.loose_id(key, configuration.plan, order)
                 order = order.model_copy(update={"output": folders.loose(job_id).answers})
-            watch = _watch(show=given.get("progress"))
+            watch = watch_of(show=given.get("progress"))
             return cls(rows, given, configuration, order, folders, source, written.pop_all(), output is None, watch)
 
     @contextlib.asynccontextmanager
@@ -416,7 +425,7 @@ def _paths(rows: object) -> list[Path]:
     return []
 
 
-def _watch(*, show: bool | Callable[[Mapping[str, Any]], object] | None) -> Watch | None:
+def watch_of(*, show: bool | Callable[[Mapping[str, Any]], object] | None) -> Watch | None:
     """Return the function that shows the progress; None: show nothing."""
     if callable(show):
 
@@ -488,7 +497,8 @@ def _order(given: Mapping[str, Any], inputs: Sequence[Path], output: Path, folde
         raise input_error(Named(str(first["loc"][0])), f" {first['msg'].removeprefix('Input ')}.") from None
 
 
-def _configuration(given: Mapping[str, Any]) -> Configuration:
+def configuration_of(given: Mapping[str, Any]) -> Configuration:
+    """Return the configuration with the options of a call in place of its values. Raises `PromptmillError`."""
     endpoint = {name: given[name] for name in _OF_THE_ENDPOINT if name in given}
     config, backend, settings = given.get("config"), given.get("backend"), given.get("settings", {})
     sampling = {name: given[name] for name in Sampling.model_fields.keys() | BESIDE if name in given}
