@@ -245,7 +245,7 @@ def test_unusable_gold_rows(change, why):
     [
         ("{{text}}", ""),
         ("Braces of JSON: {} {{ text }} twice {{text}}", ""),
-        ("", "it is empty"),
+        ("", "there is no text"),
         ("text", "it lacks the placeholder {{text}}"),
         ("{{text}} {{label}}", "it has the placeholder {{label}}"),
         ("{{text}} {{ text | upper }}", "it has the placeholder {{text | upper}}"),

@@ -83,6 +83,10 @@ def add_options(improve: Parser) -> None:
 
 def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
     """Search, print the result and write the prompt. Returns 0 for any result, and as a job if one stops."""
+    options.refuse(
+        (not arguments.strong.strip(), "--strong", "names the model that writes better prompts."),
+        (arguments.prompt == "", "--prompt", "is empty."),
+    )
     prompt = arguments.prompt or text_of("--prompt-file", arguments.prompt_file).removesuffix("\n")
     source = home_expanded(arguments.input)
     target = home_expanded(arguments.output or Path(f"{source.name.partition('.')[0]}-prompt.txt"))

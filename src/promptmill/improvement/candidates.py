@@ -115,7 +115,7 @@ def problem_of(prompt: str, base: str, gold: Gold) -> str:
     It has the placeholders of `base` and no others, so it names neither another column nor the right labels.
     """
     if not prompt:
-        return "it is empty"
+        return "there is no text"
     here, there = ({*places_in(text)} for text in (prompt, base))
     if lost := sorted(there - here):
         return f"it lacks the placeholder {{{{{lost[0][:60]}}}}}"

@@ -38,6 +38,8 @@ def _outcome(found: Mapping[str, Any]) -> Iterator[str]:
     if (test := found.get("test")) is None:
         if found["candidates"][0]["right"] == rows["seen"]:
             yield f"{CANNOT_TELL}: your prompt is right on all seen rows, so these show nothing to improve"
+        elif len(found["candidates"]) == 1:
+            yield f"{CANNOT_TELL}: the strong model wrote no prompt that can take the place of yours"
         else:
             yield f"{CANNOT_TELL}: no candidate is right on more of the seen rows than your prompt"
         yield "the held-out rows were not used"
