@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -283,6 +284,9 @@ def test_a_request_shows_mistakes_as_data(gold):
     assert f"right on {right} of {len(gold.seen)}" in first
     assert PROMPT in first
     assert "tells negative from neutral" in others[0] or "tells neutral from positive" in others[0]
+    assert "system" not in first
+    (above,) = requests(Candidate("yours", PROMPT, answers, right), gold, ["rule"], "The labels: …")
+    assert re.search(r"<system-\w+>\nThe labels: …\n</system-", above)
     assert others[2].count("<example-") == 3
     assert others[3].count("<example-") == 8
     assert not any("held" in one for one in (first, *others))

@@ -247,7 +247,7 @@ def test_a_search_that_is_killed_a_dozen_times_finds_the_same(rows):
     assert {**found, "seconds": 0, "requests": 0} == {**whole, "seconds": 0, "requests": 0}
     assert asked(rows).keys() == once.keys(), "the same candidates"
     assert asked(rows).total() - once.total() <= kills * ONE_KILL
-    assert sum(folder.path.name.startswith("held-out") for folder in JobFolders.from_environ().all()) == 1
+    assert sum(folder.path.name.startswith("improve-held-out") for folder in JobFolders.from_environ().all()) == 1
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")

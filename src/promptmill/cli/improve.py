@@ -102,6 +102,10 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
         if steps.folders.of(order.output).status.get("state") != progress.FINISHED:
             raise _StoppedError(code)
 
+    def tell(text: str) -> None:
+        if not arguments.quiet:
+            say(text, sys.stderr, wrap=True)
+
     steps = JobSteps(
         JobFolders.from_environ(),
         configuration,
@@ -116,7 +120,7 @@ def _run(arguments: argparse.Namespace, configuration: Configuration) -> int:
         },
     )
     try:
-        found = search(gold, prompt, steps, lambda text: None if arguments.quiet else say(text, sys.stderr, wrap=True))
+        found = search(gold, prompt, steps, system=steps.system_prompt, tell=tell)
     except _StoppedError as stopped:
         return _told(steps, int(stopped.args[0]))
     except PromptmillError as error:

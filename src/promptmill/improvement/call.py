@@ -113,7 +113,7 @@ def improve(
         )
         with _file_of(rows) as path:
             found = Gold.of(objects_in(path, given.get("encoding")), gold, prompt, labels.texts)
-        figures = search(found, prompt, steps) | steps.spent
+        figures = search(found, prompt, steps, system=steps.system_prompt) | steps.spent
         if target is not None:
             write_prompt(target, figures, overwrite=overwrite)
     except PromptmillError as error:

@@ -49,8 +49,8 @@ class Candidate:
     """The name of the candidate that it was written from."""
 
 
-def requests(candidate: Candidate, gold: Gold, ways: Sequence[str]) -> list[str]:
-    """Return the requests to the strong model to improve `candidate` in these ways."""
+def requests(candidate: Candidate, gold: Gold, ways: Sequence[str], system: str = "") -> list[str]:
+    """Return the requests to the strong model to improve `candidate` in these ways. `system`: the prompt above it."""
     tag = digest(candidate.prompt, [row.key for row in gold.seen])[:8]
     mistakes = [
         (row, answer)
@@ -63,8 +63,10 @@ def requests(candidate: Candidate, gold: Gold, ways: Sequence[str]) -> list[str]
         f'<row-{tag} right="{row.label}" answer="{answer}">\n{_text(row)}\n</row-{tag}>'
         for row, answer in itertools.islice(_in_turns(mistakes, pairs), _SHOWN)
     )
+    above = f"The system prompt above it stays:\n<system-{tag}>\n{system}\n</system-{tag}>\n\n" if system else ""
     about = (
-        f"The prompt:\n<prompt-{tag}>\n{candidate.prompt}\n</prompt-{tag}>\n\nThe labels: {', '.join(gold.labels)}\n\n"
+        f"The prompt:\n<prompt-{tag}>\n{candidate.prompt}\n</prompt-{tag}>\n\n{above}"
+        f"The labels: {', '.join(gold.labels)}\n\n"
         f"It is right on {candidate.right} of {len(gold.seen)} rows. Its mistakes (right -> answer: rows):\n"
         + "\n".join(table)
         + f"\n\nRows that it has wrong:\n{shown}\n\nYour task: "

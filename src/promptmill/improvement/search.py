@@ -47,8 +47,11 @@ class Asker(Protocol):
         ...
 
 
-def search(gold: Gold, prompt: str, asker: Asker, tell: Callable[[str], object] = lambda _: None) -> dict[str, Any]:
-    """Return the figures of the search for a better prompt than `prompt`; `tell` gets its progress.
+def search(
+    gold: Gold, prompt: str, asker: Asker, *, system: str = "", tell: Callable[[str], object] = lambda _: None
+) -> dict[str, Any]:
+    """Return the figures of the search for a better prompt than `prompt`. `system`: the system prompt above it, which
+    stays. `tell` gets the progress.
 
     Raises `PromptmillError` (`invalid_input`) if most rows fail, and what `asker` raises.
     """
@@ -63,8 +66,9 @@ def search(gold: Gold, prompt: str, asker: Asker, tell: Callable[[str], object] 
     generation = [base] if base.right < len(gold.seen) else []
     for number in (1, 2):
         if generation:
-            tell(f"{counted(len(WAYS), 'candidate')}, generation {number}")
-            written = _written(generation, number, found, gold, asker, notes=notes)
+            tell(f"the strong model writes {counted(len(WAYS), 'candidate')}, generation {number} of 2")
+            written = _written(generation, number, found, gold, asker, system=system, notes=notes)
+            tell(f"{counted(len(written), 'candidate')} on {counted(len(gold.seen), 'seen row')}")
             generation = _asked(written, gold, asker) if written else []
             found += generation
             generation = sorted(generation, key=lambda one: -one.right)[:_PARENTS]
@@ -108,6 +112,7 @@ def _written(
     gold: Gold,
     asker: Asker,
     *,
+    system: str,
     notes: list[str],
 ) -> list[tuple[str, str, str]]:
     """Return the names, prompts and parents of new candidates, the parents in turn; adds to `notes`.
@@ -119,7 +124,7 @@ def _written(
     requested = dict[str, str]()
     for parent in parents:
         its = [way for way in ways if own[way] is parent]
-        requested |= zip(its, requests(parent, gold, its), strict=True)
+        requested |= zip(its, requests(parent, gold, its, system), strict=True)
     asked = [requested[way] for way in ways]
     base, prompts = found[0].prompt, list(map(prompt_in, asker.replies(asked)))
     wrong = {at: why for at, text in enumerate(prompts) if (why := problem_of(text, base, gold))}

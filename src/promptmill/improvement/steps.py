@@ -29,7 +29,7 @@ from promptmill.jobs.store.rounds import ANSWERED
 Run: TypeAlias = Callable[[JobOrder, Given, Configuration], object]
 """Runs a job to its end, which may be a job that is done; raises if it stops before."""
 _LONGEST_PROMPT = 4096  # tokens
-_SEEN, _WRITTEN, _HELD_OUT = "seen", "candidates", "held-out"
+_SEEN, _WRITTEN, _HELD_OUT = "improve-seen", "improve-candidates", "improve-held-out"
 
 
 def longest_of(configuration: Configuration, max_cost: float | None) -> int | None:

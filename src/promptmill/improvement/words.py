@@ -22,7 +22,7 @@ def lines(found: Mapping[str, Any], width: int) -> Iterator[str]:
         [one["name"], one["from"], f"{one['right'] / rows['seen']:.1%}".replace("%", " %")]
         for one in found["candidates"]
     ]
-    yield from Table(["prompt", "made from", "right"], candidates).lines(width)
+    yield from Table(["prompt", "made from", "right on seen"], candidates).lines(width)
     yield from found["notes"]
     yield ""
     yield from _outcome(found)
@@ -30,7 +30,7 @@ def lines(found: Mapping[str, Any], width: int) -> Iterator[str]:
     yield effort + (f", {dollars(found['cost'])}" if "cost" in found else "")
 
 
-_LEFT_OUT = {"repeated": "that repeat a question", "without_label": "without a label"}
+_LEFT_OUT = {"repeated": "repeated", "without_label": "without a label"}
 
 
 def _outcome(found: Mapping[str, Any]) -> Iterator[str]:
@@ -62,4 +62,4 @@ def _outcome(found: Mapping[str, Any]) -> Iterator[str]:
     if found["outcome"] == CANNOT_TELL:
         yield "  this does not say that the prompts are equally good"
     elif found["outcome"] == GAIN:
-        yield "  (the figures of the table chose the winner, so its own is too good)"
+        yield "  (the figures of the table chose the winner, so they are too good for it)"
