@@ -33,7 +33,7 @@ Reply with the complete new prompt between <prompt> and </prompt>, and with noth
 double braces exactly as it is, at least once, and write no other double braces. Do not rename the labels."""
 _SHOWN, _LONGEST_CELL, _EXAMPLES = 30, 600, 8
 _BLOCK = re.compile(r"\{[%#]-?\s*(.*?)\s*-?[%#]\}", re.DOTALL)
-_REPLY = re.compile(r"<prompt>(.*)</prompt>", re.DOTALL)
+_BEGIN, _END = "<prompt>", "</prompt>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +107,8 @@ def _examples(gold: Gold, mistakes: Sequence[GoldRow], tag: str) -> tuple[list[G
 
 def prompt_in(reply: str) -> str:
     """Return the prompt in a reply of the strong model."""
-    found = _REPLY.search(reply)
-    return (reply if found is None else found[1]).strip()
+    begin, end = reply.find(_BEGIN), reply.rfind(_END)
+    return (reply[begin + len(_BEGIN) : end] if 0 <= begin < end else reply).strip()
 
 
 def problem_of(prompt: str, base: str, gold: Gold) -> str:
